@@ -1,4 +1,4 @@
-"""What objects of the user's do when they are looked at takes no worker and no outcome."""
+"""Objects whose methods raise cost no worker and no result."""
 
 from __future__ import annotations
 
@@ -17,20 +17,11 @@ from tests.core.engine_fixtures import engine
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(60)]
 
-LOOKED_AT = [
-    "with_traceback",
-    "__getattribute__",
-    "__class__",
-    "__traceback__",
-    "__notes__",
-    "__str__",
-    "__repr__",
-    "__reduce_ex__",
-    "__setattr__",
-    "__bool__",
-    "__eq__",
-]
-"""What an object does itself when somebody deals with it."""
+OF_EXCEPTIONS = ["__str__", "__repr__", "__reduce_ex__", "__setattr__", "__bool__", "__eq__"]
+"""Methods of exceptions that users may get wrong, or that refuse, as in frozen dataclasses."""
+
+OF_VALUES = [*OF_EXCEPTIONS, "__getattribute__", "__class__"]
+"""Methods of results: the engine does not look at them."""
 
 
 def hostile(method: str, problem: type[BaseException], base: type[Any]) -> type[Any]:
@@ -39,8 +30,7 @@ def hostile(method: str, problem: type[BaseException], base: type[Any]) -> type[
     def refuse(self: Any, *args: Any) -> Any:
         raise problem(method)
 
-    attribute = method in ("__class__", "__traceback__", "__notes__")
-    return type("Hostile", (base,), {method: property(refuse) if attribute else refuse})
+    return type("Hostile", (base,), {method: property(refuse) if method == "__class__" else refuse})
 
 
 @pytest_asyncio.fixture(loop_scope="module", params=["thread", "process", "executor"])
@@ -75,19 +65,16 @@ async def raised(future: asyncio.Future[Any]) -> BaseException:
 async def test_an_exception_that_resists_is_told_and_leaves_the_worker(
     flow: WorkflowEngine, problem: type[BaseException], base: type[BaseException]
 ) -> None:
-    kinds = [hostile(method, problem, base) for method in LOOKED_AT]
+    kinds = [hostile(method, problem, base) for method in OF_EXCEPTIONS]
     use = flow.function_task(name="use")(lambda x: x)
-    on_processes = flow.backend.capabilities.cancel_functions == "running"
     for function in (raises, raises_later):
         for resources in (None, {"cores": 0}):
             task = flow.function_task(name="bad", resources=resources)(function)
-            for method, kind in zip(LOOKED_AT, kinds, strict=True):
+            for method, kind in zip(OF_EXCEPTIONS, kinds, strict=True):
                 bad = task(kind)
                 error = await raised(use(bad))
                 assert type(error) is DependencyFailureError, method
-                name = type(await raised(bad)).__name__
-                # cloudpickle cannot make such a class anew.
-                assert name == "Hostile" or (method == "__class__" and on_processes), method
+                assert type(await raised(bad)).__name__ == "Hostile", method
     assert await use(3) == 3
 
 
@@ -122,10 +109,11 @@ async def test_a_block_may_raise_or_return_what_resists(problem: type[BaseExcept
     async with engine(LocalExecutionBackend()) as flow:
         block, later = flow.block(raises), flow.block(raises_later)
         make = flow.block(lambda kind: kind())
-        for method in LOOKED_AT:
+        for method in OF_EXCEPTIONS:
             kind = hostile(method, problem, Exception)
             for bad in (block(kind), later(kind)):
                 assert type(await raised(bad)) is kind, method
+        for method in OF_VALUES:
             kind = hostile(method, problem, object)
             assert type(await make(kind)) is kind
 
@@ -139,7 +127,7 @@ async def test_a_value_that_resists_arrives_from_a_thread(later: bool) -> None:
     async with engine(LocalExecutionBackend(resources={"workers": 1})) as flow:
         make = flow.function_task(function)
         sandboxed = flow.function_task(capture="files")(function)
-        for method in LOOKED_AT:
+        for method in OF_VALUES:
             for task in (make, sandboxed):
                 kind = hostile(method, KeyboardInterrupt, object)
                 assert type(await task(kind)) is kind

@@ -286,11 +286,6 @@ async def test_keep_going_and_fail_fast_exclude_each_other() -> None:
 
 async def test_an_exception_that_refuses_attributes_is_known_as_a_tasks() -> None:
     class OddError(Exception):
-        def __getattribute__(self, name: str) -> Any:
-            if name == "__dict__":
-                raise LookupError(name)
-            return super().__getattribute__(name)
-
         def __setattr__(self, name: str, value: Any) -> None:
             raise LookupError(name)
 

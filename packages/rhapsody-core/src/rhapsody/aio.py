@@ -10,8 +10,6 @@ import types
 from collections.abc import Callable, Coroutine, Generator
 from typing import Any, TypeVar
 
-from rhapsody.errors import is_a, set_traceback, traceback_of
-
 T = TypeVar("T")
 
 
@@ -84,7 +82,7 @@ def on_loop(loop: asyncio.AbstractEventLoop, call: Callable[[], T]) -> T:
 
 def settable(error: BaseException, who: str) -> BaseException:
     """The exception, or one that holds it where a future cannot: `StopIteration`."""
-    if not is_a(error, StopIteration):
+    if not isinstance(error, StopIteration):
         return error
     wrapped = RuntimeError(f"{who} raised StopIteration")
     wrapped.__cause__ = error
@@ -111,8 +109,8 @@ def begun(
     except StopIteration as end:
         first["value"] = end.value
     except BaseException as error:  # the coroutine's own, which is the task's
-        trace = traceback_of(error)  # this frame in it would hold the task
-        first["error"] = set_traceback(error, trace.tb_next if trace is not None else None)
+        trace = error.__traceback__  # this frame in it would hold the task
+        first["error"] = error.with_traceback(trace.tb_next if trace is not None else None)
     finally:
         asyncio._leave_task(loop, task)
         if caller is not None:

@@ -1,9 +1,7 @@
-"""What can go wrong in a workflow, as exceptions a caller can tell apart.
+"""Exceptions of Rhapsody, and functions for exceptions of any class.
 
-Every class derives from `RhapsodyError` and from the built-in exception a
-caller would reach for without knowing this library. All of them survive
-pickling with their attributes. This module holds no logic that decides when an
-error is raised.
+Every class derives from `RhapsodyError` and from the built-in exception that callers would catch
+without knowing this library. All of them can be pickled with their attributes.
 """
 
 from __future__ import annotations
@@ -11,21 +9,17 @@ from __future__ import annotations
 import pickle
 import threading
 from collections.abc import Sequence
-from types import TracebackType
-from typing import Any, NamedTuple, Self, TypeGuard, TypeVar, cast
-
-E = TypeVar("E", bound=BaseException)
-
+from typing import Any, NamedTuple, Self
 
 LINKS = 8
-"""How many failures of dependencies the causes of an error lead through at most."""
+"""Maximum number of failed dependencies in the chain of causes of an error."""
 
 
 class RhapsodyError(Exception):
     """Base class of every error that Rhapsody raises on purpose.
 
-    Another exception among its attributes that cannot be pickled is replaced by a
-    `TaskFailedError` with its text when this one is.
+    When it is pickled, an exception among its attributes that cannot be pickled is replaced by a
+    `TaskFailedError` with the same text.
     """
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -37,7 +31,7 @@ class RhapsodyError(Exception):
 
 
 class FirstFailure(NamedTuple):
-    """A task that failed, for which others did not run.
+    """A failed task because of which others did not run.
 
     Attributes:
         name: The task's name.
@@ -55,22 +49,21 @@ class FirstFailure(NamedTuple):
 
 
 class DependencyFailureError(RhapsodyError, RuntimeError):
-    """A task did not run because something it depends on failed.
+    """A task did not run because one of its dependencies failed.
 
-    `__cause__` is the exception of the first failed direct dependency. Of a long chain of
-    such failures the causes lead through the last few, then to `root_cause`; a note says
-    how many are left out.
+    `__cause__` is the exception of the first failed direct dependency. A long chain of causes is
+    shortened to the last few and `root_cause`; a note says how many are not shown.
 
     Args:
-        message: What happened, for people.
-        failed_dependencies: Names of the direct dependencies that failed, in the
-            order in which they were passed.
-        root_cause: The exception of the task that failed first along the chain
-            of the first failed dependency.
+        message: The message.
+        failed_dependencies: Names of the direct dependencies that failed, in the order in which
+            they were passed.
+        root_cause: The exception of the task that failed first along the chain of the first failed
+            dependency.
     """
 
-    _depth = 1  # how many failed one after the other because of the root
-    _first: tuple[FirstFailure, ...] = ()  # every task that it goes back to
+    _depth = 1  # length of the chain from the root cause
+    _first: tuple[FirstFailure, ...] = ()  # every task that failed first in a chain
 
     def __init__(
         self,
@@ -84,31 +77,30 @@ class DependencyFailureError(RhapsodyError, RuntimeError):
 
     def __reduce__(self) -> tuple[Any, ...]:
         rebuild, (kind, arguments, state) = super().__reduce__()
-        state.pop("_first", None)  # only for the account of this process
+        state.pop("_first", None)  # for the account of this process only
         return rebuild, (kind, arguments, state)
 
     def follows(self, cause: BaseException) -> Self:
         """Set the exception of the direct dependency as the cause, and return this error.
 
-        Printing a chain of causes takes as much of the stack as it has links, so that of a
-        hundred thousand ends the interpreter.
+        Printing a chain of causes is recursive: one of a hundred thousand overflows the stack.
         """
-        if is_a(cause, DependencyFailureError):
+        if isinstance(cause, DependencyFailureError):
             self._depth = cause._depth + 1
             if cause._links() >= LINKS:
                 cause = cause._shortened()
-        set_cause(self, cause)
+        self.__cause__ = cause
         return self
 
     def _links(self) -> int:
-        """How many failures of dependencies the causes lead through, this one included."""
+        """Return the number of failed dependencies in the chain of causes, including this one."""
         links, cause = 1, self.__cause__
-        while links < LINKS and is_a(cause, DependencyFailureError):
+        while links < LINKS and isinstance(cause, DependencyFailureError):
             links, cause = links + 1, cause.__cause__
         return links
 
     def _shortened(self) -> DependencyFailureError:
-        """The same error, with the root as its cause."""
+        """Return a copy with the root cause as its cause."""
         short = DependencyFailureError(str(self), self.failed_dependencies, self.root_cause)
         short.__cause__ = self.root_cause
         between = self._depth - 1
@@ -120,14 +112,13 @@ class TaskFailedError(RhapsodyError, RuntimeError):
     """An executable ended with a non-zero exit code, or a task failed without an exception.
 
     Args:
-        message: What happened, for people.
-        exit_code: The exit code, `None` where there is none; negative is the
-            number of the signal that ended the process.
-        stderr: The tail of standard error, empty where nothing was captured.
-        command: The command that ran, `None` for a function task.
-        stdout: The tail of standard output, empty where nothing was captured and `None` where
-            nobody knows.
-        sandbox: The directory that the task ran in, `None` where it had none.
+        message: The message.
+        exit_code: The exit code, `None` if there is none; negative is the number of the signal that
+            ended the process.
+        stderr: The end of standard error, empty if nothing was captured.
+        command: The command, `None` for a function task.
+        stdout: The end of standard output, empty if nothing was captured and `None` if unknown.
+        sandbox: The directory that the task ran in, `None` if it had none.
     """
 
     def __init__(
@@ -157,7 +148,7 @@ class OutOfMemoryError(TaskFailedError, MemoryError):
 
 
 class TaskTimeoutError(RhapsodyError, TimeoutError):
-    """A task ran for longer than its time-out, or a service was not ready in time."""
+    """A task ran for longer than its timeout, or a service was not ready in time."""
 
 
 class TaskLostError(RhapsodyError, RuntimeError):
@@ -169,12 +160,12 @@ class SubmissionError(RhapsodyError, RuntimeError):
 
 
 class InsufficientWalltimeError(SubmissionError):
-    """A task was not started, as the backend ends before it would.
+    """A task was not started because the backend ends before the task would.
 
     Args:
-        message: What happened, for people.
-        backend: What the backend is called.
-        needs: Seconds that the task needs: its hint `walltime`, else its time-out.
+        message: The message.
+        backend: The backend's name.
+        needs: Seconds that the task needs: its `walltime`, otherwise its timeout.
         left: Seconds that the backend had left.
     """
 
@@ -204,7 +195,7 @@ class PluginError(RhapsodyError, RuntimeError):
 
 
 class DataError(RhapsodyError, ValueError):
-    """A declared file is missing, ambiguous or outside its sandbox, or one is in a run's way."""
+    """A declared file is missing, ambiguous or outside its sandbox, or would be overwritten."""
 
 
 class JournalError(RhapsodyError, RuntimeError):
@@ -212,7 +203,7 @@ class JournalError(RhapsodyError, RuntimeError):
 
 
 def text_of(error: BaseException | None) -> str:
-    """The text of an exception, also of one whose text cannot be made."""
+    """Return the text of an exception, also if its `__str__` raises."""
     try:
         return str(error)
     except BaseException as mistake:  # a user's `__str__` must not hide the user's exception
@@ -220,73 +211,38 @@ def text_of(error: BaseException | None) -> str:
 
 
 CALL: str = "_rhapsody_call"
-"""The attribute of an exception that holds the call that it was raised in."""
+"""Attribute of an exception with the call in which it was raised."""
 
 
 def first_call(error: BaseException | None) -> str | None:
-    """The call that an exception was raised in, where that is known."""
-    found = None if error is None else vars_of(error).get(CALL)
+    """Return the call in which an exception was raised, `None` if unknown."""
+    found = None if error is None else vars(error).get(CALL)
     return found if isinstance(found, str) else None
 
 
 def describe_error(error: BaseException | None, *, with_module: bool = False) -> str:
-    """`Type: text` of an exception; with its module where the type itself is not at hand."""
+    """Return `Type: text` of an exception, on request with the module of its type."""
     kind = type(error)
     name = f"{kind.__module__}.{kind.__qualname__}" if with_module else kind.__name__
     return f"{name}: {text_of(error)}"
 
 
-# Exceptions may be of a class that forbids setting attributes, a frozen dataclass say, or that
-# raises when it is looked at in any other way. These ask nothing of the object itself.
-
-
-def is_a(error: BaseException | None, kinds: type[E] | tuple[type[E], ...]) -> TypeGuard[E]:
-    """Whether an exception is of a type; `isinstance` reads its `__class__`."""
-    return issubclass(type(error), kinds)
-
-
-def traceback_of(error: BaseException) -> TracebackType | None:
-    """Return the traceback of whatever exception."""
-    slot: Any = BaseException.__traceback__
-    return cast("TracebackType | None", slot.__get__(error))
-
-
-def set_traceback(error: BaseException, trace: TracebackType | None) -> BaseException:
-    """Set the traceback of whatever exception, which is returned."""
-    return BaseException.with_traceback(error, trace)
-
-
-def vars_of(error: BaseException) -> dict[str, Any]:
-    """Return the attributes of whatever exception."""
-    return cast("dict[str, Any]", BaseException.__getattribute__(error, "__dict__"))
-
-
-def cause_of(error: BaseException) -> BaseException | None:
-    """Return the `__cause__` of whatever exception."""
-    slot: Any = BaseException.__cause__
-    return cast("BaseException | None", slot.__get__(error))
-
-
-def context_of(error: BaseException) -> BaseException | None:
-    """Return the `__context__` of whatever exception."""
-    slot: Any = BaseException.__context__
-    return cast("BaseException | None", slot.__get__(error))
+# Exceptions of a frozen dataclass refuse to have attributes set in the usual way.
 
 
 def set_cause(error: BaseException, cause: BaseException) -> None:
-    """Sets `__cause__` of whatever exception."""
+    """Set the `__cause__` of an exception of any class."""
     BaseException.__setattr__(error, "__cause__", cause)
 
 
 def add_note(error: BaseException, note: str) -> None:
-    """Adds a note to whatever exception."""
-    notes = vars_of(error).get("__notes__")
-    vars_of(error)["__notes__"] = [*notes, note] if type(notes) is list else [note]
+    """Add a note to an exception of any class."""
+    vars(error)["__notes__"] = [*vars(error).get("__notes__", ()), note]
 
 
 def blame(mistake: BaseException, error: BaseException, whose: str) -> None:
-    """Says in an exception whose it is, and which one was being dealt with."""
-    if mistake is not error:  # else that one was passed on
+    """Note who raised an exception, and set the exception that was being handled as its cause."""
+    if mistake is not error:
         set_cause(mistake, error)
         add_note(mistake, f"raised by {whose}")
 
@@ -294,15 +250,15 @@ def blame(mistake: BaseException, error: BaseException, whose: str) -> None:
 def rebuilt(
     cls: type[BaseException], args: tuple[Any, ...], state: dict[str, Any]
 ) -> BaseException:
-    """An exception made without calling its `__init__`."""
+    """Make an exception without calling its `__init__`."""
     error = cls.__new__(cls, *args)
     BaseException.__setattr__(error, "args", args)
-    vars_of(error).update(state)
+    vars(error).update(state)
     return error
 
 
 class _Pickled:
-    """Pickles as what a call gives."""
+    """Object that is pickled as the result of a call."""
 
     def __init__(self, *call: Any) -> None:
         self._call = call
@@ -315,13 +271,13 @@ _trying = threading.local()
 
 
 def _portable(error: BaseException) -> Any:
-    """What pickles as this exception, or as one that says what it was.
+    """Return an object that is pickled as this exception, or a `TaskFailedError` with its text.
 
-    As it is; made without its `__init__`, whose arguments need not be its `args`; by
-    value, where its class is in no module.
+    Tries the exception itself, a copy made without `__init__`, whose arguments need not be its
+    `args`, and cloudpickle, for a class that no module contains.
     """
     if getattr(_trying, "active", False):
-        return error  # it is part of one that is being tried as a whole
+        return error  # part of an exception that is being tried
     _trying.active = True
     try:
         for way in (_itself, _without_init, _by_value):

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import cast
 
-from rhapsody.errors import is_a
 from rhapsody.quantities import seconds
 
 
@@ -50,7 +49,7 @@ class RetryPolicy:
 
     def covers(self, error: BaseException) -> bool:
         """Return True if the policy retries after this exception."""
-        return is_a(error, cast("type[BaseException]", self.on))
+        return isinstance(error, cast("type[BaseException]", self.on))
 
     def delay(self, attempt: int) -> float:
         """Return the seconds to wait after the given attempt has failed."""

@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import Any, Literal, Protocol, TypedDict, TypeVar, cast
 
 from rhapsody.data import OUTPUT_FILES, InputFile, input_from
-from rhapsody.errors import DataError, first_call, set_traceback, traceback_of
+from rhapsody.errors import DataError, first_call
 from rhapsody.outcome import AttemptInfo
 from rhapsody.quantities import memory_in_bytes, seconds
 from rhapsody.resources import Resources
@@ -385,7 +385,7 @@ class TaskFuture(asyncio.Future[T]):
         if self._exception is not None:
             error: Any = _exception(self)
             try:  # with the traceback it had at first: asyncio's second await has none
-                raise set_traceback(error, getattr(self, "_traceback", None))
+                raise error.with_traceback(getattr(self, "_traceback", None))
             finally:
                 del self, error  # the traceback holds this frame
         try:
@@ -459,7 +459,7 @@ class TaskFuture(asyncio.Future[T]):
 
     def fail(self, error: BaseException) -> None:
         """Set the exception, with its traceback and call as they are now. Called by the engine."""
-        self._traceback, self._call = traceback_of(error), first_call(error)
+        self._traceback, self._call = error.__traceback__, first_call(error)
         self.set_exception(error)
 
 

@@ -17,7 +17,7 @@ from collections.abc import Generator, Sequence
 from types import TracebackType
 from typing import Any, NamedTuple
 
-from rhapsody.errors import cause_of, context_of, is_a, text_of, traceback_of
+from rhapsody.errors import text_of
 from rhapsody.sdk.origins import Origins
 
 SHOWN = 3
@@ -68,10 +68,10 @@ def last_frames(error: BaseException | None) -> list[Frame]:
     """
     if error is None:
         return []
-    trace = traceback_of(error)
+    trace = error.__traceback__
     frames = _of_traceback(trace)
     own = [frame for frame in frames if is_users_code(frame.file)]
-    if not own and (remote := _of_text(cause_of(error))):
+    if not own and (remote := _of_text(error.__cause__)):
         frames = remote
         own = [frame for frame in frames if is_users_code(frame.file)]
     others = [frame for frame in frames[-1:] if not frame.file.startswith(OURS)]
@@ -138,17 +138,17 @@ def format_error(error: BaseException, trace: TracebackType | None = None) -> st
         error: The exception.
         trace: Its traceback, if it is not the exception's own.
     """
-    trace = trace or traceback_of(error)
+    trace = trace or error.__traceback__
     whole = traceback.TracebackException(type(error), error, trace, compact=True)
     found: list[tuple[BaseException | None, traceback.TracebackException | None]] = [(error, whole)]
     while found:
         each, printed = found.pop()
         if each is None or printed is None:
             continue
-        found += [(cause_of(each), printed.__cause__), (context_of(each), printed.__context__)]
-        if is_a(each, BaseExceptionGroup):
+        found += [(each.__cause__, printed.__cause__), (each.__context__, printed.__context__)]
+        if isinstance(each, BaseExceptionGroup):
             found += zip(each.exceptions, printed.exceptions or (), strict=False)
-        _join(printed, cause_of(each))
+        _join(printed, each.__cause__)
     return _OF_SCRIPT.sub(r"\1", "".join(whole.format()))
 
 

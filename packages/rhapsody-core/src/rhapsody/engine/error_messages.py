@@ -35,10 +35,6 @@ from rhapsody.errors import (
     TaskTimeoutError,
     describe_error,
     first_call,
-    is_a,
-    set_traceback,
-    traceback_of,
-    vars_of,
 )
 from rhapsody.resources import Resources
 from rhapsody.staging.space import full_disk, used_up
@@ -101,7 +97,7 @@ def of_dependencies(
         names,
         root,
     )
-    vars_of(error)[CALL] = what
+    vars(error)[CALL] = what
     error._first = _first_failures(failed)
     return error.follows(causes[0])
 
@@ -111,7 +107,7 @@ def _first_failures(failed: Sequence[asyncio.Future[Any]]) -> tuple[FirstFailure
     found: dict[str, FirstFailure] = {}
     for future in failed:
         error = future.exception()
-        if is_a(error, DependencyFailureError):
+        if isinstance(error, DependencyFailureError):
             if len(failed) == 1:
                 return error._first
             found.update((each.uid, each) for each in error._first)
@@ -125,7 +121,7 @@ def _first_failures(failed: Sequence[asyncio.Future[Any]]) -> tuple[FirstFailure
 def _root_of(future: asyncio.Future[Any]) -> tuple[BaseException | None, str | None]:
     """Return the first cause of a future's failure, and the call that raised it."""
     error = future.exception()
-    root = error.root_cause if is_a(error, DependencyFailureError) else error
+    root = error.root_cause if isinstance(error, DependencyFailureError) else error
     # Another task may have raised the same exception object meanwhile.
     return root, getattr(future, "_call", None) or first_call(root)
 
@@ -161,13 +157,13 @@ def of_attempt(record: TaskRecord, report: Mapping[str, Any]) -> BaseException:
     error = report.get("exception")
     command = None if record.command is None else str(record.command)
     if isinstance(error, BaseException):
-        if is_a(error, OSError) and record.task.kind == "executable":  # it names the command
-            set_traceback(error, None).__cause__ = None
+        if isinstance(error, OSError) and record.task.kind == "executable":  # it names the command
+            error.with_traceback(None).__cause__ = None
         if type(error) is TaskFailedError or type(error) is OutOfMemoryError:
             error.args = (hidden(record, str(error)) + _hints(record, report),)
             error.command = error.command or command
             return _complete(error, report) if record.task.kind == "executable" else error
-        if is_a(error, FileNotFoundError) and (hint := _missing_files(record, report)):
+        if isinstance(error, FileNotFoundError) and (hint := _missing_files(record, report)):
             error.add_note(hint.lstrip())
         return error
     name = f"task {record.task.name!r} ({record.future.uid})"
@@ -319,7 +315,7 @@ def _missing_sign(ready: object) -> str:
 
 def goes_on(record: TaskRecord, error: BaseException) -> BaseException:
     """Return the error of a task whose work cannot be stopped; a timeout is extended by that."""
-    if not is_a(error, TaskTimeoutError):
+    if not isinstance(error, TaskTimeoutError):
         return error
     return TaskTimeoutError(
         f"{error}; backend {record.backend.name!r} cannot stop it, so the work goes on and "
@@ -342,7 +338,7 @@ def ending(report: Mapping[str, Any]) -> str:
     """Describe in a few words how a task ended."""
     error = report.get("exception")
     if error is not None:
-        return describe_error(error) if is_a(error, BaseException) else str(error)
+        return describe_error(error) if isinstance(error, BaseException) else str(error)
     if report.get("exit_code") is not None:
         return f"exit code {exit_code(report['exit_code'])}"
     return "no exit code"
@@ -458,7 +454,7 @@ def annotate(record: TaskRecord, error: BaseException) -> None:
 
     A block that passes on a task's exception keeps the task's note.
     """
-    attributes = vars_of(error)
+    attributes = vars(error)
     notes = attributes.get("__notes__")
     notes = list(notes) if type(notes) is list else []
     others = [each for each in notes if not (type(each) is str and each.startswith(OURS))]
@@ -475,7 +471,7 @@ def leave_error(record: TaskRecord, error: BaseException) -> None:
     if sandbox is None or not os.path.isdir(sandbox):
         return
     with suppress(Exception):  # a full disk, or an exception whose own code cannot be run
-        text = format_error(error, users_part(traceback_of(error)))
+        text = format_error(error, users_part(error.__traceback__))
         with open(os.path.join(sandbox, ERROR), "w", encoding="utf-8", errors="replace") as file:
             file.write(hidden(record, text))
 
@@ -499,7 +495,8 @@ def _note(record: TaskRecord, call: str, error: BaseException) -> str:
         lines.append(f"  sandbox: {sandbox}")
         if record.task.kind == "executable" and os.path.isfile(os.path.join(sandbox, AGAIN)):
             lines.append(f"  to run it again: sh {shlex.quote(os.path.join(sandbox, AGAIN))}")
-    full = None if is_a(error, TaskFailedError) else full_disk(sandbox, error)  # it says so itself
+    # A program reports a full disk itself.
+    full = None if isinstance(error, TaskFailedError) else full_disk(sandbox, error)
     short = full or used_up(error, program=record.task.kind == "executable")
     if short is not None:
         lines.append(f"  {short}")
@@ -528,7 +525,7 @@ def _printed(record: TaskRecord, error: BaseException) -> dict[str, str]:
     if outcome is None:
         return {}
     streams = {"standard output": outcome.stdout, "standard error": outcome.stderr}
-    if is_a(error, TaskFailedError):
+    if isinstance(error, TaskFailedError):
         del streams["standard error"]
     found: dict[str, str] = {}
     for name, text in streams.items():

@@ -11,7 +11,7 @@ from typing import Any
 from rhapsody.engine.background import Background
 from rhapsody.engine.error_messages import call_of
 from rhapsody.engine.record import TaskRecord
-from rhapsody.errors import DependencyFailureError, FirstFailure, is_a, vars_of
+from rhapsody.errors import DependencyFailureError, FirstFailure
 from rhapsody.observers.account import FailureGroups
 from rhapsody.plugins.manager import EngineHooks
 from rhapsody.plugins.specs import ObservedEngine, TaskEvent
@@ -131,8 +131,8 @@ class Failures:
 
     def add(self, record: TaskRecord, error: BaseException) -> None:
         """Add a failure, and mark its exception as one of the engine's tasks."""
-        vars_of(error)[_MARK] = self._uid
-        skipped = is_a(error, DependencyFailureError)
+        vars(error)[_MARK] = self._uid
+        skipped = isinstance(error, DependencyFailureError)
         self._counts[skipped] += 1
         if not skipped:
             _add(self._failed, record.future, error)
@@ -141,9 +141,9 @@ class Failures:
 
     def include(self, error: BaseException) -> bool:
         """Return True if an exception is that of one of the engine's tasks, or a group of such."""
-        if is_a(error, BaseExceptionGroup):
+        if isinstance(error, BaseExceptionGroup):
             return all(self.include(one) for one in error.exceptions)
-        return bool(vars_of(error).get(_MARK) == self._uid)
+        return bool(vars(error).get(_MARK) == self._uid)
 
     def __str__(self) -> str:
         failed, skipped = self._counts
@@ -193,7 +193,7 @@ class UnawaitedErrors:
         with self._lock:
             self.total += 1
             self._count += 1
-            first = error._first if is_a(error, DependencyFailureError) else ()
+            first = error._first if isinstance(error, DependencyFailureError) else ()
             if not self.quiet and first:
                 self._skipped += 1
                 self._add_first(first)

@@ -26,7 +26,7 @@ from rhapsody.engine.record import TaskRecord
 from rhapsody.engine.settings import NO_FALLBACK
 from rhapsody.engine.states import FutureState, WorkState
 from rhapsody.engine.task_function import TaskFunction
-from rhapsody.errors import BackendUnavailableError, TaskLostError, is_a
+from rhapsody.errors import BackendUnavailableError, TaskLostError
 from rhapsody.plugins.specs import Stats
 from rhapsody.states import TasksMainStates
 from rhapsody.task import AttemptInfo, HeldValue, Reference, TaskFuture
@@ -170,7 +170,7 @@ class RemoteResult:
             error = task.get("exception")
         if error is None and "return_value" not in task:
             error = TaskLostError("nothing came")
-        if is_a(error, TaskLostError):
+        if isinstance(error, TaskLostError):
             error = self._lost_error(future, error)
         self._release(future)
         if future.done():

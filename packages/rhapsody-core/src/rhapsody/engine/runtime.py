@@ -34,7 +34,6 @@ from rhapsody.errors import (
     DependencyFailureError,
     InsufficientWalltimeError,
     describe_error,
-    is_a,
 )
 from rhapsody.plugins.manager import EngineHooks
 from rhapsody.plugins.specs import ObservedEngine, Stats
@@ -215,7 +214,7 @@ class Runtime:
     def fail(self, record: TaskRecord, error: BaseException) -> BaseException:
         """Set a future's exception with its note, and take account of it."""
         error = settable(error, f"task {record.task.name!r}")
-        if not is_a(error, DependencyFailureError):
+        if not isinstance(error, DependencyFailureError):
             annotate(record, error)
             leave_error(record, error)
         if self.services.any:
@@ -223,7 +222,7 @@ class Runtime:
         if not record.future.done():
             record.future.fail(error)
             self.unawaited.watch(record.future)
-            self.held_back |= is_a(error, InsufficientWalltimeError)
+            self.held_back |= isinstance(error, InsufficientWalltimeError)
         if self.failures is not None:
             self.failures.add(record, error)
         return error

@@ -47,7 +47,6 @@ from rhapsody.errors import (
     InsufficientWalltimeError,
     TaskLostError,
     blame,
-    is_a,
 )
 from rhapsody.plugins.specs import Stats
 from rhapsody.retries import RetryPolicy
@@ -360,7 +359,7 @@ class Scheduler:
         """Handle a ready task that cannot be handed to a backend."""
         if record.state.work is not WorkState.READY:
             return  # cancelled meanwhile
-        if is_a(error, asyncio.CancelledError):
+        if isinstance(error, asyncio.CancelledError):
             self.cancel(record)
         else:
             self._give_up(record, error)
@@ -439,7 +438,8 @@ class Scheduler:
         """Handle the end of a block."""
         if record.state.work is WorkState.LOST:
             return
-        if record.state.future is not FutureState.PENDING or is_a(error, asyncio.CancelledError):
+        cancelled = isinstance(error, asyncio.CancelledError)
+        if cancelled or record.state.future is not FutureState.PENDING:
             self._move(record, Transition.STOPPED)
         elif error is not None:
             self._move(record, Transition.FAIL, error)
@@ -522,14 +522,15 @@ class Scheduler:
     def _attempt_failed(self, record: TaskRecord, error: BaseException) -> None:
         """Try a task again whose attempt has failed, or give it up."""
         record.verdict = None
-        if is_a(error, LOST):
+        if isinstance(error, LOST):
             self.stats.lost += 1
         delay, error = (None, error) if self.closing else self._next_attempt(record, error)
         if delay is None or Transition.RETRY not in record.state.after:
             self._give_up(record, error)
             return
         self._move(record, Transition.RETRY)
-        self.stats.retried += not is_a(error, NOT_COUNTED)  # one that was held back has not run
+        held_back = isinstance(error, NOT_COUNTED)
+        self.stats.retried += not held_back
         if self.observed:
             self._observation.publish(record, FAILED, error)
         record.timer = self._background.after(delay, partial(self._again, record))
@@ -557,10 +558,11 @@ class Scheduler:
             tries.restarts += 1
             return 0.0 if tries.restarts <= settings.restarts else None
         other = _next_backend(record, tries) if settings.other_backends else None
-        if is_a(error, (*LOST, InsufficientWalltimeError)):  # the latter by a backend with a queue
+        # Backends with a queue report that the walltime is insufficient.
+        if isinstance(error, (*LOST, InsufficientWalltimeError)):
             tries.losses += 1
             most = self._lost_retries if settings.lost_retries is None else settings.lost_retries
-            leaves = other is not None and is_a(
+            leaves = other is not None and isinstance(
                 error, (BackendUnavailableError, InsufficientWalltimeError)
             )
             if tries.losses <= most and not leaves:
@@ -633,10 +635,10 @@ class Scheduler:
             self._actions.service_settled(record, error=error)
         else:
             self.stats.failed += 1
-            self.stats.skipped += is_a(error, DependencyFailureError)
+            self.stats.skipped += isinstance(error, DependencyFailureError)
         if self.observed:
             self._observation.publish(record, FAILED, error)
-        if self.failures_left is not None and not is_a(error, NOT_COUNTED):
+        if self.failures_left is not None and not isinstance(error, NOT_COUNTED):
             self.failures_left -= 1
             if self.failures_left <= 0 and not self.closing:
                 self.cancel_all(f"{record.named()} failed, after which all is cancelled")
@@ -864,7 +866,7 @@ class Scheduler:
 
     def _returned(self, record: TaskRecord, report: Mapping[str, Any]) -> bool:
         """Let a task wait for its dependencies here if its backend did not have their values."""
-        lost = is_a(report.get("exception"), ReferenceLostError)
+        lost = isinstance(report.get("exception"), ReferenceLostError)
         pending = record.state.future is FutureState.PENDING
         if not (lost and pending and Transition.RETRY in record.state.after):
             return False

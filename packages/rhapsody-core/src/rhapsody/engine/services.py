@@ -23,7 +23,7 @@ from rhapsody.engine.record import TaskRecord, Tries
 from rhapsody.engine.scheduler import Scheduler
 from rhapsody.engine.states import FutureState, WorkState
 from rhapsody.engine.task_function import TaskFunction
-from rhapsody.errors import DependencyFailureError, add_note, is_a, vars_of
+from rhapsody.errors import DependencyFailureError, add_note
 from rhapsody.staging.files import Stager
 from rhapsody.staging.inputs import located
 from rhapsody.states import TasksMainStates
@@ -117,7 +117,7 @@ class Services:
         waiting, status.waiting = status.waiting, []
         if error is None:
             status.ready, status.value = True, value
-        elif is_a(error, asyncio.CancelledError):
+        elif isinstance(error, asyncio.CancelledError):
             status.restarted = False
         else:
             status.restarted, status.error = False, error
@@ -126,7 +126,7 @@ class Services:
                 continue  # cancelled meanwhile
             if error is None:
                 self._scheduler.resume(each)
-            elif is_a(error, asyncio.CancelledError):
+            elif isinstance(error, asyncio.CancelledError):
                 why = f"its dependency {record.task.name!r} was cancelled"
                 self._scheduler.cancel(each, why)
             else:
@@ -163,7 +163,7 @@ class Services:
 
     def explain(self, record: TaskRecord, error: BaseException) -> None:
         """Add a note to the error of a task during which a service it needs ended."""
-        if is_a(error, DependencyFailureError):
+        if isinstance(error, DependencyFailureError):
             return
         for future in record.dependencies:
             status = self._status_of(future)
@@ -171,7 +171,7 @@ class Services:
                 note = error_messages.service_ended(
                     future, status.ended_at, status.error, status.restarted
                 )
-                if note not in (vars_of(error).get("__notes__") or ()):
+                if note not in (vars(error).get("__notes__") or ()):
                     add_note(error, note)
 
     def _status_of(self, future: Any) -> ServiceStatus | None:

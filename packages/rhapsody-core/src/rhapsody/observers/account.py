@@ -18,9 +18,7 @@ from rhapsody.errors import (
     TaskFailedError,
     describe_error,
     first_call,
-    is_a,
     text_of,
-    vars_of,
 )
 from rhapsody.plugins.specs import Summary, TaskEvent
 from rhapsody.quantities import size_text
@@ -230,14 +228,14 @@ def _joined(words: Sequence[str]) -> str:
 
 def _kind(error: BaseException | None) -> str:
     """Return the exception type or exit code that a group's failures have in common."""
-    if is_a(error, TaskFailedError) and error.exit_code is not None:
+    if isinstance(error, TaskFailedError) and error.exit_code is not None:
         return f"exit code {error.exit_code}"
     return type(error).__name__
 
 
 def _notes(error: BaseException | None) -> list[str]:
     """Return the notes on an exception."""
-    notes = None if error is None else vars_of(error).get("__notes__")
+    notes = None if error is None else vars(error).get("__notes__")
     return [note for note in notes if type(note) is str] if type(notes) is list else []
 
 
@@ -364,9 +362,9 @@ class Counts:
             row.done += 1
         elif event.state is CANCELED:
             row.cancelled += 1
-        elif is_a(event.error, DependencyFailureError):
+        elif isinstance(event.error, DependencyFailureError):
             row.skipped += 1
-        elif is_a(event.error, InsufficientWalltimeError):
+        elif isinstance(event.error, InsufficientWalltimeError):
             row.held += 1
             name, error = f"{event.name} ({event.uid})", event.error
             self.held[event.uid] = HeldBack(name, error.backend, error.needs, error.left)

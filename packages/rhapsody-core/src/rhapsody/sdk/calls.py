@@ -21,7 +21,6 @@ from rhapsody.errors import (
     add_note,
     describe_error,
     set_cause,
-    set_traceback,
 )
 from rhapsody.sdk.executables import thread_count
 from rhapsody.sdk.modules import own_modules
@@ -264,7 +263,7 @@ def result(
         add_note(
             error, f"while unpacking what came back from worker process {pid} of task {name!r}"
         )
-        return None, set_traceback(error, None)
+        return None, error.with_traceback(None)
 
 
 def unpack_error(packed: Any, unpack: Callable[[Any], Any] = loads) -> BaseException:

@@ -12,9 +12,6 @@ import resource
 import tempfile
 import time
 from collections.abc import Iterator
-from typing import Any
-
-from rhapsody.errors import is_a
 
 LEFT = 65536
 """A file system with fewer bytes left than these is full: programs write in blocks."""
@@ -59,7 +56,7 @@ def used_up(error: BaseException, *, program: bool) -> str | None:
         error: What it raised.
         program: Whether it is of a program that was to be started.
     """
-    number = _slot(error, "errno") if is_a(error, OSError) else None
+    number = error.errno if isinstance(error, OSError) else None
     if number == errno.EMFILE:
         what, flag, limit = "open files", "-n", resource.RLIMIT_NOFILE
     elif (program and number == errno.EAGAIN) or _no_thread(error):
@@ -82,19 +79,13 @@ def _no_thread(error: BaseException) -> bool:
 def _places(sandbox: str | None, error: BaseException | None) -> Iterator[str]:
     if sandbox is not None:
         yield sandbox
-    if error is None or not is_a(error, OSError) or _slot(error, "errno") not in _ERRORS:
+    if error is None or not isinstance(error, OSError) or error.errno not in _ERRORS:
         return
-    named = _slot(error, "filename")
+    named = error.filename
     if type(named) is str:
         yield named if os.path.exists(named) else os.path.dirname(os.path.abspath(named))
     yield os.curdir
     yield tempfile.gettempdir()
-
-
-def _slot(error: BaseException, name: str) -> Any:
-    """An attribute of an `OSError`, without code of its class's."""
-    member: Any = vars(OSError)[name]
-    return member.__get__(error)
 
 
 def _is_full(path: str) -> bool:

@@ -31,7 +31,7 @@ from rhapsody.backends.local.jobs import (
 from rhapsody.backends.local.threads import ExecutorWorkers, SharedThread, ThreadWorkers
 from rhapsody.backends.programs import SharedSandboxes
 from rhapsody.data import make_sandbox
-from rhapsody.errors import CapabilityError, InsufficientWalltimeError, is_a
+from rhapsody.errors import CapabilityError, InsufficientWalltimeError
 from rhapsody.quantities import seconds
 from rhapsody.resources import Resources
 from rhapsody.sdk.capture import streams
@@ -570,7 +570,7 @@ class LocalExecutionBackend(SharedSandboxes, ManagedBackend):
         if successor is None:
             self._slots.release(job.request, job.gpus)
         raised = job.error
-        if job.cancelled or (raised is not None and is_a(raised, asyncio.CancelledError)):
+        if job.cancelled or (raised is not None and isinstance(raised, asyncio.CancelledError)):
             self._end(job, self._canceled)
         elif raised is not None or job.failed:
             self._end(job, self._failed)

@@ -25,7 +25,7 @@ from typing import Any
 
 from rhapsody.backends.local.jobs import Job, no_environment
 from rhapsody.context import enter_task, task_context
-from rhapsody.errors import TaskLostError, is_a, set_traceback
+from rhapsody.errors import TaskLostError
 from rhapsody.sdk.calls import call_spec
 from rhapsody.sdk.capture import record_in, recording
 from rhapsody.sdk.loops import SharedLoop, WorkerLoop, without_own_frames
@@ -299,8 +299,8 @@ class ExecutorWorkers:
         except BaseException as error:  # the executor's own trouble, or its cancellation
             job.error = (
                 self._lost(job, error)
-                if is_a(error, BrokenExecutor)
-                else set_traceback(error, None)
+                if isinstance(error, BrokenExecutor)
+                else error.with_traceback(None)
             )
         else:
             if type(reply) is CallResult:
