@@ -1,4 +1,4 @@
-"""What is left of an attempt besides its value, for its future and for tasks that follow."""
+"""Output, files and place of the attempt that ended a task, for its future and its dependents."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from dataclasses import dataclass
 
 @dataclass(slots=True)
 class AttemptInfo:
-    """What is left of the attempt that ended a task, where it is more than a value.
+    """Output, files and place of the attempt that ended a task, if it has any of them.
 
     Attributes:
         uid: The attempt's backend uid.
-        stdout: What it wrote to standard output, or the file that holds it.
-        stderr: The same of standard error.
+        stdout: Its standard output, or the file with it.
+        stderr: Its standard error, likewise.
         exit_code: An executable's exit code.
-        sandbox: The directory it ran in.
+        sandbox: Its directory.
         backend: The name of the backend that ran it.
         name: The task's name.
-        output_files: Names of the files and directories it declared and wrote.
-        keeper: Whatever must stay alive while the sandbox is needed.
-        matches: Which of the files match each pattern that it declared.
-        paths: Where the files are that an earlier run left; those of others are in the sandbox.
-        make_again: Produces missing files of an earlier run, for the task with a uid.
+        output_files: Names of the declared files and directories that it wrote.
+        keeper: Object that must stay alive while the sandbox is needed.
+        matches: The files that match each declared pattern.
+        paths: The paths of files of an earlier run; other files are in the sandbox.
+        make_again: Produces missing files of an earlier run for the task with a uid.
     """
 
     uid: str
@@ -41,11 +41,11 @@ class AttemptInfo:
 
     @property
     def task(self) -> str:
-        """The task in words, such as `'clean' (task.000003)`."""
+        """The task's name and uid, such as `'clean' (task.000003)`."""
         return f"{self.name!r} ({'.'.join(self.uid.split('.')[-3:-1])})"
 
     def path_of(self, name: str) -> str:
-        """Where a file or directory is that the attempt made."""
+        """Return the path of a file or directory that the attempt made."""
         if self.paths is not None and name in self.paths:
             return self.paths[name]
         return os.path.join(self.sandbox or "", name)

@@ -1,8 +1,7 @@
-"""The canonical states of a task, and how each backend's own words map to them.
+"""Canonical states of tasks, and their mapping to the native states of each backend.
 
-The registry here holds tables, filled by backends when they are imported or made;
-`noop` and `local`, whose words are the canonical ones, are in it from the start.
-Which state may follow which is the engine's business.
+Backends register their tables when they are imported or created. `noop` and `local`, whose native
+states are the canonical ones, are always registered. Allowed transitions are the engine's concern.
 """
 
 from __future__ import annotations
@@ -77,7 +76,7 @@ def _words(value: Any) -> list[Any]:
 
 
 def _key(backend: Any) -> str:
-    """What a backend is registered under, from its name, object or class."""
+    """Return the key under which a backend is registered, given as name, object or class."""
     name = backend if isinstance(backend, str) else _own_name(backend)
     if not name.strip():
         raise ValueError("backend must be a name, a backend object or a class, got an empty name")
@@ -101,7 +100,7 @@ def _none_registered(key: str) -> str:
 
 
 def _registered_class(key: str) -> Any:
-    """The class that is registered under a name, imported if it was not yet.
+    """Return the class that is registered under a name; import it if necessary.
 
     Raises:
         ValueError: There is none, or it cannot be imported.
@@ -117,7 +116,7 @@ def _registered_class(key: str) -> Any:
 
 
 _REGISTRY = "rhapsody.backends.discovery"
-"""Asked by its name, when it is needed: this module imports nothing of ours."""
+"""Imported when it is needed, because this module imports no other module of Rhapsody."""
 
 _CANONICAL_TABLE = _table("canonical", {main: [main] for main in TasksMainStates})
 _OWN_STATES = ("initialized_state", "running_state", "shutdown_state")
@@ -128,40 +127,37 @@ _own: dict[str, Mapping[str, Any]] = {}
 
 
 class StateMapper:
-    """Translates between one backend's native task states and the canonical ones.
+    """Mapping between the native task states of one backend and the canonical ones.
 
-    A backend is meant by its name, an object of it or its class. Names are
-    compared without case, and `-` and `_` are the same. An object or class goes
-    by its `name` attribute where that is a non-empty string, else by the name of
-    its class; an object that was given its name (`ManagedBackend.name_is_given`) goes by
-    its class. Where nothing is registered under that and its `canonical_states`
-    attribute is `True`, its native states are the canonical ones.
+    A backend is given by name, object or class. Names are compared without case, and `-` and `_`
+    are the same. The name of an object or class is its `name` attribute if that is a non-empty
+    string, otherwise the name of the class; for an object with its own name
+    (`ManagedBackend.name_is_given`) it is that of its class. If nothing is registered under the
+    name and its `canonical_states` attribute is `True`, its native states are the canonical ones.
 
-    A registered name whose class nobody has imported yet imports it, since classes
-    register their states then.
+    A registered name whose class is not imported yet imports it, because classes register their
+    states then.
 
-    A mapper keeps the states that were registered when it was made, and may be
-    used from any thread.
+    A mapper keeps the states that were registered when it was created, and may be used from any
+    thread.
 
     Args:
         backend: A registered name, a backend object or a backend class.
 
     Raises:
-        ValueError: No states are registered for it; says for which there are. Or
-            a registered name's class cannot be imported; says why.
+        ValueError: No states are registered for it, or the class of a registered name cannot be
+            imported.
 
     Attributes:
         backend: The name that the states are registered under.
         DONE: The preferred native state for a task that succeeded.
-        FAILED: The same for one that failed.
-        CANCELED: The same for one that was cancelled.
-        RUNNING: The same for one that runs.
-        terminal_states: The native states that end a task, in the order done,
-            failed, canceled.
-        native: Every native state and its canonical one, read-only. For those who
-            translate often: an unknown state is a `KeyError` here.
-        backend_states: The backend's own native states (`initialized`, `running`,
-            `shutdown`) where it registered them, else empty.
+        FAILED: The same for a task that failed.
+        CANCELED: The same for a task that was cancelled.
+        RUNNING: The same for a task that runs.
+        terminal_states: The native states that end a task, in the order done, failed, canceled.
+        native: The canonical state of every native state, read-only, for fast lookups.
+        backend_states: The backend's own native states (`initialized`, `running`, `shutdown`) if
+            it registered them, otherwise empty.
     """
 
     __slots__ = (
@@ -202,7 +198,7 @@ class StateMapper:
         self.RUNNING: Any = table.preferred[TasksMainStates.RUNNING]
 
     def to_main_state(self, native: Any) -> TasksMainStates:
-        """The canonical state that a native one means.
+        """Return the canonical state of a native one.
 
         Raises:
             ValueError: The native state is unknown.
@@ -216,7 +212,7 @@ class StateMapper:
             ) from None
 
     def get_backend_state(self, main: TasksMainStates | str) -> Any:
-        """The preferred native state for a canonical one.
+        """Return the preferred native state of a canonical one.
 
         Args:
             main: A member of `TasksMainStates` or its name, in any case.
@@ -247,11 +243,10 @@ class StateMapper:
         running_state: Any,
         **additional: Any,
     ) -> None:
-        """Registers a backend's native task states; an earlier registration is replaced.
+        """Register a backend's native task states, replacing an earlier registration.
 
-        Every state is given as one native state, a string or an enum member, or as
-        a list of them, the preferred one for the way back first. A full native
-        table is written so:
+        Each argument is a native state, a string or an enum member, or a list of them with the
+        preferred one first. Example of a full table:
 
             StateMapper.register_backend_tasks_states(
                 "queueing",
@@ -263,17 +258,17 @@ class StateMapper:
             )
 
         Args:
-            backend: The backend's name, an object of it or its class.
-            done_state: For tasks that succeeded.
-            failed_state: For tasks that failed.
-            canceled_state: For tasks that were cancelled.
-            running_state: For tasks that run.
-            **additional: For further canonical states by their names, in any case;
-                a name of the four above adds less preferred native states to it.
+            backend: The backend's name, object or class.
+            done_state: States of tasks that succeeded.
+            failed_state: States of tasks that failed.
+            canceled_state: States of tasks that were cancelled.
+            running_state: States of tasks that run.
+            **additional: States for other canonical states, by name in any case. The name of one
+                of the four above adds less preferred native states to it.
 
         Raises:
-            ValueError: A name that is no canonical state, a native state with two
-                meanings, or none at all for one of the four.
+            ValueError: A name is no canonical state, a native state has two meanings, or one of
+                the four has no native state.
         """
         key = _key(backend)
         states = {
@@ -290,22 +285,22 @@ class StateMapper:
 
     @classmethod
     def register_backend_tasks_states_with_defaults(cls, backend: Any) -> None:
-        """Registers the canonical states as a backend's native ones."""
+        """Register the canonical states as a backend's native ones."""
         key = _key(backend)
         with _lock:
             _tables[key] = _CANONICAL_TABLE
 
     @classmethod
     def register_backend_states(cls, backend: Any, *task_states: Any, **states: Any) -> None:
-        """Registers task states, or the backend's own states by their keywords.
+        """Register task states, or the backend's own states by keyword.
 
-        The older spelling of `register_backend_tasks_states`, with the same
-        arguments. With `initialized_state`, `running_state` and `shutdown_state`
-        it registers the states of the backend itself, see `backend_states`.
+        This is the former name of `register_backend_tasks_states`, with the same arguments. With
+        `initialized_state`, `running_state` and `shutdown_state` it registers the states of the
+        backend itself, see `backend_states`.
 
         Raises:
-            TypeError: Arguments are missing, or belong to neither or to both.
-            ValueError: As `register_backend_tasks_states`.
+            TypeError: Arguments are missing, unknown or mixed.
+            ValueError: See `register_backend_tasks_states`.
         """
         if "initialized_state" not in states and "shutdown_state" not in states:
             cls.register_backend_tasks_states(backend, *task_states, **states)
@@ -322,10 +317,10 @@ class StateMapper:
 
     @classmethod
     def register_backend_states_with_defaults(cls, backend: Any) -> None:
-        """Registers `initialized`, `running` and `shutdown` as the backend's own states.
+        """Register `initialized`, `running` and `shutdown` as the backend's own states.
 
-        Its task states become the canonical ones where none are registered, which
-        is what this name did when it was the only one.
+        If no task states are registered, the canonical ones are registered as well, which was the
+        only effect of this method in earlier projects.
         """
         key = _key(backend)
         own = {name.removesuffix("_state"): name.removesuffix("_state") for name in _OWN_STATES}

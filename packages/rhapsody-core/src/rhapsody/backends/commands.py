@@ -1,8 +1,8 @@
-"""Backends on systems that are used by commands: jobs are submitted, asked about, cancelled.
+"""Base class of backends for systems with commands to submit, query and cancel jobs.
 
-A batch system is one. What its commands are called is all that its backend has to know; the
-job's script, its output and exit code, when to ask and how to cancel are here. Such a
-system cannot call back, so it is asked, while there are jobs, at intervals of the backend's own.
+A batch system is an example. Its backend only knows the commands; the job's script, its output and
+exit code, and the times of queries and cancellations are handled here. Such a system cannot call
+back, so it is polled while there are jobs.
 """
 
 from __future__ import annotations
@@ -31,40 +31,38 @@ __all__ = ["CommandBackend", "run_command"]
 log: logging.Logger = logging.getLogger(__name__)
 
 SOON = 0.1
-"""Seconds until the system is asked again after something has changed; they double from there."""
+"""Seconds until the next query after a change; they double from there."""
 
 AT_ONCE = 8
-"""Jobs that are submitted at the same time."""
+"""Number of jobs that are submitted concurrently."""
 
 
 class _Job:
-    """A task that the system has."""
+    """A task that was submitted to the system."""
 
     def __init__(self, task: TaskDescription) -> None:
         self.task: TaskDescription = task
         self.running = False
         self.cancelled = False
-        self.seen = False  # the system may list it only some time after it has taken it
-        self.gone: float | None = None  # since when, where it has left no exit code
+        self.seen = False  # the system may list it only some time after its submission
+        self.missing_since: float | None = None  # not listed, and without an exit code
         self.ended: asyncio.Future[int] = asyncio.get_running_loop().create_future()
 
 
 class CommandBackend(SharedSandboxes, ManagedBackend):
-    """Runs executables as jobs of a system that has commands to submit, ask and cancel.
+    """Backend that runs executables as jobs of a system with commands to submit, query and cancel.
 
-    A backend writes `submit_job`, `ask_jobs` and `cancel_jobs`, each mostly one
-    `run_command`. The file system must be shared: a job is a script in its task's sandbox,
-    which leaves the output and the exit code there, so that the system need not remember
-    jobs that have ended.
+    Subclasses implement `submit_job`, `ask_jobs` and `cancel_jobs`, mostly with one `run_command`
+    each. The file system must be shared: a job is a script in its task's sandbox, which writes the
+    output and the exit code there, so that the system need not remember jobs that have ended.
 
-    The system is asked about all open jobs at once: soon after something has changed, then
-    less and less often; not at all while there are none. `max_running` is how many jobs it
-    has at a time.
+    All open jobs are queried together, soon after a change and then less and less often.
+    `max_running` limits the number of submitted jobs.
 
     Attributes:
-        ask_every: Seconds between two questions at most.
-        patience: Seconds in which the system may give no answer, or the exit code of a job
-            that is gone may be late. Tasks are lost then.
+        ask_every: Maximum number of seconds between two queries.
+        patience: Seconds for which queries may fail, or the exit code of a job that is no longer
+            listed may be missing. After that the tasks are lost.
     """
 
     capabilities: Capabilities = Capabilities(
@@ -88,18 +86,18 @@ class CommandBackend(SharedSandboxes, ManagedBackend):
         self.__news = asyncio.Event()
         self.__asking: asyncio.Task[None] | None = None
 
-    # What an author writes. All on the loop; a cancellation does not reach them.
+    # For authors to implement. Called on the loop, and shielded from cancellation.
 
     @abstractmethod
     async def submit_job(self, task: TaskDescription, script: str) -> str:
-        """Hand a job to the system.
+        """Submit a job to the system.
 
         Args:
             task: The description, for its `resources` and `task_backend_specific_kwargs`.
             script: The path of the shell script to run, which prints nothing.
 
         Returns:
-            What the system calls the job.
+            The system's name of the job.
 
         Raises:
             Exception: Fails the task with this exception.
@@ -107,28 +105,28 @@ class CommandBackend(SharedSandboxes, ManagedBackend):
 
     @abstractmethod
     async def ask_jobs(self, jobs: Sequence[str]) -> Mapping[str, bool]:
-        """Find out which of some jobs wait and which run; never called twice at a time.
+        """Query which jobs wait and which run; one call at a time.
 
         Returns:
-            Whether it runs, for each job that waits or runs; others have ended. There may be
-            jobs that nobody asked about.
+            For each job that waits or runs, whether it runs; other jobs have ended. Jobs that were
+            not queried are ignored.
 
         Raises:
-            Exception: The system gives no answer now; it is asked again.
+            Exception: The query failed; it is repeated.
         """
 
     @abstractmethod
     async def cancel_jobs(self, jobs: Sequence[str]) -> None:
-        """Have the system end jobs, some of which may have ended.
+        """Cancel jobs, some of which may have ended.
 
         Raises:
-            Exception: It could not be told; it is told again.
+            Exception: The cancellation failed; it is repeated.
         """
 
-    # What is the same everywhere.
+    # Common to all systems.
 
     async def run_task(self, task: TaskDescription) -> CompletedExecutable:
-        """Runs a task as a job; when cancelled, returns when the job is gone."""
+        """Run a task as a job; after a cancellation, return when the job has ended."""
         task["sandbox"] = make_sandbox(self.sandbox_of(task))
         script = await in_thread(partial(write_script, task))
         job = _Job(task)
@@ -140,7 +138,7 @@ class CommandBackend(SharedSandboxes, ManagedBackend):
         self.__ask_soon()
         await wait_through(job.ended, cancel)
         if job.cancelled:
-            job.ended.exception()  # looked at
+            job.ended.exception()  # marks it as retrieved
             raise asyncio.CancelledError
         stdout, stderr = await in_thread(partial(output, task))
         return CompletedExecutable(job.ended.result(), stdout, stderr)
@@ -155,25 +153,25 @@ class CommandBackend(SharedSandboxes, ManagedBackend):
             self.__asking = asyncio.create_task(self.__ask())
 
     async def __ask(self) -> None:
-        wait, answered, told = SOON, monotonic(), set[str]()
+        wait, answered, ending = SOON, monotonic(), set[str]()
         while self.__jobs:
             self.__news.clear()
             jobs = dict(self.__jobs)
             try:
                 async with asyncio.timeout(self.patience):
                     seen = await self.ask_jobs(list(jobs))
-                    to_end = [
+                    names = [
                         name
                         for name, job in jobs.items()
-                        if job.cancelled and name not in told and (name in seen or not job.seen)
+                        if job.cancelled and name not in ending and (name in seen or not job.seen)
                     ]
-                    if to_end:
-                        await self.cancel_jobs(to_end)
-                told.update(to_end)
+                    if names:
+                        await self.cancel_jobs(names)
+                ending.update(names)
                 if any([self.__changed(name, jobs[name], seen.get(name)) for name in jobs]):  # noqa: C419 - each
                     wait = SOON / 2
                 answered = monotonic()
-            except Exception as error:  # whatever its commands say
+            except Exception as error:  # the commands may fail in any way
                 log.warning("backend %r: no answer about its jobs: %r", self.name, error)
                 if monotonic() - answered >= self.patience:
                     self.__lose(jobs, repr(error))
@@ -185,10 +183,10 @@ class CommandBackend(SharedSandboxes, ManagedBackend):
                 wait = SOON
 
     def __changed(self, name: str, job: _Job, running: bool | None) -> bool:
-        """Reports what is new of a job; whether anything is."""
+        """Report a change of a job; return True if there is one."""
         code = exit_code(job.task) if running is None else None
         if running is not None:
-            job.seen, job.gone = True, None
+            job.seen, job.missing_since = True, None
         if running is False or (running and job.running):
             return False
         if not job.running and (running or code is not None):
@@ -196,11 +194,11 @@ class CommandBackend(SharedSandboxes, ManagedBackend):
             self.task_state_cb(job.task, self.get_task_states_map().RUNNING)
         if running:
             return True
-        job.gone = job.gone or monotonic()
+        job.missing_since = job.missing_since or monotonic()
         if code is not None or job.cancelled:
             self.__jobs.pop(name).ended.set_result(code or 0)
-        elif monotonic() - job.gone > self.patience:
-            self.__lose({name: job}, "it is gone, and has left no exit code")
+        elif monotonic() - job.missing_since > self.patience:
+            self.__lose({name: job}, "it is no longer listed and has left no exit code")
         return True
 
     def __lose(self, jobs: Mapping[str, _Job], reason: Any) -> None:
@@ -211,12 +209,10 @@ class CommandBackend(SharedSandboxes, ManagedBackend):
 
 
 async def run_command(*words: str) -> str:
-    """Run a command of the system to its end, and return what it prints.
-
-    On a loop. A cancellation kills it.
+    """Run a command of the system, and return its standard output. A cancellation kills it.
 
     Raises:
-        BackendError: It cannot be started, or fails; the text has what it says.
+        BackendError: It cannot be started, or fails; the message contains its standard error.
     """
     null, pipe = asyncio.subprocess.DEVNULL, asyncio.subprocess.PIPE
     try:
@@ -231,6 +227,6 @@ async def run_command(*words: str) -> str:
         if process.returncode is None:
             process.kill()
     if process.returncode:
-        command, said = shlex.join(words), err.strip()[-500:]
-        raise BackendError(f"{command:.200} ended with {process.returncode}: {said}")
+        command, reason = shlex.join(words), err.strip()[-500:]
+        raise BackendError(f"{command:.200} ended with {process.returncode}: {reason}")
     return out

@@ -1,6 +1,6 @@
-"""Shell scripts that run an executable task: as a job, with what it leaves, or again by hand.
+"""Shell scripts that run an executable task as a job, or again by hand.
 
-For systems that may forget a job when it has ended: output and exit code are in files.
+A job's script writes output and exit code to files, because systems may forget ended jobs.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ _SECRET = re.compile(
 
 
 def looks_secret(name: str) -> bool:
-    """Whether a variable's value is not to be shown or kept, such as that of `API_TOKEN`."""
+    """Return True if a variable's value must not be shown or kept, such as that of `API_TOKEN`."""
     return _SECRET.search(name) is not None
 
 
 def write_script(task: TaskDescription) -> str:
-    """Write the script that runs a task; its path.
+    """Write the script that runs a task, and return its path.
 
     Raises:
-        OSError: It cannot be written, or the task's `cwd` is not there.
+        OSError: It cannot be written, or the task's `cwd` does not exist.
     """
     secret, variables = _parted(task.get("environment", {}))
     command, there = _command(task, variables), working_directory(task)
@@ -49,7 +49,7 @@ def write_script(task: TaskDescription) -> str:
     with open(path, "w", encoding="utf-8", opener=_private) as file:
         file.write(
             f"#!/bin/sh\ncd {shlex.quote(place)} && exec <{STDIN} || exit\n"
-            f"rm -f {SCRIPT} {STDIN}\n"  # they are open, and no files of the task's
+            f"rm -f {SCRIPT} {STDIN}\n"  # they are open, and are not the task's files
             f"{exports}{command} >{out} 2>{err}\n"
             f"code=$?\necho $code >{CODE}.new && mv {CODE}.new {CODE}\nexit $code\n"
         )
@@ -58,14 +58,13 @@ def write_script(task: TaskDescription) -> str:
 
 
 def write_again(task: TaskDescription) -> str:
-    """Write a script with which a user runs a task once more, where it ran; its path.
+    """Write a script with which the user can run a task again in its sandbox; return its path.
 
-    Its environment is in it, and only the user can read it; it asks for variables with the names
-    of secrets instead. So are the variables that its cores lead to; which GPUs it had nobody knows
-    any more.
+    It sets the task's environment and thread counts, and only the user can read it. Variables with
+    the names of secrets and the GPUs must be set by the user.
 
     Raises:
-        OSError: It cannot be written, or the task has left something of that name.
+        OSError: It cannot be written, or the task has left a file of that name.
     """
     path = os.path.join(task["sandbox"], AGAIN)
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o700)
@@ -87,11 +86,11 @@ def write_again(task: TaskDescription) -> str:
 
 
 def _parted(variables: Mapping[str, str]) -> tuple[dict[str, str], dict[str, str]]:
-    """Those that look secret, which no command line shows to others, and the rest."""
+    """Return the variables that look secret, which no command line may show, and the others."""
     secret = {
         name: value
         for name, value in variables.items()
-        if looks_secret(name) and name.isascii() and name.isidentifier()  # else no shell knows it
+        if looks_secret(name) and name.isascii() and name.isidentifier()  # valid in a shell
     }
     return secret, {name: value for name, value in variables.items() if name not in secret}
 
@@ -109,7 +108,7 @@ def _command(task: TaskDescription, variables: Mapping[str, str]) -> str:
 
 
 def exit_code(task: TaskDescription) -> int | None:
-    """The exit code that a job has left, `None` where it has left none."""
+    """Return the exit code that a job has written, `None` if there is none."""
     try:
         with open(os.path.join(task["sandbox"], CODE), encoding="ascii") as file:
             return int(file.read())
@@ -118,7 +117,7 @@ def exit_code(task: TaskDescription) -> int | None:
 
 
 def output(task: TaskDescription) -> tuple[str, str]:
-    """What a job has printed, as its task's `capture` wants it; reads files."""
+    """Return the output of a job in the form of its task's `capture`; reads files."""
     capture = task.get("capture", True)
     if not capture:
         return "", ""

@@ -1,1 +1,1 @@
-"""What watches a run for its user: ordinary plugins, on the same hooks as third parties'."""
+"""Observers that Rhapsody provides: plugins on the same hooks as those of third parties."""

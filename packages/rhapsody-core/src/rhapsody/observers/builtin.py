@@ -1,4 +1,4 @@
-"""Observers that an engine's own options ask for; among them the log of each task."""
+"""Observers that the options of an engine request, and the log of each task."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from rhapsody.states import TasksMainStates
 from rhapsody.tracebacks import as_lines, last_frames, location_of
 
 log: logging.Logger = logging.getLogger("rhapsody.task")
-"""Where they go, at INFO, with `task_uid` and `task_name` in each record."""
+"""Logger of tasks, at INFO, with `task_uid` and `task_name` in each record."""
 
 journal_log: logging.Logger = logging.getLogger("rhapsody.journal")
 
@@ -32,10 +32,10 @@ _ENDS = {
 
 
 class TaskLog:
-    """Logs that tasks begin and end. An engine has one where INFO is enabled when it is made.
+    """Log of the starts and ends of tasks, if INFO is enabled when the engine is created.
 
     Attributes:
-        calls: Calls with their arguments by uid, filled by the engine before their events come.
+        calls: Calls with their arguments by uid, filled by the engine before their events.
     """
 
     def __init__(self) -> None:
@@ -73,7 +73,7 @@ class TaskLog:
         return event.native if event.native == "reused" else f"{_ENDS[state]}{took}"
 
     def _error(self, event: TaskEvent) -> str:
-        """The error and its place, and the last frames of the first one from there."""
+        """Return the error and its place, with the last frames for the first error of a place."""
         error = event.error
         if error is None:
             return ""
@@ -91,7 +91,7 @@ def _duration(seconds: float) -> str:
 
 
 class BuiltIn:
-    """The observers of one engine that Rhapsody itself brings.
+    """The observers of one engine that its options request.
 
     Args:
         trace: The file of the trace, `None` for no trace.
@@ -99,8 +99,8 @@ class BuiltIn:
         journal: See `rhapsody.journal.JournalOption`.
 
     Attributes:
-        observers: Those that are asked for.
-        prof: Puts events of the program's into the trace.
+        observers: The requested observers.
+        prof: Writes the program's own events to the trace.
         task_log: The observer that logs each task, if INFO is enabled.
 
     Raises:
@@ -131,20 +131,20 @@ class BuiltIn:
 
     @property
     def shows_output(self) -> bool:
-        """Whether one of them shows what tasks print."""
+        """True if one of them shows the output of tasks."""
         return self._progress is not None and self._progress.shows_output
 
     @property
     def shows_failures(self) -> bool:
-        """Whether one of them says at the end what failed."""
+        """True if one of them lists the failures at the end."""
         return self._progress is not None
 
     def close(self, how: Literal["done", "failed", "interrupted"] = "failed") -> None:
-        """Nothing happens any more; the run has ended in this way."""
+        """Close the observers at the end of the run."""
         if self._journal is not None and self._ends_journal:
             try:
                 self._journal.end(how)
-            except JournalError as error:  # the results are there, and in it
+            except JournalError as error:  # the results are recorded
                 journal_log.error("%s", error)
         if self._progress is not None:
             self._progress.close()

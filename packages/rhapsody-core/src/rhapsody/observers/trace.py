@@ -1,7 +1,7 @@
-"""The trace of a run: a file of all that happened to its tasks, for people who look for time.
+"""Trace of a run: a file with all events of its tasks, for performance analysis.
 
-JSON lines, each with `time` in seconds since the epoch, `event` and `uid`. For a task `event` is
-the state that it entered, and the other keys are those of `TaskEvent` that say anything.
+It has JSON lines, each with `time` in seconds since the epoch, `event` and `uid`. For a task,
+`event` is the state that it entered, and the other keys are the fields of `TaskEvent` that are set.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ _FIELDS = ("name", "attempt", "native", "backend", "worker", "scope", "sandbox")
 
 
 class Trace:
-    """Writes a trace, as things happen. Any thread.
+    """Writer of a trace. Methods may be called from any thread.
 
-    A file that cannot be written any more, such as on a full disk, is said once and harms no run.
+    An error while writing, such as a full disk, is logged once and ends the trace, not the run.
 
     Args:
-        path: The file, made anew and private to the user.
+        path: The file, which is created or replaced, private to the user.
 
     Raises:
         OSError: It cannot be written.
@@ -43,11 +43,11 @@ class Trace:
 
     @hookimpl
     def rhapsody_task_events(self, events: Sequence[TaskEvent]) -> None:
-        """Writes what happened to tasks."""
+        """Write a batch of events."""
         self.write([_record(event) for event in events])
 
     def write(self, records: Sequence[Mapping[str, Any]]) -> None:
-        """Adds records, of what JSON can hold; all else is written as text."""
+        """Write records; values that JSON has no form for are written as text."""
         text = "".join(json.dumps(record, default=str) + "\n" for record in records)
         with self._lock:
             if self._file is None:
@@ -60,7 +60,7 @@ class Trace:
                 self._end()
 
     def close(self) -> None:
-        """Ends the file; what comes later is left out."""
+        """Close the file; later records are dropped."""
         with self._lock:
             self._end()
 
@@ -69,8 +69,8 @@ class Trace:
         if file is not None:
             try:
                 file.close()
-            except OSError as error:  # what was left in its buffer
-                log.error("%s: the trace is not whole: %s", self._path, describe_error(error))
+            except OSError as error:  # while writing its buffer
+                log.error("%s: the trace is incomplete: %s", self._path, describe_error(error))
 
 
 def _record(event: TaskEvent) -> dict[str, Any]:
@@ -83,9 +83,9 @@ def _record(event: TaskEvent) -> dict[str, Any]:
 
 
 class Profiler:
-    """Puts named, timestamped events of the program's own into the trace.
+    """Writer of the program's own named events to the trace; without a trace it does nothing.
 
-    Without a trace it does nothing. Any thread.
+    Methods may be called from any thread.
 
     Args:
         trace: The trace.
@@ -96,16 +96,16 @@ class Profiler:
 
     @property
     def enabled(self) -> bool:
-        """Whether events are kept."""
+        """True if events are written."""
         return self._trace is not None
 
     def event(self, name: str, uid: str | None = None, **details: Any) -> None:
-        """Notes that something happened now.
+        """Write an event with the current time.
 
         Args:
-            name: What happened.
-            uid: The task it happened to.
-            **details: Anything JSON can hold.
+            name: The event's name.
+            uid: The uid of its task, if any.
+            **details: Values for JSON.
         """
         self._write(time.time(), name, uid, details)
 
@@ -118,15 +118,15 @@ class Profiler:
         ts: float | None = None,
         comp: str | None = None,
     ) -> None:
-        """Notes that something happened, as `event` does, with the arguments of radical.utils.
+        """Write an event, with the arguments of radical.utils.
 
         Args:
-            event: What happened.
-            uid: The task it happened to.
-            state: Its state.
-            msg: More about it.
-            ts: When, in seconds since the epoch; now where it is not given.
-            comp: The component it happened in.
+            event: The event's name.
+            uid: The uid of its task, if any.
+            state: The task's state.
+            msg: A message.
+            ts: The time in seconds since the epoch; default: now.
+            comp: The component.
         """
         given = {"state": state, "msg": msg, "comp": comp}
         details = {name: value for name, value in given.items() if value is not None}

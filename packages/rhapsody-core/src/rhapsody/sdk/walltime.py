@@ -1,4 +1,4 @@
-"""How long a task needs, and how long the batch job that this process runs in goes on."""
+"""Time that a task needs, and time that is left of the batch job of this process."""
 
 from __future__ import annotations
 
@@ -13,24 +13,25 @@ __all__ = ["seconds_of_job", "time_needed"]
 
 
 def time_needed(task: Mapping[str, Any]) -> float | None:
-    """Seconds that a described task needs at most, as far as anybody said.
+    """Return the seconds that a task needs at most: its `walltime`, otherwise its timeout.
 
-    That is its hint `walltime`, else its time-out; a hint is nearer to what is meant.
+    Returns:
+        `None` if it has neither.
     """
     resources = Resources.of(task.get("resources"))
     hint = None if resources is None else resources.walltime
-    return task.get("timeout") if hint is None else float(hint)  # text is held as seconds
+    return task.get("timeout") if hint is None else float(hint)  # stored as seconds
 
 
 def seconds_of_job() -> float | None:
-    """How many seconds the batch job of this process goes on, at most.
+    """Return the seconds that the batch job of this process has left at most.
 
-    Slurm says when a job ends (`SLURM_JOB_END_TIME`, from 23.02 on); a time that is over says
-    that the job was extended, which it does not tell. Torque says for how long a job runs
-    (`PBS_WALLTIME`) but not since when, so that this counts from now. Others say nothing.
+    Slurm sets the end of a job (`SLURM_JOB_END_TIME`, since 23.02); an end in the past means that
+    the job was extended. Torque sets the duration of a job (`PBS_WALLTIME`) but not its start, so
+    the duration counts from now. Other systems set neither.
 
     Returns:
-        `None` where this is no batch job, or its end is not known.
+        `None` if this is no batch job, or its end is unknown.
     """
     environment = os.environ
     end = environment.get("SLURM_JOB_END_TIME", "")
