@@ -1,7 +1,6 @@
-"""A task's sandbox on disk: making one, linking files into it, and reading what it printed.
+"""Sandbox of a task on disk: creating it, linking files into it, and reading the task's output.
 
-For backends, which import it all from `rhapsody.data`. How long a sandbox lives is the
-engine's business.
+Backends import these names from `rhapsody.data`. The engine removes sandboxes.
 """
 
 from __future__ import annotations
@@ -19,17 +18,17 @@ from typing import Any
 from rhapsody.errors import DataError
 
 RESERVED = ".rhapsody."
-"""Names that begin so are the backends' own in every sandbox."""
+"""Prefix of the names that backends use in every sandbox."""
 
 OUTPUT_FILES = (f"{RESERVED}stdout", f"{RESERVED}stderr")
-"""Where a sandbox holds what its task printed: hidden, and never linked to dependents."""
+"""Files of a task's output in its sandbox: hidden, and never linked to dependents."""
 
 STDERR_TAIL = 2000
-"""Characters of standard error, and of standard output, that the error of a task holds."""
+"""Number of last characters of each output stream in the error of a task."""
 
 
 def plain_name(name: str) -> str:
-    """The name itself, where it names something directly in a sandbox.
+    """Return the name if it is one of an entry directly in a sandbox.
 
     Raises:
         DataError: It is empty, has a directory part, or is `.` or `..`.
@@ -40,12 +39,12 @@ def plain_name(name: str) -> str:
 
 
 def make_sandbox(sandbox: str | os.PathLike[str]) -> str:
-    """Makes a sandbox directory, private to the user, where it is not there yet.
+    """Create a sandbox directory, private to the user, unless it exists.
 
     Raises:
-        DataError: Something else has its name, such as a link to elsewhere, or a directory of
-            another user's that others may write to.
-        OSError: It cannot be made.
+        DataError: The path is not a directory, for example a link, or another user's directory that
+            others may write to.
+        OSError: It cannot be created.
     """
     path = os.path.abspath(sandbox)
     for tries_left in (2, 1, 0):
@@ -54,7 +53,7 @@ def make_sandbox(sandbox: str | os.PathLike[str]) -> str:
         except FileExistsError:
             _require_sandbox(path)
         except FileNotFoundError:
-            # Again and again, as another engine may remove a parent that it emptied.
+            # Another engine may remove an empty parent meanwhile.
             if not tries_left:
                 raise
             os.makedirs(os.path.dirname(path), exist_ok=True)
@@ -69,8 +68,8 @@ def _require_sandbox(path: str) -> None:
         raise DataError(f"sandbox {path!r} is not a directory")
     if found.st_uid != os.geteuid() and stat.S_IMODE(found.st_mode) & 0o022:
         raise DataError(
-            f"sandbox {path!r} is another user's, who can change what is in it; name another "
-            "work_dir, where nobody else may write"
+            f"sandbox {path!r} belongs to another user, who can change its files; choose another "
+            "work_dir that only you can write to"
         )
 
 
@@ -102,8 +101,8 @@ def _tail(task: Mapping[str, Any], stream: str) -> str:
 def end_of_file(path: str, count: int) -> str:
     """Return the last `count` bytes of an output file as text, without waiting for anything.
 
-    Empty for a file that is gone or on another machine, and for what is no file: the task
-    that wrote it may have put a link or a FIFO there.
+    The text is empty if the file does not exist here or is not a regular file: a task may have
+    replaced it by a link or a FIFO.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
@@ -117,19 +116,18 @@ def end_of_file(path: str, count: int) -> str:
 
 
 def link_into(sandbox: str | os.PathLike[str], name: str, source: str | os.PathLike[str]) -> None:
-    """Makes a file or directory available in a sandbox, which is made where needed.
+    """Link a file or directory into a sandbox, which is created if necessary.
 
-    For backends' `link_explicit_data_deps`. It is a symbolic link, or a copy where
-    the file system has no links. Doing the same twice is harmless.
+    For `link_explicit_data_deps` of backends. It is a symbolic link, or a copy on a file system
+    without links. A second identical call does nothing.
 
     Args:
         sandbox: The sandbox of the task that needs the file.
-        name: The name it gets there, without directories.
-        source: Where it is.
+        name: The name in the sandbox, without directories.
+        source: The path of the file.
 
     Raises:
-        DataError: The name could leave the sandbox, is taken by something else,
-            or there is nothing at `source`.
+        DataError: The name could leave the sandbox or is taken, or `source` does not exist.
     """
     origin = os.path.abspath(source)
     if not os.path.exists(origin):
@@ -143,11 +141,10 @@ def link_all(
     source: str | os.PathLike[str],
     sandbox: str | os.PathLike[str],
 ) -> list[str]:
-    """Makes all that is in one sandbox available in another, which is made where needed.
+    """Link all entries of one sandbox into another, which is created if necessary.
 
-    For backends' `link_implicit_data_deps`. Names that are taken are left alone, and so are
-    those that are the backends' own, such as the files the source's output went to. A
-    source that is empty or was never made has nothing to link.
+    For `link_implicit_data_deps` of backends. Names that are taken are skipped, and so are the
+    backends' own files, such as those of the source's output. The source need not exist.
 
     Args:
         source: The sandbox to link from.
@@ -179,7 +176,7 @@ def link_all(
 
 
 def _link(origin: str, target: str) -> bool:
-    """Links or copies; `False` where the target's name is taken."""
+    """Link or copy; return `False` if the target exists."""
     try:
         os.symlink(origin, target)
     except FileExistsError:
@@ -192,7 +189,7 @@ def _link(origin: str, target: str) -> bool:
 def _copy(origin: str, target: str) -> bool:
     if os.path.lexists(target):
         return False
-    # Copied aside and renamed, so that nobody takes half a file for the whole.
+    # Copied aside and renamed, so that an incomplete file is never visible.
     aside = tempfile.mkdtemp(prefix=".linking-", dir=os.path.dirname(target))
     try:
         part = os.path.join(aside, "part")
@@ -207,7 +204,7 @@ def _copy(origin: str, target: str) -> bool:
 
 
 def _same(origin: str, target: str) -> bool:
-    """Whether linking would change nothing: the same file, or the copy of it."""
+    """Return True if linking would change nothing: the target is the same file or a copy."""
     with contextlib.suppress(OSError):
         if os.path.samefile(origin, target):
             return True

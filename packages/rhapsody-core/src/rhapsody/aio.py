@@ -1,4 +1,4 @@
-"""What asyncio leaves to be written: questions and waits that several modules need."""
+"""Helpers for asyncio that several modules use."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ T = TypeVar("T")
 
 
 def is_cancelling() -> bool:
-    """Whether the running asyncio task has been cancelled itself.
+    """Return True if the running asyncio task was cancelled itself.
 
-    If not, a `CancelledError` came out of what it awaited, and is an error like others.
+    Otherwise a `CancelledError` comes from something that it awaited, and is an ordinary error.
     """
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0
 
 
 async def end_of(future: asyncio.Future[None]) -> None:
-    """Waits for a future that others wait for too.
+    """Wait for a shared future. Cancelling the wait does not cancel the future.
 
-    Unlike `asyncio.shield` it lets a signal's exception take the place of the wait.
+    Unlike with `asyncio.shield`, an exception that a signal handler raises ends the wait.
     """
     waiter = future.get_loop().create_future()
 
@@ -42,10 +42,10 @@ async def end_of(future: asyncio.Future[None]) -> None:
 
 
 async def wait_through(future: asyncio.Future[Any], cancel: Callable[[], object]) -> bool:
-    """Waits until a future is done, whoever cancels the wait: then `cancel` is called.
+    """Wait until a future is done, and call `cancel` if the wait is cancelled meanwhile.
 
     Returns:
-        Whether that was so; the caller raises `CancelledError` where it is done.
+        True if it was cancelled; the caller raises `CancelledError` when it has cleaned up.
     """
     cancelled = False
     while not future.done():
@@ -58,7 +58,7 @@ async def wait_through(future: asyncio.Future[Any], cancel: Callable[[], object]
 
 
 def on_loop(loop: asyncio.AbstractEventLoop, call: Callable[[], T]) -> T:
-    """Makes a call on a loop's thread and waits for what it returns. Any thread."""
+    """Call a function on a loop's thread and return its result. Any thread."""
     if asyncio._get_running_loop() is loop or not loop.is_running():
         return call()
     done = threading.Event()
@@ -67,7 +67,7 @@ def on_loop(loop: asyncio.AbstractEventLoop, call: Callable[[], T]) -> T:
     def run() -> None:
         try:
             outcome[0] = call()
-        except BaseException as error:  # handed to the thread that asked
+        except BaseException as error:  # raised in the calling thread
             outcome[1] = error
         finally:
             done.set()
@@ -81,7 +81,7 @@ def on_loop(loop: asyncio.AbstractEventLoop, call: Callable[[], T]) -> T:
 
 
 def settable(error: BaseException, who: str) -> BaseException:
-    """The exception, or one that holds it where a future cannot: `StopIteration`."""
+    """Return the exception, wrapped if it is a `StopIteration`, which futures refuse."""
     if not isinstance(error, StopIteration):
         return error
     wrapped = RuntimeError(f"{who} raised StopIteration")
@@ -119,7 +119,7 @@ def begun(
 
 
 def _rest(coroutine: Coroutine[Any, Any, T], first: dict[str, Any]) -> Generator[Any, None, T]:
-    """What is left of a coroutine whose first step somebody else has taken."""
+    """Run the rest of a coroutine after its first step."""
     try:
         try:
             yield  # until its task runs, or is cancelled before that
@@ -144,7 +144,7 @@ def _rest(coroutine: Coroutine[Any, Any, T], first: dict[str, Any]) -> Generator
 def resumed(
     steps: Generator[Any, Any, T] | Coroutine[Any, Any, T], waits_for: Any
 ) -> Generator[Any, Any, T]:
-    """Await what is left of something whose first step was taken.
+    """Await the rest of an awaitable after its first step.
 
     Args:
         steps: Its `__await__()`, or a coroutine, after that step.
