@@ -136,7 +136,7 @@ def test_the_table_has_a_line_for_each_backend(
     assert columns == {lines[0].index("FROM")}
     text = "\n".join(lines)
     assert "toy cannot be used: no-such-library>=2 is not installed" in text
-    assert "to mend it: pip install 'no-such-library>=2'" in text
+    assert "to fix it: pip install 'no-such-library>=2'" in text
 
 
 def test_the_table_as_json(site: Path, capsys: pytest.CaptureFixture[str]) -> None:

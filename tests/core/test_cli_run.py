@@ -250,7 +250,7 @@ def test_a_plain_main_is_called_with_an_engine(run: Run) -> None:
 def test_a_missing_file_is_a_mistake(tmp_path: Path, function: str) -> None:
     with pytest.raises(UsageError, match=r"there is no file 'missing\.py'"):
         scripts.split_target(f"missing.py{function}")
-    with pytest.raises(UsageError, match="is no file"):
+    with pytest.raises(UsageError, match="is not a file"):
         scripts.split_target(f"{tmp_path}{function}")
 
 

@@ -116,7 +116,7 @@ def test_the_table_has_a_line_for_each_and_says_how_to_mend_it(zoo: Path, tmp_pa
     for name, (_, reason) in broken.BROKEN_BACKENDS.items():
         assert re.search(rf"^{name} +no ", table, re.MULTILINE | re.IGNORECASE)
         assert reason in table
-    assert table.count("to mend it: ") == len(broken.BROKEN_BACKENDS)
+    assert table.count("to fix it: ") == len(broken.BROKEN_BACKENDS)
 
 
 @pytest.mark.parametrize("backend", ["local", "good"])

@@ -1,4 +1,4 @@
-"""The backend `mpi` for Rhapsody: `plugin` declares it, `backend` is it, `worker` runs tasks.
+"""The backend `mpi` for Rhapsody: declared in `plugin`, implemented in `backend` and `worker`.
 
 Nothing is imported here, so that listing backends stays quick and starts no MPI.
 """

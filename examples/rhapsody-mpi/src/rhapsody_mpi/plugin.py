@@ -1,4 +1,4 @@
-"""What the backend is called and what it can do; imports nothing that it runs on."""
+"""Declaration of the backend, which imports none of the libraries that it uses."""
 
 from __future__ import annotations
 

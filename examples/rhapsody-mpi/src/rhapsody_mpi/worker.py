@@ -1,4 +1,4 @@
-"""What a worker process does with one task. Knows nothing of MPI: bytes come, bytes go."""
+"""Work of a worker process on one task. Independent of MPI: it takes and returns bytes."""
 
 from __future__ import annotations
 

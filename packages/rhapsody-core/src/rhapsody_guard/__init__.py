@@ -1,10 +1,9 @@
-"""Checks that nothing has overwritten Rhapsody's files, before any of them is used.
+"""Check that another distribution has not overwritten Rhapsody's files.
 
-The distribution `rhapsody-py` installs files of its own under `rhapsody/`, the
-same directory as `rhapsody-core`: whichever comes last replaces files of the
-other. What tells people so must lie outside that directory. This package uses
-the standard library only. Packages of backends call `check` when they are imported,
-and the command `rhapsody` before it starts: see `rhapsody_guard.command`.
+The distribution `rhapsody-py` installs its files under `rhapsody/` as well, so that the one that
+is installed last replaces files of the other. The check must therefore be in another directory. It
+uses the standard library only. Backend packages call `check` when they are imported, and the
+command `rhapsody` before it starts (`rhapsody_guard.command`).
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ UNSUPPORTED = (
     "Rhapsody does not run on Windows, where processes, signals and file links work differently; "
     "use the Windows Subsystem for Linux: https://learn.microsoft.com/windows/wsl/install"
 )
-"""What somebody on Windows is told."""
+"""Message for users of Windows."""
 
 _OTHER = re.compile(
     r"rhapsody[-_.]py(?:-(?P<version>[^-]+?))?(?:-py[\d.]+)?\.(?:dist|egg)-info", re.I
@@ -27,14 +26,14 @@ _OTHER = re.compile(
 
 
 class ConflictError(ImportError):
-    """`rhapsody-py` is installed beside `rhapsody-core`.
+    """`rhapsody-py` is installed in addition to `rhapsody-core`.
 
     Args:
-        reason: What is wrong.
+        reason: The reason.
 
     Attributes:
-        reason: The same.
-        remedy: What to do, ending with the two commands.
+        reason: The reason.
+        remedy: The remedy, ending with two commands.
     """
 
     remedy = (
@@ -52,12 +51,12 @@ class ConflictError(ImportError):
 
 
 def conflict() -> str | None:
-    """What is wrong where `rhapsody-py` is installed, ending with the two commands that mend it.
+    """Return a message if `rhapsody-py` is installed, ending with the commands that remove it.
 
     Looks at file names on `sys.path` and reads no file.
 
     Returns:
-        The message, `None` where there is no conflict.
+        The message, `None` if there is no conflict.
     """
     error = _conflict()
     return None if error is None else str(error)
@@ -75,7 +74,7 @@ def _conflict() -> ConflictError | None:
                 version = found["version"]
                 other = f"rhapsody-py {version}" if version else "rhapsody-py"
                 return ConflictError(
-                    f"{other} is installed in {directory or os.curdir} beside rhapsody-core. Both "
+                    f"{other} is installed in {directory or os.curdir} next to rhapsody-core. Both "
                     "install the import package 'rhapsody', so that files of one have replaced "
                     "files of the other"
                 )
@@ -83,10 +82,10 @@ def _conflict() -> ConflictError | None:
 
 
 def check() -> None:
-    """Raises where `rhapsody-py` is installed or the platform is not supported.
+    """Raise an error if `rhapsody-py` is installed or the platform is not supported.
 
     Raises:
-        ImportError: It says what to do.
+        ImportError: The message says what to do.
     """
     if sys.platform.startswith("win"):
         raise ImportError(UNSUPPORTED)

@@ -54,7 +54,7 @@ def run(arguments: argparse.Namespace) -> int:
     for one in described:
         if not one.usable:
             say(f"\n{one.name} cannot be used: {one.reason}")
-            say(f"  to mend it: {one.remedy}")
+            say(f"  to fix it: {one.remedy}")
         for conflict in one.conflicts:
             say(f"\n{one.name}: {conflict}")
         if arguments.name is not None and one.capabilities is not None:

@@ -126,7 +126,7 @@ def _print(system: dict[str, str], findings: list[Finding], broken: bool) -> Non
     for finding in findings:
         say(f"{finding.level:<7} {finding.subject}: {finding.text}")
         if finding.remedy:
-            say(f"{'':<7} to mend it: {finding.remedy}")
+            say(f"{'':<7} to fix it: {finding.remedy}")
     say()
     say("something is broken, see above" if broken else "everything works")
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from rhapsody.plugins.specs import Summary
 
 LARGEST = 16 << 20
-"""Bytes of a result that is kept; larger ones would make every run slow that nobody resumes."""
+"""Maximum number of bytes of a recorded result; larger ones would slow down every run."""
 
 HOW = {"killed": "was killed", "failed": "failed", "interrupted": "was interrupted"}
 """Phrases for how a run ended."""

@@ -51,7 +51,7 @@ OTHERS = {
     "fail_fast": "use --fail-fast",
     "keep_going": "it is the default; --fail-fast is the other",
     "max_failures": "use --max-failures N",
-    "progress": "it is the default; -q shows nothing, and -v lines in place of a table",
+    "progress": "it is the default; -q shows nothing, -v prints lines instead of a table",
     "resume": "use --resume, or --fresh",
     "profile": "there are no profiles yet; the file of a run's events is -e trace=run.jsonl",
 }

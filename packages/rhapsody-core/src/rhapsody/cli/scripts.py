@@ -125,7 +125,7 @@ def split_target(target: str) -> tuple[str, str | None]:
     if not os.path.exists(path):
         raise UsageError(f"there is no file {path!r} (looked in {os.getcwd()})")
     if not os.path.isfile(path):
-        raise UsageError(f"{path!r} is no file")
+        raise UsageError(f"{path!r} is not a file")
     _check_function(name, target, path)
     return os.path.abspath(path), name
 
