@@ -143,7 +143,7 @@ async def test_a_job_that_somebody_killed_is_lost(driver: Driver, spool: Path) -
     (spool / str(job)).unlink()
     end = await within(driver.finished(task))
     assert isinstance(end.error, TaskLostError)
-    assert f"job {job} of task 'command' was lost: it is gone" in str(end.error)
+    assert f"job {job} of task 'command' was lost: it is no longer listed" in str(end.error)
 
 
 async def test_an_outage_is_lived_through(

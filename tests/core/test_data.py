@@ -363,7 +363,7 @@ def test_a_directory_of_another_users_that_others_may_write_to_is_no_sandbox(
     monkeypatch.setattr(os, "geteuid", lambda: 12345)
     make_sandbox(box)  # some file systems show other owners than there are
     box.chmod(0o777)
-    with pytest.raises(DataError, match=r"another user's.*name another work_dir"):
+    with pytest.raises(DataError, match=r"another user.*choose another work_dir"):
         make_sandbox(box)
 
 
