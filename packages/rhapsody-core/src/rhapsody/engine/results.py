@@ -61,9 +61,11 @@ class Results:
             except Exception as mistake:  # a declared file is missing: the attempt failed
                 self.keep(record, report, succeeded=False)
                 return None, mistake  # no local name: this frame is in its traceback
-        if "stdout" in report or "stderr" in report or "sandbox" in report:
-            done = error is None
-            self.keep(record, report, succeeded=done, done=done, value=value)
+        printed = "stdout" in report or "stderr" in report
+        if "sandbox" in report or (printed and error is not None):
+            self.keep(record, report, succeeded=error is None, done=error is None, value=value)
+        elif printed:
+            record.future._outcome = _printed(record, report)
         return value, error
 
     def _check_files(self, record: TaskRecord, *, failed: bool) -> None:
@@ -108,18 +110,14 @@ class Results:
             done: True if the attempt succeeded, so that its output files are results.
             value: The attempt's value.
         """
-        stdout, stderr = report.get("stdout"), report.get("stderr")
         sandbox = report.get("sandbox")
         if not succeeded:
             leave_script(record)
-        if stdout is None and stderr is None and sandbox is None:
+        if sandbox is None and report.get("stdout") is None and report.get("stderr") is None:
             return
-        future = record.future
-        outcome = future._outcome = AttemptInfo(
-            record.uid, stdout, stderr, report.get("exit_code"), sandbox, future._backend,
-            record.task.name,
-        )  # fmt: skip
+        outcome = record.future._outcome = _printed(record, report)
         if sandbox is not None:
+            outcome.sandbox = sandbox
             outputs = record.found.outputs if record.found is not None else ()
             if outputs:
                 outcome.matches = record.matches()
@@ -150,6 +148,15 @@ class Results:
         """
         if "sandbox" in record.description:
             self._stager.keep(record.description, succeeded=False)
+
+
+def _printed(record: TaskRecord, report: Mapping[str, Any]) -> AttemptInfo:
+    """Return what is left of an attempt without its sandbox."""
+    get = report.get
+    return AttemptInfo(
+        record.uid, get("stdout"), get("stderr"), get("exit_code"), None,
+        record.future._backend, record.task.name,
+    )  # fmt: skip
 
 
 def leave_script(record: TaskRecord) -> None:
