@@ -8,12 +8,12 @@ pieces: `call_spec`, `pack_call` or `cannot_pack`, and `result`.
 
 from __future__ import annotations
 
+import inspect
 import linecache
 import pickle
 import re
 from collections.abc import Callable, Mapping
-from contextlib import suppress
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from rhapsody.errors import (
     BackendError,
@@ -166,17 +166,12 @@ def cannot_pack(
 
 
 def _inside(function: object) -> tuple[str, Any] | None:
-    """Which variable that a function uses cannot be pickled, and its value."""
-    code = getattr(function, "__code__", None)
-    if code is None:
+    """Return the variable that a function uses and that cannot be pickled, with its value."""
+    try:
+        uses = inspect.getclosurevars(cast("Callable[..., Any]", function))
+    except (TypeError, ValueError):  # not a Python function, or it uses an unset variable
         return None
-    uses: dict[str, Any] = {}
-    cells = getattr(function, "__closure__", None) or ()
-    for name, cell in zip(code.co_freevars, cells, strict=True):
-        with suppress(ValueError):  # it is empty
-            uses[name] = cell.cell_contents
-    uses |= {n: v for n, v in getattr(function, "__globals__", {}).items() if n in code.co_names}
-    for name, value in uses.items():
+    for name, value in {**uses.nonlocals, **uses.globals}.items():
         try:
             dumps(value)
         except BaseException:  # pickling runs the objects' own code
