@@ -11,6 +11,7 @@ import pytest
 from rhapsody.backends.local import jobs
 from rhapsody.backends.local.jobs import (
     HostResources,
+    Job,
     Queue,
     Request,
     Slots,
@@ -23,15 +24,10 @@ from rhapsody.sdk.executables import V2, MemoryGroup
 from tests.memory_group import write
 
 
-class Item:
-    """Something that waits for slots."""
-
-    def __init__(self, name: str, **request: Any) -> None:
-        self.name = name
-        self.request = Request(**request)
-        self.number = -1
-        self.gpus: tuple[str, ...] = ()
-        self.waits = False
+def job(name: str, request: Request) -> Job:
+    task: Any = {"uid": name}
+    runner: Any = None
+    return Job(task, name, request, runner)
 
 
 class Line:
@@ -39,18 +35,18 @@ class Line:
 
     def __init__(self, cores: int = 4, gpus: int = 0, memory: int = 100, workers: int = 4) -> None:
         self.slots = Slots(HostResources(cores, tuple(map(str, range(gpus))), memory, workers))
-        self.queue: Queue[Item] = Queue(self.slots)
-        self.items: dict[str, Item] = {}
+        self.queue: Queue = Queue(self.slots)
+        self.items: dict[str, Job] = {}
 
-    def push(self, name: str, **request: Any) -> Item:
-        item = self.items[name] = Item(name, **request)
+    def push(self, name: str, **request: Any) -> Job:
+        item = self.items[name] = job(name, Request(**request))
         self.queue.push(item)
         return item
 
     def started(self) -> list[str]:
         names = []
         while (item := self.queue.pop()) is not None:
-            names.append(item.name)
+            names.append(item.uid)
         return names
 
     def end(self, *names: str) -> list[str]:
@@ -139,9 +135,13 @@ def test_a_cancelled_task_in_the_queue_is_left_out() -> None:
 def test_a_worker_takes_over_the_next_function_that_needs_the_same() -> None:
     one, two = Request(workers=1), Request(cores=2, workers=1)
     line = Line(cores=1)
-    gone, next_, other, last = (Item(name) for name in ("gone", "next", "other", "last"))
-    for item, request in ((gone, one), (next_, one), (other, two), (last, one)):
-        item.request = request
+    gone, next_, other, last = (
+        job("gone", one),
+        job("next", one),
+        job("other", two),
+        job("last", one),
+    )
+    for item in (gone, next_, other, last):
         line.queue.push(item)
     assert line.queue.withdraw(gone)
     assert line.queue.take_over(two) is None  # it is not its turn
@@ -168,7 +168,7 @@ def test_clear_gives_what_waits_in_order() -> None:
     gone = line.push("gone")
     assert line.queue.withdraw(gone)
     assert line.started() == []
-    assert [item.name for item in line.queue.clear()] == ["passed", "function", "next"]
+    assert [item.uid for item in line.queue.clear()] == ["passed", "function", "next"]
     assert not line.queue
 
 

@@ -228,7 +228,7 @@ class LocalExecutionBackend(SharedSandboxes, ManagedBackend):
         in_threads = type(self._executor) is ThreadPoolExecutor  # others may start processes
         self.shares_memory: bool = self._executor == "thread" or in_threads
         self._slots = Slots(self.machine)
-        self._queue: Queue[Job] = Queue(self._slots)
+        self._queue: Queue = Queue(self._slots)
         self._ends: float | None = None  # by `monotonic`
         self._pumping = False
         self._mailbox: Mailbox[Job] | None = None

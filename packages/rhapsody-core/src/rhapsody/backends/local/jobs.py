@@ -26,7 +26,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from time import time
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol
 
 from rhapsody.context import TaskContext
 from rhapsody.errors import CapabilityError
@@ -48,14 +48,14 @@ KEYS = ("cores", "gpus", "memory", "workers", "walltime")
 
 @dataclass(frozen=True, slots=True)
 class HostResources:
-    """What tasks can be given at once.
+    """Resources of this host that tasks can use at the same time.
 
     Attributes:
         cores: Processor cores.
-        gpus: The GPUs, in the words of `CUDA_VISIBLE_DEVICES`.
-        memory: Main memory in bytes, `None` where it is unknown: then it is not counted.
-        workers: Function tasks at once.
-        walltime: Seconds that it has, from the backend's start; `None` where nobody said so.
+        gpus: The GPUs, as in `CUDA_VISIBLE_DEVICES`.
+        memory: Main memory in bytes; `None` if it is unknown and not counted.
+        workers: Number of function tasks at the same time.
+        walltime: Seconds from the backend's start until its end; `None` if not set.
     """
 
     cores: int
@@ -68,16 +68,16 @@ class HostResources:
 def host_resources(
     resources: Mapping[str, Any] | None, *, workers: int | None = None
 ) -> HostResources:
-    """The machine as the user describes it, and as it is where the user says nothing.
+    """Return the resources that the user declares, and detect the others.
 
     Args:
         resources: Values for `cores`, `gpus` (a number, or a list of devices),
             `memory`, `workers` and `walltime` (seconds).
-        workers: How many workers there are where the user does not say.
+        workers: Default for `workers`.
 
     Raises:
-        TypeError: Not a mapping, an unknown key, or a value of the wrong type.
-        ValueError: A value that is too small.
+        TypeError: `resources` is not a mapping, or has an unknown key or a value of a wrong type.
+        ValueError: A value is too small.
     """
     if resources is None:
         resources = {}
@@ -96,7 +96,7 @@ def host_resources(
     given = {key: value for key, value in resources.items() if value is not None}
     if "workers" in given:
         workers = _number("workers", given["workers"], least=1)
-    # Who names no more than the workers wants as many tasks at once.
+    # With `workers` alone, so many tasks are to run at the same time.
     cores = given.get("cores", max(available_cores(), workers or 1))
     cores = _number("cores", cores, least=1)
     memory = given.get("memory")
@@ -110,22 +110,22 @@ def host_resources(
 
 
 def available_cores() -> int:
-    """The processors that this process may use."""
+    """Return the number of processors that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0)) or 1
     return os.cpu_count() or 1
 
 
 def available_memory() -> int | None:
-    """The machine's main memory or the control group's limit, whichever is smaller."""
+    """Return the host's main memory or the control group's limit, whichever is smaller."""
     limits = list(memory_group().limits().values())
-    with suppress(ValueError, OSError):  # this system does not tell
+    with suppress(ValueError, OSError):  # not on this system
         limits.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
     return min((limit for limit in limits if limit > 0), default=None)
 
 
 def available_gpus() -> tuple[str, ...]:
-    """The GPUs that this process may use: `CUDA_VISIBLE_DEVICES`, else NVIDIA's devices."""
+    """Return the GPUs that this process may use: `CUDA_VISIBLE_DEVICES`, else NVIDIA's devices."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
         devices = [device.strip() for device in visible.split(",")]
@@ -156,14 +156,14 @@ def _number(key: str, value: Any, *, least: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What one task takes while it runs.
+    """Resources of one task.
 
     Attributes:
         cores: Processor cores.
         gpus: Number of GPUs.
         memory: Bytes of main memory.
         workers: 1 for a function task that occupies a worker, else 0.
-        endless: The task is a service: nobody knows when it gives back what it took.
+        endless: True for a service: it may never release its resources.
     """
 
     cores: float = 1
@@ -176,23 +176,11 @@ class Request:
 ONE_FUNCTION = Request(cores=1, workers=1)
 
 
-class Waiting(Protocol):
-    """What can wait in a `Queue`."""
-
-    request: Request
-    number: int
-    gpus: tuple[str, ...]
-    waits: bool
-
-
-W = TypeVar("W", bound=Waiting)
-
-
 class Slots:
-    """What is free.
+    """Free resources.
 
     Args:
-        machine: All there is.
+        machine: All resources of the host.
     """
 
     def __init__(self, machine: HostResources) -> None:
@@ -204,7 +192,7 @@ class Slots:
         self._endless: list[Request] = []
 
     def missing(self, request: Request) -> str | None:
-        """Why the request can never be met here, `None` where it can."""
+        """Return why the request can never be met; `None` if it can."""
         machine = self.machine
         if request.cores > machine.cores:
             return f"it asks for {request.cores} cores, there are {machine.cores}"
@@ -215,8 +203,8 @@ class Slots:
         return None
 
     def take(self, request: Request) -> tuple[str, ...] | None:
-        """Takes what is requested; the GPUs given, or `None` where it is not free."""
-        if request.workers > self._workers or not self.fits(request):  # mostly of workers
+        """Assign resources; return the GPUs, or `None` if the resources are not free."""
+        if request.workers > self._workers or not self.fits(request):  # the first decides mostly
             return None
         self._cores = round(self._cores - request.cores, 3)
         self._workers -= request.workers
@@ -230,7 +218,7 @@ class Slots:
         return tuple(gpus)
 
     def release(self, request: Request, gpus: tuple[str, ...]) -> None:
-        """Gives back what `take` took."""
+        """Release resources that `take` has assigned."""
         self._cores = round(self._cores + request.cores, 3)
         self._workers += request.workers
         if self._memory is not None:
@@ -243,11 +231,11 @@ class Slots:
 
     @property
     def cores_in_use(self) -> float:
-        """How many cores are taken."""
+        """Number of cores in use."""
         return round(self.machine.cores - self._cores, 3)
 
     def fits(self, request: Request, *, but_for_worker: bool = False) -> bool:
-        """Whether the request can be met now, or could if a worker were free."""
+        """Return whether the request can be met now, or could be if a worker were free."""
         return (
             (but_for_worker or request.workers <= self._workers)
             and request.cores <= self._cores
@@ -256,7 +244,7 @@ class Slots:
         )
 
     def waits_for_service(self, request: Request) -> bool:
-        """Whether the request could not be met although all but services had ended."""
+        """Return whether the request cannot be met before a service ends."""
         if not self._endless:
             return False
         machine, held = self.machine, self._endless
@@ -270,40 +258,40 @@ class Slots:
         )
 
 
-class Queue(Generic[W]):
-    """Tasks that wait for slots; all of it but `take_over` is for the loop.
+class Queue:
+    """Queue of jobs that wait for resources. Only `take_over` may be called from other threads.
 
     Args:
-        slots: Where they come from.
+        slots: The resources.
     """
 
     def __init__(self, slots: Slots) -> None:
         self._slots = slots
         self._numbers = itertools.count()
         self._lock = threading.Lock()
-        self._functions: deque[W] = deque()
-        self._programs: deque[W] = deque()
-        self._passed: list[W] = []  # wait for services, and let others pass meanwhile
+        self._functions: deque[Job] = deque()
+        self._programs: deque[Job] = deque()
+        self._passed: list[Job] = []  # wait for services; others pass them
 
     def __bool__(self) -> bool:
         return bool(self._functions or self._programs or self._passed)
 
-    def push(self, item: W) -> None:
-        """Adds a task behind all others."""
+    def push(self, item: Job) -> None:
+        """Add a job at the end."""
         item.number = next(self._numbers)
         item.waits = True
         (self._functions if item.request.workers else self._programs).append(item)
 
-    def withdraw(self, item: W) -> bool:
-        """Takes out a task; `False` for one that does not wait any more."""
+    def withdraw(self, item: Job) -> bool:
+        """Remove a job; return `False` if it is not in the queue."""
         with self._lock:
             waits, item.waits = item.waits, False
             return waits
 
-    def take_over(self, request: Request) -> W | None:
-        """The next task, where it has the same request and gets what another has had; any thread.
+    def take_over(self, request: Request) -> Job | None:
+        """Return the next job if it has the same request, for the slots of another. Thread-safe.
 
-        Not while programs wait, or a task that others pass: whose turn it is, is seen by `pop`.
+        Returns `None` while programs or jobs that others pass are waiting: then `pop` decides.
         """
         functions = self._functions
         with self._lock:
@@ -317,15 +305,15 @@ class Queue(Generic[W]):
                     return item
         return None
 
-    def pop(self) -> W | None:
-        """The next task, with what it needs taken; `None` where it is nobody's turn."""
+    def pop(self) -> Job | None:
+        """Assign resources to the next job and return it; `None` if none can start."""
         with self._lock:
             item = self._pop()
             if item is not None:
                 item.waits = False
             return item
 
-    def _pop(self) -> W | None:
+    def _pop(self) -> Job | None:
         if self._passed:
             item, reserved = self._pop_passed()
             if item is not None or reserved:
@@ -347,15 +335,15 @@ class Queue(Generic[W]):
             else:
                 return None
 
-    def first(self) -> W | None:
-        """The next function task, where no others wait."""
+    def first(self) -> Job | None:
+        """Return the next function task; `None` if there is none or others wait, too."""
         functions = self._functions
         while functions and not functions[0].waits:
             functions.popleft()
         return functions[0] if functions and not self._programs and not self._passed else None
 
-    def put_back(self, items: Iterable[W]) -> None:
-        """Puts function tasks that were taken over where they were."""
+    def put_back(self, items: Iterable[Job]) -> None:
+        """Return jobs from `take_over` to their places."""
         place = 0
         with self._lock:
             for item in items:
@@ -364,8 +352,8 @@ class Queue(Generic[W]):
                 item.waits = True
                 self._functions.insert(place, item)
 
-    def clear(self) -> list[W]:
-        """Takes out all that waits, in the order it came."""
+    def clear(self) -> list[Job]:
+        """Remove and return all jobs, in order."""
         with self._lock:
             items = [*self._passed, *self._functions, *self._programs]
             for line in (self._passed, self._functions, self._programs):
@@ -373,15 +361,15 @@ class Queue(Generic[W]):
         waiting = [item for item in items if self.withdraw(item)]
         return sorted(waiting, key=lambda item: item.number)
 
-    def _take(self, item: W) -> bool:
+    def _take(self, item: Job) -> bool:
         gpus = self._slots.take(item.request)
         if gpus is None:
             return False
         item.gpus = gpus
         return True
 
-    def _pop_passed(self) -> tuple[W | None, bool]:
-        """A task that others passed, and whether one of them is now to be waited for."""
+    def _pop_passed(self) -> tuple[Job | None, bool]:
+        """Return a job that others passed, and whether others must wait for one of them now."""
         self._passed = [item for item in self._passed if item.waits]
         for index, item in enumerate(self._passed):
             if self._take(item):
@@ -391,7 +379,7 @@ class Queue(Generic[W]):
         return None, False
 
     @staticmethod
-    def _first(lines: list[deque[W]]) -> deque[W] | None:
+    def _first(lines: list[deque[Job]]) -> deque[Job] | None:
         filled = [line for line in lines if line]
         if len(filled) == 2:
             return min(filled, key=lambda line: line[0].number)
@@ -400,34 +388,34 @@ class Queue(Generic[W]):
 
 @dataclass(slots=True, eq=False, repr=False)
 class Job:
-    """A task, and how it stands.
+    """A task in the local backend.
 
     Attributes:
         task: The description, which results are written into.
         uid: Its uid.
-        request: What it takes while it runs.
-        runner: What runs it.
+        request: The resources that it needs.
+        runner: The runner of its kind.
         number: Its place in the queue.
-        gpus: The GPUs it was given.
-        context: What the task can know of itself, made when it starts.
-        spill: The directory for large output of a function; made when there is some.
-        recorder: What keeps the output of a function in this process.
-        cancelled: Somebody asked for its end.
-        waits: It is in the queue.
-        successor: The job that its thread or worker process goes on with, and that has its slots.
-        given: Its runner has it.
-        announced: The running state was reported, or the job does not come so far.
-        over: It has ended, and its terminal state was reported.
-        value: What a function returned.
-        error: What it raised, or why it could not be run.
-        failed: An executable ran and failed: there is no exception.
-        handle: Whatever its runner needs to get hold of it.
-        pid: The process that runs it, where that is known.
-        worker: The same in words, for people.
-        attempts: How many worker processes were gone before one had begun with it.
-        call: Its call for a worker process, where it is packed already.
+        gpus: The GPUs that are assigned to it.
+        context: Its `TaskContext`, set when it starts.
+        spill: The directory for large output of a function, created when needed.
+        recorder: The recorder of its output, for a function in this process.
+        cancelled: True if it was canceled.
+        waits: True if it is in the queue.
+        successor: The next job of its thread or worker process, which takes over its slots.
+        given: True if its runner has it.
+        announced: True if RUNNING was reported, or will not be.
+        over: True if its terminal state was reported.
+        value: The function's return value.
+        error: The exception that the function raised, or that prevented the job from running.
+        failed: True if an executable failed; then there is no exception.
+        handle: The runner's own reference to what runs.
+        pid: The process that runs it, if known.
+        worker: The same for messages.
+        attempts: Number of worker processes that ended before one started its call.
+        call: Its pickled call for a worker process.
         modules: The program's own modules for its call, see `CallSpec.modules`.
-        block: The shared memory that holds its call, if that is large.
+        block: The shared memory that contains its call, if that is large.
     """
 
     task: TaskDescription
@@ -460,21 +448,21 @@ class Job:
         return f"<Job {self.uid}>"
 
     def take(self, outcome: CallResult, unpack: Callable[[Any], Any] = loads) -> None:
-        """Takes what came back from another process: the output, and the value or the error."""
-        self.recorder = None  # nothing was printed here
+        """Set the output and the value or error that came back from another process."""
+        self.recorder = None  # the other process has recorded
         calls.report(self.task, outcome)
         self.value, self.error = calls.result(self.task, outcome, unpack)
 
     def environment(self, all_gpus: tuple[str, ...]) -> dict[str, str]:
-        """The variables that it gets in a process of its own.
+        """Return the environment variables for a process of its own.
 
-        Where the backend hands out GPUs, one that asked for none sees none.
+        If the backend has GPUs, a task that requests none sees none.
         """
         gpus = self.gpus if all_gpus else None
         return task_environment(self.task, cores=self.request.cores, gpus=gpus)
 
     def enter(self) -> None:
-        """Makes the context and the recorder of a function that starts in this process now."""
+        """Create the context and the recorder of a function that starts in this process."""
         task = self.task
         timeout = task.get("timeout")
         sandbox = task.get("sandbox")
@@ -491,28 +479,28 @@ class Job:
 class Runner(Protocol):
     """A part of the backend that runs jobs of some kind.
 
-    All methods are called on the engine's loop. A job's end is told by putting it
-    into the backend's mailbox.
+    All methods are called on the engine's loop. A runner puts jobs that have ended into the
+    backend's mailbox.
     """
 
     announces: bool
-    """It tells by itself when a job has begun; else a job runs once it was handed over."""
+    """True if it reports when a job starts; otherwise a job counts as running after `run`."""
 
     stoppable: bool
-    """Its running jobs can be stopped."""
+    """True if it can stop running jobs."""
 
     def run(self, job: Job) -> None:
-        """Starts a job. May raise, which fails the job."""
+        """Start a job. An exception fails the job."""
 
     def cancel(self, job: Job) -> None:
-        """Stops a job that was started, or asks it to end. Called once per job."""
+        """Stop a job, or ask it to end. Called at most once for each job."""
 
     def ended(self, job: Job) -> None:
-        """Notes that a job it was given has come back."""
+        """Handle the end of a job of this runner."""
 
 
 def no_environment(job: Job) -> CapabilityError:
-    """Returns the error for a function on a thread that asks for variables of its own."""
+    """Return the error for a function on a thread that sets environment variables."""
     return CapabilityError(
         f"task {job.task['name']!r} sets environment variables, which threads share with the "
         "whole program; run it in processes: LocalExecutionBackend('process')"
