@@ -1,10 +1,8 @@
 """Worker process: makes one call at a time, and forwards log records to the program.
 
-Calls and results cross the border as bytes made by cloudpickle, so that closures, lambdas and
-functions of the main program work, and so that an object that cannot be pickled fails its own task
-with a reason. Short calls wait here behind those before them until they are started or taken back.
-The program's side is `rhapsody.backends.local.workers`; it handles log records as it configured
-that.
+Calls and results are pickled by cloudpickle, so that closures, lambdas and functions of the main
+program work. Short calls may wait here until they are started or the program takes them back. The
+program's side is `rhapsody.backends.local.workers`.
 """
 
 from __future__ import annotations
@@ -21,9 +19,8 @@ import threading
 from collections.abc import Callable, Coroutine, Mapping
 from contextlib import suppress
 from functools import lru_cache
-from io import BufferedIOBase, IOBase, TextIOWrapper
+from io import IOBase
 from logging.handlers import QueueHandler
-from select import PIPE_BUF
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rhapsody.backends.local.shared_memory import LARGE, Block, WorkerMemory
@@ -47,14 +44,14 @@ if TYPE_CHECKING:
     from multiprocessing.connection import Connection
 
 LENGTHS = struct.Struct("=QQ")
-"""How a reply begins: the lengths in bytes of its two parts, which follow.
+"""Head of a reply: the lengths in bytes of its two parts, which follow.
 
-The first part is an outcome, and the second the packed data that go with it. Where there is
-no first part, the second is a log record.
+The first part is a `CallResult` without its payload, and the second is the payload. If the first
+part is empty, the second is a log record.
 """
 
 NUMBER = struct.Struct("=I")
-"""Which of the calls that this worker was sent it is."""
+"""The number of a call, counted for each worker."""
 
 CALL = struct.Struct("=IIBQQQ")
 """Head of a call: its number, the shared block for its result, `Call.kind`, and the lengths of
@@ -75,11 +72,11 @@ REUSABLE, SHARED = 1, 2
 
 
 class Call(NamedTuple):
-    """A packed call.
+    """A pickled call.
 
     Attributes:
-        function: The function as bytes; empty where the arguments are the whole call.
-        arguments: Positional and keyword arguments as bytes.
+        function: The pickled function; empty if `arguments` is the whole call.
+        arguments: The pickled positional and keyword arguments.
         kind: `REUSABLE` if no call changes the function, so that it is unpickled only once;
             `SHARED` if the arguments are a `BLOCK` of shared memory that holds the whole call.
     """
@@ -91,18 +88,18 @@ class Call(NamedTuple):
 
 def work(
     connection: socket.socket,
-    unbegun: Connection,
+    unstarted: Connection,
     levels: Mapping[str, int],
     memory: WorkerMemory,
 ) -> None:
-    """Makes calls until there are no more to come. What a worker process runs.
+    """Make calls until the program closes the connection: the main function of a worker.
 
     Args:
-        connection: Where calls come from and outcomes go to. One byte is sent at first.
-        unbegun: Holds the numbers of the calls that were sent; each is taken when the call
-            begins, here or by the program, which then takes it back.
-        levels: What of log records goes to the program, see `forward_logs`.
-        memory: Where large arguments come from and large results go to.
+        connection: For calls and replies. The worker first sends one byte when it is ready.
+        unstarted: Contains the numbers of the calls that were sent and have not started. The worker
+            reads a number to start the call, the program to take it back.
+        levels: The log levels of the program, see `forward_logs`.
+        memory: Shared memory for large arguments and results.
     """
     begin()
     _runner.memory = memory
@@ -123,19 +120,19 @@ def work(
                 _reused.cache_clear()  # cached functions refer to the former modules
                 continue
             if next_one is None:
-                next_one = _taken(unbegun)
+                next_one = _taken(unstarted)
             if number == next_one:
                 next_one = None
                 outcome = _runner.make(order, call)
                 if os.getpid() != pid:
-                    os._exit(0)  # the call has forked, and its child came back
+                    os._exit(0)  # this is a child that the call has forked
                 send(reply(outcome))
                 del outcome
-            del taken, order, call  # not kept until the next call comes
+            del taken, order, call  # release the values before waiting
 
 
 def modules_frame(modules: bytes) -> bytearray:
-    """The program's own modules as they are sent to a worker: a call without an order."""
+    """Return the program's own modules as they are sent to a worker: a call without a spec."""
     return bytearray(CALL.pack(0, 0, 0, 0, 0, len(modules))) + modules
 
 
@@ -167,103 +164,43 @@ def reply(outcome: CallResult) -> bytes:
     return b"".join((LENGTHS.pack(len(head), len(payload)), head, payload))
 
 
-def _taken(unbegun: Connection) -> int | None:
-    """Takes the number of the call that is to be begun; `None` where all were taken back."""
+def _taken(unstarted: Connection) -> int | None:
+    """Return the number of the call to start; `None` if all were taken back."""
     try:
-        taken = os.read(unbegun.fileno(), NUMBER.size)
+        taken = os.read(unstarted.fileno(), NUMBER.size)
     except BlockingIOError:
         return None
-    return NUMBER.unpack(taken)[0] if taken else None  # the program is gone
+    return NUMBER.unpack(taken)[0] if taken else None  # the program has ended
 
 
 def begin() -> None:
-    """Prepares a new worker process."""
-    # In a group of its own the terminal's Ctrl-C does not reach the worker, and what
-    # a function leaves running can be ended with it.
+    """Prepare a new worker process."""
+    # In a process group of its own the terminal's Ctrl-C does not reach the worker, and what a
+    # function leaves running can be killed with it.
     with suppress(OSError):
         os.setsid()
-    # Stops code that never returns to the interpreter, too.
+    # The default action also stops code that never returns to the interpreter.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     _die_with_parent()
-    sys.stdout, sys.stderr = _in_lines(sys.stdout), _in_lines(sys.stderr)
+    for stream in (sys.stdout, sys.stderr):  # so that lines of several workers are not mixed
+        with suppress(AttributeError, ValueError):  # there is none, or it is closed
+            stream.reconfigure(line_buffering=True, write_through=False)  # type: ignore[union-attr]
     streams.acquire()
 
 
 def execute(order: CallSpec, call: bytes) -> CallResult:
-    """Makes one call on an executor that the user brings, which may be of another installation.
+    """Make one call on a user's executor, which may run in another installation.
 
     Raises:
-        ProtocolVersionError: It is, and of another version.
+        ProtocolVersionError: That installation uses another version of the protocol.
     """
     require_version(order.version, "the program", "its executor")
     streams.ensure()
     return _runner.make(order, Call(b"", call))
 
 
-def _in_lines(stream: Any) -> Any:
-    """Return a stream for the same descriptor that writes whole lines, see `_WholeLines`."""
-    try:
-        descriptor = stream.fileno()
-        at_once = stream.line_buffering or stream.write_through  # a terminal, or `python -u`
-    except (AttributeError, OSError, ValueError):  # it is closed
-        return stream
-    lines, errors = _WholeLines(descriptor, at_once), stream.errors
-    return TextIOWrapper(lines, stream.encoding, errors, newline="\n", write_through=at_once)
-
-
-class _WholeLines(BufferedIOBase):
-    """Buffer for a standard stream that several processes write to.
-
-    Python's own buffer is written whenever it is full, in the middle of a line, which another
-    process may then continue. This one is written in pieces that end with a line and that a pipe
-    takes as a whole. Only a line longer than `PIPE_BUF` (4096 bytes on Linux), or one that is
-    flushed before its end, may still be mixed with others.
-
-    Args:
-        descriptor: The stream's descriptor.
-        at_once: Whether each line is written as soon as it is complete, as on a terminal.
-    """
-
-    def __init__(self, descriptor: int, at_once: bool) -> None:
-        self._descriptor = descriptor
-        self._at_once = at_once
-        self._lock = threading.Lock()
-        self._data = bytearray()
-
-    def fileno(self) -> int:
-        return self._descriptor
-
-    def isatty(self) -> bool:
-        return os.isatty(self._descriptor)
-
-    def writable(self) -> bool:
-        return True
-
-    def write(self, data: Any) -> int:
-        data = bytes(data)
-        with self._lock:
-            self._data += data
-            if self._at_once or len(self._data) >= PIPE_BUF:
-                self._write(self._data.rfind(b"\n") + 1)
-        return len(data)
-
-    def flush(self) -> None:
-        with self._lock:
-            self._write(len(self._data))
-
-    def _write(self, size: int) -> None:
-        """Write the first bytes of the buffer, and drop them even if that fails."""
-        data, self._data = self._data[:size], self._data[size:]
-        start = 0
-        while start < size:
-            end = start + PIPE_BUF
-            if end < size:
-                end = data.rfind(b"\n", start, end) + 1 or data.find(b"\n", end) + 1 or size
-            start += os.write(self._descriptor, data[start:end])
-
-
 class _WorkerOutput(CapturedOutput):
-    """Shows what a call printed where the worker's output goes as soon as it has ended."""
+    """Output of a call, which also appears in the worker's output when the call has ended."""
 
     def __exit__(self, *error: object) -> None:
         super().__exit__(*error)
@@ -272,7 +209,7 @@ class _WorkerOutput(CapturedOutput):
 
 
 class _Runner(Runner):
-    """Makes the calls of one worker process, whose coroutines share a loop."""
+    """Runner of a worker process, whose coroutines share a loop."""
 
     worker = "the worker process"
     place = "in a worker process"
@@ -318,15 +255,15 @@ _reused = lru_cache(64)(loads)
 
 def _flush() -> None:
     for stream in (sys.stdout, sys.stderr):
-        with suppress(OSError, ValueError):  # closed, or nobody reads
+        with suppress(OSError, ValueError):  # it is closed
             stream.flush()
 
 
 def _die_with_parent() -> None:
-    """Has the system kill this worker, and what it started, when the main program is gone.
+    """Let the kernel kill this worker's process group when the main program ends.
 
-    Where the system cannot, a worker that is idle ends by itself, and one that is
-    busy after its call.
+    Without that (not on Linux) an idle worker ends when its connection closes, and a busy one after
+    its call.
     """
     import fcntl
     from multiprocessing import parent_process
@@ -343,11 +280,11 @@ def _die_with_parent() -> None:
 
 
 _ATTEMPT = re.compile(r".+\.(task\.[0-9]+)\.[0-9]+", re.DOTALL)
-"""The uid of an engine's attempt; the group is that of the future."""
+"""The uid of an attempt; the group is the uid of the future."""
 
 
 def log_levels() -> dict[str, int]:
-    """The levels that the program has set, by the names of its loggers; `""` is the root's."""
+    """Return the levels that the program has set by logger name; `""` is the root logger."""
     loggers = {name: logging.getLogger(name) for name in list(logging.root.manager.loggerDict)}
     return {"": logging.root.level} | {
         name: logger.level for name, logger in loggers.items() if logger.level
@@ -355,10 +292,10 @@ def log_levels() -> dict[str, int]:
 
 
 def forward_logs(send: Callable[[bytes], object], program: Mapping[str, int]) -> None:
-    """In a worker: sends what is logged to the program.
+    """Forward log records from a worker to the program.
 
     Args:
-        send: Sends a packed record.
+        send: Sends a pickled record.
         program: The levels that the program has set.
     """
     for name, level in program.items():
@@ -367,10 +304,10 @@ def forward_logs(send: Callable[[bytes], object], program: Mapping[str, int]) ->
 
 
 def handle_log(record: bytes | memoryview) -> None:
-    """In the program: handles a record that `forward_logs` has sent.
+    """Handle a record in the program that `forward_logs` has sent.
 
-    What its handlers raise, or its own values when they are unpickled, is told as `logging` tells
-    of it, and harms nobody: the outcome of the task comes behind it.
+    Errors of handlers, or from unpickling the record, are reported as `logging` does and must not
+    delay the result of the task, which follows.
     """
     made = logging.makeLogRecord({"msg": "a log record of a worker process"})
     try:
@@ -386,7 +323,7 @@ _reporter = logging.Handler()
 
 
 class _Forwarder(QueueHandler):
-    """Packs records whose text is made here, since their arguments may not travel."""
+    """Handler that sends records with formatted text, because arguments may not be picklable."""
 
     def __init__(self, send: Callable[[bytes], object]) -> None:
         super().__init__(None)  # type: ignore[arg-type]
@@ -394,7 +331,7 @@ class _Forwarder(QueueHandler):
         self._pid = os.getpid()
 
     def enqueue(self, record: logging.LogRecord) -> None:
-        """Sends a record with the task that it is from."""
+        """Send a record with the uid and name of its task."""
         if os.getpid() != self._pid:  # the task has forked
             if logging.lastResort is not None and record.levelno >= logging.lastResort.level:
                 logging.lastResort.handle(record)
@@ -413,7 +350,7 @@ class _Forwarder(QueueHandler):
 def _packed(attributes: dict[str, Any]) -> bytes:
     try:
         return pickle.dumps(attributes)
-    except Exception:  # what the program has added to a record may be anything
+    except Exception:  # the program may have added attributes that cannot be pickled
         plain = (str, int, float, type(None))
         return pickle.dumps(
             {
