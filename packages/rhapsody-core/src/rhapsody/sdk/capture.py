@@ -1,9 +1,9 @@
-"""Keeps what tasks print while it still goes where it always went.
+"""Capture of what functions print, while the text still reaches the standard streams.
 
-While a backend runs, `sys.stdout` and `sys.stderr` are wrapped; the wrapper asks
-the context it is called in whose task that is. Works for threads and coroutines
-side by side. Threads that a task starts by itself, programs that it starts and
-C code that writes past Python are not kept, only passed on.
+While a backend runs, `sys.stdout` and `sys.stderr` are wrapped by a `Tee`. A context variable names
+the recorder of the task that prints, so tasks in threads and coroutines of one process each have
+their own. The output of threads and programs that a task starts, and of C code that bypasses
+Python, is not captured.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from rhapsody.task import TaskDescription
 __all__ = ["CapturedOutput", "Recorder", "recording", "streams"]
 
 LIMIT = 1 << 20
-"""Characters of one stream of one task that are kept in memory."""
+"""Maximum number of characters of one stream of a task that are kept in memory."""
 
 TEES = 16
-"""How many of the wrappers of standard streams are kept for good.
+"""Number of wrappers of standard streams that are never freed.
 
 `print` borrows `sys.stdout` and does not hold it in Python 3.11, and in 3.12 and 3.13
 before April 2025: were the wrapper freed while a thread prints, the process would crash
@@ -41,15 +41,15 @@ Name = Literal["stdout", "stderr"]
 NAMES: tuple[Name, Name] = ("stdout", "stderr")
 
 Capture = bool | Literal["files", "quiet"]
-"""What a task's description says about its output."""
+"""The setting `capture` of a task."""
 
 
 class Record:
-    """What one task prints to one stream.
+    """Text that one task prints to one stream.
 
     Args:
-        path: The file for what exceeds `LIMIT`; without one the rest is dropped.
-        whole: All of it goes to the file, and `result` gives the path.
+        path: The file for text beyond `LIMIT`; without one that text is dropped.
+        whole: Write all text to the file, and return its path from `result`.
     """
 
     def __init__(self, path: str | None, *, whole: bool = False) -> None:
@@ -62,7 +62,7 @@ class Record:
         self._closed = False
 
     def write(self, text: str) -> None:
-        """Adds text. What comes after `result` is ignored."""
+        """Add text, unless `result` was called."""
         with self._lock:
             if self._closed:
                 return
@@ -79,11 +79,11 @@ class Record:
 
     @property
     def in_file(self) -> bool:
-        """Whether some of it is in the file."""
+        """True if some text is in the file."""
         return self._file is not None
 
     def result(self) -> str:
-        """What was printed, or the path of its file; nothing is added after this."""
+        """Return the text, or the path of its file, and ignore later text."""
         with self._lock:
             self._closed = True
             if self._whole and self._path is not None:
@@ -101,7 +101,7 @@ class Record:
     def _spill(self, path: str) -> TextIO:
         if self._file is None:
             os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
-            with suppress(FileNotFoundError):  # the task may have put anything there, a FIFO say
+            with suppress(FileNotFoundError):  # the task may have created anything there
                 os.unlink(path)
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
             self._file = os.fdopen(
@@ -112,12 +112,12 @@ class Record:
 
 
 class Recorder:
-    """Keeps what one task prints; one for each attempt, for `recording`. Any thread.
+    """Recorder of the output of one attempt of a task, for `recording`. Thread-safe.
 
     Args:
-        directory: The task's sandbox, for large output; made when there is some.
-        files: All output goes to files there.
-        quiet: It is kept only, and does not go where it always went.
+        directory: The directory for large output, created when needed.
+        files: Write all output to files there.
+        quiet: Do not pass the text on to the standard streams.
     """
 
     def __init__(
@@ -130,7 +130,7 @@ class Recorder:
         self._ended = False
 
     def write(self, name: Name, text: str) -> None:
-        """Keep text that goes to one of the streams. What comes after a result is ignored."""
+        """Record text for one of the streams, unless `result` was called."""
         if not self._ended:
             self._record(name).write(text)
 
@@ -144,27 +144,27 @@ class Recorder:
 
     @property
     def quiet(self) -> bool:
-        """Whether text is kept only; not in processes that the task forks, which keep none."""
+        """True if text is not passed on; False in forked processes, which record nothing."""
         return self._quiet_in is not None and self._quiet_in == os.getpid()
 
     @property
     def in_files(self) -> str | None:
-        """The directory that holds output of the task's, `None` where none does."""
+        """The directory that contains some of the output, or `None`."""
         written = any(record.in_file for record in self._records.values())
         return self._directory if written else None
 
     def result(self, name: Name) -> str:
-        """Return what was printed to a stream, or with `files` the path of its file."""
+        """Return the text of a stream, or with `files` the path of its file."""
         self._ended = True
         if name in self._records or self._files:
             return self._record(name).result()
         return ""
 
     def report(self, task: TaskDescription) -> None:
-        """Write what was printed into the task's description.
+        """Write the output into the task's description.
 
         Raises:
-            OSError: Its files cannot be written.
+            OSError: A file cannot be written.
         """
         if not (self._records or self._files):
             self._ended = True
@@ -176,7 +176,7 @@ class Recorder:
 
 
 def recorder_for(capture: Capture, directory: str | None = None) -> Recorder | None:
-    """Return what keeps the output of a task whose description says so; `None` for nothing."""
+    """Return a recorder for a task's setting `capture`, or `None` if it is false."""
     if capture is False:
         return None
     return Recorder(directory, files=capture == "files", quiet=capture == "quiet")
@@ -188,32 +188,32 @@ _recorder: contextvars.ContextVar[Recorder | None] = contextvars.ContextVar(
 
 
 def recording(recorder: Recorder | None) -> Setting[Recorder | None]:
-    """Keep what a `with` block prints in `recorder`; with `None` it is only passed on.
+    """Return a context manager that records what its block prints; with `None`, nothing.
 
-    In the block's context, so threads and coroutines side by side each have their own.
-    The standard streams must be wrapped: see `streams`.
+    It sets a context variable, so other threads and coroutines are not affected. The standard
+    streams must be wrapped: see `streams`.
     """
     return Setting(_recorder, recorder)
 
 
 def keep(name: Name, text: str) -> None:
-    """Keep text as if the task that runs here had printed it; without one it is nobody's."""
+    """Record text as if the current task had printed it; do nothing without a task."""
     recorder = _recorder.get()
     if recorder is not None:
         recorder.write(name, text)
 
 
 def record_in(recorder: Recorder | None) -> None:
-    """Keep what is printed in the rest of this `contextvars.Context`, see `recording`."""
+    """Record what the rest of this `contextvars.Context` prints, see `recording`."""
     _recorder.set(recorder)
 
 
 class CapturedOutput(Output):
-    """Keeps what the call in a `with` prints, on whatever thread, while others print, too.
+    """Context manager that records what the call in its block prints, by a context variable.
 
     Args:
-        directory: The directory for large output; made when there is some.
-        capture: As in the task's description.
+        directory: The directory for large output, created when needed.
+        capture: The task's setting.
     """
 
     stdout: str | None
@@ -238,14 +238,14 @@ class CapturedOutput(Output):
 
 
 class Tee:
-    """Stands in for a standard stream: keeps a task's text and passes all of it on.
+    """Wrapper of a standard stream: records the text of tasks and passes all text on.
 
-    It goes on passing text to the stream after it was taken away, since handlers
-    and redirections may hold it.
+    It still passes text on after the wrapped stream was restored, because log handlers and
+    redirections may refer to it.
 
     Args:
-        name: Which stream it stands for.
-        stream: The real one.
+        name: The name of the stream.
+        stream: The real stream.
     """
 
     def __init__(self, name: Name, stream: Any) -> None:
@@ -256,7 +256,7 @@ class Tee:
             self._on_terminal = hasattr(stream, "isatty") and stream.isatty()
 
     def write(self, text: str) -> int:
-        """Writes text to the real stream, and to the record of the task that runs here."""
+        """Write text to the real stream, and record it for the current task."""
         recorder = _recorder.get()
         if recorder is not None:
             recorder.write(self.rhapsody_name, text)
@@ -272,16 +272,16 @@ class Tee:
         except BrokenPipeError:
             if recorder is None:
                 raise
-            return len(text)  # kept with the task, which must not fail with a closed stdout
+            return len(text)  # recorded; a closed stdout must not fail the task
         return written
 
     def writelines(self, lines: Iterable[str]) -> None:
-        """Writes each line."""
+        """Write each line."""
         for line in lines:
             self.write(line)
 
     def flush(self) -> None:
-        """Flushes the real stream."""
+        """Flush the real stream."""
         if self.rhapsody_stream is None or (streams.exiting and _recorder.get() is not None):
             return
         try:
@@ -292,7 +292,7 @@ class Tee:
 
     @property
     def buffer(self) -> Any:
-        """The stream for bytes; what a task writes there is kept as text."""
+        """The binary stream; what a task writes to it is recorded as text."""
         buffer = self.rhapsody_stream.buffer
         recorder = _recorder.get()
         return buffer if recorder is None else _Bytes(self.rhapsody_name, buffer, recorder)
@@ -302,7 +302,7 @@ class Tee:
 
 
 class _Bytes:
-    """Stands in for the `buffer` of a standard stream, for one task."""
+    """Wrapper of the `buffer` of a standard stream for one task."""
 
     def __init__(self, name: Name, buffer: Any, recorder: Recorder) -> None:
         self._name: Name = name
@@ -320,11 +320,12 @@ class _Bytes:
 
 
 class Streams:
-    """Wraps the standard streams of this process, for all who run tasks in it. Any thread.
+    """The standard streams of this process, wrapped while backends run. Thread-safe.
 
     Attributes:
-        terminal: Takes the text that would go to a terminal, while somebody draws on it; says
-            whether it did.
+        terminal: While a display draws on the terminal, the function that writes text for it and
+            returns whether it did; else `None`.
+        exiting: True if the interpreter is exiting.
     """
 
     def __init__(self) -> None:
@@ -335,20 +336,20 @@ class Streams:
         self.exiting: bool = False
 
     def acquire(self) -> None:
-        """Wrap the standard streams for one more user, who calls `release` when it ends."""
+        """Wrap the standard streams. Each call needs a call of `release`."""
         with self._lock:
             self._users += 1
         self.ensure()
 
     def ensure(self) -> None:
-        """Wrap them again where somebody has put others in their place; before each task."""
+        """Wrap the streams again if they were replaced. Called before each task."""
         for name in NAMES:
             stream = getattr(sys, name)
             if type(stream) is not Tee:
                 _replace(name, self._tee(name, stream))
 
     def release(self) -> None:
-        """Put the real streams back after the last user."""
+        """Restore the real streams after the last `release`."""
         with self._lock:
             self._users -= 1
             if not self._users:
@@ -356,7 +357,7 @@ class Streams:
                     _replace(name, self.real(name))
 
     def real(self, name: Name) -> Any:
-        """Return the stream that is wrapped."""
+        """Return the real stream."""
         stream = getattr(sys, name)
         while type(stream) is Tee:
             stream = stream.rhapsody_stream
@@ -370,12 +371,12 @@ class Streams:
         return self._tees[-1]
 
     def exit(self) -> None:
-        """Pass on no more of what tasks print: the interpreter is about to close the streams."""
+        """Stop passing on the text of tasks: the interpreter will close the streams."""
         self.exiting = True
 
 
 def _replace(name: Name, stream: Any) -> None:
-    """Sets a standard stream, also for the log handlers that write to it."""
+    """Replace a standard stream, also in log handlers that write to it."""
     former = getattr(sys, name)
     setattr(sys, name, stream)
     if former is None or stream is None or former is stream:

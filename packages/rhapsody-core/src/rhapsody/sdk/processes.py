@@ -30,7 +30,7 @@ from rhapsody.sdk.threads import start_thread
 
 __all__ = ["Guardian", "Program"]
 
-_groups: dict[int, int] = {}  # the process that registered each
+_groups: dict[int, int] = {}  # by group, the process that registered it
 
 
 def register_group(pid: int) -> None:
@@ -79,10 +79,10 @@ def group_alive(pid: int) -> bool:
         return False
     try:
         processes = [name for name in os.listdir("/proc") if name.isdigit()]
-    except OSError:  # only Linux has it, and only Linux counts the dead
+    except OSError:  # not Linux: zombies do not count there
         return True
     for process in processes:
-        with suppress(OSError, ValueError, IndexError):  # it has just gone
+        with suppress(OSError, ValueError, IndexError):  # it has just ended
             with open(f"/proc/{process}/stat", "rb") as file:
                 state, _, group = file.read().rpartition(b")")[2].split()[:3]
             if int(group) == pid and state not in b"ZX":
@@ -154,10 +154,10 @@ class Guardian:
     def began(self, pid: int) -> None:
         """Report that a process group has started."""
         with self._lock:
-            if self._stopped:  # the rest of a group that is being ended
+            if self._stopped:  # this is the rest of a group that is being killed
                 return
             self._live.add(pid)
-            with suppress(OSError):  # the next program is not started then: see `pipe`
+            with suppress(OSError):  # then `pipe` refuses the next program
                 self._opened()
             self._tell(b"+", pid)
 
@@ -181,7 +181,7 @@ class Guardian:
             self._live.clear()
 
     def __del__(self) -> None:
-        if not sys.is_finalizing():  # at the end of the process the system does it
+        if not sys.is_finalizing():  # else the system closes the pipe
             self._close()
 
     def _opened(self) -> int:
@@ -210,12 +210,12 @@ class Guardian:
 
     def _tell(self, what: bytes, pid: int) -> None:
         if self._pipe is not None:
-            with suppress(BrokenPipeError):  # it was killed; the next is told of all there is
+            with suppress(BrokenPipeError):  # it was killed; the next reaper learns of all groups
                 os.write(self._pipe, b"%b%d\n" % (what, pid))
 
     def _close(self) -> None:
         if self._pipe is not None:
-            if self._owner == os.getpid():  # no fork of the one that started it
+            if self._owner == os.getpid():  # not in a forked child
                 with suppress(BrokenPipeError):  # it was killed
                     os.write(self._pipe, b"!")
             os.close(self._pipe)
@@ -229,33 +229,33 @@ class Guardian:
 log: logging.Logger = logging.getLogger(__name__)
 
 CHECK = 0.02
-"""Seconds between two looks, on a thread, whether a group that was told to end is gone."""
+"""Seconds between checks, on a thread, for the end of a group that was asked to end."""
 
 KILLED = 1.0
-"""Seconds that the members of a group may take to be gone after SIGKILL."""
+"""Seconds that the members of a group may take to end after SIGKILL."""
 
 
 class Program:
-    """Starts a program, and knows it and whatever it starts in its process group.
+    """A running program in a process group of its own. Creating it starts the program.
 
-    Made on a loop, and all else is for the thread of that loop.
+    It must be created on a loop and used on that loop's thread.
 
     Args:
         command: The program and its arguments.
         cwd: Its working directory.
-        environment: All of its variables; nothing is added.
+        environment: All environment variables; none are added.
         stdin: Text for its standard input.
         stdout: A file or descriptor, as for `subprocess.Popen`.
-        stderr: The same.
-        guardian: What ends the group where this process is killed.
+        stderr: A file or descriptor, as for `subprocess.Popen`.
+        guardian: The reaper that kills the group if this process is killed.
 
     Attributes:
-        exited: Done when the whole group has ended, with the exit code. For several to
-            wait for: `asyncio.wait([program.exited])` leaves it alone when it is cancelled.
+        exited: A future with the exit code, done when the whole group has ended. Wait with
+            `asyncio.wait([program.exited])`, which does not cancel it.
 
     Raises:
-        OSError: It cannot be started.
-        RuntimeError: No thread can be started that waits for it, where one is needed.
+        OSError: The program cannot be started.
+        RuntimeError: A thread is needed to wait for it and cannot be started.
     """
 
     def __init__(
@@ -272,7 +272,7 @@ class Program:
         self._loop = asyncio.get_running_loop()
         self._guardian = guardian
         if guardian is not None:
-            guardian.pipe()  # where there can be none, nothing is started
+            guardian.pipe()  # if it cannot be started, neither is the program
         with ExitStack() as files:
             source: IO[bytes] | int = subprocess.DEVNULL
             if stdin:
@@ -298,7 +298,7 @@ class Program:
         else:
             try:
                 start_thread(self._wait, f"rhapsody-wait-{self._process.pid}")
-            except RuntimeError:  # nobody would hear of its end
+            except RuntimeError:  # its end could not be noticed
                 signal_group(self.pid, signal.SIGKILL)
                 self._closed()
                 self._exit_code()
@@ -306,7 +306,7 @@ class Program:
 
     @property
     def pid(self) -> int:
-        """The process id, which is the group's as well."""
+        """The id of the process and of its group."""
         return self._process.pid
 
     def _opened(self) -> None:
@@ -320,7 +320,7 @@ class Program:
             self._guardian.ended(self.pid)
 
     def terminate(self, grace: float) -> None:
-        """Ask the group to end, and end it by force after `grace` seconds; returns at once."""
+        """Terminate the group, and kill it after `grace` seconds. Returns immediately."""
         if self.exited.done() or self._deadline is not None:
             return
         self._deadline = time.monotonic() + grace
@@ -339,19 +339,19 @@ class Program:
             self._loop.remove_reader(self._descriptor)
             os.close(self._descriptor)
             self._descriptor = None
-        if self._deadline is None:  # what it leaves running has no time to end
+        if self._deadline is None:  # it exited without being asked: kill what it left running
             self._deadline = time.monotonic()
-            # Before the leader is reaped its group's number cannot be anybody else's.
+            # Until the leader is reaped, the number of its group is not reused.
             signal_group(self.pid, signal.SIGKILL)
         self._closed()
         code = self._exit_code()
         if group_exists(self.pid):
-            self._opened()  # while it has members its number is nobody else's
-            # A shell ends at once when it is told to; what it runs has its time to do so.
+            self._opened()  # while it has members, its number is not reused
+            # A shell ends immediately; the programs that it runs have until the deadline.
             wait = partial(self._wait_for_group, self._deadline, code)
             try:
                 start_thread(wait, f"rhapsody-end-{self.pid}")
-            except RuntimeError:  # there are too many threads to give it its time
+            except RuntimeError:  # too many threads
                 signal_group(self.pid, signal.SIGKILL)
                 self._closed()
                 self._over(code)
@@ -362,10 +362,10 @@ class Program:
         """Reap the leader and return its exit code, 255 if other code has reaped it."""
         try:
             os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)
-        except ChildProcessError:  # for which `Popen.wait` says 0
+        except ChildProcessError:  # `Popen.wait` would return 0
             log.warning(
-                "how process %d ended is not known, and it is taken for failed: SIGCHLD is ignored "
-                "or has a handler that waits for every process. Leave it alone with "
+                "process %d counts as failed because its exit code is unknown: SIGCHLD is ignored, "
+                "or its handler waits for every process. Restore the default with "
                 "signal.signal(signal.SIGCHLD, signal.SIG_DFL)", self.pid,
             )  # fmt: skip
             self._process.wait()
@@ -377,8 +377,8 @@ class Program:
         while group_alive(self.pid) and time.monotonic() < deadline:
             time.sleep(CHECK)
         signal_group(self.pid, signal.SIGKILL)
-        gone = time.monotonic() + KILLED
-        while group_alive(self.pid) and time.monotonic() < gone:
+        deadline = time.monotonic() + KILLED
+        while group_alive(self.pid) and time.monotonic() < deadline:
             time.sleep(CHECK)
         self._closed()
         with suppress(RuntimeError):  # the loop is closed

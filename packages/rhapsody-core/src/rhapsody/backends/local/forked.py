@@ -1,7 +1,7 @@
-"""Makes the fork server deaf to the terminal. Imported by it alone, before all else.
+"""Detach the fork server from the terminal. The server imports this module first.
 
-The server and its workers are no part of the terminal's foreground group, and
-ignore Ctrl-C: it is for the program to say what happens to them.
+The server and its workers are not in the terminal's foreground process group and ignore Ctrl-C:
+the program decides when they stop.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
-"""Packs the calls of functions for worker processes.
+"""Pickling of calls for worker processes.
 
-Packing runs code of the objects themselves, which may take for ever, and so has a thread of
-its own. What holds nothing but values of Python's own types runs none, and is packed at once:
-most arguments of short calls are such, and a function is once what it refers to is.
+Pickling runs code of the objects, which may take arbitrarily long, so it has a thread of its own.
+Small values of Python's own types run no such code and are pickled on the loop, as is a function
+that refers only to such values, to modules and to other such functions. The pickle of such a
+function is kept as long as everything it refers to is unchanged.
 """
 
 from __future__ import annotations
@@ -24,13 +25,13 @@ from rhapsody.sdk.runner import PLAIN, CallSpec, dumps
 from rhapsody.task import TaskDescription
 
 SMALL: int = 1 << 16
-"""Bytes that are packed and unpacked on the loop."""
+"""Maximum size in bytes of values that are pickled and unpickled on the loop."""
 
 DEPTH = 8
-"""How deep containers may be inside each other for the same."""
+"""Maximum nesting of containers in such values."""
 
 KEPT = 128
-"""How many packed functions are kept."""
+"""Maximum number of pickled functions that are kept."""
 
 CONTAINERS = frozenset({tuple, list, set, frozenset, dict})
 NAMED = (type, types.FunctionType, types.BuiltinFunctionType)
@@ -39,10 +40,10 @@ MISSING: Any = object()
 NO_MEMORY = SharedMemory()
 
 STORES = {f"{verb}_{what}" for verb in ("STORE", "DELETE") for what in ("GLOBAL", "ATTR", "DEREF")}
-"""What can change a function, or what it refers to."""
+"""Opcodes that can change a function, or what it refers to."""
 
 REFLECTION = {"getattr", "setattr", "delattr", "attrgetter", "globals", "vars", "exec", "eval"}
-"""Names by which the same can be had."""
+"""Names of functions that can do the same."""
 
 
 def pack_call(task: TaskDescription, memory: SharedMemory = NO_MEMORY) -> tuple[Call, Block | None]:
@@ -65,7 +66,7 @@ def pack_call(task: TaskDescription, memory: SharedMemory = NO_MEMORY) -> tuple[
 
 
 def frame(order: CallSpec, call: Call) -> bytearray:
-    """A call as it is sent to a worker, with room for its number."""
+    """Return a call as it is sent to a worker, with space for its number."""
     function, arguments, kind = call
     packed = pickle.dumps(tuple(order), 5)
     head = CALL.pack(0, 0, kind, len(packed), len(function), len(arguments))
@@ -73,7 +74,7 @@ def frame(order: CallSpec, call: Call) -> bytearray:
 
 
 def is_small(values: Iterable[Any], left: int = SMALL, depth: int = DEPTH) -> int:
-    """Whether values are few, small and of Python's own types; the bytes that are left if so."""
+    """Return how many of `left` bytes remain if values are small and built-in, else 0."""
     for value in values:
         kind = type(value)
         if kind is int:
@@ -94,7 +95,7 @@ def is_small(values: Iterable[Any], left: int = SMALL, depth: int = DEPTH) -> in
 
 
 class Functions:
-    """Packed functions, kept for as long as packing them again would give the same."""
+    """Cache of pickled functions, valid as long as pickling again would return the same."""
 
     def __init__(self) -> None:
         import cloudpickle  # type: ignore[import-untyped,unused-ignore]
@@ -103,7 +104,7 @@ class Functions:
         self._known: dict[int, tuple[weakref.ref[Any], Packed | None]] = {}
 
     def pack(self, task: TaskDescription) -> Call | None:
-        """A task's call, if it is small; `None` where packing it may run code of others."""
+        """Pack a task's call; return `None` if it is not small, or pickling may run other code."""
         args, kwargs = task["args"], task["kwargs"]
         if not is_small(args) or (kwargs and not is_small((kwargs,))):
             return None
@@ -125,11 +126,12 @@ class Functions:
 
 
 class Packed:
-    """A packed function with what it refers to.
+    """A pickled function, and everything that it refers to.
 
     Attributes:
-        data: The function as bytes.
-        reusable: Calls of it cannot change it.
+        data: The pickle.
+        reusable: True if calls cannot change the function.
+        is_fixed: True if nothing that it refers to can change in place.
     """
 
     def __init__(self, function: Any) -> None:
@@ -138,12 +140,12 @@ class Packed:
         self._named: list[tuple[Mapping[str, Any], str, Any]] = []
         self._cells: list[tuple[types.CellType, Any]] = []
         self._functions: list[tuple[types.FunctionType, types.CodeType, Any]] = []
-        self._left = SMALL  # bytes of values that are looked at
-        self._modules = len(sys.modules)  # of packages those travel along that were imported
+        self._left = SMALL  # bytes that its values may still have
+        self._modules = len(sys.modules)  # cloudpickle sends the imported modules of packages
         self.is_fixed: bool = self._refer(function)
 
     def is_current(self) -> bool:
-        """Whether all that the function refers to is what it was."""
+        """Return whether everything that the function refers to is unchanged."""
         if self._functions and len(sys.modules) != self._modules:
             return False
         for names, name, value in self._named:
@@ -158,11 +160,11 @@ class Packed:
         return True
 
     def codes(self) -> list[types.CodeType]:
-        """The code of the functions that travel by value."""
+        """Return the code of the functions that are pickled by value."""
         return [code for _, code, _ in self._functions]
 
     def _refer(self, value: Any) -> bool:
-        """Notes what a value refers to; whether nothing of it can change in place."""
+        """Record what a value refers to; return whether nothing of it can change in place."""
         kind = type(value)
         self._left -= 8
         if kind in PLAIN:
@@ -206,7 +208,7 @@ class Packed:
         )
 
     def _is_type(self, annotation: Any) -> bool:
-        """Whether an annotation runs no code of others when it is packed."""
+        """Return whether pickling an annotation runs no other code."""
         if type(annotation) in GENERIC or type(annotation).__module__ == "typing":
             origin = getattr(annotation, "__origin__", None)
             parts = [*getattr(annotation, "__args__", [MISSING])]
@@ -223,7 +225,7 @@ def _pack(function: Any) -> Packed | None:
         if not found.is_fixed:
             return None
         found.data = dumps(function)
-    except Exception:  # it is told by whoever packs the whole call
+    except Exception:  # reported when the whole call is packed
         return None
     codes = found.codes()
     found.reusable = bool(codes) and not any(map(_can_change, codes))
@@ -243,13 +245,13 @@ def _content(cell: types.CellType) -> Any:
 
 @lru_cache(256)
 def _names(code: types.CodeType) -> frozenset[str]:
-    """The names of globals that code may use, and of attributes."""
+    """Return the names of globals that code may use, and of attributes."""
     return frozenset(name for each in with_inner(code) for name in each.co_names)
 
 
 @lru_cache(256)
 def _can_change(code: types.CodeType) -> bool:
-    """Whether code may change the function that it is of, or one that this refers to."""
+    """Return whether code may change its function, or one that this refers to."""
     if any(name in REFLECTION or name.startswith(("__", "f_")) for name in _names(code)):
         return True
     return any(

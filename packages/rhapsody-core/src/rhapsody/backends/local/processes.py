@@ -1,11 +1,17 @@
-"""Runs functions in worker processes: which worker gets which call, and what becomes of it.
+"""Pool of worker processes: assigns calls to workers.
 
-Calls are packed, and what came of them is unpacked, on a thread beside the engine's loop
-where that runs code of the objects themselves; the workers' sockets are read by the loop.
-Workers are started when there is something to do, and replaced when they are gone.
+A call is pickled, waits for an idle worker, runs there, and its reply is unpickled. Small values of
+Python's own types are pickled and unpickled on the loop; everything else on the packer, a thread,
+because pickling runs code of the objects, which may take arbitrarily long. The loop reads the
+sockets of the workers (`workers`), so no thread stands between a worker and the engine. A worker is
+started when a call waits and none is idle.
 
-Where calls are short, a worker is sent some ahead of time, which wait there for the slots of
-the one before them. They are taken back when that one turns out long or its worker is gone.
+If calls are short, the way from a reply to the next call takes longer than the call. So the pool
+sends short calls ahead: they wait in the worker for the slots of the calls before them, up to 5 ms
+of work. If the call before them turns out to be long, they are taken back and return to their place
+in the queue. A pipe with the numbers of the calls decides who has a call: the worker reads the
+number to start the call, the program reads it to take the call back, and each can be read once. So
+a killed worker costs only the call that it was running, and the others run on another worker.
 """
 
 from __future__ import annotations
@@ -40,38 +46,37 @@ START_TIMEOUT = 60.0
 """Seconds until a new worker must be ready."""
 
 PACKER_GRACE = 1.0
-"""Seconds that closing waits for objects that are being packed or unpacked."""
+"""Seconds that closing waits for the packer."""
 
 ATTEMPTS = 3
-"""How many workers may be gone before one has begun with a call."""
+"""Number of workers that may end before one of them starts a call."""
 
 AHEAD = 64
-"""How many calls wait in a worker at most."""
+"""Maximum number of calls that wait in a worker."""
 
 SHORT = 0.005
-"""Seconds of work that wait in a worker."""
+"""Seconds of work that may wait in a worker."""
 
 LONG = 0.01
-"""Seconds after which those that wait for a call are taken back."""
+"""Seconds after which the calls that wait behind a call are taken back."""
 
-# Before multiprocessing's own, which was registered first and waits for workers to end.
+# Runs before the handler of multiprocessing, which was registered first and joins the workers.
 atexit.register(kill_groups)
 
 
 class ProcessWorkers:
-    """Worker processes.
+    """Runner of functions in worker processes.
 
-    All methods are for the loop's thread, but for `open`.
+    All methods except `open` must be called on the loop, and all callbacks are.
 
     Args:
-        ended: Takes each job that has ended; called on the loop.
-        announced: Takes each job that a worker has got, and which is next there; called on
-            the loop.
-        next_short: Gives the next job and its call, if it needs just what the given one has and
-            `pack` could pack it, to wait in a worker for these slots; called on the loop.
-        taken_back: Takes the jobs that have waited so, in their order; called on the loop.
-        gpus: All the GPUs there are to give.
-        grace: Seconds between SIGTERM and SIGKILL for a worker whose job is cancelled.
+        ended: Called with each job that has ended.
+        announced: Called with each job that a worker receives, and that is next there.
+        next_short: Called with a job in a worker. Returns the next job and its frame if it can wait
+            for the same slots and `pack` can pack it.
+        taken_back: Called with the jobs that waited in a worker and were taken back, in order.
+        gpus: All GPUs of the backend.
+        grace: Seconds between SIGTERM and SIGKILL for a worker whose job is canceled.
     """
 
     announces = True
@@ -94,13 +99,13 @@ class ProcessWorkers:
         self._grace = grace
         self._jobs: set[Job] = set()
         self._functions = packing.Functions()
-        self._seconds: float | None = None  # that a call takes, of late
+        self._seconds: float | None = None  # moving average of the duration of a call
         self._watch: asyncio.TimerHandle | None = None
         self._waiting: dict[Job, bytearray] = {}
         self._workers: set[Worker] = set()
         self._idle: list[Worker] = []
         self._starting = 0
-        self._no_more = False  # workers can be started
+        self._cannot_start = False  # the last attempt to start a worker failed
         self._context: WorkerContext | None = None
         self._first: Worker | None = None
         self._packers: list[threading.Thread] = []  # those before the last are stuck
@@ -110,14 +115,14 @@ class ProcessWorkers:
         self._changed = asyncio.Event()
 
     def open(self) -> None:
-        """Starts the first worker; blocks, and is called on a thread of its own.
+        """Start the first worker. Blocks; call it on a thread.
 
         Raises:
-            BackendUnavailableError: It could not be started.
+            BackendUnavailableError: The worker could not be started.
         """
         self._context = WorkerContext()
-        own_modules()  # finding them takes a while, so do it outside the loop
-        memory_group()  # what was killed before does not count
+        own_modules()  # finding them takes long, so not on the loop
+        memory_group()  # earlier kills do not count
         try:
             self._context.start()
             self._first = Worker(self._context, START_TIMEOUT)
@@ -129,7 +134,7 @@ class ProcessWorkers:
             ) from error
 
     def listen(self) -> None:
-        """Begins to hear the workers, after `open`."""
+        """Attach the pool to the running loop, after `open`."""
         assert self._first is not None
         self._loop = asyncio.get_running_loop()
         self._from_packer: Mailbox[tuple[Job, bytearray | None]] = Mailbox(
@@ -140,7 +145,7 @@ class ProcessWorkers:
         self._take_in(self._first)
 
     def run(self, job: Job) -> None:
-        """Gives a job to the next worker that is free."""
+        """Run a job on the next idle worker."""
         if self.pack(job):
             self._waiting[job] = self.frame(job)
             self._jobs.add(job)
@@ -150,16 +155,13 @@ class ProcessWorkers:
             self._to_packer.put((job, None))
 
     def pack(self, job: Job) -> bool:
-        """Packs a job's call at once, if it is small and that runs no code of others."""
+        """Pack a job's call now, if it is small and packing runs no code of its objects."""
         if job.call is None:
             job.call = self._functions.pack(job.task)
         return job.call is not None
 
     def cancel(self, job: Job) -> None:
-        """Stops the worker that has begun with the job; another takes its place.
-
-        A job that waits in a worker is taken back only.
-        """
+        """Stop the worker that runs the job, or take the job back if it waits in a worker."""
         at: Worker | None = job.handle
         if at is not None:
             first = self._take_back(at)
@@ -169,27 +171,27 @@ class ProcessWorkers:
                 return
             at.read()
             while job.handle is at and at.jobs[0] is not job and at.read():
-                pass  # those before it have replied
+                pass  # those before it have sent their replies
             if job.over:
                 return
             if job.handle is at:
-                self._give_back(at.take_back())  # what was sent meanwhile
+                self._give_back(at.take_back())  # calls that were sent meanwhile
         job.cancelled = True
         if job.handle is not None:
-            job.handle.stop(self._grace)  # and when it is gone the job has ended
+            job.handle.stop(self._grace)  # the job ends with its worker
         else:
             self._waiting.pop(job, None)
-            if job is self._packing:  # which may take for ever, and others wait
+            if job is self._packing:  # other jobs must not wait for it
                 self._start_packer()
             self._end(job)
 
     def ended(self, job: Job) -> None:
-        """Notes that a job has ended."""
+        """Forget a job that has ended."""
         self._jobs.discard(job)
         job.block = None
 
     def hold(self) -> None:
-        """Takes back what has not begun, and begins nothing more; `close` follows."""
+        """Take back all calls that have not started, and start no more. Call `close` next."""
         self._stopping = True
         if self._watch is not None:
             self._watch.cancel()
@@ -197,11 +199,11 @@ class ProcessWorkers:
             self._take_back(each)
 
     async def close(self) -> None:
-        """Ends the workers, whatever they do."""
+        """Kill the workers, and wait for their end."""
         if self._context is None:
             return
         if not self._packers and self._first is not None:
-            self.listen()  # to its end
+            self.listen()  # to notice its end
         self._stopping = True
         self._waiting.clear()
         for each in self._workers:
@@ -228,7 +230,7 @@ class ProcessWorkers:
         packer.start()
 
     def _pack(self) -> None:
-        """Packs calls and unpacks replies on a thread, until another takes its place."""
+        """Pack calls and unpack replies: the packer thread, until another replaces it."""
         assert self._context is not None
         memory = self._context.memory
         while (item := self._to_packer.get()) is not None:
@@ -242,17 +244,17 @@ class ProcessWorkers:
                     job.call, job.block = packing.pack_call(job.task, memory)
                     call = self.frame(job)
                     job.call = None
-                except BaseException as error:  # packing runs the objects' own code
+                except BaseException as error:  # pickling runs the objects' own code
                     job.error = error
             self._from_packer.put((job, call))
-            del item, job, reply, call  # not kept until the next one comes
+            del item, job, reply, call  # release the values before waiting
             if self._packers[-1] is not threading.current_thread():
                 return
             self._packing = None
-        self._to_packer.put(None)  # for another
+        self._to_packer.put(None)  # for the next packer
 
     def frame(self, job: Job) -> bytearray:
-        """The call of a job that is packed, as it is sent."""
+        """Return the packed call of a job as it is sent."""
         assert job.call is not None
         environment = job.environment(self._gpus)
         job.modules = modules = own_modules()
@@ -266,7 +268,7 @@ class ProcessWorkers:
         return packing.frame(order, job.call)
 
     def _came_back(self, item: tuple[Job, bytearray | None]) -> None:
-        """Takes from the packer a call that is to be made, or a job that has ended."""
+        """Handle a packed call, or a job that has ended, from the packer."""
         job, call = item
         if job.over or self._stopping:
             return
@@ -277,28 +279,28 @@ class ProcessWorkers:
             self._hand_out()
 
     def _hand_out(self) -> None:
-        """Gives calls to idle workers, and starts one for each that is left."""
+        """Send waiting calls to idle workers, and start a worker for each remaining call."""
         if self._stopping:
             return
         while self._idle and (job := self._next()) is not None:
             self._give(job, self._idle.pop())
-        if self._no_more and self._busy():
+        if self._cannot_start and self._busy():
             return
         for _ in range(len(self._waiting) - self._starting):
             self._starting += 1
             try:
                 start_thread(self._start, "rhapsody-starter")
-            except RuntimeError as error:  # there are too many threads
+            except RuntimeError as error:  # too many threads
                 self._new.put(error)
 
     def _busy(self) -> bool:
-        """Whether there are workers that will be free or gone."""
+        """Return whether a worker is running a call."""
         return len(self._idle) < len(self._workers)
 
     def _next(self) -> Job | None:
-        """The next job that a worker which has made calls may have.
+        """Return the next job for a used worker: one without GPUs.
 
-        One that has begun to use a GPU cannot be given another.
+        A process that has used CUDA keeps its devices.
         """
         return next((job for job in self._waiting if not job.request.gpus), None)
 
@@ -312,30 +314,30 @@ class ProcessWorkers:
 
     def _replied(self, by: Worker, reply: CallResult) -> None:
         if not by.jobs or by.jobs[0].cancelled:
-            return  # which ends with its worker
+            return  # the job ends with its worker
         job = by.jobs.popleft()
         job.handle = None
         seconds = min(by.seconds, LONG)
         self._seconds = seconds if self._seconds is None else (3 * self._seconds + seconds) / 4
-        heir = by.jobs[0] if by.jobs else None
-        job.successor = heir  # which is next, in the slots of this one
+        successor = by.jobs[0] if by.jobs else None
+        job.successor = successor  # runs next, in the slots of this job
         if job.request.gpus:
             by.finish(self._grace)
-        elif heir is None and not by.over:
+        elif successor is None and not by.over:
             self._idle.append(by)
         if reply.plain and len(reply.payload) <= SMALL:
             job.take(reply)
             self._end(job)
         else:
             self._to_packer.put((job, reply))
-        if heir is not None:
-            self._announced(heir)
+        if successor is not None:
+            self._announced(successor)
         if self._waiting:
             self._hand_out()
         self._send_ahead(by)
 
     def _send_ahead(self, to: Worker) -> None:
-        """Sends a worker calls that wait there, where calls are short."""
+        """Send a worker further calls if calls are short."""
         if self._stopping or self._seconds is None or to.over or not to.jobs:
             return
         most = min(AHEAD, int(SHORT / max(self._seconds, SHORT / AHEAD)))
@@ -349,7 +351,7 @@ class ProcessWorkers:
             self._watch = self._loop.call_later(LONG, self._take_back_from_long)
 
     def _take_back_from_long(self) -> None:
-        """Takes back the calls that wait for a long one."""
+        """Take back the calls that wait behind a long one."""
         self._watch = None
         now = self._loop.time()
         for each in [each for each in self._workers if len(each.jobs) > 1]:
@@ -361,10 +363,10 @@ class ProcessWorkers:
                 self._watch = self._loop.call_later(LONG, self._take_back_from_long)
 
     def _take_back(self, at: Worker) -> Job | None:
-        """Takes back the calls that a worker has not begun.
+        """Take back the calls that a worker has not started.
 
         Returns:
-            The first, which has its slots, where it has not even begun that one.
+            The first job, which keeps its slots, if even that has not started.
         """
         jobs, first = at.take_back(), None
         if jobs and not at.jobs:
@@ -376,7 +378,7 @@ class ProcessWorkers:
         return first
 
     def _give_back(self, jobs: list[Job]) -> None:
-        """Puts jobs that have waited in a worker where they were."""
+        """Return jobs that waited in a worker to the queue."""
         for job in jobs:
             job.handle = None
         self._jobs.difference_update(jobs)
@@ -386,19 +388,19 @@ class ProcessWorkers:
     # Workers.
 
     def _start(self) -> None:
-        """Starts a worker, on a thread of its own.
+        """Start a worker. Runs on a thread of its own.
 
-        No asyncio task waits for it, since programs that end cancel every task there is.
+        Not in an asyncio task: a program that ends cancels all tasks.
         """
         assert self._context is not None
         try:
             new: Worker | Exception = Worker(self._context, START_TIMEOUT)
-        except Exception as error:  # a process that cannot start tells it in many ways
+        except Exception as error:  # starting a process can fail in many ways
             new = error
         self._new.put(new)
 
     def _started(self, new: Worker | Exception) -> None:
-        """Has a new worker take the call that has waited longest."""
+        """Add a new worker, or handle the error that starting it raised."""
         self._starting -= 1
         if isinstance(new, Worker):
             self._take_in(new)
@@ -410,7 +412,7 @@ class ProcessWorkers:
 
     def _take_in(self, new: Worker) -> None:
         self._workers.add(new)
-        new.attend(self._loop, self._replied, self._gone)
+        new.attend(self._loop, self._replied, self._worker_ended)
         if self._stopping:
             new.kill()
         elif self._waiting:
@@ -422,12 +424,12 @@ class ProcessWorkers:
         if not self._waiting:
             return
         if self._busy():
-            if not self._no_more:
+            if not self._cannot_start:
                 log.warning(
                     "no more worker processes can be started, calls wait for those there are: %s",
                     describe_error(error),
                 )
-            self._no_more = True
+            self._cannot_start = True
             return
         job = next(iter(self._waiting))
         job.attempts += 1
@@ -440,27 +442,27 @@ class ProcessWorkers:
         )
         self._end(job)
 
-    def _gone(self, former: Worker, code: int | None, unbegun: list[Job]) -> None:
+    def _worker_ended(self, former: Worker, code: int | None, unstarted: list[Job]) -> None:
         self._workers.discard(former)
         if former in self._idle:
             self._idle.remove(former)
         self._changed.set()
         if self._stopping:
             return
-        self._no_more = False
-        self._lost(former, code, unbegun)
+        self._cannot_start = False
+        self._worker_lost(former, code, unstarted)
         self._hand_out()
 
-    def _lost(self, former: Worker, code: int | None, unbegun: list[Job]) -> None:
-        """Sees to the jobs of a worker that is gone."""
-        begun, first = list(former.jobs), None
-        if unbegun and not begun:
-            first = unbegun.pop(0)
+    def _worker_lost(self, former: Worker, code: int | None, unstarted: list[Job]) -> None:
+        """End or requeue the jobs of a worker that has ended."""
+        started, first = list(former.jobs), None
+        if unstarted and not started:
+            first = unstarted.pop(0)
             first.handle = None
-        self._give_back(unbegun)
-        # Mostly one: those before the last have replied, if with nonsense.
-        for job, heir in zip_longest(begun, begun[1:]):
-            job.handle, job.successor = None, heir
+        self._give_back(unstarted)
+        # Usually one: the others have sent replies, though possibly invalid ones.
+        for job, successor in zip_longest(started, started[1:]):
+            job.handle, job.successor = None, successor
             self._end_lost(job, code)
         if first is None:
             return
@@ -471,17 +473,17 @@ class ProcessWorkers:
             self.run(first)
 
     def _end_lost(self, job: Job, code: int | None) -> None:
-        """Ends the job of a worker that is gone."""
+        """End the job that a worker was running when it ended."""
         if not job.cancelled:
             job.error = memory_error(job.task, code) or TaskLostError(
-                f"the worker process of task {job.task['name']!r} {_how(code)} "
+                f"the worker process of task {job.task['name']!r} {_describe_exit(code)} "
                 "while it ran the task"
             )
         self._end(job)
 
 
-def _how(exit_code: int | None) -> str:
-    """How a process ended, for people."""
+def _describe_exit(exit_code: int | None) -> str:
+    """Describe how a process ended."""
     if exit_code is None or exit_code >= 0:
         return f"exited with code {exit_code}"
     try:

@@ -46,15 +46,15 @@ from rhapsody.sdk.processes import forget_group, register_group, signal_group
 from rhapsody.sdk.runner import CallResult
 
 AT_ONCE = 1 << 18
-"""Bytes that are read from a worker in one go."""
+"""Bytes to read from a worker at a time."""
 
 HEAD, PAYLOAD = 1 << 28, 1 << 48
-"""Bytes that the two parts of a message never have."""
+"""Sizes in bytes that the two parts of a valid message do not exceed."""
 
 NUMBERS = 1 << 32
 
 PIPE = 1 << 16
-"""Bytes of numbers that are read in one go: more than a pipe holds."""
+"""Bytes of numbers to read at a time: more than a pipe holds."""
 
 NOTHING = memoryview(b"")
 
@@ -62,21 +62,21 @@ log: logging.Logger = logging.getLogger(__name__)
 
 
 class Worker:
-    """Starts a worker process and waits until it can take a call; blocks.
+    """One worker process. Creating it blocks until the process can take a call.
 
-    All else is for the loop's thread.
+    All methods must be called on the loop.
 
     Args:
-        context: What starts it.
-        timeout: Seconds that it may take.
+        context: The context that starts it.
+        timeout: Seconds until it must be ready.
 
     Attributes:
         pid: Its process id, and the id of its process group.
-        title: What it is called for people.
-        jobs: Those whose calls it was sent, and whose replies have not come, in this order.
-        since: When the call of the first of them became the first, by the loop's clock.
-        seconds: How long the calls of the last replies took, on average.
-        over: It has been told to end, or has ended.
+        title: Its name in messages.
+        jobs: The jobs whose calls it was sent and has not replied to, in order.
+        since: The loop's time when the first of them became the first.
+        seconds: Average duration of the calls of the last replies.
+        over: True if it has ended or will end.
 
     Raises:
         OSError: The process could not be started, or was not ready in time.
@@ -90,23 +90,23 @@ class Worker:
         self.over: bool = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._killing: asyncio.TimerHandle | None = None
-        self._modules: bytes | None = None  # the last ones sent to it
+        self._modules: bytes | None = None  # the last ones that were sent
         self._number = 0
-        self._numbers = b""  # of calls that wait to be sent
+        self._numbers = b""  # of the calls to send
         self._calls: list[bytearray] = []
-        self._unsent = NOTHING  # of what was begun to be sent
-        self._buffer = memoryview(bytearray(AT_ONCE))  # to make one each time takes long
+        self._unsent = NOTHING  # rest of what is being sent
+        self._buffer = memoryview(bytearray(AT_ONCE))  # reused, because creating one takes long
         self._received = bytearray()
         self._replies: deque[CallResult] = deque()
-        self._makes_sense = True
+        self._is_valid = True
         self._memory = context.memory
         self._offer()
         with context.launching():
-            # Holds the numbers of calls that were sent, until the worker begins with them.
-            self._unbegun, self._sent = context.Pipe(duplex=False)
-            os.set_blocking(self._unbegun.fileno(), False)
+            # Contains the numbers of the calls that were sent and have not started.
+            self._unstarted, self._sent = context.Pipe(duplex=False)
+            os.set_blocking(self._unstarted.fileno(), False)
             self._socket, theirs = socket.socketpair()
-            arguments = theirs, self._unbegun, log_levels(), self._memory
+            arguments = theirs, self._unstarted, log_levels(), self._memory
             self._process = context.Process(target=work, args=arguments)
             try:
                 with theirs:
@@ -132,22 +132,22 @@ class Worker:
         self,
         loop: asyncio.AbstractEventLoop,
         replied: Callable[[Worker, CallResult], object],
-        gone: Callable[[Worker, int | None, list[Job]], object],
+        ended: Callable[[Worker, int | None, list[Job]], object],
     ) -> None:
-        """Begins to hear the worker.
+        """Start reading from the worker.
 
         Args:
             loop: The loop of this thread.
-            replied: Called with what came of the call of the first of `jobs`, which it takes out.
-            gone: Called once with the exit code and the jobs that were not begun, when the
-                process and what it had started are no more.
+            replied: Called with each reply, which is for the first of `jobs`; removes that job.
+            ended: Called once, when the worker's process group has ended, with the exit code and
+                the jobs that had not started.
         """
-        self._loop, self._replied, self._gone = loop, replied, gone
+        self._loop, self._replied, self._worker_ended = loop, replied, ended
         loop.add_reader(self._socket, self.read)
         loop.add_reader(self._process.sentinel, self._ended)
 
     def send(self, job: Job, call: bytearray) -> None:
-        """Gives a call to the worker: at once where it has none, else with others of this turn."""
+        """Send a call: now if the worker is idle, else with the others of this turn of the loop."""
         assert self._loop is not None
         START.pack_into(call, 0, self._number, self._offered)
         if job.modules is not self._modules and job.modules is not None:
@@ -164,30 +164,30 @@ class Worker:
             self._loop.call_soon(self._flush)
 
     def take_back(self) -> list[Job]:
-        """Takes back the calls that the worker has not begun; what it gets of them it leaves out.
+        """Take back the calls that the worker has not started; it skips them.
 
-        Of the others it has replied to all but the last: `read` finds these replies.
+        It has replied to all others except the last: `read` finds these replies.
         """
         count = len(self._numbers)
         self._numbers = b""
         if self._calls:
             self._calls.clear()
             self._modules = None  # the lost call may have contained them
-        with suppress(BlockingIOError):  # it has begun all that were sent
-            count += len(os.read(self._unbegun.fileno(), PIPE))
+        with suppress(BlockingIOError):  # it has started all calls
+            count += len(os.read(self._unstarted.fileno(), PIPE))
         jobs = [self.jobs.pop() for _ in range(count // NUMBER.size)]
         jobs.reverse()
         return jobs
 
     def finish(self, grace: float) -> None:
-        """Lets the worker end, now that it has no call; threads of the call's may keep it."""
+        """Ask an idle worker to end; kill it after `grace` seconds if threads keep it alive."""
         self.over = True
         with suppress(OSError):  # it has ended
             self._socket.shutdown(socket.SHUT_WR)
         self._kill_after(grace)
 
     def stop(self, grace: float) -> None:
-        """Ends the worker, and by force if it is there after so many seconds."""
+        """Terminate the worker, and kill it after `grace` seconds."""
         self.over = True
         with suppress(ProcessLookupError):
             os.kill(self.pid, signal.SIGTERM)
@@ -199,12 +199,12 @@ class Worker:
             self._killing = self._loop.call_later(grace, self.kill)
 
     def kill(self) -> None:
-        """Ends the worker and what it has started by force."""
+        """Kill the worker and its process group."""
         self.over = True
         signal_group(self.pid, signal.SIGKILL)
 
     def _flush(self) -> None:
-        """Sends what waits, as soon as the socket takes it."""
+        """Send the waiting calls, as far as the socket takes them."""
         if self._unsent or not self._calls:
             return
         os.write(self._sent.fileno(), self._numbers)
@@ -226,33 +226,33 @@ class Worker:
             self._flush()
 
     def _push(self) -> None:
-        """Sends as much as the socket takes."""
+        """Send as much as the socket takes."""
         try:
             sent = self._socket.send(self._unsent)
         except BlockingIOError:
             return
-        except OSError:  # nobody reads any more, as the exit code will say
+        except OSError:  # the worker has ended, as its sentinel will report
             sent = len(self._unsent)
-        # Even an empty view of the call would hold all of it.
+        # Even an empty view of the call would keep all of it alive.
         self._unsent = self._unsent[sent:] if sent < len(self._unsent) else NOTHING
 
     def read(self) -> bool:
-        """Takes what the worker has sent; whether there was anything."""
+        """Handle what the worker has sent; return whether there was anything."""
         assert self._loop is not None
         try:
             size = self._socket.recv_into(self._buffer)
         except BlockingIOError:
             return False
-        except OSError:  # its end was closed by force
+        except OSError:  # the connection was reset
             size = 0
         if not size:
             self._loop.remove_reader(self._socket)
-            if not self.over:  # one that lives has closed its descriptors, and cannot reply
+            if not self.over:  # its task has closed the worker's descriptors
                 self.kill()
             self._deliver()
             return False
-        if not self._makes_sense:
-            return True  # and is left unread
+        if not self._is_valid:
+            return True  # ignored
         self._received += self._buffer[:size]
         self._take_replies()
         if self._replies:
@@ -262,26 +262,26 @@ class Worker:
         return True
 
     def _deliver(self) -> None:
-        while self._replies:  # some of which `read` may deliver that is called meanwhile
+        while self._replies:  # a callback may call `read`, which delivers some of them
             self._replied(self, self._replies.popleft())
 
-    def _mistrust(self, what: str) -> None:
-        """Ends a worker whose task has written to where only we write."""
+    def _kill_invalid(self, what: str) -> None:
+        """Kill a worker whose task has written to the worker's own socket."""
         log.warning(
-            "worker process %d is ended, as it has sent what makes no sense (%s): its task writes "
-            "to descriptors that are not its own", self.pid, what,
+            "killing worker process %d: it sent an invalid message (%s), probably because its task "
+            "writes to descriptors that are not its own", self.pid, what,
         )  # fmt: skip
-        self._makes_sense = False
+        self._is_valid = False
         self.kill()
 
     def _take_replies(self) -> None:
-        """Takes the replies that have come whole, without a copy of what is in them."""
+        """Parse the replies that are complete, without copying their payloads."""
         received, begin = self._received, 0
         whole = memoryview(received)
         while len(received) - begin >= LENGTHS.size:
             first, second = LENGTHS.unpack_from(received, begin)
             if first > HEAD or second > PAYLOAD:
-                return self._mistrust(f"a message of {first + second} bytes")
+                return self._kill_invalid(f"a message of {first + second} bytes")
             middle = begin + LENGTHS.size + first
             if len(received) < middle + second:
                 break
@@ -294,8 +294,8 @@ class Worker:
                 version, done, plain, *others = pickle.loads(head)  # noqa: S301 - from our worker
                 result = self._shared(payload) if plain is None else payload
                 self._replies.append(CallResult(version, done, result, plain, *others))
-            except Exception as error:  # whatever unpacking nonsense raises
-                return self._mistrust(describe_error(error))
+            except Exception as error:  # invalid bytes can raise anything
+                return self._kill_invalid(describe_error(error))
         if begin:
             self._received = received[begin:]
         return None
@@ -320,17 +320,17 @@ class Worker:
         return block
 
     def _ended(self) -> None:
-        """Tells of the worker's end, when all that it had sent is read."""
+        """Read the rest of what the worker has sent, and report its end."""
         self.over = True
         while self.read():
             pass
-        unbegun = self.take_back()
+        unstarted = self.take_back()
         code = self._process.exitcode
         self._discard()
-        self._gone(self, code, unbegun)
+        self._worker_ended(self, code, unstarted)
 
     def _discard(self) -> None:
-        """Ends what the worker had started, and gives back what it held here."""
+        """Kill the rest of the worker's process group, and release its descriptors."""
         if self._loop is not None:
             self._loop.remove_reader(self._socket)
             self._loop.remove_writer(self._socket)
@@ -338,7 +338,7 @@ class Worker:
         if self._killing is not None:
             self._killing.cancel()
         self._calls.clear()
-        for held in (self._socket, self._unbegun, self._sent):
+        for held in (self._socket, self._unstarted, self._sent):
             held.close()
         if self._process.pid is None:
             return
@@ -349,19 +349,21 @@ class Worker:
 
 
 PRELOAD = ["rhapsody.backends.local.forked", "cloudpickle", "rhapsody.backends.local.worker"]
-"""What the server imports, so that a new worker has it at once."""
+"""Modules that the server imports, so that new workers need not."""
 
 
 DESCRIPTORS = 16
-"""More than this process opens while it starts a worker."""
+"""More descriptors than starting a worker opens in this process."""
 
 _launching = threading.Lock()
 
 
 class WorkerContext(ForkServerContext):
-    """A multiprocessing context with a fork server of its own.
+    """A `multiprocessing` context with a fork server of its own.
 
-    Python's interface is `Process`, `Pipe` and the like; `start` and `stop` are ours.
+    Attributes:
+        server: The fork server.
+        memory: The memory that the program shares with the workers.
     """
 
     def __init__(self) -> None:
@@ -371,17 +373,17 @@ class WorkerContext(ForkServerContext):
         self.memory: ProgramMemory = ProgramMemory()
 
     def Process(self, *args: Any, **kwargs: Any) -> WorkerProcess:  # type: ignore[override]  # noqa: N802
-        """A process that the server will start."""
+        """Return a process that the server will start."""
         worker = WorkerProcess(*args, **kwargs)
         worker.server = self.server
         return worker
 
     def start(self) -> None:
-        """Starts the server. Not on the main thread: it changes the thread's signal mask.
+        """Start the server. Not on the main thread: it changes the thread's signal mask.
 
         Raises:
-            TypeError: `sys.path` is not what the server could be told.
-            OSError: It could not be started.
+            TypeError: `sys.path` contains something other than strings.
+            OSError: The server could not be started.
         """
         odd = [entry for entry in sys.path if not isinstance(entry, str)]
         if odd:
@@ -395,17 +397,17 @@ class WorkerContext(ForkServerContext):
             self.server.ensure_running()
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, former)
-            if unset:  # starting a server settles the program's start method for good
+            if unset:  # starting a server also sets the start method of the program
                 multiprocessing.set_start_method(None, force=True)
 
     @contextmanager
     def launching(self) -> Iterator[None]:
-        """Holds off other starts; what opens descriptors for a worker happens in here.
+        """Return a context for starting a worker: one at a time, with enough descriptors.
 
-        Where they run out half way, the server gives up, and all workers end with it.
+        If they ran out midway, the server would exit, and all workers with it.
 
         Raises:
-            OSError: There are too few descriptors.
+            OSError: There are too few free descriptors.
         """
         with _launching:
             opened: list[int] = []
@@ -418,9 +420,9 @@ class WorkerContext(ForkServerContext):
             yield
 
     def stop(self) -> None:
-        """Ends the server, once its workers have ended.
+        """Kill the server, after its workers have ended.
 
-        By itself it would wait for whatever they have left behind, such as a daemon.
+        Otherwise it would wait for what they have left running, such as a daemon.
         """
         server: Any = self.server
         if server._forkserver_pid is None:  # it was never started
@@ -445,7 +447,7 @@ class WorkerProcess(ForkServerProcess):
 
 
 class _Popen(popen_forkserver.Popen):
-    """Starts a process as Python's own does, but for the server and the main program."""
+    """Start a process with our own server, and without importing the main program in it."""
 
     def _launch(self, process_obj: Any) -> None:
         main = process.current_process()
@@ -468,7 +470,7 @@ class _Popen(popen_forkserver.Popen):
         self.sentinel, writer = process_obj.server.connect_to_new_process(
             self._fds  # type: ignore[attr-defined]
         )
-        # While this process lives, it holds the other end of what the worker watches.
+        # The worker watches the other end of this pipe, which closes when this process ends.
         held = os.dup(writer)
         close = util.close_fds  # type: ignore[attr-defined]
         self.finalizer = util.Finalize(self, close, (held, self.sentinel))
