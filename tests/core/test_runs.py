@@ -16,7 +16,7 @@ import pytest
 
 from rhapsody import DataError, OutputFile, WorkflowEngine
 from rhapsody.staging import runs
-from rhapsody.staging.locks import FileLock
+from rhapsody.staging.fsutil import FileLock
 from rhapsody.staging.runs import NAME, enter_run, leave_run, point_latest, program, runs_in
 from tests.core.scripted import within
 

@@ -25,7 +25,7 @@ from rhapsody.journal.store import (
     require_private,
     version_of,
 )
-from rhapsody.staging.locks import state_of
+from rhapsody.staging.fsutil import state_of
 
 _HOW = {"held": "running", "free": "killed", "left": "killed"}
 """How a run without a recorded end has ended, by the state of its lock."""

@@ -23,7 +23,7 @@ from typing import Literal, NamedTuple, TypeVar
 from rhapsody.errors import JournalError
 from rhapsody.journal.files import Stamp, on_network
 from rhapsody.journal.values import SIZE
-from rhapsody.staging.locks import FileLock, state_of
+from rhapsody.staging.fsutil import FileLock, state_of
 from rhapsody.staging.runs import BASE, program
 from rhapsody.staging.space import full_disk
 

@@ -9,7 +9,6 @@ decided elsewhere.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import hashlib
 import importlib
 import io
@@ -143,32 +142,9 @@ class Fetcher:
                 part.unlink(missing_ok=True)
 
     async def _in_thread(self, url: str, part: Path) -> None:
-        loop = asyncio.get_running_loop()
-        done: asyncio.Future[None] = loop.create_future()
         stop = threading.Event()
-
-        def finish(error: Exception | None) -> None:
-            if done.done():
-                return
-            if error is None:
-                done.set_result(None)
-            else:
-                done.set_exception(error)
-
-        def run() -> None:
-            outcome: Exception | None = None
-            try:
-                _download(url, part, self._limit, self._timeout, stop)
-            except Exception as error:  # see _bring
-                outcome = error
-            if stop.is_set():
-                part.unlink(missing_ok=True)  # written after the waiting side had tidied up
-            with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile
-                loop.call_soon_threadsafe(finish, outcome)
-
-        threading.Thread(target=run, name="rhapsody-fetch", daemon=True).start()
         try:
-            await done
+            await in_thread(partial(_download, url, part, self._limit, self._timeout, stop))
         except BaseException:
             stop.set()
             raise
@@ -188,14 +164,18 @@ class Fetcher:
 
 
 def _download(url: str, part: Path, limit: int, timeout: float, stop: threading.Event) -> None:
-    """Reads a URL into a file, in a thread that nobody may be waiting for any more."""
-    with _opened(url, timeout) as remote, open(part, "wb") as local:
-        size = 0
-        while (chunk := remote.read(_CHUNK)) and not stop.is_set():
-            size += len(chunk)
-            if size > limit:
-                raise _TooLargeError
-            local.write(chunk)
+    """Copy a URL to a file, until `stop` is set; then remove the file."""
+    try:
+        with _opened(url, timeout) as remote, open(part, "wb") as local:
+            size = 0
+            while (chunk := remote.read(_CHUNK)) and not stop.is_set():
+                size += len(chunk)
+                if size > limit:
+                    raise _TooLargeError
+                local.write(chunk)
+    finally:
+        if stop.is_set():
+            part.unlink(missing_ok=True)
 
 
 def _opened(url: str, timeout: float) -> Any:

@@ -30,7 +30,6 @@ from rhapsody.data import (
 )
 from rhapsody.errors import CapabilityError, DataError
 from rhapsody.sdk.threads import ThreadPool, in_thread
-from rhapsody.staging.destinations import Target
 from rhapsody.staging.fetch import Fetcher
 from rhapsody.staging.inputs import (
     InputPlace,
@@ -40,9 +39,8 @@ from rhapsody.staging.inputs import (
     left_place,
     origins,
 )
-from rhapsody.staging.locks import Claim
-from rhapsody.staging.outputs import Put, Results, future_uid, names_of, without_place
-from rhapsody.staging.runs import WorkDir
+from rhapsody.staging.outputs import Put, Results, Target, future_uid, names_of, without_place
+from rhapsody.staging.runs import UidClaim, WorkDir
 from rhapsody.staging.sandboxes import Disposition, Keep, Sandbox, SandboxKeeper
 from rhapsody.staging.space import disk_use
 from rhapsody.task import AttemptInfo, TaskDescription
@@ -127,7 +125,7 @@ class Stager:
         self._sandboxes = SandboxKeeper(keep, self.results.add, threads)
         self._links: dict[str, _Links] = {}
         self._cache_stays = keep == "all"
-        self._claim: Claim | None = None
+        self._claim: UidClaim | None = None
         self._taken: frozenset[str] = frozenset()
         self.disk_use: int = 0
         if uid is not None:
@@ -135,7 +133,7 @@ class Stager:
 
     def _claim_uid(self, uid: str) -> None:
         try:
-            self._claim = Claim(uid, str(self.settle()))
+            self._claim = UidClaim(uid, str(self.settle()))
             names = os.listdir(self.work_dir)
         except BaseException:
             self.leave()

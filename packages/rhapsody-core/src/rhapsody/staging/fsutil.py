@@ -1,17 +1,20 @@
-"""Files and directories as a whole: copied, put in place of another, and removed."""
+"""Files and directories as a whole: copied, replaced, removed and locked."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import logging
 import os
 import shutil
+import socket
 import stat
 import threading
 import uuid
 from collections.abc import Collection, Iterator
 from pathlib import Path
+from typing import Literal
 
 from rhapsody.errors import DataError
 
@@ -236,3 +239,83 @@ def _make_writable(path: str | os.PathLike[str]) -> None:
             inner = os.path.join(directory, name)
             if not os.path.islink(inner):
                 os.chmod(inner, 0o700)
+
+
+LockState = Literal["free", "held", "left", "unknown"]
+"""State of a lock: not held, held, left by a killed process, or possibly held on another host."""
+
+_FLAGS = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+class FileLock:
+    """Lock on a file, held until `release`.
+
+    The lock ends with the process that holds it. `release` removes the file, so that a file which
+    exists and is not locked was left by a process that was killed.
+
+    Args:
+        path: The file; created if it does not exist.
+
+    Attributes:
+        problem: The reason why it is not locked: the file system does not support locks.
+
+    Raises:
+        BlockingIOError: Another process or engine holds the lock.
+        OSError: The file cannot be created.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path: str = os.fspath(path)
+        self.problem: OSError | None = None
+        self._file = self._locked()
+        with contextlib.suppress(OSError):  # a disk that is full
+            os.truncate(self._file, 0)
+            os.pwrite(self._file, socket.gethostname().encode(), 0)
+
+    def _locked(self) -> int:
+        while True:
+            file = os.open(self.path, _FLAGS | os.O_CREAT, 0o600)
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                os.close(file)
+                raise
+            except OSError as error:
+                self.problem = error
+                return file
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(file), os.stat(self.path)):
+                    return file
+            os.close(file)  # the former owner has removed it meanwhile
+
+    def release(self) -> None:
+        """Remove the file, and let others lock one of that name."""
+        with contextlib.suppress(OSError):  # it was removed
+            os.unlink(self.path)
+        self.let_go()
+
+    def let_go(self) -> None:
+        """Close this process's copy of the lock, which forked children inherit."""
+        with contextlib.suppress(OSError):
+            os.close(self._file)
+
+
+def state_of(path: str | os.PathLike[str]) -> LockState:
+    """Return the state of the lock on a file, without creating or changing anything."""
+    try:
+        file = os.open(path, _FLAGS)
+    except FileNotFoundError:
+        return "free"
+    except OSError:
+        return "unknown"
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        host = os.pread(file, 256, 0)
+    except BlockingIOError:
+        return "held"
+    except OSError:  # the file system has no locks
+        return "unknown"
+    finally:
+        os.close(file)
+    # Some network file systems keep each host's locks to itself.
+    return "left" if host in (b"", socket.gethostname().encode()) else "unknown"

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 
 from rhapsody.data import InputFile, InputFiles, found_at, without_secrets
 from rhapsody.errors import DataError
-from rhapsody.staging.destinations import Target
 from rhapsody.staging.fsutil import files_in
+from rhapsody.staging.outputs import Target
 from rhapsody.task import AttemptInfo, TaskDescription
 
 

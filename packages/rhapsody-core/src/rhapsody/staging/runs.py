@@ -1,12 +1,16 @@
 """Directories of runs: how they are named, locked, logged, listed and cleaned.
 
-Each process has one directory in each `.rhapsody`, with the directories of its engines in it. Its
-name sorts by time and says what ran; the link `latest` leads to the newest. It is made when it is
-first needed, and locked while an engine of the process is alive.
+Each process has one directory in each `.rhapsody`, which contains the directories of its engines.
+Its name sorts by time and says what ran; the link `latest` points to the newest. It is created when
+it is first needed, and locked while an engine of the process is alive.
+
+Two engines with one uid would mix up their updates and sandboxes. A uid that the program chose is
+claimed by a lock in its `work_dir`. Uids that engines generate are unique.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import logging
@@ -20,9 +24,8 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from rhapsody.data import SavedFile
-from rhapsody.staging.fsutil import remove
-from rhapsody.staging.locks import FileLock, State, state_of
+from rhapsody.data import SavedFile, make_sandbox
+from rhapsody.staging.fsutil import FileLock, LockState, remove, state_of
 
 log: logging.Logger = logging.getLogger("rhapsody")
 
@@ -384,6 +387,65 @@ def remove_parts_of_others(base: Path, own: Path) -> None:
                 remove_parts(run)
 
 
+_claims: dict[str, UidClaim] = {}
+_claims_lock = threading.Lock()
+
+
+class UidClaim:
+    """Exclusive use of a uid by one engine, until `release`.
+
+    Created on the engine's loop: if that is closed, the engine is no longer running.
+
+    Args:
+        uid: The engine's uid.
+        work_dir: The directory of its sandboxes; created if it does not exist.
+
+    Raises:
+        ValueError: Another engine has the uid.
+        OSError: The file cannot be made.
+    """
+
+    def __init__(self, uid: str, work_dir: str) -> None:
+        self._uid = uid
+        self._loop = asyncio.get_running_loop()
+        with _claims_lock:
+            other = _claims.get(uid)
+            if other is not None and not other._loop.is_closed():
+                raise ValueError(
+                    f"uid {uid!r} is in use by another engine of this process: shut that one down "
+                    "first, or give each engine a uid of its own"
+                )
+            if other is not None:
+                other._file.release()
+            if not os.path.isdir(work_dir):  # which others may share
+                make_sandbox(os.path.realpath(work_dir))  # `work_dir` itself may be a link
+            self._file: FileLock = self._locked(work_dir)
+            _claims[uid] = self
+
+    def _locked(self, work_dir: str) -> FileLock:
+        try:
+            file = FileLock(os.path.join(work_dir, f".{self._uid}.lock"))
+        except BlockingIOError:
+            raise ValueError(
+                f"uid {self._uid!r} is in use by another program, which works in "
+                f"{work_dir}: give each engine a uid of its own, or another work_dir"
+            ) from None
+        if file.problem is not None:
+            log.warning(
+                "%s cannot be locked (%s): two programs that use uid %r there at the same time "
+                "would share their sandboxes",
+                file.path, file.problem, self._uid,
+            )  # fmt: skip
+        return file
+
+    def release(self) -> None:
+        """Let others use the uid; twice is harmless."""
+        with _claims_lock:
+            if _claims.get(self._uid) is self:
+                del _claims[self._uid]
+                self._file.release()
+
+
 LIST = "results.json"
 """The file in an engine's directory that says so, where there are any."""
 
@@ -488,10 +550,6 @@ class WorkDir:
             leave_run(self._run, self.path.name)
 
 
-ENGINE: re.Pattern[str] = re.compile(r"engine\.[0-9a-f]{8}")
-"""The name of an engine's directory that is in no run's: earlier versions made them."""
-
-
 @dataclass(frozen=True, slots=True)
 class LeftRun:
     """The directory of a run.
@@ -506,7 +564,7 @@ class LeftRun:
 
     path: Path
     lock: Path
-    state: State
+    state: LockState
     changed: float
 
     def results(self) -> set[str]:
@@ -515,7 +573,7 @@ class LeftRun:
         Raises:
             ValueError: Which they are is not known.
         """
-        if self.state != "free" or not NAME.fullmatch(self.path.name):
+        if self.state != "free":
             raise ValueError("it did not end by itself, so that its results are not known")
         found: set[str] = set()
         for engine in _directories(self.path):
@@ -560,12 +618,9 @@ def left_runs(base: Path) -> list[LeftRun]:
     """The directories of runs in a `.rhapsody`, the oldest first."""
     found = []
     for path in _directories(base):
-        if NAME.fullmatch(path.name):
-            lock = path / LOCK
-        elif ENGINE.fullmatch(path.name):
-            lock = path / f".{path.name}.lock"
-        else:
+        if not NAME.fullmatch(path.name):
             continue
+        lock = path / LOCK
         with contextlib.suppress(FileNotFoundError):  # it has gone meanwhile
             changed = max(os.lstat(each).st_mtime for each in (path, *path.iterdir()))
             found.append(LeftRun(path, lock, state_of(lock), changed))
