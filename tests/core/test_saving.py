@@ -369,14 +369,14 @@ async def test_there_must_be_a_file_to_save(flow: WorkflowEngine) -> None:
         await within(flow.save(plain(), "out/"))
 
 
-async def test_two_runs_that_save_in_one_directory_are_both_warned(
+async def test_the_later_of_two_runs_that_save_in_one_directory_is_warned(
     here: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with WorkflowEngine.create() as one, WorkflowEngine.create() as two:
         for flow in (one, two, one, two):
             await within(writer(flow)("word", OutputFile("./a.txt")))
     warned = [record for record in caplog.records if record.levelno == logging.WARNING]
-    assert len(warned) == 2
+    assert len(warned) == 1
     assert f"another run saves files in {here} at this time" in warned[0].getMessage()
 
 

@@ -651,6 +651,7 @@ class WorkflowEngine(OlderNames):
         runtime.observation.flush()
         runtime.unawaited.quiet |= self._built_in.shows_failures
         runtime.unawaited.close()
+        results = self.results
         self._summary = Summary(
             uid=self.uid,
             stats=runtime.scheduler.stats,
@@ -660,10 +661,10 @@ class WorkflowEngine(OlderNames):
             graph=self.graph,
             unawaited=runtime.unawaited.total,
             backends=accounts(self.backends, log),
-            results=self.results,
+            results=results,
             stale=tuple(
                 file
-                for file in runtime.submission.promises.stale(self.results)
+                for file in runtime.submission.promises.stale(results)
                 if not runtime.stager.results.places.is_read(file.path)
             ),
             disk_use=runtime.stager.disk_use,

@@ -65,15 +65,15 @@ def check_outputs(
     backend: BaseExecutionBackend | None = None,
     given: Collection[str] = (),
 ) -> dict[str, tuple[str, ...]]:
-    """Makes sure that a successful attempt wrote what it promised.
+    """Check that a successful attempt wrote what it promised.
 
-    Sandboxes that are not on this file system are the backend's to check.
+    The backend checks sandboxes that are not on this file system.
 
     Args:
         task: The attempt's description.
         outputs: The outputs among its arguments.
         backend: The backend that ran it.
-        given: Names of what was put into the sandbox for it, and matches no pattern.
+        given: Names of files that were put into the sandbox for it, which match no pattern.
 
     Returns:
         The files that match each pattern.
@@ -137,7 +137,7 @@ def _mode(task: TaskDescription, name: str) -> int | None:
 
 
 def _wrote_instead(task: TaskDescription, given: Collection[str]) -> str:
-    """What a task left in its sandbox, for the error about what it did not."""
+    """Describe what a task left in its sandbox, for the error about missing outputs."""
     files = sorted(files_in(task.get("sandbox", "")))
     wrote = [name for name in files if not name.startswith(RESERVED) and name not in given]
     how = "commands write files by their names alone"
@@ -147,13 +147,13 @@ def _wrote_instead(task: TaskDescription, given: Collection[str]) -> str:
 
 
 def _some(names: Sequence[str]) -> str:
-    """A few names, and how many more there are."""
+    """Return a few names, and the number of the others."""
     there = ", ".join(map(repr, names[:_SHOWN])) or "nothing else"
     return there + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
 
 
 def _matching(task: TaskDescription, pattern: str, given: Collection[str]) -> tuple[str, ...]:
-    """The files that a task wrote into its sandbox itself and that match a pattern, sorted.
+    """Return the files directly in the sandbox that a task wrote and that match a pattern, sorted.
 
     Raises:
         DataError: There are none.
@@ -186,7 +186,7 @@ def _made_in(sandbox: str) -> list[os.DirEntry[str]]:
 
 
 def _leaves(entry: os.DirEntry[str], sandbox: str) -> bool:
-    """Whether something in a sandbox is a link that leads out of it, as what the task reads."""
+    """Return whether an entry of a sandbox is a link that leads out of it, such as an input."""
     own = os.path.realpath(sandbox) + os.sep
     return entry.is_symlink() and not os.path.realpath(entry.path).startswith(own)
 
@@ -207,13 +207,13 @@ def without_place(
 
 
 def names_of(outputs: Iterable[Output], matches: Mapping[str, tuple[str, ...]]) -> tuple[str, ...]:
-    """The names of what is there of some outputs: for a pattern those that match it."""
+    """Return the names of the files of some outputs: for a pattern, those that match it."""
     names = (matches.get(output.filename, (output.filename,)) for output in outputs)
     return tuple(dict.fromkeys(chain.from_iterable(names)))
 
 
 def found_in(sandbox: str, names: Iterable[str], save: str | os.PathLike[str]) -> list[Output]:
-    """Files and directories of a sandbox as outputs that are to be saved."""
+    """Return files and directories of a sandbox as outputs with a destination."""
     return [
         OutputDir(name, save=save)
         if os.path.isdir(os.path.join(sandbox, name))
@@ -223,12 +223,12 @@ def found_in(sandbox: str, names: Iterable[str], save: str | os.PathLike[str]) -
 
 
 def future_uid(task: Mapping[str, Any]) -> str:
-    """The uid of the future that an attempt is for, `task.000001`."""
+    """Return the uid of an attempt's future, such as `task.000001`."""
     return ".".join(task["uid"].split(".")[-3:-1])
 
 
 def leads_into(value: object, sandbox: str | None) -> bool:
-    """Whether a result is a path into a sandbox, or a collection with one in it."""
+    """Return whether a result is a path into a sandbox, or a collection that contains one."""
     if sandbox is None:
         return False
     try:
@@ -250,15 +250,15 @@ def _is_path_into(value: object, sandbox: str) -> bool:
 
 
 Kind = Literal["file", "directory", "matches"]
-"""What is put somewhere: one file, one directory, or the files that match a pattern."""
+"""Kind of a destination: of a file, of a directory, or of the files that match a pattern."""
 
 
 class Target(NamedTuple):
-    """Where an output is to be put.
+    """Destination of an output.
 
     Attributes:
-        path: Its place; for files that match a pattern, the directory they are put in.
-        kind: What it is.
+        path: Its path; for files that match a pattern, the directory that they are put in.
+        kind: Its kind.
     """
 
     path: Path
@@ -267,7 +267,7 @@ class Target(NamedTuple):
 
 @dataclass(slots=True)
 class _Claim:
-    """A call that is about to write somewhere.
+    """Call that is about to write a destination.
 
     Attributes:
         call: What all attempts of the call have in common.
@@ -295,9 +295,9 @@ class _Written:
 
 
 class Places:
-    """The places that the tasks of one engine write to, and read from.
+    """Destinations that the tasks of one engine write to, and paths that they read.
 
-    All paths are compared as the file system does, with links followed.
+    Paths are compared with links followed.
 
     Args:
         directory: `results_dir`, which relative places are below.
@@ -319,7 +319,7 @@ class Places:
         self._ours: dict[str, _Written] = {}
 
     def reads(self, task: TaskDescription, path: str) -> None:
-        """A task is about to read a file of this file system.
+        """Record that a task is about to read a file of this file system.
 
         Raises:
             DataError: Another task is about to write it.
@@ -344,7 +344,7 @@ class Places:
         return self._real.of(str(path)) in self._readers
 
     def claim(self, task: TaskDescription, outputs: Sequence[Output]) -> dict[str, Target]:
-        """Where the outputs of an attempt are to be put, by their names; no other call may then.
+        """Claim the destinations of the outputs of an attempt, and return them by their names.
 
         Raises:
             DataError: A place is a file that the run reads, or that another call is about to
@@ -406,7 +406,7 @@ class Places:
             self._count += 1
 
     def release(self, task: TaskDescription) -> None:
-        """Lets others write where an attempt was to, as its work has ended; twice is harmless."""
+        """Release the claims of an attempt whose work has ended; twice is harmless."""
         if not self._by_call:
             return
         call = task_call(task)
@@ -503,7 +503,7 @@ class Places:
             )
 
     def _read_there(self, key: str, *, directory: bool) -> tuple[str, str] | None:
-        """Which task reads what is there, what that is in, or what is in it; and which of these."""
+        """Return the task that reads a path, its parent or something in it, and a description."""
         if key in self._readers:
             return self._readers[key], "that directory" if directory else "that file"
         if directory and key in self._readers_below:
@@ -518,7 +518,7 @@ class Places:
         return None
 
     def _claim_on(self, key: str, call: str, *, directory: bool = False) -> _Claim | None:
-        """What another call is about to write there: the same, what it is in, or what is in it."""
+        """Return another call's claim on a path, a parent of it, or something in it."""
         if not self._claims:
             return None
         claim = self._claims.get(key)
@@ -535,15 +535,16 @@ class Places:
 
 
 def task_call(task: TaskDescription) -> str:
-    """What all attempts of a call have in common."""
+    """Return the part of a uid that all attempts of a call share."""
     return task["uid"].rpartition(".")[0]
 
 
 def _parents(path: str) -> Iterator[str]:
-    """The directories that a path is in, the nearest first."""
-    while (parent := os.path.dirname(path)) != path:
-        yield parent
-        path = parent
+    """Yield the directories that a real path is in, the nearest first."""
+    while (end := path.rfind("/")) > 0:
+        path = path[:end]
+        yield path
+    yield "/"
 
 
 _AT_ONCE = 8
@@ -551,13 +552,13 @@ _AT_ONCE = 8
 
 
 class Put(NamedTuple):
-    """A file or directory to save.
+    """File or directory to save.
 
     Attributes:
         name: Its name in the sandbox.
-        source: Its path, or what copies it from elsewhere to a path where nothing is.
-        kind: A file or a directory.
-        root: The directory that a file must be in, also if a link is changed meanwhile.
+        source: Its path, or a function that copies it to a new path.
+        kind: Its kind.
+        root: The directory that must contain the file, even if a link is changed meanwhile.
     """
 
     name: str
@@ -567,9 +568,9 @@ class Put(NamedTuple):
 
 
 class Results:
-    """The files that one engine saves.
+    """Files that one engine saves.
 
-    Its methods are called on the engine's loop, but for `add`.
+    Its methods except `add` are called on the engine's loop.
 
     Args:
         directory: `results_dir`, which relative places are below.
@@ -591,15 +592,14 @@ class Results:
         self._read: set[tuple[str, str]] = set()
         self._threads = threads
         self._slots = asyncio.Semaphore(_AT_ONCE)
-        self._own_directory: int | None = None
-        self._shared = False
+        self._lock: int | None = None
         self._note_parts = note_parts
         self._token = new_token()
         self._noted: set[Path] = set()
 
     @property
     def saved(self) -> list[SavedFile]:
-        """What was saved and is there, in the order of the first time, each once."""
+        """Saved files that exist, in the order in which they were first saved."""
         return [
             replace(file, intermediate=True) if (file.uid, file.path.name) in self._read else file
             for file in self._saved.values()
@@ -611,19 +611,19 @@ class Results:
         self._read.add((producer, os.path.basename(name)))
 
     def add(self, files: Iterable[SavedFile]) -> None:
-        """Takes in files that stay where the task wrote them. Any thread."""
+        """Add files that stay where the task wrote them. Called on any thread."""
         for file in files:
             self._saved.setdefault(str(file.path), file)
 
     async def save(
         self, task: TaskDescription, puts: Mapping[Path, Put], there: Collection[Path] = ()
     ) -> None:
-        """Puts files and directories in their places.
+        """Save files and directories.
 
         Args:
             task: The description of the attempt that made them, or its `uid` and `name`.
-            puts: What each is, by its place.
-            there: Places where it is already.
+            puts: The files, by their destinations.
+            there: Destinations that are already up to date.
 
         Raises:
             DataError: One could not be saved; it says why.
@@ -642,7 +642,8 @@ class Results:
                         f"{str(path)!r}: {error}"
                     ) from error
             self._saved[str(path)] = SavedFile(path, title, uid)
-        self._look_for_others()
+        if self._lock is None:
+            self._warn_of_others()
 
     async def _put(self, path: Path, put: Put) -> None:
         part, run = part_of(path, self._token), self._threads.run
@@ -678,29 +679,24 @@ class Results:
             self._note_parts(self._token, directory)
             self._noted.add(directory)
 
-    def _look_for_others(self) -> None:
-        """Warns, once, where another run saves files below the same directory."""
-        if self._shared:
-            return
-        with contextlib.suppress(OSError):  # the file system has no locks, or not here
-            if self._own_directory is None:
-                self._own_directory = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY)
+    def _warn_of_others(self) -> None:
+        """Log a warning if another run saves files below the same directory."""
+        with contextlib.suppress(OSError):  # the file system does not support locks
+            self._lock = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY)
             try:
-                fcntl.flock(self._own_directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                self._shared = True
                 log.warning(
                     "another run saves files in %s at this time: of two with one name the last "
                     "wins; give each run a results_dir of its own", self.directory,
                 )  # fmt: skip
-            fcntl.flock(self._own_directory, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            fcntl.flock(self._lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
 
     def close(self) -> None:
-        """Lets go of the directory; twice is harmless."""
-        if self._own_directory is not None:
-            self._look_for_others()
-            os.close(self._own_directory)
-            self._own_directory = None
+        """Release the lock on the directory; twice is harmless."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
 
 
 def _rename(part: Path, path: Path) -> None:
