@@ -1,9 +1,7 @@
-"""Bringing input files from far away onto the engine's file system, for one engine.
+"""Fetches remote input files into a cache directory, for one engine.
 
-Each file is brought once, whoever asks for it, into a directory private to the
-user. Downloads run in threads of their own, so that one which hangs delays
-neither the loop nor the end of the program. Which task needs which file is
-decided elsewhere.
+Each file is fetched once, into a directory that only the user can read. Each download has a thread
+of its own, so that one which hangs delays neither the loop nor the end of the program.
 """
 
 from __future__ import annotations
@@ -47,7 +45,7 @@ class _MissingExtraError(Exception):
 
 
 class Fetcher:
-    """Brings files into a cache directory, which is made when first needed.
+    """Fetches files into a cache directory, which is created when first needed.
 
     Args:
         directory: The cache directory.
@@ -70,24 +68,24 @@ class Fetcher:
         self._slots = asyncio.Semaphore(_AT_ONCE)
 
     def download(self, url: str, filename: str) -> asyncio.Task[str]:
-        """Brings what a URL names, see `bring`."""
+        """Fetch a URL, see `bring`."""
         return self.bring(url, filename, lambda part: self._in_thread(url, part))
 
     def bring(
         self, origin: str, filename: str, write: Callable[[Path], Awaitable[None]]
     ) -> asyncio.Task[str]:
-        """Brings a file: the task that was started for it before, or a new one.
+        """Start to fetch a file, unless an earlier call has started it.
 
-        Await it shielded: others may wait for it as well. One that failed is
-        started anew by the next call.
+        Await the task with `asyncio.shield`, because others may wait for it as well. After a
+        failure the next call starts again.
 
         Args:
-            origin: What the file is known by, such as its URL.
-            filename: The name it gets.
-            write: Writes the file to the path that it is given.
+            origin: The identity of the file, such as its URL.
+            filename: The name of the copy.
+            write: Writes the file to a path.
 
         Returns:
-            A task that gives the file's path, or raises `DataError`.
+            A task that returns the file's path, or raises `DataError`.
         """
         fetch = self._fetches.get(origin)
         if fetch is None:
@@ -150,7 +148,7 @@ class Fetcher:
             raise
 
     async def close(self, *, remove: bool) -> None:
-        """Stops what is under way and, with `remove`, takes the cache directory away."""
+        """Cancel running downloads and, with `remove`, remove the cache directory."""
         fetches = [fetch for fetch in self._fetches.values() if not fetch.done()]
         for fetch in fetches:
             fetch.cancel()
@@ -179,7 +177,7 @@ def _download(url: str, part: Path, limit: int, timeout: float, stop: threading.
 
 
 def _opened(url: str, timeout: float) -> Any:
-    """An open file of whatever library speaks the URL's protocol."""
+    """Open a URL with the library for its protocol."""
     if is_data_url(url):
         head, _, data = url.partition(",")
         content = unquote_to_bytes(data)

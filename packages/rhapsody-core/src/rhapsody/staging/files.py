@@ -1,8 +1,7 @@
-"""Files for tasks: where an input comes from, and whether promised outputs are there.
+"""Stager of one engine: files of attempts, from their inputs to their saved outputs.
 
-The engine calls a `Stager` around each attempt that has files or a sandbox.
-Which tasks those are is decided by the engine, and how a file gets into a
-sandbox by the backend.
+The engine calls a `Stager` before and after each attempt that has files or a sandbox. The backend
+links files into the sandbox.
 """
 
 from __future__ import annotations
@@ -57,7 +56,7 @@ _THREADS = 4
 
 @dataclass(slots=True)
 class _Links:
-    """What an attempt that runs needs to stay where it is."""
+    """What must not be removed while an attempt runs."""
 
     sources: tuple[object, ...] = ()
     implicit: tuple[Sandbox, ...] = ()
@@ -65,12 +64,12 @@ class _Links:
 
 
 class Stager:
-    """Makes files available to tasks, for one engine, and keeps their sandboxes.
+    """Makes files available to the tasks of one engine, and manages their sandboxes.
 
     All methods are called on the engine's loop.
 
     Args:
-        work_dir: Where sandboxes are; made when the first one is.
+        work_dir: The directory of sandboxes; created with the first one.
         keep: Which sandboxes stay on disk: those of failed tasks, all, or none; with
             `"results"` those of failed tasks, and the declared outputs of others.
         in_run: The engine's uid, where `work_dir` is a `.rhapsody` and it works in a directory of
@@ -146,7 +145,7 @@ class Stager:
         return self._place.path
 
     def settle(self) -> Path:
-        """Makes the run's directory, where it is in one; see `WorkDir.settle`."""
+        """Create the run's directory, if it is in one; see `WorkDir.settle`."""
         self._place.settle()
         self._settle_in()
         return self.work_dir
@@ -156,7 +155,7 @@ class Stager:
         self._fetcher.directory = self.work_dir / _CACHE
 
     def sandbox_path(self, uid: str) -> str:
-        """The sandbox of an attempt, which is not made here.
+        """Return the path of an attempt's sandbox, without creating it.
 
         Raises:
             DataError: The uid cannot be the name of a directory in `work_dir`.
@@ -300,14 +299,14 @@ class Stager:
         *,
         implicit: bool,
     ) -> None:
-        """Links the files an attempt reads into its sandbox; called just before submission.
+        """Link the files an attempt reads into its sandbox; called just before submission.
 
         What the attempt reads stays on disk until `keep` is called for it.
 
         Args:
             task: The attempt's description.
             backend: The backend it is about to be submitted to.
-            resolved: Where its inputs are.
+            resolved: The places of its inputs.
             implicit: Whether dependencies without declared output files share all
                 that they left in their sandboxes.
         """
@@ -337,7 +336,7 @@ class Stager:
         inputs: Sequence[InputFile],
         outputs: Sequence[Output],
     ) -> None:
-        """Raises a `CapabilityError` where a backend cannot have the files of a task."""
+        """Raise a `CapabilityError` if a backend cannot handle the files of a task."""
         can = backend.capabilities
         several = [o.filename for o in outputs if isinstance(o, OutputDir) or o.many]
         if several and not can.shared_file_system:
@@ -406,7 +405,7 @@ class Stager:
     # After an attempt.
 
     def was_read(self, resolved: Resolved) -> None:
-        """An attempt that read these files has ended well: they need not stay for themselves."""
+        """Record that a successful attempt has read these files, which makes them intermediate."""
         for sandbox, name in resolved.reads:
             self._sandboxes.read(sandbox, name)
 
@@ -417,16 +416,16 @@ class Stager:
         targets: Mapping[str, Target],
         matches: Mapping[str, tuple[str, ...]],
     ) -> list[Path]:
-        """Puts what an attempt that has ended made where it is to be.
+        """Save the outputs of a successful attempt to their destinations.
 
         Args:
             source: The attempt's description, or its `uid`, `name` and `sandbox`.
             backend: The backend that ran it.
-            targets: Where each output is to be, by its name.
+            targets: The destinations of the outputs, by their names.
             matches: The files that match each pattern among the names.
 
         Returns:
-            Where they are.
+            Their paths.
 
         Raises:
             DataError: One could not be saved.
@@ -458,7 +457,7 @@ class Stager:
         return self._keep != "all" and self._sandboxes.discard(path)
 
     def spare(self, outcome: AttemptInfo | None) -> None:
-        """Lets the sandbox of an attempt stay although it has ended well."""
+        """Keep the sandbox of an attempt although it has succeeded."""
         if outcome is not None and isinstance(outcome.keeper, Sandbox):
             outcome.keeper.spare()
 
@@ -471,20 +470,20 @@ class Stager:
         matches: Mapping[str, tuple[str, ...]] | None = None,
         recorded: bool = False,
     ) -> object:
-        """Decides what becomes of an attempt's sandbox; called once when its work has ended.
+        """Decide the fate of an attempt's sandbox; called once when its work has ended.
 
         Args:
             task: The attempt's description.
-            succeeded: `False` where it failed; a cancelled one has not failed.
+            succeeded: `False` if it failed; a cancelled one has not failed.
             outputs: The output files among its arguments.
-            result_is_path: What the user gets is, or holds, a path into the
+            result_is_path: Whether its result is, or contains, a path into the
                 sandbox, see `leads_into`.
             matches: The files that match each pattern among the outputs.
             recorded: Whether its result is recorded: the outputs stay until the run ends well.
 
         Returns:
-            What must be held while the sandbox is needed, for `AttemptInfo.keeper`;
-            `None` where nothing need be.
+            The object to reference while the sandbox is needed, for `AttemptInfo.keeper`;
+            `None` if there is none.
         """
         links = self._links.pop(task["uid"], None) or _Links()
         sandbox = task.get("sandbox")
@@ -533,15 +532,15 @@ class Stager:
         )
 
     def take_up(self, task: TaskDescription, outputs: Sequence[Output], files: TaskFiles) -> object:
-        """Decides what becomes of what an earlier run left of a task, as `keep` does of an attempt.
+        """Decide the fate of the files that an earlier run left of a task; see `keep`.
 
         Args:
             task: The description of the task, which does not run.
             outputs: The output files among its arguments.
-            files: What there is.
+            files: The existing files.
 
         Returns:
-            What must be held while the files are needed, `None` where nothing need be.
+            The object to reference while the files are needed, `None` if there is none.
         """
         sandbox = files.sandbox
         self._place.use(sandbox)
@@ -558,10 +557,10 @@ class Stager:
     async def save_again(
         self, task: TaskDescription, targets: Mapping[str, Target], files: TaskFiles
     ) -> None:
-        """Puts what an earlier run left of a task where it is to be, unless it is there.
+        """Save the files that an earlier run left of a task, except those already saved.
 
         Raises:
-            DataError: Something could not be saved.
+            DataError: One could not be saved.
         """
         puts: dict[Path, Put] = {}
         for name, (path, kind) in targets.items():
@@ -576,12 +575,12 @@ class Stager:
             self._sandboxes.saved(files.sandbox, put.name)
 
     async def close(self, *, well: bool = True) -> None:
-        """Removes what does not stay: sandboxes, fetched files and empty directories.
+        """Remove sandboxes, fetched files and empty directories that are not kept.
 
         Waits until it is done, without blocking the loop. Twice is harmless.
 
         Args:
-            well: Whether the run has ended well; else the outputs of recorded tasks stay.
+            well: Whether the run has succeeded; otherwise the outputs of recorded tasks stay.
         """
         self._links.clear()
         await self._fetcher.close(remove=not self._cache_stays)
@@ -594,7 +593,7 @@ class Stager:
             self.disk_use = await in_thread(partial(disk_use, self._place.base), or_here=True)
 
     def leave(self) -> None:
-        """Says that the engine has ended, see `WorkDir.leave`."""
+        """Report that the engine has ended, see `WorkDir.leave`."""
         self._place.leave()
 
 
@@ -617,7 +616,7 @@ def _move_aside(task: TaskDescription, name: str, places: dict[str, InputPlace])
 
 
 def _current(other: Path) -> Path:
-    """The current directory, or another where it was removed."""
+    """Return the current directory, or another one if it was removed."""
     try:
         return Path.cwd()
     except FileNotFoundError:

@@ -26,7 +26,7 @@ _IN_THE_WAY = {errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR}
 
 
 def files_in(directory: str) -> Iterator[str]:
-    """The files in a directory and in those below it, as paths from there."""
+    """Yield the files in a directory and below it, as relative paths."""
     for place, _, names in os.walk(directory):
         for name in names:
             yield os.path.relpath(os.path.join(place, name), directory)
@@ -53,16 +53,16 @@ class RealPaths:
 def copy_file(
     source: str | os.PathLike[str], target: str | os.PathLike[str], root: str | None = None
 ) -> None:
-    """Copies a file with its mode; others see the copy only when that is set.
+    """Copy a file with its mode; others can read the copy only when that is set.
 
     Args:
         source: The file.
-        target: Where the copy is made; nothing is there yet.
-        root: The directory that it must be in, also where somebody changes links meanwhile.
+        target: The path of the copy, which does not exist yet.
+        root: The directory that must contain the file, even if links are changed meanwhile.
 
     Raises:
-        DataError: It is in no such directory, or is no file.
-        OSError: It cannot be read, or the copy cannot be made.
+        DataError: It is not in that directory, or not a regular file.
+        OSError: It cannot be read, or the copy cannot be created.
     """
     with contextlib.ExitStack() as files:
         is_link = False
@@ -96,7 +96,7 @@ def _private(path: str, flags: int) -> int:
 
 
 def _is_in(opened: int, path: str | os.PathLike[str], root: str) -> bool:
-    """Whether an open file is in a directory, wherever links lead by now."""
+    """Return whether an open file is in a directory, even if links have changed since."""
     try:
         real = os.readlink(f"/proc/self/fd/{opened}")
     except OSError:  # no Linux: where it is now
@@ -105,7 +105,7 @@ def _is_in(opened: int, path: str | os.PathLike[str], root: str) -> bool:
 
 
 class _StoppedError(Exception):
-    """Nobody wants the copy any more."""
+    """The copy is no longer needed."""
 
 
 def copy_directory(
@@ -113,16 +113,16 @@ def copy_directory(
     target: str | os.PathLike[str],
     stop: threading.Event | None = None,
 ) -> None:
-    """Copies a directory with all that is in it.
+    """Copy a directory with its content.
 
     Args:
         source: The directory.
-        target: Where the copy is made; nothing is there yet.
-        stop: Ends the copying once it is set; nothing is left of the copy then.
+        target: The path of the copy, which does not exist yet.
+        stop: Stops copying once it is set; then the copy is removed.
 
     Raises:
-        DataError: A link in it leads out of it, or something in it cannot be copied.
-        OSError: The directory cannot be read, or the copy cannot be made.
+        DataError: A link in it leads out of it, or an entry cannot be copied.
+        OSError: The directory cannot be read, or the copy cannot be created.
     """
 
     def copy(each: str, place: str) -> str:
@@ -146,7 +146,7 @@ def copy_directory(
 
 
 def _require_own_links(root: str) -> None:
-    """Raises for a link that would mean something else in a copy, or nothing."""
+    """Raise for a link that a copy would break or point elsewhere."""
     for place, directories, names in os.walk(root):
         for path in (os.path.join(place, name) for name in (*directories, *names)):
             if not os.path.islink(path):
@@ -161,13 +161,13 @@ def _require_own_links(root: str) -> None:
 
 
 def replace_directory(new: Path, path: Path) -> None:
-    """Renames a directory, in place of the one that is there.
+    """Rename a directory, replacing an existing one.
 
-    The old one is moved aside before and removed after that: others see it, none for a moment,
-    or the new one, and never some of both.
+    The old one is moved aside first and removed afterwards: readers see the old one, none for a
+    moment, or the new one, but never a mixture.
 
     Raises:
-        OSError: It cannot be renamed; what was there is there again.
+        OSError: It cannot be renamed; the old one has been restored.
     """
     if path.exists() and not path.is_dir():
         raise NotADirectoryError(errno.ENOTDIR, "there is a file of that name", str(path))
@@ -204,7 +204,7 @@ def remove(path: str | os.PathLike[str]) -> None:
 
 
 def remove_directory(path: str | os.PathLike[str], kept: Collection[str] = ()) -> None:
-    """Removes a directory, or all that is in it but some names; also where nobody may write to it.
+    """Remove a directory, or its content except some names, even if it is write-protected.
 
     Raises:
         OSError: It cannot be removed.
@@ -232,7 +232,7 @@ def _clear(path: str | os.PathLike[str], kept: Collection[str]) -> None:
 
 
 def _make_writable(path: str | os.PathLike[str]) -> None:
-    """Lets the user write to a directory and to those in it: programs leave others."""
+    """Make a directory and those in it writable for the user, as some programs do not."""
     os.chmod(path, 0o700)
     for directory, names, _ in os.walk(path):
         for name in names:

@@ -1,4 +1,4 @@
-"""Where the files of an attempt are: inputs from dependencies, disk or a URL, and destinations."""
+"""Origins of input files: the outputs of dependencies, the disk, or a URL."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class InputPlace(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Resolved:
-    """Where the inputs of an attempt are; nothing is linked yet.
+    """Places of the inputs of an attempt, before they are linked.
 
     Attributes:
         sources: What is left of its dependencies, each once.
@@ -54,12 +54,12 @@ class Resolved:
     matches: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     def gone(self) -> list[AttemptInfo]:
-        """What is left of tasks of an earlier run whose files it reads, and which are gone."""
+        """Return the outcomes of tasks of an earlier run whose files it reads and are missing."""
         found = {place.gone.uid: place.gone for place in self.places.values() if place.gone}
         return list(found.values())
 
     def paths(self) -> dict[str, str | None]:
-        """The inputs' paths by their names, `None` for what cannot be read from here."""
+        """Return the inputs' paths by their names, `None` for those not readable from here."""
         return {name: place.path for name, place in self.places.items()}
 
 
@@ -79,7 +79,7 @@ def left_place(producer: AttemptInfo, name: str) -> InputPlace:
 
 
 def as_source(producer: AttemptInfo) -> dict[str, Any]:
-    """As much of a description as backends need to link from."""
+    """Return the part of a description that backends need to link from."""
     return {
         "uid": producer.uid,
         "sandbox": producer.sandbox,
@@ -92,7 +92,7 @@ def as_source(producer: AttemptInfo) -> dict[str, Any]:
 
 
 class Origin(NamedTuple):
-    """Where an input comes from; exactly one is set."""
+    """Origin of an input; exactly one field is set."""
 
     producer: AttemptInfo | None = None
     path: str | None = None
@@ -207,7 +207,7 @@ def _is_absolute(file: InputFile) -> bool:
 def _matched_by(
     file: InputFile, sources: Sequence[AttemptInfo]
 ) -> list[tuple[AttemptInfo, tuple[str, ...]]]:
-    """The dependencies that promised the same pattern, and what matched it."""
+    """Return the dependencies that promised the same pattern, and the names that matched it."""
     name = file.filename
     return [(each, each.matches[name]) for each in sources if each.matches and name in each.matches]
 

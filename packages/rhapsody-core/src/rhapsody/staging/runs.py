@@ -35,10 +35,10 @@ TIMES = "%Y-%m-%dT%H:%M:%S"
 
 
 class RunLog(logging.Handler):
-    """Writes records into a file that it opens for the first of them.
+    """Log handler that writes to a file, which it opens with the first record.
 
     Args:
-        path: Makes the file's directory and says where the file is.
+        path: Creates the file's directory and returns the file's path.
     """
 
     def __init__(self, path: Callable[[], str]) -> None:
@@ -53,18 +53,18 @@ class RunLog(logging.Handler):
         self.setFormatter(lines)
 
     def begin(self) -> None:
-        """Takes records from here on; twice is harmless."""
+        """Start to write records; twice is harmless."""
         self._taking = True
         log.addHandler(self)
 
     def end(self) -> None:
-        """Takes no more records, until it begins again."""
+        """Stop writing records, until `begin` is called again."""
         self._taking = False
         log.removeHandler(self)
         self.close()
 
     def close(self) -> None:
-        """Closes the file; another record opens it again."""
+        """Close the file; the next record opens it again."""
         self.acquire()
         try:
             file, self._file = self._file, -1
@@ -76,7 +76,7 @@ class RunLog(logging.Handler):
         super().close()
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Writes a record; what is wrong with the disk is said once, and harms nobody."""
+        """Write a record; log an error of the disk once, and never raise it."""
         self._take(record)
         if self._is_alone(record):
             _hand_on(record)
@@ -103,9 +103,10 @@ class RunLog(logging.Handler):
         os.write(self._file, f"{text}\n".encode(errors="backslashreplace"))
 
     def _is_alone(self, record: logging.LogRecord) -> bool:
-        """Whether nobody handles a record but logs of runs, of which this is the first.
+        """Return whether only logs of runs handle a record, and this is the first of them.
 
-        `logging` prints a record that has no handler (`logging.lastResort`), and counts this one.
+        `logging` prints records without a handler (`logging.lastResort`). Logs of runs must not
+        suppress that.
         """
         logger: logging.Logger | None = logging.getLogger(record.name)
         found: list[logging.Handler] = []
@@ -116,38 +117,38 @@ class RunLog(logging.Handler):
 
 
 def _hand_on(record: logging.LogRecord) -> None:
-    """Prints a record as `logging` does with those that nobody handles."""
+    """Print a record as `logging` prints those without a handler."""
     last = logging.lastResort
     if last is not None and record.levelno >= last.level:
         last.handle(record)
 
 
 BASE = ".rhapsody"
-"""Where runs are, in the current directory."""
+"""Name of the directory of runs, in the current directory."""
 
 LATEST, LOCK, LOG = "latest", ".lock", "log.txt"
-"""The link to the newest run; the files in a run's directory beside those of its engines."""
+"""Names of the link to the newest run, and of the lock and the log in a run's directory."""
 
 PARTS = ".parts"
 """File that lists where the run's live engines save files, see `remove_parts`."""
 
 NAME: re.Pattern[str] = re.compile(r"\d{8}T\d{6}-[A-Za-z0-9_.-]{1,32}-[0-9a-f]{4}")
-"""What a run's directory is called."""
+"""Name of a run's directory."""
 
 LONGEST = 32
-"""Characters of a program's name in that of a directory."""
+"""Characters of the program's name in the name of a run's directory."""
 
 ATTEMPTS = 100
-"""How often it is tried to make a directory while others remove it, or take its name."""
+"""Attempts to create a directory that others remove, or whose name they take."""
 
 
 class Run:
-    """The directory of one run; `path` may change until it is made.
+    """Directory of one run; `path` may change until it is created.
 
     Its methods may be called from any thread.
 
     Args:
-        base: The `.rhapsody` that it is in.
+        base: The `.rhapsody` directory that contains it.
     """
 
     def __init__(self, base: Path) -> None:
@@ -160,16 +161,16 @@ class Run:
         self._log = RunLog(self._log_file)
 
     def enter(self, uid: str) -> None:
-        """An engine begins. What is logged while there is one is in the run's log."""
+        """Register an engine. While there is one, records go to the run's log."""
         with self._lock:
             self._engines.append(uid)
         self._log.begin()
 
     def make(self) -> Path:
-        """Makes the directory, which no other process has, and says where it is.
+        """Create the directory, which belongs to this process alone, and return its path.
 
         Raises:
-            OSError: It cannot be made.
+            OSError: It cannot be created.
         """
         with self._lock:
             for attempt in range(ATTEMPTS):
@@ -199,10 +200,10 @@ class Run:
         point_latest(self.base)
 
     def leave(self, uid: str) -> bool:
-        """An engine has ended. With the last one the directory goes, where it is empty.
+        """Unregister an engine. With the last one, remove the directory if it is empty.
 
         Returns:
-            Whether the run is over.
+            Whether the directory has been removed.
         """
         with self._lock:
             if uid not in self._engines:
@@ -228,7 +229,7 @@ class Run:
         self._log.note(text)
 
     def forget(self) -> None:
-        """Lets go of what is the parent's, in a forked child."""
+        """Release the parent's lock in a forked child."""
         if self._held is not None:
             self._held.let_go()
 
@@ -237,7 +238,7 @@ class Run:
 
 
 class _Process:
-    """The runs of one process, by the directory they are in."""
+    """Runs of one process, by the directory that contains them."""
 
     def __init__(self) -> None:
         self.pid = os.getpid()
@@ -249,7 +250,7 @@ _process = _Process()
 
 
 def enter_run(base: Path, uid: str) -> Run:
-    """The run of this process in a `.rhapsody`, for an engine that begins; nothing is made."""
+    """Return the run of this process in a `.rhapsody`, for a new engine; create no directory."""
     global _process
     if _process.pid != os.getpid():  # a forked child has runs of its own
         parents, _process = _process, _Process()
@@ -264,7 +265,7 @@ def enter_run(base: Path, uid: str) -> Run:
 
 
 def leave_run(run: Run, uid: str) -> None:
-    """An engine of the run has ended; twice is harmless."""
+    """Unregister an engine that has ended; twice is harmless."""
     process = _process
     with process.lock:
         if run.leave(uid) and process.runs.get(run.base) is run:
@@ -281,17 +282,17 @@ def note_in_log(work_dir: Path, text: str) -> None:
 
 
 def new_name() -> str:
-    """What a run that begins now is called."""
+    """Return the name of a run that starts now."""
     return f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{program()}-{digits(2)}"
 
 
 def digits(count: int) -> str:
-    """Hexadecimal digits of so many random bytes."""
+    """Return some random bytes as hexadecimal digits."""
     return os.urandom(count).hex()
 
 
 def program() -> str:
-    """What this process runs: its script or module, in characters that every file may have."""
+    """Return the name of this process's script or module, in characters valid in all file names."""
     started = str((getattr(sys, "argv", None) or [""])[0])
     place, name = os.path.split(os.path.splitext(started)[0])
     if name == "__main__":  # `python -m package`
@@ -304,7 +305,7 @@ def program() -> str:
 
 
 def runs_in(base: Path) -> list[str]:
-    """The names of the runs in a `.rhapsody`, the oldest first."""
+    """Return the names of the runs in a `.rhapsody`, the oldest first."""
     with contextlib.suppress(OSError), os.scandir(base) as entries:
         return sorted(
             entry.name
@@ -315,7 +316,7 @@ def runs_in(base: Path) -> list[str]:
 
 
 def point_latest(base: Path) -> None:
-    """Lets `latest` lead to the newest run that there is; does nothing where it cannot."""
+    """Point `latest` to the newest existing run; ignore errors."""
     link, pointed = base / LATEST, None
     for _ in range(ATTEMPTS):  # another process may begin or end a run meanwhile
         newest = runs_in(base)[-1:]
@@ -447,11 +448,11 @@ class UidClaim:
 
 
 LIST = "results.json"
-"""The file in an engine's directory that says so, where there are any."""
+"""File in an engine's directory that lists its results, if there are any."""
 
 
 def write_list(files: Iterable[SavedFile], work_dir: Path) -> None:
-    """Writes which of these, which are all there, are below the engine's directory."""
+    """List the existing files that are below the engine's directory."""
     listed = [
         {"path": str(file.path.relative_to(work_dir)), "task": file.task, "uid": file.uid}
         for file in files
@@ -463,10 +464,10 @@ def write_list(files: Iterable[SavedFile], work_dir: Path) -> None:
 
 
 def read_list(work_dir: Path) -> set[str]:
-    """The paths of results from an engine's directory, none where no list was written.
+    """Return the paths of results in an engine's directory, none if no list was written.
 
     Raises:
-        ValueError: The list is broken.
+        ValueError: The list is malformed.
         OSError: It cannot be read.
     """
     try:
@@ -479,7 +480,7 @@ def read_list(work_dir: Path) -> set[str]:
 
 
 class WorkDir:
-    """The directory of an engine, which is made when it is first needed.
+    """Directory of an engine, created when it is first needed.
 
     Args:
         place: The directory; with `in_run` the `.rhapsody` that the run's is in.
@@ -502,9 +503,9 @@ class WorkDir:
         self.settled: bool = self._run is None
 
     def settle(self) -> Path:
-        """Makes the run's directory, so that `path` no longer changes, which it returns.
+        """Create the run's directory and return `path`, which no longer changes.
 
-        Where it cannot be made, what is put into it fails. Any thread.
+        If that fails, later operations in it fail. Called on any thread.
         """
         if self._run is not None and not self.settled:
             with contextlib.suppress(OSError):
@@ -520,7 +521,7 @@ class WorkDir:
                 note(self._run.make(), token, directory)
 
     def use(self, sandbox: str) -> None:
-        """Keeps the directory of the run that a sandbox is in from being cleaned, until `leave`."""
+        """Protect the run that contains a sandbox from `rhapsody clean`, until `leave`."""
         run = Path(sandbox).parent.parent
         if run in self._used or run.parent.name != BASE or NAME.fullmatch(run.name) is None:
             return
@@ -530,7 +531,7 @@ class WorkDir:
             self._used[run] = lock.let_go if there else lock.release
 
     def close(self, results: Iterable[SavedFile]) -> None:
-        """Lists the results that stay in it; removes it where it is empty and was not there."""
+        """List the results in it; remove it if it is empty and did not exist before."""
         if self._run is not None and self.settled:
             write_list(results, self.path)
         if self._existed:
@@ -542,7 +543,7 @@ class WorkDir:
                 self.path.parent.rmdir()
 
     def leave(self) -> None:
-        """Says that the engine has ended: with the last one of a run its directory may go."""
+        """Report that the engine has ended, so that an empty run's directory is removed."""
         for let_go in self._used.values():
             let_go()
         self._used.clear()
@@ -552,14 +553,14 @@ class WorkDir:
 
 @dataclass(frozen=True, slots=True)
 class LeftRun:
-    """The directory of a run.
+    """Directory of a run.
 
     Attributes:
-        path: Where it is.
-        lock: The file that it locks while it lives.
-        state: `"held"` while the run lives, `"free"` where it ended, `"left"` where it was
-            killed, `"unknown"` where that cannot be seen from here.
-        changed: When something in it was last made or removed, by the system's clock.
+        path: Its path.
+        lock: The file that the run locks while it is active.
+        state: `"held"` while the run is active, `"free"` after its end, `"left"` if it was
+            killed, `"unknown"` if that cannot be determined on this host.
+        changed: Time when an entry was last created or removed, by the system's clock.
     """
 
     path: Path
@@ -568,10 +569,10 @@ class LeftRun:
     changed: float
 
     def results(self) -> set[str]:
-        """The paths of its results, and of the lists of them.
+        """Return the paths of its results, and of the lists of them.
 
         Raises:
-            ValueError: Which they are is not known.
+            ValueError: The results are not known.
         """
         if self.state != "free":
             raise ValueError("it did not end by itself, so that its results are not known")
@@ -583,7 +584,7 @@ class LeftRun:
         return found
 
     def goes(self, kept: set[str]) -> dict[str, int]:
-        """What is removed where some paths stay, with its sizes in bytes."""
+        """Return what is removed if some paths are kept, with the sizes in bytes."""
         above = {str(parent) for path in kept for parent in Path(path).parents}
         stays = kept | {str(self.lock)}
         return {path: _size(path) for path in _others(self.path, stays, above)}
@@ -594,7 +595,7 @@ class LeftRun:
         Its unfinished copies of results are removed, too.
 
         Returns:
-            `False` where the run has come back to life meanwhile.
+            `False` if another process has locked it meanwhile.
 
         Raises:
             OSError: Something cannot be removed.
@@ -615,7 +616,7 @@ class LeftRun:
 
 
 def left_runs(base: Path) -> list[LeftRun]:
-    """The directories of runs in a `.rhapsody`, the oldest first."""
+    """Return the directories of runs in a `.rhapsody`, the oldest first."""
     found = []
     for path in _directories(base):
         if not NAME.fullmatch(path.name):
@@ -628,14 +629,14 @@ def left_runs(base: Path) -> list[LeftRun]:
 
 
 def tidy(base: Path) -> None:
-    """Lets `latest` lead to the newest run that is left; removes a `.rhapsody` without any."""
+    """Point `latest` to the newest remaining run; remove a `.rhapsody` without runs."""
     point_latest(base)
     with contextlib.suppress(OSError):  # there is something in it
         base.rmdir()
 
 
 def _directories(place: Path) -> list[Path]:
-    """The directories in a directory that are this user's, and no links."""
+    """Return this user's directories in a directory, without links."""
     with contextlib.suppress(OSError), os.scandir(place) as entries:
         return [
             Path(entry.path)
@@ -647,7 +648,7 @@ def _directories(place: Path) -> list[Path]:
 
 
 def _others(directory: Path, kept: set[str], above: set[str]) -> Iterator[str]:
-    """What is in a directory besides `kept`, and besides the directories `above` those."""
+    """Yield the content of a directory except `kept` and the directories `above` those."""
     for path in directory.iterdir():
         if str(path) in kept:
             continue
@@ -658,7 +659,7 @@ def _others(directory: Path, kept: set[str], above: set[str]) -> Iterator[str]:
 
 
 def _size(path: str) -> int:
-    """The bytes of the files in a path that are nowhere else; links are not followed."""
+    """Return the bytes of the files in a path that have no other hard link."""
     paths = [path]
     for place, _, names in () if os.path.islink(path) else os.walk(path):
         paths += [os.path.join(place, name) for name in names]

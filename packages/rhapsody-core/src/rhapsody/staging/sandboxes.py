@@ -1,8 +1,8 @@
-"""How long sandboxes stay on disk, for one engine.
+"""Lifetime of sandboxes on disk, for one engine.
 
-A sandbox that may go stays while somebody holds its `Sandbox` object, and is
-then removed on a thread. Which sandboxes may go is said by the caller; making
-them is the backends' business.
+A sandbox that may be removed stays while its `Sandbox` object is referenced, and is then
+removed on a thread. The caller decides which sandboxes may be removed; backends
+create them.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from rhapsody.sdk.threads import ThreadPool, in_thread
 from rhapsody.staging.fsutil import remove_directory
 
 Keep = Literal["results", "failed", "all", "none"]
-"""Which sandboxes stay on disk: those of failed tasks, all, or none; `"results"`: those of failed
-tasks, and the declared outputs in others."""
+"""Sandboxes that are kept on disk: those of failed tasks, all, or none; with `"results"` those of
+failed tasks, and the declared outputs in others."""
 
 log: logging.Logger = logging.getLogger(__name__)
 
 
 def check_keep(value: Keep) -> Keep:
-    """Gives a user's `keep_sandboxes` back where it is one.
+    """Return a valid `keep_sandboxes`.
 
     Raises:
-        ValueError: It is not.
+        ValueError: It is not one of the values.
     """
     if value not in get_args(Keep):
         known = ", ".join(get_args(Keep))
@@ -41,11 +41,11 @@ def check_keep(value: Keep) -> Keep:
 
 
 class Disposition(Enum):
-    """What becomes of a sandbox."""
+    """How a sandbox ends."""
 
-    REMOVE = "goes when nobody holds it, and at close"
+    REMOVE = "removed when unused, and at close"
     PRODUCT = "removed when unused, except for declared files; at close as `keep` says"
-    STAY = "at close only where none are kept"
+    STAY = "removed at close only if none are kept"
 
 
 class Sandbox:
@@ -53,7 +53,7 @@ class Sandbox:
 
     Args:
         path: The directory.
-        keeper: Who removes it.
+        keeper: Removes it.
         needs: Sandboxes that this one has links into.
     """
 
@@ -71,7 +71,7 @@ class Sandbox:
         return f"<Sandbox {self.path!r}>"
 
     def spare(self) -> None:
-        """Lets the directory, and all it has links into, outlive this object."""
+        """Keep the directory, and those it has links into, after the end of this object."""
         waiting: list[Sandbox] = [self]
         while waiting:
             sandbox = waiting.pop()
