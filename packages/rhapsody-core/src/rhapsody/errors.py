@@ -89,7 +89,7 @@ class DependencyFailureError(RhapsodyError, RuntimeError):
             self._depth = cause._depth + 1
             if cause._links() >= LINKS:
                 cause = cause._shortened()
-        self.__cause__ = cause
+        self.__cause__: BaseException | None = cause
         return self
 
     def _links(self) -> int:

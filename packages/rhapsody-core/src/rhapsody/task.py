@@ -403,7 +403,8 @@ class TaskFuture(asyncio.Future[T]):
     def __await__(self) -> Generator[Any, None, T]:
         return _await(self) if self._exception is None else self._failed()
 
-    __iter__ = __await__
+    def __iter__(self) -> Generator[Any, None, T]:
+        return self.__await__()
 
     def _failed(self) -> Generator[Any, None, T]:
         try:
