@@ -67,7 +67,7 @@ async def test_an_executable_needs_a_uid_and_no_more(direct: Direct, tmp_path: A
     [
         ({"uid": "bad"}, "neither a 'function' nor an 'executable'"),
         ({"uid": "bad", "executable": ["echo", "hi"]}, "'arguments'"),
-        ({"uid": "bad", "function": "print"}, "cannot be called"),
+        ({"uid": "bad", "function": "print"}, "not callable"),
         ({"function": int}, "uid"),
         ({"uid": 7, "function": int}, "uid"),
     ],

@@ -214,7 +214,7 @@ class Blocks:
             args, kwargs = self._values.of(record)
             coroutine = record.task.function(*args, **kwargs) if record.task.is_async else None
         except (Exception, SystemExit) as error:  # of what the user gave: it fails alone
-            self._scheduler.end_block(record, None, error)
+            self._ended(record, None, error)
             return
         if coroutine is not None:
             self._run(record, coroutine, context)
@@ -306,4 +306,6 @@ class Blocks:
         woken = self._woken.pop(record, None)
         if woken is not None:
             woken.set_result(None)
+        # Both refer to the record, and to what the block took and returned.
+        record.context, record.running = contextvars.Context(), None
         self._scheduler.end_block(record, value, error)
