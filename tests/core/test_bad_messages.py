@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import os
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,14 @@ def test_an_order_that_was_cut_off_is_the_end(length: int) -> None:
     assert first[2] is not None
     assert first[2].uid == "task.1"
     assert worker.received(stream) is None
+
+
+def test_a_connection_closed_with_unread_replies_is_the_end() -> None:
+    program, own = socket.socketpair()
+    with own, own.makefile("rb") as stream:
+        own.sendall(b"a reply")
+        program.close()
+        assert worker.received(stream) is None
 
 
 @pytest.mark.asyncio

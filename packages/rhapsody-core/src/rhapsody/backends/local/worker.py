@@ -142,11 +142,14 @@ def received(stream: IOBase) -> tuple[int, int, CallSpec | None, Call] | None:
     Returns:
         The call's number, the block for its result, the spec (`None` for modules), and the call.
     """
-    start = stream.read(CALL.size)
-    if len(start) < CALL.size:
+    try:
+        start = stream.read(CALL.size)
+        if len(start) < CALL.size:
+            return None
+        number, block, kind, *lengths = CALL.unpack(start)
+        parts = [stream.read(length) for length in lengths]
+    except ConnectionResetError:  # the program closed the connection with replies still unread
         return None
-    number, block, kind, *lengths = CALL.unpack(start)
-    parts = [stream.read(length) for length in lengths]
     if sum(map(len, parts)) < sum(lengths):
         return None
     order, function, arguments = parts
