@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
 import sys
 import threading
+import warnings
 from collections.abc import Iterator
 
 import pytest
 
-from rhapsody.sdk.loops import SharedLoop
+from rhapsody.sdk import loops
+from rhapsody.sdk.loops import SharedLoop, WorkerLoop
 
 
 @pytest.fixture
@@ -54,3 +58,21 @@ def test_a_call_after_the_end_starts_another_thread() -> None:
         assert called.wait(20)
         loop.stop(20)
     assert not [one for one in threading.enumerate() if one.name == "shared"]
+
+
+def test_a_loop_that_is_collected_in_a_cycle_is_closed_first(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def leave() -> None:
+        made = [asyncio.SelectorEventLoop()]  # older than its owner: collected before it
+        monkeypatch.setattr(loops, "_new_loop", made.pop)
+        worker = WorkerLoop()
+        worker.run(asyncio.sleep(0))
+        cycle: list[object] = [worker]
+        cycle.append(cycle)
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        leave()
+        gc.collect()
+    assert not caught

@@ -12,6 +12,7 @@ import contextvars
 import logging
 import os
 import threading
+import weakref
 from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import Any
@@ -119,6 +120,9 @@ class WorkerLoop:
         """
         if self._loop is None:
             self._loop = _new_loop()
+            # Not `__del__`: the collector might take the loop of a cycle first, which then warns.
+            self._finalizer = weakref.finalize(self, self._loop.close)
+            self._finalizer.atexit = False  # a daemon thread may still run it then
         loop = self._loop
         family: set[asyncio.Task[Any]] = set()
         task = _started(lambda: coroutine, family, contextvars.copy_context(), loop)
@@ -144,10 +148,8 @@ class WorkerLoop:
         """Close the loop, on any thread once nothing runs; `run` makes another."""
         loop, self._loop = self._loop, None
         if loop is not None:
+            self._finalizer.detach()
             loop.close()
-
-    def __del__(self) -> None:
-        self.close()
 
 
 class SharedLoop:
