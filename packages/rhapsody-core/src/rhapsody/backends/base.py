@@ -356,7 +356,7 @@ class ManagedBackend(BaseExecutionBackend):
     async def run_task(self, task: TaskDescription) -> Any:
         """Run one task to its end, on the loop; it must not block.
 
-        Called once per task by `submit_tasks`, in an asyncio task of its own, which `cancel_task`
+        Called once per task by `submit_tasks`, in a separate asyncio task, which `cancel_task`
         and `shutdown` cancel. The task is reported as running just before, so waiting in here
         counts towards its timeout: use `max_running` for that, or see `running_when_called`.
 
@@ -640,7 +640,7 @@ class ManagedBackend(BaseExecutionBackend):
     def seconds_left(self, task: Any = None) -> float | None:
         """Return the seconds left of the batch job of this process, which limit every backend.
 
-        A backend with an earlier end of its own overrides this and returns the smaller value.
+        A backend that ends earlier overrides this and returns the smaller value.
         """
         return None if self.__job_ends is None else max(0.0, self.__job_ends - time.monotonic())
 

@@ -100,7 +100,7 @@ class Background:
             self._crashed(task.get_name(), error)
 
     def crash(self, where: str, error: BaseException) -> None:
-        """End the engine because of an error of its own."""
+        """End the engine because of an internal error."""
         self._crashed(where, error)
 
     def guarded(self, call: Callable[[], object]) -> None:

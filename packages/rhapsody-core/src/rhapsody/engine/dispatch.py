@@ -420,7 +420,7 @@ class Callbacks:
             self._complained.add(("", "malformed"))
             log.error(
                 "a backend reported something that cannot be read as a task with a uid; such "
-                "updates are left out. Reading it raised %s", describe_error(error),
+                "updates are ignored. Reading it raised %s", describe_error(error),
             )  # fmt: skip
 
     def _unknown_state(self, record: TaskRecord, state: Any) -> None:
@@ -430,7 +430,7 @@ class Callbacks:
             self._complained.add(key)
             log.error(
                 "backend %r reported the state %r, which its StateMapper does not know; such "
-                "updates are left out. Register it with "
+                "updates are ignored. Register it with "
                 "StateMapper.register_backend_tasks_states(...)",
                 record.backend.name, state,
             )  # fmt: skip
@@ -438,7 +438,7 @@ class Callbacks:
     def _await_service(
         self, record: TaskRecord, task: Any, state: Any, service_callback: ServiceCallback | None
     ) -> None:
-        """Mark a service that runs as ready, at once or when the backend says so."""
+        """Mark a running service as ready, now or when the backend reports it."""
         scheduler = self._scheduler
         if service_callback is None:
             scheduler.serve(record, record.uid, None)

@@ -915,7 +915,7 @@ def not_a_main(main: Callable[..., Any]) -> str | None:
 
 
 async def call_main(main: Callable[[WorkflowEngine], Any], flow: WorkflowEngine) -> Any:
-    """Call a program's `main`, on a thread if it is no coroutine function."""
+    """Call a program's `main`, on a thread if it is not a coroutine function."""
     value = await (main(flow) if is_async(main) else _on_thread(partial(main, flow)))
     while issubclass(type(value), asyncio.Future | CoroutineType):
         value = await value

@@ -243,9 +243,8 @@ class Memoization:
             return
         found["args"] = tuple(map(self._stands_in, services))
         addresses = [text for each in services for text in texts_in(each.result(), numbers=True)]
-        addresses = [
-            text for text in addresses if len(text) > 3
-        ]  # shorter texts may have other meanings
+        # Shorter texts may have other meanings.
+        addresses = [text for text in addresses if len(text) > 3]
         found["texts"] = tuple(text for text in found["texts"] if text not in addresses)
 
         def named(word: str) -> str:
@@ -267,7 +266,7 @@ class Memoization:
     async def _hold(
         self, batch: list[tuple[TaskRecord, Any]], pending: list[tuple[Any, Awaitable[Any]]]
     ) -> None:
-        # Each is awaited by itself, because another plugin's may hang.
+        # Each is awaited separately, because another plugin's may hang.
         refused: dict[TaskRecord, BaseException] = {}
         others = [(hook, asyncio.ensure_future(result)) for hook, result in pending[1:]]
         try:

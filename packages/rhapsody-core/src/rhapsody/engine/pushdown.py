@@ -1,7 +1,7 @@
 """Values that stay with a backend, and tasks that are sent there before their inputs exist.
 
 Where a backend can wait for dependencies itself, a task whose unfinished dependencies are all with
-it is sent there at once, with references in place of their values. Those values stay there until
+it is sent there at once, with references instead of their values. Those values stay there until
 something in this process needs them. Only plain function tasks take part; all others wait here.
 
 A future whose value is held is pending for asyncio, because it has no result yet. Waiting for it,
@@ -134,7 +134,7 @@ class RemoteResult:
 
     def not_here(self) -> asyncio.InvalidStateError:
         """Return the error of a call that needs the value at once."""
-        name = f"{self.uid}" if (future := self._future()) is None else _named(future)
+        name = self.uid if (future := self._future()) is None else _named(future)
         return asyncio.InvalidStateError(
             f"the value of {name} is still with its backend: await the future"
         )

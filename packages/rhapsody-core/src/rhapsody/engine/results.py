@@ -71,9 +71,9 @@ class Results:
     def _check_files(self, record: TaskRecord, *, failed: bool) -> None:
         """Raise `DataError` if a declared output file is missing; note that inputs were read."""
         resolved = record.resolved
-        if failed and resolved is not None:
-            self._stager.spare_inputs(record.description, resolved)
         if failed:
+            if resolved is not None:
+                self._stager.spare_inputs(record.description, resolved)
             return
         if record.found is not None and record.found.outputs:
             self._check_outputs(record, record.found.outputs)

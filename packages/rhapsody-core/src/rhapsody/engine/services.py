@@ -130,8 +130,8 @@ class Services:
                 why = f"its dependency {record.task.name!r} was cancelled"
                 self._scheduler.cancel(each, why)
             else:
-                gone = error_messages.of_gone_service(each, record.future, error)
-                self._scheduler.refuse(each, gone)
+                failure = error_messages.of_missing_service(each, record.future, error)
+                self._scheduler.refuse(each, failure)
 
     # Their dependents.
 
@@ -145,8 +145,8 @@ class Services:
             if status is None:
                 continue
             if not (status.ready or status.restarted):
-                gone = error_messages.of_gone_service(record, future, status.error)
-                self._scheduler.refuse(record, gone)
+                failure = error_messages.of_missing_service(record, future, status.error)
+                self._scheduler.refuse(record, failure)
                 return True
             if not status.ready:
                 status.waiting.append(record)

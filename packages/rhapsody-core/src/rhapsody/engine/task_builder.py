@@ -156,8 +156,8 @@ class TaskBuilder:
                     self._hold_back(record, backend, short)
                     return False
                 resolved = record.resolved
-                if resolved is not None and (gone := resolved.gone()):
-                    again = self._make_again(record, backend, gone)
+                if resolved is not None and (missing := resolved.missing()):
+                    again = self._make_again(record, backend, missing)
                     self._background.spawn(again, f"files for {record.uid}")
                     return False
                 record.stage = PREPARED
@@ -470,13 +470,13 @@ class TaskBuilder:
         description["args"], description["kwargs"] = self._values.of(record)
 
     async def _make_again(
-        self, record: TaskRecord, backend: BackendHandle, gone: Sequence[AttemptInfo]
+        self, record: TaskRecord, backend: BackendHandle, missing: Sequence[AttemptInfo]
     ) -> None:
         """Produce missing files of an earlier run that the task reads."""
         reader = record.uid if record.repeats is None else record.repeats.attempt
         try:
             await asyncio.gather(
-                *(each.make_again(each, reader) for each in gone if each.make_again)
+                *(each.make_again(each, reader) for each in missing if each.make_again)
             )
         except Exception as error:  # of the tasks that make them: this one fails alone
             self._scheduler.refuse(record, error)

@@ -52,7 +52,7 @@ _SCOPES = (
     ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.Lambda
     | ast.ListComp | ast.SetComp | ast.DictComp | ast.GeneratorExp
 )  # fmt: skip
-"""Nodes whose code has an object of its own."""
+"""Nodes that compile to a separate code object."""
 
 
 @dataclass(slots=True)
@@ -199,7 +199,7 @@ def _normalize(tree: ast.Module, file: _File) -> None:
     """Remove docstrings, annotations of arguments and positions from a tree; note its classes.
 
     Positions affect code: Python joins two jumps only where they are on one line. Each scope gets
-    a line number of its own, because equal code objects of one line would become one.
+    a separate line number, because equal code objects of one line would become one.
     """
     todo: list[tuple[ast.AST, str, int]] = [(tree, "", 1)]
     scopes = 1

@@ -1,4 +1,4 @@
-"""Live display of a run on a terminal or in a notebook, drawn with rich on a thread of its own."""
+"""Live display of a run on a terminal or in a notebook, drawn with rich on a separate thread."""
 
 from __future__ import annotations
 

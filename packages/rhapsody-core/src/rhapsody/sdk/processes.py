@@ -236,7 +236,7 @@ KILLED = 1.0
 
 
 class Program:
-    """A running program in a process group of its own. Creating it starts the program.
+    """A running program in a separate process group. Creating it starts the program.
 
     It must be created on a loop and used on that loop's thread.
 

@@ -1,7 +1,7 @@
 """Fetches remote input files into a cache directory, for one engine.
 
-Each file is fetched once, into a directory that only the user can read. Each download has a thread
-of its own, so that one which hangs delays neither the loop nor the end of the program.
+Each file is fetched once, into a directory that only the user can read. Each download runs on a
+separate thread, so that one which hangs delays neither the loop nor the end of the program.
 """
 
 from __future__ import annotations

@@ -244,9 +244,9 @@ class Stager:
                 places[name] = InputPlace(path)
             elif producer.paths is not None:  # of an earlier run
                 place = left_place(producer, name)
-                gone = producer if producer.make_again and place.path is None else None
+                missing = producer if producer.make_again and place.path is None else None
                 places[name] = InputPlace(
-                    producer.path_of(name), gone=gone, directory=place.directory
+                    producer.path_of(name), missing=missing, directory=place.directory
                 )
             elif self._is_on(backend, producer):
                 places[name] = left_place(producer, name)
@@ -476,7 +476,7 @@ class Stager:
             task: The attempt's description.
             succeeded: `False` if it failed; a cancelled one has not failed.
             outputs: The output files among its arguments.
-            result_is_path: Whether its result is, or contains, a path into the
+            result_is_path: True if its result is, or contains, a path into the
                 sandbox, see `leads_into`.
             matches: The files that match each pattern among the outputs.
             recorded: Whether its result is recorded: the outputs stay until the run ends well.
@@ -580,7 +580,7 @@ class Stager:
         Waits until it is done, without blocking the loop. Twice is harmless.
 
         Args:
-            well: Whether the run has succeeded; otherwise the outputs of recorded tasks stay.
+            well: True if the run has succeeded; otherwise the outputs of recorded tasks stay.
         """
         self._links.clear()
         await self._fetcher.close(remove=not self._cache_stays)

@@ -23,13 +23,13 @@ class InputPlace(NamedTuple):
     Attributes:
         path: The file, `None` if it cannot be read from here.
         producer: The attempt whose sandbox on the same backend it is linked from, if any.
-        gone: The outcome of the task of an earlier run that made it, if it is missing now.
-        directory: Whether it is a directory that a dependency made.
+        missing: The outcome of the task of an earlier run that made it, if it is missing now.
+        directory: True for a directory that a dependency made.
     """
 
     path: str | None
     producer: AttemptInfo | None = None
-    gone: AttemptInfo | None = None
+    missing: AttemptInfo | None = None
     directory: bool = False
 
 
@@ -53,9 +53,11 @@ class Resolved:
     reads: tuple[tuple[str, str], ...]
     matches: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
-    def gone(self) -> list[AttemptInfo]:
+    def missing(self) -> list[AttemptInfo]:
         """Return the outcomes of tasks of an earlier run whose files it reads and are missing."""
-        found = {place.gone.uid: place.gone for place in self.places.values() if place.gone}
+        found = {
+            place.missing.uid: place.missing for place in self.places.values() if place.missing
+        }
         return list(found.values())
 
     def paths(self) -> dict[str, str | None]:

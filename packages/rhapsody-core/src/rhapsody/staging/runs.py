@@ -1,8 +1,8 @@
 """Directories of runs: how they are named, locked, logged, listed and cleaned.
 
 Each process has one directory in each `.rhapsody`, which contains the directories of its engines.
-Its name sorts by time and says what ran; the link `latest` points to the newest. It is created when
-it is first needed, and locked while an engine of the process is alive.
+Its name sorts by time and names the program; the link `latest` points to the newest. It is created
+when it is first needed, and locked while an engine of the process is alive.
 
 Two engines with one uid would mix up their updates and sandboxes. A uid that the program chose is
 claimed by a lock in its `work_dir`. Uids that engines generate are unique.
@@ -203,7 +203,7 @@ class Run:
         """Unregister an engine. With the last one, remove the directory if it is empty.
 
         Returns:
-            Whether the directory has been removed.
+            True if the directory has been removed.
         """
         with self._lock:
             if uid not in self._engines:

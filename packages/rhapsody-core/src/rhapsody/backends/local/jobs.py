@@ -454,7 +454,7 @@ class Job:
         self.value, self.error = calls.result(self.task, outcome, unpack)
 
     def environment(self, all_gpus: tuple[str, ...]) -> dict[str, str]:
-        """Return the environment variables for a process of its own.
+        """Return the environment variables for a separate process.
 
         If the backend has GPUs, a task that requests none sees none.
         """

@@ -1,6 +1,6 @@
 """Pickling of calls for worker processes.
 
-Pickling runs code of the objects, which may take arbitrarily long, so it has a thread of its own.
+Pickling runs code of the objects, which may take arbitrarily long, so it runs on a separate thread.
 Small values of Python's own types run no such code and are pickled on the loop, as is a function
 that refers only to such values, to modules and to other such functions. The pickle of such a
 function is kept as long as everything it refers to is unchanged.

@@ -388,7 +388,7 @@ class ProcessWorkers:
     # Workers.
 
     def _start(self) -> None:
-        """Start a worker. Runs on a thread of its own.
+        """Start a worker. Runs on a separate thread.
 
         Not in an asyncio task: a program that ends cancels all tasks.
         """

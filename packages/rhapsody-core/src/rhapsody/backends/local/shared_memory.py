@@ -38,7 +38,7 @@ WARM = 4
 KEPT = 1 << 24
 """Size in bytes up to which a free block keeps its pages."""
 
-BLOCK = 1 << 40
+SPACING = 1 << 40
 """Distance in bytes between the beginnings of two blocks."""
 
 
@@ -84,7 +84,7 @@ class SharedMemory:
             EOFError: The file is shorter.
         """
         assert self.descriptor is not None
-        offset = number * BLOCK
+        offset = number * SPACING
         if os.fstat(self.descriptor).st_size < offset + size:
             raise EOFError("a value in shared memory was cut off")
         try:
@@ -104,7 +104,7 @@ class SharedMemory:
             OSError: The system has no memory for it.
         """
         assert self.descriptor is not None
-        offset = number * BLOCK + start
+        offset = number * SPACING + start
         while view:
             count = os.pwrite(self.descriptor, view, offset)
             view, offset = view[count:], offset + count
@@ -144,7 +144,7 @@ class ProgramMemory(SharedMemory):
         if self.descriptor is None:
             return
         try:
-            size = os.lseek(self.descriptor, number * BLOCK, os.SEEK_HOLE) - number * BLOCK
+            size = os.lseek(self.descriptor, number * SPACING, os.SEEK_HOLE) - number * SPACING
         except OSError:  # nothing was written there
             size = 0
         if 0 < size <= KEPT and len(self._warm) < WARM:
@@ -153,7 +153,7 @@ class ProgramMemory(SharedMemory):
         if size:
             with (
                 suppress(OSError),
-                mmap.mmap(self.descriptor, size, offset=number * BLOCK) as pages,
+                mmap.mmap(self.descriptor, size, offset=number * SPACING) as pages,
             ):
                 pages.madvise(mmap.MADV_REMOVE)
         self._cold.append(number)

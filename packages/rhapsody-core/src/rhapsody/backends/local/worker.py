@@ -178,7 +178,7 @@ def _taken(unstarted: Connection) -> int | None:
 
 def begin() -> None:
     """Prepare a new worker process."""
-    # In a process group of its own the terminal's Ctrl-C does not reach the worker, and what a
+    # In a separate process group the terminal's Ctrl-C does not reach the worker, and what a
     # function leaves running can be killed with it.
     with suppress(OSError):
         os.setsid()

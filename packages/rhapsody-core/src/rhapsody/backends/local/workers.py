@@ -359,7 +359,7 @@ _launching = threading.Lock()
 
 
 class WorkerContext(ForkServerContext):
-    """A `multiprocessing` context with a fork server of its own.
+    """A `multiprocessing` context with its own fork server.
 
     Attributes:
         server: The fork server.
