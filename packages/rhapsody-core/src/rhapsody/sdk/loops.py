@@ -120,7 +120,8 @@ class WorkerLoop:
         """
         if self._loop is None:
             self._loop = _new_loop()
-            # Not `__del__`: the collector might take the loop of a cycle first, which then warns.
+            # In a cycle, the garbage collector may call the loop's `__del__` before one of this
+            # class, and the loop warns that it is not closed. It calls finalizers before both.
             self._finalizer = weakref.finalize(self, self._loop.close)
             self._finalizer.atexit = False  # a daemon thread may still run it then
         loop = self._loop
@@ -146,14 +147,13 @@ class WorkerLoop:
 
     def close(self) -> None:
         """Close the loop, on any thread once nothing runs; `run` makes another."""
-        loop, self._loop = self._loop, None
-        if loop is not None:
-            self._finalizer.detach()
-            loop.close()
+        if self._loop is not None:
+            self._loop = None
+            self._finalizer()
 
 
 class SharedLoop:
-    """Runs many coroutines side by side, on one thread of its own.
+    """Runs many coroutines side by side, on one separate thread.
 
     For coroutines that only wait; `call` and `stop` may be called on any thread, also by
     several threads at once.
