@@ -730,6 +730,10 @@ CHANGED |= {
     "a variable of the environment in a module that a task imports": (
         {"main.py": "import os\nos.environ['RH_X'] = 'a'\ndef f(x):\n    import m\n"
          "    return m.n\n", "m.py": "import os\nn = os.environ['RH_X']\n"}, "= 'a'", "= 'b'"),
+    "a variable of the environment by a constant in a module that a task imports": (
+        {"main.py": "import os\nos.environ['RH_X'] = 'a'\ndef f(x):\n    import m\n"
+         "    return m.g()\n",
+         "m.py": "import os\nX = 'RH_X'\ndef g(): return os.environ[X]\n"}, "= 'a'", "= 'b'"),
 }  # fmt: skip
 
 REFUSED: dict[str, tuple[str | Files, str]] = {
@@ -777,6 +781,14 @@ REFUSED: dict[str, tuple[str | Files, str]] = {
         "may import any module"),
     "a variable of the environment by a name that is made up": (
         "import os\ndef f(x): return os.environ[f'X{x}']\n", "names are not literals"),
+    "a variable of the environment by a name that a class of a module sets, too": (
+        {"main.py": "def f(x):\n    import m\n    return m.A.n\n",
+         "m.py": "import os\nX = 'RH_X'\nclass A:\n    X = 'RH_Y'\n"
+         "    n = os.environ[X]\n"}, "names are not literals"),
+    "a variable of the environment by a name that a module sets twice": (
+        {"main.py": "def f(x):\n    import m\n    return m.g()\n",
+         "m.py": "import os\nX = 'RH_X'\nX = X + 'Y'\ndef g(): return os.environ[X]\n"},
+        "names are not literals"),
     "variables of the environment": (
         "import os\ndef f(x): return [k for k in os.environ if k > 'R']\n", "not literals"),
     "getenv by a variable": ("import os\ndef f(x): return os.getenv(x)\n", "not literals"),

@@ -44,7 +44,7 @@ from importlib.machinery import (
 )
 from typing import Any
 
-from rhapsody.journal.program import CALLS, Names, Program, Use, names_in
+from rhapsody.journal.program import CALLS, Names, Program, Use, constants_in, names_in
 from rhapsody.journal.values import UnhashableError, Values, counts
 from rhapsody.sdk.modules import altered, with_inner
 from rhapsody.sdk.origins import file_of, spec_of
@@ -786,14 +786,14 @@ class CodeFingerprint:
         for module, taken in names.modules:
             self._imported(module, taken, package)
         if whole is None and self._loaded(name) is None:  # a task will run it
-            self._runs(names, {"__package__": package}, part)
+            self._runs(names, {**constants_in(code), "__package__": package}, part)
 
     def _runs(self, names: Names, variables: Mapping[str, Any], part: str) -> None:
         """Collect what a module that a task will import uses of modules that are loaded.
 
         Args:
             names: The names in its code.
-            variables: Its package, as far as the module's variables are known.
+            variables: Those of its variables that are known: its package and its constants.
             part: The name of the module.
         """
         package = variables["__package__"]

@@ -21,6 +21,7 @@ import contextlib
 import dis
 import functools
 import hashlib
+import itertools
 import linecache
 import os
 import re
@@ -398,6 +399,22 @@ def names_in(code: types.CodeType) -> Names:
                 stored.add(step.value)
     made = tuple(uses), tuple(modules), tuple(members)
     return Names(*made, frozenset(stored), frozenset(filled))
+
+
+def constants_in(code: types.CodeType) -> dict[str, str]:
+    """Return the texts that a module's code sets as global variables, each set only once in it."""
+    found: dict[str, str] = {}
+    stored: Counter[str] = Counter()
+    for one in with_inner(code):
+        steps = list(_steps(one))
+        if any(step.value == ("*",) for step in steps):  # an import may set any of them
+            return {}
+        for before, step in itertools.pairwise(steps):
+            if step.name in ("STORE_NAME", "STORE_GLOBAL"):
+                stored[step.value] += 1
+                if before.name == "LOAD_CONST" and isinstance(before.value, str):
+                    found[step.value] = before.value
+    return {name: text for name, text in found.items() if stored[name] == 1}
 
 
 def _steps(code: types.CodeType) -> Iterator[_Step]:
