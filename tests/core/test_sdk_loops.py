@@ -8,6 +8,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Iterator
+from queue import SimpleQueue
 
 import pytest
 
@@ -58,6 +59,26 @@ def test_a_call_after_the_end_starts_another_thread() -> None:
         assert called.wait(20)
         loop.stop(20)
     assert not [one for one in threading.enumerate() if one.name == "shared"]
+
+
+def test_stop_is_quiet_if_a_coroutine_stops_the_loop_at_that_moment() -> None:
+    loop, found = SharedLoop("shared"), SimpleQueue[asyncio.AbstractEventLoop]()
+    loop.call(lambda: found.put(asyncio.get_running_loop()))
+    of_thread = found.get(timeout=20)
+    thread = next(one for one in threading.enumerate() if one.name == "shared")
+
+    class Lock:
+        """Let the thread end between the two steps of `stop`."""
+
+        def __enter__(self) -> None: ...
+
+        def __exit__(self, *_: object) -> None:
+            of_thread.call_soon_threadsafe(of_thread.stop)
+            thread.join(20)
+
+    loop._lock = Lock()  # type: ignore[assignment]
+    loop.stop(20)
+    assert of_thread.is_closed()
 
 
 def test_a_loop_that_is_collected_in_a_cycle_is_closed_first(

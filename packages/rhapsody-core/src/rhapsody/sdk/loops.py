@@ -225,11 +225,11 @@ class SharedLoop:
         A later `call` starts another thread.
         """
         with self._lock:
-            thread, loop = self._thread, self._loop
+            thread, loop, inbox = self._thread, self._loop, self._inbox
             self._thread = self._loop = self._inbox = None
-        if thread is None or loop is None:
+        if thread is None or loop is None or inbox is None:
             return
-        loop.call_soon_threadsafe(loop.stop)
+        inbox.put(loop.stop)  # lost if a coroutine has just stopped the loop, which is now closed
         thread.join(timeout)
 
     def _run(self, loop: asyncio.AbstractEventLoop) -> None:
