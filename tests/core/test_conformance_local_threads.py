@@ -22,7 +22,7 @@ class TestLocalThreads(BackendConformance):
     cores = 2
     gpus = 2
     memory = "1 GiB"
-    adds = frozenset({"threads", "children", "descriptors"})  # a child: its guardian
+    adds = frozenset({"threads", "children", "descriptors"})  # a child: its reaper
     create_kwargs: ClassVar[Mapping[str, Any]] = {"resources": RESOURCES}
 
     async def make_backend(self) -> LocalExecutionBackend:

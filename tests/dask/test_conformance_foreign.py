@@ -30,7 +30,7 @@ class TestDaskForeign(BackendConformance):
         "thread Profile",
         "thread TCP-Executor*",
         "process *dask*",
-        # The guardian of a worker's programs stays while another backend uses the worker.
+        # The reaper of a worker's programs stays while another backend uses the worker.
         "process * -I -S -c *",
     )
     given: ClassVar[dict[str, Any]] = {}

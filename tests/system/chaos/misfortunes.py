@@ -66,7 +66,7 @@ class Misfortunes:
 
     def plan_for_helpers(self) -> None:
         """Has the processes killed that end programs with this one, and that fork workers."""
-        self.plan(partial(self._kill_helper, "_guardian"))
+        self.plan(partial(self._kill_helper, "_reaper"))
         self.plan(partial(self._kill_helper, "forkserver"))
 
     def workers(self) -> list[psutil.Process]:

@@ -15,7 +15,7 @@ from typing import Any
 from rhapsody.backends.base import CompletedExecutable, Session
 from rhapsody.data import link_all, link_into, make_sandbox
 from rhapsody.sdk.executables import TaskProgram, task_environment
-from rhapsody.sdk.processes import Guardian, Program
+from rhapsody.sdk.processes import Program, Reaper
 from rhapsody.sdk.threads import in_thread
 from rhapsody.task import TaskDescription
 
@@ -80,7 +80,7 @@ class LocalPrograms(SharedSandboxes):
     """
 
     grace: float = 5.0
-    __guardian: Guardian | None = None
+    __reaper: Reaper | None = None
 
     async def run_program(self, task: TaskDescription) -> CompletedExecutable:
         """Run an executable task to its end, in a process group of its own.
@@ -93,10 +93,10 @@ class LocalPrograms(SharedSandboxes):
         Raises:
             OSError: The program cannot be started.
         """
-        if self.__guardian is None:
-            self.__guardian = Guardian()
+        if self.__reaper is None:
+            self.__reaper = Reaper()
         task["sandbox"] = make_sandbox(self.sandbox_of(task))
-        launch = partial(Program, guardian=self.__guardian)
+        launch = partial(Program, reaper=self.__reaper)
         program = TaskProgram(task, task_environment(task), launch=launch)
         task["worker"] = f"process {program.pid}"
         code = await program.wait(self.grace)
@@ -105,5 +105,5 @@ class LocalPrograms(SharedSandboxes):
     async def shutdown(self) -> None:
         """Shut the backend down, and the process that watches over its programs."""
         await super().shutdown()  # type: ignore[misc]  # of `ManagedBackend`
-        if self.__guardian is not None:
-            await in_thread(self.__guardian.stop, or_here=True)
+        if self.__reaper is not None:
+            await in_thread(self.__reaper.stop, or_here=True)

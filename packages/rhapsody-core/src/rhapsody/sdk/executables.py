@@ -292,7 +292,7 @@ class TaskProgram:
     Args:
         task: The description. Its end writes `exit_code`, `stdout` and `stderr` into it.
         environment: Variables beside those of this process, see `task_environment`.
-        launch: What starts the program; `partial(Program, guardian=guardian)` for one that is
+        launch: What starts the program; `partial(Program, reaper=reaper)` for one that is
             to end where this process is killed.
         stdout: A descriptor for its output instead of the file in the sandbox.
         port: What `{port}` in the command stands for.

@@ -28,7 +28,7 @@ from typing import IO
 
 from rhapsody.sdk.threads import start_thread
 
-__all__ = ["Guardian", "Program"]
+__all__ = ["Program", "Reaper"]
 
 _groups: dict[int, int] = {}  # by group, the process that registered it
 
@@ -125,7 +125,7 @@ for pid in live:
 """
 
 
-class Guardian:
+class Reaper:
     """Reaper process that kills the programs of this process if this process is killed.
 
     It is started with the first program.
@@ -247,7 +247,7 @@ class Program:
         stdin: Text for its standard input.
         stdout: A file or descriptor, as for `subprocess.Popen`.
         stderr: A file or descriptor, as for `subprocess.Popen`.
-        guardian: The reaper that kills the group if this process is killed.
+        reaper: The reaper that kills the group if this process is killed.
 
     Attributes:
         exited: A future with the exit code, done when the whole group has ended. Wait with
@@ -267,12 +267,12 @@ class Program:
         stdin: str | None,
         stdout: IO[bytes] | int | None,
         stderr: IO[bytes] | int | None,
-        guardian: Guardian | None = None,
+        reaper: Reaper | None = None,
     ) -> None:
         self._loop = asyncio.get_running_loop()
-        self._guardian = guardian
-        if guardian is not None:
-            guardian.pipe()  # if it cannot be started, neither is the program
+        self._reaper = reaper
+        if reaper is not None:
+            reaper.pipe()  # if it cannot be started, neither is the program
         with ExitStack() as files:
             source: IO[bytes] | int = subprocess.DEVNULL
             if stdin:
@@ -311,13 +311,13 @@ class Program:
 
     def _opened(self) -> None:
         register_group(self.pid)
-        if self._guardian is not None:
-            self._guardian.began(self.pid)
+        if self._reaper is not None:
+            self._reaper.began(self.pid)
 
     def _closed(self) -> None:
         forget_group(self.pid)
-        if self._guardian is not None:
-            self._guardian.ended(self.pid)
+        if self._reaper is not None:
+            self._reaper.ended(self.pid)
 
     def terminate(self, grace: float) -> None:
         """Terminate the group, and kill it after `grace` seconds. Returns immediately."""

@@ -114,7 +114,7 @@ def _launch(errors: str, command: Sequence[str], **options: Any) -> Program:
         errors = os.devnull
     options["stdout"] = subprocess.DEVNULL if stdout is None else stdout
     options["stderr"] = supervisor.pipe()
-    return Program(announced(command, errors), guardian=supervisor, **options)
+    return Program(announced(command, errors), reaper=supervisor, **options)
 
 
 def _require_program(name: str, cwd: str, environment: Mapping[str, str]) -> None:

@@ -1,6 +1,6 @@
 """Ends the programs of a worker that was killed before it could do so itself.
 
-The core's guardian, one for each worker process that runs programs. Here each
+The core's reaper, one for each worker process that runs programs. Here each
 program announces itself to it before it becomes what it is to be, so that none is
 missed where a worker is killed while it starts one.
 """
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rhapsody.sdk import Guardian
+from rhapsody.sdk import Reaper
 
 ANNOUNCE = 'printf "+%d\\n" $$ >&2; exec "$@" 2>>"$0"'
 """Run by a shell whose standard error is the pipe, with the file for errors as `$0`."""
@@ -25,5 +25,5 @@ def announced(command: Sequence[str], errors: str) -> list[str]:
     return ["/bin/sh", "-c", ANNOUNCE, errors, *command]
 
 
-supervisor: Guardian = Guardian()
-"""The guardian of this process's programs."""
+supervisor: Reaper = Reaper()
+"""The reaper of this process's programs."""

@@ -36,7 +36,7 @@ from rhapsody.quantities import seconds
 from rhapsody.resources import Resources
 from rhapsody.sdk.capture import streams
 from rhapsody.sdk.executables import TaskProgram
-from rhapsody.sdk.processes import Guardian, Program
+from rhapsody.sdk.processes import Program, Reaper
 from rhapsody.sdk.services import Readiness, TaskService, parse_ready
 from rhapsody.sdk.threads import TURN, Mailbox, in_thread
 from rhapsody.sdk.walltime import time_needed
@@ -81,7 +81,7 @@ class Executables:
         sandbox: Returns the sandbox of a task whose description names none.
         gpus: All GPUs of the backend.
         grace: Seconds between asking a program to end and killing it.
-        guardian: Kills the programs if this process is killed.
+        reaper: Kills the programs if this process is killed.
     """
 
     announces = True
@@ -94,14 +94,14 @@ class Executables:
         sandbox: Callable[[str], str],
         gpus: tuple[str, ...],
         grace: float,
-        guardian: Guardian,
+        reaper: Reaper,
     ) -> None:
         self._deliver = deliver
         self._announce = announce
         self._sandbox = sandbox
         self._gpus = gpus
         self._grace = grace
-        self._launch = partial(Program, guardian=guardian)
+        self._launch = partial(Program, reaper=reaper)
         self._tasks: set[asyncio.Task[None]] = set()
 
     def run(self, job: Job) -> None:
@@ -259,9 +259,9 @@ class LocalExecutionBackend(SharedSandboxes, ManagedBackend):
         self._failed, self._canceled = states.FAILED, states.CANCELED
         put, gpus = mailbox.put, self.machine.gpus
         self._shared = SharedThread(put, "rhapsody-waiters")
-        self._guardian = Guardian()
+        self._reaper = Reaper()
         self._executables = Executables(
-            self._ended, self._announce, self.own_sandbox, gpus, self.grace, self._guardian
+            self._ended, self._announce, self.own_sandbox, gpus, self.grace, self._reaper
         )
         self._mailbox = mailbox  # from here on there is something to stop
         self._functions: Runner
@@ -309,7 +309,7 @@ class LocalExecutionBackend(SharedSandboxes, ManagedBackend):
             await self._processes.close()
         await self._wait_for_ends()
         await self._executables.stop()
-        await in_thread(self._guardian.stop, or_here=True)
+        await in_thread(self._reaper.stop, or_here=True)
         self._shared.stop(self.thread_grace)
         if self._threads is not None:
             self._threads.stop(self.thread_grace)

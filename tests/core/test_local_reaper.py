@@ -16,7 +16,7 @@ import pytest
 
 from rhapsody.backends.base import ManagedBackend
 from rhapsody.backends.local import LocalExecutionBackend
-from rhapsody.sdk.processes import Guardian
+from rhapsody.sdk.processes import Reaper
 from rhapsody.testing import Driver
 from tests.core.programs import Program
 from tests.core.test_programs import Short
@@ -27,8 +27,8 @@ pytestmark = pytest.mark.timeout(60)
 needs_pidfd = pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="needs a pidfd")
 
 
-def guardians() -> list[psutil.Process]:
-    """Return the guardians among the children of this process."""
+def reapers() -> list[psutil.Process]:
+    """Return the reapers among the children of this process."""
     return [child for child in psutil.Process().children() if "-I" in _command(child)]
 
 
@@ -43,10 +43,10 @@ def _command(process: psutil.Process) -> list[str]:
 
 
 @pytest.fixture
-def guardian() -> Iterator[Guardian]:
-    guardian = Guardian()
-    yield guardian
-    guardian.stop()
+def reaper() -> Iterator[Reaper]:
+    reaper = Reaper()
+    yield reaper
+    reaper.stop()
 
 
 @pytest.fixture
@@ -62,27 +62,27 @@ def sleepers() -> Iterator[list[subprocess.Popen[bytes]]]:
 
 FORKS = """
 import os, psutil, subprocess
-from rhapsody.sdk.processes import Guardian
+from rhapsody.sdk.processes import Reaper
 
-guardian = Guardian()
+reaper = Reaper()
 sleeper = subprocess.Popen(["sleep", "600"], start_new_session=True)
-guardian.began(sleeper.pid)
+reaper.began(sleeper.pid)
 (process,) = [child for child in psutil.Process().children() if child.pid != sleeper.pid]
 reader, writer = os.pipe()
-if not os.fork():  # it has the guardian's pipe, too, and lives on
+if not os.fork():  # it has the reaper's pipe, too, and lives on
     os.close(writer)
     os.read(reader, 1)
     os._exit(0)
 other = os.fork()
 if not other:
-    guardian.stop()  # which is not its own
+    reaper.stop()  # which is not its own
     os._exit(0)
 os.waitpid(other, 0)
 try:
     process.wait(0.5)
 except psutil.TimeoutExpired:
     print("lives")
-guardian.stop()
+reaper.stop()
 print("held up" if process.is_running() else "over", -sleeper.wait(20))
 """
 
@@ -141,13 +141,13 @@ def test_programs_and_services_end_with_a_program_that_is_killed(tmp_path: Path,
 
 
 def test_it_kills_what_has_not_ended(
-    guardian: Guardian, sleepers: list[subprocess.Popen[bytes]]
+    reaper: Reaper, sleepers: list[subprocess.Popen[bytes]]
 ) -> None:
     ended, open_, unknown = sleepers
-    guardian.began(ended.pid)
-    guardian.began(open_.pid)
-    guardian.ended(ended.pid)
-    guardian.stop()
+    reaper.began(ended.pid)
+    reaper.began(open_.pid)
+    reaper.ended(ended.pid)
+    reaper.stop()
     assert open_.wait(20) == -signal.SIGKILL
     assert ended.poll() is None
     assert unknown.poll() is None
@@ -160,53 +160,53 @@ def test_it_ends_when_it_is_told_to_and_only_by_its_own_process() -> None:
     assert done.stdout.split() == ["lives", "over", "9"], done.stderr
 
 
-def test_it_does_not_wake_up_for_each_program(guardian: Guardian) -> None:
-    guardian.pipe()
-    while not (found := guardians()):  # one that only begins has no arguments yet
+def test_it_does_not_wake_up_for_each_program(reaper: Reaper) -> None:
+    reaper.pipe()
+    while not (found := reapers()):  # one that only begins has no arguments yet
         os.sched_yield()
     unused = 2**22 + 1  # above the largest process id that there is
     before = found[0].num_ctx_switches().voluntary
     for _ in range(100):
-        guardian.began(unused)
-        guardian.ended(unused)
+        reaper.began(unused)
+        reaper.ended(unused)
         time.sleep(0.001)  # time enough to wake up
     assert found[0].num_ctx_switches().voluntary - before < 50
-    guardian.stop()
+    reaper.stop()
 
 
 def test_another_takes_its_place_where_it_was_killed(
-    guardian: Guardian, sleepers: list[subprocess.Popen[bytes]]
+    reaper: Reaper, sleepers: list[subprocess.Popen[bytes]]
 ) -> None:
     first, second, third = sleepers
-    guardian.began(first.pid)
-    guardian.began(third.pid)
-    (process,) = guardians()
+    reaper.began(first.pid)
+    reaper.began(third.pid)
+    (process,) = reapers()
     process.kill()
     process.wait(20)
-    guardian.ended(third.pid)
-    guardian.began(second.pid)
-    guardian.stop()
+    reaper.ended(third.pid)
+    reaper.began(second.pid)
+    reaper.stop()
     assert first.wait(20) == second.wait(20) == -signal.SIGKILL
     assert third.poll() is None
 
 
 def test_what_is_left_of_a_group_does_not_start_it_again(
-    guardian: Guardian, sleepers: list[subprocess.Popen[bytes]]
+    reaper: Reaper, sleepers: list[subprocess.Popen[bytes]]
 ) -> None:
-    guardian.began(sleepers[0].pid)
-    guardian.stop()
+    reaper.began(sleepers[0].pid)
+    reaper.stop()
     sleepers[0].wait(20)
     before = set(psutil.Process().children())
-    guardian.began(sleepers[1].pid)
+    reaper.began(sleepers[1].pid)
     assert set(psutil.Process().children()) <= before
-    guardian.pipe()
+    reaper.pipe()
     assert len(set(psutil.Process().children()) - before) == 1
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs /proc")
-def test_it_holds_nothing_of_the_program_open(guardian: Guardian) -> None:
-    guardian.pipe()
-    while not (found := guardians()):  # one that only begins has no arguments yet
+def test_it_holds_nothing_of_the_program_open(reaper: Reaper) -> None:
+    reaper.pipe()
+    while not (found := reapers()):  # one that only begins has no arguments yet
         os.sched_yield()
     (process,) = found
     opened = {}
@@ -222,9 +222,9 @@ def test_it_holds_nothing_of_the_program_open(guardian: Guardian) -> None:
 def test_it_ends_with_the_object_that_nobody_stopped(
     sleepers: list[subprocess.Popen[bytes]],
 ) -> None:
-    guardian = Guardian()
-    guardian.began(sleepers[0].pid)
-    del guardian
+    reaper = Reaper()
+    reaper.began(sleepers[0].pid)
+    del reaper
     assert sleepers[0].wait(20) == -signal.SIGKILL
 
 
@@ -235,9 +235,9 @@ async def test_a_backend_has_one_from_its_first_program_to_its_end(
 ) -> None:
     async with kind() as backend, Driver(backend) as driver:
         await driver.run(driver.call(int))
-        assert guardians() == []
+        assert reapers() == []
         await driver.run(driver.command("true"), driver.command("true"))
-        assert len(guardians()) == 1
+        assert len(reapers()) == 1
         await driver.run(driver.command("true"))
-        assert len(guardians()) == 1
-    assert guardians() == []
+        assert len(reapers()) == 1
+    assert reapers() == []
