@@ -287,6 +287,27 @@ async def test_more_than_a_worker_declares_is_refused(flow: WorkflowEngine) -> N
     await noop.options(resources={"memory": "10 MB"})()
 
 
+async def test_a_batch_with_resources_asks_the_scheduler_once(
+    cluster: Any, flow: WorkflowEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handlers = cluster.scheduler.handlers
+    asked = []
+
+    def identity(n_workers: int = -1, **options: Any) -> Any:
+        if n_workers == -1:
+            asked.append(options)
+        return cluster.scheduler.identity(n_workers=n_workers)
+
+    monkeypatch.setitem(handlers, "identity", identity)
+
+    @flow.function_task(resources={"memory": "1 MB"})
+    def double(x: int) -> int:
+        return 2 * x
+
+    assert sum(await asyncio.gather(*flow.map(double, range(50)))) == 2450
+    assert 1 <= len(asked) <= 10
+
+
 async def test_dasks_states_are_known(backend: DaskExecutionBackend) -> None:
     mapper = backend.get_task_states_map()
     assert mapper.to_main_state("memory") is TasksMainStates.DONE

@@ -284,15 +284,15 @@ class DaskExecutionBackend(ManagedBackend):
 
     async def _prepare(self, calls: Sequence[Call]) -> list[Ready]:
         """Packs tasks, and brings what is big in them to the cluster."""
-        packer = self._submission.packer()
-        await self._connection.send_modules(self.session.uid, packer.modules)
+        batch = self._submission.batch()
+        await self._connection.send_modules(self.session.uid, batch.packer.modules)
         ready = []
         for call in calls:
             task = call.task
             call.ready = task.get("ready") if task["is_service"] else None
             try:
                 self._resolve(call)
-                ready.append(await self._submission.pack(call, packer))
+                ready.append(await self._submission.pack(call, batch))
             except Exception as error:  # one task's problem
                 self._reports.gone(call, error)
         await self._submission.share(ready)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, NamedTuple
 
@@ -34,6 +35,20 @@ class Ready(NamedTuple):
     order: bytes
     bigs: list[Big]
     given: dict[int, Entry]
+
+
+@dataclass(slots=True)
+class Batch:
+    """What is the same for all tasks of one submission.
+
+    Attributes:
+        packer: Packs them.
+        workers: What Dask's scheduler says of each worker; asked for by the first task that
+            names resources or workers.
+    """
+
+    packer: Packer
+    workers: dict[str, Any] | None = None
 
 
 class Submission:
@@ -77,11 +92,11 @@ class Submission:
         self._entry = run
         self._reference: Callable[[str], Any] = TaskRef
 
-    def packer(self) -> Packer:
-        """What packs one batch."""
-        return Packer(self._session, self._share_over)
+    def batch(self) -> Batch:
+        """Start a batch."""
+        return Batch(Packer(self._session, self._share_over))
 
-    async def pack(self, call: Call, packer: Packer) -> Ready:
+    async def pack(self, call: Call, batch: Batch) -> Ready:
         """Packs one task.
 
         Raises:
@@ -91,12 +106,12 @@ class Submission:
         call.demand = demanded = demand(task)
         more = details(task, demanded, self._own)
         if demanded.resources or (demanded.workers and self._cluster is not None):
-            await self._require_fit(call)
+            await self._require_fit(call, batch)
         content: list[Big] = []
         if "sandbox" in more:
             content = await self._files(call, more)
         held = len(content) + len(call.references)
-        packed = packer.pack(task, more, held=held)
+        packed = batch.packer.pack(task, more, held=held)
         given: dict[int, Entry] = {}
         for big in packed.bigs:
             if type(big.value) is future_type():
@@ -158,9 +173,10 @@ class Submission:
         more["links"] = [("content", 0)]
         return [Big(content, content, [])]
 
-    async def _require_fit(self, call: Call) -> None:
-        info = await self._client.scheduler.identity(n_workers=-1)
-        name, workers, cluster = call.task["name"], info["workers"], self._cluster
+    async def _require_fit(self, call: Call, batch: Batch) -> None:
+        if batch.workers is None:
+            batch.workers = (await self._client.scheduler.identity(n_workers=-1))["workers"]
+        name, workers, cluster = call.task["name"], batch.workers, self._cluster
         why = problem(name, call.demand, workers, own=cluster is not None)
         if why is None and cluster is not None:  # elsewhere workers may come
             why = unknown(name, call.demand, workers, [*cluster.workers])
