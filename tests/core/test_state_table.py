@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -12,7 +11,6 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from rhapsody import TasksMainStates
-from rhapsody.engine import states
 from rhapsody.engine.record import TaskRecord
 from rhapsody.engine.settings import Settings
 from rhapsody.engine.states import START, STATES, TABLE, FutureState, Transition, WorkState
@@ -149,11 +147,6 @@ def test_every_pair_has_a_canonical_state(pair: Pair) -> None:
         assert state is TasksMainStates.RUNNING
     if future is FutureState.PENDING:
         assert state not in (TasksMainStates.FAILED, TasksMainStates.CANCELED)
-
-
-def test_the_picture_in_the_documentation_is_the_table() -> None:
-    documentation = Path(__file__).parents[2] / "docs" / "architecture.md"
-    assert states.diagram() in documentation.read_text()
 
 
 class TableMachine(RuleBasedStateMachine):

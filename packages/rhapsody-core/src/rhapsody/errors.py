@@ -1,7 +1,8 @@
 """Exceptions of Rhapsody, and functions for exceptions of any class.
 
 Every class derives from `RhapsodyError` and from the built-in exception that callers would catch
-without knowing this library. All of them can be pickled with their attributes.
+without knowing this library. All of them can be pickled with their attributes. A new class is
+exported in `rhapsody/__init__.py`, too.
 """
 
 from __future__ import annotations

@@ -1,4 +1,20 @@
-"""The workflow engine: a graph of tasks, run on backends, on one event loop."""
+"""The workflow engine: a graph of tasks, run on backends, on one event loop.
+
+Its modules, from the inside out; each imports only from those before it, which a test checks:
+`states`, `background`, `arguments`, `settings`, `task_function`, `options`, `backend_handles`,
+`record`, `error_messages`, `events`, `results`, `pushdown`, `scheduler`, `services`, `blocks`,
+`promises`, `submission`, `stage_out`, `memoization`, `task_builder`, `dispatch`, `runtime`,
+`signals`, `engine`.
+
+Everything happens on the loop. Other threads belong to the backends, and one to each synchronous
+block; a call of a task or a cancellation there is passed to the loop and waits for the answer.
+Nothing polls: with nothing to do there is no timer, and the loop sleeps.
+
+The order of hooks is fixed: dependencies resolved, `prepare`, `select`, input files found,
+`lookup`, files linked, submitted; then state events, recorded, revealed, dependents. A step after a
+successful task is added in `results` if it comes before the result is recorded, in `stage_out` if
+it must not block the loop, and in an observer if it may come afterwards.
+"""
 
 from rhapsody.engine.arguments import literal
 from rhapsody.engine.blocks import wait

@@ -275,6 +275,10 @@ class Dispatcher:
 class Callbacks:
     """Receiver of the states of one engine's tasks.
 
+    Reports on the loop's thread during a submission are applied after it, so that nothing of them
+    runs inside the backend's own call. Other threads put theirs into a mailbox, which wakes the
+    loop once for all of them, and only for states that someone needs.
+
     Args:
         uid: The engine's uid, the prefix of its tasks' uids.
         scheduler: Receives the states.

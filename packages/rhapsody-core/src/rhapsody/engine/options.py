@@ -5,6 +5,9 @@ type checkers; a test compares the two. It passes its arguments to `EngineOption
 everything below takes the resulting object. The docstring of `create`, `rhapsody run -e` and the
 page `docs/engine-options.md` are made from the descriptions here.
 
+A new option is a field of `EngineOptions`, an argument of `WorkflowEngine.create`, and a change of
+the part that uses it; then run `python tests/docs/option_reference.py`.
+
 `rhapsody run` also sets options for engines that a program creates itself, see `EngineDefaults`.
 """
 

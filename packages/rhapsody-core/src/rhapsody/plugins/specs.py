@@ -3,6 +3,9 @@
 Hooks declare and observe; behavior lives in backend classes. They are synchronous, and called in
 batches where many calls would come together. `rhapsody.plugins.manager` calls them and isolates
 their errors.
+
+A new hook is a function here, an attribute of `rhapsody.plugins.manager.EngineHooks`, and a call in
+the part of the engine that it belongs to; then run `python tests/docs/hook_reference.py`.
 """
 
 from __future__ import annotations

@@ -291,6 +291,9 @@ class Queue:
     def take_over(self, request: Request) -> Job | None:
         """Return the next job if it has the same request, for the slots of another. Thread-safe.
 
+        With it, a thread that has finished a function starts the next one before the loop learns of
+        either.
+
         Returns `None` while programs or jobs that others pass are waiting: then `pop` decides.
         """
         functions = self._functions
