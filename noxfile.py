@@ -12,6 +12,7 @@ import json
 import os
 import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -30,8 +31,9 @@ class Distribution(NamedTuple):
         extras: The extras that they need.
         ci: Which of them plain `nox` and CI run. Plain `nox` runs those on the running Python, of
             `"split"` ones without what is marked `long`, which is `nox -s long`. Of `"all"` ones
-            CI adds what is not marked `long` on the newest other Python, and with the lowest
-            dependencies. All of them on every Python is `nox -s release`.
+            CI adds what is not marked `long` on the newest other Python, and `minimums` with the
+            lowest dependencies. All of them on every Python is `nox -s release`.
+        minimums: The tests that use its dependencies most.
         at_once: How many of its tests run at once: more than there are processors, where most
             of them wait.
         pythons: The Pythons that it supports, where those are not all.
@@ -42,10 +44,38 @@ class Distribution(NamedTuple):
     tests: str
     extras: str = ""
     ci: Literal["split", "once", "all"] = "once"
+    minimums: Sequence[str] = ()
     at_once: int = 1
     pythons: tuple[str, ...] = ()
     tools: tuple[str, ...] = ()
 
+
+# Of core's tests those of what calls cloudpickle, importlib-metadata, packaging, pluggy, rich,
+# typeguard and fsspec, and of the kit, which uses pytest and psutil.
+MINIMUMS = [
+    "tests/core/test_backend_names.py",
+    "tests/core/test_discovery.py",
+    "tests/core/test_discovery_owners.py",
+    "tests/core/test_discovery_unusable.py",
+    "tests/core/test_lazy_imports.py",
+    "tests/core/test_plugins_entry_points.py",
+    "tests/core/test_plugins_hooks.py",
+    "tests/core/test_hooks.py",
+    "tests/core/test_installing.py",
+    "tests/core/test_cli_doctor.py",
+    "tests/core/test_new_backend.py",
+    "tests/core/test_progress.py",
+    "tests/core/test_progress_notebook.py",
+    "tests/core/test_local_pickling.py",
+    "tests/core/test_journal_code.py",
+    "tests/core/test_errors.py",
+    "tests/core/test_data.py",
+    "tests/core/test_engine_data.py",
+    "tests/core/test_engine_fetch.py",
+    "tests/core/test_conformance_noop.py",
+    "tests/core/test_conformance_small.py",
+    "tests/core/test_testing_tools.py",
+]
 
 # The only place to add another distribution. Its tests run in an environment that contains
 # core and that distribution alone.
@@ -55,6 +85,7 @@ DISTRIBUTIONS = {
         "tests/core",
         "[files,testing]",
         ci="all",
+        minimums=MINIMUMS,
         at_once=4,
         tools=("numpy>=1.26", "pandas>=2.1"),  # whose values have keys of their own
     ),
@@ -371,10 +402,11 @@ def known_faults(session: nox.Session, environment: Path, name: str) -> list[str
 def ci(session: nox.Session) -> None:
     """What plain `nox` leaves out, as far as it is quick: see `Distribution.ci`."""
     others = [python for python in PYTHONS if python != RUNNING and shutil.which(f"python{python}")]
-    for backend in [name for name, dist in DISTRIBUTIONS.items() if dist.ci == "all"]:
-        for python in others[-1:]:
-            session.notify(f"quick-{python}(backend='{backend}')")
-        session.notify(f"minimums(backend='{backend}')")
+    for backend, dist in DISTRIBUTIONS.items():
+        if dist.ci == "all":
+            for python in others[-1:]:
+                session.notify(f"quick-{python}(backend='{backend}')")
+            session.notify(f"minimums(backend='{backend}')", dist.minimums)
     session.notify("docs")
     session.notify("plugin_api")
     session.notify("benchmarks_smoke")
