@@ -21,6 +21,11 @@ from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parent
 
+# Python compiles what a check imports, and pytest what it rewrites, once for all that run on the
+# same Python. pip would compile every module of every package, in each environment.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+NO_COMPILE = "--no-compile"
+
 
 class Distribution(NamedTuple):
     """Where a distribution and its tests live, and what its tests need.
@@ -158,7 +163,9 @@ def install_distribution(session: nox.Session, backend: str, *more: str, **optio
     """Installs core, the backend's distribution and `more`, in one resolution."""
     core, dist = DISTRIBUTIONS["core"], DISTRIBUTIONS[backend]
     wanted = {d.folder: f"./{d.folder}{d.extras}" for d in (core, dist)}
-    session.install(*wanted.values(), *more, **options)
+    # A pilot starts many programs at once: each would compile the same modules.
+    lazily = () if backend == "radical" else (NO_COMPILE,)
+    session.install(*lazily, *wanted.values(), *more, **options)
 
 
 def run_tests(
@@ -192,7 +199,8 @@ def types(session: nox.Session) -> None:
     """Types: mypy on everything, and whether what users import is fully typed."""
     there = {n: d for n, d in DISTRIBUTIONS.items() if not d.pythons or RUNNING in d.pythons}
     everything = [f"./{d.folder}{d.extras}" for d in there.values()]
-    session.install(MYPY, PYRIGHT, "nox", "pytest>=8.4", "types-psutil", *TEST_TOOLS, *everything)
+    tools = (MYPY, PYRIGHT, "nox", "pytest>=8.4", "types-psutil", *TEST_TOOLS)
+    session.install(NO_COMPILE, *tools, *everything)
     session.run("mypy")
     # What is public is checked as a user of core and one plugin sees it. The environment to
     # check is the one whose Python comes first in PATH: with --verifytypes, --pythonpath is
@@ -200,9 +208,9 @@ def types(session: nox.Session) -> None:
     for name in there:
         package = "rhapsody" if name == "core" else f"rhapsody_{name}"
         alone = session.cache_dir.absolute() / f"{package}-alone"
-        session.run("python", "-m", "venv", "--clear", str(alone), silent=True)
+        session.run("virtualenv", "--clear", str(alone), silent=True)  # nox brings it
         folders = {f"./{DISTRIBUTIONS[each].folder}" for each in ("core", name)}
-        pip = [f"{alone}/bin/python", "-m", "pip", "install", "--quiet", *folders]
+        pip = [f"{alone}/bin/python", "-m", "pip", "install", "--quiet", NO_COMPILE, *folders]
         session.run(*pip, external=True)
         path = f"PATH={alone}/bin:{os.environ['PATH']}"
         verify = ["--verifytypes", package, "--ignoreexternal"]
