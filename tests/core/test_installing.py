@@ -70,6 +70,18 @@ def test_otherwise_the_name_is_enough(site: Path, origin: dict[str, object]) -> 
     assert install_command("rhapsody-dask") == "pip install rhapsody-dask"
 
 
+def test_a_python_that_radical_pilot_does_not_support_is_said(
+    site: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    core_from(site)
+    monkeypatch.setattr("sys.version_info", (3, 14, 0))
+    assert install_command("rhapsody-radical") == (
+        "RADICAL-Pilot needs Python 3.11 to 3.13; in an environment with one: "
+        "pip install rhapsody-radical"
+    )
+    assert install_command("rhapsody-dask") == "pip install rhapsody-dask"
+
+
 @pytest.mark.parametrize("text", ["", "{", "[]", "null"])
 def test_what_cannot_be_read_is_as_if_it_were_not_there(site: Path, text: str) -> None:
     core_from(site)

@@ -15,7 +15,7 @@ def rhapsody_backends() -> BackendSpec:
         name="radical_pilot",
         import_path="rhapsody_radical.backend:RadicalExecutionBackend",
         summary="pilots of RADICAL-Pilot: this machine, or supercomputers by their batch systems",
-        requires=("radical.pilot>=1.103.2,<2", "cloudpickle>=3.0", "psutil>=5.9"),
+        requires=("radical.pilot>=1.103.2,<1.104", "cloudpickle>=3.0", "psutil>=5.9"),
         capabilities=RAPTOR,
         install_hint="pip install rhapsody-radical",
     )

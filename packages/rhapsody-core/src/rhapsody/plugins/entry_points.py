@@ -219,10 +219,14 @@ def install_command(distribution: str) -> str:
         distribution: Its name, which is also the name of its folder.
 
     Returns:
-        `pip install` with a folder or repository if core came from one, else with the name.
+        `pip install` with a folder or repository if core came from one, else with the name. It
+        follows a hint if the distribution does not support this Python.
     """
     source = _sibling(_origin(), distribution) or distribution
-    return f"pip install {shlex.quote(source)}"
+    command = f"pip install {shlex.quote(source)}"
+    if distribution == "rhapsody-radical" and sys.version_info >= (3, 14):
+        return f"RADICAL-Pilot needs Python 3.11 to 3.13; in an environment with one: {command}"
+    return command
 
 
 def _origin() -> dict[str, Any]:
