@@ -321,6 +321,29 @@ def test_a_task_goes_to_a_pilot_that_has_room_for_it() -> None:
     assert goes_to({}, executable=None, function=int) is second
 
 
+def test_it_keeps_its_arguments_and_callback_under_their_documented_names() -> None:
+    pilots = {"resource": "local.localhost", "cores": 2}
+    backend = RadicalExecutionBackend(pilots, CONFIG)
+    assert backend.resources == pilots
+    assert backend.raptor_config == CONFIG
+    assert RadicalExecutionBackend().raptor_config == {}
+
+    def called(task: Any, state: Any, service_callback: Any = None) -> None: ...
+
+    assert backend._callback_func is None
+    backend.register_callback(called)
+    assert backend._callback_func is called
+
+
+def test_a_built_task_is_kept_in_tasks() -> None:
+    backend = RadicalExecutionBackend()
+    description, _ = built(backend, executable="/bin/true")
+    assert backend.tasks["task.000001"] is description
+    failed, _ = built(RadicalExecutionBackend(raptor=False), function=int)
+    assert failed is None
+    assert RadicalExecutionBackend().tasks == {}
+
+
 def test_masters_are_asked_for_again_after_there_was_none() -> None:
     backend = RadicalExecutionBackend()
     for _ in range(2):
