@@ -9,8 +9,8 @@ import pytest
 from rhapsody import LocalExecutionBackend, StateMapper, WorkflowEngine
 from rhapsody import states as states_of
 from rhapsody.backends.commands import CommandBackend
+from rhapsody.backends.discovery import make_backend
 from rhapsody.backends.noop import NoopExecutionBackend
-from rhapsody.backends.options import make_backend
 from tests.core.scripted import within
 
 pytestmark = [pytest.mark.asyncio, pytest.mark.timeout(60)]

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from rhapsody.backends.options import parse_options
+from rhapsody.backends.discovery import parse_options
 from rhapsody.plugins.specs import UsageError
 from tests.core.command_line import SIMPLE, Run, check_mistake, install_toy
 from tests.core.distributions import BACKEND, declaration, install, unique

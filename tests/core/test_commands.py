@@ -19,7 +19,7 @@ import pytest_asyncio
 
 from rhapsody import TasksMainStates, WorkflowEngine
 from rhapsody.backends.commands import CommandBackend, run_command
-from rhapsody.backends.scripts import write_script
+from rhapsody.backends.programs import write_script
 from rhapsody.data import make_sandbox
 from rhapsody.errors import BackendError, TaskLostError
 from rhapsody.sdk.threads import in_thread

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from rhapsody.journal.values import UnhashableError
-from rhapsody.sdk.origins import _distributions
+from rhapsody.sdk.modules import _distributions
 from tests.core.journal_keys import key_in, key_of, keys_in, loaded, write
 from tests.core.journal_programs import CHANGED, IMPORTS, ORDINARY, REFUSED, SAME, Files
 

@@ -21,7 +21,7 @@ from rhapsody import (
     WorkflowEngine,
     get_backend,
 )
-from rhapsody.backends.options import make_backend
+from rhapsody.backends.discovery import make_backend
 from rhapsody.plugins.specs import UsageError
 from tests.core.scripted import within
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from rhapsody.backends.scripts import looks_secret
+from rhapsody.backends.programs import looks_secret
 from tests.marker import check_no_secrets
 
 

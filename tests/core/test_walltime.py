@@ -24,7 +24,7 @@ from rhapsody import (
 from rhapsody.backends.local import backend as local
 from rhapsody.observers.account import Counts
 from rhapsody.plugins.specs import TaskEvent
-from rhapsody.sdk.walltime import seconds_of_job
+from rhapsody.resources import seconds_of_job
 from tests.core.scripted import Scripted, within
 
 pytestmark = pytest.mark.asyncio

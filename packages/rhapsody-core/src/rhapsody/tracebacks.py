@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import Any, NamedTuple
 
 from rhapsody.errors import text_of
-from rhapsody.sdk.origins import Origins
+from rhapsody.sdk.modules import Origins
 
 SHOWN = 3
 """Maximum number of the user's own frames that are shown."""

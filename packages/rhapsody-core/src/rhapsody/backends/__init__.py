@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from rhapsody.backends.discovery import (
         BackendDescription,
         BackendRegistry,
+        backend_from_options,
         discover_backends,
         get_backend,
     )
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
     from rhapsody.backends.execution.radical_pilot import RadicalExecutionBackend
     from rhapsody.backends.local import ConcurrentExecutionBackend, LocalExecutionBackend
     from rhapsody.backends.noop import NoopExecutionBackend
-    from rhapsody.backends.options import backend_from_options
     from rhapsody.backends.programs import LocalPrograms, SharedSandboxes
     from rhapsody.plugins.specs import BackendSpec
     from rhapsody.states import StateMapper, TasksMainStates
@@ -57,13 +57,13 @@ else:
             ),
             "rhapsody.backends.commands": "CommandBackend run_command",
             "rhapsody.backends.discovery": (
-                "BackendDescription BackendRegistry discover_backends get_backend"
+                "BackendDescription BackendRegistry backend_from_options discover_backends "
+                "get_backend"
             ),
             DASK: "DaskExecutionBackend",
             RADICAL: "RadicalExecutionBackend",
             "rhapsody.backends.local": "ConcurrentExecutionBackend LocalExecutionBackend",
             "rhapsody.backends.noop": "NoopExecutionBackend",
-            "rhapsody.backends.options": "backend_from_options",
             "rhapsody.backends.programs": "LocalPrograms SharedSandboxes",
             "rhapsody.plugins.specs": "BackendSpec",
             "rhapsody.states": "StateMapper TasksMainStates",

@@ -27,8 +27,8 @@ from typing import Any, NamedTuple, Self, TypeVar, cast
 from rhapsody.capabilities import CancelLevel, Capabilities
 from rhapsody.context import TaskContext, task_context
 from rhapsody.errors import BackendError, BackendUnavailableError, CapabilityError
+from rhapsody.resources import seconds_of_job
 from rhapsody.sdk.threads import in_thread
-from rhapsody.sdk.walltime import seconds_of_job
 from rhapsody.states import StateMapper
 from rhapsody.task import TaskDescription, task_kind
 

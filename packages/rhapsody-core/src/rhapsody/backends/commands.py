@@ -19,8 +19,7 @@ from typing import Any
 
 from rhapsody.aio import wait_through
 from rhapsody.backends.base import Capabilities, CompletedExecutable, ManagedBackend
-from rhapsody.backends.programs import SharedSandboxes
-from rhapsody.backends.scripts import exit_code, output, write_script
+from rhapsody.backends.programs import SharedSandboxes, exit_code, output, write_script
 from rhapsody.data import make_sandbox
 from rhapsody.errors import BackendError, TaskLostError
 from rhapsody.sdk.threads import in_thread

@@ -2,7 +2,8 @@
 
 Backends come from entry points (see `rhapsody.plugins`) and from `register_backend`. Listing
 names imports nothing, describing a backend imports its plugin's light module, and only a request
-for the class imports the class and the library behind it.
+for the class imports the class and the library behind it. `rhapsody run -b NAME -o KEY=VALUE` and
+commands of plugins make a backend from settings as text with `backend_from_options`.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import difflib
 import inspect
 import sys
 import threading
+import tomllib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib import import_module
@@ -18,7 +20,7 @@ from importlib.util import find_spec
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, overload
 
-from rhapsody.errors import PluginError
+from rhapsody.errors import PluginError, RhapsodyError
 from rhapsody.plugins.entry_points import (
     BACKENDS,
     CORE,
@@ -28,7 +30,7 @@ from rhapsody.plugins.entry_points import (
     installed,
 )
 from rhapsody.plugins.manager import load, warn_when_slow
-from rhapsody.plugins.specs import API_VERSION, BackendSpec, split_import_path
+from rhapsody.plugins.specs import API_VERSION, BackendSpec, UsageError, split_import_path
 from rhapsody_guard import ConflictError
 
 if TYPE_CHECKING:
@@ -36,7 +38,13 @@ if TYPE_CHECKING:
 
     from rhapsody.backends.base import BaseExecutionBackend, Capabilities
 
-__all__ = ["BackendDescription", "BackendRegistry", "discover_backends", "get_backend"]
+__all__ = [
+    "BackendDescription",
+    "BackendRegistry",
+    "backend_from_options",
+    "discover_backends",
+    "get_backend",
+]
 
 PUBLISHED = {
     "noop": CORE,
@@ -645,3 +653,86 @@ def check_attributes(
             f"{source}: {name}.capabilities is {capabilities!r}: a Capabilities is needed, such as "
             "rhapsody.backends.Capabilities(executables=False)"
         )
+
+
+# Backends made from settings that a user wrote as text, `KEY=VALUE` with a TOML value.
+
+
+def backend_from_options(name: str, options: Iterable[str]) -> BaseExecutionBackend:
+    """Make a backend with the settings of a command line.
+
+    Args:
+        name: A registered backend's name.
+        options: Texts such as `cores=2`. A key that the backend's class has no keyword for goes
+            into its `resources`. The last value of a key counts.
+
+    Raises:
+        UsageError: There is no such backend, or it does not take a setting.
+    """
+    return make_backend(name, parse_options(options))
+
+
+def parse_options(options: Iterable[str], flag: str = "-o") -> dict[str, Any]:
+    """Return the values of `KEY=VALUE` texts by key; the last value of a key counts.
+
+    Raises:
+        UsageError: A text has another form, or its value is broken TOML.
+    """
+    parsed: dict[str, Any] = {}
+    for option in options:
+        key, equals, text = option.partition("=")
+        key = key.strip()
+        if not equals or not key.isidentifier():
+            such = "cores=2" if flag == "-o" else "retries=2"
+            raise UsageError(f"{flag} {option!r}: write KEY=VALUE, such as {flag} {such}")
+        parsed[key] = _value(text.strip(), f"{flag} {option!r}")
+    return parsed
+
+
+def _value(text: str, option: str) -> Any:
+    try:
+        found = tomllib.loads(f"value = {text}")
+    except tomllib.TOMLDecodeError as error:
+        # A bare word is a string. What begins as something else was meant as that.
+        if text and (text[0] in "\"'[{" or "\n" in text):
+            raise UsageError(f"{option}: the value is broken TOML: {error}") from None
+        return text
+    return found["value"] if len(found) == 1 else text
+
+
+def make_backend(name: str, options: dict[str, Any]) -> BaseExecutionBackend:
+    """Make a backend with settings that were parsed, see `backend_from_options`.
+
+    Raises:
+        UsageError: There is no such backend, or it does not take a setting.
+    """
+    try:
+        cls = BackendRegistry.get_backend_class(name)
+    except (ValueError, ImportError, TypeError) as error:
+        raise UsageError(str(error)) from None
+    parameters = inspect.signature(cls).parameters.values()
+    keywords = [
+        one.name for one in parameters if one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY)
+    ]
+    resources: dict[str, Any] = {}
+    given: dict[str, Any] = {}
+    for key, value in options.items():
+        if key == "resources" and key in keywords:
+            if not isinstance(value, dict):
+                raise UsageError(f"-o resources: write resources={{cores = 2}}, got {value!r}")
+            resources |= value
+        elif key in keywords or any(one.kind is one.VAR_KEYWORD for one in parameters):
+            given[key] = value
+        elif "resources" in keywords:
+            resources[key] = value
+        else:
+            takes = f"it takes {', '.join(keywords)}" if keywords else "it takes none"
+            raise UsageError(f"backend {name!r} has no setting {key!r}; {takes}")
+    if resources:
+        given["resources"] = resources
+    try:
+        return cls(**given)
+    except (TypeError, ValueError, ImportError, RhapsodyError) as error:
+        meant = [difflib.get_close_matches(key, keywords, n=1) for key in resources]
+        hint = next((f"; did you mean -o {close[0]}=...?" for close in meant if close), "")
+        raise UsageError(f"backend {name!r}: {error}{hint}") from None

@@ -191,7 +191,7 @@ def _trial(name: str | None, options: list[str]) -> list[Finding]:
         if options:
             raise UsageError("-o is for a backend: name it with -b")
         return []
-    from rhapsody.backends.options import backend_from_options
+    from rhapsody.backends.discovery import backend_from_options
 
     backend, subject = backend_from_options(name, options), f"backend {normalize_name(name)}"
 

@@ -22,7 +22,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from rhapsody._version import __version__
-from rhapsody.backends.options import make_backend, parse_options
+from rhapsody.backends.discovery import make_backend, parse_options
 from rhapsody.cli import recording, scripts
 from rhapsody.cli.output import (
     DONE,

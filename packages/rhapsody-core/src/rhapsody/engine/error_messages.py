@@ -20,7 +20,7 @@ from contextlib import suppress
 from pathlib import PurePath
 from typing import Any
 
-from rhapsody.backends.scripts import AGAIN, looks_secret
+from rhapsody.backends.programs import AGAIN, looks_secret
 from rhapsody.data import RESERVED, STDERR_TAIL, File, end_of_file, stderr_tail, stdout_tail
 from rhapsody.engine.backend_handles import BackendHandle
 from rhapsody.engine.record import TaskRecord

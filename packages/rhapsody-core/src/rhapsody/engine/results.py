@@ -9,7 +9,7 @@ import contextlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rhapsody.backends.scripts import write_again
+from rhapsody.backends.programs import write_again
 from rhapsody.data import Output
 from rhapsody.engine import error_messages
 from rhapsody.engine.record import TaskRecord

@@ -37,8 +37,7 @@ from rhapsody.errors import (
 from rhapsody.plugins.manager import EngineHooks
 from rhapsody.plugins.specs import ObservedEngine
 from rhapsody.quantities import seconds
-from rhapsody.resources import Resources
-from rhapsody.sdk.walltime import time_needed
+from rhapsody.resources import Resources, time_needed
 from rhapsody.staging.files import Stager
 from rhapsody.staging.inputs import Resolved
 from rhapsody.task import AttemptInfo, TaskDescription, TaskFuture

@@ -46,8 +46,7 @@ from typing import Any
 
 from rhapsody.journal.program import CALLS, Names, Program, Use, constants_in, names_in
 from rhapsody.journal.values import UnhashableError, Values, counts
-from rhapsody.sdk.modules import altered, with_inner
-from rhapsody.sdk.origins import file_of, spec_of
+from rhapsody.sdk.modules import altered, file_of, spec_of, with_inner
 
 MISSING: object = object()
 """Stands for the value of a global that is not set."""

@@ -38,8 +38,7 @@ from typing import Any, NamedTuple
 
 from rhapsody.journal.files import FileDigests
 from rhapsody.journal.values import SIZE, UnhashableError
-from rhapsody.sdk.modules import with_inner
-from rhapsody.sdk.origins import Origins, real_path, spec_of
+from rhapsody.sdk.modules import Origins, real_path, spec_of, with_inner
 from rhapsody.sdk.runner import process_began
 
 BEGAN: int = process_began() or time.time_ns()

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from textwrap import dedent
 
-from rhapsody.backends.scripts import AGAIN
+from rhapsody.backends.programs import AGAIN
 from rhapsody.data import SavedFile
 from rhapsody.errors import (
     DependencyFailureError,

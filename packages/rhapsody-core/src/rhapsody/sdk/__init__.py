@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     )
     from rhapsody.errors import add_note, describe_error
     from rhapsody.quantities import memory_in_bytes, seconds
+    from rhapsody.resources import seconds_of_job, time_needed
     from rhapsody.sdk.calls import (
         RemoteTraceback,
         call_spec,
@@ -75,7 +76,6 @@ if TYPE_CHECKING:
         wait_until,
     )
     from rhapsody.sdk.threads import Mailbox, in_thread, start_thread
-    from rhapsody.sdk.walltime import seconds_of_job, time_needed
     from rhapsody.task import Reference, TaskKind, is_async, task_kind
 
     __all__ = [
@@ -104,6 +104,7 @@ else:
             ),
             "rhapsody.errors": "add_note describe_error",
             "rhapsody.quantities": "memory_in_bytes seconds",
+            "rhapsody.resources": "seconds_of_job time_needed",
             "rhapsody.sdk.calls": (
                 "RemoteTraceback call_spec cannot_pack finish pack pack_call parts unpack "
                 "unpack_error"
@@ -123,7 +124,6 @@ else:
                 "require_unused search_output too_early wait_until"
             ),
             "rhapsody.sdk.threads": "Mailbox in_thread start_thread",
-            "rhapsody.sdk.walltime": "seconds_of_job time_needed",
             "rhapsody.task": "Reference TaskKind is_async task_kind",
         },
     )

@@ -33,13 +33,12 @@ from rhapsody.backends.programs import SharedSandboxes
 from rhapsody.data import make_sandbox
 from rhapsody.errors import CapabilityError, InsufficientWalltimeError
 from rhapsody.quantities import seconds
-from rhapsody.resources import Resources
+from rhapsody.resources import Resources, time_needed
 from rhapsody.sdk.capture import streams
 from rhapsody.sdk.executables import TaskProgram
 from rhapsody.sdk.processes import Program, Reaper
 from rhapsody.sdk.services import Readiness, TaskService, parse_ready
 from rhapsody.sdk.threads import TURN, Mailbox, in_thread
-from rhapsody.sdk.walltime import time_needed
 from rhapsody.task import TaskDescription, is_async
 
 THREADS = Capabilities(
