@@ -7,12 +7,13 @@ import os
 import pickle
 import resource
 import signal
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+import pytest_asyncio
 
 from rhapsody import LocalExecutionBackend, TaskLostError, WorkflowEngine
 from rhapsody.backends.local.shared_memory import KEPT, LARGE, WARM, ProgramMemory, WorkerMemory
@@ -32,6 +33,13 @@ def same(value: Any) -> Any:
 def engine(workers: int = 1, **options: Any) -> Any:
     backend = LocalExecutionBackend("process", resources={"workers": workers}, grace=0.5)
     return WorkflowEngine.create(backend, handle_signals=False, **options)
+
+
+@pytest_asyncio.fixture(scope="class", loop_scope="class")
+async def flow(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[WorkflowEngine]:
+    """One engine and its worker process, for all tests of a class."""
+    async with engine(work_dir=tmp_path_factory.mktemp("work")) as flow:
+        yield flow
 
 
 def shared_files() -> list[str]:
@@ -66,35 +74,32 @@ VALUES = {
 }
 
 
-@pytest.mark.parametrize("name", VALUES)
-async def test_values_arrive_as_they_were(name: str) -> None:
-    value = VALUES[name]
-    async with engine() as flow:
+@pytest.mark.asyncio(loop_scope="class")
+class TestValuesArriveAsTheyWere:
+    @pytest.mark.parametrize("name", VALUES)
+    async def test_values_arrive_as_they_were(self, flow: WorkflowEngine, name: str) -> None:
+        value = VALUES[name]
         returned = await flow.function_task(same)(value)
-    assert type(returned) is type(value)
-    if isinstance(value, np.ndarray):
-        assert returned.flags.f_contiguous == value.flags.f_contiguous or not value.flags.forc
-        np.testing.assert_array_equal(returned, value)
-    else:
-        assert returned == value
+        assert type(returned) is type(value)
+        if isinstance(value, np.ndarray):
+            assert returned.flags.f_contiguous == value.flags.f_contiguous or not value.flags.forc
+            np.testing.assert_array_equal(returned, value)
+        else:
+            assert returned == value
 
-
-async def test_a_data_frame_arrives_as_it_was() -> None:
-    frame = pd.DataFrame({"a": np.arange(SIZE // 8), "b": np.ones(SIZE // 8)})
-    async with engine() as flow:
+    async def test_a_data_frame_arrives_as_it_was(self, flow: WorkflowEngine) -> None:
+        frame = pd.DataFrame({"a": np.arange(SIZE // 8), "b": np.ones(SIZE // 8)})
         returned = await flow.function_task(same)(frame)
-    pd.testing.assert_frame_equal(returned, frame)
-    returned.iloc[0, 0] = 7
-    assert frame.iloc[0, 0] == 0
+        pd.testing.assert_frame_equal(returned, frame)
+        returned.iloc[0, 0] = 7
+        assert frame.iloc[0, 0] == 0
 
+    async def test_an_array_can_be_written_to_where_it_arrives(self, flow: WorkflowEngine) -> None:
+        def double(array: Any) -> Any:
+            array *= 2
+            return array
 
-async def test_an_array_can_be_written_to_where_it_arrives() -> None:
-    def double(array: Any) -> Any:
-        array *= 2
-        return array
-
-    array = np.ones(SIZE // 8)
-    async with engine() as flow:
+        array = np.ones(SIZE // 8)
         returned = await flow.function_task(double)(array)
         other = await flow.function_task(double)(array)
         returned += 1  # its memory is not shared with a later result
@@ -102,12 +107,17 @@ async def test_an_array_can_be_written_to_where_it_arrives() -> None:
         assert (other == 2).all()
         assert (returned == 3).all()
 
-
-async def test_an_array_that_is_read_only_stays_so() -> None:
-    array = np.ones(SIZE // 8)
-    array.setflags(write=False)
-    async with engine() as flow:
+    async def test_an_array_that_is_read_only_stays_so(self, flow: WorkflowEngine) -> None:
+        array = np.ones(SIZE // 8)
+        array.setflags(write=False)
         assert not (await flow.function_task(same)(array)).flags.writeable
+
+    async def test_a_large_exception_arrives(self, flow: WorkflowEngine) -> None:
+        def fail() -> None:
+            raise ValueError(b"1" * SIZE)
+
+        with pytest.raises(ValueError, match=r"1{1000}"):
+            await flow.function_task(fail)()
 
 
 async def test_many_large_values_at_once() -> None:
@@ -128,15 +138,6 @@ async def test_short_calls_sent_ahead_return_large_values() -> None:
         task = flow.function_task(make)
         results = await asyncio.gather(*map(task, range(400)))
     assert results == [make(number) for number in range(400)]
-
-
-async def test_a_large_exception_arrives() -> None:
-    def fail() -> None:
-        raise ValueError(b"1" * SIZE)
-
-    async with engine() as flow:
-        with pytest.raises(ValueError, match=r"1{1000}"):
-            await flow.function_task(fail)()
 
 
 async def test_an_argument_that_cannot_be_pickled_frees_its_block() -> None:
