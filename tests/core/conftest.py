@@ -102,10 +102,12 @@ LONG = {
     "test_kit_catches_faults",
     "test_kit_in_a_run",
     "test_kit_pauses",
+    "test_machine_histories",
     "test_memory",
 }
 """Modules that take long for what they show on another Python: the kit on both executors and on
-planted faults, what costs nothing while nothing happens, and what is kept in memory."""
+planted faults, what costs nothing while nothing happens, random histories of the scheduler, and
+what is kept in memory."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
