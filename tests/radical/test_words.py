@@ -158,6 +158,50 @@ def test_what_a_pilot_can_never_run_is_refused() -> None:
         check_fits("t", {"cores_per_rank": 8}, pilot(cores=5), 3)
 
 
+@pytest.mark.parametrize("there", [0, 400])
+def test_more_memory_than_a_node_is_known_to_have_is_refused(there: int) -> None:
+    small = pilot(has={"cores": 8, "gpus": 0, "mem": there}.__getitem__)
+    wanted = needs(task(resources=Resources(memory="500 MB")))
+    with pytest.raises(CapabilityError) as error:
+        check_fits("t", wanted, small)
+    assert "477 MB of memory per rank, a node of pilot pilot.0000 " in str(error.value)
+    assert f"has {there}; ask for less, or correct `mem_per_node`" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("word", "radical_pilots"),
+    [
+        ("partition", "'queue'"),
+        ("account", "'project'"),
+        ("walltime", "'runtime', in minutes"),
+        ("time", "'runtime', in minutes"),
+    ],
+)
+def test_words_of_batch_systems_lead_to_radical_pilots(word: str, radical_pilots: str) -> None:
+    with pytest.raises(TypeError, match=f"no {word!r}; RADICAL-Pilot calls it {radical_pilots}"):
+        pilot_descriptions({word: "x"})
+
+
+def test_a_batch_job_has_the_programs_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    for started, name in (
+        ("/home/me/my runs.py", "my_runs"),
+        ("/site/package/__main__.py", "package"),
+        ("-c", "c"),
+        ("", "python"),
+    ):
+        monkeypatch.setattr("sys.argv", [started])
+        assert pilot_descriptions({})[0]["job_name"] == f"rhapsody-{name}"
+    assert pilot_descriptions({"job_name": "mine"})[0]["job_name"] == "mine"
+
+
+def test_cores_limit_threads_whichever_words_ask_for_them() -> None:
+    words = describe_executable(task({"cores_per_rank": 3}), None)
+    assert words["environment"]["OMP_NUM_THREADS"] == "3"
+    both = describe_executable(task({"cores_per_rank": 3}, resources=Resources(cores=2)), None)
+    assert both["environment"]["OMP_NUM_THREADS"] == "3"
+    assert describe_executable(task(), None)["environment"] == {}
+
+
 def test_a_task_is_placed_where_the_engine_or_its_words_say(tmp_path: Path) -> None:
     there = pilot(sandbox=str(tmp_path / "pilot"))
     (tmp_path / "pilot").mkdir()

@@ -31,7 +31,7 @@ from rhapsody.sdk import (
 from rhapsody.sdk import unpack as unpack_result
 from rhapsody_radical import call
 from rhapsody_radical.descriptions import as_list
-from rhapsody_radical.translate import THREADS
+from rhapsody_radical.translate import thread_variables
 
 
 def pack(
@@ -56,10 +56,7 @@ def pack(
         TypeError: Something of the call cannot be pickled; it says what.
         CapabilityError: The call is too large for text; it says what of it is.
     """
-    resources = task.get("resources")
-    environment: dict[str, str] = {}
-    if resources is not None and resources.cores:
-        environment.update(dict.fromkeys(THREADS, str(resources.cores)))
+    environment = thread_variables(task, settings)
     environment.update(task.get("environment", {}))
     environment.update(settings.get("environment") or {})
     environment["RP_TASK_ID"] = task["uid"]

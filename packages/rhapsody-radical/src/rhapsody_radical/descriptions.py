@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
+import sys
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -28,6 +30,13 @@ BACKEND = (
     *("work_dir", "keep_session", "verbose"),
 )
 """The backend's own parameters, which are easily put among those of a pilot."""
+
+BATCH_WORDS = {
+    "partition": "'queue'",
+    "account": "'project'",
+    **dict.fromkeys(("walltime", "time"), "'runtime', in minutes"),
+}
+"""Words of batch systems, and what RADICAL-Pilot calls them."""
 
 OURS = ("uid", "executable", "arguments", "function", "args", "kwargs", "code", "command")
 """What says which task it is, and what it runs: the engine's to say."""
@@ -58,6 +67,12 @@ def _pilot(given: Any) -> dict[str, Any]:
     if not isinstance(given, Mapping):
         raise TypeError(f"resources: a pilot's parameters must be a dict, got {given!r}")
     settings = dict(given)
+    for key in settings:
+        if key in BATCH_WORDS:
+            raise TypeError(
+                f"resources: a pilot description has no {key!r}; RADICAL-Pilot calls it "
+                f"{BATCH_WORDS[key]}"
+            )
     check_keys("resources", settings, schema.PILOT, "a pilot description", hints=BACKEND)
     if "uid" in settings:
         raise TypeError("resources: 'uid' is given by the backend: pilot.0000, pilot.0001, ...")
@@ -76,6 +91,7 @@ def _pilot(given: Any) -> dict[str, Any]:
         else:
             settings["nodes"] = 1
     settings.setdefault("runtime", RUNTIME)
+    settings.setdefault("job_name", f"rhapsody-{_program()}")
     for key, what in COUNTS.items():
         value = settings.get(key)
         if value is not None and (value < 1 or value != int(value)):
@@ -83,6 +99,13 @@ def _pilot(given: Any) -> dict[str, Any]:
     # Otherwise a failed pilot sends SIGTERM to the user's program.
     settings.setdefault("exit_on_error", False)
     return settings
+
+
+def _program() -> str:
+    """Return the name of this program, in characters that every batch system takes."""
+    path = Path(sys.argv[0] if sys.argv else "")
+    name = path.parent.name if path.stem == "__main__" else path.stem
+    return re.sub(r"[^A-Za-z0-9_-]+", "_", name).strip("_-") or "python"
 
 
 def check_flags(**flags: Any) -> None:

@@ -157,11 +157,16 @@ def _name(name: str) -> str:
     return in_double_quotes(name.encode(errors="replace").decode()).replace("\n", " ")
 
 
+def thread_variables(task: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, str]:
+    """Return the variables that limit a task's threads to its cores, where it says how many."""
+    resources = task.get("resources")
+    cores = settings.get("cores_per_rank") or (resources.cores if resources is not None else 0)
+    return dict.fromkeys(THREADS, str(int(cores))) if cores else {}
+
+
 def _environment(task: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, str]:
     environment: dict[str, str] = {}
-    resources = task.get("resources")
-    if resources is not None and resources.cores:
-        environment.update(dict.fromkeys(THREADS, str(resources.cores)))
+    environment.update(thread_variables(task, settings))
     environment.update(
         {name: in_double_quotes(value) for name, value in task.get("environment", {}).items()}
     )
@@ -230,11 +235,13 @@ def check_fits(name: str, words: Mapping[str, Any], pilot: TargetPilot, taken: i
     units = {"cores": "cores", "gpus": "gpus", "mem": "MB of memory"}
     for key, amount in wanted.items():
         there = pilot.has(key)
-        known = there or (key == "gpus" and pilot.has("cores"))
-        if known and amount > there:
+        if amount > there and pilot.has("cores"):  # else the resource says nothing of its nodes
+            cure = ""
+            if key == "mem":
+                cure = "; ask for less, or correct `mem_per_node`, in MB, in the resource's file"
             raise CapabilityError(
                 f"task {name!r} asks for {amount} {units[key]} per rank, a node of pilot "
-                f"{pilot.uid} ({pilot.settings['resource']}) has {there}"
+                f"{pilot.uid} ({pilot.settings['resource']}) has {there}{cure}"
             )
     ranks = int(words.get("ranks") or 1)
     if ranks > 1 and pilot.here and not any(map(shutil.which, ("mpirun", "mpiexec"))):
