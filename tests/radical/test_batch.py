@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 
 from rhapsody_radical import batch
-from rhapsody_radical.batch import Job, cancel, hint, jobs_of
+from rhapsody_radical.batch import BatchJob, cancel, hint, jobs_of
 from rhapsody_radical.client.session import Session
 from tests.slurm import slurm, until_no_jobs, why_not
 
@@ -37,7 +37,7 @@ def test_without_slurm_there_are_no_jobs(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setenv("PATH", str(tmp_path))
     assert jobs_of("mine") == []
     assert batch.look("mine") is None
-    assert not cancel([Job("1", "RUNNING", "", "", "")])
+    assert not cancel([BatchJob("1", "RUNNING", "", "", "")])
     assert cancel([])
 
 
@@ -65,7 +65,7 @@ def test_a_slurm_that_fails_or_hangs_is_told_of_once(
 def test_a_sessions_jobs_are_known_by_its_directory_wherever_that_is(
     tmp_path: Path, commands: Path
 ) -> None:
-    jobs = [Job(n, "RUNNING", "None", "debug", f"pilot.000{n}") for n in ("1", "2")]
+    jobs = [BatchJob(n, "RUNNING", "None", "debug", f"pilot.000{n}") for n in ("1", "2")]
     places = [
         "/data/mine/radical.pilot.sandbox/mine/pilot.0001/",
         "/else/a b|c\nd/radical.pilot.sandbox/mine/pilot.0002",
@@ -89,7 +89,7 @@ def test_what_users_set_for_their_own_queries_changes_nothing(
 ) -> None:
     monkeypatch.setenv("SCANCEL_INTERACTIVE", "1")
     install(commands, f'echo "$@/$SCANCEL_INTERACTIVE" > {tmp_path}/called', "scancel")
-    assert cancel([Job(number, "RUNNING", "", "", "") for number in ("1", "2")])
+    assert cancel([BatchJob(number, "RUNNING", "", "", "") for number in ("1", "2")])
     assert (tmp_path / "called").read_text() == "1 2/\n"
 
 
@@ -98,14 +98,23 @@ def test_what_users_set_for_their_own_queries_changes_nothing(
     [
         (None, ", queue debug"),
         ([], ", queue debug, it has no job in the queue (any more)"),
-        ([Job("7", "PENDING", "Priority", "long", "pilot.0001")], ", it has no job"),
-        ([Job("7", "PENDING", "Priority", "long", "pilot.0000")], "long, job 7 is PENDING (Priori"),
-        ([Job("7", "RUNNING", "None", "long", "pilot.0000")], "RUNNING: RADICAL-Pilot's agent sta"),
-        ([Job("7", "PENDING", "PartitionConfig", "", "pilot.0000")], "more than there may ever be"),
+        ([BatchJob("7", "PENDING", "Priority", "long", "pilot.0001")], ", it has no job"),
+        (
+            [BatchJob("7", "PENDING", "Priority", "long", "pilot.0000")],
+            "long, job 7 is PENDING (Priori",
+        ),
+        (
+            [BatchJob("7", "RUNNING", "None", "long", "pilot.0000")],
+            "RUNNING: RADICAL-Pilot's agent sta",
+        ),
+        (
+            [BatchJob("7", "PENDING", "PartitionConfig", "", "pilot.0000")],
+            "more than there may ever be",
+        ),
     ],
 )
 def test_what_a_pilot_waits_for_is_told(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, found: list[Job] | None, said: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, found: list[BatchJob] | None, said: str
 ) -> None:
     monkeypatch.setattr(batch, "look", lambda uid: found if uid == "mine" else None)
     settings = {"resource": "local.localhost", "queue": "debug"}

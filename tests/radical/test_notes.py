@@ -20,7 +20,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from rhapsody_radical import batch, notes, processes
-from rhapsody_radical.batch import Job
+from rhapsody_radical.batch import BatchJob
 from rhapsody_radical.notes import Note, is_network, place, take_over
 from tests.machine import gone
 from tests.radical.marked import MINE, running
@@ -153,11 +153,11 @@ def test_batch_jobs_of_a_killed_client_are_cancelled(
 ) -> None:
     note = left(where, directory)
     rewritten(note, resource_manager=["SLURM", "PBSPRO"])
-    jobs = [Job("17", "RUNNING", "", "", "")]
-    cancelled: list[Job] = []
+    jobs = [BatchJob("17", "RUNNING", "", "", "")]
+    cancelled: list[BatchJob] = []
     answers = [False, True]
 
-    def cancel(found: list[Job]) -> bool:
+    def cancel(found: list[BatchJob]) -> bool:
         cancelled.extend(found)
         return answers.pop(0)
 
@@ -284,7 +284,7 @@ def test_a_session_that_may_live_elsewhere_is_only_told_of(
         (said,) = caplog.messages
         assert f"started on {host}" in said
         assert "`bkill JOBID`" in said
-        monkeypatch.setattr(batch, "look", lambda _: [Job(i, "", "", "", "") for i in "12"])
+        monkeypatch.setattr(batch, "look", lambda _: [BatchJob(i, "", "", "", "") for i in "12"])
         assert take_over(where) == []
         assert "`scancel 1 2`" in caplog.messages[-1]
         # The commands do what they are said to do.

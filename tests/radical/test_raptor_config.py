@@ -34,7 +34,7 @@ MIXED = {
 ON_ANOTHER = """
 import sys
 if "rhapsody_radical.client" in sys.orig_argv:
-    from rhapsody_radical.client.session import Pilot
+    from rhapsody_radical.client.session import ClientPilot
     configure = Pilot.configure
 
     def on_another(pilot, config):

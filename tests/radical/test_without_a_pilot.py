@@ -22,7 +22,7 @@ from rhapsody.resources import Resources
 from rhapsody_radical import calls, links, raptor_config, schema
 from rhapsody_radical.client import raptor
 from rhapsody_radical.client.tasks import Tasks
-from rhapsody_radical.functions import completed
+from rhapsody_radical.functions import call_words, completed
 from rhapsody_radical.jobs import Job
 from rhapsody_radical.library import rp
 from rhapsody_radical.results import error_of
@@ -270,7 +270,7 @@ def test_a_call_for_a_worker_of_ours_is_small(monkeypatch: pytest.MonkeyPatch) -
     # With a batch of tasks, the program's own modules are in a file.
     monkeypatch.setattr("rhapsody_radical.calls.own_modules", lambda: None)
     task = completed("task.000001", {"function": sum, "args": ([1, 2],)}, None)
-    words, order = RadicalExecutionBackend()._functions.translate(task)
+    words, order = call_words(task)
     pilot, sizes = client_pilot(0), []
     for workers in ([{"cores_per_rank": 2}], [{"raptor_class": "MPIWorker"}]):
         made = raptors(pilot)

@@ -39,7 +39,7 @@ def task(settings: dict[str, Any] | None = None, **more: Any) -> Any:
 def pilot(**more: Any) -> Any:
     """A pilot of 8 cores on this machine."""
     given = {"uid": "pilot.0000", "number": 0, "settings": {"resource": "local.localhost"}}
-    given |= {"shared": True, "here": True, "cores": 8, "sandbox": "/none"}
+    given |= {"shared": True, "here": True, "cores": 8, "raptor_cores": 0, "sandbox": "/none"}
     given |= {"has": {"cores": 8, "gpus": 0, "mem": 0}.__getitem__}
     return SimpleNamespace(**(given | more))
 
@@ -154,8 +154,8 @@ def test_what_a_pilot_can_never_run_is_refused() -> None:
     for words in ({"cores_per_rank": 9}, {"gpus_per_rank": 1.0}):
         with pytest.raises(CapabilityError, match=r"per rank, a node of pilot pilot\.0000"):
             check_fits("t", words, pilot())
-    with pytest.raises(CapabilityError, match=r"asks for 8 cores in all, .* 3 more are RAPTOR's"):
-        check_fits("t", {"cores_per_rank": 8}, pilot(cores=5), 3)
+    with pytest.raises(CapabilityError, match=r"in all, .* has 5; 3 more are RAPTOR"):
+        check_fits("t", {"cores_per_rank": 8}, pilot(cores=8, raptor_cores=3))
 
 
 @pytest.mark.parametrize("there", [0, 400])
@@ -186,7 +186,7 @@ def test_a_batch_job_has_the_programs_name(monkeypatch: pytest.MonkeyPatch) -> N
     for started, name in (
         ("/home/me/my runs.py", "my_runs"),
         ("/site/package/__main__.py", "package"),
-        ("-c", "c"),
+        ("-c", "python"),
         ("", "python"),
     ):
         monkeypatch.setattr("sys.argv", [started])

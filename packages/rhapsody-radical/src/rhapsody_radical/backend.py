@@ -42,12 +42,16 @@ from rhapsody_radical import (
 from rhapsody_radical.connection import Connection
 from rhapsody_radical.descriptions import can_work_in, check_flags, directory, pilot_descriptions
 from rhapsody_radical.fleet import Fleet, Pilot
-from rhapsody_radical.functions import Functions
 from rhapsody_radical.jobs import Ended, Job
 from rhapsody_radical.links import Links
 from rhapsody_radical.notes import HERE
 from rhapsody_radical.pilot import PilotException
-from rhapsody_radical.raptor_config import checked, checked_settings, has_other_workers
+from rhapsody_radical.raptor_config import (
+    checked,
+    checked_settings,
+    cores_per_call,
+    has_other_workers,
+)
 from rhapsody_radical.remote import Ref
 from rhapsody_radical.schema import AGENT_EXECUTING, PMGR_ACTIVE
 from rhapsody_radical.threads import Worker
@@ -146,7 +150,6 @@ class RadicalExecutionBackend(ManagedBackend):
         self.resource_pilot: Any = None
         self.raptor_mode: bool = raptor and functions == "raptor"
         self.capabilities = self._able(self._config)
-        self._functions = Functions(self)
         self._selector = self.select_master()
         self._links = Links()
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -175,7 +178,7 @@ class RadicalExecutionBackend(ManagedBackend):
         self._commands = Worker("rhapsody-radical-commands")
         place = self._place()
         said = f"interrupted while RADICAL-Pilot started; its session was {place}"
-        self._connection = Connection(self.session.uid, place, self)
+        self._connection = Connection(self.session.uid, place, self._receive, self._client_lost)
         try:
             await in_thread(partial(self._start, self._connection, place))
         except asyncio.CancelledError:
@@ -211,7 +214,7 @@ class RadicalExecutionBackend(ManagedBackend):
         self.resource_pilot = self.pilots[0].handle
         self.capabilities = self._able(self._config)
         if self._config is not None:
-            self._functions.configure(self._config)
+            self._configure_raptor(self._config)
 
     async def stop(self) -> None:
         """Ends every task and pilot, and closes the session."""
@@ -312,7 +315,7 @@ class RadicalExecutionBackend(ManagedBackend):
         others = [pilot for pilot in self.pilots if pilot.usable and pilot is not job.pilot]
         for pilot in (job.pilot, *others):
             with suppress(CapabilityError):
-                self._functions.check_room(job.task, pilot)
+                self._check_room(job.task, pilot)
                 job.pilot = pilot
                 return
 
@@ -322,11 +325,10 @@ class RadicalExecutionBackend(ManagedBackend):
         translate.check_pilot(task, pilot, self.pilots)
         directives = self._links.take(job)
         if job.is_function:
-            words, order = self._functions.describe(job, batch)
+            words, order = self._described_function(job, batch)
         else:
             words = translate.describe_executable(task, pilot)
-            taken = self._functions.cores_taken(pilot)
-            translate.check_fits(task["name"], words, pilot, taken)
+            translate.check_fits(task["name"], words, pilot)
             if task["is_service"]:
                 job.awaited = services.prepare(task, words, pilot)
             job.own_sandbox = translate.place(task, words, pilot)
@@ -336,6 +338,86 @@ class RadicalExecutionBackend(ManagedBackend):
         if directives:
             links.do(directives, task.get("sandbox", ""), pilot.sandbox)
         return words, order
+
+    def _described_function(
+        self, job: Job, batch: calls.Batch
+    ) -> tuple[dict[str, Any], str | None]:
+        """RADICAL-Pilot's words for a function task, and its order where RAPTOR makes the call."""
+        task, pilot = job.task, job.pilot
+        self._check_function(task)
+        if task.get("capture") == "files" and "sandbox" not in task:
+            task["sandbox"] = os.path.join(pilot.sandbox, task["uid"])
+        if not self._goes_to_raptor(task, pilot):
+            return functions.describe_program(job), None
+        if pilot.raptor is None:
+            pilot.raptor = self._raptor_for(pilot)
+            self.send("raptor", None, pilot.number, pilot.raptor)
+            self._refuse_too_large(pilot)
+        return functions.describe_call(job, batch)
+
+    def _check_function(self, task: TaskDescription) -> None:
+        """Raises for a function task that cannot run, whatever there is.
+
+        Raises:
+            RuntimeError: RAPTOR is switched off.
+            ValueError: It is a service.
+        """
+        if task["is_service"]:
+            raise functions.ServiceFunctionError(
+                f"task {task['name']!r}: RADICAL-Pilot runs executables as services, not "
+                "functions; return a command from an executable task with service=True"
+            )
+        if not self.raptor_mode and self.functions == "raptor":
+            raise RuntimeError(
+                f"task {task['name']!r}: RAPTOR is switched off, and functions need it; leave "
+                "raptor=False out, or run functions as programs: "
+                "RadicalExecutionBackend(functions='executable')"
+            )
+
+    def _check_room(self, task: TaskDescription, pilot: Pilot) -> None:
+        """Raises `CapabilityError` where a pilot is too small for a task."""
+        if task["function"] is None or not self._goes_to_raptor(task, pilot):
+            translate.check_fits(task["name"], translate.needs(task), pilot)
+
+    # RAPTOR.
+
+    def _goes_to_raptor(self, task: TaskDescription, pilot: Pilot) -> bool:
+        """Whether RAPTOR makes a call, and no program of its own."""
+        if self.functions == "executable":
+            return False
+        return not functions.needs_more(task, cores_per_call(self._raptor_for(pilot)))
+
+    def _raptor_for(self, pilot: Pilot) -> dict[str, Any]:
+        """RAPTOR's configuration on a pilot, whether it is started or not."""
+        given = pilot.raptor or self._config
+        return given or functions.default_raptor(pilot, self.function_cores)
+
+    def _configure_raptor(self, config: dict[str, Any]) -> None:
+        """Starts RAPTOR on every pilot as a user configured it; blocks until it is submitted.
+
+        Raises:
+            RuntimeError: It runs with another configuration.
+        """
+        if any(pilot.raptor not in (None, config) for pilot in self.pilots):
+            raise RuntimeError(
+                "RAPTOR runs already, with another configuration; give this one to "
+                "RadicalExecutionBackend(raptor_config=...), or before the first function task"
+            )
+        assert self._connection is not None
+        self._config = config
+        for pilot in self.pilots:
+            pilot.raptor = config
+            self._connection.request("raptor", pilot.number, config).result()
+
+    def _refuse_too_large(self, pilot: Pilot) -> None:
+        """Fails executables that wait on a pilot where RAPTOR has just taken too much for them."""
+        for job in self.open_jobs():
+            if job.pilot is pilot and job.sent and not job.running and not job.on_raptor:
+                try:
+                    translate.check_total(job.task["name"], job.cores, pilot)
+                except CapabilityError as error:
+                    self.ask_to_end(job)
+                    self.fail(job, error)
 
     # What is asked of the client.
 
@@ -347,11 +429,6 @@ class RadicalExecutionBackend(ManagedBackend):
         """
         assert self._connection is not None
         self._connection.send(name, *parts)
-
-    def start_raptor(self, pilot: Pilot, config: dict[str, Any]) -> None:
-        """Starts RAPTOR's masters and workers on a pilot; blocks until they are submitted."""
-        assert self._connection is not None
-        self._connection.request("raptor", pilot.number, config).result()
 
     async def cancel_task(self, uid: str) -> bool:
         """Cancels a task; `False` for one that is unknown or has ended."""
@@ -383,13 +460,13 @@ class RadicalExecutionBackend(ManagedBackend):
 
     # What the client says; on the thread that reads.
 
-    def receive(self, name: str, parts: tuple[Any, ...]) -> None:
+    def _receive(self, name: str, parts: tuple[Any, ...]) -> None:
         """Carries out a message of the client's."""
         function: Callable[..., None] | None = getattr(self, f"_on_{name}", None)
         if function is not None:
             function(*parts)
 
-    def client_lost(self, reason: str) -> None:
+    def _client_lost(self, reason: str) -> None:
         """Ends all tasks: the client has ended, and nobody had asked it to."""
         for pilot in self.pilots:
             self.fleet.ended(pilot, f"is lost: {reason}")
@@ -454,7 +531,7 @@ class RadicalExecutionBackend(ManagedBackend):
         if job.running:
             job.pilot.core_seconds += job.cores * (time.monotonic() - job.began)
         try:
-            reported, error = results.of(job, state, self._functions.outcome)
+            reported, error = results.of(job, state)
         except Exception as problem:  # a file that cannot be read, a reply that is none
             log.exception("task %s could not be worked up", job.uid)
             reported, error = "FAILED", problem
@@ -473,7 +550,7 @@ class RadicalExecutionBackend(ManagedBackend):
 
     def _report(self, job: Job, state: str) -> None:
         if job.is_function:
-            self._functions.tidy(job, state)
+            functions.tidy(job, state)
         if job.stopped is not None:
             job.stopped.set()
         self.task_state_cb(job.task, state)
@@ -577,7 +654,7 @@ class RadicalExecutionBackend(ManagedBackend):
         assert self._connection is not None
         self._connection.require_another_thread()  # it would wait for itself elsewhere
         config = checked(raptor_config)
-        self._commands.submit(partial(self._functions.configure, config)).result()
+        self._commands.submit(partial(self._configure_raptor, config)).result()
         self.raptor_mode = True
         self.capabilities = self._able(config)
 
@@ -627,8 +704,8 @@ class RadicalExecutionBackend(ManagedBackend):
             if task["function"] is None:
                 words = translate.describe_executable(task, None)
             else:
-                self._functions.check(task)
-                words, order = self._functions.translate(task)
+                self._check_function(task)
+                words, order = functions.call_words(task)
                 words["function"] = calls.python_task(order)
                 if self.masters:
                     words.setdefault("raptor_id", next(self.master_selector))

@@ -41,7 +41,7 @@ COMMANDS = {
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
+class BatchJob:
     """A batch job that has not ended, in the batch system's own words, and its pilot's uid."""
 
     id: str
@@ -51,12 +51,12 @@ class Job:
     pilot: str
 
 
-def jobs_of(session: str) -> list[Job]:
+def jobs_of(session: str) -> list[BatchJob]:
     """Return the Slurm jobs of a session; none where Slurm does not answer."""
     return look(session) or []
 
 
-def look(session: str) -> list[Job] | None:
+def look(session: str) -> list[BatchJob] | None:
     """Return the Slurm jobs of a session, `None` where Slurm does not answer.
 
     They are known by where RADICAL-Pilot has them work: in a directory for each pilot, below one
@@ -73,11 +73,11 @@ def look(session: str) -> list[Job] | None:
         parts = os.path.normpath(fields[-1]).split(os.sep)
         if len(fields) == 5 and parts[-3:-1] == [SANDBOX, session]:
             fields[-1] = parts[-1]
-            found.append(Job(*fields))
+            found.append(BatchJob(*fields))
     return found
 
 
-def cancel(jobs: Iterable[Job]) -> bool:
+def cancel(jobs: Iterable[BatchJob]) -> bool:
     """Cancel Slurm jobs, and return whether Slurm took the order."""
     ids = [job.id for job in jobs]
     return not ids or _run("scancel", *ids) is not None

@@ -22,7 +22,7 @@ from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from rhapsody.sdk import settable
 from rhapsody_radical import notes, processes
@@ -43,23 +43,14 @@ EXIT_LIMIT = 60.0
 """The same where the program ends without a shutdown."""
 
 
-class Receiver(Protocol):
-    """Whom the client's messages are for; called on the thread that reads."""
-
-    def receive(self, name: str, parts: tuple[Any, ...]) -> None:
-        """Carries out a message."""
-
-    def client_lost(self, reason: str) -> None:
-        """Takes note that the client has ended, and nobody had asked it to."""
-
-
 class Connection:
     """One client.
 
     Args:
         uid: The session's uid.
         directory: The session's directory, which is made with its parents.
-        receiver: Whom its messages are for.
+        receive: Called with the name and parts of each message, on the thread that reads.
+        on_lost: Called there with the reason if the client ends without being asked to.
 
     Attributes:
         remotes: RADICAL-Pilot's objects in the client.
@@ -67,10 +58,17 @@ class Connection:
         ended: Set when the client has ended.
     """
 
-    def __init__(self, uid: str, directory: Path, receiver: Receiver) -> None:
+    def __init__(
+        self,
+        uid: str,
+        directory: Path,
+        receive: Callable[[str, tuple[Any, ...]], None],
+        on_lost: Callable[[str], None],
+    ) -> None:
         self.uid = uid
         self.directory = directory
-        self._receiver = receiver
+        self._receive = receive
+        self._on_lost = on_lost
         self._made = [place for place in directory.parents if not place.exists()]
         self._process: subprocess.Popen[bytes] | None = None
         self._channel: Channel | None = None
@@ -224,7 +222,7 @@ class Connection:
         if self._keep is not False:
             reason += f" (its log is {self.directory / LOG})"
         if not self._closed:
-            self._receiver.client_lost(reason)
+            self._on_lost(reason)
             self.end_by_force()
             if self._keep is False:
                 shutil.rmtree(self.directory, ignore_errors=True)
@@ -314,7 +312,7 @@ class Connection:
         function: Callable[..., None] | None = getattr(self, f"_on_{name}", None)
         try:
             if function is None:
-                self._receiver.receive(name, parts)
+                self._receive(name, parts)
             else:
                 function(*parts)
         except Exception:  # of a callback or a logging handler; the next message is another's

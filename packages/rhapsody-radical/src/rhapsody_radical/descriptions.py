@@ -103,7 +103,8 @@ def _pilot(given: Any) -> dict[str, Any]:
 
 def _program() -> str:
     """Return the name of this program, in characters that every batch system takes."""
-    path = Path(sys.argv[0] if sys.argv else "")
+    started = sys.argv[0] if sys.argv else ""
+    path = Path("" if started.startswith("-") else started)  # of `python -c`
     name = path.parent.name if path.stem == "__main__" else path.stem
     return re.sub(r"[^A-Za-z0-9_-]+", "_", name).strip("_-") or "python"
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from rhapsody import TaskDescription
 from rhapsody.sdk import time_needed
+from rhapsody_radical.raptor_config import total_cores
 from rhapsody_radical.remote import Remote
 from rhapsody_radical.schema import FINAL, PMGR_ACTIVE
 
@@ -32,6 +33,7 @@ class Pilot:
         times: When it entered each state, in seconds since the epoch.
         closed: When the session was closed, 0 before.
         core_seconds: Cores that tasks had, times the seconds that they ran.
+        raptor: RAPTOR's configuration there, `None` while it is not started.
         pairs: RAPTOR's masters there, each with its workers.
     """
 
@@ -46,6 +48,7 @@ class Pilot:
         self.times: dict[str, float] = {}
         self.closed: float = 0.0
         self.core_seconds: float = 0.0
+        self.raptor: dict[str, Any] | None = None
         self.pairs: list[tuple[Remote, list[Remote]]] = []
         self._config: Mapping[str, Any] = {}
 
@@ -93,6 +96,11 @@ class Pilot:
         """How many cores it has in all."""
         per_node = self.has("cores")
         return self.nodes * per_node if per_node else int(self.settings.get("cores") or 1)
+
+    @property
+    def raptor_cores(self) -> int:
+        """How many of its cores RAPTOR's masters and workers have."""
+        return 0 if self.raptor is None else total_cores(self.raptor)
 
 
 class Fleet:

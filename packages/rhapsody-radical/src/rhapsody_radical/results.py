@@ -9,7 +9,6 @@ from __future__ import annotations
 import ast
 import os
 import sys
-from collections.abc import Callable
 from typing import Any
 
 from rhapsody import (
@@ -21,21 +20,19 @@ from rhapsody import (
     TaskTimeoutError,
 )
 from rhapsody.sdk import end_of_file, too_early
+from rhapsody_radical import calls
 from rhapsody_radical.jobs import Job
 from rhapsody_radical.translate import missing_outputs, output_names
 
 DONE, FAILED, CANCELED = "DONE", "FAILED", "CANCELED"
 
 
-def of(
-    job: Job, state: str, of_function: Callable[[Job, str], tuple[str, BaseException | None]]
-) -> tuple[str, BaseException | None]:
+def of(job: Job, state: str) -> tuple[str, BaseException | None]:
     """Return the state to report for a job's final one, and its error; its output is collected.
 
     Args:
         job: The job.
         state: RADICAL-Pilot's final state, or `"LOST"`.
-        of_function: Gives the same for a function task.
     """
     if state == "LOST" or not job.sent:
         if job.cancelled:
@@ -46,7 +43,7 @@ def of(
         if job.program:
             collect_output(job)
             job.task.pop("exit_code", None)
-        return of_function(job, state)
+        return function_outcome(job, state)
     collect_output(job)
     if job.awaited and not job.cancelled and job.info is None:
         return FAILED, too_early(job.task, job.task.get("exit_code"))
@@ -104,6 +101,46 @@ def outcome(job: Job, state: str) -> tuple[str, BaseException | None]:
     if ended.exit_code and not _infrastructure(ended.exception):
         return FAILED, None
     return FAILED, error_of(job.task, ended.exception, ended.detail)
+
+
+def function_outcome(job: Job, state: str) -> tuple[str, BaseException | None]:
+    """Return the state to report for a function's final one, and its error."""
+    if job.cancelled:
+        return CANCELED, None
+    ended = job.ended
+    text = _reply(job) if job.program else ended.value
+    if text and state != CANCELED:
+        error = calls.unpack(text, job.task)
+        return (DONE, None) if error is None else (FAILED, error)
+    name = job.task["name"]
+    if state == CANCELED or not ended.exception:
+        code = f", exit code {ended.exit_code}" if ended.exit_code else ""
+        tail = (job.task.get("stderr") or "").strip()[-1500:]
+        if state == CANCELED:
+            return FAILED, not_ours(job)
+        return FAILED, TaskFailedError(
+            f"task {name!r} ended without a result ({state}{code}) {tail}".rstrip()
+        )
+    if ended.exit_code and job.program:
+        tail = (job.task.get("stderr") or "").strip()[-1500:]
+        status = int(ended.exit_code)
+        said = (
+            f"task {name!r}: its process ended with exit code {status} before it had a "
+            f"result. {tail}".rstrip()
+        )
+        if status > 128:  # a signal
+            return FAILED, TaskLostError(said)
+        return FAILED, TaskFailedError(said, exit_code=status)
+    return FAILED, error_of(job.task, ended.exception, ended.detail)
+
+
+def _reply(job: Job) -> str | None:
+    path = os.path.join(job.task.get("sandbox", ""), f"{job.uid}.reply")
+    try:
+        with open(path) as file:
+            return file.read()
+    except OSError:
+        return None
 
 
 def not_ours(job: Job) -> BaseException:

@@ -14,50 +14,16 @@ import shlex
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from rhapsody import CapabilityError, DataError, Resources, TaskDescription
 from rhapsody.sdk import OUTPUT_FILES, make_sandbox, moved, working_directory
 from rhapsody_radical import schema
 from rhapsody_radical.descriptions import as_list, can_work_in, encodable, task_settings
+from rhapsody_radical.fleet import Pilot
 
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 MEGABYTE = 1 << 20
-
-
-class TargetPilot(Protocol):
-    """What the translation reads of the pilot that a task goes to."""
-
-    @property
-    def uid(self) -> str:
-        """Its uid in the session."""
-
-    @property
-    def number(self) -> int:
-        """Which one of the backend's it is, from 0."""
-
-    @property
-    def settings(self) -> Mapping[str, Any]:
-        """The parameters of its description."""
-
-    @property
-    def shared(self) -> bool:
-        """Whether its file system is the engine's."""
-
-    @property
-    def sandbox(self) -> str:
-        """The directory of its tasks."""
-
-    @property
-    def here(self) -> bool:
-        """Whether it runs on this machine, without a batch system."""
-
-    @property
-    def cores(self) -> int:
-        """How many cores it has in all."""
-
-    def has(self, name: str, /) -> int:
-        """How much of `cores`, `gpus` or `mem` (MB) one of its nodes has; 0 where unknown."""
 
 
 _IN_DOUBLE_QUOTES = str.maketrans({"\\": r"\\", '"': r"\"", "$": r"\$", "`": r"\`"})
@@ -96,7 +62,7 @@ def command(
     return shlex.quote(words[0]), words[1:]
 
 
-def describe_executable(task: TaskDescription, pilot: TargetPilot | None) -> dict[str, Any]:
+def describe_executable(task: TaskDescription, pilot: Pilot | None) -> dict[str, Any]:
     """Return RADICAL-Pilot's words for an executable.
 
     Args:
@@ -194,7 +160,7 @@ def add_resources(
             words[name] = value
 
 
-def check_pilot(task: TaskDescription, pilot: TargetPilot, pilots: Sequence[TargetPilot]) -> None:
+def check_pilot(task: TaskDescription, pilot: Pilot, pilots: Sequence[Pilot]) -> None:
     """Raises for a pilot that there is not: RADICAL-Pilot would wait for it for ever.
 
     Raises:
@@ -215,14 +181,13 @@ def needs(task: TaskDescription) -> dict[str, Any]:
     return words
 
 
-def check_fits(name: str, words: Mapping[str, Any], pilot: TargetPilot, taken: int = 0) -> None:
+def check_fits(name: str, words: Mapping[str, Any], pilot: Pilot) -> None:
     """Raise where a pilot can never run a task: RADICAL-Pilot would fail it, or never start it.
 
     Args:
         name: The task's name, for the error.
         words: What it needs, in RADICAL-Pilot's words.
         pilot: The pilot.
-        taken: Cores that are taken for good.
 
     Raises:
         CapabilityError: It says what there is.
@@ -249,15 +214,16 @@ def check_fits(name: str, words: Mapping[str, Any], pilot: TargetPilot, taken: i
             f"task {name!r} asks for {ranks} ranks, and there is no mpirun here to start them: "
             "load or install an MPI, on Debian: apt-get install openmpi-bin"
         )
-    check_total(name, wanted["cores"] * ranks, pilot, taken, ranks)
+    check_total(name, wanted["cores"] * ranks, pilot, ranks)
 
 
-def check_total(name: str, cores: int, pilot: TargetPilot, taken: int, ranks: int = 1) -> None:
+def check_total(name: str, cores: int, pilot: Pilot, ranks: int = 1) -> None:
     """Raises where a task asks for more cores in all than a pilot has for it.
 
     Raises:
         CapabilityError: It says what there is.
     """
+    taken = pilot.raptor_cores
     there = pilot.cores - taken
     if cores > there:
         of_ranks = f" for its {ranks} ranks" if ranks > 1 else ""
@@ -273,7 +239,7 @@ def check_total(name: str, cores: int, pilot: TargetPilot, taken: int, ranks: in
 # Sandboxes and files.
 
 
-def place(task: TaskDescription, words: dict[str, Any], pilot: TargetPilot) -> bool:
+def place(task: TaskDescription, words: dict[str, Any], pilot: Pilot) -> bool:
     """Gives a task its sandbox, on a file system that is the pilot's, too.
 
     The engine's sandbox is where the task runs, and is reachable below the pilot's

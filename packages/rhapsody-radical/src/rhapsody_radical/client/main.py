@@ -17,7 +17,7 @@ from typing import Any
 from rhapsody_radical import notes
 from rhapsody_radical.client.objects import Calls
 from rhapsody_radical.client.raptor import Pair, Raptors
-from rhapsody_radical.client.session import Pilot, Session, StartError, text_of
+from rhapsody_radical.client.session import ClientPilot, Session, StartError, text_of
 from rhapsody_radical.client.tasks import HEARD, Tasks
 from rhapsody_radical.client.watch import Watch
 from rhapsody_radical.schema import FINAL
@@ -220,7 +220,7 @@ class Client:
             if handle is pilot.pilot or str(handle.uid) == pilot.uid:
                 self.pilot_heard(pilot, state)
 
-    def pilot_heard(self, pilot: Pilot, state: str) -> None:
+    def pilot_heard(self, pilot: ClientPilot, state: str) -> None:
         """Tells of a pilot's state, once. Any thread."""
         with self._lock:
             if pilot.pilot is None or self._told.get(pilot.number) == state:
@@ -235,12 +235,12 @@ class Client:
                 how = state if self._stopping.is_set() else f"{state}: {self.session.why(pilot)}"
             self._end(pilot, how)
 
-    def give_up(self, pilot: Pilot, how: str) -> None:
+    def give_up(self, pilot: ClientPilot, how: str) -> None:
         """Ends a pilot that RADICAL-Pilot takes for a living one."""
         self._end(pilot, how)
         self._commands.post(partial(self.session.give_up, pilot))
 
-    def _end(self, pilot: Pilot, how: str) -> None:
+    def _end(self, pilot: ClientPilot, how: str) -> None:
         with self._lock:
             if pilot.ended:
                 return

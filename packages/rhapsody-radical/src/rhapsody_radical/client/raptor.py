@@ -21,7 +21,7 @@ import radical.pilot as rp  # type: ignore[import-untyped,unused-ignore]
 
 from rhapsody.sdk import RUNNER_FILE
 from rhapsody_radical import calls
-from rhapsody_radical.client.session import Pilot
+from rhapsody_radical.client.session import ClientPilot
 from rhapsody_radical.raptor_config import (
     DEFAULT_CLASS,
     MASTER_CLASS,
@@ -152,7 +152,7 @@ class Raptor:
     """
 
     def __init__(
-        self, pilot: Pilot, config: dict[str, Any], on_change: Callable[[Pair | None], None]
+        self, pilot: ClientPilot, config: dict[str, Any], on_change: Callable[[Pair | None], None]
     ) -> None:
         self._pilot = pilot
         self.config: dict[str, Any] = config
@@ -323,7 +323,9 @@ class Raptors:
         found: RAPTOR by the number of its pilot.
     """
 
-    def __init__(self, pilots: list[Pilot], on_change: Callable[[int, Pair | None], None]) -> None:
+    def __init__(
+        self, pilots: list[ClientPilot], on_change: Callable[[int, Pair | None], None]
+    ) -> None:
         self._pilots = pilots
         self._on_change = on_change
         self.found: dict[int, Raptor] = {}
@@ -336,7 +338,7 @@ class Raptors:
             found = self.found[number] = Raptor(pilot, config, changed)
         found.start()
 
-    def send(self, words: dict[str, Any], order: str, pilot: Pilot) -> Pair | None:
+    def send(self, words: dict[str, Any], order: str, pilot: ClientPilot) -> Pair | None:
         """Puts a call and who makes it into a task's description.
 
         Returns:
@@ -355,7 +357,7 @@ class Raptors:
         words["raptor_id"] = pair.uid if pair is not None else named
         return pair
 
-    def _named(self, master: str, pilot: Pilot) -> Pair | None:
+    def _named(self, master: str, pilot: ClientPilot) -> Pair | None:
         """The pair of a master that a task names; `None` for one that the program started itself.
 
         Raises:

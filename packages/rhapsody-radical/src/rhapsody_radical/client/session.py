@@ -44,7 +44,7 @@ class StartError(Exception):
     """The session cannot be started; the text says why."""
 
 
-class Pilot:
+class ClientPilot:
     """One pilot and its task manager.
 
     Attributes:
@@ -142,7 +142,9 @@ class Session:
         self.directory = directory
         self._here = here
         self.objects: Objects = Objects()
-        self.pilots: list[Pilot] = [Pilot(number, one) for number, one in enumerate(settings)]
+        self.pilots: list[ClientPilot] = [
+            ClientPilot(number, one) for number, one in enumerate(settings)
+        ]
         self.managers: list[str] = _managers(self.pilots)
 
     def open(
@@ -191,7 +193,7 @@ class Session:
             pilot.manager.add_pilots(pilot.pilot)
         self._wait_launched(stop)
 
-    def _look_up(self, pilot: Pilot) -> None:
+    def _look_up(self, pilot: ClientPilot) -> None:
         """Finds a pilot's resource.
 
         Raises:
@@ -236,7 +238,7 @@ class Session:
             if all(state in (PMGR_ACTIVE_PENDING, PMGR_ACTIVE) for state in states):
                 return
 
-    def why(self, pilot: Pilot) -> str:
+    def why(self, pilot: ClientPilot) -> str:
         """The reason in RADICAL-Pilot's own logs why a pilot ended."""
         here = Path(self.objects.session.path)
         there = Path(pilot.sandbox)
@@ -260,11 +262,11 @@ class Session:
                 found |= {sandboxes, counters}  # the counters are of its `radical.utils`
         return sorted(found)
 
-    def jobs(self) -> list[batch.Job] | None:
+    def jobs(self) -> list[batch.BatchJob] | None:
         """The session's batch jobs that have not ended; `None` where that cannot be known."""
         return batch.look(self.uid) if "SLURM" in self.managers else None
 
-    def place_in_queue(self, pilot: Pilot) -> str:
+    def place_in_queue(self, pilot: ClientPilot) -> str:
         """What is known of a pilot that waits, as the end of a line about it."""
         queue = pilot.settings.get("queue")
         where = f", queue {queue}" if queue else ""
@@ -280,7 +282,7 @@ class Session:
         advice = ": it asks for more than there may ever be" if job.reason in batch.TOO_MUCH else ""
         return f"{said} ({job.reason}{advice})"
 
-    def give_up(self, pilot: Pilot) -> None:
+    def give_up(self, pilot: ClientPilot) -> None:
         """Ends a pilot that does not work as it should, with what runs on it."""
         processes.end_pilot(self.uid, pilot.uid)
         with suppress(Exception):  # who would do it may be what has ended
@@ -324,7 +326,7 @@ class Session:
                 log.debug("while session %s closed: %r", self.uid, error)
 
 
-def _managers(pilots: list[Pilot]) -> list[str]:
+def _managers(pilots: list[ClientPilot]) -> list[str]:
     """RADICAL-Pilot's names of the pilots' batch systems, known before the session is there."""
     found, configs = set(), rp.utils.misc.get_resource_configs()
     for pilot in pilots:

@@ -18,7 +18,7 @@ import radical.pilot as rp  # type: ignore[import-untyped,unused-ignore]
 
 from rhapsody_radical import processes
 from rhapsody_radical.client.raptor import Pair, Raptors
-from rhapsody_radical.client.session import Pilot
+from rhapsody_radical.client.session import ClientPilot
 from rhapsody_radical.schema import AGENT_EXECUTING, AGENT_STAGING_INPUT_PENDING, FINAL
 from rhapsody_radical.threads import Worker
 
@@ -53,9 +53,9 @@ class Entry:
 
     __slots__ = ("cancelled", "handle", "pair", "pilot", "running", "staged", "uid")
 
-    def __init__(self, uid: str, pilot: Pilot) -> None:
+    def __init__(self, uid: str, pilot: ClientPilot) -> None:
         self.uid: str = uid
-        self.pilot: Pilot = pilot
+        self.pilot: ClientPilot = pilot
         self.handle: Any = None
         self.pair: Pair | None = None
         self.staged: bool = False
@@ -77,7 +77,7 @@ class Tasks:
             iterated over, see `open`.
     """
 
-    def __init__(self, session: str, pilots: list[Pilot], raptors: Raptors, say: Say) -> None:
+    def __init__(self, session: str, pilots: list[ClientPilot], raptors: Raptors, say: Say) -> None:
         self._session = session
         self._pilots = pilots
         self._raptors = raptors
@@ -132,7 +132,7 @@ class Tasks:
         if pilot.ended:  # meanwhile: the program has ended them
             self.drop(pilot)
 
-    def _described(self, uid: str, packed: bytes, pilot: Pilot) -> tuple[Entry, Any]:
+    def _described(self, uid: str, packed: bytes, pilot: ClientPilot) -> tuple[Entry, Any]:
         entry = Entry(uid, pilot)
         words, order = pickle.loads(packed)  # noqa: S301 - plain values, from our own program
         entry.staged = bool(words.get("input_staging") or words.get("output_staging"))
@@ -213,7 +213,7 @@ class Tasks:
         self._queued.discard(entry.uid)
         return self.by_uid.pop(entry.uid, None) is not None
 
-    def drop(self, pilot: Pilot) -> None:
+    def drop(self, pilot: ClientPilot) -> None:
         """Lets go of the tasks of a pilot that has ended; the program ends them itself."""
         for entry in self.open():
             if entry.pilot is pilot:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from rhapsody_radical import processes
 from rhapsody_radical.client.raptor import STUCK, Pair, Raptors
-from rhapsody_radical.client.session import Pilot, Session
+from rhapsody_radical.client.session import ClientPilot, Session
 from rhapsody_radical.client.tasks import Tasks
 from rhapsody_radical.client.vitals import Vitals
 from rhapsody_radical.schema import FINAL, PMGR_ACTIVE
@@ -44,8 +44,8 @@ class Watch:
         session: Session,
         tasks: Tasks,
         raptors: Raptors,
-        heard: Callable[[Pilot, str], None],
-        give_up: Callable[[Pilot, str], None],
+        heard: Callable[[ClientPilot, str], None],
+        give_up: Callable[[ClientPilot, str], None],
     ) -> None:
         self._session = session
         self._tasks = tasks
@@ -118,13 +118,13 @@ class Watch:
                 if uid in ("", pilot.uid) and not pilot.ended:
                     self._give_up(pilot, f"is lost: RADICAL-Pilot's process {name} has ended")
 
-    def _give_up_what_does_not_come_up(self, pilot: Pilot) -> None:
+    def _give_up_what_does_not_come_up(self, pilot: ClientPilot) -> None:
         now = time.monotonic()
         if now - self._seen.setdefault(pilot.uid, now) > COMING_UP:
             how = f"does not come up: its agent runs since {COMING_UP:g} s and is not active"
             self._give_up(pilot, how)
 
-    def _say_that_it_waits(self, pilot: Pilot) -> None:
+    def _say_that_it_waits(self, pilot: ClientPilot) -> None:
         """Says of a pilot that is not active yet for how long, and where."""
         if pilot.state == PMGR_ACTIVE or pilot.state in FINAL or pilot.ended:
             return
