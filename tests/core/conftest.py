@@ -104,10 +104,11 @@ LONG = {
     "test_kit_pauses",
     "test_machine_histories",
     "test_memory",
+    "test_state_properties",
 }
 """Modules that take long for what they show on another Python: the kit on both executors and on
-planted faults, what costs nothing while nothing happens, random histories of the scheduler, and
-what is kept in memory."""
+planted faults, what costs nothing while nothing happens, random histories, and what is kept in
+memory."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

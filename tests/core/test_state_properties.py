@@ -380,7 +380,7 @@ async def live(setup: dict[str, Any], script: list[Any], shutdown_at: int | None
     script=st.lists(happenings, min_size=5, max_size=60),
     shutdown_at=st.none() | st.none() | st.integers(0, 60),
 )
-@settings(max_examples=60, suppress_health_check=list(HealthCheck))
+@settings(max_examples=30, suppress_health_check=list(HealthCheck))
 def test_no_history_loses_doubles_or_hangs_a_future(
     setup: dict[str, Any], script: list[Any], shutdown_at: int | None
 ) -> None:
