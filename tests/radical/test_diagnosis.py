@@ -121,7 +121,6 @@ def test_programs_and_tools_that_are_missing_are_told_of(
     assert (level, remedy) == ("broken", "pip install --force-reinstall radical.pilot")
     assert "radical-pilot-absent" in text
     assert found("bash")[0] == "broken"
-    assert found("there is no ssh")[0] == "note"
     assert found("there is no mpirun")[2].endswith("openmpi-bin")
 
 

@@ -21,7 +21,6 @@ from typing import Any, cast
 
 import pytest
 
-from rhapsody.errors import CapabilityError
 from rhapsody.testing import Driver
 from rhapsody_radical import call, calls
 from rhapsody_radical.client.raptor import OWN_CALL, OWN_WORKER, PROTOCOL
@@ -190,21 +189,6 @@ def test_a_call_whose_file_is_gone_fails_alone(tmp_path: Path) -> None:
     assert "task.1" in error.__notes__[0]
 
 
-def test_without_a_shared_file_system_a_call_that_is_too_large_says_what_of_it() -> None:
-    said = r"'task.1'.*largest part is argument 'rest' \(bytes\).* 40\.0 MiB.*32 MiB.*shares"
-    with pytest.raises(CapabilityError, match=said):
-        packed(None, same, bytes(MIB), rest=bytes(39 * MIB))
-    with pytest.raises(CapabilityError, match=r"positional argument 0 \(Block\)"):
-        packed(None, same, Block(33 * MIB))
-
-
-def test_without_a_shared_file_system_a_result_that_is_too_large_says_so() -> None:
-    error = made(None, bytes, 33 * MIB)
-    assert type(error) is ValueError
-    assert "'task.1': its result (bytes) takes 33.0 MiB" in str(error)
-    assert "write the data to a file" in str(error)
-
-
 def test_what_cannot_be_pickled_is_named(tmp_path: Path) -> None:
     with pytest.raises(TypeError, match=r"'task.1': argument 'rest' \(lock\) cannot be pickled"):
         packed(tmp_path, same, bytes(MIB), rest=threading.Lock())
@@ -222,19 +206,6 @@ def test_an_exception_brings_a_large_array_along(tmp_path: Path) -> None:
     assert len(error.block) == 5 * MIB
     assert "in fail" in str(error.__cause__)
     assert list(tmp_path.iterdir()) == []
-
-
-def test_an_exception_leaves_behind_what_is_too_large() -> None:
-    def heavy() -> None:
-        raise Heavy(bytes(33 * MIB))
-
-    def wordy() -> None:
-        raise ValueError("x" * 33 * MIB)
-
-    error = made(None, heavy)
-    assert (type(error), error.args, vars(error)) == (Heavy, ("heavy",), {})
-    error = made(None, wordy)
-    assert (type(error), len(str(error))) == (ValueError, MIB)
 
 
 def test_an_exception_without_a_text_is_a_result_too() -> None:

@@ -34,7 +34,7 @@ class Asking:
         self.given_up: list[Pair] = []
         manager = SimpleNamespace(submit_tasks=self._submit, cancel_tasks=lambda uids: None)
         pilot: Any = SimpleNamespace(
-            manager=manager, number=0, ended=False, shared=True, forget=lambda uid: None
+            manager=manager, number=0, ended=False, forget=lambda uid: None
         )
         self.pilot = pilot
         ends = (SimpleNamespace(uid=uid, state="AGENT_EXECUTING") for uid in ("master", "worker"))

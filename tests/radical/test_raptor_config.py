@@ -31,21 +31,6 @@ MIXED = {
 }
 
 
-ON_ANOTHER = """
-import sys
-if "rhapsody_radical.client" in sys.orig_argv:
-    from rhapsody_radical.client.session import ClientPilot
-    configure = Pilot.configure
-
-    def on_another(pilot, config):
-        configure(pilot, config)
-        pilot.shared = pilot.config["shared"] = False
-
-    Pilot.configure = on_another
-"""
-"""Has the client take its pilots for ones that do not see this file system."""
-
-
 UNHEARD = """
 import sys
 if any("raptor-master" in word for word in sys.orig_argv):
@@ -139,27 +124,6 @@ async def test_calls_reach_a_master_that_was_not_heard_at_first(
         await made.shutdown()
     assert end.value == 3, str(end)
     assert not list(there.rglob(made.session.uid))
-
-
-async def test_a_pilot_on_another_file_system_gets_the_workers_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    customise(tmp_path, monkeypatch, ON_ANOTHER)
-    made = backend(resources(sandbox=str(tmp_path / "there")), work_dir=tmp_path / "work")
-    try:
-        async with Driver(made, work_dir=tmp_path / "here") as driver:
-            reading, served = driver.command("cat"), driver.service("sleep 60", ready="file:up")
-            reading["stdin"] = "given"
-            demanding = driver.call(int)
-            demanding["task_backend_specific_kwargs"] = {"gpus_per_rank": 1.0}
-            call, command, *refused = await driver.run(
-                driver.call(sum, [1, 2]), driver.command("pwd"), reading, served, demanding
-            )
-    finally:
-        await made.shutdown()
-    assert [type(end.error) for end in refused] == [CapabilityError] * 3, str(refused)
-    assert call.value == 3, str(call)
-    assert str(command.stdout).startswith(str(tmp_path / "there"))
 
 
 async def test_what_raptor_leaves_no_room_for_is_refused(tmp_path: Path) -> None:

@@ -39,7 +39,7 @@ def task(settings: dict[str, Any] | None = None, **more: Any) -> Any:
 def pilot(**more: Any) -> Any:
     """A pilot of 8 cores on this machine."""
     given = {"uid": "pilot.0000", "number": 0, "settings": {"resource": "local.localhost"}}
-    given |= {"shared": True, "here": True, "cores": 8, "raptor_cores": 0, "sandbox": "/none"}
+    given |= {"here": True, "cores": 8, "raptor_cores": 0, "sandbox": "/none"}
     given |= {"has": {"cores": 8, "gpus": 0, "mem": 0}.__getitem__}
     return SimpleNamespace(**(given | more))
 
@@ -217,10 +217,6 @@ def test_a_task_is_placed_where_the_engine_or_its_words_say(tmp_path: Path) -> N
     assert given["sandbox"] == str(tmp_path / "pilot" / "named")
     with pytest.raises(DataError, match="do not quote paths"):
         place(task(uid="four", sandbox=str(tmp_path / "a b")), {}, there)
-    elsewhere, words = task(uid="five"), {}
-    assert not place(elsewhere, words, pilot(shared=False, sandbox="/there"))
-    printed = {"stdout": "/there/five/.rhapsody.stdout", "stderr": "/there/five/.rhapsody.stderr"}
-    assert (elsewhere["sandbox"], words) == ("/there/five", printed)
 
 
 # RAPTOR's configuration.
@@ -256,19 +252,14 @@ def test_a_directory_of_the_users_that_is_not_there_is_told_where_it_can_be(tmp_
     asked = task(cwd=str(tmp_path / "none"))
     with pytest.raises(FileNotFoundError, match=r"is to run in '.*/none', its cwd, .* not there"):
         describe_executable(asked, pilot())
-    words = describe_executable(asked, pilot(shared=False))
-    ended = run_words(words, tmp_path)
-    assert ended.returncode
-    assert str(tmp_path / "none") in ended.stderr
 
 
-@pytest.mark.parametrize("own", [{"shared": False}, {"settings": {"sandbox": "mine"}}])
-def test_a_command_names_its_files_where_its_sandbox_is(own: Any, tmp_path: Path) -> None:
+def test_a_command_names_its_files_where_its_sandbox_is(tmp_path: Path) -> None:
     (tmp_path / "sandboxes").mkdir()
-    there = pilot(sandbox=str(tmp_path / "sandboxes"), shared=own.get("shared", True))
+    there = pilot(sandbox=str(tmp_path / "sandboxes"))
     former = f"{tmp_path}/engine.task.000001.1"
     for arguments in (None, [f"{former}/a.txt", f"{former}0/a.txt"]):
-        given = task(own.get("settings"), cwd="/", sandbox=former)
+        given = task({"sandbox": "mine"}, cwd="/", sandbox=former)
         given["executable"] = f"cat {former}/a.txt" if arguments is None else "cat"
         if arguments is not None:
             given["arguments"] = arguments
@@ -327,16 +318,6 @@ def test_raptor_configurations_that_cannot_be_meant_are_refused(
 def test_workers_of_our_own_are_told_from_others(worker: dict[str, Any], own: bool) -> None:
     config = raptor_config.checked({"masters": [{"workers": [worker]}]})
     assert raptor_config.has_other_workers(config) is not own
-
-
-@pytest.mark.parametrize("ready", ["tcp", "stdout:up", "file:up"])
-def test_a_service_whose_files_cannot_be_seen_says_by_a_port_of_its_own_that_it_is_ready(
-    ready: str,
-) -> None:
-    with pytest.raises(CapabilityError, match="ready='tcp:PORT' or a callable"):
-        services.prepare(task(is_service=True, ready=ready), {}, pilot(shared=False))
-    own = task(is_service=True, ready="tcp:4711")
-    assert services.prepare(own, {}, pilot(shared=False, here=False))
 
 
 def test_a_service_is_refused_where_something_listens_on_its_port_of_this_machine() -> None:

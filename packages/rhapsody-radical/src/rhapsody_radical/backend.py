@@ -597,11 +597,9 @@ class RadicalExecutionBackend(ManagedBackend):
 
     def _able(self, config: dict[str, Any] | None) -> Capabilities:
         """What it can do, with a RAPTOR of such a configuration."""
-        able = capabilities.of(
+        return capabilities.of(
             self.functions, enabled=self.raptor_mode, other_workers=has_other_workers(config)
         )
-        shared = all(pilot.shared for pilot in self.pilots)
-        return able if shared else capabilities.remote(able)
 
     @property
     def tasks(self) -> dict[str, Any]:

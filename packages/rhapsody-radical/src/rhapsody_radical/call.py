@@ -25,9 +25,6 @@ from rhapsody.sdk import CallResult, CallSpec, Runner, dumps, sent_modules
 LARGE = 1 << 16
 """Bytes from which on a value travels in a file, where there is a directory for it."""
 
-MOST = 32 << 20
-"""Bytes of a value that travel as text at most, where there is none."""
-
 
 def run(text: str) -> str:
     """Makes a call.
@@ -39,18 +36,6 @@ def run(text: str) -> str:
         The outcome, read by `rhapsody_radical.calls.unpack`.
     """
     return base64.b64encode(RaptorRunner().run(base64.b64decode(text))).decode("ascii")
-
-
-class TooLargeError(ValueError):
-    """A value is too large to travel.
-
-    Args:
-        size: The bytes that it takes.
-    """
-
-    def __init__(self, size: int) -> None:
-        super().__init__(size)
-        self.size = size
 
 
 class RaptorRunner(Runner):
@@ -78,10 +63,7 @@ class RaptorRunner(Runner):
 
     def pack(self, value: Any) -> tuple[bytes, list[memoryview]]:
         """Packs a value, of which large data stay where they are."""
-        data, buffers = dump(value, self._directory)
-        if too_large(data, self._directory):
-            raise TooLargeError(len(data))
-        return data, buffers
+        return dump(value, self._directory)
 
     def unpack(self, payload: tuple[bytes, list[memoryview]]) -> Any:
         """Undoes `pack`."""
@@ -95,13 +77,6 @@ class RaptorRunner(Runner):
     def _stored(self, packed: Any) -> bytes | str:
         data, buffers = packed
         return store(data, buffers, self._directory, self._name)
-
-    def refusal(self, name: str, value: Any, error: BaseException) -> Exception:
-        """Words the error for a result that cannot travel."""
-        if isinstance(error, TooLargeError):
-            what = f"task {name!r}: its result ({type(value).__qualname__})"
-            return ValueError(refusal(what, error.size))
-        return super().refusal(name, value, error)
 
     def modules(self, order: CallSpec) -> contextlib.AbstractContextManager[Any]:
         """Makes the program's own modules importable, from a separate file."""
@@ -166,20 +141,6 @@ def dump(value: Any, directory: str | None) -> tuple[bytes, list[memoryview]]:
 
     callback = None if directory is None else stays
     return dumps(value, protocol=5, buffer_callback=callback), buffers
-
-
-def too_large(data: bytes, directory: str | None) -> bool:
-    """Whether a pickle can travel neither as text nor in a file."""
-    return directory is None and len(data) > MOST
-
-
-def refusal(what: str, size: int) -> str:
-    """Words the error for a value that is too large."""
-    return (
-        f"{what} takes {size / (1 << 20):.1f} MiB, and RADICAL-Pilot carries {MOST >> 20} MiB at "
-        "most to or from a pilot on another file system: write the data to a file, and pass its "
-        "path or stage it; or use a pilot that shares this machine's file system"
-    )
 
 
 def store(data: bytes, buffers: list[memoryview], directory: str | None, name: str) -> bytes | str:

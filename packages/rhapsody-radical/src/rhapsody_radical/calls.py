@@ -16,7 +16,7 @@ from typing import Any
 
 import cloudpickle  # type: ignore[import-untyped]
 
-from rhapsody import BackendError, CapabilityError, TaskDescription
+from rhapsody import BackendError, TaskDescription
 from rhapsody.sdk import (
     REFERENCE,
     ProtocolVersionError,
@@ -26,7 +26,6 @@ from rhapsody.sdk import (
     dumps,
     finish,
     own_modules,
-    parts,
 )
 from rhapsody.sdk import unpack as unpack_result
 from rhapsody_radical import call
@@ -54,7 +53,6 @@ def pack(
 
     Raises:
         TypeError: Something of the call cannot be pickled; it says what.
-        CapabilityError: The call is too large for text; it says what of it is.
     """
     environment = thread_variables(task, settings)
     environment.update(task.get("environment", {}))
@@ -153,11 +151,6 @@ def _packed_call(task: TaskDescription, directory: str | None, batch: Batch | No
         data, buffers = call.dump((function, task["args"], task["kwargs"]), directory)
     except Exception as error:  # pickling runs the objects' own code
         raise cannot_pack(task, error) from error
-    if call.too_large(data, directory):
-        part, value = max(parts(task).items(), key=lambda each: len(cloudpickle.dumps(each[1])))
-        most = f"{part} ({type(value).__qualname__})"
-        what = f"task {task['name']!r}: its call, whose largest part is {most},"
-        raise CapabilityError(call.refusal(what, len(data)))
     return call.store(data, buffers, directory, f"{task['uid']}.arguments")
 
 

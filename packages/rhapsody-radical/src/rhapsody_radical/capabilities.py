@@ -35,11 +35,6 @@ NO_FUNCTIONS = replace(RAPTOR, functions=False, sync_functions=False)
 """RAPTOR is switched off, and functions with it."""
 
 
-def remote(of: Capabilities) -> Capabilities:
-    """The same on a pilot that does not see the engine's file system."""
-    return replace(of, shared_file_system=False)
-
-
 def of(functions: str, *, enabled: bool, other_workers: bool) -> Capabilities:
     """What a backend with these settings can do."""
     if functions == "executable":

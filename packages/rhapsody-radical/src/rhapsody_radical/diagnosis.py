@@ -149,8 +149,6 @@ def _tools() -> Iterator[Finding]:
         yield "note", "there is no mpirun: tasks on this machine's pilots have one rank", cure
     systems = [name for name, program in BATCH.items() if shutil.which(program)]
     yield "ok", f"batch systems here: {', '.join(systems) or 'none'}", ""
-    if shutil.which("ssh") is None:
-        yield "note", "there is no ssh: pilots on this machine only", "install an ssh client"
 
 
 def _resources(answer: Answer) -> Finding:

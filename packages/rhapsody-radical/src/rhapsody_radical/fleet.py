@@ -27,7 +27,6 @@ class Pilot:
         settings: The parameters of its description.
         handle: RADICAL-Pilot's object in the client.
         state: Its native state.
-        shared: Whether its file system is the engine's.
         sandbox: The directory of its tasks.
         reason: Why it ended, `None` while it has not.
         times: When it entered each state, in seconds since the epoch.
@@ -42,7 +41,6 @@ class Pilot:
         self.settings = settings
         self.handle: Remote | None = None
         self.state: str = "NEW"
-        self.shared: bool = True
         self.sandbox: str = ""
         self.reason: str | None = None
         self.times: dict[str, float] = {}
@@ -65,7 +63,6 @@ class Pilot:
     def configure(self, config: Mapping[str, Any]) -> None:
         """Takes note of what the client says of the resource's configuration."""
         self._config = config
-        self.shared = config.get("shared", True)
 
     def seconds_left(self) -> float:
         """How long a task could run that begins now, or, where it is still queued, then."""

@@ -72,13 +72,12 @@ def describe_call(job: Job, batch: calls.Batch) -> tuple[dict[str, Any], str]:
     """
     task = job.task
     job.on_raptor = True
-    if task.get("sandbox") and job.pilot.shared:
+    if task.get("sandbox"):
         task["sandbox"] = make_sandbox(task["sandbox"])
         below = os.path.join(job.pilot.sandbox, task["uid"])
         if task["sandbox"] != below:
             os.symlink(task["sandbox"], below)
-    directory = job.pilot.sandbox if job.pilot.shared else None
-    words, order = call_words(task, directory, batch)
+    words, order = call_words(task, job.pilot.sandbox, batch)
     if task.get("sandbox"):
         words["sandbox"] = task["sandbox"]
     return words, order
@@ -93,7 +92,7 @@ def call_words(
 
     Args:
         task: The task.
-        directory: Where large values go; `None` where both sides see no such place.
+        directory: Where large values go; `None`: nowhere.
         batch: What those that are submitted with it share.
     """
     settings = task_settings(task)
@@ -117,13 +116,6 @@ def describe_program(job: Job) -> dict[str, Any]:
     """A program of its own: what RAPTOR cannot schedule, RADICAL-Pilot's agent can."""
     task = job.task
     job.program = True
-    if not job.pilot.shared:
-        raise CapabilityError(
-            f"task {task['name']!r} would run as a program of its own, for which pilot "
-            f"{job.pilot.uid} ({job.pilot.settings['resource']}) would have to see this "
-            "machine's files; let it run on RAPTOR, without GPUs, memory or settings that are "
-            "a program's"
-        )
     resources = task.get("resources")
     if resources is not None and resources.ranks > 1:
         raise CapabilityError(
@@ -147,8 +139,6 @@ def describe_program(job: Job) -> dict[str, Any]:
 def tidy(job: Job, state: str) -> None:
     """Removes what was only made for the call."""
     sandbox = job.task.get("sandbox")
-    if not job.pilot.shared:
-        return
     if not job.program:
         if state != schema.DONE:  # else who read them has removed them
             calls.forget(job.pilot.sandbox, job.uid)

@@ -17,16 +17,12 @@ class Ended(NamedTuple):
 
     Attributes:
         exit_code: Its exit code.
-        stdout: What it printed, cut to a kilobyte, where the pilot's files are not to be seen.
-        stderr: The same of its errors.
         exception: The `repr` of an exception.
         detail: More about that.
         value: The reply of a call on RAPTOR, as text.
     """
 
     exit_code: Any = None
-    stdout: str | None = None
-    stderr: str | None = None
     exception: str | None = None
     detail: str | None = None
     value: str | None = None

@@ -63,8 +63,6 @@ class Links:
         """
         sandboxes = self._sandboxes.pop(job.uid, {})
         directives = self._directives.pop(job.uid, [])
-        if not job.pilot.shared:
-            return []
         for uid, sandbox in sandboxes.items():
             below = os.path.join(job.pilot.sandbox, uid)
             if not os.path.lexists(below):
@@ -106,8 +104,8 @@ def explicit(
 def take(task: Any, directives: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Takes directives of ours out of what is handed to RADICAL-Pilot.
 
-    On a file system that the engine sees they are done here, see `do`: RADICAL-Pilot's
-    own staging knows no names with spaces, and says nothing where a file is missing.
+    They are done here, see `do`: RADICAL-Pilot's own staging knows no names with spaces, and says
+    nothing where a file is missing.
 
     Args:
         task: The task that is about to be submitted.

@@ -63,8 +63,8 @@ class Context:
             "RADICAL-Pilot has no security contexts any more: it calls the ssh program. Put user "
             "name, key and host into ~/.ssh/config ('Host cluster.example.org', 'User me', "
             "'IdentityFile ~/.ssh/id_cluster'), check that `ssh cluster.example.org` works "
-            "without a question, and choose the access schema: "
-            "RadicalExecutionBackend({'resource': ..., 'access_schema': 'ssh'})"
+            "without a question, and run the program there: RadicalExecutionBackend submits to "
+            "the machine that it runs on"
         )
 
 

@@ -67,14 +67,10 @@ def collect_output(job: Job) -> None:
         task["stdout"] = task["stderr"] = ""
         return
     paths = output_paths(job)
-    if capture == "files" and job.pilot.shared:
+    if capture == "files":
         task["stdout"], task["stderr"] = paths
         return
-    texts = []
-    for path, cut in zip(paths, (ended.stdout, ended.stderr), strict=True):
-        whole = end_of_file(path, sys.maxsize) if job.pilot.shared else ""
-        texts.append(whole or cut or "")
-    task["stdout"], task["stderr"] = texts
+    task["stdout"], task["stderr"] = (end_of_file(path, sys.maxsize) or "" for path in paths)
 
 
 def outcome(job: Job, state: str) -> tuple[str, BaseException | None]:
@@ -90,7 +86,7 @@ def outcome(job: Job, state: str) -> tuple[str, BaseException | None]:
     if state == CANCELED:
         return FAILED, not_ours(job)
     if state == DONE:
-        missing = missing_outputs(job.task, job.task.get("sandbox", "")) if job.pilot.shared else []
+        missing = missing_outputs(job.task, job.task.get("sandbox", ""))
         if missing:
             return FAILED, DataError(
                 f"task {job.task['name']!r} ended well, but did not write {', '.join(missing)}, "

@@ -20,7 +20,7 @@ from contextlib import suppress
 from types import SimpleNamespace
 from typing import Any
 
-from rhapsody import CapabilityError, TaskDescription
+from rhapsody import TaskDescription
 from rhapsody.sdk import (
     FREE,
     Ready,
@@ -106,7 +106,6 @@ def prepare(task: TaskDescription, words: dict[str, Any], pilot: Pilot) -> bool:
 
     Raises:
         ValueError: What says how is not well-formed.
-        CapabilityError: It would be found in a file that is not to be seen from here.
         OSError: It is to run on this machine, where something listens on its port already.
     """
     ready = readiness(task)
@@ -115,12 +114,6 @@ def prepare(task: TaskDescription, words: dict[str, Any], pilot: Pilot) -> bool:
     free = ready == ("tcp", FREE)
     if ready.kind == "tcp" and not free and pilot.here:
         require_unused(task, ready.value)
-    if (free or ready.kind in ("stdout", "file")) and not pilot.shared:
-        raise CapabilityError(
-            f"service {task['name']!r}: its readiness would be read from its files, which pilot "
-            f"{pilot.uid} ({pilot.settings['resource']}) keeps elsewhere; give ready='tcp:PORT' or "
-            "a callable"
-        )
     if free:
         launcher = shlex.join([sys.executable, "-P", "-c", ON_FREE_PORT])
         words["executable"] = f"{launcher} {words['executable']}"

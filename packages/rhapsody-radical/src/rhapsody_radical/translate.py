@@ -83,7 +83,7 @@ def describe_executable(task: TaskDescription, pilot: Pilot | None) -> dict[str,
     stdin = None
     if task.get("stdin") and pilot is not None:
         stdin = f"{task['uid']}.in"
-    if "cwd" in task and pilot is not None and pilot.shared:
+    if "cwd" in task and pilot is not None:
         working_directory(task)
     program, arguments = command(executable, task.get("arguments"), stdin, task.get("cwd"))
     words = {
@@ -240,7 +240,7 @@ def check_total(name: str, cores: int, pilot: Pilot, ranks: int = 1) -> None:
 
 
 def place(task: TaskDescription, words: dict[str, Any], pilot: Pilot) -> bool:
-    """Gives a task its sandbox, on a file system that is the pilot's, too.
+    """Gives a task its sandbox.
 
     The engine's sandbox is where the task runs, and is reachable below the pilot's
     sandbox under the task's uid, where RADICAL-Pilot's `pilot:///UID/NAME` looks.
@@ -251,16 +251,6 @@ def place(task: TaskDescription, words: dict[str, Any], pilot: Pilot) -> bool:
     below = os.path.join(pilot.sandbox, task["uid"])
     wanted = task.get("sandbox")
     own = not wanted and not words.get("sandbox")
-    if not pilot.shared:
-        _move(task, words, below)
-        _print_to(task, words, below)
-        if task.get("stdin"):
-            raise CapabilityError(
-                f"task {task['name']!r} has a standard input, which cannot be given on pilot "
-                f"{pilot.uid} ({pilot.settings['resource']}): it does not see this machine's "
-                "files; stage a file and read that"
-            )
-        return False
     if not wanted or words.get("sandbox"):
         wanted = words.get("sandbox") or below
         if not os.path.isabs(wanted):

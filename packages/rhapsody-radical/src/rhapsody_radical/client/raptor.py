@@ -209,14 +209,7 @@ class Raptor:
         They are of two distributions, neither of which need be installed in the pilot.
         """
         words.update(raptor_class=name, raptor_file=files[0].name)
-        if not self._pilot.shared:
-            sent = [
-                {"source": str(file), "target": f"task:///{file.name}", "action": rp.TRANSFER}
-                for file in files
-            ]
-            words["input_staging"] = [*(words.get("input_staging") or ()), *sent]
-            return
-        # RADICAL-Pilot's LINK does not reach another file system, its COPY knows no spaces.
+        # RADICAL-Pilot's COPY knows no spaces, and its LINK no other file system.
         sandbox = Path(self._pilot.sandbox, words.get("sandbox") or uid)
         sandbox.mkdir(mode=0o700, parents=True, exist_ok=True)
         for file in files:

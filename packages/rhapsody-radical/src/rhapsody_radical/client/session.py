@@ -13,7 +13,6 @@ import shutil
 import threading
 from collections.abc import Callable
 from contextlib import suppress
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +52,6 @@ class ClientPilot:
         pilot: RADICAL-Pilot's object.
         manager: Its task manager.
         config: What matters of the resource's configuration, as plain values.
-        shared: Whether its file system is the program's.
         sandbox: The directory of its tasks.
         ended: Whether it takes no more tasks.
     """
@@ -64,7 +62,6 @@ class ClientPilot:
         self.pilot: Any = None
         self.manager: Any = None
         self.config: dict[str, Any] = {}
-        self.shared: bool = True
         self.sandbox = ""
         self.ended = False
 
@@ -82,8 +79,6 @@ class ClientPilot:
         """Takes note of the resource's configuration."""
         self.config = {key: str(config.get(key) or "") for key in KNOWN}
         self.config.update({key: int(config.get(key) or 0) for key in PER_NODE})
-        endpoint = self.config["filesystem_endpoint"] or "file://"
-        self.shared = self.config["shared"] = endpoint.startswith("file:")
 
     def runs_something(self) -> bool:
         """Whether one of its tasks has cores, or is about to be given some."""
@@ -184,9 +179,7 @@ class Session:
             if stop.is_set():
                 return
             # RADICAL-Pilot counts them as we do: a pilot that the program submits is the next one.
-            settings = dict(pilot.settings)
-            if pilot.shared:
-                settings.setdefault("sandbox", self.directory)
+            settings = {"sandbox": self.directory, **pilot.settings}
             pilot.pilot = manager.submit_pilots(rp.PilotDescription(settings))
             self.objects.resource_pilots.append(pilot.pilot)
             pilot.sandbox = os.path.normpath(ru.Url(pilot.pilot.pilot_sandbox).path)
@@ -197,7 +190,7 @@ class Session:
         """Finds a pilot's resource.
 
         Raises:
-            StartError: There is none of its name, or what it needs is not installed.
+            StartError: There is none of its name, or its files cannot be seen from here.
         """
         session, resource = self.objects.session, pilot.settings["resource"]
         try:
@@ -211,12 +204,12 @@ class Session:
             raise StartError(
                 f"{text_of(error)} Known resources of this kind: {', '.join(close)}"
             ) from error
-        scheme = pilot.config["job_manager_endpoint"].partition(":")[0]
-        if "ssh" in scheme.split("+") and find_spec("radical.saga") is None:
+        files = pilot.config["filesystem_endpoint"] or "file://"
+        if not files.startswith("file:"):
             raise StartError(
-                f"{resource} is reached through ssh, for which RADICAL-Pilot needs another "
-                "package: pip install radical.saga; or run the program on the machine itself, "
-                "with another access_schema"
+                f"{resource} keeps its files at {files}, which this program cannot see: run the "
+                "program on that machine itself, with an access_schema whose filesystem_endpoint "
+                "is file://localhost"
             )
 
     def _wait_launched(self, stop: threading.Event) -> None:
@@ -253,10 +246,10 @@ class Session:
         return f"its logs have no reason; unless keep_session=False, they stay in {here}"
 
     def directories(self) -> list[str]:
-        """What was made on this file system for the session, where pilots have sandboxes, too."""
+        """What was made for the session, where pilots have sandboxes, too."""
         found = {self.directory}
         for pilot in self.pilots:
-            if pilot.shared and pilot.sandbox:
+            if pilot.sandbox:
                 sandboxes = os.path.dirname(pilot.sandbox)
                 counters = os.path.join(os.path.dirname(sandboxes), ".radical/utils", self.uid)
                 found |= {sandboxes, counters}  # the counters are of its `radical.utils`

@@ -246,9 +246,8 @@ class Tasks:
     def _tell(self, entry: Entry, state: str, reason: str = "") -> None:
         handle, found = entry.handle, None
         if handle is not None:
-            printed = (None, None) if entry.pilot.shared else (handle.stdout, handle.stderr)
             error = (handle.exception, handle.exception_detail)
-            found = (handle.exit_code, *printed, *error, handle.return_value)
+            found = (handle.exit_code, *error, handle.return_value)
         self._report("end", entry.uid, state, reason, found)
         if handle is not None and not handle._info_evt.is_set():
             handle._set_info(None)  # `wait_info` raises
