@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -21,7 +22,7 @@ from hypothesis import strategies as st
 
 from rhapsody_radical import batch, notes, processes
 from rhapsody_radical.batch import BatchJob
-from rhapsody_radical.notes import Note, is_network, place, take_over
+from rhapsody_radical.notes import Note, place, take_over
 from tests.machine import gone
 from tests.radical.marked import MINE, running
 
@@ -39,9 +40,8 @@ for line in sys.stdin:
 
 @pytest.fixture(autouse=True)
 def _no_slurm(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No batch system, and a file system of this machine's, wherever the tests run."""
+    """No batch system, wherever the tests run."""
     monkeypatch.setattr(batch, "look", lambda session: None)
-    monkeypatch.setattr(notes, "is_network", lambda path: False)
 
 
 @pytest.fixture
@@ -265,6 +265,11 @@ def test_after_a_restart_of_the_machine_only_batch_jobs_are_ended(
 # Sessions of which nothing is known here.
 
 
+def without_locks(file: int, operation: int) -> None:
+    """Fail as `fcntl.flock` does on some network file systems."""
+    raise OSError(errno.ENOLCK, "No locks available")
+
+
 @pytest.mark.parametrize("far", ["host", "file system"])
 def test_a_session_that_may_live_elsewhere_is_only_told_of(
     where: Path,
@@ -276,7 +281,8 @@ def test_a_session_that_may_live_elsewhere_is_only_told_of(
     note = left(where, directory)
     host = "far-away" if far == "host" else socket.gethostname()
     rewritten(note, host=host, resource_manager=["LSF"])
-    monkeypatch.setattr(notes, "is_network", lambda path: far == "file system")
+    if far == "file system":
+        monkeypatch.setattr("fcntl.flock", without_locks)
     with running(RADICAL_RHAPSODY=MINE) as task:
         assert take_over(where) == []
         assert task.poll() is None
@@ -293,36 +299,6 @@ def test_a_session_that_may_live_elsewhere_is_only_told_of(
                 subprocess.run(["bash", "-c", command], check=True, capture_output=True)
         assert gone([task.pid])
         assert not note.exists()
-
-
-MOUNTS = r"""22 27 0:21 / /proc rw,relatime shared:5 - proc proc rw
-27 1 254:0 / / rw,relatime shared:1 - ext4 /dev/vda rw
-30 27 0:40 / /home rw shared:2 - autofs /etc/auto.home rw
-31 30 0:41 / /home/some\040body rw,relatime - nfs4 server:/home rw
-32 27 0:42 /x /scratch rw master:3 propagate_from:2 - lustre 10.0.0.1@o2ib:/l rw
-33 32 0:43 / /scratch/local rw - xfs /dev/sdb rw
-34 27 0:44 / /over rw - ext4 /dev/sdc rw
-35 34 0:45 / /over rw - fuse.sshfs host: rw
-36 27 0:46 / /image rw - fuse.squashfuse image ro
-"""
-
-
-@pytest.mark.parametrize(
-    ("path", "expected"),
-    [
-        ("/tmp/radical", False),
-        ("/home/some body/run", True),
-        ("/home/some body", True),
-        ("/home/some body else", False),
-        ("/scratch/run", True),
-        ("/scratch/local/run", False),
-        ("/scratch2", False),
-        ("/over/run", True),
-        ("/image", False),
-    ],
-)
-def test_network_file_systems_are_known_by_their_mounts(path: str, *, expected: bool) -> None:
-    assert is_network(Path(path), MOUNTS) is expected
 
 
 # Notes that are not followed.

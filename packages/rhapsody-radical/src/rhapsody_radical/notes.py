@@ -45,12 +45,6 @@ KINDS: dict[str, type[Any]] = {
 OPEN, CLOSING = b"false}", b"true }"
 """How a note ends: in as many bytes, so that one is written over the other."""
 
-NETWORK = re.compile(
-    r"nfs\d?|cifs|smb\w*|lustre|gpfs|beegfs|panfs|wekafs|ceph|afs|dvs|9p|virtiofs|orangefs|pvfs2"
-    r"|fuse\.(sshfs|ceph\S*|gluster\w*|beegfs|juicefs|s3fs)"
-)
-"""File systems to which other hosts may write, whose locks may not be seen here."""
-
 _FLAGS = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -168,14 +162,18 @@ def _settle(folder: int, path: Path, deadline: float, *, certain: bool) -> bool:
     file = os.open(path.name, _FLAGS | os.O_NONBLOCK, dir_fd=folder)
     try:
         _require_ours(os.fstat(file), stat.S_ISREG, path)
-        while _is_locked(file, path):
-            if not _read(file, path)["closing"] or time.monotonic() > deadline:
-                return False
-            time.sleep(0.1)
+        locks = True
+        try:
+            while _is_locked(file):
+                if not _read(file, path)["closing"] or time.monotonic() > deadline:
+                    return False
+                time.sleep(0.1)
+        except OSError:  # there are network file systems without locks
+            locks = False
         if os.fstat(file).st_nlink == 0:
             return False  # it was closed in the meantime
         note = _read(file, path)
-        if not certain and (note["host"] != socket.gethostname() or is_network(path)):
+        if not certain and (note["host"] != socket.gethostname() or not locks):
             _tell(note, path)
             return False
         if not _end(note, quietly=certain):
@@ -186,15 +184,12 @@ def _settle(folder: int, path: Path, deadline: float, *, certain: bool) -> bool:
         os.close(file)
 
 
-def _is_locked(file: int, path: Path) -> bool:
-    """Return whether another process has locked a note; if not, lock it."""
+def _is_locked(file: int) -> bool:
+    """Return whether another process of this host has locked a note; if not, lock it."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
-    except OSError:
-        if not is_network(path):
-            raise
     return False
 
 
@@ -232,28 +227,6 @@ def _tell(note: dict[str, Any], path: Path) -> None:
         "be seen from here. If it does not: %s",
         session, host, "; ".join(way for way in ways if way), extra={"session": session},
     )  # fmt: skip
-
-
-def is_network(path: Path, mounts: str | None = None) -> bool:
-    """Return whether a path is on a network file system.
-
-    Args:
-        path: The path.
-        mounts: The text of Linux's `/proc/self/mountinfo`; elsewhere nothing is known.
-    """
-    if mounts is None:
-        try:
-            mounts = Path("/proc/self/mountinfo").read_text(errors="surrogateescape")
-        except OSError:
-            return False
-    real, best, kind = os.path.join(os.path.realpath(path), ""), "", ""
-    for line in mounts.splitlines():
-        fields, _, more = line.partition(" - ")
-        point = re.sub(r"\\(\d{3})", lambda code: chr(int(code[1], 8)), fields.split(" ")[4])
-        point = os.path.join(point, "")
-        if real.startswith(point) and len(point) >= len(best):  # later ones hide former ones
-            best, kind = point, more.split(" ")[0]
-    return NETWORK.fullmatch(kind) is not None
 
 
 def _read(file: int, path: Path) -> dict[str, Any]:
