@@ -17,8 +17,7 @@ from rhapsody import WorkflowEngine
 from rhapsody.errors import TaskLostError
 from rhapsody.testing import Driver
 from rhapsody_radical import RadicalExecutionBackend
-from rhapsody_radical.client.vitals import CONFIRMED
-from rhapsody_radical.client.watch import TICK
+from rhapsody_radical.client.watch import CONFIRMED, TICK
 from tests.machine import working_in
 from tests.radical.pilots import backend, customise, resources
 

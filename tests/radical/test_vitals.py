@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from rhapsody.task import TaskDescription
-from rhapsody_radical.client.vitals import CONFIRMED, PATIENCE, Vitals
+from rhapsody_radical.client.watch import CONFIRMED, PATIENCE, Vitals
 from rhapsody_radical.fleet import Fleet, Pilot
 from rhapsody_radical.functions import completed
 

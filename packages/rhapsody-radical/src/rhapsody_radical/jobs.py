@@ -6,6 +6,7 @@ import socket
 import threading
 import time
 from concurrent.futures import Future
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from rhapsody import TaskDescription
@@ -31,13 +32,12 @@ class Ended(NamedTuple):
 NOTHING = Ended()
 
 
+@dataclass(eq=False, slots=True)
 class Job:
     """A task from its submission to its terminal state.
 
     Attributes:
         task: Its description, written into at the end.
-        uid: The task's uid, which is RADICAL-Pilot's, too.
-        is_function: Whether it is a function task.
         pilot: The pilot it goes to.
         sent: Whether the client has it.
         on_raptor: Whether it is a call on RAPTOR.
@@ -59,56 +59,41 @@ class Job:
         own_sandbox: Whether its sandbox is the backend's to remove.
     """
 
-    __slots__ = (
-        "awaited",
-        "began",
-        "cancelled",
-        "cores",
-        "ended",
-        "host",
-        "info",
-        "is_function",
-        "lock",
-        "lost",
-        "on_raptor",
-        "over",
-        "own_sandbox",
-        "pilot",
-        "program",
-        "ready",
-        "running",
-        "sent",
-        "startup_timeout",
-        "stopped",
-        "task",
-        "timeout",
-        "uid",
-    )
+    task: TaskDescription
+    pilot: Pilot
+    sent: bool = False
+    on_raptor: bool = False
+    program: bool = False
+    running: bool = False
+    cancelled: bool = False
+    lost: str = ""
+    ended: Ended = NOTHING
+    awaited: bool = False
+    info: Any = None
+    ready: Future[Any] | None = None
+    host: str = ""
+    over: bool = False
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    stopped: threading.Event | None = None
+    cores: int = 1
+    began: float = 0.0
+    timeout: float = 0.0
+    startup_timeout: float = 0.0
+    own_sandbox: bool = False
 
-    def __init__(self, task: TaskDescription, pilot: Pilot) -> None:
-        self.task: TaskDescription = task
-        self.uid: str = task["uid"]
-        self.is_function: bool = task["function"] is not None
-        self.pilot: Pilot = pilot
-        self.sent: bool = False
-        self.on_raptor: bool = False
-        self.program: bool = False
-        self.running: bool = False
-        self.cancelled: bool = False
-        self.lost: str = ""
-        self.ended: Ended = NOTHING
-        self.awaited: bool = False
-        self.info: Any = None
-        self.ready: Future[Any] | None = Future() if task["is_service"] else None
-        self.host: str = ""
-        self.over: bool = False
-        self.lock: threading.Lock = threading.Lock()
-        self.stopped: threading.Event | None = threading.Event() if task["is_service"] else None
-        self.cores: int = 1
-        self.began: float = 0.0
-        self.timeout: float = 0.0
-        self.startup_timeout: float = 0.0
-        self.own_sandbox: bool = False
+    def __post_init__(self) -> None:
+        if self.task["is_service"]:
+            self.ready, self.stopped = Future(), threading.Event()
+
+    @property
+    def uid(self) -> str:
+        """The task's uid, which is RADICAL-Pilot's, too."""
+        return self.task["uid"]
+
+    @property
+    def is_function(self) -> bool:
+        """Whether it is a function task."""
+        return self.task["function"] is not None
 
     def begin(self, host: str) -> None:
         """Notes that it runs, and where: RADICAL-Pilot seldom tells the node before the end."""

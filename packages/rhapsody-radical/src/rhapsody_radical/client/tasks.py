@@ -12,6 +12,7 @@ import pickle
 import threading
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
 import radical.pilot as rp  # type: ignore[import-untyped,unused-ignore]
@@ -38,6 +39,7 @@ report; where all that is open runs, room stays empty until it is there, and eac
 """
 
 
+@dataclass(eq=False, slots=True)
 class Entry:
     """One task from its submission to its end.
 
@@ -51,16 +53,13 @@ class Entry:
         cancelled: Whether it is to be cancelled, which is asked for until it has ended.
     """
 
-    __slots__ = ("cancelled", "handle", "pair", "pilot", "running", "staged", "uid")
-
-    def __init__(self, uid: str, pilot: ClientPilot) -> None:
-        self.uid: str = uid
-        self.pilot: ClientPilot = pilot
-        self.handle: Any = None
-        self.pair: Pair | None = None
-        self.staged: bool = False
-        self.running: bool = False
-        self.cancelled: bool = False
+    uid: str
+    pilot: ClientPilot
+    handle: Any = None
+    pair: Pair | None = None
+    staged: bool = False
+    running: bool = False
+    cancelled: bool = False
 
 
 class Tasks:
