@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import subprocess
 import sys
 from collections import Counter
+from contextlib import chdir, redirect_stderr, redirect_stdout
 from pathlib import Path
 
+from rhapsody.cli import main
 from tests.core.programs import PATIENCE
 
 PROGRAM = """
@@ -61,6 +64,13 @@ class Place:
             check=False,
             cwd=self.path,
         )
+
+    def journal(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Calls `rhapsody journal` in this process, as it runs none of the program."""
+        out, err = io.StringIO(), io.StringIO()
+        with chdir(self.path), redirect_stdout(out), redirect_stderr(err):
+            code = main(["journal", *arguments])
+        return subprocess.CompletedProcess(arguments, code, out.getvalue(), err.getvalue())
 
     def ran(self) -> Counter[str]:
         """What has run since the last time, and how often."""

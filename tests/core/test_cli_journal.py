@@ -29,13 +29,13 @@ def journal(place: Place) -> Path:
 
 
 def explained(place: Place, task: str) -> str:
-    done = place.command("journal", "explain", task)
+    done = place.journal("explain", task)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
 def test_without_journals_it_says_so(place: Place) -> None:
-    done = place.command("journal", "show")
+    done = place.journal("show")
     assert (done.returncode, done.stdout) == (
         0,
         f"no journals in {place.path}/.rhapsody/journals\n",
@@ -47,7 +47,7 @@ def test_show_lists_the_runs(place: Place) -> None:
     place.run()
     (place.path / "bad").unlink()
     place.run()
-    shown = place.command("journal", "show").stdout
+    shown = place.journal("show").stdout
     assert re.search(r"\.rhapsody/journals/wf-\w{8}\.sqlite  \d+\.\d kB\n", shown)
     rows = [line.split() for line in shown.splitlines()[2:]]
     assert [(row[0], row[3]) for row in rows] == [("1", "failed"), ("2", "done")]
@@ -62,6 +62,7 @@ def test_show_tells_a_run_that_was_killed_from_one_that_runs(
     path = journal(place)
 
     def ends() -> list[str]:
+        # In a process of its own: the lock of a running run shows in others alone.
         lines = place.command("journal", "show").stdout.splitlines()[2:]
         return [line.split()[3] for line in lines]
 
@@ -91,9 +92,7 @@ def test_explain_names_what_has_changed(place: Place) -> None:
     place.run("--resume", "--rerun", "show")
     assert "work (task.000005)  reused\n" in explained(place, "work")
     assert "show (task.000010)  ran: --rerun asked for it\n" in explained(place, "show")
-    check_mistake(
-        place.command("journal", "explain", "shaw"), "recorded no task 'shaw'", "show, work"
-    )
+    check_mistake(place.journal("explain", "shaw"), "recorded no task 'shaw'", "show, work")
 
 
 def test_explain_says_that_a_file_is_gone_or_was_changed(place: Place) -> None:
@@ -122,7 +121,7 @@ def test_explain_without_a_name_lists_all_tasks_of_the_last_run(place: Place) ->
     place.run("--resume")
     work = [f"work (task.00000{n})  ran: scale in helpers.py, line 1 changed" for n in range(1, 6)]
     show = [f"show (task.0000{n:02})  ran: command changed" for n in range(7, 11)]
-    done = place.command("journal", "explain")
+    done = place.journal("explain")
     assert done.stdout.splitlines() == [*work, "show (task.000006)  reused", *show]
 
 
@@ -188,11 +187,11 @@ def test_explain_compares_a_failed_run_that_started_over_with_the_run_before(pla
 def test_explain_says_that_failed_tasks_are_not_listed(place: Place) -> None:
     place.write("bad")
     place.run()
-    done = place.command("journal", "explain")
+    done = place.journal("explain")
     assert "the last run failed: tasks that failed or did not run are not listed" in done.stderr
     (place.path / "bad").unlink()
     place.run()
-    assert not place.command("journal", "explain").stderr
+    assert not place.journal("explain").stderr
 
 
 def test_explain_compares_a_new_call_with_what_was_given_the_same_only(place: Place) -> None:
@@ -269,7 +268,7 @@ async def main(flow):
     place.run()
     for task in ("root", "ask"):
         check_mistake(
-            place.command("journal", "explain", task),
+            place.journal("explain", task),
             f"recorded no task {task!r}; there are work; what failed is not kept, nor are blocks, "
             "services, tasks with cache=False, and what stays with a backend's workers\n",
         )
@@ -282,7 +281,7 @@ def test_prune_goes_on_after_one_that_is_broken(place: Place) -> None:
     first.write_text("no database" * 1000)
     os.utime(first, (0, 0))
     os.utime(second, (1, 1))
-    done = place.command("journal", "prune", "--older", "30d")
+    done = place.journal("prune", "--older", "30d")
     assert (done.returncode, second.exists()) == (1, False)
     assert "file is not a database" in done.stderr
     assert done.stdout.startswith("removed 1 journal, ")
@@ -290,24 +289,24 @@ def test_prune_goes_on_after_one_that_is_broken(place: Place) -> None:
 
 def test_verify_finds_what_was_changed(place: Place) -> None:
     place.run()
-    assert place.command("journal", "verify").stdout.endswith("  whole\n")
+    assert place.journal("verify").stdout.endswith("  whole\n")
     with contextlib.closing(sqlite3.connect(journal(place))) as database:
         database.execute("UPDATE recordings SET value = x'00' WHERE uid = 'task.000002'")
         database.commit()
-    damaged = place.command("journal", "verify")
+    damaged = place.journal("verify")
     assert damaged.returncode == 1
     assert "damaged: the result of 'work' (task.000002)" in damaged.stderr
     journal(place).write_text("no database" * 1000)
-    check_mistake(place.command("journal", "verify"), "cannot be read: file is not a database")
-    check_mistake(place.command("journal", "show"), "cannot be read: file is not a database")
+    check_mistake(place.journal("verify"), "cannot be read: file is not a database")
+    check_mistake(place.journal("show"), "cannot be read: file is not a database")
 
 
 def test_prune_removes_what_no_run_can_take_up(place: Place) -> None:
     place.run()
     place.write("helpers.py", "def scale(number):\n    return 100 * number\n")
     place.run("--resume")
-    assert place.command("journal", "prune").returncode == 0
-    kept = place.command("journal", "show").stdout
+    assert place.journal("prune").returncode == 0
+    kept = place.journal("show").stdout
     assert [line.split()[3:] for line in kept.splitlines()[2:]] == [
         ["done", "10", "0"],
         ["done", "9", "1"],
@@ -316,7 +315,7 @@ def test_prune_removes_what_no_run_can_take_up(place: Place) -> None:
     place.run("--resume")
     assert place.ran() == {}
     os.utime(journal(place), (0, 0))
-    done = place.command("journal", "prune", "--older", "30d")
+    done = place.journal("prune", "--older", "30d")
     assert done.stdout.startswith("removed 1 journal, ")
     assert os.listdir(place.path / ".rhapsody" / "journals") == []
     place.write("helpers.py", "def scale(number):\n    return 10 * number\n")
@@ -325,5 +324,5 @@ def test_prune_removes_what_no_run_can_take_up(place: Place) -> None:
 
 
 def test_bad_usage(place: Place) -> None:
-    check_mistake(place.command("journal", "show", "work"), "only explain takes 'work'")
-    check_mistake(place.command("journal", "show", "-j", "no.sqlite"), "there is no journal")
+    check_mistake(place.journal("show", "work"), "only explain takes 'work'")
+    check_mistake(place.journal("show", "-j", "no.sqlite"), "there is no journal")
