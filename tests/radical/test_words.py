@@ -182,18 +182,6 @@ def test_words_of_batch_systems_lead_to_radical_pilots(word: str, radical_pilots
         pilot_descriptions({word: "x"})
 
 
-def test_a_batch_job_has_the_programs_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    for started, name in (
-        ("/home/me/my runs.py", "my_runs"),
-        ("/site/package/__main__.py", "package"),
-        ("-c", "python"),
-        ("", "python"),
-    ):
-        monkeypatch.setattr("sys.argv", [started])
-        assert pilot_descriptions({})[0]["job_name"] == f"rhapsody-{name}"
-    assert pilot_descriptions({"job_name": "mine"})[0]["job_name"] == "mine"
-
-
 def test_cores_limit_threads_whichever_words_ask_for_them() -> None:
     words = describe_executable(task({"cores_per_rank": 3}), None)
     assert words["environment"]["OMP_NUM_THREADS"] == "3"

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import difflib
 import os
-import re
-import sys
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -91,7 +89,6 @@ def _pilot(given: Any) -> dict[str, Any]:
         else:
             settings["nodes"] = 1
     settings.setdefault("runtime", RUNTIME)
-    settings.setdefault("job_name", f"rhapsody-{_program()}")
     for key, what in COUNTS.items():
         value = settings.get(key)
         if value is not None and (value < 1 or value != int(value)):
@@ -99,14 +96,6 @@ def _pilot(given: Any) -> dict[str, Any]:
     # Otherwise a failed pilot sends SIGTERM to the user's program.
     settings.setdefault("exit_on_error", False)
     return settings
-
-
-def _program() -> str:
-    """Return the name of this program, in characters that every batch system takes."""
-    started = sys.argv[0] if sys.argv else ""
-    path = Path("" if started.startswith("-") else started)  # of `python -c`
-    name = path.parent.name if path.stem == "__main__" else path.stem
-    return re.sub(r"[^A-Za-z0-9_-]+", "_", name).strip("_-") or "python"
 
 
 def check_flags(**flags: Any) -> None:
