@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextvars
+from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
@@ -98,6 +99,5 @@ def task_context(context: TaskContext) -> Setting[Any]:
     return Setting(_context, context)
 
 
-def enter_task(context: TaskContext) -> None:
-    """Make `current_task()` return `context` for the rest of this `contextvars.Context`."""
-    _context.set(context)
+enter_task: Callable[[TaskContext], object] = _context.set
+"""Make `current_task()` return its argument for the rest of this `contextvars.Context`."""

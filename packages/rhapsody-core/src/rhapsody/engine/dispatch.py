@@ -86,7 +86,7 @@ class Dispatcher:
         self._task_builder = task_builder
         self._callbacks = callbacks
         self._background = background
-        self._max_pending = options.max_pending
+        self._max_pending = math.inf if options.max_pending is None else options.max_pending
         self._submit_timeout = options.submit_timeout
         self._services: deque[TaskRecord] = deque()  # those that `max_pending` does not apply to
         self._waiter: asyncio.Future[None] | None = None
@@ -99,7 +99,7 @@ class Dispatcher:
     def push(self, record: TaskRecord) -> None:
         """Queue a task that is ready, by priority, then first in, first out."""
         settings = record.task.settings
-        if settings.service and self._max_pending is not None:
+        if settings.service and self._max_pending < math.inf:
             self._services.append(record)
         elif settings.priority == 0:
             self._ready.append(record)
@@ -110,7 +110,7 @@ class Dispatcher:
 
     def resume(self, record: TaskRecord) -> None:
         """Queue a task that is being prepared, ahead of tasks that are not."""
-        if record.task.settings.service and self._max_pending is not None:
+        if record.task.settings.service and self._max_pending < math.inf:
             self._services.append(record)
         else:
             self._push(record, math.inf)
@@ -154,7 +154,8 @@ class Dispatcher:
             del batch  # do not keep finished tasks alive until the next batch
             if self._closing:
                 return
-            if not (self._services or ((self._ready or self._others) and self._room() > 0)):
+            full = self._handle.occupied >= self._max_pending
+            if not (self._services or (not full and (self._ready or self._others))):
                 waiter = self._waiter = loop.create_future()
                 self._idle.set()
                 await waiter
@@ -173,7 +174,7 @@ class Dispatcher:
             service = services.popleft()
             if service.state is READY and advance(service, handle):
                 batch.append(service)
-        most = len(batch) + self._room()
+        most = len(batch) + self._max_pending - handle.occupied
         looked_at = 0
         while (ready or others) and len(batch) < most:
             looked_at += 1
@@ -188,10 +189,6 @@ class Dispatcher:
                 if record.dependents:
                     self._scheduler.offer(record, handle)
         return batch
-
-    def _room(self) -> float:
-        limit = self._max_pending
-        return math.inf if limit is None else limit - self._handle.occupied
 
     async def _submit(self, batch: list[TaskRecord]) -> None:
         scheduler, callbacks = self._scheduler, self._callbacks

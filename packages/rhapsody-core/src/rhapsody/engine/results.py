@@ -61,11 +61,8 @@ class Results:
             except Exception as mistake:  # a declared file is missing: the attempt failed
                 self.keep(record, report, succeeded=False)
                 return None, mistake  # no local name: this frame is in its traceback
-        printed = "stdout" in report or "stderr" in report
-        if "sandbox" in report or (printed and error is not None):
+        if "sandbox" in report or "stdout" in report or "stderr" in report:
             self.keep(record, report, succeeded=error is None, done=error is None, value=value)
-        elif printed:
-            record.future._outcome = _printed(record, report)
         return value, error
 
     def _check_files(self, record: TaskRecord, *, failed: bool) -> None:
@@ -110,12 +107,16 @@ class Results:
             done: True if the attempt succeeded, so that its output files are results.
             value: The attempt's value.
         """
-        sandbox = report.get("sandbox")
+        get = report.get
+        sandbox, stdout, stderr = get("sandbox"), get("stdout"), get("stderr")
         if not succeeded:
             leave_script(record)
-        if sandbox is None and report.get("stdout") is None and report.get("stderr") is None:
+        if sandbox is None and stdout is None and stderr is None:
             return
-        outcome = record.future._outcome = _printed(record, report)
+        outcome = record.future._outcome = AttemptInfo(
+            record.uid, stdout, stderr, get("exit_code"), None,
+            record.future._backend, record.task.name,
+        )  # fmt: skip
         if sandbox is not None:
             outcome.sandbox = sandbox
             outputs = record.found.outputs if record.found is not None else ()
@@ -148,15 +149,6 @@ class Results:
         """
         if "sandbox" in record.description:
             self._stager.keep(record.description, succeeded=False)
-
-
-def _printed(record: TaskRecord, report: Mapping[str, Any]) -> AttemptInfo:
-    """Return what is left of an attempt without its sandbox."""
-    get = report.get
-    return AttemptInfo(
-        record.uid, get("stdout"), get("stderr"), get("exit_code"), None,
-        record.future._backend, record.task.name,
-    )  # fmt: skip
 
 
 def leave_script(record: TaskRecord) -> None:

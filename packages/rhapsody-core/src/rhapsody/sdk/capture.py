@@ -116,16 +116,14 @@ class Recorder:
 
     Args:
         directory: The directory for large output, created when needed.
-        files: Write all output to files there.
-        quiet: Do not pass the text on to the standard streams.
+        capture: The task's setting: with `"files"` all output goes to files there, with `"quiet"`
+            it is not passed on to the standard streams.
     """
 
-    def __init__(
-        self, directory: str | None = None, *, files: bool = False, quiet: bool = False
-    ) -> None:
-        self._quiet_in = os.getpid() if quiet else None
+    def __init__(self, directory: str | None = None, capture: Capture = True) -> None:
+        self._quiet_in = os.getpid() if capture == "quiet" else None
         self._directory = directory
-        self._files = files
+        self._files = capture == "files"
         self._records: dict[Name, Record] = {}  # most tasks print nothing
         self._ended = False
 
@@ -175,13 +173,6 @@ class Recorder:
             task["sandbox"] = self.in_files
 
 
-def recorder_for(capture: Capture, directory: str | None = None) -> Recorder | None:
-    """Return a recorder for a task's setting `capture`, or `None` if it is false."""
-    if capture is False:
-        return None
-    return Recorder(directory, files=capture == "files", quiet=capture == "quiet")
-
-
 _recorder: contextvars.ContextVar[Recorder | None] = contextvars.ContextVar(
     "rhapsody_recorder", default=None
 )
@@ -203,9 +194,8 @@ def keep(name: Name, text: str) -> None:
         recorder.write(name, text)
 
 
-def record_in(recorder: Recorder | None) -> None:
-    """Record what the rest of this `contextvars.Context` prints, see `recording`."""
-    _recorder.set(recorder)
+record_in: Callable[[Recorder | None], object] = _recorder.set
+"""Record what the rest of this `contextvars.Context` prints, see `recording`."""
 
 
 class CapturedOutput(Output):
@@ -222,7 +212,7 @@ class CapturedOutput(Output):
 
     def __init__(self, directory: str | None, capture: Capture) -> None:
         streams.ensure()
-        self._recorder = recorder_for(capture, directory)
+        self._recorder = None if capture is False else Recorder(directory, capture)
         self._setting = recording(self._recorder)
 
     def __enter__(self) -> CapturedOutput:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
-from time import monotonic, perf_counter
+from time import monotonic, perf_counter, time
 from typing import Any
 
 from rhapsody.backends.base import Capabilities, ManagedBackend
@@ -30,11 +30,12 @@ from rhapsody.backends.local.jobs import (
 )
 from rhapsody.backends.local.threads import ExecutorWorkers, SharedThread, ThreadWorkers
 from rhapsody.backends.programs import SharedSandboxes
+from rhapsody.context import TaskContext
 from rhapsody.data import make_sandbox
 from rhapsody.errors import CapabilityError, InsufficientWalltimeError
 from rhapsody.quantities import seconds
 from rhapsody.resources import Resources, time_needed
-from rhapsody.sdk.capture import streams
+from rhapsody.sdk.capture import Recorder, streams
 from rhapsody.sdk.executables import TaskProgram
 from rhapsody.sdk.processes import Program, Reaper
 from rhapsody.sdk.services import Readiness, TaskService, parse_ready
@@ -477,12 +478,21 @@ class LocalExecutionBackend(SharedSandboxes, ManagedBackend):
         if self._ends is not None:
             self._require_time(task)
         if task["function"] is not None:
-            sandbox = task.get("sandbox")
-            if sandbox or task.get("capture") == "files":
+            sandbox, timeout = task.get("sandbox"), task.get("timeout")
+            capture = task.get("capture", True)
+            if sandbox or capture == "files":
                 sandbox = task["sandbox"] = make_sandbox(sandbox or self.own_sandbox(job.uid))
             job.spill = sandbox or self._sandboxes + job.uid
-            if job.runner is not self._processes:
-                job.enter()
+            if job.runner is self._processes:
+                return
+            job.context = TaskContext(
+                uid=job.uid,
+                name=task["name"],
+                attempt=task.get("attempt", 1),
+                sandbox=sandbox,
+                deadline=None if timeout is None else time() + timeout,
+            )
+            job.recorder = None if capture is False else Recorder(job.spill, capture)
 
     def _next_short(self, before: Job) -> tuple[Job, bytearray] | None:
         """Takes the next job where it may wait in a worker process for the slots of another."""

@@ -25,14 +25,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from time import time
 from typing import TYPE_CHECKING, Any, Protocol
 
 from rhapsody.context import TaskContext
 from rhapsody.errors import CapabilityError
 from rhapsody.quantities import memory_in_bytes, seconds
 from rhapsody.sdk import calls
-from rhapsody.sdk.capture import Recorder, recorder_for
+from rhapsody.sdk.capture import Recorder
 from rhapsody.sdk.executables import memory_group, task_environment
 from rhapsody.sdk.runner import loads
 from rhapsody.task import TaskDescription
@@ -463,20 +462,6 @@ class Job:
         """
         gpus = self.gpus if all_gpus else None
         return task_environment(self.task, cores=self.request.cores, gpus=gpus)
-
-    def enter(self) -> None:
-        """Create the context and the recorder of a function that starts in this process."""
-        task = self.task
-        timeout = task.get("timeout")
-        sandbox = task.get("sandbox")
-        self.context = TaskContext(
-            uid=self.uid,
-            name=task["name"],
-            attempt=task.get("attempt", 1),
-            sandbox=sandbox,
-            deadline=None if timeout is None else time() + timeout,
-        )
-        self.recorder = recorder_for(task.get("capture", True), self.spill)
 
 
 class Runner(Protocol):
