@@ -133,201 +133,149 @@ def _profile(value: object) -> None:
         )
 
 
-def _about(
-    description: str, check: Callable[[Any], Any] = lambda value: value
-) -> Mapping[str, Any]:
+def _option(default: Any, description: str, check: Callable[[Any], Any] | None = None) -> Any:
     """Describe an option; `check` returns its value as the engine uses it, or raises."""
-    return {"help": description, "check": check}
+    return field(default=default, metadata={"help": description, "check": check})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineOptions:
     """Options of one engine. `of` makes and checks it; each field carries its description."""
 
-    backend: BackendLike | Sequence[BackendLike] | None = field(
-        default=None,
-        metadata=_about(
-            "Backend object, started or not, or registered name, or a list of these, of which the "
-            "first is the default backend. Default: the embedded local backend, or the noop "
-            "backend for a dry run.",
-        ),
+    backend: BackendLike | Sequence[BackendLike] | None = _option(
+        None,
+        "Backend object, started or not, or registered name, or a list of these, of which the "
+        "first is the default backend. Default: the embedded local backend, or the noop "
+        "backend for a dry run.",
     )
-    dry_run: bool = field(
-        default=False,
-        metadata=_about(
-            'Run nothing: every task completes at once with "Dummy Output", and the summary '
-            "contains the graph.",
-            flag("dry_run"),
-        ),
+    dry_run: bool = _option(
+        False,
+        'Run nothing: every task completes at once with "Dummy Output", and the summary '
+        "contains the graph.",
+        flag("dry_run"),
     )
-    implicit_data: bool = field(
-        default=True,
-        metadata=_about(
-            "Link the files in a dependency's sandbox into the sandboxes of its dependents if it "
-            "declares no output files.",
-            flag("implicit_data"),
-        ),
+    implicit_data: bool = _option(
+        True,
+        "Link the files in a dependency's sandbox into the sandboxes of its dependents if it "
+        "declares no output files.",
+        flag("implicit_data"),
     )
-    backends: Mapping[str, BackendLike] | Iterable[BackendLike] | None = field(
-        default=None,
-        metadata=_about("Further backends, or a dict of all backends under names of your own."),
+    backends: Mapping[str, BackendLike] | Iterable[BackendLike] | None = _option(
+        None, "Further backends, or a dict of all backends under names of your own."
     )
-    work_dir: Path | None = field(
-        default=None,
-        metadata=_about(
-            "Directory of the sandboxes. Default: `.rhapsody/<UTC time>-<program>-<4 "
-            "digits>/<engine uid>`, in a directory of this process's run that also contains the "
-            "log and is made when first needed.",
-            lambda value: directory("work_dir", value),
-        ),
+    work_dir: Path | None = _option(
+        None,
+        "Directory of the sandboxes. Default: `.rhapsody/<UTC time>-<program>-<4 "
+        "digits>/<engine uid>`, in a directory of this process's run that also contains the "
+        "log and is made when first needed.",
+        lambda value: directory("work_dir", value),
     )
-    trace: Path | None = field(
-        default=None,
-        metadata=_about(
-            "File for the events of all tasks and those that the program passes to `prof`, as JSON "
-            "lines. Overwritten, and private to the user.",
-            _trace,
-        ),
+    trace: Path | None = _option(
+        None,
+        "File for the events of all tasks and those that the program passes to `prof`, as JSON "
+        "lines. Overwritten, and private to the user.",
+        _trace,
     )
-    progress: bool | Literal["lines"] | Progress = field(
-        default=False,
-        metadata=_about(
-            "Show on standard error what is running: a live table on a terminal or in a notebook, "
-            'a line every ten seconds elsewhere and with "lines"; at the end a summary. Output of '
-            'tasks appears above the table when each ends; with "lines", output of programs does.',
-            _progress,
-        ),
+    progress: bool | Literal["lines"] | Progress = _option(
+        False,
+        "Show on standard error what is running: a live table on a terminal or in a notebook, "
+        'a line every ten seconds elsewhere and with "lines"; at the end a summary. Output of '
+        'tasks appears above the table when each ends; with "lines", output of programs does.',
+        _progress,
     )
-    retries: tuple[RetryPolicy, ...] | None = field(
-        default=None,
-        metadata=_about(
-            "Number of further attempts of a failed task, or a `RetryPolicy`, or a list of "
-            "policies, of which the first that covers a failure counts it.",
-            as_policies,
-        ),
+    retries: tuple[RetryPolicy, ...] | None = _option(
+        None,
+        "Number of further attempts of a failed task, or a `RetryPolicy`, or a list of "
+        "policies, of which the first that covers a failure counts it.",
+        as_policies,
     )
-    lost_retries: int = field(
-        default=3,
-        metadata=_about(
-            "Number of further attempts of a task whose worker, pilot or connection was lost.",
-            whole_number("lost_retries", 0),
-        ),
+    lost_retries: int = _option(
+        3,
+        "Number of further attempts of a task whose worker, pilot or connection was lost.",
+        whole_number("lost_retries", 0),
     )
-    timeout: float | None = field(
-        default=None,
-        metadata=_about(
-            'Time limit of each attempt of a task: seconds, or text such as `"3 min"` or '
-            '`"1h30m"`. Services run until they are cancelled.',
-            lambda value: seconds("timeout", value),
-        ),
+    timeout: float | None = _option(
+        None,
+        'Time limit of each attempt of a task: seconds, or text such as `"3 min"` or '
+        '`"1h30m"`. Services run until they are cancelled.',
+        lambda value: seconds("timeout", value),
     )
-    observers: Iterable[object] = field(
-        default=(), metadata=_about("Objects with methods marked `rhapsody.hookimpl`.")
+    observers: Iterable[object] = _option((), "Objects with methods marked `rhapsody.hookimpl`.")
+    max_pending: int | None = _option(
+        None,
+        "Largest number of tasks that a backend has at once. Services and blocks do not count.",
+        whole_number("max_pending", 1),
     )
-    max_pending: int | None = field(
-        default=None,
-        metadata=_about(
-            "Largest number of tasks that a backend has at once. Services and blocks do not count.",
-            whole_number("max_pending", 1),
-        ),
+    push_down: bool = _option(
+        True,
+        "Send tasks to backends that can wait for dependencies before these have finished, and "
+        "leave results there until they are needed.",
+        flag("push_down"),
     )
-    push_down: bool = field(
-        default=True,
-        metadata=_about(
-            "Send tasks to backends that can wait for dependencies before these have finished, and "
-            "leave results there until they are needed.",
-            flag("push_down"),
-        ),
+    submit_timeout: float | None = _option(
+        300.0,
+        "Time limit for a backend to accept a batch, in seconds or as text.",
+        lambda value: None if value is None else seconds("submit_timeout", value),
     )
-    submit_timeout: float | None = field(
-        default=300.0,
-        metadata=_about(
-            "Time limit for a backend to accept a batch, in seconds or as text.",
-            lambda value: None if value is None else seconds("submit_timeout", value),
-        ),
+    handle_signals: bool = _option(
+        True,
+        "Shut down gracefully on SIGINT, SIGTERM and SIGHUP if this is the main thread.",
+        flag("handle_signals"),
     )
-    handle_signals: bool = field(
-        default=True,
-        metadata=_about(
-            "Shut down gracefully on SIGINT, SIGTERM and SIGHUP if this is the main thread.",
-            flag("handle_signals"),
-        ),
+    fail_fast: bool = _option(
+        False, "Cancel everything unfinished at the first failure.", flag("fail_fast")
     )
-    fail_fast: bool = field(
-        default=False,
-        metadata=_about("Cancel everything unfinished at the first failure.", flag("fail_fast")),
+    max_failures: int | None = _option(
+        None,
+        "Cancel everything unfinished after this number of failed tasks. Tasks that did not "
+        "run because of another one or for lack of walltime do not count. Default: never.",
+        whole_number("max_failures", 1),
     )
-    max_failures: int | None = field(
-        default=None,
-        metadata=_about(
-            "Cancel everything unfinished after this number of failed tasks. Tasks that did not "
-            "run because of another one or for lack of walltime do not count. Default: never.",
-            whole_number("max_failures", 1),
-        ),
+    keep_going: bool = _option(
+        False,
+        "When the context is left with the exception of one of the engine's tasks, finish the "
+        "tasks that do not depend on it first, then list what failed.",
+        flag("keep_going"),
     )
-    keep_going: bool = field(
-        default=False,
-        metadata=_about(
-            "When the context is left with the exception of one of the engine's tasks, finish the "
-            "tasks that do not depend on it first, then list what failed.",
-            flag("keep_going"),
-        ),
+    keep_sandboxes: KeepSandboxes = _option(
+        "results",
+        'Sandboxes to keep on disk: `"results"` (those of failed tasks, and the declared '
+        'outputs of others), `"failed"` (those of failed tasks), `"all"` or `"none"`.',
+        check_keep,
     )
-    keep_sandboxes: KeepSandboxes = field(
-        default="results",
-        metadata=_about(
-            'Sandboxes to keep on disk: `"results"` (those of failed tasks, and the declared '
-            'outputs of others), `"failed"` (those of failed tasks), `"all"` or `"none"`.',
-            check_keep,
-        ),
+    results_dir: Path | None = _option(
+        None,
+        "Directory that destinations of output files are relative to, see `OutputFile`. "
+        "Default: the current directory.",
+        lambda value: directory("results_dir", value),
     )
-    results_dir: Path | None = field(
-        default=None,
-        metadata=_about(
-            "Directory that destinations of output files are relative to, see `OutputFile`. "
-            "Default: the current directory.",
-            lambda value: directory("results_dir", value),
-        ),
+    journal: JournalOption = _option(
+        None,
+        "File that keeps results for `resume`, or `True` for the file of this program and its "
+        "arguments, `.rhapsody/journals/<program>-<digits>.sqlite`. Private to the user. On a "
+        "local file system, several engines may use it one after another.",
     )
-    journal: JournalOption = field(
-        default=None,
-        metadata=_about(
-            "File that keeps results for `resume`, or `True` for the file of this program and its "
-            "arguments, `.rhapsody/journals/<program>-<digits>.sqlite`. Private to the user. On a "
-            "local file system, several engines may use it one after another.",
-        ),
+    resume: bool | Literal["auto"] = _option(
+        "auto",
+        'Reuse the results in the journal instead of running the same tasks again; `"auto"`: '
+        "if the last run with this journal did not end well.",
     )
-    resume: bool | Literal["auto"] = field(
-        default="auto",
-        metadata=_about(
-            'Reuse the results in the journal instead of running the same tasks again; `"auto"`: '
-            "if the last run with this journal did not end well.",
-        ),
+    journal_max_value: int | str | None = _option(
+        None,
+        'Size limit of a result in the journal, in bytes or as text such as `"16 MiB"`; larger '
+        "results are not recorded. Default: no limit.",
     )
-    journal_max_value: int | str | None = field(
-        default=None,
-        metadata=_about(
-            'Size limit of a result in the journal, in bytes or as text such as `"16 MiB"`; larger '
-            "results are not recorded. Default: no limit.",
-        ),
+    uid: str | None = _option(
+        None,
+        "Uid of the engine, which no other engine may use at the same time in this process or "
+        "in `work_dir`. Sandboxes that an earlier run of the same uid left are not used again. "
+        "Default: a random one.",
+        _uid,
     )
-    uid: str | None = field(
-        default=None,
-        metadata=_about(
-            "Uid of the engine, which no other engine may use at the same time in this process or "
-            "in `work_dir`. Sandboxes that an earlier run of the same uid left are not used again. "
-            "Default: a random one.",
-            _uid,
-        ),
+    clock: Clock | None = _option(
+        None, "Clock that the engine reads, for tests and simulations.", _clock
     )
-    clock: Clock | None = field(
-        default=None,
-        metadata=_about("Clock that the engine reads, for tests and simulations.", _clock),
-    )
-    profile: None = field(
-        default=None,
-        metadata=_about("Reserved for named profiles, which do not exist yet.", _profile),
-    )
+    profile: None = _option(None, "Reserved for named profiles, which do not exist yet.", _profile)
 
     @classmethod
     def of(cls, given: Mapping[str, Any]) -> EngineOptions:
@@ -341,8 +289,8 @@ class EngineOptions:
         values = {}
         for option in fields(cls):
             value = given.get(option.name, option.default)
-            default = value is option.default
-            values[option.name] = value if default else option.metadata["check"](value)
+            check = None if value is option.default else option.metadata["check"]
+            values[option.name] = value if check is None else check(value)
         if values["fail_fast"]:
             if values["keep_going"]:
                 raise ValueError(

@@ -1,6 +1,6 @@
 """Settings of task functions, checked where the user writes them.
 
-A new setting is a field of `TaskSettings` and `Settings`, with its check in `_CHECKS`. If backends
+A new setting is a field of `TaskSettings` and, with its check, of `Settings`. If backends
 need it, it is also a key of `rhapsody.task.TaskDescription` with a row in docs/plugins/backends.md,
 and it is set in `task_function` (the same for every call) or `task_builder` (depends on the call or
 the attempt). If backends may lack it, it is a field of `Capabilities`, with a check in
@@ -105,58 +105,6 @@ class TaskSettings(TypedDict, total=False):
     fallback: Any
     priority: int
     task_description: dict[str, Any]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Settings:
-    """Checked settings of a task function. `None` means the engine's default.
-
-    Attributes named differently: `specific` is `task_description`.
-    """
-
-    service: bool = False
-    name: str | None = None
-    backend: str | None = None
-    other_backends: tuple[str, ...] = ()
-    resources: Resources | Callable[[int], Any] | None = None
-    retries: tuple[RetryPolicy, ...] | None = None
-    lost_retries: int | None = None
-    timeout: float | None = None
-    cache: bool = True
-    version: str | None = None
-    environment: Mapping[str, str] | None = None
-    stdin: str | None = None
-    cwd: str | None = None
-    capture: bool | Literal["files"] = True
-    ready: str | Callable[..., Any] | None = None
-    ready_timeout: float = 60.0
-    restarts: int = 0
-    after: tuple[asyncio.Future[Any], ...] = ()
-    limit: tuple[tuple[str, int], ...] = ()
-    fallback: Any = NO_FALLBACK
-    priority: int = 0
-    specific: Mapping[str, Any] = field(default_factory=dict)
-
-    def changed(self, given: Mapping[str, Any]) -> Settings:
-        """Return these settings with some of them replaced and checked.
-
-        Raises:
-            TypeError: An unknown setting, or a value of the wrong type.
-            ValueError: A value out of range.
-        """
-        changes = {}
-        for name, value in given.items():
-            check = _CHECKS.get(name)
-            if check is None:
-                near = difflib.get_close_matches(name, _CHECKS, 1)
-                hint = f" (did you mean {near[0]!r}?)" if near else ""
-                if name in Resources.__dataclass_fields__:
-                    hint = f" (write resources={{{name!r}: ...}})"
-                raise TypeError(
-                    f"unknown setting {name!r}{hint}; there are {', '.join(sorted(_CHECKS))}"
-                )
-            changes["specific" if name == "task_description" else name] = check(value)
-        return dataclasses.replace(self, **changes)
 
 
 def specific_settings(value: object) -> dict[str, Any]:
@@ -334,27 +282,64 @@ def _fallback(value: Any) -> Any:
     return value
 
 
+def _setting(default: Any, check: Callable[[Any], Any]) -> Any:
+    """Describe a setting; `check` returns its value as the engine uses it, or raises."""
+    return field(default=default, metadata={"check": check})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """Checked settings of a task function. `None` means the engine's default.
+
+    Attributes named differently: `specific` is `task_description`.
+    """
+
+    service: bool = _setting(False, flag("service"))
+    name: str | None = _setting(None, _text("name"))
+    backend: str | None = _setting(None, _text("backend"))
+    other_backends: tuple[str, ...] = _setting((), _other_backends)
+    resources: Resources | Callable[[int], Any] | None = _setting(None, _resources)
+    retries: tuple[RetryPolicy, ...] | None = _setting(None, as_policies)
+    lost_retries: int | None = _setting(None, whole_number("lost_retries", 0))
+    timeout: float | None = _setting(None, _timeout)
+    cache: bool = _setting(True, flag("cache"))
+    version: str | None = _setting(None, _text("version"))
+    environment: Mapping[str, str] | None = _setting(None, _environment)
+    stdin: str | None = _setting(None, _text("stdin"))
+    cwd: str | None = _setting(None, _cwd)
+    capture: bool | Literal["files"] = _setting(True, _capture)
+    ready: str | Callable[..., Any] | None = _setting(None, _ready)
+    ready_timeout: float = _setting(60.0, _ready_timeout)
+    restarts: int = _setting(0, whole_number("restarts", 0))
+    after: tuple[asyncio.Future[Any], ...] = _setting((), _after)
+    limit: tuple[tuple[str, int], ...] = _setting((), _limit)
+    fallback: Any = _setting(NO_FALLBACK, _fallback)
+    priority: int = _setting(0, whole_number("priority", None))
+    specific: Mapping[str, Any] = field(default_factory=dict, metadata={"check": specific_settings})
+
+    def changed(self, given: Mapping[str, Any]) -> Settings:
+        """Return these settings with some of them replaced and checked.
+
+        Raises:
+            TypeError: An unknown setting, or a value of the wrong type.
+            ValueError: A value out of range.
+        """
+        changes = {}
+        for name, value in given.items():
+            check = _CHECKS.get(name)
+            if check is None:
+                near = difflib.get_close_matches(name, _CHECKS, 1)
+                hint = f" (did you mean {near[0]!r}?)" if near else ""
+                if name in Resources.__dataclass_fields__:
+                    hint = f" (write resources={{{name!r}: ...}})"
+                raise TypeError(
+                    f"unknown setting {name!r}{hint}; there are {', '.join(sorted(_CHECKS))}"
+                )
+            changes["specific" if name == "task_description" else name] = check(value)
+        return dataclasses.replace(self, **changes)
+
+
 _CHECKS: dict[str, Callable[[Any], Any]] = {
-    "service": flag("service"),
-    "name": _text("name"),
-    "backend": _text("backend"),
-    "other_backends": _other_backends,
-    "resources": _resources,
-    "retries": as_policies,
-    "lost_retries": whole_number("lost_retries", 0),
-    "timeout": _timeout,
-    "cache": flag("cache"),
-    "version": _text("version"),
-    "environment": _environment,
-    "stdin": _text("stdin"),
-    "cwd": _cwd,
-    "capture": _capture,
-    "ready": _ready,
-    "ready_timeout": _ready_timeout,
-    "restarts": whole_number("restarts", 0),
-    "after": _after,
-    "limit": _limit,
-    "fallback": _fallback,
-    "priority": whole_number("priority", None),
-    "task_description": specific_settings,
+    "task_description" if each.name == "specific" else each.name: each.metadata["check"]
+    for each in dataclasses.fields(Settings)
 }
