@@ -31,7 +31,6 @@ PLAIN = frozenset({int, float, bool, str, bytes, type(None), complex, bytearray,
 
 
 EXACT = frozenset({list, tuple, dict, set})
-_TASKS = {TaskFuture}
 
 UNSEARCHED: tuple[type, ...] = (list, tuple, dict, set, frozenset, deque, type({}.values()))
 """Containers in whose subclasses (and in the last three types) futures cannot be replaced."""
@@ -142,7 +141,8 @@ class _Search:
 
     def visit_all(self, values: Collection[Any]) -> bool:
         """Search values; return True if a future, file or `literal` is in one of them."""
-        if set(map(type, values)) == _TASKS:
+        kinds = set(map(type, values))
+        if len(kinds) == 1 and issubclass(kinds.pop(), TaskFuture):
             self.found.futures.update(dict.fromkeys(values))
             return True
         touched = [self._visit(value) for value in values if type(value) not in PLAIN]
@@ -152,7 +152,7 @@ class _Search:
         kind, found = type(value), self.found
         if kind in EXACT:
             return self._visit_container(value)
-        if kind is TaskFuture or asyncio.isfuture(value):
+        if isinstance(value, TaskFuture) or asyncio.isfuture(value):
             found.futures[value] = None
         elif isinstance(value, File):
             if id(value) not in self._files:

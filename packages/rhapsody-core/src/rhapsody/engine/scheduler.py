@@ -59,7 +59,8 @@ Limit = tuple[tuple[str, int], ...]
 DONE, FAILED, CANCELED = TasksMainStates.DONE, TasksMainStates.FAILED, TasksMainStates.CANCELED
 
 # Those that every task needs; looking them up in their class takes a call each in Python 3.11.
-_PENDING, _WAITING, _CANCELING = FutureState.PENDING, WorkState.WAITING, WorkState.CANCELING
+_PENDING, _CANCELLED = FutureState.PENDING, FutureState.CANCELLED
+_WAITING, _CANCELING = WorkState.WAITING, WorkState.CANCELING
 _RESOLVE, _SUBMIT, _ACCEPT = Transition.RESOLVE, Transition.SUBMIT, Transition.ACCEPT
 _RUN, _ENDED_WELL, _REVEAL = Transition.RUN, Transition.DONE, Transition.REVEAL
 
@@ -817,7 +818,7 @@ class Scheduler:
 
     def _notify_dependents(self, record: TaskRecord) -> None:
         dependents, record.dependents = record.dependents, None
-        cancelled = record.state.future is FutureState.CANCELLED
+        cancelled = record.state.future is _CANCELLED
         for dependent in dependents or ():
             if dependent.unfinished > 1 and not cancelled:
                 dependent.unfinished -= 1
@@ -847,7 +848,7 @@ class Scheduler:
         failed = [
             d
             for d in self._pushdown.with_values(record)
-            if not (type(d) is TaskFuture and d._exception is None)  # mostly it is, and has none
+            if not (isinstance(d, TaskFuture) and d._exception is None)  # mostly it has none
             and not d.cancelled()
             and d.exception() is not None
         ]

@@ -206,7 +206,7 @@ class Values:
             values = {id(each): self._value(record, each, stands_in) for each in found.futures}
         else:
             values = {
-                id(each): each._result if type(each) is TaskFuture else each.result()
+                id(each): each._result if isinstance(each, TaskFuture) else each.result()
                 for each in found.futures
             }
         if found.inputs or found.outputs:
