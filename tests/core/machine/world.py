@@ -191,11 +191,11 @@ class World:
     # What the scheduler asks for.
 
     def route(self, record: TaskRecord) -> None:
-        self.ready.append(record)
-
-    def start_block(self, record: BlockRecord) -> None:
-        self.scheduler.run(record)
-        self.blocks.append(record)
+        if isinstance(record, BlockRecord):
+            self.scheduler.run(record)
+            self.blocks.append(record)
+        else:
+            self.ready.append(record)
 
     def stop(self, record: TaskRecord) -> None:
         self.stops[record] += 1

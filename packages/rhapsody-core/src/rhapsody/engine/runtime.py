@@ -177,7 +177,14 @@ class Runtime:
     # Actions for the scheduler.
 
     def route(self, record: TaskRecord) -> None:
-        """Queue a ready task for the backend that it names, or for the default one."""
+        """Queue a ready task for its backend or the default one, or run a block.
+
+        A block waits until its services are ready again.
+        """
+        if isinstance(record, BlockRecord):
+            if not (self.services.any and self.services.hold_back(record)):
+                self.blocks.start(record)
+            return
         name = record.task.settings.backend
         if record.tries is not None and record.tries.elsewhere is not None:
             name = record.tries.elsewhere
@@ -186,11 +193,6 @@ class Runtime:
     def requeue(self, record: TaskRecord, backend: BackendHandle) -> None:
         """Queue a task that is already being prepared, ahead of those that are not."""
         self.dispatchers[backend.name].resume(record)
-
-    def start_block(self, record: BlockRecord) -> None:
-        """Run a block whose dependencies have ended, once its services are ready again."""
-        if not (self.services.any and self.services.hold_back(record)):
-            self.blocks.start(record)
 
     def stop(self, record: TaskRecord) -> None:
         """Ask for the work of a task to be stopped."""

@@ -88,13 +88,10 @@ class Actions(Protocol):
     """Interface of everything that the scheduler requests, always on the engine's loop."""
 
     def route(self, record: TaskRecord) -> None:
-        """Queue a ready task for its backend."""
+        """Queue a ready task for its backend, or run a block."""
 
     def requeue(self, record: TaskRecord, backend: BackendHandle) -> None:
         """Queue a task that is already being prepared, ahead of those that are not."""
-
-    def start_block(self, record: BlockRecord) -> None:
-        """Run a block whose dependencies have ended."""
 
     def stop(self, record: TaskRecord) -> None:
         """Ask for the work of a task in the state CANCELING to be stopped."""
@@ -301,10 +298,7 @@ class Scheduler:
         self._actions.requeue(record, backend)
 
     def _on_resolve(self, record: TaskRecord, _: None) -> None:
-        if isinstance(record, BlockRecord):
-            self._actions.start_block(record)
-        else:
-            self._actions.route(record)
+        self._actions.route(record)
 
     def offer(self, record: TaskRecord, backend: BackendHandle) -> None:
         """Push down dependents of a task that is in the next batch for its backend."""
@@ -589,9 +583,6 @@ class Scheduler:
         """The wait before the next attempt is over."""
         record.timer = None
         self._move(record, Transition.DUE)
-
-    def _on_due(self, record: TaskRecord, _: None) -> None:
-        self._actions.route(record)
 
     def _give_up(self, record: TaskRecord, error: BaseException) -> None:
         """No attempt is left: use the fallback, or fail."""
@@ -1007,7 +998,7 @@ _ON_PENDING: Final[Mapping[Transition, Handler]] = {
     Transition.REVEAL: Scheduler._on_reveal,
     Transition.FAIL: Scheduler._on_fail,
     Transition.RETRY: Scheduler._on_retry,
-    Transition.DUE: Scheduler._on_due,
+    Transition.DUE: Scheduler._on_resolve,
     Transition.STOPPED: Scheduler._on_stopped,
     Transition.CANCEL: Scheduler._on_cancel,
     Transition.STOP: Scheduler._on_stop,
