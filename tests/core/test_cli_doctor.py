@@ -26,11 +26,17 @@ def findings(report: dict[str, Any], subject: str) -> list[dict[str, str]]:
     return [one for one in report["findings"] if one["subject"].startswith(subject)]
 
 
-def toy(site: Path, light_source: str = "", heavy_source: str = "", extra: str = "") -> str:
+def toy(
+    site: Path,
+    light_source: str = "",
+    heavy_source: str = "",
+    extra: str = "",
+    name: str = "toy",
+) -> str:
     light, heavy = unique("light"), unique("heavy")
-    source = light_source + declaration(f"name='toy', import_path='{heavy}:Backend'{extra}")
-    modules = {light: source, heavy: heavy_source or BACKEND.format(name="toy")}
-    install(site, "toys", backends={"toy": light}, modules=modules)
+    source = light_source + declaration(f"name={name!r}, import_path='{heavy}:Backend'{extra}")
+    modules = {light: source, heavy: heavy_source or BACKEND.format(name=name)}
+    install(site, f"{name}s", backends={name: light}, modules=modules)
     return light
 
 
@@ -64,28 +70,27 @@ def test_no_plugin_is_loaded_in_the_doctor_s_own_process(
     assert light not in sys.modules
 
 
-@pytest.mark.parametrize(
-    ("source", "reason"),
-    [
-        ("import no_such_library\n", "no_such_library"),
-        ("import sys; sys.exit(4)\n", "SystemExit: 4"),
-        ("import os; os._exit(4)\n", "ended the process with exit code 4"),
-        ("import os; os.abort()\n", "ended the process with SIGABRT"),
-        ("print('noise')\n1 / 0\n", "ZeroDivisionError"),
-    ],
-)
-def test_a_plugin_that_breaks_when_loaded_is_broken_with_its_remedy(
-    site: Path, capsys: pytest.CaptureFixture[str], source: str, reason: str
+def test_plugins_that_break_when_loaded_are_broken_each_with_its_remedy(
+    site: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    toy(site, source)
+    breaks = {
+        "import": ("import no_such_library\n", "no_such_library"),
+        "exit": ("import sys; sys.exit(4)\n", "SystemExit: 4"),
+        "end": ("import os; os._exit(4)\n", "ended the process with exit code 4"),
+        "abort": ("import os; os.abort()\n", "ended the process with SIGABRT"),
+        "noise": ("print('noise')\n1 / 0\n", "ZeroDivisionError"),
+    }
+    for name, (source, _) in breaks.items():
+        toy(site, source, name=name)
     install_backend(site, "fine-toys", "fine")
     code, report = doctor(capsys)
     assert code == 1
     assert report["ok"] is False
-    (broken,) = findings(report, "toys")
-    assert broken["level"] == "broken"
-    assert reason in broken["text"]
-    assert broken["remedy"] == "pip install --upgrade toys"
+    for name, (_, reason) in breaks.items():
+        (broken,) = findings(report, f"{name}s 1.0")
+        assert broken["level"] == "broken"
+        assert reason in broken["text"]
+        assert broken["remedy"] == f"pip install --upgrade {name}s"
     assert [one["level"] for one in findings(report, "fine-toys")] == ["ok"]
 
 
@@ -131,15 +136,22 @@ def test_a_backend_whose_library_is_missing_says_what_to_install(
     assert broken["remedy"] == "pip install 'no-such-library>=3'"
 
 
-@pytest.mark.parametrize("source", ["import no_such_library", "class Backend: ...", "exit()"])
-def test_a_backend_whose_class_cannot_be_imported_says_why(
-    site: Path, capsys: pytest.CaptureFixture[str], source: str
+def test_backends_whose_class_cannot_be_imported_say_why(
+    site: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    toy(site, heavy_source=source)
+    reasons = {
+        "missing": ("import no_such_library", "no_such_library"),
+        "foreign": ("class Backend: ...", "is no backend class"),
+        "exits": ("exit()", "SystemExit"),
+    }
+    for name, (source, _) in reasons.items():
+        toy(site, heavy_source=source, name=name)
     code, report = doctor(capsys)
     assert code == 1
-    (broken,) = findings(report, "backend toy")
-    assert broken["level"] == "broken"
+    for name, (_, reason) in reasons.items():
+        (broken,) = findings(report, f"backend {name}")
+        assert broken["level"] == "broken"
+        assert reason in broken["text"]
 
 
 def test_a_backend_may_diagnose_itself(site: Path, capsys: pytest.CaptureFixture[str]) -> None:
