@@ -177,7 +177,7 @@ async def test_a_running_call_is_stopped_and_its_neighbours_go_on(
     await driver.submit(task, neighbour)
     assert await driver.running(task)
     await exists(begun)
-    pid = driver.backend.open_tasks[task["uid"]].pid
+    pid = driver.backend.open_tasks[task["uid"]].handle.pid
     assert await driver.cancel(task) is True
     assert await driver.cancel(task) is True  # asked already
     end = await driver.finished(task)
@@ -207,7 +207,7 @@ async def test_what_a_stopped_call_had_started_is_stopped_with_it(
         if how == "cancel":
             await driver.cancel(task)
         else:
-            os.kill(driver.backend.open_tasks[task["uid"]].pid, signal.SIGKILL)
+            os.kill(driver.backend.open_tasks[task["uid"]].handle.pid, signal.SIGKILL)
         assert (await driver.finished(task)).state is (CANCELED if how == "cancel" else FAILED)
         await until_gone(child)
 

@@ -314,7 +314,7 @@ async def test_it_is_stopped_whether_it_is_ready_or_not(driver: Driver, ready: A
     assert await driver.running(task)
     if ready == "stdout:ready":
         await driver.ready(task)
-    pid = driver.backend.open_tasks[task["uid"]].pid
+    pid = driver.backend.open_tasks[task["uid"]].handle.pid
     assert await driver.cancel(task) is True
     end = await driver.finished(task)
     assert end.state is CANCELED

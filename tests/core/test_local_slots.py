@@ -51,8 +51,7 @@ class Line:
 
     def end(self, *names: str) -> list[str]:
         for name in names:
-            item = self.items[name]
-            self.slots.release(item.request, item.gpus)
+            self.slots.release(self.items[name])
         return self.started()
 
 
@@ -194,7 +193,7 @@ def test_memory_is_counted() -> None:
 def test_unknown_memory_is_not_counted() -> None:
     slots = Slots(HostResources(1, (), None, 1))
     assert slots.missing(Request(memory=10**15)) is None
-    assert slots.take(Request(memory=10**15)) == ()
+    assert slots.take(job("big", Request(memory=10**15)))
 
 
 @pytest.mark.parametrize(

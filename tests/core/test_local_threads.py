@@ -270,7 +270,9 @@ async def test_nothing_more_begins_once_the_loop_is_closed() -> None:
     gate.set()
     assert backend._threads is not None
     backend._threads.stop(0.0)
-    backend._threads._workers[0].join(10)
+    for thread in threading.enumerate():
+        if thread.name.startswith("rhapsody-worker-"):
+            thread.join(10)
     assert ran == []
 
 

@@ -130,7 +130,7 @@ async def test_a_service_that_ends_too_early_fails_with_its_last_words(tmp_path:
         await within(service.wait(5))
 
 
-async def test_large_output_takes_little_more_memory_than_its_text(tmp_path: Path) -> None:
+async def test_large_output_takes_no_more_memory_than_twice_its_text(tmp_path: Path) -> None:
     task = described(tmp_path, "head -c 30000000 /dev/zero | tr '\\0' x")
     program = TaskProgram(task, {})
     tracemalloc.start()
@@ -140,7 +140,7 @@ async def test_large_output_takes_little_more_memory_than_its_text(tmp_path: Pat
     finally:
         tracemalloc.stop()
     assert len(task["stdout"]) == 30_000_000
-    assert peak < 1.3 * 30_000_000
+    assert peak < 2.3 * 30_000_000
 
 
 async def test_characters_may_lie_across_the_pieces_that_output_is_read_in(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextvars
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
 from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
@@ -38,6 +39,18 @@ class TaskContext:
         self.sandbox: str | None = sandbox
         self.deadline: float | None = deadline
         self._cancelled = False
+
+    @classmethod
+    def of(cls, task: Mapping[str, Any]) -> TaskContext:
+        """Return the context of an attempt that starts now, from its description."""
+        timeout = task.get("timeout")
+        return cls(
+            uid=task["uid"],
+            name=task["name"],
+            attempt=task.get("attempt", 1),
+            sandbox=task.get("sandbox"),
+            deadline=None if timeout is None else time.time() + timeout,
+        )
 
     @property
     def cancelled(self) -> bool:

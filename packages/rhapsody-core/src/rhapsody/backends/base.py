@@ -534,13 +534,7 @@ class ManagedBackend(BaseExecutionBackend):
     async def __run_now(self, task: TaskDescription) -> None:
         states = self.get_task_states_map()
         self.__begun.add(task["uid"])
-        context = TaskContext(
-            uid=task["uid"],
-            name=task["name"],
-            attempt=task.get("attempt", 1),
-            sandbox=task.get("sandbox"),
-            deadline=time.time() + task["timeout"] if "timeout" in task else None,
-        )
+        context = TaskContext.of(task)
         try:
             if self.running_when_called and self.capabilities.reports_running:
                 self.task_state_cb(task, states.RUNNING)

@@ -1,7 +1,7 @@
-"""A backend that runs nothing: for dry runs, and to measure what an engine costs.
+"""Backend that runs nothing: for dry runs, and to measure what an engine costs.
 
-Every task is done the moment it is submitted, with a fixed result. Nothing is
-started, no file is made and no thread is used.
+Every task is done when it is submitted, with a fixed result. The backend starts nothing, creates
+no file and uses no thread.
 """
 
 from __future__ import annotations
@@ -13,23 +13,23 @@ from rhapsody.states import TasksMainStates
 from rhapsody.task import TaskDescription
 
 DUMMY_OUTPUT = "Dummy Output"
-"""What every task of the noop backend returns and prints."""
+"""Return value and output of every task of the noop backend."""
 
 _DONE = TasksMainStates.DONE
 
 
 class NoopExecutionBackend(ManagedBackend):
-    """Completes each task at once, inside `submit_tasks`, with `"Dummy Output"`.
+    """Backend that completes each task inside `submit_tasks`, with `"Dummy Output"`.
 
-    A service is reported as running until it is cancelled. It accepts whatever a
-    task asks for, so that any workflow can be walked through.
+    A service is reported as running until it is cancelled. Every request for resources is
+    accepted, so that any workflow can be walked through.
 
     Args:
-        resources: Ignored; accepted so that the backend can stand in for another.
-        name: What it is called in an engine; default `"noop"`.
+        resources: Ignored; accepted so that the backend can replace another.
+        name: Its name in an engine; default `"noop"`.
 
     Attributes:
-        output: What every task returns and prints.
+        output: Return value and output of every task.
     """
 
     name = "noop"
@@ -50,7 +50,7 @@ class NoopExecutionBackend(ManagedBackend):
         super().__init__(name=name)
 
     async def submit_tasks(self, tasks: Sequence[TaskDescription]) -> None:
-        """Completes the tasks, before it returns."""
+        """Complete the tasks before returning."""
         for task in self.admit(tasks):
             if task["is_service"]:
                 self.accept(task)
@@ -63,7 +63,7 @@ class NoopExecutionBackend(ManagedBackend):
             self.report_state(task, _DONE)
 
     async def cancel_task(self, uid: str) -> bool:
-        """Ends a service; any other task has ended already."""
+        """End a service; other tasks have ended already."""
         task = self.open_tasks.get(uid)
         if task is None:
             return False
@@ -71,7 +71,7 @@ class NoopExecutionBackend(ManagedBackend):
         return True
 
     async def shutdown(self) -> None:
-        """Ends the services."""
+        """End the services."""
         for uid in list(self.open_tasks):
             await self.cancel_task(uid)
         await super().shutdown()

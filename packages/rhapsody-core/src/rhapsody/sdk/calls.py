@@ -1,9 +1,9 @@
-"""Ships calls of functions to other processes, and reads what came of them.
+"""The program's side of calls in other processes.
 
-`pack` makes bytes of a task's call, `rhapsody.sdk.runner.Runner.run` makes the call where the
-bytes arrive, and `finish` writes what came of it into the task's description. How the bytes
-travel is the backend's business. A backend that ships the call in a form of its own uses the
-pieces: `call_spec`, `pack_call` or `cannot_pack`, and `result`.
+`pack` turns a task's call into bytes, `rhapsody.sdk.runner.Runner.run` makes the call where they
+arrive, and `finish` writes its outcome into the task's description. The backend transports the
+bytes. A backend with its own format uses the parts: `call_spec`, `pack_call` or `cannot_pack`, and
+`result`.
 """
 
 from __future__ import annotations
@@ -74,15 +74,15 @@ def call_spec(
     more: Mapping[str, Any] | None = None,
     modules: bytes | Literal[True] | None = True,
 ) -> CallSpec:
-    """Return what a worker has to know of a task beside the call itself.
+    """Return what a worker needs to know about a task in addition to the call itself.
 
     Args:
         task: Its description.
-        cores: How many cores numeric libraries may use: they start one thread for each whole core,
-            and at least one; 0 leaves them as they are.
+        cores: Number of cores for numeric libraries: they start one thread for each whole core,
+            and at least one; 0 does not limit them.
         environment: The variables to set. Default: the task's own.
-        directory: Where files of the call's go. Default: its sandbox.
-        more: What only the backend's own `Runner` reads; of Python's own types.
+        directory: The directory for files of the call. Default: its sandbox.
+        more: Values for the backend's own `Runner`, of built-in types.
         modules: The program's own modules, see `rhapsody.sdk.modules.own_modules`, or their first
             `REFERENCE` bytes if the worker has received them. Default: all modules.
     """
@@ -106,31 +106,31 @@ def call_spec(
 def pack(
     task: TaskDescription, order: CallSpec | None = None, *, worker: str = WORKER, cure: str = CURE
 ) -> bytes:
-    """Make bytes of a task's call, for `Runner.run`.
+    """Pickle a task's call, for `Runner.run`.
 
     Args:
         task: Its description.
-        order: What the worker has to know beside the call. Default: `call_spec(task)`.
-        worker: What the worker is called in messages.
-        cure: What a user can do about an object that cannot be pickled.
+        order: The spec of the call. Default: `call_spec(task)`.
+        worker: The name of the worker in messages.
+        cure: The remedy for an object that cannot be pickled, for messages.
 
     Raises:
-        TypeError: Something of the call cannot be pickled; it names the argument.
+        TypeError: A part of the call cannot be pickled; the message names it.
     """
     call = pack_call(task, worker=worker, cure=cure)
     return pickle.dumps((*(call_spec(task) if order is None else order), call), 5)
 
 
 def pack_call(task: TaskDescription, *, worker: str = WORKER, cure: str = CURE) -> bytes:
-    """Make bytes of a task's function and arguments, for `Runner.load`.
+    """Pickle a task's function and arguments, for `Runner.load`.
 
     Args:
         task: Its description.
-        worker: What the worker is called in messages.
-        cure: What a user can do about an object that cannot be pickled.
+        worker: The name of the worker in messages.
+        cure: The remedy for an object that cannot be pickled, for messages.
 
     Raises:
-        TypeError: Something of it cannot be pickled; it names the argument.
+        TypeError: A part of it cannot be pickled; the message names it.
     """
     try:
         return dumps((task["function"], task["args"], task["kwargs"]))
@@ -145,9 +145,9 @@ def cannot_pack(
 
     Args:
         task: The task's description.
-        error: What pickling the call raised.
-        worker: What the worker is called.
-        cure: What a user can do about it.
+        error: The error of pickling the call.
+        worker: The name of the worker in messages.
+        cure: The remedy.
     """
     part, culprit, reason = "the call", task["function"], describe_error(error)
     for name, value in parts(task).items():
@@ -180,7 +180,7 @@ def _inside(function: object) -> tuple[str, Any] | None:
 
 
 def parts(task: TaskDescription) -> dict[str, Any]:
-    """Return the function and each argument of a call, by what a message calls them."""
+    """Return the function and the arguments of a call, by their names in messages."""
     found: dict[str, Any] = {"the function": task["function"]}
     found |= {f"positional argument {n}": value for n, value in enumerate(task["args"])}
     found |= {f"argument {name!r}": value for name, value in task["kwargs"].items()}
@@ -188,11 +188,11 @@ def parts(task: TaskDescription) -> dict[str, Any]:
 
 
 def unpack(packed: bytes) -> CallResult:
-    """Return the outcome that `Runner.run` made of a call.
+    """Unpickle the outcome of a call from `Runner.run`.
 
     Raises:
-        ProtocolVersionError: The worker speaks another version of the protocol.
-        BackendError: The bytes are no outcome, or part of one.
+        ProtocolVersionError: The worker uses another version of the protocol.
+        BackendError: The bytes are not an outcome.
     """
     try:
         fields = loads(packed)
@@ -200,7 +200,7 @@ def unpack(packed: bytes) -> CallResult:
         return CallResult(*fields)
     except ProtocolVersionError:
         raise
-    except Exception as error:  # whatever unpacking nonsense raises
+    except Exception as error:  # invalid bytes can raise anything
         raise BackendError(
             f"what came back from a worker cannot be read: {describe_error(error)}"
         ) from error
@@ -209,15 +209,15 @@ def unpack(packed: bytes) -> CallResult:
 def finish(
     task: TaskDescription, outcome: CallResult, unpack: Callable[[Any], Any] = loads
 ) -> BaseException | None:
-    """Write what came of a call into its task's description: value or exception, and output.
+    """Write the outcome of a call into its task's description: value or exception, and output.
 
     Args:
         task: The description.
-        outcome: What came of it.
-        unpack: Undoes the `pack` of the worker's `Runner`.
+        outcome: The outcome.
+        unpack: The inverse of `pack` of the worker's `Runner`.
 
     Returns:
-        The exception where the task failed, with the worker's traceback as its cause.
+        The exception if the task failed, with the worker's traceback as its cause.
     """
     report(task, outcome)
     task["worker"] = f"{outcome.host}:{outcome.pid}"
@@ -230,7 +230,7 @@ def finish(
 
 
 def report(task: TaskDescription, outcome: CallResult) -> None:
-    """Write what a call printed into its task's description."""
+    """Write the output of a call into its task's description."""
     if outcome.stdout is not None:
         task["stdout"] = outcome.stdout
     if outcome.stderr is not None:
@@ -242,12 +242,12 @@ def report(task: TaskDescription, outcome: CallResult) -> None:
 def result(
     task: TaskDescription, outcome: CallResult, unpack: Callable[[Any], Any] = loads
 ) -> tuple[Any, BaseException | None]:
-    """Return what a call returned, and what it raised, or unpacking its outcome did.
+    """Return the value and the exception of a call, or the exception of unpacking its outcome.
 
     Args:
         task: The task's description.
-        outcome: What came of it.
-        unpack: Undoes the `pack` of the worker's `Runner`.
+        outcome: The outcome.
+        unpack: The inverse of `pack` of the worker's `Runner`.
     """
     try:
         if outcome.done:
@@ -265,8 +265,8 @@ def unpack_error(packed: Any, unpack: Callable[[Any], Any] = loads) -> BaseExcep
     """Return the exception that a `Runner` packed, with its traceback there as the cause.
 
     Args:
-        packed: What `rhapsody.sdk.runner.pack_error` made of it.
-        unpack: Undoes what that packed with.
+        packed: The result of `rhapsody.sdk.runner.pack_error`.
+        unpack: The inverse of the `pack` that it used.
     """
     way, data, text = unpack(packed)
     error = TaskFailedError(data) if way == "words" else made(way, data)

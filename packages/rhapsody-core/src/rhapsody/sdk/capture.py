@@ -130,15 +130,12 @@ class Recorder:
     def write(self, name: Name, text: str) -> None:
         """Record text for one of the streams, unless `result` was called."""
         if not self._ended:
-            self._record(name).write(text)
+            (self._records.get(name) or self._record(name)).write(text)
 
     def _record(self, name: Name) -> Record:
-        record = self._records.get(name)
-        if record is None:
-            file = OUTPUT_FILES[NAMES.index(name)]
-            path = None if self._directory is None else os.path.join(self._directory, file)
-            record = self._records.setdefault(name, Record(path, whole=self._files))
-        return record
+        file = OUTPUT_FILES[NAMES.index(name)]
+        path = None if self._directory is None else os.path.join(self._directory, file)
+        return self._records.setdefault(name, Record(path, whole=self._files))
 
     @property
     def quiet(self) -> bool:

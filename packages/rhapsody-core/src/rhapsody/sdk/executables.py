@@ -16,11 +16,10 @@ increased since, that program is reported as out of memory.
 from __future__ import annotations
 
 import asyncio
-import codecs
 import errno
 import os
 import signal
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from functools import cache, partial
 from pathlib import Path
@@ -43,13 +42,13 @@ SMALL = 1 << 16
 
 
 class ProgramOutput:
-    """The files for the standard output and standard error of one program.
+    """Files for the standard output and standard error of one program.
 
     Args:
-        directory: The sandbox that they are made in.
+        directory: The sandbox to create them in.
 
     Raises:
-        OSError: They cannot be made.
+        OSError: They cannot be created.
     """
 
     def __init__(self, directory: str) -> None:
@@ -63,17 +62,14 @@ class ProgramOutput:
 
     @property
     def descriptors(self) -> tuple[int, int]:
-        """What the program writes to."""
+        """Descriptors that the program writes to."""
         stdout, stderr = self._descriptors
         return stdout, stderr
 
-    def take_small(self) -> list[str] | None:
-        """Return what was written to each file, and close them; `None` if it is not little."""
-        written = [os.pread(descriptor, SMALL + 1, 0) for descriptor in self._descriptors]
-        if sum(map(len, written)) > SMALL:
-            return None
-        self.close()
-        return [data.decode(errors="replace") for data in written]
+    @property
+    def size(self) -> int:
+        """Number of bytes that were written to both files."""
+        return sum(os.fstat(descriptor).st_size for descriptor in self._descriptors)
 
     def take(self) -> list[str]:
         """Return what was written to each file, and close them."""
@@ -89,43 +85,27 @@ class ProgramOutput:
 
 
 def _text(descriptor: int) -> str:
-    """Return the current content of a file, without output that is still being written.
-
-    CPython extends a string in place if only this loop refers to it, so that the peak memory is
-    the text and one piece. Joining a list, or decoding all bytes at once, takes twice the size.
-    """
-    text = ""
-    for piece in _pieces(descriptor):
-        text += piece
-    return text
-
-
-def _pieces(descriptor: int) -> Iterator[str]:
-    decoder = codecs.getincrementaldecoder("utf-8")("replace")
-    size, offset = os.fstat(descriptor).st_size, 0
-    while offset < size:
-        data = os.pread(descriptor, min(CHUNK, size - offset), offset)
-        if not data:  # truncated meanwhile
-            break
-        offset += len(data)
-        yield decoder.decode(data)
-    yield decoder.decode(b"", final=True)
+    """Return the current content of a file, without output that is still being written."""
+    data, size = bytearray(), os.fstat(descriptor).st_size
+    while piece := os.pread(descriptor, min(CHUNK, size - len(data)), len(data)):
+        data += piece
+    return data.decode(errors="replace")
 
 
 KILLED = (-signal.SIGKILL, 128 + signal.SIGKILL)
 """Exit codes of what SIGKILL has ended, of itself and of the shell that ran it."""
 
 UNLIMITED = 1 << 60
-"""Bytes from which on a limit is none: version 1 has a number in place of a word."""
+"""Bytes from which a limit means that there is none: version 1 has a number for that."""
 
 
 class Files(NamedTuple):
-    """The names of files in the directory of a control group.
+    """Names of files in the directory of a control group.
 
     Attributes:
-        kills: Has the line `oom_kill COUNT`.
-        limit: The bytes that the group may use.
-        peak: The most bytes that it has used.
+        kills: Contains the line `oom_kill COUNT`.
+        limit: Number of bytes that the group may use.
+        peak: Maximum number of bytes that it has used.
     """
 
     kills: str
@@ -138,7 +118,7 @@ V2 = Files("memory.events", "memory.max", "memory.peak")
 
 
 class MemoryGroup:
-    """Reads how many processes of this process's control group the kernel has killed so far.
+    """Control group of this process, with the number of processes that the kernel has killed.
 
     Args:
         own: The file that names the groups of this process.
@@ -154,17 +134,17 @@ class MemoryGroup:
         self._files = V1 if first else V2
         self._top = mount / "memory" if first else mount
         inside = self._top / paths.get("memory" if first else "", "").lstrip("/")
-        # In a container it may be the one that is mounted.
+        # In a container the group itself may be mounted there.
         self._directory = inside if (inside / self._files.kills).exists() else self._top
         self._seen = self._kills()
 
     def has_killed(self) -> bool:
-        """Return whether the kernel has killed one of the group since this was last asked."""
+        """Return whether the kernel has killed a process of the group since the last call."""
         former, self._seen = self._seen, self._kills()
         return self._seen > former
 
     def limits(self) -> dict[Path, int]:
-        """Return the limits in bytes of the group and of those above it that have one."""
+        """Return the limits in bytes of the group and its parents, without those that have none."""
         limits = {}
         for group in (self._directory, *self._directory.parents):
             limit = _read_text(group / self._files.limit).strip()
@@ -175,7 +155,7 @@ class MemoryGroup:
         return limits
 
     def usage(self) -> str:
-        """Return how much memory the group may use and has used, for people."""
+        """Describe how much memory the group may use and has used."""
         for group, limit in self.limits().items():
             peak = _read_text(group / self._files.peak).strip()
             used = f", and up to {_size(peak)} of it were in use" if peak.isdecimal() else ""
@@ -192,7 +172,7 @@ class MemoryGroup:
 
 @cache
 def memory_group() -> MemoryGroup:
-    """The group of this process; what was killed before the first call does not count."""
+    """Return the group of this process; earlier kills than the first call do not count."""
     return MemoryGroup()
 
 
@@ -201,7 +181,7 @@ def memory_error(task: TaskDescription, code: int | None) -> OutOfMemoryError | 
 
     Args:
         task: Its description, with its output.
-        code: The exit code of the process, which nobody here has killed.
+        code: The exit code of the process, which was not killed by this program.
     """
     if code not in KILLED or not memory_group().has_killed():
         return None
@@ -226,7 +206,7 @@ def _size(count: int | str) -> str:
 
 
 Launch = Callable[..., Program]
-"""Starts a program: takes what `Program` takes, and gives one."""
+"""Callable that starts a program: it takes the arguments of `Program`, and returns one."""
 
 THREAD_COUNTS = (
     "OMP_NUM_THREADS",
@@ -235,7 +215,7 @@ THREAD_COUNTS = (
     "NUMEXPR_NUM_THREADS",
     "VECLIB_MAXIMUM_THREADS",
 )
-"""Variables that say how many threads numeric libraries use."""
+"""Variables for the number of threads of numeric libraries."""
 
 
 def thread_count(cores: float) -> int:
@@ -246,15 +226,15 @@ def thread_count(cores: float) -> int:
 def task_environment(
     task: TaskDescription, *, cores: float = 0, gpus: Sequence[str] | None = None
 ) -> dict[str, str]:
-    """Return the variables that a task in a process of its own gets, beside those that are there.
+    """Return the variables to add to the environment of a task in a separate process.
 
-    Its own win over the others.
+    The task's own take precedence.
 
     Args:
         task: The description.
         cores: The number of threads for numeric libraries, at least one for a fraction; 0 does
             not limit them.
-        gpus: The GPUs it was given, perhaps none at all; `None` where nobody hands out GPUs.
+        gpus: Its GPUs, possibly none; `None` if the backend does not assign GPUs.
     """
     environment: dict[str, str] = {}
     if cores:
@@ -266,10 +246,10 @@ def task_environment(
 
 
 def working_directory(task: TaskDescription) -> str:
-    """Return where the program of a task is to run: its `cwd`, or its sandbox where it has none.
+    """Return the working directory of a task's program: its `cwd`, otherwise its sandbox.
 
     Raises:
-        FileNotFoundError: Its `cwd` is not there; the error names both.
+        FileNotFoundError: Its `cwd` does not exist; the error names both.
         NotADirectoryError: Its `cwd` is a file.
     """
     cwd = task.get("cwd")
@@ -284,22 +264,22 @@ def working_directory(task: TaskDescription) -> str:
 
 
 class TaskProgram:
-    """Starts the program of an executable task, and brings back what came of it.
+    """Program of an executable task, whose results are written into its description.
 
-    Made on a loop, and all else is for the thread of that loop. The sandbox that the
-    description names must be there (`rhapsody.data.make_sandbox`).
+    It must be created on a loop and used on that loop's thread. The sandbox in the description
+    must exist (`rhapsody.data.make_sandbox`).
 
     Args:
         task: The description. Its end writes `exit_code`, `stdout` and `stderr` into it.
-        environment: Variables beside those of this process, see `task_environment`.
-        launch: What starts the program; `partial(Program, reaper=reaper)` for one that is
-            to end where this process is killed.
+        environment: Variables in addition to those of this process, see `task_environment`.
+        launch: Starts the program; `partial(Program, reaper=reaper)` if it must end when this
+            process is killed.
         stdout: A descriptor for its output instead of the file in the sandbox.
-        port: What `{port}` in the command stands for.
+        port: The value of `{port}` in the command.
 
     Raises:
-        OSError: The program cannot be started, or its `cwd` is not there; the error names the task.
-        ValueError: The description has no program, or one that no system can start.
+        OSError: The program cannot be started, or its `cwd` does not exist; it names the task.
+        ValueError: The description has no program, or an invalid one.
     """
 
     def __init__(
@@ -311,7 +291,7 @@ class TaskProgram:
         stdout: int | None = None,
         port: int | None = None,
     ) -> None:
-        memory_group()  # what was killed before does not count
+        memory_group()  # earlier kills do not count
         self._task = task
         self._terminated = False
         self._output: ProgramOutput | None = None
@@ -352,18 +332,18 @@ class TaskProgram:
 
     @property
     def pid(self) -> int:
-        """The process id, which is the id of its process group as well."""
+        """The id of the process and of its group."""
         return self._program.pid
 
     @property
     def running(self) -> bool:
-        """Whether something of its process group is left."""
+        """True while its process group exists."""
         return not self._program.exited.done()
 
     def terminate(self, grace: float) -> None:
-        """Ask the program and what it started to end; by force after `grace` seconds.
+        """Terminate the program and its children, and kill them after `grace` seconds.
 
-        Returns at once; `wait` returns when it has ended.
+        Returns immediately; `wait` returns when they have ended.
         """
         self._terminated = True
         self._program.terminate(grace)
@@ -371,17 +351,17 @@ class TaskProgram:
     async def wait(self, grace: float) -> int:
         """Wait for the program's end, and write its exit code and output into the description.
 
-        Called once. A cancellation stops the whole group, waits until it is gone, and writes
-        nothing into the description.
+        Called once. A cancellation stops the whole group, waits for its end, and writes nothing
+        into the description.
 
         Args:
-            grace: Seconds between SIGTERM and SIGKILL where it is cancelled.
+            grace: Seconds between SIGTERM and SIGKILL after a cancellation.
 
         Returns:
-            The exit code, which is minus the signal's number where a signal ended it.
+            The exit code; if a signal ended it, minus the signal's number.
 
         Raises:
-            OutOfMemoryError: The kernel killed it because memory ran out; all is written.
+            OutOfMemoryError: The kernel killed it because memory ran out; the results are written.
             OSError: Its output cannot be read.
         """
         exited = self._program.exited
@@ -398,8 +378,7 @@ class TaskProgram:
         output, self._output = self._output, None
         stdout = stderr = ""
         if output is not None:
-            written = output.take_small()
-            stdout, stderr = await in_thread(output.take) if written is None else written
+            stdout, stderr = output.take() if output.size <= SMALL else await in_thread(output.take)
         elif task.get("capture", True) == "files":
             stdout, stderr = (os.path.join(task["sandbox"], name) for name in OUTPUT_FILES)
         task["exit_code"], task["stdout"], task["stderr"] = code, stdout, stderr

@@ -1,8 +1,8 @@
-"""Runs users' coroutines on event loops that outlive them.
+"""Event loops that run users' coroutines and outlive them.
 
-A new loop per task, as `asyncio.run` makes, costs several times the task. What a
-coroutine leaves behind (tasks it started and did not wait for) is cancelled when
-it ends, so that the next one starts on a clean loop.
+A new loop per task, as `asyncio.run` makes, costs several times the task. The asyncio tasks that a
+coroutine started and did not wait for are cancelled when it ends, so that the next one starts on a
+clean loop.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ __all__ = ["OWN_FILES", "SharedLoop", "WorkerLoop", "without_own_frames"]
 log: logging.Logger = logging.getLogger(__name__)
 
 CLEANUP = 5.0
-"""Seconds that tasks left behind get to end after they were cancelled."""
+"""Seconds that the remaining tasks may take to end after they were cancelled."""
 
 _family: contextvars.ContextVar[set[asyncio.Task[Any]] | None] = contextvars.ContextVar(
     "rhapsody_family", default=None
@@ -37,13 +37,13 @@ _Outcome = tuple[Any, BaseException | None]
 
 _PACKAGE = os.path.dirname(os.path.dirname(__file__))
 OWN_FILES = tuple(os.path.join(_PACKAGE, part, "") for part in ("sdk", "backends"))
-"""The beginnings of the paths of core's code that tracebacks of a task are not to begin in."""
+"""Beginnings of the paths of core's code that tracebacks of a task must not begin in."""
 
 
 def without_own_frames(error: BaseException) -> BaseException:
     """Return an exception with a traceback that begins in the user's code.
 
-    The frames at its beginning that are a backend's of core or this package's are taken out.
+    The frames of core's backends and of this package at its beginning are removed.
     """
     return trimmed(error, OWN_FILES)
 
@@ -51,7 +51,7 @@ def without_own_frames(error: BaseException) -> BaseException:
 def _task_factory(
     loop: asyncio.AbstractEventLoop, coroutine: Coroutine[Any, Any, Any], **options: Any
 ) -> asyncio.Task[Any]:
-    """Makes a task and notes it with the user's coroutine that it came from."""
+    """Create a task, and record it for the user's coroutine that started it."""
     task = asyncio.Task(coroutine, loop=loop, **options)
     family = _family.get()
     if family is not None:
@@ -67,7 +67,7 @@ def _new_loop() -> asyncio.AbstractEventLoop:
 
 
 async def _end_family(family: set[asyncio.Task[Any]]) -> None:
-    """Cancels what a coroutine left behind and waits for it."""
+    """Cancel the tasks that a coroutine did not wait for, and wait for their ends."""
     left = set(family)
     for task in left:
         task.cancel()
@@ -88,10 +88,10 @@ def _run_until_done(loop: asyncio.AbstractEventLoop, task: asyncio.Task[Any]) ->
 
 
 class WorkerLoop:
-    """Runs one coroutine at a time, on the thread that asks for it.
+    """Loop that runs one coroutine at a time, on the calling thread.
 
-    For a worker whose thread does one task after the other. Between coroutines the loop
-    does not run. Not for a thread on which a loop runs already.
+    For a worker whose thread runs one task after the other. Between coroutines the loop does not
+    run. Not for a thread on which a loop runs already.
     """
 
     def __init__(self) -> None:
@@ -104,19 +104,20 @@ class WorkerLoop:
     ) -> Any:
         """Run a coroutine to its end; blocks the calling thread.
 
-        What the coroutine leaves behind on the loop is cancelled, and waited for a while.
+        The tasks that it leaves behind on the loop are cancelled, and waited for a while.
 
         Args:
-            coroutine: What to run.
-            started: Called with the loop and the task that runs the coroutine, before
-                its first step. With these another thread can cancel it:
+            coroutine: The coroutine.
+            started: Called with the loop and the task that runs the coroutine, before its first
+                step. With these another thread can cancel it:
                 `loop.call_soon_threadsafe(task.cancel)`.
 
         Returns:
-            What the coroutine returned.
+            The result of the coroutine.
 
         Raises:
-            BaseException: What it raised, `asyncio.CancelledError` where it was cancelled.
+            BaseException: The exception of the coroutine; `asyncio.CancelledError` if it was
+                cancelled.
         """
         if self._loop is None:
             self._loop = _new_loop()
@@ -153,7 +154,7 @@ class WorkerLoop:
 
 
 class SharedLoop:
-    """Runs many coroutines side by side, on one separate thread.
+    """Loop that runs many coroutines at the same time, on one separate thread.
 
     For coroutines that only wait; `call` and `stop` may be called on any thread, also by
     several threads at once.
@@ -207,9 +208,8 @@ class SharedLoop:
         """Start a coroutine; to be called on the loop's thread, see `call`.
 
         Args:
-            call: Makes the coroutine, called in `context`.
-            ended: Called on the loop's thread with what the coroutine returned, or
-                with what it raised.
+            call: Returns the coroutine; called in `context`.
+            ended: Called on the loop's thread with the coroutine's result and exception.
             context: The context to run it in.
 
         Returns:

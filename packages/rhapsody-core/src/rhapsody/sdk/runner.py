@@ -1,7 +1,7 @@
-"""Makes calls where their bytes arrive: the half of the call protocol that can be shipped.
+"""Worker's side of calls in other processes: the half of the call protocol that can be shipped.
 
-The other half, `rhapsody.sdk.calls`, packs a call and reads its outcome. A backend with a
-step of its own overrides that step of `Runner`.
+The other half, `rhapsody.sdk.calls`, packs a call and reads its outcome. A backend that needs
+another way for a step overrides that step of `Runner`.
 
 Functions of the program's own modules are pickled by name, and a worker that lives longer than the
 program may have an older version of such a module, or none. So the program sends the source of its
@@ -10,9 +10,9 @@ own modules (`rhapsody.sdk.modules`), each call names the versions that it was m
 be enough: modules hold locks and caches, classes must stay the same class from call to call, and a
 function may import a module when it runs.
 
-This file needs the standard library and cloudpickle only, so that it can be sent to where
-Rhapsody is not installed, and run there. What travels is of Python's own types, but for what
-is the user's, and begins with `PROTOCOL_VERSION`.
+This file needs the standard library and cloudpickle only, so that it can be sent to and run on
+machines without Rhapsody. Messages consist of built-in types, except for the user's own values, and
+begin with `PROTOCOL_VERSION`.
 """
 
 from __future__ import annotations
@@ -49,37 +49,37 @@ __all__ = [
 ]  # fmt: skip
 
 PROTOCOL_VERSION = 2
-"""Raised by each change after which one side of a call could not understand the other."""
+"""Increased by each change after which one side of a call could not read the other's messages."""
 
 RUNNER_FILE = __file__
 """This file, which can be sent to a worker without Rhapsody and run there."""
 
 KEPT = 1 << 20
-"""Bytes of output, and characters of a traceback, that an outcome holds at most."""
+"""Maximum number of bytes of output, and of characters of a traceback, in an outcome."""
 
 PLAIN = frozenset({type(None), bool, int, float, complex, str, bytes})
-"""Types whose values run nobody's code when they are unpacked."""
+"""Types whose values run no other code when they are unpickled."""
 
 
 class ProtocolVersionError(RuntimeError):
-    """The program and a worker speak different versions of the protocol."""
+    """The program and a worker use different versions of the protocol."""
 
 
 class CallSpec(NamedTuple):
-    """What a worker has to know of a task beside the call itself. Travels as a plain tuple.
+    """Data about a task that a worker needs in addition to the call. Sent as a plain tuple.
 
     Attributes:
         version: The `PROTOCOL_VERSION` of the program.
         uid: The attempt's uid.
         name: The task's name.
         attempt: Counted from 1.
-        sandbox: The task's directory, `None` where it has none.
+        sandbox: The task's directory, `None` if it has none.
         timeout: Seconds that the attempt may take, `None` without a limit.
-        cores: How many threads numeric libraries may use; 0 leaves them as they are.
+        cores: Number of threads for numeric libraries; 0 does not limit them.
         environment: Variables to set while it runs.
-        capture: What to do with its output, as in the task's description.
-        directory: Where files of the call's go, such as large output; `None` for nowhere.
-        more: What only the backend's own `Runner` reads; of Python's own types.
+        capture: The setting of the task's description.
+        directory: The directory for files of the call, such as large output; `None` for none.
+        more: Values for the backend's own `Runner`, of built-in types.
         modules: The program's own modules, or their first `REFERENCE` bytes if the worker has
             received them before; `None` if the program has none.
     """
@@ -99,16 +99,16 @@ class CallSpec(NamedTuple):
 
 
 class CallResult(NamedTuple):
-    """What came of a call. Travels as a plain tuple.
+    """Outcome of a call. Sent as a plain tuple.
 
     Attributes:
         version: The `PROTOCOL_VERSION` of the worker.
-        done: Whether the call returned.
-        payload: What it returned, or what it raised, packed.
-        plain: Whether the value is of a type whose values run nobody's code when unpacked.
-        stdout: What it printed, or the file that holds it; `None` where that is not kept.
-        stderr: The same of standard error.
-        sandbox: The directory that holds output of the call's, `None` where none does.
+        done: True if the call returned.
+        payload: Its pickled value or exception.
+        plain: True if unpickling the value runs no other code.
+        stdout: Its output, or the path of the file with the output; `None` if that is not kept.
+        stderr: The same for standard error.
+        sandbox: The directory that contains output of the call, `None` if there is none.
         host: The name of the machine that it ran on.
         pid: The id of the process that it ran in.
     """
@@ -125,10 +125,10 @@ class CallResult(NamedTuple):
 
 
 def require_version(version: int, sender: str, receiver: str) -> None:
-    """Refuse what the sender made by another version of the protocol than the receiver's.
+    """Check that the sender uses the receiver's version of the protocol.
 
     Raises:
-        ProtocolVersionError: It says which side is to be upgraded.
+        ProtocolVersionError: It does not; the message says which side must be upgraded.
     """
     if version != PROTOCOL_VERSION:
         older = receiver if version > PROTOCOL_VERSION else sender
@@ -139,12 +139,12 @@ def require_version(version: int, sender: str, receiver: str) -> None:
 
 
 class Output:
-    """Does nothing about a call's output; what does derives from it. For use in a `with`.
+    """Context manager that does not capture a call's output: the base of those that do.
 
     Attributes:
-        stdout: What was printed, or the file that holds it; `None` where that is not kept.
-        stderr: The same of standard error.
-        directory: The directory that holds some of it, `None` where none does.
+        stdout: The output, or the path of the file with it; `None` if it is not kept.
+        stderr: The same for standard error.
+        directory: The directory that contains some of it, `None` if there is none.
     """
 
     stdout: str | None = None
@@ -155,17 +155,17 @@ class Output:
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Finds what was printed."""
+        """Set the attributes."""
 
 
 class Runner:
-    """Makes calls where their bytes arrive. Override what your system does in its own way.
+    """Runner of calls on a worker. Override the steps that your system does in another way.
 
     Attributes:
-        worker: What a worker is called in messages.
-        place: Where a call is, in the same words.
-        cure: What a user can do about a result that cannot be pickled.
-        own_files: The beginnings of the paths of code that tracebacks are not to begin in.
+        worker: The name of a worker in messages.
+        place: The place of a call in messages, in the same words.
+        cure: The remedy for a result that cannot be pickled, for messages.
+        own_files: Beginnings of the paths of code that tracebacks must not begin in.
     """
 
     worker: str = "its worker"
@@ -176,7 +176,7 @@ class Runner:
     def run(self, packed: bytes) -> bytes:
         """Make a call that `rhapsody.sdk.calls.pack` packed, and return its outcome for `unpack`.
 
-        Whatever goes wrong is the outcome: nothing is raised.
+        An error becomes the outcome; nothing is raised.
         """
         try:
             *fields, call = loads(packed)
@@ -187,7 +187,7 @@ class Runner:
         return pickle.dumps(tuple(outcome), 5)
 
     def make(self, order: CallSpec, call: Any) -> CallResult:
-        """Make a call, which `load` takes, with all that is around it; nothing is raised."""
+        """Make a call for `load`, with its context and output; nothing is raised."""
         output = _none
         try:
             limit_threads(order.cores)
@@ -199,7 +199,7 @@ class Runner:
         return _outcome(done, payload, plain, output)
 
     def answer(self, name: str, call: Any) -> tuple[bool, Any, bool]:
-        """Make a call and nothing around it; see `CallResult` for what this returns."""
+        """Make a call, and return `done`, `payload` and `plain` of its `CallResult`."""
         try:
             function, args, kwargs = self.load(call)
         except BaseException as error:  # loading runs the objects' own code
@@ -239,26 +239,26 @@ class Runner:
             return pool.submit(contextvars.copy_context().run, asyncio.run, coroutine).result()
 
     def pack(self, value: Any) -> Any:
-        """Pack what a call returned, or raised."""
+        """Pickle the value or exception of a call."""
         return dumps(value)
 
     def unpack(self, payload: Any) -> Any:
-        """Undo `pack`."""
+        """Unpickle the result of `pack`."""
         return loads(payload)
 
     def pack_error(self, error: BaseException) -> Any:
-        """Pack what a call raised, with its traceback from the user's code on."""
+        """Pickle the exception of a call, with its traceback from the user's code on."""
         return pack_error(trimmed(error, self.own_files), self.pack, self.unpack)
 
     def refusal(self, name: str, value: Any, error: BaseException) -> Exception:
-        """Return the error for a task's result that cannot be packed, and why it cannot."""
+        """Return the error for a result that cannot be pickled, with the reason."""
         return TypeError(
             f"task {name!r}: its result ({type(value).__qualname__}) cannot be pickled back from "
             f"{self.worker}: {type(error).__name__}: {_text(error)}; {self.cure}"
         )
 
     def output(self, order: CallSpec) -> Output:
-        """Return what keeps a call's output: here, that of the whole process."""
+        """Return a context that keeps a call's output: here, that of the whole process."""
         return _none if order.capture is False else Captured(order)
 
     def modules(self, order: CallSpec) -> AbstractContextManager[Any]:
@@ -266,11 +266,11 @@ class Runner:
         return nullcontext() if order.modules is None else sent_modules().using(order.modules)
 
     def environment(self, order: CallSpec) -> AbstractContextManager[Any]:
-        """Return what sets the call's variables."""
+        """Return a context that sets the call's variables."""
         return Environment(order.environment)
 
     def context(self, order: CallSpec) -> AbstractContextManager[Any]:
-        """Return what makes `rhapsody.current_task()` work, where that is installed."""
+        """Return a context in which `rhapsody.current_task()` works, if that is installed."""
         try:
             from rhapsody.context import TaskContext, task_context
         except ImportError:
@@ -279,7 +279,7 @@ class Runner:
 
 
 def known(order: CallSpec) -> dict[str, Any]:
-    """Return what a running task can know of itself: the arguments of its `TaskContext`."""
+    """Return the arguments of the `TaskContext` of a call."""
     return {
         "uid": order.uid,
         "name": order.name,
@@ -445,7 +445,7 @@ class SentModules:
         if stale:
             self._forget(name for name in here if name not in in_use)
         elif program not in self._held:
-            # What they computed at import, from a file say, is that of an earlier program.
+            # Their import may have computed values, for example from files, for an earlier program.
             earlier = {name for held in self._held.values() for name in held.sources} - in_use
             self._forget(name for name in here if name in earlier and sources[name].text)
         if program not in self._held:
@@ -579,7 +579,7 @@ def _short(source: Source | None) -> str:
 
 
 def _others(sources: Mapping[str, Source]) -> list[str]:
-    """Modules from the directories of a program's own modules that were not sent.
+    """Return modules from the directories of a program's own modules that were not sent.
 
     They were imported by computed names, perhaps for an older program.
     """
@@ -595,7 +595,7 @@ def _others(sources: Mapping[str, Source]) -> list[str]:
 
 
 def _root(name: str, file: str | None, package: bool) -> str | None:
-    """The directory that a module's outermost package is in."""
+    """Return the directory that contains a module's outermost package."""
     if file is None:
         return None
     parts = Path(file).parts[: -1 - name.count(".") - package]
@@ -618,7 +618,7 @@ def process_began() -> int | None:
 
 
 class Environment:
-    """Sets variables while a call runs, before anything of it is imported."""
+    """Context manager that sets variables while a call is unpickled and runs."""
 
     def __init__(self, variables: Mapping[str, str]) -> None:
         self._variables = variables
@@ -636,9 +636,9 @@ class Environment:
 
 
 class Captured(Output):
-    """Keeps what this process and the programs that it starts print: one call at a time.
+    """Context manager that keeps the output of this process and its programs, for one call.
 
-    With `capture="files"` that goes to `<uid>.out` and `<uid>.err` in the order's directory.
+    With `capture="files"` it goes to `<uid>.out` and `<uid>.err` in the order's directory.
     """
 
     directory: str | None
@@ -660,7 +660,7 @@ class Captured(Output):
         self._undo.close()
 
     def _redirect(self, number: int, name: str) -> Callable[[], None]:
-        """Sends an output of the process to a file; returns what ends that."""
+        """Redirect an output of the process to a file; return the function that ends that."""
         former = getattr(sys, name)
         if former is not None:
             former.flush()
@@ -676,7 +676,7 @@ class Captured(Output):
         setattr(sys, name, stream)
 
         def restore() -> None:
-            with suppress(Exception):  # the call may have closed it, or put another there
+            with suppress(Exception):  # the call may have closed or replaced it
                 getattr(sys, name).flush()
             stream.close()
             setattr(sys, name, former)
@@ -699,9 +699,9 @@ _threads: int | None = None
 
 
 def limit_threads(cores: int) -> None:
-    """Tell numeric libraries that are loaded already about another number of cores, 0 for none.
+    """Set the number of threads of numeric libraries that are already loaded; 0 changes nothing.
 
-    They read the variables only once. Needs threadpoolctl, which scikit-learn brings.
+    They read the variables only once. Needs threadpoolctl, which scikit-learn installs.
     """
     global _threads
     if cores == 0 or cores == _threads:
@@ -756,7 +756,7 @@ _own = _Own()
 
 
 def loads(packed: Any) -> Any:
-    """Undo `dumps`."""
+    """Unpickle the result of `dumps`."""
     return pickle.loads(packed)  # noqa: S301 - from the other side of the call
 
 
@@ -765,12 +765,12 @@ def pack_error(
     pack: Callable[[Any], Any] = dumps,
     unpack: Callable[[Any], Any] = loads,
 ) -> Any:
-    """Pack an exception, of its own type wherever that can be had.
+    """Pickle an exception, with its own type if possible.
 
     Args:
         error: The exception.
-        pack: What to pack with. What it refuses stays behind.
-        unpack: Undoes `pack`.
+        pack: The function to pickle with. Attributes that it refuses are omitted.
+        unpack: The inverse of `pack`.
     """
     kind, text = type(error), _formatted(error)[-KEPT:]
     state = {key: value for key, value in _vars(error).items() if _packs(pack, value)}
@@ -794,11 +794,11 @@ def pack_error(
 
 
 def made(way: str, data: Any) -> BaseException:
-    """Return the exception that `pack_error` packed, made in the way that it found."""
+    """Return the exception that `pack_error` packed, created in the way that it found."""
     error: BaseException
     if way == "itself":
         error = data
-    elif way == "words":  # it could not be had: the program has an error of its own for it
+    elif way == "words":  # its type cannot be sent: the program has another error for that
         error = RuntimeError(data)
     elif way == "called":
         kind, args = data
@@ -808,18 +808,18 @@ def made(way: str, data: Any) -> BaseException:
         error = kind(message, [made(*loads(member)[:2]) for member in members])
     else:
         kind, args, state = data
-        error = kind.__new__(kind, *args)  # not its `__init__`, which may want others
+        error = kind.__new__(kind, *args)  # not its `__init__`, which may need others
         BaseException.__setattr__(error, "args", args)
         _vars(error).update(state)
     return error
 
 
 def trimmed(error: BaseException, own_files: tuple[str, ...] = (__file__,)) -> BaseException:
-    """Return the exception with a traceback that does not begin in files of ours."""
+    """Return the exception with a traceback that does not begin in our own files."""
     trace = _slot("__traceback__", error)
     while trace is not None and trace.tb_frame.f_code.co_filename.startswith(own_files):
         trace = trace.tb_next
-    # A TypeError for wrong arguments has no frame of the user's at all.
+    # A TypeError for wrong arguments has no frame of the user.
     return BaseException.with_traceback(error, trace)
 
 
@@ -835,16 +835,16 @@ def _group(group: Any) -> Any:
 
 
 def _formatted(error: BaseException) -> str:
-    """The text of an exception with its traceback."""
+    """Return the text of an exception with its traceback."""
     try:
         return "".join(traceback.format_exception(error))
     except BaseException:  # formatting runs the exception's own code
         return "".join([*traceback.format_tb(_slot("__traceback__", error)), _in_words(error)])
 
 
-# Exceptions may be of a class that forbids setting attributes, a frozen dataclass say, or that
-# raises when it is looked at in any other way. These ask nothing of the object itself, as do
-# those of `rhapsody.errors`, which need not be here.
+# The class of an exception may forbid setting attributes, as a frozen dataclass does, or may raise
+# when the exception is inspected. These functions run no code of the object, like those of
+# `rhapsody.errors`, which may not be installed here.
 
 
 def _in_words(error: BaseException) -> str:
@@ -873,7 +873,7 @@ def _add_note(error: BaseException, note: str) -> None:
 
 
 def main(order: str, outcome: str) -> None:
-    """Make a call whose bytes are in one file, and put its outcome into another."""
+    """Make a call whose bytes are in one file, and write its outcome to another."""
     part = Path(f"{outcome}.part")
     part.write_bytes(Runner().run(Path(order).read_bytes()))
     part.replace(outcome)

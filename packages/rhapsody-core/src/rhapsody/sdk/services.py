@@ -97,17 +97,10 @@ def parse_ready(ready: Any) -> Ready:
         return Ready("tcp", FREE)
     if isinstance(ready, str):
         kind, colon, text = ready.partition(":")
-        with suppress(ValueError):  # of a bad pattern, port or name
+        with suppress(ValueError, re.error):  # of a bad pattern, port or name
             if colon and text and kind in _PARSERS:
                 return Ready(kind, _PARSERS[kind](text))
     raise ValueError(f"ready must be {FORMS}, got {ready!r}")
-
-
-def _pattern(text: str) -> re.Pattern[str]:
-    try:
-        return re.compile(text, re.MULTILINE)
-    except re.error as error:
-        raise ValueError(str(error)) from error
 
 
 def _port(text: str) -> int:
@@ -118,7 +111,7 @@ def _port(text: str) -> int:
 
 
 _PARSERS: dict[str, Callable[[str], Any]] = {
-    "stdout": _pattern,
+    "stdout": partial(re.compile, flags=re.MULTILINE),
     "file": plain_name,
     "tcp": _port,
 }

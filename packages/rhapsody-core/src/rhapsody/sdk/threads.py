@@ -169,25 +169,21 @@ class Mailbox(Generic[T]):
         deliver: Called with each item, in the order of `put` for each thread. An
             exception goes to the loop's exception handler, and the other items
             are delivered all the same.
-
-    Attributes:
-        lost: How many items were dropped because the loop was closed.
     """
 
-    __slots__ = ("_deliver", "_items", "_loop", "_woken", "lost")
+    __slots__ = ("_deliver", "_items", "_loop", "_woken")
 
     def __init__(self, loop: asyncio.AbstractEventLoop, deliver: Callable[[T], object]) -> None:
         self._loop = loop
         self._deliver = deliver
         self._items: deque[T] = deque()
         self._woken = False
-        self.lost: int = 0
 
     def __len__(self) -> int:
         return len(self._items)
 
     def put(self, item: T) -> None:
-        """Add an item from any thread. If the loop is closed, count it as lost."""
+        """Add an item from any thread; without effect if the loop is closed."""
         self._items.append(item)
         if self._woken:
             return
@@ -198,7 +194,7 @@ class Mailbox(Generic[T]):
             self._loop.call_soon_threadsafe(self.drain)
         except RuntimeError:  # the loop is closed
             self._woken = False
-            self._drop()
+            self._items.clear()
 
     def drain(self) -> None:
         """Deliver items for about 5 ms, and schedule the rest for the loop's next iteration.
@@ -229,11 +225,3 @@ class Mailbox(Generic[T]):
             if items and not self._woken:
                 self._woken = True
                 self._loop.call_soon(self.drain)
-
-    def _drop(self) -> None:
-        while True:
-            try:
-                self._items.popleft()
-            except IndexError:
-                return
-            self.lost += 1

@@ -13,17 +13,18 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
-from time import monotonic, perf_counter, time
+from time import monotonic, perf_counter
 from typing import Any
 
+from rhapsody.aio import wait_through
 from rhapsody.backends.base import Capabilities, ManagedBackend
 from rhapsody.backends.local.jobs import (
     ONE_FUNCTION,
     HostResources,
     Job,
+    JobRunner,
     Queue,
     Request,
-    Runner,
     Slots,
     host_resources,
     no_environment,
@@ -58,28 +59,26 @@ THREADS = Capabilities(
     captures_output=True,
     reports_running=True,
 )
-"""Functions on threads: a function that runs cannot be stopped, a coroutine can.
+"""Functions on threads: a running function cannot be stopped, a coroutine can.
 
-Executables are bound to their cores and GPUs by variables; functions on threads
-share the program's own variables, and are only counted.
+Executables are bound to their cores and GPUs by variables; functions on threads share the
+variables of the program, and are only counted.
 """
 
 PROCESSES = replace(THREADS, cancel_functions="running")
 """Functions in worker processes: everything can be stopped, and is bound by variables."""
 
 EXECUTOR = replace(THREADS, cancel_async_functions="queued")
-"""Functions on an executor that the user brings: what runs there cannot be stopped."""
+"""Functions on a user's executor: running ones cannot be stopped."""
 
 
-class Executables:
+class Executables(JobRunner):
     """Runner of executable tasks and services.
 
     Args:
         deliver: Called on the loop with each job that has ended.
         announce: Called on the loop with each job whose program was started; for a service that
-            will signal its readiness, also with the function that takes the engine's future.
-        sandbox: Returns the sandbox of a task whose description names none.
-        gpus: All GPUs of the backend.
+            signals its readiness, also with the function that registers the engine's future.
         grace: Seconds between asking a program to end and killing it.
         reaper: Kills the programs if this process is killed.
     """
@@ -91,15 +90,11 @@ class Executables:
         self,
         deliver: Callable[[Job], object],
         announce: Callable[[Job, Callable[..., None] | None], object],
-        sandbox: Callable[[str], str],
-        gpus: tuple[str, ...],
         grace: float,
         reaper: Reaper,
     ) -> None:
         self._deliver = deliver
         self._announce = announce
-        self._sandbox = sandbox
-        self._gpus = gpus
         self._grace = grace
         self._launch = partial(Program, reaper=reaper)
         self._tasks: set[asyncio.Task[None]] = set()
@@ -112,10 +107,7 @@ class Executables:
             readiness = Readiness()
             start = partial(TaskService, ready=readiness.set)
             attach = None if job.task.get("ready") is None else readiness.attach
-        job.task["sandbox"] = make_sandbox(job.task.get("sandbox") or self._sandbox(job.uid))
-        environment = job.environment(self._gpus)
-        job.handle = program = start(job.task, environment, launch=self._launch)
-        job.pid = program.pid
+        job.handle = program = start(job.task, job.environment(), launch=self._launch)
         job.worker = f"process {program.pid}"
         task = asyncio.create_task(self._finish(job, program))
         self._tasks.add(task)
@@ -123,16 +115,13 @@ class Executables:
         self._announce(job, attach)
 
     def cancel(self, job: Job) -> None:
-        """Asks the program's group to end, and ends it by force after the grace period."""
+        """Terminate the program's group, and kill it after the grace period."""
         job.cancelled = True
         if job.handle is not None:
             job.handle.terminate(self._grace)
 
-    def ended(self, job: Job) -> None:
-        """Nothing to note."""
-
     async def stop(self) -> None:
-        """Waits until nothing is left to do for jobs that have ended."""
+        """Wait until all ended jobs were delivered."""
         if self._tasks:
             await asyncio.wait(self._tasks)
 
@@ -145,10 +134,10 @@ class Executables:
 
 
 def check_shell(task: TaskDescription) -> None:
-    """Raise where a task's setting `shell` is not what its command says.
+    """Check that a task's setting `shell` matches its command.
 
     Raises:
-        ValueError: It says what to write instead.
+        ValueError: It does not; the message says what to write instead.
     """
     wanted = task["task_backend_specific_kwargs"].get("shell")
     by_shell = "arguments" not in task
@@ -167,31 +156,31 @@ ONE_SERVICE = Request(cores=0, endless=True)
 
 
 class LocalExecutionBackend(SharedSandboxes, ManagedBackend):
-    """Runs tasks on this machine.
+    """Backend that runs tasks on this machine.
 
-    Functions run on `executor`. Executables are programs in process groups of their
-    own, on every executor. Tasks get slots first come, first served; one that does not
-    fit yet holds back those behind it, except behind services (`backends/local/jobs.py`).
-    A service that names no resources takes no slot, since it mostly waits.
+    Functions run on `executor`. Executables run in separate process groups, on every executor.
+    Tasks receive slots first come, first served; one that does not fit yet holds back those behind
+    it, except behind services (`backends/local/jobs.py`). A service that requests no resources
+    takes no slot because it mostly waits.
 
-    In threads a running function cannot be stopped: it goes on, unless it looks at
-    `current_task().cancelled`, and its slot stays taken. Everything else can be
-    stopped. A coroutine function with `cores=0` shares one thread with its like.
+    On threads a running function cannot be stopped: it continues unless it checks
+    `current_task().cancelled`, and its slot stays taken. Everything else can be stopped. All
+    coroutine functions with `cores=0` share one thread.
 
-    A sandbox holds what a task printed in `.rhapsody.stdout` and `.rhapsody.stderr`:
-    all of it for an executable, what exceeds 1 MiB for a function.
+    The output of a task is in `.rhapsody.stdout` and `.rhapsody.stderr` of its sandbox: all of it
+    for an executable, and if it exceeds 1 MiB for a function.
 
     Args:
         executor: `"thread"` (the default), `"process"`, or an executor of
-            `concurrent.futures`, which stays the caller's to shut down.
-        resources: What tasks can be given: `cores`, `gpus` (a number, or a list of
-            devices), `memory` (bytes or text such as `"8 GiB"`; only counted), `workers` (function
-            tasks at once; as many as a given executor has, else as there are cores) and
-            `walltime` (seconds until it ends, from its start, in place of those of the batch job
-            that this runs in). What is not given is found out; there are at least as many
-            cores as workers unless `cores` says otherwise.
-        grace: Seconds between SIGTERM and SIGKILL for what is stopped.
-        name: What it is called in an engine; default `"local"`.
+            `concurrent.futures`, which the caller shuts down.
+        resources: Resources for tasks: `cores`, `gpus` (a number, or a list of devices), `memory`
+            (bytes or text such as `"8 GiB"`; only counted), `workers` (maximum number of function
+            tasks at the same time; default: the size of a given executor, otherwise the number of
+            cores) and `walltime` (seconds from its start until it ends; default: those of the
+            batch job that this runs in). The others are detected; without `cores` there are at
+            least as many cores as workers.
+        grace: Seconds between SIGTERM and SIGKILL when a task is stopped.
+        name: Its name in an engine; default `"local"`.
 
     Attributes:
         thread_grace: Seconds that `shutdown` waits for functions in threads.
@@ -215,7 +204,7 @@ class LocalExecutionBackend(SharedSandboxes, ManagedBackend):
     ) -> None:
         super().__init__(name=name)
         self._executor = _checked(executor)
-        # An executor that says how many workers it has says it so.
+        # The executors of the standard library have this attribute.
         size = getattr(self._executor, "_max_workers", None)
         self.machine: HostResources = host_resources(
             resources, workers=size if isinstance(size, int) else None
@@ -233,22 +222,21 @@ class LocalExecutionBackend(SharedSandboxes, ManagedBackend):
         self._pumping = False
         self._mailbox: Mailbox[Job] | None = None
         self._progress: asyncio.Event | None = None
-        self._capturing = False
         self._threads: ThreadWorkers | None = None
         self._processes: Any = None
 
     def seconds_left(self, task: Any = None) -> float | None:
-        """How long a task could run before the walltime is over, `None` where there is none."""
+        """Return how long a task could run before the walltime ends, `None` if there is none."""
         return None if self._ends is None else max(0.0, self._ends - monotonic())
 
     def cores_in_use(self) -> tuple[float, int]:
-        """How many cores tasks use now, and how many there are to give."""
+        """Return the number of cores that tasks use now, and of all cores."""
         return self._slots.cores_in_use, self.machine.cores
 
-    # Life.
+    # Starting and stopping.
 
     async def start(self) -> None:
-        """Starts what tasks run on."""
+        """Start the runners of tasks."""
         self._loop = asyncio.get_running_loop()
         walltime = self.machine.walltime
         walltime = super().seconds_left() if walltime is None else walltime
@@ -257,22 +245,19 @@ class LocalExecutionBackend(SharedSandboxes, ManagedBackend):
         states = self.get_task_states_map()
         self._running, self._done = states.RUNNING, states.DONE
         self._failed, self._canceled = states.FAILED, states.CANCELED
-        put, gpus = mailbox.put, self.machine.gpus
+        put = mailbox.put
         self._shared = SharedThread(put, "rhapsody-waiters")
         self._reaper = Reaper()
-        self._executables = Executables(
-            self._ended, self._announce, self.own_sandbox, gpus, self.grace, self._reaper
-        )
+        self._executables = Executables(self._ended, self._announce, self.grace, self._reaper)
+        streams.acquire()
         self._mailbox = mailbox  # from here on there is something to stop
-        self._functions: Runner
+        self._functions: JobRunner
         if isinstance(self._executor, Executor):
-            self._functions = ExecutorWorkers(put, self._executor, gpus)
+            self._functions = ExecutorWorkers(put, self._executor)
         elif self._executor == "process":
             await self._start_processes()
         else:
             self._functions = self._threads = ThreadWorkers(put, self._successor, "rhapsody-worker")
-        streams.acquire()
-        self._capturing = True
 
     async def _start_processes(self) -> None:
         from rhapsody.backends.local.processes import ProcessWorkers
@@ -282,19 +267,16 @@ class LocalExecutionBackend(SharedSandboxes, ManagedBackend):
             self._announce,
             self._next_short,
             self._taken_back,
-            self.machine.gpus,
             self.grace,
         )
         opening = asyncio.ensure_future(in_thread(self._processes.open))
-        try:
-            await asyncio.shield(opening)
-        except asyncio.CancelledError:
-            await asyncio.wait([opening])  # what is half open cannot be closed
-            raise
+        if await wait_through(opening, lambda: None):  # what is half open cannot be closed
+            raise asyncio.CancelledError
+        opening.result()
         self._processes.listen()
 
     async def stop(self) -> None:
-        """Stops every task and gives back threads, processes and files."""
+        """Stop every task and release threads, processes and files."""
         if self._mailbox is None:
             return
         self._progress = asyncio.Event()
@@ -313,12 +295,10 @@ class LocalExecutionBackend(SharedSandboxes, ManagedBackend):
         self._shared.stop(self.thread_grace)
         if self._threads is not None:
             self._threads.stop(self.thread_grace)
-        if self._capturing:
-            self._capturing = False
-            streams.release()
+        streams.release()
 
     async def _wait_for_ends(self) -> None:
-        """Waits for what was told to stop, as long as that can take."""
+        """Wait for the ends of tasks that were stopped, as long as that can take."""
         assert self._progress is not None
         begin = monotonic()
         while self.open_tasks:
@@ -338,13 +318,13 @@ class LocalExecutionBackend(SharedSandboxes, ManagedBackend):
 
     @property
     def still_running(self) -> list[str]:
-        """The uids of tasks that have not ended; after `shutdown`, what could not be stopped."""
+        """The uids of tasks that have not ended; after `shutdown`, those that cannot be stopped."""
         return list(self.open_tasks)
 
     # Tasks in.
 
     async def submit_tasks(self, tasks: Sequence[TaskDescription]) -> None:
-        """Starts the tasks that fit and queues the others; returns at once."""
+        """Start the tasks that fit, queue the others, and return immediately."""
         admitted = self.admit(tasks)
         streams.ensure()
         self._sandboxes = self.session.directory("")
@@ -353,21 +333,19 @@ class LocalExecutionBackend(SharedSandboxes, ManagedBackend):
             job = self._job(task)
             if job is None:
                 continue
-            gpus = None if self._queue else self._slots.take(job.request)
-            if gpus is None:
+            if self._queue or not self._slots.take(job):
                 self._queue.push(job)
                 queued = True
             else:
-                job.gpus = gpus
                 self._start_job(job)
         if queued:
             self._pump()
 
     async def cancel_task(self, uid: str) -> bool:
-        """Cancels a task; `False` for one that is unknown or has ended.
+        """Cancel a task; return `False` if it is unknown or has ended.
 
-        One that waits is cancelled at once. For one that runs the terminal state
-        follows when it has ended.
+        A waiting task is cancelled immediately. The terminal state of a running task follows when
+        it has ended.
         """
         job: Job | None = self.open_tasks.get(uid)
         if job is None:
@@ -385,9 +363,10 @@ class LocalExecutionBackend(SharedSandboxes, ManagedBackend):
             job.runner.cancel(job)
 
     def _job(self, task: TaskDescription) -> Job | None:
-        """A job for the task, or `None` where the task has been reported as failed."""
+        """Return a job for the task, or `None` if the task was reported as failed."""
         uid, resources = task["uid"], task.get("resources")
         job = self.open_tasks[uid] = Job(task, uid, ONE_FUNCTION, self._functions)
+        job.gpus = () if self.machine.gpus else None
         plain = task["function"] is not None and resources is None and not task["is_service"]
         if plain and "environment" not in task:
             return job
@@ -406,11 +385,11 @@ class LocalExecutionBackend(SharedSandboxes, ManagedBackend):
         return job
 
     def _route(self, job: Job, resources: Resources | None) -> None:
-        """Decides what runs a job and what it takes.
+        """Choose the runner and the request of a job.
 
         Raises:
             CapabilityError: This backend cannot run it.
-            ValueError: `ready` or a resource is malformed, or `shell` is not what its command says.
+            ValueError: `ready` or a resource is malformed, or `shell` does not match its command.
             TypeError: The same.
         """
         task, resources = job.task, Resources.of(resources)
@@ -445,7 +424,7 @@ class LocalExecutionBackend(SharedSandboxes, ManagedBackend):
             job.request = _request(resources) if resources else ONE_PROGRAM
 
     def _start_job(self, job: Job) -> None:
-        """Hands a job that has its slots to what runs it."""
+        """Pass a job that has its slots to its runner."""
         assert self._mailbox is not None
         try:
             self._prepare(job)
@@ -459,9 +438,9 @@ class LocalExecutionBackend(SharedSandboxes, ManagedBackend):
             self._announce(job)
 
     def _successor(self, job: Job) -> Job | None:
-        """A job for the thread of one that has come back, with its slots; on that thread."""
+        """Return the next job for the thread and slots of one that has ended. On that thread."""
         if self._loop.is_closed():
-            return None  # nobody would hear of it
+            return None  # its end could not be reported
         successor = self._queue.take_over(job.request)
         if successor is not None:
             successor.given = True
@@ -469,33 +448,27 @@ class LocalExecutionBackend(SharedSandboxes, ManagedBackend):
                 self._prepare(successor)
             except Exception as error:  # one task's problem, such as a full disk
                 successor.error = error
-                successor.announced = True  # as far as it comes
+                successor.announced = True  # it does not start
         return successor
 
     def _prepare(self, job: Job) -> None:
-        """Sees to what a job needs before it begins; any thread. May raise, which fails the job."""
+        """Prepare a job's sandbox and context. Any thread. An exception fails the job."""
         task = job.task
         if self._ends is not None:
             self._require_time(task)
-        if task["function"] is not None:
-            sandbox, timeout = task.get("sandbox"), task.get("timeout")
-            capture = task.get("capture", True)
-            if sandbox or capture == "files":
-                sandbox = task["sandbox"] = make_sandbox(sandbox or self.own_sandbox(job.uid))
+        sandbox, function = task.get("sandbox"), task["function"]
+        capture = task.get("capture", True)
+        if sandbox or function is None or capture == "files":
+            sandbox = task["sandbox"] = make_sandbox(sandbox or self.own_sandbox(job.uid))
+        if function is not None:
             job.spill = sandbox or self._sandboxes + job.uid
             if job.runner is self._processes:
                 return
-            job.context = TaskContext(
-                uid=job.uid,
-                name=task["name"],
-                attempt=task.get("attempt", 1),
-                sandbox=sandbox,
-                deadline=None if timeout is None else time() + timeout,
-            )
+            job.context = TaskContext.of(task)
             job.recorder = None if capture is False else Recorder(job.spill, capture)
 
     def _next_short(self, before: Job) -> tuple[Job, bytearray] | None:
-        """Takes the next job where it may wait in a worker process for the slots of another."""
+        """Take the next job if it may wait in a worker process for the slots of another."""
         job = self._queue.first()
         if job is None or job.request is not before.request:
             return None
@@ -504,24 +477,24 @@ class LocalExecutionBackend(SharedSandboxes, ManagedBackend):
                 return None
             self._prepare(job)
             call = self._processes.frame(job)
-        except Exception:  # which it tells when it has its slots
+        except Exception:  # raised again when it has its slots
             return None
         self._queue.take_over(job.request)
         job.given = True
         return job, call
 
     def _taken_back(self, jobs: list[Job]) -> None:
-        """Puts jobs that have waited in a worker process where they were, before all others."""
+        """Return jobs that waited in a worker process to their places in the queue."""
         for job in jobs:
             job.given = False
         self._queue.put_back(jobs)
         self._pump_soon()
 
     def _require_time(self, task: TaskDescription) -> None:
-        """Raises where a task that has waited for its slots would not end in time.
+        """Check that a task that has waited for its slots would end in time.
 
         Raises:
-            InsufficientWalltimeError: The engine may have another backend for it.
+            InsufficientWalltimeError: It would not. The engine may have another backend for it.
         """
         needs, left = time_needed(task), self.seconds_left()
         if needs is not None and left is not None and needs > left:
@@ -532,7 +505,7 @@ class LocalExecutionBackend(SharedSandboxes, ManagedBackend):
             )  # fmt: skip
 
     def _pump(self) -> None:
-        """Starts what can start, for about 5 ms."""
+        """Start jobs that fit, for about 5 ms."""
         end = perf_counter() + TURN
         while self._queue:
             if perf_counter() > end:
@@ -555,7 +528,7 @@ class LocalExecutionBackend(SharedSandboxes, ManagedBackend):
     # States out.
 
     def _announce(self, job: Job, attach: Callable[..., None] | None = None) -> None:
-        """Reports that a job runs, once; for a service that will say when it is ready, how."""
+        """Report that a job runs, once; `attach` registers the future for a service's readiness."""
         if not (job.announced or job.over):
             job.announced = True
             if job.worker is not None:
@@ -563,7 +536,7 @@ class LocalExecutionBackend(SharedSandboxes, ManagedBackend):
             self.report_state(job.task, self._running, attach)
 
     def _ended(self, job: Job) -> None:
-        """Reports a job that came back, and starts what its slots allow. On the loop."""
+        """Report a job that has ended, and start jobs in its slots. On the loop."""
         if job.over:
             return
         task, successor = job.task, job.successor
@@ -577,7 +550,7 @@ class LocalExecutionBackend(SharedSandboxes, ManagedBackend):
         if job.worker is not None:
             task["worker"] = job.worker
         if successor is None:
-            self._slots.release(job.request, job.gpus)
+            self._slots.release(job)
         raised = job.error
         if job.cancelled or (raised is not None and isinstance(raised, asyncio.CancelledError)):
             self._end(job, self._canceled)
@@ -593,7 +566,7 @@ class LocalExecutionBackend(SharedSandboxes, ManagedBackend):
             self._pump()
 
     def _end(self, job: Job, state: Any) -> None:
-        """Reports a job's terminal state and forgets it."""
+        """Report a job's terminal state and forget it."""
         task, error = job.task, job.error
         if state == self._failed and error is not None:
             task["exception"] = error
@@ -606,7 +579,7 @@ class LocalExecutionBackend(SharedSandboxes, ManagedBackend):
 
 
 ConcurrentExecutionBackend = LocalExecutionBackend
-"""The name the local backend has elsewhere."""
+"""Name of the local backend in other projects."""
 
 
 def _checked(executor: Any) -> str | Executor:

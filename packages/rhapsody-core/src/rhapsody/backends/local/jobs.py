@@ -20,12 +20,13 @@ import itertools
 import os
 import re
 import threading
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from rhapsody.context import TaskContext
 from rhapsody.errors import CapabilityError
@@ -201,32 +202,34 @@ class Slots:
             return f"it asks for {request.memory} bytes of memory, there are {machine.memory}"
         return None
 
-    def take(self, request: Request) -> tuple[str, ...] | None:
-        """Assign resources; return the GPUs, or `None` if the resources are not free."""
+    def take(self, job: Job) -> bool:
+        """Assign resources to a job; return `False` if they are not free."""
+        request = job.request
         if request.workers > self._workers or not self.fits(request):  # the first decides mostly
-            return None
+            return False
         self._cores = round(self._cores - request.cores, 3)
         self._workers -= request.workers
         if self._memory is not None:
             self._memory -= request.memory
         if request.endless:
             self._endless.append(request)
-        if not request.gpus:
-            return ()
-        gpus, self._gpus = self._gpus[: request.gpus], self._gpus[request.gpus :]
-        return tuple(gpus)
+        if request.gpus:
+            job.gpus = tuple(self._gpus[: request.gpus])
+            self._gpus = self._gpus[request.gpus :]
+        return True
 
-    def release(self, request: Request, gpus: tuple[str, ...]) -> None:
+    def release(self, job: Job) -> None:
         """Release resources that `take` has assigned."""
+        request = job.request
         self._cores = round(self._cores + request.cores, 3)
         self._workers += request.workers
         if self._memory is not None:
             self._memory += request.memory
         if request.endless:
             self._endless.remove(request)
-        if gpus:
+        if job.gpus:
             order = self.machine.gpus
-            self._gpus = sorted([*self._gpus, *gpus], key=order.index)
+            self._gpus = sorted([*self._gpus, *job.gpus], key=order.index)
 
     @property
     def cores_in_use(self) -> float:
@@ -328,7 +331,7 @@ class Queue:
             item = line[0]
             if not item.waits:
                 line.popleft()
-            elif self._take(item):
+            elif self._slots.take(item):
                 return line.popleft()
             elif self._slots.waits_for_service(item.request):
                 self._passed.append(line.popleft())
@@ -363,18 +366,11 @@ class Queue:
         waiting = [item for item in items if self.withdraw(item)]
         return sorted(waiting, key=lambda item: item.number)
 
-    def _take(self, item: Job) -> bool:
-        gpus = self._slots.take(item.request)
-        if gpus is None:
-            return False
-        item.gpus = gpus
-        return True
-
     def _pop_passed(self) -> tuple[Job | None, bool]:
         """Return a job that others passed, and whether others must wait for one of them now."""
         self._passed = [item for item in self._passed if item.waits]
         for index, item in enumerate(self._passed):
-            if self._take(item):
+            if self._slots.take(item):
                 return self._passed.pop(index), False
             if not self._slots.waits_for_service(item.request):
                 return None, True
@@ -398,7 +394,7 @@ class Job:
         request: The resources that it needs.
         runner: The runner of its kind.
         number: Its place in the queue.
-        gpus: The GPUs that are assigned to it.
+        gpus: The GPUs that are assigned to it; `None` if the backend has none.
         context: Its `TaskContext`, set when it starts.
         spill: The directory for large output of a function, created when needed.
         recorder: The recorder of its output, for a function in this process.
@@ -412,8 +408,7 @@ class Job:
         error: The exception that the function raised, or that prevented the job from running.
         failed: True if an executable failed; then there is no exception.
         handle: The runner's own reference to what runs.
-        pid: The process that runs it, if known.
-        worker: The same for messages.
+        worker: The thread or process that runs it, for messages.
         attempts: Number of worker processes that ended before one started its call.
         call: Its pickled call for a worker process.
         modules: The program's own modules for its call, see `CallSpec.modules`.
@@ -423,9 +418,9 @@ class Job:
     task: TaskDescription
     uid: str
     request: Request
-    runner: Runner
+    runner: JobRunner
     number: int = 0
-    gpus: tuple[str, ...] = ()
+    gpus: tuple[str, ...] | None = None
     context: TaskContext | None = None
     recorder: Recorder | None = None
     spill: str = ""
@@ -439,7 +434,6 @@ class Job:
     error: BaseException | None = None
     failed: bool = False
     handle: Any = None
-    pid: int | None = None
     worker: str | None = None
     attempts: int = 0
     call: Call | None = None
@@ -455,35 +449,38 @@ class Job:
         calls.report(self.task, outcome)
         self.value, self.error = calls.result(self.task, outcome, unpack)
 
-    def environment(self, all_gpus: tuple[str, ...]) -> dict[str, str]:
+    def environment(self) -> dict[str, str]:
         """Return the environment variables for a separate process.
 
         If the backend has GPUs, a task that requests none sees none.
         """
-        gpus = self.gpus if all_gpus else None
-        return task_environment(self.task, cores=self.request.cores, gpus=gpus)
+        return task_environment(self.task, cores=self.request.cores, gpus=self.gpus)
 
 
-class Runner(Protocol):
+class JobRunner(ABC):
     """A part of the backend that runs jobs of some kind.
 
     All methods are called on the engine's loop. A runner puts jobs that have ended into the
     backend's mailbox.
+
+    Attributes:
+        announces: True if it reports when a job starts; otherwise a job counts as running after
+            `run`.
+        stoppable: True if it can stop running jobs.
     """
 
-    announces: bool
-    """True if it reports when a job starts; otherwise a job counts as running after `run`."""
+    announces = False
+    stoppable = False
 
-    stoppable: bool
-    """True if it can stop running jobs."""
-
+    @abstractmethod
     def run(self, job: Job) -> None:
         """Start a job. An exception fails the job."""
 
+    @abstractmethod
     def cancel(self, job: Job) -> None:
         """Stop a job, or ask it to end. Called at most once for each job."""
 
-    def ended(self, job: Job) -> None:
+    def ended(self, job: Job) -> None:  # noqa: B027 - most have nothing to do
         """Handle the end of a job of this runner."""
 
 

@@ -118,7 +118,7 @@ class Functions:
             return None
         of, known = self._known.pop(id(function), (None, None))
         if of is None or of() is not function or not (known is None or known.is_current()):
-            of, known = weakref.ref(function), _pack(function)
+            of, known = weakref.ref(function), Packed.of(function)
         self._known[id(function)] = of, known
         if len(self._known) > KEPT:
             del self._known[next(iter(self._known))]
@@ -131,10 +131,9 @@ class Packed:
     Attributes:
         data: The pickle.
         reusable: True if calls cannot change the function.
-        is_fixed: True if nothing that it refers to can change in place.
     """
 
-    def __init__(self, function: Any) -> None:
+    def __init__(self) -> None:
         self.data: bytes = b""
         self.reusable: bool = False
         self._named: list[tuple[Mapping[str, Any], str, Any]] = []
@@ -142,7 +141,20 @@ class Packed:
         self._functions: list[tuple[types.FunctionType, types.CodeType, Any]] = []
         self._left = SMALL  # bytes that its values may still have
         self._modules = len(sys.modules)  # cloudpickle sends the imported modules of packages
-        self.is_fixed: bool = self._refer(function)
+
+    @classmethod
+    def of(cls, function: Any) -> Packed | None:
+        """Pickle a function; return `None` if something that it refers to can change in place."""
+        packed = cls()
+        try:
+            if not packed._refer(function):
+                return None
+            packed.data = dumps(function)
+        except Exception:  # reported when the whole call is packed
+            return None
+        codes = [code for _, code, _ in packed._functions]  # pickled by value
+        packed.reusable = bool(codes) and not any(map(_can_change, codes))
+        return packed
 
     def is_current(self) -> bool:
         """Return whether everything that the function refers to is unchanged."""
@@ -158,10 +170,6 @@ class Packed:
             if each.__code__ is not code or each.__defaults__ is not defaults or not _is_bare(each):
                 return False
         return True
-
-    def codes(self) -> list[types.CodeType]:
-        """Return the code of the functions that are pickled by value."""
-        return [code for _, code, _ in self._functions]
 
     def _refer(self, value: Any) -> bool:
         """Record what a value refers to; return whether nothing of it can change in place."""
@@ -217,19 +225,6 @@ class Packed:
                 all(map(self._is_type, parts)) and not hasattr(annotation, "__metadata__")
             )
         return annotation in (..., types.NoneType) or self._refer(annotation)
-
-
-def _pack(function: Any) -> Packed | None:
-    try:
-        found = Packed(function)
-        if not found.is_fixed:
-            return None
-        found.data = dumps(function)
-    except Exception:  # reported when the whole call is packed
-        return None
-    codes = found.codes()
-    found.reusable = bool(codes) and not any(map(_can_change, codes))
-    return found
 
 
 def _is_bare(function: types.FunctionType) -> bool:

@@ -28,7 +28,7 @@ from itertools import zip_longest
 from queue import SimpleQueue
 
 from rhapsody.backends.local import packing
-from rhapsody.backends.local.jobs import Job
+from rhapsody.backends.local.jobs import Job, JobRunner
 from rhapsody.backends.local.packing import SMALL
 from rhapsody.backends.local.shared_memory import Block
 from rhapsody.backends.local.workers import Worker, WorkerContext
@@ -64,7 +64,7 @@ LONG = 0.01
 atexit.register(kill_groups)
 
 
-class ProcessWorkers:
+class ProcessWorkers(JobRunner):
     """Runner of functions in worker processes.
 
     All methods except `open` must be called on the loop, and all callbacks are.
@@ -75,7 +75,6 @@ class ProcessWorkers:
         next_short: Called with a job in a worker. Returns the next job and its frame if it can wait
             for the same slots and `pack` can pack it.
         taken_back: Called with the jobs that waited in a worker and were taken back, in order.
-        gpus: All GPUs of the backend.
         grace: Seconds between SIGTERM and SIGKILL for a worker whose job is canceled.
     """
 
@@ -88,14 +87,12 @@ class ProcessWorkers:
         announced: Callable[[Job], object],
         next_short: Callable[[Job], tuple[Job, bytearray] | None],
         taken_back: Callable[[list[Job]], object],
-        gpus: tuple[str, ...],
         grace: float,
     ) -> None:
         self._end = ended
         self._announced = announced
         self._next_short = next_short
         self._taken_back = taken_back
-        self._gpus = gpus
         self._grace = grace
         self._jobs: set[Job] = set()
         self._functions = packing.Functions()
@@ -256,12 +253,11 @@ class ProcessWorkers:
     def frame(self, job: Job) -> bytearray:
         """Return the packed call of a job as it is sent."""
         assert job.call is not None
-        environment = job.environment(self._gpus)
         job.modules = modules = own_modules()
         order = call_spec(
             job.task,
             cores=job.request.cores,
-            environment=environment,
+            environment=job.environment(),
             directory=job.spill,
             modules=modules and modules[:REFERENCE],
         )
@@ -310,7 +306,7 @@ class ProcessWorkers:
 
     def _send(self, job: Job, call: bytearray, to: Worker) -> None:
         to.send(job, call)
-        job.handle, job.pid, job.worker = to, to.pid, to.title
+        job.handle, job.worker = to, to.title
 
     def _replied(self, by: Worker, reply: CallResult) -> None:
         if not by.jobs or by.jobs[0].cancelled:

@@ -23,7 +23,7 @@ from queue import SimpleQueue
 from types import CoroutineType
 from typing import Any
 
-from rhapsody.backends.local.jobs import Job, no_environment
+from rhapsody.backends.local.jobs import Job, JobRunner, no_environment
 from rhapsody.context import enter_task, task_context
 from rhapsody.errors import TaskLostError
 from rhapsody.sdk.calls import call_spec
@@ -36,18 +36,15 @@ HERE: str = os.uname().nodename
 """This machine's name."""
 
 
-class ThreadWorkers:
+class ThreadWorkers(JobRunner):
     """Worker threads, started as they are needed.
 
     Args:
-        deliver: Takes each job that has ended; called on the worker's thread.
-        successor: Gives the job that follows one that has ended, where it needs just what that
-            one has had: it begins without a turn of the loop. Called on the worker's thread.
+        deliver: Called on the worker's thread with each job that has ended.
+        successor: Called on the worker's thread with a job that has ended. Returns the next job if
+            that needs exactly the same slots: it starts without waiting for the loop.
         name: The beginning of the threads' names.
     """
-
-    announces = False
-    stoppable = False
 
     def __init__(
         self,
@@ -59,28 +56,27 @@ class ThreadWorkers:
         self._successor = successor
         self._name = name
         self._jobs: SimpleQueue[Job | None] = SimpleQueue()
-        self._workers: list[_Worker] = []
+        self._threads: list[threading.Thread] = []
         self._busy = 0
+        self._running: set[str] = set()  # names of the threads that run a job
         self._lock = threading.Lock()  # who cancels a coroutine: the canceller or the worker
 
     def run(self, job: Job) -> None:
         """Hand a job to a free thread, or to a new one."""
         job.task["worker"] = HERE  # until a thread has taken it
-        if self._busy == len(self._workers):
-            name = f"{self._name}-{len(self._workers) + 1}"
-            self._workers.append(
-                _Worker(name, self._jobs, self._deliver, self._successor, self._lock)
-            )
+        if self._busy == len(self._threads):
+            name = f"{self._name}-{len(self._threads) + 1}"
+            self._threads.append(start_thread(partial(self._work, name), name))
         self._busy += 1
         self._jobs.put(job)
 
     def ended(self, job: Job) -> None:
-        """Notes that a thread is free, unless it goes on with another job."""
+        """Count a thread as free, unless it continues with another job."""
         if job.successor is None:
             self._busy -= 1
 
     def cancel(self, job: Job) -> None:
-        """Cancels a coroutine; tells a function, which goes on unless it looks."""
+        """Cancel a coroutine; a function continues unless it checks `cancelled`."""
         with self._lock:
             job.cancelled = True
             handle, context = job.handle, job.context
@@ -88,64 +84,36 @@ class ThreadWorkers:
             context.request_cancel()
         if handle is not None:
             loop, task = handle
-            call_soon(loop, task.cancel)
+            with suppress(RuntimeError):  # the loop is closed: the coroutine has ended
+                loop.call_soon_threadsafe(task.cancel)
 
     def stop(self, timeout: float) -> None:
-        """Ends the threads, and waits for those that have nothing to do."""
-        for _ in self._workers:
+        """End the threads, and wait for those that run nothing."""
+        for _ in self._threads:
             self._jobs.put(None)
         end = time.monotonic() + timeout
-        for worker in self._workers:
-            if worker.job is None:
-                worker.join(max(0.0, end - time.monotonic()))
+        for thread in self._threads:
+            if thread.name not in self._running:
+                thread.join(max(0.0, end - time.monotonic()))
 
-
-class _Worker:
-    """One worker thread.
-
-    Attributes:
-        job: What it runs at present.
-    """
-
-    def __init__(
-        self,
-        name: str,
-        jobs: SimpleQueue[Job | None],
-        deliver: Callable[[Job], object],
-        successor: Callable[[Job], Job | None],
-        lock: threading.Lock,
-    ) -> None:
-        self.job: Job | None = None
-        self._name = name
-        self._jobs = jobs
-        self._deliver = deliver
-        self._successor = successor
-        self._lock = lock
-        self._loop = WorkerLoop()
-        self._thread = start_thread(self._work, name)
-
-    def join(self, timeout: float) -> None:
-        """Waits for the thread's end."""
-        self._thread.join(timeout)
-
-    def _work(self) -> None:
+    def _work(self, name: str) -> None:
+        """Run jobs: one of the threads."""
+        loop, running = WorkerLoop(), self._running
         try:
             successor = None
-            while True:
-                job = self.job = successor or self._jobs.get()
-                if job is None:
-                    return
-                job.worker = job.task["worker"] = self._name
+            while (job := successor or self._jobs.get()) is not None:
+                running.add(name)
+                job.worker = job.task["worker"] = name
                 if job.error is None:  # else it could not be prepared
-                    contextvars.Context().run(self._call, job)
-                self.job = None
+                    contextvars.Context().run(self._call, job, loop)
+                running.discard(name)
                 successor = job.successor = self._successor(job)
                 self._deliver(job)
                 del job  # not kept alive until the next one comes
         finally:
-            self._loop.close()
+            loop.close()
 
-    def _call(self, job: Job) -> None:
+    def _call(self, job: Job, loop: WorkerLoop) -> None:
         with self._lock:
             if job.cancelled:
                 return
@@ -158,7 +126,7 @@ class _Worker:
             record_in(job.recorder)
             value = function(*task["args"], **task["kwargs"])
             if type(value) is CoroutineType:
-                value = self._loop.run(value, partial(self._started, job))
+                value = loop.run(value, partial(self._started, job))
             job.value = value
         except BaseException as error:  # whatever a task raises is its result
             job.error = without_own_frames(error)
@@ -173,15 +141,14 @@ class _Worker:
             loop.call_soon(task.cancel)  # not at once: the first step has to come first
 
 
-class SharedThread:
-    """Runs coroutine functions that take no core, all on one loop in one thread.
+class SharedThread(JobRunner):
+    """Runner of coroutine functions that take no core, all on one loop in one thread.
 
     Args:
-        deliver: Takes each job that has ended; called on that thread.
+        deliver: Called on that thread with each job that has ended.
         name: The thread's name.
     """
 
-    announces = False
     stoppable = True
 
     def __init__(self, deliver: Callable[[Job], object], name: str) -> None:
@@ -197,18 +164,18 @@ class SharedThread:
         self._loop.call(partial(self._start, job))
 
     def cancel(self, job: Job) -> None:
-        """Cancels a coroutine."""
+        """Cancel a coroutine."""
         job.cancelled = True
         if job.context is not None:
             job.context.request_cancel()
         self._loop.call(partial(self._cancel, job))
 
     def ended(self, job: Job) -> None:
-        """Notes that a coroutine has ended."""
+        """Count a coroutine as ended."""
         self._open -= 1
 
     def stop(self, timeout: float) -> None:
-        """Ends the thread, unless a coroutine refuses to end."""
+        """End the thread, unless a coroutine refuses to end."""
         if not self._open:
             self._loop.stop(timeout)
 
@@ -245,58 +212,42 @@ class SharedThread:
         self._deliver(job)
 
 
-def call_soon(loop: asyncio.AbstractEventLoop, function: Callable[[], object]) -> None:
-    """Calls a function on a loop of another thread, unless that loop is closed."""
-    with suppress(RuntimeError):  # closed: what was to be told has ended
-        loop.call_soon_threadsafe(function)
-
-
-class ExecutorWorkers:
-    """Hands functions to an executor.
+class ExecutorWorkers(JobRunner):
+    """Runner of functions on a user's executor.
 
     Args:
-        deliver: Takes each job that has ended; called on any thread.
+        deliver: Called with each job that has ended, on any thread.
         executor: The user's executor.
-        gpus: All the GPUs there are to give.
     """
 
-    announces = False
-    stoppable = False
-
-    def __init__(
-        self, deliver: Callable[[Job], object], executor: Executor, gpus: tuple[str, ...]
-    ) -> None:
+    def __init__(self, deliver: Callable[[Job], object], executor: Executor) -> None:
         self._deliver = deliver
         self._executor = executor
-        self._gpus = gpus
 
     def run(self, job: Job) -> None:
-        """Submits a call.
+        """Submit a call.
 
         Raises:
             TaskLostError: The executor is broken.
         """
         try:
-            job.handle = future = self._executor.submit(ExecutorCall(job, self._gpus))
+            job.handle = future = self._executor.submit(ExecutorCall(job))
         except BrokenExecutor as error:
             raise self._lost(job, error) from error
         future.add_done_callback(partial(self._done, job))
 
     def cancel(self, job: Job) -> None:
-        """Takes a call out of the executor's queue; one that has begun is only told."""
+        """Cancel a call in the executor's queue; a running one only sees `cancelled`."""
         job.cancelled = True
         if job.context is not None:
             job.context.request_cancel()
         if job.handle is not None:
             job.handle.cancel()
 
-    def ended(self, job: Job) -> None:
-        """Nothing to note."""
-
     def _done(self, job: Job, future: Future[Any]) -> None:
         try:
             reply = future.result()
-        except BaseException as error:  # the executor's own trouble, or its cancellation
+        except BaseException as error:  # an error of the executor, or its cancellation
             job.error = (
                 self._lost(job, error)
                 if isinstance(error, BrokenExecutor)
@@ -321,19 +272,17 @@ class ExecutorWorkers:
 
 
 class ExecutorCall:
-    """One call, for an executor to make. Makes it in this process unless it is pickled.
+    """Call for an executor. It is made in this process unless it is pickled.
 
     Args:
         job: The job.
-        gpus: All the GPUs there are to give.
     """
 
-    def __init__(self, job: Job, gpus: tuple[str, ...]) -> None:
+    def __init__(self, job: Job) -> None:
         self._job = job
-        self._gpus = gpus
 
     def __call__(self) -> BaseException | None:
-        """Makes the call; what it raised, while what it returned is left in the job."""
+        """Make the call, store its value in the job, and return the exception that it raised."""
         job = self._job
         task, context = job.task, job.context
         function = task["function"]
@@ -356,12 +305,11 @@ class ExecutorCall:
         from rhapsody.backends.local import packing, worker
 
         job = self._job
-        # Whoever unpickles it makes the call and gets a `CallResult`.
-        environment = job.environment(self._gpus)
+        # Unpickled in another process, it makes the call there and returns a `CallResult`.
         order = call_spec(
             job.task,
             cores=job.request.cores,
-            environment=environment,
+            environment=job.environment(),
             directory=job.spill,
         )
         call, _ = packing.pack_call(job.task)
@@ -369,7 +317,7 @@ class ExecutorCall:
 
 
 class _Local(threading.local):
-    """A loop for each of the executor's threads, closed with the thread."""
+    """Loop of each of the executor's threads, closed with the thread."""
 
     def __init__(self) -> None:
         self.loop = WorkerLoop()
