@@ -294,35 +294,18 @@ class Row:
         return self.total - self.running - self.ended
 
 
-@dataclass(frozen=True, slots=True)
-class HeldBack:
-    """A task that was held back, in seconds.
-
-    Attributes:
-        name: The task's name and uid.
-        backend: The backend that ends too soon.
-        needs: The time that the task needs.
-        left: The time that the backend had left.
-    """
-
-    name: str
-    backend: str
-    needs: float
-    left: float
-
-
 class Counts:
     """Counts of the tasks and blocks of a run.
 
     Attributes:
         rows: The counts by the tasks' names, in the order of their first calls.
-        held: The tasks that were held back, by uid.
+        held: The tasks that were held back, by uid, with their names and the reasons.
         failures: The failures, in groups.
     """
 
     def __init__(self) -> None:
         self.rows: dict[str, Row] = {}
-        self.held: dict[str, HeldBack] = {}
+        self.held: dict[str, tuple[str, InsufficientWalltimeError]] = {}
         self._running: set[str] = set()
         self.failures: FailureGroups = FailureGroups()
         self._failed: dict[str, Key] = {}
@@ -366,8 +349,7 @@ class Counts:
             row.skipped += 1
         elif isinstance(event.error, InsufficientWalltimeError):
             row.held += 1
-            name, error = f"{event.name} ({event.uid})", event.error
-            self.held[event.uid] = HeldBack(name, error.backend, error.needs, error.left)
+            self.held[event.uid] = f"{event.name} ({event.uid})", event.error
         else:
             row.failed += 1
             self._failed[event.uid] = self.failures.add(
@@ -385,6 +367,9 @@ MUCH = 10**9
 def account(summary: Summary, counts: Counts, directory: Path) -> list[str]:
     """Return the lines of the account, none if nothing was called. The most important come last.
 
+    Of the results, those in the engine's directory, which have no destination, come after those
+    with one, and those that other tasks read come last.
+
     Args:
         summary: The engine's summary.
         counts: The counts of its tasks.
@@ -392,8 +377,12 @@ def account(summary: Summary, counts: Counts, directory: Path) -> list[str]:
     """
     if not counts.rows:
         return []
-    lines = results_of(summary.results, directory)
-    lines += _stale(summary.stale)
+
+    def order(file: SavedFile) -> tuple[bool, bool]:
+        return file.intermediate, directory in file.path.parents
+
+    lines = _listed("results", sorted(summary.results, key=order))
+    lines += _listed("stale, from an earlier run", summary.stale)
     failures = counts.failures.lines()
     lines += ["failed:"] * bool(failures) + [f"  {line}" for line in failures]
     lines += _held_back(counts)
@@ -442,42 +431,24 @@ def duration(seconds: float) -> str:
 def _held_back(counts: Counts) -> list[str]:
     """Return a line for each backend from which tasks were held back."""
     lines = []
-    for backend in dict.fromkeys(each.backend for each in counts.held.values()):
-        held = [each for each in counts.held.values() if each.backend == backend]
-        one, first = len(held) == 1, held[0]
-        which = first.name if one else f"the first of them, {first.name},"
+    for backend in dict.fromkeys(error.backend for _, error in counts.held.values()):
+        held = [each for each in counts.held.values() if each[1].backend == backend]
+        one, (name, error) = len(held) == 1, held[0]
+        which = name if one else f"the first of them, {name},"
         lines.append(
             f"{len(held)} {'task was' if one else 'tasks were'} held back: {backend!r} had "
-            f"{duration(first.left)} left, and {which} needs {duration(first.needs)}"
+            f"{duration(error.left)} left, and {which} needs {duration(error.needs)}"
         )
     return lines
 
 
-def results_of(results: Sequence[SavedFile], directory: Path) -> list[str]:
-    """Return the lines about the files that a run has left, the first ones of many.
-
-    Files that other tasks read come last, preceded by those without a destination, which are in the
-    engine's directory.
-    """
-
-    def order(file: SavedFile) -> tuple[bool, bool]:
-        return file.intermediate, directory in file.path.parents
-
-    if not results:
-        return []
-    lines = [f"results ({len(results)}):"]
-    for file in sorted(results, key=order)[:LISTED]:
-        slash = "/" * file.path.is_dir()
-        lines.append(f"  {shown(file.path)}{slash}  ({file.task}, {file.uid})")
-    more = len(results) - LISTED
-    return lines + [f"  ... and {more} more"] * (more > 0)
-
-
-def _stale(files: Sequence[SavedFile]) -> list[str]:
-    """Return the lines about results that are not from this run."""
+def _listed(title: str, files: Sequence[SavedFile]) -> list[str]:
+    """Return the lines about some files, the first ones of many; nothing without files."""
     if not files:
         return []
-    lines = [f"stale, from an earlier run ({len(files)}):"]
-    lines += [f"  {shown(file.path)}  ({file.task}, {file.uid})" for file in files[:LISTED]]
+    lines = [f"{title} ({len(files)}):"]
+    for file in files[:LISTED]:
+        slash = "/" * file.path.is_dir()
+        lines.append(f"  {shown(file.path)}{slash}  ({file.task}, {file.uid})")
     more = len(files) - LISTED
     return lines + [f"  ... and {more} more"] * (more > 0)

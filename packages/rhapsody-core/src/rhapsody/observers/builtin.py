@@ -114,13 +114,9 @@ class BuiltIn:
         progress: bool | Literal["lines"] | Progress,
         journal: JournalOption,
     ) -> None:
-        self._progress = (
-            progress
-            if isinstance(progress, Progress)
-            else Progress(lines=progress == "lines")
-            if progress
-            else None
-        )
+        if progress and not isinstance(progress, Progress):
+            progress = Progress(lines=progress == "lines")
+        self._progress = progress if isinstance(progress, Progress) else None
         self._ends_journal = callable(journal)
         self._journal = journal() if callable(journal) else journal
         self._trace = None if trace is None else Trace(trace)
