@@ -5,9 +5,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import os
-import re
 import sqlite3
-import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import closing, suppress
@@ -18,7 +16,6 @@ from rhapsody.cli.output import complain, note
 from rhapsody.cli.scripts import Program
 from rhapsody.errors import JournalError
 from rhapsody.plugins.specs import UsageError
-from rhapsody.tracebacks import is_users_code
 
 if TYPE_CHECKING:
     from rhapsody.journal.plugin import Journal
@@ -141,7 +138,7 @@ class Recording:
             path = journal_of_program(
                 [program.path, *arguments.arguments], function=program.function
             )
-            _check_names(arguments.rerun, program, path)
+            _check_names(arguments.rerun, path)
             if arguments.dry_run:
                 if not path.is_file():
                     return None
@@ -200,39 +197,27 @@ class Recording:
             note("rhapsody: results are kept; run the same command again to continue")
 
 
-def _check_names(wanted: Sequence[str], program: Program, path: Path) -> None:
-    """Raise an error for `--rerun` with a name that no task can have, before anything runs.
+def _check_names(wanted: Sequence[str], path: Path) -> None:
+    """Raise an error for `--rerun` with a name that is not in the journal, but close to one.
 
-    A name is known if it is in the journal, or if it is a word in the source of the program or of
-    another module of the user that is loaded by now.
+    Any other name that no task has is reported at the end of the run.
 
     Args:
         wanted: The names.
-        program: The program.
-        path: Its journal, which need not exist.
+        path: The journal, which need not exist.
 
     Raises:
-        UsageError: A name is not known.
+        UsageError: A name is misspelled.
         JournalError: The journal cannot be read.
     """
-    if not wanted:
-        return
     from rhapsody.journal.reading import names, opened
 
-    known: list[str] = []
-    if path.is_file():
-        with opened(path) as database:
-            known = names(database)
-    words = set[str]()
-    modules = {getattr(module, "__file__", None) for module in [*sys.modules.values()]}
-    own = {file for file in modules if str(file).endswith(".py") and is_users_code(str(file))}
-    for file in {program.path, *own}:
-        with suppress(OSError):
-            words.update(re.findall(r"[\w.-]+", Path(str(file)).read_text(errors="replace")))
+    if not wanted or not path.is_file():
+        return
+    with opened(path) as database:
+        known = names(database)
     for name in wanted:
-        parts = re.findall(r"[\w.-]+", name)
-        if name not in known and not words.issuperset(parts):
-            close = difflib.get_close_matches(name, [*known, *words], 1)
-            there = f"; the journal contains {', '.join(sorted(known)[:20])}" if known else ""
-            hint = f"; did you mean {close[0]}?" if close else there
-            raise UsageError(f"--rerun {name}: no task of the program has that name{hint}")
+        close = difflib.get_close_matches(name, known, 1)
+        if close and name not in known:
+            hint = f"did you mean {close[0]}? A task without a result runs in any case"
+            raise UsageError(f"--rerun {name}: no task of that name is recorded; {hint}")
