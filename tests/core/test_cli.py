@@ -34,7 +34,16 @@ def test_the_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         main(["--version"])
     assert caught.value.code == 0
-    assert capsys.readouterr().out == f"rhapsody-core {rhapsody.__version__}\n"
+    assert capsys.readouterr().out.startswith(f"rhapsody-core {rhapsody.__version__}\n")
+
+
+def test_the_version_of_each_plugin_is_printed(
+    site: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    install_backend(site, "toys", "toy")
+    with pytest.raises(SystemExit):
+        main(["--version"])
+    assert "toys 1.0" in capsys.readouterr().out.splitlines()
 
 
 def test_an_unknown_command_gives_the_closest_one(capsys: pytest.CaptureFixture[str]) -> None:
@@ -65,6 +74,36 @@ def test_a_reader_that_goes_away_is_no_error_worth_a_traceback(unbuffered: str) 
     child.stdout.close()
     _, errors = child.communicate(timeout=60)
     assert errors == b""
+    assert child.returncode == 141
+
+
+PRINTS = """
+async def main(flow):
+    @flow.function_task(capture=False)
+    def show(x):
+        print(x, flush=True)
+
+    @flow.function_task
+    def use(x):
+        return x
+
+    await use(show(1))
+"""
+
+
+def test_a_task_whose_reader_goes_away_ends_the_run_without_a_traceback(tmp_path: Path) -> None:
+    (tmp_path / "prints.py").write_text(PRINTS)
+    child = subprocess.Popen(
+        [sys.executable, "-m", "rhapsody", "run", "-q", "prints.py"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    )
+    assert child.stdout is not None
+    child.stdout.close()
+    _, errors = child.communicate(timeout=60)
+    assert b"Traceback" not in errors
     assert child.returncode == 141
 
 
@@ -248,7 +287,7 @@ def test_the_module_and_the_console_script_are_the_same_command() -> None:
         timeout=60,
         check=True,
     )
-    assert done.stdout == f"rhapsody-core {rhapsody.__version__}\n"
+    assert done.stdout.startswith(f"rhapsody-core {rhapsody.__version__}\n")
     (script,) = [one for one in entry_points(group="console_scripts") if one.name == "rhapsody"]
     assert script.load() is rhapsody_guard.command.main
 

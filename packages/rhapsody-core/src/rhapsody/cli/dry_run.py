@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, NoReturn, cast
 from rhapsody.backends.noop import DUMMY_OUTPUT, NoopExecutionBackend
 from rhapsody.cli.output import note, say, table
 from rhapsody.cli.recording import Recording
-from rhapsody.cli.scripts import Program
+from rhapsody.cli.scripts import Program, origin
 from rhapsody.engine.backend_handles import WouldRunError
-from rhapsody.errors import DependencyFailureError
 from rhapsody.plugins.specs import LookupTask, Recorded, UsageError, hookimpl
 from rhapsody.staging.outputs import future_uid
 from rhapsody.tracebacks import is_users_code
@@ -154,7 +153,7 @@ class DryRun:
         Raises:
             UsageError: The program names a backend.
         """
-        error = _origin(error)
+        error = origin(error)
         if isinstance(error, WouldRunError):
             raise UsageError(
                 f"{program.name} names its backend, and --dry-run runs nothing: leave it out of "
@@ -182,17 +181,6 @@ def _holds_no_value(value: object) -> bool:
     if type(value) in (list, tuple, set, frozenset):
         return any(map(_holds_no_value, cast("Iterable[object]", value)))
     return type(value) is NoValue
-
-
-def _origin(error: BaseException) -> BaseException:
-    """Return the first failure that an error refers to."""
-    while True:
-        if isinstance(error, BaseExceptionGroup):
-            error = error.exceptions[0]
-        elif isinstance(error, DependencyFailureError) and error.root_cause is not None:
-            error = error.root_cause
-        else:
-            return error
 
 
 def _is_users(file: str) -> bool:

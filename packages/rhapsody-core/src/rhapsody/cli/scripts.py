@@ -344,8 +344,12 @@ def show(error: BaseException, path: str | None) -> None:
     note(format_error(error).rstrip("\n"))
 
 
-def contains(error: BaseException, kind: type[BaseException]) -> bool:
-    """Return whether an error, or one in a group of errors, is of a type."""
-    if isinstance(error, BaseExceptionGroup):
-        return any(contains(one, kind) for one in error.exceptions)
-    return isinstance(error, kind)
+def origin(error: BaseException) -> BaseException:
+    """Return the first failure that an error refers to."""
+    while True:
+        if isinstance(error, BaseExceptionGroup):
+            error = error.exceptions[0]
+        elif isinstance(error, DependencyFailureError) and error.root_cause is not None:
+            error = error.root_cause
+        else:
+            return error
