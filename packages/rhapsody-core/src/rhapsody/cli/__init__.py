@@ -10,23 +10,23 @@ import argparse
 import difflib
 import os
 import shlex
-import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from rhapsody.cli import backends, clean, doctor, journal, new_backend, run
 from rhapsody.cli.output import (
     DONE,
+    ENDED_BY,
     FAILED,
     INTERRUPTED,
     READER_GONE,
     USAGE,
     CommandError,
     complain,
-    say,
 )
 from rhapsody.errors import RhapsodyError
+from rhapsody.plugins.entry_points import CORE, install_command, installed
 from rhapsody.plugins.specs import UsageError
 
 __all__ = ["main"]
@@ -45,9 +45,6 @@ OURS = {
 
 PUBLISHED = {"replay": "rhapsody-wfcommons"}
 """Commands of published plugins, with the distributions that they come with."""
-
-ENDED: dict[object, str] = {128 + each: each.name for each in (signal.SIGTERM, signal.SIGHUP)}
-"""Exit codes of a run that an engine ended because of a signal."""
 
 
 class _Command(NamedTuple):
@@ -109,7 +106,7 @@ class Commands:
             parsed.arguments, given = given[end + 1 :], given[:end]
         parsed, unknown = parser.parse_known_args(given, parsed)
         if unknown and name == "run":
-            raise UsageError(_misplaced(given, unknown, parsed.arguments, parser))
+            raise UsageError(_misplaced(unknown, parser))
         if unknown:
             parser.error(f"unrecognized arguments: {' '.join(unknown)}")
         _require_directory()
@@ -118,9 +115,12 @@ class Commands:
 
     def _overview(self) -> argparse.ArgumentParser:
         parser = argparse.ArgumentParser(
-            prog="rhapsody", description="Runs workflows and says what they can run on."
+            prog="rhapsody",
+            description="Runs workflows and says what they can run on.",
+            formatter_class=argparse.RawDescriptionHelpFormatter,  # one version a line
         )
-        parser.add_argument("--version", action=_Version, nargs=0, help="print the version")
+        text = "print the versions of Rhapsody and its plugins"
+        parser.add_argument("--version", action="version", version=_versions(), help=text)
         commands = parser.add_subparsers(title="commands", metavar="COMMAND")
         for name, command in self._commands.items():
             commands.add_parser(name, help=command.help)
@@ -131,8 +131,6 @@ class Commands:
         if command is not None:
             return command
         if name in PUBLISHED:
-            from rhapsody.plugins.entry_points import install_command
-
             raise UsageError(
                 f"the command {name!r} comes with {PUBLISHED[name]}. To install it: "
                 f"{install_command(PUBLISHED[name])}"
@@ -154,44 +152,26 @@ def _require_directory() -> None:
         ) from None
 
 
-def _misplaced(
-    given: Sequence[str],
-    unknown: Sequence[str],
-    after: Sequence[str],
-    parser: argparse.ArgumentParser,
-) -> str:
+def _misplaced(unknown: Sequence[str], parser: argparse.ArgumentParser) -> str:
     """Return the error for arguments that belong after `--`, or are misspelled options."""
-    known = list(given)
-    for one in reversed(unknown):
-        if one in known:  # except for a part of several options in one word
-            del known[len(known) - 1 - known[::-1].index(one)]
-    command = shlex.join(["rhapsody", "run", *known, "--", *unknown, *after])
     options = [each.removeprefix("--") for each in parser._option_string_actions]
-    meant = next((f"did you mean --{each}? or " for each in _close(unknown, options)), "")
+    words = [each[2:].partition("=")[0] for each in unknown if each.startswith("--")]
+    close = [each for word in words for each in difflib.get_close_matches(word, options, 1, 0.75)]
+    meant = f"did you mean --{close[0]}? or " if close else ""
     return (
         f"unrecognized arguments: {shlex.join(unknown)}; {meant}write -- before the script's own "
-        f"arguments: {command}"
+        f"arguments: rhapsody run SCRIPT -- {shlex.join(unknown)}"
     )
 
 
-def _close(unknown: Sequence[str], options: Sequence[str]) -> Iterator[str]:
-    """Yield the options that misspelled or shortened ones may stand for."""
-    for word in (each.removeprefix("--") for each in unknown if each.startswith("--")):
-        word = word.partition("=")[0]
-        begin = [each for each in options if each.startswith(word)]
-        if len(word) > 2 and len(begin) == 1:
-            yield begin[0]
-        yield from difflib.get_close_matches(word, options, 1, 0.75)
+def _versions() -> str:
+    """Return the versions of core and of the distributions of plugins, one a line."""
+    from rhapsody._version import __version__
 
-
-class _Version(argparse.Action):
-    """Reads the version only when it is asked for."""
-
-    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
-        from rhapsody._version import __version__
-
-        say(f"rhapsody-core {__version__}")
-        parser.exit()
+    plugins = {entry.distribution: entry.version for entry in installed().entries}
+    return "\n".join(
+        f"{name} {version}" for name, version in {CORE: __version__, **plugins}.items()
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -226,8 +206,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         complain("interrupted")
         return INTERRUPTED
     except SystemExit as end:
-        if end.code in ENDED:
-            complain(f"ended by {ENDED[end.code]}")
+        if end.code in ENDED_BY:
+            complain(f"ended by {ENDED_BY[end.code]}")
         raise
     except BrokenPipeError:
         # Nothing reads standard output any more. Python must not complain at exit, either.

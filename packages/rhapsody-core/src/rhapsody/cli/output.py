@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import select
+import signal
 import sys
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
@@ -15,6 +16,9 @@ USAGE = 2
 INTERRUPTED = 130
 READER_GONE = 141
 """Exit code that a shell reports for a program that SIGPIPE has killed."""
+
+ENDED_BY: dict[object, str] = {128 + each: each.name for each in (signal.SIGTERM, signal.SIGHUP)}
+"""Signals by the exit codes of a run that an engine has ended because of them."""
 
 
 class CommandError(Exception):

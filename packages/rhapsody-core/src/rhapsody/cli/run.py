@@ -13,7 +13,6 @@ import logging
 import os
 import platform
 import shlex
-import signal
 import sys
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -26,6 +25,7 @@ from rhapsody.backends.discovery import make_backend, parse_options
 from rhapsody.cli import recording, scripts
 from rhapsody.cli.output import (
     DONE,
+    ENDED_BY,
     FAILED,
     CommandError,
     complain,
@@ -56,8 +56,6 @@ OTHERS = {
     "profile": "there are no profiles yet; the file of a run's events is -e trace=run.jsonl",
 }
 """Options of the engine that `-e` does not accept, and what to do."""
-
-_SIGNALLED = (128 + signal.SIGHUP, 128 + signal.SIGTERM)
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -117,7 +115,7 @@ def run(arguments: argparse.Namespace) -> int:
         try:
             code = _code(arguments, recorded, at_end)
         except SystemExit as end:
-            if end.code not in _SIGNALLED:
+            if end.code not in ENDED_BY:
                 recorded.how = "failed" if end.code else "done"
             raise
         except (UsageError, CommandError):
