@@ -290,6 +290,17 @@ async def test_one_that_ends_before_it_was_ready_has_failed(
     assert end.stdout == "out\n"
 
 
+async def test_one_that_says_it_is_ready_and_exits_at_once_has_failed(driver: Driver) -> None:
+    # The end of an unfinished line is known when it has long exited.
+    end = await driver.run_one(driver.service("printf ready", ready="stdout:ready"))
+    assert end.state is FAILED
+    assert isinstance(end.error, TaskFailedError)
+    assert "ended with exit code 0 before it was ready; a service must stay in the foreground" in (
+        str(end.error)
+    )
+    assert end.stdout == "ready"
+
+
 @pytest.mark.parametrize(("code", "state"), [(0, DONE), (3, FAILED)])
 async def test_one_that_ends_later_is_reported(driver: Driver, code: int, state: Any) -> None:
     task = driver.service(

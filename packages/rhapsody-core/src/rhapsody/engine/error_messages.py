@@ -271,7 +271,7 @@ def of_ended_service(record: TaskRecord, report: Mapping[str, Any]) -> BaseExcep
     return _complete(TaskFailedError(message), report)
 
 
-def of_missing_service(
+def of_ended_dependency(
     record: TaskRecord, service: asyncio.Future[Any], cause: BaseException
 ) -> DependencyFailureError:
     """Return the error of a task that does not run because a service has ended for good."""

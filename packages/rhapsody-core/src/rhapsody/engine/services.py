@@ -130,7 +130,7 @@ class Services:
                 why = f"its dependency {record.task.name!r} was cancelled"
                 self._scheduler.cancel(each, why)
             else:
-                failure = error_messages.of_missing_service(each, record.future, error)
+                failure = error_messages.of_ended_dependency(each, record.future, error)
                 self._scheduler.refuse(each, failure)
 
     # Their dependents.
@@ -145,7 +145,7 @@ class Services:
             if status is None:
                 continue
             if not (status.ready or status.restarted):
-                failure = error_messages.of_missing_service(record, future, status.error)
+                failure = error_messages.of_ended_dependency(record, future, status.error)
                 self._scheduler.refuse(record, failure)
                 return True
             if not status.ready:

@@ -482,6 +482,9 @@ def rhapsody_prepare_task(engine: ObservedEngine, task: TaskDescription) -> None
     Called on the engine's loop, once per attempt, when the dependencies have their values and no
     backend has been chosen. An exception fails the task.
 
+    A function without declared files has no `sandbox` yet. If a hook sets one, it contains no files
+    of the function's dependencies: `implicit_data` applies to tasks that had a sandbox before.
+
     Args:
         engine: The engine.
         task: The description, to be changed in place; not its `uid`.

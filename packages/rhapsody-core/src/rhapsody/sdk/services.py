@@ -230,8 +230,9 @@ def too_early(task: TaskDescription, code: int | None) -> TaskFailedError:
     """
     tail = stderr_tail(task)
     stderr = f": {tail.strip()}" if tail.strip() else ""
+    hint = "; a service must stay in the foreground until it is stopped" if code == 0 else ""
     return TaskFailedError(
-        f"service {task['name']!r} ended with exit code {code} before it was ready{stderr}",
+        f"service {task['name']!r} ended with exit code {code} before it was ready{hint}{stderr}",
         exit_code=code,
         stderr=tail,
         command=task["executable"],
