@@ -33,58 +33,21 @@ _NAMED = 3
 """Number of tasks that a log line names."""
 
 
-class Reruns:
-    """Logs how many tasks of an earlier run run again because their files are missing.
-
-    Args:
-        background: Makes a call in the next turn of the loop.
-    """
-
-    def __init__(self, background: Background) -> None:
-        self._background = background
-        self._known: set[Regeneration] = set()
-        self._new: list[str] = []
-
-    def add(self, making: Regeneration) -> None:
-        """Count a task, and the tasks whose missing files it needs."""
-        waiting = [making]
-        while waiting:
-            one = waiting.pop()
-            if one in self._known:
-                continue
-            self._known.add(one)
-            if not self._new:
-                self._background.soon(self._tell)
-            self._new.append(one.name)
-            waiting += one.before()
-
-    def _tell(self) -> None:
-        new, self._new = self._new, []
-        log.warning(
-            "%d task%s of an earlier run run%s again because tasks need their missing files "
-            "(%d so far): %s%s",
-            len(new), "s" * (len(new) > 1), "s" * (len(new) == 1), len(self._known),
-            ", ".join(new[:_NAMED]), ", ..." if len(new) > _NAMED else "",
-        )  # fmt: skip
-
-
 class Regeneration:
     """Repeats the call of a recorded task, once, in order to produce its files again.
 
     Args:
-        submission: Takes the call.
-        reruns: Logs that the task runs again.
+        stage_out: Submits the call again.
         record: The call whose result was recorded.
     """
 
-    def __init__(self, submission: Submission, reruns: Reruns, record: TaskRecord) -> None:
+    def __init__(self, stage_out: StageOut, record: TaskRecord) -> None:
         inputs = record.found.inputs if record.found is not None else ()
         producers = record.found.producers if record.found is not None else {}
         self._reads = [(producers[id(f)], f.filename) for f in inputs if id(f) in producers]
-        self._submission = submission
-        self._reruns = reruns
-        self._call = (record.task, record.args, record.kwargs or {}, record.specific)
-        self._repeats = Repetition(record.uid, producers)
+        self._stage_out = stage_out
+        self.call = (record.task, record.args, record.kwargs or {}, record.specific)
+        self.repeats: Repetition = Repetition(record.uid, producers)
         self.name: str = record.named()
         self._made: TaskFuture[object] | None = None
 
@@ -109,10 +72,9 @@ class Regeneration:
         Raises:
             Exception: The task's own exception.
         """
-        self._repeats.readers.add(reader)
+        self.repeats.readers.add(reader)
         if self._made is None:
-            self._reruns.add(self)
-            self._made = self._submission.call(*self._call, repeats=self._repeats)
+            self._made = self._stage_out.run_again(self)
         await asyncio.shield(self._made)
         if outcome.make_again is self and self._made._outcome is not None:
             for field in dataclasses.fields(AttemptInfo):
@@ -140,7 +102,8 @@ class StageOut:
         self._background = background
         self._stager = stager
         self._submission = submission
-        self._reruns = Reruns(background)
+        self._run_again: set[Regeneration] = set()
+        self._not_logged: list[str] = []
         self._under_way: set[asyncio.Task[None]] = set()
 
     def save(self, record: TaskRecord, value: Any) -> None:
@@ -192,12 +155,35 @@ class StageOut:
             left.keeper = self._stager.take_up(record.description, outputs, files)
         record.future._outcome = left
         if files.missing and not dry:
-            left.make_again = Regeneration(self._submission, self._reruns, record)
+            left.make_again = Regeneration(self, record)
         if record.targets():
             self._begin(record, self._restore(record, recorded.value, files))
         else:
             self._scheduler.recorded(record, recorded.value)
         return True
+
+    def run_again(self, making: Regeneration) -> TaskFuture[Any]:
+        """Repeat the call of a recorded task, and log it with those that it needs."""
+        waiting = [making]
+        while waiting:
+            one = waiting.pop()
+            if one in self._run_again:
+                continue
+            self._run_again.add(one)
+            if not self._not_logged:
+                self._background.soon(self._log_reruns)
+            self._not_logged.append(one.name)
+            waiting += one.before()
+        return self._submission.call(*making.call, repeats=making.repeats)
+
+    def _log_reruns(self) -> None:
+        new, self._not_logged = self._not_logged, []
+        log.warning(
+            "%d task%s of an earlier run run%s again because tasks need their missing files "
+            "(%d so far): %s%s",
+            len(new), "s" * (len(new) > 1), "s" * (len(new) == 1), len(self._run_again),
+            ", ".join(new[:_NAMED]), ", ..." if len(new) > _NAMED else "",
+        )  # fmt: skip
 
     def _begin(self, record: TaskRecord, work: Coroutine[Any, Any, None]) -> None:
         """Run a coroutine that `drain` waits for."""
