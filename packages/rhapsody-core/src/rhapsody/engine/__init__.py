@@ -3,8 +3,8 @@
 Its modules, from the inside out; each imports only from those before it, which a test checks:
 `states`, `background`, `arguments`, `settings`, `task_function`, `options`, `backend_handles`,
 `record`, `error_messages`, `events`, `results`, `pushdown`, `scheduler`, `services`, `blocks`,
-`promises`, `submission`, `stage_out`, `memoization`, `task_builder`, `dispatch`, `runtime`,
-`signals`, `engine`.
+`submission`, `stage_out`, `memoization`, `task_builder`, `dispatch`, `runtime`, `signals`,
+`engine`.
 
 Everything happens on the loop. Other threads belong to the backends, and one to each synchronous
 block; a call of a task or a cancellation there is passed to the loop and waits for the answer.
