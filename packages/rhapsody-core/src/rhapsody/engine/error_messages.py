@@ -251,23 +251,13 @@ def _complete(error: TaskFailedError, report: Mapping[str, Any]) -> TaskFailedEr
     return error
 
 
-def of_service(record: TaskRecord, report: Mapping[str, Any]) -> TaskFailedError:
-    """Return the error of a service that ended before it was ready."""
-    message = (
-        f"service {record.task.name!r} ({record.future.uid}) ended before it was ready: "
-        f"{ending(report)}"
-    )
-    return _complete(TaskFailedError(message), report)
-
-
-def of_ended_service(record: TaskRecord, report: Mapping[str, Any]) -> BaseException:
-    """Return the error of a service that ended although it was not stopped."""
+def of_service(record: TaskRecord, report: Mapping[str, Any], *, ready: bool) -> BaseException:
+    """Return the error of a service that ended before it was stopped, `ready` or not."""
     error = report.get("exception")
     if isinstance(error, BaseException):
         return error
-    message = (
-        f"service {record.task.name!r} ({record.future.uid}) ended by itself: {ending(report)}"
-    )
+    how = "by itself" if ready else "before it was ready"
+    message = f"service {record.task.name!r} ({record.future.uid}) ended {how}: {ending(report)}"
     return _complete(TaskFailedError(message), report)
 
 

@@ -48,7 +48,7 @@ class Results:
         if main is not DONE:
             error = error_messages.of_attempt(record, report)
         elif task.settings.service:
-            error = error_messages.of_service(record, report)
+            error = error_messages.of_service(record, report, ready=False)
         elif task.kind != "executable":
             value = report.get("return_value")
         elif report.get("exit_code"):

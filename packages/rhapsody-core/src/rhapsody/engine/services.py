@@ -83,7 +83,7 @@ class Services:
         """
         restarts = record.tries.restarts if record.tries is not None else 0
         restarted = restarts < record.task.settings.restarts and not self._scheduler.closing
-        error = error_messages.of_ended_service(record, report)
+        error = error_messages.of_service(record, report, ready=True)
         log.warning(
             "service %r (%s) ended by itself%s: %s", record.task.name, record.future.uid,
             " and is started again" if restarted else "", error_messages.ending(report),
