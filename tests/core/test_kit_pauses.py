@@ -33,7 +33,7 @@ CASES: tuple[tuple[str, str, str, str, str], ...] = (
         "0 1 2 3",
         "passed",
     ),
-    ("SmallBackend", "test_a_running_task_is_canceled[function]", "submit_tasks", "0 2", "passed"),
+    ("SmallBackend", "test_a_running_task_is_canceled[function]", "submit_tasks", "0 1", "passed"),
     (
         "SmallBackend",
         "test_a_timeout_ends_an_attempt[function]",

@@ -17,7 +17,7 @@ from rhapsody.data import make_sandbox
 from rhapsody.sdk.processes import group_alive
 from rhapsody.task import TaskDescription, is_async
 from rhapsody.testing import BackendConformance, Driver
-from rhapsody.testing._tasks import until
+from rhapsody.testing._suite import until
 
 
 class Short(LocalPrograms, ManagedBackend):

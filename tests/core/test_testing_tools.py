@@ -13,8 +13,8 @@ from rhapsody import WorkflowEngine
 from rhapsody.backends.base import Capabilities
 from rhapsody.states import TasksMainStates
 from rhapsody.testing import Driver, EventRecorder, capability_table
+from rhapsody.testing._suite import until
 from rhapsody.testing._system import Clock, Heartbeat
-from rhapsody.testing._tasks import until
 from rhapsody.testing._work import tick
 from tests.core.faulty_backends import CallsBackTwice, ReportsTasksNobodySubmitted
 from tests.core.small_backend import SmallBackend

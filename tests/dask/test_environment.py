@@ -9,7 +9,7 @@ import signal
 import pytest
 
 from rhapsody.testing import Driver
-from rhapsody.testing._tasks import until
+from rhapsody.testing._suite import until
 from rhapsody_dask import DaskExecutionBackend
 
 VARIABLES = ("OMP_NUM_THREADS", "MALLOC_TRIM_THRESHOLD_", "PYTHONHASHSEED")

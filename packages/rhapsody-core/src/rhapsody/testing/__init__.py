@@ -9,8 +9,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from rhapsody.testing._driver import Driver, Fault, Finished, ReadyFuture, Report
-from rhapsody.testing._tools import EventRecorder, capability_table
+from rhapsody.testing._tools import (
+    Driver,
+    EventRecorder,
+    Fault,
+    Finished,
+    Report,
+    capability_table,
+)
 
 if TYPE_CHECKING:
     from rhapsody.testing._conformance import BackendConformance
@@ -21,7 +27,6 @@ __all__ = [
     "EventRecorder",
     "Fault",
     "Finished",
-    "ReadyFuture",
     "Report",
     "capability_table",
 ]

@@ -15,16 +15,14 @@ except ModuleNotFoundError as _error:
         name=_error.name,
     ) from _error
 
-_TOPICS = "engine executables functions lifecycle protocol resources services"
+_TOPICS = "engine executables functions lifecycle protocol"
 pytest.register_assert_rewrite(*(f"rhapsody.testing._{topic}" for topic in _TOPICS.split()))
 
 from rhapsody.testing._engine import Engine
-from rhapsody.testing._executables import Executables, Files
+from rhapsody.testing._executables import Executables, Files, Services
 from rhapsody.testing._functions import Functions
 from rhapsody.testing._lifecycle import Lifecycle
-from rhapsody.testing._protocol import Cancellation, Reports
-from rhapsody.testing._resources import ResourceRequests
-from rhapsody.testing._services import Services
+from rhapsody.testing._protocol import Cancellation, Reports, ResourceRequests
 from rhapsody.testing._suite import require_unchanged
 
 

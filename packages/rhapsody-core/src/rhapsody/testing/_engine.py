@@ -3,36 +3,32 @@
 from __future__ import annotations
 
 import asyncio
-import subprocess
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
-from rhapsody.backends.base import Capabilities, ManagedBackend
+from rhapsody import WorkflowEngine
 from rhapsody.context import current_task
-from rhapsody.data import RESERVED
 from rhapsody.errors import DependencyFailureError, TaskFailedError, TaskTimeoutError
-from rhapsody.task import TaskDescription, TaskKind
-from rhapsody.testing._functions import form
+from rhapsody.task import TaskKind
 from rhapsody.testing._suite import (
     FUNCTIONS,
-    ISOLATED,
+    RUNNING,
     NewEngine,
     Suite,
+    Ticking,
     cancels,
     check,
     each_function_kind,
     each_kind,
     state_of,
+    text_of,
+    until,
 )
-from rhapsody.testing._tasks import RUNNING, Ticking, text_of, until
-from rhapsody.testing._work import KitError, kill_own_process
-
-if TYPE_CHECKING:
-    from rhapsody import WorkflowEngine
-    from rhapsody.testing._driver import Driver
+from rhapsody.testing._tools import Driver
+from rhapsody.testing._work import KitError
 
 
 class Engine(Suite):
@@ -40,7 +36,7 @@ class Engine(Suite):
 
     @check("workflows", dry=True, times=2)
     async def test_a_fan_runs(self, flow: WorkflowEngine) -> None:
-        plus = adder(flow)
+        plus = self.adder(flow)
         results = await asyncio.gather(*(plus(number) for number in range(self.fan)))
         total = await plus(*(plus(1) for _ in range(20)))
         if not self.dry:
@@ -49,7 +45,7 @@ class Engine(Suite):
 
     @check("workflows", dry=True)
     async def test_chains_and_diamonds_run(self, flow: WorkflowEngine) -> None:
-        plus = adder(flow)
+        plus = self.adder(flow)
         top = plus(0)
         left, right = plus(top), plus(top, top)
         diamond = plus(left, right, left)
@@ -62,38 +58,24 @@ class Engine(Suite):
 
     @check("workflows", FUNCTIONS)
     async def test_values_are_found_in_containers(self, flow: WorkflowEngine) -> None:
-        plus = adder(flow)
-        given: list[Any] = [plus(1)]
-        by_name: dict[str, Any] = {"a": plus(2)}
+        plus = self.adder(flow)
 
         def both(numbers: Any, *, named: Any) -> tuple[Any, Any]:
             return numbers, named
 
-        future = flow.function_task(form(self.capabilities, both))(given, named=by_name)
-        given.append(plus(3))  # after the call, which does not see it
-        by_name["b"] = plus(4)
-        assert await future == ([2], {"a": 3})
+        task = flow.function_task(self.form(both))
+        assert await task([plus(1)], named={"a": plus(2)}) == ([2], {"a": 3})
 
     @check("workflows", "executables")
-    async def test_executables_return_their_output(self, flow: WorkflowEngine) -> None:
-        @flow.executable_task
-        async def shell() -> str:
-            return "echo 'a  b' | tr a c"
-
-        @flow.executable_task
-        async def program(text: Any) -> list[str]:
-            return ["printf", "%s|", text, "$HOME"]
-
-        first = shell()
-        assert await program(first) == "c  b\n|$HOME|"
-        assert (await first, first.stdout, first.exit_code) == ("c  b\n", "c  b\n", 0)
-        plus = adder(flow)
+    async def test_kinds_of_tasks_pass_values(self, flow: WorkflowEngine) -> None:
+        plus = self.adder(flow)
 
         @flow.executable_task
         async def say(number: Any) -> str:
             return f"echo {number}"
 
-        assert await say(plus(say(plus(3)))) == "5\n", "values of tasks of different kinds"
+        future = say(plus(say(plus(3))))
+        assert (await future, future.stdout, future.exit_code) == ("5\n", "5\n", 0)
 
     @check("workflows", "executables", "reports_running", "shared_file_system")
     async def test_a_running_program_can_be_watched(self, flow: WorkflowEngine) -> None:
@@ -139,35 +121,21 @@ class Engine(Suite):
     async def test_several_engines_use_one_backend(
         self, new_engine: NewEngine, backend: Any
     ) -> None:
-        flows = [await new_engine(backend), await new_engine(backend)]
-        adders = [adder(flow) for flow in flows]
-        futures = [plus(100 * n + i) for i in range(20) for n, plus in enumerate(adders)]
-        results = await asyncio.gather(*futures)
+        first, second = [self.adder(await new_engine(backend)) for _ in range(2)]
+        results = await asyncio.gather(*(plus(n) for n in range(20) for plus in (first, second)))
         if not self.dry:
-            expected = [100 * n + i + 1 for i in range(20) for n in range(2)]
-            assert [int(result) for result in results] == expected
-        for flow in flows:
-            await flow.shutdown(skip_execution_backend=True)
+            assert [int(result) for result in results] == [
+                n + 1 for n in range(20) for _ in range(2)
+            ]
+        third = await new_engine(backend)
+        await third.shutdown(skip_execution_backend=True)
         assert await state_of(backend) == "running"
-        third = await adder(await new_engine(backend))(1)
-        assert self.dry or int(third) == 2, "a third engine, after the two"
-
-    @check("services", "services", "executables", cancels("running", "service"))
-    async def test_a_service_serves_a_task(self, flow: WorkflowEngine) -> None:
-        @flow.executable_task(service=True, ready=r"stdout:port (\d+)")
-        async def serve() -> str:
-            return "echo port 4711; sleep 600"
-
-        service = serve()
-        assert await _using(flow)(service) == "4711\n"
-        assert service.cancel() is True
-        await service.ended()
-        assert await service == "4711", "its readiness stays its result"
+        assert self.dry or int(await second(1)) == 2, "after the shutdown of another engine"
 
     @check(
         "services", "services", "executables", "shared_file_system", cancels("running", "service")
     )
-    async def test_a_service_is_started_again(self, flow: WorkflowEngine) -> None:
+    async def test_a_service_serves_and_is_started_again(self, flow: WorkflowEngine) -> None:
         first, gate = self.place / "first", self.place / "gate"
 
         @flow.executable_task(service=True, ready=r"stdout:port (\d)\n", restarts=1)
@@ -178,19 +146,27 @@ class Engine(Suite):
                 "test ! -e left && touch left && echo port 2; sleep 600"
             )
 
+        @flow.executable_task
+        async def use(port: Any) -> str:
+            return f"echo {port}"
+
         service = serve()
-        use = _using(flow)
         before = await use(service)
         gate.touch()
         await until(lambda: service.attempt == 2)
         assert (before, await use(service)) == ("1\n", "2\n")
-        service.cancel()
+        assert service.cancel() is True
         await service.ended()
+        assert await service == "1", "its first readiness stays its result"
 
     @check("workflows", FUNCTIONS)
     async def test_a_failure_reaches_its_dependents(self, flow: WorkflowEngine) -> None:
-        plus = adder(flow)
-        bad = _broken(flow)("a word")
+        def broken(word: str) -> None:
+            print("printed:", word)  # noqa: T201 - a check looks for it
+            raise KitError("on purpose", 7)
+
+        plus = self.adder(flow)
+        bad = flow.function_task(self.form(broken))("a word")
         dependent, good = plus(plus(bad)), plus(plus(1))
         with pytest.raises(DependencyFailureError) as failed:
             await dependent
@@ -221,19 +197,7 @@ class Engine(Suite):
         assert (error.exit_code, error.stdout) == (3, "a word\n")
         assert "the reason" in error.stderr
         parts = ["raised in failing('a word')\n", "standard output ended with:\n    a word"]
-        again = self.capabilities.sandboxes and self.capabilities.shared_file_system
-        if again:
-            parts += [f"  sandbox: {future.sandbox}\n", "to run it again: sh "]
         _require_note(future, parts)
-        if again:
-            done = await asyncio.to_thread(
-                subprocess.run,
-                ["sh", f"{future.sandbox}/{RESERVED}again"],
-                capture_output=True,
-                text=True,
-                check=False,
-            )
-            assert (done.returncode, done.stdout) == (3, "a word\n"), "run again in its sandbox"
 
     @check("workflows", "shared_file_system")
     @pytest.mark.parametrize("kind", ["function", "executable"])
@@ -260,32 +224,6 @@ class Engine(Suite):
         assert (await future, future.attempt) == ("3\n", 3)
         assert traces.read_text() == "x\n" * 3
 
-    @check("workflows", "sync_functions")
-    async def test_a_task_that_failed_elsewhere_continues_here(
-        self, new_engine: NewEngine, backend: Any
-    ) -> None:
-        flow = await new_engine([_Failing(self.capabilities), backend])
-
-        @flow.function_task(retries=1, other_backends=(backend.name,))
-        def attempt() -> int:
-            return current_task().attempt
-
-        future = attempt()
-        assert (await future, future.backend) == (3, backend.name)
-
-    @check("workflows", "sync_functions", "shared_file_system", ISOLATED)
-    async def test_a_lost_task_is_retried(self, flow: WorkflowEngine) -> None:
-        trace = self.place / "trace"
-
-        @flow.function_task
-        def die_once() -> str:
-            if not trace.exists():
-                trace.touch()
-                kill_own_process()
-            return "alive"
-
-        assert await die_once() == "alive"
-
     @check("timeouts", "shared_file_system")
     @each_kind
     async def test_a_timeout_ends_an_attempt(
@@ -308,82 +246,20 @@ class Engine(Suite):
     async def test_a_running_task_is_canceled(
         self, flow: WorkflowEngine, driver: Driver, kind: TaskKind
     ) -> None:
-        plus = adder(flow)
-        done = plus(1)
-        await done
-        assert done.cancel() is False, "cancel() of a finished task"
-        tickings = [Ticking(driver, kind) for _ in range(2)]
-        waited, future = (_task(flow, ticking)() for ticking in tickings)
-        dependent = plus(future)
-        await tickings[1].began()
-        with pytest.raises(TimeoutError):  # while the work goes on
-            async with asyncio.timeout(0.1):
-                await waited
+        ticking = Ticking(driver, kind)
+        future = _task(flow, ticking)()
+        dependent = self.adder(flow)(future)
+        await ticking.began()
         assert future.cancel() is True
         assert future.cancelled(), "it is canceled at once"
         for each in (future, dependent):
             with pytest.raises(asyncio.CancelledError):
                 await each
         if self.capabilities.cancellation(kind) != "running":
-            for ticking in tickings:
-                ticking.release()
-        await asyncio.gather(waited.ended(), future.ended())
-        assert await tickings[1].is_still()
-        assert int(await plus(1)) == 2, "a task afterwards"
-
-    @check("cancellation", FUNCTIONS, "shared_file_system")
-    async def test_the_engines_shutdown_cancels_tasks(
-        self, flow: WorkflowEngine, driver: Driver
-    ) -> None:
-        kind: TaskKind = "async_function" if self.capabilities.functions else "function"
-        plus = adder(flow)
-        tickings = [Ticking(driver, kind) for _ in range(2)]
-        running = [_task(flow, ticking)() for ticking in tickings]
-        waiting = [plus(future) for future in running]
-        await tickings[0].began()
-        if self.capabilities.cancellation(kind) != "running":
-            for ticking in tickings:
-                asyncio.get_running_loop().call_later(0.3, ticking.release)
-        await flow.shutdown(skip_execution_backend=True)
-        left = [future for future in (*running, *waiting) if not future.cancelled()]
-        assert not left, f"not canceled: {left}"
-
-
-class _Failing(ManagedBackend):
-    """Backend on which every task fails."""
-
-    name = "failing"
-    canonical_states = True
-
-    def __init__(self, capabilities: Capabilities) -> None:
-        super().__init__()
-        self.capabilities = capabilities
-
-    async def run_task(self, task: TaskDescription) -> Any:
-        """Raise an error."""
-        raise KitError("elsewhere")
-
-
-def adder(flow: WorkflowEngine) -> Any:
-    """Return a task that adds 1 to the sum of its arguments, of a kind that the backend runs."""
-
-    def total(numbers: tuple[Any, ...]) -> int:
-        # The results of a dry backend are no numbers.
-        return 1 + sum(int(number) for number in numbers if str(number).strip().isdigit())
-
-    capabilities = flow.backend.capabilities
-    if capabilities.sync_functions or capabilities.functions:
-
-        def plus(*numbers: Any) -> Any:
-            return total(numbers)
-
-        return flow.function_task(form(capabilities, plus))
-
-    @flow.executable_task
-    async def plus_command(*numbers: Any) -> str:
-        return f"echo {total(numbers)}"
-
-    return plus_command
+            ticking.release()
+        await future.ended()
+        assert await ticking.is_still(), "its work goes on"
+        assert int(await self.adder(flow)(1)) == 2, "a task afterwards"
 
 
 def _task(flow: WorkflowEngine, ticking: Ticking, **settings: Any) -> Any:
@@ -400,22 +276,6 @@ def _task(flow: WorkflowEngine, ticking: Ticking, **settings: Any) -> Any:
     args = description["args"]
     task = flow.function_task(**settings)(function)
     return lambda: task(*args)
-
-
-def _using(flow: WorkflowEngine) -> Any:
-    @flow.executable_task
-    async def use(port: Any) -> str:
-        return f"echo {port}"
-
-    return use
-
-
-def _broken(flow: WorkflowEngine) -> Any:
-    def broken(word: str) -> None:
-        print("printed:", word)  # noqa: T201 - a check looks for it
-        raise KitError("on purpose", 7)
-
-    return flow.function_task(form(flow.backend.capabilities, broken))
 
 
 def _require_note(future: Any, parts: list[str]) -> None:

@@ -1,23 +1,40 @@
-"""Checks of executables: how commands run, what they leave, their directories and files."""
+"""Checks of executables and services: commands, output, directories, files, readiness."""
 
 from __future__ import annotations
 
+import asyncio
 import os
+import shlex
+import socket
 import stat
+import sys
+import threading
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
+from rhapsody import WorkflowEngine
 from rhapsody.data import InputFile, OutputDir, OutputFile
-from rhapsody.errors import DataError
-from rhapsody.testing._suite import REACHABLE, NewEngine, Suite, check
-from rhapsody.testing._tasks import DONE, FAILED, text_of
+from rhapsody.errors import CapabilityError, DataError
+from rhapsody.task import TaskDescription
+from rhapsody.testing._suite import (
+    DONE,
+    FAILED,
+    RUNNING,
+    NewEngine,
+    Suite,
+    Ticking,
+    cancel,
+    cancels,
+    check,
+    text_of,
+)
+from rhapsody.testing._tools import Driver, Finished
 from rhapsody.testing._work import read
 
-if TYPE_CHECKING:
-    from rhapsody import WorkflowEngine
-    from rhapsody.testing._driver import Driver
+_FAILING = "echo out; echo err >&2; echo more; exit 3"
 
 
 class Executables(Suite):
@@ -49,16 +66,15 @@ class Executables(Suite):
         assert bare.stdout == "\n"
 
     @check("executables", "executables")
-    @pytest.mark.parametrize("command", ["a string", "a list", "a signal"])
-    async def test_an_exit_code_fails_the_task(self, driver: Driver, command: str) -> None:
-        given: Any = {
-            "a string": "echo out; echo err >&2; echo more; exit 3",
-            "a list": ["sh", "-c", "echo out; echo err >&2; echo more; exit 3"],
-            "a signal": "kill -9 $$",
-        }[command]
-        end = await driver.run_one(driver.command(given))
+    @pytest.mark.parametrize(
+        "command",
+        [_FAILING, ["sh", "-c", _FAILING], "kill -9 $$"],
+        ids=["a string", "a list", "a signal"],
+    )
+    async def test_an_exit_code_fails_the_task(self, driver: Driver, command: Any) -> None:
+        end = await driver.run_one(driver.command(command))
         assert end.state is FAILED, str(end)
-        if command == "a signal":
+        if command == "kill -9 $$":
             assert end.exit_code != 0
         else:
             assert (end.exit_code, end.stdout, end.stderr) == (3, "out\nmore\n", "err\n")
@@ -108,16 +124,6 @@ class Executables(Suite):
             assert name in f"{end.error} {end.stderr or ''}", f"nothing names the program: {end}"
         assert good.stdout == "fine\n"
 
-    @check("executables", "executables", times=2)
-    async def test_many_at_once_keep_their_output(self, driver: Driver) -> None:
-        ends = await driver.run(*(driver.command(f"echo {number}") for number in range(50)))
-        assert [end.stdout for end in ends] == [f"{number}\n" for number in range(50)]
-
-    @check("executables", "executables")
-    async def test_output_need_not_be_kept(self, driver: Driver) -> None:
-        end = await driver.run_one(driver.command("echo out", capture=False))
-        assert end.state is DONE and not end.stdout, str(end)
-
     @check("sandboxes", "executables", "sandboxes")
     async def test_each_executable_has_its_own_directory(self, driver: Driver) -> None:
         tasks = [driver.command("") for _ in range(5)]
@@ -146,8 +152,11 @@ class Executables(Suite):
         assert mode == 0o700, f"the mode of {sandbox} is {mode:o}, not 700"
 
     @check("sandboxes", "executables", "sandboxes", "shared_file_system")
-    async def test_output_can_be_left_in_files(self, driver: Driver) -> None:
-        end = await driver.run_one(driver.command("echo out; echo err >&2", capture="files"))
+    async def test_output_need_not_be_kept(self, driver: Driver) -> None:
+        command = "echo out; echo err >&2"
+        dropped = await driver.run_one(driver.command(command, capture=False))
+        assert dropped.state is DONE and not dropped.stdout, str(dropped)
+        end = await driver.run_one(driver.command(command, capture="files"))
         assert end.state is DONE, str(end)
         for path, text in ((end.stdout, "out\n"), (end.stderr, "err\n")):
             assert path and os.path.isabs(path), f"{path!r} is not an absolute path"
@@ -185,16 +194,23 @@ class Files(Suite):
     """Linking by the backend's two methods, and declared files through the engine."""
 
     @check("files", "executables", "files", "shared_file_system")
-    @pytest.mark.parametrize("name", ["plain.txt", "with space & 'quote'.txt", "ünicode.txt"])
-    async def test_a_file_from_outside_is_linked(self, driver: Driver, name: str) -> None:
-        outside = self.place / "its name.txt"
-        outside.write_text("content")
-        task = driver.command(["cat", name])
-        driver.backend.link_explicit_data_deps(
-            dst_task=task, file_name=name, file_path=str(outside)
-        )
-        end = await driver.run_one(task)
-        assert end.stdout == "content", str(end)
+    async def test_files_from_outside_are_linked(self, driver: Driver) -> None:
+        outside = str(self.place / "its name.txt")
+        Path(outside).write_text("content")
+        link = driver.backend.link_explicit_data_deps
+        names = ["plain.txt", "with space & 'quote'.txt", "ünicode.txt"]
+        tasks = [driver.command(["cat", name]) for name in names]
+        for task, name in zip(tasks, names, strict=True):
+            link(dst_task=task, file_name=name, file_path=outside)
+        for end in await driver.run(*tasks):
+            assert end.stdout == "content", str(end)
+        escaped = self.place / "escaped.txt"
+        for name in ("../escaped.txt", "a/../../escaped.txt", str(escaped)):
+            task = driver.command("true")
+            with suppress(ValueError):  # it may refuse the name at once; a DataError is one
+                link(dst_task=task, file_name=name, file_path=outside)
+                await driver.run_one(task)
+            assert not escaped.exists(), f"the name {name!r} made {escaped}"
 
     @check("files", "executables", "files")
     @pytest.mark.parametrize("how", ["explicit", "implicit"])
@@ -212,23 +228,6 @@ class Files(Suite):
                 backend.link_explicit_data_deps(src_task=first.task, dst_task=task, file_name=name)
         end = await driver.run_one(task)
         assert end.stdout == "1\n2\n", str(end)
-
-    @check("files", "executables", "files", "shared_file_system")
-    @pytest.mark.parametrize(
-        "name", ["../escaped.txt", "a/../../escaped.txt", "{place}/escaped.txt"]
-    )
-    async def test_no_name_leaves_the_sandbox(self, driver: Driver, name: str) -> None:
-        outside, escaped = self.place / "outside.txt", self.place / "escaped.txt"
-        outside.write_text("content")
-        task = driver.command("true")
-        try:
-            driver.backend.link_explicit_data_deps(
-                dst_task=task, file_name=name.format(place=self.place), file_path=str(outside)
-            )
-        except ValueError:  # a DataError is one
-            return
-        await driver.run_one(task)
-        assert not escaped.exists(), f"the name {name!r} made {escaped}"
 
     @check("files", "executables", "copies_files_out")
     async def test_a_file_is_copied_out(self, driver: Driver) -> None:
@@ -263,41 +262,6 @@ class Files(Suite):
         first = copy(InputFile(str(outside)), OutputFile("copied.txt"))
         assert await show(InputFile("copied.txt"), after=first) == "from outside\n"
 
-    @check("files", "executables", "files", REACHABLE)
-    async def test_a_file_is_saved_before_its_result_is_seen(self, new_engine: NewEngine) -> None:
-        results = self.place / "results"
-        flow = await new_engine(results_dir=results)
-
-        @flow.executable_task
-        async def make(target: OutputFile) -> str:
-            return f"echo made > {target.filename}"
-
-        for _ in range(2):  # the second replaces the first
-            await make(OutputFile("in/made.txt"))
-            assert (results / "in/made.txt").read_text() == "made\n"
-        assert [path.name for path in (results / "in").iterdir()] == ["made.txt"]
-
-    @check("files", "executables", "files", REACHABLE)
-    async def test_files_of_an_earlier_run_are_read(self, new_engine: NewEngine) -> None:
-        options = {"journal": self.place / "run.sqlite", "results_dir": self.place, "resume": True}
-        for words, recorded in (["one"], 0), (["one", "two"], 2):
-            flow = await new_engine(**options)
-
-            @flow.executable_task
-            async def make(target: OutputFile) -> str:
-                return f"echo made > {target.filename}"
-
-            @flow.executable_task
-            async def show(word: str, source: InputFile, *, after: object) -> str:
-                return f"echo {word}; cat {source.filename}"
-
-            first = make(OutputFile("in/made.txt"))
-            for word in words:
-                shown = await show(word, InputFile("made.txt"), after=first)
-                assert shown == f"{word}\nmade\n"
-            assert flow.stats.recorded == recorded, "tasks that did not run again"
-            await flow.shutdown(skip_execution_backend=True)
-
     @check("files", "executables", "files", "shared_file_system")
     async def test_directories_and_matches_go_from_task_to_task(
         self, new_engine: NewEngine
@@ -316,39 +280,135 @@ class Files(Suite):
         async def show(plots: InputFile, tables: InputFile, *, after: object) -> str:
             return f"cat {plots}/a {plots}/deep/b {tables}"
 
-        made = make(OutputDir("in/plots/"), OutputFile("in/*.csv", many=True))
+        for _ in range(2):  # the second replaces what the first saved
+            made = make(OutputDir("in/plots/"), OutputFile("in/*.csv", many=True))
+            await made
+            names = sorted(str(p.relative_to(saved)) for p in saved.rglob("*") if p.is_file())
+            assert names == ["c.csv", "d.csv", "plots/a", "plots/deep/b"]
         assert await show(InputFile("plots"), InputFile("*.csv"), after=made) == "1\n2\n3\n4\n"
-        names = sorted(str(p.relative_to(saved)) for p in saved.rglob("*") if p.is_file())
-        assert names == ["c.csv", "d.csv", "plots/a", "plots/deep/b"]
         if self.capabilities.sync_functions:
 
             @flow.function_task
-            def open_them(files: list[Path], after: object) -> list[str]:
-                return [read(path) for path in files]
+            def open_them(files: list[Path], after: object) -> list[tuple[bool, str]]:
+                return [(Path(path).is_absolute(), read(path)) for path in files]
 
-            assert await open_them(InputFile("*.csv"), made) == ["3\n", "4\n"]
+            assert await open_them(InputFile("*.csv"), made) == [(True, "3\n"), (True, "4\n")]
 
-    @check("files", "sync_functions", "files", "shared_file_system")
-    async def test_a_function_gets_its_files_as_paths(self, flow: WorkflowEngine) -> None:
-        outside = self.place / "input.txt"
-        outside.write_text("from outside\n")
 
-        @flow.function_task
-        def open_it(source: InputFile) -> tuple[bool, str]:
-            return Path(source).is_absolute(), read(source)
+STOPPABLE = cancels("running", "service")
 
-        assert await open_it(InputFile(str(outside))) == (True, "from outside\n")
 
-    @check("files", "executables", "files")
-    async def test_undeclared_files_of_a_dependency_are_linked(self, new_engine: NewEngine) -> None:
-        flow = await new_engine(implicit_data=True)
+def _wait(task: Any) -> tuple[str, bool]:
+    return "up", threading.Event().wait(0.1) is False
 
-        @flow.executable_task
-        async def write() -> str:
-            return "echo left > 'left over.txt'"
 
-        @flow.executable_task
-        async def show(before: object) -> str:
-            return "cat 'left over.txt'"
+async def _wait_async(task: Any) -> tuple[str, bool]:
+    await asyncio.sleep(0)
+    return "up", True
 
-        assert await show(write()) == "left\n"
+
+class Services(Suite):
+    """Executables and functions that run until they are canceled."""
+
+    @check("services", "services", STOPPABLE)
+    @pytest.mark.parametrize(
+        ("ready", "expected"),
+        [
+            (r"stdout:port (\d+)", "4711"),
+            ("stdout:po.t 4", "port 4"),
+            ("file:the file", "the file"),
+            (_wait, ("up", True)),
+            (_wait_async, ("up", True)),
+        ],
+        ids=["a group", "a match", "a file", "a function", "a coroutine function"],
+    )
+    async def test_it_is_ready_as_told(self, driver: Driver, ready: Any, expected: Any) -> None:
+        command = "echo starting; echo port 4711; : > part; mv part 'the file'; sleep 600"
+        service = driver.service(command, ready=ready)
+        await driver.submit(service)
+        value = await driver.ready(service)
+        assert RUNNING in driver.history(service), "it was not reported running"
+        if expected == "the file":
+            assert isinstance(value, str) and os.path.isabs(value), f"its readiness is {value!r}"
+            assert not self.capabilities.shared_file_system or os.path.exists(value)
+            value = os.path.basename(value)
+        assert value == expected
+        await cancel(driver, service)
+
+    @check("services", "services", "shared_file_system", STOPPABLE)
+    @pytest.mark.parametrize("ready", ["tcp:PORT", "tcp"])
+    async def test_it_is_ready_when_it_listens(self, driver: Driver, ready: str) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = str(probe.getsockname()[1])
+        server = f"exec {shlex.quote(sys.executable)} -m http.server"
+        if ready == "tcp":
+            command = f'test "$PORT" = "{{port}}" && {server} {{port}} --bind 127.0.0.1'
+            service = driver.service(command, ready="tcp")
+        else:
+            service = driver.service(f"{server} {port} --bind 127.0.0.1", ready=f"tcp:{port}")
+        await driver.submit(service)
+        address, end = await _ready_or_ended(driver, service)
+        if end is not None:
+            refused = ready == "tcp" and isinstance(end.error, CapabilityError)
+            assert refused, f"`ready={ready!r}`: {end}"
+            return
+        assert isinstance(address, tuple) and len(address) == 2, f"its readiness is {address!r}"
+        _, writer = await asyncio.open_connection(*address)
+        writer.close()
+        await writer.wait_closed()
+        await cancel(driver, service)
+
+    @check("services", "services", "shared_file_system")
+    async def test_a_port_in_use_is_refused(self, driver: Driver) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as stranger:
+            service = driver.service("sleep 600", ready=f"tcp:{stranger.getsockname()[1]}")
+            await driver.submit(service)
+            value, end = await _ready_or_ended(driver, service)
+        assert end is not None, f"its readiness is {value!r}, although it does not listen"
+        assert end.state is FAILED
+        assert "ready='tcp'" in str(end.error), "the error must name the alternative"
+
+    @check("services", "services", "shared_file_system")
+    async def test_it_is_not_ready_too_early(self, driver: Driver) -> None:
+        begin, finish = self.place / "begin", self.place / "finish"
+        wait = "while [ ! -e '{}' ]; do sleep 0.05; done"
+        command = f"{wait.format(begin)}; echo ready; {wait.format(finish)}; exit 3"
+        service = driver.service(command, ready="stdout:ready")
+        await driver.submit(service)
+        ready = asyncio.ensure_future(driver.ready(service))
+        await asyncio.sleep(self.settle)
+        assert not ready.done(), "it was ready before it had said so"
+        begin.touch()
+        await ready
+        finish.touch()
+        end = await driver.finished(service)
+        assert end.state is FAILED and end.exit_code == 3, f"it ended later: {end}"
+
+    @check("services", "services")
+    async def test_a_service_that_ends_too_early_fails(self, driver: Driver) -> None:
+        service = driver.service("echo broken >&2; exit 3", ready="stdout:never")
+        await driver.submit(service)
+        value, end = await _ready_or_ended(driver, service)
+        assert end is not None, f"its readiness is {value!r}"
+        assert end.state is FAILED, str(end)
+
+    @check("services", "shared_file_system")
+    @pytest.mark.parametrize("kind", ["service", "function_service"])
+    async def test_a_stopped_service_does_nothing_more(self, driver: Driver, kind: Any) -> None:
+        service = Ticking(driver, kind)
+        await service.start()
+        assert await driver.running(service.task), "it was not reported running"
+        if self.capabilities.cancellation(kind) == "running":
+            await cancel(driver, service.task)
+            assert await service.is_still(), "it goes on after the terminal state"
+        else:
+            await service.finish()
+
+
+async def _ready_or_ended(driver: Driver, service: TaskDescription) -> tuple[Any, Finished | None]:
+    """Return the readiness of a service, or its end if it does not become ready."""
+    try:
+        return await driver.ready(service), None
+    except Exception:  # any error means that it is not ready
+        return None, await driver.finished(service)

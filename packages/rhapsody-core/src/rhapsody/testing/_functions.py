@@ -6,35 +6,34 @@ import asyncio
 import copy
 import functools
 import importlib
-import inspect
+import itertools
 import math
 import threading
 import traceback
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
+from rhapsody import WorkflowEngine
 from rhapsody.errors import CapabilityError, TaskLostError
-from rhapsody.task import Resources, TaskKind
+from rhapsody.task import TaskKind
 from rhapsody.testing import _work
 from rhapsody.testing._suite import (
     COPIES,
+    DONE,
+    FAILED,
     FUNCTIONS,
     ISOLATED,
     Suite,
+    call,
     check,
     each_function_kind,
-    honors,
+    each_kind,
 )
-from rhapsody.testing._system import NEIGHBOR, memory_in_use
-from rhapsody.testing._tasks import DONE, FAILED, Route, call, function_kinds, routes_of
-from rhapsody.testing._work import Collector, KitError, collect, process_and_memory, put_first
-
-if TYPE_CHECKING:
-    from rhapsody import WorkflowEngine
-    from rhapsody.backends.base import Capabilities
-    from rhapsody.testing._driver import Driver, Finished
+from rhapsody.testing._system import NEIGHBOR
+from rhapsody.testing._tools import Driver
+from rhapsody.testing._work import KitError, collect, process_and_memory, put_first
 
 _VARIABLE = "RHAPSODY_KIT_ROUTE"
 _CALLS = 300
@@ -45,12 +44,10 @@ class Functions(Suite):
 
     @check("functions", FUNCTIONS)
     async def test_every_route_passes_arguments(self, driver: Driver) -> None:
-        def task(route: Route, number: int) -> Any:
-            return route.call(driver, "words", f"left {number}", right=f"right {number}")
-
-        for route, number, end in await _on_every_route(driver, self.capabilities, task):
-            expected = [f"left {number}", f"right {number}"]
-            assert end.state is DONE and end.value == expected, f"{route.name}: {end}"
+        routes = self.routes
+        tasks = [route.call(driver, "words", route.name, right="keyword") for route in routes]
+        for route, end in zip(routes, await driver.run(*tasks), strict=True):
+            assert end.value == [route.name, "keyword"], f"{route.name}: {end}"
 
     @check("functions")
     @each_function_kind
@@ -63,110 +60,86 @@ class Functions(Suite):
         async def closure_async(number: int) -> int:
             return base + number
 
-        cases: list[tuple[Any, tuple[Any, ...], dict[str, Any], Any]] = [
-            (_work.add, (1, 2), {"more": 3}, 6),
-            (_work.add, (), {"left": 4}, 5),
-            (closure, (2,), {}, 12),
-            (lambda number: base * number, (2,), {}, 20),
-            (functools.partial(_work.add, 1, more=5), (2,), {}, 8),
-            (math.factorial, (5,), {}, 120),
-            (dict, (), {"a": 1}, {"a": 1}),
-        ]
-        if kind == "async_function":
-            cases = [
-                (_work.add_async, (1, 2), {"more": 3}, 6),
-                (closure_async, (2,), {}, 12),
-                (functools.partial(_work.add_async, 1, more=5), (2,), {}, 8),
-            ]
-        tasks = [driver.call(function, *args, **kwargs) for function, args, kwargs, _ in cases]
-        for end, (_, args, kwargs, expected) in zip(await driver.run(*tasks), cases, strict=True):
-            assert end.state is DONE, f"called with {args} and {kwargs}: {end}"
-            assert end.value == expected
+        neighbor = importlib.import_module(NEIGHBOR)  # next to the script
+        cases: dict[Any, tuple[Any, Any]] = {
+            _work.add_async: (1, 2),
+            closure_async: (2, 12),
+            neighbor.triple_async: (2, 6),
+        }
+        if kind == "function":
+            cases = {
+                _work.add: (1, 2),
+                closure: (2, 12),
+                lambda number: base * number: (2, 20),
+                math.factorial: (5, 120),
+                neighbor.triple: (2, 6),
+            }
+        tasks = [driver.call(function, argument) for function, (argument, _) in cases.items()]
+        ends = await driver.run(*tasks)
+        for end, (function, (_, expected)) in zip(ends, cases.items(), strict=True):
+            assert end.state is DONE and end.value == expected, f"{function}: {end}"
 
     @check("functions", FUNCTIONS)
     async def test_every_route_has_its_environment(self, driver: Driver) -> None:
-        def task(route: Route, number: int) -> Any:
-            description = route.call(driver, "variable", _VARIABLE)
-            description["environment"] = {_VARIABLE: f"value {number}"}
-            return description
-
-        for route, number, end in await _on_every_route(driver, self.capabilities, task):
-            if end.state is FAILED and isinstance(end.error, CapabilityError):
-                continue
-            assert end.state is DONE and end.value == f"value {number}", (
-                f"{route.name} with environment={{'{_VARIABLE}': 'value {number}'}} must see the "
-                f"variable, or fail with a CapabilityError if functions share the program's "
-                f"environment: {end}"
+        routes = self.routes
+        tasks = [
+            route.call(driver, "variable", _VARIABLE) | {"environment": {_VARIABLE: route.name}}
+            for route in routes
+        ]
+        for route, end in zip(routes, await driver.run(*tasks), strict=True):
+            assert isinstance(end.error, CapabilityError) or end.value == route.name, (
+                f"{route.name} must see its environment or fail with a CapabilityError: {end}"
             )
 
     @check("output", FUNCTIONS, "captures_output")
     async def test_every_route_keeps_its_output(self, driver: Driver) -> None:
-        def task(route: Route, number: int) -> Any:
-            return route.call(driver, "say", f"grüße {number}")
-
-        for route, number, end in await _on_every_route(driver, self.capabilities, task):
-            assert end.state is DONE, f"{route.name}: {end}"
-            expected = f"grüße {number}\n", f"grüße {number} aside\n"
-            assert (end.stdout, end.stderr) == expected, f"{route.name} printed {expected}"
+        routes = self.routes
+        tasks = [route.call(driver, "say", f"grüße {route.name}") for route in routes]
+        for route, end in zip(routes, await driver.run(*tasks), strict=True):
+            expected = f"grüße {route.name}\n", f"grüße {route.name} aside\n"
+            assert (end.stdout, end.stderr) == expected, f"{route.name} printed {expected}: {end}"
 
     @check("exceptions", FUNCTIONS)
     async def test_every_route_keeps_failures_whole(self, driver: Driver) -> None:
-        def task(route: Route, number: int) -> Any:
-            return route.call(driver, "fail", f"grüße {number}")
-
-        for route, number, end in await _on_every_route(driver, self.capabilities, task):
+        routes = self.routes
+        tasks = [route.call(driver, "fail", f"grüße {route.name}") for route in routes]
+        for route, end in zip(routes, await driver.run(*tasks), strict=True):
             error = end.error
             assert end.state is FAILED, f"{route.name}: {end}"
             assert type(error) is KitError, f"a KitError of {route.name} came back as {error!r}"
-            assert error.args == (f"grüße {number}", 7) and error.code == 7, f"{route.name}: {end}"
+            assert error.args == (f"grüße {route.name}", 7) and error.code == 7, str(end)
             shown = "".join(traceback.format_exception(error))
-            for what, text in {
-                "its cause": "LookupError: the reason for failure",
-                "the file that raised it": _work.__file__,
-                "the function that raised it": "in fail",
-            }.items():
-                assert text in shown, (
-                    f"the failure of {route.name} does not show {what}, {text!r}, in its traceback "
-                    "or in that of its `__cause__`"
-                )
+            for text in ("LookupError: the reason for failure", _work.__file__, "in fail"):
+                assert text in shown, f"the traceback of {route.name} does not show {text!r}"
 
     @check("exceptions", FUNCTIONS)
     async def test_builtin_exceptions_keep_their_arguments(self, driver: Driver) -> None:
         def missing() -> None:
             raise FileNotFoundError(2, "No such file", "données.txt")
 
-        def divide() -> None:
-            raise ZeroDivisionError("division by 0")
-
-        ends = await driver.run(
-            *(driver.call(form(self.capabilities, f)) for f in (missing, divide))
-        )
-        first, second = (end.error for end in ends)
-        assert isinstance(first, FileNotFoundError)
-        assert (first.errno, first.filename) == (2, "données.txt")
-        assert type(second) is ZeroDivisionError
-        assert second.args == ("division by 0",)
+        end = await driver.run_one(driver.call(self.form(missing)))
+        assert isinstance(end.error, FileNotFoundError), str(end)
+        assert (end.error.errno, end.error.filename) == (2, "données.txt")
 
     @check("submission", FUNCTIONS, "shared_file_system", times=2)
     async def test_each_call_is_executed_exactly_once(self, driver: Driver) -> None:
-        routes = routes_of(self.capabilities)
         marks = [self.place / f"run.{number}" for number in range(min(_CALLS, self.fan))]
-        await driver.run(
-            *(
-                routes[number % len(routes)].call(driver, "note_run", str(mark))
-                for number, mark in enumerate(marks)
-            )
-        )
+        calls = zip(itertools.cycle(self.routes), marks, strict=False)
+        await driver.run(*(route.call(driver, "note_run", str(mark)) for route, mark in calls))
         await asyncio.sleep(self.settle)  # a second execution may follow
         counts = [mark.stat().st_size if mark.exists() else 0 for mark in marks]
         wrong = {number: count for number, count in enumerate(counts) if count != 1}
         assert not wrong, f"{len(wrong)} of {len(marks)} calls, with their executions: {wrong}"
 
-    @check("submission", FUNCTIONS)
-    async def test_results_belong_to_their_tasks(self, driver: Driver) -> None:
-        kind = function_kinds(self.capabilities)[0]
-        ends = await driver.run(*(call(driver, kind, "add", number) for number in range(100)))
-        assert [end.value for end in ends] == list(range(1, 101))
+    @check("submission", times=2)
+    @each_kind
+    async def test_results_belong_to_their_tasks(self, driver: Driver, kind: TaskKind) -> None:
+        if kind == "executable":
+            tasks = [driver.command(["echo", str(number)]) for number in range(50)]
+            assert [end.stdout for end in await driver.run(*tasks)] == [f"{n}\n" for n in range(50)]
+        else:
+            tasks = [call(driver, kind, "add", number) for number in range(100)]
+            assert [end.value for end in await driver.run(*tasks)] == list(range(1, 101))
 
     @check("values")
     @each_function_kind
@@ -202,30 +175,25 @@ class Functions(Suite):
         def look(*args: Any, **kwargs: Any) -> str:
             return repr((args, kwargs))
 
-        end = await driver.run_one(driver.call(form(self.capabilities, look), *args, **kwargs))
+        end = await driver.run_one(driver.call(self.form(look), *args, **kwargs))
         assert (args, kwargs) == before, "the backend changed the caller's arguments"
         assert end.value == repr(before), "the function received something else"
 
     @check("values")
     @each_function_kind
-    @pytest.mark.parametrize("what", ["argument", "result", "exception"])
-    async def test_what_cannot_be_pickled_fails_alone(
-        self, driver: Driver, kind: TaskKind, what: str
-    ) -> None:
-        odd = {
-            "argument": lambda: call(driver, kind, "name_of_type", threading.Lock()),
-            "result": lambda: call(driver, kind, "make_lock"),
-            "exception": lambda: call(driver, kind, "fail_oddly", "the odd reason"),
-        }[what]()
-        neighbors = [call(driver, kind, "add", number) for number in (1, 2)]
-        first, end, second = await driver.run(neighbors[0], odd, neighbors[1])
-        assert (first.value, second.value) == (2, 3), f"neighbors: {first}; {second}"
-        if end.state is DONE and what != "exception":
-            assert end.value is not None
-            return
-        assert end.state is FAILED and end.error is not None, str(end)
-        if what == "exception":
-            assert "the odd reason" in f"{end.error!r} {end.error} {end.stderr or ''}"
+    async def test_what_cannot_be_pickled_fails_alone(self, driver: Driver, kind: TaskKind) -> None:
+        argument, result, error, neighbor = await driver.run(
+            call(driver, kind, "name_of_type", threading.Lock()),
+            call(driver, kind, "make_lock"),
+            call(driver, kind, "fail_oddly", "the odd reason"),
+            call(driver, kind, "add", 1),
+        )
+        for end in (argument, result):
+            works = end.state is DONE and end.value is not None
+            assert works or (end.state is FAILED and end.error is not None), str(end)
+        assert error.state is FAILED and error.error is not None, str(error)
+        assert "the odd reason" in f"{error.error!r} {error.error} {error.stderr or ''}"
+        assert neighbor.value == 2, f"their neighbor: {neighbor}"
 
     @check("exceptions")
     @each_function_kind
@@ -245,26 +213,6 @@ class Functions(Suite):
         assert lost.state is FAILED and isinstance(lost.error, TaskLostError), str(lost)
         assert [end.value for end in ends] == list(range(1, 11)), "its neighbors"
         assert (await driver.run_one(driver.call(_work.add, 1))).value == 2, "a task afterwards"
-
-    @check("tasks-without-cores", "functions", honors("cores"))
-    async def test_coroutines_without_cores_wait_together(self, driver: Driver) -> None:
-        tasks = [driver.call(_work.interval_async, 0.2) for _ in range(50)]
-        for task in tasks:
-            task["resources"] = Resources(cores=0)
-        most = most_at_once([end.value for end in await driver.run(*tasks)])
-        assert most > (self.cores or 1), f"of 50 that wait, {most} did so at once"
-
-    @check("functions")
-    @each_function_kind
-    async def test_modules_next_to_the_script_are_imported(
-        self, driver: Driver, kind: TaskKind
-    ) -> None:
-        neighbor = importlib.import_module(NEIGHBOR)
-        function = neighbor.triple_async if kind == "async_function" else neighbor.triple
-        end = await driver.run_one(driver.call(function, 2))
-        assert end.state is DONE and end.value == 6, (
-            f"workers need the program's sys.path, or the modules in it themselves: {end}"
-        )
 
     @check("isolation", "sync_functions", COPIES)
     async def test_tasks_do_not_share_a_functions_state(self, driver: Driver) -> None:
@@ -294,15 +242,14 @@ class Functions(Suite):
         for number in range(self.closures):
             size, process, memory = await flow.function_task(_holding(data, number))()
             assert size == len(data) + number
-            here = here or memory_in_use()
+            here = here or process_and_memory()[1]
             grown = {
                 f"process {process}": memory - first.setdefault(process, memory),
-                "the program": memory_in_use() - here,
+                "the program": process_and_memory()[1] - here,
             }
             for whose, more in grown.items():
                 assert more <= limit, (
-                    f"after {number + 1} closures of {len(data)} bytes {whose} holds {more} bytes "
-                    "more than after the first"
+                    f"after {number + 1} closures of {len(data)} bytes {whose} holds {more} more"
                 )
 
     @check("functions", "sync_functions")
@@ -310,50 +257,13 @@ class Functions(Suite):
         function = self.library_function()
         if function is NotImplemented:
             pytest.skip("the class has no library_function")
-        try:
-            inspect.signature(function).bind()
-        except TypeError as error:
-            pytest.fail(
-                "`library_function` must return a function that takes no arguments, or "
-                f"NotImplemented; it returned {function!r}: {error}"
-            )
         # More at once than the backend has room for: each may need a place of its own.
         tasks = [driver.call(function) for _ in range(2 * (self.cores or 2))]
         for end in await driver.run(*tasks):
             assert end.state is DONE and end.value, (
-                f"the function of `library_function` must return a true value: {end}"
+                "`library_function` must return a function that takes no arguments and returns "
+                f"a true value, or NotImplemented: {end}"
             )
-
-
-async def _on_every_route(
-    driver: Driver, capabilities: Capabilities, make: Callable[[Route, int], Any]
-) -> list[tuple[Route, int, Finished]]:
-    """Run a task on every route in one batch."""
-    routes = routes_of(capabilities)
-    ends = await driver.run(*(make(route, number) for number, route in enumerate(routes)))
-    return list(zip(routes, range(len(routes)), ends, strict=True))
-
-
-def form(capabilities: Capabilities, function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return the function, or the same as a coroutine function if only those run."""
-    if capabilities.sync_functions:
-        return function
-
-    async def coroutine(*args: Any, **kwargs: Any) -> Any:
-        await asyncio.sleep(0)
-        return function(*args, **kwargs)
-
-    return coroutine
-
-
-def most_at_once(intervals: list[tuple[float, float]]) -> int:
-    """Return the largest number of intervals that overlap."""
-    steps = sorted(step for began, ended in intervals for step in ((began, 1), (ended, -1)))
-    most = now = 0
-    for _, change in steps:
-        now += change
-        most = max(most, now)
-    return most
 
 
 def _holding(data: bytes, number: int) -> Callable[[], tuple[int, int, int]]:
@@ -367,7 +277,8 @@ def _holding(data: bytes, number: int) -> Callable[[], tuple[int, int, int]]:
 
 def _stateful() -> list[tuple[str, Callable[[int], Any], list[Any]]]:
     """Return functions that append their argument to data they hold, each with its data."""
-    closure, default, bound, attribute, variable = ([] for _ in range(5))  # type: ignore[var-annotated]
+    held: list[list[Any]] = [[] for _ in range(4)]
+    closure, default, bound, variable = held
 
     def with_default(number: int, held: list[Any] = default) -> list[Any]:
         return collect(number, held)
@@ -379,6 +290,5 @@ def _stateful() -> list[tuple[str, Callable[[int], Any], list[Any]]]:
         ("a closure", lambda number: collect(number, closure), closure),
         ("a default argument", with_default, default),
         ("a bound argument", functools.partial(collect, held=bound), bound),
-        ("an object", Collector(attribute), attribute),
         ("a global variable", with_global, variable),
     ]

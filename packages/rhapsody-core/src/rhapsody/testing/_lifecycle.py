@@ -7,41 +7,47 @@ import gc
 import json
 import os
 import sys
-import time
 import tracemalloc
 import weakref
-from collections.abc import Awaitable, Callable, Set
+from collections.abc import Awaitable, Callable, Container, Set
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import pytest
 
-from rhapsody.testing._driver import Driver, started
-from rhapsody.testing._engine import adder
-from rhapsody.testing._suite import FUNCTIONS, NewBackend, NewEngine, Suite, check, state_of
+from rhapsody.testing._suite import (
+    DONE,
+    FUNCTIONS,
+    NewBackend,
+    NewEngine,
+    Suite,
+    Ticking,
+    call,
+    check,
+    quick,
+    state_of,
+)
 from rhapsody.testing._system import (
     Gap,
     Heartbeat,
     Holdings,
-    Leftover,
     Program,
     end_processes,
     fork_handlers,
+    holdings,
+    leftovers,
     listed,
     marked,
-    memory_in_use,
     settled,
 )
-from rhapsody.testing._tasks import DONE, Ticking, call, function_kinds, kinds_of, quick
-
-if TYPE_CHECKING:
-    pass
+from rhapsody.testing._tools import Driver, started
+from rhapsody.testing._work import process_and_memory
 
 _TRIES = 3
 _SUBMISSIONS = 4
 _BATCH, _ROUNDS = 20, 5
-_KEPT = ("processes", "threads", "tasks", "temporary")
-_HELD = {"threads": "threads", "children": "processes", "descriptors": "files"}
+_ENDS = ("process", "thread", "task", "temporary")
+_HELD = {"threads": "thread", "children": "process", "descriptors": "file"}
 _WORDS = {*_HELD, "sys.path", "at-fork handlers"}
 Way = Literal["await", "async with", "create"]
 WAYS: tuple[Way, ...] = ("await", "async with", "create")
@@ -64,7 +70,7 @@ class Life:
     backend: weakref.ref[Any]
     gap: Gap
     shutdown: float
-    left: list[Leftover]
+    left: Holdings
     memory: int
 
 
@@ -94,29 +100,30 @@ class Lifecycle(Suite):
         with marked() as mark, fork_handlers(own) as forks:
 
             async def compare(moment: str, allowed: Set[str]) -> None:
+                kinds = [kind for name, kind in _HELD.items() if name not in allowed]
+
+                def new() -> Holdings:
+                    return leftovers(held, self.leaves_behind, kinds, mark)
+
                 def look() -> list[str]:
                     words = Program.now().since(program, allowed)
                     if "at-fork handlers" not in adds:
                         words += [f"{module} has an at-fork handler" for module in forks]
-                    for name, kind in _HELD.items():
-                        if name not in allowed:
-                            left = Holdings.now(mark).since(held, self.leaves_behind, [kind])
-                            words += [f"there is {' '.join(each.text.split())}" for each in left]
-                    return words
+                    return words + [f"there is {' '.join(text.split())}" for text in new().values()]
 
                 found = await settled(look, 10 * self.settle)
-                end_processes(Holdings.now(mark).since(held, (), ["processes"]) if found else [])
+                end_processes(new())
                 assert not found, (
                     f"after {moment} {'; '.join(found)}. `adds` allows {sorted(_WORDS)} while the "
                     "backend runs, `leaves_behind` allows what a library keeps on purpose"
                 )
 
-            held = Holdings.now(mark)
+            held = holdings(mark)
             try:
                 backend = await started(made)
                 await compare("its start", adds)
                 async with Driver(backend, work_dir=self.place) as driver:
-                    await driver.run(*(quick(driver, kind) for kind in kinds_of(self.capabilities)))
+                    await driver.run(*(quick(driver, kind) for kind in self.kinds))
                     await compare("a few tasks", adds)
                 await backend.shutdown()
                 del backend, made, driver
@@ -131,7 +138,7 @@ class Lifecycle(Suite):
     ) -> None:
         backend = await new_backend()
         flow = await new_engine(backend)
-        await adder(flow)(1)
+        await self.adder(flow)(1)
         await flow.shutdown()
         assert await state_of(backend) == "shutdown"
 
@@ -147,8 +154,8 @@ class Lifecycle(Suite):
 
     @check("starting-and-stopping", FUNCTIONS)
     async def test_two_backends_do_not_mix(self, driver: Driver, new_backend: NewBackend) -> None:
-        kind = function_kinds(self.capabilities)[0]
-        async with self.drive(await new_backend(start=True)) as second:
+        kind = self.kinds[0]
+        async with self.drive(await new_backend()) as second:
             tasks = call(driver, kind, "add", 1), call(second, kind, "add", 2)
             ends = await asyncio.gather(driver.run_one(tasks[0]), second.run_one(tasks[1]))
             assert [end.value for end in ends] == [2, 3]
@@ -159,7 +166,7 @@ class Lifecycle(Suite):
     @check("starting-and-stopping", dry=True)
     async def test_a_failed_start_leaves_nothing_running(self) -> None:
         with marked() as mark:
-            before = Holdings.now()
+            before = holdings()
             backend = await self.make_failing_backend()
             if backend is NotImplemented:
                 pytest.skip("the class has no make_failing_backend")
@@ -171,7 +178,7 @@ class Lifecycle(Suite):
                 pytest.fail("the start of make_failing_backend's backend did not fail")
             assert state in ("error", "shutdown"), f"after a failed start its state is {state!r}"
             await backend.shutdown()
-            left = await self._left(before, _KEPT, mark)
+            left = await self._left(before, _ENDS, mark)
         assert not left, listed(left)
 
     @check("declaration", dry=True)
@@ -200,32 +207,30 @@ class Lifecycle(Suite):
     @check("the-event-loop", times=3)
     @pytest.mark.parametrize("what", ["a batch", "a few tasks"])
     async def test_a_submission_does_not_block_the_loop(self, driver: Driver, what: str) -> None:
-        kinds = kinds_of(self.capabilities)
+        kinds = self.kinds
         # What is started on first use belongs to the check of the start.
         await driver.run(*(quick(driver, kind) for kind in kinds))
 
-        async def batch(_: int) -> Gap:
-            tasks = [quick(driver, kind) for kind in kinds for _ in range(20)]
+        async def measure(_: int) -> Gap:
             with Heartbeat(self._current.clock) as heartbeat:
-                await driver.run(*tasks)
-            return heartbeat.worst
-
-        async def few(_: int) -> Gap:
-            with Heartbeat(self._current.clock) as heartbeat:
-                for _ in range(_SUBMISSIONS):
-                    await driver.run(*(quick(driver, kind) for kind in kinds))
-            return Gap(*(seconds / _SUBMISSIONS for seconds in heartbeat.total))
+                for _ in range(rounds):
+                    await driver.run(*(quick(driver, kind) for kind in kinds * each))
+            if each > 1:
+                return heartbeat.worst
+            return Gap(*(seconds / rounds for seconds in heartbeat.total))
 
         if what == "a batch":
-            await _require_free_loop(batch, self.loop_gap, "loop_gap")
+            rounds, each = 1, 20
+            await _require_free_loop(measure, self.loop_gap, "loop_gap")
         else:
-            await _require_free_loop(few, self.submission_gap, "submission_gap")
+            rounds, each = _SUBMISSIONS, 1
+            await _require_free_loop(measure, self.submission_gap, "submission_gap")
 
     @check("what-shutdown-leaves", dry=True, times=2)
     async def test_shutdown_leaves_nothing_behind(self) -> None:
         for count in (1, 2):
-            left = [each for life in await self._lives(count) for each in life.left]
-            assert not left, listed(left)
+            for life in await self._lives(count):
+                assert not life.left, listed(life.left)
 
     @check("starting-and-stopping", dry=True, times=2)
     async def test_an_idle_backend_is_shut_down_quickly(self) -> None:
@@ -233,10 +238,7 @@ class Lifecycle(Suite):
             took = min(life.shutdown for life in await self._lives(count))
             if took <= self.shutdown_limit:
                 return
-        raise AssertionError(
-            f"shutdown() took {took:.2f} s in the better of two tries, longer than the "
-            f"{self.shutdown_limit:g} s of `shutdown_limit`"
-        )
+        raise AssertionError(f"shutdown() took {took:.2f} s, twice (`shutdown_limit`)")
 
     @check("what-shutdown-leaves", dry=True, times=4)
     async def test_nothing_grows_over_cycles(self) -> None:
@@ -249,17 +251,14 @@ class Lifecycle(Suite):
         alive = sum(life.backend() is not None for life in lives)
         assert alive <= 1, f"{alive} of {len(lives)} backends are still in memory after shutdown"
         grown = last.memory - first.memory
-        assert grown <= self.memory_growth, (
-            f"the process grew by {grown} bytes, more than the {self.memory_growth} of "
-            "`memory_growth`"
-        )
+        assert grown <= self.memory_growth, f"the process grew by {grown} bytes (`memory_growth`)"
 
     @check("what-shutdown-leaves", "shared_file_system", times=2)
     async def test_shutdown_ends_work_in_flight(self, new_backend: NewBackend) -> None:
-        kinds = kinds_of(self.capabilities)
+        kinds = self.kinds
         with marked() as mark:
-            before = Holdings.now(mark)
-            backend = await new_backend(start=True)
+            before = holdings(mark)
+            backend = await new_backend()
             async with self.drive(backend) as driver:
                 ticking = [Ticking(driver, kind) for kind in kinds for _ in range(3)]
                 tasks = [each.task for each in ticking]
@@ -276,63 +275,59 @@ class Lifecycle(Suite):
                 for task in tasks:
                     await driver.finished(task)
                 for each in stuck:
-                    each.release()
+                    await each.finish()
                     while not await each.is_still(0.1):
                         pass
                 still = await asyncio.gather(*(each.is_still() for each in ticking))
                 assert all(still), "work goes on after the shutdown"
-            left = await self._left(before, _KEPT, mark)
+            left = await self._left(before, _ENDS, mark)
         assert not left, listed(left)
 
     @check("memory", FUNCTIONS)
     async def test_finished_tasks_are_given_up(self, backend: Any) -> None:
-        size = min(400_000, self.big_bytes)
-        kind = function_kinds(self.capabilities)[0]
-        workers: dict[int, tuple[int, int]] = {}
+        size, count = min(400_000, self.big_bytes), _ROUNDS * _BATCH
+        kind = self.kinds[0]
+        workers: dict[int, list[int]] = {}
 
         async def run(rounds: int) -> None:
             for _ in range(rounds):
-                name = "process_memory_and_data"
                 async with Driver(backend, work_dir=self.place) as driver:
+                    name = "process_memory_and_data"
                     tasks = [call(driver, kind, name, size) for _ in range(_BATCH)]
-                    ends = await driver.run(*tasks)
-                for end in ends:
-                    assert end.state is DONE, str(end)
-                    process, memory, data = end.value
-                    assert len(data) == size
-                    if process != os.getpid():
-                        workers[process] = workers.get(process, (memory, 0))[0], memory
-                del driver, tasks, ends, end, data
+                    for end in await driver.run(*tasks):
+                        assert end.state is DONE, str(end)
+                        process, memory, _ = end.value
+                        workers.setdefault(process, []).append(memory)
 
-        async def traced() -> int:
-            await asyncio.sleep(self.settle)
+        def kept() -> list[int]:
+            """Return the bytes for each task, if they are too many."""
             gc.collect()
-            return tracemalloc.get_traced_memory()[0]
+            each = (tracemalloc.get_traced_memory()[0] - before) // count
+            return [each] if each > self.growth_per_task else []
 
         tracing = tracemalloc.is_tracing()
         if not tracing:
             tracemalloc.start(1)
         try:
             await run(2)
-            before = await traced()
+            await asyncio.sleep(self.settle)
+            gc.collect()
+            before = tracemalloc.get_traced_memory()[0]
             await run(_ROUNDS)
-            count, end = _ROUNDS * _BATCH, time.monotonic() + 10 * self.settle
-            while (kept := (await traced() - before) // count) > self.growth_per_task:
-                if time.monotonic() >= end:
-                    break
+            left = await settled(kept, 10 * self.settle)
         finally:
             if not tracing:
                 tracemalloc.stop()
-        assert kept <= self.growth_per_task, (
-            f"for each of {count} finished tasks, whose results have {size} bytes, the program "
-            f"keeps {kept} bytes; `growth_per_task` allows {self.growth_per_task}"
+        assert not left, (
+            f"for each of {count} finished tasks the program keeps {left[0]} bytes; "
+            f"`growth_per_task` allows {self.growth_per_task}"
         )
+        workers.pop(os.getpid(), None)
         share = max(4_000_000, count * size // (2 * max(1, len(workers))))
-        for process, (first, last) in workers.items():
-            assert last - first <= share, (
-                f"worker process {process} grew by {last - first} bytes while {count} tasks "
-                f"returned {size} bytes each: it must not keep results that were delivered"
-            )
+        grown = {process: sizes[-1] - sizes[0] for process, sizes in workers.items()}
+        assert all(more <= share for more in grown.values()), (
+            f"worker processes, which must not keep delivered results, grew by {grown} bytes"
+        )
 
     async def _lives(self, count: int) -> list[Life]:
         """Return at least so many lives, including those that other checks have measured."""
@@ -340,26 +335,14 @@ class Lifecycle(Suite):
         while len(lives) < count:
             way = WAYS[len(lives) % len(WAYS)]
             with marked() as mark:
-                before, files = Holdings.now(mark), set(os.listdir())
+                before = holdings(mark)
                 with Heartbeat(self._current.clock) as heartbeat:
                     backend, shutdown = await self._live(way)
                 gc.collect()
                 # Files that are opened once per process are opened in the first life.
-                left = await self._left(before, (*_KEPT, "files") if lives else _KEPT, mark)
-                left += [
-                    Leftover(f"the file {name!r} in the current directory", None)
-                    for name in set(os.listdir()) - files
-                ]
-            lives.append(
-                Life(
-                    way=way,
-                    backend=backend,
-                    gap=heartbeat.worst,
-                    shutdown=shutdown,
-                    left=left,
-                    memory=memory_in_use(),
-                )
-            )
+                left = await self._left(before, (*_ENDS, "file") if lives else _ENDS, mark)
+            memory = process_and_memory()[1]
+            lives.append(Life(way, backend, heartbeat.worst, shutdown, left, memory))
         return lives
 
     async def _live(self, way: Way) -> tuple[weakref.ref[Any], float]:
@@ -374,22 +357,18 @@ class Lifecycle(Suite):
             state = await state_of(made)
             assert state in ("initialized", "running"), f"before its start its state is {state!r}"
 
-        async def start() -> Any:
-            return await made
-
         try:
             if way == "async with":
                 entered = await made.__aenter__()
                 assert entered is made, f"`async with` returned {entered!r}, not the backend"
             elif way == "await":  # starting twice is one start
-                for backend in await asyncio.gather(start(), start()):
+                for backend in await asyncio.gather(started(made), started(made)):
                     assert backend is made, f"await returned {backend!r}, not the backend"
             state = await state_of(made)
             assert state == "running", f"after its start its state is {state!r}"
             async with Driver(made, work_dir=self.place) as driver:
-                kinds = kinds_of(made.capabilities)
-                tasks = [quick(driver, kind) for kind in kinds]
-                if "executable" in kinds:  # without a sandbox; the current directory is none
+                tasks = [quick(driver, kind) for kind in self.kinds]
+                if "executable" in self.kinds:  # without a sandbox; the current directory is none
                     tasks.append(driver.describe("nowhere", executable="echo 2"))
                 await driver.run(*tasks)
         finally:
@@ -408,10 +387,10 @@ class Lifecycle(Suite):
             return weakref.ref(made), took
         raise AssertionError("submit_tasks after the shutdown raised nothing")
 
-    async def _left(self, before: Holdings, kinds: tuple[str, ...], mark: str) -> list[Leftover]:
+    async def _left(self, before: Holdings, kinds: Container[str], mark: str) -> Holdings:
         """Return what is left behind after some time, and end the processes in it."""
         left = await settled(
-            lambda: Holdings.now(mark).since(before, self.leaves_behind, kinds), 10 * self.settle
+            lambda: leftovers(before, self.leaves_behind, kinds, mark), 10 * self.settle
         )
         end_processes(left)
         return left

@@ -1,43 +1,44 @@
-"""Checks of the calls between an engine and a backend: declaration, states, cancellation."""
+"""Checks of the calls between an engine and a backend: reports, cancellation, resources."""
 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
+from rhapsody import WorkflowEngine
 from rhapsody.backends.base import Capabilities
 from rhapsody.context import current_task
+from rhapsody.errors import CapabilityError
+from rhapsody.quantities import memory_in_bytes
 from rhapsody.states import StateMapper
-from rhapsody.task import TaskDescription, TaskKind
-from rhapsody.testing._suite import CANNOT_STOP, Need, Suite, cancels, check, each_kind
-from rhapsody.testing._system import alive
-from rhapsody.testing._tasks import (
+from rhapsody.task import Resources, TaskDescription, TaskKind
+from rhapsody.testing._suite import (
     CANCELED,
     DONE,
     FAILED,
+    FUNCTIONS,
+    ISOLATED,
     RUNNING,
+    Need,
+    Suite,
     Ticking,
+    binds,
     call,
+    cancel,
+    cancels,
+    check,
+    each_kind,
     failing,
-    kinds_of,
+    honors,
     quick,
-    routes_of,
     until,
 )
-
-if TYPE_CHECKING:
-    from rhapsody.testing._driver import Driver
-
-
-_RESULTS = {
-    (DONE, False): ["return_value"],
-    (FAILED, False): ["exception"],
-    (DONE, True): ["exit_code", "stdout", "stderr"],
-    (FAILED, True): ["exit_code", "stdout", "stderr"],
-}
+from rhapsody.testing._tools import Driver
+from rhapsody.testing._work import variable
 
 
 class Reports(Suite):
@@ -47,7 +48,7 @@ class Reports(Suite):
     async def test_it_declares_what_it_is(self, backend: Any) -> None:
         assert isinstance(backend.name, str) and backend.name
         assert isinstance(backend.capabilities, Capabilities)
-        assert kinds_of(backend.capabilities), "the backend declares that it runs nothing"
+        assert self.kinds, "the backend declares that it runs nothing"
         for attribute in ("uid", "path"):
             value = getattr(backend.session, attribute, None)
             assert isinstance(value, str) and value, f"`session.{attribute}` is {value!r}"
@@ -63,9 +64,8 @@ class Reports(Suite):
 
     @check("states", dry=True)
     async def test_each_task_is_reported_terminal_exactly_once(self, driver: Driver) -> None:
-        kinds = kinds_of(self.capabilities)
-        tasks = [quick(driver, kind) for kind in kinds for _ in range(8)]
-        tasks += [failing(driver, kind) for kind in kinds for _ in range(4)]
+        tasks = [quick(driver, kind) for kind in self.kinds for _ in range(8)]
+        tasks += [failing(driver, kind) for kind in self.kinds for _ in range(4)]
         await driver.submit(*tasks)
         waiting = asyncio.gather(*(driver.finished(task) for task in tasks))
         # A state that is not known ends no task: do not wait for the limit.
@@ -73,6 +73,9 @@ class Reports(Suite):
             await asyncio.wait([waiting], timeout=0.05)
         waiting.cancel()
         await asyncio.sleep(self.settle)  # a second one may follow
+        if self.capabilities.reports_running and not driver.faults:
+            silent = [task["name"] for task in tasks if RUNNING not in driver.history(task)[:-1]]
+            assert not silent, f"not reported RUNNING: {silent}"
 
     @check("states")
     @each_kind
@@ -80,32 +83,17 @@ class Reports(Suite):
         ends = await driver.run(quick(driver, kind), failing(driver, kind))
         assert [end.state for end in ends] == [DONE, FAILED], str(ends)
         for end in ends:
-            keys = _RESULTS[end.state, kind == "executable"]
+            outcome = "return_value" if end.state is DONE else "exception"
+            keys = ["exit_code", "stdout", "stderr"] if kind == "executable" else [outcome]
             missing = [key for key in keys if key not in end.task]
             assert not missing, f"a {end.state} {kind} has no {missing}"
+            worker = end.task.get("worker")
+            assert not self.names_workers or (isinstance(worker, str) and worker), (
+                "a finished task must name the host or worker in 'worker', which is "
+                f"{worker!r}; if it is not known, set `names_workers = False`"
+            )
         if kind != "executable":
             assert ends[1].error is not None, f"its exception is {ends[1].task['exception']!r}"
-
-    @check("states")
-    @each_kind
-    async def test_the_worker_is_named(self, driver: Driver, kind: TaskKind) -> None:
-        if not self.names_workers:
-            pytest.skip("names_workers = False: the system behind the backend does not report it")
-        for end in await driver.run(quick(driver, kind), failing(driver, kind)):
-            worker = end.task.get("worker")
-            assert isinstance(worker, str) and worker, (
-                f"the description of a finished task must name the host or worker in 'worker', "
-                f"which is {worker!r}. If the system behind the backend does not report it, set "
-                "`names_workers = False`"
-            )
-
-    @check("states", "reports_running", dry=True)
-    @each_kind
-    async def test_running_comes_before_the_end(self, driver: Driver, kind: TaskKind) -> None:
-        task = quick(driver, kind)
-        await driver.run_one(task)
-        states = driver.history(task)
-        assert RUNNING in states[:-1], f"it was reported {[*map(str, states)]}"
 
     @check("states", "reports_running", "shared_file_system", times=2)
     @each_kind
@@ -115,43 +103,29 @@ class Reports(Suite):
         """Submit more tasks than can run at once, none of which ends before it is released."""
         count = min(32, max(8, 2 * (self.cores or 0)))
         tasks = [Ticking(driver, kind) for _ in range(count)]
-        waiting = list(tasks)
+        reported = begun = 0
+
+        def agree() -> bool:
+            nonlocal reported, begun
+            running = [RUNNING in driver.history(each.task) for each in tasks]
+            working = [each.begun for each in tasks]
+            reported, begun = sum(running), sum(working)
+            return begun > 0 and running == working
+
         await driver.submit(*(each.task for each in tasks))
-        for _ in range(2):
-            running = await self._running(driver, waiting) if waiting else []
-            for each in running:
-                waiting.remove(each)
-                each.release()
-                await driver.finished(each.task)
-        for each in waiting:
-            each.release()
-        for each in waiting:
-            await driver.finished(each.task)
-
-    async def _running(self, driver: Driver, tasks: list[Ticking]) -> list[Ticking]:
-        """Wait until some of the tasks run; their reports and their work must agree."""
-
-        def reported(each: Ticking) -> bool:
-            return RUNNING in driver.history(each.task)
-
-        await until(lambda: any(each.begun or reported(each) for each in tasks))
-        found = [each for each in tasks if each.begun or reported(each)]
         try:
             async with self._current.clock.within(self.time_limit / 2):
-                for each in found:
-                    await each.began()
-                    await driver.running(each.task)
+                await until(agree)
         except TimeoutError:
-            counts = sum(map(reported, found)), sum(each.begun for each in found)
             raise AssertionError(
-                f"of {len(tasks)} tasks that were submitted at once, {counts[0]} were reported "
-                f"RUNNING, and the work of {counts[1]} had begun"
+                f"of {count} tasks that were submitted at once, {reported} were reported "
+                f"RUNNING, and the work of {begun} had begun"
             ) from None
-        return found
+        await asyncio.gather(*(each.finish() for each in tasks))
 
     @check("submission", dry=True)
     async def test_every_batch_is_accepted_as_it_is(self, driver: Driver) -> None:
-        kind = kinds_of(self.capabilities)[0]
+        kind = self.kinds[0]
         tasks = []
         for size in (1, 5, 1, 20):
             batch = [quick(driver, kind) for _ in range(size)]
@@ -165,35 +139,41 @@ class Reports(Suite):
 
     @check("submission")
     async def test_one_bad_task_does_not_spoil_its_batch(self, driver: Driver) -> None:
-        kinds = kinds_of(self.capabilities)
-        batch = [make(driver, kind) for kind in kinds for make in (quick, failing, quick)]
+        batch = [make(driver, kind) for kind in self.kinds for make in (quick, failing, quick)]
         ends = await driver.run(*batch)
-        assert [end.state for end in ends] == [DONE, FAILED, DONE] * len(kinds)
+        assert [end.state for end in ends] == [DONE, FAILED, DONE] * len(self.kinds)
 
     @check("submission", "shared_file_system")
     async def test_submitting_does_not_wait_for_the_end(self, driver: Driver) -> None:
-        tickings = [Ticking(driver, kind) for kind in kinds_of(self.capabilities)]
+        tickings = [Ticking(driver, kind) for kind in self.kinds]
         await driver.submit(*(each.task for each in tickings))
-        for each in tickings:
-            each.release()
-            await driver.finished(each.task)
+        await asyncio.gather(*(each.finish() for each in tickings))
+
+    @check("submission", FUNCTIONS)
+    async def test_a_task_may_come_with_a_later_attempt(self, driver: Driver) -> None:
+        task = call(driver, self.kinds[0], "add", 1)
+        task["uid"], task["attempt"] = task["uid"][:-1] + "3", 3  # the others ran elsewhere
+        end = await driver.run_one(task)
+        assert end.value == 2, str(end)
 
     @check("timeouts", dry=True)
     async def test_its_end_is_seconds_or_none(self, driver: Driver) -> None:
-        for left in (
-            driver.backend.seconds_left(),
-            driver.backend.seconds_left(driver.command("true")),
-        ):
+        for task in (None, driver.command("true")):
+            left = driver.backend.seconds_left(task)
             number = isinstance(left, int | float) and not isinstance(left, bool)
             assert left is None or (number and left >= 0), f"seconds_left returned {left!r}"
 
 
 _MOST_AT_ONCE = 64
 
+CANNOT_STOP = Need(
+    "the backend declares that it cancels a running {kind}",
+    lambda suite, kind: suite.capabilities.cancellation(kind) != "running",
+)
 COOPERATIVE = Need(
     "the backend stops running functions, or cancels none",
-    lambda capabilities, *_: (
-        capabilities.sync_functions and capabilities.cancel_functions == "queued"
+    lambda suite, _: (
+        suite.capabilities.sync_functions and suite.capabilities.cancel_functions == "queued"
     ),
 )
 
@@ -204,7 +184,7 @@ class Cancellation(Suite):
     @check("cancellation", dry=True)
     async def test_unknown_and_finished_tasks_are_not_canceled(self, driver: Driver) -> None:
         assert await driver.cancel("no.such.task.000001.1") is False
-        tasks = [quick(driver, kind) for kind in kinds_of(self.capabilities)]
+        tasks = [quick(driver, kind) for kind in self.kinds]
         await driver.run(*tasks)
         assert [await driver.cancel(task) for task in tasks] == [False] * len(tasks)
         await asyncio.sleep(self.settle)
@@ -222,71 +202,45 @@ class Cancellation(Suite):
         while begun > before:  # a busy machine starts them slowly
             await asyncio.sleep(self.settle)
             before, begun = begun, sum(blocker.begun for blocker in blockers)
-        try:
-            if begun == _MOST_AT_ONCE or any(trace.exists() for trace in traces):
-                pytest.skip(f"nothing waits: the backend starts {_MOST_AT_ONCE} tasks at once")
-            # All at once: a backend that is slow to start tasks continues to do so meanwhile.
-            await asyncio.gather(*(_cancel(driver, victim) for victim in victims))
-        finally:
-            for blocker in blockers:
-                blocker.release()
-        for blocker in blockers:
-            end = await driver.finished(blocker.task)
-            assert end.state is DONE, f"a task that was not canceled: {end}"
+        if begun == _MOST_AT_ONCE or any(trace.exists() for trace in traces):
+            pytest.skip(f"nothing waits: the backend starts {_MOST_AT_ONCE} tasks at once")
+        # All at once: a backend that is slow to start tasks continues to do so meanwhile.
+        await asyncio.gather(*(cancel(driver, victim) for victim in victims))
+        ends = await asyncio.gather(*(blocker.finish() for blocker in blockers))
+        assert {end.state for end in ends} == {DONE}, "a task that was not canceled"
         ran = [trace.name for trace in traces if trace.exists()]
         assert not ran, f"{len(ran)} of 3 canceled tasks ran"
 
     @check("cancellation", cancels("running"), "shared_file_system")
     @each_kind
     async def test_a_running_task_is_stopped(self, driver: Driver, kind: TaskKind) -> None:
-        routes = [route for route in routes_of(self.capabilities) if route.kind == kind]
-        tickings = [Ticking(driver, kind) for _ in range(max(1, len(routes)))]
-        for route, ticking in zip(routes, tickings, strict=False):
-            route.take(ticking.task)
+        routes = [route for route in self.routes if route.kind == kind]
+        tickings = {route.name: Ticking(driver, kind) for route in routes}
+        for route in routes:
+            route.take(tickings[route.name].task)
+        tickings = tickings or {f"an {kind}": Ticking(driver, kind)}
         bystander = Ticking(driver, kind)
-        await driver.submit(*(each.task for each in (*tickings, bystander)))
-        names = [route.name for route in routes] or [f"an {kind}"]
-        open_names = set(names)
+        await driver.submit(*(each.task for each in (*tickings.values(), bystander)))
 
-        async def cancel(name: str, ticking: Ticking) -> None:
+        async def stop(ticking: Ticking) -> bool:
             await ticking.began()
-            answers = await asyncio.gather(*(driver.cancel(ticking.task) for _ in range(2)))
-            assert answers[0] is True, f"cancel_task of {name}, which runs, returned {answers[0]!r}"
-            end = await driver.finished(ticking.task)
-            assert end.state is CANCELED, f"{name} was canceled while it ran: {end}"
-            open_names.discard(name)
+            await cancel(driver, ticking.task)
+            return await ticking.is_still()
 
-        try:
-            await asyncio.gather(*map(cancel, names, tickings))
-        except asyncio.CancelledError as error:
-            error.add_note(f"waiting for the end of {', '.join(sorted(open_names))}")
-            raise
-        still = await asyncio.gather(*(ticking.is_still() for ticking in tickings))
-        going = [name for name, ended in zip(names, still, strict=True) if not ended]
+        stopped = await asyncio.gather(*map(stop, tickings.values()))
+        going = [name for name, still in zip(tickings, stopped, strict=True) if not still]
         assert not going, f"reported CANCELED while the work goes on: {', '.join(going)}"
         await bystander.began()
-        bystander.release()
-        end = await driver.finished(bystander.task)
+        end = await bystander.finish()
         assert end.state is DONE, f"a neighbor of canceled tasks: {end}"
         assert (await driver.run_one(quick(driver, kind))).state is DONE, "a task afterwards"
 
     @check("cancellation", "executables", cancels("running", "executable"), "shared_file_system")
     async def test_an_executable_is_stopped_as_a_group(self, driver: Driver) -> None:
-        note = self.place / "pids"
-        command = (
-            f"trap '' TERM; (trap '' TERM; while :; do sleep 0.1; done) & "
-            f"echo $$ $! > '{note}.part'; mv '{note}.part' '{note}'; "
-            "while :; do sleep 0.1; done"
-        )
-        task = driver.command(command)
-        await driver.submit(task)
-        await until(note.exists)
-        pids = [int(word) for word in note.read_text().split()]
-        await _cancel(driver, task)
-        end = time.monotonic() + 2  # a killed process may take a while to disappear
-        while (left := [pid for pid in pids if alive(pid)]) and time.monotonic() < end:
-            await asyncio.sleep(0.01)
-        assert not left, f"of the processes {pids}, which ignore SIGTERM, {left} still run"
+        stubborn = Ticking(driver, "executable", "trap '' TERM; ")
+        await stubborn.start()
+        await cancel(driver, stubborn.task)
+        assert await stubborn.is_still(), "a process that ignores SIGTERM goes on"
 
     @check("cancellation", CANNOT_STOP, "shared_file_system")
     @each_kind
@@ -294,27 +248,22 @@ class Cancellation(Suite):
         self, driver: Driver, kind: TaskKind
     ) -> None:
         ticking = Ticking(driver, kind)
-        await driver.submit(ticking.task)
-        await ticking.began()
+        await ticking.start()
         answer = await driver.cancel(ticking.task)
         assert isinstance(answer, bool), f"cancel_task returned {answer!r}"
         await asyncio.sleep(self.settle)
         early = [state for state in driver.history(ticking.task) if state in (DONE, CANCELED)]
         assert not early or await ticking.is_still(), f"it was reported {early} while it goes on"
-        ticking.release()
-        await driver.finished(ticking.task)
+        await ticking.finish()
 
     @check("cancellation", COOPERATIVE)
     async def test_a_function_can_see_that_it_was_canceled(self, driver: Driver) -> None:
-        seconds = self.time_limit
+        seconds = 10 * self.time_limit  # in which the check fails
 
-        def look() -> str:
+        def look() -> None:
             end = time.monotonic() + seconds
-            while time.monotonic() < end:
-                if current_task().cancelled:
-                    return "saw it"
+            while not current_task().cancelled and time.monotonic() < end:
                 time.sleep(0.01)
-            raise TimeoutError("current_task().cancelled stayed False")
 
         task = driver.call(look)
         await driver.submit(task)
@@ -331,16 +280,9 @@ class Cancellation(Suite):
         tickings = [Ticking(driver, kind) for _ in range(3)]
         await driver.submit(*(each.task for each in tickings))
         for each in tickings:
-            await _cancel(driver, each.task)
+            await cancel(driver, each.task)
         still = await asyncio.gather(*(each.is_still() for each in tickings))
         assert all(still), f"a {kind} goes on after its terminal state"
-
-
-async def _cancel(driver: Driver, task: TaskDescription) -> None:
-    answer = await driver.cancel(task)
-    assert answer is True, f"cancel_task returned {answer!r}"
-    end = await driver.finished(task)
-    assert end.state is CANCELED, str(end)
 
 
 def _tracing(driver: Driver, kind: TaskKind, path: str) -> TaskDescription:
@@ -348,3 +290,142 @@ def _tracing(driver: Driver, kind: TaskKind, path: str) -> TaskDescription:
     if kind == "executable":
         return driver.command(["touch", path])
     return call(driver, kind, "note_run", path)
+
+
+_TOO_MUCH = {
+    "cores": Resources(cores=1_000_000),
+    "gpus": Resources(gpus=1_000_000),
+    "memory": Resources(memory=2**60),
+    "ranks": Resources(ranks=1_000_000),
+}
+_SOME = {
+    "cores": Resources(cores=2),
+    "gpus": Resources(gpus=1),
+    "memory": Resources(memory=1024),
+    "ranks": Resources(ranks=2),
+}
+
+
+class ResourceRequests(Suite):
+    """Slots, variables and refusals."""
+
+    @check("resources", FUNCTIONS)
+    @pytest.mark.parametrize("resource", ["cores", "fractional_cores", "gpus", "memory"])
+    async def test_resources_bound_what_runs_at_once(self, driver: Driver, resource: str) -> None:
+        if resource not in self.capabilities.resources:
+            pytest.skip(f"the backend does not declare the resource {resource!r}")
+        total = self._total("cores" if resource == "fractional_cores" else resource)
+        match resource:
+            case "cores":
+                each = self.cores_per_task or total
+                request, allowed = Resources(cores=each), total // each
+            case "fractional_cores":
+                request, allowed = Resources(cores=0.5), 2 * total
+            case "gpus":
+                request, allowed = Resources(cores=0, gpus=1), total
+            case "memory":
+                total, each = (memory_in_bytes(m) for m in (total, self.memory_per_task or total))
+                cores = 0 if "cores" in self.capabilities.resources else 1
+                request, allowed = Resources(cores=cores, memory=each), total // each
+        most = await self._most_at_once(driver, request, 2 * allowed + 1)
+        assert most <= allowed, f"{most} tasks with {request} ran at once, not {allowed}"
+
+    @check("resources", "sync_functions", honors("cores"))
+    async def test_all_cores_are_used(self, driver: Driver) -> None:
+        cores = self._total("cores")
+        if cores == 1:
+            pytest.skip("the backend has one core")
+        most = 0
+        for seconds in (0.1, 0.5, 1.0):  # workers may need a while to start
+            most = await self._most_at_once(driver, Resources(), 2 * cores, seconds)
+            if most == cores:
+                return
+        raise AssertionError(f"on {cores} cores no more than {most} tasks ran at once")
+
+    @check("resources")
+    async def test_more_than_the_backend_has_is_refused(self, driver: Driver) -> None:
+        for resource in self.capabilities.resources & _TOO_MUCH.keys():
+            kind = self.kinds[-1 if resource == "ranks" else 0]  # of programs, if it runs any
+            end = await driver.run_one(quick(driver, kind) | {"resources": _TOO_MUCH[resource]})
+            assert isinstance(end.error, CapabilityError), f"{_TOO_MUCH[resource]}: {end}"
+            assert resource in str(end.error), "the error must name the resource"
+
+    @check("tasks-without-cores", "functions", honors("cores"))
+    async def test_coroutines_without_cores_wait_together(self, driver: Driver) -> None:
+        most = await self._most_at_once(driver, Resources(cores=0), 50, 0.2, "async_function")
+        assert most > (self.cores or 1), f"of 50 that wait, {most} did so at once"
+
+    @check("resources", "executables", binds("cores"))
+    async def test_cores_set_the_thread_counts(self, driver: Driver) -> None:
+        cores = min(self._total("cores"), 2)
+        names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+        request = Resources(cores=cores)
+        command = " ".join(["echo", *(f"${name}" for name in names)])
+        own = {"OMP_NUM_THREADS": "7"}
+        counts, kept = await driver.run(
+            driver.command(command, resources=request),
+            driver.command("echo $OMP_NUM_THREADS", resources=request, environment=own),
+        )
+        assert counts.stdout == " ".join([str(cores)] * 3) + "\n", f"{names}: {counts}"
+        assert kept.stdout == "7\n", "the task's own variable has precedence"
+
+    @check("resources", "executables", binds("gpus"))
+    async def test_gpus_are_assigned_to_executables(self, driver: Driver) -> None:
+        gpus = self._total("gpus")
+
+        def task(count: int) -> TaskDescription:
+            request = Resources(cores=0, gpus=count)
+            return driver.command("echo $CUDA_VISIBLE_DEVICES; sleep 0.2", resources=request)
+
+        ends = await driver.run(*(task(1) for _ in range(gpus)))
+        seen = sorted((end.stdout or "").strip() for end in ends)
+        assert len(set(seen)) == gpus and all(seen), f"{gpus} tasks saw the GPUs {seen}"
+        whole = await driver.run_one(task(gpus))
+        assert sorted((whole.stdout or "").strip().split(",")) == seen, str(whole)
+
+    @check("resources", "sync_functions", ISOLATED, binds("gpus"))
+    async def test_gpus_are_assigned_to_functions(self, driver: Driver) -> None:
+        task = driver.call(variable, "CUDA_VISIBLE_DEVICES")
+        end = await driver.run_one(task | {"resources": Resources(gpus=1)})
+        assert isinstance(end.value, str) and end.value.isdigit(), str(end)
+
+    @check("resources")
+    async def test_undeclared_resources_are_refused(self, flow: WorkflowEngine) -> None:
+        declared = self.capabilities.resources
+        refused = {name: request for name, request in _SOME.items() if name not in declared}
+        if "cores" in declared and "fractional_cores" not in declared:
+            refused["cores"] = Resources(cores=1.5)
+        for name, request in refused.items():
+            with pytest.raises(CapabilityError, match=name):
+                await self.adder(flow).options(resources=request)(1)
+
+    @check("resources", "task_settings")
+    async def test_an_undeclared_setting_is_refused(self, flow: WorkflowEngine) -> None:
+        task = self.adder(flow)
+        with pytest.raises(CapabilityError, match="kit_4711"):
+            await task.options(task_description={"kit_4711": 1})(1)
+        await task(1)
+
+    def _total(self, name: str) -> Any:
+        value = getattr(self, name)
+        assert value is not None, (
+            f"the backend declares the resource {name!r}: say in the test class how many "
+            f"make_backend's backend has, `{name} = ...`"
+        )
+        return value
+
+    async def _most_at_once(
+        self,
+        driver: Driver,
+        request: Resources,
+        count: int,
+        seconds: float = 0.1,
+        kind: TaskKind | None = None,
+    ) -> int:
+        """Run tasks that sleep, and return how many of them slept at the same time."""
+        kind = kind or self.kinds[0]
+        tasks = [call(driver, kind, "interval", seconds) for _ in range(count)]
+        ends = await driver.run(*(task | {"resources": request} for task in tasks))
+        assert all(end.state is DONE for end in ends), f"with {request}: {ends[0]}"
+        steps = sorted(step for end in ends for step in zip(end.value, (1, -1), strict=True))
+        return max(itertools.accumulate(change for _, change in steps))

@@ -1,4 +1,4 @@
-"""Base of the conformance suite: settings, fixtures, and the declaration of a check.
+"""Base of the conformance suite: settings, fixtures, the declaration of a check, and its tasks.
 
 Each topic has a class with its checks that derives from `Suite`; `BackendConformance` derives from
 all of them. The checks of one test class run on one event loop and share one backend, which is
@@ -18,49 +18,52 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import pytest
 import pytest_asyncio
 
+from rhapsody import WorkflowEngine
 from rhapsody.backends.base import CancelLevel, Capabilities
-from rhapsody.task import TaskKind
-from rhapsody.testing._driver import Driver, started
-from rhapsody.testing._system import Clock, Holdings, Program, listed, scratch, settled
-from rhapsody.testing._tasks import FUNCTION_KINDS, KINDS, function_kinds
-
-if TYPE_CHECKING:
-    from rhapsody import WorkflowEngine
+from rhapsody.states import TasksMainStates
+from rhapsody.task import Resources, TaskDescription, TaskKind
+from rhapsody.testing import _work
+from rhapsody.testing._system import Clock, Program, holdings, leftovers, listed, scratch, settled
+from rhapsody.testing._tools import Driver, Finished, started
 
 CONTRACT = "docs/plugins/contract.md"
 """The page whose sections state the rules."""
 
-each_kind = pytest.mark.parametrize("kind", KINDS)
-each_function_kind = pytest.mark.parametrize("kind", FUNCTION_KINDS)
+DONE, FAILED = TasksMainStates.DONE, TasksMainStates.FAILED
+CANCELED, RUNNING = TasksMainStates.CANCELED, TasksMainStates.RUNNING
 
+KINDS: tuple[TaskKind, ...] = ("function", "async_function", "executable")
+
+each_kind = pytest.mark.parametrize("kind", KINDS)
+each_function_kind = pytest.mark.parametrize("kind", KINDS[:2])
+
+_LONG = 600.0  # seconds after which work ends that nothing else has ended
 
 NewBackend = Callable[..., Awaitable[Any]]
-"""`await new_backend(start=False)` makes a backend that is shut down at the end of the check."""
+"""`await new_backend()` makes a backend that is shut down at the end of the check."""
 
-NewEngine = Callable[..., Awaitable["WorkflowEngine"]]
+NewEngine = Callable[..., Awaitable[WorkflowEngine]]
 """`await new_engine(backend=None, **settings)` makes an engine, by default on the class backend."""
 
 
-@dataclass(frozen=True, slots=True)
-class Need:
+class Need(NamedTuple):
     """Condition for a check to apply.
 
     Attributes:
         reason: The reason for the skip if it is not met, with a place for `{kind}`.
-        met: Decides from the capabilities, the test class and the kind of task, if there is one.
+        met: Decides from the test class and the kind of task, if there is one.
     """
 
     reason: str
-    met: Callable[[Capabilities, Suite, Any], object]
+    met: Callable[[Suite, Any], object]
 
 
-@dataclass(frozen=True, slots=True)
-class Check:
+class Check(NamedTuple):
     """Declaration of a check: the section of the contract that it tests, and its conditions."""
 
     section: str
@@ -68,17 +71,17 @@ class Check:
     dry: bool
     times: float
 
-    def why_skipped(self, capabilities: Capabilities, suite: Suite, kind: Any) -> str:
+    def why_skipped(self, suite: Suite, kind: Any) -> str:
         """Return why the check does not apply, or an empty string."""
         if suite.dry and not self.dry:
             return "dry = True: the backend only pretends to run tasks"
-        if kind is not None and not capabilities.runs(kind):
+        if kind is not None and not suite.capabilities.runs(kind):
             return f"the backend runs no {kind}"
         for need in self.needs:
             if isinstance(need, str):
-                if getattr(capabilities, need) in (False, None):
+                if getattr(suite.capabilities, need) in (False, None):
                     return f"the backend does not declare {need}"
-            elif not need.met(capabilities, suite, kind):
+            elif not need.met(suite, kind):
                 return need.reason.format(kind=kind)
         return ""
 
@@ -127,13 +130,13 @@ def check(
 def honors(resource: str) -> Need:
     """Require a resource among those that the backend declares."""
     reason = f"the backend does not declare the resource {resource!r}"
-    return Need(reason, lambda capabilities, *_: resource in capabilities.resources)
+    return Need(reason, lambda suite, _: resource in suite.capabilities.resources)
 
 
 def binds(resource: str) -> Need:
     """Require a resource among those that the backend declares to enforce."""
     reason = f"the backend does not declare that it binds {resource!r}"
-    return Need(reason, lambda capabilities, *_: resource in capabilities.binds)
+    return Need(reason, lambda suite, _: resource in suite.capabilities.binds)
 
 
 def cancels(level: CancelLevel, kind: TaskKind | None = None) -> Need:
@@ -141,30 +144,20 @@ def cancels(level: CancelLevel, kind: TaskKind | None = None) -> Need:
     enough = ("running",) if level == "running" else ("queued", "running")
     return Need(
         f"the backend does not declare that it cancels a {level} {kind or '{kind}'}",
-        lambda capabilities, _, given: capabilities.cancellation(kind or given) in enough,
+        lambda suite, given: suite.capabilities.cancellation(kind or given) in enough,
     )
 
 
-CANNOT_STOP = Need(
-    "the backend declares that it cancels a running {kind}",
-    lambda capabilities, _, kind: capabilities.cancellation(kind) != "running",
-)
-FUNCTIONS = Need(
-    "the backend runs no functions", lambda capabilities, *_: function_kinds(capabilities)
-)
-REACHABLE = Need(
-    "its sandboxes cannot be reached from here",
-    lambda capabilities, *_: capabilities.shared_file_system or capabilities.copies_files_out,
-)
+FUNCTIONS = Need("the backend runs no functions", lambda suite, _: {*suite.kinds} - {"executable"})
 COPIES = Need(
     "tasks share the program's memory (`shares_memory`)",
-    lambda _, suite, __: (
+    lambda suite, _: (
         suite.separate_processes if suite.shares_memory is None else not suite.shares_memory
     ),
 )
 ISOLATED = Need(
     "separate_processes = False: functions share a process",
-    lambda _, suite, __: suite.separate_processes,
+    lambda suite, _: suite.separate_processes,
 )
 
 
@@ -177,7 +170,6 @@ class Shared:
         program: The program's settings before any backend was made.
         parent: The directory for sandboxes and files.
         backend: The backend, started; `None` before its first use and after a failed check.
-        declared: The backend's capabilities, once it was made.
         lives: Measurements of whole lives of other backends.
         drivers: The drivers of the running check.
         known: The uids of submitted tasks, and of engines that submit tasks.
@@ -189,19 +181,11 @@ class Shared:
     program: Program
     parent: Path
     backend: Any = None
-    declared: Capabilities | None = None
     lives: list[Any] = field(default_factory=list)
     drivers: list[Driver] = field(default_factory=list)
     known: set[str] = field(default_factory=set)
     errors: list[str] = field(default_factory=list)
     failed: bool = False
-
-    async def capabilities(self, suite: Suite) -> Capabilities:
-        """Return what the backend declares; make it if necessary."""
-        if self.declared is None:
-            self.backend = await suite.make_backend()
-            self.declared = self.backend.capabilities
-        return self.declared
 
     async def started(self, suite: Suite) -> Any:
         """Return the backend of the class, started."""
@@ -375,13 +359,13 @@ class Suite:
         # Relative paths and the temporary directory of the tests are those outside.
         parent = Path(tempfile.gettempdir() if cls.work_dir is None else cls.work_dir).resolve()
         with scratch(), Clock() as clock:
-            before = Holdings.now()
+            before = holdings()
             shared = Shared(clock, Program.now(), parent)
             asyncio.get_running_loop().set_exception_handler(shared.note_error)
             yield shared
             await shared.discard(cls.time_limit)
             left = await settled(
-                lambda: Holdings.now().since(before, cls.leaves_behind, ["temporary"]),
+                lambda: leftovers(before, cls.leaves_behind, ["temporary"]),
                 10 * cls.settle,
             )
             assert not left, listed(left)
@@ -395,19 +379,21 @@ class Suite:
         name = request.node.name
         callspec = getattr(request.node, "callspec", None)
         kind = callspec.params.get("kind") if callspec is not None else None
-        capabilities = await shared.capabilities(self)
-        if reason := check.why_skipped(capabilities, self, kind):
+        if shared.backend is None:
+            shared.backend = await self.make_backend()
+        self.capabilities = shared.backend.capabilities
+        if reason := check.why_skipped(self, kind):
             pytest.skip(reason)
         expected = self.expected_failures
-        if reason := expected.get(name) or expected.get(request.node.originalname) or "":
-            request.node.add_marker(pytest.mark.xfail(reason=reason, strict=True))
+        if known := expected.get(name) or expected.get(request.node.originalname):
+            request.node.add_marker(pytest.mark.xfail(reason=known, strict=True))
         # For code that blocks the loop: any other check ends at its own limit, which is later on a
         # machine that pauses.
         limit = pytest.mark.timeout(10 + 4 * self.time_limit * check.times, func_only=True)
         request.node.add_marker(limit, append=False)
         shared.strangers()  # tasks of a check that was skipped half-way may end during this one
         shared.failed, shared.drivers, shared.errors = False, [], []
-        self._current, self.capabilities = shared, capabilities
+        self._current = shared
         self.place = Path(tempfile.mkdtemp(prefix="rhapsody-kit-", dir=shared.parent))
         with pytest.MonkeyPatch.context() as patch:
             patch.chdir(shared.program.directory)  # fixtures of the author's may have left it
@@ -426,6 +412,51 @@ class Suite:
         async with self.drive(backend) as driver:
             yield driver
 
+    @property
+    def kinds(self) -> list[TaskKind]:
+        """The kinds of task that the backend runs, services aside; functions come first."""
+        return [kind for kind in KINDS if self.capabilities.runs(kind)]
+
+    @property
+    def routes(self) -> list[Route]:
+        """Every form of call that the backend runs, without cores and with `cores=0`."""
+        requests: list[tuple[str, Resources | None]] = [("", None)]
+        if "cores" in self.capabilities.resources:
+            requests.append((" with cores=0", Resources(cores=0)))
+        return [
+            Route(name + suffix, kind, wrap, request)
+            for suffix, request in requests
+            for name, kind, wrap in _FORMS
+            if self.capabilities.runs(kind)
+        ]
+
+    def form(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Return the function, or the same as a coroutine function if only those run."""
+        if self.capabilities.sync_functions:
+            return function
+
+        async def coroutine(*args: Any, **kwargs: Any) -> Any:
+            await asyncio.sleep(0)
+            return function(*args, **kwargs)
+
+        return coroutine
+
+    def adder(self, flow: WorkflowEngine) -> Any:
+        """Return a task that adds 1 to the sum of its arguments, of a kind that runs."""
+
+        def total(*numbers: Any) -> int:
+            # The results of a dry backend are no numbers.
+            return 1 + sum(int(number) for number in numbers if str(number).strip().isdigit())
+
+        if self.kinds[0] != "executable":
+            return flow.function_task(self.form(total))
+
+        @flow.executable_task
+        async def total_command(*numbers: Any) -> str:
+            return f"echo {total(*numbers)}"
+
+        return total_command
+
     def drive(self, backend: Any) -> Driver:
         """Make a driver that is judged at the end of the check."""
         driver = Driver(backend, work_dir=self.place)
@@ -436,21 +467,19 @@ class Suite:
     async def _new_backend(self, shared: Shared) -> AsyncIterator[NewBackend]:
         async with AsyncExitStack() as ends:
 
-            async def new_backend(*, start: bool = False) -> Any:
+            async def shut_down(backend: Any) -> None:
+                async with shared.clock.within(self.time_limit):
+                    await backend.shutdown()
+
+            async def new_backend() -> Any:
                 backend = await self.make_backend()
-                ends.push_async_callback(self._shut_down, backend)
-                return await started(backend) if start else backend
+                ends.push_async_callback(shut_down, backend)
+                return backend
 
             yield new_backend
 
-    async def _shut_down(self, backend: Any) -> None:
-        async with self._current.clock.within(self.time_limit):
-            await backend.shutdown()
-
     @pytest_asyncio.fixture(loop_scope="class", name="new_engine")
     async def _new_engine(self, shared: Shared) -> AsyncIterator[NewEngine]:
-        from rhapsody import WorkflowEngine
-
         async with AsyncExitStack() as ends:
 
             async def new_engine(backend: Any = None, **settings: Any) -> WorkflowEngine:
@@ -493,3 +522,147 @@ async def state_of(backend: Any) -> str:
     """Return a backend's state, whether its `state` is plain or asynchronous."""
     state = backend.state()
     return str(await state) if inspect.isawaitable(state) else str(state)
+
+
+def call(
+    driver: Driver, kind: TaskKind, name: str, /, *args: Any, **kwargs: Any
+) -> TaskDescription:
+    """Describe a call of a function of `_work`, or of the coroutine function next to it."""
+    suffix = "_async" if kind == "async_function" else ""
+    return driver.call(getattr(_work, name + suffix), *args, **kwargs)
+
+
+def quick(driver: Driver, kind: TaskKind) -> TaskDescription:
+    """Describe a task that succeeds at once with the result 2."""
+    return driver.command("echo 2") if kind == "executable" else call(driver, kind, "add", 1)
+
+
+def failing(driver: Driver, kind: TaskKind) -> TaskDescription:
+    """Describe a task that fails at once."""
+    if kind == "executable":
+        return driver.command("echo on purpose >&2; exit 3")
+    return call(driver, kind, "fail", "on purpose")
+
+
+async def cancel(driver: Driver, task: TaskDescription) -> None:
+    """Cancel a task that has not ended, and wait for its end."""
+    answer = await driver.cancel(task)
+    assert answer is True, f"cancel_task returned {answer!r}"
+    end = await driver.finished(task)
+    assert end.state is CANCELED, str(end)
+
+
+async def until(condition: Callable[[], object]) -> None:
+    """Wait for something that another process does without a message, by looking often."""
+    while not condition():
+        await asyncio.sleep(0.01)
+
+
+def text_of(path: Path) -> str | None:
+    """Return the text of a file, `None` if there is no such file."""
+    return path.read_text() if path.is_file() else None
+
+
+class Ticking:
+    """A task that appends to a file while it runs, until it is released or stopped.
+
+    It shows whether its work goes on, whatever the backend reports. The end of the check removes
+    its files, which releases it.
+
+    Attributes:
+        task: Its description.
+        kind: Its kind.
+
+    Args:
+        driver: The driver that submits it.
+        kind: Its kind.
+        command: A shell command that an executable runs first.
+    """
+
+    def __init__(self, driver: Driver, kind: TaskKind, command: str = "") -> None:
+        self._driver = driver
+        task = driver.describe(f"ticking {kind}")
+        self._ticks = driver.work_dir / f"{task['uid']}.ticks"
+        self._gate = driver.work_dir / f"{task['uid']}.going"
+        self._gate.touch()
+        arguments = (str(self._ticks), str(self._gate), _LONG)
+        if kind in ("function", "async_function", "function_service"):
+            task["function"] = _work.tick_async if kind == "async_function" else _work.tick
+            task["args"] = arguments
+        else:
+            task["executable"], *task["arguments"] = _work.tick_command(*arguments, command)
+            driver.with_sandbox(task)
+        task["is_service"] = kind in ("service", "function_service")
+        self.task = task
+        self.kind: TaskKind = kind
+
+    @property
+    def begun(self) -> bool:
+        """True once it has ticked."""
+        return self._size() > 0
+
+    async def began(self) -> None:
+        """Wait until it has ticked once."""
+        await until(lambda: self.begun)
+
+    async def start(self) -> None:
+        """Submit it, and wait until it has ticked once."""
+        await self._driver.submit(self.task)
+        await self.began()
+
+    def release(self) -> None:
+        """Let it end."""
+        self._gate.unlink(missing_ok=True)
+
+    async def finish(self) -> Finished:
+        """Let it end, and wait for that."""
+        self.release()
+        return await self._driver.finished(self.task)
+
+    async def is_still(self, watch: float = 0.2) -> bool:
+        """Return whether it does not tick any more."""
+        size = self._size()
+        await asyncio.sleep(watch)
+        return self._size() == size
+
+    def _size(self) -> int:
+        return self._ticks.stat().st_size if self._ticks.exists() else 0
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """A form of call with a request for cores, which a backend may run in a way of its own.
+
+    Attributes:
+        name: The name for messages.
+        kind: The kind of task.
+        wrap: Brings a function into this form.
+        resources: The request, `None` for none.
+    """
+
+    name: str
+    kind: TaskKind
+    wrap: Callable[[Any], Any]
+    resources: Resources | None
+
+    def call(self, driver: Driver, name: str, /, *args: Any, **kwargs: Any) -> TaskDescription:
+        """Describe a call of a function of `_work`."""
+        return self.take(call(driver, self.kind, name, *args, **kwargs))
+
+    def take(self, task: TaskDescription) -> TaskDescription:
+        """Bring the function of a description into this form, and add the request."""
+        task["function"] = self.wrap(task["function"])
+        if self.resources is not None:
+            task["resources"] = self.resources
+        return task
+
+
+_FORMS: list[tuple[str, TaskKind, Callable[[Any], Any]]] = [
+    ("a function", "function", lambda function: function),
+    ("a partial", "function", functools.partial),
+    ("a method", "function", lambda function: _work.Holder(function).call),
+    ("a callable object", "function", _work.Holder),
+    ("a coroutine function", "async_function", lambda function: function),
+    ("a partial of a coroutine function", "async_function", functools.partial),
+    ("a coroutine method", "async_function", lambda f: _work.Holder(f).call_async),
+]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import atexit
 import fnmatch
+import functools
 import itertools
 import os
 import shutil
@@ -18,7 +19,16 @@ import tempfile
 import threading
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import (
+    AsyncIterator,
+    Callable,
+    Container,
+    Iterator,
+    Mapping,
+    Sequence,
+    Set,
+    Sized,
+)
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -169,49 +179,40 @@ class Heartbeat:
         self._last = now
 
 
-class Leftover(NamedTuple):
-    """Something that should not be held any more; `pid` if it is a process."""
-
-    text: str
-    pid: int | None
+Holdings = dict[tuple[str, Any], str]
+"""Descriptions of what is held, by its kind and identity. They start with the kind."""
 
 
-@dataclass(frozen=True, slots=True)
-class Holdings:
-    """What this process holds at one moment: identities with descriptions like `"thread NAME"`."""
-
-    processes: Mapping[object, str]
-    threads: Mapping[object, str]
-    tasks: Mapping[object, str]
-    temporary: Mapping[object, str]
-    files: Mapping[object, str]
-
-    @classmethod
-    def now(cls, mark: str | None = None) -> Self:
-        """Look at this process, and at orphans that carry the mark of `marked`."""
-        return cls(_processes(mark), _threads(), _tasks(), temporary_entries(), _files())
-
-    def since(
-        self, before: Holdings, allowed: Sequence[str], kinds: Iterable[str] = ()
-    ) -> list[Leftover]:
-        """Return what is held and was not before, except for what the patterns allow."""
-        patterns = (*_PYTHONS_OWN, *allowed)
-        return [
-            Leftover(text, identity[0] if isinstance(identity, tuple) else None)
-            for kind in kinds or _KINDS
-            for identity, text in getattr(self, kind).items()
-            if identity not in getattr(before, kind)
-            and not any(fnmatch.fnmatchcase(text, pattern) for pattern in patterns)
-        ]
+def holdings(mark: str | None = None) -> Holdings:
+    """Describe what this process and orphans with the mark of `marked` hold."""
+    tasks = asyncio.all_tasks() - {asyncio.current_task()}
+    return {
+        **{("thread", each.ident): f"thread {each.name}" for each in threading.enumerate()},
+        **{("task", id(t)): f"task {t.get_name()} ({t.get_coro()!r})" for t in tasks},
+        **{("temporary", name): f"temporary {name}" for name in os.listdir(_scratch_root() / "t")},
+        **{("process", identity): text for identity, text in _processes(mark).items()},
+        **{("file", identity): text for identity, text in _files().items()},
+    }
 
 
-_KINDS = ("processes", "threads", "tasks", "temporary", "files")
+def leftovers(
+    before: Holdings, allowed: Sequence[str], kinds: Container[str], mark: str | None = None
+) -> Holdings:
+    """Return what is held and was not before, except for what the patterns allow."""
+    patterns = (*_PYTHONS_OWN, *allowed)
+    return {
+        key: text
+        for key, text in holdings(mark).items()
+        if key[0] in kinds
+        and key not in before
+        and not any(fnmatch.fnmatchcase(text, pattern) for pattern in patterns)
+    }
 
 
-Found = TypeVar("Found")
+Found = TypeVar("Found", bound=Sized)
 
 
-async def settled(look: Callable[[], list[Found]], within: float) -> list[Found]:
+async def settled(look: Callable[[], Found], within: float) -> Found:
     """Call `look` until it returns nothing or the time is up, and return the last answer."""
     end = time.monotonic() + within
     while (left := look()) and time.monotonic() < end:
@@ -219,49 +220,27 @@ async def settled(look: Callable[[], list[Found]], within: float) -> list[Found]
     return left
 
 
-def listed(left: Sequence[Leftover]) -> str:
+def listed(left: Holdings) -> str:
     """Describe leftovers, with the attribute that allows them."""
-    texts = ", ".join(each.text for each in left)
-    return (
-        f"left behind: {texts}. If a library keeps it on purpose, allow it: "
-        f"leaves_behind = ({left[0].text if left else ''!r},)"
-    )
+    texts = list(left.values())
+    return f"left behind: {', '.join(texts)}; `leaves_behind = ({texts[0]!r},)` allows it"
 
 
 @contextmanager
 def marked() -> Iterator[str]:
     """Put a mark into the environment, by which descendants are found even if orphaned."""
     mark = uuid.uuid4().hex
-    before = os.environ.get(MARK)
-    os.environ[MARK] = mark
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(MARK, mark)
         yield mark
-    finally:
-        if before is None:
-            del os.environ[MARK]
-        else:
-            os.environ[MARK] = before
 
 
-def end_processes(left: Iterable[Leftover]) -> None:
+def end_processes(left: Holdings) -> None:
     """Kill the processes among the leftovers, so that a faulty backend leaves none."""
-    for leftover in left:
-        if leftover.pid is not None:
+    for kind, identity in left:
+        if kind == "process":
             with suppress(psutil.Error):
-                psutil.Process(leftover.pid).kill()
-
-
-def alive(pid: int) -> bool:
-    """Return whether the process exists and is not a zombie."""
-    try:
-        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
-    except psutil.NoSuchProcess:
-        return False
-
-
-def memory_in_use() -> int:
-    """Return the resident size of this process in bytes."""
-    return int(psutil.Process().memory_info().rss)
+                psutil.Process(identity[0]).kill()
 
 
 def _processes(mark: str | None) -> dict[object, str]:
@@ -279,19 +258,6 @@ def _processes(mark: str | None) -> dict[object, str]:
             command = " ".join(process.cmdline()) if not zombie else f"{process.name()} <defunct>"
             described[process.pid, process.create_time()] = f"process {command[:200]}"
     return described
-
-
-def _threads() -> dict[object, str]:
-    return {thread.ident: f"thread {thread.name}" for thread in threading.enumerate()}
-
-
-def _tasks() -> dict[object, str]:
-    current = asyncio.current_task()
-    return {
-        id(task): f"task {task.get_name()} ({task.get_coro()!r})"
-        for task in asyncio.all_tasks()
-        if task is not current
-    }
 
 
 def _files() -> dict[object, str]:
@@ -340,15 +306,12 @@ class Program:
             keys = sorted(now.keys() | former.keys())
             changed = [key for key in keys if now.get(key) != former.get(key)]
             words += [f"the {name} {key} is another" for key in changed]
-        if self.directory != before.directory:
-            words.append(f"the current directory is {self.directory}, not {before.directory}")
-        if self.umask != before.umask:
-            words.append(f"the umask is {self.umask}, not {before.umask}")
+        for what, name in {"directory": "current directory", "umask": "umask"}.items():
+            if getattr(self, what) != getattr(before, what):
+                words.append(f"the {name} is {getattr(self, what)}, not {getattr(before, what)}")
         if "sys.path" not in adds:
-            new = [entry for entry in self.path if entry not in before.path]
-            lost = [entry for entry in before.path if entry not in self.path]
-            words += [f"sys.path has {entry!r}" for entry in new]
-            words += [f"sys.path lost {entry!r}" for entry in lost]
+            words += [f"sys.path has {entry!r}" for entry in self.path if entry not in before.path]
+            words += [f"sys.path lost {entry!r}" for entry in before.path if entry not in self.path]
         return words
 
     def restore(self) -> None:
@@ -406,27 +369,19 @@ def scratch() -> Iterator[None]:
 
 
 _numbers = itertools.count(1)
-_roots: list[Path] = []
 
 
+@functools.cache
 def _scratch_root() -> Path:
-    if not _roots:
-        root = Path(tempfile.mkdtemp(prefix="rk-"))
-        _roots.append(root)
-        (root / "t").mkdir()
-        (root / "m").mkdir()
-        (root / "m" / f"{NEIGHBOR}.py").write_text(_NEIGHBOR_SOURCE)
-        owner = os.getpid()
+    root = Path(tempfile.mkdtemp(prefix="rk-"))
+    (root / "t").mkdir()
+    (root / "m").mkdir()
+    (root / "m" / f"{NEIGHBOR}.py").write_text(_NEIGHBOR_SOURCE)
+    owner = os.getpid()
 
-        def remove() -> None:
-            if os.getpid() == owner:  # not in a fork of it
-                shutil.rmtree(root, ignore_errors=True)
+    def remove() -> None:
+        if os.getpid() == owner:  # not in a fork of it
+            shutil.rmtree(root, ignore_errors=True)
 
-        atexit.register(remove)
-    return _roots[0]
-
-
-def temporary_entries() -> dict[object, str]:
-    """Return descriptions of the entries of the suite's temporary directory."""
-    place = _roots[0] / "t" if _roots else None
-    return {name: f"temporary {name}" for name in os.listdir(place)} if place else {}
+    atexit.register(remove)
+    return root

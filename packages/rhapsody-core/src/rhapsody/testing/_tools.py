@@ -1,16 +1,384 @@
-"""Tools for tests of workflows and plugins: a recorder of events, a table of capabilities."""
+"""Tools for tests of backends and workflows: a driver, a recorder of events, a capability table.
+
+The conformance suite uses the driver, which knows neither dependencies nor retries. Nothing here
+needs pytest.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+import asyncio
+import itertools
+import os
+import shutil
+import tempfile
+import threading
+import uuid
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, Self, cast
 
 from rhapsody.backends.base import Capabilities
 from rhapsody.plugins.specs import TaskEvent, hookimpl
 from rhapsody.states import TasksMainStates
+from rhapsody.task import TaskDescription
 
 if TYPE_CHECKING:
     from rhapsody import WorkflowEngine
+
+_TERMINAL = (TasksMainStates.DONE, TasksMainStates.FAILED, TasksMainStates.CANCELED)
+
+
+class Fault(NamedTuple):
+    """A report that breaks a rule of the contract."""
+
+    rule: str
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """One call of the callback.
+
+    Attributes:
+        uid: The task's uid.
+        native: The state as the backend calls it.
+        state: The canonical state, `None` if the backend's mapper does not know it.
+        thread: The identity of the calling thread.
+        during_submit: `submit_tasks` had not returned yet.
+        task: A shallow copy of the task's dict.
+    """
+
+    uid: str
+    native: Any
+    state: TasksMainStates | None
+    thread: int
+    during_submit: bool
+    task: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """Finished task, as the backend reported it."""
+
+    uid: str
+    state: TasksMainStates
+    task: dict[str, Any]
+
+    @property
+    def value(self) -> Any:
+        """The return value of a function, if there is one."""
+        return self.task.get("return_value")
+
+    @property
+    def error(self) -> BaseException | None:
+        """The exception of a failed task."""
+        error = self.task.get("exception")
+        return error if isinstance(error, BaseException) else None
+
+    @property
+    def stdout(self) -> str | None:
+        """The standard output, if there is one."""
+        return self.task.get("stdout")
+
+    @property
+    def stderr(self) -> str | None:
+        """The standard error, if there is one."""
+        return self.task.get("stderr")
+
+    @property
+    def exit_code(self) -> int | None:
+        """The exit code of an executable, if there is one."""
+        return self.task.get("exit_code")
+
+    def __str__(self) -> str:
+        keys = ("return_value", "exception", "exit_code", "stdout", "stderr")
+        shown = (f"{key}={_short(self.task[key])}" for key in keys if key in self.task)
+        words = ", ".join(shown)
+        return f"task {self.task.get('name')!r} ended {self.state} with {words or 'no results'}"
+
+
+@dataclass(slots=True)
+class _Followed:
+    """State of one task."""
+
+    description: TaskDescription
+    reports: list[Report] = field(default_factory=list)
+    finished: Finished | None = None
+    ready: Future[Any] | None = None
+
+
+class Driver:
+    """Drives a backend the way the engine does, one call at a time.
+
+    `async with Driver(backend) as driver` starts the backend if necessary and registers the
+    callback; the end of the block unregisters it and leaves the backend running. Waiting has no
+    limit: use `asyncio.timeout`.
+
+    Args:
+        backend: A backend, started or not.
+        work_dir: The directory for sandboxes. Default: a temporary one, removed at the end.
+
+    Attributes:
+        backend: The backend, started.
+        work_dir: The directory of the sandboxes.
+        reports: Every call of the callback for tasks of this driver, in order.
+        faults: What the backend reported that the contract forbids.
+        strangers: Reports of tasks that this driver did not submit.
+    """
+
+    def __init__(
+        self,
+        backend: Any,
+        *,
+        work_dir: Path | str | None = None,
+    ) -> None:
+        self.backend: Any = backend
+        self.reports: list[Report] = []
+        self.faults: list[Fault] = []
+        self.strangers: list[str] = []
+        self._own_dir = work_dir is None
+        self.work_dir: Path = Path(work_dir if work_dir is not None else ".")
+        # With what a program's own `uid` may have in it, so that one that is changed is seen.
+        self._uid = f"Driver-{uuid.uuid4().hex[:8]}_K"
+        self._numbers = itertools.count(1)
+        self._tasks: dict[str, _Followed] = {}
+        self._submitting: set[str] = set()
+        self._one_submission = asyncio.Lock()
+        self._inbox: deque[tuple[Report, Any]] = deque()
+        self._changed = asyncio.Event()
+        self._thread: int
+        self._loop: asyncio.AbstractEventLoop
+        self._states: Any
+
+    async def __aenter__(self) -> Self:
+        self._loop, self._thread = asyncio.get_running_loop(), threading.get_ident()
+        self.backend = await started(self.backend)
+        self._states = self.backend.get_task_states_map()
+        if self._own_dir:
+            self.work_dir = Path(tempfile.mkdtemp(prefix="rhapsody-driver-"))
+        self.backend.register_callback(self._report)
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        unregister = getattr(self.backend, "unregister_callback", None)
+        if unregister is not None:
+            unregister(self._report)
+        if self._own_dir:
+            shutil.rmtree(self.work_dir, ignore_errors=True)
+
+    # Descriptions.
+
+    def describe(self, name: str, /, **keys: Any) -> TaskDescription:
+        """Return a description with a new uid and the given keys."""
+        number = next(self._numbers)
+        description = {
+            "uid": f"{self._uid}.task.{number:06d}.1",
+            "name": name,
+            "function": None,
+            "executable": None,
+            "args": (),
+            "kwargs": {},
+            "is_service": False,
+            "task_backend_specific_kwargs": {},
+            "metadata": {"dependencies": [], "input_files": [], "output_files": []},
+            "attempt": 1,
+            **keys,
+        }
+        return cast("TaskDescription", description)
+
+    def call(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> TaskDescription:
+        """Describe a call of a function; add keys such as `resources` to it."""
+        name = getattr(function, "__name__", type(function).__name__)
+        return self.describe(name, function=function, args=args, kwargs=kwargs)
+
+    def command(self, command: str | Sequence[str], /, **keys: Any) -> TaskDescription:
+        """Describe a shell command (a string) or a program (a list)."""
+        if not isinstance(command, str):
+            keys["arguments"] = list(command[1:])
+            command = command[0]
+        return self.with_sandbox(self.describe("command", executable=command, **keys))
+
+    def service(self, command: str | Sequence[str], /, **keys: Any) -> TaskDescription:
+        """Describe a command that runs until it is cancelled."""
+        return self.command(command, is_service=True, **keys)
+
+    def with_sandbox(self, task: TaskDescription) -> TaskDescription:
+        """Add a sandbox to a description, as the engine does for every executable."""
+        task.setdefault("sandbox", os.fspath(self.work_dir / task["uid"]))
+        return task
+
+    # Driving.
+
+    async def submit(self, *tasks: TaskDescription) -> None:
+        """Submit the tasks as one batch."""
+        await self.submit_batch(list(tasks))
+
+    async def submit_batch(self, tasks: list[TaskDescription]) -> None:
+        """Submit this very list."""
+        async with self._one_submission:
+            self._tasks.update({task["uid"]: _Followed(task) for task in tasks})
+            self._submitting.update(task["uid"] for task in tasks)
+            try:
+                await self.backend.submit_tasks(tasks)
+            finally:
+                self._submitting.clear()
+
+    async def run(self, *tasks: TaskDescription) -> list[Finished]:
+        """Submit the tasks, wait until each has ended, and return their ends in order."""
+        await self.submit(*tasks)
+        return [await self.finished(task) for task in tasks]
+
+    async def run_one(self, task: TaskDescription) -> Finished:
+        """Submit one task and wait until it has ended."""
+        return (await self.run(task))[0]
+
+    async def finished(self, task: TaskDescription) -> Finished:
+        """Wait for the task's terminal state."""
+        followed = self._tasks[task["uid"]]
+        while followed.finished is None:
+            await self._change()
+        return followed.finished
+
+    async def running(self, task: TaskDescription) -> bool:
+        """Wait until the task is reported to run; return `False` if it ended before that."""
+        while TasksMainStates.RUNNING not in self.history(task):
+            if self._tasks[task["uid"]].finished is not None:
+                return False
+            await self._change()
+        return True
+
+    async def ready(self, task: TaskDescription) -> Any:
+        """Wait until a service is ready, and return its readiness information.
+
+        Raises:
+            RuntimeError: It ended before it was ready.
+        """
+        followed = self._tasks[task["uid"]]
+        while followed.ready is None or not followed.ready.done():
+            if followed.finished is not None:
+                raise followed.finished.error or RuntimeError(str(followed.finished))
+            await self._change()
+        return followed.ready.result()
+
+    async def cancel(self, task: TaskDescription | str) -> Any:
+        """Call the backend's `cancel_task` and return its answer."""
+        return await self.backend.cancel_task(task if isinstance(task, str) else task["uid"])
+
+    # Looking back.
+
+    def history(self, task: TaskDescription) -> list[TasksMainStates | None]:
+        """Return the canonical states reported for the task, in order."""
+        return [report.state for report in self.of(task)]
+
+    def of(self, task: TaskDescription) -> list[Report]:
+        """Return the reports of the task, in order."""
+        return list(self._tasks[task["uid"]].reports)
+
+    def uids(self) -> set[str]:
+        """Return the uids of all submitted tasks."""
+        return set(self._tasks)
+
+    def unfinished(self) -> list[str]:
+        """Describe the tasks that have not ended."""
+        return [
+            f"{followed.description['name']} "
+            f"({', '.join(str(report.native) for report in followed.reports) or 'no report'})"
+            for followed in self._tasks.values()
+            if followed.finished is None
+        ]
+
+    # The callback.
+
+    def _report(self, task: Any, state: Any, service_callback: Any = None) -> None:
+        """Take a report on any thread; it is processed on the loop's thread."""
+        content = task.as_dict() if hasattr(task, "as_dict") else task
+        if not isinstance(content, dict) or "uid" not in content:
+            self.faults.append(Fault("the callback gets the task", f"it got {_short(task)}"))
+            return
+        report = Report(
+            uid=str(content["uid"]),
+            native=state,
+            state=self._canonical(content, state),
+            thread=threading.get_ident(),
+            during_submit=content["uid"] in self._submitting,
+            task=dict(content),
+        )
+        self._inbox.append((report, service_callback))
+        if report.thread == self._thread:
+            self._process_inbox()
+        else:
+            with suppress(RuntimeError):  # the loop is closed
+                self._loop.call_soon_threadsafe(self._process_inbox)
+
+    def _canonical(self, task: dict[str, Any], state: Any) -> TasksMainStates | None:
+        try:
+            return TasksMainStates(self._states.to_main_state(state))
+        except ValueError as error:
+            rule = "every reported state is known to get_task_states_map()"
+            detail = f"task {task.get('name')!r} was reported {state!r}: {error}"
+            self.faults.append(Fault(rule, detail))
+            return None
+
+    def _process_inbox(self) -> None:
+        while self._inbox:
+            self._process(*self._inbox.popleft())
+
+    def _process(self, report: Report, service_callback: Any) -> None:
+        followed = self._tasks.get(report.uid)
+        if followed is None:
+            self.strangers.append(report.uid)
+            return
+        self._judge(followed, report)
+        followed.reports.append(report)
+        self.reports.append(report)
+        if report.state is TasksMainStates.RUNNING and followed.ready is None:
+            followed.ready = Future()  # which the backend may set from any thread
+            followed.ready.add_done_callback(self._readiness_known)
+            if service_callback is None:
+                followed.ready.set_result(None)
+            else:
+                service_callback(followed.ready, report.task, report.native)
+        self._wake()
+
+    def _judge(self, followed: _Followed, report: Report) -> None:
+        before = [str(r.native) for r in followed.reports if r.state in _TERMINAL]
+        task = f"task {followed.description['name']!r}"
+        if before and report.state in _TERMINAL:
+            rule = "exactly one terminal callback per task"
+            detail = f"{task} was reported {[*before, str(report.native)]}"
+            self.faults.append(Fault(rule, detail))
+        elif before:
+            rule = "nothing is reported after a task's terminal state"
+            detail = f"{task} was reported {report.native} after {before[0]}"
+            self.faults.append(Fault(rule, detail))
+        elif report.state in _TERMINAL:
+            followed.finished = Finished(report.uid, report.state, report.task)
+
+    def _readiness_known(self, _: object) -> None:
+        with suppress(RuntimeError):  # the loop is closed
+            self._loop.call_soon_threadsafe(self._wake)
+
+    def _wake(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    async def _change(self) -> None:
+        """Wait for the next report or readiness."""
+        await self._changed.wait()
+
+
+async def started(backend: Any) -> Any:
+    """Start a backend if it can be awaited, as the engine does."""
+    return await backend if hasattr(type(backend), "__await__") else backend
+
+
+def _short(value: object, limit: int = 200) -> str:
+    text = repr(value)
+    return text if len(text) <= limit else f"{text[: limit - 20]}... ({len(text)} characters)"
 
 
 class EventRecorder:

@@ -103,16 +103,6 @@ def collect(number: int, held: list[Any]) -> list[Any]:
     return list(held)
 
 
-class Collector:
-    """Callable object that appends its arguments to its own list."""
-
-    def __init__(self, held: list[Any]) -> None:
-        self.held = held
-
-    def __call__(self, number: int) -> list[Any]:
-        return collect(number, self.held)
-
-
 def put_first(data: bytearray) -> int:
     """Return the first byte, and increment it."""
     before = data[0]
@@ -203,13 +193,14 @@ async def tick_async(path: str, gate: str, seconds: float) -> str:
     return "not stopped"
 
 
-def tick_command(path: str, gate: str, seconds: float) -> list[str]:
-    """Return a command that does the same in a child of its own shell."""
+def tick_command(path: str, gate: str, seconds: float, command: str) -> list[str]:
+    """Return a command that does the same in a child of its own shell, after another command."""
     loop = (
         'i=0; while [ -e "$2" ] && [ $i -lt "$3" ]; do printf . >> "$1"; sleep 0.05; '
         "i=$((i+1)); done; echo not stopped"
     )
-    return ["sh", "-c", f"({loop}) & wait", "tick", path, gate, str(int(seconds * 20))]
+    arguments = ("tick", path, gate, str(int(seconds * 20)))
+    return ["sh", "-c", f"{command}({loop}) & wait", *arguments]
 
 
 def note_run(path: str) -> None:
