@@ -5,7 +5,6 @@ The backend, resources, timeouts and retries do not count.
 
 from __future__ import annotations
 
-import ast
 import contextlib
 import functools
 import hashlib
@@ -53,12 +52,15 @@ class Key(NamedTuple):
             a command, and for a task with a `version`.
         paths: The strings and paths in the arguments that may name files: each with the digest
             of its file, `None` where there is no file.
+        watched: Those of the parts that must not change until the task has ended: its input files
+            and the variables that a command inherits.
     """
 
     digest: bytes
     parts: str
     code: bytes | None
     paths: Mapping[str, bytes | None]
+    watched: Mapping[str, str]
 
 
 class _Known(NamedTuple):
@@ -199,7 +201,10 @@ class Keys:
         if found.parts:
             parts = dict(sorted(found.parts.items())) | parts
         text = as_text(parts)
-        return Key(self.digest(text, code, found.paths), text, code, found.paths)
+        watched = {f"input file {name}": parts[f"input file {name}"] for name in inputs}
+        if task["function"] is None and _VARIABLES in parts:
+            watched[_VARIABLES] = parts[_VARIABLES]
+        return Key(self.digest(text, code, found.paths), text, code, found.paths, watched)
 
     def digest(self, parts: str, code: bytes | None, paths: Mapping[str, bytes | None]) -> bytes:
         """Return the digest of a key's parts, code and the files that its paths name now."""
@@ -224,9 +229,11 @@ class Keys:
         variables = self._variables(task, found)
         if variables is not None:
             parts[_VARIABLES] = variables
-        if sandbox:  # told by a name that no file in the current directory has
+        if sandbox:
             words = [_without(sandbox, word) if sandbox in word else word for word in words]
-        parts["command"] = found.value((words, "arguments" in task))
+        words = [self.program.portable(word) for word in words]
+        text = ascii((words, "arguments" in task))  # not as a value, whose texts may name files
+        parts["command"] = hashlib.blake2b(text.encode(), digest_size=SIZE).hexdigest()
 
     def _files_named(
         self,
@@ -274,19 +281,18 @@ class Keys:
         return {path: self.program.file(path) for path in paths}
 
     def require_unchanged(
-        self, task: Mapping[str, Any], inputs: Mapping[str, str | None], parts: str
+        self, task: Mapping[str, Any], inputs: Mapping[str, str | None], before: Mapping[str, str]
     ) -> None:
         """Raise if a task's inputs have changed since its key was computed.
 
         Args:
             task: Its description.
             inputs: Where its input files are, by their names.
-            parts: The parts of the key.
+            before: What the key says of them, see `Key.watched`.
 
         Raises:
             UnhashableError: A file, or a variable that a command inherits, has changed.
         """
-        before = ast.literal_eval(parts)
         for name, path in inputs.items():
             if self.program.content(name, path).hex() != before.get(f"input file {name}"):
                 raise UnhashableError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import logging
 import os
 import pickle
@@ -29,9 +28,8 @@ T = TypeVar("T")
 log: logging.Logger = logging.getLogger("rhapsody.journal")
 
 
-_Call = tuple[bytes, int, str | None, str, bytes | None, Mapping[str, bytes | None]]
-"""A call that may be recorded: its key's digest, its number, why an earlier recording is not used,
-and the rest of the key. A plain tuple: many are held, and those the collector of cycles leaves."""
+_Call = tuple[Key, int, str | None]
+"""A call that may be recorded: its key, its number, and why an earlier recording is not used."""
 
 
 class Journal:
@@ -192,10 +190,10 @@ class Journal:
         call = self._calls.get(_call(task["uid"]))
         if call is None:
             return f"runs: {self._refused.get(task['name'], 'it is not recorded')}"
-        _, _, why, parts, code, paths = call
-        parts = _with_files(parts, paths)
+        key, _, why = call
+        parts = _with_files(key.parts, key.paths)
         uid = ".".join(task["uid"].split(".")[-3:-1])
-        return f"runs: {why or earlier.what_changed(task['name'], uid, parts, code)}"
+        return f"runs: {why or earlier.what_changed(task['name'], uid, parts, key.code)}"
 
     def _find(
         self, tasks: Sequence[LookupTask], database: sqlite3.Connection
@@ -220,7 +218,7 @@ class Journal:
         former = self._calls.pop(call, None)
         if former is None:
             number = self._number(key.digest)
-        elif former[0] == key.digest:  # files that it reads were made again
+        elif former[0].digest == key.digest:  # files that it reads were made again
             number = former[1]
         else:
             number = self._number(key.digest, former[1])
@@ -235,7 +233,7 @@ class Journal:
                     self._readers.setdefault(path, {})[call] = name
             if found is not None and not (found.files and found.files.missing):
                 return found
-        self._calls[call] = (key.digest, number, why, key.parts, key.code, key.paths)
+        self._calls[call] = key, number, why
         return found
 
     def _number(self, key: bytes, wanted: int | None = None) -> int:
@@ -385,24 +383,25 @@ class Journal:
     def _recording(self, record: Record, call: _Call) -> Recording | None:
         """Return the recording of a result, `None` if it is not recorded."""
         task = record.task
-        digest, number, why, parts, code, paths = call
+        key, number, why = call
+        digest, paths = key.digest, key.paths
         packed = self._packed(record)
         if packed is None:
             return None
         try:
             files = self._files_of(record)
             if record.inputs or task["function"] is None:
-                self._keys.require_unchanged(task, record.inputs, parts)
+                self._keys.require_unchanged(task, record.inputs, key.watched)
             if paths and (now := self._keys.files(paths)) != paths:
                 require_not_changed(paths, now)  # files that it made count with their content
                 paths = now
-                digest = self._keys.digest(parts, code, paths)
+                digest = self._keys.digest(key.parts, key.code, paths)
                 number = self._number(digest, number)
         except UnhashableError as error:
             self._refuse(task["name"], str(error))
             return None
-        name, uid, parts = task["name"], record.uid, _with_files(parts, paths)
-        return Recording(digest, number, name, uid, parts, code, files, why, packed)
+        name, uid, parts = task["name"], record.uid, _with_files(key.parts, paths)
+        return Recording(digest, number, name, uid, parts, key.code, files, why, packed)
 
     def _packed(self, record: Record) -> bytes | None:
         name, packed = record.task["name"], b""
@@ -439,7 +438,7 @@ def _with_files(parts: str, paths: Mapping[str, bytes | None]) -> str:
     if not any(paths.values()):
         return parts
     read = {f"file {path}": digest.hex() for path, digest in paths.items() if digest}
-    return as_text(ast.literal_eval(parts) | read)
+    return f"{parts[:-1]}, {as_text(read)[1:]}"
 
 
 def _call(uid: str) -> str:

@@ -515,6 +515,8 @@ class Program:
         self._files = files
         self._names: dict[types.CodeType, Names] = {}
         self._packages: dict[str, str] = {}
+        self._environment: dict[bytes, bytes] | None = None
+        self._variables: dict[str, str | None] = {}
         self.memos: dict[tuple[int, str], object] = {}
         self.unloaded: set[str] = set()
 
@@ -575,7 +577,13 @@ class Program:
 
         One that was removed is `None`.
         """
-        return self._files.once(_set_by_program)
+        now: dict[bytes, bytes] = os.environ._data  # type: ignore[attr-defined]
+        if now != self._environment:  # the mapping itself takes a hundred times as long
+            self._environment, began = now.copy(), _began_with()
+            changed = {name: value for name, value in now.items() if began.get(name) != value}
+            self._variables = {os.fsdecode(n): os.fsdecode(v) for n, v in changed.items()}
+            self._variables |= {os.fsdecode(name): None for name in began.keys() - now.keys()}
+        return self._variables
 
     def content(self, name: str, path: str | None) -> bytes:
         """Return the digest of an input file or directory.
@@ -587,13 +595,6 @@ class Program:
         if digest is None:
             raise UnhashableError(f"its input file {name!r} cannot be read from here")
         return digest
-
-
-def _set_by_program() -> Mapping[str, str | None]:
-    began, now = _began_with(), os.environb
-    changed = {name: value for name, value in now.items() if began.get(name) != value}
-    found: dict[str, str | None] = {os.fsdecode(n): os.fsdecode(v) for n, v in changed.items()}
-    return found | {os.fsdecode(name): None for name in began.keys() - now.keys()}
 
 
 @functools.cache
