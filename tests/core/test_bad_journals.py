@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rhapsody import JournalError, WorkflowEngine
-from rhapsody.journal import reading
+from rhapsody.journal.reading import opened
 from tests.nonsense import little_memory
 
 pytestmark = pytest.mark.timeout(120)
@@ -83,11 +83,11 @@ def _execute(path: Path, statement: str, *values: Any) -> None:
 def _check(path: Path) -> None:
     """Whoever reads the journal gets the right thing, or its error."""
     with little_memory():
-        with contextlib.suppress(JournalError), reading.opened(path) as database:
-            reading.runs(database, path)
-            reading.damage(database)
-        with contextlib.suppress(JournalError), reading.opened(path) as database:
-            reading.explain(database, "square")
+        with contextlib.suppress(JournalError), opened(path) as reader:
+            reader.runs()
+            reader.damage()
+        with contextlib.suppress(JournalError), opened(path) as reader:
+            reader.explain("square")
         with contextlib.suppress(JournalError):
             assert asyncio.run(_program(path, broken_off=False)) == EXPECTED
 
@@ -159,7 +159,7 @@ def test_a_database_of_something_else_is_refused_and_left_as_it_is(
     said = "other.sqlite is a database, and no journal of Rhapsody's; name another file"
     with pytest.raises(JournalError, match=said):
         asyncio.run(_program(path, broken_off=False))
-    with pytest.raises(JournalError, match=said), reading.opened(path):
+    with pytest.raises(JournalError, match=said), opened(path):
         pass
     assert path.read_bytes() == before
 
@@ -173,5 +173,5 @@ def test_an_empty_database_is_taken(tmp_path: Path, used: bool) -> None:
         _execute(path, "DROP TABLE songs")
         assert path.read_bytes()
     assert asyncio.run(_program(path, broken_off=False)) == EXPECTED
-    with reading.opened(path) as database:
-        assert [run.how for run in reading.runs(database, path)] == ["done"]
+    with opened(path) as reader:
+        assert [run.how for run in reader.runs()] == ["done"]

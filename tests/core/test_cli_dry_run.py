@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from rhapsody.journal.reading import opened, runs
+from rhapsody.journal.reading import opened
 from tests.core.command_line import Run, check_mistake
 
 GRAPH = """\
@@ -325,8 +325,8 @@ def test_with_resume_it_shows_what_would_run_and_why_and_changes_nothing(
     assert "WITH --resume" in rerun.stdout.splitlines()[0]
     assert "task.000001  make  -            runs: --rerun asked for it" in rerun.stdout
     (journal,) = (tmp_path / ".rhapsody" / "journals").iterdir()
-    with opened(journal) as database:
-        assert [each.how for each in runs(database, journal)] == ["done"]
+    with opened(journal) as reader:
+        assert [each.how for each in reader.runs()] == ["done"]
     journal.write_bytes(b"garbage" * 1000)
     before = sorted(tmp_path.rglob("*"))
     check_mistake(run(PREVIEWED, "--dry-run", "--resume"), f"journal {journal} cannot be read")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from rhapsody.journal.reading import damage, opened
+from rhapsody.journal.reading import opened
 from tests.core.programs import Program
 from tests.machine import gone, working_in
 
@@ -123,8 +123,8 @@ def check_interrupted(
 def check_whole(place: Path) -> None:
     """Holds that all that is in the journal of a directory is as it was written."""
     (path,) = place.glob(".rhapsody/journals/*.sqlite")
-    with opened(path) as database:
-        assert damage(database) == []
+    with opened(path) as reader:
+        assert reader.damage() == []
 
 
 def check_goes_on(program: Program, place: Path, said: str) -> None:

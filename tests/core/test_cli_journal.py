@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from rhapsody.journal import reading
+from rhapsody.journal import store as journal_store
+from rhapsody.journal.reading import opened
 from rhapsody.journal.store import Store
 from tests.core.command_line import check_mistake
 from tests.core.resumed import RESULT, SHOW, WORK, Place
@@ -71,9 +72,9 @@ def test_show_tells_a_run_that_was_killed_from_one_that_runs(
     store.begin(None)
     try:
         assert ends() == ["killed", "running"]
-        monkeypatch.setattr(reading, "on_network", lambda directory: True)
-        with reading.opened(path) as database:
-            assert [run.how for run in reading.runs(database, path)] == [None, None]
+        monkeypatch.setattr(journal_store, "on_network", lambda directory: True)
+        with opened(path) as reader:
+            assert [run.how for run in reader.runs()] == [None, None]
     finally:
         store.end("failed")
     assert ends() == ["killed", "failed"]

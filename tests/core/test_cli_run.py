@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from rhapsody.cli import main, scripts
-from rhapsody.journal.reading import opened, runs
+from rhapsody.journal.reading import opened
 from rhapsody.plugins.specs import UsageError
 from tests.core.command_line import SIMPLE, Run, check_mistake
 from tests.core.programs import PATIENCE
@@ -526,8 +526,8 @@ async def main(flow):
     assert account.startswith("rhapsody: 1 done in ")
     assert kept == "rhapsody: results are kept; run the same command again to continue"
     (journal,) = (tmp_path / ".rhapsody" / "journals").glob("*.sqlite")
-    with opened(journal) as database:
-        assert [run.how for run in runs(database, journal)] == ["interrupted"]
+    with opened(journal) as reader:
+        assert [run.how for run in reader.runs()] == ["interrupted"]
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ import pytest
 
 from rhapsody import JournalError, WorkflowEngine
 from rhapsody.journal.plugin import Journal
-from rhapsody.journal.reading import opened, runs
+from rhapsody.journal.reading import opened
 from rhapsody.journal.store import NotYoursError, require_private
 from tests.core.recorded import LOG, broken_off, chain, engine, note, ran, tasks
 
@@ -189,8 +189,8 @@ async def test_a_run_that_ended_well_on_a_full_disk_is_not_taken_for_a_killed_on
                 journal.end("done")
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    with opened(path) as database:
-        assert [run.how for run in runs(database, path)] == ["done"]
+    with opened(path) as reader:
+        assert [run.how for run in reader.runs()] == ["done"]
     async with engine() as flow:
         assert await chain(flow) == 8
     assert ran()["double"] == 6

@@ -72,10 +72,10 @@ def _journals(given: str | None) -> list[Path]:
 
 
 def _show(path: Path) -> int:
-    from rhapsody.journal.reading import opened, runs
+    from rhapsody.journal.reading import opened
 
-    with opened(path) as database:
-        known = runs(database, path)
+    with opened(path) as journal:
+        known = journal.runs()
     say(f"{os.path.relpath(path)}  {size_text(path.stat().st_size)}")
     rows = [
         (
@@ -93,10 +93,10 @@ def _show(path: Path) -> int:
 
 
 def _explain(path: Path, task: str | None) -> None:
-    from rhapsody.journal.reading import explain, opened, runs
+    from rhapsody.journal.reading import opened
 
-    with opened(path) as database:
-        found, how = explain(database, task), runs(database, path)[-1].how
+    with opened(path) as journal:
+        found, how = journal.explain(task), journal.runs()[-1].how
     for each in found:
         call = f"{each.name} ({each.uid})" if each.uid else each.name
         say(f"{call}  {each.what}")
@@ -126,10 +126,10 @@ def _prune(found: list[Path], older: str | None) -> int:
 
 
 def _verify(path: Path) -> int:
-    from rhapsody.journal.reading import damage, opened
+    from rhapsody.journal.reading import opened
 
-    with opened(path) as database:
-        found = damage(database)
+    with opened(path) as journal:
+        found = journal.damage()
     for each in found:
         complain(f"{os.path.relpath(path)}: damaged: {each}")
     if not found:

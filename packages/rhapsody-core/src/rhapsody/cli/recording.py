@@ -5,10 +5,9 @@ from __future__ import annotations
 import argparse
 import difflib
 import os
-import sqlite3
 import tempfile
 from collections.abc import Mapping, Sequence
-from contextlib import closing, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -163,12 +162,11 @@ class Recording:
         """Copy a journal into its own directory, because its paths are relative to that."""
         from rhapsody.journal.reading import opened
 
-        with opened(path) as source:
+        with opened(path) as journal:
             file, name = tempfile.mkstemp(".preview", f".{path.stem}.", path.parent)
             os.close(file)
             self._copied = Path(name)
-            with closing(sqlite3.connect(name)) as target:
-                source.backup(target)
+            journal.copy(self._copied)
         return self._copied
 
     def end(self) -> None:
@@ -210,12 +208,12 @@ def _check_names(wanted: Sequence[str], path: Path) -> None:
         UsageError: A name is misspelled.
         JournalError: The journal cannot be read.
     """
-    from rhapsody.journal.reading import names, opened
+    from rhapsody.journal.reading import opened
 
     if not wanted or not path.is_file():
         return
-    with opened(path) as database:
-        known = names(database)
+    with opened(path) as journal:
+        known = journal.names()
     for name in wanted:
         close = difflib.get_close_matches(name, known, 1)
         if close and name not in known:

@@ -16,7 +16,7 @@ from rhapsody.errors import DataError, JournalError, describe_error
 from rhapsody.journal.files import FileDigests, Outputs, has_files
 from rhapsody.journal.keys import Key, Keys, as_text, require_not_changed
 from rhapsody.journal.program import Program
-from rhapsody.journal.reading import Earlier
+from rhapsody.journal.reading import Earlier, opened
 from rhapsody.journal.store import GONE, How, Recording, Store
 from rhapsody.journal.values import UnhashableError
 from rhapsody.plugins.specs import LookupTask, Record, Recorded, hookimpl
@@ -110,7 +110,7 @@ class Journal:
     @property
     def before(self) -> str:
         """How the resumed run ended."""
-        return self._store.before or "killed"
+        return self._store.before
 
     def end(self, how: How) -> None:
         """End the run; calling this twice is harmless.
@@ -136,7 +136,7 @@ class Journal:
         """Record results, before their futures are set."""
         return await self._on_thread(partial(self._keep, records))
 
-    async def _on_thread(self, work: Callable[[sqlite3.Connection], T]) -> T | None:
+    async def _on_thread(self, work: Callable[[], T]) -> T | None:
         """Call a function on the journal's thread, unless the journal has failed."""
         if self._failed:
             return None
@@ -160,15 +160,13 @@ class Journal:
 
     # On the journal's thread.
 
-    def _preview(
-        self, tasks: Sequence[LookupTask], database: sqlite3.Connection
-    ) -> list[tuple[Recorded | None, str]]:
-        results = self._find(tasks, database)
-        database.executemany("INSERT OR IGNORE INTO codes VALUES (?, ?)", self._keys.codes.items())
-        earlier = Earlier(database, self._store.run, self._store.lineage)
-        return [
-            self._verdict(task, found, earlier) for task, found in zip(tasks, results, strict=True)
-        ]
+    def _preview(self, tasks: Sequence[LookupTask]) -> list[tuple[Recorded | None, str]]:
+        results = self._find(tasks)
+        self._store.write((), self._keys.codes, {})
+        with opened(self.path) as journal:
+            earlier = journal.earlier(self._store.run, self._store.lineage)
+            pairs = zip(tasks, results, strict=True)
+            return [self._verdict(task, found, earlier) for task, found in pairs]
 
     def _verdict(
         self, task: LookupTask, found: Recorded | None, earlier: Earlier
@@ -195,15 +193,13 @@ class Journal:
         uid = ".".join(task["uid"].split(".")[-3:-1])
         return f"runs: {why or earlier.what_changed(task['name'], uid, parts, key.code)}"
 
-    def _find(
-        self, tasks: Sequence[LookupTask], database: sqlite3.Connection
-    ) -> list[Recorded | None]:
+    def _find(self, tasks: Sequence[LookupTask]) -> list[Recorded | None]:
         self._keys.begin()
         own_modules()  # workers receive the sources that are read by now
         with self._files.looking_once():  # none of these tasks has begun
-            return [self._look_up(task, database) for task in tasks]
+            return [self._look_up(task) for task in tasks]
 
-    def _look_up(self, task: LookupTask, database: sqlite3.Connection) -> Recorded | None:
+    def _look_up(self, task: LookupTask) -> Recorded | None:
         name, call = task["name"], _call(task["uid"])
         try:
             if task["implicit"] and any(map(has_files, task["implicit"])):
@@ -227,7 +223,7 @@ class Journal:
             why = "--rerun asked for it"
             self.names.add(name)
         elif self._store.reused:
-            found, why = self._found(call, name, key, number, database)
+            found, why = self._found(call, name, key, number)
             if found is not None:
                 for path in filter(None, task["inputs"].values()):
                     self._readers.setdefault(path, {})[call] = name
@@ -254,16 +250,11 @@ class Journal:
         return counted
 
     def _found(
-        self,
-        call: str,
-        name: str,
-        key: Key,
-        number: int,
-        database: sqlite3.Connection,
+        self, call: str, name: str, key: Key, number: int
     ) -> tuple[Recorded | None, str | None]:
         """Return the recorded result of a call, or the reason why an existing one is not used."""
         try:
-            row = self._store.find(database, key.digest, number)
+            row = self._store.find(key.digest, number)
             if row is None:
                 return None, None
             recording, packed, noted = row
@@ -289,16 +280,14 @@ class Journal:
         self._gone[call] = recording, noted
         return found, "a file that it made is gone or was changed"
 
-    def _keep(
-        self, records: Sequence[Record], database: sqlite3.Connection
-    ) -> list[Exception | None] | None:
+    def _keep(self, records: Sequence[Record]) -> list[Exception | None] | None:
         refused: dict[str, Exception] = {}
         kept: list[Recording] = []
         codes: dict[bytes, str] = {}
         with self._files.looking_once():  # all of these tasks have ended
             for record in records:
                 if record.makes_again is not None:
-                    error = self._made_again(record, _call(record.makes_again), database)
+                    error = self._made_again(record, _call(record.makes_again))
                     if error is not None:
                         refused[record.uid] = error
                     continue
@@ -319,13 +308,11 @@ class Journal:
                     if recording.code is not None and recording.code in self._keys.codes:
                         codes[recording.code] = self._keys.codes.pop(recording.code)
         if kept:
-            self._store.write(database, kept, codes, self._files.new)
+            self._store.write(kept, codes, self._files.new)
             self._files.new.clear()
         return [refused.get(record.uid) for record in records] if refused else None
 
-    def _made_again(
-        self, record: Record, call: str, database: sqlite3.Connection
-    ) -> DataError | None:
+    def _made_again(self, record: Record, call: str) -> DataError | None:
         """Record files that were produced again.
 
         Files with new content are used by this run only, and only if no result of the former
@@ -352,7 +339,7 @@ class Journal:
             for uid, reader in self._readers.get(path, {}).items()
             if uid not in waiting
         ]
-        if not reused and not self._has_value(recording, record.value, database):
+        if not reused and not self._has_value(recording, record.value):
             reused = ["its former result, which differs from the new one"]
         if not reused:
             self._files.gone |= changed  # for lookups in progress
@@ -365,10 +352,9 @@ class Journal:
             "again: the next run computes both"
         )
 
-    def _has_value(self, recording: int, value: object, database: sqlite3.Connection) -> bool:
+    def _has_value(self, recording: int, value: object) -> bool:
         """Return whether a result is the same as a recorded one."""
-        select = "SELECT value FROM recordings WHERE id = ?"
-        (packed,) = database.execute(select, (recording,)).fetchone()
+        packed = self._store.value(recording)
         try:
             recorded = pickle.loads(packed)[0]  # noqa: S301 - it was read before
             return pickle.dumps(recorded) == pickle.dumps(value)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import contextlib
-import os
 import sqlite3
 import time
 from collections.abc import Iterator, Mapping
@@ -12,23 +11,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rhapsody.errors import JournalError
-from rhapsody.journal.files import on_network
 from rhapsody.journal.store import (
     GONE,
     MADE_AGAIN,
     PATIENCE,
     SCHEMA,
     UNREADABLE,
-    done_mark,
+    Run,
     intact_mark,
-    lock_of,
     require_private,
+    runs_in,
     version_of,
 )
-from rhapsody.staging.fsutil import state_of
-
-_HOW = {"held": "running", "free": "killed", "left": "killed"}
-"""How a run without a recorded end has ended, by the state of its lock."""
 
 COMPARED = 100
 """Number of recorded calls with equal arguments that a call is compared with."""
@@ -37,25 +31,6 @@ _OF_FILES = {
     GONE: ", but files of it are gone: it ran again if one was read",
     MADE_AGAIN: ", and ran again for its files, which were gone",
 }
-
-
-@dataclass(frozen=True, slots=True)
-class RunOf:
-    """A run in a journal.
-
-    Attributes:
-        number: Its number in the journal.
-        began: When it began, in seconds since the epoch.
-        how: How it ended, `"killed"` or `"running"`; `None` if it is unknown which of the two.
-        kept: How many results it kept.
-        reused: How many of earlier runs it used.
-    """
-
-    number: int
-    began: float
-    how: str | None
-    kept: int
-    reused: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +49,7 @@ class Explained:
 
 
 @contextlib.contextmanager
-def opened(path: Path) -> Iterator[sqlite3.Connection]:
+def opened(path: Path) -> Iterator[Reader]:
     """Open a journal for reading.
 
     Raises:
@@ -91,84 +66,98 @@ def opened(path: Path) -> Iterator[sqlite3.Connection]:
                     f"journal {path} was written by another version of Rhapsody (its tables have "
                     f"version {version}, and this one reads {SCHEMA})"
                 )
-            yield database
+            yield Reader(database, path)
     except UNREADABLE as error:
         raise JournalError(f"journal {path} cannot be read: {error}") from error
 
 
-def runs(database: sqlite3.Connection, path: Path) -> list[RunOf]:
-    """Return the runs in a journal, the oldest first."""
-    # Whoever ends says so before the lock is let go: looked at first, it tells of those below.
-    open_ended = database.execute("SELECT id FROM runs WHERE how IS NULL").fetchall()
-    locks = (
-        {} if on_network(path.parent) else {n: state_of(lock_of(path, n)) for (n,) in open_ended}
-    )
-    rows = database.execute("SELECT id, began, how, kept, reused FROM runs ORDER BY id")
-    marked = {n for (n,) in open_ended if os.path.exists(done_mark(path, n))}
-    found = [
-        RunOf(
-            number,
-            began,
-            how or ("done" if number in marked else _HOW.get(locks.get(number, "unknown"))),
-            kept,
-            reused,
+class Reader:
+    """A journal that is read, see `opened`."""
+
+    def __init__(self, database: sqlite3.Connection, path: Path) -> None:
+        self._database = database
+        self._path = path
+
+    def runs(self) -> list[Run]:
+        """Return the runs in the journal, the oldest first."""
+        found = runs_in(self._database, self._path)
+        for run in found:
+            time.localtime(run.began)  # raises where it is no time
+        return found
+
+    def names(self) -> list[str]:
+        """Return the names of all tasks in the journal."""
+        found = self._database.execute("SELECT name FROM recordings UNION SELECT name FROM refused")
+        return [name for (name,) in found]
+
+    def copy(self, path: Path) -> None:
+        """Copy the journal into an empty file."""
+        with contextlib.closing(sqlite3.connect(path)) as target:
+            self._database.backup(target)
+
+    def earlier(self, run: int, lineage: int) -> Earlier:
+        """Return the recordings that a run did not use."""
+        return Earlier(self._database, run, lineage)
+
+    def explain(self, task: str | None = None) -> list[Explained]:
+        """Explain what the last run did with tasks: those of a name or uid, or all.
+
+        Raises:
+            JournalError: The last run had none such.
+        """
+        database = self._database
+        row = database.execute("SELECT id, lineage FROM runs ORDER BY id DESC LIMIT 1").fetchone()
+        if row is None:
+            raise JournalError("no run is recorded there")
+        run, lineage = row
+        found = database.execute(
+            "SELECT name, uid, run, gone, parts, code, why FROM recordings "
+            "WHERE lineage = ? AND (? IS NULL OR name = ? OR uid = ?) AND (run = ? OR used = ?) "
+            "ORDER BY uid, id",
+            (lineage, task, task, task, run, run),
+        ).fetchall()
+        explained = []
+        earlier = self.earlier(run, lineage)
+        for name, uid, made, gone, parts, code, why in found:
+            if made == run:
+                changed = why or earlier.what_changed(name, uid, parts, code)
+                explained.append(Explained(name, uid, f"ran: {changed}"))
+            else:
+                explained.append(Explained(name, uid, f"reused{_OF_FILES.get(gone, '')}"))
+        refused = "SELECT name, why FROM refused WHERE run = ? AND (? IS NULL OR name = ?)"
+        for name, why in database.execute(refused, (run, task, task)):
+            explained.append(Explained(name, "", f"ran: it is not recorded: {why}"))
+        if not explained and task is not None:
+            raise JournalError(self._not_there(run, task))
+        return explained
+
+    def _not_there(self, run: int, task: str) -> str:
+        names = self._database.execute(
+            "SELECT name FROM recordings WHERE run = ? OR used = ? "
+            "UNION SELECT name FROM refused WHERE run = ? ORDER BY name LIMIT 20",
+            (run, run, run),
         )
-        for number, began, how, kept, reused in rows
-    ]
-    for run in found:
-        time.localtime(run.began)  # raises where it is no time
-    return found
+        there = ", ".join(name for (name,) in names) or "none"
+        return (
+            f"the last run recorded no task {task!r}; there are {there}; what failed is not kept, "
+            "nor are blocks, services, tasks with cache=False, and what stays with a backend's "
+            "workers"
+        )
 
+    def damage(self) -> list[str]:
+        """Describe everything that differs from what was written: an empty list if nothing does.
 
-def names(database: sqlite3.Connection) -> list[str]:
-    """Return the names of all tasks in the journal."""
-    found = database.execute("SELECT name FROM recordings UNION SELECT name FROM refused")
-    return [name for (name,) in found]
-
-
-def explain(database: sqlite3.Connection, task: str | None = None) -> list[Explained]:
-    """Explain what the last run did with tasks: those of a name or uid, or all.
-
-    Raises:
-        JournalError: The last run had none such.
-    """
-    row = database.execute("SELECT id, lineage FROM runs ORDER BY id DESC LIMIT 1").fetchone()
-    if row is None:
-        raise JournalError("no run is recorded there")
-    run, lineage = row
-    found = database.execute(
-        "SELECT name, uid, run, gone, parts, code, why FROM recordings "
-        "WHERE lineage = ? AND (? IS NULL OR name = ? OR uid = ?) AND (run = ? OR used = ?) "
-        "ORDER BY uid, id",
-        (lineage, task, task, task, run, run),
-    ).fetchall()
-    explained = []
-    earlier = Earlier(database, run, lineage)
-    for name, uid, made, gone, parts, code, why in found:
-        if made == run:
-            changed = why or earlier.what_changed(name, uid, parts, code)
-            explained.append(Explained(name, uid, f"ran: {changed}"))
-        else:
-            explained.append(Explained(name, uid, f"reused{_OF_FILES.get(gone, '')}"))
-    refused = "SELECT name, why FROM refused WHERE run = ? AND (? IS NULL OR name = ?)"
-    for name, why in database.execute(refused, (run, task, task)):
-        explained.append(Explained(name, "", f"ran: it is not recorded: {why}"))
-    if not explained and task is not None:
-        raise JournalError(_not_there(database, run, task))
-    return explained
-
-
-def _not_there(database: sqlite3.Connection, run: int, task: str) -> str:
-    names = database.execute(
-        "SELECT name FROM recordings WHERE run = ? OR used = ? "
-        "UNION SELECT name FROM refused WHERE run = ? ORDER BY name LIMIT 20",
-        (run, run, run),
-    )
-    there = ", ".join(name for (name,) in names) or "none"
-    return (
-        f"the last run recorded no task {task!r}; there are {there}; what failed is not kept, nor "
-        "are blocks, services, tasks with cache=False, and what stays with a backend's workers"
-    )
+        SQLite's own check finds damaged pages; the digest of each recording finds changes that
+        leave the pages valid.
+        """
+        checked = self._database.execute("PRAGMA integrity_check")
+        found = [f"the file: {text}" for (text,) in checked if text != "ok"]
+        for name, uid, key, number, value, files, mark in self._database.execute(
+            "SELECT name, uid, key, number, value, files, intact FROM recordings"
+        ):
+            if intact_mark(key, number, value, files) != mark:
+                found.append(f"the result of {name!r} ({uid})")
+        return found
 
 
 class Earlier:
@@ -280,22 +269,3 @@ def _changes(
 
 def _is_digest(value: str) -> bool:
     return len(value) == 32 and set(value) <= set("0123456789abcdef")
-
-
-def damage(database: sqlite3.Connection) -> list[str]:
-    """Describe everything that differs from what was written: an empty list if nothing does.
-
-    SQLite's own check finds damaged pages; the digest of each recording finds changes that leave
-    the pages valid.
-    """
-    found = [
-        f"the file: {text}"
-        for (text,) in database.execute("PRAGMA integrity_check")
-        if text != "ok"
-    ]
-    for name, uid, key, number, value, files, mark in database.execute(
-        "SELECT name, uid, key, number, value, files, intact FROM recordings"
-    ):
-        if intact_mark(key, number, value, files) != mark:
-            found.append(f"the result of {name!r} ({uid})")
-    return found

@@ -96,10 +96,45 @@ class NotYoursError(JournalError):
     """The journal belongs to another user."""
 
 
-class _Run(NamedTuple):
-    id: int
+class Run(NamedTuple):
+    """A run in a journal.
+
+    Attributes:
+        number: Its number in the journal.
+        lineage: The number of its lineage.
+        began: When it began, in seconds since the epoch.
+        how: How it ended, `"killed"` or `"running"`; `None` if it is unknown which of the two.
+        kept: How many results it kept.
+        reused: How many of earlier runs it used.
+    """
+
+    number: int
     lineage: int
+    began: float
     how: str | None
+    kept: int
+    reused: int
+
+
+_UNENDED = {"held": "running", "free": "killed", "left": "killed"}
+"""How a run without a recorded end has ended, by the state of its lock."""
+
+
+def runs_in(database: sqlite3.Connection, path: Path) -> list[Run]:
+    """Return the runs in a journal, the oldest first."""
+    # A run records its end before it releases its lock, so the locks are looked at first.
+    unended = database.execute("SELECT id FROM runs WHERE how IS NULL").fetchall()
+    ends: dict[int, str | None] = {}
+    for (number,) in unended:
+        if os.path.exists(done_mark(path, number)):
+            ends[number] = "done"
+        elif not on_network(path.parent):
+            ends[number] = _UNENDED.get(state_of(lock_of(path, number)))
+    rows = database.execute("SELECT id, lineage, began, how, kept, reused FROM runs ORDER BY id")
+    return [
+        Run(number, lineage, began, how or ends.get(number), kept, reused)
+        for number, lineage, began, how, kept, reused in rows
+    ]
 
 
 class Recording(NamedTuple):
@@ -129,7 +164,7 @@ class Recording(NamedTuple):
 
 
 class Store:
-    """A journal's file.
+    """A journal's file and the connection to its database, which only the store's thread uses.
 
     Args:
         path: Where it is, or is made: for its user alone.
@@ -140,7 +175,7 @@ class Store:
         run: The number of this run, 0 before `begin`.
         lineage: The number of its lineage.
         reused: How many recordings there were to take up when this run began.
-        before: How the run ended that is taken up; `None` where it was killed, or there is none.
+        before: How the run ended that is taken up, `"killed"` where it is unknown.
         kept: How many results of this run are in the file.
         used: The recordings that this run has used: for each id what became of its files, see
             `GONE` and `MADE_AGAIN`.
@@ -154,7 +189,7 @@ class Store:
         self.path: Path = path
         self.run: int = 0
         self.reused: int = 0
-        self.before: str | None = None
+        self.before: str = "killed"
         self.used: dict[int, int] = {}
         self.kept: int = 0
         self.lineage: int = 0
@@ -217,10 +252,9 @@ class Store:
             hint = "move it away to begin another" if full is None else f"{full}: make room"
             raise JournalError(f"journal {self.path} cannot be used: {error}; {hint}") from error
 
-    async def do(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        """Call a function with the database on its thread, after all earlier calls."""
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._executor, work, self._database)
+    async def do(self, work: Callable[[], T]) -> T:
+        """Call a function on the journal's thread, after all earlier calls."""
+        return await asyncio.get_running_loop().run_in_executor(self._executor, work)
 
     def begin(self, resume: bool | None) -> None:
         """Begin a run.
@@ -291,15 +325,15 @@ class Store:
     def _begin(self, resume: bool | None) -> None:
         database = self._database
         with _transaction(database):
-            ended, living = self._earlier(database)
+            ended, living = self._earlier()
             if living and not self._shared:
                 raise JournalInUseError(f"journal {self.path} is used by another run at this time")
             taken = {run.lineage for run in living}
             ended = [run for run in ended if run.lineage not in taken and self._holds(run)]
-            number, lineage, how = ended[-1] if ended else (0, 0, "done")
+            last = ended[-1] if ended else Run(0, 0, 0, "done", 0, 0)
             (newest,) = database.execute("SELECT coalesce(max(lineage), 0) FROM runs").fetchone()
-            takes_up = how != "done" if resume is None else resume and bool(ended)
-            self.lineage = lineage if takes_up else newest + 1
+            takes_up = last.how != "done" if resume is None else resume and bool(ended)
+            self.lineage = last.lineage if takes_up else newest + 1
             row = "INSERT INTO runs (lineage, began) VALUES (?, ?)"
             run = database.execute(row, (self.lineage, time.time())).lastrowid
             assert run is not None
@@ -307,63 +341,59 @@ class Store:
                 self._lock = self._locked(lock_of(self.path, run))
             self.run = run
             if takes_up:
-                self.before, self._taken_up = how, number
+                self.before, self._taken_up = last.how or "killed", last.number
                 database.execute(_EARLIER_TABLE)
-                self.reused = database.execute(_EARLIER, (lineage,)).rowcount
+                self.reused = database.execute(_EARLIER, (last.lineage,)).rowcount
         # The journal has the ends of the earlier runs by now. That of this run's number is left
         # by a journal that was removed.
-        for done in (run, *(each.id for each in ended if each.how == "done")):
+        for done in (run, *(each.number for each in ended if each.how == "done")):
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(done_mark(self.path, done))
 
     def _require_unused(self) -> None:
-        if self._earlier(self._database)[1]:
+        if self._earlier()[1]:
             raise JournalInUseError(f"journal {self.path} is used by a run at this time")
 
     def _prune(self) -> None:
         with contextlib.closing(self._database) as database:
             self._require_unused()
             with _transaction(database):
-                ended, _ = self._earlier(database)
+                ended, _ = self._earlier()
                 for run in reversed(ended):
                     if self._holds(run):
                         self.lineage = run.lineage
-                        self._taken_up = run.id if run.how == "done" else 0
-                        self._forget_others(database)
+                        self._taken_up = run.number if run.how == "done" else 0
+                        self._forget_others()
                         break
             database.execute("VACUUM")
 
-    def _earlier(self, database: sqlite3.Connection) -> tuple[list[_Run], list[_Run]]:
+    def _earlier(self) -> tuple[list[Run], list[Run]]:
         """Return the runs that ended or were killed, the oldest first, and the running ones."""
-        ended, living = list[_Run](), list[_Run]()
-        for row in database.execute("SELECT id, lineage, how FROM runs ORDER BY id").fetchall():
-            run = _Run(*row)
-            lock = lock_of(self.path, run.id)
-            lives = run.how is None and run.id != self.run and state_of(lock) == "held"
-            (living if lives else ended).append(run)
-            if run.how is None and not lives and run.id != self.run:
+        ended, living = list[Run](), list[Run]()
+        for run in runs_in(self._database, self.path):
+            own = run.number == self.run
+            (living if run.how == "running" and not own else ended).append(run)
+            if run.how in ("killed", None) and not own:
                 with contextlib.suppress(FileNotFoundError):
-                    os.unlink(lock)
-                if os.path.exists(done_mark(self.path, run.id)):
-                    ended[-1] = run._replace(how="done")
-                    database.execute("UPDATE runs SET how = 'done' WHERE id = ?", (run.id,))
+                    os.unlink(lock_of(self.path, run.number))
+        done = [run.number for run in ended if run.how == "done"]
+        marked = [(number,) for number in done if os.path.exists(done_mark(self.path, number))]
+        self._database.executemany("UPDATE runs SET how = 'done' WHERE id = ?", marked)
         return ended, living
 
-    def _holds(self, run: _Run) -> bool:
+    def _holds(self, run: Run) -> bool:
         """Return whether a run has recordings, or succeeded without any."""
         exists = "SELECT EXISTS (SELECT 1 FROM recordings WHERE lineage = ?)"
         (found,) = self._database.execute(exists, (run.lineage,)).fetchone()
         return run.how == "done" or bool(found)
 
-    def find(
-        self, database: sqlite3.Connection, key: bytes, number: int
-    ) -> tuple[int, bytes, str | None] | None:
+    def find(self, key: bytes, number: int) -> tuple[int, bytes, str | None] | None:
         """Return the id, packed value and files of an earlier recording, `None` if there is none.
 
         Raises:
             JournalError: What is there was damaged.
         """
-        row = database.execute(
+        row = self._database.execute(
             "SELECT id, value, files, intact, name, uid FROM recordings WHERE id = "
             "(SELECT id FROM earlier WHERE key = ? AND number = ?)",
             (key, number),
@@ -374,6 +404,13 @@ class Store:
         if intact_mark(key, number, value, files) != intact:
             raise JournalError(f"the recording of {name!r} ({uid}) was damaged")
         return id_, value, files
+
+    def value(self, recording: int) -> bytes:
+        """Return the packed value of a recording."""
+        select = "SELECT value FROM recordings WHERE id = ?"
+        (packed,) = self._database.execute(select, (recording,)).fetchone()
+        assert isinstance(packed, bytes)
+        return packed
 
     def replace_files(self, recording: int, files: str) -> None:
         """Update the files of a reused recording after they were produced again."""
@@ -409,7 +446,6 @@ class Store:
 
     def write(
         self,
-        database: sqlite3.Connection,
         recordings: Collection[Recording],
         codes: Mapping[bytes, str],
         digests: Mapping[Stamp, bytes],
@@ -419,6 +455,7 @@ class Store:
         A result that SQLite cannot store, such as one above its limit of a gigabyte, is skipped
         and noted by `refuse`.
         """
+        database = self._database
         try:
             with _transaction(database):
                 if codes:
@@ -447,7 +484,7 @@ class Store:
         except UNSTORABLE as error:
             if len(recordings) > 1:
                 for each in recordings:
-                    self.write(database, [each], codes, digests)
+                    self.write([each], codes, digests)
                 return
             for each in recordings:
                 why = f"its result cannot be stored in the journal: {error}"
@@ -468,11 +505,12 @@ class Store:
                     (time.time(), how, len(self.used), self.run),
                 )
                 if how == "done":
-                    self._forget_others(database)
+                    self._forget_others()
 
-    def _forget_others(self, database: sqlite3.Connection) -> None:
+    def _forget_others(self) -> None:
         """After a run that ended well: what neither it nor the one before it could use."""
-        ended, living = self._earlier(database)
+        database = self._database
+        ended, living = self._earlier()
         needed = {self.lineage, *(run.lineage for run in living)}
         database.execute(
             "DELETE FROM recordings WHERE lineage = ? AND used < ?",
