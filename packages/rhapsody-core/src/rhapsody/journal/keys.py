@@ -229,6 +229,9 @@ class Keys:
         variables = self._variables(task, found)
         if variables is not None:
             parts[_VARIABLES] = variables
+        if not sandbox and not task.get("cwd"):  # it runs in the current directory
+            for word in words:
+                found.path(word)
         if sandbox:
             words = [_without(sandbox, word) if sandbox in word else word for word in words]
         words = [self.program.portable(word) for word in words]
