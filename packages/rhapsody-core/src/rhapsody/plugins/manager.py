@@ -10,7 +10,8 @@ import inspect
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -18,7 +19,7 @@ import pluggy
 
 from rhapsody.errors import PluginError, describe_error
 from rhapsody.plugins import specs
-from rhapsody.plugins.entry_points import CORE, Installed, PluginEntry, installed
+from rhapsody.plugins.entry_points import CORE, DISABLE, Installed, PluginEntry, installed
 from rhapsody_guard import ConflictError
 
 logger: logging.Logger = logging.getLogger("rhapsody.plugins")
@@ -34,6 +35,8 @@ _PER_TASK = frozenset(
 """Hooks that see each task before it reaches its backend, or its value before the user does."""
 
 _AWAITABLE = frozenset({"rhapsody_lookup_results", "rhapsody_record_results"})
+SLOW = 5.0
+"""Seconds after which an import that has not finished is logged."""
 
 _loading = threading.local()
 _reported: set[tuple[str, str]] = set()
@@ -214,7 +217,8 @@ def load(entry: PluginEntry, found: Installed | None = None) -> LoadedPlugin:
 def _load(entry: PluginEntry) -> LoadedPlugin:
     start = time.perf_counter()
     try:
-        plugin = entry.load()
+        with warn_when_slow(f"{entry}: importing {entry.value!r}", entry.distribution):
+            plugin = entry.load()
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # a plugin's import may raise anything, SystemExit included
@@ -223,6 +227,20 @@ def _load(entry: PluginEntry) -> LoadedPlugin:
         ) from error
     seconds = time.perf_counter() - start
     return register(plugin, entry.distribution, str(entry), seconds)
+
+
+@contextmanager
+def warn_when_slow(what: str, distribution: str) -> Iterator[None]:
+    """Log a warning if an import takes long, with the setting that disables the plugin."""
+    message = f"{what} has taken more than {SLOW:g} s; to disable it: {DISABLE}={distribution}"
+    extra = {"plugin": distribution}
+    timer = threading.Timer(SLOW, logger.warning, (message,), {"extra": extra})
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def register(plugin: Any, label: str, source: str, seconds: float = 0.0) -> LoadedPlugin:
