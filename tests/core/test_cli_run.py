@@ -558,6 +558,6 @@ def test_a_script_whose_name_begins_with_a_dash_follows_two(
     assert main(["run", "-q", "--no-journal", "--", "-x.py:main", "3"]) == 0
     assert capsys.readouterr().out == "['3']\n"
     assert main(["run", "-x.py"]) == 2
-    assert capsys.readouterr().err.endswith("rhapsody run -- -x.py\n")
+    assert "unrecognized arguments: -x.py; write --" in capsys.readouterr().err
     assert main(["run", "-q"]) == 2
     assert "rhapsody: no script given: write rhapsody run SCRIPT" in capsys.readouterr().err

@@ -427,9 +427,10 @@ def test_threads_import_neither_multiprocessing_nor_cloudpickle(run: Run) -> Non
 def test_the_loop_may_close_while_a_function_runs(run: Run) -> None:
     end = run(
         """
-        begun, gate = threading.Event(), threading.Event()
+        begun, gate, threads = threading.Event(), threading.Event(), []
 
         def wait():
+            threads.append(threading.current_thread())
             begun.set()
             gate.wait()
             return "too late"
@@ -441,13 +442,11 @@ def test_the_loop_may_close_while_a_function_runs(run: Run) -> None:
                 await driver.submit(driver.call(wait))
                 await asyncio.to_thread(begun.wait, 10)
                 await backend.shutdown()
-            return backend
 
-        backend = asyncio.run(main())
+        asyncio.run(main())
         gate.set()
-        while not backend._mailbox.lost:
-            time.sleep(0.01)
-        print("counted", backend._mailbox.lost)
+        threads[0].join(30)
+        print("ended", not threads[0].is_alive())
         """
     )
-    assert (end.returncode, end.stdout, end.stderr) == (0, "counted 1\n", "")
+    assert (end.returncode, end.stdout, end.stderr) == (0, "ended True\n", "")
