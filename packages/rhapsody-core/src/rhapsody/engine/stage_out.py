@@ -20,6 +20,7 @@ from rhapsody.engine.record import Repetition, TaskRecord
 from rhapsody.engine.results import leave_script
 from rhapsody.engine.scheduler import Scheduler
 from rhapsody.engine.submission import Submission
+from rhapsody.engine.task_function import TaskFunction
 from rhapsody.errors import DataError
 from rhapsody.plugins.specs import Recorded, TaskFiles
 from rhapsody.staging.files import Stager
@@ -46,7 +47,9 @@ class Regeneration:
         producers = record.found.producers if record.found is not None else {}
         self._reads = [(producers[id(f)], f.filename) for f in inputs if id(f) in producers]
         self._stage_out = stage_out
-        self.call = (record.task, record.args, record.kwargs or {}, record.specific)
+        self.call: tuple[
+            TaskFunction[Any, Any], tuple[Any, ...], dict[str, Any], Mapping[str, Any] | None
+        ] = (record.task, record.args, record.kwargs or {}, record.specific)
         self.repeats: Repetition = Repetition(record.uid, producers)
         self.name: str = record.named()
         self._made: TaskFuture[object] | None = None
