@@ -186,7 +186,7 @@ async def test_what_only_waited_on_a_killed_worker_runs_elsewhere(
 
     long = run_long.options(lost_retries=0)(str(trace), task_description=prefer)
     waiting = [wait.options(lost_retries=0)(task_description=prefer) for _ in range(5)]
-    await _until(lambda: long.state is TasksMainStates.RUNNING)
+    await _until(lambda: trace.exists() and trace.read_text().endswith("\n"))
     os.kill(int(trace.read_text()), signal.SIGKILL)
     with pytest.raises(TaskLostError):
         await long
