@@ -98,7 +98,7 @@ HARMLESS = {
         "    sandboxes: bool = False\n",
         "    sandboxes: bool = False\n    containers: bool = False\n",
     ),
-    "a helper that is not exported is gone": ("sdk/services.py", "def _pattern(", "def _regex("),
+    "a helper that is not exported is gone": ("sdk/services.py", "def _port(", "def _number("),
     "a private module is gone": ("_version.py", '__version__ = version("rhapsody-core")', "x = 1"),
 }
 
