@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import dask
+import distributed  # noqa: F401 - loads the defaults that `dask.config.set` restores
 import psutil
 import pytest
 import pytest_asyncio
