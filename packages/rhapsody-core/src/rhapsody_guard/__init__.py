@@ -1,8 +1,8 @@
 """Check that another distribution has not overwritten Rhapsody's files.
 
 The distribution `rhapsody-py` installs its files under `rhapsody/` as well, so that the one that
-is installed last replaces files of the other. This is a package of its own and no module of
-`rhapsody` because there it would be replaced, or run after a replaced `rhapsody/__init__.py`. It
+is installed last replaces files of the other. This is a separate package and not a module of
+`rhapsody`, where it would be replaced, or run after a replaced `rhapsody/__init__.py`. It
 uses the standard library only. Backend packages call `check` when they are imported, and the
 command `rhapsody` before it starts (`rhapsody_guard.command`).
 """

@@ -39,11 +39,11 @@ class Ready(NamedTuple):
 
 @dataclass(slots=True)
 class Batch:
-    """What is the same for all tasks of one submission.
+    """Data shared by all tasks of one submission.
 
     Attributes:
-        packer: Packs them.
-        workers: What Dask's scheduler says of each worker; asked for by the first task that
+        packer: Packs the tasks.
+        workers: The scheduler's description of each worker, requested for the first task that
             names resources or workers.
     """
 

@@ -382,7 +382,7 @@ class RadicalExecutionBackend(ManagedBackend):
     # RAPTOR.
 
     def _goes_to_raptor(self, task: TaskDescription, pilot: Pilot) -> bool:
-        """Whether RAPTOR makes a call, and no program of its own."""
+        """Return True if RAPTOR makes the call, and not a separate program."""
         if self.functions == "executable":
             return False
         return not functions.needs_more(task, cores_per_call(self._raptor_for(pilot)))
@@ -593,13 +593,13 @@ class RadicalExecutionBackend(ManagedBackend):
             if job.pilot is pilot and job.sent:
                 self.end(job, "LOST")
 
-    # Names that RADICAL-Pilot's users and older programs know.
-
     def _able(self, config: dict[str, Any] | None) -> Capabilities:
-        """What it can do, with a RAPTOR of such a configuration."""
+        """Return the backend's capabilities with this configuration of RAPTOR."""
         return capabilities.of(
             self.functions, enabled=self.raptor_mode, other_workers=has_other_workers(config)
         )
+
+    # Names that RADICAL-Pilot's users and older programs know.
 
     @property
     def tasks(self) -> dict[str, Any]:
@@ -612,7 +612,7 @@ class RadicalExecutionBackend(ManagedBackend):
         return self.pilots[0].state
 
     def register_pilot_callback(self, func: PilotCallback) -> None:
-        """Adds whom to tell about pilots: `func(uid, state)`, on a thread for users' callbacks."""
+        """Register a pilot callback; `func(uid, state)` is called on a thread for callbacks."""
         self._pilot_callbacks.append(func)
 
     def get_nodelist(self) -> Any:

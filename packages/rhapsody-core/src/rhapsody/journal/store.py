@@ -117,7 +117,7 @@ class Run(NamedTuple):
 
 
 _UNENDED = {"held": "running", "free": "killed", "left": "killed"}
-"""How a run without a recorded end has ended, by the state of its lock."""
+"""Status of a run without a recorded end, by the state of its lock."""
 
 
 def runs_in(database: sqlite3.Connection, path: Path) -> list[Run]:

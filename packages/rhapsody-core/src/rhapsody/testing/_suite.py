@@ -631,7 +631,7 @@ class Ticking:
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """A form of call with a request for cores, which a backend may run in a way of its own.
+    """A form of call with a request for cores, which a backend may run in a separate way.
 
     Attributes:
         name: The name for messages.

@@ -194,7 +194,7 @@ async def tick_async(path: str, gate: str, seconds: float) -> str:
 
 
 def tick_command(path: str, gate: str, seconds: float, command: str) -> list[str]:
-    """Return a command that does the same in a child of its own shell, after another command."""
+    """Return a command that does the same in a child of its shell, after another command."""
     loop = (
         'i=0; while [ -e "$2" ] && [ $i -lt "$3" ]; do printf . >> "$1"; sleep 0.05; '
         "i=$((i+1)); done; echo not stopped"

@@ -246,7 +246,7 @@ class Session:
         return f"its logs have no reason; unless keep_session=False, they stay in {here}"
 
     def directories(self) -> list[str]:
-        """What was made for the session, where pilots have sandboxes, too."""
+        """Return the directories made for the session, including those of pilots' sandboxes."""
         found = {self.directory}
         for pilot in self.pilots:
             if pilot.sandbox:

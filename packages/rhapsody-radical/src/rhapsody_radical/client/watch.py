@@ -30,7 +30,7 @@ CONFIRMED = 3
 """Looks after which a title is taken for one that stays."""
 
 PATIENCE = 20
-"""Looks after which the end of a component is not that of its pilot, which is then told of."""
+"""Number of looks after which a component is reported whose pilot has not ended with it."""
 
 
 class Vitals:
