@@ -68,11 +68,16 @@ async def test_a_module_that_is_uploaded_again_is_used_as_it_is_then(
     monkeypatch.syspath_prepend(tmp_path)
     module = importlib.import_module("changing_module")
     monkeypatch.setitem(sys.modules, "changing_module", module)
+    workers = list((await backend.client.scheduler.identity(n_workers=-1))["workers"])
     for version in (1, 2):
         file.write_text(f"def version():\n    return {version}\n")
         await backend.client.upload_file(str(file))  # loads it anew here, too
         task = flow.function_task(module.version)
-        assert await task() == await raw.submit(module.version, pure=False) == version
+        for worker in workers:
+            assert await raw.submit(module.version, pure=False, workers=[worker]) == version
+        for worker in workers:
+            assert await task(task_description={"workers": [worker]}) == version
+            assert await raw.submit(module.version, pure=False, workers=[worker]) == version
 
 
 def _memory() -> int:

@@ -490,10 +490,15 @@ class SentModules:
     # What imports call (`importlib.abc.MetaPathFinder`):
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
-        """Return the spec of a module that a program has sent, `None` for all others."""
-        source = next((h.sources[name] for h in self._held.values() if name in h.sources), None)
-        if source is None:
+        """Return the spec of a module that a program has sent, `None` for all others.
+
+        A module that is reloaded while no call uses it is found elsewhere: the worker's other users
+        may have replaced its file.
+        """
+        held = next((each for each in self._held.values() if name in each.sources), None)
+        if held is None or (target is not None and not held.users):
             return None
+        source = held.sources[name]
         if source.file is None:
             spec = PathFinder.find_spec(name, path)
             if spec is None or spec.submodule_search_locations is None:
