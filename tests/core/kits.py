@@ -1,4 +1,4 @@
-"""The conformance suite as its own tests run it: on any backend, with short limits."""
+"""The conformance kit as its own tests run it: on any backend, with short limits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The conformance suite on the small backend: it finds no fault where there is none.
+"""The conformance kit on the small backend: it finds no fault where there is none.
 
 What is planted in this backend, and found, is in `test_kit_catches_faults`.
 """

@@ -1,4 +1,4 @@
-"""The conformance suite finds what is wrong: a backend with each fault, and the failure."""
+"""The conformance kit finds what is wrong: a backend with each fault, and the failure."""
 
 from __future__ import annotations
 

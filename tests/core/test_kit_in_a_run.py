@@ -1,4 +1,4 @@
-"""The conformance suite in a pytest run of its own, as an author of a backend would see it."""
+"""The conformance kit in a pytest run of its own, as an author of a backend would see it."""
 
 from __future__ import annotations
 

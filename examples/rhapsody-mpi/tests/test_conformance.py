@@ -16,7 +16,7 @@ if MPI.COMM_WORLD.size < 2:
 
 
 class TestMPI(BackendConformance):
-    """The checks of the conformance suite; each failure links to the rule that was broken."""
+    """The checks of the conformance kit; each failure links to the rule that was broken."""
 
     closures = 10  # which take a second each through MPI
 

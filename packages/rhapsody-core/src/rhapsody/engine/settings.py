@@ -4,7 +4,7 @@ A new setting is a field of `TaskSettings` and, with its check, of `Settings`. I
 need it, it is also a key of `rhapsody.task.TaskDescription` with a row in docs/plugins/backends.md,
 and it is set in `task_function` (the same for every call) or `task_builder` (depends on the call or
 the attempt). If backends may lack it, it is a field of `Capabilities`, with a check in
-`BackendHandle.lacking` and a test of the conformance suite. If the engine must see each end of such
+`BackendHandle.lacking` and a test of the conformance kit. If the engine must see each end of such
 a task, `PushDown` must not push it down.
 """
 

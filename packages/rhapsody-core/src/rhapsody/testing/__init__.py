@@ -1,4 +1,4 @@
-"""Tools for tests of backends and workflows: the conformance suite, a driver, a recorder.
+"""Tools for tests of backends and workflows: the conformance kit, a driver, a recorder.
 
 `BackendConformance` is imported on first use, because only that needs pytest, its plugins
 pytest-asyncio and pytest-timeout, and psutil, which the extra `rhapsody-core[testing]` installs.
@@ -33,7 +33,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Import the conformance suite on first use."""
+    """Import the conformance kit on first use."""
     if name == "BackendConformance":
         from rhapsody.testing._conformance import BackendConformance
 

@@ -1,4 +1,4 @@
-"""Base of the conformance suite: settings, fixtures, the declaration of a check, and its tasks.
+"""Base of the conformance kit: settings, fixtures, the declaration of a check, and its tasks.
 
 Each topic has a class with its checks that derives from `Suite`; `BackendConformance` derives from
 all of them. The checks of one test class run on one event loop and share one backend, which is

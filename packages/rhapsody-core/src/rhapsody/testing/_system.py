@@ -1,4 +1,4 @@
-"""Measurements of this process and its machine, for the conformance suite.
+"""Measurements of this process and its machine, for the conformance kit.
 
 Nothing is judged here. The clock counts only the time in which this process could run, so that a
 machine that pauses or is overloaded is not mistaken for a slow backend.

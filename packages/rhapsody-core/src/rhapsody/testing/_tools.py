@@ -1,6 +1,6 @@
 """Tools for tests of backends and workflows: a driver, a recorder of events, a capability table.
 
-The conformance suite uses the driver, which knows neither dependencies nor retries. Nothing here
+The conformance kit uses the driver, which knows neither dependencies nor retries. Nothing here
 needs pytest.
 """
 
