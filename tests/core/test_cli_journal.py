@@ -113,7 +113,7 @@ async def main(flow):
         shutil.rmtree(path)
     place.write("a.txt", "changed\n")
     place.run("--resume")
-    assert "ran: a file that it made is gone or was changed\n" in explained(place, "make")
+    assert "ran: a file that it made is missing or was changed\n" in explained(place, "make")
 
 
 def test_explain_without_a_name_lists_all_tasks_of_the_last_run(place: Place) -> None:

@@ -1,8 +1,8 @@
-"""Files that tasks read and write: how a user names them, and what a task gets for the name.
+"""Files that tasks read and write, as users name them and as tasks receive them.
 
-`InputFile`, `OutputFile` and `OutputDir` only say which file is meant; the functions that
-are imported here are for backends that link files into sandboxes. Which dependency a file
-comes from, fetching, and how long a sandbox lives are the engine's business.
+`InputFile`, `OutputFile` and `OutputDir` only identify files. The functions imported here are for
+backends that link files into sandboxes. The engine finds the dependency that writes a file, fetches
+URLs, and decides how long a sandbox exists.
 """
 
 from __future__ import annotations
@@ -58,27 +58,27 @@ _URL = re.compile(r"[a-z][a-z0-9+.:-]*://", re.IGNORECASE)
 _PATTERN = re.compile(r"[*?[]")
 _DATA_URL = re.compile(r"data:([\w.+-]+/[\w.+-]+)?(;[^;,/]+)*,", re.IGNORECASE)
 _NO_NAME = re.compile(r"^[-~]|[\x00-\x1f\x7f;&|<>(){}\[\]$`\\\"'*?!#]")
-"""What a name from afar must not do in a command: be an option, or mean something to a shell."""
+"""What must not occur in a fetched file's name: an option, or characters special to a shell."""
 
 AnyFile = TypeVar("AnyFile", bound="File")
 
 
 @dataclass(frozen=True, slots=True, init=False)
 class File:
-    """What input and output files have in common. Immutable; made as one of them.
+    """Common base of input and output files. Immutable.
 
     Attributes:
         filename: The file's name in the sandbox of a task that uses it.
-        filepath: Where the file is, `None` while nobody knows.
+        filepath: The file's path, `None` if it is not known yet.
     """
 
     filename: str
     filepath: Path | None
     _by_path: bool = field(compare=False)
-    _producer: Any = field(compare=False)  # the future of the task that makes it, where known
+    _producer: Any = field(compare=False)  # the future of the task that writes it, if known
 
     def bound_to(self, sandbox: str | os.PathLike[str], *, by_path: bool = True) -> Self:
-        """Return the copy that a task gets: `filepath` is an absolute path in its sandbox.
+        """Return the copy for a task, whose `filepath` is an absolute path in its sandbox.
 
         Args:
             sandbox: The sandbox.
@@ -106,7 +106,7 @@ class InputFile(File):
     """A file that a task reads; passed to the task as an argument.
 
     For a directory that a dependency promised as `OutputDir`, or the pattern of an
-    `OutputFile(..., many=True)`, the task gets `InputFiles`.
+    `OutputFile(..., many=True)`, the task receives `InputFiles`.
 
     Exactly one of `remote_url`, `local_file` and `other_task_file` is set.
 
@@ -120,24 +120,24 @@ class InputFile(File):
     of a relative path, and then on disk.
 
     Args:
-        spec: A URL (`data:` URLs, too), a local path (a directory is linked as a whole), or the
-            name of a file or directory that another task writes.
+        spec: A URL (including `data:` URLs), a local path (a directory is linked as a whole), or
+            the name of a file or directory that another task writes.
 
     Raises:
         DataError: A `ValueError`: the name is empty or ends in `..`.
         TypeError: Neither a string nor a path.
 
     Attributes:
-        filename: The base name, which the task sees the file under.
-        filepath: In a task, the absolute path: in its sandbox, or where the file is for a
-            function without one. Before that the absolute path of a local file, the bare
-            name of another task's file, and `None` for a URL, which is fetched when a task
-            is about to run.
+        filename: The base name, under which the task sees the file.
+        filepath: In a task, the absolute path: in its sandbox, or the original path for a
+            function without one. Before that, the absolute path of a local file, the bare name of
+            another task's file, and `None` for a URL, which is fetched when a task is about to
+            run.
         remote_url: The URL.
         local_file: The existing path as it was given.
         other_task_file: The name as it was given.
-        expected_at: Where the file is looked for on disk where no dependency
-            writes it; `None` for a URL.
+        expected_at: The path on disk that is used if no dependency writes the file; `None` for a
+            URL.
     """
 
     remote_url: str | None
@@ -218,20 +218,20 @@ def input_from(producer: object, name: str) -> InputFile:
 class OutputFile(File):
     """A file that a task promises to write into its sandbox; passed to it as an argument.
 
-    A task that succeeds without having written it fails. With a place to save it to, it is put
-    there when the task is done and before anybody sees its result: as a copy, in one step, in
-    place of what has that name. A task whose file cannot be saved fails.
+    A task that succeeds without having written the file fails. A file with a destination is saved
+    there when the task is done and before its result is available: it is copied, and replaces an
+    existing file in one step. A task whose file cannot be saved fails.
 
     Args:
-        name: The file's name. Directories in front of it say where it is saved, relative to the
-            engine's `results_dir`: the task writes `all.png` for `results/all.png`.
-        many: The name is a pattern, such as `*.csv` (`fnmatch`), and stands for all files in the
-            sandbox itself that match, one at least. Not for hidden ones (unless the pattern
-            begins with a dot), links out of the sandbox, or what the task reads.
-        save: The place in other words: a directory to put it in, where it ends in `/` or is one;
-            otherwise the file itself, which is an error with `many`. Relative to `results_dir`,
-            which it cannot leave, or absolute. `True`: in `results_dir` itself. `False`: it
-            stays in the sandbox.
+        name: The file's name. Leading directories are the destination, relative to the engine's
+            `results_dir`: the task writes `all.png` for `results/all.png`.
+        many: Whether the name is a pattern, such as `*.csv` (`fnmatch`), for all matching files
+            directly in the sandbox, of which there must be at least one. It matches neither hidden
+            files (unless the pattern begins with a dot) nor links out of the sandbox nor inputs.
+        save: The destination as a separate argument: a directory if it ends in `/` or exists as
+            one, otherwise the file itself, which is an error with `many`. Relative to
+            `results_dir`, which it cannot leave, or absolute. `True`: `results_dir` itself.
+            `False`: the file stays in the sandbox.
         temporary: Whether the file is removed once all tasks that were called to read it have
             succeeded. Later calls must not read it. Only for a single file without a
             destination.
@@ -239,17 +239,17 @@ class OutputFile(File):
     Raises:
         DataError: A `ValueError`: the name is empty, is a directory, or leads out
             of the sandbox (an absolute path, `..`); `save` leads out of `results_dir`; with
-            `many` there is a pattern in the directories; or `temporary` is given with a place
-            or `many`.
+            `many` there is a pattern in the directories; or `temporary` is given with a
+            destination or `many`.
         TypeError: Neither a string nor a path; or `many` or `temporary` is not a bool.
 
     Attributes:
         filename: The base name.
         filepath: In a task, the absolute path to write to; `None` before that.
-        save: Where it is saved: a path that ends in `/` where it is put into a directory; `None`
-            where nobody said, `False` where it stays in the sandbox.
+        save: The destination; a path that ends in `/` is a directory. `None` if none was given,
+            `False` if the file stays in the sandbox.
         many: Whether the name is a pattern.
-        temporary: Whether it is removed after its last reader.
+        temporary: Whether the file is removed after its last reader.
     """
 
     save: str | Literal[False] | None
@@ -301,20 +301,20 @@ class OutputFile(File):
 
 @dataclass(frozen=True, slots=True, init=False, repr=False)
 class OutputDir(File):
-    """A directory that a task promises to write in its sandbox, with all that is in it.
+    """A directory that a task promises to write in its sandbox, with all its content.
 
-    Passed to the task as an argument; the task makes the directory. As with `OutputFile`, a task
-    that succeeds without it fails, and with a place it is put there, as a copy, when the task is
-    done: in place of the directory that has that name, which is removed with what is in it.
-    Whoever looks there sees the old directory, none for a moment, or the whole new one.
+    Passed to the task as an argument; the task creates the directory. As with `OutputFile`, a task
+    that succeeds without it fails, and it is copied to its destination when the task is done. The
+    copy replaces an existing directory of that name with all its content. Readers see the old
+    directory, none for a moment, or the whole new one.
 
     Args:
-        name: The directory's name; `/` at its end changes nothing. Directories in front of it say
-            where it is put, relative to the engine's `results_dir`: the task writes `plots` for
+        name: The directory's name; a trailing `/` has no effect. Leading directories are the
+            destination, relative to the engine's `results_dir`: the task writes `plots` for
             `results/plots/`.
-        save: The directory to put it in, in other words; made where it is not there. Relative to
-            `results_dir`, which it cannot leave, or absolute. `True`: in `results_dir` itself.
-            `False`: it stays in the sandbox.
+        save: The directory that will contain it, as a separate argument; created if it does not
+            exist. Relative to `results_dir`, which it cannot leave, or absolute. `True`:
+            `results_dir` itself. `False`: the directory stays in the sandbox.
 
     Raises:
         DataError: A `ValueError`: the name is empty or leads out of the sandbox (an absolute
@@ -323,9 +323,9 @@ class OutputDir(File):
 
     Attributes:
         filename: The base name.
-        filepath: In a task, the absolute path of the directory to make; `None` before that.
-        save: The directory it is put in, with `/` at its end; `None` where nobody said, `False`
-            where it stays in the sandbox.
+        filepath: In a task, the absolute path of the directory to create; `None` before that.
+        save: The directory that will contain it, with a trailing `/`; `None` if none was given,
+            `False` if it stays in the sandbox.
     """
 
     many: ClassVar[bool] = False
@@ -349,14 +349,14 @@ class OutputDir(File):
 
 
 Output: TypeAlias = OutputFile | OutputDir
-"""What a task promises to write."""
+"""A promised output of a task."""
 
 
 class InputFiles(list[Path]):
-    """What a task gets for an `InputFile` that stands for several files: their paths, sorted.
+    """Sorted paths of several files, which a task receives for an `InputFile`.
 
-    For a directory that a dependency promised these are the files in it, at any depth; for the
-    pattern of an `OutputFile(..., many=True)` those that match. All are in the task's sandbox.
+    For a directory that a dependency promised, these are the files in it, at any depth; for the
+    pattern of an `OutputFile(..., many=True)`, those that match. All are in the task's sandbox.
 
     As text it is the directory, or the files quoted for a shell: their names in commands, their
     paths in functions. As an item of a list command it is one argument per file.
@@ -370,7 +370,7 @@ class InputFiles(list[Path]):
     __slots__ = ("directory", "file")
 
     def __init__(self, file: InputFile, names: Iterable[str], *, directory: bool) -> None:
-        """Takes the names, relative to the sandbox, of the files that a bound input stands for."""
+        """Create the list from the names of files, relative to the sandbox of a bound input."""
         assert file.filepath is not None
         sandbox = file.filepath.parent
         super().__init__(sorted(sandbox / name for name in names))
@@ -396,7 +396,7 @@ class InputFiles(list[Path]):
         return os.fspath(self.file)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # The file is packed by itself, as backends may bind it to another sandbox on the way.
+        # The file is packed separately, because backends may bind it to another sandbox.
         sandbox = os.path.dirname(str(self.file.filepath))
         names = [os.path.relpath(path, sandbox) for path in self]
         return _unpacked, (self.file, names, self.directory)
@@ -408,10 +408,10 @@ def _unpacked(file: InputFile, names: list[str], directory: bool) -> InputFiles:
 
 @dataclass(frozen=True, slots=True)
 class SavedFile:
-    """A file or directory that a task made, and that is there after the run.
+    """A file or directory that a task wrote, and that exists after the run.
 
     Attributes:
-        path: Where it is, an absolute path.
+        path: Its absolute path.
         task: The name of the task.
         uid: The uid of the task's future.
         intermediate: Whether another task of the run reads it.
@@ -424,12 +424,12 @@ class SavedFile:
 
 
 def is_data_url(text: str) -> bool:
-    """Whether a text is a URL that holds the data themselves, `data:text/plain,...`."""
+    """Return whether a text is a URL that contains its data, such as `data:text/plain,...`."""
     return _DATA_URL.match(text) is not None
 
 
 def without_secrets(url: str) -> str:
-    """A URL for messages: without user, password, query and fragment, and without data."""
+    """Return a URL for messages: without user, password, query, fragment and data."""
     data = _DATA_URL.match(url)
     if data is not None:
         return f"{data[0]}..."
@@ -475,7 +475,7 @@ def _said(save: str | Literal[False] | None) -> str:
 
 
 def _place(kind: str, save: object) -> str | Literal[False] | None:
-    """Where a file is saved, of what a user gave."""
+    """Return the destination of a file from the user's argument."""
     if save is None or save is False:
         return save
     if save is True:
@@ -495,7 +495,7 @@ def _place(kind: str, save: object) -> str | Literal[False] | None:
 
 
 def _promised(kind: str, given: str) -> str:
-    """The base name of what a task promises."""
+    """Return the base name of a promised output."""
     name = _base_name(kind, given, "the name of a")
     if name.startswith(RESERVED):
         raise DataError(
@@ -512,7 +512,7 @@ _CURES = {
 
 
 def _base_name(kind: str, given: str, why: str) -> str:
-    """The base name of a file in a sandbox, of the relative path a user gave."""
+    """Return the base name of a file in a sandbox, from a relative path that the user gave."""
     *directories, name = given.split("/")
     if os.path.isabs(given) or ".." in directories or name == ".." or "\0" in given:
         cure = "give a plain file name such as 'result.txt'"

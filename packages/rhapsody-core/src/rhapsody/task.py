@@ -1,8 +1,8 @@
-"""What a task is: its description on the wire and its future.
+"""Descriptions and futures of tasks.
 
-The engine builds descriptions and resolves futures; backends read descriptions
-and write results into them. Neither logic lives here. What users set for a task,
-its resources and retries, has modules of its own and can be had from here, too.
+The engine creates descriptions and resolves futures; backends read descriptions and write results
+into them. This module contains neither logic. It also exports the settings of tasks that have
+modules of their own, such as resources and retries.
 """
 
 from __future__ import annotations
@@ -44,14 +44,14 @@ __all__ = [
 T = TypeVar("T")
 
 TaskKind = Literal["function", "async_function", "executable", "service", "function_service"]
-"""What a backend distinguishes when it says what it can run and cancel."""
+"""Kinds of tasks that a backend declares separately for running and canceling."""
 
 
 class TaskMetadata(TypedDict):
-    """What a task is connected with.
+    """Connections of a task to others.
 
     `dependencies` are the backend uids of the attempts whose values or files the
-    task uses, `input_files` and `output_files` the names of declared files and directories,
+    task uses; `input_files` and `output_files` are the names of declared files and directories,
     or the patterns.
     """
 
@@ -73,49 +73,48 @@ class _RequiredKeys(TypedDict):
 
 
 class TaskDescription(_RequiredKeys, total=False):
-    """One attempt at one task, as the engine hands it to a backend.
+    """One attempt at one task, as the engine submits it to a backend.
 
-    The first nine keys are always there. Of the others only those that apply.
+    The first nine keys are always present, the others only if they apply.
 
     Attributes:
         uid: Unique over engines and attempts: `<engine uid>.task.000001.<attempt>`.
-        name: The task's name, for people; not unique.
+        name: The task's name for display; not unique.
         function: The function to call with `args` and `kwargs`, `None` for an
             executable. May be synchronous or a coroutine function.
-        executable: A shell command where `arguments` is absent, else the program
+        executable: A shell command if `arguments` is absent, otherwise the program
             to run without a shell. `None` for a function.
-        is_service: The task runs until it is cancelled.
-        task_backend_specific_kwargs: The user's settings in the backend's own words.
+        is_service: Whether the task runs until it is canceled.
+        task_backend_specific_kwargs: The user's settings for this backend.
         arguments: The program's arguments, without the program itself.
-        resources: What the task needs; absent means one core.
-        timeout: Seconds this attempt may run. Enforced by the engine; a backend
-            may use it as a hint.
-        attempt: Counted from 1.
+        resources: The resources that the task needs; absent means one core.
+        timeout: Seconds that this attempt may run. Enforced by the engine; a hint for backends.
+        attempt: The number of the attempt, starting at 1.
         environment: Variables to add to the task's environment.
         stdin: Text for standard input; absent means an empty one.
         sandbox: The directory, on the engine's file system, that the task runs in, or with
-            `cwd` that its files are in. The backend creates it when it first needs it, private to
-            the user. Backends with sandboxes of their own replace the value.
-        cwd: The directory, an absolute path, that an executable runs in instead. It stays as
-            it is; only backends that declare the capability get it.
-        capture: `True` (the default where absent) keeps what the task prints,
-            `False` does not, `"files"` leaves it in files in the sandbox and gives
-            their paths in `stdout` and `stderr`. `"quiet"`, for functions alone: as `True`,
-            but what is printed is not shown by the worker, for the engine shows it.
-        scope: The label of the scope the task was made in.
-        ready: How a service says that it is ready, see `WorkflowEngine`.
+            `cwd` the directory of its files. The backend creates it when it first needs it, private
+            to the user. Backends with sandboxes of their own replace the value.
+        cwd: The directory, an absolute path, that an executable runs in instead. The backend leaves
+            it unchanged; only backends that declare the capability receive it.
+        capture: `True` (the default if absent) captures the task's output, `False` does not, and
+            `"files"` leaves it in files in the sandbox, whose paths are in `stdout` and `stderr`.
+            `"quiet"`, only for functions: like `True`, but the worker does not print the output,
+            because the engine shows it.
+        scope: The label of the scope in which the task was called.
+        ready: The readiness condition of a service, see `WorkflowEngine`.
         return_value: Set by the backend: a finished function's result.
-        stdout: Set by the backend: what the task wrote to standard output.
-        stderr: Set by the backend: what it wrote to standard error.
+        stdout: Set by the backend: the task's standard output.
+        stderr: Set by the backend: the task's standard error.
         exit_code: Set by the backend: a finished executable's exit code.
-        exception: Set by the backend: why the task failed, an exception object.
-        worker: Set by the backend where known: the worker or host that ran it.
-        references: The uids of the tasks whose values stand as `Reference` in `args`
-            and `kwargs`; only for backends with `unfinished_dependencies`.
-        lost_retries: How often the backend may make the values again that the task refers
-            to, and its own once it is held, where a worker is lost meanwhile; only for
-            backends with `unfinished_dependencies`.
-        held: Set by the backend in place of `return_value`: the value stays there, for
+        exception: Set by the backend: the failure of the task, an exception object.
+        worker: Set by the backend if known: the worker or host that ran the task.
+        references: The uids of the tasks whose values `args` and `kwargs` contain as `Reference`;
+            only for backends with `unfinished_dependencies`.
+        lost_retries: How often the backend may recompute the values that the task refers to, and
+            its own value while that is held, after the loss of a worker; only for backends with
+            `unfinished_dependencies`.
+        held: Set by the backend instead of `return_value`: the value stays on the backend, because
             other tasks refer to this one; only by backends with `unfinished_dependencies`.
     """
 
@@ -142,10 +141,10 @@ class TaskDescription(_RequiredKeys, total=False):
 
 
 class Reference:
-    """Stands in arguments for the value of a task that its backend has not finished yet.
+    """Placeholder in arguments for the value of a task that its backend has not finished yet.
 
-    In exact lists, tuples, dicts and sets at any depth. The backend replaces it with
-    the value; where that task leaves none, it fails this one with
+    It appears in exact lists, tuples, dicts and sets at any depth. The backend replaces it with
+    the value. If that task has no value, the backend fails this one with
     `rhapsody.backends.base.ReferenceLostError`.
 
     Attributes:
@@ -162,21 +161,21 @@ class Reference:
 
 
 class HeldValue(Protocol):
-    """A finished task's value that its backend keeps until somebody asks for it.
+    """The value of a finished task that stays on the backend until it is needed.
 
-    The engine holds this object as long as anybody may ask: the backend gives the
-    value up when the object goes, on whatever thread.
+    The engine holds this object as long as the value may be requested. The backend releases the
+    value when the object is freed, on any thread.
     """
 
     async def fetch(self) -> Mapping[str, Any]:
-        """What else would have been in the description: `return_value` or `exception`, output.
+        """Return the other keys of the description: `return_value` or `exception`, and the output.
 
-        Awaited by the engine on its loop, once at most.
+        Awaited by the engine on its loop, at most once.
         """
 
 
 class Definition(Protocol):
-    """What a future knows of the decorated function it came from."""
+    """The decorated function of a future, as far as the future uses it."""
 
     @property
     def name(self) -> str:
@@ -191,30 +190,30 @@ class Definition(Protocol):
         """`"task"` or `"block"`."""
 
     def unawaited(self, future: TaskFuture[Any]) -> None:
-        """Takes note of a failure that nobody looked at."""
+        """Record a failure that was never retrieved."""
 
 
 class LiveNode(Protocol):
-    """What a future asks of the engine while its work has not ended."""
+    """The interface of a task's record that its future uses while the work has not ended."""
 
     def public_state(self) -> TasksMainStates:
         """Return the canonical state."""
 
     def cancel(self, msg: Any) -> bool:
-        """Cancels it; whether there was anything to cancel."""
+        """Cancel the task, and return whether there was anything to cancel."""
 
     async def wait_ended(self) -> None:
-        """Waits for the end of the work."""
+        """Wait for the end of the work."""
 
     def describe(self) -> Mapping[str, Any] | None:
-        """Its description while its work is alive."""
+        """Return the description while the work is alive."""
 
     @property
     def started(self) -> float | None:
-        """When its attempt began to run, in seconds since the epoch."""
+        """The time when the attempt began to run, in seconds since the epoch."""
 
 
-# Of asyncio itself: `super()` would take longer than they do.
+# Methods of asyncio, because `super()` would take longer than they do.
 _result: Callable[[asyncio.Future[T]], T] = asyncio.Future.result
 _exception: Callable[[asyncio.Future[Any]], BaseException | None] = asyncio.Future.exception
 _await: Callable[[asyncio.Future[T]], Generator[Any, None, T]] = asyncio.Future.__await__
@@ -223,7 +222,7 @@ _await: Callable[[asyncio.Future[T]], Generator[Any, None, T]] = asyncio.Future.
 class TaskFuture(asyncio.Future[T]):
     """The result of one call of a task or block; awaited like any asyncio future.
 
-    Made by calling a decorated function, never directly. It lives on the
+    Created by calling a decorated function, never directly. It belongs to the
     engine's loop; reading its attributes is safe from any thread.
     """
 
@@ -245,7 +244,7 @@ class TaskFuture(asyncio.Future[T]):
     _node: LiveNode | None
     _number: int
     _outcome: AttemptInfo | None
-    _promised: Mapping[str, str | None]  # names of files, with their places; only where it has some
+    _promised: Mapping[str, str | None]  # file names and their destinations; only if it has any
     _result: T  # asyncio's own
     _traceback: TracebackType | None
     _uid: str | None  # of the latest attempt, as backends know it
@@ -262,25 +261,25 @@ class TaskFuture(asyncio.Future[T]):
 
     @property
     def name(self) -> str:
-        """The task's name: the function's, unless another was given."""
+        """The task's name: that of the function, unless another was given."""
         return self._definition.name
 
     @property
     def attempt(self) -> int:
-        """Which attempt is running or was the last one, counted from 1."""
+        """The number of the current or last attempt, starting at 1."""
         return 1 if self._uid is None else int(self._uid.rpartition(".")[2])
 
     @property
     def backend(self) -> str | None:
-        """The name of the backend the task was last given to, `None` before that."""
+        """The name of the backend that the task was last submitted to, `None` before that."""
         return self._backend
 
     @property
     def state(self) -> TasksMainStates:
-        """Where the task is, in canonical states.
+        """The canonical state of the task.
 
-        A future that is cancelled or failed says so although its work may still
-        be stopping, see `ended`; a service that is ready says `RUNNING`.
+        The state of a future that is canceled or failed is final although its work may still
+        be stopping, see `ended`. A service that is ready is `RUNNING`.
         """
         node = self._node
         if node is not None:
@@ -294,36 +293,36 @@ class TaskFuture(asyncio.Future[T]):
 
     @property
     def task(self) -> Mapping[str, Any] | None:
-        """The task's description while its work is alive, else `None`."""
+        """The task's description while its work is alive, otherwise `None`."""
         node = self._node
         return None if node is None or self._definition.prefix != "task" else node.describe()
 
     @property
     def block(self) -> Mapping[str, Any] | None:
-        """The block's description while it is alive, else `None`."""
+        """The block's description while it is alive, otherwise `None`."""
         node = self._node
         return None if node is None or self._definition.prefix != "block" else node.describe()
 
     @property
     def stdout(self) -> str | None:
-        """What the task wrote to standard output, or with `capture="files"` where it is."""
+        """The task's standard output, or with `capture="files"` the path of the file with it."""
         return None if self._outcome is None else self._outcome.stdout
 
     @property
     def stderr(self) -> str | None:
-        """What the task wrote to standard error, or with `capture="files"` where it is."""
+        """The task's standard error, or with `capture="files"` the path of the file with it."""
         return None if self._outcome is None else self._outcome.stderr
 
     @property
     def exit_code(self) -> int | None:
-        """An executable's exit code once it has ended."""
+        """The exit code of an executable that has ended."""
         return None if self._outcome is None else self._outcome.exit_code
 
     @property
     def sandbox(self) -> str | None:
-        """The directory the task runs in or ran in, `None` where it has none.
+        """The directory that the task runs in or ran in, `None` if it has none.
 
-        Known once an attempt is described, and made when it begins, see `state`.
+        Known once an attempt is described; created when the attempt begins, see `state`.
         """
         task = self.task
         if task is not None and task.get("sandbox"):
@@ -357,10 +356,10 @@ class TaskFuture(asyncio.Future[T]):
 
     @property
     def stdout_path(self) -> str | None:
-        """The file that holds what an executable has printed so far, for `tail -f`.
+        """The file with the output of an executable so far, for `tail -f`.
 
-        In its sandbox, from when it runs until the sandbox goes, unless `capture=False` or its
-        settings in the backend's own words name another file; `None` for functions.
+        It exists in the sandbox while the task runs and until the sandbox is removed, unless
+        `capture=False` or the backend's own settings name another file. `None` for functions.
         """
         sandbox = self.sandbox
         if sandbox is None or self._definition.kind != "executable":
@@ -376,15 +375,15 @@ class TaskFuture(asyncio.Future[T]):
 
     @property
     def started_at(self) -> float | None:
-        """When the attempt began that runs now, in seconds since the epoch; else `None`."""
+        """The time when the current attempt began, in seconds since the epoch, or `None`."""
         node = self._node
         return None if node is None else node.started
 
     def result(self) -> T:
-        """Return the value, or raise the exception, of a finished task; else `await` the future."""
+        """Return the value or raise the exception of a finished task; else `await` the future."""
         if self._exception is not None:
             error: Any = _exception(self)
-            try:  # with the traceback it had at first: asyncio's second await has none
+            try:  # with its first traceback: asyncio's second await has none
                 raise error.with_traceback(getattr(self, "_traceback", None))
             finally:
                 del self, error  # the traceback holds this frame
@@ -394,7 +393,7 @@ class TaskFuture(asyncio.Future[T]):
             raise self._not_done() from None
 
     def exception(self) -> BaseException | None:
-        """Return the exception of a finished task, if it has one; else `await` the future."""
+        """Return the exception of a finished task, if any. Otherwise, `await` the future."""
         try:
             return _exception(self)
         except asyncio.InvalidStateError:
@@ -426,26 +425,25 @@ class TaskFuture(asyncio.Future[T]):
         )
 
     def cancel(self, msg: Any = None) -> bool:
-        """Cancels the task.
+        """Cancel the task.
 
-        A pending future is cancelled at once for all who wait; the backend is
-        asked to stop the work, and `ended` waits until it has. A service that is
-        ready keeps its result and is stopped. A block takes what it started and
-        is unfinished with it. Dependents are cancelled at once.
+        A pending future is canceled at once for all who wait for it, and so are its dependents. The
+        backend is asked to stop the work; `ended` waits until it has stopped. A service that is
+        ready keeps its result and is stopped. A block cancels the unfinished tasks that it started.
 
         Args:
-            msg: Handed on to the `asyncio.CancelledError`.
+            msg: Passed to the `asyncio.CancelledError`.
 
         Returns:
-            Whether anything was cancelled; `False` for a finished task.
+            Whether anything was canceled; `False` for a finished task.
         """
         node = self._node
         return super().cancel(msg) if node is None else node.cancel(msg)
 
     async def ended(self) -> None:
-        """Waits until the work itself has ended, which may be after the future is done.
+        """Wait until the work itself has ended, which may be after the future is done.
 
-        Returns at once for a finished task. Raises nothing about the task's fate.
+        Returns immediately for a finished task. Does not raise the exception of the task.
         """
         node = self._node
         if node is not None:
@@ -455,11 +453,11 @@ class TaskFuture(asyncio.Future[T]):
         return f"<TaskFuture {self.uid} {self.name!r} {self.state}>"
 
     def set_cancelled(self, msg: Any = None) -> bool:
-        """Cancel the future alone, whatever its work does. Called by the engine."""
+        """Cancel only the future, whatever its work does. Called by the engine."""
         return super().cancel(msg)
 
     def fail(self, error: BaseException) -> None:
-        """Set the exception, with its traceback and call as they are now. Called by the engine."""
+        """Set the exception, with its current traceback and call. Called by the engine."""
         self._traceback, self._call = error.__traceback__, first_call(error)
         self.set_exception(error)
 
@@ -488,7 +486,7 @@ for _name, _sign in {**_BINARY, **_REFLECTED, **_OTHERS}.items():
 
 
 def task_kind(task: Mapping[str, Any]) -> TaskKind:
-    """Which kind of task a description is."""
+    """Return the kind of the task of a description."""
     function = task.get("function")
     if function is None:
         return "service" if task.get("is_service") else "executable"
@@ -498,7 +496,7 @@ def task_kind(task: Mapping[str, Any]) -> TaskKind:
 
 
 def is_async(function: Callable[..., Any]) -> bool:
-    """Whether calling the function gives a coroutine, seen through partials and callables."""
+    """Return whether calling a function, partial or callable object returns a coroutine."""
     while hasattr(function, "func") and hasattr(function, "keywords"):
         function = cast("Any", function).func
     if inspect.iscoroutinefunction(function):

@@ -269,7 +269,7 @@ class ReferenceLostError(BackendError):
 
 
 class CompletedExecutable(NamedTuple):
-    """What `ManagedBackend.run_task` returns for an executable."""
+    """Result of an executable, which `ManagedBackend.run_task` returns."""
 
     exit_code: int
     stdout: str = ""

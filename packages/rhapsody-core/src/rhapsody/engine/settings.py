@@ -35,52 +35,52 @@ class TaskSettings(TypedDict, total=False):
     """Keyword arguments of the decorators and of `task.options`, all optional.
 
     Attributes:
-        service: The task runs until it is cancelled; its future resolves when it is
+        service: Whether the task runs until it is canceled; its future is done when it is
             ready. Default `False`.
-        name: Shown in errors, events and reports. Default: the function's name.
-        backend: The attached backend to run on. Default: what a plugin selects, else
-            the engine's first one.
-        other_backends: Attached backends to go on to, in this order, when the attempts on one
-            are used up; on each they are counted anew. One that has gone away is left at once,
-            and a failure that `retries` does not cover is not tried elsewhere. Default: none.
-        resources: A `Resources`, or a dict of its fields; or a callable that gets the attempt's
-            number (from 1), on the loop, and returns one of them. Default: one core.
-        retries: How many more attempts a failed task gets, or a `RetryPolicy`, or several,
-            of which the first that covers a failure counts it. Default: the engine's.
-        lost_retries: How many more attempts it gets after its worker, pilot or
-            connection was lost. Default: the engine's.
+        name: Shown in errors, events and summaries. Default: the function's name.
+        backend: The attached backend to run on. Default: the choice of a plugin, otherwise
+            the engine's first backend.
+        other_backends: Attached backends to use, in this order, when the attempts on one
+            are used up; attempts are counted anew on each. A backend that has disappeared is left
+            at once. A failure that `retries` does not match is not tried elsewhere. Default: none.
+        resources: A `Resources`, or a dict of its fields; or a callable that is called with the
+            attempt's number (from 1), on the loop, and returns one of them. Default: one core.
+        retries: The number of further attempts after a failure, or a `RetryPolicy`, or several,
+            of which the first that matches a failure counts it. Default: the engine's.
+        lost_retries: The number of further attempts after the loss of a worker, pilot or
+            connection. Default: the engine's.
         timeout: Time that each attempt may run, from the moment it starts: seconds, or text
             such as `"3 min"` or `"1h30m"`. Default: the engine's. Not for services, see
             `ready_timeout`.
-        cache: Whether plugins may look its result up and record it. Default `True`.
-        version: Stands for the function's code wherever results are recorded.
-        environment: Variables added to the task's environment.
+        cache: Whether plugins may look up and record the result. Default `True`.
+        version: Represents the function's code wherever results are recorded.
+        environment: Variables to add to the task's environment.
         stdin: Text for an executable's standard input.
-        cwd: The directory that an executable runs in, in place of its sandbox; relative to the
-            current directory when the engine was made. It must be there. The sandbox is where it
-            was: files given as arguments stand in the command as whole paths, `f"{file}"`, and
-            promised files are looked for there. Not for functions.
-        capture: `True` keeps what the task prints, `False` does not, `"files"`
-            leaves it in files, whose paths take its place. Default `True`.
-        ready: When a service is ready: `"stdout:REGEX"` (the result is the pattern's
+        cwd: The directory in which an executable runs instead of its sandbox; relative to the
+            current directory when the engine was created. It must exist. The sandbox is used for
+            files: files in arguments appear in the command as absolute paths, `f"{file}"`, and
+            promised files are expected in the sandbox. Not for functions.
+        capture: `True` captures the task's output, `False` does not, `"files"`
+            leaves it in files, whose paths replace it. Default `True`.
+        ready: The readiness condition of a service: `"stdout:REGEX"` (the result is the pattern's
             first group, or the whole match), `"file:NAME"` (the path), `"tcp:PORT"`
-            (`(host, port)`; nothing else may listen there at the start), `"tcp"` (the
-            same with a free port of the service's host, which takes the place of the
-            literal `{port}` in the command and is in its variable `PORT`), or a
-            callable, plain or asynchronous, that gets the task's description and waits
-            by itself (its value). Default: as soon as it runs.
+            (`(host, port)`; no other program may listen there at the start), `"tcp"` (the
+            same with a free port of the service's host, which replaces the literal `{port}` in
+            the command and is in its variable `PORT`), or a callable, synchronous or asynchronous,
+            that is called with the task's description and waits until the service is ready (its
+            return value). Default: ready as soon as it runs.
         ready_timeout: Time that a service may take to be ready, as for `timeout`. Default 60.
-        restarts: How many times a service is started again that ends by itself after it was
-            ready, or is lost; each is another attempt. Tasks that have not begun wait until it
-            is ready again, and get what it says then. Default 0.
-        after: Futures to wait for without taking their values.
-        limit: Named limits such as `"licence:2"`, or a list of them: how many tasks
-            under that name run at once in this engine.
+        restarts: How many times a service is started again that ends without being canceled after
+            it was ready, or is lost; each start is another attempt. Dependents that have not
+            started wait until it is ready again, and receive its new value. Default 0.
+        after: Futures to wait for without using their values.
+        limit: Named limits such as `"license:2"`, or a list of them: how many tasks
+            with that name run at once in this engine.
         fallback: The result to use when every attempt has failed, or a callable
-            that gets the exception, on the loop, and returns it.
-        priority: Higher goes first among the tasks that are ready. Default 0.
-        task_description: Settings in the backend's own words; a call's
-            `task_description` is laid over it.
+            that is called with the exception, on the loop, and returns the result.
+        priority: Higher values go first among the ready tasks. Default 0.
+        task_description: Settings of the backend; the `task_description` of a call takes
+            precedence.
     """
 
     service: bool

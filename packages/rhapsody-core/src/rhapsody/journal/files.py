@@ -57,8 +57,8 @@ WITHOUT_CHANGE_TIME = frozenset(
 class Stamp(NamedTuple):
     """Attributes of a file that change with its content.
 
-    The time is that of the inode's change (`st_ctime_ns`): whoever writes to a file can set the
-    time of its last modification to what it was, as `cp -p` does, but not this one.
+    The time is that of the inode's change (`st_ctime_ns`). A program that writes to a file can
+    reset the time of its last modification, as `cp -p` does, but not this one.
     """
 
     device: int
@@ -71,12 +71,12 @@ class FileDigests:
     """Digests of files, each computed once until the file changes. Not thread-safe.
 
     Args:
-        earlier: Returns the digest that an earlier run kept for a stamp.
+        earlier: Returns the digest that an earlier run stored for a stamp.
 
     Attributes:
-        new: Digests that are to be kept for later runs, by their stamps.
-        gone: Those of files that recorded tasks made and that are gone, by their paths.
-        pipes: Paths that were asked for and name pipes.
+        new: Digests to store for later runs, by their stamps.
+        gone: Digests of missing files that recorded tasks wrote, by their paths.
+        pipes: Paths that were requested and name pipes.
     """
 
     def __init__(self, earlier: Callable[[Stamp], bytes | None] = lambda _: None) -> None:
@@ -126,7 +126,7 @@ class FileDigests:
             if not stat.S_ISREG(found.st_mode) or found.st_dev in self._kernel:
                 return None
             return self._of(path, found)
-        except (OSError, ValueError):  # it is gone, or the name has characters that none can have
+        except (OSError, ValueError):  # it is missing, or the name has characters that none can have
             return None
 
     def once(self, make: Callable[..., T], *args: Any) -> T:

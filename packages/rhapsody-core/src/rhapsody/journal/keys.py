@@ -37,8 +37,8 @@ MOST_PROGRAMS = 64
 """Words of a command that are looked for as programs, as in `mpirun -n 4 tool`."""
 
 SURROUNDINGS: tuple[str, ...] = ("environment", "named_env", "container", "pre_exec", "pre_launch")
-"""Settings in backends' own words that say what programs find around them: RADICAL-Pilot's, and
-`container` of whoever has it."""
+"""Settings of backends that change the environment of programs: those of RADICAL-Pilot, and
+`container` of any backend."""
 
 
 class Key(NamedTuple):

@@ -109,7 +109,7 @@ class Journal:
 
     @property
     def before(self) -> str:
-        """How the resumed run ended."""
+        """End of the resumed run, such as `"failed"`."""
         return self._store.before
 
     def end(self, how: How) -> None:
@@ -260,7 +260,7 @@ class Journal:
             recording, packed, noted = row
             files = None if noted is None else self._outputs.found(noted)
             if noted is not None and files is None:
-                return None, "a file that it made is gone or was changed"
+                return None, "a file that it made is missing or was changed"
             content = pickle.loads(packed)  # noqa: S301 - the user's own, see `require_private`
             value, stdout, stderr, exit_code = content
         except JournalError as error:
@@ -278,7 +278,7 @@ class Journal:
             return found, None
         self._store.used[recording] = GONE
         self._gone[call] = recording, noted
-        return found, "a file that it made is gone or was changed"
+        return found, "a file that it made is missing or was changed"
 
     def _keep(self, records: Sequence[Record]) -> list[Exception | None] | None:
         refused: dict[str, Exception] = {}

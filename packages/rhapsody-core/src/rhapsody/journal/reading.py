@@ -28,8 +28,8 @@ COMPARED = 100
 """Number of recorded calls with equal arguments that a call is compared with."""
 
 _OF_FILES = {
-    GONE: ", but files of it are gone: it ran again if one was read",
-    MADE_AGAIN: ", and ran again for its files, which were gone",
+    GONE: ", but some of its files are missing: it ran again if one was read",
+    MADE_AGAIN: ", and ran again for its missing files",
 }
 
 

@@ -37,21 +37,17 @@ def start_thread(function: Callable[[], object], name: str) -> threading.Thread:
 async def in_thread(function: Callable[[], T], *, or_here: bool = False) -> T:
     """Return what a blocking function returns, run on a thread of its own.
 
-    Called on a loop, by a backend that has something to open, close, read or write. A
-    cancellation leaves the function running: nobody hears of its end.
+    Called on a loop, by a backend that opens, closes, reads or writes something. A
+    cancellation leaves the function running; its result is discarded.
 
     The thread ends with the call. On Linux a process that the function starts with a
     parent-death signal (`PR_SET_PDEATHSIG`, which some libraries set) is killed then: start
     such processes on a thread that lives as long as they do.
 
     Args:
-        function: What to call.
-        or_here: Whether it is called on the loop where no thread can be started: for what must
+        function: The function to call.
+        or_here: Whether to call it on the loop if no thread can be started: for work that must
             be done at the end.
-
-    Raises:
-        RuntimeError: No thread can be started.
-        Exception: What the function raises; a `StopIteration` as the cause of a `RuntimeError`.
     """
     future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
     try:

@@ -56,7 +56,7 @@ _THREADS = 4
 
 @dataclass(slots=True)
 class _Links:
-    """What must not be removed while an attempt runs."""
+    """Files and sandboxes that must not be removed while an attempt runs."""
 
     sources: tuple[object, ...] = ()
     implicit: tuple[Sandbox, ...] = ()
@@ -141,7 +141,7 @@ class Stager:
 
     @property
     def work_dir(self) -> Path:
-        """Where the engine works; may change until `settle` is called."""
+        """The directory of the engine; may change until `settle` is called."""
         return self._place.path
 
     def settle(self) -> Path:

@@ -72,7 +72,7 @@ def used_up(error: BaseException, *, program: bool) -> str | None:
 
 
 def _no_thread(error: BaseException) -> bool:
-    """Whether it is Python's error for a thread that cannot be started."""
+    """Return whether an error means that no thread can be started."""
     return type(error) is RuntimeError and error.args == ("can't start new thread",)
 
 

@@ -75,9 +75,9 @@ class Life:
 
 
 class Lifecycle(Suite):
-    """What must hold before, at and after a backend's start.
+    """Rules for starting and stopping a backend.
 
-    Most checks look at the same few lives of backends.
+    Most checks examine the same few lives of backends.
     """
 
     @check("starting-and-stopping", dry=True, times=2)

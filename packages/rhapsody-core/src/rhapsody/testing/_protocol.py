@@ -42,7 +42,7 @@ from rhapsody.testing._work import variable
 
 
 class Reports(Suite):
-    """What a backend says of itself, and what the callback receives."""
+    """Declarations of a backend, and what its callback receives."""
 
     @check("declaration", dry=True)
     async def test_it_declares_what_it_is(self, backend: Any) -> None:
@@ -179,7 +179,7 @@ COOPERATIVE = Need(
 
 
 class Cancellation(Suite):
-    """What `cancel_task` returns, what it stops, and what is reported."""
+    """Results of `cancel_task`, what it stops, and what is reported."""
 
     @check("cancellation", dry=True)
     async def test_unknown_and_finished_tasks_are_not_canceled(self, driver: Driver) -> None:
