@@ -126,7 +126,7 @@ class FileDigests:
             if not stat.S_ISREG(found.st_mode) or found.st_dev in self._kernel:
                 return None
             return self._of(path, found)
-        except (OSError, ValueError):  # it is missing, or the name has characters that none can have
+        except (OSError, ValueError):  # it is missing, or its name has a null byte
             return None
 
     def once(self, make: Callable[..., T], *args: Any) -> T:
