@@ -1,7 +1,7 @@
-"""Compares the plugin interface with that of core's last release, by griffe.
+"""Compare the plugin interface with that of core's last release, using griffe.
 
-Fails where something that plugins use is gone or asks for more, and `API_VERSION` is the one
-of that release. What the interface is, and what breaks it, is in docs/plugins/versions.md.
+The check fails if a name that plugins use is missing or has new requirements, and `API_VERSION` has
+not been raised since that release. docs/plugins/versions.md describes the interface.
 
     python .ci/check_plugin_api.py [--repository DIR] [--tag TAG]
 """
@@ -49,7 +49,7 @@ HARMLESS_IN_HOOKS = {
 
 
 def git(repository: Path, *arguments: str) -> bytes:
-    """What a git command prints."""
+    """Return the output of a git command."""
     command = ["git", "-C", str(repository), *arguments]
     return subprocess.run(command, check=True, capture_output=True).stdout
 
@@ -84,7 +84,7 @@ def find(package: griffe.Object, path: str) -> griffe.Object | None:
 
 
 def offered(package: griffe.Object, path: str) -> dict[str, griffe.Object]:
-    """What of a module belongs to the interface, by name."""
+    """Return the public names of a module that belong to the interface."""
     module = find(package, path)
     found = {}
     for name in (module.exports if module is not None else None) or ():
@@ -135,7 +135,7 @@ def compare(old: griffe.Object, new: griffe.Object, *, hooks: bool = False) -> I
 
 
 def in_words(found: griffe.Breakage) -> str:
-    """What griffe says, without its colours and without the line that it puts first."""
+    """Return griffe's report without its colors and its first line."""
     text = re.sub("\x1b\\[[0-9;]*m", "", found.explain(griffe.ExplanationStyle.ONE_LINE))
     return " ".join(text.partition(": ")[2].split())
 
@@ -156,7 +156,7 @@ def api_version(package: griffe.Object) -> int:
 
 
 def main() -> int:
-    """Compares, and says what it finds."""
+    """Compare the interfaces and print the result."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--repository", type=Path, default=Path(__file__).parents[1])
     parser.add_argument("--tag", help="compare with this one instead of the last release")

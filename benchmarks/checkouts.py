@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 
 @contextlib.contextmanager
 def checkout(revision: str | None) -> Iterator[Path]:
-    """Gives a directory with the files of a revision; `None` is what is here.
+    """Yield a directory with the files of a revision; `None` is the working tree.
 
     Raises:
         SystemExit: Git knows no such revision.

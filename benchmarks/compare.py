@@ -1,15 +1,15 @@
-"""What two commits cost, by the processor: does the second take more than the first?
+"""Compare the processor time of two commits.
 
-Runs the work of `benchmarks/suite`, `dask.py` and the RAPTOR part of `radical_pilot.py`, as it
-is in this checkout, against the packages of either commit, each time in a process of its own, in
-pairs: A B, B A, A B, ... Counts processor time, of all processes that are ours, and not the
-clock's; a pair's ratio says how they compare in the same minute on the same machine. Prints for
-each measure the medians in microseconds per task, the median of the ratios B / A, and an interval
-that has the true median with at least 90 % probability, from the ratios in their order.
+Runs the work of `benchmarks/suite`, `dask.py` and the RAPTOR part of `radical_pilot.py`, in the
+version of this checkout, with the packages of either commit, each time in a new process, in
+pairs: A B, B A, A B, ... Measures the processor time of all own processes, not wall-clock time. The
+ratio of a pair compares both in the same minute on the same machine. Prints for each measurement
+the medians in microseconds per task, the median of the ratios B / A, and an interval that contains
+the true median with a probability of at least 90 %, computed from the order of the ratios.
 
     python benchmarks/compare.py 8f69be6 HEAD [--pairs 15] [--only engine dask raptor]
 
-Without the second commit it is what is here. RAPTOR starts a pilot on this machine each time.
+Without a second commit, the working tree is used. RAPTOR starts a pilot on this machine each time.
 """
 
 from __future__ import annotations
@@ -43,16 +43,16 @@ Pair = tuple[dict[str, float], dict[str, float]]
 
 
 def interval(values: Sequence[float], level: float = LEVEL) -> tuple[float, float, float]:
-    """Returns the narrowest interval between two of the values that is as sure as asked for.
+    """Return the narrowest interval between two of the values with a given confidence.
 
-    It has the median of what the values are drawn from, however that is distributed.
+    It contains the median of the distribution of the values, whatever that distribution is.
 
     Args:
         values: Some values.
-        level: How sure it is to be.
+        level: The confidence.
 
     Returns:
-        Its ends, and how sure it is: less than asked for where there are too few values.
+        Its ends, and its confidence, which is lower than `level` if there are too few values.
     """
     ordered, outside, rank = sorted(values), 2 * 0.5 ** len(values), 0
     while rank + 1 < len(ordered) / 2:
@@ -64,7 +64,7 @@ def interval(values: Sequence[float], level: float = LEVEL) -> tuple[float, floa
 
 
 def verdict(low: float, high: float, sure: float) -> str:
-    """What an interval of the ratios says of the limit."""
+    """Return the comparison of an interval of ratios with the limit."""
     if sure < LEVEL:
         return "too few pairs"
     if high <= LIMIT:

@@ -1,12 +1,12 @@
-"""What Rhapsody costs on Dask, beside driving Dask by hand, on one LocalCluster in one run.
+"""Compare the costs of Rhapsody on Dask with those of Dask itself, on one LocalCluster in one run.
 
-A fan of no-ops, a chain, a tree reduction, and a map over a big shared argument. Raw
-Dask is driven in its two usual ways: `submit` with `as_completed`, which delivers each
-result as it comes, and `map` with one `gather`. Contestants take turns, and the median
-of each counts; the budgets are ratios of those. Then what is kept here for each finished
-task, beside a scheduler in a process of its own. `--smoke` only shows that it runs.
+A fan of no-ops, a chain, a tree reduction, and a map over a large shared argument. Dask is used
+in its two usual ways: `submit` with `as_completed`, which delivers each result as it is ready, and
+`map` with one `gather`. Contestants take turns, and the median of each counts; the budgets are
+ratios of medians. Finally, the memory kept for each finished task is measured with a scheduler in
+another process. `--smoke` only checks that everything runs.
 
-radical.asyncflow takes part where a version with a Dask backend is installed:
+radical.asyncflow takes part if a version with a Dask backend is installed:
 
     pip install "radical.asyncflow==0.2.0"
 """
@@ -58,7 +58,7 @@ def scale(values: Any, factor: int) -> float:
 
 
 class Sizes:
-    """How much of each there is."""
+    """Sizes of the cases."""
 
     def __init__(self, smoke: bool, divide: int, rounds: int) -> None:
         self.fan = 50 if smoke else 5_000 // divide
@@ -172,7 +172,7 @@ class Flow:
 
 @contextlib.asynccontextmanager
 async def asyncflow(address: str) -> AsyncIterator[Flow | None]:
-    """A contestant where a version with a Dask backend is installed, else `None`."""
+    """Return a contestant if a version with a Dask backend is installed, otherwise `None`."""
     try:
         peer: Any = importlib.import_module("radical.asyncflow")
         backend_class = peer.DaskExecutionBackend
@@ -191,18 +191,18 @@ async def asyncflow(address: str) -> AsyncIterator[Flow | None]:
 
 
 class Spent(NamedTuple):
-    """What a contestant needed: by the clock, and of the processors in all processes."""
+    """Wall-clock time and processor time of a contestant, in all its processes."""
 
     seconds: float
     processor: float
 
     def of(self, part: float) -> Spent:
-        """What a larger run would have needed, of which this was a part."""
+        """Return the extrapolated cost of a larger run of which this was a part."""
         return Spent(self.seconds / part, self.processor / part)
 
 
 def processor_seconds(workers: list[psutil.Process]) -> float:
-    """What this process and the workers have used of the processors."""
+    """Return the processor time of this process and the workers."""
     times = [process.cpu_times() for process in (psutil.Process(), *workers)]
     return sum(one.user + one.system for one in times)
 
@@ -212,7 +212,7 @@ Rounds = dict[str, list[Spent]]
 
 
 async def timed(runs: dict[str, Run], rounds: int, workers: list[psutil.Process]) -> Rounds:
-    """What each contestant needs, who take turns."""
+    """Measure contestants, who take turns."""
     spent: Rounds = {name: [] for name in runs}
     for turn in range(rounds + 1):
         for name, run in runs.items():
@@ -383,7 +383,7 @@ def _serve(pipe: Any) -> None:
 
 @contextlib.contextmanager
 def elsewhere() -> Iterator[str]:
-    """A cluster with its scheduler in a process of its own; gives its address."""
+    """Yield the address of a cluster whose scheduler is another process."""
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe()
     process = context.Process(target=_serve, args=(there,))

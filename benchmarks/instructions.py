@@ -1,15 +1,16 @@
-"""How many instructions the engine takes for a task, at two commits, by Valgrind's callgrind.
+"""Count the engine's instructions per task at two commits, using Valgrind's callgrind.
 
-Processor time of the same work differs by a fifth from run to run on a machine that others use,
-too; the number of instructions differs by a thousandth, but for threads that look for work before
-they sleep. It is that of the interpreter, and says nothing of caches: fewer need not be quicker.
-Each figure is the difference of two runs, of many tasks and of few, for one task.
+On a machine that is also used for other work, the processor time of the same program differs by a
+fifth from run to run. The number of instructions differs by a thousandth, except for threads that
+look for work before they sleep. It counts instructions of the interpreter, and does not reflect
+caches: fewer instructions need not be faster. Each figure is the difference of two runs, with many
+and with few tasks, for one task.
 
     python benchmarks/instructions.py 8f69be6 HEAD [--only fan chain]
 
-"tangle" counts tasks that each depend on fifty earlier ones, drawn by chance.
+"tangle" has tasks that each depend on fifty random earlier ones.
 
-Without the second commit it is what is here. Needs `valgrind`; takes two minutes.
+Without a second commit, the working tree is used. Requires `valgrind`; takes two minutes.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
-"""What a journal costs per task, and what reusing results costs beside making them.
+"""Measure the cost of a journal per task, and of reusing results instead of computing them.
 
-Fans of no-ops without a journal, with one, and with one whose results are all reused, take turns in
-one run; prints the medians, what the journal adds, and how many times the plain fan a reused one
-takes. Then how long the loop is held at most while a large array among the arguments is hashed.
+Fans of no-ops without a journal, with one, and with one whose results are all reused take turns in
+one run. Prints the medians, the additional cost of the journal, and the ratio of a reused fan to a
+plain one. Finally, measures the longest time for which the loop is blocked while a large array in
+the arguments is hashed.
 
     python benchmarks/journal.py [--sizes 1000 10000 100000] [--rounds 5] [--smoke]
 """
@@ -76,7 +77,7 @@ async def held(megabytes: int, directory: Path) -> tuple[float, float]:
 
 
 def main() -> None:
-    """Runs the contests and prints the table."""
+    """Run the measurements and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--sizes", type=int, nargs="+", default=[1000, 10_000, 100_000])
     parser.add_argument("--rounds", type=int, default=5)

@@ -1,10 +1,10 @@
-"""What an observer costs: per-task cost with nobody looking, and what each event adds.
+"""Measure the cost of an observer: per task without observers, and per event.
 
-Fans of no-ops on a backend that ends each at once, in turns: without an observer, with one
-that does nothing, with the example in examples/rhapsody-timing, and with what an engine's own
-options ask for: lines of progress, a table on a terminal, a trace. The median of the rounds'
-differences counts, divided by the number of events or tasks. With `--against SRC`, the `src`
-folder of another checkout, the cost without an observer is compared with its engine's.
+Fans of no-ops on a backend that completes tasks at once, in turns: without an observer, with one
+that does nothing, with the example in examples/rhapsody-timing, and with the engine's own options:
+lines of progress, a table on a terminal, a trace. The result is the median of the differences
+in all rounds, divided by the number of events or tasks. With `--against SRC`, the `src`
+folder of another checkout, the cost without an observer is compared with that engine's.
 
     python benchmarks/observer.py [--size 10000] [--rounds 15] [--against SRC] [--smoke]
 """
@@ -40,7 +40,7 @@ SHOWN = 20
 
 
 class Announcing(NoopExecutionBackend):
-    """Says of each task that it runs, before it says that it is done."""
+    """Backend that reports each task as running before it reports it as done."""
 
     async def submit_tasks(self, tasks: Sequence[TaskDescription]) -> None:
         """Completes the tasks, before it returns."""
@@ -51,7 +51,7 @@ class Announcing(NoopExecutionBackend):
 
 
 class Nothing:
-    """Takes the events and counts them."""
+    """Observer that only counts events."""
 
     def __init__(self) -> None:
         self.seen = 0

@@ -1,16 +1,16 @@
-"""What a program costs on the local backend, beside `subprocess.run` and `os.posix_spawn`.
+"""Compare the costs of programs on the local backend with `subprocess.run` and `os.posix_spawn`.
 
-Prints microseconds per program for `/bin/true` given as a list and as a string for the shell,
-and for one that writes a file, then the ratios that the budgets name. All contestants
-take turns in one run, so that a noisy machine hurts each of them; medians of the
-rounds count, of the ratios as well. Everybody has two programs running at once.
+Prints microseconds per program for `/bin/true` as a list and as a string for the shell,
+and for a program that writes a file, then the ratios that the budgets use. All contestants
+take turns in one run, so that a noisy machine affects all of them. Results are medians of the
+rounds, also of the ratios. Each contestant runs two programs at a time.
 
     python benchmarks/programs.py [--size 1000] [--rounds 5] [--only list ...] [--smoke]
 
-Our programs have a directory of their own with a file for each output, which `subprocess.run` has
-not. What the file system takes for these alone is a contestant, too: next to nothing in memory
-(`--directory /dev/shm`), and on ext4 without a journal more than the program where many files
-have been removed in the last minutes.
+Rhapsody's programs have a directory with a file for each output, which `subprocess.run` does
+not create. The cost of the directory alone is a contestant, too: almost nothing in memory
+(`--directory /dev/shm`), and more than the program on ext4 without a journal if many files
+were removed in the last minutes.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ async def ours(size: int, *, command: Any, file: bool = False) -> float:
 
 
 def run_in_threads(size: int, *, command: Any, file: bool = False) -> float:
-    """`subprocess.run` on two threads; with a directory for each where it writes a file."""
+    """Run `subprocess.run` on two threads, with a directory for each program that writes a file."""
     shell = isinstance(command, str)
 
     def run(number: int) -> None:
@@ -109,13 +109,13 @@ async def on_loop(size: int, *, start: Callable[[int], tuple[int, Callable[[], o
 
 
 def spawned(number: int) -> tuple[int, Callable[[], object]]:
-    """`os.posix_spawn`: no output, no directory."""
+    """Run `os.posix_spawn`, without output and directory."""
     pid = os.posix_spawn(LIST[0], LIST, os.environ)
     return pid, partial(os.waitpid, pid, 0)
 
 
 async def popen_on_loop(size: int) -> float:
-    """`subprocess.Popen` with what our programs have: a session, variables, a directory, files."""
+    """Run `subprocess.Popen` with a session, variables, a directory and files, as Rhapsody does."""
     with tempfile.TemporaryDirectory(dir=".") as top:
 
         def popen(number: int) -> tuple[int, Callable[[], object]]:
@@ -145,7 +145,7 @@ async def popen_on_loop(size: int) -> float:
 
 
 def spawn_and_wait(size: int, *, command: list[str]) -> float:
-    """`os.posix_spawn` and `os.wait` with two at once and nothing else."""
+    """Run `os.posix_spawn` and `os.wait` with two programs at a time and nothing else."""
     start = time.perf_counter()
     for number in range(size):
         os.posix_spawn(command[0], command, os.environ)
@@ -157,7 +157,7 @@ def spawn_and_wait(size: int, *, command: list[str]) -> float:
 
 
 def sandboxes(size: int) -> float:
-    """What our programs have on disk, made and removed one after the other."""
+    """Create and remove the files of Rhapsody's programs, one after the other."""
     with tempfile.TemporaryDirectory(dir=".") as top:
         start = time.perf_counter()
         for number in range(size):

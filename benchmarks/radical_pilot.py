@@ -1,13 +1,13 @@
-"""What the RADICAL-Pilot backend costs beside RADICAL-Pilot driven by hand.
+"""Compare the costs of the RADICAL-Pilot backend with RADICAL-Pilot by hand.
 
-500 `/bin/true` executables in bulk, and 500 no-op functions through RAPTOR, on
-`local.localhost`: by hand and through our engine in turns on the same pilot, so that a
-noisy machine hurts both. By hand means in the client's process, with RADICAL-Pilot's own objects
-(`run_in_client`); functions go to a master and a worker of RAPTOR's own with as many cores there.
-Prints seconds, the median of the pairs' ratios, the CPU time per task of this process and of
-the client's, and what of this process's is neither a sandbox nor, for calls, cloudpickle's: both
-are measured alone, while a turn by hand keeps the machine as busy. By hand nobody makes private
-sandboxes or removes anything.
+500 `/bin/true` executables in bulk, and 500 no-op functions on RAPTOR, on `local.localhost`: by
+hand and with Rhapsody in turns on the same pilot, so that a noisy machine affects both. By hand
+means in the client's process, with RADICAL-Pilot's own objects (`run_in_client`); functions use a
+master and a worker of RAPTOR's own with as many cores. Prints seconds, the median of the pairs'
+ratios, the CPU time per task of this process and of the client's, and the part of this process's
+time that is neither for sandboxes nor, for calls, for cloudpickle: both are measured separately,
+while a turn by hand keeps the machine equally busy. By hand, there are no private sandboxes, and
+nothing is removed.
 
     python benchmarks/radical_pilot.py [--size 500] [--rounds 7] [--smoke]
 """
@@ -125,13 +125,13 @@ class Contests:
 
 
 class Spent(NamedTuple):
-    """Seconds of one contest: by the clock, and of the CPU.
+    """Seconds of one turn.
 
     Attributes:
-        wall: By the clock.
-        own: Of this process.
-        client: Of the client.
-        alone: Of this process beside the contest, for what is not ours to save.
+        wall: Wall-clock time.
+        own: CPU time of this process.
+        client: CPU time of the client.
+        alone: CPU time of this process for the parts that are measured separately.
     """
 
     wall: float
@@ -143,7 +143,7 @@ class Spent(NamedTuple):
 async def measure(
     backend: RadicalExecutionBackend, contest: Contest, size: int, beside: Callable[[int], float]
 ) -> Spent:
-    """Runs a contest, and on a thread what is measured alone."""
+    """Run a turn, and on a thread the parts that are measured separately."""
 
     def timed() -> tuple[float, float]:
         began = time.thread_time()
@@ -158,7 +158,7 @@ async def measure(
 
 
 def nothing_alone(size: int) -> float:
-    """Nothing."""
+    """Do nothing."""
     return 0.0
 
 
@@ -249,7 +249,7 @@ def summary(ours: list[Spent], hand: list[Spent], size: int) -> dict[str, Any]:
 
 
 def main() -> int:
-    """Runs the comparison; 1 where the budget is exceeded."""
+    """Run the comparison; return 1 if the budget is exceeded."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--size", type=int, default=500)
     parser.add_argument("--rounds", type=int, default=7)

@@ -57,7 +57,7 @@ def digits() -> tuple[Any, Any, Any, Any]:
 
 
 def make_model(family: str, settings: dict[str, Any]) -> Any:
-    """A classifier that has not been trained yet."""
+    """Return an untrained classifier."""
     from sklearn.ensemble import RandomForestClassifier
     from sklearn.linear_model import LogisticRegression
     from sklearn.neighbors import KNeighborsClassifier
@@ -104,7 +104,7 @@ def train_and_test(ranking: list[Row]) -> float:
 
 
 def summarise(family: str, settings: dict[str, Any], scores: list[dict[str, Any]]) -> Row:
-    """A model's mean accuracy over its folds, and how far they are apart."""
+    """Return a model's mean accuracy over its folds, and the spread."""
     accuracies = [score["accuracy"] for score in scores]
     return {
         "family": family,
@@ -133,7 +133,7 @@ async def main(flow: WorkflowEngine) -> None:
     rank_all = flow.function_task(rank)
 
     def evaluate(family: str, settings: dict[str, Any]) -> Any:
-        """A task for each fold, and one that waits for them: the future of a row."""
+        """Call a task per fold and one that depends on them; return the future of a row."""
         scores = [score_fold(family, settings, fold) for fold in range(FOLDS)]
         return average(family, settings, scores)
 
@@ -208,7 +208,7 @@ def neighbours(settings: dict[str, Any], step: float) -> list[dict[str, Any]]:
 
 
 def name(row: Row) -> str:
-    """A model in words, `support vectors C=1 gamma=0.001`."""
+    """Return a model's description, such as `support vectors C=1 gamma=0.001`."""
     return " ".join(
         [row["family"], *(f"{key}={value:g}" for key, value in row["settings"].items())]
     )
@@ -225,7 +225,7 @@ def print_ranking(ranking: list[Row], first: Row, accuracy: float) -> None:
 
 
 def print_summary(flow: WorkflowEngine, ranking: list[Row], wall: float) -> None:
-    """How many tasks ran, how long it took, and how busy the workers were."""
+    """Print the number of tasks, the duration, and the utilization of the workers."""
     scores = [score for row in ranking for score in row["scores"]]
     busy = sum(score["seconds"] for score in scores)
     workers = len({score["worker"] for score in scores})
@@ -236,7 +236,7 @@ def print_summary(flow: WorkflowEngine, ranking: list[Row], wall: float) -> None
 
 
 async def on_this_machine() -> None:
-    """Runs the workflow in processes, one for each core."""
+    """Run the workflow in worker processes, one per core."""
     async with WorkflowEngine.create(LocalExecutionBackend("process")) as flow:
         await main(flow)
 

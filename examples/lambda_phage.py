@@ -123,10 +123,10 @@ async def main(flow: WorkflowEngine) -> None:
 
 
 def find_data() -> list[Path]:
-    """Where the genome and both halves of the reads are.
+    """Return the paths of the genome and of both halves of the reads.
 
     Raises:
-        SystemExit: A program or the data is missing; it says which, and what to do.
+        SystemExit: A program or the data is missing; the message says what to do.
     """
     missing = [tool for tool in TOOLS if shutil.which(tool) is None]
     home = os.environ.get("BT2_HOME")
@@ -148,7 +148,7 @@ def find_data() -> list[Path]:
 
 
 async def on_this_machine() -> None:
-    """Runs the workflow on the built-in backend."""
+    """Run the workflow on the local backend."""
     async with WorkflowEngine.create() as flow:
         await main(flow)
 

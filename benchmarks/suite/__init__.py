@@ -1,1 +1,1 @@
-"""Rhapsody beside other systems, on the same tasks in one run: `python -m benchmarks.suite`."""
+"""Comparison of Rhapsody with other systems on the same tasks: `python -m benchmarks.suite`."""

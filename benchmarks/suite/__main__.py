@@ -1,13 +1,12 @@
-"""Rhapsody beside other systems: one table for each measure, in `benchmarks/results/`.
+"""Compare Rhapsody with other systems: one table for each measure, in `benchmarks/results/`.
 
-    nox -s benchmarks                             all measures but RADICAL-Pilot's
+    nox -s benchmarks                             all measures except RADICAL-Pilot's
     nox -s benchmarks -- --only processes mixed   some
     nox -s benchmarks -- --only radical
-    nox -s benchmarks -- --plot                   only writes and draws what was measured before
+    nox -s benchmarks -- --plot                   only write and plot earlier results
 
-Measures that are not run again keep their tables, on the same kind of machine. `--smoke` shows that
-all of it runs, at tiny sizes,
-and writes nothing.
+Measures that are not run again keep their tables, if the machine is of the same kind. `--smoke`
+checks with tiny sizes that everything runs, and writes nothing.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ PLOT = rounds.ROOT / "docs/performance.svg"
 
 
 def machine() -> dict[str, Any]:
-    """What this runs on, without its name."""
+    """Return a description of this machine without its name."""
     return {
         "cores": os.cpu_count(),
         "processor": platform.machine(),
@@ -39,7 +38,7 @@ def machine() -> dict[str, Any]:
 
 
 def main() -> None:
-    """Runs the measures, prints their tables and keeps them."""
+    """Run the measures, print their tables and store them."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument(
         "--only",
@@ -76,10 +75,10 @@ def main() -> None:
 
 
 def smoke(names: list[str]) -> None:
-    """Runs measures once, small.
+    """Run measures once with tiny sizes.
 
     Raises:
-        SystemExit: A contestant that is there has failed.
+        SystemExit: An installed contestant has failed.
     """
     report: dict[str, Any] = {"machine": machine(), "measures": {}}
     report["measures"] = {name: asdict(rounds.run(name, 1, 10, smoke=True)) for name in names}

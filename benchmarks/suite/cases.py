@@ -1,4 +1,4 @@
-"""What is measured of one contestant at a time: a graph's cost, memory, the latency of one more."""
+"""Measurements of one contestant at a time: cost of a graph, memory, latency of one more task."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Case(NamedTuple):
 
 
 async def seconds(contestant: Contestant, graph: Graph) -> float:
-    """How long a graph takes."""
+    """Return the duration of a graph."""
     gc.collect()
     start = clock()
     await contestant.run(graph)
@@ -105,7 +105,7 @@ async def memory(contestant: Contestant, size: int) -> Figures:
 
 
 async def pause(seconds: float) -> None:
-    """Waits, and counts meanwhile."""
+    """Wait, counting meanwhile."""
     paused[0] += 1
     await asyncio.sleep(seconds)
 

@@ -1,7 +1,6 @@
-"""What a contestant is: a system that is started, takes calls that depend on each other, and waits.
+"""Interface of a contestant: a system that is started, takes calls with dependencies, and waits.
 
-The loop that hands over a graph is the same for all of them, so that nothing but the systems
-differs.
+The loop that submits a graph is the same for all contestants, so that only the systems differ.
 """
 
 from __future__ import annotations
@@ -27,9 +26,9 @@ class Contestant(abc.ABC):
         stack: Is closed at the end.
 
     Attributes:
-        title: What it is called in tables.
-        needs: The distribution that must be installed; empty for none beside core.
-        module: A module of it.
+        title: Its name in tables.
+        needs: The distribution that must be installed; empty if core is enough.
+        module: A module of that distribution.
     """
 
     title: ClassVar[str]
@@ -61,7 +60,7 @@ class Contestant(abc.ABC):
         """Waits for all results, and takes them."""
 
     async def run(self, graph: Graph) -> None:
-        """Runs all tasks of a graph."""
+        """Run all tasks of a graph."""
         await self.wait(self.submit_all(graph))
 
     def submit_all(self, graph: Graph) -> list[Any]:

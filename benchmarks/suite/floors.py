@@ -12,7 +12,7 @@ from benchmarks.suite.contestant import SLOTS, Contestant
 
 
 class Tasks(Contestant):
-    """A task of asyncio for each call, which awaits the tasks that it depends on."""
+    """An asyncio task for each call, which awaits the tasks that it depends on."""
 
     title = "asyncio tasks"
 
@@ -20,7 +20,7 @@ class Tasks(Contestant):
         """There is nothing to start."""
 
     def submit(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """Makes a task."""
+        """Create a task."""
         if arguments and isinstance(arguments[-1], asyncio.Future):
             return asyncio.create_task(after(function, arguments))
         return asyncio.create_task(at_once(function, arguments))
@@ -48,7 +48,7 @@ class Futures(Tasks):
     title = "asyncio futures"
 
     def submit(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """Makes a future."""
+        """Create a future."""
         loop = asyncio.get_running_loop()
         future = loop.create_future()
         loop.call_soon(future.set_result, None)
@@ -78,7 +78,7 @@ class InExecutor(Tasks):
 
 
 class Pool(Contestant):
-    """An executor, whose futures' callbacks hand over what has waited for them."""
+    """An executor; callbacks of its futures submit the calls that depend on them."""
 
     async def start(self) -> None:
         """Starts the executor."""
@@ -112,7 +112,7 @@ class Pool(Contestant):
         return done
 
     async def wait(self, futures: Sequence[Any]) -> None:
-        """Takes them one after the other."""
+        """Wait for the futures one after the other."""
         for future in futures:
             future.result()
 

@@ -44,23 +44,23 @@ def noop(*values: Any) -> None:
 
 
 def sleep(seconds: float, *values: Any) -> None:
-    """Waits, as a stand-in for work that leaves the processor to the system that is measured."""
+    """Sleep, as a stand-in for work, so that the system under test can use the processor."""
     time.sleep(seconds)
 
 
 def program(command: list[str] | str) -> int:
-    """Runs a program, for systems that have no tasks that are programs."""
+    """Run a program, for systems without tasks that are programs."""
     shell = isinstance(command, str)
     return subprocess.run(command, shell=shell, capture_output=True, check=True).returncode
 
 
 def length(data: bytes) -> int:
-    """Takes something large."""
+    """Return the size of a large argument."""
     return len(data)
 
 
 def zeros(size: int) -> bytes:
-    """Returns something large."""
+    """Return a large value."""
     return bytes(size)
 
 
@@ -89,7 +89,7 @@ def chain(size: int) -> Graph:
 
 
 def mesh(size: int) -> Graph:
-    """A square of tasks that each depend on the one to the left and the one above."""
+    """Return a square of tasks that each depend on their left and upper neighbors."""
     side = math.isqrt(size)
 
     def parents(row: int, column: int) -> Iterable[int]:
@@ -142,7 +142,7 @@ def makespan(graph: Graph, slots: int) -> float:
 
 
 def recipe(name: str, size: int, slots: int, seconds: float) -> Graph:
-    """A workflow by a recipe of wfcommons, scaled so that a list schedule takes `seconds`."""
+    """Return a workflow from a wfcommons recipe, scaled so that a list schedule takes `seconds`."""
     import networkx
     import numpy as np
     from wfcommons import WorkflowGenerator
@@ -168,7 +168,7 @@ def recipe(name: str, size: int, slots: int, seconds: float) -> Graph:
 
 
 def timed(seconds: float, parents: Iterable[int]) -> Task:
-    """A task that takes its time."""
+    """Return a task with a duration."""
     return Task(sleep, (seconds,), tuple(parents), seconds)
 
 

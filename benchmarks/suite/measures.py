@@ -24,15 +24,15 @@ MIXED = "10 of 1 s among 1,000 of 1 ms"
 
 
 class Budget(NamedTuple):
-    """The most that one contestant may take.
+    """Upper limit for the cost of one contestant.
 
     Attributes:
-        column: In which case.
+        column: The case.
         ours: The contestant.
-        beside: The one of which the limit is a multiple; empty where it is none.
-        limit: The most.
-        since: A smaller case: the limit is for how much the cost has grown since then.
-        more: Whether the limit is for the difference between the two.
+        beside: The contestant of whose cost the limit is a multiple; empty if it is absolute.
+        limit: The limit.
+        since: A smaller case; if given, the limit is for the growth of the cost since then.
+        more: Whether the limit is for the difference between the two contestants.
     """
 
     column: str
@@ -45,19 +45,19 @@ class Budget(NamedTuple):
 
 @dataclass(frozen=True)
 class Measure:
-    """What one table shows.
+    """One table of the report.
 
     Attributes:
-        title: Over the table.
-        unit: Of its figures.
-        meaning: What a figure means, in a sentence.
-        contestants: Who takes part; none where `whole` measures all of them in one process.
-        floor: The contestant that others are shown as multiples of.
-        cases: What each does; from whether it is a smoke run, and a directory with graphs.
-        budgets: What Rhapsody may take.
-        whole: Measures all contestants by itself; from whether it is a smoke run.
+        title: Its title.
+        unit: The unit of its figures.
+        meaning: The meaning of a figure, in a sentence.
+        contestants: The contestants; none if `whole` measures all of them in one process.
+        floor: The contestant whose cost is the unit of the ratios.
+        cases: Returns the cases, given whether it is a smoke run, and a directory with graphs.
+        budgets: The limits for Rhapsody.
+        whole: Measures all contestants in one call, given whether it is a smoke run.
         needs: The module that this needs.
-        slow: Whether it is left out unless it is asked for.
+        slow: Whether it runs only on request.
     """
 
     title: str

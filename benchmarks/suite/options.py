@@ -31,7 +31,7 @@ class Retries(Noop):
 
 
 class Timeout(Noop):
-    """A time-out that no task reaches."""
+    """A timeout that no task reaches."""
 
     title = "timeout"
     options: ClassVar[dict[str, Any]] = {"timeout": 600}
@@ -63,7 +63,7 @@ WRITING = Task(write, ("file.txt",))
 
 
 class ByItself(Threads):
-    """Functions that write each a file of its own into a directory, which nobody looks after."""
+    """Functions that each write an undeclared file into a directory."""
 
     title = "written by itself"
     number = 0
@@ -76,7 +76,7 @@ class ByItself(Threads):
         return super().submit(function, self.place(f"files/{self.number}.txt"))
 
     def place(self, path: str) -> Any:
-        """What the function is given."""
+        """Return the argument of the function."""
         Path("files").mkdir(exist_ok=True)
         return Path(path).absolute()
 
@@ -87,7 +87,7 @@ class Promised(ByItself):
     title = "promised"
 
     def place(self, path: str) -> Any:
-        """A promised file."""
+        """Return a promised file."""
         from rhapsody import OutputFile
 
         return OutputFile(Path(path).name)
@@ -99,7 +99,7 @@ class Saved(ByItself):
     title = "promised and saved"
 
     def place(self, path: str) -> Any:
-        """A promised file with a place."""
+        """Return a promised file with a destination."""
         from rhapsody import OutputFile
 
         return OutputFile(f"saved/{Path(path).name}")

@@ -26,11 +26,11 @@ class Ours(Contestant):
         self.tasks: dict[Callable[..., Any], Callable[..., Any]] = {}
 
     def backend(self) -> Any:
-        """What it runs on."""
+        """Return the backend."""
         raise NotImplementedError
 
     def task(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """Makes a task of a function; programs are tasks of their own kind."""
+        """Return the task for a function; programs are tasks of their own kind."""
         if function is program:
             made: Any = self.flow.executable_task(command)
         else:
@@ -48,7 +48,7 @@ class Ours(Contestant):
 
 
 def command(words: list[str] | str) -> list[str] | str:
-    """An executable task's command."""
+    """Return the command of an executable task."""
     return words
 
 
@@ -82,7 +82,7 @@ class Async(Threads):
     title = "Rhapsody, async functions"
 
     def task(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """Makes a task of a coroutine function that calls the function."""
+        """Return the task for a coroutine function that calls the function."""
 
         async def call(*arguments: Any) -> Any:
             return function(*arguments)

@@ -31,15 +31,15 @@ class Asyncflow(Contestant):
         self.tasks: dict[Callable[..., Any], Callable[..., Any]] = {}
 
     async def backend(self, peer: Any) -> Any:
-        """What it runs on."""
+        """Return the backend."""
         return await peer.LocalExecutionBackend(self.executor())
 
     def executor(self) -> Executor:
-        """What its local backend runs on."""
+        """Return the executor of its local backend."""
         raise NotImplementedError
 
     def task(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """Makes a task; it takes coroutine functions only."""
+        """Return the task for a function; only coroutine functions are accepted."""
 
         async def call(*arguments: Any) -> Any:
             return function(*arguments)
@@ -109,7 +109,7 @@ class Parsl(Contestant):
         self.apps: dict[Callable[..., Any], Callable[..., Any]] = {}
 
     def executor(self) -> Any:
-        """What it runs on."""
+        """Return the executor."""
         raise NotImplementedError
 
     def submit(self, function: Callable[..., Any], *arguments: Any) -> Any:
@@ -124,13 +124,13 @@ class Parsl(Contestant):
         return app(*arguments)
 
     async def wait(self, futures: Sequence[Any]) -> None:
-        """Takes them one after the other."""
+        """Wait for the futures one after the other."""
         for future in futures:
             future.result()
 
 
 def command(words: list[str] | str) -> str:
-    """What a bash app of Parsl returns."""
+    """Return the command of a bash app of Parsl."""
     return words if isinstance(words, str) else " ".join(words)
 
 
@@ -252,11 +252,11 @@ class Prefect(Contestant):
         return self.prefect.task(function).submit(*arguments)
 
     async def wait(self, futures: Sequence[Any]) -> None:
-        """A flow waits itself."""
+        """Do nothing, because a flow waits for its tasks."""
         raise NotImplementedError
 
     async def run(self, graph: Graph) -> None:
-        """Runs a graph as a flow, in a thread: its calls wait, and this one has a loop."""
+        """Run a graph as a flow, on a thread: its calls block, and this thread has a loop."""
 
         @self.prefect.flow(task_runner=self.runners.ThreadPoolTaskRunner(max_workers=SLOTS))  # type: ignore[untyped-decorator]
         def flow() -> None:

@@ -64,7 +64,7 @@ def panel(axes: Any, name: str, values: Mapping[str, Mapping[str, list[float]]])
 
 
 def style(who: str) -> dict[str, Any]:
-    """How a contestant is drawn."""
+    """Return the line style of a contestant."""
     system = who.split(",")[0]
     if system not in COLOURS:
         dashes = "--" if who.startswith(("asyncio t", "Thread", "Process")) else ":"

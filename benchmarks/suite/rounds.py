@@ -29,13 +29,13 @@ ROOT = Path(__file__).parents[2]
 
 @dataclass
 class Results:
-    """What was found for one measure.
+    """Results of one measure.
 
     Attributes:
-        date: When.
-        values: By the column and the contestant, a value for each round.
-        notes: Why something is missing, by the contestant.
-        versions: Of the contestants' distributions.
+        date: The date.
+        values: A value for each round, by the column and the contestant.
+        notes: Reasons for missing values, by the contestant.
+        versions: Versions of the contestants' distributions.
     """
 
     date: str
@@ -72,7 +72,7 @@ def make_graphs(directory: Path, smoke: bool) -> None:
 
 
 def run(name: str, rounds: int, limit: float, smoke: bool) -> Results:
-    """Runs one measure."""
+    """Run one measure."""
     measure = MEASURES[name]
     results = Results(time.strftime("%Y-%m-%d"))
     with tempfile.TemporaryDirectory() as directory:

@@ -42,7 +42,7 @@ def document(report: Mapping[str, Any]) -> str:
 
 
 def summary(report: Mapping[str, Any]) -> Iterator[str]:
-    """What all measures say of budgets and of other systems."""
+    """Return the summary of all budgets and comparisons."""
     both = {"Budgets": budgets(report), "Where another system is ahead": ahead(report)}
     for title, lines in both.items():
         if found := list(lines):
@@ -58,7 +58,7 @@ def budgets(report: Mapping[str, Any]) -> Iterator[str]:
 
 
 def ahead(report: Mapping[str, Any]) -> Iterator[str]:
-    """Where another system costs less than Rhapsody."""
+    """Return the cases in which another system costs less than Rhapsody."""
     for name in MEASURES:
         values = report["measures"].get(name, {}).get("values", {})
         yield from (f"- `{name}`: {line}" for line in losses(ordered(values)))
@@ -107,7 +107,7 @@ def contestants(values: Values) -> list[str]:
 
 
 def table(values: Values, cell: Any) -> Iterator[str]:
-    """A row for each contestant, a column for each case."""
+    """Return a table with a row for each contestant and a column for each case."""
     rows = [["", *values]]
     rows += [[who, *(cell(column, who) for column in values)] for who in contestants(values)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
@@ -127,7 +127,7 @@ def short(value: float) -> str:
 
 
 def figure(found: list[float]) -> str:
-    """A median, with the lowest and the highest."""
+    """Return a median with the lowest and the highest value."""
     if not found:
         return "-"
     median = short(statistics.median(found))
@@ -165,7 +165,7 @@ def losses(values: Values) -> Iterator[str]:
 
 
 def verdict(values: Values, budget: Budget) -> str:
-    """Whether a budget is met; empty where it was not measured."""
+    """Return whether a budget is met; empty if it was not measured."""
 
     def median(column: str, who: str) -> float:
         return statistics.median(values[column][who])

@@ -68,7 +68,7 @@ async def repeated(system: Contestant, case: Case) -> float:
 
 
 def main() -> None:
-    """Takes the turn."""
+    """Take the turn."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("measure", choices=list(MEASURES))
     parser.add_argument("contestant", type=int, help="its number; of one that is all: 0")

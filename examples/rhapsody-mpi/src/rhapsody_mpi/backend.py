@@ -18,15 +18,15 @@ from rhapsody_mpi.worker import run_program, work
 
 
 class MPIBackend(SharedSandboxes, ManagedBackend):
-    """Runs tasks on the other processes of an MPI job, or on processes it starts.
+    """Backend that runs tasks on the other processes of an MPI job, or on processes that it starts.
 
     Under `mpiexec -n N python -m mpi4py.futures ...` the workers are the N - 1 processes
     that do not run the program. Otherwise they are started by `MPI_Comm_spawn`.
 
     Args:
-        resources: `workers`, how many processes to start. Default: mpi4py's, which is what
-            the environment variable `MPI4PY_FUTURES_MAX_WORKERS` says, or one.
-        name: What it is called in an engine; default `"mpi"`.
+        resources: `workers`, the number of processes to start. Default: that of mpi4py, which is
+            the value of the environment variable `MPI4PY_FUTURES_MAX_WORKERS`, or one.
+        name: Its name in an engine; default `"mpi"`.
 
     Raises:
         ValueError: An unknown setting, or a number that is not positive.
@@ -102,7 +102,7 @@ class MPIBackend(SharedSandboxes, ManagedBackend):
 
     @property
     def _stop_files(self) -> Path:
-        """Where a file asks a task to stop: no other way leads to a worker that is busy."""
+        """Directory of files that ask tasks to stop; busy workers cannot be reached otherwise."""
         return Path(self.session.directory("stop")).absolute()
 
     def _fill(self) -> None:
@@ -123,7 +123,7 @@ class MPIBackend(SharedSandboxes, ManagedBackend):
             )
 
     def _packed(self, task: TaskDescription) -> bytes:
-        """What a worker is to do, packed. An executable is a call that runs it."""
+        """Return the packed call for a worker. An executable is a call that runs it."""
         if "sandbox" in task or task["function"] is None:
             task["sandbox"] = make_sandbox(self.sandbox_of(task))
         order = call_spec(task, more={"stop": str(self._stop_files / task["uid"])})

@@ -17,7 +17,7 @@ LOOK = 0.2
 
 
 def work(packed: bytes) -> bytes:
-    """Makes a call; see `rhapsody.sdk.calls`."""
+    """Make a call; see `rhapsody.sdk.calls`."""
     return _Runner().run(packed)
 
 
@@ -44,14 +44,14 @@ class _Runner(Runner):
 
 
 class _Context(TaskContext):
-    """What a function can know of itself; whether it is to stop is looked up each time."""
+    """Context of a task on a worker. Whether the task should stop is checked on each access."""
 
     __slots__ = ("stop",)
     stop: str
 
     @property
     def cancelled(self) -> bool:
-        """Whether somebody cancelled the task."""
+        """Whether the task was canceled."""
         return os.path.exists(self.stop)
 
 
@@ -63,5 +63,5 @@ class _Programs(LocalPrograms):
 
 
 async def run_program(task: TaskDescription) -> CompletedExecutable:
-    """Runs an executable task. A call like any other, so that it is shipped in the same way."""
+    """Run an executable task. It is sent like any other call."""
     return await _Programs().run_program(task)
