@@ -69,7 +69,7 @@ def test_a_block_of_the_documentation_runs_and_prints_what_it_says(
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=100,
         check=False,
     )
     assert done.returncode == 0, done.stderr
