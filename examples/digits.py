@@ -48,7 +48,7 @@ Row = dict[str, Any]
 
 
 def digits() -> tuple[Any, Any, Any, Any]:
-    """The images to train on, those to test with, and the labels of both."""
+    """Return the images for training, those for testing, and the labels of both."""
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
@@ -78,7 +78,7 @@ def make_model(family: str, settings: dict[str, Any]) -> Any:
 
 
 def train_and_score(family: str, settings: dict[str, Any], fold: int) -> dict[str, Any]:
-    """The accuracy of a model trained on all folds but one, and scored on that one."""
+    """Return the accuracy of a model trained on all folds except one, and scored on that one."""
     begun = time.perf_counter()
     from sklearn.model_selection import StratifiedKFold
     from threadpoolctl import threadpool_limits  # which scikit-learn brings
@@ -97,7 +97,7 @@ def train_and_score(family: str, settings: dict[str, Any], fold: int) -> dict[st
 
 
 def train_and_test(ranking: list[Row]) -> float:
-    """The accuracy of the best model on the images that were kept back."""
+    """Return the accuracy of the best model on the images that were not used for training."""
     train_images, test_images, train_labels, test_labels = digits()
     best = make_model(ranking[0]["family"], ranking[0]["settings"])
     return float(best.fit(train_images, train_labels).score(test_images, test_labels))
@@ -116,7 +116,7 @@ def summarise(family: str, settings: dict[str, Any], scores: list[dict[str, Any]
 
 
 def rank(rows: list[Row]) -> list[Row]:
-    """The rows, best first; of equals the one that comes first stays first."""
+    """Return the rows, best first; equal rows keep their order."""
     return sorted(rows, key=lambda row: row["accuracy"], reverse=True)
 
 
@@ -139,7 +139,7 @@ async def main(flow: WorkflowEngine) -> None:
 
     @flow.block
     async def refine(ranking: list[Row]) -> list[Row]:
-        """Searches around the best model, in smaller steps once no neighbour is better."""
+        """Search around the best model, in smaller steps when no neighbor is better."""
         tried = [(row["family"], row["settings"]) for row in ranking]
         steps = iter(STEPS)
         step = next(steps)
@@ -155,7 +155,7 @@ async def main(flow: WorkflowEngine) -> None:
 
     @flow.executable_task
     async def write_report(ranking: list[Row], report: OutputFile) -> str:
-        """Writes a line for each model, and checks their number and their order."""
+        """Write a line for each model, and check their number and their order."""
         file = str(report)
         return "\n".join(
             [
@@ -170,7 +170,7 @@ async def main(flow: WorkflowEngine) -> None:
 
     @flow.function_task
     def read_report(report: InputFile) -> list[str]:
-        """The models of the report, in its order."""
+        """Return the models of the report, in its order."""
         with open(report, newline="") as file:
             return [model for _, model in csv.reader(file)]
 
@@ -196,7 +196,7 @@ def ensemble() -> list[tuple[str, dict[str, Any]]]:
 
 
 def neighbours(settings: dict[str, Any], step: float) -> list[dict[str, Any]]:
-    """The settings with one of them a step up or down; whole numbers stay whole."""
+    """Return the settings with one of them a step up or down; whole numbers stay whole."""
     return [
         {**settings, key: max(1, round(value * factor)) if type(value) is int else value * factor}
         for key, value in settings.items()
@@ -215,7 +215,7 @@ def name(row: Row) -> str:
 
 
 def print_ranking(ranking: list[Row], first: Row, accuracy: float) -> None:
-    """The ten best models, and what the search and the test gave."""
+    """Print the ten best models, and the results of the search and the test."""
     print("rank  model                                          accuracy  spread")
     for place, row in enumerate(ranking[:10], start=1):
         print(f"{place:4}  {name(row):45}  {row['accuracy']:8.4f}  {row['spread']:6.4f}")

@@ -237,7 +237,7 @@ async def test_a_file_that_cannot_be_reached_from_here_is_a_capability_error(wor
 async def test_a_file_that_should_be_reachable_and_is_gone_is_a_data_error(work: Path) -> None:
     stager = Stager(work, backends={"far": Linking("far"), "here": Linking("here")})
     source = AttemptInfo("u.1", sandbox="/far/u.1", output_files=("x.txt",), backend="far")
-    with pytest.raises(DataError, match="is gone"):
+    with pytest.raises(DataError, match="is missing"):
         await link(stager, describe(stager), Linking("here"), [InputFile("x.txt")], [source])
 
 

@@ -37,7 +37,7 @@ async def test_one_of_another_user_is_refused(here: Path) -> None:
     async with engine():
         pass
     os.chown(here / "run.sqlite", 12345, 12345)
-    with pytest.raises(JournalError, match="another user's"):
+    with pytest.raises(JournalError, match="belongs to another user"):
         await WorkflowEngine.create(journal="run.sqlite")
 
 
@@ -50,19 +50,20 @@ async def test_one_that_another_user_has_added_to_is_refused(here: Path, suffix:
     added = here / f"run.sqlite{suffix}"
     added.touch()
     os.chown(added, 12345, 12345)
-    with pytest.raises(JournalError, match=f"run.sqlite{suffix} is another user's"):
+    with pytest.raises(JournalError, match=f"run.sqlite{suffix} belongs to another user"):
         await WorkflowEngine.create(journal="run.sqlite")
 
 
 @pytest.mark.parametrize("mode", [0o777, 0o1777])
 async def test_none_is_made_where_everybody_may_put_files(here: Path, mode: int) -> None:
     os.chmod(here, mode)
-    advice = f", or if nobody has: chmod o-w {here}" if mode == 0o777 else ""  # not of /tmp
-    with pytest.raises(JournalError, match=rf"name another{advice}$"):
+    advice = f", or if you trust its content: chmod o-w {here}"
+    advice = advice if mode == 0o777 else ""  # not for /tmp
+    with pytest.raises(JournalError, match=rf"use another directory{advice}$"):
         await WorkflowEngine.create(journal="run.sqlite")
     if os.geteuid() == 0:
         os.chown(here, 12345, 12345)
-        with pytest.raises(JournalError, match=r"name another$"):
+        with pytest.raises(JournalError, match=r"use another directory$"):
             await WorkflowEngine.create(journal="run.sqlite")
     assert not (here / "run.sqlite").exists()
 
@@ -97,7 +98,7 @@ async def test_a_group_may_share_the_directory_of_programs_journals_and_not_the_
 
 async def test_a_link_is_refused(here: Path) -> None:
     (here / "run.sqlite").symlink_to(here / "elsewhere")
-    with pytest.raises(JournalError, match="is no file, or is a link"):
+    with pytest.raises(JournalError, match="is not a regular file"):
         await WorkflowEngine.create(journal="run.sqlite")
     assert not (here / "elsewhere").exists()
 

@@ -15,7 +15,7 @@ _spent: dict[str, dict[str, tuple[int, float]]] = {}  # attempts and seconds, by
 
 @hookimpl
 def rhapsody_task_events(engine: WorkflowEngine, events: Sequence[TaskEvent]) -> None:
-    """Counts the seconds between the running state of an attempt and the next one."""
+    """Add the seconds between the running state of an attempt and the next state."""
     began, spent = _began.setdefault(engine.uid, {}), _spent.setdefault(engine.uid, {})
     for event in events:
         if event.state is RUNNING:
@@ -27,7 +27,7 @@ def rhapsody_task_events(engine: WorkflowEngine, events: Sequence[TaskEvent]) ->
 
 @hookimpl
 def rhapsody_workflow_finished(engine: WorkflowEngine) -> None:
-    """Writes the table."""
+    """Print the table."""
     _began.pop(engine.uid, None)
     for name, (count, seconds) in sorted(
         _spent.pop(engine.uid, {}).items(), key=lambda item: -item[1][1]

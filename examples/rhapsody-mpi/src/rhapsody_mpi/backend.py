@@ -51,7 +51,7 @@ class MPIBackend(SharedSandboxes, ManagedBackend):
         self._running: dict[str, TaskDescription] = {}
 
     async def start(self) -> None:
-        """Opens the pool and waits for its workers."""
+        """Open the pool and wait for its workers."""
         try:
             import mpi4py.MPI  # noqa: F401 - starts MPI, on the thread that is to end it
             from mpi4py.futures import MPIPoolExecutor
@@ -66,7 +66,7 @@ class MPIBackend(SharedSandboxes, ManagedBackend):
         self._free = self._pool.num_workers
 
     async def stop(self) -> None:
-        """Drops what waits, asks what runs to stop, and waits for it."""
+        """Drop waiting tasks, ask running ones to stop, and wait for them."""
         canceled = self.get_task_states_map().CANCELED
         while self._waiting:
             self.task_state_cb(self._waiting.popitem()[1], canceled)
@@ -79,7 +79,7 @@ class MPIBackend(SharedSandboxes, ManagedBackend):
         shutil.rmtree(self._stop_files, ignore_errors=True)
 
     async def submit_tasks(self, tasks: Sequence[TaskDescription]) -> None:
-        """Queues the tasks, and hands over as many as there are free workers."""
+        """Queue the tasks, and start as many as there are free workers."""
         self.require_running()
         for task in tasks:
             self.accept(task)
@@ -87,7 +87,7 @@ class MPIBackend(SharedSandboxes, ManagedBackend):
         self._fill()
 
     async def cancel_task(self, uid: str) -> bool:
-        """Cancels a task that waits, and asks one that runs to stop."""
+        """Cancel a waiting task, and ask a running one to stop."""
         if uid in self._waiting:
             self.task_state_cb(self._waiting.pop(uid), self.get_task_states_map().CANCELED)
             return True

@@ -22,7 +22,7 @@ CAPABILITIES = Capabilities(
 
 @hookimpl
 def rhapsody_backends() -> BackendSpec:
-    """Declares the backend."""
+    """Declare the backend."""
     return BackendSpec(
         name="mpi",
         import_path="rhapsody_mpi.backend:MPIBackend",

@@ -257,7 +257,7 @@ def _changes(
         if old is None and new is not None:
             changes.append(f"{name} is new")
         elif new is None and old is not None:
-            changes.append(f"{name} is gone")
+            changes.append(f"{name} was removed")
         elif old is not None and new is not None and old[0] != new[0]:
             if name.startswith("argument ") or (_is_digest(old[0]) and _is_digest(new[0])):
                 line = f", line {new[1]}" if new[1] is not None else ""

@@ -565,10 +565,10 @@ def require_private(path: Path) -> None:
         raise JournalError(f"journal {path} cannot be read: {error.strerror}") from error
     if above.st_mode & stat.S_IWOTH:
         meant = above.st_mode & stat.S_ISVTX or above.st_uid != os.geteuid()  # as /tmp is
-        hint = "" if meant else f", or if nobody has: chmod o-w {path.parent}"
+        hint = "" if meant else f", or if you trust its content: chmod o-w {path.parent}"
         raise JournalError(
-            f"journal {path} is in a directory where everybody may put files, and what is in them "
-            f"could be code; name another{hint}"
+            f"journal {path} is in a directory that everyone may write to, so that its content "
+            f"could be another user's code; use another directory{hint}"
         )
     if above.st_uid != os.geteuid() and not os.access(path.parent, os.W_OK | os.X_OK):
         raise NotYoursError(f"journal {path} would be in a directory of another user's")
@@ -584,15 +584,15 @@ def _require_own(path: Path) -> None:
     except OSError as error:
         raise JournalError(f"journal {path} cannot be read: {error.strerror}") from error
     if not stat.S_ISREG(found.st_mode):
-        raise JournalError(f"journal {path} is no file, or is a link; name another")
+        raise JournalError(f"journal {path} is not a regular file; use another name")
     if found.st_uid != os.geteuid():
         raise NotYoursError(
-            f"journal {path} is another user's, and what is in it could be code; name another"
+            f"journal {path} belongs to another user, and could contain code; use another name"
         )
     if stat.S_IMODE(found.st_mode) & 0o022:
         raise JournalError(
-            f"journal {path} can be written by others, and what is in it could be code; if nobody "
-            f"has: chmod 600 {path}"
+            f"journal {path} can be written by others, and could contain their code; if you trust "
+            f"its content: chmod 600 {path}"
         )
 
 

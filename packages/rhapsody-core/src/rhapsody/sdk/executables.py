@@ -188,8 +188,8 @@ def memory_error(task: TaskDescription, code: int | None) -> OutOfMemoryError | 
     tail = stderr_tail(task)
     message = (
         f"task {task['name']!r} was killed by the kernel because memory ran out: "
-        f"{memory_group().usage()}. Run it where there is more, or let fewer tasks run at once, as "
-        "a backend does that is told with resources={'memory': ...} how much each of them needs"
+        f"{memory_group().usage()}. Run it where there is more memory, or run fewer tasks at once: "
+        "set the memory that each of them needs, resources={'memory': ...}"
     )
     message += f"\n{tail.rstrip()}" if tail.strip() else ""
     return OutOfMemoryError(message, exit_code=code, stderr=tail)

@@ -106,7 +106,7 @@ def _version(name: str) -> tuple[str, str]:
 
 
 def file_of(module: Any) -> str | None:
-    """The file of the module with a name; `<text>` for a module created from text."""
+    """Return the file of the module with a name; `<text>` for a module created from text."""
     found = sys.modules.get(module)
     file = getattr(found, "__file__", None)
     if isinstance(file, str):
@@ -246,7 +246,7 @@ class _Program:
                 content = module.__spec__.loader.get_data(file)  # type: ignore[union-attr]
         except (OSError, AttributeError):
             self.altered.add(name)
-            return Source(file, hasattr(module, "__path__"), "a file that is gone", None)
+            return Source(file, hasattr(module, "__path__"), "a missing file", None)
         self.altered.discard(name)
         if changed > self._before and not _says(content, file, module):
             self.altered.add(name)
@@ -321,7 +321,7 @@ class _Program:
 
 
 def _imported(own: Any) -> Iterator[tuple[str, types.ModuleType, str]]:
-    """The modules that are imported and are the program's own, with their files."""
+    """Yield the imported modules that are the program's own, with their files."""
     for name, module in sys.modules.copy().items():
         if name in ("__main__", "__mp_main__"):
             continue
@@ -345,7 +345,7 @@ def _run_as_scripts() -> Iterator[dict[str, Any]]:
 
 @functools.cache
 def _plugins() -> frozenset[str]:
-    """The packages of Rhapsody and its plugins: a worker uses them while it runs calls."""
+    """Return the packages of Rhapsody and its plugins, which a worker uses while it runs calls."""
     from importlib_metadata import entry_points
 
     modules = [point.module for point in entry_points(group="rhapsody.backends")]
@@ -370,7 +370,7 @@ def _package(name: str, source: Source) -> str:
 
 
 def _names(text: bytes) -> set[str]:
-    """The names of modules that a source text imports, and the names imported from them."""
+    """Return the names of modules that a source text imports, and the names imported from them."""
     names = {each.decode(errors="replace") for each in _IMPORT_CALL.findall(text)}
     for module, taken, modules in _IMPORT.findall(text):
         words = (taken or modules).replace(b"\\", b" ").strip(b"() \t\r\n").split(b",")

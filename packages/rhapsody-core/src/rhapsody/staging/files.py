@@ -368,8 +368,8 @@ class Stager:
             return self._fetcher.bring(f"{producer.backend}://{producer.uid}/{name}", name, write)
         if backend is not None and backend.capabilities.shared_file_system:
             raise DataError(
-                f"task {task['name']!r} needs {name!r} of task {producer.task}, which is gone from "
-                f"{producer.sandbox!r}"
+                f"task {task['name']!r} needs {name!r} of task {producer.task}, which is missing "
+                f"in {producer.sandbox!r}"
             )
         raise CapabilityError(
             f"task {task['name']!r} needs {name!r}, which is in a sandbox of backend "

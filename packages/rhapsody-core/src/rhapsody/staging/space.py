@@ -97,7 +97,7 @@ def _is_full(path: str) -> bool:
 
 
 def mount_of(path: str) -> str:
-    """The mount point of the file system that a path is in."""
+    """Return the mount point of the file system that a path is in."""
     place = os.path.realpath(path)
     while not os.path.ismount(place):
         place = os.path.dirname(place)
