@@ -52,7 +52,7 @@ def reaper() -> Iterator[Reaper]:
 @pytest.fixture
 def sleepers() -> Iterator[list[subprocess.Popen[bytes]]]:
     """Programs that sleep, each a process group."""
-    processes = [subprocess.Popen(["sleep", "600"], start_new_session=True) for _ in range(3)]
+    processes = [subprocess.Popen(["sleep", "600"], start_new_session=True) for _ in range(4)]
     yield processes
     for process in processes:
         with suppress(ProcessLookupError):
@@ -140,15 +140,21 @@ def test_programs_and_services_end_with_a_program_that_is_killed(tmp_path: Path,
         program.close()
 
 
+@pytest.mark.parametrize("killed", [False, True], ids=["the first", "another"])
 def test_it_kills_what_has_not_ended(
-    reaper: Reaper, sleepers: list[subprocess.Popen[bytes]]
+    reaper: Reaper, sleepers: list[subprocess.Popen[bytes]], killed: bool
 ) -> None:
-    ended, open_, unknown = sleepers
+    ended, first, second, unknown = sleepers
     reaper.began(ended.pid)
-    reaper.began(open_.pid)
+    reaper.began(first.pid)
+    if killed:  # another reaper takes its place
+        (process,) = reapers()
+        process.kill()
+        process.wait(20)
     reaper.ended(ended.pid)
+    reaper.began(second.pid)
     reaper.stop()
-    assert open_.wait(20) == -signal.SIGKILL
+    assert first.wait(20) == second.wait(20) == -signal.SIGKILL
     assert ended.poll() is None
     assert unknown.poll() is None
 
@@ -172,22 +178,6 @@ def test_it_does_not_wake_up_for_each_program(reaper: Reaper) -> None:
         time.sleep(0.001)  # time enough to wake up
     assert found[0].num_ctx_switches().voluntary - before < 50
     reaper.stop()
-
-
-def test_another_takes_its_place_where_it_was_killed(
-    reaper: Reaper, sleepers: list[subprocess.Popen[bytes]]
-) -> None:
-    first, second, third = sleepers
-    reaper.began(first.pid)
-    reaper.began(third.pid)
-    (process,) = reapers()
-    process.kill()
-    process.wait(20)
-    reaper.ended(third.pid)
-    reaper.began(second.pid)
-    reaper.stop()
-    assert first.wait(20) == second.wait(20) == -signal.SIGKILL
-    assert third.poll() is None
 
 
 def test_what_is_left_of_a_group_does_not_start_it_again(
