@@ -1,7 +1,7 @@
 """A program that does all kinds of things of its own beside our backend: what it saw is JSON.
 
 It drives a session of RADICAL-Pilot by itself, has ZeroMQ sockets, forks, a pool of processes,
-threads, programs and open files. `test_not_ours.py` runs it, and judges what it prints.
+threads, programs and open files. `test_beside.py` runs it, and judges what it prints.
 """
 
 from __future__ import annotations
