@@ -152,21 +152,33 @@ def test_without_a_release_there_is_nothing_to_compare_with(repository: Reposito
     assert "there is no release tag rhapsody-core-v* yet" in told
 
 
-def test_what_was_not_changed_is_not_broken(released: Repository) -> None:
-    assert released.answer() == (
+def test_what_was_not_changed_since_the_highest_version_is_not_broken(
+    repository: Repository,
+) -> None:
+    for version in ("0.10.0", "0.9.0"):  # the last release is not the last word
+        repository.git("tag", f"rhapsody-core-v{version}")
+    assert repository.answer() == (
         0,
-        "plugin interface: version 1, nothing is broken since rhapsody-core-v0.1.0\n",
+        "plugin interface: version 1, nothing is broken since rhapsody-core-v0.10.0\n",
     )
 
 
-@pytest.mark.parametrize("change", BREAKS)
-def test_a_break_fails_and_is_named(released: Repository, change: str) -> None:
-    *edit, words = BREAKS[change]
-    released.change(*edit)
-    code, told = released.answer()
+@pytest.fixture(scope="module")
+def told_of_all(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """What is said of all breaks at once: to read the source takes much longer than to compare."""
+    repository = Repository(tmp_path_factory.mktemp("breaks") / "repository")
+    repository.git("tag", "rhapsody-core-v0.1.0")
+    for *edit, _ in BREAKS.values():
+        repository.change(*edit)
+    code, told = repository.answer()
     assert code == 1
-    assert words in told
     assert "raise API_VERSION" in told
+    return told
+
+
+@pytest.mark.parametrize("change", BREAKS)
+def test_a_break_is_named(told_of_all: str, change: str) -> None:
+    assert BREAKS[change][-1] in told_of_all
 
 
 def test_a_break_with_a_new_version_of_the_interface_passes(released: Repository) -> None:
@@ -179,20 +191,11 @@ def test_a_break_with_a_new_version_of_the_interface_passes(released: Repository
     assert "version 2 breaks the above, rhapsody-core-v0.1.0 had version 1" in told
 
 
-@pytest.mark.parametrize("change", HARMLESS)
-def test_what_breaks_no_plugin_passes(released: Repository, change: str) -> None:
-    released.change(*HARMLESS[change])
+def test_what_breaks_no_plugin_passes(released: Repository) -> None:
+    for edit in HARMLESS.values():
+        released.change(*edit)
     code, told = released.answer()
     assert code == 0, told
-
-
-def test_the_last_release_is_the_highest_version_and_not_the_last_word(
-    released: Repository,
-) -> None:
-    released.commit()
-    for version in ("0.10.0", "0.9.0"):
-        released.git("tag", f"rhapsody-core-v{version}")
-    assert "since rhapsody-core-v0.10.0" in released.answer()[1]
 
 
 def test_this_tree_breaks_nothing_that_was_released() -> None:
