@@ -25,6 +25,8 @@ from rhapsody.testing import Driver
 from rhapsody_radical import RadicalExecutionBackend, service_ready_callback
 from rhapsody_radical.library import rp
 from tests.direct import check_direct_use
+from tests.machine import alive
+from tests.radical.busy import BUSY, six, sleeping
 from tests.radical.pilots import active, backend
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(300)]
@@ -468,3 +470,49 @@ async def test_an_engine_mixes_kinds_and_files(
     assert future.sandbox is not None
     assert Path(future.sandbox).is_relative_to(tmp_path / "flow")
     await flow.shutdown(skip_execution_backend=True)
+
+
+# Cancelled tasks: what works in the same directory goes on, what they started ends.
+
+
+@pytest.mark.parametrize("who", ["the task's settings", "the engine"])
+async def test_a_cancelled_task_ends_with_all_that_it_started_and_nothing_else(
+    driver: Driver, tmp_path: Path, who: str
+) -> None:
+    here = tmp_path / "shared"
+
+    def placed(task: Any, **settings: Any) -> Any:
+        if who == "the engine":
+            task["sandbox"] = str(here)
+        else:
+            settings["sandbox"] = str(here)
+        task["task_backend_specific_kwargs"] = settings
+        return task
+
+    names = ("neighbour", "cancelled", "timed")
+    pids = {name: tmp_path / f"{name}.pids" for name in names}
+    neighbour, cancelled = (
+        placed(driver.command(BUSY.format(pids=pids[name]))) for name in names[:2]
+    )
+    timed = placed(driver.command(BUSY.format(pids=pids["timed"])), timeout=8.0)
+    with sleeping(here) as one, sleeping(here, "nohup") as two, sleeping(here / "below") as three:
+        await driver.submit(neighbour, cancelled, timed)
+        others = [one.pid, two.pid, three.pid, *await six(pids["neighbour"])]
+        theirs, its = await six(pids["timed"]), await six(pids["cancelled"])
+        await driver.cancel(cancelled)
+        assert (await driver.finished(cancelled)).state == "CANCELED"
+        assert [pid for pid in its if alive(pid)] == []
+        end = await driver.finished(timed)
+        assert isinstance(end.error, TaskTimeoutError), str(end)
+        assert [pid for pid in theirs if alive(pid)] == []
+        assert all(map(alive, others))
+        await driver.cancel(neighbour)
+        assert (await driver.finished(neighbour)).state == "CANCELED"
+        assert [pid for pid in others if alive(pid)] == [one.pid, two.pid, three.pid]
+
+
+async def test_what_a_task_that_is_done_left_in_the_background_goes_on(driver: Driver) -> None:
+    task = driver.command("setsid sleep 600 > /dev/null 2>&1 & echo $!")
+    end = await driver.run_one(task)
+    assert end.state == "DONE", str(end)
+    assert alive(int(str(end.stdout)))

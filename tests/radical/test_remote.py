@@ -275,6 +275,7 @@ async def test_an_exception_in_a_callback_does_not_stop_the_others(
     assert "in a callback" in caplog.text
 
 
+@pytest.mark.long  # it starts another pilot
 async def test_pilots_of_the_programs_own_are_heard_of(made: RadicalExecutionBackend) -> None:
     words = {"resource": "local.localhost", "cores": 1, "runtime": 5, "exit_on_error": False}
     all_of_them, one_of_them = Heard(), Heard()
