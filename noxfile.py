@@ -1,7 +1,8 @@
 """The checks of this workspace, for a newcomer's machine and for CI.
 
 `nox` runs what takes minutes: lint, types, the tests on the running Python, and the
-built wheels in clean environments. `nox -s ci` adds what CI can afford, `nox -s release` is
+built wheels in clean environments, of both the tests that are not marked `long`. `nox -s ci` adds
+what CI can afford, `nox -s long` runs the tests that are marked `long`, and `nox -s release` runs
 everything on every Python. What each check does is in its session here; how a distribution
 is built is in its own `pyproject.toml`.
 """
@@ -13,6 +14,7 @@ import os
 import shutil
 import sys
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -34,13 +36,16 @@ class Distribution(NamedTuple):
         folder: The distribution's.
         tests: Its tests' folder.
         extras: The extras that they need.
-        ci: Which of them plain `nox` and CI run. Plain `nox` runs those on the running Python, of
-            `"split"` ones without what is marked `long`, which is `nox -s long`. Of `"all"` ones
-            CI adds what is not marked `long` on the newest other Python, and `minimums` with the
-            lowest dependencies. All of them on every Python is `nox -s release`.
+        ci: What `nox -s ci` adds to plain `nox`, which runs those not marked `long` on the running
+            Python. `"nothing"`: nothing. `"long"`: those marked `long`. `"all"`: these, those not
+            marked `long` on the newest other Python, and `minimums` with the lowest dependencies.
+        has_long: Whether some are marked `long`.
         minimums: The tests that use its dependencies most.
         at_once: How many of its tests run at once: more than there are processors, where most
             of them wait.
+        files_at_once: Whether tests of one file run one after the other, because they share what
+            is expensive to make.
+        reruns: Whether a test whose pilot or Slurm did not start runs once more.
         pythons: The Pythons that it supports, where those are not all.
         tools: What else its tests use.
     """
@@ -48,9 +53,12 @@ class Distribution(NamedTuple):
     folder: str
     tests: str
     extras: str = ""
-    ci: Literal["split", "once", "all"] = "once"
+    ci: Literal["nothing", "long", "all"] = "nothing"
+    has_long: bool = True
     minimums: Sequence[str] = ()
     at_once: int = 1
+    files_at_once: bool = False
+    reruns: bool = False
     pythons: tuple[str, ...] = ()
     tools: tuple[str, ...] = ()
 
@@ -98,15 +106,18 @@ DISTRIBUTIONS = {
         "packages/rhapsody-dask",
         "tests/dask",
         "[dashboard,jobqueue,testing]",
+        ci="long",
+        at_once=2,
+        files_at_once=True,
     ),
     "radical": Distribution(
         "packages/rhapsody-radical",
         "tests/radical",
         "[testing]",
-        ci="split",
+        reruns=True,
         pythons=("3.11", "3.12", "3.13"),  # RADICAL-Pilot's
     ),
-    "wfcommons": Distribution("packages/rhapsody-wfcommons", "tests/wfcommons"),
+    "wfcommons": Distribution("packages/rhapsody-wfcommons", "tests/wfcommons", has_long=False),
 }
 
 PYTHONS = ["3.11", "3.12", "3.13", "3.14", "3.14t"]
@@ -148,11 +159,8 @@ BENCHMARK_TOOLS = ["matplotlib>=3.9", "wfcommons>=1.6"]
 AUDIT_TOOLS = ["pip-audit>=2.9,<3", "cyclonedx-bom>=7,<8", "detect-secrets>=1.5,<2"]
 
 nox.needs_version = ">=2024.10.9"
-SPLIT = [name for name, dist in DISTRIBUTIONS.items() if dist.ci == "split"]
-TESTS = [
-    f"{'quick' if name in SPLIT else 'tests'}-{RUNNING}(backend='{name}')" for name in DISTRIBUTIONS
-]
-nox.options.sessions = ["lint", "types", *TESTS, "system"]
+QUICK = [f"quick-{RUNNING}(backend='{name}')" for name in DISTRIBUTIONS]
+nox.options.sessions = ["lint", "types", *QUICK, "system"]
 # A Python that is not there is reported as skipped, on CI machines too.
 nox.options.error_on_missing_interpreters = False
 nox.options.download_python = "never"
@@ -177,10 +185,11 @@ def run_tests(
     if dist.pythons and python not in dist.pythons:
         session.skip(f"{backend} supports Python {', '.join(dist.pythons)}")
     tools = [*TEST_TOOLS, *dist.tools]
-    if dist.ci == "split":
+    if dist.reruns:
         tools, options = [*tools, RERUN], (*ONCE_MORE, *options)
     if dist.at_once > 1:
-        tools, options = [*tools, XDIST], (f"-n{dist.at_once}", "--dist=worksteal", *options)
+        way = "loadfile" if dist.files_at_once else "worksteal"
+        tools, options = [*tools, XDIST], (f"-n{dist.at_once}", f"--dist={way}", *options)
     held = ["--constraint", str(constraints)] if constraints else []
     install_distribution(session, backend, *tools, *held)
     session.run("pytest", *options, *(session.posargs or [dist.tests]))
@@ -201,20 +210,25 @@ def types(session: nox.Session) -> None:
     everything = [f"./{d.folder}{d.extras}" for d in there.values()]
     tools = (MYPY, PYRIGHT, "nox", "pytest>=8.4", "types-psutil", *TEST_TOOLS)
     session.install(NO_COMPILE, *tools, *everything)
-    session.run("mypy")
-    # What is public is checked as a user of core and one plugin sees it. The environment to
-    # check is the one whose Python comes first in PATH: with --verifytypes, --pythonpath is
-    # ignored.
-    for name in there:
-        package = "rhapsody" if name == "core" else f"rhapsody_{name}"
-        alone = session.cache_dir.absolute() / f"{package}-alone"
-        session.run("virtualenv", "--clear", str(alone), silent=True)  # nox brings it
-        folders = {f"./{DISTRIBUTIONS[each].folder}" for each in ("core", name)}
-        pip = [f"{alone}/bin/python", "-m", "pip", "install", "--quiet", NO_COMPILE, *folders]
-        session.run(*pip, external=True)
-        path = f"PATH={alone}/bin:{os.environ['PATH']}"
-        verify = ["--verifytypes", package, "--ignoreexternal"]
-        session.run("env", path, f"{session.bin}/pyright", *verify, external=True)
+    with ThreadPoolExecutor(1) as pool:  # mypy and pyright use one processor each
+        checked = pool.submit(session.run, "mypy", silent=True)
+        for name in there:
+            verify_types(session, name)
+        session.log("%s", checked.result())
+
+
+def verify_types(session: nox.Session, name: str) -> None:
+    """Checks what a distribution exports, as a user of core and that distribution sees it."""
+    package = "rhapsody" if name == "core" else f"rhapsody_{name}"
+    alone = session.cache_dir.absolute() / f"{package}-alone"
+    session.run("virtualenv", "--clear", str(alone), silent=True)  # nox brings it
+    folders = {f"./{DISTRIBUTIONS[each].folder}" for each in ("core", name)}
+    pip = [f"{alone}/bin/python", "-m", "pip", "install", "--quiet", NO_COMPILE, *folders]
+    session.run(*pip, external=True)
+    # With --verifytypes, pyright ignores --pythonpath: it checks the first environment in PATH.
+    path = f"PATH={alone}/bin:{os.environ['PATH']}"
+    verify = ["--verifytypes", package, "--ignoreexternal"]
+    session.run("env", path, f"{session.bin}/pyright", *verify, external=True)
 
 
 @nox.session(python=PYTHONS)
@@ -232,7 +246,7 @@ def quick(session: nox.Session, backend: str) -> None:
 
 
 @nox.session
-@nox.parametrize("backend", SPLIT)
+@nox.parametrize("backend", [name for name, dist in DISTRIBUTIONS.items() if dist.has_long])
 def long(session: nox.Session, backend: str) -> None:
     """Those tests of one backend that are marked `long`."""
     run_tests(session, backend, "-m", "long")
@@ -240,10 +254,13 @@ def long(session: nox.Session, backend: str) -> None:
 
 @nox.session
 def system(session: nox.Session) -> None:
-    """What users get: wheels in clean environments, the README's commands, the examples."""
+    """What users get: wheels in clean environments, the README's commands, the examples.
+
+    Those tests that are not marked `long`, unless others are asked for: `-- tests/system`.
+    """
     session.install(BUILD, GRIFFE, MYPY, RUFF, XDIST, "nox", "pytest>=8.4", *TEST_TOOLS)
     files_at_once = ("-n2", "--dist=loadfile")  # as those of one file share environments
-    session.run("pytest", *files_at_once, *(session.posargs or ["tests/system"]))
+    session.run("pytest", *files_at_once, *(session.posargs or ["-m", "not long", "tests/system"]))
 
 
 @nox.session
@@ -408,13 +425,16 @@ def known_faults(session: nox.Session, environment: Path, name: str) -> list[str
 
 @nox.session(python=False)
 def ci(session: nox.Session) -> None:
-    """What plain `nox` leaves out, as far as it is quick: see `Distribution.ci`."""
+    """What plain `nox` leaves out, as far as CI can afford it: see `Distribution.ci`."""
     others = [python for python in PYTHONS if python != RUNNING and shutil.which(f"python{python}")]
     for backend, dist in DISTRIBUTIONS.items():
         if dist.ci == "all":
             for python in others[-1:]:
                 session.notify(f"quick-{python}(backend='{backend}')")
             session.notify(f"minimums(backend='{backend}')", dist.minimums)
+        if dist.ci in ("long", "all"):
+            session.notify(f"long(backend='{backend}')")
+    session.notify("system", ["-m", "long", "tests/system"])
     session.notify("docs")
     session.notify("plugin_api")
     session.notify("benchmarks_smoke")
@@ -422,9 +442,13 @@ def ci(session: nox.Session) -> None:
 
 @nox.session(python=False)
 def release(session: nox.Session) -> None:
-    """All tests of all distributions on every Python and with the lowest dependencies; an audit."""
+    """All tests, those of distributions on every Python and with the lowest dependencies; an audit.
+
+    The tests of the documentation are in `ci`.
+    """
     session.notify("audit")
     for backend in DISTRIBUTIONS:
         for python in PYTHONS:
             session.notify(f"tests-{python}(backend='{backend}')")
         session.notify(f"minimums(backend='{backend}')", [DISTRIBUTIONS[backend].tests])
+    session.notify("system", ["tests/system"])
