@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.system.support import ROOT, Built, MakeVenv, check, run
+from tests.system.support import ROOT, check, run
 
 pytestmark = pytest.mark.timeout(1200)
 
@@ -43,22 +43,6 @@ def number(label: str, output: str) -> int:
     match = re.search(rf"^{label} +(\d+)", output, re.MULTILINE)
     assert match, output
     return int(match[1])
-
-
-@pytest.fixture(scope="module")
-def with_scikit_learn(built: Built, make_venv: MakeVenv) -> Path:
-    return make_venv(built.wheel, "scikit-learn")
-
-
-def test_digits_runs_from_the_command_line_on_the_backend_that_is_there(
-    with_scikit_learn: Path, tmp_path: Path
-) -> None:
-    output = check(with_scikit_learn / "rhapsody", "run", DIGITS, cwd=tmp_path, timeout=300)
-    best = re.search(r"^ +1 +support vectors .* (0\.9\d+) ", output, re.MULTILINE)
-    assert best, output
-    assert float(best[1]) > 0.98
-    assert number("tasks", output) > 110
-    assert number("utilisation", output) > 30
 
 
 def test_digits_without_scikit_learn_says_what_to_install(core_alone: Path, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.system.support import INSTALL_TIMEOUT, ROOT, check
+from tests.system.test_examples import number
 
 pytestmark = pytest.mark.timeout(1800)
 
@@ -39,7 +40,11 @@ def test_the_first_command_runs_the_digits_example_to_its_table(checkout: Path) 
     first, _ = commands("Start")
     output = check("bash", "-euc", first, cwd=checkout, timeout=INSTALL_TIMEOUT)
     assert re.search(r"^rank +model", output, re.MULTILINE), output
-    assert re.search(r"^tasks +\d+", output, re.MULTILINE), output
+    best = re.search(r"^ +1 +support vectors .* (0\.9\d+) ", output, re.MULTILINE)
+    assert best, output
+    assert float(best[1]) > 0.98
+    assert number("tasks", output) > 110
+    assert number("utilisation", output) > 30
 
 
 def test_the_second_command_sets_nox_up_and_starts_it(checkout: Path) -> None:
