@@ -93,7 +93,7 @@ def _check(path: Path) -> None:
 
 
 @given(data=st.binary(max_size=200), header=st.booleans())
-@settings(max_examples=30)
+@settings(max_examples=15)
 def test_any_bytes(good: Path, data: bytes, header: bool) -> None:
     with _copy(good) as path:
         path.write_bytes((path.read_bytes()[:100] if header else b"") + data)
@@ -101,7 +101,7 @@ def test_any_bytes(good: Path, data: bytes, header: bool) -> None:
 
 
 @given(data=st.data())
-@settings(max_examples=40)
+@settings(max_examples=20)
 def test_other_bytes_somewhere_in_it(good: Path, data: Any) -> None:
     with _copy(good) as path:
         content = bytearray(path.read_bytes())
@@ -122,7 +122,7 @@ def test_one_that_was_cut_off(good: Path, share: float) -> None:
 
 
 @given(data=st.data())
-@settings(max_examples=50)
+@settings(max_examples=25)
 def test_other_values_in_its_tables(good: Path, data: Any) -> None:
     table = data.draw(st.sampled_from(sorted(COLUMNS)))
     column = data.draw(st.sampled_from(COLUMNS[table]))
