@@ -96,8 +96,6 @@ async def process_driver(process_backend: LocalExecutionBackend) -> AsyncIterato
 
 
 LONG = {
-    "test_conformance_local_processes",
-    "test_conformance_local_threads",
     "test_idle",
     "test_kit_catches_faults",
     "test_kit_in_a_run",
@@ -106,9 +104,9 @@ LONG = {
     "test_memory",
     "test_state_properties",
 }
-"""Modules that take long for what they show on another Python: the kit on both executors and on
-planted faults, what costs nothing while nothing happens, random histories, and what is kept in
-memory."""
+"""Modules that take long for what they find beyond the others: the kit on planted faults and on a
+machine that pauses, tests that an idle engine uses no processor time, random histories, and tests
+of memory."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from tests.system.chaos.seeds import Seed, run_seed
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.timeout(300), pytest.mark.long]
 
 SEEDS = (1, 4, 8, 9)  # a killed program, a killed scheduler, and killed workers
 FAILED_ONCE: list[Seed] = []

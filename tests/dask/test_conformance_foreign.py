@@ -13,6 +13,7 @@ from rhapsody_dask import DaskExecutionBackend
 from tests.dask.clusters import CannotStart, foreign, uses_dask
 
 
+@pytest.mark.long
 class TestDaskForeign(BackendConformance):
     cores = 2
     cores_per_task = 1

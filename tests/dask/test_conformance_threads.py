@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+import pytest
+
 from rhapsody.testing import BackendConformance
 from rhapsody_dask import DaskExecutionBackend
 from tests.dask.clusters import CannotStart, uses_dask
@@ -18,6 +20,7 @@ RESOURCES = {
 }
 
 
+@pytest.mark.long
 class TestDaskThreads(BackendConformance):
     cores = 2
     gpus = 2

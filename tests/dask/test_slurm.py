@@ -14,6 +14,7 @@ from tests.slurm import slurm, until_no_jobs, why_not
 
 pytestmark = [
     pytest.mark.asyncio,
+    pytest.mark.long,
     pytest.mark.skipif(why_not() is not None, reason=str(why_not())),
     pytest.mark.filterwarnings("ignore::DeprecationWarning:dask_jobqueue.*"),
 ]

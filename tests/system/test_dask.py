@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.system.support import ROOT, BuildWheels, Built, MakeVenv, check, run
+from tests.system.support import INSTALL_TIMEOUT, ROOT, BuildWheels, Built, MakeVenv, check, run
 from tests.system.test_examples import DIGITS, LAMBDA_PHAGE, needs_phage_tools, number
 
 pytestmark = pytest.mark.timeout(1200)
@@ -25,7 +25,7 @@ def wheel(checkout: Path, build_wheels: BuildWheels) -> Path:
 
 @pytest.fixture(scope="module")
 def with_dask(built: Built, wheel: Path, make_venv: MakeVenv) -> Path:
-    return make_venv(built.wheel, wheel, "scikit-learn")
+    return make_venv(built.wheel, wheel)
 
 
 def test_its_wheel_holds_its_package_and_nothing_else(checkout: Path, wheel: Path) -> None:
@@ -62,7 +62,10 @@ def test_doctor_finds_nothing_wrong(with_dask: Path, tmp_path: Path) -> None:
     assert re.search(r"^ok +backend dask: started in", report, re.MULTILINE), report
 
 
+@pytest.mark.long
 def test_digits_runs_on_dask_from_the_command_line(with_dask: Path, tmp_path: Path) -> None:
+    install = (with_dask / "python", "-m", "pip", "install", "--quiet", "scikit-learn")
+    check(*install, cwd=tmp_path, timeout=INSTALL_TIMEOUT)
     command = (with_dask / "rhapsody", "run", DIGITS, *ONE_EACH)
     done = run(*command, cwd=tmp_path, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -63,6 +63,7 @@ def test_it_is_listed_with_what_it_declares(scaffold: Scaffold, tmp_path: Path) 
     )
 
 
+@pytest.mark.long
 def test_the_digits_example_runs_on_it(scaffold: Scaffold, tmp_path: Path) -> None:
     install = (scaffold.programs / "python", "-m", "pip", "install", "--quiet", "scikit-learn")
     check(*install, cwd=tmp_path, timeout=INSTALL_TIMEOUT)

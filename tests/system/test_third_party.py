@@ -15,7 +15,7 @@ import pytest
 
 from tests.system.support import ROOT, BuildWheels, Built, MakeVenv, check, run
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = [pytest.mark.timeout(900), pytest.mark.long]
 
 MPI = ROOT / "examples" / "rhapsody-mpi"
 TIMING = ROOT / "examples" / "rhapsody-timing"

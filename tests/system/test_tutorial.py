@@ -16,7 +16,7 @@ import pytest
 from tests.system.support import INSTALL_TIMEOUT, ROOT, Built, MakeVenv, run
 
 # Each step has a limit of its own; on a busy machine many take long.
-pytestmark = pytest.mark.timeout(3600)
+pytestmark = [pytest.mark.timeout(3600), pytest.mark.long]
 
 PAGE = ROOT / "docs" / "plugins" / "tutorial.md"
 BLOCK = re.compile(
