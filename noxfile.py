@@ -144,6 +144,7 @@ NOT_STARTED = (
 )
 ONCE_MORE = ["--reruns", "1", *(f"--only-rerun={error}" for error in NOT_STARTED), "-raR"]
 BUILD = "build>=1.2"
+HATCHLING = "hatchling>=1.26"
 DOCS = "mkdocs>=1.6,<2"
 GRIFFE = "griffe>=2.0,<3"
 # Systems that the benchmarks compare with. One that cannot be installed takes no part. Prefect's
@@ -258,7 +259,7 @@ def system(session: nox.Session) -> None:
 
     Those tests that are not marked `long`, unless others are asked for: `-- tests/system`.
     """
-    session.install(BUILD, GRIFFE, MYPY, RUFF, XDIST, "nox", "pytest>=8.4", *TEST_TOOLS)
+    session.install(BUILD, HATCHLING, GRIFFE, MYPY, RUFF, XDIST, "nox", "pytest>=8.4", *TEST_TOOLS)
     files_at_once = ("-n2", "--dist=loadfile")  # as those of one file share environments
     session.run("pytest", *files_at_once, *(session.posargs or ["-m", "not long", "tests/system"]))
 
