@@ -25,6 +25,7 @@ from rhapsody.testing import Driver
 from rhapsody_radical import call, calls
 from rhapsody_radical.client.raptor import OWN_CALL, OWN_WORKER, PROTOCOL
 from rhapsody_radical.functions import completed
+from rhapsody_radical.wire import is_plain
 from tests.radical.pilots import backend
 
 MIB = 1 << 20
@@ -76,7 +77,7 @@ def fail(error: BaseException) -> None:
 def packed(directory: Path | None, function: Any, *args: Any, **kwargs: Any) -> tuple[Any, str]:
     task = completed("task.1", {"function": function, "args": args, "kwargs": kwargs}, None)
     where = None if directory is None else str(directory)
-    return task, calls.pack(task, {}, capture=True, directory=where)
+    return task, calls.as_text(calls.pack(task, {}, capture=True, directory=where))
 
 
 def calls_of(function: Any, count: int) -> list[Any]:
@@ -86,7 +87,7 @@ def calls_of(function: Any, count: int) -> list[Any]:
         words = {"function": function, "args": (number,), "kwargs": {}}
         task = completed(f"task.{number}", words, None)
         order = calls.pack(task, {}, capture=True, batch=batch)
-        assert calls.unpack(call.run(order), task) is None
+        assert calls.unpack(call.run(calls.as_text(order)), task) is None
         values.append(task["return_value"])
     return values
 
@@ -133,6 +134,24 @@ def test_a_function_is_pickled_once_for_the_calls_that_are_packed_together() -> 
 
     assert calls_of(add, 3) == [0, 1, 2]
     assert Counted.pickled == 1
+
+
+def test_a_function_is_sent_once_for_the_calls_that_are_packed_together(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(calls, "own_modules", lambda: None)
+    constant, batch = os.urandom(20_000), calls.Batch()
+
+    def measure(number: int) -> int:
+        return len(constant) + number
+
+    orders = []
+    for number in range(100):
+        words = {"function": measure, "args": (number,), "kwargs": {}}
+        task = completed(f"task.{number}", words, None)
+        orders.append(calls.pack(task, {}, capture=True, batch=batch))
+    assert is_plain(orders)
+    assert len(pickle.dumps(orders)) < 100_000
 
 
 @pytest.mark.parametrize("size", [100, 5 * MIB])
@@ -230,7 +249,8 @@ def test_a_full_disk_fails_the_call_and_leaves_nothing(
 
 
 def test_workers_of_others_run_a_call_with_files(tmp_path: Path) -> None:
-    task, order = packed(tmp_path, len, bytes(MIB))
+    task = completed("task.1", {"function": len, "args": (bytes(MIB),), "kwargs": {}}, None)
+    order = calls.pack(task, {}, capture=True, directory=str(tmp_path))
     encoded = pickle.loads(base64.b64decode(calls.python_task(order)))
     assert calls.unpack(pickle.loads(encoded["func"])(*encoded["args"]), task) is None
     assert task["return_value"] == MIB
@@ -299,7 +319,7 @@ def test_a_call_whose_output_has_no_place_fails_alone(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     task = completed("task.1", {"function": same, "args": (1,)}, None)
     task["sandbox"] = str(tmp_path / "file" / "sandbox")
-    order = calls.pack(task, {}, capture="files")
+    order = calls.as_text(calls.pack(task, {}, capture="files"))
     before = os.getcwd(), dict(os.environ), sys.stdout
     assert type(calls.unpack(call.run(order), task)) is NotADirectoryError
     assert before == (os.getcwd(), dict(os.environ), sys.stdout)

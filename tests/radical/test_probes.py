@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import pickle
 import threading
 from types import SimpleNamespace
 from typing import Any
@@ -225,8 +224,8 @@ def test_a_call_whose_pair_is_lost_while_it_is_submitted_is_lost(asking: Asking)
     raptors = Raptors([asking.pilot], lambda *_: None)
     raptors.send = lambda *_: asking.pair  # type: ignore[method-assign]
     tasks = Tasks("session", [asking.pilot], raptors, lambda *parts, within: said.append(parts))
-    packed = pickle.dumps(({"uid": "call", "mode": "task.executable", "executable": "true"}, b""))
-    tasks.submit(asking.pilot.number, [("call", packed)])
+    words = {"uid": "call", "mode": "task.executable", "executable": "true"}
+    tasks.submit(asking.pilot.number, [("call", words, b"")])
     assert [message[:4] for message in said] == [("end", "call", "LOST", "its master has ended")]
     assert not tasks.open()
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pickle
 import subprocess
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -291,7 +290,7 @@ def test_a_raptor_master_of_another_pilot_is_refused() -> None:
     made.found[1].pairs.append(pair("there"))
 
     def sent(master: str, pilot: Any) -> Any:
-        return made.send({"raptor_id": master}, "order", pilot)
+        return made.send({"raptor_id": master}, ("order",), pilot)
 
     assert sent("there", second) is made.found[1].pairs[0]
     with pytest.raises(ValueError, match=r"on pilot pilot.0001.*; say pilot='pilot.0001'"):
@@ -459,9 +458,8 @@ def test_reports_do_not_wait_for_tasks_that_were_refused_or_lost_with_their_pilo
     def say(name: str, *parts: Any, within: float = 0.0) -> None:
         told.append((name, within))
 
-    def batch(name: str, count: int) -> list[tuple[str, bytes]]:
-        words = pickle.dumps(({"executable": "true"}, None))
-        return [(f"{name}.{number}", words) for number in range(count)]
+    def batch(name: str, count: int) -> list[tuple[str, dict[str, Any], Any]]:
+        return [(f"{name}.{number}", {"executable": "true"}, None) for number in range(count)]
 
     pilot: Any = SimpleNamespace(manager=Refusing(), ended=False, number=0)
     tasks = Tasks("session", [pilot], SimpleNamespace(), say)  # type: ignore[arg-type]

@@ -18,6 +18,7 @@ from rhapsody_radical import raptor_config, services
 from rhapsody_radical.descriptions import can_work_in, pilot_descriptions, task_settings
 from rhapsody_radical.library import build, rp
 from rhapsody_radical.translate import check_fits, describe_executable, needs, place
+from rhapsody_radical.wire import is_plain
 
 
 class Whole(int):
@@ -65,6 +66,15 @@ def test_an_executable_is_described_in_plain_words() -> None:
     assert (environment["A"], environment["OMP_NUM_THREADS"]) == (r"\$b", "2")
     assert type(words) is dict
     assert b"radical" not in pickle.dumps(words)
+
+
+def test_texts_of_other_types_are_sent_as_built_in_ones() -> None:
+    class Text(str):
+        __slots__ = ()
+
+    words = describe_executable(task(executable="echo", arguments=[Text("a b")]), None)
+    assert is_plain(words)
+    assert words["arguments"] == ["a b"]
 
 
 def test_radical_pilot_takes_the_words() -> None:

@@ -12,7 +12,6 @@ import inspect
 import itertools
 import logging
 import os
-import pickle
 import threading
 import time
 import uuid
@@ -55,6 +54,7 @@ from rhapsody_radical.raptor_config import (
 from rhapsody_radical.remote import Ref
 from rhapsody_radical.schema import AGENT_EXECUTING, PMGR_ACTIVE
 from rhapsody_radical.threads import Worker
+from rhapsody_radical.wire import is_plain
 
 log: logging.Logger = logging.getLogger(__name__)
 
@@ -284,7 +284,7 @@ class RadicalExecutionBackend(ManagedBackend):
 
     def _submit(self, jobs: list[Job]) -> None:
         """Translates and sends; on the thread of commands."""
-        ready: dict[int, list[tuple[Job, bytes]]] = {}
+        ready: dict[int, list[tuple[Job, Any, Any]]] = {}
         batch = calls.Batch()
         # Functions first: RAPTOR takes cores that executables then cannot have.
         for job in sorted(jobs, key=lambda job: not job.is_function):
@@ -293,18 +293,21 @@ class RadicalExecutionBackend(ManagedBackend):
                     self._find_room(job)
                 if not job.pilot.usable:
                     raise TaskLostError(f"task {job.task['name']!r}: {job.pilot.reason}")
-                data = pickle.dumps(self._described(job, batch))
-                ready.setdefault(job.pilot.number, []).append((job, data))
+                words, order = self._described(job, batch)
+                if not is_plain((words, order)):
+                    raise TypeError(f"task {job.task['name']!r}: not plain data: {words!r}")
+                ready.setdefault(job.pilot.number, []).append((job, words, order))
             except Exception as error:  # one task's problem
                 self.fail(job, error)
         for number, part in ready.items():
-            for job, _ in part:
+            jobs = [job for job, _, _ in part]
+            for job in jobs:
                 job.sent = True
             with suppress(PilotException):  # the pilots' end says so
-                self.send("submit", number, [(job.uid, data) for job, data in part])
-                if cancelled := [job.uid for job, _ in part if job.cancelled]:
+                self.send("submit", number, [(job.uid, words, order) for job, words, order in part])
+                if cancelled := [job.uid for job in jobs if job.cancelled]:
                     self.send("cancel", cancelled)
-            for job, _ in part:
+            for job in jobs:
                 if not job.pilot.usable:  # it ended meanwhile
                     self.end(job, "LOST")
 
@@ -319,8 +322,8 @@ class RadicalExecutionBackend(ManagedBackend):
                 job.pilot = pilot
                 return
 
-    def _described(self, job: Job, batch: calls.Batch) -> tuple[dict[str, Any], str | None]:
-        """RADICAL-Pilot's words for a job and its order for RAPTOR, with its sandbox made."""
+    def _described(self, job: Job, batch: calls.Batch) -> tuple[dict[str, Any], Any]:
+        """Return RADICAL-Pilot's words for a job and its packed call; its sandbox is made."""
         task, pilot, order = job.task, job.pilot, None
         translate.check_pilot(task, pilot, self.pilots)
         directives = self._links.take(job)
@@ -339,10 +342,8 @@ class RadicalExecutionBackend(ManagedBackend):
             links.do(directives, task.get("sandbox", ""), pilot.sandbox)
         return words, order
 
-    def _described_function(
-        self, job: Job, batch: calls.Batch
-    ) -> tuple[dict[str, Any], str | None]:
-        """RADICAL-Pilot's words for a function task, and its order where RAPTOR makes the call."""
+    def _described_function(self, job: Job, batch: calls.Batch) -> tuple[dict[str, Any], Any]:
+        """Return RADICAL-Pilot's words for a function task, and its call if that is RAPTOR's."""
         task, pilot = job.task, job.pilot
         self._check_function(task)
         if task.get("capture") == "files" and "sandbox" not in task:

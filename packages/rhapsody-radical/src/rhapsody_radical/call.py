@@ -1,9 +1,9 @@
 """Makes one call of a function task, where it runs: on a RAPTOR worker or in a program.
 
-A call and its outcome travel as text, because RAPTOR's channels take little else. Large
-values are in files beside it, where both sides see the same file system. All else is the
-call protocol of the core (`rhapsody.sdk`). RAPTOR workers need nothing of ours
-installed: our own are sent this file and the core's, others are sent `run` by value.
+Through RAPTOR's channels, which take little else, a call and its outcome are sent as text. Large
+values are in separate files, if both sides see the same file system. All else is the call protocol
+of the core (`rhapsody.sdk`). RAPTOR workers need nothing of ours installed: our own are sent this
+file and the core's, others are sent `run` by value.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def run(text: str) -> str:
     """Makes a call.
 
     Args:
-        text: The order, made by `rhapsody_radical.calls.pack`.
+        text: The call, made by `rhapsody_radical.calls.as_text`.
 
     Returns:
         The outcome, read by `rhapsody_radical.calls.unpack`.
@@ -57,9 +57,10 @@ class RaptorRunner(Runner):
         done, packed, plain = super().answer(name, call)
         return done, self._stored(packed) if done else packed, plain
 
-    def load(self, call: bytes | str) -> Any:
-        """Unpacks a call, of which large data are in a file."""
-        return load(call)
+    def load(self, call: tuple[bytes | None, bytes | str]) -> Any:
+        """Unpack a call: its function, unless that is among the rest, and the rest."""
+        function, rest = call
+        return load(rest) if function is None else (pickle.loads(function), *load(rest))  # noqa: S301 - from the program
 
     def pack(self, value: Any) -> tuple[bytes, list[memoryview]]:
         """Packs a value, of which large data stay where they are."""
@@ -185,7 +186,7 @@ def main(order: str, reply: str) -> int:
         0; the reply says whether the call succeeded.
     """
     part = Path(f"{reply}.part")
-    part.write_text(run(Path(order).read_text()))
+    part.write_bytes(RaptorRunner().run(Path(order).read_bytes()))
     part.replace(reply)
     return 0
 

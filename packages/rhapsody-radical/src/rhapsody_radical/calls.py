@@ -1,4 +1,8 @@
-"""A function task's call as text, and its reply back, on the side of the engine."""
+"""Function calls: packed for a worker, and their outcomes unpacked.
+
+A call is pickled once, here. RADICAL-Pilot's messages are JSON or msgpack: what goes through them
+is encoded as text, by the client (`as_text`).
+"""
 
 from __future__ import annotations
 
@@ -30,7 +34,7 @@ from rhapsody.sdk import (
 from rhapsody.sdk import unpack as unpack_result
 from rhapsody_radical import call
 from rhapsody_radical.descriptions import as_list
-from rhapsody_radical.translate import thread_variables
+from rhapsody_radical.translate import plain, thread_variables
 
 
 def pack(
@@ -40,8 +44,8 @@ def pack(
     capture: Any,
     directory: str | None = None,
     batch: Batch | None = None,
-) -> str:
-    """Makes an order for `rhapsody_radical.call.run`, as text.
+) -> tuple[Any, ...]:
+    """Pack a call for `rhapsody_radical.call`, as a tuple of plain values.
 
     Args:
         task: The task.
@@ -55,7 +59,7 @@ def pack(
         TypeError: Something of the call cannot be pickled; it says what.
     """
     environment = thread_variables(task, settings)
-    environment.update(task.get("environment", {}))
+    environment.update({name: plain(value) for name, value in task.get("environment", {}).items()})
     environment.update(settings.get("environment") or {})
     environment["RP_TASK_ID"] = task["uid"]
     modules = own_modules()
@@ -70,8 +74,12 @@ def pack(
         modules = modules[:REFERENCE]
     order = call_spec(task, environment=environment, more=more, modules=modules)
     order = order._replace(capture=capture)
-    packed = pickle.dumps((*order, _packed_call(task, directory, batch)), 5)
-    return base64.b64encode(packed).decode("ascii")
+    return (*order, _packed_call(task, directory, batch))
+
+
+def as_text(order: tuple[Any, ...]) -> str:
+    """Return a packed call as text, for `rhapsody_radical.call.run`."""
+    return base64.b64encode(pickle.dumps(order, 5)).decode("ascii")
 
 
 def own_path() -> list[str]:
@@ -104,54 +112,50 @@ def forget(directory: str, uid: str) -> None:
             os.unlink(os.path.join(directory, f"{uid}.{kind}"))
 
 
-class _Once:
-    """A function that was pickled already: what is unpickled is the function."""
-
-    def __init__(self, data: bytes) -> None:
-        self._data = data
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return pickle.loads, (self._data,)
-
-
 class Batch:
-    """What calls that are packed together share: each of their functions is pickled once.
+    """Calls that are submitted together: each of their functions is pickled, and sent, once.
 
     A function is as it was at each of the calls, or newer: all were made before the first is
     packed.
     """
 
     def __init__(self) -> None:
-        self._found: dict[int, tuple[Any, Any]] = {}  # with the function, which keeps its number
+        # With the function, which keeps its id in use.
+        self._found: dict[int, tuple[Any, bytes | None]] = {}
 
     @cached_property
     def path(self) -> list[str]:
         """The program's own path, see `own_path`."""
         return own_path()
 
-    def once(self, function: Any) -> Any:
-        """What is pickled in place of a function: itself where it may share its data, or is large.
+    def pickled(self, function: Any) -> bytes | None:
+        """Return a function's pickle; `None` if it is large, or may share data with arguments.
 
         Raises:
-            Exception: Whatever its data raise.
+            Exception: Pickling runs the code of the function's data.
         """
         if type(function) is not FunctionType:
-            return function
+            return None
         found = self._found.get(id(function))
         if found is None:
             data = dumps(function)
-            once = function if len(data) > call.LARGE else _Once(data)
-            found = self._found[id(function)] = (function, once)
+            kept = None if len(data) > call.LARGE else data
+            found = self._found[id(function)] = (function, kept)
         return found[1]
 
 
-def _packed_call(task: TaskDescription, directory: str | None, batch: Batch | None) -> bytes | str:
+def _packed_call(
+    task: TaskDescription, directory: str | None, batch: Batch | None
+) -> tuple[bytes | None, bytes | str]:
+    """Pickle a call, for `rhapsody_radical.call.RaptorRunner.load`."""
+    function = task["function"]
     try:
-        function = task["function"] if batch is None else batch.once(task["function"])
-        data, buffers = call.dump((function, task["args"], task["kwargs"]), directory)
+        pickled = None if batch is None else batch.pickled(function)
+        shared = () if pickled is not None else (function,)
+        data, buffers = call.dump((*shared, task["args"], task["kwargs"]), directory)
     except Exception as error:  # pickling runs the objects' own code
         raise cannot_pack(task, error) from error
-    return call.store(data, buffers, directory, f"{task['uid']}.arguments")
+    return pickled, call.store(data, buffers, directory, f"{task['uid']}.arguments")
 
 
 def _runner() -> bytes:
@@ -176,20 +180,21 @@ def _packed_runner() -> bytes:
 _packing = threading.Lock()
 
 
-def python_task(order: str) -> str:
-    """An order as a function task of RADICAL-Pilot (`PythonTask`)."""
-    encoded = {"func": _runner(), "args": (order,), "kwargs": {}}
+def python_task(order: tuple[Any, ...]) -> str:
+    """Return a packed call as a function task of RADICAL-Pilot (`PythonTask`)."""
+    encoded = {"func": _runner(), "args": (as_text(order),), "kwargs": {}}
     return base64.b64encode(pickle.dumps(encoded)).decode("ascii")
 
 
-def unpack(text: str, task: TaskDescription) -> BaseException | None:
-    """Puts an outcome into a task's description.
+def unpack(reply: str | bytes, task: TaskDescription) -> BaseException | None:
+    """Write an outcome, or what came of its text on the way, into a task's description.
 
     Returns:
         The exception of a call that raised, with its traceback there as the cause.
     """
     try:
-        outcome = unpack_result(base64.b64decode(text))
+        packed = base64.b64decode(reply) if isinstance(reply, str) else reply
+        outcome = unpack_result(packed)
     except (ProtocolVersionError, BackendError) as error:
         return error
     except ValueError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import shutil
 import sys
 from collections.abc import Mapping
@@ -59,7 +60,7 @@ def default_raptor(pilot: Pilot, cores: int | None) -> dict[str, Any]:
     return raptor_config.default(cores)
 
 
-def describe_call(job: Job, batch: calls.Batch) -> tuple[dict[str, Any], str]:
+def describe_call(job: Job, batch: calls.Batch) -> tuple[dict[str, Any], tuple[Any, ...]]:
     """Return RADICAL-Pilot's words for a call on RAPTOR, and its order, with its sandbox made.
 
     Args:
@@ -87,7 +88,7 @@ def call_words(
     task: TaskDescription,
     directory: str | None = None,
     batch: calls.Batch | None = None,
-) -> tuple[dict[str, Any], str]:
+) -> tuple[dict[str, Any], tuple[Any, ...]]:
     """RADICAL-Pilot's words for a function task on RAPTOR, and its order.
 
     Args:
@@ -131,8 +132,8 @@ def describe_program(job: Job) -> dict[str, Any]:
     translate.check_fits(task["name"], words, job.pilot)
     job.own_sandbox = translate.place(task, words, job.pilot)
     settings = {**settings, "pre_exec": ()}
-    text = calls.pack(task, settings, capture=False, directory=task["sandbox"])
-    Path(task["sandbox"], order).write_text(text)
+    packed = calls.pack(task, settings, capture=False, directory=task["sandbox"])
+    Path(task["sandbox"], order).write_bytes(pickle.dumps(packed, 5))
     return words
 
 

@@ -104,9 +104,9 @@ def function_outcome(job: Job, state: str) -> tuple[str, BaseException | None]:
     if job.cancelled:
         return CANCELED, None
     ended = job.ended
-    text = _reply(job) if job.program else ended.value
-    if text and state != CANCELED:
-        error = calls.unpack(text, job.task)
+    reply = _reply(job) if job.program else ended.value
+    if reply and state != CANCELED:
+        error = calls.unpack(reply, job.task)
         return (DONE, None) if error is None else (FAILED, error)
     name = job.task["name"]
     if state == CANCELED or not ended.exception:
@@ -130,10 +130,10 @@ def function_outcome(job: Job, state: str) -> tuple[str, BaseException | None]:
     return FAILED, error_of(job.task, ended.exception, ended.detail)
 
 
-def _reply(job: Job) -> str | None:
+def _reply(job: Job) -> bytes | None:
     path = os.path.join(job.task.get("sandbox", ""), f"{job.uid}.reply")
     try:
-        with open(path) as file:
+        with open(path, "rb") as file:
             return file.read()
     except OSError:
         return None

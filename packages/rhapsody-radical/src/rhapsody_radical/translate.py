@@ -29,6 +29,11 @@ MEGABYTE = 1 << 20
 _IN_DOUBLE_QUOTES = str.maketrans({"\\": r"\\", '"': r"\"", "$": r"\$", "`": r"\`"})
 
 
+def plain(text: str) -> str:
+    """Return a text of a type of its own, such as NumPy's, as built-in text."""
+    return str.__str__(text)
+
+
 def in_double_quotes(text: str) -> str:
     """Text that a shell reads as it is between double quotes."""
     return text.translate(_IN_DOUBLE_QUOTES)
@@ -53,6 +58,7 @@ def command(
         cwd: The directory to run it in, where that is not the task's sandbox.
     """
     words = ["/bin/sh", "-c", executable] if arguments is None else [executable, *arguments]
+    words = list(map(plain, words))
     if cwd is not None:
         words = ["/bin/sh", "-c", 'cd "$0" && exec "$@"', cwd, *words]
     if stdin is not None:

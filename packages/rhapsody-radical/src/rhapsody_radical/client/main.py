@@ -81,7 +81,7 @@ class Client:
         function: Callable[..., None] = getattr(self, f"_on_{name}")
         function(*parts)
 
-    def _on_submit(self, number: int, batch: list[tuple[str, bytes]]) -> None:
+    def _on_submit(self, number: int, batch: list[tuple[str, dict[str, Any], Any]]) -> None:
         self._commands.post(partial(self.tasks.submit, number, batch))
 
     def _on_cancel(self, uids: list[str]) -> None:

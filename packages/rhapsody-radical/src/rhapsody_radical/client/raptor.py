@@ -331,7 +331,7 @@ class Raptors:
             found = self.found[number] = Raptor(pilot, config, changed)
         found.start()
 
-    def send(self, words: dict[str, Any], order: str, pilot: ClientPilot) -> Pair | None:
+    def send(self, words: dict[str, Any], order: Any, pilot: ClientPilot) -> Pair | None:
         """Puts a call and who makes it into a task's description.
 
         Returns:
@@ -344,8 +344,8 @@ class Raptors:
         pair = self._named(named, pilot) if named else self.found[pilot.number].choose()
         # Our own workers know what to do with an order; others are told that, too.
         alone = pair is not None and pair.takes_orders
-        kind, function = ("call", order) if alone else ("task", calls.python_task(order))
-        words["function"] = function
+        kind, encoded = ("call", calls.as_text) if alone else ("task", calls.python_task)
+        words["function"] = encoded(order)
         words["metadata"] = {**(words.get("metadata") or {}), MARK: kind}
         words["raptor_id"] = pair.uid if pair is not None else named
         return pair

@@ -8,7 +8,6 @@ cancelled or timed out while it ran when nothing of it is left on this machine.
 from __future__ import annotations
 
 import logging
-import pickle
 import threading
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -98,18 +97,17 @@ class Tasks:
 
     # In; on the thread of commands.
 
-    def submit(self, number: int, batch: list[tuple[str, bytes]]) -> None:
+    def submit(self, number: int, batch: list[tuple[str, dict[str, Any], Any]]) -> None:
         """Hands tasks to RADICAL-Pilot.
 
         Args:
             number: The pilot's.
-            batch: Their uids, each with its description, pickled: RADICAL-Pilot's words, and for
-                a call on RAPTOR its order.
+            batch: Their uids, each with RADICAL-Pilot's words, and a call on RAPTOR, packed.
         """
         pilot, ready = self._pilots[number], []
-        for uid, packed in batch:
+        for uid, words, order in batch:
             try:
-                ready.append(self._described(uid, packed, pilot))
+                ready.append(self._described(uid, words, order, pilot))
             except Exception as error:  # one task's problem
                 self._refuse(uid, error)
         if not ready:
@@ -131,9 +129,10 @@ class Tasks:
         if pilot.ended:  # meanwhile: the program has ended them
             self.drop(pilot)
 
-    def _described(self, uid: str, packed: bytes, pilot: ClientPilot) -> tuple[Entry, Any]:
+    def _described(
+        self, uid: str, words: dict[str, Any], order: Any, pilot: ClientPilot
+    ) -> tuple[Entry, Any]:
         entry = Entry(uid, pilot)
-        words, order = pickle.loads(packed)  # noqa: S301 - plain values, from our own program
         entry.staged = bool(words.get("input_staging") or words.get("output_staging"))
         if order is not None:
             entry.pair = self._raptors.send(words, order, pilot)
