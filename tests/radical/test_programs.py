@@ -88,6 +88,11 @@ def program(path: Path, text: str) -> subprocess.Popen[str]:
     )
 
 
+def said(output: str) -> list[str]:
+    """The lines that a program printed, without the warnings about a pilot on a busy machine."""
+    return [line for line in output.splitlines() if "is not active after" not in line]
+
+
 def listing(directory: Path) -> set[str]:
     """The names in a directory."""
     return set(os.listdir(directory))
@@ -109,14 +114,16 @@ def test_profiles_are_where_the_documentation_says(
 ) -> None:
     monkeypatch.setenv("RADICAL_PROFILE", "TRUE")
     output, _ = program(tmp_path, PROFILED).communicate(timeout=200)
-    assert output == "True\nTrue\n"
+    assert said(output) == ["True", "True"]
 
 
 def test_ctrl_c_ends_pilots_and_leaves_nothing(tmp_path: Path) -> None:
     running = program(tmp_path, ENGINE)
     assert running.stdout is not None
-    assert running.stdout.readline() == "running\n"
+    lines = iter(running.stdout.readline, "")
+    output = next((line for line in lines if said(line)), "")
     os.killpg(running.pid, signal.SIGINT)
+    assert output == "running\n"
     output, _ = running.communicate(timeout=120)
     assert running.returncode in (130, -signal.SIGINT), output
     assert working_in(tmp_path) == []

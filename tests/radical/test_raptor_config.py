@@ -117,8 +117,10 @@ async def test_calls_reach_a_master_that_was_not_heard_at_first(
     there = tmp_path / "there"
     made = backend(resources(sandbox=str(there)), work_dir=tmp_path / "work")
     try:
-        async with Driver(made, work_dir=tmp_path) as driver, asyncio.timeout(90):
-            end = await driver.run_one(driver.call(sum, [1, 2]))
+        async with Driver(made, work_dir=tmp_path) as driver:
+            await driver.run_one(driver.command("true"))
+            async with asyncio.timeout(90):
+                end = await driver.run_one(driver.call(sum, [1, 2]))
             assert list(there.rglob(made.session.uid))
     finally:
         await made.shutdown()
