@@ -51,7 +51,7 @@ from rhapsody_radical.raptor_config import (
     cores_per_call,
     has_other_workers,
 )
-from rhapsody_radical.remote import Ref
+from rhapsody_radical.remote import RAPTORS, Ref
 from rhapsody_radical.schema import AGENT_EXECUTING, PMGR_ACTIVE
 from rhapsody_radical.threads import Worker
 from rhapsody_radical.wire import is_plain
@@ -208,7 +208,7 @@ class RadicalExecutionBackend(ManagedBackend):
         remotes = connection.remotes.decoded(refs)
         self.session, self.pilot_manager, self.task_manager = remotes
         for pilot, ref, each in zip(self.pilots, pilots, known, strict=True):
-            pilot.handle = connection.remotes.of(ref)
+            pilot.handle = connection.remotes.decoded(ref)
             pilot.configure(each["config"])
             pilot.sandbox = each["sandbox"]
         self.resource_pilot = self.pilots[0].handle
@@ -256,13 +256,13 @@ class RadicalExecutionBackend(ManagedBackend):
         self.require_running()
         assert self._connection is not None
         try:
-            packed = cloudpickle.dumps((f, args))
+            packed = cloudpickle.dumps(((f, *args), {}))
         except Exception as error:  # pickling runs the objects' own code
             raise TypeError(
                 f"run_in_client: the call of {f!r} cannot be pickled for RADICAL-Pilot's client: "
                 f"{type(error).__name__}: {error}"
             ) from error
-        return await asyncio.wrap_future(self._connection.request("run", packed))
+        return await asyncio.wrap_future(self._connection.remotes.request(None, "", packed))
 
     # Tasks in.
 
@@ -351,8 +351,7 @@ class RadicalExecutionBackend(ManagedBackend):
         if not self._goes_to_raptor(task, pilot):
             return functions.describe_program(job), None
         if pilot.raptor is None:
-            pilot.raptor = self._raptor_for(pilot)
-            self.send("raptor", None, pilot.number, pilot.raptor)
+            self._start_raptor(pilot, self._raptor_for(pilot))
             self._refuse_too_large(pilot)
         return functions.describe_call(job, batch)
 
@@ -404,11 +403,15 @@ class RadicalExecutionBackend(ManagedBackend):
                 "RAPTOR runs already, with another configuration; give this one to "
                 "RadicalExecutionBackend(raptor_config=...), or before the first function task"
             )
-        assert self._connection is not None
         self._config = config
         for pilot in self.pilots:
-            pilot.raptor = config
-            self._connection.request("raptor", pilot.number, config).result()
+            self._start_raptor(pilot, config)
+
+    def _start_raptor(self, pilot: Pilot, config: dict[str, Any]) -> None:
+        """Start RAPTOR on a pilot; blocks until it is submitted."""
+        assert self._connection is not None
+        self._connection.remotes.call(Ref(RAPTORS, "", {}), "start", pilot.number, config)
+        pilot.raptor = config
 
     def _refuse_too_large(self, pilot: Pilot) -> None:
         """Fails executables that wait on a pilot where RAPTOR has just taken too much for them."""
@@ -514,7 +517,7 @@ class RadicalExecutionBackend(ManagedBackend):
         pilot = self.pilots[number]
         self.fleet.note(pilot, state, when)
         for callback in tuple(self._pilot_callbacks):
-            self._connection.call_back(partial(callback, pilot.uid, state))
+            self._connection.remotes.callbacks.post(partial(callback, pilot.uid, state))
 
     def _on_pilot_ended(self, number: int, how: str) -> None:
         self.fleet.ended(self.pilots[number], how)
@@ -651,7 +654,7 @@ class RadicalExecutionBackend(ManagedBackend):
         self.require_running()
         assert self._commands is not None
         assert self._connection is not None
-        self._connection.require_another_thread()  # it would wait for itself elsewhere
+        self._connection.remotes.require_another_thread()  # it would wait for itself elsewhere
         config = checked(raptor_config)
         self._commands.submit(partial(self._configure_raptor, config)).result()
         self.raptor_mode = True

@@ -8,10 +8,8 @@ either side hold copies of the socket.
 from __future__ import annotations
 
 import atexit
-import itertools
 import logging
 import os
-import pickle
 import shutil
 import socket
 import subprocess
@@ -20,17 +18,14 @@ import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from rhapsody.sdk import settable
 from rhapsody_radical import notes, processes
 from rhapsody_radical.calls import own_path
 from rhapsody_radical.environment import prepare, variables
 from rhapsody_radical.pilot import PilotException
-from rhapsody_radical.remote import Ref, Remotes, encoded
-from rhapsody_radical.threads import Worker
+from rhapsody_radical.remote import Remotes
 from rhapsody_radical.wire import Channel
 
 log: logging.Logger = logging.getLogger(__name__)
@@ -72,19 +67,22 @@ class Connection:
         self._made = [place for place in directory.parents if not place.exists()]
         self._process: subprocess.Popen[bytes] | None = None
         self._channel: Channel | None = None
-        self._numbers = itertools.count(1)
-        self._waiting: dict[int, Future[bytes]] = {}
-        self._listeners: dict[int, tuple[Ref, Callable[..., Any], Any]] = {}
         self._closing = False
         self._closed = False
         self._keep: bool | None = None
-        self._reader = 0
         self._lock = threading.Lock()
         self._owner = os.getpid()
-        self._callbacks = Worker("rhapsody-radical-callbacks")
         self._started: Future[tuple[Any, ...]] = Future()
-        self.remotes: Remotes = Remotes(self)
         self.ended: threading.Event = threading.Event()
+        self.remotes: Remotes = Remotes(self.send, self.ended)
+        self._receivers: dict[str, Callable[..., None]] = {
+            "started": lambda *parts: self._started.set_result(parts),
+            "failed": lambda text: self._started.set_exception(PilotException(text)),
+            "closed": self._on_closed,
+            "log": self._on_log,
+            "reply": self.remotes.reply,
+            "values": self.remotes.update,
+        }
 
     # Start and end.
 
@@ -163,7 +161,7 @@ class Connection:
         with self._lock:
             first, self._closing = not self._closing, True
         if self._process is None or self._channel is None:
-            self._callbacks.stop()
+            self.remotes.callbacks.stop()
             return
         if first:
             self._keep = keep
@@ -177,7 +175,7 @@ class Connection:
             self.end_by_force()
             self.ended.wait(10)
         _open.discard(self)
-        self._callbacks.stop()
+        self.remotes.callbacks.stop()
 
     def _ask_to_close(self) -> None:
         assert self._channel is not None
@@ -203,7 +201,7 @@ class Connection:
 
     def _read(self) -> None:
         assert self._channel is not None
-        self._reader = threading.get_ident()
+        self.remotes.reader = threading.get_ident()
         try:
             while (messages := self._channel.receive()) is not None:
                 for name, *parts in messages:
@@ -228,12 +226,11 @@ class Connection:
                 shutil.rmtree(self.directory, ignore_errors=True)
         self._process.wait()
         error = PilotException(reason)
-        waiting: list[Future[Any]] = [self._started, *self._waiting.values()]
-        for future in waiting:
-            with suppress(InvalidStateError):
-                future.set_exception(error)
+        with suppress(InvalidStateError):
+            self._started.set_exception(error)
         self._channel.close()
         self.ended.set()
+        self.remotes.end(error)
 
     # What goes out.
 
@@ -249,78 +246,18 @@ class Connection:
         except OSError as error:
             raise PilotException("RADICAL-Pilot's client has ended") from error
 
-    def request(self, name: str, *parts: Any) -> Future[Any]:
-        """Sends a message that is replied to; the future has the reply."""
-        return self._ask(next(self._numbers), name, *parts)
-
-    def _ask(self, number: int, name: str, *parts: Any) -> Future[Any]:
-        self.require_another_thread()
-        future = Future[Any]()
-        self._waiting[number] = future
-        with suppress(InvalidStateError):  # who saw the client's end was quicker
-            try:
-                self.send(name, number, *parts)
-            except PilotException as error:
-                self._waiting.pop(number, None)
-                future.set_exception(error)
-            if self.ended.is_set():
-                future.set_exception(PilotException("RADICAL-Pilot's client has ended"))
-        return future
-
-    def require_another_thread(self) -> None:
-        """Raises on the thread that reads, which would wait for itself.
-
-        Raises:
-            RuntimeError: It is that thread: a callback for tasks' states runs on it.
-        """
-        if threading.get_ident() == self._reader:
-            raise RuntimeError(
-                "this callback is called where the client's messages are read: methods of "
-                "RADICAL-Pilot's objects wait for a reply there; call them on another thread"
-            )
-
-    def call(self, target: Ref, method: str, args: Any, kwargs: Any) -> Any:
-        """Calls a method of an object in the client; blocks until it returns there."""
-        packed = pickle.dumps((encoded(args), encoded(kwargs)))
-        return self.request("call", target, method, packed).result()
-
-    def listen(self, target: Ref, cb: Callable[..., Any], data: Any, kwargs: Any) -> None:
-        """Has a callback called with what RADICAL-Pilot gives it."""
-        packed, number = pickle.dumps(encoded(kwargs)), next(self._numbers)
-        self._listeners[number] = (target, cb, data)  # it may be called before the reply is here
-        try:
-            self._ask(number, "listen", target, packed).result()
-        except BaseException:
-            self._listeners.pop(number, None)
-            raise
-
-    def unlisten(self, target: Ref, cb: Callable[..., Any] | None) -> None:
-        """Takes `listen` back."""
-        numbers = [
-            number
-            for number, (found, each, _) in list(self._listeners.items())
-            if found[:2] == target[:2] and cb in (None, each)
-        ]
-        for number in numbers:
-            self._listeners.pop(number, None)
-        self.send("unlisten", numbers)
-
     # What comes in; on the thread that reads.
 
     def _carry_out(self, name: str, parts: tuple[Any, ...]) -> None:
         """Carries out one message; what anybody's code raises meanwhile is logged."""
-        function: Callable[..., None] | None = getattr(self, f"_on_{name}", None)
         try:
-            if function is None:
-                self._receive(name, parts)
-            else:
+            if (function := self._receivers.get(name)) is not None:
                 function(*parts)
+            else:
+                self._receive(name, parts)
         except Exception:  # of a callback or a logging handler; the next message is another's
             with suppress(Exception):
                 log.exception("what the client of RADICAL-Pilot sent could not be worked up")
-
-    def _on_values(self, ref: Ref) -> None:
-        self.remotes.update(ref)
 
     def _on_log(self, values: dict[str, Any]) -> None:
         record = logging.makeLogRecord(values)
@@ -328,40 +265,8 @@ class Connection:
         if logger.isEnabledFor(record.levelno):
             logger.handle(record)
 
-    def _on_started(self, *parts: Any) -> None:
-        self._started.set_result(parts)
-
-    def _on_failed(self, text: str) -> None:
-        self._started.set_exception(PilotException(text))
-
     def _on_closed(self) -> None:
         self._closed = True
-
-    def _on_reply(self, number: int, good: bool, packed: bytes) -> None:
-        future = self._waiting.pop(number, None)
-        if future is None:
-            return
-        with suppress(InvalidStateError):  # who waited has given up
-            try:
-                value = pickle.loads(packed)  # noqa: S301 - from our own client
-            except BaseException as error:  # loading runs the objects' own code
-                future.set_exception(settable(error, "the reply"))
-                return
-            if good:
-                future.set_result(self.remotes.decoded(value))
-            else:
-                future.set_exception(settable(value, "the call"))
-
-    def _on_callback(self, number: int, packed: bytes) -> None:
-        if (found := self._listeners.get(number)) is None:
-            return
-        _, cb, data = found
-        args = self.remotes.decoded(pickle.loads(packed))  # noqa: S301 - from our own client
-        self.call_back(partial(cb, *args, *([data] if data else ())))
-
-    def call_back(self, function: Callable[[], Any]) -> None:
-        """Has a callback of the user's called, after those before it; what it raises is logged."""
-        self._callbacks.post(function)
 
 
 def _process_descriptor() -> int:

@@ -1,37 +1,33 @@
-"""RADICAL-Pilot's objects as a program sees them: they live in its client, a process of its own.
+"""RADICAL-Pilot's objects as a program sees them: they live in its client, a separate process.
 
-Attributes are the last values that the client sent; methods are called there, and block as
-RADICAL-Pilot's do. What is not reachable this way is reached by `run_in_client`.
+One class, `Remote`, stands for all of them. Its attributes are the values that the client sent
+last; its methods are called in the client, and block as RADICAL-Pilot's do. `run_in_client` reaches
+everything else.
 """
 
 from __future__ import annotations
 
+import itertools
+import pickle
 import threading
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future, InvalidStateError
+from contextlib import suppress
 from functools import partial
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 from weakref import WeakValueDictionary
 
+from rhapsody.sdk import settable
+from rhapsody_radical.pilot import PilotException
+from rhapsody_radical.threads import Worker
 from rhapsody_radical.wire import FLAT
 
 
-class Kind(NamedTuple):
-    """What of a class of RADICAL-Pilot's is reachable.
-
-    Attributes:
-        attributes: Sent by the client with each change.
-        methods: Called there.
-    """
-
-    attributes: tuple[str, ...]
-    methods: frozenset[str]
+def _kind(attributes: str, methods: str) -> tuple[tuple[str, ...], frozenset[str]]:
+    return tuple(attributes.split()), frozenset(methods.split())
 
 
-def _kind(attributes: str, methods: str) -> Kind:
-    return Kind(tuple(attributes.split()), frozenset(methods.split()))
-
-
-KINDS = {
+KINDS: dict[str, tuple[tuple[str, ...], frozenset[str]]] = {
     "session": _kind(
         "uid path base",
         "list_resources get_resource_config list_pilot_managers list_task_managers "
@@ -58,20 +54,24 @@ KINDS = {
         "wait cancel wait_info submit_workers submit_tasks rpc as_dict",
     ),
 }
-"""The classes, by the word for them in our messages."""
+"""Per class, by its name in our messages: the attributes that are sent, and the methods."""
+
+
+CALLBACK, RAPTORS = "callback", "raptors"
+"""More kinds of a `Ref`: one of the program's callbacks, and RAPTOR in the client."""
 
 
 class Ref(NamedTuple):
-    """An object of RADICAL-Pilot's in a message.
+    """An object in a message.
 
     Attributes:
-        kind: Which of `KINDS`.
-        uid: Its uid.
-        values: Its attributes, where the client sends it.
+        kind: One of `KINDS`, `CALLBACK` or `RAPTORS`.
+        uid: Its uid; the number of a callback.
+        values: Its attributes, if the client sends it.
     """
 
     kind: str
-    uid: str
+    uid: Any
     values: dict[str, Any]
 
     def __hash__(self) -> int:
@@ -79,7 +79,7 @@ class Ref(NamedTuple):
 
 
 class Record(dict[str, Any]):
-    """One of RADICAL-Pilot's dicts whose values are attributes, too."""
+    """A dict of RADICAL-Pilot's whose values are attributes, too."""
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -88,27 +88,14 @@ class Record(dict[str, Any]):
             raise AttributeError(f"there is no {name!r}; there are {', '.join(self)}") from None
 
 
-class Link(Protocol):
-    """What remote objects need of the connection to their client."""
-
-    def call(self, target: Ref, method: str, args: Any, kwargs: Any) -> Any:
-        """Calls a method in the client; blocks until it returns there."""
-
-    def listen(self, target: Ref, cb: Callable[..., Any], data: Any, kwargs: Any) -> None:
-        """Has a callback called with what RADICAL-Pilot gives it."""
-
-    def unlisten(self, target: Ref, cb: Callable[..., Any] | None) -> None:
-        """Takes `listen` back, for all callbacks where none is given."""
-
-
 class Remote:
     """A session, manager, pilot or task of RADICAL-Pilot's that lives in the client.
 
-    Made by the backend. Equal where it is the same object there.
+    Created by `Remotes`, once for each object.
     """
 
-    def __init__(self, link: Link, ref: Ref) -> None:
-        self._link = link
+    def __init__(self, remotes: Remotes, ref: Ref) -> None:
+        self._remotes = remotes
         self._ref = ref._replace(values={})
         self._values: dict[str, Any] = {}
 
@@ -116,11 +103,10 @@ class Remote:
         if name.startswith("_"):
             raise AttributeError(name)
         kind, uid, _ = self._ref
-        if name in self._values:
-            return self._values[name]
-        if name in KINDS[kind].attributes:
-            return None  # nothing was sent of it yet
-        if name in KINDS[kind].methods:
+        attributes, methods = KINDS[kind]
+        if name in attributes:
+            return self._values.get(name)
+        if name in methods:
             return partial(self._call, name)
         raise AttributeError(
             f"{name!r} of RADICAL-Pilot's {kind.replace('_', ' ')} {uid} is not reachable from "
@@ -129,33 +115,35 @@ class Remote:
         )
 
     def _call(self, method: str, *args: Any, **kwargs: Any) -> Any:
-        return self._link.call(self._ref, method, args, kwargs)
+        return self._remotes.call(self._ref, method, *args, **kwargs)
 
     def register_callback(self, cb: Callable[..., Any], cb_data: Any = None, **more: Any) -> None:
-        """Has `cb` called as RADICAL-Pilot would, with remote objects in place of its own.
+        """Register a callback, which is called with remote objects instead of RADICAL-Pilot's own.
 
-        Callbacks are called one after the other on a thread of the backend, and may call methods.
+        Callbacks are called in order, on a thread of the backend, and may call methods.
 
         Args:
-            cb: Called with the object and its state; a pilot's own with a list of it.
-            cb_data: Given to it as well, if it is true.
-            more: What RADICAL-Pilot's method takes beside (`metric`, `uid`), as plain values.
+            cb: Called with the object and its state; that of a single pilot with a list of it.
+            cb_data: Passed to it as well, if it is true.
+            **more: Other parameters of RADICAL-Pilot's method (`metric`, `uid`), as plain values.
         """
-        self._link.listen(self._ref, cb, cb_data, more)
+        number = self._remotes.listen(self._ref, partial(_with_data, cb, cb_data))
+        try:
+            self._call("register_callback", cb=Ref(CALLBACK, number, {}), **more)
+        except BaseException:
+            self._remotes.forget(number)
+            raise
 
     def unregister_callback(self, cb: Callable[..., Any] | None = None) -> None:
-        """Ends the calls of a callback, or of all of this object's."""
-        self._link.unlisten(self._ref, cb)
+        """Unregister a callback, or all of this object's callbacks."""
+        for number in self._remotes.listening(self._ref, cb):
+            self._remotes.forget(number)
+            with suppress(AttributeError, KeyError, ValueError):  # tasks lack the method
+                self._call("unregister_callback", cb=Ref(CALLBACK, number, {}))
 
     def __dir__(self) -> list[str]:
-        kind = KINDS[self._ref.kind]
-        return sorted({*super().__dir__(), *kind.attributes, *kind.methods})
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Remote) and self._ref[:2] == other._ref[:2]
-
-    def __hash__(self) -> int:
-        return hash(self._ref[:2])
+        attributes, methods = KINDS[self._ref.kind]
+        return sorted({*super().__dir__(), *attributes, *methods})
 
     def __repr__(self) -> str:
         state = self._values.get("state")
@@ -163,36 +151,116 @@ class Remote:
 
 
 class Remotes:
-    """The remote objects of one backend, each there once while somebody holds it.
+    """The remote objects of one backend, each once while the program holds it, and their calls.
 
     Args:
-        link: The connection to their client.
+        send: Sends a message to the client.
+        ended: Set when the client has ended.
     """
 
-    def __init__(self, link: Link) -> None:
-        self._link = link
+    def __init__(self, send: Callable[..., None], ended: threading.Event) -> None:
+        self._send = send
+        self._ended = ended
         self._found: WeakValueDictionary[tuple[str, str], Remote] = WeakValueDictionary()
         self._lock = threading.Lock()
+        self._numbers = itertools.count(1)
+        self._waiting: dict[int, Future[Any]] = {}
+        self._listeners: dict[int, tuple[Ref, partial[Any]]] = {}
+        self.reader = 0
+        """Identifier of the thread that reads messages."""
+        self.callbacks = Worker("rhapsody-radical-callbacks")
+        """Thread that calls the program's callbacks."""
 
-    def of(self, ref: Ref) -> Remote:
-        """The object of a reference, with its values brought up to date."""
-        values = self.decoded(ref.values)
-        with self._lock:
-            found = self._found.get(ref[:2])
-            if found is None:
-                found = self._found[ref[:2]] = Remote(self._link, ref)
-            found._values.update(values)
-            return found
+    def call(self, target: Ref, method: str, *args: Any, **kwargs: Any) -> Any:
+        """Call a method in the client, and wait for its result."""
+        packed = pickle.dumps((encoded(args), encoded(kwargs)))
+        return self.request(target, method, packed).result()
+
+    def request(self, target: Ref | None, method: str, packed: bytes) -> Future[Any]:
+        """Call a method in the client, or a function if there is no target.
+
+        Raises:
+            RuntimeError: The current thread is the reader, which would wait for itself.
+        """
+        self.require_another_thread()
+        number, future = next(self._numbers), Future[Any]()
+        self._waiting[number] = future
+        try:
+            self._send("call", number, target, method, packed)
+        except PilotException:
+            self.end(PilotException("RADICAL-Pilot's client has ended"))
+        else:
+            if self._ended.is_set():
+                self.end(PilotException("RADICAL-Pilot's client has ended"))
+        return future
+
+    def require_another_thread(self) -> None:
+        """Check that the current thread may wait for a reply.
+
+        Raises:
+            RuntimeError: It is the thread that reads: callbacks for tasks' states run on it.
+        """
+        if threading.get_ident() == self.reader:
+            raise RuntimeError(
+                "this callback is called where the client's messages are read: methods of "
+                "RADICAL-Pilot's objects wait for a reply there; call them on another thread"
+            )
+
+    def end(self, error: Exception) -> None:
+        """Fail all calls that wait for a reply."""
+        while self._waiting:
+            with suppress(InvalidStateError, KeyError):  # another thread was faster
+                self._waiting.popitem()[1].set_exception(error)
+
+    def listen(self, target: Ref, callback: partial[Any]) -> int:
+        """Keep a callback of an object, and return its number."""
+        number = next(self._numbers)
+        self._listeners[number] = target, callback
+        return number
+
+    def listening(self, target: Ref, cb: Callable[..., Any] | None) -> list[int]:
+        """Return the numbers of an object's callbacks: of one, or of all."""
+        return [
+            number
+            for number, (ref, callback) in list(self._listeners.items())
+            if ref == target and cb in (None, callback.args[0])
+        ]
+
+    def forget(self, number: int) -> None:
+        """Forget a callback."""
+        self._listeners.pop(number, None)
+
+    def reply(self, number: int, good: bool, packed: bytes) -> None:
+        """Deliver the result of a call, or the arguments of a callback."""
+        if (listener := self._listeners.get(number)) is not None:
+            args = self.decoded(pickle.loads(packed))  # noqa: S301 - from our own client
+            self.callbacks.post(partial(listener[1], *args))
+        elif (future := self._waiting.pop(number, None)) is not None:
+            with suppress(InvalidStateError):  # the caller has given up
+                try:
+                    value = pickle.loads(packed)  # noqa: S301 - from our own client
+                except BaseException as error:  # loading runs the objects' own code
+                    good, value = False, error
+                if good:
+                    future.set_result(self.decoded(value))
+                else:
+                    future.set_exception(settable(value, "the call"))
 
     def update(self, ref: Ref) -> None:
-        """Takes note of new values of an object, if somebody holds it."""
+        """Update an object, if the program holds it."""
         if ref[:2] in self._found:
-            self.of(ref)
+            self.decoded(ref)
 
     def decoded(self, value: Any) -> Any:
-        """What a message holds, with objects in place of references."""
+        """Return a value from a message, with objects instead of references."""
         if type(value) is Ref:
-            return self.of(value)
+            values = self.decoded(value.values)
+            with self._lock:
+                found = self._found.get(value[:2])
+                if found is None:
+                    found = self._found[value[:2]] = Remote(self, value)
+                found._values.update(values)
+                return found
         if type(value) in (list, tuple, set):
             return type(value)(map(self.decoded, value))
         if type(value) is dict:
@@ -200,15 +268,20 @@ class Remotes:
         return value
 
 
+def _with_data(cb: Callable[..., Any], data: Any, *args: Any) -> None:
+    """Call a callback with the program's own data, which are not sent to the client."""
+    cb(*args, *([data] if data else ()))
+
+
 def encoded(value: Any) -> Any:
-    """What is sent to the client in place of an argument of a method.
+    """Return what is sent to the client for an argument of a method.
 
     Raises:
         TypeError: It is neither plain, nor a remote object or a description of RADICAL-Pilot's.
     """
     if isinstance(value, Remote):
         return value._ref
-    if type(value) in FLAT:
+    if type(value) in FLAT or type(value) is Ref:
         return value
     if isinstance(value, Mapping):
         return {encoded(key): encoded(each) for key, each in value.items()}

@@ -69,7 +69,7 @@ class Client:
         pilots = self.session.pilots
         self.raptors: Raptors = Raptors(pilots, self._pairs_changed)
         self.tasks: Tasks = Tasks(self.session.uid, pilots, self.raptors, self._say)
-        self._calls = Calls(self.session.objects, self.tasks.handle_of, self._say)
+        self._calls = Calls(self.session.objects, self.raptors, self._say)
         self._commands = Worker("rhapsody-radical-commands")
         self._started = self._commands.submit(self._start)
 
@@ -86,13 +86,6 @@ class Client:
 
     def _on_cancel(self, uids: list[str]) -> None:
         self._commands.post(partial(self.tasks.cancel, uids))
-
-    def _on_raptor(self, request: int | None, number: int, config: dict[str, Any]) -> None:
-        start = partial(self.raptors.start, number, config)
-        if request is None:
-            self._commands.post(start)
-        else:
-            self._commands.post(partial(self._calls.reply, request, start))
 
     def _on_ready(self, uid: str, info: Any) -> None:
         """A service is ready: RADICAL-Pilot is told, and then whoever waits for it."""
@@ -117,15 +110,6 @@ class Client:
 
     def _on_call(self, *parts: Any) -> None:
         self._calls.call(*parts)
-
-    def _on_run(self, *parts: Any) -> None:
-        self._calls.run(*parts)
-
-    def _on_listen(self, *parts: Any) -> None:
-        self._calls.listen(*parts)
-
-    def _on_unlisten(self, numbers: list[int]) -> None:
-        self._calls.unlisten(numbers)
 
     # Start and end.
 
@@ -208,8 +192,7 @@ class Client:
                 self.tasks.heard(entry, handle, state)
             elif self.raptors.look_at(handle, state):
                 self._commands.post(self._look_at_pairs)
-        if handle.uid in self._calls.shown:
-            self._calls.changed(handle)
+        self._calls.changed(handle)
 
     def _look_at_pairs(self) -> None:
         for raptor in list(self.raptors.found.values()):
@@ -251,7 +234,7 @@ class Client:
     def _pairs_changed(self, number: int, lost: Pair | None) -> None:
         raptor = self.raptors.found[number]
         pairs = [
-            (self._calls.show([pair.master])[0], self._calls.show(pair.workers))
+            (self._calls.encoded(pair.master), self._calls.encoded(pair.workers))
             for pair in raptor.pairs
         ]
         self._say("pairs", number, pairs)

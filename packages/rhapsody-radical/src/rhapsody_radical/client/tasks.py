@@ -90,11 +90,6 @@ class Tasks:
         """Those that have not ended, the oldest first."""
         return list(self.by_uid.values())
 
-    def handle_of(self, uid: str) -> Any:
-        """RADICAL-Pilot's task for one that has not ended, `None` where there is none."""
-        entry = self.by_uid.get(uid)
-        return None if entry is None else entry.handle
-
     # In; on the thread of commands.
 
     def submit(self, number: int, batch: list[tuple[str, dict[str, Any], Any]]) -> None:
