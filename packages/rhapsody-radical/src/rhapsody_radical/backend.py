@@ -475,22 +475,18 @@ class RadicalExecutionBackend(ManagedBackend):
         for pilot in self.pilots:
             self.fleet.ended(pilot, f"is lost: {reason}")
 
-    def _on_state(self, uid: str, state: str) -> None:
-        job: Job | None = self.open_tasks.get(uid)
-        if job is not None and not job.running:
-            self.report_state(job.task, state)
-
-    def _on_running(self, uid: str, host: str) -> None:
+    def _on_running(self, uid: str, state: str, host: str) -> None:
         job: Job | None = self.open_tasks.get(uid)
         if job is None or job.running or job.over:
             return
-        job.begin(host)
-        if not job.task["is_service"]:
-            self.report_state(job.task, AGENT_EXECUTING)
-            return
-        assert self._loop is not None
-        self.report_state(job.task, AGENT_EXECUTING, partial(services.attach, job))
-        services.watch(job, self._loop, self._service_ready, self.ask_to_end)
+        attach = None
+        if state == AGENT_EXECUTING:
+            job.begin(host)
+            attach = partial(services.attach, job) if job.task["is_service"] else None
+        self.report_state(job.task, state, attach)
+        if attach is not None:
+            assert self._loop is not None
+            services.watch(job, self._loop, self._service_ready, self.ask_to_end)
 
     def _service_ready(self, uid: str, info: Any) -> None:
         with suppress(PilotException):  # the pilots' end says so
@@ -498,33 +494,31 @@ class RadicalExecutionBackend(ManagedBackend):
 
     def _on_end(self, uid: str, state: str, reason: str, found: Any) -> None:
         job: Job | None = self.open_tasks.get(uid)
-        if job is not None:
-            if found is not None:
-                job.ended = Ended(*found)
-            job.lost = reason
-            self.end(job, state)
+        if job is None:
+            return
+        if state == "REFUSED":
+            kind = {"TypeError": TypeError, "ValueError": ValueError}.get(found, BackendError)
+            said = f"{found}: {reason}" if kind is BackendError else reason
+            self.fail(job, kind(f"task {job.task['name']!r}: {said}"))
+            return
+        if found is not None:
+            job.ended = Ended(*found)
+        job.lost = reason
+        self.end(job, state)
 
-    def _on_refused(self, uid: str, kind: str, text: str) -> None:
-        job: Job | None = self.open_tasks.get(uid)
-        if job is not None:
-            cls = {"TypeError": TypeError, "ValueError": ValueError}.get(kind, BackendError)
-            said = f"{kind}: {text}" if cls is BackendError else text
-            self.fail(job, cls(f"task {job.task['name']!r}: {said}"))
-
-    def _on_pilot(self, number: int, state: str, when: float, ref: Ref) -> None:
+    def _on_pilot(self, number: int, changes: dict[str, Any]) -> None:
         assert self._connection is not None
-        self._connection.remotes.update(ref)
-        pilot = self.pilots[number]
-        self.fleet.note(pilot, state, when)
-        for callback in tuple(self._pilot_callbacks):
-            self._connection.remotes.callbacks.post(partial(callback, pilot.uid, state))
-
-    def _on_pilot_ended(self, number: int, how: str) -> None:
-        self.fleet.ended(self.pilots[number], how)
-
-    def _on_pairs(self, number: int, pairs: Any) -> None:
-        assert self._connection is not None
-        self.pilots[number].pairs = self._connection.remotes.decoded(pairs)
+        pilot, remotes = self.pilots[number], self._connection.remotes
+        if "pairs" in changes:
+            pilot.pairs = remotes.decoded(changes["pairs"])
+        if "state" in changes:
+            remotes.update(changes["pilot"])
+            state, when = changes["state"]
+            self.fleet.note(pilot, state, when)
+            for callback in tuple(self._pilot_callbacks):
+                remotes.callbacks.post(partial(callback, pilot.uid, state))
+        if "ended" in changes:
+            self.fleet.ended(pilot, changes["ended"])
 
     # Ends.
 

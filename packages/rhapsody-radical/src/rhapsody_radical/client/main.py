@@ -209,7 +209,8 @@ class Client:
             if pilot.pilot is None or self._told.get(pilot.number) == state:
                 return
             self._told[pilot.number] = state
-        self._say("pilot", pilot.number, state, time.time(), self._calls.encoded(pilot.pilot))
+        ref = self._calls.encoded(pilot.pilot)
+        self._say("pilot", pilot.number, {"state": (state, time.time()), "pilot": ref})
         if state in FINAL:
             how = "ended: its walltime is over, or it was cancelled"
             if state == "CANCELED":
@@ -228,7 +229,7 @@ class Client:
             if pilot.ended:
                 return
             pilot.ended = True
-        self._say("pilot_ended", pilot.number, how)
+        self._say("pilot", pilot.number, {"ended": how})
         self.tasks.drop(pilot)
 
     def _pairs_changed(self, number: int, lost: Pair | None) -> None:
@@ -237,7 +238,7 @@ class Client:
             (self._calls.encoded(pair.master), self._calls.encoded(pair.workers))
             for pair in raptor.pairs
         ]
-        self._say("pairs", number, pairs)
+        self._say("pilot", number, {"pairs": pairs})
         if lost is not None:
             self.tasks.lose(lost, str(lost.lost))
 

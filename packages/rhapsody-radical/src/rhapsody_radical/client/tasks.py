@@ -141,7 +141,7 @@ class Tasks:
         return entry, description
 
     def _refuse(self, uid: str, error: Exception) -> None:
-        self._say("refused", uid, type(error).__name__, str(error))
+        self._say("end", uid, "REFUSED", str(error), type(error).__name__)
 
     def cancel(self, uids: Iterable[str]) -> None:
         """Asks RADICAL-Pilot to cancel tasks; it is asked again until they have ended."""
@@ -172,9 +172,9 @@ class Tasks:
             self._queued.discard(entry.uid)
             if entry.pair is not None:
                 entry.pair.hear()
-            self._report("running", entry.uid, _node(handle))
+            self._report("running", entry.uid, state, _node(handle))
         elif state == AGENT_STAGING_INPUT_PENDING and entry.pair is None:
-            self._report("state", entry.uid, state)
+            self._report("running", entry.uid, state, "")
 
     def end(self, entry: Entry, state: str, reason: str = "") -> None:
         """Takes note of an end.
