@@ -17,7 +17,6 @@ from rhapsody import WorkflowEngine
 from rhapsody.errors import TaskLostError
 from rhapsody.testing import Driver
 from rhapsody_radical import RadicalExecutionBackend
-from rhapsody_radical.client.watch import CONFIRMED, TICK
 from tests.machine import working_in
 from tests.radical.pilots import backend, customise, resources
 
@@ -39,10 +38,6 @@ async def started(
     finally:
         await made.shutdown()
     assert working_in(tmp_path) == []
-
-
-COMPONENT_LIMIT = 40.0
-"""The same after one of RADICAL-Pilot's components died alone, which it does not tell."""
 
 
 async def lost(driver: Driver, *tasks: Any, within: float = LIMIT) -> list[TaskLostError]:
@@ -116,56 +111,28 @@ async def test_a_lost_raptor_worker_is_replaced_and_so_is_a_cancelled_pilot(tmp_
         assert made.pilot_state in ("DONE", "CANCELED")
 
 
-async def test_a_component_of_the_agent_that_dies_alone_ends_its_pilot(tmp_path: Path) -> None:
+def stall_soon(_: Any) -> None:
+    """Shorten the time for which a task that fits may wait; called in the client."""
+    from rhapsody_radical.client import health
+
+    health.STALLED = 10.0
+
+
+async def test_a_pilot_whose_component_dies_alone_is_given_up(tmp_path: Path) -> None:
     async with started(tmp_path) as (made, driver):
-        task, function = driver.command("sleep 600"), driver.call(time.sleep, 600)
-        await driver.submit(task, function)
-        assert await driver.running(task)
-        assert await driver.running(function)
-        titles = {each.pid: " ".join(each.cmdline()) for each in of_pilot(made)}
-        victims = [pid for pid, title in titles.items() if "rp.agent_executing.0000" in title]
-        await asyncio.sleep(CONFIRMED * TICK + 2)  # what is seen for a moment is no component
-        for pid in victims:
-            psutil.Process(pid).kill()
-        for error in await lost(driver, task, function, within=COMPONENT_LIMIT):
-            assert "rp.agent_executing.0000" in str(error)
+        await made.run_in_client(stall_soon)
+        running, waiting = driver.command("sleep 600"), driver.command("true")
+        await driver.submit(running)
+        assert await driver.running(running)
+        for process in of_pilot(made):
+            if "rp.agent_executing.0000" in " ".join(process.cmdline()):
+                process.kill()
+        await driver.submit(waiting)
+        for error in await lost(driver, running, waiting, within=2 * LIMIT):
+            assert "starts nothing: a task for which it has free cores" in str(error)
         async with asyncio.timeout(LIMIT):
             while of_pilot(made):  # noqa: ASYNC110 - what it ran is ended, too
                 await asyncio.sleep(0.1)
-
-
-UNHEARD = """
-import sys
-if any("radical-pilot-agent_0" in word for word in sys.orig_argv):
-    from radical.pilot.utils.component import BaseComponent
-    publish = BaseComponent.publish
-
-    def unheard(component, pubsub, msg, *more):
-        if type(msg).__name__ != "RPCRequestMessage":
-            publish(component, pubsub, msg, *more)
-
-    BaseComponent.publish = unheard
-"""
-"""Has what an agent asks itself be lost, as it now and then is where it was not yet connected."""
-
-
-def come_up_soon(_: Any) -> None:
-    """Shortens the time that a pilot has to come up; called in the client."""
-    from rhapsody_radical.client import watch
-
-    watch.COMING_UP = 5.0
-
-
-async def test_a_pilot_that_does_not_come_up_is_lost(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    customise(tmp_path, monkeypatch, UNHEARD)
-    async with started(tmp_path) as (made, driver):
-        await made.run_in_client(come_up_soon)
-        task = driver.command("true")
-        await driver.submit(task)
-        (error,) = await lost(driver, task, within=2 * LIMIT)
-        assert "pilot.0000 on local.localhost does not come up" in str(error)
 
 
 DEAF = """
@@ -177,19 +144,12 @@ if any("radical-pilot-component" in word for word in sys.orig_argv):
 """Has an agent's scheduler hear nothing, as happens where it was forked at the wrong moment."""
 
 
-def call_it_stuck_soon(_: Any) -> None:
-    """Shortens the time for which a master may wait for cores that are free; in the client."""
-    from rhapsody_radical.client import raptor
-
-    raptor.STUCK = 5.0
-
-
 async def test_a_pilot_whose_scheduler_hangs_from_its_start_is_lost(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     customise(tmp_path, monkeypatch, DEAF)
     async with started(tmp_path) as (made, driver):
-        await made.run_in_client(call_it_stuck_soon)
+        await made.run_in_client(stall_soon)
         program = driver.command("sleep 8")
         await driver.submit(program)
         assert await driver.running(program)

@@ -202,26 +202,6 @@ def test_a_pilot_is_ended_and_its_neighbours_go_on() -> None:
         assert all(alive(each.pid) for each in (other, theirs, component))
 
 
-def titled(title: str) -> tuple[str, ...]:
-    return ("bash", "-c", f"exec -a {title} sleep 600")
-
-
-def test_titles_are_grouped_by_pilot() -> None:
-    pilot: dict[str, Any] = {MARK: MINE, "RP_PILOT_ID": "pilot.0000"}
-    expected = {"": {"rp.tmgr"}, "pilot.0000": {"rp.agent.0", "rp.agent_x"}}
-    with (
-        running(*titled("rp.tmgr"), RADICAL_RHAPSODY=MINE),
-        running(*titled("rp.agent.0"), **pilot),
-        running(*titled("rp.agent_x"), **pilot),
-        running(**pilot),
-        running(*titled("rp.agent_y"), RADICAL_RHAPSODY="theirs"),
-        running(*titled("rp.dispatch.task.000007"), RP_SESSION_ID=MINE, **pilot),
-    ):
-        until = time.monotonic() + 30
-        while processes.titles(MINE) != expected:
-            assert time.monotonic() < until, processes.titles(MINE)
-
-
 def test_a_process_that_sets_its_title_is_still_found(tmp_path: Path) -> None:
     pytest.importorskip("setproctitle")
     program = (
@@ -238,5 +218,4 @@ def test_a_process_that_sets_its_title_is_still_found(tmp_path: Path) -> None:
         assert process.stdout is not None
         process.stdout.readline()
         assert pids(MINE) == {process.pid}
-        assert processes.titles(MINE) == {"": {"rp.agent.0"}}
         process.communicate()

@@ -20,6 +20,7 @@ from rhapsody.errors import BackendUnavailableError
 from rhapsody.resources import Resources
 from rhapsody_radical import calls, links, raptor_config, schema
 from rhapsody_radical.client import raptor
+from rhapsody_radical.client.health import Progress
 from rhapsody_radical.client.tasks import Tasks
 from rhapsody_radical.functions import call_words, completed
 from rhapsody_radical.jobs import Job
@@ -461,7 +462,7 @@ def test_reports_do_not_wait_for_tasks_that_were_refused_or_lost_with_their_pilo
     def batch(name: str, count: int) -> list[tuple[str, dict[str, Any], Any]]:
         return [(f"{name}.{number}", {"executable": "true"}, None) for number in range(count)]
 
-    pilot: Any = SimpleNamespace(manager=Refusing(), ended=False, number=0)
+    pilot: Any = SimpleNamespace(manager=Refusing(), ended=False, number=0, progress=Progress())
     tasks = Tasks("session", [pilot], SimpleNamespace(), say)  # type: ignore[arg-type]
     tasks.submit(0, batch("lost", 50))
     tasks.drop(pilot)

@@ -325,3 +325,10 @@ def test_a_service_is_refused_where_something_listens_on_its_port_of_this_machin
             services.prepare(service, {}, pilot())
         services.prepare(service, {}, pilot(here=False))
     services.prepare(service, {}, pilot())
+
+
+def test_former_words_for_a_workers_size_count() -> None:
+    worker = {"cpu_processes": 1, "cpu_threads": 3}
+    config = raptor_config.checked({"masters": [{"workers": [worker]}]})
+    assert raptor_config.cores_per_call(config) == 3
+    assert worker == {"cpu_processes": 1, "cpu_threads": 3}

@@ -11,7 +11,6 @@ beside it.
 from __future__ import annotations
 
 import importlib.util
-import json
 import os
 import signal
 import socket
@@ -31,9 +30,8 @@ STATES = "state_pubsub"
 MARK = "rhapsody"
 """What our tasks have in their metadata.
 
-`"call"` is an order for `call.run`, `"task"` the same as a `PythonTask` that any worker of
-RAPTOR's could run, and `"probe"` is answered at once: with those of its `"calls"` that are
-not here.
+`"call"` is an order for `call.run`, and `"task"` the same as a `PythonTask` that any worker of
+RAPTOR's could run.
 """
 
 
@@ -48,7 +46,6 @@ class RhapsodyWorker(rp.raptor.DefaultWorker):  # type: ignore[misc,name-defined
         self._change = threading.Condition()
         self._waiting: deque[dict[str, Any]] = deque()
         self._running: dict[str, Process] = {}
-        self._unanswered: set[str] = set()
         self._cancelled: set[str] = set()
         self._expired: set[str] = set()
         self._idle: list[Process] = []
@@ -63,25 +60,14 @@ class RhapsodyWorker(rp.raptor.DefaultWorker):  # type: ignore[misc,name-defined
 
     def _request_cb(self, tasks: Any) -> None:
         calls: list[dict[str, Any]] = []
-        probes: list[dict[str, Any]] = []
         others: list[dict[str, Any]] = []
-        into = {"call": calls, "task": calls, "probe": probes}
         for task in ru.as_list(tasks):
-            into.get(str(_kind(task)), others).append(task)
+            (calls if _kind(task) in ("call", "task") else others).append(task)
         if others:
             threading.Thread(target=self._leave, args=(others,), daemon=True).start()
         with self._change:
             self._waiting.extend(calls)
-            self._unanswered.update(task["uid"] for task in calls)
             self._change.notify_all()
-        for probe in probes:
-            self._answer(probe, text=json.dumps(self._missing(probe)))
-
-    def _missing(self, probe: dict[str, Any]) -> list[str]:
-        """Which of the calls that a probe asks about never came here, or were answered."""
-        with self._change:
-            asked = probe["description"]["metadata"].get("calls", ())
-            return [uid for uid in asked if uid not in self._unanswered]
 
     def _leave(self, tasks: list[dict[str, Any]]) -> None:
         """Has RAPTOR's own worker make calls of others; it waits until there is room."""
@@ -246,8 +232,6 @@ class RhapsodyWorker(rp.raptor.DefaultWorker):  # type: ignore[misc,name-defined
         if cancelled:
             task["target_state"] = rp.CANCELED
         self._res_put.put(task)
-        with self._change:
-            self._unanswered.discard(task["uid"])
 
 
 def _kind(task: dict[str, Any]) -> Any:

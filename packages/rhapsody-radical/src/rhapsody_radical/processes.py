@@ -59,23 +59,6 @@ def of_tasks(session: str, uids: Collection[str]) -> dict[str, list[psutil.Proce
     return found
 
 
-def titles(session: str) -> dict[str, set[str]]:
-    """Return the titles of RADICAL-Pilot's own processes by pilot, under "" those of the client.
-
-    Tasks' processes are left out: RAPTOR's workers make some of such titles for each call, and
-    tasks may run sessions of their own.
-    """
-    found: dict[str, set[str]] = {}
-    for process, variables in _matching(f"{MARK}={session}"):
-        if SESSION in variables:
-            continue
-        with suppress(psutil.Error):
-            title = "".join(process.cmdline()[:1]).strip()
-            if title.startswith("rp."):
-                found.setdefault(variables.get(PILOT, ""), set()).add(title)
-    return found
-
-
 def end(session: str, patience: float = 5.0) -> int:
     """Wait for a session's processes to go, then ask those that stay to end, and kill them.
 

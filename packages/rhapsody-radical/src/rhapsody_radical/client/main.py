@@ -20,7 +20,7 @@ from rhapsody_radical.client.raptor import Pair, Raptors
 from rhapsody_radical.client.session import ClientPilot, Session, StartError, text_of
 from rhapsody_radical.client.tasks import HEARD, Tasks
 from rhapsody_radical.client.watch import Watch
-from rhapsody_radical.schema import FINAL
+from rhapsody_radical.schema import AGENT_EXECUTING, FINAL
 from rhapsody_radical.threads import Worker
 from rhapsody_radical.wire import Message, Outbox
 
@@ -190,13 +190,17 @@ class Client:
             entry = self.tasks.by_uid.get(handle.uid)
             if entry is not None:
                 self.tasks.heard(entry, handle, state)
-            elif self.raptors.look_at(handle, state):
+            elif state == AGENT_EXECUTING:
+                for pilot in self.session.pilots:
+                    if pilot.uid == handle.pilot:
+                        pilot.progress.moved()
+            elif self.raptors.look_at(handle.uid, state):
                 self._commands.post(self._look_at_pairs)
         self._calls.changed(handle)
 
     def _look_at_pairs(self) -> None:
         for raptor in list(self.raptors.found.values()):
-            raptor.check({})
+            raptor.check()
 
     def _on_pilot(self, handle: Any, state: str) -> None:
         for pilot in self.session.pilots:

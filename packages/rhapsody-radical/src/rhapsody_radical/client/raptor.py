@@ -6,12 +6,10 @@ that both are given up together. Everything here blocks, and runs on the client'
 
 from __future__ import annotations
 
-import json
 import logging
 import shutil
 import threading
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -21,6 +19,8 @@ import radical.pilot as rp  # type: ignore[import-untyped,unused-ignore]
 
 from rhapsody.sdk import RUNNER_FILE
 from rhapsody_radical import calls
+from rhapsody_radical.client import health
+from rhapsody_radical.client.health import WAITING, Progress, cores_of, waits_in_vain
 from rhapsody_radical.client.session import ClientPilot
 from rhapsody_radical.raptor_config import (
     DEFAULT_CLASS,
@@ -29,8 +29,7 @@ from rhapsody_radical.raptor_config import (
     THEIRS,
     is_own,
 )
-from rhapsody_radical.schema import AGENT_EXECUTING, FINAL, PMGR_ACTIVE
-from rhapsody_radical.states import TASK_STATES, Generation
+from rhapsody_radical.schema import AGENT_EXECUTING, FINAL
 
 log: logging.Logger = logging.getLogger(__name__)
 
@@ -39,34 +38,8 @@ OWN_MASTER, OWN_WORKER, OWN_CALL = (
     for name in ("_raptor_master.py", "_raptor_worker.py", "call.py")
 )
 PROTOCOL = Path(RUNNER_FILE)
-ORDER = TASK_STATES[Generation.CURRENT]
-AGENT_SCHEDULING = "AGENT_SCHEDULING"
-BEFORE = ORDER[: ORDER.index(AGENT_SCHEDULING)]
-"""States of a task that the pilot's agent does not yet have in its hands."""
-
-ANSWERED = ORDER[ORDER.index("AGENT_STAGING_OUTPUT_PENDING") :]
-"""States of a task that its worker is done with."""
-
 MARK = "rhapsody"
-"""What tells our own worker our calls and probes, in a task's metadata."""
-
-PROBED = 60.0
-"""Seconds between two probes of a pair that has calls; as many for the answer, from when the
-agent has the probe, without which a pair that says nothing else either is lost."""
-
-COMING_UP = 180.0
-"""Seconds from when a pair began to run until it is probed although nothing was heard of it."""
-
-STUCK = 120.0
-"""Seconds for which a master may wait for cores on an active pilot where nothing runs: now and
-then the agent's scheduler hangs from its start on, and never hears that masters may be started."""
-
-PACE = 20.0
-"""Calls a second that go from a master to its worker even on a slow machine: a probe waits
-behind them, and is given the time (70 were measured on two busy cores)."""
-
-ASKED = 100
-"""How many calls, the oldest, a probe asks the worker about."""
+"""Key in a task's metadata that tells our own worker that it is a call of ours."""
 
 
 class Pair:
@@ -78,13 +51,7 @@ class Pair:
         master: RADICAL-Pilot's task of the master.
         workers: Those of its workers.
         lost: Why it is lost, `None` while it is not.
-        joined: Whether a program gave the master more workers.
-        heard: When something was last heard of it, by the monotonic clock; 0 before.
-        began: When all of it was first seen to run; 0 before.
-        probe: RADICAL-Pilot's task of a probe that was not answered yet.
-        probed: When the last probe was sent, and seen on its way to the agent; before the
-            first one, when the pair was started.
-        missing: Calls that the worker did not know when it was last asked.
+        progress: Whether it starts calls.
     """
 
     def __init__(self, master: Any, workers: list[Any], settings: Mapping[str, Any]) -> None:
@@ -95,32 +62,24 @@ class Pair:
         self.workers = workers
         self.settings = settings
         self.lost: str | None = None
-        self.joined: bool = False
-        self.heard: float = 0.0
-        self.began: float = 0.0
-        self.probe: Any = None
-        self.probed: float = time.monotonic()
-        self.missing: set[str] = set()
+        self.progress: Progress = Progress()
 
-    @property
-    def answers_probes(self) -> bool:
-        """Whether there is one process of our own that has all calls: of several, each has some."""
-        worker, *others = self.settings["workers"]
-        one = not others and not self.joined and int(worker.get("ranks") or 1) == 1
-        return one and self.takes_orders
+    def waits_in_vain(self, calls: Sequence[Any]) -> bool:
+        """Return True if one of its calls could start.
 
-    def hear(self) -> None:
-        """Takes note that something was heard of it."""
-        self.heard = time.monotonic()
-
-    def is_up(self) -> bool:
-        """Whether it can be expected to answer: it was heard of, or has run for a while."""
-        if self.heard:
-            return True
-        if any(task.state != AGENT_EXECUTING for task in (self.master, *self.workers)):
+        Only our own workers report that a call has started. Such a worker starts calls in order; of
+        several workers each takes some, and may have to wait although another one is free.
+        """
+        members = (self.master, *self.workers)
+        own = all((call.description.get("metadata") or {}).get(MARK) for call in calls)
+        if not (self.takes_orders and own and all(x.state == AGENT_EXECUTING for x in members)):
             return False
-        self.began = self.began or time.monotonic()
-        return time.monotonic() - self.began > COMING_UP
+        running = [call for call in calls if call.state == AGENT_EXECUTING]
+        several = len(self.workers) > 1 or int(self.settings["workers"][0].get("ranks") or 1) > 1
+        if several and running:
+            return False
+        oldest = [call for call in calls if call.state in WAITING][:1]
+        return waits_in_vain([*running, *oldest], [cores_of(worker) for worker in self.workers])
 
     def uids(self) -> list[str]:
         """The uids of the master and its workers."""
@@ -160,7 +119,6 @@ class Raptor:
         self._count = 0
         self._turn = 0
         self._lock = threading.RLock()
-        self._idle = 0.0
         self.pairs: list[Pair] = []
         self.lost: set[str] = set()
 
@@ -215,79 +173,25 @@ class Raptor:
         for file in files:
             shutil.copyfile(file, sandbox / file.name)
 
-    def check(self, calls: Mapping[Pair, list[str]]) -> set[str]:
-        """Gives up pairs whose master or worker has ended, or does not answer.
+    def check(self, calls: Mapping[str, Sequence[Any]] | None = None) -> None:
+        """Give up pairs whose master or worker has ended, or that do not start their calls.
 
         Args:
-            calls: The open calls of pairs that are expected to be heard of, the oldest first.
-
-        Returns:
-            Those that the worker did not know in two answers running: they, or what came of
-            them, are lost on the way.
+            calls: RADICAL-Pilot's tasks for the calls of each master, by its uid; `None` to check
+                only for masters and workers that have ended.
         """
-        lost: set[str] = set()
         with self._lock:
             for pair in list(self.pairs):
-                problem, asked = pair.problem(), calls.get(pair)
-                if problem is None and asked is not None and pair.answers_probes and pair.is_up():
-                    lost |= self._read_probe(pair) & set(asked)
-                    problem = self._probe(pair, asked)
+                problem = pair.problem()
+                if problem is None and calls is not None:
+                    waits = pair.waits_in_vain(calls.get(pair.uid, ()))
+                    if pair.progress.is_stalled(waits):
+                        problem = (
+                            f"RAPTOR master {pair.uid} and its worker start nothing: a call for "
+                            f"which there are free cores has waited {health.STALLED:g} s"
+                        )
                 if problem is not None:
                     self.give_up(pair, problem)
-        return lost
-
-    def waits_in_vain(self) -> bool:
-        """Whether a master has waited for too long on a pilot where nothing runs.
-
-        To be called about once a second.
-        """
-        waiting = any(pair.master.state == AGENT_SCHEDULING for pair in self.pairs)
-        if not waiting or self._pilot.state != PMGR_ACTIVE or self._pilot.runs_something():
-            self._idle = 0.0
-            return False
-        self._idle = self._idle or time.monotonic()
-        return time.monotonic() - self._idle > STUCK
-
-    def _read_probe(self, pair: Pair) -> set[str]:
-        """Takes note of a probe's answer; returns the calls that are missing once more."""
-        probe = pair.probe
-        if probe is None or probe.state not in ANSWERED:
-            return set()
-        pair.heard = time.monotonic()
-        if probe.state not in FINAL:
-            return set()
-        pair.probe = None
-        self._pilot.forget(probe.uid)
-        missing = set(json.loads(probe.return_value or "[]"))
-        again, pair.missing = missing & pair.missing, missing
-        return again
-
-    def _probe(self, pair: Pair, calls: list[str]) -> str | None:
-        """Probes a pair where it is time to; says so where the last probe has no answer."""
-        now = time.monotonic()
-        if pair.probe is not None and pair.probe.state in BEFORE:
-            pair.probed = now  # perhaps it waits for the transfer of somebody's files
-        patience = PROBED if pair.probe is None else PROBED + len(calls) / PACE
-        if now - pair.probed <= patience:
-            return None
-        if pair.probe is not None:
-            if pair.heard <= pair.probed:
-                return f"RAPTOR master {pair.uid} and its worker do not answer"
-            self._pilot.forget(pair.probe.uid)  # it was lost itself
-            pair.probe = None
-        self._count += 1
-        pair.probed = now
-        words = {"mode": rp.TASK_FUNCTION, "function": "probe", "raptor_id": pair.uid}
-        words.update(uid=f"probe.{self._pilot.number}.{self._count:04d}")
-        words.update(metadata={MARK: "probe", "calls": calls[:ASKED]})
-        pair.probe = self._pilot.manager.submit_tasks(rp.TaskDescription(words))
-        return None
-
-    def joined(self, worker: Mapping[str, Any], uid: str) -> None:
-        """Takes note of a worker that a program gave to a master itself."""
-        for pair in list(self.pairs):
-            if worker.get("raptor_id") == pair.uid and uid not in pair.uids():
-                pair.joined = True
 
     def give_up(self, pair: Pair, reason: str) -> None:
         """Ends a pair; the next call starts another."""
@@ -379,16 +283,7 @@ class Raptors:
             )
         return None
 
-    def look_at(self, handle: Any, state: str) -> bool:
-        """Takes note of a task that is none of the engine's: a master or a worker, maybe.
-
-        Returns:
-            Whether it is one of a pair's that has ended.
-        """
-        for each in list(self.found.values()):
-            if state in FINAL:
-                if any(handle.uid in pair.uids() for pair in list(each.pairs)):
-                    return True
-            elif state == AGENT_EXECUTING and handle.mode == rp.RAPTOR_WORKER:
-                each.joined(handle.description, handle.uid)
-        return False
+    def look_at(self, uid: str, state: str) -> bool:
+        """Return True if a task that is none of the engine's is one of a pair's that has ended."""
+        pairs = [pair for each in list(self.found.values()) for pair in list(each.pairs)]
+        return state in FINAL and any(uid in pair.uids() for pair in pairs)

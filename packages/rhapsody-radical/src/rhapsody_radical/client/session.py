@@ -20,6 +20,7 @@ import radical.pilot as rp  # type: ignore[import-untyped,unused-ignore]
 import radical.utils as ru  # type: ignore[import-untyped,unused-ignore]
 
 from rhapsody_radical import batch, processes
+from rhapsody_radical.client.health import Progress
 from rhapsody_radical.schema import FINAL, PMGR_ACTIVE, PMGR_ACTIVE_PENDING
 
 log: logging.Logger = logging.getLogger(__name__)
@@ -29,9 +30,6 @@ CLOSE_LIMIT = 60.0
 
 FULL = 1 << 20
 """Bytes that are free on a file system on which a pilot cannot start any more."""
-
-HOLDING_CORES = ("AGENT_EXECUTING_PENDING", "AGENT_EXECUTING")
-"""States of a task that has cores of its pilot."""
 
 KNOWN = ("resource_manager", "filesystem_endpoint", "job_manager_endpoint")
 """What a program is told of a resource's configuration, beside what a node has."""
@@ -54,6 +52,7 @@ class ClientPilot:
         config: What matters of the resource's configuration, as plain values.
         sandbox: The directory of its tasks.
         ended: Whether it takes no more tasks.
+        progress: Whether it starts tasks.
     """
 
     def __init__(self, number: int, settings: dict[str, Any]) -> None:
@@ -64,6 +63,7 @@ class ClientPilot:
         self.config: dict[str, Any] = {}
         self.sandbox = ""
         self.ended = False
+        self.progress = Progress()
 
     @property
     def uid(self) -> str:
@@ -80,9 +80,11 @@ class ClientPilot:
         self.config = {key: str(config.get(key) or "") for key in KNOWN}
         self.config.update({key: int(config.get(key) or 0) for key in PER_NODE})
 
-    def runs_something(self) -> bool:
-        """Whether one of its tasks has cores, or is about to be given some."""
-        return any(task.state in HOLDING_CORES for task in self.manager.get_tasks())
+    def cores(self) -> list[int]:
+        """Return how many cores each of its nodes has for tasks; empty while that is not known."""
+        found = self.pilot.nodelist
+        nodes = [] if found is None else found.nodes
+        return [sum(core.occupation is not None for core in node.cores) for node in nodes]
 
     def forget(self, uid: str) -> None:
         """Has the task manager let go of a task that has ended, or it keeps each for ever."""

@@ -47,7 +47,6 @@ class Entry:
         pilot: The pilot it goes to.
         handle: RADICAL-Pilot's task, `None` before it is submitted.
         pair: The RAPTOR pair that it goes to, `None` for a program.
-        staged: Whether RADICAL-Pilot copies files for it, which may take long.
         running: Whether it was told to run.
         cancelled: Whether it is to be cancelled, which is asked for until it has ended.
     """
@@ -56,7 +55,6 @@ class Entry:
     pilot: ClientPilot
     handle: Any = None
     pair: Pair | None = None
-    staged: bool = False
     running: bool = False
     cancelled: bool = False
 
@@ -128,13 +126,12 @@ class Tasks:
         self, uid: str, words: dict[str, Any], order: Any, pilot: ClientPilot
     ) -> tuple[Entry, Any]:
         entry = Entry(uid, pilot)
-        entry.staged = bool(words.get("input_staging") or words.get("output_staging"))
         if order is not None:
             entry.pair = self._raptors.send(words, order, pilot)
         description = rp.TaskDescription(words)
         try:
             description.verify()
-            if entry.staged:
+            if words.get("input_staging") or words.get("output_staging"):
                 rp.staging_directives.expand_description(description)
         except Exception as error:  # whatever RADICAL-Pilot raises
             raise ValueError(f"task_description: {error}") from error
@@ -170,8 +167,7 @@ class Tasks:
         elif state == AGENT_EXECUTING:
             entry.running = True
             self._queued.discard(entry.uid)
-            if entry.pair is not None:
-                entry.pair.hear()
+            (entry.pilot if entry.pair is None else entry.pair).progress.moved()
             self._report("running", entry.uid, state, _node(handle))
         elif state == AGENT_STAGING_INPUT_PENDING and entry.pair is None:
             self._report("running", entry.uid, state, "")
@@ -186,8 +182,6 @@ class Tasks:
         """
         if not self._forget(entry):
             return
-        if entry.pair is not None and (state == "DONE" or (entry.running and state != "LOST")):
-            entry.pair.hear()  # else others than its pair may have said so
         # RADICAL-Pilot cancels by itself what exceeds its own `timeout`.
         cut = entry.cancelled or state == "CANCELED"
         if cut and entry.running and entry.pair is None:
@@ -217,13 +211,6 @@ class Tasks:
         for entry in self.open():
             if entry.pair is pair:
                 self.end(entry, "LOST", reason)
-
-    def lose_call(self, uid: str) -> None:
-        """Ends a call that its RAPTOR worker does not know, nor anybody what came of it."""
-        entry = self.by_uid.get(uid)
-        if entry is not None and entry.pair is not None:
-            how = f"the call or its result was lost on the way to or from {entry.pair.uid}"
-            self.end(entry, "LOST", how)
 
     def _reap(self) -> None:
         """Tells the ends of cancelled tasks, once nothing of them is left."""

@@ -1,4 +1,4 @@
-"""Processes that are seen to end, and pilots that share the work, without RADICAL-Pilot."""
+"""Pilots that share the work, without RADICAL-Pilot."""
 
 from __future__ import annotations
 
@@ -7,41 +7,8 @@ from typing import Any
 import pytest
 
 from rhapsody.task import TaskDescription
-from rhapsody_radical.client.watch import CONFIRMED, PATIENCE, Vitals
 from rhapsody_radical.fleet import Fleet, Pilot
 from rhapsody_radical.functions import completed
-
-COMPONENT = frozenset({"rp.agent_x"})
-NOTHING: frozenset[str] = frozenset()
-
-
-def test_a_component_that_ended_is_told_of_after_a_while() -> None:
-    vitals = Vitals()
-    assert [vitals.note(COMPONENT) for _ in range(CONFIRMED)] == [None] * CONFIRMED
-    said = [vitals.note(NOTHING) for _ in range(PATIENCE)]
-    assert said == [None] * (PATIENCE - 1) + ["rp.agent_x"]
-
-
-def test_a_component_that_was_not_seen_for_a_moment_is_not_told_of() -> None:
-    vitals = Vitals()
-    looks = [COMPONENT] * CONFIRMED + [NOTHING, COMPONENT] * PATIENCE
-    assert not any(map(vitals.note, looks))
-
-
-def test_what_is_there_for_a_moment_is_no_component() -> None:
-    vitals = Vitals()
-    looks = [COMPONENT] * (CONFIRMED - 1) + [NOTHING] * 2 * PATIENCE
-    assert not any(map(vitals.note, looks))
-
-
-def test_what_a_program_adds_to_the_client_may_end() -> None:
-    vitals, more = Vitals(grows=False), COMPONENT | {"rp.tmgr_of_the_programs_own"}
-    looks = [COMPONENT] * CONFIRMED + [more] * PATIENCE + [COMPONENT] * 2 * PATIENCE
-    assert not any(map(vitals.note, looks))
-    assert [vitals.note(NOTHING) for _ in range(PATIENCE)][-1] == "rp.agent_x"
-
-
-# Pilots.
 
 
 def fleet(*names: str) -> tuple[Fleet, list[Pilot]]:

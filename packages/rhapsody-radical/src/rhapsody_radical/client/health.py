@@ -1,0 +1,79 @@
+"""Health of pilots and RAPTOR's workers: one rule for all the ways in which RADICAL-Pilot hangs.
+
+A component ends alone, a scheduler was forked at the wrong moment, a message is lost: RADICAL-Pilot
+reports none of this. But tasks that have room do not start then. This needs no knowledge of its
+parts. A task counts only if it certainly fits: wherever running tasks are, and whatever else a
+description may ask for.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from rhapsody_radical.states import TASK_STATES, Generation
+
+STALLED = 180.0
+"""Seconds for which a task that fits may wait before its pilot or its RAPTOR pair is given up."""
+
+PLACED = "AGENT_EXECUTING_PENDING"
+"""State of a task that has its cores and was not started yet."""
+
+_ORDER = TASK_STATES[Generation.CURRENT]
+WAITING = frozenset(_ORDER[: _ORDER.index(PLACED)])
+"""States of a task that has no cores yet."""
+
+SPECIAL = (
+    *("gpus_per_rank", "mem_per_rank", "lfs_per_rank", "ranks_per_node", "slots", "partition"),
+    *("tags", "services", "input_staging", "named_env"),
+)
+"""Settings with which a task may have a reason to wait although cores are free."""
+
+
+class Progress:
+    """Time since a pilot or a RAPTOR pair last started a task, or had none that fits."""
+
+    def __init__(self) -> None:
+        self._since = time.monotonic()
+
+    def moved(self) -> None:
+        """Note that a task has started."""
+        self._since = time.monotonic()
+
+    def is_stalled(self, waits: bool) -> bool:
+        """Return True if a task that fits has waited for too long.
+
+        Args:
+            waits: Whether there is one now; to be called about once a second.
+        """
+        if not waits:
+            self.moved()
+        return time.monotonic() - self._since > STALLED
+
+
+def cores_of(task: Any) -> int:
+    """Return the number of cores that a task has while it runs."""
+    words = task.description
+    return max(1, int(words.get("ranks") or 1)) * max(1, int(words.get("cores_per_rank") or 1))
+
+
+def waits_in_vain(tasks: Sequence[Any], nodes: Sequence[int]) -> bool:
+    """Return True if one of some tasks could start.
+
+    Args:
+        tasks: RADICAL-Pilot's tasks that share the cores, the oldest first.
+        nodes: The number of cores of each node.
+    """
+    if any(task.state == PLACED for task in tasks):
+        return True
+    free = sum(nodes) - sum(cores_of(task) for task in tasks if task.state == "AGENT_EXECUTING")
+    waiting = (task for task in tasks if task.state in WAITING) if free > 0 else ()
+    return any(_fits(task, free, len(nodes)) for task in waiting)
+
+
+def _fits(task: Any, free: int, nodes: int) -> bool:
+    """Return True if a task certainly fits, however the free cores are spread over the nodes."""
+    words = task.description
+    scattered = nodes * (max(1, int(words.get("cores_per_rank") or 1)) - 1)
+    return cores_of(task) + scattered <= free and not any(map(words.get, SPECIAL))

@@ -1,0 +1,216 @@
+"""Pilots and RAPTOR pairs that start nothing although cores are free, on a clock of the tests."""
+
+from __future__ import annotations
+
+import threading
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from rhapsody_radical import raptor_config
+from rhapsody_radical.client import health
+from rhapsody_radical.client.health import STALLED, waits_in_vain
+from rhapsody_radical.client.raptor import Pair, Raptor, Raptors
+from rhapsody_radical.client.tasks import Tasks
+from rhapsody_radical.client.watch import Watch
+
+RUNNING, WAITING = "AGENT_EXECUTING", "AGENT_SCHEDULING"
+
+
+def task(state: str = WAITING, uid: str = "task", **words: Any) -> Any:
+    """One of RADICAL-Pilot's tasks."""
+    mode = words.pop("mode", "task.executable")
+    return SimpleNamespace(uid=uid, state=state, mode=mode, description=words, pilot="pilot.0000")
+
+
+def call(state: str = WAITING, **words: Any) -> Any:
+    """A call for the pair in `Looking`."""
+    words = {"raptor_id": "master", "metadata": {"rhapsody": "call"}, **words}
+    return task(state, mode="task.function", **words)
+
+
+@pytest.mark.parametrize("state", [WAITING, "TMGR_SCHEDULING", "AGENT_EXECUTING_PENDING"])
+def test_a_task_waits_in_vain_where_cores_are_free(state: str) -> None:
+    assert waits_in_vain([task(state)], [4])
+    assert waits_in_vain([task(RUNNING, ranks=3), task(state)], [4])
+
+
+@pytest.mark.parametrize(
+    ("words", "nodes"),
+    [
+        ({"ranks": 2}, [4]),
+        ({"cores_per_rank": 2}, [4]),
+        ({}, []),
+        ({"gpus_per_rank": 1.0}, [8]),
+        ({"mem_per_rank": 1}, [8]),
+        ({"tags": {"colocate": "a"}}, [8]),
+        ({"services": ["service"]}, [8]),
+        ({"input_staging": ["large"]}, [8]),
+        ({"cores_per_rank": 4}, [4, 4]),
+    ],
+)
+def test_a_task_that_may_have_no_room_does_not_wait_in_vain(
+    words: dict[str, Any], nodes: list[int]
+) -> None:
+    assert not waits_in_vain([task(RUNNING, ranks=3), task(**words)], nodes)
+
+
+def test_what_runs_or_has_ended_does_not_wait() -> None:
+    assert not waits_in_vain([task(RUNNING), task("AGENT_STAGING_OUTPUT")], [4])
+
+
+class Looking:
+    """The watch over one pilot with one RAPTOR pair, without its thread.
+
+    Attributes:
+        tasks: What the pilot's task manager knows.
+        given_up: What was given up, and why.
+    """
+
+    def __init__(self, clock: list[float], workers: Any = ({"cores_per_rank": 2},)) -> None:
+        self._clock = clock
+        self.tasks: list[Any] = []
+        self.given_up: list[str] = []
+        manager = SimpleNamespace(get_tasks=lambda: self.tasks, cancel_tasks=lambda uids: None)
+        values: dict[str, Any] = {
+            "number": 0,
+            "uid": "pilot.0000",
+            "state": "PMGR_ACTIVE",
+            "ended": False,
+        }
+        values |= {"manager": manager, "progress": health.Progress()}
+        values |= {"cores": lambda: [4], "forget": lambda uid: None}
+        self.pilot: Any = cast("Any", SimpleNamespace(**values))
+        (settings,) = raptor_config.checked({"masters": [{"workers": list(workers)}]})["masters"]
+        self.master = task(RUNNING, "master")
+        made = [task(RUNNING, mode="raptor.worker", **each) for each in settings["workers"]]
+        self.pair = Pair(self.master, made, settings)
+        raptors = Raptors([self.pilot], lambda *_: None)
+        raptor = raptors.found[0] = Raptor(self.pilot, {"masters": []}, self._changed)
+        raptor.pairs.append(self.pair)
+        self.watch = Watch.__new__(Watch)
+        self.watch._raptors = raptors
+        self.watch._give_up = lambda pilot, how: self.given_up.append(how)
+
+    def _changed(self, lost: Pair | None) -> None:
+        assert lost is self.pair
+        self.given_up.append(str(lost.lost))
+
+    def look(self, later: float = 0.0) -> list[str]:
+        """Look so many seconds later; return what was given up by then."""
+        self._clock[0] += later
+        self.watch._look_at_progress(self.pilot)
+        return self.given_up
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The time, in a list."""
+    found = [1000.0]
+    monkeypatch.setattr(health, "time", SimpleNamespace(monotonic=lambda: found[0]))
+    return found
+
+
+def test_a_pilot_that_does_not_start_a_task_that_fits_is_given_up(clock: list[float]) -> None:
+    looking = Looking(clock)
+    looking.look(later=STALLED + 1)
+    looking.tasks = [task(RUNNING), task()]
+    assert looking.look() == []
+    assert looking.look(later=STALLED) == []
+    (how,) = looking.look(later=1)
+    assert "a task for which it has free cores has waited 180 s" in how
+
+
+def test_a_pilot_that_starts_others_meanwhile_is_not_given_up(clock: list[float]) -> None:
+    looking = Looking(clock)
+    looking.tasks = [task()]
+    for _ in range(3):
+        looking.look(later=STALLED)
+        looking.pilot.progress.moved()
+    assert looking.given_up == []
+
+
+def test_a_pilot_that_is_not_active_yet_is_not_given_up(clock: list[float]) -> None:
+    looking = Looking(clock)
+    looking.tasks = [task()]
+    looking.pilot.state = "PMGR_ACTIVE_PENDING"
+    assert looking.look(later=1000) == looking.look(later=1000) == []
+    looking.pilot.state = "PMGR_ACTIVE"
+    assert looking.look() == []
+
+
+def test_a_raptor_pair_that_does_not_start_a_call_is_given_up(clock: list[float]) -> None:
+    looking = Looking(clock)
+    looking.tasks = [call(RUNNING), call()]
+    assert looking.look() == []
+    (how,) = looking.look(later=STALLED + 1)
+    assert "RAPTOR master master and its worker start nothing" in how
+    assert looking.pair.lost
+
+
+@pytest.mark.parametrize(
+    "calls",
+    [
+        [call(RUNNING, cores_per_rank=2), call()],
+        [call(RUNNING), call(cores_per_rank=2), call()],
+        [call(metadata={})],
+        [],
+    ],
+)
+def test_calls_that_have_no_room_say_nothing_of_their_pair(
+    clock: list[float], calls: list[Any]
+) -> None:
+    """Calls are started in order; those of others are not reported to start."""
+    looking = Looking(clock)
+    looking.tasks = calls
+    looking.look()
+    assert looking.look(later=1000) == []
+
+
+def test_a_pair_that_does_not_run_yet_is_not_given_up(clock: list[float]) -> None:
+    looking = Looking(clock)
+    looking.tasks = [call()]
+    looking.master.state = WAITING
+    looking.look()
+    assert looking.look(later=1000) == []
+
+
+@pytest.mark.parametrize("workers", [[{}, {}], [{"ranks": 2}]])
+def test_of_several_workers_one_may_be_busy_and_have_calls_that_wait(
+    clock: list[float], workers: Any
+) -> None:
+    looking = Looking(clock, workers)
+    looking.tasks = [call(RUNNING), call()]
+    looking.look()
+    assert looking.look(later=1000) == []
+    looking.tasks = [call()]
+    assert looking.look() == []
+    assert len(looking.look(later=STALLED + 1)) == 1
+
+
+class AlwaysSet(threading.Event):
+    def is_set(self) -> bool:
+        return True
+
+
+def test_a_call_whose_pair_is_lost_while_it_is_submitted_is_lost(clock: list[float]) -> None:
+    looking = Looking(clock)
+    said: list[Any] = []
+
+    class Manager:
+        def submit_tasks(self, descriptions: list[Any]) -> list[Any]:
+            looking.pair.lost = "its master has ended"
+            nothing = dict.fromkeys(
+                ("exception", "exception_detail", "exit_code", "return_value", "stdout", "stderr")
+            )
+            return [SimpleNamespace(state="NEW", _info_evt=AlwaysSet(), **nothing)]
+
+    looking.pilot.manager = Manager()
+    raptors = Raptors([looking.pilot], lambda *_: None)
+    raptors.send = lambda *_: looking.pair  # type: ignore[method-assign]
+    tasks = Tasks("session", [looking.pilot], raptors, lambda *parts, within: said.append(parts))
+    words = {"uid": "call", "mode": "task.executable", "executable": "true"}
+    tasks.submit(looking.pilot.number, [("call", words, b"")])
+    assert [message[:4] for message in said] == [("end", "call", "LOST", "its master has ended")]
+    assert not tasks.open()
