@@ -47,6 +47,7 @@ def test_a_task_waits_in_vain_where_cores_are_free(state: str) -> None:
         ({"tags": {"colocate": "a"}}, [8]),
         ({"services": ["service"]}, [8]),
         ({"input_staging": ["large"]}, [8]),
+        ({"named_env": "prepared"}, [8]),
         ({"cores_per_rank": 4}, [4, 4]),
     ],
 )
@@ -54,6 +55,10 @@ def test_a_task_that_may_have_no_room_does_not_wait_in_vain(
     words: dict[str, Any], nodes: list[int]
 ) -> None:
     assert not waits_in_vain([task(RUNNING, ranks=3), task(**words)], nodes)
+
+
+def test_a_raptor_master_waits_in_vain_where_cores_are_free() -> None:
+    assert waits_in_vain([task(named_env="rp", tags={}, gpus_per_rank=0.0)], [1])
 
 
 def test_what_runs_or_has_ended_does_not_wait() -> None:

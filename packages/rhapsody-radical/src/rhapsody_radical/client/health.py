@@ -26,9 +26,12 @@ WAITING = frozenset(_ORDER[: _ORDER.index(PLACED)])
 
 SPECIAL = (
     *("gpus_per_rank", "mem_per_rank", "lfs_per_rank", "ranks_per_node", "slots", "partition"),
-    *("tags", "services", "input_staging", "named_env"),
+    *("tags", "services", "input_staging"),
 )
 """Settings with which a task may have a reason to wait although cores are free."""
+
+OWN_ENVIRONMENT = "rp"
+"""The agent's own environment, which exists from the start: that of RAPTOR's masters."""
 
 
 class Progress:
@@ -75,5 +78,7 @@ def waits_in_vain(tasks: Sequence[Any], nodes: Sequence[int]) -> bool:
 def _fits(task: Any, free: int, nodes: int) -> bool:
     """Return True if a task certainly fits, however the free cores are spread over the nodes."""
     words = task.description
+    if words.get("named_env") not in (None, "", OWN_ENVIRONMENT) or any(map(words.get, SPECIAL)):
+        return False
     scattered = nodes * (max(1, int(words.get("cores_per_rank") or 1)) - 1)
-    return cores_of(task) + scattered <= free and not any(map(words.get, SPECIAL))
+    return cores_of(task) + scattered <= free
