@@ -16,7 +16,7 @@ from tests.radical.pilots import active, backend
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # files that its import leaves open
-    from rhapsody_radical.library import rp  # noqa: F401
+    from rhapsody_radical.pilot import rp  # noqa: F401
 
     gc.collect()
 

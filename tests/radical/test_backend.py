@@ -23,7 +23,7 @@ from rhapsody.errors import CapabilityError, DataError, TaskFailedError, TaskTim
 from rhapsody.states import TasksMainStates
 from rhapsody.testing import Driver
 from rhapsody_radical import RadicalExecutionBackend, service_ready_callback
-from rhapsody_radical.library import rp
+from rhapsody_radical.pilot import rp
 from tests.direct import check_direct_use
 from tests.machine import alive
 from tests.radical.busy import BUSY, six, sleeping

@@ -331,7 +331,7 @@ def test_a_call_whose_output_has_no_place_fails_alone(tmp_path: Path) -> None:
 @pytest.fixture
 def process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     monkeypatch.setenv("RADICAL_BASE", str(tmp_path / "radical"))
-    from rhapsody_radical.library import rp  # noqa: F401 - else its import warns
+    from rhapsody_radical.pilot import rp  # noqa: F401 - else its import warns
 
     worker = import_module("rhapsody_radical._raptor_worker")
     server = worker.Server()

@@ -11,7 +11,7 @@ import pytest
 
 from rhapsody.errors import BackendError, BackendUnavailableError
 from rhapsody_radical import pilot
-from rhapsody_radical.library import rp
+from rhapsody_radical.pilot import rp
 
 FORMER = [
     "Session",

@@ -15,7 +15,7 @@ import pytest
 
 from rhapsody.errors import CapabilityError, TaskLostError
 from rhapsody.testing import Driver
-from rhapsody_radical.library import rp
+from rhapsody_radical.pilot import rp
 from tests.machine import working_in
 from tests.radical.pilots import backend, customise, resources
 

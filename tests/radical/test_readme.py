@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from rhapsody.backends.base import Capabilities
-from rhapsody_radical import capabilities, schema
+from rhapsody_radical import plugin, schema
 
 README = Path(__file__).parents[2] / "packages/rhapsody-radical/README.md"
 
@@ -35,10 +35,10 @@ MEANINGS = {
 }
 
 COLUMNS = {
-    "functions by RAPTOR (default)": capabilities.RAPTOR,
-    '`functions="executable"`': capabilities.EXECUTABLES,
-    "other RAPTOR workers": capabilities.OTHER_WORKERS,
-    "`raptor=False`": capabilities.NO_FUNCTIONS,
+    "functions by RAPTOR (default)": plugin.RAPTOR,
+    '`functions="executable"`': plugin.EXECUTABLES,
+    "other RAPTOR workers": plugin.OTHER_WORKERS,
+    "`raptor=False`": plugin.NO_FUNCTIONS,
 }
 
 
@@ -62,7 +62,7 @@ def table() -> str:
 
 
 def test_the_table_has_every_capability() -> None:
-    assert list(MEANINGS) == list(capabilities.RAPTOR.as_dict())
+    assert list(MEANINGS) == list(plugin.RAPTOR.as_dict())
 
 
 def test_the_readme_has_the_table() -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from rhapsody_radical import schema
 from rhapsody_radical.descriptions import todays
-from rhapsody_radical.library import rp
+from rhapsody_radical.pilot import rp
 from rhapsody_radical.remote import KINDS
 
 VALUES: dict[type, Any] = {int: 3, float: 3.0, str: "mine"}
@@ -75,7 +75,7 @@ def test_final_states_are_those_of_the_installed_library() -> None:
 
 def test_the_programs_side_imports_nothing_of_radical(tmp_path: Path) -> None:
     names = ["schema", "descriptions", "translate", "links", "raptor_config", "diagnosis"]
-    names += ["library", "pilot", "states"]
+    names += ["pilot", "states"]
     lines = [f"import rhapsody_radical.{name}" for name in names]
     lines += ["import sys", "print([x for x in sys.modules if x.split('.')[0] == 'radical'])"]
     command = [sys.executable, "-c", "\n".join(lines)]

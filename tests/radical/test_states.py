@@ -8,7 +8,7 @@ import pytest
 
 from rhapsody.states import StateMapper, TasksMainStates
 from rhapsody_radical import states
-from rhapsody_radical.library import rp
+from rhapsody_radical.pilot import rp
 from rhapsody_radical.states import (
     PILOT_TRANSITIONS,
     TASK_STATES,

@@ -24,7 +24,7 @@ from rhapsody_radical.client.health import Progress
 from rhapsody_radical.client.tasks import Tasks
 from rhapsody_radical.functions import call_words, completed
 from rhapsody_radical.jobs import Job
-from rhapsody_radical.library import rp
+from rhapsody_radical.pilot import rp
 from rhapsody_radical.results import error_of
 from rhapsody_radical.threads import Worker
 from rhapsody_radical.translate import command, in_double_quotes

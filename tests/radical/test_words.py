@@ -16,7 +16,7 @@ from rhapsody.errors import CapabilityError, DataError
 from rhapsody.resources import Resources
 from rhapsody_radical import raptor_config, services
 from rhapsody_radical.descriptions import can_work_in, pilot_descriptions, task_settings
-from rhapsody_radical.library import build, rp
+from rhapsody_radical.pilot import build, rp
 from rhapsody_radical.translate import check_fits, describe_executable, needs, place
 from rhapsody_radical.wire import is_plain
 

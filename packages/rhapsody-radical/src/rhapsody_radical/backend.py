@@ -29,9 +29,7 @@ from rhapsody.backends import Capabilities, ManagedBackend, Session, TaskCallbac
 from rhapsody.sdk import in_thread
 from rhapsody_radical import (
     calls,
-    capabilities,
     functions,
-    library,
     links,
     results,
     services,
@@ -44,7 +42,8 @@ from rhapsody_radical.fleet import Fleet, Pilot
 from rhapsody_radical.jobs import Ended, Job
 from rhapsody_radical.links import Links
 from rhapsody_radical.notes import HERE
-from rhapsody_radical.pilot import PilotException
+from rhapsody_radical.pilot import PilotException, build
+from rhapsody_radical.plugin import RAPTOR, capabilities_of
 from rhapsody_radical.raptor_config import (
     checked,
     checked_settings,
@@ -113,7 +112,7 @@ class RadicalExecutionBackend(ManagedBackend):
     """
 
     name = "radical_pilot"
-    capabilities: Capabilities = capabilities.RAPTOR
+    capabilities: Capabilities = RAPTOR
     session: Session
 
     def __init__(
@@ -593,7 +592,7 @@ class RadicalExecutionBackend(ManagedBackend):
 
     def _able(self, config: dict[str, Any] | None) -> Capabilities:
         """Return the backend's capabilities with this configuration of RAPTOR."""
-        return capabilities.of(
+        return capabilities_of(
             self.functions, enabled=self.raptor_mode, other_workers=has_other_workers(config)
         )
 
@@ -705,7 +704,7 @@ class RadicalExecutionBackend(ManagedBackend):
                 words["function"] = calls.python_task(order)
                 if self.masters:
                     words.setdefault("raptor_id", next(self.master_selector))
-            self._built[uid] = library.build(words, task["name"])
+            self._built[uid] = build(words, task["name"])
         except Exception as error:  # reported, as for a task that is submitted
             task["exception"] = error
             self.report_state(task, "FAILED")

@@ -1,15 +1,25 @@
 """The names of RADICAL-Pilot's present and former API, each as what it is now.
 
-For programs that drive RADICAL-Pilot themselves beside Rhapsody. Names of today are
-RADICAL-Pilot's own objects; names of the former API are today's successors, or
-explain what took their place. The backend does not need this module.
+For programs that drive RADICAL-Pilot themselves in addition to Rhapsody. Names of today are
+RADICAL-Pilot's own objects; names of the former API are today's successors, or explain what took
+their place.
+
+Only this module imports RADICAL-Pilot into the program, and only when one of the names is first
+used: that creates an empty directory, `.radical/utils` in `RADICAL_BASE` or the home directory, and
+lets RADICAL-Pilot adjust `logging` and `os.fork`. RADICAL-Pilot is untyped: its names are `Any`.
 """
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Mapping
+from importlib import import_module
 from typing import Any
 
 from rhapsody import BackendError, BackendUnavailableError
+
+MODULES = {"rp": "radical.pilot", "ru": "radical.utils"}
+"""RADICAL-Pilot's modules, by the names that they have here."""
 
 FORMER = {
     "ComputePilotDescription": "PilotDescription",
@@ -71,12 +81,36 @@ class Context:
 __all__ = [*CURRENT, *FORMER, *OURS]
 
 
+def build(words: Mapping[str, Any], name: str) -> Any:
+    """Return RADICAL-Pilot's description of a task, verified by RADICAL-Pilot.
+
+    Args:
+        words: The description as plain data, see `translate`.
+        name: The task's name, for the error.
+
+    Raises:
+        ValueError: RADICAL-Pilot refuses it; the message has the reason.
+    """
+    rp = __getattr__("rp")
+    try:
+        description = rp.TaskDescription(dict(words))
+        description.verify()
+        rp.staging_directives.expand_description(description)
+    except Exception as error:  # whatever RADICAL-Pilot raises
+        raise ValueError(f"task {name!r}: task_description: {error}") from error
+    return description
+
+
 def __getattr__(name: str) -> Any:
     if name in CURRENT or name in FORMER:
-        from rhapsody_radical.library import rp
-
-        return getattr(rp, FORMER.get(name, name))
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return getattr(__getattr__("rp"), FORMER.get(name, name))
+    if name not in MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    with warnings.catch_warnings():
+        # It warns where `logging` came first: its repair for `fork` is not needed, as
+        # nothing here forks and goes on to log.
+        warnings.filterwarnings("ignore", message="Import `radical` modules before `logging`")
+        return import_module(MODULES[name])
 
 
 def __dir__() -> list[str]:

@@ -1,16 +1,57 @@
-"""Declares the backend to Rhapsody's registry. Imports neither RADICAL-Pilot nor the backend."""
+"""Declaration of the backend for Rhapsody's registry, and what the backend can do.
+
+The capabilities depend on how functions run. This module imports neither RADICAL-Pilot nor the
+backend.
+"""
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from rhapsody import hookimpl
-from rhapsody.backends import BackendSpec
+from rhapsody.backends import BackendSpec, Capabilities
+from rhapsody_radical import schema
+
+RAPTOR = Capabilities(
+    services=True,
+    cancel_functions="running",
+    cancel_async_functions="running",
+    cancel_executables="running",
+    cancel_services="running",
+    sandboxes=True,
+    cwd=True,
+    files=True,
+    shared_file_system=True,
+    task_settings=frozenset(schema.TASK),
+    resources=frozenset({"cores", "gpus", "memory", "ranks", "walltime"}),
+    binds=frozenset({"cores"}),
+    captures_output=True,
+    reports_running=True,
+)
+"""Functions on RAPTOR workers of our own, each call in a process of its own."""
+
+EXECUTABLES = RAPTOR
+"""Functions as programs of their own."""
+
+OTHER_WORKERS = replace(RAPTOR, cancel_functions="none", cancel_async_functions="none")
+"""Functions on RAPTOR workers of a class that is not ours: what runs there goes on."""
+
+NO_FUNCTIONS = replace(RAPTOR, functions=False, sync_functions=False)
+"""RAPTOR is switched off, and functions with it."""
+
+
+def capabilities_of(functions: str, *, enabled: bool, other_workers: bool) -> Capabilities:
+    """Return the capabilities of a backend with these settings."""
+    if functions == "executable":
+        return EXECUTABLES
+    if not enabled:
+        return NO_FUNCTIONS
+    return OTHER_WORKERS if other_workers else RAPTOR
 
 
 @hookimpl
 def rhapsody_backends() -> BackendSpec:
-    """The backend `radical_pilot`, with what it can do on one machine."""
-    from rhapsody_radical.capabilities import RAPTOR
-
+    """Declare the backend `radical_pilot`, with its capabilities on one machine."""
     return BackendSpec(
         name="radical_pilot",
         import_path="rhapsody_radical.backend:RadicalExecutionBackend",
