@@ -175,6 +175,7 @@ class Dispatcher:
             if service.state is READY and advance(service, handle):
                 batch.append(service)
         most = len(batch) + self._max_pending - handle.occupied
+        pushes_down = handle.capabilities.unfinished_dependencies
         looked_at = 0
         while (ready or others) and len(batch) < most:
             looked_at += 1
@@ -186,7 +187,7 @@ class Dispatcher:
                 record = ready.popleft()
             if record.state is READY and advance(record, handle):
                 batch.append(record)
-                if record.dependents:
+                if pushes_down:
                     self._scheduler.offer(record, handle)
         return batch
 

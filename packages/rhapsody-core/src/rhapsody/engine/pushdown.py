@@ -91,6 +91,8 @@ class RemoteResult:
 
     __slots__ = ("__weakref__", "_fetching", "_future", "_value", "backend", "pushdown", "uid")
 
+    scheduler = None  # unlike the record that this replaces
+
     def __init__(self, pushdown: PushDown, record: TaskRecord, value: HeldValue) -> None:
         self.backend: BackendHandle = record.backend
         self.uid: str = record.uid
@@ -261,12 +263,9 @@ class PushDown:
 
     def followers(self, record: TaskRecord, backend: BackendHandle) -> Iterator[TaskRecord]:
         """Yield the dependents of a task in the next batch that may be sent right after it."""
-        dependents = record.dependents
-        if not dependents or not self.possible or not backend.capabilities.unfinished_dependencies:
-            return
         if record.attempt != 1 or not self._takes_part(record, backend):
             return
-        for dependent in dependents:
+        for dependent in record.dependents or ():
             if dependent.state.work is not WorkState.WAITING:
                 continue
             dependent.unsent += 1
