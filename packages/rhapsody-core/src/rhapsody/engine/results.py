@@ -61,8 +61,7 @@ class Results:
             except Exception as mistake:  # a declared file is missing: the attempt failed
                 self.keep(record, report, succeeded=False)
                 return None, mistake  # no local name: this frame is in its traceback
-        if "sandbox" in report or "stdout" in report or "stderr" in report:
-            self.keep(record, report, succeeded=error is None, done=error is None, value=value)
+        self.keep(record, report, succeeded=error is None, done=error is None, value=value)
         return value, error
 
     def _check_files(self, record: TaskRecord, *, failed: bool) -> None:
