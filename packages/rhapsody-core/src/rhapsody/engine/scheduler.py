@@ -36,6 +36,7 @@ from rhapsody.engine.states import (
     OVER,
     READY,
     STATES,
+    SUBMITTING,
     FutureState,
     TaskState,
     Transition,
@@ -329,9 +330,10 @@ class Scheduler:
 
     def accept(self, batch: Sequence[TaskRecord], backend: BackendHandle) -> None:
         """Mark a batch as taken by its backend."""
+        after, handler = ROWS[SUBMITTING][_ACCEPT]
         for record in batch:
-            if (row := ROWS[record.state].get(_ACCEPT)) is not None:
-                record.state, handler = row
+            if record.state is SUBMITTING:
+                record.state = after
                 handler(self, record, backend)
 
     def _on_accept(self, record: TaskRecord, backend: BackendHandle) -> None:
@@ -775,7 +777,7 @@ class Scheduler:
                 continue
             unfinished += 1
             other = getattr(dependency, "_node", None)
-            if not isinstance(other, TaskRecord) or other.scheduler is not self:
+            if other is None or other.scheduler is not self:
                 dependency.add_done_callback(record.dependency_done)
             elif other.dependents is None:
                 other.dependents = {record: None}
@@ -794,7 +796,7 @@ class Scheduler:
             if self._pushdown.is_at_rest(dependency) or dependency.done():
                 continue
             other = getattr(dependency, "_node", None)
-            if not isinstance(other, TaskRecord) or other.scheduler is not self:
+            if other is None or other.scheduler is not self:
                 dependency.remove_done_callback(record.dependency_done)
             elif other.dependents is not None:
                 other.dependents.pop(record, None)
