@@ -226,7 +226,7 @@ class TaskRecord:
     def start_anew(self) -> None:
         """Discard the description, for the next attempt."""
         self.stage = 0
-        self.started = None
+        self.started = self.resolved = None
         self.description = NOT_DESCRIBED
         if self.elsewhere() is not None:
             self.future._outcome = None  # this backend may keep less than the one before

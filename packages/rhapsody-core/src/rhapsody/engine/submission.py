@@ -123,7 +123,7 @@ class Submission:
                 belongs to another loop or to a block around this call.
             ValueError: A container in the arguments holds itself.
         """
-        scheduler = self._scheduler
+        scheduler, is_block = self._scheduler, task.kind == "block"
         if scheduler.closing:
             raise self.closed_error(task.name)
         found = None
@@ -142,12 +142,11 @@ class Submission:
 
         number = self._numbers[task.prefix] = self._numbers[task.prefix] + 1
         future: TaskFuture[Any]
-        if task.prefix == "block" or (dependencies and BlockFuture in map(type, dependencies)):
+        if is_block or (dependencies and BlockFuture in map(type, dependencies)):
             future = BlockFuture(loop=self.loop)
         else:
             future = (RemoteFuture if self._pushdown.possible else TaskFuture)(loop=self.loop)
-        kind = BlockRecord if task.prefix == "block" else TaskRecord
-        record = kind(
+        record = (BlockRecord if is_block else TaskRecord)(
             scheduler, task, future, number, args, kwargs or None, specific, dependencies, found,
             current_scope.get(), repeats,
         )  # fmt: skip
@@ -157,10 +156,11 @@ class Submission:
         future._uid = None
         future._backend = None
         future._outcome = None
-        if found is not None and found.outputs and repeats is None and task.prefix == "task":
-            self.promises.promise(future, found.outputs)
-        if found is not None and found.producers:
-            self.promises.read(future, found.inputs, found.producers)
+        if found is not None:
+            if found.outputs and repeats is None and not is_block:
+                self.promises.promise(future, found.outputs)
+            if found.producers:
+                self.promises.read(future, found.inputs, found.producers)
         if self._keep:
             self.made.append((future.uid, task.name, dependency_uids(dependencies)))
         scheduler.add(record, parent)

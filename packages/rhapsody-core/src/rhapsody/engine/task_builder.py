@@ -138,11 +138,12 @@ class TaskBuilder:
                     own = task.settings.lost_retries
                     record.description["lost_retries"] = self._lost_retries if own is None else own
                 record.stage = RESOLVED
-                record.resolved = None  # that of an earlier attempt
                 found = record.found
-                declares = found is not None and (found.inputs or found.outputs)
-                has_files = (declares or record.sources) and self._has_files(record, backend)
-                if has_files and not self._resolved(record, backend):
+                has_files = found is not None and bool(found.inputs or found.outputs)
+                if record.sources and not has_files:
+                    has_files = self._implicit(record, backend)
+                # A backend that runs nothing reads nothing.
+                if has_files and not backend.dry and not self._resolved(record, backend):
                     return False
             if begin <= RESOLVED:
                 if record.found is not None and record.found.inputs and task.kind != "executable":
@@ -404,14 +405,6 @@ class TaskBuilder:
                 "for the next run; the first is %s, which needs %g s",
                 self._uid, backend.name, left, record.named(), needs,
             )  # fmt: skip
-
-    def _has_files(self, record: TaskRecord, backend: BackendHandle) -> bool:
-        if backend.dry:
-            return False  # what runs nothing reads nothing
-        found = record.found
-        if found is not None and (found.inputs or found.outputs):
-            return True
-        return self._implicit(record, backend)
 
     def _implicit(self, record: TaskRecord, backend: BackendHandle) -> bool:
         return (
