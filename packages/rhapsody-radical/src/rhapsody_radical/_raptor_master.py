@@ -27,7 +27,7 @@ class RhapsodyMaster(rp.raptor.Master):  # type: ignore[misc,name-defined,unused
         threading.Thread(target=self._repeat, daemon=True).start()
 
     def publish(self, pubsub: str, msg: Any, *more: Any, **options: Any) -> None:
-        """Publishes a message, and keeps the one that says where calls go."""
+        """Publish a message, and keep the one with the address for calls."""
         if isinstance(msg, dict) and msg.get("cmd") == "register_raptor_queue":
             self._registration = (pubsub, msg)
         super().publish(pubsub, msg, *more, **options)

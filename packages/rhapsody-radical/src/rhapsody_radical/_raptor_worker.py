@@ -97,7 +97,7 @@ class RhapsodyWorker(rp.raptor.DefaultWorker):  # type: ignore[misc,name-defined
             self._answer(task, cancelled=True)
 
     def stop(self) -> None:
-        """Ends all calls and the worker."""
+        """End all calls and the worker."""
         self._server.close()
         super().stop()
 
@@ -192,7 +192,7 @@ class RhapsodyWorker(rp.raptor.DefaultWorker):  # type: ignore[misc,name-defined
             self._change.notify_all()
 
     def _expire(self, uid: str, process: Process) -> None:
-        """Ends a call whose own time-out is over, unless it has just ended."""
+        """End a call whose own timeout has expired, unless it has just ended."""
         with self._change:
             if self._running.get(uid) is process:
                 self._expired.add(uid)
@@ -258,14 +258,14 @@ class Process:
         self._pid: int = self._received() or 0
 
     def call(self, task: dict[str, Any], gpus: list[int]) -> str | None:
-        """Makes a call; `None` where the process did not survive it."""
+        """Make a call, and return its result; `None` if the process did not survive it."""
         with suppress(OSError):
             self._channel.send((_kind(task), task["description"]["function"], gpus))
         text: str | None = self._received()
         return text
 
     def kill(self) -> None:
-        """Ends the process and all that its calls started, but for sessions of their own."""
+        """End the process and everything that its calls started, except for new sessions."""
         if self._pid:
             with suppress(OSError):
                 os.killpg(self._pid, signal.SIGKILL)
@@ -300,7 +300,7 @@ class Server:
         theirs.close()
 
     def start(self, shape: tuple[int, int]) -> Process:
-        """Makes a process."""
+        """Create a process."""
         ours, theirs = Pipe()
         try:
             with self._lock:
@@ -311,13 +311,13 @@ class Server:
         return Process(ours, shape)
 
     def close(self) -> None:
-        """Ends the server, and with it all that it made."""
+        """End the server and all processes that it created."""
         with suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
 
 
 def _serve(requests: socket.socket, run: Callable[[str], str]) -> None:
-    """The server's life: forks for each request, until its maker is gone."""
+    """Fork for each request, until the process that started the server has ended."""
     with suppress(ImportError):
         import asyncio  # noqa: F401 - what every call needs is imported once
 
@@ -383,7 +383,7 @@ def _module(name: str, path: str) -> Any:
 
 
 def _work(channel: Connection[Any, Any], run: Callable[[str], str]) -> None:
-    """A process's life: makes one call after the other."""
+    """Make one call after the other, for the lifetime of the process."""
     os.setsid()
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -163,7 +163,7 @@ class RadicalExecutionBackend(ManagedBackend):
     # Life.
 
     async def start(self) -> None:
-        """Starts the client, its session and its pilots; returns when they are launched.
+        """Start the client, its session and its pilots; return when they are launched.
 
         On a batch system that means queued: tasks wait for their pilot. A cancellation, such as
         Ctrl-C under `asyncio.run`, passes through, and a line names the session; what was started
@@ -187,7 +187,7 @@ class RadicalExecutionBackend(ManagedBackend):
             raise SystemExit(said) from error
 
     def _place(self) -> Path:
-        """The session's directory."""
+        """Return the session's directory."""
         work_dir = self._work_dir or (self.session.path if self.session.chosen else HERE)
         return Path(os.path.abspath(work_dir)) / self.session.uid
 
@@ -216,7 +216,7 @@ class RadicalExecutionBackend(ManagedBackend):
             self._configure_raptor(self._config)
 
     async def stop(self) -> None:
-        """Ends every task and pilot, and closes the session."""
+        """End every task and pilot, and close the session."""
         await in_thread(self._stop)
 
     def _stop(self) -> None:
@@ -236,7 +236,7 @@ class RadicalExecutionBackend(ManagedBackend):
             self.end(job, "CANCELED")
 
     async def run_in_client(self, f: Callable[..., Any], *args: Any) -> Any:
-        """Calls `f(objects, *args)` with RADICAL-Pilot's own objects, where they are.
+        """Call `f(objects, *args)` in the client, with RADICAL-Pilot's own objects.
 
         It runs on a thread of the client's process. `objects` has `session`, `pilot_manager`,
         `task_manager` and `resource_pilot` of the first pilot, and `task_managers` and
@@ -282,7 +282,7 @@ class RadicalExecutionBackend(ManagedBackend):
         await asyncio.wrap_future(self._commands.submit(partial(self._submit, jobs)))
 
     def _submit(self, jobs: list[Job]) -> None:
-        """Translates and sends; on the thread of commands."""
+        """Translate and send tasks, on the thread for commands."""
         ready: dict[int, list[tuple[Job, Any, Any]]] = {}
         batch = calls.Batch()
         # Functions first: RAPTOR takes cores that executables then cannot have.
@@ -311,7 +311,7 @@ class RadicalExecutionBackend(ManagedBackend):
                     self.end(job, "LOST")
 
     def _find_room(self, job: Job) -> None:
-        """Sends a task to another pilot where its own is too small and it names none."""
+        """Move a task to another pilot if its own is too small and the task names none."""
         if job.task["task_backend_specific_kwargs"].get("pilot"):
             return
         others = [pilot for pilot in self.pilots if pilot.usable and pilot is not job.pilot]
@@ -355,7 +355,7 @@ class RadicalExecutionBackend(ManagedBackend):
         return functions.describe_call(job, batch)
 
     def _check_function(self, task: TaskDescription) -> None:
-        """Raises for a function task that cannot run, whatever there is.
+        """Raise if a function task cannot run on any pilot.
 
         Raises:
             RuntimeError: RAPTOR is switched off.
@@ -374,7 +374,7 @@ class RadicalExecutionBackend(ManagedBackend):
             )
 
     def _check_room(self, task: TaskDescription, pilot: Pilot) -> None:
-        """Raises `CapabilityError` where a pilot is too small for a task."""
+        """Raise `CapabilityError` if a pilot is too small for a task."""
         if task["function"] is None or not self._goes_to_raptor(task, pilot):
             translate.check_fits(task["name"], translate.needs(task), pilot)
 
@@ -392,7 +392,7 @@ class RadicalExecutionBackend(ManagedBackend):
         return given or functions.default_raptor(pilot, self.function_cores)
 
     def _configure_raptor(self, config: dict[str, Any]) -> None:
-        """Starts RAPTOR on every pilot as a user configured it; blocks until it is submitted.
+        """Start RAPTOR on every pilot as the user configured it; block until it is submitted.
 
         Raises:
             RuntimeError: It runs with another configuration.
@@ -425,7 +425,7 @@ class RadicalExecutionBackend(ManagedBackend):
     # What is asked of the client.
 
     def send(self, name: str, *parts: Any) -> None:
-        """Sends a message to the client.
+        """Send a message to the client.
 
         Raises:
             PilotException: It is gone.
@@ -434,7 +434,7 @@ class RadicalExecutionBackend(ManagedBackend):
         self._connection.send(name, *parts)
 
     async def cancel_task(self, uid: str) -> bool:
-        """Cancels a task; `False` for one that is unknown or has ended."""
+        """Cancel a task; return `False` if it is unknown or has ended."""
         job: Job | None = self.open_tasks.get(uid)
         if job is None or job.over:
             return False
@@ -470,7 +470,7 @@ class RadicalExecutionBackend(ManagedBackend):
             function(*parts)
 
     def _client_lost(self, reason: str) -> None:
-        """Ends all tasks: the client has ended, and nobody had asked it to."""
+        """End all tasks, because the client has ended unexpectedly."""
         for pilot in self.pilots:
             self.fleet.ended(pilot, f"is lost: {reason}")
 
@@ -558,20 +558,20 @@ class RadicalExecutionBackend(ManagedBackend):
             self._none_open.set()
 
     def open_jobs(self) -> list[Job]:
-        """The jobs that have not ended."""
+        """Return the jobs that have not ended."""
         return list(self.open_tasks.values())
 
     # Pilots.
 
     @classmethod
     def diagnose(cls) -> Iterable[tuple[str, str, str]]:
-        """What `rhapsody doctor` says of RADICAL-Pilot's installation."""
+        """Return the findings of `rhapsody doctor` about RADICAL-Pilot's installation."""
         from rhapsody_radical.diagnosis import findings
 
         return findings()
 
     def account(self) -> dict[str, Any]:
-        """What became of the pilots: states with their times, and utilisation."""
+        """Return the pilots' states with their times, and their utilization."""
         return {"pilots": self.fleet.account()}
 
     def seconds_left(self, task: TaskDescription | None = None) -> float:
@@ -585,7 +585,7 @@ class RadicalExecutionBackend(ManagedBackend):
         return used, sum(pilot.cores for pilot in self.pilots if pilot.usable)
 
     def _pilot_ended(self, pilot: Pilot) -> None:
-        """The tasks of a pilot that ended are lost."""
+        """Report the tasks of an ended pilot as lost."""
         for job in self.open_jobs():
             if job.pilot is pilot and job.sent:
                 self.end(job, "LOST")
@@ -613,7 +613,7 @@ class RadicalExecutionBackend(ManagedBackend):
         self._pilot_callbacks.append(func)
 
     def get_nodelist(self) -> Any:
-        """The nodes of the first pilot, `None` unless it is active."""
+        """Return the nodes of the first pilot, `None` unless it is active."""
         if self.resource_pilot is None or self.pilot_state != PMGR_ACTIVE:
             return None
         return self.resource_pilot.nodelist
@@ -631,7 +631,7 @@ class RadicalExecutionBackend(ManagedBackend):
         return [each for pilot in self.pilots for _, workers in pilot.pairs for each in workers]
 
     def setup_raptor_mode(self, raptor_config: Mapping[str, Any]) -> None:
-        """Starts RAPTOR masters and workers. Blocks.
+        """Start RAPTOR masters and workers. Blocks.
 
         Args:
             raptor_config: As for the constructor.
@@ -654,7 +654,7 @@ class RadicalExecutionBackend(ManagedBackend):
         self.capabilities = self._able(config)
 
     def select_master(self) -> Generator[str, None, None]:
-        """The uids of the masters in turn, for ever.
+        """Yield the uids of the masters in turn, forever.
 
         Raises:
             RuntimeError: There is no RAPTOR, or no master.
@@ -730,7 +730,7 @@ class RadicalExecutionBackend(ManagedBackend):
         file_name: str | None = None,
         file_path: str | None = None,
     ) -> dict[str, Any]:
-        """Adds the staging of one file to a task, in RADICAL-Pilot's words.
+        """Add a staging directive of RADICAL-Pilot for one file to a task.
 
         Returns:
             The staging directive.
@@ -741,5 +741,5 @@ class RadicalExecutionBackend(ManagedBackend):
         return self._links.add_file(src_task, dst_task, file_name, file_path)
 
     def link_implicit_data_deps(self, src_task: Mapping[str, Any], dst_task: Any) -> None:
-        """Adds commands to a task that link all that another left in its sandbox."""
+        """Add commands to a task that link all files of another task's sandbox."""
         self._links.add_all(src_task, dst_task)

@@ -27,7 +27,7 @@ LARGE = 1 << 16
 
 
 def run(text: str) -> str:
-    """Makes a call.
+    """Make a call.
 
     Args:
         text: The call, made by `rhapsody_radical.calls.as_text`.
@@ -48,12 +48,12 @@ class RaptorRunner(Runner):
         self._name = ""
 
     def make(self, order: CallSpec, call: Any) -> CallResult:
-        """Makes the call; its large values go to files."""
+        """Make the call; put its large values into files."""
         self._directory, self._name = order.more["values"], f"{order.uid}.result"
         return super().make(order, call)
 
     def answer(self, name: str, call: Any) -> tuple[bool, Any, bool]:
-        """Makes the call and nothing around it."""
+        """Make only the call itself."""
         done, packed, plain = super().answer(name, call)
         return done, self._stored(packed) if done else packed, plain
 
@@ -80,7 +80,7 @@ class RaptorRunner(Runner):
         return store(data, buffers, self._directory, self._name)
 
     def modules(self, order: CallSpec) -> contextlib.AbstractContextManager[Any]:
-        """Makes the program's own modules importable, from a separate file."""
+        """Make the program's own modules importable, from a separate file."""
         path = order.more["modules"]
         if path is not None and not sent_modules().knows(order.modules or b""):
             sent_modules().receive(Path(path).read_bytes())
@@ -105,7 +105,7 @@ class RaptorRunner(Runner):
 
 
 def _prepare(commands: list[str]) -> None:
-    """Runs a task's `pre_exec` commands in its sandbox, and takes over what they export."""
+    """Run a task's `pre_exec` commands in its sandbox, and apply the variables that they export."""
     if not commands:
         return
     shell = shutil.which("bash") or "/bin/sh"  # RADICAL-Pilot's scripts are bash's, too
@@ -145,7 +145,7 @@ def dump(value: Any, directory: str | None) -> tuple[bytes, list[memoryview]]:
 
 
 def store(data: bytes, buffers: list[memoryview], directory: str | None, name: str) -> bytes | str:
-    """Puts what `dump` made into a private file, where it is large.
+    """Put the output of `dump` into a private file if it is large.
 
     Returns:
         The file's path, or the pickle itself; `load` takes either.
@@ -180,7 +180,7 @@ def load(stored: bytes | str) -> Any:
 
 
 def main(order: str, reply: str) -> int:
-    """Makes a call whose order is in one file and puts the reply into another.
+    """Make a call that is in one file, and put the reply into another.
 
     Returns:
         0; the reply says whether the call succeeded.

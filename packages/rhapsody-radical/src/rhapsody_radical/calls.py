@@ -83,7 +83,7 @@ def as_text(order: tuple[Any, ...]) -> str:
 
 
 def own_path() -> list[str]:
-    """The program's own directories of `sys.path`, without those of its environment.
+    """Return the program's own directories of `sys.path`, without those of its environment.
 
     Modules there travel by name: a worker on the same file system imports them from there.
     """
@@ -94,7 +94,7 @@ def own_path() -> list[str]:
 
 
 def _kept(modules: bytes, directory: str) -> str:
-    """The file with the program's own modules, which the first call creates."""
+    """Return the file with the program's own modules, which the first call creates."""
     path = os.path.join(directory, f"modules.{modules[:REFERENCE].hex()}")
     if not os.path.exists(path):
         with tempfile.TemporaryDirectory(dir=directory) as private:
@@ -106,7 +106,7 @@ def _kept(modules: bytes, directory: str) -> str:
 
 
 def forget(directory: str, uid: str) -> None:
-    """Removes what is left of a call's files, whatever became of it."""
+    """Remove the remaining files of a call, whatever its result."""
     for kind in ("call", "arguments", "reply", "result"):
         with suppress(OSError):
             os.unlink(os.path.join(directory, f"{uid}.{kind}"))

@@ -87,7 +87,7 @@ class Connection:
     # Start and end.
 
     def open(self, settings: Mapping[str, Any], *, verbose: bool) -> tuple[Any, ...]:
-        """Starts the client, and its session there; returns what it says when that is up.
+        """Start the client and its session; return the client's answer when the session is running.
 
         Args:
             settings: For the client, beside what is known here.
@@ -105,7 +105,7 @@ class Connection:
         return self._started.result()
 
     def _greet(self, settings: Mapping[str, Any]) -> None:
-        """Sends the first message."""
+        """Send the first message."""
         assert self._channel is not None
         known = {
             "uid": self.uid,
@@ -183,12 +183,12 @@ class Connection:
             self._channel.send(("close", self._keep))
 
     def end_by_force(self) -> None:
-        """Ends all that is the session's on this machine, and its batch jobs."""
+        """End all processes of the session on this machine, and its batch jobs."""
         processes.end(self.uid, patience=0.0)
         notes.take_over(notes.place(self.directory.parent), gone=self.uid)
 
     def at_exit(self) -> None:
-        """Waits for the client where the program ends without a shutdown."""
+        """Wait for the client if the program ends without a shutdown."""
         if os.getpid() == self._owner:  # and not a fork of it
             self.close(keep=self._keep, limit=EXIT_LIMIT)
 
@@ -212,7 +212,7 @@ class Connection:
             self._over()
 
     def _over(self) -> None:
-        """The client has ended: nobody waits for it any longer."""
+        """Release everything that waits for the client, because it has ended."""
         assert self._process is not None
         assert self._channel is not None
         self._channel.shut()  # had it only lost its mind, it ends now
@@ -235,7 +235,7 @@ class Connection:
     # What goes out.
 
     def send(self, name: str, *parts: Any) -> None:
-        """Sends a message. Blocks while the client does not read.
+        """Send a message. Blocks while the client does not read.
 
         Raises:
             PilotException: The client is gone.
@@ -270,7 +270,7 @@ class Connection:
 
 
 def _process_descriptor() -> int:
-    """A descriptor of this process, whose end the client sees by it; -1 where there is none."""
+    """Return a descriptor of this process, by which the client sees its end; -1 if unsupported."""
     try:
         return os.pidfd_open(os.getpid())
     except (AttributeError, OSError):  # another system, or an old one
@@ -282,7 +282,7 @@ def _private(path: str, flags: int) -> int:
 
 
 def _tail(path: Path) -> str:
-    """The end of the client's log."""
+    """Return the end of the client's log."""
     try:
         lines = path.read_text(errors="replace").strip().splitlines()
     except OSError:

@@ -21,7 +21,7 @@ COMPONENT = "radical-pilot-component"
 
 
 def variables(directory: Path, session: str, *, verbose: bool) -> dict[str, str]:
-    """The environment of a session's client.
+    """Return the environment of a session's client.
 
     Args:
         directory: The session's directory.
@@ -55,7 +55,7 @@ def variables(directory: Path, session: str, *, verbose: bool) -> dict[str, str]
 
 
 def prepare(directory: Path) -> None:
-    """Writes the files behind the variables into the session's directory.
+    """Write the files that the variables refer to into the session's directory.
 
     PSI/J, in the process that launches pilots, writes to `.psij` in the home directory, and
     RADICAL-Pilot leaves a temporary file there for each pilot: that process gets others. A pilot

@@ -61,7 +61,7 @@ class Pilot:
         return self.reason is None
 
     def configure(self, config: Mapping[str, Any]) -> None:
-        """Takes note of what the client says of the resource's configuration."""
+        """Store the resource's configuration that the client sent."""
         self._config = config
 
     def seconds_left(self) -> float:
@@ -117,7 +117,7 @@ class Fleet:
         self._lock = threading.Lock()
 
     def spread(self, tasks: Sequence[TaskDescription], busy: Iterable[Pilot]) -> list[Pilot]:
-        """The pilots for some tasks, in their order.
+        """Return the pilots for some tasks, in their order.
 
         Each gets the pilot it names, or of those that have time for it the one with the least to do
         for its cores.
@@ -152,7 +152,7 @@ class Fleet:
         return max((pilot.seconds_left() for pilot in pilots), default=math.inf)
 
     def note(self, pilot: Pilot, state: str, when: float) -> None:
-        """Takes note of a pilot's state; each comes once. On the thread that reads."""
+        """Record a pilot's state; each is reported once. Called on the reading thread."""
         pilot.state = state
         pilot.times.setdefault(state, when)
         resource = pilot.settings["resource"]
@@ -162,7 +162,7 @@ class Fleet:
         )  # fmt: skip
 
     def ended(self, pilot: Pilot, how: str) -> None:
-        """Takes note of a pilot's end, the first time for good. Any thread."""
+        """Record a pilot's end; later calls have no effect. Called on any thread."""
         with self._lock:
             if pilot.reason is not None:
                 return
@@ -170,12 +170,12 @@ class Fleet:
         self._on_end(pilot)
 
     def close(self) -> None:
-        """The session was closed: pilots that were active are so no more."""
+        """Record that the session was closed, so that no pilot is active."""
         for pilot in self.pilots:
             pilot.closed = pilot.closed or time.time()
 
     def account(self) -> list[dict[str, Any]]:
-        """What became of each pilot: its states and when it entered them, and how busy it was."""
+        """Return each pilot's states with their times, and its utilization."""
         return [
             {
                 "uid": pilot.uid,
@@ -189,7 +189,7 @@ class Fleet:
 
 
 def _utilisation(pilot: Pilot) -> float | None:
-    """The share of its cores that tasks had while it was active; `None` if it never was."""
+    """Return the share of its cores that tasks used while it was active; `None` if it never was."""
     begun = pilot.times.get(PMGR_ACTIVE)
     if begun is None:
         return None

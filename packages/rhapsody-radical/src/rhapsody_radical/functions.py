@@ -25,7 +25,7 @@ class ServiceFunctionError(CapabilityError):
 def completed(
     uid: str, task_desc: Mapping[str, Any], specific: Mapping[str, Any] | None
 ) -> TaskDescription:
-    """A description with all required keys, of one that may lack some."""
+    """Return a description with all required keys, from one that may lack some."""
     task: dict[str, Any] = {
         "name": uid,
         "function": None,
@@ -114,7 +114,7 @@ def call_words(
 
 
 def describe_program(job: Job) -> dict[str, Any]:
-    """A program of its own: what RAPTOR cannot schedule, RADICAL-Pilot's agent can."""
+    """Turn a call into a program of its own, which RADICAL-Pilot's agent schedules."""
     task = job.task
     job.program = True
     resources = task.get("resources")
@@ -138,7 +138,7 @@ def describe_program(job: Job) -> dict[str, Any]:
 
 
 def tidy(job: Job, state: str) -> None:
-    """Removes what was only made for the call."""
+    """Remove files that were created only for the call."""
     sandbox = job.task.get("sandbox")
     if not job.program:
         if state != schema.DONE:  # else who read them has removed them

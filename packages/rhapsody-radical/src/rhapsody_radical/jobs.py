@@ -96,7 +96,7 @@ class Job:
         return self.task["function"] is not None
 
     def begin(self, host: str) -> None:
-        """Notes that it runs, and where: RADICAL-Pilot seldom tells the node before the end."""
+        """Record that it runs, and where; RADICAL-Pilot seldom reports the node before the end."""
         self.running, self.began, self.host = True, time.monotonic(), host
         here = socket.gethostname() if self.pilot.here else self.pilot.uid
         self.task["worker"] = host or here

@@ -32,7 +32,7 @@ class Links:
         file_name: str | None,
         file_path: str | None,
     ) -> dict[str, Any]:
-        """Adds one file, see `explicit`; returns its directive."""
+        """Add one file, see `explicit`; return its directive."""
         directive = explicit(src_task, dst_task, file_name, file_path)
         if src_task is not None and file_path is None:
             self._note(src_task, dst_task)
@@ -41,7 +41,7 @@ class Links:
         return directive
 
     def add_all(self, src_task: Mapping[str, Any], dst_task: Any) -> None:
-        """Adds all that a task left, see `implicit`."""
+        """Add all files of a task, see `implicit`."""
         self._note(src_task, dst_task)
         implicit(src_task, dst_task)
 
@@ -51,12 +51,12 @@ class Links:
             found[src_task["uid"]] = src_task["sandbox"]
 
     def forget(self, uid: str) -> None:
-        """Drops what was to be linked for a task that is not submitted after all."""
+        """Drop the links for a task that is not submitted."""
         self._sandboxes.pop(uid, None)
         self._directives.pop(uid, None)
 
     def take(self, job: Job) -> list[dict[str, Any]]:
-        """Makes the sandboxes that a task's links lead to reachable below its pilot's.
+        """Make the sandboxes that a task's links point to reachable below its pilot's.
 
         Returns:
             The directives that are to be done here, see `do`.
@@ -76,7 +76,7 @@ def explicit(
     file_name: str | None,
     file_path: str | None,
 ) -> dict[str, Any]:
-    """The staging directive for one file, appended to the target's `input_staging`.
+    """Append the staging directive for one file to the target's `input_staging`, and return it.
 
     Raises:
         ValueError: Neither a name nor a path is given, or no source for a name.
@@ -102,7 +102,7 @@ def explicit(
 
 
 def take(task: Any, directives: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Takes directives of ours out of what is handed to RADICAL-Pilot.
+    """Remove Rhapsody's own directives from the description for RADICAL-Pilot.
 
     They are done here, see `do`: RADICAL-Pilot's own staging knows no names with spaces, and says
     nothing where a file is missing.
@@ -136,7 +136,7 @@ def do(directives: list[dict[str, Any]], sandbox: str, pilot_sandbox: str) -> No
 
 
 def implicit(src_task: Mapping[str, Any], dst_task: Any) -> None:
-    """Appends the commands that link what a task left into the sandbox of another.
+    """Append the commands that link a task's files into the sandbox of another.
 
     All but the files of RADICAL-Pilot itself, which begin with the task's uid. Safe for
     names with spaces and for empty sandboxes.

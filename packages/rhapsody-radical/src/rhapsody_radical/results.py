@@ -51,13 +51,13 @@ def of(job: Job, state: str) -> tuple[str, BaseException | None]:
 
 
 def output_paths(job: Job) -> tuple[str, str]:
-    """The files that hold what an executable wrote."""
+    """Return the files with the output of an executable."""
     sandbox, (out, err) = job.task.get("sandbox", ""), output_names(job.task)
     return os.path.join(sandbox, out), os.path.join(sandbox, err)
 
 
 def collect_output(job: Job) -> None:
-    """Writes what an executable printed, whole, and its exit code into its description."""
+    """Write the whole output of an executable and its exit code into its description."""
     task, ended = job.task, job.ended
     code = ended.exit_code
     if code is not None:
@@ -74,7 +74,7 @@ def collect_output(job: Job) -> None:
 
 
 def outcome(job: Job, state: str) -> tuple[str, BaseException | None]:
-    """The state to report for an executable's final one, and its error.
+    """Return the state to report for an executable's final state, and its error.
 
     Its output must have been collected.
 
@@ -162,7 +162,7 @@ def _infrastructure(exception: str | None) -> bool:
 
 
 def error_of(task: TaskDescription, exception: str | None, detail: str | None) -> BaseException:
-    """An exception for RADICAL-Pilot's account of one, which is text."""
+    """Return an exception from RADICAL-Pilot's text about it."""
     name = task["name"]
     text = _message(exception)
     if _infrastructure(exception):
@@ -187,7 +187,7 @@ def error_of(task: TaskDescription, exception: str | None, detail: str | None) -
 
 
 def _message(exception: str | None) -> str:
-    """What is between the parentheses of an exception's `repr`."""
+    """Return the text between the parentheses of an exception's `repr`."""
     if not exception:
         return "no reason was given"
     start, end = exception.find("("), exception.rfind(")")

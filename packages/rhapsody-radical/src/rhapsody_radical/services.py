@@ -52,7 +52,7 @@ ON_FREE_PORT = (
 
 
 def service_ready_callback(future: Any, task: Any, state: Any) -> None:
-    """Sets a future once a service is ready, on a daemon thread.
+    """Set a future once a service is ready, on a daemon thread.
 
     Args:
         future: Its `set_result` and `set_exception` may be called from any thread.
@@ -74,7 +74,7 @@ def service_ready_callback(future: Any, task: Any, state: Any) -> None:
 
 
 def attach(job: Job, future: Any, task: Any, state: Any) -> None:
-    """Sets a future once a job's service is ready, as `service_ready_callback` does."""
+    """Set a future once a job's service is ready, as `service_ready_callback` does."""
     assert job.ready is not None
     service_ready_callback(future, SimpleNamespace(wait_info=job.ready.result), state)
 
@@ -94,7 +94,7 @@ def readiness(task: TaskDescription) -> Ready | None:
 
 
 def prepare(task: TaskDescription, words: dict[str, Any], pilot: Pilot) -> bool:
-    """Checks how a service says that it is ready, and has its node pick the port it asks for.
+    """Check a service's readiness condition, and let its node choose the port that it requests.
 
     Args:
         task: The service.
@@ -126,7 +126,7 @@ def watch(
     tell: Callable[[str, Any], None],
     fail: Callable[[Job], None],
 ) -> None:
-    """Waits for a service to be ready, on a thread, and tells RADICAL-Pilot's task.
+    """Wait on a thread until a service is ready, and inform RADICAL-Pilot's task.
 
     Args:
         job: The service, which runs.
@@ -177,5 +177,5 @@ def _picked(job: Job, stopped: threading.Event) -> int:
 
 
 def _host(job: Job) -> str:
-    """The node that a service runs on."""
+    """Return the node that a service runs on."""
     return "127.0.0.1" if job.host in ("", "localhost", socket.gethostname()) else job.host

@@ -93,7 +93,7 @@ The last three are final, and a task ends in one of them.
 
 
 def generation(value: Generation | str) -> Generation:
-    """The generation that is meant.
+    """Return the generation that a name refers to.
 
     Raises:
         ValueError: There is none of this name.
@@ -119,7 +119,7 @@ def _rows(state: str, of: Generation) -> list[_Row]:
 
 
 def translate(state: str, from_: Generation | str, to: Generation | str) -> tuple[str, ...]:
-    """The states of another generation that a state may stand for.
+    """Return the states of another generation that a state may correspond to.
 
     Args:
         state: A task state.
@@ -139,7 +139,7 @@ def translate(state: str, from_: Generation | str, to: Generation | str) -> tupl
 
 
 def canonical(state: str, of: Generation | str = Generation.CURRENT) -> TasksMainStates:
-    """The canonical state of a task state.
+    """Return the canonical state of a task state.
 
     A state that stands for two steps of a task's life (`STAGING_INPUT`, by the
     manager or by the agent) means the earlier one.
@@ -163,7 +163,7 @@ def position(state: str, of: Generation | str = Generation.CURRENT) -> int:
 
 
 def register() -> None:
-    """Registers today's states as the native ones of the backend `radical_pilot`."""
+    """Register the current states as the native states of the backend `radical_pilot`."""
     of: dict[TasksMainStates, list[str]] = {}
     for row in _ROWS:
         of.setdefault(row.main, []).append(row.current)
@@ -204,7 +204,7 @@ class PilotState(StrEnum):
 
     @classmethod
     def of(cls, state: str) -> PilotState | None:
-        """The documented state for today's name or the documented one, `None` for `NEW`.
+        """Return the documented state for a current or documented name, `None` for `NEW`.
 
         Raises:
             ValueError: There is no such state.
@@ -275,7 +275,7 @@ PILOT_TRANSITIONS: Mapping[PilotState | None, frozenset[PilotState]] = MappingPr
 
 
 def pilot_transition(source: PilotState | str | None, target: PilotState | str) -> Transition:
-    """The step from one pilot state to another, by documented names or today's.
+    """Return the transition between two pilot states, by documented or current names.
 
     Raises:
         ValueError: A state is unknown, or a pilot cannot take this step.

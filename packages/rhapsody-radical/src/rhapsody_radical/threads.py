@@ -50,7 +50,7 @@ class Worker:
             self._queue.put((function, future))
 
     def stop(self) -> None:
-        """Ends the thread after what was submitted."""
+        """End the thread after everything that was submitted."""
         with self._lock:
             self._stopped = True
             self._queue.put(None)

@@ -45,7 +45,7 @@ def command(
     stdin: str | None = None,
     cwd: str | None = None,
 ) -> tuple[str, list[str]]:
-    """The words for RADICAL-Pilot's `executable` and `arguments`.
+    """Return the words for RADICAL-Pilot's `executable` and `arguments`.
 
     Its `executable` goes into a script as it is. Its `arguments` go there in double
     quotes, in which dollar signs and backticks mean something: where there are such,
@@ -125,7 +125,7 @@ def _check_text(task: TaskDescription) -> None:
 
 
 def _name(name: str) -> str:
-    """A name that RADICAL-Pilot can put between double quotes in its scripts."""
+    """Return a name that RADICAL-Pilot can put between double quotes in its scripts."""
     return in_double_quotes(name.encode(errors="replace").decode()).replace("\n", " ")
 
 
@@ -167,7 +167,7 @@ def add_resources(
 
 
 def check_pilot(task: TaskDescription, pilot: Pilot, pilots: Sequence[Pilot]) -> None:
-    """Raises for a pilot that there is not: RADICAL-Pilot would wait for it for ever.
+    """Raise for an unknown pilot, because RADICAL-Pilot would wait for it forever.
 
     Raises:
         ValueError: It says which pilots there are.
@@ -224,7 +224,7 @@ def check_fits(name: str, words: Mapping[str, Any], pilot: Pilot) -> None:
 
 
 def check_total(name: str, cores: int, pilot: Pilot, ranks: int = 1) -> None:
-    """Raises where a task asks for more cores in all than a pilot has for it.
+    """Raise if a task requests more cores in total than a pilot has for it.
 
     Raises:
         CapabilityError: It says what there is.
@@ -246,7 +246,7 @@ def check_total(name: str, cores: int, pilot: Pilot, ranks: int = 1) -> None:
 
 
 def place(task: TaskDescription, words: dict[str, Any], pilot: Pilot) -> bool:
-    """Gives a task its sandbox.
+    """Set a task's sandbox.
 
     The engine's sandbox is where the task runs, and is reachable below the pilot's
     sandbox under the task's uid, where RADICAL-Pilot's `pilot:///UID/NAME` looks.
@@ -280,7 +280,7 @@ def place(task: TaskDescription, words: dict[str, Any], pilot: Pilot) -> bool:
 
 
 def _move(task: TaskDescription, words: dict[str, Any], sandbox: str) -> None:
-    """Gives a task another sandbox than the engine had for it, whose files its command may name."""
+    """Replace the engine's sandbox of a task, also in the paths of its command."""
     former, task["sandbox"] = task.get("sandbox"), sandbox
     if former and former != sandbox and "executable" in words:
         words["executable"] = moved(words["executable"], former, sandbox)
@@ -293,7 +293,7 @@ def _print_to(task: TaskDescription, words: dict[str, Any], sandbox: str) -> Non
 
 
 def output_names(task: TaskDescription) -> tuple[str, str]:
-    """The files in its sandbox that an executable prints to, or whole paths that the user names.
+    """Return the files in its sandbox for an executable's output, or absolute paths of the user.
 
     In a directory that the user names, which other tasks may have, too, they begin with its uid.
     """
@@ -303,7 +303,7 @@ def output_names(task: TaskDescription) -> tuple[str, str]:
 
 
 def check_staging(task: TaskDescription, settings: Mapping[str, Any]) -> None:
-    """Raises for a local file to be staged that is not there: RADICAL-Pilot would say nothing.
+    """Raise for a missing local file to stage, because RADICAL-Pilot would ignore it.
 
     Raises:
         DataError: It names the file.

@@ -45,11 +45,11 @@ class Channel:
         self._sending = threading.Lock()
 
     def fileno(self) -> int:
-        """The descriptor, for `select`."""
+        """Return the descriptor, for `select`."""
         return self._socket.fileno()
 
     def send(self, *messages: Message) -> None:
-        """Sends messages as one batch; blocks while the other side does not read.
+        """Send messages as one batch; block while the other side does not read.
 
         Raises:
             OSError: The other side is gone.
@@ -63,7 +63,7 @@ class Channel:
                 raise
 
     def receive(self) -> Iterable[Message] | None:
-        """The next batch; `None` once the other side is gone.
+        """Return the next batch; `None` once the other side has ended.
 
         Raises:
             RuntimeError: The other side is of another version of this package, or has sent what
@@ -105,14 +105,14 @@ class Channel:
         return data
 
     def shut(self) -> None:
-        """Ends the conversation for both sides, whoever else holds a copy of the socket."""
+        """End the connection for both sides, even if other processes hold copies of the socket."""
         try:
             self._socket.shutdown(socket.SHUT_RDWR)
         except OSError:  # it has ended
             return
 
     def close(self) -> None:
-        """Gives the descriptor back."""
+        """Close the descriptor."""
         self._socket.close()
 
 
@@ -133,7 +133,7 @@ class Outbox(threading.Thread):
         self.start()
 
     def put(self, *message: Any, within: float = GATHER) -> None:
-        """Adds a message. Never blocks. Any thread.
+        """Add a message. Never blocks. Called on any thread.
 
         Args:
             message: Its name and its parts.
@@ -147,14 +147,14 @@ class Outbox(threading.Thread):
                 self._change.notify()
 
     def end(self) -> None:
-        """Sends what is left, and ends."""
+        """Send the remaining messages, and end."""
         with self._change:
             self._ended = True
             self._change.notify()
         self.join(10)
 
     def run(self) -> None:
-        """Sends until the end."""
+        """Send messages until the end."""
         while True:
             with self._change:
                 while not self._ended and (rest := self._due - time.monotonic()) > 0:
@@ -198,7 +198,7 @@ class Records(logging.Handler):
         self._outbox = outbox
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Sends a record, with its text made and without what cannot travel."""
+        """Send a record with its formatted text, and without attributes that cannot be pickled."""
         record.msg, record.args = record.getMessage(), None
         if record.exc_info:
             record.exc_text = logging.Formatter().formatException(record.exc_info)

@@ -485,7 +485,7 @@ class Scheduler:
         self._move(record, Transition.REVEAL, value)
 
     def _on_hold(self, record: TaskRecord, _: None) -> None:
-        """The task is done and its value stays with the backend."""
+        """Handle the end of a task whose value stays on the backend."""
         self.stats.done += 1
         if self.observed:
             self._observation.publish(record, DONE)
@@ -582,7 +582,7 @@ class Scheduler:
         record.start_anew()
 
     def _again(self, record: TaskRecord) -> None:
-        """The wait before the next attempt is over."""
+        """Start the next attempt after its delay."""
         record.timer = None
         self._move(record, Transition.DUE)
 
@@ -689,7 +689,7 @@ class Scheduler:
         self._take_steps()
 
     def _on_stopped(self, record: TaskRecord, why: str | None) -> None:
-        """The backend has cancelled a task whose future is pending."""
+        """Handle the cancellation by the backend of a task whose future is pending."""
         self._cancel_future(record, why)
         if self.observed:
             self._observation.publish(record, CANCELED)
@@ -830,7 +830,7 @@ class Scheduler:
                 self._resume_pushed(record)
 
     def _all_ended(self, record: TaskRecord) -> None:
-        """The last dependency has ended: the task is ready, fails, or waits for remote values."""
+        """Handle the end of the last dependency: the task is ready, fails, or waits for values."""
         if self._fail_with_dependencies(record):
             return
         if not self._pushdown.needs_values(record) or not self._fetch_values(record):

@@ -332,7 +332,7 @@ class TaskBuilder:
     # Capabilities and files.
 
     def _others(self, record: TaskRecord) -> Iterator[BackendHandle]:
-        """The backends that a task may go on to, before its first attempt."""
+        """Return the backends that a task may move to, before its first attempt."""
         names = record.task.settings.other_backends if record.attempt == 1 else ()
         return map(self._backends.__getitem__, names)
 
@@ -359,7 +359,7 @@ class TaskBuilder:
             raise error_messages.unknown_setting(record, backend, unknown[0], self._able(record))
 
     def _able(self, record: TaskRecord) -> list[str]:
-        """The attached backends that can run a task as it is described, and have time for it."""
+        """Return the attached backends that can run a described task and have the time."""
         return [
             one.name
             for one in self._backends.values()
@@ -523,7 +523,7 @@ def _set_command(record: TaskRecord, words: str | list[str], texts: tuple[str, .
 
 
 def _check_prepared(plugin: str, description: TaskDescription) -> None:
-    """Raises for what a hook put into a description, and the engine reads there.
+    """Raise for invalid values in a description that a hook has changed.
 
     Raises:
         PluginError: It names the plugin and the key.

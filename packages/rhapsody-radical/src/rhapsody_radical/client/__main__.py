@@ -25,7 +25,7 @@ TICK = 1000
 
 
 def main(end: int, program: int, parent: int) -> None:
-    """Serves the program until it says so, or is gone.
+    """Serve the program until it requests the end, or has ended.
 
     Args:
         end: The descriptor of the socket.
@@ -41,7 +41,7 @@ def main(end: int, program: int, parent: int) -> None:
         os.set_inheritable(program, False)
 
     def forked() -> None:
-        """What RADICAL-Pilot forks must keep neither end nor signal of ours."""
+        """Close the socket and reset the signals in processes that RADICAL-Pilot forks."""
         for number in SIGNALS:
             signal.signal(number, signal.SIG_DFL)
         channel.close()
@@ -51,7 +51,7 @@ def main(end: int, program: int, parent: int) -> None:
     os.register_at_fork(after_in_child=forked)
 
     def watch() -> None:
-        """Ends the conversation with the program, whoever else holds its end of the socket."""
+        """End the connection to the program, even if other processes hold its end of the socket."""
         _wait_for_the_end_of(program, parent)
         channel.shut()
 
@@ -78,7 +78,7 @@ def main(end: int, program: int, parent: int) -> None:
 
 
 def _made(outbox: Outbox, settings: dict[str, Any]) -> Any:
-    """The client, for which RADICAL-Pilot is imported."""
+    """Return the client; imports RADICAL-Pilot."""
     with warnings.catch_warnings():
         # It warns where `logging` came first: its repair for `fork` is not needed, as nothing
         # that it forks here logs.
@@ -88,7 +88,7 @@ def _made(outbox: Outbox, settings: dict[str, Any]) -> Any:
 
 
 def _wait_for_the_end_of(program: int, parent: int) -> None:
-    """Waits until the program is gone.
+    """Wait until the program has ended.
 
     Args:
         program: The descriptor of its process, -1 for none.

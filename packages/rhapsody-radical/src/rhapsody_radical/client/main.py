@@ -88,7 +88,7 @@ class Client:
         self._commands.post(partial(self.tasks.cancel, uids))
 
     def _on_ready(self, uid: str, info: Any) -> None:
-        """A service is ready: RADICAL-Pilot is told, and then whoever waits for it."""
+        """Report that a service is ready to RADICAL-Pilot, and then to the program."""
         entry = self.tasks.by_uid.get(uid)
         if entry is None or entry.handle is None:
             return
@@ -114,7 +114,7 @@ class Client:
     # Start and end.
 
     def _start(self) -> None:
-        """Starts the session; the program is told how that went."""
+        """Start the session, and report the result to the program."""
         settings = self._settings
         try:
             place = notes.place(Path(settings["work_dir"]))
@@ -156,7 +156,7 @@ class Client:
             os.register_at_fork(after_in_child=self._note.let_go)
 
     def close(self, keep: bool | None, *, alone: bool) -> None:
-        """Ends everything; blocks.
+        """End everything. Blocks.
 
         Args:
             keep: Whether the session's directory stays; `None`: where a pilot failed.
@@ -224,7 +224,7 @@ class Client:
             self._end(pilot, how)
 
     def give_up(self, pilot: ClientPilot, how: str) -> None:
-        """Ends a pilot that RADICAL-Pilot takes for a living one."""
+        """End a pilot that RADICAL-Pilot considers active."""
         self._end(pilot, how)
         self._commands.post(partial(self.session.give_up, pilot))
 
@@ -248,7 +248,7 @@ class Client:
 
 
 def _remove(directory: str) -> None:
-    """Removes a directory in which a cancelled job may still write for a while."""
+    """Remove a directory in which a canceled job may still write for a while."""
     until = time.monotonic() + REMOVING
     while os.path.exists(directory):
         shutil.rmtree(directory, ignore_errors=True)

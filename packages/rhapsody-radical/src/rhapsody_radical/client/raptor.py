@@ -82,7 +82,7 @@ class Pair:
         return waits_in_vain([*running, *oldest], [cores_of(worker) for worker in self.workers])
 
     def uids(self) -> list[str]:
-        """The uids of the master and its workers."""
+        """Return the uids of the master and its workers."""
         return [self.uid, *(str(worker.uid) for worker in self.workers)]
 
     def problem(self) -> str | None:
@@ -123,7 +123,7 @@ class Raptor:
         self.lost: set[str] = set()
 
     def start(self) -> None:
-        """Starts the pairs that are not there."""
+        """Start the missing pairs."""
         with self._lock:
             running = [pair.settings for pair in self.pairs]
             new = [
@@ -134,7 +134,7 @@ class Raptor:
             self._on_change(None)
 
     def choose(self) -> Pair:
-        """The pair whose turn it is; starts what is not there."""
+        """Return the next pair in turn; start it if necessary."""
         with self._lock:
             self.start()
             self._turn += 1
@@ -194,7 +194,7 @@ class Raptor:
                     self.give_up(pair, problem)
 
     def give_up(self, pair: Pair, reason: str) -> None:
-        """Ends a pair; the next call starts another."""
+        """End a pair; the next call starts another."""
         with self._lock:
             if pair.lost is not None:
                 return
@@ -228,7 +228,7 @@ class Raptors:
         self.found: dict[int, Raptor] = {}
 
     def start(self, number: int, config: dict[str, Any]) -> None:
-        """Starts RAPTOR on a pilot, with the configuration that comes first."""
+        """Start RAPTOR on a pilot, with the first configuration that was set."""
         found = self.found.get(number)
         if found is None:
             pilot, changed = self._pilots[number], partial(self._on_change, number)
@@ -236,7 +236,7 @@ class Raptors:
         found.start()
 
     def send(self, words: dict[str, Any], order: Any, pilot: ClientPilot) -> Pair | None:
-        """Puts a call and who makes it into a task's description.
+        """Put a call and its master into a task's description.
 
         Returns:
             The pair that it goes to; `None` for a master that the program started itself.
@@ -255,7 +255,7 @@ class Raptors:
         return pair
 
     def _named(self, master: str, pilot: ClientPilot) -> Pair | None:
-        """The pair of a master that a task names; `None` for one that the program started itself.
+        """Return the pair of a master that a task names; `None` for the program's own master.
 
         Raises:
             ValueError: There is none, its pair is lost, or it is on another pilot: RADICAL-Pilot

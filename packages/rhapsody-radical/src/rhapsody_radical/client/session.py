@@ -76,7 +76,7 @@ class ClientPilot:
         return "NEW" if self.pilot is None else str(self.pilot.state)
 
     def configure(self, config: Any) -> None:
-        """Takes note of the resource's configuration."""
+        """Store the resource's configuration."""
         self.config = {key: str(config.get(key) or "") for key in KNOWN}
         self.config.update({key: int(config.get(key) or 0) for key in PER_NODE})
 
@@ -150,7 +150,7 @@ class Session:
         on_pilot: Callable[[Any, str], None],
         stop: threading.Event,
     ) -> None:
-        """Starts the session, its managers and its pilots; returns when they are launched.
+        """Start the session, its managers and its pilots; return when they are launched.
 
         On a batch system that means queued.
 
@@ -189,7 +189,7 @@ class Session:
         self._wait_launched(stop)
 
     def _look_up(self, pilot: ClientPilot) -> None:
-        """Finds a pilot's resource.
+        """Find a pilot's resource.
 
         Raises:
             StartError: There is none of its name, or its files cannot be seen from here.
@@ -215,7 +215,7 @@ class Session:
             )
 
     def _wait_launched(self, stop: threading.Event) -> None:
-        """Waits until every pilot was launched.
+        """Wait until every pilot was launched.
 
         Raises:
             StartError: One was not; the text has RADICAL-Pilot's reason.
@@ -234,7 +234,7 @@ class Session:
                 return
 
     def why(self, pilot: ClientPilot) -> str:
-        """The reason in RADICAL-Pilot's own logs why a pilot ended."""
+        """Return the reason in RADICAL-Pilot's own logs for the end of a pilot."""
         here = Path(self.objects.session.path)
         there = Path(pilot.sandbox)
         names = ("agent_0.err", "bootstrap_0.err", "bootstrap_0.out")
@@ -258,11 +258,11 @@ class Session:
         return sorted(found)
 
     def jobs(self) -> list[batch.BatchJob] | None:
-        """The session's batch jobs that have not ended; `None` where that cannot be known."""
+        """Return the session's batch jobs that have not ended; `None` if that is not known."""
         return batch.look(self.uid) if "SLURM" in self.managers else None
 
     def place_in_queue(self, pilot: ClientPilot) -> str:
-        """What is known of a pilot that waits, as the end of a line about it."""
+        """Return the details of a waiting pilot, as the end of a log line about it."""
         queue = pilot.settings.get("queue")
         where = f", queue {queue}" if queue else ""
         found = self.jobs()
@@ -278,13 +278,13 @@ class Session:
         return f"{said} ({job.reason}{advice})"
 
     def give_up(self, pilot: ClientPilot) -> None:
-        """Ends a pilot that does not work as it should, with what runs on it."""
+        """End a pilot that does not work, and everything that runs on it."""
         processes.end_pilot(self.uid, pilot.uid)
         with suppress(Exception):  # who would do it may be what has ended
             self.objects.pilot_manager.cancel_pilots(pilot.uid, _timeout=5)
 
     def close(self) -> None:
-        """Ends everything within a limit, what is left of it by force. Never raises."""
+        """End everything within a time limit, then by force. Never raises."""
         closing = threading.Thread(target=self._close, name="rhapsody-radical-close", daemon=True)
         closing.start()
         closing.join(CLOSE_LIMIT)
@@ -332,13 +332,13 @@ def _managers(pilots: list[ClientPilot]) -> list[str]:
 
 
 def text_of(error: BaseException) -> str:
-    """An error's text, as a sentence."""
+    """Return an error's text as a sentence."""
     text = str(error).strip() or type(error).__name__
     return text if text.endswith((".", "!", "?")) else f"{text}."
 
 
 def _last_error(path: Path) -> str:
-    """The last exception or error in a log, shortened."""
+    """Return the last exception or error in a log, shortened."""
     try:
         lines = path.read_text(errors="replace").splitlines()
     except OSError:

@@ -173,7 +173,7 @@ class Tasks:
             self._report("running", entry.uid, state, "")
 
     def end(self, entry: Entry, state: str, reason: str = "") -> None:
-        """Takes note of an end.
+        """Record an end.
 
         Args:
             entry: The task.
@@ -196,7 +196,7 @@ class Tasks:
         self._say(*message, within=min(LONGEST, SHARE * len(self._queued)))
 
     def _forget(self, entry: Entry) -> bool:
-        """Takes a task out; `False` where it was out already."""
+        """Remove a task; return `False` if it was already removed."""
         self._queued.discard(entry.uid)
         return self.by_uid.pop(entry.uid, None) is not None
 
@@ -207,7 +207,7 @@ class Tasks:
                 self._forget(entry)
 
     def lose(self, pair: Pair, reason: str) -> None:
-        """Ends the calls of a RAPTOR pair that is gone."""
+        """End the calls of a RAPTOR pair that has ended."""
         for entry in self.open():
             if entry.pair is pair:
                 self.end(entry, "LOST", reason)
@@ -235,7 +235,7 @@ class Tasks:
 
 
 def _node(handle: Any) -> str:
-    """The node that a task runs on, empty where RADICAL-Pilot does not tell."""
+    """Return the node that a task runs on, empty if RADICAL-Pilot does not report it."""
     slots = handle.slots
     with suppress(Exception):  # of whatever form
         return str(slots[0]["node_name"])

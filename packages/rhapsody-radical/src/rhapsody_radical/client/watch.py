@@ -58,7 +58,7 @@ class Watch:
         self._thread.start()
 
     def stop(self) -> None:
-        """Ends the thread."""
+        """End the thread."""
         self._stop.set()
         self._thread.join(30)
 
