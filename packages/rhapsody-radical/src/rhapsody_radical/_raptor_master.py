@@ -1,9 +1,9 @@
-"""A RAPTOR master whose calls arrive: it runs in a pilot, loaded by its path.
+"""RAPTOR master that receives its calls reliably; it runs in a pilot, loaded by its path.
 
-RAPTOR's own tells the agent's scheduler once where to send its calls, a second after it was
-started. On a busy machine its socket is not connected by then, nobody hears it, and its calls
-wait for ever. This one says so again until the first call is there. It must import nothing of
-ours, as it may have been copied to another file system.
+RAPTOR's own master publishes the address for its calls once, a second after it was started. On a
+busy machine the socket is not connected by then, the message is lost, and its calls wait forever.
+This master repeats the message until the first call arrives. It must import nothing of this
+package, because it may have been copied to another file system.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""A RAPTOR worker that can be trusted: it runs in a pilot, loaded by its path.
+"""RAPTOR worker that survives failing calls; it runs in a pilot, loaded by its path.
 
-RAPTOR's own worker never gives back the cores of a call that kills its process, cannot
-cancel a call that runs and never says that one has begun. This one makes each call in a
-process of a pool, watches that process, ends it when the call is cancelled, and reports
-the call as running. What is not a call of ours it leaves to RAPTOR's own worker, which it
-derives from. It must import nothing of ours but `call.py` and the core's `runner.py`, which are
-beside it.
+RAPTOR's own worker never releases the cores of a call that kills its process, cannot
+cancel a running call, and does not report the start of a call. This worker makes each call in a
+process of a pool, watches that process, ends it when the call is canceled, and reports
+the call as running. It leaves all other tasks to RAPTOR's own worker, which is its base class. It
+must import nothing of this package except `call.py` and core's `runner.py`, which are in the same
+directory.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ RAPTOR's could run.
 
 
 class RhapsodyWorker(rp.raptor.DefaultWorker):  # type: ignore[misc,name-defined,unused-ignore]
-    """Makes calls in processes of its own.
+    """Worker that makes calls in processes of its own.
 
     Args:
         raptor_id: The uid of its master.
@@ -70,7 +70,7 @@ class RhapsodyWorker(rp.raptor.DefaultWorker):  # type: ignore[misc,name-defined
             self._change.notify_all()
 
     def _leave(self, tasks: list[dict[str, Any]]) -> None:
-        """Has RAPTOR's own worker make calls of others; it waits until there is room."""
+        """Let RAPTOR's own worker make the calls of others, which waits until there is room."""
         self._made.wait()
         super()._request_cb(tasks)
 
@@ -116,7 +116,7 @@ class RhapsodyWorker(rp.raptor.DefaultWorker):  # type: ignore[misc,name-defined
                 self._answer(task, error=f"RuntimeError('the worker: {error}')")
 
     def _fits(self, task: dict[str, Any]) -> bool:
-        """Whether there is room for a call, which is then taken."""
+        """Return whether there is room for a call, and reserve it."""
         cores, gpus = _wanted(task)
         if cores > self._n_cores or gpus > self._n_gpus:
             task["slots"] = [{"cores": [], "gpus": []}]
@@ -208,7 +208,7 @@ class RhapsodyWorker(rp.raptor.DefaultWorker):  # type: ignore[misc,name-defined
     # What goes out.
 
     def _announce(self, uid: str) -> None:
-        """Says that a call has begun, as the agent does for executables."""
+        """Report the start of a call, as the agent does for executables."""
         with self._change:
             if self._states is None:
                 url = self._reg[f"bridges.{STATES}"]["addr_pub"]
@@ -249,7 +249,7 @@ class Process:
 
     Args:
         channel: A connection to it.
-        shape: The cores and GPUs of its calls; libraries read them only once.
+        shape: The cores and GPUs of its calls, because libraries read them only once.
     """
 
     def __init__(self, channel: Connection[Any, Any], shape: tuple[int, int]) -> None:
@@ -282,7 +282,7 @@ class Process:
 
 
 class Server:
-    """A process without threads that makes others by forking itself. Ends with its maker."""
+    """A process without threads that forks others. It ends with the process that started it."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()

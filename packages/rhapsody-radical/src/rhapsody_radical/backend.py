@@ -68,47 +68,47 @@ PilotCallback = Callable[[str, str], Any]
 
 
 class RadicalExecutionBackend(ManagedBackend):
-    """Runs tasks on pilots of RADICAL-Pilot.
+    """Backend that runs tasks on pilots of RADICAL-Pilot.
 
     Executables are RADICAL-Pilot's own tasks. Functions run on RAPTOR workers, which are
     started when the first function task arrives, or as programs of their own
-    (`functions="executable"`), which is slower and keeps them apart. With several
-    pilots each task goes to the one with the least to do; the tasks of a pilot that ends
-    fail with `TaskLostError`, which the engine answers with another attempt.
+    (`functions="executable"`), which is slower and isolates them. With several
+    pilots each task runs on the one with the least to do. The tasks of a pilot that ends
+    fail with `TaskLostError`, and the engine starts another attempt.
 
     Args:
         resources: The parameters of a pilot's description (`resource`, `cores`,
             `nodes`, `runtime` in minutes, `queue`, `project`, ...), or a list of such for
             several pilots. Default: this machine, `local.localhost`, for an hour.
-        raptor_config: RAPTOR masters and their workers, instead of one pair sized to the pilot, in
-            RADICAL-Pilot's words: `{"masters": [{..., "workers": [{..., "worker_type": ...}]}]}`.
+        raptor_config: RAPTOR masters and their workers, instead of one pair sized to the pilot,
+            with its keys: `{"masters": [{..., "workers": [{..., "worker_type": ...}]}]}`.
         functions: `"raptor"` or `"executable"`.
-        raptor: `False` switches RAPTOR off: function tasks fail.
-        function_cores: Cores of each pilot that are RAPTOR's workers'; executables have
-            the others. Default: half of them, rounded up, but for RAPTOR's master, and one
-            node's at most.
-        work_dir: Where the session's directory is made. Default: the engine's directory
-            where an engine starts the backend, else `.rhapsody` in the current one.
-        keep_session: Whether the session's directory, with RADICAL-Pilot's logs, stays
-            after the shutdown. Default: where a pilot failed.
-        verbose: RADICAL-Pilot reports on standard error.
-        name: What it is called in an engine; default `"radical_pilot"`.
+        raptor: `False` disables RAPTOR: function tasks fail.
+        function_cores: Cores of each pilot for RAPTOR's workers; executables use
+            the others. Default: half of the cores, rounded up, minus those of RAPTOR's master, and
+            at most those of one node.
+        work_dir: The directory that contains the session's directory. Default: the engine's
+            directory if an engine starts the backend, otherwise `.rhapsody` in the current one.
+        keep_session: Whether to keep the session's directory, with RADICAL-Pilot's logs,
+            after the shutdown. Default: only if a pilot failed.
+        verbose: Whether RADICAL-Pilot reports on standard error.
+        name: The name in an engine; default `"radical_pilot"`.
 
     Raises:
-        TypeError: A value of the wrong type, or a parameter that RADICAL-Pilot lacks.
-        ValueError: A value that cannot be meant.
+        TypeError: A value has the wrong type, or RADICAL-Pilot has no such parameter.
+        ValueError: A value is invalid.
 
     Attributes:
-        session: RADICAL-Pilot's session once it was started. This and the next three live in the
+        session: RADICAL-Pilot's session after the start. This and the next three are in the
             client's process (`rhapsody_radical.remote`).
         pilot_manager: Its pilot manager.
         task_manager: The task manager of the first pilot.
         resource_pilot: The first pilot.
-        resources: The argument, as it was given.
-        raptor_config: The argument, an empty dict where there was none.
-        raptor_mode: Whether function tasks go to RAPTOR.
-        fleet: The pilots, and what is told of them.
-        pilots: The pilots, the first one first.
+        resources: The argument.
+        raptor_config: The argument, an empty dict if there was none.
+        raptor_mode: Whether function tasks run on RAPTOR.
+        fleet: The pilots and their states.
+        pilots: The pilots in their order.
     """
 
     name = "radical_pilot"
@@ -240,12 +240,12 @@ class RadicalExecutionBackend(ManagedBackend):
 
         It runs on a thread of the client's process. `objects` has `session`, `pilot_manager`,
         `task_manager` and `resource_pilot` of the first pilot, and `task_managers` and
-        `resource_pilots` of all. RADICAL-Pilot's sessions, managers, pilots and tasks come back as
-        remote objects, all else as a copy. A cancellation leaves the call running there.
+        `resource_pilots` of all. RADICAL-Pilot's sessions, managers, pilots and tasks are returned
+        as remote objects, everything else as a copy. A cancellation leaves the call running there.
 
         Args:
-            f: The function; it travels by cloudpickle.
-            args: Its arguments beside the objects.
+            f: The function; it is sent by cloudpickle.
+            args: Its further arguments.
 
         Raises:
             TypeError: The call or its result cannot be pickled.
@@ -302,7 +302,7 @@ class RadicalExecutionBackend(ManagedBackend):
             jobs = [job for job, _, _ in part]
             for job in jobs:
                 job.sent = True
-            with suppress(PilotException):  # the pilots' end says so
+            with suppress(PilotException):  # reported with the end of the pilots
                 self.send("submit", number, [(job.uid, words, order) for job, words, order in part])
                 if cancelled := [job.uid for job in jobs if job.cancelled]:
                     self.send("cancel", cancelled)
@@ -387,7 +387,7 @@ class RadicalExecutionBackend(ManagedBackend):
         return not functions.needs_more(task, cores_per_call(self._raptor_for(pilot)))
 
     def _raptor_for(self, pilot: Pilot) -> dict[str, Any]:
-        """RAPTOR's configuration on a pilot, whether it is started or not."""
+        """Return RAPTOR's configuration for a pilot, whether it has been started or not."""
         given = pilot.raptor or self._config
         return given or functions.default_raptor(pilot, self.function_cores)
 
@@ -428,7 +428,7 @@ class RadicalExecutionBackend(ManagedBackend):
         """Send a message to the client.
 
         Raises:
-            PilotException: It is gone.
+            PilotException: The client has ended.
         """
         assert self._connection is not None
         self._connection.send(name, *parts)
@@ -446,7 +446,7 @@ class RadicalExecutionBackend(ManagedBackend):
         self.ask_to_end(job)
 
     def ask_to_end(self, job: Job) -> None:
-        """Has the client cancel a job, together with others that are asked for meanwhile."""
+        """Let the client cancel a job, together with others that are requested meanwhile."""
         with self._lock:
             self._cancelling.append(job)
             first = len(self._cancelling) == 1
@@ -458,7 +458,7 @@ class RadicalExecutionBackend(ManagedBackend):
             jobs, self._cancelling = self._cancelling, []
         uids = [job.uid for job in jobs if job.sent]
         if uids:
-            with suppress(PilotException):  # the pilots' end says so
+            with suppress(PilotException):  # reported with the end of the pilots
                 self.send("cancel", uids)
 
     # What the client says; on the thread that reads.
@@ -488,7 +488,7 @@ class RadicalExecutionBackend(ManagedBackend):
             services.watch(job, self._loop, self._service_ready, self.ask_to_end)
 
     def _service_ready(self, uid: str, info: Any) -> None:
-        with suppress(PilotException):  # the pilots' end says so
+        with suppress(PilotException):  # reported with the end of the pilots
             self.send("ready", uid, info)
 
     def _on_end(self, uid: str, state: str, reason: str, found: Any) -> None:
@@ -575,12 +575,12 @@ class RadicalExecutionBackend(ManagedBackend):
         return {"pilots": self.fleet.account()}
 
     def seconds_left(self, task: TaskDescription | None = None) -> float:
-        """How long a task could run before the pilots end that it may go to, or this job."""
+        """Return how long a task could run before its pilots, or this batch job, end."""
         job, pilots = super().seconds_left(), self.fleet.seconds_left(task)
         return pilots if job is None else min(job, pilots)
 
     def cores_in_use(self) -> tuple[int, int]:
-        """How many cores tasks have that run, and how many the pilots have that have not ended."""
+        """Return the number of cores of running tasks, and of pilots that have not ended."""
         used = sum(job.cores for job in self.open_jobs() if job.running)
         return used, sum(pilot.cores for pilot in self.pilots if pilot.usable)
 
@@ -683,15 +683,15 @@ class RadicalExecutionBackend(ManagedBackend):
         task_desc: Mapping[str, Any],
         task_backend_specific_kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        """RADICAL-Pilot's description of a task; imports RADICAL-Pilot.
+        """Return RADICAL-Pilot's description of a task; imports RADICAL-Pilot.
 
         Args:
             uid: The task's uid.
             task_desc: The task's description.
-            task_backend_specific_kwargs: Settings in RADICAL-Pilot's own words.
+            task_backend_specific_kwargs: Settings with RADICAL-Pilot's keys.
 
         Returns:
-            An `rp.TaskDescription`, which is in `tasks` from then on, or `None` after the task was
+            An `rp.TaskDescription`, which is also stored in `tasks`, or `None` after the task was
             reported as failed.
         """
         task = functions.completed(uid, task_desc, task_backend_specific_kwargs)

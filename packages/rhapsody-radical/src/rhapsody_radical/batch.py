@@ -1,7 +1,7 @@
-"""Finds and cancels batch jobs with the batch system's own commands.
+"""Batch jobs of a session: finding and canceling them with the batch system's own commands.
 
-For Slurm this is done here; for the others a person is told which commands do it.
-RADICAL-Pilot is not needed, so this works for a session whose client is gone.
+This is implemented for Slurm. For other systems, a message names the commands for the user.
+RADICAL-Pilot is not needed, so this works for a session whose client has ended.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ COMMANDS = {
 
 @dataclass(frozen=True, slots=True)
 class BatchJob:
-    """A batch job that has not ended, in the batch system's own words, and its pilot's uid."""
+    """A batch job that has not ended, as the batch system describes it, and its pilot's uid."""
 
     id: str
     state: str

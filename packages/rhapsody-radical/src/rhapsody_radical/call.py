@@ -1,9 +1,9 @@
-"""Makes one call of a function task, where it runs: on a RAPTOR worker or in a program.
+"""Worker side of a function task: makes one call, on a RAPTOR worker or in a program.
 
-Through RAPTOR's channels, which take little else, a call and its outcome are sent as text. Large
-values are in separate files, if both sides see the same file system. All else is the call protocol
-of the core (`rhapsody.sdk`). RAPTOR workers need nothing of ours installed: our own are sent this
-file and the core's, others are sent `run` by value.
+RAPTOR's channels accept little else than text, so a call and its result are sent as text. Large
+values are in separate files, if both sides share a file system. Everything else is core's call
+protocol (`rhapsody.sdk`). RAPTOR workers need not have Rhapsody installed: our own receive this
+file and core's, others receive `run` by value.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def run(text: str) -> str:
 
 
 class RaptorRunner(Runner):
-    """Makes one call, in its sandbox and after its `pre_exec` commands."""
+    """Runner of one call, in its sandbox and after its `pre_exec` commands."""
 
     own_files: tuple[str, ...] = (*Runner.own_files, __file__)
 

@@ -159,7 +159,7 @@ def _packed_call(
 
 
 def _runner() -> bytes:
-    """`call.run` by value: workers need not have this package."""
+    """Return `call.run` pickled by value, because workers need not have this package."""
     with _packing:  # the registration is the process's, and other backends may be at it
         return _packed_runner()
 

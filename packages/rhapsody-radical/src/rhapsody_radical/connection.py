@@ -90,11 +90,11 @@ class Connection:
         """Start the client and its session; return the client's answer when the session is running.
 
         Args:
-            settings: For the client, beside what is known here.
+            settings: Further settings for the client.
             verbose: Whether RADICAL-Pilot reports on standard error.
 
         Raises:
-            PilotException: The session cannot be started; the text has the reason.
+            PilotException: The session cannot be started; the text contains the reason.
         """
         with self._lock:  # what is half open cannot be closed
             if self._closing:
@@ -152,10 +152,10 @@ class Connection:
             threading.Thread(target=target, name=name, daemon=True).start()
 
     def close(self, *, keep: bool | None, limit: float = CLOSE_LIMIT) -> None:
-        """Has the client end everything, and waits for it; by force after a limit.
+        """Let the client end everything, and wait for it; end it by force after a limit.
 
         Args:
-            keep: Whether the session's directory stays; `None`: where a pilot failed.
+            keep: Whether the session's directory is kept; `None`: only if a pilot failed.
             limit: Seconds.
         """
         with self._lock:
@@ -238,7 +238,7 @@ class Connection:
         """Send a message. Blocks while the client does not read.
 
         Raises:
-            PilotException: The client is gone.
+            PilotException: The client has ended.
         """
         assert self._channel is not None
         try:

@@ -1,4 +1,4 @@
-"""What users may say about pilots and tasks in RADICAL-Pilot's own words, checked."""
+"""Checks of the users' descriptions of pilots and tasks with RADICAL-Pilot's keys."""
 
 from __future__ import annotations
 
@@ -123,13 +123,13 @@ def directory(work_dir: Any) -> str | None:
 
 
 def can_work_in(path: str | Path) -> bool:
-    """Tell whether RADICAL-Pilot's scripts, which do not quote paths, work in a directory."""
+    """Return whether RADICAL-Pilot's scripts, which do not quote paths, work in a directory."""
     where, name = os.path.split(path)
     real = _real(where) + name
     return encodable(real) and not set(real) & set(" \t\n'\"$`\\*?[&;()<>|")
 
 
-@lru_cache(maxsize=16)  # sandboxes are beside each other
+@lru_cache(maxsize=16)  # sandboxes are in one directory
 def _real(directory: str) -> str:
     return os.path.realpath(directory)
 
@@ -160,7 +160,7 @@ def task_settings(task: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def todays(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return settings with today's keys in place of former ones, which win as in RADICAL-Pilot."""
+    """Return settings with current keys instead of former ones, which win as in RADICAL-Pilot."""
     found = {key: value for key, value in settings.items() if key not in schema.FORMER}
     for former, key in schema.FORMER.items():
         if value := settings.get(former):
@@ -189,7 +189,7 @@ WORDS: Mapping[type, str] = {
 ACCEPTED: Mapping[type, tuple[type, ...]] = {
     int: (int, float),
     float: (int, float),
-    list: (list, tuple, str, dict),  # one entry may be given by itself
+    list: (list, tuple, str, dict),  # a single entry stands for a list
 }
 """What is taken for a type, where that is more than the type itself."""
 
@@ -197,7 +197,7 @@ SCALARS = (str, int, float, bool, bytes, type(None))
 
 
 def as_list(value: Any) -> list[Any]:
-    """Return what RADICAL-Pilot takes for a list: one entry may be given by itself."""
+    """Return a list as RADICAL-Pilot accepts it: a single entry stands for a list of one."""
     if value is None:
         return []
     return [value] if isinstance(value, str | Mapping) else list(value)
@@ -239,7 +239,7 @@ def _check_plain(value: Any) -> None:
 
 
 def encodable(text: str) -> bool:
-    """Tell whether UTF-8 can hold a text: a file's name may have bytes that it cannot."""
+    """Return whether UTF-8 can hold a text: a file's name may have bytes that it cannot."""
     try:
         text.encode()
     except UnicodeEncodeError:

@@ -1,8 +1,8 @@
-"""What `rhapsody doctor` says of RADICAL-Pilot: its programs, and the traps it falls into.
+"""Findings of `rhapsody doctor` about RADICAL-Pilot: its programs, and common causes of failures.
 
-RADICAL-Pilot starts everything through shell scripts, so that what a login shell prints
-or lacks ends in errors that do not say so. What RADICAL-Pilot itself has to say is asked of a
-process of its own: this one imports nothing of it.
+RADICAL-Pilot starts everything through shell scripts, so that the output of a login shell, or a
+missing tool, causes misleading errors. RADICAL-Pilot itself is queried in a separate process: this
+one imports nothing of it.
 """
 
 from __future__ import annotations
@@ -48,12 +48,12 @@ BATCH = {"Slurm": "sbatch", "PBS": "qsub", "LSF": "bsub", "Cobalt": "cqsub"}
 
 
 class Answer(NamedTuple):
-    """What RADICAL-Pilot said of itself.
+    """RADICAL-Pilot's answer about itself.
 
     Attributes:
-        version: Its version, empty where it cannot be imported.
+        version: Its version, empty if it cannot be imported.
         resources: The resources that it knows.
-        error: Why one of them is missing.
+        error: The reason if one of them is missing.
     """
 
     version: str
@@ -62,7 +62,7 @@ class Answer(NamedTuple):
 
 
 def findings() -> Iterator[Finding]:
-    """Level, text and remedy of each finding."""
+    """Return the level, text and remedy of each finding."""
     answer = _ask()
     yield _programs(answer)
     yield from _shell()

@@ -1,8 +1,8 @@
-"""The environment that RADICAL-Pilot's client and its processes need.
+"""Environment of RADICAL-Pilot's client and its processes.
 
-RADICAL-Pilot starts its processes by name and reads variables that users are told to set. Here
-they are set for the client alone, and what RADICAL-Pilot and PSI/J would leave in the home
-directory is kept in the session's.
+RADICAL-Pilot starts its processes by name and reads variables that users have to set. Here
+they are set only for the client, and the files that RADICAL-Pilot and PSI/J would leave in the home
+directory are kept in the session's directory.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def prepare(directory: Path) -> None:
 
 
 def scripts() -> Path:
-    """Where RADICAL-Pilot's programs are installed.
+    """Return the directory of RADICAL-Pilot's programs.
 
     Raises:
         BackendUnavailableError: They are not found.

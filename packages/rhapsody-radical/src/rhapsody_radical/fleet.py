@@ -57,7 +57,7 @@ class Pilot:
 
     @property
     def usable(self) -> bool:
-        """Whether it takes tasks, now or later."""
+        """Whether the pilot accepts tasks, now or later."""
         return self.reason is None
 
     def configure(self, config: Mapping[str, Any]) -> None:
@@ -65,23 +65,23 @@ class Pilot:
         self._config = config
 
     def seconds_left(self) -> float:
-        """How long a task could run that begins now, or, where it is still queued, then."""
+        """Return how long a task could run that starts now, or as soon as the pilot is active."""
         begun = self.times.get(PMGR_ACTIVE)
         whole = 60.0 * (self.settings.get("runtime") or math.inf)
         return whole if begun is None else max(0.0, begun + whole - time.time())
 
     @property
     def here(self) -> bool:
-        """Whether it runs on this machine, without a batch system."""
+        """Whether the pilot runs on this machine, without a batch system."""
         return self._config.get("resource_manager") == "FORK"
 
     def has(self, name: str) -> int:
-        """How much of `cores`, `gpus` or `mem` (MB) one of its nodes has; 0 where unknown."""
+        """Return how much of `cores`, `gpus` or `mem` (MB) one of its nodes has; 0 if unknown."""
         return int(self._config.get(f"{name}_per_node") or 0)
 
     @property
     def nodes(self) -> int:
-        """How many nodes it has."""
+        """The number of its nodes."""
         nodes = int(self.settings.get("nodes") or 0)
         per_node = self.has("cores")
         if nodes or not per_node:
@@ -90,13 +90,13 @@ class Pilot:
 
     @property
     def cores(self) -> int:
-        """How many cores it has in all."""
+        """The number of its cores."""
         per_node = self.has("cores")
         return self.nodes * per_node if per_node else int(self.settings.get("cores") or 1)
 
     @property
     def raptor_cores(self) -> int:
-        """How many of its cores RAPTOR's masters and workers have."""
+        """The number of its cores that RAPTOR's masters and workers use."""
         return 0 if self.raptor is None else total_cores(self.raptor)
 
 
@@ -145,7 +145,7 @@ class Fleet:
         return chosen
 
     def seconds_left(self, task: TaskDescription | None) -> float:
-        """How long a task could run on the pilot it names, or on the one that ends last."""
+        """Return how long a task could run on the pilot that it names, or on the last to end."""
         wanted = None if task is None else task["task_backend_specific_kwargs"].get("pilot")
         usable = [pilot for pilot in self.pilots if pilot.usable]
         pilots = [pilot for pilot in usable if pilot.uid == wanted] or usable

@@ -19,7 +19,7 @@ from rhapsody_radical.jobs import Job
 
 
 class ServiceFunctionError(CapabilityError):
-    """A function as a service, which RADICAL-Pilot does not offer. A `ValueError`, too."""
+    """Error for a function as a service, which RADICAL-Pilot does not support."""
 
 
 def completed(
@@ -89,12 +89,12 @@ def call_words(
     directory: str | None = None,
     batch: calls.Batch | None = None,
 ) -> tuple[dict[str, Any], tuple[Any, ...]]:
-    """RADICAL-Pilot's words for a function task on RAPTOR, and its order.
+    """Return RADICAL-Pilot's description of a function task on RAPTOR, and its packed call.
 
     Args:
         task: The task.
-        directory: Where large values go; `None`: nowhere.
-        batch: What those that are submitted with it share.
+        directory: The directory for large values; `None`: none.
+        batch: Data that is shared by tasks that are submitted together.
     """
     settings = task_settings(task)
     capture = task.get("capture", True)
@@ -159,9 +159,9 @@ ON_RAPTOR = {
 
 
 def needs_more(task: TaskDescription, cores: int) -> bool:
-    """Whether a call needs what RAPTOR does not offer.
+    """Return whether a call needs something that RAPTOR does not offer.
 
-    Such as GPUs, memory, more cores than it has, or settings that are a program's.
+    Examples are GPUs, memory, more cores than RAPTOR has, and settings of programs.
     """
     specific = task["task_backend_specific_kwargs"]
     if any(value is not None for key, value in specific.items() if key not in ON_RAPTOR):

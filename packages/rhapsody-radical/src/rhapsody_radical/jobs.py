@@ -1,4 +1,4 @@
-"""One task on its way through RADICAL-Pilot, and how its kinds are told apart."""
+"""Record of one task on its way through RADICAL-Pilot, and the distinction of its kinds."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rhapsody_radical.fleet import Pilot
 
 
 class Ended(NamedTuple):
-    """What RADICAL-Pilot says of a task that has ended; `None` where it says nothing.
+    """RADICAL-Pilot's information about a task that has ended; `None` if there is none.
 
     Attributes:
         exit_code: Its exit code.
@@ -37,26 +37,26 @@ class Job:
     """A task from its submission to its terminal state.
 
     Attributes:
-        task: Its description, written into at the end.
-        pilot: The pilot it goes to.
+        task: Its description, which receives the result.
+        pilot: Its pilot.
         sent: Whether the client has it.
         on_raptor: Whether it is a call on RAPTOR.
         program: Whether it is a function task that runs as a program of its own.
-        running: Whether it was reported to run.
-        cancelled: Whether somebody asked for it to be cancelled.
-        lost: Why it is lost alone, while its pilot lives; empty otherwise.
-        ended: What RADICAL-Pilot says of its end.
-        awaited: Whether a service says when it is ready.
-        info: What a service said when it was ready, `None` before.
-        ready: Its readiness, for whoever waits for it; `None` for other tasks.
-        host: The node that it runs on, empty where that is not told.
-        over: Whether its end has been taken note of; set once, under `lock`.
-        stopped: Set at the end of a service, for whoever watches it.
-        cores: How many cores it has while it runs.
-        began: When it was seen to run, by the monotonic clock.
-        timeout: The time-out in RADICAL-Pilot's own description, 0 for none.
-        startup_timeout: That for its start.
-        own_sandbox: Whether its sandbox is the backend's to remove.
+        running: Whether it was reported as running.
+        cancelled: Whether its cancellation was requested.
+        lost: The reason for its loss while its pilot is alive; empty otherwise.
+        ended: RADICAL-Pilot's information about its end.
+        awaited: Whether it is a service with a readiness condition.
+        info: The readiness information of a service, `None` before it is ready.
+        ready: The future for its readiness; `None` for other tasks.
+        host: The node that it runs on, empty if that is not reported.
+        over: Whether its end has been recorded; set once, under `lock`.
+        stopped: Set at the end of a service, for the thread that watches it.
+        cores: The number of its cores while it runs.
+        began: The time when it was reported as running, by the monotonic clock.
+        timeout: The timeout in RADICAL-Pilot's own description, 0 for none.
+        startup_timeout: The timeout for its start.
+        own_sandbox: Whether the backend removes its sandbox.
     """
 
     task: TaskDescription
@@ -102,7 +102,7 @@ class Job:
         self.task["worker"] = host or here
 
     def claim_end(self) -> bool:
-        """Whether the caller is the first to see the end: it reports it."""
+        """Return whether the caller is the first to see the end, and has to report it."""
         with self.lock:
             if self.over:
                 return False

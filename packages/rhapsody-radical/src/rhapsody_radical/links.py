@@ -1,4 +1,4 @@
-"""How a task's files come from another task or from outside, in RADICAL-Pilot's words."""
+"""Files of tasks from other tasks and from outside, as RADICAL-Pilot's staging directives."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ TASK = "task:///"
 
 
 class Links:
-    """What is to be linked into the sandboxes of tasks that were not submitted yet."""
+    """Links into the sandboxes of tasks that were not submitted yet."""
 
     def __init__(self) -> None:
         self._sandboxes: dict[str, dict[str, str]] = {}

@@ -1,10 +1,9 @@
-"""Notes of the sessions that run, so that the next one ends what a killed program left behind.
+"""Notes about active sessions, with which the next session cleans up after a killed program.
 
-Usually a session's client ends its pilots, also where the program was killed. This is for
-the case that both die at once. The client locks its note for as long as it lives: a note
-that nobody locks is that of a session that nobody closed. Whoever can write a note can
-have processes ended, so a note that others could have written is not followed, and none
-has the number of a process.
+Usually a session's client ends its pilots, even if the program was killed. The notes are for
+the case that both are killed at once. The client locks its note as long as it lives: an
+unlocked note belongs to a session that was not closed. Because a note causes processes to be
+ended, notes that others could have written are ignored, and notes contain no process ids.
 """
 
 from __future__ import annotations
@@ -58,10 +57,10 @@ def place(work_dir: Path) -> Path:
 
 
 class Note:
-    """A note of this process's own session, locked until it is removed or the process ends.
+    """A note about this process's own session, locked until it is removed or the process ends.
 
     Args:
-        place: Where the notes are; made where it is missing.
+        place: The directory of the notes; created if it is missing.
         session: The session's uid.
         directory: The session's directory, which has the same name.
         resource_managers: RADICAL-Pilot's names of its pilots' batch systems.
@@ -121,12 +120,12 @@ def _create(path: Path) -> int:
 
 
 def take_over(place: Path, patience: float = 30.0, *, gone: str = "") -> list[str]:
-    """End what sessions left whose clients are gone; to be called before making a note.
+    """End everything that sessions left whose clients have ended; call it before creating a note.
 
     Args:
-        place: Where the notes are.
-        patience: Seconds to wait in all for sessions that are being closed.
-        gone: The uid of the only session to look at, whose client is known to be gone.
+        place: The directory of the notes.
+        patience: Total seconds to wait for sessions that are being closed.
+        gone: The uid of the only session to examine, whose client is known to have ended.
 
     Returns:
         The uids of the sessions that were ended.
@@ -215,7 +214,7 @@ def _end(note: dict[str, Any], *, quietly: bool) -> bool:
 
 
 def _tell(note: dict[str, Any], path: Path) -> None:
-    """Tell a person how to end a session, of which this process cannot know whether it lives."""
+    """Log how to end a session, of which this process cannot know whether it lives."""
     session, host = note["session"], note["host"]
     ways = [batch.hint(session, name) for name in note["resource_manager"]]
     if jobs := batch.jobs_of(session):

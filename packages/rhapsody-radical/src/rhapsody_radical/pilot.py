@@ -50,7 +50,7 @@ OURS = ("Context", "DatabaseError", "PilotException")
 
 
 class PilotException(BackendUnavailableError):  # noqa: N818 - the name that programs catch
-    """A pilot or its session cannot be started, or has ended."""
+    """Error if a pilot or its session cannot be started, or has ended."""
 
 
 class DatabaseError(BackendError):

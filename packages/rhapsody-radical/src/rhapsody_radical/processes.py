@@ -1,8 +1,8 @@
-"""Finds and ends the processes of a session on this machine by what their environment says.
+"""Processes of a session on this machine, identified and ended by their environment.
 
 A process inherits its environment wherever it goes: into the background, a process group
-of its own or another directory. Where a process works says nothing about whose it is, and
-a number says nothing once the process is gone, so neither is used here.
+of its own or another directory. The directory of a process does not show its owner, and
+its id is meaningless once it has ended, so neither is used here.
 """
 
 from __future__ import annotations
@@ -122,7 +122,7 @@ def _kill(processes: Collection[psutil.Process]) -> None:
 
 
 def _wait(processes: Collection[psutil.Process], seconds: float) -> None:
-    """Wait until processes have ended; nobody may be there to reap them."""
+    """Wait until processes have ended, even if no parent reaps them."""
     deadline = time.monotonic() + seconds
     while any(map(_alive, processes)) and time.monotonic() < deadline:
         time.sleep(0.02)
@@ -147,7 +147,7 @@ def _matching(*settings: str) -> Iterator[tuple[psutil.Process, dict[str, str]]]
             process = psutil.Process(pid)
             found = _environment(pid)  # once more: psutil may have seen a later process
         except (OSError, psutil.Error):
-            continue  # it is gone, or somebody else's
+            continue  # it has ended, or belongs to another user
         if wanted.search(found):
             lines = os.fsdecode(found).split("\0")
             yield (

@@ -1,6 +1,6 @@
-"""How functions are to run, as a user says it: RAPTOR's configuration, checked, and its cores.
+"""RAPTOR's configuration for functions, as the user sets it: checks and numbers of cores.
 
-Plain data; what runs on a pilot is in `raptor`.
+This is plain data; `raptor` contains what runs on a pilot.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ FORM = "raptor_config must be {'masters': [{'workers': [{'cores_per_rank': 2}]}]
 
 
 def is_own(worker: Mapping[str, Any]) -> bool:
-    """Tell whether a worker's settings mean our own, which stands in for RAPTOR's default one."""
+    """Return whether a worker's settings mean our own, which stands in for RAPTOR's default one."""
     kind = worker.get("worker_type", DEFAULT_CLASS)
     return kind in (OWN_CLASS, DEFAULT_CLASS) and not any(worker.get(key) for key in THEIRS)
 
 
 def has_other_workers(config: Mapping[str, Any] | None) -> bool:
-    """Tell whether a checked configuration has workers that are not our own."""
+    """Return whether a checked configuration has workers that are not our own."""
     masters = config["masters"] if config is not None else ()
     return not all(is_own(worker) for master in masters for worker in master["workers"])
 

@@ -62,7 +62,7 @@ CALLBACK, RAPTORS = "callback", "raptors"
 
 
 class Ref(NamedTuple):
-    """An object in a message.
+    """Reference to an object in a message.
 
     Attributes:
         kind: One of `KINDS`, `CALLBACK` or `RAPTORS`.
@@ -79,7 +79,7 @@ class Ref(NamedTuple):
 
 
 class Record(dict[str, Any]):
-    """A dict of RADICAL-Pilot's whose values are attributes, too."""
+    """A dict of RADICAL-Pilot's whose values are also attributes."""
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -89,7 +89,7 @@ class Record(dict[str, Any]):
 
 
 class Remote:
-    """A session, manager, pilot or task of RADICAL-Pilot's that lives in the client.
+    """A session, manager, pilot or task of RADICAL-Pilot in the client.
 
     Created by `Remotes`, once for each object.
     """

@@ -1,7 +1,7 @@
-"""What came of a task: its output, exit code or error, from RADICAL-Pilot's account and files.
+"""Results of tasks: output, exit codes and errors, from RADICAL-Pilot's reports and files.
 
-RADICAL-Pilot cuts output, tells a time-out as a cancellation and lets some failures
-pass as successes. Here each becomes what it is.
+RADICAL-Pilot truncates output, reports timeouts as cancellations, and reports some failures
+as successes. This module corrects that.
 """
 
 from __future__ import annotations
@@ -140,7 +140,7 @@ def _reply(job: Job) -> bytes | None:
 
 
 def not_ours(job: Job) -> BaseException:
-    """Why RADICAL-Pilot cancelled what nobody asked to be cancelled."""
+    """Return the reason for a cancellation by RADICAL-Pilot that was not requested."""
     name = job.task["name"]
     if job.timeout or job.startup_timeout:
         limits = {"timeout": job.timeout, "startup_timeout": job.startup_timeout}

@@ -1,9 +1,9 @@
-"""Services: what a service says when it is ready, brought to whoever waits for it.
+"""Readiness of services, and the transfer of their readiness information.
 
-RADICAL-Pilot's own service tasks keep the agent from every other task while one
-starts, and stop it for good when one fails to. So a service is an ordinary task here;
-what it says is found in its sandbox, and handed to RADICAL-Pilot, whose
-`Task.wait_info` and `RP_INFO_<UID>` give it as for a service task of its own.
+RADICAL-Pilot's own service tasks block all other work of the agent while one
+starts, and permanently if one fails to start. So a service is an ordinary task here.
+Its readiness information is found in its sandbox and passed to RADICAL-Pilot, whose
+`Task.wait_info` and `RP_INFO_<UID>` return it as for its own service tasks.
 """
 
 from __future__ import annotations
@@ -80,12 +80,12 @@ def attach(job: Job, future: Any, task: Any, state: Any) -> None:
 
 
 def readiness(task: TaskDescription) -> Ready | None:
-    """How a service says that it is ready, `None` where it does not.
+    """Return a service's readiness condition, `None` if it has none.
 
-    Without `ready`, the `info_pattern` of RADICAL-Pilot's description counts.
+    Without `ready`, the `info_pattern` of RADICAL-Pilot's description is used.
 
     Raises:
-        ValueError: Neither is well-formed.
+        ValueError: Either is malformed.
     """
     if "ready" in task:
         return parse_ready(task["ready"])

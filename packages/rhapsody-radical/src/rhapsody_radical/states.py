@@ -1,7 +1,7 @@
-"""RADICAL-Pilot's states as data: four generations of task states, and the pilot's life.
+"""RADICAL-Pilot's states as data: four generations of task states, and the states of a pilot.
 
-For whoever reads old sessions or old programs, and for the backend, whose native
-states are today's. Imports RADICAL-Pilot nowhere: a test compares the tables with
+They are for programs that read old sessions or run old programs, and for the backend, whose native
+states are the current ones. RADICAL-Pilot is not imported: a test compares the tables with
 the installed library's constants.
 """
 
@@ -151,7 +151,7 @@ def canonical(state: str, of: Generation | str = Generation.CURRENT) -> TasksMai
 
 
 def position(state: str, of: Generation | str = Generation.CURRENT) -> int:
-    """How far a task in this state has come; the final states come last, and are equal.
+    """Return the position of a state in a task's life; all final states are last and equal.
 
     Raises:
         ValueError: The generation, or the state in it, is unknown.
@@ -194,7 +194,7 @@ class PilotState(StrEnum):
 
     @property
     def native(self) -> str:
-        """Today's name."""
+        """The current name."""
         return _PILOT_NATIVE.get(self, str(self))
 
     @property
@@ -227,12 +227,12 @@ _PILOT_NATIVE = {
 
 
 class Transition(NamedTuple):
-    """A step of a pilot's life.
+    """A transition between states of a pilot.
 
     Attributes:
-        source: The state before it; `None` for the first step.
+        source: The state before it; `None` for the first one.
         target: The state after it.
-        reason: What happened.
+        reason: The cause.
     """
 
     source: PilotState | None

@@ -14,10 +14,10 @@ log: logging.Logger = logging.getLogger(__name__)
 
 
 class Worker:
-    """A thread that does one thing after the other.
+    """A thread that calls one function after the other.
 
     Args:
-        name: The thread's.
+        name: The thread's name.
     """
 
     def __init__(self, name: str) -> None:
@@ -29,7 +29,7 @@ class Worker:
         self._thread.start()
 
     def submit(self, function: Callable[[], Any]) -> Future[Any]:
-        """Has a function called; its future has the result.
+        """Call a function on the thread; the returned future receives its result.
 
         Raises:
             RuntimeError: The thread was ended.
@@ -39,7 +39,7 @@ class Worker:
         return future
 
     def post(self, function: Callable[[], Any]) -> None:
-        """Has a function called for whose result nobody waits; what it raises is logged."""
+        """Call a function on the thread without a result; its exception is logged."""
         with suppress(RuntimeError):
             self._put(function, None)
 
@@ -62,7 +62,7 @@ class Worker:
             function, future = item
             try:
                 value = function()
-            except BaseException as error:  # handed to whoever waits
+            except BaseException as error:  # passed to the caller
                 if future is None:
                     log.exception("%r failed", function)
                 else:

@@ -52,7 +52,7 @@ class Channel:
         """Send messages as one batch; block while the other side does not read.
 
         Raises:
-            OSError: The other side is gone.
+            OSError: The other side has ended.
         """
         data = pickle.dumps(messages, pickle.HIGHEST_PROTOCOL)
         with self._sending:
@@ -117,10 +117,10 @@ class Channel:
 
 
 class Outbox(threading.Thread):
-    """Sends messages in order from a thread of its own, in batches as they come.
+    """Queue that sends messages in order from a thread of its own, in batches as they arrive.
 
     Args:
-        channel: Where to; once it is gone, messages are dropped.
+        channel: The channel; after its end, messages are dropped.
     """
 
     def __init__(self, channel: Channel) -> None:
@@ -169,14 +169,14 @@ class Outbox(threading.Thread):
 
 
 def is_batch(value: Any) -> bool:
-    """Whether something is a tuple of messages."""
+    """Return whether something is a tuple of messages."""
     return type(value) is tuple and all(
         type(each) is tuple and each and type(each[0]) is str for each in value
     )
 
 
 def is_plain(value: Any) -> bool:
-    """Whether a value is made of nothing but built-in types, which need no class to be loaded."""
+    """Return whether a value consists only of built-in types, which need no class to be loaded."""
     if type(value) in FLAT:
         return True
     if type(value) in (list, tuple):

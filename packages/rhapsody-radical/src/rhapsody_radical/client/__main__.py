@@ -1,7 +1,7 @@
-"""Runs the client: `python -P -m rhapsody_radical.client SOCKET PIDFD PROGRAM`.
+"""Entry point of the client: `python -P -m rhapsody_radical.client SOCKET PIDFD PROGRAM`.
 
 The arguments are two inherited descriptors, of the socket and of the program's process (-1
-where the system has none for processes), and the program's process id. The program starts it
+if the system has none for processes), and the program's process id. The program starts the client
 as the leader of a session of its own, so that a terminal's Ctrl-C does not reach it.
 """
 

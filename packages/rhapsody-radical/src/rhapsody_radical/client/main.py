@@ -37,20 +37,20 @@ REMOVING = 10.0
 
 
 class Client:
-    """One session of RADICAL-Pilot, as its program asks for it.
+    """One session of RADICAL-Pilot, as its program requests it.
 
     Args:
         outbox: Sends messages to the program.
-        settings: What the program's first message says: `uid` and `directory` of the session,
-            `made` (directories that go with it), `work_dir`, `here` (the program's current
+        settings: The content of the program's first message: `uid` and `directory` of the session,
+            `made` (directories to remove with it), `work_dir`, `here` (the program's current
             directory), `path` (the program's own part of `sys.path`), `pilots`, `keep`.
 
     Attributes:
         session: RADICAL-Pilot's objects.
         tasks: The engine's tasks.
         raptors: RAPTOR's masters and workers.
-        keep: Whether the session's directory stays after an end that nobody asked for; `None`:
-            where a pilot failed.
+        keep: Whether the session's directory is kept after an unexpected end; `None`: only if a
+            pilot failed.
     """
 
     def __init__(self, outbox: Outbox, settings: dict[str, Any]) -> None:
@@ -159,8 +159,8 @@ class Client:
         """End everything. Blocks.
 
         Args:
-            keep: Whether the session's directory stays; `None`: where a pilot failed.
-            alone: Whether the program is gone.
+            keep: Whether the session's directory is kept; `None`: only if a pilot failed.
+            alone: Whether the program has ended.
         """
         self._stopping.set()
         if alone and self._note is not None:
@@ -208,7 +208,7 @@ class Client:
                 self.pilot_heard(pilot, state)
 
     def pilot_heard(self, pilot: ClientPilot, state: str) -> None:
-        """Tells of a pilot's state, once. Any thread."""
+        """Report a pilot's state, once. Called on any thread."""
         with self._lock:
             if pilot.pilot is None or self._told.get(pilot.number) == state:
                 return

@@ -46,11 +46,11 @@ class Pair:
     """A master and its workers.
 
     Attributes:
-        uid: The master's uid, which calls are sent to.
-        takes_orders: Whether calls reach workers of our own alone, by RAPTOR's own master.
+        uid: The master's uid, to which calls are sent.
+        takes_orders: Whether only our own workers receive calls, through RAPTOR's own master.
         master: RADICAL-Pilot's task of the master.
-        workers: Those of its workers.
-        lost: Why it is lost, `None` while it is not.
+        workers: RADICAL-Pilot's tasks of its workers.
+        lost: The reason for its loss, `None` while it is alive.
         progress: Whether it starts calls.
     """
 
@@ -162,9 +162,9 @@ class Raptor:
         return Pair(master, master.submit_workers(descriptions), settings)
 
     def _make_own(self, words: dict[str, Any], uid: str, name: str, *files: Path) -> None:
-        """Has a class of ours loaded from the first of some files, which are sent along.
+        """Let RAPTOR load our own class from the first of some files, which are sent along.
 
-        They are of two distributions, neither of which need be installed in the pilot.
+        The files are from two distributions, neither of which need be installed in the pilot.
         """
         words.update(raptor_class=name, raptor_file=files[0].name)
         # RADICAL-Pilot's COPY knows no spaces, and its LINK no other file system.
@@ -201,7 +201,7 @@ class Raptor:
             pair.lost = reason
             self.lost.add(pair.uid)
             self.pairs.remove(pair)
-        with suppress(Exception):  # the pilot may be gone
+        with suppress(Exception):  # the pilot may have ended
             self._pilot.manager.cancel_tasks(pair.uids())
         if not self._pilot.ended:
             log.warning("%s; a new pair is started when it is needed", reason)

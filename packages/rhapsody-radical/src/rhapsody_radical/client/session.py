@@ -87,7 +87,7 @@ class ClientPilot:
         return [sum(core.occupation is not None for core in node.cores) for node in nodes]
 
     def forget(self, uid: str) -> None:
-        """Has the task manager let go of a task that has ended, or it keeps each for ever."""
+        """Let the task manager release a task that has ended, which it would keep forever."""
         with suppress(Exception), self.manager._tasks_lock:
             self.manager._tasks.pop(uid, None)
             self.manager._task_info.pop(uid, None)
@@ -322,7 +322,7 @@ class Session:
 
 
 def _managers(pilots: list[ClientPilot]) -> list[str]:
-    """RADICAL-Pilot's names of the pilots' batch systems, known before the session is there."""
+    """Return RADICAL-Pilot's names of the pilots' batch systems, before the session exists."""
     found, configs = set(), rp.utils.misc.get_resource_configs()
     for pilot in pilots:
         site, _, name = pilot.settings["resource"].partition(".")

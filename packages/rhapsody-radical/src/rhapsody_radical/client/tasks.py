@@ -1,8 +1,9 @@
-"""The engine's tasks in the client: handed to RADICAL-Pilot, cancelled, and their ends told.
+"""The engine's tasks in the client: submission to RADICAL-Pilot, cancellation, and their ends.
 
-Of the fifteen states of a task the program is told three: that it is the agent's (of a program, as
-a call goes to RAPTOR), that it runs, and how it ended. Its end is told once, and for one that was
-cancelled or timed out while it ran when nothing of it is left on this machine.
+The program receives three of the fifteen states of a task: that the agent has it (only for
+programs, because a call goes to RAPTOR), that it is running, and its end. The end is reported
+once; for a running task that was canceled or timed out, when none of its processes is left on this
+machine.
 """
 
 from __future__ import annotations
@@ -44,11 +45,11 @@ class Entry:
 
     Attributes:
         uid: Its uid.
-        pilot: The pilot it goes to.
+        pilot: Its pilot.
         handle: RADICAL-Pilot's task, `None` before it is submitted.
-        pair: The RAPTOR pair that it goes to, `None` for a program.
-        running: Whether it was told to run.
-        cancelled: Whether it is to be cancelled, which is asked for until it has ended.
+        pair: The RAPTOR pair for it, `None` for a program.
+        running: Whether it was reported as running.
+        cancelled: Whether it is to be canceled, which is repeated until it has ended.
     """
 
     uid: str
@@ -154,13 +155,13 @@ class Tasks:
             if entry.cancelled and entry.handle is not None:
                 chosen.setdefault(entry.pilot.number, []).append(entry.uid)
         for number, uids in chosen.items():
-            with suppress(Exception):  # the pilot may be gone; its end is seen elsewhere
+            with suppress(Exception):  # the pilot may have ended, which is handled elsewhere
                 self._pilots[number].manager.cancel_tasks(uids)
 
     # Out; on any thread.
 
     def heard(self, entry: Entry, handle: Any, state: str) -> None:
-        """Tells of a state of a task; RADICAL-Pilot's callback, on its thread."""
+        """Handle a state of a task; RADICAL-Pilot's callback, on its thread."""
         entry.handle = handle
         if state in FINAL:
             self.end(entry, state)
@@ -192,7 +193,7 @@ class Tasks:
             self._tell(entry, state, reason)
 
     def _report(self, *message: Any) -> None:
-        """Says what became of a task; while many others have not begun it may wait for more."""
+        """Report the end of a task, possibly together with others while many have not started."""
         self._say(*message, within=min(LONGEST, SHARE * len(self._queued)))
 
     def _forget(self, entry: Entry) -> bool:
@@ -213,7 +214,7 @@ class Tasks:
                 self.end(entry, "LOST", reason)
 
     def _reap(self) -> None:
-        """Tells the ends of cancelled tasks, once nothing of them is left."""
+        """Report the ends of canceled tasks, once none of their processes is left."""
         with self._lock:
             batch, self._ending = self._ending, []
         try:

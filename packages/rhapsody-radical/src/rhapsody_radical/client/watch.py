@@ -106,7 +106,7 @@ class Watch:
             )
 
     def _say_that_it_waits(self, pilot: ClientPilot) -> None:
-        """Says of a pilot that is not active yet for how long, and where."""
+        """Log for how long a pilot has not been active, and where it waits."""
         if pilot.state == PMGR_ACTIVE or pilot.state in FINAL or pilot.ended:
             return
         now = time.monotonic()
