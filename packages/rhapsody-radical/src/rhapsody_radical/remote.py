@@ -166,9 +166,9 @@ class Remotes:
         self._numbers = itertools.count(1)
         self._waiting: dict[int, Future[Any]] = {}
         self._listeners: dict[int, tuple[Ref, partial[Any]]] = {}
-        self.reader = 0
+        self.reader: int = 0
         """Identifier of the thread that reads messages."""
-        self.callbacks = Worker("rhapsody-radical-callbacks")
+        self.callbacks: Worker = Worker("rhapsody-radical-callbacks")
         """Thread that calls the program's callbacks."""
 
     def call(self, target: Ref, method: str, *args: Any, **kwargs: Any) -> Any:

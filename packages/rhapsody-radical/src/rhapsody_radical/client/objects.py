@@ -22,14 +22,14 @@ from rhapsody_radical.client.tasks import Say
 from rhapsody_radical.remote import CALLBACK, KINDS, RAPTORS, Ref
 from rhapsody_radical.wire import is_plain
 
-CLASSES = {
+CLASSES: dict[Any, str] = {
     rp.Session: "session",
     rp.PilotManager: "pilot_manager",
     rp.TaskManager: "task_manager",
     rp.Pilot: "pilot",
     rp.Task: "task",
 }
-DESCRIBED = {
+DESCRIBED: dict[str, Any] = {
     **dict.fromkeys(("submit_tasks", "submit_raptors", "submit_workers"), rp.TaskDescription),
     "submit_pilots": rp.PilotDescription,
 }

@@ -63,7 +63,7 @@ class ClientPilot:
         self.config: dict[str, Any] = {}
         self.sandbox = ""
         self.ended = False
-        self.progress = Progress()
+        self.progress: Progress = Progress()
 
     @property
     def uid(self) -> str:
