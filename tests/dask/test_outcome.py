@@ -23,20 +23,18 @@ async def test_a_worker_that_does_not_answer_holds_up_its_own_replies_only() -> 
     ended: asyncio.Queue[str] = asyncio.Queue()
 
     class Client:
-        async def fetch(self, keys: list[str], direct: bool) -> Any:
-            if "stuck-1" in keys:
+        async def gather(self, futures: dict[str, Any], **options: Any) -> dict[str, Reply]:
+            if "stuck-1" in futures:
                 await asyncio.Event().wait()
             payload, buffers = pack(1)
-            return {key: Reply(DONE, payload, buffers) for key in keys}, []
+            return {key: Reply(DONE, payload, buffers) for key in futures}
 
     calls = {"stuck-1": _call("1"), "well-2": _call("2")}
-    losses: Any = None
     outcomes = Outcomes(
         Client(),
         calls,
         lambda call, state: ended.put_nowait(f"{call.uid} {state}"),
         lambda call, error: ended.put_nowait(f"{call.uid} lost"),
-        losses,
         direct=True,
     )
     try:
@@ -46,5 +44,37 @@ async def test_a_worker_that_does_not_answer_holds_up_its_own_replies_only() -> 
         outcomes.finished("well-2")
         async with asyncio.timeout(10):
             assert await ended.get() == "2 done"
+    finally:
+        outcomes.close()
+
+
+async def test_a_reply_that_dask_makes_again_holds_up_no_others() -> None:
+    ended: asyncio.Queue[str] = asyncio.Queue()
+    made = asyncio.Event()
+
+    class Client:
+        async def gather(self, futures: dict[str, Any], **options: Any) -> dict[str, Reply]:
+            if "lost-1" in futures:
+                await made.wait()
+            payload, buffers = pack(1)
+            return {key: Reply(DONE, payload, buffers) for key in futures}
+
+    calls = {"lost-1": _call("1"), "well-2": _call("2")}
+
+    def settle(call: Call, state: str) -> None:
+        calls.pop(next(key for key, one in calls.items() if one is call))
+        ended.put_nowait(f"{call.uid} {state}")
+
+    outcomes = Outcomes(Client(), calls, settle, lambda call, error: None, direct=True)
+    try:
+        outcomes.finished("lost-1")
+        outcomes.finished("well-2")
+        for _ in range(5):
+            await asyncio.sleep(0)  # the batch is under way
+        outcomes.lost("lost-1")
+        async with asyncio.timeout(10):
+            assert await ended.get() == "2 done"
+            made.set()
+            assert await ended.get() == "1 done"
     finally:
         outcomes.close()

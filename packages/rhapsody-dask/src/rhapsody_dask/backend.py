@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Callable, Collection, Generator, Mapping, Sequence
+import weakref
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -25,8 +26,7 @@ from rhapsody_dask.capabilities import CLUSTER
 from rhapsody_dask.connection import Connection, NotStartedError
 from rhapsody_dask.files import Links, View, copy_out
 from rhapsody_dask.held import HeldValues
-from rhapsody_dask.losses import Losses
-from rhapsody_dask.outcome import Outcomes, reference_lost
+from rhapsody_dask.outcome import Outcomes, reference_lost, worker_lost
 from rhapsody_dask.reports import Reports
 from rhapsody_dask.shared import Shared
 from rhapsody_dask.stopping import Stopping
@@ -151,20 +151,11 @@ class DaskExecutionBackend(ManagedBackend):
         )
         self._held = HeldValues(self._loop, self._keys, self._fetch, self._release)
         self._stopping = Stopping(client, self.session.uid, reports.not_begun, reports.begun)
-        self._losses = Losses(
-            client,
-            self._keys,
-            reports.gone,
-            self._stopping.stop_rerun,
-            self._connection.witnesses,
-        )
         self._outcomes = Outcomes(
-            client, self._keys, reports.settle, reports.gone, self._losses, direct=own
+            client, self._keys, reports.settle, reports.gone, direct=True if own else None
         )
-        from rhapsody_dask.worker.site import topic
-
-        client.listener = self
-        client.listen(topic(self.session.uid))
+        self._subscribe(client)
+        self._watching = asyncio.ensure_future(self._watch(client))
         self._started_up = True
         if await self._view.sees(self.session.path) is False:
             self.capabilities = replace(self.capabilities, shared_file_system=False)
@@ -199,12 +190,9 @@ class DaskExecutionBackend(ManagedBackend):
             await self._wait_for_ends()
             self._outcomes.close()
             self._stopping.close()
-            self._losses.close()
             self._waits.close()
             self._shared.close()
-        client = self._connection.client
-        if client is not None:
-            client.listener = None
+            self._watching.cancel()
         in_processes = self._connection.in_processes
         await self._connection.close()
         if in_processes:  # what ran there is gone with the processes
@@ -280,6 +268,7 @@ class DaskExecutionBackend(ManagedBackend):
         for one in live:
             self._keys[one.call.key] = one.call
         self._submission.send(live)
+        self._outcomes.watch([one.call for one in live])
         self._waits.watch()
 
     async def _prepare(self, calls: Sequence[Call]) -> list[Ready]:
@@ -306,43 +295,108 @@ class DaskExecutionBackend(ManagedBackend):
         """
         for uid in call.task.get("references", ()):
             other = self.open_tasks.get(uid) or self._held.get(uid)
-            if other is None or other.cancelled:
+            if other is None or other.cancelled or other.error is not None:
                 raise reference_lost(call)
             other.referred_to = True
             call.references.append(other.key)
             call.sources.append(other.future)
 
-    # What Dask tells (`rhapsody_dask.client.Listener`).
+    # What Dask tells.
 
-    def finished(self, key: str, returned: bool) -> None:
-        """A reply is there."""
+    def _subscribe(self, client: Any) -> None:
+        """Receive what the plugins on the scheduler and the workers publish."""
+        from rhapsody_dask.worker.site import topic
+
+        # A client may live on: on Python 3.13 the cache of `functools.singledispatchmethod`,
+        # which it uses, keeps it.
+        reference = weakref.ref(self)
+
+        def receive(event: tuple[Any, Any]) -> None:
+            backend = reference()
+            if backend is not None:
+                backend._receive(event[1])
+
+        client.subscribe_topic(topic(self.session.uid), receive)
+
+    async def _watch(self, client: Any) -> None:
+        """Wait for the end of the connection, and fail what was with the scheduler.
+
+        A client cancels its futures when it loses the scheduler, when it is closed, and when the
+        scheduler restarts all workers. So one is kept of a task that is never run.
+        """
+        from distributed import Future
+
+        from rhapsody_dask.shipping import lifeline
+
+        while client.status == "running":
+            await Future(lifeline(self.session.uid), client).exception()
+        self.lost(
+            "the connection was closed"
+            if client.status == "connecting"
+            else "backend.client was closed"
+        )
+
+    def _receive(self, message: Mapping[str, Any]) -> None:
+        """A message of a plugin."""
+        for key, word in message.get("tasks", ()):
+            self._task_changed(key, word)
+        if "gone" in message:
+            self._worker_gone(message["gone"])
+        for uid, token in message.get("running", ()):
+            if (call := self.open_tasks.get(uid)) is not None:
+                self._runs(call, message["worker"], token)
+        if "ready" in message:
+            uid, payload = message["ready"]
+            if (call := self.open_tasks.get(uid)) is not None:
+                call.task["worker"] = message["worker"]
+                self._reports.announce(call)
+                if call.readiness is not None:
+                    call.readiness.set(unpack(payload))
+
+    def _task_changed(self, key: str, word: str) -> None:
+        """A task has come to an end on the scheduler, see `shipping.SchedulerSetup.transition`."""
         call = self._keys.get(key)
+        if word == "stuck":
+            if call is None:
+                self._held.lost(key, TaskLostError("the value was lost with its worker"))
+            else:
+                self._reports.gone(call, reference_lost(call))
         if call is None:
             return
-        call.finished = True
-        if returned and call.referred_to and call.uid in self.open_tasks and not call.cancelled:
-            self._held.hold(call, lambda call: self._reports.settle(call, "done"))
-        else:
-            self._outcomes.finished(key)
+        match word:
+            case "returned" | "replied":
+                call.finished = True
+                is_open = call.uid in self.open_tasks and not call.cancelled
+                if word == "returned" and call.referred_to and is_open:
+                    self._held.hold(call, lambda call: self._reports.settle(call, "done"))
+                else:
+                    self._outcomes.finished(key)
+            case "erred":
+                call.finished = True
+                self._outcomes.erred(call)
+            case "lost":
+                self._outcomes.lost(key)
+            case "dropped":
+                self._outcomes.dropped(call)
 
-    def erred(self, key: str, error: BaseException | None) -> None:
-        """Dask gave a task up."""
-        call = self._keys.get(key)
-        if call is not None:
-            self._outcomes.erred(call, error)
+    def _worker_gone(self, worker: str) -> None:
+        """A worker has gone, with or without notice."""
+        for call in [c for c in self._keys.values() if c.begun and c.worker == worker]:
+            if not call.finished:  # where its reply went with the worker, Dask makes it again
+                self._reports.gone(call, worker_lost(call, worker))
+                self._stopping.stop_rerun(call.uid)
+        self._waits.watch()
 
-    def dropped(self, keys: Collection[str], reason: str) -> None:
-        """Dask forgot tasks."""
-        for key in keys:
-            if (call := self._keys.get(key)) is None:
-                continue
-            if call.references and call.uid in self.open_tasks:
-                # Most often one of those is gone, and this one with it.
-                self._reports.gone(call, reference_lost(call))
-            else:
-                self._reports.gone(
-                    call, TaskLostError(f"{named(call)} was dropped by Dask: {reason}")
-                )
+    def _runs(self, call: Call, worker: str, token: str) -> None:
+        """A worker has begun with a task."""
+        if call.token not in (None, token):
+            log.warning(
+                "Dask runs task %r (%s) again, on %s after %s: that worker went away",
+                call.task["name"], call.uid, worker, call.worker,
+            )  # fmt: skip
+        call.worker, call.token, call.begun = worker, token, True
+        call.task["worker"] = worker
+        self._reports.announce(call)
 
     def lost(self, reason: str) -> None:
         """The connection to the scheduler is gone: all that was with it fails now."""
@@ -359,36 +413,8 @@ class DaskExecutionBackend(ManagedBackend):
             )
         self._outcomes.close()
         self._stopping.close()
-        self._losses.close()
         self._waits.close()
         self._closing = asyncio.ensure_future(self._connection.close())
-
-    def told(self, event: tuple[Any, Any]) -> None:
-        """A worker's message."""
-        message = event[1]
-        worker = message["worker"]
-        if "lost" in message:
-            self._losses.left(worker)
-            self._waits.watch()
-            return
-        for uid, token in message.get("running", ()):
-            if (call := self.open_tasks.get(uid)) is None:
-                continue
-            if call.token not in (None, token):
-                log.warning(
-                    "Dask runs task %r (%s) again, on %s after %s: that worker went away",
-                    call.task["name"], uid, worker, call.worker,
-                )  # fmt: skip
-            call.worker, call.token, call.begun = worker, token, True
-            call.task["worker"] = worker
-            self._reports.announce(call)
-        if "ready" in message:
-            uid, payload = message["ready"]
-            if (call := self.open_tasks.get(uid)) is not None:
-                call.task["worker"] = worker
-                self._reports.announce(call)
-                if call.readiness is not None:
-                    call.readiness.set(unpack(payload))
 
     def _fetch(self, key: str) -> None:
         """Has a value fetched that was held."""

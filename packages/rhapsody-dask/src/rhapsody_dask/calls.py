@@ -26,7 +26,6 @@ class Call:
         references: The keys of the tasks whose values it gets where it runs.
         sources: Dask's futures of those, so that Dask keeps them until it has run.
         referred_to: Other tasks get its value there.
-        given: Futures of Dask's own are among its arguments.
         links: The files that it was given, where they go by content.
         asked_again: Its reply could not be fetched once, and was asked for again.
         cancelled: Somebody asked for its end.
@@ -38,12 +37,9 @@ class Call:
         error: Why it is being stopped, where that is not a cancellation.
         worker: The worker that runs it.
         token: Which start of the attempt that is.
+        refusal: Notices that the scheduler does not accept it.
         watch: What waits for a callable `ready`.
         waiter: What waits for its value, once that was held and somebody has asked.
-        waits: How many workers were killed that had it in their queue.
-        losses: By the keys of values that had been there and that it needs, its own
-            included: how many workers were killed while they made them again.
-        lost_retries: How many that may be for each.
     """
 
     __slots__ = (
@@ -56,21 +52,18 @@ class Call:
         "error",
         "finished",
         "future",
-        "given",
         "key",
         "links",
-        "losses",
-        "lost_retries",
         "readiness",
         "ready",
         "references",
         "referred_to",
+        "refusal",
         "sources",
         "task",
         "token",
         "uid",
         "waiter",
-        "waits",
         "watch",
         "worker",
     )
@@ -85,7 +78,6 @@ class Call:
         self.references: list[str] = []
         self.sources: list[Any] = []
         self.referred_to: bool = False
-        self.given: bool = False
         self.links: list[Link] = []
         self.cancelled: bool = False
         self.asked_again: bool = False
@@ -97,11 +89,9 @@ class Call:
         self.error: BaseException | None = None
         self.worker: str | None = None
         self.token: str | None = None
+        self.refusal: Any = None
         self.watch: Any = None
         self.waiter: asyncio.Future[None] | None = None
-        self.waits: int = 0
-        self.losses: dict[str, int] = {}
-        self.lost_retries: int = task.get("lost_retries", 0)
 
     def __repr__(self) -> str:
         return f"<Call {self.uid}>"

@@ -40,7 +40,6 @@ class Connection:
         cluster: The LocalCluster that was made, `None` where one was given.
         address: The scheduler's address.
         in_processes: Whether our cluster's workers are processes.
-        witnesses: The directory where our workers note what they have begun.
         dashboard: Where the dashboard is, `None` where there is none.
     """
 
@@ -50,7 +49,6 @@ class Connection:
         self.cluster: Any = None
         self.address: str = ""
         self.in_processes: bool = False
-        self.witnesses: str | None = None
         self.dashboard: str | None = None
         self._plugins: tuple[Any, ...] = ()
         self._modules: bytes | None = None
@@ -66,13 +64,13 @@ class Connection:
         await in_thread(_import_dask)
         options = self.options
         target, security = await self._target()
-        from rhapsody_dask.client import TellingClient
+        from distributed import Client
 
         where: dict[str, Any] = {"address": target}
         if options.way == "scheduler_file":
             where = {"scheduler_file": target}
             await _until_there(target, options.timeout)
-        make: Any = TellingClient
+        make: Any = Client  # untyped in Dask
         client = make(
             **where,
             asynchronous=True,
@@ -119,14 +117,7 @@ class Connection:
         assert client is not None
         await self._check_versions()
         foreign = client.id if self.cluster is None else None
-        if self.in_processes:
-            # Dask removes it with the scheduler, or before the next one starts.
-            witnesses = os.path.join(self.cluster.scheduler.local_directory, "witnesses")
-            await in_thread(lambda: os.makedirs(witnesses, exist_ok=True))
-            self.witnesses = witnesses
-        self._plugins = await in_thread(
-            lambda: shipping.plugins(session, grace, client=foreign, witnesses=self.witnesses)
-        )
+        self._plugins = await in_thread(lambda: shipping.plugins(session, grace, client=foreign))
         try:
             for plugin in self._plugins:
                 await client.register_plugin(plugin, name=plugin.name)
@@ -296,7 +287,7 @@ def _same(package: str, here: Any, there: Any) -> bool:
 def _import_dask() -> None:
     import distributed  # noqa: F401
 
-    import rhapsody_dask.client
+    import rhapsody_dask.outcome
     import rhapsody_dask.shipping  # noqa: F401
 
 
@@ -424,7 +415,7 @@ def _local_cluster(options: Options) -> Any:
     if gpus:
         resources["gpus"] = gpus
     resources |= local.pop("resources", None) or {}
-    # The engine has the budget for lost tasks; see `rhapsody_dask.losses`.
+    # The engine has the budget for lost tasks: Dask runs none of them again by itself.
     scheduler = {"allowed_failures": 0, **quiet, **local.pop("scheduler_kwargs", {})}
     cluster_class: Any = PatientCluster  # untyped in Dask
     return cluster_class(resources=resources, scheduler_kwargs=scheduler, **local)

@@ -72,6 +72,12 @@ class HeldValues:
         held = self._values.get(uid)
         return None if held is None else held.call
 
+    def lost(self, key: str, error: BaseException) -> None:
+        """Note that a value will not come, for when it is asked for."""
+        for held in list(self._values.values()):
+            if held.call.key == key:
+                held.call.error = error
+
     def hold(self, call: Call, tell: Callable[[Call], None]) -> None:
         """A task has ended whose value is not fetched.
 
@@ -91,6 +97,9 @@ class HeldValues:
         call.task = cast("TaskDescription", kept)
 
     async def _bring(self, call: Call) -> TaskDescription:
+        if call.error is not None:
+            call.task["exception"] = call.error
+            return call.task
         call.waiter = self._loop.create_future()
         self._calls[call.key] = call
         try:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -16,7 +16,6 @@ from rhapsody import BackendError, DataError, TaskFailedError, TaskLostError
 from rhapsody.backends import ReferenceLostError
 from rhapsody.sdk import add_note, in_thread, unpack_error
 from rhapsody_dask.calls import Call, named
-from rhapsody_dask.losses import Losses
 from rhapsody_dask.worker.messages import (
     CANCELED,
     DEPENDENCY,
@@ -48,7 +47,6 @@ class Outcomes:
         calls: The open tasks by their keys.
         settle: Told of each task that has ended, with its state in a word.
         gone: Told of each task that was lost, with the error.
-        losses: What is told of tasks whose worker was killed.
         direct: Whether to fetch from the workers instead of through the scheduler.
     """
 
@@ -58,7 +56,6 @@ class Outcomes:
         calls: dict[str, Call],
         settle: Callable[[Call, str], None],
         gone: Callable[[Call, BaseException], None],
-        losses: Losses,
         *,
         direct: bool,
     ) -> None:
@@ -66,12 +63,12 @@ class Outcomes:
         self._calls = calls
         self._settle = settle
         self._gone = gone
-        self._losses = losses
         self._direct = direct
         self._keys: list[str] = []
         self._closed = False
         self._fetching: asyncio.Task[None] | None = None
         self._beside: set[asyncio.Task[None]] = set()
+        self._under_way: dict[str, list[str]] = {}
 
     def finished(self, key: str) -> None:
         """A reply is in the memory of a worker: fetches it."""
@@ -80,6 +77,24 @@ class Outcomes:
         self._keys.append(key)
         if self._fetching is None:
             self._fetching = asyncio.ensure_future(self._fetch())
+
+    def watch(self, calls: Sequence[Call]) -> None:
+        """Notice tasks that the scheduler does not accept: it publishes nothing of them.
+
+        It refuses those whose dependencies it has forgotten, and a graph that it cannot read as a
+        whole.
+        """
+        for number, call in enumerate(calls):
+            if not number or call.references or call.entries:
+                call.refusal = self._spawn(self._refused(call, call.future))
+
+    async def _refused(self, call: Call, future: Any) -> None:
+        await future.exception()
+        if call.key in self._calls and not call.finished:
+            if future.status == "cancelled":
+                self.dropped(call)
+            elif future.status == "error":
+                await self._erred(call)
 
     def close(self) -> None:
         """Fetches nothing more."""
@@ -104,30 +119,42 @@ class Outcomes:
             self._fetching = None
 
     async def _batch(self, keys: list[str]) -> None:
+        futures = {key: self._calls[key].future for key in keys if key in self._calls}
+        self._under_way |= dict.fromkeys(futures, keys)
         try:
-            replies, missing = await self._client.fetch(keys, self._direct)
+            replies = await self._client.gather(futures, errors="skip", direct=self._direct)
         except Exception as error:  # whatever the connection met
-            self._not_fetched([self._calls[key] for key in keys if key in self._calls], error)
+            for key in futures:
+                if (call := self._calls.get(key)) is not None:
+                    self._not_fetched(call, error)
             return
+        finally:
+            for key in keys:
+                self._under_way.pop(key, None)
         for key, reply in replies.items():
             call = self._calls.get(key)
-            if call is not None:
+            if call is None:
+                continue
+            if reply is not None:
                 self.settle(call, reply)
-        if missing:
-            # Their worker has gone since: Dask runs them again, or gives them up.
-            self._client.ask_again([key for key in missing if key in self._calls])
-
-    def _not_fetched(self, calls: list[Call], error: Exception) -> None:
-        again = []
-        for call in calls:
-            if isinstance(error, OSError) and not call.asked_again:
-                # The way to the scheduler. Where that is gone, the client tells of it soon.
-                call.asked_again = True
-                again.append(call.key)
+            elif futures[key].status == "cancelled":
+                self.dropped(call)
             else:
-                self._gone(call, TaskLostError(f"{named(call)}: {error!r}"))
-        if again and self._client.status == "running":
-            self._client.ask_again(again)
+                self.erred(call)
+
+    def _not_fetched(self, call: Call, error: Exception) -> None:
+        if isinstance(error, OSError) and not call.asked_again:
+            # The way to the scheduler. Where that is gone, the client tells of it soon.
+            call.asked_again = True
+            self.finished(call.key)
+        else:
+            self._gone(call, TaskLostError(f"{named(call)}: {error!r}"))
+
+    def lost(self, key: str) -> None:
+        """Fetch the other replies of a batch anew: it waits until Dask has made this one again."""
+        for other in self._under_way.pop(key, ()):
+            if other != key and self._under_way.pop(other, None):
+                self.finished(other)
 
     def settle(self, call: Call, reply: Reply) -> None:
         """Writes a reply into the description, and tells that the task has ended."""
@@ -199,39 +226,59 @@ class Outcomes:
         task.add_done_callback(self._beside.discard)
         return task
 
-    @staticmethod
-    def _is_anothers(call: Call, error: BaseException | None) -> bool:
-        """Whether Dask gave a task up for one that it depends on."""
-        if error is None:
-            return True
-        if isinstance(error, TaskRaised):
-            return error.uid != call.uid
-        return getattr(error, "task", call.key) != call.key
+    def dropped(self, call: Call) -> None:
+        """End a task that Dask forgot."""
+        if call.references and call.waiter is None:
+            # Most often one of those is gone, and this one with it.
+            self._gone(call, reference_lost(call))
+        else:
+            self._gone(
+                call,
+                TaskLostError(
+                    f"{named(call)} was dropped by Dask: it was cancelled with a client, or the "
+                    "scheduler was told to restart its workers"
+                ),
+            )
 
-    def erred(self, call: Call, error: BaseException | None) -> None:
-        """Dask gave a task up, for another one that it makes again where it says no reason."""
-        from distributed.scheduler import KilledWorker
+    def erred(self, call: Call) -> None:
+        """End a task that Dask gave up."""
+        if call.future is not None:
+            self._spawn(self._erred(call))
 
+    async def _erred(self, call: Call) -> None:
+        from distributed import KilledWorker
+
+        error = await call.future.exception()
+        if self._calls.get(call.key) is not call:
+            return
         if call.references and self._is_anothers(call, error):
-            again = error is None or isinstance(error, KilledWorker)
-            if not again or not self._losses.makes_again(call, error):
-                self._gone(call, reference_lost(call))
-            return
-        if isinstance(error, TaskRaised):
+            self._gone(call, reference_lost(call))
+        elif isinstance(error, TaskRaised):
             self.settle(call, error.reply)
-            return
-        if isinstance(error, KilledWorker):
-            self._losses.killed(call, error)
-            return
-        if call.given and isinstance(error, Exception):  # what one of Dask's own futures raised
-            self._gone(call, error)
-            return
-        if call.future is not None and not isinstance(error, asyncio.CancelledError):
+        elif isinstance(error, KilledWorker):
+            self._gone(call, worker_lost(call, getattr(error.last_worker, "address", "somewhere")))
+        else:
             problem = BackendError(f"{named(call)}: Dask could not run it: {error!r}")
             problem.__cause__ = error
             self._gone(call, problem)
-            return
-        self._gone(call, TaskLostError(f"{named(call)}: {error!r}"))
+
+    @staticmethod
+    def _is_anothers(call: Call, error: BaseException | None) -> bool:
+        """Whether Dask gave a task up for one that it depends on."""
+        if isinstance(error, TaskRaised):
+            return error.uid != call.uid
+        return error is None or getattr(error, "task", call.key) != call.key
+
+
+def worker_lost(call: Call, worker: str) -> TaskLostError:
+    """Return the error for a task whose worker went away."""
+    while_it = f"had it (attempt {call.task.get('attempt', 1)})"
+    if call.begun and call.worker == worker:
+        while_it = f"ran (attempt {call.task.get('attempt', 1)}, start {call.token})"
+    return TaskLostError(
+        f"{named(call)} was lost: worker {worker} went away while it {while_it}; a worker that is "
+        "over its memory limit is killed by Dask, see its log"
+    )
 
 
 def reference_lost(call: Call) -> ReferenceLostError:

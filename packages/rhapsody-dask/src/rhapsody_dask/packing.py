@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 
 from rhapsody import InputFile, InputFiles, OutputDir, OutputFile, TaskDescription
 from rhapsody.sdk import REFERENCE, Reference, cannot_pack, dumps, own_modules, pickler
-from rhapsody_dask.given import future_type, swapped
 from rhapsody_dask.worker.arguments import Value, file_here, value_here
 from rhapsody_dask.worker.messages import BIG, Order, pack
 
@@ -49,20 +48,6 @@ class Big(NamedTuple):
     buffers: list[pickle.PickleBuffer]
 
 
-class Packed(NamedTuple):
-    """A task, ready to be sent.
-
-    Attributes:
-        order: The packed order.
-        bigs: What Dask has to hold for it, in the order of their places.
-        futures: Dask's own in objects that are not looked through: they stay futures.
-    """
-
-    order: bytes
-    bigs: list[Big]
-    futures: list[Any]
-
-
 class Packer:
     """Packs the tasks of one batch. What user code can change is packed anew for the next.
 
@@ -81,7 +66,9 @@ class Packer:
         self._functions: dict[int, Big] = {}
         self._bigs: dict[int, Big] = {}
 
-    def pack(self, task: TaskDescription, more: Mapping[str, Any], held: int = 0) -> Packed:
+    def pack(
+        self, task: TaskDescription, more: Mapping[str, Any], held: int = 0
+    ) -> tuple[bytes, list[Big]]:
         """Packs one task.
 
         Args:
@@ -90,6 +77,9 @@ class Packer:
             held: How many values come with the task before what is big of it; the
                 last of them are those of its references.
 
+        Returns:
+            The packed order, and what Dask has to hold for it, in the order of their places.
+
         Raises:
             TypeError: Something cannot be pickled; it names the argument.
         """
@@ -97,7 +87,6 @@ class Packer:
         packed: bytes | int | None = None
         modules: bytes | None = None
         bigs: list[Big] = []
-        futures: list[Any] = []
         if function is not None:
             modules = self.modules and self.modules[:REFERENCE]
             known = self._functions.get(id(function))
@@ -110,7 +99,7 @@ class Packer:
                 bigs.append(known)
             first = held - len(task.get("references", ()))
             places = {uid: first + n for n, uid in enumerate(task.get("references", ()))}
-            arguments = self._arguments(task, bigs, held, futures, places)
+            arguments = self._arguments(task, bigs, held, places)
         order = Order(
             self._session,
             task["uid"],
@@ -121,24 +110,24 @@ class Packer:
             more,
             modules,
         )
-        return Packed(pickle.dumps(order, 5), bigs, futures)
+        return pickle.dumps(order, 5), bigs
 
     def _arguments(
         self,
         task: TaskDescription,
         bigs: list[Big],
         held: int,
-        futures: list[Any],
         places: Mapping[str, int],
     ) -> bytes:
         args, kwargs = task["args"], task["kwargs"]
+        _refuse_futures(task)
         if self._threshold is not None:
             for value in (*args, *kwargs.values()):
                 if type(value) in FLAT and len(value) >= self._threshold:
                     self._big(value)
         if self._bigs:
             args, kwargs = self._known_apart(args, kwargs, bigs, held)
-        dumps = partial(_dumps_with_stand_ins, places=places, futures=futures)
+        dumps = partial(_dumps_with_stand_ins, places=places)
         buffers: list[pickle.PickleBuffer] = []
 
         def small(buffer: pickle.PickleBuffer) -> bool:
@@ -152,11 +141,6 @@ class Packer:
 
         packed = self._dumps(task, (args, kwargs), dumps, buffer_callback=small)
         whole = {id(value) for value in (*args, *kwargs.values())}
-        if futures:
-            args, kwargs = self._futures_apart(args, kwargs, bigs, held)
-            buffers.clear()
-            futures.clear()
-            packed = self._dumps(task, (args, kwargs), dumps, buffer_callback=small)
         if self._threshold is None or (not buffers and len(packed) < self._threshold):
             return packed
         # Rare: once for each batch and big argument.
@@ -191,24 +175,6 @@ class Packer:
 
         return tuple(map(apart, args)), {key: apart(value) for key, value in kwargs.items()}
 
-    def _futures_apart(
-        self,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        bigs: list[Big],
-        held: int,
-    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """The arguments with placeholders for futures of Dask's own."""
-        places: dict[int, Value] = {}
-
-        def apart(future: Any) -> Value:
-            if id(future) not in places:
-                places[id(future)] = Value(held + len(bigs))
-                bigs.append(Big(future, b"", []))
-            return places[id(future)]
-
-        return swapped(args, apart), swapped(kwargs, apart)
-
     def _dumps(
         self,
         task: TaskDescription,
@@ -222,38 +188,38 @@ class Packer:
             raise cannot_pack(task, error, worker="a Dask worker", cure=CURE) from error
 
 
+def _refuse_futures(task: TaskDescription) -> None:
+    """Raise if an argument, or a list of them, has one of Dask's own futures."""
+    from distributed import Future
+
+    for value in (*task["args"], *task["kwargs"].values()):
+        for one in value if type(value) in (list, tuple) else (value,):
+            if type(one) is Future:
+                raise TypeError(
+                    f"task {task['name']!r}: an argument is Dask's {one!r}: await it, and pass "
+                    "the value"
+                )
+
+
 def _reduce_file(file: Any) -> tuple[Any, ...]:
     state = {name: getattr(file, name) for name in type(file).__dataclass_fields__}
     return file_here, (type(file), state)
 
 
 class _StandInPickler(pickler()):  # type: ignore[misc]
-    """Packs references as the values they stand for, and files as the worker's own.
+    """Packs references as the values they stand for, and files as the worker's own."""
 
-    Notes which futures of Dask's own it has met.
-    """
-
-    def __init__(
-        self, target: Any, places: Mapping[str, int], futures: list[Any], **options: Any
-    ) -> None:
-        def note(future: Any) -> tuple[Any, ...]:
-            futures.append(future)
-            reduced: tuple[Any, ...] = future.__reduce__()
-            return reduced
-
+    def __init__(self, target: Any, places: Mapping[str, int], **options: Any) -> None:
         stand_ins: dict[type, Callable[[Any], tuple[Any, ...]]] = {
             **dict.fromkeys(FILES, _reduce_file),
             Reference: lambda reference: (value_here, (places[reference.uid],)),
-            future_type(): note,
         }
         # Read once, when the pickler is made.
         self.dispatch_table = ChainMap(stand_ins, pickler().dispatch_table)
         super().__init__(target, **options)
 
 
-def _dumps_with_stand_ins(
-    value: Any, places: Mapping[str, int], futures: list[Any], **options: Any
-) -> bytes:
+def _dumps_with_stand_ins(value: Any, places: Mapping[str, int], **options: Any) -> bytes:
     target = io.BytesIO()
-    _StandInPickler(target, places, futures, **options).dump(value)
+    _StandInPickler(target, places, **options).dump(value)
     return target.getvalue()

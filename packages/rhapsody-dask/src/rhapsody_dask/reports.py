@@ -118,8 +118,9 @@ class Reports:
         self._keys.pop(call.key, None)
         call.error = None
         call.sources = []
-        if call.watch is not None:
-            call.watch.cancel()
+        for watching in (call.watch, call.refusal):
+            if watching is not None:
+                watching.cancel()
         if "held" not in task:
             call.future = None
             self._release(call)

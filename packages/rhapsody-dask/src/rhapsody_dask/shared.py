@@ -2,8 +2,7 @@
 
 What is shared is known by a digest of its content, because user code may change
 an object between two calls. It is given up a little after its last task. Where no
-worker is there to hold it, it goes with each task instead. Futures of Dask's own among
-the arguments are on the cluster already, and stand beside these.
+worker is there to hold it, it goes with each task instead.
 """
 
 from __future__ import annotations
@@ -15,9 +14,7 @@ from pickle import PickleBuffer
 from typing import Any
 
 from rhapsody.sdk import in_thread
-from rhapsody_dask.given import future_type
 from rhapsody_dask.packing import Big
-from rhapsody_dask.worker.entry import knows
 from rhapsody_dask.worker.messages import DONE, Reply
 
 LINGER = 1.0
@@ -25,9 +22,6 @@ LINGER = 1.0
 
 IDLE = 64 << 20
 """Bytes that stay so, at most; the last argument does in any case."""
-
-PATIENCE = 5.0
-"""Seconds until the scheduler has to know a future that its client has just made."""
 
 
 class Entry:
@@ -101,7 +95,7 @@ class Shared:
 
     async def _send(self, digest: str, reply: Reply) -> Entry:
         size = len(reply.payload) + sum(len(buffer.raw()) for buffer in reply.buffers)
-        if not await self._client.scheduler.ncores_running():
+        if not await self._client.nthreads():
             return Entry(digest, reply, size)  # Dask would wait for a worker, and then give up
         key = f"{self._prefix}{digest}"
         try:
@@ -158,30 +152,3 @@ def _snapshot(big: Big) -> tuple[str, Reply]:
         digest.update(copied)
         buffers.append(PickleBuffer(copied))
     return digest.hexdigest(), Reply(DONE, big.payload, buffers)
-
-
-async def entry_of(client: Any, future: Any) -> Entry:
-    """Return what stands for a future of Dask's own with the backend's client.
-
-    Raises:
-        ValueError: It was given up, or is of another scheduler.
-    """
-    cure = "await it, and pass the value"
-    theirs = future.client
-    if future.status in ("cancelled", "lost") or getattr(theirs, "status", None) != "running":
-        raise ValueError(f"an argument is Dask's {future!r}, which has no value to come: {cure}")
-    if theirs is not client:
-        # What `scheduler_info` gives, which blocks on clients that are not asynchronous.
-        here, there = (one._scheduler_identity.get("id") for one in (client, theirs))
-        if here != there:
-            raise ValueError(f"an argument is Dask's {future!r}, of another scheduler: {cure}")
-        try:
-            async with asyncio.timeout(PATIENCE):
-                # What its client has sent may be on the way still; nobody tells of its arrival.
-                while not await client.run_on_scheduler(knows, future.key):  # noqa: ASYNC110
-                    await asyncio.sleep(0.01)
-        except TimeoutError:
-            raise ValueError(
-                f"an argument is Dask's {future!r}, which its scheduler does not know: {cure}"
-            ) from None
-    return Entry(future.key, future_type()(future.key, client), 0)

@@ -21,7 +21,6 @@ from importlib.machinery import ModuleSpec
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
-from time import time
 from typing import Any
 
 import cloudpickle  # type: ignore[import-untyped]
@@ -183,23 +182,23 @@ class _Cargo:
 class WorkerSetup(WorkerPlugin):
     """Opens the backend's site on each worker, those that join later, too."""
 
-    def __init__(self, cargo: _Cargo, session: str, grace: float, witnesses: str | None) -> None:
+    def __init__(self, cargo: _Cargo, session: str, grace: float, *, own: bool) -> None:
         self.name: str = f"rhapsody-{session}"
         self.client: int = os.getpid()
         self.cargo = cargo
         self.session = session
         self.grace = grace
-        self.witnesses = witnesses
+        self.own = own
 
     def setup(self, worker: Any) -> None:
         """Called by Dask on the worker."""
         self.cargo.unpack(f"{self.name} {worker.address}")
         from rhapsody_dask.worker.site import leave_ctrl_c, open_site
 
-        if self.witnesses is not None:  # on a cluster of our own
+        if self.own:
             leave_ctrl_c(self.client)
 
-        site = open_site(worker, self.session, self.grace, self.witnesses)
+        site = open_site(worker, self.session, self.grace)
         self.seceded: Callable[[str], None] = site.seceded
 
     def transition(self, key: Any, start: str, finish: str, **more: Any) -> None:
@@ -239,23 +238,60 @@ class ModulesSetup(WorkerPlugin):
 
 
 class SchedulerSetup(SchedulerPlugin):
-    """Lets the scheduler import the function that graphs call, and tells of lost workers.
+    """Publishes what becomes of the backend's tasks, and of the workers, in the session's topic.
 
-    On a cluster that is not our own it takes back both plugins when their client has gone,
-    however that came.
+    It lets the scheduler import the function that graphs call. On a cluster that is not our own
+    it takes back both plugins when their client has gone, however that came.
     """
 
     def __init__(self, cargo: _Cargo, session: str, client: str | None) -> None:
         self.client = client
+        self.session = session
         self.name: str = f"rhapsody-{session}"
         self.topic: str = f"rhapsody.{session}"
         self.cargo = cargo
+        self.news: list[tuple[str, str]] = []
 
     async def start(self, scheduler: Any) -> None:
         """Called by Dask on the scheduler."""
         self.cargo.unpack(f"{self.name} scheduler")
         import rhapsody_dask.worker.entry
         import rhapsody_dask.worker.messages  # noqa: F401
+
+        self.scheduler = scheduler
+        self._hold()
+
+    def restart(self, scheduler: Any) -> None:
+        """Called by Dask before it forgets all tasks."""
+        asyncio.get_running_loop().call_soon(self._hold)
+
+    def _hold(self) -> None:
+        self.scheduler.new_task(lifeline(self.session), None, "released")
+
+    def transition(
+        self, key: Any, start: str, finish: str, *args: Any, typename: str = "", **more: Any
+    ) -> None:
+        """Called by Dask when a task changes its state."""
+        if type(key) is not str or f"-{self.session}-" not in key:
+            return
+        if finish == "memory":
+            word = "returned" if typename.endswith(".Returned") else "replied"
+        elif finish == "erred":
+            word = "erred"
+        elif finish == "released" and start == "memory":
+            word = "lost"
+        elif finish == "forgotten" and start not in ("memory", "erred"):
+            word = "dropped"  # what had ended is forgotten when the client lets go of it
+        else:
+            return
+        if not self.news:  # published after Dask's own messages to the client
+            asyncio.get_running_loop().call_soon(self._publish)
+        self.news.append((key, word))
+
+    def _publish(self) -> None:
+        if self.news:
+            news, self.news = self.news, []
+            self.scheduler.log_event(self.topic, {"tasks": news})
 
     def remove_client(self, scheduler: Any, client: str) -> None:
         """Called by Dask when a client has gone."""
@@ -275,34 +311,30 @@ class SchedulerSetup(SchedulerPlugin):
 
     def remove_worker(self, scheduler: Any, worker: str, **options: Any) -> None:
         """Called by Dask when a worker has gone, however that came."""
-        self._fail_what_waits_in_vain(scheduler)
-        scheduler.log_event(self.topic, {"worker": worker, "lost": True})
+        self.news += [(key, "stuck") for key in _stuck(scheduler)]
+        self._publish()
+        scheduler.log_event(self.topic, {"gone": worker})
 
-    def _fail_what_waits_in_vain(self, scheduler: Any) -> None:
-        """Fails the tasks that Dask would leave waiting for one that it gave up.
 
-        It fails those that wait when it gives a task up, but not those whose values are
-        lost with a worker then or later.
-        """
-        if self.client is None:
-            todo = [task for task in scheduler.tasks.values() if task.who_wants]
-        else:
-            client = scheduler.clients.get(self.client)
-            todo = [] if client is None else [*client.wants_what]
-        seen, ends = set(), {}
-        while todo:
-            task = todo.pop()
-            if task in seen or task.state not in ("released", "waiting"):
-                continue
-            seen.add(task)
-            failed = next((one for one in task.dependencies if one.state == "erred"), None)
-            if failed is None:
-                todo += task.dependencies
-            else:
-                task.exception_blame = failed.exception_blame
-                ends[task.key] = "erred"
-        if ends:
-            scheduler.transitions(ends, stimulus_id=f"{self.name}-{time()}")
+def _stuck(scheduler: Any) -> list[str]:
+    """Return the tasks that Dask would leave waiting for one that it gave up.
+
+    It fails those that wait when it gives a task up, but not those whose values are lost with a
+    worker then or later.
+    """
+    seen: dict[str, None] = {}
+    todo = [task for task in scheduler.tasks.values() if task.state == "erred"]
+    while todo:
+        for task in todo.pop().dependents:
+            if task.state in ("released", "waiting") and task.key not in seen:
+                seen[task.key] = None
+                todo.append(task)
+    return [key for key in seen if isinstance(key, str)]
+
+
+def lifeline(session: str) -> str:
+    """Return the key of a task that is never run; see `DaskExecutionBackend`."""
+    return f"rhapsody-lifeline-{session}"
 
 
 class Packed:
@@ -334,7 +366,7 @@ def modules_plugin(session: str, modules: bytes) -> PackedWorkerSetup:
 
 
 def plugins(
-    session: str, grace: float, *, client: str | None, witnesses: str | None
+    session: str, grace: float, *, client: str | None
 ) -> tuple[PackedSchedulerSetup, PackedWorkerSetup]:
     """The plugins for one backend.
 
@@ -343,10 +375,9 @@ def plugins(
         grace: Seconds between asking a program to end and ending it by force.
         client: The id of the client on a cluster that is not our own, where our sources are
             carried and taken back when the client has gone.
-        witnesses: The directory where workers note what they have begun, if they are to.
     """
     cargo = _Cargo(archive() if client is not None else None, versions())
     return (
         PackedSchedulerSetup(SchedulerSetup(cargo, session, client)),
-        PackedWorkerSetup(WorkerSetup(cargo, session, grace, witnesses)),
+        PackedWorkerSetup(WorkerSetup(cargo, session, grace, own=client is None)),
     )

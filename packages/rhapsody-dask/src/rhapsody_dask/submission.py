@@ -16,9 +16,8 @@ from rhapsody.sdk import in_thread
 from rhapsody_dask.calls import Call, details
 from rhapsody_dask.demand import demand, problem, unknown
 from rhapsody_dask.files import Links, View, content_of
-from rhapsody_dask.given import future_type
 from rhapsody_dask.packing import Big, Packer
-from rhapsody_dask.shared import Entry, Shared, entry_of
+from rhapsody_dask.shared import Shared
 
 
 class Ready(NamedTuple):
@@ -28,13 +27,11 @@ class Ready(NamedTuple):
         call: The task.
         order: The packed order.
         bigs: What Dask has to hold for it, besides the values that it refers to.
-        given: What stands for Dask's own futures among those, by their identity.
     """
 
     call: Call
     order: bytes
     bigs: list[Big]
-    given: dict[int, Entry]
 
 
 @dataclass(slots=True)
@@ -111,25 +108,18 @@ class Submission:
         if "sandbox" in more:
             content = await self._files(call, more)
         held = len(content) + len(call.references)
-        packed = batch.packer.pack(task, more, held=held)
-        given: dict[int, Entry] = {}
-        for big in packed.bigs:
-            if type(big.value) is future_type():
-                call.given = True
-                given[id(big.value)] = await entry_of(self._client, big.value)
-        for future in {one.key: one for one in packed.futures}.values():
-            call.sources.append((await entry_of(self._client, future)).future)
-        return Ready(call, packed.order, [*content, *packed.bigs], given)
+        order, bigs = batch.packer.pack(task, more, held=held)
+        return Ready(call, order, [*content, *bigs])
 
     async def share(self, ready: Sequence[Ready]) -> None:
         """Brings big arguments to the cluster, and notes them with the tasks."""
         bigs = [big for one in ready for big in one.bigs]
         if not bigs:
             return
-        entries = await self._shared.put(b for b in bigs if type(b.value) is not future_type())
+        entries = await self._shared.put(bigs)
         for one in ready:
             for big in one.bigs:
-                entry = one.given.get(id(big.value)) or entries[id(big.value)]
+                entry = entries[id(big.value)]
                 self._shared.use(entry)
                 one.call.entries.append(entry)
         for entry in entries.values():

@@ -11,7 +11,7 @@ import threading
 from collections.abc import Sequence
 from typing import Any
 
-from rhapsody_dask.worker.messages import Reply, read_only, unpack
+from rhapsody_dask.worker.messages import read_only, unpack
 
 UNCHANGEABLE = (bytes, str)
 """Types of which all tasks of a worker can have the same object."""
@@ -54,9 +54,7 @@ def _value(place: int) -> Any:
     made = _now.made
     if place not in made:
         reply = _now.values[place]
-        if not isinstance(reply, Reply):  # the value of a future of Dask's own
-            value = reply
-        elif reply.kept is None:
+        if reply.kept is None:
             value = unpack(reply.payload, read_only(reply.buffers))
             if type(value) in UNCHANGEABLE:
                 reply.kept = (value,)

@@ -21,7 +21,6 @@ from rhapsody_dask.worker.gate import Gate, Waiting
 from rhapsody_dask.worker.messages import Order, key_of
 from rhapsody_dask.worker.supervisor import supervisor
 from rhapsody_dask.worker.waiting import WaitingLoop
-from rhapsody_dask.worker.witness import Witness, path_of
 
 if TYPE_CHECKING:
     from distributed import Worker
@@ -45,7 +44,7 @@ class Running:
     """
 
     __slots__ = (
-        "cancelled", "context", "cores", "gpus", "place", "stop", "token", "uid", "waiting",
+        "cancelled", "context", "cores", "gpus", "stop", "token", "uid", "waiting",
     )  # fmt: skip
 
     def __init__(self, order: Order) -> None:
@@ -54,7 +53,6 @@ class Running:
         self.cancelled: bool = False
         self.stop: Callable[[], object] | None = None
         self.waiting: Waiting | None = None
-        self.place: int | None = None
         self.cores: int = 0
         self.gpus: tuple[str, ...] = ()
         timeout = order.more.get("timeout")
@@ -74,12 +72,9 @@ class Site:
         worker: Dask's worker.
         session: The backend's session.
         grace: Seconds between asking a program to end and ending it by force.
-        witnesses: Where to note what has begun, `None` for nowhere.
     """
 
-    def __init__(
-        self, worker: Worker, session: str, grace: float, witnesses: str | None = None
-    ) -> None:
+    def __init__(self, worker: Worker, session: str, grace: float) -> None:
         self.worker = worker
         self.session = session
         self.topic: str = topic(session)
@@ -91,7 +86,6 @@ class Site:
         cores = max(self.threads, int(resources.get("cores", 0)))
         self.gate: Gate = Gate(cores, _gpus(int(resources.get("gpus", 0))))
         self.waiting: WaitingLoop = WaitingLoop()
-        self._witness = Witness(path_of(witnesses, worker.address)) if witnesses else None
         self._lock = threading.Lock()
         self._running: dict[str, Running] = {}
         self._cancelled: OrderedDict[str, None] = OrderedDict()
@@ -110,9 +104,6 @@ class Site:
 
     def started(self, running: Running) -> None:
         """The task has its cores: it runs from now on."""
-        if self._witness is not None:
-            with self._lock:
-                running.place = self._witness.note(running.uid)
         self._fresh.append(running)
         if not self._armed:
             self._armed = True
@@ -130,8 +121,6 @@ class Site:
         with self._lock:
             if self._running.get(running.uid) is running:
                 del self._running[running.uid]
-            if self._witness is not None:
-                self._witness.release(running.place)
 
     def tell(self, message: dict[str, Any]) -> None:
         """Sends something to the backend, from any thread."""
@@ -213,10 +202,10 @@ def leave_ctrl_c(client: int) -> None:
         signal.signal(signal.SIGINT, lambda number, frame: None)
 
 
-def open_site(worker: Worker, session: str, grace: float, witnesses: str | None = None) -> Site:
+def open_site(worker: Worker, session: str, grace: float) -> Site:
     """Opens a backend's site on a worker."""
     streams.acquire()
-    site = _sites[session, worker.address] = Site(worker, session, grace, witnesses)
+    site = _sites[session, worker.address] = Site(worker, session, grace)
     return site
 
 
