@@ -27,23 +27,20 @@ async def test_a_worker_may_be_said_by_its_name_as_with_dask(
 
 
 @pytest.mark.parametrize(
-    ("key", "value", "error", "words"),
+    ("key", "value"),
     [
-        ("workers", 1.5, TypeError, "a worker's address or name, or a list of them, got 1.5"),
-        ("workers", [None], TypeError, "a worker's address or name"),
-        ("workers", True, TypeError, "a worker's address or name"),
-        ("priority", "high", TypeError, "a number, got 'high'"),
-        ("retries", "2", TypeError, "a whole number of at least 0, got '2'"),
-        ("retries", -1, ValueError, "a whole number of at least 0, got -1"),
-        ("allow_other_workers", 1, TypeError, "True or False, got 1"),
-        ("resources", ["gpus"], TypeError, "a dict from names to numbers"),
-        ("resources", {"gpus": "1"}, TypeError, "got 'gpus': '1'"),
-        ("resources", {"gpus": -1}, ValueError, "got 'gpus': -1"),
+        ("workers", 1.5),
+        ("priority", "high"),
+        ("priority", lambda key: 1),
+        ("retries", "2"),
+        ("allow_other_workers", 1),
+        ("resources", ["gpus"]),
     ],
 )
 async def test_a_wrong_annotation_is_told_with_its_key(
-    flow: WorkflowEngine, key: str, value: Any, error: type[Exception], words: str
+    flow: WorkflowEngine, key: str, value: Any
 ) -> None:
     task = flow.function_task(_worker_name)
-    with pytest.raises(error, match=f"{key} in task_description must be .*{words}"):
+    words = "functions are not accepted" if callable(value) else f"'{key}' annotation"
+    with pytest.raises(TypeError, match=f"task_description: {words}"):
         await task(task_description={key: value})

@@ -12,7 +12,7 @@ import logging
 import os
 import warnings
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from typing import Any
 
 from rhapsody import BackendUnavailableError
@@ -54,6 +54,7 @@ class Connection:
         self._modules: bytes | None = None
         self._names: list[str] = []
         self._sending = asyncio.Lock()
+        self._settings = ExitStack()
 
     async def open(self) -> Any:
         """Connects.
@@ -188,8 +189,15 @@ class Connection:
                 return options.target, _security(security)
 
     async def _make_cluster(self) -> Any:
+        import dask
+
         if _in_processes(self.options.local):
             _require_guard()
+        # Dask gives a lost worker up for good if its successor needs more than 15 s to start, which
+        # is meant for batch systems' jobs. On a busy machine the cluster would stay without any.
+        self._settings.enter_context(
+            dask.config.set({"distributed.deploy.lost-worker-timeout": "365 days"})
+        )
         making = asyncio.ensure_future(in_thread(lambda: _local_cluster(self.options)))
         try:
             cluster = await asyncio.shield(making)
@@ -251,6 +259,7 @@ class Connection:
         cluster, self.cluster = self.cluster, None
         if cluster is not None:
             await in_thread(lambda: _close_cluster(cluster))
+        self._settings.close()
 
     async def _take_back(self, client: Any) -> None:
         """Closes the sites on the workers; the scheduler's plugin goes with the client."""
@@ -376,11 +385,11 @@ def _made(given: Any) -> Any:
 def _local_cluster(options: Options) -> Any:
     """Makes a LocalCluster. On a thread."""
     from dask.system import CPU_COUNT
-    from distributed import Security
+    from distributed import LocalCluster, Security
     from distributed.deploy.utils import nprocesses_nthreads
     from distributed.system import MEMORY_LIMIT
 
-    from rhapsody_dask.local_cluster import PatientCluster, TidyNanny
+    from rhapsody_dask.local_cluster import TidyNanny
 
     local: dict[str, Any] = {"dashboard_address": None, "host": "127.0.0.1", **options.local}
     quiet = {}
@@ -417,7 +426,7 @@ def _local_cluster(options: Options) -> Any:
     resources |= local.pop("resources", None) or {}
     # The engine has the budget for lost tasks: Dask runs none of them again by itself.
     scheduler = {"allowed_failures": 0, **quiet, **local.pop("scheduler_kwargs", {})}
-    cluster_class: Any = PatientCluster  # untyped in Dask
+    cluster_class: Any = LocalCluster  # untyped in Dask
     return cluster_class(resources=resources, scheduler_kwargs=scheduler, **local)
 
 

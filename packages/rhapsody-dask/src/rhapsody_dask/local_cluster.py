@@ -1,4 +1,4 @@
-"""Dask's LocalCluster, but for two things that it does to programs.
+"""Dask's nanny, but for what it does to the program's environment.
 
 Imported on first use: it needs `distributed`.
 """
@@ -11,20 +11,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from distributed import LocalCluster, Nanny
-from distributed.deploy.cluster import Cluster
-
-
-class PatientCluster(LocalCluster):
-    """Waits for the successor of a lost worker, however long that takes to start.
-
-    Dask gives the worker up for good after `distributed.deploy.lost-worker-timeout`, 15 s,
-    which is meant for batch systems' jobs: on a busy machine, or where Python starts from a
-    slow file system, a cluster that lost its workers would stay without any.
-    """
-
-    def _update_worker_status(self, op: str, msg: Any) -> None:
-        Cluster._update_worker_status(self, op, msg)
+from distributed import Nanny
 
 
 class TidyNanny(Nanny):

@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rhapsody.sdk import seconds
-from rhapsody_dask.demand import check_resources
 
 LOCAL = frozenset(
     {
@@ -235,6 +234,4 @@ def _local(given: Mapping[str, Any]) -> dict[str, Any]:
     gpus = local.get("gpus")
     if gpus is not None and (isinstance(gpus, bool) or not isinstance(gpus, int) or gpus < 0):
         raise ValueError(f"gpus must be a whole number of at least 0, got {gpus!r}")
-    if local.get("resources") is not None:
-        check_resources("resources of the workers", local["resources"])
     return local
