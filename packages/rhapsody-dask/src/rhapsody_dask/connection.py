@@ -17,6 +17,7 @@ from typing import Any
 
 from rhapsody import BackendUnavailableError
 from rhapsody.sdk import in_thread
+from rhapsody_dask._private import task_reference
 from rhapsody_dask.options import TLS, Options
 
 log: logging.Logger = logging.getLogger(__name__)
@@ -63,6 +64,7 @@ class Connection:
             BackendUnavailableError: Nobody is there, or the versions do not fit.
         """
         await in_thread(_import_dask)
+        task_reference()
         options = self.options
         target, security = await self._target()
         from distributed import Client

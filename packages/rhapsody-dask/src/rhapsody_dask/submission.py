@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from rhapsody import CapabilityError
 from rhapsody.sdk import in_thread
+from rhapsody_dask._private import task_reference
 from rhapsody_dask.calls import Call, details
 from rhapsody_dask.demand import demand, problem, unknown
 from rhapsody_dask.files import Links, View, content_of
@@ -74,8 +75,6 @@ class Submission:
         *,
         cluster: Any,
     ) -> None:
-        from dask._task_spec import TaskRef
-
         from rhapsody_dask.worker.entry import run
 
         self._client = client
@@ -87,7 +86,7 @@ class Submission:
         self._share_over = share_over
         self._cluster = cluster
         self._entry = run
-        self._reference: Callable[[str], Any] = TaskRef
+        self._reference = task_reference()
 
     def batch(self) -> Batch:
         """Start a batch."""

@@ -1,0 +1,31 @@
+"""The one name of Dask that is used and is not public.
+
+`TaskRef` stands for the value of another task among the arguments of a graph. A future would be the
+public way, but tasks that refer to each other are often sent in one graph, and there is no future
+of a task before its graph was sent.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rhapsody import BackendUnavailableError
+
+
+def task_reference() -> Any:
+    """Return Dask's class for references between the tasks of a graph.
+
+    Raises:
+        BackendUnavailableError: This version of Dask has no such class.
+    """
+    import dask
+
+    try:
+        from dask._task_spec import TaskRef
+    except ImportError as error:
+        raise BackendUnavailableError(
+            f"dask {dask.__version__} has no `dask._task_spec.TaskRef`, which rhapsody-dask needs: "
+            "install a version of dask that rhapsody-dask was released for, "
+            "`pip install 'distributed>=2025.5.0,<2026.9'`"
+        ) from error
+    return TaskRef

@@ -1,0 +1,18 @@
+"""The names of Dask that are not public: a version without them is named at the start."""
+
+from __future__ import annotations
+
+import dask
+import dask._task_spec
+import pytest
+
+from rhapsody.errors import BackendUnavailableError
+from rhapsody_dask import DaskExecutionBackend
+
+pytestmark = pytest.mark.asyncio
+
+
+async def test_a_version_of_dask_without_them_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(dask._task_spec, "TaskRef")
+    with pytest.raises(BackendUnavailableError, match=f"dask {dask.__version__} has no .*TaskRef"):
+        await DaskExecutionBackend({"n_workers": 1, "threads": 1, "processes": False})
