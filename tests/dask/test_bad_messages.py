@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rhapsody_dask.calls import Call
-from rhapsody_dask.outcome import Outcomes
+from rhapsody_dask.results import Outcomes
+from rhapsody_dask.task import Call
 from rhapsody_dask.worker.messages import DONE, FAILED, Reply, failure, pack
-from rhapsody_dask.worker.sandboxes import pack_files, unpack_files
+from rhapsody_dask.worker.programs import pack_files, unpack_files
 from tests.nonsense import little_memory, nonsense, values
 
 pytestmark = pytest.mark.timeout(60)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from rhapsody import WorkflowEngine
-from rhapsody_dask import DaskExecutionBackend, shared
+from rhapsody_dask import DaskExecutionBackend
 
 np = pytest.importorskip("numpy")
 pytestmark = pytest.mark.asyncio
@@ -80,7 +80,7 @@ async def test_a_big_result_comes_back_and_can_be_changed(flow: WorkflowEngine) 
 async def test_it_is_given_up_after_its_last_task(
     backend: DaskExecutionBackend, flow: WorkflowEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shared, "LINGER", 0.0)
+    monkeypatch.setattr("rhapsody_dask.values.LINGER", 0.0)
 
     @flow.function_task
     def size(values: Any) -> int:

@@ -16,7 +16,7 @@ from rhapsody import WorkflowEngine
 from rhapsody.errors import BackendUnavailableError
 from rhapsody.states import TasksMainStates
 from rhapsody_dask import DaskExecutionBackend
-from rhapsody_dask.connection import skew
+from rhapsody_dask.cluster import skew
 from tests.dask.clusters import foreign, make_credentials
 from tests.machine import free_port
 

@@ -21,7 +21,7 @@ import pytest_asyncio
 from rhapsody import WorkflowEngine
 from rhapsody.errors import BackendUnavailableError, TaskLostError
 from rhapsody.states import TasksMainStates
-from rhapsody_dask import DaskExecutionBackend, shared, stopping
+from rhapsody_dask import DaskExecutionBackend
 from tests.dask.clusters import foreign
 from tests.machine import alive
 
@@ -210,7 +210,7 @@ async def test_a_worker_over_its_memory_limit_loses_its_task(own: WorkflowEngine
 async def test_a_big_argument_whose_only_copy_died_is_sent_again(
     own: WorkflowEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shared, "LINGER", 60.0)
+    monkeypatch.setattr("rhapsody_dask.values.LINGER", 60.0)
     backend: Any = own.backend
 
     @own.function_task
@@ -320,7 +320,7 @@ async def test_a_worker_that_hangs_does_not_hide_what_still_runs_on_another(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The question who runs a task is answered by nobody, as one worker does not answer."""
-    monkeypatch.setattr(stopping, "PATIENCE", 0.5)
+    monkeypatch.setattr("rhapsody_dask.requests.ANSWERS", 0.5)
     with foreign(tmp_path, tls=False, options=("--no-nanny",)) as there:
         async with asyncio.timeout(80):
             backend = await DaskExecutionBackend(scheduler_file=there["scheduler_file"])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rhapsody_dask.worker.gate import Gate
+from rhapsody_dask.worker.site import Gate
 
 
 def test_a_task_of_more_cores_than_there_are_gives_back_what_it_took() -> None:

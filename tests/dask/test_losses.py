@@ -22,9 +22,6 @@ class Scheduler(SimpleNamespace):
     def __init__(self, *tasks: Task) -> None:
         super().__init__(tasks={task.key: task for task in tasks}, published=[])
 
-    def new_task(self, key: str, spec: None, state: str) -> None:
-        pass
-
     def log_event(self, topic: str, message: Any) -> None:
         assert topic == TOPIC
         self.published.append(message)

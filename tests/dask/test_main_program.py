@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from rhapsody_dask import guard
+from rhapsody_dask import cluster
 
 BEGIN = """
 import asyncio
@@ -140,4 +140,4 @@ def test_ctrl_c_in_a_terminal_ends_the_program_and_its_workers_say_nothing(tmp_p
 )
 def test_a_guard_is_a_condition_that_the_line_is_under(program: str, guarded: bool) -> None:
     line = next(n for n, text in enumerate(program.splitlines(), 1) if "go()" in text)
-    assert guard._guarded(ast.parse(program), line) is guarded
+    assert cluster._guarded(ast.parse(program), line) is guarded

@@ -12,7 +12,7 @@ import pytest_asyncio
 
 from rhapsody import InputFile, OutputFile, WorkflowEngine
 from rhapsody.errors import CapabilityError, DataError, SubmissionError
-from rhapsody_dask import DaskExecutionBackend, waits
+from rhapsody_dask import DaskExecutionBackend
 
 pytestmark = pytest.mark.asyncio
 
@@ -175,8 +175,8 @@ async def test_what_tasks_wait_for_is_told_and_told_again(
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(waits, "FIRST", 0.1)
-    monkeypatch.setattr(waits, "AGAIN", 0.1)
+    monkeypatch.setattr("rhapsody_dask.requests.FIRST", 0.1)
+    monkeypatch.setattr("rhapsody_dask.requests.AGAIN", 0.1)
     task = waiting.function_task(int)
     first = task(1)
     await _told(caplog, "1 tasks wait for a worker: the Dask scheduler at tcp://127.0.0.1:", 2)
@@ -188,7 +188,7 @@ async def test_what_tasks_wait_for_is_told_and_told_again(
     await lost.ended()
     caplog.clear()
     assert await task(3) == 3
-    assert not [one for one in caplog.records if one.name == "rhapsody_dask.waits"]
+    assert not [one for one in caplog.records if one.name == "rhapsody_dask.requests"]
 
 
 async def test_a_worker_that_nobody_knows_is_refused_on_a_cluster_of_our_own() -> None:

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from rhapsody_dask.calls import Call
-from rhapsody_dask.outcome import Outcomes
+from rhapsody_dask.results import Outcomes
+from rhapsody_dask.task import Call
 from rhapsody_dask.worker.messages import DONE, Reply, pack
 
 pytestmark = pytest.mark.asyncio

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import dask
+from importlib.metadata import version
+
 import dask._task_spec
 import pytest
 
@@ -14,5 +15,6 @@ pytestmark = pytest.mark.asyncio
 
 async def test_a_version_of_dask_without_them_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(dask._task_spec, "TaskRef")
-    with pytest.raises(BackendUnavailableError, match=f"dask {dask.__version__} has no .*TaskRef"):
+    words = f"dask {version('dask')} has no .*TaskRef"
+    with pytest.raises(BackendUnavailableError, match=words):
         await DaskExecutionBackend({"n_workers": 1, "threads": 1, "processes": False})

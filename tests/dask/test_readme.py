@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from rhapsody_dask.capabilities import CLUSTER
+from rhapsody_dask.plugin import CLUSTER
 
 README = Path(__file__).parents[2] / "packages" / "rhapsody-dask" / "README.md"
 

@@ -7,6 +7,7 @@ of a task before its graph was sent.
 
 from __future__ import annotations
 
+from importlib.metadata import version
 from typing import Any
 
 from rhapsody import BackendUnavailableError
@@ -18,13 +19,11 @@ def task_reference() -> Any:
     Raises:
         BackendUnavailableError: This version of Dask has no such class.
     """
-    import dask
-
     try:
         from dask._task_spec import TaskRef
     except ImportError as error:
         raise BackendUnavailableError(
-            f"dask {dask.__version__} has no `dask._task_spec.TaskRef`, which rhapsody-dask needs: "
+            f"dask {version('dask')} has no `dask._task_spec.TaskRef`, which rhapsody-dask needs: "
             "install a version of dask that rhapsody-dask was released for, "
             "`pip install 'distributed>=2025.5.0,<2026.9'`"
         ) from error

@@ -1,7 +1,8 @@
 """The Dask backend: what is sent to the cluster, and what Dask tells of it.
 
-Connecting, packing, big arguments, files and what is reported are in the modules named for them,
-what happens on the workers is in `worker`; dependencies, retries and time-outs are the engine's.
+The way to the cluster is in `cluster`, that of a task there in `task`, `values` and `files`, that
+of its result back in `results`, and what happens on the workers in `worker`. Dependencies, retries
+and timeouts are the engine's.
 """
 
 from __future__ import annotations
@@ -17,26 +18,32 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
-from rhapsody import BackendUnavailableError, TaskDescription, TaskLostError
+from rhapsody import BackendUnavailableError, StateMapper, TaskDescription, TaskLostError
 from rhapsody.backends import BackendState, Capabilities, ManagedBackend
 from rhapsody.sdk import in_thread, is_cancelling, own_modules, seconds, task_kind
-from rhapsody_dask import options, states
-from rhapsody_dask.calls import Call, named
-from rhapsody_dask.capabilities import CLUSTER
-from rhapsody_dask.connection import Connection, NotStartedError
+from rhapsody_dask import options
+from rhapsody_dask.cluster import Connection, NotStartedError
 from rhapsody_dask.files import Links, View, copy_out
-from rhapsody_dask.held import HeldValues
-from rhapsody_dask.outcome import Outcomes, reference_lost, worker_lost
-from rhapsody_dask.reports import Reports
-from rhapsody_dask.shared import Shared
-from rhapsody_dask.stopping import Stopping
-from rhapsody_dask.submission import Ready, Submission
-from rhapsody_dask.waits import Waits
+from rhapsody_dask.plugin import CLUSTER
+from rhapsody_dask.requests import Stopping, Waits
+from rhapsody_dask.results import HeldValues, Outcomes, Reports, reference_lost, worker_lost
+from rhapsody_dask.task import Call, Ready, Submission, named
+from rhapsody_dask.values import Shared
 from rhapsody_dask.worker.messages import BIG, unpack
 
 log: logging.Logger = logging.getLogger(__name__)
 
-states.register()
+# The first word for each meaning is the one that this backend reports. The others are those of
+# Dask's client, scheduler and workers, so that a word from any tool of Dask can be looked up.
+StateMapper.register_backend_tasks_states(
+    "dask",
+    done_state=["finished", "memory"],
+    failed_state=["error", "erred", "lost"],
+    canceled_state=["cancelled", "released", "forgotten"],
+    running_state=["executing", "long-running"],
+    pending=["waiting", "no-worker"],
+    submitted=["pending", "queued", "processing"],
+)
 
 
 class DaskExecutionBackend(ManagedBackend):
@@ -322,14 +329,12 @@ class DaskExecutionBackend(ManagedBackend):
         """Wait for the end of the connection, and fail what was with the scheduler.
 
         A client cancels its futures when it loses the scheduler, when it is closed, and when the
-        scheduler restarts all workers. So one is kept of a task that is never run.
+        scheduler restarts all workers. So one is kept that no task belongs to.
         """
         from distributed import Future
 
-        from rhapsody_dask.shipping import lifeline
-
         while client.status == "running":
-            await Future(lifeline(self.session.uid), client).exception()
+            await Future(f"rhapsody-lifeline-{self.session.uid}", client).exception()
         self.lost(
             "the connection was closed"
             if client.status == "connecting"

@@ -17,7 +17,7 @@ from typing import Any
 
 from rhapsody import DataError, TaskDescription
 from rhapsody.sdk import OUTPUT_FILES, RESERVED, in_thread, make_sandbox, plain_name
-from rhapsody_dask.worker.sandboxes import pack_files, unpack_files
+from rhapsody_dask.worker.programs import pack_files, unpack_files
 
 log: logging.Logger = logging.getLogger(__name__)
 

@@ -1,16 +1,40 @@
-"""Declares the backend to Rhapsody's registry. Imports neither Dask nor the backend."""
+"""Declares the backend and its capabilities to Rhapsody's registry.
+
+Imports neither Dask nor the backend.
+"""
 
 from __future__ import annotations
 
 from rhapsody import hookimpl
-from rhapsody.backends import BackendSpec
+from rhapsody.backends import BackendSpec, Capabilities
+
+ANNOTATIONS = frozenset({"priority", "retries", "workers", "allow_other_workers", "resources"})
+"""The keys of `task_description` that are handed on to Dask."""
+
+CLUSTER = Capabilities(
+    services=True,
+    cancel_functions="queued",
+    cancel_async_functions="running",
+    cancel_executables="running",
+    cancel_services="running",
+    sandboxes=True,
+    cwd=True,
+    files=True,
+    shared_file_system=True,
+    copies_files_out=True,
+    task_settings=ANNOTATIONS,
+    resources=frozenset({"cores", "fractional_cores", "gpus", "memory", "walltime"}),
+    captures_output=True,
+    reports_running=True,
+    unfinished_dependencies=True,
+)
+"""Where the workers see the same files. Functions run on threads of Dask's workers, so
+a function that runs cannot be stopped; coroutines, executables and services can."""
 
 
 @hookimpl
 def rhapsody_backends() -> BackendSpec:
     """The backend `dask`, with what it can do on a cluster that it starts itself."""
-    from rhapsody_dask.capabilities import CLUSTER
-
     return BackendSpec(
         name="dask",
         import_path="rhapsody_dask.backend:DaskExecutionBackend",

@@ -259,14 +259,6 @@ class SchedulerSetup(SchedulerPlugin):
         import rhapsody_dask.worker.messages  # noqa: F401
 
         self.scheduler = scheduler
-        self._hold()
-
-    def restart(self, scheduler: Any) -> None:
-        """Called by Dask before it forgets all tasks."""
-        asyncio.get_running_loop().call_soon(self._hold)
-
-    def _hold(self) -> None:
-        self.scheduler.new_task(lifeline(self.session), None, "released")
 
     def transition(
         self, key: Any, start: str, finish: str, *args: Any, typename: str = "", **more: Any
@@ -330,11 +322,6 @@ def _stuck(scheduler: Any) -> list[str]:
                 seen[task.key] = None
                 todo.append(task)
     return [key for key in seen if isinstance(key, str)]
-
-
-def lifeline(session: str) -> str:
-    """Return the key of a task that is never run; see `DaskExecutionBackend`."""
-    return f"rhapsody-lifeline-{session}"
 
 
 class Packed:

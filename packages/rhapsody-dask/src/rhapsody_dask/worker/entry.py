@@ -13,7 +13,7 @@ def run(order: bytes, values: Any = ()) -> Any:
     """Runs one task on the worker that this is called on.
 
     Args:
-        order: What to run, as packed by `rhapsody_dask.packing`.
+        order: What to run, as packed by `rhapsody_dask.task`.
         values: What Dask holds on its workers for the task: big arguments, and the
             replies of tasks that it depends on.
 

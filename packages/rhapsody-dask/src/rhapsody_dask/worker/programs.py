@@ -1,17 +1,22 @@
-"""Runs executables and services on a worker, as the local backend does on its machine.
+"""Executables and services on a worker, and the sandboxes of tasks.
 
-How a program is run, stopped as a group, captured and found ready is the core's.
-Added here: the supervisor that ends it when the worker is killed, and telling the
-backend of readiness.
+How a program is run, stopped as a group, captured and found ready is the core's. Added here: the
+reaper that ends it when the worker is killed, and telling the backend of readiness.
+
+A sandbox is made fresh for each start, filled, and brought back. Where the workers see the engine's
+files, it is the directory that the engine names. Elsewhere it is one of the worker's own: what the
+task reads comes with the order, what it leaves goes back with the reply.
 """
 
 from __future__ import annotations
 
 import asyncio
+import io
 import os
 import shutil
 import subprocess
-from collections.abc import Mapping, Sequence
+import tarfile
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Any, cast
@@ -19,24 +24,119 @@ from typing import Any, cast
 from rhapsody import TaskDescription
 from rhapsody.sdk import (
     OUTPUT_FILES,
+    RESERVED,
     Program,
     TaskProgram,
     TaskService,
     WorkerLoop,
+    link_all,
+    link_into,
+    make_sandbox,
     moved,
     task_environment,
 )
-from rhapsody_dask.worker import sandboxes
 from rhapsody_dask.worker.messages import CANCELED, DONE, FAILED, Order, Reply, failure, pack
-from rhapsody_dask.worker.site import Running, Site
-from rhapsody_dask.worker.supervisor import announced, supervisor
+from rhapsody_dask.worker.site import Running, Site, supervisor
+
+
+def prepare(site: Site, order: Order, running: Running, values: Sequence[Any]) -> str:
+    """Makes the sandbox of a task that begins, with the files it needs in it.
+
+    Dask runs a task again whose worker went away. The worker may be there all the
+    same, cut off from the others, with the first start still writing: each start
+    after the first has a directory of its own, in that of the first, and goes with it.
+
+    Returns:
+        The directory.
+    """
+    more = order.more
+    path: str = more["sandbox"]
+    if "ship" in more:
+        path = os.path.join(site.worker.local_directory, "rhapsody", order.uid)
+    if os.path.lexists(path):
+        path = os.path.join(path, f"{RESERVED}{running.token}")
+    path = make_sandbox(path)
+    for kind, *words in more.get("links", ()):
+        if kind == "link":
+            link_into(path, words[0], words[1])
+        elif kind == "all":
+            link_all(words[0], path)
+        else:
+            unpack_files(values[words[0]].payload, path)
+    return path
+
+
+def bring_back(order: Order, reply: Reply, sandbox: str) -> None:
+    """Puts all that can travel of a sandbox into the reply, and removes the sandbox."""
+    came = set(order.more.get("came", ()))
+    files, left_out = pack_files(
+        (name, os.path.join(sandbox, name)) for name in os.listdir(sandbox) if name not in came
+    )
+    reply.more = {**(reply.more or {}), "files": files}
+    if left_out:
+        reply.more["left_out"] = left_out
+    shutil.rmtree(sandbox, ignore_errors=True)
+
+
+def pack_files(files: Iterable[tuple[str, str]]) -> tuple[bytes, list[str]]:
+    """Packs files and directories, each under a name of its own.
+
+    Returns:
+        The bytes, and the names of what cannot travel and is left out: dangling links,
+        links that lead out of a directory, pipes, sockets and devices.
+    """
+    target = io.BytesIO()
+    left_out: list[str] = []
+    with tarfile.open(fileobj=target, mode="w") as archive:
+        for name, path in files:
+            _add(archive, name, os.path.realpath(path) if os.path.islink(path) else path, left_out)
+    return target.getvalue(), sorted(left_out)
+
+
+def _add(archive: tarfile.TarFile, name: str, path: str, left_out: list[str]) -> None:
+    try:
+        information: Any = archive.gettarinfo(path, name)
+        tarfile.data_filter(information, "/sandbox")  # as when it is unpacked
+    except (FileNotFoundError, tarfile.FilterError, AttributeError):  # a socket has none
+        left_out.append(name)
+        return
+    if not information.isreg():
+        archive.addfile(information)
+    else:
+        with open(path, "rb") as file:
+            archive.addfile(information, file)
+    if information.isdir():
+        for entry in sorted(os.listdir(path)):
+            _add(archive, f"{name}/{entry}", os.path.join(path, entry), left_out)
+
+
+def unpack_files(packed: Any, directory: str) -> None:
+    """Writes packed files into a directory; none of them can lead out of it."""
+    with tarfile.open(fileobj=io.BytesIO(packed), mode="r") as archive:
+        for member in archive.getmembers():
+            if not os.path.lexists(os.path.join(directory, member.name)):
+                archive.extract(member, directory, filter="data")
+
+
+ANNOUNCE = 'printf "+%d\\n" $$ >&2; exec "$@" 2>>"$0"'
+"""Run by a shell whose standard error is the pipe, with the file for errors as `$0`."""
+
+
+def announced(command: Sequence[str], errors: str) -> list[str]:
+    """The command that announces itself before it becomes `command`.
+
+    Args:
+        command: The program and its arguments.
+        errors: The file that its standard error is added to.
+    """
+    return ["/bin/sh", "-c", ANNOUNCE, errors, *command]
 
 
 def run_program(
     site: Site, order: Order, running: Running, values: Sequence[Any], loop: WorkerLoop
 ) -> Reply:
     """Runs a program to its end on this thread, and gives what came of it."""
-    sandbox = sandboxes.prepare(site, order, running, values)
+    sandbox = prepare(site, order, running, values)
     task = cast(
         "TaskDescription",
         {**order.more["program"], "uid": order.uid, "name": order.name, "sandbox": sandbox},
@@ -54,7 +154,7 @@ def run_program(
     kept = ("stdout", "stderr", "exit_code", "sandbox")
     reply.more = {key: cast("Any", task)[key] for key in kept if key in task}
     if "ship" in order.more:
-        sandboxes.bring_back(order, reply, sandbox)
+        bring_back(order, reply, sandbox)
     return reply
 
 

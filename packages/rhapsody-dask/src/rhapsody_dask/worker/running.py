@@ -28,7 +28,6 @@ from rhapsody.sdk import (
     task_context,
     unpack_error,
 )
-from rhapsody_dask.worker import arguments
 from rhapsody_dask.worker.messages import (
     CANCELED,
     DEPENDENCY,
@@ -43,6 +42,7 @@ from rhapsody_dask.worker.messages import (
     pack,
     packed_error,
     unpack,
+    unpacked,
 )
 from rhapsody_dask.worker.site import Running, Site, site_of
 
@@ -139,7 +139,7 @@ def _call(site: Site, order: Order, running: Running, values: Sequence[Any]) -> 
     if sandbox is not None:
         reply.more = {**(reply.more or {}), "sandbox": sandbox}
         if "ship" in more:
-            from rhapsody_dask.worker.sandboxes import bring_back
+            from rhapsody_dask.worker.programs import bring_back
 
             bring_back(order, reply, sandbox)
     return reply
@@ -148,7 +148,7 @@ def _call(site: Site, order: Order, running: Running, values: Sequence[Any]) -> 
 def _prepare(site: Site, order: Order, running: Running, values: Sequence[Any]) -> str | None:
     if "sandbox" not in order.more:
         return None
-    from rhapsody_dask.worker.sandboxes import prepare
+    from rhapsody_dask.worker.programs import prepare
 
     sandbox = prepare(site, order, running, values)
     running.context.sandbox = sandbox
@@ -222,7 +222,7 @@ def _unpacked(
     # Anew for each task: what a call does to the function's own data is not the next one's.
     function = unpack(packed if isinstance(packed, bytes) else values[packed].payload)
     if values or sandbox:
-        args, kwargs = arguments.unpacked(order.arguments, values, sandbox)
+        args, kwargs = unpacked(order.arguments, values, sandbox)
     else:
         args, kwargs = pickle.loads(order.arguments)  # noqa: S301 - from our own backend
     return function, args, kwargs

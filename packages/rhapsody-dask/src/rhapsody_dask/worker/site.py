@@ -7,20 +7,161 @@ is in `running`.
 
 from __future__ import annotations
 
+import contextvars
 import os
 import signal
 import threading
 import uuid
-from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections import OrderedDict, deque
+from collections.abc import Callable, Coroutine, Iterable
+from concurrent.futures import Future
 from time import time
 from typing import TYPE_CHECKING, Any
 
-from rhapsody.sdk import TaskContext, streams
-from rhapsody_dask.worker.gate import Gate, Waiting
+from rhapsody.sdk import Reaper, SharedLoop, TaskContext, streams
 from rhapsody_dask.worker.messages import Order, key_of
-from rhapsody_dask.worker.supervisor import supervisor
-from rhapsody_dask.worker.waiting import WaitingLoop
+
+
+class Waiting:
+    """A task that waits for its cores."""
+
+    __slots__ = ("cores", "given", "turn")
+
+    def __init__(self, cores: float) -> None:
+        self.cores: float = cores
+        self.given: bool = False
+        self.turn: threading.Event = threading.Event()
+
+
+class Gate:
+    """The cores and GPUs of one worker.
+
+    Args:
+        cores: How many cores there are.
+        gpus: The names of the GPUs, as in `CUDA_VISIBLE_DEVICES`.
+    """
+
+    def __init__(self, cores: int, gpus: tuple[str, ...] = ()) -> None:
+        self.cores = cores
+        self.gpus = gpus
+        self._lock = threading.Lock()
+        self._free: float = cores
+        self._free_gpus = list(gpus)
+        self._queue: deque[Waiting] = deque()
+
+    def enter(self, cores: float) -> Waiting | None:
+        """Takes cores; where they are not free now, gives what to wait for with `wait`."""
+        with self._lock:
+            if not self._queue and self._free >= cores:
+                self._take(cores)
+                return None
+            waiting = Waiting(min(cores, self.cores))
+            self._queue.append(waiting)
+            self._serve()
+            return waiting
+
+    def wait(self, waiting: Waiting) -> bool:
+        """Waits for the turn; `False` where it was given up meanwhile. Blocks the thread."""
+        waiting.turn.wait()
+        return waiting.given
+
+    def give_up(self, waiting: Waiting) -> None:
+        """Takes a task out of the queue that need not run any more."""
+        with self._lock:
+            if not waiting.given and waiting in self._queue:
+                self._queue.remove(waiting)
+                self._serve()
+        waiting.turn.set()
+
+    def leave(self, cores: float) -> None:
+        """Gives cores back, as many as the same number took."""
+        with self._lock:
+            self._take(-min(cores, self.cores))
+            self._serve()
+
+    def take_gpus(self, count: int) -> tuple[str, ...]:
+        """Takes GPUs; fewer where Dask hands out more than this worker has names for."""
+        with self._lock:
+            taken, self._free_gpus = self._free_gpus[:count], self._free_gpus[count:]
+            return tuple(taken)
+
+    def return_gpus(self, gpus: tuple[str, ...]) -> None:
+        """Gives GPUs back."""
+        with self._lock:
+            self._free_gpus.extend(gpus)
+
+    def _take(self, cores: float) -> None:
+        self._free = round(self._free - cores, 3)  # fractions are multiples of 0.001
+
+    def _serve(self) -> None:
+        while self._queue and self._free >= self._queue[0].cores:
+            waiting = self._queue.popleft()
+            self._take(waiting.cores)
+            waiting.given = True
+            waiting.turn.set()
+
+
+STOP = 1.0
+"""Seconds to wait for the end of a loop on which nothing runs."""
+
+
+class WaitingLoop:
+    """The loop of one site, made when the first coroutine needs it."""
+
+    def __init__(self) -> None:
+        self._loop = SharedLoop("rhapsody-coroutines")
+        self._lock = threading.Lock()
+        self._users = 0
+        self._closed = False
+
+    def run(
+        self, coroutine: Coroutine[Any, Any, Any], started: Callable[[Any, Any], object]
+    ) -> Any:
+        """Runs a coroutine to its end, and blocks the calling thread meanwhile.
+
+        Args:
+            coroutine: What to run.
+            started: Called with the loop and the task that runs the coroutine.
+
+        Returns:
+            What the coroutine returned.
+
+        Raises:
+            BaseException: What it raised.
+        """
+        outcome: Future[Any] = Future()
+        context = contextvars.copy_context()
+
+        def ended(value: Any, error: BaseException | None) -> None:
+            if error is None:
+                outcome.set_result(value)
+            else:
+                outcome.set_exception(error)
+
+        def start() -> None:
+            task = self._loop.start(lambda: coroutine, ended, context)
+            started(task.get_loop(), task)
+
+        with self._lock:
+            self._users += 1
+            self._loop.call(start)
+        try:
+            return outcome.result()
+        finally:
+            with self._lock:
+                self._users -= 1
+                last = self._closed and not self._users
+            if last:
+                self._loop.stop(STOP)
+
+    def close(self) -> None:
+        """Ends the loop once nothing runs on it any more."""
+        with self._lock:
+            self._closed = True
+            idle = not self._users
+        if idle:
+            self._loop.stop(STOP)
+
 
 if TYPE_CHECKING:
     from distributed import Worker
@@ -180,6 +321,9 @@ class Site:
         if begun:
             self.tell({"running": begun})
 
+
+supervisor: Reaper = Reaper()
+"""The reaper of this process's programs."""
 
 _sites: dict[tuple[str, str], Site] = {}
 

@@ -11,10 +11,9 @@ import asyncio
 import hashlib
 from collections.abc import Iterable
 from pickle import PickleBuffer
-from typing import Any
+from typing import Any, NamedTuple
 
 from rhapsody.sdk import in_thread
-from rhapsody_dask.packing import Big
 from rhapsody_dask.worker.messages import DONE, Reply
 
 LINGER = 1.0
@@ -22,6 +21,20 @@ LINGER = 1.0
 
 IDLE = 64 << 20
 """Bytes that stay so, at most; the last argument does in any case."""
+
+
+class Big(NamedTuple):
+    """A function or an argument that travels by itself: packed, with its buffers.
+
+    Attributes:
+        value: The object, held so that its identity stays its own.
+        payload: What it is packed into.
+        buffers: Its big buffers, which are still the user's own memory.
+    """
+
+    value: Any
+    payload: bytes
+    buffers: list[PickleBuffer]
 
 
 class Entry:

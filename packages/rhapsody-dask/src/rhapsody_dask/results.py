@@ -1,21 +1,30 @@
-"""From Dask's word that a task is finished to what the engine is told of it.
+"""Results of tasks: from Dask's word that a task is finished to what the engine is told of it.
 
-Replies are fetched in batches: while one is under way, what is finished meanwhile
-makes the next, which follows soon even where a worker does not answer.
+Replies are fetched in batches: while one is under way, what is finished meanwhile makes the next,
+which follows soon even where a worker does not answer. Values that other tasks use stay on Dask's
+workers after their tasks have ended, and are fetched when something asks for them.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, cast
+from weakref import WeakValueDictionary
 
-from rhapsody import BackendError, DataError, TaskFailedError, TaskLostError
+from rhapsody import (
+    BackendError,
+    DataError,
+    StateMapper,
+    TaskDescription,
+    TaskFailedError,
+    TaskLostError,
+)
 from rhapsody.backends import ReferenceLostError
-from rhapsody.sdk import add_note, in_thread, unpack_error
-from rhapsody_dask.calls import Call, named
+from rhapsody.sdk import Readiness, add_note, call_ready, in_thread, unpack_error
+from rhapsody_dask.task import Call, named
 from rhapsody_dask.worker.messages import (
     CANCELED,
     DEPENDENCY,
@@ -25,6 +34,229 @@ from rhapsody_dask.worker.messages import (
     unpack,
     writable,
 )
+
+
+class Reports:
+    """The states of one backend's tasks.
+
+    Args:
+        tasks: The open tasks by their uids; one that has ended is taken out.
+        keys: The tasks whose replies are awaited by their keys in Dask; the same.
+        states: The backend's words for states.
+        tell: Tells whoever is to know of a task's state.
+        release: Gives back a task's big arguments.
+        cancel: Has a task stopped.
+
+    Attributes:
+        ended: Set when a task has ended.
+    """
+
+    def __init__(
+        self,
+        tasks: dict[str, Call],
+        keys: dict[str, Call],
+        states: StateMapper,
+        tell: Callable[..., None],
+        release: Callable[[Call], None],
+        cancel: Callable[[Call], None],
+    ) -> None:
+        self.ended: asyncio.Event = asyncio.Event()
+        self._tasks = tasks
+        self._keys = keys
+        self._running: Any = states.RUNNING
+        self._ends: dict[str, Any] = {
+            "done": states.DONE,
+            "failed": states.FAILED,
+            "canceled": states.CANCELED,
+        }
+        self._tell = tell
+        self._release = release
+        self._cancel = cancel
+
+    def announce(self, call: Call) -> None:
+        """Reports that a task runs, once."""
+        if call.announced:
+            return
+        call.announced = True
+        if call.ready is None:
+            self._tell(call.task, self._running)
+            return
+        call.readiness = Readiness()
+        self._tell(call.task, self._running, call.readiness.attach)
+        if callable(call.ready):
+            call.watch = asyncio.ensure_future(_watch_readiness(call, self._unready))
+
+    def _unready(self, call: Call, error: BaseException) -> None:
+        """A service's callable failed: the service is stopped, and fails with that."""
+        if call.uid in self._tasks:
+            call.error = error
+            self._cancel(call)
+
+    def begun(self, call: Call) -> None:
+        """A worker has begun with a task that is to be stopped: its reply will come."""
+        call.begun = True
+
+    def not_begun(self, call: Call) -> None:
+        """No worker has begun with a task that is to be stopped, and none will."""
+        if call.uid in self._tasks:
+            self.end(call, "canceled" if call.error is None else "failed")
+
+    def withdraw(self, call: Call) -> None:
+        """A task was not accepted after all: it is forgotten, and nothing is reported."""
+        if self._tasks.get(call.uid) is call:
+            del self._tasks[call.uid]
+            self._release(call)
+            self.ended.set()
+
+    def settle(self, call: Call, state: str) -> None:
+        """A task has ended: `state` is `"done"`, `"failed"` or `"canceled"`."""
+        if call.waiter is not None:
+            HeldValues.brought(call)
+        if call.uid not in self._tasks:
+            return
+        if call.error is None and call.cancelled:
+            state = "canceled"
+        if state != "canceled" or call.begun:
+            self.announce(call)
+        self.end(call, state if call.error is None else "failed")
+
+    def gone(self, call: Call, error: BaseException) -> None:
+        """A task was lost, or never sent: it fails, unless it was to end anyway."""
+        if not call.cancelled and call.error is None:
+            call.error = error
+        if call.waiter is not None:
+            HeldValues.brought(call)
+        self.not_begun(call)
+
+    def end(self, call: Call, state: str) -> None:
+        """Reports a task's terminal state and forgets it."""
+        task = call.task
+        if state == "failed" and call.error is not None:
+            task["exception"] = call.error
+        del self._tasks[call.uid]
+        self._keys.pop(call.key, None)
+        call.error = None
+        call.sources = []
+        for watching in (call.watch, call.refusal):
+            if watching is not None:
+                watching.cancel()
+        if "held" not in task:
+            call.future = None
+            self._release(call)
+        self._tell(task, self._ends[state])
+        self.ended.set()
+
+
+class Held:
+    """One value; Dask gives it up when this object goes (`rhapsody.task.HeldValue`).
+
+    Args:
+        call: The task, with the future that Dask keeps the value for.
+        fetch: Brings the value into the description.
+        release: Called when the object goes, on whatever thread.
+    """
+
+    __slots__ = ("__weakref__", "_fetch", "_release", "call")
+
+    def __init__(
+        self,
+        call: Call,
+        fetch: Callable[[Call], Awaitable[TaskDescription]],
+        release: Callable[[Call], None],
+    ) -> None:
+        self.call: Call = call
+        self._fetch = fetch
+        self._release = release
+
+    async def fetch(self) -> TaskDescription:
+        """The description with the value in it, or with why it is lost."""
+        return await self._fetch(self.call)
+
+    def __del__(self) -> None:
+        self._release(self.call)
+
+
+class HeldValues:
+    """The values of one backend's tasks that stay on the workers.
+
+    Args:
+        loop: The backend's event loop.
+        calls: The tasks whose replies are awaited, by their keys.
+        fetch: Has a reply fetched, given the task's key; raises where there is nobody to ask.
+        release: Gives back a task's big arguments; called on the loop.
+    """
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        calls: dict[str, Call],
+        fetch: Callable[[str], None],
+        release: Callable[[Call], None],
+    ) -> None:
+        self._loop = loop
+        self._calls = calls
+        self._fetch = fetch
+        self._release = release
+        self._values: WeakValueDictionary[str, Held] = WeakValueDictionary()
+
+    def get(self, uid: str) -> Call | None:
+        """The task of a value that is held."""
+        held = self._values.get(uid)
+        return None if held is None else held.call
+
+    def lost(self, key: str, error: BaseException) -> None:
+        """Note that a value will not come, for when it is asked for."""
+        for held in list(self._values.values()):
+            if held.call.key == key:
+                held.call.error = error
+
+    def hold(self, call: Call, tell: Callable[[Call], None]) -> None:
+        """A task has ended whose value is not fetched.
+
+        Its big arguments stay as well, so that Dask can make it again where the worker
+        is lost that has it.
+
+        Args:
+            call: The task.
+            tell: Reports its end.
+        """
+        task = call.task
+        held = task["held"] = Held(call, self._bring, self._let_go)
+        self._values[call.uid] = held
+        tell(call)
+        # The engine has what it needs of the description, and arguments may be big.
+        kept = {key: task[key] for key in ("uid", "name", "function")}
+        call.task = cast("TaskDescription", kept)
+
+    async def _bring(self, call: Call) -> TaskDescription:
+        if call.error is not None:
+            call.task["exception"] = call.error
+            return call.task
+        call.waiter = self._loop.create_future()
+        self._calls[call.key] = call
+        try:
+            self._fetch(call.key)
+            await call.waiter
+        finally:
+            call.waiter = None
+            self._calls.pop(call.key, None)
+        return call.task
+
+    @staticmethod
+    def brought(call: Call) -> None:
+        """A value that was asked for has come, or is lost."""
+        if call.error is not None:
+            call.task["exception"] = call.error
+        if call.waiter is not None and not call.waiter.done():
+            call.waiter.set_result(None)
+
+    def _let_go(self, call: Call) -> None:
+        if call.entries:
+            try:
+                self._loop.call_soon_threadsafe(partial(self._release, call))
+            except RuntimeError:  # the loop is closed, and the backend with it
+                return
+
 
 log: logging.Logger = logging.getLogger(__name__)
 
@@ -47,7 +279,8 @@ class Outcomes:
         calls: The open tasks by their keys.
         settle: Told of each task that has ended, with its state in a word.
         gone: Told of each task that was lost, with the error.
-        direct: Whether to fetch from the workers instead of through the scheduler.
+        direct: Whether to fetch from the workers instead of through the scheduler; `None` leaves
+            it to the client.
     """
 
     def __init__(
@@ -57,7 +290,7 @@ class Outcomes:
         settle: Callable[[Call, str], None],
         gone: Callable[[Call, BaseException], None],
         *,
-        direct: bool,
+        direct: bool | None,
     ) -> None:
         self._client = client
         self._calls = calls
@@ -153,7 +386,8 @@ class Outcomes:
     def lost(self, key: str) -> None:
         """Fetch the other replies of a batch anew: it waits until Dask has made this one again."""
         for other in self._under_way.pop(key, ()):
-            if other != key and self._under_way.pop(other, None):
+            if other != key and other in self._under_way:
+                del self._under_way[other]
                 self.finished(other)
 
     def settle(self, call: Call, reply: Reply) -> None:
@@ -292,3 +526,13 @@ def _error(call: Call, reply: Reply) -> BaseException:
         return unpack_error(reply.payload)
     except BaseException as error:  # loading runs the objects' own code
         return TaskFailedError(f"{named(call)} failed with what cannot be unpacked: {error!r}")
+
+
+async def _watch_readiness(call: Call, failed: Callable[[Call, BaseException], None]) -> None:
+    """Call a service's `ready`, which runs on the engine's side; see `call_ready`."""
+    try:
+        value = await call_ready(call.ready, call.task)
+    except Exception as error:  # the user's callable
+        failed(call, error)
+    else:
+        call.readiness.set(value)

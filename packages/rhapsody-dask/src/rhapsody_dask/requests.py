@@ -1,0 +1,158 @@
+"""Requests to the whole cluster: stop tasks, and find out what tasks wait for."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from rhapsody_dask.task import Call, named
+
+ANSWERS = 5.0
+"""Seconds to wait for the workers' answers; one that is cut off never gives one."""
+
+
+class Stopping:
+    """The tasks of one backend that are to be stopped.
+
+    Args:
+        client: Dask's client.
+        session: The backend's session.
+        not_begun: Told of each task that no worker has begun with.
+        begun: Told of each task that one has; its reply will come.
+    """
+
+    def __init__(
+        self,
+        client: Any,
+        session: str,
+        not_begun: Callable[[Call], None],
+        begun: Callable[[Call], None],
+    ) -> None:
+        self._client = client
+        self._session = session
+        self._not_begun = not_begun
+        self._begun = begun
+        self._calls: list[Call] = []
+        self._reruns: list[str] = []
+        self._asking: asyncio.Task[None] | None = None
+
+    def stop(self, call: Call) -> None:
+        """Has a task stopped soon."""
+        self._calls.append(call)
+        if self._asking is None:
+            self._asking = asyncio.ensure_future(self._ask())
+
+    def stop_rerun(self, uid: str) -> None:
+        """Has another start of a task stopped, about which nobody wants to know any more."""
+        self._reruns.append(uid)
+        if self._asking is None:
+            self._asking = asyncio.ensure_future(self._ask())
+
+    def close(self) -> None:
+        """Asks nobody any more."""
+        self._calls.clear()
+        if self._asking is not None:
+            self._asking.cancel()
+            self._asking = None
+
+    async def _ask(self) -> None:
+        try:
+            await asyncio.sleep(0)  # what else is cancelled in this turn
+            while self._calls or self._reruns:
+                calls, self._calls = self._calls, []
+                reruns, self._reruns = self._reruns, []
+                begun = await self._answers([*(call.uid for call in calls), *reruns])
+                for call in calls:
+                    # Without answers, what was seen to run goes on for all that is known.
+                    runs = call.begun if begun is None else call.uid in begun
+                    (self._begun if runs else self._not_begun)(call)
+        finally:
+            self._asking = None
+
+    async def _answers(self, uids: list[str]) -> set[str] | None:
+        """Which tasks have begun; `None` where one worker that hangs keeps all answers away."""
+        from rhapsody_dask.worker.site import cancel
+
+        try:
+            async with asyncio.timeout(ANSWERS):
+                answers = await self._client.run(cancel, self._session, uids, on_error="ignore")
+        except (OSError, TimeoutError):
+            return None
+        return {uid for begun in answers.values() for uid in begun or ()}
+
+
+log: logging.Logger = logging.getLogger(__name__)
+
+FIRST = 5.0
+"""Seconds after which it is looked what tasks wait for."""
+
+AGAIN = 60.0
+"""Seconds between two lines."""
+
+
+class Waits:
+    """What the open tasks of one backend wait for.
+
+    Args:
+        client: Dask's client.
+        calls: The open tasks by their keys.
+        address: The scheduler's address.
+    """
+
+    def __init__(self, client: Any, calls: Mapping[str, Call], address: str) -> None:
+        self._client = client
+        self._calls = calls
+        self._address = address
+        self._timer: asyncio.TimerHandle | None = None
+        self._looking: asyncio.Task[None] | None = None
+
+    def watch(self) -> None:
+        """Has it looked soon: tasks were sent, or a worker has gone."""
+        if self._timer is None:
+            self._look_in(FIRST)
+
+    def close(self) -> None:
+        """Looks no more."""
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._looking is not None:
+            self._looking.cancel()
+
+    def _look_in(self, seconds: float) -> None:
+        self._timer = asyncio.get_running_loop().call_later(seconds, self._begin)
+
+    def _begin(self) -> None:
+        self._timer = None
+        if self._calls:
+            self._looking = asyncio.ensure_future(self._look())
+
+    async def _look(self) -> None:
+        from rhapsody_dask.worker.entry import stuck
+
+        try:
+            workers, keys = await self._client.run_on_scheduler(stuck)
+        except OSError:  # where the connection is gone, the client tells of it
+            return
+        text = self._text(workers, [self._calls[key] for key in keys if key in self._calls])
+        if text is not None:
+            log.warning(text)
+            self._look_in(AGAIN)
+
+    def _text(self, workers: list[str], calls: list[Call]) -> str | None:
+        if not workers and self._calls:
+            return (
+                f"{len(self._calls)} tasks wait for a worker: the Dask scheduler at "
+                f"{self._address} has none"
+            )
+        if not calls:
+            return None
+        demand = calls[0].demand
+        wanted = [*map(str, demand.workers)]
+        wanted += [f"{name}={amount:g}" for name, amount in demand.resources]
+        others = f", and {len(calls) - 1} more such tasks" if len(calls) > 1 else ""
+        return (
+            f"{named(calls[0])} waits for a worker with {', '.join(wanted)}{others}: the Dask "
+            f"scheduler at {self._address} has {', '.join(workers)}"
+        )
