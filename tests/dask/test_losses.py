@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from rhapsody_dask.shipping import SchedulerSetup
+from rhapsody_dask.shipping import WAITS, SchedulerSetup
+from rhapsody_dask.worker.site import Notes, notes_of
 
 pytestmark = pytest.mark.asyncio
 
@@ -26,6 +28,12 @@ class Scheduler(SimpleNamespace):
         assert topic == TOPIC
         self.published.append(message)
 
+    def stimulus_retry(self, keys: list[str]) -> None:
+        for key in keys:
+            self.tasks[key].state = "waiting"
+            for task in self.tasks[key].dependents:
+                task.state = "waiting"
+
 
 class Task:
     """As much of a task in Dask's scheduler as is looked at."""
@@ -33,6 +41,8 @@ class Task:
     def __init__(self, key: str, state: str, *dependencies: Task) -> None:
         self.key = key
         self.state = state
+        self.suspicious = 0
+        self.exception_blame: Task | None = None
         self.dependents: set[Task] = set()
         for dependency in dependencies:
             dependency.dependents.add(self)
@@ -45,9 +55,9 @@ class Cargo:
         pass
 
 
-async def _plugin(scheduler: Scheduler) -> SchedulerSetup:
+async def _plugin(scheduler: Scheduler, notes: Path | None = None) -> SchedulerSetup:
     cargo: Any = Cargo()
-    plugin = SchedulerSetup(cargo, "session", None)
+    plugin = SchedulerSetup(cargo, "session", None, notes and str(notes))
     await plugin.start(scheduler)
     return plugin
 
@@ -101,3 +111,42 @@ async def test_what_dask_leaves_waiting_for_a_task_that_it_gave_up_is_stuck() ->
         {"tasks": [("lost", "stuck"), ("waits", "stuck")]},
         {"gone": ADDRESS},
     ]
+
+
+def _killed(key: str, *dependencies: Task, times: int = 1) -> Task:
+    """Return a task that Dask gave up because its worker was killed."""
+    task = Task(key, "erred", *dependencies)
+    task.suspicious, task.exception_blame = times, task
+    return task
+
+
+async def test_only_what_a_killed_worker_had_not_started_runs_again(tmp_path: Path) -> None:
+    notes = Notes(notes_of(str(tmp_path), ADDRESS))
+    notes.remove(notes.add("ended"))
+    notes.add("started")
+    started, waited = _killed("f-session-started"), _killed("f-session-waited")
+    ended, often = _killed("f-session-ended"), _killed("f-session-often", times=WAITS + 1)
+    needs = Task("f-session-needs", "erred", waited)
+    raised = Task("f-session-raised", "erred")
+    scheduler = Scheduler(started, waited, ended, often, needs, raised)
+    plugin = await _plugin(scheduler, tmp_path)
+    for key in scheduler.tasks:
+        plugin.transition(key, "processing", "erred")
+    plugin.remove_worker(scheduler, ADDRESS)
+    again = {key for key, task in scheduler.tasks.items() if task.state == "waiting"}
+    assert again == {waited.key, ended.key, needs.key}
+    assert scheduler.published == [
+        {"tasks": [(task.key, "erred") for task in (started, often, raised)]},
+        {"gone": ADDRESS},
+    ]
+    assert not list(tmp_path.iterdir())
+
+
+async def test_what_a_worker_without_notes_had_was_not_started(tmp_path: Path) -> None:
+    waited = _killed("f-session-waited")
+    scheduler = Scheduler(waited)
+    plugin = await _plugin(scheduler, tmp_path)
+    plugin.transition(waited.key, "processing", "erred")
+    plugin.remove_worker(scheduler, ADDRESS)
+    assert waited.state == "waiting"
+    assert scheduler.published == [{"gone": ADDRESS}]

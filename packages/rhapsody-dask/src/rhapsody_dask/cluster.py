@@ -169,7 +169,10 @@ class Connection:
         assert client is not None
         await self._check_versions()
         foreign = client.id if self.cluster is None else None
-        self._plugins = await in_thread(lambda: shipping.plugins(session, grace, client=foreign))
+        notes = self.cluster.scheduler.local_directory if self.in_processes else None
+        self._plugins = await in_thread(
+            lambda: shipping.plugins(session, grace, client=foreign, notes=notes)
+        )
         try:
             for plugin in self._plugins:
                 await client.register_plugin(plugin, name=plugin.name)

@@ -140,6 +140,7 @@ class Reports:
         for watching in (call.watch, call.refusal):
             if watching is not None:
                 watching.cancel()
+        call.watch = call.refusal = None  # a cycle with the call, and so with Dask's future
         if "held" not in task:
             call.future = None
             self._release(call)

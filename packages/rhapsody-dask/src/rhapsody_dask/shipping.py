@@ -29,6 +29,9 @@ from distributed.diagnostics.plugin import SchedulerPlugin, WorkerPlugin
 PACKAGES = ("rhapsody", "rhapsody_guard", "rhapsody_dask")
 """What is carried: named, not imported, as the last of them has this module in it."""
 
+WAITS = 20
+"""Killed workers that a task may have waited on before it is given up."""
+
 LEFT_OUT = ("rhapsody/cli/", "rhapsody/testing/", "rhapsody/observers/")
 """Parts of the core that no worker needs."""
 
@@ -182,12 +185,15 @@ class _Cargo:
 class WorkerSetup(WorkerPlugin):
     """Opens the backend's site on each worker, those that join later, too."""
 
-    def __init__(self, cargo: _Cargo, session: str, grace: float, *, own: bool) -> None:
+    def __init__(
+        self, cargo: _Cargo, session: str, grace: float, notes: str | None, *, own: bool
+    ) -> None:
         self.name: str = f"rhapsody-{session}"
         self.client: int = os.getpid()
         self.cargo = cargo
         self.session = session
         self.grace = grace
+        self.notes = notes
         self.own = own
 
     def setup(self, worker: Any) -> None:
@@ -198,7 +204,7 @@ class WorkerSetup(WorkerPlugin):
         if self.own:
             leave_ctrl_c(self.client)
 
-        site = open_site(worker, self.session, self.grace)
+        site = open_site(worker, self.session, self.grace, self.notes)
         self.seceded: Callable[[str], None] = site.seceded
 
     def transition(self, key: Any, start: str, finish: str, **more: Any) -> None:
@@ -242,10 +248,16 @@ class SchedulerSetup(SchedulerPlugin):
 
     It lets the scheduler import the function that graphs call. On a cluster that is not our own
     it takes back both plugins when their client has gone, however that came.
+
+    On our own cluster Dask gives up every task of a killed worker (`allowed-failures` is 0). The
+    plugin has it run those again that had not started, according to the worker's notes.
     """
 
-    def __init__(self, cargo: _Cargo, session: str, client: str | None) -> None:
+    def __init__(
+        self, cargo: _Cargo, session: str, client: str | None, notes: str | None = None
+    ) -> None:
         self.client = client
+        self.notes = notes
         self.session = session
         self.name: str = f"rhapsody-{session}"
         self.topic: str = f"rhapsody.{session}"
@@ -285,6 +297,26 @@ class SchedulerSetup(SchedulerPlugin):
             news, self.news = self.news, []
             self.scheduler.log_event(self.topic, {"tasks": news})
 
+    def _retry(self, worker: str) -> None:
+        """Run the tasks of a killed worker again that it had not started."""
+        from rhapsody_dask.worker.site import mark, started_on
+
+        assert self.notes is not None
+        started = started_on(self.notes, worker)
+        tasks = self.scheduler.tasks
+        erred = {key for key, word in self.news if word == "erred" and key in tasks}
+        retried = [
+            key
+            for key in erred
+            if 0 < tasks[key].suspicious <= WAITS
+            and tasks[key].exception_blame is tasks[key]
+            and mark(key.rpartition(f"{self.session}-")[2]) not in started
+        ]
+        if retried:
+            self.scheduler.stimulus_retry(retried)
+            again = {key for key in erred if tasks[key].state != "erred"}
+            self.news = [(key, word) for key, word in self.news if key not in again]
+
     def remove_client(self, scheduler: Any, client: str) -> None:
         """Called by Dask when a client has gone."""
         if client == self.client:
@@ -303,6 +335,8 @@ class SchedulerSetup(SchedulerPlugin):
 
     def remove_worker(self, scheduler: Any, worker: str, **options: Any) -> None:
         """Called by Dask when a worker has gone, however that came."""
+        if self.notes is not None:
+            self._retry(worker)
         self.news += [(key, "stuck") for key in _stuck(scheduler)]
         self._publish()
         scheduler.log_event(self.topic, {"gone": worker})
@@ -353,7 +387,7 @@ def modules_plugin(session: str, modules: bytes) -> PackedWorkerSetup:
 
 
 def plugins(
-    session: str, grace: float, *, client: str | None
+    session: str, grace: float, *, client: str | None, notes: str | None = None
 ) -> tuple[PackedSchedulerSetup, PackedWorkerSetup]:
     """The plugins for one backend.
 
@@ -362,9 +396,10 @@ def plugins(
         grace: Seconds between asking a program to end and ending it by force.
         client: The id of the client on a cluster that is not our own, where our sources are
             carried and taken back when the client has gone.
+        notes: The directory where the workers of our own cluster note which attempts run.
     """
     cargo = _Cargo(archive() if client is not None else None, versions())
     return (
-        PackedSchedulerSetup(SchedulerSetup(cargo, session, client)),
-        PackedWorkerSetup(WorkerSetup(cargo, session, grace, own=client is None)),
+        PackedSchedulerSetup(SchedulerSetup(cargo, session, client, notes)),
+        PackedWorkerSetup(WorkerSetup(cargo, session, grace, notes, own=client is None)),
     )

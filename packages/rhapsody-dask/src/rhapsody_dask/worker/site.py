@@ -15,6 +15,7 @@ import uuid
 from collections import OrderedDict, deque
 from collections.abc import Callable, Coroutine, Iterable
 from concurrent.futures import Future
+from hashlib import blake2b
 from time import time
 from typing import TYPE_CHECKING, Any
 
@@ -173,6 +174,59 @@ REMEMBERED = 100_000
 """Cancelled tasks that a site remembers, should one of them still come."""
 
 
+MARK = 16
+"""Bytes that stand for an attempt among the notes of a worker."""
+
+
+def mark(uid: str) -> bytes:
+    """Return what stands for an attempt among the notes of a worker."""
+    return blake2b(uid.encode(), digest_size=MARK).digest()
+
+
+def notes_of(directory: str, address: str) -> str:
+    """Return the path of a worker's notes, which are those of the last one at this port."""
+    return os.path.join(directory, f"rhapsody-{address.rpartition(':')[2].strip('/')}")
+
+
+def started_on(directory: str, address: str) -> frozenset[bytes]:
+    """Return the marks of the attempts that a worker ran when it ended, and remove its notes."""
+    path = notes_of(directory, address)
+    try:
+        with open(path, "rb") as file:
+            data = file.read()
+        os.unlink(path)
+    except FileNotFoundError:  # it ended before it was ready for any
+        return frozenset()
+    return frozenset(data[at : at + MARK] for at in range(0, len(data), MARK))
+
+
+class Notes:
+    """File of the attempts that run on a worker, for the scheduler to read if it is killed.
+
+    A task can kill its worker before a message about it is sent; what was written to a file stays.
+    The methods are called under the site's lock. The file is open as long as the process runs.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        self._free: list[int] = []
+        self._used = 0
+
+    def add(self, uid: str) -> int:
+        """Note that an attempt starts, and return its place."""
+        if not self._free:
+            self._free.append(self._used)
+            self._used += MARK
+        place = self._free.pop()
+        os.pwrite(self._file, mark(uid), place)
+        return place
+
+    def remove(self, place: int) -> None:
+        """Note that the attempt in a place has ended."""
+        os.pwrite(self._file, bytes(MARK), place)
+        self._free.append(place)
+
+
 class Running:
     """A task that has begun on this worker.
 
@@ -182,10 +236,11 @@ class Running:
         stop: Ends it, where that can be done; called on any thread.
         context: What the task can know of itself.
         cores: How many it has of the gate's.
+        place: Its place in the worker's notes, `None` before it has its cores.
     """
 
     __slots__ = (
-        "cancelled", "context", "cores", "gpus", "stop", "token", "uid", "waiting",
+        "cancelled", "context", "cores", "gpus", "place", "stop", "token", "uid", "waiting",
     )  # fmt: skip
 
     def __init__(self, order: Order) -> None:
@@ -196,6 +251,7 @@ class Running:
         self.waiting: Waiting | None = None
         self.cores: int = 0
         self.gpus: tuple[str, ...] = ()
+        self.place: int | None = None
         timeout = order.more.get("timeout")
         self.context: TaskContext = TaskContext(
             uid=order.uid,
@@ -213,9 +269,12 @@ class Site:
         worker: Dask's worker.
         session: The backend's session.
         grace: Seconds between asking a program to end and ending it by force.
+        notes: The directory for the notes about attempts that run, `None` to make none.
     """
 
-    def __init__(self, worker: Worker, session: str, grace: float) -> None:
+    def __init__(
+        self, worker: Worker, session: str, grace: float, notes: str | None = None
+    ) -> None:
         self.worker = worker
         self.session = session
         self.topic: str = topic(session)
@@ -227,6 +286,7 @@ class Site:
         cores = max(self.threads, int(resources.get("cores", 0)))
         self.gate: Gate = Gate(cores, _gpus(int(resources.get("gpus", 0))))
         self.waiting: WaitingLoop = WaitingLoop()
+        self.notes: Notes | None = Notes(notes_of(notes, worker.address)) if notes else None
         self._lock = threading.Lock()
         self._running: dict[str, Running] = {}
         self._cancelled: OrderedDict[str, None] = OrderedDict()
@@ -245,6 +305,9 @@ class Site:
 
     def started(self, running: Running) -> None:
         """The task has its cores: it runs from now on."""
+        if self.notes is not None:
+            with self._lock:
+                running.place = self.notes.add(running.uid)
         self._fresh.append(running)
         if not self._armed:
             self._armed = True
@@ -262,6 +325,8 @@ class Site:
         with self._lock:
             if self._running.get(running.uid) is running:
                 del self._running[running.uid]
+            if self.notes is not None and running.place is not None:
+                self.notes.remove(running.place)
 
     def tell(self, message: dict[str, Any]) -> None:
         """Sends something to the backend, from any thread."""
@@ -346,10 +411,10 @@ def leave_ctrl_c(client: int) -> None:
         signal.signal(signal.SIGINT, lambda number, frame: None)
 
 
-def open_site(worker: Worker, session: str, grace: float) -> Site:
+def open_site(worker: Worker, session: str, grace: float, notes: str | None = None) -> Site:
     """Opens a backend's site on a worker."""
     streams.acquire()
-    site = _sites[session, worker.address] = Site(worker, session, grace)
+    site = _sites[session, worker.address] = Site(worker, session, grace, notes)
     return site
 
 
