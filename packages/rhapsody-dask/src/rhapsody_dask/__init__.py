@@ -1,7 +1,7 @@
 """Rhapsody's backend for Dask. Its names are imported when they are first used.
 
-This module stays light: the registry of backends loads it to read what the
-plugin declares, and Dask is imported when the backend's class is asked for.
+The registry of backends imports this module to read the plugin's declaration, so it must not import
+Dask; that happens when the backend's class is used.
 """
 
 from __future__ import annotations

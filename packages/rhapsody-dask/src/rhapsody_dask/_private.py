@@ -1,8 +1,8 @@
-"""The one name of Dask that is used and is not public.
+"""The only private name of Dask that is used.
 
-`TaskRef` stands for the value of another task among the arguments of a graph. A future would be the
-public way, but tasks that refer to each other are often sent in one graph, and there is no future
-of a task before its graph was sent.
+`TaskRef` represents the value of another task among the arguments in a graph. The public
+alternative is a future, but tasks that refer to each other are often sent in one graph, and a task
+has no future before its graph was sent.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""The Dask backend: what is sent to the cluster, and what Dask tells of it.
+"""The Dask backend: its interface to the engine, and the events that it receives from Dask.
 
-The way to the cluster is in `cluster`, that of a task there in `task`, `values` and `files`, that
-of its result back in `results`, and what happens on the workers in `worker`. Dependencies, retries
-and timeouts are the engine's.
+`cluster` connects to the cluster, `task`, `values` and `files` prepare tasks for it, `results`
+fetches their results, and `worker` runs on the workers. The engine is responsible for dependencies,
+retries and timeouts.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ from rhapsody_dask.worker.messages import BIG, unpack
 
 log: logging.Logger = logging.getLogger(__name__)
 
-# The first word for each meaning is the one that this backend reports. The others are those of
-# Dask's client, scheduler and workers, so that a word from any tool of Dask can be looked up.
+# The first name of each state is the one that this backend reports. The others are used by Dask's
+# client, scheduler and workers, and can be looked up as well.
 StateMapper.register_backend_tasks_states(
     "dask",
     done_state=["finished", "memory"],
@@ -47,16 +47,15 @@ StateMapper.register_backend_tasks_states(
 
 
 class DaskExecutionBackend(ManagedBackend):
-    """Runs tasks on a Dask cluster.
+    """Backend that runs tasks on a Dask cluster.
 
-    With no arguments it starts a LocalCluster fitted to this machine, which listens
-    on loopback only, with TLS credentials made for it. A cluster that is given, in
-    whatever form, is used and left running.
+    Without arguments it starts a LocalCluster that uses this machine, listens on loopback only and
+    has temporary TLS credentials. A given cluster is used and left running.
 
-    Functions run on the threads of Dask's workers: one that runs cannot be stopped, it goes on,
-    unless it looks at `current_task().cancelled`. Coroutines, executables and services can be
-    stopped. Arguments of 1 MiB and more are sent once and shared by the tasks that use them; arrays
-    in them, and big ones in values that come by push-down, are read-only in the task.
+    Functions run on the threads of Dask's workers. A running function cannot be stopped, unless it
+    checks `current_task().cancelled`. Coroutines, executables and services can be stopped.
+    Arguments of 1 MiB and more are sent once and shared by the tasks that use them. Arrays in them,
+    and large arrays in pushed-down values, are read-only in the task.
 
     Args:
         resources: Keywords of `distributed.Client`, `distributed.LocalCluster` and its
@@ -66,21 +65,21 @@ class DaskExecutionBackend(ManagedBackend):
         address: The address of a scheduler.
         scheduler_file: The file that `dask scheduler --scheduler-file` writes.
         security: `distributed.Security`, a dict of its keywords, or `False` for a
-            cluster of our own without TLS.
-        client: A client of Dask's; its scheduler and credentials are used.
-        timeout: Seconds to connect in (30).
-        grace: Seconds between SIGTERM and SIGKILL for what is stopped.
-        share_over: Bytes from which an argument is sent by itself and shared; `None`
+            LocalCluster without TLS.
+        client: A client of Dask, whose scheduler and credentials are used.
+        timeout: Seconds to wait for the connection (30).
+        grace: Seconds between SIGTERM and SIGKILL when a program is stopped.
+        share_over: Size in bytes from which an argument is sent separately and shared; `None`
             shares none.
         shared_file_system: Whether workers see this machine's files under the same
-            paths. Found out where it is not said.
-        name: What it is called in an engine; default `"dask"`.
+            paths. Detected if not given.
+        name: Name in an engine; default `"dask"`.
 
     Attributes:
         thread_grace: Seconds that `shutdown` waits for functions that cannot be stopped.
 
     Raises:
-        TypeError: A key that is unknown or the backend's own, or a value of the wrong type.
+        TypeError: An unknown or reserved key, or a value of the wrong type.
         ValueError: Several ways to a cluster, or a value out of range.
     """
 
@@ -125,10 +124,10 @@ class DaskExecutionBackend(ManagedBackend):
         self._closing: asyncio.Task[None] | None = None
         self._started_up = False
 
-    # Life.
+    # Start and end.
 
     async def start(self) -> None:
-        """Connects, and prepares scheduler and workers."""
+        """Connect, and prepare the scheduler and the workers."""
         self._loop = asyncio.get_running_loop()
         client = await self._connection.open()
         await self._connection.prepare(self.session.uid, self.grace)
@@ -171,7 +170,7 @@ class DaskExecutionBackend(ManagedBackend):
 
     @property
     def client(self) -> Any:
-        """Dask's client, for `performance_report`, `upload_file` and the like; asynchronous.
+        """Dask's asynchronous client, for `performance_report`, `upload_file` and the like.
 
         Raises:
             BackendUnavailableError: The backend is not running.
@@ -181,16 +180,16 @@ class DaskExecutionBackend(ManagedBackend):
 
     @property
     def dashboard_link(self) -> str | None:
-        """Where Dask's dashboard is, `None` where there is none."""
+        """The address of Dask's dashboard, `None` if there is none."""
         return self._connection.dashboard
 
     @property
     def still_running(self) -> list[str]:
-        """The uids of tasks that have not ended; after `shutdown`, what could not be stopped."""
+        """Uids of the open tasks; after `shutdown`, of those that could not be stopped."""
         return [*self.open_tasks]
 
     async def stop(self) -> None:
-        """Stops every task, and gives back what was opened."""
+        """Stop every task and close the connection."""
         if self._started_up and self._loss is None:
             for call in list(self.open_tasks.values()):
                 self._cancel(call)
@@ -202,18 +201,18 @@ class DaskExecutionBackend(ManagedBackend):
             self._watching.cancel()
         in_processes = self._connection.in_processes
         await self._connection.close()
-        if in_processes:  # what ran there is gone with the processes
+        if in_processes:  # the processes of the tasks have ended
             for call in list(self.open_tasks.values()):
                 self._reports.end(call, "canceled")
 
     async def shutdown(self) -> None:
-        """Cancels every task, waits for those that can be stopped, and closes the backend."""
+        """Cancel every task, wait for those that can be stopped, and close the backend."""
         if self._closing is not None:
             await asyncio.shield(self._closing)
         await super().shutdown()
 
     async def _wait_for_ends(self) -> None:
-        """Waits for what was told to stop, as long as that can take."""
+        """Wait for the tasks that were stopped, as long as stopping them may take."""
         begin = monotonic()
         while self.open_tasks:
             calls = self.open_tasks.values()
@@ -230,14 +229,14 @@ class DaskExecutionBackend(ManagedBackend):
         return self.capabilities.cancellation(task_kind(call.task)) == "running"
 
     def state(self) -> BackendState:
-        """The backend's state, `"error"` once its scheduler is gone; may be awaited, too."""
+        """Return the state, `"error"` once the scheduler is lost; it may be awaited as well."""
         return super().state() if self._loss is None else BackendState("error")
 
     def require_running(self) -> None:
-        """Raises unless the backend was started, not shut down, and its scheduler is there.
+        """Raise unless the backend is running and connected.
 
         Raises:
-            BackendUnavailableError: A `RuntimeError`, too, before the start.
+            BackendUnavailableError: It is not; a `RuntimeError` as well before the start.
         """
         if self._loss is not None:
             raise BackendUnavailableError(
@@ -249,15 +248,15 @@ class DaskExecutionBackend(ManagedBackend):
         except BackendUnavailableError as error:
             raise NotStartedError(str(error)) from None
 
-    # Tasks in.
+    # Submission.
 
     async def submit_tasks(self, tasks: Sequence[TaskDescription]) -> None:
-        """Sends tasks to the cluster; returns when Dask has them.
+        """Send tasks to the cluster, and return when Dask has them.
 
         Raises:
-            BackendUnavailableError: The backend is not running, or lost its scheduler.
-            BackendError: A task of one of the uids is open, or two have the same.
-            TypeError: Something in the batch is no description at all.
+            BackendUnavailableError: The backend is not running, or has lost its scheduler.
+            BackendError: A task with the same uid is open or in the batch.
+            TypeError: An object in the batch is not a task description.
         """
         self.require_running()
         calls = [Call(task, self.session.uid) for task in self.admit(tasks)]
@@ -267,7 +266,7 @@ class DaskExecutionBackend(ManagedBackend):
             ready = await self._prepare(calls)
             self.require_running()
         except BaseException:
-            if not is_cancelling():  # who stops a submission asks for the end of its tasks, too
+            if not is_cancelling():  # a canceled submission cancels its tasks
                 for call in calls:
                     self._reports.withdraw(call)
             raise
@@ -279,7 +278,7 @@ class DaskExecutionBackend(ManagedBackend):
         self._waits.watch()
 
     async def _prepare(self, calls: Sequence[Call]) -> list[Ready]:
-        """Packs tasks, and brings what is big in them to the cluster."""
+        """Pack tasks, and send large values in them to the cluster."""
         batch = self._submission.batch()
         await self._connection.send_modules(self.session.uid, batch.packer.modules)
         ready = []
@@ -289,16 +288,16 @@ class DaskExecutionBackend(ManagedBackend):
             try:
                 self._resolve(call)
                 ready.append(await self._submission.pack(call, batch))
-            except Exception as error:  # one task's problem
+            except Exception as error:  # fails only this task
                 self._reports.gone(call, error)
         await self._submission.share(ready)
         return ready
 
     def _resolve(self, call: Call) -> None:
-        """Finds the tasks that a task refers to.
+        """Look up the tasks that a task refers to.
 
         Raises:
-            ReferenceLostError: One of them is not to be had any more.
+            ReferenceLostError: The value of one of them is not available any more.
         """
         for uid in call.task.get("references", ()):
             other = self.open_tasks.get(uid) or self._held.get(uid)
@@ -308,14 +307,14 @@ class DaskExecutionBackend(ManagedBackend):
             call.references.append(other.key)
             call.sources.append(other.future)
 
-    # What Dask tells.
+    # Events.
 
     def _subscribe(self, client: Any) -> None:
-        """Receive what the plugins on the scheduler and the workers publish."""
+        """Receive the events of the plugins on the scheduler and the workers."""
         from rhapsody_dask.worker.site import topic
 
-        # A client may live on: on Python 3.13 the cache of `functools.singledispatchmethod`,
-        # which it uses, keeps it.
+        # The client may outlive the backend: on Python 3.13 the cache of
+        # `functools.singledispatchmethod` keeps a reference to it.
         reference = weakref.ref(self)
 
         def receive(event: tuple[Any, Any]) -> None:
@@ -326,10 +325,10 @@ class DaskExecutionBackend(ManagedBackend):
         client.subscribe_topic(topic(self.session.uid), receive)
 
     async def _watch(self, client: Any) -> None:
-        """Wait for the end of the connection, and fail what was with the scheduler.
+        """Wait for the end of the connection, and fail all tasks then.
 
-        A client cancels its futures when it loses the scheduler, when it is closed, and when the
-        scheduler restarts all workers. So one is kept that no task belongs to.
+        A client cancels its futures when it loses the scheduler, is closed, or restarts the
+        workers. One future that belongs to no task shows this.
         """
         from distributed import Future
 
@@ -342,7 +341,7 @@ class DaskExecutionBackend(ManagedBackend):
         )
 
     def _receive(self, message: Mapping[str, Any]) -> None:
-        """A message of a plugin."""
+        """Handle an event of a plugin."""
         for key, word in message.get("tasks", ()):
             self._task_changed(key, word)
         if "gone" in message:
@@ -359,7 +358,7 @@ class DaskExecutionBackend(ManagedBackend):
                     call.readiness.set(unpack(payload))
 
     def _task_changed(self, key: str, word: str) -> None:
-        """A task has come to an end on the scheduler, see `shipping.SchedulerSetup.transition`."""
+        """Handle the end of a task on the scheduler, see `shipping.SchedulerSetup.transition`."""
         call = self._keys.get(key)
         if word == "stuck":
             if call is None:
@@ -385,15 +384,15 @@ class DaskExecutionBackend(ManagedBackend):
                 self._outcomes.dropped(call)
 
     def _worker_gone(self, worker: str) -> None:
-        """A worker has gone, with or without notice."""
+        """Handle the loss of a worker, expected or not."""
         for call in [c for c in self._keys.values() if c.begun and c.worker == worker]:
-            if not call.finished:  # where its reply went with the worker, Dask makes it again
+            if not call.finished:  # otherwise Dask repeats it if its reply was lost
                 self._reports.gone(call, worker_lost(call, worker))
                 self._stopping.stop_rerun(call.uid)
         self._waits.watch()
 
     def _runs(self, call: Call, worker: str, token: str) -> None:
-        """A worker has begun with a task."""
+        """Handle a worker's report that it runs a task."""
         if call.token not in (None, token):
             log.warning(
                 "Dask runs task %r (%s) again, on %s after %s: that worker went away",
@@ -404,7 +403,7 @@ class DaskExecutionBackend(ManagedBackend):
         self._reports.announce(call)
 
     def lost(self, reason: str) -> None:
-        """The connection to the scheduler is gone: all that was with it fails now."""
+        """Fail all tasks because the connection to the scheduler was lost."""
         if self._loss is not None:
             return
         self._loss = reason
@@ -422,20 +421,20 @@ class DaskExecutionBackend(ManagedBackend):
         self._closing = asyncio.ensure_future(self._connection.close())
 
     def _fetch(self, key: str) -> None:
-        """Has a value fetched that was held."""
+        """Start to fetch a value that stayed on a worker."""
         self.require_running()
         self._outcomes.finished(key)
 
     def _release(self, call: Call) -> None:
-        """Gives back the big arguments of a task."""
+        """Release the large arguments of a task."""
         entries, call.entries = call.entries, []
         for entry in entries:
             self._shared.release(entry)
 
-    # What older programs await.
+    # Methods that older programs await.
 
     def build_task(self, task: Mapping[str, Any] | None = None, **keys: Any) -> Any:
-        """Gives the description back, since it needs no translation; it may be awaited."""
+        """Return the description, which needs no translation; it may be awaited."""
         return _Answer({**(task or {}), **keys})
 
     def task_state_cb(
@@ -444,7 +443,7 @@ class DaskExecutionBackend(ManagedBackend):
         state: Any = None,
         service_callback: Callable[..., Any] | None = None,
     ) -> Any:
-        """Reports a state at once, as on other backends; what it gives may be awaited."""
+        """Report a state at once, as other backends do; the result may be awaited."""
         if task is not None:
             super().task_state_cb(task, state, service_callback)
         return _Answer()
@@ -452,10 +451,10 @@ class DaskExecutionBackend(ManagedBackend):
     # Cancellation.
 
     async def cancel_task(self, uid: str) -> bool:
-        """Cancels a task; `False` for one that is unknown or has ended.
+        """Cancel a task; return False if it is unknown or has ended.
 
-        The terminal state follows when Dask or the worker has answered. A function
-        that runs goes on to its end, and its result is dropped.
+        The terminal state follows when Dask or the worker has answered. A running function
+        continues, and its result is dropped.
 
         Raises:
             BackendUnavailableError: The backend has not been started.
@@ -468,7 +467,7 @@ class DaskExecutionBackend(ManagedBackend):
         return True
 
     async def cancel_all_tasks(self) -> int:
-        """Cancels every open task; gives how many there were to cancel.
+        """Cancel every open task, and return their number.
 
         Raises:
             BackendUnavailableError: The backend has not been started.
@@ -497,23 +496,23 @@ class DaskExecutionBackend(ManagedBackend):
         file_name: str | None = None,
         file_path: str | None = None,
     ) -> None:
-        """Notes a file that a task needs; the worker links it when the task begins.
+        """Register a file for a task; the worker links it when the task starts.
 
         Raises:
             ValueError: Neither a path nor a task and a name are given.
-            DataError: The file is not there, or the name could leave the sandbox.
+            DataError: The file does not exist, or the name could leave the sandbox.
         """
         self._links.explicit(self._own(), src_task, dst_task, file_name, file_path)
 
     def link_implicit_data_deps(self, src_task: Mapping[str, Any], dst_task: Any) -> None:
-        """Notes that a task needs all that another left in its sandbox, but what it printed."""
+        """Register all files that another task left in its sandbox, except its output streams."""
         self._links.implicit(self._own(), src_task, dst_task)
 
     async def copy_file_out(self, task: Mapping[str, Any], name: str, path: Path) -> None:
-        """Copies a file that a task left, which has come back from where its worker was.
+        """Copy a file that a task wrote, after it was returned from the worker.
 
         Raises:
-            DataError: It is not there, or its name could leave the sandbox.
+            DataError: It does not exist, or its name could leave the sandbox.
         """
         await in_thread(partial(copy_out, task, self._own(), name, path))
 
@@ -523,7 +522,7 @@ class DaskExecutionBackend(ManagedBackend):
 
 
 class _Answer(dict[str, Any]):
-    """What a plain method returns that older programs await; awaiting an empty one gives `None`."""
+    """Result of a plain method that older programs await; awaiting an empty one returns `None`."""
 
     def __await__(self) -> Generator[Any, None, dict[str, Any] | None]:
         return self or None

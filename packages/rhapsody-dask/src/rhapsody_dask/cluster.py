@@ -1,7 +1,7 @@
-"""Gets a connection to a cluster, makes the cluster where none is named, and closes both.
+"""Connection to a cluster, and the LocalCluster if no cluster is given.
 
-All that blocks (importing Dask, starting and ending processes) is done on threads
-beside the loop. What was given by the user is left as it was.
+Blocking work (importing Dask, starting and ending processes) runs on threads. Clusters and clients
+that the user has passed are left as they were.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from rhapsody_dask.options import TLS, Options
 
 
 def from_standard_input() -> bool:
-    """Whether the main program has no file that worker processes could import."""
+    """Return True if the main program has no file that worker processes could import."""
     return getattr(sys.modules.get("__main__"), "__file__", None) == "<stdin>"
 
 
 def unguarded() -> str | None:
-    """The path of the main program where what it does now, its copies would do, too."""
+    """Return the path of the main program if its copies would start the workflow as well."""
     main = sys.modules.get("__main__")
     path = getattr(main, "__file__", None)
     if not isinstance(path, str):
@@ -44,13 +44,13 @@ def unguarded() -> str | None:
         return None
     try:
         program = ast.parse(Path(path).read_bytes())
-    except (OSError, SyntaxError, ValueError):  # not there, or no source
+    except (OSError, SyntaxError, ValueError):  # missing, or not Python source
         return None
     return None if _guarded(program, line) else path
 
 
 def _line(namespace: dict[str, object]) -> int | None:
-    """The line that the main program is at, `None` where it has been read to its end."""
+    """Return the line that the main program executes, `None` if it was imported completely."""
     frame = sys._current_frames().get(threading.main_thread().ident or 0)
     while frame is not None:
         if frame.f_code.co_name == "<module>" and frame.f_globals is namespace:
@@ -60,7 +60,7 @@ def _line(namespace: dict[str, object]) -> int | None:
 
 
 def _guarded(program: ast.Module, line: int) -> bool:
-    """Whether a line is under some condition, or comes after one that looks at `__name__`."""
+    """Return True if a line is inside of a condition, or after one that mentions `__name__`."""
     for node in ast.walk(program):
         if not isinstance(node, ast.If) or node.lineno > line:
             continue
@@ -75,22 +75,22 @@ REGISTRATIONS = 3
 """Number of attempts to register a plugin while workers are lost."""
 
 CLOSE = 30.0
-"""Seconds that closing may take."""
+"""Time limit in seconds for closing."""
 
 
 class NotStartedError(BackendUnavailableError, RuntimeError):
-    """The backend was used before it was awaited, or after its end."""
+    """Use of a backend before it was awaited or after its end."""
 
 
 class Connection:
-    """A client, and the cluster where it is ours.
+    """Client, and the cluster if it is our own.
 
     Attributes:
         client: Dask's client, on the engine's loop.
-        cluster: The LocalCluster that was made, `None` where one was given.
+        cluster: The LocalCluster that was created, `None` if a cluster was given.
         address: The scheduler's address.
-        in_processes: Whether our cluster's workers are processes.
-        dashboard: Where the dashboard is, `None` where there is none.
+        in_processes: Whether the workers of our own cluster are processes.
+        dashboard: The address of the dashboard, `None` if there is none.
     """
 
     def __init__(self, options: Options) -> None:
@@ -107,10 +107,10 @@ class Connection:
         self._settings = ExitStack()
 
     async def open(self) -> Any:
-        """Connects.
+        """Connect.
 
         Raises:
-            BackendUnavailableError: Nobody is there, or the versions do not fit.
+            BackendUnavailableError: The scheduler does not answer, or a version does not match.
         """
         await in_thread(_import_dask)
         task_reference()
@@ -133,11 +133,11 @@ class Connection:
         self.client = client
         try:
             with warnings.catch_warnings():
-                # Which versions must fit is checked below, and said so that it can be mended.
+                # Versions are checked below, with a message that contains the fix.
                 warnings.filterwarnings("ignore", message="(?s)Mismatched versions")
                 async with asyncio.timeout(options.timeout + 1.0):
                     await client
-        except Exception as error:  # whatever answers there
+        except Exception as error:  # raised by whatever listens at the address
             raise BackendUnavailableError(
                 f"no Dask scheduler could be reached at {target!r} within {options.timeout:g} s: "
                 f"{error or type(error).__name__}; start one with `dask scheduler`, check the "
@@ -148,10 +148,10 @@ class Connection:
         return client
 
     async def prepare(self, session: str, grace: float) -> None:
-        """Checks versions, and brings our code to scheduler and workers.
+        """Check versions, and register the plugins.
 
         Raises:
-            BackendUnavailableError: The versions do not fit, or Dask refuses the code.
+            BackendUnavailableError: A version does not match, or Dask refuses a plugin.
         """
         try:
             async with asyncio.timeout(self.options.timeout):
@@ -176,7 +176,7 @@ class Connection:
         try:
             for plugin in self._plugins:
                 await client.register_plugin(plugin, name=plugin.name)
-        except Exception as error:  # whatever the plugin met on the other side
+        except Exception as error:  # raised by the plugin on the other side
             raise BackendUnavailableError(
                 f"the Dask scheduler at {self.address} does not take Rhapsody's plugin: {error}"
             ) from error
@@ -217,7 +217,7 @@ class Connection:
         return None
 
     async def _target(self) -> tuple[Any, Any]:
-        """What to connect to, and with which credentials."""
+        """Return the address or the cluster to connect to, and the credentials."""
         options = self.options
         security = options.security
         match options.way:
@@ -247,8 +247,8 @@ class Connection:
 
         if _in_processes(self.options.local):
             _require_guard()
-        # Dask gives a lost worker up for good if its successor needs more than 15 s to start, which
-        # is meant for batch systems' jobs. On a busy machine the cluster would stay without any.
+        # Dask does not replace a worker for good if its successor needs more than 15 s to start.
+        # On a busy machine the cluster would be left without workers.
         self._settings.enter_context(
             dask.config.set({"distributed.deploy.lost-worker-timeout": "365 days"})
         )
@@ -256,7 +256,7 @@ class Connection:
         try:
             cluster = await asyncio.shield(making)
         except asyncio.CancelledError:
-            await asyncio.wait([making])  # what is half made cannot be closed
+            await asyncio.wait([making])  # a cluster cannot be closed while it starts
             if making.exception() is None:
                 self.cluster = making.result()
             raise
@@ -280,7 +280,7 @@ class Connection:
             await self._check_installed(client)
 
     async def _check_installed(self, client: Any) -> None:
-        """Refuses scheduler and workers with a Rhapsody of another version; none is fine."""
+        """Raise if the scheduler or a worker has another version of Rhapsody installed."""
         from rhapsody_dask import shipping
 
         look, mine = shipping.look(), shipping.versions()
@@ -302,7 +302,7 @@ class Connection:
             )
 
     async def close(self) -> None:
-        """Takes back what was registered, and closes what is ours. Twice is harmless."""
+        """Unregister the plugins, and close the client and our own cluster; may be called twice."""
         client, self.client = self.client, None
         if client is not None:
             if self.cluster is None and client.status == "running":
@@ -316,15 +316,15 @@ class Connection:
         self._settings.close()
 
     async def _take_back(self, client: Any) -> None:
-        """Closes the sites on the workers; the scheduler's plugin goes with the client."""
-        with suppress(Exception):  # the scheduler or a worker may be gone
+        """Unregister the worker plugins; the scheduler plugin is removed with the client."""
+        with suppress(Exception):  # the scheduler or a worker may have ended
             async with asyncio.timeout(CLOSE / 3):
                 for name in (*self._names, self._plugins[-1].name):
                     await client.unregister_worker_plugin(name)
 
 
 def skew(found: Mapping[str, Any]) -> list[str]:
-    """The versions that differ between the client and others, each as a pair in words."""
+    """Return the versions that differ between the client and others, as phrases."""
     mine = found["client"]["packages"]
     others = {"the scheduler": found.get("scheduler") or {}}
     others |= {f"worker {address}": info for address, info in found.get("workers", {}).items()}
@@ -336,13 +336,13 @@ def skew(found: Mapping[str, Any]) -> list[str]:
             if there is None or _same(package, here, there):
                 continue
             if who == "the scheduler" and package == "python":
-                continue  # it runs nothing of the user's
+                continue  # it runs no user code
             pairs.append(f"{package} {here} here and {there} at {who}")
     return pairs
 
 
 def _same(package: str, here: Any, there: Any) -> bool:
-    if package == "python":  # 3.12.1.final.0: what is pickled fits within 3.12
+    if package == "python":  # such as 3.12.1.final.0; pickles are compatible within 3.12
         return str(here).split(".")[:2] == str(there).split(".")[:2]
     return bool(here == there)
 
@@ -373,11 +373,11 @@ def _require_guard() -> None:
 
 
 async def _until_there(path: str, limit: float) -> None:
-    """Waits for a scheduler file; the scheduler may be writing it."""
+    """Wait until a scheduler file is complete."""
     problem = None
     try:
         async with asyncio.timeout(limit):
-            while True:  # nobody tells of a file
+            while True:  # there is no notification for files
                 problem = await in_thread(lambda: _problem_with(path))
                 if problem is None:
                     return
@@ -390,7 +390,7 @@ async def _until_there(path: str, limit: float) -> None:
 
 
 def _problem_with(path: str) -> str | None:
-    """Why a scheduler file names no scheduler, `None` where it does."""
+    """Return why a scheduler file names no scheduler, `None` if it does."""
     try:
         with open(path, encoding="utf-8") as file:
             text = file.read()
@@ -406,7 +406,7 @@ def _problem_with(path: str) -> str | None:
 
 
 def _security(given: Any) -> Any:
-    """Credentials for a cluster that is there."""
+    """Return the credentials for an existing cluster."""
     if given is None or given is False:
         return None
     if given is True:
@@ -418,10 +418,10 @@ def _security(given: Any) -> Any:
 
 
 def _made(given: Any) -> Any:
-    """Dask's `Security` of what was given.
+    """Return Dask's `Security` for the given credentials.
 
     Raises:
-        BackendUnavailableError: A file that it names is not there.
+        BackendUnavailableError: A file that it names does not exist.
     """
     from distributed import Security
 
@@ -430,13 +430,13 @@ def _made(given: Any) -> Any:
         path = getattr(security, name, None)
         if not isinstance(path, str) or not name.endswith(("_file", "_cert", "_key")):
             continue
-        if "\n" not in path and not os.path.isfile(path):  # else it is the text itself
+        if "\n" not in path and not os.path.isfile(path):  # otherwise it is the certificate itself
             raise BackendUnavailableError(f"{name} in security: there is no file {path!r}")
     return security
 
 
 def _local_cluster(options: Options) -> Any:
-    """Makes a LocalCluster. On a thread."""
+    """Create a LocalCluster; called on a thread."""
     from dask.system import CPU_COUNT
     from distributed import LocalCluster, Security
     from distributed.deploy.utils import nprocesses_nthreads
@@ -446,7 +446,7 @@ def _local_cluster(options: Options) -> Any:
 
     local: dict[str, Any] = {"dashboard_address": None, "host": "127.0.0.1", **options.local}
     quiet = {}
-    if local["dashboard_address"] is None:  # else Dask takes its usual port all the same
+    if local["dashboard_address"] is None:  # otherwise Dask uses its default port
         quiet = {"dashboard": False, "dashboard_address": "127.0.0.1:0"}
     if "interface" in local and "host" not in options.local:
         del local["host"]
@@ -469,7 +469,7 @@ def _local_cluster(options: Options) -> Any:
         security = _made(security)
     local["security"] = security or None
     if not security and not processes and "protocol" not in options.local:
-        local.pop("host", None)  # inproc: nothing listens at all
+        local.pop("host", None)  # inproc does not listen
     if security and security.require_encryption:
         local.setdefault("protocol", "tls://")
     gpus = local.pop("gpus", 0)
@@ -477,14 +477,14 @@ def _local_cluster(options: Options) -> Any:
     if gpus:
         resources["gpus"] = gpus
     resources |= local.pop("resources", None) or {}
-    # The engine has the budget for lost tasks: Dask runs none of them again by itself.
+    # Only the engine repeats lost tasks, see `lost_retries`.
     scheduler = {"allowed_failures": 0, **quiet, **local.pop("scheduler_kwargs", {})}
     cluster_class: Any = LocalCluster  # untyped in Dask
     return cluster_class(resources=resources, scheduler_kwargs=scheduler, **local)
 
 
 def _in_processes(local: Mapping[str, Any]) -> bool:
-    """Whether the workers of a LocalCluster with these keywords are processes."""
+    """Return True if the workers of a LocalCluster with these keywords are processes."""
     worker_class = local.get("worker_class")
     if worker_class is not None:
         from distributed import Nanny

@@ -1,7 +1,7 @@
-"""Files between the engine's machine and the workers: by path where both see it, else by content.
+"""Files of tasks: by path if the workers see them, otherwise sent and returned by content.
 
-Linking a file is only noted here; the worker does it when the task begins, in
-the sandbox that this start of the task has.
+Links are only registered here; the worker creates them when the task starts, in the sandbox of that
+start.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Link = tuple[str, ...]
 
 
 class Links:
-    """What has to be in the sandboxes of tasks that are not submitted yet."""
+    """Links in the sandboxes of tasks that are not submitted yet."""
 
     def __init__(self) -> None:
         self._links: dict[str, list[Link]] = {}
@@ -39,18 +39,18 @@ class Links:
         name: str | None,
         path: str | None,
     ) -> None:
-        """Notes one file.
+        """Register one file.
 
         Args:
-            own: The directory for the sandboxes of tasks that name none.
-            source: The task that wrote it, `None` for a file from outside.
+            own: The parent of sandboxes that the engine has not chosen.
+            source: The task that wrote it, `None` for an external file.
             target: The task that needs it.
-            name: Its name there.
-            path: Where a file from outside is.
+            name: Its name in the sandbox.
+            path: The path of an external file.
 
         Raises:
             ValueError: Neither a path nor a task and a name are given.
-            DataError: It is not there, or its name could leave the sandbox.
+            DataError: The file does not exist, or its name could leave the sandbox.
         """
         if path is not None:
             name = name or os.path.basename(path)
@@ -64,7 +64,7 @@ class Links:
         self._add(own, target, ("link", plain_name(name), path))
 
     def implicit(self, own: str, source: Mapping[str, Any], target: Any) -> None:
-        """Notes all that a task left in its sandbox."""
+        """Register all files that a task left in its sandbox."""
         self._add(own, target, ("all", os.path.abspath(source_of(source, own))))
 
     def _add(self, own: str, target: Any, link: Link) -> None:
@@ -73,16 +73,16 @@ class Links:
         target.setdefault("sandbox", os.path.join(own, uid))
 
     def take(self, uid: str) -> list[Link]:
-        """What was noted for a task; it is forgotten here."""
+        """Return and forget the links of a task."""
         return self._links.pop(uid, [])
 
 
 class View:
-    """Which directories of this machine the workers see as well.
+    """Directories of this machine that the workers see as well.
 
     Args:
         client: Dask's client.
-        known: The answer, where it is known; `None` finds it out for each directory.
+        known: The answer if it is known; `None` checks each directory.
     """
 
     def __init__(self, client: Any, known: bool | None) -> None:
@@ -91,10 +91,10 @@ class View:
         self._roots: dict[str, bool] = {}
 
     async def sees(self, directory: str) -> bool | None:
-        """Whether all workers see a directory, which is made where it is not there.
+        """Return True if all workers see a directory, which is created if necessary.
 
         Returns:
-            `None` as long as there is no worker to say so.
+            `None` as long as there is no worker.
         """
         if self._known is not None:
             return self._known
@@ -119,13 +119,13 @@ class View:
 
 
 def content_of(links: list[Link]) -> tuple[bytes, list[str]]:
-    """Packs the files that were noted for a task; gives their names, too."""
+    """Pack the linked files of a task, and return their names as well."""
     found: dict[str, str] = {}
     for kind, *words in links:
         if kind == "link":
             found.setdefault(words[0], words[1])
             continue
-        with suppress(FileNotFoundError):  # a task that left nothing
+        with suppress(FileNotFoundError):  # the task left no files
             for name in sorted(os.listdir(words[0])):
                 if not name.startswith(RESERVED):
                     found.setdefault(name, os.path.join(words[0], name))
@@ -136,10 +136,10 @@ def content_of(links: list[Link]) -> tuple[bytes, list[str]]:
 
 
 def write_back(task: TaskDescription, sandbox: str, packed: bytes, links: list[Link]) -> list[str]:
-    """Makes a sandbox here of what came back from the worker, with the inputs linked again.
+    """Create a task's sandbox here from its returned files, with the inputs linked again.
 
     Returns:
-        The names of the files that the task promised and did not write.
+        The names of declared outputs that the task did not write.
     """
     from rhapsody.sdk import link_all, link_into
 
@@ -158,10 +158,10 @@ def write_back(task: TaskDescription, sandbox: str, packed: bytes, links: list[L
 
 
 def copy_out(task: Mapping[str, Any], own: str, name: str, path: Path) -> None:
-    """Copies a file from a sandbox that is here: it always was, or has come back.
+    """Copy a file from a sandbox on this machine.
 
     Raises:
-        DataError: It is not there, or its name could leave the sandbox.
+        DataError: It does not exist, or its name could leave the sandbox.
     """
     source = os.path.join(source_of(task, own), plain_name(name))
     try:
@@ -171,12 +171,12 @@ def copy_out(task: Mapping[str, Any], own: str, name: str, path: Path) -> None:
 
 
 def source_of(task: Mapping[str, Any], own: str) -> str:
-    """The sandbox of a task that has run."""
+    """Return the sandbox of a task that has run."""
     return task.get("sandbox") or os.path.join(own, task["uid"])
 
 
 def _write(path: str, text: str) -> list[str]:
-    """Writes a file; the directories that had to be made for it, the deepest first."""
+    """Write a file, and return the directories that were created for it, the deepest first."""
     made = []
     directory = os.path.dirname(path)
     while not os.path.isdir(directory):
@@ -189,7 +189,7 @@ def _write(path: str, text: str) -> list[str]:
 
 
 def _remove(path: str, made: list[str]) -> None:
-    """Removes the file, and the directories that were made for it and are still empty."""
+    """Remove the file, and the directories that were created for it and are empty."""
     with suppress(OSError):
         os.unlink(path)
     for directory in made:

@@ -1,6 +1,6 @@
-"""Dask's nanny, but for what it does to the program's environment.
+"""Nanny that leaves the program's environment as it was.
 
-Imported on first use: it needs `distributed`.
+Imported on first use, because it needs `distributed`.
 """
 
 from __future__ import annotations
@@ -15,22 +15,22 @@ from distributed import Nanny
 
 
 class TidyNanny(Nanny):
-    """Leaves the program's environment as it was.
+    """Nanny that leaves the program's environment as it was.
 
-    A nanny of Dask sets variables for its worker, such as `OMP_NUM_THREADS=1`, in the process
-    it runs in, which is the user's program here, and leaves them there: everything else that
-    the program starts would get them. This one takes them back once its worker has started.
+    Dask's nanny sets variables for its worker, such as `OMP_NUM_THREADS=1`, in its own process and
+    leaves them there. Here that is the user's program, and everything else that it starts would
+    inherit them. This class restores them once the worker has started.
     """
 
     async def instantiate(self) -> Any:
-        """Starts the worker, the first one or another after a loss."""
+        """Start the worker, also after a loss."""
         parent = {"__DASK_PARENT_PID": str(os.getpid())}
         with _variables.lent({**getattr(self, "pre_spawn_env", {}), **parent}):
             return await super().instantiate()
 
 
 class _Variables:
-    """The variables of the environment that nannies set, several of them at once."""
+    """Variables of the environment that several nannies may set at the same time."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -40,7 +40,7 @@ class _Variables:
 
     @contextmanager
     def lent(self, variables: Mapping[str, str]) -> Iterator[None]:
-        """Restores these variables after the last block, but for those set to something else."""
+        """Restore these variables after the last block, unless they were changed meanwhile."""
         with self._lock:
             self._users += 1
             for name, value in variables.items():

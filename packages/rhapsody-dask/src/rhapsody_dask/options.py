@@ -1,7 +1,7 @@
-"""What a user can say about the cluster, checked and sorted before anything is started.
+"""Options for the cluster, checked and sorted before anything is started.
 
-The names that most programs use are here, so that Dask is not imported for them; the
-others are those that Dask's own classes take.
+The most common names are listed here, so that Dask need not be imported to check them. Other names
+are looked up in Dask's classes.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ LOCAL = frozenset(
         "name",
     }
 )
-"""For the LocalCluster that is made; it takes the keywords of its workers as well."""
+"""Keywords of the LocalCluster, which takes those of its workers as well."""
 
 CLIENT = frozenset(
     {"set_as_default", "heartbeat_interval", "connection_limit", "direct_to_workers"}
 )
-"""For the client, whatever it connects to."""
+"""Keywords of the client."""
 
 OWN = {
     "asynchronous": "the backend always uses Dask from the engine's loop",
@@ -56,10 +56,10 @@ OWN = {
     "scheduler_ip": "the workers are those of the scheduler that is made with them",
     "nanny": "Dask tells it its workers",
 }
-"""What Dask's classes take and a user cannot say here, and why."""
+"""Keywords of Dask's classes that users cannot set, with the reason."""
 
 WAYS = ("client", "cluster", "address", "scheduler_file")
-"""The ways to a cluster that is there."""
+"""Ways to an existing cluster."""
 
 TLS = frozenset(
     {
@@ -76,23 +76,23 @@ TLS = frozenset(
         "tls_max_version",
     }
 )
-"""For `distributed.Security`."""
+"""Keywords of `distributed.Security`."""
 
 SETTINGS = frozenset({"security", "timeout"})
 
 TIMEOUT = 30.0
-"""Seconds to connect, where nothing else is said."""
+"""Default for the time in seconds to connect."""
 
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """How to get to a cluster.
+    """Options for connecting to a cluster or creating one.
 
     Attributes:
-        way: One of `WAYS`, or `None` to make a LocalCluster.
-        target: The client, cluster, address or path that goes with it.
-        security: As `distributed.Security` takes it; `None` says nothing.
-        timeout: Seconds to connect in.
+        way: One of `WAYS`, or `None` to create a LocalCluster.
+        target: The client, cluster, address or path.
+        security: As for `distributed.Security`; `None` is the default.
+        timeout: Seconds to wait for the connection.
         local: Keywords of the LocalCluster.
         client: Keywords of the client.
     """
@@ -106,15 +106,15 @@ class Options:
 
 
 def parse(resources: Mapping[str, Any] | None, given: Mapping[str, Any]) -> Options:
-    """The options in the backend's arguments.
+    """Return the options for the backend's arguments.
 
     Args:
-        resources: The mapping that users of all backends know.
+        resources: The mapping that all backends accept.
         given: The backend's other arguments that are not `None`.
 
     Raises:
-        TypeError: `resources` is no mapping, or has a key that is unknown or not the user's.
-        ValueError: Several ways to a cluster, or settings that do not go together.
+        TypeError: `resources` is not a mapping, or has an unknown or reserved key.
+        ValueError: Several ways to a cluster, or settings that exclude each other.
     """
     merged: dict[str, Any] = dict(given)
     for key, value in _mapping(resources).items():
@@ -185,9 +185,9 @@ def _mapping(resources: Mapping[str, Any] | None) -> Mapping[str, Any]:
 
 
 def _keywords(given: Mapping[str, Any]) -> tuple[frozenset[str], frozenset[str]]:
-    """The names of keywords for the client, and for the LocalCluster and its workers.
+    """Return the keywords of the client, and of the LocalCluster and its workers.
 
-    Dask's classes are asked where a name is given that is not listed here.
+    Dask's classes are inspected if a name is not listed here.
     """
     listed = LOCAL | CLIENT | TLS | SETTINGS | set(WAYS)
     if given.keys() <= listed:
@@ -210,7 +210,7 @@ def _parameters(kind: type) -> frozenset[str]:
 
 
 def _local(given: Mapping[str, Any]) -> dict[str, Any]:
-    """The keywords of LocalCluster, with its own names."""
+    """Return the keywords of LocalCluster under its own names."""
     local = dict(given)
     if "threads" in local:
         if "threads_per_worker" in local:

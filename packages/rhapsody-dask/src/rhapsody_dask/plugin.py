@@ -1,7 +1,4 @@
-"""Declares the backend and its capabilities to Rhapsody's registry.
-
-Imports neither Dask nor the backend.
-"""
+"""Declaration of the backend for Rhapsody's registry; imports neither Dask nor the backend."""
 
 from __future__ import annotations
 
@@ -9,7 +6,7 @@ from rhapsody import hookimpl
 from rhapsody.backends import BackendSpec, Capabilities
 
 ANNOTATIONS = frozenset({"priority", "retries", "workers", "allow_other_workers", "resources"})
-"""The keys of `task_description` that are handed on to Dask."""
+"""Keys of `task_description` that are passed to Dask."""
 
 CLUSTER = Capabilities(
     services=True,
@@ -28,13 +25,14 @@ CLUSTER = Capabilities(
     reports_running=True,
     unfinished_dependencies=True,
 )
-"""Where the workers see the same files. Functions run on threads of Dask's workers, so
-a function that runs cannot be stopped; coroutines, executables and services can."""
+"""Capabilities if the workers see the same files. Functions run on threads of Dask's workers, so
+a running function cannot be stopped; coroutines, executables and services can.
+"""
 
 
 @hookimpl
 def rhapsody_backends() -> BackendSpec:
-    """The backend `dask`, with what it can do on a cluster that it starts itself."""
+    """Return the backend `dask`, with the capabilities of its own LocalCluster."""
     return BackendSpec(
         name="dask",
         import_path="rhapsody_dask.backend:DaskExecutionBackend",

@@ -10,17 +10,17 @@ from typing import Any
 from rhapsody_dask.task import Call, named
 
 ANSWERS = 5.0
-"""Seconds to wait for the workers' answers; one that is cut off never gives one."""
+"""Seconds to wait for the workers' answers; a worker that is cut off never answers."""
 
 
 class Stopping:
-    """The tasks of one backend that are to be stopped.
+    """Requests to stop tasks of one backend.
 
     Args:
         client: Dask's client.
         session: The backend's session.
-        not_begun: Told of each task that no worker has begun with.
-        begun: Told of each task that one has; its reply will come.
+        not_begun: Called for each task that no worker has started.
+        begun: Called for each task that a worker has started; its reply follows.
     """
 
     def __init__(
@@ -39,19 +39,19 @@ class Stopping:
         self._asking: asyncio.Task[None] | None = None
 
     def stop(self, call: Call) -> None:
-        """Has a task stopped soon."""
+        """Stop a task soon, together with others."""
         self._calls.append(call)
         if self._asking is None:
             self._asking = asyncio.ensure_future(self._ask())
 
     def stop_rerun(self, uid: str) -> None:
-        """Has another start of a task stopped, about which nobody wants to know any more."""
+        """Stop a repeated start of a task that has ended for the engine."""
         self._reruns.append(uid)
         if self._asking is None:
             self._asking = asyncio.ensure_future(self._ask())
 
     def close(self) -> None:
-        """Asks nobody any more."""
+        """Cancel all requests."""
         self._calls.clear()
         if self._asking is not None:
             self._asking.cancel()
@@ -59,20 +59,20 @@ class Stopping:
 
     async def _ask(self) -> None:
         try:
-            await asyncio.sleep(0)  # what else is cancelled in this turn
+            await asyncio.sleep(0)  # collect other cancellations of this turn
             while self._calls or self._reruns:
                 calls, self._calls = self._calls, []
                 reruns, self._reruns = self._reruns, []
                 begun = await self._answers([*(call.uid for call in calls), *reruns])
                 for call in calls:
-                    # Without answers, what was seen to run goes on for all that is known.
+                    # Without answers, tasks that were reported as running are assumed to run.
                     runs = call.begun if begun is None else call.uid in begun
                     (self._begun if runs else self._not_begun)(call)
         finally:
             self._asking = None
 
     async def _answers(self, uids: list[str]) -> set[str] | None:
-        """Which tasks have begun; `None` where one worker that hangs keeps all answers away."""
+        """Return the tasks that have started, `None` if a worker does not answer."""
         from rhapsody_dask.worker.site import cancel
 
         try:
@@ -86,14 +86,14 @@ class Stopping:
 log: logging.Logger = logging.getLogger(__name__)
 
 FIRST = 5.0
-"""Seconds after which it is looked what tasks wait for."""
+"""Seconds until the first check of what tasks wait for."""
 
 AGAIN = 60.0
-"""Seconds between two lines."""
+"""Seconds between two log messages."""
 
 
 class Waits:
-    """What the open tasks of one backend wait for.
+    """Warnings about tasks of one backend that no worker can run.
 
     Args:
         client: Dask's client.
@@ -109,12 +109,12 @@ class Waits:
         self._looking: asyncio.Task[None] | None = None
 
     def watch(self) -> None:
-        """Has it looked soon: tasks were sent, or a worker has gone."""
+        """Check soon, because tasks were sent or a worker was lost."""
         if self._timer is None:
             self._look_in(FIRST)
 
     def close(self) -> None:
-        """Looks no more."""
+        """Stop checking."""
         if self._timer is not None:
             self._timer.cancel()
         if self._looking is not None:
@@ -133,7 +133,7 @@ class Waits:
 
         try:
             workers, keys = await self._client.run_on_scheduler(stuck)
-        except OSError:  # where the connection is gone, the client tells of it
+        except OSError:  # the client reports the loss of the connection
             return
         text = self._text(workers, [self._calls[key] for key in keys if key in self._calls])
         if text is not None:

@@ -1,8 +1,8 @@
-"""Results of tasks: from Dask's word that a task is finished to what the engine is told of it.
+"""Results of tasks, from Dask's event that a task has ended to the report to the engine.
 
-Replies are fetched in batches: while one is under way, what is finished meanwhile makes the next,
-which follows soon even where a worker does not answer. Values that other tasks use stay on Dask's
-workers after their tasks have ended, and are fetched when something asks for them.
+Replies are fetched in batches: tasks that end during one request form the next batch. A batch does
+not wait for the previous one if a worker does not answer. Values that other tasks use stay on
+Dask's workers and are fetched when they are needed.
 """
 
 from __future__ import annotations
@@ -37,15 +37,15 @@ from rhapsody_dask.worker.messages import (
 
 
 class Reports:
-    """The states of one backend's tasks.
+    """State reports for one backend's tasks.
 
     Args:
-        tasks: The open tasks by their uids; one that has ended is taken out.
-        keys: The tasks whose replies are awaited by their keys in Dask; the same.
-        states: The backend's words for states.
-        tell: Tells whoever is to know of a task's state.
-        release: Gives back a task's big arguments.
-        cancel: Has a task stopped.
+        tasks: The open tasks by uid; tasks that end are removed.
+        keys: The same tasks by key in Dask, and those whose value is being fetched.
+        states: The backend's names for states.
+        tell: Reports a task's state to the engine.
+        release: Releases a task's large arguments.
+        cancel: Stops a task.
 
     Attributes:
         ended: Set when a task has ended.
@@ -74,7 +74,7 @@ class Reports:
         self._cancel = cancel
 
     def announce(self, call: Call) -> None:
-        """Reports that a task runs, once."""
+        """Report once that a task runs."""
         if call.announced:
             return
         call.announced = True
@@ -87,29 +87,29 @@ class Reports:
             call.watch = asyncio.ensure_future(_watch_readiness(call, self._unready))
 
     def _unready(self, call: Call, error: BaseException) -> None:
-        """A service's callable failed: the service is stopped, and fails with that."""
+        """Stop a service whose `ready` raised, and fail it with that error."""
         if call.uid in self._tasks:
             call.error = error
             self._cancel(call)
 
     def begun(self, call: Call) -> None:
-        """A worker has begun with a task that is to be stopped: its reply will come."""
+        """Mark a task that is being stopped as started: its reply follows."""
         call.begun = True
 
     def not_begun(self, call: Call) -> None:
-        """No worker has begun with a task that is to be stopped, and none will."""
+        """End a task that is being stopped and was not started."""
         if call.uid in self._tasks:
             self.end(call, "canceled" if call.error is None else "failed")
 
     def withdraw(self, call: Call) -> None:
-        """A task was not accepted after all: it is forgotten, and nothing is reported."""
+        """Forget a task that was not accepted, without a report."""
         if self._tasks.get(call.uid) is call:
             del self._tasks[call.uid]
             self._release(call)
             self.ended.set()
 
     def settle(self, call: Call, state: str) -> None:
-        """A task has ended: `state` is `"done"`, `"failed"` or `"canceled"`."""
+        """End a task whose reply has come; `state` is `"done"`, `"failed"` or `"canceled"`."""
         if call.waiter is not None:
             HeldValues.brought(call)
         if call.uid not in self._tasks:
@@ -121,7 +121,7 @@ class Reports:
         self.end(call, state if call.error is None else "failed")
 
     def gone(self, call: Call, error: BaseException) -> None:
-        """A task was lost, or never sent: it fails, unless it was to end anyway."""
+        """Fail a task that was lost or never sent, unless it is being stopped."""
         if not call.cancelled and call.error is None:
             call.error = error
         if call.waiter is not None:
@@ -129,7 +129,7 @@ class Reports:
         self.not_begun(call)
 
     def end(self, call: Call, state: str) -> None:
-        """Reports a task's terminal state and forgets it."""
+        """Report a task's terminal state and forget it."""
         task = call.task
         if state == "failed" and call.error is not None:
             task["exception"] = call.error
@@ -140,7 +140,7 @@ class Reports:
         for watching in (call.watch, call.refusal):
             if watching is not None:
                 watching.cancel()
-        call.watch = call.refusal = None  # a cycle with the call, and so with Dask's future
+        call.watch = call.refusal = None  # break the cycle that would keep Dask's future
         if "held" not in task:
             call.future = None
             self._release(call)
@@ -149,12 +149,12 @@ class Reports:
 
 
 class Held:
-    """One value; Dask gives it up when this object goes (`rhapsody.task.HeldValue`).
+    """Value on a worker, which Dask releases with this object (`rhapsody.task.HeldValue`).
 
     Args:
-        call: The task, with the future that Dask keeps the value for.
-        fetch: Brings the value into the description.
-        release: Called when the object goes, on whatever thread.
+        call: The task, with the future that keeps the value.
+        fetch: Fetches the value into the description.
+        release: Called on deletion, on any thread.
     """
 
     __slots__ = ("__weakref__", "_fetch", "_release", "call")
@@ -170,7 +170,7 @@ class Held:
         self._release = release
 
     async def fetch(self) -> TaskDescription:
-        """The description with the value in it, or with why it is lost."""
+        """Return the description with the value, or with the error if it was lost."""
         return await self._fetch(self.call)
 
     def __del__(self) -> None:
@@ -178,13 +178,13 @@ class Held:
 
 
 class HeldValues:
-    """The values of one backend's tasks that stay on the workers.
+    """Values of one backend's tasks that stay on the workers.
 
     Args:
         loop: The backend's event loop.
-        calls: The tasks whose replies are awaited, by their keys.
-        fetch: Has a reply fetched, given the task's key; raises where there is nobody to ask.
-        release: Gives back a task's big arguments; called on the loop.
+        calls: The tasks whose replies are expected, by key.
+        fetch: Starts to fetch the reply with a key; raises if the connection was lost.
+        release: Releases a task's large arguments; called on the loop.
     """
 
     def __init__(
@@ -201,21 +201,21 @@ class HeldValues:
         self._values: WeakValueDictionary[str, Held] = WeakValueDictionary()
 
     def get(self, uid: str) -> Call | None:
-        """The task of a value that is held."""
+        """Return the task whose value stays on a worker."""
         held = self._values.get(uid)
         return None if held is None else held.call
 
     def lost(self, key: str, error: BaseException) -> None:
-        """Note that a value will not come, for when it is asked for."""
+        """Register the error for a value that was lost."""
         for held in list(self._values.values()):
             if held.call.key == key:
                 held.call.error = error
 
     def hold(self, call: Call, tell: Callable[[Call], None]) -> None:
-        """A task has ended whose value is not fetched.
+        """End a task, but leave its value on the worker.
 
-        Its big arguments stay as well, so that Dask can make it again where the worker
-        is lost that has it.
+        Its large arguments stay as well, because Dask needs them to compute the value again if the
+        worker is lost.
 
         Args:
             call: The task.
@@ -225,7 +225,7 @@ class HeldValues:
         held = task["held"] = Held(call, self._bring, self._let_go)
         self._values[call.uid] = held
         tell(call)
-        # The engine has what it needs of the description, and arguments may be big.
+        # The engine has its own description, and arguments may be large.
         kept = {key: task[key] for key in ("uid", "name", "function")}
         call.task = cast("TaskDescription", kept)
 
@@ -245,7 +245,7 @@ class HeldValues:
 
     @staticmethod
     def brought(call: Call) -> None:
-        """A value that was asked for has come, or is lost."""
+        """Notify the coroutine that waits for a value, which was fetched or lost."""
         if call.error is not None:
             call.task["exception"] = call.error
         if call.waiter is not None and not call.waiter.done():
@@ -255,21 +255,21 @@ class HeldValues:
         if call.entries:
             try:
                 self._loop.call_soon_threadsafe(partial(self._release, call))
-            except RuntimeError:  # the loop is closed, and the backend with it
+            except RuntimeError:  # the loop is closed, and so is the backend
                 return
 
 
 log: logging.Logger = logging.getLogger(__name__)
 
 MOST = 2_000
-"""Replies that are fetched at once."""
+"""Largest number of replies in a batch."""
 
 MANY = 4
 PAUSE = 0.01
-"""After a batch of more than that many replies, seconds in which the next one gathers."""
+"""Seconds in which the next batch is collected, after one of more than `MANY` replies."""
 
 PATIENCE = 0.5
-"""Seconds after which the next batch does not wait for one: its worker may answer no more."""
+"""Seconds after which the next batch does not wait for one any longer."""
 
 
 class Outcomes:
@@ -277,11 +277,11 @@ class Outcomes:
 
     Args:
         client: Dask's client.
-        calls: The open tasks by their keys.
-        settle: Told of each task that has ended, with its state in a word.
-        gone: Told of each task that was lost, with the error.
+        calls: The open tasks by key.
+        settle: Called for each task that has ended, with the name of its state.
+        gone: Called for each task that was lost, with the error.
         direct: Whether to fetch from the workers instead of through the scheduler; `None` leaves
-            it to the client.
+            the choice to the client.
     """
 
     def __init__(
@@ -305,7 +305,7 @@ class Outcomes:
         self._under_way: dict[str, list[str]] = {}
 
     def finished(self, key: str) -> None:
-        """A reply is in the memory of a worker: fetches it."""
+        """Fetch a reply that is in a worker's memory."""
         if self._closed or key not in self._calls:
             return
         self._keys.append(key)
@@ -313,10 +313,9 @@ class Outcomes:
             self._fetching = asyncio.ensure_future(self._fetch())
 
     def watch(self, calls: Sequence[Call]) -> None:
-        """Notice tasks that the scheduler does not accept: it publishes nothing of them.
+        """Detect tasks that the scheduler does not accept, for which it publishes no transition.
 
-        It refuses those whose dependencies it has forgotten, and a graph that it cannot read as a
-        whole.
+        It refuses tasks whose dependencies it has forgotten, and graphs that it cannot unpickle.
         """
         for number, call in enumerate(calls):
             if not number or call.references or call.entries:
@@ -331,7 +330,7 @@ class Outcomes:
                 await self._erred(call)
 
     def close(self) -> None:
-        """Fetches nothing more."""
+        """Stop fetching."""
         self._closed = True
         self._keys.clear()
         for task in (self._fetching, *self._beside):
@@ -341,13 +340,13 @@ class Outcomes:
 
     async def _fetch(self) -> None:
         try:
-            await asyncio.sleep(0)  # what else the scheduler told in this message
+            await asyncio.sleep(0)  # collect the other events of this message
             while self._keys:
                 keys, self._keys = self._keys[:MOST], self._keys[MOST:]
                 batch = self._spawn(self._batch(keys))
                 await asyncio.wait([batch], timeout=PATIENCE)
                 if len(keys) > MANY and len(self._keys) < MOST:
-                    # Results come thick and fast: asking less often serves all of them sooner.
+                    # With many results, larger batches deliver all of them sooner.
                     await asyncio.sleep(PAUSE)
         finally:
             self._fetching = None
@@ -357,7 +356,7 @@ class Outcomes:
         self._under_way |= dict.fromkeys(futures, keys)
         try:
             replies = await self._client.gather(futures, errors="skip", direct=self._direct)
-        except Exception as error:  # whatever the connection met
+        except Exception as error:  # raised by the connection
             for key in futures:
                 if (call := self._calls.get(key)) is not None:
                     self._not_fetched(call, error)
@@ -378,21 +377,21 @@ class Outcomes:
 
     def _not_fetched(self, call: Call, error: Exception) -> None:
         if isinstance(error, OSError) and not call.asked_again:
-            # The way to the scheduler. Where that is gone, the client tells of it soon.
+            # If the scheduler was lost, the client reports that soon.
             call.asked_again = True
             self.finished(call.key)
         else:
             self._gone(call, TaskLostError(f"{named(call)}: {error!r}"))
 
     def lost(self, key: str) -> None:
-        """Fetch the other replies of a batch anew: it waits until Dask has made this one again."""
+        """Fetch the other replies of a batch again; `gather` waits for Dask to repeat this task."""
         for other in self._under_way.pop(key, ()):
             if other != key and other in self._under_way:
                 del self._under_way[other]
                 self.finished(other)
 
     def settle(self, call: Call, reply: Reply) -> None:
-        """Writes a reply into the description, and tells that the task has ended."""
+        """Write a reply into the description, and report that the task has ended."""
         task: Any = call.task
         if reply.worker is not None:
             task["worker"] = reply.worker
@@ -414,7 +413,7 @@ class Outcomes:
                 return "done"
             try:
                 call.task["return_value"] = unpack(reply.payload, writable(reply.buffers))
-            except BaseException as error:  # loading runs the objects' own code
+            except BaseException as error:  # unpickling runs the objects' own code
                 add_note(error, f"while unpacking the result of {named(call)}")
                 call.error = error
                 return "failed"
@@ -426,7 +425,7 @@ class Outcomes:
         return "failed"
 
     async def _bring_back(self, call: Call, reply: Reply) -> None:
-        """Makes the sandbox here of what came with a reply."""
+        """Create the sandbox of a task from the files in its reply."""
         from rhapsody_dask.files import write_back
 
         task: Any = call.task
@@ -444,7 +443,7 @@ class Outcomes:
         missing: list[str] = []
         try:
             missing = await in_thread(partial(write_back, task, sandbox, files, call.links))
-        except Exception as error:  # the disk here
+        except Exception as error:  # raised by the local disk
             call.error = error
         state = self._state(call, reply)
         if state == "done" and missing and call.error is None:
@@ -462,9 +461,9 @@ class Outcomes:
         return task
 
     def dropped(self, call: Call) -> None:
-        """End a task that Dask forgot."""
+        """Fail a task that Dask has forgotten."""
         if call.references and call.waiter is None:
-            # Most often one of those is gone, and this one with it.
+            # Usually one of the dependencies was forgotten.
             self._gone(call, reference_lost(call))
         else:
             self._gone(
@@ -476,7 +475,7 @@ class Outcomes:
             )
 
     def erred(self, call: Call) -> None:
-        """End a task that Dask gave up."""
+        """Fail a task that Dask has given up."""
         if call.future is not None:
             self._spawn(self._erred(call))
 
@@ -499,7 +498,7 @@ class Outcomes:
 
     @staticmethod
     def _is_anothers(call: Call, error: BaseException | None) -> bool:
-        """Whether Dask gave a task up for one that it depends on."""
+        """Return True if Dask gave a task up because of one of its dependencies."""
         if isinstance(error, TaskRaised):
             return error.uid != call.uid
         return error is None or getattr(error, "task", call.key) != call.key
@@ -517,23 +516,23 @@ def worker_lost(call: Call, worker: str) -> TaskLostError:
 
 
 def reference_lost(call: Call) -> ReferenceLostError:
-    """The error for a task that was not run, for a dependency left no value."""
+    """Return the error for a task that did not run because a dependency has no value."""
     return ReferenceLostError(f"{named(call)} was not run: a task it refers to left no value")
 
 
 def _error(call: Call, reply: Reply) -> BaseException:
-    """What the task raised, with the worker's traceback as its cause."""
+    """Return the task's exception, with the worker's traceback as its cause."""
     try:
         return unpack_error(reply.payload)
-    except BaseException as error:  # loading runs the objects' own code
+    except BaseException as error:  # unpickling runs the objects' own code
         return TaskFailedError(f"{named(call)} failed with what cannot be unpacked: {error!r}")
 
 
 async def _watch_readiness(call: Call, failed: Callable[[Call, BaseException], None]) -> None:
-    """Call a service's `ready`, which runs on the engine's side; see `call_ready`."""
+    """Call a service's `ready`, which runs in this process; see `call_ready`."""
     try:
         value = await call_ready(call.ready, call.task)
-    except Exception as error:  # the user's callable
+    except Exception as error:  # raised by the user's callable
         failed(call, error)
     else:
         call.readiness.set(value)

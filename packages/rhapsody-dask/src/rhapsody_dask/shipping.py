@@ -1,9 +1,8 @@
-"""Brings our worker-side code to a cluster that need not have it installed.
+"""Plugins of Dask that send our code to a cluster and publish what happens to tasks there.
 
-A plugin of Dask carries it: by value, so that it can be unpickled anywhere, with
-the sources of the core and of this package, which Python imports from memory as long as
-an engine uses them. Where both are installed, they are used, and must be of the same
-versions.
+The plugins are pickled by value, so they can be unpickled without Rhapsody. They contain the source
+of core and of this package, which Python imports from memory while an engine uses them. If both are
+installed on the other side, those are used, and their versions must be the same.
 """
 
 from __future__ import annotations
@@ -27,18 +26,18 @@ import cloudpickle  # type: ignore[import-untyped]
 from distributed.diagnostics.plugin import SchedulerPlugin, WorkerPlugin
 
 PACKAGES = ("rhapsody", "rhapsody_guard", "rhapsody_dask")
-"""What is carried: named, not imported, as the last of them has this module in it."""
+"""Packages that are sent: named, not imported, because the last one contains this module."""
 
 WAITS = 20
-"""Killed workers that a task may have waited on before it is given up."""
+"""Number of killed workers after which a task that only waited on them is given up."""
 
 LEFT_OUT = ("rhapsody/cli/", "rhapsody/testing/", "rhapsody/observers/")
-"""Parts of the core that no worker needs."""
+"""Parts of core that no worker needs."""
 
 
 @functools.cache
 def archive() -> bytes:
-    """The sources as a zip file."""
+    """Return the sources as a zip file."""
     target = io.BytesIO()
     with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as packed:
         for package in PACKAGES:
@@ -49,13 +48,13 @@ def archive() -> bytes:
             for path in sorted(root.rglob("*.py")):
                 name = path.relative_to(root.parent).as_posix()
                 if not name.startswith(LEFT_OUT):
-                    # Without a date, so that the same sources make the same file.
+                    # Without a date, so that the same sources produce the same file.
                     packed.writestr(zipfile.ZipInfo(name), path.read_bytes())
     return target.getvalue()
 
 
 def versions() -> dict[str, str]:
-    """What must be the same here and on the workers."""
+    """Return the versions that must be the same here and on the workers."""
     return {
         "python": ".".join(map(str, sys.version_info[:2])),
         "cloudpickle": cloudpickle.__version__,
@@ -65,7 +64,7 @@ def versions() -> dict[str, str]:
 
 
 def look() -> Callable[..., dict[str, str]]:
-    """What tells which versions are installed where it is called; it travels by value."""
+    """Return a function, pickled by value, that returns the versions installed where it runs."""
 
     def installed(**_: Any) -> dict[str, str]:
         from importlib.metadata import PackageNotFoundError, version
@@ -82,11 +81,11 @@ def look() -> Callable[..., dict[str, str]]:
 
 
 class _Shipped:
-    """Finds and loads modules from sources in memory (`importlib.abc`). Travels by value.
+    """Finder and loader of modules from sources in memory (`importlib.abc`); pickled by value.
 
     Attributes:
-        shipped_by_rhapsody: Tells it from other finders, those of other plugins' pickles, too.
-        digest: Which sources these are.
+        shipped_by_rhapsody: Identifies such finders, including those unpickled from other plugins.
+        digest: The digest of the sources.
         users: The plugins that use them.
     """
 
@@ -109,7 +108,7 @@ class _Shipped:
         return None
 
     def create_module(self, spec: ModuleSpec) -> None:
-        """Leaves that to Python."""
+        """Let Python create the module."""
 
     def exec_module(self, module: Any) -> None:
         spec = module.__spec__
@@ -117,14 +116,14 @@ class _Shipped:
         exec(code, module.__dict__)  # noqa: S102 - our own sources
 
     def get_source(self, name: str) -> str:
-        """The source of a module, for tracebacks, too."""
+        """Return the source of a module; tracebacks use it as well."""
         spec = self.find_spec(name)
         assert spec is not None
         assert spec.origin is not None
         return self._sources[spec.origin.partition("/")[2]]
 
     def remove(self) -> None:
-        """Has the next import look elsewhere; what runs goes on."""
+        """Remove the modules for the next import; running code is not affected."""
         sys.meta_path[:] = [finder for finder in sys.meta_path if finder is not self]
         for name, module in list(sys.modules.items()):
             if getattr(getattr(module, "__spec__", None), "loader", None) is self:
@@ -132,20 +131,20 @@ class _Shipped:
 
 
 class _Cargo:
-    """What both plugins carry, and how they unpack it. Travels by value."""
+    """Sources that both plugins contain, and how to make them importable; pickled by value."""
 
     def __init__(self, sources: bytes | None, wanted: dict[str, str]) -> None:
         self.sources = sources
         self.wanted = wanted
 
     def unpack(self, user: str) -> None:
-        """Makes our code importable here.
+        """Make our code importable here.
 
         Args:
-            user: Who uses it, until `discard`.
+            user: A name for the user of the code, until `discard`.
 
         Raises:
-            RuntimeError: Other versions are installed or used here.
+            RuntimeError: Other versions are installed or in use here.
         """
         found = look()()
         for name, there in found.items():
@@ -169,7 +168,7 @@ class _Cargo:
         shipped.users.add(user)
 
     def discard(self, user: str) -> None:
-        """Takes the code away where nobody else uses it, so that the next client brings its own."""
+        """Remove the code after its last user, so that the next client can send another version."""
         shipped = self._shipped()
         if shipped is not None and user in shipped.users:
             shipped.users.remove(user)
@@ -183,7 +182,7 @@ class _Cargo:
 
 
 class WorkerSetup(WorkerPlugin):
-    """Opens the backend's site on each worker, those that join later, too."""
+    """Worker plugin that opens the backend's site on each worker, including later ones."""
 
     def __init__(
         self, cargo: _Cargo, session: str, grace: float, notes: str | None, *, own: bool
@@ -197,7 +196,7 @@ class WorkerSetup(WorkerPlugin):
         self.own = own
 
     def setup(self, worker: Any) -> None:
-        """Called by Dask on the worker."""
+        """Open the site; called by Dask on the worker."""
         self.cargo.unpack(f"{self.name} {worker.address}")
         from rhapsody_dask.worker.site import leave_ctrl_c, open_site
 
@@ -208,12 +207,12 @@ class WorkerSetup(WorkerPlugin):
         self.seceded: Callable[[str], None] = site.seceded
 
     def transition(self, key: Any, start: str, finish: str, **more: Any) -> None:
-        """Called by Dask when a task on the worker changes its state."""
+        """Return the cores of a task that secedes; called by Dask when a task changes its state."""
         if finish == "long-running":
             self.seceded(str(key))
 
     def teardown(self, worker: Any) -> None:
-        """Called by Dask when the worker closes or the plugin is removed."""
+        """Close the site; called by Dask when the worker closes or the plugin is removed."""
         try:
             from rhapsody_dask.worker.site import close_site
 
@@ -223,7 +222,7 @@ class WorkerSetup(WorkerPlugin):
 
 
 class ModulesSetup(WorkerPlugin):
-    """Sends the program's own modules to each worker, including later ones."""
+    """Worker plugin that sends the program's own modules to each worker, including later ones."""
 
     def __init__(self, session: str, modules: bytes, reference: bytes) -> None:
         self.name: str = f"rhapsody-{session}-modules-{reference.hex()}"
@@ -231,26 +230,26 @@ class ModulesSetup(WorkerPlugin):
         self.reference = reference
 
     def setup(self, worker: Any) -> None:
-        """Called by Dask on the worker."""
+        """Make the modules importable; called by Dask on the worker."""
         from rhapsody.sdk import sent_modules
 
         sent_modules().receive(self.modules)
 
     def teardown(self, worker: Any) -> None:
-        """Called by Dask when the worker closes or the plugin is removed."""
+        """Remove the modules; called by Dask when the worker closes or the plugin is removed."""
         from rhapsody.sdk import sent_modules
 
         sent_modules().discard(self.reference)
 
 
 class SchedulerSetup(SchedulerPlugin):
-    """Publishes what becomes of the backend's tasks, and of the workers, in the session's topic.
+    """Scheduler plugin that publishes changes of the backend's tasks and lost workers as events.
 
-    It lets the scheduler import the function that graphs call. On a cluster that is not our own
-    it takes back both plugins when their client has gone, however that came.
+    It makes the function that graphs call importable on the scheduler. On a cluster that is not our
+    own, it removes both plugins when their client has disconnected.
 
     On our own cluster Dask gives up every task of a killed worker (`allowed-failures` is 0). The
-    plugin has it run those again that had not started, according to the worker's notes.
+    plugin lets Dask repeat those that had not started, according to the worker's notes.
     """
 
     def __init__(
@@ -265,7 +264,7 @@ class SchedulerSetup(SchedulerPlugin):
         self.news: list[tuple[str, str]] = []
 
     async def start(self, scheduler: Any) -> None:
-        """Called by Dask on the scheduler."""
+        """Make our code importable; called by Dask on the scheduler."""
         self.cargo.unpack(f"{self.name} scheduler")
         import rhapsody_dask.worker.entry
         import rhapsody_dask.worker.messages  # noqa: F401
@@ -275,7 +274,7 @@ class SchedulerSetup(SchedulerPlugin):
     def transition(
         self, key: Any, start: str, finish: str, *args: Any, typename: str = "", **more: Any
     ) -> None:
-        """Called by Dask when a task changes its state."""
+        """Collect changes of tasks; called by Dask when a task changes its state."""
         if type(key) is not str or f"-{self.session}-" not in key:
             return
         if finish == "memory":
@@ -285,10 +284,10 @@ class SchedulerSetup(SchedulerPlugin):
         elif finish == "released" and start == "memory":
             word = "lost"
         elif finish == "forgotten" and start not in ("memory", "erred"):
-            word = "dropped"  # what had ended is forgotten when the client lets go of it
+            word = "dropped"  # ended tasks are forgotten when the client releases them
         else:
             return
-        if not self.news:  # published after Dask's own messages to the client
+        if not self.news:  # publish after Dask's own messages to the client
             asyncio.get_running_loop().call_soon(self._publish)
         self.news.append((key, word))
 
@@ -298,7 +297,7 @@ class SchedulerSetup(SchedulerPlugin):
             self.scheduler.log_event(self.topic, {"tasks": news})
 
     def _retry(self, worker: str) -> None:
-        """Run the tasks of a killed worker again that it had not started."""
+        """Repeat the tasks of a killed worker that it had not started."""
         from rhapsody_dask.worker.site import mark, started_on
 
         assert self.notes is not None
@@ -318,23 +317,23 @@ class SchedulerSetup(SchedulerPlugin):
             self.news = [(key, word) for key, word in self.news if key not in again]
 
     def remove_client(self, scheduler: Any, client: str) -> None:
-        """Called by Dask when a client has gone."""
+        """Remove the plugins if their client has disconnected; called by Dask."""
         if client == self.client:
             self._taking_back = asyncio.ensure_future(self._take_back(scheduler))
 
     async def _take_back(self, scheduler: Any) -> None:
         names = [name for name in scheduler.worker_plugins if name.startswith(self.name)]
-        for name in reversed(names):  # that of the site, with our code, is the first
+        for name in reversed(names):  # the site's plugin, with our code, is the first
             await scheduler.unregister_worker_plugin(comm=None, name=name)
         await scheduler.unregister_scheduler_plugin(name=self.name)
         await self.close()
 
     async def close(self) -> None:
-        """Called by Dask when the scheduler closes."""
+        """Remove our code; called by Dask when the scheduler closes."""
         self.cargo.discard(f"{self.name} scheduler")
 
     def remove_worker(self, scheduler: Any, worker: str, **options: Any) -> None:
-        """Called by Dask when a worker has gone, however that came."""
+        """Publish the loss of a worker; called by Dask after its tasks have changed state."""
         if self.notes is not None:
             self._retry(worker)
         self.news += [(key, "stuck") for key in _stuck(scheduler)]
@@ -343,10 +342,10 @@ class SchedulerSetup(SchedulerPlugin):
 
 
 def _stuck(scheduler: Any) -> list[str]:
-    """Return the tasks that Dask would leave waiting for one that it gave up.
+    """Return the tasks that Dask would never run because it has given up a dependency.
 
-    It fails those that wait when it gives a task up, but not those whose values are lost with a
-    worker then or later.
+    Dask fails the dependents of a task when it gives the task up, but not those whose values are
+    lost with a worker at the same time or later.
     """
     seen: dict[str, None] = {}
     todo = [task for task in scheduler.tasks.values() if task.state == "erred"]
@@ -359,10 +358,10 @@ def _stuck(scheduler: Any) -> list[str]:
 
 
 class Packed:
-    """A plugin that has been pickled by value: unpickling it gives the plugin itself."""
+    """Plugin pickled by value; unpickling returns the plugin itself."""
 
     def __init__(self, plugin: Any) -> None:
-        # For good: other backends may be starting at the same time.
+        # Not undone: other backends may be starting at the same time.
         cloudpickle.register_pickle_by_value(sys.modules[__name__])
         self._packed: bytes = cloudpickle.dumps(plugin)
         self.name: str = plugin.name
@@ -372,15 +371,15 @@ class Packed:
 
 
 class PackedWorkerSetup(Packed, WorkerPlugin):
-    """What is registered for workers."""
+    """Packed worker plugin."""
 
 
 class PackedSchedulerSetup(Packed, SchedulerPlugin):
-    """What is registered for the scheduler."""
+    """Packed scheduler plugin."""
 
 
 def modules_plugin(session: str, modules: bytes) -> PackedWorkerSetup:
-    """The plugin that sends the program's own modules to the workers."""
+    """Return the plugin that sends the program's own modules to the workers."""
     from rhapsody.sdk import REFERENCE
 
     return PackedWorkerSetup(ModulesSetup(session, modules, modules[:REFERENCE]))
@@ -389,14 +388,14 @@ def modules_plugin(session: str, modules: bytes) -> PackedWorkerSetup:
 def plugins(
     session: str, grace: float, *, client: str | None, notes: str | None = None
 ) -> tuple[PackedSchedulerSetup, PackedWorkerSetup]:
-    """The plugins for one backend.
+    """Return the plugins for one backend.
 
     Args:
         session: Its session.
-        grace: Seconds between asking a program to end and ending it by force.
-        client: The id of the client on a cluster that is not our own, where our sources are
-            carried and taken back when the client has gone.
-        notes: The directory where the workers of our own cluster note which attempts run.
+        grace: Seconds between SIGTERM and SIGKILL.
+        client: The client's id on a cluster that is not our own. There our sources are sent, and
+            removed when the client has disconnected.
+        notes: The directory where the workers of our own cluster write which attempts run.
     """
     cargo = _Cargo(archive() if client is not None else None, versions())
     return (

@@ -1,8 +1,8 @@
-"""Tasks on their way to Dask: what each asks for, its packed call, and the graphs that are sent.
+"""Tasks before they are sent: their demands, their packed calls, and the graphs.
 
-Functions are pickled once for each batch. One that is big, and an argument that is, is packed by
-itself, once for each batch as well, and goes to the cluster as data that all tasks share; see
-`values`. What comes of the tasks is in `results`.
+Functions are pickled once per batch. Large functions and arguments are packed separately, also once
+per batch, and sent to the cluster as data that tasks share; see `values`. `results` fetches the
+results.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ from rhapsody_dask.worker.messages import BIG, Order, Value, file_here, key_of, 
 
 
 class Demand(NamedTuple):
-    """What Dask is told of a task besides the task; tasks with the same go in one graph.
+    """Annotations of a task for Dask; tasks with the same ones are sent in one graph.
 
     Attributes:
         resources: Names and amounts of worker resources.
-        priority: Dask's priority; higher comes first.
-        retries: How often Dask itself tries again.
-        workers: The only workers, or those that are preferred.
-        allow_other_workers: Whether they are only preferred.
+        priority: Dask's priority; higher values run first.
+        retries: Number of repetitions by Dask itself.
+        workers: The only workers, or the preferred ones.
+        allow_other_workers: Whether `workers` are only preferred.
     """
 
     resources: tuple[tuple[str, float], ...] = ()
@@ -52,7 +52,7 @@ class Demand(NamedTuple):
     allow_other_workers: bool = False
 
     def keywords(self) -> dict[str, Any]:
-        """The keywords of `Client.map`."""
+        """Return the keywords of `Client.map`."""
         keywords: dict[str, Any] = {}
         if self.resources:
             keywords["resources"] = dict(self.resources)
@@ -70,11 +70,11 @@ NOTHING = Demand()
 
 
 def demand(task: TaskDescription) -> Demand:
-    """What a task asks for.
+    """Return the annotations of a task.
 
     Raises:
-        TypeError: `task_description` has a value of a type that Dask does not take there.
-        CapabilityError: The task asks for several ranks.
+        TypeError: `task_description` has a value of a type that Dask does not accept.
+        CapabilityError: The task requests several ranks.
     """
     specific, resources = task["task_backend_specific_kwargs"], task.get("resources")
     if not specific and resources is None:
@@ -96,7 +96,7 @@ def demand(task: TaskDescription) -> Demand:
 
 
 def _check(name: str, annotations: Mapping[str, Any]) -> None:
-    """Raise if Dask would not take a value; it has no rules for functions of a key here."""
+    """Raise if Dask would refuse a value, or if it is a function of keys, which has no use here."""
     from dask.base import annotate
 
     given = {key: value for key, value in annotations.items() if value is not None}
@@ -128,15 +128,15 @@ def _worker_resources(task: TaskDescription, resources: Resources) -> dict[str, 
 def problem(
     name: str, demanded: Demand, workers: Mapping[str, Mapping[str, Any]], *, own: bool
 ) -> str | None:
-    """Why no worker there is can run a task, `None` where one can, or where none is there yet.
+    """Return why no worker can run a task, `None` if one can or if there are no workers yet.
 
     Args:
         name: The task's name.
-        demanded: What it asks for.
-        workers: What Dask's scheduler says of each worker.
-        own: Whether the cluster was made by the backend.
+        demanded: Its demands.
+        workers: The scheduler's description of each worker.
+        own: Whether the backend created the cluster.
     """
-    if not workers:  # those of a batch system come later, and may be of any kind
+    if not workers:  # workers of a batch system start later, and may be of any kind
         return None
     declared = [worker.get("resources") or {} for worker in workers.values()]
     wanted = dict(demanded.resources)
@@ -163,13 +163,13 @@ def problem(
 def unknown(
     name: str, demanded: Demand, workers: Mapping[str, Mapping[str, Any]], names: Sequence[Any]
 ) -> str | None:
-    """Why the workers that a task names are none of a cluster's, `None` where one is.
+    """Return why a task's `workers` are not in a cluster, `None` if one of them is.
 
     Args:
         name: The task's name.
-        demanded: What it asks for.
-        workers: What Dask's scheduler says of each worker.
-        names: The names of all workers, those that are starting, too.
+        demanded: Its demands.
+        workers: The scheduler's description of each worker.
+        names: The names of all workers, including those that are starting.
     """
     wanted = [str(worker) for worker in demanded.workers]
     if not wanted or demanded.allow_other_workers:
@@ -188,32 +188,32 @@ def _number(amount: float) -> str:
 
 
 class Call:
-    """A task, and how it stands.
+    """Task on the cluster, and its state.
 
     Attributes:
         task: The description, which results are written into.
         uid: Its uid.
         key: Its key in Dask.
-        demand: What Dask is told beside it.
-        future: Dask's future, `None` before it was sent.
-        entries: The big arguments that it uses.
-        references: The keys of the tasks whose values it gets where it runs.
-        sources: Dask's futures of those, so that Dask keeps them until it has run.
-        referred_to: Other tasks get its value there.
-        links: The files that it was given, where they go by content.
-        asked_again: Its reply could not be fetched once, and was asked for again.
-        cancelled: Somebody asked for its end.
-        begun: It was seen to run, so that its end has to be waited for.
-        finished: Dask has its reply.
-        announced: The running state was reported.
-        ready: For a service, what to wait for; `None` where that is nothing.
-        readiness: The engine's and the worker's sides of it, brought together.
-        error: Why it is being stopped, where that is not a cancellation.
+        demand: Its annotations for Dask.
+        future: Dask's future, `None` before the task was sent.
+        entries: The large arguments that it uses.
+        references: The keys of the tasks whose values it uses on the worker.
+        sources: The futures of those tasks, which make Dask keep the values.
+        referred_to: Whether other tasks use its value on the workers.
+        links: Its input files, if they are sent by content.
+        asked_again: Whether fetching its reply has failed once.
+        cancelled: Whether its cancellation was requested.
+        begun: Whether it is known to have started, so that its end must be waited for.
+        finished: Whether Dask has its reply.
+        announced: Whether the running state was reported.
+        ready: The `ready` of a service, otherwise `None`.
+        readiness: The connection between the engine's and the worker's side of it.
+        error: The reason for stopping it, if that is not a cancellation.
         worker: The worker that runs it.
-        token: Which start of the attempt that is.
-        refusal: Notices that the scheduler does not accept it.
-        watch: What waits for a callable `ready`.
-        waiter: What waits for its value, once that was held and somebody has asked.
+        token: Identifies the start of the attempt.
+        refusal: The asyncio task that detects that the scheduler does not accept it.
+        watch: The asyncio task that waits for a callable `ready`.
+        waiter: The future for its value, while it is being fetched from a worker.
     """
 
     __slots__ = (
@@ -272,17 +272,17 @@ class Call:
 
 
 def named(call: Call) -> str:
-    """A task in messages."""
+    """Return the name of a task for messages."""
     return f"task {call.task['name']!r} ({call.uid})"
 
 
 def details(task: TaskDescription, demand: Demand, own: str) -> dict[str, Any]:
-    """What a worker has to know of a task besides the call; empty for a plain function.
+    """Return the settings for the worker in addition to the call; empty for plain functions.
 
     Args:
-        task: The description. Its sandbox is set where it needs one.
-        demand: What Dask is told of it.
-        own: The directory for the sandboxes of tasks that name none.
+        task: The description. Its sandbox is set if it needs one.
+        demand: Its annotations for Dask.
+        own: The parent of sandboxes that the engine has not chosen.
 
     Raises:
         CapabilityError: The backend cannot run it.
@@ -326,7 +326,7 @@ def _program(task: TaskDescription, more: dict[str, Any]) -> None:
     keys = ("executable", "arguments", "stdin", "cwd", "environment", "capture", "ready")
     program = {key: task[key] for key in keys if key in task}  # type: ignore[literal-required]
     if callable(program.get("ready")):
-        del program["ready"]  # it is called here
+        del program["ready"]  # it is called in this process
     elif "ready" in program:
         from rhapsody.sdk import parse_ready
 
@@ -337,26 +337,26 @@ def _program(task: TaskDescription, more: dict[str, Any]) -> None:
 
 
 PLAIN = frozenset({int, float, bool, type(None), complex})
-"""Types whose values are never big."""
+"""Types whose values are never large."""
 
 FLAT = (bytes, str, bytearray)
-"""Types whose length tells how big they are, packed."""
+"""Types whose length is about their packed size."""
 
 CURE = "pass data that can be, or run the task on the local backend's threads"
 
 FILES = (InputFile, OutputFile, OutputDir)
-"""Types that are bound to the sandbox that a task has on its worker."""
+"""Types that are bound to the task's sandbox on its worker."""
 
 STAND_INS: frozenset[object] = PLAIN | {Value, Reference, InputFiles, *FILES}
-"""Types that are never packed by themselves."""
+"""Types that are never packed separately."""
 
 
 class Packer:
-    """Packs the tasks of one batch. What user code can change is packed anew for the next.
+    """Packer for the tasks of one batch. User code may change objects between batches.
 
     Args:
         session: The backend's session.
-        threshold: Bytes from which a function or an argument is shared; `None` shares none.
+        threshold: Size in bytes from which a function or an argument is shared; `None` shares none.
 
     Attributes:
         modules: The program's own modules that the functions of the batch use.
@@ -372,19 +372,20 @@ class Packer:
     def pack(
         self, task: TaskDescription, more: Mapping[str, Any], held: int = 0
     ) -> tuple[bytes, list[Big]]:
-        """Packs one task.
+        """Pack one task.
 
         Args:
             task: The description.
-            more: What the worker has to know besides.
-            held: How many values come with the task before what is big of it; the
-                last of them are those of its references.
+            more: Further settings for the worker.
+            held: Number of values that come with the task before its large arguments; the last of
+                them
+                belong to its references.
 
         Returns:
-            The packed order, and what Dask has to hold for it, in the order of their places.
+            The packed order, and the values that Dask has to hold for it, in order.
 
         Raises:
-            TypeError: Something cannot be pickled; it names the argument.
+            TypeError: An argument cannot be pickled; the message names it.
         """
         function, arguments = task["function"], b""
         packed: bytes | int | None = None
@@ -446,8 +447,8 @@ class Packer:
         whole = {id(value) for value in (*args, *kwargs.values())}
         if self._threshold is None or (not buffers and len(packed) < self._threshold):
             return packed
-        # Rare: once for each batch and big argument.
-        for value in (*args, *kwargs.values()):  # those with stand-ins in them stay
+        # Rare: once per batch and large argument.
+        for value in (*args, *kwargs.values()):  # except those that contain placeholders
             if type(value) in STAND_INS or id(value) in self._bigs or id(value) not in whole:
                 continue
             payload, own = pack(value)
@@ -457,14 +458,14 @@ class Packer:
         return self._dumps(task, (args, kwargs), dumps)
 
     def _big(self, value: Any) -> None:
-        """Packs an argument by itself, once, that is seen to be big before it is packed."""
+        """Pack an argument separately that is known to be large before it is pickled."""
         if id(value) not in self._bigs:
             self._bigs[id(value)] = Big(value, pack(value)[0], [])
 
     def _known_apart(
         self, args: tuple[Any, ...], kwargs: dict[str, Any], bigs: list[Big], held: int
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """The arguments with placeholders for those that are known to be big."""
+        """Replace the arguments that are known to be large by placeholders."""
         places: dict[int, Value] = {}
 
         def apart(value: Any) -> Any:
@@ -492,7 +493,7 @@ class Packer:
 
 
 def _refuse_futures(task: TaskDescription) -> None:
-    """Raise if an argument, or a list of them, has one of Dask's own futures."""
+    """Raise if an argument, or an element of a list, is a future of Dask."""
     from distributed import Future
 
     for value in (*task["args"], *task["kwargs"].values()):
@@ -510,14 +511,14 @@ def _reduce_file(file: Any) -> tuple[Any, ...]:
 
 
 class _StandInPickler(pickler()):  # type: ignore[misc]
-    """Packs references as the values they stand for, and files as the worker's own."""
+    """Pickler that replaces references by values on the worker, and binds files to its sandbox."""
 
     def __init__(self, target: Any, places: Mapping[str, int], **options: Any) -> None:
         stand_ins: dict[type, Callable[[Any], tuple[Any, ...]]] = {
             **dict.fromkeys(FILES, _reduce_file),
             Reference: lambda reference: (value_here, (places[reference.uid],)),
         }
-        # Read once, when the pickler is made.
+        # Read once, by the pickler's constructor.
         self.dispatch_table = ChainMap(stand_ins, pickler().dispatch_table)
         super().__init__(target, **options)
 
@@ -529,12 +530,12 @@ def _dumps_with_stand_ins(value: Any, places: Mapping[str, int], **options: Any)
 
 
 class Ready(NamedTuple):
-    """A task that can be sent.
+    """Task that can be sent.
 
     Attributes:
         call: The task.
         order: The packed order.
-        bigs: What Dask has to hold for it, besides the values that it refers to.
+        bigs: The values that Dask has to hold for it, in addition to those of references.
     """
 
     call: Call
@@ -544,11 +545,11 @@ class Ready(NamedTuple):
 
 @dataclass(slots=True)
 class Batch:
-    """What is the same for all tasks of one submission.
+    """Data shared by all tasks of one submission.
 
     Attributes:
-        packer: Packs them.
-        workers: What Dask's scheduler says of each worker; asked for by the first task that
+        packer: Packs the tasks.
+        workers: The scheduler's description of each worker, requested for the first task that
             names resources or workers.
     """
 
@@ -562,12 +563,12 @@ class Submission:
     Args:
         client: Dask's client.
         session: The backend's session.
-        own: The directory for the sandboxes of tasks that name none.
-        links: The files that tasks were given.
-        view: Which directories the workers see.
-        shared: The big arguments on the cluster.
-        share_over: Bytes from which an argument is shared; `None` shares none.
-        cluster: The cluster that was made by the backend, `None` where one was given.
+        own: The parent of sandboxes that the engine has not chosen.
+        links: The registered input files of tasks.
+        view: The directories that the workers see.
+        shared: The large arguments on the cluster.
+        share_over: Size in bytes from which an argument is shared; `None` shares none.
+        cluster: The cluster that the backend created, `None` if one was given.
     """
 
     def __init__(
@@ -600,10 +601,10 @@ class Submission:
         return Batch(Packer(self._session, self._share_over))
 
     async def pack(self, call: Call, batch: Batch) -> Ready:
-        """Packs one task.
+        """Pack one task.
 
         Raises:
-            Exception: The task cannot be run here, or cannot be pickled.
+            Exception: The task cannot run on this backend or cannot be pickled.
         """
         task = call.task
         call.demand = demanded = demand(task)
@@ -618,7 +619,7 @@ class Submission:
         return Ready(call, order, [*content, *bigs])
 
     async def share(self, ready: Sequence[Ready]) -> None:
-        """Brings big arguments to the cluster, and notes them with the tasks."""
+        """Send large arguments to the cluster, and add them to the tasks."""
         bigs = [big for one in ready for big in one.bigs]
         if not bigs:
             return
@@ -629,10 +630,10 @@ class Submission:
                 self._shared.use(entry)
                 one.call.entries.append(entry)
         for entry in entries.values():
-            self._shared.release(entry)  # held by the tasks from now on
+            self._shared.release(entry)  # the tasks hold them now
 
     def send(self, ready: Sequence[Ready]) -> None:
-        """Hands tasks to Dask, in as few graphs as their demands allow."""
+        """Send tasks to Dask, in one graph for each run of equal annotations."""
         for demanded, group in groupby(ready, key=lambda one: one.call.demand):
             self._send(list(group), demanded.keywords())
 
@@ -646,7 +647,7 @@ class Submission:
             one.call.future = future
 
     def _values(self, one: Ready) -> list[Any]:
-        """What Dask holds for a task: content of files, values of tasks, big arguments."""
+        """Return what Dask holds for a task: file contents, references, large arguments."""
         call = one.call
         entries = [entry.future for entry in call.entries]
         files = sum(big.value is big.payload for big in one.bigs[:1])  # at most one, the first
@@ -654,7 +655,7 @@ class Submission:
         return [*entries[:files], *references, *entries[files:]]
 
     async def _files(self, call: Call, more: dict[str, Any]) -> list[Big]:
-        """Tells the worker of the files that a task needs; gives those that go by content."""
+        """Add a task's input files to its settings, and return those that are sent by content."""
         links = self._links.take(call.uid)
         if await self._view.sees(os.path.dirname(more["sandbox"])):
             if links:
@@ -674,7 +675,7 @@ class Submission:
             batch.workers = (await self._client.scheduler.identity(n_workers=-1))["workers"]
         name, workers, cluster = call.task["name"], batch.workers, self._cluster
         why = problem(name, call.demand, workers, own=cluster is not None)
-        if why is None and cluster is not None:  # elsewhere workers may come
+        if why is None and cluster is not None:  # workers of given clusters may start later
             why = unknown(name, call.demand, workers, [*cluster.workers])
         if why is not None:
             raise CapabilityError(why)

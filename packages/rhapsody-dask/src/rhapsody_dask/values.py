@@ -1,8 +1,8 @@
-"""Big arguments on the cluster: sent once, shared by the tasks that use them.
+"""Large arguments on the cluster, which are sent once and shared by the tasks that use them.
 
-What is shared is known by a digest of its content, because user code may change
-an object between two calls. It is given up a little after its last task. Where no
-worker is there to hold it, it goes with each task instead.
+An argument is identified by a digest of its content, because user code may change an object between
+two calls. It is released shortly after its last task. If no worker can hold it, it is sent with
+each task instead.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from rhapsody.sdk import in_thread
 from rhapsody_dask.worker.messages import DONE, Reply
 
 LINGER = 1.0
-"""Seconds that an argument stays after its last task, for the next one of a chain."""
+"""Seconds that an argument is kept after its last task, for the next task of a chain."""
 
 IDLE = 64 << 20
-"""Bytes that stay so, at most; the last argument does in any case."""
+"""Largest number of bytes kept in that way; the last argument is kept in any case."""
 
 
 class Big(NamedTuple):
-    """A function or an argument that travels by itself: packed, with its buffers.
+    """Function or argument that is sent separately, packed.
 
     Attributes:
-        value: The object, held so that its identity stays its own.
-        payload: What it is packed into.
-        buffers: Its big buffers, which are still the user's own memory.
+        value: The object, which is kept so that its `id` stays its own.
+        payload: Its pickle.
+        buffers: Its large buffers, which are still the user's own memory.
     """
 
     value: Any
@@ -38,14 +38,14 @@ class Big(NamedTuple):
 
 
 class Entry:
-    """One argument on the cluster.
+    """Argument on the cluster.
 
     Attributes:
-        digest: What it is known by.
-        future: Dask's future of it, or the argument itself where no worker could hold it.
-        size: Its bytes.
-        users: How many tasks use it.
-        timer: What gives it up after its last task.
+        digest: The digest that identifies it.
+        future: Its future in Dask, or the argument itself if no worker could hold it.
+        size: Its size in bytes.
+        users: Number of tasks that use it.
+        timer: Releases it after its last task.
     """
 
     __slots__ = ("digest", "future", "size", "timer", "users")
@@ -59,16 +59,16 @@ class Entry:
 
     @property
     def lost(self) -> bool:
-        """Whether the workers that had it are gone."""
+        """Whether the workers that held it were lost."""
         return getattr(self.future, "status", "finished") != "finished"
 
 
 class Shared:
-    """The big arguments of one backend.
+    """Large arguments of one backend.
 
     Args:
         client: Dask's client.
-        prefix: What their keys begin with.
+        prefix: The prefix of their keys.
     """
 
     def __init__(self, client: Any, prefix: str) -> None:
@@ -81,14 +81,14 @@ class Shared:
         return len(self._entries)
 
     async def put(self, bigs: Iterable[Big]) -> dict[int, Entry]:
-        """Sees to it that arguments are on the cluster.
+        """Send arguments to the cluster that are not there yet.
 
         Args:
-            bigs: The arguments of a batch; the same object may come several times.
+            bigs: The arguments of a batch; the same object may occur several times.
 
         Returns:
-            The entry of each, by the identity of the argument. Each has one user
-            more, to be given back with `release`.
+            The entry of each, by the `id` of the argument. Each has one more user, for which
+            `release` must be called.
         """
         distinct = {id(big.value): big for big in bigs}
         snapshots = await in_thread(lambda: [_snapshot(big) for big in distinct.values()])
@@ -109,18 +109,18 @@ class Shared:
     async def _send(self, digest: str, reply: Reply) -> Entry:
         size = len(reply.payload) + sum(len(buffer.raw()) for buffer in reply.buffers)
         if not await self._client.nthreads():
-            return Entry(digest, reply, size)  # Dask would wait for a worker, and then give up
+            return Entry(digest, reply, size)  # Dask would wait for a worker, and fail
         key = f"{self._prefix}{digest}"
         try:
             futures = await self._client.scatter({key: reply}, hash=False)
-        except OSError:  # the worker that was to hold it has just gone
+        except OSError:  # the worker that should hold it was lost
             return Entry(digest, reply, size)
         entry = self._entries.setdefault(digest, Entry(digest, None, size))
         entry.future = futures[key]
         return entry
 
     def use(self, entry: Entry) -> None:
-        """Adds a user."""
+        """Add a user."""
         entry.users += 1
         self._idle.pop(entry, None)
         if entry.timer is not None:
@@ -128,7 +128,7 @@ class Shared:
             entry.timer = None
 
     def release(self, entry: Entry) -> None:
-        """Takes a user away."""
+        """Remove a user."""
         entry.users -= 1
         if entry.users == 0:
             loop = asyncio.get_running_loop()
@@ -147,7 +147,7 @@ class Shared:
             entry.future = None
 
     def close(self) -> None:
-        """Gives all up."""
+        """Release all arguments."""
         for entry in self._entries.values():
             if entry.timer is not None:
                 entry.timer.cancel()
@@ -157,7 +157,7 @@ class Shared:
 
 
 def _snapshot(big: Big) -> tuple[str, Reply]:
-    """A copy of an argument, as the user may go on to change it, and its digest."""
+    """Copy an argument, because the user may change it, and return its digest as well."""
     digest = hashlib.blake2b(big.payload, digest_size=16)
     buffers = []
     for buffer in big.buffers:

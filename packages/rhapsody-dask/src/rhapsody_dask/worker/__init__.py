@@ -1,6 +1,6 @@
-"""What runs on Dask's workers, and in part on its scheduler.
+"""Code that runs on Dask's workers, and in part on its scheduler.
 
-Workers need nothing of ours installed: `rhapsody_dask.shipping` brings this
-package and the core with it. So nothing here may need more than the standard
-library, cloudpickle, distributed and `rhapsody` itself.
+Workers need no installation of Rhapsody: `rhapsody_dask.shipping` sends this package and core to
+them. Nothing here may therefore import anything other than the standard library, cloudpickle,
+distributed and `rhapsody`.
 """

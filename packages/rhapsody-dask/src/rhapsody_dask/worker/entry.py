@@ -1,7 +1,7 @@
-"""The one function that Dask's graphs call. Light, because the scheduler imports it, too.
+"""Function that Dask's graphs call. It imports little, because the scheduler imports it as well.
 
-The scheduler unpickles what it is given, and it may know neither the user's
-modules nor much of ours: all that is particular to a task is bytes to it.
+The scheduler unpickles graphs and may have neither the user's modules nor most of ours, so
+everything specific to a task is passed as bytes.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ from typing import Any
 
 
 def run(order: bytes, values: Any = ()) -> Any:
-    """Runs one task on the worker that this is called on.
+    """Run one task on this worker.
 
     Args:
-        order: What to run, as packed by `rhapsody_dask.task`.
-        values: What Dask holds on its workers for the task: big arguments, and the
-            replies of tasks that it depends on.
+        order: The packed `Order`, see `rhapsody_dask.task`.
+        values: Values that Dask holds for the task: large arguments, and replies of tasks that it
+            depends on.
 
     Returns:
         A `Reply`.
@@ -26,7 +26,7 @@ def run(order: bytes, values: Any = ()) -> Any:
 
 
 def stuck(dask_scheduler: Any) -> tuple[list[str], list[str]]:
-    """Which workers there are, at most ten, and which tasks none of them can take.
+    """Return up to ten workers, and the tasks that no worker can run.
 
     Called through `Client.run_on_scheduler`.
     """
@@ -35,7 +35,7 @@ def stuck(dask_scheduler: Any) -> tuple[list[str], list[str]]:
 
 
 def has_dashboard(dask_scheduler: Any) -> bool:
-    """Whether a scheduler shows a dashboard; it has a port for one in any case.
+    """Return True if a scheduler serves a dashboard; every scheduler has a port for one.
 
     Called through `Client.run_on_scheduler`.
     """

@@ -1,7 +1,7 @@
-"""Puts a task's arguments together again from what came with it and what Dask holds.
+"""Messages between the backend and its workers, and how values are packed into them.
 
-Placeholders in the pickle call back into this module while it is loaded, so that
-they are found at any depth without a search.
+Placeholders in a pickle call back into this module during unpickling, so they are found at any
+depth without a search.
 """
 
 from __future__ import annotations
@@ -16,30 +16,30 @@ from rhapsody.sdk import OWN_FILES as SDK_FILES
 from rhapsody.sdk import dumps, pack_error, trimmed
 
 BIG = 1 << 20
-"""Bytes from which a buffer travels beside the pickle instead of in it."""
+"""Size in bytes from which a buffer is sent next to the pickle instead of inside it."""
 
 DONE, FAILED, CANCELED, DEPENDENCY = range(4)
-"""What a reply says: it returned, it failed, it was stopped, it never ran for a dependency."""
+"""Kinds of reply: returned, failed, stopped, not run because a dependency has no value."""
 
 OWN_FILES: tuple[str, ...] = (
     *SDK_FILES,
     os.path.join(os.path.dirname(os.path.dirname(__file__)), ""),
 )
-"""Where the code is that runs tasks: its frames are left out of their tracebacks."""
+"""Directories whose frames are removed from the tracebacks of tasks."""
 
 
 class Order(NamedTuple):
-    """What a worker has to know of a task besides the call itself.
+    """Description of a task for the worker.
 
     Attributes:
-        session: The backend's session, which the worker's site is known by.
+        session: The backend's session, which identifies its site on the worker.
         uid: The attempt's uid.
         name: The task's name.
-        attempt: Counted from 1.
-        function: The packed function, or its place among the values where it is big;
-            `None` for an executable.
+        attempt: Number of the attempt, from 1.
+        function: The packed function, or its place among the values if it is large; `None` for an
+            executable.
         arguments: The packed arguments.
-        more: What only some tasks have; empty for a plain function.
+        more: Settings that only some tasks have; empty for a plain function.
         modules: The versions of the program's own modules for the call, see
             `rhapsody.sdk.CallSpec`.
     """
@@ -55,15 +55,15 @@ class Order(NamedTuple):
 
 
 class Reply:
-    """What came of a task.
+    """Outcome of a task.
 
     Attributes:
         kind: One of `DONE`, `FAILED`, `CANCELED`, `DEPENDENCY`.
         payload: The packed value or exception.
-        buffers: Its big buffers.
-        more: `stdout`, `stderr`, `exit_code`, `sandbox` and `files`, those that apply.
-        worker: The worker that ran it.
-        kept: On a worker, the value in a tuple, where it was unpacked and cannot be changed.
+        buffers: Its large buffers.
+        more: `stdout`, `stderr`, `exit_code`, `sandbox` and `files`, as far as they apply.
+        worker: The worker that ran the task.
+        kept: On a worker, the unpacked value in a tuple, if its type is immutable.
     """
 
     __slots__ = ("buffers", "kept", "kind", "more", "payload", "worker")
@@ -86,7 +86,7 @@ class Reply:
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         payload: Any = self.payload
         buffers: Sequence[Any] = self.buffers
-        if protocol < 5:  # as on every connection with Dask's scheduler
+        if protocol < 5:  # on every connection with Dask's scheduler
             if buffers:
                 buffers = [memoryview(buffer).tobytes() for buffer in buffers]
             if type(payload) is not bytes:
@@ -96,7 +96,7 @@ class Reply:
         return type(self), (self.kind, payload, buffers, self.more, self.worker)
 
     def __sizeof__(self) -> int:
-        """So that Dask's account of the worker's memory is right."""
+        """Return the size that Dask should count for the worker's memory."""
         size = 200 + len(self.payload)
         for buffer in self.buffers:
             size += memoryview(buffer).nbytes
@@ -104,16 +104,16 @@ class Reply:
 
 
 class Returned(Reply):
-    """The reply of a function that returned. The client learns the type before the reply."""
+    """Reply of a function that returned; the scheduler publishes the type."""
 
     __slots__ = ()
 
 
 class TaskRaised(Exception):  # noqa: N818 - carries a failure, is none
-    """Raised instead of a reply where Dask itself is to try again."""
+    """Failed attempt that Dask itself should repeat; raised instead of returning the reply."""
 
     def __init__(self, reply: Reply, uid: str, error: str) -> None:
-        super().__init__(error)  # what Dask writes into its log
+        super().__init__(error)  # Dask logs this text
         self.reply = reply
         self.uid = uid
 
@@ -133,15 +133,15 @@ def packed_error(error: BaseException) -> bytes:
 
 
 def key_of(name: str, session: str, uid: str) -> str:
-    """A task's key in Dask: no other backend on the cluster has the same, whatever its uids.
+    """Return a task's key in Dask, which is unique among all backends on the cluster.
 
-    Dask's dashboard shows what is before the first dash that no word follows.
+    Dask's dashboard shows the part before the first dash that no word follows.
     """
     return f"{name}-{session}-{uid}"
 
 
 def pack(value: Any) -> tuple[bytes, list[pickle.PickleBuffer]]:
-    """A value as bytes, and its big buffers."""
+    """Pickle a value, with its large buffers apart."""
     buffers: list[pickle.PickleBuffer] = []
 
     def small(buffer: pickle.PickleBuffer) -> bool:
@@ -157,31 +157,31 @@ def pack(value: Any) -> tuple[bytes, list[pickle.PickleBuffer]]:
 
 
 def unpack(payload: Any, buffers: Sequence[Any] = ()) -> Any:
-    """The value again. It uses the buffers' own memory."""
+    """Unpickle a value. It uses the memory of the buffers."""
     return pickle.loads(payload, buffers=buffers)  # noqa: S301 - made by `pack` on our side
 
 
 def read_only(buffers: Sequence[Any]) -> list[memoryview]:
-    """The buffers as nobody can change them: other tasks on the worker see the same memory."""
+    """Return read-only views of buffers, because other tasks on the worker share the memory."""
     return [memoryview(buffer).toreadonly() for buffer in buffers]
 
 
 def writable(buffers: Sequence[Any]) -> list[Any]:
-    """The buffers as their owner may change them; copied where they are read-only."""
+    """Return buffers that may be changed; read-only ones are copied."""
     return [bytearray(b) if memoryview(b).readonly else b for b in buffers]
 
 
 UNCHANGEABLE = (bytes, str)
-"""Types of which all tasks of a worker can have the same object."""
+"""Immutable types, of which all tasks of a worker can share one object."""
 
 _now = threading.local()
 
 
 class Value:
-    """Stands for a value that Dask holds: a big argument, or what another task returned.
+    """Placeholder for a value that Dask holds: a large argument, or another task's result.
 
     Args:
-        place: Where it is among the values that come with the task.
+        place: Its index among the values that come with the task.
     """
 
     __slots__ = ("place",)
@@ -194,12 +194,12 @@ class Value:
 
 
 def unpacked(packed: bytes, values: Sequence[Any], sandbox: str | None = None) -> Any:
-    """The packed arguments, with placeholders replaced.
+    """Unpickle arguments, with placeholders replaced by their values.
 
     Args:
-        packed: The bytes.
-        values: What Dask holds for the task.
-        sandbox: Where the task's files are on this worker.
+        packed: The pickle.
+        values: The values that Dask holds for the task.
+        sandbox: The directory of the task's files on this worker.
     """
     _now.values, _now.made, _now.sandbox = values, {}, sandbox
     try:
@@ -223,12 +223,12 @@ def _value(place: int) -> Any:
 
 
 def value_here(place: int) -> Any:
-    """What `Value` and references are unpacked by."""
+    """Return the value for a `Value` or a reference; called during unpickling."""
     return _value(place)
 
 
 def file_here(kind: Any, state: dict[str, Any]) -> Any:
-    """A declared file, bound to the sandbox that the task has on this worker."""
+    """Return a declared file, bound to the task's sandbox on this worker."""
     file = object.__new__(kind)
     for name, value in state.items():
         object.__setattr__(file, name, value)

@@ -1,11 +1,12 @@
 """Executables and services on a worker, and the sandboxes of tasks.
 
-How a program is run, stopped as a group, captured and found ready is the core's. Added here: the
-reaper that ends it when the worker is killed, and telling the backend of readiness.
+Core runs, stops and captures programs and checks their readiness. This module adds the reaper,
+which kills a program if its worker is killed, and the message to the backend that a service is
+ready.
 
-A sandbox is made fresh for each start, filled, and brought back. Where the workers see the engine's
-files, it is the directory that the engine names. Elsewhere it is one of the worker's own: what the
-task reads comes with the order, what it leaves goes back with the reply.
+Each start of a task has a new sandbox. If the workers see the engine's files, it is the directory
+that the engine chose. Otherwise it is a directory of the worker: input files come with the order,
+and output files are returned with the reply.
 """
 
 from __future__ import annotations
@@ -40,11 +41,11 @@ from rhapsody_dask.worker.site import Running, Site, supervisor
 
 
 def prepare(site: Site, order: Order, running: Running, values: Sequence[Any]) -> str:
-    """Makes the sandbox of a task that begins, with the files it needs in it.
+    """Create the sandbox of a task that starts, with its input files.
 
-    Dask runs a task again whose worker went away. The worker may be there all the
-    same, cut off from the others, with the first start still writing: each start
-    after the first has a directory of its own, in that of the first, and goes with it.
+    Dask repeats tasks of workers that it has lost. Such a worker may still be running, cut off from
+    the scheduler, and writing to its sandbox. Each further start therefore uses a directory inside
+    the sandbox of the first one.
 
     Returns:
         The directory.
@@ -67,7 +68,7 @@ def prepare(site: Site, order: Order, running: Running, values: Sequence[Any]) -
 
 
 def bring_back(order: Order, reply: Reply, sandbox: str) -> None:
-    """Puts all that can travel of a sandbox into the reply, and removes the sandbox."""
+    """Add the files of a sandbox to the reply, and remove the sandbox."""
     came = set(order.more.get("came", ()))
     files, left_out = pack_files(
         (name, os.path.join(sandbox, name)) for name in os.listdir(sandbox) if name not in came
@@ -79,11 +80,11 @@ def bring_back(order: Order, reply: Reply, sandbox: str) -> None:
 
 
 def pack_files(files: Iterable[tuple[str, str]]) -> tuple[bytes, list[str]]:
-    """Packs files and directories, each under a name of its own.
+    """Pack files and directories under the given names.
 
     Returns:
-        The bytes, and the names of what cannot travel and is left out: dangling links,
-        links that lead out of a directory, pipes, sockets and devices.
+        The bytes, and the names of what was left out: dangling links, links that lead out of a
+        directory, pipes, sockets and devices.
     """
     target = io.BytesIO()
     left_out: list[str] = []
@@ -96,7 +97,7 @@ def pack_files(files: Iterable[tuple[str, str]]) -> tuple[bytes, list[str]]:
 def _add(archive: tarfile.TarFile, name: str, path: str, left_out: list[str]) -> None:
     try:
         information: Any = archive.gettarinfo(path, name)
-        tarfile.data_filter(information, "/sandbox")  # as when it is unpacked
+        tarfile.data_filter(information, "/sandbox")  # as during unpacking
     except (FileNotFoundError, tarfile.FilterError, AttributeError):  # a socket has none
         left_out.append(name)
         return
@@ -111,7 +112,7 @@ def _add(archive: tarfile.TarFile, name: str, path: str, left_out: list[str]) ->
 
 
 def unpack_files(packed: Any, directory: str) -> None:
-    """Writes packed files into a directory; none of them can lead out of it."""
+    """Write packed files to a directory; none of them can be written outside of it."""
     with tarfile.open(fileobj=io.BytesIO(packed), mode="r") as archive:
         for member in archive.getmembers():
             if not os.path.lexists(os.path.join(directory, member.name)):
@@ -119,15 +120,15 @@ def unpack_files(packed: Any, directory: str) -> None:
 
 
 ANNOUNCE = 'printf "+%d\\n" $$ >&2; exec "$@" 2>>"$0"'
-"""Run by a shell whose standard error is the pipe, with the file for errors as `$0`."""
+"""Script for a shell whose standard error is the pipe; `$0` is the file for errors."""
 
 
 def announced(command: Sequence[str], errors: str) -> list[str]:
-    """The command that announces itself before it becomes `command`.
+    """Return a command that reports its process before it executes `command`.
 
     Args:
         command: The program and its arguments.
-        errors: The file that its standard error is added to.
+        errors: The file that its standard error is appended to.
     """
     return ["/bin/sh", "-c", ANNOUNCE, errors, *command]
 
@@ -135,7 +136,7 @@ def announced(command: Sequence[str], errors: str) -> list[str]:
 def run_program(
     site: Site, order: Order, running: Running, values: Sequence[Any], loop: WorkerLoop
 ) -> Reply:
-    """Runs a program to its end on this thread, and gives what came of it."""
+    """Run a program on this thread and return its reply."""
     sandbox = prepare(site, order, running, values)
     task = cast(
         "TaskDescription",
@@ -145,7 +146,7 @@ def run_program(
         _move(task, order.more["sandbox"])
     try:
         code = loop.run(_run(site, order, running, task))
-    except Exception as error:  # it could not be started, or was not ready
+    except Exception as error:  # it could not be started, or did not become ready
         reply = failure(error)
     else:
         reply = Reply(FAILED if code else DONE)
@@ -159,14 +160,14 @@ def run_program(
 
 
 def _move(task: TaskDescription, former: str) -> None:
-    """Has a command that names files in its sandbox name those that it has here."""
+    """Replace the paths of files in the sandbox in a command by those on this worker."""
     task["executable"] = moved(str(task["executable"]), former, task["sandbox"])
     if "arguments" in task:
         task["arguments"] = [moved(word, former, task["sandbox"]) for word in task["arguments"]]
 
 
 async def _run(site: Site, order: Order, running: Running, task: TaskDescription) -> int:
-    """The exit code of a program, which another thread may stop."""
+    """Run a program, which another thread may stop, and return its exit code."""
     loop = asyncio.get_running_loop()
     gpus = running.gpus if site.gate.gpus else None
     environment = task_environment(task, cores=order.more.get("cores", 1), gpus=gpus)
@@ -181,7 +182,7 @@ async def _run(site: Site, order: Order, running: Running, task: TaskDescription
         program = TaskProgram(task, environment, launch=launch)
 
     def stop() -> None:
-        with suppress(RuntimeError):  # the loop is closed: it has ended
+        with suppress(RuntimeError):  # the loop is closed: the program has ended
             loop.call_soon_threadsafe(program.terminate, site.grace)
 
     running.stop = stop
@@ -194,19 +195,19 @@ async def _run(site: Site, order: Order, running: Running, task: TaskDescription
 
 
 def _tell_ready(site: Site, task: TaskDescription, value: Any) -> None:
-    """Tells the backend that a service is ready, and where it can be reached."""
+    """Report to the backend that a service is ready, with its address."""
     if str(task.get("ready", "")).partition(":")[0] == "tcp":
         value = site.host, value[1]
     site.tell({"ready": (task["uid"], pack(value)[0])})
 
 
 def _launch(errors: str, command: Sequence[str], **options: Any) -> Program:
-    """Starts a program so that it ends with the worker, however that ends.
+    """Start a program that ends with the worker, even if the worker is killed.
 
     Args:
-        errors: The file for its standard error, where that is kept.
+        errors: The file for its standard error, if that is kept.
         command: As for `Program`.
-        **options: The same.
+        **options: As for `Program`.
     """
     stdout = options["stdout"]
     _require_program(command[0], options["cwd"], options["environment"])
@@ -218,7 +219,7 @@ def _launch(errors: str, command: Sequence[str], **options: Any) -> Program:
 
 
 def _require_program(name: str, cwd: str, environment: Mapping[str, str]) -> None:
-    """Raises what starting the program itself would: the shell would only give a code."""
+    """Raise the error that starting the program would raise; the shell returns only a code."""
     path = os.path.join(cwd, name) if os.path.dirname(name) else None
     found = shutil.which(path or name, path=environment.get("PATH"))
     if found is not None:

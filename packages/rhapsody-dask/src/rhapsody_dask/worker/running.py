@@ -1,8 +1,7 @@
-"""Runs one task on a worker's thread: from the order to the reply.
+"""Execution of one task on a worker's thread, from the order to the reply.
 
-Functions are called here; programs are left to `programs`. Whatever goes wrong
-with a task is its reply, not an exception, so that Dask neither prints it nor
-tries again by itself.
+Functions are called here; `programs` runs executables and services. Every failure of a task becomes
+its reply, not an exception, so that Dask neither logs nor repeats it.
 """
 
 from __future__ import annotations
@@ -50,7 +49,7 @@ _own = threading.local()
 
 
 def run_order(packed: bytes, values: Sequence[Any]) -> Reply:
-    """Runs one task; see `rhapsody_dask.worker.entry.run`."""
+    """Run one task; see `rhapsody_dask.worker.entry.run`."""
     order: Order = pickle.loads(packed)  # noqa: S301 - from our own backend
     site = site_of(get_worker(), order.session)
     if site is None:
@@ -102,7 +101,7 @@ def _run(site: Site, order: Order, running: Running, values: Sequence[Any]) -> R
 
             return run_program(site, order, running, values, worker_loop())
         return _call(site, order, running, values)
-    except BaseException as error:  # what could not be run fails alone
+    except BaseException as error:  # fails only this task
         return failure(error)
     finally:
         if running.gpus:
@@ -110,7 +109,7 @@ def _run(site: Site, order: Order, running: Running, values: Sequence[Any]) -> R
 
 
 def worker_loop() -> WorkerLoop:
-    """The event loop of this thread."""
+    """Return the event loop of this thread."""
     loop = getattr(_own, "loop", None)
     if loop is None:
         loop = _own.loop = WorkerLoop()
@@ -156,7 +155,7 @@ def _prepare(site: Site, order: Order, running: Running, values: Sequence[Any]) 
 
 
 class _Runner(Runner):
-    """Makes one call, with values that Dask holds among its arguments."""
+    """Runner of one call, with values that Dask holds among the arguments."""
 
     worker = "the worker"
     own_files = OWN_FILES
@@ -200,13 +199,13 @@ class _Runner(Runner):
 
 
 def _stoppable(running: Running, loop: Any, task: Any) -> None:
-    """Lets a coroutine be cancelled, from any thread."""
+    """Make a coroutine cancellable from any thread."""
 
     def stop() -> None:
         try:
-            # Not at once: the first step has to come first.
+            # In the next iteration, because the coroutine must have started.
             loop.call_soon_threadsafe(partial(loop.call_soon, task.cancel))
-        except RuntimeError:  # the loop is closed: it has ended
+        except RuntimeError:  # the loop is closed: the coroutine has ended
             return
 
     running.stop = stop
@@ -219,7 +218,7 @@ def _unpacked(
 ) -> tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]:
     packed = order.function
     assert packed is not None
-    # Anew for each task: what a call does to the function's own data is not the next one's.
+    # Unpickled for each task, so that calls do not share the function's data.
     function = unpack(packed if isinstance(packed, bytes) else values[packed].payload)
     if values or sandbox:
         args, kwargs = unpacked(order.arguments, values, sandbox)

@@ -1,8 +1,7 @@
-"""What one backend has on one worker: its tasks there, what to stop, what to tell.
+"""State of one backend on one worker: its running tasks, and messages about them.
 
-A site is opened by the plugin that the backend registers with Dask, on every
-worker there is or will be, and closed when the backend goes. How a task is run
-is in `running`.
+The backend's worker plugin opens a site on every worker, including later ones, and closes it when
+the backend ends. `running` executes the tasks.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from rhapsody_dask.worker.messages import Order, key_of
 
 
 class Waiting:
-    """A task that waits for its cores."""
+    """Task that waits for its cores."""
 
     __slots__ = ("cores", "given", "turn")
 
@@ -35,10 +34,10 @@ class Waiting:
 
 
 class Gate:
-    """The cores and GPUs of one worker.
+    """Cores and GPUs of one worker.
 
     Args:
-        cores: How many cores there are.
+        cores: Number of cores.
         gpus: The names of the GPUs, as in `CUDA_VISIBLE_DEVICES`.
     """
 
@@ -51,7 +50,7 @@ class Gate:
         self._queue: deque[Waiting] = deque()
 
     def enter(self, cores: float) -> Waiting | None:
-        """Takes cores; where they are not free now, gives what to wait for with `wait`."""
+        """Take cores, or return an object for `wait` if they are not free."""
         with self._lock:
             if not self._queue and self._free >= cores:
                 self._take(cores)
@@ -62,12 +61,12 @@ class Gate:
             return waiting
 
     def wait(self, waiting: Waiting) -> bool:
-        """Waits for the turn; `False` where it was given up meanwhile. Blocks the thread."""
+        """Block the thread until it is the task's turn; return False if that was given up."""
         waiting.turn.wait()
         return waiting.given
 
     def give_up(self, waiting: Waiting) -> None:
-        """Takes a task out of the queue that need not run any more."""
+        """Remove a waiting task that need not run any more."""
         with self._lock:
             if not waiting.given and waiting in self._queue:
                 self._queue.remove(waiting)
@@ -75,19 +74,19 @@ class Gate:
         waiting.turn.set()
 
     def leave(self, cores: float) -> None:
-        """Gives cores back, as many as the same number took."""
+        """Return the cores that `enter` took for the same number."""
         with self._lock:
             self._take(-min(cores, self.cores))
             self._serve()
 
     def take_gpus(self, count: int) -> tuple[str, ...]:
-        """Takes GPUs; fewer where Dask hands out more than this worker has names for."""
+        """Take GPUs; fewer if Dask assigns more than this worker has names for."""
         with self._lock:
             taken, self._free_gpus = self._free_gpus[:count], self._free_gpus[count:]
             return tuple(taken)
 
     def return_gpus(self, gpus: tuple[str, ...]) -> None:
-        """Gives GPUs back."""
+        """Return GPUs."""
         with self._lock:
             self._free_gpus.extend(gpus)
 
@@ -103,11 +102,11 @@ class Gate:
 
 
 STOP = 1.0
-"""Seconds to wait for the end of a loop on which nothing runs."""
+"""Time in seconds to wait for the end of an idle loop."""
 
 
 class WaitingLoop:
-    """The loop of one site, made when the first coroutine needs it."""
+    """Event loop of one site, created when the first coroutine needs it."""
 
     def __init__(self) -> None:
         self._loop = SharedLoop("rhapsody-coroutines")
@@ -118,17 +117,17 @@ class WaitingLoop:
     def run(
         self, coroutine: Coroutine[Any, Any, Any], started: Callable[[Any, Any], object]
     ) -> Any:
-        """Runs a coroutine to its end, and blocks the calling thread meanwhile.
+        """Run a coroutine and block the calling thread until it has ended.
 
         Args:
-            coroutine: What to run.
-            started: Called with the loop and the task that runs the coroutine.
+            coroutine: The coroutine.
+            started: Called with the loop and the asyncio task of the coroutine.
 
         Returns:
-            What the coroutine returned.
+            The coroutine's result.
 
         Raises:
-            BaseException: What it raised.
+            BaseException: The coroutine's exception.
         """
         outcome: Future[Any] = Future()
         context = contextvars.copy_context()
@@ -156,7 +155,7 @@ class WaitingLoop:
                 self._loop.stop(STOP)
 
     def close(self) -> None:
-        """Ends the loop once nothing runs on it any more."""
+        """Stop the loop once nothing runs on it."""
         with self._lock:
             self._closed = True
             idle = not self._users
@@ -168,43 +167,43 @@ if TYPE_CHECKING:
     from distributed import Worker
 
 REPORT = 0.01
-"""Seconds after which a task that goes on is reported as running; quick ones never are."""
+"""Time in seconds after which a task is reported as running; shorter ones are never reported."""
 
 REMEMBERED = 100_000
-"""Cancelled tasks that a site remembers, should one of them still come."""
+"""Number of canceled tasks that a site remembers in case they arrive later."""
 
 
 MARK = 16
-"""Bytes that stand for an attempt among the notes of a worker."""
+"""Size in bytes of the hash that stands for an attempt in a worker's notes."""
 
 
 def mark(uid: str) -> bytes:
-    """Return what stands for an attempt among the notes of a worker."""
+    """Return the hash that stands for an attempt in a worker's notes."""
     return blake2b(uid.encode(), digest_size=MARK).digest()
 
 
 def notes_of(directory: str, address: str) -> str:
-    """Return the path of a worker's notes, which are those of the last one at this port."""
+    """Return the path of a worker's notes; a later worker with the same port overwrites them."""
     return os.path.join(directory, f"rhapsody-{address.rpartition(':')[2].strip('/')}")
 
 
 def started_on(directory: str, address: str) -> frozenset[bytes]:
-    """Return the marks of the attempts that a worker ran when it ended, and remove its notes."""
+    """Return the marks of the attempts that ran when a worker ended, and remove its notes."""
     path = notes_of(directory, address)
     try:
         with open(path, "rb") as file:
             data = file.read()
         os.unlink(path)
-    except FileNotFoundError:  # it ended before it was ready for any
+    except FileNotFoundError:  # it ended before the site was open
         return frozenset()
     return frozenset(data[at : at + MARK] for at in range(0, len(data), MARK))
 
 
 class Notes:
-    """File of the attempts that run on a worker, for the scheduler to read if it is killed.
+    """File of the attempts that run on a worker, which the scheduler reads if the worker is killed.
 
-    A task can kill its worker before a message about it is sent; what was written to a file stays.
-    The methods are called under the site's lock. The file is open as long as the process runs.
+    A task may kill its worker before any message about it is sent, but the contents of a file are
+    kept. The methods are called under the site's lock. The file stays open until the process ends.
     """
 
     def __init__(self, path: str) -> None:
@@ -228,14 +227,14 @@ class Notes:
 
 
 class Running:
-    """A task that has begun on this worker.
+    """Task that has started on this worker.
 
     Attributes:
-        token: Tells this start of the attempt from another one, on whatever worker.
-        cancelled: Somebody asked for its end.
-        stop: Ends it, where that can be done; called on any thread.
-        context: What the task can know of itself.
-        cores: How many it has of the gate's.
+        token: Identifies this start of the attempt among all workers.
+        cancelled: True if its cancellation was requested.
+        stop: Stops the task, if possible; called on any thread.
+        context: The task's own view of itself, `current_task()`.
+        cores: Number of cores that it has taken from the gate.
         place: Its place in the worker's notes, `None` before it has its cores.
     """
 
@@ -263,13 +262,13 @@ class Running:
 
 
 class Site:
-    """One backend's tasks on one worker.
+    """Tasks of one backend on one worker.
 
     Args:
         worker: Dask's worker.
         session: The backend's session.
-        grace: Seconds between asking a program to end and ending it by force.
-        notes: The directory for the notes about attempts that run, `None` to make none.
+        grace: Seconds between SIGTERM and SIGKILL.
+        notes: The directory for notes about running attempts, `None` to write none.
     """
 
     def __init__(
@@ -296,7 +295,7 @@ class Site:
     # On the threads of tasks.
 
     def begin(self, running: Running) -> bool:
-        """Notes a task as running; `False` where it was cancelled before it came."""
+        """Register a task as started; return False if it was canceled before."""
         with self._lock:
             if self._cancelled.pop(running.uid, running) is None:
                 return False
@@ -304,7 +303,7 @@ class Site:
             return True
 
     def started(self, running: Running) -> None:
-        """The task has its cores: it runs from now on."""
+        """Register that a task has its cores and runs."""
         if self.notes is not None:
             with self._lock:
                 running.place = self.notes.add(running.uid)
@@ -314,14 +313,14 @@ class Site:
             self.worker.loop.add_callback(self._arm)
 
     def leave(self, running: Running) -> None:
-        """Gives back the cores of a task, once, that has ended or left Dask's thread pool."""
+        """Release the cores of a task once it has ended or left Dask's thread pool."""
         with self._lock:
             cores, running.cores = running.cores, 0
         if cores:
             self.gate.leave(cores)
 
     def end(self, running: Running) -> None:
-        """The task has ended."""
+        """Register that a task has ended."""
         with self._lock:
             if self._running.get(running.uid) is running:
                 del self._running[running.uid]
@@ -329,13 +328,13 @@ class Site:
                 self.notes.remove(running.place)
 
     def tell(self, message: dict[str, Any]) -> None:
-        """Sends something to the backend, from any thread."""
+        """Send a message to the backend, from any thread."""
         self.worker.log_event(self.topic, {"worker": self.address, **message})
 
     # On the worker's loop.
 
     def cancel(self, uids: Iterable[str]) -> list[str]:
-        """Stops tasks, and those that come later; gives the uids of those that have begun."""
+        """Stop tasks, now or when they arrive, and return the uids of those that have started."""
         begun = []
         for uid in uids:
             with self._lock:
@@ -358,10 +357,9 @@ class Site:
             running.stop()
 
     def seceded(self, key: str) -> None:
-        """A task has left Dask's thread pool, mostly to wait for tasks of Dask's own.
+        """Release the cores of a task that has left Dask's thread pool, usually to wait.
 
-        Its cores are for others from now on. Where it rejoins the pool, Dask sees to it
-        that there are no more threads than before.
+        When the task rejoins the pool, Dask makes sure that the number of threads does not grow.
         """
         with self._lock:
             tasks = self._running.values()
@@ -370,7 +368,7 @@ class Site:
             self.leave(running)
 
     def stop_all(self) -> None:
-        """Stops all tasks, when the worker or the backend goes."""
+        """Stop all tasks because the worker or the backend ends."""
         with self._lock:
             tasks = list(self._running.values())
         for running in tasks:
@@ -388,38 +386,38 @@ class Site:
 
 
 supervisor: Reaper = Reaper()
-"""The reaper of this process's programs."""
+"""Reaper of this process's programs."""
 
 _sites: dict[tuple[str, str], Site] = {}
 
 
 def topic(session: str) -> str:
-    """Dask's topic for what the sites of a session tell."""
+    """Return Dask's topic for the events of a session."""
     return f"rhapsody.{session}"
 
 
 def leave_ctrl_c(client: int) -> None:
-    """Has a worker pass over Ctrl-C, which a terminal sends to it as well as to the program.
+    """Make a worker ignore Ctrl-C, which a terminal sends to it as well as to the program.
 
-    The program stops its workers when it ends. What runs on them is not concerned: a
-    handler, unlike an ignored signal, is not handed on to programs.
+    The program stops its workers when it ends. Programs that run on the workers are not affected:
+    unlike an ignored signal, a handler is not inherited.
 
     Args:
-        client: The program's process; where it is the worker's too, nothing is changed.
+        client: The program's process; nothing is changed if it is the worker's as well.
     """
     if os.getpid() != client and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGINT, lambda number, frame: None)
 
 
 def open_site(worker: Worker, session: str, grace: float, notes: str | None = None) -> Site:
-    """Opens a backend's site on a worker."""
+    """Open a backend's site on a worker."""
     streams.acquire()
     site = _sites[session, worker.address] = Site(worker, session, grace, notes)
     return site
 
 
 def close_site(worker: Worker, session: str) -> None:
-    """Closes it, and ends what it runs."""
+    """Close a backend's site on a worker, and stop its tasks."""
     site = _sites.pop((session, worker.address), None)
     if site is None:
         return
@@ -431,18 +429,18 @@ def close_site(worker: Worker, session: str) -> None:
 
 
 def site_of(worker: Worker, session: str) -> Site | None:
-    """A backend's site on a worker, `None` where it was closed or could not be opened."""
+    """Return a backend's site on a worker, `None` if it was closed or could not be opened."""
     return _sites.get((session, worker.address))
 
 
 def cancel(session: str, uids: list[str], dask_worker: Any = None) -> list[str]:
-    """Called through `Client.run` on each worker; gives which of the tasks have begun there."""
+    """Stop tasks and return those that have started here; called through `Client.run`."""
     site = site_of(dask_worker, session)
     return [] if site is None else site.cancel(uids)
 
 
 def sees(path: str, text: str, dask_worker: Any = None) -> bool:
-    """Whether a worker sees a file with this text. Called through `Client.run`."""
+    """Return True if a worker can read this text from a file; called through `Client.run`."""
     try:
         with open(path, encoding="utf-8") as file:
             return file.read() == text
@@ -451,7 +449,7 @@ def sees(path: str, text: str, dask_worker: Any = None) -> bool:
 
 
 def _host(address: str) -> str:
-    """The host in a worker's address, loopback where it has none."""
+    """Return the host of a worker's address, loopback if it has none."""
     scheme, _, place = address.rpartition("://")
     if scheme == "inproc":
         return "127.0.0.1"
@@ -459,7 +457,7 @@ def _host(address: str) -> str:
 
 
 def _gpus(count: int) -> tuple[str, ...]:
-    """The names of the GPUs that a worker may give out."""
+    """Return the names of the GPUs that a worker may assign."""
     if not count:
         return ()
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
