@@ -142,7 +142,10 @@ class Reports:
                 watching.cancel()
         call.watch = call.refusal = None  # break the cycle that would keep Dask's future
         if "held" not in task:
-            call.future = None
+            if call.future is not None:
+                # Explicitly, because a `gather` of several futures may go on with this one.
+                call.future.release()
+                call.future = None
             self._release(call)
         self._tell(task, self._ends[state])
         self.ended.set()
@@ -364,16 +367,20 @@ class Outcomes:
         finally:
             for key in keys:
                 self._under_way.pop(key, None)
-        for key, reply in replies.items():
-            call = self._calls.get(key)
-            if call is None:
-                continue
-            if reply is not None:
-                self.settle(call, reply)
-            elif futures[key].status == "cancelled":
-                self.dropped(call)
-            else:
-                self.erred(call)
+        while replies:  # emptied, because tracebacks of errors that the program keeps refer to it
+            key = next(iter(replies))
+            self._fetched(key, replies.pop(key), futures.pop(key))
+
+    def _fetched(self, key: str, reply: Reply | None, future: Any) -> None:
+        call = self._calls.get(key)
+        if call is None:
+            return
+        if reply is not None:
+            self.settle(call, reply)
+        elif future.status == "cancelled":
+            self.dropped(call)
+        else:
+            self.erred(call)
 
     def _not_fetched(self, call: Call, error: Exception) -> None:
         if isinstance(error, OSError) and not call.asked_again:
