@@ -142,10 +142,10 @@ class Reports:
                 watching.cancel()
         call.watch = call.refusal = None  # break the cycle that would keep Dask's future
         if "held" not in task:
-            if call.future is not None:
-                # Explicitly, because a `gather` of several futures may go on with this one.
+            if call.future is not None and not call.referred_to:
+                # Explicitly, because a `gather` of several futures may still refer to this one.
                 call.future.release()
-                call.future = None
+            call.future = None
             self._release(call)
         self._tell(task, self._ends[state])
         self.ended.set()
