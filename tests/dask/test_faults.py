@@ -194,6 +194,36 @@ async def test_what_only_waited_on_a_killed_worker_runs_elsewhere(
     assert await asyncio.gather(*waiting) == [1] * 5
 
 
+async def test_tasks_run_again_after_the_user_has_restarted_the_workers(
+    own: WorkflowEngine, tmp_path: Path
+) -> None:
+    backend: Any = own.backend
+    trace, gate = tmp_path / "trace", tmp_path / "gate"
+
+    @own.function_task
+    def wait(path: str, gate: str) -> int:
+        with open(path, "a") as file:
+            file.write("x")
+        while not os.path.exists(gate):
+            time.sleep(0.02)
+        return 1
+
+    @own.function_task
+    def add(x: int, y: int) -> int:
+        return x + y
+
+    held = add(1, 1)
+    assert await add(held, 1) == 3
+    running = [wait(str(trace), str(gate)) for _ in range(2)]
+    waiting = add(running[0], 1)
+    await _until(lambda: trace.exists() and trace.read_text() == "xx")
+    await backend.client.restart()
+    gate.touch()
+    assert await asyncio.gather(*running, waiting, add(2, 2)) == [1, 1, 2, 4]
+    with pytest.raises(TaskLostError):
+        await held
+
+
 async def test_a_worker_over_its_memory_limit_loses_its_task(own: WorkflowEngine) -> None:
     @own.function_task
     def greedy() -> int:

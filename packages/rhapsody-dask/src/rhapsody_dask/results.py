@@ -492,7 +492,9 @@ class Outcomes:
         error = await call.future.exception()
         if self._calls.get(call.key) is not call:
             return
-        if call.references and self._is_anothers(call, error):
+        if call.future.status == "cancelled":  # the workers were restarted meanwhile
+            self.dropped(call)
+        elif call.references and self._is_anothers(call, error):
             self._gone(call, reference_lost(call))
         elif isinstance(error, TaskRaised):
             self.settle(call, error.reply)
