@@ -58,7 +58,7 @@ class Cargo:
 
 async def _plugin(scheduler: Scheduler, notes: Path | None = None) -> SchedulerSetup:
     cargo: Any = Cargo()
-    plugin = SchedulerSetup(cargo, "session", None, notes and str(notes))
+    plugin = SchedulerSetup(cargo, "session", None, None if notes is None else str(notes))
     await plugin.start(scheduler)
     return plugin
 
