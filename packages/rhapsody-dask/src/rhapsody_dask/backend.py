@@ -380,6 +380,8 @@ class DaskExecutionBackend(ManagedBackend):
                 self._outcomes.erred(call)
             case "lost":
                 self._outcomes.lost(key)
+            case "repeated":  # it may have ended without a report
+                call.begun, call.worker, call.token = False, None, None
             case "dropped":
                 self._outcomes.dropped(call)
 

@@ -315,6 +315,7 @@ class SchedulerSetup(SchedulerPlugin):
             self.scheduler.stimulus_retry(retried)
             again = {key for key in erred if tasks[key].state != "erred"}
             self.news = [(key, word) for key, word in self.news if key not in again]
+            self.news += [(key, "repeated") for key in retried]
 
     def remove_client(self, scheduler: Any, client: str) -> None:
         """Remove the plugins if their client has disconnected; called by Dask."""
