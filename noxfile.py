@@ -1,10 +1,10 @@
-"""The checks of this workspace, for a newcomer's machine and for CI.
+"""Checks of this workspace, for development machines and for CI.
 
-`nox` runs what takes minutes: lint, types, the tests on the running Python, and the
-built wheels in clean environments, of both the tests that are not marked `long`. `nox -s ci` adds
+`nox` runs the checks that take minutes: lint, types, the tests on the running Python, and the
+built wheels in clean environments, without tests that are marked `long`. `nox -s ci` adds
 what CI can afford, `nox -s long` runs the tests that are marked `long`, and `nox -s release` runs
-everything on every Python. What each check does is in its session here; how a distribution
-is built is in its own `pyproject.toml`.
+everything on every Python. The docstring of each session describes it; the `pyproject.toml` of each
+distribution describes its build.
 """
 
 from __future__ import annotations
@@ -30,24 +30,25 @@ NO_COMPILE = "--no-compile"
 
 
 class Distribution(NamedTuple):
-    """Where a distribution and its tests live, and what its tests need.
+    """A distribution with its tests, and what its tests need.
 
     Attributes:
-        folder: The distribution's.
-        tests: Its tests' folder.
-        extras: The extras that they need.
-        ci: What `nox -s ci` adds to plain `nox`, which runs those not marked `long` on the running
-            Python. `"nothing"`: nothing. `"long"`: those marked `long`. `"all"`: these, those not
-            marked `long` on the newest other Python, and `minimums` with the lowest dependencies.
-        has_long: Whether some are marked `long`.
+        folder: The folder of the distribution.
+        tests: The folder of its tests.
+        extras: The extras that the tests need.
+        ci: The tests that `nox -s ci` adds to plain `nox`, which runs those not marked `long` on
+            the running Python. `"nothing"`: none. `"long"`: those marked `long`. `"all"`: these,
+            those not marked `long` on the newest other Python, and `minimums` with the lowest
+            dependencies.
+        has_long: Whether some tests are marked `long`.
         minimums: The tests that use its dependencies most.
-        at_once: How many of its tests run at once: more than there are processors, where most
-            of them wait.
-        files_at_once: Whether tests of one file run one after the other, because they share what
-            is expensive to make.
-        reruns: Whether a test whose pilot or Slurm did not start runs once more.
-        pythons: The Pythons that it supports, where those are not all.
-        tools: What else its tests use.
+        at_once: How many tests run in parallel; may exceed the number of processors if most tests
+            wait.
+        files_at_once: Whether tests of one file run one after the other, because they share
+            expensive fixtures.
+        reruns: Whether a test whose pilot or Slurm did not start is repeated once.
+        pythons: The supported Pythons, if not all.
+        tools: Other packages that the tests use.
     """
 
     folder: str
@@ -63,7 +64,7 @@ class Distribution(NamedTuple):
     tools: tuple[str, ...] = ()
 
 
-# Of core's tests those of what calls cloudpickle, importlib-metadata, packaging, pluggy, rich,
+# Core's tests of the code that calls cloudpickle, importlib-metadata, packaging, pluggy, rich,
 # typeguard and fsspec, and of the kit, which uses pytest and psutil.
 MINIMUMS = [
     "tests/core/test_backend_names.py",
@@ -169,7 +170,7 @@ nox.options.default_venv_backend = "virtualenv"
 
 
 def install_distribution(session: nox.Session, backend: str, *more: str, **options: Any) -> None:
-    """Installs core, the backend's distribution and `more`, in one resolution."""
+    """Install core, the backend's distribution and `more`, in one resolution."""
     core, dist = DISTRIBUTIONS["core"], DISTRIBUTIONS[backend]
     wanted = {d.folder: f"./{d.folder}{d.extras}" for d in (core, dist)}
     # A pilot starts many programs at once: each would compile the same modules.
@@ -180,7 +181,7 @@ def install_distribution(session: nox.Session, backend: str, *more: str, **optio
 def run_tests(
     session: nox.Session, backend: str, *options: str, constraints: Path | None = None
 ) -> None:
-    """Runs a backend's tests, unless it does not support this Python."""
+    """Run a backend's tests, unless it does not support this Python."""
     dist = DISTRIBUTIONS[backend]
     python = str(session.python or RUNNING)
     if dist.pythons and python not in dist.pythons:
@@ -198,7 +199,7 @@ def run_tests(
 
 @nox.session
 def lint(session: nox.Session) -> None:
-    """Style: ruff's rules and its formatting."""
+    """Check the style: ruff's rules and its formatting."""
     session.install(RUFF)
     session.run("ruff", "check", ".")
     session.run("ruff", "format", "--check", ".")
@@ -206,7 +207,7 @@ def lint(session: nox.Session) -> None:
 
 @nox.session
 def types(session: nox.Session) -> None:
-    """Types: mypy on everything, and whether what users import is fully typed."""
+    """Check the types: mypy on everything, and pyright on what users import."""
     there = {n: d for n, d in DISTRIBUTIONS.items() if not d.pythons or RUNNING in d.pythons}
     everything = [f"./{d.folder}{d.extras}" for d in there.values()]
     tools = (MYPY, PYRIGHT, "nox", "pytest>=8.4", "types-psutil", *TEST_TOOLS)
@@ -219,7 +220,7 @@ def types(session: nox.Session) -> None:
 
 
 def verify_types(session: nox.Session, name: str) -> None:
-    """Checks what a distribution exports, as a user of core and that distribution sees it."""
+    """Check the types of a distribution's public names, as a user of core and that distribution."""
     package = "rhapsody" if name == "core" else f"rhapsody_{name}"
     alone = session.cache_dir.absolute() / f"{package}-alone"
     session.run("virtualenv", "--clear", str(alone), silent=True)  # nox brings it
@@ -235,29 +236,29 @@ def verify_types(session: nox.Session, name: str) -> None:
 @nox.session(python=PYTHONS)
 @nox.parametrize("backend", list(DISTRIBUTIONS))
 def tests(session: nox.Session, backend: str) -> None:
-    """The tests of one backend, in an environment with its distribution and core alone."""
+    """Run the tests of one backend, in an environment with only its distribution and core."""
     run_tests(session, backend)
 
 
 @nox.session(python=PYTHONS)
 @nox.parametrize("backend", list(DISTRIBUTIONS))
 def quick(session: nox.Session, backend: str) -> None:
-    """Those tests of one backend that are not marked `long`."""
+    """Run the tests of one backend that are not marked `long`."""
     run_tests(session, backend, "-m", "not long")
 
 
 @nox.session
 @nox.parametrize("backend", [name for name, dist in DISTRIBUTIONS.items() if dist.has_long])
 def long(session: nox.Session, backend: str) -> None:
-    """Those tests of one backend that are marked `long`."""
+    """Run the tests of one backend that are marked `long`."""
     run_tests(session, backend, "-m", "long")
 
 
 @nox.session
 def system(session: nox.Session) -> None:
-    """What users get: wheels in clean environments, the README's commands, the examples.
+    """Test what users receive: wheels in clean environments, the README's commands, the examples.
 
-    Those tests that are not marked `long`, unless others are asked for: `-- tests/system`.
+    Without tests that are marked `long`, unless others are requested: `-- tests/system`.
     """
     session.install(BUILD, HATCHLING, GRIFFE, MYPY, RUFF, XDIST, "nox", "pytest>=8.4", *TEST_TOOLS)
     files_at_once = ("-n2", "--dist=loadfile")  # as those of one file share environments
@@ -266,7 +267,7 @@ def system(session: nox.Session) -> None:
 
 @nox.session
 def plugin_api(session: nox.Session) -> None:
-    """The plugin interface against the last release: what breaks plugins needs a new version."""
+    """Compare the plugin interface with the last release: breaking changes need a new version."""
     session.install(GRIFFE, "packaging")
     session.run("python", ".ci/check_plugin_api.py", *session.posargs)
 
@@ -274,9 +275,9 @@ def plugin_api(session: nox.Session) -> None:
 @nox.session(python=PYTHONS[0])
 @nox.parametrize("backend", list(DISTRIBUTIONS))
 def minimums(session: nox.Session, backend: str) -> None:
-    """The tests again, with the lowest version of each dependency that is allowed.
+    """Run the tests with the lowest allowed version of each dependency.
 
-    Those that are not marked `long`, unless others are asked for: `-- tests/core`.
+    Without tests that are marked `long`, unless others are requested: `-- tests/core`.
     """
     constraints = session.cache_dir / f"minimums-{backend}.txt"
     lowest: dict[str, str] = {}
@@ -290,7 +291,7 @@ def minimums(session: nox.Session, backend: str) -> None:
 
 
 def lowest_allowed(pyproject: Path) -> dict[str, str]:
-    """The lower bound of every dependency and extra, by name.
+    """Return the lower bound of every dependency and extra, by name.
 
     Raises:
         ValueError: A dependency has no lower bound.
@@ -313,7 +314,7 @@ def lowest_allowed(pyproject: Path) -> dict[str, str]:
 
 @nox.session
 def docs(session: nox.Session) -> None:
-    """The documentation: a strict build, and every code block run."""
+    """Build the documentation in strict mode, and run all code blocks."""
     wfcommons = f"./{DISTRIBUTIONS['wfcommons'].folder}"  # documented in docs/replay.md
     install_distribution(session, "dask", wfcommons, DOCS, *TEST_TOOLS)
     session.run(
@@ -324,10 +325,10 @@ def docs(session: nox.Session) -> None:
 
 @nox.session
 def benchmarks(session: nox.Session) -> None:
-    """What everything costs, beside other systems: tables, a plot. See `docs/performance.md`.
+    """Compare costs with other systems; write tables and a plot, see `docs/performance.md`.
 
-    It takes hours. `-- --only processes mixed` runs some measures, `-- --smoke` all of them at tiny
-    sizes, and writes nothing.
+    Takes hours. `-- --only processes mixed` runs some measures, `-- --smoke` all of them at tiny
+    sizes, without writing anything.
     """
     backends = [n for n, d in DISTRIBUTIONS.items() if not d.pythons or RUNNING in d.pythons]
     folders = [f"./{DISTRIBUTIONS[name].folder}" for name in backends]
@@ -340,7 +341,7 @@ def benchmarks(session: nox.Session) -> None:
 
 @nox.session
 def benchmarks_smoke(session: nox.Session) -> None:
-    """The benchmarks at tiny sizes: that they run, not what they measure. Of core alone."""
+    """Check with tiny sizes that the benchmarks of core run."""
     install_distribution(session, "wfcommons", *DISTRIBUTIONS["core"].tools)
     session.run("python", "-m", "benchmarks.suite", "--smoke", *session.posargs)
     for script in ("journal.py", "observer.py", "instructions.py"):
@@ -349,10 +350,10 @@ def benchmarks_smoke(session: nox.Session) -> None:
 
 @nox.session
 def audit(session: nox.Session) -> None:
-    """Secrets in the tree, a list of what each wheel brings with it, and known faults of that.
+    """Search for secrets, list what each wheel installs, and look up vulnerabilities.
 
-    The lists are CycloneDX files in `dist/sbom`. Where the service that knows the faults gives no
-    answer, the session fails: nothing was found out then.
+    The lists are CycloneDX files in `dist/sbom`. The session fails if the vulnerability service
+    does not answer.
     """
     session.install(*AUDIT_TOOLS)
     problems = secrets_in_the_tree(session)
@@ -372,9 +373,9 @@ def audit(session: nox.Session) -> None:
 
 
 def secrets_in_the_tree(session: nox.Session) -> list[str]:
-    """Where something in the tracked files looks like a secret; `pragma: allowlist secret` is none.
+    """Return the lines of tracked files that look like secrets.
 
-    Nobody is asked whether it is one that works.
+    Lines with `pragma: allowlist secret` are skipped. Whether a secret is valid is not checked.
     """
     text = session.run("detect-secrets", "scan", "--no-verify", silent=True)
     found = json.loads(str(text))["results"]
@@ -386,7 +387,7 @@ def secrets_in_the_tree(session: nox.Session) -> list[str]:
 
 
 def write_sbom(session: nox.Session, environment: Path, dist: Distribution) -> None:
-    """Writes what is in an environment that holds one distribution and what it needs."""
+    """Write the contents of an environment with one distribution and its dependencies."""
     folder = ROOT / "dist" / "sbom"
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{Path(dist.folder).name}.cdx.json"
@@ -398,7 +399,7 @@ def write_sbom(session: nox.Session, environment: Path, dist: Distribution) -> N
 
 
 def known_faults(session: nox.Session, environment: Path, name: str) -> list[str]:
-    """What is known of the packages in an environment; that nobody could be asked, too."""
+    """Return the known vulnerabilities of an environment, or that the service did not answer."""
     answer = session.cache_dir.absolute() / f"{name}-faults.json"
     answer.unlink(missing_ok=True)
     (site,) = environment.glob("lib/python*/site-packages")
@@ -426,7 +427,7 @@ def known_faults(session: nox.Session, environment: Path, name: str) -> list[str
 
 @nox.session(python=False)
 def ci(session: nox.Session) -> None:
-    """What plain `nox` leaves out, as far as CI can afford it: see `Distribution.ci`."""
+    """Run what plain `nox` leaves out, as far as CI can afford it: see `Distribution.ci`."""
     others = [python for python in PYTHONS if python != RUNNING and shutil.which(f"python{python}")]
     for backend, dist in DISTRIBUTIONS.items():
         if dist.ci == "all":
@@ -443,7 +444,7 @@ def ci(session: nox.Session) -> None:
 
 @nox.session(python=False)
 def release(session: nox.Session) -> None:
-    """All tests, those of distributions on every Python and with the lowest dependencies; an audit.
+    """Run all tests on every Python and with the lowest dependencies, and an audit.
 
     The tests of the documentation are in `ci`.
     """

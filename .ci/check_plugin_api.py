@@ -55,7 +55,7 @@ def git(repository: Path, *arguments: str) -> bytes:
 
 
 def last_release(repository: Path) -> str | None:
-    """The release tag of core with the highest version that is an ancestor, if there is one."""
+    """Return the highest release tag of core that is an ancestor, if there is one."""
     releases = []
     for tag in git(repository, "tag", "--list", f"{TAG}*", "--merged", "HEAD").decode().split():
         try:
@@ -66,7 +66,7 @@ def last_release(repository: Path) -> str | None:
 
 
 def load(source: Path) -> griffe.Object:
-    """The package below a directory."""
+    """Return the package below a directory."""
     loader = griffe.GriffeLoader(search_paths=[source], allow_inspection=False)
     package = loader.load("rhapsody")
     loader.resolve_aliases(implicit=True, external=False)
@@ -75,7 +75,7 @@ def load(source: Path) -> griffe.Object:
 
 
 def find(package: griffe.Object, path: str) -> griffe.Object | None:
-    """The module of that name."""
+    """Return the module with a name."""
     try:
         found = package if path == "rhapsody" else package[path.removeprefix("rhapsody.")]
     except KeyError:
@@ -99,7 +99,7 @@ def offered(package: griffe.Object, path: str) -> dict[str, griffe.Object]:
 
 
 def breaks(old: griffe.Object, new: griffe.Object) -> Iterator[str]:
-    """Each thing that would break a plugin, in words."""
+    """Yield each change that would break a plugin, in words."""
     for path in MODULES:
         before, after = find(old, path), find(new, path)
         if before is None:
@@ -141,7 +141,7 @@ def in_words(found: griffe.Breakage) -> str:
 
 
 def abstract(thing: griffe.Object) -> dict[str, set[str]]:
-    """The abstract methods of the public classes."""
+    """Return the abstract methods of the public classes."""
     classes = [thing] if thing.is_class else [*thing.classes.values()]
     return {
         one.path: {name for name, f in one.functions.items() if "abstractmethod" in f.labels}
@@ -151,7 +151,7 @@ def abstract(thing: griffe.Object) -> dict[str, set[str]]:
 
 
 def api_version(package: griffe.Object) -> int:
-    """The version that the interface has by its own account."""
+    """Return the version that the interface declares."""
     return int(str(package[f"{SPECS.removeprefix('rhapsody.')}.API_VERSION"].value))
 
 
