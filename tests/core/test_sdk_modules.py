@@ -240,6 +240,21 @@ def test_what_the_worker_had_imported_itself_is_replaced(place: Path, sent: Sent
         assert (value(), value("stale_user")) == (2, 2)
 
 
+def test_a_module_that_changes_in_the_second_of_its_compilation_is_compiled_again(
+    place: Path, sent: SentModules, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
+    file = place / "stale_main.py"
+    for text in ("V = 1", "V = 2"):
+        file.write_text(text)
+        os.utime(file, (2_000_000_000, 2_000_000_000))
+        source = str(file), False, runner.digest_of(text.encode()), text.encode()
+        with sent.using(pack(1, {"stale_main": source})):
+            assert value("stale_main") == int(text[-1])
+        (cached,) = place.glob("__pycache__/stale_main.*.pyc")
+        os.utime(cached, (2_000_000_000, 2_000_000_000))
+
+
 def test_a_version_that_calls_are_using_is_not_replaced(sent: SentModules) -> None:
     first, second = packed(1, stale_a="V = 1"), packed(2, stale_a="V = 2")
     with sent.using(first):

@@ -36,7 +36,7 @@ from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
-from importlib.util import decode_source, spec_from_file_location
+from importlib.util import cache_from_source, decode_source, spec_from_file_location
 from pathlib import Path
 from types import CodeType, CoroutineType
 from typing import Any, Literal, NamedTuple
@@ -556,12 +556,24 @@ class _SentLoader(SourceFileLoader):
         """Return the module's code."""
         text = self._source.text
         with suppress(OSError, ImportError, SyntaxError):
-            if self.get_data(self.path) == text:
+            if self.get_data(self.path) == text and self._cache_is_current():
                 code = super().get_code(fullname)
                 if self.get_data(self.path) == text:
                     return code
         code = compile(text or b"", self.path, "exec", dont_inherit=True)
         return code
+
+    def _cache_is_current(self) -> bool:
+        """Return whether Python notices if the compiled code is older than the source.
+
+        It compares size and time of the source in whole seconds, so that it does not notice a
+        change within the second in which the code was compiled.
+        """
+        try:
+            compiled = os.stat(cache_from_source(self.path)).st_mtime
+        except (OSError, NotImplementedError):  # there is none
+            return True
+        return compiled >= int(os.stat(self.path).st_mtime) + 1
 
 
 def sent_modules() -> SentModules:
