@@ -1,4 +1,4 @@
-"""What holds for every test: nothing of the user's settings gets in, no file stays behind."""
+"""Fixtures for all tests: the user's settings have no effect, and no file is left behind."""
 
 from __future__ import annotations
 

@@ -157,7 +157,7 @@ def run(
 
 
 def can_change_user() -> bool:
-    """Whether a process can be started as another user."""
+    """Return whether a process can be started as another user."""
     return os.geteuid() == 0 and shutil.which("setpriv") is not None
 
 

@@ -1,4 +1,4 @@
-"""What is on this machine: processes, files and ports that tests look at or wait for."""
+"""Helpers for processes, files and ports of this machine that tests examine or wait for."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ async def connect(host: str, port: int) -> None:
 
 
 def alive(pid: int) -> bool:
-    """Whether a process does anything still; a zombie that nobody reaps does not."""
+    """Return whether a process is still running; an unreaped zombie is not."""
     try:
         return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
@@ -37,7 +37,7 @@ def alive(pid: int) -> bool:
 
 
 def gone(pids: Iterable[int]) -> bool:
-    """Whether processes end within seconds; one that was killed takes a moment."""
+    """Return whether processes end within seconds; one that was killed takes a moment."""
     end = time.monotonic() + 10
     while any(alive(pid) for pid in pids):
         if time.monotonic() > end:

@@ -100,7 +100,7 @@ def check_no_secrets(place: Path, *options: str, functions: bool = True) -> None
 
 
 def _shown(place: Path, name: str, variables: dict[str, str], *words: str) -> str:
-    """What a command of `rhapsody` shows, which is kept in a file."""
+    """Return the output of a command of `rhapsody`, which is kept in a file."""
     path = place / f"{name}.txt"
     with path.open("w") as file:
         subprocess.run(

@@ -23,7 +23,7 @@ def write(directory: Path, files: Files, kills: int, limit: int | str, peak: int
 
 
 def pretend(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Has this process believe that it is in a group of 500 MiB, of which one was killed before.
+    """Pretend that this process is in a group of 500 MiB in which a process was killed before.
 
     Returns:
         The file with the counts.

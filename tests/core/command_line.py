@@ -1,4 +1,4 @@
-"""What tests of `rhapsody run` share: a script that works, and a backend to run it on."""
+"""Helpers for tests of `rhapsody run`: a working script, and a backend to run it on."""
 
 from __future__ import annotations
 

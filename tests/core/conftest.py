@@ -88,7 +88,7 @@ async def process_backend() -> AsyncIterator[LocalExecutionBackend]:
 
 @pytest_asyncio.fixture(loop_scope="module")
 async def process_driver(process_backend: LocalExecutionBackend) -> AsyncIterator[Driver]:
-    """What uses them, and holds that they keep the contract and end what they began."""
+    """Yield a driver, and check that the backend kept the contract and ended what it started."""
     async with Driver(process_backend) as driver:
         yield driver
         assert driver.faults == []

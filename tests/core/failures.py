@@ -18,7 +18,7 @@ class OwnError(Exception):
 
 
 async def dependency_failure(future: asyncio.Future[Any]) -> DependencyFailureError:
-    """What the future of a dependent raises."""
+    """Return the exception of a dependent's future."""
     error = await outcome(future)
     assert isinstance(error, DependencyFailureError)
     return error

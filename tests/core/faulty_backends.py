@@ -320,7 +320,7 @@ class HandsArgumentsOver(SmallBackend):
 
 
 class TakesOneAtATime(SmallBackend):
-    """What a task asks of the backend's library waits for the task."""
+    """Fault: requests of a task to the backend's library wait for the task."""
 
     places = threading.Semaphore(1)
 

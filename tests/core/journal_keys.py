@@ -98,7 +98,7 @@ def key_in(
 
 
 def work(*args: Any, **more: Any) -> Any:
-    """What tasks do that have a look at their arguments alone."""
+    """Return the arguments; the function of tasks that only inspect them."""
     return args
 
 

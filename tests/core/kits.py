@@ -66,7 +66,7 @@ _OPTIONS = (
 
 @dataclass(eq=False)  # hashable, as pytest 8.4 wants its plugins
 class Outcome:
-    """What pytest reports of some checks.
+    """Report of pytest about some checks.
 
     Attributes:
         text: The failures and errors, or the reasons of skips and expected failures.
@@ -78,7 +78,7 @@ class Outcome:
 
     @property
     def word(self) -> str:
-        """How the only check ended."""
+        """Return the outcome of the only check."""
         return "failed" if "failed" in self.counts else next(iter(self.counts), "none")
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:

@@ -1,4 +1,4 @@
-"""What tests of the local backend share: states, and tasks that need something."""
+"""Helpers for tests of the local backend: states, and tasks with requirements."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ from tests.core.small_backend import SmallBackend
 
 
 class Stopping:
-    """Has a method of a backend stop this process a moment after it was called.
+    """Wrapper of a backend's method that stops this process shortly after a call.
 
     Args:
         delay: Seconds from the call to the stop.

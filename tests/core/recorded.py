@@ -26,7 +26,7 @@ def note(word: str) -> None:
 
 
 def ran() -> Counter[str]:
-    """What has run so far, and how often."""
+    """Return what has run so far, and how often."""
     return Counter(Path(LOG).read_text().splitlines())
 
 

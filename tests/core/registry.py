@@ -1,4 +1,4 @@
-"""What tests of the registry share: backends to register, and a look at one that is unusable."""
+"""Helpers for tests of the registry: backends to register, and an unusable one."""
 
 from __future__ import annotations
 

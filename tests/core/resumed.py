@@ -73,7 +73,7 @@ class Place:
         return subprocess.CompletedProcess(arguments, code, out.getvalue(), err.getvalue())
 
     def ran(self) -> Counter[str]:
-        """What has run since the last time, and how often."""
+        """Return what has run since the last call, and how often."""
         log = self.path / "ran.txt"
         found = Counter(log.read_text().splitlines() if log.exists() else ())
         log.unlink(missing_ok=True)

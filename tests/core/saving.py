@@ -1,4 +1,4 @@
-"""What the tests of saved files share: tasks that write some, and read them."""
+"""Helpers for tests of saved files: tasks that write and read some."""
 
 from __future__ import annotations
 

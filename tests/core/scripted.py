@@ -283,7 +283,7 @@ class ManualClock:
 
     @property
     def waiting(self) -> int:
-        """How many calls are wanted."""
+        """Number of calls to wait for."""
         return sum(call.callback is not None for _, _, call in self._calls)
 
     async def advance(self, seconds: float) -> None:
@@ -323,7 +323,7 @@ async def outcome(awaitable: Awaitable[Any]) -> BaseException:
 
 
 async def cancelled(future: asyncio.Future[Any]) -> bool:
-    """Whether awaiting it raises CancelledError."""
+    """Return whether awaiting it raises CancelledError."""
     try:
         await within(future)
     except asyncio.CancelledError:

@@ -1,4 +1,4 @@
-"""What the tests of files and sandboxes share: a backend that links, a task that has ended."""
+"""Helpers for tests of files and sandboxes: a backend that links, a completed task."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def ended(
     succeeded: bool = True,
     result_is_path: bool = False,
 ) -> AttemptInfo:
-    """What is left of a task that wrote files, as the engine makes it."""
+    """Return the record of a completed task that wrote files, as the engine creates it."""
     task = describe(stager, uid)
     sandbox = Path(task["sandbox"])
     sandbox.mkdir(parents=True, exist_ok=True)

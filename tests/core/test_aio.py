@@ -1,4 +1,4 @@
-"""What the core adds to asyncio."""
+"""Tests of core's additions to asyncio."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a backend is called in an engine: its class's name, or one of its own."""
+"""Tests of the name of a backend in an engine: that of its class, or its own."""
 
 from __future__ import annotations
 

@@ -183,7 +183,7 @@ async def test_a_job_that_is_listed_again_is_not_gone(driver: Driver, spool: Pat
 
 
 def times(spool: Path) -> int:
-    """How often the system was asked so far."""
+    """Return how often the system was queried so far."""
     return len((spool / "asked").read_text().split())
 
 

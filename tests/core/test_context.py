@@ -1,4 +1,4 @@
-"""What a running task can know of itself."""
+"""Tests of the context of a running task."""
 
 from __future__ import annotations
 

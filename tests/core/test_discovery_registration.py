@@ -48,7 +48,7 @@ def test_registering_the_same_again_is_harmless_and_another_is_refused() -> None
 
 
 def cell(number: int, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """What a notebook's cell that defines a backend class leaves, run again each time."""
+    """Return the class that a notebook's cell defines, which is executed again each time."""
     source = BACKEND.format(name="mine") + f"    speed = {number}\n"
     module = types.ModuleType("a_notebook")
     exec(source, module.__dict__)

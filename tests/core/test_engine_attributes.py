@@ -1,4 +1,4 @@
-"""What an engine tells about itself: read-only views of what is unfinished."""
+"""Tests of the attributes of an engine: read-only views of unfinished tasks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How blocks end: cancelled, with their engine, or because they wait for themselves."""
+"""Tests of the end of blocks: canceled, with their engine, or waiting for themselves."""
 
 from __future__ import annotations
 

@@ -113,7 +113,7 @@ WRONG_CALLS: list[tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]] = 
 
 
 def words(call: Callable[[], Any]) -> str:
-    """What Python says of a call with wrong arguments."""
+    """Return Python's error for a call with wrong arguments."""
     with pytest.raises(TypeError) as caught:
         call()
     return str(caught.value)

@@ -53,7 +53,7 @@ class Hanging(ManagedBackend):
 
 
 class AsyncState(Scripted):
-    """Has an asynchronous `state`, as backends of today's programs do."""
+    """Backend with an asynchronous `state`, as in existing programs."""
 
     async def state(self) -> Any:  # type: ignore[override]
         return super().state()

@@ -1,4 +1,4 @@
-"""How long sandboxes live."""
+"""Tests of the lifetime of sandboxes."""
 
 # ruff: noqa: ASYNC240 - these tests are about files, and have the loop for themselves
 

@@ -31,7 +31,7 @@ def asker(flow: Any, **settings: Any) -> Any:
 
 
 async def ready(backend: Scripted, attempt: int, value: Any) -> Any:
-    """Has an attempt of the service be ready; returns its description."""
+    """Make an attempt of the service ready, and return its description."""
     task = await backend.given("server", attempt)
     backend.serves(task).set_result(value)
     await turns()

@@ -1,4 +1,4 @@
-"""What the errors have in common, and what callers can rely on."""
+"""Tests of what errors have in common, and what callers can rely on."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a failure does to what depends on it, and to what does not."""
+"""Tests of the effect of a failure on dependents and on other tasks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a newcomer ran into: cycles through tasks, odd exceptions, errors that said too little."""
+"""Tests of newcomers' mistakes: cycles through tasks, odd exceptions, unhelpful errors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What plugins decide, and the fixed order in which they are asked."""
+"""Tests of the decisions of plugins, and of the order of their hooks."""
 
 from __future__ import annotations
 
@@ -227,7 +227,7 @@ async def test_a_plugin_that_selects_nonsense_or_raises_is_reported_once(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     class Nonsense(Observer):
-        """Has a name of its own in the reports."""
+        """Plugin with its own name in reports."""
 
     nonsense, broken = Nonsense(), Observer()
     nonsense.select = lambda task, candidates: "three"

@@ -1,4 +1,4 @@
-"""What observers are told: task events, the start and the end."""
+"""Tests of the events for observers: tasks, the start and the end."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ DONE, FAILED, CANCELED = TasksMainStates.DONE, TasksMainStates.FAILED, TasksMain
 
 
 class Native(Scripted):
-    """Has words of its own for states."""
+    """Backend with its own state names."""
 
     async def start(self) -> None:
         StateMapper.register_backend_tasks_states(

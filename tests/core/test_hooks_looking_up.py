@@ -1,4 +1,4 @@
-"""What a plugin that looks up results gets of a task, and look-ups that take a while."""
+"""Tests of lookups of results: their arguments, and lookups that take a while."""
 
 from __future__ import annotations
 

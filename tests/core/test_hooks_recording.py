@@ -225,7 +225,7 @@ async def test_recording_that_raises_is_reported_once_and_the_results_are_seen(
     awaitable: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     class Broken(Memory):
-        """Has a name of its own in the report."""
+        """Plugin with its own name in the report."""
 
     async def fail() -> None:
         raise OSError("disk full")

@@ -52,7 +52,7 @@ async def raises_later(kind: type[BaseException]) -> None:
 
 
 async def raised(future: asyncio.Future[Any]) -> BaseException:
-    """What awaiting a future raises."""
+    """Return the exception that awaiting a future raises."""
     try:
         await future
     except BaseException as error:

@@ -35,7 +35,7 @@ def run(main: Callable[[Measure], Awaitable[None]]) -> None:
     selector = CountingSelector()
 
     async def measure() -> int:
-        """How often the loop wakes in two seconds, beside the one time that ends them."""
+        """Return how often the loop wakes in two seconds, without the final time."""
         loop = asyncio.get_running_loop()
         await turns(50)  # what was going to happen at once has happened
         end = loop.create_future()

@@ -1,4 +1,4 @@
-"""How to install a missing plugin is said after how core was installed (PEP 610)."""
+"""Tests of the hints for installing a plugin, which depend on core's installation (PEP 610)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a signal leaves of sandboxes, and what is said of blocks then."""
+"""Tests of sandboxes and of messages about blocks after a signal."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What of a program's code is in the key of a task, and what is not."""
+"""Tests of the code that the key of a task covers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What functions find around them while the program runs, in the keys of tasks."""
+"""Tests of globals and other surroundings of functions in the keys of tasks."""
 
 from __future__ import annotations
 

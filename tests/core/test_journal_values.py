@@ -168,7 +168,7 @@ VALUES = st.recursive(
 
 
 def _shown(value: Any) -> Any:
-    """What tells values apart, types and signs of zeros as well."""
+    """Return a form in which values are equal if keys treat them alike, with signs of zeros."""
     if isinstance(value, list | tuple):
         return type(value).__name__, tuple(map(_shown, value))
     if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""What `rhapsody` and `rhapsody.backends` offer, what importing them costs, and missing plugins."""
+"""Tests of the exports of `rhapsody` and `rhapsody.backends`, import costs, and missing plugins."""
 
 from __future__ import annotations
 

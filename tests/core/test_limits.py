@@ -1,4 +1,4 @@
-"""What the engine holds back: named limits, priority and max_pending."""
+"""Tests of named limits, priority and max_pending."""
 
 from __future__ import annotations
 

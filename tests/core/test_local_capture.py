@@ -1,4 +1,4 @@
-"""What functions print is kept, and still seen."""
+"""Tests of the output of functions, which is captured and still printed."""
 
 from __future__ import annotations
 

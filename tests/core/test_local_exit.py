@@ -1,4 +1,4 @@
-"""How programs that use the local backend end, however they end."""
+"""Tests of the end of programs that use the local backend."""
 
 from __future__ import annotations
 

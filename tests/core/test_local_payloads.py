@@ -1,4 +1,4 @@
-"""What a task was given and what it gave are released when it is done, not with the next task."""
+"""Tests that arguments and results of a task are released when it is done."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What cannot be pickled on its way to or from a worker process."""
+"""Tests of values that cannot be pickled for or in a worker process."""
 
 from __future__ import annotations
 

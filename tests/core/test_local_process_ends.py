@@ -1,4 +1,4 @@
-"""How the local backend's worker processes end: lost, stopped, shut down."""
+"""Tests of the end of worker processes: lost, stopped, shut down."""
 
 from __future__ import annotations
 

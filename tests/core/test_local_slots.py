@@ -1,4 +1,4 @@
-"""What the machine has to give, and who gets it first."""
+"""Tests of the resources of the machine, and of their order of assignment."""
 
 from __future__ import annotations
 

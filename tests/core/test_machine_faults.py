@@ -36,7 +36,7 @@ class DoubleSettle(Scheduler):
 
 
 class LateUpdateApplied(Scheduler):
-    """What a backend says of an attempt that is over counts for the next one."""
+    """Fault: reports about an attempt that has ended count for the next one."""
 
     def _free(self, record: TaskRecord) -> None:
         uid = record.uid
@@ -90,7 +90,7 @@ class LimitNotGivenBack(Scheduler):
 
 
 class DependentsNotTold(Scheduler):
-    """What waits for a cancelled task waits for ever."""
+    """Fault: dependents of a canceled task wait forever."""
 
     def _cancelled(self, record: TaskRecord) -> None:
         record.dependents = None

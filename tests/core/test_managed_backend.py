@@ -1,4 +1,4 @@
-"""What `ManagedBackend` does for a backend that has written `run_task` alone."""
+"""Tests of what `ManagedBackend` does for a backend that only implements `run_task`."""
 
 from __future__ import annotations
 
@@ -160,7 +160,7 @@ async def test_a_number_of_slots_that_cannot_be_meant_is_refused(number: Any) ->
 
 
 class OwnNames(LocalPrograms, ManagedBackend):
-    """Has attributes and methods of its own under names that its base classes could have."""
+    """Backend whose own attributes have names that its base classes could use."""
 
     name = "own-names"
     capabilities = Capabilities(

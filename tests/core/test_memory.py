@@ -1,4 +1,4 @@
-"""What an engine keeps of finished tasks: nothing but what the user holds."""
+"""Tests that an engine keeps nothing of completed tasks that the user does not hold."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Token:
 
 
 def left(references: list[weakref.ref[Any]]) -> int:
-    """How many of the things are still there."""
+    """Return how many of the objects still exist."""
     gc.collect()
     return sum(reference() is not None for reference in references)
 
@@ -38,7 +38,7 @@ async def let_go(references: list[weakref.ref[Any]]) -> None:
 
 
 def tracked() -> int:
-    """How many objects the garbage collector knows."""
+    """Return the number of objects that the garbage collector tracks."""
     gc.collect()
     return len(gc.get_objects())
 

@@ -29,7 +29,7 @@ ONE = {"workers": 1, "cores": 1}
 
 
 async def written(path: Path) -> str:
-    """What a task writes into a file, once it is there."""
+    """Return what a task writes into a file, once it exists."""
     async with asyncio.timeout(30):
         while not path.exists():  # noqa: ASYNC110, ASYNC240 - another process writes it
             await asyncio.sleep(0.01)

@@ -1,4 +1,4 @@
-"""What people write at first, and the message that says what to write instead."""
+"""Tests of common first mistakes, and of the messages that say what to write instead."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ pytestmark = [pytest.mark.asyncio, pytest.mark.timeout(60)]
 
 
 async def failure(future: asyncio.Future[Any]) -> BaseException:
-    """What a future raises."""
+    """Return the exception of a future."""
     await within(asyncio.wait([future]))
     error = future.exception()
     assert error is not None

@@ -1,4 +1,4 @@
-"""What the kernel killed for memory is told as that, once."""
+"""Tests that a kill by the kernel for memory is reported as such, once."""
 
 from __future__ import annotations
 

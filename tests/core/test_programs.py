@@ -21,7 +21,7 @@ from rhapsody.testing._suite import until
 
 
 class Short(LocalPrograms, ManagedBackend):
-    """What `rhapsody new-backend` writes."""
+    """Backend like the one that `rhapsody new-backend` writes."""
 
     name = "short"
     grace = 0.5

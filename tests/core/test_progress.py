@@ -1,4 +1,4 @@
-"""What a run shows while it goes, and the account at its end."""
+"""Tests of the progress of a run, and of the summary at its end."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run shows in a notebook: a picture in the cell, which stays, and what tasks print."""
+"""Tests of the progress in a notebook: the table in the cell, and the output of tasks."""
 
 from __future__ import annotations
 

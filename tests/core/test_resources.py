@@ -1,4 +1,4 @@
-"""What a task says that it needs."""
+"""Tests of the resources that a task requests."""
 
 from __future__ import annotations
 

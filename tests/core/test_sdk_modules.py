@@ -71,7 +71,7 @@ def write(place: Path, version: int) -> None:
 
 
 def own(packed: bytes | None = None) -> dict[str, Any]:
-    """What is sent, by its names."""
+    """Return the modules that are sent, by their names."""
 
     packed = own_modules() if packed is None else packed
     assert packed is not None

@@ -1,4 +1,4 @@
-"""What tasks get as variables is in nothing that a run leaves or shows."""
+"""Tests that values of tasks' variables are in nothing that a run leaves or shows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where a backend's own files go, with and without an engine."""
+"""Tests of the directory for a backend's own files, with and without an engine."""
 
 from __future__ import annotations
 

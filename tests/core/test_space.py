@@ -36,7 +36,7 @@ def disk(tmp_path: Path) -> Iterator[Path]:
 
 
 async def failure(future: asyncio.Future[Any]) -> tuple[BaseException, str]:
-    """What a future raises, and its notes."""
+    """Return the exception of a future, and its notes."""
     await within(asyncio.wait([future]))
     error = future.exception()
     assert error is not None

@@ -43,7 +43,7 @@ class Token:
 
 
 class OwnError(Exception):
-    """What failing tasks raise."""
+    """Exception of failing tasks."""
 
 
 @dataclass
@@ -63,7 +63,7 @@ class Call:
     settled: list[str] = field(default_factory=list)
 
     def outcome(self) -> str | None:
-        """How it stands."""
+        """Return the state of the task."""
         if not self.future.done():
             return None
         if self.future.cancelled():
@@ -72,7 +72,7 @@ class Call:
         return f"value {self.future.result()}" if error is None else repr(error)
 
     def serves(self) -> bool:
-        """Whether it is a service that was ready, and has not ended for good."""
+        """Return whether it is a service that was ready and has not ended for good."""
         return self.future.done() and self.future.task is not None
 
 

@@ -32,7 +32,7 @@ all_states = pytest.mark.parametrize("pair", STATES, ids=STATE_IDS)
 
 
 def over(pair: Pair) -> bool:
-    """Whether nothing can happen any more: the future is settled, the work has ended."""
+    """Return whether the future is done and the work has ended."""
     future, work = pair
     return future is not FutureState.PENDING and work in (WorkState.ENDED, WorkState.LOST)
 

@@ -1,4 +1,4 @@
-"""What happens to tasks while they are being handed to a backend."""
+"""Tests of events during the submission of tasks to a backend."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What type checkers make of a program: the overloads of a call, and the mistakes they find.
+"""Tests of type checkers on programs: overloads of calls, and the mistakes that they find.
 
 The programs are in `typing/`: `accepted.py` says which types must be found, and every
 ignored error in `refused.py` must be one.

@@ -34,7 +34,7 @@ class Open:
 
 
 def settled(reply: Reply) -> tuple[str, Any]:
-    """What a reply says of its task: the state, and the call."""
+    """Return the state and the call of a reply."""
     call, states = Open(), list[str]()
     outcomes = Outcomes.__new__(Outcomes)
     outcomes._settle = lambda _, state: states.append(state)

@@ -1,4 +1,4 @@
-"""How the backend gets to a cluster, and what it says when there is none."""
+"""Tests of the connection to a cluster, and of the errors if there is none."""
 
 from __future__ import annotations
 

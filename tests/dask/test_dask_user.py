@@ -1,4 +1,4 @@
-"""What a user of Dask expects beside the tasks: its dashboard, its reports, its annotations."""
+"""Tests of Dask's own features: its dashboard, its reports, its annotations."""
 
 from __future__ import annotations
 

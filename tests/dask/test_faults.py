@@ -1,4 +1,4 @@
-"""What happens when workers, the scheduler or their connections go away."""
+"""Tests of the loss of workers, the scheduler and their connections."""
 
 from __future__ import annotations
 

@@ -69,7 +69,7 @@ async def held(flow: WorkflowEngine) -> AsyncIterator[Tasks]:
 
 
 async def on_workers(flow: WorkflowEngine) -> int:
-    """How many values of the engine's tasks the workers hold."""
+    """Return the number of values of the engine's tasks that the workers hold."""
     backend: Any = flow.backend
     where = await backend.client.scheduler.who_has()
     return sum(flow.uid in key and bool(workers) for key, workers in where.items())
@@ -365,7 +365,7 @@ async def test_a_value_nobody_asked_for_before_the_end_says_so(cluster: Any) -> 
 
 
 def behind(future: Any) -> Any:
-    """What the backend keeps of a task whose value is held."""
+    """Return what the backend keeps of a task whose value is held."""
     return future._node._value.call
 
 

@@ -1,4 +1,4 @@
-"""What the scheduler's plugin publishes of tasks and workers, without a cluster."""
+"""Tests of the messages of the scheduler plugin about tasks and workers, without a cluster."""
 
 from __future__ import annotations
 

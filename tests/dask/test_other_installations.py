@@ -69,7 +69,7 @@ async def test_workers_with_another_version_are_named_with_the_cure(tmp_path: Pa
 
 
 def _left(**_: Any) -> list[str]:
-    """What is there of shipped code, where this is called."""
+    """Return the shipped code that exists where this is called."""
     import sys
 
     names = [name for name in sys.modules if name.split(".")[0].startswith("rhapsody")]

@@ -1,4 +1,4 @@
-"""How replies are fetched, without a cluster."""
+"""Tests of fetching replies, without a cluster."""
 
 from __future__ import annotations
 

@@ -94,7 +94,7 @@ def _value(kind: type) -> str:
 
 
 def _call(name: str, function: Callable[..., Any]) -> str:
-    """How it is called, as inline code; annotations are text in this package."""
+    """Return the signature as inline code; annotations are text in this package."""
     given = re.sub(r"ForwardRef\(('[^']*')\)", r"\1", str(inspect.signature(function)))
     signature = re.sub(r"(: |-> )'([^']*)'", r"\1\2", given.replace("mappingproxy({})", "{}"))
     return f"`{name}{signature.replace('(self, ', '(').removesuffix(' -> None')}`"

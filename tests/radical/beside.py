@@ -47,7 +47,7 @@ class Native:
         self.uids: list[str] = []
 
     def work(self) -> list[str]:
-        """What two tasks print."""
+        """Return the output of two tasks."""
         words = {"executable": "/bin/echo", "arguments": ["theirs"]}
         tasks = self._tasks.submit_tasks([rp.TaskDescription(words) for _ in range(2)])
         self.uids += [task.uid for task in tasks]
@@ -109,7 +109,7 @@ class Fork:
         theirs.close()
 
     def ask(self) -> str:
-        """What it says."""
+        """Return its output."""
         self._end.settimeout(20)
         self._end.sendall(b"?")
         answer = self._end.recv(10).decode()
@@ -118,7 +118,7 @@ class Fork:
 
 
 def state() -> dict[str, Any]:
-    """What no library may change."""
+    """Return the state that no library may change."""
     return {
         "environment": dict(os.environ),
         "handlers": [signal.getsignal(number) for number in sorted(signal.valid_signals())],
@@ -144,7 +144,7 @@ def noted(name: str, starting: asyncio.Task[None]) -> None:
 
 
 def marked(program: subprocess.Popen[bytes]) -> bool:
-    """Whether a program has a backend's mark in its environment."""
+    """Return whether a program has a backend's mark in its environment."""
     return processes.MARK in Path(f"/proc/{program.pid}/environ").read_text()
 
 
@@ -164,7 +164,7 @@ async def start(name: str, while_it_starts: Any) -> RadicalExecutionBackend:
 
 
 async def work(backend: RadicalExecutionBackend, *, function: bool = False) -> list[str]:
-    """What a program prints, and a function returns."""
+    """Return the output of a program, and the value of a function."""
     async with Driver(backend) as driver:
         tasks = [driver.command("echo ours"), *([driver.call(double, 21)] if function else [])]
         ends = await driver.run(*tasks)

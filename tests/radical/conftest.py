@@ -1,4 +1,4 @@
-"""What RADICAL-Pilot's tests need: its own untidiness is not our failure."""
+"""Fixtures for tests of RADICAL-Pilot, whose own leftovers are not failures."""
 
 from __future__ import annotations
 

@@ -116,7 +116,7 @@ class Program:
         return [str(path) for path in found]
 
     def left(self, bystanders: list[psutil.Process], *, files: bool = True) -> list[str]:
-        """What there is of the session, in words."""
+        """Return a description of what is left of the session."""
         forks = [] if self.fork is None else [self.fork]
         processes = {*self.processes(), *self.others([*bystanders, *forks])}
         jobs = cluster.jobs(self.directory) if shutil.which("squeue") else []

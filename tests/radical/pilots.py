@@ -1,4 +1,4 @@
-"""How the tests start a pilot on this machine: small, quiet, and where pytest cleans up."""
+"""Helpers that start a small, quiet pilot on this machine, where pytest cleans up."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def backend(pilots: Any = None, **settings: Any) -> RadicalExecutionBackend:
 
 @asynccontextmanager
 async def active(made: RadicalExecutionBackend) -> AsyncIterator[RadicalExecutionBackend]:
-    """Has the backend's pilot active, which a first task has run on, and shuts it down."""
+    """Yield a backend with an active pilot that has run a task, and shut it down."""
     try:
         async with Driver(await made) as driver:
             end = await driver.run_one(driver.command("true"))
@@ -43,6 +43,6 @@ async def active(made: RadicalExecutionBackend) -> AsyncIterator[RadicalExecutio
 
 
 def customise(directory: Path, patch: pytest.MonkeyPatch, text: str) -> None:
-    """Has every Python that starts from now on run a text first, the pilots' own, too."""
+    """Make every Python that starts from now on run a text first, including the pilots' own."""
     (directory / "sitecustomize.py").write_text(text)
     patch.setenv("PYTHONPATH", f"{directory}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")

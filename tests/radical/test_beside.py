@@ -26,7 +26,7 @@ BESIDE = Path(__file__).with_name("beside.py")
 
 @pytest.fixture(scope="module")
 def seen(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """What the program says."""
+    """Return the output of the program."""
     place = tmp_path_factory.mktemp("beside")
     (place / "home").mkdir()
     own = {  # what RADICAL-Pilot needs where a program drives it by itself

@@ -1,4 +1,4 @@
-"""What `rhapsody doctor` says of RADICAL-Pilot's installation."""
+"""Tests of the findings of `rhapsody doctor` about RADICAL-Pilot's installation."""
 
 from __future__ import annotations
 

@@ -53,7 +53,7 @@ def programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run_example(programs: Path, example: str, place: Path) -> str:
-    """What an example prints; it must leave tree, home, directory and processes as they were."""
+    """Return the output of an example, which must leave files and processes as they were."""
     home, here = place / "home", place / "here"
     home.mkdir()
     here.mkdir()

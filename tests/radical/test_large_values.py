@@ -81,7 +81,7 @@ def packed(directory: Path | None, function: Any, *args: Any, **kwargs: Any) -> 
 
 
 def calls_of(function: Any, count: int) -> list[Any]:
-    """What calls of one function that are packed together return."""
+    """Return the results of calls of one function that are packed together."""
     batch, values = calls.Batch(), []
     for number in range(count):
         words = {"function": function, "args": (number,), "kwargs": {}}
@@ -93,7 +93,7 @@ def calls_of(function: Any, count: int) -> list[Any]:
 
 
 def made(directory: Path | None, function: Any, *args: Any, **kwargs: Any) -> Any:
-    """What a call returns, or raises, there and back again."""
+    """Return the result of a call, or raise its exception, after a round trip."""
     task, order = packed(directory, function, *args, **kwargs)
     error = calls.unpack(call.run(order), task)
     return task["return_value"] if error is None else error
@@ -358,7 +358,7 @@ def asked(process: Any, directory: Path, function: Any, *args: Any) -> Any:
 
 
 def leave(how: str, path: str, ends: bool) -> None:
-    """Has a process of the call's group hold a pipe."""
+    """Let a process of the call's group hold a pipe."""
     descriptor = os.open(path, os.O_WRONLY)
     if how == "spawned":
         os.set_inheritable(descriptor, True)
@@ -414,7 +414,7 @@ def test_a_server_that_cannot_fork_once_loses_one_call_and_goes_on(
 
 
 def _ended(held: int, patience: float = 20.0) -> bool:
-    """Whether a pipe, into which nothing is written, ends."""
+    """Return whether a pipe, into which nothing is written, ends."""
     return bool(select.select([held], [], [], patience)[0])
 
 

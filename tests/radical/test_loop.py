@@ -1,4 +1,4 @@
-"""What the backend does on the loop, in a pilot's whole life: nothing that takes long."""
+"""Tests that the backend never blocks the loop during the life of a pilot."""
 
 from __future__ import annotations
 

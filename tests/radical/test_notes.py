@@ -1,4 +1,4 @@
-"""What a killed program and its client left is ended at the next start, and nothing else is."""
+"""Tests that the next start ends what a killed program and its client left, and nothing else."""
 
 from __future__ import annotations
 

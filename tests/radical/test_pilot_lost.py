@@ -1,4 +1,4 @@
-"""What dies, dies with a clear error: agent, pilot, walltime, RAPTOR's worker, the client."""
+"""Tests of the errors after the loss of an agent, a pilot, RAPTOR's worker or the client."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where the backend keeps its files: nowhere but in its session's directory."""
+"""Tests that the backend keeps its files only in its session's directory."""
 
 from __future__ import annotations
 

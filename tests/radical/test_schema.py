@@ -48,7 +48,7 @@ def test_former_keys_mean_what_radical_pilot_takes_them_for(former: str) -> None
 
 
 def test_no_former_key_of_radical_pilots_is_missing() -> None:
-    """Where RADICAL-Pilot's check moves the value of a key, we know the key that has it then."""
+    """Check that the new key is known wherever RADICAL-Pilot moves the value of a key."""
     moved = {}
     for key, kind in schema.TASK.items():
         if kind in VALUES and key not in ("mode", "executable", "use_mpi"):

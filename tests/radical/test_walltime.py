@@ -35,7 +35,7 @@ def task(walltime: float | None = None, **settings: Any) -> TaskDescription:
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Has the time stand still, outside of batch jobs."""
+    """Stop the clock, outside of batch jobs."""
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)
     monkeypatch.setattr(time, "time", lambda: NOW)
 

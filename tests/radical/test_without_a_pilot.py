@@ -1,4 +1,4 @@
-"""What the backend does before, and without, a pilot."""
+"""Tests of the backend before, and without, a pilot."""
 
 from __future__ import annotations
 

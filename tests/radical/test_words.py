@@ -223,7 +223,7 @@ CONFIG = {"masters": [{"ranks": 1, "workers": [{"ranks": 1, "worker_type": "Defa
 
 
 def run_words(words: dict[str, Any], sandbox: Path) -> subprocess.CompletedProcess[str]:
-    """What RADICAL-Pilot's script does with them in a task's sandbox."""
+    """Return what RADICAL-Pilot's script makes of words in a task's sandbox."""
     line = " ".join([words["executable"], *(f'"{word}"' for word in words["arguments"])])
     return subprocess.run(
         line, shell=True, cwd=sandbox, capture_output=True, text=True, check=False

@@ -1,4 +1,4 @@
-"""What users have: distributions built from this tree, and environments without anything else."""
+"""Fixtures of what users have: distributions from this tree, and clean environments."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How the system tests run commands: as a user does, outside this process's settings."""
+"""Helpers that run commands as a user does, without this process's settings."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is wrong with one plugin hurts nobody else, and is named with its distribution.
+"""Tests that a broken plugin affects no other one, and is named with its distribution.
 
 All distributions of `broken.py` are built, and installed into one environment.
 """
@@ -64,14 +64,14 @@ def zoo(
 
 @pytest.fixture(scope="module")
 def listed(zoo: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
-    """What `rhapsody backends --json` says, by backend."""
+    """Return the output of `rhapsody backends --json`, by backend."""
     output = check(zoo / "rhapsody", "backends", "--json", cwd=tmp_path_factory.mktemp("listed"))
     return {one["name"]: one for one in json.loads(output)}
 
 
 @pytest.fixture(scope="module")
 def examined(zoo: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """What `rhapsody doctor --json` finds."""
+    """Return the findings of `rhapsody doctor --json`."""
     slow = ("env", "SLOW_SECONDS=1.5")
     done = run(*slow, zoo / "rhapsody", "doctor", "--json", cwd=tmp_path_factory.mktemp("examined"))
     assert done.returncode == 1, done.stderr

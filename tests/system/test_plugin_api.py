@@ -165,7 +165,7 @@ def test_what_was_not_changed_since_the_highest_version_is_not_broken(
 
 @pytest.fixture(scope="module")
 def told_of_all(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """What is said of all breaks at once: to read the source takes much longer than to compare."""
+    """Return the report about all breaks at once, because reading the source is slow."""
     repository = Repository(tmp_path_factory.mktemp("breaks") / "repository")
     repository.git("tag", "rhapsody-core-v0.1.0")
     for *edit, _ in BREAKS.values():

@@ -1,4 +1,4 @@
-"""What `rhapsody new-backend` writes works as it stands, from wheels in a clean environment."""
+"""Tests that a new scaffold works unchanged, from wheels in a clean environment."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ BLOCK = re.compile(
 
 
 def matches(expected: str, output: str) -> bool:
-    """Whether the output is what the page says, where `...` stands for anything."""
+    """Return whether the output is that of the page, where `...` stands for anything."""
     pattern = re.escape(expected.strip()).replace(r"\.\.\.", ".*")
     return re.fullmatch(pattern, output.strip(), re.DOTALL) is not None
 

@@ -72,7 +72,7 @@ def test_a_list_schedule_is_within_grahams_bound(data: st.DataObject, slots: int
 
 
 def replayed(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]:
-    """What `rhapsody replay --json` says."""
+    """Return the output of `rhapsody replay --json`."""
     assert main(["replay", "--json", *arguments]) == 0
     found: dict[str, Any] = json.loads(capsys.readouterr().out)
     return found

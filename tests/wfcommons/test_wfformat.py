@@ -92,7 +92,7 @@ VERSIONS = '"1.0", "1.1", "1.2", "1.3", "1.4", "1.5"'
 
 
 def changed(*path: str | int, to: object) -> Callable[[Any], None]:
-    """What puts a value into an instance of 1.5."""
+    """Return a function that puts a value into an instance of 1.5."""
 
     def change(content: Any) -> None:
         for part in path[:-1]:
@@ -103,7 +103,7 @@ def changed(*path: str | int, to: object) -> Callable[[Any], None]:
 
 
 def without(*path: str | int) -> Callable[[Any], None]:
-    """What takes a value out of an instance of 1.5."""
+    """Return a function that removes a value from an instance of 1.5."""
 
     def change(content: Any) -> None:
         for part in path[:-1]:

@@ -18,7 +18,7 @@ CHUNK = 10_000
 
 
 def broken(first: int, count: int) -> list[str]:
-    """What is broken in the histories of some seeds, each with its seed."""
+    """Return the violations in the histories of some seeds, each with its seed."""
     found = []
     for seed in range(first, first + count):
         try:

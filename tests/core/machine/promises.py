@@ -1,4 +1,4 @@
-"""What the contract promises of every history of the scheduler, whatever happens in it."""
+"""Rules of the contract for every history of the scheduler."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class BrokenPromiseError(AssertionError):
 
 
 class Promises:
-    """What the contract promises of every history, whatever happens in it."""
+    """Rules of the contract that hold in every history."""
 
     def __init__(self, world: World) -> None:
         self.world = world
@@ -61,7 +61,7 @@ class Promises:
             self.ended.add(record)
 
     def look(self) -> None:
-        """What holds at any time: slots, limits, counts of dependencies, deadlines, edges."""
+        """Check what holds at any time: slots, limits, counts of dependencies, deadlines, edges."""
         world, scheduler = self.world, self.world.scheduler
         inflight = [n for n in scheduler.inflight.values() if not n.task.settings.service]
         for backend in world.backends:

@@ -39,7 +39,7 @@ MAX_PENDING = 3
 
 
 class TaskError(Exception):
-    """What tasks of a history raise."""
+    """Exception of tasks in a history."""
 
 
 class Result:

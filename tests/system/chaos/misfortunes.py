@@ -1,4 +1,4 @@
-"""What goes wrong while a graph runs: workers die or stand still, disks fill up, reports are odd.
+"""Faults while a graph runs: workers die or stop, disks fill up, reports are odd.
 
 Each misfortune comes when so many of the calls have ended, and what it does follows from the seed.
 Only processes that this one has started are touched.
@@ -51,7 +51,7 @@ class Misfortunes:
             asyncio.get_running_loop().call_soon(happen)
 
     def plan(self, happen: Callable[[], None], first: float = 0.0, last: float = 1.0) -> None:
-        """Has something happen when a part of the calls has ended, between two fractions."""
+        """Trigger something when a part of the calls has ended, between two fractions."""
         when = round(self._size * self._chance.uniform(first, last))
         self._due.append((when, happen))
         self._due.sort(key=lambda each: each[0])
@@ -59,13 +59,13 @@ class Misfortunes:
     # Workers.
 
     def plan_for_workers(self, how_many: int) -> None:
-        """Has workers killed, or stopped for a while."""
+        """Kill workers, or stop them for a while."""
         for _ in range(how_many):
             self.plan(self._chance.choice((self._kill_one, self._kill_one, self._stop_one)))
         self.plan(self._kill_all)
 
     def plan_for_helpers(self) -> None:
-        """Has the processes killed that end programs with this one, and that fork workers."""
+        """Kill the processes that end programs together with this one, and that fork workers."""
         self.plan(partial(self._kill_helper, "_reaper"))
         self.plan(partial(self._kill_helper, "forkserver"))
 
@@ -104,7 +104,7 @@ class Misfortunes:
     # Disks.
 
     def plan_for_disk(self, disk: Path) -> None:
-        """Has a disk full for a part of the run."""
+        """Fill a disk for a part of the run."""
         filler = disk / "filler"
         self.plan(partial(_fill, filler), 0.1, 0.4)
         self.plan(partial(filler.unlink, missing_ok=True), 0.5, 0.9)

@@ -1,4 +1,4 @@
-"""What each call of a graph must end as: plain Python, without an engine."""
+"""Model of the end of each call of a graph: plain Python, without an engine."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def value_of(call: Call, values: Sequence[int]) -> int:
 
 
 def end_of(call: Call, ends: Mapping[int, End], cancelled: bool) -> End:
-    """How a call must end, after how the calls before it have ended.
+    """Return how a call must end, given the ends of the calls before it.
 
     Args:
         call: The call.
@@ -67,7 +67,7 @@ def wrong_ends(
     cut_short: bool = False,
     pushed: bool = False,
 ) -> list[str]:
-    """What is wrong about how the calls of a graph have ended.
+    """Return the errors in the ends of the calls of a graph.
 
     Args:
         graph: The graph.
@@ -109,7 +109,7 @@ def wrong_counts(
     cut_short: bool,
     pushed: bool,
 ) -> list[str]:
-    """What is wrong about how often each call ran.
+    """Return the errors in how often each call ran.
 
     Args:
         graph: The graph.

@@ -26,7 +26,7 @@ READY = r"stdout:ready (\d+)"
 
 
 def helpers(log: str, marks: str) -> tuple[Callable[..., int], Callable[..., bool]]:
-    """What tasks call. Made here, so that they travel by value."""
+    """Return the functions of tasks, which are created here so that they are pickled by value."""
 
     def run(number: int, *values: Any) -> int:
         """Notes an attempt with one write, which nobody's else tears; gives its value."""
@@ -38,7 +38,7 @@ def helpers(log: str, marks: str) -> tuple[Callable[..., int], Callable[..., boo
         return (sum(map(int, values)) + number) % MODULUS
 
     def fails_yet(number: int, failures: int) -> bool:
-        """Whether fewer attempts than these have been made; counts one."""
+        """Return whether fewer attempts than these have been made, and count one."""
         import os
 
         for count in range(failures):
@@ -215,7 +215,7 @@ def blocks(flow: WorkflowEngine, tasks: dict[str, Any]) -> dict[str, Any]:
 
 
 def arguments(call: Call, results: str) -> list[Any]:
-    """What a call is given before the values of the calls that it needs."""
+    """Return the arguments of a call before the values of its dependencies."""
     number = call.number
     match call.kind:
         case "flaky" | "flaky program":
@@ -250,7 +250,7 @@ def with_options(task: Any, call: Call, futures: Sequence[Any]) -> Any:
 
 
 def end_of(future: Any) -> End:
-    """How a future has ended, as the model says it."""
+    """Return the end of a future in the terms of the model."""
     if future.cancelled():
         return CANCELLED
     error = future.exception()
@@ -334,7 +334,7 @@ class Run:
 
 
 async def main(flow: WorkflowEngine) -> None:
-    """What `rhapsody run` runs: prints a line for each result that it sees."""
+    """Run the graph under `rhapsody run`; print a line for each result."""
     seed, size, place = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
     log = open(place / "log.txt", "ab", buffering=0)  # noqa: ASYNC230, SIM115 - closed below
 

@@ -95,7 +95,7 @@ class Seed:
 
     @property
     def mode(self) -> str:
-        """What goes wrong."""
+        """Return the kind of faults."""
         return self.chosen or random.Random(f"mode of {self.number}").choice(MODES[self.backend])
 
     @property

@@ -74,7 +74,7 @@ async def backend_for(
 
 
 def left() -> dict[str, list[str]]:
-    """What this process has open now, by kind."""
+    """Return what this process has open, by kind."""
     gc.collect()
     me = psutil.Process()
     opened = []
@@ -91,7 +91,7 @@ def left() -> dict[str, list[str]]:
 
 
 class Complaints(logging.Handler):
-    """What is logged that nobody may log: errors that nobody retrieved, raised in callbacks."""
+    """Handler for records that must not be logged: errors in callbacks and unretrieved ones."""
 
     def __init__(self) -> None:
         super().__init__(logging.ERROR)
@@ -101,7 +101,7 @@ class Complaints(logging.Handler):
         self.found.append(self.format(record)[-2000:])
 
     def unraisable(self, info: Any) -> None:
-        """What `sys.unraisablehook` is called with."""
+        """Handle an argument of `sys.unraisablehook`."""
         self.found.append(f"unraisable in {info.object!r}: {info.exc_value!r} {info.err_msg}")
 
 
