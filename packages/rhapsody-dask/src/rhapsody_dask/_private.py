@@ -25,6 +25,6 @@ def task_reference() -> Any:
         raise BackendUnavailableError(
             f"dask {version('dask')} has no `dask._task_spec.TaskRef`, which rhapsody-dask needs: "
             "install a version of dask that rhapsody-dask was released for, "
-            "`pip install 'distributed>=2025.5.0,<2026.9'`"
+            "`pip install 'distributed>=2026.3.0,<2026.9'`"
         ) from error
     return TaskRef

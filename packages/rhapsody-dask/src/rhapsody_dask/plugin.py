@@ -37,7 +37,7 @@ def rhapsody_backends() -> BackendSpec:
         name="dask",
         import_path="rhapsody_dask.backend:DaskExecutionBackend",
         summary="a Dask cluster: its own on this machine, or one that is there",
-        requires=("distributed>=2025.5.0,<2026.9", "cryptography>=42.0", "cloudpickle>=3.0"),
+        requires=("distributed>=2026.3.0,<2026.9", "cryptography>=42.0", "cloudpickle>=3.0"),
         capabilities=CLUSTER,
         install_hint="pip install rhapsody-dask",
     )
