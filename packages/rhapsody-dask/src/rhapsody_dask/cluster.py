@@ -355,7 +355,7 @@ def _import_dask() -> None:
 
 
 def _require_guard() -> None:
-
+    """Raise if worker processes cannot import the main program, or would run its workflow."""
     if from_standard_input():
         raise BackendUnavailableError(
             "Dask's worker processes import the main program, and this one comes from standard "

@@ -81,7 +81,7 @@ TLS = frozenset(
 SETTINGS = frozenset({"security", "timeout"})
 
 TIMEOUT = 30.0
-"""Default for the time in seconds to connect."""
+"""Default time limit in seconds for connecting."""
 
 
 @dataclass(frozen=True, slots=True)

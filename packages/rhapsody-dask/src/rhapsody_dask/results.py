@@ -411,9 +411,7 @@ class Outcomes:
         self._settle(call, self._state(call, reply))
 
     def _state(self, call: Call, reply: Reply) -> str:
-        if reply.kind == CANCELED:
-            return "canceled"
-        if call.cancelled:
+        if reply.kind == CANCELED or call.cancelled:
             return "canceled"
         if reply.kind == DONE:
             if call.task["function"] is None:

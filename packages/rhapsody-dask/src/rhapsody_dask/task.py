@@ -378,8 +378,7 @@ class Packer:
             task: The description.
             more: Further settings for the worker.
             held: Number of values that come with the task before its large arguments; the last of
-                them
-                belong to its references.
+                them belong to its references.
 
         Returns:
             The packed order, and the values that Dask has to hold for it, in order.

@@ -1,8 +1,7 @@
-"""The names of RADICAL-Pilot's present and former API, each as what it is now.
+"""Names of RADICAL-Pilot's current and former API.
 
-For programs that drive RADICAL-Pilot themselves in addition to Rhapsody. Names of today are
-RADICAL-Pilot's own objects; names of the former API are today's successors, or explain what took
-their place.
+They are for programs that use RADICAL-Pilot directly, in addition to Rhapsody. Current names are
+RADICAL-Pilot's own objects; former names are their successors, or explain what replaced them.
 
 Only this module imports RADICAL-Pilot into the program, and only when one of the names is first
 used: that creates an empty directory, `.radical/utils` in `RADICAL_BASE` or the home directory, and
@@ -28,7 +27,7 @@ FORMER = {
     "ComputeUnitDescription": "TaskDescription",
     "ComputeUnit": "Task",
 }
-"""Names of the former API, and the names of what took their place."""
+"""Names of the former API, with the names of their successors."""
 
 CURRENT = (
     "Pilot",
@@ -43,10 +42,10 @@ CURRENT = (
     "TaskManager",
     "pythontask",
 )
-"""Names of today's API."""
+"""Names of the current API."""
 
 OURS = ("Context", "DatabaseError", "PilotException")
-"""Names for which RADICAL-Pilot offers nothing any more."""
+"""Names that RADICAL-Pilot no longer offers."""
 
 
 class PilotException(BackendUnavailableError):  # noqa: N818 - the name that programs catch
@@ -54,18 +53,18 @@ class PilotException(BackendUnavailableError):  # noqa: N818 - the name that pro
 
 
 class DatabaseError(BackendError):
-    """The former API raised it where its database was not reached.
+    """Error of the former API for an unreachable database.
 
-    RADICAL-Pilot has no database any more: nothing raises this. Programs that catch
-    it go on to work.
+    RADICAL-Pilot no longer has a database, so this is never raised. Programs that catch it still
+    work.
     """
 
 
 class Context:
-    """Explains what took the place of security contexts.
+    """Former security context; creating one explains what replaced it.
 
     Raises:
-        NotImplementedError: Always; it says what to do.
+        NotImplementedError: Always; the message says what to do.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -107,8 +106,8 @@ def __getattr__(name: str) -> Any:
     if name not in MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     with warnings.catch_warnings():
-        # It warns where `logging` came first: its repair for `fork` is not needed, as
-        # nothing here forks and goes on to log.
+        # It warns if `logging` was imported first. Its fix for `fork` is not needed, because
+        # nothing here forks and then logs.
         warnings.filterwarnings("ignore", message="Import `radical` modules before `logging`")
         return import_module(MODULES[name])
 

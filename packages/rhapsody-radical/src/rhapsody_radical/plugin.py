@@ -28,16 +28,16 @@ RAPTOR = Capabilities(
     captures_output=True,
     reports_running=True,
 )
-"""Functions on RAPTOR workers of our own, each call in a process of its own."""
+"""Functions on our RAPTOR workers, each call in a separate process."""
 
 EXECUTABLES = RAPTOR
-"""Functions as programs of their own."""
+"""Functions as separate programs."""
 
 OTHER_WORKERS = replace(RAPTOR, cancel_functions="none", cancel_async_functions="none")
-"""Functions on RAPTOR workers of a class that is not ours: what runs there goes on."""
+"""Functions on RAPTOR workers of other classes, which cannot cancel a running call."""
 
 NO_FUNCTIONS = replace(RAPTOR, functions=False, sync_functions=False)
-"""RAPTOR is switched off, and functions with it."""
+"""RAPTOR is disabled, and functions with it."""
 
 
 def capabilities_of(functions: str, *, enabled: bool, other_workers: bool) -> Capabilities:

@@ -1,6 +1,6 @@
-"""RADICAL-Pilot's objects as a program sees them: they live in its client, a separate process.
+"""Remote objects for RADICAL-Pilot's objects in the client, a separate process.
 
-One class, `Remote`, stands for all of them. Its attributes are the values that the client sent
+One class, `Remote`, represents all of them. Its attributes are the values that the client sent
 last; its methods are called in the client, and block as RADICAL-Pilot's do. `run_in_client` reaches
 everything else.
 """
@@ -54,7 +54,7 @@ KINDS: dict[str, tuple[tuple[str, ...], frozenset[str]]] = {
         "wait cancel wait_info submit_workers submit_tasks rpc as_dict",
     ),
 }
-"""Per class, by its name in our messages: the attributes that are sent, and the methods."""
+"""Attributes that are sent, and methods, by the name of the class in messages."""
 
 
 CALLBACK, RAPTORS = "callback", "raptors"

@@ -48,6 +48,10 @@ async def in_thread(function: Callable[[], T], *, or_here: bool = False) -> T:
         function: The function to call.
         or_here: Whether to call it on the loop if no thread can be started: for work that must
             be done at the end.
+
+    Raises:
+        RuntimeError: No thread can be started.
+        Exception: What the function raises; a `StopIteration` as the cause of a `RuntimeError`.
     """
     future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
     try:

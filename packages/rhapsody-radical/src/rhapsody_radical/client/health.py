@@ -1,9 +1,9 @@
 """Health of pilots and RAPTOR's workers: one rule for all the ways in which RADICAL-Pilot hangs.
 
-A component ends alone, a scheduler was forked at the wrong moment, a message is lost: RADICAL-Pilot
-reports none of this. But tasks that have room do not start then. This needs no knowledge of its
-parts. A task counts only if it certainly fits: wherever running tasks are, and whatever else a
-description may ask for.
+RADICAL-Pilot does not report that one of its components has ended, that a scheduler hangs since it
+was forked, or that a message was lost. The common effect is that tasks do not start although cores
+are free, which can be detected without knowledge of RADICAL-Pilot's parts. A task counts only if it
+certainly fits, wherever running tasks are and whatever else its description requests.
 """
 
 from __future__ import annotations

@@ -86,7 +86,7 @@ class Pair:
         return [self.uid, *(str(worker.uid) for worker in self.workers)]
 
     def problem(self) -> str | None:
-        """Which of them has ended, in words."""
+        """Describe the master or worker that has ended, `None` if all are alive."""
         for name, task in (("master", self.master), *(("worker", each) for each in self.workers)):
             if task.state in FINAL:
                 told = [task.exception, (task.stderr or "").strip()[-500:]]
@@ -101,13 +101,13 @@ class Raptor:
 
     Args:
         pilot: The pilot.
-        config: What to start, checked.
+        config: The checked configuration of the pairs.
         on_change: Called with a pair that was given up, and with `None` when some were started.
 
     Attributes:
-        config: What it starts.
-        pairs: Those that live.
-        lost: The uids of the masters that do not.
+        config: The configuration of the pairs.
+        pairs: The pairs that are alive.
+        lost: The uids of the masters that were lost.
     """
 
     def __init__(
@@ -213,8 +213,8 @@ class Raptors:
 
     Args:
         pilots: The pilots.
-        on_change: Called with the number of a pilot whose pairs are others now, and with the one
-            of them that was lost, if one was.
+        on_change: Called with the number of a pilot whose pairs have changed, and with the pair
+            that was lost, if any.
 
     Attributes:
         found: RAPTOR by the number of its pilot.
@@ -242,11 +242,11 @@ class Raptors:
             The pair that it goes to; `None` for a master that the program started itself.
 
         Raises:
-            ValueError: The task names a master that there is not.
+            ValueError: The task names an unknown master.
         """
         named = words.get("raptor_id")
         pair = self._named(named, pilot) if named else self.found[pilot.number].choose()
-        # Our own workers know what to do with an order; others are told that, too.
+        # Our own workers know how to make a call; others receive a function that does.
         alone = pair is not None and pair.takes_orders
         kind, encoded = ("call", calls.as_text) if alone else ("task", calls.python_task)
         words["function"] = encoded(order)
@@ -259,7 +259,7 @@ class Raptors:
 
         Raises:
             ValueError: There is none, its pair is lost, or it is on another pilot: RADICAL-Pilot
-                would wait for ever.
+                would wait forever.
         """
         for number, each in list(self.found.items()):
             there = self._pilots[number].uid
@@ -284,6 +284,6 @@ class Raptors:
         return None
 
     def look_at(self, uid: str, state: str) -> bool:
-        """Return True if a task that is none of the engine's is one of a pair's that has ended."""
+        """Return True if a uid is that of a master or worker that has ended."""
         pairs = [pair for each in list(self.found.values()) for pair in list(each.pairs)]
         return state in FINAL and any(uid in pair.uids() for pair in pairs)

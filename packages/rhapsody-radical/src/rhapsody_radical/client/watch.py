@@ -1,4 +1,4 @@
-"""Watch over one session: looks once a second for what RADICAL-Pilot does not report."""
+"""Watch over one session: checks once a second for changes that RADICAL-Pilot does not report."""
 
 from __future__ import annotations
 
@@ -32,8 +32,9 @@ class Watch:
         session: RADICAL-Pilot's objects.
         tasks: The engine's tasks.
         raptors: RAPTOR's masters and workers.
-        heard: Takes a pilot and its state.
-        give_up: Takes a pilot that is lost although RADICAL-Pilot does not say so, and how.
+        heard: Called with a pilot and its state.
+        give_up: Called with a pilot that is lost although RADICAL-Pilot does not report it, and the
+            reason.
     """
 
     def __init__(
