@@ -255,11 +255,13 @@ class SchedulerSetup(SchedulerPlugin):
     def __init__(
         self, cargo: _Cargo, session: str, client: str | None, notes: str | None = None
     ) -> None:
+        from rhapsody_dask.worker.site import topic
+
         self.client = client
         self.notes = notes
         self.session = session
         self.name: str = f"rhapsody-{session}"
-        self.topic: str = f"rhapsody.{session}"
+        self.topic: str = topic(session)
         self.cargo = cargo
         self.news: list[tuple[str, str]] = []
 
