@@ -24,6 +24,8 @@ from rhapsody.sdk import in_thread
 from rhapsody_dask._private import task_reference
 from rhapsody_dask.options import TLS, Options
 
+log: logging.Logger = logging.getLogger(__name__)
+
 
 def from_standard_input() -> bool:
     """Return True if the main program has no file that worker processes could import."""
@@ -68,8 +70,6 @@ def _guarded(program: ast.Module, line: int) -> bool:
             return True
     return False
 
-
-log: logging.Logger = logging.getLogger(__name__)
 
 REGISTRATIONS = 3
 """Number of attempts to register a plugin while workers are lost."""

@@ -9,6 +9,8 @@ from typing import Any
 
 from rhapsody_dask.task import Call, named
 
+log: logging.Logger = logging.getLogger(__name__)
+
 ANSWERS = 5.0
 """Seconds to wait for the workers' answers; a worker that is cut off never answers."""
 
@@ -82,8 +84,6 @@ class Stopping:
             return None
         return {uid for begun in answers.values() for uid in begun or ()}
 
-
-log: logging.Logger = logging.getLogger(__name__)
 
 FIRST = 5.0
 """Seconds until the first check of what tasks wait for."""

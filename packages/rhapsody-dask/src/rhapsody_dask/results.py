@@ -35,6 +35,8 @@ from rhapsody_dask.worker.messages import (
     writable,
 )
 
+log: logging.Logger = logging.getLogger(__name__)
+
 
 class Reports:
     """State reports for one backend's tasks.
@@ -111,7 +113,7 @@ class Reports:
     def settle(self, call: Call, state: str) -> None:
         """End a task whose reply has come; `state` is `"done"`, `"failed"` or `"canceled"`."""
         if call.waiter is not None:
-            HeldValues.brought(call)
+            HeldValues.fetched(call)
         if call.uid not in self._tasks:
             return
         if call.error is None and call.cancelled:
@@ -125,7 +127,7 @@ class Reports:
         if not call.cancelled and call.error is None:
             call.error = error
         if call.waiter is not None:
-            HeldValues.brought(call)
+            HeldValues.fetched(call)
         self.not_begun(call)
 
     def end(self, call: Call, state: str) -> None:
@@ -247,7 +249,7 @@ class HeldValues:
         return call.task
 
     @staticmethod
-    def brought(call: Call) -> None:
+    def fetched(call: Call) -> None:
         """Notify the coroutine that waits for a value, which was fetched or lost."""
         if call.error is not None:
             call.task["exception"] = call.error
@@ -261,8 +263,6 @@ class HeldValues:
             except RuntimeError:  # the loop is closed, and so is the backend
                 return
 
-
-log: logging.Logger = logging.getLogger(__name__)
 
 MOST = 2_000
 """Largest number of replies in a batch."""
