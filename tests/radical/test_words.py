@@ -40,7 +40,7 @@ def task(settings: dict[str, Any] | None = None, **more: Any) -> Any:
 def pilot(**more: Any) -> Any:
     """A pilot of 8 cores on this machine."""
     given = {"uid": "pilot.0000", "number": 0, "settings": {"resource": "local.localhost"}}
-    given |= {"here": True, "cores": 8, "raptor_cores": 0, "sandbox": "/none"}
+    given |= {"here": True, "cores": 8, "nodes": 1, "raptor_cores": 0, "sandbox": "/none"}
     given |= {"has": {"cores": 8, "gpus": 0, "mem": 0}.__getitem__}
     return SimpleNamespace(**(given | more))
 
@@ -96,7 +96,7 @@ def test_former_names_of_settings_are_todays() -> None:
     settings = {"cpu_processes": 2, "ranks": 7, "cpu_threads": 3, "gpu_processes": 1}
     found = {"ranks": 2, "cores_per_rank": 3, "gpus_per_rank": 1.0}
     assert task_settings(task(settings)) == found
-    assert needs(task(settings, resources=Resources(cores=5))) == found
+    assert needs(task(settings, resources=Resources(cores=5)), pilot()) == found
     assert describe_executable(task({"cpu_threads": 0}), None).get("cpu_threads") is None
 
 
@@ -171,11 +171,30 @@ def test_what_a_pilot_can_never_run_is_refused() -> None:
 @pytest.mark.parametrize("there", [0, 400])
 def test_more_memory_than_a_node_is_known_to_have_is_refused(there: int) -> None:
     small = pilot(has={"cores": 8, "gpus": 0, "mem": there}.__getitem__)
-    wanted = needs(task(resources=Resources(memory="500 MB")))
+    wanted = needs(task(resources=Resources(memory="500 MB")), small)
     with pytest.raises(CapabilityError) as error:
         check_fits("t", wanted, small)
     assert "477 MB of memory per rank, a node of pilot pilot.0000 " in str(error.value)
     assert f"has {there}; ask for less, or correct `mem_per_node`" in str(error.value)
+
+
+def test_memory_takes_its_share_of_a_nodes_cores() -> None:
+    has = {"cores": 8, "gpus": 0, "mem": 4096}.__getitem__
+
+    def cores(there: Any, **wanted: Any) -> int:
+        words = describe_executable(task(resources=Resources(**wanted)), there)
+        check_fits("t", words, there)
+        return int(words["cores_per_rank"])
+
+    alone = pilot(has=has)
+    assert cores(alone, cores=0, memory="4 GiB") == 8
+    assert cores(alone, memory="600 MiB") == 2
+    assert cores(alone, cores=3, memory="600 MiB") == 3
+    assert cores(alone, memory="600 MiB", ranks=1) == 2
+    assert cores(pilot(has=has, raptor_cores=3), memory="4 GiB") == 5
+    assert cores(pilot(has=has, nodes=2, cores=16, raptor_cores=3), memory="4 GiB") == 8
+    words = describe_executable(task(resources=Resources(cores=0, memory="4 GiB")), alone)
+    assert "OMP_NUM_THREADS" not in words["environment"]
 
 
 @pytest.mark.parametrize(

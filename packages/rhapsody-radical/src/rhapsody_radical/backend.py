@@ -376,7 +376,7 @@ class RadicalExecutionBackend(ManagedBackend):
     def _check_room(self, task: TaskDescription, pilot: Pilot) -> None:
         """Raise `CapabilityError` if a pilot is too small for a task."""
         if task["function"] is None or not self._goes_to_raptor(task, pilot):
-            translate.check_fits(task["name"], translate.needs(task), pilot)
+            translate.check_fits(task["name"], translate.needs(task, pilot), pilot)
 
     # RAPTOR.
 

@@ -101,7 +101,7 @@ def describe_executable(task: TaskDescription, pilot: Pilot | None) -> dict[str,
         "name": _name(settings.get("name") or task["name"]),
         "environment": _environment(task, settings),
     }
-    add_resources(words, task.get("resources"), settings)
+    _add_resources(words, task.get("resources"), settings, pilot)
     if task.get("capture", True) is False:
         words["stdout"] = words["stderr"] = "/dev/null"
     check_staging(task, settings)
@@ -146,24 +146,49 @@ def _environment(task: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[s
     return environment
 
 
-def add_resources(
-    words: dict[str, Any], resources: Resources | None, settings: Mapping[str, Any]
+def _add_resources(
+    words: dict[str, Any],
+    resources: Resources | None,
+    settings: Mapping[str, Any],
+    pilot: Pilot | None,
 ) -> None:
-    """Add what a task needs to its words, where the user's own do not say it."""
+    """Add what a task needs to its words, where the user's own do not say it.
+
+    RADICAL-Pilot compares a task's memory with that of an empty node only, and would start
+    any number of such tasks on one. So the task takes its share of the node's cores.
+    """
     if resources is None:
         return
+    cores = max(1, int(resources.cores))
+    if isinstance(resources.memory, int) and pilot is not None:
+        cores = max(cores, _cores_for_memory(resources, pilot))
     wanted: dict[str, Any] = {
         "ranks": resources.ranks,
-        "cores_per_rank": max(1, resources.cores),
+        "cores_per_rank": cores,
         "gpus_per_rank": float(resources.gpus),
     }
     if resources.gpus:
         wanted["gpu_type"] = schema.CUDA
     if isinstance(resources.memory, int):
-        wanted["mem_per_rank"] = -(-resources.memory // MEGABYTE)
+        wanted["mem_per_rank"] = _megabytes(resources)
     for name, value in wanted.items():
         if name not in settings:
             words[name] = value
+
+
+def _megabytes(resources: Resources) -> int:
+    return -(-int(resources.memory or 0) // MEGABYTE)
+
+
+def _cores_for_memory(resources: Resources, pilot: Pilot) -> int:
+    """Return the cores per rank that make up the same share of a node as the memory does."""
+    cores, memory = pilot.has("cores"), pilot.has("mem")
+    if not cores or not memory:
+        return 0
+    most = cores
+    if pilot.nodes == 1:  # what RAPTOR has left is enough to keep others away
+        most = (pilot.cores - pilot.raptor_cores) // resources.ranks
+    return min(most, -(-_megabytes(resources) * cores // memory))
 
 
 def check_pilot(task: TaskDescription, pilot: Pilot, pilots: Sequence[Pilot]) -> None:
@@ -178,12 +203,12 @@ def check_pilot(task: TaskDescription, pilot: Pilot, pilots: Sequence[Pilot]) ->
         raise ValueError(f"task {task['name']!r}: there is no pilot {wanted!r}; there are: {there}")
 
 
-def needs(task: TaskDescription) -> dict[str, Any]:
+def needs(task: TaskDescription, pilot: Pilot) -> dict[str, Any]:
     """Return what a task needs of a pilot, in RADICAL-Pilot's words."""
     settings = task_settings(task)
     keys = ("ranks", "cores_per_rank", "gpus_per_rank", "mem_per_rank")
     words = {key: settings[key] for key in keys if settings.get(key)}
-    add_resources(words, task.get("resources"), settings)
+    _add_resources(words, task.get("resources"), settings, pilot)
     return words
 
 
