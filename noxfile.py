@@ -1,8 +1,8 @@
 """Checks of this workspace, for development machines and for CI.
 
-`nox` runs the checks that take minutes: lint, types, the tests on the running Python, and the
-built wheels in clean environments, without tests that are marked `long`. `nox -s ci` adds
-what CI can afford, `nox -s long` runs the tests that are marked `long`, and `nox -s release` runs
+`nox` runs the checks that take minutes: lint, prose, types, the tests on the running Python, and
+the built wheels in clean environments, without tests that are marked `long`. `nox -s ci` adds what
+CI can afford, `nox -s long` runs the tests that are marked `long`, and `nox -s release` runs
 everything on every Python. The docstring of each session describes it; the `pyproject.toml` of each
 distribution describes its build.
 """
@@ -130,6 +130,7 @@ if RUNNING not in PYTHONS:
 
 # Linters and type checkers disagree between their own versions, so those are held.
 RUFF = "ruff>=0.17.5,<0.18"
+CODESPELL = "codespell>=2.4,<3"
 MYPY = "mypy>=2.4,<2.5"
 PYRIGHT = "pyright[nodejs]>=1.1.414,<1.2"
 TEST_TOOLS = ["hypothesis>=6.100", "pytest-asyncio>=1.5", "pytest-timeout>=2.3"]
@@ -162,7 +163,7 @@ AUDIT_TOOLS = ["pip-audit>=2.9,<3", "cyclonedx-bom>=7,<8", "detect-secrets>=1.5,
 
 nox.needs_version = ">=2024.10.9"
 QUICK = [f"quick-{RUNNING}(backend='{name}')" for name in DISTRIBUTIONS]
-nox.options.sessions = ["lint", "types", *QUICK, "system"]
+nox.options.sessions = ["lint", "prose", "types", *QUICK, "system"]
 # A Python that is not there is reported as skipped, on CI machines too.
 nox.options.error_on_missing_interpreters = False
 nox.options.download_python = "never"
@@ -206,6 +207,15 @@ def lint(session: nox.Session) -> None:
 
 
 @nox.session
+def prose(session: nox.Session) -> None:
+    """Check the wording and spelling of docstrings, comments, messages and Markdown."""
+    session.install(CODESPELL)
+    session.run("python", ".ci/prose.py")
+    files = session.run("git", "ls-files", "*.md", "*.py", "*.toml", silent=True, external=True)
+    session.run("codespell", *str(files).split())
+
+
+@nox.session
 def types(session: nox.Session) -> None:
     """Check the types: mypy on everything, and pyright on what users import."""
     there = {n: d for n, d in DISTRIBUTIONS.items() if not d.pythons or RUNNING in d.pythons}
@@ -223,7 +233,7 @@ def verify_types(session: nox.Session, name: str) -> None:
     """Check the types of a distribution's public names, as a user of core and that distribution."""
     package = "rhapsody" if name == "core" else f"rhapsody_{name}"
     alone = session.cache_dir.absolute() / f"{package}-alone"
-    session.run("virtualenv", "--clear", str(alone), silent=True)  # nox brings it
+    session.run("virtualenv", "--clear", str(alone), silent=True)  # a dependency of nox
     folders = {f"./{DISTRIBUTIONS[each].folder}" for each in ("core", name)}
     pip = [f"{alone}/bin/python", "-m", "pip", "install", "--quiet", NO_COMPILE, *folders]
     session.run(*pip, external=True)
@@ -404,7 +414,7 @@ def known_faults(session: nox.Session, environment: Path, name: str) -> list[str
     answer.unlink(missing_ok=True)
     (site,) = environment.glob("lib/python*/site-packages")
     words = ["--path", str(site), "--format", "json", "--output", str(answer)]
-    # 1 says that there are some, or that nobody answered.
+    # 1: there are some, or the service did not answer.
     session.run("pip-audit", "--progress-spinner", "off", *words, success_codes=[0, 1])
     if not answer.exists():
         return [f"{name}: NOT AUDITED: the service that knows vulnerabilities cannot be reached"]

@@ -38,7 +38,7 @@ ROOTS = [
 """Packages of which everything in `__all__` belongs to the interface."""
 
 HARMLESS = {
-    # The version itself, and numbers that nobody depends on.
+    # The version itself, and numbers that no plugin depends on.
     griffe.BreakageKind.ATTRIBUTE_CHANGED_VALUE,
 }
 HARMLESS_IN_HOOKS = {
@@ -105,7 +105,7 @@ def breaks(old: griffe.Object, new: griffe.Object) -> Iterator[str]:
         if before is None:
             continue  # it is new
         if after is None:
-            yield f"{path}: the module is gone"
+            yield f"{path}: the module is missing"
             continue
         yield from compare(before, after, hooks=path == SPECS)
     for path in ROOTS:

@@ -26,9 +26,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).absolute().parents[1]
-BESIDE = ROOT / "benchmarks"
-if __name__ == "__main__":  # beside this file one would stand for Dask itself, whose name it has
-    sys.path[:] = [str(ROOT), *(each for each in sys.path if Path(each).absolute() != BESIDE)]
+FOLDER = ROOT / "benchmarks"
+if __name__ == "__main__":  # dask.py in this folder would hide Dask itself
+    sys.path[:] = [str(ROOT), *(each for each in sys.path if Path(each).absolute() != FOLDER)]
 
 from benchmarks.checkouts import checkout, measured  # noqa: E402
 
@@ -39,7 +39,7 @@ LIMIT = 1.05
 LEVEL = 0.9
 
 Pair = tuple[dict[str, float], dict[str, float]]
-"""What both commits took, by the measure."""
+"""Costs of both commits, by measure."""
 
 
 def interval(values: Sequence[float], level: float = LEVEL) -> tuple[float, float, float]:

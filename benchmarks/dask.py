@@ -208,7 +208,7 @@ def processor_seconds(workers: list[psutil.Process]) -> float:
 
 
 Rounds = dict[str, list[Spent]]
-"""What each contestant needed, round by round."""
+"""Costs of each contestant, round by round."""
 
 
 async def timed(runs: dict[str, Run], rounds: int, workers: list[psutil.Process]) -> Rounds:

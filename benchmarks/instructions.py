@@ -29,9 +29,9 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).absolute().parents[1]
-BESIDE = ROOT / "benchmarks"
-if __name__ == "__main__":  # beside this file one would stand for Dask itself, whose name it has
-    sys.path[:] = [*(each for each in sys.path if Path(each).absolute() != BESIDE), str(ROOT)]
+FOLDER = ROOT / "benchmarks"
+if __name__ == "__main__":  # dask.py in this folder would hide Dask itself
+    sys.path[:] = [*(each for each in sys.path if Path(each).absolute() != FOLDER), str(ROOT)]
 
 FEW, MANY = 100, 600
 PARENTS = 50

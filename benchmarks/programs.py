@@ -195,7 +195,7 @@ if not hasattr(os, "pidfd_open"):
 
 @contextlib.contextmanager
 def own_directory(place: str | None = None) -> Iterator[None]:
-    """Lets the run's files be made in a directory that goes afterwards."""
+    """Run in a temporary directory."""
     former = os.getcwd()
     with tempfile.TemporaryDirectory(dir=place) as directory:
         os.chdir(directory)

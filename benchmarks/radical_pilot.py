@@ -141,13 +141,13 @@ class Spent(NamedTuple):
 
 
 async def measure(
-    backend: RadicalExecutionBackend, contest: Contest, size: int, beside: Callable[[int], float]
+    backend: RadicalExecutionBackend, contest: Contest, size: int, peer: Callable[[int], float]
 ) -> Spent:
     """Run a turn, and on a thread the parts that are measured separately."""
 
     def timed() -> tuple[float, float]:
         began = time.thread_time()
-        return beside(size), time.thread_time() - began
+        return peer(size), time.thread_time() - began
 
     before = await backend.run_in_client(client_cpu)
     wall, own = time.perf_counter(), time.process_time()
@@ -220,8 +220,8 @@ async def run(size: int, rounds: int, directory: str) -> dict[str, Any]:
             found: dict[str, list[Spent]] = {"ours": [], "hand": []}
             for number in range(rounds):
                 turns = [("ours", ours, nothing_alone), ("hand", hand, alone)]
-                for label, contest, beside in turns if number % 2 == 0 else reversed(turns):
-                    found[label].append(await measure(backend, contest, size, beside))
+                for label, contest, peer in turns if number % 2 == 0 else reversed(turns):
+                    found[label].append(await measure(backend, contest, size, peer))
                     print(f"{name} {label}: {found[label][-1].wall:.2f} s", file=sys.stderr)
             report[name] = summary(found["ours"], found["hand"], size)
     return report

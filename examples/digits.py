@@ -79,9 +79,9 @@ def make_model(family: str, settings: dict[str, Any]) -> Any:
 
 def train_and_score(family: str, settings: dict[str, Any], fold: int) -> dict[str, Any]:
     """Return the accuracy of a model trained on all folds except one, and scored on that one."""
-    begun = time.perf_counter()
+    started = time.perf_counter()
     from sklearn.model_selection import StratifiedKFold
-    from threadpoolctl import threadpool_limits  # which scikit-learn brings
+    from threadpoolctl import threadpool_limits  # a dependency of scikit-learn
 
     images, _, labels, _ = digits()
     folds = StratifiedKFold(FOLDS, shuffle=True, random_state=0).split(images, labels)
@@ -91,7 +91,7 @@ def train_and_score(family: str, settings: dict[str, Any], fold: int) -> dict[st
         model.fit(images[train], labels[train])
     return {
         "accuracy": float(model.score(images[score], labels[score])),
-        "seconds": time.perf_counter() - begun,
+        "seconds": time.perf_counter() - started,
         "worker": f"{socket.gethostname()}/{os.getpid()}/{threading.get_ident()}",
     }
 
@@ -127,7 +127,7 @@ async def main(flow: WorkflowEngine) -> None:
     """Ranks the models, searches around the best one, and reports."""
     if importlib.util.find_spec("sklearn") is None:
         sys.exit("missing: scikit-learn\nto get it: pip install scikit-learn")
-    begun = time.perf_counter()
+    started = time.perf_counter()
     score_fold = flow.function_task(train_and_score)
     average = flow.function_task(summarise)
     rank_all = flow.function_task(rank)
@@ -183,7 +183,7 @@ async def main(flow: WorkflowEngine) -> None:
     ranking = await refined
     assert await reported == [name(row) for row in ranking]
     print_ranking(ranking, (await first)[0], await tested)
-    print_summary(flow, ranking, time.perf_counter() - begun)
+    print_summary(flow, ranking, time.perf_counter() - started)
 
 
 def ensemble() -> list[tuple[str, dict[str, Any]]]:

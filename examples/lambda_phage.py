@@ -43,7 +43,7 @@ DEBIAN_EXAMPLES = "/usr/share/doc/bowtie2/examples"
 async def main(flow: WorkflowEngine) -> None:
     """Aligns the reads, calls the variants, and prints them and their number."""
     genome_data, left_data, right_data = find_data()
-    begun = time.perf_counter()
+    started = time.perf_counter()
 
     # What the programs are. Each command runs in a directory of its own, where its
     # input files are and its output files are expected, under the names given here.
@@ -119,7 +119,7 @@ async def main(flow: WorkflowEngine) -> None:
         print(f"{position:>8}  {reference:9.9}  {variant:7.7}  {float(quality):7.1f}")
     print(f"\nvariants   {len(variants)}")
     print(f"tasks      {flow.stats.done} done, {flow.stats.failed} failed")
-    print(f"wall time  {time.perf_counter() - begun:.1f} s")
+    print(f"wall time  {time.perf_counter() - started:.1f} s")
 
 
 def find_data() -> list[Path]:

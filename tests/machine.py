@@ -14,7 +14,7 @@ import psutil
 
 
 def free_port() -> int:
-    """A port that nobody listens on."""
+    """Return a port that is not in use."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
@@ -22,7 +22,7 @@ def free_port() -> int:
 
 
 async def connect(host: str, port: int) -> None:
-    """Opens a connection, and closes it again; raises where nobody listens."""
+    """Open a connection and close it; raise `OSError` if the port is not in use."""
     _, writer = await asyncio.open_connection(host, port)
     writer.close()
     await writer.wait_closed()

@@ -17,7 +17,7 @@ ROOM = 2 << 30
 
 @contextlib.contextmanager
 def little_memory() -> Iterator[None]:
-    """Lets what asks for absurd amounts of memory fail, as on a machine that has not got it."""
+    """Limit the memory, so that absurd requests fail as on a small machine."""
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + ROOM, hard))

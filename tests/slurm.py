@@ -47,7 +47,7 @@ PartitionName=debug Nodes={host} Default=YES MaxTime=INFINITE State=UP
 
 
 def why_not() -> str | None:
-    """Why Slurm cannot be started here, `None` where it can."""
+    """Return the reason why Slurm cannot be started here, `None` if it can."""
     path = os.environ["PATH"] + ":/usr/sbin:/sbin"
     missing = [program for program in PROGRAMS if shutil.which(program, path=path) is None]
     if missing:

@@ -21,10 +21,10 @@ from benchmarks.suite.contestant import SLOTS, Contestant
 from benchmarks.suite.graphs import Graph, Task
 
 clock: Callable[[], float] = time.perf_counter
-"""What graphs are timed by; `benchmarks/compare.py` counts the processor's time."""
+"""Clock of the measures; `benchmarks/compare.py` uses CPU time."""
 
 Figures = dict[str, float]
-"""What was found, by the column of the table that it belongs to."""
+"""Figures of a measure, by the column of its table."""
 
 
 class Case(NamedTuple):

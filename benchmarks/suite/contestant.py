@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 from benchmarks.suite.graphs import Graph
 
 SLOTS = os.cpu_count() or 1
-"""How many calls run at once, in every contestant."""
+"""Number of calls that run at once, for every contestant."""
 
 
 class Contestant(abc.ABC):

@@ -29,7 +29,7 @@ class Budget(NamedTuple):
     Attributes:
         column: The case.
         ours: The contestant.
-        beside: The contestant of whose cost the limit is a multiple; empty if it is absolute.
+        reference: The contestant of whose cost the limit is a multiple; empty if it is absolute.
         limit: The limit.
         since: A smaller case; if given, the limit is for the growth of the cost since then.
         more: Whether the limit is for the difference between the two contestants.
@@ -37,7 +37,7 @@ class Budget(NamedTuple):
 
     column: str
     ours: str
-    beside: str
+    reference: str
     limit: float
     since: str = ""
     more: bool = False
@@ -290,7 +290,7 @@ MEASURES: Mapping[str, Measure] = {
     "options": Measure(
         "What options cost",
         "µs per task",
-        "A fan on the noop backend with one option, beside the same without.",
+        "A fan on the noop backend with one option, compared with the same without.",
         options.OPTIONS,
         options.Plain.title,
         lambda smoke, directory: [graph("fan", 20 if smoke else 10_000, graphs.numbers)],
@@ -299,7 +299,7 @@ MEASURES: Mapping[str, Measure] = {
     "files": Measure(
         "What files cost",
         "µs per task",
-        "A function in a thread that writes a small file, beside one that promises it.",
+        "A function in a thread that writes a small file, compared with one that declares it.",
         options.FILES,
         options.ByItself.title,
         lambda smoke, directory: [

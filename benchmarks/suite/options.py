@@ -65,7 +65,7 @@ WRITING = Task(write, ("file.txt",))
 class ByItself(Threads):
     """Functions that each write an undeclared file into a directory."""
 
-    title = "written by itself"
+    title = "written directly"
     number = 0
 
     def submit(self, function: Any, *arguments: Any) -> Any:

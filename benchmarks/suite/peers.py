@@ -201,7 +201,7 @@ class Ray(Contestant):
         return remote.remote(*arguments)
 
     async def wait(self, futures: Sequence[Any]) -> None:
-        """Gets them all."""
+        """Wait for all futures."""
         self.ray.get(list(futures))
 
 

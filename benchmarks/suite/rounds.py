@@ -104,7 +104,7 @@ def present(measure: Measure, results: Results) -> Iterator[tuple[str, int]]:
 
 
 def turn(results: Results, title: str, number: int, words: list[str], deadline: float) -> None:
-    """Lets one contestant take its turn, for so many seconds at most."""
+    """Run one contestant's turn until the deadline."""
     print(f"{words[0]}: {title or 'all'}", file=sys.stderr, flush=True)
     path = [str(Path(sys.executable).parent), os.environ["PATH"]]  # Parsl finds its programs so
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "PATH": os.pathsep.join(path)}

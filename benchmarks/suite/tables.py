@@ -16,7 +16,7 @@ PEERS = {
     for contestant in measure.contestants
     if contestant.needs and not contestant.title.startswith(OURS)
 }
-"""What other systems are called; the floors are none."""
+"""Names of other systems; the floors are not systems."""
 
 Values = Mapping[str, Mapping[str, list[float]]]
 """By the column and the contestant, a value for each round."""
@@ -142,7 +142,7 @@ def ratio(column: Mapping[str, list[float]], who: str, floor: str) -> str:
 
 
 def reasons(notes: list[str]) -> str:
-    """Why something is missing, with all that would take longer than the limit together."""
+    """Return why values are missing, with those that exceed the time limit grouped."""
     long = [note.removeprefix("too long: ") for note in notes if note.startswith("too long: ")]
     others = [note for note in notes if not note.startswith("too long: ")]
     return "; ".join([*others, *([f"{', '.join(long)} would take too long"] if long else [])])
@@ -170,20 +170,20 @@ def verdict(values: Values, budget: Budget) -> str:
     def median(column: str, who: str) -> float:
         return statistics.median(values[column][who])
 
-    what, beside = budget.ours, budget.beside
+    what, reference = budget.ours, budget.reference
     try:
         found = median(budget.column, what)
         if budget.since:
             growth = found / median(budget.since, what)
-            found = growth * median(budget.since, beside) / median(budget.column, beside)
+            found = growth * median(budget.since, reference) / median(budget.column, reference)
             what = f"growth since {budget.since} of {what}"
         elif budget.more:
-            found -= median(budget.column, beside)
-        elif beside:
-            found /= median(budget.column, beside)
+            found -= median(budget.column, reference)
+        elif reference:
+            found /= median(budget.column, reference)
     except (KeyError, statistics.StatisticsError):
         return ""
-    if beside:
-        what += f" {'-' if budget.more else '/'} {beside}"
+    if reference:
+        what += f" {'-' if budget.more else '/'} {reference}"
     met = "met" if found <= budget.limit else "NOT MET"
     return f"{budget.column}, {what}: {found:.3g}, the budget is {budget.limit:.3g}: {met}"

@@ -71,7 +71,9 @@ def main() -> None:
     """Take the turn."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("measure", choices=list(MEASURES))
-    parser.add_argument("contestant", type=int, help="its number; of one that is all: 0")
+    parser.add_argument(
+        "contestant", type=int, help="its number; 0 if the measure has one contestant"
+    )
     parser.add_argument("--began", type=float, default=time.monotonic())
     parser.add_argument("--limit", type=float, default=20.0, help="seconds for a case")
     parser.add_argument("--graphs", type=Path, default=Path())

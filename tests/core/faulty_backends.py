@@ -302,7 +302,7 @@ class Copying(SmallBackend):
 
 
 class CachesFunctionsForGood(SmallBackend):
-    """Brings each function over once, whatever becomes of it there."""
+    """Sends each function once, even if the worker loses it."""
 
     async def run_task(self, task: TaskDescription) -> Any:
         function = task["function"]

@@ -128,7 +128,7 @@ CHANGED: dict[str, tuple[str | Files, str, str]] = {
     "a default": ("def f(x, y=3): return x + y\n", "y=3", "y=4"),
     "a default that is a value": ("N = 3\ndef f(x, y=N): return x + y\n", "N = 3", "N = 4"),
     "a default of a keyword": ("N = 3\ndef f(x, *, y=N): return x + y\n", "N = 3", "N = 4"),
-    "a keyword in place of an argument": ("f = lambda x, y=1: y; g = 0\n", "x, y", "x, *, y"),
+    "a keyword instead of an argument": ("f = lambda x, y=1: y; g = 0\n", "x, y", "x, *, y"),
     "a closure": ("def make(n):\n    def g(x): return x + n\n    return g\nf = make(3)\n",
                   "make(3)", "make(4)"),
     "one of two closures of a function": (
@@ -359,12 +359,12 @@ CHANGED: dict[str, tuple[str | Files, str, str]] = {
         "class A:\n    def __init__(self, n): self.n = n\n"
         "    def __reduce__(self): raise TypeError\na = A(1)\ndef f(x): return a.n\n",
         "A(1)", "A(2)"),
-    "slots beside a lock": (
+    "slots and a lock": (
         "import threading\nclass A:\n    __slots__ = 'n', 'l'\n"
         "    def __init__(self, n): self.n = n; self.l = threading.Lock()\na = A(1)\n"
         "def f(x): return a.n\n",
         "A(1)", "A(2)"),
-    "a value beside a lock": (
+    "a value and a lock": (
         "import threading, collections\n"
         "d = collections.defaultdict(list, n=1, l=threading.Lock())\ndef f(x): return d['n']\n",
         "n=1", "n=2"),

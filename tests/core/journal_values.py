@@ -67,7 +67,7 @@ class Words(set[str]):
 
 
 class Counted:
-    """Gives its own state."""
+    """An object with a `__getstate__` of its own."""
 
     def __init__(self, state: Any) -> None:
         self.state = state
@@ -93,7 +93,7 @@ class ByFunction:
 
 
 class Hostile:
-    """Raises whatever is done with it, but for being taken apart."""
+    """An object that raises in every operation except pickling."""
 
     def __eq__(self, other: object) -> bool:
         raise ValueError("no")

@@ -30,7 +30,7 @@ class Stopping:
         self._count = 0
 
     def plant(self, kind: type[SmallBackend], method: str) -> type[SmallBackend]:
-        """Makes a class like this one, but for the stop."""
+        """Return a subclass whose method stops at a point."""
         usual = getattr(kind, method)
 
         async def called(backend: SmallBackend, *args: object) -> object:

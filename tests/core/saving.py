@@ -14,7 +14,7 @@ from tests.core.scripted import within
 
 
 def files(directory: Path) -> set[str]:
-    """All files below a directory, as paths from there, but for the lists of them."""
+    """Return the relative paths of all files in a directory, without manifests."""
     return {
         str(path.relative_to(directory))
         for path in directory.rglob("*")

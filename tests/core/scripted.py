@@ -40,13 +40,13 @@ async def within(awaitable: Awaitable[T], seconds: float = PATIENCE) -> T:
 
 
 async def turns(number: int = 20) -> None:
-    """Lets the loop go round, so that whatever was going to happen has happened."""
+    """Run some iterations of the loop, so that everything pending has happened."""
     for _ in range(number):
         await asyncio.sleep(0)
 
 
 async def until(condition: Callable[[], object]) -> None:
-    """Lets the loop go round until something is so."""
+    """Run the loop until a condition holds."""
     async with asyncio.timeout(PATIENCE):
         while not condition():  # noqa: ASYNC110 - no time is spent asleep
             await asyncio.sleep(0)
@@ -139,7 +139,7 @@ class Scripted(ManagedBackend):
         return await within(self._arrivals.get())
 
     def forget(self) -> None:
-        """Lets go of every task."""
+        """Forget every task."""
         self.batches.clear()
         self._arrivals = asyncio.Queue()
 

@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
-from rhapsody.aio import begun
+from rhapsody.aio import eager_task
 
 pytestmark = pytest.mark.asyncio
 
 
 def begin(coroutine: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
-    return begun(coroutine, name="begun", context=contextvars.copy_context())
+    return eager_task(coroutine, name="eager_task", context=contextvars.copy_context())
 
 
 async def test_a_task_that_has_begun_is_at_its_first_wait_in_a_task_of_its_own() -> None:

@@ -81,7 +81,7 @@ def _execute(path: Path, statement: str, *values: Any) -> None:
 
 
 def _check(path: Path) -> None:
-    """Whoever reads the journal gets the right thing, or its error."""
+    """Check that each reader of the journal returns the right value or raises its error."""
     with little_memory():
         with contextlib.suppress(JournalError), opened(path) as reader:
             reader.runs()

@@ -1,4 +1,4 @@
-"""Bytes that nobody of us has sent: our own errors, and no hang."""
+"""Bytes from strangers: they lead to our own errors, and to no hang."""
 
 from __future__ import annotations
 

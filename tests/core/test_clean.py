@@ -214,7 +214,7 @@ def test_another_programs_run_goes_when_that_was_killed(
         program.kill()
         program.wait()
     assert clean(capsys, "--keep-results") == [
-        f"{name}  stays: it did not end by itself, so that its results are not known",
+        f"{name}  stays: it did not end properly, so its results are not known",
         "removed 0 runs, 0 B",
     ]
     assert clean(capsys)[-1].startswith("removed 1 run, ")

@@ -117,8 +117,8 @@ def configure(parser):
     parser.add_argument("name")
 
 def run(arguments):
-    if arguments.name == "nobody":
-        raise JournalError("there is nobody")
+    if arguments.name == "no-one":
+        raise JournalError("there is no such name")
     print("hello", arguments.name)
     return 3 if arguments.name == "three" else None
 
@@ -134,8 +134,8 @@ def test_a_plugin_adds_a_command(site: Path, capsys: pytest.CaptureFixture[str])
     assert main(["greet", "you"]) == 0
     assert capsys.readouterr().out == "hello you\n"
     assert main(["greet", "three"]) == 3
-    assert main(["greet", "nobody"]) == 1
-    assert capsys.readouterr().err == "rhapsody: there is nobody\n"
+    assert main(["greet", "no-one"]) == 1
+    assert capsys.readouterr().err == "rhapsody: there is no such name\n"
     with pytest.raises(SystemExit):
         main(["--help"])
     assert "says hello" in capsys.readouterr().out

@@ -29,7 +29,7 @@ SIZE, KINDS = int(sys.argv[1]), sys.argv[2]
 LOG = os.path.abspath("log.txt")
 
 def note(text):
-    """One write of a line: none is torn, whoever else writes."""
+    """Append a line with one write, which others cannot interrupt."""
     file = os.open(LOG, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
     os.write(file, (text + "\\n").encode())
     os.close(file)
@@ -212,11 +212,11 @@ def test_a_second_signal_ends_programs_that_do_not_want_to(start: Start, tmp_pat
 
             @flow.executable_task
             def stubborn():
-                return "trap 'touch told' TERM; sleep 1000 & touch begun; while :; do wait; done"
+                return "trap 'touch told' TERM; sleep 1000 & touch started; while :; do wait; done"
 
             await function(1)
             call = stubborn()
-            while not (here := call.sandbox) or not os.path.exists(f"{here}/begun"):
+            while not (here := call.sandbox) or not os.path.exists(f"{here}/started"):
                 await asyncio.sleep(0.01)
             say("ready")
             while not os.path.exists(f"{here}/told"):

@@ -227,7 +227,7 @@ def test_failures_are_treated_as_the_command_line_says_and_the_program_first(
 
     async def main():
         async with WorkflowEngine.create(GIVEN) as flow:
-            begun = asyncio.Event()
+            started = asyncio.Event()
             @flow.function_task
             async def bad():
                 raise ValueError("bad sample")

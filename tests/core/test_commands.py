@@ -48,7 +48,7 @@ async def driver(spool: Path) -> AsyncIterator[Driver]:
 
 
 async def job_of(spool: Path) -> int:
-    """The first job in the queue, once there is one: the system tells nobody."""
+    """Wait for the first job in the queue, which is only visible in the spool."""
     return int(await in_thread(partial(look, lambda: sorted(spool.glob("[0-9]*"))[0].name)))
 
 
@@ -206,11 +206,11 @@ class Slow(CommandBackend):
     def __init__(self) -> None:
         super().__init__()
         self.gate = asyncio.Event()
-        self.begun = asyncio.Event()
+        self.entered = asyncio.Event()
         self.there: dict[str, bool] = {}
 
     async def submit_job(self, task: Any, script: str) -> str:
-        self.begun.set()
+        self.entered.set()
         await self.gate.wait()
         self.there["job"] = False
         return "job"
@@ -227,7 +227,7 @@ async def test_a_job_that_is_cancelled_while_it_is_submitted_is_cancelled_there(
     async with Slow() as backend, Driver(backend) as driver:
         task = driver.command("true")
         await driver.submit(task)
-        await within(backend.begun.wait())
+        await within(backend.entered.wait())
         assert await driver.cancel(task)
         assert backend.there == {}
         backend.gate.set()

@@ -1,4 +1,4 @@
-"""Whose a name is, when several distributions claim it."""
+"""Names that several distributions claim."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Executables in a directory of the user's (`cwd`), with a sandbox beside it."""
+"""Executables in a directory of the user (`cwd`), which have a sandbox as well."""
 
 from __future__ import annotations
 
@@ -233,7 +233,7 @@ async def test_the_description_has_an_absolute_path(place: Path) -> None:
 
 
 class Sets:
-    """Gives each task a directory."""
+    """A plugin that sets the directory of each task."""
 
     def __init__(self, cwd: Any) -> None:
         self.cwd = cwd

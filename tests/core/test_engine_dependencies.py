@@ -113,7 +113,7 @@ async def test_containers_on_the_way_to_a_future_are_taken_as_they_are_at_the_ca
         point = Plain(inner)
         future = take(mine, point)
         inner.append(give(10))
-        mine["c"] = flow.loop.create_future()  # nobody waits for it
+        mine["c"] = flow.loop.create_future()  # no task waits for it
         point.x = None
         gate.set_result(1)
         assert await future == ({"a": [1], "b": (1, [1])}, Plain([1]))

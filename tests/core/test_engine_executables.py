@@ -319,21 +319,21 @@ async def test_the_output_of_a_running_program_can_be_followed(tmp_path: Path) -
 
         @flow.executable_task
         def talk() -> str:
-            return f"echo begun; echo > {tmp_path}/begun; cat {tmp_path}/gate; echo over"
+            return f"echo started; echo > {tmp_path}/started; cat {tmp_path}/gate; echo over"
 
-        for name in ("begun", "gate"):
+        for name in ("started", "gate"):
             os.mkfifo(tmp_path / name)
         before = time.time()
         future = talk()
-        await within(asyncio.to_thread((tmp_path / "begun").read_text))
+        await within(asyncio.to_thread((tmp_path / "started").read_text))
         assert future.stdout_path is not None
         assert future.sandbox == os.path.dirname(future.stdout_path)
         path = Path(future.stdout_path)
         assert str(future.host).startswith("process ")
         assert future.started_at is not None
         assert before <= future.started_at <= time.time()
-        assert path.read_text() == "begun\n"
+        assert path.read_text() == "started\n"
         (tmp_path / "gate").write_text("")
-        assert await within(future) == "begun\nover\n"
+        assert await within(future) == "started\nover\n"
         assert future.stdout_path == str(path)
         assert [future.host, future.started_at] == [None, None]

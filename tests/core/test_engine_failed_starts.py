@@ -25,7 +25,7 @@ class Broken(Scripted):
 
 
 class Slow(Scripted):
-    """Starts when it is told to."""
+    """A backend that starts when the test lets it."""
 
     def __init__(self) -> None:
         super().__init__("slow")
@@ -39,7 +39,7 @@ class Stubborn(Scripted):
     """Stops, and says that it cannot."""
 
     async def stop(self) -> None:
-        raise OSError("the socket is gone")
+        raise OSError("the socket is closed")
 
 
 def engine_tasks() -> list[str]:
@@ -91,4 +91,4 @@ async def test_a_backend_that_fails_to_stop_keeps_no_other_running(
     with pytest.raises(LookupError, match="no table of states"):
         await create(stubborn, good, twin, Broken("register_callback"))
     assert [one.state() for one in (good, stubborn, twin)] == ["shutdown"] * 3
-    assert "backend 'stubborn' failed to shut down: OSError: the socket is gone" in caplog.text
+    assert "backend 'stubborn' failed to shut down: OSError: the socket is closed" in caplog.text

@@ -1,4 +1,4 @@
-"""Dependencies on what is not this engine's, `after`, and what a backend is told."""
+"""Dependencies on foreign futures, `after`, and the calls that a backend receives."""
 
 from __future__ import annotations
 
@@ -190,7 +190,7 @@ async def test_a_failure_before_is_a_failed_dependency() -> None:
         assert error.failed_dependencies == ["fail"]
 
 
-# What a backend is told.
+# The calls that a backend receives.
 
 
 async def test_the_backend_is_told_what_the_task_depends_on() -> None:

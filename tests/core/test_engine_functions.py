@@ -1,4 +1,4 @@
-"""Function tasks: whatever Python can call, and what it knows of itself."""
+"""Function tasks: all kinds of callables, and `current_task()` inside them."""
 
 from __future__ import annotations
 
@@ -171,7 +171,7 @@ async def test_a_sync_function_does_not_hold_the_loop(machine: Any) -> None:
         assert await future != threading.get_ident()
 
 
-# What a task knows of itself.
+# `current_task()`.
 
 
 @on_machines

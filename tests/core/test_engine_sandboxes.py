@@ -103,7 +103,7 @@ async def test_what_a_running_task_reads_stays_until_it_has_ended(
     sandbox = await link(stager, task, backend, [InputFile("x.txt")], [source])
     del source
     gc.collect()
-    # Something that was dropped later is gone: the thread has seen both by then.
+    # The thread removes in order, so the marker's removal shows that it has seen both.
     await gone(ended(stager, "marker.1").sandbox)
     assert (sandbox / "x.txt").read_text() == "1"
     assert scratch.exists()

@@ -1,4 +1,4 @@
-"""Services that end by themselves: started again, and what their dependents hear of it."""
+"""Services that end unexpectedly: restarts, and the effect on their dependents."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ async def test_a_service_that_ends_is_started_again_as_another_attempt(
         with caplog.at_level(logging.WARNING, logger="rhapsody"):
             backend.failed(first, OSError("broke"))
             second = await backend.given("server", 2)
-        assert "'server' (task.000001) ended by itself and is started again: OSError: broke" in (
+        assert "'server' (task.000001) ended unexpectedly and is restarted: OSError: broke" in (
             caplog.text
         )
         assert second["sandbox"] != first["sandbox"]
@@ -74,7 +74,7 @@ async def test_an_end_without_an_error_and_a_lost_worker_start_it_again_too() ->
         first["exit_code"] = 0
         backend.done(first)
         second = await ready(backend, 2, "two")
-        backend.failed(second, TaskLostError("its worker is gone"))
+        backend.failed(second, TaskLostError("its worker ended"))
         third = await ready(backend, 3, "three")
         backend.failed(third, TaskLostError("again"))
         await turns()
@@ -145,7 +145,7 @@ async def test_a_restart_that_does_not_become_ready_counts_as_one() -> None:
 
 async def test_nothing_is_started_again_at_the_end_of_the_engine() -> None:
     backend = Scripted()
-    backend.stopping = lambda task: backend.failed(task, OSError("told to end"))
+    backend.stopping = lambda task: backend.failed(task, OSError("it was stopped"))
     async with engine(backend) as flow:
         service = server(flow, restarts=5)()
         await ready(backend, 1, "one")
@@ -251,7 +251,7 @@ async def test_dependents_of_a_service_that_is_gone_fail_with_its_error() -> Non
             assert "did not run because service 'server' is no longer running" in str(error)
             assert error.failed_dependencies == ["server"]
             assert isinstance(error.root_cause, TaskFailedError)
-            assert "ended by itself: exit code 3" in str(error.root_cause)
+            assert "ended unexpectedly: exit code 3" in str(error.root_cause)
             assert error.root_cause.stderr == "no space"
         assert len(backend.named("client")) == 1
 
@@ -269,7 +269,7 @@ async def test_the_account_says_how_a_service_ended(
             backend.report(description, "FAILED")
         await service.ended()
     attempt = ", attempt 2" if restarts else ""
-    assert f"  server (task.000001){attempt}: ended by itself: exit code 3\n" in (
+    assert f"  server (task.000001){attempt}: ended unexpectedly: exit code 3\n" in (
         capsys.readouterr().err
     )
 

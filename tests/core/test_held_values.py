@@ -1,4 +1,4 @@
-"""Values that a backend keeps until somebody asks for them, with a backend in this process."""
+"""Values that a backend keeps until they are needed, with a backend in this process."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Kept:
         self.backend.fetched.append(self.value)
         await self.backend.open.wait()
         if self.backend.lost:
-            raise TaskLostError("it is gone")
+            raise TaskLostError("it is lost")
         return {"return_value": self.value, "stdout": "printed"}
 
 
@@ -93,7 +93,7 @@ class Keeping(ManagedBackend):
         if kept is not None:
             return kept.value
         if reference.uid not in self.values:
-            raise ReferenceLostError("nobody knows it")
+            raise ReferenceLostError("it is unknown")
         try:
             return await self.values[reference.uid]
         except asyncio.CancelledError:

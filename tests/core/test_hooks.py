@@ -26,7 +26,7 @@ pytestmark = pytest.mark.asyncio
 
 
 class Observer:
-    """Notes what is asked, and answers what it is told to.
+    """An observer that records the hook calls and returns prepared answers.
 
     Attributes:
         asked: Each call: the hook, and what it was about.
@@ -378,7 +378,7 @@ async def test_looking_up_waits_for_the_values_of_the_dependencies() -> None:
 
 
 async def test_a_result_that_is_found_needs_no_backend_that_could_run_it() -> None:
-    """The order: selecting comes before looking up, so a task nobody can run still fails."""
+    """Selecting comes before looking up, so a task that no backend can run still fails."""
     observer = Observer()
     observer.lookup = lambda tasks: [Recorded("found") for _ in tasks]
     async with WorkflowEngine.create(Inline(), observers=[observer]) as flow:

@@ -131,7 +131,7 @@ async def test_preparing_may_set_a_time_out_and_resources() -> None:
             await within(limited)
         with pytest.raises(CapabilityError, match="cores=4"):
             await within(call(resources=Resources(cores=4)))
-        with pytest.raises(PluginError, match=r"time-out that cannot be meant.*'soon'"):
+        with pytest.raises(PluginError, match=r"invalid timeout.*'soon'"):
             await within(call(timeout="soon"))
         with pytest.raises(PluginError, match=r"no rhapsody\.Resources"):
             await within(call(resources={"cores": 4}))

@@ -153,7 +153,7 @@ def test_the_local_backend_is_idle_too(executor: Any) -> None:
 
             started: list[asyncio.Future[Any]] = [plus(1), tool()]
             assert await within(asyncio.gather(*started)) == [2, "out\n"]
-            await asyncio.sleep(0.2)  # the process that was just reaped may still be told of
+            await asyncio.sleep(0.2)  # the end of the process that was just reaped may still arrive
             assert await measure() <= 1
             assert await within(plus(2)) == 3
 

@@ -23,18 +23,18 @@ async def main():
 
         @flow.executable_task
         async def sleeper(*earlier):
-            return "touch begun; exec sleep 1000"
+            return "touch started; exec sleep 1000"
 
         @flow.function_task(capture="files")
         def function():
-            open(os.path.join(current_task().sandbox, "begun"), "w").close()
+            open(os.path.join(current_task().sandbox, "started"), "w").close()
             while not current_task().cancelled:
                 time.sleep(0.01)
 
         done = quick(OutputFile("out"))
         await done
         running = [sleeper(done), function()]
-        while not all(os.path.exists(f"work/e.task.00000{{n}}.1/begun") for n in (2, 3)):
+        while not all(os.path.exists(f"work/e.task.00000{{n}}.1/started") for n in (2, 3)):
             await asyncio.sleep(0.01)
         say("ready")
         await asyncio.gather(*running)
@@ -75,8 +75,8 @@ def test_else_those_of_interrupted_tasks_stay_with_what_they_read(
     program.send(signal.SIGINT)
     _, _, errors = program.end()
     left = {path.name: set(os.listdir(path)) for path in (tmp_path / "work").iterdir()}
-    assert left["e.task.000002.1"] == {"begun", *OUTPUT_FILES}, errors
-    assert left["e.task.000003.1"] >= {"begun"}
+    assert left["e.task.000002.1"] == {"started", *OUTPUT_FILES}, errors
+    assert left["e.task.000003.1"] >= {"started"}
     assert left["e.task.000001.1"] >= {"out", "made"}
 
 
@@ -88,14 +88,14 @@ def test_a_sync_block_in_wait_is_not_said_to_go_on_after_a_signal(tmp_path: Path
             async with WorkflowEngine.create(work_dir="work") as flow:
                 @flow.executable_task
                 def sleeper():
-                    return "touch ../../begun; exec sleep 1000"
+                    return "touch ../../started; exec sleep 1000"
 
                 @flow.block
                 def part():
                     rhapsody.wait(sleeper())
 
                 whole = part()
-                while not os.path.exists("begun"):
+                while not os.path.exists("started"):
                     await asyncio.sleep(0.01)
                 say("ready")
                 await whole

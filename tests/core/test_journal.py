@@ -95,7 +95,7 @@ async def test_what_asks_a_service_is_taken_up_wherever_that_listens(here: Path)
     async def program(flow: WorkflowEngine, greeting: str) -> list[Any]:
         @flow.executable_task(service=True, ready="stdout:([0-9]+)")
         def serve(greeting: str) -> str:
-            # Three digits, as a new machine's processes have, are not told from other numbers.
+            # Numbers of three digits, as processes of a new machine have, are not recognized.
             return f"echo $((20000 + $$)); : {greeting}; exec sleep 60"
 
         @flow.function_task

@@ -249,7 +249,7 @@ def test_a_file_that_this_process_has_mapped_to_write_is_read_each_time(
     array[0] = 1
     first = digest_of(keys, data)
     changed = data.stat().st_ctime_ns
-    array[1] = 1  # the page is dirty already: its file system is not told
+    array[1] = 1  # the page is dirty already: the file system does not notice
     assert data.stat().st_ctime_ns == changed
     assert digest_of(keys, data) != first
 

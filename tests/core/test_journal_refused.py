@@ -70,7 +70,7 @@ async def test_none_is_made_where_everybody_may_put_files(here: Path, mode: int)
 
 async def test_none_is_made_in_a_directory_of_another_users() -> None:
     if os.geteuid() != 0:
-        pytest.skip("only root can be somebody else for a while")
+        pytest.skip("only root can act as another user")
     with tempfile.TemporaryDirectory() as directory:
         os.chmod(directory, 0o755)
         os.setresuid(12345, 12345, 0)

@@ -56,7 +56,7 @@ FAULTS: tuple[tuple[Kit, type[SmallBackend], str, str], ...] = (
         Quick,
         faulty.ReportsRunningWhileItWaits,
         "test_running_is_reported_when_the_work_begins[function]",
-        "of 8 tasks .* 4 were reported RUNNING, and the work of 1 had begun",
+        "of 8 tasks .* 4 were reported RUNNING, and the work of 1 had started",
     ),
     (
         Quick,

@@ -60,7 +60,7 @@ async def test_failures_that_nobody_awaited_are_one_line_and_no_exception(
         for number in range(8):
             bad(number)
     (line,) = lines(caplog, logging.ERROR)
-    assert "8 failed tasks nobody awaited" in line
+    assert "8 failed tasks not awaited" in line
     assert flow.summary is not None
     assert flow.summary.unawaited == 8
 

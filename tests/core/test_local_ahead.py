@@ -45,7 +45,7 @@ two_workers = pytest.mark.parametrize("workers", [2], indirect=True)
 
 
 def wait_for(path: str) -> None:
-    Path(f"{path}.begun").touch()
+    Path(f"{path}.started").touch()
     while not os.path.exists(path):
         time.sleep(0.01)
 
@@ -138,7 +138,7 @@ async def test_calls_can_be_cancelled_at_any_moment(workers: Driver) -> None:
 
 
 @two_workers
-async def test_a_call_is_cancelled_that_waits_behind_one_that_has_begun(
+async def test_a_call_is_cancelled_that_waits_behind_one_that_has_started(
     workers: Driver, tmp_path: Path
 ) -> None:
     path = tmp_path / "go on"
@@ -162,7 +162,7 @@ async def test_those_behind_a_call_that_is_stopped_run_elsewhere(
     long = workers.call(wait_for, str(tmp_path / "never"))
     others = [workers.call(mark, str(tmp_path / str(n))) for n in range(20)]
     await workers.submit(*(workers.call(int) for _ in range(20)), long, *others)
-    await exists(tmp_path / "never.begun")
+    await exists(tmp_path / "never.started")
     assert await workers.cancel(long) is True
     assert (await workers.finished(long)).state is CANCELED
     for number, task in enumerate(others):
@@ -179,7 +179,7 @@ async def test_a_worker_that_is_held_up_before_it_begins_loses_nothing(workers: 
     await workers.submit(*tasks)
     assert await workers.running(tasks[0])
     assert await workers.cancel(tasks[0]) is True
-    assert (await workers.finished(tasks[0])).state is CANCELED  # it was not begun
+    assert (await workers.finished(tasks[0])).state is CANCELED  # it was not started
     worker.resume()
     for task in tasks[1:]:
         assert (await workers.finished(task)).state is DONE

@@ -218,17 +218,17 @@ async def test_the_whole_group_is_stopped(driver: Driver) -> None:
 
 async def test_a_program_may_clean_up_when_it_is_told_to_end(driver: Driver) -> None:
     driver.backend._executables._grace = 30.0  # a busy machine takes long
-    code = (  # that waits for the signal: a handler beside time.sleep can miss it
+    code = (  # waits for the signal: a handler can miss it during time.sleep
         "import signal, time, pathlib\n"
         "signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])\n"
-        "pathlib.Path('begun').touch()\n"
+        "pathlib.Path('started').touch()\n"
         "signal.sigwait([signal.SIGTERM])\n"
         "time.sleep(0.1); pathlib.Path('cleaned').touch()\n"
     )
     # The shell ends at once, the program below it takes its time.
     task = driver.command(f'{sys.executable} -c "{code}"; true')
     await driver.submit(task)
-    await exists(Path(task["sandbox"], "begun"))
+    await exists(Path(task["sandbox"], "started"))
     await driver.cancel(task)
     assert (await driver.finished(task)).state is CANCELED
     assert "cleaned" in os.listdir(task["sandbox"])
@@ -238,13 +238,15 @@ async def test_a_program_may_clean_up_when_it_is_told_to_end(driver: Driver) -> 
 async def test_a_program_that_does_not_listen_is_killed_after_the_grace_period(
     driver: Driver, leader: bool
 ) -> None:
-    deaf = "trap '' TERM; echo $$ > begun.part; mv begun.part begun; while true; do sleep 60; done"
+    deaf = (
+        "trap '' TERM; echo $$ > started.part; mv started.part started; while :; do sleep 60; done"
+    )
     task = driver.command(deaf if leader else f"({deaf.replace('$$', '$BASHPID')}) & wait")
     if not leader:
         task["executable"], task["arguments"] = "bash", ["-c", str(task["executable"])]
     await driver.submit(task)
-    await exists(Path(task["sandbox"], "begun"))
-    pid = int(Path(task["sandbox"], "begun").read_text())  # noqa: ASYNC240
+    await exists(Path(task["sandbox"], "started"))
+    pid = int(Path(task["sandbox"], "started").read_text())  # noqa: ASYNC240
     began = time.monotonic()
     await driver.cancel(task)
     end = await driver.finished(task)
@@ -336,9 +338,9 @@ def no_thread(thread: threading.Thread) -> None:
 async def test_a_group_that_nobody_can_wait_for_is_ended_by_force(
     driver: Driver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    task = driver.command("(trap '' TERM; touch begun; while :; do sleep 600; done) & wait")
+    task = driver.command("(trap '' TERM; touch started; while :; do sleep 600; done) & wait")
     await driver.submit(task)
-    await exists(os.path.join(task["sandbox"], "begun"))
+    await exists(os.path.join(task["sandbox"], "started"))
     with monkeypatch.context() as patch:
         patch.setattr(threading.Thread, "start", no_thread)
         await driver.cancel(task)

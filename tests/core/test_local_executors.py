@@ -1,4 +1,4 @@
-"""Functions on an executor of concurrent.futures that the user brings."""
+"""Functions on an executor of concurrent.futures that the user passes."""
 
 from __future__ import annotations
 

@@ -109,7 +109,7 @@ def test_a_function_that_cannot_be_stopped_does_not_hold_up_the_end(
         def forever():
             while True:
                 print("x" * 100, flush=True)
-                note("begun")
+                note("entered")
 
         def blocked():
             note("blocked")
@@ -119,7 +119,7 @@ def test_a_function_that_cannot_be_stopped_does_not_hold_up_the_end(
             async with LocalExecutionBackend(resources={"cores": 2}) as backend:
                 async with Driver(backend) as driver:
                     await driver.submit(driver.call(forever), driver.call(blocked))
-                    await there("begun", "blocked")
+                    await there("entered", "blocked")
                 await backend.shutdown()
                 note("still", len(backend.still_running))
 
@@ -206,10 +206,10 @@ def test_a_program_that_ends_without_shutdown_leaves_nothing(run: Run, tmp_path:
 def test_a_child_that_the_program_forks_ends_none_of_its_workers(run: Run) -> None:
     end = run(
         """
-        begun = threading.Event()
+        entered = threading.Event()
 
         def wait_until_the_child_has_ended():
-            note("begun")
+            note("entered")
             while not os.path.exists("over"):
                 time.sleep(0.01)
 
@@ -219,13 +219,13 @@ def test_a_child_that_the_program_forks_ends_none_of_its_workers(run: Run) -> No
                     running = asyncio.ensure_future(
                         driver.run_one(driver.call(wait_until_the_child_has_ended))
                     )
-                    await there("begun")
-                    begun.set()
+                    await there("entered")
+                    entered.set()
                     print((await running).state)
 
         thread = threading.Thread(target=asyncio.run, args=(main(),))
         thread.start()
-        begun.wait(30)
+        entered.wait(30)
         child = os.fork()
         if child == 0:
             sys.exit()
@@ -427,11 +427,11 @@ def test_threads_import_neither_multiprocessing_nor_cloudpickle(run: Run) -> Non
 def test_the_loop_may_close_while_a_function_runs(run: Run) -> None:
     end = run(
         """
-        begun, gate, threads = threading.Event(), threading.Event(), []
+        entered, gate, threads = threading.Event(), threading.Event(), []
 
         def wait():
             threads.append(threading.current_thread())
-            begun.set()
+            entered.set()
             gate.wait()
             return "too late"
 
@@ -440,7 +440,7 @@ def test_the_loop_may_close_while_a_function_runs(run: Run) -> None:
             backend.thread_grace = 0.01
             async with Driver(backend) as driver:
                 await driver.submit(driver.call(wait))
-                await asyncio.to_thread(begun.wait, 10)
+                await asyncio.to_thread(entered.wait, 10)
                 await backend.shutdown()
 
         asyncio.run(main())

@@ -49,7 +49,7 @@ async def test_a_record_arrives_before_its_task_is_done_and_says_which_that_was(
         def work(n: int) -> int:
             logger = logging.getLogger("mine.part")
             logger.debug("has %s", object, extra={"size": n, "odd": lambda: n})
-            logging.getLogger("other").info("nobody wants this")
+            logging.getLogger("other").info("an unwanted record")
             try:
                 raise LookupError("own")
             except LookupError:

@@ -44,7 +44,7 @@ async def fail_later(data: Any) -> None:
 async def become(condition: Any) -> None:
     """Waits until another thread or process has done what it does without a word."""
     async with asyncio.timeout(20):
-        while not condition():  # noqa: ASYNC110 - nobody tells
+        while not condition():  # noqa: ASYNC110 - there is no event
             await asyncio.sleep(0.01)
 
 

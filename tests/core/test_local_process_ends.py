@@ -102,7 +102,9 @@ async def test_a_killed_fork_server_is_replaced(driver: Driver, tmp_path: Path) 
     assert server is not None
     running = driver.call(_begin_and_sleep, begun := tmp_path / "begun")
     await driver.submit(running)
-    await until(begun.exists)  # one that has not begun is made again, and sleeps once more
+    await until(
+        begun.exists
+    )  # a task that has not started is submitted again, and sleeps once more
     server.kill()
     assert isinstance((await driver.finished(running)).error, TaskLostError)
     ends = await driver.run(*(driver.call(int) for _ in range(10)))
@@ -273,7 +275,7 @@ async def test_shutdown_leaves_no_process_whatever_runs(tmp_path: Path) -> None:
 
 
 WORK = "rhapsody.backends.local.workers.work"
-"""What a worker runs; `operator.is_` in its place ends at once."""
+"""The main loop of a worker; `operator.is_`, which replaces it, returns at once."""
 
 
 async def test_a_worker_that_had_a_gpu_ends_whatever_threads_it_has() -> None:

@@ -26,7 +26,7 @@ class LostDecrement(Scheduler):
 
 
 class DoubleSettle(Scheduler):
-    """A result that a user had cancelled is revealed all the same."""
+    """Publishes a result although its future was cancelled."""
 
     def reveal(self, record: TaskRecord, value: Any) -> None:
         if Transition.REVEAL in record.state.after:
@@ -73,7 +73,7 @@ class SlotNotFreed(Scheduler):
 
 
 class DeadlineNotDisarmed(Scheduler):
-    """The time-out of an attempt that is over goes on."""
+    """Keeps the timeout of an attempt that has ended."""
 
     def _disarm(self, record: TaskRecord) -> None:
         record.timer = None
@@ -116,14 +116,14 @@ class BackAndForth(Scheduler):
 
 
 class WorkNotStopped(Scheduler):
-    """The work of a cancelled task goes on, as nobody is asked to stop it."""
+    """Does not ask the backend to stop the work of a cancelled task."""
 
     def _stop_cancelled(self, record: TaskRecord) -> None:
         self._cancelled(record)
 
 
 class AnotherAttemptServes(Scheduler):
-    """A service is ready as an attempt says so that is over."""
+    """Accepts readiness from an attempt that has ended."""
 
     def serve(self, record: TaskRecord, uid: str, information: Any) -> None:
         super().serve(record, record.uid, information)

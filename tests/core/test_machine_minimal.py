@@ -10,7 +10,7 @@ from tests.core.machine.world import World, definition
 
 
 class Script(World):
-    """A world in which nothing happens by itself."""
+    """A world in which only the test makes things happen."""
 
     def __init__(self, *, max_failures: int | None = None) -> None:
         super().__init__(Random(0))

@@ -177,7 +177,7 @@ class OwnNames(LocalPrograms, ManagedBackend):
         self._set()
 
     def _set(self) -> None:
-        names = "begun callbacks reaper lifecycle open own_session room run runs session state"
+        names = "started callbacks reaper lifecycle open own_session room run runs session state"
         for name in [*names.split(), "states", "tasks"]:
             setattr(self, f"_{name}", "my own")
         self.open_tasks: Any = "my own"

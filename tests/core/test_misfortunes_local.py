@@ -1,4 +1,4 @@
-"""Failures, time-outs and cancellations of real threads, processes and programs."""
+"""Failures, timeouts and cancellations of real threads, processes and programs."""
 
 from __future__ import annotations
 

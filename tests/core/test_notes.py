@@ -264,12 +264,12 @@ async def test_the_attempt_is_the_last_one(flow: WorkflowEngine) -> None:
 async def test_a_time_out_has_the_note_too(flow: WorkflowEngine) -> None:
     @flow.executable_task(timeout=0.2)
     def sleep() -> str:
-        return "echo begun; sleep 60"
+        return "echo started; sleep 60"
 
     error = await failure(sleep())
     assert isinstance(error, TaskTimeoutError)
     (note,) = notes(error)
-    assert "standard output ended with:\n    begun" in note
+    assert "standard output ended with:\n    started" in note
 
 
 async def test_arguments_that_forbid_to_be_looked_at_hide_nothing(flow: WorkflowEngine) -> None:

@@ -1,4 +1,4 @@
-"""Exceptions and answers nobody expects: each hurts its own task and nobody else."""
+"""Unexpected exceptions and answers: each fails its own task only."""
 
 from __future__ import annotations
 
@@ -115,12 +115,12 @@ async def test_a_backend_that_raises_cancelled_error(where: str) -> None:
 async def test_a_backend_that_is_gone_is_told_as_such() -> None:
     class Gone(NoopExecutionBackend):
         async def submit_tasks(self, tasks: Sequence[TaskDescription]) -> None:
-            raise BackendUnavailableError("the scheduler is gone")
+            raise BackendUnavailableError("the scheduler is unreachable")
 
     async with WorkflowEngine.create(Gone()) as flow:
         error = await outcome(flow.function_task(int)())
         assert isinstance(error, BackendUnavailableError)
-        assert str(error) == "the scheduler is gone"
+        assert str(error) == "the scheduler is unreachable"
 
 
 class Recording:

@@ -29,7 +29,7 @@ USERS = {
     "scaffold": [*(CORE / "cli/new_backend/template").glob("*.py.in")],
     "kit": [*(CORE / "testing").rglob("*.py")],
 }
-"""Who uses the interface, and their sources."""
+"""Distributions that use the interface, and their sources."""
 
 OWN = {"kit": "rhapsody.testing"}
 """A package of core whose modules belong to a user itself."""

@@ -17,7 +17,7 @@ from tests.core.distributions import install, install_backend, unique
 
 
 def settle(directory: Path) -> None:
-    """Makes a directory look as if nobody had touched it for an hour."""
+    """Make a directory look unchanged for an hour."""
     long_ago = directory.stat().st_mtime - 3600
     os.utime(directory, (long_ago, long_ago))
 

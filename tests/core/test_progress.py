@@ -256,7 +256,7 @@ def test_a_run_that_is_interrupted_gives_its_account(
 ) -> None:
     script = """
     async def main(flow):
-        await flow.executable_task(lambda: "echo begun; sleep 1000", name="endless")()
+        await flow.executable_task(lambda: "echo started; sleep 1000", name="endless")()
     """
     with on_terminal(tmp_path, script) as terminal:
         terminal.read_until("cores in use", "endless")
@@ -509,7 +509,7 @@ async def test_what_nobody_awaited_is_said_once(
     account = capsys.readouterr().err
     assert "  broken() (task.000001): LookupError: first line\n    File " in account
     assert "\n    second line\n" in account
-    assert "nobody awaited" not in caplog.text
+    assert "not awaited" not in caplog.text
 
 
 @pytest.mark.asyncio
@@ -602,7 +602,7 @@ async def test_the_log_has_the_place_of_every_failure_and_the_frames_once(
     assert re.fullmatch(failed.format(1, 0) + place + frames, first)
     assert re.fullmatch(failed.format(2, 1) + place, second)
     (unawaited,) = (r.getMessage() for r in caplog.records if r.levelname == "ERROR")
-    assert "2 failed tasks nobody awaited:\n  2 \N{MULTIPLICATION SIGN} LookupError" in unawaited
+    assert "2 failed tasks not awaited:\n  2 \N{MULTIPLICATION SIGN} LookupError" in unawaited
     assert "    raise LookupError(number)" in unawaited
 
 
@@ -631,9 +631,7 @@ async def test_skipped_tasks_nobody_awaited_are_told_by_what_failed_first(
         del first
     (text,) = (r.getMessage() for r in caplog.records if r.levelname == "ERROR")
     head, *lines = text.splitlines()
-    assert head.endswith(
-        ": 31 failed tasks nobody awaited, and 31 that did not run because of them:"
-    )
+    assert head.endswith(": 31 failed tasks not awaited, and 31 that did not run because of them:")
     group = r"  30 \N{MULTIPLICATION SIGN} KeyError: 'temp' in clean \(test_progress\.py:\d+\); .*"
     assert re.fullmatch(group, lines[0])
     assert '        return row["temp"]' in lines

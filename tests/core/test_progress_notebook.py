@@ -23,7 +23,7 @@ class Cell:
 
     Attributes:
         text: What is seen in it.
-        updated: Told of each new text.
+        updated: Called with each new text.
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""When a failed task is worth another attempt, as a value."""
+"""Retry policies: the failures after which a task is tried again."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The log of a run: what is in it, when there is one, and that nobody else notices it."""
+"""The log of a run: its contents, when it is written, and no effect on other loggers."""
 
 from __future__ import annotations
 

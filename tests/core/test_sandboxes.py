@@ -18,7 +18,7 @@ pytestmark = pytest.mark.asyncio
 
 
 async def gone(path: Path) -> None:
-    """Waits until a path is gone; it may be removed off the loop."""
+    """Wait until a path is removed, possibly by a thread."""
     async with asyncio.timeout(20):
         while path.exists():
             gc.collect()

@@ -418,7 +418,7 @@ async def test_files_of_cancelled_tasks_are_no_results(here: Path) -> None:
 
         @flow.executable_task
         def write(out: OutputFile, then: str) -> str:
-            return f"echo begun > {out}; {then}"
+            return f"echo started > {out}; {then}"
 
         done = write(OutputFile("done.txt"), "true")
         await done

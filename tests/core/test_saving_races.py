@@ -1,4 +1,4 @@
-"""Files are saved safely, whoever looks at them, changes them or cancels their task meanwhile."""
+"""Saving of files that others read or change, or whose task is cancelled, meanwhile."""
 
 from __future__ import annotations
 

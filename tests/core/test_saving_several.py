@@ -51,7 +51,7 @@ async def test_a_directory_is_put_where_the_program_says(
     here: Path, flow: WorkflowEngine, output: OutputDir, place: str
 ) -> None:
     (here / "there").mkdir()
-    for _ in range(2):  # again, in place of the first
+    for _ in range(2):  # the second replaces the first
         future = shell(flow)(PLOTS, output)
         await within(future)
         assert files(here / place) == {"a.png", "b.png", "deep/c.png"}

@@ -1,4 +1,4 @@
-"""Whose signal handlers are there while engines come and go."""
+"""Signal handlers while engines open and close."""
 
 from __future__ import annotations
 

@@ -232,7 +232,7 @@ class History:
             assert self.clock.waiting == 0
 
     async def finish(self) -> None:
-        """Lets everything end by itself, without a shutdown."""
+        """Let everything end without a shutdown."""
         self.backend.gate.set()
         for _ in range(300):
             for call in self.calls:

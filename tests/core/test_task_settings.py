@@ -94,7 +94,7 @@ async def test_without_a_choice_the_default_backend_says_which_one_knows_the_set
 
 
 class Sets:
-    """Gives each task a setting."""
+    """A plugin that changes a setting of each task."""
 
     @hookimpl
     def rhapsody_prepare_task(self, task: Any) -> None:
@@ -126,7 +126,7 @@ async def test_the_local_backend_knows_how_commands_are_run() -> None:
         with pytest.raises(CapabilityError, match=r"'local' knows no 'shel' .*mean 'shell'\?"):
             await within(run("echo a", task_description={"shel": True}))
         for key, instead in (("cwd", "cwd=..."), ("cores", "resources={'cores': ...}")):
-            said = f"write {instead} beside task_description (it knows: shell)"
+            said = f"write {instead} next to task_description (it knows: shell)"
             with pytest.raises(CapabilityError, match=re.escape(said)):
                 await within(run("echo a", task_description={key: 1}))
 

@@ -1,4 +1,4 @@
-"""Time-outs: from the start of running, for each attempt, and the work is stopped."""
+"""Timeouts: they count from the start of each attempt, and stop the work."""
 
 from __future__ import annotations
 

@@ -70,7 +70,7 @@ async def test_a_task_that_does_not_fit_is_held_back_and_others_run(tmp_path: Pa
         assert (error.backend, error.needs) == ("local", 600)
         assert 0 < error.left <= 60
         with pytest.raises(
-            InsufficientWalltimeError, match="it needs 3600 s by its time-out, and backend"
+            InsufficientWalltimeError, match="it needs 3600 s by its timeout, and backend"
         ):
             await within(late)
         assert await within(fits) == 3
@@ -156,7 +156,7 @@ async def test_a_backend_without_an_end_is_asked_once(tmp_path: Path) -> None:
             one.done(await within(one.next()), 1)
         await within(asyncio.gather(*futures))
         assert backend.asked == [""]
-        assert other.asked == ["", "simulate"]  # of the one with a time-out
+        assert other.asked == ["", "simulate"]  # of the one with a timeout
 
 
 async def test_a_queued_task_that_does_not_fit_any_more_is_not_started(
@@ -197,9 +197,7 @@ async def test_a_queued_task_that_does_not_fit_any_more_is_not_started(
             InsufficientWalltimeError, match="it needs 30 s by its walltime, and backend"
         ):
             await within(named)
-        with pytest.raises(
-            InsufficientWalltimeError, match="needs 30 s, and the walltime is over in"
-        ):
+        with pytest.raises(InsufficientWalltimeError, match="needs 30 s, and the walltime ends in"):
             await within(last)
         assert (flow.stats.retried, flow.stats.lost) == (0, 0)
     row = counts.all

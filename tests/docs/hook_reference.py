@@ -22,7 +22,7 @@ MARK = (
     "<!-- From here on written by tests/docs/hook_reference.py from rhapsody/plugins/specs.py: "
     "do not edit. -->\n"
 )
-"""What is before it in the page is written by hand, and stays."""
+"""First line of the generated part; the text before it is written by hand, and stays."""
 
 HEAD = (
     MARK
@@ -45,7 +45,7 @@ VALUES: tuple[type, ...] = (
     specs.ObservedEngine,
     specs.CommandLine,
 )
-"""What hooks get and give, besides what every user knows."""
+"""Types that hooks receive and return, except those that every user knows."""
 
 
 def hooks() -> dict[str, Callable[..., Any]]:
@@ -65,7 +65,7 @@ def page() -> str:
 
 
 def summary(thing: object) -> str:
-    """The first line of what a thing says of itself."""
+    """Return the first line of an object's docstring."""
     return (inspect.getdoc(thing) or "").partition("\n")[0].rstrip(".")
 
 

@@ -371,18 +371,18 @@ async def test_where_a_program_runs_and_what_it_prints_can_be_seen(
 
     @flow.executable_task
     def talk() -> str:
-        return f"echo begun; echo > {tmp_path}/begun; cat {tmp_path}/gate; echo over"
+        return f"echo started; echo > {tmp_path}/started; cat {tmp_path}/gate; echo over"
 
-    for name in ("begun", "gate"):
+    for name in ("started", "gate"):
         os.mkfifo(tmp_path / name)
     future = talk()
     async with asyncio.timeout(60):
-        await asyncio.to_thread((tmp_path / "begun").read_text)
-        assert (tmp_path / str(future.stdout_path)).read_text() == "begun\n"
+        await asyncio.to_thread((tmp_path / "started").read_text)
+        assert (tmp_path / str(future.stdout_path)).read_text() == "started\n"
         assert future.host == socket.gethostname()
         assert made.cores_in_use() == (1, 8)
         (tmp_path / "gate").write_text("")
-        assert await future == "begun\nover\n"
+        assert await future == "started\nover\n"
     await flow.shutdown(skip_execution_backend=True)
     assert made.cores_in_use() == (0, 8)
 

@@ -80,7 +80,7 @@ def observer(distribution: str, text: str) -> Plugin:
 
 
 def spec(name: str, more: str = "") -> str:
-    """A declaration that is in order but for what is added."""
+    """Return a valid declaration with an addition."""
     return f"BackendSpec(name={name!r}, import_path='HEAVY', summary='ours'{more})"
 
 
@@ -178,7 +178,7 @@ OTHER_CLAIMS = [
     backend("claims-local", "local", spec("local")),
 ]
 
-# As slow as it is told to be, as every command of every test would wait for it.
+# Its delay is variable, because every command of every test would wait for it.
 SLOW = backend(
     "slow-at-import",
     "slow",

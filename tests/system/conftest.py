@@ -44,7 +44,7 @@ def make_venv(tmp_path_factory: pytest.TempPathFactory) -> MakeVenv:
 
     def make(*requirements: str | Path) -> Path:
         venv = tmp_path_factory.mktemp("venv")
-        # nox brings virtualenv, which copies its pip where venv would install one each time.
+        # virtualenv, a dependency of nox, copies its pip; venv would install pip each time.
         check(sys.executable, "-m", "virtualenv", venv, cwd=venv, timeout=INSTALL_TIMEOUT)
         programs = venv / "bin"
         # Python compiles what a test imports; pip would compile all of it.

@@ -1,4 +1,4 @@
-"""The audit of what the wheels bring with them: where nobody could be asked, it has not passed."""
+"""The audit of the wheels' dependencies, which fails if the service does not answer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The distribution `rhapsody-dask` as users get it, beside core's, and what is said without it."""
+"""The distribution `rhapsody-dask` as users install it, and the error without it."""
 
 from __future__ import annotations
 

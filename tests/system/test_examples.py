@@ -39,7 +39,7 @@ needs_phage_tools = pytest.mark.skipif(
 
 
 def number(label: str, output: str) -> int:
-    """The number beside a label in an example's summary."""
+    """Return the number after a label in an example's summary."""
     match = re.search(rf"^{label} +(\d+)", output, re.MULTILINE)
     assert match, output
     return int(match[1])

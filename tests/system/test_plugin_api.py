@@ -18,13 +18,13 @@ GIT = ("git", "-c", "user.name=Tester", "-c", "user.email=tester@example.org")
 
 BREAKS = {
     # A change to the source, and words the answer must have.
-    "a hook is gone": (
+    "a hook is missing": (
         "plugins/specs.py",
         "def rhapsody_commands(",
         "def rhapsody_extra_commands(",
         "rhapsody.plugins.specs.rhapsody_commands: Public object was removed",
     ),
-    "a hook's argument is gone": (
+    "a hook's argument is missing": (
         "plugins/specs.py",
         "engine: ObservedEngine, task: TaskDescription, candidates: Sequence[str]",
         "engine: ObservedEngine, task: TaskDescription",
@@ -42,7 +42,7 @@ BREAKS = {
         "    directories: bool = False\n",
         "rhapsody.capabilities.Capabilities.sandboxes: Public object was removed",
     ),
-    "a method is gone": (
+    "a method is missing": (
         "backends/base.py",
         "    def require_running(self)",
         "    def require_started(self)",
@@ -55,19 +55,19 @@ BREAKS = {
         "    @abstractmethod\n    def state(self)",
         "BaseExecutionBackend.pause: a new method that every subclass must have",
     ),
-    "a helper is gone": (
+    "a helper is missing": (
         "backends/programs.py",
         "class LocalPrograms(",
         "class Programs(",
         "rhapsody.backends.LocalPrograms: it is not exported any more",
     ),
-    "a helper's method is gone": (
+    "a helper's method is missing": (
         "sdk/processes.py",
         "    def terminate(self, grace: float)",
         "    def stop(self, grace: float)",
         "rhapsody.sdk.processes.Program.terminate: Public object was removed",
     ),
-    "a helper's argument is gone": (
+    "a helper's argument is missing": (
         "quantities.py",
         "def seconds(argument: str, value: object, ",
         "def seconds(value: object, ",
@@ -98,8 +98,12 @@ HARMLESS = {
         "    sandboxes: bool = False\n",
         "    sandboxes: bool = False\n    containers: bool = False\n",
     ),
-    "a helper that is not exported is gone": ("sdk/services.py", "def _port(", "def _number("),
-    "a private module is gone": ("_version.py", '__version__ = version("rhapsody-core")', "x = 1"),
+    "a helper that is not exported is missing": ("sdk/services.py", "def _port(", "def _number("),
+    "a private module is missing": (
+        "_version.py",
+        '__version__ = version("rhapsody-core")',
+        "x = 1",
+    ),
 }
 
 
@@ -182,7 +186,7 @@ def test_a_break_is_named(told_of_all: str, change: str) -> None:
 
 
 def test_a_break_with_a_new_version_of_the_interface_passes(released: Repository) -> None:
-    *edit, words = BREAKS["a hook is gone"]
+    *edit, words = BREAKS["a hook is missing"]
     released.change(*edit)
     released.change("plugins/specs.py", "API_VERSION: int = 1\n", "API_VERSION: int = 2\n")
     code, told = released.answer()

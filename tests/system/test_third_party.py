@@ -1,4 +1,4 @@
-"""Distributions that know only core's public interface, installed beside its wheel.
+"""Distributions that use only core's public interface, installed together with its wheel.
 
 `examples/rhapsody-mpi` is a backend: found, proved by the kit, used, and gone once it is
 uninstalled. `examples/rhapsody-timing` is an observer.

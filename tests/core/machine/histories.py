@@ -23,7 +23,7 @@ def broken(first: int, count: int) -> list[str]:
     for seed in range(first, first + count):
         try:
             history(seed)
-        except Exception as error:  # of the scheduler: whatever it is, it is told with its seed
+        except Exception as error:  # of the scheduler: report any with its seed
             found.append(f"seed {seed}: {error!r}")
     return found
 

@@ -55,8 +55,10 @@ class Promises:
                 self.hold(record in self.world.recorded, f"{record.future.uid} is seen unrecorded")
 
     def published(self, record: TaskRecord, state: TasksMainStates) -> None:
-        """Nothing is told of a task after it was told to have ended, but of services."""
-        self.hold(record not in self.ended, f"{state} is told of {record.future.uid} after its end")
+        """Check that nothing is reported of a task after its end, except of services."""
+        self.hold(
+            record not in self.ended, f"{state} of {record.future.uid} was reported after its end"
+        )
         if state is CANCELED or (state is DONE and not record.task.settings.service):
             self.ended.add(record)
 
@@ -78,7 +80,7 @@ class Promises:
             pending = record.state.future is FutureState.PENDING
             self.hold(pending != record.future.done(), f"{uid} is not what its future says")
             if record.state.work is WorkState.CANCELING:
-                self.hold(world.stops[record], f"nobody was asked to stop {uid}")
+                self.hold(world.stops[record], f"no backend was asked to stop {uid}")
         for name, size in (("licence", 1), ("disk", 2)):
             self.hold(used[name] == scheduler.limits._used.get(name, 0), f"{name} is miscounted")
             self.hold(used[name] <= size, f"too many have {name}")

@@ -424,7 +424,7 @@ class World:
         self.promises.look_at_the_end()
 
     def _run_dry(self) -> None:
-        """Nothing new is called, and backends do what they are told: all must end."""
+        """Call nothing new and let backends obey: all tasks must end."""
         for _ in range(10_000):
             self.submit()
             while self.scheduler.inflight:

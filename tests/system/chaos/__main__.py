@@ -26,7 +26,7 @@ def main() -> int:
     parser.add_argument(
         "--mode",
         default="",
-        help="what goes wrong, in place of what each seed says: plain, killed, scheduler, or some "
+        help="faults, instead of those that each seed selects: plain, killed, scheduler, or some "
         "of 'workers reports disk shutdown' at once",
     )
     parser.add_argument("--done", type=Path, help="where finished seeds are noted, and left out")

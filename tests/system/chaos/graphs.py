@@ -13,7 +13,7 @@ MODULUS = 1_000_003
 """Values are numbers below this."""
 
 INNER = 1_000_000
-"""What is added to a block's number for the second task that it calls."""
+"""Number added to a block's number for the second task that it calls."""
 
 KINDS = {
     "function": 300,
@@ -39,7 +39,7 @@ KINDS = {
     "read": 25,
     "read by program": 10,
 }
-"""How often each kind of call is made, beside services."""
+"""Weight of each kind of call, without services."""
 
 FAILS = {
     "fails": "ValueError",

@@ -26,7 +26,7 @@ LOG = os.path.abspath("log.txt")
 
 
 def note(text):
-    """One write of a line: none is torn, whoever else writes."""
+    """Append a line with one write, which others cannot interrupt."""
     file = os.open(LOG, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
     os.write(file, (text + "\\n").encode())
     os.close(file)

@@ -29,7 +29,7 @@ def helpers(log: str, marks: str) -> tuple[Callable[..., int], Callable[..., boo
     """Return the functions of tasks, which are created here so that they are pickled by value."""
 
     def run(number: int, *values: Any) -> int:
-        """Notes an attempt with one write, which nobody's else tears; gives its value."""
+        """Record an attempt with one write, which others cannot interrupt; return its value."""
         import os
 
         file = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
@@ -295,10 +295,10 @@ class Run:
         Args:
             flow: The engine.
             place: Where tasks note what they do.
-            ended: Is told of each future that is done.
+            ended: Called with each future that is done.
 
         Returns:
-            How each call has ended.
+            The outcome of each call.
         """
         tasks = self._tasks(flow, place)
         for call in self.graph:

@@ -49,7 +49,7 @@ MODES = {
     "dask": ("workers", "workers reports", "reports", "killed", "scheduler", "workers shutdown"),
     "pilot": ("plain",),
 }
-"""What may go wrong on each backend, all of the words at once; the seed says which."""
+"""Faults that may occur on each backend, those of a line together; the seed selects a line."""
 
 MAY_FAIL = {
     "disk": ON_DISK,
@@ -66,11 +66,11 @@ OPTIONS = {
 """The backends for `rhapsody run`."""
 
 MARK = "CHAOS_SEED"
-"""The variable by which processes are known that belong to a seed, whoever is their parent."""
+"""Environment variable that marks the processes of a seed, whatever their parent."""
 
 BAD_WORDS = ("never retrieved", "never awaited", "Exception ignored")
 TRACEBACK = "Traceback (most recent call last)"
-"""Not on standard error either, except of Dask's workers, which log that others have gone."""
+"""Text that must not be on standard error, except from Dask's workers, which log lost peers."""
 
 
 class WrongError(Exception):
@@ -85,7 +85,7 @@ class Seed:
         backend: One of `MODES`.
         number: The seed.
         tasks: How many calls.
-        chosen: What goes wrong, in place of what the seed says.
+        chosen: Faults that occur, instead of those that the seed selects.
     """
 
     backend: str
@@ -117,7 +117,7 @@ def run_seed(seed: Seed) -> str:
     """Runs a seed.
 
     Returns:
-        What there was to see.
+        The observations.
 
     Raises:
         WrongError: What went wrong; the directory of the run is left.
@@ -311,7 +311,7 @@ def _run_program(
     """Runs the program, and sends it a signal when it has seen so many results.
 
     Returns:
-        Whether it came to its end.
+        True if it came to its end.
     """
     command = [sys.executable, "-m", "rhapsody", "run", "-q", *OPTIONS[seed.backend]]
     command += ["-e", "lost_retries=50", str(PROGRAM), "--"]

@@ -51,7 +51,7 @@ class _Context(TaskContext):
 
     @property
     def cancelled(self) -> bool:
-        """Whether the task was canceled."""
+        """True if the task was canceled."""
         return os.path.exists(self.stop)
 
 

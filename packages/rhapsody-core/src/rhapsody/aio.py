@@ -89,7 +89,7 @@ def settable(error: BaseException, who: str) -> BaseException:
     return wrapped
 
 
-def begun(
+def eager_task(
     coroutine: Coroutine[Any, Any, T], *, name: str, context: contextvars.Context
 ) -> asyncio.Task[T]:
     """Make a task of a coroutine and run it to its first wait before returning."""

@@ -58,7 +58,7 @@ _URL = re.compile(r"[a-z][a-z0-9+.:-]*://", re.IGNORECASE)
 _PATTERN = re.compile(r"[*?[]")
 _DATA_URL = re.compile(r"data:([\w.+-]+/[\w.+-]+)?(;[^;,/]+)*,", re.IGNORECASE)
 _NO_NAME = re.compile(r"^[-~]|[\x00-\x1f\x7f;&|<>(){}\[\]$`\\\"'*?!#]")
-"""What must not occur in a fetched file's name: an option, or characters special to a shell."""
+"""Names a fetched file must not have: options, and characters that are special to a shell."""
 
 AnyFile = TypeVar("AnyFile", bound="File")
 

@@ -420,7 +420,7 @@ class TaskFuture(asyncio.Future[T]):
 
     def _not_done(self) -> asyncio.InvalidStateError:
         return asyncio.InvalidStateError(
-            f"{self.name!r} ({self.uid}) is not done: write `await` in place of `.result()` or "
+            f"{self.name!r} ({self.uid}) is not done: write `await` instead of `.result()` or "
             "before `.exception()`, or pass the future to a task, which gets the value"
         )
 
@@ -435,7 +435,7 @@ class TaskFuture(asyncio.Future[T]):
             msg: Passed to the `asyncio.CancelledError`.
 
         Returns:
-            Whether anything was canceled; `False` for a finished task.
+            True if anything was canceled; `False` for a finished task.
         """
         node = self._node
         return super().cancel(msg) if node is None else node.cancel(msg)

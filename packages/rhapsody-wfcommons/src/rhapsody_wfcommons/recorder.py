@@ -46,7 +46,7 @@ class _Run:
 
     @property
     def seconds(self) -> float | None:
-        """How long the last attempt took, `None` if the task did not run."""
+        """Duration of the last attempt in seconds, `None` if the task did not run."""
         if self.begin is None or self.end is None:
             return None
         return max(0.0, self.end - self.begin)

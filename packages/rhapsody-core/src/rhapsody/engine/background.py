@@ -9,7 +9,7 @@ from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import Any, Protocol, TypeVar
 
-from rhapsody.aio import begun
+from rhapsody.aio import eager_task
 
 T = TypeVar("T")
 
@@ -88,7 +88,7 @@ class Background:
             name: Its task's name.
             at_once: Run it to its first wait before returning.
         """
-        create = begun if at_once else self.loop.create_task
+        create = eager_task if at_once else self.loop.create_task
         task: asyncio.Task[T] = create(coroutine, name=name, context=self._context.copy())
         self._running.add(task)
         task.add_done_callback(self._ended)

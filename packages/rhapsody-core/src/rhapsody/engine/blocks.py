@@ -79,7 +79,7 @@ def wait(future: asyncio.Future[T], timeout: float | str | None = None) -> T:
     Args:
         future: A task's or block's future, or any other of the engine's loop.
         timeout: Time to wait at most, in seconds or as text such as `"3 min"`; `None` waits as
-            long as it takes. The task goes on when the time is over.
+            long as it takes. A timeout does not stop the task.
 
     Returns:
         The future's result.
@@ -87,7 +87,7 @@ def wait(future: asyncio.Future[T], timeout: float | str | None = None) -> T:
     Raises:
         RuntimeError: Called on an event loop, whose thread it would block, in a function
             task, or for a block inside itself.
-        TimeoutError: The time is over.
+        TimeoutError: The future was not done in time.
         asyncio.CancelledError: The future was cancelled, or the block that waits.
         BaseException: The future's own exception.
     """

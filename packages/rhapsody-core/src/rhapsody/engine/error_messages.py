@@ -143,7 +143,7 @@ def unknown_setting(
     own = f"{key}=..." if key in TaskSettings.__annotations__ else ""
     own = f"resources={{{key!r}: ...}}" if key in Resources.__dataclass_fields__ else own
     if own:
-        hint = f", which is a setting of its own: write {own} beside task_description"
+        hint = f", which is a setting of its own: write {own} next to task_description"
     there = f"it knows: {', '.join(known)}" if known else "it takes none"
     where = f"; attached backends that know it: {', '.join(able)}" if able else ""
     return CapabilityError(
@@ -256,7 +256,7 @@ def of_service(record: TaskRecord, report: Mapping[str, Any], *, ready: bool) ->
     error = report.get("exception")
     if isinstance(error, BaseException):
         return error
-    how = "by itself" if ready else "before it was ready"
+    how = "unexpectedly" if ready else "before it was ready"
     message = f"service {record.task.name!r} ({record.future.uid}) ended {how}: {ending(report)}"
     return _complete(TaskFailedError(message), report)
 
@@ -290,7 +290,7 @@ def over_time(record: TaskRecord, limit: float) -> TaskTimeoutError:
     if record.task.settings.service:
         missing = _missing_sign(record.task.settings.ready)
         return TaskTimeoutError(f"service {what} was not ready within {limit:g} s{missing}")
-    return TaskTimeoutError(f"task {what} ran for longer than its time-out of {limit:g} s")
+    return TaskTimeoutError(f"task {what} ran for longer than its timeout of {limit:g} s")
 
 
 def _missing_sign(ready: object) -> str:
@@ -319,7 +319,7 @@ def cancelled_elsewhere(record: TaskRecord) -> str:
     return (
         f"backend {record.backend.name!r} ended task {record.task.name!r} ({record.future.uid}) as "
         "cancelled, which its engine had not asked for: the task itself raised CancelledError, or "
-        "somebody else shut the backend down, such as another engine that uses it "
+        "something else shut the backend down, such as another engine that uses it "
         "(shutdown(skip_execution_backend=True) leaves it running)"
     )
 

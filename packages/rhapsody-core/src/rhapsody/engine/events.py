@@ -26,7 +26,7 @@ def accounts(backends: Mapping[str, Any], log: logging.Logger) -> dict[str, Mapp
         try:
             collected[name] = getattr(backend, "account", dict)()
         except Exception:  # a fault of the backend; the others' accounts are still wanted
-            log.exception("backend %r could not give an account of itself", name)
+            log.exception("backend %r could not report its account", name)
     return {name: account for name, account in collected.items() if account}
 
 
@@ -238,7 +238,7 @@ class UnawaitedErrors:
             self._first.clear()
         if count and not self.quiet:
             self._log.error(
-                "engine %s: %d failed task%s nobody awaited%s:\n%s",
+                "engine %s: %d failed task%s not awaited%s:\n%s",
                 self._uid, failed, "" if failed == 1 else "s",
                 f", and {skipped} that did not run because of them" if skipped else "",
                 "\n".join(f"  {line}" for line in failures.lines()),

@@ -142,7 +142,7 @@ class RemoteResult:
         )
 
     def close(self) -> None:
-        """Give up the value at the end of the engine."""
+        """Release the value at the end of the engine."""
         future = self._future()
         if future is None or not self.at_rest:
             self._cancel(None)
@@ -222,7 +222,7 @@ def held(future: asyncio.Future[Any]) -> RemoteResult | None:
 
 
 class PushDown:
-    """What is pushed down in one engine.
+    """Values of one engine that stay with their backends.
 
     Args:
         background: Runs the fetching of values.
@@ -372,7 +372,7 @@ class PushDown:
         return [dependency for dependency in record.dependencies if held(dependency) is not None]
 
     def close(self) -> None:
-        """Give up the values that are still held at the end of the engine."""
+        """Release the values that are still held at the end of the engine."""
         for holder in tuple(self._held):
             holder.close()
 

@@ -159,7 +159,7 @@ class Limits:
         return True
 
     def give_back(self, record: TaskRecord) -> list[TaskRecord]:
-        """Give the task's places back; return the tasks that now have theirs."""
+        """Release the task's places and return the tasks that took them."""
         limits, record.limits = record.limits, ()
         for name, _ in limits:
             self._used[name] -= 1
@@ -637,7 +637,7 @@ class Scheduler:
             if self.failures_left <= 0 and not self.closing:
                 self.cancel_all(f"{record.named()} failed, after which all is cancelled")
 
-    # Cancellation, and work that is over its time.
+    # Cancellation, and work that exceeds its timeout.
 
     def cancel(self, record: TaskRecord, msg: Any = None) -> bool:
         """Cancel a task and, at once, its dependents; return `False` if it is too late."""
@@ -734,7 +734,7 @@ class Scheduler:
         self._actions.stop(record)
 
     def _over_time(self, record: TaskRecord, limit: float) -> None:
-        """Stop work whose timeout is over; if that is impossible, fail its task without it."""
+        """Stop work that exceeds its timeout; if that is impossible, fail its task without it."""
         record.timer = None
         error = error_messages.over_time(record, limit)
         if record.backend.capabilities.cancellation(record.task.task_kind) == "running":

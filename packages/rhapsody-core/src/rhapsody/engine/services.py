@@ -85,8 +85,8 @@ class Services:
         restarted = restarts < record.task.settings.restarts and not self._scheduler.closing
         error = error_messages.of_service(record, report, ready=True)
         log.warning(
-            "service %r (%s) ended by itself%s: %s", record.task.name, record.future.uid,
-            " and is started again" if restarted else "", error_messages.ending(report),
+            "service %r (%s) ended unexpectedly%s: %s", record.task.name, record.future.uid,
+            " and is restarted" if restarted else "", error_messages.ending(report),
         )  # fmt: skip
         if main is TasksMainStates.DONE and not record.task.settings.restarts:
             return main, report.get("exception")  # it may have done what it was for

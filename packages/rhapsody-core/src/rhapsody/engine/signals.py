@@ -6,7 +6,7 @@ its exception. Only if the loop is blocked, the exception is raised in the block
 in the middle of a step.
 
 One registry per process serves all engines and restores the handlers it found when the last
-engine is gone. An ignored signal stays ignored, as `nohup` expects.
+engine closes. An ignored signal stays ignored, as `nohup` expects.
 
 `loop.add_signal_handler` is not enough: its callbacks cannot run while the loop is blocked, and it
 would replace callbacks that the program has set on the same loop. `asyncio.Runner` handles SIGINT

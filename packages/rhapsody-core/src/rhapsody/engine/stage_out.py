@@ -129,7 +129,7 @@ class StageOut:
             self._scheduler.saved(record, value)
 
     def restore(self, record: TaskRecord, recorded: Recorded) -> bool:
-        """Give a task the result that a plugin has, with its files.
+        """Complete a task with the result that a plugin has, and its files.
 
         Returns:
             False if files that are to be saved are missing, so that the task must run.

@@ -62,7 +62,7 @@ class Transition(StrEnum):
     REVEAL = "reveal"  # its result may be seen
     FAIL = "fail"  # it has failed for good, or never could run
     RETRY = "retry"  # it failed and has an attempt left
-    DUE = "due"  # the wait before the next attempt is over
+    DUE = "due"  # the wait before the next attempt has ended
     STOPPED = "stopped"  # the work was cancelled, or ended when nothing waited for it any more
     CANCEL = "cancel"  # the user, or the end of the engine
     STOP = "stop"  # over its time: stop the work, then decide

@@ -3,7 +3,7 @@
 The order is fixed: arguments and command, the prepare hooks, the choice of a
 backend, where input files are, the look-up of recorded results, links to the files.
 Most tasks go through in one call; a step that has to wait takes the task out of its
-dispatcher and brings it back.
+dispatcher and returns it later.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from rhapsody.task import AttemptInfo, TaskDescription, TaskFuture
 log: logging.Logger = logging.getLogger("rhapsody.engine")
 
 NEW, BUILT, ROUTED, RESOLVED, LOOKED_UP, PREPARED = range(6)
-"""How far a task's preparation has come (`TaskRecord.stage`)."""
+"""Stages of a task's preparation (`TaskRecord.stage`)."""
 
 _KEYS = TaskDescription.__required_keys__
 
@@ -55,15 +55,15 @@ class TaskBuilder:
 
     Args:
         uid: The engine's uid.
-        scheduler: Is told of tasks that cannot be submitted; has the named limits.
+        scheduler: Receives tasks that cannot be submitted; holds the named limits.
         background: Runs what takes long.
         memoization: Looks up results.
-        pushdown: Gives references in place of values that stay with a backend.
+        pushdown: Replaces values that stay with a backend by references.
         values: Replaces futures and files in arguments.
         services: Holds back what waits for a service that is started again.
         stager: Finds and links files.
         hooks: The plugins' hooks.
-        engine: What they are told is the engine.
+        engine: The engine, passed to hooks.
         backends: The attached backends; may grow.
         options: Options of the engine.
         quiet: True if workers do not show the output of functions.
@@ -387,7 +387,7 @@ class TaskBuilder:
         The next run computes its result. Logs the first such task of each backend.
         """
         needs, left = short
-        setting = "time-out" if needs == record.description.get("timeout") else "walltime"
+        setting = "timeout" if needs == record.description.get("timeout") else "walltime"
         self._scheduler.fail(
             record,
             InsufficientWalltimeError(
@@ -534,7 +534,7 @@ def _check_prepared(plugin: str, description: TaskDescription) -> None:
         try:
             description["timeout"] = seconds("timeout", limit)
         except (TypeError, ValueError) as error:
-            raise PluginError(f"{what} a time-out that cannot be meant: {error}") from error
+            raise PluginError(f"{what} an invalid timeout: {error}") from error
     cwd = description.get("cwd")
     if cwd is not None and description["function"] is not None:
         raise PluginError(f"{what} a cwd, which only executables have: {cwd!r}")
@@ -568,7 +568,7 @@ def resources_for(record: TaskRecord, given: Callable[[int], Any]) -> Resources:
 
 
 class Shortage(NamedTuple):
-    """What a task needs, and what its backend has left, both in seconds."""
+    """Time that a task needs and time that its backend has left, both in seconds."""
 
     needs: float
     left: float

@@ -108,7 +108,7 @@ class TaskFunction(Generic[P, R]):
     def __call__(self, /, *args: Any, **kwargs: Any) -> TaskFuture[R]:
         """Create a task for this call and return its future.
 
-        Takes the function's own arguments, futures in place of values, and
+        Takes the function's own arguments, futures instead of values, and
         `task_description` with settings in the backend's own words.
 
         Raises:

@@ -669,7 +669,7 @@ class CodeFingerprint:
             user: The code that uses it.
 
         Returns:
-            Whether it is one of them.
+            True if it is one of them.
 
         Raises:
             UnhashableError: It cannot be determined which value is read.

@@ -196,7 +196,7 @@ class Journal:
     def _find(self, tasks: Sequence[LookupTask]) -> list[Recorded | None]:
         self._keys.begin()
         own_modules()  # workers receive the sources that are read by now
-        with self._files.looking_once():  # none of these tasks has begun
+        with self._files.looking_once():  # none of these tasks has started
             return [self._look_up(task) for task in tasks]
 
     def _look_up(self, task: LookupTask) -> Recorded | None:
@@ -394,9 +394,9 @@ class Journal:
         value = record.value, record.stdout, record.stderr, record.exit_code
         largest = self._largest
         try:
-            if largest is None or sys.getsizeof(record.value) <= largest:  # else in vain
+            if largest is None or sys.getsizeof(record.value) <= largest:  # else useless
                 packed = pickle.dumps(value, protocol=pickle.HIGHEST_PROTOCOL)
-        except Exception:  # of what pickle cannot name cloudpickle keeps the code
+        except Exception:  # cloudpickle stores the code of what pickle cannot name
             import cloudpickle  # type: ignore[import-untyped]
 
             try:

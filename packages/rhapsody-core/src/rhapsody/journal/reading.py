@@ -35,7 +35,7 @@ _OF_FILES = {
 
 @dataclass(frozen=True, slots=True)
 class Explained:
-    """Why a task of the last run ran, or did not.
+    """Reason why a task of the last run ran, or did not run.
 
     Attributes:
         name: The task's name.

@@ -51,10 +51,10 @@ UNSTORABLE = (sqlite3.DataError, sqlite3.InterfaceError, OverflowError, UnicodeE
 """Errors of `sqlite3` that concern a single value, not the journal."""
 
 GONE, MADE_AGAIN = 1, 2
-"""Of a recording that was used: files of it are gone, or were and are there again; else 0."""
+"""Marks of a used recording whose files are missing, or were missing and exist again; else 0."""
 
 How = Literal["done", "failed", "interrupted"]
-"""How a run ended; a killed run has no such entry."""
+"""End of a run; a killed run has no such entry."""
 
 # No index on the recordings: their keys come in any order, so that each would touch another page of
 # it. Runs that take something up make `earlier` instead.

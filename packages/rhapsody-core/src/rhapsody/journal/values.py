@@ -41,8 +41,8 @@ LONGEST = 4096
 """Characters of a path (Linux's `PATH_MAX`); longer texts name no file."""
 
 MOST = 5_000_000
-"""Objects in a value, each counted as often as it is reached, above which it has no digest: ways
-through a net of objects that refer to each other may be more than can ever be gone."""
+"""Objects in a value, each counted as often as it is reached, above which it has no digest: the
+number of paths through a graph of objects can grow exponentially."""
 
 Feed = Callable[[Any], object]
 """Function that takes bytes or a buffer."""

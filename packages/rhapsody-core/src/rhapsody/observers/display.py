@@ -122,8 +122,8 @@ def _most_active(rows: list[tuple[str, Row]], room: int) -> list[tuple[str, Row]
 
     def weight(number: int) -> tuple[bool, bool, bool, bool]:
         row = rows[number][1]
-        begun = row.ended > 0
-        return row.running > 0, row.failed > 0, begun and row.waiting > 0, begun
+        started = row.ended > 0
+        return row.running > 0, row.failed > 0, started and row.waiting > 0, started
 
     best = sorted(range(len(rows)), key=weight, reverse=True)[:room]
     return [rows[number] for number in sorted(best)]

@@ -93,7 +93,7 @@ def _text(descriptor: int) -> str:
 
 
 KILLED = (-signal.SIGKILL, 128 + signal.SIGKILL)
-"""Exit codes of what SIGKILL has ended, of itself and of the shell that ran it."""
+"""Exit codes of a program that SIGKILL ended, and of the shell that ran it."""
 
 UNLIMITED = 1 << 60
 """Bytes from which a limit means that there is none: version 1 has a number for that."""

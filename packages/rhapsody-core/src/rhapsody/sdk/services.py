@@ -65,7 +65,7 @@ FREE = 0
 
 
 class Ready(NamedTuple):
-    """How a service signals readiness, as parsed by `parse_ready`.
+    """Readiness signal of a service, as parsed by `parse_ready`.
 
     Attributes:
         kind: `"stdout"`, `"file"`, `"tcp"` or `"call"`.

@@ -168,7 +168,7 @@ class Mailbox(Generic[T]):
         loop: The loop that `deliver` is called on.
         deliver: Called with each item, in the order of `put` for each thread. An
             exception goes to the loop's exception handler, and the other items
-            are delivered all the same.
+            are still delivered.
     """
 
     __slots__ = ("_deliver", "_items", "_loop", "_woken")

@@ -97,7 +97,7 @@ class Fetcher:
         return fetch
 
     def _ended(self, origin: str, fetch: asyncio.Task[str]) -> None:
-        # Looking at the exception keeps asyncio from logging one that nobody awaited.
+        # Retrieving the exception keeps asyncio from logging it as never retrieved.
         if fetch.cancelled() or fetch.exception() is not None:
             self._fetches.pop(origin, None)
 

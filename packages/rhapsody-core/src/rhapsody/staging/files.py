@@ -598,7 +598,7 @@ class Stager:
 
 
 def _move_aside(task: TaskDescription, name: str, places: dict[str, InputPlace]) -> None:
-    """Give an input another name in the sandbox of a task that writes a file of its name.
+    """Rename an input in the sandbox of a task that writes a file of its name.
 
     Otherwise the task would write to the input through the link.
 

@@ -56,7 +56,7 @@ if TYPE_CHECKING:
 log: logging.Logger = logging.getLogger(__name__)
 
 _SHOWN = 5
-"""How many files a message names."""
+"""Number of files that a message names."""
 
 
 def check_outputs(
@@ -636,7 +636,7 @@ class Results:
                 try:
                     if path not in there:
                         await self._put(path, put)
-                except Exception as error:  # a full disk, a directory that nobody may write to
+                except Exception as error:  # a full disk, a read-only directory
                     raise DataError(
                         f"task {title!r} ({uid}) is done, and {what} could not be saved as "
                         f"{str(path)!r}: {error}"

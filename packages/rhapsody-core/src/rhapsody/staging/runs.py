@@ -324,7 +324,7 @@ def point_latest(base: Path) -> None:
             return
         pointed = newest
         with contextlib.suppress(OSError):
-            if link.is_symlink() or not link.exists():  # else somebody has something there
+            if link.is_symlink() or not link.exists():  # else it is a file of someone else
                 _replace(link, newest)
 
 
@@ -575,7 +575,7 @@ class LeftRun:
             ValueError: The results are not known.
         """
         if self.state != "free":
-            raise ValueError("it did not end by itself, so that its results are not known")
+            raise ValueError("it did not end properly, so its results are not known")
         found: set[str] = set()
         for engine in _directories(self.path):
             named = {os.path.normpath(os.path.join(engine, name)) for name in read_list(engine)}
@@ -622,7 +622,7 @@ def left_runs(base: Path) -> list[LeftRun]:
         if not NAME.fullmatch(path.name):
             continue
         lock = path / LOCK
-        with contextlib.suppress(FileNotFoundError):  # it has gone meanwhile
+        with contextlib.suppress(FileNotFoundError):  # it was removed meanwhile
             changed = max(os.lstat(each).st_mtime for each in (path, *path.iterdir()))
             found.append(LeftRun(path, lock, state_of(lock), changed))
     return sorted(found, key=lambda run: run.path.name)

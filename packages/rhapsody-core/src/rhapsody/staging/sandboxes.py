@@ -41,7 +41,7 @@ def check_keep(value: Keep) -> Keep:
 
 
 class Disposition(Enum):
-    """When a sandbox is removed."""
+    """Rule for when a sandbox is removed."""
 
     REMOVE = "removed when unused, and at close"
     PRODUCT = "removed when unused, except for declared files; at close as `keep` says"

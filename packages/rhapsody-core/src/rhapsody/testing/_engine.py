@@ -79,17 +79,17 @@ class Engine(Suite):
 
     @check("workflows", "executables", "reports_running", "shared_file_system")
     async def test_a_running_program_can_be_watched(self, flow: WorkflowEngine) -> None:
-        begun, gate = self.place / "begun", self.place / "going"
+        started, gate = self.place / "started", self.place / "going"
         gate.touch()
 
         @flow.executable_task
         async def talk() -> list[str]:
             wait = 'echo first; : > "$1"; while [ -e "$2" ]; do sleep 0.05; done; echo last'
-            return ["sh", "-c", wait, "talk", str(begun), str(gate)]
+            return ["sh", "-c", wait, "talk", str(started), str(gate)]
 
         future = talk()
         try:
-            await until(lambda: begun.exists() and future.state is RUNNING)
+            await until(lambda: started.exists() and future.state is RUNNING)
             since, path = future.started_at, future.stdout_path
             if self.capabilities.sandboxes:
                 await until(lambda: path is not None and text_of(Path(path)) == "first\n")

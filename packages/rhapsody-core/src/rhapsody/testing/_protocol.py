@@ -103,14 +103,14 @@ class Reports(Suite):
         """Submit more tasks than can run at once, none of which ends before it is released."""
         count = min(32, max(8, 2 * (self.cores or 0)))
         tasks = [Ticking(driver, kind) for _ in range(count)]
-        reported = begun = 0
+        reported = started = 0
 
         def agree() -> bool:
-            nonlocal reported, begun
+            nonlocal reported, started
             running = [RUNNING in driver.history(each.task) for each in tasks]
-            working = [each.begun for each in tasks]
-            reported, begun = sum(running), sum(working)
-            return begun > 0 and running == working
+            working = [each.has_started for each in tasks]
+            reported, started = sum(running), sum(working)
+            return started > 0 and running == working
 
         await driver.submit(*(each.task for each in tasks))
         try:
@@ -119,7 +119,7 @@ class Reports(Suite):
         except TimeoutError:
             raise AssertionError(
                 f"of {count} tasks that were submitted at once, {reported} were reported "
-                f"RUNNING, and the work of {begun} had begun"
+                f"RUNNING, and the work of {started} had started"
             ) from None
         await asyncio.gather(*(each.finish() for each in tasks))
 
@@ -198,11 +198,11 @@ class Cancellation(Suite):
         victims = [_tracing(driver, kind, str(trace)) for trace in traces]
         await driver.submit(*(blocker.task for blocker in blockers), *victims)
         await blockers[0].began()
-        before, begun = -1, 0
-        while begun > before:  # a busy machine starts them slowly
+        before, started = -1, 0
+        while started > before:  # a busy machine starts them slowly
             await asyncio.sleep(self.settle)
-            before, begun = begun, sum(blocker.begun for blocker in blockers)
-        if begun == _MOST_AT_ONCE or any(trace.exists() for trace in traces):
+            before, started = started, sum(blocker.has_started for blocker in blockers)
+        if started == _MOST_AT_ONCE or any(trace.exists() for trace in traces):
             pytest.skip(f"nothing waits: the backend starts {_MOST_AT_ONCE} tasks at once")
         # All at once: a backend that is slow to start tasks continues to do so meanwhile.
         await asyncio.gather(*(cancel(driver, victim) for victim in victims))

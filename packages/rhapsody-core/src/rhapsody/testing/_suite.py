@@ -597,13 +597,13 @@ class Ticking:
         self.kind: TaskKind = kind
 
     @property
-    def begun(self) -> bool:
+    def has_started(self) -> bool:
         """True once it has ticked."""
         return self._size() > 0
 
     async def began(self) -> None:
         """Wait until it has ticked once."""
-        await until(lambda: self.begun)
+        await until(lambda: self.has_started)
 
     async def start(self) -> None:
         """Submit it, and wait until it has ticked once."""
@@ -636,7 +636,7 @@ class Route:
     Attributes:
         name: The name for messages.
         kind: The kind of task.
-        wrap: Brings a function into this form.
+        wrap: Converts a function to this kind.
         resources: The request, `None` for none.
     """
 

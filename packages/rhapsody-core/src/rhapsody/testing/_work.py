@@ -176,7 +176,7 @@ async def interval_async(seconds: float) -> tuple[float, float]:
 
 
 def tick(path: str, gate: str, seconds: float) -> str:
-    """Append to a file repeatedly, until the other file is gone or the time is up."""
+    """Append to a file repeatedly, until the other file is removed or the time is up."""
     end = time.monotonic() + seconds
     while time.monotonic() < end and os.path.exists(gate):
         note_run(path)
@@ -185,7 +185,7 @@ def tick(path: str, gate: str, seconds: float) -> str:
 
 
 async def tick_async(path: str, gate: str, seconds: float) -> str:
-    """Append to a file repeatedly, until the other file is gone or the time is up."""
+    """Append to a file repeatedly, until the other file is removed or the time is up."""
     end = time.monotonic() + seconds
     while time.monotonic() < end and os.path.exists(gate):
         note_run(path)

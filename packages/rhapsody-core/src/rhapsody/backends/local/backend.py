@@ -499,8 +499,8 @@ class LocalExecutionBackend(SharedSandboxes, ManagedBackend):
         needs, left = time_needed(task), self.seconds_left()
         if needs is not None and left is not None and needs > left:
             raise InsufficientWalltimeError(
-                f"task {task['name']!r} was held back: it needs {needs:g} s, and the walltime is "
-                f"over in {left:.0f} s; the next run takes it up",
+                f"task {task['name']!r} was held back: it needs {needs:g} s, and the walltime "
+                f"ends in {left:.0f} s; the next run takes it up",
                 backend=self.name, needs=needs, left=left,
             )  # fmt: skip
 
