@@ -20,7 +20,7 @@ ONE_EACH: dict[str, Any] = {"n_workers": 2, "threads": 1}
 
 
 START_TIMEOUT = 100.0
-"""How many seconds a scheduler and its workers have to start, on a busy machine, too."""
+"""Seconds within which a scheduler and its workers must start, even on a busy machine."""
 
 
 class CannotStart(DaskExecutionBackend):

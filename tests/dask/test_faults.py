@@ -307,7 +307,7 @@ async def test_the_scheduler_gone_fails_all_within_seconds(tmp_path: Path, how: 
 
 
 async def test_a_worker_that_is_cut_off_loses_its_task(tmp_path: Path) -> None:
-    """A stopped process answers nobody, like one behind a cut network."""
+    """A stopped process does not answer, like one behind a cut network."""
     with foreign(tmp_path, tls=False, options=("--no-nanny", "--death-timeout", "5")) as there:
         async with asyncio.timeout(80):
             backend = await DaskExecutionBackend(scheduler_file=there["scheduler_file"])
@@ -349,7 +349,7 @@ async def test_a_worker_that_hangs_does_not_hold_up_the_start_for_ever(tmp_path:
 async def test_a_worker_that_hangs_does_not_hide_what_still_runs_on_another(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The question who runs a task is answered by nobody, as one worker does not answer."""
+    """If one worker does not answer, it stays unknown which worker runs a task."""
     monkeypatch.setattr("rhapsody_dask.requests.ANSWERS", 0.5)
     with foreign(tmp_path, tls=False, options=("--no-nanny",)) as there:
         async with asyncio.timeout(80):

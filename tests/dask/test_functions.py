@@ -243,7 +243,7 @@ async def test_many_coroutines_without_cores_need_no_loop_each(
     @flow.function_task(resources={"cores": 0}, task_description=here)
     async def wait(path: str, number: int) -> int:
         print(number)
-        while not os.path.exists(path):  # noqa: ASYNC110, ASYNC240 - nobody tells of a file
+        while not os.path.exists(path):  # noqa: ASYNC110, ASYNC240 - files have no event
             await asyncio.sleep(0.05)
         return number
 

@@ -1,4 +1,4 @@
-"""Values of tasks that stay on the workers until somebody asks for them."""
+"""Values of tasks that stay on the workers until they are needed."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ async def on_workers(flow: WorkflowEngine) -> int:
 
 async def until_on_workers(flow: WorkflowEngine, number: int) -> None:
     gc.collect()
-    while await on_workers(flow) != number:  # noqa: ASYNC110 - Dask tells nobody
+    while await on_workers(flow) != number:  # noqa: ASYNC110 - Dask has no event for it
         await asyncio.sleep(0.01)
 
 

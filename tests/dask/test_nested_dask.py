@@ -1,4 +1,4 @@
-"""Tasks that use Dask themselves, beside the same functions given to Dask alone."""
+"""Tasks that use Dask themselves, compared with the same functions on plain Dask."""
 
 from __future__ import annotations
 

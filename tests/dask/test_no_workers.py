@@ -191,15 +191,15 @@ async def test_what_tasks_wait_for_is_told_and_told_again(
     assert not [one for one in caplog.records if one.name == "rhapsody_dask.requests"]
 
 
-async def test_a_worker_that_nobody_knows_is_refused_on_a_cluster_of_our_own() -> None:
+async def test_a_worker_that_is_unknown_is_refused_on_a_cluster_of_our_own() -> None:
     given = {"processes": False, "n_workers": 1, "threads": 1}
     backend = DaskExecutionBackend(given, security=False)
     async with asyncio.timeout(60), WorkflowEngine.create(backend=backend) as flow:
         task = flow.function_task(int)
         address, *_ = (await backend.client.scheduler.identity(n_workers=-1))["workers"]
-        for known in (0, [address], ["nobody", address]):
+        for known in (0, [address], ["no-one", address]):
             assert await task(1, task_description={"workers": known}) == 1
-        with pytest.raises(CapabilityError, match=f"workers nobody, which .* has 0 at {address}"):
-            await task(1, task_description={"workers": "nobody"})
-        preferred = {"workers": "nobody", "allow_other_workers": True}
+        with pytest.raises(CapabilityError, match=f"workers no-one, which .* has 0 at {address}"):
+            await task(1, task_description={"workers": "no-one"})
+        preferred = {"workers": "no-one", "allow_other_workers": True}
         assert await task(1, task_description=preferred) == 1

@@ -120,7 +120,7 @@ async def test_shipped_code_is_there_as_long_as_its_engines(
                 return [*await client.run_on_scheduler(_left), *next(iter(workers.values()))]
 
             async def until_nothing_is_left() -> None:
-                while await left():  # noqa: ASYNC110 - Dask tells nobody
+                while await left():  # noqa: ASYNC110 - Dask has no event for it
                     await asyncio.sleep(0.05)
 
             async with WorkflowEngine.create(

@@ -1,4 +1,4 @@
-"""A program on a worker that the kernel killed for memory is told as that."""
+"""The error of a program that the kernel killed on a worker for its memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The README says of the backend what the backend declares of itself."""
+"""The README's table of capabilities, compared with what the backend declares."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""A program that does all kinds of things of its own beside our backend: what it saw is JSON.
+"""A program that does many other things while it uses our backend, and prints JSON.
 
-It drives a session of RADICAL-Pilot by itself, has ZeroMQ sockets, forks, a pool of processes,
-threads, programs and open files. `test_beside.py` runs it, and judges what it prints.
+It drives a RADICAL-Pilot session of its own, has ZeroMQ sockets, forks, a pool of processes,
+threads, programs and open files. `test_beside.py` runs it and checks its output.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ LOCAL = {"resource": "local.localhost", "cores": 2, "runtime": 15}
 SEEN: dict[str, Any] = {}
 
 OWN = {"VIRTUAL_ENV": "/mine", "RADICAL_MINE": "mine", "RADICAL_BASE": str(HERE / "later")}
-"""What the program sets while a backend starts; and it adds to `PATH`."""
+"""Variables that the program sets while a backend starts; it extends `PATH` as well."""
 
 
 class Native:
@@ -149,7 +149,7 @@ def marked(program: subprocess.Popen[bytes]) -> bool:
 
 
 async def start(name: str, while_it_starts: Any) -> RadicalExecutionBackend:
-    """Starts a backend, and does something when the start has begun, and before it is done."""
+    """Start a backend, and call a function during the start."""
     backend = RadicalExecutionBackend(LOCAL, work_dir=HERE / name)
 
     async def body() -> None:

@@ -22,7 +22,7 @@ with warnings.catch_warnings():
 
 HERE = Path(__file__).parent
 
-# RADICAL-Pilot leaves files and sockets to the collector, and forks beside threads.
+# RADICAL-Pilot leaves files and sockets to the garbage collector, and forks while threads run.
 NOISE = (
     "ignore::ResourceWarning",
     "ignore:This process .* is multi-threaded:DeprecationWarning",
@@ -58,7 +58,7 @@ async def driver(made: RadicalExecutionBackend, tmp_path: Path) -> AsyncIterator
 
 @pytest.fixture(scope="module", autouse=True)
 def _collected() -> Iterator[None]:
-    """Collects what RADICAL-Pilot left open where nobody counts it."""
+    """Collect what RADICAL-Pilot left open, before warnings count."""
     yield
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -44,11 +44,11 @@ MOMENTS = (
     "closing",
     "closing late",
 )
-"""When the program is killed; `submitting` is when its pilot's directory is made, `closing late`
-when its pilot has ended."""
+"""Moments at which the program is killed; at `submitting` its pilot's directory is created, at
+`closing late` its pilot has ended."""
 
 LIMIT = 30.0
-"""Seconds within which all is gone."""
+"""Seconds within which everything must have ended."""
 
 START = 150.0
 """Seconds until a program is at its moment."""
@@ -198,7 +198,7 @@ def _limited(process: subprocess.Popen[str]) -> Iterator[Any]:
 
 @contextmanager
 def bystanders(found: Program) -> Iterator[list[psutil.Process]]:
-    """Programs of somebody's that work in the session's, its pilot's and a task's directory."""
+    """Run unrelated programs in the session's, its pilot's and a task's directory."""
     places = [found.session, *found.session.glob("radical.pilot.sandbox/*/pilot.0000")]
     places += sorted((found.directory / "tasks").glob("*"))[:1]
     started = [subprocess.Popen(["sleep", "600"], cwd=p, start_new_session=True) for p in places]

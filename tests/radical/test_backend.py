@@ -33,7 +33,7 @@ pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(300)
 
 
 TOLD: list[tuple[str, str]] = []
-"""What was told of the pilot's states."""
+"""The pilot's states that were reported."""
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

@@ -1,4 +1,4 @@
-"""A program that does many things of its own beside two backends, see `beside.py`."""
+"""A program that does many other things while it uses two backends, see `beside.py`."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """Return the output of the program."""
     place = tmp_path_factory.mktemp("beside")
     (place / "home").mkdir()
-    own = {  # what RADICAL-Pilot needs where a program drives it by itself
+    own = {  # needed by a program that uses RADICAL-Pilot directly
         "PATH": f"{scripts()}:{os.environ['PATH']}",
         "VIRTUAL_ENV": sys.prefix,
         "RADICAL_BASE": str(place / "base"),

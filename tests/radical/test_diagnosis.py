@@ -21,7 +21,7 @@ def found(word: str) -> tuple[str, str, str]:
 
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A home directory that is nobody's."""
+    """An empty home directory."""
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.delenv("RADICAL_CONFIG_USER_DIR", raising=False)
     return tmp_path

@@ -1,4 +1,4 @@
-"""A program that is killed leaves nothing of its session, and touches nobody else's."""
+"""A program that is killed leaves nothing of its session and touches no other."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ MIB = 1 << 20
 
 
 class Block(bytearray):
-    """Pickles as NumPy's arrays do: its bytes beside the pickle, where that is asked for."""
+    """Pickles like NumPy's arrays: with its bytes out of band if protocol 5 allows it."""
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         return _block, (pickle.PickleBuffer(self),)
@@ -344,7 +344,7 @@ def process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
 @pytest.fixture
 def held(tmp_path: Path) -> Iterator[int]:
-    """A pipe: it ends when nobody has its other side any more, `pipe` in the directory."""
+    """A pipe, `pipe` in the directory, that ends when its other side is closed."""
     os.mkfifo(tmp_path / "pipe")
     descriptor = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
     yield descriptor

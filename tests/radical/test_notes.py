@@ -62,7 +62,7 @@ def directory(tmp_path: Path) -> Path:
 def client(
     where: Path, directory: Path, *before: str
 ) -> Iterator[tuple[subprocess.Popen[str], Callable[[str], None]]]:
-    """A client with a note of our session, and how it is told to call a method of it."""
+    """Start a client with a note of our session, and a function that calls the note's methods."""
     process = subprocess.Popen(
         [*before, sys.executable, "-W", "ignore", "-c", CLIENT, str(where), str(directory)],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},

@@ -142,7 +142,7 @@ if any("radical-pilot-component" in word for word in sys.orig_argv):
     from radical.pilot.agent.scheduler.base import AgentSchedulingComponent
     AgentSchedulingComponent.control_cb = lambda *_: None
 """
-"""Has an agent's scheduler hear nothing, as happens where it was forked at the wrong moment."""
+"""Code that makes an agent's scheduler deaf, as a fork at the wrong moment does."""
 
 
 async def test_a_pilot_whose_scheduler_hangs_from_its_start_is_lost(

@@ -134,7 +134,7 @@ def test_a_signal_during_the_start_leaves_nothing(tmp_path: Path, number: signal
     running = program(tmp_path, ENGINE)
     patience = time.monotonic() + 60
     while not list(tmp_path.glob(".rhapsody/radical.*/*.json")):
-        assert time.monotonic() < patience, "the start has not started"
+        assert time.monotonic() < patience, "the backend is not starting"
         time.sleep(0.02)
     running.send_signal(number)
     output, _ = running.communicate(timeout=120)
@@ -158,7 +158,7 @@ def test_ctrl_c_while_a_backend_starts_without_an_engine_names_the_session(tmp_p
     running = program(tmp_path, DIRECT)
     patience = time.monotonic() + 60
     while not list(tmp_path.glob(".rhapsody/radical.*/*.json")):
-        assert time.monotonic() < patience, "the start has not started"
+        assert time.monotonic() < patience, "the backend is not starting"
         time.sleep(0.02)
     running.send_signal(signal.SIGINT)
     output, _ = running.communicate(timeout=120)

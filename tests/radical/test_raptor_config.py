@@ -45,7 +45,7 @@ if any("raptor-master" in word for word in sys.orig_argv):
 
     rp.raptor.Master.publish = unheard
 """
-"""Has what a master says first of its queue be lost, as it is where it was not yet connected."""
+"""Code that loses a master's first message about its queue, as before it is connected."""
 
 
 class OddError(Exception):

@@ -60,7 +60,7 @@ SLEEP = {"executable": "/bin/sleep", "arguments": ["600"]}
 
 
 def submitted(made: RadicalExecutionBackend, **words: Any) -> Any:
-    """A task that the program submits by itself."""
+    """Submit a task with RADICAL-Pilot's own interface."""
     return made.task_manager.submit_tasks(words)
 
 

@@ -36,7 +36,7 @@ def test_the_keys_of_a_tasks_description_are_those_of_the_installed_library() ->
 
 @pytest.mark.parametrize("former", schema.FORMER)
 def test_former_keys_mean_what_radical_pilot_takes_them_for(former: str) -> None:
-    """But for `worker_class`, which RADICAL-Pilot empties where it should take it over."""
+    """Except for `worker_class`, which RADICAL-Pilot empties instead of copying it."""
     today, value = schema.FORMER[former], VALUES[schema.TASK[former]]
     given = {former: value, today: VALUES[schema.TASK[today]] * 2}
     verified = rp.TaskDescription({"executable": "true", **given}).verify()

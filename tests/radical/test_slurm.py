@@ -39,7 +39,7 @@ def batch_system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 def speak_soon(_: Any) -> None:
-    """Shortens the time until a queued pilot is spoken of; called in the client."""
+    """Shorten the time until a queued pilot is reported; called in the client."""
     from rhapsody_radical.client import watch
 
     watch.FIRST_WORD = 0.0

@@ -59,7 +59,7 @@ def test_of_several_pilots_the_last_one_counts_or_the_one_that_is_named() -> Non
     made.ended(made.pilots[1], "ended")
     assert made.seconds_left(task()) == 100
     made.ended(made.pilots[0], "ended")
-    assert made.seconds_left(task()) == math.inf  # it is told why, when it is submitted
+    assert made.seconds_left(task()) == math.inf  # the error follows when it is submitted
 
 
 @pytest.mark.usefixtures("clock")

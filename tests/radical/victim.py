@@ -1,4 +1,4 @@
-"""The program that `kills` kills: it brings its backend to a moment, says so, and stays there.
+"""The program that `kills` kills: it takes its backend to a moment, reports it, and waits.
 
 `python -m tests.radical.victim DIRECTORY MOMENT SETTINGS`, with JSON for the settings: `pilot`,
 `fork`, `keep`. At the moment it prints the process id of its fork, 0 where there is none. The
@@ -72,7 +72,7 @@ class Victim:
             threading.Thread(target=wait, daemon=True).start()
 
     async def live(self) -> None:
-        """Brings the backend to the moment, and stays there."""
+        """Take the backend to the moment and wait."""
         self._reached_when("starting", "radical.*/*.json")
         self._reached_when("submitting", "*/*/*/pilot.0000")
         await self._made
@@ -114,7 +114,7 @@ class Victim:
             self._reached("closing late")
 
     async def _until(self, condition: Callable[[], bool]) -> None:
-        while not condition():  # noqa: ASYNC110 - what it waits for calls nobody
+        while not condition():  # noqa: ASYNC110 - there is no event for it
             await asyncio.sleep(0.01)
 
 
