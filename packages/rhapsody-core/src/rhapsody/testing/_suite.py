@@ -31,7 +31,7 @@ from rhapsody.testing import _work
 from rhapsody.testing._system import Clock, Program, holdings, leftovers, listed, scratch, settled
 from rhapsody.testing._tools import Driver, Finished, started
 
-CONTRACT = "docs/plugins/contract.md"
+CONTRACT = "docs/reference/backend-contract.md"
 """The page whose sections state the rules."""
 
 DONE, FAILED = TasksMainStates.DONE, TasksMainStates.FAILED
