@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 import textwrap
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -17,6 +16,7 @@ from rhapsody.backends import discovery
 from rhapsody.backends.local import LocalExecutionBackend
 from rhapsody.testing import Driver
 from tests.core.command_line import Run, environment
+from tests.core.forked import rhapsody
 
 # How long one example takes says more about the machine than about the code: the time
 # limits of the tests themselves are what finds a hang.
@@ -65,15 +65,8 @@ def run(tmp_path: Path) -> Run:
 
     def start(script: str, *arguments: str, function: str = "") -> subprocess.CompletedProcess[str]:
         (tmp_path / "script.py").write_text(textwrap.dedent(script))
-        return subprocess.run(
-            [sys.executable, "-m", "rhapsody", "run", f"script.py{function}", *arguments],
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-            cwd=tmp_path,
-            env=environment(site),
-        )
+        command = ("run", f"script.py{function}", *arguments)
+        return rhapsody(*command, cwd=tmp_path, environment=environment(site))
 
     return start
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import io
 import subprocess
-import sys
 from collections import Counter
 from contextlib import chdir, redirect_stderr, redirect_stdout
 from pathlib import Path
 
 from rhapsody.cli import main
+from tests.core.forked import rhapsody
 from tests.core.programs import PATIENCE
 
 PROGRAM = """
@@ -56,14 +56,7 @@ class Place:
         return self.command("run", "wf.py", *arguments)
 
     def command(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "rhapsody", *arguments],
-            capture_output=True,
-            text=True,
-            timeout=PATIENCE,
-            check=False,
-            cwd=self.path,
-        )
+        return rhapsody(*arguments, cwd=self.path, timeout=PATIENCE)
 
     def journal(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Calls `rhapsody journal` in this process, as it runs none of the program."""

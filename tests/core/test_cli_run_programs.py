@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import subprocess
-import sys
 import textwrap
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +12,7 @@ import pytest
 
 from rhapsody.cli import scripts
 from tests.core.command_line import SIMPLE, Run, check_mistake, environment, install_toy
+from tests.core.forked import rhapsody
 
 ENGINE = """
 import asyncio
@@ -35,15 +35,8 @@ def run_module(
         path = place / name
         path.parent.mkdir(exist_ok=True)
         path.write_text(textwrap.dedent(source))
-    return subprocess.run(
-        [sys.executable, "-P", "-m", "rhapsody", "run", "-m", module, *arguments],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-        cwd=place,
-        env=environment(place / "site"),
-    )
+    command = ("run", "-m", module, *arguments)
+    return rhapsody(*command, cwd=place, environment=environment(place / "site"), safe_path=True)
 
 
 # What the syntax tree tells.
