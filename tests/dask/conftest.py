@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
+from contextlib import suppress
 from typing import Any
 
+import psutil
 import pytest
 import pytest_asyncio
 
@@ -50,3 +52,37 @@ async def flow(backend: DaskExecutionBackend) -> AsyncIterator[WorkflowEngine]:
     async with asyncio.timeout(60):
         async with WorkflowEngine.create(backend=backend) as engine:
             yield engine
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def mortal_backend() -> AsyncIterator[DaskExecutionBackend]:
+    """A backend with a cluster of its own, whose workers tests may kill; nothing is left of it."""
+    before = children()
+    resources = {"n_workers": 2, "threads": 1, "memory_limit": "400 MB"}
+    async with asyncio.timeout(60):
+        backend = await DaskExecutionBackend(resources)
+    yield backend
+    async with asyncio.timeout(60):
+        await backend.shutdown()
+        while children() - before:  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def mortal(mortal_backend: DaskExecutionBackend) -> AsyncIterator[WorkflowEngine]:
+    """An engine on that backend, with two workers."""
+    async with asyncio.timeout(100):
+        await mortal_backend.client.wait_for_workers(2)
+        engine = await WorkflowEngine.create(backend=mortal_backend)
+        yield engine
+        await engine.shutdown(skip_execution_backend=True)
+
+
+def children() -> set[int]:
+    """Return the processes below this one."""
+    found = set()
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):  # it has ended, a zombie included
+            if "resource_tracker" not in " ".join(process.cmdline()):
+                found.add(process.pid)
+    return found

@@ -7,8 +7,7 @@ import os
 import re
 import signal
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import suppress
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,6 @@ import dask
 import distributed  # noqa: F401 - loads the defaults that `dask.config.set` restores
 import psutil
 import pytest
-import pytest_asyncio
 
 from rhapsody import WorkflowEngine
 from rhapsody.errors import BackendUnavailableError, TaskLostError
@@ -25,29 +23,7 @@ from rhapsody_dask import DaskExecutionBackend
 from tests.dask.clusters import foreign
 from tests.machine import alive
 
-pytestmark = pytest.mark.asyncio
-
-
-@pytest_asyncio.fixture
-async def own() -> AsyncIterator[WorkflowEngine]:
-    """An engine on a cluster of its own, whose workers may be killed; nothing is left of it."""
-    before = _processes()
-    given = {"n_workers": 2, "threads": 1, "memory_limit": "400 MB"}
-    async with asyncio.timeout(100):
-        async with WorkflowEngine.create(backend=DaskExecutionBackend(given)) as engine:
-            yield engine
-        async with asyncio.timeout(10):
-            while _processes() - before:  # noqa: ASYNC110
-                await asyncio.sleep(0.05)
-
-
-def _processes() -> set[int]:
-    found = set()
-    for process in psutil.Process().children(recursive=True):
-        with suppress(psutil.NoSuchProcess):  # it has ended, a zombie included
-            if "resource_tracker" not in " ".join(process.cmdline()):
-                found.add(process.pid)
-    return found
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
 async def _until(condition: Callable[[], Any], seconds: float = 30) -> None:
@@ -86,11 +62,11 @@ async def test_a_lost_worker_whose_successor_is_late_is_not_given_up() -> None:
 
 
 async def test_a_killed_workers_program_dies_and_is_run_again(
-    own: WorkflowEngine, tmp_path: Path
+    mortal: WorkflowEngine, tmp_path: Path
 ) -> None:
     starts, gate = tmp_path / "starts", tmp_path / "gate"
 
-    @own.executable_task
+    @mortal.executable_task
     async def program() -> str:
         return (
             f"echo $$ $PWD >> '{starts}'; while [ ! -e '{gate}' ]; do sleep 0.05; done; echo fine"
@@ -111,8 +87,8 @@ async def test_a_killed_workers_program_dies_and_is_run_again(
     assert len(set(sandboxes)) == 2
 
 
-async def test_a_lost_task_without_budget_names_worker_and_attempt(own: WorkflowEngine) -> None:
-    @own.function_task
+async def test_a_lost_task_without_budget_names_worker_and_attempt(mortal: WorkflowEngine) -> None:
+    @mortal.function_task
     def ill() -> None:
         time.sleep(0.3)
         os.kill(os.getpid(), signal.SIGKILL)
@@ -120,7 +96,7 @@ async def test_a_lost_task_without_budget_names_worker_and_attempt(own: Workflow
     with pytest.raises(TaskLostError, match=r"worker tls://.* went away while it ran \(attempt 1,"):
         await ill.options(lost_retries=0)()
 
-    @own.function_task
+    @mortal.function_task
     def well() -> int:
         return 1
 
@@ -129,11 +105,11 @@ async def test_a_lost_task_without_budget_names_worker_and_attempt(own: Workflow
 
 @pytest.mark.parametrize("budget", [0, 2])
 async def test_a_task_that_kills_its_worker_at_once_runs_as_often_as_its_budget_says(
-    own: WorkflowEngine, tmp_path: Path, budget: int
+    mortal: WorkflowEngine, tmp_path: Path, budget: int
 ) -> None:
     trace = tmp_path / "trace"
 
-    @own.function_task
+    @mortal.function_task
     def deadly(path: str) -> None:
         with open(path, "a") as file:
             file.write("x")
@@ -144,23 +120,25 @@ async def test_a_task_that_kills_its_worker_at_once_runs_as_often_as_its_budget_
     assert trace.read_text() == "x" * (1 + budget)
 
 
-async def test_what_waits_behind_a_deadly_task_is_done(own: WorkflowEngine, tmp_path: Path) -> None:
+async def test_what_waits_behind_a_deadly_task_is_done(
+    mortal: WorkflowEngine, tmp_path: Path
+) -> None:
     """Each of the others is lost at most once for want of knowledge; the deadly one, always."""
     trace = tmp_path / "trace"
 
-    @own.function_task
+    @mortal.function_task
     def deadly(path: str) -> None:
         with open(path, "a") as file:
             file.write("x")
         os.kill(os.getpid(), signal.SIGKILL)
 
-    @own.function_task
+    @mortal.function_task
     def well(x: int) -> int:
         time.sleep(0.02)
         return x
 
     bad = deadly.options(lost_retries=3)(str(trace))
-    good = own.map(well.options(lost_retries=1), range(50))
+    good = mortal.map(well.options(lost_retries=1), range(50))
     with pytest.raises(TaskLostError):
         await bad
     assert await asyncio.gather(*good) == list(range(50))
@@ -168,20 +146,20 @@ async def test_what_waits_behind_a_deadly_task_is_done(own: WorkflowEngine, tmp_
 
 
 async def test_what_only_waited_on_a_killed_worker_runs_elsewhere(
-    own: WorkflowEngine, tmp_path: Path
+    mortal: WorkflowEngine, tmp_path: Path
 ) -> None:
     trace = tmp_path / "trace"
-    backend: Any = own.backend
+    backend: Any = mortal.backend
     first, *_ = (await backend.client.scheduler.identity(n_workers=-1))["workers"]
     prefer = {"workers": [first], "allow_other_workers": True}
 
-    @own.function_task
+    @mortal.function_task
     def run_long(path: str) -> None:
         with open(path, "w") as file:
             file.write(f"{os.getpid()}\n")
         time.sleep(60)
 
-    @own.function_task
+    @mortal.function_task
     def wait() -> int:
         return 1
 
@@ -195,12 +173,12 @@ async def test_what_only_waited_on_a_killed_worker_runs_elsewhere(
 
 
 async def test_tasks_run_again_after_the_user_has_restarted_the_workers(
-    own: WorkflowEngine, tmp_path: Path
+    mortal: WorkflowEngine, tmp_path: Path
 ) -> None:
-    backend: Any = own.backend
+    backend: Any = mortal.backend
     trace, gate = tmp_path / "trace", tmp_path / "gate"
 
-    @own.function_task
+    @mortal.function_task
     def wait(path: str, gate: str) -> int:
         with open(path, "a") as file:
             file.write("x")
@@ -208,7 +186,7 @@ async def test_tasks_run_again_after_the_user_has_restarted_the_workers(
             time.sleep(0.02)
         return 1
 
-    @own.function_task
+    @mortal.function_task
     def add(x: int, y: int) -> int:
         return x + y
 
@@ -224,8 +202,8 @@ async def test_tasks_run_again_after_the_user_has_restarted_the_workers(
         await held
 
 
-async def test_a_worker_over_its_memory_limit_loses_its_task(own: WorkflowEngine) -> None:
-    @own.function_task
+async def test_a_worker_over_its_memory_limit_loses_its_task(mortal: WorkflowEngine) -> None:
+    @mortal.function_task
     def greedy() -> int:
         held = []
         for _ in range(100):
@@ -238,12 +216,12 @@ async def test_a_worker_over_its_memory_limit_loses_its_task(own: WorkflowEngine
 
 
 async def test_a_big_argument_whose_only_copy_died_is_sent_again(
-    own: WorkflowEngine, monkeypatch: pytest.MonkeyPatch
+    mortal: WorkflowEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("rhapsody_dask.values.LINGER", 60.0)
-    backend: Any = own.backend
+    backend: Any = mortal.backend
 
-    @own.function_task
+    @mortal.function_task
     def size(values: bytes) -> int:
         return len(values)
 

@@ -5,27 +5,15 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import pytest_asyncio
 
 from rhapsody import WorkflowEngine
 from rhapsody.errors import DependencyFailureError, TaskLostError
-from rhapsody_dask import DaskExecutionBackend
-from tests.dask.clusters import ONE_EACH
 
-pytestmark = pytest.mark.asyncio
-
-
-@pytest_asyncio.fixture
-async def own() -> AsyncIterator[WorkflowEngine]:
-    """An engine on a cluster whose workers may be killed."""
-    async with asyncio.timeout(110):
-        async with WorkflowEngine.create(backend=DaskExecutionBackend(ONE_EACH)) as engine:
-            yield engine
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
 def _make(trace: str, well_again: int) -> int:
@@ -51,26 +39,28 @@ async def _lose(flow: WorkflowEngine, made: Any) -> None:
     os.kill(pid, signal.SIGKILL)
 
 
-async def test_a_value_whose_worker_dies_is_made_again(own: WorkflowEngine, tmp_path: Path) -> None:
+async def test_a_value_whose_worker_dies_is_made_again(
+    mortal: WorkflowEngine, tmp_path: Path
+) -> None:
     trace = tmp_path / "trace"
-    use = own.function_task(_use)
-    made = own.function_task(_make)(str(trace), 2)
+    use = mortal.function_task(_use)
+    made = mortal.function_task(_make)(str(trace), 2)
     middle = use(made, 10)
     assert await use(middle, 100) == 111
-    await _lose(own, made)
+    await _lose(mortal, made)
     assert await asyncio.gather(*(use(made, more) for more in range(3))) == [2, 3, 4]
     assert await made == 2
     assert trace.read_text() == "xx"
 
 
 async def test_a_value_whose_next_worker_dies_too_is_lost(
-    own: WorkflowEngine, tmp_path: Path
+    mortal: WorkflowEngine, tmp_path: Path
 ) -> None:
     trace = tmp_path / "trace"
-    use = own.function_task(_use)
-    made = own.function_task(_make)(str(trace), 100)
+    use = mortal.function_task(_use)
+    made = mortal.function_task(_make)(str(trace), 100)
     assert await use(made, 1) == 2
-    await _lose(own, made)
+    await _lose(mortal, made)
     with pytest.raises(DependencyFailureError) as caught:
         await use(made, 2)
     assert isinstance(caught.value.root_cause, TaskLostError)
