@@ -18,7 +18,7 @@ class TestDaskProcesses(BackendConformance):
     memory = "2 GiB"
     memory_per_task = "1 GiB"
     separate_processes = True
-    closures = 100
+    closures = 20  # one of the two workers runs at least 10, and may keep 8
     cycles = 4
     fan = 300
     time_limit = 60
