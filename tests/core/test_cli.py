@@ -203,7 +203,7 @@ def test_one_backend_is_shown_with_what_it_enforces_and_what_it_only_counts(
     assert shown["only"].split(maxsplit=1) == ["counted", "memory"]
     assert main(["backends", "locl"]) == 2
     error = capsys.readouterr().err
-    assert "Backend 'locl' not found. There are: " in error
+    assert "Backend 'locl' not found. Available: " in error
     assert "Did you mean 'local'?" in error
 
 

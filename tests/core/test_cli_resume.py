@@ -190,7 +190,7 @@ def test_a_run_that_lives_has_not_ended(place: Place) -> None:
         assert first.communicate(timeout=PATIENCE)[0] == RESULT
     assert second.stdout == RESULT
     assert "this run is not recorded, and cannot be resumed: journal" in second.stderr
-    assert "is used by another run at this time" in second.stderr
+    assert "is in use by another run" in second.stderr
 
 
 def test_programs_with_engines_of_their_own_are_recorded(place: Place) -> None:

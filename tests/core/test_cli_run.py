@@ -257,7 +257,7 @@ def test_a_file_name_may_have_a_colon(tmp_path: Path) -> None:
     path.touch()
     assert scripts.split_target(str(path)) == (str(path), None)
     assert scripts.split_target(f"{path}:other") == (str(path), "other")
-    with pytest.raises(UsageError, match=r"'1x' .* is no function's name"):
+    with pytest.raises(UsageError, match=r"'1x' .* is not a function name"):
         scripts.split_target(f"{path}:1x")
 
 

@@ -250,7 +250,7 @@ def test_failures_are_treated_as_the_command_line_says_and_the_program_first(
 def test_a_program_that_makes_no_engine_is_told_so(run: Run) -> None:
     done = run("print('hello')", "-b", "noop")
     assert (done.returncode, done.stdout) == (0, "hello\n")
-    assert "script.py has run, and has made no workflow engine" in done.stderr
+    assert "script.py ran without creating a workflow engine" in done.stderr
     assert "write `def main(flow): ...`" in done.stderr
 
 
@@ -415,7 +415,7 @@ def test_a_package_is_its_main_module_and_its_processes_import_that(tmp_path: Pa
         ("package.nothing", "there is no module 'package.nothing' (looked in "),
         ("package", "'package' is a package, and has no module '__main__' to run"),
         ("package.flow.more", "there is no module 'package.flow.more' (looked in "),
-        ("package/flow", "'package/flow' is no module's name; write -m package.module"),
+        ("package/flow", "'package/flow' is not a module name; write -m package.module"),
         ("broken.flow", "broken.flow cannot be loaded: "),
         ("package/flow.py", "-m takes a module, and 'package/flow.py' is a file: leave -m out"),
     ],

@@ -105,7 +105,7 @@ async def test_a_job_runs_in_the_directory_of_the_users(driver: Driver, tmp_path
     assert os.listdir(place) == []
     end = await within(driver.run_one(driver.command("pwd", cwd=str(tmp_path / "none"))))
     assert isinstance(end.error, FileNotFoundError)
-    assert "none', its cwd, which is not there" in str(end.error)
+    assert "none', its cwd, which does not exist" in str(end.error)
 
 
 async def test_a_job_in_the_queue_is_not_reported_as_running(driver: Driver, spool: Path) -> None:

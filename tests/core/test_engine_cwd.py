@@ -136,9 +136,11 @@ async def test_a_directory_that_is_not_there_fails_the_task(
 async def test_the_error_says_what_is_wrong_with_the_directory(place: Path) -> None:
     async with WorkflowEngine.create() as flow:
         look = flow.executable_task(cwd=place / "data.txt")(lambda: "pwd")
-        with pytest.raises(OSError, match=r"run in '.*/data.txt', its cwd, which is no directory"):
+        with pytest.raises(
+            OSError, match=r"run in '.*/data.txt', its cwd, which is not a directory"
+        ):
             await within(look())
-        said = r"task '<lambda>' is to run in '.*/none', its cwd, which is not there; make it first"
+        said = r"is to run in '.*/none', its cwd, which does not exist; create it first"
         with pytest.raises(OSError, match=said):
             await within(look.options(cwd="none")())
 

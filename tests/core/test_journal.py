@@ -462,7 +462,7 @@ async def test_on_a_network_file_system_one_engine_may_use_it(
     monkeypatch.setattr(store, "on_network", lambda _: True)
     await broken_off(chain)
     async with engine() as first:
-        with pytest.raises(JournalError, match=r"used by another run at this time.*network"):
+        with pytest.raises(JournalError, match=r"in use by another run.*network"):
             await WorkflowEngine.create(journal="run.sqlite")
         assert await chain(first) == 8
     assert ran()["double"] == 3

@@ -295,7 +295,10 @@ def test_with_few_descriptors_there_are_fewer_workers_and_no_failures(run: Run) 
         """
     )
     assert (end.returncode, end.stdout) == (0, "{'DONE'} {'None'}\n" * 2 + "0\n")
-    assert "can be started, calls wait for those there are: OSError: [Errno 24]" in end.stderr
+    assert (
+        "start more worker processes; calls wait for the existing ones: OSError: [Errno 24]"
+        in end.stderr
+    )
     assert "Traceback" not in end.stderr
 
 

@@ -176,7 +176,7 @@ async def test_a_program_that_looks_for_a_file_beside_the_script(
 
 @pytest.mark.parametrize("name", ["concurrent", "Thread", "process", "threads"])
 async def test_a_backend_by_another_name(name: str) -> None:
-    with pytest.raises(ValueError, match=r"There are: .* Did you mean 'local'"):
+    with pytest.raises(ValueError, match=r"Available: .* Did you mean 'local'"):
         get_backend(name)
 
 

@@ -377,7 +377,7 @@ async def test_the_later_of_two_runs_that_save_in_one_directory_is_warned(
             await within(writer(flow)("word", OutputFile("./a.txt")))
     warned = [record for record in caplog.records if record.levelno == logging.WARNING]
     assert len(warned) == 1
-    assert f"another run saves files in {here} at this time" in warned[0].getMessage()
+    assert f"another run is saving files in {here}" in warned[0].getMessage()
 
 
 # Backends whose sandboxes are not to be seen from here.

@@ -66,7 +66,7 @@ async def test_a_task_that_does_not_fit_is_held_back_and_others_run(tmp_path: Pa
             "task 'simulate' (task.000001) was held back: it needs 600 s by its walltime, and "
             "backend 'local' ends in "
         )
-        assert str(error).endswith(" s; the next run takes it up")
+        assert str(error).endswith(" s; the next run resumes it")
         assert (error.backend, error.needs) == ("local", 600)
         assert 0 < error.left <= 60
         with pytest.raises(

@@ -99,7 +99,7 @@ async def test_a_pilot_gets_no_task_that_would_not_end_in_time(tmp_path: Path) -
                 await long
             assert await quick == "in time\n"
             with pytest.raises(
-                InsufficientWalltimeError, match="needs 180 s by its time-out"
+                InsufficientWalltimeError, match="needs 180 s by its timeout"
             ) as caught:
                 await say.options(timeout=180)("for one that is active")
         assert caught.value.left < 180

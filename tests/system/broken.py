@@ -169,7 +169,7 @@ BROKEN_CLASSES = {
     ),
     "other": (
         backend("has-another-class", "other", spec("other"), cls="class Backend: ..."),
-        "has-another-class: <class 'has_another_class_class.Backend'> is no backend class",
+        "has-another-class: <class 'has_another_class_class.Backend'> is not a backend class",
     ),
 }
 

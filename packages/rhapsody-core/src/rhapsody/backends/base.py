@@ -508,7 +508,7 @@ class ManagedBackend(BaseExecutionBackend):
         if len(uids) < len(batch) or not self.__open.keys().isdisjoint(uids):
             taken = Counter([*uids.intersection(self.__open), *(task["uid"] for task in batch)])
             uid, _ = taken.most_common(1)[0]
-            raise BackendError(f"backend {self.name!r} has a task {uid!r} already")
+            raise BackendError(f"backend {self.name!r} already has a task {uid!r}")
         for task, error in problems:
             task["exception"] = error
             self.__report(task, self.get_task_states_map().FAILED)
@@ -521,7 +521,7 @@ class ManagedBackend(BaseExecutionBackend):
             BackendError: A task with this uid is open already.
         """
         if task["uid"] in self.__open:
-            raise BackendError(f"backend {self.name!r} has a task {task['uid']!r} already")
+            raise BackendError(f"backend {self.name!r} already has a task {task['uid']!r}")
         self.__open[task["uid"]] = task
 
     async def __run(self, task: TaskDescription) -> None:

@@ -560,7 +560,7 @@ def _import(import_path: str, source: str, remedy: str) -> type[BaseExecutionBac
 def _unknown(name: str) -> str:
     """Return the error message for a name that no backend has."""
     key, names = normalize_name(name), _names()
-    text = f"Backend {name!r} not found. There are: {', '.join(sorted(names.values()))}"
+    text = f"Backend {name!r} not found. Available: {', '.join(sorted(names.values()))}"
     for entry in installed().disabled:
         if entry.group == BACKENDS and normalize_name(entry.name) == key:
             return f"{text}. {entry.distribution}, which has it, is disabled by {DISABLE}"
@@ -606,7 +606,7 @@ def check_backend_class(cls: object, source: str) -> type[BaseExecutionBackend]:
 
     if not (isinstance(cls, type) and issubclass(cls, BaseExecutionBackend)):
         raise TypeError(
-            f"{source}: {cls!r} is no backend class; "
+            f"{source}: {cls!r} is not a backend class; "
             "subclass rhapsody.backends.BaseExecutionBackend"
         )
     if inspect.isabstract(cls):

@@ -116,7 +116,7 @@ class Commands:
     def _overview(self) -> argparse.ArgumentParser:
         parser = argparse.ArgumentParser(
             prog="rhapsody",
-            description="Runs workflows and says what they can run on.",
+            description="Run workflows, and list the backends they can run on.",
             formatter_class=argparse.RawDescriptionHelpFormatter,  # one version a line
         )
         text = "print the versions of Rhapsody and its plugins"

@@ -178,7 +178,7 @@ def _environment(found: Installed) -> Iterator[Finding]:
         yield Finding("note", entry.distribution, text)
     present = {entry.distribution for entry in (*found.entries, *found.disabled)}
     for name in sorted(disabled_distributions() - present - {"all"}):
-        yield Finding("note", DISABLE, f"no plugin is installed of the name {name!r}")
+        yield Finding("note", DISABLE, f"no plugin named {name!r} is installed")
     for name, owner in PUBLISHED.items():
         if owner not in present and owner != CORE:
             text = f"{owner} is not installed; to install it: {install_command(owner)}"
@@ -267,7 +267,7 @@ def _ask(entry: PluginEntry, backends: list[str], timeout: float) -> list[Findin
         if child.returncode < 0:
             end = f"ended the process with {signal.Signals(-child.returncode).name}"
         elif child.returncode == 0:
-            end = "gave no answer"
+            end = "did not answer"
     step, findings = {"subject": _subject(entry), "text": f"loading {entry.value}"}, []
     for line in map(json.loads, output.splitlines()):
         if "level" in line:

@@ -14,7 +14,7 @@ from rhapsody.errors import JournalError
 from rhapsody.plugins.specs import UsageError
 from rhapsody.quantities import size_text
 
-HELP = "show what is kept of runs to be taken up"
+HELP = "show the recorded results of runs"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:

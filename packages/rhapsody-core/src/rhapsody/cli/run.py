@@ -264,7 +264,7 @@ def _run(
         hint = "write `def main(flow): ...`, or `async with WorkflowEngine.create() as flow:`"
         if calls:
             hint = f"to call a function with one: {' or '.join(calls)}"
-        complain(f"{program.name} has run, and has made no workflow engine; {hint}")
+        complain(f"{program.name} ran without creating a workflow engine; {hint}")
     if end is not None:
         raise end
 

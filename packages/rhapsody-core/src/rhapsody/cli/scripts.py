@@ -86,7 +86,7 @@ class Program:
             return
         loader: Any = self.spec.loader
         if loader.get_code(self.spec.name) is None:
-            raise UsageError(f"{self.name} is no Python code, and cannot be run")
+            raise UsageError(f"{self.name} is not Python code")
         runpy.run_module(self.spec.name, run_name="__main__", alter_sys=True)
 
 
@@ -132,7 +132,7 @@ def split_target(target: str) -> tuple[str, str | None]:
 
 def _check_function(name: str | None, target: str, before: str) -> None:
     if name is not None and not name.isidentifier():
-        raise UsageError(f"{name!r} in {target!r} is no function's name; write {before}:main")
+        raise UsageError(f"{name!r} in {target!r} is not a function name; write {before}:main")
 
 
 def find_module(target: str) -> Program:
@@ -148,7 +148,7 @@ def find_module(target: str) -> Program:
     if os.path.isfile(module):
         raise UsageError(f"-m takes a module, and {module!r} is a file: leave -m out")
     if not all(part.isidentifier() for part in module.split(".")):
-        raise UsageError(f"{module!r} is no module's name; write -m package.module")
+        raise UsageError(f"{module!r} is not a module name; write -m package.module")
     name = function if colon else None
     _check_function(name, target, module)
     sys.path.insert(0, os.getcwd())

@@ -392,7 +392,7 @@ class TaskBuilder:
             record,
             InsufficientWalltimeError(
                 f"{record.named()} was held back: it needs {needs:g} s by its {setting}, and "
-                f"backend {backend.name!r} ends in {left:.0f} s; the next run takes it up",
+                f"backend {backend.name!r} ends in {left:.0f} s; the next run resumes it",
                 backend=backend.name,
                 needs=needs,
                 left=left,

@@ -238,7 +238,7 @@ class Store:
             return FileLock(path)
         except BlockingIOError:
             raise JournalInUseError(
-                f"journal {self.path} is used by another run at this time, and is on a network "
+                f"journal {self.path} is in use by another run, and is on a network "
                 "file system, where only one can; give each its own: journal='NAME.sqlite'"
             ) from None
 
@@ -327,7 +327,7 @@ class Store:
         with _transaction(database):
             ended, living = self._earlier()
             if living and not self._shared:
-                raise JournalInUseError(f"journal {self.path} is used by another run at this time")
+                raise JournalInUseError(f"journal {self.path} is in use by another run")
             taken = {run.lineage for run in living}
             ended = [run for run in ended if run.lineage not in taken and self._holds(run)]
             last = ended[-1] if ended else Run(0, 0, 0, "done", 0, 0)
@@ -352,7 +352,7 @@ class Store:
 
     def _require_unused(self) -> None:
         if self._earlier()[1]:
-            raise JournalInUseError(f"journal {self.path} is used by a run at this time")
+            raise JournalInUseError(f"journal {self.path} is in use by a run")
 
     def _prune(self) -> None:
         with contextlib.closing(self._database) as database:

@@ -259,8 +259,8 @@ def working_directory(task: TaskDescription) -> str:
         return cwd
     what = f"task {task['name']!r} is to run in {cwd!r}, its cwd, "
     if os.path.exists(cwd):
-        raise NotADirectoryError(errno.ENOTDIR, f"{what}which is no directory")
-    raise FileNotFoundError(errno.ENOENT, f"{what}which is not there; make it first")
+        raise NotADirectoryError(errno.ENOTDIR, f"{what}which is not a directory")
+    raise FileNotFoundError(errno.ENOENT, f"{what}which does not exist; create it first")
 
 
 class TaskProgram:

@@ -75,7 +75,7 @@ def copy_file(
             file = files.enter_context(open(source, "rb", 0, opener=_at_once))
         found = os.fstat(file.fileno())
         if not stat.S_ISREG(found.st_mode):
-            raise DataError("it is no file")
+            raise DataError("it is not a file")
         if is_link and root is not None and not _is_in(file.fileno(), source, root):
             raise DataError("it is a link that leaves the sandbox; write the file itself")
         copy = files.enter_context(open(target, "xb", _BUFFER, opener=_private))
@@ -170,7 +170,7 @@ def replace_directory(new: Path, path: Path) -> None:
         OSError: It cannot be renamed; the old one has been restored.
     """
     if path.exists() and not path.is_dir():
-        raise NotADirectoryError(errno.ENOTDIR, "there is a file of that name", str(path))
+        raise NotADirectoryError(errno.ENOTDIR, "a file of that name exists", str(path))
     try:
         os.rename(new, path)
     except OSError as error:

@@ -431,7 +431,7 @@ class Places:
         if output.many:
             bare = path.rstrip("/")
             if os.path.lexists(bare) and not os.path.isdir(bare):
-                raise DataError(f"{output!r}: {bare!r} is no directory to put files in")
+                raise DataError(f"{output!r}: {bare!r} is not a directory for files")
             if not path.endswith("/") and not os.path.isdir(path):
                 raise DataError(
                     f"{output!r}: save is the place of one file; give a directory, "
@@ -687,7 +687,7 @@ class Results:
                 fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 log.warning(
-                    "another run saves files in %s at this time: of two with one name the last "
+                    "another run is saving files in %s: of two with one name the last "
                     "wins; give each run a results_dir of its own", self.directory,
                 )  # fmt: skip
             fcntl.flock(self._lock, fcntl.LOCK_SH | fcntl.LOCK_NB)

@@ -476,7 +476,7 @@ def read_list(work_dir: Path) -> set[str]:
     except FileNotFoundError:
         return set()
     except (TypeError, KeyError) as error:
-        raise ValueError(f"{work_dir / LIST} is no list of results") from error
+        raise ValueError(f"{work_dir / LIST} is not a list of results") from error
 
 
 class WorkDir:

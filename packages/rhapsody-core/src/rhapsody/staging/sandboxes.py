@@ -235,5 +235,5 @@ class SandboxKeeper:
             if not self._complained:
                 self._complained = True
                 log.warning(
-                    "a sandbox could not be removed (said once): %s", error, extra={"path": path}
+                    "a sandbox could not be removed (logged once): %s", error, extra={"path": path}
                 )

@@ -404,7 +404,7 @@ class LocalExecutionBackend(SharedSandboxes, ManagedBackend):
         if resources is not None and resources.ranks > 1:
             raise CapabilityError(
                 f"task {task['name']!r} asks for {resources.ranks} ranks: the local backend has "
-                "no launcher for MPI; use a backend that does, or call mpirun in an executable"
+                "no launcher for MPI; use a backend that has one, or call mpirun in an executable"
             )
         if function is not None:
             if resources is not None:
@@ -500,7 +500,7 @@ class LocalExecutionBackend(SharedSandboxes, ManagedBackend):
         if needs is not None and left is not None and needs > left:
             raise InsufficientWalltimeError(
                 f"task {task['name']!r} was held back: it needs {needs:g} s, and the walltime "
-                f"ends in {left:.0f} s; the next run takes it up",
+                f"ends in {left:.0f} s; the next run resumes it",
                 backend=self.name, needs=needs, left=left,
             )  # fmt: skip
 

@@ -422,7 +422,7 @@ class ProcessWorkers(JobRunner):
         if self._busy():
             if not self._cannot_start:
                 log.warning(
-                    "no more worker processes can be started, calls wait for those there are: %s",
+                    "cannot start more worker processes; calls wait for the existing ones: %s",
                     describe_error(error),
                 )
             self._cannot_start = True

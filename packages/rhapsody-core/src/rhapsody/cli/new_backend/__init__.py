@@ -60,7 +60,7 @@ def run(arguments: argparse.Namespace) -> int:
     distribution = f"rhapsody-{name.replace('_', '-')}"
     author = (arguments.author or f"The {distribution} authors").strip()
     if not author.isprintable() or not author:
-        raise UsageError(f"--author {arguments.author!r} is no name: write it on one line")
+        raise UsageError(f"--author {arguments.author!r}: write the name on one line")
     target = distribution if arguments.dir is None else arguments.dir
     write(render(name, arguments.license, author), target)
     say(f"Wrote {target}, a backend that works as it stands. Next:\n")
@@ -158,7 +158,7 @@ def write(made: dict[str, str], directory: str) -> None:
     try:
         if os.path.lexists(target):
             if not target.is_dir():
-                raise UsageError(f"{target} is in the way; give another place with --dir")
+                raise UsageError(f"{target} exists; choose another directory with --dir")
             there = sorted({entry.name for entry in target.iterdir()} - {".git"})
             if there:
                 raise UsageError(
