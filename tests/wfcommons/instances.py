@@ -13,8 +13,8 @@ from typing import Any
 TASK = re.compile(r"[0-9a-zA-Z\-_.#]+")
 FILE = re.compile(r"[0-9a-zA-Z\-_./:#]+")
 
-RECORDED: Path = Path(__file__).parents[2] / "../shared/data/wfinstances"
-"""Published instances, which are not part of the repository; not everybody has them."""
+LARGE = ("1.2", "1.3", "1.4", "1.5")
+"""Versions of the format in which `large` can be written."""
 
 
 def recent() -> dict[str, Any]:
@@ -59,13 +59,52 @@ def recent() -> dict[str, Any]:
     }
 
 
-def older(version: str = "1.3") -> dict[str, Any]:
-    """The same as versions up to 1.4 have it."""
+def large(version: str = "1.5") -> dict[str, Any]:
+    """Return an instance in the shape of a published mosaic of images, with 61 tasks.
+
+    Each of 20 projections is compared with its neighbor, a table of all differences corrects each
+    image, and one task adds them up.
+    """
+    content = recent()
+    parents: dict[str, list[str]] = {"fit": [f"difference_{n}" for n in range(19)]}
+    for number in range(20):
+        parents[f"project_{number}"] = []
+        parents[f"correct_{number}"] = ["fit", f"project_{number}"]
+        if number < 19:
+            parents[f"difference_{number}"] = [f"project_{number}", f"project_{number + 1}"]
+    parents["add"] = [f"correct_{number}" for number in range(20)]
+    files = {"raw.fits": 4_000_000} | {
+        f"{name}.fits": 1000 * (place + 1) for place, name in enumerate(parents)
+    }
+    workflow = content["workflow"]
+    workflow["specification"] = {
+        "tasks": [
+            {
+                "name": name.partition("_")[0],
+                "id": name,
+                "parents": of,
+                "children": [child for child, others in parents.items() if name in others],
+                "inputFiles": [f"{parent}.fits" for parent in of] or ["raw.fits"],
+                "outputFiles": [f"{name}.fits"],
+            }
+            for name, of in parents.items()
+        ],
+        "files": [{"id": name, "sizeInBytes": size} for name, size in files.items()],
+    }
+    workflow["execution"]["tasks"] = [
+        {"id": name, "runtimeInSeconds": 0.1 * (1 + place % 7), "machines": ["node-1"]}
+        for place, name in enumerate(parents)
+    ]
+    return content if version == "1.5" else older(version, content)
+
+
+def older(version: str = "1.3", content: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Return an instance of version 1.5, by default `recent()`, in a version up to 1.4."""
     words = {"size": "size", "time": "runtime", "memory": "memory", "span": "makespan"}
     if version == "1.4":
         words = {name: f"{word}InBytes" for name, word in words.items()}
         words |= {"time": "runtimeInSeconds", "span": "makespanInSeconds"}
-    new = recent()["workflow"]
+    new = (content or recent())["workflow"]
     sizes = {file["id"]: file["sizeInBytes"] for file in new["specification"]["files"]}
     times = {task["id"]: task["runtimeInSeconds"] for task in new["execution"]["tasks"]}
     tasks = []

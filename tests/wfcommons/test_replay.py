@@ -24,7 +24,7 @@ from rhapsody.plugins import TaskEvent
 from rhapsody_wfcommons import RecordedFile, RecordedTask
 from rhapsody_wfcommons.replay import Replay
 from rhapsody_wfcommons.schedules import bottom_levels, critical_path, list_schedule, work
-from tests.wfcommons.instances import RECORDED, older, recent, save
+from tests.wfcommons.instances import LARGE, large, older, recent, save
 
 
 def task(name: str, runtime: float, *parents: str, cores: float = 1) -> RecordedTask:
@@ -309,8 +309,10 @@ def test_an_error_of_the_engine_is_not_told_as_one_of_a_task(
         main(["replay", str(path), "--scale", "0.001"])
 
 
-@pytest.mark.skipif(not RECORDED.is_dir(), reason="the published instances are not here")
-def test_published_instances_are_replayed(capsys: pytest.CaptureFixture[str]) -> None:
-    for path in sorted(RECORDED.glob("*.json")):
-        report = replayed(capsys, str(path), "--shortest", "0.0001", "--slots", "16")
-        assert report["makespan"] >= max(report["critical_path"], report["work_per_slot"])
+@pytest.mark.parametrize("version", LARGE)
+def test_large_instances_of_all_versions_are_replayed(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, version: str
+) -> None:
+    path = save(tmp_path / "mosaic.json", large(version))
+    report = replayed(capsys, str(path), "--shortest", "0.0001", "--slots", "16")
+    assert report["makespan"] >= max(report["critical_path"], report["work_per_slot"])

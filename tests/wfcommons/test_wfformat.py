@@ -25,7 +25,7 @@ from rhapsody_wfcommons import (
     read,
     write,
 )
-from tests.wfcommons.instances import RECORDED, check, older, recent, save
+from tests.wfcommons.instances import LARGE, check, large, older, recent, save
 
 
 def test_an_instance_of_today(tmp_path: Path) -> None:
@@ -371,11 +371,10 @@ def test_parents_come_first_and_all_else_stays_in_its_order() -> None:
     assert parents_first([replace(a, parents=("c",)), b, c])[:2] == [b, c]
 
 
-@pytest.mark.skipif(not RECORDED.is_dir(), reason="the published instances are not here")
-def test_published_instances_are_read_and_written(tmp_path: Path) -> None:
-    for path in sorted(RECORDED.glob("*.json")):
-        instance = read(path)
-        assert instance.tasks
-        write(instance, tmp_path / "again.json")
-        check(json.loads((tmp_path / "again.json").read_text()))
-        assert read(tmp_path / "again.json") == instance
+@pytest.mark.parametrize("version", LARGE)
+def test_large_instances_of_all_versions_are_read_and_written(tmp_path: Path, version: str) -> None:
+    instance = read(save(tmp_path / "mosaic.json", large(version)))
+    assert len(instance.tasks) == 61
+    write(instance, tmp_path / "again.json")
+    check(json.loads((tmp_path / "again.json").read_text()))
+    assert read(tmp_path / "again.json") == instance
