@@ -60,7 +60,7 @@ def run(arguments: argparse.Namespace) -> int:
     distribution = f"rhapsody-{name.replace('_', '-')}"
     author = (arguments.author or f"The {distribution} authors").strip()
     if not author.isprintable() or not author:
-        raise UsageError(f"--author {arguments.author!r}: write the name on one line")
+        raise UsageError(f"--author {arguments.author!r} is not a name: write it on one line")
     target = distribution if arguments.dir is None else arguments.dir
     write(render(name, arguments.license, author), target)
     say(f"Wrote {target}, a backend that works as it stands. Next:\n")
