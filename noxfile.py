@@ -115,6 +115,8 @@ DISTRIBUTIONS = {
         "packages/rhapsody-radical",
         "tests/radical",
         "[testing]",
+        at_once=2,
+        files_at_once=True,  # and those of all files that need a pilot
         reruns=True,
         pythons=("3.11", "3.12", "3.13"),  # RADICAL-Pilot's
     ),
@@ -136,7 +138,7 @@ PYRIGHT = "pyright[nodejs]>=1.1.414,<1.2"
 TEST_TOOLS = ["hypothesis>=6.100", "pytest-asyncio>=1.5", "pytest-timeout>=2.3"]
 XDIST = "pytest-xdist>=3.6"
 # A test whose pilot or Slurm did not start runs once more, and is listed; nothing else is ever
-# repeated. They run one after the other: an idle pilot takes most of a core.
+# repeated.
 RERUN = "pytest-rerunfailures>=16.0"
 NOT_STARTED = (
     "PilotException: RADICAL-Pilot cannot start in",

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import gc
 import warnings
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import pytest
-import pytest_asyncio
-
-from rhapsody.testing import Driver
-from rhapsody_radical import RadicalExecutionBackend
-from tests.radical.pilots import active, backend
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # files that its import leaves open
@@ -42,20 +39,6 @@ def _home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def made(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[RadicalExecutionBackend]:
-    """One pilot for all tests of a module that leave it alive."""
-    async with active(backend(work_dir=tmp_path_factory.mktemp("work"))) as made:
-        yield made
-
-
-@pytest_asyncio.fixture(loop_scope="module")
-async def driver(made: RadicalExecutionBackend, tmp_path: Path) -> AsyncIterator[Driver]:
-    """A driver with a directory of its own."""
-    async with Driver(made, work_dir=tmp_path) as driver:
-        yield driver
-
-
 @pytest.fixture(scope="module", autouse=True)
 def _collected() -> Iterator[None]:
     """Collect what RADICAL-Pilot left open, before warnings count."""
@@ -73,8 +56,40 @@ def pytest_sessionfinish() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Leaves RADICAL-Pilot's warnings out, in this directory alone."""
+    """Ignore RADICAL-Pilot's warnings, in this directory alone."""
     for item in items:
         if HERE in item.path.parents:
             for noise in NOISE:
                 item.add_marker(pytest.mark.filterwarnings(noise))
+
+
+WITHOUT_PILOT = {
+    "test_diagnosis",
+    "test_fleet",
+    "test_health",
+    "test_notes",
+    "test_pilot_names",
+    "test_places",
+    "test_processes",
+    "test_readme",
+    "test_schema",
+    "test_states",
+    "test_walltime",
+    "test_wire",
+    "test_without_a_pilot",
+    "test_words",
+}
+"""Modules whose tests may run at the same time as those of others."""
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Let one process run all tests with a pilot: two pilots overload a machine of two cores."""
+
+    def group(nodeid: str) -> str:
+        file = nodeid.partition("::")[0]
+        return file if Path(file).stem in WITHOUT_PILOT else "pilots"
+
+    scheduler = import_module("xdist.scheduler").LoadScopeScheduling(config, log)
+    scheduler._split_scope = group
+    return scheduler

@@ -7,19 +7,13 @@ import os
 import re
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 import pytest
 
-import rhapsody_radical
 from rhapsody import WorkflowEngine
-from rhapsody.testing import Driver
 from rhapsody_radical import RadicalExecutionBackend, notes
 from rhapsody_radical.pilot import PilotException
-from tests.radical.pilots import backend
-
-MEMORY = Path("/dev/shm")
 
 
 def python(code: str, home: Path, cwd: Path) -> None:
@@ -109,14 +103,3 @@ async def test_a_start_goes_on_where_no_note_can_be_made_and_says_so(
     (said,) = (text for text in caplog.messages if "no note of it can be made" in text)
     assert f"chmod go-w {place}" in said
     assert os.listdir(tmp_path) == [place.name]
-
-
-@pytest.mark.skipif(
-    not MEMORY.is_dir() or MEMORY.stat().st_dev == Path(rhapsody_radical.__file__).stat().st_dev,
-    reason="there is no other file system",
-)
-@pytest.mark.asyncio
-async def test_functions_run_where_the_packages_are_on_another_file_system() -> None:
-    with tempfile.TemporaryDirectory(dir=MEMORY) as directory:
-        async with backend(work_dir=directory) as made, Driver(made) as driver:
-            assert (await driver.run_one(driver.call(abs, -1))).value == 1

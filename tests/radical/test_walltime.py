@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import math
 import time
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from rhapsody import InsufficientWalltimeError, WorkflowEngine
 from rhapsody.resources import Resources
 from rhapsody.task import TaskDescription
 from rhapsody_radical.fleet import Fleet
@@ -80,26 +77,3 @@ def test_no_pilot_goes_on_after_the_job_that_its_program_runs_in(
     monkeypatch.setenv("SLURM_JOB_END_TIME", "1300")
     assert (backend(resources(runtime=2)).seconds_left() or 0) == 120
     assert 0 < (backend(resources(runtime=10)).seconds_left() or 0) <= 300
-
-
-@pytest.mark.asyncio
-@pytest.mark.timeout(300)
-async def test_a_pilot_gets_no_task_that_would_not_end_in_time(tmp_path: Path) -> None:
-    made = backend(resources(runtime=3), work_dir=tmp_path / "pilots")
-    async with WorkflowEngine.create(made, work_dir=tmp_path / "work") as flow:
-
-        @flow.executable_task
-        def say(what: str) -> str:
-            return f"echo {what}"
-
-        long = say.options(resources={"walltime": 1800})("too late")
-        quick = say.options(resources={"walltime": 10}, timeout=1800)("in time")
-        async with asyncio.timeout(150):
-            with pytest.raises(InsufficientWalltimeError, match="needs 1800 s by its walltime"):
-                await long
-            assert await quick == "in time\n"
-            with pytest.raises(
-                InsufficientWalltimeError, match="needs 180 s by its timeout"
-            ) as caught:
-                await say.options(timeout=180)("for one that is active")
-        assert caught.value.left < 180

@@ -10,16 +10,21 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import pytest_asyncio
 
+import rhapsody_radical
 from rhapsody import StateMapper, WorkflowEngine
 from rhapsody.data import OUTPUT_FILES
-from rhapsody.errors import CapabilityError, DataError, TaskFailedError, TaskTimeoutError
+from rhapsody.errors import (
+    CapabilityError,
+    DataError,
+    InsufficientWalltimeError,
+    TaskFailedError,
+    TaskTimeoutError,
+)
 from rhapsody.states import TasksMainStates
 from rhapsody.testing import Driver
 from rhapsody_radical import RadicalExecutionBackend, service_ready_callback
@@ -27,22 +32,9 @@ from rhapsody_radical.pilot import rp
 from tests.direct import check_direct_use
 from tests.machine import alive
 from tests.radical.busy import BUSY, six, sleeping
-from tests.radical.pilots import active, backend
+from tests.radical.pilots import resources
 
-pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(300)]
-
-
-TOLD: list[tuple[str, str]] = []
-"""The pilot's states that were reported."""
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def made(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[RadicalExecutionBackend]:
-    """One pilot for all tests here."""
-    made = backend(work_dir=tmp_path_factory.mktemp("work"))
-    made.register_pilot_callback(lambda *state: TOLD.append(state))
-    async with active(made):
-        yield made
+pytestmark = [pytest.mark.asyncio(loop_scope="package"), pytest.mark.timeout(300)]
 
 
 def own(task: Any, **settings: Any) -> Any:
@@ -53,6 +45,14 @@ def own(task: Any, **settings: Any) -> Any:
 
 async def test_it_is_driven_without_an_engine_too(made: RadicalExecutionBackend) -> None:
     await check_direct_use(made)
+
+
+async def test_functions_run_where_the_packages_are_on_another_file_system(
+    made: RadicalExecutionBackend, driver: Driver
+) -> None:
+    if os.stat(str(made._work_dir)).st_dev == os.stat(rhapsody_radical.__file__).st_dev:
+        pytest.skip("there is no other file system")
+    assert (await driver.run_one(driver.call(abs, -1))).value == 1
 
 
 async def test_attributes_are_radical_pilots_objects_in_the_client(
@@ -74,15 +74,38 @@ async def test_attributes_are_radical_pilots_objects_in_the_client(
 
 
 async def test_the_pilots_states_and_utilisation_are_told(
-    made: RadicalExecutionBackend, driver: Driver
+    made: RadicalExecutionBackend, driver: Driver, pilot_states: list[tuple[str, str]]
 ) -> None:
     await driver.run_one(driver.command("sleep 0.5"))
-    states = [state for uid, state in TOLD if uid == "pilot.0000"]
+    states = [state for uid, state in pilot_states if uid == "pilot.0000"]
     assert states[-2:] == ["PMGR_ACTIVE_PENDING", "PMGR_ACTIVE"]
     (pilot,) = made.account()["pilots"]
     assert pilot["resource"] == "local.localhost"
     assert list(pilot["states"]) == states
     assert 0 < pilot["utilisation"] < 1
+
+
+async def test_a_pilot_gets_no_task_that_would_not_end_in_time(
+    made: RadicalExecutionBackend, tmp_path: Path
+) -> None:
+    flow = await WorkflowEngine.create(made, work_dir=tmp_path / "flow", handle_signals=False)
+
+    @flow.executable_task
+    def say(what: str) -> str:
+        return f"echo {what}"
+
+    try:
+        with pytest.raises(InsufficientWalltimeError, match="needs 1800 s by its walltime"):
+            await say.options(resources={"walltime": 1800})("too late")
+        quick = say.options(resources={"walltime": 10}, timeout=1800)("in time")
+        assert await quick == "in time\n"
+        runtime = 60 * resources()["runtime"]
+        late = say.options(timeout=runtime)("for a pilot that is active")
+        with pytest.raises(InsufficientWalltimeError, match="by its timeout") as caught:
+            await late
+        assert caught.value.left < runtime
+    finally:
+        await flow.shutdown(skip_execution_backend=True)
 
 
 async def test_a_sandbox_that_radical_pilots_scripts_cannot_name_is_refused_or_works(
@@ -371,18 +394,18 @@ async def test_where_a_program_runs_and_what_it_prints_can_be_seen(
 
     @flow.executable_task
     def talk() -> str:
-        return f"echo started; echo > {tmp_path}/started; cat {tmp_path}/gate; echo over"
+        return f"echo begun; echo > {tmp_path}/begun; cat {tmp_path}/gate; echo over"
 
-    for name in ("started", "gate"):
+    for name in ("begun", "gate"):
         os.mkfifo(tmp_path / name)
     future = talk()
     async with asyncio.timeout(60):
-        await asyncio.to_thread((tmp_path / "started").read_text)
-        assert (tmp_path / str(future.stdout_path)).read_text() == "started\n"
+        await asyncio.to_thread((tmp_path / "begun").read_text)
+        assert (tmp_path / str(future.stdout_path)).read_text() == "begun\n"
         assert future.host == socket.gethostname()
         assert made.cores_in_use() == (1, 8)
         (tmp_path / "gate").write_text("")
-        assert await future == "started\nover\n"
+        assert await future == "begun\nover\n"
     await flow.shutdown(skip_execution_backend=True)
     assert made.cores_in_use() == (0, 8)
 

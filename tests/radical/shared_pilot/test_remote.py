@@ -16,7 +16,7 @@ from rhapsody_radical import RadicalExecutionBackend
 from rhapsody_radical.remote import Remote
 from tests.radical.pilots import backend
 
-pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.asyncio(loop_scope="package"), pytest.mark.timeout(300)]
 
 
 class Heard:

@@ -1,0 +1,1 @@
+"""Tests that share one pilot, because starting one takes half a minute."""

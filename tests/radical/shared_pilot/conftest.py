@@ -1,0 +1,40 @@
+"""The pilot that all tests of this directory share, and a driver for it."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+
+from rhapsody.testing import Driver
+from rhapsody_radical import RadicalExecutionBackend
+from tests.radical.pilots import active, backend
+
+MEMORY = "/dev/shm" if os.path.isdir("/dev/shm") else None
+
+
+@pytest.fixture(scope="package")
+def pilot_states() -> list[tuple[str, str]]:
+    """The states of pilots that callbacks received, with their uids."""
+    return []
+
+
+@pytest_asyncio.fixture(scope="package", loop_scope="package")
+async def made(pilot_states: list[tuple[str, str]]) -> AsyncIterator[RadicalExecutionBackend]:
+    """A backend with one pilot, whose directory is not on the file system of the packages."""
+    with tempfile.TemporaryDirectory(dir=MEMORY) as directory:
+        made = backend(work_dir=directory)
+        made.register_pilot_callback(lambda *state: pilot_states.append(state))
+        async with active(made):
+            yield made
+
+
+@pytest_asyncio.fixture(loop_scope="package")
+async def driver(made: RadicalExecutionBackend, tmp_path: Path) -> AsyncIterator[Driver]:
+    """A driver with a directory of its own."""
+    async with Driver(made, work_dir=tmp_path) as driver:
+        yield driver
