@@ -38,8 +38,8 @@ class Distribution(NamedTuple):
         extras: The extras that the tests need.
         ci: The tests that `nox -s ci` adds to plain `nox`, which runs those not marked `long` on
             the running Python. `"nothing"`: none. `"long"`: those marked `long`. `"all"`: these,
-            those not marked `long` on the newest other Python, and `minimums` with the lowest
-            dependencies.
+            those marked neither `long` nor `one_python` on the newest other Python, and `minimums`
+            with the lowest dependencies.
         has_long: Whether some tests are marked `long`.
         minimums: The tests that use its dependencies most.
         at_once: How many tests run in parallel; may exceed the number of processors if most tests
@@ -227,22 +227,9 @@ def types(session: nox.Session) -> None:
     with ThreadPoolExecutor(1) as pool:  # mypy and pyright use one processor each
         checked = pool.submit(session.run, "mypy", silent=True)
         for name in there:
-            verify_types(session, name)
+            package = "rhapsody" if name == "core" else f"rhapsody_{name}"
+            session.run("pyright", "--verifytypes", package, "--ignoreexternal")
         session.log("%s", checked.result())
-
-
-def verify_types(session: nox.Session, name: str) -> None:
-    """Check the types of a distribution's public names, as a user of core and that distribution."""
-    package = "rhapsody" if name == "core" else f"rhapsody_{name}"
-    alone = session.cache_dir.absolute() / f"{package}-alone"
-    session.run("virtualenv", "--clear", str(alone), silent=True)  # a dependency of nox
-    folders = {f"./{DISTRIBUTIONS[each].folder}" for each in ("core", name)}
-    pip = [f"{alone}/bin/python", "-m", "pip", "install", "--quiet", NO_COMPILE, *folders]
-    session.run(*pip, external=True)
-    # With --verifytypes, pyright ignores --pythonpath: it checks the first environment in PATH.
-    path = f"PATH={alone}/bin:{os.environ['PATH']}"
-    verify = ["--verifytypes", package, "--ignoreexternal"]
-    session.run("env", path, f"{session.bin}/pyright", *verify, external=True)
 
 
 @nox.session(python=PYTHONS)
@@ -255,8 +242,9 @@ def tests(session: nox.Session, backend: str) -> None:
 @nox.session(python=PYTHONS)
 @nox.parametrize("backend", list(DISTRIBUTIONS))
 def quick(session: nox.Session, backend: str) -> None:
-    """Run the tests of one backend that are not marked `long`."""
-    run_tests(session, backend, "-m", "not long")
+    """Run the tests of one backend that are not marked `long`, unless others are requested."""
+    options = [] if session.posargs else ["-m", "not long"]
+    run_tests(session, backend, *options)
 
 
 @nox.session
@@ -272,7 +260,8 @@ def system(session: nox.Session) -> None:
 
     Without tests that are marked `long`, unless others are requested: `-- tests/system`.
     """
-    session.install(BUILD, HATCHLING, GRIFFE, MYPY, RUFF, XDIST, "nox", "pytest>=8.4", *TEST_TOOLS)
+    tools = (BUILD, HATCHLING, GRIFFE, MYPY, RUFF, XDIST, "nox", "pytest>=8.4", *TEST_TOOLS)
+    session.install(NO_COMPILE, *tools)
     files_at_once = ("-n2", "--dist=loadfile")  # as those of one file share environments
     session.run("pytest", *files_at_once, *(session.posargs or ["-m", "not long", "tests/system"]))
 
@@ -439,15 +428,19 @@ def known_faults(session: nox.Session, environment: Path, name: str) -> list[str
 
 @nox.session(python=False)
 def ci(session: nox.Session) -> None:
-    """Run what plain `nox` leaves out, as far as CI can afford it: see `Distribution.ci`."""
+    """Run what plain `nox` leaves out, as far as CI can afford it: see `Distribution.ci`.
+
+    Tests marked `long` run in sessions of plain `nox`: with `-R`, these need no installation.
+    """
     others = [python for python in PYTHONS if python != RUNNING and shutil.which(f"python{python}")]
     for backend, dist in DISTRIBUTIONS.items():
         if dist.ci == "all":
+            quick = ["-m", "not long and not one_python", dist.tests]
             for python in others[-1:]:
-                session.notify(f"quick-{python}(backend='{backend}')")
+                session.notify(f"quick-{python}(backend='{backend}')", quick)
             session.notify(f"minimums(backend='{backend}')", dist.minimums)
         if dist.ci in ("long", "all"):
-            session.notify(f"long(backend='{backend}')")
+            session.notify(f"quick-{RUNNING}(backend='{backend}')", ["-m", "long", dist.tests])
     session.notify("system", ["-m", "long", "tests/system"])
     session.notify("docs")
     session.notify("plugin_api")

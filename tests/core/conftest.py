@@ -102,8 +102,35 @@ machine that pauses, tests that an idle engine uses no processor time, random hi
 of memory."""
 
 
+ONE_PYTHON = {
+    "test_benchmarks",
+    "test_clean",
+    "test_cli_doctor",
+    "test_cli_dry_run",
+    "test_cli_interrupted",
+    "test_cli_journal",
+    "test_cli_resume",
+    "test_cli_run_options",
+    "test_conformance_commands",
+    "test_conformance_noop",
+    "test_interrupted",
+    "test_journal_files",
+    "test_journal_runs",
+    "test_local_reaper",
+    "test_out_of_memory",
+    "test_progress",
+    "test_runlog",
+    "test_runs",
+    "test_typing",
+}
+"""Modules that start many programs, of which others test what depends on Python's version."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks those modules' tests."""
+    """Mark those modules' tests."""
     for item in items:
-        if item.path.stem in LONG and item.path.parent == Path(__file__).parent:
-            item.add_marker(pytest.mark.long)
+        if item.path.parent == Path(__file__).parent:
+            if item.path.stem in LONG:
+                item.add_marker(pytest.mark.long)
+            if item.path.stem in ONE_PYTHON:
+                item.add_marker(pytest.mark.one_python)

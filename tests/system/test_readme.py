@@ -53,13 +53,13 @@ def test_the_second_command_sets_nox_up_and_starts_it(checkout: Path) -> None:
     # What it runs is what runs this test: here it is enough that it would start.
     listed = check("bash", "-euc", f"{second} --list", cwd=checkout, timeout=INSTALL_TIMEOUT)
     selected = re.findall(r"^\* ([a-z]+)", listed, re.MULTILINE)
-    assert list(dict.fromkeys(selected)) == ["lint", "types", "quick", "system"]
+    assert list(dict.fromkeys(selected)) == ["lint", "prose", "types", "quick", "system"]
 
 
 def test_ci_runs_the_second_command_and_what_it_leaves_out() -> None:
     _, second = commands("Start")
     script = (ROOT / ".ci" / "run").read_text().splitlines()
-    assert script[-2:] == [f"{second} || exit", ".venv/bin/nox -s ci"]
+    assert script[-2:] == [f"{second} || exit", ".venv/bin/nox -R -s ci"]
 
 
 def test_the_command_line_of_the_readme_runs_an_example_on_a_chosen_backend(
