@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -124,11 +122,3 @@ def test_columns_of_one_kind_are_together_whoever_was_first() -> None:
     columns = ["fan 10", "fan 1,000", "chain 20", "p50, µs", "fan 100", "first result"]
     expected = ["fan 10", "fan 100", "fan 1,000", "chain 20", "p50, µs", "first result"]
     assert list(tables.ordered({column: {} for column in columns})) == expected
-
-
-def test_a_measure_can_be_run_alone() -> None:
-    command = [sys.executable, "-m", "benchmarks.suite", "--smoke", "--only", "engine"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=110)
-    assert done.returncode == 0, done.stderr
-    assert "| Rhapsody, noop " in done.stdout
-    assert "Functions in threads" not in done.stdout

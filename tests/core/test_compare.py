@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import math
 import random
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -55,10 +53,3 @@ def test_the_verdict_is_that_of_the_whole_interval(
     low: float, high: float, sure: float, said: str
 ) -> None:
     assert said in verdict(low, high, sure)
-
-
-def test_what_is_here_can_be_compared_with_itself() -> None:
-    command = [sys.executable, "benchmarks/compare.py", "--smoke"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=110)
-    assert done.returncode == 0, done.stderr
-    assert "chain of 20, threads" in done.stdout
