@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -25,40 +28,56 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return target
 
 
+def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
+    """Return a directory that the first of pytest-xdist's processes makes, for all of them."""
+    parallel = "PYTEST_XDIST_WORKER" in os.environ  # each process has a directory below the shared
+    directory = factory.getbasetemp().parent / name if parallel else factory.getbasetemp() / name
+    done = directory.with_suffix(".done")
+    with open(directory.with_suffix(".lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not done.exists():
+            shutil.rmtree(directory, ignore_errors=True)  # what failed in another process
+            make(directory)
+            done.touch()
+    return directory
+
+
 @pytest.fixture(scope="session")
 def built(checkout: Path, tmp_path_factory: pytest.TempPathFactory) -> Built:
     """Core's sdist, and the wheel that is built from that sdist."""
-    out = tmp_path_factory.mktemp("dist")
-    core = checkout / CORE.relative_to(ROOT)
-    # The README's first command has pip build it in an environment of its own.
-    build = (sys.executable, "-m", "build", "--no-isolation", core, "--outdir", out)
-    check(*build, cwd=checkout, timeout=INSTALL_TIMEOUT)
+
+    def build(out: Path) -> None:
+        core = checkout / CORE.relative_to(ROOT)
+        # The README's first command has pip build it in an environment of its own.
+        command = (sys.executable, "-m", "build", "--no-isolation", core, "--outdir", out)
+        check(*command, cwd=checkout, timeout=INSTALL_TIMEOUT)
+
+    out = made_once(tmp_path_factory, "dist", build)
     (sdist,) = out.glob("*.tar.gz")
     (wheel,) = out.glob("*.whl")
     return Built(sdist, wheel)
 
 
+def install(venv: Path, *requirements: str | Path) -> Path:
+    """Make a clean environment with requirements, and return its directory of programs."""
+    # virtualenv, a dependency of nox, copies its pip; venv would install pip each time.
+    check(sys.executable, "-m", "virtualenv", venv, cwd=venv.parent, timeout=INSTALL_TIMEOUT)
+    pip = (venv / "bin" / "python", "-m", "pip", "install", "--quiet")
+    check(*pip, *requirements, cwd=venv, timeout=INSTALL_TIMEOUT)
+    return venv / "bin"
+
+
 @pytest.fixture(scope="session")
 def make_venv(tmp_path_factory: pytest.TempPathFactory) -> MakeVenv:
     """Makes a clean environment with the given requirements; gives its directory of programs."""
-
-    def make(*requirements: str | Path) -> Path:
-        venv = tmp_path_factory.mktemp("venv")
-        # virtualenv, a dependency of nox, copies its pip; venv would install pip each time.
-        check(sys.executable, "-m", "virtualenv", venv, cwd=venv, timeout=INSTALL_TIMEOUT)
-        programs = venv / "bin"
-        # Python compiles what a test imports; pip would compile all of it.
-        pip = (programs / "python", "-m", "pip", "install", "--quiet", "--no-compile")
-        check(*pip, *requirements, cwd=venv, timeout=INSTALL_TIMEOUT)
-        return programs
-
-    return make
+    return lambda *requirements: install(tmp_path_factory.mktemp("venv"), *requirements)
 
 
 @pytest.fixture(scope="session")
-def core_alone(built: Built, make_venv: MakeVenv) -> Path:
+def core_alone(built: Built, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The programs of an environment that holds core's wheel and what it needs."""
-    return make_venv(built.wheel)
+    venv = made_once(tmp_path_factory, "core-alone", lambda venv: install(venv, built.wheel))
+    return venv / "bin"
 
 
 @pytest.fixture(scope="session")

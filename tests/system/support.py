@@ -15,12 +15,16 @@ INSTALL_TIMEOUT = 900
 
 
 def run(*command: str | Path, cwd: Path, timeout: float = 120) -> subprocess.CompletedProcess[str]:
-    """Runs a command as a user does: nothing of this process's Python settings gets in."""
+    """Runs a command as a user does: nothing of this process's Python settings gets in.
+
+    Python compiles what a test imports; pip would compile all that it installs.
+    """
     environment = {
         name: value
         for name, value in os.environ.items()
         if not name.startswith(("PYTHON", "PYTEST", "NOX", "RHAPSODY", "VIRTUAL_ENV"))
     }
+    environment["PIP_COMPILE"] = "no"
     return subprocess.run(
         [str(part) for part in command],
         cwd=cwd,
