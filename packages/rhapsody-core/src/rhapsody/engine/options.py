@@ -338,10 +338,10 @@ class EngineDefaults:
     def fill_in(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """Complete the arguments of a call of `create`."""
         chosen = _FAILING if _FAILING & given.keys() else frozenset[str]()
-        ours = {name: value for name, value in self.options.items() if name not in chosen}
-        filled = {**ours, **given}
+        defaults = {name: value for name, value in self.options.items() if name not in chosen}
+        filled = {**defaults, **given}
         filled["observers"] = (*given.get("observers", ()), *self.observers)
-        overruled = ours.get("dry_run", False)
+        overruled = defaults.get("dry_run", False)
         if overruled:
             filled["dry_run"] = True
         named = any(given.get(name) is not None for name in ("backend", "backends"))

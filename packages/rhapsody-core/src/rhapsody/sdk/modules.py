@@ -61,7 +61,7 @@ class Origins:
         places = [paths["purelib"], paths["platlib"], *site.getsitepackages()]
         self._places = _below([*places, site.getusersitepackages()])
         self._standard = _below([paths["stdlib"], paths["platstdlib"]])
-        self._ours = _below([os.path.dirname(os.path.dirname(__file__))])
+        self._rhapsody = _below([os.path.dirname(os.path.dirname(__file__))])
         self._versions: dict[str, tuple[str, str]] = {}
 
     def own(self, file: object) -> TypeGuard[str]:
@@ -71,7 +71,7 @@ class Origins:
         if file.startswith("<"):  # a cell of a notebook, or the text of `exec`
             return not file.startswith("<frozen")
         path = real_path(file) + os.sep
-        return not (self._installed(path) or path.startswith((*self._standard, *self._ours)))
+        return not (self._installed(path) or path.startswith((*self._standard, *self._rhapsody)))
 
     def version(self, module: str, file: object) -> tuple[str, str] | None:
         """Return the name and version of an installed module's package, `None` for other modules.

@@ -314,9 +314,9 @@ class Places:
         self._count = 0  # of files written
         self._real = RealPaths()
         self._writable: set[str] = set()  # directories that files can be put into
-        self._readers: dict[str, str] = {}  # the task, by the file that is none of ours
+        self._readers: dict[str, str] = {}  # the task, by the file that no task writes
         self._readers_below: dict[str, str] = {}  # one of them, by each directory it is in
-        self._ours: dict[str, _Written] = {}
+        self._written: dict[str, _Written] = {}
 
     def reads(self, task: TaskDescription, path: str) -> None:
         """Record that a task is about to read a file of this file system.
@@ -331,7 +331,7 @@ class Places:
                 f"task {task['name']!r} reads {path!r} while {claim} is about to "
                 "write it; call that task first, or pass its future"
             )
-        if self._ours and any(place in self._ours for place in (key, *_parents(key))):
+        if self._written and any(place in self._written for place in (key, *_parents(key))):
             return
         self._readers[key] = task["name"]
         for parent in _parents(key):
@@ -393,7 +393,7 @@ class Places:
             former = self._claims.get(key)
             if former is None or former.call != claim.call:
                 self._check(task, key, name, Target(path))
-            other = self._ours.get(key)
+            other = self._written.get(key)
             began = self._began.get(claim.call, self._count)
             if other is not None and other.claim.call != claim.call and other.number >= began:
                 raise DataError(
@@ -402,7 +402,7 @@ class Places:
                 )
         for key in keys:
             self._enter(key, claim)
-            self._ours[key] = _Written(self._count, claim)
+            self._written[key] = _Written(self._count, claim)
             self._count += 1
 
     def release(self, task: TaskDescription) -> None:
@@ -509,11 +509,11 @@ class Places:
         if directory and key in self._readers_below:
             return self._readers_below[key], "a file in that directory"
         for place in (key, *_parents(key)):
-            if place in self._ours:
+            if place in self._written:
                 return None
             if place in self._readers:
                 # A directory that the run puts files into may get more, as in the run before.
-                growing = any(each.startswith(f"{place}/") for each in self._ours)
+                growing = any(each.startswith(f"{place}/") for each in self._written)
                 return None if growing else (self._readers[place], f"{place!r}, which it is in")
         return None
 
