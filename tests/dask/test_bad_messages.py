@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rhapsody_dask.results import Outcomes
+from rhapsody_dask.results import Results
 from rhapsody_dask.task import Call
 from rhapsody_dask.worker.messages import DONE, FAILED, Reply, failure, pack
 from rhapsody_dask.worker.programs import pack_files, unpack_files
@@ -36,10 +36,10 @@ class Open:
 def settled(reply: Reply) -> tuple[str, Any]:
     """Return the state and the call of a reply."""
     call, states = Open(), list[str]()
-    outcomes = Outcomes.__new__(Outcomes)
-    outcomes._settle = lambda _, state: states.append(state)
+    results: Any = Results.__new__(Results)
+    results.settle = lambda _, state: states.append(state)
     with little_memory():
-        outcomes.settle(cast(Call, call), reply)
+        results.receive(cast(Call, call), reply)
     (state,) = states
     return state, call
 

@@ -134,10 +134,10 @@ async def test_a_foreign_scheduler_with_tls_by_its_file(tmp_path: Path) -> None:
 
 async def test_nobody_at_the_address_is_an_error_in_time() -> None:
     address = f"tcp://127.0.0.1:{free_port()}"
-    begin = time.monotonic()
+    start = time.monotonic()
     with pytest.raises(BackendUnavailableError, match="dask scheduler"):
         await DaskExecutionBackend(address=address, timeout=1)
-    assert time.monotonic() - begin < 10
+    assert time.monotonic() - start < 10
 
 
 async def test_no_scheduler_file_is_an_error_in_time() -> None:

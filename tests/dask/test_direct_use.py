@@ -31,12 +31,12 @@ async def test_the_same_uids_on_one_cluster_are_tasks_of_their_own(
 @pytest.mark.asyncio
 async def test_what_older_programs_await_may_be_awaited() -> None:
     backend: Any = DaskExecutionBackend()
-    told: list[tuple[str, str]] = []
-    backend.register_callback(callback=lambda task, state: told.append((task["uid"], state)))
+    notified: list[tuple[str, str]] = []
+    backend.register_callback(callback=lambda task, state: notified.append((task["uid"], state)))
     assert await backend.task_state_cb() is None
     assert await backend.task_state_cb({"uid": "x"}, "RUNNING") is None
     backend.task_state_cb({"uid": "y"}, "RUNNING")
-    assert [uid for uid, _ in told] == ["x", "y"]
+    assert [uid for uid, _ in notified] == ["x", "y"]
     assert await backend.build_task() is None
     built = backend.build_task({"uid": "x"})
     assert built == await built == {"uid": "x"}

@@ -56,7 +56,7 @@ async def test_what_runs_on_a_cluster_that_goes_away_is_run_here(tmp_path: Path)
         dask = await DaskExecutionBackend(scheduler_file=there["scheduler_file"])
         backends = [dask, LocalExecutionBackend()]
         async with WorkflowEngine.create(backends) as flow, asyncio.timeout(PATIENCE):
-            begun, gate = tmp_path / "begun", tmp_path / "gate"
+            started, gate = tmp_path / "started", tmp_path / "gate"
 
             @flow.executable_task(backend="local")
             def write(out: Any) -> str:
@@ -65,10 +65,10 @@ async def test_what_runs_on_a_cluster_that_goes_away_is_run_here(tmp_path: Path)
             @flow.executable_task(other_backends=("local",))
             def program(text: Any, made_by: Any) -> str:
                 wait = f"while [ ! -e '{gate}' ]; do sleep 0.05; done"
-                return f"touch '{begun}'; {wait}; cat {text}"
+                return f"touch '{started}'; {wait}; cat {text}"
 
             future = program(InputFile("x.txt"), write(OutputFile("x.txt")))
-            while not begun.exists():  # noqa: ASYNC110
+            while not started.exists():  # noqa: ASYNC110
                 await asyncio.sleep(0.02)
             sandbox = future.sandbox
             there["processes"][0].send_signal(signal.SIGKILL)

@@ -72,18 +72,18 @@ async def test_a_killed_workers_program_dies_and_is_run_again(
             f"echo $$ $PWD >> '{starts}'; while [ ! -e '{gate}' ]; do sleep 0.05; done; echo fine"
         )
 
-    def begun() -> list[str]:
+    def started() -> list[str]:
         return starts.read_text().splitlines() if starts.exists() else []
 
     future = program()
-    await _until(begun)
-    first = int(begun()[0].split()[0])
+    await _until(started)
+    first = int(started()[0].split()[0])
     os.kill(_worker_of(first), signal.SIGKILL)
-    await _until(lambda: len(begun()) == 2)
+    await _until(lambda: len(started()) == 2)
     await _until(lambda: not alive(first))
     gate.touch()
     assert await future == "fine\n"
-    sandboxes = [line.split(" ", 1)[1] for line in begun()]
+    sandboxes = [line.split(" ", 1)[1] for line in started()]
     assert len(set(sandboxes)) == 2
 
 
@@ -269,17 +269,17 @@ async def test_the_scheduler_gone_fails_all_within_seconds(tmp_path: Path, how: 
 
             futures: list[Any] = [wait(), program(), *(wait() for _ in range(5))]
             calls = backend.open_tasks
-            await _until(lambda: any(call.begun for call in calls.values()))
-            begin = time.monotonic()
+            await _until(lambda: any(call.started for call in calls.values()))
+            start = time.monotonic()
             there["processes"][0].send_signal(how)
             results = await asyncio.gather(*futures, return_exceptions=True)
-            assert time.monotonic() - begin < 10
+            assert time.monotonic() - start < 10
             # Lost, and refused when the engine tries again.
             assert all(isinstance(result, Exception) for result in results), results
             assert backend.state() == "error"
-            with pytest.raises(BackendUnavailableError, match="is gone"):
+            with pytest.raises(BackendUnavailableError, match="was lost"):
                 await backend.submit_tasks([])
-            with pytest.raises(Exception, match="is gone"):
+            with pytest.raises(Exception, match="was lost"):
                 await wait()
         await backend.shutdown()
 

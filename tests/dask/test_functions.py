@@ -127,12 +127,12 @@ async def test_a_module_that_a_worker_lacks_is_named(
 
 async def test_a_task_knows_itself_and_what_it_prints_is_kept(flow: WorkflowEngine) -> None:
     @flow.function_task
-    def tell() -> tuple[str, int]:
+    def name() -> tuple[str, int]:
         print("to the user")
         return current_task().name, current_task().attempt
 
-    future = tell()
-    assert await future == ("tell", 1)
+    future = name()
+    assert await future == ("name", 1)
     assert future.stdout == "to the user\n"
 
 

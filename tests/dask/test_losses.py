@@ -66,16 +66,20 @@ async def _plugin(scheduler: Scheduler, notes: Path | None = None) -> SchedulerS
 async def test_what_becomes_of_tasks_is_published_once_for_each_turn() -> None:
     scheduler = Scheduler()
     plugin = await _plugin(scheduler)
-    tell = plugin.transition
-    tell("f-session-1", "processing", "memory", typename="rhapsody_dask.worker.messages.Returned")
-    tell("f-session-2", "processing", "memory", typename="rhapsody_dask.worker.messages.Reply")
-    tell("f-session-3", "processing", "erred", stimulus_id="x")
-    tell("f-session-4", "waiting", "processing")
-    tell("f-session-5", "processing", "forgotten")
-    tell("f-session-1", "memory", "released")
-    tell("f-session-2", "memory", "forgotten")
-    tell("f-another-1", "processing", "memory")
-    tell(("array", 1), "processing", "memory")
+    transition = plugin.transition
+    transition(
+        "f-session-1", "processing", "memory", typename="rhapsody_dask.worker.messages.Returned"
+    )
+    transition(
+        "f-session-2", "processing", "memory", typename="rhapsody_dask.worker.messages.Reply"
+    )
+    transition("f-session-3", "processing", "erred", stimulus_id="x")
+    transition("f-session-4", "waiting", "processing")
+    transition("f-session-5", "processing", "forgotten")
+    transition("f-session-1", "memory", "released")
+    transition("f-session-2", "memory", "forgotten")
+    transition("f-another-1", "processing", "memory")
+    transition(("array", 1), "processing", "memory")
     assert not scheduler.published
     await asyncio.sleep(0)
     assert scheduler.published == [
@@ -97,7 +101,7 @@ async def test_a_worker_is_gone_after_what_became_of_its_tasks() -> None:
     plugin.transition("f-session-1", "processing", "erred")
     plugin.remove_worker(scheduler, ADDRESS)
     await asyncio.sleep(0)
-    assert scheduler.published == [{"tasks": [("f-session-1", "erred")]}, {"gone": ADDRESS}]
+    assert scheduler.published == [{"tasks": [("f-session-1", "erred")]}, {"removed": ADDRESS}]
 
 
 async def test_what_dask_leaves_waiting_for_a_task_that_it_gave_up_is_stuck() -> None:
@@ -110,7 +114,7 @@ async def test_what_dask_leaves_waiting_for_a_task_that_it_gave_up_is_stuck() ->
     plugin.remove_worker(scheduler, ADDRESS)
     assert scheduler.published == [
         {"tasks": [("lost", "stuck"), ("waits", "stuck")]},
-        {"gone": ADDRESS},
+        {"removed": ADDRESS},
     ]
 
 
@@ -136,11 +140,11 @@ async def test_only_what_a_killed_worker_had_not_started_runs_again(tmp_path: Pa
     plugin.remove_worker(scheduler, ADDRESS)
     again = {key for key, task in scheduler.tasks.items() if task.state == "waiting"}
     assert again == {waited.key, ended.key, needs.key}
-    published, gone = scheduler.published
+    published, removed = scheduler.published
     erred = [(task.key, "erred") for task in (started, often, raised)]
     repeated = [(task.key, "repeated") for task in (waited, ended)]
     assert sorted(published["tasks"]) == sorted(erred + repeated)
-    assert gone == {"gone": ADDRESS}
+    assert removed == {"removed": ADDRESS}
     assert not os.listdir(tmp_path)
 
 
@@ -151,4 +155,4 @@ async def test_what_a_worker_without_notes_had_was_not_started(tmp_path: Path) -
     plugin.transition(waited.key, "processing", "erred")
     plugin.remove_worker(scheduler, ADDRESS)
     assert waited.state == "waiting"
-    assert scheduler.published == [{"tasks": [(waited.key, "repeated")]}, {"gone": ADDRESS}]
+    assert scheduler.published == [{"tasks": [(waited.key, "repeated")]}, {"removed": ADDRESS}]

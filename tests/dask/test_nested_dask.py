@@ -49,6 +49,6 @@ async def test_several_tasks_on_one_thread_use_dask_themselves(
     async with asyncio.timeout(40):
         alone = [raw.submit(function, x, workers=[worker], pure=False) for x in range(3)]
         assert await asyncio.gather(*alone) == [1, 2, 3]
-        ours = [task(x, task_description={"workers": [worker]}) for x in range(3)]
-        assert await asyncio.gather(*ours) == [1, 2, 3]
+        calls = [task(x, task_description={"workers": [worker]}) for x in range(3)]
+        assert await asyncio.gather(*calls) == [1, 2, 3]
         assert await task(5, task_description={"workers": [worker]}) == 6

@@ -47,7 +47,7 @@ async def _submitted(flow: WorkflowEngine, count: int) -> None:
     """Waits until Dask has that many tasks."""
     backend: Any = flow.backend
     async with asyncio.timeout(30):
-        while len(backend._keys) < count:  # noqa: ASYNC110
+        while len(backend._results.calls) < count:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
 
 

@@ -32,7 +32,7 @@ async def test_workers_with_nothing_but_dask_run_everything(tmp_path: Path) -> N
         async with asyncio.timeout(100), WorkflowEngine.create(backend=backend) as flow:
 
             @flow.function_task
-            async def tell(x: int) -> tuple[int, str]:
+            async def name(x: int) -> tuple[int, str]:
                 return x, current_task().name
 
             @flow.function_task
@@ -47,8 +47,8 @@ async def test_workers_with_nothing_but_dask_run_everything(tmp_path: Path) -> N
             async def service() -> str:
                 return "echo port 8; sleep 600"
 
-            first = tell(1)
-            assert await first == (1, "tell")
+            first = name(1)
+            assert await first == (1, "name")
             assert await program(first) == "42\n"
             assert await service(task_description={}) == "8"
             with pytest.raises(KeyError, match="mine"):

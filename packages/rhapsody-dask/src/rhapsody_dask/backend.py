@@ -18,7 +18,7 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
-from rhapsody import BackendUnavailableError, StateMapper, TaskDescription, TaskLostError
+from rhapsody import BackendUnavailableError, StateMapper, TaskDescription
 from rhapsody.backends import BackendState, Capabilities, ManagedBackend
 from rhapsody.sdk import in_thread, is_cancelling, own_modules, seconds, task_kind
 from rhapsody_dask import options
@@ -26,7 +26,7 @@ from rhapsody_dask.cluster import Connection, NotStartedError
 from rhapsody_dask.files import Links, View, copy_out
 from rhapsody_dask.plugin import CLUSTER
 from rhapsody_dask.requests import Stopping, Waits
-from rhapsody_dask.results import HeldValues, Outcomes, Reports, reference_lost, worker_lost
+from rhapsody_dask.results import Results, reference_lost, worker_lost
 from rhapsody_dask.task import Call, Ready, Submission, named
 from rhapsody_dask.values import Shared
 from rhapsody_dask.worker.messages import BIG, unpack
@@ -119,7 +119,6 @@ class DaskExecutionBackend(ManagedBackend):
         self._shared_files = shared_file_system
         self._connection = Connection(self._options)
         self._links = Links()
-        self._keys: dict[str, Call] = {}
         self._loss: str | None = None
         self._closing: asyncio.Task[None] | None = None
         self._started_up = False
@@ -132,8 +131,8 @@ class DaskExecutionBackend(ManagedBackend):
         client = await self._connection.open()
         await self._connection.prepare(self.session.uid, self.grace)
         await self._connection.send_modules(self.session.uid, await in_thread(own_modules))
-        own = self._connection.cluster is not None
-        known = True if own and self._shared_files is None else self._shared_files
+        owned = self._connection.cluster is not None
+        known = True if owned and self._shared_files is None else self._shared_files
         self._view = View(client, known)
         self._shared = Shared(client, f"rhapsody-data-{self.session.uid}-")
         self._submission = Submission(
@@ -146,20 +145,18 @@ class DaskExecutionBackend(ManagedBackend):
             self._share_over,
             cluster=self._connection.cluster,
         )
-        self._waits = Waits(client, self._keys, self._connection.address)
-        self._reports = reports = Reports(
+        self._results = Results(
+            client,
             self.open_tasks,
-            self._keys,
             self.get_task_states_map(),
-            self.report_state,
-            self._release,
-            self._cancel,
+            self._shared,
+            notify=self.report_state,
+            cancel=self._cancel,
+            require_running=self.require_running,
+            direct=True if owned else None,
         )
-        self._held = HeldValues(self._loop, self._keys, self._fetch, self._release)
-        self._stopping = Stopping(client, self.session.uid, reports.not_begun, reports.begun)
-        self._outcomes = Outcomes(
-            client, self._keys, reports.settle, reports.gone, direct=True if own else None
-        )
+        self._waits = Waits(client, self._results.calls, self._connection.address)
+        self._stopping = Stopping(client, self.session.uid, self._results)
         self._subscribe(client)
         self._watching = asyncio.ensure_future(self._watch(client))
         self._started_up = True
@@ -194,7 +191,7 @@ class DaskExecutionBackend(ManagedBackend):
             for call in list(self.open_tasks.values()):
                 self._cancel(call)
             await self._wait_for_ends()
-            self._outcomes.close()
+            self._results.close()
             self._stopping.close()
             self._waits.close()
             self._shared.close()
@@ -203,7 +200,7 @@ class DaskExecutionBackend(ManagedBackend):
         await self._connection.close()
         if in_processes:  # the processes of the tasks have ended
             for call in list(self.open_tasks.values()):
-                self._reports.end(call, "canceled")
+                self._results.end(call, "canceled")
 
     async def shutdown(self) -> None:
         """Cancel every task, wait for those that can be stopped, and close the backend."""
@@ -216,12 +213,12 @@ class DaskExecutionBackend(ManagedBackend):
         begin = monotonic()
         while self.open_tasks:
             calls = self.open_tasks.values()
-            stoppable = any(not call.begun or self._stoppable(call) for call in calls)
+            stoppable = any(not call.started or self._stoppable(call) for call in calls)
             limit = self.grace + 6.0 if stoppable else self.thread_grace
-            self._reports.ended.clear()
+            self._results.ended.clear()
             try:
                 async with asyncio.timeout(begin + limit - monotonic()):
-                    await self._reports.ended.wait()
+                    await self._results.ended.wait()
             except TimeoutError:
                 return
 
@@ -240,7 +237,7 @@ class DaskExecutionBackend(ManagedBackend):
         """
         if self._loss is not None:
             raise BackendUnavailableError(
-                f"the connection to the Dask scheduler at {self._connection.address} is gone: "
+                f"the connection to the Dask scheduler at {self._connection.address} was lost: "
                 f"{self._loss}; make and start a new DaskExecutionBackend once it can be reached"
             )
         try:
@@ -268,13 +265,13 @@ class DaskExecutionBackend(ManagedBackend):
         except BaseException:
             if not is_cancelling():  # a canceled submission cancels its tasks
                 for call in calls:
-                    self._reports.withdraw(call)
+                    self._results.withdraw(call)
             raise
         live = [one for one in ready if one.call.uid in self.open_tasks]
         for one in live:
-            self._keys[one.call.key] = one.call
+            self._results.calls[one.call.key] = one.call
         self._submission.send(live)
-        self._outcomes.watch([one.call for one in live])
+        self._results.watch([one.call for one in live])
         self._waits.watch()
 
     async def _prepare(self, calls: Sequence[Call]) -> list[Ready]:
@@ -289,7 +286,7 @@ class DaskExecutionBackend(ManagedBackend):
                 self._resolve(call)
                 ready.append(await self._submission.pack(call, batch))
             except Exception as error:  # fails only this task
-                self._reports.gone(call, error)
+                self._results.fail(call, error)
         await self._submission.share(ready)
         return ready
 
@@ -300,7 +297,7 @@ class DaskExecutionBackend(ManagedBackend):
             ReferenceLostError: The value of one of them is not available any more.
         """
         for uid in call.task.get("references", ()):
-            other = self.open_tasks.get(uid) or self._held.get(uid)
+            other = self.open_tasks.get(uid) or self._results.held(uid)
             if other is None or other.cancelled or other.error is not None:
                 raise reference_lost(call)
             other.referred_to = True
@@ -334,7 +331,7 @@ class DaskExecutionBackend(ManagedBackend):
 
         while client.status == "running":
             await Future(f"rhapsody-lifeline-{self.session.uid}", client).exception()
-        self.lost(
+        self.disconnected(
             "the connection was closed"
             if client.status == "connecting"
             else "backend.client was closed"
@@ -342,10 +339,10 @@ class DaskExecutionBackend(ManagedBackend):
 
     def _receive(self, message: Mapping[str, Any]) -> None:
         """Handle an event of a plugin."""
-        for key, word in message.get("tasks", ()):
-            self._task_changed(key, word)
-        if "gone" in message:
-            self._worker_gone(message["gone"])
+        for key, change in message.get("tasks", ()):
+            self._task_changed(key, change)
+        if "removed" in message:
+            self._worker_removed(message["removed"])
         for uid, token in message.get("running", ()):
             if (call := self.open_tasks.get(uid)) is not None:
                 self._runs(call, message["worker"], token)
@@ -353,43 +350,42 @@ class DaskExecutionBackend(ManagedBackend):
             uid, payload = message["ready"]
             if (call := self.open_tasks.get(uid)) is not None:
                 call.task["worker"] = message["worker"]
-                self._reports.announce(call)
+                self._results.announce(call)
                 if call.readiness is not None:
                     call.readiness.set(unpack(payload))
 
-    def _task_changed(self, key: str, word: str) -> None:
-        """Handle the end of a task on the scheduler, see `shipping.SchedulerSetup.transition`."""
-        call = self._keys.get(key)
-        if word == "stuck":
-            if call is None:
-                self._held.lost(key, TaskLostError("the value was lost with its worker"))
-            else:
-                self._reports.gone(call, reference_lost(call))
+    def _task_changed(self, key: str, change: str) -> None:
+        """Handle a change of a task on the scheduler, see `SchedulerSetup.transition`."""
+        results = self._results
+        if change == "stuck":
+            results.stuck(key)
+        call = results.calls.get(key)
         if call is None:
             return
-        match word:
+        match change:
             case "returned" | "replied":
                 call.finished = True
                 is_open = call.uid in self.open_tasks and not call.cancelled
-                if word == "returned" and call.referred_to and is_open:
-                    self._held.hold(call, lambda call: self._reports.settle(call, "done"))
+                if change == "returned" and call.referred_to and is_open:
+                    results.hold(call)
                 else:
-                    self._outcomes.finished(key)
+                    results.fetch(key)
             case "erred":
                 call.finished = True
-                self._outcomes.erred(call)
+                results.erred(call)
             case "lost":
-                self._outcomes.lost(key)
+                results.refetch_others(key)
             case "repeated":  # it may have ended without a report
-                call.begun, call.worker, call.token = False, None, None
+                call.started, call.worker, call.token = False, None, None
             case "dropped":
-                self._outcomes.dropped(call)
+                results.dropped(call)
 
-    def _worker_gone(self, worker: str) -> None:
+    def _worker_removed(self, worker: str) -> None:
         """Handle the loss of a worker, expected or not."""
-        for call in [c for c in self._keys.values() if c.begun and c.worker == worker]:
+        calls = self._results.calls.values()
+        for call in [c for c in calls if c.started and c.worker == worker]:
             if not call.finished:  # otherwise Dask repeats it if its reply was lost
-                self._reports.gone(call, worker_lost(call, worker))
+                self._results.fail(call, worker_lost(call, worker))
                 self._stopping.stop_rerun(call.uid)
         self._waits.watch()
 
@@ -400,38 +396,28 @@ class DaskExecutionBackend(ManagedBackend):
                 "Dask runs task %r (%s) again, on %s after %s: that worker went away",
                 call.task["name"], call.uid, worker, call.worker,
             )  # fmt: skip
-        call.worker, call.token, call.begun = worker, token, True
+        call.worker, call.token, call.started = worker, token, True
         call.task["worker"] = worker
-        self._reports.announce(call)
+        self._results.announce(call)
 
-    def lost(self, reason: str) -> None:
+    def disconnected(self, reason: str) -> None:
         """Fail all tasks because the connection to the scheduler was lost."""
         if self._loss is not None:
             return
         self._loss = reason
-        for call in [*self.open_tasks.values(), *(c for c in self._keys.values() if c.waiter)]:
-            self._reports.gone(
+        calls = self._results.calls.values()
+        for call in [*self.open_tasks.values(), *(c for c in calls if c.waiter)]:
+            self._results.fail(
                 call,
                 BackendUnavailableError(
                     f"{named(call)} was with the Dask scheduler at {self._connection.address}, "
-                    f"and the connection is gone: {reason}"
+                    f"and the connection was lost: {reason}"
                 ),
             )
-        self._outcomes.close()
+        self._results.close()
         self._stopping.close()
         self._waits.close()
         self._closing = asyncio.ensure_future(self._connection.close())
-
-    def _fetch(self, key: str) -> None:
-        """Start to fetch a value that stayed on a worker."""
-        self.require_running()
-        self._outcomes.finished(key)
-
-    def _release(self, call: Call) -> None:
-        """Release the large arguments of a task."""
-        entries, call.entries = call.entries, []
-        for entry in entries:
-            self._shared.release(entry)
 
     # Methods that older programs await.
 

@@ -194,11 +194,11 @@ def _keywords(given: Mapping[str, Any]) -> tuple[frozenset[str], frozenset[str]]
         return CLIENT, LOCAL
     from distributed import Client, LocalCluster, Nanny, Worker
 
-    ours = (listed - CLIENT) | frozenset(OWN)
-    client = CLIENT | (_parameters(Client) - ours)
+    owned = (listed - CLIENT) | frozenset(OWN)
+    client = CLIENT | (_parameters(Client) - owned)
     made = (LocalCluster, Nanny, Worker, given.get("worker_class"))
     local = LOCAL.union(*(_parameters(one) for one in made if isinstance(one, type)))
-    return client, local - client - (ours - LOCAL)
+    return client, local - client - (owned - LOCAL)
 
 
 def _parameters(kind: type) -> frozenset[str]:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
+from rhapsody_dask.results import Results
 from rhapsody_dask.task import Call, named
 
 log: logging.Logger = logging.getLogger(__name__)
@@ -21,21 +22,13 @@ class Stopping:
     Args:
         client: Dask's client.
         session: The backend's session.
-        not_begun: Called for each task that no worker has started.
-        begun: Called for each task that a worker has started; its reply follows.
+        results: The results, which end the tasks that no worker has started.
     """
 
-    def __init__(
-        self,
-        client: Any,
-        session: str,
-        not_begun: Callable[[Call], None],
-        begun: Callable[[Call], None],
-    ) -> None:
+    def __init__(self, client: Any, session: str, results: Results) -> None:
         self._client = client
         self._session = session
-        self._not_begun = not_begun
-        self._begun = begun
+        self._results = results
         self._calls: list[Call] = []
         self._reruns: list[str] = []
         self._asking: asyncio.Task[None] | None = None
@@ -65,11 +58,13 @@ class Stopping:
             while self._calls or self._reruns:
                 calls, self._calls = self._calls, []
                 reruns, self._reruns = self._reruns, []
-                begun = await self._answers([*(call.uid for call in calls), *reruns])
+                started = await self._answers([*(call.uid for call in calls), *reruns])
                 for call in calls:
                     # Without answers, tasks that were reported as running are assumed to run.
-                    runs = call.begun if begun is None else call.uid in begun
-                    (self._begun if runs else self._not_begun)(call)
+                    if started is not None:
+                        call.started = call.uid in started
+                    if not call.started:
+                        self._results.end_unstarted(call)
         finally:
             self._asking = None
 
@@ -82,7 +77,7 @@ class Stopping:
                 answers = await self._client.run(cancel, self._session, uids, on_error="ignore")
         except (OSError, TimeoutError):
             return None
-        return {uid for begun in answers.values() for uid in begun or ()}
+        return {uid for started in answers.values() for uid in started or ()}
 
 
 FIRST = 5.0

@@ -24,7 +24,9 @@ from rhapsody import (
 )
 from rhapsody.backends import ReferenceLostError
 from rhapsody.sdk import Readiness, add_note, call_ready, in_thread, unpack_error
+from rhapsody_dask.files import write_back
 from rhapsody_dask.task import Call, named
+from rhapsody_dask.values import Shared
 from rhapsody_dask.worker.messages import (
     CANCELED,
     DEPENDENCY,
@@ -37,120 +39,15 @@ from rhapsody_dask.worker.messages import (
 
 log: logging.Logger = logging.getLogger(__name__)
 
+MOST = 2_000
+"""Largest number of replies in a batch."""
 
-class Reports:
-    """State reports for one backend's tasks.
+MANY = 4
+PAUSE = 0.01
+"""Seconds in which the next batch is collected, after one of more than `MANY` replies."""
 
-    Args:
-        tasks: The open tasks by uid; tasks that end are removed.
-        keys: The same tasks by key in Dask, and those whose value is being fetched.
-        states: The backend's names for states.
-        tell: Reports a task's state to the engine.
-        release: Releases a task's large arguments.
-        cancel: Stops a task.
-
-    Attributes:
-        ended: Set when a task has ended.
-    """
-
-    def __init__(
-        self,
-        tasks: dict[str, Call],
-        keys: dict[str, Call],
-        states: StateMapper,
-        tell: Callable[..., None],
-        release: Callable[[Call], None],
-        cancel: Callable[[Call], None],
-    ) -> None:
-        self.ended: asyncio.Event = asyncio.Event()
-        self._tasks = tasks
-        self._keys = keys
-        self._running: Any = states.RUNNING
-        self._ends: dict[str, Any] = {
-            "done": states.DONE,
-            "failed": states.FAILED,
-            "canceled": states.CANCELED,
-        }
-        self._tell = tell
-        self._release = release
-        self._cancel = cancel
-
-    def announce(self, call: Call) -> None:
-        """Report once that a task runs."""
-        if call.announced:
-            return
-        call.announced = True
-        if call.ready is None:
-            self._tell(call.task, self._running)
-            return
-        call.readiness = Readiness()
-        self._tell(call.task, self._running, call.readiness.attach)
-        if callable(call.ready):
-            call.watch = asyncio.ensure_future(_watch_readiness(call, self._unready))
-
-    def _unready(self, call: Call, error: BaseException) -> None:
-        """Stop a service whose `ready` raised, and fail it with that error."""
-        if call.uid in self._tasks:
-            call.error = error
-            self._cancel(call)
-
-    def begun(self, call: Call) -> None:
-        """Mark a task that is being stopped as started: its reply follows."""
-        call.begun = True
-
-    def not_begun(self, call: Call) -> None:
-        """End a task that is being stopped and was not started."""
-        if call.uid in self._tasks:
-            self.end(call, "canceled" if call.error is None else "failed")
-
-    def withdraw(self, call: Call) -> None:
-        """Forget a task that was not accepted, without a report."""
-        if self._tasks.get(call.uid) is call:
-            del self._tasks[call.uid]
-            self._release(call)
-            self.ended.set()
-
-    def settle(self, call: Call, state: str) -> None:
-        """End a task whose reply has come; `state` is `"done"`, `"failed"` or `"canceled"`."""
-        if call.waiter is not None:
-            HeldValues.fetched(call)
-        if call.uid not in self._tasks:
-            return
-        if call.error is None and call.cancelled:
-            state = "canceled"
-        if state != "canceled" or call.begun:
-            self.announce(call)
-        self.end(call, state if call.error is None else "failed")
-
-    def gone(self, call: Call, error: BaseException) -> None:
-        """Fail a task that was lost or never sent, unless it is being stopped."""
-        if not call.cancelled and call.error is None:
-            call.error = error
-        if call.waiter is not None:
-            HeldValues.fetched(call)
-        self.not_begun(call)
-
-    def end(self, call: Call, state: str) -> None:
-        """Report a task's terminal state and forget it."""
-        task = call.task
-        if state == "failed" and call.error is not None:
-            task["exception"] = call.error
-        del self._tasks[call.uid]
-        self._keys.pop(call.key, None)
-        call.error = None
-        call.sources = []
-        for watching in (call.watch, call.refusal):
-            if watching is not None:
-                watching.cancel()
-        call.watch = call.refusal = None  # break the cycle that would keep Dask's future
-        if "held" not in task:
-            if call.future is not None and not call.referred_to:
-                # Explicitly, because a `gather` of several futures may still refer to this one.
-                call.future.release()
-            call.future = None
-            self._release(call)
-        self._tell(task, self._ends[state])
-        self.ended.set()
+PATIENCE = 0.5
+"""Seconds after which the next batch does not wait for one any longer."""
 
 
 class Held:
@@ -182,138 +79,206 @@ class Held:
         self._release(self.call)
 
 
-class HeldValues:
-    """Values of one backend's tasks that stay on the workers.
+class Results:
+    """Results of one backend's tasks.
 
     Args:
-        loop: The backend's event loop.
-        calls: The tasks whose replies are expected, by key.
-        fetch: Starts to fetch the reply with a key; raises if the connection was lost.
-        release: Releases a task's large arguments; called on the loop.
+        client: Dask's client.
+        tasks: The open tasks by uid; tasks that end are removed.
+        states: The backend's names for states.
+        shared: The large arguments of the tasks.
+        notify: Reports a task's state to the engine.
+        cancel: Stops a task.
+        require_running: Raises if the connection was lost.
+        direct: Whether to fetch from the workers instead of through the scheduler; `None` leaves
+            the choice to the client.
+
+    Attributes:
+        calls: The tasks that Dask has and those whose value is being fetched, by key in Dask.
+        ended: Set when a task has ended.
     """
 
     def __init__(
         self,
-        loop: asyncio.AbstractEventLoop,
-        calls: dict[str, Call],
-        fetch: Callable[[str], None],
-        release: Callable[[Call], None],
+        client: Any,
+        tasks: dict[str, Call],
+        states: StateMapper,
+        shared: Shared,
+        *,
+        notify: Callable[..., None],
+        cancel: Callable[[Call], None],
+        require_running: Callable[[], None],
+        direct: bool | None,
     ) -> None:
-        self._loop = loop
-        self._calls = calls
-        self._fetch = fetch
-        self._release = release
-        self._values: WeakValueDictionary[str, Held] = WeakValueDictionary()
+        self.calls: dict[str, Call] = {}
+        self.ended: asyncio.Event = asyncio.Event()
+        self._client = client
+        self._tasks = tasks
+        self._running: Any = states.RUNNING
+        self._ends: dict[str, Any] = {
+            "done": states.DONE,
+            "failed": states.FAILED,
+            "canceled": states.CANCELED,
+        }
+        self._shared = shared
+        self._notify = notify
+        self._cancel = cancel
+        self._require_running = require_running
+        self._direct = direct
+        self._loop = asyncio.get_running_loop()
+        self._held: WeakValueDictionary[str, Held] = WeakValueDictionary()
+        self._queue: list[str] = []
+        self._closed = False
+        self._fetching: asyncio.Task[None] | None = None
+        self._background: set[asyncio.Task[None]] = set()
+        self._in_flight: dict[str, list[str]] = {}
 
-    def get(self, uid: str) -> Call | None:
+    def close(self) -> None:
+        """Stop fetching."""
+        self._closed = True
+        self._queue.clear()
+        for task in (self._fetching, *self._background):
+            if task is not None:
+                task.cancel()
+        self._fetching = None
+
+    # Reports to the engine.
+
+    def announce(self, call: Call) -> None:
+        """Report once that a task runs."""
+        if call.announced:
+            return
+        call.announced = True
+        if call.ready is None:
+            self._notify(call.task, self._running)
+            return
+        call.readiness = Readiness()
+        self._notify(call.task, self._running, call.readiness.attach)
+        if callable(call.ready):
+            call.watch = asyncio.ensure_future(self._watch_readiness(call))
+
+    async def _watch_readiness(self, call: Call) -> None:
+        """Call a service's `ready`, which runs in this process; see `call_ready`."""
+        try:
+            value = await call_ready(call.ready, call.task)
+        except Exception as error:  # raised by the user's callable
+            if call.uid in self._tasks:
+                call.error = error
+                self._cancel(call)
+        else:
+            call.readiness.set(value)
+
+    def withdraw(self, call: Call) -> None:
+        """Forget a task that was not accepted, without a report."""
+        if self._tasks.get(call.uid) is call:
+            del self._tasks[call.uid]
+            self._release(call)
+            self.ended.set()
+
+    def settle(self, call: Call, state: str) -> None:
+        """End a task that has run; `state` is `"done"`, `"failed"` or `"canceled"`."""
+        self._wake(call)
+        if call.uid not in self._tasks:
+            return
+        if call.error is None and call.cancelled:
+            state = "canceled"
+        if state != "canceled" or call.started:
+            self.announce(call)
+        self.end(call, state if call.error is None else "failed")
+
+    def fail(self, call: Call, error: BaseException) -> None:
+        """Fail a task that was lost or never sent, unless it is being stopped."""
+        if not call.cancelled and call.error is None:
+            call.error = error
+        self._wake(call)
+        self.end_unstarted(call)
+
+    def end_unstarted(self, call: Call) -> None:
+        """End a task that is being stopped and was not started."""
+        if call.uid in self._tasks:
+            self.end(call, "canceled" if call.error is None else "failed")
+
+    def end(self, call: Call, state: str) -> None:
+        """Report a task's terminal state and forget it."""
+        task = call.task
+        if state == "failed" and call.error is not None:
+            task["exception"] = call.error
+        del self._tasks[call.uid]
+        self.calls.pop(call.key, None)
+        call.error = None
+        call.sources = []
+        for watching in (call.watch, call.refusal):
+            if watching is not None:
+                watching.cancel()
+        call.watch = call.refusal = None  # break the cycle that would keep Dask's future
+        if "held" not in task:
+            if call.future is not None and not call.referred_to:
+                # Explicitly, because a `gather` of several futures may still refer to this one.
+                call.future.release()
+            call.future = None
+            self._release(call)
+        self._notify(task, self._ends[state])
+        self.ended.set()
+
+    def _release(self, call: Call) -> None:
+        """Release the large arguments of a task."""
+        entries, call.entries = call.entries, []
+        for entry in entries:
+            self._shared.release(entry)
+
+    # Values that stay on the workers.
+
+    def held(self, uid: str) -> Call | None:
         """Return the task whose value stays on a worker."""
-        held = self._values.get(uid)
+        held = self._held.get(uid)
         return None if held is None else held.call
 
-    def lost(self, key: str, error: BaseException) -> None:
-        """Register the error for a value that was lost."""
-        for held in list(self._values.values()):
-            if held.call.key == key:
-                held.call.error = error
-
-    def hold(self, call: Call, tell: Callable[[Call], None]) -> None:
+    def hold(self, call: Call) -> None:
         """End a task, but leave its value on the worker.
 
         Its large arguments stay as well, because Dask needs them to compute the value again if the
         worker is lost.
-
-        Args:
-            call: The task.
-            tell: Reports its end.
         """
         task = call.task
-        held = task["held"] = Held(call, self._bring, self._let_go)
-        self._values[call.uid] = held
-        tell(call)
+        held = task["held"] = Held(call, self._fetch_held, self._release_held)
+        self._held[call.uid] = held
+        self.settle(call, "done")
         # The engine has its own description, and arguments may be large.
         kept = {key: task[key] for key in ("uid", "name", "function")}
         call.task = cast("TaskDescription", kept)
 
-    async def _bring(self, call: Call) -> TaskDescription:
+    async def _fetch_held(self, call: Call) -> TaskDescription:
         if call.error is not None:
             call.task["exception"] = call.error
             return call.task
         call.waiter = self._loop.create_future()
-        self._calls[call.key] = call
+        self.calls[call.key] = call
         try:
-            self._fetch(call.key)
+            self._require_running()
+            self.fetch(call.key)
             await call.waiter
         finally:
             call.waiter = None
-            self._calls.pop(call.key, None)
+            self.calls.pop(call.key, None)
         return call.task
 
     @staticmethod
-    def fetched(call: Call) -> None:
-        """Notify the coroutine that waits for a value, which was fetched or lost."""
-        if call.error is not None:
-            call.task["exception"] = call.error
-        if call.waiter is not None and not call.waiter.done():
-            call.waiter.set_result(None)
+    def _wake(call: Call) -> None:
+        """Wake the coroutine that waits for a value, which was fetched or lost."""
+        if call.waiter is not None:
+            if call.error is not None:
+                call.task["exception"] = call.error
+            if not call.waiter.done():
+                call.waiter.set_result(None)
 
-    def _let_go(self, call: Call) -> None:
+    def _release_held(self, call: Call) -> None:
         if call.entries:
             try:
                 self._loop.call_soon_threadsafe(partial(self._release, call))
             except RuntimeError:  # the loop is closed, and so is the backend
                 return
 
-
-MOST = 2_000
-"""Largest number of replies in a batch."""
-
-MANY = 4
-PAUSE = 0.01
-"""Seconds in which the next batch is collected, after one of more than `MANY` replies."""
-
-PATIENCE = 0.5
-"""Seconds after which the next batch does not wait for one any longer."""
-
-
-class Outcomes:
-    """Fetches the replies of one backend's tasks.
-
-    Args:
-        client: Dask's client.
-        calls: The open tasks by key.
-        settle: Called for each task that has ended, with the name of its state.
-        gone: Called for each task that was lost, with the error.
-        direct: Whether to fetch from the workers instead of through the scheduler; `None` leaves
-            the choice to the client.
-    """
-
-    def __init__(
-        self,
-        client: Any,
-        calls: dict[str, Call],
-        settle: Callable[[Call, str], None],
-        gone: Callable[[Call, BaseException], None],
-        *,
-        direct: bool | None,
-    ) -> None:
-        self._client = client
-        self._calls = calls
-        self._settle = settle
-        self._gone = gone
-        self._direct = direct
-        self._keys: list[str] = []
-        self._closed = False
-        self._fetching: asyncio.Task[None] | None = None
-        self._beside: set[asyncio.Task[None]] = set()
-        self._under_way: dict[str, list[str]] = {}
-
-    def finished(self, key: str) -> None:
-        """Fetch a reply that is in a worker's memory."""
-        if self._closed or key not in self._calls:
-            return
-        self._keys.append(key)
-        if self._fetching is None:
-            self._fetching = asyncio.ensure_future(self._fetch())
+    # Events of tasks.
 
     def watch(self, calls: Sequence[Call]) -> None:
         """Detect tasks that the scheduler does not accept, for which it publishes no transition.
@@ -322,117 +287,144 @@ class Outcomes:
         """
         for number, call in enumerate(calls):
             if not number or call.references or call.entries:
-                call.refusal = self._spawn(self._refused(call, call.future))
+                call.refusal = self._spawn(self._watch_refusal(call, call.future))
 
-    async def _refused(self, call: Call, future: Any) -> None:
+    async def _watch_refusal(self, call: Call, future: Any) -> None:
         await future.exception()
-        if call.key in self._calls and not call.finished:
+        if call.key in self.calls and not call.finished:
             if future.status == "cancelled":
                 self.dropped(call)
             elif future.status == "error":
                 await self._erred(call)
 
-    def close(self) -> None:
-        """Stop fetching."""
-        self._closed = True
-        self._keys.clear()
-        for task in (self._fetching, *self._beside):
-            if task is not None:
-                task.cancel()
-        self._fetching = None
+    def stuck(self, key: str) -> None:
+        """Fail a task or a value that Dask will never compute, because it lost a dependency."""
+        call = self.calls.get(key)
+        if call is not None:
+            self.fail(call, reference_lost(call))
+            return
+        for held in list(self._held.values()):
+            if held.call.key == key:
+                held.call.error = TaskLostError("the value was lost with its worker")
 
-    async def _fetch(self) -> None:
+    def dropped(self, call: Call) -> None:
+        """Fail a task that Dask has forgotten."""
+        if call.references and call.waiter is None:
+            # Usually one of the dependencies was forgotten.
+            self.fail(call, reference_lost(call))
+        else:
+            self.fail(
+                call,
+                TaskLostError(
+                    f"{named(call)} was dropped by Dask: it was cancelled with a client, or the "
+                    "scheduler was told to restart its workers"
+                ),
+            )
+
+    def erred(self, call: Call) -> None:
+        """Fail a task that Dask has given up."""
+        if call.future is not None:
+            self._spawn(self._erred(call))
+
+    async def _erred(self, call: Call) -> None:
+        from distributed import KilledWorker
+
+        error = await call.future.exception()
+        if self.calls.get(call.key) is not call:
+            return
+        if call.future.status == "cancelled":  # the workers were restarted meanwhile
+            self.dropped(call)
+        elif call.references and _is_of_another(call, error):
+            self.fail(call, reference_lost(call))
+        elif isinstance(error, TaskRaised):
+            self.receive(call, error.reply)
+        elif isinstance(error, KilledWorker):
+            self.fail(call, worker_lost(call, getattr(error.last_worker, "address", "somewhere")))
+        else:
+            problem = BackendError(f"{named(call)}: Dask could not run it: {error!r}")
+            problem.__cause__ = error
+            self.fail(call, problem)
+
+    # Replies.
+
+    def fetch(self, key: str) -> None:
+        """Fetch a reply that is in a worker's memory."""
+        if self._closed or key not in self.calls:
+            return
+        self._queue.append(key)
+        if self._fetching is None:
+            self._fetching = asyncio.ensure_future(self._fetch_batches())
+
+    def refetch_others(self, key: str) -> None:
+        """Fetch the other replies of a batch again; `gather` waits for Dask to repeat this task."""
+        for other in self._in_flight.pop(key, ()):
+            if other != key and other in self._in_flight:
+                del self._in_flight[other]
+                self.fetch(other)
+
+    async def _fetch_batches(self) -> None:
         try:
             await asyncio.sleep(0)  # collect the other events of this message
-            while self._keys:
-                keys, self._keys = self._keys[:MOST], self._keys[MOST:]
-                batch = self._spawn(self._batch(keys))
+            while self._queue:
+                keys, self._queue = self._queue[:MOST], self._queue[MOST:]
+                batch = self._spawn(self._fetch_batch(keys))
                 await asyncio.wait([batch], timeout=PATIENCE)
-                if len(keys) > MANY and len(self._keys) < MOST:
+                if len(keys) > MANY and len(self._queue) < MOST:
                     # With many results, larger batches deliver all of them sooner.
                     await asyncio.sleep(PAUSE)
         finally:
             self._fetching = None
 
-    async def _batch(self, keys: list[str]) -> None:
-        futures = {key: self._calls[key].future for key in keys if key in self._calls}
-        self._under_way |= dict.fromkeys(futures, keys)
+    async def _fetch_batch(self, keys: list[str]) -> None:
+        futures = {key: self.calls[key].future for key in keys if key in self.calls}
+        self._in_flight |= dict.fromkeys(futures, keys)
         try:
             replies = await self._client.gather(futures, errors="skip", direct=self._direct)
         except Exception as error:  # raised by the connection
             for key in futures:
-                if (call := self._calls.get(key)) is not None:
+                if (call := self.calls.get(key)) is not None:
                     self._not_fetched(call, error)
             return
         finally:
             for key in keys:
-                self._under_way.pop(key, None)
+                self._in_flight.pop(key, None)
         while replies:  # emptied, because tracebacks of errors that the program keeps refer to it
             key = next(iter(replies))
             self._fetched(key, replies.pop(key), futures.pop(key))
 
     def _fetched(self, key: str, reply: Reply | None, future: Any) -> None:
-        call = self._calls.get(key)
+        call = self.calls.get(key)
         if call is None:
             return
         if reply is not None:
-            self.settle(call, reply)
+            self.receive(call, reply)
         elif future.status == "cancelled":
             self.dropped(call)
         else:
             self.erred(call)
 
     def _not_fetched(self, call: Call, error: Exception) -> None:
-        if isinstance(error, OSError) and not call.asked_again:
+        if isinstance(error, OSError) and not call.refetched:
             # If the scheduler was lost, the client reports that soon.
-            call.asked_again = True
-            self.finished(call.key)
+            call.refetched = True
+            self.fetch(call.key)
         else:
-            self._gone(call, TaskLostError(f"{named(call)}: {error!r}"))
+            self.fail(call, TaskLostError(f"{named(call)}: {error!r}"))
 
-    def lost(self, key: str) -> None:
-        """Fetch the other replies of a batch again; `gather` waits for Dask to repeat this task."""
-        for other in self._under_way.pop(key, ()):
-            if other != key and other in self._under_way:
-                del self._under_way[other]
-                self.finished(other)
-
-    def settle(self, call: Call, reply: Reply) -> None:
+    def receive(self, call: Call, reply: Reply) -> None:
         """Write a reply into the description, and report that the task has ended."""
         task: Any = call.task
         if reply.worker is not None:
             task["worker"] = reply.worker
-        more = reply.more
-        if more:
-            if "files" in more:
-                self._spawn(self._bring_back(call, reply))
+        if reply.more:
+            if "files" in reply.more:
+                self._spawn(self._receive_files(call, reply))
                 return
-            task.update(more)
-        self._settle(call, self._state(call, reply))
+            task.update(reply.more)
+        self.settle(call, _state(call, reply))
 
-    def _state(self, call: Call, reply: Reply) -> str:
-        if reply.kind == CANCELED or call.cancelled:
-            return "canceled"
-        if reply.kind == DONE:
-            if call.task["function"] is None:
-                return "done"
-            try:
-                call.task["return_value"] = unpack(reply.payload, writable(reply.buffers))
-            except BaseException as error:  # unpickling runs the objects' own code
-                add_note(error, f"while unpacking the result of {named(call)}")
-                call.error = error
-                return "failed"
-            return "done"
-        if reply.kind == DEPENDENCY:
-            call.error = reference_lost(call)
-        elif reply.payload:
-            call.error = _error(call, reply)
-        return "failed"
-
-    async def _bring_back(self, call: Call, reply: Reply) -> None:
+    async def _receive_files(self, call: Call, reply: Reply) -> None:
         """Create the sandbox of a task from the files in its reply."""
-        from rhapsody_dask.files import write_back
-
         task: Any = call.task
         more = dict(reply.more or {})
         files, sandbox = more.pop("files"), task["sandbox"]
@@ -450,71 +442,54 @@ class Outcomes:
             missing = await in_thread(partial(write_back, task, sandbox, files, call.links))
         except Exception as error:  # raised by the local disk
             call.error = error
-        state = self._state(call, reply)
+        state = _state(call, reply)
         if state == "done" and missing and call.error is None:
             state = "failed"
             call.error = DataError(
                 f"{named(call)} promised and did not write {', '.join(map(repr, missing))} in its "
                 f"sandbox on {reply.worker}"
             )
-        self._settle(call, state)
+        self.settle(call, state)
 
     def _spawn(self, coroutine: Any) -> asyncio.Task[None]:
         task: asyncio.Task[None] = asyncio.ensure_future(coroutine)
-        self._beside.add(task)
-        task.add_done_callback(self._beside.discard)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
         return task
 
-    def dropped(self, call: Call) -> None:
-        """Fail a task that Dask has forgotten."""
-        if call.references and call.waiter is None:
-            # Usually one of the dependencies was forgotten.
-            self._gone(call, reference_lost(call))
-        else:
-            self._gone(
-                call,
-                TaskLostError(
-                    f"{named(call)} was dropped by Dask: it was cancelled with a client, or the "
-                    "scheduler was told to restart its workers"
-                ),
-            )
 
-    def erred(self, call: Call) -> None:
-        """Fail a task that Dask has given up."""
-        if call.future is not None:
-            self._spawn(self._erred(call))
+def _state(call: Call, reply: Reply) -> str:
+    """Return the state for a reply, after writing its value or error into the task."""
+    if reply.kind == CANCELED or call.cancelled:
+        return "canceled"
+    if reply.kind == DONE:
+        if call.task["function"] is None:
+            return "done"
+        try:
+            call.task["return_value"] = unpack(reply.payload, writable(reply.buffers))
+        except BaseException as error:  # unpickling runs the objects' own code
+            add_note(error, f"while unpacking the result of {named(call)}")
+            call.error = error
+            return "failed"
+        return "done"
+    if reply.kind == DEPENDENCY:
+        call.error = reference_lost(call)
+    elif reply.payload:
+        call.error = _error(call, reply)
+    return "failed"
 
-    async def _erred(self, call: Call) -> None:
-        from distributed import KilledWorker
 
-        error = await call.future.exception()
-        if self._calls.get(call.key) is not call:
-            return
-        if call.future.status == "cancelled":  # the workers were restarted meanwhile
-            self.dropped(call)
-        elif call.references and self._is_anothers(call, error):
-            self._gone(call, reference_lost(call))
-        elif isinstance(error, TaskRaised):
-            self.settle(call, error.reply)
-        elif isinstance(error, KilledWorker):
-            self._gone(call, worker_lost(call, getattr(error.last_worker, "address", "somewhere")))
-        else:
-            problem = BackendError(f"{named(call)}: Dask could not run it: {error!r}")
-            problem.__cause__ = error
-            self._gone(call, problem)
-
-    @staticmethod
-    def _is_anothers(call: Call, error: BaseException | None) -> bool:
-        """Return True if Dask gave a task up because of one of its dependencies."""
-        if isinstance(error, TaskRaised):
-            return error.uid != call.uid
-        return error is None or getattr(error, "task", call.key) != call.key
+def _is_of_another(call: Call, error: BaseException | None) -> bool:
+    """Return True if Dask gave a task up because of one of its dependencies."""
+    if isinstance(error, TaskRaised):
+        return error.uid != call.uid
+    return error is None or getattr(error, "task", call.key) != call.key
 
 
 def worker_lost(call: Call, worker: str) -> TaskLostError:
     """Return the error for a task whose worker went away."""
     while_it = f"had it (attempt {call.task.get('attempt', 1)})"
-    if call.begun and call.worker == worker:
+    if call.started and call.worker == worker:
         while_it = f"ran (attempt {call.task.get('attempt', 1)}, start {call.token})"
     return TaskLostError(
         f"{named(call)} was lost: worker {worker} went away while it {while_it}; a worker that is "
@@ -533,13 +508,3 @@ def _error(call: Call, reply: Reply) -> BaseException:
         return unpack_error(reply.payload)
     except BaseException as error:  # unpickling runs the objects' own code
         return TaskFailedError(f"{named(call)} failed with what cannot be unpacked: {error!r}")
-
-
-async def _watch_readiness(call: Call, failed: Callable[[Call, BaseException], None]) -> None:
-    """Call a service's `ready`, which runs in this process; see `call_ready`."""
-    try:
-        value = await call_ready(call.ready, call.task)
-    except Exception as error:  # raised by the user's callable
-        failed(call, error)
-    else:
-        call.readiness.set(value)

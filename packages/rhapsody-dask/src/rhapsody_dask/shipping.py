@@ -263,7 +263,7 @@ class SchedulerSetup(SchedulerPlugin):
         self.name: str = f"rhapsody-{session}"
         self.topic: str = topic(session)
         self.cargo = cargo
-        self.news: list[tuple[str, str]] = []
+        self.changes: list[tuple[str, str]] = []
 
     async def start(self, scheduler: Any) -> None:
         """Make our code importable; called by Dask on the scheduler."""
@@ -280,23 +280,23 @@ class SchedulerSetup(SchedulerPlugin):
         if type(key) is not str or f"-{self.session}-" not in key:
             return
         if finish == "memory":
-            word = "returned" if typename.endswith(".Returned") else "replied"
+            change = "returned" if typename.endswith(".Returned") else "replied"
         elif finish == "erred":
-            word = "erred"
+            change = "erred"
         elif finish == "released" and start == "memory":
-            word = "lost"
+            change = "lost"
         elif finish == "forgotten" and start not in ("memory", "erred"):
-            word = "dropped"  # ended tasks are forgotten when the client releases them
+            change = "dropped"  # ended tasks are forgotten when the client releases them
         else:
             return
-        if not self.news:  # publish after Dask's own messages to the client
+        if not self.changes:  # publish after Dask's own messages to the client
             asyncio.get_running_loop().call_soon(self._publish)
-        self.news.append((key, word))
+        self.changes.append((key, change))
 
     def _publish(self) -> None:
-        if self.news:
-            news, self.news = self.news, []
-            self.scheduler.log_event(self.topic, {"tasks": news})
+        if self.changes:
+            changes, self.changes = self.changes, []
+            self.scheduler.log_event(self.topic, {"tasks": changes})
 
     def _retry(self, worker: str) -> None:
         """Repeat the tasks of a killed worker that it had not started."""
@@ -305,7 +305,7 @@ class SchedulerSetup(SchedulerPlugin):
         assert self.notes is not None
         started = started_on(self.notes, worker)
         tasks = self.scheduler.tasks
-        erred = {key for key, word in self.news if word == "erred" and key in tasks}
+        erred = {key for key, change in self.changes if change == "erred" and key in tasks}
         retried = [
             key
             for key in erred
@@ -316,8 +316,8 @@ class SchedulerSetup(SchedulerPlugin):
         if retried:
             self.scheduler.stimulus_retry(retried)
             again = {key for key in erred if tasks[key].state != "erred"}
-            self.news = [(key, word) for key, word in self.news if key not in again]
-            self.news += [(key, "repeated") for key in retried]
+            self.changes = [(key, change) for key, change in self.changes if key not in again]
+            self.changes += [(key, "repeated") for key in retried]
 
     def remove_client(self, scheduler: Any, client: str) -> None:
         """Remove the plugins if their client has disconnected; called by Dask."""
@@ -339,9 +339,9 @@ class SchedulerSetup(SchedulerPlugin):
         """Publish the loss of a worker; called by Dask after its tasks have changed state."""
         if self.notes is not None:
             self._retry(worker)
-        self.news += [(key, "stuck") for key in _stuck(scheduler)]
+        self.changes += [(key, "stuck") for key in _stuck(scheduler)]
         self._publish()
-        scheduler.log_event(self.topic, {"gone": worker})
+        scheduler.log_event(self.topic, {"removed": worker})
 
 
 def _stuck(scheduler: Any) -> list[str]:

@@ -13,7 +13,7 @@ import os
 import pickle
 from collections import ChainMap
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import InitVar, dataclass, field
 from functools import partial
 from itertools import groupby
 from typing import Any, NamedTuple
@@ -187,6 +187,7 @@ def _number(amount: float) -> str:
     return str(int(amount)) if float(amount).is_integer() else str(amount)
 
 
+@dataclass(slots=True, eq=False, repr=False)
 class Call:
     """Task on the cluster, and its state.
 
@@ -201,9 +202,9 @@ class Call:
         sources: The futures of those tasks, which make Dask keep the values.
         referred_to: Whether other tasks use its value on the workers.
         links: Its input files, if they are sent by content.
-        asked_again: Whether fetching its reply has failed once.
+        refetched: Whether fetching its reply has failed once.
         cancelled: Whether its cancellation was requested.
-        begun: Whether it is known to have started, so that its end must be waited for.
+        started: Whether it is known to have started, so that its end must be waited for.
         finished: Whether Dask has its reply.
         announced: Whether the running state was reported.
         ready: The `ready` of a service, otherwise `None`.
@@ -216,59 +217,34 @@ class Call:
         waiter: The future for its value, while it is being fetched from a worker.
     """
 
-    __slots__ = (
-        "announced",
-        "asked_again",
-        "begun",
-        "cancelled",
-        "demand",
-        "entries",
-        "error",
-        "finished",
-        "future",
-        "key",
-        "links",
-        "readiness",
-        "ready",
-        "references",
-        "referred_to",
-        "refusal",
-        "sources",
-        "task",
-        "token",
-        "uid",
-        "waiter",
-        "watch",
-        "worker",
-    )
+    task: TaskDescription
+    session: InitVar[str]
+    uid: str = field(init=False)
+    key: str = field(init=False)
+    demand: Demand = NOTHING
+    future: Any = None
+    entries: list[Entry] = field(default_factory=list)
+    references: list[str] = field(default_factory=list)
+    sources: list[Any] = field(default_factory=list)
+    referred_to: bool = False
+    links: list[Link] = field(default_factory=list)
+    refetched: bool = False
+    cancelled: bool = False
+    started: bool = False
+    finished: bool = False
+    announced: bool = False
+    ready: Any = None
+    readiness: Any = None
+    error: BaseException | None = None
+    worker: str | None = None
+    token: str | None = None
+    refusal: Any = None
+    watch: Any = None
+    waiter: asyncio.Future[None] | None = None
 
-    def __init__(self, task: TaskDescription, session: str) -> None:
-        self.task: TaskDescription = task
-        self.uid: str = task["uid"]
-        self.key: str = key_of(task["name"], session, self.uid)
-        self.demand: Demand = NOTHING
-        self.future: Any = None
-        self.entries: list[Entry] = []
-        self.references: list[str] = []
-        self.sources: list[Any] = []
-        self.referred_to: bool = False
-        self.links: list[Link] = []
-        self.cancelled: bool = False
-        self.asked_again: bool = False
-        self.begun: bool = False
-        self.finished: bool = False
-        self.announced: bool = False
-        self.ready: Any = None
-        self.readiness: Any = None
-        self.error: BaseException | None = None
-        self.worker: str | None = None
-        self.token: str | None = None
-        self.refusal: Any = None
-        self.watch: Any = None
-        self.waiter: asyncio.Future[None] | None = None
-
-    def __repr__(self) -> str:
-        return f"<Call {self.uid}>"
+    def __post_init__(self, session: str) -> None:
+        self.uid = self.task["uid"]
+        self.key = key_of(self.task["name"], session, self.uid)
 
 
 def named(call: Call) -> str:

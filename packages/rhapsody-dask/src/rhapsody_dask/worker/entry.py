@@ -1,6 +1,6 @@
 """Function that Dask's graphs call. It imports little, because the scheduler imports it as well.
 
-The scheduler unpickles graphs and may have neither the user's modules nor most of ours, so
+The scheduler unpickles graphs and may have neither the user's modules nor most of Rhapsody's, so
 everything specific to a task is passed as bytes.
 """
 

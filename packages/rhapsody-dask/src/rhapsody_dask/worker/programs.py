@@ -176,7 +176,7 @@ async def _run(site: Site, order: Order, running: Running, task: TaskDescription
     program: TaskProgram
     launch = partial(_launch, os.path.join(task["sandbox"], OUTPUT_FILES[1]))
     if order.more.get("service"):
-        ready = partial(_tell_ready, site, task)
+        ready = partial(_notify_ready, site, task)
         program = TaskService(task, environment, ready=ready, launch=launch)
     else:
         program = TaskProgram(task, environment, launch=launch)
@@ -194,11 +194,11 @@ async def _run(site: Site, order: Order, running: Running, task: TaskDescription
         running.stop = None
 
 
-def _tell_ready(site: Site, task: TaskDescription, value: Any) -> None:
+def _notify_ready(site: Site, task: TaskDescription, value: Any) -> None:
     """Report to the backend that a service is ready, with its address."""
     if str(task.get("ready", "")).partition(":")[0] == "tcp":
         value = site.host, value[1]
-    site.tell({"ready": (task["uid"], pack(value)[0])})
+    site.notify({"ready": (task["uid"], pack(value)[0])})
 
 
 def _launch(errors: str, command: Sequence[str], **options: Any) -> Program:

@@ -327,7 +327,7 @@ class Site:
             if self.notes is not None and running.place is not None:
                 self.notes.remove(running.place)
 
-    def tell(self, message: dict[str, Any]) -> None:
+    def notify(self, message: dict[str, Any]) -> None:
         """Send a message to the backend, from any thread."""
         self.worker.log_event(self.topic, {"worker": self.address, **message})
 
@@ -335,7 +335,7 @@ class Site:
 
     def cancel(self, uids: Iterable[str]) -> list[str]:
         """Stop tasks, now or when they arrive, and return the uids of those that have started."""
-        begun = []
+        started = []
         for uid in uids:
             with self._lock:
                 running = self._running.get(uid)
@@ -344,9 +344,9 @@ class Site:
                     while len(self._cancelled) > REMEMBERED:
                         self._cancelled.popitem(last=False)
                     continue
-            begun.append(uid)
+            started.append(uid)
             self._stop(running)
-        return begun
+        return started
 
     def _stop(self, running: Running) -> None:
         running.cancelled = True
@@ -380,9 +380,9 @@ class Site:
     def _report(self) -> None:
         self._armed = False
         fresh, self._fresh = self._fresh, []
-        begun = [(one.uid, one.token) for one in fresh if one.uid in self._running]
-        if begun:
-            self.tell({"running": begun})
+        started = [(one.uid, one.token) for one in fresh if one.uid in self._running]
+        if started:
+            self.notify({"running": started})
 
 
 supervisor: Reaper = Reaper()

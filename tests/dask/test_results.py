@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import gc
 import weakref
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from rhapsody_dask import DaskExecutionBackend
-from rhapsody_dask.results import Outcomes, Reports
+from rhapsody_dask.results import Results
 from rhapsody_dask.task import Call
 from rhapsody_dask.worker.messages import DONE, Reply, pack
 
@@ -22,9 +23,34 @@ class WeakReply(Reply):
     """A reply that can be referred to weakly."""
 
 
-def _call(uid: str) -> Call:
-    task: Any = {"uid": uid, "name": uid, "function": print, "is_service": False}
+def _call(uid: str, name: str) -> Call:
+    task: Any = {"uid": uid, "name": name, "function": print, "is_service": False}
     return Call(task, "session")
+
+
+def _put_ends(queue: asyncio.Queue[str]) -> Callable[..., None]:
+    def notify(task: Any, state: Any) -> None:
+        if state != "executing":
+            queue.put_nowait(f"{task['uid']} {state}")
+
+    return notify
+
+
+def _results(client: Any, calls: dict[str, Call], notify: Callable[..., None]) -> Results:
+    states = DaskExecutionBackend().get_task_states_map()
+    shared: Any = None
+    results = Results(
+        client,
+        {call.uid: call for call in calls.values()},
+        states,
+        shared,
+        notify=notify,
+        cancel=lambda call: None,
+        require_running=lambda: None,
+        direct=True,
+    )
+    results.calls.update(calls)
+    return results
 
 
 async def test_a_worker_that_does_not_answer_holds_up_its_own_replies_only() -> None:
@@ -32,28 +58,22 @@ async def test_a_worker_that_does_not_answer_holds_up_its_own_replies_only() -> 
 
     class Client:
         async def gather(self, futures: dict[str, Any], **options: Any) -> dict[str, Reply]:
-            if "stuck-1" in futures:
+            if "stuck-session-1" in futures:
                 await asyncio.Event().wait()
             payload, buffers = pack(1)
             return {key: Reply(DONE, payload, buffers) for key in futures}
 
-    calls = {"stuck-1": _call("1"), "well-2": _call("2")}
-    outcomes = Outcomes(
-        Client(),
-        calls,
-        lambda call, state: ended.put_nowait(f"{call.uid} {state}"),
-        lambda call, error: ended.put_nowait(f"{call.uid} lost"),
-        direct=True,
-    )
+    calls = {"stuck-session-1": _call("1", "stuck"), "well-session-2": _call("2", "well")}
+    results = _results(Client(), calls, _put_ends(ended))
     try:
-        outcomes.finished("stuck-1")
+        results.fetch("stuck-session-1")
         await asyncio.sleep(0)
         await asyncio.sleep(0)  # the first batch is under way
-        outcomes.finished("well-2")
+        results.fetch("well-session-2")
         async with asyncio.timeout(10):
-            assert await ended.get() == "2 done"
+            assert await ended.get() == "2 finished"
     finally:
-        outcomes.close()
+        results.close()
 
 
 async def test_a_reply_that_dask_makes_again_holds_up_no_others() -> None:
@@ -62,57 +82,54 @@ async def test_a_reply_that_dask_makes_again_holds_up_no_others() -> None:
 
     class Client:
         async def gather(self, futures: dict[str, Any], **options: Any) -> dict[str, Reply]:
-            if "lost-1" in futures:
+            if "lost-session-1" in futures:
                 await made.wait()
             payload, buffers = pack(1)
             return {key: Reply(DONE, payload, buffers) for key in futures}
 
-    calls = {"lost-1": _call("1"), "well-2": _call("2")}
-
-    def settle(call: Call, state: str) -> None:
-        calls.pop(next(key for key, one in calls.items() if one is call))
-        ended.put_nowait(f"{call.uid} {state}")
-
-    outcomes = Outcomes(Client(), calls, settle, lambda call, error: None, direct=True)
+    calls = {"lost-session-1": _call("1", "lost"), "well-session-2": _call("2", "well")}
+    results = _results(Client(), calls, _put_ends(ended))
     try:
-        outcomes.finished("lost-1")
-        outcomes.finished("well-2")
+        results.fetch("lost-session-1")
+        results.fetch("well-session-2")
         for _ in range(5):
             await asyncio.sleep(0)  # the batch is under way
-        outcomes.lost("lost-1")
+        results.refetch_others("lost-session-1")
         async with asyncio.timeout(10):
-            assert await ended.get() == "2 done"
+            assert await ended.get() == "2 finished"
             made.set()
-            assert await ended.get() == "1 done"
+            assert await ended.get() == "1 finished"
     finally:
-        outcomes.close()
+        results.close()
 
 
 async def test_the_error_of_one_task_does_not_keep_the_results_of_others() -> None:
     payload, _ = pack(1)
     errors: list[BaseException] = []
-    replies = {"bad-1": Reply(DONE, b"no pickle"), "well-2": WeakReply(DONE, payload)}
-    result = weakref.ref(replies["well-2"])
+    replies = {
+        "bad-session-1": Reply(DONE, b"no pickle"),
+        "well-session-2": WeakReply(DONE, payload),
+    }
+    result = weakref.ref(replies["well-session-2"])
 
     class Client:
         async def gather(self, futures: dict[str, Any], **options: Any) -> dict[str, Reply]:
             return {key: replies.pop(key) for key in reversed([*futures])}
 
-    calls = {"bad-1": _call("1"), "well-2": _call("2")}
+    calls = {"bad-session-1": _call("1", "bad"), "well-session-2": _call("2", "well")}
     ended = asyncio.Event()
 
-    def settle(call: Call, state: str) -> None:
-        calls.pop(next(key for key, one in calls.items() if one is call))
-        if call.error is not None:
-            errors.append(call.error)
-        if not calls:
+    def notify(task: Any, state: str) -> None:
+        if "exception" in task:
+            errors.append(task["exception"])
+        if not results.calls:
             ended.set()
 
-    outcomes = Outcomes(Client(), calls, settle, lambda call, error: None, direct=True)
+    results = _results(Client(), calls, notify)
     gc.disable()
     try:
-        outcomes.finished("bad-1")
-        outcomes.finished("well-2")
+        results.fetch("bad-session-1")
+        results.fetch("well-session-2")
         async with asyncio.timeout(5):
             await ended.wait()
             while result() is not None:  # noqa: ASYNC110
@@ -120,21 +137,14 @@ async def test_the_error_of_one_task_does_not_keep_the_results_of_others() -> No
         assert errors
     finally:
         gc.enable()
-        outcomes.close()
+        results.close()
 
 
 async def test_an_ended_task_is_released_though_something_else_refers_to_its_future() -> None:
     released = []
     future = SimpleNamespace(release=lambda: released.append(True))
-    call = _call("1")
+    call = _call("1", "one")
     call.future = future
-    reports = Reports(
-        {"1": call},
-        {call.key: call},
-        DaskExecutionBackend().get_task_states_map(),
-        lambda *report: None,
-        lambda call: None,
-        lambda call: None,
-    )
-    reports.settle(call, "done")
+    results = _results(None, {call.key: call}, lambda *report: None)
+    results.settle(call, "done")
     assert released
