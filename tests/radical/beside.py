@@ -24,7 +24,7 @@ import radical.utils as ru  # type: ignore[import-untyped,unused-ignore]
 import zmq
 
 from rhapsody.testing import Driver
-from rhapsody_radical import RadicalExecutionBackend, processes
+from rhapsody_radical import RadicalExecutionBackend, cleanup
 
 HERE = Path.cwd()
 LOCAL = {"resource": "local.localhost", "cores": 2, "runtime": 15}
@@ -145,7 +145,7 @@ def noted(name: str, starting: asyncio.Task[None]) -> None:
 
 def marked(program: subprocess.Popen[bytes]) -> bool:
     """Return whether a program has a backend's mark in its environment."""
-    return processes.MARK in Path(f"/proc/{program.pid}/environ").read_text()
+    return cleanup.MARK in Path(f"/proc/{program.pid}/environ").read_text()
 
 
 async def start(name: str, while_it_starts: Any) -> RadicalExecutionBackend:
@@ -198,7 +198,7 @@ async def main() -> None:
     file.write("still open")
     file.seek(0)
     SEEN["written"] = file.read()
-    SEEN["left of the first"] = [repr(each) for each in processes.of_session(uids[0])]
+    SEEN["left of the first"] = [repr(each) for each in cleanup.find(uids[0])]
     SEEN["native after our close"] = await asyncio.to_thread(native.work)
     SEEN["pool"] = pool.map(double, range(3))
 
@@ -215,7 +215,7 @@ async def main() -> None:
     SEEN["ours after their close"] = await work(second)
     uids.append(second.session.uid)
     await second.shutdown()
-    SEEN["left of the second"] = [repr(each) for each in processes.of_session(uids[1])]
+    SEEN["left of the second"] = [repr(each) for each in cleanup.find(uids[1])]
     SEEN["threads"] = [each.name for each in threading.enumerate() if "rhapsody" in each.name]
     SEEN["sessions"] = [*uids, native._session.uid]
     SEEN["native uids"] = native.uids

@@ -26,7 +26,7 @@ from typing import Any
 
 import psutil
 
-from rhapsody_radical.processes import MARK, SESSION
+from rhapsody_radical.cleanup import MARK, SESSION
 from tests.machine import alive
 from tests.radical import cluster
 from tests.radical.pilots import resources

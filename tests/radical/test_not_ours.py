@@ -13,7 +13,7 @@ import pytest
 
 from rhapsody.errors import TaskLostError
 from rhapsody.testing import Driver
-from rhapsody_radical import processes
+from rhapsody_radical import cleanup
 from tests.machine import alive, gone
 from tests.radical.busy import BUSY, six, sleeping
 from tests.radical.pilots import backend
@@ -50,7 +50,7 @@ async def test_the_end_of_the_client_ends_its_tasks_although_a_fork_has_its_sock
         await driver.submit(busy)
         its = await six(pids)
         await made.run_in_client(lambda _: print("these are the last words", flush=True))
-        theirs = [each.pid for each in processes.of_session(made.session.uid)]
+        theirs = [each.pid for each in cleanup.find(made.session.uid)]
         assert made._connection is not None
         client = made._connection._process
         assert client is not None
@@ -67,7 +67,7 @@ async def test_the_end_of_the_client_ends_its_tasks_although_a_fork_has_its_sock
             assert "these are the last words" in str(late.error)
             async with asyncio.timeout(60):
                 await made.shutdown()
-            assert processes.of_session(made.session.uid) == []
+            assert cleanup.find(made.session.uid) == []
             assert [each.name for each in (tmp_path / "work").iterdir()] == [made.session.uid]
             assert alive(fork)
             assert alive(bystander.pid)

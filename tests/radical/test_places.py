@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from rhapsody import WorkflowEngine
-from rhapsody_radical import RadicalExecutionBackend, notes
+from rhapsody_radical import RadicalExecutionBackend, cleanup
 from rhapsody_radical.pilot import PilotException
 
 
@@ -33,7 +33,7 @@ def test_the_backend_leaves_nothing_in_the_home_and_imports_nothing_of_radical(
     here.mkdir()
     code = """
 import sys
-from rhapsody_radical import RadicalExecutionBackend, notes
+from rhapsody_radical import RadicalExecutionBackend, cleanup
 RadicalExecutionBackend(raptor_config={"masters": [{"workers": [{}]}]})
 assert not [name for name in sys.modules if name.partition(".")[0] == "radical"]
 """
@@ -95,7 +95,7 @@ def test_a_directory_that_was_there_stays(tmp_path: Path) -> None:
 async def test_a_start_goes_on_where_no_note_can_be_made_and_says_so(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    place = notes.place(tmp_path)
+    place = cleanup.place(tmp_path)
     place.mkdir(mode=0o700)
     place.chmod(0o777)  # as another user of a shared directory could have made it
     with pytest.raises(PilotException, match="Known resources"):

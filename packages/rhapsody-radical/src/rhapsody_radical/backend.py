@@ -36,12 +36,12 @@ from rhapsody_radical import (
     states,
     translate,
 )
+from rhapsody_radical.cleanup import HERE
 from rhapsody_radical.connection import Connection
 from rhapsody_radical.descriptions import can_work_in, check_flags, directory, pilot_descriptions
 from rhapsody_radical.fleet import Fleet, Pilot
 from rhapsody_radical.jobs import Ended, Job
 from rhapsody_radical.links import Links
-from rhapsody_radical.notes import HERE
 from rhapsody_radical.pilot import PilotException, build
 from rhapsody_radical.plugin import RAPTOR, capabilities_of
 from rhapsody_radical.raptor_config import (

@@ -21,7 +21,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from rhapsody_radical import notes, processes
+from rhapsody_radical import cleanup
 from rhapsody_radical.calls import own_path
 from rhapsody_radical.environment import prepare, variables
 from rhapsody_radical.pilot import PilotException
@@ -184,8 +184,7 @@ class Connection:
 
     def end_by_force(self) -> None:
         """End all processes of the session on this machine, and its batch jobs."""
-        processes.end(self.uid, patience=0.0)
-        notes.take_over(notes.place(self.directory.parent), gone=self.uid)
+        cleanup.end_session(cleanup.place(self.directory.parent), self.uid)
 
     def at_exit(self) -> None:
         """Wait for the client if the program ends without a shutdown."""

@@ -15,13 +15,17 @@ import sysconfig
 from pathlib import Path
 
 from rhapsody import BackendUnavailableError
-from rhapsody_radical import processes
+from rhapsody_radical.cleanup import MARK, PILOT
 
 COMPONENT = "radical-pilot-component"
 
 
 def variables(directory: Path, session: str, *, verbose: bool) -> dict[str, str]:
-    """Return the environment of a session's client.
+    """Return the environment of a session's client, in which all of its processes are found.
+
+    RADICAL-Pilot's processes write their titles over what the system shows of their
+    environment, unless `SPT_NOENV` is set. A client that is itself started by a task of
+    another session does not belong to that session's pilot.
 
     Args:
         directory: The session's directory.
@@ -31,10 +35,12 @@ def variables(directory: Path, session: str, *, verbose: bool) -> dict[str, str]
     Raises:
         BackendUnavailableError: RADICAL-Pilot's programs are not where its package is.
     """
-    found = processes.environment(session, os.environ)
+    found = {name: value for name, value in os.environ.items() if name != PILOT}
     path = [str(directory / "bin"), str(scripts()), found.get("PATH", os.defpath)]
     found.update(
         {
+            MARK: session,
+            "SPT_NOENV": "1",
             # Its processes are started by their names.
             "PATH": os.pathsep.join(path),
             # Its counters and locks go there, else to the home directory.

@@ -72,7 +72,7 @@ def main(end: int, program: int, parent: int) -> None:
             elif client is not None:
                 client.do((name, *parts))
     if client is not None:
-        client.close(client.keep if alone else keep, alone=alone)
+        client.close(client.keep if alone else keep)
     outbox.put("closed")
     outbox.end()
 

@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from rhapsody_radical import notes
+from rhapsody_radical import cleanup
 from rhapsody_radical.client.objects import Calls
 from rhapsody_radical.client.raptor import Pair, Raptors
 from rhapsody_radical.client.session import ClientPilot, Session, StartError, text_of
@@ -58,7 +58,7 @@ class Client:
         self._settings = settings
         self._stopping = threading.Event()
         self._told: dict[int, str] = {}
-        self._note: notes.Note | None = None
+        self._note: cleanup.Note | None = None
         self.keep: bool | None = settings["keep"]
         self._watch: Watch | None = None
         self._lock = threading.Lock()
@@ -117,8 +117,8 @@ class Client:
         """Start the session, and report the result to the program."""
         settings = self._settings
         try:
-            place = notes.place(Path(settings["work_dir"]))
-            notes.take_over(place)
+            place = cleanup.place(Path(settings["work_dir"]))
+            cleanup.take_over(place)
             if self._stopping.is_set():
                 return
             self._leave_note(place)
@@ -146,7 +146,7 @@ class Client:
     def _leave_note(self, place: Path) -> None:
         session, directory = self.session, Path(self.session.directory)
         try:
-            self._note = notes.Note(place, session.uid, directory, session.managers)
+            self._note = cleanup.Note(place, session.uid, directory, session.managers)
         except OSError as error:
             log.warning(
                 "should this machine fail, the next start will not know of RADICAL-Pilot session "
@@ -155,17 +155,13 @@ class Client:
         else:
             os.register_at_fork(after_in_child=self._note.let_go)
 
-    def close(self, keep: bool | None, *, alone: bool) -> None:
+    def close(self, keep: bool | None) -> None:
         """End everything. Blocks.
 
         Args:
             keep: Whether the session's directory is kept; `None`: only if a pilot failed.
-            alone: Whether the program has ended.
         """
         self._stopping.set()
-        if alone and self._note is not None:
-            with suppress(OSError):  # a later start leaves the session alone then
-                self._note.closing()
         with suppress(TimeoutError):  # what is half open cannot be closed, but by force
             self._started.exception(STARTING)
         if self._watch is not None:

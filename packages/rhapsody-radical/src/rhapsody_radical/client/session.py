@@ -19,7 +19,7 @@ from typing import Any
 import radical.pilot as rp  # type: ignore[import-untyped,unused-ignore]
 import radical.utils as ru  # type: ignore[import-untyped,unused-ignore]
 
-from rhapsody_radical import batch, processes
+from rhapsody_radical import cleanup
 from rhapsody_radical.client.health import Progress
 from rhapsody_radical.schema import FINAL, PMGR_ACTIVE, PMGR_ACTIVE_PENDING
 
@@ -257,9 +257,9 @@ class Session:
                 found |= {sandboxes, counters}  # the counters are of its `radical.utils`
         return sorted(found)
 
-    def jobs(self) -> list[batch.BatchJob] | None:
+    def jobs(self) -> list[cleanup.BatchJob] | None:
         """Return the session's batch jobs that have not ended; `None` if that is not known."""
-        return batch.look(self.uid) if "SLURM" in self.managers else None
+        return cleanup.find_jobs(self.uid) if "SLURM" in self.managers else None
 
     def place_in_queue(self, pilot: ClientPilot) -> str:
         """Return the details of a waiting pilot, as the end of a log line about it."""
@@ -274,12 +274,14 @@ class Session:
         said = f", queue {job.queue}, job {job.id} is {job.state}"
         if job.state == "RUNNING":
             return f"{said}: RADICAL-Pilot's agent starts"
-        advice = ": it asks for more than there may ever be" if job.reason in batch.TOO_MUCH else ""
+        advice = (
+            ": it asks for more than there may ever be" if job.reason in cleanup.TOO_MUCH else ""
+        )
         return f"{said} ({job.reason}{advice})"
 
     def give_up(self, pilot: ClientPilot) -> None:
         """End a pilot that does not work, and everything that runs on it."""
-        processes.end_pilot(self.uid, pilot.uid)
+        cleanup.end(self.uid, cleanup.PILOT, [pilot.uid])
         with suppress(Exception):  # who would do it may be what has ended
             self.objects.pilot_manager.cancel_pilots(pilot.uid, _timeout=5)
 
@@ -290,8 +292,10 @@ class Session:
         closing.join(CLOSE_LIMIT)
         if closing.is_alive():
             log.warning("RADICAL-Pilot session %s did not close within %g s", self.uid, CLOSE_LIMIT)
-        processes.end(self.uid)
-        batch.cancel(self.jobs() or [])  # also one that was being submitted when the closing began
+        cleanup.end(self.uid, patience=5.0)
+        cleanup.cancel_jobs(
+            self.jobs() or []
+        )  # also one that was being submitted when the closing began
         # RADICAL-Pilot's agents make this directory for temporary files, and never remove it.
         temporary = os.environ.get("TMPDIR", "/tmp")  # noqa: S108 - RADICAL-Pilot's
         shutil.rmtree(os.path.join(temporary, self.uid), ignore_errors=True)
@@ -303,7 +307,7 @@ class Session:
         # The queue first: RADICAL-Pilot's components may be dead, and it sees the end of a job
         # only half a minute later. An agent that runs is quicker than the batch system, however.
         jobs = [job for job in self.jobs() or [] if job.pilot not in active]
-        done = {job.pilot for job in jobs} if batch.cancel(jobs) else set()
+        done = {job.pilot for job in jobs} if cleanup.cancel_jobs(jobs) else set()
         queued = [pilot.uid for pilot in living if pilot.uid not in {*active, *done}]
         steps: list[Callable[[], Any]] = []
         if queued:

@@ -17,7 +17,7 @@ from typing import Any
 
 import radical.pilot as rp  # type: ignore[import-untyped,unused-ignore]
 
-from rhapsody_radical import processes
+from rhapsody_radical import cleanup
 from rhapsody_radical.client.raptor import Pair, Raptors
 from rhapsody_radical.client.session import ClientPilot
 from rhapsody_radical.schema import AGENT_EXECUTING, AGENT_STAGING_INPUT_PENDING, FINAL
@@ -219,7 +219,8 @@ class Tasks:
             batch, self._ending = self._ending, []
         try:
             if batch:
-                processes.end_tasks(self._session, [entry.uid for entry, _ in batch])
+                uids = [entry.uid for entry, _ in batch]
+                cleanup.end(self._session, cleanup.TASK, uids, patience=1.0)
         finally:
             for entry, state in batch:
                 self._tell(entry, state)

@@ -13,8 +13,10 @@ from typing import Any
 import psutil
 import pytest
 
-from rhapsody_radical import processes
-from rhapsody_radical.processes import MARK, end, end_tasks, environment, of_session, of_tasks
+from rhapsody_radical import cleanup
+from rhapsody_radical.cleanup import MARK, PILOT, end, find
+from rhapsody_radical.cleanup import TASK as BY_TASK
+from rhapsody_radical.environment import variables
 from tests.machine import alive, gone
 from tests.radical.marked import MINE, children, running
 
@@ -22,7 +24,7 @@ TASK: dict[str, Any] = {"RP_SESSION_ID": MINE, "RP_PILOT_ID": "pilot.0000"}
 
 
 def pids(session: str) -> set[int]:
-    return {process.pid for process in of_session(session)}
+    return {process.pid for process in find(session)}
 
 
 def test_processes_are_a_sessions_by_their_environment_alone(tmp_path: Path) -> None:
@@ -47,25 +49,19 @@ def test_a_process_is_found_from_its_start_on(monkeypatch: pytest.MonkeyPatch) -
             def readall(self) -> bytes:
                 return reads.pop(0) if reads else super().readall()
 
-        monkeypatch.setattr(processes, "_starts", lambda pid: pid == component.pid and bool(reads))
+        monkeypatch.setattr(cleanup, "_starts", lambda pid: pid == component.pid and bool(reads))
         monkeypatch.setattr(psutil, "pids", lambda: [component.pid])
         late = lambda path, mode, buffering: Late(path)  # noqa: E731
-        monkeypatch.setattr(processes, "open", late, raising=False)
-        assert pids(MINE) == {component.pid}
-
-
-def test_systems_without_proc_find_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(processes, "_LINUX", False)
-    with running(RADICAL_RHAPSODY=MINE) as component, running(RADICAL_RHAPSODY="theirs"):
+        monkeypatch.setattr(cleanup, "open", late, raising=False)
         assert pids(MINE) == {component.pid}
 
 
 def test_a_process_does_not_find_itself_nor_what_has_ended() -> None:
     program = (
-        "import psutil, subprocess\nfrom rhapsody_radical.processes import of_session\n"
+        "import psutil, subprocess\nfrom rhapsody_radical.cleanup import find\n"
         "ended, goes_on = (subprocess.Popen(['sleep', s]) for s in ('0', '600'))\n"
         "while psutil.Process(ended.pid).status() != 'zombie': pass\n"
-        f"print([each.pid for each in of_session({MINE!r})] == [goes_on.pid])\n"
+        f"print([each.pid for each in find({MINE!r})] == [goes_on.pid])\n"
         "goes_on.kill()\n"
     )
     done = subprocess.run(
@@ -80,7 +76,7 @@ def test_a_process_does_not_find_itself_nor_what_has_ended() -> None:
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root starts processes of other users")
 def test_other_users_processes_are_not_looked_at() -> None:
     with running(RADICAL_RHAPSODY=MINE, user=65534) as theirs:
-        assert end(MINE, patience=0.0) == 0
+        assert end(MINE) == 0
         assert theirs.poll() is None
 
 
@@ -92,10 +88,10 @@ def test_ending_a_session_ends_all_that_it_started(tmp_path: Path) -> None:
     ):
         children(first.pid, 2)
         until = time.monotonic() + 30
-        while len(of_session(MINE)) < 4:
+        while len(find(MINE)) < 4:
             assert time.monotonic() < until
         found = pids(MINE)
-        assert end(MINE, patience=0.0) == 4
+        assert end(MINE) == 4
         assert gone(found)
         assert bystander.poll() is None
 
@@ -107,7 +103,7 @@ def test_a_script_gives_back_its_lock(tmp_path: Path) -> None:
         until = time.monotonic() + 30
         while not lock.exists():
             assert time.monotonic() < until
-        end(MINE, patience=0.0)
+        end(MINE)
         assert gone([shell.pid])
         assert not lock.exists()
 
@@ -119,7 +115,7 @@ def test_what_goes_by_itself_is_waited_for() -> None:
 
 def test_what_is_started_meanwhile_is_ended_too(monkeypatch: pytest.MonkeyPatch) -> None:
     with running(RADICAL_RHAPSODY=MINE) as first:
-        kill = processes._kill
+        kill = cleanup._kill
         started: list[int] = []
 
         def late(found: list[psutil.Process]) -> None:
@@ -127,8 +123,8 @@ def test_what_is_started_meanwhile_is_ended_too(monkeypatch: pytest.MonkeyPatch)
             if not started:
                 started.append(subprocess.Popen(["sleep", "600"], env={MARK: MINE}).pid)
 
-        monkeypatch.setattr(processes, "_kill", late)
-        assert end(MINE, patience=0.0) == 2
+        monkeypatch.setattr(cleanup, "_kill", late)
+        assert end(MINE) == 2
         assert gone([first.pid, *started])
         os.waitpid(started[0], 0)
 
@@ -139,7 +135,7 @@ def test_a_process_that_got_the_number_of_another_is_left_alone(
     with running() as later:
         former = psutil.Process(later.pid)
         monkeypatch.setattr(former, "_ident", (later.pid, 0.0))
-        processes._kill([former])
+        cleanup._kill([former])
         assert later.poll() is None
 
 
@@ -151,11 +147,8 @@ def test_tasks_are_found_each_with_all_of_its_processes() -> None:
         running(RP_TASK_ID="task.1", RP_SESSION_ID="theirs"),
         running(RP_TASK_ID="task.10", **TASK),
     ):
-        found = of_tasks(MINE, ["task.1", "task.3"])
-    assert {uid: {each.pid for each in those} for uid, those in found.items()} == {
-        "task.1": {first.pid, second.pid},
-        "task.3": set(),
-    }
+        found = find(MINE, BY_TASK, ["task.1", "task.3"])
+    assert {each.pid for each in found} == {first.pid, second.pid}
 
 
 def test_a_cancelled_task_is_ended_and_its_neighbours_go_on() -> None:
@@ -166,7 +159,7 @@ def test_a_cancelled_task_is_ended_and_its_neighbours_go_on() -> None:
         running(RADICAL_RHAPSODY=MINE) as component,
     ):
         started = [each.pid for each in children(cancelled.pid, 2)]
-        assert end_tasks(MINE, ["task.1"], patience=0.0) == 3
+        assert end(MINE, BY_TASK, ["task.1"]) == 3
         assert gone([cancelled.pid, *started])
         assert alive(other.pid)
         assert alive(component.pid)
@@ -176,7 +169,7 @@ def test_a_group_that_a_tasks_process_leads_is_ended_as_a_whole() -> None:
     script = "env -i sleep 600 & exec sleep 600"
     with running("sh", "-c", script, RP_TASK_ID="task.1", **TASK) as cancelled:
         (nameless,) = children(cancelled.pid, 1)
-        assert end_tasks(MINE, ["task.1"], patience=0.0) == 1
+        assert end(MINE, BY_TASK, ["task.1"]) == 1
         assert gone([cancelled.pid, nameless.pid])
 
 
@@ -184,7 +177,7 @@ def test_a_group_that_another_leads_goes_on_without_the_tasks_process() -> None:
     script = f"RP_SESSION_ID={MINE} RP_TASK_ID=task.1 sleep 600 & exec sleep 600"
     with running("sh", "-c", script) as leader:
         (one,) = children(leader.pid, 1)
-        assert end_tasks(MINE, ["task.1"], patience=0.0) == 1
+        assert end(MINE, BY_TASK, ["task.1"]) == 1
         assert gone([one.pid])
         assert alive(leader.pid)
 
@@ -197,21 +190,25 @@ def test_a_pilot_is_ended_and_its_neighbours_go_on() -> None:
         running(RADICAL_RHAPSODY="theirs", RP_PILOT_ID="pilot.0000") as theirs,
         running(RADICAL_RHAPSODY=MINE) as component,
     ):
-        assert processes.end_pilot(MINE, "pilot.0000") == 2
+        assert end(MINE, PILOT, ["pilot.0000"]) == 2
         assert gone([agent.pid, task.pid])
         assert all(alive(each.pid) for each in (other, theirs, component))
 
 
-def test_a_process_that_sets_its_title_is_still_found(tmp_path: Path) -> None:
+def test_a_process_that_sets_its_title_is_still_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("setproctitle")
     program = (
         "import setproctitle, sys; setproctitle.setproctitle('rp.agent.0'); "
         "print(flush=True); sys.stdin.read()"
     )
-    variables = environment(MINE, {**os.environ, "RP_PILOT_ID": "the.outer.one"})
+    monkeypatch.setenv("RP_PILOT_ID", "the.outer.one")
+    given = variables(tmp_path, MINE, verbose=False)
+    assert "RP_PILOT_ID" not in given
     with subprocess.Popen(
         [sys.executable, "-c", program, "x" * 50],
-        env=variables,
+        env=given,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
     ) as process:

@@ -11,8 +11,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from rhapsody_radical import batch
-from rhapsody_radical.batch import BatchJob, cancel, hint, jobs_of
+from rhapsody_radical import cleanup
+from rhapsody_radical.cleanup import BatchJob, cancel_jobs, find_jobs
 from rhapsody_radical.client.session import Session
 from tests.slurm import slurm, until_no_jobs, why_not
 
@@ -35,10 +35,9 @@ def commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_without_slurm_there_are_no_jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert jobs_of("mine") == []
-    assert batch.look("mine") is None
-    assert not cancel([BatchJob("1", "RUNNING", "", "", "")])
-    assert cancel([])
+    assert find_jobs("mine") is None
+    assert not cancel_jobs([BatchJob("1", "RUNNING", "", "", "")])
+    assert cancel_jobs([])
 
 
 @pytest.mark.parametrize(
@@ -53,11 +52,10 @@ def test_a_slurm_that_fails_or_hangs_is_told_of_once(
     script: str,
     said: str,
 ) -> None:
-    monkeypatch.setattr(batch, "SECONDS", 0.3)
+    monkeypatch.setattr(cleanup, "SECONDS", 0.3)
     install(commands, script)
-    assert jobs_of("mine") == []
-    assert batch.look("mine") is None
-    (first, _) = caplog.messages
+    assert find_jobs("mine") is None
+    (first,) = caplog.messages
     assert first.startswith("squeue")
     assert said in first
 
@@ -81,7 +79,7 @@ def test_a_sessions_jobs_are_known_by_its_directory_wherever_that_is(
         )
     )
     install(commands, f"cat '{tmp_path}/said'")
-    assert jobs_of("mine") == jobs
+    assert find_jobs("mine") == jobs
 
 
 def test_what_users_set_for_their_own_queries_changes_nothing(
@@ -89,7 +87,7 @@ def test_what_users_set_for_their_own_queries_changes_nothing(
 ) -> None:
     monkeypatch.setenv("SCANCEL_INTERACTIVE", "1")
     install(commands, f'echo "$@/$SCANCEL_INTERACTIVE" > {tmp_path}/called', "scancel")
-    assert cancel([BatchJob(number, "RUNNING", "", "", "") for number in ("1", "2")])
+    assert cancel_jobs([BatchJob(number, "RUNNING", "", "", "") for number in ("1", "2")])
     assert (tmp_path / "called").read_text() == "1 2/\n"
 
 
@@ -116,7 +114,7 @@ def test_what_users_set_for_their_own_queries_changes_nothing(
 def test_what_a_pilot_waits_for_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, found: list[BatchJob] | None, said: str
 ) -> None:
-    monkeypatch.setattr(batch, "look", lambda uid: found if uid == "mine" else None)
+    monkeypatch.setattr(cleanup, "find_jobs", lambda uid: found if uid == "mine" else None)
     settings = {"resource": "local.localhost", "queue": "debug"}
     session = Session("mine", str(tmp_path), str(tmp_path), [settings])
     assert session.place_in_queue(session.pilots[0]) == ", queue debug"
@@ -136,14 +134,6 @@ def test_a_full_disk_is_the_reason_where_the_logs_have_none(
     assert session.why(pilot) == f"no space is left in {tmp_path}"
     (tmp_path / "pmgr_launching.0000.log").write_text("all well\nIt was denied\n")
     assert session.why(pilot) == "It was denied"
-
-
-def test_for_other_batch_systems_the_commands_are_told() -> None:
-    said = hint("mine", "PBSPRO")
-    assert "`qstat" in said
-    assert "`qdel JOBID`" in said
-    assert said.endswith("mine")
-    assert hint("mine", "FORK") == ""
 
 
 @pytest.fixture
@@ -173,16 +163,16 @@ def test_slurms_jobs_of_a_session_are_cancelled_and_no_others(tmp_path: Path) ->
     running = submit(sessions / "mine" / "pilot.0000")
     queued = submit(sessions / "mine" / "pilot.0001", cores=2)
     until = time.monotonic() + 60
-    while [job.state for job in jobs_of("mine")] != ["PENDING", "RUNNING"]:
-        assert time.monotonic() < until, jobs_of("mine")
+    while [job.state for job in find_jobs("mine") or ()] != ["PENDING", "RUNNING"]:
+        assert time.monotonic() < until, find_jobs("mine")
         time.sleep(0.2)
-    found = jobs_of("mine")
+    found = find_jobs("mine") or []
     assert {job.id for job in found} == {running, queued}
     assert {job.queue for job in found} == {"debug"}
     assert found[0].reason in ("Resources", "Priority")
-    assert cancel(found)
-    assert jobs_of("mine") == []
-    (other,) = jobs_of("other")
+    assert cancel_jobs(found)
+    assert find_jobs("mine") == []
+    [other] = find_jobs("other") or []
     assert (other.id, other.state) == (elsewhere, "RUNNING")
-    assert cancel([other])
+    assert cancel_jobs([other])
     until_no_jobs()

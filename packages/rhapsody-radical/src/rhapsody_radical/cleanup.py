@@ -1,0 +1,436 @@
+"""Clean-up of sessions: their processes on this machine, their batch jobs, and notes about them.
+
+Usually a session's client ends its pilots, even if the program was killed. A note is for the case
+that both are killed at once: the client locks it as long as it lives, so that an unlocked note
+belongs to a session that was not closed, which the next start in the same place ends.
+
+Processes are identified by their environment, which a process inherits wherever it goes: into the
+background, a process group of its own or another directory. The directory of a process does not
+show its owner, and its id is meaningless once it has ended, so neither is used here. Batch jobs are
+identified by their working directory, which RADICAL-Pilot names after the session. Slurm's are
+canceled; those of other batch systems are the user's to cancel.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import logging
+import os
+import re
+import shutil
+import signal
+import socket
+import stat
+import subprocess
+import time
+from collections.abc import Collection, Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+log: logging.Logger = logging.getLogger(__name__)
+
+# Processes.
+
+MARK = "RADICAL_RHAPSODY"
+"""Names the session in the environment of the client and of all that descends from it."""
+
+SESSION = "RP_SESSION_ID"
+TASK = "RP_TASK_ID"
+PILOT = "RP_PILOT_ID"
+
+ASKED = 0.5
+"""Seconds in which processes may tidy up before they are killed."""
+
+ROUNDS = 3
+"""How often to look again for processes that were started while others were ended."""
+
+
+def find(session: str, name: str = "", values: Collection[str] = ()) -> list[psutil.Process]:
+    """Return the living processes of a session, but never this one.
+
+    A login node has thousands of processes: objects are made for those that match only.
+
+    Args:
+        session: Its uid.
+        name: `TASK` or `PILOT` to find only processes of some tasks or pilots.
+        values: The uids of these.
+    """
+    marks = [SESSION] if name == TASK else [MARK, SESSION]  # a client may run in another's task
+    wanted = [f"{mark}={session}" for mark in marks]
+    pattern = re.compile(b"\0(?:%s)\0" % b"|".join(re.escape(os.fsencode(x)) for x in wanted))
+    found = []
+    for pid in psutil.pids():
+        try:
+            if pid == os.getpid() or not pattern.search(_environment(pid)):
+                continue
+            process = psutil.Process(pid)
+            lines = _environment(pid)  # once more: psutil may have seen a later process
+        except (OSError, psutil.Error):
+            continue  # it has ended, or belongs to another user
+        narrow = not name or any(b"\0%s\0" % os.fsencode(f"{name}={x}") in lines for x in values)
+        if narrow and pattern.search(lines):
+            found.append(process)
+    return found
+
+
+def _environment(pid: int) -> bytes:
+    """Return what a process of our user was started with, between zero bytes; a zombie has none."""
+    if os.stat(f"/proc/{pid}").st_uid != os.geteuid():
+        return b""
+    with open(f"/proc/{pid}/environ", "rb", buffering=0) as file:
+        found, starts, until = file.readall(), True, time.monotonic() + 1.0
+        while not found and starts and time.monotonic() < until:
+            starts = _starts(pid)  # asked first, as the environment may come in between
+            found = file.readall()
+    return b"\0" + found + b"\0"
+
+
+def _starts(pid: int) -> bool:
+    """Return whether a process has just been given its program, and not yet its environment."""
+    with open(f"/proc/{pid}/stat", "rb", buffering=0) as file:
+        fields = file.readall().rpartition(b")")[2].split()  # from the third on, of proc(5)
+    size, environment_end = fields[20], fields[48]
+    return size != b"0" and environment_end == b"0"
+
+
+def end(
+    session: str, name: str = "", values: Collection[str] = (), *, patience: float = 0.0
+) -> int:
+    """Wait for processes to go, then ask those that stay to end, and kill them.
+
+    Args:
+        session: The uid of their session.
+        name: As for `find`.
+        values: As for `find`.
+        patience: Seconds to wait before killing.
+
+    Returns:
+        How many did not go by themselves.
+    """
+    deadline = time.monotonic() + patience
+    left = find(session, name, values)
+    while left and (rest := deadline - time.monotonic()) > 0:
+        _wait(left, rest)
+        left = find(session, name, values)
+    for process in left:  # a login shell's scripts give back locks that they have, as pyenv's
+        with suppress(psutil.Error):
+            process.terminate()
+    _wait(left, ASKED)
+    ended: set[psutil.Process] = set()
+    for _ in range(ROUNDS):
+        if not left:
+            break
+        _kill(left)
+        _wait(left, 2.0)
+        ended.update(left)
+        left = find(session, name, values)
+    return len(ended)
+
+
+def _kill(processes: Collection[psutil.Process]) -> None:
+    """Kill processes, and with one blow each process group that one of them leads.
+
+    Whoever is in such a group descends from its leader, whatever its environment says.
+    """
+    for process in processes:
+        with suppress(psutil.Error, OSError):
+            if os.getpgid(process.pid) == process.pid and process.is_running():
+                os.killpg(process.pid, signal.SIGKILL)
+            process.kill()  # psutil does nothing to another process that got the number
+
+
+def _wait(processes: Collection[psutil.Process], seconds: float) -> None:
+    """Wait until processes have ended, even if no parent reaps them."""
+    deadline = time.monotonic() + seconds
+    while any(map(_alive, processes)) and time.monotonic() < deadline:
+        time.sleep(0.02)
+
+
+def _alive(process: psutil.Process) -> bool:
+    with suppress(psutil.Error):
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    return False
+
+
+# Batch jobs.
+
+SECONDS = 30.0
+"""How long a command of Slurm may take."""
+
+TOO_MUCH = ("PartitionConfig", "PartitionNodeLimit", "PartitionTimeLimit", "BadConstraints")
+"""Slurm's reasons for a job that waits because no node, or none of its partition, is enough."""
+
+ACTIVE = "PENDING,CONFIGURING,RUNNING,SUSPENDED"
+"""The states of jobs that have not ended, nor are about to."""
+
+SANDBOX = "radical.pilot.sandbox"
+"""RADICAL-Pilot's directory for sessions, wherever a pilot has it."""
+
+FIELD, RECORD = "\x1f", "\x1e"
+"""What separates fields and jobs: paths may have blanks, bars or line ends."""
+
+
+@dataclass(frozen=True, slots=True)
+class BatchJob:
+    """A batch job that has not ended, as the batch system describes it, and its pilot's uid."""
+
+    id: str
+    state: str
+    reason: str
+    queue: str
+    pilot: str
+
+
+def find_jobs(session: str) -> list[BatchJob] | None:
+    """Return the Slurm jobs of a session, `None` where Slurm does not answer.
+
+    They are known by where RADICAL-Pilot has them work: in a directory for each pilot, below one
+    that bears the session's uid.
+    """
+    form = FIELD.join(("%A", "%T", "%r", "%P", "%Z")) + RECORD
+    said = _slurm("squeue", "--all", "--noheader", f"--user={os.getuid()}", f"--states={ACTIVE}",
+                  f"--format={form}")  # fmt: skip
+    if said is None:
+        return None
+    found = []
+    for record in said.split(RECORD):
+        fields = record.removeprefix("\n").split(FIELD)
+        *_, sandbox, uid, pilot = ["", "", *os.path.normpath(fields[-1]).split(os.sep)]
+        if len(fields) == 5 and (sandbox, uid) == (SANDBOX, session):
+            fields[-1] = pilot
+            found.append(BatchJob(*fields))
+    return found
+
+
+def cancel_jobs(jobs: Iterable[BatchJob]) -> bool:
+    """Cancel Slurm jobs, and return whether Slurm took the order."""
+    ids = [job.id for job in jobs]
+    return not ids or _slurm("scancel", *ids) is not None
+
+
+def _slurm(*words: str) -> str | None:
+    """Return what a command of Slurm prints, `None` where it fails."""
+    if shutil.which(words[0]) is None:
+        log.debug("%s is not installed here: no batch jobs are looked for", words[0])
+        return None
+    # What users set to shape their own queries would change the answer.
+    shaped = ("SQUEUE_", "SCANCEL_")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(shaped)}
+    try:
+        return subprocess.run(
+            words, env=kept, check=True, stdin=subprocess.DEVNULL, capture_output=True,
+            text=True, errors="surrogateescape", timeout=SECONDS,
+        ).stdout  # fmt: skip
+    except subprocess.CalledProcessError as error:
+        log.warning("%s failed: %s", words[0], error.stderr.strip() or error)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        log.warning("%s failed: %s", words[0], error)
+    return None
+
+
+# Notes.
+
+HERE = ".rhapsody"
+"""Where sessions are kept in the current directory, each engine's in a directory of its own."""
+
+LIMIT = 16384
+"""Bytes of the longest note."""
+
+_FLAGS = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+
+
+def place(work_dir: Path) -> Path:
+    """Return where this user's notes are: in one place for all engines of one directory.
+
+    Of its user alone, as several may share the directory.
+    """
+    found = [each for each in (work_dir, *work_dir.parents) if each.name == HERE]
+    return (found or [work_dir])[0] / f"radical.{os.geteuid()}"
+
+
+class Note:
+    """A note about this process's own session, locked until it is removed or the process ends.
+
+    Args:
+        place: The directory of the notes; created if it is missing.
+        session: The session's uid.
+        directory: The session's directory.
+        managers: RADICAL-Pilot's names of its pilots' batch systems.
+
+    Raises:
+        OSError: It cannot be written, or others than this user can write to `place`.
+    """
+
+    def __init__(self, place: Path, session: str, directory: Path, managers: Iterable[str]) -> None:
+        self.path: Path = place / f"{session}.json"
+        content = {
+            "session": session,
+            "directory": str(directory),
+            "host": socket.gethostname(),
+            "boot": _boot(),
+            "managers": sorted(set(managers)),
+        }
+        self._file = _create(self.path)
+        with suppress(OSError):  # there are network file systems without locks
+            fcntl.flock(self._file, fcntl.LOCK_EX)
+        os.write(self._file, json.dumps(content).encode())
+
+    def remove(self) -> None:
+        """Remove the note, and with the last one its place: nothing of the session is left."""
+        _remove(self.path)
+        self.let_go()
+
+    def let_go(self) -> None:
+        """Close this process's copy of the lock: for forked children, which may outlive it."""
+        file, self._file = self._file, -1
+        if file >= 0:
+            os.close(file)
+
+
+def _create(path: Path) -> int:
+    while True:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _require_ours(os.lstat(path.parent), stat.S_IFDIR, path.parent)
+        try:
+            return os.open(path, _FLAGS | os.O_CREAT | os.O_EXCL, 0o600)
+        except FileNotFoundError:
+            if path.parent.exists():
+                raise  # else another session took the place away, with its own note
+
+
+def _remove(path: Path) -> None:
+    with suppress(OSError):  # there are others in the place
+        path.unlink()
+        path.parent.rmdir()
+
+
+def take_over(place: Path) -> list[str]:
+    """End everything that sessions left whose clients have ended; call it before creating a note.
+
+    Args:
+        place: The directory of the notes.
+
+    Returns:
+        The uids of the sessions that were ended.
+    """
+    try:
+        _require_ours(os.lstat(place), stat.S_IFDIR, place)
+        notes = sorted(place.iterdir())
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        log.warning("what killed programs may have left is not looked for: %s", error)
+        return []
+    return [path.stem for path in notes if _settle(path)]
+
+
+def end_session(place: Path, session: str) -> None:
+    """End everything that a session left whose client is known to have ended."""
+    if not _settle(place / f"{session}.json", certain=True):
+        end(session)
+
+
+def _settle(path: Path, *, certain: bool = False) -> bool:
+    """End the session of one note, unless it lives or, if not certain, this process cannot know.
+
+    Because a note causes processes to be ended, one that others could have written is ignored, and
+    notes contain no process ids.
+    """
+    try:
+        file = os.open(path, _FLAGS)
+        try:
+            _require_ours(os.fstat(file), stat.S_IFREG, path)
+            note, locked, lives = _read(file, path), True, False
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                lives = True
+            except OSError:  # there are network file systems without locks
+                locked = False
+            if os.fstat(file).st_nlink == 0:
+                return False  # it was closed in the meantime
+            if certain or (locked and not lives and note["host"] == socket.gethostname()):
+                return _end_noted(path, note, quietly=certain)
+            if not lives:
+                log.warning(
+                    "RADICAL-Pilot session %s was started on %s and not closed; whether it still "
+                    "runs cannot be seen from here. If it does not: end the processes there with "
+                    "%s=%s in their environment, cancel the batch jobs whose directory names it, "
+                    "and remove %s",
+                    path.stem, note["host"], MARK, path.stem, path, extra={"session": path.stem},
+                )  # fmt: skip
+        finally:
+            os.close(file)
+    except FileNotFoundError:
+        return False
+    except (OSError, ValueError, RecursionError) as error:
+        log.info("the note %s is not followed: %s", path, error)
+    return False
+
+
+def _end_noted(path: Path, note: dict[str, Any], *, quietly: bool) -> bool:
+    """End what a session left, and return whether all of it could be looked for."""
+    session, managers = path.stem, note["managers"]
+    jobs = find_jobs(session)  # first: a job whose processes are killed here ends by itself
+    done = (jobs is not None or "SLURM" not in managers) and cancel_jobs(jobs or [])
+    count = end(session) if note["boot"] == _boot() else 0
+    more = "" if done else "; Slurm did not do it, and is asked again at the next start"
+    if others := ", ".join(name for name in managers if name not in ("SLURM", "FORK")):
+        more += f"; cancel jobs of {others} yourself: those whose directory names the session"
+    log.log(
+        logging.INFO if quietly and not more else logging.WARNING,
+        "RADICAL-Pilot session %s was not closed, and its client is gone: what it left was ended "
+        "(processes on this machine: %d, batch jobs: %d); its files are in %r, to be looked at or "
+        "deleted%s",
+        session, count, len(jobs or []) if done else 0, note["directory"], more,
+        extra={"session": session},
+    )  # fmt: skip
+    if done:
+        _remove(path)
+    return done
+
+
+def _read(file: int, path: Path) -> dict[str, Any]:
+    """Read a note.
+
+    Raises:
+        ValueError: It is malformed.
+        RecursionError: The same.
+    """
+    note: Any = json.loads(os.pread(file, LIMIT, 0))
+    texts = ("session", "directory", "host", "boot")
+    if (
+        not isinstance(note, dict)
+        or set(note) != {*texts, "managers"}
+        or not all(isinstance(note[name], str) for name in texts)
+        or not isinstance(note["managers"], list)
+        or not all(isinstance(name, str) for name in note["managers"])
+        or not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]*", note["session"])
+        or path.name != f"{note['session']}.json"
+    ):
+        raise ValueError("it is malformed")
+    return note
+
+
+def _require_ours(status: os.stat_result, kind: int, path: Path) -> None:
+    """Raise `PermissionError` where others than this user can write, or something else is there."""
+    if (
+        stat.S_IFMT(status.st_mode) != kind
+        or status.st_uid != os.geteuid()
+        or status.st_mode & 0o022
+    ):
+        raise PermissionError(
+            f"{path} is not this user's alone: `chmod go-w {path}`, or move it away"
+        )
+
+
+def _boot() -> str:
+    """Return what names the time since this machine was started; "" where the system has none."""
+    with suppress(OSError):
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return ""
