@@ -13,7 +13,7 @@ from typing import Any
 import psutil
 import pytest
 
-from rhapsody_radical.environment import scripts
+from rhapsody_radical.connection import scripts
 from tests.machine import working_in
 
 LIMIT = 500.0

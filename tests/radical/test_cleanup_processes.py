@@ -16,7 +16,7 @@ import pytest
 from rhapsody_radical import cleanup
 from rhapsody_radical.cleanup import MARK, PILOT, end, find
 from rhapsody_radical.cleanup import TASK as BY_TASK
-from rhapsody_radical.environment import variables
+from rhapsody_radical.connection import variables
 from tests.machine import alive, gone
 from tests.radical.marked import MINE, children, running
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from rhapsody_radical import diagnosis, environment
+from rhapsody_radical import connection, diagnosis
 
 
 def found(word: str) -> tuple[str, str, str]:
@@ -116,7 +116,7 @@ def test_programs_and_tools_that_are_missing_are_told_of(
     home: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path_factory.mktemp("empty")))
-    monkeypatch.setattr(environment, "COMPONENT", "radical-pilot-absent")
+    monkeypatch.setattr(connection, "COMPONENT", "radical-pilot-absent")
     level, text, remedy = found("programs")
     assert (level, remedy) == ("broken", "pip install --force-reinstall radical.pilot")
     assert "radical-pilot-absent" in text

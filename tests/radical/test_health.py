@@ -8,12 +8,12 @@ from typing import Any, cast
 
 import pytest
 
-from rhapsody_radical import raptor_config
+from rhapsody_radical import descriptions
 from rhapsody_radical.client import health
 from rhapsody_radical.client.health import STALLED, waits_in_vain
+from rhapsody_radical.client.main import Watch
 from rhapsody_radical.client.raptor import Pair, Raptor, Raptors
 from rhapsody_radical.client.tasks import Tasks
-from rhapsody_radical.client.watch import Watch
 
 RUNNING, WAITING = "AGENT_EXECUTING", "AGENT_SCHEDULING"
 
@@ -87,7 +87,9 @@ class Looking:
         values |= {"manager": manager, "progress": health.Progress()}
         values |= {"cores": lambda: [4], "forget": lambda uid: None}
         self.pilot: Any = cast("Any", SimpleNamespace(**values))
-        (settings,) = raptor_config.checked({"masters": [{"workers": list(workers)}]})["masters"]
+        (settings,) = descriptions.checked_raptor({"masters": [{"workers": list(workers)}]})[
+            "masters"
+        ]
         self.master = task(RUNNING, "master")
         made = [task(RUNNING, mode="raptor.worker", **each) for each in settings["workers"]]
         self.pair = Pair(self.master, made, settings)

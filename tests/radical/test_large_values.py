@@ -22,7 +22,7 @@ from typing import Any, cast
 import pytest
 
 from rhapsody.testing import Driver
-from rhapsody_radical import call, calls
+from rhapsody_radical import call, functions
 from rhapsody_radical.client.raptor import OWN_CALL, OWN_WORKER, PROTOCOL
 from rhapsody_radical.functions import completed
 from rhapsody_radical.wire import is_plain
@@ -77,17 +77,17 @@ def fail(error: BaseException) -> None:
 def packed(directory: Path | None, function: Any, *args: Any, **kwargs: Any) -> tuple[Any, str]:
     task = completed("task.1", {"function": function, "args": args, "kwargs": kwargs}, None)
     where = None if directory is None else str(directory)
-    return task, calls.as_text(calls.pack(task, {}, capture=True, directory=where))
+    return task, functions.as_text(functions.pack(task, {}, capture=True, directory=where))
 
 
 def calls_of(function: Any, count: int) -> list[Any]:
     """Return the results of calls of one function that are packed together."""
-    batch, values = calls.Batch(), []
+    batch, values = functions.Batch(), []
     for number in range(count):
         words = {"function": function, "args": (number,), "kwargs": {}}
         task = completed(f"task.{number}", words, None)
-        order = calls.pack(task, {}, capture=True, batch=batch)
-        assert calls.unpack(call.run(calls.as_text(order)), task) is None
+        order = functions.pack(task, {}, capture=True, batch=batch)
+        assert functions.unpack(call.run(functions.as_text(order)), task) is None
         values.append(task["return_value"])
     return values
 
@@ -95,7 +95,7 @@ def calls_of(function: Any, count: int) -> list[Any]:
 def made(directory: Path | None, function: Any, *args: Any, **kwargs: Any) -> Any:
     """Return the result of a call, or raise its exception, after a round trip."""
     task, order = packed(directory, function, *args, **kwargs)
-    error = calls.unpack(call.run(order), task)
+    error = functions.unpack(call.run(order), task)
     return task["return_value"] if error is None else error
 
 
@@ -139,8 +139,8 @@ def test_a_function_is_pickled_once_for_the_calls_that_are_packed_together() -> 
 def test_a_function_is_sent_once_for_the_calls_that_are_packed_together(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(calls, "own_modules", lambda: None)
-    constant, batch = os.urandom(20_000), calls.Batch()
+    monkeypatch.setattr(functions, "own_modules", lambda: None)
+    constant, batch = os.urandom(20_000), functions.Batch()
 
     def measure(number: int) -> int:
         return len(constant) + number
@@ -149,7 +149,7 @@ def test_a_function_is_sent_once_for_the_calls_that_are_packed_together(
     for number in range(100):
         words = {"function": measure, "args": (number,), "kwargs": {}}
         task = completed(f"task.{number}", words, None)
-        orders.append(calls.pack(task, {}, capture=True, batch=batch))
+        orders.append(functions.pack(task, {}, capture=True, batch=batch))
     assert is_plain(orders)
     assert len(pickle.dumps(orders)) < 100_000
 
@@ -165,7 +165,7 @@ def test_values_are_writable_where_they_were(tmp_path: Path, size: int, shared: 
 def test_large_values_are_in_private_files_and_the_text_stays_small(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(calls, "own_modules", lambda: None)  # those of all tests are many
+    monkeypatch.setattr(functions, "own_modules", lambda: None)  # those of all tests are many
     task, order = packed(tmp_path, same, Block(5 * MIB))
     (sent,) = tmp_path.iterdir()
     assert stat.S_IMODE(sent.stat().st_mode) == 0o600
@@ -175,7 +175,7 @@ def test_large_values_are_in_private_files_and_the_text_stays_small(
     assert back != sent
     assert stat.S_IMODE(back.stat().st_mode) == 0o600
     assert max(len(order), len(reply)) < 2000
-    assert calls.unpack(reply, task) is None
+    assert functions.unpack(reply, task) is None
     assert list(tmp_path.iterdir()) == []
 
 
@@ -191,19 +191,19 @@ def test_a_call_that_is_dropped_leaves_no_file(tmp_path: Path) -> None:
     task, order = packed(tmp_path, same, bytes(MIB))  # over one that is still there
     call.run(order)
     assert len(list(tmp_path.iterdir())) == 1
-    calls.forget(str(tmp_path), task["uid"])
+    functions.forget(str(tmp_path), task["uid"])
     assert list(tmp_path.iterdir()) == []
-    calls.forget(str(tmp_path), task["uid"])
+    functions.forget(str(tmp_path), task["uid"])
 
 
 def test_a_call_whose_file_is_gone_fails_alone(tmp_path: Path) -> None:
     task, order = packed(tmp_path, same, bytes(MIB))
-    calls.forget(str(tmp_path), task["uid"])
-    assert type(calls.unpack(call.run(order), task)) is FileNotFoundError
+    functions.forget(str(tmp_path), task["uid"])
+    assert type(functions.unpack(call.run(order), task)) is FileNotFoundError
     task, order = packed(tmp_path, same, bytes(MIB))
     reply = call.run(order)
-    calls.forget(str(tmp_path), task["uid"])
-    error = calls.unpack(reply, task)
+    functions.forget(str(tmp_path), task["uid"])
+    error = functions.unpack(reply, task)
     assert type(error) is FileNotFoundError
     assert "task.1" in error.__notes__[0]
 
@@ -240,7 +240,7 @@ def test_a_full_disk_fails_the_call_and_leaves_nothing(
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(pickle, "dump", full)
-    error = calls.unpack(call.run(order), task)
+    error = functions.unpack(call.run(order), task)
     assert isinstance(error, OSError)
     assert (error.errno, error.filename) == (errno.ENOSPC, str(tmp_path / "task.1.result"))
     with pytest.raises(OSError, match="No space left"):
@@ -250,9 +250,9 @@ def test_a_full_disk_fails_the_call_and_leaves_nothing(
 
 def test_workers_of_others_run_a_call_with_files(tmp_path: Path) -> None:
     task = completed("task.1", {"function": len, "args": (bytes(MIB),), "kwargs": {}}, None)
-    order = calls.pack(task, {}, capture=True, directory=str(tmp_path))
-    encoded = pickle.loads(base64.b64decode(calls.python_task(order)))
-    assert calls.unpack(pickle.loads(encoded["func"])(*encoded["args"]), task) is None
+    order = functions.pack(task, {}, capture=True, directory=str(tmp_path))
+    encoded = pickle.loads(base64.b64decode(functions.python_task(order)))
+    assert functions.unpack(pickle.loads(encoded["func"])(*encoded["args"]), task) is None
     assert task["return_value"] == MIB
 
 
@@ -289,7 +289,7 @@ def test_our_own_worker_makes_a_call_where_nothing_of_ours_is_but_what_was_sent(
         check=True,
         timeout=60,
     ).stdout
-    error = calls.unpack(said.split()[-1], task)
+    error = functions.unpack(said.split()[-1], task)
     assert type(error) is LookupError
     assert error.args == ("rhapsody", "rhapsody_radical")
 
@@ -311,7 +311,7 @@ def test_a_call_may_close_what_it_prints_to() -> None:
         return "value"
 
     task, order = packed(None, body)
-    assert calls.unpack(call.run(order), task) is None
+    assert functions.unpack(call.run(order), task) is None
     assert (task["return_value"], task["stdout"], task["stderr"]) == ("value", "said\n", "")
 
 
@@ -319,9 +319,9 @@ def test_a_call_whose_output_has_no_place_fails_alone(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     task = completed("task.1", {"function": same, "args": (1,)}, None)
     task["sandbox"] = str(tmp_path / "file" / "sandbox")
-    order = calls.as_text(calls.pack(task, {}, capture="files"))
+    order = functions.as_text(functions.pack(task, {}, capture="files"))
     before = os.getcwd(), dict(os.environ), sys.stdout
-    assert type(calls.unpack(call.run(order), task)) is NotADirectoryError
+    assert type(functions.unpack(call.run(order), task)) is NotADirectoryError
     assert before == (os.getcwd(), dict(os.environ), sys.stdout)
 
 

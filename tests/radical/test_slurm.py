@@ -40,9 +40,9 @@ def batch_system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 def speak_soon(_: Any) -> None:
     """Shorten the time until a queued pilot is reported; called in the client."""
-    from rhapsody_radical.client import watch
+    from rhapsody_radical.client import main
 
-    watch.FIRST_WORD = 0.0
+    main.FIRST_WORD = 0.0
 
 
 @pytest.mark.asyncio

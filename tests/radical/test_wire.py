@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rhapsody_radical import calls, wire
+from rhapsody_radical import functions, wire
 from rhapsody_radical.wire import HEADER, Channel, Outbox, Records
 from tests.nonsense import little_memory, nonsense
 
@@ -123,4 +123,4 @@ def test_a_header_that_is_none_is_an_error_or_the_end(data: bytes) -> None:
 def test_an_outcome_that_is_none_fails_its_task(text: str) -> None:
     task: Any = {"uid": "task.1", "name": "one"}
     with little_memory():
-        assert isinstance(calls.unpack(text, task), Exception)
+        assert isinstance(functions.unpack(text, task), Exception)

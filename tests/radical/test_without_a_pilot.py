@@ -18,16 +18,16 @@ from rhapsody.backends.discovery import BackendRegistry, discover_backends, get_
 from rhapsody.backends.execution.radical_pilot import RadicalExecutionBackend
 from rhapsody.errors import BackendUnavailableError
 from rhapsody.resources import Resources
-from rhapsody_radical import calls, links, raptor_config, schema
+from rhapsody_radical import descriptions, functions, links, schema
 from rhapsody_radical.client import raptor
 from rhapsody_radical.client.health import Progress
 from rhapsody_radical.client.tasks import Tasks
+from rhapsody_radical.fleet import Job
 from rhapsody_radical.functions import call_words, completed
-from rhapsody_radical.jobs import Job
 from rhapsody_radical.pilot import rp
 from rhapsody_radical.results import error_of
-from rhapsody_radical.threads import Worker
 from rhapsody_radical.translate import command, in_double_quotes
+from rhapsody_radical.wire import Worker
 
 CONFIG = {"masters": [{"ranks": 1, "workers": [{"ranks": 1, "worker_type": "DefaultWorker"}]}]}
 
@@ -158,7 +158,7 @@ def test_a_null_byte_is_refused() -> None:
 
 
 def test_raptor_configurations_are_checked() -> None:
-    assert raptor_config.checked(CONFIG) == CONFIG
+    assert descriptions.checked_raptor(CONFIG) == CONFIG
     with pytest.raises(TypeError, match="raptor_config must be"):
         RadicalExecutionBackend(raptor_config={"workers": []})
     with pytest.raises(ValueError, match="a worker for each"):
@@ -241,9 +241,9 @@ def test_two_backends_may_pack_their_first_calls_at_once(monkeypatch: pytest.Mon
         return dumps(value)
 
     monkeypatch.setattr("cloudpickle.dumps", together)
-    calls._packed_runner.cache_clear()
+    functions._packed_runner.cache_clear()
     with ThreadPoolExecutor(2) as pool:
-        first, second = pool.map(lambda _: calls._runner(), range(2))
+        first, second = pool.map(lambda _: functions._runner(), range(2))
     assert first == second
 
 
@@ -268,7 +268,7 @@ def pair(uid: str, workers: Any = ({},)) -> raptor.Pair:
 def test_a_call_for_a_worker_of_ours_is_small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each state of it carries all of it, through every component of RADICAL-Pilot."""
     # With a batch of tasks, the program's own modules are in a file.
-    monkeypatch.setattr("rhapsody_radical.calls.own_modules", lambda: None)
+    monkeypatch.setattr("rhapsody_radical.functions.own_modules", lambda: None)
     task = completed("task.000001", {"function": sum, "args": ([1, 2],)}, None)
     words, order = call_words(task)
     pilot, sizes = client_pilot(0), []
@@ -363,7 +363,7 @@ def test_raptor_is_set_up_after_the_start() -> None:
 
 def test_a_lost_pair_says_why() -> None:
     master = SimpleNamespace(uid="m", state="FAILED", exception="OSError('disk')", stderr="full\n")
-    pair = raptor.Pair(master, [], raptor_config.default(2)["masters"][0])
+    pair = raptor.Pair(master, [], descriptions.default_raptor_config(2)["masters"][0])
     assert pair.problem() == "RAPTOR master m ended (FAILED): OSError('disk'): full"
 
 

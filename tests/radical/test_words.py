@@ -14,7 +14,7 @@ import pytest
 
 from rhapsody.errors import CapabilityError, DataError
 from rhapsody.resources import Resources
-from rhapsody_radical import raptor_config, services
+from rhapsody_radical import descriptions, services
 from rhapsody_radical.descriptions import can_work_in, pilot_descriptions, task_settings
 from rhapsody_radical.pilot import build, rp
 from rhapsody_radical.translate import check_fits, describe_executable, needs, place
@@ -290,15 +290,15 @@ def test_a_command_names_its_files_where_its_sandbox_is(tmp_path: Path) -> None:
 
 
 def test_raptor_configurations_are_checked() -> None:
-    checked = raptor_config.checked(CONFIG)
+    checked = descriptions.checked_raptor(CONFIG)
     assert checked == CONFIG
     assert checked["masters"][0] is not CONFIG["masters"][0]
-    assert raptor_config.total_cores(checked) == 2
-    assert raptor_config.total_cores(raptor_config.default(3)) == 4
+    assert descriptions.total_cores(checked) == 2
+    assert descriptions.total_cores(descriptions.default_raptor_config(3)) == 4
     former = {"cpu_processes": 2, "cpu_threads": 3}
-    mapped = raptor_config.checked({"masters": [{"workers": [former]}]})
+    mapped = descriptions.checked_raptor({"masters": [{"workers": [former]}]})
     assert mapped["masters"][0]["workers"] == [{"ranks": 2, "cores_per_rank": 3}]
-    assert (raptor_config.cores_per_call(mapped), raptor_config.total_cores(mapped)) == (3, 7)
+    assert (descriptions.cores_per_call(mapped), descriptions.total_cores(mapped)) == (3, 7)
 
 
 @pytest.mark.parametrize(
@@ -319,7 +319,7 @@ def test_raptor_configurations_that_cannot_be_meant_are_refused(
     masters: Any, kind: type[Exception], words: str
 ) -> None:
     with pytest.raises(kind, match=words):
-        raptor_config.checked({"masters": masters})
+        descriptions.checked_raptor({"masters": masters})
 
 
 @pytest.mark.parametrize(
@@ -333,8 +333,8 @@ def test_raptor_configurations_that_cannot_be_meant_are_refused(
     ],
 )
 def test_workers_of_our_own_are_told_from_others(worker: dict[str, Any], own: bool) -> None:
-    config = raptor_config.checked({"masters": [{"workers": [worker]}]})
-    assert raptor_config.has_other_workers(config) is not own
+    config = descriptions.checked_raptor({"masters": [{"workers": [worker]}]})
+    assert descriptions.has_other_workers(config) is not own
 
 
 def test_a_service_is_refused_where_something_listens_on_its_port_of_this_machine() -> None:
@@ -348,6 +348,6 @@ def test_a_service_is_refused_where_something_listens_on_its_port_of_this_machin
 
 def test_former_words_for_a_workers_size_count() -> None:
     worker = {"cpu_processes": 1, "cpu_threads": 3}
-    config = raptor_config.checked({"masters": [{"workers": [worker]}]})
-    assert raptor_config.cores_per_call(config) == 3
+    config = descriptions.checked_raptor({"masters": [{"workers": [worker]}]})
+    assert descriptions.cores_per_call(config) == 3
     assert worker == {"cpu_processes": 1, "cpu_threads": 3}

@@ -28,7 +28,6 @@ from rhapsody import BackendError, CapabilityError, TaskDescription, TaskLostErr
 from rhapsody.backends import Capabilities, ManagedBackend, Session, TaskCallback
 from rhapsody.sdk import in_thread
 from rhapsody_radical import (
-    calls,
     functions,
     links,
     results,
@@ -38,22 +37,23 @@ from rhapsody_radical import (
 )
 from rhapsody_radical.cleanup import HERE
 from rhapsody_radical.connection import Connection
-from rhapsody_radical.descriptions import can_work_in, check_flags, directory, pilot_descriptions
-from rhapsody_radical.fleet import Fleet, Pilot
-from rhapsody_radical.jobs import Ended, Job
+from rhapsody_radical.descriptions import (
+    can_work_in,
+    check_flags,
+    checked_raptor,
+    checked_settings,
+    cores_per_call,
+    directory,
+    has_other_workers,
+    pilot_descriptions,
+)
+from rhapsody_radical.fleet import Ended, Fleet, Job, Pilot
 from rhapsody_radical.links import Links
 from rhapsody_radical.pilot import PilotException, build
 from rhapsody_radical.plugin import RAPTOR, capabilities_of
-from rhapsody_radical.raptor_config import (
-    checked,
-    checked_settings,
-    cores_per_call,
-    has_other_workers,
-)
 from rhapsody_radical.remote import RAPTORS, Ref
 from rhapsody_radical.schema import AGENT_EXECUTING, PMGR_ACTIVE
-from rhapsody_radical.threads import Worker
-from rhapsody_radical.wire import is_plain
+from rhapsody_radical.wire import Worker, is_plain
 
 log: logging.Logger = logging.getLogger(__name__)
 
@@ -284,7 +284,7 @@ class RadicalExecutionBackend(ManagedBackend):
     def _submit(self, jobs: list[Job]) -> None:
         """Translate and send tasks, on the thread for commands."""
         ready: dict[int, list[tuple[Job, Any, Any]]] = {}
-        batch = calls.Batch()
+        batch = functions.Batch()
         # Functions first: RAPTOR takes cores that executables then cannot have.
         for job in sorted(jobs, key=lambda job: not job.is_function):
             try:
@@ -321,7 +321,7 @@ class RadicalExecutionBackend(ManagedBackend):
                 job.pilot = pilot
                 return
 
-    def _described(self, job: Job, batch: calls.Batch) -> tuple[dict[str, Any], Any]:
+    def _described(self, job: Job, batch: functions.Batch) -> tuple[dict[str, Any], Any]:
         """Return RADICAL-Pilot's words for a job and its packed call; its sandbox is made."""
         task, pilot, order = job.task, job.pilot, None
         translate.check_pilot(task, pilot, self.pilots)
@@ -341,7 +341,7 @@ class RadicalExecutionBackend(ManagedBackend):
             links.do(directives, task.get("sandbox", ""), pilot.sandbox)
         return words, order
 
-    def _described_function(self, job: Job, batch: calls.Batch) -> tuple[dict[str, Any], Any]:
+    def _described_function(self, job: Job, batch: functions.Batch) -> tuple[dict[str, Any], Any]:
         """Return RADICAL-Pilot's words for a function task, and its call if that is RAPTOR's."""
         task, pilot = job.task, job.pilot
         self._check_function(task)
@@ -648,7 +648,7 @@ class RadicalExecutionBackend(ManagedBackend):
         assert self._commands is not None
         assert self._connection is not None
         self._connection.remotes.require_another_thread()  # it would wait for itself elsewhere
-        config = checked(raptor_config)
+        config = checked_raptor(raptor_config)
         self._commands.submit(partial(self._configure_raptor, config)).result()
         self.raptor_mode = True
         self.capabilities = self._able(config)
@@ -701,7 +701,7 @@ class RadicalExecutionBackend(ManagedBackend):
             else:
                 self._check_function(task)
                 words, order = functions.call_words(task)
-                words["function"] = calls.python_task(order)
+                words["function"] = functions.python_task(order)
                 if self.masters:
                     words.setdefault("raptor_id", next(self.master_selector))
             self._built[uid] = build(words, task["name"])

@@ -30,10 +30,10 @@ def run(text: str) -> str:
     """Make a call.
 
     Args:
-        text: The call, made by `rhapsody_radical.calls.as_text`.
+        text: The call, made by `rhapsody_radical.functions.as_text`.
 
     Returns:
-        The outcome, read by `rhapsody_radical.calls.unpack`.
+        The outcome, read by `rhapsody_radical.functions.unpack`.
     """
     return base64.b64encode(RaptorRunner().run(base64.b64decode(text))).decode("ascii")
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from rhapsody import BackendUnavailableError
-from rhapsody_radical.environment import scripts
+from rhapsody_radical.connection import scripts
 
 Finding = tuple[str, str, str]
 

@@ -1,21 +1,209 @@
-"""Function tasks: through RAPTOR, or as programs of their own."""
+"""Function tasks: calls packed for a worker, on RAPTOR or in a program, and their outcomes unpacked.
+
+A call is pickled once, here. RADICAL-Pilot's messages are JSON or msgpack: what goes through them
+is encoded as text, by the client (`as_text`).
+"""
 
 from __future__ import annotations
 
+import base64
 import os
 import pickle
 import shutil
 import sys
+import tempfile
+import threading
 from collections.abc import Mapping
+from contextlib import suppress
+from functools import cache, cached_property
 from pathlib import Path
+from types import FunctionType
 from typing import Any, cast
 
-from rhapsody import CapabilityError, TaskDescription
-from rhapsody.sdk import make_sandbox
-from rhapsody_radical import calls, raptor_config, schema, translate
+import cloudpickle  # type: ignore[import-untyped]
+
+from rhapsody import BackendError, CapabilityError, TaskDescription
+from rhapsody.sdk import (
+    REFERENCE,
+    ProtocolVersionError,
+    Runner,
+    call_spec,
+    cannot_pack,
+    dumps,
+    finish,
+    make_sandbox,
+    own_modules,
+)
+from rhapsody.sdk import unpack as unpack_result
+from rhapsody_radical import call, descriptions, schema, translate
 from rhapsody_radical.descriptions import as_list, task_settings
-from rhapsody_radical.fleet import Pilot
-from rhapsody_radical.jobs import Job
+from rhapsody_radical.fleet import Job, Pilot
+from rhapsody_radical.translate import plain, thread_variables
+
+
+def pack(
+    task: TaskDescription,
+    settings: Mapping[str, Any],
+    *,
+    capture: Any,
+    directory: str | None = None,
+    batch: Batch | None = None,
+) -> tuple[Any, ...]:
+    """Pack a call for `rhapsody_radical.call`, as a tuple of plain values.
+
+    Args:
+        task: The task.
+        settings: Its settings in RADICAL-Pilot's own words.
+        capture: What to keep of its output.
+        directory: Where large values of the call and its reply go, which both sides see;
+            `None` where there is no such place. `forget` removes them.
+        batch: What the calls that are packed with this one share.
+
+    Raises:
+        TypeError: Something of the call cannot be pickled; it says what.
+    """
+    environment = thread_variables(task, settings)
+    environment.update({name: plain(value) for name, value in task.get("environment", {}).items()})
+    environment.update(settings.get("environment") or {})
+    environment["RP_TASK_ID"] = task["uid"]
+    modules = own_modules()
+    more = {
+        "path": own_path() if batch is None else batch.path,
+        "pre_exec": as_list(settings.get("pre_exec")),
+        "values": directory,
+        "modules": None,
+    }
+    if modules is not None and directory is not None and batch is not None:
+        more["modules"] = _kept(modules, directory)
+        modules = modules[:REFERENCE]
+    order = call_spec(task, environment=environment, more=more, modules=modules)
+    order = order._replace(capture=capture)
+    return (*order, _packed_call(task, directory, batch))
+
+
+def as_text(order: tuple[Any, ...]) -> str:
+    """Return a packed call as text, for `rhapsody_radical.call.run`."""
+    return base64.b64encode(pickle.dumps(order, 5)).decode("ascii")
+
+
+def own_path() -> list[str]:
+    """Return the program's own directories of `sys.path`, without those of its environment.
+
+    Modules there travel by name: a worker on the same file system imports them from there.
+    """
+    installed = tuple({os.path.join(prefix, "") for prefix in (sys.prefix, sys.base_prefix)})
+    here, paths = os.getcwd(), [entry for entry in sys.path if isinstance(entry, str)]
+    found = [os.path.normpath(os.path.join(here, path)) for path in paths]
+    return [path for path in found if not path.startswith(installed)]
+
+
+def _kept(modules: bytes, directory: str) -> str:
+    """Return the file with the program's own modules, which the first call creates."""
+    path = os.path.join(directory, f"modules.{modules[:REFERENCE].hex()}")
+    if not os.path.exists(path):
+        with tempfile.TemporaryDirectory(dir=directory) as private:
+            part = os.path.join(private, "modules")
+            with open(part, "wb") as file:
+                file.write(modules)
+            os.replace(part, path)
+    return path
+
+
+def forget(directory: str, uid: str) -> None:
+    """Remove the remaining files of a call, whatever its result."""
+    for kind in ("call", "arguments", "reply", "result"):
+        with suppress(OSError):
+            os.unlink(os.path.join(directory, f"{uid}.{kind}"))
+
+
+class Batch:
+    """Calls that are submitted together: each of their functions is pickled, and sent, once.
+
+    A function is as it was at each of the calls, or newer: all were made before the first is
+    packed.
+    """
+
+    def __init__(self) -> None:
+        # With the function, which keeps its id in use.
+        self._found: dict[int, tuple[Any, bytes | None]] = {}
+
+    @cached_property
+    def path(self) -> list[str]:
+        """The program's own path, see `own_path`."""
+        return own_path()
+
+    def pickled(self, function: Any) -> bytes | None:
+        """Return a function's pickle; `None` if it is large, or may share data with arguments.
+
+        Raises:
+            Exception: Pickling runs the code of the function's data.
+        """
+        if type(function) is not FunctionType:
+            return None
+        found = self._found.get(id(function))
+        if found is None:
+            data = dumps(function)
+            kept = None if len(data) > call.LARGE else data
+            found = self._found[id(function)] = (function, kept)
+        return found[1]
+
+
+def _packed_call(
+    task: TaskDescription, directory: str | None, batch: Batch | None
+) -> tuple[bytes | None, bytes | str]:
+    """Pickle a call, for `rhapsody_radical.call.RaptorRunner.load`."""
+    function = task["function"]
+    try:
+        pickled = None if batch is None else batch.pickled(function)
+        shared = () if pickled is not None else (function,)
+        data, buffers = call.dump((*shared, task["args"], task["kwargs"]), directory)
+    except Exception as error:  # pickling runs the objects' own code
+        raise cannot_pack(task, error) from error
+    return pickled, call.store(data, buffers, directory, f"{task['uid']}.arguments")
+
+
+def _runner() -> bytes:
+    """Return `call.run` pickled by value, because workers need not have this package."""
+    with _packing:  # the registration is the process's, and other backends may be at it
+        return _packed_runner()
+
+
+@cache
+def _packed_runner() -> bytes:
+    shipped = (call, sys.modules[Runner.__module__])
+    for module in shipped:
+        cloudpickle.register_pickle_by_value(module)
+    try:
+        packed: bytes = cloudpickle.dumps(call.run)
+    finally:
+        for module in shipped:
+            cloudpickle.unregister_pickle_by_value(module)
+    return packed
+
+
+_packing = threading.Lock()
+
+
+def python_task(order: tuple[Any, ...]) -> str:
+    """Return a packed call as a function task of RADICAL-Pilot (`PythonTask`)."""
+    encoded = {"func": _runner(), "args": (as_text(order),), "kwargs": {}}
+    return base64.b64encode(pickle.dumps(encoded)).decode("ascii")
+
+
+def unpack(reply: str | bytes, task: TaskDescription) -> BaseException | None:
+    """Write an outcome, or what came of its text on the way, into a task's description.
+
+    Returns:
+        The exception of a call that raised, with its traceback there as the cause.
+    """
+    try:
+        packed = base64.b64decode(reply) if isinstance(reply, str) else reply
+        outcome = unpack_result(packed)
+    except (ProtocolVersionError, BackendError) as error:
+        return error
+    except ValueError as error:
+        return BackendError(f"what came back from a worker cannot be read: {error}")
+    return finish(task, outcome, call.load)
 
 
 class ServiceFunctionError(CapabilityError):
@@ -57,10 +245,10 @@ def default_raptor(pilot: Pilot, cores: int | None) -> dict[str, Any]:
             f"takes one and whose worker would take {cores}; ask for more cores, or run "
             "functions as programs: RadicalExecutionBackend(functions='executable')"
         )
-    return raptor_config.default(cores)
+    return descriptions.default_raptor_config(cores)
 
 
-def describe_call(job: Job, batch: calls.Batch) -> tuple[dict[str, Any], tuple[Any, ...]]:
+def describe_call(job: Job, batch: Batch) -> tuple[dict[str, Any], tuple[Any, ...]]:
     """Return RADICAL-Pilot's words for a call on RAPTOR, and its order, with its sandbox made.
 
     Args:
@@ -87,7 +275,7 @@ def describe_call(job: Job, batch: calls.Batch) -> tuple[dict[str, Any], tuple[A
 def call_words(
     task: TaskDescription,
     directory: str | None = None,
-    batch: calls.Batch | None = None,
+    batch: Batch | None = None,
 ) -> tuple[dict[str, Any], tuple[Any, ...]]:
     """Return RADICAL-Pilot's description of a function task on RAPTOR, and its packed call.
 
@@ -98,7 +286,7 @@ def call_words(
     """
     settings = task_settings(task)
     capture = task.get("capture", True)
-    order = calls.pack(task, settings, capture=capture, directory=directory, batch=batch)
+    order = pack(task, settings, capture=capture, directory=directory, batch=batch)
     left_out = ("environment", "pre_exec", "named_env")
     words = {key: value for key, value in settings.items() if key not in left_out}
     words |= {"mode": schema.TASK_FUNCTION, "uid": task["uid"]}
@@ -132,7 +320,7 @@ def describe_program(job: Job) -> dict[str, Any]:
     translate.check_fits(task["name"], words, job.pilot)
     job.own_sandbox = translate.place(task, words, job.pilot)
     settings = {**settings, "pre_exec": ()}
-    packed = calls.pack(task, settings, capture=False, directory=task["sandbox"])
+    packed = pack(task, settings, capture=False, directory=task["sandbox"])
     Path(task["sandbox"], order).write_bytes(pickle.dumps(packed, 5))
     return words
 
@@ -142,12 +330,12 @@ def tidy(job: Job, state: str) -> None:
     sandbox = job.task.get("sandbox")
     if not job.program:
         if state != schema.DONE:  # else who read them has removed them
-            calls.forget(job.pilot.sandbox, job.uid)
+            forget(job.pilot.sandbox, job.uid)
     elif sandbox and job.own_sandbox and state == schema.DONE:
         shutil.rmtree(sandbox, ignore_errors=True)
         del job.task["sandbox"]
     elif sandbox:
-        calls.forget(sandbox, job.uid)
+        forget(sandbox, job.uid)
 
 
 ON_RAPTOR = {

@@ -19,8 +19,7 @@ from weakref import WeakValueDictionary
 
 from rhapsody.sdk import settable
 from rhapsody_radical.pilot import PilotException
-from rhapsody_radical.threads import Worker
-from rhapsody_radical.wire import FLAT
+from rhapsody_radical.wire import FLAT, Worker
 
 
 def _kind(attributes: str, methods: str) -> tuple[tuple[str, ...], frozenset[str]]:

@@ -20,8 +20,8 @@ from rhapsody import (
     TaskTimeoutError,
 )
 from rhapsody.sdk import end_of_file, too_early
-from rhapsody_radical import calls
-from rhapsody_radical.jobs import Job
+from rhapsody_radical import functions
+from rhapsody_radical.fleet import Job
 from rhapsody_radical.translate import missing_outputs, output_names
 
 DONE, FAILED, CANCELED = "DONE", "FAILED", "CANCELED"
@@ -106,7 +106,7 @@ def function_outcome(job: Job, state: str) -> tuple[str, BaseException | None]:
     ended = job.ended
     reply = _reply(job) if job.program else ended.value
     if reply and state != CANCELED:
-        error = calls.unpack(reply, job.task)
+        error = functions.unpack(reply, job.task)
         return (DONE, None) if error is None else (FAILED, error)
     name = job.task["name"]
     if state == CANCELED or not ended.exception:

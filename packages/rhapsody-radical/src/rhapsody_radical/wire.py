@@ -1,4 +1,6 @@
-"""Messages between a program and its client of RADICAL-Pilot, over one inherited socket pair.
+"""Messages between a program and its client of RADICAL-Pilot, and threads that both have.
+
+Messages travel over one inherited socket pair.
 
 A message is a tuple, its name first, of plain values; what is the user's is in it as bytes.
 Messages travel in batches, each a frame: its length and version, and the pickled list. Whoever
@@ -14,8 +16,13 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future, InvalidStateError
+from contextlib import suppress
+from queue import SimpleQueue
 from typing import Any
+
+log: logging.Logger = logging.getLogger(__name__)
 
 VERSION = 1
 HEADER = struct.Struct("!HQ")
@@ -204,3 +211,65 @@ class Records(logging.Handler):
             record.exc_text = logging.Formatter().formatException(record.exc_info)
         values = {key: value for key, value in vars(record).items() if is_plain(value)}
         self._outbox.put("log", values)
+
+
+class Worker:
+    """A thread that calls one function after the other.
+
+    Args:
+        name: The thread's name.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._queue: SimpleQueue[tuple[Callable[[], Any], Future[Any] | None] | None]
+        self._queue = SimpleQueue()
+        self._lock = threading.Lock()
+        self._stopped = False
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread.start()
+
+    def submit(self, function: Callable[[], Any]) -> Future[Any]:
+        """Call a function on the thread; the returned future receives its result.
+
+        Raises:
+            RuntimeError: The thread was ended.
+        """
+        future: Future[Any] = Future()
+        self._put(function, future)
+        return future
+
+    def post(self, function: Callable[[], Any]) -> None:
+        """Call a function on the thread without a result; its exception is logged."""
+        with suppress(RuntimeError):
+            self._put(function, None)
+
+    def _put(self, function: Callable[[], Any], future: Future[Any] | None) -> None:
+        with self._lock:
+            if self._stopped:
+                raise RuntimeError(f"thread {self._thread.name} was ended")
+            self._queue.put((function, future))
+
+    def stop(self) -> None:
+        """End the thread after everything that was submitted."""
+        with self._lock:
+            self._stopped = True
+            self._queue.put(None)
+        if threading.current_thread() is not self._thread:
+            self._thread.join(30)
+
+    def _run(self) -> None:
+        while (item := self._queue.get()) is not None:
+            function, future = item
+            try:
+                value = function()
+            except BaseException as error:  # passed to the caller
+                if future is None:
+                    log.exception("%r failed", function)
+                else:
+                    with suppress(InvalidStateError):  # who waited has given up
+                        future.set_exception(error)
+            else:
+                if future is not None:
+                    with suppress(InvalidStateError):
+                        future.set_result(value)
+            del function, future, item

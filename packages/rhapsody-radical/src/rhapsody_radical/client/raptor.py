@@ -18,11 +18,11 @@ from typing import Any
 import radical.pilot as rp  # type: ignore[import-untyped,unused-ignore]
 
 from rhapsody.sdk import RUNNER_FILE
-from rhapsody_radical import calls
+from rhapsody_radical import functions
 from rhapsody_radical.client import health
 from rhapsody_radical.client.health import WAITING, Progress, cores_of, waits_in_vain
 from rhapsody_radical.client.session import ClientPilot
-from rhapsody_radical.raptor_config import (
+from rhapsody_radical.descriptions import (
     DEFAULT_CLASS,
     MASTER_CLASS,
     OWN_CLASS,
@@ -248,7 +248,7 @@ class Raptors:
         pair = self._named(named, pilot) if named else self.found[pilot.number].choose()
         # Our own workers know how to make a call; others receive a function that does.
         alone = pair is not None and pair.takes_orders
-        kind, encoded = ("call", calls.as_text) if alone else ("task", calls.python_task)
+        kind, encoded = ("call", functions.as_text) if alone else ("task", functions.python_task)
         words["function"] = encoded(order)
         words["metadata"] = {**(words.get("metadata") or {}), MARK: kind}
         words["raptor_id"] = pair.uid if pair is not None else named

@@ -21,7 +21,7 @@ from rhapsody_radical import cleanup
 from rhapsody_radical.client.raptor import Pair, Raptors
 from rhapsody_radical.client.session import ClientPilot
 from rhapsody_radical.schema import AGENT_EXECUTING, AGENT_STAGING_INPUT_PENDING, FINAL
-from rhapsody_radical.threads import Worker
+from rhapsody_radical.wire import Worker
 
 log: logging.Logger = logging.getLogger(__name__)
 
