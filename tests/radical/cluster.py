@@ -46,6 +46,17 @@ def held() -> Iterator[None]:
         subprocess.run(["scancel", job], check=True)
 
 
+@contextmanager
+def limited(minutes: int) -> Iterator[None]:
+    """A limit for jobs of the partition, which queues those that ask for more."""
+    change = ["scontrol", "update", "partition=debug"]
+    subprocess.run([*change, f"MaxTime={minutes}"], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run([*change, "MaxTime=INFINITE"], check=True)
+
+
 def jobs(directory: Path, *states: str) -> list[str]:
     """The numbers of the jobs that work below a directory, of some states or in any way there."""
     lines = _squeue("--format=%A %T %Z")

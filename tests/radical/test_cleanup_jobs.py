@@ -105,21 +105,38 @@ def test_what_users_set_for_their_own_queries_changes_nothing(
             [BatchJob("7", "RUNNING", "None", "long", "pilot.0000")],
             "RUNNING: RADICAL-Pilot's agent sta",
         ),
-        (
-            [BatchJob("7", "PENDING", "PartitionConfig", "", "pilot.0000")],
-            "more than there may ever be",
-        ),
     ],
 )
 def test_what_a_pilot_waits_for_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, found: list[BatchJob] | None, said: str
 ) -> None:
-    monkeypatch.setattr(cleanup, "find_jobs", lambda uid: found if uid == "mine" else None)
+    monkeypatch.setattr(cleanup, "find_jobs", lambda uid, _: found if uid == "mine" else None)
     settings = {"resource": "local.localhost", "queue": "debug"}
     session = Session("mine", str(tmp_path), str(tmp_path), [settings])
     assert session.place_in_queue(session.pilots[0]) == ", queue debug"
     session.managers = ["SLURM"]
     assert said in session.place_in_queue(session.pilots[0])
+
+
+def test_a_pilot_that_can_never_start_and_one_whose_time_is_over_have_slurms_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs = {
+        cleanup.ACTIVE: [
+            BatchJob("7", "PENDING", "PartitionTimeLimit", "debug", "pilot.0000"),
+            BatchJob("8", "PENDING", "Priority", "debug", "pilot.0001"),
+        ],
+        cleanup.CUT: [BatchJob("9", "TIMEOUT", "TimeLimit", "debug", "pilot.0001")],
+    }
+    monkeypatch.setattr(cleanup, "find_jobs", lambda uid, states: jobs[states])
+    settings = {"resource": "local.localhost"}
+    session = Session("mine", str(tmp_path), str(tmp_path), [settings, settings])
+    session.managers = ["SLURM"]
+    first, second = session.pilots
+    assert "job 7 in queue debug" in str(session.why_never(first))
+    assert str(session.why_never(first)).endswith("Slurm says PartitionTimeLimit")
+    assert session.why_never(second) is None
+    assert session.why(second) == "the batch system ended its job 9: TIMEOUT"
 
 
 def test_a_full_disk_is_the_reason_where_the_logs_have_none(

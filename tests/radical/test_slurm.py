@@ -98,6 +98,24 @@ async def test_a_queued_pilot_is_spoken_of_and_leaves_the_queue_at_the_close(
     assert said.getMessage().endswith(found), said.getMessage()
 
 
+@pytest.mark.asyncio
+async def test_a_pilot_that_asks_for_too_much_time_is_given_up_with_slurms_reason(
+    tmp_path: Path,
+) -> None:
+    with cluster.limited(minutes=5):
+        made = backend(cluster.settings(), work_dir=tmp_path / "work", functions="executable")
+        async with Driver(made, work_dir=tmp_path) as driver:
+            try:
+                await made.run_in_client(speak_soon)
+                async with asyncio.timeout(40):
+                    end = await driver.run_one(driver.command("true"))
+                assert isinstance(end.error, TaskLostError), str(end)
+                assert "Slurm says PartitionTimeLimit" in str(end.error)
+            finally:
+                await made.shutdown()
+    cluster.until_no_jobs_of(tmp_path)
+
+
 def test_a_queued_pilot_leaves_the_queue_at_ctrl_c(tmp_path: Path) -> None:
     with (
         cluster.held(),

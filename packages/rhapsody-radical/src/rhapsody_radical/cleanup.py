@@ -168,6 +168,9 @@ TOO_MUCH = ("PartitionConfig", "PartitionNodeLimit", "PartitionTimeLimit", "BadC
 ACTIVE = "PENDING,CONFIGURING,RUNNING,SUSPENDED"
 """The states of jobs that have not ended, nor are about to."""
 
+CUT = "TIMEOUT,DEADLINE,NODE_FAIL,BOOT_FAIL,PREEMPTED,OUT_OF_MEMORY"
+"""The states of jobs that the batch system has ended, for the reason that the state names."""
+
 SANDBOX = "radical.pilot.sandbox"
 """RADICAL-Pilot's directory for sessions, wherever a pilot has it."""
 
@@ -177,7 +180,7 @@ FIELD, RECORD = "\x1f", "\x1e"
 
 @dataclass(frozen=True, slots=True)
 class BatchJob:
-    """A batch job that has not ended, as the batch system describes it, and its pilot's uid."""
+    """A batch job, as the batch system describes it, and its pilot's uid."""
 
     id: str
     state: str
@@ -186,14 +189,18 @@ class BatchJob:
     pilot: str
 
 
-def find_jobs(session: str) -> list[BatchJob] | None:
+def find_jobs(session: str, states: str = ACTIVE) -> list[BatchJob] | None:
     """Return the Slurm jobs of a session, `None` where Slurm does not answer.
 
     They are known by where RADICAL-Pilot has them work: in a directory for each pilot, below one
     that bears the session's uid.
+
+    Args:
+        session: Its uid.
+        states: The states to look for; Slurm forgets jobs a few minutes after their end.
     """
     form = FIELD.join(("%A", "%T", "%r", "%P", "%Z")) + RECORD
-    said = _slurm("squeue", "--all", "--noheader", f"--user={os.getuid()}", f"--states={ACTIVE}",
+    said = _slurm("squeue", "--all", "--noheader", f"--user={os.getuid()}", f"--states={states}",
                   f"--format={form}")  # fmt: skip
     if said is None:
         return None

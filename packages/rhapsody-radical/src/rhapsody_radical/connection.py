@@ -4,9 +4,9 @@ A thread reads what the client sends, another calls users' callbacks in order. T
 is seen by the end of the socket and by waiting for the process, whichever comes first: forks of
 either side hold copies of the socket.
 
-RADICAL-Pilot starts its processes by name and reads variables that users have to set. Here they are
-set only for the client, and the files that RADICAL-Pilot and PSI/J would leave in the home directory
-are kept in the session's directory.
+RADICAL-Pilot starts its processes by name and reads variables that users have to set. Here they
+are set only for the client, and the files that RADICAL-Pilot and PSI/J would leave in the home
+directory are kept in the session's directory.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Function tasks: calls packed for a worker, on RAPTOR or in a program, and their outcomes unpacked.
+"""Function tasks: calls on RAPTOR or in programs of their own, packed, and their outcomes.
 
 A call is pickled once, here. RADICAL-Pilot's messages are JSON or msgpack: what goes through them
 is encoded as text, by the client (`as_text`).

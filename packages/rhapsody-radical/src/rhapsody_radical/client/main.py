@@ -124,6 +124,9 @@ class Watch:
         if now - self._began < FIRST_WORD or (last is not None and now - last < NEXT_WORD):
             return
         self._said[pilot.uid] = now
+        if (never := self._session.why_never(pilot)) is not None:
+            self._give_up(pilot, never)
+            return
         log.warning(
             "pilot %s on %s is not active after %.0f s: %s%s; its tasks wait",
             pilot.uid, pilot.settings["resource"], now - self._began, pilot.state,

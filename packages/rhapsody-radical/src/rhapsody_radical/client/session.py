@@ -234,7 +234,10 @@ class Session:
                 return
 
     def why(self, pilot: ClientPilot) -> str:
-        """Return the reason in RADICAL-Pilot's own logs for the end of a pilot."""
+        """Return why a pilot has ended, from the batch system or RADICAL-Pilot's logs."""
+        for job in self.jobs(cleanup.CUT) or ():
+            if job.pilot == pilot.uid:
+                return f"the batch system ended its job {job.id}: {job.state}"
         here = Path(self.objects.session.path)
         there = Path(pilot.sandbox)
         names = ("agent_0.err", "bootstrap_0.err", "bootstrap_0.out")
@@ -257,9 +260,19 @@ class Session:
                 found |= {sandboxes, counters}  # the counters are of its `radical.utils`
         return sorted(found)
 
-    def jobs(self) -> list[cleanup.BatchJob] | None:
-        """Return the session's batch jobs that have not ended; `None` if that is not known."""
-        return cleanup.find_jobs(self.uid) if "SLURM" in self.managers else None
+    def jobs(self, states: str = cleanup.ACTIVE) -> list[cleanup.BatchJob] | None:
+        """Return the session's batch jobs in some states; `None` if that is not known."""
+        return cleanup.find_jobs(self.uid, states) if "SLURM" in self.managers else None
+
+    def why_never(self, pilot: ClientPilot) -> str | None:
+        """Return why a queued pilot can never start, `None` if it may."""
+        for job in self.jobs() or ():
+            if job.pilot == pilot.uid and job.reason in cleanup.TOO_MUCH:
+                return (
+                    f"cannot start: its job {job.id} in queue {job.queue} asks for more than there "
+                    f"may ever be, Slurm says {job.reason}"
+                )
+        return None
 
     def place_in_queue(self, pilot: ClientPilot) -> str:
         """Return the details of a waiting pilot, as the end of a log line about it."""
@@ -274,13 +287,11 @@ class Session:
         said = f", queue {job.queue}, job {job.id} is {job.state}"
         if job.state == "RUNNING":
             return f"{said}: RADICAL-Pilot's agent starts"
-        advice = (
-            ": it asks for more than there may ever be" if job.reason in cleanup.TOO_MUCH else ""
-        )
-        return f"{said} ({job.reason}{advice})"
+        return f"{said} ({job.reason})"
 
     def give_up(self, pilot: ClientPilot) -> None:
         """End a pilot that does not work, and everything that runs on it."""
+        cleanup.cancel_jobs(job for job in self.jobs() or () if job.pilot == pilot.uid)
         cleanup.end(self.uid, cleanup.PILOT, [pilot.uid])
         with suppress(Exception):  # who would do it may be what has ended
             self.objects.pilot_manager.cancel_pilots(pilot.uid, _timeout=5)
