@@ -157,7 +157,7 @@ async def test_the_next_start_cancels_the_jobs_of_programs_killed_with_their_cli
         for one in killed:
             one.gone([], files=False)
             (said,) = (text for text in caplog.messages if one.session.name in text)
-            assert "its client is gone: what it left was ended" in said
+            assert "its client has ended: ended what it left" in said
             assert "batch jobs: 1)" in said
 
 

@@ -28,7 +28,7 @@ import radical.utils as ru  # type: ignore[import-untyped,unused-ignore]
 STATES = "state_pubsub"
 
 MARK = "rhapsody"
-"""What our tasks have in their metadata.
+"""Key in the metadata of our tasks.
 
 `"call"` is an order for `call.run`, and `"task"` the same as a `PythonTask` that any worker of
 RAPTOR's could run.
@@ -271,7 +271,7 @@ class Process:
                 os.killpg(self._pid, signal.SIGKILL)
 
     def close(self) -> None:
-        """Lets the process go, which ends between two calls; what these left running stays."""
+        """Release the process, which ends after its call; what calls left running stays."""
         self._channel.close()
 
     def _received(self) -> Any:
@@ -346,7 +346,7 @@ def _serve(requests: socket.socket, run: Callable[[str], str]) -> None:
                 status = 0
             finally:
                 os._exit(status)
-        # Until it is waited for, nobody else gets the number of one that has ended.
+        # Until it is waited for, no other process gets the id of one that has ended.
         made = [each for each in made if os.waitpid(each, os.WNOHANG) == (0, 0)]
         made.append(pid)
         channel.close()

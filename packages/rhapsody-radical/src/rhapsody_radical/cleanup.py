@@ -47,7 +47,7 @@ ASKED = 0.5
 """Seconds in which processes may tidy up before they are killed."""
 
 ROUNDS = 3
-"""How often to look again for processes that were started while others were ended."""
+"""Number of searches for processes that were started while others were ended."""
 
 
 def find(session: str, name: str = "", values: Collection[str] = ()) -> list[psutil.Process]:
@@ -110,7 +110,7 @@ def end(
         patience: Seconds to wait before killing.
 
     Returns:
-        How many did not go by themselves.
+        The number of processes that did not end without this.
     """
     deadline = time.monotonic() + patience
     left = find(session, name, values)
@@ -135,7 +135,7 @@ def end(
 def _kill(processes: Collection[psutil.Process]) -> None:
     """Kill processes, and with one blow each process group that one of them leads.
 
-    Whoever is in such a group descends from its leader, whatever its environment says.
+    The members of such a group descend from its leader, whatever their environment contains.
     """
     for process in processes:
         with suppress(psutil.Error, OSError):
@@ -160,7 +160,7 @@ def _alive(process: psutil.Process) -> bool:
 # Batch jobs.
 
 SECONDS = 30.0
-"""How long a command of Slurm may take."""
+"""Seconds that a command of Slurm may take."""
 
 TOO_MUCH = ("PartitionConfig", "PartitionNodeLimit", "PartitionTimeLimit", "BadConstraints")
 """Slurm's reasons for a job that waits because no node, or none of its partition, is enough."""
@@ -175,7 +175,7 @@ SANDBOX = "radical.pilot.sandbox"
 """RADICAL-Pilot's directory for sessions, wherever a pilot has it."""
 
 FIELD, RECORD = "\x1f", "\x1e"
-"""What separates fields and jobs: paths may have blanks, bars or line ends."""
+"""Separators of fields and jobs: paths may contain blanks, bars or line ends."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,7 +243,7 @@ def _slurm(*words: str) -> str | None:
 # Notes.
 
 HERE = ".rhapsody"
-"""Where sessions are kept in the current directory, each engine's in a directory of its own."""
+"""Directory for sessions in the current one, each engine's in a directory of its own."""
 
 LIMIT = 16384
 """Bytes of the longest note."""
@@ -383,7 +383,7 @@ def _settle(path: Path, *, certain: bool = False) -> bool:
 def _end_noted(path: Path, note: dict[str, Any], *, quietly: bool) -> bool:
     """End what a session left, and return whether all of it could be looked for."""
     session, managers = path.stem, note["managers"]
-    jobs = find_jobs(session)  # first: a job whose processes are killed here ends by itself
+    jobs = find_jobs(session)  # first: killing its processes here would end a job
     done = (jobs is not None or "SLURM" not in managers) and cancel_jobs(jobs or [])
     count = end(session) if note["boot"] == _boot() else 0
     more = "" if done else "; Slurm did not do it, and is asked again at the next start"
@@ -391,7 +391,7 @@ def _end_noted(path: Path, note: dict[str, Any], *, quietly: bool) -> bool:
         more += f"; cancel jobs of {others} yourself: those whose directory names the session"
     log.log(
         logging.INFO if quietly and not more else logging.WARNING,
-        "RADICAL-Pilot session %s was not closed, and its client is gone: what it left was ended "
+        "RADICAL-Pilot session %s was not closed, and its client has ended: ended what it left "
         "(processes on this machine: %d, batch jobs: %d); its files are in %r, to be looked at or "
         "deleted%s",
         session, count, len(jobs or []) if done else 0, note["directory"], more,

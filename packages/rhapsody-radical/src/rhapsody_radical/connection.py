@@ -382,7 +382,7 @@ def _tail(path: Path) -> str:
     try:
         lines = path.read_text(errors="replace").strip().splitlines()
     except OSError:
-        return "its log is gone"
+        return "its log is missing"
     return " / ".join(line.strip() for line in lines[-3:])[-1000:] or "it printed nothing"
 
 

@@ -38,7 +38,7 @@ BATCH_WORDS = {
 """Words of batch systems, and what RADICAL-Pilot calls them."""
 
 OURS = ("uid", "executable", "arguments", "function", "args", "kwargs", "code", "command")
-"""What says which task it is, and what it runs: the engine's to say."""
+"""Keys for the task's identity and for its program, which the engine sets."""
 
 
 def pilot_descriptions(resources: Any) -> list[dict[str, Any]]:
@@ -49,7 +49,7 @@ def pilot_descriptions(resources: Any) -> list[dict[str, Any]]:
 
     Raises:
         TypeError: Neither, a parameter that RADICAL-Pilot does not have, or none of plain data.
-        ValueError: A value cannot be meant.
+        ValueError: A value is invalid.
     """
     given = [{}] if resources is None else resources
     if isinstance(given, Mapping):
@@ -192,7 +192,7 @@ ACCEPTED: Mapping[type, tuple[type, ...]] = {
     float: (int, float),
     list: (list, tuple, str, dict),  # a single entry stands for a list
 }
-"""What is taken for a type, where that is more than the type itself."""
+"""Types that are accepted for a type, if not only the type itself."""
 
 SCALARS = (str, int, float, bool, bytes, type(None))
 
@@ -370,7 +370,7 @@ def checked_settings(
 
     Raises:
         TypeError: The configuration is malformed.
-        ValueError: A value cannot be meant.
+        ValueError: A value is invalid.
     """
     if functions not in ("raptor", "executable"):
         raise ValueError(f"functions must be 'raptor' or 'executable', got {functions!r}")

@@ -60,7 +60,7 @@ class Pilot:
 
     @property
     def usable(self) -> bool:
-        """Whether the pilot accepts tasks, now or later."""
+        """True if the pilot accepts tasks, now or later."""
         return self.reason is None
 
     def configure(self, config: Mapping[str, Any]) -> None:
@@ -75,7 +75,7 @@ class Pilot:
 
     @property
     def here(self) -> bool:
-        """Whether the pilot runs on this machine, without a batch system."""
+        """True if the pilot runs on this machine, without a batch system."""
         return self._config.get("resource_manager") == "FORK"
 
     def has(self, name: str) -> int:
@@ -280,7 +280,7 @@ class Job:
 
     @property
     def is_function(self) -> bool:
-        """Whether it is a function task."""
+        """True for a function task."""
         return self.task["function"] is not None
 
     def begin(self, host: str) -> None:

@@ -343,7 +343,7 @@ ON_RAPTOR = {
     *("stage_on_error", "metadata", "tags", "name", "pilot", "priority", "raptor_id", "cleanup"),
     *("mode", "pre_exec_sync", "restartable"),
 }
-"""What RAPTOR, or we for it, honours of a task's settings in RADICAL-Pilot's own words."""
+"""Keys of a task's settings that are honored on RAPTOR, by RADICAL-Pilot or by us."""
 
 
 def needs_more(task: TaskDescription, cores: int) -> bool:

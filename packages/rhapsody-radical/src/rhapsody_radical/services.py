@@ -36,7 +36,7 @@ from rhapsody_radical.results import output_paths
 from rhapsody_radical.wire import is_plain
 
 UP = "service is up"
-"""What RADICAL-Pilot gives for a service that says nothing."""
+"""RADICAL-Pilot's readiness information of a service that prints none."""
 
 PORT_LINK = ".rhapsody.port"
 """The link in a service's sandbox whose target is the number of the free port it was given."""
@@ -101,7 +101,7 @@ def prepare(task: TaskDescription, words: dict[str, Any], pilot: Pilot) -> bool:
         pilot: The pilot it goes to.
 
     Returns:
-        Whether it says that it is ready at all.
+        True if it has a readiness condition.
 
     Raises:
         ValueError: What says how is not well-formed.

@@ -199,7 +199,7 @@ class PilotState(StrEnum):
 
     @property
     def final(self) -> bool:
-        """Whether a pilot stays in this state."""
+        """True for a final state."""
         return not PILOT_TRANSITIONS[self]
 
     @classmethod

@@ -277,7 +277,7 @@ def place(task: TaskDescription, words: dict[str, Any], pilot: Pilot) -> bool:
     sandbox under the task's uid, where RADICAL-Pilot's `pilot:///UID/NAME` looks.
 
     Returns:
-        Whether the sandbox is the backend's own, neither the engine's nor one that the user named.
+        True if the sandbox is the backend's own, neither the engine's nor one that the user named.
     """
     below = os.path.join(pilot.sandbox, task["uid"])
     wanted = task.get("sandbox")

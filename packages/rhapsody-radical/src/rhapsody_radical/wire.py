@@ -3,8 +3,8 @@
 Messages travel over one inherited socket pair.
 
 A message is a tuple, its name first, of plain values; what is the user's is in it as bytes.
-Messages travel in batches, each a frame: its length and version, and the pickled list. Whoever
-holds the other end is our own process: nothing else can write here.
+Messages travel in batches, each a frame: its length and version, and the pickled list. The
+process at the other end is our own: nothing else can write here.
 """
 
 from __future__ import annotations
@@ -171,7 +171,7 @@ class Outbox(threading.Thread):
                 return
             try:
                 self._channel.send(*batch)
-            except OSError:  # the program is gone, which is seen where messages are read
+            except OSError:  # the program has ended, which the reading thread sees
                 continue
 
 

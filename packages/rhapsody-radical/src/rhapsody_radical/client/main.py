@@ -96,7 +96,7 @@ class Watch:
             self._tasks.cancel_again()
 
     def _look_at_progress(self, pilot: ClientPilot) -> None:
-        """Give up a pilot, or a RAPTOR pair on it, that does not start tasks that fit."""
+        """End a pilot, or a RAPTOR pair on it, that does not start tasks that fit."""
         known = pilot.manager.get_tasks() if pilot.state == PMGR_ACTIVE else []
         tasks = [task for task in known if task.state not in FINAL]
         calls: dict[str, list[Any]] = {}
@@ -136,7 +136,7 @@ class Watch:
 
 
 REGISTERING = 5.0
-"""Seconds that telling the agent about a service may take before its users are told."""
+"""Seconds that the registration of a service with the agent may delay the report to its users."""
 
 STARTING = 30.0
 """Seconds that a start may take to see that it is given up."""
@@ -321,7 +321,7 @@ class Client:
         ref = self._calls.encoded(pilot.pilot)
         self._say("pilot", pilot.number, {"state": (state, time.time()), "pilot": ref})
         if state in FINAL:
-            how = "ended: its walltime is over, or it was cancelled"
+            how = "ended: its walltime has expired, or it was cancelled"
             if state == "CANCELED":
                 how = "was cancelled: here, or by the batch system or its administrators"
             elif state == "FAILED":

@@ -39,7 +39,7 @@ OWN_MASTER, OWN_WORKER, OWN_CALL = (
 )
 PROTOCOL = Path(RUNNER_FILE)
 MARK = "rhapsody"
-"""Key in a task's metadata that tells our own worker that it is a call of ours."""
+"""Key in a task's metadata by which our own worker recognizes our calls."""
 
 
 class Pair:
@@ -174,7 +174,7 @@ class Raptor:
             shutil.copyfile(file, sandbox / file.name)
 
     def check(self, calls: Mapping[str, Sequence[Any]] | None = None) -> None:
-        """Give up pairs whose master or worker has ended, or that do not start their calls.
+        """End pairs whose master or worker has ended, or that do not start their calls.
 
         Args:
             calls: RADICAL-Pilot's tasks for the calls of each master, by its uid; `None` to check

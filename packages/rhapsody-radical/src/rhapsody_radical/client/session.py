@@ -32,7 +32,7 @@ FULL = 1 << 20
 """Bytes that are free on a file system on which a pilot cannot start any more."""
 
 KNOWN = ("resource_manager", "filesystem_endpoint", "job_manager_endpoint")
-"""What a program is told of a resource's configuration, beside what a node has."""
+"""Parts of a resource's configuration that are sent to the program, besides its nodes'."""
 
 PER_NODE = ("cores_per_node", "gpus_per_node", "mem_per_node")
 

@@ -26,16 +26,16 @@ from rhapsody_radical.wire import Worker
 log: logging.Logger = logging.getLogger(__name__)
 
 HEARD = frozenset({AGENT_STAGING_INPUT_PENDING, AGENT_EXECUTING, *FINAL})
-"""The states that anything is done about, for whichever task; most tell nobody anything."""
+"""The states to which the client reacts."""
 
 Say = Callable[..., None]
 """Sends a message to the program: its name, its parts, and `within` how many seconds."""
 
 SHARE, LONGEST = 0.005, 0.5
-"""Seconds that a report may wait for each task that has not begun, and in all.
+"""Seconds that a report may wait for each task that has not started, and in all.
 
-What reports cost the program is mostly its being woken. While many wait for room, nobody misses a
-report; where all that is open runs, room stays empty until it is there, and each is sent at once.
+The cost of a report in the program is mostly waking it up. While many tasks wait for cores, a late
+report does no harm; if all open tasks run, cores stay idle until it arrives: it is sent at once.
 """
 
 
@@ -183,7 +183,7 @@ class Tasks:
         """
         if not self._forget(entry):
             return
-        # RADICAL-Pilot cancels by itself what exceeds its own `timeout`.
+        # RADICAL-Pilot cancels tasks that exceed its own `timeout`.
         cut = entry.cancelled or state == "CANCELED"
         if cut and entry.running and entry.pair is None:
             with self._lock:
@@ -202,7 +202,7 @@ class Tasks:
         return self.by_uid.pop(entry.uid, None) is not None
 
     def drop(self, pilot: ClientPilot) -> None:
-        """Lets go of the tasks of a pilot that has ended; the program ends them itself."""
+        """Forget the tasks of a pilot that has ended; the program ends them itself."""
         for entry in self.open():
             if entry.pilot is pilot:
                 self._forget(entry)
