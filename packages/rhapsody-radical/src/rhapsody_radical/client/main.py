@@ -138,7 +138,7 @@ class Watch:
 REGISTERING = 5.0
 """Seconds that the registration of a service with the agent may delay the report to its users."""
 
-STARTING = 30.0
+STARTING = 10.0
 """Seconds that a start may take to see that it is given up."""
 
 REMOVING = 10.0
