@@ -1,4 +1,4 @@
-"""A program that does many other things while it uses two backends, see `beside.py`."""
+"""A program that does many other things while it uses two backends: `tests.radical.beside`."""
 
 from __future__ import annotations
 

@@ -74,7 +74,7 @@ def test_final_states_are_those_of_the_installed_library() -> None:
 
 
 def test_the_programs_side_imports_nothing_of_radical(tmp_path: Path) -> None:
-    names = ["schema", "descriptions", "translate", "links", "raptor_config", "diagnosis"]
+    names = ["schema", "descriptions", "translate", "links", "functions", "diagnosis"]
     names += ["pilot", "states"]
     lines = [f"import rhapsody_radical.{name}" for name in names]
     lines += ["import sys", "print([x for x in sys.modules if x.split('.')[0] == 'radical'])"]
