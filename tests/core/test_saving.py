@@ -9,9 +9,7 @@ import gc
 import logging
 import os
 import shutil
-import signal
 import subprocess
-import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -29,8 +27,6 @@ from rhapsody import (
     WorkflowEngine,
     hookimpl,
 )
-from rhapsody.cli import main
-from rhapsody.staging.runs import PARTS
 from tests.core.saving import files, held_open, writer
 from tests.core.scripted import within
 
@@ -447,47 +443,3 @@ async def test_a_result_that_something_else_took_the_place_of_is_none(here: Path
         assert files(here / "plots") == {"b.txt"}
     assert here / "plots" in [file.path for file in flow.results]
     assert here / "plots/a.txt" not in [file.path for file in flow.results]
-
-
-KILLED_WHILE_SAVING = """
-import asyncio, os, signal
-from rhapsody import OutputDir, OutputFile, WorkflowEngine
-from rhapsody.staging import outputs
-
-outputs._rename = lambda part, path: os.kill(os.getpid(), signal.SIGKILL)
-
-async def main():
-    async with WorkflowEngine.create() as flow:
-        run = flow.executable_task(lambda command, out: command)
-        run("mkdir d; echo > d/e", OutputDir("out/d")), run("echo > f", OutputFile("out/f"))
-
-asyncio.run(main())
-"""
-
-
-@pytest.mark.parametrize("how", ["next run", "clean"])
-async def test_copies_that_a_killed_run_left_are_removed(here: Path, how: str) -> None:
-    program = [sys.executable, "-c", KILLED_WHILE_SAVING]
-    killed = await within(asyncio.to_thread(subprocess.run, program, cwd=here))
-    assert killed.returncode == -signal.SIGKILL
-    left = [path.name for path in (here / "out").iterdir()]
-    assert left
-    assert all(name.endswith(".part") for name in left)
-    other = here / f"out/.f.{'0' * 32}.part"
-    other.touch()
-    if how == "clean":
-        assert main(["clean"]) == 0
-        assert not (here / ".rhapsody").exists()
-    else:
-        async with WorkflowEngine.create() as flow:
-            await within(writer(flow)("word", OutputFile("a.txt")))
-            assert list((here / "out").iterdir()) == [other]
-    assert list((here / "out").iterdir()) == [other]
-
-
-async def test_a_run_that_ends_leaves_no_note_of_where_it_saves(here: Path) -> None:
-    async with WorkflowEngine.create() as flow:
-        await within(writer(flow)("word", OutputFile("out/a.txt")))
-        note = here / ".rhapsody/latest" / PARTS
-        assert note.read_text().split()[1] == str(here / "out")
-    assert not (here / ".rhapsody").exists()

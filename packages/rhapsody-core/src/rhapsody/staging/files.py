@@ -118,9 +118,7 @@ class Stager:
         current = _current(self.work_dir)
         needed = (Path(os.path.abspath(work_dir)), current, Path(os.path.expanduser("~")))
         threads = ThreadPool(_THREADS, "rhapsody-files")
-        self.results: Results = Results(
-            results_dir or current, needed, self._place.note_parts, threads
-        )
+        self.results: Results = Results(results_dir or current, needed, threads)
         self._sandboxes = SandboxKeeper(keep, self.results.add, threads)
         self._links: dict[str, _Links] = {}
         self._cache_stays = keep == "all"

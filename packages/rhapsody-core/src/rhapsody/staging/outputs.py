@@ -20,6 +20,7 @@ import os
 import re
 import stat
 import threading
+import uuid
 from collections import Counter
 from collections.abc import (
     Awaitable,
@@ -47,7 +48,6 @@ from rhapsody.staging.fsutil import (
     remove,
     replace_directory,
 )
-from rhapsody.staging.runs import new_token, part_of
 from rhapsody.task import TaskDescription
 
 if TYPE_CHECKING:
@@ -575,7 +575,6 @@ class Results:
     Args:
         directory: `results_dir`, which relative places are below.
         needed: Other directories that nothing may take the place of.
-        note_parts: Called on a thread with a token and each directory where copies are made.
         threads: Copy the files.
     """
 
@@ -583,7 +582,6 @@ class Results:
         self,
         directory: Path,
         needed: Iterable[Path],
-        note_parts: Callable[[str, Path], object],
         threads: ThreadPool,
     ) -> None:
         self.directory = directory
@@ -593,9 +591,6 @@ class Results:
         self._threads = threads
         self._slots = asyncio.Semaphore(_AT_ONCE)
         self._lock: int | None = None
-        self._note_parts = note_parts
-        self._token = new_token()
-        self._noted: set[Path] = set()
 
     @property
     def saved(self) -> list[SavedFile]:
@@ -646,13 +641,14 @@ class Results:
             self._warn_of_others()
 
     async def _put(self, path: Path, put: Put) -> None:
-        part, run = part_of(path, self._token), self._threads.run
+        part = path.with_name(f".{path.name[:40]}.{uuid.uuid4().hex}.part")
+        run = self._threads.run
         stop = threading.Event()
         try:
             if isinstance(put.source, str):
-                await run(partial(self._copy_in, put.source, put.root, part, path, stop))
+                await run(partial(_copy_in, put.source, put.root, part, path, stop))
             else:
-                await run(partial(self._make_room, path.parent))
+                await run(partial(path.parent.mkdir, parents=True, exist_ok=True))
                 await put.source(part)
                 await run(partial(_rename, part, path))
         except BaseException:
@@ -660,24 +656,6 @@ class Results:
             with contextlib.suppress(OSError):
                 await run(partial(remove, part))
             raise
-
-    def _copy_in(
-        self, source: str, root: str | None, part: Path, path: Path, stop: threading.Event
-    ) -> None:
-        self._make_room(path.parent)
-        if os.path.isdir(source):
-            copy_directory(source, part, stop)
-        else:
-            copy_file(source, part, root)
-        if not stop.is_set():
-            _rename(part, path)
-
-    def _make_room(self, directory: Path) -> None:
-        if not directory.is_dir():
-            directory.mkdir(parents=True, exist_ok=True)
-        if directory not in self._noted:
-            self._note_parts(self._token, directory)
-            self._noted.add(directory)
 
     def _warn_of_others(self) -> None:
         """Log a warning if another run saves files below the same directory."""
@@ -697,6 +675,17 @@ class Results:
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
+
+
+def _copy_in(source: str, root: str | None, part: Path, path: Path, stop: threading.Event) -> None:
+    if not path.parent.is_dir():
+        path.parent.mkdir(parents=True, exist_ok=True)
+    if os.path.isdir(source):
+        copy_directory(source, part, stop)
+    else:
+        copy_file(source, part, root)
+    if not stop.is_set():
+        _rename(part, path)
 
 
 def _rename(part: Path, path: Path) -> None:

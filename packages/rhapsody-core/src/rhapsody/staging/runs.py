@@ -19,7 +19,6 @@ import re
 import sys
 import threading
 import time
-import uuid
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -129,9 +128,6 @@ BASE = ".rhapsody"
 LATEST, LOCK, LOG = "latest", ".lock", "log.txt"
 """Names of the link to the newest run, and of the lock and the log in a run's directory."""
 
-PARTS = ".parts"
-"""File that lists where the run's live engines save files, see `remove_parts`."""
-
 NAME: re.Pattern[str] = re.compile(r"\d{8}T\d{6}-[A-Za-z0-9_.-]{1,32}-[0-9a-f]{4}")
 """Name of a run's directory."""
 
@@ -214,8 +210,6 @@ class Run:
         self._log.end()
         with self._lock:
             if self._held is not None:
-                with contextlib.suppress(OSError):
-                    os.unlink(self.path / PARTS)
                 self._held.release()
                 self._held = None
             with contextlib.suppress(OSError):  # there is something in it, or it was never made
@@ -338,54 +332,6 @@ def _replace(link: Path, newest: list[str]) -> None:
         link.unlink(missing_ok=True)
     finally:
         new.unlink(missing_ok=True)
-
-
-_TOKEN = re.compile(r"[0-9a-f]{8}")
-
-
-def new_token() -> str:
-    """Return the common part of the names of one engine's copies."""
-    return uuid.uuid4().hex[:8]
-
-
-def part_of(path: Path, token: str) -> Path:
-    """Return a name for a copy that is to be renamed to a path."""
-    return path.with_name(f".{path.name[:40]}.{token}{uuid.uuid4().hex[8:]}.part")
-
-
-def note(run: Path, token: str, directory: Path) -> None:
-    """Record that a run saves files in a directory."""
-    with open(run / PARTS, "a", encoding="utf-8", errors="surrogateescape") as file:
-        file.write(f"{token} {directory}\n")
-
-
-def remove_parts(run: Path) -> None:
-    """Remove the unfinished copies of a dead run."""
-    try:
-        noted = (run / PARTS).read_text(encoding="utf-8", errors="surrogateescape").splitlines()
-    except (OSError, ValueError):
-        return
-    for token, _, directory in (line.partition(" ") for line in noted):
-        if not (_TOKEN.fullmatch(token) and os.path.isabs(directory)):
-            continue
-        part = re.compile(rf"\..{{1,40}}\.{token}[0-9a-f]{{24}}\.part", re.DOTALL)
-        with contextlib.suppress(OSError):  # it was removed, or may not be read
-            for name in os.listdir(directory):
-                if part.fullmatch(name):
-                    remove(Path(directory, name))
-    with contextlib.suppress(OSError):
-        (run / PARTS).unlink()
-
-
-def remove_parts_of_others(base: Path, own: Path) -> None:
-    """Remove the unfinished copies of earlier runs in a `.rhapsody`."""
-    with contextlib.suppress(OSError), os.scandir(base) as entries:
-        for entry in entries:
-            run = Path(entry.path)
-            if run == own or entry.stat(follow_symlinks=False).st_uid != os.geteuid():
-                continue
-            if os.path.exists(run / PARTS) and state_of(run / LOCK) in ("left", "free"):
-                remove_parts(run)
 
 
 _claims: dict[str, UidClaim] = {}
@@ -511,14 +457,7 @@ class WorkDir:
             with contextlib.suppress(OSError):
                 self.path = self._run.make() / self.path.name
                 self.settled = True
-            remove_parts_of_others(self.base, self.path.parent)
         return self.path
-
-    def note_parts(self, token: str, directory: Path) -> None:
-        """Record where files are saved, in case this process is killed."""
-        if self._run is not None:
-            with contextlib.suppress(OSError):  # a full disk
-                note(self._run.make(), token, directory)
 
     def use(self, sandbox: str) -> None:
         """Protect the run that contains a sandbox from `rhapsody clean`, until `leave`."""
@@ -592,8 +531,6 @@ class LeftRun:
     def remove(self, paths: Iterator[str]) -> bool:
         """Remove paths in it, and with the last one the directory itself.
 
-        Its unfinished copies of results are removed, too.
-
         Returns:
             `False` if another process has locked it meanwhile.
 
@@ -605,7 +542,6 @@ class LeftRun:
         except BlockingIOError:
             return False
         try:
-            remove_parts(self.path)
             for path in paths:
                 remove(path)
         finally:
