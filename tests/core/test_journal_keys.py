@@ -560,7 +560,7 @@ def test_constants_that_are_paths_may_move_along_with_the_program(tmp_path: Path
 MODULE = """
 from functools import lru_cache, wraps
 from dataclasses import dataclass
-from inner import LIMIT
+from inner import LIMIT, twice
 
 K = 1
 NAMES: list = ["a"]
@@ -568,6 +568,8 @@ EMPTY = {}
 COMPUTED = len(NAMES)
 
 def h(): return K
+
+def plain(): return twice(), Y().p
 
 def reads_all(): return K, NAMES, EMPTY, LIMIT, h(), cached(), Y().m()
 
@@ -577,12 +579,13 @@ def cached(): return 1
 class X:
     k = 1
     def m(self): return self.k
-    @property
-    def p(self): return self.m()
 
 @dataclass
-class Y(X):
-    n: int = 1
+class Y:
+    n: int
+    def m(self): return twice()
+    @property
+    def p(self): return self.n
 
 REGISTRY = {}
 def register(function):
@@ -611,8 +614,9 @@ def boxed(): ...
 @pytest.mark.parametrize(
     ("code", "shared"),
     [
-        ("def f(x): return m_a.reads_all()", True),
-        ("from m_a import K, h, X\ndef f(x): return K, h(), X().m()", True),
+        ("from m_a import Y, plain\ndef f(x): return plain(), m_a.twice(), Y", True),
+        ("def f(x): return m_a.K", False),
+        ("def f(x): return m_a.X().m()", False),
         ("V = 1\ndef f(x): return V\nV = 5", True),
         ("def f(x): return m_a.COMPUTED", False),
         ("m_a.K = 5\ndef f(x): return m_a.K", False),
@@ -620,7 +624,7 @@ def boxed(): ...
         ("m_a.K = 5\ndef f(x): return getattr(m_a, 'K')", False),
         ("m_a.NAMES.append('b')\ndef f(x): return m_a.reads_all()", False),
         ("m_a.EMPTY['a'] = 5\ndef f(x): return m_a.reads_all()", False),
-        ("m_a.X.k = 5\ndef f(x): return m_a.Y().m()", False),
+        ("m_a.X.k = 5\ndef f(x): return m_a.X().m()", False),
         ("m_a.h = lambda: 5\ndef f(x): return m_a.reads_all()", False),
         ("import inner\ninner.LIMIT = m_a.LIMIT = 5\ndef f(x): return m_a.LIMIT", False),
         ("@m_a.register\ndef g(): ...\ndef f(x): return m_a.registered()", False),
@@ -636,7 +640,7 @@ def test_a_worker_shares_results_unless_the_program_has_set_values_in_modules(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str, *, shared: bool
 ) -> None:
     monkeypatch.setattr("json.dumps", json.dumps)
-    write(tmp_path, {"m_a.py": MODULE, "inner.py": "LIMIT = 10\n"})
+    write(tmp_path, {"m_a.py": MODULE, "inner.py": "LIMIT = 10\ndef twice(): return 2\n"})
     (tmp_path / "main.py").write_text(f"import m_a\n{code}\n")
     with loaded(tmp_path, "m_a"):
         script: dict[str, Any] = {"__name__": "__main__", "__builtins__": builtins}

@@ -25,7 +25,6 @@ Not seen are files that are not arguments, what a program changes inside install
 from __future__ import annotations
 
 import abc
-import ast
 import builtins
 import functools
 import importlib.util
@@ -146,8 +145,8 @@ class CodeFingerprint:
         made_of: Functions, with their code, defaults and names, which programs can replace.
         related: Classes, with their bases and the like, which programs can replace.
         set_here: Whether a variable of a module may have another value than on a worker, which
-            imports the module: the value is not plainly what the source says. The same goes for
-            variables of the environment.
+            imports the module: it is no function, class or module. The same goes for variables of
+            the environment.
         starts_programs: Whether it starts programs, which inherit variables of the environment.
     """
 
@@ -579,6 +578,9 @@ class CodeFingerprint:
     ) -> bool:
         """Return whether a variable has the value that a worker finds when it imports the module.
 
+        Functions, classes and modules under their own names do. Other values may have been set by
+        the program.
+
         Args:
             variables: Those of the module, or the attributes of a class.
             name: The variable's name.
@@ -590,42 +592,18 @@ class CodeFingerprint:
             return True  # the script's variables travel with its functions
         if owner is not None and name == "__hash__" and value is None:
             return True  # Python has set it, because the class has `__eq__`
-        space: Any = variables
-        if owner is not None:
-            space = getattr(sys.modules.get(owner.__module__), "__dict__", {})
-        file = space.get("__file__")
+        file = variables.get("__file__") if owner is None else file_of(module)
         if not self._program.origins.own(file):  # other than constants the program has replaced it
             return module == "sys" or (type(value) in (int, float, bool) and module != "builtins")
-        cls = "" if owner is None else owner.__qualname__
-        found = self._program.sources.binding(file, space, name, cls)
-        if isinstance(found, ast.Assign | ast.AnnAssign):
-            try:
-                literal = ast.literal_eval(found.value or ast.Constant(None))
-            except (ValueError, TypeError, SyntaxError, RecursionError):
-                return False
-            return type(value) is type(literal) and repr(value) == repr(literal)
-        if isinstance(found, ast.ImportFrom):
-            taken = next(e.name for e in found.names if (e.asname or e.name) == name)
-            source = "." * found.level + (found.module or "")
-            source = _resolved(source, space.get("__package__") or "")
-            there = getattr(sys.modules.get(source), "__dict__", {})
-            if there.get(taken, MISSING) is not value:
-                return False
-            return not self._program.origins.own(there.get("__file__")) or self._is_as_imported(
-                there, taken, value
-            )
-        if not isinstance(found, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-            return False
         if type(value) in _WRAPPERS:
             value = getattr(value, _WRAPPERS[type(value)])
         if issubclass(type(value), types.FunctionType):
-            made_here = not _is_script(value.__globals__.get("__name__"))
+            home = value.__globals__.get("__name__")
+        elif issubclass(type(value), type):
+            home = value.__module__
         else:
-            made_here = issubclass(type(value), type)
-        return made_here and (value.__module__, value.__qualname__.rpartition(".")[2]) == (
-            module,
-            name,
-        )
+            return False
+        return not _is_script(home) and value.__qualname__.rpartition(".")[2] == name
 
     def _is_changed(self, module: types.ModuleType, name: str, member: Any) -> bool:
         """Return whether a library's variable may have been set by the program."""

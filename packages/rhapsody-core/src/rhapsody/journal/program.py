@@ -61,23 +61,19 @@ class _File:
 
     Attributes:
         changed: When it was last changed before, in nanoseconds.
-        tree: Its normalized syntax tree; `None` if there is no source.
         code: Its code as Python compiles it.
         plain: The code of the normalized tree, by the code that Python compiles.
         names: The number of functions and classes of each qualified name.
         classes: The classes of each qualified name in the normalized tree.
         chains: The names in the body of each class, see `_chains`.
-        bindings: The results of `_bindings`, by the qualified name of a class.
     """
 
     changed: int = 0
-    tree: ast.Module | None = None
     code: types.CodeType | None = None
     plain: dict[types.CodeType, types.CodeType] = field(default_factory=dict)
     names: Counter[str] = field(default_factory=Counter)
     classes: dict[str, list[ast.ClassDef]] = field(default_factory=dict)
     chains: dict[str, tuple[tuple[str, ...], ...]] = field(default_factory=dict)
-    bindings: dict[str, dict[str, ast.stmt | None]] = field(default_factory=dict)
 
 
 class Sources:
@@ -138,26 +134,6 @@ class Sources:
             return None
         return digest_of(file.plain.get(file.code, file.code)), file.code
 
-    def binding(
-        self, name: str, variables: dict[str, Any], variable: str, cls: str = ""
-    ) -> ast.stmt | None:
-        """Return the only statement of a file that binds a variable of the module.
-
-        Args:
-            name: The file.
-            variables: The variables of its module.
-            variable: The name of the variable.
-            cls: The qualified name of the class whose attribute it is, empty for a global.
-
-        Returns:
-            `None` where there are several or none at the top level of the module or class.
-        """
-        file = self._file(name, variables)
-        if cls not in file.bindings:
-            nodes = file.classes.get(cls, []) if cls else [file.tree] if file.tree else []
-            file.bindings[cls] = _bindings(nodes[0].body) if len(nodes) == 1 else {}
-        return file.bindings[cls].get(variable)
-
     def _unchanged(self, name: str, variables: dict[str, Any]) -> _File:
         """Return a file that was not changed since the program started."""
         file = self._file(name, variables)
@@ -186,7 +162,7 @@ def _read(name: str, variables: dict[str, Any]) -> _File:
             warnings.simplefilter("ignore")  # the program has had them
             file.code = compile(source, name, "exec", dont_inherit=True)
             file.names.update(each.co_qualname for each in with_inner(file.code))
-            file.tree = tree = ast.parse(source)
+            tree = ast.parse(source)
             _normalize(tree, file)
             plain = compile(tree, name, "exec", dont_inherit=True)
     except (SyntaxError, ValueError, RecursionError):  # it is no Python, was changed, or too deep
@@ -237,24 +213,6 @@ def _pairs(
     if len(inner) == len(plains):
         for pair in zip(inner, plains, strict=True):
             yield from _pairs(*pair)
-
-
-def _bindings(body: list[ast.stmt]) -> dict[str, ast.stmt | None]:
-    """Return the names that a body binds, each with its statement if there is only one."""
-    found: dict[str, ast.stmt | None] = {}
-    for statement in body:
-        alone = isinstance(statement, ast.ClassDef | _FUNCTIONS)
-        for node in [statement] if alone else ast.walk(statement):
-            if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
-                name = node.id
-            elif isinstance(node, ast.ClassDef | _FUNCTIONS):
-                name = node.name
-            elif isinstance(node, ast.alias):
-                name = node.asname or node.name.partition(".")[0]
-            else:
-                continue
-            found[name] = None if name in found else statement
-    return found
 
 
 def _chains(node: ast.ClassDef) -> tuple[tuple[str, ...], ...]:
