@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import resource
 import sqlite3
 import tempfile
 from pathlib import Path
@@ -14,10 +13,8 @@ from typing import Any
 import pytest
 
 from rhapsody import JournalError, WorkflowEngine
-from rhapsody.journal.plugin import Journal
-from rhapsody.journal.reading import opened
 from rhapsody.journal.store import NotYoursError, require_private
-from tests.core.recorded import LOG, broken_off, chain, engine, note, ran, tasks
+from tests.core.recorded import broken_off, chain, engine, note, ran, tasks
 
 pytestmark = [pytest.mark.asyncio, pytest.mark.usefixtures("here")]
 
@@ -173,29 +170,6 @@ async def test_a_value_that_cannot_be_stored_is_skipped_and_the_journal_goes_on(
     assert ran() == {"made 1": 1, "made 2": 1, "made 3": 1, "made 100000": 2}
     assert "task 'made' is not recorded: its result cannot be stored" in caplog.text
     assert ": disabled (" not in caplog.text
-
-
-async def test_a_run_that_ended_well_on_a_full_disk_is_not_taken_for_a_killed_one(
-    here: Path,
-) -> None:
-    path = here / "run.sqlite"
-    (here / LOG).touch()
-    async with engine() as flow:
-        await chain(flow)
-        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-        journal = next(each for each in flow._built_in.observers if isinstance(each, Journal))
-        resource.setrlimit(resource.RLIMIT_FSIZE, (1, limits[1]))  # no write succeeds
-        try:
-            with pytest.raises(JournalError):
-                journal.end("done")
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    with opened(path) as reader:
-        assert [run.how for run in reader.runs()] == ["done"]
-    async with engine() as flow:
-        assert await chain(flow) == 8
-    assert ran()["double"] == 6
-    assert [name for name in os.listdir(here) if name.endswith((".lock", ".done"))] == []
 
 
 @pytest.mark.parametrize(

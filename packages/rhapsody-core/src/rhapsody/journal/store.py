@@ -126,9 +126,7 @@ def runs_in(database: sqlite3.Connection, path: Path) -> list[Run]:
     unended = database.execute("SELECT id FROM runs WHERE how IS NULL").fetchall()
     ends: dict[int, str | None] = {}
     for (number,) in unended:
-        if os.path.exists(done_mark(path, number)):
-            ends[number] = "done"
-        elif not on_network(path.parent):
+        if not on_network(path.parent):
             ends[number] = _UNENDED.get(state_of(lock_of(path, number)))
     rows = database.execute("SELECT id, lineage, began, how, kept, reused FROM runs ORDER BY id")
     return [
@@ -279,11 +277,6 @@ class Store:
         self._ended = True
         try:
             self._wait(lambda: self._end(how))
-        except JournalError:
-            if how == "done" and self.run:  # a full disk usually has room for an empty file
-                with contextlib.suppress(OSError):
-                    Path(done_mark(self.path, self.run)).touch(0o600)
-            raise
         finally:
             self._release()
 
@@ -344,11 +337,6 @@ class Store:
                 self.before, self._taken_up = last.how or "killed", last.number
                 database.execute(_EARLIER_TABLE)
                 self.reused = database.execute(_EARLIER, (last.lineage,)).rowcount
-        # The journal has the ends of the earlier runs by now. That of this run's number is left
-        # by a journal that was removed.
-        for done in (run, *(each.number for each in ended if each.how == "done")):
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(done_mark(self.path, done))
 
     def _require_unused(self) -> None:
         if self._earlier()[1]:
@@ -376,9 +364,6 @@ class Store:
             if run.how in ("killed", None) and not own:
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(lock_of(self.path, run.number))
-        done = [run.number for run in ended if run.how == "done"]
-        marked = [(number,) for number in done if os.path.exists(done_mark(self.path, number))]
-        self._database.executemany("UPDATE runs SET how = 'done' WHERE id = ?", marked)
         return ended, living
 
     def _holds(self, run: Run) -> bool:
@@ -599,11 +584,6 @@ def _require_own(path: Path) -> None:
 def lock_of(path: Path, run: int) -> str:
     """Return the file that a run locks, except on network file systems."""
     return f"{path}.{run}.lock"
-
-
-def done_mark(path: Path, run: int) -> str:
-    """Return the file that marks the end of a run which could not be written to the journal."""
-    return f"{path}.{run}.done"
 
 
 def version_of(database: sqlite3.Connection, path: Path) -> int:
