@@ -8,14 +8,13 @@ that called the library.
 from __future__ import annotations
 
 import functools
-import itertools
 import linecache
 import os
 import re
 import traceback
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from rhapsody.errors import text_of
 from rhapsody.sdk.modules import Origins
@@ -30,8 +29,6 @@ _AWAITED = f"{OURS}task.py"
 
 _FRAME = re.compile(r'^ *File "(?P<file>[^"\n]+)", line (?P<line>\d+), in (?P<function>.+)$')
 _BEGIN = "Traceback (most recent call last):"
-_BECAUSE = "\nThe above exception was the direct cause of the following exception:\n"
-_WHILE = "\nDuring handling of the above exception, another exception occurred:\n"
 
 SCRIPT_MODULE = "__rhapsody_script__"
 """Name of the module that `rhapsody run` imports a script as."""
@@ -103,33 +100,8 @@ def as_lines(frames: Sequence[Frame], directory: str | None = None) -> list[str]
     return lines
 
 
-class _Stack(traceback.StackSummary):
-    """Frames of this process, followed by those of another one as the text that it sent."""
-
-    remote: str = ""
-
-    def __bool__(self) -> bool:
-        return len(self) > 0 or bool(self.remote)
-
-    def format(self, **options: Any) -> list[str]:
-        """Format the frames, the outermost first."""
-        return [*super().format(**options), *self.remote.splitlines(keepends=True)]
-
-
-class _Earlier(traceback.TracebackException):
-    """Exceptions of another process that led to one, as the text that it sent."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__(Exception, Exception(), None)
-        self._lines = text.splitlines(keepends=True)
-
-    def format_exception_only(self, **_: Any) -> Generator[str]:
-        """Return the lines."""
-        yield from self._lines
-
-
 def format_error(error: BaseException, trace: TracebackType | None = None) -> str:
-    """Format an exception like Python, with the frames of all processes in one traceback.
+    """Format an exception like Python; one of another process follows the text of its traceback.
 
     The frame in which Rhapsody raises the exception of a task again is left out, and classes of a
     script are named as if Python ran the script.
@@ -140,34 +112,12 @@ def format_error(error: BaseException, trace: TracebackType | None = None) -> st
     """
     trace = trace or error.__traceback__
     whole = traceback.TracebackException(type(error), error, trace, compact=True)
-    found: list[tuple[BaseException | None, traceback.TracebackException | None]] = [(error, whole)]
-    while found:
-        each, printed = found.pop()
-        if each is None or printed is None:
-            continue
-        found += [(each.__cause__, printed.__cause__), (each.__context__, printed.__context__)]
-        if isinstance(each, BaseExceptionGroup):
-            found += zip(each.exceptions, printed.exceptions or (), strict=False)
-        _join(printed, each.__cause__)
+    todo: list[traceback.TracebackException | None] = [whole]
+    while todo:
+        if (each := todo.pop()) is not None:
+            each.stack[:] = [frame for frame in each.stack if frame.filename != _AWAITED]
+            todo += [each.__cause__, each.__context__, *(each.exceptions or ())]
     return _OF_SCRIPT.sub(r"\1", "".join(whole.format()))
-
-
-def _join(printed: traceback.TracebackException, cause: BaseException | None) -> None:
-    """Replace a cause that is a traceback from another process by its frames."""
-    stack = _Stack(each for each in printed.stack or () if each.filename != _AWAITED)
-    text = f"\n{text_of(cause)}" if _is_remote(cause) else ""
-    before, begin, last = text.rpartition(f"\n{_BEGIN}\n")
-    if begin:
-        lines = last.splitlines(keepends=True)
-        stack.remote = "".join(itertools.takewhile(lambda line: line.startswith("  "), lines))
-        printed.__cause__ = None
-        because, during = before.rfind(_BECAUSE), before.rfind(_WHILE)
-        earlier = _Earlier(before[before.find(_BEGIN) : max(because, during)])
-        if because > during:
-            printed.__cause__ = earlier
-        elif during >= 0:
-            printed.__context__, printed.__suppress_context__ = earlier, False
-    printed.stack = stack
 
 
 def users_part(trace: TracebackType | None) -> TracebackType | None:
