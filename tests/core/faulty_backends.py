@@ -21,7 +21,7 @@ import cloudpickle  # type: ignore[import-untyped]
 from rhapsody.backends.base import CompletedExecutable, ManagedBackend
 from rhapsody.data import plain_name
 from rhapsody.errors import CapabilityError, DataError
-from rhapsody.quantities import memory_in_bytes
+from rhapsody.resources import memory_in_bytes
 from rhapsody.sdk.capture import CapturedOutput, recording, streams
 from rhapsody.task import TaskDescription, task_kind
 from tests.core.small_backend import SmallBackend

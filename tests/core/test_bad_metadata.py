@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rhapsody import BackendRegistry
-from rhapsody.plugins.entry_points import BACKENDS, PLUGINS, installed
+from rhapsody.plugins.manager import BACKENDS, PLUGINS, installed
 from tests.core.distributions import install
 
 pytestmark = pytest.mark.timeout(60)

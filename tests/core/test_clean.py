@@ -15,7 +15,7 @@ import pytest
 
 from rhapsody import OutputFile, WorkflowEngine
 from rhapsody.cli import main
-from rhapsody.quantities import size_text
+from rhapsody.resources import size_text
 from rhapsody.staging import runs
 from rhapsody.staging.runs import Run, enter_run, leave_run
 from tests.core.scripted import within

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from rhapsody.journal.reading import opened
+from rhapsody.journal.store import opened
 from tests.core.command_line import Run, check_mistake
 
 GRAPH = """\

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from rhapsody.journal.reading import opened
+from rhapsody.journal.store import opened
 from tests.core.programs import Program
 from tests.machine import gone, working_in
 

@@ -13,8 +13,7 @@ from pathlib import Path
 import pytest
 
 from rhapsody.journal import store as journal_store
-from rhapsody.journal.reading import opened
-from rhapsody.journal.store import Store
+from rhapsody.journal.store import Store, opened
 from tests.core.command_line import check_mistake
 from tests.core.resumed import RESULT, SHOW, WORK, Place
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from rhapsody.cli import main, scripts
-from rhapsody.journal.reading import opened
+from rhapsody.journal.store import opened
 from rhapsody.plugins.specs import UsageError
 from tests.core.command_line import SIMPLE, Run, check_mistake
 from tests.core.programs import PATIENCE

@@ -13,7 +13,7 @@ import pytest
 from rhapsody import BackendRegistry, StateMapper, discover_backends, get_backend
 from rhapsody.backends.base import Capabilities
 from rhapsody.backends.noop import NoopExecutionBackend
-from rhapsody.plugins.entry_points import install_command
+from rhapsody.plugins.manager import install_command
 from tests.core.distributions import BACKEND, declaration, install, install_backend, python, unique
 from tests.core.registry import SPEC, Mine
 

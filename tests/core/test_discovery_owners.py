@@ -14,7 +14,7 @@ import pytest
 from rhapsody import BackendRegistry, get_backend
 from rhapsody.backends.noop import NoopExecutionBackend
 from rhapsody.plugins import manager
-from rhapsody.plugins.entry_points import install_command
+from rhapsody.plugins.manager import install_command
 from tests.core.distributions import install, install_backend
 from tests.core.registry import check_unusable
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from rhapsody.plugins.entry_points import install_command, missing_plugin
+from rhapsody.plugins.manager import install_command, missing_plugin
 from tests.core.distributions import install
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"  # pragma: allowlist secret

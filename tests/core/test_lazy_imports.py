@@ -20,7 +20,7 @@ import rhapsody
 import rhapsody.backends
 import rhapsody.sdk
 from rhapsody import errors
-from rhapsody.plugins.entry_points import install_command
+from rhapsody.plugins.manager import install_command
 from tests.core.distributions import install, python
 
 PACKAGES = [rhapsody, rhapsody.backends, rhapsody.sdk]

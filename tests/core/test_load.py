@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from rhapsody import OutputFile, WorkflowEngine
-from rhapsody.staging.space import used_up
+from rhapsody.staging.fsutil import used_up
 from tests.core.scripted import within
 from tests.load import TRIALS
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from rhapsody.backends.discovery import get_backend
-from rhapsody.plugins import entry_points
-from rhapsody.plugins.entry_points import Installed, installed
+from rhapsody.plugins import manager
+from rhapsody.plugins.manager import Installed, installed
 from tests.core.distributions import install, install_backend, unique
 
 
@@ -117,7 +117,7 @@ def test_broken_metadata_of_one_distribution_does_not_hide_another(
 def test_entry_points_of_rhapsody_py_are_ignored_and_reported_once(
     site: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(entry_points, "_reported", set())
+    monkeypatch.setattr(manager, "_logged", set())
     install(site, "rhapsody-py", backends={"dask": "rhapsody.backends.dask:Dask"})
     with caplog.at_level(logging.WARNING, "rhapsody.plugins"):
         assert not found("rhapsody-py")

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rhapsody.quantities import memory_in_bytes, seconds
+from rhapsody.resources import memory_in_bytes, seconds
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from rhapsody.retries import RetryPolicy, as_policies
+from rhapsody.task import RetryPolicy, as_policies
 
 
 def test_a_number_of_retries_is_a_policy_that_waits_for_nothing() -> None:

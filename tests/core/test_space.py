@@ -15,7 +15,7 @@ import pytest
 from rhapsody import OutputFile, TaskFailedError, WorkflowEngine
 from rhapsody.errors import JournalError
 from rhapsody.journal.plugin import Journal
-from rhapsody.staging.space import disk_use, full_disk, mount_of
+from rhapsody.staging.fsutil import disk_use, full_disk, mount_of
 from tests.core.scripted import within
 
 

@@ -68,10 +68,10 @@ BREAKS = {
         "rhapsody.sdk.processes.Program.terminate: Public object was removed",
     ),
     "a helper's argument is missing": (
-        "quantities.py",
+        "resources.py",
         "def seconds(argument: str, value: object, ",
         "def seconds(value: object, ",
-        "rhapsody.quantities.seconds(argument): Parameter was removed",
+        "rhapsody.resources.seconds(argument): Parameter was removed",
     ),
     "a helper is not exported": (
         "sdk/__init__.py",

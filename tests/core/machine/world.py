@@ -27,9 +27,8 @@ from rhapsody.engine.states import FutureState, WorkState
 from rhapsody.engine.task_function import CallKind, TaskFunction
 from rhapsody.errors import TaskLostError
 from rhapsody.plugins.specs import Stats
-from rhapsody.retries import RetryPolicy
 from rhapsody.states import TasksMainStates
-from rhapsody.task import TaskDescription
+from rhapsody.task import RetryPolicy, TaskDescription
 from tests.core.machine.promises import BrokenPromiseError, Promises
 
 DONE, FAILED = TasksMainStates.DONE, TasksMainStates.FAILED

@@ -45,9 +45,8 @@ if TYPE_CHECKING:
     )
     from rhapsody.plugins.specs import hookimpl
     from rhapsody.resources import Resources
-    from rhapsody.retries import RetryPolicy
     from rhapsody.states import StateMapper, TasksMainStates
-    from rhapsody.task import TaskDescription, TaskFuture
+    from rhapsody.task import RetryPolicy, TaskDescription, TaskFuture
 
     __version__: str
 
@@ -85,8 +84,7 @@ else:
             ),
             "rhapsody.plugins.specs": "hookimpl",
             "rhapsody.resources": "Resources",
-            "rhapsody.retries": "RetryPolicy",
             "rhapsody.states": "StateMapper TasksMainStates",
-            "rhapsody.task": "TaskDescription TaskFuture",
+            "rhapsody.task": "RetryPolicy TaskDescription TaskFuture",
         },
     )

@@ -1,8 +1,8 @@
 """Descriptions and futures of tasks.
 
 The engine creates descriptions and resolves futures; backends read descriptions and write results
-into them. This module contains neither logic. It also exports the settings of tasks that have
-modules of their own, such as resources and retries.
+into them. This module contains neither logic. It also contains retry policies, which the engine
+applies, and exports the resources that tasks request.
 """
 
 from __future__ import annotations
@@ -10,18 +10,133 @@ from __future__ import annotations
 import asyncio
 import inspect
 import os
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Awaitable, Callable, Generator, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from types import TracebackType
 from typing import Any, Literal, Protocol, TypedDict, TypeVar, cast
 
 from rhapsody.data import OUTPUT_FILES, InputFile, input_from
 from rhapsody.errors import DataError, first_call
-from rhapsody.outcome import AttemptInfo
-from rhapsody.quantities import memory_in_bytes, seconds
-from rhapsody.resources import Resources
-from rhapsody.retries import RetryPolicy
+from rhapsody.resources import Resources, memory_in_bytes, seconds
 from rhapsody.states import TasksMainStates
+
+
+@dataclass(frozen=True, slots=True)
+class RetryPolicy:
+    """Policy for retrying a failed task.
+
+    Args:
+        attempts: Maximum number of attempts after the first one.
+        wait: Time before the next attempt, in seconds or as text such as `"3 min"`; or a
+            callable that takes the number of the failed attempt (from 1) and returns the time.
+            Called on the engine's loop.
+        on: An exception type worth another attempt, or several of them.
+
+    Raises:
+        TypeError: A value is of the wrong type.
+        ValueError: A number is negative.
+    """
+
+    attempts: int = 1
+    wait: float | str | Callable[[int], float | str] = 0.0
+    on: type[BaseException] | Iterable[type[BaseException]] = Exception
+
+    def __post_init__(self) -> None:
+        if isinstance(self.attempts, bool) or not isinstance(self.attempts, int):
+            raise TypeError(f"retries must be a whole number, got {self.attempts!r}")
+        if self.attempts < 0:
+            raise ValueError(f"retries must be 0 or more, got {self.attempts}")
+        if not callable(self.wait):
+            object.__setattr__(self, "wait", seconds("wait", self.wait, zero=True))
+        types: tuple[object, ...] = (self.on,)
+        if isinstance(self.on, Iterable) and not isinstance(self.on, type | str):
+            types = tuple(self.on)
+            object.__setattr__(self, "on", types)
+        for kind in types:
+            if not (isinstance(kind, type) and issubclass(kind, BaseException)):
+                raise TypeError(f"on must be exception types, got {kind!r}")
+
+    def covers(self, error: BaseException) -> bool:
+        """Return True if the policy retries after this exception."""
+        return isinstance(error, cast("type[BaseException]", self.on))
+
+    def delay(self, attempt: int) -> float:
+        """Return the seconds to wait after the given attempt has failed."""
+        wait = self.wait(attempt) if callable(self.wait) else self.wait
+        return seconds("wait", wait, zero=True)
+
+
+def as_policies(
+    value: RetryPolicy | int | Sequence[RetryPolicy] | None,
+) -> tuple[RetryPolicy, ...] | None:
+    """Return policies given as a policy, a sequence of policies or a number of attempts.
+
+    Raises:
+        TypeError: Anything else.
+        ValueError: The number is negative.
+
+    Returns:
+        At least one policy; `None` for `None`.
+    """
+    if value is None:
+        return None
+    if isinstance(value, RetryPolicy):
+        return (value,)
+    if not isinstance(value, Sequence) or isinstance(value, str):
+        return (RetryPolicy(attempts=value),)
+    for each in value:
+        if not isinstance(each, RetryPolicy):
+            raise TypeError(
+                "retries must be a whole number, a RetryPolicy or a list of these such as "
+                f"[RetryPolicy(3, on=MemoryError), RetryPolicy(1, on=OSError)], got {each!r} in it"
+            )
+    return tuple(value) or (RetryPolicy(attempts=0),)
+
+
+@dataclass(slots=True)
+class AttemptInfo:
+    """Output, files and place of the attempt that ended a task, if it has any of them.
+
+    Attributes:
+        uid: The attempt's backend uid.
+        stdout: Its standard output, or the file with it.
+        stderr: Its standard error, likewise.
+        exit_code: An executable's exit code.
+        sandbox: Its directory.
+        backend: The name of the backend that ran it.
+        name: The task's name.
+        output_files: Names of the declared files and directories that it wrote.
+        keeper: Object that must stay alive while the sandbox is needed.
+        matches: The files that match each declared pattern.
+        paths: The paths of files of an earlier run; other files are in the sandbox.
+        make_again: Produces missing files of an earlier run for the task with a uid.
+    """
+
+    uid: str
+    stdout: str | None = None
+    stderr: str | None = None
+    exit_code: int | None = None
+    sandbox: str | None = None
+    backend: str | None = None
+    name: str = ""
+    output_files: tuple[str, ...] = ()
+    keeper: object = None
+    matches: Mapping[str, tuple[str, ...]] | None = None
+    paths: Mapping[str, str] | None = None
+    make_again: Callable[[AttemptInfo, str], Awaitable[None]] | None = None
+
+    @property
+    def task(self) -> str:
+        """The task's name and uid, such as `'clean' (task.000003)`."""
+        return f"{self.name!r} ({'.'.join(self.uid.split('.')[-3:-1])})"
+
+    def path_of(self, name: str) -> str:
+        """Return the path of a file or directory that the attempt made."""
+        if self.paths is not None and name in self.paths:
+            return self.paths[name]
+        return os.path.join(self.sandbox or "", name)
+
 
 __all__ = [
     "AttemptInfo",

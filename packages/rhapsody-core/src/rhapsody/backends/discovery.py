@@ -21,15 +21,16 @@ from operator import attrgetter
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, overload
 
 from rhapsody.errors import PluginError, RhapsodyError
-from rhapsody.plugins.entry_points import (
+from rhapsody.plugins.manager import (
     BACKENDS,
     CORE,
     DISABLE,
     PluginEntry,
     install_command,
     installed,
+    load,
+    warn_when_slow,
 )
-from rhapsody.plugins.manager import load, warn_when_slow
 from rhapsody.plugins.specs import API_VERSION, BackendSpec, UsageError, split_import_path
 from rhapsody_guard import ConflictError
 

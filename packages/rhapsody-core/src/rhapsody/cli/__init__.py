@@ -26,7 +26,7 @@ from rhapsody.cli.output import (
     complain,
 )
 from rhapsody.errors import RhapsodyError
-from rhapsody.plugins.entry_points import CORE, install_command, installed
+from rhapsody.plugins.manager import CORE, install_command, installed
 from rhapsody.plugins.specs import UsageError
 
 __all__ = ["main"]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from rhapsody.cli.output import DONE, FAILED, complain, say
 from rhapsody.plugins.specs import UsageError
-from rhapsody.quantities import seconds, size_text
+from rhapsody.resources import seconds, size_text
 
 if TYPE_CHECKING:
     from rhapsody.staging.runs import LeftRun

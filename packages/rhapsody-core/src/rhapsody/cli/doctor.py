@@ -32,7 +32,7 @@ from rhapsody.backends.discovery import (
     unmet,
 )
 from rhapsody.cli.output import DONE, FAILED, say, say_json
-from rhapsody.plugins.entry_points import (
+from rhapsody.plugins.manager import (
     BACKENDS,
     CORE,
     DISABLE,

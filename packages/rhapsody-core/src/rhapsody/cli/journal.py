@@ -12,7 +12,7 @@ from rhapsody.cli.output import DONE, FAILED, complain, note, say, table
 from rhapsody.cli.recording import HOW
 from rhapsody.errors import JournalError
 from rhapsody.plugins.specs import UsageError
-from rhapsody.quantities import size_text
+from rhapsody.resources import size_text
 
 HELP = "show the recorded results of runs"
 
@@ -72,7 +72,7 @@ def _journals(given: str | None) -> list[Path]:
 
 
 def _show(path: Path) -> int:
-    from rhapsody.journal.reading import opened
+    from rhapsody.journal.store import opened
 
     with opened(path) as journal:
         known = journal.runs()
@@ -93,7 +93,7 @@ def _show(path: Path) -> int:
 
 
 def _explain(path: Path, task: str | None) -> None:
-    from rhapsody.journal.reading import opened
+    from rhapsody.journal.store import opened
 
     with opened(path) as journal:
         found, how = journal.explain(task), journal.runs()[-1].how
@@ -126,7 +126,7 @@ def _prune(found: list[Path], older: str | None) -> int:
 
 
 def _verify(path: Path) -> int:
-    from rhapsody.journal.reading import opened
+    from rhapsody.journal.store import opened
 
     with opened(path) as journal:
         found = journal.damage()

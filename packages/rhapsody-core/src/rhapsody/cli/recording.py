@@ -160,7 +160,7 @@ class Recording:
 
     def _copy(self, path: Path) -> Path:
         """Copy a journal into its own directory, because its paths are relative to that."""
-        from rhapsody.journal.reading import opened
+        from rhapsody.journal.store import opened
 
         with opened(path) as journal:
             file, name = tempfile.mkstemp(".preview", f".{path.stem}.", path.parent)
@@ -208,7 +208,7 @@ def _check_names(wanted: Sequence[str], path: Path) -> None:
         UsageError: A name is misspelled.
         JournalError: The journal cannot be read.
     """
-    from rhapsody.journal.reading import opened
+    from rhapsody.journal.store import opened
 
     if not wanted or not path.is_file():
         return

@@ -23,7 +23,7 @@ from rhapsody.engine.record import BlockRecord, TaskRecord
 from rhapsody.engine.scheduler import Scheduler
 from rhapsody.engine.services import Values
 from rhapsody.engine.states import WorkState
-from rhapsody.quantities import seconds
+from rhapsody.resources import seconds
 from rhapsody.task import TaskFuture
 
 T = TypeVar("T")

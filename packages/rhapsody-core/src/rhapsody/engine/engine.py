@@ -70,17 +70,15 @@ from rhapsody.engine.task_function import (
     definition_settings,
     make_task,
 )
-from rhapsody.observers.builtin import BuiltIn
+from rhapsody.observers.builtin import BuiltIn, Profiler
 from rhapsody.observers.progress import Progress
-from rhapsody.observers.trace import Profiler
 from rhapsody.plugins.manager import EngineHooks
 from rhapsody.plugins.specs import Stats, Summary
-from rhapsody.retries import RetryPolicy
 from rhapsody.sdk.threads import start_thread
 from rhapsody.staging.files import Stager
 from rhapsody.staging.runs import BASE
 from rhapsody.states import StateMapper, TasksMainStates
-from rhapsody.task import TaskFuture, is_async
+from rhapsody.task import RetryPolicy, TaskFuture, is_async
 
 if TYPE_CHECKING:
     from rhapsody.journal.plugin import Journal

@@ -37,7 +37,7 @@ from rhapsody.errors import (
     first_call,
 )
 from rhapsody.resources import Resources
-from rhapsody.staging.space import full_disk, used_up
+from rhapsody.staging.fsutil import full_disk, used_up
 from rhapsody.task import TaskFuture
 from rhapsody.tracebacks import format_error, users_part
 

@@ -24,7 +24,7 @@ from rhapsody.engine.task_function import TaskFunction
 from rhapsody.errors import DataError, PluginError
 from rhapsody.plugins.manager import EngineHooks, PluginHook
 from rhapsody.plugins.specs import LookupTask, ObservedEngine, Record, Recorded, TaskFiles
-from rhapsody.staging.inputs import Origin, origins
+from rhapsody.staging.files import Origin, origins
 from rhapsody.task import TaskFuture
 
 log: logging.Logger = logging.getLogger("rhapsody.engine")

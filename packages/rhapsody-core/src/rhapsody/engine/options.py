@@ -29,9 +29,9 @@ from rhapsody.engine.settings import flag, whole_number
 from rhapsody.errors import DataError
 from rhapsody.journal import JournalOption, checked_journal
 from rhapsody.observers.progress import Progress
-from rhapsody.quantities import seconds
-from rhapsody.retries import RetryPolicy, as_policies
+from rhapsody.resources import seconds
 from rhapsody.staging.sandboxes import check_keep
+from rhapsody.task import RetryPolicy, as_policies
 
 P = ParamSpec("P")
 R = TypeVar("R")

@@ -22,7 +22,7 @@ from rhapsody.engine.backend_handles import BackendHandle
 from rhapsody.engine.background import Timer
 from rhapsody.engine.states import FutureState, TaskState, WorkState
 from rhapsody.engine.task_function import TaskFunction
-from rhapsody.staging.inputs import Resolved
+from rhapsody.staging.files import Resolved
 from rhapsody.staging.outputs import Target
 from rhapsody.states import TasksMainStates
 from rhapsody.task import AttemptInfo, TaskDescription, TaskFuture

@@ -50,9 +50,8 @@ from rhapsody.errors import (
     blame,
 )
 from rhapsody.plugins.specs import Stats
-from rhapsody.retries import RetryPolicy
 from rhapsody.states import TasksMainStates
-from rhapsody.task import TaskFuture
+from rhapsody.task import RetryPolicy, TaskFuture
 
 Limit = tuple[tuple[str, int], ...]
 """Named limits of a task, with their sizes."""

@@ -24,8 +24,7 @@ from rhapsody.engine.scheduler import Scheduler
 from rhapsody.engine.states import FutureState, WorkState
 from rhapsody.engine.task_function import TaskFunction
 from rhapsody.errors import DependencyFailureError, add_note
-from rhapsody.staging.files import Stager
-from rhapsody.staging.inputs import located
+from rhapsody.staging.files import Stager, located
 from rhapsody.states import TasksMainStates
 from rhapsody.task import TaskFuture
 

@@ -19,10 +19,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypedDict, cast
 
-from rhapsody.quantities import seconds
-from rhapsody.resources import Resources
-from rhapsody.retries import RetryPolicy, as_policies
-from rhapsody.task import is_async
+from rhapsody.resources import Resources, seconds
+from rhapsody.task import RetryPolicy, as_policies, is_async
 
 NO_FALLBACK: Any = object()
 """Stands for no `fallback`, because `None` may be one."""

@@ -23,8 +23,7 @@ from rhapsody.engine.submission import Submission
 from rhapsody.engine.task_function import TaskFunction
 from rhapsody.errors import DataError
 from rhapsody.plugins.specs import Recorded, TaskFiles
-from rhapsody.staging.files import Stager
-from rhapsody.staging.inputs import left_by
+from rhapsody.staging.files import Stager, left_by
 from rhapsody.staging.outputs import check_outputs, found_in
 from rhapsody.task import AttemptInfo, TaskFuture
 

@@ -36,10 +36,8 @@ from rhapsody.errors import (
 )
 from rhapsody.plugins.manager import EngineHooks
 from rhapsody.plugins.specs import ObservedEngine
-from rhapsody.quantities import seconds
-from rhapsody.resources import Resources, time_needed
-from rhapsody.staging.files import Stager
-from rhapsody.staging.inputs import Resolved
+from rhapsody.resources import Resources, seconds, time_needed
+from rhapsody.staging.files import Resolved, Stager
 from rhapsody.task import AttemptInfo, TaskDescription, TaskFuture
 
 log: logging.Logger = logging.getLogger("rhapsody.engine")

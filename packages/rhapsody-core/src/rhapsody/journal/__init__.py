@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeAlias, cast
 
-from rhapsody.quantities import memory_in_bytes
+from rhapsody.resources import memory_in_bytes
 
 if TYPE_CHECKING:
     from rhapsody.journal.plugin import Journal

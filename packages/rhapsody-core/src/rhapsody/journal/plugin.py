@@ -16,8 +16,7 @@ from rhapsody.errors import DataError, JournalError, describe_error
 from rhapsody.journal.files import FileDigests, Outputs, has_files
 from rhapsody.journal.keys import Key, Keys, as_text, require_not_changed
 from rhapsody.journal.program import Program
-from rhapsody.journal.reading import Earlier, opened
-from rhapsody.journal.store import GONE, How, Recording, Store
+from rhapsody.journal.store import GONE, Earlier, How, Recording, Store, opened
 from rhapsody.journal.values import UnhashableError
 from rhapsody.plugins.specs import LookupTask, Record, Recorded, hookimpl
 from rhapsody.sdk.modules import own_modules

@@ -21,7 +21,7 @@ from rhapsody.errors import (
     text_of,
 )
 from rhapsody.plugins.specs import Summary, TaskEvent
-from rhapsody.quantities import size_text
+from rhapsody.resources import size_text
 from rhapsody.staging.runs import BASE, LOG
 from rhapsody.states import TasksMainStates
 from rhapsody.tracebacks import as_lines, last_frames, location_of

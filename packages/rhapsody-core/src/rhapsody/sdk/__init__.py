@@ -24,8 +24,7 @@ if TYPE_CHECKING:
         plain_name,
     )
     from rhapsody.errors import add_note, describe_error
-    from rhapsody.quantities import memory_in_bytes, seconds
-    from rhapsody.resources import seconds_of_job, time_needed
+    from rhapsody.resources import memory_in_bytes, seconds, seconds_of_job, time_needed
     from rhapsody.sdk.calls import (
         RemoteTraceback,
         call_spec,
@@ -103,8 +102,7 @@ else:
                 "OUTPUT_FILES RESERVED end_of_file link_all link_into make_sandbox moved plain_name"
             ),
             "rhapsody.errors": "add_note describe_error",
-            "rhapsody.quantities": "memory_in_bytes seconds",
-            "rhapsody.resources": "seconds_of_job time_needed",
+            "rhapsody.resources": "memory_in_bytes seconds seconds_of_job time_needed",
             "rhapsody.sdk.calls": (
                 "RemoteTraceback call_spec cannot_pack finish pack pack_call parts unpack "
                 "unpack_error"

@@ -24,7 +24,7 @@ from urllib.parse import unquote_to_bytes
 
 from rhapsody.data import is_data_url, make_sandbox, without_secrets
 from rhapsody.errors import DataError
-from rhapsody.quantities import memory_in_bytes, seconds
+from rhapsody.resources import memory_in_bytes, seconds
 from rhapsody.sdk.threads import in_thread
 
 INSTALL = "pip install 'rhapsody-core[files]'"

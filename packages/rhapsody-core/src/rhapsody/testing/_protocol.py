@@ -13,7 +13,7 @@ from rhapsody import WorkflowEngine
 from rhapsody.backends.base import Capabilities
 from rhapsody.context import current_task
 from rhapsody.errors import CapabilityError
-from rhapsody.quantities import memory_in_bytes
+from rhapsody.resources import memory_in_bytes
 from rhapsody.states import StateMapper
 from rhapsody.task import Resources, TaskDescription, TaskKind
 from rhapsody.testing._suite import (

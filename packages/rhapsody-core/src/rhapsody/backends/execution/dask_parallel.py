@@ -5,7 +5,7 @@ try:
         DaskExecutionBackend,
     )
 except ImportError as _error:
-    from rhapsody.plugins.entry_points import missing_plugin
+    from rhapsody.plugins.manager import missing_plugin
 
     raise missing_plugin("DaskExecutionBackend", "rhapsody-dask", _error) from _error
 

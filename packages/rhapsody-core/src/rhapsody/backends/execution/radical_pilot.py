@@ -6,7 +6,7 @@ try:
         service_ready_callback,
     )
 except ImportError as _error:
-    from rhapsody.plugins.entry_points import missing_plugin
+    from rhapsody.plugins.manager import missing_plugin
 
     raise missing_plugin("RadicalExecutionBackend", "rhapsody-radical", _error) from _error
 

@@ -34,8 +34,7 @@ from rhapsody.backends.programs import SharedSandboxes
 from rhapsody.context import TaskContext
 from rhapsody.data import make_sandbox
 from rhapsody.errors import CapabilityError, InsufficientWalltimeError
-from rhapsody.quantities import seconds
-from rhapsody.resources import Resources, time_needed
+from rhapsody.resources import Resources, seconds, time_needed
 from rhapsody.sdk.capture import Recorder, streams
 from rhapsody.sdk.executables import TaskProgram
 from rhapsody.sdk.processes import Program, Reaper

@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any
 
 from rhapsody.context import TaskContext
 from rhapsody.errors import CapabilityError
-from rhapsody.quantities import memory_in_bytes, seconds
+from rhapsody.resources import memory_in_bytes, seconds
 from rhapsody.sdk import calls
 from rhapsody.sdk.capture import Recorder
 from rhapsody.sdk.executables import memory_group, task_environment

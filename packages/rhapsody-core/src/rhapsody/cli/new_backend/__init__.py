@@ -78,7 +78,7 @@ def checked_name(given: str) -> str:
         UsageError: It is malformed, or a backend has it already.
     """
     from rhapsody.backends.discovery import PUBLISHED, normalize_name
-    from rhapsody.plugins.entry_points import BACKENDS, installed
+    from rhapsody.plugins.manager import BACKENDS, installed
 
     name = given.strip().lower()
     if not _NAME.fullmatch(name) or not name.isascii():
