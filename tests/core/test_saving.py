@@ -6,7 +6,6 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import gc
-import logging
 import os
 import shutil
 import subprocess
@@ -363,17 +362,6 @@ async def test_there_must_be_a_file_to_save(flow: WorkflowEngine) -> None:
 
     with pytest.raises(DataError, match=r"'plain' \(task.000001\) declares no output files; pass"):
         await within(flow.save(plain(), "out/"))
-
-
-async def test_the_later_of_two_runs_that_save_in_one_directory_is_warned(
-    here: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    async with WorkflowEngine.create() as one, WorkflowEngine.create() as two:
-        for flow in (one, two, one, two):
-            await within(writer(flow)("word", OutputFile("./a.txt")))
-    warned = [record for record in caplog.records if record.levelno == logging.WARNING]
-    assert len(warned) == 1
-    assert f"another run is saving files in {here}" in warned[0].getMessage()
 
 
 # Backends whose sandboxes are not to be seen from here.

@@ -13,9 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
 import fnmatch
-import logging
 import os
 import re
 import stat
@@ -52,8 +50,6 @@ from rhapsody.task import TaskDescription
 
 if TYPE_CHECKING:
     from rhapsody.backends.base import BaseExecutionBackend
-
-log: logging.Logger = logging.getLogger(__name__)
 
 _SHOWN = 5
 """Number of files that a message names."""
@@ -590,7 +586,6 @@ class Results:
         self._read: set[tuple[str, str]] = set()
         self._threads = threads
         self._slots = asyncio.Semaphore(_AT_ONCE)
-        self._lock: int | None = None
 
     @property
     def saved(self) -> list[SavedFile]:
@@ -637,8 +632,6 @@ class Results:
                         f"{str(path)!r}: {error}"
                     ) from error
             self._saved[str(path)] = SavedFile(path, title, uid)
-        if self._lock is None:
-            self._warn_of_others()
 
     async def _put(self, path: Path, put: Put) -> None:
         part = path.with_name(f".{path.name[:40]}.{uuid.uuid4().hex}.part")
@@ -656,25 +649,6 @@ class Results:
             with contextlib.suppress(OSError):
                 await run(partial(remove, part))
             raise
-
-    def _warn_of_others(self) -> None:
-        """Log a warning if another run saves files below the same directory."""
-        with contextlib.suppress(OSError):  # the file system does not support locks
-            self._lock = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY)
-            try:
-                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                log.warning(
-                    "another run is saving files in %s: of two with one name the last "
-                    "wins; give each run a results_dir of its own", self.directory,
-                )  # fmt: skip
-            fcntl.flock(self._lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-
-    def close(self) -> None:
-        """Release the lock on the directory; twice is harmless."""
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
 
 
 def _copy_in(source: str, root: str | None, part: Path, path: Path, stop: threading.Event) -> None:
