@@ -152,22 +152,6 @@ def test_tasks_of_a_name_run_again(place: Place) -> None:
     assert "--rerun show" not in done.stderr
 
 
-def test_a_misspelled_name_is_a_mistake_before_anything_runs(place: Place) -> None:
-    place.run()
-    place.ran()
-    done = place.run("--rerun", "shaw")
-    check_mistake(done, "--rerun shaw: no task of that name is recorded; did you mean show?")
-    assert place.ran() == {}
-    place.write("wf.py", PROGRAM.replace("def show", "def _").replace("await show", "await _"))
-    place.write("wf.py", (place.path / "wf.py").read_text().replace(
-        "@flow.executable_task", "@flow.executable_task(name='-'.join(['sh', 'ow']))"
-    ))  # fmt: skip
-    place.run()
-    place.ran()
-    assert place.run("--resume", "--rerun", "sh-ow").returncode == 0
-    assert place.ran() == SHOW
-
-
 def test_a_run_that_lives_has_not_ended(place: Place) -> None:
     place.write("bad")
     place.run()

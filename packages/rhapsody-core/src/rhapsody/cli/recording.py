@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -137,7 +136,6 @@ class Recording:
             path = journal_of_program(
                 [program.path, *arguments.arguments], function=program.function
             )
-            _check_names(arguments.rerun, path)
             if arguments.dry_run:
                 if not path.is_file():
                     return None
@@ -193,29 +191,3 @@ class Recording:
             complain(f"--rerun {unknown[0]}: no task of that name was called")
         if self.how != "done" and (journal.kept or journal.taken):
             note("rhapsody: results are kept; run the same command again to continue")
-
-
-def _check_names(wanted: Sequence[str], path: Path) -> None:
-    """Raise an error for `--rerun` with a name that is not in the journal, but close to one.
-
-    Any other name that no task has is reported at the end of the run.
-
-    Args:
-        wanted: The names.
-        path: The journal, which need not exist.
-
-    Raises:
-        UsageError: A name is misspelled.
-        JournalError: The journal cannot be read.
-    """
-    from rhapsody.journal.store import opened
-
-    if not wanted or not path.is_file():
-        return
-    with opened(path) as journal:
-        known = journal.names()
-    for name in wanted:
-        close = difflib.get_close_matches(name, known, 1)
-        if close and name not in known:
-            hint = f"did you mean {close[0]}? A task without a result runs in any case"
-            raise UsageError(f"--rerun {name}: no task of that name is recorded; {hint}")

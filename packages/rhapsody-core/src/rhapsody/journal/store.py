@@ -704,11 +704,6 @@ class Reader:
             time.localtime(run.began)  # raises where it is no time
         return found
 
-    def names(self) -> list[str]:
-        """Return the names of all tasks in the journal."""
-        found = self._database.execute("SELECT name FROM recordings UNION SELECT name FROM refused")
-        return [name for (name,) in found]
-
     def copy(self, path: Path) -> None:
         """Copy the journal into an empty file."""
         with contextlib.closing(sqlite3.connect(path)) as target:
