@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import builtins
-import logging
 import shutil
 import sys
-import threading
 from pathlib import Path
 
 import pytest
 
 from rhapsody import BackendRegistry, get_backend
 from rhapsody.backends.noop import NoopExecutionBackend
-from rhapsody.plugins import manager
 from rhapsody.plugins.manager import install_command
 from tests.core.distributions import install, install_backend
 from tests.core.registry import check_unusable
@@ -69,33 +65,3 @@ def test_entry_points_of_rhapsody_py_are_no_backends(site: Path) -> None:
     assert "old_one" not in BackendRegistry.list_backends()
     with pytest.raises(ValueError, match="Backend 'old_one' not found"):
         get_backend("old_one")
-
-
-@pytest.mark.parametrize("where", ["light", "heavy"])
-def test_an_import_that_does_not_finish_is_logged_with_the_setting_that_disables_it(
-    site: Path, monkeypatch: pytest.MonkeyPatch, where: str
-) -> None:
-    monkeypatch.setattr(manager, "SLOW", 0.05)
-    told = threading.Event()
-    records: list[str] = []
-
-    class Waiting(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            records.append(record.getMessage())
-            told.set()
-
-    # The module comes back when it has been named.
-    monkeypatch.setattr(builtins, "told", told, raising=False)
-    light, heavy = install_backend(site, "toys", "toy")
-    name = light if where == "light" else heavy
-    source = site / f"{name}.py"
-    source.write_text("assert told.wait(20)\n" + source.read_text())
-    handler = Waiting()
-    manager.logger.addHandler(handler)
-    try:
-        BackendRegistry.get_backend_class("toy")
-    finally:
-        manager.logger.removeHandler(handler)
-    (said,) = records
-    assert name in said
-    assert said.endswith("more than 0.05 s; to disable it: RHAPSODY_DISABLE_PLUGINS=toys")

@@ -29,7 +29,6 @@ from rhapsody.plugins.manager import (
     install_command,
     installed,
     load,
-    warn_when_slow,
 )
 from rhapsody.plugins.specs import API_VERSION, BackendSpec, UsageError, split_import_path
 from rhapsody_guard import ConflictError
@@ -190,8 +189,7 @@ class BackendRegistry:
             ) from cause
         remedy = spec.install_hint or f"pip install --force-reinstall {entry.distribution}"
         source = f"backend {spec.name!r} of {entry.distribution}"
-        with warn_when_slow(f"{source}: importing {spec.import_path}", entry.distribution):
-            return _import(spec.import_path, source, remedy)
+        return _import(spec.import_path, source, remedy)
 
     @classmethod
     def register_backend(cls, name: str, import_path: str | type[BaseExecutionBackend]) -> None:

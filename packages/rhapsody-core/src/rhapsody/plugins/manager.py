@@ -20,8 +20,8 @@ import shlex
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -290,8 +290,6 @@ def missing_plugin(name: str, distribution: str, error: ImportError) -> ModuleNo
     )
 
 
-logger: logging.Logger = logging.getLogger("rhapsody.plugins")
-
 _PER_TASK = frozenset(
     {
         "rhapsody_prepare_task",
@@ -303,8 +301,6 @@ _PER_TASK = frozenset(
 """Hooks that see each task before it reaches its backend, or its value before the user does."""
 
 _AWAITABLE = frozenset({"rhapsody_lookup_results", "rhapsody_record_results"})
-SLOW = 5.0
-"""Seconds after which an import that has not finished is logged."""
 
 _loading = threading.local()
 _reported: set[tuple[str, str]] = set()
@@ -485,8 +481,7 @@ def load(entry: PluginEntry, found: Installed | None = None) -> LoadedPlugin:
 def _load(entry: PluginEntry) -> LoadedPlugin:
     start = time.perf_counter()
     try:
-        with warn_when_slow(f"{entry}: importing {entry.value!r}", entry.distribution):
-            plugin = entry.load()
+        plugin = entry.load()
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # a plugin's import may raise anything, SystemExit included
@@ -495,20 +490,6 @@ def _load(entry: PluginEntry) -> LoadedPlugin:
         ) from error
     seconds = time.perf_counter() - start
     return register(plugin, entry.distribution, str(entry), seconds)
-
-
-@contextmanager
-def warn_when_slow(what: str, distribution: str) -> Iterator[None]:
-    """Log a warning if an import takes long, with the setting that disables the plugin."""
-    message = f"{what} has taken more than {SLOW:g} s; to disable it: {DISABLE}={distribution}"
-    extra = {"plugin": distribution}
-    timer = threading.Timer(SLOW, logger.warning, (message,), {"extra": extra})
-    timer.daemon = True
-    timer.start()
-    try:
-        yield
-    finally:
-        timer.cancel()
 
 
 def register(plugin: Any, label: str, source: str, seconds: float = 0.0) -> LoadedPlugin:
