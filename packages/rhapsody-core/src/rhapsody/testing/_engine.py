@@ -56,16 +56,6 @@ class Engine(Suite):
         if not self.dry:
             assert [int(result) for result in results] == [8, 30]
 
-    @check("workflows", FUNCTIONS)
-    async def test_values_are_found_in_containers(self, flow: WorkflowEngine) -> None:
-        plus = self.adder(flow)
-
-        def both(numbers: Any, *, named: Any) -> tuple[Any, Any]:
-            return numbers, named
-
-        task = flow.function_task(self.form(both))
-        assert await task([plus(1)], named={"a": plus(2)}) == ([2], {"a": 3})
-
     @check("workflows", "executables")
     async def test_kinds_of_tasks_pass_values(self, flow: WorkflowEngine) -> None:
         plus = self.adder(flow)
@@ -198,31 +188,6 @@ class Engine(Suite):
         assert "the reason" in error.stderr
         parts = ["raised in failing('a word')\n", "standard output ended with:\n    a word"]
         _require_note(future, parts)
-
-    @check("workflows", "shared_file_system")
-    @pytest.mark.parametrize("kind", ["function", "executable"])
-    async def test_a_failed_task_is_retried(self, flow: WorkflowEngine, kind: TaskKind) -> None:
-        traces = self.place / "attempts"
-
-        @flow.function_task(retries=2)
-        def third_time() -> str:
-            attempt = current_task().attempt
-            with open(traces, "a") as file:
-                file.write("x\n")
-            if attempt < 3:
-                raise KitError("not yet")
-            return f"{attempt}\n"
-
-        @flow.executable_task(retries=2)
-        async def third_command() -> str:  # in a fresh sandbox
-            return (
-                f"echo x >> '{traces}'; test $(wc -l < '{traces}') -ge 3 || "
-                "{ touch left-over; exit 1; }; test ! -e left-over && echo 3"
-            )
-
-        future = third_time() if kind == "function" else third_command()
-        assert (await future, future.attempt) == ("3\n", 3)
-        assert traces.read_text() == "x\n" * 3
 
     @check("timeouts", "shared_file_system")
     @each_kind

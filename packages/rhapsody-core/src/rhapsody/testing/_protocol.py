@@ -298,12 +298,6 @@ _TOO_MUCH = {
     "memory": Resources(memory=2**60),
     "ranks": Resources(ranks=1_000_000),
 }
-_SOME = {
-    "cores": Resources(cores=2),
-    "gpus": Resources(gpus=1),
-    "memory": Resources(memory=1024),
-    "ranks": Resources(ranks=2),
-}
 
 
 class ResourceRequests(Suite):
@@ -388,16 +382,6 @@ class ResourceRequests(Suite):
         task = driver.call(variable, "CUDA_VISIBLE_DEVICES")
         end = await driver.run_one(task | {"resources": Resources(gpus=1)})
         assert isinstance(end.value, str) and end.value.isdigit(), str(end)
-
-    @check("resources")
-    async def test_undeclared_resources_are_refused(self, flow: WorkflowEngine) -> None:
-        declared = self.capabilities.resources
-        refused = {name: request for name, request in _SOME.items() if name not in declared}
-        if "cores" in declared and "fractional_cores" not in declared:
-            refused["cores"] = Resources(cores=1.5)
-        for name, request in refused.items():
-            with pytest.raises(CapabilityError, match=name):
-                await self.adder(flow).options(resources=request)(1)
 
     @check("resources", "task_settings")
     async def test_an_undeclared_setting_is_refused(self, flow: WorkflowEngine) -> None:
