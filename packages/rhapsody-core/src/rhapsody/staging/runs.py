@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import io
 import json
 import logging
 import os
@@ -33,7 +34,7 @@ TIMES = "%Y-%m-%dT%H:%M:%S"
 """The format of a line, and of the time in it, which is UTC, as in the names of runs."""
 
 
-class RunLog(logging.Handler):
+class RunLog(logging.FileHandler):
     """Log handler that writes to a file, which it opens with the first record.
 
     Args:
@@ -41,12 +42,11 @@ class RunLog(logging.Handler):
     """
 
     def __init__(self, path: Callable[[], str]) -> None:
-        super().__init__()
+        super().__init__(os.devnull, delay=True)  # the path is not known yet
+        self.setLevel(logging.INFO)
         self._path = path
-        self._file = -1
         self._pid = os.getpid()
         self._taking = False
-        self._broken = False
         lines = logging.Formatter(FORMAT, TIMES)
         lines.converter = time.gmtime
         self.setFormatter(lines)
@@ -62,44 +62,37 @@ class RunLog(logging.Handler):
         log.removeHandler(self)
         self.close()
 
-    def close(self) -> None:
-        """Close the file; the next record opens it again."""
-        self.acquire()
-        try:
-            file, self._file = self._file, -1
-            if file >= 0:
-                with contextlib.suppress(OSError):  # a disk that is full may say so now
-                    os.close(file)
-        finally:
-            self.release()
-        super().close()
-
     def emit(self, record: logging.LogRecord) -> None:
         """Write a record; log an error of the disk once, and never raise it."""
-        self._take(record)
+        self._write(record)
         if self._is_alone(record):
             _hand_on(record)
 
     def note(self, text: str) -> None:
         """Write a text to the log file only."""
-        self._take(logging.LogRecord("rhapsody.run", logging.INFO, "", 0, text, None, None))
+        self._write(logging.LogRecord("rhapsody.run", logging.INFO, "", 0, text, None, None))
 
-    def _take(self, record: logging.LogRecord) -> None:
-        taking = self._taking and not self._broken and os.getpid() == self._pid
-        if taking and record.levelno >= logging.INFO:
+    def _write(self, record: logging.LogRecord) -> None:
+        if self._taking and os.getpid() == self._pid:
             try:
-                self._write(self.format(record))
-            except OSError as error:
-                self._broken = True
-                log.warning("the log of this run ends here: %s", error)
-            except Exception:  # noqa: S110 - of the record's own values: who prints it says so
-                pass
+                super().emit(record)
+            except OSError as error:  # the file cannot be opened
+                self._fail(error)
 
-    def _write(self, text: str) -> None:
-        if self._file < 0:
-            flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
-            self._file = os.open(self._path(), flags, 0o600)
-        os.write(self._file, f"{text}\n".encode(errors="backslashreplace"))
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
+        """Log an error of the disk; other handlers report those of the record's own values."""
+        error = sys.exception()
+        if isinstance(error, OSError):
+            self._fail(error)
+
+    def _fail(self, error: OSError) -> None:
+        self._taking = False
+        log.warning("the log of this run ends here: %s", error)
+
+    def _open(self) -> io.TextIOWrapper:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
+        file = os.fdopen(os.open(self._path(), flags, 0o600), "ab", 0)
+        return io.TextIOWrapper(file, "utf-8", "backslashreplace", write_through=True)
 
     def _is_alone(self, record: logging.LogRecord) -> bool:
         """Return whether only logs of runs handle a record, and this is the first of them.
