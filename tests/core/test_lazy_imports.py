@@ -18,12 +18,11 @@ import pytest
 
 import rhapsody
 import rhapsody.backends
-import rhapsody.sdk
 from rhapsody import errors
 from rhapsody.plugins.manager import install_command
 from tests.core.distributions import install, python
 
-PACKAGES = [rhapsody, rhapsody.backends, rhapsody.sdk]
+PACKAGES = [rhapsody, rhapsody.backends]
 
 ANYWHERE = {
     "BackendRegistry",
@@ -395,7 +394,7 @@ HEAVY = [
 
 def test_importing_rhapsody_imports_nothing_heavy() -> None:
     code = f"""
-    import rhapsody, rhapsody.backends, rhapsody.sdk
+    import rhapsody, rhapsody.backends
     print(sorted(set({HEAVY!r}) & set(sys.modules)))
     """
     assert run(code) == "[]\n"

@@ -1,127 +1,89 @@
 """Building blocks for backends: calls to workers, programs, services, output, readiness, threads.
 
 Backends use these in addition to the interface in `rhapsody.backends`; ours use nothing else of the
-core. This is a public package for plugin authors; its names are imported on first use.
+core. This is a public package for plugin authors.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from rhapsody.aio import is_cancelling, settable
+from rhapsody.context import TaskContext, task_context
+from rhapsody.data import (
+    OUTPUT_FILES,
+    RESERVED,
+    end_of_file,
+    link_all,
+    link_into,
+    make_sandbox,
+    moved,
+    plain_name,
+)
+from rhapsody.errors import add_note, describe_error
+from rhapsody.resources import memory_in_bytes, seconds, seconds_of_job, time_needed
+from rhapsody.sdk.calls import (
+    RemoteTraceback,
+    call_spec,
+    cannot_pack,
+    finish,
+    pack,
+    pack_call,
+    parts,
+    unpack,
+    unpack_error,
+)
+from rhapsody.sdk.capture import CapturedOutput, Recorder, recording, streams
+from rhapsody.sdk.executables import Launch, TaskProgram, task_environment, working_directory
+from rhapsody.sdk.loops import OWN_FILES, SharedLoop, WorkerLoop, without_own_frames
+from rhapsody.sdk.modules import own_modules
+from rhapsody.sdk.processes import Program, Reaper
+from rhapsody.sdk.runner import (
+    PROTOCOL_VERSION,
+    REFERENCE,
+    RUNNER_FILE,
+    CallResult,
+    CallSpec,
+    Captured,
+    Environment,
+    Output,
+    ProtocolVersionError,
+    Runner,
+    StaleModuleError,
+    dumps,
+    known,
+    pack_error,
+    pickler,
+    require_version,
+    sent_modules,
+    trimmed,
+)
+from rhapsody.sdk.services import (
+    FREE,
+    Readiness,
+    Ready,
+    TaskService,
+    accepts,
+    call_ready,
+    parse_ready,
+    require_unused,
+    search_output,
+    too_early,
+    wait_until,
+)
+from rhapsody.sdk.threads import Mailbox, in_thread, start_thread
+from rhapsody.task import Reference, TaskKind, is_async, task_kind
 
-from rhapsody._exports import lazy
-
-if TYPE_CHECKING:
-    from rhapsody.aio import is_cancelling, settable
-    from rhapsody.context import TaskContext, task_context
-    from rhapsody.data import (
-        OUTPUT_FILES,
-        RESERVED,
-        end_of_file,
-        link_all,
-        link_into,
-        make_sandbox,
-        moved,
-        plain_name,
-    )
-    from rhapsody.errors import add_note, describe_error
-    from rhapsody.resources import memory_in_bytes, seconds, seconds_of_job, time_needed
-    from rhapsody.sdk.calls import (
-        RemoteTraceback,
-        call_spec,
-        cannot_pack,
-        finish,
-        pack,
-        pack_call,
-        parts,
-        unpack,
-        unpack_error,
-    )
-    from rhapsody.sdk.capture import CapturedOutput, Recorder, recording, streams
-    from rhapsody.sdk.executables import Launch, TaskProgram, task_environment, working_directory
-    from rhapsody.sdk.loops import OWN_FILES, SharedLoop, WorkerLoop, without_own_frames
-    from rhapsody.sdk.modules import own_modules
-    from rhapsody.sdk.processes import Program, Reaper
-    from rhapsody.sdk.runner import (
-        PROTOCOL_VERSION,
-        REFERENCE,
-        RUNNER_FILE,
-        CallResult,
-        CallSpec,
-        Captured,
-        Environment,
-        Output,
-        ProtocolVersionError,
-        Runner,
-        StaleModuleError,
-        dumps,
-        known,
-        pack_error,
-        pickler,
-        require_version,
-        sent_modules,
-        trimmed,
-    )
-    from rhapsody.sdk.services import (
-        FREE,
-        Readiness,
-        Ready,
-        TaskService,
-        accepts,
-        call_ready,
-        parse_ready,
-        require_unused,
-        search_output,
-        too_early,
-        wait_until,
-    )
-    from rhapsody.sdk.threads import Mailbox, in_thread, start_thread
-    from rhapsody.task import Reference, TaskKind, is_async, task_kind
-
-    __all__ = [
-        "FREE", "OUTPUT_FILES", "OWN_FILES", "PROTOCOL_VERSION", "REFERENCE", "RESERVED",
-        "RUNNER_FILE", "CallResult", "CallSpec", "Captured", "CapturedOutput", "Environment",
-        "Launch", "Mailbox", "Output", "Program", "ProtocolVersionError", "Readiness", "Ready",
-        "Reaper", "Recorder", "Reference", "RemoteTraceback", "Runner", "SharedLoop",
-        "StaleModuleError", "TaskContext", "TaskKind", "TaskProgram", "TaskService", "WorkerLoop",
-        "accepts", "add_note", "call_ready", "call_spec", "cannot_pack", "describe_error", "dumps",
-        "end_of_file", "finish", "in_thread", "is_async", "is_cancelling", "known", "link_all",
-        "link_into", "make_sandbox", "memory_in_bytes", "moved", "own_modules", "pack", "pack_call",
-        "pack_error", "parse_ready", "parts", "pickler", "plain_name", "recording",
-        "require_unused", "require_version", "search_output", "seconds", "seconds_of_job",
-        "sent_modules", "settable", "start_thread", "streams", "task_context", "task_environment",
-        "task_kind", "time_needed", "too_early", "trimmed", "unpack", "unpack_error", "wait_until",
-        "without_own_frames", "working_directory",
-    ]  # fmt: skip
-else:
-    __getattr__, __dir__ = lazy(
-        __name__,
-        {
-            "rhapsody.aio": "is_cancelling settable",
-            "rhapsody.context": "TaskContext task_context",
-            "rhapsody.data": (
-                "OUTPUT_FILES RESERVED end_of_file link_all link_into make_sandbox moved plain_name"
-            ),
-            "rhapsody.errors": "add_note describe_error",
-            "rhapsody.resources": "memory_in_bytes seconds seconds_of_job time_needed",
-            "rhapsody.sdk.calls": (
-                "RemoteTraceback call_spec cannot_pack finish pack pack_call parts unpack "
-                "unpack_error"
-            ),
-            "rhapsody.sdk.capture": "CapturedOutput Recorder recording streams",
-            "rhapsody.sdk.executables": "Launch TaskProgram task_environment working_directory",
-            "rhapsody.sdk.loops": "OWN_FILES SharedLoop WorkerLoop without_own_frames",
-            "rhapsody.sdk.modules": "own_modules",
-            "rhapsody.sdk.processes": "Reaper Program",
-            "rhapsody.sdk.runner": (
-                "PROTOCOL_VERSION REFERENCE RUNNER_FILE CallResult CallSpec Captured "
-                "Environment Output ProtocolVersionError Runner StaleModuleError dumps known "
-                "pack_error pickler require_version sent_modules trimmed"
-            ),
-            "rhapsody.sdk.services": (
-                "FREE Readiness Ready TaskService accepts call_ready parse_ready "
-                "require_unused search_output too_early wait_until"
-            ),
-            "rhapsody.sdk.threads": "Mailbox in_thread start_thread",
-            "rhapsody.task": "Reference TaskKind is_async task_kind",
-        },
-    )
+__all__ = [
+    "FREE", "OUTPUT_FILES", "OWN_FILES", "PROTOCOL_VERSION", "REFERENCE", "RESERVED",
+    "RUNNER_FILE", "CallResult", "CallSpec", "Captured", "CapturedOutput", "Environment",
+    "Launch", "Mailbox", "Output", "Program", "ProtocolVersionError", "Readiness", "Ready",
+    "Reaper", "Recorder", "Reference", "RemoteTraceback", "Runner", "SharedLoop",
+    "StaleModuleError", "TaskContext", "TaskKind", "TaskProgram", "TaskService", "WorkerLoop",
+    "accepts", "add_note", "call_ready", "call_spec", "cannot_pack", "describe_error", "dumps",
+    "end_of_file", "finish", "in_thread", "is_async", "is_cancelling", "known", "link_all",
+    "link_into", "make_sandbox", "memory_in_bytes", "moved", "own_modules", "pack", "pack_call",
+    "pack_error", "parse_ready", "parts", "pickler", "plain_name", "recording",
+    "require_unused", "require_version", "search_output", "seconds", "seconds_of_job",
+    "sent_modules", "settable", "start_thread", "streams", "task_context", "task_environment",
+    "task_kind", "time_needed", "too_early", "trimmed", "unpack", "unpack_error", "wait_until",
+    "without_own_frames", "working_directory",
+]  # fmt: skip
