@@ -45,10 +45,7 @@ from typing import Any
 
 from rhapsody.journal.program import CALLS, Names, Program, Use, constants_in, names_in
 from rhapsody.journal.values import UnhashableError, Values, counts
-from rhapsody.sdk.modules import altered, file_of, spec_of, with_inner
-
-MISSING: object = object()
-"""Stands for the value of a global that is not set."""
+from rhapsody.sdk.modules import MISSING, altered, content_of, file_of, spec_of, with_inner
 
 LARGE = 10_000
 """Parts of a value, and each 128 bytes of data, above which it is digested only once in a run."""
@@ -821,14 +818,6 @@ def _is_in_its_module(thing: types.FunctionType | type) -> bool:
     for part in thing.__qualname__.split("."):
         found = getattr(found, part, None)
     return found is thing
-
-
-def content_of(cell: types.CellType) -> object:
-    """Return the content of a closure's cell, `MISSING` if it is empty."""
-    try:
-        return cell.cell_contents
-    except ValueError:
-        return MISSING
 
 
 def _resolved(name: str, package: str) -> str:

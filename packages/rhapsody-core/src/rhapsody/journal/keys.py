@@ -18,9 +18,10 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
-from rhapsody.journal.code import MISSING, CodeFingerprint, content_of
+from rhapsody.journal.code import CodeFingerprint
 from rhapsody.journal.program import Program
 from rhapsody.journal.values import LONGEST, SIZE, UnhashableError
+from rhapsody.sdk.modules import MISSING, content_of
 
 _CODE = (types.FunctionType, type)
 

@@ -32,6 +32,9 @@ from rhapsody.sdk.runner import REFERENCE, Source, digest_of, process_began, sen
 
 __all__ = ["REFERENCE", "altered", "own_modules"]
 
+MISSING: Any = object()
+"""Stands for the value of a variable that is not set."""
+
 NAMESPACE = Source(None, True, "namespace package", None)
 
 _IMPORT = re.compile(
@@ -408,6 +411,14 @@ def _says(content: bytes, file: str, module: types.ModuleType) -> bool:
             if repr(variables.get(node.targets[0].id)) != repr(value):
                 return False
     return True
+
+
+def content_of(cell: types.CellType) -> Any:
+    """Return the content of a closure's cell, `MISSING` if it is empty."""
+    try:
+        return cell.cell_contents
+    except ValueError:
+        return MISSING
 
 
 def with_inner(code: types.CodeType) -> Iterator[types.CodeType]:

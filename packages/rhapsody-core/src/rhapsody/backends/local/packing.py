@@ -20,7 +20,7 @@ from typing import Any
 from rhapsody.backends.local.shared_memory import Block, SharedMemory
 from rhapsody.backends.local.worker import BLOCK, CALL, SCALARS, SHARED, THREADS, Call
 from rhapsody.sdk import calls
-from rhapsody.sdk.modules import with_inner
+from rhapsody.sdk.modules import MISSING, content_of, with_inner
 from rhapsody.sdk.runner import PLAIN, CallSpec, dumps
 from rhapsody.task import TaskDescription
 
@@ -36,7 +36,6 @@ KEPT = 128
 CONTAINERS = frozenset({tuple, list, set, frozenset, dict})
 NAMED = (type, types.FunctionType, types.BuiltinFunctionType)
 GENERIC = (types.GenericAlias, types.UnionType)
-MISSING: Any = object()
 NO_MEMORY = SharedMemory()
 
 STORES = {f"{verb}_{what}" for verb in ("STORE", "DELETE") for what in ("GLOBAL", "ATTR", "DEREF")}
@@ -164,7 +163,7 @@ class Packed:
             if names.get(name, MISSING) is not value:
                 return False
         for cell, value in self._cells:
-            if _content(cell) is not value:
+            if content_of(cell) is not value:
                 return False
         for each, code, defaults in self._functions:
             if each.__code__ is not code or each.__defaults__ is not defaults or not _is_bare(each):
@@ -204,7 +203,7 @@ class Packed:
             return True
         code, names = function.__code__, function.__globals__
         self._functions.append((function, code, function.__defaults__))
-        cells = [(cell, _content(cell)) for cell in function.__closure__ or ()]
+        cells = [(cell, content_of(cell)) for cell in function.__closure__ or ()]
         named = [(names, name, names.get(name, MISSING)) for name in _names(code)]
         self._cells += cells
         self._named += named
@@ -229,13 +228,6 @@ class Packed:
 
 def _is_bare(function: types.FunctionType) -> bool:
     return not function.__dict__ and not function.__kwdefaults__
-
-
-def _content(cell: types.CellType) -> Any:
-    try:
-        return cell.cell_contents
-    except ValueError:  # it is empty
-        return MISSING
 
 
 @lru_cache(256)
