@@ -267,7 +267,9 @@ def test_a_command_runs_in_the_directory_of_the_users(given: Any, tmp_path: Path
 
 def test_a_directory_of_the_users_that_is_not_there_is_told_where_it_can_be(tmp_path: Path) -> None:
     asked = task(cwd=str(tmp_path / "none"))
-    with pytest.raises(FileNotFoundError, match=r"is to run in '.*/none', its cwd, .*does not exist"):
+    with pytest.raises(
+        FileNotFoundError, match=r"is to run in '.*/none', its cwd, .*does not exist"
+    ):
         describe_executable(asked, pilot())
 
 
