@@ -87,14 +87,22 @@ async def test_a_killed_workers_program_dies_and_is_run_again(
     assert len(set(sandboxes)) == 2
 
 
-async def test_a_lost_task_without_budget_names_worker_and_attempt(mortal: WorkflowEngine) -> None:
-    @mortal.function_task
+async def test_a_lost_task_without_budget_names_worker_and_attempt(
+    mortal: WorkflowEngine, tmp_path: Path
+) -> None:
+    gate = tmp_path / "gate"
+
+    @mortal.function_task(lost_retries=0)
     def ill() -> None:
-        time.sleep(0.3)
+        while not os.path.exists(gate):
+            time.sleep(0.01)
         os.kill(os.getpid(), signal.SIGKILL)
 
+    future = ill()
+    await _until(lambda: future.state is TasksMainStates.RUNNING)
+    gate.touch()
     with pytest.raises(TaskLostError, match=r"worker tls://.* went away while it ran \(attempt 1,"):
-        await ill.options(lost_retries=0)()
+        await future
 
     @mortal.function_task
     def well() -> int:

@@ -165,17 +165,22 @@ async def test_a_task_that_comes_later_gets_the_value_where_it_is(
 
 
 async def test_a_task_called_while_its_dependency_runs_gets_the_value_where_it_is(
-    flow: WorkflowEngine, held: Tasks
+    flow: WorkflowEngine, held: Tasks, tmp_path: Path
 ) -> None:
+    gate = tmp_path / "gate"
+
     @flow.function_task
     async def slow() -> Traveller:
-        await asyncio.sleep(0.3)
+        while not os.path.exists(gate):  # noqa: ASYNC110, ASYNC240 - in another process
+            await asyncio.sleep(0.01)
         return Traveller(5)
 
     first = slow()
     while first.state is not TasksMainStates.RUNNING:  # noqa: ASYNC110 - it has no event
         await asyncio.sleep(0.01)
-    assert await held.size(first) == 5
+    size = held.size(first)
+    gate.touch()
+    assert await size == 5
     assert arrivals == []
 
 
