@@ -64,13 +64,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 WITHOUT_PILOT = {
+    "test_cleanup_notes",
+    "test_cleanup_processes",
     "test_diagnosis",
     "test_fleet",
     "test_health",
-    "test_notes",
     "test_pilot_names",
     "test_places",
-    "test_processes",
     "test_readme",
     "test_schema",
     "test_states",
