@@ -1,4 +1,4 @@
-"""A program that does many other things while it uses two backends: `tests.radical.beside`."""
+"""A program that does many other things while it uses two backends at once."""
 
 from __future__ import annotations
 
