@@ -67,28 +67,28 @@ class Distribution(NamedTuple):
 # Core's tests of the code that calls cloudpickle, importlib-metadata, packaging, pluggy, rich,
 # typeguard and fsspec, and of the kit, which uses pytest and psutil.
 MINIMUMS = [
-    "tests/core/test_backend_names.py",
-    "tests/core/test_discovery.py",
-    "tests/core/test_discovery_owners.py",
-    "tests/core/test_discovery_unusable.py",
-    "tests/core/test_lazy_imports.py",
-    "tests/core/test_plugins_entry_points.py",
-    "tests/core/test_plugins_hooks.py",
-    "tests/core/test_hooks.py",
-    "tests/core/test_installing.py",
-    "tests/core/test_cli_doctor.py",
-    "tests/core/test_new_backend.py",
-    "tests/core/test_progress.py",
-    "tests/core/test_progress_notebook.py",
-    "tests/core/test_local_pickling.py",
-    "tests/core/test_journal_code.py",
+    "tests/core/engine/test_backend_names.py",
+    "tests/core/backends/test_discovery.py",
+    "tests/core/backends/test_discovery_owners.py",
+    "tests/core/backends/test_discovery_unusable.py",
+    "tests/core/test_exports.py",
+    "tests/core/plugins/test_entry_points.py",
+    "tests/core/plugins/test_manager.py",
+    "tests/core/engine/test_hooks.py",
+    "tests/core/plugins/test_installing.py",
+    "tests/core/cli/test_doctor.py",
+    "tests/core/cli/test_new_backend.py",
+    "tests/core/observers/test_progress.py",
+    "tests/core/observers/test_progress_notebook.py",
+    "tests/core/backends/local/test_packing.py",
+    "tests/core/journal/test_code.py",
     "tests/core/test_errors.py",
     "tests/core/test_data.py",
-    "tests/core/test_engine_data.py",
-    "tests/core/test_engine_fetch.py",
-    "tests/core/test_conformance_noop.py",
-    "tests/core/test_conformance_small.py",
-    "tests/core/test_testing_tools.py",
+    "tests/core/staging/test_files.py",
+    "tests/core/staging/test_fetch.py",
+    "tests/core/backends/test_noop_conformance.py",
+    "tests/core/testing/test_conformance.py",
+    "tests/core/testing/test_tools.py",
 ]
 
 # The only place to add another distribution. Its tests run in an environment that contains
@@ -210,9 +210,10 @@ def lint(session: nox.Session) -> None:
 
 @nox.session
 def prose(session: nox.Session) -> None:
-    """Check the wording and spelling of docstrings, comments, messages and Markdown."""
+    """Check the wording and spelling of texts, and the list of all messages."""
     session.install(CODESPELL)
     session.run("python", ".ci/prose.py")
+    session.run("python", "tests/messages/collect.py", "--check")
     files = session.run("git", "ls-files", "*.md", "*.py", "*.toml", silent=True, external=True)
     session.run("codespell", *str(files).split())
 
