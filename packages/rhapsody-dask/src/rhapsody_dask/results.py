@@ -317,7 +317,7 @@ class Results:
                 call,
                 TaskLostError(
                     f"{named(call)} was dropped by Dask: it was cancelled with a client, or the "
-                    "scheduler was told to restart its workers"
+                    "scheduler restarted its workers"
                 ),
             )
 
@@ -493,7 +493,7 @@ def worker_lost(call: Call, worker: str) -> TaskLostError:
         while_it = f"ran (attempt {call.task.get('attempt', 1)}, start {call.token})"
     return TaskLostError(
         f"{named(call)} was lost: worker {worker} went away while it {while_it}; a worker that is "
-        "over its memory limit is killed by Dask, see its log"
+        "above its memory limit is killed by Dask, see its log"
     )
 
 

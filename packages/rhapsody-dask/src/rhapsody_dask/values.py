@@ -59,7 +59,7 @@ class Entry:
 
     @property
     def lost(self) -> bool:
-        """Whether the workers that held it were lost."""
+        """True if the workers that held it were lost."""
         return getattr(self.future, "status", "finished") != "finished"
 
 

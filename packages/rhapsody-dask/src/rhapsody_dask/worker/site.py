@@ -233,7 +233,7 @@ class Running:
         token: Identifies this start of the attempt among all workers.
         cancelled: True if its cancellation was requested.
         stop: Stops the task, if possible; called on any thread.
-        context: The task's own view of itself, `current_task()`.
+        context: The value of `current_task()` in the task.
         cores: Number of cores that it has taken from the gate.
         place: Its place in the worker's notes, `None` before it has its cores.
     """
