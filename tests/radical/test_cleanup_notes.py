@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 from rhapsody_radical import cleanup
 from rhapsody_radical.cleanup import BatchJob, Note, end_session, place, take_over
-from tests.machine import gone
+from tests._support.machine import gone
 from tests.radical.marked import MINE, running
 
 CLIENT = """
@@ -97,7 +97,7 @@ def rewritten(note: Path, **changes: Any) -> None:
     note.write_text(json.dumps({**json.loads(note.read_text()), **changes}))
 
 
-def test_notes_are_beside_the_engines_directories(tmp_path: Path) -> None:
+def test_notes_are_next_to_the_engines_directories(tmp_path: Path) -> None:
     own = f"radical.{os.geteuid()}"  # of several users who share the directory
     common = tmp_path / ".rhapsody" / own
     run = tmp_path / ".rhapsody" / "20261121T041233-digits-7f3a"
@@ -201,7 +201,7 @@ def test_a_forked_child_that_let_go_does_not_hold_the_lock(where: Path, director
 
 
 @pytest.mark.parametrize(("manager", "level"), [("PBSPRO", "WARNING"), ("FORK", "INFO")])
-def test_a_clients_death_is_loud_only_where_somebody_has_to_do_something(
+def test_a_clients_death_is_a_warning_only_if_action_is_needed(
     where: Path, directory: Path, caplog: pytest.LogCaptureFixture, manager: str, level: str
 ) -> None:
     rewritten(left(where, directory), managers=[manager])
@@ -247,7 +247,7 @@ def without_locks(file: int, operation: int) -> None:
 
 
 @pytest.mark.parametrize("far", ["host", "file system"])
-def test_a_session_that_may_live_elsewhere_is_only_told_of(
+def test_a_session_that_may_run_elsewhere_is_only_reported(
     where: Path,
     directory: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -346,9 +346,21 @@ followed = {
 }
 changed = st.sampled_from(["session", "boot", "managers"])
 almost = st.dictionaries(changed, json_values, min_size=1).map(lambda one: {**followed, **one})
-written = (st.dictionaries(st.sampled_from(sorted(followed)), json_values) | almost).filter(
-    lambda found: found != followed
-)
+
+
+def malformed(note: Any) -> bool:
+    """Return True unless a note has all keys, our session, and values of the right types."""
+    managers = note.get("managers")
+    return (
+        note.get("session") != MINE
+        or any(not isinstance(note.get(key), str) for key in ("directory", "host", "boot"))
+        or not isinstance(managers, list)
+        or any(not isinstance(each, str) for each in managers)
+    )
+
+
+anything = st.dictionaries(st.sampled_from(sorted(followed)), json_values) | almost
+written: st.SearchStrategy[Any] = anything.filter(malformed)
 
 
 @pytest.mark.usefixtures("_nothing_ends")
