@@ -15,8 +15,8 @@ from rhapsody import WorkflowEngine
 from rhapsody.backends import discovery
 from rhapsody.backends.local import LocalExecutionBackend
 from rhapsody.testing import Driver
-from tests.core.command_line import Run, environment
-from tests.core.forked import rhapsody
+from tests._support.command_line import Run, environment
+from tests._support.forked import rhapsody
 
 # How long one example takes says more about the machine than about the code: the time
 # limits of the tests themselves are what finds a hang.
@@ -88,14 +88,16 @@ async def process_driver(process_backend: LocalExecutionBackend) -> AsyncIterato
         assert process_backend.still_running == []
 
 
+HERE = Path(__file__).parent
+
 LONG = {
-    "test_idle",
-    "test_kit_catches_faults",
-    "test_kit_in_a_run",
-    "test_kit_pauses",
-    "test_machine_histories",
-    "test_memory",
-    "test_state_properties",
+    "engine/test_idle",
+    "testing/test_faults",
+    "testing/test_run",
+    "testing/test_pauses",
+    "engine/test_scheduler_histories",
+    "engine/test_memory",
+    "engine/test_state_properties",
 }
 """Modules that take long for what they find beyond the others: the kit on planted faults and on a
 machine that pauses, tests that an idle engine uses no processor time, random histories, and tests
@@ -103,24 +105,24 @@ of memory."""
 
 
 ONE_PYTHON = {
-    "test_benchmarks",
-    "test_clean",
-    "test_cli_doctor",
-    "test_cli_dry_run",
-    "test_cli_interrupted",
-    "test_cli_journal",
-    "test_cli_resume",
-    "test_cli_run_options",
-    "test_conformance_commands",
-    "test_conformance_noop",
-    "test_interrupted",
-    "test_journal_files",
-    "test_journal_runs",
-    "test_local_reaper",
-    "test_out_of_memory",
-    "test_progress",
-    "test_runlog",
-    "test_runs",
+    "benchmarks/test_suite",
+    "cli/test_clean",
+    "cli/test_doctor",
+    "cli/test_dry_run",
+    "cli/test_run_interrupted",
+    "cli/test_journal",
+    "cli/test_run_resume",
+    "cli/test_run_options",
+    "backends/test_commands_conformance",
+    "backends/test_noop_conformance",
+    "engine/test_signals_leave",
+    "journal/test_files",
+    "journal/test_runs",
+    "backends/local/test_reaper",
+    "sdk/test_out_of_memory",
+    "observers/test_progress",
+    "staging/test_runs_log",
+    "staging/test_runs",
     "test_typing",
 }
 """Modules that start many programs, of which others test what depends on Python's version."""
@@ -129,8 +131,9 @@ ONE_PYTHON = {
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark those modules' tests."""
     for item in items:
-        if item.path.parent == Path(__file__).parent:
-            if item.path.stem in LONG:
+        if item.path.is_relative_to(HERE):
+            module = item.path.relative_to(HERE).with_suffix("").as_posix()
+            if module in LONG:
                 item.add_marker(pytest.mark.long)
-            if item.path.stem in ONE_PYTHON:
+            if module in ONE_PYTHON:
                 item.add_marker(pytest.mark.one_python)

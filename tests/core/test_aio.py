@@ -23,7 +23,7 @@ eager = pytest.mark.skipif(sys.version_info < (3, 12), reason="Python 3.11 has n
 
 
 @eager
-async def test_a_task_that_has_begun_is_at_its_first_wait_in_a_task_of_its_own() -> None:
+async def test_an_eager_task_reaches_its_first_wait_in_a_task_of_its_own() -> None:
     tasks: list[Any] = []
     gate = asyncio.get_running_loop().create_future()
 

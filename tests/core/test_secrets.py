@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from rhapsody.backends.programs import looks_secret
-from tests.marker import check_no_secrets
+from tests._support.marker import check_no_secrets
 
 
 def test_a_run_on_threads(here: Path) -> None:

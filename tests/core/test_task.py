@@ -60,7 +60,7 @@ def test_what_gives_a_value_is_seen_as_synchronous(function: Callable[..., Any])
     assert task_kind({"function": function, "is_service": False}) == "function"
 
 
-def test_services_and_executables_are_told_apart() -> None:
+def test_services_and_executables_differ() -> None:
     assert task_kind({"function": None, "executable": "true"}) == "executable"
     assert task_kind({"function": None, "executable": "x", "is_service": True}) == "service"
     assert task_kind({"function": plain, "is_service": True}) == "function_service"

@@ -12,7 +12,7 @@ import pytest
 from rhapsody import LocalExecutionBackend, WorkflowEngine, current_task
 from rhapsody.sdk.calls import RemoteTraceback
 from rhapsody.tracebacks import as_lines, format_error, is_users_code, last_frames, location_of
-from tests.core.scripted import outcome
+from tests._support.scripted import outcome
 
 HERE = os.path.basename(__file__)
 

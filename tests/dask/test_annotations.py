@@ -37,7 +37,7 @@ async def test_a_worker_may_be_said_by_its_name_as_with_dask(
         ("resources", ["gpus"]),
     ],
 )
-async def test_a_wrong_annotation_is_told_with_its_key(
+async def test_a_wrong_annotation_is_reported_with_its_key(
     flow: WorkflowEngine, key: str, value: Any
 ) -> None:
     task = flow.function_task(_worker_name)

@@ -16,7 +16,7 @@ from rhapsody_dask.results import Results
 from rhapsody_dask.task import Call
 from rhapsody_dask.worker.messages import DONE, FAILED, Reply, failure, pack
 from rhapsody_dask.worker.programs import pack_files, unpack_files
-from tests.nonsense import little_memory, nonsense, values
+from tests._support.nonsense import little_memory, nonsense, values
 
 pytestmark = pytest.mark.timeout(60)
 

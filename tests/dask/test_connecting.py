@@ -17,8 +17,8 @@ from rhapsody.errors import BackendUnavailableError
 from rhapsody.states import TasksMainStates
 from rhapsody_dask import DaskExecutionBackend
 from rhapsody_dask.cluster import skew
+from tests._support.machine import free_port
 from tests.dask.clusters import foreign, make_credentials
-from tests.machine import free_port
 
 pytestmark = pytest.mark.asyncio
 
@@ -132,7 +132,7 @@ async def test_a_foreign_scheduler_with_tls_by_its_file(tmp_path: Path) -> None:
             await DaskExecutionBackend(scheduler_file=there["scheduler_file"], timeout=2)
 
 
-async def test_nobody_at_the_address_is_an_error_in_time() -> None:
+async def test_an_address_without_a_scheduler_is_an_error_in_time() -> None:
     address = f"tcp://127.0.0.1:{free_port()}"
     start = time.monotonic()
     with pytest.raises(BackendUnavailableError, match="dask scheduler"):

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from rhapsody_dask import DaskExecutionBackend
-from tests.direct import Direct, check_direct_use
+from tests._support.direct import Direct, check_direct_use
 
 
 @pytest.mark.asyncio

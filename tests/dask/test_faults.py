@@ -20,8 +20,8 @@ from rhapsody import WorkflowEngine
 from rhapsody.errors import BackendUnavailableError, TaskLostError
 from rhapsody.states import TasksMainStates
 from rhapsody_dask import DaskExecutionBackend
+from tests._support.machine import alive
 from tests.dask.clusters import foreign
-from tests.machine import alive
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

@@ -136,7 +136,7 @@ async def test_a_task_knows_itself_and_what_it_prints_is_kept(flow: WorkflowEngi
     assert future.stdout == "to the user\n"
 
 
-async def test_a_function_runs_where_the_worker_is_told(
+async def test_a_function_runs_on_the_named_worker(
     backend: DaskExecutionBackend, flow: WorkflowEngine
 ) -> None:
     @flow.function_task

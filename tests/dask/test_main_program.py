@@ -37,7 +37,7 @@ def _run(directory: Path, program: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_a_program_without_a_guard_is_told_so_before_any_process_is_started(tmp_path: Path) -> None:
+def test_a_program_without_a_guard_is_reported_before_any_process_starts(tmp_path: Path) -> None:
     done = _run(tmp_path, PLAIN)
     assert done.returncode == 1
     assert done.stdout == "read\n"
@@ -49,7 +49,7 @@ def test_a_program_without_a_guard_is_told_so_before_any_process_is_started(tmp_
     assert 'put `if __name__ == "__main__":` before' in last
 
 
-def test_a_program_from_standard_input_is_told_to_be_a_file(tmp_path: Path) -> None:
+def test_a_program_from_standard_input_leads_to_a_hint(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable], input=GUARDED, cwd=tmp_path, capture_output=True, text=True, timeout=100
     )

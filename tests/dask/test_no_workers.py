@@ -169,7 +169,7 @@ async def _told(caplog: pytest.LogCaptureFixture, words: str, count: int) -> Non
             await asyncio.sleep(0.01)
 
 
-async def test_what_tasks_wait_for_is_told_and_told_again(
+async def test_the_reason_why_tasks_wait_is_logged_and_repeated(
     empty: Any,
     waiting: WorkflowEngine,
     caplog: pytest.LogCaptureFixture,

@@ -115,7 +115,7 @@ def test_what_cannot_be_given_says_why(given: dict[str, Any], why: str) -> None:
         ({"n_workers": "2"}, ValueError, "n_workers must be a whole number"),
     ],
 )
-def test_wrong_amounts_are_told_with_their_key(
+def test_wrong_amounts_are_reported_with_their_key(
     given: dict[str, Any], error: type[Exception], why: str
 ) -> None:
     with pytest.raises(error, match=why):

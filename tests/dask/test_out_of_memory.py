@@ -9,7 +9,7 @@ import pytest
 
 from rhapsody import OutOfMemoryError, WorkflowEngine
 from rhapsody_dask import DaskExecutionBackend
-from tests.memory_group import killed, pretend
+from tests._support.memory_group import killed, pretend
 
 pytestmark = [pytest.mark.asyncio, pytest.mark.timeout(120)]
 

@@ -154,7 +154,7 @@ async def test_a_lost_dependency_is_run_again_and_its_dependents_follow(tmp_path
     assert backend.references >= 2
 
 
-async def test_a_reference_that_nobody_knows_comes_back(backend: DaskExecutionBackend) -> None:
+async def test_an_unknown_reference_is_sent_back(backend: DaskExecutionBackend) -> None:
     ends: list[tuple[str, Any]] = []
     backend.register_callback(lambda task, state: ends.append((state, task.get("exception"))))
     task: Any = {

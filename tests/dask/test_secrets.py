@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.marker import check_no_secrets
+from tests._support.marker import check_no_secrets
 
 
 def test_a_run_in_dasks_processes(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from rhapsody import WorkflowEngine
-from tests.machine import connect
+from tests._support.machine import connect
 
 pytestmark = pytest.mark.asyncio
 
@@ -59,7 +59,7 @@ async def test_a_service_gets_a_free_port_of_its_workers_host(flow: WorkflowEngi
         await service.ended()
 
 
-async def test_a_service_does_not_begin_beside_what_listens_on_its_port(
+async def test_a_service_does_not_start_while_its_port_is_in_use(
     flow: WorkflowEngine,
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as stranger:

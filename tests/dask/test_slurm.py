@@ -10,7 +10,7 @@ import pytest
 
 from rhapsody import InputFile, OutputFile, WorkflowEngine
 from rhapsody_dask import DaskExecutionBackend
-from tests.slurm import slurm, until_no_jobs, why_not
+from tests._support.slurm import slurm, until_no_jobs, why_not
 
 pytestmark = [
     pytest.mark.asyncio,

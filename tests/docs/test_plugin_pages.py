@@ -19,7 +19,7 @@ from tests.docs import hook_reference
 ROOT = Path(__file__).parents[2]
 PLUGINS = ROOT / "docs" / "plugins"
 HOOKS = hook_reference.hooks()
-EACH_HOOK = ROOT / "tests" / "core" / "test_plugins_each_hook.py"
+EACH_HOOK = ROOT / "tests/core/plugins/test_each_hook.py"
 
 
 def test_the_hook_reference_is_what_the_specifications_say() -> None:

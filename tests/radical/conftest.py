@@ -74,10 +74,10 @@ WITHOUT_PILOT = {
     "test_readme",
     "test_schema",
     "test_states",
+    "test_translate",
     "test_walltime",
     "test_wire",
     "test_without_a_pilot",
-    "test_words",
 }
 """Modules whose tests may run at the same time as those of others."""
 

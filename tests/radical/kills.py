@@ -27,10 +27,10 @@ from typing import Any
 import psutil
 
 from rhapsody_radical.cleanup import MARK, SESSION
-from tests.machine import alive
+from tests._support.machine import alive
+from tests._support.slurm import slurm
 from tests.radical import cluster
 from tests.radical.pilots import resources
-from tests.slurm import slurm
 
 MOMENTS = (
     "starting",

@@ -14,7 +14,7 @@ import pytest
 from rhapsody_radical import cleanup
 from rhapsody_radical.cleanup import BatchJob, cancel_jobs, find_jobs
 from rhapsody_radical.client.session import Session
-from tests.slurm import slurm, until_no_jobs, why_not
+from tests._support.slurm import slurm, until_no_jobs, why_not
 
 
 def install(directory: Path, script: str, name: str = "squeue") -> None:
@@ -44,7 +44,7 @@ def test_without_slurm_there_are_no_jobs(tmp_path: Path, monkeypatch: pytest.Mon
     ("script", "said"),
     [("echo no controller >&2; exit 1", "no controller"), ("exec sleep 600", "")],
 )
-def test_a_slurm_that_fails_or_hangs_is_told_of_once(
+def test_a_slurm_that_fails_or_hangs_is_reported_once(
     tmp_path: Path,
     commands: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -107,7 +107,7 @@ def test_what_users_set_for_their_own_queries_changes_nothing(
         ),
     ],
 )
-def test_what_a_pilot_waits_for_is_told(
+def test_the_reason_why_a_pilot_waits_is_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, found: list[BatchJob] | None, said: str
 ) -> None:
     monkeypatch.setattr(cleanup, "find_jobs", lambda uid, _: found if uid == "mine" else None)

@@ -17,7 +17,7 @@ from rhapsody_radical import cleanup
 from rhapsody_radical.cleanup import MARK, PILOT, end, find
 from rhapsody_radical.cleanup import TASK as BY_TASK
 from rhapsody_radical.connection import variables
-from tests.machine import alive, gone
+from tests._support.machine import alive, gone
 from tests.radical.marked import MINE, children, running
 
 TASK: dict[str, Any] = {"RP_SESSION_ID": MINE, "RP_PILOT_ID": "pilot.0000"}
@@ -108,7 +108,7 @@ def test_a_script_gives_back_its_lock(tmp_path: Path) -> None:
         assert not lock.exists()
 
 
-def test_what_goes_by_itself_is_waited_for() -> None:
+def test_processes_that_end_are_waited_for() -> None:
     with running("sleep", "0.3", RADICAL_RHAPSODY=MINE):
         assert end(MINE, patience=30.0) == 0
 

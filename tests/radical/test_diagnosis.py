@@ -112,7 +112,7 @@ def test_a_resource_of_ones_own_that_is_no_json_is_broken(home: Path) -> None:
     assert "no JSON" in text
 
 
-def test_programs_and_tools_that_are_missing_are_told_of(
+def test_missing_programs_and_tools_are_reported(
     home: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path_factory.mktemp("empty")))

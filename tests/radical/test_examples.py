@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.machine import working_in
+from tests._support.machine import working_in
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"

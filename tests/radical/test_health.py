@@ -10,7 +10,7 @@ import pytest
 
 from rhapsody_radical import descriptions
 from rhapsody_radical.client import health
-from rhapsody_radical.client.health import STALLED, waits_in_vain
+from rhapsody_radical.client.health import STALLED, is_stuck
 from rhapsody_radical.client.main import Watch
 from rhapsody_radical.client.raptor import Pair, Raptor, Raptors
 from rhapsody_radical.client.tasks import Tasks
@@ -31,9 +31,9 @@ def call(state: str = WAITING, **words: Any) -> Any:
 
 
 @pytest.mark.parametrize("state", [WAITING, "TMGR_SCHEDULING", "AGENT_EXECUTING_PENDING"])
-def test_a_task_waits_in_vain_where_cores_are_free(state: str) -> None:
-    assert waits_in_vain([task(state)], [4])
-    assert waits_in_vain([task(RUNNING, ranks=3), task(state)], [4])
+def test_a_task_that_waits_while_cores_are_free_is_stuck(state: str) -> None:
+    assert is_stuck([task(state)], [4])
+    assert is_stuck([task(RUNNING, ranks=3), task(state)], [4])
 
 
 @pytest.mark.parametrize(
@@ -51,18 +51,16 @@ def test_a_task_waits_in_vain_where_cores_are_free(state: str) -> None:
         ({"cores_per_rank": 4}, [4, 4]),
     ],
 )
-def test_a_task_that_may_have_no_room_does_not_wait_in_vain(
-    words: dict[str, Any], nodes: list[int]
-) -> None:
-    assert not waits_in_vain([task(RUNNING, ranks=3), task(**words)], nodes)
+def test_a_task_that_may_have_no_room_is_not_stuck(words: dict[str, Any], nodes: list[int]) -> None:
+    assert not is_stuck([task(RUNNING, ranks=3), task(**words)], nodes)
 
 
-def test_a_raptor_master_waits_in_vain_where_cores_are_free() -> None:
-    assert waits_in_vain([task(named_env="rp", tags={}, gpus_per_rank=0.0)], [1])
+def test_a_raptor_master_that_waits_while_cores_are_free_is_stuck() -> None:
+    assert is_stuck([task(named_env="rp", tags={}, gpus_per_rank=0.0)], [1])
 
 
 def test_what_runs_or_has_ended_does_not_wait() -> None:
-    assert not waits_in_vain([task(RUNNING), task("AGENT_STAGING_OUTPUT")], [4])
+    assert not is_stuck([task(RUNNING), task("AGENT_STAGING_OUTPUT")], [4])
 
 
 class Looking:

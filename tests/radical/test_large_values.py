@@ -196,7 +196,7 @@ def test_a_call_that_is_dropped_leaves_no_file(tmp_path: Path) -> None:
     functions.forget(str(tmp_path), task["uid"])
 
 
-def test_a_call_whose_file_is_gone_fails_alone(tmp_path: Path) -> None:
+def test_a_call_whose_file_is_missing_fails_alone(tmp_path: Path) -> None:
     task, order = packed(tmp_path, same, bytes(MIB))
     functions.forget(str(tmp_path), task["uid"])
     assert type(functions.unpack(call.run(order), task)) is FileNotFoundError
@@ -217,7 +217,7 @@ def test_what_cannot_be_pickled_is_named(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_exception_brings_a_large_array_along(tmp_path: Path) -> None:
+def test_an_exception_may_contain_a_large_array(tmp_path: Path) -> None:
     error = made(tmp_path, fail, Heavy(Block(5 * MIB)))
     assert type(error) is Heavy
     assert error.args == ("heavy",)
@@ -295,7 +295,7 @@ def test_our_own_worker_makes_a_call_where_nothing_of_ours_is_but_what_was_sent(
     assert error.args == ("rhapsody", "rhapsody_radical")
 
 
-def test_what_a_call_starts_can_be_told_by_its_task(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_processes_of_a_call_are_marked_with_its_task(monkeypatch: pytest.MonkeyPatch) -> None:
     def uid() -> str:
         return subprocess.check_output("echo $RP_TASK_ID", shell=True, text=True).strip()
 

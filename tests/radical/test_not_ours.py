@@ -14,7 +14,7 @@ import pytest
 from rhapsody.errors import TaskLostError
 from rhapsody.testing import Driver
 from rhapsody_radical import cleanup
-from tests.machine import alive, gone
+from tests._support.machine import alive, gone
 from tests.radical.busy import BUSY, six, sleeping
 from tests.radical.pilots import backend
 

@@ -17,7 +17,7 @@ from rhapsody import WorkflowEngine
 from rhapsody.errors import TaskLostError
 from rhapsody.testing import Driver
 from rhapsody_radical import RadicalExecutionBackend
-from tests.machine import working_in
+from tests._support.machine import working_in
 from tests.radical.pilots import backend, customise, resources
 
 pytestmark = [pytest.mark.asyncio, pytest.mark.timeout(300), pytest.mark.long]
@@ -161,7 +161,7 @@ async def test_a_pilot_whose_scheduler_hangs_from_its_start_is_lost(
         assert "pilot.0000 on local.localhost starts nothing" in str(error)
 
 
-async def test_tasks_of_a_pilot_whose_walltime_is_over_go_to_another(tmp_path: Path) -> None:
+async def test_tasks_of_a_pilot_after_its_walltime_go_to_another(tmp_path: Path) -> None:
     async with started(tmp_path, [resources(runtime=1), resources()]) as (made, driver):
         flow = await WorkflowEngine.create(made, work_dir=tmp_path / "flow", handle_signals=False)
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.machine import working_in
+from tests._support.machine import working_in
 
 ROOT = Path(__file__).parents[2]
 DIGITS = ROOT / "examples/digits.py"

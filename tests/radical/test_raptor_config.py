@@ -16,7 +16,7 @@ import pytest
 from rhapsody.errors import CapabilityError, TaskLostError
 from rhapsody.testing import Driver
 from rhapsody_radical.pilot import rp
-from tests.machine import working_in
+from tests._support.machine import working_in
 from tests.radical.pilots import backend, customise, resources
 
 pytestmark = [pytest.mark.asyncio, pytest.mark.timeout(400), pytest.mark.long]

@@ -17,9 +17,9 @@ from rhapsody.errors import TaskLostError
 from rhapsody.resources import Resources
 from rhapsody.testing import Driver
 from rhapsody_radical.pilot import PilotException
+from tests._support.slurm import slurm, why_not
 from tests.radical import cluster, kills
 from tests.radical.pilots import backend
-from tests.slurm import slurm, why_not
 
 pytestmark = [
     pytest.mark.timeout(400),
@@ -78,7 +78,7 @@ async def test_tasks_run_in_a_batch_job_and_are_lost_with_it(tmp_path: Path) -> 
 
 
 @pytest.mark.asyncio
-async def test_a_queued_pilot_is_spoken_of_and_leaves_the_queue_at_the_close(
+async def test_a_queued_pilot_is_reported_and_leaves_the_queue_at_close(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with cluster.held():

@@ -12,7 +12,7 @@ import pytest
 
 from rhapsody_radical import RadicalExecutionBackend
 from rhapsody_radical.pilot import PilotException
-from tests.machine import working_in
+from tests._support.machine import working_in
 
 pytestmark = pytest.mark.timeout(300)
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from rhapsody_radical import functions, wire
 from rhapsody_radical.wire import HEADER, Channel, Outbox, Records
-from tests.nonsense import little_memory, nonsense
+from tests._support.nonsense import little_memory, nonsense
 
 
 @pytest.fixture

@@ -89,7 +89,7 @@ def test_impossible_settings_are_value_errors() -> None:
         ({"functions": "executable", "raptor_config": CONFIG}, ValueError, "leave one out"),
     ],
 )
-def test_settings_that_cannot_be_meant_are_refused_at_once(
+def test_invalid_settings_are_refused_at_once(
     settings: dict[str, Any], kind: type[Exception], words: str
 ) -> None:
     with pytest.raises(kind, match=words):
@@ -107,9 +107,7 @@ def test_settings_that_cannot_be_meant_are_refused_at_once(
         ({"stage_on_error": 1}, "'stage_on_error' must be True or False"),
     ],
 )
-def test_task_settings_that_cannot_be_meant_fail_the_task(
-    settings: dict[str, Any], words: str
-) -> None:
+def test_invalid_task_settings_fail_the_task(settings: dict[str, Any], words: str) -> None:
     backend = RadicalExecutionBackend()
     reports: list[Any] = []
     backend.register_callback(lambda task, state: reports.append((task, state)))

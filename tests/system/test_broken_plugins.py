@@ -113,7 +113,9 @@ def test_every_other_backend_is_listed_as_usable(
     assert listed[name]["usable"], listed[name]["reason"]
 
 
-def test_a_claim_on_a_name_of_ours_is_told_and_not_used(listed: dict[str, dict[str, Any]]) -> None:
+def test_a_claim_on_our_name_is_reported_and_not_used(
+    listed: dict[str, dict[str, Any]],
+) -> None:
     assert listed["local"]["distribution"] == "rhapsody-core"
     (conflict,) = listed["local"]["conflicts"]
     assert "claims-local 1.0 is not used: the name belongs to rhapsody-core" in conflict

@@ -168,7 +168,7 @@ def test_what_was_not_changed_since_the_highest_version_is_not_broken(
 
 
 @pytest.fixture(scope="module")
-def told_of_all(tmp_path_factory: pytest.TempPathFactory) -> str:
+def reports_all(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Return the report about all breaks at once, because reading the source is slow."""
     repository = Repository(tmp_path_factory.mktemp("breaks") / "repository")
     repository.git("tag", "rhapsody-core-v0.1.0")
@@ -181,8 +181,8 @@ def told_of_all(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.mark.parametrize("change", BREAKS)
-def test_a_break_is_named(told_of_all: str, change: str) -> None:
-    assert BREAKS[change][-1] in told_of_all
+def test_a_break_is_named(reports_all: str, change: str) -> None:
+    assert BREAKS[change][-1] in reports_all
 
 
 def test_a_break_with_a_new_version_of_the_interface_passes(released: Repository) -> None:

@@ -111,7 +111,7 @@ def test_a_backend_that_claims_too_much_fails_its_tests_by_name(scaffold: Scaffo
     assert "docs/reference/backend-contract.md#cancellation" in done.stdout
 
 
-def test_it_is_gone_once_it_is_uninstalled(scaffold: Scaffold, tmp_path: Path) -> None:
+def test_it_is_unknown_after_it_is_uninstalled(scaffold: Scaffold, tmp_path: Path) -> None:
     pip = (scaffold.programs / "python", "-m", "pip")
     check(*pip, "uninstall", "--yes", "--quiet", "rhapsody-demo", cwd=tmp_path)
     listed = check(scaffold.programs / "rhapsody", "backends", cwd=tmp_path)

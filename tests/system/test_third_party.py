@@ -158,7 +158,7 @@ def test_the_observer_has_less_than_forty_lines_and_says_where_the_time_went(
     )
 
 
-def test_once_uninstalled_both_are_gone(plugged_in: Path, program: Path) -> None:
+def test_both_are_unknown_after_they_are_uninstalled(plugged_in: Path, program: Path) -> None:
     pip = (plugged_in / "python", "-m", "pip", "uninstall", "--yes", "--quiet")
     check(*pip, "rhapsody-mpi", "rhapsody-timing", cwd=program.parent)
     listed = json.loads(check(plugged_in / "rhapsody", "backends", "--json", cwd=program.parent))

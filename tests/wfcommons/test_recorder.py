@@ -16,8 +16,8 @@ import pytest
 from rhapsody import InputFile, LocalExecutionBackend, OutputDir, OutputFile, WorkflowEngine
 from rhapsody.cli import main
 from rhapsody_wfcommons import Instance, RecordedFile, RecordedTask, WfCommonsRecorder, read
-from tests.core.command_line import Run
-from tests.core.scripted import Inline
+from tests._support.command_line import Run
+from tests._support.scripted import Inline
 from tests.wfcommons.instances import check
 
 

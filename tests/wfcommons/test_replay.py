@@ -104,7 +104,7 @@ def test_a_workflow_is_replayed_at_a_scale(
     }  # fmt: skip
 
 
-def test_the_scale_may_be_told_by_the_shortest_task(
+def test_the_scale_may_be_set_by_the_shortest_task(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = save(tmp_path / "diamond.json", recent())
@@ -290,14 +290,14 @@ def test_files_have_their_sizes_and_go_from_task_to_task(
 
 
 @pytest.mark.asyncio
-async def test_files_that_cannot_be_made_are_told(tmp_path: Path) -> None:
+async def test_files_that_cannot_be_created_are_reported(tmp_path: Path) -> None:
     replay = Replay([RecordedTask("a", "a", inputs=(RAW,))], files=1, directory=tmp_path / "none")
     async with WorkflowEngine.create(LocalExecutionBackend()) as flow:
         with pytest.raises(RhapsodyError, match=r"^an input file cannot be made: .*none/replayed-"):
             await replay.run(flow, 1)
 
 
-def test_an_error_of_the_engine_is_not_told_as_one_of_a_task(
+def test_an_error_of_the_engine_is_not_reported_as_one_of_a_task(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def broken(*_: object) -> None:

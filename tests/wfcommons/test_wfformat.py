@@ -202,7 +202,7 @@ def test_an_instance_that_is_malformed(
     assert f"{caught.value}\n".startswith(f"{path}: {said}")
 
 
-def test_tasks_that_wait_for_each_other_are_told_in_their_order(tmp_path: Path) -> None:
+def test_a_dependency_cycle_is_reported_in_order(tmp_path: Path) -> None:
     content = recent()
     del content["workflow"]["specification"]["tasks"][3]["children"]
     in_task(0, "parents", ["d"])(content)

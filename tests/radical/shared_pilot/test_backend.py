@@ -29,8 +29,8 @@ from rhapsody.states import TasksMainStates
 from rhapsody.testing import Driver
 from rhapsody_radical import RadicalExecutionBackend, service_ready_callback
 from rhapsody_radical.pilot import rp
-from tests.direct import check_direct_use
-from tests.machine import alive
+from tests._support.direct import check_direct_use
+from tests._support.machine import alive
 from tests.radical.busy import BUSY, six, sleeping
 from tests.radical.pilots import resources
 
@@ -73,7 +73,7 @@ async def test_attributes_are_radical_pilots_objects_in_the_client(
     assert Path(made.session.path).is_relative_to(str(made._work_dir))
 
 
-async def test_the_pilots_states_and_utilisation_are_told(
+async def test_the_pilots_states_and_utilisation_are_reported(
     made: RadicalExecutionBackend, driver: Driver, pilot_states: list[tuple[str, str]]
 ) -> None:
     await driver.run_one(driver.command("sleep 0.5"))
@@ -212,7 +212,7 @@ async def test_its_own_timeout_is_a_time_out_not_a_cancellation(driver: Driver) 
     assert [type(end.error) for end in ends] == [TaskTimeoutError] * 3, str(ends)
 
 
-async def test_a_setting_that_cannot_be_meant_fails_its_task_alone(driver: Driver) -> None:
+async def test_an_invalid_setting_fails_its_task_alone(driver: Driver) -> None:
     bad = own(driver.command("true"), input_staging=[{"sauce": "a"}])
     ends = await driver.run(driver.command("true"), bad, driver.command("true"))
     assert [end.state for end in ends] == ["DONE", "FAILED", "DONE"]
@@ -394,18 +394,18 @@ async def test_where_a_program_runs_and_what_it_prints_can_be_seen(
 
     @flow.executable_task
     def talk() -> str:
-        return f"echo begun; echo > {tmp_path}/begun; cat {tmp_path}/gate; echo over"
+        return f"echo started; echo > {tmp_path}/started; cat {tmp_path}/gate; echo over"
 
-    for name in ("begun", "gate"):
+    for name in ("started", "gate"):
         os.mkfifo(tmp_path / name)
     future = talk()
     async with asyncio.timeout(60):
-        await asyncio.to_thread((tmp_path / "begun").read_text)
-        assert (tmp_path / str(future.stdout_path)).read_text() == "begun\n"
+        await asyncio.to_thread((tmp_path / "started").read_text)
+        assert (tmp_path / str(future.stdout_path)).read_text() == "started\n"
         assert future.host == socket.gethostname()
         assert made.cores_in_use() == (1, 8)
         (tmp_path / "gate").write_text("")
-        assert await future == "begun\nover\n"
+        assert await future == "started\nover\n"
     await flow.shutdown(skip_execution_backend=True)
     assert made.cores_in_use() == (0, 8)
 

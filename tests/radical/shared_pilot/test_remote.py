@@ -119,7 +119,7 @@ async def test_an_end_of_iteration_is_an_error_like_others(made: RadicalExecutio
         await made.run_in_client(lambda objects: next(iter(())))
 
 
-async def test_an_exception_that_cannot_travel_is_told_in_words(
+async def test_an_exception_that_cannot_be_pickled_is_described(
     made: RadicalExecutionBackend,
 ) -> None:
     class WrongError(Exception):
@@ -210,7 +210,7 @@ async def test_what_is_not_reachable_says_what_is(made: RadicalExecutionBackend)
 # Callbacks.
 
 
-async def test_a_managers_callback_hears_of_each_state_and_may_call_methods(
+async def test_a_managers_callback_receives_each_state_and_may_call_methods(
     made: RadicalExecutionBackend, driver: Driver
 ) -> None:
     heard = Heard(lambda _: made.task_manager.list_pilots())
@@ -244,7 +244,7 @@ async def test_a_callback_may_wait_for_another_task(made: RadicalExecutionBacken
     made.task_manager.unregister_callback()
 
 
-async def test_a_tasks_callback_hears_of_it_alone_with_the_users_data(
+async def test_a_tasks_callback_receives_its_states_and_the_users_data(
     made: RadicalExecutionBackend,
 ) -> None:
     data = {"a lock": threading.Lock()}  # it does not leave the program
@@ -276,7 +276,7 @@ async def test_an_exception_in_a_callback_does_not_stop_the_others(
 
 
 @pytest.mark.long  # it starts another pilot
-async def test_pilots_of_the_programs_own_are_heard_of(made: RadicalExecutionBackend) -> None:
+async def test_pilots_of_the_program_are_observed(made: RadicalExecutionBackend) -> None:
     words = {"resource": "local.localhost", "cores": 1, "runtime": 5, "exit_on_error": False}
     all_of_them, one_of_them = Heard(), Heard()
     made.pilot_manager.register_callback(all_of_them, cb_data="data")

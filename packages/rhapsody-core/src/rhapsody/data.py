@@ -375,11 +375,11 @@ def found_at(file: InputFile, path: str) -> InputFile:
 def renamed(file: InputFile) -> InputFile:
     """Return a bound input under the name that it has next to an output of the same name."""
     assert file.filepath is not None
-    name = name_beside_output(file.filename)
+    name = separate_name(file.filename)
     return _changed(file, filename=name, filepath=file.filepath.with_name(name))
 
 
-def name_beside_output(name: str) -> str:
+def separate_name(name: str) -> str:
     """Return the name of an input in the sandbox of a task that writes a file of the same name."""
     return f"input-{name}"
 

@@ -47,7 +47,7 @@ def _write(stream: TextIO | None, text: str) -> None:
         stream.write(f"{text}\n")
 
 
-def reader_is_gone() -> bool:
+def reader_is_closed() -> bool:
     """Return whether standard output is a pipe whose reading end is closed."""
     poll = select.poll()
     try:

@@ -29,7 +29,7 @@ from rhapsody.cli.output import (
     FAILED,
     CommandError,
     complain,
-    reader_is_gone,
+    reader_is_closed,
 )
 from rhapsody.cli.recording import Recording
 from rhapsody.errors import DataError, JournalError, RhapsodyError
@@ -201,7 +201,7 @@ def _code(arguments: argparse.Namespace, recorded: Recording, at_end: ExitStack)
     except (UsageError, CommandError):
         raise
     except (Exception, asyncio.CancelledError) as error:  # the user's own code may raise anything
-        if reader_is_gone() and isinstance(scripts.origin(error), BrokenPipeError):
+        if reader_is_closed() and isinstance(scripts.origin(error), BrokenPipeError):
             raise BrokenPipeError from None
         if dry is None or program is None or not dry.explains(error, program):
             scripts.show(error, program.path if program else None)

@@ -8,8 +8,8 @@ without a row is late, repeated or out of order: it changes nothing and is count
 `flow.stats.late`, except a repeated report that a task runs.
 
 A new rule is a row here, its handler in the scheduler, and a promise in
-`tests/core/machine/promises.py`. Tests run the scheduler alone, with a stub for everything else,
-through a hundred thousand random histories; `python -m tests.core.machine.histories` runs ten
+`tests/_support/world/promises.py`. Tests run the scheduler alone, with a stub for everything else,
+through a hundred thousand random histories; `python -m tests._support.world.histories` runs ten
 million.
 """
 

@@ -25,9 +25,9 @@ from rhapsody.data import (
     OutputDir,
     SavedFile,
     found_at,
-    name_beside_output,
     plain_name,
     renamed,
+    separate_name,
     without_secrets,
 )
 from rhapsody.errors import CapabilityError, DataError
@@ -836,7 +836,7 @@ def _move_aside(task: TaskDescription, name: str, places: dict[str, InputPlace])
         DataError: It cannot have another name.
     """
     place = places.pop(name)
-    other = name_beside_output(name)
+    other = separate_name(name)
     if place.path is None or os.path.isdir(place.path) or other in places:
         raise DataError(
             f"task {task['name']!r} reads {name!r} and writes an output of that name; rename one "

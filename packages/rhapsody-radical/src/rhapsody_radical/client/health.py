@@ -61,7 +61,7 @@ def cores_of(task: Any) -> int:
     return max(1, int(words.get("ranks") or 1)) * max(1, int(words.get("cores_per_rank") or 1))
 
 
-def waits_in_vain(tasks: Sequence[Any], nodes: Sequence[int]) -> bool:
+def is_stuck(tasks: Sequence[Any], nodes: Sequence[int]) -> bool:
     """Return True if one of some tasks could start.
 
     Args:

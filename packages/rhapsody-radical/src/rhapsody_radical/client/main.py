@@ -108,7 +108,7 @@ class Watch:
                 programs.append(task)
         if (raptor := self._raptors.found.get(pilot.number)) is not None:
             raptor.check(calls)
-        if pilot.progress.is_stalled(health.waits_in_vain(programs, pilot.cores())):
+        if pilot.progress.is_stalled(health.is_stuck(programs, pilot.cores())):
             self._give_up(
                 pilot,
                 f"starts nothing: a task for which it has free cores has waited {health.STALLED:g} "

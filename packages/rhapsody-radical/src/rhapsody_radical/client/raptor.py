@@ -20,7 +20,7 @@ import radical.pilot as rp  # type: ignore[import-untyped,unused-ignore]
 from rhapsody.sdk import RUNNER_FILE
 from rhapsody_radical import functions
 from rhapsody_radical.client import health
-from rhapsody_radical.client.health import WAITING, Progress, cores_of, waits_in_vain
+from rhapsody_radical.client.health import WAITING, Progress, cores_of, is_stuck
 from rhapsody_radical.client.session import ClientPilot
 from rhapsody_radical.descriptions import (
     DEFAULT_CLASS,
@@ -64,7 +64,7 @@ class Pair:
         self.lost: str | None = None
         self.progress: Progress = Progress()
 
-    def waits_in_vain(self, calls: Sequence[Any]) -> bool:
+    def is_stuck(self, calls: Sequence[Any]) -> bool:
         """Return True if one of its calls could start.
 
         Only our own workers report that a call has started. Such a worker starts calls in order; of
@@ -79,7 +79,7 @@ class Pair:
         if several and running:
             return False
         oldest = [call for call in calls if call.state in WAITING][:1]
-        return waits_in_vain([*running, *oldest], [cores_of(worker) for worker in self.workers])
+        return is_stuck([*running, *oldest], [cores_of(worker) for worker in self.workers])
 
     def uids(self) -> list[str]:
         """Return the uids of the master and its workers."""
@@ -184,7 +184,7 @@ class Raptor:
             for pair in list(self.pairs):
                 problem = pair.problem()
                 if problem is None and calls is not None:
-                    waits = pair.waits_in_vain(calls.get(pair.uid, ()))
+                    waits = pair.is_stuck(calls.get(pair.uid, ()))
                     if pair.progress.is_stalled(waits):
                         problem = (
                             f"RAPTOR master {pair.uid} and its worker start nothing: a call for "

@@ -1,0 +1,188 @@
+"""Plugins that cannot be used. One broken plugin never breaks core or another plugin."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from rhapsody import BackendRegistry, discover_backends, get_backend
+from tests._support.distributions import BACKEND, declaration, install, install_backend, unique
+from tests._support.registry import SPEC, check_unusable
+
+
+@pytest.mark.parametrize(
+    ("source", "reason"),
+    [
+        ("raise ImportError('no library')", "ImportError: no library"),
+        ("import sys; sys.exit(3)", "SystemExit: 3"),
+        ("def broken(:", "SyntaxError"),
+        ("", "implements no hook"),
+        (
+            "from rhapsody import hookimpl\n@hookimpl\ndef rhapsody_task_events(events): ...",
+            "declares no backend",
+        ),
+        (declaration(before="1 / 0"), "ZeroDivisionError"),
+        (declaration("'toy'"), "TypeError"),
+        (declaration("name='other', import_path='a.b:C'"), "declared: 'other'"),
+        (declaration(), "declared: none"),
+        (declaration(*["name='toy', import_path='a.b:C'"] * 2), "declares 2 backends"),
+        (declaration("name='toy', import_path='nonsense'"), "malformed"),
+        (declaration("name='toy', import_path=3"), "import_path=3"),
+        (declaration("name='toy', import_path='a:B', requires='numpy'"), "a list of strings"),
+        (declaration("name='toy', import_path='a:B', requires=[1]"), "requires=[1]"),
+        (declaration("name='toy', import_path='a:B', capabilities='all'"), "capabilities='all'"),
+        (declaration("name='toy', import_path='a:B', api_version='1'"), "api_version='1'"),
+        (declaration("name='toy', import_path='a:B', requires=['a b c']"), "'a b c'"),
+        (declaration("name='toy', import_path='a:B', api_version=99"), "version 99 of the plugin"),
+        (declaration("name='toy', import_path='no_such_package_x:B'"), "'no_such_package_x'"),
+    ],
+)
+def test_a_plugin_that_hands_in_nonsense_is_unusable(site: Path, source: str, reason: str) -> None:
+    module = unique("nonsense")
+    install(site, "nonsense", backends={"toy": module}, modules={module: source})
+    install_backend(site, "fine", "fine")
+    check_unusable("toy", reason, "pip install")
+    assert discover_backends()["fine"] is True
+
+
+@pytest.mark.parametrize("given", ["None", "3", "[3]", "{'name': 'toy'}", "1 / 0", "exit()"])
+def test_a_hook_that_returns_nonsense_is_unusable(site: Path, given: str) -> None:
+    module = unique("nonsense")
+    source = f"""
+    from rhapsody import hookimpl
+
+    @hookimpl
+    def rhapsody_backends():
+        return {given}
+    """
+    install(site, "nonsense", backends={"toy": module}, modules={module: source})
+    check_unusable("toy", "its declaration cannot be used", "pip install --upgrade nonsense")
+
+
+def test_the_error_names_the_package_to_upgrade(site: Path) -> None:
+    for name, version in (("old", 0), ("new", 2)):
+        module = unique(name)
+        source = declaration(f"name={name!r}, import_path='a:B', api_version={version}")
+        install(site, f"{name}-one", backends={name: module}, modules={module: source})
+    check_unusable("old", "version 0", "pip install --upgrade old-one")
+    check_unusable("new", "version 2", "pip install --upgrade rhapsody-core")
+
+
+@pytest.mark.parametrize(
+    ("requirement", "hint", "reason", "remedy"),
+    [
+        ("no-such-library>=2", "", "no-such-library>=2 is not installed", "'no-such-library>=2'"),
+        ("pytest>=1000", "", "pytest>=1000 is needed, but pytest", "pip install 'pytest>=1000'"),
+        ("no-such-library", "conda install it", "is not installed", "conda install it"),
+    ],
+)
+def test_a_missing_requirement_is_seen_without_import(
+    site: Path, requirement: str, hint: str, reason: str, remedy: str
+) -> None:
+    extra = f", requires=[{requirement!r}], install_hint={hint!r}"
+    _, heavy = install_backend(site, "toys", "toy", extra)
+    check_unusable("toy", reason, remedy)
+    assert heavy not in sys.modules
+
+
+def test_requirements_for_other_systems_do_not_count(site: Path) -> None:
+    install_backend(site, "toys", "toy", ", requires=['no-such-library; sys_platform == \"none\"']")
+    assert BackendRegistry.describe("toy").usable
+
+
+@pytest.mark.parametrize(
+    ("heavy_source", "error", "reason"),
+    [
+        ("import no_such_library_y", ImportError, "no_such_library_y"),
+        ("import sys; sys.exit(1)", ImportError, "SystemExit"),
+        ("", ImportError, "has no class 'Backend'"),
+        ("class Backend: ...", TypeError, "is no backend class"),
+        ("Backend = 3", TypeError, "is no backend class"),
+    ],
+)
+def test_a_backend_whose_class_cannot_be_had_says_why(
+    site: Path, heavy_source: str, error: type[Exception], reason: str
+) -> None:
+    light, heavy = unique("light"), unique("heavy")
+    spec = SPEC.format(name="toy", module=heavy)
+    modules = {light: declaration(spec), heavy: heavy_source}
+    install(site, "toys", backends={"toy": light}, modules=modules)
+    with pytest.raises(error, match=reason) as caught:
+        get_backend("toy")
+    assert "toys" in str(caught.value)
+    if error is ImportError:
+        assert str(caught.value).endswith("pip install --force-reinstall toys")
+
+
+def test_an_import_error_names_the_missing_module(site: Path) -> None:
+    light, heavy = unique("light"), unique("heavy")
+    modules = {
+        light: declaration(SPEC.format(name="toy", module=heavy)),
+        heavy: "import no_such_library_y",
+    }
+    install(site, "toys", backends={"toy": light}, modules=modules)
+    with pytest.raises(ImportError) as caught:
+        get_backend("toy")
+    assert caught.value.name == "no_such_library_y"
+    assert isinstance(caught.value.__cause__, ModuleNotFoundError)
+
+
+def test_ctrl_c_while_a_class_is_imported_is_not_swallowed(site: Path) -> None:
+    light, heavy = unique("light"), unique("heavy")
+    modules = {
+        light: declaration(SPEC.format(name="toy", module=heavy)),
+        heavy: "raise KeyboardInterrupt",
+    }
+    install(site, "toys", backends={"toy": light}, modules=modules)
+    with pytest.raises(KeyboardInterrupt):
+        get_backend("toy")
+
+
+def test_a_plugin_may_use_the_registry_while_it_is_imported(site: Path) -> None:
+    module, heavy = unique("recursive"), unique("heavy")
+    source = declaration(
+        SPEC.format(name="toy", module=heavy),
+        before="from rhapsody import discover_backends\nseen = discover_backends()",
+    )
+    modules = {module: source, heavy: BACKEND.format(name="toy")}
+    install(site, "recursive", backends={"toy": module}, modules=modules)
+    assert BackendRegistry.get_backend_class("toy").name == "toy"
+    assert sys.modules[module].seen["noop"] is True
+    assert sys.modules[module].seen["toy"] is False
+
+
+def test_threads_that_ask_for_one_class_get_the_same(site: Path) -> None:
+    install_backend(site, "toys", "toy")
+    start = threading.Barrier(8)
+    classes: list[type] = []
+
+    def ask() -> None:
+        start.wait(10)
+        classes.append(BackendRegistry.get_backend_class("toy"))
+
+    threads = [threading.Thread(target=ask) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(10)
+    assert len(classes) == 8
+    assert len(set(classes)) == 1
+
+
+def test_one_module_may_declare_several_backends(site: Path) -> None:
+    module, heavy = unique("several"), unique("heavy")
+    source = declaration(*(SPEC.format(name=name, module=heavy) for name in ("one", "two")))
+    modules = {module: source, heavy: BACKEND.format(name="x")}
+    install(site, "several", backends={"one": module, "two": module}, modules=modules)
+    assert BackendRegistry.describe("one").usable
+    assert BackendRegistry.describe("two").usable
+
+
+def test_a_library_installed_after_a_failure_is_noticed(site: Path) -> None:
+    install_backend(site, "toys", "toy", ", requires=['late-library>=1']")
+    check_unusable("toy", "late-library>=1 is not installed", "pip install")
+    install(site, "late-library", version="1.2")
+    assert BackendRegistry.describe("toy").usable

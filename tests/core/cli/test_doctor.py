@@ -1,0 +1,301 @@
+"""`rhapsody doctor`: each plugin in a process of its own, reasons, remedies and exit codes."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rhapsody.cli import doctor as doctor_command
+from rhapsody.cli import main
+from tests._support.distributions import BACKEND, declaration, install, install_backend, unique
+
+
+def doctor(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, dict[str, Any]]:
+    capsys.readouterr()
+    code = main(["doctor", "--json", *arguments])
+    return code, json.loads(capsys.readouterr().out)
+
+
+def findings(report: dict[str, Any], subject: str) -> list[dict[str, str]]:
+    return [one for one in report["findings"] if one["subject"].startswith(subject)]
+
+
+def toy(
+    site: Path,
+    light_source: str = "",
+    heavy_source: str = "",
+    extra: str = "",
+    name: str = "toy",
+) -> str:
+    light, heavy = unique("light"), unique("heavy")
+    source = light_source + declaration(f"name={name!r}, import_path='{heavy}:Backend'{extra}")
+    modules = {light: source, heavy: heavy_source or BACKEND.format(name=name)}
+    install(site, f"{name}s", backends={name: light}, modules=modules)
+    return light
+
+
+def test_a_sound_installation_is_reported_as_such(
+    site: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    light = toy(site)
+    assert main(["doctor"]) == 0
+    text = capsys.readouterr().out
+    assert sys.executable in text
+    assert "ok      rhapsody-core: " in text
+    assert "ok      pluggy: " in text
+    assert f"ok      toys 1.0: {light} loads in" in text
+    assert "ok      backend toy: class imported in" in text
+    assert text.endswith("everything works\n")
+
+
+def test_the_report_as_json(site: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, report = doctor(capsys)
+    assert code == 0
+    assert report["ok"] is True
+    assert report["executable"] == sys.executable
+    assert {"level", "subject", "text", "remedy"} == set(report["findings"][0])
+
+
+def test_no_plugin_is_loaded_in_the_doctor_s_own_process(
+    site: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    light = toy(site)
+    doctor(capsys)
+    assert light not in sys.modules
+
+
+def test_plugins_that_break_when_loaded_are_broken_each_with_its_remedy(
+    site: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    breaks = {
+        "import": ("import no_such_library\n", "no_such_library"),
+        "exit": ("import sys; sys.exit(4)\n", "SystemExit: 4"),
+        "end": ("import os; os._exit(4)\n", "ended the process with exit code 4"),
+        "abort": ("import os; os.abort()\n", "ended the process with SIGABRT"),
+        "noise": ("print('noise')\n1 / 0\n", "ZeroDivisionError"),
+    }
+    for name, (source, _) in breaks.items():
+        toy(site, source, name=name)
+    install_backend(site, "fine-toys", "fine")
+    code, report = doctor(capsys)
+    assert code == 1
+    assert report["ok"] is False
+    for name, (_, reason) in breaks.items():
+        (broken,) = findings(report, f"{name}s 1.0")
+        assert broken["level"] == "broken"
+        assert reason in broken["text"]
+        assert broken["remedy"] == f"pip install --upgrade {name}s"
+    assert [one["level"] for one in findings(report, "fine-toys")] == ["ok"]
+
+
+def test_a_plugin_that_hangs_is_given_up(site: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    toy(site, "import threading; threading.Event().wait()\n")
+    code, report = doctor(capsys, "--timeout", "1")
+    assert code == 1
+    (broken,) = findings(report, "toys")
+    assert "did not end within 1 s" in broken["text"]
+
+
+def test_a_class_that_hangs_when_imported_is_given_up(
+    site: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    toy(site, heavy_source="import threading; threading.Event().wait()\n")
+    code, report = doctor(capsys, "--timeout", "3")
+    assert code == 1
+    assert [one["level"] for one in findings(report, "toys")] == ["ok"]
+    (broken,) = findings(report, "backend toy")
+    assert "importing its class did not end within 3 s" in broken["text"]
+
+
+def test_a_slow_plugin_is_named_and_is_not_broken(
+    site: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doctor_command, "SLOW", 0.0)
+    toy(site)
+    code, report = doctor(capsys)
+    assert code == 0
+    (slow,) = findings(report, "toys")
+    assert slow["level"] == "slow"
+    assert "should import no library" in slow["text"]
+
+
+def test_a_backend_whose_library_is_missing_says_what_to_install(
+    site: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    toy(site, extra=", requires=['no-such-library>=3']")
+    code, report = doctor(capsys)
+    assert code == 1
+    (broken,) = findings(report, "backend toy")
+    assert broken["text"] == "no-such-library>=3 is not installed"
+    assert broken["remedy"] == "pip install 'no-such-library>=3'"
+
+
+def test_backends_whose_class_cannot_be_imported_say_why(
+    site: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    reasons = {
+        "missing": ("import no_such_library", "no_such_library"),
+        "foreign": ("class Backend: ...", "is no backend class"),
+        "exits": ("exit()", "SystemExit"),
+    }
+    for name, (source, _) in reasons.items():
+        toy(site, heavy_source=source, name=name)
+    code, report = doctor(capsys)
+    assert code == 1
+    for name, (_, reason) in reasons.items():
+        (broken,) = findings(report, f"backend {name}")
+        assert broken["level"] == "broken"
+        assert reason in broken["text"]
+
+
+def test_a_backend_may_diagnose_itself(site: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    own = """
+    @classmethod
+    def diagnose(cls):
+        yield "ok", "its cluster answers", ""
+        yield "broken", "its key is stale", "toy-login"
+        yield "dreadful", "its words are its own", ""
+"""
+    toy(site, heavy_source=BACKEND.format(name="toy") + own)
+    code, report = doctor(capsys)
+    assert code == 1
+    told = [(one["level"], one["text"], one["remedy"]) for one in findings(report, "backend toy")]
+    assert told[1:] == [
+        ("ok", "its cluster answers", ""),
+        ("broken", "its key is stale", "toy-login"),
+        ("note", "its words are its own", ""),
+    ]
+
+
+def test_a_diagnosis_that_raises_is_broken(site: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    own = "    @classmethod\n    def diagnose(cls): raise OSError('no network')\n"
+    toy(site, heavy_source=BACKEND.format(name="toy") + own)
+    _, report = doctor(capsys)
+    texts = [one["text"] for one in findings(report, "backend toy") if one["level"] == "broken"]
+    assert texts == ["diagnose() raised OSError: no network"]
+
+
+def test_a_name_claimed_twice_is_broken(site: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    install_backend(site, "first-toys", "toy")
+    install_backend(site, "other-toys", "toy")
+    code, report = doctor(capsys)
+    assert code == 1
+    (broken,) = findings(report, "backend toy")
+    assert "first-toys and other-toys" in broken["text"]
+    assert broken["remedy"] == "pip uninstall other-toys"
+
+
+def test_claims_that_lost_are_noted(site: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    install_backend(site, "impostor", "noop")
+    code, report = doctor(capsys)
+    assert code == 0
+    notes = [one for one in findings(report, "backend noop") if one["level"] == "note"]
+    assert len(notes) == 1
+    assert "impostor" in notes[0]["text"]
+
+
+def test_names_of_disabled_plugins_are_reported(
+    site: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    toy(site)
+    monkeypatch.setenv("RHAPSODY_DISABLE_PLUGINS", "toys,nobody")
+    code, report = doctor(capsys)
+    assert code == 0
+    assert "disabled by RHAPSODY_DISABLE_PLUGINS" in findings(report, "toys")[0]["text"]
+    assert "'nobody'" in findings(report, "RHAPSODY_DISABLE_PLUGINS")[0]["text"]
+
+
+def test_what_a_plugins_metadata_require_and_is_not_there_is_broken(
+    site: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    toy(site)
+    with open(site / "toys-1.0.dist-info" / "METADATA", "a") as metadata:
+        for text in (
+            "no-such-library>=3",
+            "pytest>=1000; python_version >= '3'",
+            "pluggy",
+            "other-library; extra == 'all'",
+        ):
+            metadata.write(f"Requires-Dist: {text}\n")
+    code, report = doctor(capsys)
+    assert code == 1
+    broken = [one for one in findings(report, "toys") if one["level"] == "broken"]
+    assert [one["remedy"] for one in broken] == [
+        "pip install 'no-such-library>=3'",
+        "pip install 'pytest>=1000'",
+    ]
+    assert broken[0]["text"] == "no-such-library>=3 is not installed"
+
+
+def test_unreadable_metadata_are_broken(site: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    info = install(site, "garbled", backends={"x": "y"})
+    (info / "entry_points.txt").write_bytes(b"[rhapsody.backends]\nx = \xff\n")
+    code, report = doctor(capsys)
+    assert code == 1
+    assert findings(report, "garbled")[0]["level"] == "broken"
+
+
+def test_the_clash_with_rhapsody_py_ends_with_the_commands_that_mend_it(
+    site: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    install(site, "rhapsody-py", backends={"dask": "x:Y"})
+    code, report = doctor(capsys)
+    assert code == 1
+    (broken,) = findings(report, "rhapsody-py")
+    assert broken["remedy"].split("\n")[-2:] == [
+        "  pip uninstall -y rhapsody-py",
+        "  pip install --force-reinstall --no-deps rhapsody-core",
+    ]
+
+
+def test_children_find_what_the_doctor_finds(
+    site: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert str(site) in sys.path
+    assert str(site) not in os.environ.get("PYTHONPATH", "")
+    toy(site)
+    _, report = doctor(capsys)
+    assert [one["level"] for one in findings(report, "toys")] == ["ok"]
+
+
+# A backend that is started.
+
+
+def test_a_backend_is_started_with_its_settings_and_ended(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["doctor", "-b", "local", "-o", "cores=2"]) == 0
+    text = capsys.readouterr().out
+    assert re.search(r"^ok +backend local: started in \d\.\d\d s$", text, re.MULTILINE)
+
+
+def test_a_backend_that_cannot_be_started_is_a_line_in_the_report(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def start(self: object) -> None:
+        raise OSError("no room")
+
+    monkeypatch.setattr("rhapsody.backends.noop.NoopExecutionBackend.start", start)
+    assert main(["doctor", "-b", "noop"]) == 1
+    assert "broken  backend noop: cannot be started: OSError: no room" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["-b", "nowhere"], "nowhere"),
+        (["-b", "local", "-o", "nonsense=1"], "nonsense"),
+        (["-o", "cores=1"], "name it with -b"),
+    ],
+)
+def test_what_cannot_be_started_for_a_mistake_is_bad_usage(
+    words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["doctor", *words]) == 2
+    assert message in capsys.readouterr().err

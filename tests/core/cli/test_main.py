@@ -1,0 +1,299 @@
+"""The command line: commands and their errors, and the table of backends."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shlex
+import subprocess
+import sys
+from importlib.metadata import entry_points
+from pathlib import Path
+
+import pytest
+
+import rhapsody
+import rhapsody_guard
+import rhapsody_guard.command
+from rhapsody.cli import main
+from rhapsody.cli.output import table
+from tests._support.distributions import install, install_backend, python, unique
+
+# Commands.
+
+
+def test_without_a_command_the_commands_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 2
+    text = capsys.readouterr().err
+    for command in ("run", "backends", "doctor"):
+        assert command in text
+
+
+def test_the_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["--version"])
+    assert caught.value.code == 0
+    assert capsys.readouterr().out.startswith(f"rhapsody-core {rhapsody.__version__}\n")
+
+
+def test_the_version_of_each_plugin_is_printed(
+    site: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    install_backend(site, "toys", "toy")
+    with pytest.raises(SystemExit):
+        main(["--version"])
+    assert "toys 1.0" in capsys.readouterr().out.splitlines()
+
+
+def test_an_unknown_command_gives_the_closest_one(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["backend"]) == 2
+    assert capsys.readouterr().err == (
+        "rhapsody: there is no command 'backend'; did you mean 'backends'?\n"
+    )
+    assert main(["zzz"]) == 2
+    assert "there are: run, backends, doctor" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [["backends", "local", "extra"], ["doctor", "--nonsense"]])
+def test_wrong_arguments_are_usage_errors(arguments: list[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert caught.value.code == 2
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_reader_that_goes_away_is_no_error_worth_a_traceback(unbuffered: str) -> None:
+    child = subprocess.Popen(
+        [sys.executable, "-m", "rhapsody", "backends"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
+    )
+    assert child.stdout is not None
+    child.stdout.close()
+    _, errors = child.communicate(timeout=60)
+    assert errors == b""
+    assert child.returncode == 141
+
+
+PRINTS = """
+async def main(flow):
+    @flow.function_task(capture=False)
+    def show(x):
+        print(x, flush=True)
+
+    @flow.function_task
+    def use(x):
+        return x
+
+    await use(show(1))
+"""
+
+
+def test_a_task_whose_reader_goes_away_ends_the_run_without_a_traceback(tmp_path: Path) -> None:
+    (tmp_path / "prints.py").write_text(PRINTS)
+    child = subprocess.Popen(
+        [sys.executable, "-m", "rhapsody", "run", "-q", "prints.py"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    )
+    assert child.stdout is not None
+    child.stdout.close()
+    _, errors = child.communicate(timeout=60)
+    assert b"Traceback" not in errors
+    assert child.returncode == 141
+
+
+# Commands of plugins.
+
+GREET = """
+from rhapsody import hookimpl
+from rhapsody.errors import JournalError
+
+def configure(parser):
+    parser.add_argument("name")
+
+def run(arguments):
+    if arguments.name == "no-one":
+        raise JournalError("there is no such name")
+    print("hello", arguments.name)
+    return 3 if arguments.name == "three" else None
+
+@hookimpl
+def rhapsody_commands(cli):
+    cli.add_command("greet", "says hello", configure, run)
+"""
+
+
+def test_a_plugin_adds_a_command(site: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    module = unique("greeting")
+    install(site, "greeter", plugins={"greeter": module}, modules={module: GREET})
+    assert main(["greet", "you"]) == 0
+    assert capsys.readouterr().out == "hello you\n"
+    assert main(["greet", "three"]) == 3
+    assert main(["greet", "no-one"]) == 1
+    assert capsys.readouterr().err == "rhapsody: there is no such name\n"
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    assert "says hello" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["backends", "", "-x", "two words"])
+def test_a_plugin_with_an_impossible_command_is_reported_and_the_others_work(
+    site: Path,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+    name: str,
+) -> None:
+    good, bad = unique("greeting"), unique("taking")
+    install(site, "greeter", plugins={"greeter": good}, modules={good: GREET})
+    source = GREET.replace('"greet"', repr(name))
+    install(site, "a-taker", plugins={"taker": bad}, modules={bad: source})
+    with caplog.at_level(logging.ERROR, "rhapsody.plugins"):
+        assert main(["greet", "you"]) == 0
+    assert "a-taker" in caplog.text
+    assert "rhapsody_commands" in caplog.text
+
+
+# The table of backends.
+
+
+def test_the_table_has_a_line_for_each_backend(
+    site: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    install_backend(site, "toys", "toy", ", requires=['no-such-library>=2']")
+    assert main(["backends"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["NAME", "USABLE", "FROM", "SUMMARY"]
+    rows = {line.split()[0]: line for line in lines[1 : lines.index("")]}
+    assert rows["noop"].split()[1:3] == ["yes", "rhapsody-core"]
+    assert rows["toy"].split()[1:4] == ["no", "toys", "1.0"]
+    columns = {line.index("rhapsody-core") for line in lines if "rhapsody-core" in line}
+    assert columns == {lines[0].index("FROM")}
+    text = "\n".join(lines)
+    assert "toy cannot be used: no-such-library>=2 is not installed" in text
+    assert "to fix it: pip install 'no-such-library>=2'" in text
+
+
+def test_the_table_as_json(site: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    install_backend(site, "toys", "toy")
+    install_backend(site, "impostor", "noop")
+    assert main(["backends", "--json"]) == 0
+    listed = {one["name"]: one for one in json.loads(capsys.readouterr().out)}
+    assert listed["toy"]["usable"] is True
+    assert listed["toy"]["distribution"] == "toys"
+    assert listed["noop"]["distribution"] == "rhapsody-core"
+    assert "impostor" in listed["noop"]["conflicts"][0]
+    assert "capabilities" in listed["noop"]
+
+
+def test_one_backend_is_shown_with_what_it_enforces_and_what_it_only_counts(
+    site: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["backends", "Local"]) == 0
+    lines = [line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines() if line]
+    shown = {words[0]: words[-1] for words in lines}
+    assert "noop" not in shown
+    assert shown["cancel_executables"] == "running"
+    assert shown["files"] == "yes"
+    assert shown["enforced"] == "cores, gpus"
+    assert shown["only"].split(maxsplit=1) == ["counted", "memory"]
+    assert main(["backends", "locl"]) == 2
+    error = capsys.readouterr().err
+    assert "Backend 'locl' not found. Available: " in error
+    assert "Did you mean 'local'?" in error
+
+
+def test_tables_are_aligned_and_have_no_trailing_blanks() -> None:
+    assert table(("A", "LONG"), [("wide cell", "x"), ("y", "")]) == [
+        "A          LONG",
+        "wide cell  x",
+        "y",
+    ]
+
+
+# The clash with rhapsody-py, and the start.
+
+
+def clash(site: Path, info: str = "rhapsody_py-0.2.1.dist-info") -> None:
+    (site / info).mkdir()
+
+
+@pytest.mark.parametrize(
+    "info",
+    [
+        "rhapsody_py-0.2.1.dist-info",
+        "rhapsody.py-0.2.1.dist-info",
+        "rhapsody_py-0.2.1-py3.11.egg-info",
+        "Rhapsody_Py.egg-info",
+    ],
+)
+def test_the_clash_is_seen_and_the_message_ends_with_what_mends_it(site: Path, info: str) -> None:
+    clash(site, info)
+    message = rhapsody_guard.conflict()
+    assert message is not None
+    assert str(site) in message
+    assert message.splitlines()[-2:] == [
+        "  pip uninstall -y rhapsody-py",
+        "  pip install --force-reinstall --no-deps rhapsody-core",
+    ]
+    with pytest.raises(ImportError, match="rhapsody-py"):
+        rhapsody_guard.check()
+
+
+@pytest.mark.parametrize(
+    "info", ["rhapsody_pyx-1.dist-info", "rhapsody_python-1.dist-info", "rhapsody-1.dist-info"]
+)
+def test_other_distributions_are_no_clash(site: Path, info: str) -> None:
+    clash(site, info)
+    assert rhapsody_guard.conflict() is None
+    rhapsody_guard.check()
+
+
+def test_the_command_refuses_to_start_over_overwritten_files(site: Path) -> None:
+    clash(site)
+    code = """
+    from rhapsody_guard.command import main
+    code = main()
+    assert "rhapsody" not in sys.modules, "its files may be another distribution's"
+    sys.exit(code)
+    """
+    done = python(code, site)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert done.stderr.endswith("--no-deps rhapsody-core\n")
+
+
+def test_the_guard_is_quick_and_uses_the_standard_library_only() -> None:
+    code = """
+    before = set(sys.modules)
+    import rhapsody_guard
+    rhapsody_guard.check()
+    print(sorted({name.split(".")[0] for name in set(sys.modules) - before}))
+    """
+    modules = set(eval(python(code).stdout))
+    assert modules - sys.stdlib_module_names == {"rhapsody_guard"}
+    assert "importlib_metadata" not in modules
+
+
+def test_the_module_and_the_console_script_are_the_same_command() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "rhapsody", "--version"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert done.stdout.startswith(f"rhapsody-core {rhapsody.__version__}\n")
+    (script,) = [one for one in entry_points(group="console_scripts") if one.name == "rhapsody"]
+    assert script.load() is rhapsody_guard.command.main
+
+
+@pytest.mark.parametrize(("command", "closed", "code"), [("backends", 1, 0), ("run none.py", 2, 2)])
+def test_standard_streams_may_be_closed(command: str, closed: int, code: int) -> None:
+    shell = f"{shlex.quote(sys.executable)} -m rhapsody {command} {closed}>&-"
+    done = subprocess.run(["/bin/sh", "-c", shell], capture_output=True)
+    assert (done.returncode, done.stdout, done.stderr) == (code, b"", b"")

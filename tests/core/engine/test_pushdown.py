@@ -1,0 +1,272 @@
+"""Values that a backend keeps until they are needed, with a backend in this process."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import threading
+import weakref
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+import pytest
+import pytest_asyncio
+
+from rhapsody import DependencyFailureError, TasksMainStates, WorkflowEngine, wait
+from rhapsody.backends.base import Capabilities, ManagedBackend, ReferenceLostError
+from rhapsody.errors import BackendUnavailableError, TaskLostError
+from rhapsody.task import Reference, TaskDescription
+from tests._support.scripted import within
+
+pytestmark = pytest.mark.asyncio
+
+
+class Kept:
+    """One value that stays with the backend."""
+
+    def __init__(self, backend: Keeping, value: Any) -> None:
+        self.backend = backend
+        self.value = value
+
+    async def fetch(self) -> dict[str, Any]:
+        self.backend.fetched.append(self.value)
+        await self.backend.open.wait()
+        if self.backend.lost:
+            raise TaskLostError("it is lost")
+        return {"return_value": self.value, "stdout": "printed"}
+
+
+class Keeping(ManagedBackend):
+    """Runs functions here, and keeps the values of those that others refer to."""
+
+    name = "keeping"
+    canonical_states = True
+    capabilities = Capabilities(executables=False, unfinished_dependencies=True)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fetched: list[Any] = []
+        self.lost = False
+        self.open = asyncio.Event()
+        self.open.set()
+        self.kept: weakref.WeakValueDictionary[str, Kept] = weakref.WeakValueDictionary()
+        self.references: set[str] = set()
+        self.values: dict[str, asyncio.Future[Any]] = {}
+        self.runs: list[asyncio.Future[None]] = []
+
+    async def submit_tasks(self, tasks: Sequence[TaskDescription]) -> None:
+        for task in tasks:
+            self.accept(task)
+            self.references.update(task.get("references", ()))
+            self.values[task["uid"]] = asyncio.get_running_loop().create_future()
+            # What is referred to stays at least until it was used.
+            kept = [self.kept.get(uid) for uid in task.get("references", ())]
+            self.runs.append(asyncio.ensure_future(self._do(task, kept)))
+
+    async def stop(self) -> None:
+        for run in self.runs:
+            run.cancel()
+
+    async def cancel_task(self, uid: str) -> bool:
+        return False
+
+    async def _do(self, task: Any, kept: list[Kept | None]) -> None:
+        states = self.get_task_states_map()
+        try:
+            args = [await self._value(a) if type(a) is Reference else a for a in task["args"]]
+            value = task["function"](*args)
+        except Exception as error:
+            task["exception"] = error
+            self.values.pop(task["uid"]).cancel()
+            self.task_state_cb(task, states.FAILED)
+            return
+        if task["uid"] in self.references:
+            task["held"] = self.kept[task["uid"]] = Kept(self, value)
+        else:
+            task["return_value"] = value
+        self.values.pop(task["uid"]).set_result(value)
+        del args, value
+        self.task_state_cb(task, states.DONE)
+
+    async def _value(self, reference: Reference) -> Any:
+        kept = self.kept.get(reference.uid)
+        if kept is not None:
+            return kept.value
+        if reference.uid not in self.values:
+            raise ReferenceLostError("it is unknown")
+        try:
+            return await self.values[reference.uid]
+        except asyncio.CancelledError:
+            raise ReferenceLostError("it failed") from None
+
+
+class Text(str):
+    """A value whose end can be seen."""
+
+
+@pytest_asyncio.fixture
+async def flow() -> AsyncIterator[WorkflowEngine]:
+    async with WorkflowEngine.create(await Keeping()) as engine:
+        yield engine
+
+
+def tasks(flow: WorkflowEngine) -> tuple[Any, Any, Any]:
+    @flow.function_task
+    def text(content: str) -> Text:
+        return Text(content)
+
+    @flow.function_task
+    def join(*parts: str) -> Text:
+        return Text("".join(parts))
+
+    return text, join, flow.backend
+
+
+async def test_only_what_is_asked_for_comes(flow: WorkflowEngine) -> None:
+    text, join, backend = tasks(flow)
+    parts = [text(letter) for letter in "abc"]
+    whole = join(*parts)
+    assert await within(join(whole, parts[0])) == "abca"
+    assert backend.fetched == []
+    assert [part.state for part in parts] == [TasksMainStates.DONE] * 3
+    assert flow.components == {}
+    assert await within(parts[1]) == "b"
+    assert parts[1].stdout == "printed"
+    assert backend.fetched == ["b"]
+
+
+async def test_one_who_waits_already_need_not_ask(flow: WorkflowEngine) -> None:
+    text, join, backend = tasks(flow)
+    part = text("a")
+    assert [*await within(asyncio.gather(part, join(part)))] == ["a", "a"]
+    assert backend.fetched == ["a"]
+
+
+async def test_two_who_ask_bring_it_once(flow: WorkflowEngine) -> None:
+    text, join, backend = tasks(flow)
+    part = text("a")
+    await within(join(part))
+    assert not part.done()
+    everyone = asyncio.gather(part, part, asyncio.shield(part))
+    assert [*await within(everyone)] == ["a"] * 3
+    assert backend.fetched == ["a"]
+
+
+async def test_a_value_goes_with_the_last_who_holds_its_future(flow: WorkflowEngine) -> None:
+    text, join, backend = tasks(flow)
+    part = text("a")
+    whole = join(part)
+    last = await within(join(whole))
+    gc.collect()
+    assert len(backend.kept) == 2
+    del part
+    gc.collect()
+    assert [kept.value for kept in backend.kept.values()] == [last]
+    del whole
+    gc.collect()
+    assert not backend.kept
+    assert backend.fetched == []
+
+
+async def test_a_task_that_is_not_plain_waits_for_the_value(flow: WorkflowEngine) -> None:
+    text, join, backend = tasks(flow)
+    part = text("a")
+    await within(join(part))
+    assert await within(join.options(retries=1)(part, part)) == "aa"
+    assert backend.fetched == ["a"]
+
+
+async def test_a_lost_reference_is_replaced_by_the_value(flow: WorkflowEngine) -> None:
+    text, join, backend = tasks(flow)
+    part = text("a")
+    await within(join(part))
+    kept = dict(backend.kept)
+    backend.kept.clear()
+    assert await within(join(part, "b")) == "ab"
+    assert [value.value for value in kept.values()] == backend.fetched == ["a"]
+
+
+async def test_a_value_that_is_lost_fails_its_future_and_what_needs_it(
+    flow: WorkflowEngine,
+) -> None:
+    text, join, backend = tasks(flow)
+    part = text("a")
+    await within(join(part))
+    backend.lost = True
+    later = join.options(retries=1)(part)
+    with pytest.raises(TaskLostError, match="push_down=False"):
+        await within(part)
+    with pytest.raises(DependencyFailureError):
+        await within(later)
+    assert part.state is TasksMainStates.FAILED
+
+
+async def test_cancelling_ends_the_wait_and_nothing_else(flow: WorkflowEngine) -> None:
+    text, join, backend = tasks(flow)
+    part = text("a")
+    await within(join(part))
+    assert not part.cancel()
+    backend.open.clear()
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(part, 0.01)
+    assert part.cancelled()
+    assert part.state is TasksMainStates.CANCELED
+    async with asyncio.timeout(20):
+        while backend.kept:
+            await asyncio.sleep(0)  # the wait ends in the loop's next turns
+            gc.collect()
+
+
+async def test_the_end_of_the_engine_settles_every_future() -> None:
+    backend = await Keeping()
+    async with WorkflowEngine.create(backend) as flow:
+        text, join, _ = tasks(flow)
+        parts = [text("a"), text("b")]
+        await within(join(*parts))
+        backend.open.clear()
+        waiting = asyncio.ensure_future(asyncio.wait([parts[0]]))
+        while not backend.fetched:  # noqa: ASYNC110 - a turn of the loop or two
+            await asyncio.sleep(0)
+    await within(waiting)
+    assert parts[0].cancelled()
+    assert parts[1].done()
+    with pytest.raises(BackendUnavailableError, match="stayed with backend"):
+        parts[1].result()
+
+
+async def test_without_push_down_nothing_is_held() -> None:
+    async with WorkflowEngine.create(await Keeping(), push_down=False) as flow:
+        text, join, backend = tasks(flow)
+        part = text("a")
+        assert await within(join(part)) == "a"
+        assert part.result() == "a"
+        assert backend.fetched == []
+
+
+async def test_a_block_that_waits_on_its_thread_gets_a_value_that_stays_meanwhile() -> None:
+    """The wait reaches the loop after the value was left with the backend."""
+    async with WorkflowEngine.create(backend := Keeping()) as flow:
+        waits, ended = threading.Event(), threading.Event()
+
+        @flow.function_task
+        def made() -> int:
+            waits.set()
+            assert ended.wait(20)  # the loop is busy until the block waits
+            return 41
+
+        @flow.function_task
+        def used(value: int) -> int:
+            return value
+
+        first = made()
+        second = used(first)
+
+        @flow.block
+        def part() -> int:
+            assert waits.wait(20)
+            threading.Timer(0.2, ended.set).start()
+            return wait(first, 20)
+
+        assert await within(part()) == 41
+        assert await within(second) == 41
+        assert backend.fetched == [41]

@@ -1,0 +1,447 @@
+"""Files as part of results that are kept from one run to the next."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rhapsody import DataError, InputFile, OutputDir, OutputFile, TaskFailedError, WorkflowEngine
+from rhapsody.journal.plugin import Journal
+from rhapsody.plugins.specs import Record
+from tests._support.journal_keys import described
+from tests._support.recorded import Program, broken_off
+from tests._support.saving import files
+
+pytestmark = pytest.mark.asyncio
+
+
+def ran(here: Path) -> list[str]:
+    """The commands that have run so far, by the words that they log."""
+    log = here / "log"
+    return sorted(log.read_text().split()) if log.exists() else []
+
+
+def command(flow: WorkflowEngine, here: Path) -> Any:
+    """A task that notes that it runs, and runs a command with the files it names."""
+
+    @flow.executable_task
+    def run(word: str, what: str, *_: Any) -> str:
+        return f"echo {word} >> {here / 'log'}; {what}"
+
+    return run
+
+
+def pipeline(here: Path, *, save: str | None = None) -> Program:
+    async def program(flow: WorkflowEngine) -> str:
+        run = command(flow, here)
+        made = run("make", "echo content > made.txt", OutputFile("made.txt"))
+        both = run(
+            "double", "cat made.txt made.txt > both.txt", made, InputFile("made.txt"),
+            OutputFile("both.txt", save=save),
+        )  # fmt: skip
+        found: str = await run("show", "cat both.txt", both, InputFile("both.txt"))
+        return found
+
+    return program
+
+
+async def test_declared_outputs_stay_and_are_read_by_the_next_run(here: Path) -> None:
+    await broken_off(pipeline(here))
+
+    async def longer(flow: WorkflowEngine) -> str:
+        run = command(flow, here)
+        found: str = await pipeline(here)(flow)
+        made = run("make", "echo content > made.txt", OutputFile("made.txt"))
+        more: str = await run("more", "cat made.txt", made, InputFile("made.txt"))
+        return found + more
+
+    async with WorkflowEngine.create(journal="run.sqlite") as flow:
+        assert await longer(flow) == "content\n" * 3
+        assert flow.stats.recorded == 3
+    assert flow.summary is not None
+    assert ran(here) == ["double", "make", "make", "more", "show"]
+    assert {file.path.name for file in flow.summary.results} == set()
+    names = sorted(Path(name).name for name in files(here / ".rhapsody"))
+    assert names == ["both.txt", "made.txt", "made.txt"]
+
+
+async def test_a_change_after_a_good_run_reruns_nothing_upstream(here: Path) -> None:
+    for word in ("one", "two"):
+        async with WorkflowEngine.create(journal="run.sqlite", resume=True) as flow:
+            assert await chain(here, word)(flow) == "28\n"
+    assert ran(here) == ["copy", "make", "one", "two"]
+
+
+async def test_results_without_a_place_stay_where_the_first_run_made_them(here: Path) -> None:
+    async def program(flow: WorkflowEngine) -> None:
+        run = command(flow, here)
+        await run("make", "echo content > made.txt; echo x > scratch", OutputFile("made.txt"))
+
+    await broken_off(program)
+    assert {Path(name).name for name in files(here / ".rhapsody")} == {"made.txt"}
+    async with WorkflowEngine.create(journal="run.sqlite") as flow:
+        await program(flow)
+    assert flow.summary is not None
+    (result,) = flow.summary.results
+    assert result.path.read_text() == "content\n"
+
+
+async def test_a_saved_result_is_saved_again(here: Path) -> None:
+    program = pipeline(here, save="results/")
+    saved = here / "results/both.txt"
+    await broken_off(program)
+    saved.write_text("changed")
+    await broken_off(program)
+    assert saved.read_text() == "content\n" * 2
+    saved.unlink()
+    await broken_off(program)
+    assert saved.read_text() == "content\n" * 2
+    assert ran(here) == ["double", "make", "show"]
+    await broken_off(pipeline(here, save="elsewhere/"))
+    assert (here / "elsewhere/both.txt").read_text() == "content\n" * 2
+    assert ran(here) == ["double", "make", "show"]
+
+
+async def test_after_a_run_that_ended_well_saved_results_are_read_from_their_places(
+    here: Path,
+) -> None:
+    async def program(flow: WorkflowEngine, word: str) -> str:
+        run = command(flow, here)
+        made = run("make", "echo content > made.txt", OutputFile("results/made.txt"))
+        found: str = await run(word, "cat made.txt", made, InputFile("made.txt"))
+        return found
+
+    for word in ("one", "two"):
+        async with WorkflowEngine.create(journal="run.sqlite", resume=True) as flow:
+            assert await program(flow, word) == "content\n"
+    assert ran(here) == ["make", "one", "two"]
+
+
+def chain(here: Path, word: str) -> Program:
+    """Two tasks that each read what the one before wrote; the content of the first is random."""
+
+    async def program(flow: WorkflowEngine) -> str:
+        run = command(flow, here)
+        made = run(
+            "make", "head -c 9 /dev/urandom | od -A n -t x1 > made.txt", OutputFile("made.txt")
+        )
+        copied = run(
+            "copy",
+            "wc -c < made.txt > copy.txt",
+            made,
+            InputFile("made.txt"),
+            OutputFile("copy.txt"),
+        )
+        found: str = await run(word, "cat copy.txt", copied, InputFile("copy.txt"))
+        return found
+
+    return program
+
+
+async def test_a_missing_file_is_made_again_when_it_is_read(here: Path) -> None:
+    await broken_off(chain(here, "one"))
+    for name in ("made.txt", "copy.txt"):
+        for path in (here / ".rhapsody").rglob(name):
+            path.unlink()
+    async with WorkflowEngine.create(journal="run.sqlite") as flow:
+        await chain(here, "one")(flow)
+        assert flow.stats.recorded == 3
+    assert ran(here) == ["copy", "make", "one"]
+    for word in ("two", "two"):
+        async with WorkflowEngine.create(journal="run.sqlite", resume=True) as flow:
+            assert await chain(here, word)(flow) == "28\n"
+    assert ran(here) == ["copy", "copy", "make", "make", "one", "two"]
+
+
+async def test_where_no_sandboxes_are_kept_files_are_made_again(here: Path) -> None:
+    await broken_off(chain(here, "one"), keep_sandboxes="none")
+    assert files(here) == {"log", "run.sqlite"}
+    assert await broken_off(chain(here, "two")) == "28\n"
+    assert ran(here) == ["copy", "copy", "make", "make", "one", "two"]
+
+
+async def test_sandboxes_that_were_to_stay_do(here: Path) -> None:
+    await broken_off(pipeline(here), keep_sandboxes="all")
+    kept = {name for name in files(here / ".rhapsody") if "engine" in name}
+    async with WorkflowEngine.create(journal="run.sqlite") as flow:
+        await pipeline(here)(flow)
+    assert kept <= files(here / ".rhapsody")
+
+
+async def test_what_was_made_again_is_kept_where_that_run_breaks_off(here: Path) -> None:
+    def program(last: str) -> Program:
+        async def use(flow: WorkflowEngine) -> str:
+            run = command(flow, here)
+            made = run("make", "echo content > made.txt", OutputFile("made.txt"))
+            found: str = await run(last, f"cat made.txt; : {last}", made, InputFile("made.txt"))
+            return found
+
+        return use
+
+    async with WorkflowEngine.create(journal="run.sqlite", keep_sandboxes="failed") as flow:
+        await program("one")(flow)
+    await broken_off(program("two"), resume=True)
+    assert ran(here) == ["make", "make", "one", "two"]
+    assert (await broken_off(program("three"))).strip() == "content"
+    async with WorkflowEngine.create(journal="run.sqlite") as flow:
+        assert (await program("four")(flow)).strip() == "content"
+        assert flow.stats.recorded == 1
+    assert ran(here) == sorted(["make", "make", "one", "two", "three", "four"])
+
+
+DRAWN: list[int] = []
+
+
+async def test_samples_that_read_a_file_that_was_made_again_stay_as_many(here: Path) -> None:
+    def program(version: str) -> Program:
+        async def draw(flow: WorkflowEngine) -> list[int]:
+            @flow.function_task(version=version)
+            def sample(file: InputFile, made: str) -> int:
+                DRAWN.append(len(DRAWN))
+                return DRAWN[-1]
+
+            made = command(flow, here)("make", "echo content > made.txt", OutputFile("made.txt"))
+            return await asyncio.gather(*[sample(InputFile("made.txt"), made) for _ in range(3)])
+
+        return draw
+
+    async with WorkflowEngine.create(journal="run.sqlite", keep_sandboxes="failed") as flow:
+        await program("1")(flow)
+    second = await broken_off(program("2"), resume=True)
+    assert await broken_off(program("2")) == second
+    assert len(DRAWN) == 6
+
+
+@pytest.mark.parametrize("cached", [True, False])
+@pytest.mark.parametrize("seen", ["by a reader", "as a result"])
+async def test_no_two_tasks_see_different_versions_of_a_file_that_was_made_again(
+    here: Path, cached: bool, seen: str
+) -> None:
+    def program(*words: str) -> Program:
+        async def use(flow: WorkflowEngine) -> list[str]:
+            run = command(flow, here)
+            tee = "| tee made.txt" if seen == "as a result" else "> made.txt"
+            random = f"head -c 9 /dev/urandom | od -A n -t x1 {tee}"
+            made = run("make", random, OutputFile("made.txt"))
+            found = [await made] if seen == "as a result" else []
+            for word in words:
+                read = run if word == "first" else run.options(cache=cached)
+                shown = read(word, f"cat made.txt; : {word}", InputFile("made.txt"))
+                found.append(await shown)
+            return found
+
+        return use
+
+    words = ["first", "second"] if seen == "by a reader" else ["second"]
+    async with WorkflowEngine.create(journal="run.sqlite") as flow:
+        await program(*words[:-1])(flow)
+    for path in (here / ".rhapsody").rglob("made.txt"):
+        path.unlink()
+    reused = "task 'run' (task.000002)" if len(words) == 2 else "its former result"
+    with pytest.raises(DataError, match=f"'run' made 'made.txt' again.*{re.escape(reused)}"):
+        async with WorkflowEngine.create(journal="run.sqlite", resume=True) as flow:
+            await program(*words)(flow)
+    async with WorkflowEngine.create(journal="run.sqlite") as flow:
+        found = await program(*words)(flow)
+    assert len(set(found)) == 1
+
+
+async def test_missing_files_are_reported_before_their_tasks_run(
+    here: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def program(flow: WorkflowEngine, words: list[str]) -> None:
+        run = command(flow, here)
+        run("make", "echo content > made.txt", OutputFile("made.txt", temporary=True))
+        run("copy", "cp made.txt copy.txt", InputFile("made.txt"), OutputFile("copy.txt"))
+        run("other", "echo other > other.txt", OutputFile("other.txt", temporary=True))
+        for word in words:
+            run(word, "cat copy.txt", InputFile("copy.txt"))
+        run("last", "cat other.txt", InputFile("other.txt"))
+        await flow.join()
+
+    async with WorkflowEngine.create(journal="run.sqlite") as flow:
+        await program(flow, ["one"])
+    assert not [*(here / ".rhapsody").rglob("made.txt"), *(here / ".rhapsody").rglob("other.txt")]
+    async with WorkflowEngine.create(journal="run.sqlite", resume=True) as flow:
+        await program(flow, ["one", "two"])  # reads what stays
+    assert ran(here) == ["copy", "last", "make", "one", "other", "two"]
+    for path in (here / ".rhapsody").rglob("copy.txt"):
+        path.unlink()
+    async with WorkflowEngine.create(journal="run.sqlite", resume=True) as flow:
+        await program(flow, ["one", "three", "four"])
+    once = ["four", "last", "one", "other", "three", "two"]
+    assert ran(here) == sorted([*once, "copy", "copy", "make", "make"])
+    (line,) = [each.getMessage() for each in caplog.records if "run again" in each.getMessage()]
+    assert line.startswith("2 tasks of an earlier run run again")
+    assert "(2 so far): task 'run' (task.000002), task 'run' (task.000001)" in line
+
+
+async def test_a_missing_file_with_many_readers_is_made_once(here: Path) -> None:
+    async def program(flow: WorkflowEngine, readers: int) -> list[str]:
+        run = command(flow, here)
+        made = run("make", "echo content > made.txt", OutputFile("made.txt"))
+        reads = [
+            run("read", f"cat made.txt; # {n}", made, InputFile("made.txt")) for n in range(readers)
+        ]
+        return [await read for read in reads]
+
+    async with WorkflowEngine.create(journal="run.sqlite", keep_sandboxes="failed") as flow:
+        await program(flow, 1)
+    async with WorkflowEngine.create(journal="run.sqlite", resume=True) as flow:
+        assert await program(flow, 5) == ["content\n"] * 5
+    assert ran(here) == ["make"] * 2 + ["read"] * 5
+
+
+async def test_a_failure_while_a_file_is_made_again_is_that_of_its_reader(here: Path) -> None:
+    async def program(flow: WorkflowEngine, word: str) -> str:
+        run = command(flow, here)
+        made = run(
+            "make", f"BAD=bad; test ! -e {here}/$BAD && echo x > made.txt", OutputFile("made.txt")
+        )
+        found: str = await run(word, "cat made.txt", made, InputFile("made.txt"))
+        return found
+
+    async with WorkflowEngine.create(journal="run.sqlite", keep_sandboxes="failed") as flow:
+        await program(flow, "one")
+    (here / "bad").touch()
+    async with WorkflowEngine.create(journal="run.sqlite", resume=True) as flow:
+        with pytest.raises(TaskFailedError, match="task 'run'"):
+            await program(flow, "two")
+
+
+async def test_a_changed_input_runs_what_reads_it(here: Path) -> None:
+    (here / "in.txt").write_text("one\n")
+    (here / "other.txt").write_text("other\n")
+
+    async def program(flow: WorkflowEngine) -> list[str]:
+        run = command(flow, here)
+        return [
+            await run("first", "cat in.txt", InputFile("in.txt")),
+            await run("second", "cat other.txt", InputFile("other.txt")),
+        ]
+
+    await broken_off(program)
+    (here / "in.txt").write_text("two\n")
+    assert await broken_off(program) == ["two\n", "other\n"]
+    assert ran(here) == ["first", "first", "second"]
+
+
+async def test_directories_and_patterns(here: Path) -> None:
+    async def program(flow: WorkflowEngine) -> list[str]:
+        run = command(flow, here)
+        made = run(
+            "make", "mkdir plots; echo a > plots/a; echo 1 > 1.csv; echo 2 > 2.csv",
+            OutputDir("plots/"), OutputFile("*.csv", many=True),
+        )  # fmt: skip
+
+        @flow.function_task(cache=False)
+        def read(_: Any, directory: Any, table: Any) -> list[str]:
+            return [path.read_text() for path in [*directory, *table]]
+
+        found: list[str] = await read(made, InputFile("plots"), InputFile("*.csv"))
+        return found
+
+    for _ in range(2):
+        assert await broken_off(program) == ["a\n", "1\n", "2\n"]
+    assert ran(here) == ["make"]
+
+
+async def test_a_path_into_a_sandbox_is_good_as_long_as_that_is_there(here: Path) -> None:
+    async def program(flow: WorkflowEngine) -> Path:
+        @flow.function_task
+        def make(file: Any) -> Path:
+            with (here / "log").open("a") as log:
+                log.write("make ")
+            place = Path(file.filepath)
+            place.write_text("content")
+            return place
+
+        found: Path = await make(OutputFile("made.txt"))
+        return found
+
+    first = await broken_off(program)
+    assert await broken_off(program) == first
+    first.unlink()
+    assert (await broken_off(program)).read_text() == "content"
+    assert ran(here) == ["make", "make"]
+
+
+async def test_undeclared_files_are_not_kept_and_reported(
+    here: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def program(flow: WorkflowEngine) -> str:
+        run = command(flow, here)
+        plain = run("plain", "echo only this")
+        made = run("make", "echo content > made.txt")
+        seen = run("see", "cat made.txt", made)
+        found: str = await run("show", "true", plain, seen)
+        return found
+
+    with caplog.at_level(logging.WARNING):
+        await broken_off(program)
+    assert caplog.text.count("is not recorded") == 1
+    assert "left files in its sandbox and declares none" in caplog.text
+    assert await broken_off(program) == ""
+    assert ran(here) == ["make", "make", "plain", "see", "see", "show"]
+
+
+async def test_clean_leaves_what_a_run_has_taken_up_and_still_needs(here: Path) -> None:
+    await broken_off(pipeline(here))
+    async with WorkflowEngine.create(journal="run.sqlite") as flow:
+        await pipeline(here)(flow)
+        cleaned = await asyncio.to_thread(clean)
+        assert "; 1 still runs" in cleaned, cleaned
+    assert "removed 1 run" in clean()
+
+
+def clean() -> str:
+    done = subprocess.run(
+        [sys.executable, "-m", "rhapsody", "clean"], capture_output=True, text=True, check=True
+    )
+    return done.stdout
+
+
+async def test_save_takes_files_of_an_earlier_run(here: Path) -> None:
+    async def program(flow: WorkflowEngine) -> Any:
+        made = command(flow, here)("make", "echo content > made.txt", OutputFile("made.txt"))
+        return await flow.save(made, "results/")
+
+    for _ in range(2):
+        (saved,) = await broken_off(program)
+        assert saved.read_text() == "content\n"
+        saved.unlink()
+    assert ran(here) == ["make"]
+
+
+@pytest.mark.parametrize("kind", ["argument", "input file"])
+async def test_a_file_that_changes_while_its_task_is_queued_leaves_that_unrecorded(
+    here: Path, kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    data = here / "in.txt"
+    data.write_text("one")
+    journal = Journal(here / "run.sqlite", here)
+    task: Any = described(len, *([str(data)] if kind == "argument" else []))
+    inputs = {} if kind == "argument" else {"in.txt": str(data)}
+    looked_up: Any = {**task, "settings": {}, "inputs": inputs, "implicit": (), "texts": ()}
+    assert await journal.rhapsody_lookup_results([looked_up]) == [None]
+    data.write_text("two")
+    await journal.rhapsody_record_results([Record("task.000001", task, 1, inputs=inputs)])
+    assert journal.kept == 0
+    assert "in.txt" in caplog.text
+    journal.end("done")
+
+
+async def test_files_that_were_made_again_for_another_plugin_are_left_to_it(here: Path) -> None:
+    journal = Journal(here / "run.sqlite", here)
+    task: Any = described(len, uid="e.task.000002.1")
+    found = "e.task.000001.1"  # by the other one
+    await journal.rhapsody_record_results([Record("task.000002", task, 1, makes_again=found)])
+    assert journal.kept == 0
+    journal.end("done")

@@ -1,0 +1,413 @@
+"""Tests of globals and other surroundings of functions in the keys of tasks."""
+
+from __future__ import annotations
+
+import abc
+import ast
+import functools
+import linecache
+import math
+import operator
+import os
+import re
+import sys
+import threading
+import types
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+
+import rhapsody
+from rhapsody import WorkflowEngine
+from rhapsody.engine.task_function import TaskFunction
+from rhapsody.journal.keys import Keys
+from rhapsody.journal.values import UnhashableError
+from tests._support.journal_keys import key_of, keys_in
+from tests._support.journal_values import WITHOUT, Color, Hostile, Odd, Point
+
+
+@pytest.fixture
+def keys(tmp_path: Path) -> Keys:
+    return keys_in(tmp_path)
+
+
+def test_a_closure_without_a_digest_is_reported(keys: Keys) -> None:
+    numbers = (n for n in range(3))
+    with pytest.raises(UnhashableError, match="numbers around"):
+        key_of(keys, lambda: next(numbers))
+    with pytest.raises(UnhashableError, match="defaults of"):
+        key_of(keys, lambda numbers=numbers: next(numbers))
+
+
+def test_odd_defaults_are_looked_at_and_not_compared(keys: Keys) -> None:
+    def one(*, a: Any = np.zeros(2), b: Any = Hostile()) -> None: ...  # noqa: B008
+    def other(*, a: Any = np.ones(2), b: Any = Hostile()) -> None: ...  # noqa: B008
+
+    assert key_of(keys, one).code != key_of(keys, other).code
+
+
+MODE: Any = 1
+COUNT = 0
+HELD: dict[str, Any] = {}
+
+
+def by_mode() -> Any:
+    return MODE
+
+
+def counting() -> int:
+    global COUNT
+    COUNT += 1
+    HELD["a"] = COUNT
+    return COUNT
+
+
+def test_a_global_that_is_set_between_two_tasks_counts(keys: Keys, monkeypatch: Any) -> None:
+    first = key_of(keys, by_mode).digest
+    monkeypatch.setitem(globals(), "MODE", 2)
+    assert key_of(keys, by_mode).digest != first
+    monkeypatch.setitem(globals(), "MODE", 1)
+    assert key_of(keys, by_mode).digest == first
+
+
+def test_a_global_that_the_function_sets_counts_as_the_caller_saw_it(keys: Keys) -> None:
+    digests: set[bytes] = set()
+    for _ in range(3):
+        digests.add(key_of(keys, counting).digest)
+        digests.add(key_of(keys, counting).digest)
+        counting()
+    assert len(digests) == 3
+
+
+class FirstBase:
+    pass
+
+
+class OtherBase:
+    pass
+
+
+class Derived(FirstBase):
+    pass
+
+
+class Abstract(abc.ABC):  # noqa: B024
+    pass
+
+
+def with_classes() -> Any:
+    return Derived(), Abstract
+
+
+def test_bases_that_are_set_between_two_tasks_count(keys: Keys) -> None:
+    seen = [key_of(keys, with_classes).digest]
+    Derived.__bases__ = (OtherBase,)
+    keys.begin()
+    seen.append(key_of(keys, with_classes).digest)
+    Abstract.register(Derived)
+    keys.begin()
+    seen.append(key_of(keys, with_classes).digest)
+    assert len(set(seen)) == 3
+
+
+CACHE: dict[int, Any] = {}
+MODEL: Any = None
+RATE: Any = None
+
+
+def with_memo(x: int) -> Any:
+    global MODEL
+    if MODEL is None:
+        MODEL = (n for n in range(3))  # it could not be digested
+    CACHE.setdefault(x, []).append(1)
+    CACHE[x + 1] = [x]
+    return CACHE, MODEL
+
+
+def reads_cache() -> Any:
+    return CACHE
+
+
+def set_rate(rate: float) -> None:
+    global RATE
+    RATE = rate
+
+
+def with_rate() -> Any:
+    if CACHE is None:
+        set_rate(3)
+    return RATE
+
+
+def test_a_memo_that_the_task_fills_does_not_change_the_next_key(keys: Keys) -> None:
+    first = key_of(keys, with_memo).digest
+    with_memo(3)
+    keys.begin()
+    assert key_of(keys, with_memo).digest == first
+    keys.begin()
+    CACHE.clear()
+    first = key_of(keys, reads_cache).digest
+    CACHE[1] = 2  # by the program, as that function does not fill it
+    keys.begin()
+    assert key_of(keys, reads_cache).digest != first
+
+
+class WithMemo:
+    memo: ClassVar[dict[int, int]] = {}
+    rate: ClassVar[dict[int, int]] = {}
+
+    def get(self, x: int) -> int:
+        self.memo[x] = x
+        return self.memo[x]
+
+
+def with_class(x: int) -> int:
+    return WithMemo().get(x)
+
+
+def test_a_memo_of_a_class_does_not_change_the_next_key(keys: Keys) -> None:
+    first = key_of(keys, with_class, 1).digest
+    with_class(1)
+    keys.begin()
+    assert key_of(keys, with_class, 1).digest == first
+    WithMemo.rate[1] = 2
+    keys.begin()
+    assert key_of(keys, with_class, 1).digest != first
+
+
+class SameNames:
+    memo: ClassVar[dict[int, int]] = {}
+
+    def get(self) -> dict[int, int]:
+        return self.memo
+
+
+class Mixin:
+    def add(self, x: int) -> None:
+        self.mixed.append(x)  # type: ignore[attr-defined]
+
+
+class Base:
+    mixed: ClassVar[list[int]] = []
+
+
+class Mixed(Mixin, Base):
+    pass
+
+
+def with_two_classes(x: int) -> Any:
+    Mixed().add(x)
+    return WithMemo().get(x), SameNames().get()
+
+
+def test_a_memo_of_a_class_does_not_hide_one_of_that_name_of_another(keys: Keys) -> None:
+    first = key_of(keys, with_two_classes, 1).digest
+    with_two_classes(1)
+    keys.begin()
+    assert key_of(keys, with_two_classes, 1).digest == first
+    SameNames.memo[1] = 2
+    keys.begin()
+    assert key_of(keys, with_two_classes, 1).digest != first
+
+
+def test_a_global_that_a_helper_sets_to_its_argument_is_no_memo(keys: Keys) -> None:
+    digests = {key_of(keys, with_rate).digest}
+    for rate in (1, 2):
+        set_rate(rate)
+        digests.add(key_of(keys, with_rate).digest)
+    assert len(digests) == 3
+
+
+class Mutable:
+    rate = 1
+
+
+SHARED: dict[str, Any] = {"list": [1], "object": Mutable()}
+
+
+def with_shared() -> Any:
+    return SHARED, Mutable
+
+
+def test_what_the_program_changes_in_place_counts_from_the_next_batch_on(keys: Keys) -> None:
+    def digest() -> bytes:
+        keys.begin()
+        return key_of(keys, with_shared).digest
+
+    digests = [digest(), digest()]
+    SHARED["list"].append(2)
+    digests.append(digest())
+    SHARED["object"].n = 1
+    digests.append(digest())
+    Mutable.rate = 2
+    digests.append(digest())
+    Mutable.more = 1  # type: ignore[attr-defined]
+    digests.append(digest())
+    with_shared.n = 1  # type: ignore[attr-defined]
+    digests.append(digest())
+    with_shared.__defaults__ = (1,)
+    digests.append(digest())
+    assert digests[0] == digests[1]
+    assert len(set(digests)) == 7
+
+
+def test_a_variable_of_the_environment_that_is_set_between_two_tasks_counts(
+    keys: Keys, monkeypatch: Any
+) -> None:
+    def reading() -> Any:
+        return os.environ.get("RHAPSODY_TEST")
+
+    first = key_of(keys, reading).digest
+    monkeypatch.setenv("RHAPSODY_TEST", "1")
+    assert key_of(keys, reading).digest != first
+    monkeypatch.delenv("RHAPSODY_TEST")
+    assert key_of(keys, reading).digest == first
+
+
+def test_the_value_of_a_variable_of_the_environment_is_not_written_down(
+    keys: Keys, monkeypatch: Any
+) -> None:
+    def reading() -> Any:
+        return os.environ["RHAPSODY_TOKEN"]
+
+    monkeypatch.setenv("RHAPSODY_TOKEN", "open sesame")
+    key = key_of(keys, reading)
+    assert key.code is not None
+    assert "RHAPSODY_TOKEN" in keys.codes[key.code]
+    assert "open sesame" not in keys.codes[key.code] + key.parts
+
+
+def test_optimized_code_has_a_key_of_its_own(keys: Keys, monkeypatch: Any) -> None:
+    first = key_of(keys, by_mode).digest
+    flags = types.SimpleNamespace(optimize=1)
+    monkeypatch.setattr("rhapsody.journal.keys.sys", types.SimpleNamespace(flags=flags))
+    assert key_of(keys_in(Path()), by_mode).digest != first
+
+
+def test_an_engine_in_a_global_is_not_looked_into(keys: Keys, monkeypatch: Any) -> None:
+    found: set[bytes] = set()
+    for engine in (object.__new__(WorkflowEngine), object.__new__(WorkflowEngine)):
+        engine.__dict__["opened"] = len(found)
+        monkeypatch.setitem(globals(), "MODE", engine)
+        found.add(key_of(keys, by_mode).digest)
+        monkeypatch.setitem(globals(), "MODE", {"engine": engine})
+        found.add(key_of(keys, by_mode).digest)
+        found.add(key_of(keys, lambda engine=engine: engine).digest)
+        found.add(key_of(keys, _closing_over(engine)).digest)
+    assert len(found) == 4
+
+
+def _closing_over(engine: Any) -> Any:
+    return lambda: engine
+
+
+ODD: dict[str, Any] = {"class": Odd, "hostile": Hostile(), "module": types.ModuleType("odd")}
+
+
+MUTE = ("lock", "object with a lock", "array of objects", "thread", "file")
+
+
+@pytest.mark.parametrize("what", [*MUTE, *ODD])
+def test_a_global_may_be_anything_that_can_be_followed(
+    what: str, keys: Keys, monkeypatch: Any
+) -> None:
+    monkeypatch.setitem(globals(), "MODE", (WITHOUT | ODD)[what])
+    first = key_of(keys, by_mode).digest
+    assert key_of(keys_in(Path()), by_mode).digest == first
+
+
+@pytest.mark.parametrize("what", sorted(WITHOUT.keys() - MUTE))
+def test_a_global_without_a_digest_is_refused(what: str, keys: Keys, monkeypatch: Any) -> None:
+    monkeypatch.setattr("rhapsody.journal.values.MOST", 10_000)
+    monkeypatch.setitem(globals(), "MODE", WITHOUT[what])
+    with pytest.raises(UnhashableError, match=r"MODE used by by_mode.*set version="):
+        key_of(keys, by_mode)
+
+
+@pytest.mark.parametrize("function", [len, np.add, np.sum, "a".count, Point, Color, math.sqrt,
+                                      operator.itemgetter(1), np.vectorize(by_mode), dict.fromkeys,
+                                      re.compile("a").match, rhapsody.InputFile])  # fmt: skip
+def test_whatever_can_be_called_has_a_key(function: Any, keys: Keys) -> None:
+    first = key_of(keys, function, 1).digest
+    assert key_of(keys_in(Path()), function, 1).digest == first
+
+
+def test_a_function_whose_file_has_changed_is_known_by_what_is_loaded(
+    keys: Keys, tmp_path: Path
+) -> None:
+    source = tmp_path / "late.py"
+    text = "def f(x):\n    return 1\nclass A:\n    n: int = 1\n    def g(self): return 1\n"
+    source.write_text(text)
+    spaces: list[dict[str, Any]] = []
+    for now in ("return 1", "return 2"):
+        spaces.append({"__name__": "late"})
+        exec(compile(text.replace("return 1", now), str(source), "exec"), spaces[-1])
+    assert len({key_of(keys, space["f"]).digest for space in spaces}) == 2
+    assert len({key_of(keys, space["A"]).digest for space in spaces}) == 2
+
+
+def test_the_version_of_a_distribution_counts(keys: Keys, tmp_path: Path, monkeypatch: Any) -> None:
+    def calls() -> Any:
+        return np.sum
+
+    def calls_inside() -> Any:
+        import numpy.linalg as found
+
+        return found
+
+    for function in (calls, calls_inside, np.sum):
+        key = key_of(keys, function)
+        parts = {} if key.code is None else ast.literal_eval(keys.codes[key.code])["parts"]
+        assert parts.get("numpy", np.__version__) == np.__version__
+        monkeypatch.setattr("importlib.metadata.version", lambda _: "0.1")
+        assert key_of(keys_in(tmp_path), function).digest != key.digest
+        monkeypatch.undo()
+
+
+def in_notebook(number: int, text: str, directory: Path, monkeypatch: Any) -> bytes:
+    """The key of a function from a cell, whose file has a name of its own and is not there."""
+    main = types.ModuleType("__main__")
+    monkeypatch.setitem(sys.modules, "__main__", main)
+    name = f"/tmp/ipykernel_{number}/{number}.py"
+    lines = text.splitlines(keepends=True)
+    monkeypatch.setitem(linecache.cache, name, (len(text), None, lines, name))
+    exec(compile(text, name, "exec"), vars(main))
+    return key_of(keys_in(directory), main.f).digest
+
+
+def test_a_cell_of_a_notebook_has_the_same_key_in_each_run(
+    tmp_path: Path, monkeypatch: Any
+) -> None:
+    text = """
+from dataclasses import dataclass
+class A:
+    def get(self):
+        return 1
+@dataclass
+class B:
+    n: int = 2
+def f():
+    return A().get() + B().n
+"""
+    texts = [text, f"# again\n{text}", text.replace("return 1", "return 3"), text.replace("2", "4")]
+    one, same, *others = [
+        in_notebook(number, each, tmp_path, monkeypatch) for number, each in enumerate(texts)
+    ]
+    assert one == same
+    assert len({one, *others}) == 3
+
+
+def test_the_code_of_another_task_counts_where_a_task_calls_it(
+    keys: Keys, monkeypatch: Any
+) -> None:
+    digests: set[bytes] = set()
+    for function in (lambda: 1, lambda: 2, lambda: 1):
+        task = object.__new__(TaskFunction)
+        vars(task)["engine"] = threading.Lock()
+        vars(task)["check"] = eval(f"lambda: {len(digests)}")  # of the engine's own making
+        functools.update_wrapper(task, function)
+        monkeypatch.setitem(globals(), "MODE", task)
+        digests.add(key_of(keys, by_mode).digest)
+    assert len(digests) == 2

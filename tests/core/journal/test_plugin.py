@@ -1,0 +1,490 @@
+"""Results that are kept from one run to the next, and what of them is used."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import threading
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rhapsody import InputFile, JournalError, NoopExecutionBackend, OutputFile, WorkflowEngine
+from rhapsody.journal import store
+from tests._support.recorded import LOG, broken_off, chain, engine, note, ran, tasks
+
+pytestmark = pytest.mark.asyncio
+
+
+@pytest.fixture(autouse=True)
+def nothing_ran(here: Path) -> None:
+    (here / LOG).touch()
+
+
+async def test_a_run_that_broke_off_is_taken_up() -> None:
+    await broken_off(chain)
+    assert ran()["double"] == 3
+    async with engine() as flow:
+        assert await chain(flow) == 8
+        assert flow.stats.recorded == 3
+    assert ran()["double"] == 3
+
+
+async def test_after_a_run_that_ended_well_all_runs_again() -> None:
+    for run in (1, 2):
+        async with engine() as flow:
+            assert await chain(flow) == 8
+        assert ran()["double"] == 3 * run
+
+
+@pytest.mark.parametrize(("resume", "times"), [(True, 3), (False, 6)])
+async def test_resume_is_said(resume: bool, times: int) -> None:
+    async with engine() as flow:
+        await chain(flow)
+    async with engine(resume=resume) as flow:
+        assert await chain(flow) == 8
+    assert ran()["double"] == times
+
+
+async def test_resume_false_starts_over_after_a_run_that_broke_off() -> None:
+    await broken_off(chain)
+    async with engine(resume=False) as flow:
+        assert await chain(flow) == 8
+    assert ran()["double"] == 6
+
+
+async def test_calls_with_one_key_stay_as_many_samples() -> None:
+    async def draw(flow: WorkflowEngine) -> list[int]:
+        _, sample = tasks(flow)
+        return [await sample() for _ in range(3)]
+
+    await broken_off(draw)
+    async with engine() as flow:
+        assert await draw(flow) == [1, 2, 3]
+        _, sample = tasks(flow)
+        assert await sample() == 4
+
+
+async def test_of_one_bad_sample_of_a_hundred_the_branch_alone_runs_again() -> None:
+    os.mkdir("bad")
+
+    async def program(flow: WorkflowEngine) -> list[Any]:
+        @flow.function_task
+        def step(number: int) -> int:
+            note(f"step {number}")
+            if number == 37 and os.path.exists("bad"):
+                raise ValueError("a bad sample")
+            return number
+
+        double, _ = tasks(flow)
+        return [double(step(number)) for number in range(100)]
+
+    async with engine() as flow:
+        await program(flow)
+    assert ran()["double"] == 99
+    os.rmdir("bad")
+    async with engine() as flow:
+        assert await asyncio.gather(*await program(flow)) == [*range(0, 200, 2)]
+    assert ran() == {**{f"step {n}": 1 for n in range(100)}, "step 37": 2, "double": 100}
+
+
+async def test_what_asks_a_service_is_taken_up_wherever_that_listens(here: Path) -> None:
+    async def program(flow: WorkflowEngine, greeting: str) -> list[Any]:
+        @flow.executable_task(service=True, ready="stdout:([0-9]+)")
+        def serve(greeting: str) -> str:
+            # Numbers of three digits, as processes of a new machine have, are not recognized.
+            return f"echo $((20000 + $$)); : {greeting}; exec sleep 60"
+
+        @flow.function_task
+        def ask(number: int, service: str) -> int:
+            note(f"ask {number}")
+            return number
+
+        @flow.executable_task
+        def call(service: str, other: str) -> list[str]:
+            return ["sh", "-c", f"echo call >> {here / LOG}; echo {other} at {service}:80"]
+
+        service = serve(greeting)
+        found: list[Any] = [ask(1, service), ask(2, service), call(service, "who")]
+        found = [await each for each in found]
+        service.cancel()
+        return found
+
+    found: list[list[Any]] = []
+
+    async def keep(flow: WorkflowEngine) -> None:
+        found.append(await program(flow, "hello"))
+
+    await broken_off(keep)
+    await broken_off(keep)
+    assert found[0] == found[1]
+    assert ran() == {"ask 1": 1, "ask 2": 1, "call": 1}
+    async with engine() as flow:
+        await program(flow, "good evening")
+    assert ran() == {"ask 1": 2, "ask 2": 2, "call": 2}
+
+
+async def test_a_task_opts_out() -> None:
+    async def program(flow: WorkflowEngine) -> None:
+        double, sample = tasks(flow)
+        await double(1)
+        await sample.options(cache=False)()
+
+    await broken_off(program)
+    async with engine() as flow:
+        await program(flow)
+    assert ran() == {"double": 1, "sample": 2}
+
+
+SAID: dict[str, str] = {}
+
+
+async def test_a_version_stands_for_the_code_and_what_it_uses() -> None:
+    async def program(flow: WorkflowEngine, text: str, version: str) -> str:
+        SAID["text"] = text
+
+        @flow.function_task(version=version)
+        def say() -> str:
+            note("say")
+            return SAID["text"]
+
+        found: str = await say()
+        return found
+
+    await broken_off(lambda flow: program(flow, "one", "1"))
+    await broken_off(lambda flow: program(flow, "two", "1"))
+    assert ran()["say"] == 1
+    async with engine() as flow:
+        assert await program(flow, "two", "2") == "two"
+
+
+async def test_commands_and_blocks_are_taken_up(here: Path) -> None:
+    async def program(flow: WorkflowEngine) -> str:
+        @flow.executable_task
+        def note(word: str) -> str:
+            return f"echo {word} >> {here / 'log'}; echo {word}"
+
+        @flow.block
+        async def both() -> str:
+            first: str = await note("one")
+            return first + await note("two")
+
+        found: str = await both()
+        return found
+
+    await broken_off(program)
+    async with engine() as flow:
+        assert await program(flow) == "one\ntwo\n"
+    assert (here / "log").read_text() == "one\ntwo\n"
+
+
+async def test_the_environment_and_standard_input_count(here: Path) -> None:
+    async def program(flow: WorkflowEngine, number: str, text: str) -> str:
+        @flow.executable_task(environment={"NUMBER": number}, stdin=text)
+        def show() -> str:
+            return "echo $NUMBER; cat"
+
+        found: str = await show()
+        return found
+
+    for number, text in (("1", "a"), ("2", "a"), ("2", "b")):
+        await broken_off(partial(program, number=number, text=text))
+        async with engine() as flow:
+            assert await program(flow, number, text) == f"{number}\n{text}"
+            assert flow.stats.recorded == 1
+
+
+async def test_a_file_that_a_function_writes_on_request_is_no_change(here: Path) -> None:
+    async def program(flow: WorkflowEngine) -> None:
+        @flow.function_task
+        def write(text: str, place: str) -> None:
+            note("write")
+            Path(place).write_text(text)
+
+        await write("text", str(here / "out.txt"))
+
+    await broken_off(program)
+    await broken_off(program)
+    assert ran()["write"] == 1
+    (here / "out.txt").unlink()
+    await broken_off(program)
+    assert ran()["write"] == 2
+
+
+async def test_calls_whose_key_changes_as_they_make_a_file_stay_as_many_samples() -> None:
+    async def draw(flow: WorkflowEngine) -> list[int]:
+        @flow.function_task
+        def sample(place: str) -> int:
+            Path(place).touch()
+            note("sample")
+            return ran()["sample"]
+
+        found = [await sample("out.txt"), await sample("out.txt")]
+        return [*found, *await asyncio.gather(sample("other.txt"), sample("other.txt"))]
+
+    seen: list[list[int]] = []
+
+    async def program(flow: WorkflowEngine) -> None:
+        seen.append(await draw(flow))
+
+    for _ in range(3):
+        await broken_off(program)
+    assert ran() == {"sample": 4}
+    assert seen[0][:2] == [1, 2]
+    for later in seen[1:]:
+        assert later[:2] == [1, 2]
+        assert sorted(later[2:]) == [3, 4]
+
+
+async def test_what_a_function_does_to_its_arguments_is_not_part_of_its_key() -> None:
+    async def program(flow: WorkflowEngine, given: list[int]) -> int:
+        @flow.function_task
+        def add(numbers: list[int], place: str) -> int:
+            numbers.append(99)
+            Path(place).touch()
+            note("add")
+            return sum(numbers)
+
+        found: int = await add(given, "out.txt")
+        return found
+
+    await broken_off(lambda flow: program(flow, [1]))
+    async with engine() as flow:
+        assert await program(flow, [1]) == 100
+    async with engine(resume=True) as flow:
+        assert await program(flow, [1, 99]) == 199
+    assert ran() == {"add": 2}
+
+
+async def test_a_variable_around_a_function_counts_with_its_value_at_each_call() -> None:
+    async def program(flow: WorkflowEngine, factors: list[int]) -> list[int]:
+        factor = 0
+
+        @flow.function_task
+        def scale(number: int) -> int:
+            return number * factor
+
+        found = []
+        for factor in factors:  # noqa: B007 - the task reads it
+            found.append(await scale(10))
+        return found
+
+    async with engine() as flow:
+        assert await program(flow, [1, 2, 3]) == [10, 20, 30]
+    async with engine(resume=True) as flow:
+        assert await program(flow, [1, 7, 3]) == [10, 70, 30]
+        assert flow.stats.recorded == 2
+
+
+async def test_a_file_that_an_argument_names_counts(here: Path) -> None:
+    async def program(flow: WorkflowEngine) -> str:
+        @flow.function_task
+        def read(place: Path) -> str:
+            return place.read_text()
+
+        found: str = await read(here / "in.txt")
+        return found
+
+    (here / "in.txt").write_text("one")
+    await broken_off(program)
+    (here / "in.txt").write_text("two")
+    async with engine() as flow:
+        assert await program(flow) == "two"
+
+
+@pytest.mark.parametrize("kind", [str, Path, InputFile])
+async def test_a_file_that_changes_before_its_task_has_ended_is_not_recorded(
+    here: Path, kind: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    gate, go = here / "gate", here / "go"
+    os.mkfifo(gate)
+    os.mkfifo(go)
+
+    async def program(flow: WorkflowEngine) -> str:
+        @flow.function_task
+        def read(data: Any) -> str:
+            note("read")
+            text = Path(data).read_text()
+            if "first" in text:
+                gate.write_text("it was read")
+                go.read_text()
+            return text
+
+        future = read(kind(here / "in.txt"))
+        if not broken:
+            await asyncio.to_thread(gate.read_text)
+            (here / "in.txt").write_text("second")
+            await asyncio.to_thread(go.write_text, "go on")
+        found: str = await future
+        return found
+
+    (here / "in.txt").write_text("first")
+    broken = False
+    assert await broken_off(program) == "first"
+    assert "changed while the task waited or ran" in caplog.text
+    assert "in.txt" in caplog.text
+    broken = True
+    assert await broken_off(program) == "second"
+    assert await broken_off(program) == "second"
+    assert ran() == {"read": 2}
+
+
+async def test_a_command_is_not_recorded_whose_variables_change_while_it_runs(
+    here: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    gate = here / "gate"
+    os.mkfifo(gate)
+
+    async def program(flow: WorkflowEngine) -> None:
+        monkeypatch.setenv("MODE", "1")
+
+        @flow.executable_task
+        def show() -> str:
+            return f"echo went > {gate}; cat < {gate}; echo $MODE"
+
+        future = show()
+        await asyncio.to_thread(gate.read_text)
+        monkeypatch.setenv("MODE", "2")
+        await asyncio.to_thread(gate.write_text, "on")
+        await future
+
+    await broken_off(program)
+    assert "the program changed os.environ" in caplog.text
+
+
+async def test_a_file_that_its_task_writes_over_is_recorded_when_it_is_declared(
+    here: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def program(flow: WorkflowEngine, text: str) -> None:
+        @flow.function_task
+        def write(text: str, place: Any) -> None:
+            note("write")
+            Path(place).write_text(text)
+
+        await write(text, str(here / "plain.txt"))
+        await write(text, OutputFile("results/declared.txt"))
+
+    await broken_off(lambda flow: program(flow, "one"))
+    assert not caplog.text
+    await broken_off(lambda flow: program(flow, "two"))  # both are there
+    assert caplog.text.count("plain.txt' in its arguments changed") == 1
+    assert "declared.txt" not in caplog.text
+    await broken_off(lambda flow: program(flow, "two"))
+    assert ran() == {"write": 5}
+    await broken_off(lambda flow: program(flow, "two"))  # written over with the same content
+    assert ran() == {"write": 5}
+    assert (here / "results/declared.txt").read_text() == "two"
+
+
+@pytest.mark.parametrize("kind", [str, Path])
+async def test_a_file_that_an_argument_of_a_command_names_counts(here: Path, kind: Any) -> None:
+    async def program(flow: WorkflowEngine) -> str:
+        @flow.executable_task
+        def show(places: list[Any]) -> str:
+            return f"cat {' '.join(map(str, places))}"
+
+        found: str = await show([kind(here / "in.txt")])
+        return found
+
+    for text in ("one", "two"):
+        (here / "in.txt").write_text(text)
+        await broken_off(program)
+        async with engine() as flow:
+            assert await program(flow) == text
+            assert flow.stats.recorded == 1
+
+
+async def test_what_a_task_printed_and_its_exit_code_are_there_again() -> None:
+    async def program(flow: WorkflowEngine) -> list[Any]:
+        @flow.executable_task
+        def command() -> str:
+            return "echo out; echo err >&2"
+
+        @flow.function_task
+        def function() -> None:
+            print("printed")
+
+        futures: list[Any] = [command(), function()]
+        await asyncio.gather(*futures)
+        return [(each.stdout, each.stderr, each.exit_code) for each in futures]
+
+    await broken_off(program)
+    async with engine() as flow:
+        assert await program(flow) == [("out\n", "err\n", 0), ("printed\n", "", None)]
+        assert flow.stats.recorded == 2
+
+
+async def test_what_is_not_kept_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    async def program(flow: WorkflowEngine) -> None:
+        @flow.function_task
+        def lock(_: int) -> Any:
+            return threading.Lock()
+
+        @flow.function_task
+        def take(_: Any) -> bytes:
+            return bytes(5000)
+
+        @flow.function_task
+        def large() -> bytes:
+            return bytes(5000)
+
+        first, second = await lock(1), await lock(2)
+        await asyncio.gather(take(first), take(second), large(), large())
+
+    with caplog.at_level(logging.WARNING):
+        await broken_off(program, journal_max_value="4 kB")
+    said = [record.getMessage() for record in caplog.records]
+    assert len(said) == 3
+    assert "task 'lock' is not recorded and will run again on resume: its result" in said[0]
+    assert "cannot pickle" in said[0]
+    assert any("task 'take' is not recorded" in line and "lock" in line for line in said)
+    assert any("has 5" in line and "journal_max_value" in line for line in said)
+    async with engine() as flow:
+        await program(flow)
+        assert flow.stats.recorded == 0
+
+
+async def test_engines_may_use_one_journal_at_a_time() -> None:
+    await broken_off(chain)
+    async with engine() as first, engine() as second:
+        assert await chain(first) == 8
+        assert await chain(second) == 8
+        assert first.stats.recorded == 3
+    assert ran()["double"] == 6  # a run that lives has not broken off
+
+
+async def test_on_a_network_file_system_one_engine_may_use_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(store, "on_network", lambda _: True)
+    await broken_off(chain)
+    async with engine() as first:
+        with pytest.raises(JournalError, match=r"in use by another run.*network"):
+            await WorkflowEngine.create(journal="run.sqlite")
+        assert await chain(first) == 8
+    assert ran()["double"] == 3
+
+
+async def test_a_dry_run_keeps_nothing(here: Path) -> None:
+    async with engine(dry_run=True) as flow:
+        await chain(flow)
+    assert os.listdir(here) == [LOG]
+
+
+@pytest.mark.parametrize("kind", [bytes, bytearray])
+async def test_the_loop_goes_on_while_a_large_argument_is_hashed(kind: Any) -> None:
+    turns = 0
+    async with engine(backend=NoopExecutionBackend()) as flow:
+
+        @flow.function_task
+        def size(data: bytes) -> int:
+            return len(data)
+
+        future = size(kind(100 << 20))
+        while not future.done():
+            await asyncio.sleep(0)
+            turns += 1
+    assert turns > 100  # it takes long enough for thousands

@@ -1,0 +1,241 @@
+"""Which arguments of tasks have the same key, which have not, and which have none."""
+
+from __future__ import annotations
+
+import functools
+import pickle
+import threading
+import tracemalloc
+import types
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+
+from rhapsody.journal.keys import Keys
+from rhapsody.journal.values import UnhashableError
+from tests._support.journal_keys import key_of, keys_in, twice, work
+from tests._support.journal_values import DIFFERENT, EQUAL, WITHOUT, Kept, Point
+
+
+@pytest.fixture
+def keys(tmp_path: Path) -> Keys:
+    return keys_in(tmp_path)
+
+
+OPEN = (HealthCheck.function_scoped_fixture,)
+
+
+@pytest.mark.parametrize("what", EQUAL)
+def test_equal_values_have_the_same_key(what: str, keys: Keys) -> None:
+    one, other = twice(keys, *EQUAL[what])
+    assert one == other
+
+
+@pytest.mark.parametrize("what", DIFFERENT)
+def test_different_values_have_different_keys(what: str, keys: Keys) -> None:
+    one, other = twice(keys, *DIFFERENT[what])
+    assert one != other
+    assert twice(keys, DIFFERENT[what][0], DIFFERENT[what][0]) == (one, one)
+
+
+@pytest.mark.parametrize("what", WITHOUT)
+def test_values_without_a_digest_are_reported(what: str, keys: Keys, monkeypatch: Any) -> None:
+    monkeypatch.setattr("rhapsody.journal.values.MOST", 10_000)
+    with pytest.raises(UnhashableError):
+        key_of(keys, work, WITHOUT[what])
+    with pytest.raises(UnhashableError):
+        key_of(keys, functools.partial(work, WITHOUT[what]))
+
+
+@pytest.mark.parametrize("kind", [bytes, bytearray])
+def test_large_data_is_not_copied(kind: Any, keys: Keys) -> None:
+    data = kind(20_000_000)
+    tracemalloc.start()
+    try:
+        key_of(keys, work, data)
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert most < 2_000_000
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        np.str_,
+        lambda name: np.array([name, "none"]),
+        lambda name: np.array([(1, name)], [("n", "i8"), ("name", "U20")]),
+        lambda name: np.array([(1, name)], [("n", "i8"), ("name", "U20")])[0],
+    ],
+    ids=["scalar", "array", "field", "record"],
+)
+def test_a_file_that_a_text_of_numpy_names_counts_by_its_content(
+    make: Any, keys: Keys, tmp_path: Path
+) -> None:
+    data = tmp_path / "d.txt"
+    data.write_text("one")
+    first = key_of(keys, work, make("d.txt"))
+    assert key_of(keys, work, make("d.txt")) == first
+    data.write_text("two!")
+    assert key_of(keys, work, make("d.txt")).digest != first.digest
+
+
+def test_tables_count_by_all_that_is_in_them(keys: Keys) -> None:
+    pd = pytest.importorskip("pandas")
+    columns = {"a": [1, 2], "b": ["x", None]}
+
+    def frame(**more: Any) -> Any:
+        return pd.DataFrame(columns | more, index=["p", "q"])
+
+    noted, named, copied, ordered = frame(), frame(), frame(), frame(b=pd.Categorical(["x", "y"]))
+    noted.attrs["unit"] = "m"
+    named.index.name = "key"
+    copied["c"] = 1
+    del copied["c"]
+    ordered["b"] = ordered["b"].cat.as_ordered()
+    different = [
+        frame(),
+        noted,
+        named,
+        ordered,
+        frame(a=[1.0, 2.0]),
+        frame(a=["1", "2"]),
+        frame(a=pd.array([1, 2], "Int64")),
+        frame(a=pd.array([1, None], "Int64")),
+        frame(a=pd.Series([1, 2], dtype=object, index=["p", "q"])),
+        frame(a=pd.Series(["1", 2], dtype=object, index=["p", "q"])),
+        frame(a=[[1], [2]]),
+        frame(a=[[1], [3]]),
+        frame(b=["y", None]),
+        frame(b=pd.Categorical(["x", "y"])),
+        frame(b=pd.Categorical(["x", "y"], ["x", "y", "z"])),
+        frame(b=pd.to_datetime(["2020", "2021"])),
+        frame(b=pd.to_datetime(["2020", "2021"], utc=True)),
+        frame(b=pd.to_timedelta([1, 2], "s")),
+        frame(b=pd.period_range("2020", periods=2, freq="M")),
+        frame(b=pd.interval_range(0, 2)),
+        frame().set_index(["a", "b"]),
+        frame().set_index(["b", "a"]),
+        frame()["a"],
+        frame()["a"].rename("c"),
+        frame().index,
+        frame().columns,
+        frame(a=pd.array([0.0, None], "Float64")),
+        frame(a=pd.array([-0.0, None], "Float64")),
+        frame(a=pd.array([0.0, 0.0], "Float64")),
+        pd.RangeIndex(2),
+        pd.RangeIndex(0, 10, 5),
+        pd.RangeIndex(0, 9, 3)[:1],
+        pd.RangeIndex(0, 9, 4)[:1],
+        pd.date_range("2020", periods=3),
+        pd.DatetimeIndex(["2020-01-01", "2020-01-02", "2020-01-03"]),
+        frame().set_flags(allows_duplicate_labels=False),
+        pd.MultiIndex.from_tuples([(1, "x"), (2, "y")]),
+        pd.MultiIndex.from_tuples([(1, "x"), (2, "y")], names=["a", "b"]),
+        pd.MultiIndex([[2, 1], ["x", "y"]], [[1, 0], [0, 1]]),
+        pd.MultiIndex([dates := pd.date_range("2020", periods=2)], [[0, 1]]),
+        pd.MultiIndex([pd.DatetimeIndex(list(dates))], [[0, 1]]),
+        pd.Timestamp("2020"),
+        pd.NA,
+        frame()["b"].array,
+    ]
+    digests = [key_of(keys, work, each).digest for each in different]
+    assert len(set(digests)) == len(digests)
+    again = [key_of(keys, work, pickle.loads(pickle.dumps(each))).digest for each in different]
+    assert again == digests
+    assert key_of(keys, work, copied).digest == digests[0]
+    with pytest.raises(UnhashableError):
+        key_of(keys, work, frame(b=[threading.Lock(), 1]))
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.binary(),
+    lambda inner: (
+        st.lists(inner)
+        | st.tuples(inner, inner)
+        | st.dictionaries(st.text() | st.integers(), inner)
+        | st.sets(st.text() | st.integers())
+        | st.builds(Point, st.integers(), inner)
+    ),
+    max_leaves=8,
+)
+
+
+def _shown(value: Any) -> Any:
+    """Return a form in which values are equal if keys treat them alike, with signs of zeros."""
+    if isinstance(value, list | tuple):
+        return type(value).__name__, tuple(map(_shown, value))
+    if isinstance(value, dict):
+        return "dict", frozenset((_shown(key), _shown(each)) for key, each in value.items())
+    if isinstance(value, set):
+        return "set", frozenset(map(_shown, value))
+    if isinstance(value, Point):
+        return "Point", _shown(value.x), _shown(value.y)
+    return type(value).__name__, repr(value)
+
+
+@hypothesis_settings(suppress_health_check=OPEN, deadline=None, max_examples=60)
+@given(VALUES, VALUES)
+def test_values_have_the_same_key_when_they_are_the_same(keys: Keys, one: Any, other: Any) -> None:
+    first, second = twice(keys, one, other)
+    assert (first == second) == (_shown(one) == _shown(other))
+    assert twice(keys, one, pickle.loads(pickle.dumps(one))) == (first, first)
+
+
+def test_a_place_in_the_arguments_counts(keys: Keys) -> None:
+    given = key_of(keys, work, 1, 2).digest
+    assert key_of(keys, work, 2, 1).digest != given
+    assert key_of(keys, work, (1, 2)).digest != given
+    assert key_of(keys, work, 1, kwargs={"b": 2}).digest != given
+    odd = {"kwargs": {"1": 3}}
+    assert key_of(keys, work, 1, **odd).digest != key_of(keys, work, 2, **odd).digest
+    named = key_of(keys, work, kwargs={"a": 1, "b": 2}).digest
+    assert key_of(keys, work, kwargs={"b": 2, "a": 1}).digest == named
+
+
+def test_a_value_that_changes_while_it_is_read_is_reported(keys: Keys) -> None:
+    class Growing(dict[str, int]):
+        def __reduce_ex__(self, _: Any) -> Any:
+            return dict, (), None, None, self.grow()
+
+        def grow(self) -> Iterator[Any]:
+            for key in self:
+                self[key + "a"] = 1
+                yield key, 1
+
+    with pytest.raises(UnhashableError, match="changed size"):
+        key_of(keys, work, Growing(a=1))
+
+
+def test_the_code_of_a_class_counts_where_an_argument_is_of_it(keys: Keys) -> None:
+    def made(n: int) -> Any:
+        class Local:
+            def get(self) -> int:
+                return n
+
+        return Local()
+
+    one, other = twice(keys, made(1), made(2))
+    assert one != other
+    assert twice(keys, made(1), made(1)) == (one, one)
+
+
+def test_the_state_of_a_method_s_object_counts_each_time(keys: Keys) -> None:
+    model = Kept(n=1)
+    model.__dict__["run"] = types.MethodType(work, model)
+
+    def digest() -> bytes:
+        return key_of(keys, types.MethodType(work, model)).digest
+
+    del model.__dict__["run"]
+    first = digest()
+    model.__dict__["n"] = 2
+    assert digest() != first
+    model.__dict__["n"] = 1
+    assert digest() == first

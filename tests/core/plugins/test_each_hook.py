@@ -1,0 +1,195 @@
+"""Each hook, implemented by a distribution that is installed, does its part in a real run.
+
+The tests are named for the hooks; a test of the documentation holds that none is missing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Coroutine
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from rhapsody import BackendRegistry, LocalExecutionBackend, NoopExecutionBackend, WorkflowEngine
+from rhapsody.backends.noop import DUMMY_OUTPUT
+from rhapsody.cli import main
+from rhapsody.plugins import manager
+from tests._support.distributions import BACKEND, declaration, install, unique
+
+
+@pytest.fixture
+def site(site: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(manager, "_reported", set())
+    return site
+
+
+class Installed:
+    """A plugin of a distribution of its own; `seen` is what its module has collected."""
+
+    def __init__(self, site: Path, source: str) -> None:
+        self._module = unique("each_hook")
+        text = f"from rhapsody import hookimpl\nseen = []\n\n@hookimpl\n{source}"
+        install(site, "each-hook", plugins={"x": self._module}, modules={self._module: text})
+
+    @property
+    def module(self) -> ModuleType:
+        return sys.modules[self._module]
+
+    @property
+    def seen(self) -> list[Any]:
+        found: list[Any] = self.module.seen
+        return found
+
+
+def run(work: Coroutine[Any, Any, Any]) -> Any:
+    async def limited() -> Any:
+        async with asyncio.timeout(30):
+            return await work
+
+    return asyncio.run(limited())
+
+
+async def squares(*numbers: int, **settings: Any) -> list[Any]:
+    """A small workflow: the squares, and the uid of its engine first."""
+    async with WorkflowEngine.create(NoopExecutionBackend(), **settings) as flow:
+        square = flow.function_task(name="square")(lambda x: x * x)
+        return [flow.uid, *await asyncio.gather(*(square(number) for number in numbers))]
+
+
+def test_rhapsody_backends_declares_a_backend_that_tasks_then_run_on(site: Path) -> None:
+    light, heavy = unique("light"), unique("heavy")
+    install(
+        site,
+        "each-hook",
+        backends={"declared": light},
+        modules={
+            light: declaration(f"name='declared', import_path='{heavy}:Backend'"),
+            heavy: BACKEND.format(name="declared"),
+        },
+    )
+
+    async def workflow() -> Any:
+        async with WorkflowEngine.create("declared") as flow:
+            return await flow.function_task(lambda: "not called")()
+
+    assert BackendRegistry.describe("declared").distribution == "each-hook"
+    assert run(workflow()) == "ran"
+
+
+def test_rhapsody_workflow_started_is_called_once_for_each_engine(site: Path) -> None:
+    plugin = Installed(site, "def rhapsody_workflow_started(engine): seen.append(engine.uid)")
+    uids = [run(squares(1, 2))[0], run(squares())[0]]
+    assert plugin.seen == uids
+
+
+def test_rhapsody_workflow_finished_is_called_once_with_the_summary(site: Path) -> None:
+    plugin = Installed(
+        site, "def rhapsody_workflow_finished(engine, summary): seen.append((engine.uid, summary))"
+    )
+    uid = run(squares(1, 2, 3))[0]
+    ((seen, summary),) = plugin.seen
+    assert seen == summary.uid == uid
+    assert summary.stats.done == 3
+    assert summary.still_running == ()
+    assert summary.seconds >= 0
+
+
+def test_rhapsody_task_events_tells_each_state_of_each_task_in_order(site: Path) -> None:
+    plugin = Installed(site, "def rhapsody_task_events(events): seen.extend(events)")
+    run(squares(1, 2))
+    for uid in ("task.000001", "task.000002"):
+        told = [str(event.state) for event in plugin.seen if event.uid == uid]
+        assert told == ["PENDING", "SUBMITTED", "DONE"]
+    assert {event.name for event in plugin.seen} == {"square"}
+
+
+def test_rhapsody_task_events_comes_in_batches_also_for_a_fan(site: Path) -> None:
+    plugin = Installed(site, "def rhapsody_task_events(events): seen.append(list(events))")
+    run(squares(*range(2000)))
+    states = [event.state for batch in plugin.seen for event in batch]
+    assert len(states) == 3 * 2000
+    assert len(plugin.seen) < 50
+    numbers = [event.uid for batch in plugin.seen for event in batch if event.state == "DONE"]
+    assert numbers == sorted(numbers)
+
+
+def test_rhapsody_prepare_task_changes_what_is_run(site: Path) -> None:
+    Installed(site, "def rhapsody_prepare_task(task): task['args'] = (task['args'][0] + 1,)")
+
+    async def workflow() -> Any:
+        async with WorkflowEngine.create(LocalExecutionBackend()) as flow:
+            return await flow.function_task(lambda x: x * x)(2)
+
+    assert run(workflow()) == 9
+
+
+def test_rhapsody_select_backend_sends_a_task_elsewhere_unless_it_names_a_backend(
+    site: Path,
+) -> None:
+    plugin = Installed(
+        site,
+        "def rhapsody_select_backend(task, candidates):\n"
+        "    seen.append((task['name'], candidates))\n    return 'noop'\n",
+    )
+
+    async def workflow() -> list[Any]:
+        backends = [LocalExecutionBackend(), NoopExecutionBackend()]
+        async with WorkflowEngine.create(backends) as flow:
+            free = flow.function_task(name="free")(lambda: "ran")
+            bound = flow.function_task(name="bound", backend="local")(lambda: "ran")
+            return [await free(), await bound()]
+
+    assert run(workflow()) == [DUMMY_OUTPUT, "ran"]
+    assert plugin.seen == [("free", ("local", "noop"))]
+
+
+def test_rhapsody_lookup_results_takes_the_place_of_running(site: Path) -> None:
+    plugin = Installed(
+        site,
+        "def rhapsody_lookup_results(tasks):\n"
+        "    from rhapsody.plugins.specs import Recorded\n"
+        "    seen.append(len(tasks))\n"
+        "    return [Recorded(None) if task['args'] == (1,) else None for task in tasks]\n",
+    )
+    assert run(squares(1, 2))[1:] == [None, DUMMY_OUTPUT]
+    assert sum(plugin.seen) == 2
+
+
+def test_rhapsody_record_results_gets_a_result_before_its_future_is_set(site: Path) -> None:
+    plugin = Installed(
+        site,
+        "async def rhapsody_record_results(records):\n"
+        "    import asyncio\n"
+        "    await asyncio.sleep(0)\n"
+        "    seen.extend((record.uid, record.value, list(order)) for record in records)\n"
+        "order = []\n",
+    )
+
+    async def workflow() -> None:
+        async with WorkflowEngine.create(NoopExecutionBackend()) as flow:
+            await flow.function_task(lambda: 1)()
+            plugin.module.order.append("future")
+
+    run(workflow())
+    assert plugin.seen == [("task.000001", DUMMY_OUTPUT, [])]
+
+
+def test_rhapsody_commands_adds_a_command_with_arguments_help_and_exit_code(
+    site: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Installed(
+        site,
+        "def rhapsody_commands(cli):\n"
+        "    cli.add_command('count', 'counts words', configure, run)\n\n"
+        "def configure(parser): parser.add_argument('words', nargs='*')\n\n"
+        "def run(arguments):\n    print(len(arguments.words))\n    return 7\n",
+    )
+    assert main(["count", "a", "b"]) == 7
+    assert capsys.readouterr().out == "2\n"
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    assert "counts words" in capsys.readouterr().out

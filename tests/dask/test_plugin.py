@@ -1,0 +1,158 @@
+"""Tests of the messages of the scheduler plugin about tasks and workers, without a cluster."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from rhapsody_dask.shipping import WAITS, SchedulerSetup
+from rhapsody_dask.worker.site import Notes, notes_of
+
+pytestmark = pytest.mark.asyncio
+
+ADDRESS = "tls://127.0.0.1:4711"
+TOPIC = "rhapsody.session"
+
+
+class Scheduler(SimpleNamespace):
+    """As much of Dask's scheduler as is looked at, and a note of what was published."""
+
+    def __init__(self, *tasks: Task) -> None:
+        super().__init__(tasks={task.key: task for task in tasks}, published=[])
+
+    def log_event(self, topic: str, message: Any) -> None:
+        assert topic == TOPIC
+        self.published.append(message)
+
+    def stimulus_retry(self, keys: list[str]) -> None:
+        for key in keys:
+            self.tasks[key].state = "waiting"
+            for task in self.tasks[key].dependents:
+                task.state = "waiting"
+
+
+class Task:
+    """As much of a task in Dask's scheduler as is looked at."""
+
+    def __init__(self, key: str, state: str, *dependencies: Task) -> None:
+        self.key = key
+        self.state = state
+        self.suspicious = 0
+        self.exception_blame: Task | None = None
+        self.dependents: set[Task] = set()
+        for dependency in dependencies:
+            dependency.dependents.add(self)
+
+
+class Cargo:
+    """Code that is there already."""
+
+    def unpack(self, user: str) -> None:
+        pass
+
+
+async def _plugin(scheduler: Scheduler, notes: Path | None = None) -> SchedulerSetup:
+    cargo: Any = Cargo()
+    plugin = SchedulerSetup(cargo, "session", None, None if notes is None else str(notes))
+    await plugin.start(scheduler)
+    return plugin
+
+
+async def test_what_becomes_of_tasks_is_published_once_for_each_turn() -> None:
+    scheduler = Scheduler()
+    plugin = await _plugin(scheduler)
+    transition = plugin.transition
+    transition(
+        "f-session-1", "processing", "memory", typename="rhapsody_dask.worker.messages.Returned"
+    )
+    transition(
+        "f-session-2", "processing", "memory", typename="rhapsody_dask.worker.messages.Reply"
+    )
+    transition("f-session-3", "processing", "erred", stimulus_id="x")
+    transition("f-session-4", "waiting", "processing")
+    transition("f-session-5", "processing", "forgotten")
+    transition("f-session-1", "memory", "released")
+    transition("f-session-2", "memory", "forgotten")
+    transition("f-another-1", "processing", "memory")
+    transition(("array", 1), "processing", "memory")
+    assert not scheduler.published
+    await asyncio.sleep(0)
+    assert scheduler.published == [
+        {
+            "tasks": [
+                ("f-session-1", "returned"),
+                ("f-session-2", "replied"),
+                ("f-session-3", "erred"),
+                ("f-session-5", "dropped"),
+                ("f-session-1", "lost"),
+            ]
+        }
+    ]
+
+
+async def test_a_lost_worker_is_reported_after_its_tasks() -> None:
+    scheduler = Scheduler()
+    plugin = await _plugin(scheduler)
+    plugin.transition("f-session-1", "processing", "erred")
+    plugin.remove_worker(scheduler, ADDRESS)
+    await asyncio.sleep(0)
+    assert scheduler.published == [{"tasks": [("f-session-1", "erred")]}, {"removed": ADDRESS}]
+
+
+async def test_what_dask_leaves_waiting_for_a_task_that_it_gave_up_is_stuck() -> None:
+    killer = Task("killer", "erred")
+    lost = Task("lost", "released", killer)
+    waits = Task("waits", "waiting", lost)
+    well = Task("well", "waiting", Task("runs", "processing"))
+    scheduler = Scheduler(killer, lost, waits, well)
+    plugin = await _plugin(scheduler)
+    plugin.remove_worker(scheduler, ADDRESS)
+    assert scheduler.published == [
+        {"tasks": [("lost", "stuck"), ("waits", "stuck")]},
+        {"removed": ADDRESS},
+    ]
+
+
+def _killed(key: str, *dependencies: Task, times: int = 1) -> Task:
+    """Return a task that Dask gave up because its worker was killed."""
+    task = Task(key, "erred", *dependencies)
+    task.suspicious, task.exception_blame = times, task
+    return task
+
+
+async def test_only_what_a_killed_worker_had_not_started_runs_again(tmp_path: Path) -> None:
+    notes = Notes(notes_of(str(tmp_path), ADDRESS))
+    notes.remove(notes.add("ended"))
+    notes.add("started")
+    started, waited = _killed("f-session-started"), _killed("f-session-waited")
+    ended, often = _killed("f-session-ended"), _killed("f-session-often", times=WAITS + 1)
+    needs = Task("f-session-needs", "erred", waited)
+    raised = Task("f-session-raised", "erred")
+    scheduler = Scheduler(started, waited, ended, often, needs, raised)
+    plugin = await _plugin(scheduler, tmp_path)
+    for key in scheduler.tasks:
+        plugin.transition(key, "processing", "erred")
+    plugin.remove_worker(scheduler, ADDRESS)
+    again = {key for key, task in scheduler.tasks.items() if task.state == "waiting"}
+    assert again == {waited.key, ended.key, needs.key}
+    published, removed = scheduler.published
+    erred = [(task.key, "erred") for task in (started, often, raised)]
+    repeated = [(task.key, "repeated") for task in (waited, ended)]
+    assert sorted(published["tasks"]) == sorted(erred + repeated)
+    assert removed == {"removed": ADDRESS}
+    assert not os.listdir(tmp_path)
+
+
+async def test_what_a_worker_without_notes_had_was_not_started(tmp_path: Path) -> None:
+    waited = _killed("f-session-waited")
+    scheduler = Scheduler(waited)
+    plugin = await _plugin(scheduler, tmp_path)
+    plugin.transition(waited.key, "processing", "erred")
+    plugin.remove_worker(scheduler, ADDRESS)
+    assert waited.state == "waiting"
+    assert scheduler.published == [{"tasks": [(waited.key, "repeated")]}, {"removed": ADDRESS}]
