@@ -132,6 +132,7 @@ if RUNNING not in PYTHONS:
 
 # Linters and type checkers disagree between their own versions, so those are held.
 RUFF = "ruff>=0.17.5,<0.18"
+DOCSTRINGS = "DOC201,DOC202,DOC402,DOC403,DOC501"  # preview rules of ruff
 CODESPELL = "codespell>=2.4,<3"
 MYPY = "mypy>=2.4,<2.5"
 PYRIGHT = "pyright[nodejs]>=1.1.414,<1.2"
@@ -202,9 +203,10 @@ def run_tests(
 
 @nox.session
 def lint(session: nox.Session) -> None:
-    """Check the style: ruff's rules and its formatting."""
+    """Check the style: ruff's rules, its formatting, and the sections of docstrings."""
     session.install(RUFF)
     session.run("ruff", "check", ".")
+    session.run("ruff", "check", "--preview", "--select", DOCSTRINGS, "packages")
     session.run("ruff", "format", "--check", ".")
 
 
@@ -215,7 +217,7 @@ def prose(session: nox.Session) -> None:
     session.run("python", ".ci/prose.py")
     session.run("python", "tests/messages/collect.py", "--check")
     files = session.run("git", "ls-files", "*.md", "*.py", "*.toml", silent=True, external=True)
-    session.run("codespell", *str(files).split())
+    session.run("codespell", *str(files).split(), log=False)
 
 
 @nox.session

@@ -95,6 +95,9 @@ def eager_task(
     """Make a task of a coroutine, which runs to its first wait before this returns.
 
     Python 3.11 has no eager tasks: there it begins in the loop's next turn.
+
+    Returns:
+        The asyncio task.
     """
     loop = asyncio.get_running_loop()
     if sys.version_info >= (3, 12):
@@ -111,6 +114,12 @@ def resumed(
     Args:
         steps: Its `__await__()`, or a coroutine, after that step.
         waits_for: What the step gave.
+
+    Returns:
+        The result of the awaitable.
+
+    Yields:
+        What the awaitable waits for.
     """
     try:
         while True:

@@ -77,6 +77,9 @@ class OlderNames(ABC):
             func: The function, synchronous or a coroutine function.
             *args: Its arguments.
             **kwargs: Its keyword arguments.
+
+        Raises:
+            asyncio.CancelledError: This call was cancelled.
         """
 
         def settle(block: asyncio.Future[Any]) -> None:

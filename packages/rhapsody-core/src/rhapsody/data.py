@@ -47,10 +47,14 @@ def plain_name(name: str) -> str:
 def make_sandbox(sandbox: str | os.PathLike[str]) -> str:
     """Create a sandbox directory, private to the user, unless it exists.
 
+    Returns:
+        The path.
+
     Raises:
         DataError: The path is not a directory, for example a link, or another user's directory that
             others may write to.
         OSError: It cannot be created.
+        FileNotFoundError: The path is a dangling link.
     """
     path = os.path.abspath(sandbox)
     for tries_left in (2, 1, 0):

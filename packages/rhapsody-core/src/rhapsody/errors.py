@@ -85,6 +85,9 @@ class DependencyFailureError(RhapsodyError, RuntimeError):
         """Set the exception of the direct dependency as the cause, and return this error.
 
         Printing a chain of causes is recursive: one of a hundred thousand overflows the stack.
+
+        Returns:
+            This error.
         """
         if isinstance(cause, DependencyFailureError):
             self._depth = cause._depth + 1

@@ -109,6 +109,9 @@ def format_error(error: BaseException, trace: TracebackType | None = None) -> st
     Args:
         error: The exception.
         trace: Its traceback, if it is not the exception's own.
+
+    Returns:
+        The text, in several lines.
     """
     trace = trace or error.__traceback__
     whole = traceback.TracebackException(type(error), error, trace, compact=True)

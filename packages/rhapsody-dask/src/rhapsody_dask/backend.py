@@ -234,6 +234,7 @@ class DaskExecutionBackend(ManagedBackend):
 
         Raises:
             BackendUnavailableError: It is not; a `RuntimeError` as well before the start.
+            NotStartedError: It has not been started.
         """
         if self._loss is not None:
             raise BackendUnavailableError(
@@ -295,7 +296,7 @@ class DaskExecutionBackend(ManagedBackend):
 
         Raises:
             ReferenceLostError: The value of one of them is not available any more.
-        """
+        """  # noqa: DOC501 - a ReferenceLostError
         for uid in call.task.get("references", ()):
             other = self.open_tasks.get(uid) or self._results.held(uid)
             if other is None or other.cancelled or other.error is not None:
@@ -444,6 +445,9 @@ class DaskExecutionBackend(ManagedBackend):
         The terminal state follows when Dask or the worker has answered. A running function
         continues, and its result is dropped.
 
+        Returns:
+            True if the task was known and had not ended.
+
         Raises:
             BackendUnavailableError: The backend has not been started.
         """
@@ -456,6 +460,9 @@ class DaskExecutionBackend(ManagedBackend):
 
     async def cancel_all_tasks(self) -> int:
         """Cancel every open task, and return their number.
+
+        Returns:
+            The number of tasks that were cancelled.
 
         Raises:
             BackendUnavailableError: The backend has not been started.

@@ -109,6 +109,9 @@ class Connection:
     async def open(self) -> Any:
         """Connect.
 
+        Returns:
+            The client.
+
         Raises:
             BackendUnavailableError: The scheduler does not answer, or a version does not match.
         """

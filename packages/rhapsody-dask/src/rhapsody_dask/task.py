@@ -578,6 +578,9 @@ class Submission:
     async def pack(self, call: Call, batch: Batch) -> Ready:
         """Pack one task.
 
+        Returns:
+            The packed task.
+
         Raises:
             Exception: The task cannot run on this backend or cannot be pickled.
         """

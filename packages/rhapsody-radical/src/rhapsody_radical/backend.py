@@ -172,6 +172,7 @@ class RadicalExecutionBackend(ManagedBackend):
         Raises:
             PilotException: RADICAL-Pilot cannot; the text has its reason.
             SystemExit: `KeyboardInterrupt` or `SystemExit` came; the text has the session's path.
+            asyncio.CancelledError: The start was cancelled.
         """
         self._loop = asyncio.get_running_loop()
         self._commands = Worker("rhapsody-radical-commands")
@@ -246,6 +247,9 @@ class RadicalExecutionBackend(ManagedBackend):
         Args:
             f: The function; it is sent by cloudpickle.
             args: Its further arguments.
+
+        Returns:
+            The function's result.
 
         Raises:
             TypeError: The call or its result cannot be pickled.
@@ -360,6 +364,7 @@ class RadicalExecutionBackend(ManagedBackend):
         Raises:
             RuntimeError: RAPTOR is switched off.
             ValueError: It is a service.
+            ServiceFunctionError: It is a service.
         """
         if task["is_service"]:
             raise functions.ServiceFunctionError(

@@ -149,6 +149,9 @@ def store(data: bytes, buffers: list[memoryview], directory: str | None, name: s
 
     Returns:
         The file's path, or the pickle itself; `load` takes either.
+
+    Raises:
+        OSError: The file cannot be written.
     """
     if directory is None or (not buffers and len(data) <= LARGE):
         return data

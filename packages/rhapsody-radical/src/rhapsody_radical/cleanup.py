@@ -347,6 +347,9 @@ def _settle(path: Path, *, certain: bool = False) -> bool:
 
     Because a note causes processes to be ended, one that others could have written is ignored, and
     notes contain no process ids.
+
+    Returns:
+        True if the session was ended, or its note can be removed.
     """
     try:
         file = os.open(path, _FLAGS)
@@ -404,6 +407,9 @@ def _end_noted(path: Path, note: dict[str, Any], *, quietly: bool) -> bool:
 
 def _read(file: int, path: Path) -> dict[str, Any]:
     """Read a note.
+
+    Returns:
+        The note.
 
     Raises:
         ValueError: It is malformed.

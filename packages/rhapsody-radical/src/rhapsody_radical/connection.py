@@ -190,6 +190,9 @@ class Connection:
             settings: Further settings for the client.
             verbose: Whether RADICAL-Pilot reports on standard error.
 
+        Returns:
+            The client's answer.
+
         Raises:
             PilotException: The session cannot be started; the text contains the reason.
         """

@@ -368,6 +368,9 @@ def checked_settings(
         cores: Cores for RAPTOR's worker.
         enabled: Whether RAPTOR may be used.
 
+    Returns:
+        The configuration, `None` if the user gave none.
+
     Raises:
         TypeError: The configuration is malformed.
         ValueError: A value is invalid.

@@ -59,6 +59,9 @@ def pack(
             `None` where there is no such place. `forget` removes them.
         batch: What the calls that are packed with this one share.
 
+    Returns:
+        The values of the message.
+
     Raises:
         TypeError: Something of the call cannot be pickled; it says what.
     """
@@ -283,6 +286,9 @@ def call_words(
         task: The task.
         directory: The directory for large values; `None`: none.
         batch: Data that is shared by tasks that are submitted together.
+
+    Raises:
+        CapabilityError: A setting cannot be used with RAPTOR.
     """
     settings = task_settings(task)
     capture = task.get("capture", True)

@@ -78,6 +78,9 @@ def explicit(
 ) -> dict[str, Any]:
     """Append the staging directive for one file to the target's `input_staging`, and return it.
 
+    Returns:
+        The directive.
+
     Raises:
         ValueError: Neither a name nor a path is given, or no source for a name.
         DataError: The name could leave the sandbox.

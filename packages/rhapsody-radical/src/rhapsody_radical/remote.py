@@ -178,6 +178,9 @@ class Remotes:
     def request(self, target: Ref | None, method: str, packed: bytes) -> Future[Any]:
         """Call a method in the client, or a function if there is no target.
 
+        Returns:
+            The future of the result.
+
         Raises:
             RuntimeError: The current thread is the reader, which would wait for itself.
         """

@@ -278,6 +278,9 @@ def place(task: TaskDescription, words: dict[str, Any], pilot: Pilot) -> bool:
 
     Returns:
         True if the sandbox is the backend's own, neither the engine's nor one that the user named.
+
+    Raises:
+        DataError: The sandbox cannot be used by the pilot.
     """
     below = os.path.join(pilot.sandbox, task["uid"])
     wanted = task.get("sandbox")

@@ -231,6 +231,9 @@ class Worker:
     def submit(self, function: Callable[[], Any]) -> Future[Any]:
         """Call a function on the thread; the returned future receives its result.
 
+        Returns:
+            The future of the result.
+
         Raises:
             RuntimeError: The thread was ended.
         """

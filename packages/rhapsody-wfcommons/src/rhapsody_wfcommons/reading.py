@@ -32,6 +32,9 @@ def read(path: str | os.PathLike[str]) -> Instance:
 
     File sizes of versions before 1.4 are taken as bytes, as WfCommons does when it converts them.
 
+    Returns:
+        The instance.
+
     Raises:
         InstanceError: It is malformed. The message has the file, the place in it, the value, and
             what is accepted.
@@ -42,6 +45,9 @@ def read(path: str | os.PathLike[str]) -> Instance:
 
 def loads(text: str) -> Instance:
     """Read an instance from the text of its file, as `read` does.
+
+    Returns:
+        The instance.
 
     Raises:
         InstanceError: It is malformed.

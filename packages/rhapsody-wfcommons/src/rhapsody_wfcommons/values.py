@@ -105,6 +105,9 @@ class Value:
         """Iterate over a list: this value, or the first of these members.
 
         A missing member counts as an empty list.
+
+        Yields:
+            The members of the list.
         """
         found = self.get(*names) if names else self
         if found is None:

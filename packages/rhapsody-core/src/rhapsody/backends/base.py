@@ -365,7 +365,7 @@ class ManagedBackend(BaseExecutionBackend):
 
         Raises:
             Exception: Fails the task with this exception.
-        """
+        """  # noqa: DOC202, DOC501 - subclasses implement it
         raise BackendError(f"{type(self).__name__} implements neither run_task nor submit_tasks")
 
     # Starting and stopping.
@@ -681,6 +681,9 @@ def _completed(
 
     Returns:
         The valid ones, and the others with their errors.
+
+    Raises:
+        TypeError: The batch is not a list of dicts.
     """
     valid: list[TaskDescription] = []
     problems: list[tuple[TaskDescription, Exception]] = []

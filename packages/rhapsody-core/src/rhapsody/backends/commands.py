@@ -210,6 +210,9 @@ class CommandBackend(SharedSandboxes, ManagedBackend):
 async def run_command(*words: str) -> str:
     """Run a command of the system, and return its standard output. A cancellation kills it.
 
+    Returns:
+        Its standard output as text.
+
     Raises:
         BackendError: It cannot be started, or fails; the message contains its standard error.
     """

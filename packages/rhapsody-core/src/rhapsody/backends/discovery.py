@@ -394,7 +394,7 @@ def _spec(key: str, entry: PluginEntry) -> BackendSpec:
 
     Raises:
         UnusableError: The plugin cannot be loaded, or its declaration is invalid.
-    """
+    """  # noqa: DOC501 - caught here
     upgrade = f"pip install --upgrade {entry.distribution}"
     try:
         plugin = load(entry)
@@ -597,6 +597,9 @@ def check_backend_class(cls: object, source: str) -> type[BaseExecutionBackend]:
         cls: The class.
         source: Its origin, for messages.
 
+    Returns:
+        The class.
+
     Raises:
         TypeError: It is not a subclass of `BaseExecutionBackend`, is abstract, or has a method or
             attribute that the engine cannot use.
@@ -665,6 +668,9 @@ def backend_from_options(name: str, options: Iterable[str]) -> BaseExecutionBack
         options: Texts such as `cores=2`. A key that the backend's class has no keyword for goes
             into its `resources`. The last value of a key counts.
 
+    Returns:
+        The backend, not started.
+
     Raises:
         UsageError: There is no such backend, or it does not take a setting.
     """
@@ -701,6 +707,9 @@ def _value(text: str, option: str) -> Any:
 
 def make_backend(name: str, options: dict[str, Any]) -> BaseExecutionBackend:
     """Make a backend with settings that were parsed, see `backend_from_options`.
+
+    Returns:
+        The backend, not started.
 
     Raises:
         UsageError: There is no such backend, or it does not take a setting.

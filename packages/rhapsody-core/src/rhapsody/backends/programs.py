@@ -142,6 +142,9 @@ def looks_secret(name: str) -> bool:
 def write_script(task: TaskDescription) -> str:
     """Write the script that runs a task, and return its path.
 
+    Returns:
+        The path of the script.
+
     Raises:
         OSError: It cannot be written, or the task's `cwd` does not exist.
     """
@@ -171,6 +174,9 @@ def write_again(task: TaskDescription) -> str:
 
     It sets the task's environment and thread counts, and only the user can read it. Variables with
     the names of secrets and the GPUs must be set by the user.
+
+    Returns:
+        The path of the script.
 
     Raises:
         OSError: It cannot be written, or the task has left a file of that name.

@@ -85,6 +85,9 @@ class Commands:
     def run(self, arguments: Sequence[str]) -> int:
         """Run the command that the arguments name.
 
+        Returns:
+            The exit code.
+
         Raises:
             UsageError: There is no such command.
             SystemExit: argparse has written help, or an error.

@@ -25,6 +25,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Print the table, or the capabilities of one backend.
 
+    Returns:
+        The exit code.
+
     Raises:
         UsageError: There is no backend of that name.
     """

@@ -34,6 +34,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Remove the directories, and print the size of each.
 
+    Returns:
+        The exit code.
+
     Raises:
         UsageError: The age or the directory is invalid.
     """

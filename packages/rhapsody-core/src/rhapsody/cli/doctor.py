@@ -95,6 +95,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Print the report; fail if something is broken.
 
+    Returns:
+        The exit code.
+
     Raises:
         UsageError: The backend to start, or a setting of it, is invalid.
     """

@@ -36,6 +36,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Do what the arguments name.
 
+    Returns:
+        The exit code.
+
     Raises:
         UsageError: There is no journal, or an argument is missing or invalid.
     """

@@ -101,6 +101,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Run the workflow.
 
+    Returns:
+        The exit code.
+
     Raises:
         UsageError: The script, the function, the backend or an option is invalid, or the script
             or an import of it does not exist or has a syntax error.

@@ -68,6 +68,9 @@ class Program:
     def workflow(self) -> Main:
         """Import it, and return the function that is called with an engine.
 
+        Returns:
+            The function.
+
         Raises:
             UsageError: There is none, or it cannot be called with an engine.
             Exception: Any error of the program.
@@ -80,6 +83,7 @@ class Program:
 
         Raises:
             BaseException: Any error of the program.
+            UsageError: It cannot be read, or is not Python code.
         """
         if self.spec is None:
             runpy.run_path(self.path, run_name="__main__")
@@ -97,6 +101,9 @@ def find(script: str | None, module: str | None, arguments: Iterable[str]) -> Pr
         script: `SCRIPT[:FUNC]`, or `None`.
         module: `MODULE[:FUNC]`, or `None`.
         arguments: Its `sys.argv[1:]`.
+
+    Returns:
+        The program.
 
     Raises:
         UsageError: There is no such file or module.
@@ -140,6 +147,9 @@ def find_module(target: str) -> Program:
 
     The current directory comes first on `sys.path`; a package is its `__main__`.
 
+    Returns:
+        The program.
+
     Raises:
         UsageError: There is none.
         Exception: Any error of its package when it is imported.
@@ -167,9 +177,12 @@ def find_module(target: str) -> Program:
 def _spec(module: str) -> ModuleSpec:
     """Find a module, and import the packages that contain it.
 
+    Returns:
+        The module's spec.
+
     Raises:
         UsageError: It or one of its packages does not exist, or a package cannot be imported.
-    """
+    """  # noqa: DOC501 - a UsageError
     spec, missing = None, module
     try:
         spec = find_spec(module)

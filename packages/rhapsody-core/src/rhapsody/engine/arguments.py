@@ -118,6 +118,9 @@ class ArgumentScan:
 def search(args: tuple[Any, ...], kwargs: dict[str, Any] | None) -> ArgumentScan | None:
     """Find futures and files in a call's arguments; return None if there are none.
 
+    Returns:
+        The futures and files with their places, `None` if there are none.
+
     Raises:
         TypeError: A future is a key of a dict, or in a container that is not searched.
         ValueError: A container holds itself, or they are nested too deeply.
@@ -213,6 +216,9 @@ def _require_no_future(value: Any, outer: Any) -> None:
     """Raise if a future is in a container that is not searched, or one level below.
 
     Types are checked first, at the speed of C, and objects only if that is not enough.
+
+    Raises:
+        TypeError: There is one; the message says where.
     """
     kinds = set(map(type, _items(value)))
     if PLAIN.issuperset(kinds):

@@ -154,11 +154,14 @@ async def attach(
         stager: The engine's files, where backends that are started here keep theirs.
         owned: Filled with the backends that this call starts, for `shut_down`.
 
+    Returns:
+        The backends by their names in the engine.
+
     Raises:
         TypeError: Something is not a backend.
         ValueError: A name is not registered, or two backends have the same one.
         WouldRunError: A dry run with a backend that runs tasks.
-    """
+    """  # noqa: DOC501 - a TypeError
     dry_run, given = options.dry_run, _given(options.backend, options.backends)
     if not given:
         if options.backend is not None or options.backends is not None:

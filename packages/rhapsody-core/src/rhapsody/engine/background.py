@@ -87,6 +87,9 @@ class Background:
             coroutine: The coroutine.
             name: Its task's name.
             at_once: Run it to its first wait before returning.
+
+        Returns:
+            The asyncio task.
         """
         create = eager_task if at_once else self.loop.create_task
         task: asyncio.Task[T] = create(coroutine, name=name, context=self._context.copy())

@@ -90,6 +90,7 @@ def wait(future: asyncio.Future[T], timeout: float | str | None = None) -> T:
         TimeoutError: The future was not done in time.
         asyncio.CancelledError: The future was cancelled, or the block that waits.
         BaseException: The future's own exception.
+        TypeError: The argument is not a future.
     """
     task = running_task()
     if task is not None and enclosing_block.get() is None:

@@ -256,6 +256,9 @@ class WorkflowEngine(OlderNames):
             function: The function to decorate.
             **settings: See `rhapsody.TaskSettings`.
 
+        Returns:
+            The decorated function, or a decorator if only settings are given.
+
         Raises:
             TypeError: Not callable, an unknown setting, or one of the wrong type.
             ValueError: A setting out of range.
@@ -281,6 +284,9 @@ class WorkflowEngine(OlderNames):
         Args:
             function: The function to decorate.
             **settings: See `rhapsody.TaskSettings`.
+
+        Returns:
+            The decorated function, or a decorator if only settings are given.
 
         Raises:
             TypeError: Not callable, an unknown setting, or one of the wrong type.
@@ -311,6 +317,9 @@ class WorkflowEngine(OlderNames):
             function: The function to decorate.
             **settings: `name` and `after`, see `rhapsody.TaskSettings`.
 
+        Returns:
+            The decorated function, or a decorator if only settings are given.
+
         Raises:
             TypeError: Not callable, or an unknown setting.
         """
@@ -336,6 +345,9 @@ class WorkflowEngine(OlderNames):
 
         Returns:
             The futures in order, submitted as one batch.
+
+        Raises:
+            TypeError: There is no iterable, or the task does not return a future.
         """
         if not iterables:
             raise TypeError("map() needs at least one iterable of arguments")
@@ -391,6 +403,9 @@ class WorkflowEngine(OlderNames):
 
         Returns:
             A context manager for `async with`, whose value is the whole label.
+
+        Raises:
+            TypeError: The name is not a string, or is empty.
         """
         if not isinstance(name, str) or not name:
             raise TypeError(f"scope() takes a non-empty string, got {name!r}")
@@ -841,6 +856,9 @@ class _Scope(AbstractAsyncContextManager[str]):
 
 def _call(caller: str, task: Callable[..., Any], *arguments: Any) -> TaskFuture[Any]:
     """Call the task that a user passed to `map` or `imap`.
+
+    Returns:
+        The future.
 
     Raises:
         TypeError: It does not return a future.

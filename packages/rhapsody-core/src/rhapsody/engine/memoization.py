@@ -73,6 +73,9 @@ class Memoization:
         """Start looking a task up; return False if it need not be.
 
         After the lookup it has its result, or is queued again.
+
+        Returns:
+            True if a lookup was started.
         """
         settings = record.task.settings
         if not self._hooks.lookup_results or settings.service or not settings.cache:

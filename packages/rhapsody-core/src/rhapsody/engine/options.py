@@ -281,6 +281,9 @@ class EngineOptions:
     def of(cls, given: Mapping[str, Any]) -> EngineOptions:
         """Check options and fill in defaults.
 
+        Returns:
+            The checked options.
+
         Raises:
             TypeError: A value is of the wrong type.
             ValueError: A value is out of range, or two options contradict each other.
@@ -369,6 +372,9 @@ def takes_options(create: Callable[P, R]) -> Callable[P, R]:
     """Fill in the process's defaults in calls of `create`, and the options in its docstring.
 
     Only a decorator can tell arguments that the program passed from defaults of the signature.
+
+    Returns:
+        The function with the defaults.
     """
 
     @wraps(create)

@@ -108,6 +108,9 @@ class TaskSettings(TypedDict, total=False):
 def specific_settings(value: object) -> dict[str, Any]:
     """Check and copy a `task_description` given by the user.
 
+    Returns:
+        A copy of the settings.
+
     Raises:
         TypeError: Not a dict.
     """

@@ -85,6 +85,9 @@ class _Registry:
 
         Args:
             work: The start; undoes what it has done if it is cancelled.
+
+        Returns:
+            The result of the start.
         """
         running = asyncio.ensure_future(work)
         gate = running.get_loop().create_future()  # where the signal's exception is raised

@@ -118,10 +118,14 @@ class Submission:
             specific: Settings in the backend's own words, for this call.
             repeats: The recorded call that this one repeats. Such a call promises nothing new.
 
+        Returns:
+            The future.
+
         Raises:
             RuntimeError: The engine is shut down, or a future in the arguments
                 belongs to another loop or to a block around this call.
             ValueError: A container in the arguments holds itself.
+            asyncio.CancelledError: The block that makes the call was cancelled.
         """
         scheduler, is_block = self._scheduler, task.kind == "block"
         if scheduler.closing:
@@ -232,6 +236,9 @@ class Submission:
 
     def declare(self, settings: Settings) -> Settings:
         """Check the settings of a definition against the engine's backends and named limits.
+
+        Returns:
+            The settings, with an absolute `cwd`.
 
         Raises:
             ValueError: No backend of that name is attached, a limit is known with another

@@ -545,9 +545,13 @@ def _check_prepared(plugin: str, description: TaskDescription) -> None:
 def resources_for(record: TaskRecord, given: Callable[[int], Any]) -> Resources:
     """Asks for what an attempt gets of a task whose resources depend on the attempt's number.
 
+    Returns:
+        The resources.
+
     Raises:
         TypeError: The answer is not a `Resources` or a dict of its fields.
         ValueError: A number in it is out of range.
+        SystemExit: The task's function raised it.
     """
     whose = f"the resources of {record.named()} for attempt {record.attempt}"
     try:

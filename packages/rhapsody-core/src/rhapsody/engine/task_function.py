@@ -111,6 +111,9 @@ class TaskFunction(Generic[P, R]):
         Takes the function's own arguments, futures instead of values, and
         `task_description` with settings in the backend's own words.
 
+        Returns:
+            The future of the result.
+
         Raises:
             TypeError: The arguments do not fit the function, or a future is a dict's key or
                 in a container that is not searched.
@@ -213,6 +216,9 @@ def make_task(
     given: dict[str, Any],
 ) -> TaskFunction[Any, Any]:
     """Check a definition and return its task function.
+
+    Returns:
+        The task function.
 
     Raises:
         TypeError: Not callable, an unknown setting, or a value of the wrong type.
@@ -321,6 +327,9 @@ def file_checker(function: Callable[..., Any], check: Callable[..., None]) -> Ca
     """Extend the check of a call: refuse text for parameters that are annotated as files.
 
     An annotation counts if it names one of these classes and no type of text or path.
+
+    Returns:
+        The extended check.
     """
     try:
         signature = inspect.signature(function)

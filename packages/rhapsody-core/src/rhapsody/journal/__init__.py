@@ -29,6 +29,9 @@ def checked_journal(journal: object, resume: object, largest: object) -> Journal
         resume: As in `WorkflowEngine.create`.
         largest: Its `journal_max_value`.
 
+    Returns:
+        The function that opens the journal, or the journal, or none.
+
     Raises:
         TypeError: An argument is of the wrong type.
         ValueError: It is out of range.

@@ -735,6 +735,9 @@ class CodeFingerprint:
             name: Its name.
             spec: Its spec.
             whole: The module itself, if all its variables count, too.
+
+        Raises:
+            UnhashableError: Its source cannot be read.
         """
         variables = getattr(whole or sys.modules.get(name), "__dict__", {})
         origin = spec.origin if spec is not None and spec.has_location else None

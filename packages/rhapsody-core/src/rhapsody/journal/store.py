@@ -542,6 +542,7 @@ def require_private(path: Path) -> None:
 
     Raises:
         JournalError: The message names the fix.
+        NotYoursError: It belongs to another user.
     """
     try:
         above = os.stat(path.parent)
@@ -671,6 +672,9 @@ class Explained:
 def opened(path: Path) -> Iterator[Reader]:
     """Open a journal for reading.
 
+    Yields:
+        The reader.
+
     Raises:
         JournalError: There is none, or it cannot be read.
     """
@@ -715,6 +719,9 @@ class Reader:
 
     def explain(self, task: str | None = None) -> list[Explained]:
         """Explain what the last run did with tasks: those of a name or uid, or all.
+
+        Returns:
+            The reasons, in the order of the calls.
 
         Raises:
             JournalError: The last run had none such.
@@ -763,6 +770,9 @@ class Reader:
 
         SQLite's own check finds damaged pages; the digest of each recording finds changes that
         leave the pages valid.
+
+        Returns:
+            The descriptions.
         """
         checked = self._database.execute("PRAGMA integrity_check")
         found = [f"the file: {text}" for (text,) in checked if text != "ok"]
@@ -807,6 +817,9 @@ class Earlier:
         """Explain why a task ran: the smallest difference from an unused recording.
 
         The recording is that of the same call, or of a call with equal arguments.
+
+        Returns:
+            The reason, in words.
         """
         if name not in self._names:
             self._names[name] = self._load(name)

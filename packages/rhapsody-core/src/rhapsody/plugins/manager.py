@@ -385,6 +385,9 @@ class EngineHooks:
 
         Returns:
             The result, `None` after an error.
+
+        Raises:
+            KeyboardInterrupt: The implementation was interrupted.
         """
         try:
             return hook.call(**arguments)
@@ -454,6 +457,9 @@ def load(entry: PluginEntry, found: Installed | None = None) -> LoadedPlugin:
         entry: The entry point.
         found: The installation that it belongs to, which keeps the outcome.
 
+    Returns:
+        The plugin.
+
     Raises:
         PluginError: The plugin cannot be used; the message says why.
     """
@@ -501,8 +507,12 @@ def register(plugin: Any, label: str, source: str, seconds: float = 0.0) -> Load
         source: Its origin, for messages about the plugin itself.
         seconds: The duration of its import.
 
+    Returns:
+        The plugin.
+
     Raises:
         PluginError: It implements no hook, or one with wrong arguments.
+        KeyboardInterrupt: The registration was interrupted.
     """
     if isinstance(plugin, type):
         raise PluginError(f"{source}: {plugin!r} is a class; a module or an object is needed")

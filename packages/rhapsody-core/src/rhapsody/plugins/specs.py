@@ -122,6 +122,9 @@ def split_import_path(path: str) -> tuple[str, str]:
     Args:
         path: With a colon, or with dots only; then the last part is the class.
 
+    Returns:
+        The module and the class name.
+
     Raises:
         ValueError: The path is malformed.
     """

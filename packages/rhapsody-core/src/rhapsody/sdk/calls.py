@@ -114,6 +114,9 @@ def pack(
         worker: The name of the worker in messages.
         cure: The remedy for an object that cannot be pickled, for messages.
 
+    Returns:
+        The packed call.
+
     Raises:
         TypeError: A part of the call cannot be pickled; the message names it.
     """
@@ -129,9 +132,12 @@ def pack_call(task: TaskDescription, *, worker: str = WORKER, cure: str = CURE) 
         worker: The name of the worker in messages.
         cure: The remedy for an object that cannot be pickled, for messages.
 
+    Returns:
+        The pickle.
+
     Raises:
         TypeError: A part of it cannot be pickled; the message names it.
-    """
+    """  # noqa: DOC501 - a TypeError
     try:
         return dumps((task["function"], task["args"], task["kwargs"]))
     except BaseException as error:  # pickling runs the objects' own code
@@ -189,6 +195,9 @@ def parts(task: TaskDescription) -> dict[str, Any]:
 
 def unpack(packed: bytes) -> CallResult:
     """Unpickle the outcome of a call from `Runner.run`.
+
+    Returns:
+        The outcome.
 
     Raises:
         ProtocolVersionError: The worker uses another version of the protocol.

@@ -363,6 +363,7 @@ class TaskProgram:
         Raises:
             OutOfMemoryError: The kernel killed it because memory ran out; the results are written.
             OSError: Its output cannot be read.
+            asyncio.CancelledError: This call was cancelled.
         """
         exited = self._program.exited
         if await wait_through(exited, partial(self.terminate, grace)):

@@ -144,6 +144,9 @@ class Reaper:
     def pipe(self) -> int:
         """Start the reaper if necessary, and return the descriptor of its pipe.
 
+        Returns:
+            The descriptor.
+
         Raises:
             OSError: It cannot be started.
         """

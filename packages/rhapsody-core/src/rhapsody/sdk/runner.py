@@ -177,6 +177,9 @@ class Runner:
         """Make a call that `rhapsody.sdk.calls.pack` packed, and return its outcome for `unpack`.
 
         An error becomes the outcome; nothing is raised.
+
+        Returns:
+            The packed outcome.
         """
         try:
             *fields, call = loads(packed)
@@ -735,6 +738,9 @@ def dumps(value: Any, **options: Any) -> bytes:
     Args:
         value: The value.
         **options: Options of `pickle.Pickler`.
+
+    Returns:
+        The pickle.
     """
     target = io.BytesIO()
     pickler()(target, **options).dump(value)
@@ -788,6 +794,9 @@ def pack_error(
         error: The exception.
         pack: The function to pickle with. Attributes that it refuses are omitted.
         unpack: The inverse of `pack`.
+
+    Returns:
+        The pickle, which `unpack_error` reads.
     """
     kind, text = type(error), _formatted(error)[-KEPT:]
     state = {key: value for key, value in _vars(error).items() if _packs(pack, value)}

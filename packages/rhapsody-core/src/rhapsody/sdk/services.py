@@ -88,6 +88,9 @@ def parse_ready(ready: Any) -> Ready:
     is called with the description, on the engine's loop if it is a coroutine function and on a
     thread otherwise; its result is returned.
 
+    Returns:
+        The parsed signal.
+
     Raises:
         ValueError: Anything else. The message names the accepted forms.
     """
@@ -130,6 +133,8 @@ async def call_ready(ready: Callable[[Any], Any], task: Any) -> Any:
     Raises:
         RuntimeError: It raised `SystemExit` or `CancelledError`.
         Exception: The callable's own.
+        asyncio.CancelledError: The wait was cancelled, or the callable raised it.
+        SystemExit: The callable raised it.
     """
     try:
         if is_async(ready):
@@ -326,11 +331,14 @@ class TaskService(TaskProgram):
     async def wait(self, grace: float) -> int:
         """Wait for the service's end and report its readiness meanwhile, see `TaskProgram.wait`.
 
+        Returns:
+            The exit code.
+
         Raises:
             TaskFailedError: It ended before it was ready.
             OSError: Its output cannot be read.
             Exception: The error of its `ready` callable, after which it was stopped.
-        """
+        """  # noqa: DOC501 - a TaskFailedError
         watch = None
         if self._ready is not None:
             watch = asyncio.ensure_future(self._watch(self._ready, grace))

@@ -455,6 +455,9 @@ class Stager:
             sources: What is left of its dependencies, in argument order.
             made_by: The outcomes of the tasks that make inputs, by the `id` of each input.
 
+        Returns:
+            The places of the files, and the fetches to wait for.
+
         Raises:
             DataError: An input is missing or ambiguous; or a file cannot be saved where it is to
                 be, see `Results.claim`.

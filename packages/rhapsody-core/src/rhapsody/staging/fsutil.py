@@ -175,6 +175,7 @@ def replace_directory(new: Path, path: Path) -> None:
 
     Raises:
         OSError: It cannot be renamed; the old one has been restored.
+        NotADirectoryError: The target is a file.
     """
     if path.exists() and not path.is_dir():
         raise NotADirectoryError(errno.ENOTDIR, "a file of that name exists", str(path))
@@ -370,6 +371,9 @@ def used_up(error: BaseException, *, program: bool) -> str | None:
     Args:
         error: What it raised.
         program: Whether it is of a program that was to be started.
+
+    Returns:
+        A note for the error, `None` if it has another cause.
     """
     number = error.errno if isinstance(error, OSError) else None
     if number == errno.EMFILE:

@@ -342,6 +342,9 @@ class Places:
     def claim(self, task: TaskDescription, outputs: Sequence[Output]) -> dict[str, Target]:
         """Claim the destinations of the outputs of an attempt, and return them by their names.
 
+        Returns:
+            The destinations by the names of the outputs.
+
         Raises:
             DataError: A place is a file that the run reads, or that another call is about to
                 write; it cannot be written; or two of the outputs have one name or place.

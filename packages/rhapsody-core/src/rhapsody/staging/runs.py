@@ -158,8 +158,12 @@ class Run:
     def make(self) -> Path:
         """Create the directory, which belongs to this process alone, and return its path.
 
+        Returns:
+            The path of the directory.
+
         Raises:
             OSError: It cannot be created.
+            FileNotFoundError: The current directory was removed.
         """
         with self._lock:
             for attempt in range(ATTEMPTS):
@@ -445,6 +449,9 @@ class WorkDir:
         """Create the run's directory and return `path`, which no longer changes.
 
         If that fails, later operations in it fail. Called on any thread.
+
+        Returns:
+            The path.
         """
         if self._run is not None and not self.settled:
             with contextlib.suppress(OSError):

@@ -160,6 +160,9 @@ class SandboxKeeper:
         """Remove a file of a sandbox on the thread; return `False` if there is none.
 
         The file is renamed immediately, so that no task reads it.
+
+        Returns:
+            True if there was such a file.
         """
         removed = os.path.join(os.path.dirname(path), f"{RESERVED}{uuid.uuid4().hex}")
         try:

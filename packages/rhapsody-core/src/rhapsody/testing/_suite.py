@@ -96,6 +96,9 @@ def check(
         needs: Capabilities that must be declared, or other conditions.
         dry: The check also applies to a backend that only pretends to run tasks.
         times: How many of the class's time limits the check may take.
+
+    Returns:
+        The decorator.
     """
     declaration = Check(section, needs, dry, times)
 

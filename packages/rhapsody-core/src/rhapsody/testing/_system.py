@@ -333,6 +333,9 @@ def fork_handlers(own: str) -> Iterator[list[str]]:
 
     Those of libraries do not count: they register them once per process, when they are imported
     or first used, and any program may do that first.
+
+    Yields:
+        The names of the modules, complete when the block ends.
     """
     noted: list[str] = []
     usual = os.register_at_fork

@@ -254,6 +254,9 @@ class Driver:
     async def ready(self, task: TaskDescription) -> Any:
         """Wait until a service is ready, and return its readiness information.
 
+        Returns:
+            The value with which the service became ready.
+
         Raises:
             RuntimeError: It ended before it was ready.
         """

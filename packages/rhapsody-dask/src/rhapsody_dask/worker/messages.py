@@ -200,6 +200,9 @@ def unpacked(packed: bytes, values: Sequence[Any], sandbox: str | None = None) -
         packed: The pickle.
         values: The values that Dask holds for the task.
         sandbox: The directory of the task's files on this worker.
+
+    Returns:
+        The arguments.
     """
     _now.values, _now.made, _now.sandbox = values, {}, sandbox
     try:

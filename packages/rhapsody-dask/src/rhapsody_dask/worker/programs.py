@@ -208,6 +208,9 @@ def _launch(errors: str, command: Sequence[str], **options: Any) -> Program:
         errors: The file for its standard error, if that is kept.
         command: As for `Program`.
         **options: As for `Program`.
+
+    Returns:
+        The program.
     """
     stdout = options["stdout"]
     _require_program(command[0], options["cwd"], options["environment"])

@@ -345,6 +345,9 @@ class LocalExecutionBackend(SharedSandboxes, ManagedBackend):
 
         A waiting task is cancelled immediately. The terminal state of a running task follows when
         it has ended.
+
+        Returns:
+            True if the task was known and had not ended.
         """
         job: Job | None = self.open_tasks.get(uid)
         if job is None:
@@ -390,7 +393,7 @@ class LocalExecutionBackend(SharedSandboxes, ManagedBackend):
             CapabilityError: This backend cannot run it.
             ValueError: `ready` or a resource is malformed, or `shell` does not match its command.
             TypeError: The same.
-        """
+        """  # noqa: DOC501 - a CapabilityError
         task, resources = job.task, Resources.of(resources)
         function, service = task["function"], task["is_service"]
         if function is None and task["task_backend_specific_kwargs"]:

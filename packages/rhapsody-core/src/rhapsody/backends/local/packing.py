@@ -53,7 +53,7 @@ def pack_call(task: TaskDescription, memory: SharedMemory = NO_MEMORY) -> tuple[
 
     Raises:
         TypeError: It names the argument that cannot be pickled.
-    """
+    """  # noqa: DOC501 - a TypeError
     try:
         packed = memory.dump((task["function"], task["args"], task["kwargs"]))
     except BaseException as error:  # pickling runs the objects' own code

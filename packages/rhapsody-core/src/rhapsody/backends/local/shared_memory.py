@@ -80,6 +80,9 @@ class SharedMemory:
     def read(self, number: int, size: int) -> mmap.mmap | bytearray:
         """Map the beginning of a block, or copy it if no descriptor is free for the mapping.
 
+        Returns:
+            The bytes, in a buffer that keeps the mapping open.
+
         Raises:
             EOFError: The file is shorter.
         """

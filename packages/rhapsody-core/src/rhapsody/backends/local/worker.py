@@ -194,6 +194,9 @@ def begin() -> None:
 def execute(order: CallSpec, call: bytes) -> CallResult:
     """Make one call on a user's executor, which may run in another installation.
 
+    Returns:
+        The outcome of the call.
+
     Raises:
         ProtocolVersionError: That installation uses another version of the protocol.
     """

@@ -167,6 +167,9 @@ class Worker:
         """Take back the calls that the worker has not started; it skips them.
 
         It has replied to all others except the last: `read` finds these replies.
+
+        Returns:
+            The jobs of these calls, in their order.
         """
         count = len(self._numbers)
         self._numbers = b""

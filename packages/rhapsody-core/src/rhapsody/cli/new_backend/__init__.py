@@ -53,6 +53,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Write the distribution, and print the next steps.
 
+    Returns:
+        The exit code.
+
     Raises:
         UsageError: The name cannot be used, or the target exists.
     """
