@@ -120,7 +120,7 @@ def test_a_malformed_import_path_is_a_value_error(path: str) -> None:
     "given", [None, 3, object(), int, Mine(), b"a.b"], ids=lambda given: type(given).__name__
 )
 def test_neither_a_string_nor_a_backend_class_is_a_type_error(given: Any) -> None:
-    with pytest.raises(TypeError, match="is no backend class"):
+    with pytest.raises(TypeError, match="is not a backend class"):
         BackendRegistry.register_backend("run_time", given)
 
 
@@ -224,7 +224,7 @@ def test_an_import_path_that_leads_nowhere_is_unusable_and_an_import_error() -> 
 
 def test_an_import_path_to_something_else_is_a_type_error() -> None:
     BackendRegistry.register_backend("run_time", "collections.OrderedDict")
-    with pytest.raises(TypeError, match=r"'run_time'.*OrderedDict.*is no backend class"):
+    with pytest.raises(TypeError, match=r"'run_time'.*OrderedDict.*is not a backend class"):
         get_backend("run_time")
 
 

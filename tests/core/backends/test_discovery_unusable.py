@@ -99,8 +99,8 @@ def test_requirements_for_other_systems_do_not_count(site: Path) -> None:
         ("import no_such_library_y", ImportError, "no_such_library_y"),
         ("import sys; sys.exit(1)", ImportError, "SystemExit"),
         ("", ImportError, "has no class 'Backend'"),
-        ("class Backend: ...", TypeError, "is no backend class"),
-        ("Backend = 3", TypeError, "is no backend class"),
+        ("class Backend: ...", TypeError, "is not a backend class"),
+        ("Backend = 3", TypeError, "is not a backend class"),
     ],
 )
 def test_a_backend_whose_class_cannot_be_had_says_why(

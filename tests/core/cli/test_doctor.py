@@ -141,7 +141,7 @@ def test_backends_whose_class_cannot_be_imported_say_why(
 ) -> None:
     reasons = {
         "missing": ("import no_such_library", "no_such_library"),
-        "foreign": ("class Backend: ...", "is no backend class"),
+        "foreign": ("class Backend: ...", "is not a backend class"),
         "exits": ("exit()", "SystemExit"),
     }
     for name, (source, _) in reasons.items():

@@ -84,8 +84,8 @@ async def test_a_place_for_several_files_is_a_directory(here: Path, flow: Workfl
     run = shell(flow)
     for save, complaint in [
         ("all.csv", r"save is the place of one file; give a directory, save='all.csv/'"),
-        ("taken/", "is no directory to put files in"),
-        ("taken", "is no directory to put files in"),
+        ("taken/", "is not a directory for files"),
+        ("taken", "is not a directory for files"),
     ]:
         with pytest.raises(DataError, match=complaint):
             await within(run(f"touch {here}/ran", OutputFile("*", many=True, save=save)))

@@ -165,7 +165,7 @@ async def test_an_exception_keeps_type_attributes_and_traceback(driver: Driver) 
         text = str(error.__cause__)
         assert "in inner" in text
         assert "KeyError: 'first'" in text
-        assert "backends/local" not in text
+        assert "rhapsody/backends/local" not in text
 
 
 async def test_an_exception_with_an_odd_init_keeps_its_type(driver: Driver) -> None:
