@@ -48,7 +48,7 @@ def test_its_own_tests_pass_with_the_conformance_kit_among_them(scaffold: Scaffo
     output = check(scaffold.programs / "pytest", cwd=scaffold.root, timeout=300)
     counts = re.search(r"^=+ (\d+) passed, (\d+) skipped in .*=+$", output, re.MULTILINE)
     assert counts, output
-    assert int(counts[1]) > 100
+    assert int(counts[1]) > 90
     assert "the backend does not declare services" in output
 
 
