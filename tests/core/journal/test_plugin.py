@@ -216,11 +216,14 @@ async def test_a_file_that_a_function_writes_on_request_is_no_change(here: Path)
 
 async def test_calls_whose_key_changes_as_they_make_a_file_stay_as_many_samples() -> None:
     async def draw(flow: WorkflowEngine) -> list[int]:
+        one_at_a_time = threading.Lock()
+
         @flow.function_task
         def sample(place: str) -> int:
             Path(place).touch()
-            note("sample")
-            return ran()["sample"]
+            with one_at_a_time:
+                note("sample")
+                return ran()["sample"]
 
         found = [await sample("out.txt"), await sample("out.txt")]
         return [*found, *await asyncio.gather(sample("other.txt"), sample("other.txt"))]
