@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import sys
 from collections.abc import Coroutine
 from typing import Any
 
@@ -19,10 +18,6 @@ def begin(coroutine: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
     return eager_task(coroutine, name="eager_task", context=contextvars.copy_context())
 
 
-eager = pytest.mark.skipif(sys.version_info < (3, 12), reason="Python 3.11 has no eager tasks")
-
-
-@eager
 async def test_an_eager_task_reaches_its_first_wait_in_a_task_of_its_own() -> None:
     tasks: list[Any] = []
     gate = asyncio.get_running_loop().create_future()
@@ -55,7 +50,7 @@ async def test_what_it_returns_or_raises_is_the_tasks(waits: bool) -> None:
         await begin(work(LookupError("no")))
 
 
-@pytest.mark.parametrize("turns", [pytest.param(0, marks=eager), 1, 3])
+@pytest.mark.parametrize("turns", [0, 1, 3])
 async def test_cancelling_it_reaches_where_it_waits(turns: int) -> None:
     seen: list[str] = []
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import sys
 import threading
 import weakref
 from typing import Any
@@ -172,10 +171,7 @@ async def test_a_builder_that_looks_at_something_cancelled_leaves_no_future_pend
         assert await flow.executable_task(lambda: "echo on")() == "on\n"
 
 
-NO_EAGER_TASKS = pytest.mark.skipif(sys.version_info < (3, 12), reason="no eager tasks")
-
-
-@pytest.mark.parametrize("asynchronous", [False, pytest.param(True, marks=NO_EAGER_TASKS)])
+@pytest.mark.parametrize("asynchronous", [False, True])
 async def test_a_builder_starts_before_its_caller_continues_after_a_wait(
     asynchronous: bool,
 ) -> None:

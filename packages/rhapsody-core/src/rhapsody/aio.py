@@ -92,17 +92,52 @@ def settable(error: BaseException, who: str) -> BaseException:
 def eager_task(
     coroutine: Coroutine[Any, Any, T], *, name: str, context: contextvars.Context
 ) -> asyncio.Task[T]:
-    """Make a task of a coroutine, which runs to its first wait before this returns.
-
-    Python 3.11 has no eager tasks: there it begins in the loop's next turn.
-
-    Returns:
-        The asyncio task.
-    """
+    """Make a task of a coroutine and run it to its first wait before returning."""
     loop = asyncio.get_running_loop()
     if sys.version_info >= (3, 12):
         return asyncio.Task(coroutine, loop=loop, name=name, context=context, eager_start=True)
-    return loop.create_task(coroutine, name=name, context=context)
+    first: dict[str, Any] = {}
+    rest = _rest(coroutine, first)
+    rest.send(None)
+    task: asyncio.Task[T] = loop.create_task(rest, name=name, context=context)
+    caller = asyncio.current_task()
+    if caller is not None:
+        asyncio._leave_task(loop, caller)
+    asyncio._enter_task(loop, task)
+    try:
+        first["waits for"] = context.run(coroutine.send, None)
+    except StopIteration as end:
+        first["value"] = end.value
+    except BaseException as error:  # the coroutine's own, which is the task's
+        trace = error.__traceback__  # this frame in it would hold the task
+        first["error"] = error.with_traceback(trace.tb_next if trace is not None else None)
+    finally:
+        asyncio._leave_task(loop, task)
+        if caller is not None:
+            asyncio._enter_task(loop, caller)
+    return task
+
+
+def _rest(coroutine: Coroutine[Any, Any, T], first: dict[str, Any]) -> Generator[Any, None, T]:
+    """Run the rest of a coroutine after its first step."""
+    try:
+        try:
+            yield  # until its task runs, or is cancelled before that
+        except BaseException as error:
+            if "waits for" not in first:
+                raise
+            waits_for = coroutine.throw(error)
+        else:
+            if "error" in first:
+                raise first.pop("error")
+            if "value" in first:
+                value: T = first["value"]
+                return value
+            waits_for = first["waits for"]
+        return (yield from resumed(coroutine, waits_for))
+    except StopIteration as end:
+        last: T = end.value
+        return last
 
 
 @types.coroutine
