@@ -210,6 +210,19 @@ async def test_ready_by_a_free_port_that_the_service_is_given(
         socket.create_connection(address).close()
 
 
+async def test_a_port_is_given_to_one_service_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    ports, offered = services.Ports(), iter([7001, 7001, 7002, 7001])
+
+    class Socket(socket.socket):
+        def getsockname(self) -> tuple[str, int]:
+            return "0.0.0.0", next(offered)
+
+    monkeypatch.setattr(socket, "socket", Socket)
+    assert [ports.take(), ports.take()] == [7001, 7002]
+    ports.give_back(7001)
+    assert ports.take() == 7001
+
+
 async def test_ready_by_a_function_on_a_thread(driver: Driver) -> None:
     gate = threading.Event()
 

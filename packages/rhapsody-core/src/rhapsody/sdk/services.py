@@ -308,7 +308,7 @@ class TaskService(TaskProgram):
     ) -> None:
         self._report = ready
         self._ready = None if task.get("ready") is None else parse_ready(task["ready"])
-        port: int | None = None
+        self._port: int | None = None
         self._stop = threading.Event()
         self._known = False
         self._error: Exception | None = None
@@ -316,9 +316,9 @@ class TaskService(TaskProgram):
             if self._ready.value != FREE:
                 require_unused(task, self._ready.value)
             else:
-                port = free_port()
-                self._ready = Ready("tcp", port)
-                environment = {**environment, "PORT": str(port)}
+                self._port = _ports.take()
+                self._ready = Ready("tcp", self._port)
+                environment = {**environment, "PORT": str(self._port)}
         with ExitStack() as files:
             stdout = None
             searched = self._ready is not None and self._ready.kind == "stdout"
@@ -326,7 +326,11 @@ class TaskService(TaskProgram):
                 flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW
                 stdout = os.open(self._stdout_path(task), flags, 0o600)
                 files.callback(os.close, stdout)
-            super().__init__(task, environment, launch=launch, stdout=stdout, port=port)
+            try:
+                super().__init__(task, environment, launch=launch, stdout=stdout, port=self._port)
+            except BaseException:
+                self._release()
+                raise
 
     async def wait(self, grace: float) -> int:
         """Wait for the service's end and report its readiness meanwhile, see `TaskProgram.wait`.
@@ -349,6 +353,7 @@ class TaskService(TaskProgram):
             if watch is not None:
                 watch.cancel()
                 await asyncio.wait([watch])
+            self._release()
         if self._error is not None:
             raise self._error
         if self._ready is not None and not self._known:
@@ -384,10 +389,34 @@ class TaskService(TaskProgram):
     def _stdout_path(task: TaskDescription) -> str:
         return os.path.join(task["sandbox"], OUTPUT_FILES[0])
 
+    def _release(self) -> None:
+        if self._port is not None:
+            _ports.give_back(self._port)
+            self._port = None
 
-def free_port() -> int:
-    """Return a port that is free on all addresses of this host."""
-    with socket.socket() as probe:
-        probe.bind(("", 0))
-        port: int = probe.getsockname()[1]
-        return port
+
+class Ports:
+    """Free ports that the services of this process use, so that no two get the same one."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._taken: set[int] = set()
+
+    def take(self) -> int:
+        """Return a port that is free on all addresses of this host."""
+        with self._lock:
+            while True:
+                with socket.socket() as probe:
+                    probe.bind(("", 0))
+                    port: int = probe.getsockname()[1]
+                if port not in self._taken:
+                    self._taken.add(port)
+                    return port
+
+    def give_back(self, port: int) -> None:
+        """Release the port of a service that has ended."""
+        with self._lock:
+            self._taken.discard(port)
+
+
+_ports = Ports()
