@@ -102,7 +102,7 @@ def test_the_backend_passes_the_conformance_kit(plugged_in: Path, tmp_path: Path
     output = check(*under_mpi(plugged_in, "pytest", *tests), cwd=tmp_path, timeout=400)
     counts = re.search(r"^=+ (\d+) passed, (\d+) skipped in .*=+$", output, re.MULTILINE)
     assert counts, output
-    assert int(counts[1]) > 100
+    assert int(counts[1]) > 90
 
 
 def test_its_readme_has_its_capabilities(plugged_in: Path, tmp_path: Path) -> None:
