@@ -215,7 +215,7 @@ def prose(session: nox.Session) -> None:
     """Check the wording and spelling of texts, and the list of all messages."""
     session.install(CODESPELL)
     session.run("python", ".ci/prose.py")
-    session.run("python", "tests/messages/collect.py", "--check")
+    session.run("python", ".ci/messages.py", "--check")
     files = session.run("git", "ls-files", "*.md", "*.py", "*.toml", silent=True, external=True)
     session.run("codespell", *str(files).split(), log=False)
 

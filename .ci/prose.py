@@ -1,7 +1,7 @@
 """Find wording that readers stumble over, in docstrings, comments, messages and Markdown.
 
-The patterns are words and phrases that this project once used in senses of its own. A legitimate
-use goes into `prose_allowed.txt`, as a line `file: text of the line`.
+The patterns are words and phrases with a plainer equivalent. A legitimate use goes into
+`prose_allowed.txt`, as a line `file: text of the line`.
 
     python .ci/prose.py [FILE ...]
 """
@@ -34,13 +34,13 @@ PHRASES = re.compile(
     | time-outs? | cannot\ be\ meant | of\ no\ use | to\ no\ avail
     )\b"""
 )
-"""Phrases with a plainer equivalent, wherever they stand."""
+"""Phrases that are faults in any text."""
 
 SUBJECTS = re.compile(
     r"(?i)\b(?:it|that|which|this|line|log|error|message|engine|backend|task|table|file|note)"
     r" (?:tells|tell)\b(?! apart)"
 )
-"""Things that cannot tell anything to anyone: "says", "returns" or "reports" is meant."""
+"""Things that do not tell anything: "says", "returns" or "reports" is meant."""
 
 STARTS = re.compile(
     r"(?:What|Whether|How|Has|Have|Had|Gives?|Gets|Lets|Makes sure|Where|When|Who|Whose|Why)\b"
@@ -80,30 +80,32 @@ def faults(path: Path) -> Iterator[tuple[int, str]]:
             yield first + piece.count("\n", 0, match.start()), " ".join(match.group().split())
 
 
-def python(text: str) -> Iterator[tuple[int, bool, str]]:
-    """Yield the docstrings, comments and messages of a module, with their first lines."""
-    docstrings = set()
+def strings(text: str) -> Iterator[tuple[int, int, bool, str]]:
+    """Yield the strings of a module: line, column, whether it is a docstring, and the content.
+
+    An f-string is one string, with `{}` for each value.
+    """
     tree = ast.parse(text)
+    docstrings, parts = set[ast.expr](), set[ast.expr]()
     for node in ast.walk(tree):
-        for statement in ast.iter_child_nodes(node):
-            if isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant):
-                docstrings.add(statement.value)
-    parts = {
-        each for node in ast.walk(tree) if isinstance(node, ast.JoinedStr) for each in node.values
-    }
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+            docstrings.add(node.value)
+        elif isinstance(node, ast.JoinedStr):
+            parts.update(node.values)
     for node in ast.walk(tree):
         if isinstance(node, ast.JoinedStr):
-            pieces = [
-                each.value if isinstance(each, ast.Constant) else "{}" for each in node.values
-            ]
-            string = "".join(map(str, pieces))
+            pieces = [str(e.value) if isinstance(e, ast.Constant) else "{}" for e in node.values]
+            yield node.lineno, node.col_offset, False, "".join(pieces)
         elif isinstance(node, ast.Constant) and isinstance(node.value, str) and node not in parts:
-            string = node.value
-        else:
-            continue
+            yield node.lineno, node.col_offset, node in docstrings, node.value
+
+
+def python(text: str) -> Iterator[tuple[int, bool, str]]:
+    """Yield the docstrings, comments and messages of a module, with their first lines."""
+    for line, _, is_docstring, string in strings(text):
         # Two spaces make a message; other strings are names and formats.
-        if node in docstrings or string.strip().count(" ") > 1:
-            yield node.lineno, node in docstrings, string
+        if is_docstring or string.strip().count(" ") > 1:
+            yield line, is_docstring, string
     block, first = "", 0
     for token in tokenize.generate_tokens(io.StringIO(text).readline):
         if token.type == tokenize.COMMENT:
