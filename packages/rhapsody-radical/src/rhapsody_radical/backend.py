@@ -171,7 +171,8 @@ class RadicalExecutionBackend(ManagedBackend):
 
         Raises:
             PilotException: RADICAL-Pilot cannot; the text has its reason.
-            SystemExit: `KeyboardInterrupt` or `SystemExit` came; the text has the session's path.
+            SystemExit: `KeyboardInterrupt` or `SystemExit` was raised; the text contains the
+                session's path.
             asyncio.CancelledError: The start was cancelled.
         """
         self._loop = asyncio.get_running_loop()
@@ -363,7 +364,6 @@ class RadicalExecutionBackend(ManagedBackend):
 
         Raises:
             RuntimeError: RAPTOR is switched off.
-            ValueError: It is a service.
             ServiceFunctionError: It is a service.
         """
         if task["is_service"]:

@@ -37,14 +37,14 @@ log: logging.Logger = logging.getLogger(__name__)
 # Processes.
 
 MARK = "RADICAL_RHAPSODY"
-"""Names the session in the environment of the client and of all that descends from it."""
+"""Variable with the session in the environment of the client and its descendants."""
 
 SESSION = "RP_SESSION_ID"
 TASK = "RP_TASK_ID"
 PILOT = "RP_PILOT_ID"
 
 ASKED = 0.5
-"""Seconds in which processes may tidy up before they are killed."""
+"""Seconds that processes have to clean up before they are killed."""
 
 ROUNDS = 3
 """Number of searches for processes that were started while others were ended."""
@@ -79,19 +79,19 @@ def find(session: str, name: str = "", values: Collection[str] = ()) -> list[psu
 
 
 def _environment(pid: int) -> bytes:
-    """Return what a process of our user was started with, between zero bytes; a zombie has none."""
+    """Return the initial environment of a process of our user, between zero bytes."""
     if os.stat(f"/proc/{pid}").st_uid != os.geteuid():
         return b""
     with open(f"/proc/{pid}/environ", "rb", buffering=0) as file:
         found, starts, until = file.readall(), True, time.monotonic() + 1.0
         while not found and starts and time.monotonic() < until:
-            starts = _starts(pid)  # asked first, as the environment may come in between
+            starts = _starts(pid)  # first, because the environment may be set in between
             found = file.readall()
     return b"\0" + found + b"\0"
 
 
 def _starts(pid: int) -> bool:
-    """Return whether a process has just been given its program, and not yet its environment."""
+    """Return whether a process has been given its program but not yet its environment."""
     with open(f"/proc/{pid}/stat", "rb", buffering=0) as file:
         fields = file.readall().rpartition(b")")[2].split()  # from the third on, of proc(5)
     size, environment_end = fields[20], fields[48]
@@ -101,7 +101,7 @@ def _starts(pid: int) -> bool:
 def end(
     session: str, name: str = "", values: Collection[str] = (), *, patience: float = 0.0
 ) -> int:
-    """Wait for processes to go, then ask those that stay to end, and kill them.
+    """Wait for processes to end, then terminate and finally kill the others.
 
     Args:
         session: The uid of their session.
@@ -117,7 +117,7 @@ def end(
     while left and (rest := deadline - time.monotonic()) > 0:
         _wait(left, rest)
         left = find(session, name, values)
-    for process in left:  # a login shell's scripts give back locks that they have, as pyenv's
+    for process in left:  # scripts of a login shell, such as pyenv's, release locks
         with suppress(psutil.Error):
             process.terminate()
     _wait(left, ASKED)
@@ -133,7 +133,7 @@ def end(
 
 
 def _kill(processes: Collection[psutil.Process]) -> None:
-    """Kill processes, and with one blow each process group that one of them leads.
+    """Kill processes, and each process group that one of them leads.
 
     The members of such a group descend from its leader, whatever their environment contains.
     """
@@ -141,7 +141,7 @@ def _kill(processes: Collection[psutil.Process]) -> None:
         with suppress(psutil.Error, OSError):
             if os.getpgid(process.pid) == process.pid and process.is_running():
                 os.killpg(process.pid, signal.SIGKILL)
-            process.kill()  # psutil does nothing to another process that got the number
+            process.kill()  # psutil does not kill another process with the same id
 
 
 def _wait(processes: Collection[psutil.Process], seconds: float) -> None:
@@ -163,16 +163,16 @@ SECONDS = 30.0
 """Seconds that a command of Slurm may take."""
 
 TOO_MUCH = ("PartitionConfig", "PartitionNodeLimit", "PartitionTimeLimit", "BadConstraints")
-"""Slurm's reasons for a job that waits because no node, or none of its partition, is enough."""
+"""Slurm's reasons for a job that waits although its partition can never run it."""
 
 ACTIVE = "PENDING,CONFIGURING,RUNNING,SUSPENDED"
-"""The states of jobs that have not ended, nor are about to."""
+"""States of jobs that have not ended and are not ending."""
 
 CUT = "TIMEOUT,DEADLINE,NODE_FAIL,BOOT_FAIL,PREEMPTED,OUT_OF_MEMORY"
-"""The states of jobs that the batch system has ended, for the reason that the state names."""
+"""States of jobs that the batch system has ended; the state names the reason."""
 
 SANDBOX = "radical.pilot.sandbox"
-"""RADICAL-Pilot's directory for sessions, wherever a pilot has it."""
+"""Name of RADICAL-Pilot's directory for the sandboxes of sessions."""
 
 FIELD, RECORD = "\x1f", "\x1e"
 """Separators of fields and jobs: paths may contain blanks, bars or line ends."""
@@ -190,10 +190,10 @@ class BatchJob:
 
 
 def find_jobs(session: str, states: str = ACTIVE) -> list[BatchJob] | None:
-    """Return the Slurm jobs of a session, `None` where Slurm does not answer.
+    """Return the Slurm jobs of a session, `None` if Slurm does not answer.
 
-    They are known by where RADICAL-Pilot has them work: in a directory for each pilot, below one
-    that bears the session's uid.
+    They are identified by their working directory: RADICAL-Pilot creates one for each pilot, in a
+    directory that is named after the session.
 
     Args:
         session: Its uid.
@@ -215,17 +215,17 @@ def find_jobs(session: str, states: str = ACTIVE) -> list[BatchJob] | None:
 
 
 def cancel_jobs(jobs: Iterable[BatchJob]) -> bool:
-    """Cancel Slurm jobs, and return whether Slurm took the order."""
+    """Cancel Slurm jobs, and return whether Slurm accepted the request."""
     ids = [job.id for job in jobs]
     return not ids or _slurm("scancel", *ids) is not None
 
 
 def _slurm(*words: str) -> str | None:
-    """Return what a command of Slurm prints, `None` where it fails."""
+    """Return the output of a Slurm command, `None` if it fails."""
     if shutil.which(words[0]) is None:
-        log.debug("%s is not installed here: no batch jobs are looked for", words[0])
+        log.debug("%s is not installed here: cannot search for batch jobs", words[0])
         return None
-    # What users set to shape their own queries would change the answer.
+    # Variables that shape the user's own queries would change the answer.
     shaped = ("SQUEUE_", "SCANCEL_")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(shaped)}
     try:
@@ -252,9 +252,9 @@ _FLAGS = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 
 
 def place(work_dir: Path) -> Path:
-    """Return where this user's notes are: in one place for all engines of one directory.
+    """Return the directory of this user's notes, which all engines of one directory share.
 
-    Of its user alone, as several may share the directory.
+    Each user has one, because several users may share the directory.
     """
     found = [each for each in (work_dir, *work_dir.parents) if each.name == HERE]
     return (found or [work_dir])[0] / f"radical.{os.geteuid()}"
@@ -288,7 +288,7 @@ class Note:
         os.write(self._file, json.dumps(content).encode())
 
     def remove(self) -> None:
-        """Remove the note, and with the last one its place: nothing of the session is left."""
+        """Remove the note, and with the last one its directory, because the session has ended."""
         _remove(self.path)
         self.let_go()
 
@@ -307,11 +307,11 @@ def _create(path: Path) -> int:
             return os.open(path, _FLAGS | os.O_CREAT | os.O_EXCL, 0o600)
         except FileNotFoundError:
             if path.parent.exists():
-                raise  # else another session took the place away, with its own note
+                raise  # else another session removed the directory with its own note
 
 
 def _remove(path: Path) -> None:
-    with suppress(OSError):  # there are others in the place
+    with suppress(OSError):  # the directory contains other notes
         path.unlink()
         path.parent.rmdir()
 
@@ -331,7 +331,7 @@ def take_over(place: Path) -> list[str]:
     except FileNotFoundError:
         return []
     except OSError as error:
-        log.warning("what killed programs may have left is not looked for: %s", error)
+        log.warning("cannot search for what killed programs left: %s", error)
         return []
     return [path.stem for path in notes if _settle(path)]
 
@@ -349,7 +349,7 @@ def _settle(path: Path, *, certain: bool = False) -> bool:
     notes contain no process ids.
 
     Returns:
-        True if the session was ended, or its note can be removed.
+        True if everything that the session left was ended.
     """
     try:
         file = os.open(path, _FLAGS)
@@ -379,17 +379,17 @@ def _settle(path: Path, *, certain: bool = False) -> bool:
     except FileNotFoundError:
         return False
     except (OSError, ValueError, RecursionError) as error:
-        log.info("the note %s is not followed: %s", path, error)
+        log.info("ignoring note %s: %s", path, error)
     return False
 
 
 def _end_noted(path: Path, note: dict[str, Any], *, quietly: bool) -> bool:
-    """End what a session left, and return whether all of it could be looked for."""
+    """End what a session left; return True if all of it could be found and ended."""
     session, managers = path.stem, note["managers"]
     jobs = find_jobs(session)  # first: killing its processes here would end a job
     done = (jobs is not None or "SLURM" not in managers) and cancel_jobs(jobs or [])
     count = end(session) if note["boot"] == _boot() else 0
-    more = "" if done else "; Slurm did not do it, and is asked again at the next start"
+    more = "" if done else "; Slurm did not cancel the jobs and is asked again at the next start"
     if others := ", ".join(name for name in managers if name not in ("SLURM", "FORK")):
         more += f"; cancel jobs of {others} yourself: those whose directory names the session"
     log.log(
@@ -431,7 +431,7 @@ def _read(file: int, path: Path) -> dict[str, Any]:
 
 
 def _require_ours(status: os.stat_result, kind: int, path: Path) -> None:
-    """Raise `PermissionError` where others than this user can write, or something else is there."""
+    """Raise `PermissionError` if another user can write to it, or it is of another kind."""
     if (
         stat.S_IFMT(status.st_mode) != kind
         or status.st_uid != os.geteuid()
@@ -443,7 +443,7 @@ def _require_ours(status: os.stat_result, kind: int, path: Path) -> None:
 
 
 def _boot() -> str:
-    """Return what names the time since this machine was started; "" where the system has none."""
+    """Return the id of the current boot of this machine, empty if the system has none."""
     with suppress(OSError):
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     return ""

@@ -41,7 +41,7 @@ COMPONENT = "radical-pilot-component"
 
 
 def variables(directory: Path, session: str, *, verbose: bool) -> dict[str, str]:
-    """Return the environment of a session's client, in which all of its processes are found.
+    """Return the environment of a session's client, by which all of its processes are found.
 
     RADICAL-Pilot's processes write their titles over what the system shows of their
     environment, unless `SPT_NOENV` is set. A client that is itself started by a task of
@@ -69,13 +69,13 @@ def variables(directory: Path, session: str, *, verbose: bool) -> dict[str, str]
             "RADICAL_PILOT_REPORT": "TRUE" if verbose else "FALSE",
         }
     )
-    found.pop("RADICAL_PILOT_BULK_CB", None)  # its callbacks would get lists
-    # Its configuration stays where users have it, although the launcher's HOME is another.
+    found.pop("RADICAL_PILOT_BULK_CB", None)  # with it, callbacks receive lists
+    # The user's configuration is read although the launcher has another HOME.
     found.setdefault("RADICAL_CONFIG_USER_DIR", os.path.expanduser("~"))
     # Profiling starts several processes per task.
     found.setdefault("RADICAL_PROFILE", "FALSE")
     if sys.prefix != sys.base_prefix and "CONDA_PREFIX" not in found:
-        # The agent is started in a login shell, which has a PATH of its own.
+        # The agent is started in a login shell, which sets another PATH.
         found["VIRTUAL_ENV"] = sys.prefix
     return found
 
@@ -84,9 +84,9 @@ def prepare(directory: Path) -> None:
     """Write the files that the variables refer to into the session's directory.
 
     PSI/J, in the process that launches pilots, writes to `.psij` in the home directory, and
-    RADICAL-Pilot leaves a temporary file there for each pilot: that process gets others. A pilot
-    on this machine inherits its environment: its login shell takes the real directories back, and
-    reads what it would have read.
+    RADICAL-Pilot leaves a temporary file there for each pilot, so that process gets other
+    directories. A pilot on this machine inherits its environment; its login shell restores the real
+    directories and reads the usual profile.
     """
     own, home, temporary = (directory / name for name in ("bin", "home", "tmp"))
     for each in (own, home, temporary):

@@ -305,7 +305,7 @@ RAPTOR_FORM = "raptor_config must be {'masters': [{'workers': [{'cores_per_rank'
 
 
 def is_own(worker: Mapping[str, Any]) -> bool:
-    """Return whether a worker's settings mean our own, which stands in for RAPTOR's default one."""
+    """Return whether a worker's settings mean our own worker, which replaces RAPTOR's default."""
     kind = worker.get("worker_type", DEFAULT_CLASS)
     return kind in (OWN_CLASS, DEFAULT_CLASS) and not any(worker.get(key) for key in THEIRS)
 
@@ -360,7 +360,7 @@ def _raptor_settings(what: str, given: Any, known: Mapping[str, type], hint: str
 def checked_settings(
     functions: Any, config: Mapping[str, Any] | None, cores: Any, enabled: bool
 ) -> dict[str, Any] | None:
-    """Check how functions are to run; return the configuration where a user gave one.
+    """Check how functions are to run.
 
     Args:
         functions: `"raptor"` or `"executable"`.
@@ -401,7 +401,7 @@ def cores_per_call(config: Mapping[str, Any]) -> int:
 
 
 def default_raptor_config(cores: int) -> dict[str, Any]:
-    """Return the configuration where a user gave none: one pair, with a worker of our own."""
+    """Return the default configuration: one pair, with a worker of our own."""
     return {"masters": [{"workers": [{"ranks": 1, "cores_per_rank": cores}]}]}
 
 

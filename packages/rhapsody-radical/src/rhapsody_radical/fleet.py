@@ -1,4 +1,4 @@
-"""Pilots and tasks of one backend as the program sees them, and which task goes to which pilot."""
+"""Pilots and tasks of one backend as the program sees them, and the choice of pilots."""
 
 from __future__ import annotations
 
@@ -229,7 +229,7 @@ class Job:
         pilot: Its pilot.
         sent: Whether the client has it.
         on_raptor: Whether it is a call on RAPTOR.
-        program: Whether it is a function task that runs as a program of its own.
+        program: Whether it is a function task that runs as a separate program.
         running: Whether it was reported as running.
         cancelled: Whether its cancellation was requested.
         lost: The reason for its loss while its pilot is alive; empty otherwise.

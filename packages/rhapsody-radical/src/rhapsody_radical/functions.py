@@ -1,7 +1,7 @@
 """Function tasks: calls on RAPTOR or in programs of their own, packed, and their outcomes.
 
-A call is pickled once, here. RADICAL-Pilot's messages are JSON or msgpack: what goes through them
-is encoded as text, by the client (`as_text`).
+A call is pickled once, here. RADICAL-Pilot's messages are JSON or msgpack, so the client encodes
+the calls in them as text (`as_text`).
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def pack(
         The values of the message.
 
     Raises:
-        TypeError: Something of the call cannot be pickled; it says what.
+        TypeError: A part of the call cannot be pickled; the message names it.
     """
     environment = thread_variables(task, settings)
     environment.update({name: plain(value) for name, value in task.get("environment", {}).items()})
@@ -167,7 +167,7 @@ def _packed_call(
 
 def _runner() -> bytes:
     """Return `call.run` pickled by value, because workers need not have this package."""
-    with _packing:  # the registration is the process's, and other backends may be at it
+    with _packing:  # the registration is global, and other backends may use it
         return _packed_runner()
 
 
@@ -194,10 +194,11 @@ def python_task(order: tuple[Any, ...]) -> str:
 
 
 def unpack(reply: str | bytes, task: TaskDescription) -> BaseException | None:
-    """Write an outcome, or what came of its text on the way, into a task's description.
+    """Write the outcome of a call into a task's description.
 
     Returns:
-        The exception of a call that raised, with its traceback there as the cause.
+        The exception of a call that raised, with its remote traceback as the cause, or the error of
+        an invalid reply.
     """
     try:
         packed = base64.b64decode(reply) if isinstance(reply, str) else reply
@@ -288,7 +289,7 @@ def call_words(
         batch: Data that is shared by tasks that are submitted together.
 
     Raises:
-        CapabilityError: A setting cannot be used with RAPTOR.
+        CapabilityError: The task requests more than one rank.
     """
     settings = task_settings(task)
     capture = task.get("capture", True)

@@ -76,7 +76,7 @@ def explicit(
     file_name: str | None,
     file_path: str | None,
 ) -> dict[str, Any]:
-    """Append the staging directive for one file to the target's `input_staging`, and return it.
+    """Append the staging directive for one file to the target's `input_staging`.
 
     Returns:
         The directive.

@@ -280,7 +280,7 @@ def place(task: TaskDescription, words: dict[str, Any], pilot: Pilot) -> bool:
         True if the sandbox is the backend's own, neither the engine's nor one that the user named.
 
     Raises:
-        DataError: The sandbox cannot be used by the pilot.
+        DataError: The path of the sandbox has characters that RADICAL-Pilot's scripts do not quote.
     """
     below = os.path.join(pilot.sandbox, task["uid"])
     wanted = task.get("sandbox")

@@ -1,4 +1,4 @@
-"""Messages between a program and its client of RADICAL-Pilot, and threads that both have.
+"""Messages between a program and its RADICAL-Pilot client, and the threads of both.
 
 Messages travel over one inherited socket pair.
 
@@ -229,7 +229,7 @@ class Worker:
         self._thread.start()
 
     def submit(self, function: Callable[[], Any]) -> Future[Any]:
-        """Call a function on the thread; the returned future receives its result.
+        """Call a function on the thread.
 
         Returns:
             The future of the result.
@@ -269,7 +269,7 @@ class Worker:
                 if future is None:
                     log.exception("%r failed", function)
                 else:
-                    with suppress(InvalidStateError):  # who waited has given up
+                    with suppress(InvalidStateError):  # the caller has given up
                         future.set_exception(error)
             else:
                 if future is not None:

@@ -1,4 +1,4 @@
-"""The client: carries out what the program sends, and watches over the session once a second."""
+"""Client of a session: executes the program's messages, and checks the session once a second."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ from rhapsody_radical.wire import Message, Outbox, Worker
 log: logging.Logger = logging.getLogger(__name__)
 
 TICK = 1.0
-"""Seconds between two looks."""
+"""Seconds between two checks."""
 
 FIRST_WORD, NEXT_WORD = 30.0, 180.0
 """Seconds until the first warning about a pilot that is not active, and between later ones."""
 
 
 class Watch:
-    """The watch over one session.
+    """Thread that checks one session once a second.
 
     Args:
         session: RADICAL-Pilot's objects.
@@ -76,7 +76,7 @@ class Watch:
         while not self._stop.wait(TICK):
             try:
                 self._look()
-            except Exception:  # the next look may do better
+            except Exception:  # the next check may succeed
                 log.exception("RADICAL-Pilot could not be watched")
 
     def _look(self) -> None:
@@ -116,7 +116,7 @@ class Watch:
             )
 
     def _say_that_it_waits(self, pilot: ClientPilot) -> None:
-        """Log for how long a pilot has not been active, and where it waits."""
+        """Warn about a pilot that is not active yet, or give up one that can never start."""
         if pilot.state == PMGR_ACTIVE or pilot.state in FINAL or pilot.ended:
             return
         now = time.monotonic()

@@ -32,7 +32,7 @@ FULL = 1 << 20
 """Bytes that are free on a file system on which a pilot cannot start any more."""
 
 KNOWN = ("resource_manager", "filesystem_endpoint", "job_manager_endpoint")
-"""Parts of a resource's configuration that are sent to the program, besides its nodes'."""
+"""Parts of a resource's configuration that the program receives in addition to `PER_NODE`."""
 
 PER_NODE = ("cores_per_node", "gpus_per_node", "mem_per_node")
 
@@ -269,8 +269,8 @@ class Session:
         for job in self.jobs() or ():
             if job.pilot == pilot.uid and job.reason in cleanup.TOO_MUCH:
                 return (
-                    f"cannot start: its job {job.id} in queue {job.queue} asks for more than there "
-                    f"may ever be, Slurm says {job.reason}"
+                    f"cannot start: its job {job.id} in queue {job.queue} requests more than the "
+                    f"queue can provide, Slurm says {job.reason}"
                 )
         return None
 
@@ -304,9 +304,8 @@ class Session:
         if closing.is_alive():
             log.warning("RADICAL-Pilot session %s did not close within %g s", self.uid, CLOSE_LIMIT)
         cleanup.end(self.uid, patience=5.0)
-        cleanup.cancel_jobs(
-            self.jobs() or []
-        )  # also one that was being submitted when the closing began
+        # Also one that was being submitted when the closing began.
+        cleanup.cancel_jobs(self.jobs() or [])
         # RADICAL-Pilot's agents make this directory for temporary files, and never remove it.
         temporary = os.environ.get("TMPDIR", "/tmp")  # noqa: S108 - RADICAL-Pilot's
         shutil.rmtree(os.path.join(temporary, self.uid), ignore_errors=True)
