@@ -23,6 +23,29 @@ from urllib.parse import unquote, urlsplit
 
 from rhapsody.errors import DataError
 
+__all__ = [
+    "OUTPUT_FILES",
+    "RESERVED",
+    "STDERR_TAIL",
+    "File",
+    "InputFile",
+    "InputFiles",
+    "Output",
+    "OutputDir",
+    "OutputFile",
+    "SavedFile",
+    "end_of_file",
+    "is_data_url",
+    "link_all",
+    "link_into",
+    "make_sandbox",
+    "moved",
+    "plain_name",
+    "stderr_tail",
+    "stdout_tail",
+    "without_secrets",
+]
+
 RESERVED = ".rhapsody."
 """Prefix of the names that backends use in every sandbox."""
 
@@ -54,7 +77,7 @@ def make_sandbox(sandbox: str | os.PathLike[str]) -> str:
         DataError: The path is not a directory, for example a link, or another user's directory that
             others may write to.
         OSError: It cannot be created.
-        FileNotFoundError: The path is a dangling link.
+        FileNotFoundError: Its parent was removed again and again meanwhile.
     """
     path = os.path.abspath(sandbox)
     for tries_left in (2, 1, 0):
@@ -221,29 +244,6 @@ def _same(origin: str, target: str) -> bool:
         return not os.path.islink(target) and filecmp.cmp(origin, target)
     return False
 
-
-__all__ = [
-    "OUTPUT_FILES",
-    "RESERVED",
-    "STDERR_TAIL",
-    "File",
-    "InputFile",
-    "InputFiles",
-    "Output",
-    "OutputDir",
-    "OutputFile",
-    "SavedFile",
-    "end_of_file",
-    "is_data_url",
-    "link_all",
-    "link_into",
-    "make_sandbox",
-    "moved",
-    "plain_name",
-    "stderr_tail",
-    "stdout_tail",
-    "without_secrets",
-]
 
 _URL = re.compile(r"[a-z][a-z0-9+.:-]*://", re.IGNORECASE)
 _PATTERN = re.compile(r"[*?[]")

@@ -82,7 +82,7 @@ class DependencyFailureError(RhapsodyError, RuntimeError):
         return rebuild, (kind, arguments, state)
 
     def follows(self, cause: BaseException) -> Self:
-        """Set the exception of the direct dependency as the cause, and return this error.
+        """Set the exception of the direct dependency as the cause.
 
         Printing a chain of causes is recursive: one of a hundred thousand overflows the stack.
 

@@ -1,7 +1,7 @@
 """Descriptions and futures of tasks.
 
 The engine creates descriptions and resolves futures; backends read descriptions and write results
-into them. This module contains neither logic. It also contains retry policies, which the engine
+into them; the logic of both is elsewhere. The module also contains retry policies, which the engine
 applies, and exports the resources that tasks request.
 """
 

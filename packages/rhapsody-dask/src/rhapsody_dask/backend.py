@@ -440,7 +440,7 @@ class DaskExecutionBackend(ManagedBackend):
     # Cancellation.
 
     async def cancel_task(self, uid: str) -> bool:
-        """Cancel a task; return False if it is unknown or has ended.
+        """Cancel a task.
 
         The terminal state follows when Dask or the worker has answered. A running function
         continues, and its result is dropped.
@@ -459,7 +459,7 @@ class DaskExecutionBackend(ManagedBackend):
         return True
 
     async def cancel_all_tasks(self) -> int:
-        """Cancel every open task, and return their number.
+        """Cancel every open task.
 
         Returns:
             The number of tasks that were cancelled.

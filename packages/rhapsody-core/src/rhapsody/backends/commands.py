@@ -208,7 +208,7 @@ class CommandBackend(SharedSandboxes, ManagedBackend):
 
 
 async def run_command(*words: str) -> str:
-    """Run a command of the system, and return its standard output. A cancellation kills it.
+    """Run a command of the system. A cancellation kills it.
 
     Returns:
         Its standard output as text.

@@ -394,7 +394,7 @@ def _spec(key: str, entry: PluginEntry) -> BackendSpec:
 
     Raises:
         UnusableError: The plugin cannot be loaded, or its declaration is invalid.
-    """  # noqa: DOC501 - caught here
+    """  # noqa: DOC501 - the TypeError is caught here
     upgrade = f"pip install --upgrade {entry.distribution}"
     try:
         plugin = load(entry)

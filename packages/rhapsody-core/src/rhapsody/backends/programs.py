@@ -140,7 +140,7 @@ def looks_secret(name: str) -> bool:
 
 
 def write_script(task: TaskDescription) -> str:
-    """Write the script that runs a task, and return its path.
+    """Write the script that runs a task.
 
     Returns:
         The path of the script.
@@ -170,7 +170,7 @@ def write_script(task: TaskDescription) -> str:
 
 
 def write_again(task: TaskDescription) -> str:
-    """Write a script with which the user can run a task again in its sandbox; return its path.
+    """Write a script with which the user can run a task again in its sandbox.
 
     It sets the task's environment and thread counts, and only the user can read it. Variables with
     the names of secrets and the GPUs must be set by the user.

@@ -66,7 +66,7 @@ class Program:
         return ast.parse(loader.get_source(self.spec.name) or "", self.path)
 
     def workflow(self) -> Main:
-        """Import it, and return the function that is called with an engine.
+        """Import the program, and find the function that is called with an engine.
 
         Returns:
             The function.
@@ -83,7 +83,7 @@ class Program:
 
         Raises:
             BaseException: Any error of the program.
-            UsageError: It cannot be read, or is not Python code.
+            UsageError: Its module has no Python code.
         """
         if self.spec is None:
             runpy.run_path(self.path, run_name="__main__")

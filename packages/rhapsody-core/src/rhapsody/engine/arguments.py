@@ -116,7 +116,7 @@ class ArgumentScan:
 
 
 def search(args: tuple[Any, ...], kwargs: dict[str, Any] | None) -> ArgumentScan | None:
-    """Find futures and files in a call's arguments; return None if there are none.
+    """Find the futures and files in a call's arguments.
 
     Returns:
         The futures and files with their places, `None` if there are none.

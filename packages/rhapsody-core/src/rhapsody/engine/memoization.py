@@ -70,7 +70,7 @@ class Memoization:
     # Before a task runs.
 
     def look_up(self, record: TaskRecord) -> bool:
-        """Start looking a task up; return False if it need not be.
+        """Start looking up a task, if that is necessary.
 
         After the lookup it has its result, or is queued again.
 

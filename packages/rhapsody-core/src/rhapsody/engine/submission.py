@@ -109,7 +109,7 @@ class Submission:
         *,
         repeats: Repetition | None = None,
     ) -> TaskFuture[Any]:
-        """Accept a call and return its future.
+        """Accept a call.
 
         Args:
             task: The function or block that is called.
@@ -238,7 +238,7 @@ class Submission:
         """Check the settings of a definition against the engine's backends and named limits.
 
         Returns:
-            The settings, with an absolute `cwd`.
+            The settings, with the names of attached backends and an absolute `cwd`.
 
         Raises:
             ValueError: No backend of that name is attached, a limit is known with another

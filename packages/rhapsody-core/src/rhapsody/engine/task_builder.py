@@ -543,7 +543,7 @@ def _check_prepared(plugin: str, description: TaskDescription) -> None:
 
 
 def resources_for(record: TaskRecord, given: Callable[[int], Any]) -> Resources:
-    """Asks for what an attempt gets of a task whose resources depend on the attempt's number.
+    """Call the user's function that chooses the resources of an attempt by its number.
 
     Returns:
         The resources.
@@ -551,7 +551,7 @@ def resources_for(record: TaskRecord, given: Callable[[int], Any]) -> Resources:
     Raises:
         TypeError: The answer is not a `Resources` or a dict of its fields.
         ValueError: A number in it is out of range.
-        SystemExit: The task's function raised it.
+        SystemExit: The function raised it.
     """
     whose = f"the resources of {record.named()} for attempt {record.attempt}"
     try:

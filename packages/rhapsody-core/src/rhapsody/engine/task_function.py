@@ -106,7 +106,7 @@ class TaskFunction(Generic[P, R]):
     @overload
     def __call__(self, /, *args: Any, **kwargs: Any) -> TaskFuture[R]: ...
     def __call__(self, /, *args: Any, **kwargs: Any) -> TaskFuture[R]:
-        """Create a task for this call and return its future.
+        """Create a task for this call.
 
         Takes the function's own arguments, futures instead of values, and
         `task_description` with settings in the backend's own words.
@@ -215,7 +215,7 @@ def make_task(
     base: Settings,
     given: dict[str, Any],
 ) -> TaskFunction[Any, Any]:
-    """Check a definition and return its task function.
+    """Check a definition and make its task function.
 
     Returns:
         The task function.

@@ -30,7 +30,7 @@ def checked_journal(journal: object, resume: object, largest: object) -> Journal
         largest: Its `journal_max_value`.
 
     Returns:
-        The function that opens the journal, or the journal, or none.
+        A function that opens the journal, the open journal, or `None`.
 
     Raises:
         TypeError: An argument is of the wrong type.

@@ -142,8 +142,8 @@ class CodeFingerprint:
         made_of: Functions, with their code, defaults and names, which programs can replace.
         related: Classes, with their bases and the like, which programs can replace.
         set_here: Whether a variable of a module may have another value than on a worker, which
-            imports the module: it is no function, class or module. The same goes for variables of
-            the environment.
+            imports the module: it is not a function, class or module. The same applies to variables
+            of the environment.
         starts_programs: Whether it starts programs, which inherit variables of the environment.
     """
 
@@ -575,8 +575,8 @@ class CodeFingerprint:
     ) -> bool:
         """Return whether a variable has the value that a worker finds when it imports the module.
 
-        Functions, classes and modules under their own names do. Other values may have been set by
-        the program.
+        Functions, classes and modules under their own names have it. The program may have set other
+        values.
 
         Args:
             variables: Those of the module, or the attributes of a class.

@@ -126,8 +126,8 @@ def runs_in(database: sqlite3.Connection, path: Path) -> list[Run]:
     # A run records its end before it releases its lock, so the locks are looked at first.
     unended = database.execute("SELECT id FROM runs WHERE how IS NULL").fetchall()
     ends: dict[int, str | None] = {}
-    for (number,) in unended:
-        if not on_network(path.parent):
+    if not on_network(path.parent):
+        for (number,) in unended:
             ends[number] = _UNENDED.get(state_of(lock_of(path, number)))
     rows = database.execute("SELECT id, lineage, began, how, kept, reused FROM runs ORDER BY id")
     return [
@@ -660,7 +660,7 @@ class Explained:
     Attributes:
         name: The task's name.
         uid: Its uid, where one call is meant.
-        what: What became of it, and why, in words.
+        what: The outcome and the reason, in words.
     """
 
     name: str
@@ -766,13 +766,13 @@ class Reader:
         )
 
     def damage(self) -> list[str]:
-        """Describe everything that differs from what was written: an empty list if nothing does.
+        """Find everything that differs from what was written.
 
         SQLite's own check finds damaged pages; the digest of each recording finds changes that
         leave the pages valid.
 
         Returns:
-            The descriptions.
+            A description of each difference.
         """
         checked = self._database.execute("PRAGMA integrity_check")
         found = [f"the file: {text}" for (text,) in checked if text != "ok"]

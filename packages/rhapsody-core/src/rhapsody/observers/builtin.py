@@ -21,6 +21,10 @@ from rhapsody.tracebacks import as_lines, last_frames, location_of
 
 engine_log: logging.Logger = logging.getLogger("rhapsody.engine")
 
+log: logging.Logger = logging.getLogger("rhapsody.task")
+"""Logger of tasks, at INFO, with `task_uid` and `task_name` in each record."""
+
+
 _FIELDS = ("name", "attempt", "native", "backend", "worker", "scope", "sandbox")
 
 
@@ -143,9 +147,6 @@ class Profiler:
         if self._trace is not None:
             self._trace.write([{"time": when, "event": event, "uid": uid, **details}])
 
-
-log: logging.Logger = logging.getLogger("rhapsody.task")
-"""Logger of tasks, at INFO, with `task_uid` and `task_name` in each record."""
 
 journal_log: logging.Logger = logging.getLogger("rhapsody.journal")
 

@@ -3,8 +3,8 @@
 This is a public package for plugin authors. The hooks themselves are specified in
 `rhapsody.plugins.specs`; a plugin implements them with functions marked by `hookimpl`.
 
-Plugins are found in three steps. `manager` reads entry points, which imports nothing. It imports a
-plugin's light module and checks its hooks, each plugin in isolation.
+Plugins are found in three steps. First, `manager` reads the entry points and imports nothing.
+Second, it imports a plugin's light module and checks its hooks, each plugin in isolation. Third,
 `rhapsody.backends.discovery` takes the declared `BackendSpec`, checks versions and requirements by
 metadata, and imports a backend's class only on request. A plugin that fails in any step stays
 listed with its reason.

@@ -1,4 +1,4 @@
-"""Finds and loads plugins, each in isolation, and calls the hooks that they implement.
+"""Discovery and loading of plugins, each in isolation, and calls of their hooks.
 
 `importlib_metadata` reads the entry points, in directories and zip files on `sys.path`; no plugin
 is imported for that. One distribution with broken metadata does not hide the others, and every

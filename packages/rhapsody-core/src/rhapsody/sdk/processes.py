@@ -142,10 +142,10 @@ class Reaper:
         self._stopped = False
 
     def pipe(self) -> int:
-        """Start the reaper if necessary, and return the descriptor of its pipe.
+        """Start the reaper if necessary.
 
         Returns:
-            The descriptor.
+            The descriptor of its pipe.
 
         Raises:
             OSError: It cannot be started.

@@ -174,12 +174,12 @@ class Runner:
     own_files: tuple[str, ...] = (__file__,)
 
     def run(self, packed: bytes) -> bytes:
-        """Make a call that `rhapsody.sdk.calls.pack` packed, and return its outcome for `unpack`.
+        """Make a call that `rhapsody.sdk.calls.pack` packed.
 
         An error becomes the outcome; nothing is raised.
 
         Returns:
-            The packed outcome.
+            The packed outcome, for `rhapsody.sdk.calls.unpack`.
         """
         try:
             *fields, call = loads(packed)

@@ -133,9 +133,8 @@ async def call_ready(ready: Callable[[Any], Any], task: Any) -> Any:
     Raises:
         RuntimeError: It raised `SystemExit` or `CancelledError`.
         Exception: The callable's own.
-        asyncio.CancelledError: The wait was cancelled, or the callable raised it.
-        SystemExit: The callable raised it.
-    """
+        asyncio.CancelledError: The wait was cancelled.
+    """  # noqa: DOC501 - SystemExit only during a cancellation
     try:
         if is_async(ready):
             return await ready(task)

@@ -1,7 +1,7 @@
-"""Files and directories as a whole: copied, replaced, removed and locked; and exhausted resources.
+"""Operations on whole files and directories, and checks for exhausted resources.
 
-Whether a disk is full, or descriptors and processes have run out, is checked for the message of a
-failure; how much disk the runs use, at the end of a run.
+Files are copied, replaced, removed and locked. The message of a failure names a full disk, or a
+lack of descriptors or processes; the end of a run shows how much disk the runs use.
 """
 
 from __future__ import annotations
@@ -336,15 +336,15 @@ _ERRORS = (errno.ENOSPC, errno.EDQUOT)
 
 
 def full_disk(sandbox: str | None, error: BaseException | None = None) -> str | None:
-    """Says that there is no space left for a task that failed, and where.
+    """Find the full disk that made a task fail.
 
     Args:
-        sandbox: The task's.
-        error: What it raised. Where that is about space, the file that it names, the current
-            directory and that for temporary files are looked at, too.
+        sandbox: The task's sandbox.
+        error: Its exception. If it reports a lack of space, the file that it names, the current
+            directory and the directory for temporary files are checked as well.
 
     Returns:
-        A phrase with the mount point; `None` where there is space, or none can be looked at.
+        A phrase with the mount point; `None` if no full disk was found.
     """
     for path in _places(sandbox, error):
         with contextlib.suppress(OSError, ValueError):
@@ -366,14 +366,14 @@ def disk_use(directory: str | os.PathLike[str], seconds: float = 0.5) -> int:
 
 
 def used_up(error: BaseException, *, program: bool) -> str | None:
-    """Says that a task failed for want of descriptors, processes or threads, and what to do.
+    """Check whether a task failed because descriptors, processes or threads ran out.
 
     Args:
-        error: What it raised.
-        program: Whether it is of a program that was to be started.
+        error: Its exception.
+        program: True if the exception was raised by the start of a program.
 
     Returns:
-        A note for the error, `None` if it has another cause.
+        A note that names the resource and the fix; `None` if the error has another cause.
     """
     number = error.errno if isinstance(error, OSError) else None
     if number == errno.EMFILE:

@@ -340,7 +340,7 @@ class Places:
         return self._real.of(str(path)) in self._readers
 
     def claim(self, task: TaskDescription, outputs: Sequence[Output]) -> dict[str, Target]:
-        """Claim the destinations of the outputs of an attempt, and return them by their names.
+        """Claim the destinations of the outputs of an attempt.
 
         Returns:
             The destinations by the names of the outputs.

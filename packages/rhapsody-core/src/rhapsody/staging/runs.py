@@ -156,14 +156,14 @@ class Run:
         self._log.begin()
 
     def make(self) -> Path:
-        """Create the directory, which belongs to this process alone, and return its path.
+        """Create the directory, which belongs to this process alone.
 
         Returns:
             The path of the directory.
 
         Raises:
             OSError: It cannot be created.
-            FileNotFoundError: The current directory was removed.
+            FileNotFoundError: It was removed again and again, because it was empty.
         """
         with self._lock:
             for attempt in range(ATTEMPTS):
@@ -446,7 +446,7 @@ class WorkDir:
         self.settled: bool = self._run is None
 
     def settle(self) -> Path:
-        """Create the run's directory and return `path`, which no longer changes.
+        """Create the run's directory, after which `path` no longer changes.
 
         If that fails, later operations in it fail. Called on any thread.
 

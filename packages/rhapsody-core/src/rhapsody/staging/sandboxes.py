@@ -157,7 +157,7 @@ class SandboxKeeper:
             declared.stay.discard(name)
 
     def discard(self, path: str) -> bool:
-        """Remove a file of a sandbox on the thread; return `False` if there is none.
+        """Remove a file of a sandbox on the thread.
 
         The file is renamed immediately, so that no task reads it.
 

@@ -252,7 +252,7 @@ class Driver:
         return True
 
     async def ready(self, task: TaskDescription) -> Any:
-        """Wait until a service is ready, and return its readiness information.
+        """Wait until a service is ready.
 
         Returns:
             The value with which the service became ready.

@@ -341,7 +341,7 @@ class LocalExecutionBackend(SharedSandboxes, ManagedBackend):
             self._pump()
 
     async def cancel_task(self, uid: str) -> bool:
-        """Cancel a task; return `False` if it is unknown or has ended.
+        """Cancel a task.
 
         A waiting task is cancelled immediately. The terminal state of a running task follows when
         it has ended.

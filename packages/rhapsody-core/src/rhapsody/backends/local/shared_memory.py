@@ -81,7 +81,7 @@ class SharedMemory:
         """Map the beginning of a block, or copy it if no descriptor is free for the mapping.
 
         Returns:
-            The bytes, in a buffer that keeps the mapping open.
+            The mapping, or a copy of the bytes.
 
         Raises:
             EOFError: The file is shorter.
