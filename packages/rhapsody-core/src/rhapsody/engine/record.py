@@ -231,6 +231,12 @@ class TaskRecord:
         if self.elsewhere() is not None:
             self.future._outcome = None  # this backend may keep less than the one before
 
+    def clear(self) -> None:
+        """Drop all values, because queues and tracebacks may keep the record of an ended task."""
+        self.dependencies = self.args = self.sources = ()
+        self.kwargs = self.specific = self.found = self.resolved = self.verdict = None
+        self.description = NOT_DESCRIBED
+
     def dependency_done(self, dependency: asyncio.Future[Any]) -> None:
         """Notify the scheduler; the done-callback of a dependency of another origin."""
         self.scheduler.dependency_done(self, dependency)

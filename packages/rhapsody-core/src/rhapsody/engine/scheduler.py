@@ -29,7 +29,7 @@ from rhapsody.engine.background import Background
 from rhapsody.engine.events import Observation
 from rhapsody.engine.options import EngineOptions
 from rhapsody.engine.pushdown import PushDown
-from rhapsody.engine.record import NOT_DESCRIBED, BlockRecord, TaskRecord, Tries
+from rhapsody.engine.record import BlockRecord, TaskRecord, Tries
 from rhapsody.engine.results import Results
 from rhapsody.engine.settings import NO_FALLBACK
 from rhapsody.engine.states import (
@@ -59,7 +59,7 @@ Limit = tuple[tuple[str, int], ...]
 DONE, FAILED, CANCELED = TasksMainStates.DONE, TasksMainStates.FAILED, TasksMainStates.CANCELED
 
 # Those that every task needs; looking them up in their class takes a call each in Python 3.11.
-_PENDING, _CANCELLED = FutureState.PENDING, FutureState.CANCELLED
+_PENDING, _DONE, _CANCELLED = FutureState.PENDING, FutureState.DONE, FutureState.CANCELLED
 _WAITING, _CANCELING = WorkState.WAITING, WorkState.CANCELING
 _RESOLVE, _SUBMIT, _ACCEPT = Transition.RESOLVE, Transition.SUBMIT, Transition.ACCEPT
 _RUN, _ENDED_WELL, _REVEAL = Transition.RUN, Transition.DONE, Transition.REVEAL
@@ -901,16 +901,13 @@ class Scheduler:
             record.future._node = None
         if record.unfinished:
             self._unlink(record)
-        record.dependencies, record.found = (), None
         if record.parent is not None:
             record.parent.children.pop(record, None)
             record.parent = None
-        record.args, record.kwargs, record.specific = (), None, None
-        record.description = NOT_DESCRIBED
         if record.timer is not None or record.limits:
             self._release(record)
-        record.resolved = record.verdict = None
-        record.sources = ()
+        if record.state.future is not _DONE:
+            record.clear()
         if record.waiters is not None:
             waiters, record.waiters = record.waiters, None
             for call in waiters:

@@ -134,9 +134,9 @@ class Submission:
         if kwargs or not _all_plain(map(type, args)):
             found = search(args, kwargs)
         parent = enclosing_block.get()
-        if parent is not None and parent.state.future is FutureState.CANCELLED:
-            raise asyncio.CancelledError(f"block {parent.task.name!r} has been cancelled")
-        elif parent is not None and parent.state.future is not FutureState.PENDING:
+        if parent is not None and parent.state.future is not FutureState.PENDING:
+            if parent.state.future is FutureState.CANCELLED:
+                raise asyncio.CancelledError(f"block {parent.task.name!r} has been cancelled")
             parent = None  # it has ended, and left something behind that goes on
         dependencies: tuple[asyncio.Future[Any], ...] = ()
         if found is not None or task.settings.after:

@@ -27,6 +27,7 @@ from rhapsody.engine.record import Command, TaskRecord
 from rhapsody.engine.scheduler import Scheduler
 from rhapsody.engine.services import Services, Values
 from rhapsody.engine.states import WorkState
+from rhapsody.engine.task_function import TaskFunction
 from rhapsody.errors import (
     CapabilityError,
     InsufficientWalltimeError,
@@ -109,6 +110,11 @@ class TaskBuilder:
             if begin == NEW:
                 if services.any and services.hold_back(record):
                     return False
+                if task.direct is backend and record.found is None and record.specific is None:
+                    self._describe(record)
+                    record.backend = backend
+                    record.stage = PREPARED
+                    return True
                 if task.settings.limit and not self._scheduler.limits.take(
                     record, task.settings.limit
                 ):
@@ -179,33 +185,18 @@ class TaskBuilder:
         record.uid = record.future._uid = uid = (
             f"{self._uid}.task.{record.number:06d}.{record.attempt}"
         )
-        settings = task.settings
-        executable = task.kind == "executable"
-        description: TaskDescription = {
-            "uid": uid,
-            "name": task.name,
-            "function": None if executable else task.function,
-            "executable": None,
-            "args": () if executable else record.args,
-            "kwargs": {} if executable else (record.kwargs or {}),
-            "is_service": settings.service,
-            "task_backend_specific_kwargs": dict(record.specific or settings.specific),
-            "metadata": {"dependencies": [], "input_files": [], "output_files": []},
-            "attempt": record.attempt,
-        }
-        record.description = description
-        if task.optional:
-            description.update(task.optional)  # type: ignore[typeddict-item]
-            if callable(settings.resources):
-                description["resources"] = resources_for(record, settings.resources)
-        if self._timeout is not None and settings.timeout is None and not settings.service:
-            description["timeout"] = self._timeout
-        if settings.environment:
-            description["environment"] = dict(settings.environment)
-        if executable or settings.capture == "files":
-            description["sandbox"] = self._stager.sandbox_path(uid)
-        if self._quiet and not executable and settings.capture is True:
-            description["capture"] = "quiet"
+        template, plain = task.template or self._template(task)
+        description = record.description = template.copy()
+        description["uid"] = uid
+        description["args"] = record.args
+        description["kwargs"] = record.kwargs or {}
+        description["task_backend_specific_kwargs"] = dict(
+            record.specific or task.settings.specific
+        )
+        description["metadata"] = {"dependencies": [], "input_files": [], "output_files": []}
+        description["attempt"] = record.attempt
+        if not plain:
+            self._describe_more(record, description)
         if record.dependencies:
             self._describe_dependencies(record, description)
             if record.pushed:
@@ -214,8 +205,51 @@ class TaskBuilder:
             description["scope"] = record.scope
         if record.found is not None:
             self._describe_files(record, record.found, description)
-            if not executable:
+            if task.kind != "executable":
                 description["args"], description["kwargs"] = self._values.of(record)
+
+    def _template(self, task: TaskFunction[Any, Any]) -> tuple[TaskDescription, bool]:
+        """Return the description that all calls of a task function have in common, and keep it.
+
+        The flag with it is true if `_describe_more` adds nothing to it.
+        """
+        settings, executable = task.settings, task.kind == "executable"
+        template: TaskDescription = {
+            "uid": "",
+            "name": task.name,
+            "function": None if executable else task.function,
+            "executable": None,
+            "args": (),
+            "kwargs": {},
+            "is_service": settings.service,
+            "task_backend_specific_kwargs": {},
+            "metadata": {"dependencies": [], "input_files": [], "output_files": []},
+            "attempt": 0,
+        }
+        template.update(task.optional)  # type: ignore[typeddict-item]
+        if self._timeout is not None and settings.timeout is None and not settings.service:
+            template["timeout"] = self._timeout
+        if self._quiet and not executable and settings.capture is True:
+            template["capture"] = "quiet"
+        plain = not (
+            executable
+            or settings.environment
+            or settings.capture == "files"
+            or callable(settings.resources)
+        )
+        task.template = template, plain
+        return task.template
+
+    def _describe_more(self, record: TaskRecord, description: TaskDescription) -> None:
+        settings, executable = record.task.settings, record.task.kind == "executable"
+        if executable:  # the arguments are those of the function that returns the command
+            description["args"], description["kwargs"] = (), {}
+        if callable(settings.resources):
+            description["resources"] = resources_for(record, settings.resources)
+        if settings.environment:
+            description["environment"] = dict(settings.environment)
+        if executable or settings.capture == "files":
+            description["sandbox"] = self._stager.sandbox_path(record.uid)
 
     def _describe_dependencies(self, record: TaskRecord, description: TaskDescription) -> None:
         description["metadata"]["dependencies"] = [
@@ -337,8 +371,18 @@ class TaskBuilder:
     def _check_capabilities(self, record: TaskRecord, backend: BackendHandle) -> None:
         for each in (backend, *self._others(record)):
             self._check_capable(record, each)
-        dynamic = callable(record.task.settings.resources)  # they may be others next time
-        record.task.accepted_by = None if dynamic else backend
+        task, settings, hooks = record.task, record.task.settings, self._hooks
+        if callable(settings.resources):
+            return  # they may be others next time
+        task.accepted_by = backend
+        if (
+            task.kind == "function"
+            and settings.capture != "files"
+            and not settings.limit
+            and not (hooks.prepare_task or hooks.select_backend or hooks.lookup_results)
+            and not (backend.may_end or backend.capabilities.unfinished_dependencies)
+        ):
+            task.direct = backend
 
     def _check_capable(self, record: TaskRecord, backend: BackendHandle) -> None:
         task = record.task

@@ -19,7 +19,7 @@ from pathlib import PurePath
 from typing import Any, Generic, Literal, ParamSpec, Protocol, TypeVar, Unpack, overload
 
 from rhapsody.engine.settings import Settings, TaskSettings, specific_settings
-from rhapsody.task import TaskFuture, TaskKind, is_async
+from rhapsody.task import TaskDescription, TaskFuture, TaskKind, is_async
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -74,6 +74,27 @@ class TaskFunction(Generic[P, R]):
         kind: `"function"`, `"executable"` or `"block"`.
     """
 
+    # Every call reads many of these; `update_wrapper` makes an instance's dict slow to read.
+    __slots__ = (
+        "__dict__",
+        "__weakref__",
+        "_check",
+        "accepted_by",
+        "direct",
+        "engine",
+        "function",
+        "is_async",
+        "kind",
+        "name",
+        "optional",
+        "prefix",
+        "pushable",
+        "recording_settings",
+        "settings",
+        "task_kind",
+        "template",
+    )
+
     __name__: str
     __qualname__: str
     __wrapped__: Callable[..., Any]
@@ -86,18 +107,20 @@ class TaskFunction(Generic[P, R]):
         settings: Settings,
     ) -> None:
         functools.update_wrapper(self, function)
-        self.engine = engine
+        self.engine: Caller = engine
         self.kind: CallKind = kind
-        self.function = function
-        self.settings = settings
-        self.prefix = "block" if kind == "block" else "task"
+        self.function: Callable[..., Any] = function
+        self.settings: Settings = settings
+        self.prefix: str = "block" if kind == "block" else "task"
         self.name: str = settings.name or _name(function)
         self.is_async: bool = is_async(function)
         self.task_kind: TaskKind = _task_kind(kind, self.is_async, settings.service)
         self.optional: dict[str, Any] = _optional_keys(settings)
         recording = {"cache": settings.cache, "version": settings.version}
         self.recording_settings: Mapping[str, Any] = types.MappingProxyType(recording)
+        self.template: tuple[TaskDescription, bool] | None = None  # see `TaskBuilder`
         self.accepted_by: object = None  # the backend that was checked last
+        self.direct: object = None  # the backend that takes calls without files as described
         self.pushable: tuple[object, bool] | None = None  # to which backend, see `held`
         self._check = file_checker(function, call_checker(function))
 
