@@ -187,7 +187,7 @@ async def test_tls_files_that_are_not_there_and_tls_without_need_are_named(
 async def test_several_ways_at_once_are_an_error() -> None:
     with pytest.raises(ValueError, match="address and scheduler_file are given"):
         DaskExecutionBackend({"scheduler_file": "s.json"}, address="tcp://h:1")
-    with pytest.raises(ValueError, match="n_workers is for a cluster that is made here"):
+    with pytest.raises(ValueError, match="n_workers configures a cluster"):
         DaskExecutionBackend({"n_workers": 2}, address="tcp://h:1")
     with pytest.raises(ValueError, match="given twice"):
         DaskExecutionBackend({"address": "tcp://h:1"}, address="tcp://h:2")

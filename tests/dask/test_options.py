@@ -123,7 +123,7 @@ def test_wrong_amounts_are_reported_with_their_key(
 
 
 def test_keywords_of_a_cluster_are_refused_where_one_is_there() -> None:
-    with pytest.raises(ValueError, match="blocked_handlers is for a cluster that is made here"):
+    with pytest.raises(ValueError, match="blocked_handlers configures a cluster"):
         DaskExecutionBackend({"blocked_handlers": []}, address="tcp://h:1")
     with pytest.raises(ValueError, match="older name of host"):
         DaskExecutionBackend({"ip": "127.0.0.1", "host": "127.0.0.1"})

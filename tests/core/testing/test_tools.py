@@ -146,8 +146,8 @@ async def test_a_capability_table_is_markdown_with_every_capability() -> None:
     table = capability_table(Capabilities(resources=frozenset({"gpus", "cores"}))).splitlines()
     assert table[0] == "| capability | meaning | declared |"
     assert "| `sync_functions` | ordinary functions | yes |" in table
-    assert "| `resources` | resources it honours | cores, gpus |" in table
-    assert "| `binds` | of these, enforced | none |" in table
+    assert "| `resources` | supported resources | cores, gpus |" in table
+    assert "| `binds` | enforced resources | none |" in table
     assert "| `cancel_functions` | cancels ordinary functions | none |" in table
     assert len(table) == 2 + len(Capabilities().as_dict())
     assert all(line.count("|") == 4 and "|  |" not in line for line in table)

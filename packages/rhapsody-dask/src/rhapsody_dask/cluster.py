@@ -370,8 +370,8 @@ def _require_guard() -> None:
         raise BackendUnavailableError(
             f"Dask's worker processes import the main program {path}, which would start its "
             'workflow again in each of them: put `if __name__ == "__main__":` before the line that '
-            f"starts it, or use `rhapsody run {os.path.basename(path)} -b dask`, which needs no "
-            "such line"
+            "starts it, or write the workflow as a function `main(flow)` for `rhapsody run "
+            f"{os.path.basename(path)} -b dask`"
         )
 
 

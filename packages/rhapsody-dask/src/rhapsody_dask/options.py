@@ -142,8 +142,8 @@ def parse(resources: Mapping[str, Any] | None, given: Mapping[str, Any]) -> Opti
     local = {key: merged[key] for key in merged if key in for_local}
     if ways and local:
         raise ValueError(
-            f"{', '.join(sorted(local))} is for a cluster that is made here, but {ways[0]} names "
-            "one that is there: leave one of them out"
+            f"{', '.join(sorted(local))} configures a cluster that the backend starts, but "
+            f"{ways[0]} names an existing cluster: give only one of the two"
         )
     way = ways[0] if ways else None
     target = merged.get(way) if way else None

@@ -36,7 +36,7 @@ def rhapsody_backends() -> BackendSpec:
     return BackendSpec(
         name="dask",
         import_path="rhapsody_dask.backend:DaskExecutionBackend",
-        summary="a Dask cluster: its own on this machine, or one that is there",
+        summary="a Dask cluster, either started on this machine or an existing one",
         requires=("distributed>=2026.3.0,<2026.9", "cryptography>=42.0", "cloudpickle>=3.0"),
         capabilities=CLUSTER,
         install_hint="pip install rhapsody-dask",

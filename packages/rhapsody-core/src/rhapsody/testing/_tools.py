@@ -443,14 +443,14 @@ _MEANINGS = {
     "sandboxes": "a directory for each executable",
     "cwd": "runs executables in a given directory",
     "files": "links files into sandboxes",
-    "shared_file_system": "sees the engine's file system",
-    "copies_files_out": "gives files out of sandboxes",
+    "shared_file_system": "shares the engine's file system",
+    "copies_files_out": "copies files out of sandboxes",
     "task_settings": "keys of `task_description`",
-    "resources": "resources it honours",
-    "binds": "of these, enforced",
-    "captures_output": "keeps what functions print",
-    "reports_running": "says when a task starts",
-    "unfinished_dependencies": "takes unfinished tasks as arguments",
+    "resources": "supported resources",
+    "binds": "enforced resources",
+    "captures_output": "captures the output of functions",
+    "reports_running": "reports when a task starts",
+    "unfinished_dependencies": "accepts unfinished tasks as arguments",
 }
 
 
