@@ -46,12 +46,15 @@ def speak_soon(_: Any) -> None:
 
 
 @pytest.mark.asyncio
-async def test_tasks_run_in_a_batch_job_and_are_lost_with_it(tmp_path: Path) -> None:
+async def test_tasks_run_in_a_batch_job_and_are_lost_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OF_THE_PROGRAM", "known")
     made = backend(cluster.settings(), work_dir=tmp_path / "work", functions="executable")
     async with Driver(made, work_dir=tmp_path) as driver:
         try:
             shell, call, much = await driver.run(
-                driver.command("echo job $SLURM_JOB_ID on $SLURM_JOB_PARTITION"),
+                driver.command("echo job $SLURM_JOB_ID on $SLURM_JOB_PARTITION: $OF_THE_PROGRAM"),
                 driver.call(sum, [1, 2]),
                 driver.command("true", task_backend_specific_kwargs={"cores_per_rank": 3}),
             )
@@ -59,7 +62,7 @@ async def test_tasks_run_in_a_batch_job_and_are_lost_with_it(tmp_path: Path) -> 
                 driver.command("echo fits", resources=Resources(memory="500 MB"))
             )
             assert memory.stdout == "fits\n", str(memory)
-            said = re.fullmatch(r"job (\d+) on debug\n", shell.stdout or "")
+            said = re.fullmatch(r"job (\d+) on debug: known\n", shell.stdout or "")
             assert said is not None, str(shell)
             assert call.value == 3, str(call)
             assert "a node of pilot" in str(much.error)

@@ -85,8 +85,9 @@ def prepare(directory: Path) -> None:
 
     PSI/J, in the process that launches pilots, writes to `.psij` in the home directory, and
     RADICAL-Pilot leaves a temporary file there for each pilot, so that process gets other
-    directories. A pilot on this machine inherits its environment; its login shell restores the real
-    directories and reads the usual profile.
+    directories. Pilots inherit its environment, those in Slurm jobs because of `SBATCH_EXPORT`:
+    otherwise, Slurm would run a login shell with the user's profile to get one. The pilot's own
+    login shell restores the real directories and reads the usual profile.
     """
     own, home, temporary = (directory / name for name in ("bin", "home", "tmp"))
     for each in (own, home, temporary):
@@ -94,7 +95,8 @@ def prepare(directory: Path) -> None:
     wrapper = own / COMPONENT
     wrapper.write_text(
         f"#!/bin/sh\nHOME={shlex.quote(str(home))}\nTMPDIR={shlex.quote(str(temporary))}\n"
-        f'export HOME TMPDIR\nexec {shlex.quote(str(scripts() / COMPONENT))} "$@"\n'
+        f'export HOME TMPDIR SBATCH_EXPORT="${{SBATCH_EXPORT:-ALL}}"\n'
+        f'exec {shlex.quote(str(scripts() / COMPONENT))} "$@"\n'
     )
     wrapper.chmod(0o700)
     theirs = os.environ.get("TMPDIR")
