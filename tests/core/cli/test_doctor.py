@@ -181,6 +181,16 @@ def test_a_diagnosis_that_raises_is_broken(site: Path, capsys: pytest.CaptureFix
     assert texts == ["diagnose() raised OSError: no network"]
 
 
+def test_a_diagnosis_that_ends_its_process_is_broken(
+    site: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = "    @classmethod\n    def diagnose(cls): os._exit(4)\n"
+    toy(site, heavy_source="import os\n" + BACKEND.format(name="toy") + own)
+    _, report = doctor(capsys)
+    (broken,) = [one for one in findings(report, "backend toy") if one["level"] == "broken"]
+    assert broken["text"].startswith("its diagnose() ended the process with exit code 4")
+
+
 def test_a_name_claimed_twice_is_broken(site: Path, capsys: pytest.CaptureFixture[str]) -> None:
     install_backend(site, "first-toys", "toy")
     install_backend(site, "other-toys", "toy")

@@ -340,10 +340,10 @@ def _steps(
         yield Finding("ok", subject, text)
     for name in backends:
         begin(subject=f"backend {name}", text="importing its class")
-        yield from _backend(name)
+        yield from _backend(name, begin)
 
 
-def _backend(name: str) -> Iterator[Finding]:
+def _backend(name: str, begin: Callable[..., None]) -> Iterator[Finding]:
     """Import a backend's class, and let it diagnose its installation."""
     from rhapsody.backends.discovery import BackendRegistry
 
@@ -358,6 +358,7 @@ def _backend(name: str) -> Iterator[Finding]:
         yield Finding("broken", subject, str(error))
         return
     yield Finding("ok", subject, f"class imported in {time.perf_counter() - start:.2f} s")
+    begin(subject=subject, text="its diagnose()")
     try:
         for level, text, remedy in kind.diagnose() if hasattr(kind, "diagnose") else ():
             yield Finding(level if level in LEVELS else "note", subject, str(text), str(remedy))
