@@ -222,7 +222,10 @@ def prose(session: nox.Session) -> None:
 
 @nox.session
 def types(session: nox.Session) -> None:
-    """Check the types: mypy on everything, and pyright on what users import."""
+    """Check the types: mypy on everything, and pyright on what users import.
+
+    Both check the programs in `tests/core/typing`, with correct and with wrong calls.
+    """
     there = {n: d for n, d in DISTRIBUTIONS.items() if not d.pythons or RUNNING in d.pythons}
     everything = [f"./{d.folder}{d.extras}" for d in there.values()]
     tools = (MYPY, PYRIGHT, "nox", "pytest>=8.4", "types-psutil", *TEST_TOOLS)
@@ -232,6 +235,7 @@ def types(session: nox.Session) -> None:
         for name in there:
             package = "rhapsody" if name == "core" else f"rhapsody_{name}"
             session.run("pyright", "--verifytypes", package, "--ignoreexternal")
+        session.run("pyright", "--project", "tests/core/typing")
         session.log("%s", checked.result())
 
 

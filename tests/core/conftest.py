@@ -123,7 +123,6 @@ ONE_PYTHON = {
     "observers/test_progress",
     "staging/test_runs_log",
     "staging/test_runs",
-    "test_typing",
 }
 """Modules that start many programs, of which others test what depends on Python's version."""
 

@@ -1,6 +1,6 @@
 """A program that type checkers accept, with the types they must find.
 
-Checked by `test_typing`, not run.
+Checked by `nox -s types`, not run.
 """
 
 from __future__ import annotations

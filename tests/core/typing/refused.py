@@ -1,6 +1,6 @@
 """Mistakes that type checkers find: each ignored error below must be one.
 
-Checked by `test_typing`, not run.
+Checked by `nox -s types`, not run.
 """
 
 from __future__ import annotations
