@@ -202,7 +202,11 @@ async def test_a_run_that_cannot_be_recorded_leaves_an_earlier_one_as_it_was(
     ) as flow:
         for _ in range(tasks):
             assert await flow.function_task(lambda: 1)() == 1
-    assert f"{path}: {['no task has run', 'the run is not recorded: '][tasks]}" in caplog.text
+    problem = [
+        "not written, because no task has run",
+        "cannot be written, the run is not recorded: ",
+    ]
+    assert f"{path}: {problem[tasks]}" in caplog.text
     assert path.read_text() == "earlier"
     assert {*os.listdir(tmp_path)} - {"w"} == {"run.json"}
 
@@ -244,12 +248,12 @@ async def test_of_two_engines_with_one_file_it_has_the_run_that_ended_last(
 async def test_an_instance_on_a_full_disk_harms_no_run(caplog: pytest.LogCaptureFixture) -> None:
     async with WorkflowEngine.create(Inline(), observers=[WfCommonsRecorder("/dev/full")]) as flow:
         assert await flow.function_task(lambda: 1)() == 1
-    assert caplog.text.count("/dev/full: the run is not recorded: ") == 1
+    assert caplog.text.count("/dev/full: cannot be written, the run is not recorded: ") == 1
 
 
 @pytest.mark.parametrize("name", ["none/run.json", "."])
 def test_a_path_without_a_directory_or_of_one_is_refused(tmp_path: Path, name: str) -> None:
-    with pytest.raises(ValueError, match="a file in an existing directory is needed"):
+    with pytest.raises(ValueError, match="must name a file in an existing directory"):
         WfCommonsRecorder(tmp_path / name)
 
 

@@ -139,7 +139,7 @@ def test_a_name_moves_nothing_on_the_terminal(
     ("change", "arguments", "said"),
     [
         ({"runtimeInSeconds": -1}, (), "{file}: workflow.execution.tasks[1].runtimeInSeconds: a "),
-        ({"coreCount": 4}, (), "task 'b' had 4 cores, and there are 2 slots: give --slots 4 or"),
+        ({"coreCount": 4}, (), "task 'b' needs 4 cores, but there are 2 slots: use --slots 4 or"),
         (
             {"coreCount": 1e30},
             (),
@@ -151,28 +151,28 @@ def test_a_name_moves_nothing_on_the_terminal(
         (
             {},
             ("--scale", "1e308"),
-            "the longest task would last inf s: give a --scale or",
+            "the longest task would take inf s: choose --scale or",
         ),
-        ({}, ("--scale", "1e-320"), "the longest task would last 2e-320 s: give a --scale or"),
+        ({}, ("--scale", "1e-320"), "the longest task would take 2e-320 s: choose --scale or"),
         (
             {"runtimeInSeconds": 1e300},
             (),
-            "the longest task would last 1e+297 s: give a",
+            "the longest task would take 1e+297 s: choose",
         ),
-        ({"runtimeInSeconds": 5e-324}, ("--shortest", "1"), "the longest task would last inf s: "),
+        ({"runtimeInSeconds": 5e-324}, ("--shortest", "1"), "the longest task would take inf s: "),
         ({}, ("-o", "grace=x"), "backend 'local': "),
         (
             {},
             ("-o", "cores=3"),
-            "-o cores: the local backend gets as many cores and ",
+            "-o cores: use --slots N, which sets the cores and ",
         ),
         (
             {},
             ("-o", "resources={workers=1}", "--slots", "2"),
-            "-o resources: the local backend gets as many cores and workers as there are slots",
+            "-o resources: use --slots N, which sets the cores and workers of the local backend",
         ),
-        ({}, ("--files", "1e308"), "--files 1e+308 takes inf bytes, and "),
-        ({}, ("-b", "noop"), "backend 'noop' runs no task, so there is nothing to measure"),
+        ({}, ("--files", "1e308"), "--files 1e+308 needs inf bytes, but "),
+        ({}, ("-b", "noop"), "backend 'noop' does not run tasks, so there is nothing to measure"),
     ],
 )
 def test_what_cannot_be_replayed(
@@ -199,7 +199,7 @@ def test_a_workflow_without_times_and_one_that_is_not_there(
     path = save(tmp_path / "diamond.json", content)
     assert main(["replay", str(path)]) == 2
     assert capsys.readouterr().err == (
-        f"rhapsody: {path}: task 'a' has no recorded time and cannot be replayed; add "
+        f"rhapsody: {path}: task 'a' has no recorded duration, so it cannot be replayed; add "
         "`runtimeInSeconds` in `workflow.execution.tasks`\n"
     )
     assert main(["replay", str(tmp_path / "none.json")]) == 2
@@ -216,8 +216,8 @@ def test_a_workflow_without_times_and_one_that_is_not_there(
         ("--scale", "1e999", "a number above 0"),
         ("--shortest", "nan", "a number above 0"),
         ("--files", "", "a number above 0"),
-        ("--slots", "0", "a whole number of 1 or more"),
-        ("--slots", "2.5", "a whole number of 1 or more"),
+        ("--slots", "0", "an integer of at least 1"),
+        ("--slots", "2.5", "an integer of at least 1"),
     ],
 )
 def test_numbers_that_cannot_be(
@@ -226,7 +226,7 @@ def test_numbers_that_cannot_be(
     with pytest.raises(SystemExit) as end:
         main(["replay", str(tmp_path / "any.json"), option, value])
     assert end.value.code == 2
-    said = f"argument {option}: {accepted} is needed, got {value!r}\n"
+    said = f"argument {option}: must be {accepted}, got {value!r}\n"
     assert capsys.readouterr().err.endswith(said)
 
 
@@ -293,7 +293,7 @@ def test_files_have_their_sizes_and_go_from_task_to_task(
 async def test_files_that_cannot_be_created_are_reported(tmp_path: Path) -> None:
     replay = Replay([RecordedTask("a", "a", inputs=(RAW,))], files=1, directory=tmp_path / "none")
     async with WorkflowEngine.create(LocalExecutionBackend()) as flow:
-        with pytest.raises(RhapsodyError, match=r"^an input file cannot be made: .*none/replayed-"):
+        with pytest.raises(RhapsodyError, match=r"^cannot create an input file: .*none/replayed-"):
             await replay.run(flow, 1)
 
 

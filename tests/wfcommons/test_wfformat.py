@@ -140,7 +140,7 @@ def in_run(number: int, member: str, to: object) -> Callable[[Any], None]:
             in_task(0, "parents", ["a"]),
             f"{TASKS}[0].parents[0]: tasks wait for each other in a cycle: a -> a",
         ),
-        (in_task(3, "id", "a"), f'{TASKS}[3].id: the id "a" is taken by {TASKS}[0].id'),
+        (in_task(3, "id", "a"), f'{TASKS}[3].id: the id "a" is already used by {TASKS}[0].id'),
         (in_task(3, "id", ""), f'{TASKS}[3].id: a non-empty string is needed, got ""'),
         (in_task(3, "parents", "b"), f'{TASKS}[3].parents: a list is needed, got "b"'),
         (in_task(3, "parents", [7]), f"{TASKS}[3].parents[0]: a non-empty string is needed,"),
@@ -153,7 +153,7 @@ def in_run(number: int, member: str, to: object) -> Callable[[Any], None]:
         (in_run(1, "runtimeInSeconds", 10**400), f"{RAN}[1].runtimeInSeconds: a number of 0 or"),
         (in_run(1, "coreCount", 0), f"{RAN}[1].coreCount: a number of 1 or more is needed"),
         (in_run(1, "id", "x"), f'{RAN}[1].id: there is no task "x"'),
-        (in_run(1, "id", "a"), f'{RAN}[1].id: the id "a" is taken by {RAN}[0].id'),
+        (in_run(1, "id", "a"), f'{RAN}[1].id: the id "a" is already used by {RAN}[0].id'),
         (
             without("workflow", "execution", "tasks", 2, "runtimeInSeconds"),
             f"{RAN}[2]: the member 'runtimeInSeconds' is missing; it has 'id', 'machines'",
@@ -246,7 +246,7 @@ def test_older_instances_that_are_malformed(tmp_path: Path) -> None:
             task.update(name="same", id=f"ID{number}", parents=["same"] * (number == 3))
 
     assert said(two_of_a_name) == (
-        'workflow.tasks[3].parents[0]: "same" may be same_ID0 or same_ID1; write one of these ids'
+        'workflow.tasks[3].parents[0]: "same" is ambiguous: write same_ID0 or same_ID1'
     )
 
 
@@ -338,8 +338,11 @@ A = RecordedTask("a", "a", runtime=1.0)
     ("tasks", "said"),
     [
         ((), r"workflow\.specification\.tasks: a non-empty list is needed"),
-        ((replace(A, parents=("b",)),), "task 'a' waits for 'b', which is not among the tasks"),
-        ((A, A), 'the id "a" is taken by'),
+        (
+            (replace(A, parents=("b",)),),
+            "task 'a' has the parent 'b', which is not in the instance",
+        ),
+        ((A, A), 'the id "a" is already used by'),
         ((replace(A, id=""),), "id: a non-empty string is needed"),
         ((replace(A, parents=("a",)),), "cycle: a -> a"),
         ((replace(A, runtime=math.nan),), "runtimeInSeconds: a number of 0 or more is needed"),

@@ -1,7 +1,7 @@
-"""WfCommons instances: runs of Rhapsody recorded as such, and instances replayed.
+"""Recording of Rhapsody runs as WfCommons instances, and replay of instances.
 
-An instance records which tasks a workflow had, what each waited for, how long it took, and which
-files it read and wrote. The format is WfFormat (https://github.com/wfcommons/WfFormat).
+An instance contains the tasks of a workflow with their dependencies, durations and files. The
+format is WfFormat (https://github.com/wfcommons/WfFormat).
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    # The recorder knows the local backend, whose import takes too long for every command.
+    # The recorder imports the local backend, which takes too long to do for every command.
     if name == "WfCommonsRecorder":
         from rhapsody_wfcommons.recorder import WfCommonsRecorder
 

@@ -1,7 +1,7 @@
-"""`rhapsody replay`: runs a recorded workflow again, as tasks that only take time.
+"""Command `rhapsody replay`, which replays a recorded workflow with tasks that only take time.
 
-The result is how much a backend adds to a simulated list schedule in the same order on as many
-slots. How tasks are timed and files are made is in `rhapsody_wfcommons.replay`.
+The result shows how much time a backend adds to a simulated list schedule with the same order and
+the same number of slots. `rhapsody_wfcommons.replay` runs the tasks.
 
 Rhapsody's engine and the backends are imported when the command runs, not when it is added.
 """
@@ -39,19 +39,19 @@ if TYPE_CHECKING:
     from rhapsody import WorkflowEngine
     from rhapsody.backends import BaseExecutionBackend
 
-HELP = "run a recorded workflow again, to see what a backend adds to it"
+HELP = "replay a recorded workflow to measure the overhead of a backend"
 
 SLOTS: int = 8
-"""Number of tasks that run at once if neither the user nor the instance says."""
+"""Default number of slots if the instance does not record the number of cores."""
 
 LONGEST: tuple[float, float] = (1e-9, 1e9)
-"""Limits for the longest task in seconds: what clocks can measure."""
+"""Limits in seconds for the duration of the longest task, so that clocks can measure it."""
 
 ORDERS: tuple[str, ...] = ("ready", "critical-path")
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """Add the command's arguments."""
+    """Add the arguments of the command."""
     parser.add_argument("file", metavar="FILE", help="a WfCommons instance")
     time = parser.add_mutually_exclusive_group()
     time.add_argument(
@@ -59,13 +59,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
         type=_positive,
         default=1.0,
         metavar="S",
-        help="factor for recorded times (default: 1)",
+        help="factor for the recorded durations (default: 1)",
     )
     time.add_argument(
         "--shortest",
         type=_positive,
         metavar="SECONDS",
-        help="choose the scale so that the shortest task that took time lasts so long",
+        help="choose the scale so that the shortest task with a duration takes this long",
     )
     parser.add_argument(
         "-b",
@@ -86,32 +86,32 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--slots",
         type=_whole,
         metavar="N",
-        help="number of tasks of one core that run at once (default: the cores of the recorded "
-        f"machines, at most those of the backend; {SLOTS} if neither is known)",
+        help="number of tasks with one core that run at once (default: the cores of the recorded "
+        f"machines, or {SLOTS} if they are not recorded, but at most the cores of the backend)",
     )
     parser.add_argument(
         "--order",
         choices=ORDERS,
         default=ORDERS[0],
-        help="which of the ready tasks goes first: the one that was ready first, or the one with "
-        "the longest chain of tasks behind it (default: %(default)s)",
+        help="ready task to start first: the one that was ready first, or the one with the longest "
+        "remaining path (default: %(default)s)",
     )
     parser.add_argument(
         "--files",
         type=_positive,
         metavar="S",
-        help="read and write files of the recorded sizes times S (default: no files)",
+        help="read and write files of the recorded sizes, multiplied by S (default: no files)",
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Replay the workflow, and print how long it took next to how long it must take.
+    """Replay the workflow, and print its makespan and the bounds for it.
 
     Raises:
-        UsageError: The file is no instance, has no times, or does not fit the slots; or the
-            backend or an option is invalid.
-        RhapsodyError: The backend cannot be started, or a task has failed.
+        UsageError: The file is not an instance, or lacks durations; a task needs more cores than
+            there are slots; or the backend or an option is invalid.
+        RhapsodyError: The backend cannot be started, or a task failed.
     """
     instance = _read(arguments.file)
     scale = _scale(instance, arguments)
@@ -136,7 +136,7 @@ def _read(file: str) -> Instance:
     for task in instance.tasks:
         if task.runtime is None:
             raise UsageError(
-                f"{file}: task {task.id!r} has no recorded time and cannot be replayed; add "
+                f"{file}: task {task.id!r} has no recorded duration, so it cannot be replayed; add "
                 "`runtimeInSeconds` in `workflow.execution.tasks`"
             )
     return instance
@@ -147,12 +147,12 @@ def _scale(instance: Instance, arguments: argparse.Namespace) -> float:
     scale: float = arguments.scale
     if arguments.shortest is not None:
         if not times:
-            raise UsageError(f"{arguments.file}: no task took time; leave --shortest out")
+            raise UsageError(f"{arguments.file}: no task has a duration above 0; omit --shortest")
         scale = arguments.shortest / min(times)
     if times and not LONGEST[0] <= max(times) * scale <= LONGEST[1]:
         raise UsageError(
-            f"the longest task would last {max(times) * scale:.3g} s: give a --scale or --shortest "
-            f"at which it lasts {LONGEST[0]:g} to {LONGEST[1]:g} s"
+            f"the longest task would take {max(times) * scale:.3g} s: choose --scale or --shortest "
+            f"so that it takes {LONGEST[0]:g} to {LONGEST[1]:g} s"
         )
     return scale
 
@@ -170,19 +170,19 @@ async def _replay(
     local = arguments.backend.strip().lower() == "local"
     held = urgency is not None or (arguments.slots is not None and not local)
     with tempfile.TemporaryDirectory(prefix="rhapsody-replay-") as made:
-        directory = None if arguments.files is None else Path(made)  # for sandboxes, too
+        directory = None if arguments.files is None else Path(made)  # also for sandboxes
         if directory is not None:
             _check_room(instance, arguments.files, directory)
         async with _engine(
             _backend(arguments, slots if local else None),
-            max_pending=slots if held else None,  # the engine keeps the others, in their order
+            max_pending=slots if held else None,  # the engine holds the others back, in order
             work_dir=directory,
         ) as flow:
             backend = flow.backend
             slots = _offered(backend, slots)
             _check_fit(instance, slots)
             bound = list_schedule(tasks, slots, urgency)
-            if sys.stderr is not None:  # it was closed before the start
+            if sys.stderr is not None:  # `None` if it was closed before the start
                 text = f"rhapsody: {_extent(len(tasks), slots)}: about {bound:.3f} s"
                 print(text, file=sys.stderr)  # noqa: T201 - the command's output
             makespan = await Replay(tasks, urgency, arguments.files, directory).run(flow, slots)
@@ -203,7 +203,7 @@ async def _replay(
 
 
 def _backend(arguments: argparse.Namespace, workers: int | None) -> BaseExecutionBackend:
-    """Return the backend; the local one has so many cores and workers."""
+    """Return the backend. The local one is created with `workers` cores and workers."""
     from rhapsody.backends import backend_from_options
 
     options: list[str] = arguments.option
@@ -211,14 +211,14 @@ def _backend(arguments: argparse.Namespace, workers: int | None) -> BaseExecutio
         for option in options:
             if match := re.match(r"\s*(cores|workers|resources)\s*=", option):
                 raise UsageError(
-                    f"-o {match[1]}: the local backend gets as many cores and workers as there "
-                    "are slots: write --slots N instead"
+                    f"-o {match[1]}: use --slots N, which sets the cores and workers of the local "
+                    "backend"
                 )
         options = [*options, f"cores={workers}", f"workers={workers}"]
     backend = backend_from_options(arguments.backend, options)
     if getattr(backend, "dry", False):
         raise UsageError(
-            f"backend {backend.name!r} runs no task, so there is nothing to measure; "
+            f"backend {backend.name!r} does not run tasks, so there is nothing to measure; "
             "`rhapsody backends` lists the others"
         )
     return backend
@@ -226,7 +226,7 @@ def _backend(arguments: argparse.Namespace, workers: int | None) -> BaseExecutio
 
 @asynccontextmanager
 async def _engine(backend: BaseExecutionBackend, **settings: Any) -> AsyncIterator[WorkflowEngine]:
-    """Start an engine; an error while it starts is the backend's."""
+    """Start an engine. Errors during the start are reported as errors of the backend."""
     from rhapsody import WorkflowEngine
 
     try:
@@ -256,8 +256,8 @@ def _check_room(instance: Instance, scale: float, directory: Path) -> None:
     free = shutil.disk_usage(directory).free
     if needed > free:
         raise UsageError(
-            f"--files {scale:g} takes {needed:.3g} bytes, and {directory.parent} has {free:.3g}: "
-            "use a smaller number, or set TMPDIR to a directory with more space"
+            f"--files {scale:g} needs {needed:.3g} bytes, but {directory.parent} has only "
+            f"{free:.3g}: use a smaller number, or set TMPDIR to a directory with more space"
         )
 
 
@@ -265,13 +265,13 @@ def _check_fit(instance: Instance, slots: int) -> None:
     for task in instance.tasks:
         if slots_of(task) > slots:
             raise UsageError(
-                f"task {task.id!r} had {slots_of(task)} cores, and there are {slots} slots: give "
-                f"--slots {slots_of(task)} or more, on a backend that has them"
+                f"task {task.id!r} needs {slots_of(task)} cores, but there are {slots} slots: use "
+                f"--slots {slots_of(task)} or more, on a backend with as many cores"
             )
 
 
 def _lines(report: Mapping[str, Any]) -> Sequence[str]:
-    """Return the report for people."""
+    """Return the lines of the report as text."""
     extent = _extent(report["tasks"], report["slots"])
     rows = {
         "makespan": report["makespan"],
@@ -297,11 +297,11 @@ def _positive(text: str) -> float:
     with suppress(ValueError):
         if 0 < (number := float(text)) < math.inf:
             return number
-    raise argparse.ArgumentTypeError(f"a number above 0 is needed, got {text!r}")
+    raise argparse.ArgumentTypeError(f"must be a number above 0, got {text!r}")
 
 
 def _whole(text: str) -> int:
     with suppress(ValueError):
         if (number := int(text)) >= 1:
             return number
-    raise argparse.ArgumentTypeError(f"a whole number of 1 or more is needed, got {text!r}")
+    raise argparse.ArgumentTypeError(f"must be an integer of at least 1, got {text!r}")

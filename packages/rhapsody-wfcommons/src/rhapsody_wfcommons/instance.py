@@ -1,4 +1,4 @@
-"""Content of an instance: values only, the same for every version of the format."""
+"""Data classes for the content of an instance, the same for all versions of the format."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class RecordedFile:
-    """A file that a task read or wrote.
+    """File that a task read or wrote.
 
     Attributes:
-        id: Its name, unique in the instance.
-        size: Bytes, `None` if it is not recorded.
+        id: Name, unique in the instance.
+        size: Size in bytes, `None` if it is not recorded.
     """
 
     id: str
@@ -22,17 +22,17 @@ class RecordedFile:
 
 @dataclass(frozen=True, slots=True)
 class RecordedMachine:
-    """A machine that tasks ran on; what is not known is `None`.
+    """Machine on which tasks ran. Unknown attributes are `None`.
 
     Attributes:
-        name: Its host name.
-        system: `"linux"`, `"macos"` or `"windows"`.
-        architecture: Of its processor, such as `"x86_64"`.
-        release: Of its system.
-        memory: Bytes of main memory.
-        cores: Processor cores.
-        speed: Of its processor, in MHz.
-        vendor: Of its processor.
+        name: Host name.
+        system: Operating system, `"linux"`, `"macos"` or `"windows"`.
+        architecture: Processor architecture, such as `"x86_64"`.
+        release: Release of the operating system.
+        memory: Main memory in bytes.
+        cores: Number of processor cores.
+        speed: Speed of the processor in MHz.
+        vendor: Vendor of the processor.
     """
 
     name: str
@@ -47,18 +47,18 @@ class RecordedMachine:
 
 @dataclass(frozen=True, slots=True)
 class RecordedTask:
-    """One task and how it went.
+    """One task and its execution.
 
     Attributes:
-        id: Unique in the instance.
-        name: For people.
-        parents: The ids of the tasks that it waited for.
-        runtime: Seconds that it took, `None` if it is not recorded.
-        cores: Processor cores that it had; 1 if it is not recorded.
-        inputs: The files that it read.
-        outputs: The files that it wrote.
-        started: When it began, as text.
-        machines: The names of the machines that it ran on.
+        id: Id, unique in the instance.
+        name: Name for display.
+        parents: Ids of the tasks on which it depends.
+        runtime: Duration in seconds, `None` if it is not recorded.
+        cores: Number of processor cores; 1 if it is not recorded.
+        inputs: Files that it read.
+        outputs: Files that it wrote.
+        started: Time of its start, as text.
+        machines: Names of the machines on which it ran.
     """
 
     id: str
@@ -74,18 +74,17 @@ class RecordedTask:
 
 @dataclass(frozen=True, slots=True)
 class Instance:
-    """A workflow that was run once.
+    """One run of a workflow.
 
     Attributes:
-        name: Its name.
-        tasks: Its tasks, in the order of the file. All parents are among them, and there is no
-            cycle.
-        machines: The machines it ran on.
-        makespan: Seconds from the begin of its first task to the end of its last.
-        started: When it began, as text.
+        name: Name of the workflow.
+        tasks: Tasks in the order of the file. All parents are among them, and there is no cycle.
+        machines: Machines on which it ran.
+        makespan: Seconds from the start of the first task to the end of the last one.
+        started: Time of the start, as text.
         description: Free text.
-        created: When the instance was made, as text.
-        made_by: The name and version of the system that ran it.
+        created: Time at which the instance was created, as text.
+        made_by: Name and version of the system that ran the workflow.
     """
 
     name: str
@@ -98,7 +97,7 @@ class Instance:
     made_by: tuple[str, str] | None = None
 
     def children(self) -> dict[str, tuple[str, ...]]:
-        """Return by task id the ids of the tasks that wait for it."""
+        """Return a mapping from each task id to the ids of its dependents."""
         found: dict[str, list[str]] = {task.id: [] for task in self.tasks}
         for task in self.tasks:
             for parent in task.parents:
@@ -107,14 +106,14 @@ class Instance:
 
 
 def parents_first(tasks: Sequence[RecordedTask]) -> list[RecordedTask]:
-    """Return the tasks in their order, except that each comes after its parents."""
+    """Return the tasks in the given order, but with each task after its parents."""
     place = {task.id: index for index, task in enumerate(tasks)}
     waits = [len(task.parents) for task in tasks]
     children: list[list[int]] = [[] for _ in tasks]
     for index, task in enumerate(tasks):
         for parent in task.parents:
             children[place[parent]].append(index)
-    ready = [index for index, count in enumerate(waits) if not count]  # a heap, being sorted
+    ready = [index for index, count in enumerate(waits) if not count]  # sorted, and thus a heap
     ordered = []
     while ready:
         index = heapq.heappop(ready)

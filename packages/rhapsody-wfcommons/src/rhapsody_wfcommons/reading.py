@@ -1,9 +1,9 @@
-"""Reading an instance of any published version of the format.
+"""Reader for instances of all published versions of the format.
 
-Up to 1.4 everything about a task stands in one object (`workflow.tasks`, before 1.3
-`workflow.jobs`), and parents are named by `name`. Since 1.5 the workflow
-(`workflow.specification`) is separate from its run (`workflow.execution`), and tasks and files
-are named by `id`. What replaying does not need, such as commands, is neither kept nor checked.
+Up to version 1.4, each task is one object (in `workflow.tasks`, before 1.3 in `workflow.jobs`), and
+parents are given by `name`. Since 1.5, the workflow (`workflow.specification`) is separate from its
+run (`workflow.execution`), and tasks and files are identified by `id`. Data that replaying does not
+need, such as commands, is neither stored nor checked.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from rhapsody_wfcommons.values import Value
 
 T = TypeVar("T")
 _Edges = dict[tuple[str, str], Value]
-"""The place that names each pair of a parent and its child."""
+"""Position in the file that defines each pair of a parent and its child."""
 
 VERSIONS: tuple[str, ...] = ("1.0", "1.1", "1.2", "1.3", "1.4", "1.5")
 _SYSTEMS = ("linux", "macos", "windows")
@@ -30,14 +30,14 @@ _MOST_CORES = 1_000_000
 def read(path: str | os.PathLike[str]) -> Instance:
     """Read an instance.
 
-    File sizes of versions before 1.4 are taken as bytes, as WfCommons does when it converts them.
+    File sizes in versions before 1.4 are read as bytes, as in WfCommons' own conversion.
 
     Returns:
         The instance.
 
     Raises:
-        InstanceError: It is malformed. The message has the file, the place in it, the value, and
-            what is accepted.
+        InstanceError: The instance is malformed. The message contains the file, the position, the
+            value, and the accepted values.
         OSError: The file cannot be read.
     """
     return _instance(Value.of_json(os.fspath(path), Path(path).read_bytes()))
@@ -50,7 +50,7 @@ def loads(text: str) -> Instance:
         The instance.
 
     Raises:
-        InstanceError: It is malformed.
+        InstanceError: The instance is malformed.
     """
     return _instance(Value.of_json("instance", text))
 
@@ -145,12 +145,12 @@ def _unique(ids: Iterable[Value]) -> dict[str, Value]:
     for each in ids:
         first = found.setdefault(each.text(), each)
         if first is not each:
-            each.fail(f"the id {each} is taken by {first.place}")
+            each.fail(f"the id {each} is already used by {first.place}")
     return found
 
 
 def _executions(workflow: Value, known: Collection[str]) -> dict[str, Value]:
-    """Return the record of each task's run by task id."""
+    """Return a mapping from task ids to the records of their executions."""
     execution = workflow.get("execution")
     if execution is None:
         return {}
@@ -206,15 +206,15 @@ def _flat_tasks(workflow: Value) -> tuple[RecordedTask, ...]:
 
 
 class _Names:
-    """Ids of the tasks of an older instance.
+    """Ids of the tasks of an instance before version 1.5.
 
-    An id is the task's name and its `id` joined as WfCommons does.
+    As in WfCommons' own conversion, an id consists of the name and the `id` of the task.
 
     Args:
-        tasks: The tasks.
+        tasks: Tasks in the file.
 
     Attributes:
-        ids: A unique id for each.
+        ids: A unique id for each task.
     """
 
     def __init__(self, tasks: Iterable[Value]) -> None:
@@ -231,10 +231,10 @@ class _Names:
         self.ids: tuple[str, ...] = tuple(found)
 
     def find(self, named: Value) -> str:
-        """Return the id of the task that a value names."""
+        """Return the id of the task to which a value refers."""
         meant = self._meant[_known(named, self._meant)]
         if len(meant) > 1:
-            named.fail(f"{named} may be {' or '.join(meant[:2])}; write one of these ids")
+            named.fail(f"{named} is ambiguous: write {' or '.join(meant[:2])}")
         return meant[0]
 
 
@@ -251,7 +251,7 @@ def _linked(task: Value, link: str) -> tuple[RecordedFile, ...]:
 
 
 def _known(named: Value, known: Collection[str]) -> str:
-    """Return an id that a value names.
+    """Return the id in a value, if there is a task with this id.
 
     Raises:
         InstanceError: No task has this id.
@@ -286,6 +286,8 @@ def _check_acyclic(parents: dict[str, list[str]], edges: _Edges) -> None:
     try:
         graphlib.TopologicalSorter(parents).prepare()
     except graphlib.CycleError as error:
-        cycle: list[str] = error.args[1]  # each a parent of the next, and the first again
+        cycle: list[str] = error.args[
+            1
+        ]  # each is a parent of the next; the last is the first again
         way = " -> ".join(cycle if len(cycle) <= 6 else [*cycle[:3], "...", *cycle[-2:]])
         edges[cycle[0], cycle[1]].fail(f"tasks wait for each other in a cycle: {way}")

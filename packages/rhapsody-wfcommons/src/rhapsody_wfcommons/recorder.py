@@ -1,8 +1,7 @@
 """Recorder of a run as a WfCommons instance.
 
-The recorder is an observer of one engine. It notes what each task waits for before the task is
-submitted, and when it ran and which files it had when it ends. The file is written once, when the
-engine ends.
+The recorder is an observer of one engine. It records the dependencies of each task before the task
+is submitted, and its times and files when it ends. The file is written once, when the engine ends.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ _PATTERN = re.compile(r"[*?[]")
 
 @dataclass(slots=True)
 class _Run:
-    """One task as known so far."""
+    """Data recorded about one task."""
 
     name: str
     parents: list[str]
@@ -57,18 +56,19 @@ class WfCommonsRecorder:
 
         async with WorkflowEngine.create(observers=[WfCommonsRecorder("run.json")]) as flow:
 
-    A task has the time of its last attempt. Services, blocks and tasks that did not run, such as
-    those whose results were reused, are left out: what waited for such a task has its parents.
+    The duration of a task is that of its last attempt. Services, blocks and tasks that did not run,
+    for example because their results were reused, are omitted; dependents of an omitted task have
+    its parents instead.
 
     Args:
-        path: The file. It is private to the user and written at the end; until then an earlier
-            file stays as it is.
+        path: File to write, private to the user. It is written when the engine ends; until then, an
+            existing file is unchanged.
 
     Attributes:
-        push_down: True: tasks may go to their backends before their dependencies have ended.
+        push_down: `True`, because tasks may be submitted before their dependencies have ended.
 
     Raises:
-        ValueError: No file can be written there.
+        ValueError: The path is a directory, or its directory does not exist.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -76,8 +76,8 @@ class WfCommonsRecorder:
         self._path = Path(path).absolute()
         if self._path.is_dir() or not self._path.parent.is_dir():
             raise ValueError(
-                f"WfCommonsRecorder({os.fspath(path)!r}): the path of a file in an existing "
-                "directory is needed"
+                f"WfCommonsRecorder({os.fspath(path)!r}): the path must name a file in an existing "
+                "directory"
             )
         self._cores: dict[str, int] = {}
         self._runs: dict[str, _Run] = {}
@@ -86,7 +86,7 @@ class WfCommonsRecorder:
 
     @hookimpl
     def rhapsody_prepare_task(self, engine: ObservedEngine, task: TaskDescription) -> None:
-        """Note what a task waits for, and the names of its files."""
+        """Record the dependencies of a task and the names of its files."""
         own = f"{engine.uid}."
         if task["is_service"]:
             return
@@ -101,7 +101,7 @@ class WfCommonsRecorder:
 
     @hookimpl
     def rhapsody_task_events(self, engine: ObservedEngine, events: Sequence[TaskEvent]) -> None:
-        """Note when tasks begin and end, and the sizes of their files."""
+        """Record the times of tasks and the sizes of their files."""
         for event in events:
             run = self._runs.get(event.uid)
             if run is None:
@@ -126,13 +126,16 @@ class WfCommonsRecorder:
         """Write the file."""
         instance = self._instance()
         if instance is None:
-            log.warning("%s: no task has run; nothing is recorded", self._path)
+            log.warning("%s: not written, because no task has run", self._path)
             return
         try:
             write(instance, self._path)
         except OSError as error:
             log.error(
-                "%s: the run is not recorded: %s: %s", self._path, type(error).__name__, error
+                "%s: cannot be written, the run is not recorded: %s: %s",
+                self._path,
+                type(error).__name__,
+                error,
             )
 
     def _look_at_files(self, run: _Run, sandbox: str) -> None:
@@ -144,7 +147,7 @@ class WfCommonsRecorder:
         run.outputs = {name: self._file(sandbox, name) for name in names}
 
     def _file(self, sandbox: str, name: str) -> RecordedFile:
-        """Return a file by its name in a sandbox; all links to one file have the same id."""
+        """Return the record of a file in a sandbox. All links to one file have the same id."""
         path = os.path.realpath(os.path.join(sandbox, name))
         if path not in self._ids:
             free, number = name, 1
@@ -190,7 +193,7 @@ class WfCommonsRecorder:
 
 
 def _own_id(uid: str, own: str) -> str:
-    """Return a task's id in its engine, given the uid of an attempt."""
+    """Return the uid of a task in its engine from the uid of one of its attempts."""
     return uid.removeprefix(own).rpartition(".")[0]
 
 
@@ -199,7 +202,7 @@ def _timestamp(when: float | None) -> str | None:
 
 
 def _parents(runs: Mapping[str, _Run], kept: Mapping[str, _Run]) -> dict[str, tuple[str, ...]]:
-    """Return the parents of each task; a parent that is not kept is replaced by its parents."""
+    """Return the parents of each task. A parent that is not kept is replaced by its own parents."""
     found: dict[str, tuple[str, ...]] = {}
     for uid in sorted(runs, key=lambda uid: int(uid.rpartition(".")[2])):  # parents come first
         parents: dict[str, None] = {}
@@ -217,11 +220,11 @@ def _program_name() -> str:
 
 
 def _this_machine(cores: int) -> RecordedMachine:
-    """Return the description of the machine that this process runs on, with the cores in use."""
+    """Return the description of this machine, with the number of cores of the local backends."""
     system = {"linux": "linux", "darwin": "macos"}.get(sys.platform)
     try:
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (ValueError, OSError):  # not known on this system
+    except (ValueError, OSError):  # unknown on this system
         memory = 0
     return RecordedMachine(
         name=platform.node() or "localhost",

@@ -1,7 +1,7 @@
-"""Tasks of a recorded workflow, run again: each lasts as long as it did, times a scale.
+"""Replay of a recorded workflow: each task takes its recorded time, multiplied by a scale.
 
-A task sleeps, so that a hundred fit on one core. Values go from parents to children as in any
-workflow, so that whatever a backend does about dependencies is part of what is measured.
+The tasks sleep, so that a hundred of them can run on one core. Values are passed from parents to
+children as in any workflow, so the measured time includes the backend's handling of dependencies.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ from rhapsody_wfcommons.instance import RecordedFile, RecordedTask, parents_firs
 from rhapsody_wfcommons.schedules import slots_of
 
 WARM_UP: float = 0.001
-"""Seconds that tasks last which start the workers, before the time is taken."""
+"""Duration in seconds of the tasks that start the workers before the measurement."""
 
 _BLOCK = 1 << 20
 
 
 def task_function() -> Callable[..., None]:
-    """Return the function of every task: a nested one, so that it is pickled by value."""
+    """Return the function that all tasks run, a nested function, so that it is pickled by value."""
     import time
 
-    early = 0.00015  # a sleep ends about this much late
+    early = 0.00015  # seconds; sleeps end about this much too late
 
     def replayed(
         seconds: float, inputs: Sequence[Any], outputs: Sequence[tuple[Any, int]], *_: Any
@@ -58,13 +58,13 @@ def task_function() -> Callable[..., None]:
 
 
 class Replay:
-    """A recorded workflow to run.
+    """Recorded workflow that can be run on an engine.
 
     Args:
-        tasks: Its tasks, each with the seconds that it is to last as `runtime`.
+        tasks: The tasks; `runtime` is the duration of the replayed task.
         urgency: Order of the ready tasks, see `list_schedule`.
         files: Factor for the sizes of files; `None` for no files.
-        directory: Directory for files that no task writes; needed with `files`.
+        directory: Directory for files that no task writes; required with `files`.
     """
 
     def __init__(
@@ -88,16 +88,16 @@ class Replay:
 
         Args:
             flow: The engine.
-            slots: How many tasks of one core run at once.
+            slots: Number of tasks with one core that can run at once.
 
         Returns:
-            The seconds from the first call to the end of the last task.
+            The time in seconds from the first call to the end of the last task.
 
         Raises:
-            RhapsodyError: A file cannot be made, read or written.
+            RhapsodyError: A file cannot be created, read or written.
         """
         task = flow.function_task(cache=False)(task_function())
-        # One variant for each combination of settings, which is cheaper than one for each task.
+        # One variant per combination of settings is cheaper than one per task.
         variants = {
             needs: task.options(**_settings(*needs)) if needs != (1, 0) else task
             for needs in map(self._needs, self._tasks)
@@ -107,8 +107,8 @@ class Replay:
                 (each, variants[self._needs(each)], *self._files_of(each)) for each in self._tasks
             ]
         except OSError as error:
-            raise RhapsodyError(f"an input file cannot be made: {_describe(error)}") from error
-        gc.collect()  # now, not while the time is taken; it empties caches
+            raise RhapsodyError(f"cannot create an input file: {_describe(error)}") from error
+        gc.collect()  # now, not during the measurement; it also clears caches
         workers = [task(WARM_UP, (), ()) for _ in range(min(slots, len(self._tasks)))]
         await asyncio.gather(*(task(WARM_UP, (), (), each) for each in workers))
         futures: dict[str, TaskFuture[None]] = {}
@@ -116,13 +116,13 @@ class Replay:
         first = sum(not each.parents for each in self._tasks)
         for number, (each, call, inputs, outputs) in enumerate(calls):
             if number == first:
-                await asyncio.sleep(0)  # the first tasks begin, as in any program
+                await asyncio.sleep(0)  # lets the first tasks start, as in any program
             parents = [futures[parent] for parent in each.parents]
             futures[each.id] = call(each.runtime, inputs, outputs, *parents)
         try:
             await asyncio.gather(*futures.values())
         except OSError as error:  # tasks read and write files
-            raise RhapsodyError(f"a task has failed: {_describe(error)}") from error
+            raise RhapsodyError(f"a task failed: {_describe(error)}") from error
         return perf_counter() - begin
 
     def _needs(self, task: RecordedTask) -> tuple[int, int]:
@@ -132,9 +132,10 @@ class Replay:
     def _files_of(
         self, task: RecordedTask
     ) -> tuple[tuple[InputFile, ...], tuple[tuple[OutputFile, int], ...]]:
-        """Return what a task reads and writes, and make the inputs that no parent writes.
+        """Return the files of a task, and create inputs that no parent writes.
 
-        Each task that writes a file has one of its own: others may write one of the same name.
+        Each task that writes a file writes a separate one, because several tasks may write files
+        of the same name.
         """
         if self._files is None:
             return (), ()
@@ -150,14 +151,14 @@ class Replay:
         return inputs, outputs
 
     def _name(self, file: RecordedFile, writer: str = "") -> str:
-        """Return the name of a task's file here: recorded names may contain directories."""
+        """Return the name of a file in the replay; recorded names may contain directories."""
         return self._names.setdefault((writer, file.id), f"replayed-{len(self._names):06}")
 
     def _size(self, file: RecordedFile) -> int:
         return round((file.size or 0) * (self._files or 0))
 
     def _made(self, file: RecordedFile) -> str:
-        """Return the path of a file that exists before the workflow begins."""
+        """Return the path of a file that exists before the workflow starts; create it if needed."""
         assert self._directory is not None
         path = self._directory / self._name(file)
         if not path.exists():

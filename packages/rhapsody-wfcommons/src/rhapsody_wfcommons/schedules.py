@@ -1,8 +1,8 @@
-"""Bounds for the time that a workflow takes on a number of slots.
+"""Bounds for the makespan of a workflow on a number of slots.
 
-A list schedule starts tasks on free slots in a given order, and never leaves slots free that the
-next task in that order fits on. It is simulated and has no overhead: what a real run takes beyond
-it is the overhead of the engine and the backend.
+A list schedule starts ready tasks in a given order, each as soon as enough slots are free. The
+simulation has no overhead: the additional time of a real run is the overhead of the engine and the
+backend.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from rhapsody_wfcommons.instance import RecordedTask, parents_first
 
 
 def slots_of(task: RecordedTask) -> int:
-    """Return the number of slots that a task takes: its cores."""
+    """Return the number of slots that a task occupies: its cores, rounded up."""
     return math.ceil(task.cores)
 
 
 def bottom_levels(tasks: Sequence[RecordedTask]) -> dict[str, float]:
-    """Return by task id the seconds from a task's begin to the end of all that depends on it."""
+    """Return for each task id the seconds of the longest path from the task to the end."""
     runtime = {task.id: task.runtime or 0.0 for task in tasks}
     levels = dict(runtime)
     for task in reversed(parents_first(tasks)):
@@ -30,25 +30,25 @@ def bottom_levels(tasks: Sequence[RecordedTask]) -> dict[str, float]:
 
 
 def critical_path(tasks: Sequence[RecordedTask]) -> float:
-    """Return the seconds that a workflow takes on an unlimited number of slots."""
+    """Return the makespan in seconds on an unlimited number of slots."""
     return max(bottom_levels(tasks).values(), default=0.0)
 
 
 def work(tasks: Sequence[RecordedTask]) -> float:
-    """Return the seconds of all tasks together, each times its slots."""
+    """Return the sum of all durations in seconds, each multiplied by the slots of the task."""
     return sum(slots_of(task) * (task.runtime or 0.0) for task in tasks)
 
 
 def list_schedule(
     tasks: Sequence[RecordedTask], slots: int, urgency: Mapping[str, float] | None = None
 ) -> float:
-    """Return the seconds that a workflow takes by a list schedule.
+    """Return the makespan in seconds of a list schedule.
 
     Args:
-        tasks: Its tasks.
-        slots: How many there are; no task takes more.
-        urgency: Priority by task id: of the ready tasks the highest goes first. Without it, and
-            between equals, the one that was ready first.
+        tasks: Tasks of the workflow.
+        slots: Number of slots; no task may need more.
+        urgency: Priority by task id. The ready task with the highest priority starts first; without
+            priorities, and among equals, the task that was ready first.
     """
     children: dict[str, list[RecordedTask]] = {task.id: [] for task in tasks}
     waits = {task.id: len(task.parents) for task in tasks}

@@ -1,4 +1,4 @@
-"""Values of a JSON file with their places in it, checked when they are read."""
+"""Values of a JSON file with their positions, checked when they are read."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _LONGEST = 60
 
 
 class InstanceError(RhapsodyError, ValueError):
-    """Malformed instance: the message names the file and the place in it."""
+    """Error for a malformed instance; its message gives the file and the position."""
 
 
 def on_one_line(text: str) -> str:
@@ -26,9 +26,9 @@ class Value:
     """Value in a JSON file.
 
     Args:
-        file: The file, for errors.
-        place: Its place, such as `workflow.tasks[3].parents[0]`.
-        value: The value as `json` gives it.
+        file: Name of the file, for error messages.
+        place: Position in the file, such as `workflow.tasks[3].parents[0]`.
+        value: Value as `json` returns it.
     """
 
     def __init__(self, file: str, place: str, value: Any) -> None:
@@ -41,7 +41,7 @@ class Value:
         """Return the content of a file as a value.
 
         Raises:
-            InstanceError: It is not JSON, or beyond the limits of the parser.
+            InstanceError: The content is not JSON, or exceeds the limits of the parser.
         """
         try:
             return cls(file, "", json.loads(content))
@@ -49,7 +49,7 @@ class Value:
             problem = f"this is not JSON: {error}; a WfCommons instance is a JSON file"
         except RecursionError:
             problem = "lists and objects are nested too deeply"
-        except ValueError:  # `int` refuses thousands of digits
+        except ValueError:  # `int` accepts a few thousand digits
             problem = "a number has too many digits"
         raise InstanceError(f"{file}: {problem}")
 
@@ -60,23 +60,24 @@ class Value:
         return shown if len(shown) <= _LONGEST else f"{shown[:_LONGEST]}..."
 
     def fail(self, problem: str) -> NoReturn:
-        """Raise for this value.
+        """Raise an error about this value.
 
         Raises:
-            InstanceError: With its file and place, and the problem.
+            InstanceError: Always; its message contains the file, the position and the problem.
         """
         raise InstanceError(f"{self._file}: {self.place or 'top level'}: {on_one_line(problem)}")
 
     def refuse(self, accepted: str) -> NoReturn:
-        """Raise for a value of the wrong kind.
+        """Raise an error about a value of the wrong kind.
 
         Raises:
-            InstanceError: With the place, the value, and what is accepted.
+            InstanceError: Always; its message contains the position, the value, and the accepted
+                values.
         """
         self.fail(f"{accepted} is needed, got {self}")
 
     def get(self, *names: str) -> Value | None:
-        """Return the first of these members that exists and is not `null`."""
+        """Return the first of these members that exists and is not `null`, else `None`."""
         if not isinstance(self.value, dict):
             self.refuse("an object")
         for name in names:
@@ -129,7 +130,7 @@ class Value:
         """Return a finite number that is not smaller than `least`."""
         value, number = self.value, math.nan
         if isinstance(value, int | float) and not isinstance(value, bool):
-            with contextlib.suppress(OverflowError):  # a whole number of hundreds of digits
+            with contextlib.suppress(OverflowError):  # an integer with hundreds of digits
                 number = float(value)
         if not math.isfinite(number) or number < least:
             self.refuse(f"a number of {least} or more")

@@ -1,4 +1,4 @@
-"""Writing an instance of version 1.5 of the format."""
+"""Writer for instances of version 1.5 of the format."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ _Rename = Callable[[str], str]
 
 
 def write(instance: Instance, path: str | os.PathLike[str]) -> None:
-    """Write an instance to a file, private to the user.
+    """Write an instance to a file that is private to the user.
 
-    An earlier file stays until the new one is complete.
+    An existing file is replaced only when the new one is complete.
 
     Raises:
         InstanceError: The instance is invalid, see `dumps`; nothing is written.
@@ -47,13 +47,13 @@ def write(instance: Instance, path: str | os.PathLike[str]) -> None:
 def dumps(instance: Instance) -> str:
     """Return the text of an instance's file.
 
-    In ids, `_` replaces characters that the format does not allow, and a number is appended to one
-    that is taken. An instance without makespan, begin or a task's runtime has no `execution`,
-    because the format requires these there. `?` replaces lone surrogates.
+    In ids, `_` replaces characters that the format does not allow, and a number is appended to an
+    id that is already used. `execution` is omitted if the makespan, the start or the runtime of a
+    task is unknown, because the format requires them there. `?` replaces lone surrogates.
 
     Raises:
-        InstanceError: `loads` would refuse the text: a parent is missing, for example, or a time
-            is not a number.
+        InstanceError: `loads` would refuse the text, for example because a parent is missing or a
+            time is not a number.
     """
     _check_parents(instance)
     tasks = _renamer(_NOT_IN_TASKS, (task.id for task in instance.tasks))
@@ -84,12 +84,12 @@ def _check_parents(instance: Instance) -> None:
         for parent in task.parents:
             if parent not in known:
                 raise InstanceError(
-                    f"task {task.id!r} waits for {parent!r}, which is not among the tasks"
+                    f"task {task.id!r} has the parent {parent!r}, which is not in the instance"
                 )
 
 
 def _renamer(disallowed: re.Pattern[str], ids: Iterable[str]) -> _Rename:
-    """Return a function from each id to one that the format allows."""
+    """Return a function that maps each id to a unique id that the format allows."""
     given: dict[str, str] = {}
     taken: set[str] = set()
     for each in dict.fromkeys(ids):
@@ -104,7 +104,7 @@ def _renamer(disallowed: re.Pattern[str], ids: Iterable[str]) -> _Rename:
 
 
 def _drop_unknown(values: dict[str, Any]) -> dict[str, Any]:
-    """Return the members whose values are known."""
+    """Return the items whose values are neither `None` nor empty."""
     return {name: value for name, value in values.items() if value not in (None, ())}
 
 
