@@ -144,9 +144,9 @@ class EngineOptions:
 
     backend: BackendLike | Sequence[BackendLike] | None = _option(
         None,
-        "Backend object, started or not, or registered name, or a list of these, of which the "
-        "first is the default backend. Default: the embedded local backend, or the noop "
-        "backend for a dry run.",
+        "Backend object, started or not, or registered name, or a list of these; the first in "
+        "the list is the default backend. Default: the local backend, or the noop backend for "
+        "a dry run.",
     )
     dry_run: bool = _option(
         False,
@@ -173,20 +173,21 @@ class EngineOptions:
     trace: Path | None = _option(
         None,
         "File for the events of all tasks and those that the program passes to `prof`, as JSON "
-        "lines. Overwritten, and private to the user.",
+        "lines. It is private to the user, and replaces an existing file.",
         _trace,
     )
     progress: bool | Literal["lines"] | Progress = _option(
         False,
-        "Show on standard error what is running: a live table on a terminal or in a notebook, "
-        'a line every ten seconds elsewhere and with "lines"; at the end a summary. Output of '
-        'tasks appears above the table when each ends; with "lines", output of programs does.',
+        "Show the progress on standard error, with a summary at the end: a live table on a "
+        'terminal or in a notebook, a line every ten seconds elsewhere and with `"lines"`. The '
+        "output of a task appears above the table when the task ends; with lines, functions "
+        "print immediately.",
         _progress,
     )
     retries: tuple[RetryPolicy, ...] | None = _option(
         None,
         "Number of further attempts of a failed task, or a `RetryPolicy`, or a list of "
-        "policies, of which the first that covers a failure counts it.",
+        "policies; the first policy in the list that matches a failure applies.",
         as_policies,
     )
     lost_retries: int = _option(
@@ -197,19 +198,20 @@ class EngineOptions:
     timeout: float | None = _option(
         None,
         'Time limit of each attempt of a task: seconds, or text such as `"3 min"` or '
-        '`"1h30m"`. Services run until they are cancelled.',
+        '`"1h30m"`. Services run until they are canceled.',
         lambda value: seconds("timeout", value),
     )
     observers: Iterable[object] = _option((), "Objects with methods marked `rhapsody.hookimpl`.")
     max_pending: int | None = _option(
         None,
-        "Largest number of tasks that a backend has at once. Services and blocks do not count.",
+        "Maximum number of unfinished tasks that are submitted to a backend. Services and "
+        "blocks do not count.",
         whole_number("max_pending", 1),
     )
     push_down: bool = _option(
         True,
-        "Send tasks to backends that can wait for dependencies before these have finished, and "
-        "leave results there until they are needed.",
+        "Submit tasks before their dependencies have finished, to backends that can wait for "
+        "dependencies, and leave results there until they are needed.",
         flag("push_down"),
     )
     submit_timeout: float | None = _option(
@@ -233,8 +235,8 @@ class EngineOptions:
     )
     keep_going: bool = _option(
         False,
-        "When the context is left with the exception of one of the engine's tasks, finish the "
-        "tasks that do not depend on it first, then list what failed.",
+        "If the context is left with the exception of one of the engine's tasks, finish the "
+        "tasks that do not depend on it first, and then list all failures.",
         flag("keep_going"),
     )
     keep_sandboxes: KeepSandboxes = _option(
@@ -245,13 +247,13 @@ class EngineOptions:
     )
     results_dir: Path | None = _option(
         None,
-        "Directory that destinations of output files are relative to, see `OutputFile`. "
+        "Base directory for relative destinations of output files, see `OutputFile`. "
         "Default: the current directory.",
         lambda value: directory("results_dir", value),
     )
     journal: JournalOption = _option(
         None,
-        "File that keeps results for `resume`, or `True` for the file of this program and its "
+        "File that stores results for `resume`, or `True` for the file of this program and its "
         "arguments, `.rhapsody/journals/<program>-<digits>.sqlite`. Private to the user. On a "
         "local file system, several engines may use it one after another.",
     )
@@ -268,7 +270,7 @@ class EngineOptions:
     uid: str | None = _option(
         None,
         "Uid of the engine, which no other engine may use at the same time in this process or "
-        "in `work_dir`. Sandboxes that an earlier run of the same uid left are not used again. "
+        "in `work_dir`. Sandboxes of an earlier run with the same uid are not used again. "
         "Default: a random one.",
         _uid,
     )

@@ -143,10 +143,10 @@ class Stats:
 
     Attributes:
         tasks: Calls of tasks and blocks.
-        done: Futures that got a result.
-        failed: Futures that got an exception.
+        done: Futures with a result.
+        failed: Futures with an exception.
         cancelled: Futures that were cancelled.
-        recorded: Results that a plugin had recorded earlier; the tasks did not run.
+        recorded: Results that a plugin had recorded earlier, so that the tasks did not run.
         retried: Attempts that failed and were followed by another.
         lost: Attempts that the infrastructure lost, and values that backends kept and lost.
         late: Updates that arrived too late, out of order or twice; they were not applied.
