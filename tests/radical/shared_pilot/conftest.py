@@ -16,6 +16,13 @@ from tests.radical.pilots import active, backend
 
 MEMORY = "/dev/shm" if os.path.isdir("/dev/shm") else None
 
+VARIABLES = {
+    "SHELLS_CHANGE_IT": 'a "b" $HOME `echo c` \\ d',
+    "LINES_OF_TEXT": "a\nb",
+    "PLAIN": "e f",
+}
+"""Variables of the program that starts the pilot."""
+
 
 @pytest.fixture(scope="package")
 def pilot_states() -> list[tuple[str, str]]:
@@ -26,8 +33,14 @@ def pilot_states() -> list[tuple[str, str]]:
 @pytest_asyncio.fixture(scope="package", loop_scope="package")
 async def made(pilot_states: list[tuple[str, str]]) -> AsyncIterator[RadicalExecutionBackend]:
     """A backend with one pilot, whose directory is not on the file system of the packages."""
-    with tempfile.TemporaryDirectory(dir=MEMORY) as directory:
-        made = backend(work_dir=directory)
+    with (
+        tempfile.TemporaryDirectory(dir=MEMORY) as directory,
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        for name, value in VARIABLES.items():
+            patch.setenv(name, value)
+        patch.setenv("RHAPSODY_TEST_TOKEN", "hidden")
+        made = backend(work_dir=directory, pre_exec=["export AT_FIRST=done"])
         made.register_pilot_callback(lambda *state: pilot_states.append(state))
         async with active(made):
             yield made

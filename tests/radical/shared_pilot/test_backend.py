@@ -33,6 +33,7 @@ from tests._support.direct import check_direct_use
 from tests._support.machine import alive
 from tests.radical.busy import BUSY, six, sleeping
 from tests.radical.pilots import resources
+from tests.radical.shared_pilot.conftest import VARIABLES
 
 pytestmark = [pytest.mark.asyncio(loop_scope="package"), pytest.mark.timeout(300)]
 
@@ -171,6 +172,22 @@ async def test_settings_in_radical_pilots_words_are_honoured(driver: Driver) -> 
     )
     end = await driver.run_one(task)
     assert end.stdout == f"{Path.home()} 2\nmade\n3\n", str(end)
+
+
+async def test_tasks_see_the_programs_variables_except_secrets(driver: Driver) -> None:
+    program, call = await driver.run(
+        driver.command("env -0", environment={"PLAIN": "$own"}),
+        driver.call(lambda: dict(os.environ)),
+    )
+    seen = dict(line.split("=", 1) for line in program.stdout.split("\0") if line)
+    for name in ("PATH", "PYTHONPATH", "VIRTUAL_ENV", "PYTHONNOUSERSITE", "MAKEFLAGS", "HOME"):
+        assert seen.get(name) == os.environ.get(name), name
+    assert {name: seen[name] for name in VARIABLES} == {**VARIABLES, "PLAIN": "$own"}
+    assert call.value["PLAIN"] == VARIABLES["PLAIN"]
+    assert call.value["PATH"].endswith(os.environ["PATH"])
+    for each in seen, call.value:
+        assert each["AT_FIRST"] == "done"
+        assert "RHAPSODY_TEST_TOKEN" not in each
 
 
 async def test_functions_get_what_pre_exec_exports_and_what_only_programs_have(

@@ -36,9 +36,10 @@ from rhapsody_radical import (
     translate,
 )
 from rhapsody_radical.cleanup import HERE
-from rhapsody_radical.connection import Connection
+from rhapsody_radical.connection import PROGRAM, Connection
 from rhapsody_radical.descriptions import (
     can_work_in,
+    check_commands,
     check_flags,
     checked_raptor,
     checked_settings,
@@ -87,6 +88,8 @@ class RadicalExecutionBackend(ManagedBackend):
         function_cores: Cores of each pilot for RAPTOR's workers; executables use
             the others. Default: half of the cores, rounded up, minus those of RAPTOR's master, and
             at most those of one node.
+        pre_exec: Shell commands that each task runs first, such as `module load gromacs`; for
+            functions on RAPTOR, its worker runs them once, unless `raptor_config` is given.
         work_dir: The directory that contains the session's directory. Default: the engine's
             directory if an engine starts the backend, otherwise `.rhapsody` in the current one.
         keep_session: Whether to keep the session's directory, with RADICAL-Pilot's logs,
@@ -123,6 +126,7 @@ class RadicalExecutionBackend(ManagedBackend):
         functions: str = "raptor",
         raptor: bool = True,
         function_cores: int | None = None,
+        pre_exec: Sequence[str] = (),
         work_dir: str | Path | None = None,
         keep_session: bool | None = None,
         verbose: bool = False,
@@ -136,6 +140,7 @@ class RadicalExecutionBackend(ManagedBackend):
         self.raptor_config: Mapping[str, Any] = raptor_config or {}
         self.functions = functions
         self.function_cores = function_cores
+        self.pre_exec: list[str] = check_commands(pre_exec)
         self._keep = keep_session
         self._verbose = verbose
         self._connection: Connection | None = None
@@ -342,6 +347,10 @@ class RadicalExecutionBackend(ManagedBackend):
         job.timeout = float(words.get("timeout") or 0)
         job.startup_timeout = float(words.get("startup_timeout") or 0)
         job.cores = int(words.get("ranks") or 1) * max(1, int(words.get("cores_per_rank") or 1))
+        if order is None:
+            assert self._connection is not None
+            script = str(self._connection.directory / PROGRAM)
+            translate.add_environment(words, script, self.pre_exec)
         if directives:
             links.do(directives, task.get("sandbox", ""), pilot.sandbox)
         return words, order
@@ -393,8 +402,11 @@ class RadicalExecutionBackend(ManagedBackend):
 
     def _raptor_for(self, pilot: Pilot) -> dict[str, Any]:
         """Return RAPTOR's configuration for a pilot, whether it has been started or not."""
-        given = pilot.raptor or self._config
-        return given or functions.default_raptor(pilot, self.function_cores)
+        if given := pilot.raptor or self._config:
+            return given
+        made = functions.default_raptor(pilot, self.function_cores)
+        made["masters"][0]["workers"][0]["pre_exec"] = list(self.pre_exec)
+        return made
 
     def _configure_raptor(self, config: dict[str, Any]) -> None:
         """Start RAPTOR on every pilot as the user configured it; block until it is submitted.

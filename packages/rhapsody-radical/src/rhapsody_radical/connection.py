@@ -14,6 +14,7 @@ from __future__ import annotations
 import atexit
 import logging
 import os
+import re
 import shlex
 import shutil
 import socket
@@ -28,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from rhapsody import BackendUnavailableError
+from rhapsody.backends import looks_secret
 from rhapsody_radical import cleanup
 from rhapsody_radical.cleanup import MARK, PILOT
 from rhapsody_radical.functions import own_path
@@ -39,13 +41,35 @@ log: logging.Logger = logging.getLogger(__name__)
 
 COMPONENT = "radical-pilot-component"
 
+PROGRAM = "home/program.sh"
+"""Script in the session's directory that restores the program's variables in a task."""
+
+CHANGED = (
+    *("PYTHONHOME", "PYTHONPATH", "PYTHONNOUSERSITE", "VIRTUAL_ENV", "VIRTUAL_ENV_PROMPT"),
+    *(
+        "_OLD_VIRTUAL_PATH",
+        "_OLD_VIRTUAL_PYTHONPATH",
+        "_OLD_VIRTUAL_PYTHONHOME",
+        "_OLD_VIRTUAL_PS1",
+    ),
+    *("LC_NUMERIC", "MAKEFLAGS", "SBATCH_EXPORT"),
+)
+"""Variables that RADICAL-Pilot or the backend sets, and tasks inherit."""
+
+OF_A_PROCESS = re.compile(
+    r"SLURM_.*|RP_.*|HOSTNAME|PWD|OLDPWD|SHLVL|_|(?![A-Za-z_][A-Za-z0-9_]*$).*"
+)
+"""Names of variables that tasks do not get from the program."""
+
 
 def variables(directory: Path, session: str, *, verbose: bool) -> dict[str, str]:
     """Return the environment of a session's client, by which all of its processes are found.
 
     RADICAL-Pilot's processes write their titles over what the system shows of their
     environment, unless `SPT_NOENV` is set. A client that is itself started by a task of
-    another session does not belong to that session's pilot.
+    another session does not belong to that session's pilot. Variables that look secret are left
+    out, because RADICAL-Pilot writes its environment into scripts, and those whose values its
+    scripts would change or execute.
 
     Args:
         directory: The session's directory.
@@ -55,7 +79,11 @@ def variables(directory: Path, session: str, *, verbose: bool) -> dict[str, str]
     Raises:
         BackendUnavailableError: RADICAL-Pilot's programs are not where its package is.
     """
-    found = {name: value for name, value in os.environ.items() if name != PILOT}
+    found = {
+        name: value
+        for name, value in os.environ.items()
+        if name != PILOT and not looks_secret(name) and not set(value) & set("$`\\\n")
+    }
     path = [str(directory / "bin"), str(scripts()), found.get("PATH", os.defpath)]
     found.update(
         {
@@ -99,6 +127,7 @@ def prepare(directory: Path) -> None:
         f'exec {shlex.quote(str(scripts() / COMPONENT))} "$@"\n'
     )
     wrapper.chmod(0o700)
+    (directory / PROGRAM).write_text(_restored(), errors="surrogateescape")
     theirs = os.environ.get("TMPDIR")
     again = "unset TMPDIR" if theirs is None else f"export TMPDIR={shlex.quote(theirs)}"
     (home / ".bash_profile").write_text(
@@ -106,8 +135,21 @@ def prepare(directory: Path) -> None:
         'for profile in "$HOME/.bash_profile" "$HOME/.bash_login" "$HOME/.profile"; do\n'
         '    if [ -r "$profile" ]; then . "$profile"; break; fi\n'
         "done\n"
-        "unset profile\n"
+        # RADICAL-Pilot would append an empty entry to PATH where a virtual environment is named.
+        "unset profile VIRTUAL_ENV\n"
+        f"export PATH={shlex.quote(os.environ.get('PATH', os.defpath))}\n"
     )
+
+
+def _restored() -> str:
+    """Return shell commands that restore the program's variables, except those that look secret."""
+    lines = [f"unset {' '.join(CHANGED)}"]
+    lines += [
+        f"export {name}={shlex.quote(value)}"
+        for name, value in os.environ.items()
+        if not OF_A_PROCESS.fullmatch(name) and not looks_secret(name)
+    ]
+    return "\n".join([*lines, ""])
 
 
 def scripts() -> Path:

@@ -25,7 +25,7 @@ COUNTS = {
 }
 
 BACKEND = (
-    *("raptor_config", "functions", "raptor", "function_cores"),
+    *("raptor_config", "functions", "raptor", "function_cores", "pre_exec"),
     *("work_dir", "keep_session", "verbose"),
 )
 """The backend's own parameters, which are easily put among those of a pilot."""
@@ -108,6 +108,18 @@ def check_flags(**flags: Any) -> None:
     for name, value in flags.items():
         if not isinstance(value, bool):
             raise TypeError(f"{name} must be True or False, got {value!r}")
+
+
+def check_commands(pre_exec: Any) -> list[str]:
+    """Return the commands that every task runs first; a single text stands for a list of one.
+
+    Raises:
+        TypeError: They are not texts.
+    """
+    commands = [pre_exec] if isinstance(pre_exec, str) else list(pre_exec)
+    if not all(isinstance(command, str) for command in commands):
+        raise TypeError(f"pre_exec must be a list of shell commands, got {pre_exec!r}")
+    return commands
 
 
 def directory(work_dir: Any) -> str | None:

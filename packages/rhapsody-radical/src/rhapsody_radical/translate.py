@@ -146,6 +146,19 @@ def _environment(task: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[s
     return environment
 
 
+def add_environment(words: dict[str, Any], script: str, commands: Sequence[str]) -> None:
+    """Let a task run in the program's environment instead of RADICAL-Pilot's.
+
+    Args:
+        words: Its description, which is changed.
+        script: The script that restores the program's variables.
+        commands: The commands that every task of the backend runs first.
+    """
+    if not words.get("named_env"):
+        own = [f'export {name}="{value}"' for name, value in words["environment"].items()]
+        words["pre_exec"] = [f". {script}", *commands, *own, *as_list(words.get("pre_exec"))]
+
+
 def _add_resources(
     words: dict[str, Any],
     resources: Resources | None,

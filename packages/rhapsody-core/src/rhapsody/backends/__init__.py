@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from rhapsody.backends.execution.radical_pilot import RadicalExecutionBackend
     from rhapsody.backends.local import ConcurrentExecutionBackend, LocalExecutionBackend
     from rhapsody.backends.noop import NoopExecutionBackend
-    from rhapsody.backends.programs import LocalPrograms, SharedSandboxes
+    from rhapsody.backends.programs import LocalPrograms, SharedSandboxes, looks_secret
     from rhapsody.plugins.specs import BackendSpec
     from rhapsody.states import StateMapper, TasksMainStates
 
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
         "DaskExecutionBackend", "LocalExecutionBackend", "LocalPrograms", "ManagedBackend",
         "NoopExecutionBackend", "RadicalExecutionBackend", "ReferenceLostError", "Session",
         "SharedSandboxes", "StateMapper", "TaskCallback", "TasksMainStates",
-        "backend_from_options", "discover_backends", "get_backend", "run_command",
+        "backend_from_options", "discover_backends", "get_backend", "looks_secret", "run_command",
     ]  # fmt: skip
 else:
     __getattr__, __dir__ = lazy(
@@ -64,7 +64,7 @@ else:
             RADICAL: "RadicalExecutionBackend",
             "rhapsody.backends.local": "ConcurrentExecutionBackend LocalExecutionBackend",
             "rhapsody.backends.noop": "NoopExecutionBackend",
-            "rhapsody.backends.programs": "LocalPrograms SharedSandboxes",
+            "rhapsody.backends.programs": "LocalPrograms SharedSandboxes looks_secret",
             "rhapsody.plugins.specs": "BackendSpec",
             "rhapsody.states": "StateMapper TasksMainStates",
         },
