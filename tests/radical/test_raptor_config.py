@@ -14,6 +14,7 @@ import psutil
 import pytest
 
 from rhapsody.errors import CapabilityError, TaskLostError
+from rhapsody.resources import Resources
 from rhapsody.testing import Driver
 from rhapsody_radical.pilot import rp
 from tests._support.machine import working_in
@@ -125,6 +126,28 @@ async def test_calls_reach_a_master_that_was_not_heard_at_first(
         await made.shutdown()
     assert end.value == 3, str(end)
     assert not list(there.rglob(made.session.uid))
+
+
+async def test_both_kinds_of_task_run_on_a_pilot_of_two_cores(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    pilot = resources(resource="local.localhost_test", cores=2)
+    made = backend(pilot, work_dir=tmp_path / "work", function_cores=None)
+    try:
+        async with Driver(made, work_dir=tmp_path) as driver:
+            first = await driver.run_one(driver.call(sum, [1, 2]))
+            slow = driver.call(time.sleep, 5)
+            await driver.submit(slow)
+            program, call = await driver.run(driver.command("echo 4"), driver.call(sum, [5, 6]))
+            await driver.finished(slow)
+            two = driver.command("echo 8", resources=Resources(cores=2))
+            last = await driver.run_one(two)
+    finally:
+        await made.shutdown()
+    assert (first.value, call.value) == (3, 11), f"{first} {call}"
+    assert (program.stdout, last.stdout) == ("4\n", "8\n"), f"{program} {last}"
+    assert caplog.text.count("too few cores for RAPTOR") == 1
+    assert "RAPTOR master" not in caplog.text  # it was not lost
 
 
 async def test_what_raptor_leaves_no_room_for_is_refused(tmp_path: Path) -> None:

@@ -179,7 +179,8 @@ async def test_tasks_see_the_programs_variables_except_secrets(driver: Driver) -
         driver.command("env -0", environment={"PLAIN": "$own"}),
         driver.call(lambda: dict(os.environ)),
     )
-    seen = dict(line.split("=", 1) for line in program.stdout.split("\0") if line)
+    lines = str(program.stdout).split("\0")
+    seen = {name: value for name, _, value in (line.partition("=") for line in lines)}
     for name in ("PATH", "PYTHONPATH", "VIRTUAL_ENV", "PYTHONNOUSERSITE", "MAKEFLAGS", "HOME"):
         assert seen.get(name) == os.environ.get(name), name
     assert {name: seen[name] for name in VARIABLES} == {**VARIABLES, "PLAIN": "$own"}

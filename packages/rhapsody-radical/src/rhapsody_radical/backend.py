@@ -44,9 +44,11 @@ from rhapsody_radical.descriptions import (
     checked_raptor,
     checked_settings,
     cores_per_call,
+    cores_taken,
     directory,
     has_other_workers,
     pilot_descriptions,
+    total_cores,
 )
 from rhapsody_radical.fleet import Ended, Fleet, Job, Pilot
 from rhapsody_radical.links import Links
@@ -295,8 +297,9 @@ class RadicalExecutionBackend(ManagedBackend):
         """Translate and send tasks, on the thread for commands."""
         ready: dict[int, list[tuple[Job, Any, Any]]] = {}
         batch = functions.Batch()
-        # Functions first: RAPTOR takes cores that executables then cannot have.
-        for job in sorted(jobs, key=lambda job: not job.is_function):
+        # If RAPTOR's cores are fixed, it has to start before executables are checked; otherwise
+        # executables decide whether it may start.
+        for job in sorted(jobs, key=lambda job: job.is_function == self._gives_way):
             try:
                 if len(self.pilots) > 1:
                     self._find_room(job)
@@ -340,6 +343,7 @@ class RadicalExecutionBackend(ManagedBackend):
             words, order = self._described_function(job, batch)
         else:
             words = translate.describe_executable(task, pilot)
+            self._make_room(job, words)
             translate.check_fits(task["name"], words, pilot)
             if task["is_service"]:
                 job.awaited = services.prepare(task, words, pilot)
@@ -361,12 +365,19 @@ class RadicalExecutionBackend(ManagedBackend):
         self._check_function(task)
         if task.get("capture") == "files" and "sandbox" not in task:
             task["sandbox"] = os.path.join(pilot.sandbox, task["uid"])
-        if not self._goes_to_raptor(task, pilot):
-            return functions.describe_program(job), None
-        if pilot.raptor is None:
-            self._start_raptor(pilot, self._raptor_for(pilot))
-            self._refuse_too_large(pilot)
-        return functions.describe_call(job, batch)
+        to_raptor = self._goes_to_raptor(task, pilot)
+        if to_raptor and pilot.raptor is None:
+            config = self._raptor_for(pilot)
+            if self._gives_way and (other := self._too_large(pilot, total_cores(config))):
+                self._do_without_raptor(other)
+                to_raptor = False
+            else:
+                self._start_raptor(pilot, config)
+                self._refuse_too_large(pilot)
+        if to_raptor:
+            return functions.describe_call(job, batch)
+        self._make_room(job, translate.needs(task, pilot))
+        return functions.describe_program(job), None
 
     def _check_function(self, task: TaskDescription) -> None:
         """Raise if a function task cannot run on any pilot.
@@ -396,7 +407,7 @@ class RadicalExecutionBackend(ManagedBackend):
 
     def _goes_to_raptor(self, task: TaskDescription, pilot: Pilot) -> bool:
         """Return True if RAPTOR makes the call, and not a separate program."""
-        if self.functions == "executable":
+        if self.functions == "executable" or pilot.only_programs:
             return False
         return not functions.needs_more(task, cores_per_call(self._raptor_for(pilot)))
 
@@ -428,6 +439,45 @@ class RadicalExecutionBackend(ManagedBackend):
         assert self._connection is not None
         self._connection.remotes.call(Ref(RAPTORS, "", {}), "start", pilot.number, config)
         pilot.raptor = config
+
+    @property
+    def _gives_way(self) -> bool:
+        """True if RAPTOR ends when it leaves too few cores: the user has not set its size."""
+        return self._config is None and self.function_cores is None
+
+    def _too_large(self, pilot: Pilot, taken: int) -> Job | None:
+        """Return a program for which a pilot has too few cores if RAPTOR takes some."""
+        for job in self.open_jobs():
+            program = job.program or not job.is_function
+            if job.pilot is pilot and program and job.cores > pilot.cores - taken:
+                return job
+        return None
+
+    def _make_room(self, job: Job, words: Mapping[str, Any]) -> None:
+        """Do without RAPTOR on a pilot if it leaves too few cores for a program."""
+        pilot, cores = job.pilot, cores_taken(words)
+        if self._gives_way and pilot.cores - pilot.raptor_cores < cores <= pilot.cores:
+            self._do_without_raptor(job)
+
+    def _do_without_raptor(self, job: Job) -> None:
+        """Run functions as programs on a pilot from now on, because another program needs room."""
+        pilot = job.pilot
+        pilot.raptor, pilot.only_programs = None, True
+        log.warning(
+            "pilot %s has too few cores for RAPTOR and task %r: its function tasks run as separate "
+            "programs from now on; request more `cores`, or choose with -o functions=executable or "
+            "-o function_cores=N",
+            pilot.uid, job.task["name"], extra={"pilot": pilot.uid},
+        )  # fmt: skip
+        self._end_raptor(pilot)
+
+    def _end_raptor(self, pilot: Pilot) -> None:
+        """Release RAPTOR's cores on a pilot, unless calls use them."""
+        calls = any(job.on_raptor and job.pilot is pilot for job in self.open_jobs())
+        if pilot.pairs and not calls:
+            pilot.pairs = []
+            with suppress(PilotException):  # reported with the end of the pilots
+                self.send("release", pilot.number)
 
     def _refuse_too_large(self, pilot: Pilot) -> None:
         """Fails executables that wait on a pilot where RAPTOR has just taken too much for them."""
@@ -571,6 +621,8 @@ class RadicalExecutionBackend(ManagedBackend):
         if job.ready is not None:
             with suppress(InvalidStateError):  # it was ready
                 job.ready.set_exception(RuntimeError(f"service {job.uid} has ended"))
+        if job.on_raptor and job.pilot.only_programs and self._commands is not None:
+            self._commands.post(partial(self._end_raptor, job.pilot))
         if not self.open_tasks:
             self._none_open.set()
 

@@ -35,6 +35,7 @@ class Pilot:
         times: When it entered each state, in seconds since the epoch.
         closed: When the session was closed, 0 before.
         core_seconds: Cores that tasks had, times the seconds that they ran.
+        only_programs: Whether functions run as programs there, to leave RAPTOR's cores to others.
         raptor: RAPTOR's configuration there, `None` while it is not started.
         pairs: RAPTOR's masters there, each with its workers.
     """
@@ -49,6 +50,7 @@ class Pilot:
         self.times: dict[str, float] = {}
         self.closed: float = 0.0
         self.core_seconds: float = 0.0
+        self.only_programs: bool = False
         self.raptor: dict[str, Any] | None = None
         self.pairs: list[tuple[Remote, list[Remote]]] = []
         self._config: Mapping[str, Any] = {}

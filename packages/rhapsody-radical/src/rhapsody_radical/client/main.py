@@ -217,6 +217,12 @@ class Client:
 
         threading.Thread(target=tell, name="rhapsody-radical-ready", daemon=True).start()
 
+    def _on_release(self, number: int) -> None:
+        """End RAPTOR on a pilot, where no call is open."""
+        pairs = self.raptors.found.pop(number).pairs
+        uids = [uid for pair in pairs for uid in pair.uids()]
+        self._commands.post(partial(self.session.pilots[number].manager.cancel_tasks, uids))
+
     def _on_call(self, *parts: Any) -> None:
         self._calls.call(*parts)
 
