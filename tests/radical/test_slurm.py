@@ -6,6 +6,7 @@ import asyncio
 import re
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -36,6 +37,28 @@ def batch_system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         config = cluster.configured(tmp_path_factory.mktemp("cluster"))
         patch.setenv("RADICAL_CONFIG_USER_DIR", config)
         yield
+
+
+INSIDE = """
+import asyncio, os, sys
+from pathlib import Path
+from rhapsody.testing import Driver
+from tests.radical import cluster
+from tests.radical.pilots import backend
+
+async def main(place):
+    pilot = cluster.settings(access_schema="interactive")
+    made = backend(pilot, work_dir=place / "work", functions="executable")
+    async with Driver(made, work_dir=place) as driver:
+        try:
+            end = await driver.run_one(driver.command("echo $SLURM_JOB_ID"))
+            print(os.environ["SLURM_JOB_ID"], end.stdout, len(cluster.jobs(place)))
+        finally:
+            await made.shutdown()
+
+asyncio.run(main(Path(sys.argv[1])))
+"""
+"""A program that starts a pilot in its own allocation."""
 
 
 def speak_soon(_: Any) -> None:
@@ -82,13 +105,18 @@ async def test_tasks_run_in_a_batch_job_and_are_lost_with_it(
 
 @pytest.mark.asyncio
 async def test_a_queued_pilot_is_reported_and_leaves_the_queue_at_close(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("SBATCH_ACCOUNT", "of-the-user")
+    monkeypatch.setattr("sys.argv", ["/some/where/my analysis.py"])
     with cluster.held():
         made = await backend(cluster.settings(), work_dir=tmp_path / "work")
         try:
             await made.run_in_client(speak_soon)
             (job,) = cluster.jobs(tmp_path, "PENDING")
+            words = ["squeue", "--noheader", f"--jobs={job}", "--format=%j %a"]
+            shown = await asyncio.to_thread(subprocess.run, words, capture_output=True, text=True)
+            assert shown.stdout == "rhapsody-my-analysis of-the-user\n"
             async with asyncio.timeout(20):
                 while "is not active after" not in caplog.text:  # noqa: ASYNC110 - the client's
                     await asyncio.sleep(0.1)
@@ -162,6 +190,16 @@ async def test_the_next_start_cancels_the_jobs_of_programs_killed_with_their_cli
             (said,) = (text for text in caplog.messages if one.session.name in text)
             assert "its client has ended: ended what it left" in said
             assert "batch jobs: 1)" in said
+
+
+def test_a_pilot_uses_the_allocation_that_its_program_runs_in(tmp_path: Path) -> None:
+    words = ["salloc", "--quiet", "--ntasks=2", sys.executable, "-W", "ignore", "-c", INSIDE]
+    done = subprocess.run(
+        [*words, str(tmp_path)], cwd=kills.ROOT, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    own, of_the_task, left = done.stdout.split()
+    assert (of_the_task, left) == (own, "0"), done.stderr
 
 
 @pytest.mark.asyncio

@@ -52,7 +52,7 @@ CHANGED = (
         "_OLD_VIRTUAL_PYTHONHOME",
         "_OLD_VIRTUAL_PS1",
     ),
-    *("LC_NUMERIC", "MAKEFLAGS", "SBATCH_EXPORT"),
+    *("LC_NUMERIC", "MAKEFLAGS", "SBATCH_EXPORT", "SBATCH_JOB_NAME"),
 )
 """Variables that RADICAL-Pilot or the backend sets, and tasks inherit."""
 
@@ -120,10 +120,12 @@ def prepare(directory: Path) -> None:
     own, home, temporary = (directory / name for name in ("bin", "home", "tmp"))
     for each in (own, home, temporary):
         each.mkdir(mode=0o700)
+    name = re.sub(r"[^\w.-]", "-", Path(sys.argv[0] or "python").stem)
     wrapper = own / COMPONENT
     wrapper.write_text(
         f"#!/bin/sh\nHOME={shlex.quote(str(home))}\nTMPDIR={shlex.quote(str(temporary))}\n"
         f'export HOME TMPDIR SBATCH_EXPORT="${{SBATCH_EXPORT:-ALL}}"\n'
+        f'export SBATCH_JOB_NAME="${{SBATCH_JOB_NAME:-rhapsody-{name}}}"\n'
         f'exec {shlex.quote(str(scripts() / COMPONENT))} "$@"\n'
     )
     wrapper.chmod(0o700)
