@@ -11,6 +11,7 @@ import logging
 import os
 import shutil
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -27,6 +28,9 @@ log: logging.Logger = logging.getLogger(__name__)
 
 CLOSE_LIMIT = 60.0
 """Seconds that RADICAL-Pilot may take to close before its processes are ended."""
+
+AGENT = 15.0
+"""Seconds that an agent may take to end before its pilot is ended by force."""
 
 FULL = 1 << 20
 """Bytes that are free on a file system on which a pilot cannot start any more."""
@@ -316,14 +320,17 @@ class Session:
         active = [pilot.uid for pilot in living if pilot.state == PMGR_ACTIVE]
         # The queue first: RADICAL-Pilot's components may be dead, and it sees the end of a job
         # only half a minute later. An agent that runs is quicker than the batch system, however.
-        jobs = [job for job in self.jobs() or [] if job.pilot not in active]
+        found = self.jobs() or []
+        jobs = [job for job in found if job.pilot not in active]
         done = {job.pilot for job in jobs} if cleanup.cancel_jobs(jobs) else set()
         queued = [pilot.uid for pilot in living if pilot.uid not in {*active, *done}]
         steps: list[Callable[[], Any]] = []
         if queued:
             steps.append(lambda: manager.kill_pilots(queued, _timeout=10))
         if active:
-            steps.append(lambda: manager.cancel_pilots(active, _timeout=15))
+            in_jobs = {job.pilot for job in found}.issuperset(active)
+            steps.append(lambda: manager.cancel_pilots(active, _timeout=0.1 if in_jobs else AGENT))
+            steps.append(lambda: self._wait_for_jobs(active))
         if manager is not None:  # it would wait for pilots once more, with their launcher gone
             steps.append(lambda: manager.close(terminate=False))
         if self.objects.session is not None:
@@ -333,6 +340,12 @@ class Session:
                 step()
             except Exception as error:  # closing goes on, and ends with force
                 log.debug("while session %s closed: %r", self.uid, error)
+
+    def _wait_for_jobs(self, uids: list[str]) -> None:
+        """Wait until agents have ended their jobs, which RADICAL-Pilot would see much later."""
+        until = time.monotonic() + AGENT
+        while any(job.pilot in uids for job in self.jobs() or ()) and time.monotonic() < until:
+            time.sleep(0.2)
 
 
 def _managers(pilots: list[ClientPilot]) -> list[str]:
