@@ -147,7 +147,11 @@ async def test_no_scheduler_file_is_an_error_in_time() -> None:
 
 @pytest.mark.parametrize(
     ("text", "words"),
-    [("", "is empty"), ("{", "is none of Dask's"), ('{"a": 1}', "is none of Dask's")],
+    [
+        ("", "is empty"),
+        ("{", "is not a scheduler file of Dask"),
+        ('{"a": 1}', "is not a scheduler file of Dask"),
+    ],
 )
 async def test_a_scheduler_file_that_is_none_is_named(
     tmp_path: Path, text: str, words: str

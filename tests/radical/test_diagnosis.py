@@ -109,7 +109,7 @@ def test_a_resource_of_ones_own_that_is_no_json_is_broken(home: Path) -> None:
     (configs / "resource_mine.json").write_text('{\n# mine\n"cluster": {]}')
     level, text, _ = found("resource_mine.json")
     assert level == "broken"
-    assert "no JSON" in text
+    assert "not JSON" in text
 
 
 def test_missing_programs_and_tools_are_reported(

@@ -85,8 +85,8 @@ def test_impossible_settings_are_value_errors() -> None:
         ({"verbose": "x"}, TypeError, "verbose must be True or False"),
         ({"keep_session": "x"}, TypeError, "keep_session must be True or False"),
         ({"work_dir": 3}, TypeError, "work_dir must be a path, got 3"),
-        ({"raptor": False, "raptor_config": CONFIG}, ValueError, "leave one out"),
-        ({"functions": "executable", "raptor_config": CONFIG}, ValueError, "leave one out"),
+        ({"raptor": False, "raptor_config": CONFIG}, ValueError, "give only one of them"),
+        ({"functions": "executable", "raptor_config": CONFIG}, ValueError, "give only one of them"),
     ],
 )
 def test_invalid_settings_are_refused_at_once(
@@ -99,9 +99,9 @@ def test_invalid_settings_are_refused_at_once(
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"uid": "mine"}, "'uid' is not yours to give"),
-        ({"executable": "/bin/false"}, "'executable' is not yours to give"),
-        ({"mode": "task.nonsense"}, "'mode' is not yours to give"),
+        ({"uid": "mine"}, "'uid' cannot be set here"),
+        ({"executable": "/bin/false"}, "'executable' cannot be set here"),
+        ({"mode": "task.nonsense"}, "'mode' cannot be set here"),
         ({"ranks": "many"}, "'ranks' must be a whole number, got 'many'"),
         ({"ranks": 2.5}, "'ranks' must be a whole number, got 2.5"),
         ({"stage_on_error": 1}, "'stage_on_error' must be True or False"),
@@ -355,7 +355,7 @@ def test_masters_are_asked_for_again_after_there_was_none() -> None:
 def test_raptor_is_set_up_after_the_start() -> None:
     with pytest.raises(BackendUnavailableError, match="has not been started"):
         RadicalExecutionBackend().setup_raptor_mode(CONFIG)
-    with pytest.raises(ValueError, match="leave one of them out"):
+    with pytest.raises(ValueError, match="give only one of them"):
         RadicalExecutionBackend(functions="executable").setup_raptor_mode(CONFIG)
 
 

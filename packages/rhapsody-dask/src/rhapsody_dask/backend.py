@@ -394,7 +394,7 @@ class DaskExecutionBackend(ManagedBackend):
         """Handle a worker's report that it runs a task."""
         if call.token not in (None, token):
             log.warning(
-                "Dask runs task %r (%s) again, on %s after %s: that worker went away",
+                "Dask runs task %r (%s) again, on %s: its worker %s was lost",
                 call.task["name"], call.uid, worker, call.worker,
             )  # fmt: skip
         call.worker, call.token, call.started = worker, token, True

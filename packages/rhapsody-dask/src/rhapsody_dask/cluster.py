@@ -181,7 +181,7 @@ class Connection:
                 await client.register_plugin(plugin, name=plugin.name)
         except Exception as error:  # raised by the plugin on the other side
             raise BackendUnavailableError(
-                f"the Dask scheduler at {self.address} does not take Rhapsody's plugin: {error}"
+                f"the Dask scheduler at {self.address} does not accept Rhapsody's plugin: {error}"
             ) from error
 
         self.dashboard = await self._find_dashboard(client)
@@ -300,8 +300,9 @@ class Connection:
             names = ("rhapsody-core", "rhapsody-dask")
             command = " ".join(["pip install", *(f"{name}=={mine[name]}" for name in names)])
             raise BackendUnavailableError(
-                f"the Dask cluster at {self.address} has another Rhapsody: {'; '.join(pairs)}; run "
-                f"`{command}` on the workers, or uninstall both there: they need none"
+                f"the Dask cluster at {self.address} has another version of Rhapsody: "
+                f"{'; '.join(pairs)}; run `{command}` on the workers, or "
+                "uninstall both there: they need none"
             )
 
     async def close(self) -> None:
@@ -403,9 +404,13 @@ def _problem_with(path: str) -> str | None:
     except OSError as error:
         return f"the scheduler file {path!r} cannot be read ({error.strerror})"
     except (ValueError, TypeError, KeyError):
-        what = "is none of Dask's" if text.strip() else "is empty"
+        what = "is not a scheduler file of Dask" if text.strip() else "is empty"
         return f"the scheduler file {path!r} {what}"
-    return None if isinstance(address, str) else f"the scheduler file {path!r} is none of Dask's"
+    return (
+        None
+        if isinstance(address, str)
+        else f"the scheduler file {path!r} is not a scheduler file of Dask"
+    )
 
 
 def _security(given: Any) -> Any:
@@ -414,8 +419,9 @@ def _security(given: Any) -> Any:
         return None
     if given is True:
         raise ValueError(
-            "security=True makes new credentials, which a cluster that is there cannot know; give "
-            "its own: security={'tls_ca_file': ..., 'tls_client_cert': ..., 'tls_client_key': ...}"
+            "security=True creates new credentials, which an existing cluster does not have; give "
+            "those of the cluster: security={'tls_ca_file': ..., 'tls_client_cert': ..., "
+            "'tls_client_key': ...}"
         )
     return _made(given)
 

@@ -51,10 +51,10 @@ OWN = {
     "asynchronous": "the backend always uses Dask from the engine's loop",
     "loop": "the client runs on the engine's loop, and the cluster on one of its own",
     "start": "the cluster starts when the backend is awaited",
-    "nthreads": "say threads_per_worker",
-    "dashboard": "say dashboard_address, or worker_dashboard_address for the workers'",
-    "scheduler_ip": "the workers are those of the scheduler that is made with them",
-    "nanny": "Dask tells it its workers",
+    "nthreads": "use threads_per_worker",
+    "dashboard": "use dashboard_address, or worker_dashboard_address for those of the workers",
+    "scheduler_ip": "the backend starts the scheduler together with the workers",
+    "nanny": "Dask sets it for its workers",
 }
 """Keywords of Dask's classes that users cannot set, with the reason."""
 
@@ -121,7 +121,7 @@ def parse(resources: Mapping[str, Any] | None, given: Mapping[str, Any]) -> Opti
         if value is None and key in (*WAYS, "security", "timeout"):
             continue
         if key in merged:
-            raise ValueError(f"{key} is given twice, in resources and as an argument: say it once")
+            raise ValueError(f"{key} is given twice, in resources and as an argument: give it once")
         merged[key] = value
     tls = {key: merged.pop(key) for key in sorted(TLS & merged.keys())}
     security = merged.pop("security", None)
@@ -179,7 +179,7 @@ def _mapping(resources: Mapping[str, Any] | None) -> Mapping[str, Any]:
             hint = f"; did you mean {close[0]!r}?" if close else ""
             raise TypeError(
                 f"resources: unknown key {key!r}{hint}; there are {', '.join(sorted(listed))}, and "
-                "what else distributed's Client, LocalCluster, Nanny and Worker take"
+                "all other keywords of distributed's Client, LocalCluster, Nanny and Worker"
             )
     return resources
 

@@ -432,8 +432,8 @@ class Results:
         left_out = more.pop("left_out", ())
         if left_out:
             log.warning(
-                "left out of the files that %s wrote on %s: %s; links that lead nowhere or out of "
-                "the sandbox, pipes and sockets do not travel",
+                "files of %s on %s that are not copied: %s; dangling links, links out of the "
+                "sandbox, pipes and sockets are not supported",
                 named(call), reply.worker, ", ".join(left_out),
             )  # fmt: skip
         task.update(more)
@@ -492,8 +492,8 @@ def worker_lost(call: Call, worker: str) -> TaskLostError:
     if call.started and call.worker == worker:
         while_it = f"ran (attempt {call.task.get('attempt', 1)}, start {call.token})"
     return TaskLostError(
-        f"{named(call)} was lost: worker {worker} went away while it {while_it}; a worker that is "
-        "above its memory limit is killed by Dask, see its log"
+        f"{named(call)} was lost: worker {worker} disappeared while it {while_it}; a worker that "
+        "is above its memory limit is killed by Dask, see its log"
     )
 
 
@@ -507,4 +507,6 @@ def _error(call: Call, reply: Reply) -> BaseException:
     try:
         return unpack_error(reply.payload)
     except BaseException as error:  # unpickling runs the objects' own code
-        return TaskFailedError(f"{named(call)} failed with what cannot be unpacked: {error!r}")
+        return TaskFailedError(
+            f"{named(call)} failed with an exception that cannot be unpacked: {error!r}"
+        )

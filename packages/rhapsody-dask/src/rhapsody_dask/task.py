@@ -152,7 +152,7 @@ def problem(
             cure = "DaskExecutionBackend({'gpus': ...})"
         return (
             f"task {name!r} asks for {text}, but no worker declares {' or '.join(missing)}: it "
-            f"would wait for ever. Start workers that say what they have: {cure}"
+            f"would wait forever. Start workers that declare their resources: {cure}"
         )
     most = ", ".join(
         f"{key}={_number(max(have.get(key, 0) for have in declared))}" for key in wanted

@@ -597,7 +597,7 @@ class RadicalExecutionBackend(ManagedBackend):
         try:
             reported, error = results.of(job, state)
         except Exception as problem:  # a file that cannot be read, a reply that is none
-            log.exception("task %s could not be worked up", job.uid)
+            log.exception("cannot process a report about task %s", job.uid)
             reported, error = "FAILED", problem
         if reported == "FAILED" and error is not None:
             job.task.setdefault("exception", error)
@@ -712,7 +712,7 @@ class RadicalExecutionBackend(ManagedBackend):
             ValueError: It has no master, a master without workers, or functions are programs.
         """
         if self.functions == "executable":
-            raise ValueError("functions='executable' does without RAPTOR: leave one of them out")
+            raise ValueError("functions='executable' does not use RAPTOR: give only one of them")
         self.require_running()
         assert self._commands is not None
         assert self._connection is not None

@@ -351,8 +351,8 @@ class Connection:
             while (messages := self._channel.receive()) is not None:
                 for name, *parts in messages:
                     self._carry_out(name, tuple(parts))
-        except Exception:  # of another version, or what makes no sense: nothing can follow
-            log.exception("what the client of RADICAL-Pilot sent cannot be read")
+        except Exception:  # another version, or an invalid message: the rest is unreadable
+            log.exception("invalid message from RADICAL-Pilot's client")
         finally:
             self._over()
 
@@ -402,7 +402,7 @@ class Connection:
                 self._receive(name, parts)
         except Exception:  # of a callback or a logging handler; the next message is another's
             with suppress(Exception):
-                log.exception("what the client of RADICAL-Pilot sent could not be worked up")
+                log.exception("cannot process a message of RADICAL-Pilot's client")
 
     def _on_log(self, values: dict[str, Any]) -> None:
         record = logging.makeLogRecord(values)

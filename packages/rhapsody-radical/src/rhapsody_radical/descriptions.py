@@ -166,7 +166,7 @@ def task_settings(task: Mapping[str, Any]) -> dict[str, Any]:
     for key in (*OURS, "mode"):
         if key in specific and not (key == "mode" and specific[key] in _modes(task)):
             raise TypeError(
-                f"task_description: {key!r} is not yours to give, the task itself says it; "
+                f"task_description: {key!r} cannot be set here, because the task determines it; "
                 "the decorated function returns the command"
             )
     return todays({key: value for key, value in specific.items() if key != "mode"})
@@ -394,11 +394,11 @@ def checked_settings(
     if config is None or config == {}:
         return None
     if not enabled:
-        raise ValueError("raptor=False switches off what raptor_config asks for: leave one out")
+        raise ValueError("raptor=False contradicts raptor_config: give only one of them")
     if functions == "executable":
         raise ValueError(
-            "functions='executable' does without the RAPTOR that raptor_config asks for: leave "
-            "one out"
+            "functions='executable' does not use RAPTOR, which raptor_config configures: give only "
+            "one of them"
         )
     return checked_raptor(config)
 

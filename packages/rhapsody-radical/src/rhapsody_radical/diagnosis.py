@@ -161,7 +161,7 @@ def _resources(answer: Answer) -> Finding:
                 lines = file.read_text().splitlines()
                 json.loads("\n".join(x for x in lines if not x.lstrip().startswith("#")))
             except ValueError as error:
-                return "broken", f"{file} is no JSON: {error}", "mend it, or move it away"
+                return "broken", f"{file} is not JSON: {error}", "correct it, or move it away"
     if answer.resources:
         return "ok", f"resources: {answer.resources}", ""
     cure = "look at `resource_*.json` in ~/.radical/pilot/configs, and install RADICAL-Pilot again"

@@ -206,7 +206,7 @@ def unpack(reply: str | bytes, task: TaskDescription) -> BaseException | None:
     except (ProtocolVersionError, BackendError) as error:
         return error
     except ValueError as error:
-        return BackendError(f"what came back from a worker cannot be read: {error}")
+        return BackendError(f"invalid result from a worker: {error}")
     return finish(task, outcome, call.load)
 
 

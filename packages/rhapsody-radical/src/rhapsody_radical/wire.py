@@ -33,7 +33,7 @@ threads of the program."""
 LARGEST = 1 << 40
 """Bytes that no batch has."""
 
-NONSENSE = "the other side of the connection to RADICAL-Pilot's client has sent what makes no sense"
+NONSENSE = "invalid message on the connection between the program and RADICAL-Pilot's client"
 
 FLAT = frozenset((str, int, float, bool, bytes, type(None)))
 
@@ -65,7 +65,7 @@ class Channel:
         with self._sending:
             try:
                 self._socket.sendall(HEADER.pack(VERSION, len(data)) + data)
-            except BaseException:  # a signal's, perhaps: what follows half a frame makes no sense
+            except BaseException:  # perhaps of a signal: the rest cannot be read after half a frame
                 self.shut()
                 raise
 
@@ -74,7 +74,7 @@ class Channel:
 
         Raises:
             RuntimeError: The other side is of another version of this package, or has sent what
-                is no batch.
+                is not a batch.
         """
         header = self._read(HEADER.size)
         if header is None:
@@ -95,7 +95,7 @@ class Channel:
         except Exception as error:  # whatever unpacking nonsense raises
             raise RuntimeError(f"{NONSENSE}: {error!r}") from error
         if not is_batch(batch):
-            raise RuntimeError(f"{NONSENSE}: {type(batch).__name__} is no batch")
+            raise RuntimeError(f"{NONSENSE}: {type(batch).__name__} is not a batch")
         return batch
 
     def _read(self, size: int) -> bytearray | None:

@@ -264,8 +264,9 @@ class Client:
             self._note = cleanup.Note(place, session.uid, directory, session.managers)
         except OSError as error:
             log.warning(
-                "should this machine fail, the next start will not know of RADICAL-Pilot session "
-                "%s, nor end what it leaves: no note of it can be made: %s", session.uid, error,
+                "no record of RADICAL-Pilot session %s can be written, so the next start cannot "
+                "end what the session leaves behind if this machine crashes: %s",
+                session.uid, error,
             )  # fmt: skip
         else:
             os.register_at_fork(after_in_child=self._note.let_go)
