@@ -13,7 +13,7 @@ from rhapsody_radical.client import health
 from rhapsody_radical.client.health import STALLED, is_stuck
 from rhapsody_radical.client.main import Watch
 from rhapsody_radical.client.raptor import Pair, Raptor, Raptors
-from rhapsody_radical.client.tasks import Tasks
+from rhapsody_radical.client.tasks import Entry, Tasks
 
 RUNNING, WAITING = "AGENT_EXECUTING", "AGENT_SCHEDULING"
 
@@ -27,7 +27,7 @@ def task(state: str = WAITING, uid: str = "task", **words: Any) -> Any:
 def call(state: str = WAITING, **words: Any) -> Any:
     """A call for the pair in `Looking`."""
     words = {"raptor_id": "master", "metadata": {"rhapsody": "call"}, **words}
-    return task(state, mode="task.function", **words)
+    return task(state, words.pop("uid", "task"), mode="task.function", **words)
 
 
 @pytest.mark.parametrize("state", [WAITING, "TMGR_SCHEDULING", "AGENT_EXECUTING_PENDING"])
@@ -96,6 +96,7 @@ class Looking:
         raptor.pairs.append(self.pair)
         self.watch = Watch.__new__(Watch)
         self.watch._raptors = raptors
+        self.watch._tasks = Tasks("session", [self.pilot], raptors, lambda *_, within: None)
         self.watch._give_up = lambda pilot, how: self.given_up.append(how)
 
     def _changed(self, lost: Pair | None) -> None:
@@ -179,6 +180,20 @@ def test_a_pair_that_does_not_run_yet_is_not_given_up(clock: list[float]) -> Non
     looking.master.state = WAITING
     looking.look()
     assert looking.look(later=1000) == []
+
+
+@pytest.mark.parametrize("running", [1, 2])
+def test_the_calls_of_a_group_count_one_by_one(clock: list[float], running: int) -> None:
+    looking = Looking(clock)
+    group = Entry("group", looking.pilot, call(RUNNING, uid="group"), looking.pair)
+    group.calls = [Entry(f"call.{n}", looking.pilot, group=group) for n in range(3)]
+    for each in group.calls[:running]:
+        each.running = True
+    looking.watch._tasks.by_uid.update((each.uid, each) for each in (group, *group.calls))
+    looking.tasks = [group.handle]
+    looking.look()
+    looking.look(later=STALLED + 1)
+    assert len(looking.given_up) == (0 if running == 2 else 1), "the worker has two cores"
 
 
 @pytest.mark.parametrize("workers", [[{}, {}], [{"ranks": 2}]])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import threading
@@ -21,7 +22,7 @@ from rhapsody.resources import Resources
 from rhapsody_radical import descriptions, functions, links, schema
 from rhapsody_radical.client import raptor
 from rhapsody_radical.client.health import Progress
-from rhapsody_radical.client.tasks import Tasks
+from rhapsody_radical.client.tasks import NEWS, Entry, Tasks
 from rhapsody_radical.fleet import Job
 from rhapsody_radical.functions import call_words, completed
 from rhapsody_radical.pilot import rp
@@ -461,7 +462,7 @@ def test_reports_do_not_wait_for_tasks_that_were_refused_or_lost_with_their_pilo
         return [(f"{name}.{number}", {"executable": "true"}, None) for number in range(count)]
 
     pilot: Any = SimpleNamespace(manager=Refusing(), ended=False, number=0, progress=Progress())
-    tasks = Tasks("session", [pilot], SimpleNamespace(), say)  # type: ignore[arg-type]
+    tasks = Tasks("session", [pilot], raptor.Raptors([pilot], lambda *_: None), say)
     tasks.submit(0, batch("lost", 50))
     tasks.drop(pilot)
     tasks.submit(0, batch("refused", 50))
@@ -470,3 +471,30 @@ def test_reports_do_not_wait_for_tasks_that_were_refused_or_lost_with_their_pilo
     assert entry is not None
     tasks.heard(entry, entry.handle, schema.AGENT_EXECUTING)
     assert told[-1] == ("running", 0.0)
+
+
+def test_outcomes_whose_message_was_lost_come_with_their_group() -> None:
+    said: list[Any] = []
+    pilot: Any = SimpleNamespace(forget=lambda uid: None)
+    tasks = Tasks("session", [pilot], SimpleNamespace(), lambda *what, within: said.append(what))  # type: ignore[arg-type]
+    outcomes = [["call.0", "result", None, False], ["call.1", None, "ValueError('a')", False]]
+    group = Entry("group", pilot, SimpleNamespace(return_value=json.dumps(outcomes)))
+    group.calls = [Entry(f"call.{n}", pilot, group=group) for n in range(2)]
+    tasks.by_uid.update((each.uid, each) for each in (group, *group.calls))
+    tasks.heard_of_calls("state_pubsub", {"cmd": NEWS, "arg": [outcomes[0]]})
+    tasks.heard(group, group.handle, "DONE")
+    done, failed = (0, None, None, "result"), (1, "ValueError('a')", "ValueError('a')", None)
+    assert said == [("end", "call.0", "DONE", "", done), ("end", "call.1", "FAILED", "", failed)]
+    assert not tasks.open()
+
+
+@pytest.mark.parametrize(
+    ("workers", "size"), [([{}], 64), ([{"ranks": 2}], 31), ([{"worker_type": "MPIWorker"}], 1)]
+)
+def test_several_workers_get_smaller_groups_and_others_none(
+    workers: list[dict[str, Any]], size: int
+) -> None:
+    raptors = raptor.Raptors([], lambda *_: None)
+    config = {"masters": [{"workers": workers}]}
+    raptors.found[0] = SimpleNamespace(config=config)  # type: ignore[assignment]
+    assert raptors.group_size(SimpleNamespace(number=0), 1000) == size  # type: ignore[arg-type]

@@ -11,15 +11,18 @@ directory.
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import signal
 import socket
 import sys
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from multiprocessing.connection import Connection, Pipe
+from queue import SimpleQueue
 from typing import Any
 
 import radical.pilot as rp  # type: ignore[import-untyped,unused-ignore]
@@ -31,8 +34,14 @@ MARK = "rhapsody"
 """Key in the metadata of our tasks.
 
 `"call"` is an order for `call.run`, and `"task"` the same as a `PythonTask` that any worker of
-RAPTOR's could run.
+RAPTOR's could run. `"calls"` is a group: the uids of calls, each with its order.
 """
+
+NEWS = "rhapsody_calls"
+"""Message on RADICAL-Pilot's channel of states: which calls of groups have started or ended."""
+
+GATHER = 0.02
+"""Seconds in which the news of calls is collected for one message."""
 
 
 class RhapsodyWorker(rp.raptor.DefaultWorker):  # type: ignore[misc,name-defined,unused-ignore]
@@ -50,11 +59,13 @@ class RhapsodyWorker(rp.raptor.DefaultWorker):  # type: ignore[misc,name-defined
         self._expired: set[str] = set()
         self._idle: list[Process] = []
         self._states: Any = None
+        self._news: SimpleQueue[tuple[Any, ...]] = SimpleQueue()
         self._made = threading.Event()
         self._server = Server()  # while this process has no threads
         super().__init__(raptor_id)
         self._made.set()
-        threading.Thread(target=self._schedule, daemon=True).start()
+        for target in (self._schedule, self._report):
+            threading.Thread(target=target, daemon=True).start()
 
     # What comes in, on RADICAL-Pilot's threads.
 
@@ -62,7 +73,10 @@ class RhapsodyWorker(rp.raptor.DefaultWorker):  # type: ignore[misc,name-defined
         calls: list[dict[str, Any]] = []
         others: list[dict[str, Any]] = []
         for task in ru.as_list(tasks):
-            (calls if _kind(task) in ("call", "task") else others).append(task)
+            if _kind(task) == "calls":
+                calls += _members(task)
+            else:
+                (calls if _kind(task) in ("call", "task") else others).append(task)
         if others:
             threading.Thread(target=self._leave, args=(others,), daemon=True).start()
         with self._change:
@@ -110,7 +124,7 @@ class RhapsodyWorker(rp.raptor.DefaultWorker):  # type: ignore[misc,name-defined
                     self._change.wait()
                 task = self._waiting.popleft()
             try:
-                threading.Thread(target=self._call, args=(task,), daemon=True).start()
+                threading.Thread(target=self._call_all, args=(task,), daemon=True).start()
             except RuntimeError as error:  # there can be no more threads
                 self._free(task)
                 self._answer(task, error=f"RuntimeError('the worker: {error}')")
@@ -133,7 +147,13 @@ class RhapsodyWorker(rp.raptor.DefaultWorker):  # type: ignore[misc,name-defined
         task["slots"] = [slot]
         return True
 
-    def _call(self, task: dict[str, Any]) -> None:
+    def _call_all(self, task: dict[str, Any] | None) -> None:
+        """Make a call, and then others that wait: starting a thread for each would be slow."""
+        while task is not None:
+            task = self._call(task)
+
+    def _call(self, task: dict[str, Any]) -> dict[str, Any] | None:
+        """Make a call; return the next one."""
         uid = task["uid"]
         cores, gpus = _wanted(task)
         task["worker"] = self._uid
@@ -143,7 +163,7 @@ class RhapsodyWorker(rp.raptor.DefaultWorker):  # type: ignore[misc,name-defined
                 error=f"AssertionError('{cores} cores and {gpus} GPUs are asked for, the worker "
                 f"has {self._n_cores} and {self._n_gpus}')",
             )
-            return
+            return None
         text, error = None, None
         process = timer = None
         limit = float(task["description"].get("timeout") or 0)
@@ -151,7 +171,7 @@ class RhapsodyWorker(rp.raptor.DefaultWorker):  # type: ignore[misc,name-defined
             process = self._process(cores, gpus)
             with self._change:
                 self._running[uid] = process
-            self._announce(uid)
+            self._announce(task)
             if limit:
                 timer = threading.Timer(limit, self._expire, (uid, process))
                 timer.daemon = True
@@ -178,18 +198,25 @@ class RhapsodyWorker(rp.raptor.DefaultWorker):  # type: ignore[misc,name-defined
                         self._idle.append(process)
                     else:
                         process.close()
-            self._free(task)
+            following = self._free(task, take=True)
         if text is None and error is None:
             error = "ChildProcessError('the process of the call was killed, or ended itself')"
         self._answer(task, text=text, error=error, cancelled=cancelled)
+        return following
 
-    def _free(self, task: dict[str, Any]) -> None:
-        with self._rlock:
-            for kind, numbers in task["slots"][0].items():
-                for number in numbers:
-                    self._resources[kind][number] = 0
+    def _free(self, task: dict[str, Any], *, take: bool = False) -> dict[str, Any] | None:
+        """Free the cores of a call; with `take`, return the next one if it fits."""
+        following = None
         with self._change:
-            self._change.notify_all()
+            with self._rlock:
+                for kind, numbers in task["slots"][0].items():
+                    for number in numbers:
+                        self._resources[kind][number] = 0
+            if take and self._waiting and self._fits(self._waiting[0]):
+                following = self._waiting.popleft()
+            if following is None or _wanted(following) != _wanted(task):
+                self._change.notify_all()
+        return following
 
     def _expire(self, uid: str, process: Process) -> None:
         """End a call whose own timeout has expired, unless it has just ended."""
@@ -207,14 +234,31 @@ class RhapsodyWorker(rp.raptor.DefaultWorker):  # type: ignore[misc,name-defined
 
     # What goes out.
 
-    def _announce(self, uid: str) -> None:
+    def _announce(self, task: dict[str, Any]) -> None:
         """Report the start of a call, as the agent does for executables."""
+        uid, group = task["uid"], task.get("group")
+        if group is not None:
+            self._news.put((uid,))
+            if group.started:
+                return
+            group.started, uid = True, group.task["uid"]
+        self._publish("update", [{"uid": uid, "type": "task", "state": rp.AGENT_EXECUTING}])
+
+    def _publish(self, command: str, content: list[Any]) -> None:
         with self._change:
             if self._states is None:
                 url = self._reg[f"bridges.{STATES}"]["addr_pub"]
                 self._states = ru.zmq.Publisher(STATES, url=url, log=self._log, prof=self._prof)
-            update = {"uid": uid, "type": "task", "state": rp.AGENT_EXECUTING}
-            self._states.put(STATES, {"cmd": "update", "arg": [update], "fwd": True})
+            self._states.put(STATES, {"cmd": command, "arg": content, "fwd": True})
+
+    def _report(self) -> None:
+        """Report what calls of groups do, each before its group has ended."""
+        while True:
+            news = [self._news.get()]
+            time.sleep(GATHER)
+            while not self._news.empty():
+                news.append(self._news.get())
+            self._publish(NEWS, news)
 
     def _answer(
         self,
@@ -224,6 +268,15 @@ class RhapsodyWorker(rp.raptor.DefaultWorker):  # type: ignore[misc,name-defined
         error: str | None = None,
         cancelled: bool = False,
     ) -> None:
+        if (group := task.get("group")) is not None:
+            outcome = (task["uid"], text, error, cancelled)
+            self._news.put(outcome)
+            with self._change:
+                group.outcomes.append(outcome)
+                if len(group.outcomes) < group.size:
+                    return
+            # Once more, because a message on the other channel may be lost.
+            task, text, error, cancelled = group.task, json.dumps(group.outcomes), None, False
         task["stdout"] = task["stderr"] = ""
         task["return_value"] = text
         task["exit_code"] = 0 if text is not None else 1
@@ -236,6 +289,25 @@ class RhapsodyWorker(rp.raptor.DefaultWorker):  # type: ignore[misc,name-defined
 
 def _kind(task: dict[str, Any]) -> Any:
     return (task["description"].get("metadata") or {}).get(MARK)
+
+
+class Group:
+    """A task of RADICAL-Pilot with several calls, which are made like others, each on its own."""
+
+    def __init__(self, task: dict[str, Any], size: int) -> None:
+        self.task, self.size, self.started = task, size, False
+        self.outcomes: list[tuple[Any, ...]] = []
+
+
+def _members(task: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the calls of a group as tasks."""
+    calls = json.loads(task["description"]["function"])
+    group = Group(task, len(calls))
+    shared = {**task["description"], "metadata": {MARK: "call"}}
+    return [
+        {"uid": uid, "description": {**shared, "function": order}, "group": group}
+        for uid, order in calls
+    ]
 
 
 def _wanted(task: dict[str, Any]) -> tuple[int, int]:

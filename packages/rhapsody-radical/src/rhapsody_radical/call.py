@@ -99,8 +99,9 @@ class RaptorRunner(Runner):
             with super().context(order):
                 yield
         finally:
-            os.environ.clear()
-            os.environ.update(former)
+            if dict(os.environ) != former:
+                os.environ.clear()
+                os.environ.update(former)
             os.chdir(directory)
 
 

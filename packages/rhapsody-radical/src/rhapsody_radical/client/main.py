@@ -87,11 +87,9 @@ class Watch:
                 self._look_at_progress(pilot)
         again = False
         for entry in self._tasks.open():
-            if entry.handle is None:
-                continue
-            if (state := entry.handle.state) in FINAL:
-                self._tasks.end(entry, state)
             again = again or entry.cancelled
+            if entry.handle is not None and (state := entry.handle.state) in FINAL:
+                self._tasks.end(entry, state)
         if again:
             self._tasks.cancel_again()
 
@@ -103,7 +101,7 @@ class Watch:
         programs = []
         for task in tasks:
             if (master := task.description.get("raptor_id")) and task.mode != rp.RAPTOR_WORKER:
-                calls.setdefault(master, []).append(task)
+                calls.setdefault(master, []).extend(self._tasks.calls_of(task))
             else:
                 programs.append(task)
         if (raptor := self._raptors.found.get(pilot.number)) is not None:
@@ -238,6 +236,8 @@ class Client:
                 return
             self._leave_note(place)
             self.session.open(self._on_task, self._on_pilot, self._stopping)
+            manager = self.session.objects.task_manager  # its channel is the session's
+            manager.register_subscriber(rp.constants.STATE_PUBSUB, self.tasks.heard_of_calls)
             if self._stopping.is_set():
                 return
         except StartError as error:

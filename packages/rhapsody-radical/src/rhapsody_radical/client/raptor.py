@@ -6,6 +6,7 @@ that both are given up together. Everything here blocks, and runs on the client'
 
 from __future__ import annotations
 
+import json
 import logging
 import shutil
 import threading
@@ -40,6 +41,12 @@ OWN_MASTER, OWN_WORKER, OWN_CALL = (
 PROTOCOL = Path(RUNNER_FILE)
 MARK = "rhapsody"
 """Key in a task's metadata by which our own worker recognizes our calls."""
+
+LARGEST, LARGEST_TEXT = 64, 1 << 18
+"""Maximum number of calls in a group, and of characters of those that it has before the last."""
+
+SHARES = 16
+"""Groups for each of several workers, so that all of them have as much to do."""
 
 
 class Pair:
@@ -235,8 +242,23 @@ class Raptors:
             found = self.found[number] = Raptor(pilot, config, changed)
         found.start()
 
+    def group_size(self, pilot: ClientPilot, calls: int) -> int:
+        """Return how many calls may share a task of RADICAL-Pilot.
+
+        Only our own workers know groups. A worker makes the calls of a group independently, on all
+        of its cores; but several workers must share the calls.
+        """
+        raptor = self.found.get(pilot.number)
+        masters = [] if raptor is None else raptor.config["masters"]
+        workers = [worker for master in masters for worker in master["workers"]]
+        theirs = any(master.get(key) for master in masters for key in THEIRS)
+        if not workers or theirs or not all(map(is_own, workers)):
+            return 1
+        number = sum(int(worker.get("ranks") or 1) for worker in workers)
+        return LARGEST if number == 1 else max(1, min(LARGEST, calls // (SHARES * number)))
+
     def send(self, words: dict[str, Any], order: Any, pilot: ClientPilot) -> Pair | None:
-        """Put a call and its master into a task's description.
+        """Put a call, or a list of the uids and texts of calls, and its master into a description.
 
         Returns:
             The pair that it goes to; `None` for a master that the program started itself.
@@ -248,8 +270,12 @@ class Raptors:
         pair = self._named(named, pilot) if named else self.found[pilot.number].choose()
         # Our own workers know how to make a call; others receive a function that does.
         alone = pair is not None and pair.takes_orders
-        kind, encoded = ("call", functions.as_text) if alone else ("task", functions.python_task)
-        words["function"] = encoded(order)
+        if type(order) is list:
+            kind, words["function"] = "calls", json.dumps(order)
+        else:
+            kind = "call" if alone else "task"
+            encoded = functions.as_text if alone else functions.python_task
+            words["function"] = encoded(order)
         words["metadata"] = {**(words.get("metadata") or {}), MARK: kind}
         words["raptor_id"] = pair.uid if pair is not None else named
         return pair

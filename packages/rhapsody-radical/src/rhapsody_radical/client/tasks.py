@@ -8,17 +8,19 @@ machine.
 
 from __future__ import annotations
 
+import json
 import logging
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
 import radical.pilot as rp  # type: ignore[import-untyped,unused-ignore]
 
-from rhapsody_radical import cleanup
-from rhapsody_radical.client.raptor import Pair, Raptors
+from rhapsody_radical import cleanup, functions
+from rhapsody_radical.client.raptor import LARGEST_TEXT, Pair, Raptors
 from rhapsody_radical.client.session import ClientPilot
 from rhapsody_radical.schema import AGENT_EXECUTING, AGENT_STAGING_INPUT_PENDING, FINAL
 from rhapsody_radical.wire import Worker
@@ -28,8 +30,17 @@ log: logging.Logger = logging.getLogger(__name__)
 HEARD = frozenset({AGENT_STAGING_INPUT_PENDING, AGENT_EXECUTING, *FINAL})
 """The states to which the client reacts."""
 
+NEWS = "rhapsody_calls"
+"""Message of our RAPTOR worker about calls of groups."""
+
 Say = Callable[..., None]
 """Sends a message to the program: its name, its parts, and `within` how many seconds."""
+
+Submitted = tuple[str, dict[str, Any], Any]
+"""A task's uid, RADICAL-Pilot's words, and a call on RAPTOR, packed."""
+
+GROUPED = frozenset({"mode", "uid", "cores_per_rank"})
+"""The words of calls that may share a task of RADICAL-Pilot: it does nothing else for them."""
 
 SHARE, LONGEST = 0.005, 0.5
 """Seconds that a report may wait for each task that has not started, and in all.
@@ -41,15 +52,17 @@ report does no harm; if all open tasks run, cores stay idle until it arrives: it
 
 @dataclass(eq=False, slots=True)
 class Entry:
-    """One task from its submission to its end.
+    """One task from its submission to its end, or a group of calls on RAPTOR.
 
     Attributes:
         uid: Its uid.
         pilot: Its pilot.
-        handle: RADICAL-Pilot's task, `None` before it is submitted.
+        handle: RADICAL-Pilot's task, `None` before it is submitted, and for calls of a group.
         pair: The RAPTOR pair for it, `None` for a program.
         running: Whether it was reported as running.
         cancelled: Whether it is to be canceled, which is repeated until it has ended.
+        group: The group that it is in, if any.
+        calls: The calls of a group, in order.
     """
 
     uid: str
@@ -58,6 +71,8 @@ class Entry:
     pair: Pair | None = None
     running: bool = False
     cancelled: bool = False
+    group: Entry | None = None
+    calls: list[Entry] = field(default_factory=list)
 
 
 class Tasks:
@@ -81,6 +96,7 @@ class Tasks:
         self._say = say
         self.by_uid: dict[str, Entry] = {}
         self._queued: set[str] = set()
+        self._groups = 0
         self._lock = threading.Lock()
         self._ending: list[tuple[Entry, str]] = []
         self._reaper = Worker("rhapsody-radical-reaper")
@@ -89,9 +105,23 @@ class Tasks:
         """Those that have not ended, the oldest first."""
         return list(self.by_uid.values())
 
+    def calls_of(self, handle: Any) -> list[Any]:
+        """Return the open calls of a group as RADICAL-Pilot's tasks, or else the task itself."""
+        group = self.by_uid.get(handle.uid)
+        if group is None or not group.calls:
+            return [handle]
+        waits = "AGENT_SCHEDULING" if handle.state == AGENT_EXECUTING else handle.state
+        return [
+            SimpleNamespace(
+                state=AGENT_EXECUTING if call.running else waits, description=handle.description
+            )
+            for call in group.calls
+            if call.uid in self.by_uid
+        ]
+
     # In; on the thread of commands.
 
-    def submit(self, number: int, batch: list[tuple[str, dict[str, Any], Any]]) -> None:
+    def submit(self, number: int, batch: list[Submitted]) -> None:
         """Hands tasks to RADICAL-Pilot.
 
         Args:
@@ -99,22 +129,25 @@ class Tasks:
             batch: Their uids, each with RADICAL-Pilot's words, and a call on RAPTOR, packed.
         """
         pilot, ready = self._pilots[number], []
-        for uid, words, order in batch:
+        for uid, words, order in self._grouped(batch, pilot):
             try:
                 ready.append(self._described(uid, words, order, pilot))
             except Exception as error:  # one task's problem
-                self._refuse(uid, error)
+                for each in [uid] if type(order) is not list else [call for call, _ in order]:
+                    self._refuse(each, error)
         if not ready:
             return
         for entry, _ in ready:
             self.by_uid[entry.uid] = entry
-            self._queued.add(entry.uid)
+            self.by_uid.update((call.uid, call) for call in entry.calls)
+            self._queued.update(call.uid for call in entry.calls or [entry])
         try:
             handles = pilot.manager.submit_tasks([description for _, description in ready])
         except Exception as error:  # whatever RADICAL-Pilot raises: it has none of them
             for entry, _ in ready:
-                self._forget(entry)
-                self._refuse(entry.uid, error)
+                for each in (entry, *entry.calls):
+                    self._forget(each)
+                    self._refuse(each.uid, error)
             return
         for (entry, _), handle in zip(ready, handles, strict=True):
             entry.handle = handle
@@ -123,12 +156,36 @@ class Tasks:
         if pilot.ended:  # meanwhile: the program has ended them
             self.drop(pilot)
 
+    def _grouped(self, batch: list[Submitted], pilot: ClientPilot) -> Iterator[Submitted]:
+        """Group calls that need equally many cores and nothing else: each task of RAPTOR costs.
+
+        A group is described like a call, with a list of the uids and texts of its calls.
+        """
+        most = self._raptors.group_size(pilot, len(batch))
+        started: dict[Any, Submitted] = {}
+        for uid, words, order in batch:
+            if most == 1 or order is None or not words.keys() <= GROUPED:
+                yield uid, words, order
+                continue
+            cores = words.get("cores_per_rank")
+            if cores not in started:
+                self._groups += 1
+                name = f"calls.{self._groups:06d}"
+                started[cores] = name, {**words, "uid": name}, []
+            calls = started[cores][2]
+            calls.append((uid, functions.as_text(order)))
+            if len(calls) == most or sum(len(text) for _, text in calls) > LARGEST_TEXT:
+                yield started.pop(cores)
+        yield from started.values()
+
     def _described(
         self, uid: str, words: dict[str, Any], order: Any, pilot: ClientPilot
     ) -> tuple[Entry, Any]:
         entry = Entry(uid, pilot)
         if order is not None:
             entry.pair = self._raptors.send(words, order, pilot)
+        if type(order) is list:
+            entry.calls = [Entry(call, pilot, pair=entry.pair, group=entry) for call, _ in order]
         description = rp.TaskDescription(words)
         try:
             description.verify()
@@ -146,13 +203,15 @@ class Tasks:
         for uid in uids:
             if (entry := self.by_uid.get(uid)) is not None:
                 entry.cancelled = True
+                if (group := entry.group) and all(call.cancelled for call in group.calls):
+                    group.cancelled = True  # which may be waiting for its pilot
         self.cancel_again()
 
     def cancel_again(self) -> None:
         """Repeats what RADICAL-Pilot may have lost while a task was handed on."""
         chosen: dict[int, list[str]] = {}
         for entry in self.open():
-            if entry.cancelled and entry.handle is not None:
+            if entry.cancelled and (entry.group or entry).handle is not None:
                 chosen.setdefault(entry.pilot.number, []).append(entry.uid)
         for number, uids in chosen.items():
             with suppress(Exception):  # the pilot may have ended, which is handled elsewhere
@@ -167,11 +226,34 @@ class Tasks:
             self.end(entry, state)
         elif state == AGENT_EXECUTING:
             entry.running = True
-            self._queued.discard(entry.uid)
             (entry.pilot if entry.pair is None else entry.pair).progress.moved()
-            self._report("running", entry.uid, state, _node(handle))
+            if not entry.calls:  # else its calls are reported
+                self._queued.discard(entry.uid)
+                self._report("running", entry.uid, state, _node(handle))
         elif state == AGENT_STAGING_INPUT_PENDING and entry.pair is None:
             self._report("running", entry.uid, state, "")
+
+    def heard_of_calls(self, topic: str, message: dict[str, Any]) -> None:
+        """Handle a message on RADICAL-Pilot's channel of states, on its thread."""
+        if message.get("cmd") == NEWS:
+            self._note(message["arg"])
+
+    def _note(self, news: list[Any]) -> None:
+        """Report calls of groups: those that have started, and the outcomes of those that ended."""
+        for uid, *outcome in news:
+            entry = self.by_uid.get(uid)
+            if entry is None:
+                continue
+            if not outcome:
+                entry.running = True
+                self._queued.discard(uid)
+                if entry.pair is not None:
+                    entry.pair.progress.moved()
+                self._report("running", uid, AGENT_EXECUTING, "")
+            elif self._forget(entry):
+                text, error, cancelled = outcome
+                state = "CANCELED" if cancelled else "FAILED" if text is None else "DONE"
+                self._report("end", uid, state, "", (int(text is None), error, error, text))
 
     def end(self, entry: Entry, state: str, reason: str = "") -> None:
         """Record an end.
@@ -182,6 +264,14 @@ class Tasks:
             reason: Why it is lost.
         """
         if not self._forget(entry):
+            return
+        if entry.calls:
+            if state == "DONE":
+                self._note(json.loads(entry.handle.return_value))
+            for call in entry.calls:
+                call.handle = entry.handle
+                self.end(call, state, reason)
+            entry.pilot.forget(entry.uid)
             return
         # RADICAL-Pilot cancels tasks that exceed its own `timeout`.
         cut = entry.cancelled or state == "CANCELED"
