@@ -148,6 +148,7 @@ async def test_both_kinds_of_task_run_on_a_pilot_of_two_cores(
     assert (program.stdout, last.stdout) == ("4\n", "8\n"), f"{program} {last}"
     assert caplog.text.count("too few cores for RAPTOR") == 1
     assert "RAPTOR master" not in caplog.text  # it was not lost
+    assert "waiting for its pilots and their processes to end" in caplog.text
 
 
 async def test_what_raptor_leaves_no_room_for_is_refused(tmp_path: Path) -> None:

@@ -66,8 +66,10 @@ def test_a_program_runs_each_kind_of_task_and_leaves_nothing(tmp_path: Path) -> 
     assert second.startswith(f"|4711|{here}/.rhapsody/")
     assert third.endswith(" True"), third
     assert "PMGR_ACTIVE" in third
-    # On a busy machine the pilot may be late, which is said.
-    assert [line for line in done.stderr.splitlines() if "is not active after" not in line] == []
+    # Waiting is reported; the pilot may be late on a busy machine.
+    waits = ("is not active after", "closing RADICAL-Pilot session")
+    lines = done.stderr.splitlines()
+    assert [line for line in lines if not any(each in line for each in waits)] == []
     assert sorted(tmp_path.rglob("*")) == sorted(places)
     left = working_in(tmp_path)
     assert [process for process in left if process.pid not in before] == []

@@ -177,6 +177,9 @@ LOG = "client.log"
 CLOSE_LIMIT = 120.0
 """Seconds that the client may take to close before it is ended with all that is its own."""
 
+NOTICE = 2.0
+"""Seconds after which a log line says what the program waits for."""
+
 EXIT_LIMIT = 60.0
 """The same where the program ends without a shutdown."""
 
@@ -313,7 +316,12 @@ class Connection:
             self._keep = keep
             # On a thread: a client that does not read is not waited for beyond the limit.
             threading.Thread(target=self._ask_to_close, daemon=True).start()
-        if not self.ended.wait(limit):
+        if not self.ended.wait(NOTICE):
+            log.warning(
+                "closing RADICAL-Pilot session %s: waiting for its pilots and their processes to "
+                "end, which takes up to 20 s", self.uid,
+            )  # fmt: skip
+        if not self.ended.wait(limit - NOTICE):
             log.warning(
                 "the client of RADICAL-Pilot session %s did not close within %g s, and is ended; "
                 "its files are in %s", self.uid, limit, self.directory,
