@@ -100,6 +100,6 @@ async def test_a_start_goes_on_where_no_note_can_be_made_and_says_so(
     place.chmod(0o777)  # as another user of a shared directory could have made it
     with pytest.raises(PilotException, match="Known resources"):
         await RadicalExecutionBackend({"resource": "local.nowhere"}, work_dir=tmp_path)
-    (said,) = (text for text in caplog.messages if "no note of it can be made" in text)
+    (said,) = (text for text in caplog.messages if "no record of RADICAL-Pilot session" in text)
     assert f"chmod go-w {place}" in said
     assert os.listdir(tmp_path) == [place.name]

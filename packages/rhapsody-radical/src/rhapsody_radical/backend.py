@@ -278,7 +278,7 @@ class RadicalExecutionBackend(ManagedBackend):
     # Tasks in.
 
     async def submit_tasks(self, tasks: Sequence[TaskDescription]) -> None:
-        """Hands tasks to RADICAL-Pilot's client in one go; returns when they are sent.
+        """Send tasks to RADICAL-Pilot's client in one message. Returns when it is sent.
 
         Raises:
             BackendUnavailableError: The backend is not running.
@@ -480,7 +480,7 @@ class RadicalExecutionBackend(ManagedBackend):
                 self.send("release", pilot.number)
 
     def _refuse_too_large(self, pilot: Pilot) -> None:
-        """Fails executables that wait on a pilot where RAPTOR has just taken too much for them."""
+        """Fail executables that wait on a pilot where RAPTOR now occupies cores that they need."""
         for job in self.open_jobs():
             if job.pilot is pilot and job.sent and not job.running and not job.on_raptor:
                 try:
@@ -589,7 +589,7 @@ class RadicalExecutionBackend(ManagedBackend):
     # Ends.
 
     def end(self, job: Job, state: str) -> None:
-        """Works up a final state, and reports it, once. Any thread."""
+        """Process a final state, and report it once. Any thread."""
         if not job.claim_end():
             return
         if job.running:
@@ -606,7 +606,7 @@ class RadicalExecutionBackend(ManagedBackend):
         self._report(job, reported)
 
     def fail(self, job: Job, error: BaseException) -> None:
-        """Fails a task with an exception, now. Any thread."""
+        """Fail a task with an exception immediately. Any thread."""
         if job.claim_end():
             self._links.forget(job.uid)
             job.task["exception"] = error

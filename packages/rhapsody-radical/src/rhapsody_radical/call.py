@@ -63,16 +63,16 @@ class RaptorRunner(Runner):
         return load(rest) if function is None else (pickle.loads(function), *load(rest))  # noqa: S301 - from the program
 
     def pack(self, value: Any) -> tuple[bytes, list[memoryview]]:
-        """Packs a value, of which large data stay where they are."""
+        """Pack a value without copying its large data."""
         return dump(value, self._directory)
 
     def unpack(self, payload: tuple[bytes, list[memoryview]]) -> Any:
-        """Undoes `pack`."""
+        """Unpack a result of `pack`."""
         data, buffers = payload
         return pickle.loads(data, buffers=buffers)  # noqa: S301 - made above
 
     def pack_error(self, error: BaseException) -> Any:
-        """Packs what the call raised."""
+        """Pack the exception that a call raised."""
         return self._stored(super().pack_error(error))
 
     def _stored(self, packed: Any) -> bytes | str:
@@ -88,7 +88,7 @@ class RaptorRunner(Runner):
 
     @contextlib.contextmanager
     def context(self, order: CallSpec) -> Iterator[None]:
-        """Goes to the sandbox, and takes back all that the call did to the environment."""
+        """Enter the sandbox, and restore the directory and the environment afterwards."""
         former, directory = dict(os.environ), os.getcwd()
         try:
             if order.sandbox:
@@ -123,7 +123,7 @@ def _prepare(commands: list[str]) -> None:
 
 
 def dump(value: Any, directory: str | None) -> tuple[bytes, list[memoryview]]:
-    """Pickles a value.
+    """Pickle a value.
 
     Args:
         value: The value.
@@ -172,7 +172,7 @@ def store(data: bytes, buffers: list[memoryview], directory: str | None, name: s
 
 
 def load(stored: bytes | str) -> Any:
-    """Unpickles what `store` returned, and removes its file."""
+    """Unpickle the result of `store`, and remove its file."""
     if isinstance(stored, bytes):
         return pickle.loads(stored)  # noqa: S301 - from the other side of the call
     with open(stored, "rb") as file:

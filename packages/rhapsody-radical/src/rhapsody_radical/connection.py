@@ -402,7 +402,7 @@ class Connection:
     # What comes in; on the thread that reads.
 
     def _carry_out(self, name: str, parts: tuple[Any, ...]) -> None:
-        """Carries out one message; what anybody's code raises meanwhile is logged."""
+        """Execute one message, and log exceptions of the code that it calls."""
         try:
             if (function := self._receivers.get(name)) is not None:
                 function(*parts)
@@ -447,7 +447,7 @@ _open: set[Connection] = set()
 
 
 def _at_exit() -> None:
-    """Leaves nothing running when the program ends without a shutdown."""
+    """End everything that still runs when the program ends without a shutdown."""
     for connection in list(_open):
         connection.at_exit()
 

@@ -126,7 +126,7 @@ def take(task: Any, directives: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def do(directives: list[dict[str, Any]], sandbox: str, pilot_sandbox: str) -> None:
-    """Links the files of directives into a sandbox.
+    """Link the files of directives into a sandbox.
 
     Raises:
         DataError: A file is not there, or its name is taken.

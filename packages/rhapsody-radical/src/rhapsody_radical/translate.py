@@ -362,7 +362,7 @@ def check_staging(task: TaskDescription, settings: Mapping[str, Any]) -> None:
 
 
 def missing_outputs(task: TaskDescription, sandbox: str) -> list[str]:
-    """Files that a finished task was to stage out and did not write."""
+    """Return the files that a finished task should have staged out but did not write."""
     missing = []
     for directive in as_list(task["task_backend_specific_kwargs"].get("output_staging")):
         source = directive.get("source") if isinstance(directive, Mapping) else directive

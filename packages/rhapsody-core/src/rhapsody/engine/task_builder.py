@@ -621,7 +621,7 @@ class Shortage(NamedTuple):
 
 
 def shortage(record: TaskRecord, backend: BackendHandle) -> Shortage | None:
-    """Tells by how much a backend ends too soon for a described task, `None` where it does not."""
+    """Return by how much a backend ends too soon for a described task; `None` for enough time."""
     if not (backend.may_end and record.description):
         return None
     needs = time_needed(record.description)

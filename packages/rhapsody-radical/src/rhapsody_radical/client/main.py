@@ -183,7 +183,7 @@ class Client:
     # The program's messages; none of them may block.
 
     def do(self, message: Message) -> None:
-        """Carries out a message of the program's."""
+        """Execute a message from the program."""
         name, *parts = message
         function: Callable[..., None] = getattr(self, f"_on_{name}")
         function(*parts)
@@ -237,7 +237,7 @@ class Client:
             self._leave_note(place)
             self.session.open(self._on_task, self._on_pilot, self._stopping)
             manager = self.session.objects.task_manager  # its channel is the session's
-            manager.register_subscriber(rp.constants.STATE_PUBSUB, self.tasks.heard_of_calls)
+            manager.register_subscriber(rp.constants.STATE_PUBSUB, self.tasks.receive_news)
             if self._stopping.is_set():
                 return
         except StartError as error:

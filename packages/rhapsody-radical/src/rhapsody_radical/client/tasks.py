@@ -122,7 +122,7 @@ class Tasks:
     # In; on the thread of commands.
 
     def submit(self, number: int, batch: list[Submitted]) -> None:
-        """Hands tasks to RADICAL-Pilot.
+        """Submit tasks to RADICAL-Pilot.
 
         Args:
             number: The pilot's.
@@ -159,7 +159,9 @@ class Tasks:
     def _grouped(self, batch: list[Submitted], pilot: ClientPilot) -> Iterator[Submitted]:
         """Group calls that need equally many cores and nothing else: each task of RAPTOR costs.
 
-        A group is described like a call, with a list of the uids and texts of its calls.
+        Yields:
+            Calls and groups. A group looks like a call with a list of the uids and texts of its
+            calls.
         """
         most = self._raptors.group_size(pilot, len(batch))
         started: dict[Any, Submitted] = {}
@@ -199,7 +201,7 @@ class Tasks:
         self._say("end", uid, "REFUSED", str(error), type(error).__name__)
 
     def cancel(self, uids: Iterable[str]) -> None:
-        """Asks RADICAL-Pilot to cancel tasks; it is asked again until they have ended."""
+        """Ask RADICAL-Pilot to cancel tasks; `cancel_again` repeats that until they have ended."""
         for uid in uids:
             if (entry := self.by_uid.get(uid)) is not None:
                 entry.cancelled = True
@@ -208,7 +210,7 @@ class Tasks:
         self.cancel_again()
 
     def cancel_again(self) -> None:
-        """Repeats what RADICAL-Pilot may have lost while a task was handed on."""
+        """Repeat cancellations, which RADICAL-Pilot may lose while it passes a task on."""
         chosen: dict[int, list[str]] = {}
         for entry in self.open():
             if entry.cancelled and (entry.group or entry).handle is not None:
@@ -233,7 +235,7 @@ class Tasks:
         elif state == AGENT_STAGING_INPUT_PENDING and entry.pair is None:
             self._report("running", entry.uid, state, "")
 
-    def heard_of_calls(self, topic: str, message: dict[str, Any]) -> None:
+    def receive_news(self, topic: str, message: dict[str, Any]) -> None:
         """Handle a message on RADICAL-Pilot's channel of states, on its thread."""
         if message.get("cmd") == NEWS:
             self._note(message["arg"])
