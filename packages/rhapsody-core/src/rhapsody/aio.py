@@ -92,7 +92,7 @@ def settable(error: BaseException, who: str) -> BaseException:
 def eager_task(
     coroutine: Coroutine[Any, Any, T], *, name: str, context: contextvars.Context
 ) -> asyncio.Task[T]:
-    """Make a task of a coroutine and run it to its first wait before returning."""
+    """Create a task for a coroutine and run it to its first wait before returning."""
     loop = asyncio.get_running_loop()
     if sys.version_info >= (3, 12):
         return asyncio.Task(coroutine, loop=loop, name=name, context=context, eager_start=True)
@@ -148,13 +148,13 @@ def resumed(
 
     Args:
         steps: Its `__await__()`, or a coroutine, after that step.
-        waits_for: What the step gave.
+        waits_for: The value that the step yielded.
 
     Returns:
         The result of the awaitable.
 
     Yields:
-        What the awaitable waits for.
+        The objects that the awaitable waits for.
     """
     try:
         while True:

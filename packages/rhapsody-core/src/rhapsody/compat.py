@@ -1,6 +1,6 @@
-"""Methods of `WorkflowEngine` that programs for older members of its family call.
+"""Methods of `WorkflowEngine` for programs that were written for related engines.
 
-None of them is needed, and none polls.
+New programs do not need them. None of them polls.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ class OlderNames(ABC):
     """Base class of `WorkflowEngine` with the older names.
 
     It is a base class because type checkers and `help()` find only methods that are defined in
-    a class body. It knows the engine by the abstract methods alone.
+    a class body. It uses only the engine's abstract methods.
     """
 
     @abstractmethod
     async def run(self) -> None:
-        """Wait until the engine has been shut down. The engine runs without it."""
+        """Wait until the engine has been shut down. Calling this is optional."""
 
     @abstractmethod
     async def submit(self) -> None:
-        """Wait until the backends have accepted all ready tasks. This happens without it."""
+        """Wait until the backends have accepted all ready tasks. Calling this is optional."""
 
     @abstractmethod
     def _call_block(
@@ -108,7 +108,7 @@ class OlderNames(ABC):
 
         Args:
             task: The task's description, an object with `as_dict`, or the uid alone. The uid is
-                that of the attempt, as backends get it, or that of the task in `components`.
+                that of the attempt, as backends receive it, or that of the task in `components`.
             state: The backend's name of the state, or a canonical state.
             service_callback: Called with `(future, task, state)` for a service that runs; it
                 sets the future when the service is ready.

@@ -273,7 +273,7 @@ class File:
 
         Args:
             sandbox: The sandbox.
-            by_path: Whether `str()` returns that path. A command that runs in the sandbox uses
+            by_path: True if `str()` returns that path. A command that runs in the sandbox uses
                 the file's name instead.
         """
         path = Path(os.path.abspath(sandbox), self.filename)
@@ -296,15 +296,15 @@ class File:
 class InputFile(File):
     """A file that a task reads; passed to the task as an argument.
 
-    For a directory that a dependency promised as `OutputDir`, or the pattern of an
+    For a directory that a dependency declared as `OutputDir`, or the pattern of an
     `OutputFile(..., many=True)`, the task receives `InputFiles`.
 
     Exactly one of `remote_url`, `local_file` and `other_task_file` is set.
 
-    A task that receives a file which an earlier call of its engine promised depends on that call
-    and reads the file that it writes. A file that was promised with a destination is identified by
+    A task that receives a file which an earlier call of its engine declared depends on that call
+    and reads the file that it writes. A file that was declared with a destination is identified by
     that destination, as a relative or absolute path, and other files by their names alone. If
-    several calls promised the file, the last one before this call counts. `future.file(name)`
+    several calls declared the file, the last one before this call counts. `future.file(name)`
     selects a producer explicitly.
 
     Other files are looked up among the outputs of the task's other dependencies, by the base name
@@ -407,7 +407,7 @@ def input_from(producer: object, name: str) -> InputFile:
 
 @dataclass(frozen=True, slots=True, init=False, repr=False)
 class OutputFile(File):
-    """A file that a task promises to write into its sandbox; passed to it as an argument.
+    """Declared output file: the task must write it into its sandbox. Passed to it as an argument.
 
     A task that succeeds without having written the file fails. A file with a destination is saved
     there when the task is done and before its result is available: it is copied, and replaces an
@@ -416,14 +416,14 @@ class OutputFile(File):
     Args:
         name: The file's name. Leading directories are the destination, relative to the engine's
             `results_dir`: the task writes `all.png` for `results/all.png`.
-        many: Whether the name is a pattern, such as `*.csv` (`fnmatch`), for all matching files
+        many: True if the name is a pattern, such as `*.csv` (`fnmatch`), for all matching files
             directly in the sandbox, of which there must be at least one. It matches neither hidden
             files (unless the pattern begins with a dot) nor links out of the sandbox nor inputs.
         save: The destination as a separate argument: a directory if it ends in `/` or exists as
             one, otherwise the file itself, which is an error with `many`. Relative to
             `results_dir`, which it cannot leave, or absolute. `True`: `results_dir` itself.
             `False`: the file stays in the sandbox.
-        temporary: Whether the file is removed once all tasks that were called to read it have
+        temporary: True if the file is removed once all tasks that were called to read it have
             succeeded. Later calls must not read it. Only for a single file without a
             destination.
 
@@ -439,8 +439,8 @@ class OutputFile(File):
         filepath: In a task, the absolute path to write to; `None` before that.
         save: The destination; a path that ends in `/` is a directory. `None` if none was given,
             `False` if the file stays in the sandbox.
-        many: Whether the name is a pattern.
-        temporary: Whether the file is removed after its last reader.
+        many: True if the name is a pattern.
+        temporary: True if the file is removed after its last reader.
     """
 
     save: str | Literal[False] | None
@@ -492,7 +492,7 @@ class OutputFile(File):
 
 @dataclass(frozen=True, slots=True, init=False, repr=False)
 class OutputDir(File):
-    """A directory that a task promises to write in its sandbox, with all its content.
+    """Declared output directory: the task must write it in its sandbox, with all its content.
 
     Passed to the task as an argument; the task creates the directory. As with `OutputFile`, a task
     that succeeds without it fails, and it is copied to its destination when the task is done. The
@@ -540,13 +540,13 @@ class OutputDir(File):
 
 
 Output: TypeAlias = OutputFile | OutputDir
-"""A promised output of a task."""
+"""A declared output of a task."""
 
 
 class InputFiles(list[Path]):
     """Sorted paths of several files, which a task receives for an `InputFile`.
 
-    For a directory that a dependency promised, these are the files in it, at any depth; for the
+    For a directory that a dependency declared, these are the files in it, at any depth; for the
     pattern of an `OutputFile(..., many=True)`, those that match. All are in the task's sandbox.
 
     As text it is the directory, or the files quoted for a shell: their names in commands, their
@@ -555,7 +555,7 @@ class InputFiles(list[Path]):
 
     Attributes:
         file: The input as it was given, with its path in the sandbox.
-        directory: Whether it is a directory.
+        directory: True if it is a directory.
     """
 
     __slots__ = ("directory", "file")
@@ -605,7 +605,7 @@ class SavedFile:
         path: Its absolute path.
         task: The name of the task.
         uid: The uid of the task's future.
-        intermediate: Whether another task of the run reads it.
+        intermediate: True if another task of the run reads it.
     """
 
     path: Path
@@ -615,7 +615,7 @@ class SavedFile:
 
 
 def is_data_url(text: str) -> bool:
-    """Return whether a text is a URL that contains its data, such as `data:text/plain,...`."""
+    """Return True if a text is a URL that contains its data, such as `data:text/plain,...`."""
     return _DATA_URL.match(text) is not None
 
 

@@ -53,7 +53,7 @@ class DependencyFailureError(RhapsodyError, RuntimeError):
     """A task did not run because one of its dependencies failed.
 
     `__cause__` is the exception of the first failed direct dependency. A long chain of causes is
-    shortened to the last few and `root_cause`; a note says how many are not shown.
+    shortened to the last few and `root_cause`; a note states how many are omitted.
 
     Args:
         message: The message.
@@ -187,11 +187,11 @@ class BackendUnavailableError(RhapsodyError, ConnectionError):
 
 
 class BackendError(RhapsodyError, RuntimeError):
-    """A backend, or the engine's own machinery, broke its contract."""
+    """A backend broke its contract, or the engine has an internal error."""
 
 
 class CapabilityError(RhapsodyError, ValueError):
-    """The backend cannot do what the task asks for."""
+    """The backend does not support something that the task requires."""
 
 
 class PluginError(RhapsodyError, RuntimeError):
@@ -245,7 +245,7 @@ def add_note(error: BaseException, note: str) -> None:
 
 
 def blame(mistake: BaseException, error: BaseException, whose: str) -> None:
-    """Note who raised an exception, and set the exception that was being handled as its cause."""
+    """Add a note about the origin of an exception, and set the handled exception as its cause."""
     if mistake is not error:
         set_cause(mistake, error)
         add_note(mistake, f"raised by {whose}")

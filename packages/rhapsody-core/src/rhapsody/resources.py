@@ -64,8 +64,8 @@ def seconds(argument: str, value: object, *, zero: bool = False) -> float:
 
     Args:
         argument: The argument's name, for the error.
-        value: What was given.
-        zero: Whether 0 is accepted.
+        value: The duration.
+        zero: True if 0 is accepted.
 
     Raises:
         TypeError: Neither a number nor a string.
@@ -102,7 +102,7 @@ def _seconds_in(argument: str, text: str) -> float:
 
 
 def size_text(size: float) -> str:
-    """Return a size in bytes for people, in powers of 1000."""
+    """Return a size in bytes as readable text, in powers of 1000."""
     number, units = float(size), ["B", "kB", "MB", "GB", "TB"]
     while number >= 1000 and len(units) > 1:
         number, units = number / 1000, units[1:]
@@ -119,7 +119,7 @@ class Resources:
             without cores shares a loop with others instead of holding a slot.
         gpus: GPUs per rank.
         memory: Main memory per rank, in bytes or as text such as `"2 GiB"`;
-            `None` requests no certain amount. Stored as bytes.
+            `None` requests no specific amount. Stored as bytes.
         ranks: Number of processes (MPI ranks) of an executable.
         walltime: Time the task is expected to need at most, in seconds or as text such as
             `"1h30m"`, a hint for schedulers; `None` if unknown. A backend that ends sooner does
@@ -156,7 +156,7 @@ class Resources:
         """Return resources given as a `Resources` or as a mapping of names.
 
         Raises:
-            TypeError: Neither, or a mapping with a name that is not a resource.
+            TypeError: The value is of another type, or the mapping has an unknown name.
         """
         if value is None or isinstance(value, Resources):
             return value
@@ -194,7 +194,7 @@ _NAMES = dict(zip(Resources.__dataclass_fields__, Resources.__dataclass_fields__
 
 
 def time_needed(task: Mapping[str, Any]) -> float | None:
-    """Return the seconds that a task needs at most: its `walltime`, otherwise its timeout.
+    """Return the maximum seconds that a task needs: its `walltime`, otherwise its timeout.
 
     Returns:
         `None` if it has neither.

@@ -199,14 +199,14 @@ class TaskDescription(_RequiredKeys, total=False):
             executable. May be synchronous or a coroutine function.
         executable: A shell command if `arguments` is absent, otherwise the program
             to run without a shell. `None` for a function.
-        is_service: Whether the task runs until it is canceled.
+        is_service: True if the task runs until it is canceled.
         task_backend_specific_kwargs: The user's settings for this backend.
         arguments: The program's arguments, without the program itself.
         resources: The resources that the task needs; absent means one core.
         timeout: Seconds that this attempt may run. Enforced by the engine; a hint for backends.
         attempt: The number of the attempt, starting at 1.
         environment: Variables to add to the task's environment.
-        stdin: Text for standard input; absent means an empty one.
+        stdin: Text for standard input; absent means empty input.
         sandbox: The directory, on the engine's file system, that the task runs in, or with
             `cwd` the directory of its files. The backend creates it when it first needs it, private
             to the user. Backends with sandboxes of their own replace the value.
@@ -446,20 +446,20 @@ class TaskFuture(asyncio.Future[T]):
 
     @property
     def files(self) -> dict[str, InputFile]:
-        """The files that the task promises, as inputs for other tasks, by their names."""
+        """The declared output files, as inputs for other tasks, by their names."""
         return {name: input_from(self, name) for name in getattr(self, "_promised", ())}
 
     def file(self, name: str) -> InputFile:
-        """Return a file that the task promises, as an input for another task.
+        """Return a declared output file as an input for another task.
 
-        A task that receives it depends on this task and reads its file, even if other tasks promise
+        A task that receives it depends on this task and reads its file, even if other tasks declare
         a file of the same name.
 
         Args:
-            name: The file's name without directories, or a name that matches a promised pattern.
+            name: The file's name without directories, or a name that matches a declared pattern.
 
         Raises:
-            DataError: The task promises no such file.
+            DataError: The task declares no such file.
         """
         promised: Mapping[str, str | None] = getattr(self, "_promised", {})
         if name in promised or any(fnmatchcase(name, pattern) for pattern in promised):
@@ -495,7 +495,7 @@ class TaskFuture(asyncio.Future[T]):
         return None if node is None else node.started
 
     def result(self) -> T:
-        """Return the value or raise the exception of a finished task; else `await` the future."""
+        """Return the value or raise the exception of a finished task. Otherwise, await it."""
         if self._exception is not None:
             error: Any = _exception(self)
             try:  # with its first traceback: asyncio's second await has none
@@ -542,7 +542,7 @@ class TaskFuture(asyncio.Future[T]):
     def cancel(self, msg: Any = None) -> bool:
         """Cancel the task.
 
-        A pending future is canceled at once for all who wait for it, and so are its dependents. The
+        A pending future and its dependents are canceled at once. The
         backend is asked to stop the work; `ended` waits until it has stopped. A service that is
         ready keeps its result and is stopped. A block cancels the unfinished tasks that it started.
 
@@ -611,7 +611,7 @@ def task_kind(task: Mapping[str, Any]) -> TaskKind:
 
 
 def is_async(function: Callable[..., Any]) -> bool:
-    """Return whether calling a function, partial or callable object returns a coroutine."""
+    """Return True if calling a function, partial or callable object returns a coroutine."""
     while hasattr(function, "func") and hasattr(function, "keywords"):
         function = cast("Any", function).func
     if inspect.iscoroutinefunction(function):

@@ -1,8 +1,8 @@
 """Tracebacks of failed tasks as text: whole ones, and the last frames for summaries and logs.
 
 Works for tracebacks of this process and for those that arrive as text from a worker process.
-Frames of the user's code are preferred: an error in the depths of a library is found by the line
-that called the library.
+Frames of the user's code are preferred: for an error inside a library, the line that
+called the library is shown.
 """
 
 from __future__ import annotations
@@ -133,7 +133,7 @@ def users_part(trace: TracebackType | None) -> TracebackType | None:
 
 @functools.lru_cache(maxsize=1000)
 def is_users_code(file: str) -> bool:
-    """Return whether a file is neither Python's own, nor installed, nor part of Rhapsody."""
+    """Return True if a file is neither Python's own, nor installed, nor part of Rhapsody."""
     try:
         return _origins().own(file)
     except OSError:  # a relative path, and the current directory was removed
@@ -174,5 +174,5 @@ def _of_text(cause: BaseException | None) -> list[Frame]:
 
 
 def _is_remote(cause: BaseException | None) -> bool:
-    """Return whether an exception is a traceback from another process, ours or a library's."""
+    """Return True if an exception is a traceback from another process, ours or a library's."""
     return type(cause).__name__.endswith("RemoteTraceback")

@@ -1,4 +1,4 @@
-"""Interface of a backend, and a base class that implements most of it.
+"""Interface of a backend, and a base class that implements most of the interface.
 
 `BaseExecutionBackend` declares what the engine calls. `ManagedBackend` implements all of it that
 is not specific to one system, so that a new backend can be a single method. Dependencies between
@@ -117,7 +117,7 @@ class BaseExecutionBackend(ABC):
         shares_memory: Functions run in the program's own process and see what the program sets in
             its modules. Resume does not share results that depend on that between backends that
             differ in it.
-        session: This object's identity and directory.
+        session: The identity and directory of this object.
     """
 
     name: str = ""

@@ -107,8 +107,8 @@ class CommandBackend(SharedSandboxes, ManagedBackend):
         """Query which jobs wait and which run; one call at a time.
 
         Returns:
-            For each job that waits or runs, whether it runs; other jobs have ended. Jobs that were
-            not queried are ignored.
+            True for each running job and False for each waiting one; other jobs have ended. Jobs
+            that were not queried are ignored.
 
         Raises:
             Exception: The query failed; it is repeated.

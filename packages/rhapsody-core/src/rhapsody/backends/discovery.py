@@ -83,9 +83,9 @@ class BackendDescription:
 
     Attributes:
         name: The name that it is registered under.
-        usable: Whether it can be used here, according to metadata.
-        reason: Why not, if it is not usable.
-        remedy: What to do then, if possible as a command.
+        usable: True if it can be used here, according to metadata.
+        reason: The reason if it is not usable.
+        remedy: The fix if it is not usable, if possible as a command.
         distribution: The distribution that it comes with, `None` for one that was registered at
             run time.
         version: The distribution's version.
@@ -289,7 +289,7 @@ class BackendRegistry:
 def discover_backends() -> dict[str, bool]:
     """Return every registered backend, and whether it can be used here. Imports no library.
 
-    `BackendRegistry.describe` gives the reasons.
+    `BackendRegistry.describe` returns the reasons.
     """
     return {name: known.usable for name, known in BackendRegistry.describe().items()}
 
@@ -575,7 +575,7 @@ def _unknown(name: str) -> str:
 
 
 class _Interface(Protocol):
-    """The calls that the engine makes; parameter names matter only where it passes them."""
+    """Calls that the engine makes; parameter names matter only if it passes them by name."""
 
     def submit_tasks(self, tasks: Any, /) -> Any: ...
     def cancel_task(self, uid: Any, /) -> Any: ...
@@ -698,7 +698,7 @@ def _value(text: str, option: str) -> Any:
     try:
         found = tomllib.loads(f"value = {text}")
     except tomllib.TOMLDecodeError as error:
-        # A bare word is a string. What begins as something else was meant as that.
+        # A bare word is a string. Text that begins like another TOML type must be valid TOML.
         if text and (text[0] in "\"'[{" or "\n" in text):
             raise UsageError(f"{option}: the value is broken TOML: {error}") from None
         return text

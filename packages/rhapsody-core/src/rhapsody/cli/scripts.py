@@ -225,7 +225,7 @@ def _load_script(path: str) -> ModuleType:
 
 
 def takes_engine(tree: ast.Module, name: str = "main") -> bool:
-    """Return whether a program has a function of this name that is to be called with an engine.
+    """Return True if a program has a function of this name that is to be called with an engine.
 
     The function has to take an argument, and a plain one must not be decorated, as for
     another tool's command line. A name that is imported or assigned may be such a function.
@@ -259,7 +259,7 @@ def _top_level(node: ast.AST, guarded: bool = False) -> Iterator[tuple[ast.AST, 
 
 
 def _passes_to_run(node: ast.AST, name: str) -> bool:
-    """Return whether a node passes this name to a function `run`: `rhapsody.run(main)`."""
+    """Return True if a node passes this name to a function `run`: `rhapsody.run(main)`."""
     match node:
         case ast.Call(
             func=ast.Attribute(attr="run") | ast.Name(id="run"), args=[ast.Name(id=first), *_]
@@ -269,7 +269,7 @@ def _passes_to_run(node: ast.AST, name: str) -> bool:
 
 
 def _uses(node: ast.AST, name: str, guarded: bool) -> bool:
-    """Return whether a node calls this name, or in the guard does anything with it."""
+    """Return True if a node calls this name, or in the guard does anything with it."""
     used = node if guarded else getattr(node, "func", None)
     return isinstance(used, ast.Name) and used.id == name and isinstance(used.ctx, ast.Load)
 
@@ -288,7 +288,7 @@ def _binds_workflow(node: ast.AST, name: str, called: bool) -> bool:
 
 
 def _requires(arguments: ast.arguments) -> bool:
-    """Return whether a call has to pass an argument."""
+    """Return True if a call has to pass an argument."""
     positional = len(arguments.posonlyargs) + len(arguments.args)
     return positional > len(arguments.defaults) or None in arguments.kw_defaults
 

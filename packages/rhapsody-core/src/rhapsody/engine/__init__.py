@@ -11,9 +11,9 @@ block; a call of a task or a cancellation there is passed to the loop and waits 
 Nothing polls: with nothing to do there is no timer, and the loop sleeps.
 
 The order of hooks is fixed: dependencies resolved, `prepare`, `select`, input files found,
-`lookup`, files linked, submitted; then state events, recorded, revealed, dependents. A step after a
-successful task is added in `results` if it comes before the result is recorded, in `stage_out` if
-it must not block the loop, and in an observer if it may come afterwards.
+`lookup`, files linked, submitted; then state events, result recorded and set, dependents. A step
+after a successful task is added in `results` if it comes before the result is recorded, in
+`stage_out` if it must not block the loop, and in an observer if it may come afterwards.
 """
 
 from rhapsody.engine.arguments import literal

@@ -276,7 +276,7 @@ def _made_anew(kind: type) -> bool:
 
 
 def _replaced(value: Any, changes: dict[str, Any]) -> Any:
-    """Return a dataclass with other values in its `init` fields."""
+    """Return a dataclass with some of its `init` fields replaced."""
     if _made_anew(type(value)):
         return dataclasses.replace(value, **changes)
     return _changed(value, changes)

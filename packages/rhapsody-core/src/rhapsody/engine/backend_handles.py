@@ -1,4 +1,4 @@
-"""Backends of an engine: starting them, and what the engine knows about each."""
+"""Backends of an engine: starts and finds them, and stores the engine's data about each."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ class BackendHandle:
         self.occupied: int = 0
 
     def lacking(self, kind: TaskKind, description: TaskDescription) -> str | None:
-        """Return, in words, something that a task needs and the backend does not offer."""
+        """Describe something that a task needs and the backend does not offer."""
         capabilities, resources = self.capabilities, description.get("resources")
         if not capabilities.runs(kind):
             return _KINDS[kind]

@@ -18,14 +18,14 @@ class Timer(Protocol):
     """Result of `Clock.call_at`."""
 
     def cancel(self) -> object:
-        """Forget the call."""
+        """Cancel the call."""
 
 
 class Clock(Protocol):
     """Source of the engine's time, which tests and simulations replace. Used on its loop."""
 
     def time(self) -> float:
-        """Return the seconds since the epoch, for people."""
+        """Return the seconds since the epoch, for display."""
 
     def monotonic(self) -> float:
         """Return seconds that never go back, for durations and deadlines."""

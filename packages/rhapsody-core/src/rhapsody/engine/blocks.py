@@ -118,7 +118,7 @@ def wait(future: asyncio.Future[T], timeout: float | str | None = None) -> T:
 
     if not future.get_loop().is_running():
         raise RuntimeError("wait() on a future whose event loop is not running")
-    # Whatever it waits for, a block that is cancelled waits no longer.
+    # A cancelled block stops waiting, whatever it waits for.
     watched: list[asyncio.Future[Any]] = [future] if me is None else [future, me.future]
     for one in watched:
         one.get_loop().call_soon_threadsafe(one.add_done_callback, notify)

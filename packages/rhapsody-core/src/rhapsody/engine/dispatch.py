@@ -1,4 +1,4 @@
-"""Traffic with the backends: batches of ready tasks to them, and the states that they report.
+"""Communication with the backends: submits batches of ready tasks and receives their states.
 
 Each backend has a `Dispatcher`, which submits one batch at a time. Tasks that become ready
 meanwhile form the next batch. Preparing a batch takes a few milliseconds of the loop at most. A
@@ -45,7 +45,7 @@ CANCELED = TasksMainStates.CANCELED
 RUNNING = TasksMainStates.RUNNING
 
 STARTED = frozenset({WorkState.RUNNING, WorkState.SERVING, WorkState.CANCELING})
-"""Work that has started. A backend may report several states that mean it."""
+"""States of work that has started; backends may report several of them."""
 
 ServiceCallback = Callable[..., Any]
 Report = tuple[Any, Any, ServiceCallback | None]
@@ -273,9 +273,9 @@ class Dispatcher:
 class Callbacks:
     """Receiver of the states of one engine's tasks.
 
-    Reports on the loop's thread during a submission are applied after it, so that nothing of them
-    runs inside the backend's own call. Other threads put theirs into a mailbox, which wakes the
-    loop once for all of them, and only for states that someone needs.
+    Reports on the loop's thread during a submission are applied after it, so that they have
+    no effect inside the backend's own call. Reports from other threads go into a mailbox, which
+    wakes the loop once for all of them, and only if a state has an effect.
 
     Args:
         uid: The engine's uid, the prefix of its tasks' uids.

@@ -90,7 +90,7 @@ R = TypeVar("R")
 T = TypeVar("T")
 
 _LATER: Any = object()
-"""Stands for the function where a decorator is called with its settings alone."""
+"""Default for the function when a decorator is called with settings only."""
 
 _HOW_TO_CREATE = (
     "write `async with WorkflowEngine.create(...) as flow:`, or `flow = await "
@@ -99,7 +99,7 @@ _HOW_TO_CREATE = (
 
 
 class WorkflowEngine(OlderNames):
-    """Runs a graph of function tasks, executables, services and blocks on backends.
+    """Workflow engine: runs a graph of function tasks, executables, services and blocks.
 
     Created by `await WorkflowEngine.create(...)` or `async with WorkflowEngine.create(...) as
     flow`. It belongs to the event loop on which it was created. Tasks are called there, or in the
@@ -193,8 +193,8 @@ class WorkflowEngine(OlderNames):
             ValueError: An argument is out of range, another engine uses the uid, or no backend of
                 that name is registered.
             RuntimeError: A dry run with a backend that runs tasks.
-            JournalError: The journal cannot be used: it is damaged, say, or other users may write
-                it.
+            JournalError: The journal cannot be used, for example because it is damaged or
+                writable by other users.
         """
         given = locals()  # before any other name: the arguments
         return Starting(cls._start(EngineOptions.of(given)))
@@ -722,11 +722,11 @@ class WorkflowEngine(OlderNames):
     # Behind the older names, see `rhapsody.compat`.
 
     async def run(self) -> None:
-        """Wait until the engine has been shut down. The engine runs without it."""
+        """Wait until the engine has been shut down. Calling this is optional."""
         await end_of(self._closed)
 
     async def submit(self) -> None:
-        """Wait until the backends have accepted all ready tasks. This happens without it."""
+        """Wait until the backends have accepted all ready tasks. Calling this is optional."""
         await asyncio.sleep(0)  # tasks that ended in this turn make others ready
         await asyncio.gather(
             *(dispatcher.flushed() for dispatcher in self._runtime.dispatchers.values())

@@ -1,6 +1,6 @@
-"""Results that plugins keep: looked up before a task runs, recorded before anybody sees them.
+"""Results that plugins store: looked up before a task runs, recorded before they are set.
 
-Where no plugin does either, no task comes here.
+Not used if no plugin implements these hooks.
 """
 
 from __future__ import annotations
@@ -269,7 +269,7 @@ class Memoization:
     async def _hold(
         self, batch: list[tuple[TaskRecord, Any]], pending: list[tuple[Any, Awaitable[Any]]]
     ) -> None:
-        # Each is awaited separately, because another plugin's may hang.
+        # Each is awaited separately, because one plugin's may hang.
         refused: dict[TaskRecord, BaseException] = {}
         others = [(hook, asyncio.ensure_future(result)) for hook, result in pending[1:]]
         try:

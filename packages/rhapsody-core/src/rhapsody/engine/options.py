@@ -318,7 +318,7 @@ OPTIONS: Mapping[str, Field[Any]] = {option.name: option for option in fields(En
 """Fields by name, in the order of the signature of `WorkflowEngine.create`."""
 
 _FAILING = frozenset({"fail_fast", "keep_going", "max_failures"})
-"""Options that are one choice: a program that sets one of them has made it."""
+"""Alternative options: if a program sets one of them, no default is filled in for the others."""
 
 
 @dataclass(frozen=True, slots=True)

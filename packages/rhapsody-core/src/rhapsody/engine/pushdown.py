@@ -229,8 +229,8 @@ class PushDown:
         backends: The attached backends, the default one first; may grow.
         unawaited: Watches futures whose values were lost.
         stats: Counts lost values.
-        allowed: False pushes nothing down: the user does not want it, or each task must come to
-            the engine, because of default retries, a default timeout or a plugin.
+        allowed: False disables push-down: the user turned it off, or the engine must handle
+            each task because of default retries, a default timeout or a plugin.
 
     Attributes:
         possible: True if an attached backend can wait for dependencies.
@@ -256,7 +256,7 @@ class PushDown:
         self.holds: bool = False
 
     def attach(self, backend: BackendHandle) -> None:
-        """Take part in the tasks of a backend that was attached."""
+        """Include a newly attached backend."""
         self.possible |= self._allowed and backend.capabilities.unfinished_dependencies
 
     # Tasks to the backend.
@@ -296,7 +296,7 @@ class PushDown:
         return True
 
     def reference(self, future: asyncio.Future[Any]) -> Reference | None:
-        """Return what replaces a dependency of a pushed task, `None` if its value is here.
+        """Return the reference to a dependency of a pushed task, `None` if its value is here.
 
         If the dependency failed meanwhile, the reference is unknown to the backend, which therefore
         returns the task.

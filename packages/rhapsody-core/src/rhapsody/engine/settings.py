@@ -33,7 +33,7 @@ class TaskSettings(TypedDict, total=False):
     """Keyword arguments of the decorators and of `task.options`, all optional.
 
     Attributes:
-        service: Whether the task runs until it is canceled; its future is done when it is
+        service: True if the task runs until it is canceled; its future is done when it is
             ready. Default `False`.
         name: Shown in errors, events and summaries. Default: the function's name.
         backend: The attached backend to run on. Default: the choice of a plugin, otherwise
@@ -50,14 +50,14 @@ class TaskSettings(TypedDict, total=False):
         timeout: Time that each attempt may run, from the moment it starts: seconds, or text
             such as `"3 min"` or `"1h30m"`. Default: the engine's. Not for services, see
             `ready_timeout`.
-        cache: Whether plugins may look up and record the result. Default `True`.
+        cache: True if plugins may look up and record the result. Default `True`.
         version: Represents the function's code wherever results are recorded.
         environment: Variables to add to the task's environment.
         stdin: Text for an executable's standard input.
         cwd: The directory in which an executable runs instead of its sandbox; relative to the
             current directory when the engine was created. It must exist. The sandbox is used for
             files: files in arguments appear in the command as absolute paths, `f"{file}"`, and
-            promised files are expected in the sandbox. Not for functions.
+            declared files are expected in the sandbox. Not for functions.
         capture: `True` captures the task's output, `False` does not, `"files"`
             leaves it in files, whose paths replace it. Default `True`.
         ready: The readiness condition of a service: `"stdout:REGEX"` (the result is the pattern's

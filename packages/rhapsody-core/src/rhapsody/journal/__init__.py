@@ -1,4 +1,4 @@
-"""Results that are kept from one run to the next, and the options that ask for them.
+"""Journal of results, which later runs reuse, and the options that enable it.
 
 This module is imported with the engine; it loads the rest of the package only for a journal.
 """

@@ -1,24 +1,24 @@
 """Digest of everything that a function's results depend on, except its arguments.
 
-This is the function's own code and, through all that they use, the code of functions and classes
-of the user's own; the values in its closure, its defaults and the globals it reads; variables of
-the environment that it reads by a literal name; and the versions of the installed distributions
+This is the function's own code and the code of all the user's functions and classes that it uses,
+directly or indirectly; the values in its closure, its defaults and the globals it reads; variables
+of the environment that it reads by a literal name; and the versions of the installed distributions
 that other names come from.
 
 The rule is to fail closed. If code uses a value that has no digest, or reaches for something that
 cannot be followed (`importlib.import_module(name)`, `os.environ[name]`), there is no digest and
-the task is not recorded. A module of the user's own that is used as a whole counts with its source
-and with all its variables. Only objects that do not affect results, such as loggers and locks,
+the task is not recorded. A user's module that is used as a whole counts with its source
+and all its variables. Only objects that do not affect results, such as loggers and locks,
 count by their class, see `rhapsody.journal.values`.
 
-Code can change state while the program runs, and the program can, too. Globals, attributes of
+State can change while the program runs. Globals, attributes of
 classes and variables of modules are compared by identity before a digest is used again; values
-that can change in place are digested again, once for each batch of look-ups, up to a size. One
+that can change in place are digested again, once for each batch of lookups, up to a size. One
 case needs another rule: a memo that the task itself fills (`CACHE = {}`, `model = None`) must not
 change the key of the next equal task. So a global that was empty when it was first seen, and that
 the reachable code fills, counts as empty for the whole run.
 
-Not seen are files that are not arguments, what a program changes inside installed libraries
+The digest does not cover files that are not arguments, changes inside installed libraries
 (except functions and numbers that it replaces in their modules), random numbers, and the time.
 """
 
@@ -141,10 +141,10 @@ class CodeFingerprint:
         inner: Values that can change in place, with their digests.
         made_of: Functions, with their code, defaults and names, which programs can replace.
         related: Classes, with their bases and the like, which programs can replace.
-        set_here: Whether a variable of a module may have another value than on a worker, which
+        set_here: True if a variable of a module may have another value than on a worker, which
             imports the module: it is not a function, class or module. The same applies to variables
             of the environment.
-        starts_programs: Whether it starts programs, which inherit variables of the environment.
+        starts_programs: True if it starts programs, which inherit variables of the environment.
     """
 
     def __init__(self, program: Program) -> None:
@@ -205,7 +205,7 @@ class CodeFingerprint:
         return known[1]
 
     def own(self, kind: type) -> bool:
-        """Return whether a class belongs to the program and not to a library."""
+        """Return True if a class belongs to the program and not to a library."""
         return self._program.origins.own(file_of(kind.__module__))
 
     def path(self, text: str) -> str | None:
@@ -294,7 +294,7 @@ class CodeFingerprint:
             todo += [(f"default {n} of {part}", each) for n, each in enumerate(defaults, 1)]
 
     def is_unchanged(self) -> bool:
-        """Return whether values that can change in place are unchanged."""
+        """Return True if values that can change in place are unchanged."""
         self._collecting = True
         if any(_made_of(each) != parts for each, parts in self.made_of):
             return False
@@ -336,9 +336,9 @@ class CodeFingerprint:
                 self.read.append((variables, name, value))
 
     def _is_filled(self, owner: type, name: str) -> bool:
-        """Return whether code fills an attribute of a class.
+        """Return True if code fills an attribute of a class.
 
-        That is any function, or a method of the class or of one that is related to it.
+        The code is any function, or a method of the class or of a related one.
         """
         metaclass: type = type(owner)
         related = {*owner.__mro__, *metaclass.__mro__}
@@ -415,7 +415,7 @@ class CodeFingerprint:
                 self._member(found, use, variables, name)
 
     def _in_library(self, function: types.FunctionType | type) -> bool:
-        """Return whether a library has a function or class under its own name."""
+        """Return True if a library has a function or class under its own name."""
         if self._program.origins.own(file_of(function.__module__)):
             return False  # decorated with `functools.wraps`
         return _is_in_its_module(function)
@@ -458,7 +458,7 @@ class CodeFingerprint:
             attributes: The attributes by name.
             name: The name of their owner.
             without: Names that do not count.
-            made: Whether the special methods are generated from the body, which counts itself.
+            made: True if the special methods are generated from the body, which counts itself.
             owner: The class, whose empty attributes its methods may fill.
         """
         self.sizes.append((attributes, len(attributes)))
@@ -573,7 +573,7 @@ class CodeFingerprint:
     def _is_as_imported(
         self, variables: Mapping[str, Any], name: str, value: Any, owner: type | None = None
     ) -> bool:
-        """Return whether a variable has the value that a worker finds when it imports the module.
+        """Return True if a variable has the value that a worker finds when it imports the module.
 
         Functions, classes and modules under their own names have it. The program may have set other
         values.
@@ -603,7 +603,7 @@ class CodeFingerprint:
         return not _is_script(home) and value.__qualname__.rpartition(".")[2] == name
 
     def _is_changed(self, module: types.ModuleType, name: str, member: Any) -> bool:
-        """Return whether a library's variable may have been set by the program."""
+        """Return True if a library's variable may have been set by the program."""
         if isinstance(member, types.FunctionType):
             return self._program.origins.own(member.__code__.co_filename)
         if isinstance(member, types.MethodType):
@@ -692,7 +692,7 @@ class CodeFingerprint:
             )
         if counts(name):
             value = os.environ.get(name)
-            # As a digest, because it may be a secret, and people see the parts.
+            # As a digest, because it may be a secret, and the parts are shown to users.
             self.parts[f"environment {name} used by {user}"] = Values(self).digest(value).hex()
             self.environment.append((name, value))
 
@@ -786,7 +786,7 @@ class CodeFingerprint:
                 self._member(found, use, variables, part)
 
     def _is_own(self, module: types.ModuleType) -> bool:
-        """Return whether a module is the user's own: from a file, or created by the program."""
+        """Return True if a module is the user's own: from a file, or created by the program."""
         variables = vars(module)
         file = variables.get("__file__")
         if file is not None:
@@ -794,7 +794,7 @@ class CodeFingerprint:
         return "__path__" in variables or variables.get("__spec__") is None
 
     def _own(self, module: Any, file: Any) -> bool:
-        """Return whether a module's own code counts, or else collect its version."""
+        """Return True if a module's own code counts, or else collect its version."""
         program = self._program
         if program.origins.own(file):
             if altered(str(module)):  # workers would run its current content
@@ -816,7 +816,7 @@ def _closed_over(function: types.FunctionType) -> Iterable[tuple[str, types.Cell
 
 
 def _is_in_its_module(thing: types.FunctionType | type) -> bool:
-    """Return whether a module has a function or class under its own name."""
+    """Return True if a module has a function or class under its own name."""
     found: Any = sys.modules.get(thing.__module__)
     for part in thing.__qualname__.split("."):
         found = getattr(found, part, None)
@@ -857,7 +857,7 @@ def _made_of(function: types.FunctionType) -> tuple[object, ...]:
 
 
 def _is_script(module: object) -> bool:
-    """Return whether a module is the program's script, whose functions are sent by value."""
+    """Return True if a module is the program's script, whose functions are sent by value."""
     return module in ("__main__", "__mp_main__")
 
 

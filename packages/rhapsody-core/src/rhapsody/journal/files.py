@@ -26,14 +26,14 @@ KERNEL: tuple[str, ...] = ("/proc", "/sys")
 """File systems of the kernel: some of their files have no end, and reading some blocks."""
 
 SMALL = 16 << 10
-"""Bytes up to which a file is read each time: looking whether it changed takes as long."""
+"""Size in bytes up to which a file is read each time: checking for a change takes as long."""
 
 LARGE = 1 << 20
-"""Bytes from which on a file's digest is kept for later runs; of smaller ones it is made again."""
+"""Size in bytes from which a file's digest is kept for later runs."""
 
 SETTLED = 2_000_000_000
-"""Nanoseconds since its last change after which a file's digest is kept: a change within the clock
-tick of the file system would not be seen (Git calls such an entry racy)."""
+"""Minimum age in nanoseconds of a file's last change for its digest to be kept: another change
+within the same clock tick of the file system would go unnoticed (Git calls such an entry racy)."""
 
 QUICKLY_SETTLED = 100_000_000
 """The same on local file systems whose times are finer than a second: a tick is 10 ms at most."""
@@ -130,7 +130,7 @@ class FileDigests:
             return None
 
     def once(self, make: Callable[..., T], *args: Any) -> T:
-        """Return what a function returns, called once per context for the same arguments."""
+        """Call a function once per context for the same arguments, and return its result."""
         if self._once is None:
             return make(*args)
         if (make, args) not in self._once:
@@ -224,7 +224,7 @@ def _read_small(path: str) -> bytes:
 
 
 def on_network(directory: Path) -> bool:
-    """Return whether other hosts may also have mounted the file system of a directory."""
+    """Return True if other hosts may also have mounted the file system of a directory."""
     return file_system(os.fspath(directory)) in NETWORK
 
 
@@ -250,7 +250,7 @@ class Outputs:
     Paths are relative to the journal's directory, so that it can be moved with the files.
 
     Args:
-        directory: The journal's.
+        directory: The directory of the journal.
         digests: Makes digests of files.
     """
 
@@ -263,7 +263,7 @@ class Outputs:
 
         Args:
             files: The files.
-            named: Whether its result is, or holds, a path into its sandbox.
+            named: True if its result is, or holds, a path into its sandbox.
 
         Raises:
             UnhashableError: A later run could not find them again.
@@ -282,7 +282,7 @@ class Outputs:
             digest = self._digests.of_any(path) or self._digests.of_any(files.places.get(name, ""))
             if digest is None:
                 raise UnhashableError(f"its output {name!r} cannot be read from here")
-            # `of` looks once at what is a file, and has no digest of a directory.
+            # `of` checks each path once, and returns no digest for a directory.
             there = digest in (self._digests.of(path), self._digests.of(files.places.get(name, "")))
             kept[name] = {
                 "path": self._relative(path),
@@ -355,7 +355,7 @@ class Outputs:
         return TaskFiles(sandbox, paths, matches, places, stays=stays, missing=absent)
 
     def is_saved(self, noted: str, name: str) -> bool:
-        """Return whether a file was copied to a destination outside the sandbox."""
+        """Return True if a file was copied to a destination outside the sandbox."""
         return "place" in json.loads(noted)["files"][name]
 
     def _relative(self, path: str) -> str:
@@ -366,7 +366,7 @@ class Outputs:
 
 
 def has_files(sandbox: str) -> bool:
-    """Return whether a task left files in its sandbox other than those put there for it."""
+    """Return True if a task left files in its sandbox other than those put there for it."""
     own = os.path.basename(sandbox)
     try:
         with os.scandir(sandbox) as entries:

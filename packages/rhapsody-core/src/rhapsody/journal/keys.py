@@ -46,9 +46,9 @@ class Key(NamedTuple):
     """Everything that a task's result depends on.
 
     Attributes:
-        digest: Of all of it, see `Keys.digest`.
+        digest: The digest of all of it, see `Keys.digest`.
         parts: The digests of all but what a function's code uses, and numbers as they are, by
-            what people call them, see `as_text`.
+            their names in messages, see `as_text`.
         code: The digest of the function's code and all that it uses, see `Keys.codes`; `None` for
             a command, and for a task with a `version`.
         paths: The strings and paths in the arguments that may name files: each with the digest
@@ -68,7 +68,7 @@ class _Known(NamedTuple):
     """A function that was inspected.
 
     Attributes:
-        digest: Of its code, and all that it uses.
+        digest: The digest of its code and of all that it uses.
         found: Its ingredients, and the variables that were read.
         refused: The reason why it has none.
     """
@@ -78,7 +78,7 @@ class _Known(NamedTuple):
     refused: str | None = None
 
     def is_current(self) -> bool:
-        """Return whether the variables are the same objects, without comparing their content."""
+        """Return True if the variables are the same objects, without comparing their content."""
         found = self.found
         for variables, name, value in found.read:
             if variables.get(name, MISSING) is not value:
@@ -110,7 +110,7 @@ class Keys:
         program: The state shared by all functions of a run.
 
     Attributes:
-        codes: What functions' code uses, and where, by its digest, see `as_text`.
+        codes: The names that functions' code uses, with their places, by digest, see `as_text`.
     """
 
     program: Program
@@ -292,7 +292,7 @@ class Keys:
         Args:
             task: Its description.
             inputs: Where its input files are, by their names.
-            before: What the key says of them, see `Key.watched`.
+            before: Their state in the key, see `Key.watched`.
 
         Raises:
             UnhashableError: A file, or a variable that a command inherits, has changed.
@@ -336,7 +336,7 @@ class Keys:
         return known.digest
 
     def _is_unchanged(self, known: _Known) -> bool:
-        """Return whether mutable values are unchanged, compared once per batch."""
+        """Return True if mutable values are unchanged, compared once per batch."""
         if id(known) in self._checked:
             return True
         self._checked.add(id(known))

@@ -40,12 +40,12 @@ class Journal:
     Args:
         path: The journal's file; created if missing, with access for its user only.
         program: The directory of the program; paths below it count relative to it.
-        resume: Whether recordings of the last run are taken up; `None`: where that one did not
-            end well.
-        shared: Whether another run may use the journal at the same time.
+        resume: True if the recordings of the last run are reused; `None`: only if that run did not
+            succeed.
+        shared: True if another run may use the journal at the same time.
         largest: Bytes of a packed value above which it is not kept; `None` for no limit.
         again: Names of tasks whose recordings are not used.
-        push_down: Whether tasks may be given to backends that wait for their dependencies and
+        push_down: True if tasks may be given to backends that wait for their dependencies and
             keep their values; those are not recorded.
 
     Attributes:
@@ -170,7 +170,7 @@ class Journal:
     def _verdict(
         self, task: LookupTask, found: Recorded | None, earlier: Earlier
     ) -> tuple[Recorded | None, str]:
-        """Return the result that would be used, and whether the task would run."""
+        """Return the result that would be used, and a verdict on whether the task would run."""
         if found is None:
             return None, self._why(task, earlier)
         if found.files is None or not found.files.missing:
@@ -352,7 +352,7 @@ class Journal:
         )
 
     def _has_value(self, recording: int, value: object) -> bool:
-        """Return whether a result is the same as a recorded one."""
+        """Return True if a result is the same as a recorded one."""
         packed = self._store.value(recording)
         try:
             recorded = pickle.loads(packed)[0]  # noqa: S301 - it was read before

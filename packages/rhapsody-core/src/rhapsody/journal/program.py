@@ -1,6 +1,6 @@
-"""Source code of the program: what it means, what it uses, and where it comes from.
+"""Source code of the program: its digests, the names that it uses, and its origin.
 
-Functions of the user's own count by their byte code, compiled again from the source without
+The user's functions count by their byte code, compiled again from the source without
 docstrings, positions and annotations of arguments. The loaded code counts, not the current content
 of the file: if the two differ, or if there is no source, the loaded byte code is used as it is.
 Classes and modules count by the byte code of their source: a file that has changed since the
@@ -60,7 +60,7 @@ class _File:
     """A source file as it is compiled now.
 
     Attributes:
-        changed: When it was last changed before, in nanoseconds.
+        changed: The time of its last change, in nanoseconds.
         code: Its code as Python compiles it.
         plain: The code of the normalized tree, by the code that Python compiles.
         names: The number of functions and classes of each qualified name.
@@ -80,7 +80,7 @@ class Sources:
     """The source files of a program, each read once.
 
     Attributes:
-        began: When the process was started, in nanoseconds. Source that was changed later (by the
+        began: The start time of the process, in nanoseconds. Source that was changed later (by the
             `ctime` of its file, which tools that copy files cannot set) may differ from what was
             imported.
     """
@@ -95,7 +95,7 @@ class Sources:
         return digest_of(self._file(code.co_filename, function.__globals__).plain.get(code, code))
 
     def is_only_one(self, code: types.CodeType, variables: dict[str, Any]) -> bool:
-        """Return whether no other function in a file has the same qualified name."""
+        """Return True if no other function in a file has the same qualified name."""
         return self._file(code.co_filename, variables).names[code.co_qualname] < 2
 
     def of_class(

@@ -1,7 +1,7 @@
 """File of a journal: an SQLite database, written on a thread of its own, and reports about it.
 
-A lineage is a run and those that have taken it up: they share their recordings. In it the n-th
-recording of a key belongs to the n-th call with that key.
+A lineage is a run and the runs that resumed it: they share their recordings. Within a lineage, the
+n-th recording of a key belongs to the n-th call with that key.
 """
 
 from __future__ import annotations
@@ -52,13 +52,13 @@ UNSTORABLE = (sqlite3.DataError, sqlite3.InterfaceError, OverflowError, UnicodeE
 """Errors of `sqlite3` that concern a single value, not the journal."""
 
 GONE, MADE_AGAIN = 1, 2
-"""Marks of a used recording whose files are missing, or were missing and exist again; else 0."""
+"""Marks of a used recording: its files are missing, or were missing and exist again; else 0."""
 
 How = Literal["done", "failed", "interrupted"]
 """End of a run; a killed run has no such entry."""
 
 # No index on the recordings: their keys come in any order, so that each would touch another page of
-# it. Runs that take something up make `earlier` instead.
+# it. Runs that resume another create `earlier` instead.
 _TABLES = """
 CREATE TABLE runs (
     id INTEGER PRIMARY KEY, lineage INTEGER NOT NULL, began REAL NOT NULL, ended REAL, how TEXT,
@@ -103,10 +103,10 @@ class Run(NamedTuple):
     Attributes:
         number: Its number in the journal.
         lineage: The number of its lineage.
-        began: When it began, in seconds since the epoch.
-        how: How it ended, `"killed"` or `"running"`; `None` if it is unknown which of the two.
-        kept: How many results it kept.
-        reused: How many of earlier runs it used.
+        began: The time when it began, in seconds since the epoch.
+        how: Its end, or `"killed"` or `"running"`; `None` if it is unknown which of these two.
+        kept: Number of results that it recorded.
+        reused: Number of results of earlier runs that it used.
     """
 
     number: int
@@ -141,13 +141,13 @@ class Recording(NamedTuple):
 
     Attributes:
         key: The digest of the task's key.
-        number: Which call with that key it was in its run, from 1.
+        number: The number of the call among those with that key in its run, from 1.
         name: The task's name.
         uid: Its uid in its engine.
-        parts: What the key was made of, see `rhapsody.journal.keys.as_text`.
+        parts: The parts of the key, see `rhapsody.journal.keys.as_text`.
         code: The digest of its code's part.
-        files: The files that it made, as JSON, where there are any.
-        why: Why an earlier recording with the same key was not used, in words.
+        files: The files that it made, as JSON, if there are any.
+        why: The reason why an earlier recording with the same key was not used.
         value: The packed value.
     """
 
@@ -166,22 +166,22 @@ class Store:
     """A journal's file and the connection to its database, which only the store's thread uses.
 
     Args:
-        path: Where it is, or is made: for its user alone.
-        shared: Whether another run may use it at the same time.
+        path: Its path; created if missing, with access for its user only.
+        shared: True if another run may use it at the same time.
 
     Attributes:
-        path: The same.
+        path: Its path.
         run: The number of this run, 0 before `begin`.
         lineage: The number of its lineage.
-        reused: How many recordings there were to take up when this run began.
-        before: How the run ended that is taken up, `"killed"` where it is unknown.
-        kept: How many results of this run are in the file.
-        used: The recordings that this run has used: for each id what became of its files, see
+        reused: Number of recordings that were available when this run began.
+        before: The end of the resumed run; `"killed"` if it is unknown.
+        kept: Number of results of this run in the file.
+        used: The recordings that this run has used: for each id the state of its files, see
             `GONE` and `MADE_AGAIN`.
 
     Raises:
         JournalInUseError: Another run uses it.
-        JournalError: It cannot be used; the text says why and what to do.
+        JournalError: It cannot be used; the message names the fix.
     """
 
     def __init__(self, path: Path, *, shared: bool) -> None:
@@ -259,8 +259,8 @@ class Store:
         """Begin a run.
 
         Args:
-            resume: Whether it takes up the recordings of the last run that has ended; `None`:
-                where that one has not ended well.
+            resume: True to reuse the recordings of the last run that has ended; `None`: only
+                if that run did not succeed.
 
         Raises:
             JournalError: The journal cannot be read or written.
@@ -368,7 +368,7 @@ class Store:
         return ended, living
 
     def _holds(self, run: Run) -> bool:
-        """Return whether a run has recordings, or succeeded without any."""
+        """Return True if a run has recordings, or succeeded without any."""
         exists = "SELECT EXISTS (SELECT 1 FROM recordings WHERE lineage = ?)"
         (found,) = self._database.execute(exists, (run.lineage,)).fetchone()
         return run.how == "done" or bool(found)
@@ -377,7 +377,7 @@ class Store:
         """Return the id, packed value and files of an earlier recording, `None` if there is none.
 
         Raises:
-            JournalError: What is there was damaged.
+            JournalError: The recording was damaged.
         """
         row = self._database.execute(
             "SELECT id, value, files, intact, name, uid FROM recordings WHERE id = "
@@ -494,7 +494,7 @@ class Store:
                     self._forget_others()
 
     def _forget_others(self) -> None:
-        """After a run that ended well: what neither it nor the one before it could use."""
+        """Remove recordings that neither this successful run nor the one before it could use."""
         database = self._database
         ended, living = self._earlier()
         needed = {self.lineage, *(run.lineage for run in living)}
@@ -592,7 +592,7 @@ def version_of(database: sqlite3.Connection, path: Path) -> int:
     """Return the version of a journal's tables, 0 if there are none yet.
 
     Raises:
-        JournalError: It is a database of something else.
+        JournalError: The database is not a journal.
     """
     names = database.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall()
     (version,) = database.execute("PRAGMA user_version").fetchone()
@@ -659,7 +659,7 @@ class Explained:
 
     Attributes:
         name: The task's name.
-        uid: Its uid, where one call is meant.
+        uid: Its uid, if this concerns a single call.
         what: The outcome and the reason, in words.
     """
 
@@ -724,7 +724,7 @@ class Reader:
             The reasons, in the order of the calls.
 
         Raises:
-            JournalError: The last run had none such.
+            JournalError: The last run had no such task.
         """
         database = self._database
         row = database.execute("SELECT id, lineage FROM runs ORDER BY id DESC LIMIT 1").fetchone()
@@ -766,7 +766,7 @@ class Reader:
         )
 
     def damage(self) -> list[str]:
-        """Find everything that differs from what was written.
+        """Find all damage to the journal.
 
         SQLite's own check finds damaged pages; the digest of each recording finds changes that
         leave the pages valid.

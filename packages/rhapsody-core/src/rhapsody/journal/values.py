@@ -1,9 +1,10 @@
 """Digests of values that are the same in every run and on every machine.
 
-Never of pickles: a comment above a function of `__main__` changes those, and the order of a set
-changes with the seed of hashes. Objects count by what pickle would make them of again. Not seen
-are whether two parts of a value are one object, and the order of a `dict`. A set of functions of
-one name (lambdas, say), and an object that keeps another's address, differ in each run.
+Pickles are not digested: a comment above a function of `__main__` changes them, and the order of a
+set changes with the hash seed. Objects count by the parts from which pickle would rebuild them. A
+digest does not depend on whether two parts of a value are the same object, nor on the order of a
+`dict`. A set of functions with the same name, such as lambdas, and an object that contains another
+object's address have a different digest in each run.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from weakref import WeakKeyDictionary
 from rhapsody.data import File, InputFiles
 
 SIZE = 16
-"""Bytes of a digest: two different values of 2^64 have the same one with even odds."""
+"""Bytes of a digest: among 2^64 values, a collision has even odds."""
 
 LONGEST = 4096
 """Characters of a path (Linux's `PATH_MAX`); longer texts name no file."""
@@ -91,7 +92,7 @@ class Surroundings(Protocol):
         """Collect a function, module or class and return a unique name for it."""
 
     def own(self, kind: type) -> bool:
-        """Return whether a class belongs to the program and not to a library."""
+        """Return True if a class belongs to the program and not to a library."""
 
     def path(self, text: str) -> str | None:
         """Collect a text that may name a file; return its portable form if it has one."""
@@ -137,7 +138,7 @@ class Values:
 
         Args:
             value: The value.
-            whole: Whether every part must have a digest. Otherwise objects that do not affect
+            whole: True if every part must have a digest. Otherwise objects that do not affect
                 results, such as loggers and locks, count by their class.
 
         Raises:
@@ -370,14 +371,14 @@ _INDEXES = frozenset(("SLURM_ARRAY_TASK_ID", "PBS_ARRAY_INDEX", "LSB_JOBINDEX", 
 
 
 def counts(variable: str) -> bool:
-    """Return whether a variable of the environment says more than where a program runs."""
+    """Return True if an environment variable affects more than the place where a program runs."""
     if variable in _INDEXES:
         return True
     return variable not in _PLACES and not variable.startswith(_PLACES_BEGIN)
 
 
 def _is_free(value: object) -> bool:
-    """Return whether a value is a function in C and not a method of an object."""
+    """Return True if a value is a function in C and not a method of an object."""
     return isinstance(value, types.BuiltinFunctionType) and (
         value.__self__ is None or isinstance(value.__self__, types.ModuleType)
     )
@@ -399,23 +400,22 @@ def _cached_properties(kind: type) -> frozenset[str]:
 
 
 def _logger_apart(logger: logging.Logger) -> tuple[Any, ...]:
-    """Return what a logger of a class of the user's own consists of; pickle keeps its name."""
+    """Return the parts of a logger of a user's class, of which pickle keeps only the name."""
     state = {name: each for name, each in vars(logger).items() if name not in vars(logging.root)}
     return type(logger), (logger.name,), state
 
 
 def _is_plain_python(kind: type) -> bool:
-    """Return whether all of an object's state is in its `__dict__` and its slots."""
+    """Return True if all of an object's state is in its `__dict__` and its slots."""
     size = object.__basicsize__ + 8 * len(copyreg._slotnames(kind))  # type: ignore[attr-defined]
     size += 8 * ((kind.__dictoffset__ > 0) + (kind.__weakrefoffset__ > 0))
     return kind.__basicsize__ <= size
 
 
 def _is_machinery(value: object) -> bool:
-    """Return whether an object's state does not affect results, also among arguments.
+    """Return True if an object's state does not affect results, also among arguments.
 
-    That is so of engines, backends and tasks, and of what functions of modules draw random numbers
-    from.
+    These are engines, backends, tasks, and the generators of module-level random functions.
     """
     numpy = sys.modules.get("numpy.random.mtrand")
     return (
@@ -426,7 +426,7 @@ def _is_machinery(value: object) -> bool:
 
 
 def _is_mute(value: object) -> bool:
-    """Return whether an object's state does not affect results: loggers, locks, open outputs."""
+    """Return True if an object's state does not affect results: loggers, locks, open outputs."""
     if isinstance(value, logging.Logger | logging.Handler):
         return True
     if type(value) is WeakKeyDictionary:  # a cache, such as that of `functools.singledispatch`
@@ -448,7 +448,7 @@ def _parts_of_array(value: Any) -> tuple[Any, ...] | None:
 
 
 def _is_array(value: object) -> bool:
-    """Return whether a value is a NumPy array or an instance of a subclass."""
+    """Return True if a value is a NumPy array or an instance of a subclass."""
     numpy = sys.modules.get("numpy")
     return numpy is not None and isinstance(value, numpy.ndarray)
 

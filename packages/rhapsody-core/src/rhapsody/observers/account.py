@@ -398,7 +398,7 @@ def account(summary: Summary, counts: Counts, directory: Path) -> list[str]:
 
 
 def _holds_files(directory: Path) -> bool:
-    """Return whether a run's directory contains more than its lock and its log."""
+    """Return True if a run's directory contains more than its lock and its log."""
     try:
         return any(not name.startswith(".") and name != LOG for name in os.listdir(directory))
     except OSError:

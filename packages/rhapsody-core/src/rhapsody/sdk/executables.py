@@ -96,7 +96,7 @@ KILLED = (-signal.SIGKILL, 128 + signal.SIGKILL)
 """Exit codes of a program that SIGKILL ended, and of the shell that ran it."""
 
 UNLIMITED = 1 << 60
-"""Bytes from which a limit means that there is none: version 1 has a number for that."""
+"""Limit in bytes from which there is no limit: version 1 reports a large number instead."""
 
 
 class Files(NamedTuple):
@@ -139,7 +139,7 @@ class MemoryGroup:
         self._seen = self._kills()
 
     def has_killed(self) -> bool:
-        """Return whether the kernel has killed a process of the group since the last call."""
+        """Return True if the kernel has killed a process of the group since the last call."""
         former, self._seen = self._seen, self._kills()
         return self._seen > former
 

@@ -68,7 +68,7 @@ class Origins:
         self._versions: dict[str, tuple[str, str]] = {}
 
     def own(self, file: object) -> TypeGuard[str]:
-        """Return whether a file is the user's own, so that its source counts, not its version."""
+        """Return True if a file is the user's own, so that its source counts, not its version."""
         if not isinstance(file, str):
             return False
         if file.startswith("<"):  # a cell of a notebook, or the text of `exec`
@@ -89,7 +89,7 @@ class Origins:
         return self._versions[name]
 
     def _installed(self, path: str) -> bool:
-        """Return whether a file is in a directory of installed packages, in any environment."""
+        """Return True if a file is in a directory of installed packages, in any environment."""
         return path.startswith(self._places) or "/site-packages/" in path
 
 
@@ -145,7 +145,7 @@ def own_modules() -> bytes | None:
 
 
 def altered(name: str) -> bool:
-    """Return whether a module's file may differ from the version that this program imported."""
+    """Return True if a module's file may differ from the version that this program imported."""
     return name in _program.altered
 
 
@@ -283,7 +283,7 @@ class _Program:
     def _resolve(
         self, name: str, package: str, former: dict[str, tuple[Any, Source]]
     ) -> Iterator[str]:
-        """Add a module and the packages that it is in, and give those that are new."""
+        """Add a module and its parent packages, and return the new ones."""
         try:
             name = resolve_name(name, package)
         except ImportError:
@@ -388,7 +388,7 @@ def _names(text: bytes) -> set[str]:
 
 
 def _says(content: bytes, file: str, module: types.ModuleType) -> bool:
-    """Return whether a module was imported from a text, as far as can be determined."""
+    """Return True if a module was imported from a text, as far as can be determined."""
     try:
         code = compile(content, file, "exec", dont_inherit=True)
         tree = ast.parse(decode_source(content))

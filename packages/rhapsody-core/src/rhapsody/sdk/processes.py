@@ -61,7 +61,7 @@ def signal_group(pid: int, number: int) -> None:
 
 
 def group_exists(pid: int) -> bool:
-    """Return whether a process group has members, including zombies."""
+    """Return True if a process group has members, including zombies."""
     try:
         os.killpg(pid, 0)
     except (ProcessLookupError, PermissionError):
@@ -70,7 +70,7 @@ def group_exists(pid: int) -> bool:
 
 
 def group_alive(pid: int) -> bool:
-    """Return whether a process group has members other than zombies.
+    """Return True if a process group has members other than zombies.
 
     In a container the first process often reaps orphans late or never, so that the group of a dead
     program continues to exist.

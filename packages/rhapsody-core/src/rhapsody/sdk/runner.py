@@ -159,7 +159,7 @@ class Output:
 
 
 class Runner:
-    """Runner of calls on a worker. Override the steps that your system does in another way.
+    """Runner of calls on a worker. Override the steps that differ in your system.
 
     Attributes:
         worker: The name of a worker in messages.
@@ -316,7 +316,7 @@ class Source(NamedTuple):
 
     Attributes:
         file: Its file in the program; `None` for a namespace package.
-        package: Whether it is a package.
+        package: True if it is a package.
         digest: The digest of the file's content.
         text: The content, `None` if it is not source, as for an extension module.
     """
@@ -365,7 +365,7 @@ class SentModules:
             self._times[packed[:REFERENCE]] += 1
 
     def knows(self, reference: bytes) -> bool:
-        """Return whether modules were received, or are in use."""
+        """Return True if modules were received, or are in use."""
         held = self._held.get(reference[:_PROGRAM])
         return reference in self._sent or (held is not None and held.reference == reference)
 
@@ -474,7 +474,7 @@ class SentModules:
                 delattr(sys.modules[parent], child)
 
     def _is(self, name: str, module: Any, source: Source) -> bool:
-        """Return whether an imported module has the wanted version, as far as is known."""
+        """Return True if an imported module has the wanted version, as far as is known."""
         spec, file = getattr(module, "__spec__", None), getattr(module, "__file__", None)
         known = self.loaded.get(name)
         if known is not None and known[0] is spec:
@@ -567,7 +567,7 @@ class _SentLoader(SourceFileLoader):
         return code
 
     def _cache_is_current(self) -> bool:
-        """Return whether Python notices if the compiled code is older than the source.
+        """Return True if Python notices if the compiled code is older than the source.
 
         It compares size and time of the source in whole seconds, so that it does not notice a
         change within the second in which the code was compiled.

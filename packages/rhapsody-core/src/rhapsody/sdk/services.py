@@ -192,7 +192,7 @@ def search_output(path: str, pattern: re.Pattern[str], stopped: threading.Event)
 
 
 def accepts(host: str, port: int) -> bool:
-    """Return whether a port accepts a connection; blocks for a second at most."""
+    """Return True if a port accepts a connection; blocks for a second at most."""
     try:
         with socket.create_connection((host, port), timeout=1.0) as connection:
             # If the port is closed, the system may connect a socket to itself.
@@ -246,7 +246,7 @@ def too_early(task: TaskDescription, code: int | None) -> TaskFailedError:
 
 
 class Readiness:
-    """Sets the engine's future when the service is ready, whichever of the two comes first.
+    """Sets the engine's future when the service is ready, whichever exists first.
 
     Report RUNNING with `attach` as the service callback:
     `backend.task_state_cb(task, running, readiness.attach)`.

@@ -46,8 +46,8 @@ async def in_thread(function: Callable[[], T], *, or_here: bool = False) -> T:
 
     Args:
         function: The function to call.
-        or_here: Whether to call it on the loop if no thread can be started: for work that must
-            be done at the end.
+        or_here: True to call it on the loop if no thread can be started, for work that must
+            not be skipped at shutdown.
 
     Raises:
         RuntimeError: No thread can be started.

@@ -55,7 +55,7 @@ class Fetcher:
             `RHAPSODY_FETCH_LIMIT`, else 10 GiB.
 
     Raises:
-        ValueError: An argument or a variable is not what it must be.
+        ValueError: An argument or an environment variable is invalid.
     """
 
     def __init__(

@@ -50,7 +50,7 @@ class InputPlace(NamedTuple):
     Attributes:
         path: The file, `None` if it cannot be read from here.
         producer: The attempt whose sandbox on the same backend it is linked from, if any.
-        missing: The outcome of the task of an earlier run that made it, if it is missing now.
+        missing: The outcome of the earlier run's task that wrote the file, if the file is missing.
         directory: True for a directory that a dependency made.
     """
 
@@ -70,7 +70,7 @@ class Resolved:
         coming: The inputs that are fetched into the cache, by their names.
         targets: Where its outputs are to be saved, by their names.
         reads: Files of other tasks that it reads: their sandboxes and names.
-        matches: The files that match each pattern of its outputs, once it has ended well.
+        matches: The files that match each pattern of its outputs, once it has succeeded.
     """
 
     sources: tuple[AttemptInfo, ...]
@@ -81,7 +81,7 @@ class Resolved:
     matches: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     def missing(self) -> list[AttemptInfo]:
-        """Return the outcomes of tasks of an earlier run whose files it reads and are missing."""
+        """Return the outcomes of earlier runs' tasks whose files are read here but are missing."""
         found = {
             place.missing.uid: place.missing for place in self.places.values() if place.missing
         }
@@ -148,7 +148,7 @@ def origins(
         made_by: The outcomes of the tasks that make inputs, by the `id` of each input.
 
     Raises:
-        DataError: One comes from nowhere or is ambiguous, or two have one name.
+        DataError: A file has no origin or several, or two files have the same name.
     """
     found: dict[str, Origin] = {}
     for file in inputs:
@@ -236,7 +236,7 @@ def _is_absolute(file: InputFile) -> bool:
 def _matched_by(
     file: InputFile, sources: Sequence[AttemptInfo]
 ) -> list[tuple[AttemptInfo, tuple[str, ...]]]:
-    """Return the dependencies that promised the same pattern, and the names that matched it."""
+    """Return the dependencies that declared the same pattern, and the names that matched it."""
     name = file.filename
     return [(each, each.matches[name]) for each in sources if each.matches and name in each.matches]
 
@@ -322,8 +322,8 @@ class Stager:
             nothing there.
 
     Raises:
-        ValueError: An argument, or an environment variable named above, is not
-            what it must be; or another engine uses the uid.
+        ValueError: An argument, or an environment variable named above, is invalid; or another
+            engine uses the uid.
         OSError: The uid cannot be claimed in `work_dir`.
     """
 
@@ -443,7 +443,7 @@ class Stager:
         sources: Sequence[AttemptInfo],
         made_by: Mapping[int, AttemptInfo] = MappingProxyType({}),
     ) -> Resolved:
-        """Find the files an attempt reads, and start fetching those that are far away.
+        """Find the files that an attempt reads, and start fetching the remote ones.
 
         `fetched` must be awaited if some are being fetched.
 
@@ -520,7 +520,7 @@ class Stager:
             resolved.targets.update(self.results.places.claim(task, outputs))
 
     def in_place(self, backend: BaseExecutionBackend, resolved: Resolved) -> bool:
-        """Return whether a function on a backend can read its inputs where they are."""
+        """Return True if a function on a backend can read its inputs where they are."""
         can = backend.capabilities
         shared = can.shared_file_system and not can.copies_files_out  # no worker is elsewhere
         return shared and all(place.path is not None for place in resolved.places.values())
@@ -541,8 +541,8 @@ class Stager:
             task: The attempt's description.
             backend: The backend it is about to be submitted to.
             resolved: The places of its inputs.
-            implicit: Whether dependencies without declared output files share all
-                that they left in their sandboxes.
+            implicit: True if dependencies without declared output files share all files in
+                their sandboxes.
         """
         if "sandbox" not in task:
             return  # it reads its inputs where they are, and `resolved` keeps them there
@@ -704,7 +704,7 @@ class Stager:
         matches: Mapping[str, tuple[str, ...]] | None = None,
         recorded: bool = False,
     ) -> object:
-        """Decide the fate of an attempt's sandbox; called once when its work has ended.
+        """Keep or remove an attempt's sandbox; called once when its work has ended.
 
         Args:
             task: The attempt's description.
@@ -713,7 +713,7 @@ class Stager:
             result_is_path: True if its result is, or contains, a path into the
                 sandbox, see `leads_into`.
             matches: The files that match each pattern among the outputs.
-            recorded: Whether its result is recorded: the outputs stay until the run ends well.
+            recorded: True if its result is recorded: the outputs stay until the run succeeds.
 
         Returns:
             The object to reference while the sandbox is needed, for `AttemptInfo.keeper`;
@@ -766,7 +766,7 @@ class Stager:
         )
 
     def take_up(self, task: TaskDescription, outputs: Sequence[Output], files: TaskFiles) -> object:
-        """Decide the fate of the files that an earlier run left of a task; see `keep`.
+        """Decide which of a task's files from an earlier run to keep; see `keep`.
 
         Args:
             task: The description of the task, which does not run.
@@ -791,7 +791,7 @@ class Stager:
     async def save_again(
         self, task: TaskDescription, targets: Mapping[str, Target], files: TaskFiles
     ) -> None:
-        """Save the files that an earlier run left of a task, except those already saved.
+        """Save a task's files from an earlier run, except those already saved.
 
         Raises:
             DataError: One could not be saved.
@@ -836,7 +836,7 @@ def _move_aside(task: TaskDescription, name: str, places: dict[str, InputPlace])
     Otherwise the task would write to the input through the link.
 
     Raises:
-        DataError: It cannot have another name.
+        DataError: The input cannot be renamed.
     """
     place = places.pop(name)
     other = separate_name(name)

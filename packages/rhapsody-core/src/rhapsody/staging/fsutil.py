@@ -103,7 +103,7 @@ def _private(path: str, flags: int) -> int:
 
 
 def _is_in(opened: int, path: str | os.PathLike[str], root: str) -> bool:
-    """Return whether an open file is in a directory, even if links have changed since."""
+    """Return True if an open file is in a directory, even if links have changed since."""
     try:
         real = os.readlink(f"/proc/self/fd/{opened}")
     except OSError:  # no Linux: where it is now
@@ -391,7 +391,7 @@ def used_up(error: BaseException, *, program: bool) -> str | None:
 
 
 def _no_thread(error: BaseException) -> bool:
-    """Return whether an error means that no thread can be started."""
+    """Return True if an error means that no thread can be started."""
     return type(error) is RuntimeError and error.args == ("can't start new thread",)
 
 

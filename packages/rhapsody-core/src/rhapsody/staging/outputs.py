@@ -61,7 +61,7 @@ def check_outputs(
     backend: BaseExecutionBackend | None = None,
     given: Collection[str] = (),
 ) -> dict[str, tuple[str, ...]]:
-    """Check that a successful attempt wrote what it promised.
+    """Check that a successful attempt wrote its declared outputs.
 
     The backend checks sandboxes that are not on this file system.
 
@@ -76,7 +76,7 @@ def check_outputs(
 
     Raises:
         DataError: Some are missing, are links that lead out of the sandbox, or are files where
-            directories were promised, or the other way round.
+            directories were declared, or the other way round.
     """
     if not outputs:
         return {}
@@ -182,7 +182,7 @@ def _made_in(sandbox: str) -> list[os.DirEntry[str]]:
 
 
 def _leaves(entry: os.DirEntry[str], sandbox: str) -> bool:
-    """Return whether an entry of a sandbox is a link that leads out of it, such as an input."""
+    """Return True if an entry of a sandbox is a link that leads out of it, such as an input."""
     own = os.path.realpath(sandbox) + os.sep
     return entry.is_symlink() and not os.path.realpath(entry.path).startswith(own)
 
@@ -224,7 +224,7 @@ def future_uid(task: Mapping[str, Any]) -> str:
 
 
 def leads_into(value: object, sandbox: str | None) -> bool:
-    """Return whether a result is a path into a sandbox, or a collection that contains one."""
+    """Return True if a result is a path into a sandbox, or a collection that contains one."""
     if sandbox is None:
         return False
     try:
@@ -336,7 +336,7 @@ class Places:
             self._readers_below[parent] = task["name"]
 
     def is_read(self, path: Path) -> bool:
-        """Return whether a task has read a file that is none of the run's own."""
+        """Return True if a task has read a file that is none of the run's own."""
         return self._real.of(str(path)) in self._readers
 
     def claim(self, task: TaskDescription, outputs: Sequence[Output]) -> dict[str, Target]:
@@ -619,7 +619,7 @@ class Results:
             there: Destinations that are already up to date.
 
         Raises:
-            DataError: One could not be saved; it says why.
+            DataError: One could not be saved.
         """
         title, uid = task["name"], future_uid(task)
         self.places.take(task, {path: put.name for path, put in puts.items()})

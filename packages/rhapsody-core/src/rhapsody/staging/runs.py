@@ -95,7 +95,7 @@ class RunLog(logging.FileHandler):
         return io.TextIOWrapper(file, "utf-8", "backslashreplace", write_through=True)
 
     def _is_alone(self, record: logging.LogRecord) -> bool:
-        """Return whether only logs of runs handle a record, and this is the first of them.
+        """Return True if only logs of runs handle a record, and this is the first of them.
 
         `logging` prints records without a handler (`logging.lastResort`). Logs of runs must not
         suppress that.

@@ -87,7 +87,7 @@ class _Declared:
         stay: Names of the files that are kept after the run.
         until_end: Names of files that are needed until the run has succeeded.
         results: The files of `stay` that are results so far: no task has read them.
-        recorded: Whether a later run may reuse them.
+        recorded: True if a later run may reuse them.
     """
 
     stay: set[str]
@@ -188,7 +188,7 @@ class SandboxKeeper:
         """Remove files that are not kept, and wait until all removals are done.
 
         Args:
-            well: Whether the run has succeeded.
+            well: True if the run has succeeded.
         """
         self._closed = True
         self._ended_well = well

@@ -623,7 +623,7 @@ class Ticking:
         return await self._driver.finished(self.task)
 
     async def is_still(self, watch: float = 0.2) -> bool:
-        """Return whether it does not tick any more."""
+        """Return True if it does not tick any more."""
         size = self._size()
         await asyncio.sleep(watch)
         return self._size() == size

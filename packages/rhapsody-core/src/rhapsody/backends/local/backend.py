@@ -392,7 +392,7 @@ class LocalExecutionBackend(SharedSandboxes, ManagedBackend):
         Raises:
             CapabilityError: This backend cannot run it.
             ValueError: `ready` or a resource is malformed, or `shell` does not match its command.
-            TypeError: The same.
+            TypeError: `ready` or a resource is of the wrong type.
         """  # noqa: DOC501 - a CapabilityError
         task, resources = job.task, Resources.of(resources)
         function, service = task["function"], task["is_service"]

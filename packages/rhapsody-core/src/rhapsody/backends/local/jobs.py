@@ -237,7 +237,7 @@ class Slots:
         return round(self.machine.cores - self._cores, 3)
 
     def fits(self, request: Request, *, but_for_worker: bool = False) -> bool:
-        """Return whether the request can be met now, or could be if a worker were free."""
+        """Return True if the request can be met now, or could be if a worker were free."""
         return (
             (but_for_worker or request.workers <= self._workers)
             and request.cores <= self._cores
@@ -246,7 +246,7 @@ class Slots:
         )
 
     def waits_for_service(self, request: Request) -> bool:
-        """Return whether the request cannot be met before a service ends."""
+        """Return True if the request cannot be met before a service ends."""
         if not self._endless:
             return False
         machine, held = self.machine, self._endless
@@ -401,7 +401,7 @@ class Job:
         cancelled: True if it was canceled.
         waits: True if it is in the queue.
         successor: The next job of its thread or worker process, which takes over its slots.
-        given: True if its runner has it.
+        given: True if it was passed to its runner.
         announced: True if RUNNING was reported, or will not be.
         over: True if its terminal state was reported.
         value: The function's return value.

@@ -42,11 +42,11 @@ STORES = {f"{verb}_{what}" for verb in ("STORE", "DELETE") for what in ("GLOBAL"
 """Opcodes that can change a function, or what it refers to."""
 
 REFLECTION = {"getattr", "setattr", "delattr", "attrgetter", "globals", "vars", "exec", "eval"}
-"""Names of functions that can do the same."""
+"""Names of functions that can change a function, or what it refers to."""
 
 
 def pack_call(task: TaskDescription, memory: SharedMemory = NO_MEMORY) -> tuple[Call, Block | None]:
-    """Pack a function and its arguments, whatever they are.
+    """Pack a function and its arguments.
 
     Returns:
         The call, and the block of shared memory that it is in, if it is large.
@@ -156,7 +156,7 @@ class Packed:
         return packed
 
     def is_current(self) -> bool:
-        """Return whether everything that the function refers to is unchanged."""
+        """Return True if everything that the function refers to is unchanged."""
         if self._functions and len(sys.modules) != self._modules:
             return False
         for names, name, value in self._named:
@@ -171,7 +171,7 @@ class Packed:
         return True
 
     def _refer(self, value: Any) -> bool:
-        """Record what a value refers to; return whether nothing of it can change in place."""
+        """Record what a value refers to; return True if nothing of it can change in place."""
         kind = type(value)
         self._left -= 8
         if kind in PLAIN:
@@ -215,7 +215,7 @@ class Packed:
         )
 
     def _is_type(self, annotation: Any) -> bool:
-        """Return whether pickling an annotation runs no other code."""
+        """Return True if pickling an annotation runs no other code."""
         if type(annotation) in GENERIC or type(annotation).__module__ == "typing":
             origin = getattr(annotation, "__origin__", None)
             parts = [*getattr(annotation, "__args__", [MISSING])]
@@ -238,7 +238,7 @@ def _names(code: types.CodeType) -> frozenset[str]:
 
 @lru_cache(256)
 def _can_change(code: types.CodeType) -> bool:
-    """Return whether code may change its function, or one that this refers to."""
+    """Return True if code may change its function, or one that this refers to."""
     if any(name in REFLECTION or name.startswith(("__", "f_")) for name in _names(code)):
         return True
     return any(

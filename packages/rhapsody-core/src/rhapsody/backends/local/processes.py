@@ -290,7 +290,7 @@ class ProcessWorkers(JobRunner):
                 self._new.put(error)
 
     def _busy(self) -> bool:
-        """Return whether a worker is running a call."""
+        """Return True if a worker is running a call."""
         return len(self._idle) < len(self._workers)
 
     def _next(self) -> Job | None:

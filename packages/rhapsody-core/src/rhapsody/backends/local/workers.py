@@ -240,7 +240,7 @@ class Worker:
         self._unsent = self._unsent[sent:] if sent < len(self._unsent) else NOTHING
 
     def read(self) -> bool:
-        """Handle what the worker has sent; return whether there was anything."""
+        """Handle what the worker has sent; return True if there was anything."""
         assert self._loop is not None
         try:
             size = self._socket.recv_into(self._buffer)
