@@ -232,7 +232,7 @@ def print_summary(flow: WorkflowEngine, ranking: list[Row], wall: float) -> None
     print(f"\ntasks        {flow.stats.done} done, {flow.stats.failed} failed")
     print(f"wall time    {wall:.1f} s")
     print(f"work         {busy:.1f} s of training in {len(scores)} tasks")
-    print(f"utilisation  {busy / (wall * workers):.0%} of {workers} slots")
+    print(f"utilization  {busy / (wall * workers):.0%} of {workers} slots")
 
 
 async def on_this_machine() -> None:

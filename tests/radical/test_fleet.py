@@ -36,13 +36,13 @@ def test_states_of_pilots_are_logged_and_kept(caplog: pytest.LogCaptureFixture) 
     assert list(account["states"]) == states
 
 
-def test_utilisation_is_the_share_of_cores_while_the_pilot_was_active() -> None:
+def test_utilization_is_the_share_of_cores_while_the_pilot_was_active() -> None:
     made, _ = fleet("local.one", "local.two")
     pilot = made.pilots[0]
     pilot.times = {"PMGR_LAUNCHING": 50.0, "PMGR_ACTIVE": 100.0, "DONE": 110.0}
     pilot.core_seconds = 10.0
     made.close()
-    assert [each["utilisation"] for each in made.account()] == [0.25, None]
+    assert [each["utilization"] for each in made.account()] == [0.25, None]
 
 
 def description(**specific: Any) -> TaskDescription:

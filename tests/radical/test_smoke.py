@@ -40,7 +40,7 @@ async def main():
         service = serve()
         print(await say(square(7)), await service, backend.session.path, sep="|")
     (pilot,) = flow.summary.backends["radical_pilot"]["pilots"]
-    print(sorted(pilot["states"]), 0 < pilot["utilisation"] < 1)
+    print(sorted(pilot["states"]), 0 < pilot["utilization"] < 1)
 
 asyncio.run(main())
 """

@@ -111,8 +111,8 @@ GOOD = [
 BROKEN_BACKENDS = {
     # The backend's name, with words that the reason it cannot be used must have.
     "raising": (
-        backend("raises-at-import", "raising", spec("raising"), "raise RuntimeError('no licence')"),
-        "raises-at-import 1.0: importing 'raises_at_import' raised RuntimeError: no licence",
+        backend("raises-at-import", "raising", spec("raising"), "raise RuntimeError('no license')"),
+        "raises-at-import 1.0: importing 'raises_at_import' raised RuntimeError: no license",
     ),
     "exiting": (
         backend("exits-at-import", "exiting", spec("exiting"), "import sys; sys.exit('bye')"),

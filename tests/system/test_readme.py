@@ -44,7 +44,7 @@ def test_the_first_command_runs_the_digits_example_to_its_table(checkout: Path) 
     assert best, output
     assert float(best[1]) > 0.98
     assert number("tasks", output) > 110
-    assert number("utilisation", output) > 30
+    assert number("utilization", output) > 30
 
 
 def test_the_second_command_sets_nox_up_and_starts_it(checkout: Path) -> None:

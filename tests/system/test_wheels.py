@@ -56,7 +56,7 @@ def test_the_sdist_holds_what_a_wheel_is_built_from_and_no_tests(
     assert not [name for name in names if fnmatch(name, "*test_*.py") or "conftest" in name]
 
 
-def test_the_metadata_names_the_licence_the_pythons_and_the_extras(built: Built) -> None:
+def test_the_metadata_names_the_license_the_pythons_and_the_extras(built: Built) -> None:
     with zipfile.ZipFile(built.wheel) as wheel:
         (name,) = (name for name in wheel.namelist() if name.endswith(".dist-info/METADATA"))
         metadata = HeaderParser().parsestr(wheel.read(name).decode())
@@ -68,7 +68,7 @@ def test_the_metadata_names_the_licence_the_pythons_and_the_extras(built: Built)
     assert "# rhapsody-core" in str(metadata.get_payload())
 
 
-def test_the_licence_of_the_distribution_is_the_one_of_the_tree() -> None:
+def test_the_license_of_the_distribution_is_the_one_of_the_tree() -> None:
     assert (CORE / "LICENSE").read_text() == (ROOT / "LICENSE").read_text()
 
 

@@ -81,7 +81,7 @@ class Promises:
             self.hold(pending != record.future.done(), f"{uid} is not what its future says")
             if record.state.work is WorkState.CANCELING:
                 self.hold(world.stops[record], f"no backend was asked to stop {uid}")
-        for name, size in (("licence", 1), ("disk", 2)):
+        for name, size in (("license", 1), ("disk", 2)):
             self.hold(used[name] == scheduler.limits._used.get(name, 0), f"{name} is miscounted")
             self.hold(used[name] <= size, f"too many have {name}")
         for _, _, timed, deadline in world.timers:

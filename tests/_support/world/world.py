@@ -113,7 +113,7 @@ def _tasks() -> list[TaskFunction[Any, Any]]:
         for given in product(
             (0, (RetryPolicy(0, on=KeyError), RetryPolicy(1, wait=5.0))),
             (None, 10.0),
-            ((), "licence:1", ["licence:1", "disk:2"]),
+            ((), "license:1", ["license:1", "disk:2"]),
             (NO_FALLBACK, "fallback"),
         )
     ]
@@ -158,7 +158,7 @@ class World:
             observed=observed,
             recording=self.saves,
         )
-        self.scheduler.limits.declare((("licence", 1), ("disk", 2)))
+        self.scheduler.limits.declare((("license", 1), ("disk", 2)))
         self.backends = [self._backend("first"), self._backend("second")]
         self.obedient = random.random() < 0.7
         self.records: list[TaskRecord] = []

@@ -141,7 +141,7 @@ def test_the_name_of_an_installed_backend_is_refused(
 
 
 @pytest.mark.parametrize("license", LICENSES)
-def test_the_licence_is_the_one_chosen(license: str) -> None:
+def test_the_license_is_the_one_chosen(license: str) -> None:
     root = made("demo", "--license", license, "--author", 'Zoë "Z" Ω')
     project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
     assert project["license"] == license

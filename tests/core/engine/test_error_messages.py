@@ -426,7 +426,7 @@ async def test_a_service_that_is_not_ready_shows_what_it_printed_and_the_pattern
 
         @flow.executable_task(service=True, ready="stdout:serving on (.*)", ready_timeout=0.5)
         def server() -> str:
-            return "echo loading; echo no licence >&2; sleep 1000"
+            return "echo loading; echo no license >&2; sleep 1000"
 
         with pytest.raises(TaskTimeoutError) as caught:
             await server()
@@ -435,7 +435,7 @@ async def test_a_service_that_is_not_ready_shows_what_it_printed_and_the_pattern
     )
     (note,) = caught.value.__notes__
     assert "standard output ended with:\n    loading" in note
-    assert "standard error ended with:\n    no licence" in note
+    assert "standard error ended with:\n    no license" in note
 
 
 @pytest.mark.parametrize(

@@ -353,7 +353,7 @@ async def test_an_engine_of_a_closed_loop_keeps_no_uid(tmp_path: Path) -> None:
 async def test_a_start_that_fails_gives_the_uid_back(tmp_path: Path) -> None:
     class Broken(Scripted):
         async def start(self) -> None:
-            raise LookupError("no licence")
+            raise LookupError("no license")
 
     with pytest.raises(LookupError):
         await WorkflowEngine.create(Broken(), uid="again", work_dir=tmp_path)

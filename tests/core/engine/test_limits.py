@@ -17,10 +17,10 @@ pytestmark = pytest.mark.asyncio
 async def test_a_named_limit_holds_for_all_tasks_that_name_it() -> None:
     async with WorkflowEngine.create(backend := Crowd()) as flow:
 
-        @flow.function_task(limit="licence:2")
+        @flow.function_task(limit="license:2")
         def solver(x: int) -> Any: ...
 
-        @flow.function_task(limit="licence:2")
+        @flow.function_task(limit="license:2")
         def mesher(x: int) -> Any: ...
 
         @flow.function_task
@@ -41,7 +41,7 @@ async def test_limits_hold_across_backends() -> None:
     one, two = Crowd("one"), Crowd("two")
     async with WorkflowEngine.create([one, two]) as flow:
 
-        @flow.function_task(limit="licence:1")
+        @flow.function_task(limit="license:1")
         def part(x: int) -> Any: ...
 
         futures = [part.options(backend=name)(i) for i in range(4) for name in ("one", "two")]
@@ -96,7 +96,7 @@ async def test_a_limit_is_given_back_by_failures_cancellations_and_retries() -> 
 
 @pytest.mark.parametrize(
     "limit",
-    ["licence", "licence:0", "licence:-1", "licence:two", ":2", 3, ["a:2", "b:1", "a:3"]],
+    ["license", "license:0", "license:-1", "license:two", ":2", 3, ["a:2", "b:1", "a:3"]],
 )
 async def test_a_malformed_limit_is_refused_where_it_is_written(limit: Any) -> None:
     async with WorkflowEngine.create(Inline()) as flow:

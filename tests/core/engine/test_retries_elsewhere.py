@@ -225,7 +225,7 @@ async def test_a_plugin_does_not_send_a_task_back_to_the_backend_that_it_has_lef
 async def test_limits_time_outs_and_cancellation_go_on_working_elsewhere() -> None:
     clock, one, two = ManualClock(), Scripted("one"), Scripted("two")
     async with WorkflowEngine.create([one, two], clock=clock, max_pending=1) as flow:
-        limited = flow.function_task(limit="licence:1", timeout=10, other_backends=("two",))(part)
+        limited = flow.function_task(limit="license:1", timeout=10, other_backends=("two",))(part)
         first, second = limited(), limited()
         task = await one.next()
         one.runs(task)

@@ -49,10 +49,10 @@ def test_a_task_that_is_refused_after_its_timeout_fails_with_the_timeout() -> No
 
 def test_what_is_abandoned_gives_its_slot_and_its_limits_back() -> None:
     script = Script()
-    script.scheduler.limits.declare((("licence", 1),))
-    record = script.task(limit="licence:1")
+    script.scheduler.limits.declare((("license", 1),))
+    record = script.task(limit="license:1")
     assert script.scheduler.limits.take(record, record.task.settings.limit)
     script.hand_over(record)
     script.scheduler.abandon()
     assert script.backends[0].occupied == 0
-    assert script.scheduler.limits.take(script.task(limit="licence:1"), (("licence", 1),))
+    assert script.scheduler.limits.take(script.task(limit="license:1"), (("license", 1),))

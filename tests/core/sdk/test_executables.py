@@ -124,9 +124,9 @@ async def test_a_line_that_comes_in_parts_is_searched_as_a_whole(
 
 
 async def test_a_service_that_ends_too_early_fails_with_its_last_words(tmp_path: Path) -> None:
-    task = described(tmp_path, "echo no licence >&2; exit 2", ready="file:never")
+    task = described(tmp_path, "echo no license >&2; exit 2", ready="file:never")
     service = TaskService(task, {}, ready=lambda value: None)
-    with pytest.raises(TaskFailedError, match="exit code 2 before it was ready: no licence"):
+    with pytest.raises(TaskFailedError, match="exit code 2 before it was ready: no license"):
         await within(service.wait(5))
 
 

@@ -93,7 +93,7 @@ async def functions_with_settings(flow: WorkflowEngine, before: TaskFuture[str])
         retries=RetryPolicy(attempts=2, on=(OSError, TimeoutError)),
         resources=Resources(cores=2),
         after=[before],
-        limit=["licence:2"],
+        limit=["license:2"],
         fallback=None,
         capture="files",
     )

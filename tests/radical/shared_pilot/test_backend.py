@@ -74,7 +74,7 @@ async def test_attributes_are_radical_pilots_objects_in_the_client(
     assert Path(made.session.path).is_relative_to(str(made._work_dir))
 
 
-async def test_the_pilots_states_and_utilisation_are_reported(
+async def test_the_pilots_states_and_utilization_are_reported(
     made: RadicalExecutionBackend, driver: Driver, pilot_states: list[tuple[str, str]]
 ) -> None:
     await driver.run_one(driver.command("sleep 0.5"))
@@ -83,7 +83,7 @@ async def test_the_pilots_states_and_utilisation_are_reported(
     (pilot,) = made.account()["pilots"]
     assert pilot["resource"] == "local.localhost"
     assert list(pilot["states"]) == states
-    assert 0 < pilot["utilisation"] < 1
+    assert 0 < pilot["utilization"] < 1
 
 
 async def test_a_pilot_gets_no_task_that_would_not_end_in_time(

@@ -187,13 +187,13 @@ class Fleet:
                 "resource": pilot.settings["resource"],
                 "cores": pilot.cores,
                 "states": dict(pilot.times),
-                "utilisation": _utilisation(pilot),
+                "utilization": _utilization(pilot),
             }
             for pilot in self.pilots
         ]
 
 
-def _utilisation(pilot: Pilot) -> float | None:
+def _utilization(pilot: Pilot) -> float | None:
     """Return the share of its cores that tasks used while it was active; `None` if it never was."""
     begun = pilot.times.get(PMGR_ACTIVE)
     if begun is None:

@@ -126,7 +126,7 @@ class Actions(Protocol):
 
 
 class Limits:
-    """Named limits such as `licence:2`: how many tasks of an engine run at once under each name."""
+    """Named limits such as `license:2`: how many tasks of an engine run at once under each name."""
 
     def __init__(self) -> None:
         self._sizes: dict[str, int] = {}

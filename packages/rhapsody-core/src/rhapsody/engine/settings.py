@@ -260,12 +260,12 @@ def _limit(value: object) -> tuple[tuple[str, int], ...]:
         return ()
     texts = [value] if isinstance(value, str) else value
     if not isinstance(texts, Iterable):
-        raise TypeError(f'limit must be like "licence:2" or a list of such, got {value!r}')
+        raise TypeError(f'limit must be like "license:2" or a list of such, got {value!r}')
     limits: dict[str, int] = {}
     for text in texts:
         match = _LIMIT.fullmatch(text) if isinstance(text, str) else None
         if match is None or int(match[2]) < 1:
-            raise ValueError(f'limit must be like "licence:2" (at least 1), got {text!r}')
+            raise ValueError(f'limit must be like "license:2" (at least 1), got {text!r}')
         name, size = match[1], int(match[2])
         if limits.setdefault(name, size) != size:
             raise ValueError(
