@@ -136,7 +136,7 @@ def test_passwords_and_tokens_in_urls_are_not_shown() -> None:
     ("spec", "complaint"),
     [
         ("", "empty"),
-        ("a\0b", "names no file"),
+        ("a\0b", "does not name a file"),
         ("/", "no name"),
     ],
 )
@@ -183,8 +183,8 @@ def test_an_output_has_the_base_name_and_a_place(name: Any, save: str | None) ->
     ("name", "complaint"),
     [
         ("", "empty"),
-        ("dir/", "names a directory"),
-        (".", "names a directory"),
+        ("dir/", "is a directory"),
+        (".", "is a directory"),
         ("..", "must stay in its sandbox"),
         ("../out.txt", "must stay in its sandbox"),
         ("a/../out.txt", "must stay in its sandbox"),
@@ -205,7 +205,7 @@ def test_a_pattern_is_for_names_in_the_sandbox_itself() -> None:
     assert eval(repr(file)) == file
     assert not OutputFile("*.csv").many
     for name in ("**/*.csv", "part[12]/a", "part?/*"):
-        with pytest.raises(DataError, match=r"pattern is for names in the sandbox itself, and"):
+        with pytest.raises(DataError, match=r"pattern matches files directly in the sandbox"):
             OutputFile(name, many=True)
         assert OutputFile(name).save == name.rpartition("/")[0] + "/"
     wrong: Any = "yes"
@@ -247,14 +247,14 @@ def test_an_output_directory_has_the_base_name_and_a_place(
     ("name", "save", "complaint"),
     [
         ("", None, "empty"),
-        (".", None, "has no name of its own"),
-        ("./", None, "has no name of its own"),
+        (".", None, "has no name"),
+        ("./", None, "has no name"),
         ("..", None, "must stay in its sandbox"),
         ("/", None, "must stay in its sandbox"),
         ("/tmp/plots/", None, "must stay in its sandbox"),
         ("a/../plots/", None, "must stay in its sandbox"),
-        (".rhapsody.x/", None, "cannot be promised"),
-        ("plots", "../x", "OutputDir: save='../x' leads out of the engine's results_dir"),
+        (".rhapsody.x/", None, "cannot be declared"),
+        ("plots", "../x", "OutputDir: save='../x' is outside the engine's results_dir"),
     ],
 )
 def test_an_output_directory_that_cannot_be_is_an_error(
@@ -415,7 +415,7 @@ def test_linking_over_another_file_is_refused_and_leaves_it(tmp_path: Path, sour
     box = tmp_path / "box"
     box.mkdir()
     (box / "data.txt").write_text("mine")
-    with pytest.raises(DataError, match="there is another file"):
+    with pytest.raises(DataError, match="another file exists there"):
         link_into(box, "data.txt", source)
     assert (box / "data.txt").read_text() == "mine"
 
@@ -447,7 +447,7 @@ def test_where_there_are_no_links_files_and_directories_are_copied(
     assert (box / "folder" / "data.txt").read_text() == "data"
     assert sorted(os.listdir(box)) == ["data.txt", "folder"]
     (box / "mine").write_text("mine")
-    with pytest.raises(DataError, match="there is another file"):
+    with pytest.raises(DataError, match="another file exists there"):
         link_into(box, "mine", source)
     assert (box / "mine").read_text() == "mine"
 

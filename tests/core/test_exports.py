@@ -445,5 +445,5 @@ def test_on_windows_it_says_that_it_is_not_supported() -> None:
     print(main())
     """
     text = run(code)
-    assert "does not run on Windows" in text
+    assert "does not support Windows" in text
     assert text.endswith("\n1\n")

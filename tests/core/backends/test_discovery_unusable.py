@@ -19,7 +19,7 @@ from tests._support.registry import SPEC, check_unusable
         ("raise ImportError('no library')", "ImportError: no library"),
         ("import sys; sys.exit(3)", "SystemExit: 3"),
         ("def broken(:", "SyntaxError"),
-        ("", "implements no hook"),
+        ("", "implements no Rhapsody hook"),
         (
             "from rhapsody import hookimpl\n@hookimpl\ndef rhapsody_task_events(events): ...",
             "declares no backend",

@@ -90,7 +90,7 @@ async def test_a_future_that_is_taken_for_its_value(
 async def test_an_absolute_path_for_the_name_of_an_output(
     kind: Any, given: Any, instead: str
 ) -> None:
-    with pytest.raises(DataError, match=rf"{re.escape(instead)} puts it there when the task"):
+    with pytest.raises(DataError, match=rf"{re.escape(instead)} saves it there after the task"):
         kind(given)
     assert eval(instead).save == f"{Path(given).parent}/".replace("//", "/")
 
@@ -108,7 +108,7 @@ async def test_an_absolute_path_for_the_name_of_an_output(
 async def test_a_home_directory_as_shells_write_it(
     make: Callable[[], object], instead: str
 ) -> None:
-    with pytest.raises(DataError, match=rf"home for shells alone; write {re.escape(instead)}"):
+    with pytest.raises(DataError, match=rf"is not expanded; write {re.escape(instead)}"):
         make()
     assert OutputFile("~c.csv", save="~d/").save == "~d/"
 

@@ -160,7 +160,7 @@ def test_an_observer_that_is_a_class_is_refused() -> None:
 
 
 def test_an_observer_without_hooks_is_refused() -> None:
-    with pytest.raises(PluginError, match=r"implements no hook.*@rhapsody\.hookimpl"):
+    with pytest.raises(PluginError, match=r"implements no Rhapsody hook.*@rhapsody\.hookimpl"):
         EngineHooks([object()])
 
 
@@ -298,11 +298,11 @@ def test_a_module_that_several_entry_points_name_is_registered_once(site: Path) 
         ("raise BaseException('odd')", "{m}", "BaseException: odd"),
         ("1 / 0", "{m}", "ZeroDivisionError"),
         ("def broken(:", "{m}", "SyntaxError"),
-        ("", "{m}", "implements no hook"),
+        ("", "{m}", "implements no Rhapsody hook"),
         ("", "{m}:missing", "missing"),
         ("", "no_such_module_at_all", "no_such_module_at_all"),
         ("", "not a module!!", "not a module"),
-        ("plugin = None", "{m}:plugin", "implements no hook"),
+        ("plugin = None", "{m}:plugin", "implements no Rhapsody hook"),
         ("class Plugin: ...", "{m}:Plugin", "is a class"),
         (
             "from rhapsody import hookimpl\n@hookimpl\ndef rhapsody_task_events(wrong): ...",

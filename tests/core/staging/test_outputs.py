@@ -93,7 +93,7 @@ async def test_places_are_relative_to_the_results_directory_wherever_the_program
 
 @pytest.mark.parametrize("save", ["../a.txt", "down/../../a.txt", ".."])
 async def test_a_place_outside_is_refused(save: str) -> None:
-    with pytest.raises(DataError, match=r"leads out of the engine's results_dir; give an absolute"):
+    with pytest.raises(DataError, match=r"is outside the engine's results_dir; use an absolute"):
         OutputFile("a.txt", save=save)
 
 

@@ -35,7 +35,7 @@ async def test_all_files_that_match_are_saved_and_handed_on(
     assert [file.path for file in flow.results] == [
         here / "results/a.csv", here / "results/b.csv"
     ]  # fmt: skip
-    with pytest.raises(TypeError, match=r"'\*.csv' is a pattern, and stands for 2 files"):
+    with pytest.raises(TypeError, match=r"'\*.csv' is a pattern that matched 2 files"):
         os.fspath(value)
 
 

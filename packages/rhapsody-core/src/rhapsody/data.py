@@ -63,7 +63,9 @@ def plain_name(name: str) -> str:
         DataError: It is empty, has a directory part, or is `.` or `..`.
     """
     if not name or name in (".", "..") or "/" in name or "\0" in name or os.sep in name:
-        raise DataError(f"{name!r} is not a plain file name: it could lead out of a sandbox")
+        raise DataError(
+            f"{name!r} is not a plain file name: it could refer to a file outside the sandbox"
+        )
     return name
 
 
@@ -167,7 +169,7 @@ def link_into(sandbox: str | os.PathLike[str], name: str, source: str | os.PathL
         raise DataError(f"cannot link {name!r} into {os.fspath(sandbox)!r}: no file {origin!r}")
     target = os.path.join(make_sandbox(sandbox), plain_name(name))
     if not _link(origin, target) and not _same(origin, target):
-        raise DataError(f"cannot link {origin!r} to {target!r}: there is another file")
+        raise DataError(f"cannot link {origin!r} to {target!r}: another file exists there")
 
 
 def link_all(
@@ -287,7 +289,7 @@ class File:
         if self.filepath is None:
             raise TypeError(
                 f"{self!r} has no path before a task runs: pass it to a task as an "
-                "argument and use the one that the task gets"
+                "argument, and use the path that the task receives"
             )
         return str(self.filepath)
 
@@ -352,7 +354,7 @@ class InputFile(File):
                     raise DataError(f"InputFile({given!r}) has no name to link it under")
             else:
                 if name in ("", ".", "..") or "\0" in given:
-                    raise DataError(f"InputFile({given!r}) names no file; give the name of one")
+                    raise DataError(f"InputFile({given!r}) does not name a file")
                 other, path = given, Path(given)
         _set(
             self,
@@ -456,16 +458,16 @@ class OutputFile(File):
         temporary: bool = False,
     ) -> None:
         given = _text("OutputFile", name)
-        filename = _promised("OutputFile", given)
+        filename = _declared("OutputFile", given)
         for option, value in (("many", many), ("temporary", temporary)):
             if not isinstance(value, bool):
                 raise TypeError(f"OutputFile: {option} must be True or False, got {value!r}")
         directories = given.removesuffix(filename)
         if many and _PATTERN.search(directories):
             raise DataError(
-                f"OutputFile({given!r}, many=True): a pattern is for names in the sandbox itself, "
-                "and the directories in front of it say where the files are put; for files in "
-                "directories give OutputDir(...)"
+                f"OutputFile({given!r}, many=True): a pattern matches files "
+                "directly in the sandbox; its leading directories are the "
+                "destination. For files in subdirectories, use OutputDir(...)"
             )
         place = _place("OutputFile", directories or None if save is None else save)
         if temporary and (place or many):
@@ -487,7 +489,7 @@ class OutputFile(File):
     def __repr__(self) -> str:
         many = ", many=True" if self.many else ""
         temporary = ", temporary=True" if self.temporary else ""
-        return f"OutputFile({self.filename!r}{many}{_said(self.save)}{temporary})"
+        return f"OutputFile({self.filename!r}{many}{_save_text(self.save)}{temporary})"
 
 
 @dataclass(frozen=True, slots=True, init=False, repr=False)
@@ -529,14 +531,14 @@ class OutputDir(File):
     ) -> None:
         given = _text("OutputDir", name)
         given = given.rstrip("/") or given
-        filename = _promised("OutputDir", given)
+        filename = _declared("OutputDir", given)
         place = _place("OutputDir", given.removesuffix(filename) or None if save is None else save)
         if place and not place.endswith("/"):
             place = f"{place}/"
         _set(self, filename=filename, filepath=None, _by_path=False, _producer=None, save=place)
 
     def __repr__(self) -> str:
-        return f"OutputDir({self.filename!r}{_said(self.save)})"
+        return f"OutputDir({self.filename!r}{_save_text(self.save)})"
 
 
 Output: TypeAlias = OutputFile | OutputDir
@@ -581,8 +583,8 @@ class InputFiles(list[Path]):
     def __fspath__(self) -> str:
         if not self.directory:
             raise TypeError(
-                f"{self.file.filename!r} is a pattern, and stands for {len(self)} files: use the "
-                "path of each"
+                f"{self.file.filename!r} is a pattern that matched {len(self)} "
+                "files: use the path of each"
             )
         return os.fspath(self.file)
 
@@ -661,7 +663,7 @@ def _text(kind: str, given: object) -> str:
     return text
 
 
-def _said(save: str | Literal[False] | None) -> str:
+def _save_text(save: str | Literal[False] | None) -> str:
     return "" if save is None else f", save={save!r}"
 
 
@@ -674,31 +676,30 @@ def _place(kind: str, save: object) -> str | Literal[False] | None:
     text = _text(f"{kind}: save", save)
     if text.split("/")[0] == "~":
         raise DataError(
-            f"{kind}: {text!r} is in a directory called '~' here, and your home for shells alone; "
-            f'write save=f"{{Path.home()}}{text[1:]}"'
+            f"{kind}: '~' in {text!r} is not expanded; write save=f\"{{Path.home()}}{text[1:]}\""
         )
     if "\0" in text or (not os.path.isabs(text) and os.path.normpath(text).split("/")[0] == ".."):
         raise DataError(
-            f"{kind}: save={text!r} leads out of the engine's results_dir; give an absolute "
-            "path, or WorkflowEngine.create(results_dir=...)"
+            f"{kind}: save={text!r} is outside the engine's results_dir; use an "
+            "absolute path, or set WorkflowEngine.create(results_dir=...)"
         )
     return text
 
 
-def _promised(kind: str, given: str) -> str:
-    """Return the base name of a promised output."""
+def _declared(kind: str, given: str) -> str:
+    """Return the base name of a declared output."""
     name = _base_name(kind, given, "the name of a")
     if name.startswith(RESERVED):
         raise DataError(
-            f"{kind}: {name!r} cannot be promised: names that begin with "
-            f"{RESERVED!r} are kept for what a task prints"
+            f"{kind}: {name!r} cannot be declared: names that begin with "
+            f"{RESERVED!r} are reserved for a task's printed output"
         )
     return name
 
 
 _CURES = {
-    "OutputFile": "names a directory; give the name of a file in it, or OutputDir('plots/')",
-    "OutputDir": "has no name of its own; give one such as OutputDir('plots/')",
+    "OutputFile": "is a directory; use the name of a file in it, or OutputDir('plots/')",
+    "OutputDir": "has no name; use one such as OutputDir('plots/')",
 }
 
 
@@ -706,10 +707,10 @@ def _base_name(kind: str, given: str, why: str) -> str:
     """Return the base name of a file in a sandbox, from a relative path that the user gave."""
     *directories, name = given.split("/")
     if os.path.isabs(given) or ".." in directories or name == ".." or "\0" in given:
-        cure = "give a plain file name such as 'result.txt'"
+        cure = "use a plain file name such as 'result.txt'"
         if os.path.isabs(given) and name not in ("", ".", ".."):
             place = given.removesuffix(name)
-            cure = f"{kind}({name!r}, save={place!r}) puts it there when the task is done"
+            cure = f"{kind}({name!r}, save={place!r}) saves it there after the task has succeeded"
         raise DataError(f"{kind}({given!r}): {why} task's file must stay in its sandbox; {cure}")
     if name in ("", "."):
         raise DataError(f"{kind}({given!r}) {_CURES[kind]}")

@@ -44,7 +44,7 @@ def _canonical(name: Any) -> TasksMainStates:
         except ValueError:
             pass
     known = ", ".join(TasksMainStates)
-    raise ValueError(f"no canonical state is called {name!r}; there are {known}")
+    raise ValueError(f"there is no canonical state {name!r}; states: {known}")
 
 
 def _table(key: str, states: Mapping[TasksMainStates, list[Any]]) -> _Table:
@@ -94,8 +94,8 @@ def _none_registered(key: str) -> str:
     with _lock:
         known = ", ".join(sorted(_tables))
     return (
-        f"no states are registered for backend {key!r}; there are some for {known}. "
-        "Register them with StateMapper.register_backend_tasks_states"
+        f"no states are registered for backend {key!r} (registered: {known}); call "
+        "StateMapper.register_backend_tasks_states"
     )
 
 
@@ -111,7 +111,8 @@ def _registered_class(key: str) -> Any:
         raise ValueError(_none_registered(key)) from error
     except ImportError as error:
         raise ValueError(
-            f"the states of backend {key!r} come with its class, which cannot be imported: {error}"
+            f"the states of backend {key!r} are declared by its class, which cannot "
+            f"be imported: {error}"
         ) from error
 
 
@@ -205,10 +206,10 @@ class StateMapper:
         """
         try:
             return self.native[native]
-        except (KeyError, TypeError):  # TypeError: something that cannot be a key
+        except (KeyError, TypeError):  # TypeError: not hashable
             known = ", ".join(str(word) for word in self.native)
             raise ValueError(
-                f"backend {self.backend!r} has no native state {native!r}; there are {known}"
+                f"backend {self.backend!r} has no native state {native!r}; states: {known}"
             ) from None
 
     def get_backend_state(self, main: TasksMainStates | str) -> Any:
@@ -307,8 +308,9 @@ class StateMapper:
             return
         if task_states or set(states) != set(_OWN_STATES):
             raise TypeError(
-                f"a backend's own states are {', '.join(_OWN_STATES)}, by keyword; "
-                f"got {', '.join([*map(repr, task_states), *states])}"
+                "a backend's native states are passed as the keywords "
+                f"{', '.join(_OWN_STATES)}, got "
+                f"{', '.join([*map(repr, task_states), *states])}"
             )
         key = _key(backend)
         own = {name.removesuffix("_state"): states[name] for name in _OWN_STATES}

@@ -16,8 +16,8 @@ import sys
 __all__ = ["UNSUPPORTED", "ConflictError", "check", "conflict"]
 
 UNSUPPORTED = (
-    "Rhapsody does not run on Windows, where processes, signals and file links work differently; "
-    "use the Windows Subsystem for Linux: https://learn.microsoft.com/windows/wsl/install"
+    "Rhapsody does not support Windows; use the Windows Subsystem for Linux: "
+    "https://learn.microsoft.com/windows/wsl/install"
 )
 """Message for users of Windows."""
 
@@ -75,9 +75,9 @@ def _conflict() -> ConflictError | None:
                 version = found["version"]
                 other = f"rhapsody-py {version}" if version else "rhapsody-py"
                 return ConflictError(
-                    f"{other} is installed in {directory or os.curdir} next to rhapsody-core. Both "
-                    "install the import package 'rhapsody', so that files of one have replaced "
-                    "files of the other"
+                    f"{other} is installed in {directory or os.curdir} together "
+                    "with rhapsody-core. Both provide the import package "
+                    "'rhapsody', so they have overwritten each other's files"
                 )
     return None
 

@@ -468,7 +468,7 @@ def load(entry: PluginEntry, found: Installed | None = None) -> LoadedPlugin:
     if outcome is None:
         active: set[str] = _loading.__dict__.setdefault("values", set())
         if entry.value in active:
-            raise PluginError(f"{entry}: requested during its own import")
+            raise PluginError(f"{entry}: it was requested while it was being imported")
         active.add(entry.value)
         try:
             outcome = _load(entry)
@@ -515,7 +515,7 @@ def register(plugin: Any, label: str, source: str, seconds: float = 0.0) -> Load
         KeyboardInterrupt: The registration was interrupted.
     """
     if isinstance(plugin, type):
-        raise PluginError(f"{source}: {plugin!r} is a class; a module or an object is needed")
+        raise PluginError(f"{source}: {plugin!r} is a class; use a module or an object")
     manager = pluggy.PluginManager(specs.PROJECT)
     manager.add_hookspecs(specs)
     try:
@@ -535,15 +535,15 @@ def register(plugin: Any, label: str, source: str, seconds: float = 0.0) -> Load
         ) from error
     if not hooks:
         raise PluginError(
-            f"{source}: {_describe(plugin)} implements no hook of Rhapsody; "
-            "mark functions or methods with @rhapsody.hookimpl"
+            f"{source}: {_describe(plugin)} implements no Rhapsody hook; mark "
+            "functions or methods with @rhapsody.hookimpl"
         )
     return LoadedPlugin(label, plugin, hooks, seconds)
 
 
 def _implementation(found: pluggy.HookImpl, hook: str, label: str) -> tuple[PluginHook, int]:
     if found.wrapper or found.hookwrapper:
-        raise TypeError(f"{hook} is a wrapper; wrappers are not supported")
+        raise TypeError(f"{hook} is a hook wrapper, which is not supported")
     if inspect.iscoroutinefunction(found.function) and hook not in _AWAITABLE:
         raise TypeError(f"{hook} is a coroutine function, but the hook is called synchronously")
     function, names = found.function, tuple(found.argnames)
