@@ -169,7 +169,7 @@ async def test_a_job_that_is_not_listed_yet_is_cancelled(driver: Driver, spool: 
 
 
 async def test_a_job_that_is_listed_again_is_not_gone(driver: Driver, spool: Path) -> None:
-    driver.backend.patience = 0.5
+    driver.backend.patience = 2.0
     task = driver.command(f"until [ -e {spool / 'go'} ]; do sleep 0.02; done; echo out")
     await driver.submit(task)
     await within(driver.running(task))
@@ -177,7 +177,7 @@ async def test_a_job_that_is_listed_again_is_not_gone(driver: Driver, spool: Pat
         (spool / "lags").touch()
         await asked(spool, times(spool) + 2)
         (spool / "lags").unlink()
-        await asked(spool, times(spool) + 5)  # longer than its patience
+        await asked(spool, times(spool) + 12)  # longer than its patience
     (spool / "go").touch()
     assert (await within(driver.finished(task))).stdout == "out\n"
 

@@ -139,7 +139,8 @@ async def test_a_heartbeat_measures_how_long_the_loop_was_held_up() -> None:
         await asyncio.sleep(0.01)
         threading.Event().wait(0.4)
         await asyncio.sleep(0.01)
-    assert held.worst.counted >= 0.3
+    assert held.worst.seen >= 0.39
+    assert held.worst.counted > 0  # not while other programs had the processor
 
 
 async def test_a_capability_table_is_markdown_with_every_capability() -> None:
