@@ -156,7 +156,12 @@ def add_environment(words: dict[str, Any], script: str, commands: Sequence[str])
     """
     if not words.get("named_env"):
         own = [f'export {name}="{value}"' for name, value in words["environment"].items()]
-        words["pre_exec"] = [f". {script}", *commands, *own, *as_list(words.get("pre_exec"))]
+        words["pre_exec"] = [
+            f". {shlex.quote(script)}",
+            *commands,
+            *own,
+            *as_list(words.get("pre_exec")),
+        ]
 
 
 def _add_resources(
