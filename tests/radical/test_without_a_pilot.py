@@ -481,7 +481,7 @@ def test_outcomes_whose_message_was_lost_come_with_their_group() -> None:
     group = Entry("group", pilot, SimpleNamespace(return_value=json.dumps(outcomes)))
     group.calls = [Entry(f"call.{n}", pilot, group=group) for n in range(2)]
     tasks.by_uid.update((each.uid, each) for each in (group, *group.calls))
-    tasks.heard_of_calls("state_pubsub", {"cmd": NEWS, "arg": [outcomes[0]]})
+    tasks.receive_news("state_pubsub", {"cmd": NEWS, "arg": [outcomes[0]]})
     tasks.heard(group, group.handle, "DONE")
     done, failed = (0, None, None, "result"), (1, "ValueError('a')", "ValueError('a')", None)
     assert said == [("end", "call.0", "DONE", "", done), ("end", "call.1", "FAILED", "", failed)]
