@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-PATIENCE = 30.0
+PATIENCE = 60.0
 HEAD = """
 import asyncio, os, signal, sys, threading, time
 import rhapsody
