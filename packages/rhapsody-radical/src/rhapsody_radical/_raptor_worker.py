@@ -38,10 +38,10 @@ RAPTOR's could run. `"calls"` is a group: the uids of calls, each with its order
 """
 
 NEWS = "rhapsody_calls"
-"""Message on RADICAL-Pilot's channel of states: which calls of groups have started or ended."""
+"""Name of the message on RADICAL-Pilot's state channel about starts and ends of grouped calls."""
 
 GATHER = 0.02
-"""Seconds in which the news of calls is collected for one message."""
+"""Seconds for which starts and ends of calls are collected into one message."""
 
 
 class RhapsodyWorker(rp.raptor.DefaultWorker):  # type: ignore[misc,name-defined,unused-ignore]
@@ -148,7 +148,7 @@ class RhapsodyWorker(rp.raptor.DefaultWorker):  # type: ignore[misc,name-defined
         return True
 
     def _call_all(self, task: dict[str, Any] | None) -> None:
-        """Make a call, and then others that wait: starting a thread for each would be slow."""
+        """Make a call and then waiting ones, because a thread for each of them would be slow."""
         while task is not None:
             task = self._call(task)
 
@@ -252,7 +252,7 @@ class RhapsodyWorker(rp.raptor.DefaultWorker):  # type: ignore[misc,name-defined
             self._states.put(STATES, {"cmd": command, "arg": content, "fwd": True})
 
     def _report(self) -> None:
-        """Report what calls of groups do, each before its group has ended."""
+        """Report starts and ends of grouped calls while their groups run."""
         while True:
             news = [self._news.get()]
             time.sleep(GATHER)
@@ -275,7 +275,7 @@ class RhapsodyWorker(rp.raptor.DefaultWorker):  # type: ignore[misc,name-defined
                 group.outcomes.append(outcome)
                 if len(group.outcomes) < group.size:
                     return
-            # Once more, because a message on the other channel may be lost.
+            # All outcomes again, because messages on the state channel may be lost.
             task, text, error, cancelled = group.task, json.dumps(group.outcomes), None, False
         task["stdout"] = task["stderr"] = ""
         task["return_value"] = text
@@ -292,7 +292,7 @@ def _kind(task: dict[str, Any]) -> Any:
 
 
 class Group:
-    """A task of RADICAL-Pilot with several calls, which are made like others, each on its own."""
+    """Task of RADICAL-Pilot that contains several calls, which are made independently."""
 
     def __init__(self, task: dict[str, Any], size: int) -> None:
         self.task, self.size, self.started = task, size, False

@@ -454,7 +454,7 @@ class RadicalExecutionBackend(ManagedBackend):
         return None
 
     def _make_room(self, job: Job, words: Mapping[str, Any]) -> None:
-        """Do without RAPTOR on a pilot if it leaves too few cores for a program."""
+        """Stop using RAPTOR on a pilot if it leaves too few cores for a program."""
         pilot, cores = job.pilot, cores_taken(words)
         if self._gives_way and pilot.cores - pilot.raptor_cores < cores <= pilot.cores:
             self._do_without_raptor(job)

@@ -177,11 +177,11 @@ LOG = "client.log"
 CLOSE_LIMIT = 120.0
 """Seconds that the client may take to close before it is ended with all that is its own."""
 
-NOTICE = 2.0
-"""Seconds after which a log line says what the program waits for."""
-
 EXIT_LIMIT = 60.0
-"""The same where the program ends without a shutdown."""
+"""The same limit if the program ends without a shutdown."""
+
+NOTICE = 2.0
+"""Seconds of closing after which a warning says what the program waits for."""
 
 
 class Connection:

@@ -74,7 +74,7 @@ class TaskFunction(Generic[P, R]):
         kind: `"function"`, `"executable"` or `"block"`.
     """
 
-    # Every call reads many of these; `update_wrapper` makes an instance's dict slow to read.
+    # Slots, because each call reads many of them and `update_wrapper` makes the dict slow to read.
     __slots__ = (
         "__dict__",
         "__weakref__",

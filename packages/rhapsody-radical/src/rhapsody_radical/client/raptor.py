@@ -43,10 +43,10 @@ MARK = "rhapsody"
 """Key in a task's metadata by which our own worker recognizes our calls."""
 
 LARGEST, LARGEST_TEXT = 64, 1 << 18
-"""Maximum number of calls in a group, and of characters of those that it has before the last."""
+"""Limits of a group: its number of calls, and the characters after which it takes no more."""
 
 SHARES = 16
-"""Groups for each of several workers, so that all of them have as much to do."""
+"""Minimum number of groups for each of several workers, so that all get an equal share."""
 
 
 class Pair:

@@ -157,7 +157,7 @@ class Tasks:
             self.drop(pilot)
 
     def _grouped(self, batch: list[Submitted], pilot: ClientPilot) -> Iterator[Submitted]:
-        """Group calls that need equally many cores and nothing else: each task of RAPTOR costs.
+        """Group calls that need only the same number of cores, because each RAPTOR task is costly.
 
         Yields:
             Calls and groups. A group looks like a call with a list of the uids and texts of its
