@@ -238,9 +238,10 @@ def test_a_second_signal_ends_at_once(start: Start, number: signal.Signals) -> N
     program.goes_on()
     program.send(number)
     began = time.monotonic()
-    code, _, _ = program.end()
+    code, _, err = program.end()
     assert time.monotonic() - began < 10
     assert code in (-number, 128 + number)
+    assert "interrupted; stopping 'inline' (unfinished tasks: 0). Interrupt again" in err
 
 
 def test_a_second_signal_ends_a_program_whose_loop_is_blocked(start: Start) -> None:

@@ -631,8 +631,14 @@ class WorkflowEngine(OlderNames):
 
     async def _interrupt(self) -> None:
         """Stop all work because of a signal, and leave the futures pending for now."""
+        scheduler = self._runtime.scheduler
         if self._ending is None:
-            self._runtime.scheduler.interrupted = True
+            scheduler.interrupted = True
+            log.warning(
+                "engine %s: interrupted; stopping %s (unfinished tasks: %d). "
+                "Interrupt again to end immediately.",
+                self.uid, ", ".join(map(repr, self.backends)), scheduler.unsettled,
+            )  # fmt: skip
             self._ending = self._loop.create_task(self._stop(skip_backends=False))
         await end_of(self._ending)
 
