@@ -46,7 +46,7 @@ def test_a_program_without_a_guard_is_reported_before_any_process_starts(tmp_pat
     assert last.startswith(
         "rhapsody.errors.BackendUnavailableError: Dask's worker processes import"
     )
-    assert 'put `if __name__ == "__main__":` before' in last
+    assert 'under `if __name__ == "__main__":`' in last
 
 
 def test_a_program_from_standard_input_leads_to_a_hint(tmp_path: Path) -> None:
@@ -57,7 +57,7 @@ def test_a_program_from_standard_input_leads_to_a_hint(tmp_path: Path) -> None:
     assert done.stderr.count("Traceback") == 1
     last = done.stderr.rstrip().rpartition("\n")[2]
     assert last.startswith("rhapsody.errors.BackendUnavailableError: Dask's worker processes")
-    assert "put it into a file" in last
+    assert "Save it to a file" in last
 
 
 def test_a_program_with_a_guard_runs(tmp_path: Path) -> None:

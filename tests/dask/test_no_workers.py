@@ -163,7 +163,7 @@ async def test_a_submission_that_is_stopped_has_its_tasks_cancelled(
             await asyncio.sleep(0.01)
 
 
-async def _told(caplog: pytest.LogCaptureFixture, words: str, count: int) -> None:
+async def _logged(caplog: pytest.LogCaptureFixture, words: str, count: int) -> None:
     async with asyncio.timeout(30):
         while sum(words in one.getMessage() for one in caplog.records) < count:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
@@ -179,11 +179,11 @@ async def test_the_reason_why_tasks_wait_is_logged_and_repeated(
     monkeypatch.setattr("rhapsody_dask.requests.AGAIN", 0.1)
     task = waiting.function_task(int)
     first = task(1)
-    await _told(caplog, "1 tasks wait for a worker: the Dask scheduler at tcp://127.0.0.1:", 2)
+    await _logged(caplog, "tasks waiting: 1; the Dask scheduler at tcp://127.0.0.1:", 2)
     lost = task(2, task_description={"workers": ["tcp://127.0.0.1:9"]})
     await _scale(empty, 1)
     assert await first == 1
-    await _told(caplog, "waits for a worker with tcp://127.0.0.1:9: the Dask scheduler at", 2)
+    await _logged(caplog, "waiting for a worker with tcp://127.0.0.1:9; the Dask scheduler at", 2)
     lost.cancel()
     await lost.ended()
     caplog.clear()

@@ -61,8 +61,8 @@ async def test_workers_with_another_version_are_named_with_the_cure(tmp_path: Pa
         foreign(tmp_path, workers=1, tls=False, python=python) as there,
         pytest.raises(
             BackendUnavailableError,
-            match=r"rhapsody-dask .* here and 0\.0\.2 at worker tcp://127\.0\.0\.1:\d+.*"
-            r"`pip install rhapsody-core==.* rhapsody-dask==.*` on the workers",
+            match=r"rhapsody-dask .* here, 0\.0\.2 on worker tcp://127\.0\.0\.1:\d+.*"
+            r"`pip install rhapsody-core==.* rhapsody-dask==.*` there",
         ),
     ):
         await DaskExecutionBackend(scheduler_file=there["scheduler_file"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from importlib.metadata import version
 
 import dask._task_spec
+import distributed  # noqa: F401 - needs the names before the test removes them
 import pytest
 
 from rhapsody.errors import BackendUnavailableError
@@ -15,6 +16,6 @@ pytestmark = pytest.mark.asyncio
 
 async def test_a_version_of_dask_without_them_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(dask._task_spec, "TaskRef")
-    words = f"dask {version('dask')} has no .*TaskRef"
+    words = f"dask {version('dask')}, which has no .*TaskRef"
     with pytest.raises(BackendUnavailableError, match=words):
         await DaskExecutionBackend({"n_workers": 1, "threads": 1, "processes": False})

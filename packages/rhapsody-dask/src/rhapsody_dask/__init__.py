@@ -1,7 +1,7 @@
-"""Rhapsody's backend for Dask. Its names are imported when they are first used.
+"""Dask backend for Rhapsody.
 
-The registry of backends imports this module to read the plugin's declaration, so it must not import
-Dask; that happens when the backend's class is used.
+The registry of backends imports this package to read the plugin's declaration, so importing it must
+not import Dask. The backend's class is imported when it is first used.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""The only private name of Dask that is used.
+"""Access to the only private name of Dask that this package uses.
 
 `TaskRef` represents the value of another task among the arguments in a graph. The public
 alternative is a future, but tasks that refer to each other are often sent in one graph, and a task
-has no future before its graph was sent.
+has no future before its graph is sent.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ def task_reference() -> Any:
         from dask._task_spec import TaskRef
     except ImportError as error:
         raise BackendUnavailableError(
-            f"dask {version('dask')} has no `dask._task_spec.TaskRef`, which rhapsody-dask needs: "
-            "install a version of dask that rhapsody-dask was released for, "
-            "`pip install 'distributed>=2026.3.0,<2026.9'`"
+            f"rhapsody-dask does not support dask {version('dask')}, which has no "
+            "`dask._task_spec.TaskRef`. Install a supported version: "
+            "pip install 'distributed>=2026.3.0,<2026.9'"
         ) from error
     return TaskRef

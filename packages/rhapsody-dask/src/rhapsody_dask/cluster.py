@@ -1,7 +1,7 @@
-"""Connection to a cluster, and the LocalCluster if no cluster is given.
+"""Connection to a Dask cluster, either an existing one or a LocalCluster started for the backend.
 
-Blocking work (importing Dask, starting and ending processes) runs on threads. Clusters and clients
-that the user has passed are left as they were.
+Blocking work (importing Dask, starting and stopping processes) runs on threads. A cluster or client
+that the user passes is never closed.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ log: logging.Logger = logging.getLogger(__name__)
 
 
 def from_standard_input() -> bool:
-    """Return True if the main program has no file that worker processes could import."""
+    """Return True if the main program comes from standard input, so no process can import it."""
     return getattr(sys.modules.get("__main__"), "__file__", None) == "<stdin>"
 
 
 def unguarded() -> str | None:
-    """Return the path of the main program if its copies would start the workflow as well."""
+    """Return the path of the main program if importing it would start the workflow again."""
     main = sys.modules.get("__main__")
     path = getattr(main, "__file__", None)
     if not isinstance(path, str):
-        return None  # a notebook, a prompt or `python -c`: nothing is imported
+        return None  # a notebook, a prompt or `python -c`: workers import nothing
     name = getattr(getattr(main, "__spec__", None), "name", "")
     if name == "__main__" or name.endswith(".__main__"):
         return None  # `python -m package`, `python directory`: not imported either
@@ -52,7 +52,7 @@ def unguarded() -> str | None:
 
 
 def _line(namespace: dict[str, object]) -> int | None:
-    """Return the line that the main program executes, `None` if it was imported completely."""
+    """Return the line that the main program is executing, `None` if it has been executed fully."""
     frame = sys._current_frames().get(threading.main_thread().ident or 0)
     while frame is not None:
         if frame.f_code.co_name == "<module>" and frame.f_globals is namespace:
@@ -62,7 +62,7 @@ def _line(namespace: dict[str, object]) -> int | None:
 
 
 def _guarded(program: ast.Module, line: int) -> bool:
-    """Return True if a line is inside of a condition, or after one that mentions `__name__`."""
+    """Return True if a line is inside an `if` block, or follows one that mentions `__name__`."""
     for node in ast.walk(program):
         if not isinstance(node, ast.If) or node.lineno > line:
             continue
@@ -72,24 +72,24 @@ def _guarded(program: ast.Module, line: int) -> bool:
 
 
 REGISTRATIONS = 3
-"""Number of attempts to register a plugin while workers are lost."""
+"""Number of attempts to register a plugin; one fails if a worker is lost meanwhile."""
 
 CLOSE = 30.0
 """Time limit in seconds for closing."""
 
 
 class NotStartedError(BackendUnavailableError, RuntimeError):
-    """Use of a backend before it was awaited or after its end."""
+    """The backend was used before it was started or after it was shut down."""
 
 
 class Connection:
-    """Client, and the cluster if it is our own.
+    """Client of a cluster, and the LocalCluster if the backend started one.
 
     Attributes:
         client: Dask's client, on the engine's loop.
-        cluster: The LocalCluster that was created, `None` if a cluster was given.
+        cluster: The LocalCluster that the backend started, `None` for an existing cluster.
         address: The scheduler's address.
-        in_processes: Whether the workers of our own cluster are processes.
+        in_processes: Whether the workers of the LocalCluster are processes.
         dashboard: The address of the dashboard, `None` if there is none.
     """
 
@@ -107,13 +107,13 @@ class Connection:
         self._settings = ExitStack()
 
     async def open(self) -> Any:
-        """Connect.
+        """Connect to the scheduler, and start the LocalCluster first if there is to be one.
 
         Returns:
             The client.
 
         Raises:
-            BackendUnavailableError: The scheduler does not answer, or a version does not match.
+            BackendUnavailableError: The scheduler does not answer, or Dask is not supported.
         """
         await in_thread(_import_dask)
         task_reference()
@@ -124,7 +124,7 @@ class Connection:
         where: dict[str, Any] = {"address": target}
         if options.way == "scheduler_file":
             where = {"scheduler_file": target}
-            await _until_there(target, options.timeout)
+            await _wait_for_file(target, options.timeout)
         make: Any = Client  # untyped in Dask
         client = make(
             **where,
@@ -142,10 +142,9 @@ class Connection:
                     await client
         except Exception as error:  # raised by whatever listens at the address
             raise BackendUnavailableError(
-                f"no Dask scheduler could be reached at {target!r} within {options.timeout:g} s: "
-                f"{error or type(error).__name__}; start one with `dask scheduler`, check the "
-                "address (tls:// with TLS, tcp:// without) and the TLS settings, or leave it out "
-                "for a cluster on this machine"
+                f"cannot connect to a Dask scheduler at {target!r} within {options.timeout:g} s: "
+                f"{error or type(error).__name__}. Check that `dask scheduler` is running there, "
+                "and check the address (tls:// with TLS, tcp:// without) and the TLS settings"
             ) from error
         self.address = client.scheduler.address
         return client
@@ -154,7 +153,7 @@ class Connection:
         """Check versions, and register the plugins.
 
         Raises:
-            BackendUnavailableError: A version does not match, or Dask refuses a plugin.
+            BackendUnavailableError: A version does not match, or the scheduler rejects a plugin.
         """
         try:
             async with asyncio.timeout(self.options.timeout):
@@ -162,7 +161,7 @@ class Connection:
         except TimeoutError:
             raise BackendUnavailableError(
                 f"the Dask cluster at {self.address} did not answer within "
-                f"{self.options.timeout:g} s: one of its workers may hang"
+                f"{self.options.timeout:g} s; one of its workers may be unresponsive"
             ) from None
 
     async def _prepare(self, session: str, grace: float) -> None:
@@ -181,7 +180,7 @@ class Connection:
                 await client.register_plugin(plugin, name=plugin.name)
         except Exception as error:  # raised by the plugin on the other side
             raise BackendUnavailableError(
-                f"the Dask scheduler at {self.address} does not accept Rhapsody's plugin: {error}"
+                f"the Dask scheduler at {self.address} rejected Rhapsody's plugin: {error}"
             ) from error
 
         self.dashboard = await self._find_dashboard(client)
@@ -216,11 +215,14 @@ class Connection:
         if await client.run_on_scheduler(has_dashboard):
             return str(client.dashboard_link)
         if self.options.local.get("dashboard_address") is not None:
-            log.warning("Dask's dashboard needs bokeh: pip install 'rhapsody-dask[dashboard]'")
+            log.warning(
+                "Dask dashboard not started: bokeh is not installed; run "
+                "pip install 'rhapsody-dask[dashboard]'"
+            )
         return None
 
     async def _target(self) -> tuple[Any, Any]:
-        """Return the address or the cluster to connect to, and the credentials."""
+        """Return the address or scheduler file to connect to, and the credentials."""
         options = self.options
         security = options.security
         match options.way:
@@ -228,18 +230,20 @@ class Connection:
                 self.cluster = await self._make_cluster()
                 return self.cluster.scheduler_address, self.cluster.security
             case "client":
-                given = options.target
-                if getattr(given, "status", None) != "running":
+                client = options.target
+                status = getattr(client, "status", None)
+                if status != "running":
                     raise BackendUnavailableError(
-                        f"the client that was given is {getattr(given, 'status', 'no client')}: "
-                        "give one that is connected"
+                        "client must be a connected distributed.Client, got "
+                        f"{client!r} with status {status!r}"
                     )
-                return given.scheduler.address, _security(security) or given.security
+                return client.scheduler.address, _security(security) or client.security
             case "cluster":
                 address = getattr(options.target, "scheduler_address", None)
                 if not isinstance(address, str) or "://" not in address:
                     raise BackendUnavailableError(
-                        f"the cluster that was given has no scheduler: {options.target!r}"
+                        "cluster must be a running Dask cluster with a scheduler_address, got "
+                        f"{options.target!r}"
                     )
                 return address, _security(security) or getattr(options.target, "security", None)
             case _:
@@ -255,13 +259,13 @@ class Connection:
         self._settings.enter_context(
             dask.config.set({"distributed.deploy.lost-worker-timeout": "365 days"})
         )
-        making = asyncio.ensure_future(in_thread(lambda: _local_cluster(self.options)))
+        start = asyncio.ensure_future(in_thread(lambda: _local_cluster(self.options)))
         try:
-            cluster = await asyncio.shield(making)
+            cluster = await asyncio.shield(start)
         except asyncio.CancelledError:
-            await asyncio.wait([making])  # a cluster cannot be closed while it starts
-            if making.exception() is None:
-                self.cluster = making.result()
+            await asyncio.wait([start])  # a cluster cannot be closed while it starts
+            if start.exception() is None:
+                self.cluster = start.result()
             raise
         except ImportError as error:
             raise BackendUnavailableError(str(error)) from error
@@ -275,9 +279,8 @@ class Connection:
         pairs = skew(found)
         if pairs:
             raise BackendUnavailableError(
-                f"the Dask cluster at {self.address} runs other versions, so that what is pickled "
-                f"on one side cannot be trusted on the other: {'; '.join(pairs)}; install the same "
-                "on both sides"
+                f"the Dask cluster at {self.address} has incompatible versions: "
+                f"{'; '.join(pairs)}. Install the same versions here and on the cluster"
             )
         if self.cluster is None:
             await self._check_installed(client)
@@ -291,7 +294,7 @@ class Connection:
         workers = await client.run(look, on_error="ignore")
         there |= {f"worker {address}": found for address, found in workers.items()}
         pairs = [
-            f"{name} {mine[name]} here and {version} at {who}"
+            f"{name} {mine[name]} here, {version} on {who}"
             for who, found in there.items()
             for name, version in found.items()
             if version != mine[name]
@@ -300,17 +303,17 @@ class Connection:
             names = ("rhapsody-core", "rhapsody-dask")
             command = " ".join(["pip install", *(f"{name}=={mine[name]}" for name in names)])
             raise BackendUnavailableError(
-                f"the Dask cluster at {self.address} has another version of Rhapsody: "
-                f"{'; '.join(pairs)}; run `{command}` on the workers, or "
-                "uninstall both there: they need none"
+                f"the Dask cluster at {self.address} has a different version of Rhapsody: "
+                f"{'; '.join(pairs)}. Run `{command}` there, or uninstall both packages there, "
+                "because the backend sends the code that workers need"
             )
 
     async def close(self) -> None:
-        """Unregister the plugins, and close the client and our own cluster; may be called twice."""
+        """Unregister the plugins, close the client and the LocalCluster; may be called twice."""
         client, self.client = self.client, None
         if client is not None:
             if self.cluster is None and client.status == "running":
-                await self._take_back(client)
+                await self._unregister(client)
             with suppress(OSError, TimeoutError, AttributeError):
                 async with asyncio.timeout(CLOSE):
                     await client.close()
@@ -319,8 +322,8 @@ class Connection:
             await in_thread(lambda: _close_cluster(cluster))
         self._settings.close()
 
-    async def _take_back(self, client: Any) -> None:
-        """Unregister the worker plugins; the scheduler plugin is removed with the client."""
+    async def _unregister(self, client: Any) -> None:
+        """Unregister the worker plugins; the scheduler plugin removes itself with the client."""
         with suppress(Exception):  # the scheduler or a worker may have ended
             async with asyncio.timeout(CLOSE / 3):
                 for name in (*self._names, self._plugins[-1].name):
@@ -328,7 +331,7 @@ class Connection:
 
 
 def skew(found: Mapping[str, Any]) -> list[str]:
-    """Return the versions that differ between the client and others, as phrases."""
+    """Return a phrase for each version that differs between the client and the cluster."""
     mine = found["client"]["packages"]
     others = {"the scheduler": found.get("scheduler") or {}}
     others |= {f"worker {address}": info for address, info in found.get("workers", {}).items()}
@@ -341,7 +344,7 @@ def skew(found: Mapping[str, Any]) -> list[str]:
                 continue
             if who == "the scheduler" and package == "python":
                 continue  # it runs no user code
-            pairs.append(f"{package} {here} here and {there} at {who}")
+            pairs.append(f"{package} {here} here, {there} on {who}")
     return pairs
 
 
@@ -359,24 +362,24 @@ def _import_dask() -> None:
 
 
 def _require_guard() -> None:
-    """Raise if worker processes cannot import the main program, or would run its workflow."""
+    """Raise if worker processes cannot import the main program without starting its workflow."""
     if from_standard_input():
         raise BackendUnavailableError(
-            "Dask's worker processes import the main program, and this one comes from standard "
-            "input: put it into a file, or keep the workers in this process, "
+            "Dask's worker processes cannot import a main program that comes from standard input. "
+            "Save it to a file, or run the workers as threads of this process: "
             'DaskExecutionBackend({"processes": False})'
         )
     path = unguarded()
     if path is not None:
         raise BackendUnavailableError(
-            f"Dask's worker processes import the main program {path}, which would start its "
-            'workflow again in each of them: put `if __name__ == "__main__":` before the line that '
-            "starts it, or write the workflow as a function `main(flow)` for `rhapsody run "
+            f"Dask's worker processes import the main program {path}, and would start its workflow "
+            'again. Put the start of the workflow under `if __name__ == "__main__":`, or write the '
+            "workflow as a function `main(flow)` and start it with `rhapsody run "
             f"{os.path.basename(path)} -b dask`"
         )
 
 
-async def _until_there(path: str, limit: float) -> None:
+async def _wait_for_file(path: str, limit: float) -> None:
     """Wait until a scheduler file is complete."""
     problem = None
     try:
@@ -388,59 +391,56 @@ async def _until_there(path: str, limit: float) -> None:
                 await asyncio.sleep(0.05)
     except TimeoutError:
         raise BackendUnavailableError(
-            f"{problem or f'the scheduler file {path!r} cannot be read'} after {limit:g} s; "
-            f"`dask scheduler --scheduler-file {path}` writes it"
+            f"{problem or f'cannot read scheduler file {path!r}'} after {limit:g} s. Write it with "
+            f"`dask scheduler --scheduler-file {path}`"
         ) from None
 
 
 def _problem_with(path: str) -> str | None:
-    """Return why a scheduler file names no scheduler, `None` if it does."""
+    """Return the reason why a scheduler file cannot be used, `None` if it can."""
     try:
         with open(path, encoding="utf-8") as file:
             text = file.read()
         address = json.loads(text)["address"]
     except FileNotFoundError:
-        return f"there is no scheduler file {path!r}"
+        return f"no scheduler file {path!r}"
     except OSError as error:
-        return f"the scheduler file {path!r} cannot be read ({error.strerror})"
+        return f"cannot read scheduler file {path!r} ({error.strerror})"
     except (ValueError, TypeError, KeyError):
-        what = "is not a scheduler file of Dask" if text.strip() else "is empty"
-        return f"the scheduler file {path!r} {what}"
-    return (
-        None
-        if isinstance(address, str)
-        else f"the scheduler file {path!r} is not a scheduler file of Dask"
-    )
+        if not text.strip():
+            return f"scheduler file {path!r} is empty"
+        address = None
+    return None if isinstance(address, str) else f"{path!r} is not a Dask scheduler file"
 
 
-def _security(given: Any) -> Any:
+def _security(option: Any) -> Any:
     """Return the credentials for an existing cluster."""
-    if given is None or given is False:
+    if option is None or option is False:
         return None
-    if given is True:
+    if option is True:
         raise ValueError(
-            "security=True creates new credentials, which an existing cluster does not have; give "
+            "security=True creates new credentials, which an existing cluster would reject. Pass "
             "those of the cluster: security={'tls_ca_file': ..., 'tls_client_cert': ..., "
             "'tls_client_key': ...}"
         )
-    return _made(given)
+    return _credentials(option)
 
 
-def _made(given: Any) -> Any:
-    """Return Dask's `Security` for the given credentials.
+def _credentials(option: Any) -> Any:
+    """Return a `distributed.Security` for the option `security`.
 
     Raises:
         BackendUnavailableError: A file that it names does not exist.
     """
     from distributed import Security
 
-    security = Security(**given) if isinstance(given, Mapping) else given
+    security = Security(**option) if isinstance(option, Mapping) else option
     for name in sorted(TLS):
         path = getattr(security, name, None)
         if not isinstance(path, str) or not name.endswith(("_file", "_cert", "_key")):
             continue
         if "\n" not in path and not os.path.isfile(path):  # otherwise it is the certificate itself
-            raise BackendUnavailableError(f"{name} in security: there is no file {path!r}")
+            raise BackendUnavailableError(f"security: {name}: no such file: {path!r}")
     return security
 
 
@@ -475,7 +475,7 @@ def _local_cluster(options: Options) -> Any:
     if security is None or security is True:
         security = Security.temporary()
     elif security:
-        security = _made(security)
+        security = _credentials(security)
     local["security"] = security or None
     if not security and not processes and "protocol" not in options.local:
         local.pop("host", None)  # inproc does not listen
@@ -486,7 +486,7 @@ def _local_cluster(options: Options) -> Any:
     if gpus:
         resources["gpus"] = gpus
     resources |= local.pop("resources", None) or {}
-    # Only the engine repeats lost tasks, see `lost_retries`.
+    # Only the engine retries lost tasks, see `lost_retries`.
     scheduler = {"allowed_failures": 0, **quiet, **local.pop("scheduler_kwargs", {})}
     cluster_class: Any = LocalCluster  # untyped in Dask
     return cluster_class(resources=resources, scheduler_kwargs=scheduler, **local)
@@ -506,8 +506,7 @@ def _in_processes(local: Mapping[str, Any]) -> bool:
 def _memory(local: Mapping[str, Any], n_workers: int, total: int) -> int:
     from distributed.worker_memory import parse_memory_limit
 
-    given = local.get("memory_limit", "auto")
-    limit = parse_memory_limit(given, 1, n_workers, logger=log)
+    limit = parse_memory_limit(local.get("memory_limit", "auto"), 1, n_workers, logger=log)
     return int(limit if limit else total / n_workers)
 
 

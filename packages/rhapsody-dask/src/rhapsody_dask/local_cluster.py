@@ -1,6 +1,6 @@
-"""Nanny that leaves the program's environment as it was.
+"""Nanny that restores the program's environment variables.
 
-Imported on first use, because it needs `distributed`.
+Imported on first use, because it imports `distributed`.
 """
 
 from __future__ import annotations
@@ -15,22 +15,22 @@ from distributed import Nanny
 
 
 class TidyNanny(Nanny):
-    """Nanny that leaves the program's environment as it was.
+    """Nanny that restores the program's environment variables.
 
     Dask's nanny sets variables for its worker, such as `OMP_NUM_THREADS=1`, in its own process and
-    leaves them there. Here that is the user's program, and everything else that it starts would
-    inherit them. This class restores them once the worker has started.
+    does not unset them. In a LocalCluster that process is the user's program, and all programs that
+    it starts would inherit the variables. This class restores them once the worker has started.
     """
 
     async def instantiate(self) -> Any:
-        """Start the worker, also after a loss."""
+        """Start the worker, or its replacement if it was lost."""
         parent = {"__DASK_PARENT_PID": str(os.getpid())}
         with _variables.lent({**getattr(self, "pre_spawn_env", {}), **parent}):
             return await super().instantiate()
 
 
 class _Variables:
-    """Variables of the environment that several nannies may set at the same time."""
+    """Environment variables that several nannies may set at the same time."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -40,7 +40,10 @@ class _Variables:
 
     @contextmanager
     def lent(self, variables: Mapping[str, str]) -> Iterator[None]:
-        """Restore these variables after the last block, unless they were changed meanwhile."""
+        """Restore variables that the body sets, once no other body is active.
+
+        A variable whose value is not the one that the body set is left unchanged.
+        """
         with self._lock:
             self._users += 1
             for name, value in variables.items():

@@ -1,7 +1,8 @@
-"""Options for the cluster, checked and sorted before anything is started.
+"""Options of the backend, validated before anything is started.
 
-The most common names are listed here, so that Dask need not be imported to check them. Other names
-are looked up in Dask's classes.
+Each option belongs to Dask's client, to the LocalCluster or to the backend itself. The most common
+names are listed here, so that Dask need not be imported to check them. Other names are looked up in
+the signatures of Dask's classes.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ LOCAL = frozenset(
         "name",
     }
 )
-"""Keywords of the LocalCluster, which takes those of its workers as well."""
+"""Keywords of the LocalCluster and of its workers."""
 
 CLIENT = frozenset(
     {"set_as_default", "heartbeat_interval", "connection_limit", "direct_to_workers"}
@@ -48,18 +49,18 @@ CLIENT = frozenset(
 """Keywords of the client."""
 
 OWN = {
-    "asynchronous": "the backend always uses Dask from the engine's loop",
-    "loop": "the client runs on the engine's loop, and the cluster on one of its own",
-    "start": "the cluster starts when the backend is awaited",
+    "asynchronous": "the backend always uses an asynchronous client",
+    "loop": "the backend chooses the event loops of the client and the cluster",
+    "start": "the backend starts the cluster when it is awaited",
     "nthreads": "use threads_per_worker",
-    "dashboard": "use dashboard_address, or worker_dashboard_address for those of the workers",
-    "scheduler_ip": "the backend starts the scheduler together with the workers",
-    "nanny": "Dask sets it for its workers",
+    "dashboard": "use dashboard_address for the scheduler, worker_dashboard_address for workers",
+    "scheduler_ip": "the backend starts the scheduler; use address for an existing one",
+    "nanny": "Dask sets it for each worker",
 }
-"""Keywords of Dask's classes that users cannot set, with the reason."""
+"""Keywords of Dask's classes that users cannot set, with the reason or the replacement."""
 
 WAYS = ("client", "cluster", "address", "scheduler_file")
-"""Ways to an existing cluster."""
+"""Options that select an existing cluster."""
 
 TLS = frozenset(
     {
@@ -79,6 +80,7 @@ TLS = frozenset(
 """Keywords of `distributed.Security`."""
 
 SETTINGS = frozenset({"security", "timeout"})
+"""Options that apply to every cluster."""
 
 TIMEOUT = 30.0
 """Default time limit in seconds for connecting."""
@@ -86,13 +88,13 @@ TIMEOUT = 30.0
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """Options for connecting to a cluster or creating one.
+    """Validated options for connecting to a cluster or starting one.
 
     Attributes:
-        way: One of `WAYS`, or `None` to create a LocalCluster.
+        way: One of `WAYS`, or `None` to start a LocalCluster.
         target: The client, cluster, address or path.
-        security: As for `distributed.Security`; `None` is the default.
-        timeout: Seconds to wait for the connection.
+        security: The backend's `security` argument; `None` selects the default.
+        timeout: Time limit for connecting, in seconds.
         local: Keywords of the LocalCluster.
         client: Keywords of the client.
     """
@@ -105,36 +107,36 @@ class Options:
     client: Mapping[str, Any] = field(default_factory=dict)
 
 
-def parse(resources: Mapping[str, Any] | None, given: Mapping[str, Any]) -> Options:
-    """Return the options for the backend's arguments.
+def parse(resources: Mapping[str, Any] | None, arguments: Mapping[str, Any]) -> Options:
+    """Validate the backend's arguments.
 
     Args:
         resources: The mapping that all backends accept.
-        given: The backend's other arguments that are not `None`.
+        arguments: The backend's other arguments, without those that are `None`.
 
     Raises:
-        TypeError: `resources` is not a mapping, or has an unknown or reserved key.
-        ValueError: Several ways to a cluster, or settings that exclude each other.
+        TypeError: `resources` is not a mapping, or contains an unknown or reserved key.
+        ValueError: Several clusters are selected, or options contradict each other.
     """
-    merged: dict[str, Any] = dict(given)
+    merged: dict[str, Any] = dict(arguments)
     for key, value in _mapping(resources).items():
         if value is None and key in (*WAYS, "security", "timeout"):
             continue
         if key in merged:
-            raise ValueError(f"{key} is given twice, in resources and as an argument: give it once")
+            raise ValueError(f"{key} is set both in resources and as an argument; set it only once")
         merged[key] = value
     tls = {key: merged.pop(key) for key in sorted(TLS & merged.keys())}
     security = merged.pop("security", None)
     if tls and security is not None:
         raise ValueError(
-            f"security and {', '.join(tls)} are both given: put all into one, such as "
+            f"security cannot be combined with {', '.join(tls)}; put all TLS settings in security: "
             "security={'tls_ca_file': ..., 'tls_client_cert': ..., 'tls_client_key': ...}"
         )
     ways = [way for way in WAYS if way in merged]
     if len(ways) > 1:
         raise ValueError(
-            f"{' and '.join(ways)} are given: there is one cluster to use, so give one of "
-            f"{', '.join(WAYS)}, or none for a cluster on this machine"
+            f"{' and '.join(ways)} cannot be combined; set only one of {', '.join(WAYS)}, or none "
+            "to start a cluster on this machine"
         )
     for_client, for_local = _keywords(merged)
     if ways:
@@ -142,15 +144,15 @@ def parse(resources: Mapping[str, Any] | None, given: Mapping[str, Any]) -> Opti
     local = {key: merged[key] for key in merged if key in for_local}
     if ways and local:
         raise ValueError(
-            f"{', '.join(sorted(local))} configures a cluster that the backend starts, but "
-            f"{ways[0]} names an existing cluster: give only one of the two"
+            f"{', '.join(sorted(local))} cannot be combined with {ways[0]}, which selects an "
+            "existing cluster"
         )
     way = ways[0] if ways else None
     target = merged.get(way) if way else None
     if way == "scheduler_file":
         target = os.fspath(merged[way])
     if way == "address" and not isinstance(target, str):
-        raise TypeError(f"address must be text such as 'tcp://host:8786', got {target!r}")
+        raise TypeError(f"address must be a string such as 'tcp://host:8786', got {target!r}")
     return Options(
         way=way,
         target=target,
@@ -171,33 +173,33 @@ def _mapping(resources: Mapping[str, Any] | None) -> Mapping[str, Any]:
     listed = LOCAL | CLIENT | TLS | SETTINGS | set(WAYS)
     for key in resources:
         if key in OWN:
-            raise TypeError(f"resources: {key!r} cannot be given: {OWN[key]}")
+            raise TypeError(f"resources: {key!r} cannot be set: {OWN[key]}")
     known = listed.union(*_keywords(resources))
     for key in resources:
         if key not in known:
             close = difflib.get_close_matches(str(key), known, n=1)
-            hint = f"; did you mean {close[0]!r}?" if close else ""
+            hint = f" Did you mean {close[0]!r}?" if close else ""
             raise TypeError(
-                f"resources: unknown key {key!r}{hint}; there are {', '.join(sorted(listed))}, and "
+                f"resources: unknown key {key!r}.{hint} Accepted: {', '.join(sorted(listed))}, and "
                 "all other keywords of distributed's Client, LocalCluster, Nanny and Worker"
             )
     return resources
 
 
-def _keywords(given: Mapping[str, Any]) -> tuple[frozenset[str], frozenset[str]]:
-    """Return the keywords of the client, and of the LocalCluster and its workers.
+def _keywords(used: Mapping[str, Any]) -> tuple[frozenset[str], frozenset[str]]:
+    """Return the keywords of the client, and those of the LocalCluster and its workers.
 
-    Dask's classes are inspected if a name is not listed here.
+    Dask's classes are inspected only if a used name is not listed here.
     """
     listed = LOCAL | CLIENT | TLS | SETTINGS | set(WAYS)
-    if given.keys() <= listed:
+    if used.keys() <= listed:
         return CLIENT, LOCAL
     from distributed import Client, LocalCluster, Nanny, Worker
 
     owned = (listed - CLIENT) | frozenset(OWN)
     client = CLIENT | (_parameters(Client) - owned)
-    made = (LocalCluster, Nanny, Worker, given.get("worker_class"))
-    local = LOCAL.union(*(_parameters(one) for one in made if isinstance(one, type)))
+    classes = (LocalCluster, Nanny, Worker, used.get("worker_class"))
+    local = LOCAL.union(*(_parameters(each) for each in classes if isinstance(each, type)))
     return client, local - client - (owned - LOCAL)
 
 
@@ -209,16 +211,16 @@ def _parameters(kind: type) -> frozenset[str]:
     )
 
 
-def _local(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the keywords of LocalCluster under its own names."""
-    local = dict(given)
+def _local(keywords: Mapping[str, Any]) -> dict[str, Any]:
+    """Validate the keywords of LocalCluster, and replace aliases by its own names."""
+    local = dict(keywords)
     if "threads" in local:
         if "threads_per_worker" in local:
-            raise ValueError("threads is short for threads_per_worker: give one of them")
+            raise ValueError("threads is an alias of threads_per_worker; set only one of them")
         local["threads_per_worker"] = local.pop("threads")
     if "ip" in local:
         if "host" in local:
-            raise ValueError("ip is an older name of host: give one of them")
+            raise ValueError("ip is an alias of host; set only one of them")
         local["host"] = local.pop("ip")
     worker_class = local.get("worker_class")
     if worker_class is not None and not isinstance(worker_class, type):
@@ -230,8 +232,8 @@ def _local(given: Mapping[str, Any]) -> dict[str, Any]:
         if value is not None and (
             isinstance(value, bool) or not isinstance(value, int) or value < 1
         ):
-            raise ValueError(f"{key} must be a whole number of at least 1, got {value!r}")
+            raise ValueError(f"{key} must be an integer of at least 1, got {value!r}")
     gpus = local.get("gpus")
     if gpus is not None and (isinstance(gpus, bool) or not isinstance(gpus, int) or gpus < 0):
-        raise ValueError(f"gpus must be a whole number of at least 0, got {gpus!r}")
+        raise ValueError(f"gpus must be an integer of at least 0, got {gpus!r}")
     return local

@@ -1,4 +1,4 @@
-"""Requests to the whole cluster: stop tasks, and find out what tasks wait for."""
+"""Requests to the whole cluster: stopping tasks, and finding tasks that cannot run."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from rhapsody_dask.task import Call, named
 log: logging.Logger = logging.getLogger(__name__)
 
 ANSWERS = 5.0
-"""Seconds to wait for the workers' answers; a worker that is cut off never answers."""
+"""Time limit in seconds for the workers' answers; a worker that is cut off never answers."""
 
 
 class Stopping:
-    """Requests to stop tasks of one backend.
+    """Requests to stop tasks of one backend, sent to all workers in batches.
 
     Args:
         client: Dask's client.
         session: The backend's session.
-        results: The results, which end the tasks that no worker has started.
+        results: The backend's results; used to end tasks that no worker has started.
     """
 
     def __init__(self, client: Any, session: str, results: Results) -> None:
@@ -34,13 +34,13 @@ class Stopping:
         self._asking: asyncio.Task[None] | None = None
 
     def stop(self, call: Call) -> None:
-        """Stop a task soon, together with others."""
+        """Schedule a task to be stopped with the next batch."""
         self._calls.append(call)
         if self._asking is None:
             self._asking = asyncio.ensure_future(self._ask())
 
     def stop_rerun(self, uid: str) -> None:
-        """Stop a repeated start of a task that has ended for the engine."""
+        """Stop Dask's rerun of a task whose end was already reported to the engine."""
         self._reruns.append(uid)
         if self._asking is None:
             self._asking = asyncio.ensure_future(self._ask())
@@ -54,13 +54,13 @@ class Stopping:
 
     async def _ask(self) -> None:
         try:
-            await asyncio.sleep(0)  # collect other cancellations of this turn
+            await asyncio.sleep(0)  # collect the other cancellations of this loop iteration
             while self._calls or self._reruns:
                 calls, self._calls = self._calls, []
                 reruns, self._reruns = self._reruns, []
                 started = await self._answers([*(call.uid for call in calls), *reruns])
                 for call in calls:
-                    # Without answers, tasks that were reported as running are assumed to run.
+                    # Without answers, tasks that were reported as running are assumed to be.
                     if started is not None:
                         call.started = call.uid in started
                     if not call.started:
@@ -69,7 +69,7 @@ class Stopping:
             self._asking = None
 
     async def _answers(self, uids: list[str]) -> set[str] | None:
-        """Return the tasks that have started, `None` if a worker does not answer."""
+        """Return the uids of the tasks that have started, `None` if a worker does not answer."""
         from rhapsody_dask.worker.site import cancel
 
         try:
@@ -81,10 +81,10 @@ class Stopping:
 
 
 FIRST = 5.0
-"""Seconds until the first check of what tasks wait for."""
+"""Seconds until the first check for tasks that no worker can run."""
 
 AGAIN = 60.0
-"""Seconds between two log messages."""
+"""Seconds between two warnings."""
 
 
 class Waits:
@@ -138,16 +138,16 @@ class Waits:
     def _text(self, workers: list[str], calls: list[Call]) -> str | None:
         if not workers and self._calls:
             return (
-                f"{len(self._calls)} tasks wait for a worker: the Dask scheduler at "
-                f"{self._address} has none"
+                f"tasks waiting: {len(self._calls)}; the Dask scheduler at {self._address} has no "
+                "workers"
             )
         if not calls:
             return None
         demand = calls[0].demand
         wanted = [*map(str, demand.workers)]
         wanted += [f"{name}={amount:g}" for name, amount in demand.resources]
-        others = f", and {len(calls) - 1} more such tasks" if len(calls) > 1 else ""
+        others = f" ({len(calls) - 1} other tasks are waiting, too)" if len(calls) > 1 else ""
         return (
-            f"{named(calls[0])} waits for a worker with {', '.join(wanted)}{others}: the Dask "
+            f"{named(calls[0])}: waiting for a worker with {', '.join(wanted)}{others}; the Dask "
             f"scheduler at {self._address} has {', '.join(workers)}"
         )
