@@ -127,3 +127,32 @@ def test_missing_programs_and_tools_are_reported(
 def test_text_that_is_not_utf8_is_noted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("locale.getpreferredencoding", lambda _: "ANSI_X3.4-1968")
     assert found("ANSI")[2] == "export LANG=C.UTF-8"
+
+
+@pytest.mark.parametrize(
+    ("script", "level", "text"),
+    [
+        (
+            "echo 'debug up 3 idle'; echo 'debug up 1 down*'; echo 'gpu inact 2 mixed'",
+            "ok",
+            "debug (up): 3 idle, 1 down*; gpu (inact): 2 mixed",
+        ),
+        ("echo no controller >&2; exit 1", "note", "no controller"),
+        ("exec sleep 60", "note", "did not answer within 1 s"),
+    ],
+)
+def test_the_partitions_of_slurm_are_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, level: str, text: str
+) -> None:
+    (tmp_path / "sinfo").write_text(f"#!/bin/sh\n{script}\n")
+    (tmp_path / "sinfo").chmod(0o700)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setattr(diagnosis, "SLURM", 1.0)
+    ((found_level, found_text, _),) = diagnosis._partitions()
+    assert found_level == level
+    assert text in found_text
+
+
+def test_what_is_not_checked_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(diagnosis, "QUESTION", "")
+    assert "--run" in found("not checked here")[1]

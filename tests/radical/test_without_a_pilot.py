@@ -15,9 +15,11 @@ from typing import Any
 import cloudpickle  # type: ignore[import-untyped]
 import pytest
 
+from rhapsody.backends import backend_from_options
 from rhapsody.backends.discovery import BackendRegistry, discover_backends, get_backend
 from rhapsody.backends.execution.radical_pilot import RadicalExecutionBackend
 from rhapsody.errors import BackendUnavailableError
+from rhapsody.plugins import UsageError
 from rhapsody.resources import Resources
 from rhapsody_radical import descriptions, functions, links, schema
 from rhapsody_radical.client import raptor
@@ -52,11 +54,36 @@ def test_without_arguments_it_is_this_machine() -> None:
         ("local.localhost", "must be a dict"),
         ([], "must be a dict"),
         ([{"cores": 1}, 2], "must be a dict"),
+        ({"pilots": []}, "must be a dict"),
+        ({"pilots": {"cores": 1}}, "with a list of dicts as 'pilots'"),
+        ({"pilot": [{}]}, "did you mean 'pilots'"),
+        ({"partition": "debug"}, "no 'partition'; RADICAL-Pilot calls it 'queue'"),
+        ({"account": "abc"}, "calls it 'project'"),
+        ({"walltime": "1h"}, "calls it 'runtime', in minutes"),
+        ({"pilots": [{"time": 60}]}, "calls it 'runtime', in minutes"),
+        ({"qos": "debug"}, "set the variable SBATCH_QOS"),
     ],
 )
 def test_malformed_resources_are_type_errors(resources: Any, match: str) -> None:
     with pytest.raises(TypeError, match=match):
         RadicalExecutionBackend(resources)
+
+
+def test_several_pilots_share_the_parameters_next_to_them() -> None:
+    pilots = [{"cores": 2}, {"cores": 4, "runtime": 5}]
+    made = RadicalExecutionBackend({"runtime": 30, "pilots": pilots})
+    options = ["runtime=30", "pilots=[{cores = 2}, {cores = 4, runtime = 5}]"]
+    for backend in (made, backend_from_options("radical_pilot", options)):
+        assert isinstance(backend, RadicalExecutionBackend)
+        settings = [pilot.settings for pilot in backend.pilots]
+        assert [(each["cores"], each["runtime"]) for each in settings] == [(2, 30), (4, 5)]
+        assert [each["resource"] for each in settings] == ["local.localhost"] * 2
+
+
+def test_an_invalid_option_does_not_suggest_to_change_a_valid_one() -> None:
+    options = ["resource=local.localhost", "account=abc"]
+    with pytest.raises(UsageError, match=r"calls it 'project'$"):
+        backend_from_options("radical_pilot", options)
 
 
 @pytest.mark.parametrize("resources", [{"resource": "localhost"}, {"runtime": 0}, {"runtime": 1.5}])

@@ -282,7 +282,32 @@ def test_a_backend_is_started_with_its_settings_and_ended(
 ) -> None:
     assert main(["doctor", "-b", "local", "-o", "cores=2"]) == 0
     text = capsys.readouterr().out
-    assert re.search(r"^ok +backend local: started in \d\.\d\d s$", text, re.MULTILINE)
+    started = r"^ok +backend local: started in \d\.\d\d s; no task was run, --run runs one$"
+    assert re.search(started, text, re.MULTILINE)
+
+
+@pytest.mark.parametrize("name", ["local", "noop"])
+def test_a_task_is_run_on_request(
+    name: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, report = doctor(capsys, "-b", name, "--run")
+    assert code == 0
+    said = [one["text"] for one in findings(report, f"backend {name}")][-2:]
+    assert re.fullmatch(r"started in \d+\.\d\d s", said[0])
+    assert re.fullmatch(r"ran a task in \d+\.\d\d s", said[1])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_task_that_fails_is_a_line_in_the_report(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("rhapsody.cli.doctor.TASK", "exit 3")
+    assert main(["doctor", "-b", "local", "--run"]) == 1
+    text = capsys.readouterr().out
+    assert re.search(r"^ok +backend local: started in", text, re.MULTILINE)
+    assert re.search(r"^broken +backend local: cannot run a task: ", text, re.MULTILINE)
 
 
 def test_a_backend_that_cannot_be_started_is_a_line_in_the_report(
@@ -302,6 +327,7 @@ def test_a_backend_that_cannot_be_started_is_a_line_in_the_report(
         (["-b", "nowhere"], "nowhere"),
         (["-b", "local", "-o", "nonsense=1"], "nonsense"),
         (["-o", "cores=1"], "name it with -b"),
+        (["--run"], "name it with -b"),
     ],
 )
 def test_what_cannot_be_started_for_a_mistake_is_bad_usage(

@@ -81,8 +81,9 @@ class RadicalExecutionBackend(ManagedBackend):
 
     Args:
         resources: The parameters of a pilot's description (`resource`, `cores`,
-            `nodes`, `runtime` in minutes, `queue`, `project`, ...), or a list of such for
-            several pilots. Default: this machine, `local.localhost`, for an hour.
+            `nodes`, `runtime` in minutes, `queue`, `project`, ...). For several pilots, the list
+            `pilots` in it has the parameters in which they differ; or a list of descriptions.
+            Default: this machine, `local.localhost`, for an hour.
         raptor_config: RAPTOR masters and their workers, instead of one pair sized to the pilot,
             with its keys: `{"masters": [{..., "workers": [{..., "worker_type": ...}]}]}`.
         functions: `"raptor"` or `"executable"`.

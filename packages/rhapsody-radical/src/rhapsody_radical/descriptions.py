@@ -31,48 +31,53 @@ BACKEND = (
 """The backend's own parameters, which are easily put among those of a pilot."""
 
 BATCH_WORDS = {
-    "partition": "'queue'",
-    "account": "'project'",
-    **dict.fromkeys(("walltime", "time"), "'runtime', in minutes"),
+    "partition": "RADICAL-Pilot calls it 'queue'",
+    "account": "RADICAL-Pilot calls it 'project'",
+    **dict.fromkeys(("walltime", "time"), "RADICAL-Pilot calls it 'runtime', in minutes"),
+    **{
+        word: f"on Slurm, set the variable SBATCH_{word.upper()}"
+        for word in ("constraint", "qos", "reservation")
+    },
 }
-"""Words of batch systems, and what RADICAL-Pilot calls them."""
+"""Words of batch systems, and how to say the same to RADICAL-Pilot."""
 
 OURS = ("uid", "executable", "arguments", "function", "args", "kwargs", "code", "command")
 """Keys for the task's identity and for its program, which the engine sets."""
 
 
 def pilot_descriptions(resources: Any) -> list[dict[str, Any]]:
-    """Return the pilots that `resources` ask for, with defaults filled in.
+    """Return the descriptions of the pilots, with defaults filled in.
 
     Args:
-        resources: Parameters of a pilot description, a list of them, or `None`.
+        resources: Parameters of a pilot description, in which `pilots` is a list of further
+            parameters of single pilots; a list of such parameters; or `None`.
 
     Raises:
         TypeError: Neither, a parameter that RADICAL-Pilot does not have, or none of plain data.
         ValueError: A value is invalid.
     """
-    given = [{}] if resources is None else resources
+    given: Any = {} if resources is None else resources
+    common: dict[str, Any] = {}
     if isinstance(given, Mapping):
-        given = [given]
-    if not isinstance(given, Sequence) or isinstance(given, str) or not given:
+        common = {key: value for key, value in given.items() if key != "pilots"}
+        given = given.get("pilots", [{}])
+    pilots = isinstance(given, list | tuple) and all(isinstance(one, Mapping) for one in given)
+    if not pilots or not given:
         raise TypeError(
             "resources must be a dict of a pilot's parameters such as {'resource': "
-            f"'{LOCAL}', 'cores': 4}}, or a list of such, got {resources!r}"
+            f"'{LOCAL}', 'cores': 4}}, with a list of dicts as 'pilots' for several pilots, or a "
+            f"list of such dicts, got {resources!r}"
         )
-    return [_pilot(each) for each in given]
+    return [_pilot({**common, **one}) for one in given]
 
 
-def _pilot(given: Any) -> dict[str, Any]:
-    if not isinstance(given, Mapping):
-        raise TypeError(f"resources: a pilot's parameters must be a dict, got {given!r}")
-    settings = dict(given)
+def _pilot(settings: dict[str, Any]) -> dict[str, Any]:
     for key in settings:
         if key in BATCH_WORDS:
-            raise TypeError(
-                f"resources: a pilot description has no {key!r}; RADICAL-Pilot calls it "
-                f"{BATCH_WORDS[key]}"
-            )
-    check_keys("resources", settings, schema.PILOT, "a pilot description", hints=BACKEND)
+            raise TypeError(f"resources: a pilot description has no {key!r}; {BATCH_WORDS[key]}")
+    check_keys(
+        "resources", settings, schema.PILOT, "a pilot description", hints=[*BACKEND, "pilots"]
+    )
     if "uid" in settings:
         raise TypeError("resources: 'uid' is given by the backend: pilot.0000, pilot.0001, ...")
     check_plain("resources", settings)

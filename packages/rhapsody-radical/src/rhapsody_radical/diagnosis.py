@@ -31,6 +31,9 @@ SLOW_SHELL = 5.0
 ASKING = 60.0
 """Seconds that RADICAL-Pilot may take to be imported, and to say what it has."""
 
+SLURM = 20.0
+"""Seconds that Slurm may take to list its partitions."""
+
 QUESTION = """
 import json, warnings
 warnings.simplefilter("ignore")
@@ -68,7 +71,14 @@ def findings() -> Iterator[Finding]:
     yield from _shell()
     yield _encoding()
     yield from _tools()
+    yield from _partitions()
     yield _resources(answer)
+    yield (
+        "note",
+        "not checked here: whether a pilot becomes active; to run a task on one: `rhapsody doctor "
+        "-b radical_pilot --run -o resource=SITE.MACHINE -o queue=PARTITION`",
+        "",
+    )
 
 
 def _ask() -> Answer:
@@ -149,6 +159,30 @@ def _tools() -> Iterator[Finding]:
         yield "note", "there is no mpirun: tasks on this machine's pilots have one rank", cure
     systems = [name for name, program in BATCH.items() if shutil.which(program)]
     yield "ok", f"batch systems here: {', '.join(systems) or 'none'}", ""
+
+
+def _partitions() -> Iterator[Finding]:
+    """Report the state of Slurm's partitions, in which pilots are queued."""
+    if shutil.which("sinfo") is None:
+        return
+    words = ["sinfo", "--noheader", "--format=%R %a %D %T"]
+    try:
+        run = subprocess.run(
+            words, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace",
+            timeout=SLURM, check=False,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        yield "note", f"Slurm did not answer within {SLURM:g} s: no pilot can be submitted", ""
+        return
+    found: dict[str, list[str]] = {}
+    for name, state, nodes, of_nodes in map(str.split, run.stdout.splitlines()):
+        found.setdefault(f"{name} ({state})", []).append(f"{nodes} {of_nodes}")
+    if found:
+        listed = "; ".join(f"{name}: {', '.join(nodes)}" for name, nodes in found.items())
+        yield "ok", f"Slurm's partitions and the states of their nodes: {listed}", ""
+    else:
+        why = run.stderr.strip().rpartition("\n")[2] or "it has none"
+        yield "note", f"Slurm does not list its partitions: {why}", ""
 
 
 def _resources(answer: Answer) -> Finding:

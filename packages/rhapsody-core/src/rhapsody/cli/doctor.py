@@ -20,7 +20,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import rhapsody_guard
 from rhapsody.backends.discovery import (
@@ -44,6 +44,9 @@ from rhapsody.plugins.manager import (
 )
 from rhapsody.plugins.specs import UsageError
 
+if TYPE_CHECKING:
+    from rhapsody.backends.base import BaseExecutionBackend
+
 HELP = "check the installation and every plugin"
 SLOW = 1.0
 """Seconds that the import of a plugin's light module may take before it is called slow."""
@@ -52,6 +55,9 @@ Level = Literal["ok", "note", "slow", "broken"]
 
 LEVELS: tuple[Level, ...] = ("ok", "note", "broken")
 """Levels that a backend's own diagnosis may use."""
+
+TASK = "true"
+"""Command of the task that `--run` runs."""
 
 COMMAND = """
 import json, sys
@@ -86,6 +92,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     text = "start this backend as well, and end it again"
     parser.add_argument("-b", "--backend", metavar="NAME", help=text)
     keys: dict[str, Any] = {"action": "append", "default": [], "metavar": "KEY=VALUE"}
+    parser.add_argument("--run", action="store_true", help="run a task on that backend, too")
     text = "a setting of that backend, as for `rhapsody run`"
     parser.add_argument("-o", "--option", **keys, help=text)
     text = "time limit for loading one plugin (default: 30)"
@@ -112,7 +119,7 @@ def run(arguments: argparse.Namespace) -> int:
         *_distributions(found),
         *_environment(found),
         *_plugins(found, arguments.timeout),
-        *_trial(arguments.backend, arguments.option),
+        *_trial(arguments.backend, arguments.option, run_task=arguments.run),
     ]
     broken = any(finding.level == "broken" for finding in findings)
     if arguments.json:
@@ -188,31 +195,59 @@ def _environment(found: Installed) -> Iterator[Finding]:
             yield Finding("note", name, text)
 
 
-def _trial(name: str | None, options: list[str]) -> list[Finding]:
-    """Start the backend that `-b` names, and shut it down."""
+def _trial(name: str | None, options: list[str], *, run_task: bool) -> list[Finding]:
+    """Start the backend that `-b` names, run a task on it if `--run` is given, and shut it down."""
     if name is None:
-        if options:
-            raise UsageError("-o is for a backend: name it with -b")
+        if options or run_task:
+            raise UsageError("-o and --run are for a backend: name it with -b")
         return []
     from rhapsody.backends.discovery import backend_from_options
 
     backend, subject = backend_from_options(name, options), f"backend {normalize_name(name)}"
+    return asyncio.run(_try_backend(backend, subject, run_task=run_task))
 
-    async def start() -> str:
+
+async def _try_backend(
+    backend: BaseExecutionBackend, subject: str, *, run_task: bool
+) -> list[Finding]:
+    from rhapsody.engine import WorkflowEngine
+
+    findings: list[Finding] = []
+    try:
         begin = time.perf_counter()
         try:
             if isinstance(backend, Awaitable):
                 await backend
             text = f"started in {time.perf_counter() - begin:.2f} s"
-            link = getattr(backend, "dashboard_link", None)
-            return f"{text}; its dashboard is at {link}" if link else text
+            if link := getattr(backend, "dashboard_link", None):
+                text += f"; its dashboard is at {link}"
+            if not run_task:
+                text += "; no task was run, --run runs one"
+            findings.append(Finding("ok", subject, text))
+            if run_task:
+                begin = time.perf_counter()
+                async with WorkflowEngine.create(backend, journal=False) as flow:
+                    if backend.capabilities.executables:
+                        await flow.executable_task(_command)()
+                    else:
+                        await flow.function_task(_nothing)()
+                text = f"ran a task in {time.perf_counter() - begin:.2f} s"
+                findings.append(Finding("ok", subject, text))
         finally:
             await backend.shutdown()
-
-    try:
-        return [Finding("ok", subject, asyncio.run(start()))]
     except Exception as error:  # a backend's own code and library
-        return [Finding("broken", subject, f"cannot be started: {type(error).__name__}: {error}")]
+        failed = "cannot run a task" if findings else "cannot be started"
+        text = f"{failed}: {type(error).__name__}: {error}"
+        findings.append(Finding("broken", subject, text))
+    return findings
+
+
+async def _command() -> str:
+    return TASK
+
+
+async def _nothing() -> None:
+    return None
 
 
 def _plugins(found: Installed, timeout: float) -> Iterable[Finding]:
