@@ -70,14 +70,14 @@ class Distribution(NamedTuple):
 # Core's tests of the code that calls cloudpickle, importlib-metadata, packaging, pluggy, rich,
 # typeguard and fsspec, and of the kit, which uses pytest and psutil.
 MINIMUMS = [
-    "tests/core/engine/test_backend_names.py",
+    "tests/core/engine/test_backend_handles.py",
     "tests/core/backends/test_discovery.py",
     "tests/core/backends/test_discovery_owners.py",
     "tests/core/backends/test_discovery_unusable.py",
     "tests/core/test_exports.py",
     "tests/core/plugins/test_entry_points.py",
     "tests/core/plugins/test_manager.py",
-    "tests/core/engine/test_hooks.py",
+    "tests/core/plugins/test_specs_decisions.py",
     "tests/core/plugins/test_installing.py",
     "tests/core/cli/test_doctor.py",
     "tests/core/cli/test_new_backend.py",

@@ -11,6 +11,12 @@ from contextlib import suppress
 from pathlib import Path
 
 import psutil
+import pytest
+
+not_under_coverage = pytest.mark.skipif(
+    "COVERAGE_PROCESS_CONFIG" in os.environ,
+    reason="coverage.py imports modules, and slows down the code that it measures",
+)
 
 
 def free_port() -> int:

@@ -317,7 +317,7 @@ async def outcome(awaitable: Awaitable[Any]) -> BaseException:
     """The error that awaiting something ends with."""
     try:
         value = await within(awaitable)
-    except (Exception, asyncio.CancelledError) as error:  # whatever it is, the test looks at it
+    except (Exception, asyncio.CancelledError, SystemExit) as error:
         return error
     raise AssertionError(f"no error, but {value!r}")
 

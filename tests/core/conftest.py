@@ -91,12 +91,12 @@ async def process_driver(process_backend: LocalExecutionBackend) -> AsyncIterato
 HERE = Path(__file__).parent
 
 LONG = {
-    "engine/test_idle",
+    "engine/test_background_idle",
     "testing/test_faults",
     "testing/test_run",
     "testing/test_pauses",
     "engine/test_scheduler_histories",
-    "engine/test_memory",
+    "engine/test_record_memory",
     "engine/test_state_properties",
 }
 """Modules that take long for what they find beyond the others: the kit on planted faults and on a

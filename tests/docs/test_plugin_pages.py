@@ -19,7 +19,7 @@ from tests.docs import hook_reference
 ROOT = Path(__file__).parents[2]
 PLUGINS = ROOT / "docs" / "plugins"
 HOOKS = hook_reference.hooks()
-EACH_HOOK = ROOT / "tests/core/plugins/test_each_hook.py"
+HOOK_TESTS = ROOT / "tests/core/plugins/test_specs.py"
 
 
 def test_the_hook_reference_is_what_the_specifications_say() -> None:
@@ -46,11 +46,11 @@ def test_a_hook_has_a_section_in_the_documentation(name: str) -> None:
 def test_a_hook_has_a_test_that_calls_it_in_an_installed_plugin(name: str) -> None:
     tests = [
         node.name
-        for node in ast.parse(EACH_HOOK.read_text()).body
+        for node in ast.parse(HOOK_TESTS.read_text()).body
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
     ]
     assert [test for test in tests if test.startswith(f"test_{name}_")], (
-        f"write test_{name}_... in {EACH_HOOK.relative_to(ROOT)}"
+        f"write test_{name}_... in {HOOK_TESTS.relative_to(ROOT)}"
     )
 
 

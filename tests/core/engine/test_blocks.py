@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+import rhapsody
 from rhapsody import DependencyFailureError, WorkflowEngine, literal, wait
 from rhapsody.engine.background import Background
 from tests._support.engine_fixtures import Machine, engine, local_processes, local_threads
@@ -567,3 +568,19 @@ async def test_a_block_that_returns_its_own_future_is_an_error() -> None:
         futures.append(itself())
         with pytest.raises(RuntimeError, match="would wait for itself"):
             await within(futures[0])
+
+
+async def test_sync_blocks_nested_deeper_than_any_pool_do_not_deadlock() -> None:
+    async with WorkflowEngine.create() as flow:
+
+        @flow.function_task
+        def leaf() -> int:
+            return 1
+
+        @flow.block
+        def nested(depth: int) -> int:
+            if depth == 0:
+                return rhapsody.wait(leaf())
+            return sum(rhapsody.wait(part) for part in [nested(depth - 1), nested(depth - 1)])
+
+        assert await within(nested(5)) == 32

@@ -8,7 +8,12 @@ from typing import Any
 
 import pytest
 
-from rhapsody import WorkflowEngine, literal, wait
+from rhapsody import (
+    LocalExecutionBackend,
+    WorkflowEngine,
+    literal,
+    wait,
+)
 from rhapsody.engine.record import BlockRecord
 from tests._support.engine_fixtures import engine
 from tests._support.scripted import Scripted, outcome, turns, until, within
@@ -456,3 +461,61 @@ async def test_a_sync_block_in_wait_is_stopped_at_shutdown(
     assert flow.summary is not None
     assert flow.summary.still_running == ()
     assert "could not be stopped" not in caplog.text
+
+
+async def test_cancelling_execute_block_cancels_the_block_and_its_future() -> None:
+    async with WorkflowEngine.create() as flow:
+        begun = asyncio.Event()
+
+        async def long() -> None:
+            begun.set()
+            await asyncio.Event().wait()
+
+        future: asyncio.Future[Any] = flow.loop.create_future()
+        running = asyncio.ensure_future(flow.execute_block(future, long))
+        await asyncio.wait_for(begun.wait(), 20)
+        running.cancel()
+        assert isinstance(await outcome(future), asyncio.CancelledError)
+        await until(lambda: not flow.components)
+
+
+async def test_a_synchronous_block_that_goes_on_is_in_the_summary() -> None:
+    gate, begun = asyncio.Event(), asyncio.Event()
+    loop = asyncio.get_running_loop()
+    flow = await WorkflowEngine.create()
+
+    @flow.block
+    def waits() -> None:
+        loop.call_soon_threadsafe(begun.set)
+        asyncio.run_coroutine_threadsafe(gate.wait(), loop).result(30)
+
+    block = waits()
+    await asyncio.wait_for(begun.wait(), 20)
+    await flow.shutdown()
+    gate.set()
+    assert flow.summary is not None
+    assert [uid.rpartition(".block.")[2] for uid in flow.summary.still_running] == ["000001"]
+    assert block.cancelled()
+
+
+@pytest.mark.asyncio
+async def test_a_cycle_of_blocks_through_a_task_is_an_error() -> None:
+    async with WorkflowEngine.create(LocalExecutionBackend()) as flow:
+        futures: dict[str, Any] = {}
+
+        @flow.function_task
+        def same(x: Any) -> Any:
+            return x
+
+        @flow.block
+        async def first() -> Any:
+            return await futures["second"]
+
+        @flow.block
+        async def second() -> Any:
+            return await same(futures["first"])
+
+        futures["first"], futures["second"] = first(), second()
+        async with asyncio.timeout(30):
+            with pytest.raises(RuntimeError, match="would wait for itself"):
+                await futures["first"]

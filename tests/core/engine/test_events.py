@@ -414,3 +414,22 @@ async def test_an_unused_hook_costs_nothing_per_task(
         assert clock.asked == before  # no event was even made
     assert silent.finished == 1
     assert calls == ["rhapsody_workflow_finished"]
+
+
+async def test_one_raising_observer_does_not_silence_the_next() -> None:
+    class Raising:
+        @hookimpl
+        def rhapsody_task_events(self, events: Any) -> None:
+            raise OSError("broken plugin")
+
+    before, after = EventRecorder(), EventRecorder()
+    async with WorkflowEngine.create(Inline(), observers=[before, Raising(), after]) as flow:
+
+        @flow.function_task
+        def part() -> int:
+            return 1
+
+        for _ in range(3):
+            await within(part())
+    assert before.events
+    assert before.events == after.events

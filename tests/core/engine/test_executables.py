@@ -10,12 +10,13 @@ import pickle
 import shlex
 import sys
 import time
+import traceback
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from rhapsody import NoopExecutionBackend, TaskFailedError, WorkflowEngine
+from rhapsody import LocalExecutionBackend, NoopExecutionBackend, TaskFailedError, WorkflowEngine
 from tests._support.engine_fixtures import engine, on_machines
 from tests._support.scripted import Scripted, outcome, within
 
@@ -337,3 +338,54 @@ async def test_the_output_of_a_running_program_can_be_followed(tmp_path: Path) -
         assert await within(future) == "started\nover\n"
         assert future.stdout_path == str(path)
         assert [future.host, future.started_at] == [None, None]
+
+
+async def test_no_quoting_is_lost_between_a_command_and_the_shell() -> None:
+    words = [
+        "two words",
+        'a "quoted" one',
+        "it's",
+        "$HOME",
+        "*",
+        "back\\slash",
+        "",
+        "new\nline",
+        "ü",
+    ]
+    async with WorkflowEngine.create() as flow:
+
+        @flow.executable_task
+        async def shell() -> str:
+            return 'printf \'<%s>\' "two  words" \'a "b"\' "it\'s" \'$HOME\' a\\ b; echo "$((1+1))"'
+
+        @flow.executable_task
+        async def listed() -> list[str]:
+            return [sys.executable, "-c", "import sys; print(repr(sys.argv[1:]))", *words]
+
+        assert await within(shell()) == '<two  words><a "b"><it\'s><$HOME><a b>2\n'
+        assert await within(listed()) == f"{words!r}\n"
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize(
+    ("command", "kind"),
+    [
+        (["/nonexistent/tool"], FileNotFoundError),
+        (["/tmp"], PermissionError),
+        ("echo a\0b", ValueError),
+    ],
+)
+async def test_a_command_that_cannot_start_names_its_task(
+    command: str | list[str], kind: type[Exception]
+) -> None:
+    async with WorkflowEngine.create(LocalExecutionBackend()) as flow:
+
+        @flow.executable_task
+        def align() -> str | list[str]:
+            return command
+
+        async with asyncio.timeout(30):
+            with pytest.raises(kind) as raised:
+                await align()
+    text = "".join(traceback.format_exception_only(raised.value))
+    assert "'align'" in text

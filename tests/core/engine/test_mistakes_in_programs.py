@@ -9,7 +9,6 @@ import sys
 import textwrap
 import traceback
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -35,32 +34,9 @@ def odd_group() -> None:
 
 
 @pytest.mark.asyncio
-async def test_a_cycle_of_blocks_through_a_task_is_an_error() -> None:
-    async with WorkflowEngine.create(LocalExecutionBackend()) as flow:
-        futures: dict[str, Any] = {}
-
-        @flow.function_task
-        def same(x: Any) -> Any:
-            return x
-
-        @flow.block
-        async def first() -> Any:
-            return await futures["second"]
-
-        @flow.block
-        async def second() -> Any:
-            return await same(futures["first"])
-
-        futures["first"], futures["second"] = first(), second()
-        async with asyncio.timeout(LIMIT):
-            with pytest.raises(RuntimeError, match="would wait for itself"):
-                await futures["first"]
-
-
-@pytest.mark.asyncio
 async def test_exceptions_of_processes_keep_their_type_however_odd() -> None:
     async with WorkflowEngine.create(LocalExecutionBackend("process")) as flow:
-        async with asyncio.timeout(LIMIT):
+        async with asyncio.timeout(30):
             failed = flow.function_task(odd_text)()
             await asyncio.wait([failed])
             assert type(failed.exception()).__name__ == "NoText"
@@ -75,31 +51,6 @@ def test_the_names_of_captured_output_are_no_output_files(name: str) -> None:
     """C8."""
     with pytest.raises(DataError, match=re.escape(name)):
         OutputFile(name)
-
-
-@pytest.mark.asyncio
-@pytest.mark.parametrize(
-    ("command", "kind"),
-    [
-        (["/nonexistent/tool"], FileNotFoundError),
-        (["/tmp"], PermissionError),
-        ("echo a\0b", ValueError),
-    ],
-)
-async def test_a_command_that_cannot_start_names_its_task(
-    command: str | list[str], kind: type[Exception]
-) -> None:
-    async with WorkflowEngine.create(LocalExecutionBackend()) as flow:
-
-        @flow.executable_task
-        def align() -> str | list[str]:
-            return command
-
-        async with asyncio.timeout(LIMIT):
-            with pytest.raises(kind) as raised:
-                await align()
-    text = "".join(traceback.format_exception_only(raised.value))
-    assert "'align'" in text
 
 
 @pytest.mark.asyncio
@@ -157,31 +108,3 @@ def test_an_engine_of_a_closed_loop_reports_it() -> None:
     assert "another event loop" in first
     assert "another event loop" in second
     assert end.stderr == ""
-
-
-def test_a_signal_that_is_ignored_stays_ignored() -> None:
-    """`nohup program &` goes on when its terminal is closed."""
-    program = """
-        import asyncio, os, signal
-        from rhapsody import WorkflowEngine
-
-        for number in (signal.SIGHUP, signal.SIGINT):
-            signal.signal(number, signal.SIG_IGN)
-
-        async def main():
-            async with WorkflowEngine.create() as flow:
-                os.kill(os.getpid(), signal.SIGHUP)
-                os.kill(os.getpid(), signal.SIGINT)
-                print(await flow.function_task(pow)(2, 3))
-            print(signal.getsignal(signal.SIGHUP) is signal.SIG_IGN)
-
-        asyncio.run(main())
-    """
-    end = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(program)],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert (end.returncode, end.stdout, end.stderr) == (0, "8\nTrue\n", "")

@@ -51,7 +51,7 @@ async def test_a_future_raises_the_functions_own_exception_with_its_traceback() 
 
 @pytest.mark.parametrize("awaited", [0, 3])
 async def test_failures_that_are_not_awaited_are_one_summary_line(
-    awaited: int, caplog: pytest.LogCaptureFixture
+    awaited: int, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
 ) -> None:
     caplog.set_level(logging.DEBUG)
     async with WorkflowEngine.create(Inline()) as flow:
@@ -68,6 +68,7 @@ async def test_failures_that_are_not_awaited_are_one_summary_line(
     records = [record for record in caplog.records if record.levelno >= logging.WARNING]
     assert len(records) == 1
     assert str(1000 - awaited) in records[0].getMessage()
+    assert "never retrieved" not in caplog.text + capfd.readouterr().err
 
 
 async def test_failures_that_were_all_seen_are_not_reported(

@@ -9,15 +9,25 @@ import os
 import socket
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from rhapsody import CapabilityError, TaskFailedError, TaskTimeoutError
+from rhapsody import CapabilityError, TaskFailedError, TaskTimeoutError, WorkflowEngine
 from tests._support.engine_fixtures import engine, local_threads
 from tests._support.machine import alive, connect, free_port
-from tests._support.scripted import RUNS_ALL, ManualClock, Scripted, Stubborn, outcome, turns, until
+from tests._support.scripted import (
+    RUNS_ALL,
+    ManualClock,
+    Scripted,
+    Stubborn,
+    outcome,
+    turns,
+    until,
+    within,
+)
 
 pytestmark = pytest.mark.asyncio
 
@@ -465,3 +475,29 @@ async def test_an_error_of_any_form_about_readiness_fails_the_service_alone() ->
         assert isinstance(await outcome(service), OddError)
         backend.ready(await backend.given("other"), "address")
         assert await other == "address"
+
+
+async def test_a_service_made_ready_by_a_daemon_thread_wakes_an_idle_loop() -> None:
+    async with WorkflowEngine.create(backend := Scripted()) as flow:
+
+        @flow.executable_task(service=True)
+        async def server() -> str:
+            return "serve"
+
+        future = server()
+        task = await backend.next()
+        go = threading.Event()
+
+        def ready(service: Any, *_: Any) -> None:
+            def later() -> None:
+                go.wait(20)
+                time.sleep(0.2)  # the loop has fallen asleep by now
+                service.set_result("address")
+
+            threading.Thread(target=later, daemon=True).start()
+
+        backend.report(task, "RUNNING", ready)
+        began = time.monotonic()
+        go.set()
+        assert await within(future) == "address"  # nothing else wakes the loop before 20 s
+        assert time.monotonic() - began < 10

@@ -219,6 +219,49 @@ def test_ctrl_c_is_not_swallowed_by_a_program_that_tries_again_for_ever(start: S
     assert "KeyboardInterrupt" in err
 
 
+def test_ctrl_c_is_not_swallowed_by_a_coroutine_that_ignores_its_cancellation(start: Start) -> None:
+    program = start("""
+        async def main():
+            async with WorkflowEngine.create() as flow:
+                @flow.function_task
+                async def forever():
+                    say("ready")
+                    while True:
+                        try:
+                            await asyncio.sleep(1000)
+                        except asyncio.CancelledError:
+                            pass
+                while True:
+                    try:
+                        await forever()
+                    except Exception:
+                        pass
+        asyncio.run(main())
+    """)
+    program.until("ready")
+    program.send(signal.SIGINT)
+    code, _, _ = program.end()
+    assert code == -signal.SIGINT
+
+
+def test_a_signal_that_is_ignored_stays_ignored(start: Start) -> None:
+    """`nohup program &` continues when its terminal is closed."""
+    program = start("""
+        for number in (signal.SIGHUP, signal.SIGINT):
+            signal.signal(number, signal.SIG_IGN)
+
+        async def main():
+            async with WorkflowEngine.create() as flow:
+                os.kill(os.getpid(), signal.SIGHUP)
+                os.kill(os.getpid(), signal.SIGINT)
+                say(await flow.function_task(pow)(2, 3))
+            say(signal.getsignal(signal.SIGHUP) is signal.SIG_IGN)
+
+        asyncio.run(main())
+    """)
+    assert program.end() == (0, ["8", "True"], "")
+
+
 @pytest.mark.parametrize("number", GRACEFUL)
 def test_a_second_signal_ends_at_once(start: Start, number: signal.Signals) -> None:
     program = start("""

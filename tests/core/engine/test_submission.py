@@ -6,13 +6,17 @@ import asyncio
 import functools
 import inspect
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from rhapsody import TasksMainStates, WorkflowEngine
+from rhapsody import (
+    TasksMainStates,
+    WorkflowEngine,
+)
 from tests._support.engine_fixtures import engine
-from tests._support.scripted import Scripted, Stubborn, outcome, turns, until
+from tests._support.scripted import Scripted, Stubborn, outcome, turns, until, within
 
 pytestmark = pytest.mark.asyncio
 
@@ -231,19 +235,6 @@ async def test_uids_are_counted_for_each_engine() -> None:
         ]
         assert [future.id for future in futures][:3] == ["000001", "000002", "000003"]
         assert other.function_task(one)(1).uid == "task.000001"
-
-
-async def test_two_engines_on_one_backend_do_not_mix_their_tasks() -> None:
-    backend = await Scripted()
-    async with engine(backend) as left, engine(backend) as right:
-        mine: Any = left.function_task(one)(1)
-        yours: Any = right.function_task(one)(2)
-        await until(lambda: len(backend.tasks) == 2)
-        assert len({task["uid"] for task in backend.tasks}) == 2
-        for task in backend.tasks:
-            backend.done(task, task["args"][0] * 10)
-        assert (await mine, await yours) == (10, 20)
-        assert (mine.uid, yours.uid) == ("task.000001", "task.000001")
 
 
 async def test_a_future_knows_its_name_backend_and_attempt() -> None:
@@ -474,3 +465,38 @@ async def test_a_decorated_method_is_called_with_its_object() -> None:
         assert list(inspect.signature(model.fit).parameters) == ["x"]
         assert len(flow.map(model.fit, range(3))) == 3
         Model.fit(model, 5)
+
+
+async def test_two_engines_on_one_backend_do_not_mix_their_uids() -> None:
+    async with (
+        Scripted() as backend,
+        WorkflowEngine.create(backend) as one,
+        WorkflowEngine.create(backend) as two,
+    ):
+        futures = []
+        for flow, label in ((one, "one"), (two, "two")):
+
+            @flow.function_task
+            def part(label: str, number: int) -> Any: ...
+
+            futures += [part(label, number) for number in range(20)]
+        tasks = [await backend.next() for _ in futures]
+        assert len({task["uid"] for task in tasks}) == 40
+        for task in reversed(tasks):
+            backend.done(task, "{} {}".format(*task["args"]))
+        expected = [f"{label} {number}" for label in ("one", "two") for number in range(20)]
+        assert await within(asyncio.gather(*futures)) == expected
+        assert (futures[0].uid, futures[20].uid) == ("task.000001", "task.000001")
+        assert (one.stats.unknown, two.stats.unknown) == (0, 0)
+        await one.shutdown(skip_execution_backend=True)
+
+
+async def test_a_call_has_all_keys_of_a_description_from_the_beginning(tmp_path: Path) -> None:
+    async with WorkflowEngine.create(work_dir=tmp_path) as flow:
+        gate: asyncio.Future[str] = flow.loop.create_future()
+        future = flow.executable_task(lambda text: f"echo {text}")(gate)
+        assert future.task is not None
+        assert future.task["executable"] is None
+        assert future.task["metadata"]["dependencies"] == []
+        gate.set_result("x")
+        assert await future == "x\n"

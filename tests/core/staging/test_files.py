@@ -26,7 +26,7 @@ from rhapsody import (
     current_task,
 )
 from tests._support.engine_fixtures import Machine, engine, on_machines
-from tests._support.scripted import outcome
+from tests._support.scripted import outcome, within
 
 pytestmark = pytest.mark.asyncio
 
@@ -647,3 +647,22 @@ async def test_a_url_is_fetched_when_the_task_runs_and_not_into_the_current_dire
             assert "nothing.txt" in str(error)
     finally:
         memory.rm("/place", recursive=True)
+
+
+async def test_an_input_files_directory_is_not_lost(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        (tmp_path / "deep" / name).mkdir(parents=True)
+        (tmp_path / "deep" / name / "data.txt").write_text(name)
+    async with WorkflowEngine.create() as flow:
+
+        @flow.function_task
+        def read(file: InputFile) -> str:
+            return Path(os.fspath(file)).read_text()
+
+        @flow.executable_task
+        async def show(file: InputFile) -> str:
+            return f"cat {file.filename}"
+
+        files = [InputFile(str(tmp_path / "deep" / name / "data.txt")) for name in ("one", "two")]
+        results = await within(asyncio.gather(*flow.map(read, files), *flow.map(show, files)))
+        assert results == ["one", "two", "one", "two"]

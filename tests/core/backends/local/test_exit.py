@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests._support.machine import alive
+from tests._support.machine import alive, not_under_coverage
 
 pytestmark = pytest.mark.timeout(90)
 
@@ -413,6 +413,7 @@ def test_the_programs_own_start_method_is_left_alone(run: Run) -> None:
     assert (end.returncode, end.stdout, end.stderr) == (0, "mine\n", "")
 
 
+@not_under_coverage
 def test_threads_import_neither_multiprocessing_nor_cloudpickle(run: Run) -> None:
     end = run(
         """

@@ -1,13 +1,18 @@
-"""Cancellation: at once for all who wait, while the work is asked to stop."""
+"""Cancellation, by `cancel()` and by functions of asyncio, and the work that it stops."""
 
 from __future__ import annotations
 
 import asyncio
+import threading
+import time
 from typing import Any
 
 import pytest
 
-from rhapsody import TasksMainStates, WorkflowEngine
+from rhapsody import (
+    TasksMainStates,
+    WorkflowEngine,
+)
 from tests._support.scripted import (
     UNSTOPPABLE,
     Inline,
@@ -419,3 +424,157 @@ async def test_after_many_cancellations_the_engine_works_as_before() -> None:
         await within(asyncio.gather(*[future.ended() for future in futures]))
         assert flow.stats.cancelled == 100
         assert not flow.components
+
+
+async def test_wait_for_returns_after_its_timeout_while_the_work_continues() -> None:
+    async with WorkflowEngine.create(backend := Stubborn()) as flow:
+
+        @flow.function_task
+        def part() -> Any: ...
+
+        future = part()
+        backend.runs(task := await backend.next())
+        began = time.monotonic()
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(future, 0.05)
+        assert time.monotonic() - began < 5
+        assert future.cancelled()
+        backend.done(task, 1)
+        await within(future.ended())
+
+
+async def test_asyncio_timeout_returns_in_time_while_the_work_continues() -> None:
+    async with WorkflowEngine.create(backend := Stubborn()) as flow:
+
+        @flow.function_task
+        def part(x: Any = None) -> Any: ...
+
+        future = part()
+        dependent = part(future)
+        backend.runs(task := await backend.next())
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.05):
+                await future
+        assert future.cancelled()
+        assert dependent.cancelled()
+        backend.done(task, 1)
+        await within(future.ended())
+
+
+async def test_shield_protects_a_task_as_it_does_any_future() -> None:
+    async with WorkflowEngine.create(backend := Scripted()) as flow:
+
+        @flow.function_task
+        def part() -> Any: ...
+
+        future = part()
+        task = await backend.next()
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(asyncio.shield(future), 0.01)
+        backend.done(task, 7)
+        assert await within(future) == 7
+
+
+async def test_a_failure_in_a_task_group_cancels_the_tasks_its_members_wait_for() -> None:
+    async with WorkflowEngine.create(backend := Scripted()) as flow:
+
+        @flow.function_task
+        def part() -> Any: ...
+
+        async def wait_for_it(future: asyncio.Future[int]) -> int:
+            return await future
+
+        bad, other = part(), part()
+
+        async def in_a_group() -> None:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(wait_for_it(bad))
+                group.create_task(wait_for_it(other))
+                backend.failed(await backend.next(), LookupError("gone"))
+
+        with pytest.raises(ExceptionGroup) as caught:
+            await within(in_a_group())
+        assert caught.group_contains(LookupError)
+        assert other.cancelled()
+        await within(other.ended())
+        assert backend.stops == [backend.tasks[1]["uid"]]
+
+
+async def test_cancelling_a_gather_cancels_what_it_gathers() -> None:
+    async with WorkflowEngine.create(Scripted()) as flow:
+
+        @flow.function_task
+        def part() -> Any: ...
+
+        futures = [part() for _ in range(3)]
+        together = asyncio.gather(*futures)
+        await turns()
+        together.cancel()
+        assert await cancelled(together)
+        assert all(future.cancelled() for future in futures)
+
+
+async def test_cancelling_who_waits_cancels_the_task_and_runs_their_clean_up() -> None:
+    async with WorkflowEngine.create(backend := Stubborn()) as flow:
+
+        @flow.function_task
+        def part() -> Any: ...
+
+        cleaned = []
+
+        async def user() -> None:
+            try:
+                await part()
+            finally:
+                cleaned.append(True)
+
+        who = asyncio.create_task(user())
+        backend.runs(task := await backend.next())
+        who.cancel()
+        assert await cancelled(who)
+        assert cleaned == [True]
+        await turns()
+        assert backend.stops == [task["uid"]]
+        backend.stopped(task)
+
+
+async def test_a_dependent_of_a_cancelled_task_is_cancelled_at_once() -> None:
+    async with WorkflowEngine.create(backend := Scripted()) as flow:
+        backend.stopping = None
+
+        @flow.function_task
+        def part(x: Any = None) -> Any: ...
+
+        first = part()
+        dependents = [part(first) for _ in range(3)]
+        backend.runs(task := await backend.next())
+        first.cancel()
+        await asyncio.sleep(0)
+        assert all(future.cancelled() for future in dependents)
+        backend.stopped(task)
+
+
+@pytest.mark.parametrize("way", ["wait_for", "timeout"])
+async def test_a_time_limit_around_a_running_thread_task_is_kept(way: str) -> None:
+    started, leave = threading.Event(), threading.Event()
+    async with WorkflowEngine.create() as flow:
+
+        @flow.function_task
+        def long() -> str:
+            started.set()
+            leave.wait(20)
+            return "the result"
+
+        future = long()
+        await within(asyncio.to_thread(started.wait, 20))
+        began = time.monotonic()
+        try:
+            with pytest.raises(TimeoutError):
+                await (asyncio.wait_for(future, 0.1) if way == "wait_for" else within(future, 0.1))
+            assert time.monotonic() - began < 5
+            assert future.cancelled()
+            assert not leave.is_set()
+        finally:
+            leave.set()
+        await within(future.ended())
+        assert future.cancelled()

@@ -10,12 +10,17 @@ import enum
 import time
 import typing
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
-from rhapsody import DependencyFailureError, literal
+from rhapsody import (
+    DependencyFailureError,
+    WorkflowEngine,
+    literal,
+)
 from tests._support.engine_fixtures import Machine, engine, tools
+from tests._support.machine import not_under_coverage
 from tests._support.scripted import Scripted, outcome, until
 
 pytestmark = pytest.mark.asyncio
@@ -366,6 +371,7 @@ async def test_a_call_that_was_refused_leaves_nothing_behind() -> None:
         assert flow.stats.tasks == 0
 
 
+@not_under_coverage
 async def test_big_plain_data_costs_less_than_copying_it() -> None:
     data = {"rows": [[float(i), str(i)] for i in range(100_000)]}
     async with engine(Scripted()) as flow:
@@ -386,3 +392,41 @@ async def test_big_plain_data_costs_less_than_copying_it() -> None:
         assert seconds(lambda: job(numbers)) < 20 * seconds(lambda: list(map(type, numbers)))
         text, array = "x" * 10**7, bytearray(10**7)
         assert seconds(lambda: job([text, array])) < seconds(lambda: bytes(array))
+
+
+class OwnPoint(NamedTuple("OwnPoint", [("x", Any), ("y", Any)])):
+    """A named tuple that is made in its own way."""
+
+    def __new__(cls, x: Any) -> OwnPoint:
+        return super().__new__(cls, x, "y")
+
+
+async def test_dataclasses_and_named_tuples_arrive_as_they_were() -> None:
+    made = []
+
+    @dataclasses.dataclass
+    class Data:
+        value: Any
+        start: dataclasses.InitVar[int]
+        hidden: int = dataclasses.field(init=False, default=1)
+
+        def __post_init__(self, start: int) -> None:
+            made.append(self)
+
+    async with WorkflowEngine.create() as flow:
+
+        @flow.function_task
+        def one() -> int:
+            return 1
+
+        @flow.function_task
+        def look(x: Any) -> Any:
+            return x
+
+        data = Data(one(), 5)
+        data.hidden = 7
+        data.more = "more"  # type: ignore[attr-defined]
+        seen = await look(data)
+        assert (seen.value, seen.hidden, seen.more, len(made)) == (1, 7, "more", 1)
+        assert asyncio.isfuture(data.value)
+        assert tuple(await look(OwnPoint(one()))) == (1, "y")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import logging
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,13 +14,17 @@ import pytest
 
 from rhapsody import (
     CapabilityError,
+    DependencyFailureError,
     InputFile,
+    PluginError,
+    Resources,
+    TaskTimeoutError,
     WorkflowEngine,
     hookimpl,
 )
 from rhapsody.plugins.specs import Record, Recorded
 from rhapsody.task import TaskDescription
-from tests._support.scripted import RUNS_ALL, Inline, Scripted, until, within
+from tests._support.scripted import RUNS_ALL, Inline, ManualClock, Scripted, outcome, until, within
 
 pytestmark = pytest.mark.asyncio
 
@@ -391,3 +395,193 @@ async def test_a_result_that_is_found_needs_no_backend_that_could_run_it() -> No
         await within(asyncio.wait([future]))
         await until(lambda: not flow.components)
         assert isinstance(future.exception(), CapabilityError)
+
+
+# Preparing.
+
+
+async def test_preparing_sees_the_values_and_may_change_the_description() -> None:
+    plugin = Observer()
+    seen: list[Any] = []
+
+    def prepare(task: TaskDescription) -> None:
+        seen.append((task["args"], dict(task["kwargs"])))
+        task["args"] = (100,)
+        task["kwargs"] = {"y": 20}
+        task["environment"] = {"MODE": "fast"}
+        task["task_backend_specific_kwargs"]["queue"] = "short"
+
+    async with WorkflowEngine.create(backend := Scripted(), observers=[plugin]) as flow:
+
+        @flow.function_task
+        def part(x: int = 0, y: int = 0) -> Any: ...
+
+        first = part()
+        backend.done(await backend.next(), 7)
+        await within(first)
+        plugin.prepare = prepare
+        second = part(first, y=2)
+        task = await backend.next()
+        assert seen == [((7,), {"y": 2})]
+        assert (task["args"], task["kwargs"]) == ((100,), {"y": 20})
+        assert task["environment"] == {"MODE": "fast"}
+        assert task["task_backend_specific_kwargs"] == {"queue": "short"}
+        backend.done(task, 1)
+        assert await within(second) == 1
+        plugin.prepare = lambda task: None
+        part()
+        assert (await backend.next())["task_backend_specific_kwargs"] == {}
+        await flow.shutdown()
+
+
+async def test_preparing_may_change_an_executables_command() -> None:
+    plugin = Observer()
+
+    def prepare(task: TaskDescription) -> None:
+        task["executable"] = f"nice {task['executable']}"
+
+    plugin.prepare = prepare
+    async with WorkflowEngine.create(backend := Scripted(), observers=[plugin]) as flow:
+
+        @flow.executable_task
+        async def tool() -> str:
+            return "tool --fast"
+
+        tool()
+        assert (await backend.next())["executable"] == "nice tool --fast"
+        await flow.shutdown()
+
+
+async def test_preparing_is_called_once_for_each_attempt() -> None:
+    plugin = Observer()
+    attempts = []
+    plugin.prepare = lambda task: attempts.append((task["uid"], task["attempt"]))
+    async with WorkflowEngine.create(backend := Scripted(), observers=[plugin]) as flow:
+
+        @flow.function_task(retries=1)
+        def part() -> Any: ...
+
+        future = part()
+        backend.failed(await backend.next(), OSError())
+        backend.done(await backend.next(), 1)
+        await within(future)
+        uid = f"{flow.uid}.task.000001"
+        assert attempts == [(f"{uid}.1", 1), (f"{uid}.2", 2)]
+
+
+async def test_preparing_may_set_a_time_out_and_resources() -> None:
+    plugin, clock = Observer(), ManualClock()
+    backend = Scripted(capabilities=dataclasses.replace(RUNS_ALL, resources=frozenset()))
+
+    def prepare(task: TaskDescription) -> None:
+        given: dict[str, Any] = task["task_backend_specific_kwargs"]
+        task.update(given)  # type: ignore[typeddict-item]
+
+    plugin.prepare = prepare
+    async with WorkflowEngine.create(backend, observers=[plugin], clock=clock) as flow:
+
+        def call(**settings: Any) -> Any:
+            def part() -> Any: ...
+
+            return flow.function_task(task_description=settings)(part)()
+
+        limited = call(timeout=10)
+        backend.runs(await backend.next())
+        await clock.advance(10.1)
+        with pytest.raises(TaskTimeoutError):
+            await within(limited)
+        with pytest.raises(CapabilityError, match="cores=4"):
+            await within(call(resources=Resources(cores=4)))
+        with pytest.raises(PluginError, match=r"invalid timeout.*'soon'"):
+            await within(call(timeout="soon"))
+        with pytest.raises(PluginError, match=r"no rhapsody\.Resources"):
+            await within(call(resources={"cores": 4}))
+
+
+async def test_preparing_that_raises_fails_its_task_alone() -> None:
+    plugin = Observer()
+
+    def prepare(task: TaskDescription) -> None:
+        if task["args"] == ("bad",):
+            raise LookupError("no allocation for this one")
+
+    plugin.prepare = prepare
+    async with WorkflowEngine.create(backend := Inline(), observers=[plugin]) as flow:
+
+        @flow.function_task
+        def part(x: Any) -> Any:
+            return x
+
+        good, bad, other = part("good"), part("bad"), part("other")
+        dependent = part(bad)
+        assert await within(asyncio.gather(*[good, other])) == ["good", "other"]
+        with pytest.raises(PluginError, match=r"Observer.*no allocation") as caught:
+            await within(bad)
+        assert isinstance(caught.value.__cause__, LookupError)
+        with pytest.raises(DependencyFailureError):
+            await within(dependent)
+        assert len(backend.ran) == 2
+
+
+# Recording.
+
+
+class Recording:
+    """Hands back something to wait for."""
+
+    def __init__(self, make: Callable[[], Awaitable[None]]) -> None:
+        self.make = make
+
+    @hookimpl
+    def rhapsody_record_results(
+        self, engine: WorkflowEngine, records: Sequence[Record]
+    ) -> Awaitable[None]:
+        return self.make()
+
+
+async def test_a_recording_that_is_cancelled_holds_no_result_back() -> None:
+    async def cancelled() -> None:
+        raise asyncio.CancelledError
+
+    async with WorkflowEngine.create(observers=[Recording(cancelled)]) as flow:
+        assert await asyncio.wait_for(flow.function_task(int)(), 20) == 0
+
+
+async def test_a_recording_that_never_ends_does_not_hold_up_the_shutdown(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("rhapsody.engine.runtime.GRACE", 0.1)
+
+    asked = asyncio.Event()
+
+    def never() -> asyncio.Future[None]:
+        asked.set()
+        return asyncio.get_running_loop().create_future()
+
+    flow = await WorkflowEngine.create(observers=[Recording(never)])
+    future = flow.function_task(int)()
+    async with asyncio.timeout(20):
+        await asked.wait()
+        await flow.shutdown()
+    assert future.done()
+
+
+@pytest.mark.parametrize("change", [{"uid": "other"}, {"executable": None}])
+async def test_a_plugin_that_breaks_a_description_fails_that_task_alone(
+    change: dict[str, Any],
+) -> None:
+    class Breaking:
+        @hookimpl
+        def rhapsody_prepare_task(self, engine: WorkflowEngine, task: dict[str, Any]) -> None:
+            if task["name"] == "bad":
+                for key, value in change.items():
+                    task.pop(key)
+                    if value:
+                        task[key] = value
+
+    async with WorkflowEngine.create(observers=[Breaking()]) as flow:
+        bad, good = flow.function_task(name="bad")(int)(), flow.function_task(int)()
+        error = await outcome(bad)
+        assert isinstance(error, PluginError)
+        assert "Breaking" in str(error)
+        assert await good == 0

@@ -1,14 +1,20 @@
-"""Tests of the effect of a failure on dependents and on other tasks."""
+"""Effects of a failure on dependents and on other tasks."""
 
 from __future__ import annotations
 
 import asyncio
+import gc
+import sys
 import traceback
 from typing import Any
 
 import pytest
 
-from rhapsody import DependencyFailureError, TasksMainStates, WorkflowEngine
+from rhapsody import (
+    DependencyFailureError,
+    TasksMainStates,
+    WorkflowEngine,
+)
 from tests._support.failures import OwnError, broken_and_use, dependency_failure
 from tests._support.scripted import Inline, Scripted, outcome, turns, within
 
@@ -320,3 +326,95 @@ async def test_with_fail_fast_a_retry_is_not_a_failure() -> None:
         assert await within(retried) == 2
         backend.done(first, 1)
         assert await within(other) == 1
+
+
+class MuteError(Exception):
+    """Its text cannot be made."""
+
+    def __str__(self) -> str:
+        raise ValueError
+
+
+async def test_an_exception_without_text_fails_its_task_and_those_after_it() -> None:
+    async with WorkflowEngine.create() as flow:
+
+        @flow.function_task
+        def mute() -> int:
+            raise MuteError
+
+        @flow.block
+        def mute_block() -> int:
+            raise MuteError
+
+        @flow.block
+        async def mute_async_block() -> int:
+            raise MuteError
+
+        @flow.function_task
+        def use(x: int) -> int:
+            return x
+
+        for task in (mute, mute_block, mute_async_block):
+            first = task()
+            error = await outcome(use(first))
+            assert isinstance(error, DependencyFailureError)
+            assert isinstance(error.root_cause, MuteError)
+        assert await use(3) == 3
+
+
+async def test_a_foreign_future_may_fail_with_stop_iteration() -> None:
+    class Old:
+        def as_dict(self) -> dict[str, Any]:
+            return {"uid": "x", "exception": StopIteration(1)}
+
+    async with WorkflowEngine.create() as flow:
+        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        flow.handle_task_failure(Old(), future)
+        assert isinstance(await outcome(future), RuntimeError)
+
+
+async def test_exits_in_callables_of_the_user_fail_their_task_alone() -> None:
+    async with WorkflowEngine.create() as flow:
+
+        @flow.executable_task(service=True, ready=lambda task: sys.exit("not ready"))
+        def service() -> str:
+            return "sleep 60"
+
+        def fails() -> int:
+            raise ValueError
+
+        def leaves(error: BaseException) -> int:
+            sys.exit("no fallback")
+
+        error = await outcome(service())
+        assert "not ready" in str(error)
+        error = await outcome(flow.function_task(fallback=leaves)(fails)())
+        assert isinstance(error, SystemExit)
+
+        async def later(error: BaseException) -> int:
+            return 1
+
+        with pytest.raises(TypeError, match="fallback must be"):
+            flow.function_task(fallback=later)(fails)
+
+
+async def test_a_failure_may_be_freed_while_another_is_reported() -> None:
+    class CollectingError(Exception):
+        def __str__(self) -> str:
+            gc.collect()  # as any allocation may
+            return "text"
+
+    async with WorkflowEngine.create() as flow:
+
+        @flow.function_task
+        def bad() -> None:
+            raise CollectingError
+
+        futures = [bad(), bad()]
+        await asyncio.wait(futures)
+        circle: list[Any] = [futures.pop()]
+        circle.append(circle)
+        del circle
+        futures.clear()
+        gc.collect()
+        assert flow.stats.failed == 2

@@ -152,6 +152,7 @@ async def test_what_a_builder_raises_is_on_the_future(
         await asyncio.wait([future])
         assert future.exception() is raised
         assert backend.tasks == []
+        await until(lambda: not flow.components)
 
 
 @pytest.mark.parametrize("asynchronous", [False, True])

@@ -253,3 +253,25 @@ async def test_a_service_gets_to_a_backend_that_is_full() -> None:
 async def test_a_wrong_max_pending_is_refused(wrong: Any) -> None:
     with pytest.raises((TypeError, ValueError), match="max_pending"):
         await WorkflowEngine.create(Inline(), max_pending=wrong)
+
+
+async def test_max_pending_of_one_on_a_diamond_with_a_service_does_not_deadlock() -> None:
+    async with WorkflowEngine.create(max_pending=1) as flow:
+
+        @flow.executable_task(service=True, ready="stdout:at (.*)")
+        async def server() -> str:
+            return "echo at port; exec sleep 1000"
+
+        @flow.function_task
+        def part(address: str, *more: Any) -> str:
+            return address + "".join(more)
+
+        @flow.block
+        async def block(address: str, *more: Any) -> str:
+            return await part(address, *more)
+
+        service = server()
+        left, right = part(service, "left"), block(service, "right")
+        assert await within(part(service, left, right)) == "portportleftportright"
+        assert service.cancel() is True
+        await within(service.ended())
