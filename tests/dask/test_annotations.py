@@ -41,6 +41,6 @@ async def test_a_wrong_annotation_is_reported_with_its_key(
     flow: WorkflowEngine, key: str, value: Any
 ) -> None:
     task = flow.function_task(_worker_name)
-    words = "functions are not accepted" if callable(value) else f"'{key}' annotation"
+    words = f"{key} must not be a function" if callable(value) else f"'{key}' annotation"
     with pytest.raises(TypeError, match=f"task_description: {words}"):
         await task(task_description={key: value})

@@ -102,7 +102,7 @@ async def test_a_lost_task_without_budget_names_worker_and_attempt(
     await _until(lambda: future.state is TasksMainStates.RUNNING)
     gate.touch()
     with pytest.raises(
-        TaskLostError, match=r"worker tls://.* disappeared while it ran \(attempt 1,"
+        TaskLostError, match=r"worker tls://.* disappeared while it was running \(attempt 1,"
     ):
         await future
 
@@ -125,7 +125,7 @@ async def test_a_task_that_kills_its_worker_at_once_runs_as_often_as_its_budget_
             file.write("x")
         os.kill(os.getpid(), signal.SIGKILL)
 
-    with pytest.raises(TaskLostError, match=f"disappeared while .*attempt {budget + 1}"):
+    with pytest.raises(TaskLostError, match=f"disappeared .*attempt {budget + 1}"):
         await deadly.options(lost_retries=budget)(str(trace))
     assert trace.read_text() == "x" * (1 + budget)
 
@@ -221,7 +221,7 @@ async def test_a_worker_over_its_memory_limit_loses_its_task(mortal: WorkflowEng
             time.sleep(0.05)
         return len(held)
 
-    with pytest.raises(TaskLostError, match="disappeared while"):
+    with pytest.raises(TaskLostError, match="disappeared"):
         await greedy.options(lost_retries=1)()
 
 

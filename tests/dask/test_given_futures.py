@@ -24,7 +24,7 @@ async def test_they_are_refused(flow: WorkflowEngine, raw: Any) -> None:
     future = raw.submit(_twice, 4, pure=False)
     twice = flow.function_task(_twice)
     for argument in (future, [future, 1]):
-        with pytest.raises(TypeError, match="await it, and pass the value"):
+        with pytest.raises(TypeError, match="Await it, and pass its value"):
             await twice(argument)
     assert await twice(await future) == 16
 

@@ -50,7 +50,7 @@ class DaskExecutionBackend(ManagedBackend):
     """Backend that runs tasks on a Dask cluster.
 
     Without arguments it starts a LocalCluster that uses this machine, listens on loopback only and
-    has temporary TLS credentials. A given cluster is used and left running.
+    has temporary TLS credentials. An existing cluster is used and left running.
 
     Functions run on the threads of Dask's workers. A running function cannot be stopped, unless it
     checks `current_task().cancelled`. Coroutines, executables and services can be stopped.
@@ -59,28 +59,28 @@ class DaskExecutionBackend(ManagedBackend):
 
     Args:
         resources: Keywords of `distributed.Client`, `distributed.LocalCluster` and its
-            workers (`threads` is short for `threads_per_worker`), `gpus` for the GPUs of
-            each worker, TLS settings, and all arguments below that name a cluster.
+            workers (`threads` is an alias of `threads_per_worker`), `gpus` for the GPUs of
+            each worker, TLS settings, and all arguments below that select a cluster.
         cluster: A cluster object: LocalCluster, dask-jobqueue, dask-kubernetes, ...
         address: The address of a scheduler.
         scheduler_file: The file that `dask scheduler --scheduler-file` writes.
         security: `distributed.Security`, a dict of its keywords, or `False` for a
             LocalCluster without TLS.
-        client: A client of Dask, whose scheduler and credentials are used.
-        timeout: Seconds to wait for the connection (30).
+        client: A Dask client, whose scheduler and credentials are used.
+        timeout: Time limit for connecting, in seconds (default: 30).
         grace: Seconds between SIGTERM and SIGKILL when a program is stopped.
         share_over: Size in bytes from which an argument is sent separately and shared; `None`
             shares none.
         shared_file_system: Whether workers see this machine's files under the same
-            paths. Detected if not given.
-        name: Name in an engine; default `"dask"`.
+            paths. Detected by default.
+        name: Name in an engine (default: `"dask"`).
 
     Attributes:
         thread_grace: Seconds that `shutdown` waits for functions that cannot be stopped.
 
     Raises:
-        TypeError: An unknown or reserved key, or a value of the wrong type.
-        ValueError: Several ways to a cluster, or a value out of range.
+        TypeError: A key is unknown or reserved, or a value has the wrong type.
+        ValueError: Several clusters are selected, or a value is out of range.
     """
 
     name = "dask"
@@ -103,7 +103,7 @@ class DaskExecutionBackend(ManagedBackend):
         name: str | None = None,
     ) -> None:
         super().__init__(name=name)
-        given = {
+        arguments = {
             "cluster": cluster,
             "address": address,
             "scheduler_file": scheduler_file,
@@ -112,7 +112,7 @@ class DaskExecutionBackend(ManagedBackend):
             "timeout": timeout,
         }
         self._options = options.parse(
-            resources, {key: value for key, value in given.items() if value is not None}
+            resources, {key: value for key, value in arguments.items() if value is not None}
         )
         self.grace: float = seconds("grace", grace, zero=True)
         self._share_over = share_over
@@ -123,10 +123,10 @@ class DaskExecutionBackend(ManagedBackend):
         self._closing: asyncio.Task[None] | None = None
         self._started_up = False
 
-    # Start and end.
+    # Start and shutdown.
 
     async def start(self) -> None:
-        """Connect, and prepare the scheduler and the workers."""
+        """Connect to the cluster, and prepare the scheduler and the workers."""
         self._loop = asyncio.get_running_loop()
         client = await self._connection.open()
         await self._connection.prepare(self.session.uid, self.grace)
@@ -163,7 +163,7 @@ class DaskExecutionBackend(ManagedBackend):
         if await self._view.sees(self.session.path) is False:
             self.capabilities = replace(self.capabilities, shared_file_system=False)
         if self.dashboard_link is not None:
-            log.info("Dask's dashboard is at %s", self.dashboard_link)
+            log.info("Dask dashboard: %s", self.dashboard_link)
 
     @property
     def client(self) -> Any:
@@ -182,11 +182,11 @@ class DaskExecutionBackend(ManagedBackend):
 
     @property
     def still_running(self) -> list[str]:
-        """Uids of the open tasks; after `shutdown`, of those that could not be stopped."""
+        """The uids of the open tasks; after `shutdown`, of those that could not be stopped."""
         return [*self.open_tasks]
 
     async def stop(self) -> None:
-        """Stop every task and close the connection."""
+        """Stop all tasks and close the connection."""
         if self._started_up and self._loss is None:
             for call in list(self.open_tasks.values()):
                 self._cancel(call)
@@ -203,13 +203,13 @@ class DaskExecutionBackend(ManagedBackend):
                 self._results.end(call, "canceled")
 
     async def shutdown(self) -> None:
-        """Cancel every task, wait for those that can be stopped, and close the backend."""
+        """Cancel all tasks, wait for those that can be stopped, and close the backend."""
         if self._closing is not None:
             await asyncio.shield(self._closing)
         await super().shutdown()
 
     async def _wait_for_ends(self) -> None:
-        """Wait for the tasks that were stopped, as long as stopping them may take."""
+        """Wait until the canceled tasks have ended, or the time for stopping them has passed."""
         begin = monotonic()
         while self.open_tasks:
             calls = self.open_tasks.values()
@@ -226,20 +226,20 @@ class DaskExecutionBackend(ManagedBackend):
         return self.capabilities.cancellation(task_kind(call.task)) == "running"
 
     def state(self) -> BackendState:
-        """Return the state, `"error"` once the scheduler is lost; it may be awaited as well."""
+        """Return the state: `"error"` once the scheduler is lost. The result may be awaited."""
         return super().state() if self._loss is None else BackendState("error")
 
     def require_running(self) -> None:
         """Raise unless the backend is running and connected.
 
         Raises:
-            BackendUnavailableError: It is not; a `RuntimeError` as well before the start.
-            NotStartedError: It has not been started.
+            BackendUnavailableError: The connection to the scheduler was lost.
+            NotStartedError: The backend has not been started or was shut down.
         """
         if self._loss is not None:
             raise BackendUnavailableError(
                 f"the connection to the Dask scheduler at {self._connection.address} was lost: "
-                f"{self._loss}; make and start a new DaskExecutionBackend once it can be reached"
+                f"{self._loss}. Create a new DaskExecutionBackend when it can be reached again"
             )
         try:
             super().require_running()
@@ -249,11 +249,11 @@ class DaskExecutionBackend(ManagedBackend):
     # Submission.
 
     async def submit_tasks(self, tasks: Sequence[TaskDescription]) -> None:
-        """Send tasks to the cluster, and return when Dask has them.
+        """Send tasks to the cluster, and return when Dask has accepted them.
 
         Raises:
             BackendUnavailableError: The backend is not running, or has lost its scheduler.
-            BackendError: A task with the same uid is open or in the batch.
+            BackendError: A uid is used by an open task, or twice in the batch.
             TypeError: An object in the batch is not a task description.
         """
         self.require_running()
@@ -264,7 +264,7 @@ class DaskExecutionBackend(ManagedBackend):
             ready = await self._prepare(calls)
             self.require_running()
         except BaseException:
-            if not is_cancelling():  # a canceled submission cancels its tasks
+            if not is_cancelling():  # if the submission is canceled, so are its tasks
                 for call in calls:
                     self._results.withdraw(call)
             raise
@@ -292,10 +292,10 @@ class DaskExecutionBackend(ManagedBackend):
         return ready
 
     def _resolve(self, call: Call) -> None:
-        """Look up the tasks that a task refers to.
+        """Look up the tasks whose values a task uses.
 
         Raises:
-            ReferenceLostError: The value of one of them is not available any more.
+            ReferenceLostError: The value of one of them is no longer available.
         """  # noqa: DOC501 - a ReferenceLostError
         for uid in call.task.get("references", ()):
             other = self.open_tasks.get(uid) or self._results.held(uid)
@@ -308,7 +308,7 @@ class DaskExecutionBackend(ManagedBackend):
     # Events.
 
     def _subscribe(self, client: Any) -> None:
-        """Receive the events of the plugins on the scheduler and the workers."""
+        """Subscribe to the events of the plugins on the scheduler and the workers."""
         from rhapsody_dask.worker.site import topic
 
         # The client may outlive the backend: on Python 3.13 the cache of
@@ -323,10 +323,10 @@ class DaskExecutionBackend(ManagedBackend):
         client.subscribe_topic(topic(self.session.uid), receive)
 
     async def _watch(self, client: Any) -> None:
-        """Wait for the end of the connection, and fail all tasks then.
+        """Wait until the connection ends, then fail all tasks.
 
         A client cancels its futures when it loses the scheduler, is closed, or restarts the
-        workers. One future that belongs to no task shows this.
+        workers. This method waits for a future of its own, which belongs to no task.
         """
         from distributed import Future
 
@@ -356,7 +356,7 @@ class DaskExecutionBackend(ManagedBackend):
                     call.readiness.set(unpack(payload))
 
     def _task_changed(self, key: str, change: str) -> None:
-        """Handle a change of a task on the scheduler, see `SchedulerSetup.transition`."""
+        """Handle a task's transition on the scheduler, see `SchedulerSetup.transition`."""
         results = self._results
         if change == "stuck":
             results.stuck(key)
@@ -376,7 +376,7 @@ class DaskExecutionBackend(ManagedBackend):
                 results.erred(call)
             case "lost":
                 results.refetch_others(key)
-            case "repeated":  # it may have ended without a report
+            case "repeated":  # it may have run briefly without being reported
                 call.started, call.worker, call.token = False, None, None
             case "dropped":
                 results.dropped(call)
@@ -385,7 +385,7 @@ class DaskExecutionBackend(ManagedBackend):
         """Handle the loss of a worker, expected or not."""
         calls = self._results.calls.values()
         for call in [c for c in calls if c.started and c.worker == worker]:
-            if not call.finished:  # otherwise Dask repeats it if its reply was lost
+            if not call.finished:  # otherwise Dask reruns it if its reply was lost
                 self._results.fail(call, worker_lost(call, worker))
                 self._stopping.stop_rerun(call.uid)
         self._waits.watch()
@@ -394,8 +394,8 @@ class DaskExecutionBackend(ManagedBackend):
         """Handle a worker's report that it runs a task."""
         if call.token not in (None, token):
             log.warning(
-                "Dask runs task %r (%s) again, on %s: its worker %s was lost",
-                call.task["name"], call.uid, worker, call.worker,
+                "%s: Dask reruns it on %s because its worker %s was lost",
+                named(call), worker, call.worker,
             )  # fmt: skip
         call.worker, call.token, call.started = worker, token, True
         call.task["worker"] = worker
@@ -411,8 +411,8 @@ class DaskExecutionBackend(ManagedBackend):
             self._results.fail(
                 call,
                 BackendUnavailableError(
-                    f"{named(call)} was with the Dask scheduler at {self._connection.address}, "
-                    f"and the connection was lost: {reason}"
+                    f"{named(call)} failed: the connection to the Dask scheduler at "
+                    f"{self._connection.address} was lost: {reason}"
                 ),
             )
         self._results.close()
@@ -423,7 +423,7 @@ class DaskExecutionBackend(ManagedBackend):
     # Methods that older programs await.
 
     def build_task(self, task: Mapping[str, Any] | None = None, **keys: Any) -> Any:
-        """Return the description, which needs no translation; it may be awaited."""
+        """Return the description, which needs no translation. The result may be awaited."""
         return _Answer({**(task or {}), **keys})
 
     def task_state_cb(
@@ -432,7 +432,7 @@ class DaskExecutionBackend(ManagedBackend):
         state: Any = None,
         service_callback: Callable[..., Any] | None = None,
     ) -> Any:
-        """Report a state at once, as other backends do; the result may be awaited."""
+        """Report a state immediately, as other backends do. The result may be awaited."""
         if task is not None:
             super().task_state_cb(task, state, service_callback)
         return _Answer()
@@ -442,11 +442,11 @@ class DaskExecutionBackend(ManagedBackend):
     async def cancel_task(self, uid: str) -> bool:
         """Cancel a task.
 
-        The terminal state follows when Dask or the worker has answered. A running function
+        The terminal state is reported when Dask or the worker has answered. A running function
         continues, and its result is dropped.
 
         Returns:
-            True if the task was known and had not ended.
+            True if the task is open.
 
         Raises:
             BackendUnavailableError: The backend has not been started.
@@ -459,10 +459,10 @@ class DaskExecutionBackend(ManagedBackend):
         return True
 
     async def cancel_all_tasks(self) -> int:
-        """Cancel every open task.
+        """Cancel all open tasks.
 
         Returns:
-            The number of tasks that were cancelled.
+            The number of tasks that were canceled.
 
         Raises:
             BackendUnavailableError: The backend has not been started.
@@ -494,8 +494,8 @@ class DaskExecutionBackend(ManagedBackend):
         """Register a file for a task; the worker links it when the task starts.
 
         Raises:
-            ValueError: Neither a path nor a task and a name are given.
-            DataError: The file does not exist, or the name could leave the sandbox.
+            ValueError: `file_path` is missing, and so is `src_task` or `file_name`.
+            DataError: The file does not exist, or the name refers to a place outside the sandbox.
         """
         self._links.explicit(self._own(), src_task, dst_task, file_name, file_path)
 
@@ -504,10 +504,10 @@ class DaskExecutionBackend(ManagedBackend):
         self._links.implicit(self._own(), src_task, dst_task)
 
     async def copy_file_out(self, task: Mapping[str, Any], name: str, path: Path) -> None:
-        """Copy a file that a task wrote, after it was returned from the worker.
+        """Copy a file from the sandbox of a task that has run.
 
         Raises:
-            DataError: It does not exist, or its name could leave the sandbox.
+            DataError: The file does not exist, or its name refers to a place outside the sandbox.
         """
         await in_thread(partial(copy_out, task, self._own(), name, path))
 
@@ -517,8 +517,8 @@ class DaskExecutionBackend(ManagedBackend):
 
 
 class _Answer(dict[str, Any]):
-    """Result of a plain method that older programs await; awaiting an empty one returns `None`."""
+    """Dict that may be awaited, which older programs do; awaiting an empty one returns `None`."""
 
     def __await__(self) -> Generator[Any, None, dict[str, Any] | None]:
         return self or None
-        yield  # makes this a generator, which never suspends
+        yield  # make this a generator, which never suspends

@@ -1,7 +1,6 @@
-"""Files of tasks: by path if the workers see them, otherwise sent and returned by content.
+"""Files of tasks: passed by path if the workers see them, otherwise sent and returned by content.
 
-Links are only registered here; the worker creates them when the task starts, in the sandbox of that
-start.
+Links are only registered here. The worker creates them in the new sandbox when a task starts.
 """
 
 from __future__ import annotations
@@ -22,11 +21,11 @@ from rhapsody_dask.worker.programs import pack_files, unpack_files
 log: logging.Logger = logging.getLogger(__name__)
 
 Link = tuple[str, ...]
-"""`("link", name, path)` for one file, `("all", directory)` for all in a directory."""
+"""`("link", name, path)` for one file, `("all", directory)` for all files in a directory."""
 
 
 class Links:
-    """Links in the sandboxes of tasks that are not submitted yet."""
+    """Links to create in the sandboxes of tasks that have not been submitted."""
 
     def __init__(self) -> None:
         self._links: dict[str, list[Link]] = {}
@@ -49,18 +48,20 @@ class Links:
             path: The path of an external file.
 
         Raises:
-            ValueError: Neither a path nor a task and a name are given.
-            DataError: The file does not exist, or its name could leave the sandbox.
+            ValueError: The path is missing, and so is the task or the name.
+            DataError: The file does not exist, or its name refers to a place outside the sandbox.
         """
         if path is not None:
             name = name or os.path.basename(path)
         elif source is not None and name is not None:
             path = os.path.join(source_of(source, own), name)
         else:
-            raise ValueError("link_explicit_data_deps needs file_path, or src_task and file_name")
+            raise ValueError(
+                "link_explicit_data_deps requires either file_path, or both src_task and file_name"
+            )
         path = os.path.abspath(path)
         if not os.path.exists(path):
-            raise DataError(f"cannot link {name!r} for {target['uid']}: no file {path!r}")
+            raise DataError(f"cannot link {name!r} for {target['uid']}: no such file: {path!r}")
         self._add(own, target, ("link", plain_name(name), path))
 
     def implicit(self, own: str, source: Mapping[str, Any], target: Any) -> None:
@@ -73,16 +74,16 @@ class Links:
         target.setdefault("sandbox", os.path.join(own, uid))
 
     def take(self, uid: str) -> list[Link]:
-        """Return and forget the links of a task."""
+        """Remove the links of a task and return them."""
         return self._links.pop(uid, [])
 
 
 class View:
-    """Directories of this machine that the workers see as well.
+    """Check of which directories of this machine the workers see, with a cache.
 
     Args:
         client: Dask's client.
-        known: The answer if it is known; `None` checks each directory.
+        known: The answer for all directories; `None` checks each directory.
     """
 
     def __init__(self, client: Any, known: bool | None) -> None:
@@ -91,10 +92,9 @@ class View:
         self._roots: dict[str, bool] = {}
 
     async def sees(self, directory: str) -> bool | None:
-        """Return True if all workers see a directory, which is created if necessary.
+        """Return True if all workers see a directory, `None` if there is no worker.
 
-        Returns:
-            `None` as long as there is no worker.
+        To check it, a file is written to the directory, which is created if necessary.
         """
         if self._known is not None:
             return self._known
@@ -110,11 +110,11 @@ class View:
 
         text = uuid.uuid4().hex
         path = os.path.join(directory, f".rhapsody-{text}")
-        made = await in_thread(lambda: _write(path, text))
+        created = await in_thread(lambda: _write(path, text))
         try:
             answers = await self._client.run(sees, path, text, on_error="return")
         finally:
-            await in_thread(lambda: _remove(path, made))
+            await in_thread(lambda: _remove(path, created))
         return list(answers.values())
 
 
@@ -131,12 +131,16 @@ def content_of(links: list[Link]) -> tuple[bytes, list[str]]:
                     found.setdefault(name, os.path.join(words[0], name))
     packed, left_out = pack_files(found.items())
     if left_out:
-        log.warning("left out of the files that go to a worker: %s", ", ".join(left_out))
+        log.warning(
+            "input files not sent to a worker: %s; dangling links, pipes and sockets are not "
+            "supported",
+            ", ".join(left_out),
+        )
     return packed, list(found)
 
 
 def write_back(task: TaskDescription, sandbox: str, packed: bytes, links: list[Link]) -> list[str]:
-    """Create a task's sandbox here from its returned files, with the inputs linked again.
+    """Create a task's sandbox on this machine, from its returned files and its linked inputs.
 
     Returns:
         The names of declared outputs that the task did not write.
@@ -153,21 +157,23 @@ def write_back(task: TaskDescription, sandbox: str, packed: bytes, links: list[L
     if task.get("capture") == "files":
         task["stdout"], task["stderr"] = (os.path.join(directory, name) for name in OUTPUT_FILES)
     task["sandbox"] = directory
-    promised = task["metadata"]["output_files"]
-    return [name for name in promised if not os.path.exists(os.path.join(directory, name))]
+    declared = task["metadata"]["output_files"]
+    return [name for name in declared if not os.path.exists(os.path.join(directory, name))]
 
 
 def copy_out(task: Mapping[str, Any], own: str, name: str, path: Path) -> None:
     """Copy a file from a sandbox on this machine.
 
     Raises:
-        DataError: It does not exist, or its name could leave the sandbox.
+        DataError: The file does not exist, or its name refers to a place outside the sandbox.
     """
     source = os.path.join(source_of(task, own), plain_name(name))
     try:
         shutil.copyfile(source, path)
     except OSError as error:
-        raise DataError(f"cannot copy {name!r} of {task['uid']}: {error}") from error
+        raise DataError(
+            f"cannot copy {name!r} from the sandbox of {task['uid']}: {error}"
+        ) from error
 
 
 def source_of(task: Mapping[str, Any], own: str) -> str:
@@ -177,21 +183,21 @@ def source_of(task: Mapping[str, Any], own: str) -> str:
 
 def _write(path: str, text: str) -> list[str]:
     """Write a file, and return the directories that were created for it, the deepest first."""
-    made = []
+    created = []
     directory = os.path.dirname(path)
     while not os.path.isdir(directory):
-        made.append(directory)
+        created.append(directory)
         directory = os.path.dirname(directory)
     os.makedirs(os.path.dirname(path), exist_ok=True)
     with open(path, "w", encoding="utf-8") as file:
         file.write(text)
-    return made
+    return created
 
 
-def _remove(path: str, made: list[str]) -> None:
+def _remove(path: str, created: list[str]) -> None:
     """Remove the file, and the directories that were created for it and are empty."""
     with suppress(OSError):
         os.unlink(path)
-    for directory in made:
+    for directory in created:
         with suppress(OSError):
             os.rmdir(directory)

@@ -1,4 +1,4 @@
-"""Results of tasks, from Dask's event that a task has ended to the report to the engine.
+"""Results of tasks: fetched from Dask's workers, and reported to the engine.
 
 Replies are fetched in batches: tasks that end during one request form the next batch. A batch does
 not wait for the previous one if a worker does not answer. Values that other tasks use stay on
@@ -51,7 +51,7 @@ PATIENCE = 0.5
 
 
 class Held:
-    """Value on a worker, which Dask releases with this object (`rhapsody.task.HeldValue`).
+    """Value on a worker that Dask keeps as long as this object exists (`rhapsody.task.HeldValue`).
 
     Args:
         call: The task, with the future that keeps the value.
@@ -72,7 +72,7 @@ class Held:
         self._release = release
 
     async def fetch(self) -> TaskDescription:
-        """Return the description with the value, or with the error if it was lost."""
+        """Fetch the value, and return the description with it, or with the error if it was lost."""
         return await self._fetch(self.call)
 
     def __del__(self) -> None:
@@ -94,7 +94,7 @@ class Results:
             the choice to the client.
 
     Attributes:
-        calls: The tasks that Dask has and those whose value is being fetched, by key in Dask.
+        calls: The submitted tasks, and those whose value is being fetched, by key in Dask.
         ended: Set when a task has ended.
     """
 
@@ -145,7 +145,7 @@ class Results:
     # Reports to the engine.
 
     def announce(self, call: Call) -> None:
-        """Report once that a task runs."""
+        """Report that a task is running, unless that was reported before."""
         if call.announced:
             return
         call.announced = True
@@ -158,7 +158,7 @@ class Results:
             call.watch = asyncio.ensure_future(self._watch_readiness(call))
 
     async def _watch_readiness(self, call: Call) -> None:
-        """Call a service's `ready`, which runs in this process; see `call_ready`."""
+        """Call a service's `ready` in this process; see `call_ready`."""
         try:
             value = await call_ready(call.ready, call.task)
         except Exception as error:  # raised by the user's callable
@@ -169,7 +169,7 @@ class Results:
             call.readiness.set(value)
 
     def withdraw(self, call: Call) -> None:
-        """Forget a task that was not accepted, without a report."""
+        """Forget a task that was not submitted, without a report."""
         if self._tasks.get(call.uid) is call:
             del self._tasks[call.uid]
             self._release(call)
@@ -236,8 +236,8 @@ class Results:
     def hold(self, call: Call) -> None:
         """End a task, but leave its value on the worker.
 
-        Its large arguments stay as well, because Dask needs them to compute the value again if the
-        worker is lost.
+        Its large arguments are kept as well, because Dask needs them to compute the value again if
+        the worker is lost.
         """
         task = call.task
         held = task["held"] = Held(call, self._fetch_held, self._release_held)
@@ -264,7 +264,7 @@ class Results:
 
     @staticmethod
     def _wake(call: Call) -> None:
-        """Wake the coroutine that waits for a value, which was fetched or lost."""
+        """Wake the coroutine that is fetching a task's value: it has arrived or was lost."""
         if call.waiter is not None:
             if call.error is not None:
                 call.task["exception"] = call.error
@@ -281,9 +281,9 @@ class Results:
     # Events of tasks.
 
     def watch(self, calls: Sequence[Call]) -> None:
-        """Detect tasks that the scheduler does not accept, for which it publishes no transition.
+        """Detect tasks that the scheduler rejects, for which it publishes no transition.
 
-        It refuses tasks whose dependencies it has forgotten, and graphs that it cannot unpickle.
+        It rejects tasks whose dependencies it has forgotten, and graphs that it cannot unpickle.
         """
         for number, call in enumerate(calls):
             if not number or call.references or call.entries:
@@ -305,7 +305,9 @@ class Results:
             return
         for held in list(self._held.values()):
             if held.call.key == key:
-                held.call.error = TaskLostError("the value was lost with its worker")
+                held.call.error = TaskLostError(
+                    f"the value of {named(held.call)} was lost with the worker that held it"
+                )
 
     def dropped(self, call: Call) -> None:
         """Fail a task that Dask has forgotten."""
@@ -316,13 +318,13 @@ class Results:
             self.fail(
                 call,
                 TaskLostError(
-                    f"{named(call)} was dropped by Dask: it was cancelled with a client, or the "
-                    "scheduler restarted its workers"
+                    f"{named(call)} was dropped by Dask: a client canceled it, or the scheduler "
+                    "restarted the workers"
                 ),
             )
 
     def erred(self, call: Call) -> None:
-        """Fail a task that Dask has given up."""
+        """Fail a task that Dask has marked as erred."""
         if call.future is not None:
             self._spawn(self._erred(call))
 
@@ -341,7 +343,7 @@ class Results:
         elif isinstance(error, KilledWorker):
             self.fail(call, worker_lost(call, getattr(error.last_worker, "address", "somewhere")))
         else:
-            problem = BackendError(f"{named(call)}: Dask could not run it: {error!r}")
+            problem = BackendError(f"Dask could not run {named(call)}: {error!r}")
             problem.__cause__ = error
             self.fail(call, problem)
 
@@ -356,7 +358,7 @@ class Results:
             self._fetching = asyncio.ensure_future(self._fetch_batches())
 
     def refetch_others(self, key: str) -> None:
-        """Fetch the other replies of a batch again; `gather` waits for Dask to repeat this task."""
+        """Fetch the other replies of a batch again; `gather` waits until Dask reruns this task."""
         for other in self._in_flight.pop(key, ()):
             if other != key and other in self._in_flight:
                 del self._in_flight[other]
@@ -388,7 +390,7 @@ class Results:
         finally:
             for key in keys:
                 self._in_flight.pop(key, None)
-        while replies:  # emptied, because tracebacks of errors that the program keeps refer to it
+        while replies:  # emptied, because tracebacks that the program keeps refer to this dict
             key = next(iter(replies))
             self._fetched(key, replies.pop(key), futures.pop(key))
 
@@ -405,11 +407,11 @@ class Results:
 
     def _not_fetched(self, call: Call, error: Exception) -> None:
         if isinstance(error, OSError) and not call.refetched:
-            # If the scheduler was lost, the client reports that soon.
+            # If the scheduler was lost, the client will report that.
             call.refetched = True
             self.fetch(call.key)
         else:
-            self.fail(call, TaskLostError(f"{named(call)}: {error!r}"))
+            self.fail(call, TaskLostError(f"cannot fetch the result of {named(call)}: {error!r}"))
 
     def receive(self, call: Call, reply: Reply) -> None:
         """Write a reply into the description, and report that the task has ended."""
@@ -432,7 +434,7 @@ class Results:
         left_out = more.pop("left_out", ())
         if left_out:
             log.warning(
-                "files of %s on %s that are not copied: %s; dangling links, links out of the "
+                "%s: output files not copied from %s: %s; dangling links, links out of the "
                 "sandbox, pipes and sockets are not supported",
                 named(call), reply.worker, ", ".join(left_out),
             )  # fmt: skip
@@ -446,8 +448,8 @@ class Results:
         if state == "done" and missing and call.error is None:
             state = "failed"
             call.error = DataError(
-                f"{named(call)} promised and did not write {', '.join(map(repr, missing))} in its "
-                f"sandbox on {reply.worker}"
+                f"{named(call)} did not write its declared output "
+                f"{', '.join(map(repr, missing))} in its sandbox on {reply.worker}"
             )
         self.settle(call, state)
 
@@ -459,7 +461,7 @@ class Results:
 
 
 def _state(call: Call, reply: Reply) -> str:
-    """Return the state for a reply, after writing its value or error into the task."""
+    """Write a reply's value or error into the task, and return the task's state."""
     if reply.kind == CANCELED or call.cancelled:
         return "canceled"
     if reply.kind == DONE:
@@ -468,7 +470,7 @@ def _state(call: Call, reply: Reply) -> str:
         try:
             call.task["return_value"] = unpack(reply.payload, writable(reply.buffers))
         except BaseException as error:  # unpickling runs the objects' own code
-            add_note(error, f"while unpacking the result of {named(call)}")
+            add_note(error, f"raised while unpickling the result of {named(call)}")
             call.error = error
             return "failed"
         return "done"
@@ -480,26 +482,28 @@ def _state(call: Call, reply: Reply) -> str:
 
 
 def _is_of_another(call: Call, error: BaseException | None) -> bool:
-    """Return True if Dask gave a task up because of one of its dependencies."""
+    """Return True if Dask failed a task because one of its dependencies had failed."""
     if isinstance(error, TaskRaised):
         return error.uid != call.uid
     return error is None or getattr(error, "task", call.key) != call.key
 
 
 def worker_lost(call: Call, worker: str) -> TaskLostError:
-    """Return the error for a task whose worker went away."""
-    while_it = f"had it (attempt {call.task.get('attempt', 1)})"
+    """Return the error for a task whose worker disappeared."""
+    attempt = f"attempt {call.task.get('attempt', 1)}"
     if call.started and call.worker == worker:
-        while_it = f"ran (attempt {call.task.get('attempt', 1)}, start {call.token})"
+        during = f"while it was running ({attempt}, start {call.token})"
+    else:
+        during = f"before it was known to run ({attempt})"
     return TaskLostError(
-        f"{named(call)} was lost: worker {worker} disappeared while it {while_it}; a worker that "
-        "is above its memory limit is killed by Dask, see its log"
+        f"{named(call)} was lost: worker {worker} disappeared {during}. Check the worker's log: "
+        "Dask kills workers that exceed their memory limit"
     )
 
 
 def reference_lost(call: Call) -> ReferenceLostError:
     """Return the error for a task that did not run because a dependency has no value."""
-    return ReferenceLostError(f"{named(call)} was not run: a task it refers to left no value")
+    return ReferenceLostError(f"{named(call)} was not run: a task that it depends on has no value")
 
 
 def _error(call: Call, reply: Reply) -> BaseException:
@@ -508,5 +512,5 @@ def _error(call: Call, reply: Reply) -> BaseException:
         return unpack_error(reply.payload)
     except BaseException as error:  # unpickling runs the objects' own code
         return TaskFailedError(
-            f"{named(call)} failed with an exception that cannot be unpacked: {error!r}"
+            f"{named(call)} raised an exception that cannot be unpickled: {error!r}"
         )

@@ -1,4 +1,4 @@
-"""Plugins of Dask that send our code to a cluster and publish what happens to tasks there.
+"""Dask plugins that send Rhapsody's code to a cluster and publish task transitions there.
 
 The plugins are pickled by value, so they can be unpickled without Rhapsody. They contain the source
 of core and of this package, which Python imports from memory while an engine uses them. If both are
@@ -29,7 +29,7 @@ PACKAGES = ("rhapsody", "rhapsody_guard", "rhapsody_dask")
 """Packages that are sent: named, not imported, because the last one contains this module."""
 
 WAITS = 20
-"""Number of killed workers after which a task that only waited on them is given up."""
+"""Number of killed workers after which a task that only waited on them fails."""
 
 LEFT_OUT = ("rhapsody/cli/", "rhapsody/testing/", "rhapsody/observers/")
 """Parts of core that no worker needs."""
@@ -141,7 +141,7 @@ class _Cargo:
         """Make our code importable here.
 
         Args:
-            user: A name for the user of the code, until `discard`.
+            user: A name for the user of the code, which must be passed to `discard` later.
 
         Raises:
             RuntimeError: Other versions are installed or in use here.
@@ -150,8 +150,8 @@ class _Cargo:
         for name, there in found.items():
             if there != self.wanted[name]:
                 raise RuntimeError(
-                    f"{name} is {there} on this side and {self.wanted[name]} at the client: "
-                    "install the same version on both sides, or none on this one"
+                    f"{name} {there} is installed here, but the client has {self.wanted[name]}. "
+                    "Install the client's version here, or uninstall this one"
                 )
         if len(found) == 2 or self.sources is None:
             return
@@ -162,8 +162,8 @@ class _Cargo:
             sys.meta_path.append(shipped)
         elif shipped.digest != digest:
             raise RuntimeError(
-                "another program uses this side with another version of Rhapsody, and there can be "
-                "one at a time: wait until it has ended, or install the same version on both sides"
+                "another program is using this process with a different version of Rhapsody. Wait "
+                "until it has ended, or run both programs with the same version"
             )
         shipped.users.add(user)
 
@@ -177,8 +177,8 @@ class _Cargo:
 
     @staticmethod
     def _shipped() -> Any:
-        ours = (one for one in sys.meta_path if hasattr(one, "shipped_by_rhapsody"))
-        return next(ours, None)
+        finders = (each for each in sys.meta_path if hasattr(each, "shipped_by_rhapsody"))
+        return next(finders, None)
 
 
 class WorkerSetup(WorkerPlugin):
@@ -243,13 +243,14 @@ class ModulesSetup(WorkerPlugin):
 
 
 class SchedulerSetup(SchedulerPlugin):
-    """Scheduler plugin that publishes changes of the backend's tasks and lost workers as events.
+    """Scheduler plugin that publishes task transitions and lost workers as events.
 
-    It makes the function that graphs call importable on the scheduler. On a cluster that is not our
-    own, it removes both plugins when their client has disconnected.
+    It makes the function that graphs call importable on the scheduler. On an existing cluster, it
+    removes both plugins when their client has disconnected.
 
-    On our own cluster Dask gives up every task of a killed worker (`allowed-failures` is 0). The
-    plugin lets Dask repeat those that had not started, according to the worker's notes.
+    On a cluster that the backend started, Dask fails every task of a killed worker
+    (`allowed-failures` is 0). The plugin lets Dask retry those that had not started, according to
+    the worker's notes.
     """
 
     def __init__(
@@ -276,7 +277,7 @@ class SchedulerSetup(SchedulerPlugin):
     def transition(
         self, key: Any, start: str, finish: str, *args: Any, typename: str = "", **more: Any
     ) -> None:
-        """Collect changes of tasks; called by Dask when a task changes its state."""
+        """Collect task transitions; called by Dask when a task changes its state."""
         if type(key) is not str or f"-{self.session}-" not in key:
             return
         if finish == "memory":
@@ -299,7 +300,7 @@ class SchedulerSetup(SchedulerPlugin):
             self.scheduler.log_event(self.topic, {"tasks": changes})
 
     def _retry(self, worker: str) -> None:
-        """Repeat the tasks of a killed worker that it had not started."""
+        """Let Dask retry the tasks that a killed worker had not started."""
         from rhapsody_dask.worker.site import mark, started_on
 
         assert self.notes is not None
@@ -322,9 +323,9 @@ class SchedulerSetup(SchedulerPlugin):
     def remove_client(self, scheduler: Any, client: str) -> None:
         """Remove the plugins if their client has disconnected; called by Dask."""
         if client == self.client:
-            self._taking_back = asyncio.ensure_future(self._take_back(scheduler))
+            self._unregistering = asyncio.ensure_future(self._unregister(scheduler))
 
-    async def _take_back(self, scheduler: Any) -> None:
+    async def _unregister(self, scheduler: Any) -> None:
         names = [name for name in scheduler.worker_plugins if name.startswith(self.name)]
         for name in reversed(names):  # the site's plugin, with our code, is the first
             await scheduler.unregister_worker_plugin(comm=None, name=name)
@@ -345,10 +346,10 @@ class SchedulerSetup(SchedulerPlugin):
 
 
 def _stuck(scheduler: Any) -> list[str]:
-    """Return the tasks that Dask would never run because it has given up a dependency.
+    """Return the keys of tasks that Dask will never run because a dependency has failed.
 
-    Dask fails the dependents of a task when it gives the task up, but not those whose values are
-    lost with a worker at the same time or later.
+    Dask fails the dependents of a task when the task fails, but not those whose values are lost
+    with a worker at the same time or later.
     """
     seen: dict[str, None] = {}
     todo = [task for task in scheduler.tasks.values() if task.state == "erred"]
@@ -364,7 +365,7 @@ class Packed:
     """Plugin pickled by value; unpickling returns the plugin itself."""
 
     def __init__(self, plugin: Any) -> None:
-        # Not undone: other backends may be starting at the same time.
+        # Not unregistered, because other backends may be starting at the same time.
         cloudpickle.register_pickle_by_value(sys.modules[__name__])
         self._packed: bytes = cloudpickle.dumps(plugin)
         self.name: str = plugin.name
@@ -396,9 +397,9 @@ def plugins(
     Args:
         session: Its session.
         grace: Seconds between SIGTERM and SIGKILL.
-        client: The client's id on a cluster that is not our own. There our sources are sent, and
-            removed when the client has disconnected.
-        notes: The directory where the workers of our own cluster write which attempts run.
+        client: The client's id on an existing cluster, where the sources are sent and removed when
+            the client has disconnected; `None` for a cluster that the backend started.
+        notes: The directory in which the workers of such a cluster record which attempts run.
     """
     cargo = _Cargo(archive() if client is not None else None, versions())
     return (

@@ -1,4 +1,4 @@
-"""Tasks before they are sent: their demands, their packed calls, and the graphs.
+"""Submission of tasks: their annotations, their packed calls, and the graphs sent to Dask.
 
 Functions are pickled once per batch. Large functions and arguments are packed separately, also once
 per batch, and sent to the cluster as data that tasks share; see `values`. `results` fetches the
@@ -35,14 +35,14 @@ from rhapsody_dask.worker.messages import BIG, Order, Value, file_here, key_of, 
 
 
 class Demand(NamedTuple):
-    """Annotations of a task for Dask; tasks with the same ones are sent in one graph.
+    """Annotations of a task for Dask; tasks with equal annotations are sent in one graph.
 
     Attributes:
         resources: Names and amounts of worker resources.
         priority: Dask's priority; higher values run first.
-        retries: Number of repetitions by Dask itself.
-        workers: The only workers, or the preferred ones.
-        allow_other_workers: Whether `workers` are only preferred.
+        retries: Number of retries by Dask itself.
+        workers: The workers that may run the task, or should.
+        allow_other_workers: Whether other workers may run it, too.
     """
 
     resources: tuple[tuple[str, float], ...] = ()
@@ -96,14 +96,18 @@ def demand(task: TaskDescription) -> Demand:
 
 
 def _check(name: str, annotations: Mapping[str, Any]) -> None:
-    """Raise if Dask would refuse a value, or if it is a function of keys, which has no use here."""
+    """Raise if Dask would reject an annotation, or if its value is a function.
+
+    Dask calls such functions with a task's key, which only Rhapsody knows.
+    """
     from dask.base import annotate
 
-    given = {key: value for key, value in annotations.items() if value is not None}
+    used = {key: value for key, value in annotations.items() if value is not None}
     try:
-        if any(map(callable, given.values())):
-            raise TypeError("functions are not accepted")
-        with annotate(**given):
+        for key, value in used.items():
+            if callable(value):
+                raise TypeError(f"{key} must not be a function, got {value!r}")
+        with annotate(**used):
             pass
     except TypeError as error:
         raise TypeError(f"task {name!r}: task_description: {error}") from None
@@ -112,8 +116,8 @@ def _check(name: str, annotations: Mapping[str, Any]) -> None:
 def _worker_resources(task: TaskDescription, resources: Resources) -> dict[str, float]:
     if resources.ranks > 1:
         raise CapabilityError(
-            f"task {task['name']!r} asks for {resources.ranks} ranks: Dask has no launcher for "
-            "MPI; use a backend that has one, or call mpirun in an executable"
+            f"task {task['name']!r} requests {resources.ranks} ranks, but Dask cannot start MPI "
+            "programs. Use another backend, or call mpirun in an executable task"
         )
     wanted: dict[str, float] = {}
     if resources.cores > 1:
@@ -128,13 +132,13 @@ def _worker_resources(task: TaskDescription, resources: Resources) -> dict[str, 
 def problem(
     name: str, demanded: Demand, workers: Mapping[str, Mapping[str, Any]], *, own: bool
 ) -> str | None:
-    """Return why no worker can run a task, `None` if one can or if there are no workers yet.
+    """Return the reason why no worker can run a task, `None` if one can or there are no workers.
 
     Args:
         name: The task's name.
-        demanded: Its demands.
+        demanded: Its annotations for Dask.
         workers: The scheduler's description of each worker.
-        own: Whether the backend created the cluster.
+        own: Whether the backend started the cluster.
     """
     if not workers:  # workers of a batch system start later, and may be of any kind
         return None
@@ -151,23 +155,23 @@ def problem(
         if own and missing[0] == "gpus":
             cure = "DaskExecutionBackend({'gpus': ...})"
         return (
-            f"task {name!r} asks for {text}, but no worker declares {' or '.join(missing)}: it "
-            f"would wait forever. Start workers that declare their resources: {cure}"
+            f"task {name!r} requests {text}, but no worker declares {' or '.join(missing)}. "
+            f"Start workers that declare their resources: {cure}"
         )
     most = ", ".join(
         f"{key}={_number(max(have.get(key, 0) for have in declared))}" for key in wanted
     )
-    return f"task {name!r} asks for {text}; the most that one worker has is {most}: ask for less"
+    return f"task {name!r} requests {text}, but the most that one worker has is {most}"
 
 
 def unknown(
     name: str, demanded: Demand, workers: Mapping[str, Mapping[str, Any]], names: Sequence[Any]
 ) -> str | None:
-    """Return why a task's `workers` are not in a cluster, `None` if one of them is.
+    """Return an error message if none of a task's `workers` is in the cluster, `None` otherwise.
 
     Args:
         name: The task's name.
-        demanded: Its demands.
+        demanded: Its annotations for Dask.
         workers: The scheduler's description of each worker.
         names: The names of all workers, including those that are starting.
     """
@@ -178,8 +182,8 @@ def unknown(
     if not known.isdisjoint(wanted):
         return None
     return (
-        f"task {name!r} asks for the workers {', '.join(wanted)}, which this cluster does not "
-        f"have; it has {', '.join(map(str, names))} at {', '.join(workers) or 'no address yet'}"
+        f"task {name!r} requests unknown workers: {', '.join(wanted)}. The cluster has the "
+        f"workers {', '.join(map(str, names))} at {', '.join(workers) or 'no address yet'}"
     )
 
 
@@ -204,15 +208,15 @@ class Call:
         links: Its input files, if they are sent by content.
         refetched: Whether fetching its reply has failed once.
         cancelled: Whether its cancellation was requested.
-        started: Whether it is known to have started, so that its end must be waited for.
+        started: Whether it is known to have started, so that a cancellation must wait for its end.
         finished: Whether Dask has its reply.
         announced: Whether the running state was reported.
         ready: The `ready` of a service, otherwise `None`.
-        readiness: The connection between the engine's and the worker's side of it.
+        readiness: Passes the worker's report that a service is ready to the engine.
         error: The reason for stopping it, if that is not a cancellation.
         worker: The worker that runs it.
         token: Identifies the start of the attempt.
-        refusal: The asyncio task that detects that the scheduler does not accept it.
+        refusal: The asyncio task that detects that the scheduler has rejected it.
         watch: The asyncio task that waits for a callable `ready`.
         waiter: The future for its value, while it is being fetched from a worker.
     """
@@ -253,7 +257,7 @@ def named(call: Call) -> str:
 
 
 def details(task: TaskDescription, demand: Demand, own: str) -> dict[str, Any]:
-    """Return the settings for the worker in addition to the call; empty for plain functions.
+    """Return the settings that the worker needs in addition to the call; none for plain functions.
 
     Args:
         task: The description. Its sandbox is set if it needs one.
@@ -269,8 +273,8 @@ def details(task: TaskDescription, demand: Demand, own: str) -> dict[str, Any]:
         _program(task, more)
     elif task["is_service"]:
         raise CapabilityError(
-            f"task {task['name']!r}: the Dask backend runs executables as services, not functions; "
-            "return a command from an executable task with service=True"
+            f"task {task['name']!r}: the Dask backend cannot run a function as a service. Use an "
+            "executable task with service=True"
         )
     resources = task.get("resources")
     if resources is not None:
@@ -318,7 +322,7 @@ PLAIN = frozenset({int, float, bool, type(None), complex})
 FLAT = (bytes, str, bytearray)
 """Types whose length is about their packed size."""
 
-CURE = "pass data that can be, or run the task on the local backend's threads"
+CURE = "pass data that can be pickled, or run the task on the local backend's threads"
 
 FILES = (InputFile, OutputFile, OutputDir)
 """Types that are bound to the task's sandbox on its worker."""
@@ -328,7 +332,9 @@ STAND_INS: frozenset[object] = PLAIN | {Value, Reference, InputFiles, *FILES}
 
 
 class Packer:
-    """Packer for the tasks of one batch. User code may change objects between batches.
+    """Packer for the tasks of one batch.
+
+    Packed objects are reused only within the batch, because user code may change them later.
 
     Args:
         session: The backend's session.
@@ -353,11 +359,11 @@ class Packer:
         Args:
             task: The description.
             more: Further settings for the worker.
-            held: Number of values that come with the task before its large arguments; the last of
-                them belong to its references.
+            held: Number of values that are sent with the task before its large arguments; the last
+                of them belong to its references.
 
         Returns:
-            The packed order, and the values that Dask has to hold for it, in order.
+            The packed order, and its large values, which Dask must hold, in order.
 
         Raises:
             TypeError: An argument cannot be pickled; the message names it.
@@ -433,14 +439,14 @@ class Packer:
         return self._dumps(task, (args, kwargs), dumps)
 
     def _big(self, value: Any) -> None:
-        """Pack an argument separately that is known to be large before it is pickled."""
+        """Pack an argument separately that is known to be large without pickling it."""
         if id(value) not in self._bigs:
             self._bigs[id(value)] = Big(value, pack(value)[0], [])
 
     def _known_apart(
         self, args: tuple[Any, ...], kwargs: dict[str, Any], bigs: list[Big], held: int
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Replace the arguments that are known to be large by placeholders."""
+        """Replace the arguments that are known to be large with placeholders."""
         places: dict[int, Value] = {}
 
         def apart(value: Any) -> Any:
@@ -468,15 +474,15 @@ class Packer:
 
 
 def _refuse_futures(task: TaskDescription) -> None:
-    """Raise if an argument, or an element of a list, is a future of Dask."""
+    """Raise if an argument, or an element of a list or tuple, is a Dask future."""
     from distributed import Future
 
     for value in (*task["args"], *task["kwargs"].values()):
         for one in value if type(value) in (list, tuple) else (value,):
             if type(one) is Future:
                 raise TypeError(
-                    f"task {task['name']!r}: an argument is Dask's {one!r}: await it, and pass "
-                    "the value"
+                    f"task {task['name']!r}: an argument is a Dask future, {one!r}. Await it, and "
+                    "pass its value"
                 )
 
 
@@ -486,7 +492,7 @@ def _reduce_file(file: Any) -> tuple[Any, ...]:
 
 
 class _StandInPickler(pickler()):  # type: ignore[misc]
-    """Pickler that replaces references by values on the worker, and binds files to its sandbox."""
+    """Pickler whose output loads references as their values, and files bound to the sandbox."""
 
     def __init__(self, target: Any, places: Mapping[str, int], **options: Any) -> None:
         stand_ins: dict[type, Callable[[Any], tuple[Any, ...]]] = {
@@ -543,7 +549,7 @@ class Submission:
         view: The directories that the workers see.
         shared: The large arguments on the cluster.
         share_over: Size in bytes from which an argument is shared; `None` shares none.
-        cluster: The cluster that the backend created, `None` if one was given.
+        cluster: The LocalCluster that the backend started, `None` for an existing cluster.
     """
 
     def __init__(
@@ -608,7 +614,7 @@ class Submission:
                 self._shared.use(entry)
                 one.call.entries.append(entry)
         for entry in entries.values():
-            self._shared.release(entry)  # the tasks hold them now
+            self._shared.release(entry)  # now the tasks are the users
 
     def send(self, ready: Sequence[Ready]) -> None:
         """Send tasks to Dask, in one graph for each run of equal annotations."""
@@ -625,7 +631,7 @@ class Submission:
             one.call.future = future
 
     def _values(self, one: Ready) -> list[Any]:
-        """Return what Dask holds for a task: file contents, references, large arguments."""
+        """Return the values that Dask holds for a task: files, references, large arguments."""
         call = one.call
         entries = [entry.future for entry in call.entries]
         files = sum(big.value is big.payload for big in one.bigs[:1])  # at most one, the first
@@ -633,7 +639,7 @@ class Submission:
         return [*entries[:files], *references, *entries[files:]]
 
     async def _files(self, call: Call, more: dict[str, Any]) -> list[Big]:
-        """Add a task's input files to its settings, and return those that are sent by content."""
+        """Add a task's input files to its settings, and return the contents to send."""
         links = self._links.take(call.uid)
         if await self._view.sees(os.path.dirname(more["sandbox"])):
             if links:
@@ -653,7 +659,7 @@ class Submission:
             batch.workers = (await self._client.scheduler.identity(n_workers=-1))["workers"]
         name, workers, cluster = call.task["name"], batch.workers, self._cluster
         why = problem(name, call.demand, workers, own=cluster is not None)
-        if why is None and cluster is not None:  # workers of given clusters may start later
+        if why is None and cluster is not None:  # an existing cluster may start workers later
             why = unknown(name, call.demand, workers, [*cluster.workers])
         if why is not None:
             raise CapabilityError(why)

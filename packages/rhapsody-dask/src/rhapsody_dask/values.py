@@ -1,8 +1,8 @@
-"""Large arguments on the cluster, which are sent once and shared by the tasks that use them.
+"""Large arguments, which are sent to the cluster once and shared by the tasks that use them.
 
 An argument is identified by a digest of its content, because user code may change an object between
-two calls. It is released shortly after its last task. If no worker can hold it, it is sent with
-each task instead.
+two calls. It is released shortly after its last task has ended. If no worker can hold it, it is
+sent with each task instead.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ LINGER = 1.0
 """Seconds that an argument is kept after its last task, for the next task of a chain."""
 
 IDLE = 64 << 20
-"""Largest number of bytes kept in that way; the last argument is kept in any case."""
+"""Largest total size in bytes of such arguments; a single one may be larger."""
 
 
 class Big(NamedTuple):
-    """Function or argument that is sent separately, packed.
+    """Packed function or argument that is sent separately.
 
     Attributes:
-        value: The object, which is kept so that its `id` stays its own.
+        value: The object, which is kept so that its `id` is not reused.
         payload: Its pickle.
-        buffers: Its large buffers, which are still the user's own memory.
+        buffers: Its large buffers, which still refer to the user's memory.
     """
 
     value: Any
@@ -81,14 +81,14 @@ class Shared:
         return len(self._entries)
 
     async def put(self, bigs: Iterable[Big]) -> dict[int, Entry]:
-        """Send arguments to the cluster that are not there yet.
+        """Send arguments to the cluster, except those that it holds.
 
         Args:
             bigs: The arguments of a batch; the same object may occur several times.
 
         Returns:
-            The entry of each, by the `id` of the argument. Each has one more user, for which
-            `release` must be called.
+            The entry of each argument, by the argument's `id`. The caller counts as a user of each
+            entry, and must call `release`.
         """
         distinct = {id(big.value): big for big in bigs}
         snapshots = await in_thread(lambda: [_snapshot(big) for big in distinct.values()])
@@ -157,7 +157,7 @@ class Shared:
 
 
 def _snapshot(big: Big) -> tuple[str, Reply]:
-    """Copy an argument, because the user may change it, and return its digest as well."""
+    """Return the digest of an argument, and a copy that the user cannot change."""
     digest = hashlib.blake2b(big.payload, digest_size=16)
     buffers = []
     for buffer in big.buffers:

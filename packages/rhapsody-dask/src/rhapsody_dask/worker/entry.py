@@ -1,7 +1,7 @@
-"""Function that Dask's graphs call. It imports little, because the scheduler imports it as well.
+"""Function that Dask's graphs call, and functions that run on the scheduler.
 
-The scheduler unpickles graphs and may have neither the user's modules nor most of Rhapsody's, so
-everything specific to a task is passed as bytes.
+The scheduler imports this module to unpickle graphs, but may lack the user's modules and most of
+Rhapsody's. The module therefore imports little, and the data of a task are passed as bytes.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def run(order: bytes, values: Any = ()) -> Any:
 
 
 def stuck(dask_scheduler: Any) -> tuple[list[str], list[str]]:
-    """Return up to ten workers, and the tasks that no worker can run.
+    """Return the addresses of up to ten workers, and the keys of tasks that no worker can run.
 
     Called through `Client.run_on_scheduler`.
     """

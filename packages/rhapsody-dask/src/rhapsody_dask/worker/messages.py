@@ -1,7 +1,7 @@
-"""Messages between the backend and its workers, and how values are packed into them.
+"""Messages between the backend and its workers, and the pickling of values in them.
 
-Placeholders in a pickle call back into this module during unpickling, so they are found at any
-depth without a search.
+Placeholders in a pickle call functions of this module during unpickling, so they are replaced at
+any depth without a search.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from rhapsody.sdk import OWN_FILES as SDK_FILES
 from rhapsody.sdk import dumps, pack_error, trimmed
 
 BIG = 1 << 20
-"""Size in bytes from which a buffer is sent next to the pickle instead of inside it."""
+"""Size in bytes from which a buffer is sent separately instead of inside the pickle."""
 
 DONE, FAILED, CANCELED, DEPENDENCY = range(4)
-"""Kinds of reply: returned, failed, stopped, not run because a dependency has no value."""
+"""Kinds of reply: returned, failed, canceled, not run because a dependency has no value."""
 
 OWN_FILES: tuple[str, ...] = (
     *SDK_FILES,
@@ -36,10 +36,10 @@ class Order(NamedTuple):
         uid: The attempt's uid.
         name: The task's name.
         attempt: Number of the attempt, from 1.
-        function: The packed function, or its place among the values if it is large; `None` for an
+        function: The packed function, or its index among the values if it is large; `None` for an
             executable.
         arguments: The packed arguments.
-        more: Settings that only some tasks have; empty for a plain function.
+        more: Settings that only some tasks need; empty for a plain function.
         modules: The versions of the program's own modules for the call, see
             `rhapsody.sdk.CallSpec`.
     """
@@ -61,7 +61,7 @@ class Reply:
         kind: One of `DONE`, `FAILED`, `CANCELED`, `DEPENDENCY`.
         payload: The packed value or exception.
         buffers: Its large buffers.
-        more: `stdout`, `stderr`, `exit_code`, `sandbox` and `files`, as far as they apply.
+        more: `stdout`, `stderr`, `exit_code`, `sandbox` and `files`, where they apply.
         worker: The worker that ran the task.
         kept: On a worker, the unpacked value in a tuple, if its type is immutable.
     """
@@ -104,13 +104,13 @@ class Reply:
 
 
 class Returned(Reply):
-    """Reply of a function that returned; the scheduler publishes the type."""
+    """Reply of a function that returned; the scheduler plugin recognizes it by its type."""
 
     __slots__ = ()
 
 
 class TaskRaised(Exception):  # noqa: N818 - carries a failure, is none
-    """Failed attempt that Dask itself should repeat; raised instead of returning the reply."""
+    """Failed attempt that Dask itself should retry; raised instead of returning the reply."""
 
     def __init__(self, reply: Reply, uid: str, error: str) -> None:
         super().__init__(error)  # Dask logs this text
@@ -122,12 +122,12 @@ class TaskRaised(Exception):  # noqa: N818 - carries a failure, is none
 
 
 def failure(error: BaseException) -> Reply:
-    """Return the reply for an exception, with the traceback from the user's code on."""
+    """Return the reply for an exception, without Rhapsody's frames in its traceback."""
     return Reply(FAILED, packed_error(error))
 
 
 def packed_error(error: BaseException) -> bytes:
-    """Return an exception as bytes, with the traceback from the user's code on."""
+    """Return an exception as bytes, without Rhapsody's frames in its traceback."""
     packed: bytes = pack_error(trimmed(error, OWN_FILES))
     return packed
 
@@ -135,13 +135,13 @@ def packed_error(error: BaseException) -> bytes:
 def key_of(name: str, session: str, uid: str) -> str:
     """Return a task's key in Dask, which is unique among all backends on the cluster.
 
-    Dask's dashboard shows the part before the first dash that no word follows.
+    Dask's dashboard shows it up to the first dash that is not followed by a word.
     """
     return f"{name}-{session}-{uid}"
 
 
 def pack(value: Any) -> tuple[bytes, list[pickle.PickleBuffer]]:
-    """Pickle a value, with its large buffers apart."""
+    """Pickle a value, and return its large buffers separately."""
     buffers: list[pickle.PickleBuffer] = []
 
     def small(buffer: pickle.PickleBuffer) -> bool:
@@ -157,7 +157,7 @@ def pack(value: Any) -> tuple[bytes, list[pickle.PickleBuffer]]:
 
 
 def unpack(payload: Any, buffers: Sequence[Any] = ()) -> Any:
-    """Unpickle a value. It uses the memory of the buffers."""
+    """Unpickle a value, which shares the memory of the buffers."""
     return pickle.loads(payload, buffers=buffers)  # noqa: S301 - made by `pack` on our side
 
 
@@ -167,7 +167,7 @@ def read_only(buffers: Sequence[Any]) -> list[memoryview]:
 
 
 def writable(buffers: Sequence[Any]) -> list[Any]:
-    """Return buffers that may be changed; read-only ones are copied."""
+    """Return writable buffers: copies of those that are read-only."""
     return [bytearray(b) if memoryview(b).readonly else b for b in buffers]
 
 
@@ -181,7 +181,7 @@ class Value:
     """Placeholder for a value that Dask holds: a large argument, or another task's result.
 
     Args:
-        place: Its index among the values that come with the task.
+        place: Its index among the values that are sent with the task.
     """
 
     __slots__ = ("place",)
@@ -194,7 +194,7 @@ class Value:
 
 
 def unpacked(packed: bytes, values: Sequence[Any], sandbox: str | None = None) -> Any:
-    """Unpickle arguments, with placeholders replaced by their values.
+    """Unpickle arguments, and replace placeholders with their values.
 
     Args:
         packed: The pickle.
@@ -231,7 +231,7 @@ def value_here(place: int) -> Any:
 
 
 def file_here(kind: Any, state: dict[str, Any]) -> Any:
-    """Return a declared file, bound to the task's sandbox on this worker."""
+    """Return a declared file bound to the task's sandbox here; called during unpickling."""
     file = object.__new__(kind)
     for name, value in state.items():
         object.__setattr__(file, name, value)

@@ -4,9 +4,9 @@ Core runs, stops and captures programs and checks their readiness. This module a
 which kills a program if its worker is killed, and the message to the backend that a service is
 ready.
 
-Each start of a task has a new sandbox. If the workers see the engine's files, it is the directory
-that the engine chose. Otherwise it is a directory of the worker: input files come with the order,
-and output files are returned with the reply.
+Each start of a task uses a new sandbox. If the workers see the engine's files, it is the directory
+that the engine chose. Otherwise it is a directory of the worker: input files are sent with the
+order, and output files are returned with the reply.
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ from rhapsody_dask.worker.site import Running, Site, supervisor
 def prepare(site: Site, order: Order, running: Running, values: Sequence[Any]) -> str:
     """Create the sandbox of a task that starts, with its input files.
 
-    Dask repeats tasks of workers that it has lost. Such a worker may still be running, cut off from
-    the scheduler, and writing to its sandbox. Each further start therefore uses a directory inside
-    the sandbox of the first one.
+    Dask reruns the tasks of lost workers. A lost worker may still be running, cut off from the
+    scheduler, and writing to its sandbox. Each further start therefore uses a directory inside the
+    sandbox of the first one.
 
     Returns:
         The directory.
@@ -67,8 +67,8 @@ def prepare(site: Site, order: Order, running: Running, values: Sequence[Any]) -
     return path
 
 
-def bring_back(order: Order, reply: Reply, sandbox: str) -> None:
-    """Add the files of a sandbox to the reply, and remove the sandbox."""
+def return_files(order: Order, reply: Reply, sandbox: str) -> None:
+    """Move the files of a sandbox to the reply."""
     came = set(order.more.get("came", ()))
     files, left_out = pack_files(
         (name, os.path.join(sandbox, name)) for name in os.listdir(sandbox) if name not in came
@@ -80,11 +80,11 @@ def bring_back(order: Order, reply: Reply, sandbox: str) -> None:
 
 
 def pack_files(files: Iterable[tuple[str, str]]) -> tuple[bytes, list[str]]:
-    """Pack files and directories under the given names.
+    """Pack files and directories, given as pairs of a name and a path.
 
     Returns:
-        The bytes, and the names of what was left out: dangling links, links that lead out of a
-        directory, pipes, sockets and devices.
+        The bytes, and the names of entries that were left out: dangling links, links that lead out
+        of a directory, pipes, sockets and devices.
     """
     target = io.BytesIO()
     left_out: list[str] = []
@@ -120,11 +120,11 @@ def unpack_files(packed: Any, directory: str) -> None:
 
 
 ANNOUNCE = 'printf "+%d\\n" $$ >&2; exec "$@" 2>>"$0"'
-"""Script for a shell whose standard error is the pipe; `$0` is the file for errors."""
+"""Script of a shell whose standard error is the reaper's pipe; `$0` is the file for errors."""
 
 
 def announced(command: Sequence[str], errors: str) -> list[str]:
-    """Return a command that reports its process before it executes `command`.
+    """Return a command that reports its process id to the reaper, then executes `command`.
 
     Args:
         command: The program and its arguments.
@@ -155,19 +155,19 @@ def run_program(
     kept = ("stdout", "stderr", "exit_code", "sandbox")
     reply.more = {key: cast("Any", task)[key] for key in kept if key in task}
     if "ship" in order.more:
-        bring_back(order, reply, sandbox)
+        return_files(order, reply, sandbox)
     return reply
 
 
 def _move(task: TaskDescription, former: str) -> None:
-    """Replace the paths of files in the sandbox in a command by those on this worker."""
+    """Replace the paths of sandbox files in a command with their paths on this worker."""
     task["executable"] = moved(str(task["executable"]), former, task["sandbox"])
     if "arguments" in task:
         task["arguments"] = [moved(word, former, task["sandbox"]) for word in task["arguments"]]
 
 
 async def _run(site: Site, order: Order, running: Running, task: TaskDescription) -> int:
-    """Run a program, which another thread may stop, and return its exit code."""
+    """Run a program that other threads can stop, and return its exit code."""
     loop = asyncio.get_running_loop()
     gpus = running.gpus if site.gate.gpus else None
     environment = task_environment(task, cores=order.more.get("cores", 1), gpus=gpus)
@@ -222,7 +222,7 @@ def _launch(errors: str, command: Sequence[str], **options: Any) -> Program:
 
 
 def _require_program(name: str, cwd: str, environment: Mapping[str, str]) -> None:
-    """Raise the error that starting the program would raise; the shell returns only a code."""
+    """Raise the error that starting the program would raise; the shell reports only a code."""
     path = os.path.join(cwd, name) if os.path.dirname(name) else None
     found = shutil.which(path or name, path=environment.get("PATH"))
     if found is not None:

@@ -55,8 +55,8 @@ def run_order(packed: bytes, values: Sequence[Any]) -> Reply:
     if site is None:
         return failure(
             BackendUnavailableError(
-                f"task {order.name!r}: worker {get_worker().address} was not prepared for it; its "
-                "log says why the plugin rhapsody could not be set up there"
+                f"task {order.name!r}: Rhapsody's plugin is not active on worker "
+                f"{get_worker().address}; the worker's log contains the reason"
             )
         )
     for value in values:
@@ -74,7 +74,7 @@ def run_order(packed: bytes, values: Sequence[Any]) -> Reply:
         if waiting is not None:
             running.waiting = waiting
             if running.cancelled:
-                site.gate.give_up(waiting)
+                site.gate.cancel(waiting)
             if not site.gate.wait(waiting):
                 return Reply(CANCELED)
         running.cores = cores
@@ -138,9 +138,9 @@ def _call(site: Site, order: Order, running: Running, values: Sequence[Any]) -> 
     if sandbox is not None:
         reply.more = {**(reply.more or {}), "sandbox": sandbox}
         if "ship" in more:
-            from rhapsody_dask.worker.programs import bring_back
+            from rhapsody_dask.worker.programs import return_files
 
-            bring_back(order, reply, sandbox)
+            return_files(order, reply, sandbox)
     return reply
 
 
@@ -155,7 +155,7 @@ def _prepare(site: Site, order: Order, running: Running, values: Sequence[Any]) 
 
 
 class _Runner(Runner):
-    """Runner of one call, with values that Dask holds among the arguments."""
+    """Runner of one call, whose arguments may contain values that Dask holds."""
 
     worker = "the worker"
     own_files = OWN_FILES
@@ -203,7 +203,7 @@ def _stoppable(running: Running, loop: Any, task: Any) -> None:
 
     def stop() -> None:
         try:
-            # In the next iteration, because the coroutine must have started.
+            # Cancel in the next iteration, because the coroutine must have started.
             loop.call_soon_threadsafe(partial(loop.call_soon, task.cancel))
         except RuntimeError:  # the loop is closed: the coroutine has ended
             return
@@ -230,7 +230,7 @@ def _unpacked(
 def _missing(error: ModuleNotFoundError, order: Order, site: Site) -> ModuleNotFoundError:
     return ModuleNotFoundError(
         f"task {order.name!r} needs the module {error.name!r}, which worker {site.address} does "
-        "not have: install it there, or bring a single file with `await "
+        "not have. Install it there, or upload a single file with `await "
         f"backend.client.upload_file('{error.name}.py')`",
         name=error.name,
     )
@@ -243,12 +243,12 @@ def _environment(site: Site, order: Order) -> AbstractContextManager[None]:
     if site.threads > 1:
         raise CapabilityError(
             f"task {order.name!r} sets environment variables, which the {site.threads} threads of "
-            f"worker {site.address} share; start workers of one thread each: "
+            f"worker {site.address} share. Start workers with one thread each: "
             "DaskExecutionBackend({'threads': 1}) or `dask worker --nthreads 1`"
         )
     if order.more.get("cores", 1) == 0:
         raise CapabilityError(
-            f"task {order.name!r} sets environment variables, and with cores=0 it shares worker "
-            f"{site.address} with other tasks; give it a core"
+            f"task {order.name!r} sets environment variables, but with cores=0 it shares worker "
+            f"{site.address} with other tasks. Request at least one core"
         )
     return Environment(variables)

@@ -1,4 +1,4 @@
-"""State of one backend on one worker: its running tasks, and messages about them.
+"""State of one backend on one worker: its running tasks, and the messages about them.
 
 The backend's worker plugin opens a site on every worker, including later ones, and closes it when
 the backend ends. `running` executes the tasks.
@@ -25,11 +25,11 @@ from rhapsody_dask.worker.messages import Order, key_of
 class Waiting:
     """Task that waits for its cores."""
 
-    __slots__ = ("cores", "given", "turn")
+    __slots__ = ("cores", "granted", "turn")
 
     def __init__(self, cores: float) -> None:
         self.cores: float = cores
-        self.given: bool = False
+        self.granted: bool = False
         self.turn: threading.Event = threading.Event()
 
 
@@ -50,7 +50,7 @@ class Gate:
         self._queue: deque[Waiting] = deque()
 
     def enter(self, cores: float) -> Waiting | None:
-        """Take cores, or return an object for `wait` if they are not free."""
+        """Take cores; if they are not free, enter the queue and return an object for `wait`."""
         with self._lock:
             if not self._queue and self._free >= cores:
                 self._take(cores)
@@ -61,26 +61,26 @@ class Gate:
             return waiting
 
     def wait(self, waiting: Waiting) -> bool:
-        """Block the thread until it is the task's turn; return False if that was given up."""
+        """Block the thread until the task has its cores; return False if it was canceled."""
         waiting.turn.wait()
-        return waiting.given
+        return waiting.granted
 
-    def give_up(self, waiting: Waiting) -> None:
-        """Remove a waiting task that need not run any more."""
+    def cancel(self, waiting: Waiting) -> None:
+        """Remove a waiting task from the queue."""
         with self._lock:
-            if not waiting.given and waiting in self._queue:
+            if not waiting.granted and waiting in self._queue:
                 self._queue.remove(waiting)
                 self._serve()
         waiting.turn.set()
 
     def leave(self, cores: float) -> None:
-        """Return the cores that `enter` took for the same number."""
+        """Return the cores of a task that entered with the same number."""
         with self._lock:
             self._take(-min(cores, self.cores))
             self._serve()
 
     def take_gpus(self, count: int) -> tuple[str, ...]:
-        """Take GPUs; fewer if Dask assigns more than this worker has names for."""
+        """Take GPUs and return their names; fewer if not enough of them are left."""
         with self._lock:
             taken, self._free_gpus = self._free_gpus[:count], self._free_gpus[count:]
             return tuple(taken)
@@ -97,12 +97,12 @@ class Gate:
         while self._queue and self._free >= self._queue[0].cores:
             waiting = self._queue.popleft()
             self._take(waiting.cores)
-            waiting.given = True
+            waiting.granted = True
             waiting.turn.set()
 
 
 STOP = 1.0
-"""Time in seconds to wait for the end of an idle loop."""
+"""Time limit in seconds for the end of an idle loop."""
 
 
 class WaitingLoop:
@@ -155,7 +155,7 @@ class WaitingLoop:
                 self._loop.stop(STOP)
 
     def close(self) -> None:
-        """Stop the loop once nothing runs on it."""
+        """Stop the loop as soon as no coroutine runs on it."""
         with self._lock:
             self._closed = True
             idle = not self._users
@@ -170,7 +170,7 @@ REPORT = 0.01
 """Time in seconds after which a task is reported as running; shorter ones are never reported."""
 
 REMEMBERED = 100_000
-"""Number of canceled tasks that a site remembers in case they arrive later."""
+"""Largest number of canceled tasks that a site remembers in case they arrive later."""
 
 
 MARK = 16
@@ -212,7 +212,7 @@ class Notes:
         self._used = 0
 
     def add(self, uid: str) -> int:
-        """Note that an attempt starts, and return its place."""
+        """Record that an attempt starts, and return its place in the file."""
         if not self._free:
             self._free.append(self._used)
             self._used += MARK
@@ -221,7 +221,7 @@ class Notes:
         return place
 
     def remove(self, place: int) -> None:
-        """Note that the attempt in a place has ended."""
+        """Record that the attempt in a place has ended."""
         os.pwrite(self._file, bytes(MARK), place)
         self._free.append(place)
 
@@ -232,10 +232,10 @@ class Running:
     Attributes:
         token: Identifies this start of the attempt among all workers.
         cancelled: True if its cancellation was requested.
-        stop: Stops the task, if possible; called on any thread.
+        stop: Stops the task, `None` if that is impossible; may be called on any thread.
         context: The value of `current_task()` in the task.
         cores: Number of cores that it has taken from the gate.
-        place: Its place in the worker's notes, `None` before it has its cores.
+        place: Its place in the worker's notes, `None` until it has its cores.
     """
 
     __slots__ = (
@@ -295,7 +295,7 @@ class Site:
     # On the threads of tasks.
 
     def begin(self, running: Running) -> bool:
-        """Register a task as started; return False if it was canceled before."""
+        """Register a task as started; return False if it was already canceled."""
         with self._lock:
             if self._cancelled.pop(running.uid, running) is None:
                 return False
@@ -303,7 +303,7 @@ class Site:
             return True
 
     def started(self, running: Running) -> None:
-        """Register that a task has its cores and runs."""
+        """Register that a task has its cores and is running."""
         if self.notes is not None:
             with self._lock:
                 running.place = self.notes.add(running.uid)
@@ -352,7 +352,7 @@ class Site:
         running.cancelled = True
         running.context.request_cancel()
         if running.waiting is not None:
-            self.gate.give_up(running.waiting)
+            self.gate.cancel(running.waiting)
         if running.stop is not None:
             running.stop()
 
@@ -403,7 +403,7 @@ def leave_ctrl_c(client: int) -> None:
     unlike an ignored signal, a handler is not inherited.
 
     Args:
-        client: The program's process; nothing is changed if it is the worker's as well.
+        client: The program's process id; nothing is changed in this process.
     """
     if os.getpid() != client and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGINT, lambda number, frame: None)
@@ -429,7 +429,7 @@ def close_site(worker: Worker, session: str) -> None:
 
 
 def site_of(worker: Worker, session: str) -> Site | None:
-    """Return a backend's site on a worker, `None` if it was closed or could not be opened."""
+    """Return a backend's site on a worker, `None` if it is not open."""
     return _sites.get((session, worker.address))
 
 
@@ -440,7 +440,7 @@ def cancel(session: str, uids: list[str], dask_worker: Any = None) -> list[str]:
 
 
 def sees(path: str, text: str, dask_worker: Any = None) -> bool:
-    """Return True if a worker can read this text from a file; called through `Client.run`."""
+    """Return True if a file on this worker contains a text; called through `Client.run`."""
     try:
         with open(path, encoding="utf-8") as file:
             return file.read() == text
