@@ -67,7 +67,7 @@ WITHOUT_PILOT = {
     "test_cleanup_notes",
     "test_cleanup_processes",
     "test_diagnosis",
-    "test_fleet",
+    "test_pilots",
     "test_health",
     "test_pilot_names",
     "test_places",

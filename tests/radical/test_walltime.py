@@ -10,15 +10,15 @@ import pytest
 
 from rhapsody.resources import Resources
 from rhapsody.task import TaskDescription
-from rhapsody_radical.fleet import Fleet
+from rhapsody_radical.pilots import Pilots
 from tests.radical.pilots import backend, resources
 
 NOW = 1000.0
 
 
-def fleet(*runtimes: int | None) -> Fleet:
+def pilots(*runtimes: int | None) -> Pilots:
     """Pilots of so many minutes."""
-    return Fleet([resources(runtime=each) for each in runtimes], lambda pilot: None)
+    return Pilots([resources(runtime=each) for each in runtimes], lambda pilot: None)
 
 
 def task(walltime: float | None = None, **settings: Any) -> TaskDescription:
@@ -39,16 +39,16 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("clock")
 def test_a_pilot_has_its_runtime_from_when_it_is_active() -> None:
-    made = fleet(10)
+    made = pilots(10)
     assert made.seconds_left(None) == 600  # queued: tasks begin with it
     made.note(made.pilots[0], "PMGR_ACTIVE", NOW - 200)
     assert made.seconds_left(None) == 400
-    assert fleet(None).seconds_left(task()) == math.inf
+    assert pilots(None).seconds_left(task()) == math.inf
 
 
 @pytest.mark.usefixtures("clock")
 def test_of_several_pilots_the_last_one_counts_or_the_one_that_is_named() -> None:
-    made = fleet(10, 20)
+    made = pilots(10, 20)
     for pilot in made.pilots:
         made.note(pilot, "PMGR_ACTIVE", NOW - 500)
     assert made.seconds_left(task()) == 700
@@ -61,7 +61,7 @@ def test_of_several_pilots_the_last_one_counts_or_the_one_that_is_named() -> Non
 
 @pytest.mark.usefixtures("clock")
 def test_a_task_goes_to_a_pilot_that_has_the_time() -> None:
-    made = fleet(10, 20)
+    made = pilots(10, 20)
     first, second = made.pilots
     busy = [second] * 8
     assert made.spread([task(), task(600), task(700), task(5000)], busy) == [

@@ -25,9 +25,9 @@ from rhapsody_radical import descriptions, functions, links, schema
 from rhapsody_radical.client import raptor
 from rhapsody_radical.client.health import Progress
 from rhapsody_radical.client.tasks import NEWS, Entry, Tasks
-from rhapsody_radical.fleet import Job
 from rhapsody_radical.functions import call_words, completed
 from rhapsody_radical.pilot import rp
+from rhapsody_radical.pilots import Job
 from rhapsody_radical.results import error_of
 from rhapsody_radical.translate import command, in_double_quotes
 from rhapsody_radical.wire import Worker

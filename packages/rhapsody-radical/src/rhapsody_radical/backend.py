@@ -50,9 +50,9 @@ from rhapsody_radical.descriptions import (
     pilot_descriptions,
     total_cores,
 )
-from rhapsody_radical.fleet import Ended, Fleet, Job, Pilot
 from rhapsody_radical.links import Links
 from rhapsody_radical.pilot import PilotException, build
+from rhapsody_radical.pilots import Ended, Job, Pilot, Pilots
 from rhapsody_radical.plugin import RAPTOR, capabilities_of
 from rhapsody_radical.remote import RAPTORS, Ref
 from rhapsody_radical.schema import AGENT_EXECUTING, PMGR_ACTIVE
@@ -113,7 +113,6 @@ class RadicalExecutionBackend(ManagedBackend):
         resources: The argument.
         raptor_config: The argument, an empty dict if there was none.
         raptor_mode: Whether function tasks run on RAPTOR.
-        fleet: The pilots and their states.
         pilots: The pilots in their order.
     """
 
@@ -150,8 +149,8 @@ class RadicalExecutionBackend(ManagedBackend):
         self.session.uid = f"rhapsody.{uuid.uuid4().hex[:10]}"
         self._work_dir = directory(work_dir)
         self.session.path = self._work_dir or self.session.path
-        self.fleet: Fleet = Fleet(settings, self._pilot_ended)
-        self.pilots: list[Pilot] = self.fleet.pilots
+        self._pilots: Pilots = Pilots(settings, self._pilot_ended)
+        self.pilots: list[Pilot] = self._pilots.pilots
         self.pilot_manager: Any = None
         self.task_manager: Any = None
         self.resource_pilot: Any = None
@@ -240,7 +239,7 @@ class RadicalExecutionBackend(ManagedBackend):
             if self.open_tasks:
                 self._none_open.wait(ENDING)
             self._connection.close(keep=self._keep)
-        self.fleet.close()
+        self._pilots.close()
         for job in self.open_jobs():
             job.cancelled = True
             self.end(job, "CANCELED")
@@ -288,7 +287,7 @@ class RadicalExecutionBackend(ManagedBackend):
         """
         self.require_running()
         admitted = self.admit(tasks)
-        pilots = self.fleet.spread(admitted, (job.pilot for job in self.open_jobs()))
+        pilots = self._pilots.spread(admitted, (job.pilot for job in self.open_jobs()))
         jobs = [Job(task, pilot) for task, pilot in zip(admitted, pilots, strict=True)]
         self.open_tasks.update((job.uid, job) for job in jobs)
         assert self._commands is not None
@@ -540,7 +539,7 @@ class RadicalExecutionBackend(ManagedBackend):
     def _client_lost(self, reason: str) -> None:
         """End all tasks, because the client has ended unexpectedly."""
         for pilot in self.pilots:
-            self.fleet.ended(pilot, f"is lost: {reason}")
+            self._pilots.ended(pilot, f"is lost: {reason}")
 
     def _on_running(self, uid: str, state: str, host: str) -> None:
         job: Job | None = self.open_tasks.get(uid)
@@ -581,11 +580,11 @@ class RadicalExecutionBackend(ManagedBackend):
         if "state" in changes:
             remotes.update(changes["pilot"])
             state, when = changes["state"]
-            self.fleet.note(pilot, state, when)
+            self._pilots.note(pilot, state, when)
             for callback in tuple(self._pilot_callbacks):
                 remotes.callbacks.post(partial(callback, pilot.uid, state))
         if "ended" in changes:
-            self.fleet.ended(pilot, changes["ended"])
+            self._pilots.ended(pilot, changes["ended"])
 
     # Ends.
 
@@ -642,11 +641,11 @@ class RadicalExecutionBackend(ManagedBackend):
 
     def account(self) -> dict[str, Any]:
         """Return the pilots' states with their times, and their utilization."""
-        return {"pilots": self.fleet.account()}
+        return {"pilots": self._pilots.account()}
 
     def seconds_left(self, task: TaskDescription | None = None) -> float:
         """Return how long a task could run before its pilots, or this batch job, end."""
-        job, pilots = super().seconds_left(), self.fleet.seconds_left(task)
+        job, pilots = super().seconds_left(), self._pilots.seconds_left(task)
         return pilots if job is None else min(job, pilots)
 
     def cores_in_use(self) -> tuple[int, int]:

@@ -37,7 +37,7 @@ from rhapsody.sdk import (
 from rhapsody.sdk import unpack as unpack_result
 from rhapsody_radical import call, descriptions, schema, translate
 from rhapsody_radical.descriptions import as_list, task_settings
-from rhapsody_radical.fleet import Job, Pilot
+from rhapsody_radical.pilots import Job, Pilot
 from rhapsody_radical.translate import plain, thread_variables
 
 

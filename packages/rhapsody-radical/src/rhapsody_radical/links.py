@@ -12,7 +12,7 @@ from rhapsody_radical import schema
 from rhapsody_radical.descriptions import as_list
 
 if TYPE_CHECKING:
-    from rhapsody_radical.fleet import Job
+    from rhapsody_radical.pilots import Job
 
 PILOT = "pilot:///"
 TASK = "task:///"

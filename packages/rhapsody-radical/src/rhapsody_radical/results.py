@@ -21,7 +21,7 @@ from rhapsody import (
 )
 from rhapsody.sdk import end_of_file, too_early
 from rhapsody_radical import functions
-from rhapsody_radical.fleet import Job
+from rhapsody_radical.pilots import Job
 from rhapsody_radical.translate import missing_outputs, output_names
 
 DONE, FAILED, CANCELED = "DONE", "FAILED", "CANCELED"

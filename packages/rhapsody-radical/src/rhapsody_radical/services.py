@@ -31,7 +31,7 @@ from rhapsody.sdk import (
     search_output,
     wait_until,
 )
-from rhapsody_radical.fleet import Job, Pilot
+from rhapsody_radical.pilots import Job, Pilot
 from rhapsody_radical.results import output_paths
 from rhapsody_radical.wire import is_plain
 

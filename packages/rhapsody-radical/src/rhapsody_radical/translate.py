@@ -20,7 +20,7 @@ from rhapsody import CapabilityError, DataError, Resources, TaskDescription
 from rhapsody.sdk import OUTPUT_FILES, make_sandbox, moved, working_directory
 from rhapsody_radical import schema
 from rhapsody_radical.descriptions import as_list, can_work_in, encodable, task_settings
-from rhapsody_radical.fleet import Pilot
+from rhapsody_radical.pilots import Pilot
 
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 MEGABYTE = 1 << 20

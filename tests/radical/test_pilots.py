@@ -7,19 +7,19 @@ from typing import Any
 import pytest
 
 from rhapsody.task import TaskDescription
-from rhapsody_radical.fleet import Fleet, Pilot
 from rhapsody_radical.functions import completed
+from rhapsody_radical.pilots import Pilot, Pilots
 
 
-def fleet(*names: str) -> tuple[Fleet, list[Pilot]]:
-    """A fleet of pilots on resources of these names, and its list of those that ended."""
+def pilots(*names: str) -> tuple[Pilots, list[Pilot]]:
+    """Pilots on resources of these names, and the list of those that ended."""
     ended: list[Pilot] = []
     settings = [{"resource": name, "cores": 4} for name in names]
-    return Fleet(settings, ended.append), ended
+    return Pilots(settings, ended.append), ended
 
 
 def test_states_of_pilots_are_logged_and_kept(caplog: pytest.LogCaptureFixture) -> None:
-    made, ended = fleet("local.one")
+    made, ended = pilots("local.one")
     states = ["PMGR_LAUNCHING", "PMGR_ACTIVE", "DONE", "FAILED"]
     with caplog.at_level("INFO", "rhapsody_radical"):
         for when, state in enumerate(states):
@@ -37,7 +37,7 @@ def test_states_of_pilots_are_logged_and_kept(caplog: pytest.LogCaptureFixture) 
 
 
 def test_utilization_is_the_share_of_cores_while_the_pilot_was_active() -> None:
-    made, _ = fleet("local.one", "local.two")
+    made, _ = pilots("local.one", "local.two")
     pilot = made.pilots[0]
     pilot.times = {"PMGR_LAUNCHING": 50.0, "PMGR_ACTIVE": 100.0, "DONE": 110.0}
     pilot.core_seconds = 10.0
@@ -51,7 +51,7 @@ def description(**specific: Any) -> TaskDescription:
 
 
 def test_tasks_go_where_there_is_the_least_to_do_for_the_cores() -> None:
-    made, _ = fleet("local.one", "local.two", "local.three")
+    made, _ = pilots("local.one", "local.two", "local.three")
     first, second, third = made.pilots
     second.settings["cores"] = 8
     named = description(pilot=first.uid)

@@ -105,7 +105,7 @@ class Pilot:
         return 0 if self.raptor is None else total_cores(self.raptor)
 
 
-class Fleet:
+class Pilots:
     """The pilots of one backend.
 
     Args:
