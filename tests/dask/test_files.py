@@ -63,7 +63,7 @@ async def test_files_go_by_content_where_nothing_is_shared(cluster: Any, tmp_pat
             assert await read(InputFile("out.txt"), first) == "from outside\n"
             assert await show(InputFile("out.txt"), first) == "from outside\n"
             assert str(tmp_path / ".rhapsody") not in await first
-            with pytest.raises(DataError, match="did not write .*'never'"):
+            with pytest.raises(DataError, match=r"did not write .*'never'"):
                 await forget(OutputFile("never"))
 
 

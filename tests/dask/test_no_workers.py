@@ -114,11 +114,11 @@ async def test_promises_hold_whenever_the_workers_come(empty: Any, waiting: Work
     await _submitted(waiting, 2)
     await _scale(empty, 1)
     assert await read(InputFile("out.txt"), early[0]) == "written\n"
-    with pytest.raises(DataError, match="did not write .*'never'"):
+    with pytest.raises(DataError, match=r"did not write .*'never'"):
         await early[1]
     late = write(OutputFile("out.txt"))
     assert await read(InputFile("out.txt"), late) == "written\n"
-    with pytest.raises(DataError, match="did not write .*'never'"):
+    with pytest.raises(DataError, match=r"did not write .*'never'"):
         await forget(OutputFile("never"))
 
 
@@ -199,7 +199,7 @@ async def test_a_worker_that_is_unknown_is_refused_on_a_cluster_of_our_own() -> 
         address, *_ = (await backend.client.scheduler.identity(n_workers=-1))["workers"]
         for known in (0, [address], ["no-one", address]):
             assert await task(1, task_description={"workers": known}) == 1
-        with pytest.raises(CapabilityError, match=f"unknown workers: no-one. .* workers 0 at {address}"):
+        with pytest.raises(CapabilityError, match=f"workers: no-one.* 0 at {address}"):
             await task(1, task_description={"workers": "no-one"})
         preferred = {"workers": "no-one", "allow_other_workers": True}
         assert await task(1, task_description=preferred) == 1
