@@ -20,7 +20,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from rhapsody_radical import cleanup
-from rhapsody_radical.cleanup import BatchJob, Note, end_session, place, take_over
+from rhapsody_radical.cleanup import BatchJob, Note, end_session, place, clean_up
 from tests._support.machine import gone
 from tests.radical.marked import MINE, running
 
@@ -129,7 +129,7 @@ def test_what_a_killed_client_left_is_ended(
 ) -> None:
     note = left(where, directory)
     with running(RADICAL_RHAPSODY=MINE) as task, running(cwd=directory) as bystander:
-        assert take_over(where) == [MINE]
+        assert clean_up(where) == [MINE]
         assert gone([task.pid])
         assert bystander.poll() is None
     (said,) = caplog.messages
@@ -137,7 +137,7 @@ def test_what_a_killed_client_left_is_ended(
     assert str(directory) in said
     assert not note.exists()
     assert directory.exists()
-    assert take_over(where) == []
+    assert clean_up(where) == []
 
 
 def test_batch_jobs_of_a_killed_client_are_cancelled(
@@ -157,31 +157,31 @@ def test_batch_jobs_of_a_killed_client_are_cancelled(
         return answers.pop(0)
 
     monkeypatch.setattr(cleanup, "cancel_jobs", cancel)
-    assert take_over(where) == []  # Slurm does not answer
+    assert clean_up(where) == []  # Slurm does not answer
     assert note.exists()
     monkeypatch.setattr(cleanup, "find_jobs", lambda session: jobs)
-    assert take_over(where) == []  # it answers, but does not cancel
+    assert clean_up(where) == []  # it answers, but does not cancel
     assert note.exists()
-    assert "asked again" in caplog.messages[-1]
-    assert take_over(where) == [MINE]
+    assert "will retry" in caplog.messages[-1]
+    assert clean_up(where) == [MINE]
     assert cancelled == jobs * 2
-    assert "batch jobs: 1)" in caplog.messages[-1]
-    assert "cancel jobs of PBSPRO yourself" in caplog.messages[-1]
+    assert "batch jobs canceled: 1)" in caplog.messages[-1]
+    assert "cancel its PBSPRO jobs yourself" in caplog.messages[-1]
 
 
 def test_a_living_session_is_left_alone(
     where: Path, directory: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with client(where, directory), running(RADICAL_RHAPSODY=MINE) as task:
-        assert take_over(where) == []
+        assert clean_up(where) == []
         assert task.poll() is None
         assert (where / f"{MINE}.json").exists()
     assert caplog.messages == []
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="nothing forks here")
-def test_a_forked_child_that_let_go_does_not_hold_the_lock(where: Path, directory: Path) -> None:
-    forking = "import os, time\nif not os.fork():\n    note.let_go()\n    os.closerange(0, 3)\n"
+def test_a_forked_child_that_closed_it_does_not_hold_the_lock(where: Path, directory: Path) -> None:
+    forking = "import os, time\nif not os.fork():\n    note.close()\n    os.closerange(0, 3)\n"
     program = CLIENT.partition("print")[0] + forking + "time.sleep(600)\n"
     with running(
         *[sys.executable, "-W", "ignore", "-c", program, str(where), str(directory)],
@@ -196,7 +196,7 @@ def test_a_forked_child_that_let_go_does_not_hold_the_lock(where: Path, director
         process.kill()
         process.wait()
         assert child.is_running()
-        assert take_over(where) == [MINE]
+        assert clean_up(where) == [MINE]
         assert gone([child.pid])
 
 
@@ -210,7 +210,7 @@ def test_a_clients_death_is_a_warning_only_if_action_is_needed(
     assert not list(where.parent.glob("radical.*"))
     (said,) = caplog.records
     assert said.levelname == level
-    assert ("PBSPRO yourself" in said.getMessage()) == (manager == "PBSPRO")
+    assert ("PBSPRO jobs yourself" in said.getMessage()) == (manager == "PBSPRO")
 
 
 def has_namespaces() -> bool:
@@ -225,7 +225,7 @@ def has_namespaces() -> bool:
 def test_a_client_in_a_container_keeps_its_session(where: Path, directory: Path) -> None:
     unshare = ("unshare", "--pid", "--fork", "--kill-child", "--mount-proc")
     with client(where, directory, *unshare), running(RADICAL_RHAPSODY=MINE) as task:
-        assert take_over(where) == []
+        assert clean_up(where) == []
         assert task.poll() is None
 
 
@@ -234,7 +234,7 @@ def test_after_a_restart_of_the_machine_only_batch_jobs_are_ended(
 ) -> None:
     rewritten(left(where, directory), boot="another")
     with running(RADICAL_RHAPSODY=MINE) as task:
-        assert take_over(where) == [MINE]
+        assert clean_up(where) == [MINE]
         assert task.poll() is None
 
 
@@ -260,7 +260,7 @@ def test_a_session_that_may_run_elsewhere_is_only_reported(
     if far == "file system":
         monkeypatch.setattr("fcntl.flock", without_locks)
     with running(RADICAL_RHAPSODY=MINE) as task:
-        assert take_over(where) == []
+        assert clean_up(where) == []
         assert task.poll() is None
         assert note.exists()
         (said,) = caplog.messages
@@ -323,7 +323,7 @@ def test_a_note_that_this_user_alone_did_not_write_is_not_followed(
     where: Path, directory: Path, spoil: Callable[[Path], None]
 ) -> None:
     spoil(left(where, directory))
-    assert take_over(where) == []
+    assert clean_up(where) == []
     assert os.listdir(where)
 
 
@@ -376,5 +376,5 @@ def test_no_content_of_a_note_does_harm(where: Path, content: bytes) -> None:
     shutil.rmtree(where, ignore_errors=True)
     where.mkdir(mode=0o700, parents=True)
     (where / f"{MINE}.json").write_bytes(content)
-    assert take_over(where) == []
+    assert clean_up(where) == []
     assert (where / f"{MINE}.json").read_bytes() == content

@@ -43,6 +43,6 @@ async def test_what_a_program_and_its_client_left_is_ended_at_the_next_start(
         await made.shutdown()
         found.gone(others, files=False)
     (said,) = (text for text in caplog.messages if found.session.name in text)
-    assert "its client has ended: ended what it left" in said
+    assert "its client ended without closing it" in said
     assert str(found.session) in said
     assert [path.name for path in (tmp_path / "work").iterdir()] == [found.session.name]

@@ -169,7 +169,7 @@ async def test_what_raptor_leaves_no_room_for_is_refused(tmp_path: Path) -> None
     assert call.value == 3, str(call)
     for end in (waiting, beside):
         assert isinstance(end.error, CapabilityError), str(end)
-        assert "3 more are RAPTOR's" in str(end.error)
+        assert "RAPTOR uses another 3" in str(end.error)
 
 
 async def _kills_and_cancels_reach_one_call(driver: Driver) -> None:

@@ -188,8 +188,8 @@ async def test_the_next_start_cancels_the_jobs_of_programs_killed_with_their_cli
         for one in killed:
             one.gone([], files=False)
             (said,) = (text for text in caplog.messages if one.session.name in text)
-            assert "its client has ended: ended what it left" in said
-            assert "batch jobs: 1)" in said
+            assert "its client ended without closing it" in said
+            assert "batch jobs canceled: 1)" in said
 
 
 def test_a_pilot_uses_the_allocation_that_its_program_runs_in(tmp_path: Path) -> None:

@@ -149,7 +149,7 @@ def test_bytes_that_are_no_text_fail_their_task_alone(part: str) -> None:
         "variable": {"environment": {"A": text}},
     }
     shown = r"a value in environment=" if part == "variable" else r"'\\udcff'"
-    with pytest.raises(ValueError, match=rf"task 't': RADICAL-Pilot cannot be given {shown}"):
+    with pytest.raises(ValueError, match=rf"task 't': {shown} cannot be encoded"):
         describe_executable(task(**given[part]), None)
 
 
@@ -162,9 +162,9 @@ def test_directories_that_scripts_cannot_quote_are_recognized(tmp_path: Path) ->
 def test_what_a_pilot_can_never_run_is_refused() -> None:
     check_fits("t", {"cores_per_rank": 8}, pilot())
     for words in ({"cores_per_rank": 9}, {"gpus_per_rank": 1.0}):
-        with pytest.raises(CapabilityError, match=r"per rank, a node of pilot pilot\.0000"):
+        with pytest.raises(CapabilityError, match=r"per rank, but a node of pilot pilot\.0000"):
             check_fits("t", words, pilot())
-    with pytest.raises(CapabilityError, match=r"in all, .* has 5; 3 more are RAPTOR"):
+    with pytest.raises(CapabilityError, match=r"in total, .* has 5 \(RAPTOR uses another 3"):
         check_fits("t", {"cores_per_rank": 8}, pilot(cores=8, raptor_cores=3))
 
 
@@ -174,8 +174,8 @@ def test_more_memory_than_a_node_is_known_to_have_is_refused(there: int) -> None
     wanted = needs(task(resources=Resources(memory="500 MB")), small)
     with pytest.raises(CapabilityError) as error:
         check_fits("t", wanted, small)
-    assert "477 MB of memory per rank, a node of pilot pilot.0000 " in str(error.value)
-    assert f"has {there}; ask for less, or correct `mem_per_node`" in str(error.value)
+    assert "477 MB of memory per rank, but a node of pilot pilot.0000 " in str(error.value)
+    assert f"has {there}. Request less, or correct `mem_per_node`" in str(error.value)
 
 
 def test_memory_takes_its_share_of_a_nodes_cores() -> None:

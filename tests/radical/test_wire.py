@@ -60,7 +60,7 @@ def test_half_a_message_is_none(ends: tuple[Channel, Channel]) -> None:
 def test_another_version_says_what_to_do(ends: tuple[Channel, Channel]) -> None:
     here, there = ends
     here._socket.sendall(HEADER.pack(wire.VERSION + 1, 0))
-    with pytest.raises(RuntimeError, match="start the program again"):
+    with pytest.raises(RuntimeError, match="Restart the program"):
         there.receive()
 
 

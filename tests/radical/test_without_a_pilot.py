@@ -423,7 +423,7 @@ def test_a_tasks_file_is_linked() -> None:
 
 def test_a_link_needs_a_name_and_a_source() -> None:
     backend, target = RadicalExecutionBackend(), {"uid": "b", "task_backend_specific_kwargs": {}}
-    with pytest.raises(ValueError, match="file_name or file_path"):
+    with pytest.raises(ValueError, match="either file_path, or both"):
         backend.link_explicit_data_deps({"uid": "a"}, target)
     with pytest.raises(ValueError, match="src_task"):
         backend.link_explicit_data_deps(None, target, file_name="out")
@@ -460,7 +460,7 @@ def test_a_thread_does_what_it_was_given_and_refuses_more_after_its_end() -> Non
     worker.post(lambda: done.append(2))
     worker.stop()
     assert (future.result(10), done) == (1, [2])
-    with pytest.raises(RuntimeError, match="thread worker was ended"):
+    with pytest.raises(RuntimeError, match="thread worker was stopped"):
         worker.submit(lambda: 3)
     worker.post(lambda: done.append(4))
     assert done == [2]

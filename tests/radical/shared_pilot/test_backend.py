@@ -210,7 +210,7 @@ async def test_functions_get_what_pre_exec_exports_and_what_only_programs_have(
 async def test_a_pilot_that_there_is_not_is_refused(driver: Driver) -> None:
     end = await driver.run_one(own(driver.command("true"), pilot="pilot.0007"))
     assert isinstance(end.error, ValueError), str(end)
-    assert "there are: pilot.0000" in str(end.error)
+    assert "the pilots are pilot.0000" in str(end.error)
 
 
 @pytest.mark.skipif(shutil.which("mpirun") is not None, reason="there is an MPI")

@@ -1,7 +1,7 @@
-"""Rhapsody's backend for RADICAL-Pilot. Its names are imported when they are first used.
+"""RADICAL-Pilot backend for Rhapsody.
 
-This module stays light: the registry of backends loads it to read what the
-plugin declares, and RADICAL-Pilot is imported when the backend's class is asked for.
+The registry of backends imports this package to read the plugin's declaration, so importing it must
+be quick. The public names are imported when they are first used.
 """
 
 from __future__ import annotations

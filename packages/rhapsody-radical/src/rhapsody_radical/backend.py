@@ -503,7 +503,7 @@ class RadicalExecutionBackend(ManagedBackend):
     async def cancel_task(self, uid: str) -> bool:
         """Cancel a task; return `False` if it is unknown or has ended."""
         job: Job | None = self.open_tasks.get(uid)
-        if job is None or job.over:
+        if job is None or job.has_ended:
             return False
         self._cancel(job)
         return True
@@ -543,7 +543,7 @@ class RadicalExecutionBackend(ManagedBackend):
 
     def _on_running(self, uid: str, state: str, host: str) -> None:
         job: Job | None = self.open_tasks.get(uid)
-        if job is None or job.running or job.over:
+        if job is None or job.running or job.has_ended:
             return
         attach = None
         if state == AGENT_EXECUTING:

@@ -1,14 +1,14 @@
-"""Clean-up of sessions: their processes on this machine, their batch jobs, and notes about them.
+"""Cleanup of sessions: their processes on this machine, their batch jobs, and notes about them.
 
-Usually a session's client ends its pilots, even if the program was killed. A note is for the case
-that both are killed at once: the client locks it as long as it lives, so that an unlocked note
-belongs to a session that was not closed, which the next start in the same place ends.
+Usually a session's client ends its pilots, even if the program was killed. If both are killed at
+once, a note allows the next start in the same directory to end the session. The client holds a lock
+on the note while it runs, so an unlocked note belongs to a session that was not closed.
 
-Processes are identified by their environment, which a process inherits wherever it goes: into the
-background, a process group of its own or another directory. The directory of a process does not
-show its owner, and its id is meaningless once it has ended, so neither is used here. Batch jobs are
-identified by their working directory, which RADICAL-Pilot names after the session. Slurm's are
-canceled; those of other batch systems are the user's to cancel.
+Processes are identified by their environment, which their descendants inherit even in the
+background, in other process groups and in other directories. The directory of a process does not
+identify its owner, and a process id may be reused, so neither is used here. Batch jobs are
+identified by their working directory, which RADICAL-Pilot names after the session. Slurm jobs are
+canceled; jobs of other batch systems must be canceled by the user.
 """
 
 from __future__ import annotations
@@ -37,30 +37,31 @@ log: logging.Logger = logging.getLogger(__name__)
 # Processes.
 
 MARK = "RADICAL_RHAPSODY"
-"""Variable with the session in the environment of the client and its descendants."""
+"""Environment variable of the client and its descendants; contains the session's uid."""
 
 SESSION = "RP_SESSION_ID"
 TASK = "RP_TASK_ID"
 PILOT = "RP_PILOT_ID"
 
-ASKED = 0.5
-"""Seconds that processes have to clean up before they are killed."""
+GRACE = 0.5
+"""Seconds between SIGTERM and SIGKILL."""
 
 ROUNDS = 3
-"""Number of searches for processes that were started while others were ended."""
+"""Number of rounds of killing; each also finds processes started during the previous one."""
 
 
 def find(session: str, name: str = "", values: Collection[str] = ()) -> list[psutil.Process]:
-    """Return the living processes of a session, but never this one.
+    """Return the running processes of a session, except this one.
 
-    A login node has thousands of processes: objects are made for those that match only.
+    A login node has thousands of processes, so objects are created only for those that match.
 
     Args:
         session: Its uid.
-        name: `TASK` or `PILOT` to find only processes of some tasks or pilots.
-        values: The uids of these.
+        name: `TASK` or `PILOT` to find only the processes of some tasks or pilots.
+        values: The uids of these tasks or pilots.
     """
-    marks = [SESSION] if name == TASK else [MARK, SESSION]  # a client may run in another's task
+    # A client may run in a task of another session, whose variables it inherits.
+    marks = [SESSION] if name == TASK else [MARK, SESSION]
     wanted = [f"{mark}={session}" for mark in marks]
     pattern = re.compile(b"\0(?:%s)\0" % b"|".join(re.escape(os.fsencode(x)) for x in wanted))
     found = []
@@ -69,7 +70,7 @@ def find(session: str, name: str = "", values: Collection[str] = ()) -> list[psu
             if pid == os.getpid() or not pattern.search(_environment(pid)):
                 continue
             process = psutil.Process(pid)
-            lines = _environment(pid)  # once more: psutil may have seen a later process
+            lines = _environment(pid)  # again, because the id may have been reused meanwhile
         except (OSError, psutil.Error):
             continue  # it has ended, or belongs to another user
         narrow = not name or any(b"\0%s\0" % os.fsencode(f"{name}={x}") in lines for x in values)
@@ -79,19 +80,19 @@ def find(session: str, name: str = "", values: Collection[str] = ()) -> list[psu
 
 
 def _environment(pid: int) -> bytes:
-    """Return the initial environment of a process of our user, between zero bytes."""
+    """Return the initial environment of a process of this user, between null bytes."""
     if os.stat(f"/proc/{pid}").st_uid != os.geteuid():
         return b""
     with open(f"/proc/{pid}/environ", "rb", buffering=0) as file:
         found, starts, until = file.readall(), True, time.monotonic() + 1.0
         while not found and starts and time.monotonic() < until:
-            starts = _starts(pid)  # first, because the environment may be set in between
+            starts = _starts(pid)  # before reading, because the environment may be set in between
             found = file.readall()
     return b"\0" + found + b"\0"
 
 
 def _starts(pid: int) -> bool:
-    """Return whether a process has been given its program but not yet its environment."""
+    """Return True if a process has its program but not yet its environment."""
     with open(f"/proc/{pid}/stat", "rb", buffering=0) as file:
         fields = file.readall().rpartition(b")")[2].split()  # from the third on, of proc(5)
     size, environment_end = fields[20], fields[48]
@@ -110,17 +111,17 @@ def end(
         patience: Seconds to wait before killing.
 
     Returns:
-        The number of processes that did not end without this.
+        The number of processes that had to be ended.
     """
     deadline = time.monotonic() + patience
     left = find(session, name, values)
     while left and (rest := deadline - time.monotonic()) > 0:
         _wait(left, rest)
         left = find(session, name, values)
-    for process in left:  # scripts of a login shell, such as pyenv's, release locks
+    for process in left:  # so that scripts of a login shell, such as pyenv's, release locks
         with suppress(psutil.Error):
             process.terminate()
-    _wait(left, ASKED)
+    _wait(left, GRACE)
     ended: set[psutil.Process] = set()
     for _ in range(ROUNDS):
         if not left:
@@ -135,7 +136,7 @@ def end(
 def _kill(processes: Collection[psutil.Process]) -> None:
     """Kill processes, and each process group that one of them leads.
 
-    The members of such a group descend from its leader, whatever their environment contains.
+    The members of such a group are descendants of its leader, whatever their environment contains.
     """
     for process in processes:
         with suppress(psutil.Error, OSError):
@@ -160,27 +161,27 @@ def _alive(process: psutil.Process) -> bool:
 # Batch jobs.
 
 SECONDS = 30.0
-"""Seconds that a command of Slurm may take."""
+"""Time limit in seconds for a Slurm command."""
 
 TOO_MUCH = ("PartitionConfig", "PartitionNodeLimit", "PartitionTimeLimit", "BadConstraints")
-"""Slurm's reasons for a job that waits although its partition can never run it."""
+"""Slurm's reasons for pending jobs that their partition can never run."""
 
 ACTIVE = "PENDING,CONFIGURING,RUNNING,SUSPENDED"
 """States of jobs that have not ended and are not ending."""
 
 CUT = "TIMEOUT,DEADLINE,NODE_FAIL,BOOT_FAIL,PREEMPTED,OUT_OF_MEMORY"
-"""States of jobs that the batch system has ended; the state names the reason."""
+"""States of jobs that the batch system has ended; the state is the reason."""
 
 SANDBOX = "radical.pilot.sandbox"
 """Name of RADICAL-Pilot's directory for the sandboxes of sessions."""
 
 FIELD, RECORD = "\x1f", "\x1e"
-"""Separators of fields and jobs: paths may contain blanks, bars or line ends."""
+"""Separators of fields and jobs; paths may contain spaces, bars and newlines."""
 
 
 @dataclass(frozen=True, slots=True)
 class BatchJob:
-    """A batch job, as the batch system describes it, and its pilot's uid."""
+    """Batch job, as the batch system describes it, and the uid of its pilot."""
 
     id: str
     state: str
@@ -192,20 +193,20 @@ class BatchJob:
 def find_jobs(session: str, states: str = ACTIVE) -> list[BatchJob] | None:
     """Return the Slurm jobs of a session, `None` if Slurm does not answer.
 
-    They are identified by their working directory: RADICAL-Pilot creates one for each pilot, in a
+    They are identified by their working directory, which RADICAL-Pilot creates for each pilot in a
     directory that is named after the session.
 
     Args:
         session: Its uid.
-        states: The states to look for; Slurm forgets jobs a few minutes after their end.
+        states: The states of the jobs; Slurm forgets jobs a few minutes after their end.
     """
     form = FIELD.join(("%A", "%T", "%r", "%P", "%Z")) + RECORD
-    said = _slurm("squeue", "--all", "--noheader", f"--user={os.getuid()}", f"--states={states}",
-                  f"--format={form}")  # fmt: skip
-    if said is None:
+    output = _slurm("squeue", "--all", "--noheader", f"--user={os.getuid()}", f"--states={states}",
+                    f"--format={form}")  # fmt: skip
+    if output is None:
         return None
     found = []
-    for record in said.split(RECORD):
+    for record in output.split(RECORD):
         fields = record.removeprefix("\n").split(FIELD)
         *_, sandbox, uid, pilot = ["", "", *os.path.normpath(fields[-1]).split(os.sep)]
         if len(fields) == 5 and (sandbox, uid) == (SANDBOX, session):
@@ -215,7 +216,7 @@ def find_jobs(session: str, states: str = ACTIVE) -> list[BatchJob] | None:
 
 
 def cancel_jobs(jobs: Iterable[BatchJob]) -> bool:
-    """Cancel Slurm jobs, and return whether Slurm accepted the request."""
+    """Cancel Slurm jobs; return True if Slurm accepted the request."""
     ids = [job.id for job in jobs]
     return not ids or _slurm("scancel", *ids) is not None
 
@@ -223,11 +224,11 @@ def cancel_jobs(jobs: Iterable[BatchJob]) -> bool:
 def _slurm(*words: str) -> str | None:
     """Return the output of a Slurm command, `None` if it fails."""
     if shutil.which(words[0]) is None:
-        log.debug("%s is not installed here: cannot search for batch jobs", words[0])
+        log.debug("cannot search for batch jobs: %s is not installed", words[0])
         return None
-    # Variables that shape the user's own queries would change the answer.
-    shaped = ("SQUEUE_", "SCANCEL_")
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(shaped)}
+    # These variables set defaults of the user's own queries, and would change the output.
+    defaults = ("SQUEUE_", "SCANCEL_")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(defaults)}
     try:
         return subprocess.run(
             words, env=kept, check=True, stdin=subprocess.DEVNULL, capture_output=True,
@@ -243,34 +244,34 @@ def _slurm(*words: str) -> str | None:
 # Notes.
 
 HERE = ".rhapsody"
-"""Directory for sessions in the current one, each engine's in a directory of its own."""
+"""Name of the directory for sessions in the current one; each engine uses a subdirectory."""
 
 LIMIT = 16384
-"""Bytes of the longest note."""
+"""Largest size of a note in bytes."""
 
 _FLAGS = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 
 
 def place(work_dir: Path) -> Path:
-    """Return the directory of this user's notes, which all engines of one directory share.
+    """Return the directory of this user's notes, shared by all engines that use a directory.
 
-    Each user has one, because several users may share the directory.
+    Each user has a separate one, because several users may share the directory.
     """
     found = [each for each in (work_dir, *work_dir.parents) if each.name == HERE]
     return (found or [work_dir])[0] / f"radical.{os.geteuid()}"
 
 
 class Note:
-    """A note about this process's own session, locked until it is removed or the process ends.
+    """Note about the session of this process, locked until it is removed or the process ends.
 
     Args:
         place: The directory of the notes; created if it is missing.
         session: The session's uid.
         directory: The session's directory.
-        managers: RADICAL-Pilot's names of its pilots' batch systems.
+        managers: RADICAL-Pilot's names of the batch systems of the session's pilots.
 
     Raises:
-        OSError: It cannot be written, or others than this user can write to `place`.
+        OSError: The note cannot be written, or other users can write to `place`.
     """
 
     def __init__(self, place: Path, session: str, directory: Path, managers: Iterable[str]) -> None:
@@ -283,17 +284,17 @@ class Note:
             "managers": sorted(set(managers)),
         }
         self._file = _create(self.path)
-        with suppress(OSError):  # there are network file systems without locks
+        with suppress(OSError):  # some network file systems do not support locks
             fcntl.flock(self._file, fcntl.LOCK_EX)
         os.write(self._file, json.dumps(content).encode())
 
     def remove(self) -> None:
-        """Remove the note, and with the last one its directory, because the session has ended."""
+        """Remove the note of a session that has ended; with the last note, remove the directory."""
         _remove(self.path)
-        self.let_go()
+        self.close()
 
-    def let_go(self) -> None:
-        """Close this process's copy of the lock: for forked children, which may outlive it."""
+    def close(self) -> None:
+        """Close this process's copy of the lock; called in forked processes as well."""
         file, self._file = self._file, -1
         if file >= 0:
             os.close(file)
@@ -302,12 +303,12 @@ class Note:
 def _create(path: Path) -> int:
     while True:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        _require_ours(os.lstat(path.parent), stat.S_IFDIR, path.parent)
+        _require_owned(os.lstat(path.parent), stat.S_IFDIR, path.parent)
         try:
             return os.open(path, _FLAGS | os.O_CREAT | os.O_EXCL, 0o600)
         except FileNotFoundError:
             if path.parent.exists():
-                raise  # else another session removed the directory with its own note
+                raise  # otherwise another session removed the directory with its note
 
 
 def _remove(path: Path) -> None:
@@ -316,37 +317,41 @@ def _remove(path: Path) -> None:
         path.parent.rmdir()
 
 
-def take_over(place: Path) -> list[str]:
-    """End everything that sessions left whose clients have ended; call it before creating a note.
+def clean_up(place: Path) -> list[str]:
+    """Clean up after all sessions whose clients have ended; called before a note is created.
 
     Args:
         place: The directory of the notes.
 
     Returns:
-        The uids of the sessions that were ended.
+        The uids of the sessions that were cleaned up.
     """
     try:
-        _require_ours(os.lstat(place), stat.S_IFDIR, place)
+        _require_owned(os.lstat(place), stat.S_IFDIR, place)
         notes = sorted(place.iterdir())
     except FileNotFoundError:
         return []
     except OSError as error:
-        log.warning("cannot search for what killed programs left: %s", error)
+        log.warning("cannot search for sessions of killed programs: %s", error)
         return []
     return [path.stem for path in notes if _settle(path)]
 
 
 def end_session(place: Path, session: str) -> None:
-    """End everything that a session left whose client is known to have ended."""
+    """Clean up after a session whose client is known to have ended."""
     if not _settle(place / f"{session}.json", certain=True):
         end(session)
 
 
 def _settle(path: Path, *, certain: bool = False) -> bool:
-    """End the session of one note, unless it lives or, if not certain, this process cannot know.
+    """Clean up after the session of one note, if its client has ended.
 
-    Because a note causes processes to be ended, one that others could have written is ignored, and
-    notes contain no process ids.
+    Because a note causes processes to be killed, a note that other users could have written is
+    ignored, and notes contain no process ids.
+
+    Args:
+        path: The note.
+        certain: Whether the client is known to have ended; otherwise the lock shows it.
 
     Returns:
         True if everything that the session left was ended.
@@ -354,24 +359,23 @@ def _settle(path: Path, *, certain: bool = False) -> bool:
     try:
         file = os.open(path, _FLAGS)
         try:
-            _require_ours(os.fstat(file), stat.S_IFREG, path)
+            _require_owned(os.fstat(file), stat.S_IFREG, path)
             note, locked, lives = _read(file, path), True, False
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 lives = True
-            except OSError:  # there are network file systems without locks
+            except OSError:  # some network file systems do not support locks
                 locked = False
             if os.fstat(file).st_nlink == 0:
-                return False  # it was closed in the meantime
+                return False  # the session was closed in the meantime
             if certain or (locked and not lives and note["host"] == socket.gethostname()):
                 return _end_noted(path, note, quietly=certain)
             if not lives:
                 log.warning(
-                    "RADICAL-Pilot session %s was started on %s and not closed; whether it still "
-                    "runs cannot be seen from here. If it does not: end the processes there with "
-                    "%s=%s in their environment, cancel the batch jobs whose directory names it, "
-                    "and remove %s",
+                    "RADICAL-Pilot session %s: started on %s and not closed; it may still be "
+                    "running. If it is not, end the processes there with %s=%s in their "
+                    "environment, cancel the batch jobs in directories of that name, and remove %s",
                     path.stem, note["host"], MARK, path.stem, path, extra={"session": path.stem},
                 )  # fmt: skip
         finally:
@@ -386,17 +390,16 @@ def _settle(path: Path, *, certain: bool = False) -> bool:
 def _end_noted(path: Path, note: dict[str, Any], *, quietly: bool) -> bool:
     """End what a session left; return True if all of it could be found and ended."""
     session, managers = path.stem, note["managers"]
-    jobs = find_jobs(session)  # first: killing its processes here would end a job
+    jobs = find_jobs(session)  # first, because killing the session's processes may end a job
     done = (jobs is not None or "SLURM" not in managers) and cancel_jobs(jobs or [])
     count = end(session) if note["boot"] == _boot() else 0
-    more = "" if done else "; Slurm did not cancel the jobs and is asked again at the next start"
+    more = "" if done else "; Slurm did not cancel its jobs, the next start will retry"
     if others := ", ".join(name for name in managers if name not in ("SLURM", "FORK")):
-        more += f"; cancel jobs of {others} yourself: those whose directory names the session"
+        more += f"; cancel its {others} jobs yourself: their directories contain the session's name"
     log.log(
         logging.INFO if quietly and not more else logging.WARNING,
-        "RADICAL-Pilot session %s was not closed, and its client has ended: ended what it left "
-        "(processes on this machine: %d, batch jobs: %d); its files are in %r, to be looked at or "
-        "deleted%s",
+        "RADICAL-Pilot session %s: cleaned up, because its client ended without closing it "
+        "(processes ended on this machine: %d, batch jobs canceled: %d); its files are in %r%s",
         session, count, len(jobs or []) if done else 0, note["directory"], more,
         extra={"session": session},
     )  # fmt: skip
@@ -412,8 +415,8 @@ def _read(file: int, path: Path) -> dict[str, Any]:
         The note.
 
     Raises:
-        ValueError: It is malformed.
-        RecursionError: The same.
+        ValueError: The note is malformed.
+        RecursionError: The note is malformed.
     """
     note: Any = json.loads(os.pread(file, LIMIT, 0))
     texts = ("session", "directory", "host", "boot")
@@ -430,20 +433,21 @@ def _read(file: int, path: Path) -> dict[str, Any]:
     return note
 
 
-def _require_ours(status: os.stat_result, kind: int, path: Path) -> None:
-    """Raise `PermissionError` if another user can write to it, or it is of another kind."""
+def _require_owned(status: os.stat_result, kind: int, path: Path) -> None:
+    """Raise `PermissionError` if other users can write to a file, or it has another type."""
     if (
         stat.S_IFMT(status.st_mode) != kind
         or status.st_uid != os.geteuid()
         or status.st_mode & 0o022
     ):
         raise PermissionError(
-            f"{path} is not this user's alone: `chmod go-w {path}`, or move it away"
+            f"{path} must belong to you, and only you may write to it: run `chmod go-w {path}`, or "
+            "move it away"
         )
 
 
 def _boot() -> str:
-    """Return the id of the current boot of this machine, empty if the system has none."""
+    """Return the id of this machine's current boot, empty if the system has none."""
     with suppress(OSError):
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     return ""

@@ -1,11 +1,11 @@
-"""The program's side of its client of RADICAL-Pilot: starts the process, and talks to it.
+"""Connection of the program to its RADICAL-Pilot client, a process that this module starts.
 
-A thread reads what the client sends, another calls users' callbacks in order. The client's end
-is seen by the end of the socket and by waiting for the process, whichever comes first: forks of
-either side hold copies of the socket.
+One thread reads the client's messages, another calls users' callbacks in order. The end of the
+client is detected by the end of the socket or by waiting for the process, whichever comes first,
+because forks of either side hold copies of the socket.
 
-RADICAL-Pilot starts its processes by name and reads variables that users have to set. Here they
-are set only for the client, and the files that RADICAL-Pilot and PSI/J would leave in the home
+RADICAL-Pilot starts its processes by name, and is configured by environment variables. The backend
+sets them for the client only. The files that RADICAL-Pilot and PSI/J would leave in the home
 directory are kept in the session's directory.
 """
 
@@ -54,22 +54,21 @@ CHANGED = (
     ),
     *("LC_NUMERIC", "MAKEFLAGS", "SBATCH_EXPORT", "SBATCH_JOB_NAME"),
 )
-"""Variables that RADICAL-Pilot or the backend sets, and tasks inherit."""
+"""Variables that RADICAL-Pilot or the backend sets, and that tasks would inherit."""
 
 OF_A_PROCESS = re.compile(
     r"SLURM_.*|RP_.*|HOSTNAME|PWD|OLDPWD|SHLVL|_|(?![A-Za-z_][A-Za-z0-9_]*$).*"
 )
-"""Names of variables that tasks do not get from the program."""
+"""Names of variables that tasks do not receive from the program."""
 
 
 def variables(directory: Path, session: str, *, verbose: bool) -> dict[str, str]:
-    """Return the environment of a session's client, by which all of its processes are found.
+    """Return the environment of a session's client, which identifies the session's processes.
 
-    RADICAL-Pilot's processes write their titles over what the system shows of their
-    environment, unless `SPT_NOENV` is set. A client that is itself started by a task of
-    another session does not belong to that session's pilot. Variables that look secret are left
-    out, because RADICAL-Pilot writes its environment into scripts, and those whose values its
-    scripts would change or execute.
+    RADICAL-Pilot's processes overwrite the environment that the system shows with their titles,
+    unless `SPT_NOENV` is set. A client that is started by a task of another session does not belong
+    to that session's pilot. RADICAL-Pilot writes its environment into scripts; therefore, variables
+    that look secret are left out, and so are those whose values a script would change or execute.
 
     Args:
         directory: The session's directory.
@@ -77,7 +76,7 @@ def variables(directory: Path, session: str, *, verbose: bool) -> dict[str, str]
         verbose: Whether RADICAL-Pilot reports on standard error.
 
     Raises:
-        BackendUnavailableError: RADICAL-Pilot's programs are not where its package is.
+        BackendUnavailableError: RADICAL-Pilot's programs are not found.
     """
     found = {
         name: value
@@ -91,7 +90,7 @@ def variables(directory: Path, session: str, *, verbose: bool) -> dict[str, str]
             "SPT_NOENV": "1",
             # Its processes are started by their names.
             "PATH": os.pathsep.join(path),
-            # Its counters and locks go there, else to the home directory.
+            # The directory for its counters and locks, instead of the home directory.
             "RADICAL_BASE": str(directory),
             "RADICAL_REPORT": "TRUE" if verbose else "FALSE",
             "RADICAL_PILOT_REPORT": "TRUE" if verbose else "FALSE",
@@ -112,10 +111,10 @@ def prepare(directory: Path) -> None:
     """Write the files that the variables refer to into the session's directory.
 
     PSI/J, in the process that launches pilots, writes to `.psij` in the home directory, and
-    RADICAL-Pilot leaves a temporary file there for each pilot, so that process gets other
-    directories. Pilots inherit its environment, those in Slurm jobs because of `SBATCH_EXPORT`:
-    otherwise, Slurm would run a login shell with the user's profile to get one. The pilot's own
-    login shell restores the real directories and reads the usual profile.
+    RADICAL-Pilot leaves a temporary file for each pilot. That process therefore has other home and
+    temporary directories. Pilots inherit its environment; those in Slurm jobs because of
+    `SBATCH_EXPORT`, without which Slurm would run a login shell to create an environment. The
+    pilot's own login shell restores the real directories and reads the user's profile.
     """
     own, home, temporary = (directory / name for name in ("bin", "home", "tmp"))
     for each in (own, home, temporary):
@@ -130,14 +129,14 @@ def prepare(directory: Path) -> None:
     )
     wrapper.chmod(0o700)
     (directory / PROGRAM).write_text(_restored(), errors="surrogateescape")
-    theirs = os.environ.get("TMPDIR")
-    again = "unset TMPDIR" if theirs is None else f"export TMPDIR={shlex.quote(theirs)}"
+    former = os.environ.get("TMPDIR")
+    restore = "unset TMPDIR" if former is None else f"export TMPDIR={shlex.quote(former)}"
     (home / ".bash_profile").write_text(
-        f"export HOME={shlex.quote(os.path.expanduser('~'))}\n{again}\n"
+        f"export HOME={shlex.quote(os.path.expanduser('~'))}\n{restore}\n"
         'for profile in "$HOME/.bash_profile" "$HOME/.bash_login" "$HOME/.profile"; do\n'
         '    if [ -r "$profile" ]; then . "$profile"; break; fi\n'
         "done\n"
-        # RADICAL-Pilot would append an empty entry to PATH where a virtual environment is named.
+        # If VIRTUAL_ENV is set, RADICAL-Pilot would append an empty entry to PATH.
         "unset profile VIRTUAL_ENV\n"
         f"export PATH={shlex.quote(os.environ.get('PATH', os.defpath))}\n"
     )
@@ -169,29 +168,29 @@ def scripts() -> Path:
             return place
     raise BackendUnavailableError(
         f"RADICAL-Pilot's programs ({COMPONENT} and others) are neither in {places[0]} nor in "
-        "PATH; to install them again: pip install --force-reinstall radical.pilot"
+        "PATH. Reinstall them: pip install --force-reinstall radical.pilot"
     )
 
 
 LOG = "client.log"
 CLOSE_LIMIT = 120.0
-"""Seconds that the client may take to close before it is ended with all that is its own."""
+"""Time limit in seconds for closing the client, after which its session is ended by force."""
 
 EXIT_LIMIT = 60.0
 """The same limit if the program ends without a shutdown."""
 
 NOTICE = 2.0
-"""Seconds of closing after which a warning says what the program waits for."""
+"""Seconds of closing after which a warning explains the delay."""
 
 
 class Connection:
-    """One client.
+    """Connection to one client.
 
     Args:
         uid: The session's uid.
-        directory: The session's directory, which is made with its parents.
-        receive: Called with the name and parts of each message, on the thread that reads.
-        on_lost: Called there with the reason if the client ends without being asked to.
+        directory: The session's directory, which is created with its parents.
+        receive: Called with the name and parts of each message, on the reading thread.
+        on_lost: Called with the reason if the client ends unexpectedly, on the reading thread.
 
     Attributes:
         remotes: RADICAL-Pilot's objects in the client.
@@ -233,7 +232,7 @@ class Connection:
     # Start and end.
 
     def open(self, settings: Mapping[str, Any], *, verbose: bool) -> tuple[Any, ...]:
-        """Start the client and its session; return the client's answer when the session is running.
+        """Start the client, and wait until its session is running.
 
         Args:
             settings: Further settings for the client.
@@ -245,9 +244,9 @@ class Connection:
         Raises:
             PilotException: The session cannot be started; the text contains the reason.
         """
-        with self._lock:  # what is half open cannot be closed
+        with self._lock:  # a connection cannot be closed while it is being opened
             if self._closing:
-                raise PilotException("RADICAL-Pilot's client is closed: make a new backend")
+                raise PilotException("RADICAL-Pilot's client is closed. Create a new backend")
             self._keep = settings["keep"]
             self._start_process(verbose=verbose)
             self._greet(settings)
@@ -263,18 +262,18 @@ class Connection:
             "here": os.getcwd(),
             "path": own_path(),
         }
-        with suppress(OSError):  # it has ended already, which is seen where it is waited for
+        with suppress(OSError):  # the client has ended, which the reading thread detects
             self._channel.send(("open", {**known, **settings}))
 
     def _start_process(self, *, verbose: bool) -> None:
         environment = variables(self.directory, self.uid, verbose=verbose)
         self.directory.mkdir(parents=True, mode=0o700)
         prepare(self.directory)
-        ours, theirs = socket.socketpair()
+        own_end, client_end = socket.socketpair()
         program = _process_descriptor()
-        inherited = [theirs.fileno(), *([] if program < 0 else [program])]
+        inherited = [client_end.fileno(), *([] if program < 0 else [program])]
         words = [sys.executable, "-P", "-m", "rhapsody_radical.client"]
-        words += [str(theirs.fileno()), str(program), str(os.getpid())]
+        words += [str(client_end.fileno()), str(program), str(os.getpid())]
         try:
             with open(self.directory / LOG, "ab", opener=_private) as output:
                 self._process = subprocess.Popen(
@@ -288,24 +287,24 @@ class Connection:
                     start_new_session=True,
                 )
         except BaseException:
-            ours.close()
+            own_end.close()
             raise
         finally:
-            theirs.close()
+            client_end.close()
             if program >= 0:
                 os.close(program)
-        self._channel = Channel(ours)
+        self._channel = Channel(own_end)
         _open.add(self)
         for target in (self._wait, self._read):
             name = f"rhapsody-radical{target.__name__.replace('_', '-')}"
             threading.Thread(target=target, name=name, daemon=True).start()
 
     def close(self, *, keep: bool | None, limit: float = CLOSE_LIMIT) -> None:
-        """Let the client end everything, and wait for it; end it by force after a limit.
+        """Close the session and wait for the client; end it by force after a time limit.
 
         Args:
             keep: Whether the session's directory is kept; `None`: only if a pilot failed.
-            limit: Seconds.
+            limit: The time limit in seconds.
         """
         with self._lock:
             first, self._closing = not self._closing, True
@@ -314,16 +313,16 @@ class Connection:
             return
         if first:
             self._keep = keep
-            # On a thread: a client that does not read is not waited for beyond the limit.
+            # On a thread, because sending blocks while the client does not read.
             threading.Thread(target=self._ask_to_close, daemon=True).start()
         if not self.ended.wait(NOTICE):
             log.warning(
-                "closing RADICAL-Pilot session %s: waiting for its pilots and their processes to "
+                "RADICAL-Pilot session %s: closing, waiting for its pilots and their processes to "
                 "end, which takes up to 20 s", self.uid,
             )  # fmt: skip
         if not self.ended.wait(limit - NOTICE):
             log.warning(
-                "the client of RADICAL-Pilot session %s did not close within %g s, and is ended; "
+                "RADICAL-Pilot session %s: killing its client, which did not close it within %g s; "
                 "its files are in %s", self.uid, limit, self.directory,
             )  # fmt: skip
             self.end_by_force()
@@ -342,14 +341,14 @@ class Connection:
 
     def at_exit(self) -> None:
         """Wait for the client if the program ends without a shutdown."""
-        if os.getpid() == self._owner:  # and not a fork of it
+        if os.getpid() == self._owner:  # not in a fork
             self.close(keep=self._keep, limit=EXIT_LIMIT)
 
     def _wait(self) -> None:
         assert self._process is not None
         assert self._channel is not None
         code = self._process.wait()
-        log.debug("the client of session %s ended with exit code %s", self.uid, code)
+        log.debug("RADICAL-Pilot session %s: client exited with code %s", self.uid, code)
         self._channel.shut()  # forks of the program may hold its other end
 
     def _read(self) -> None:
@@ -358,20 +357,20 @@ class Connection:
         try:
             while (messages := self._channel.receive()) is not None:
                 for name, *parts in messages:
-                    self._carry_out(name, tuple(parts))
-        except Exception:  # another version, or an invalid message: the rest is unreadable
-            log.exception("invalid message from RADICAL-Pilot's client")
+                    self._dispatch(name, tuple(parts))
+        except Exception:  # after another version or an invalid message, the rest is unreadable
+            log.exception("RADICAL-Pilot session %s: invalid message from its client", self.uid)
         finally:
-            self._over()
+            self._on_client_end()
 
-    def _over(self) -> None:
+    def _on_client_end(self) -> None:
         """Release everything that waits for the client, because it has ended."""
         assert self._process is not None
         assert self._channel is not None
-        self._channel.shut()  # had it only lost its mind, it ends now
+        self._channel.shut()  # a client that sent an invalid message ends now
         reason = f"RADICAL-Pilot's client ended: {_tail(self.directory / LOG)}"
         if self._keep is not False:
-            reason += f" (its log is {self.directory / LOG})"
+            reason += f" (log: {self.directory / LOG})"
         if not self._closed:
             self._on_lost(reason)
             self.end_by_force()
@@ -385,10 +384,10 @@ class Connection:
         self.ended.set()
         self.remotes.end(error)
 
-    # What goes out.
+    # Messages to the client.
 
     def send(self, name: str, *parts: Any) -> None:
-        """Send a message. Blocks while the client does not read.
+        """Send a message; block while the client does not read.
 
         Raises:
             PilotException: The client has ended.
@@ -399,18 +398,18 @@ class Connection:
         except OSError as error:
             raise PilotException("RADICAL-Pilot's client has ended") from error
 
-    # What comes in; on the thread that reads.
+    # Messages from the client; on the reading thread.
 
-    def _carry_out(self, name: str, parts: tuple[Any, ...]) -> None:
-        """Execute one message, and log exceptions of the code that it calls."""
+    def _dispatch(self, name: str, parts: tuple[Any, ...]) -> None:
+        """Process one message, and log exceptions of the code that it calls."""
         try:
             if (function := self._receivers.get(name)) is not None:
                 function(*parts)
             else:
                 self._receive(name, parts)
-        except Exception:  # of a callback or a logging handler; the next message is another's
+        except Exception:  # raised by a callback or a logging handler
             with suppress(Exception):
-                log.exception("cannot process a message of RADICAL-Pilot's client")
+                log.exception("RADICAL-Pilot session %s: message %r failed", self.uid, name)
 
     def _on_log(self, values: dict[str, Any]) -> None:
         record = logging.makeLogRecord(values)
@@ -423,7 +422,7 @@ class Connection:
 
 
 def _process_descriptor() -> int:
-    """Return a descriptor of this process, by which the client sees its end; -1 if unsupported."""
+    """Return a descriptor that shows the end of this process to the client; -1 if unsupported."""
     try:
         return os.pidfd_open(os.getpid())
     except (AttributeError, OSError):  # another system, or an old one
@@ -452,6 +451,6 @@ def _at_exit() -> None:
         connection.at_exit()
 
 
-# Before the interpreter waits for threads, as `concurrent.futures` needs it, too: later ones
-# cannot be started any more.
+# Run before the interpreter waits for threads, as for `concurrent.futures`: closing starts threads,
+# which is impossible later.
 getattr(threading, "_register_atexit", atexit.register)(_at_exit)

@@ -1,8 +1,8 @@
 """Findings of `rhapsody doctor` about RADICAL-Pilot: its programs, and common causes of failures.
 
-RADICAL-Pilot starts everything through shell scripts, so that the output of a login shell, or a
-missing tool, causes misleading errors. RADICAL-Pilot itself is queried in a separate process: this
-one imports nothing of it.
+RADICAL-Pilot starts everything with shell scripts, so output of a login shell or a missing tool
+causes misleading errors. RADICAL-Pilot itself is queried in a separate process, because importing
+it has side effects.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from rhapsody_radical.connection import scripts
 Finding = tuple[str, str, str]
 
 SLOW_SHELL = 5.0
-"""Seconds that a login shell may take: each task on a pilot's way waits for a few."""
+"""Time in seconds above which a login shell is reported as slow; starting a pilot runs several."""
 
 ASKING = 60.0
-"""Seconds that RADICAL-Pilot may take to be imported, and to say what it has."""
+"""Time limit in seconds for importing RADICAL-Pilot and listing its resources."""
 
 SLURM = 20.0
-"""Seconds that Slurm may take to list its partitions."""
+"""Time limit in seconds for listing Slurm's partitions."""
 
 QUESTION = """
 import json, warnings
@@ -51,12 +51,12 @@ BATCH = {"Slurm": "sbatch", "PBS": "qsub", "LSF": "bsub", "Cobalt": "cqsub"}
 
 
 class Answer(NamedTuple):
-    """RADICAL-Pilot's answer about itself.
+    """Information from RADICAL-Pilot.
 
     Attributes:
         version: Its version, empty if it cannot be imported.
-        resources: The resources that it knows.
-        error: The reason if one of them is missing.
+        resources: The names of its resources, separated by commas.
+        error: The reason if the version or the resources are missing.
     """
 
     version: str
@@ -82,7 +82,7 @@ def findings() -> Iterator[Finding]:
 
 
 def _ask() -> Answer:
-    """Ask a process of its own, which leaves nothing in the home directory."""
+    """Query RADICAL-Pilot in a separate process, which leaves no files in the home directory."""
     with tempfile.TemporaryDirectory() as directory:
         try:
             run = subprocess.run(
@@ -97,16 +97,16 @@ def _ask() -> Answer:
             )
         except subprocess.TimeoutExpired:
             return Answer("", "", f"it did not answer within {ASKING:g} s")
-    said = dict(line.split(" ", 1) for line in run.stdout.splitlines() if " " in line)
+    found = dict(line.split(" ", 1) for line in run.stdout.splitlines() if " " in line)
     error = (run.stderr.strip().splitlines() or [f"exit code {run.returncode}"])[-1]
-    return Answer(said.get("version", ""), said.get("resources", ""), error)
+    return Answer(found.get("version", ""), found.get("resources", ""), error)
 
 
 def _programs(answer: Answer) -> Finding:
     if not answer.version:
         return "broken", f"RADICAL-Pilot cannot be imported: {answer.error}", REINSTALL
     try:
-        return "ok", f"RADICAL-Pilot {answer.version}, its programs are in {scripts()}", ""
+        return "ok", f"RADICAL-Pilot {answer.version}, programs in {scripts()}", ""
     except BackendUnavailableError as error:
         return "broken", str(error), REINSTALL
 
@@ -114,9 +114,9 @@ def _programs(answer: Answer) -> Finding:
 def _shell() -> Iterator[Finding]:
     bash = shutil.which("bash")
     if bash is None:
-        yield "broken", "there is no bash, in which RADICAL-Pilot's scripts are", "install bash"
+        yield "broken", "bash is not installed; RADICAL-Pilot's scripts need it", "install bash"
         return
-    begun = time.perf_counter()
+    start = time.perf_counter()
     try:
         run = subprocess.run(
             [bash, "-lc", "true"],
@@ -128,37 +128,39 @@ def _shell() -> Iterator[Finding]:
             check=False,
         )
     except subprocess.TimeoutExpired:
-        yield "broken", "the login shell does not end", "look into ~/.bash_profile and ~/.profile"
+        cure = "correct ~/.bash_profile or ~/.profile, so that `bash -lc true` ends"
+        yield "broken", f"the login shell did not end within {2 * SLOW_SHELL:g} s", cure
         return
-    seconds, said = time.perf_counter() - begun, (run.stdout + run.stderr).strip()
+    seconds, output = time.perf_counter() - start, (run.stdout + run.stderr).strip()
     if run.returncode:
-        cure = "let `bash -lc true` succeed: look into ~/.bash_profile and ~/.profile"
-        yield "broken", f"the login shell fails with exit code {run.returncode}: {said}", cure
-    elif said:
-        cure = "print nothing from ~/.bash_profile and ~/.profile unless a terminal is there"
-        yield "note", f"the login shell prints, which gets into tasks' output: {said[:200]}", cure
+        cure = "correct ~/.bash_profile or ~/.profile, so that `bash -lc true` succeeds"
+        yield "broken", f"the login shell fails with exit code {run.returncode}: {output}", cure
+    elif output:
+        cure = "in ~/.bash_profile and ~/.profile, print only if standard output is a terminal"
+        yield "note", f"the login shell prints text, also into tasks' output: {output[:200]}", cure
     elif seconds > SLOW_SHELL:
-        yield "note", f"the login shell takes {seconds:.0f} s, and pilots start several", ""
+        yield "note", f"the login shell takes {seconds:.0f} s, and a pilot starts several", ""
     else:
-        yield "ok", f"the login shell starts quietly, in {seconds:.2f} s", ""
+        yield "ok", f"the login shell starts without output, in {seconds:.2f} s", ""
 
 
 def _encoding() -> Finding:
     encoding = locale.getpreferredencoding(False)
     if encoding.lower().replace("-", "") == "utf8":
-        return "ok", f"text is {encoding}", ""
-    return "note", f"text is {encoding}: names and output beyond it get lost", "export LANG=C.UTF-8"
+        return "ok", f"text encoding: {encoding}", ""
+    text = f"text encoding: {encoding}; other characters in names and output are lost"
+    return "note", text, "export LANG=C.UTF-8"
 
 
 def _tools() -> Iterator[Finding]:
     launchers = [name for name in LAUNCHERS if shutil.which(name)]
     if launchers:
-        yield "ok", f"tasks of several ranks can be started by {', '.join(launchers)}", ""
+        yield "ok", f"launchers for tasks with several ranks: {', '.join(launchers)}", ""
     if not {"mpirun", "mpiexec"} & set(launchers):
-        cure = "load or install an MPI, on Debian: apt-get install openmpi-bin"
-        yield "note", "there is no mpirun: tasks on this machine's pilots have one rank", cure
+        cure = "load or install MPI; on Debian: apt-get install openmpi-bin"
+        yield "note", "no mpirun: tasks with several ranks cannot run on this machine", cure
     systems = [name for name, program in BATCH.items() if shutil.which(program)]
-    yield "ok", f"batch systems here: {', '.join(systems) or 'none'}", ""
+    yield "ok", f"batch systems: {', '.join(systems) or 'none'}", ""
 
 
 def _partitions() -> Iterator[Finding]:
@@ -191,12 +193,12 @@ def _resources(answer: Answer) -> Finding:
     for file in own:
         with suppress(OSError):
             try:
-                # RADICAL-Pilot's files have comments, in lines of their own.
+                # RADICAL-Pilot allows lines with comments.
                 lines = file.read_text().splitlines()
                 json.loads("\n".join(x for x in lines if not x.lstrip().startswith("#")))
             except ValueError as error:
-                return "broken", f"{file} is not JSON: {error}", "correct it, or move it away"
+                return "broken", f"{file} is not valid JSON: {error}", "correct it, or move it away"
     if answer.resources:
         return "ok", f"resources: {answer.resources}", ""
-    cure = "look at `resource_*.json` in ~/.radical/pilot/configs, and install RADICAL-Pilot again"
+    cure = f"check `resource_*.json` in ~/.radical/pilot/configs, or {REINSTALL}"
     return "broken", f"RADICAL-Pilot cannot list its resources: {answer.error}", cure

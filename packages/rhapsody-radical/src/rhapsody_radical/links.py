@@ -1,4 +1,4 @@
-"""Files of tasks from other tasks and from outside, as RADICAL-Pilot's staging directives."""
+"""Input files of tasks, from other tasks and external, as RADICAL-Pilot's staging directives."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ TASK = "task:///"
 
 
 class Links:
-    """Links into the sandboxes of tasks that were not submitted yet."""
+    """Links to create in the sandboxes of tasks that have not been submitted."""
 
     def __init__(self) -> None:
         self._sandboxes: dict[str, dict[str, str]] = {}
@@ -32,7 +32,7 @@ class Links:
         file_name: str | None,
         file_path: str | None,
     ) -> dict[str, Any]:
-        """Add one file, see `explicit`; return its directive."""
+        """Register one file and return its directive; see `explicit`."""
         directive = explicit(src_task, dst_task, file_name, file_path)
         if src_task is not None and file_path is None:
             self._note(src_task, dst_task)
@@ -41,7 +41,7 @@ class Links:
         return directive
 
     def add_all(self, src_task: Mapping[str, Any], dst_task: Any) -> None:
-        """Add all files of a task, see `implicit`."""
+        """Register all files of a task; see `implicit`."""
         self._note(src_task, dst_task)
         implicit(src_task, dst_task)
 
@@ -56,10 +56,10 @@ class Links:
         self._directives.pop(uid, None)
 
     def take(self, job: Job) -> list[dict[str, Any]]:
-        """Make the sandboxes that a task's links point to reachable below its pilot's.
+        """Link the sandboxes that a task's links refer to into the sandbox of its pilot.
 
         Returns:
-            The directives that are to be done here, see `do`.
+            The directives to execute with `do`.
         """
         sandboxes = self._sandboxes.pop(job.uid, {})
         directives = self._directives.pop(job.uid, [])
@@ -82,11 +82,13 @@ def explicit(
         The directive.
 
     Raises:
-        ValueError: Neither a name nor a path is given, or no source for a name.
-        DataError: The name could leave the sandbox.
+        ValueError: The path is missing, and so is the source task or the name.
+        DataError: The name refers to a place outside the sandbox.
     """
     if not file_name and not file_path:
-        raise ValueError("link_explicit_data_deps needs file_name or file_path")
+        raise ValueError(
+            "link_explicit_data_deps requires either file_path, or both src_task and file_name"
+        )
     if file_path:
         name = plain_name(file_name or os.path.basename(file_path.rstrip("/")))
         directive = {"source": file_path, "target": f"{TASK}{name}", "action": schema.TRANSFER}
@@ -96,7 +98,7 @@ def explicit(
         directive = {"source": source, "target": f"{TASK}{name}", "action": schema.LINK}
     else:
         raise ValueError(
-            f"link_explicit_data_deps: file_name={file_name!r} needs src_task, the task that "
+            f"link_explicit_data_deps: file_name={file_name!r} requires src_task, the task that "
             "wrote it, or file_path"
         )
     specific = dst_task.setdefault("task_backend_specific_kwargs", {})
@@ -105,31 +107,31 @@ def explicit(
 
 
 def take(task: Any, directives: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Remove Rhapsody's own directives from the description for RADICAL-Pilot.
+    """Remove Rhapsody's own directives from a task's description.
 
-    They are done here, see `do`: RADICAL-Pilot's own staging knows no names with spaces, and says
-    nothing where a file is missing.
+    `do` executes them instead of RADICAL-Pilot, whose staging does not support names with spaces
+    and ignores missing files.
 
     Args:
         task: The task that is about to be submitted.
-        directives: What `explicit` returned for it.
+        directives: The directives that `explicit` returned for it.
 
     Returns:
-        Those that are still there.
+        The directives that were removed; the user may have removed others before.
     """
     specific = task["task_backend_specific_kwargs"]
     staging = as_list(specific.get("input_staging"))
-    ours = [each for each in staging if any(each is one for one in directives)]
-    kept = [each for each in staging if not any(each is one for one in ours)]
+    removed = [each for each in staging if any(each is one for one in directives)]
+    kept = [each for each in staging if not any(each is one for one in removed)]
     task["task_backend_specific_kwargs"] = {**specific, "input_staging": kept}
-    return ours
+    return removed
 
 
 def do(directives: list[dict[str, Any]], sandbox: str, pilot_sandbox: str) -> None:
     """Link the files of directives into a sandbox.
 
     Raises:
-        DataError: A file is not there, or its name is taken.
+        DataError: A file does not exist, or its name is taken in the sandbox.
     """
     for directive in directives:
         source = directive["source"]
@@ -139,10 +141,10 @@ def do(directives: list[dict[str, Any]], sandbox: str, pilot_sandbox: str) -> No
 
 
 def implicit(src_task: Mapping[str, Any], dst_task: Any) -> None:
-    """Append the commands that link a task's files into the sandbox of another.
+    """Append commands to a task that link another task's files into its sandbox.
 
-    All but the files of RADICAL-Pilot itself, which begin with the task's uid. Safe for
-    names with spaces and for empty sandboxes.
+    RADICAL-Pilot's own files, whose names begin with the task's uid, are not linked. Names may
+    contain spaces, and the sandbox may be empty.
     """
     uid = src_task["uid"]
     commands = [

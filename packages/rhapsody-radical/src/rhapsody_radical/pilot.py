@@ -1,11 +1,13 @@
 """Names of RADICAL-Pilot's current and former API.
 
-They are for programs that use RADICAL-Pilot directly, in addition to Rhapsody. Current names are
-RADICAL-Pilot's own objects; former names are their successors, or explain what replaced them.
+They are for programs that use RADICAL-Pilot directly, in addition to Rhapsody. Current names refer
+to RADICAL-Pilot's own objects. Former names refer to their successors, or raise an error that
+explains the replacement.
 
 Only this module imports RADICAL-Pilot into the program, and only when one of the names is first
-used: that creates an empty directory, `.radical/utils` in `RADICAL_BASE` or the home directory, and
-lets RADICAL-Pilot adjust `logging` and `os.fork`. RADICAL-Pilot is untyped: its names are `Any`.
+used. The import creates an empty directory, `.radical/utils` in `RADICAL_BASE` or the home
+directory, and lets RADICAL-Pilot adjust `logging` and `os.fork`. RADICAL-Pilot is untyped, so the
+names have the type `Any`.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from typing import Any
 from rhapsody import BackendError, BackendUnavailableError
 
 MODULES = {"rp": "radical.pilot", "ru": "radical.utils"}
-"""RADICAL-Pilot's modules, by the names that they have here."""
+"""RADICAL-Pilot's modules, by their names in this module."""
 
 FORMER = {
     "ComputePilotDescription": "PilotDescription",
@@ -44,12 +46,12 @@ CURRENT = (
 )
 """Names of the current API."""
 
-OURS = ("Context", "DatabaseError", "PilotException")
-"""Names that RADICAL-Pilot no longer offers."""
+DEFINED_HERE = ("Context", "DatabaseError", "PilotException")
+"""Names that RADICAL-Pilot no longer offers, and this module does."""
 
 
 class PilotException(BackendUnavailableError):  # noqa: N818 - the name that programs catch
-    """Error if a pilot or its session cannot be started, or has ended."""
+    """A pilot or its session cannot be started, or has ended."""
 
 
 class DatabaseError(BackendError):
@@ -61,23 +63,22 @@ class DatabaseError(BackendError):
 
 
 class Context:
-    """Former security context; creating one explains what replaced it.
+    """Former security context; creating one raises an error that explains the replacement.
 
     Raises:
-        NotImplementedError: Always; the message says what to do.
+        NotImplementedError: Always; the message contains the replacement.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         raise NotImplementedError(
-            "RADICAL-Pilot has no security contexts any more: it calls the ssh program. Put user "
-            "name, key and host into ~/.ssh/config ('Host cluster.example.org', 'User me', "
-            "'IdentityFile ~/.ssh/id_cluster'), check that `ssh cluster.example.org` works "
-            "without a question, and run the program there: RadicalExecutionBackend submits to "
-            "the machine that it runs on"
+            "RADICAL-Pilot no longer supports security contexts. Configure the connection in "
+            "~/.ssh/config ('Host cluster.example.org', 'User me', 'IdentityFile "
+            "~/.ssh/id_cluster'), and run the program on the cluster, because "
+            "RadicalExecutionBackend submits to the machine that it runs on"
         )
 
 
-__all__ = [*CURRENT, *FORMER, *OURS]
+__all__ = [*CURRENT, *FORMER, *DEFINED_HERE]
 
 
 def build(words: Mapping[str, Any], name: str) -> Any:
@@ -85,10 +86,10 @@ def build(words: Mapping[str, Any], name: str) -> Any:
 
     Args:
         words: The description as plain data, see `translate`.
-        name: The task's name, for the error.
+        name: The task's name, for the error message.
 
     Raises:
-        ValueError: RADICAL-Pilot refuses it; the message has the reason.
+        ValueError: RADICAL-Pilot rejects it; the message contains the reason.
     """
     rp = __getattr__("rp")
     try:
@@ -106,8 +107,8 @@ def __getattr__(name: str) -> Any:
     if name not in MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     with warnings.catch_warnings():
-        # It warns if `logging` was imported first. Its fix for `fork` is not needed, because
-        # nothing here forks and then logs.
+        # RADICAL-Pilot warns if `logging` was imported first. Its fix for `fork` is not needed,
+        # because no process that this package forks writes logs.
         warnings.filterwarnings("ignore", message="Import `radical` modules before `logging`")
         return import_module(MODULES[name])
 

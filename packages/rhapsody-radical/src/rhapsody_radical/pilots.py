@@ -1,4 +1,7 @@
-"""Pilots and tasks of one backend as the program sees them, and the choice of pilots."""
+"""Pilots and tasks of one backend, with the states that the client has reported.
+
+`Pilots.spread` chooses a pilot for each task.
+"""
 
 from __future__ import annotations
 
@@ -23,21 +26,22 @@ log: logging.Logger = logging.getLogger(__name__)
 
 
 class Pilot:
-    """One pilot: what it was asked to be, and what the client says of it.
+    """Pilot, with its settings and the state that the client reported.
 
     Attributes:
-        number: Which one of the backend's, from 0.
+        number: Its index among the backend's pilots, from 0.
         settings: The parameters of its description.
         handle: RADICAL-Pilot's object in the client.
         state: Its native state.
-        sandbox: The directory of its tasks.
-        reason: Why it ended, `None` while it has not.
-        times: When it entered each state, in seconds since the epoch.
-        closed: When the session was closed, 0 before.
-        core_seconds: Cores that tasks had, times the seconds that they ran.
-        only_programs: Whether functions run as programs there, to leave RAPTOR's cores to others.
-        raptor: RAPTOR's configuration there, `None` while it is not started.
-        pairs: RAPTOR's masters there, each with its workers.
+        sandbox: The directory that contains the sandboxes of its tasks.
+        reason: The reason for its end, `None` until it has ended.
+        times: The time when it entered each state, in seconds since the epoch.
+        closed: The time when the session was closed, 0 before.
+        core_seconds: Sum over its tasks of the cores times the seconds for which they ran.
+        only_programs: Whether functions run as programs on it, because programs need RAPTOR's
+            cores.
+        raptor: The configuration of RAPTOR on it, `None` until RAPTOR is started.
+        pairs: The RAPTOR masters on it, each with its workers.
     """
 
     def __init__(self, number: int, settings: dict[str, Any]) -> None:
@@ -70,10 +74,10 @@ class Pilot:
         self._config = config
 
     def seconds_left(self) -> float:
-        """Return how long a task could run that starts now, or as soon as the pilot is active."""
-        begun = self.times.get(PMGR_ACTIVE)
-        whole = 60.0 * (self.settings.get("runtime") or math.inf)
-        return whole if begun is None else max(0.0, begun + whole - time.time())
+        """Return the time in seconds that is left for a task; all of it before the pilot starts."""
+        start = self.times.get(PMGR_ACTIVE)
+        runtime = 60.0 * (self.settings.get("runtime") or math.inf)
+        return runtime if start is None else max(0.0, start + runtime - time.time())
 
     @property
     def here(self) -> bool:
@@ -81,7 +85,7 @@ class Pilot:
         return self._config.get("resource_manager") == "FORK"
 
     def has(self, name: str) -> int:
-        """Return how much of `cores`, `gpus` or `mem` (MB) one of its nodes has; 0 if unknown."""
+        """Return the `cores`, `gpus` or `mem` (in MB) of one of its nodes; 0 if unknown."""
         return int(self._config.get(f"{name}_per_node") or 0)
 
     @property
@@ -106,14 +110,14 @@ class Pilot:
 
 
 class Pilots:
-    """The pilots of one backend.
+    """Pilots of one backend.
 
     Args:
-        settings: The parameters of each pilot's description, checked.
-        on_end: Called once with each pilot that ended, after its `reason` was set.
+        settings: The validated parameters of each pilot's description.
+        on_end: Called once with each pilot that has ended, after its `reason` was set.
 
     Attributes:
-        pilots: The pilots, the first one first.
+        pilots: The pilots, in the order of their numbers.
     """
 
     def __init__(self, settings: list[dict[str, Any]], on_end: Callable[[Pilot], None]) -> None:
@@ -122,14 +126,17 @@ class Pilots:
         self._lock = threading.Lock()
 
     def spread(self, tasks: Sequence[TaskDescription], busy: Iterable[Pilot]) -> list[Pilot]:
-        """Return the pilots for some tasks, in their order.
+        """Choose a pilot for each of some tasks.
 
-        Each gets the pilot it names, or of those that have time for it the one with the least to do
-        for its cores.
+        A task runs on the pilot that it names, or else on the pilot with the fewest tasks per core
+        among those with enough time left.
 
         Args:
-            tasks: The tasks to come.
-            busy: The pilot of each task that has not ended.
+            tasks: The tasks.
+            busy: The pilot of each open task.
+
+        Returns:
+            The pilots, in the order of the tasks.
         """
         if len(self.pilots) == 1:
             return self.pilots * len(tasks)
@@ -139,7 +146,7 @@ class Pilots:
         for task in tasks:
             wanted = task["task_backend_specific_kwargs"].get("pilot")
             pilot = next((pilot for pilot in self.pilots if pilot.uid == wanted), None)
-            if pilot is None:  # one that is named is not replaced, not even after its end
+            if pilot is None:  # a named pilot is not replaced, not even after its end
                 needs = time_needed(task) or 0.0
                 fit = [pilot for pilot in usable if pilot.seconds_left() >= needs]
                 pilot = min(
@@ -150,14 +157,14 @@ class Pilots:
         return chosen
 
     def seconds_left(self, task: TaskDescription | None) -> float:
-        """Return how long a task could run on the pilot that it names, or on the last to end."""
+        """Return the time in seconds left on the pilot that a task names, or on the last to end."""
         wanted = None if task is None else task["task_backend_specific_kwargs"].get("pilot")
         usable = [pilot for pilot in self.pilots if pilot.usable]
         pilots = [pilot for pilot in usable if pilot.uid == wanted] or usable
         return max((pilot.seconds_left() for pilot in pilots), default=math.inf)
 
     def note(self, pilot: Pilot, state: str, when: float) -> None:
-        """Record a pilot's state; each is reported once. Called on the reading thread."""
+        """Record and log a pilot's state. Called once for each state, on the reading thread."""
         pilot.state = state
         pilot.times.setdefault(state, when)
         resource = pilot.settings["resource"]
@@ -175,12 +182,12 @@ class Pilots:
         self._on_end(pilot)
 
     def close(self) -> None:
-        """Record that the session was closed, so that no pilot is active."""
+        """Record that the session was closed, so no pilot is active."""
         for pilot in self.pilots:
             pilot.closed = pilot.closed or time.time()
 
     def account(self) -> list[dict[str, Any]]:
-        """Return each pilot's states with their times, and its utilization."""
+        """Return the states of each pilot with their times, and its utilization."""
         return [
             {
                 "uid": pilot.uid,
@@ -194,22 +201,22 @@ class Pilots:
 
 
 def _utilization(pilot: Pilot) -> float | None:
-    """Return the share of its cores that tasks used while it was active; `None` if it never was."""
-    begun = pilot.times.get(PMGR_ACTIVE)
-    if begun is None:
+    """Return the share of a pilot's core time that tasks used; `None` if it was never active."""
+    start = pilot.times.get(PMGR_ACTIVE)
+    if start is None:
         return None
     ends = [when for state, when in pilot.times.items() if state in FINAL]
-    seconds = min([*ends, pilot.closed or time.time()]) - begun
+    seconds = min([*ends, pilot.closed or time.time()]) - start
     return pilot.core_seconds / (pilot.cores * seconds) if seconds > 0 else 0.0
 
 
 class Ended(NamedTuple):
-    """RADICAL-Pilot's information about a task that has ended; `None` if there is none.
+    """RADICAL-Pilot's information about a task that has ended; `None` where it has none.
 
     Attributes:
         exit_code: Its exit code.
         exception: The `repr` of an exception.
-        detail: More about that.
+        detail: Further text about it, such as a traceback.
         value: The reply of a call on RAPTOR, as text.
     """
 
@@ -224,12 +231,12 @@ NOTHING = Ended()
 
 @dataclass(eq=False, slots=True)
 class Job:
-    """A task from its submission to its terminal state.
+    """Task, from its submission to its terminal state.
 
     Attributes:
-        task: Its description, which receives the result.
+        task: Its description, which results are written into.
         pilot: Its pilot.
-        sent: Whether the client has it.
+        sent: Whether it was sent to the client.
         on_raptor: Whether it is a call on RAPTOR.
         program: Whether it is a function task that runs as a separate program.
         running: Whether it was reported as running.
@@ -240,13 +247,13 @@ class Job:
         info: The readiness information of a service, `None` before it is ready.
         ready: The future for its readiness; `None` for other tasks.
         host: The node that it runs on, empty if that is not reported.
-        over: Whether its end has been recorded; set once, under `lock`.
+        has_ended: Whether its end has been recorded; set once, under `lock`.
         stopped: Set at the end of a service, for the thread that watches it.
         cores: The number of its cores while it runs.
         began: The time when it was reported as running, by the monotonic clock.
         timeout: The timeout in RADICAL-Pilot's own description, 0 for none.
-        startup_timeout: The timeout for its start.
-        own_sandbox: Whether the backend removes its sandbox.
+        startup_timeout: The timeout for its start, 0 for none.
+        own_sandbox: Whether its sandbox belongs to the backend, which may remove it.
     """
 
     task: TaskDescription
@@ -262,7 +269,7 @@ class Job:
     info: Any = None
     ready: Future[Any] | None = None
     host: str = ""
-    over: bool = False
+    has_ended: bool = False
     lock: threading.Lock = field(default_factory=threading.Lock)
     stopped: threading.Event | None = None
     cores: int = 1
@@ -286,15 +293,15 @@ class Job:
         return self.task["function"] is not None
 
     def begin(self, host: str) -> None:
-        """Record that it runs, and where; RADICAL-Pilot seldom reports the node before the end."""
+        """Record that it is running, and on which node, which RADICAL-Pilot seldom reports."""
         self.running, self.began, self.host = True, time.monotonic(), host
         here = socket.gethostname() if self.pilot.here else self.pilot.uid
         self.task["worker"] = host or here
 
     def claim_end(self) -> bool:
-        """Return whether the caller is the first to see the end, and has to report it."""
+        """Record the end; return True if the caller is the first, and has to report it."""
         with self.lock:
-            if self.over:
+            if self.has_ended:
                 return False
-            self.over = True
+            self.has_ended = True
             return True

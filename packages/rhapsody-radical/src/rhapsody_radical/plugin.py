@@ -1,4 +1,4 @@
-"""Declaration of the backend for Rhapsody's registry, and what the backend can do.
+"""Declaration of the backend for Rhapsody's registry, and its capabilities.
 
 The capabilities depend on how functions run. This module imports neither RADICAL-Pilot nor the
 backend.
@@ -28,16 +28,16 @@ RAPTOR = Capabilities(
     captures_output=True,
     reports_running=True,
 )
-"""Functions on our RAPTOR workers, each call in a separate process."""
+"""Capabilities if functions run on our RAPTOR workers, each call in a separate process."""
 
 EXECUTABLES = RAPTOR
-"""Functions as separate programs."""
+"""Capabilities if functions run as separate programs."""
 
 OTHER_WORKERS = replace(RAPTOR, cancel_functions="none", cancel_async_functions="none")
-"""Functions on RAPTOR workers of other classes, which cannot cancel a running call."""
+"""Capabilities with RAPTOR workers of other classes, which cannot cancel a running call."""
 
 NO_FUNCTIONS = replace(RAPTOR, functions=False, sync_functions=False)
-"""RAPTOR is disabled, and functions with it."""
+"""Capabilities if RAPTOR is disabled: functions cannot run."""
 
 
 def capabilities_of(functions: str, *, enabled: bool, other_workers: bool) -> Capabilities:
@@ -55,7 +55,7 @@ def rhapsody_backends() -> BackendSpec:
     return BackendSpec(
         name="radical_pilot",
         import_path="rhapsody_radical.backend:RadicalExecutionBackend",
-        summary="pilots of RADICAL-Pilot: this machine, or supercomputers by their batch systems",
+        summary="RADICAL-Pilot's pilots, on this machine or in batch jobs on a supercomputer",
         requires=("radical.pilot>=1.103.2,<1.104", "cloudpickle>=3.0", "psutil>=5.9"),
         capabilities=RAPTOR,
         install_hint="pip install rhapsody-radical",

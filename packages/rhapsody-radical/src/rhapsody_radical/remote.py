@@ -1,8 +1,8 @@
-"""Remote objects for RADICAL-Pilot's objects in the client, a separate process.
+"""Remote objects, which represent RADICAL-Pilot's objects in the client process.
 
-One class, `Remote`, represents all of them. Its attributes are the values that the client sent
-last; its methods are called in the client, and block as RADICAL-Pilot's do. `run_in_client` reaches
-everything else.
+One class, `Remote`, represents all of them. Its attributes have the values that the client sent
+last; its methods are executed in the client, and block as RADICAL-Pilot's do. `run_in_client` gives
+access to everything else.
 """
 
 from __future__ import annotations
@@ -53,11 +53,11 @@ KINDS: dict[str, tuple[tuple[str, ...], frozenset[str]]] = {
         "wait cancel wait_info submit_workers submit_tasks rpc as_dict",
     ),
 }
-"""Attributes that are sent, and methods, by the name of the class in messages."""
+"""The attributes that are sent, and the methods, of each class, by the class's name in messages."""
 
 
 CALLBACK, RAPTORS = "callback", "raptors"
-"""More kinds of a `Ref`: one of the program's callbacks, and RAPTOR in the client."""
+"""Further kinds of a `Ref`: one of the program's callbacks, and RAPTOR in the client."""
 
 
 class Ref(NamedTuple):
@@ -78,19 +78,19 @@ class Ref(NamedTuple):
 
 
 class Record(dict[str, Any]):
-    """A dict of RADICAL-Pilot's whose values are also attributes."""
+    """Dict from RADICAL-Pilot whose values are also attributes."""
 
     def __getattr__(self, name: str) -> Any:
         try:
             return self[name]
         except KeyError:
-            raise AttributeError(f"there is no {name!r}; there are {', '.join(self)}") from None
+            raise AttributeError(f"no attribute {name!r}; there are {', '.join(self)}") from None
 
 
 class Remote:
-    """A session, manager, pilot or task of RADICAL-Pilot in the client.
+    """RADICAL-Pilot session, manager, pilot or task in the client.
 
-    Created by `Remotes`, once for each object.
+    `Remotes` creates one instance for each object.
     """
 
     def __init__(self, remotes: Remotes, ref: Ref) -> None:
@@ -108,9 +108,8 @@ class Remote:
         if name in methods:
             return partial(self._call, name)
         raise AttributeError(
-            f"{name!r} of RADICAL-Pilot's {kind.replace('_', ' ')} {uid} is not reachable from "
-            "the program; `await backend.run_in_client(function)` calls a function with "
-            "RADICAL-Pilot's own objects where they are"
+            f"attribute {name!r} of RADICAL-Pilot's {kind.replace('_', ' ')} {uid} is only "
+            "available in its client. Use `await backend.run_in_client(function)`"
         )
 
     def _call(self, method: str, *args: Any, **kwargs: Any) -> Any:
@@ -122,8 +121,9 @@ class Remote:
         Callbacks are called in order, on a thread of the backend, and may call methods.
 
         Args:
-            cb: Called with the object and its state; that of a single pilot with a list of it.
-            cb_data: Passed to it as well, if it is true.
+            cb: Called with the object and its state; a callback of a single pilot receives a list
+                that contains the pilot.
+            cb_data: A further argument for the callback, if it is true.
             **more: Other parameters of RADICAL-Pilot's method (`metric`, `uid`), as plain values.
         """
         number = self._remotes.listen(self._ref, partial(_with_data, cb, cb_data))
@@ -150,7 +150,7 @@ class Remote:
 
 
 class Remotes:
-    """The remote objects of one backend, each once while the program holds it, and their calls.
+    """Remote objects of one backend, one for each object that the program uses, and their calls.
 
     Args:
         send: Sends a message to the client.
@@ -200,28 +200,28 @@ class Remotes:
         """Check that the current thread may wait for a reply.
 
         Raises:
-            RuntimeError: It is the thread that reads: callbacks for tasks' states run on it.
+            RuntimeError: It is the reading thread, which also calls the callbacks for task states.
         """
         if threading.get_ident() == self.reader:
             raise RuntimeError(
-                "this callback is called where the client's messages are read: methods of "
-                "RADICAL-Pilot's objects wait for a reply there; call them on another thread"
+                "methods of RADICAL-Pilot's objects cannot be called on the thread that reads "
+                "replies, which runs this callback; call them on another thread"
             )
 
     def end(self, error: Exception) -> None:
         """Fail all calls that wait for a reply."""
         while self._waiting:
-            with suppress(InvalidStateError, KeyError):  # another thread was faster
+            with suppress(InvalidStateError, KeyError):  # set or removed by another thread
                 self._waiting.popitem()[1].set_exception(error)
 
     def listen(self, target: Ref, callback: partial[Any]) -> int:
-        """Keep a callback of an object, and return its number."""
+        """Store a callback of an object, and return its number."""
         number = next(self._numbers)
         self._listeners[number] = target, callback
         return number
 
     def listening(self, target: Ref, cb: Callable[..., Any] | None) -> list[int]:
-        """Return the numbers of an object's callbacks: of one, or of all."""
+        """Return the numbers of an object's callbacks, or only those of `cb`."""
         return [
             number
             for number, (ref, callback) in list(self._listeners.items())
@@ -229,7 +229,7 @@ class Remotes:
         ]
 
     def forget(self, number: int) -> None:
-        """Forget a callback."""
+        """Remove a callback."""
         self._listeners.pop(number, None)
 
     def reply(self, number: int, good: bool, packed: bytes) -> None:
@@ -238,10 +238,10 @@ class Remotes:
             args = self.decoded(pickle.loads(packed))  # noqa: S301 - from our own client
             self.callbacks.post(partial(listener[1], *args))
         elif (future := self._waiting.pop(number, None)) is not None:
-            with suppress(InvalidStateError):  # the caller has given up
+            with suppress(InvalidStateError):  # the caller no longer waits
                 try:
                     value = pickle.loads(packed)  # noqa: S301 - from our own client
-                except BaseException as error:  # loading runs the objects' own code
+                except BaseException as error:  # unpickling runs the objects' own code
                     good, value = False, error
                 if good:
                     future.set_result(self.decoded(value))
@@ -249,12 +249,12 @@ class Remotes:
                     future.set_exception(settable(value, "the call"))
 
     def update(self, ref: Ref) -> None:
-        """Update an object, if the program holds it."""
+        """Update the attributes of an object, if the program uses it."""
         if ref[:2] in self._found:
             self.decoded(ref)
 
     def decoded(self, value: Any) -> Any:
-        """Return a value from a message, with objects instead of references."""
+        """Return a value from a message, with its references replaced by remote objects."""
         if type(value) is Ref:
             values = self.decoded(value.values)
             with self._lock:
@@ -271,15 +271,15 @@ class Remotes:
 
 
 def _with_data(cb: Callable[..., Any], data: Any, *args: Any) -> None:
-    """Call a callback with the program's own data, which are not sent to the client."""
+    """Call a callback with the program's own data, which is not sent to the client."""
     cb(*args, *([data] if data else ()))
 
 
 def encoded(value: Any) -> Any:
-    """Return what is sent to the client for an argument of a method.
+    """Return the form in which an argument of a method is sent to the client.
 
     Raises:
-        TypeError: It is neither plain, nor a remote object or a description of RADICAL-Pilot's.
+        TypeError: It is neither a plain value, a description, nor a remote object.
     """
     if isinstance(value, Remote):
         return value._ref
@@ -290,6 +290,6 @@ def encoded(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [encoded(each) for each in value]
     raise TypeError(
-        f"methods of RADICAL-Pilot's objects take plain values, its descriptions and remote "
-        f"objects from a program, got {value!r}; use `await backend.run_in_client(function, ...)`"
+        f"arguments of RADICAL-Pilot's methods must be plain values, descriptions or remote "
+        f"objects, got {value!r}. Use `await backend.run_in_client(function, ...)`"
     )

@@ -1,7 +1,7 @@
 """Results of tasks: output, exit codes and errors, from RADICAL-Pilot's reports and files.
 
-RADICAL-Pilot truncates output, reports timeouts as cancellations, and reports some failures
-as successes. This module corrects that.
+RADICAL-Pilot truncates output, reports timeouts as cancellations, and reports some failures as
+successes. This module corrects that.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ DONE, FAILED, CANCELED = "DONE", "FAILED", "CANCELED"
 
 
 def of(job: Job, state: str) -> tuple[str, BaseException | None]:
-    """Return the state to report for a job's final one, and its error; its output is collected.
+    """Collect a job's output, and return the state and the error to report.
 
     Args:
         job: The job.
@@ -51,13 +51,13 @@ def of(job: Job, state: str) -> tuple[str, BaseException | None]:
 
 
 def output_paths(job: Job) -> tuple[str, str]:
-    """Return the files with the output of an executable."""
+    """Return the paths of the files with the output of an executable."""
     sandbox, (out, err) = job.task.get("sandbox", ""), output_names(job.task)
     return os.path.join(sandbox, out), os.path.join(sandbox, err)
 
 
 def collect_output(job: Job) -> None:
-    """Write the whole output of an executable and its exit code into its description."""
+    """Write the output and the exit code of an executable into its description."""
     task, ended = job.task, job.ended
     code = ended.exit_code
     if code is not None:
@@ -74,23 +74,21 @@ def collect_output(job: Job) -> None:
 
 
 def outcome(job: Job, state: str) -> tuple[str, BaseException | None]:
-    """Return the state to report for an executable's final state, and its error.
-
-    Its output must have been collected.
+    """Return the state and the error to report for an executable whose output was collected.
 
     Returns:
-        The state, and an exception where more than an exit code says what happened.
+        The state, and an exception unless the exit code alone describes the failure.
     """
     if job.cancelled:
         return CANCELED, None
     if state == CANCELED:
-        return FAILED, not_ours(job)
+        return FAILED, unrequested_cancellation(job)
     if state == DONE:
         missing = missing_outputs(job.task, job.task.get("sandbox", ""))
         if missing:
             return FAILED, DataError(
-                f"task {job.task['name']!r} ended well, but did not write {', '.join(missing)}, "
-                "which its output_staging names"
+                f"task {job.task['name']!r} succeeded, but did not write {', '.join(missing)}, "
+                "which is listed in its output_staging"
             )
         return DONE, None
     ended = job.ended
@@ -100,7 +98,7 @@ def outcome(job: Job, state: str) -> tuple[str, BaseException | None]:
 
 
 def function_outcome(job: Job, state: str) -> tuple[str, BaseException | None]:
-    """Return the state to report for a function's final one, and its error."""
+    """Return the state and the error to report for a function."""
     if job.cancelled:
         return CANCELED, None
     ended = job.ended
@@ -113,20 +111,19 @@ def function_outcome(job: Job, state: str) -> tuple[str, BaseException | None]:
         code = f", exit code {ended.exit_code}" if ended.exit_code else ""
         tail = (job.task.get("stderr") or "").strip()[-1500:]
         if state == CANCELED:
-            return FAILED, not_ours(job)
+            return FAILED, unrequested_cancellation(job)
         return FAILED, TaskFailedError(
-            f"task {name!r} ended without a result ({state}{code}) {tail}".rstrip()
+            f"task {name!r} ended without a result ({state}{code}). {tail}".rstrip()
         )
     if ended.exit_code and job.program:
         tail = (job.task.get("stderr") or "").strip()[-1500:]
         status = int(ended.exit_code)
-        said = (
-            f"task {name!r}: its process ended with exit code {status} before it had a "
-            f"result. {tail}".rstrip()
-        )
+        text = (
+            f"task {name!r}: its process exited with code {status} without a result. {tail}"
+        ).rstrip()
         if status > 128:  # a signal
-            return FAILED, TaskLostError(said)
-        return FAILED, TaskFailedError(said, exit_code=status)
+            return FAILED, TaskLostError(text)
+        return FAILED, TaskFailedError(text, exit_code=status)
     return FAILED, error_of(job.task, ended.exception, ended.detail)
 
 
@@ -139,21 +136,18 @@ def _reply(job: Job) -> bytes | None:
         return None
 
 
-def not_ours(job: Job) -> BaseException:
-    """Return the reason for a cancellation by RADICAL-Pilot that was not requested."""
+def unrequested_cancellation(job: Job) -> BaseException:
+    """Return the error for a job that RADICAL-Pilot canceled without a request."""
     name = job.task["name"]
     if job.timeout or job.startup_timeout:
         limits = {"timeout": job.timeout, "startup_timeout": job.startup_timeout}
-        own = " or ".join(
-            f"{value:g} s of its own `{key}`" for key, value in limits.items() if value
-        )
-        return TaskTimeoutError(f"task {name!r} took longer than the {own}")
+        own = " or ".join(f"its {key} of {value:g} s" for key, value in limits.items() if value)
+        return TaskTimeoutError(f"task {name!r} exceeded {own}")
     reason = job.pilot.reason
     if reason:
         return TaskLostError(f"task {name!r} was lost: {reason}")
     return TaskLostError(
-        f"task {name!r} was cancelled by RADICAL-Pilot on pilot {job.pilot.uid}, not by this "
-        "program"
+        f"task {name!r} was canceled by RADICAL-Pilot on pilot {job.pilot.uid}, not by this program"
     )
 
 
@@ -162,7 +156,7 @@ def _infrastructure(exception: str | None) -> bool:
 
 
 def error_of(task: TaskDescription, exception: str | None, detail: str | None) -> BaseException:
-    """Return an exception from RADICAL-Pilot's text about it."""
+    """Return the exception for a failure that RADICAL-Pilot describes in text."""
     name = task["name"]
     text = _message(exception)
     if _infrastructure(exception):
@@ -174,7 +168,7 @@ def error_of(task: TaskDescription, exception: str | None, detail: str | None) -
     if exception and exception.startswith("ValueError") and "does not fit" in exception:
         return CapabilityError(f"task {name!r} does not fit on its pilot: {text}")
     if exception and exception.startswith("FileNotFoundError"):
-        return DataError(f"task {name!r}: a file to be staged is not there: {text}")
+        return DataError(f"task {name!r}: a file to stage does not exist: {text}")
     if exception and exception.startswith("TimeoutError"):
         return TaskTimeoutError(f"task {name!r}: {text}")
     if isinstance(stderr := task.get("stderr"), str) and task.get("capture") != "files":
@@ -189,7 +183,7 @@ def error_of(task: TaskDescription, exception: str | None, detail: str | None) -
 def _message(exception: str | None) -> str:
     """Return the text between the parentheses of an exception's `repr`."""
     if not exception:
-        return "no reason was given"
+        return "RADICAL-Pilot did not report the reason"
     start, end = exception.find("("), exception.rfind(")")
     inner = exception[start + 1 : end] if 0 <= start < end else exception
     try:

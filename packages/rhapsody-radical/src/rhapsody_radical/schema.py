@@ -1,7 +1,7 @@
-"""RADICAL-Pilot's words as data: the keys of its descriptions, their types, and its constants.
+"""RADICAL-Pilot's schema as data: the keys of its descriptions, their types, and its constants.
 
-The program that runs a workflow describes pilots and tasks in these words and imports
-nothing of `radical`. A test compares every one of them with the installed library.
+With these, a workflow's program can describe pilots and tasks without importing `radical`. A test
+compares all of them with the installed library.
 """
 
 from __future__ import annotations
@@ -118,9 +118,9 @@ FORMER: Mapping[str, str] = MappingProxyType(
         "worker_class": "raptor_class",
     }
 )
-"""Former keys of a task's description, and today's. Where both are given the former one wins."""
+"""Former keys of a task's description, with the current ones. If both are set, the former wins."""
 
-# What a task is: the values of `mode`.
+# Values of `mode`.
 
 TASK_EXECUTABLE: Final = "task.executable"
 TASK_SERVICE: Final = "task.service"
@@ -128,7 +128,7 @@ TASK_FUNCTION: Final = "task.function"
 RAPTOR_MASTER: Final = "raptor.master"
 RAPTOR_WORKER: Final = "raptor.worker"
 
-# Staging, and devices.
+# Staging actions, and types of GPUs.
 
 TRANSFER: Final = "Transfer"
 LINK: Final = "Link"

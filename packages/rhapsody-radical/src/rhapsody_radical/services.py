@@ -1,9 +1,9 @@
-"""Readiness of services, and the transfer of their readiness information.
+"""Readiness of services, and the transfer of their readiness information to RADICAL-Pilot.
 
-RADICAL-Pilot's own service tasks block all other work of the agent while one
-starts, and permanently if one fails to start. So a service is an ordinary task here.
-Its readiness information is found in its sandbox and passed to RADICAL-Pilot, whose
-`Task.wait_info` and `RP_INFO_<UID>` return it as for its own service tasks.
+RADICAL-Pilot's own service tasks block all other work of the agent while one starts, and
+permanently if one fails to start. Services are therefore submitted as ordinary tasks. This module
+detects their readiness and passes the information to RADICAL-Pilot, so that `Task.wait_info` and
+`RP_INFO_<UID>` return it as for RADICAL-Pilot's own service tasks.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ from rhapsody_radical.results import output_paths
 from rhapsody_radical.wire import is_plain
 
 UP = "service is up"
-"""RADICAL-Pilot's readiness information of a service that prints none."""
+"""RADICAL-Pilot's readiness information for a service without a readiness condition."""
 
 PORT_LINK = ".rhapsody.port"
-"""The link in a service's sandbox whose target is the number of the free port it was given."""
+"""Name of the link in a service's sandbox whose target is the number of its free port."""
 
 ON_FREE_PORT = (
     "import os, socket, sys; free = socket.socket(); free.bind(('', 0)); "
@@ -47,22 +47,25 @@ ON_FREE_PORT = (
     f"os.environ['PORT'] = port; os.symlink(port, '{PORT_LINK}'); "
     "words = [word.replace('{port}', port) for word in sys.argv[1:]]; os.execvp(words[0], words)"
 )
-"""Python, in one line for RADICAL-Pilot's script, which becomes the command that follows it."""
+"""Python program that finds a free port, then executes the command in its arguments.
+
+It is one line, because RADICAL-Pilot puts it into a script.
+"""
 
 
 def service_ready_callback(future: Any, task: Any, state: Any) -> None:
-    """Set a future once a service is ready, on a daemon thread.
+    """Start a daemon thread that sets a future when a service is ready.
 
     Args:
-        future: Its `set_result` and `set_exception` may be called from any thread.
-        task: RADICAL-Pilot's task, or anything with `wait_info()`.
-        state: The state that was reported; not used.
+        future: The future, whose `set_result` and `set_exception` may be called on any thread.
+        task: RADICAL-Pilot's task, or another object with a method `wait_info()`.
+        state: The reported state, which is not used.
     """
 
     def wait() -> None:
         try:
             info = task.wait_info()
-        except Exception as error:  # whatever RADICAL-Pilot raises is the answer
+        except Exception as error:  # raised by RADICAL-Pilot; passed to the future
             with suppress(InvalidStateError, asyncio.InvalidStateError):
                 future.set_exception(error)
         else:
@@ -73,7 +76,7 @@ def service_ready_callback(future: Any, task: Any, state: Any) -> None:
 
 
 def attach(job: Job, future: Any, task: Any, state: Any) -> None:
-    """Set a future once a job's service is ready, as `service_ready_callback` does."""
+    """Set a future when a job's service is ready, as `service_ready_callback` does."""
     assert job.ready is not None
     service_ready_callback(future, SimpleNamespace(wait_info=job.ready.result), state)
 
@@ -81,10 +84,10 @@ def attach(job: Job, future: Any, task: Any, state: Any) -> None:
 def readiness(task: TaskDescription) -> Ready | None:
     """Return a service's readiness condition, `None` if it has none.
 
-    Without `ready`, the `info_pattern` of RADICAL-Pilot's description is used.
+    The condition is `ready`, or else the `info_pattern` of RADICAL-Pilot's description.
 
     Raises:
-        ValueError: Either is malformed.
+        ValueError: The condition is malformed.
     """
     if "ready" in task:
         return parse_ready(task["ready"])
@@ -93,19 +96,19 @@ def readiness(task: TaskDescription) -> Ready | None:
 
 
 def prepare(task: TaskDescription, words: dict[str, Any], pilot: Pilot) -> bool:
-    """Check a service's readiness condition, and let its node choose the port that it requests.
+    """Check a service's readiness condition, and let its node choose a free port if requested.
 
     Args:
         task: The service.
-        words: RADICAL-Pilot's words for it.
-        pilot: The pilot it goes to.
+        words: Its RADICAL-Pilot description, which is changed.
+        pilot: Its pilot.
 
     Returns:
         True if it has a readiness condition.
 
     Raises:
-        ValueError: What says how is not well-formed.
-        OSError: It is to run on this machine, where something listens on its port already.
+        ValueError: The readiness condition is malformed.
+        OSError: The service will run on this machine, and its port is in use.
     """
     ready = readiness(task)
     if ready is None:
@@ -122,16 +125,16 @@ def prepare(task: TaskDescription, words: dict[str, Any], pilot: Pilot) -> bool:
 def watch(
     job: Job,
     loop: asyncio.AbstractEventLoop,
-    tell: Callable[[str, Any], None],
+    report: Callable[[str, Any], None],
     fail: Callable[[Job], None],
 ) -> None:
-    """Wait on a thread until a service is ready, and inform RADICAL-Pilot's task.
+    """Start a thread that reports to RADICAL-Pilot when a service is ready.
 
     Args:
-        job: The service, which runs.
-        loop: The engine's loop, for a callable that is a coroutine function.
-        tell: Tells RADICAL-Pilot's task, by its uid, what the service said.
-        fail: Ends a service whose readiness could not be found out.
+        job: The service, which is running.
+        loop: The engine's loop, for a condition that is a coroutine function.
+        report: Called with the service's uid and its readiness information.
+        fail: Ends a service whose condition raised an exception.
     """
     ready, stopped = readiness(job.task), job.stopped
     assert stopped is not None
@@ -140,7 +143,7 @@ def watch(
         try:
             info = UP if ready is None else _wait(job, ready, stopped, loop)
         except Exception as error:  # the user's callable, or the file system
-            job.task["exception"] = error  # its end tells it
+            job.task["exception"] = error  # reported when the service has ended
             fail(job)
             return
         if ready is None or not stopped.is_set():
@@ -148,8 +151,8 @@ def watch(
             assert job.ready is not None
             with suppress(InvalidStateError):  # it has ended meanwhile
                 job.ready.set_result(job.info)
-            # What is not plain could not be loaded where RADICAL-Pilot is.
-            tell(job.uid, job.info if is_plain(job.info) else str(job.info))
+            # The client may lack the classes of values that are not plain.
+            report(job.uid, job.info if is_plain(job.info) else str(job.info))
 
     threading.Thread(target=look, name="rhapsody-radical-ready", daemon=True).start()
 

@@ -1,8 +1,8 @@
 """RADICAL-Pilot's states as data: four generations of task states, and the states of a pilot.
 
-They are for programs that read old sessions or run old programs, and for the backend, whose native
-states are the current ones. RADICAL-Pilot is not imported: a test compares the tables with
-the installed library's constants.
+They are for programs that read old sessions or use old names, and for the backend, whose native
+states are the current ones. RADICAL-Pilot is not imported; a test compares the tables with the
+installed library's constants.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ BACKEND = "radical_pilot"
 
 
 class Generation(StrEnum):
-    """A generation of RADICAL-Pilot, by its task states."""
+    """Generation of RADICAL-Pilot's task states."""
 
     V0_27 = "0.27"
-    """Up to 0.27."""
+    """Versions up to 0.27."""
     V0_28 = "0.28"
-    """0.28, with a scheduler in the unit manager."""
+    """Version 0.28, with a scheduler in the unit manager."""
     REFACTORED = "refactored"
     """As documented after the refactoring, with the component in the name."""
     CURRENT = "current"
-    """As `radical.pilot` 1 has them."""
+    """Version 1 of `radical.pilot`."""
 
 
 class _Row(NamedTuple):
-    """One step of a task's life in each generation, and what it means."""
+    """One step of a task's life: its state in each generation, and its canonical state."""
 
     v0_27: str | None
     v0_28: str | None
@@ -86,9 +86,9 @@ TASK_STATES: Mapping[Generation, tuple[str, ...]] = MappingProxyType(
         for generation in Generation
     }
 )
-"""The task states of each generation in the order in which a task goes through them.
+"""The task states of each generation in the order in which a task passes through them.
 
-The last three are final, and a task ends in one of them.
+The last three are final; a task ends in one of them.
 """
 
 
@@ -96,14 +96,14 @@ def generation(value: Generation | str) -> Generation:
     """Return the generation that a name refers to.
 
     Raises:
-        ValueError: There is none of this name.
+        ValueError: There is no generation with this name.
     """
     try:
         return Generation(value)
     except ValueError:
         known = ", ".join(repr(str(each)) for each in Generation)
         raise ValueError(
-            f"there is no generation {value!r} of RADICAL-Pilot's states; there are {known}"
+            f"RADICAL-Pilot has no generation {value!r} of states; use one of {known}"
         ) from None
 
 
@@ -112,8 +112,7 @@ def _rows(state: str, of: Generation) -> list[_Row]:
     if not rows:
         known = ", ".join(TASK_STATES[of])
         raise ValueError(
-            f"RADICAL-Pilot of generation {str(of)!r} has no task state {state!r}; "
-            f"there are {known}"
+            f"RADICAL-Pilot's generation {str(of)!r} has no task state {state!r}; it has {known}"
         )
     return rows
 
@@ -127,8 +126,7 @@ def translate(state: str, from_: Generation | str, to: Generation | str) -> tupl
         to: The generation to translate it into.
 
     Returns:
-        The candidates, in the order of a task's life; empty where that generation has
-        no such step.
+        The candidates, in the order of a task's life; empty if that generation has no such step.
 
     Raises:
         ValueError: A generation, or the state in its generation, is unknown.
@@ -139,10 +137,10 @@ def translate(state: str, from_: Generation | str, to: Generation | str) -> tupl
 
 
 def canonical(state: str, of: Generation | str = Generation.CURRENT) -> TasksMainStates:
-    """Return the canonical state of a task state.
+    """Return the canonical state for a task state.
 
-    A state that stands for two steps of a task's life (`STAGING_INPUT`, by the
-    manager or by the agent) means the earlier one.
+    A state that names two steps of a task's life (`STAGING_INPUT`, by the manager or by the agent)
+    is treated as the earlier one.
 
     Raises:
         ValueError: The generation, or the state in it, is unknown.
@@ -151,7 +149,7 @@ def canonical(state: str, of: Generation | str = Generation.CURRENT) -> TasksMai
 
 
 def position(state: str, of: Generation | str = Generation.CURRENT) -> int:
-    """Return the position of a state in a task's life; all final states are last and equal.
+    """Return the position of a state in a task's life; all final states have the last one.
 
     Raises:
         ValueError: The generation, or the state in it, is unknown.
@@ -182,7 +180,7 @@ def register() -> None:
 
 
 class PilotState(StrEnum):
-    """The states of a pilot as documented. `native` is today's name."""
+    """State of a pilot, by its documented name; `native` is RADICAL-Pilot's current name."""
 
     PENDING_LAUNCH = "PENDING_LAUNCH"
     LAUNCHING = "LAUNCHING"
@@ -209,13 +207,13 @@ class PilotState(StrEnum):
         Raises:
             ValueError: There is no such state.
         """
-        if state == "NEW":  # a pilot object that was not handed to the manager yet
+        if state == "NEW":  # the pilot has not been submitted to the manager
             return None
         for each in cls:
             if state in (str(each), each.native):
                 return each
         known = ", ".join(each.native for each in cls)
-        raise ValueError(f"RADICAL-Pilot has no pilot state {state!r}; there are {known}")
+        raise ValueError(f"RADICAL-Pilot has no pilot state {state!r}; it has {known}")
 
 
 _PILOT_NATIVE = {
@@ -227,10 +225,10 @@ _PILOT_NATIVE = {
 
 
 class Transition(NamedTuple):
-    """A transition between states of a pilot.
+    """Transition between two states of a pilot.
 
     Attributes:
-        source: The state before it; `None` for the first one.
+        source: The state before it; `None` for the first transition.
         target: The state after it.
         reason: The cause.
     """
@@ -243,27 +241,27 @@ class Transition(NamedTuple):
 # fmt: off
 TRANSITIONS = (
     Transition(None, PilotState.PENDING_LAUNCH,
-               "handed to the pilot manager by submit_pilots"),
+               "submitted to the pilot manager"),
     Transition(PilotState.PENDING_LAUNCH, PilotState.LAUNCHING,
-               "is being submitted to the resource"),
+               "being submitted to the resource"),
     Transition(PilotState.LAUNCHING, PilotState.PENDING_ACTIVE,
-               "was launched and waits to become active"),
+               "launched, and waiting to become active"),
     Transition(PilotState.PENDING_ACTIVE, PilotState.ACTIVE,
-               "was started by the queueing system"),
-    Transition(PilotState.ACTIVE, PilotState.DONE, "ended regularly"),
+               "started by the batch system"),
+    Transition(PilotState.ACTIVE, PilotState.DONE, "ended normally"),
     Transition(PilotState.PENDING_LAUNCH, PilotState.FAILED,
-               "an error while the launch was prepared"),
-    Transition(PilotState.LAUNCHING, PilotState.FAILED, "an error while it was launched"),
-    Transition(PilotState.PENDING_ACTIVE, PilotState.FAILED, "could not become active"),
-    Transition(PilotState.ACTIVE, PilotState.FAILED, "an error while it ran"),
-    Transition(PilotState.ACTIVE, PilotState.CANCELED, "was cancelled"),
-    Transition(PilotState.PENDING_LAUNCH, PilotState.CANCELED, "was cancelled before its launch"),
-    Transition(PilotState.LAUNCHING, PilotState.CANCELED, "was cancelled while it was launched"),
+               "failed before it was launched"),
+    Transition(PilotState.LAUNCHING, PilotState.FAILED, "failed while it was being launched"),
+    Transition(PilotState.PENDING_ACTIVE, PilotState.FAILED, "failed to become active"),
+    Transition(PilotState.ACTIVE, PilotState.FAILED, "failed while it was active"),
+    Transition(PilotState.ACTIVE, PilotState.CANCELED, "canceled while it was active"),
+    Transition(PilotState.PENDING_LAUNCH, PilotState.CANCELED, "canceled before it was launched"),
+    Transition(PilotState.LAUNCHING, PilotState.CANCELED, "canceled while it was being launched"),
     Transition(PilotState.PENDING_ACTIVE, PilotState.CANCELED,
-               "was cancelled before it was active"),
+               "canceled before it was active"),
 )
 # fmt: on
-"""Every step that a pilot can take."""
+"""All transitions of a pilot."""
 
 PILOT_TRANSITIONS: Mapping[PilotState | None, frozenset[PilotState]] = MappingProxyType(
     {
@@ -271,14 +269,14 @@ PILOT_TRANSITIONS: Mapping[PilotState | None, frozenset[PilotState]] = MappingPr
         for source in (None, *PilotState)
     }
 )
-"""For each state the states that may follow; for `None` the first one."""
+"""The states that may follow each state; for `None`, the first state."""
 
 
 def pilot_transition(source: PilotState | str | None, target: PilotState | str) -> Transition:
     """Return the transition between two pilot states, by documented or current names.
 
     Raises:
-        ValueError: A state is unknown, or a pilot cannot take this step.
+        ValueError: A state is unknown, or there is no such transition.
     """
     before = None if source is None else PilotState.of(source)
     after = PilotState.of(target)
@@ -287,4 +285,4 @@ def pilot_transition(source: PilotState | str | None, target: PilotState | str) 
             return step
     words = str if before is None or source == str(before) else attrgetter("native")
     allowed = ", ".join(sorted(map(words, PILOT_TRANSITIONS[before]))) or "none, it is final"
-    raise ValueError(f"a pilot cannot go from {source} to {target}; allowed: {allowed}")
+    raise ValueError(f"a pilot cannot change from {source} to {target}; allowed: {allowed}")

@@ -1,10 +1,10 @@
-"""From a task's description to RADICAL-Pilot's words, so that the task runs as it was written.
+"""Translation of task descriptions into RADICAL-Pilot's.
 
-The words are a plain dict of what RADICAL-Pilot's `TaskDescription` takes; the process that has
-its client builds one of them.
+The result is a plain dict of the keywords of `radical.pilot.TaskDescription`, named `words` in this
+package; the client creates the object.
 
-RADICAL-Pilot puts commands into shell scripts, with arguments and variables in double
-quotes: what the shell would change is quoted here.
+RADICAL-Pilot puts commands into shell scripts, with arguments and variables in double quotes. This
+module quotes everything that the shell would change.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ _IN_DOUBLE_QUOTES = str.maketrans({"\\": r"\\", '"': r"\"", "$": r"\$", "`": r"\
 
 
 def plain(text: str) -> str:
-    """Return a text of a type of its own, such as NumPy's, as built-in text."""
+    """Return an instance of a subclass of `str`, such as NumPy's, as a plain string."""
     return str.__str__(text)
 
 
 def in_double_quotes(text: str) -> str:
-    """Text that a shell reads as it is between double quotes."""
+    """Escape a string for use between double quotes in a shell script."""
     return text.translate(_IN_DOUBLE_QUOTES)
 
 
@@ -45,17 +45,17 @@ def command(
     stdin: str | None = None,
     cwd: str | None = None,
 ) -> tuple[str, list[str]]:
-    """Return the words for RADICAL-Pilot's `executable` and `arguments`.
+    """Return RADICAL-Pilot's `executable` and `arguments` for a command.
 
-    Its `executable` goes into a script as it is. Its `arguments` go there in double
-    quotes, in which dollar signs and backticks mean something: where there are such,
-    the whole command becomes the `executable`.
+    RADICAL-Pilot copies the `executable` into a script unchanged, and the `arguments` in double
+    quotes, between which dollar signs and backticks are special. If an argument contains one of
+    these, the whole command becomes the `executable`.
 
     Args:
-        executable: A shell command where there are no arguments, else a program.
+        executable: A shell command if `arguments` is `None`, otherwise a program.
         arguments: The program's arguments, `None` for a shell command.
         stdin: The file for standard input.
-        cwd: The directory to run it in, where that is not the task's sandbox.
+        cwd: The working directory, if it is not the task's sandbox.
     """
     words = ["/bin/sh", "-c", executable] if arguments is None else [executable, *arguments]
     words = list(map(plain, words))
@@ -69,17 +69,17 @@ def command(
 
 
 def describe_executable(task: TaskDescription, pilot: Pilot | None) -> dict[str, Any]:
-    """Return RADICAL-Pilot's words for an executable.
+    """Return the RADICAL-Pilot description of an executable task.
 
     Args:
         task: The task.
-        pilot: The pilot it goes to; `None` to see the translation only.
+        pilot: Its pilot; `None` for the translation only, without checks of files.
 
     Raises:
-        ValueError: There is nothing to run, or what no program can be given.
-        TypeError: A setting that RADICAL-Pilot does not have.
-        DataError: A file that is to be staged is not there.
-        OSError: The directory that it is to run in is not there.
+        ValueError: The task has no executable, or its command cannot be passed to a program.
+        TypeError: RADICAL-Pilot does not have a setting.
+        DataError: A file to stage does not exist.
+        OSError: The working directory does not exist.
     """
     executable = task["executable"]
     if not isinstance(executable, str) or not executable:
@@ -109,7 +109,7 @@ def describe_executable(task: TaskDescription, pilot: Pilot | None) -> dict[str,
 
 
 def _check_text(task: TaskDescription) -> None:
-    """Raise for what no program can be given: shells leave out null bytes without a word."""
+    """Raise for text that cannot be passed to a program; shells silently drop null bytes."""
     environment = task.get("environment", {})
     words = [task["executable"] or "", *(task.get("arguments") or ())]
     words += [*environment, *environment.values(), task.get("cwd") or ""]
@@ -119,18 +119,18 @@ def _check_text(task: TaskDescription) -> None:
         if not encodable(word):
             what = "a value in environment=" if word in environment.values() else repr(word)
             raise ValueError(
-                f"task {task['name']!r}: RADICAL-Pilot cannot be given {what}, which UTF-8 "
-                "cannot hold; give the file another name"
+                f"task {task['name']!r}: {what} cannot be encoded as UTF-8, which RADICAL-Pilot "
+                "requires. Rename the file"
             )
 
 
 def _name(name: str) -> str:
-    """Return a name that RADICAL-Pilot can put between double quotes in its scripts."""
+    """Return a name that is valid between double quotes in RADICAL-Pilot's scripts."""
     return in_double_quotes(name.encode(errors="replace").decode()).replace("\n", " ")
 
 
 def thread_variables(task: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, str]:
-    """Return the variables that limit a task's threads to its cores, where it says how many."""
+    """Return the variables that limit a task's threads to its cores, if it requests cores."""
     resources = task.get("resources")
     cores = settings.get("cores_per_rank") or (resources.cores if resources is not None else 0)
     return dict.fromkeys(THREADS, str(int(cores))) if cores else {}
@@ -142,15 +142,15 @@ def _environment(task: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[s
     environment.update(
         {name: in_double_quotes(value) for name, value in task.get("environment", {}).items()}
     )
-    environment.update(settings.get("environment") or {})  # in RADICAL-Pilot's own words
+    environment.update(settings.get("environment") or {})  # quoted by the user
     return environment
 
 
 def add_environment(words: dict[str, Any], script: str, commands: Sequence[str]) -> None:
-    """Let a task run in the program's environment instead of RADICAL-Pilot's.
+    """Make a task run in the program's environment instead of RADICAL-Pilot's.
 
     Args:
-        words: Its description, which is changed.
+        words: Its RADICAL-Pilot description, which is changed.
         script: The script that restores the program's variables.
         commands: The commands that every task of the backend runs first.
     """
@@ -170,10 +170,11 @@ def _add_resources(
     settings: Mapping[str, Any],
     pilot: Pilot | None,
 ) -> None:
-    """Add what a task needs to its words, where the user's own do not say it.
+    """Add the requested resources to a RADICAL-Pilot description, unless the user's settings do.
 
-    RADICAL-Pilot compares a task's memory with that of an empty node only, and would start
-    any number of such tasks on one. So the task takes its share of the node's cores.
+    RADICAL-Pilot compares a task's memory only with the total memory of a node, and would start any
+    number of such tasks on one node. Therefore, the task reserves a proportional share of the
+    node's cores.
     """
     if resources is None:
         return
@@ -199,30 +200,30 @@ def _megabytes(resources: Resources) -> int:
 
 
 def _cores_for_memory(resources: Resources, pilot: Pilot) -> int:
-    """Return the cores per rank that make up the same share of a node as the memory does."""
+    """Return the number of cores that is the same share of a node as a rank's memory."""
     cores, memory = pilot.has("cores"), pilot.has("mem")
     if not cores or not memory:
         return 0
     most = cores
-    if pilot.nodes == 1:  # what RAPTOR has left is enough to keep others away
+    if pilot.nodes == 1:  # reserving the cores that RAPTOR has left keeps other tasks away
         most = (pilot.cores - pilot.raptor_cores) // resources.ranks
     return min(most, -(-_megabytes(resources) * cores // memory))
 
 
 def check_pilot(task: TaskDescription, pilot: Pilot, pilots: Sequence[Pilot]) -> None:
-    """Raise for an unknown pilot, because RADICAL-Pilot would wait for it forever.
+    """Raise if a task names an unknown pilot, for which RADICAL-Pilot would wait forever.
 
     Raises:
-        ValueError: It says which pilots there are.
+        ValueError: There is no such pilot; the message lists the pilots.
     """
     wanted = task["task_backend_specific_kwargs"].get("pilot")
     if wanted and wanted != pilot.uid:
         there = ", ".join(each.uid for each in pilots)
-        raise ValueError(f"task {task['name']!r}: there is no pilot {wanted!r}; there are: {there}")
+        raise ValueError(f"task {task['name']!r}: no pilot {wanted!r}; the pilots are {there}")
 
 
 def needs(task: TaskDescription, pilot: Pilot) -> dict[str, Any]:
-    """Return what a task needs of a pilot, in RADICAL-Pilot's words."""
+    """Return the resources that a task requests, with RADICAL-Pilot's keys."""
     settings = task_settings(task)
     keys = ("ranks", "cores_per_rank", "gpus_per_rank", "mem_per_rank")
     words = {key: settings[key] for key in keys if settings.get(key)}
@@ -231,15 +232,15 @@ def needs(task: TaskDescription, pilot: Pilot) -> dict[str, Any]:
 
 
 def check_fits(name: str, words: Mapping[str, Any], pilot: Pilot) -> None:
-    """Raise where a pilot can never run a task: RADICAL-Pilot would fail it, or never start it.
+    """Raise if a pilot is too small for a task, which RADICAL-Pilot would fail or never start.
 
     Args:
-        name: The task's name, for the error.
-        words: What it needs, in RADICAL-Pilot's words.
+        name: The task's name, for the error message.
+        words: The requested resources, with RADICAL-Pilot's keys.
         pilot: The pilot.
 
     Raises:
-        CapabilityError: It says what there is.
+        CapabilityError: The pilot is too small; the message contains its size.
     """
     wanted = {
         "cores": int(words.get("cores_per_rank") or 1),
@@ -249,19 +250,19 @@ def check_fits(name: str, words: Mapping[str, Any], pilot: Pilot) -> None:
     units = {"cores": "cores", "gpus": "gpus", "mem": "MB of memory"}
     for key, amount in wanted.items():
         there = pilot.has(key)
-        if amount > there and pilot.has("cores"):  # else the resource says nothing of its nodes
+        if amount > there and pilot.has("cores"):  # otherwise the size of nodes is unknown
             cure = ""
             if key == "mem":
-                cure = "; ask for less, or correct `mem_per_node`, in MB, in the resource's file"
+                cure = ". Request less, or correct `mem_per_node` (in MB) in the resource's file"
             raise CapabilityError(
-                f"task {name!r} asks for {amount} {units[key]} per rank, a node of pilot "
+                f"task {name!r} requests {amount} {units[key]} per rank, but a node of pilot "
                 f"{pilot.uid} ({pilot.settings['resource']}) has {there}{cure}"
             )
     ranks = int(words.get("ranks") or 1)
     if ranks > 1 and pilot.here and not any(map(shutil.which, ("mpirun", "mpiexec"))):
         raise CapabilityError(
-            f"task {name!r} asks for {ranks} ranks, and there is no mpirun here to start them: "
-            "load or install an MPI, on Debian: apt-get install openmpi-bin"
+            f"task {name!r} requests {ranks} ranks, but there is no mpirun to start them. "
+            "Load or install MPI; on Debian: apt-get install openmpi-bin"
         )
     check_total(name, wanted["cores"] * ranks, pilot, ranks)
 
@@ -270,17 +271,17 @@ def check_total(name: str, cores: int, pilot: Pilot, ranks: int = 1) -> None:
     """Raise if a task requests more cores in total than a pilot has for it.
 
     Raises:
-        CapabilityError: It says what there is.
+        CapabilityError: The pilot is too small; the message contains its size.
     """
     taken = pilot.raptor_cores
     there = pilot.cores - taken
     if cores > there:
         of_ranks = f" for its {ranks} ranks" if ranks > 1 else ""
-        kept = f"; {taken} more are RAPTOR's, see `function_cores`" if taken else ""
-        without = "; or do without RAPTOR: functions='executable'" if taken else ""
+        kept = f" (RAPTOR uses another {taken}, see `function_cores`)" if taken else ""
+        without = ", or disable RAPTOR with functions='executable'" if taken else ""
         raise CapabilityError(
-            f"task {name!r} asks for {cores} cores in all{of_ranks}, pilot {pilot.uid} "
-            f"({pilot.settings['resource']}) has {there}{kept}; ask for a larger pilot with "
+            f"task {name!r} requests {cores} cores in total{of_ranks}, but pilot {pilot.uid} "
+            f"({pilot.settings['resource']}) has {there}{kept}. Request a larger pilot with "
             f"RadicalExecutionBackend({{'cores': ...}}){without}"
         )
 
@@ -289,16 +290,16 @@ def check_total(name: str, cores: int, pilot: Pilot, ranks: int = 1) -> None:
 
 
 def place(task: TaskDescription, words: dict[str, Any], pilot: Pilot) -> bool:
-    """Set a task's sandbox.
+    """Create a task's sandbox, and set it in both descriptions.
 
-    The engine's sandbox is where the task runs, and is reachable below the pilot's
-    sandbox under the task's uid, where RADICAL-Pilot's `pilot:///UID/NAME` looks.
+    The task runs in the sandbox that the engine has chosen, if any. A link with the task's uid in
+    the pilot's sandbox refers to it, because RADICAL-Pilot resolves `pilot:///UID/NAME` there.
 
     Returns:
-        True if the sandbox is the backend's own, neither the engine's nor one that the user named.
+        True if the backend has chosen the sandbox, not the engine or the user.
 
     Raises:
-        DataError: The path of the sandbox has characters that RADICAL-Pilot's scripts do not quote.
+        DataError: The path contains characters that RADICAL-Pilot's scripts do not quote.
     """
     below = os.path.join(pilot.sandbox, task["uid"])
     wanted = task.get("sandbox")
@@ -310,9 +311,9 @@ def place(task: TaskDescription, words: dict[str, Any], pilot: Pilot) -> bool:
     sandbox = make_sandbox(wanted)
     if not can_work_in(sandbox):
         raise DataError(
-            f"task {task['name']!r}: RADICAL-Pilot cannot run it in {sandbox!r}: its scripts do "
-            "not quote paths with spaces, quotes, wildcards or the like; give the engine "
-            "another directory: WorkflowEngine.create(..., work_dir='/tmp/rhapsody')"
+            f"task {task['name']!r}: RADICAL-Pilot cannot run it in {sandbox!r}, because its "
+            "scripts do not quote paths with spaces, quotes or wildcards. Use another directory: "
+            "WorkflowEngine.create(..., work_dir='/tmp/rhapsody')"
         )
     if sandbox != below:
         os.symlink(sandbox, below)
@@ -326,7 +327,7 @@ def place(task: TaskDescription, words: dict[str, Any], pilot: Pilot) -> bool:
 
 
 def _move(task: TaskDescription, words: dict[str, Any], sandbox: str) -> None:
-    """Replace the engine's sandbox of a task, also in the paths of its command."""
+    """Set a task's sandbox, and replace the former one in the paths of its command."""
     former, task["sandbox"] = task.get("sandbox"), sandbox
     if former and former != sandbox and "executable" in words:
         words["executable"] = moved(words["executable"], former, sandbox)
@@ -339,9 +340,9 @@ def _print_to(task: TaskDescription, words: dict[str, Any], sandbox: str) -> Non
 
 
 def output_names(task: TaskDescription) -> tuple[str, str]:
-    """Return the files in its sandbox for an executable's output, or absolute paths of the user.
+    """Return the names of an executable's output files in its sandbox, or the user's own paths.
 
-    In a directory that the user names, which other tasks may have, too, they begin with its uid.
+    In a directory that the user has chosen, which tasks may share, the names begin with the uid.
     """
     settings, uid = task["task_backend_specific_kwargs"], task["uid"]
     out, err = (f"{uid}.out", f"{uid}.err") if settings.get("sandbox") else OUTPUT_FILES
@@ -349,10 +350,10 @@ def output_names(task: TaskDescription) -> tuple[str, str]:
 
 
 def check_staging(task: TaskDescription, settings: Mapping[str, Any]) -> None:
-    """Raise for a missing local file to stage, because RADICAL-Pilot would ignore it.
+    """Raise if a local file to stage is missing, which RADICAL-Pilot would ignore.
 
     Raises:
-        DataError: It names the file.
+        DataError: A file is missing; the message names it.
     """
     for directive in as_list(settings.get("input_staging")):
         source = directive.get("source") if isinstance(directive, Mapping) else directive
@@ -363,11 +364,11 @@ def check_staging(task: TaskDescription, settings: Mapping[str, Any]) -> None:
         if path.startswith("client:///"):
             path = os.path.abspath(path.removeprefix("client:///"))
         if os.path.isabs(path) and not os.path.exists(path):
-            raise DataError(f"task {task['name']!r}: there is no file {path!r} to stage in")
+            raise DataError(f"task {task['name']!r}: input_staging: no such file: {path!r}")
 
 
 def missing_outputs(task: TaskDescription, sandbox: str) -> list[str]:
-    """Return the files that a finished task should have staged out but did not write."""
+    """Return the files in a finished task's `output_staging` that it did not write."""
     missing = []
     for directive in as_list(task["task_backend_specific_kwargs"].get("output_staging")):
         source = directive.get("source") if isinstance(directive, Mapping) else directive

@@ -1,10 +1,8 @@
 """Messages between a program and its RADICAL-Pilot client, and the threads of both.
 
-Messages travel over one inherited socket pair.
-
-A message is a tuple, its name first, of plain values; what is the user's is in it as bytes.
-Messages travel in batches, each a frame: its length and version, and the pickled list. The
-process at the other end is our own: nothing else can write here.
+A message is a tuple of its name and plain values; the user's objects are in it as bytes. Messages
+are sent over an inherited socket pair, in batches. Each batch is a frame: version, length, and the
+pickled tuple of messages. The process at the other end is our own, so the pickles can be trusted.
 """
 
 from __future__ import annotations
@@ -27,13 +25,12 @@ log: logging.Logger = logging.getLogger(__name__)
 VERSION = 1
 HEADER = struct.Struct("!HQ")
 GATHER = 0.01
-"""Seconds that a message waits for others, where nothing else is said: each batch wakes two
-threads of the program."""
+"""Default time in seconds that a message waits for others; each batch wakes two threads."""
 
 LARGEST = 1 << 40
-"""Bytes that no batch has."""
+"""Size in bytes above which a batch is invalid."""
 
-NONSENSE = "invalid message on the connection between the program and RADICAL-Pilot's client"
+INVALID = "invalid message on the connection between the program and RADICAL-Pilot's client"
 
 FLAT = frozenset((str, int, float, bool, bytes, type(None)))
 
@@ -41,7 +38,7 @@ Message = tuple[Any, ...]
 
 
 class Channel:
-    """One end of the socket pair. Any thread may send; one receives.
+    """One end of the socket pair. Any thread may send, one thread receives.
 
     Args:
         end: The socket.
@@ -65,16 +62,15 @@ class Channel:
         with self._sending:
             try:
                 self._socket.sendall(HEADER.pack(VERSION, len(data)) + data)
-            except BaseException:  # perhaps of a signal: the rest cannot be read after half a frame
+            except BaseException:  # such as KeyboardInterrupt: half a frame makes the rest invalid
                 self.shut()
                 raise
 
     def receive(self) -> Iterable[Message] | None:
-        """Return the next batch; `None` once the other side has ended.
+        """Return the next batch; `None` when the other side has ended.
 
         Raises:
-            RuntimeError: The other side is of another version of this package, or has sent what
-                is not a batch.
+            RuntimeError: The other side uses another version of this package, or sent invalid data.
         """
         header = self._read(HEADER.size)
         if header is None:
@@ -82,20 +78,20 @@ class Channel:
         version, size = HEADER.unpack(header)
         if version != VERSION:
             raise RuntimeError(
-                f"the client of RADICAL-Pilot speaks version {version}, this program {VERSION}: "
-                "rhapsody-radical was installed anew meanwhile; start the program again"
+                f"RADICAL-Pilot's client uses version {version} of the protocol, this program "
+                f"{VERSION}: rhapsody-radical was reinstalled meanwhile. Restart the program"
             )
         if size > LARGEST:
-            raise RuntimeError(f"{NONSENSE}: a batch of {size} bytes")
+            raise RuntimeError(f"{INVALID}: a batch of {size} bytes")
         data = self._read(size)
         if data is None:
             return None
         try:
             batch: tuple[Message, ...] = pickle.loads(data)  # noqa: S301 - from our own process
-        except Exception as error:  # whatever unpacking nonsense raises
-            raise RuntimeError(f"{NONSENSE}: {error!r}") from error
+        except Exception as error:  # unpickling invalid data may raise any exception
+            raise RuntimeError(f"{INVALID}: {error!r}") from error
         if not is_batch(batch):
-            raise RuntimeError(f"{NONSENSE}: {type(batch).__name__} is not a batch")
+            raise RuntimeError(f"{INVALID}: a {type(batch).__name__} is not a batch")
         return batch
 
     def _read(self, size: int) -> bytearray | None:
@@ -104,7 +100,7 @@ class Channel:
         while filled < size:
             try:
                 count = self._socket.recv_into(view[filled:])
-            except OSError:  # reset: the other side ended with something unread
+            except OSError:  # reset, because the other side ended without reading everything
                 return None
             if count == 0:
                 return None
@@ -124,10 +120,10 @@ class Channel:
 
 
 class Outbox(threading.Thread):
-    """Queue that sends messages in order from a thread of its own, in batches as they arrive.
+    """Queue of outgoing messages, which a separate thread sends in order and in batches.
 
     Args:
-        channel: The channel; after its end, messages are dropped.
+        channel: The channel. When the other side has ended, messages are dropped.
     """
 
     def __init__(self, channel: Channel) -> None:
@@ -140,11 +136,11 @@ class Outbox(threading.Thread):
         self.start()
 
     def put(self, *message: Any, within: float = GATHER) -> None:
-        """Add a message. Never blocks. Called on any thread.
+        """Add a message without blocking; may be called on any thread.
 
         Args:
             message: Its name and its parts.
-            within: Seconds that it may wait for others.
+            within: Time in seconds that it may wait for others.
         """
         due = time.monotonic() + within
         with self._change:
@@ -154,7 +150,7 @@ class Outbox(threading.Thread):
                 self._change.notify()
 
     def end(self) -> None:
-        """Send the remaining messages, and end."""
+        """Send the remaining messages, and end the thread."""
         with self._change:
             self._ended = True
             self._change.notify()
@@ -171,19 +167,19 @@ class Outbox(threading.Thread):
                 return
             try:
                 self._channel.send(*batch)
-            except OSError:  # the program has ended, which the reading thread sees
+            except OSError:  # the other side has ended, which the reading thread detects
                 continue
 
 
 def is_batch(value: Any) -> bool:
-    """Return whether something is a tuple of messages."""
+    """Return True if a value is a tuple of messages."""
     return type(value) is tuple and all(
         type(each) is tuple and each and type(each[0]) is str for each in value
     )
 
 
 def is_plain(value: Any) -> bool:
-    """Return whether a value consists only of built-in types, which need no class to be loaded."""
+    """Return True if a value consists only of built-in types, so any process can unpickle it."""
     if type(value) in FLAT:
         return True
     if type(value) in (list, tuple):
@@ -194,10 +190,10 @@ def is_plain(value: Any) -> bool:
 
 
 class Records(logging.Handler):
-    """Sends log records to the program, which handles them as its own.
+    """Logging handler that sends records to the program, which handles them as its own.
 
     Args:
-        outbox: Where they go.
+        outbox: The queue of messages to the program.
     """
 
     def __init__(self, outbox: Outbox) -> None:
@@ -214,7 +210,7 @@ class Records(logging.Handler):
 
 
 class Worker:
-    """A thread that calls one function after the other.
+    """Thread that calls functions one after the other.
 
     Args:
         name: The thread's name.
@@ -235,25 +231,25 @@ class Worker:
             The future of the result.
 
         Raises:
-            RuntimeError: The thread was ended.
+            RuntimeError: The thread was stopped.
         """
         future: Future[Any] = Future()
         self._put(function, future)
         return future
 
     def post(self, function: Callable[[], Any]) -> None:
-        """Call a function on the thread without a result; its exception is logged."""
+        """Call a function on the thread, ignore its result and log its exception."""
         with suppress(RuntimeError):
             self._put(function, None)
 
     def _put(self, function: Callable[[], Any], future: Future[Any] | None) -> None:
         with self._lock:
             if self._stopped:
-                raise RuntimeError(f"thread {self._thread.name} was ended")
+                raise RuntimeError(f"thread {self._thread.name} was stopped")
             self._queue.put((function, future))
 
     def stop(self) -> None:
-        """End the thread after everything that was submitted."""
+        """End the thread after all functions that were submitted."""
         with self._lock:
             self._stopped = True
             self._queue.put(None)
@@ -269,7 +265,7 @@ class Worker:
                 if future is None:
                     log.exception("%r failed", function)
                 else:
-                    with suppress(InvalidStateError):  # the caller has given up
+                    with suppress(InvalidStateError):  # the caller no longer waits
                         future.set_exception(error)
             else:
                 if future is not None:

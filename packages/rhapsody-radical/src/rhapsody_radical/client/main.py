@@ -231,7 +231,7 @@ class Client:
         settings = self._settings
         try:
             place = cleanup.place(Path(settings["work_dir"]))
-            cleanup.take_over(place)
+            cleanup.clean_up(place)
             if self._stopping.is_set():
                 return
             self._leave_note(place)
@@ -269,7 +269,7 @@ class Client:
                 session.uid, error,
             )  # fmt: skip
         else:
-            os.register_at_fork(after_in_child=self._note.let_go)
+            os.register_at_fork(after_in_child=self._note.close)
 
     def close(self, keep: bool | None) -> None:
         """End everything. Blocks.
