@@ -20,7 +20,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from rhapsody_radical import cleanup
-from rhapsody_radical.cleanup import BatchJob, Note, end_session, place, clean_up
+from rhapsody_radical.cleanup import BatchJob, Note, clean_up, end_session, place
 from tests._support.machine import gone
 from tests.radical.marked import MINE, running
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from rhapsody_radical import schema
-from rhapsody_radical.descriptions import todays
+from rhapsody_radical.descriptions import with_current_keys
 from rhapsody_radical.pilot import rp
 from rhapsody_radical.remote import KINDS
 
@@ -40,11 +40,11 @@ def test_former_keys_mean_what_radical_pilot_takes_them_for(former: str) -> None
     today, value = schema.FORMER[former], VALUES[schema.TASK[former]]
     given = {former: value, today: VALUES[schema.TASK[today]] * 2}
     verified = rp.TaskDescription({"executable": "true", **given}).verify()
-    ours = todays(given)
+    ours = with_current_keys(given)
     assert list(ours) == [today]
     assert ours[today] == (value if former == "worker_class" else verified[today])
     assert type(ours[today]) is schema.TASK[today]
-    assert todays({former: type(value)(), today: value}) == {today: value}
+    assert with_current_keys({former: type(value)(), today: value}) == {today: value}
 
 
 def test_no_former_key_of_radical_pilots_is_missing() -> None:

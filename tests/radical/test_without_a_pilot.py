@@ -55,7 +55,7 @@ def test_without_arguments_it_is_this_machine() -> None:
         ([], "must be a dict"),
         ([{"cores": 1}, 2], "must be a dict"),
         ({"pilots": []}, "must be a dict"),
-        ({"pilots": {"cores": 1}}, "with a list of dicts as 'pilots'"),
+        ({"pilots": {"cores": 1}}, "'pilots' may be a list of dicts"),
         ({"pilot": [{}]}, "did you mean 'pilots'"),
         ({"partition": "debug"}, "no 'partition'; RADICAL-Pilot calls it 'queue'"),
         ({"account": "abc"}, "calls it 'project'"),
@@ -95,7 +95,7 @@ def test_impossible_resources_are_value_errors(resources: Any) -> None:
 def test_impossible_settings_are_value_errors() -> None:
     with pytest.raises(ValueError, match="'raptor' or 'executable', got 'threads'"):
         RadicalExecutionBackend(functions="threads")
-    with pytest.raises(ValueError, match="function_cores must be 1 or more"):
+    with pytest.raises(ValueError, match="function_cores must be an integer of at least 1"):
         RadicalExecutionBackend(function_cores=0)
 
 
@@ -103,18 +103,18 @@ def test_impossible_settings_are_value_errors() -> None:
     ("settings", "kind", "words"),
     [
         ({"resources": {"cores": 0}}, ValueError, "'cores' must be a number of cores, 1 or more"),
-        ({"resources": {"cores": "4"}}, TypeError, "'cores' must be a whole number, got '4'"),
+        ({"resources": {"cores": "4"}}, TypeError, "'cores' must be an integer, got '4'"),
         ({"resources": {"cores": 2.5}}, ValueError, "1 or more, got 2.5"),
-        ({"resources": {"runtime": True}}, TypeError, "'runtime' must be a whole number"),
+        ({"resources": {"runtime": True}}, TypeError, "'runtime' must be an integer"),
         ({"resources": {"nodes": -1}}, ValueError, "a number of nodes, 1 or more, got -1"),
-        ({"resources": {"uid": "mine"}}, TypeError, "'uid' is given by the backend"),
+        ({"resources": {"uid": "mine"}}, TypeError, "'uid' cannot be set"),
         ({"resources": {"verbos": True}}, TypeError, "did you mean 'verbose'"),
         ({"raptor": "no"}, TypeError, "raptor must be True or False, got 'no'"),
         ({"verbose": "x"}, TypeError, "verbose must be True or False"),
         ({"keep_session": "x"}, TypeError, "keep_session must be True or False"),
         ({"work_dir": 3}, TypeError, "work_dir must be a path, got 3"),
-        ({"raptor": False, "raptor_config": CONFIG}, ValueError, "give only one of them"),
-        ({"functions": "executable", "raptor_config": CONFIG}, ValueError, "give only one of them"),
+        ({"raptor": False, "raptor_config": CONFIG}, ValueError, "omit one of them"),
+        ({"functions": "executable", "raptor_config": CONFIG}, ValueError, "omit one of them"),
     ],
 )
 def test_invalid_settings_are_refused_at_once(
@@ -130,8 +130,8 @@ def test_invalid_settings_are_refused_at_once(
         ({"uid": "mine"}, "'uid' cannot be set here"),
         ({"executable": "/bin/false"}, "'executable' cannot be set here"),
         ({"mode": "task.nonsense"}, "'mode' cannot be set here"),
-        ({"ranks": "many"}, "'ranks' must be a whole number, got 'many'"),
-        ({"ranks": 2.5}, "'ranks' must be a whole number, got 2.5"),
+        ({"ranks": "many"}, "'ranks' must be an integer, got 'many'"),
+        ({"ranks": 2.5}, "'ranks' must be an integer, got 2.5"),
         ({"stage_on_error": 1}, "'stage_on_error' must be True or False"),
     ],
 )
@@ -191,7 +191,7 @@ def test_raptor_configurations_are_checked() -> None:
         RadicalExecutionBackend(raptor_config={"masters": [{"ranks": 1}]})
     with pytest.raises(TypeError, match="did you mean 'worker_type'"):
         RadicalExecutionBackend(raptor_config={"masters": [{"workers": [{"worker_typ": "a"}]}]})
-    with pytest.raises(TypeError, match="'ranks' must be a whole number, got 'a'"):
+    with pytest.raises(TypeError, match="'ranks' must be an integer, got 'a'"):
         RadicalExecutionBackend(raptor_config={"masters": [{"workers": [{"ranks": "a"}]}]})
     with pytest.raises(TypeError, match="did you mean 'ranks'"):
         RadicalExecutionBackend(raptor_config={"masters": [{"rank": 1, "workers": [{}]}]})
@@ -383,7 +383,7 @@ def test_masters_are_asked_for_again_after_there_was_none() -> None:
 def test_raptor_is_set_up_after_the_start() -> None:
     with pytest.raises(BackendUnavailableError, match="has not been started"):
         RadicalExecutionBackend().setup_raptor_mode(CONFIG)
-    with pytest.raises(ValueError, match="give only one of them"):
+    with pytest.raises(ValueError, match="omit one of them"):
         RadicalExecutionBackend(functions="executable").setup_raptor_mode(CONFIG)
 
 

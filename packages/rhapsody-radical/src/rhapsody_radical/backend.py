@@ -1,8 +1,8 @@
-"""The RADICAL-Pilot backend: tasks to pilots, and what is reported of them.
+"""The RADICAL-Pilot backend: submission of tasks to pilots, and reports of their states.
 
-RADICAL-Pilot itself runs in a process of its own, its client (`connection`). Here tasks are
-described on one thread, and what the client says of them is worked up on the one that reads it.
-Descriptions are translated in `translate`, results in `results`.
+RADICAL-Pilot runs in a separate process, the client (`connection`). Tasks are described and sent to
+it on one thread, and its messages are processed on the thread that reads them. `translate`
+translates descriptions, `results` the results.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ log: logging.Logger = logging.getLogger(__name__)
 states.register()
 
 ENDING = 10.0
-"""Seconds that `shutdown` waits for tasks to end before their pilots are ended."""
+"""Seconds that `shutdown` waits for tasks to end before it ends their pilots."""
 
 
 PilotCallback = Callable[[str, str], Any]
@@ -73,47 +73,48 @@ PilotCallback = Callable[[str, str], Any]
 class RadicalExecutionBackend(ManagedBackend):
     """Backend that runs tasks on pilots of RADICAL-Pilot.
 
-    Executables are RADICAL-Pilot's own tasks. Functions run on RAPTOR workers, which are
-    started when the first function task arrives, or as programs of their own
-    (`functions="executable"`), which is slower and isolates them. With several
-    pilots each task runs on the one with the least to do. The tasks of a pilot that ends
-    fail with `TaskLostError`, and the engine starts another attempt.
+    Executables are submitted as tasks of RADICAL-Pilot. Functions run on RAPTOR workers, which are
+    started when the first function task is submitted, or as separate programs
+    (`functions="executable"`), which is slower and isolates them. With several pilots, each task
+    runs on the one with the fewest tasks per core. The tasks of a pilot that ends fail with
+    `TaskLostError`, and the engine starts another attempt.
 
     Args:
         resources: The parameters of a pilot's description (`resource`, `cores`,
             `nodes`, `runtime` in minutes, `queue`, `project`, ...). For several pilots, the list
             `pilots` in it has the parameters in which they differ; or a list of descriptions.
             Default: this machine, `local.localhost`, for an hour.
-        raptor_config: RAPTOR masters and their workers, instead of one pair sized to the pilot,
-            with its keys: `{"masters": [{..., "workers": [{..., "worker_type": ...}]}]}`.
+        raptor_config: RAPTOR masters and their workers, with RADICAL-Pilot's keys:
+            `{"masters": [{..., "workers": [{..., "worker_type": ...}]}]}`. Default: one master
+            and one worker, whose size depends on the pilot.
         functions: `"raptor"` or `"executable"`.
         raptor: `False` disables RAPTOR: function tasks fail.
         function_cores: Cores of each pilot for RAPTOR's workers; executables use
             the others. Default: half of the cores, rounded up, minus those of RAPTOR's master, and
             at most those of one node.
-        pre_exec: Shell commands that each task runs first, such as `module load gromacs`; for
-            functions on RAPTOR, its worker runs them once, unless `raptor_config` is given.
+        pre_exec: Shell commands that each task runs first, such as `module load gromacs`. For
+            functions on RAPTOR, the worker runs them once, unless `raptor_config` is set.
         work_dir: The directory that contains the session's directory. Default: the engine's
             directory if an engine starts the backend, otherwise `.rhapsody` in the current one.
         keep_session: Whether to keep the session's directory, with RADICAL-Pilot's logs,
             after the shutdown. Default: only if a pilot failed.
-        verbose: Whether RADICAL-Pilot reports on standard error.
-        name: The name in an engine; default `"radical_pilot"`.
+        verbose: Whether RADICAL-Pilot prints reports on standard error.
+        name: The name in an engine (default: `"radical_pilot"`).
 
     Raises:
         TypeError: A value has the wrong type, or RADICAL-Pilot has no such parameter.
         ValueError: A value is invalid.
 
     Attributes:
-        session: RADICAL-Pilot's session after the start. This and the next three are in the
-            client's process (`rhapsody_radical.remote`).
-        pilot_manager: Its pilot manager.
+        session: RADICAL-Pilot's session, after the start. This and the next three are remote
+            objects (`rhapsody_radical.remote`).
+        pilot_manager: The session's pilot manager.
         task_manager: The task manager of the first pilot.
         resource_pilot: The first pilot.
         resources: The argument.
-        raptor_config: The argument, an empty dict if there was none.
+        raptor_config: The argument, an empty dict by default.
         raptor_mode: Whether function tasks run on RAPTOR.
-        pilots: The pilots in their order.
+        pilots: The pilots, in the order of their numbers.
     """
 
     name = "radical_pilot"
@@ -167,33 +168,33 @@ class RadicalExecutionBackend(ManagedBackend):
         self._callback_func: TaskCallback | None = None
         self._built: dict[str, Any] = {}
 
-    # Life.
+    # Start and shutdown.
 
     async def start(self) -> None:
-        """Start the client, its session and its pilots; return when they are launched.
+        """Start the client, its session and its pilots; return when the pilots are launched.
 
-        On a batch system that means queued: tasks wait for their pilot. A cancellation, such as
-        Ctrl-C under `asyncio.run`, passes through, and a line names the session; what was started
-        is ended by then.
+        On a batch system, launched pilots are queued, and tasks wait for them. If the start is
+        canceled, for example by Ctrl-C under `asyncio.run`, everything that was started is ended
+        and a warning names the session.
 
         Raises:
-            PilotException: RADICAL-Pilot cannot; the text has its reason.
-            SystemExit: `KeyboardInterrupt` or `SystemExit` was raised; the text contains the
+            PilotException: RADICAL-Pilot cannot start; the message contains its reason.
+            SystemExit: `KeyboardInterrupt` or `SystemExit` was raised; the message contains the
                 session's path.
-            asyncio.CancelledError: The start was cancelled.
+            asyncio.CancelledError: The start was canceled.
         """
         self._loop = asyncio.get_running_loop()
         self._commands = Worker("rhapsody-radical-commands")
         place = self._place()
-        said = f"interrupted while RADICAL-Pilot started; its session was {place}"
+        interrupted = f"interrupted while RADICAL-Pilot was starting; its session was {place}"
         self._connection = Connection(self.session.uid, place, self._receive, self._client_lost)
         try:
             await in_thread(partial(self._start, self._connection, place))
         except asyncio.CancelledError:
-            log.warning("%s", said)
+            log.warning("%s", interrupted)
             raise
         except (KeyboardInterrupt, SystemExit) as error:
-            raise SystemExit(said) from error
+            raise SystemExit(interrupted) from error
 
     def _place(self) -> Path:
         """Return the session's directory."""
@@ -203,8 +204,8 @@ class RadicalExecutionBackend(ManagedBackend):
     def _start(self, connection: Connection, place: Path) -> None:
         if not can_work_in(place):
             raise PilotException(
-                f"RADICAL-Pilot cannot work in {str(place.parent)!r}: its scripts do not quote "
-                "paths with spaces, quotes, wildcards or the like; give another directory: "
+                f"RADICAL-Pilot cannot work in {str(place.parent)!r}, because its scripts do not "
+                "quote paths with spaces, quotes or wildcards. Use another directory: "
                 "RadicalExecutionBackend(..., work_dir=...), or `rhapsody run -o work_dir=...`"
             )
         settings = {
@@ -247,13 +248,14 @@ class RadicalExecutionBackend(ManagedBackend):
     async def run_in_client(self, f: Callable[..., Any], *args: Any) -> Any:
         """Call `f(objects, *args)` in the client, with RADICAL-Pilot's own objects.
 
-        It runs on a thread of the client's process. `objects` has `session`, `pilot_manager`,
-        `task_manager` and `resource_pilot` of the first pilot, and `task_managers` and
-        `resource_pilots` of all. RADICAL-Pilot's sessions, managers, pilots and tasks are returned
-        as remote objects, everything else as a copy. A cancellation leaves the call running there.
+        The function runs on a thread of the client's process. `objects` has the attributes
+        `session`, `pilot_manager`, `task_manager` and `resource_pilot` of the first pilot, and
+        `task_managers` and `resource_pilots` of all pilots. RADICAL-Pilot's sessions, managers,
+        pilots and tasks are returned as remote objects, everything else as a copy. If the call is
+        canceled, the function continues in the client.
 
         Args:
-            f: The function; it is sent by cloudpickle.
+            f: The function, which is pickled by cloudpickle.
             args: Its further arguments.
 
         Returns:
@@ -262,7 +264,7 @@ class RadicalExecutionBackend(ManagedBackend):
         Raises:
             TypeError: The call or its result cannot be pickled.
             BackendUnavailableError: The backend is not running, or its client has ended.
-            Exception: What the function raises.
+            Exception: The function's exception.
         """
         self.require_running()
         assert self._connection is not None
@@ -271,19 +273,19 @@ class RadicalExecutionBackend(ManagedBackend):
         except Exception as error:  # pickling runs the objects' own code
             raise TypeError(
                 f"run_in_client: the call of {f!r} cannot be pickled for RADICAL-Pilot's client: "
-                f"{type(error).__name__}: {error}"
+                f"{type(error).__name__}: {error}. Pass arguments that can be pickled"
             ) from error
         return await asyncio.wrap_future(self._connection.remotes.request(None, "", packed))
 
-    # Tasks in.
+    # Submission.
 
     async def submit_tasks(self, tasks: Sequence[TaskDescription]) -> None:
-        """Send tasks to RADICAL-Pilot's client in one message. Returns when it is sent.
+        """Send tasks to RADICAL-Pilot's client, and return when they are sent.
 
         Raises:
             BackendUnavailableError: The backend is not running.
-            BackendError: A task of one of the uids is open, or two have the same.
-            TypeError: Something in the batch is no description at all.
+            BackendError: A uid is used by an open task, or twice in the batch.
+            TypeError: An object in the batch is not a task description.
         """
         self.require_running()
         admitted = self.admit(tasks)
@@ -307,9 +309,12 @@ class RadicalExecutionBackend(ManagedBackend):
                     raise TaskLostError(f"task {job.task['name']!r}: {job.pilot.reason}")
                 words, order = self._described(job, batch)
                 if not is_plain((words, order)):
-                    raise TypeError(f"task {job.task['name']!r}: not plain data: {words!r}")
+                    raise TypeError(
+                        f"task {job.task['name']!r}: its description must be plain data, "
+                        f"got {words!r}"
+                    )
                 ready.setdefault(job.pilot.number, []).append((job, words, order))
-            except Exception as error:  # one task's problem
+            except Exception as error:  # fails only this task
                 self.fail(job, error)
         for number, part in ready.items():
             jobs = [job for job, _, _ in part]
@@ -324,7 +329,7 @@ class RadicalExecutionBackend(ManagedBackend):
                     self.end(job, "LOST")
 
     def _find_room(self, job: Job) -> None:
-        """Move a task to another pilot if its own is too small and the task names none."""
+        """Move a task to another pilot if its own is too small, unless the task names its pilot."""
         if job.task["task_backend_specific_kwargs"].get("pilot"):
             return
         others = [pilot for pilot in self.pilots if pilot.usable and pilot is not job.pilot]
@@ -335,7 +340,7 @@ class RadicalExecutionBackend(ManagedBackend):
                 return
 
     def _described(self, job: Job, batch: functions.Batch) -> tuple[dict[str, Any], Any]:
-        """Return RADICAL-Pilot's words for a job and its packed call; its sandbox is made."""
+        """Create a job's sandbox, and return its RADICAL-Pilot description and packed call."""
         task, pilot, order = job.task, job.pilot, None
         translate.check_pilot(task, pilot, self.pilots)
         directives = self._links.take(job)
@@ -360,7 +365,7 @@ class RadicalExecutionBackend(ManagedBackend):
         return words, order
 
     def _described_function(self, job: Job, batch: functions.Batch) -> tuple[dict[str, Any], Any]:
-        """Return RADICAL-Pilot's words for a function task, and its call if that is RAPTOR's."""
+        """Return the description of a function task, and its packed call if it runs on RAPTOR."""
         task, pilot = job.task, job.pilot
         self._check_function(task)
         if task.get("capture") == "files" and "sandbox" not in task:
@@ -383,18 +388,18 @@ class RadicalExecutionBackend(ManagedBackend):
         """Raise if a function task cannot run on any pilot.
 
         Raises:
-            RuntimeError: RAPTOR is switched off.
-            ServiceFunctionError: It is a service.
+            RuntimeError: RAPTOR is disabled.
+            ServiceFunctionError: The task is a service.
         """
         if task["is_service"]:
             raise functions.ServiceFunctionError(
-                f"task {task['name']!r}: RADICAL-Pilot runs executables as services, not "
-                "functions; return a command from an executable task with service=True"
+                f"task {task['name']!r}: RADICAL-Pilot cannot run a function as a service. Use an "
+                "executable task with service=True"
             )
         if not self.raptor_mode and self.functions == "raptor":
             raise RuntimeError(
-                f"task {task['name']!r}: RAPTOR is switched off, and functions need it; leave "
-                "raptor=False out, or run functions as programs: "
+                f"task {task['name']!r}: functions need RAPTOR, which is disabled. Omit "
+                "raptor=False, or run functions as programs: "
                 "RadicalExecutionBackend(functions='executable')"
             )
 
@@ -406,28 +411,28 @@ class RadicalExecutionBackend(ManagedBackend):
     # RAPTOR.
 
     def _goes_to_raptor(self, task: TaskDescription, pilot: Pilot) -> bool:
-        """Return True if RAPTOR makes the call, and not a separate program."""
+        """Return True if a function runs on RAPTOR, not as a separate program."""
         if self.functions == "executable" or pilot.only_programs:
             return False
         return not functions.needs_more(task, cores_per_call(self._raptor_for(pilot)))
 
     def _raptor_for(self, pilot: Pilot) -> dict[str, Any]:
-        """Return RAPTOR's configuration for a pilot, whether it has been started or not."""
-        if given := pilot.raptor or self._config:
-            return given
-        made = functions.default_raptor(pilot, self.function_cores)
-        made["masters"][0]["workers"][0]["pre_exec"] = list(self.pre_exec)
-        return made
+        """Return the configuration of RAPTOR for a pilot, whether it has been started or not."""
+        if config := pilot.raptor or self._config:
+            return config
+        default = functions.default_raptor(pilot, self.function_cores)
+        default["masters"][0]["workers"][0]["pre_exec"] = list(self.pre_exec)
+        return default
 
     def _configure_raptor(self, config: dict[str, Any]) -> None:
-        """Start RAPTOR on every pilot as the user configured it; block until it is submitted.
+        """Start RAPTOR on every pilot with the user's configuration; block until it is submitted.
 
         Raises:
-            RuntimeError: It runs with another configuration.
+            RuntimeError: RAPTOR is running with another configuration.
         """
         if any(pilot.raptor not in (None, config) for pilot in self.pilots):
             raise RuntimeError(
-                "RAPTOR runs already, with another configuration; give this one to "
+                "RAPTOR is already running with another configuration. Configure it with "
                 "RadicalExecutionBackend(raptor_config=...), or before the first function task"
             )
         self._config = config
@@ -435,18 +440,18 @@ class RadicalExecutionBackend(ManagedBackend):
             self._start_raptor(pilot, config)
 
     def _start_raptor(self, pilot: Pilot, config: dict[str, Any]) -> None:
-        """Start RAPTOR on a pilot; blocks until it is submitted."""
+        """Start RAPTOR on a pilot; block until it is submitted."""
         assert self._connection is not None
         self._connection.remotes.call(Ref(RAPTORS, "", {}), "start", pilot.number, config)
         pilot.raptor = config
 
     @property
     def _gives_way(self) -> bool:
-        """True if RAPTOR ends when it leaves too few cores: the user has not set its size."""
+        """True if RAPTOR ends when programs need its cores: the user has not set its size."""
         return self._config is None and self.function_cores is None
 
     def _too_large(self, pilot: Pilot, taken: int) -> Job | None:
-        """Return a program for which a pilot has too few cores if RAPTOR takes some."""
+        """Return an open program that does not fit on a pilot if RAPTOR takes some cores."""
         for job in self.open_jobs():
             program = job.program or not job.is_function
             if job.pilot is pilot and program and job.cores > pilot.cores - taken:
@@ -460,13 +465,13 @@ class RadicalExecutionBackend(ManagedBackend):
             self._do_without_raptor(job)
 
     def _do_without_raptor(self, job: Job) -> None:
-        """Run functions as programs on a pilot from now on, because another program needs room."""
+        """Run functions as programs on a pilot from now on, because a task needs RAPTOR's cores."""
         pilot = job.pilot
         pilot.raptor, pilot.only_programs = None, True
         log.warning(
-            "pilot %s has too few cores for RAPTOR and task %r: its function tasks run as separate "
-            "programs from now on; request more `cores`, or choose with -o functions=executable or "
-            "-o function_cores=N",
+            "pilot %s: running functions as separate programs, because it has too few cores for "
+            "RAPTOR and task %r; request more cores, or set function_cores or "
+            "functions='executable'",
             pilot.uid, job.task["name"], extra={"pilot": pilot.uid},
         )  # fmt: skip
         self._end_raptor(pilot)
@@ -480,16 +485,16 @@ class RadicalExecutionBackend(ManagedBackend):
                 self.send("release", pilot.number)
 
     def _refuse_too_large(self, pilot: Pilot) -> None:
-        """Fail executables that wait on a pilot where RAPTOR now occupies cores that they need."""
+        """Fail executables that wait on a pilot for cores that RAPTOR now uses."""
         for job in self.open_jobs():
             if job.pilot is pilot and job.sent and not job.running and not job.on_raptor:
                 try:
                     translate.check_total(job.task["name"], job.cores, pilot)
                 except CapabilityError as error:
-                    self.ask_to_end(job)
+                    self.request_end(job)
                     self.fail(job, error)
 
-    # What is asked of the client.
+    # Messages to the client.
 
     def send(self, name: str, *parts: Any) -> None:
         """Send a message to the client.
@@ -501,7 +506,11 @@ class RadicalExecutionBackend(ManagedBackend):
         self._connection.send(name, *parts)
 
     async def cancel_task(self, uid: str) -> bool:
-        """Cancel a task; return `False` if it is unknown or has ended."""
+        """Cancel a task.
+
+        Returns:
+            True if the task is open.
+        """
         job: Job | None = self.open_tasks.get(uid)
         if job is None or job.has_ended:
             return False
@@ -510,10 +519,10 @@ class RadicalExecutionBackend(ManagedBackend):
 
     def _cancel(self, job: Job) -> None:
         job.cancelled = True
-        self.ask_to_end(job)
+        self.request_end(job)
 
-    def ask_to_end(self, job: Job) -> None:
-        """Let the client cancel a job, together with others that are requested meanwhile."""
+    def request_end(self, job: Job) -> None:
+        """Let the client cancel a job, together with others requested at the same time."""
         with self._lock:
             self._cancelling.append(job)
             first = len(self._cancelling) == 1
@@ -528,10 +537,10 @@ class RadicalExecutionBackend(ManagedBackend):
             with suppress(PilotException):  # reported with the end of the pilots
                 self.send("cancel", uids)
 
-    # What the client says; on the thread that reads.
+    # Messages from the client; on the reading thread.
 
     def _receive(self, name: str, parts: tuple[Any, ...]) -> None:
-        """Carries out a message of the client's."""
+        """Process a message of the client with the method `_on_NAME`."""
         function: Callable[..., None] | None = getattr(self, f"_on_{name}", None)
         if function is not None:
             function(*parts)
@@ -539,7 +548,7 @@ class RadicalExecutionBackend(ManagedBackend):
     def _client_lost(self, reason: str) -> None:
         """End all tasks, because the client has ended unexpectedly."""
         for pilot in self.pilots:
-            self._pilots.ended(pilot, f"is lost: {reason}")
+            self._pilots.ended(pilot, f"was lost: {reason}")
 
     def _on_running(self, uid: str, state: str, host: str) -> None:
         job: Job | None = self.open_tasks.get(uid)
@@ -552,7 +561,7 @@ class RadicalExecutionBackend(ManagedBackend):
         self.report_state(job.task, state, attach)
         if attach is not None:
             assert self._loop is not None
-            services.watch(job, self._loop, self._service_ready, self.ask_to_end)
+            services.watch(job, self._loop, self._service_ready, self.request_end)
 
     def _service_ready(self, uid: str, info: Any) -> None:
         with suppress(PilotException):  # reported with the end of the pilots
@@ -564,8 +573,8 @@ class RadicalExecutionBackend(ManagedBackend):
             return
         if state == "REFUSED":
             kind = {"TypeError": TypeError, "ValueError": ValueError}.get(found, BackendError)
-            said = f"{found}: {reason}" if kind is BackendError else reason
-            self.fail(job, kind(f"task {job.task['name']!r}: {said}"))
+            text = f"{found}: {reason}" if kind is BackendError else reason
+            self.fail(job, kind(f"task {job.task['name']!r}: {text}"))
             return
         if found is not None:
             job.ended = Ended(*found)
@@ -589,15 +598,15 @@ class RadicalExecutionBackend(ManagedBackend):
     # Ends.
 
     def end(self, job: Job, state: str) -> None:
-        """Process a final state, and report it once. Any thread."""
+        """Process a final state, and report it once; may be called on any thread."""
         if not job.claim_end():
             return
         if job.running:
             job.pilot.core_seconds += job.cores * (time.monotonic() - job.began)
         try:
             reported, error = results.of(job, state)
-        except Exception as problem:  # a file that cannot be read, a reply that is none
-            log.exception("cannot process a report about task %s", job.uid)
+        except Exception as problem:  # an unreadable file, or an invalid reply
+            log.exception("task %s: cannot process its result", job.uid)
             reported, error = "FAILED", problem
         if reported == "FAILED" and error is not None:
             job.task.setdefault("exception", error)
@@ -606,7 +615,7 @@ class RadicalExecutionBackend(ManagedBackend):
         self._report(job, reported)
 
     def fail(self, job: Job, error: BaseException) -> None:
-        """Fail a task with an exception immediately. Any thread."""
+        """Fail a task immediately with an exception; may be called on any thread."""
         if job.claim_end():
             self._links.forget(job.uid)
             job.task["exception"] = error
@@ -640,16 +649,16 @@ class RadicalExecutionBackend(ManagedBackend):
         return findings()
 
     def account(self) -> dict[str, Any]:
-        """Return the pilots' states with their times, and their utilization."""
+        """Return the states of the pilots with their times, and their utilization."""
         return {"pilots": self._pilots.account()}
 
     def seconds_left(self, task: TaskDescription | None = None) -> float:
-        """Return how long a task could run before its pilots, or this batch job, end."""
+        """Return the time in seconds until the task's pilot or this batch job ends."""
         job, pilots = super().seconds_left(), self._pilots.seconds_left(task)
         return pilots if job is None else min(job, pilots)
 
     def cores_in_use(self) -> tuple[int, int]:
-        """Return the number of cores of running tasks, and of pilots that have not ended."""
+        """Return the number of cores that tasks use, and of cores of pilots that have not ended."""
         used = sum(job.cores for job in self.open_jobs() if job.running)
         return used, sum(pilot.cores for pilot in self.pilots if pilot.usable)
 
@@ -660,25 +669,25 @@ class RadicalExecutionBackend(ManagedBackend):
                 self.end(job, "LOST")
 
     def _able(self, config: dict[str, Any] | None) -> Capabilities:
-        """Return the backend's capabilities with this configuration of RAPTOR."""
+        """Return the backend's capabilities with a configuration of RAPTOR."""
         return capabilities_of(
             self.functions, enabled=self.raptor_mode, other_workers=has_other_workers(config)
         )
 
-    # Names that RADICAL-Pilot's users and older programs know.
+    # Names that programs for RADICAL-Pilot and older programs use.
 
     @property
     def tasks(self) -> dict[str, Any]:
-        """Descriptions by uid: of the tasks that have not ended, and what `build_task` returned."""
+        """The descriptions of open tasks, and those that `build_task` has returned, by uid."""
         return {**self._built, **{job.uid: job.task for job in self.open_jobs()}}
 
     @property
     def pilot_state(self) -> str:
-        """The native state of the first pilot, `NEW` before the start."""
+        """The native state of the first pilot; `NEW` before the start."""
         return self.pilots[0].state
 
     def register_pilot_callback(self, func: PilotCallback) -> None:
-        """Register a pilot callback; `func(uid, state)` is called on a thread for callbacks."""
+        """Register a pilot callback, which is called as `func(uid, state)` on a separate thread."""
         self._pilot_callbacks.append(func)
 
     def get_nodelist(self) -> Any:
@@ -691,32 +700,34 @@ class RadicalExecutionBackend(ManagedBackend):
 
     @property
     def masters(self) -> list[Any]:
-        """RADICAL-Pilot's tasks of the RAPTOR masters, in the client."""
+        """The remote RADICAL-Pilot tasks of the RAPTOR masters."""
         return [master for pilot in self.pilots for master, _ in pilot.pairs]
 
     @property
     def workers(self) -> list[Any]:
-        """RADICAL-Pilot's tasks of the RAPTOR workers, in the client."""
+        """The remote RADICAL-Pilot tasks of the RAPTOR workers."""
         return [each for pilot in self.pilots for _, workers in pilot.pairs for each in workers]
 
     def setup_raptor_mode(self, raptor_config: Mapping[str, Any]) -> None:
-        """Start RAPTOR masters and workers. Blocks.
+        """Start RAPTOR masters and workers; block until they are submitted.
 
         Args:
             raptor_config: As for the constructor.
 
         Raises:
             BackendUnavailableError: The backend is not running.
-            RuntimeError: RAPTOR runs with another configuration.
-            TypeError: It is malformed.
-            ValueError: It has no master, a master without workers, or functions are programs.
+            RuntimeError: RAPTOR is running with another configuration.
+            TypeError: The configuration is malformed.
+            ValueError: There is no master, a master has no workers, or functions run as programs.
         """
         if self.functions == "executable":
-            raise ValueError("functions='executable' does not use RAPTOR: give only one of them")
+            raise ValueError(
+                "setup_raptor_mode: functions='executable' does not use RAPTOR; omit one of them"
+            )
         self.require_running()
         assert self._commands is not None
         assert self._connection is not None
-        self._connection.remotes.require_another_thread()  # it would wait for itself elsewhere
+        self._connection.remotes.require_another_thread()  # it would wait for a reply forever
         config = checked_raptor(raptor_config)
         self._commands.submit(partial(self._configure_raptor, config)).result()
         self.raptor_mode = True
@@ -726,20 +737,20 @@ class RadicalExecutionBackend(ManagedBackend):
         """Yield the uids of the masters in turn, forever.
 
         Raises:
-            RuntimeError: There is no RAPTOR, or no master.
+            RuntimeError: RAPTOR is disabled, or there is no master.
         """
         for turn in itertools.count():
             masters = [str(master.uid) for master in self.masters]
             if not self.raptor_mode or not masters:
                 raise RuntimeError(
-                    "RAPTOR is switched off, or has no masters: give "
+                    "RAPTOR is disabled or has no masters. Use "
                     "RadicalExecutionBackend(raptor_config={'masters': [...]})"
                 )
             yield masters[turn % len(masters)]
 
     @property
     def master_selector(self) -> Generator[str, None, None]:
-        """One `select_master` for all; a new one after it raised."""
+        """A shared `select_master`, which is replaced after it has raised."""
         if inspect.getgeneratorstate(self._selector) == inspect.GEN_CLOSED:
             self._selector = self.select_master()
         return self._selector
@@ -752,7 +763,7 @@ class RadicalExecutionBackend(ManagedBackend):
         task_desc: Mapping[str, Any],
         task_backend_specific_kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        """Return RADICAL-Pilot's description of a task; imports RADICAL-Pilot.
+        """Return RADICAL-Pilot's description of a task. This imports RADICAL-Pilot.
 
         Args:
             uid: The task's uid.
@@ -799,16 +810,16 @@ class RadicalExecutionBackend(ManagedBackend):
         file_name: str | None = None,
         file_path: str | None = None,
     ) -> dict[str, Any]:
-        """Add a staging directive of RADICAL-Pilot for one file to a task.
+        """Add a RADICAL-Pilot staging directive for one file to a task.
 
         Returns:
             The staging directive.
 
         Raises:
-            ValueError: Neither a name nor a path is given, or no source for a name.
+            ValueError: `file_path` is missing, and so is `src_task` or `file_name`.
         """
         return self._links.add_file(src_task, dst_task, file_name, file_path)
 
     def link_implicit_data_deps(self, src_task: Mapping[str, Any], dst_task: Any) -> None:
-        """Add commands to a task that link all files of another task's sandbox."""
+        """Add commands to a task that link all files in another task's sandbox."""
         self._links.add_all(src_task, dst_task)

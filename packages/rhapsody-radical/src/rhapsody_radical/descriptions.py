@@ -1,4 +1,4 @@
-"""Checks of the users' descriptions of pilots, tasks and RAPTOR with RADICAL-Pilot's keys."""
+"""Validation of users' descriptions of pilots, tasks and RAPTOR, with RADICAL-Pilot's keys."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rhapsody_radical import schema
 LOCAL = "local.localhost"
 
 RUNTIME = 60
-"""Minutes that a pilot lives where nothing else is said."""
+"""Default runtime of a pilot in minutes."""
 
 COUNTS = {
     "cores": "a number of cores",
@@ -28,7 +28,7 @@ BACKEND = (
     *("raptor_config", "functions", "raptor", "function_cores", "pre_exec"),
     *("work_dir", "keep_session", "verbose"),
 )
-"""The backend's own parameters, which are easily put among those of a pilot."""
+"""The backend's own parameters, which users may put among those of a pilot by mistake."""
 
 BATCH_WORDS = {
     "partition": "RADICAL-Pilot calls it 'queue'",
@@ -39,36 +39,37 @@ BATCH_WORDS = {
         for word in ("constraint", "qos", "reservation")
     },
 }
-"""Words of batch systems, and how to say the same to RADICAL-Pilot."""
+"""Terms of batch systems, with a hint about the equivalent in RADICAL-Pilot."""
 
-OURS = ("uid", "executable", "arguments", "function", "args", "kwargs", "code", "command")
-"""Keys for the task's identity and for its program, which the engine sets."""
+RESERVED = ("uid", "executable", "arguments", "function", "args", "kwargs", "code", "command")
+"""Keys for the identity and the program of a task, which the engine sets."""
 
 
 def pilot_descriptions(resources: Any) -> list[dict[str, Any]]:
     """Return the descriptions of the pilots, with defaults filled in.
 
     Args:
-        resources: Parameters of a pilot description, in which `pilots` is a list of further
-            parameters of single pilots; a list of such parameters; or `None`.
+        resources: Parameters of a pilot description, in which `pilots` may be a list of further
+            parameters of single pilots; a list of such descriptions; or `None`.
 
     Raises:
-        TypeError: Neither, a parameter that RADICAL-Pilot does not have, or none of plain data.
+        TypeError: The type is wrong, RADICAL-Pilot has no such parameter, or a value is not plain
+            data.
         ValueError: A value is invalid.
     """
-    given: Any = {} if resources is None else resources
+    pilots: Any = {} if resources is None else resources
     common: dict[str, Any] = {}
-    if isinstance(given, Mapping):
-        common = {key: value for key, value in given.items() if key != "pilots"}
-        given = given.get("pilots", [{}])
-    pilots = isinstance(given, list | tuple) and all(isinstance(one, Mapping) for one in given)
-    if not pilots or not given:
+    if isinstance(pilots, Mapping):
+        common = {key: value for key, value in pilots.items() if key != "pilots"}
+        pilots = pilots.get("pilots", [{}])
+    valid = isinstance(pilots, list | tuple) and all(isinstance(one, Mapping) for one in pilots)
+    if not valid or not pilots:
         raise TypeError(
-            "resources must be a dict of a pilot's parameters such as {'resource': "
-            f"'{LOCAL}', 'cores': 4}}, with a list of dicts as 'pilots' for several pilots, or a "
-            f"list of such dicts, got {resources!r}"
+            f"resources must be a dict such as {{'resource': '{LOCAL}', 'cores': 4}}, in which "
+            "'pilots' may be a list of dicts for several pilots, or a list of such dicts, got "
+            f"{resources!r}"
         )
-    return [_pilot({**common, **one}) for one in given]
+    return [_pilot({**common, **one}) for one in pilots]
 
 
 def _pilot(settings: dict[str, Any]) -> dict[str, Any]:
@@ -79,7 +80,9 @@ def _pilot(settings: dict[str, Any]) -> dict[str, Any]:
         "resources", settings, schema.PILOT, "a pilot description", hints=[*BACKEND, "pilots"]
     )
     if "uid" in settings:
-        raise TypeError("resources: 'uid' is given by the backend: pilot.0000, pilot.0001, ...")
+        raise TypeError(
+            "resources: 'uid' cannot be set: the backend names pilots pilot.0000, pilot.0001, ..."
+        )
     check_plain("resources", settings)
     check_types("resources", settings, schema.PILOT)
     settings.setdefault("resource", LOCAL)
@@ -87,7 +90,7 @@ def _pilot(settings: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(resource, str) or "." not in resource:
         raise ValueError(
             f"resources: 'resource' must be a site and a machine such as {LOCAL!r}, got "
-            f"{resource!r}; `rhapsody doctor` lists those that there are"
+            f"{resource!r}; `rhapsody doctor` lists them"
         )
     if settings.get("cores") is None and settings.get("nodes") is None:
         if resource.startswith("local."):
@@ -99,16 +102,16 @@ def _pilot(settings: dict[str, Any]) -> dict[str, Any]:
         value = settings.get(key)
         if value is not None and (value < 1 or value != int(value)):
             raise ValueError(f"resources: {key!r} must be {what}, 1 or more, got {value!r}")
-    # Otherwise a failed pilot sends SIGTERM to the user's program.
+    # Otherwise, a failed pilot would send SIGTERM to the user's program.
     settings.setdefault("exit_on_error", False)
     return settings
 
 
 def check_flags(**flags: Any) -> None:
-    """Raise for a parameter that is neither `True` nor `False`.
+    """Raise if a parameter is neither `True` nor `False`.
 
     Raises:
-        TypeError: It names the parameter.
+        TypeError: One is not; the message names it.
     """
     for name, value in flags.items():
         if not isinstance(value, bool):
@@ -116,10 +119,10 @@ def check_flags(**flags: Any) -> None:
 
 
 def check_commands(pre_exec: Any) -> list[str]:
-    """Return the commands that every task runs first; a single text stands for a list of one.
+    """Return the commands that every task runs first, as a list; a single string is accepted.
 
     Raises:
-        TypeError: They are not texts.
+        TypeError: They are not strings.
     """
     commands = [pre_exec] if isinstance(pre_exec, str) else list(pre_exec)
     if not all(isinstance(command, str) for command in commands):
@@ -128,10 +131,10 @@ def check_commands(pre_exec: Any) -> list[str]:
 
 
 def directory(work_dir: Any) -> str | None:
-    """Return the absolute path of a directory that a user gave.
+    """Return the absolute path of the user's `work_dir`.
 
     Raises:
-        TypeError: It is no path.
+        TypeError: It is not a path.
     """
     if work_dir is None:
         return None
@@ -141,7 +144,7 @@ def directory(work_dir: Any) -> str | None:
 
 
 def can_work_in(path: str | Path) -> bool:
-    """Return whether RADICAL-Pilot's scripts, which do not quote paths, work in a directory."""
+    """Return True if RADICAL-Pilot's scripts, which do not quote paths, work in a directory."""
     where, name = os.path.split(path)
     real = _real(where) + name
     return encodable(real) and not set(real) & set(" \t\n'\"$`\\*?[&;()<>|")
@@ -153,11 +156,11 @@ def _real(directory: str) -> str:
 
 
 def task_settings(task: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a task's settings in RADICAL-Pilot's own words of today, checked.
+    """Return a task's validated settings, with RADICAL-Pilot's current keys.
 
     Raises:
-        TypeError: A setting that RADICAL-Pilot does not have, of another type, that is not plain
-            data, or that is not the user's to give.
+        TypeError: RADICAL-Pilot has no such setting, a value has the wrong type or is not plain
+            data, or the user cannot set it.
     """
     specific = task["task_backend_specific_kwargs"]
     if not specific:
@@ -167,18 +170,18 @@ def task_settings(task: Mapping[str, Any]) -> dict[str, Any]:
     check_types("task_description", specific, schema.TASK)
     for key, value in specific.items():
         if schema.TASK[key] is int and isinstance(value, float) and not value.is_integer():
-            raise TypeError(f"task_description: {key!r} must be a whole number, got {value!r}")
-    for key in (*OURS, "mode"):
+            raise TypeError(f"task_description: {key!r} must be an integer, got {value!r}")
+    for key in (*RESERVED, "mode"):
         if key in specific and not (key == "mode" and specific[key] in _modes(task)):
             raise TypeError(
-                f"task_description: {key!r} cannot be set here, because the task determines it; "
-                "the decorated function returns the command"
+                f"task_description: {key!r} cannot be set here, because the decorated function "
+                "determines it"
             )
-    return todays({key: value for key, value in specific.items() if key != "mode"})
+    return with_current_keys({key: value for key, value in specific.items() if key != "mode"})
 
 
-def todays(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return settings with current keys instead of former ones, which win as in RADICAL-Pilot."""
+def with_current_keys(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings with former keys renamed; as in RADICAL-Pilot, their values win."""
     found = {key: value for key, value in settings.items() if key not in schema.FORMER}
     for former, key in schema.FORMER.items():
         if value := settings.get(former):
@@ -187,7 +190,7 @@ def todays(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _modes(task: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the modes of RADICAL-Pilot that say no more than the task itself."""
+    """Return the values of `mode` that agree with the kind of a task."""
     if task["function"] is not None:
         return (schema.TASK_FUNCTION,)
     if task["is_service"]:
@@ -195,10 +198,10 @@ def _modes(task: Mapping[str, Any]) -> tuple[str, ...]:
     return (schema.TASK_EXECUTABLE,)
 
 
-WORDS: Mapping[type, str] = {
-    int: "a whole number",
+TYPE_NAMES: Mapping[type, str] = {
+    int: "an integer",
     float: "a number",
-    str: "text",
+    str: "a string",
     bool: "True or False",
     list: "a list",
     dict: "a dict",
@@ -207,7 +210,7 @@ WORDS: Mapping[type, str] = {
 ACCEPTED: Mapping[type, tuple[type, ...]] = {
     int: (int, float),
     float: (int, float),
-    list: (list, tuple, str, dict),  # a single entry stands for a list
+    list: (list, tuple, str, dict),  # a single entry is accepted as a list
 }
 """Types that are accepted for a type, if not only the type itself."""
 
@@ -215,19 +218,19 @@ SCALARS = (str, int, float, bool, bytes, type(None))
 
 
 def as_list(value: Any) -> list[Any]:
-    """Return a list as RADICAL-Pilot accepts it: a single entry stands for a list of one."""
+    """Return a setting as a list: a single entry becomes a list of one, as in RADICAL-Pilot."""
     if value is None:
         return []
     return [value] if isinstance(value, str | Mapping) else list(value)
 
 
-def check_plain(argument: str, given: Mapping[Any, Any]) -> None:
-    """Raise for a value that is not plain data: it has to reach another process as it is.
+def check_plain(argument: str, settings: Mapping[Any, Any]) -> None:
+    """Raise if a value is not plain data, which can be sent to another process unchanged.
 
     Raises:
-        TypeError: There is one; the text names its key.
+        TypeError: A value is not plain data; the message names its key.
     """
-    for key, value in given.items():
+    for key, value in settings.items():
         try:
             _check_plain(value)
         except (TypeError, ValueError) as error:
@@ -242,22 +245,22 @@ def _check_plain(value: Any) -> None:
     elif kind is dict:
         for name, each in value.items():
             if type(name) not in SCALARS:
-                raise TypeError(f"has {name!r} for a key of a dict: give it as text")
+                raise TypeError(f"must have strings as keys of dicts, got {name!r}")
             _check_plain(name)
             _check_plain(each)
     elif kind not in SCALARS:
         raise TypeError(
-            "must be plain data (text, numbers, True, False, None, or lists and dicts of them), "
+            "must be plain data (strings, numbers, True, False, None, or lists and dicts of them), "
             f"got {value!r}, a {kind.__module__}.{kind.__qualname__}; convert it first"
         )
     elif kind is str and not encodable(value):
-        raise ValueError(f"must be text that UTF-8 can hold, got {value!r}")
+        raise ValueError(f"must be a string that can be encoded as UTF-8, got {value!r}")
     elif kind is int and not -(1 << 63) <= value < 1 << 64:
-        raise ValueError(f"must be a number of 64 bits at most, got {value!r}")
+        raise ValueError(f"must be a number of at most 64 bits, got {value!r}")
 
 
 def encodable(text: str) -> bool:
-    """Return whether UTF-8 can hold a text: a file's name may have bytes that it cannot."""
+    """Return True if a string can be encoded as UTF-8; names of files may contain other bytes."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -265,45 +268,45 @@ def encodable(text: str) -> bool:
     return True
 
 
-def check_types(argument: str, given: Mapping[str, Any], known: Mapping[str, type]) -> None:
-    """Raise for a value that is of another type than RADICAL-Pilot's schema says.
+def check_types(argument: str, settings: Mapping[str, Any], known: Mapping[str, type]) -> None:
+    """Raise if a value does not have the type in RADICAL-Pilot's schema.
 
     Raises:
-        TypeError: There is one.
+        TypeError: A value has another type.
     """
-    for key, value in given.items():
+    for key, value in settings.items():
         kind = known[key]
         if value is None:
             continue
         is_kind = isinstance(value, ACCEPTED.get(kind, kind))
         if not is_kind or (isinstance(value, bool) and kind is not bool):
-            raise TypeError(f"{argument}: {key!r} must be {WORDS[kind]}, got {value!r}")
+            raise TypeError(f"{argument}: {key!r} must be {TYPE_NAMES[kind]}, got {value!r}")
 
 
 def check_keys(
     argument: str,
-    given: Mapping[str, Any],
+    settings: Mapping[str, Any],
     known: Mapping[str, type],
     what: str,
     *,
     hints: Sequence[str] = (),
 ) -> None:
-    """Raise for a key that RADICAL-Pilot does not know, with the closest one.
+    """Raise if RADICAL-Pilot does not know a key; suggest the closest one.
 
     Args:
-        argument: The argument's name, for the error.
-        given: What was given.
-        known: What there is.
-        what: What has these keys, in words.
-        hints: More words that may have been meant.
+        argument: The argument's name, for the error message.
+        settings: The user's settings.
+        known: The keys that RADICAL-Pilot knows.
+        what: The kind of description, for the error message.
+        hints: Further keys that the user may have meant.
 
     Raises:
-        TypeError: There is one.
+        TypeError: A key is unknown.
     """
-    for key in given:
+    for key in settings:
         if key not in known:
             close = difflib.get_close_matches(str(key), [*hints, *known], 1)
-            hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(known)}"
+            hint = f"did you mean {close[0]!r}?" if close else f"it has {', '.join(known)}"
             raise TypeError(f"{argument}: {what} has no {key!r}; {hint}")
 
 
@@ -312,8 +315,8 @@ def check_keys(
 MASTER_CLASS, OWN_CLASS = "RhapsodyMaster", "RhapsodyWorker"
 DEFAULT_CLASS = "DefaultWorker"
 
-THEIRS = ("raptor_class", "raptor_file", "executable")
-"""Settings that make a master or a worker another than the default."""
+CLASS_KEYS = ("raptor_class", "raptor_file", "executable")
+"""Settings that replace the default class of a master or worker."""
 
 WORKER: Mapping[str, type] = {**schema.TASK, "worker_type": str}
 """The keys of a worker's settings, and the type of each value."""
@@ -322,24 +325,24 @@ RAPTOR_FORM = "raptor_config must be {'masters': [{'workers': [{'cores_per_rank'
 
 
 def is_own(worker: Mapping[str, Any]) -> bool:
-    """Return whether a worker's settings mean our own worker, which replaces RAPTOR's default."""
+    """Return True if a worker has Rhapsody's class, which replaces RAPTOR's default class."""
     kind = worker.get("worker_type", DEFAULT_CLASS)
-    return kind in (OWN_CLASS, DEFAULT_CLASS) and not any(worker.get(key) for key in THEIRS)
+    return kind in (OWN_CLASS, DEFAULT_CLASS) and not any(worker.get(key) for key in CLASS_KEYS)
 
 
 def has_other_workers(config: Mapping[str, Any] | None) -> bool:
-    """Return whether a checked configuration has workers that are not our own."""
+    """Return True if a validated configuration has workers of other classes than Rhapsody's."""
     masters = config["masters"] if config is not None else ()
     return not all(is_own(worker) for master in masters for worker in master["workers"])
 
 
 def checked_raptor(config: Any) -> dict[str, Any]:
-    """Return a RAPTOR configuration, checked, with today's keys.
+    """Validate a RAPTOR configuration, and return it with RADICAL-Pilot's current keys.
 
     Raises:
-        TypeError: It is not of the documented form, has an unknown key, or holds what is not
-            plain data.
-        ValueError: It has no master, or a master has no worker.
+        TypeError: It does not have the documented form, or contains an unknown key or a value that
+            is not plain data.
+        ValueError: There is no master, or a master has no worker.
     """
     wrong = f"{RAPTOR_FORM}, got {config!r}"
     if not isinstance(config, Mapping) or set(config) != {"masters"}:
@@ -348,15 +351,15 @@ def checked_raptor(config: Any) -> dict[str, Any]:
     if not isinstance(masters, list) or not all(isinstance(each, dict) for each in masters):
         raise TypeError(wrong)
     if not masters or not all(master.get("workers") for master in masters):
-        raise ValueError(f"raptor_config needs a master, and a worker for each: {wrong}")
+        raise ValueError(f"raptor_config needs a master, and a worker for each master: {wrong}")
     return {"masters": [_raptor_master(master) for master in masters]}
 
 
-def _raptor_master(given: dict[str, Any]) -> dict[str, Any]:
-    workers = given["workers"]
+def _raptor_master(settings: dict[str, Any]) -> dict[str, Any]:
+    workers = settings["workers"]
     if not isinstance(workers, list):
         raise TypeError(f"raptor_config: 'workers' must be a list of dicts, got {workers!r}")
-    own = {key: value for key, value in given.items() if key != "workers"}
+    own = {key: value for key, value in settings.items() if key != "workers"}
     master = _raptor_settings("a master", own, schema.TASK, "workers")
     master["workers"] = [
         _raptor_settings("a worker", each, WORKER, "worker_type") for each in workers
@@ -364,29 +367,31 @@ def _raptor_master(given: dict[str, Any]) -> dict[str, Any]:
     return master
 
 
-def _raptor_settings(what: str, given: Any, known: Mapping[str, type], hint: str) -> dict[str, Any]:
-    """Return the settings of a master or worker, checked."""
-    if not isinstance(given, Mapping):
-        raise TypeError(f"raptor_config: {what} must be a dict, got {given!r}")
-    check_keys("raptor_config", given, known, what, hints=[hint])
-    check_plain("raptor_config", given)
-    check_types("raptor_config", given, known)
-    return todays(copy.deepcopy(dict(given)))
+def _raptor_settings(
+    what: str, settings: Any, known: Mapping[str, type], hint: str
+) -> dict[str, Any]:
+    """Return the validated settings of a master or worker."""
+    if not isinstance(settings, Mapping):
+        raise TypeError(f"raptor_config: {what} must be a dict, got {settings!r}")
+    check_keys("raptor_config", settings, known, what, hints=[hint])
+    check_plain("raptor_config", settings)
+    check_types("raptor_config", settings, known)
+    return with_current_keys(copy.deepcopy(dict(settings)))
 
 
 def checked_settings(
     functions: Any, config: Mapping[str, Any] | None, cores: Any, enabled: bool
 ) -> dict[str, Any] | None:
-    """Check how functions are to run.
+    """Validate the backend's parameters for functions.
 
     Args:
-        functions: `"raptor"` or `"executable"`.
-        config: RAPTOR's configuration.
-        cores: Cores for RAPTOR's worker.
-        enabled: Whether RAPTOR may be used.
+        functions: The parameter `functions`.
+        config: The parameter `raptor_config`.
+        cores: The parameter `function_cores`.
+        enabled: The parameter `raptor`.
 
     Returns:
-        The configuration, `None` if the user gave none.
+        The configuration of RAPTOR, `None` if the user did not set it.
 
     Raises:
         TypeError: The configuration is malformed.
@@ -395,21 +400,20 @@ def checked_settings(
     if functions not in ("raptor", "executable"):
         raise ValueError(f"functions must be 'raptor' or 'executable', got {functions!r}")
     if cores is not None and (isinstance(cores, bool) or not isinstance(cores, int) or cores < 1):
-        raise ValueError(f"function_cores must be 1 or more, got {cores!r}")
+        raise ValueError(f"function_cores must be an integer of at least 1, got {cores!r}")
     if config is None or config == {}:
         return None
     if not enabled:
-        raise ValueError("raptor=False contradicts raptor_config: give only one of them")
+        raise ValueError("raptor=False cannot be combined with raptor_config; omit one of them")
     if functions == "executable":
         raise ValueError(
-            "functions='executable' does not use RAPTOR, which raptor_config configures: give only "
-            "one of them"
+            "functions='executable' cannot be combined with raptor_config; omit one of them"
         )
     return checked_raptor(config)
 
 
 def cores_per_call(config: Mapping[str, Any]) -> int:
-    """Return how many cores one call can have at most, with a checked configuration."""
+    """Return the largest number of cores of a call, with a validated configuration."""
     return min(
         max(1, int(worker.get("cores_per_rank") or 1))
         for master in config["masters"]
@@ -418,17 +422,17 @@ def cores_per_call(config: Mapping[str, Any]) -> int:
 
 
 def default_raptor_config(cores: int) -> dict[str, Any]:
-    """Return the default configuration: one pair, with a worker of our own."""
+    """Return the default configuration: one master, and one worker with this number of cores."""
     return {"masters": [{"workers": [{"ranks": 1, "cores_per_rank": cores}]}]}
 
 
 def cores_taken(settings: Mapping[str, Any]) -> int:
-    """Return how many cores one master or worker takes."""
+    """Return the number of cores that a master, worker or program uses."""
     return int(settings.get("ranks") or 1) * max(1, int(settings.get("cores_per_rank") or 1))
 
 
 def total_cores(config: Mapping[str, Any]) -> int:
-    """Return how many cores all masters and workers of a checked configuration take."""
+    """Return the number of cores of all masters and workers in a validated configuration."""
     return sum(
         cores_taken(master) + sum(map(cores_taken, master["workers"]))
         for master in config["masters"]

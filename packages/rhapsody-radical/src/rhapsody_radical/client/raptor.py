@@ -24,10 +24,10 @@ from rhapsody_radical.client import health
 from rhapsody_radical.client.health import WAITING, Progress, cores_of, is_stuck
 from rhapsody_radical.client.session import ClientPilot
 from rhapsody_radical.descriptions import (
+    CLASS_KEYS,
     DEFAULT_CLASS,
     MASTER_CLASS,
     OWN_CLASS,
-    THEIRS,
     is_own,
 )
 from rhapsody_radical.schema import AGENT_EXECUTING, FINAL
@@ -63,7 +63,7 @@ class Pair:
 
     def __init__(self, master: Any, workers: list[Any], settings: Mapping[str, Any]) -> None:
         self.uid: str = str(master.uid)
-        theirs = any(settings.get(key) for key in THEIRS)
+        theirs = any(settings.get(key) for key in CLASS_KEYS)
         self.takes_orders: bool = not theirs and all(map(is_own, settings["workers"]))
         self.master = master
         self.workers = workers
@@ -151,7 +151,7 @@ class Raptor:
         self._count += 1
         manager, uid = self._pilot.manager, f"raptor.{self._pilot.number}.{self._count:04d}"
         words = {key: value for key, value in settings.items() if key != "workers"}
-        if not any(words.get(key) for key in THEIRS):
+        if not any(words.get(key) for key in CLASS_KEYS):
             self._make_own(words, uid, MASTER_CLASS, OWN_MASTER)
         master = manager.submit_raptors(
             rp.TaskDescription({**words, "mode": rp.RAPTOR_MASTER, "uid": uid}),
@@ -251,7 +251,7 @@ class Raptors:
         raptor = self.found.get(pilot.number)
         masters = [] if raptor is None else raptor.config["masters"]
         workers = [worker for master in masters for worker in master["workers"]]
-        theirs = any(master.get(key) for master in masters for key in THEIRS)
+        theirs = any(master.get(key) for master in masters for key in CLASS_KEYS)
         if not workers or theirs or not all(map(is_own, workers)):
             return 1
         number = sum(int(worker.get("ranks") or 1) for worker in workers)
