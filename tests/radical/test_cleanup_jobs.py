@@ -95,15 +95,15 @@ def test_what_users_set_for_their_own_queries_changes_nothing(
     ("found", "said"),
     [
         (None, ", queue debug"),
-        ([], ", queue debug, it has no job in the queue (any more)"),
-        ([BatchJob("7", "PENDING", "Priority", "long", "pilot.0001")], ", it has no job"),
+        ([], ", queue debug, no job in the queue"),
+        ([BatchJob("7", "PENDING", "Priority", "long", "pilot.0001")], ", no job in the queue"),
         (
             [BatchJob("7", "PENDING", "Priority", "long", "pilot.0000")],
             "long, job 7 is PENDING (Priori",
         ),
         (
             [BatchJob("7", "RUNNING", "None", "long", "pilot.0000")],
-            "RUNNING: RADICAL-Pilot's agent sta",
+            "RUNNING, and RADICAL-Pilot's agent is sta",
         ),
     ],
 )
@@ -134,7 +134,7 @@ def test_a_pilot_that_can_never_start_and_one_whose_time_is_over_have_slurms_rea
     session.managers = ["SLURM"]
     first, second = session.pilots
     assert "job 7 in queue debug" in str(session.why_never(first))
-    assert str(session.why_never(first)).endswith("Slurm says PartitionTimeLimit")
+    assert str(session.why_never(first)).endswith("(PartitionTimeLimit)")
     assert session.why_never(second) is None
     assert session.why(second) == "the batch system ended its job 9: TIMEOUT"
 
@@ -148,7 +148,7 @@ def test_a_full_disk_is_the_reason_where_the_logs_have_none(
     pilot.sandbox = str(tmp_path / "pilot")
     assert str(tmp_path) in session.why(pilot)
     monkeypatch.setattr("rhapsody_radical.client.session.FULL", 1 << 62)
-    assert session.why(pilot) == f"no space is left in {tmp_path}"
+    assert session.why(pilot) == f"no space left in {tmp_path}"
     (tmp_path / "pmgr_launching.0000.log").write_text("all well\nIt was denied\n")
     assert session.why(pilot) == "It was denied"
 

@@ -151,7 +151,7 @@ def test_a_raptor_pair_that_does_not_start_a_call_is_given_up(clock: list[float]
     looking.tasks = [call(RUNNING), call()]
     assert looking.look() == []
     (how,) = looking.look(later=STALLED + 1)
-    assert "RAPTOR master master and its worker start nothing" in how
+    assert "RAPTOR master master and its worker start no calls" in how
     assert looking.pair.lost
 
 

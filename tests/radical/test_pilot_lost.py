@@ -130,7 +130,7 @@ async def test_a_pilot_whose_component_dies_alone_is_given_up(tmp_path: Path) ->
                 process.kill()
         await driver.submit(waiting)
         for error in await lost(driver, running, waiting, within=2 * LIMIT):
-            assert "starts nothing: a task for which it has free cores" in str(error)
+            assert "starts no tasks: a task for which it has free cores" in str(error)
         async with asyncio.timeout(LIMIT):
             while of_pilot(made):  # noqa: ASYNC110 - what it ran is ended, too
                 await asyncio.sleep(0.1)
@@ -158,7 +158,7 @@ async def test_a_pilot_whose_scheduler_hangs_from_its_start_is_lost(
         await driver.submit(function)
         assert str((await driver.finished(program)).state) == "DONE"  # cores were in use
         (error,) = await lost(driver, function)
-        assert "pilot.0000 on local.localhost starts nothing" in str(error)
+        assert "pilot.0000 on local.localhost starts no tasks" in str(error)
 
 
 async def test_tasks_of_a_pilot_after_its_walltime_go_to_another(tmp_path: Path) -> None:

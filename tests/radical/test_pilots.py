@@ -24,13 +24,13 @@ def test_states_of_pilots_are_logged_and_kept(caplog: pytest.LogCaptureFixture) 
     with caplog.at_level("INFO", "rhapsody_radical"):
         for when, state in enumerate(states):
             made.note(made.pilots[0], state, when)
-    for how in ("ended: its walltime has expired, or it was cancelled", "FAILED"):
+    for how in ("ended: its walltime has expired, or it was canceled", "FAILED"):
         made.ended(made.pilots[0], how)
     records = [record for record in caplog.records if record.levelname == "INFO"]
     assert [vars(record)["state"] for record in records] == states
     assert ended == made.pilots
     assert made.pilots[0].reason == (
-        "pilot pilot.0000 on local.one ended: its walltime has expired, or it was cancelled"
+        "pilot pilot.0000 on local.one ended: its walltime has expired, or it was canceled"
     )
     (account,) = made.account()
     assert list(account["states"]) == states

@@ -90,7 +90,7 @@ def program(path: Path, text: str) -> subprocess.Popen[str]:
 
 def said(output: str) -> list[str]:
     """The lines that a program printed, without the warnings about what it waits for."""
-    waits = ("is not active after", "closing RADICAL-Pilot session")
+    waits = (": not active after", ": closing, waiting for")
     return [line for line in output.splitlines() if not any(each in line for each in waits)]
 
 

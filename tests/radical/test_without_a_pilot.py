@@ -320,10 +320,10 @@ def test_a_raptor_master_of_another_pilot_is_refused() -> None:
         return made.send({"raptor_id": master}, ("order",), pilot)
 
     assert sent("there", second) is made.found[1].pairs[0]
-    with pytest.raises(ValueError, match=r"on pilot pilot.0001.*; say pilot='pilot.0001'"):
+    with pytest.raises(ValueError, match=r"on pilot pilot.0001.*; set pilot='pilot.0001'"):
         sent("there", first)
     assert sent("the program's own", first) is None
-    with pytest.raises(ValueError, match="there is no RAPTOR master 'typo'; there are: there"):
+    with pytest.raises(ValueError, match="no RAPTOR master 'typo'; the masters are there"):
         sent("typo", first)
 
 

@@ -1,9 +1,9 @@
-"""RAPTOR master that receives its calls reliably; it runs in a pilot, loaded by its path.
+"""RAPTOR master that receives its calls reliably; loaded by its path, in a pilot.
 
 RAPTOR's own master publishes the address for its calls once, a second after it was started. On a
-busy machine the socket is not connected by then, the message is lost, and its calls wait forever.
-This master repeats the message until the first call arrives. It must import nothing of this
-package, because it may have been copied to another file system.
+busy machine the socket may not be connected by then, so the message is lost and calls wait forever.
+This master repeats the message until the first call arrives. It must not import other modules of
+this package, because it may have been copied to another file system.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ AGAIN = (5.0, 10.0, 20.0, 40.0)
 
 
 class RhapsodyMaster(rp.raptor.Master):  # type: ignore[misc,name-defined,unused-ignore]
-    """Passes calls to its workers as RAPTOR's own does."""
+    """Master that passes calls to its workers as RAPTOR's own does."""
 
     def __init__(self) -> None:
         self._called = threading.Event()
@@ -27,7 +27,7 @@ class RhapsodyMaster(rp.raptor.Master):  # type: ignore[misc,name-defined,unused
         threading.Thread(target=self._repeat, daemon=True).start()
 
     def publish(self, pubsub: str, msg: Any, *more: Any, **options: Any) -> None:
-        """Publish a message, and keep the one with the address for calls."""
+        """Publish a message, and store the one with the address for calls."""
         if isinstance(msg, dict) and msg.get("cmd") == "register_raptor_queue":
             self._registration = (pubsub, msg)
         super().publish(pubsub, msg, *more, **options)

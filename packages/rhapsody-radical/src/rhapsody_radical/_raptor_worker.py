@@ -1,11 +1,11 @@
-"""RAPTOR worker that survives failing calls; it runs in a pilot, loaded by its path.
+"""RAPTOR worker that survives failing calls; loaded by its path, in a pilot.
 
-RAPTOR's own worker never releases the cores of a call that kills its process, cannot
-cancel a running call, and does not report the start of a call. This worker makes each call in a
-process of a pool, watches that process, ends it when the call is canceled, and reports
-the call as running. It leaves all other tasks to RAPTOR's own worker, which is its base class. It
-must import nothing of this package except `call.py` and core's `runner.py`, which are in the same
-directory.
+RAPTOR's own worker never releases the cores of a call that kills its process, cannot cancel a
+running call, and does not report the start of a call. This worker executes each call in a process
+of a pool, kills the process if the call is canceled, detects its end, and reports the call as
+running. All other tasks are handled by RAPTOR's own worker, which is its base class. The module
+must not import anything of this package except `call.py` and core's `runner.py`, which are copied
+to the same directory.
 """
 
 from __future__ import annotations
@@ -33,19 +33,19 @@ STATES = "state_pubsub"
 MARK = "rhapsody"
 """Key in the metadata of our tasks.
 
-`"call"` is an order for `call.run`, and `"task"` the same as a `PythonTask` that any worker of
-RAPTOR's could run. `"calls"` is a group: the uids of calls, each with its order.
+The value `"call"` marks a call for `call.run`, `"task"` a call as a `PythonTask`, which any RAPTOR
+worker could execute, and `"calls"` a group: a list of uids, each with its call.
 """
 
 NEWS = "rhapsody_calls"
-"""Name of the message on RADICAL-Pilot's state channel about starts and ends of grouped calls."""
+"""Name of the messages on RADICAL-Pilot's state channel about starts and ends of grouped calls."""
 
 GATHER = 0.02
 """Seconds for which starts and ends of calls are collected into one message."""
 
 
 class RhapsodyWorker(rp.raptor.DefaultWorker):  # type: ignore[misc,name-defined,unused-ignore]
-    """Worker that makes calls in processes of its own.
+    """Worker that executes calls in a pool of processes.
 
     Args:
         raptor_id: The uid of its master.
@@ -67,7 +67,7 @@ class RhapsodyWorker(rp.raptor.DefaultWorker):  # type: ignore[misc,name-defined
         for target in (self._schedule, self._report):
             threading.Thread(target=target, daemon=True).start()
 
-    # What comes in, on RADICAL-Pilot's threads.
+    # Requests, on RADICAL-Pilot's threads.
 
     def _request_cb(self, tasks: Any) -> None:
         calls: list[dict[str, Any]] = []
@@ -84,7 +84,7 @@ class RhapsodyWorker(rp.raptor.DefaultWorker):  # type: ignore[misc,name-defined
             self._change.notify_all()
 
     def _leave(self, tasks: list[dict[str, Any]]) -> None:
-        """Let RAPTOR's own worker make the calls of others, which waits until there is room."""
+        """Let RAPTOR's own worker handle other tasks; it blocks until cores are free."""
         self._made.wait()
         super()._request_cb(tasks)
 
@@ -125,16 +125,16 @@ class RhapsodyWorker(rp.raptor.DefaultWorker):  # type: ignore[misc,name-defined
                 task = self._waiting.popleft()
             try:
                 threading.Thread(target=self._call_all, args=(task,), daemon=True).start()
-            except RuntimeError as error:  # there can be no more threads
+            except RuntimeError as error:  # no more threads can be started
                 self._free(task)
-                self._answer(task, error=f"RuntimeError('the worker: {error}')")
+                self._answer(task, error=f"RuntimeError('RAPTOR worker: {error}')")
 
     def _fits(self, task: dict[str, Any]) -> bool:
-        """Return whether there is room for a call, and reserve it."""
+        """Reserve the cores and GPUs for a call; return False if they are not free."""
         cores, gpus = _wanted(task)
         if cores > self._n_cores or gpus > self._n_gpus:
             task["slots"] = [{"cores": [], "gpus": []}]
-            return True  # answered with the error in `_call`
+            return True  # `_call` answers with an error
         with self._rlock:
             free_cores = [n for n, taken in enumerate(self._resources["cores"]) if not taken]
             free_gpus = [n for n, taken in enumerate(self._resources["gpus"]) if not taken]
@@ -148,19 +148,19 @@ class RhapsodyWorker(rp.raptor.DefaultWorker):  # type: ignore[misc,name-defined
         return True
 
     def _call_all(self, task: dict[str, Any] | None) -> None:
-        """Make a call and then waiting ones, because a thread for each of them would be slow."""
+        """Execute a call, then waiting ones, because a thread for each of them would be slow."""
         while task is not None:
             task = self._call(task)
 
     def _call(self, task: dict[str, Any]) -> dict[str, Any] | None:
-        """Make a call; return the next one."""
+        """Execute a call, and return the next one."""
         uid = task["uid"]
         cores, gpus = _wanted(task)
         task["worker"] = self._uid
         if cores > self._n_cores or gpus > self._n_gpus:
             self._answer(
                 task,
-                error=f"AssertionError('{cores} cores and {gpus} GPUs are asked for, the worker "
+                error=f"AssertionError('requested {cores} cores and {gpus} GPUs, but the worker "
                 f"has {self._n_cores} and {self._n_gpus}')",
             )
             return None
@@ -177,8 +177,8 @@ class RhapsodyWorker(rp.raptor.DefaultWorker):  # type: ignore[misc,name-defined
                 timer.daemon = True
                 timer.start()
             text = process.call(task, task["slots"][0]["gpus"])
-        except Exception as raised:  # one call's problem
-            error = f"RuntimeError('its process could not be used: {type(raised).__name__}')"
+        except Exception as raised:  # fails only this call
+            error = f"RuntimeError('cannot use its process: {type(raised).__name__}')"
         finally:
             if timer is not None:
                 timer.cancel()
@@ -189,7 +189,7 @@ class RhapsodyWorker(rp.raptor.DefaultWorker):  # type: ignore[misc,name-defined
                 if uid in self._expired:
                     self._expired.discard(uid)
                     text = None
-                    error = f"TimeoutError('it took longer than the {limit:g} s of its `timeout`')"
+                    error = f"TimeoutError('it exceeded its timeout of {limit:g} s')"
                 if process is not None:
                     if text is None or cancelled:
                         process.kill()
@@ -200,7 +200,7 @@ class RhapsodyWorker(rp.raptor.DefaultWorker):  # type: ignore[misc,name-defined
                         process.close()
             following = self._free(task, take=True)
         if text is None and error is None:
-            error = "ChildProcessError('the process of the call was killed, or ended itself')"
+            error = "ChildProcessError('its process was killed or exited')"
         self._answer(task, text=text, error=error, cancelled=cancelled)
         return following
 
@@ -219,7 +219,7 @@ class RhapsodyWorker(rp.raptor.DefaultWorker):  # type: ignore[misc,name-defined
         return following
 
     def _expire(self, uid: str, process: Process) -> None:
-        """End a call whose own timeout has expired, unless it has just ended."""
+        """End a call whose timeout has expired, unless it has just ended."""
         with self._change:
             if self._running.get(uid) is process:
                 self._expired.add(uid)
@@ -232,10 +232,10 @@ class RhapsodyWorker(rp.raptor.DefaultWorker):  # type: ignore[misc,name-defined
                     return self._idle.pop(number)
         return self._server.start((cores, gpus))
 
-    # What goes out.
+    # Reports.
 
     def _announce(self, task: dict[str, Any]) -> None:
-        """Report the start of a call, as the agent does for executables."""
+        """Report the start of a call, as RADICAL-Pilot's agent does for executables."""
         uid, group = task["uid"], task.get("group")
         if group is not None:
             self._news.put((uid,))
@@ -252,7 +252,7 @@ class RhapsodyWorker(rp.raptor.DefaultWorker):  # type: ignore[misc,name-defined
             self._states.put(STATES, {"cmd": command, "arg": content, "fwd": True})
 
     def _report(self) -> None:
-        """Report starts and ends of grouped calls while their groups run."""
+        """Report starts and ends of grouped calls before their groups end."""
         while True:
             news = [self._news.get()]
             time.sleep(GATHER)
@@ -275,7 +275,7 @@ class RhapsodyWorker(rp.raptor.DefaultWorker):  # type: ignore[misc,name-defined
                 group.outcomes.append(outcome)
                 if len(group.outcomes) < group.size:
                     return
-            # All outcomes again, because messages on the state channel may be lost.
+            # Repeat all outcomes, because messages on the state channel may be lost.
             task, text, error, cancelled = group.task, json.dumps(group.outcomes), None, False
         task["stdout"] = task["stderr"] = ""
         task["return_value"] = text
@@ -292,7 +292,7 @@ def _kind(task: dict[str, Any]) -> Any:
 
 
 class Group:
-    """Task of RADICAL-Pilot that contains several calls, which are made independently."""
+    """RADICAL-Pilot task that contains several calls, which are executed independently."""
 
     def __init__(self, task: dict[str, Any], size: int) -> None:
         self.task, self.size, self.started = task, size, False
@@ -317,11 +317,11 @@ def _wanted(task: dict[str, Any]) -> tuple[int, int]:
 
 
 class Process:
-    """A process that makes one call after the other.
+    """Process that executes calls one after the other.
 
     Args:
-        channel: A connection to it.
-        shape: The cores and GPUs of its calls, because libraries read them only once.
+        channel: The connection to it.
+        shape: The number of cores and GPUs of all its calls; libraries read them only once.
     """
 
     def __init__(self, channel: Connection[Any, Any], shape: tuple[int, int]) -> None:
@@ -330,20 +330,20 @@ class Process:
         self._pid: int = self._received() or 0
 
     def call(self, task: dict[str, Any], gpus: list[int]) -> str | None:
-        """Make a call, and return its result; `None` if the process did not survive it."""
+        """Execute a call and return its result, `None` if the process ended during the call."""
         with suppress(OSError):
             self._channel.send((_kind(task), task["description"]["function"], gpus))
         text: str | None = self._received()
         return text
 
     def kill(self) -> None:
-        """End the process and everything that its calls started, except for new sessions."""
+        """Kill the process and all programs that its calls started, except in new sessions."""
         if self._pid:
             with suppress(OSError):
                 os.killpg(self._pid, signal.SIGKILL)
 
     def close(self) -> None:
-        """Release the process, which ends after its call; what calls left running stays."""
+        """Let the process end after its call; programs that calls left running continue."""
         self._channel.close()
 
     def _received(self) -> Any:
@@ -354,33 +354,33 @@ class Process:
 
 
 class Server:
-    """A process without threads that forks others. It ends with the process that started it."""
+    """Process without threads that forks others; it ends with the process that started it."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         run = _runner()
-        self._socket, theirs = socket.socketpair()
+        self._socket, child_end = socket.socketpair()
         pid = os.fork()
         if pid == 0:
             status = 1
             try:
                 self._socket.close()
-                _serve(theirs, run)
+                _serve(child_end, run)
                 status = 0
             finally:
                 os._exit(status)
-        theirs.close()
+        child_end.close()
 
     def start(self, shape: tuple[int, int]) -> Process:
         """Create a process."""
-        ours, theirs = Pipe()
+        own_end, child_end = Pipe()
         try:
             with self._lock:
-                socket.send_fds(self._socket, [b"+"], [theirs.fileno()])
-        except ConnectionError:  # it was killed: the worker makes no more calls, and is replaced
+                socket.send_fds(self._socket, [b"+"], [child_end.fileno()])
+        except ConnectionError:  # the server was killed: exit, so that the worker is replaced
             os._exit(1)
-        theirs.close()
-        return Process(ours, shape)
+        child_end.close()
+        return Process(own_end, shape)
 
     def close(self) -> None:
         """End the server and all processes that it created."""
@@ -391,7 +391,7 @@ class Server:
 def _serve(requests: socket.socket, run: Callable[[str], str]) -> None:
     """Fork for each request, until the process that started the server has ended."""
     with suppress(ImportError):
-        import asyncio  # noqa: F401 - what every call needs is imported once
+        import asyncio  # noqa: F401 - import once what every call needs
 
         import cloudpickle  # type: ignore[import-untyped,unused-ignore] # noqa: F401
 
@@ -402,12 +402,12 @@ def _serve(requests: socket.socket, run: Callable[[str], str]) -> None:
         message, descriptors, _, _ = socket.recv_fds(requests, 1, 1)
         if not message:
             break
-        if not descriptors:  # there were no more to be had: the call is lost, and made again
+        if not descriptors:  # the limit of descriptors was reached: the call is lost and retried
             continue
         channel: Connection[Any, Any] = Connection(descriptors[0])
         try:
             pid = os.fork()
-        except OSError:  # the same
+        except OSError:  # no more processes: the call is lost and retried
             channel.close()
             continue
         if pid == 0:
@@ -418,7 +418,7 @@ def _serve(requests: socket.socket, run: Callable[[str], str]) -> None:
                 status = 0
             finally:
                 os._exit(status)
-        # Until it is waited for, no other process gets the id of one that has ended.
+        # The id of an ended process is not reused before `waitpid`.
         made = [each for each in made if os.waitpid(each, os.WNOHANG) == (0, 0)]
         made.append(pid)
         channel.close()
@@ -428,14 +428,14 @@ def _serve(requests: socket.socket, run: Callable[[str], str]) -> None:
 
 
 def _runner() -> Callable[[str], str]:
-    """Return `call.run`. Its package, and the core that it needs, may not be installed here."""
+    """Return `call.run`, loaded from a file: its package and core may not be installed here."""
     here = os.path.dirname(os.path.abspath(__file__))
     call, protocol = os.path.join(here, "call.py"), os.path.join(here, "runner.py")
     package, name = "rhapsody.sdk", "rhapsody.sdk.runner"
     installed = sys.modules.get(package)
     try:
-        if os.path.exists(protocol):  # it was sent along, and is of the program's version
-            # `call.py` imports from the package; the sent file defines all names that it needs.
+        if os.path.exists(protocol):  # a copy of the program's version
+            # `call.py` imports from the package; this file defines all names that it needs.
             sys.modules[package] = sys.modules[name] = _module(name, protocol)
         run: Callable[[str], str] = _module("rhapsody_radical_call", call).run
     finally:
@@ -455,11 +455,11 @@ def _module(name: str, path: str) -> Any:
 
 
 def _work(channel: Connection[Any, Any], run: Callable[[str], str]) -> None:
-    """Make one call after the other, for the lifetime of the process."""
+    """Execute calls one after the other until the worker closes the channel."""
     os.setsid()
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    # A process of a call's own must not keep the channel open when this one dies.
+    # A process that a call starts must not keep the channel open when this one ends.
     os.set_inheritable(channel.fileno(), False)
     os.register_at_fork(after_in_child=channel.close)
     channel.send(os.getpid())

@@ -1,9 +1,9 @@
-"""Worker side of a function task: makes one call, on a RAPTOR worker or in a program.
+"""Worker side of a function task: execution of one call, on a RAPTOR worker or as a program.
 
-RAPTOR's channels accept little else than text, so a call and its result are sent as text. Large
-values are in separate files, if both sides share a file system. Everything else is core's call
-protocol (`rhapsody.sdk`). RAPTOR workers need not have Rhapsody installed: our own receive this
-file and core's, others receive `run` by value.
+RAPTOR's channels accept little other than text, so a call and its result are sent as text. Large
+values are sent in files, if both sides share a file system. Everything else is core's call protocol
+(`rhapsody.sdk`). Rhapsody need not be installed for RAPTOR workers: workers of our own class
+receive this file and core's, others receive `run` pickled by value.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from typing import Any
 from rhapsody.sdk import CallResult, CallSpec, Runner, dumps, sent_modules
 
 LARGE = 1 << 16
-"""Bytes from which on a value travels in a file, where there is a directory for it."""
+"""Size in bytes above which a value is sent in a file, if there is a directory for it."""
 
 
 def run(text: str) -> str:
-    """Make a call.
+    """Execute a call.
 
     Args:
-        text: The call, made by `rhapsody_radical.functions.as_text`.
+        text: The call, packed by `rhapsody_radical.functions.as_text`.
 
     Returns:
-        The outcome, read by `rhapsody_radical.functions.unpack`.
+        The result, for `rhapsody_radical.functions.unpack`.
     """
     return base64.b64encode(RaptorRunner().run(base64.b64decode(text))).decode("ascii")
 
@@ -48,17 +48,17 @@ class RaptorRunner(Runner):
         self._name = ""
 
     def make(self, order: CallSpec, call: Any) -> CallResult:
-        """Make the call; put its large values into files."""
+        """Execute the call, and write a large result to a file."""
         self._directory, self._name = order.more["values"], f"{order.uid}.result"
         return super().make(order, call)
 
     def answer(self, name: str, call: Any) -> tuple[bool, Any, bool]:
-        """Make only the call itself."""
+        """Execute the call itself, without its context."""
         done, packed, plain = super().answer(name, call)
         return done, self._stored(packed) if done else packed, plain
 
     def load(self, call: tuple[bytes | None, bytes | str]) -> Any:
-        """Unpack a call: its function, unless that is among the rest, and the rest."""
+        """Unpack a call: the function, which may be packed with the arguments, and these."""
         function, rest = call
         return load(rest) if function is None else (pickle.loads(function), *load(rest))  # noqa: S301 - from the program
 
@@ -80,7 +80,7 @@ class RaptorRunner(Runner):
         return store(data, buffers, self._directory, self._name)
 
     def modules(self, order: CallSpec) -> contextlib.AbstractContextManager[Any]:
-        """Make the program's own modules importable, from a separate file."""
+        """Make the program's own modules importable, which are in a file."""
         path = order.more["modules"]
         if path is not None and not sent_modules().knows(order.modules or b""):
             sent_modules().receive(Path(path).read_bytes())
@@ -106,10 +106,10 @@ class RaptorRunner(Runner):
 
 
 def _prepare(commands: list[str]) -> None:
-    """Run a task's `pre_exec` commands in its sandbox, and apply the variables that they export."""
+    """Run a task's `pre_exec` commands in its sandbox, and set the variables that they export."""
     if not commands:
         return
-    shell = shutil.which("bash") or "/bin/sh"  # RADICAL-Pilot's scripts are bash's, too
+    shell = shutil.which("bash") or "/bin/sh"  # RADICAL-Pilot's scripts use bash as well
     with tempfile.NamedTemporaryFile() as file:
         script = "\n".join(["set -e", *commands, f"env -0 > '{file.name}'"])
         subprocess.run([shell, "-c", script], check=True)
@@ -127,10 +127,10 @@ def dump(value: Any, directory: str | None) -> tuple[bytes, list[memoryview]]:
 
     Args:
         value: The value.
-        directory: The directory for a file of it, `None` where there is none.
+        directory: The directory for a file, `None` if there is none.
 
     Returns:
-        The pickle, and its large buffers, which are not copied where there is a directory.
+        The pickle, and its large buffers, which are not copied if there is a directory.
     """
     buffers: list[memoryview] = []
 
@@ -146,7 +146,7 @@ def dump(value: Any, directory: str | None) -> tuple[bytes, list[memoryview]]:
 
 
 def store(data: bytes, buffers: list[memoryview], directory: str | None, name: str) -> bytes | str:
-    """Put the output of `dump` into a private file if it is large.
+    """Write the output of `dump` to a private file if it is large.
 
     Returns:
         The file's path, or the pickle itself; `load` takes either.
@@ -158,7 +158,7 @@ def store(data: bytes, buffers: list[memoryview], directory: str | None, name: s
         return data
     path = os.path.join(directory, name)
     with contextlib.suppress(FileNotFoundError):
-        os.unlink(path)  # of a former session with the same directory
+        os.unlink(path)  # left by a former session with the same directory
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     try:
         with open(descriptor, "wb") as file:
@@ -184,10 +184,10 @@ def load(stored: bytes | str) -> Any:
 
 
 def main(order: str, reply: str) -> int:
-    """Make a call that is in one file, and put the reply into another.
+    """Read a call from one file, execute it, and write the reply to another file.
 
     Returns:
-        0; the reply says whether the call succeeded.
+        The exit code 0; the reply states whether the call succeeded.
     """
     part = Path(f"{reply}.part")
     part.write_bytes(RaptorRunner().run(Path(order).read_bytes()))

@@ -1,7 +1,7 @@
-"""Function tasks: calls on RAPTOR or in programs of their own, packed, and their outcomes.
+"""Function tasks: packing of calls for RAPTOR or separate programs, and unpacking of results.
 
-A call is pickled once, here. RADICAL-Pilot's messages are JSON or msgpack, so the client encodes
-the calls in them as text (`as_text`).
+A call is pickled once, in this module. RADICAL-Pilot's messages are JSON or msgpack, so the client
+encodes the calls in them as text (`as_text`).
 """
 
 from __future__ import annotations
@@ -53,11 +53,11 @@ def pack(
 
     Args:
         task: The task.
-        settings: Its settings in RADICAL-Pilot's own words.
-        capture: What to keep of its output.
-        directory: Where large values of the call and its reply go, which both sides see;
-            `None` where there is no such place. `forget` removes them.
-        batch: What the calls that are packed with this one share.
+        settings: Its settings with RADICAL-Pilot's keys.
+        capture: The `capture` setting for its output.
+        directory: The directory for large values of the call and its reply, which both sides see;
+            `None` if there is none. `forget` removes the files.
+        batch: The data shared by calls that are packed together.
 
     Returns:
         The values of the message.
@@ -90,9 +90,9 @@ def as_text(order: tuple[Any, ...]) -> str:
 
 
 def own_path() -> list[str]:
-    """Return the program's own directories of `sys.path`, without those of its environment.
+    """Return the directories in `sys.path` except those of the Python installation.
 
-    Modules there travel by name: a worker on the same file system imports them from there.
+    Modules there are pickled by name; a worker on the same file system imports them from there.
     """
     installed = tuple({os.path.join(prefix, "") for prefix in (sys.prefix, sys.base_prefix)})
     here, paths = os.getcwd(), [entry for entry in sys.path if isinstance(entry, str)]
@@ -101,7 +101,7 @@ def own_path() -> list[str]:
 
 
 def _kept(modules: bytes, directory: str) -> str:
-    """Return the file with the program's own modules, which the first call creates."""
+    """Return the path of the file with the program's own modules; create it if necessary."""
     path = os.path.join(directory, f"modules.{modules[:REFERENCE].hex()}")
     if not os.path.exists(path):
         with tempfile.TemporaryDirectory(dir=directory) as private:
@@ -113,30 +113,30 @@ def _kept(modules: bytes, directory: str) -> str:
 
 
 def forget(directory: str, uid: str) -> None:
-    """Remove the remaining files of a call, whatever its result."""
+    """Remove the remaining files of a call."""
     for kind in ("call", "arguments", "reply", "result"):
         with suppress(OSError):
             os.unlink(os.path.join(directory, f"{uid}.{kind}"))
 
 
 class Batch:
-    """Calls that are submitted together: each of their functions is pickled, and sent, once.
+    """Data shared by calls that are submitted together: each function is pickled once.
 
-    A function is as it was at each of the calls, or newer: all were made before the first is
-    packed.
+    All calls are made before the first one is packed. Each call may therefore use a newer state of
+    the function's data than it had when the call was made.
     """
 
     def __init__(self) -> None:
-        # With the function, which keeps its id in use.
+        # The function is stored as well, so that its id is not reused.
         self._found: dict[int, tuple[Any, bytes | None]] = {}
 
     @cached_property
     def path(self) -> list[str]:
-        """The program's own path, see `own_path`."""
+        """The program's own directories, see `own_path`."""
         return own_path()
 
     def pickled(self, function: Any) -> bytes | None:
-        """Return a function's pickle; `None` if it is large, or may share data with arguments.
+        """Return a function's pickle; `None` if it is large, or could share data with arguments.
 
         Raises:
             Exception: Pickling runs the code of the function's data.
@@ -166,8 +166,8 @@ def _packed_call(
 
 
 def _runner() -> bytes:
-    """Return `call.run` pickled by value, because workers need not have this package."""
-    with _packing:  # the registration is global, and other backends may use it
+    """Return `call.run` pickled by value, because workers may lack this package."""
+    with _packing:  # registration is global, and other backends may use it
         return _packed_runner()
 
 
@@ -194,11 +194,11 @@ def python_task(order: tuple[Any, ...]) -> str:
 
 
 def unpack(reply: str | bytes, task: TaskDescription) -> BaseException | None:
-    """Write the outcome of a call into a task's description.
+    """Write the result of a call into a task's description.
 
     Returns:
-        The exception of a call that raised, with its remote traceback as the cause, or the error of
-        an invalid reply.
+        `None`, the exception that the call raised, with its remote traceback as the cause, or an
+        error for an invalid reply.
     """
     try:
         packed = base64.b64decode(reply) if isinstance(reply, str) else reply
@@ -206,18 +206,18 @@ def unpack(reply: str | bytes, task: TaskDescription) -> BaseException | None:
     except (ProtocolVersionError, BackendError) as error:
         return error
     except ValueError as error:
-        return BackendError(f"invalid result from a worker: {error}")
+        return BackendError(f"task {task['name']!r}: invalid result from a worker: {error}")
     return finish(task, outcome, call.load)
 
 
 class ServiceFunctionError(CapabilityError):
-    """Error for a function as a service, which RADICAL-Pilot does not support."""
+    """A function was submitted as a service, which RADICAL-Pilot does not support."""
 
 
 def completed(
     uid: str, task_desc: Mapping[str, Any], specific: Mapping[str, Any] | None
 ) -> TaskDescription:
-    """Return a description with all required keys, from one that may lack some."""
+    """Return a copy of a description with defaults for all missing required keys."""
     task: dict[str, Any] = {
         "name": uid,
         "function": None,
@@ -235,33 +235,37 @@ def completed(
 
 
 def default_raptor(pilot: Pilot, cores: int | None) -> dict[str, Any]:
-    """Return RAPTOR's configuration where a user gave none, with this many cores or its share.
+    """Return the configuration of RAPTOR for a pilot, if the user has not set one.
+
+    Args:
+        pilot: The pilot.
+        cores: The number of cores for the worker; `None` chooses it.
 
     Raises:
-        CapabilityError: The pilot is too small for it.
+        CapabilityError: The pilot is too small.
     """
     per_node = pilot.has("cores") or pilot.cores
     if cores is None:
         cores = max(1, min(per_node, (pilot.cores + 1) // 2 - (pilot.cores > 2)))
     if cores > per_node or cores + 1 > pilot.cores:
         raise CapabilityError(
-            f"pilot {pilot.uid} has {pilot.cores} cores: too few for RAPTOR, whose master "
-            f"takes one and whose worker would take {cores}; ask for more cores, or run "
-            "functions as programs: RadicalExecutionBackend(functions='executable')"
+            f"pilot {pilot.uid} has {pilot.cores} cores, too few for RAPTOR's master (1) and "
+            f"worker ({cores}). Request more cores, or run functions as programs: "
+            "RadicalExecutionBackend(functions='executable')"
         )
     return descriptions.default_raptor_config(cores)
 
 
 def describe_call(job: Job, batch: Batch) -> tuple[dict[str, Any], tuple[Any, ...]]:
-    """Return RADICAL-Pilot's words for a call on RAPTOR, and its order, with its sandbox made.
+    """Create a function task's sandbox, and return its description for RAPTOR and packed call.
 
     Args:
         job: The task.
-        batch: What those that are submitted with it share.
+        batch: The data shared by tasks that are submitted together.
 
     Raises:
         TypeError: The call cannot be pickled.
-        CapabilityError: It is too large, or asks for ranks.
+        CapabilityError: The task requests more than one rank.
     """
     task = job.task
     job.on_raptor = True
@@ -285,8 +289,8 @@ def call_words(
 
     Args:
         task: The task.
-        directory: The directory for large values; `None`: none.
-        batch: Data that is shared by tasks that are submitted together.
+        directory: The directory for large values, `None` if there is none.
+        batch: The data shared by tasks that are submitted together.
 
     Raises:
         CapabilityError: The task requests more than one rank.
@@ -301,21 +305,22 @@ def call_words(
     if resources is not None:
         if resources.ranks > 1:
             raise CapabilityError(
-                f"task {task['name']!r} asks for {resources.ranks} ranks: functions have one; "
-                "use an executable for MPI"
+                f"task {task['name']!r} requests {resources.ranks} ranks, but a function runs on "
+                "one. Use an executable task for MPI"
             )
         words["cores_per_rank"] = resources.cores
     return words, order
 
 
 def describe_program(job: Job) -> dict[str, Any]:
-    """Turn a call into a program of its own, which RADICAL-Pilot's agent schedules."""
+    """Return the RADICAL-Pilot description of a function task that runs as a separate program."""
     task = job.task
     job.program = True
     resources = task.get("resources")
     if resources is not None and resources.ranks > 1:
         raise CapabilityError(
-            f"task {task['name']!r} asks for {resources.ranks} ranks: functions have one"
+            f"task {task['name']!r} requests {resources.ranks} ranks, but a function runs on one. "
+            "Use an executable task for MPI"
         )
     settings = task_settings(task)
     program = cast("TaskDescription", dict(task))
@@ -333,10 +338,10 @@ def describe_program(job: Job) -> dict[str, Any]:
 
 
 def tidy(job: Job, state: str) -> None:
-    """Remove files that were created only for the call."""
+    """Remove the files of a call that has ended."""
     sandbox = job.task.get("sandbox")
     if not job.program:
-        if state != schema.DONE:  # else who read them has removed them
+        if state != schema.DONE:  # otherwise they were removed when they were read
             forget(job.pilot.sandbox, job.uid)
     elif sandbox and job.own_sandbox and state == schema.DONE:
         shutil.rmtree(sandbox, ignore_errors=True)
@@ -350,13 +355,13 @@ ON_RAPTOR = {
     *("stage_on_error", "metadata", "tags", "name", "pilot", "priority", "raptor_id", "cleanup"),
     *("mode", "pre_exec_sync", "restartable"),
 }
-"""Keys of a task's settings that are honored on RAPTOR, by RADICAL-Pilot or by us."""
+"""Keys of a task's settings that RAPTOR or this backend supports for calls on RAPTOR."""
 
 
 def needs_more(task: TaskDescription, cores: int) -> bool:
-    """Return whether a call needs something that RAPTOR does not offer.
+    """Return True if a call needs something that RAPTOR does not offer.
 
-    Examples are GPUs, memory, more cores than RAPTOR has, and settings of programs.
+    Examples are GPUs, memory, more cores than a worker has, and settings of programs.
     """
     specific = task["task_backend_specific_kwargs"]
     if any(value is not None for key, value in specific.items() if key not in ON_RAPTOR):

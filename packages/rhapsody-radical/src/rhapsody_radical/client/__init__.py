@@ -1,5 +1,5 @@
-"""RADICAL-Pilot's client, in a process of its own that belongs to one backend.
+"""Client of RADICAL-Pilot: a process that belongs to one backend.
 
-Nothing outside this package imports it, and nothing but it imports `radical.pilot` while a
-backend runs. `rhapsody_radical.connection` starts it and talks to it.
+`rhapsody_radical.connection` starts the process and exchanges messages with it. No module outside
+this package imports it, and only this package imports `radical.pilot` while a backend runs.
 """

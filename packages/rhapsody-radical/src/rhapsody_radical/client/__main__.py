@@ -1,8 +1,8 @@
 """Entry point of the client: `python -P -m rhapsody_radical.client SOCKET PIDFD PROGRAM`.
 
-The arguments are two inherited descriptors, of the socket and of the program's process (-1
-if the system has none for processes), and the program's process id. The program starts the client
-as the leader of a session of its own, so that a terminal's Ctrl-C does not reach it.
+The arguments are two inherited descriptors, of the socket and of the program's process (-1 if the
+system does not support these), and the program's process id. The program starts the client in a
+session of its own, so that a terminal's Ctrl-C does not reach it.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from rhapsody_radical.wire import Channel, Outbox, Records
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 TICK = 1000
-"""Milliseconds between two looks whether the program lives, where nothing tells."""
+"""Milliseconds between two checks of whether the program is running, without a descriptor."""
 
 
 def main(end: int, program: int, parent: int) -> None:
-    """Serve the program until it requests the end, or has ended.
+    """Serve the program until it closes the session or ends.
 
     Args:
         end: The descriptor of the socket.
-        program: That of the program's process, -1 for none.
-        parent: Its process id.
+        program: The descriptor of the program's process, -1 for none.
+        parent: The program's process id.
     """
-    # Handlers that do nothing: what is ignored would be ignored by all tasks, too.
+    # Handlers that do nothing, because tasks would inherit ignored signals.
     for number in SIGNALS:
         signal.signal(number, lambda *_: None)
     channel = Channel(socket.socket(fileno=end))
@@ -41,7 +41,7 @@ def main(end: int, program: int, parent: int) -> None:
         os.set_inheritable(program, False)
 
     def forked() -> None:
-        """Close the socket and reset the signals in processes that RADICAL-Pilot forks."""
+        """Close the socket and reset the signals in a process that RADICAL-Pilot has forked."""
         for number in SIGNALS:
             signal.signal(number, signal.SIG_DFL)
         channel.close()
@@ -51,8 +51,8 @@ def main(end: int, program: int, parent: int) -> None:
     os.register_at_fork(after_in_child=forked)
 
     def watch() -> None:
-        """End the connection to the program, even if other processes hold its end of the socket."""
-        _wait_for_the_end_of(program, parent)
+        """Shut down the socket when the program ends, because other processes may hold its end."""
+        _wait_for_end(program, parent)
         channel.shut()
 
     threading.Thread(target=watch, name="rhapsody-radical-program", daemon=True).start()
@@ -66,7 +66,7 @@ def main(end: int, program: int, parent: int) -> None:
     while alone and (messages := channel.receive()) is not None:
         for name, *parts in messages:
             if name == "open":
-                client = _made(outbox, *parts)
+                client = _client(outbox, *parts)
             elif name == "close":
                 alone, keep = False, parts[0]
             elif client is not None:
@@ -77,22 +77,22 @@ def main(end: int, program: int, parent: int) -> None:
     outbox.end()
 
 
-def _made(outbox: Outbox, settings: dict[str, Any]) -> Any:
-    """Return the client; imports RADICAL-Pilot."""
+def _client(outbox: Outbox, settings: dict[str, Any]) -> Any:
+    """Create the client. This imports RADICAL-Pilot."""
     with warnings.catch_warnings():
-        # It warns where `logging` came first: its repair for `fork` is not needed, as nothing
-        # that it forks here logs.
+        # RADICAL-Pilot warns if `logging` was imported first. Its fix for `fork` is not needed,
+        # because the processes that it forks here do not log.
         warnings.filterwarnings("ignore", message="Import `radical` modules before `logging`")
         from rhapsody_radical.client.main import Client
     return Client(outbox, settings)
 
 
-def _wait_for_the_end_of(program: int, parent: int) -> None:
+def _wait_for_end(program: int, parent: int) -> None:
     """Wait until the program has ended.
 
     Args:
-        program: The descriptor of its process, -1 for none.
-        parent: Its process id.
+        program: The descriptor of the program's process, -1 for none.
+        parent: The program's process id.
     """
     poll = select.poll()
     if program >= 0:
@@ -107,7 +107,7 @@ if __name__ == "__main__":
     except BaseException:
         sys.excepthook(*sys.exc_info())
         os._exit(1)
-    # RADICAL-Pilot's forks would be waited for at an ordinary exit.
+    # A normal exit would wait for RADICAL-Pilot's forks.
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(0)

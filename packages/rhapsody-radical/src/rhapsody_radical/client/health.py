@@ -1,9 +1,9 @@
-"""Health of pilots and RAPTOR's workers: one rule for all the ways in which RADICAL-Pilot hangs.
+"""Health of pilots and RAPTOR workers: one rule that detects all ways in which RADICAL-Pilot hangs.
 
-RADICAL-Pilot does not report that one of its components has ended, that a scheduler hangs since it
-was forked, or that a message was lost. The common effect is that tasks do not start although cores
-are free, which can be detected without knowledge of RADICAL-Pilot's parts. A task counts only if it
-certainly fits, wherever running tasks are and whatever else its description requests.
+RADICAL-Pilot does not report that one of its components has ended, that a scheduler has hung since
+it was forked, or that a message was lost. The common effect is that tasks do not start although
+cores are free, which can be detected without knowledge of RADICAL-Pilot's components. Only tasks
+that certainly fit are considered, regardless of the nodes on which other tasks run.
 """
 
 from __future__ import annotations
@@ -15,40 +15,40 @@ from typing import Any
 from rhapsody_radical.states import TASK_STATES, Generation
 
 STALLED = 180.0
-"""Seconds for which a task that fits may wait before its pilot or its RAPTOR pair is given up."""
+"""Seconds that a task that fits may wait before its pilot or RAPTOR pair is ended."""
 
 PLACED = "AGENT_EXECUTING_PENDING"
-"""State of a task that has its cores and was not started yet."""
+"""State of a task that has its cores and has not been started."""
 
 _ORDER = TASK_STATES[Generation.CURRENT]
 WAITING = frozenset(_ORDER[: _ORDER.index(PLACED)])
-"""States of a task that has no cores yet."""
+"""States of a task that does not have its cores."""
 
 SPECIAL = (
     *("gpus_per_rank", "mem_per_rank", "lfs_per_rank", "ranks_per_node", "slots", "partition"),
     *("tags", "services", "input_staging"),
 )
-"""Settings with which a task may have a reason to wait although cores are free."""
+"""Settings with which a task may have to wait although cores are free."""
 
 OWN_ENVIRONMENT = "rp"
-"""The agent's own environment, which exists from the start: that of RAPTOR's masters."""
+"""The agent's own environment, which RAPTOR's masters use; others must be created first."""
 
 
 class Progress:
-    """Time since a pilot or a RAPTOR pair last started a task, or had none that fits."""
+    """Time since a pilot or a RAPTOR pair last started a task, or last had no task that fits."""
 
     def __init__(self) -> None:
         self._since = time.monotonic()
 
     def moved(self) -> None:
-        """Note that a task has started."""
+        """Record that a task has started."""
         self._since = time.monotonic()
 
     def is_stalled(self, waits: bool) -> bool:
-        """Return True if a task that fits has waited for too long.
+        """Return True if a task that fits has waited for too long; called about once a second.
 
         Args:
-            waits: Whether there is one now; to be called about once a second.
+            waits: Whether a task that fits is waiting now.
         """
         if not waits:
             self.moved()
@@ -62,10 +62,10 @@ def cores_of(task: Any) -> int:
 
 
 def is_stuck(tasks: Sequence[Any], nodes: Sequence[int]) -> bool:
-    """Return True if one of some tasks could start.
+    """Return True if one of the waiting tasks could start.
 
     Args:
-        tasks: RADICAL-Pilot's tasks that share the cores, the oldest first.
+        tasks: RADICAL-Pilot's open tasks that share the cores, the oldest first.
         nodes: The number of cores of each node.
     """
     if any(task.state == PLACED for task in tasks):

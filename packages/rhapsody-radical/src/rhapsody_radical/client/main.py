@@ -1,4 +1,4 @@
-"""Client of a session: executes the program's messages, and checks the session once a second."""
+"""Client of one session: executes the program's messages, and checks the session once a second."""
 
 from __future__ import annotations
 
@@ -41,9 +41,9 @@ class Watch:
         session: RADICAL-Pilot's objects.
         tasks: The engine's tasks.
         raptors: RAPTOR's masters and workers.
-        heard: Called with a pilot and its state.
-        give_up: Called with a pilot that is lost although RADICAL-Pilot does not report it, and the
-            reason.
+        heard: Called with each pilot and its state.
+        give_up: Called with a pilot that no longer works, and the reason, if RADICAL-Pilot does not
+            report it.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class Watch:
             try:
                 self._look()
             except Exception:  # the next check may succeed
-                log.exception("RADICAL-Pilot could not be watched")
+                log.exception("RADICAL-Pilot session %s: cannot be checked", self._session.uid)
 
     def _look(self) -> None:
         for pilot in self._session.pilots:
@@ -109,12 +109,12 @@ class Watch:
         if pilot.progress.is_stalled(health.is_stuck(programs, pilot.cores())):
             self._give_up(
                 pilot,
-                f"starts nothing: a task for which it has free cores has waited {health.STALLED:g} "
-                "s; RADICAL-Pilot's agent or client hangs",
+                "starts no tasks: a task for which it has free cores has waited "
+                f"{health.STALLED:g} s, so RADICAL-Pilot's agent or client hangs",
             )
 
     def _say_that_it_waits(self, pilot: ClientPilot) -> None:
-        """Warn about a pilot that is not active yet, or give up one that can never start."""
+        """Warn about a pilot that is not active, and give up one that can never start."""
         if pilot.state == PMGR_ACTIVE or pilot.state in FINAL or pilot.ended:
             return
         now = time.monotonic()
@@ -126,7 +126,7 @@ class Watch:
             self._give_up(pilot, never)
             return
         log.warning(
-            "pilot %s on %s is not active after %.0f s: %s%s; its tasks wait",
+            "pilot %s on %s: not active after %.0f s: %s%s; its tasks wait",
             pilot.uid, pilot.settings["resource"], now - self._began, pilot.state,
             self._session.place_in_queue(pilot),
             extra={"pilot": pilot.uid, "resource": pilot.settings["resource"]},
@@ -134,22 +134,22 @@ class Watch:
 
 
 REGISTERING = 5.0
-"""Seconds that the registration of a service with the agent may delay the report to its users."""
+"""Seconds for which the registration of a service may delay the report that it is ready."""
 
 STARTING = 10.0
-"""Seconds that a start may take to see that it is given up."""
+"""Time limit in seconds for interrupting a start."""
 
 REMOVING = 10.0
-"""Seconds that removing one of the session's directories may take."""
+"""Time limit in seconds for removing one of the session's directories."""
 
 
 class Client:
-    """One session of RADICAL-Pilot, as its program requests it.
+    """RADICAL-Pilot session that executes the program's messages.
 
     Args:
-        outbox: Sends messages to the program.
+        outbox: The queue of messages to the program.
         settings: The content of the program's first message: `uid` and `directory` of the session,
-            `made` (directories to remove with it), `work_dir`, `here` (the program's current
+            `made` (parent directories to remove with it), `work_dir`, `here` (the program's current
             directory), `path` (the program's own part of `sys.path`), `pilots`, `keep`.
 
     Attributes:
@@ -164,7 +164,7 @@ class Client:
         self._say: Callable[..., None] = outbox.put
         self._settings = settings
         self._stopping = threading.Event()
-        self._told: dict[int, str] = {}
+        self._reported: dict[int, str] = {}
         self._note: cleanup.Note | None = None
         self.keep: bool | None = settings["keep"]
         self._watch: Watch | None = None
@@ -180,10 +180,10 @@ class Client:
         self._commands = Worker("rhapsody-radical-commands")
         self._started = self._commands.submit(self._start)
 
-    # The program's messages; none of them may block.
+    # Messages from the program; their methods must not block.
 
     def do(self, message: Message) -> None:
-        """Execute a message from the program."""
+        """Execute a message from the program with the method `_on_NAME`."""
         name, *parts = message
         function: Callable[..., None] = getattr(self, f"_on_{name}")
         function(*parts)
@@ -195,7 +195,7 @@ class Client:
         self._commands.post(partial(self.tasks.cancel, uids))
 
     def _on_ready(self, uid: str, info: Any) -> None:
-        """Report that a service is ready to RADICAL-Pilot, and then to the program."""
+        """Register a ready service with RADICAL-Pilot, then set the information of its task."""
         entry = self.tasks.by_uid.get(uid)
         if entry is None or entry.handle is None:
             return
@@ -204,19 +204,19 @@ class Client:
         def register() -> None:
             try:  # for `RP_INFO_<UID>` in tasks that name the service
                 pilot.register_service(uid, str(info))
-            except Exception as error:  # only the variable is missing then
-                log.debug("service %s is not registered: %r", uid, error)
+            except Exception as error:  # without it, only the variable is missing
+                log.debug("service %s: cannot be registered: %r", uid, error)
 
-        def tell() -> None:
-            teller = threading.Thread(target=register, daemon=True)
-            teller.start()
-            teller.join(REGISTERING)
+        def report() -> None:
+            thread = threading.Thread(target=register, daemon=True)
+            thread.start()
+            thread.join(REGISTERING)
             handle._set_info(info)
 
-        threading.Thread(target=tell, name="rhapsody-radical-ready", daemon=True).start()
+        threading.Thread(target=report, name="rhapsody-radical-ready", daemon=True).start()
 
     def _on_release(self, number: int) -> None:
-        """End RAPTOR on a pilot, where no call is open."""
+        """End RAPTOR on a pilot on which no call is open."""
         pairs = self.raptors.found.pop(number).pairs
         uids = [uid for pair in pairs for uid in pair.uids()]
         self._commands.post(partial(self.session.pilots[number].manager.cancel_tasks, uids))
@@ -236,14 +236,14 @@ class Client:
                 return
             self._leave_note(place)
             self.session.open(self._on_task, self._on_pilot, self._stopping)
-            manager = self.session.objects.task_manager  # its channel is the session's
+            manager = self.session.objects.task_manager  # all managers use the same channel
             manager.register_subscriber(rp.constants.STATE_PUBSUB, self.tasks.receive_news)
             if self._stopping.is_set():
                 return
         except StartError as error:
             self._say("failed", str(error))
-        except Exception as error:  # whatever RADICAL-Pilot raises
-            log.debug("the session cannot be started", exc_info=True)
+        except Exception as error:  # RADICAL-Pilot raises exceptions of any type
+            log.debug("RADICAL-Pilot session %s: cannot start", settings["uid"], exc_info=True)
             where = settings["work_dir"]
             self._say("failed", f"RADICAL-Pilot cannot start in {where}: {text_of(error)}")
         else:
@@ -264,21 +264,21 @@ class Client:
             self._note = cleanup.Note(place, session.uid, directory, session.managers)
         except OSError as error:
             log.warning(
-                "no record of RADICAL-Pilot session %s can be written, so the next start cannot "
-                "end what the session leaves behind if this machine crashes: %s",
+                "RADICAL-Pilot session %s: cannot write its record (%s); if the program and its "
+                "client are killed, the next start will not clean up after them",
                 session.uid, error,
             )  # fmt: skip
         else:
             os.register_at_fork(after_in_child=self._note.close)
 
     def close(self, keep: bool | None) -> None:
-        """End everything. Blocks.
+        """Close the session, and block until everything has ended.
 
         Args:
             keep: Whether the session's directory is kept; `None`: only if a pilot failed.
         """
         self._stopping.set()
-        with suppress(TimeoutError):  # what is half open cannot be closed, but by force
+        with suppress(TimeoutError):  # a session that is being opened can only be ended by force
             self._started.exception(STARTING)
         if self._watch is not None:
             self._watch.stop()
@@ -292,10 +292,10 @@ class Client:
         for place in self._settings["made"]:
             try:
                 os.rmdir(place)
-            except OSError:  # something else is in it
+            except OSError:  # it is not empty
                 break
 
-    # What RADICAL-Pilot calls back about, on its threads.
+    # RADICAL-Pilot's callbacks, on its threads.
 
     def _on_task(self, handle: Any, state: str) -> None:
         if state in HEARD:
@@ -320,17 +320,17 @@ class Client:
                 self.pilot_heard(pilot, state)
 
     def pilot_heard(self, pilot: ClientPilot, state: str) -> None:
-        """Report a pilot's state, once. Called on any thread."""
+        """Report a pilot's state once; may be called on any thread."""
         with self._lock:
-            if pilot.pilot is None or self._told.get(pilot.number) == state:
+            if pilot.pilot is None or self._reported.get(pilot.number) == state:
                 return
-            self._told[pilot.number] = state
+            self._reported[pilot.number] = state
         ref = self._calls.encoded(pilot.pilot)
         self._say("pilot", pilot.number, {"state": (state, time.time()), "pilot": ref})
         if state in FINAL:
-            how = "ended: its walltime has expired, or it was cancelled"
+            how = "ended: its walltime has expired, or it was canceled"
             if state == "CANCELED":
-                how = "was cancelled: here, or by the batch system or its administrators"
+                how = "was canceled, by a program, the batch system or an administrator"
             elif state == "FAILED":
                 how = state if self._stopping.is_set() else f"{state}: {self.session.why(pilot)}"
             self._end(pilot, how)
@@ -360,7 +360,7 @@ class Client:
 
 
 def _remove(directory: str) -> None:
-    """Remove a directory in which a canceled job may still write for a while."""
+    """Remove a directory, although a canceled job may still write to it for a while."""
     until = time.monotonic() + REMOVING
     while os.path.exists(directory):
         shutil.rmtree(directory, ignore_errors=True)

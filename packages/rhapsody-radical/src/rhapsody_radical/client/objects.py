@@ -1,6 +1,6 @@
-"""The client's side of `rhapsody_radical.remote`: calls methods and functions for the program.
+"""The client's side of `rhapsody_radical.remote`: calls of methods and functions for the program.
 
-Each call has a thread of its own, because RADICAL-Pilot's methods block.
+Each call runs on a separate thread, because RADICAL-Pilot's methods block.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ DESCRIBED: dict[str, Any] = {
 
 
 class Calls:
-    """RADICAL-Pilot's objects that the program has seen, and its calls of their methods.
+    """RADICAL-Pilot's objects that the program has received, and calls of their methods.
 
     Args:
         objects: The objects for functions of the program.
@@ -64,17 +64,17 @@ class Calls:
     def _reply(self, number: int, target: Ref | None, method: str, packed: bytes) -> None:
         try:
             value = self.encoded(self._called(target, method, packed))
-        except BaseException as error:  # the reply
+        except BaseException as error:  # sent to the program
             self._say("reply", number, False, _packed_error(error))
             return
         try:
             self._say("reply", number, True, cloudpickle.dumps(value))
         except Exception as error:  # pickling runs the object's own code
-            said = TypeError(
-                f"the result ({type(value).__qualname__}) cannot be pickled back to the program: "
-                f"{type(error).__name__}: {error}; return data that can be"
+            problem = TypeError(
+                f"the result ({type(value).__qualname__}) cannot be pickled for the program: "
+                f"{type(error).__name__}: {error}. Return data that can be pickled"
             )
-            self._say("reply", number, False, pickle.dumps(said))
+            self._say("reply", number, False, pickle.dumps(problem))
 
     def _called(self, target: Ref | None, method: str, packed: bytes) -> Any:
         args, kwargs = pickle.loads(packed)  # noqa: S301 - from our own program
@@ -87,12 +87,12 @@ class Calls:
         return getattr(self._decoded(target, None), method)(*args, **kwargs)
 
     def changed(self, handle: Any) -> None:
-        """Send the values of a task after a change, if the program has seen it."""
+        """Send the attributes of a task that has changed, if the program has received it."""
         if ("task", handle.uid) in self._seen:
             self._say("values", self.encoded(handle))
 
     def encoded(self, value: Any) -> Any:
-        """Return what is sent for a value: references for RADICAL-Pilot's objects."""
+        """Return the form in which a value is sent: references replace RADICAL-Pilot's objects."""
         kind = next((kind for cls, kind in CLASSES.items() if isinstance(value, cls)), None)
         if kind is not None:
             uid = str(value.uid)
@@ -109,9 +109,14 @@ class Calls:
         return value
 
     def _decoded(self, value: Any, make: Any) -> Any:
-        """Return an argument: objects for references, and descriptions for dicts if `make`."""
+        """Return an argument, with objects for references.
+
+        Args:
+            value: The value from the message.
+            make: The class of descriptions to create from dicts, if any.
+        """
         if type(value) is Ref and value.kind == CALLBACK:
-            # RADICAL-Pilot knows callbacks by their ids.
+            # RADICAL-Pilot identifies callbacks by their ids.
             return self._forwards.setdefault(value.uid, partial(self._forward, value.uid))
         if type(value) is Ref:
             if (found := self._seen.get(value[:2])) is None:
@@ -134,7 +139,7 @@ class Calls:
 def _attribute(thing: Any, name: str) -> Any:
     try:
         value = getattr(thing, name)
-    except Exception:  # RADICAL-Pilot raises for some before their time
+    except Exception:  # RADICAL-Pilot raises if some attributes are read too early
         return None
     return value.as_dict() if name == "nodelist" and value is not None else value
 
@@ -143,7 +148,7 @@ def _packed_error(error: BaseException) -> bytes:
     """Pickle an exception for the program, with its own type if possible."""
     try:
         packed: bytes = cloudpickle.dumps(error)
-        pickle.loads(packed)  # noqa: S301 - made above; some can be packed and not unpacked
-    except Exception:  # an exception class may do anything
+        pickle.loads(packed)  # noqa: S301 - made above; some can be pickled but not unpickled
+    except Exception:  # pickling runs the exception's own code
         return pickle.dumps(RuntimeError(f"{type(error).__name__}: {error}"))
     return packed

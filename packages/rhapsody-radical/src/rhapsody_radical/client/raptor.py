@@ -1,7 +1,7 @@
-"""RAPTOR's masters and workers: started, chosen in turn, asked, and replaced when lost.
+"""RAPTOR's masters and workers: started, chosen in turn, checked, and replaced when lost.
 
-A master and its workers are one pair: a new worker at an old master does not serve, so
-that both are given up together. Everything here blocks, and runs on the client's threads.
+A master and its workers form a pair. A new worker cannot be added to an old master, so both are
+ended and replaced together. All methods block, and run on the client's threads.
 """
 
 from __future__ import annotations
@@ -43,28 +43,28 @@ MARK = "rhapsody"
 """Key in a task's metadata by which our own worker recognizes our calls."""
 
 LARGEST, LARGEST_TEXT = 64, 1 << 18
-"""Limits of a group: its number of calls, and the characters after which it takes no more."""
+"""Limits of a group: its number of calls, and the total length of their texts in characters."""
 
 SHARES = 16
 """Minimum number of groups for each of several workers, so that all get an equal share."""
 
 
 class Pair:
-    """A master and its workers.
+    """Master and its workers.
 
     Attributes:
         uid: The master's uid, to which calls are sent.
-        takes_orders: Whether only our own workers receive calls, through RAPTOR's own master.
+        takes_orders: Whether the master and all of its workers have our own classes.
         master: RADICAL-Pilot's task of the master.
         workers: RADICAL-Pilot's tasks of its workers.
-        lost: The reason for its loss, `None` while it is alive.
-        progress: Whether it starts calls.
+        lost: The reason for its loss, `None` until it is lost.
+        progress: The time since it last started a call.
     """
 
     def __init__(self, master: Any, workers: list[Any], settings: Mapping[str, Any]) -> None:
         self.uid: str = str(master.uid)
-        theirs = any(settings.get(key) for key in CLASS_KEYS)
-        self.takes_orders: bool = not theirs and all(map(is_own, settings["workers"]))
+        other_class = any(settings.get(key) for key in CLASS_KEYS)
+        self.takes_orders: bool = not other_class and all(map(is_own, settings["workers"]))
         self.master = master
         self.workers = workers
         self.settings = settings
@@ -72,10 +72,11 @@ class Pair:
         self.progress: Progress = Progress()
 
     def is_stuck(self, calls: Sequence[Any]) -> bool:
-        """Return True if one of its calls could start.
+        """Return True if one of its waiting calls could start.
 
-        Only our own workers report that a call has started. Such a worker starts calls in order; of
-        several workers each takes some, and may have to wait although another one is free.
+        Only our own workers report that a call has started, and start calls in order. If there are
+        several workers, each receives some of the calls, which may have to wait although another
+        worker is free.
         """
         members = (self.master, *self.workers)
         own = all((call.description.get("metadata") or {}).get(MARK) for call in calls)
@@ -93,27 +94,27 @@ class Pair:
         return [self.uid, *(str(worker.uid) for worker in self.workers)]
 
     def problem(self) -> str | None:
-        """Describe the master or worker that has ended, `None` if all are alive."""
+        """Return a description of the master or worker that has ended, `None` if none has."""
         for name, task in (("master", self.master), *(("worker", each) for each in self.workers)):
             if task.state in FINAL:
-                told = [task.exception, (task.stderr or "").strip()[-500:]]
+                details = [task.exception, (task.stderr or "").strip()[-500:]]
                 return ": ".join(
-                    [f"RAPTOR {name} {task.uid} ended ({task.state})", *filter(None, told)]
+                    [f"RAPTOR {name} {task.uid} ended ({task.state})", *filter(None, details)]
                 )
         return None
 
 
 class Raptor:
-    """The pairs on one pilot.
+    """Pairs on one pilot.
 
     Args:
         pilot: The pilot.
-        config: The checked configuration of the pairs.
-        on_change: Called with a pair that was given up, and with `None` when some were started.
+        config: The validated configuration of the pairs.
+        on_change: Called with a pair that was lost, and with `None` when pairs were started.
 
     Attributes:
         config: The configuration of the pairs.
-        pairs: The pairs that are alive.
+        pairs: The pairs that were started and not lost.
         lost: The uids of the masters that were lost.
     """
 
@@ -141,7 +142,7 @@ class Raptor:
             self._on_change(None)
 
     def choose(self) -> Pair:
-        """Return the next pair in turn; start it if necessary."""
+        """Start missing pairs, and return the next pair in turn."""
         with self._lock:
             self.start()
             self._turn += 1
@@ -169,12 +170,12 @@ class Raptor:
         return Pair(master, master.submit_workers(descriptions), settings)
 
     def _make_own(self, words: dict[str, Any], uid: str, name: str, *files: Path) -> None:
-        """Let RAPTOR load our own class from the first of some files, which are sent along.
+        """Make RAPTOR load our own class from the first of some files, which are copied.
 
-        The files are from two distributions, neither of which need be installed in the pilot.
+        The files belong to two distributions, which need not be installed in the pilot.
         """
         words.update(raptor_class=name, raptor_file=files[0].name)
-        # RADICAL-Pilot's COPY knows no spaces, and its LINK no other file system.
+        # RADICAL-Pilot's COPY does not support spaces, and its LINK no other file systems.
         sandbox = Path(self._pilot.sandbox, words.get("sandbox") or uid)
         sandbox.mkdir(mode=0o700, parents=True, exist_ok=True)
         for file in files:
@@ -184,8 +185,8 @@ class Raptor:
         """End pairs whose master or worker has ended, or that do not start their calls.
 
         Args:
-            calls: RADICAL-Pilot's tasks for the calls of each master, by its uid; `None` to check
-                only for masters and workers that have ended.
+            calls: RADICAL-Pilot's tasks for the calls of each master, by the master's uid; `None`
+                to check only for masters and workers that have ended.
         """
         with self._lock:
             for pair in list(self.pairs):
@@ -194,14 +195,14 @@ class Raptor:
                     waits = pair.is_stuck(calls.get(pair.uid, ()))
                     if pair.progress.is_stalled(waits):
                         problem = (
-                            f"RAPTOR master {pair.uid} and its worker start nothing: a call for "
+                            f"RAPTOR master {pair.uid} and its worker start no calls: a call for "
                             f"which there are free cores has waited {health.STALLED:g} s"
                         )
                 if problem is not None:
                     self.give_up(pair, problem)
 
     def give_up(self, pair: Pair, reason: str) -> None:
-        """End a pair; the next call starts another."""
+        """End a pair; the next call starts a new one."""
         with self._lock:
             if pair.lost is not None:
                 return
@@ -211,7 +212,7 @@ class Raptor:
         with suppress(Exception):  # the pilot may have ended
             self._pilot.manager.cancel_tasks(pair.uids())
         if not self._pilot.ended:
-            log.warning("%s; a new pair is started when it is needed", reason)
+            log.warning("%s; the next call starts a new master and worker", reason)
         self._on_change(pair)
 
 
@@ -224,7 +225,7 @@ class Raptors:
             that was lost, if any.
 
     Attributes:
-        found: RAPTOR by the number of its pilot.
+        found: The pairs on each pilot where RAPTOR was started, by the pilot's number.
     """
 
     def __init__(
@@ -235,7 +236,7 @@ class Raptors:
         self.found: dict[int, Raptor] = {}
 
     def start(self, number: int, config: dict[str, Any]) -> None:
-        """Start RAPTOR on a pilot, with the first configuration that was set."""
+        """Start missing pairs on a pilot; only the first configuration is used."""
         found = self.found.get(number)
         if found is None:
             pilot, changed = self._pilots[number], partial(self._on_change, number)
@@ -243,32 +244,32 @@ class Raptors:
         found.start()
 
     def group_size(self, pilot: ClientPilot, calls: int) -> int:
-        """Return how many calls may share a task of RADICAL-Pilot.
+        """Return the largest number of calls that may share a RADICAL-Pilot task.
 
-        Only our own workers know groups. A worker makes the calls of a group independently, on all
-        of its cores; but several workers must share the calls.
+        Only our own workers support groups. A worker executes the calls of a group independently,
+        on all of its cores. If there are several workers, all must receive groups.
         """
         raptor = self.found.get(pilot.number)
         masters = [] if raptor is None else raptor.config["masters"]
         workers = [worker for master in masters for worker in master["workers"]]
-        theirs = any(master.get(key) for master in masters for key in CLASS_KEYS)
-        if not workers or theirs or not all(map(is_own, workers)):
+        other_class = any(master.get(key) for master in masters for key in CLASS_KEYS)
+        if not workers or other_class or not all(map(is_own, workers)):
             return 1
         number = sum(int(worker.get("ranks") or 1) for worker in workers)
         return LARGEST if number == 1 else max(1, min(LARGEST, calls // (SHARES * number)))
 
     def send(self, words: dict[str, Any], order: Any, pilot: ClientPilot) -> Pair | None:
-        """Put a call, or a list of the uids and texts of calls, and its master into a description.
+        """Add a call, or a list of uids and texts of calls, and its master to a description.
 
         Returns:
-            The pair that it goes to; `None` for a master that the program started itself.
+            The pair that receives it; `None` for a master that the program started itself.
 
         Raises:
             ValueError: The task names an unknown master.
         """
         named = words.get("raptor_id")
         pair = self._named(named, pilot) if named else self.found[pilot.number].choose()
-        # Our own workers know how to make a call; others receive a function that does.
+        # Our own workers can execute a packed call; others receive a function that does.
         alone = pair is not None and pair.takes_orders
         if type(order) is list:
             kind, words["function"] = "calls", json.dumps(order)
@@ -284,32 +285,30 @@ class Raptors:
         """Return the pair of a master that a task names; `None` for the program's own master.
 
         Raises:
-            ValueError: There is none, its pair is lost, or it is on another pilot: RADICAL-Pilot
-                would wait forever.
+            ValueError: There is no such master, it was lost, or it is on another pilot. In these
+                cases, RADICAL-Pilot would wait forever.
         """
         for number, each in list(self.found.items()):
             there = self._pilots[number].uid
             if master in each.lost:
-                raise ValueError(
-                    f"raptor_id: RAPTOR master {master!r} is lost; leave raptor_id out"
-                )
+                raise ValueError(f"raptor_id: RAPTOR master {master!r} was lost; omit raptor_id")
             for pair in each.pairs:
                 if pair.uid == master and number == pilot.number:
                     return pair
                 if pair.uid == master:
                     raise ValueError(
-                        f"raptor_id: RAPTOR master {master!r} is on pilot {there}, the task goes "
-                        f"to {pilot.uid}; say pilot={there!r} in its task_description, too"
+                        f"raptor_id: RAPTOR master {master!r} is on pilot {there}, but the task is "
+                        f"on {pilot.uid}; set pilot={there!r} in its task_description as well"
                     )
         if not any(master in each.manager.list_tasks() for each in self._pilots):
             pairs = [pair.uid for each in self.found.values() for pair in each.pairs]
             raise ValueError(
-                f"raptor_id: there is no RAPTOR master {master!r}; there are: "
-                f"{', '.join(pairs) or 'none yet'}"
+                f"raptor_id: no RAPTOR master {master!r}; the masters are "
+                f"{', '.join(pairs) or 'not started yet'}"
             )
         return None
 
     def look_at(self, uid: str, state: str) -> bool:
-        """Return True if a uid is that of a master or worker that has ended."""
+        """Return True if a state is the end of a master or worker."""
         pairs = [pair for each in list(self.found.values()) for pair in list(each.pairs)]
         return state in FINAL and any(uid in pair.uids() for pair in pairs)

@@ -1,7 +1,7 @@
-"""RADICAL-Pilot's objects for one backend: a session, its managers and pilots.
+"""RADICAL-Pilot's objects for one backend: a session, its managers and its pilots.
 
-Everything here blocks; the client calls it on threads. Each pilot has a task manager of its
-own, because a task manager declares all of its tasks failed when one of its pilots ends.
+All methods block; the client calls them on threads. Each pilot has its own task manager, because a
+task manager declares all of its tasks failed when one of its pilots ends.
 """
 
 from __future__ import annotations
@@ -27,36 +27,36 @@ from rhapsody_radical.schema import FINAL, PMGR_ACTIVE, PMGR_ACTIVE_PENDING
 log: logging.Logger = logging.getLogger(__name__)
 
 CLOSE_LIMIT = 60.0
-"""Seconds that RADICAL-Pilot may take to close before its processes are ended."""
+"""Time limit in seconds for closing RADICAL-Pilot, after which its processes are killed."""
 
 AGENT = 15.0
-"""Seconds that an agent may take to end before its pilot is ended by force."""
+"""Time limit in seconds for the end of an agent, after which its pilot is ended by force."""
 
 FULL = 1 << 20
-"""Bytes that are free on a file system on which a pilot cannot start any more."""
+"""Free space in bytes below which a pilot cannot start on a file system."""
 
 KNOWN = ("resource_manager", "filesystem_endpoint", "job_manager_endpoint")
-"""Parts of a resource's configuration that the program receives in addition to `PER_NODE`."""
+"""Keys of a resource's configuration that the program receives in addition to `PER_NODE`."""
 
 PER_NODE = ("cores_per_node", "gpus_per_node", "mem_per_node")
 
 
 class StartError(Exception):
-    """The session cannot be started; the text says why."""
+    """The session cannot be started; the message contains the reason."""
 
 
 class ClientPilot:
-    """One pilot and its task manager.
+    """Pilot and its task manager.
 
     Attributes:
-        number: Which one of the backend's, from 0.
+        number: Its index among the backend's pilots, from 0.
         settings: The parameters of its description.
         pilot: RADICAL-Pilot's object.
         manager: Its task manager.
-        config: What matters of the resource's configuration, as plain values.
-        sandbox: The directory of its tasks.
-        ended: Whether it takes no more tasks.
-        progress: Whether it starts tasks.
+        config: The relevant part of the resource's configuration, as plain values.
+        sandbox: The directory that contains the sandboxes of its tasks.
+        ended: Whether it accepts no more tasks.
+        progress: The time since it last started a task.
     """
 
     def __init__(self, number: int, settings: dict[str, Any]) -> None:
@@ -85,20 +85,20 @@ class ClientPilot:
         self.config.update({key: int(config.get(key) or 0) for key in PER_NODE})
 
     def cores(self) -> list[int]:
-        """Return how many cores each of its nodes has for tasks; empty while that is not known."""
+        """Return the number of cores for tasks of each node; empty until that is known."""
         found = self.pilot.nodelist
         nodes = [] if found is None else found.nodes
         return [sum(core.occupation is not None for core in node.cores) for node in nodes]
 
     def forget(self, uid: str) -> None:
-        """Let the task manager release a task that has ended, which it would keep forever."""
+        """Remove an ended task from the task manager, which would keep it forever."""
         with suppress(Exception), self.manager._tasks_lock:
             self.manager._tasks.pop(uid, None)
             self.manager._task_info.pop(uid, None)
 
 
 class Objects:
-    """RADICAL-Pilot's own objects, which `run_in_client` gives to a function.
+    """RADICAL-Pilot's own objects, which `run_in_client` passes to a function.
 
     Attributes:
         session: The session.
@@ -115,7 +115,7 @@ class Objects:
 
     @property
     def task_manager(self) -> Any:
-        """The first pilot's."""
+        """The task manager of the first pilot."""
         return self.task_managers[0]
 
     @property
@@ -125,17 +125,17 @@ class Objects:
 
 
 class Session:
-    """The life of one session.
+    """RADICAL-Pilot session, from its start to its end.
 
     Args:
         uid: Its uid.
         directory: Its directory, which exists.
-        here: The program's current directory, which `client:///` means.
+        here: The program's current directory, to which `client:///` refers.
         settings: The parameters of each pilot's description.
 
     Attributes:
-        objects: RADICAL-Pilot's own.
-        pilots: The pilots, the first one first.
+        objects: RADICAL-Pilot's own objects.
+        pilots: The pilots, in the order of their numbers.
     """
 
     def __init__(self, uid: str, directory: str, here: str, settings: list[dict[str, Any]]) -> None:
@@ -154,17 +154,17 @@ class Session:
         on_pilot: Callable[[Any, str], None],
         stop: threading.Event,
     ) -> None:
-        """Start the session, its managers and its pilots; return when they are launched.
+        """Start the session, its managers and its pilots; return when the pilots are launched.
 
-        On a batch system that means queued.
+        On a batch system, launched pilots are queued.
 
         Args:
-            on_task: Called on RADICAL-Pilot's thread with each state of a task.
-            on_pilot: The same for pilots.
-            stop: Set where the start is given up; looked at between two of its steps.
+            on_task: Called with each state of a task, on RADICAL-Pilot's thread.
+            on_pilot: Called with each state of a pilot, on RADICAL-Pilot's thread.
+            stop: Set to interrupt the start; checked after each of its steps.
 
         Raises:
-            StartError: It cannot be started; the text has RADICAL-Pilot's reason.
+            StartError: The session cannot be started; the message contains RADICAL-Pilot's reason.
         """
         cfg = {"base": self.directory, "client_sandbox": self._here}
         self.objects.session = rp.Session(uid=self.uid, cfg=cfg)
@@ -184,7 +184,7 @@ class Session:
         for pilot in self.pilots:
             if stop.is_set():
                 return
-            # RADICAL-Pilot counts them as we do: a pilot that the program submits is the next one.
+            # RADICAL-Pilot uses the same numbers: a pilot that the program submits is the next one.
             settings = {"sandbox": self.directory, **pilot.settings}
             pilot.pilot = manager.submit_pilots(rp.PilotDescription(settings))
             self.objects.resource_pilots.append(pilot.pilot)
@@ -193,10 +193,10 @@ class Session:
         self._wait_launched(stop)
 
     def _look_up(self, pilot: ClientPilot) -> None:
-        """Find a pilot's resource.
+        """Look up the configuration of a pilot's resource.
 
         Raises:
-            StartError: There is none of its name, or its files cannot be seen from here.
+            StartError: There is no such resource, or this machine does not see its files.
         """
         session, resource = self.objects.session, pilot.settings["resource"]
         try:
@@ -208,21 +208,21 @@ class Session:
             ]
             close = difflib.get_close_matches(resource, known, 5, 0.3) or ["local.localhost"]
             raise StartError(
-                f"{text_of(error)} Known resources of this kind: {', '.join(close)}"
+                f"{text_of(error)} Similar known resources: {', '.join(close)}"
             ) from error
         files = pilot.config["filesystem_endpoint"] or "file://"
         if not files.startswith("file:"):
             raise StartError(
-                f"{resource} keeps its files at {files}, which this program cannot see: run the "
-                "program on that machine itself, with an access_schema whose filesystem_endpoint "
-                "is file://localhost"
+                f"{resource} keeps its files at {files}, which this program cannot access. Run the "
+                "program on that machine, with an access_schema whose filesystem_endpoint is "
+                "file://localhost"
             )
 
     def _wait_launched(self, stop: threading.Event) -> None:
-        """Wait until every pilot was launched.
+        """Wait until all pilots are launched.
 
         Raises:
-            StartError: One was not; the text has RADICAL-Pilot's reason.
+            StartError: A pilot has failed; the message contains RADICAL-Pilot's reason.
         """
         while not stop.wait(0.05):
             states = [pilot.state for pilot in self.pilots]
@@ -238,7 +238,7 @@ class Session:
                 return
 
     def why(self, pilot: ClientPilot) -> str:
-        """Return why a pilot has ended, from the batch system or RADICAL-Pilot's logs."""
+        """Return the reason for a pilot's end, from the batch system or RADICAL-Pilot's logs."""
         for job in self.jobs(cleanup.CUT) or ():
             if job.pilot == pilot.uid:
                 return f"the batch system ended its job {job.id}: {job.state}"
@@ -251,35 +251,35 @@ class Session:
         for place in (here, there):
             with suppress(OSError):
                 if shutil.disk_usage(place).free < FULL:
-                    return f"no space is left in {place}"
-        return f"its logs have no reason; unless keep_session=False, they stay in {here}"
+                    return f"no space left in {place}"
+        return f"no reason found in its logs in {here}, which keep_session=False removes"
 
     def directories(self) -> list[str]:
-        """Return the directories made for the session, including those of pilots' sandboxes."""
+        """Return the directories created for the session, including those of pilots' sandboxes."""
         found = {self.directory}
         for pilot in self.pilots:
             if pilot.sandbox:
                 sandboxes = os.path.dirname(pilot.sandbox)
                 counters = os.path.join(os.path.dirname(sandboxes), ".radical/utils", self.uid)
-                found |= {sandboxes, counters}  # the counters are of its `radical.utils`
+                found |= {sandboxes, counters}  # `radical.utils` creates the counters
         return sorted(found)
 
     def jobs(self, states: str = cleanup.ACTIVE) -> list[cleanup.BatchJob] | None:
-        """Return the session's batch jobs in some states; `None` if that is not known."""
+        """Return the session's batch jobs in some states, `None` if they are unknown."""
         return cleanup.find_jobs(self.uid, states) if "SLURM" in self.managers else None
 
     def why_never(self, pilot: ClientPilot) -> str | None:
-        """Return why a queued pilot can never start, `None` if it may."""
+        """Return the reason why a queued pilot can never start, `None` if it can."""
         for job in self.jobs() or ():
             if job.pilot == pilot.uid and job.reason in cleanup.TOO_MUCH:
                 return (
-                    f"cannot start: its job {job.id} in queue {job.queue} requests more than the "
-                    f"queue can provide, Slurm says {job.reason}"
+                    f"cannot start: its job {job.id} in queue {job.queue} exceeds a limit of the "
+                    f"queue ({job.reason})"
                 )
         return None
 
     def place_in_queue(self, pilot: ClientPilot) -> str:
-        """Return the details of a waiting pilot, as the end of a log line about it."""
+        """Return the queue and the job of a waiting pilot, as the end of a log message."""
         queue = pilot.settings.get("queue")
         where = f", queue {queue}" if queue else ""
         found = self.jobs()
@@ -287,30 +287,33 @@ class Session:
             return where
         job = next((job for job in found if job.pilot == pilot.uid), None)
         if job is None:
-            return f"{where}, it has no job in the queue (any more)"
-        said = f", queue {job.queue}, job {job.id} is {job.state}"
+            return f"{where}, no job in the queue"
+        text = f", queue {job.queue}, job {job.id} is {job.state}"
         if job.state == "RUNNING":
-            return f"{said}: RADICAL-Pilot's agent starts"
-        return f"{said} ({job.reason})"
+            return f"{text}, and RADICAL-Pilot's agent is starting"
+        return f"{text} ({job.reason})"
 
     def give_up(self, pilot: ClientPilot) -> None:
-        """End a pilot that does not work, and everything that runs on it."""
+        """End a pilot that no longer works, and everything that runs on it."""
         cleanup.cancel_jobs(job for job in self.jobs() or () if job.pilot == pilot.uid)
         cleanup.end(self.uid, cleanup.PILOT, [pilot.uid])
-        with suppress(Exception):  # who would do it may be what has ended
+        with suppress(Exception):  # the component that cancels pilots may have ended
             self.objects.pilot_manager.cancel_pilots(pilot.uid, _timeout=5)
 
     def close(self) -> None:
-        """End everything within a time limit, then by force. Never raises."""
+        """Close the session within a time limit, then end the rest by force; never raise."""
         closing = threading.Thread(target=self._close, name="rhapsody-radical-close", daemon=True)
         closing.start()
         closing.join(CLOSE_LIMIT)
         if closing.is_alive():
-            log.warning("RADICAL-Pilot session %s did not close within %g s", self.uid, CLOSE_LIMIT)
+            log.warning(
+                "RADICAL-Pilot session %s: killing its processes, because RADICAL-Pilot did not "
+                "close it within %g s", self.uid, CLOSE_LIMIT,
+            )  # fmt: skip
         cleanup.end(self.uid, patience=5.0)
-        # Also one that was being submitted when the closing began.
+        # This includes a job that was being submitted when the closing began.
         cleanup.cancel_jobs(self.jobs() or [])
-        # RADICAL-Pilot's agents make this directory for temporary files, and never remove it.
+        # RADICAL-Pilot's agents create this directory for temporary files, and never remove it.
         temporary = os.environ.get("TMPDIR", "/tmp")  # noqa: S108 - RADICAL-Pilot's
         shutil.rmtree(os.path.join(temporary, self.uid), ignore_errors=True)
 
@@ -318,8 +321,9 @@ class Session:
         manager = self.objects.pilot_manager
         living = [pilot for pilot in self.pilots if pilot.pilot and pilot.state not in FINAL]
         active = [pilot.uid for pilot in living if pilot.state == PMGR_ACTIVE]
-        # The queue first: RADICAL-Pilot's components may be dead, and it sees the end of a job
-        # only half a minute later. An agent that runs is quicker than the batch system, however.
+        # Cancel queued jobs first, because RADICAL-Pilot's components may have ended, and it
+        # detects the end of a job only after half a minute. Active pilots are ended by their
+        # agents, which is quicker than the batch system.
         found = self.jobs() or []
         jobs = [job for job in found if job.pilot not in active]
         done = {job.pilot for job in jobs} if cleanup.cancel_jobs(jobs) else set()
@@ -331,25 +335,25 @@ class Session:
             in_jobs = {job.pilot for job in found}.issuperset(active)
             steps.append(lambda: manager.cancel_pilots(active, _timeout=0.1 if in_jobs else AGENT))
             steps.append(lambda: self._wait_for_jobs(active))
-        if manager is not None:  # it would wait for pilots once more, with their launcher gone
+        if manager is not None:  # terminating would wait for pilots again, without their launcher
             steps.append(lambda: manager.close(terminate=False))
         if self.objects.session is not None:
             steps.append(lambda: self.objects.session.close(download=True))
         for step in steps:
             try:
                 step()
-            except Exception as error:  # closing goes on, and ends with force
-                log.debug("while session %s closed: %r", self.uid, error)
+            except Exception as error:  # continue with the next step
+                log.debug("RADICAL-Pilot session %s: error while closing: %r", self.uid, error)
 
     def _wait_for_jobs(self, uids: list[str]) -> None:
-        """Wait until agents have ended their jobs, which RADICAL-Pilot would see much later."""
+        """Wait until agents have ended their jobs, which RADICAL-Pilot detects much later."""
         until = time.monotonic() + AGENT
         while any(job.pilot in uids for job in self.jobs() or ()) and time.monotonic() < until:
             time.sleep(0.2)
 
 
 def _managers(pilots: list[ClientPilot]) -> list[str]:
-    """Return RADICAL-Pilot's names of the pilots' batch systems, before the session exists."""
+    """Return RADICAL-Pilot's names of the pilots' batch systems; no session is needed."""
     found, configs = set(), rp.utils.misc.get_resource_configs()
     for pilot in pilots:
         site, _, name = pilot.settings["resource"].partition(".")
@@ -359,13 +363,13 @@ def _managers(pilots: list[ClientPilot]) -> list[str]:
 
 
 def text_of(error: BaseException) -> str:
-    """Return an error's text as a sentence."""
+    """Return an error's text with a period at the end."""
     text = str(error).strip() or type(error).__name__
     return text if text.endswith((".", "!", "?")) else f"{text}."
 
 
 def _last_error(path: Path) -> str:
-    """Return the last exception or error in a log, shortened."""
+    """Return the last line of a log that contains an error, shortened; empty if there is none."""
     try:
         lines = path.read_text(errors="replace").splitlines()
     except OSError:

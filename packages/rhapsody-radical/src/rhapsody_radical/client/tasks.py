@@ -1,8 +1,8 @@
-"""The engine's tasks in the client: submission to RADICAL-Pilot, cancellation, and their ends.
+"""The engine's tasks in the client: submission to RADICAL-Pilot, cancellation, and reports.
 
-The program receives three of the fifteen states of a task: that the agent has it (only for
-programs, because a call goes to RAPTOR), that it is running, and its end. The end is reported
-once; for a running task that was canceled or timed out, when none of its processes is left on this
+The client reports three of the fifteen states of a task to the program: that the agent has received
+it (not for calls on RAPTOR), that it is running, and its end. The end is reported once. If a
+running task was canceled or timed out, it is reported when none of its processes is left on this
 machine.
 """
 
@@ -28,40 +28,44 @@ from rhapsody_radical.wire import Worker
 log: logging.Logger = logging.getLogger(__name__)
 
 HEARD = frozenset({AGENT_STAGING_INPUT_PENDING, AGENT_EXECUTING, *FINAL})
-"""The states to which the client reacts."""
+"""The states that the client handles."""
 
 NEWS = "rhapsody_calls"
-"""Message of our RAPTOR worker about calls of groups."""
+"""Name of our RAPTOR worker's messages about calls of groups."""
 
 Say = Callable[..., None]
-"""Sends a message to the program: its name, its parts, and `within` how many seconds."""
+"""Function that sends a message to the program, from its name and its parts.
+
+The keyword `within` limits the time in seconds that the message may wait for others.
+"""
 
 Submitted = tuple[str, dict[str, Any], Any]
-"""A task's uid, RADICAL-Pilot's words, and a call on RAPTOR, packed."""
+"""A task's uid, its RADICAL-Pilot description, and its packed call if it is a call on RAPTOR."""
 
 GROUPED = frozenset({"mode", "uid", "cores_per_rank"})
-"""The words of calls that may share a task of RADICAL-Pilot: it does nothing else for them."""
+"""Keys of calls that may share a RADICAL-Pilot task, because they need nothing else from it."""
 
 SHARE, LONGEST = 0.005, 0.5
-"""Seconds that a report may wait for each task that has not started, and in all.
+"""Seconds that a report may wait for each task that has not started, and in total.
 
-The cost of a report in the program is mostly waking it up. While many tasks wait for cores, a late
-report does no harm; if all open tasks run, cores stay idle until it arrives: it is sent at once.
+The main cost of a report is that it wakes the program. While many tasks wait for cores, a late
+report does no harm. If all open tasks are running, cores are idle until it arrives, so it is sent
+immediately.
 """
 
 
 @dataclass(eq=False, slots=True)
 class Entry:
-    """One task from its submission to its end, or a group of calls on RAPTOR.
+    """Task from its submission to its end, or a group of calls on RAPTOR.
 
     Attributes:
         uid: Its uid.
         pilot: Its pilot.
         handle: RADICAL-Pilot's task, `None` before it is submitted, and for calls of a group.
-        pair: The RAPTOR pair for it, `None` for a program.
+        pair: The RAPTOR pair that executes it, `None` for a program.
         running: Whether it was reported as running.
-        cancelled: Whether it is to be canceled, which is repeated until it has ended.
-        group: The group that it is in, if any.
+        cancelled: Whether its cancellation was requested; repeated until it has ended.
+        group: The group that contains it, if any.
         calls: The calls of a group, in order.
     """
 
@@ -76,17 +80,17 @@ class Entry:
 
 
 class Tasks:
-    """The tasks that have not ended.
+    """Tasks that have not ended.
 
     Args:
         session: The session's uid.
-        pilots: Its pilots.
-        raptors: RAPTOR on them.
+        pilots: The session's pilots.
+        raptors: RAPTOR on these pilots.
         say: Sends a message to the program.
 
     Attributes:
-        by_uid: The same, by their uids. Threads take out what has ended, so that it is not
-            iterated over, see `open`.
+        by_uid: The tasks by their uids. Several threads remove tasks that have ended; use `open` to
+            iterate over it.
     """
 
     def __init__(self, session: str, pilots: list[ClientPilot], raptors: Raptors, say: Say) -> None:
@@ -102,11 +106,14 @@ class Tasks:
         self._reaper = Worker("rhapsody-radical-reaper")
 
     def open(self) -> list[Entry]:
-        """Those that have not ended, the oldest first."""
+        """Return the tasks that have not ended, the oldest first."""
         return list(self.by_uid.values())
 
     def calls_of(self, handle: Any) -> list[Any]:
-        """Return the open calls of a group as RADICAL-Pilot's tasks, or else the task itself."""
+        """Return objects like RADICAL-Pilot's tasks for the open calls of a group.
+
+        If the task is not a group, return the task itself.
+        """
         group = self.by_uid.get(handle.uid)
         if group is None or not group.calls:
             return [handle]
@@ -119,20 +126,20 @@ class Tasks:
             if call.uid in self.by_uid
         ]
 
-    # In; on the thread of commands.
+    # Requests of the program; on the thread for commands.
 
     def submit(self, number: int, batch: list[Submitted]) -> None:
         """Submit tasks to RADICAL-Pilot.
 
         Args:
-            number: The pilot's.
-            batch: Their uids, each with RADICAL-Pilot's words, and a call on RAPTOR, packed.
+            number: The number of their pilot.
+            batch: The tasks.
         """
         pilot, ready = self._pilots[number], []
         for uid, words, order in self._grouped(batch, pilot):
             try:
                 ready.append(self._described(uid, words, order, pilot))
-            except Exception as error:  # one task's problem
+            except Exception as error:  # fails only this task
                 for each in [uid] if type(order) is not list else [call for call, _ in order]:
                     self._refuse(each, error)
         if not ready:
@@ -143,7 +150,7 @@ class Tasks:
             self._queued.update(call.uid for call in entry.calls or [entry])
         try:
             handles = pilot.manager.submit_tasks([description for _, description in ready])
-        except Exception as error:  # whatever RADICAL-Pilot raises: it has none of them
+        except Exception as error:  # raised by RADICAL-Pilot, which has submitted none of them
             for entry, _ in ready:
                 for each in (entry, *entry.calls):
                     self._forget(each)
@@ -151,17 +158,19 @@ class Tasks:
             return
         for (entry, _), handle in zip(ready, handles, strict=True):
             entry.handle = handle
-            if entry.pair is not None and entry.pair.lost is not None:  # meanwhile
+            if entry.pair is not None and entry.pair.lost is not None:  # lost meanwhile
                 self.end(entry, "LOST", entry.pair.lost)
-        if pilot.ended:  # meanwhile: the program has ended them
+        if pilot.ended:  # ended meanwhile; the program ends the tasks itself
             self.drop(pilot)
 
     def _grouped(self, batch: list[Submitted], pilot: ClientPilot) -> Iterator[Submitted]:
-        """Group calls that need only the same number of cores, because each RAPTOR task is costly.
+        """Group calls that differ only in their functions and arguments.
+
+        Each RADICAL-Pilot task has a cost, so a group of calls is submitted as one task.
 
         Yields:
-            Calls and groups. A group looks like a call with a list of the uids and texts of its
-            calls.
+            Calls and groups. A group has a list of the uids and texts of its calls instead of a
+            packed call.
         """
         most = self._raptors.group_size(pilot, len(batch))
         started: dict[Any, Submitted] = {}
@@ -193,7 +202,7 @@ class Tasks:
             description.verify()
             if words.get("input_staging") or words.get("output_staging"):
                 rp.staging_directives.expand_description(description)
-        except Exception as error:  # whatever RADICAL-Pilot raises
+        except Exception as error:  # RADICAL-Pilot raises exceptions of any type
             raise ValueError(f"task_description: {error}") from error
         return entry, description
 
@@ -201,16 +210,16 @@ class Tasks:
         self._say("end", uid, "REFUSED", str(error), type(error).__name__)
 
     def cancel(self, uids: Iterable[str]) -> None:
-        """Ask RADICAL-Pilot to cancel tasks; `cancel_again` repeats that until they have ended."""
+        """Request the cancellation of tasks; `cancel_again` repeats it until they have ended."""
         for uid in uids:
             if (entry := self.by_uid.get(uid)) is not None:
                 entry.cancelled = True
                 if (group := entry.group) and all(call.cancelled for call in group.calls):
-                    group.cancelled = True  # which may be waiting for its pilot
+                    group.cancelled = True  # it may be waiting for its pilot
         self.cancel_again()
 
     def cancel_again(self) -> None:
-        """Repeat cancellations, which RADICAL-Pilot may lose while it passes a task on."""
+        """Repeat cancellations, which RADICAL-Pilot may lose between two of its components."""
         chosen: dict[int, list[str]] = {}
         for entry in self.open():
             if entry.cancelled and (entry.group or entry).handle is not None:
@@ -219,29 +228,29 @@ class Tasks:
             with suppress(Exception):  # the pilot may have ended, which is handled elsewhere
                 self._pilots[number].manager.cancel_tasks(uids)
 
-    # Out; on any thread.
+    # Reports to the program; on any thread.
 
     def heard(self, entry: Entry, handle: Any, state: str) -> None:
-        """Handle a state of a task; RADICAL-Pilot's callback, on its thread."""
+        """Handle a state of a task; called by RADICAL-Pilot, on its thread."""
         entry.handle = handle
         if state in FINAL:
             self.end(entry, state)
         elif state == AGENT_EXECUTING:
             entry.running = True
             (entry.pilot if entry.pair is None else entry.pair).progress.moved()
-            if not entry.calls:  # else its calls are reported
+            if not entry.calls:  # otherwise its calls are reported
                 self._queued.discard(entry.uid)
                 self._report("running", entry.uid, state, _node(handle))
         elif state == AGENT_STAGING_INPUT_PENDING and entry.pair is None:
             self._report("running", entry.uid, state, "")
 
     def receive_news(self, topic: str, message: dict[str, Any]) -> None:
-        """Handle a message on RADICAL-Pilot's channel of states, on its thread."""
+        """Handle a message on RADICAL-Pilot's state channel; called on RADICAL-Pilot's thread."""
         if message.get("cmd") == NEWS:
             self._note(message["arg"])
 
     def _note(self, news: list[Any]) -> None:
-        """Report calls of groups: those that have started, and the outcomes of those that ended."""
+        """Report which calls of groups have started, and the outcomes of those that have ended."""
         for uid, *outcome in news:
             entry = self.by_uid.get(uid)
             if entry is None:
@@ -258,12 +267,12 @@ class Tasks:
                 self._report("end", uid, state, "", (int(text is None), error, error, text))
 
     def end(self, entry: Entry, state: str, reason: str = "") -> None:
-        """Record an end.
+        """Record and report the end of a task or group.
 
         Args:
-            entry: The task.
+            entry: The task or group.
             state: Its final state, or `"LOST"`.
-            reason: Why it is lost.
+            reason: The reason for its loss.
         """
         if not self._forget(entry):
             return
@@ -282,31 +291,31 @@ class Tasks:
                 self._ending.append((entry, state))
             self._reaper.post(self._reap)
         else:
-            self._tell(entry, state, reason)
+            self._report_end(entry, state, reason)
 
     def _report(self, *message: Any) -> None:
-        """Report the end of a task, possibly together with others while many have not started."""
+        """Send a report, which may wait for others while many tasks have not started."""
         self._say(*message, within=min(LONGEST, SHARE * len(self._queued)))
 
     def _forget(self, entry: Entry) -> bool:
-        """Remove a task; return `False` if it was already removed."""
+        """Remove a task; return False if it was already removed."""
         self._queued.discard(entry.uid)
         return self.by_uid.pop(entry.uid, None) is not None
 
     def drop(self, pilot: ClientPilot) -> None:
-        """Forget the tasks of a pilot that has ended; the program ends them itself."""
+        """Remove the tasks of a pilot that has ended, without reports: the program ends them."""
         for entry in self.open():
             if entry.pilot is pilot:
                 self._forget(entry)
 
     def lose(self, pair: Pair, reason: str) -> None:
-        """End the calls of a RAPTOR pair that has ended."""
+        """End the calls of a RAPTOR pair that was lost."""
         for entry in self.open():
             if entry.pair is pair:
                 self.end(entry, "LOST", reason)
 
     def _reap(self) -> None:
-        """Report the ends of canceled tasks, once none of their processes is left."""
+        """End the remaining processes of canceled tasks, then report the tasks' ends."""
         with self._lock:
             batch, self._ending = self._ending, []
         try:
@@ -315,9 +324,9 @@ class Tasks:
                 cleanup.end(self._session, cleanup.TASK, uids, patience=1.0)
         finally:
             for entry, state in batch:
-                self._tell(entry, state)
+                self._report_end(entry, state)
 
-    def _tell(self, entry: Entry, state: str, reason: str = "") -> None:
+    def _report_end(self, entry: Entry, state: str, reason: str = "") -> None:
         handle, found = entry.handle, None
         if handle is not None:
             error = (handle.exception, handle.exception_detail)
