@@ -1,9 +1,10 @@
 """Compare the costs of Rhapsody on Dask with those of Dask itself, on one LocalCluster in one run.
 
-A fan of no-ops, a chain, a tree reduction, and a map over a large shared argument. Dask is used
-in its two usual ways: `submit` with `as_completed`, which delivers each result as it is ready, and
-`map` with one `gather`. Contestants take turns, and the median of each counts; the budgets are
-ratios of medians. Finally, the memory kept for each finished task is measured with a scheduler in
+A fan of no-ops, a chain, a tree reduction, a map over a large shared argument, and fans of many
+short calls and of short and long calls in turn, which `batch_calls` is for. Dask is used in its two
+usual ways: `submit` with `as_completed`, which delivers each result as it is ready, and `map` with
+one `gather`. Contestants take turns, and the median of each counts; the budgets are ratios of
+medians. Finally, the memory kept for each finished task is measured with a scheduler in
 another process. `--smoke` only checks that everything runs.
 
 radical.asyncflow takes part if a version with a Dask backend is installed:
@@ -40,6 +41,7 @@ from rhapsody_dask import DaskExecutionBackend  # noqa: E402
 Run = Callable[[], Awaitable[None]]
 
 OURS, PLAIN = "rhapsody", "rhapsody, push_down=False"
+GROUPED = "rhapsody, batch_calls=True"
 COMPLETED, GATHER, FLOW = "submit, as_completed", "map, one gather", "radical.asyncflow"
 CHAINED, FUTURES = "futures chained", "futures"
 SCATTER, SCATTER_MAP = "scatter, as_completed", "scatter, map"
@@ -57,6 +59,12 @@ def scale(values: Any, factor: int) -> float:
     return float(values[factor]) * factor
 
 
+def wait(seconds: float) -> float:
+    if seconds:
+        time.sleep(seconds)
+    return seconds
+
+
 class Sizes:
     """Sizes of the cases."""
 
@@ -65,6 +73,8 @@ class Sizes:
         self.chain = 5 if smoke else 200
         self.leaves = 8 if smoke else 1_024 // divide
         self.maps = 5 if smoke else 200 // divide
+        self.short = 50 if smoke else 10_000 // divide
+        self.mixed = 20 if smoke else 1_000 // divide
         self.bytes = 2_000_000 if smoke else 50_000_000
         self.rounds = 1 if smoke else rounds
         # The peer's cost for each task grows with their number, and it fails on long chains:
@@ -90,6 +100,9 @@ class Raw:
 
     async def map_fan(self, n: int) -> None:
         await self.client.gather(self.client.map(noop, range(n), pure=False))
+
+    async def wait(self, times: list[float]) -> None:
+        await self.client.gather(self.client.map(wait, times, pure=False))
 
     async def chain(self, n: int) -> None:
         future = self.client.submit(noop, 0, pure=False)
@@ -127,6 +140,10 @@ class Ours:
         self.noop: Any = flow.function_task(noop)
         self.add: Any = flow.function_task(add)
         self.scale: Any = flow.function_task(scale)
+        self.waiting: Any = flow.function_task(wait)
+
+    async def wait(self, times: list[float]) -> None:
+        await asyncio.gather(*map(self.waiting, times))
 
     async def fan(self, n: int) -> None:
         for future in asyncio.as_completed([self.noop(i) for i in range(n)]):
@@ -240,11 +257,12 @@ class Comparison(NamedTuple):
     spent: Rounds
     tasks: int
     budgets: dict[str, float]
+    ours: str = OURS
 
 
 def report(comparison: Comparison) -> None:
     """Prints one comparison."""
-    title, spent_in_rounds, count, budgets = comparison
+    title, spent_in_rounds, count, budgets, ours = comparison
     found = medians(spent_in_rounds)
     print(f"\n{title}")
     for name, spent in found.items():
@@ -254,11 +272,11 @@ def report(comparison: Comparison) -> None:
             f"of the processors {processor:7.0f}"
         )
     for name, limit in budgets.items():
-        ratio = found[OURS].seconds / found[name].seconds
-        processor = found[OURS].processor / found[name].processor
+        ratio = found[ours].seconds / found[name].seconds
+        processor = found[ours].processor / found[name].processor
         verdict = "within" if ratio <= limit else "OVER"
         print(
-            f"  {OURS} / {name}: {ratio:.2f}, {verdict} the budget of {limit} "
+            f"  {ours} / {name}: {ratio:.2f}, {verdict} the budget of {limit} "
             f"(of the processors {processor:.2f})",
             flush=True,
         )
@@ -275,9 +293,12 @@ async def compare(cluster: Any, sizes: Sizes, only: str = "") -> AsyncGenerator[
         WorkflowEngine.create(
             backend=DaskExecutionBackend(cluster=cluster), push_down=False
         ) as two,
+        WorkflowEngine.create(
+            backend=DaskExecutionBackend(cluster=cluster, batch_calls=True)
+        ) as three,
         asyncflow(address) as flow,
     ):
-        raw, ours, plain = Raw(client), Ours(one), Ours(two)
+        raw, ours, plain, grouped = Raw(client), Ours(one), Ours(two), Ours(three)
         n = sizes.fan
         if only in ("", "fan"):
             runs: dict[str, Run] = {
@@ -331,6 +352,35 @@ async def compare(cluster: Any, sizes: Sizes, only: str = "") -> AsyncGenerator[
             found = await timed(runs, sizes.rounds, workers)
             title = f"{n} tasks over {sizes.bytes // 1_000_000} MB"
             yield Comparison(title, found, n, {SCATTER: 1.2, SCATTER_MAP: 1.2})
+
+        n = sizes.short
+        for title, times in {
+            f"fan of {n} calls of 0 ms": [0.0] * n,
+            f"fan of {n} calls of 0 to 1 ms": [i % 5 / 4_000 for i in range(n)],
+        }.items():
+            if only in ("", "short"):
+                found = await timed(waits(times, raw, ours, grouped), sizes.rounds, workers)
+                yield Comparison(title, found, n, {GATHER: 0.25}, GROUPED)
+        n = sizes.mixed
+        for title, times in {
+            f"fan of {n} calls of 0 ms, each tenth of 30 ms": [
+                i % 10 // 9 * 0.03 for i in range(n)
+            ],
+            f"fan of {n // 5} calls of 5 ms": [0.005] * (n // 5),
+            f"fan of {n // 20} calls of 50 ms": [0.05] * (n // 20),
+        }.items():
+            if only in ("", "mixed"):
+                found = await timed(waits(times, raw, ours, grouped), sizes.rounds, workers)
+                yield Comparison(title, found, len(times), {GATHER: 1.0, OURS: 1.0}, GROUPED)
+
+
+def waits(times: list[float], raw: Raw, ours: Ours, grouped: Ours) -> dict[str, Run]:
+    """Return the contestants of a fan of calls that wait for these times."""
+    return {
+        GATHER: lambda: raw.wait(times),
+        OURS: lambda: ours.wait(times),
+        GROUPED: lambda: grouped.wait(times),
+    }
 
 
 async def reported(cluster: Any, sizes: Sizes, only: str) -> None:
@@ -401,7 +451,10 @@ def main() -> None:
     parser.add_argument("--divide", type=int, default=1, help="a power of 2 to divide the fans by")
     parser.add_argument("--rounds", type=int, default=5, help="turns that count")
     parser.add_argument(
-        "--only", default="", choices=["fan", "chain", "tree", "shared", "memory"], help="one alone"
+        "--only",
+        default="",
+        choices=["fan", "chain", "tree", "shared", "short", "mixed", "memory"],
+        help="one alone",
     )
     given = parser.parse_args()
     sizes = Sizes(given.smoke, given.divide, given.rounds)

@@ -24,12 +24,14 @@ from rhapsody.sdk import in_thread, is_cancelling, own_modules, seconds, task_ki
 from rhapsody_dask import options
 from rhapsody_dask.cluster import Connection, NotStartedError
 from rhapsody_dask.files import Links, View, copy_out
+from rhapsody_dask.groups import Groups
 from rhapsody_dask.plugin import CLUSTER
 from rhapsody_dask.requests import Stopping, Waits
 from rhapsody_dask.results import Results, reference_lost, worker_lost
 from rhapsody_dask.task import Call, Ready, Submission, named
 from rhapsody_dask.values import Shared
 from rhapsody_dask.worker.messages import BIG, unpack
+from rhapsody_dask.worker.site import mark
 
 log: logging.Logger = logging.getLogger(__name__)
 
@@ -73,6 +75,7 @@ class DaskExecutionBackend(ManagedBackend):
             shares none.
         shared_file_system: Whether workers see this machine's files under the same
             paths. Detected by default.
+        batch_calls: Whether short calls share tasks of Dask, which makes fans of them quicker.
         name: Name in an engine (default: `"dask"`).
 
     Attributes:
@@ -100,6 +103,7 @@ class DaskExecutionBackend(ManagedBackend):
         grace: float | str = 5.0,
         share_over: int | None = BIG,
         shared_file_system: bool | None = None,
+        batch_calls: bool = False,
         name: str | None = None,
     ) -> None:
         super().__init__(name=name)
@@ -117,6 +121,8 @@ class DaskExecutionBackend(ManagedBackend):
         self.grace: float = seconds("grace", grace, zero=True)
         self._share_over = share_over
         self._shared_files = shared_file_system
+        self._batch_calls = batch_calls
+        self._groups: Groups | None = None
         self._connection = Connection(self._options)
         self._links = Links()
         self._loss: str | None = None
@@ -145,6 +151,7 @@ class DaskExecutionBackend(ManagedBackend):
             self._share_over,
             cluster=self._connection.cluster,
         )
+        direct = True if owned else None
         self._results = Results(
             client,
             self.open_tasks,
@@ -153,9 +160,18 @@ class DaskExecutionBackend(ManagedBackend):
             notify=self.report_state,
             cancel=self._cancel,
             require_running=self.require_running,
-            direct=True if owned else None,
+            direct=direct,
         )
-        self._waits = Waits(client, self._results.calls, self._connection.address)
+        if self._batch_calls:
+            self._groups = Groups(
+                client,
+                self.session.uid,
+                self.open_tasks,
+                self._results,
+                self._send,
+                direct=direct,
+            )
+        self._waits = Waits(client, self.session.uid, self.open_tasks, self._connection.address)
         self._stopping = Stopping(client, self.session.uid, self._results)
         self._subscribe(client)
         self._watching = asyncio.ensure_future(self._watch(client))
@@ -191,9 +207,7 @@ class DaskExecutionBackend(ManagedBackend):
             for call in list(self.open_tasks.values()):
                 self._cancel(call)
             await self._wait_for_ends()
-            self._results.close()
-            self._stopping.close()
-            self._waits.close()
+            self._close_collaborators()
             self._shared.close()
             self._watching.cancel()
         in_processes = self._connection.in_processes
@@ -269,10 +283,14 @@ class DaskExecutionBackend(ManagedBackend):
                     self._results.withdraw(call)
             raise
         live = [one for one in ready if one.call.uid in self.open_tasks]
-        for one in live:
+        self._send(live if self._groups is None else self._groups.take(live))
+
+    def _send(self, ready: Sequence[Ready]) -> None:
+        """Send packed tasks to Dask, each as a task of its own."""
+        for one in ready:
             self._results.calls[one.call.key] = one.call
-        self._submission.send(live)
-        self._results.watch([one.call for one in live])
+        self._submission.send(ready)
+        self._results.watch([one.call for one in ready])
         self._waits.watch()
 
     async def _prepare(self, calls: Sequence[Call]) -> list[Ready]:
@@ -299,7 +317,7 @@ class DaskExecutionBackend(ManagedBackend):
         """  # noqa: DOC501 - a ReferenceLostError
         for uid in call.task.get("references", ()):
             other = self.open_tasks.get(uid) or self._results.held(uid)
-            if other is None or other.cancelled or other.error is not None:
+            if other is None or other.cancelled or other.grouped or other.error is not None:
                 raise reference_lost(call)
             other.referred_to = True
             call.references.append(other.key)
@@ -343,7 +361,7 @@ class DaskExecutionBackend(ManagedBackend):
         for key, change in message.get("tasks", ()):
             self._task_changed(key, change)
         if "removed" in message:
-            self._worker_removed(message["removed"])
+            self._worker_removed(message["removed"], message["started"])
         for uid, token in message.get("running", ()):
             if (call := self.open_tasks.get(uid)) is not None:
                 self._runs(call, message["worker"], token)
@@ -381,11 +399,18 @@ class DaskExecutionBackend(ManagedBackend):
             case "dropped":
                 results.dropped(call)
 
-    def _worker_removed(self, worker: str) -> None:
-        """Handle the loss of a worker, expected or not."""
-        calls = self._results.calls.values()
-        for call in [c for c in calls if c.started and c.worker == worker]:
-            if not call.finished:  # otherwise Dask reruns it if its reply was lost
+    def _worker_removed(self, worker: str, marks: Sequence[bytes]) -> None:
+        """Handle the loss of a worker, expected or not.
+
+        Args:
+            worker: Its address.
+            marks: The marks of the tasks that were in its notes.
+        """
+        for call in list(self.open_tasks.values()):
+            ran = call.started and call.worker == worker
+            if not ran and call.grouped and marks:
+                ran = mark(call.uid) in marks
+            if ran and not call.finished:  # otherwise Dask reruns it if its reply was lost
                 self._results.fail(call, worker_lost(call, worker))
                 self._stopping.stop_rerun(call.uid)
         self._waits.watch()
@@ -400,6 +425,8 @@ class DaskExecutionBackend(ManagedBackend):
         call.worker, call.token, call.started = worker, token, True
         call.task["worker"] = worker
         self._results.announce(call)
+        if call.grouped and self._groups is not None:
+            self._groups.runs(call)
 
     def disconnected(self, reason: str) -> None:
         """Fail all tasks because the connection to the scheduler was lost."""
@@ -415,10 +442,16 @@ class DaskExecutionBackend(ManagedBackend):
                     f"{self._connection.address} was lost: {reason}"
                 ),
             )
+        self._close_collaborators()
+        self._closing = asyncio.ensure_future(self._connection.close())
+
+    def _close_collaborators(self) -> None:
+        """Stop everything that runs in the background."""
         self._results.close()
+        if self._groups is not None:
+            self._groups.close()
         self._stopping.close()
         self._waits.close()
-        self._closing = asyncio.ensure_future(self._connection.close())
 
     # Methods that older programs await.
 

@@ -92,12 +92,14 @@ class Waits:
 
     Args:
         client: Dask's client.
-        calls: The open tasks by their keys.
+        session: The backend's session.
+        calls: The open tasks by uid.
         address: The scheduler's address.
     """
 
-    def __init__(self, client: Any, calls: Mapping[str, Call], address: str) -> None:
+    def __init__(self, client: Any, session: str, calls: Mapping[str, Call], address: str) -> None:
         self._client = client
+        self._session = session
         self._calls = calls
         self._address = address
         self._timer: asyncio.TimerHandle | None = None
@@ -130,7 +132,9 @@ class Waits:
             workers, keys = await self._client.run_on_scheduler(stuck)
         except OSError:  # the client reports the loss of the connection
             return
-        text = self._text(workers, [self._calls[key] for key in keys if key in self._calls])
+        # The uid of a group begins with that of its first call.
+        uids = [key.rpartition(f"-{self._session}-")[2].partition("+")[0] for key in keys]
+        text = self._text(workers, [self._calls[uid] for uid in uids if uid in self._calls])
         if text is not None:
             log.warning(text)
             self._look_in(AGAIN)

@@ -198,6 +198,7 @@ class WorkerSetup(WorkerPlugin):
     def setup(self, worker: Any) -> None:
         """Open the site; called by Dask on the worker."""
         self.cargo.unpack(f"{self.name} {worker.address}")
+        import rhapsody_dask.worker.running  # noqa: F401 - the first task need not import it
         from rhapsody_dask.worker.site import leave_ctrl_c, open_site
 
         if self.own:
@@ -299,8 +300,8 @@ class SchedulerSetup(SchedulerPlugin):
             changes, self.changes = self.changes, []
             self.scheduler.log_event(self.topic, {"tasks": changes})
 
-    def _retry(self, worker: str) -> None:
-        """Let Dask retry the tasks that a killed worker had not started."""
+    def _retry(self, worker: str) -> list[bytes]:
+        """Let Dask retry the tasks that a killed worker had not started, and return the others."""
         from rhapsody_dask.worker.site import mark, started_on
 
         assert self.notes is not None
@@ -319,6 +320,7 @@ class SchedulerSetup(SchedulerPlugin):
             again = {key for key in erred if tasks[key].state != "erred"}
             self.changes = [(key, change) for key, change in self.changes if key not in again]
             self.changes += [(key, "repeated") for key in retried]
+        return [*started]
 
     def remove_client(self, scheduler: Any, client: str) -> None:
         """Remove the plugins if their client has disconnected; called by Dask."""
@@ -338,11 +340,10 @@ class SchedulerSetup(SchedulerPlugin):
 
     def remove_worker(self, scheduler: Any, worker: str, **options: Any) -> None:
         """Publish the loss of a worker; called by Dask after its tasks have changed state."""
-        if self.notes is not None:
-            self._retry(worker)
+        started = [] if self.notes is None else self._retry(worker)
         self.changes += [(key, "stuck") for key in _stuck(scheduler)]
         self._publish()
-        scheduler.log_event(self.topic, {"removed": worker})
+        scheduler.log_event(self.topic, {"removed": worker, "started": started})
 
 
 def _stuck(scheduler: Any) -> list[str]:

@@ -205,6 +205,8 @@ class Call:
         references: The keys of the tasks whose values it uses on the worker.
         sources: The futures of those tasks, which make Dask keep the values.
         referred_to: Whether other tasks use its value on the workers.
+        grouped: Whether it is, or will be, in a group, so that other tasks cannot use its value on
+            the workers.
         links: Its input files, if they are sent by content.
         refetched: Whether fetching its reply has failed once.
         cancelled: Whether its cancellation was requested.
@@ -231,6 +233,7 @@ class Call:
     references: list[str] = field(default_factory=list)
     sources: list[Any] = field(default_factory=list)
     referred_to: bool = False
+    grouped: bool = False
     links: list[Link] = field(default_factory=list)
     refetched: bool = False
     cancelled: bool = False
@@ -319,6 +322,9 @@ def _program(task: TaskDescription, more: dict[str, Any]) -> None:
 PLAIN = frozenset({int, float, bool, type(None), complex})
 """Types whose values are never large."""
 
+SMALL = 1 << 10
+"""Size in bytes from which values of the types `FLAT` are examined before they are pickled."""
+
 FLAT = (bytes, str, bytearray)
 """Types whose length is about their packed size."""
 
@@ -405,6 +411,9 @@ class Packer:
         places: Mapping[str, int],
     ) -> bytes:
         args, kwargs = task["args"], task["kwargs"]
+        limit = SMALL if self._threshold is None else min(SMALL, self._threshold)
+        if all(_is_small(value, limit) for value in (*args, *kwargs.values())):
+            return pickle.dumps((args, kwargs), 5)
         _refuse_futures(task)
         if self._threshold is not None:
             for value in (*args, *kwargs.values()):
@@ -473,6 +482,11 @@ class Packer:
             raise cannot_pack(task, error, worker="a Dask worker", cure=CURE) from error
 
 
+def _is_small(value: Any, limit: int) -> bool:
+    """Return True for values that need no placeholder and run no code when they are pickled."""
+    return type(value) in PLAIN or (type(value) in FLAT and len(value) < limit)
+
+
 def _refuse_futures(task: TaskDescription) -> None:
     """Raise if an argument, or an element of a list or tuple, is a Dask future."""
     from distributed import Future
@@ -517,11 +531,14 @@ class Ready(NamedTuple):
         call: The task.
         order: The packed order.
         bigs: The values that Dask has to hold for it, in addition to those of references.
+        plain: Whether it is a function call without settings that concern Dask or its files, so
+            that it can be in a group.
     """
 
     call: Call
     order: bytes
     bigs: list[Big]
+    plain: bool
 
 
 @dataclass(slots=True)
@@ -600,7 +617,8 @@ class Submission:
             content = await self._files(call, more)
         held = len(content) + len(call.references)
         order, bigs = batch.packer.pack(task, more, held=held)
-        return Ready(call, order, [*content, *bigs])
+        plain = task["function"] is not None and more.keys() <= {"timeout", "capture"}
+        return Ready(call, order, [*content, *bigs], plain and not (held or bigs))
 
     async def share(self, ready: Sequence[Ready]) -> None:
         """Send large arguments to the cluster, and add them to the tasks."""

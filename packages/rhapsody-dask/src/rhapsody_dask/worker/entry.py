@@ -25,6 +25,20 @@ def run(order: bytes, values: Any = ()) -> Any:
     return run_order(order, values)
 
 
+def run_group(order: bytes) -> Any:
+    """Run the calls of a group on this worker, one after the other.
+
+    Args:
+        order: The packed group, see `rhapsody_dask.groups`.
+
+    Returns:
+        `GroupReplies`.
+    """
+    from rhapsody_dask.worker.running import run_group
+
+    return run_group(order)
+
+
 def stuck(dask_scheduler: Any) -> tuple[list[str], list[str]]:
     """Return the addresses of up to ten workers, and the keys of tasks that no worker can run.
 

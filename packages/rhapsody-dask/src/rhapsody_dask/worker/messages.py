@@ -103,6 +103,10 @@ class Reply:
         return size
 
 
+GroupReplies = dict[str, tuple[Reply, float]]
+"""The reply of each call in a group by uid, and the seconds that the call took."""
+
+
 class Returned(Reply):
     """Reply of a function that returned; the scheduler plugin recognizes it by its type."""
 

@@ -12,6 +12,8 @@ import threading
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
+from sys import getsizeof
+from time import perf_counter
 from typing import Any, cast
 
 from distributed import get_worker, secede
@@ -33,6 +35,7 @@ from rhapsody_dask.worker.messages import (
     DONE,
     FAILED,
     OWN_FILES,
+    GroupReplies,
     Order,
     Reply,
     Returned,
@@ -65,33 +68,90 @@ def run_order(packed: bytes, values: Sequence[Any]) -> Reply:
     running = Running(order)
     if not site.begin(running):
         return Reply(CANCELED)
-    more = order.more
-    cores = more.get("cores", 1)
-    if cores == 0:
-        secede()
     try:
-        waiting = site.gate.enter(cores) if cores else None
-        if waiting is not None:
-            running.waiting = waiting
-            if running.cancelled:
-                site.gate.cancel(waiting)
-            if not site.gate.wait(waiting):
-                return Reply(CANCELED)
-        running.cores = cores
-        try:
-            reply = _run(site, order, running, values)
-            reply.worker = site.address
-        finally:
-            site.leave(running)
+        if not _enter(site, running, order.more.get("cores", 1)):
+            return Reply(CANCELED)
+        reply = _run(site, order, running, values)
     finally:
+        site.leave(running)
         site.end(running)
-    if reply.kind == FAILED and "raises" in more and not running.cancelled:
+    if reply.kind == FAILED and "raises" in order.more and not running.cancelled:
         raise TaskRaised(reply, order.uid, describe_error(unpack_error(reply.payload)))
     return reply
 
 
+LATE = 0.06
+"""Seconds after which a group ends, with the calls that have run."""
+
+LARGE = 10 << 20
+"""Size in bytes of its replies from which a group ends."""
+
+
+def run_group(packed: bytes) -> GroupReplies:
+    """Run the calls of a group; see `rhapsody_dask.worker.entry.run_group`.
+
+    Returns:
+        The replies. The calls that are missing have not run.
+    """
+    order, calls = pickle.loads(packed)  # noqa: S301 - from our own backend
+    site = site_of(get_worker(), order.session)
+    replies: GroupReplies = {}
+    if site is None:
+        return replies
+    group = Running(order, replies)
+    site.begin(group)
+    try:
+        if _enter(site, group, 1):
+            site.note(group)
+            size, end = 0, perf_counter() + LATE
+            for call in calls:
+                begin = perf_counter()
+                if begin > end or size > LARGE:
+                    break
+                one: Order = pickle.loads(call)  # noqa: S301 - from our own backend
+                running = Running(one)
+                if site.begin(running, group):
+                    try:
+                        reply = _run(site, one, running, ())
+                    finally:
+                        site.end(running)
+                elif group.cancelled:
+                    break
+                else:
+                    reply = Reply(CANCELED)
+                replies[one.uid] = reply, perf_counter() - begin
+                size += getsizeof(reply)
+    finally:
+        site.leave(group)
+        site.end(group)
+    return replies
+
+
+def _enter(site: Site, running: Running, cores: float) -> bool:
+    """Take the cores of a task; return False if it was canceled while it waited for them."""
+    if cores == 0:
+        secede()
+        return True
+    waiting = site.gate.enter(cores)
+    if waiting is not None:
+        running.waiting = waiting
+        if running.cancelled:
+            site.gate.cancel(waiting)
+        if not site.gate.wait(waiting):
+            return False
+    running.cores = cores
+    return True
+
+
 def _run(site: Site, order: Order, running: Running, values: Sequence[Any]) -> Reply:
+    """Run a task that has its cores, and return its reply."""
     site.started(running)
+    reply = _outcome(site, order, running, values)
+    reply.worker = site.address
+    return reply
+
+
+def _outcome(site: Site, order: Order, running: Running, values: Sequence[Any]) -> Reply:
     gpus = order.more.get("gpus", 0)
     if gpus:
         running.gpus = site.gate.take_gpus(gpus)

@@ -15,11 +15,11 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Coroutine, Iterable
 from concurrent.futures import Future
 from hashlib import blake2b
-from time import time
+from time import monotonic, time
 from typing import TYPE_CHECKING, Any
 
 from rhapsody.sdk import Reaper, SharedLoop, TaskContext, streams
-from rhapsody_dask.worker.messages import Order, key_of
+from rhapsody_dask.worker.messages import GroupReplies, Order, key_of
 
 
 class Waiting:
@@ -236,19 +236,24 @@ class Running:
         context: The value of `current_task()` in the task.
         cores: Number of cores that it has taken from the gate.
         place: Its place in the worker's notes, `None` until it has its cores.
+        since: The time when it had its cores.
+        replies: The replies so far, if it is a group.
     """
 
     __slots__ = (
-        "cancelled", "context", "cores", "gpus", "place", "stop", "token", "uid", "waiting",
+        "cancelled", "context", "cores", "gpus", "place", "replies", "since", "stop", "token",
+        "uid", "waiting",
     )  # fmt: skip
 
-    def __init__(self, order: Order) -> None:
+    def __init__(self, order: Order, replies: GroupReplies | None = None) -> None:
         self.uid: str = order.uid
+        self.replies: GroupReplies | None = replies
+        self.since: float = 0.0
         self.token: str = uuid.uuid4().hex[:8]
         self.cancelled: bool = False
         self.stop: Callable[[], object] | None = None
         self.waiting: Waiting | None = None
-        self.cores: int = 0
+        self.cores: float = 0
         self.gpus: tuple[str, ...] = ()
         self.place: int | None = None
         timeout = order.more.get("timeout")
@@ -294,9 +299,11 @@ class Site:
 
     # On the threads of tasks.
 
-    def begin(self, running: Running) -> bool:
-        """Register a task as started; return False if it was already canceled."""
+    def begin(self, running: Running, group: Running | None = None) -> bool:
+        """Register a task as started; return False if it or its group was already canceled."""
         with self._lock:
+            if group is not None and group.cancelled:
+                return False
             if self._cancelled.pop(running.uid, running) is None:
                 return False
             self._running[running.uid] = running
@@ -304,13 +311,18 @@ class Site:
 
     def started(self, running: Running) -> None:
         """Register that a task has its cores and is running."""
-        if self.notes is not None:
-            with self._lock:
-                running.place = self.notes.add(running.uid)
+        self.note(running)
+        running.since = monotonic()
         self._fresh.append(running)
         if not self._armed:
             self._armed = True
             self.worker.loop.add_callback(self._arm)
+
+    def note(self, running: Running) -> None:
+        """Write to the worker's notes that a task or group has started."""
+        if self.notes is not None:
+            with self._lock:
+                running.place = self.notes.add(running.uid)
 
     def leave(self, running: Running) -> None:
         """Release the cores of a task once it has ended or left Dask's thread pool."""
@@ -348,6 +360,19 @@ class Site:
             self._stop(running)
         return started
 
+    def stop_group(self, group: str, uid: str) -> GroupReplies | None:
+        """Stop a group after the call that runs, and return the replies of the calls before it.
+
+        Returns:
+            `None` if that call does not run any more.
+        """
+        with self._lock:
+            running = self._running.get(group)
+            if running is None or running.replies is None or uid not in self._running:
+                return None
+            running.cancelled = True
+            return {**running.replies}
+
     def _stop(self, running: Running) -> None:
         running.cancelled = True
         running.context.request_cancel()
@@ -366,6 +391,8 @@ class Site:
             found = [t for t in tasks if key == key_of(t.context.name, self.session, t.uid)]
         for running in found:
             self.leave(running)
+            if running.replies is not None:  # the other calls of the group do not follow it
+                running.cancelled = True
 
     def stop_all(self) -> None:
         """Stop all tasks because the worker or the backend ends."""
@@ -380,9 +407,15 @@ class Site:
     def _report(self) -> None:
         self._armed = False
         fresh, self._fresh = self._fresh, []
-        started = [(one.uid, one.token) for one in fresh if one.uid in self._running]
+        running = [one for one in fresh if one.uid in self._running]
+        until = monotonic() - REPORT
+        started = [(one.uid, one.token) for one in running if one.since <= until]
         if started:
             self.notify({"running": started})
+        if len(started) < len(running):
+            self._fresh += [one for one in running if one.since > until]
+            self._armed = True
+            self._arm()
 
 
 supervisor: Reaper = Reaper()
@@ -437,6 +470,12 @@ def cancel(session: str, uids: list[str], dask_worker: Any = None) -> list[str]:
     """Stop tasks and return those that have started here; called through `Client.run`."""
     site = site_of(dask_worker, session)
     return [] if site is None else site.cancel(uids)
+
+
+def stop_group(session: str, group: str, uid: str, dask_worker: Any = None) -> GroupReplies | None:
+    """Stop a group after a call that takes long, see `Site`; called through `Client.run`."""
+    site = site_of(dask_worker, session)
+    return None if site is None else site.stop_group(group, uid)
 
 
 def sees(path: str, text: str, dask_worker: Any = None) -> bool:

@@ -1,0 +1,313 @@
+"""Short calls that share a task of Dask.
+
+Dask's scheduler needs about 1 ms for a task, however short it is. If the calls of a function have
+been shorter than that so far, calls that are ready together are sent as one task, which makes them
+one after the other and returns all of their replies. The times come with the replies.
+
+A call in a group is started, canceled and lost on its own. Each of these rules relies on the
+worker, which registers every call of a group like a task of its own:
+
+- A canceled call that has not started is skipped.
+- A group ends early if it takes longer than expected. If a call takes long, the replies of those
+  before it are fetched while it runs. The remaining calls are sent again.
+- If a worker is lost, so is the call that it was making. The others are sent again, each as a task
+  of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import pickle
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from itertools import islice
+from typing import Any
+
+from rhapsody_dask.results import Results
+from rhapsody_dask.task import Call, Demand, Ready
+from rhapsody_dask.worker.messages import CANCELED, GroupReplies, Order, key_of
+
+TARGET = 0.03
+"""Seconds that a group should take."""
+
+SCHEDULING = 0.0005
+"""Seconds that Dask's scheduler needs at least for a task. A group does not take longer than the
+scheduler would need for all calls that are ready, so that grouping them does not delay any.
+"""
+
+LONG = 0.09
+"""Seconds after the report that a call runs until the other calls of its group are taken back."""
+
+MOST = 500
+"""Largest number of calls in a group."""
+
+SMALL = 1 << 14
+"""Largest size in bytes of a packed call in a group."""
+
+PROBES = 4
+"""Number of calls of a new function that are sent alone to measure them."""
+
+ENOUGH = 2
+"""Number of measured calls from which groups are made; not all, because a worker may hang."""
+
+WEIGHT = 0.2
+"""Weight of the last group in the average time of a function's calls."""
+
+
+class Function:
+    """Run time of a function's calls, and the calls that are held back until it is known.
+
+    Attributes:
+        seconds: The exponential average. Of the first calls, the shortest counts, because some of
+            them import modules.
+        measured: Number of groups, of one call or more, that were measured.
+        slow: Whether a call that is being measured has run for too long.
+        probes: Number of calls that are being measured while others are held back.
+        held: The calls that are held back.
+    """
+
+    def __init__(self) -> None:
+        self.seconds: float = math.inf
+        self.measured: int = 0
+        self.slow: bool = False
+        self.probes: int = 0
+        self.held: list[Ready] = []
+
+    @property
+    def known(self) -> bool:
+        """True if no more calls need to be held back."""
+        return self.slow or self.measured >= ENOUGH
+
+    def measure(self, seconds: float) -> None:
+        """Add the average time of the calls in a group."""
+        self.measured += 1
+        if self.measured <= PROBES:
+            self.seconds = min(self.seconds, seconds)
+        else:
+            self.seconds += (seconds - self.seconds) * WEIGHT
+
+    def size(self, ready: int) -> int:
+        """Return the number of calls in a group if so many are ready, 1 to send each alone."""
+        limit = min(TARGET, ready * SCHEDULING)
+        return max(1, min(MOST, int(limit / max(self.seconds, 1e-6))))
+
+
+class Group:
+    """Calls that were sent as one task.
+
+    Attributes:
+        function: Their function.
+        uid: The uid of the group: that of its first call, and the number of the others.
+        members: The calls without a reply, by uid.
+    """
+
+    def __init__(self, function: Function, calls: Sequence[Ready]) -> None:
+        self.function = function
+        self.uid: str = f"{calls[0].call.uid}+{len(calls) - 1}"
+        self.members: dict[str, Ready] = {one.call.uid: one for one in calls}
+
+    def packed(self, session: str) -> bytes:
+        """Return the order for the worker."""
+        calls = list(self.members.values())
+        order = Order(session, self.uid, calls[0].call.task["name"], 1, None, b"", {})
+        return pickle.dumps((order, [one.order for one in calls]), 5)
+
+
+class Groups:
+    """Groups of one backend's calls.
+
+    Args:
+        client: Dask's client.
+        session: The backend's session.
+        tasks: The open tasks by uid.
+        results: Receives the replies.
+        send_alone: Sends calls as tasks of their own.
+        direct: As for `Results`.
+    """
+
+    def __init__(
+        self,
+        client: Any,
+        session: str,
+        tasks: Mapping[str, Call],
+        results: Results,
+        send_alone: Callable[[Sequence[Ready]], None],
+        *,
+        direct: bool | None,
+    ) -> None:
+        from rhapsody_dask.worker.entry import run_group
+
+        self._client = client
+        self._session = session
+        self._tasks = tasks
+        self._results = results
+        self._send_alone = send_alone
+        self._direct = direct
+        self._entry = run_group
+        self._functions: dict[tuple[str, Demand], Function] = {}
+        self._open: set[Group] = set()
+        self._background: set[asyncio.Task[None]] = set()
+
+    def close(self) -> None:
+        """Stop waiting for groups."""
+        for task in self._background:
+            task.cancel()
+        self._functions.clear()
+
+    def take(self, ready: Sequence[Ready]) -> list[Ready]:
+        """Send or hold back the calls that can be in groups, and return the others."""
+        others: list[Ready] = []
+        alike: dict[tuple[str, Demand], list[Ready]] = {}
+        for one in ready:
+            if one.plain and len(one.order) <= SMALL and not one.call.referred_to:
+                task = one.call.task
+                name = getattr(task["function"], "__qualname__", task["name"])
+                alike.setdefault((name, one.call.demand), []).append(one)
+            else:
+                others.append(one)
+        for kind, calls in alike.items():
+            others += self._group(self._functions.setdefault(kind, Function()), calls)
+        return others
+
+    def _group(self, function: Function, calls: list[Ready]) -> list[Ready]:
+        """Send or hold back calls of a function, and return those to send alone."""
+        if len(calls) < 2:
+            return calls
+        if not function.known:
+            if not function.probes:
+                probes, calls = calls[:PROBES], calls[PROBES:]
+                function.probes = len(probes)
+                self._send(function, [[one] for one in probes])
+            function.held += calls
+            for one in calls:
+                one.call.grouped = True
+            return []
+        size = function.size(len(calls))
+        if size == 1:  # measure one, because the function may have become quicker
+            self._send(function, [calls[:1]])
+            return calls[1:]
+        rest = iter(calls)
+        self._send(function, list(iter(lambda: list(islice(rest, size)), [])))
+        return []
+
+    def _send(self, function: Function, parts: Sequence[Sequence[Ready]]) -> None:
+        """Send groups of calls with equal annotations."""
+        groups = [Group(function, part) for part in parts]
+        first = parts[0][0].call
+        keys = [key_of(first.task["name"], self._session, group.uid) for group in groups]
+        orders = [group.packed(self._session) for group in groups]
+        keywords = first.demand.keywords()
+        futures = self._client.map(self._entry, orders, key=keys, pure=False, **keywords)
+        for group, future in zip(groups, futures, strict=True):
+            for one in group.members.values():
+                one.call.grouped = True
+            self._open.add(group)
+            self._spawn(self._follow(group, future))
+
+    def _send_again(self, calls: Sequence[Ready]) -> None:
+        """Send calls that were in a group, or held back, each as a task of its own."""
+        for one in calls:
+            one.call.grouped = False
+        self._send_alone(calls)
+
+    def _to_run(self, calls: Sequence[Ready]) -> list[Ready]:
+        """Return the calls that still have to run, and end those that are being stopped."""
+        to_run = []
+        for one in calls:
+            call = one.call
+            if self._tasks.get(call.uid) is not call:
+                continue
+            if call.cancelled or call.error is not None:
+                self._results.end_unstarted(call)
+            else:
+                to_run.append(one)
+        return to_run
+
+    async def _follow(self, group: Group, future: Any) -> None:
+        """Wait for the end of a group, and for that of its calls."""
+        await future.exception()
+        ran = False
+        if future.status == "finished":
+            with suppress(OSError):  # if the scheduler was lost, the client reports that soon
+                found = await self._client.gather([future], errors="skip", direct=self._direct)
+                ran = any(self._deliver(group, replies) for replies in found)
+        self._open.discard(group)
+        function, rest = group.function, self._to_run([*group.members.values()])
+        if future.status == "cancelled":
+            for one in rest:
+                self._results.dropped(one.call)
+        elif ran:
+            self._send_again(self._group(function, rest))
+        else:  # not in groups, so that each call is blamed for its own faults only
+            self._send_again(rest)
+        function.probes = max(0, function.probes - 1)
+        if function.known or not function.probes:
+            self._release(function)
+
+    def _deliver(self, group: Group, replies: GroupReplies) -> bool:
+        """Hand over the replies of a group; return False if there are none."""
+        times = [seconds for reply, seconds in replies.values() if reply.kind != CANCELED]
+        if times:
+            group.function.measure(sum(times) / len(times))
+        ran = bool(replies)
+        for uid in [*replies]:
+            # Removed, because tracebacks of errors that the program keeps refer to them.
+            reply, _ = replies.pop(uid)
+            one = group.members.pop(uid, None)  # `None` if it was delivered before
+            if one is not None and self._tasks.get(uid) is one.call:
+                self._results.receive(one.call, reply)
+        return ran
+
+    def _release(self, function: Function) -> None:
+        """Send the calls of a function that were held back."""
+        held, function.held = function.held, []
+        self._send_again(self._group(function, self._to_run(held)))
+
+    def runs(self, call: Call) -> None:
+        """Handle the report that a call runs, which workers send after a hundredth of a second."""
+        group = next((group for group in self._open if call.uid in group.members), None)
+        if group is None:
+            return
+        if len(group.members) > 1:
+            self._spawn(self._take_back(group, call))
+        elif not group.function.known:
+            self._spawn(self._give_up(group, call))
+
+    async def _give_up(self, group: Group, call: Call) -> None:
+        """Release the calls that are held back if the one that is measured takes long."""
+        await asyncio.sleep(TARGET)
+        if call.uid in group.members:
+            group.function.slow = True
+            self._release(group.function)
+
+    async def _take_back(self, group: Group, call: Call) -> None:
+        """Take the other calls of a group back if the one that runs takes long."""
+        from rhapsody_dask.worker.site import stop_group
+
+        await asyncio.sleep(LONG)
+        if call.uid not in group.members:
+            return
+        arguments = (self._session, group.uid, call.uid)
+        try:
+            answers = await self._client.run(
+                stop_group, *arguments, workers=[call.worker], on_error="ignore"
+            )
+        except OSError:  # the worker was lost
+            return
+        for replies in answers.values():
+            if replies is not None:
+                rest = [
+                    one
+                    for uid, one in group.members.items()
+                    if uid != call.uid and uid not in replies
+                ]
+                self._deliver(group, replies)
+                for one in rest:
+                    del group.members[one.call.uid]
+                self._send_again(self._group(group.function, self._to_run(rest)))
+
+    def _spawn(self, coroutine: Any) -> None:
+        task: asyncio.Task[None] = asyncio.ensure_future(coroutine)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)

@@ -1,0 +1,27 @@
+"""Tests of how many calls share a task of Dask, without a cluster."""
+
+from __future__ import annotations
+
+import pytest
+
+from rhapsody_dask.groups import PROBES, SCHEDULING, TARGET, Function
+
+
+def test_the_size_of_a_group_follows_from_the_time_of_its_calls() -> None:
+    function = Function()
+    function.measure(0.5)  # the first call often imports modules
+    assert not function.known
+    function.measure(0.001)
+    assert function.known
+    assert function.size(1000) == pytest.approx(TARGET / 0.001, abs=1)
+    assert function.size(10) == pytest.approx(10 * SCHEDULING / 0.001, abs=1)
+    for _ in range(PROBES):
+        function.measure(1.0)
+    assert function.size(1000) == 1
+
+
+def test_a_function_whose_first_call_runs_for_long_is_known_to_be_slow() -> None:
+    function = Function()
+    function.slow = True
+    assert function.known
+    assert function.size(1000) == 1
