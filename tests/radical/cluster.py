@@ -15,12 +15,17 @@ PAGE = Path(__file__).parents[2] / "docs/backends/radical_pilot.md"
 
 
 def configured(directory: Path) -> str:
-    """Write the documented resource configuration; return `RADICAL_CONFIG_USER_DIR` for it."""
+    """Write the documented resource configuration; return `RADICAL_CONFIG_USER_DIR` for it.
+
+    The resource `tests.srun` is the same, but starts all programs with `srun`.
+    """
     documented = re.search(r"^```json\n(.*?)^```", PAGE.read_text(), re.DOTALL | re.MULTILINE)
     assert documented is not None
     config = directory / "config/.radical/pilot/configs/resource_tests.json"
     config.parent.mkdir(parents=True)
-    config.write_text(json.dumps(json.loads(documented[1])))
+    resources = json.loads(documented[1])
+    srun = {"launch_methods": {"order": ["SRUN"], "SRUN": {}}}
+    config.write_text(json.dumps({**resources, "srun": {**resources["cluster"], **srun}}))
     return str(directory / "config")
 
 

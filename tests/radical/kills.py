@@ -1,9 +1,10 @@
 """Kills programs that use RADICAL-Pilot, and looks at what is left of their sessions.
 
-`python -m tests.radical.kills [--rounds N] [--seed S] [--slurm] [MOMENT ...]` does so at each of
-ten moments, in turns with a fork that outlives the program and without; from the third round on
-a little after the moment. It prints a line for each kill, and exits with 1 where one left
-something behind.
+`python -m tests.radical.kills [--rounds N] [--seed S] [--slurm] [--client] [MOMENT ...]` does so at
+each of ten moments, in turns with a fork that outlives the program and without; from the third
+round on a little after the moment. With `--client` it kills the client as well, and then looks for
+what killed programs left, as the next start does. It prints a line for each kill, and exits with 1
+if one left something behind.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from typing import Any
 
 import psutil
 
+from rhapsody_radical import cleanup
 from rhapsody_radical.cleanup import MARK, SESSION
 from tests._support.machine import alive
 from tests._support.slurm import slurm
@@ -210,13 +212,16 @@ def bystanders(found: Program) -> Iterator[list[psutil.Process]]:
             one.wait()
 
 
-def kill(directory: Path, moment: str, *, delay: float = 0.0, **settings: Any) -> float:
+def kill(
+    directory: Path, moment: str, *, delay: float = 0.0, client: bool = False, **settings: Any
+) -> float:
     """Kill a program at a moment; return the seconds until nothing was left of its session.
 
     Args:
         directory: A new one, for all of its files.
         moment: One of `MOMENTS`.
         delay: Seconds from the moment to the kill.
+        client: Whether its client is killed, too, and what they left is ended as at the next start.
         settings: For `program`.
 
     Raises:
@@ -224,8 +229,14 @@ def kill(directory: Path, moment: str, *, delay: float = 0.0, **settings: Any) -
     """
     with program(directory, moment, **settings) as found, bystanders(found) as others:
         time.sleep(delay)
-        found.process.kill()
+        killed = [psutil.Process(found.process.pid), *([found.client()] if client else [])]
+        for each in killed:
+            each.kill()
         found.process.wait()
+        if client:
+            began = time.monotonic()
+            cleanup.clean_up(cleanup.place(found.session.parent))
+            return time.monotonic() - began + found.gone(others, files=False)
         return found.gone(others)
 
 
@@ -255,6 +266,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--slurm", action="store_true", help="pilots are jobs of a Slurm")
+    parser.add_argument("--client", action="store_true", help="kill the clients, too")
     words = parser.parse_args()
     chance, bad, pilot = random.Random(words.seed), 0, None
     with tempfile.TemporaryDirectory(prefix="kills.") as name, ExitStack() as stack:
@@ -275,8 +287,9 @@ def main() -> int:
                 try:
                     with cluster.held() if queued else nullcontext():
                         seconds = kill(
-                            directory, moment, delay=delay, fork=fork, keep=keep, pilot=pilot
-                        )
+                            directory, moment, delay=delay, client=words.client, fork=fork,
+                            keep=keep, pilot=pilot,
+                        )  # fmt: skip
                     said = f"{seconds:5.1f} s"
                 except AssertionError as error:
                     bad, said = bad + 1, f"{type(error).__name__}: {error}"

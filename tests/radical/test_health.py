@@ -11,7 +11,7 @@ import pytest
 from rhapsody_radical import descriptions
 from rhapsody_radical.client import health
 from rhapsody_radical.client.health import STALLED, is_stuck
-from rhapsody_radical.client.main import Watch
+from rhapsody_radical.client.main import Client
 from rhapsody_radical.client.raptor import Pair, Raptor, Raptors
 from rhapsody_radical.client.tasks import Entry, Tasks
 
@@ -94,10 +94,10 @@ class Looking:
         raptors = Raptors([self.pilot], lambda *_: None)
         raptor = raptors.found[0] = Raptor(self.pilot, {"masters": []}, self._changed)
         raptor.pairs.append(self.pair)
-        self.watch = Watch.__new__(Watch)
-        self.watch._raptors = raptors
-        self.watch._tasks = Tasks("session", [self.pilot], raptors, lambda *_, within: None)
-        self.watch._give_up = lambda pilot, how: self.given_up.append(how)
+        self.client = Client.__new__(Client)
+        self.client.raptors = raptors
+        self.client.tasks = Tasks("session", [self.pilot], raptors, lambda *_, within: None)
+        self.client._give_up = lambda pilot, how: self.given_up.append(how)  # type: ignore[method-assign]
 
     def _changed(self, lost: Pair | None) -> None:
         assert lost is self.pair
@@ -106,7 +106,7 @@ class Looking:
     def look(self, later: float = 0.0) -> list[str]:
         """Look so many seconds later; return what was given up by then."""
         self._clock[0] += later
-        self.watch._look_at_progress(self.pilot)
+        self.client._look_at_progress(self.pilot)
         return self.given_up
 
 
@@ -189,7 +189,7 @@ def test_the_calls_of_a_group_count_one_by_one(clock: list[float], running: int)
     group.calls = [Entry(f"call.{n}", looking.pilot, group=group) for n in range(3)]
     for each in group.calls[:running]:
         each.running = True
-    looking.watch._tasks.by_uid.update((each.uid, each) for each in (group, *group.calls))
+    looking.client.tasks.by_uid.update((each.uid, each) for each in (group, *group.calls))
     looking.tasks = [group.handle]
     looking.look()
     looking.look(later=STALLED + 1)

@@ -169,6 +169,9 @@ async def test_tasks_of_a_pilot_after_its_walltime_go_to_another(tmp_path: Path)
         async def wait(until: Path) -> str:
             return f"echo $RP_PILOT_ID; while [ ! -e {until} ]; do sleep 0.1; done"
 
+        async with asyncio.timeout(LIMIT):
+            while not all(pilot.active for pilot in made.pilots):  # noqa: ASYNC110 - a library's
+                await asyncio.sleep(0.1)
         there, late = tmp_path, tmp_path / "late"
         quick = await asyncio.gather(*(wait(there) for _ in range(4)))
         assert {text.strip() for text in quick} == {"pilot.0000", "pilot.0001"}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -36,6 +38,21 @@ def test_states_of_pilots_are_logged_and_kept(caplog: pytest.LogCaptureFixture) 
     assert list(account["states"]) == states
 
 
+@pytest.mark.parametrize(
+    ("manager", "cores", "levels"),
+    [("SLURM", 9, ["WARNING"]), ("SLURM", 16, []), ("FORK", 9, ["INFO"])],
+)
+def test_cores_that_are_rounded_up_to_whole_nodes_are_said(
+    manager: str, cores: int, levels: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    made = Pilots([{"resource": "a.b", "cores": cores}], lambda pilot: None)
+    with caplog.at_level("INFO", "rhapsody_radical"):
+        made.pilots[0].configure({"cores_per_node": 8, "resource_manager": manager})
+    assert [each.levelname for each in caplog.records] == levels
+    if levels:
+        assert "has 16 cores, not 9: it consists of whole nodes of 8" in caplog.text
+
+
 def test_utilization_is_the_share_of_cores_while_the_pilot_was_active() -> None:
     made, _ = pilots("local.one", "local.two")
     pilot = made.pilots[0]
@@ -50,12 +67,62 @@ def description(**specific: Any) -> TaskDescription:
     return completed("task", {"executable": "true"}, specific)
 
 
+def activated(made: Pilots, *numbers: int, seconds: float = 10.0) -> None:
+    """Let pilots be active for some seconds."""
+    for number in numbers:
+        made.note(made.pilots[number], "PMGR_ACTIVE", time.time() - seconds)
+
+
+def spread(made: Pilots, count: int = 1, work: Any = (), **specific: Any) -> list[int | None]:
+    """The numbers of the pilots for some tasks of one core, `None` for those that wait."""
+    load, chosen = Counter(work), []
+    for _ in range(count):
+        pilot = made.choose(description(**specific), lambda pilot: True, load)
+        chosen.append(None if pilot is None else pilot.number)
+        load.update([] if pilot is None else [pilot.number])
+    return chosen
+
+
 def test_tasks_go_where_there_is_the_least_to_do_for_the_cores() -> None:
     made, _ = pilots("local.one", "local.two", "local.three")
-    first, second, third = made.pilots
-    second.settings["cores"] = 8
-    named = description(pilot=first.uid)
-    assert made.spread([description() for _ in range(8)], [first]).count(second) == 4
-    third.reason = "ended"
-    given = made.spread([named, description(), description(), description()], [])
-    assert given == [first, second, second, first]
+    made.pilots[1].settings["cores"] = 8
+    activated(made, 0, 1, 2)
+    assert Counter(spread(made, 8, work={0: 1})) == {1: 4, 2: 2, 0: 2}
+    made.ended(made.pilots[2], "ended")
+    assert Counter(spread(made, 12)) == {1: 8, 0: 4}
+    assert spread(made, pilot="pilot.0002") == [2]
+
+
+def test_tasks_wait_while_only_queued_pilots_have_room() -> None:
+    made, _ = pilots("local.one", "local.two")
+    assert spread(made, 2) == [None, None]
+    activated(made, 0)
+    assert Counter(spread(made, 20)) == {0: 8, None: 12}
+    assert spread(made, pilot="pilot.0001") == [1]
+    made.pilots[0].cores_done = 100  # in ten seconds
+    assert Counter(spread(made, 200))[0] == 100
+    activated(made, 1)
+    assert Counter(spread(made, 20)) == {0: 10, 1: 10}
+
+
+def test_tasks_do_not_wait_for_a_single_pilot_or_one_that_has_ended() -> None:
+    assert spread(pilots("local.one")[0]) == [0]
+    made, _ = pilots("local.one", "local.two")
+    activated(made, 0)
+    made.ended(made.pilots[1], "ended")
+    assert spread(made, 20) == [0] * 20
+    made.ended(made.pilots[0], "ended")
+    assert spread(made) == [0]
+
+
+def test_a_task_waits_for_the_pilot_that_it_fits_on() -> None:
+    made, _ = pilots("local.one", "local.two")
+    activated(made, 0)
+
+    def second(pilot: Pilot) -> bool:
+        return pilot.number == 1
+
+    assert made.choose(description(), second, Counter()) is None
+    activated(made, 1)
+    assert made.choose(description(), second, Counter({1: 50})) is made.pilots[1]
+    assert made.choose(description(), lambda pilot: False, Counter()) is made.pilots[0]

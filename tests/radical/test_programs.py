@@ -130,6 +130,44 @@ def test_ctrl_c_ends_pilots_and_leaves_nothing(tmp_path: Path) -> None:
     assert working_in(tmp_path) == []
 
 
+SLOW = """
+import asyncio, time
+from rhapsody import WorkflowEngine
+from rhapsody_radical import RadicalExecutionBackend
+
+def close_slowly(objects):
+    from rhapsody_radical.client.session import Session
+    close = Session._close
+    Session._close = lambda self: (time.sleep(15), close(self))
+
+async def main():
+    backend = RadicalExecutionBackend()
+    async with WorkflowEngine.create(backend):
+        await backend.run_in_client(close_slowly)
+        print("running", flush=True)
+        await asyncio.sleep(600)
+
+asyncio.run(main())
+"""
+
+
+def test_a_second_ctrl_c_ends_the_program_while_the_client_closes(tmp_path: Path) -> None:
+    running = program(tmp_path, SLOW)
+    assert running.stdout is not None
+    lines = iter(running.stdout.readline, "")
+    assert any(line == "running\n" for line in lines)
+    running.send_signal(signal.SIGINT)
+    assert any(": closing, waiting for" in line for line in lines)
+    running.send_signal(signal.SIGINT)
+    output, _ = running.communicate(timeout=8)
+    assert running.returncode in (130, -signal.SIGINT), output
+    patience = time.monotonic() + 60
+    while working_in(tmp_path):
+        assert time.monotonic() < patience, "the client does not end"
+        time.sleep(0.1)
+    assert list(tmp_path.glob(".rhapsody/**/rhapsody.*")) == []
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_during_the_start_leaves_nothing(tmp_path: Path, number: signal.Signals) -> None:
     running = program(tmp_path, ENGINE)

@@ -16,6 +16,7 @@ import pytest
 
 from rhapsody.errors import TaskLostError
 from rhapsody.resources import Resources
+from rhapsody.sdk import OUTPUT_FILES
 from rhapsody.testing import Driver
 from rhapsody_radical.pilot import PilotException
 from tests._support.slurm import slurm, why_not
@@ -130,6 +131,30 @@ async def test_a_queued_pilot_is_reported_and_leaves_the_queue_at_close(
 
 
 @pytest.mark.asyncio
+async def test_tasks_run_on_the_active_pilot_and_not_on_the_queued_one(tmp_path: Path) -> None:
+    pilots = {**cluster.settings(), "pilots": [{}, {}]}
+    made = backend(pilots, work_dir=tmp_path / "work", functions="executable")
+    async with Driver(made, work_dir=tmp_path) as driver:
+        try:
+            async with asyncio.timeout(120):
+                ends = await driver.run(*(driver.command("echo $RP_PILOT_ID") for _ in range(12)))
+            (where,) = {end.stdout for end in ends}
+            (queued,) = (each for each in made.pilots if f"{each.uid}\n" != where)
+            assert queued.state == "PMGR_ACTIVE_PENDING"
+            waiting = driver.command("echo $RP_PILOT_ID")
+            waiting["task_backend_specific_kwargs"] = {"pilot": queued.uid}
+            await driver.submit(waiting)
+            (active,) = cluster.jobs(tmp_path, "RUNNING")
+            await asyncio.to_thread(subprocess.run, ["scancel", active], check=True)
+            async with asyncio.timeout(120):
+                end = await driver.finished(waiting)
+            assert end.stdout == f"{queued.uid}\n", str(end)
+        finally:
+            await made.shutdown()
+    cluster.until_no_jobs_of(tmp_path)
+
+
+@pytest.mark.asyncio
 async def test_a_pilot_that_asks_for_too_much_time_is_given_up_with_slurms_reason(
     tmp_path: Path,
 ) -> None:
@@ -145,6 +170,28 @@ async def test_a_pilot_that_asks_for_too_much_time_is_given_up_with_slurms_reaso
             finally:
                 await made.shutdown()
     cluster.until_no_jobs_of(tmp_path)
+
+
+def errors_of(task: Any) -> str:
+    """The standard error of a program with that of its launcher."""
+    return Path(task["sandbox"], OUTPUT_FILES[1]).read_text()
+
+
+@pytest.mark.asyncio
+async def test_sruns_own_messages_are_not_in_the_standard_error_of_programs(tmp_path: Path) -> None:
+    pilot = cluster.settings(resource="tests.srun")
+    made = backend(pilot, work_dir=tmp_path / "work", functions="executable")
+    async with Driver(made, work_dir=tmp_path) as driver:
+        try:
+            failed, killed = await driver.run(
+                driver.command("echo said >&2; exit 3"),
+                driver.command("echo more >&2; kill -9 $$"),
+            )
+            assert (failed.stderr, failed.task["exit_code"]) == ("said\n", 3)
+            assert (killed.stderr, killed.task["exit_code"]) == ("more\n", 137)
+            assert errors_of(failed.task).startswith("said\nsrun: error: ")
+        finally:
+            await made.shutdown()
 
 
 def test_a_queued_pilot_leaves_the_queue_at_ctrl_c(tmp_path: Path) -> None:

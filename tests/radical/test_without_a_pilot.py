@@ -6,8 +6,10 @@ import json
 import os
 import subprocess
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -57,9 +59,6 @@ def test_without_arguments_it_is_this_machine() -> None:
         ({"pilots": []}, "must be a dict"),
         ({"pilots": {"cores": 1}}, "'pilots' may be a list of dicts"),
         ({"pilot": [{}]}, "did you mean 'pilots'"),
-        ({"partition": "debug"}, "no 'partition'; RADICAL-Pilot calls it 'queue'"),
-        ({"account": "abc"}, "calls it 'project'"),
-        ({"walltime": "1h"}, "calls it 'runtime', in minutes"),
         ({"pilots": [{"time": 60}]}, "calls it 'runtime', in minutes"),
         ({"qos": "debug"}, "set the variable SBATCH_QOS"),
     ],
@@ -327,24 +326,123 @@ def test_a_raptor_master_of_another_pilot_is_refused() -> None:
         sent("typo", first)
 
 
-def test_a_task_goes_to_a_pilot_that_has_room_for_it() -> None:
+def test_a_task_fits_on_a_pilot_that_has_room_for_it() -> None:
     backend = RadicalExecutionBackend([{"cores": 8}, {"cores": 64}])
     for pilot, cores in zip(backend.pilots, (8, 64), strict=True):
         pilot._config = {"cores_per_node": cores}
     first, second = backend.pilots
 
-    def goes_to(specific: dict[str, Any], **task: Any) -> Any:
-        job = Job(completed("task.000001", {"executable": "true", **task}, specific), first)
-        backend._find_room(job)
-        return job.pilot
+    def fits(specific: dict[str, Any], **task: Any) -> list[Any]:
+        description = completed("task.000001", {"executable": "true", **task}, specific)
+        return [pilot for pilot in backend.pilots if backend._fits(description, pilot)]
 
-    assert goes_to({}) is first
-    assert goes_to({"cores_per_rank": 32}) is second
-    assert goes_to({}, resources=Resources(cores=32)) is second
-    assert goes_to({"cores_per_rank": 32, "pilot": first.uid}) is first
-    assert goes_to({"cores_per_rank": 100}) is first
+    assert fits({}) == [first, second]
+    assert fits({"cores_per_rank": 32}) == [second]
+    assert fits({}, resources=Resources(cores=32)) == [second]
+    assert fits({"cores_per_rank": 100}) == []
     first.settings["cores"], first._config = 1, {"cores_per_node": 1}
-    assert goes_to({}, executable=None, function=int) is second
+    assert fits({}, executable=None, function=int) == [second]
+
+
+class Held:
+    """A backend of two pilots without a client, and what is sent to it."""
+
+    def __init__(self, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.backend = RadicalExecutionBackend([{"cores": 1}, {"cores": 1}])
+        self.sent: list[tuple[int, str]] = []
+        self.ended: list[tuple[str, str]] = []
+        self.backend._connection = SimpleNamespace(directory=directory)  # type: ignore[assignment]
+        self.backend._commands = Worker("commands")
+        self.backend.register_callback(lambda task, state: self.ended.append((task["uid"], state)))
+        monkeypatch.setattr(self.backend, "send", self._send)
+        for pilot in self.backend.pilots:
+            pilot.sandbox = str(directory / pilot.uid)
+            os.mkdir(pilot.sandbox)
+
+    def _send(self, name: str, number: int, batch: Any) -> None:
+        assert name == "submit"
+        self.sent += [(number, uid) for uid, _, _ in batch]
+
+    def submit(self, count: int, **more: Any) -> list[Job]:
+        tasks = [
+            completed(f"task.{number}", {"executable": "true", **more}, None)
+            for number in range(count)
+        ]
+        jobs = [Job(task, self.backend.pilots[0]) for task in tasks]
+        self.backend.open_tasks.update((job.uid, job) for job in jobs)
+        self.do(partial(self.backend._submit, jobs))
+        return jobs
+
+    def do(self, function: Any = lambda: None) -> None:
+        """Call a function on the thread for commands, after everything before it."""
+        assert self.backend._commands is not None
+        self.backend._commands.submit(function).result(10)
+
+    def activate(self, number: int) -> None:
+        self.backend._pilots.note(self.backend.pilots[number], "PMGR_ACTIVE", time.time())
+        self.backend._reconsider_held()
+        self.do()
+
+
+def test_held_tasks_are_sent_when_a_pilot_is_active_and_when_others_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = Held(tmp_path, monkeypatch)
+    jobs = held.submit(5)
+    assert held.sent == []
+    held.activate(1)
+    assert held.sent == [(1, "task.0"), (1, "task.1")]
+    held.backend.end(jobs[0], "DONE")
+    held.do()
+    assert held.sent[2:] == [(1, "task.2")]
+    held.activate(0)
+    assert held.sent[3:] == [(0, "task.3"), (0, "task.4")]
+
+
+def test_a_held_task_that_is_cancelled_is_never_sent_and_has_no_sandbox(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = Held(tmp_path, monkeypatch)
+    (job,) = held.submit(1)
+    held.backend._cancel(job)
+    held.do()
+    held.activate(0)
+    assert held.ended == [("task.0", "CANCELED")]
+    assert held.sent == []
+    assert list(Path(held.backend.pilots[0].sandbox).iterdir()) == []
+
+
+def test_a_task_that_is_cancelled_before_it_runs_leaves_no_sandbox(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = Held(tmp_path, monkeypatch)
+    held.activate(0)
+    jobs = held.submit(2, stdin="text")
+    sandbox = Path(held.backend.pilots[0].sandbox)
+    assert sorted(each.name for each in sandbox.iterdir()) == ["task.0", "task.1"]
+    jobs[1].begin("")
+    for job in jobs:
+        job.cancelled = True
+        held.backend.end(job, "CANCELED")
+    assert [each.name for each in sandbox.iterdir()] == ["task.1"]
+
+
+def test_held_tasks_are_lost_with_the_last_pilot_and_each_pilot_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    held = Held(tmp_path, monkeypatch)
+    monkeypatch.setattr(held.backend, "state", lambda: "running")
+    held.activate(0)
+    held.submit(5)
+    for pilot in held.backend.pilots:
+        held.backend._pilots.ended(pilot, "FAILED: no power")
+        held.do()
+    assert sorted(held.ended) == [(f"task.{number}", "FAILED") for number in range(5)]
+    said = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert said == [
+        "pilot pilot.0000 on local.localhost FAILED: no power; tasks lost with it: 2",
+        "pilot pilot.0001 on local.localhost FAILED: no power; tasks lost with it: 0",
+    ]
 
 
 def test_it_keeps_its_arguments_and_callback_under_their_documented_names() -> None:

@@ -337,7 +337,8 @@ async def test_the_output_of_a_running_program_can_be_followed(tmp_path: Path) -
         (tmp_path / "gate").write_text("")
         assert await within(future) == "started\nover\n"
         assert future.stdout_path == str(path)
-        assert [future.host, future.started_at] == [None, None]
+        assert str(future.host).startswith("process ")
+        assert future.started_at is None
 
 
 async def test_no_quoting_is_lost_between_a_command_and_the_shell() -> None:

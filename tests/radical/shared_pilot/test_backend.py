@@ -424,8 +424,38 @@ async def test_where_a_program_runs_and_what_it_prints_can_be_seen(
         assert made.cores_in_use() == (1, 8)
         (tmp_path / "gate").write_text("")
         assert await future == "started\nover\n"
+        assert future.host == socket.gethostname()
     await flow.shutdown(skip_execution_backend=True)
     assert made.cores_in_use() == (0, 8)
+
+
+def left_of(*paths: str) -> list[str]:
+    """Those of some paths that exist, or are links to nothing."""
+    return [path for path in paths if os.path.lexists(path)]
+
+
+async def test_a_task_that_is_cancelled_before_it_runs_leaves_no_sandbox(
+    made: RadicalExecutionBackend, tmp_path: Path
+) -> None:
+    flow = await WorkflowEngine.create(made, work_dir=tmp_path / "flow", handle_signals=False)
+
+    @flow.executable_task(resources={"cores": 5})
+    def wait() -> str:
+        return "sleep 600"
+
+    first, second = wait(), wait()
+    async with asyncio.timeout(60):
+        while str(second.state) != "SUBMITTED" or str(first.state) != "RUNNING":  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
+        assert second.task is not None
+        places = [str(second.sandbox), f"{made.pilots[0].sandbox}/{second.task['uid']}"]
+        assert left_of(*places) == places
+        second.cancel()
+        await asyncio.wait([second])
+        first.cancel()
+        await asyncio.wait([first])
+    await flow.shutdown(skip_execution_backend=True)
+    assert left_of(*places) == []
 
 
 async def test_the_host_of_a_program_that_failed_is_noted(

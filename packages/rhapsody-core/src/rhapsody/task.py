@@ -111,6 +111,7 @@ class AttemptInfo:
         matches: The files that match each declared pattern.
         paths: The paths of files of an earlier run; other files are in the sandbox.
         make_again: Produces missing files of an earlier run for the task with a uid.
+        host: The worker or host that ran it, as its backend names it.
     """
 
     uid: str
@@ -125,6 +126,7 @@ class AttemptInfo:
     matches: Mapping[str, tuple[str, ...]] | None = None
     paths: Mapping[str, str] | None = None
     make_again: Callable[[AttemptInfo, str], Awaitable[None]] | None = None
+    host: str | None = None
 
     @property
     def task(self) -> str:
@@ -483,10 +485,14 @@ class TaskFuture(asyncio.Future[T]):
 
     @property
     def host(self) -> str | None:
-        """The worker or host that runs the task, as its backend names it, while it runs."""
+        """The worker or host of the latest attempt, as its backend names it.
+
+        After the end, it is known for tasks whose backend gave them a sandbox or kept their output.
+        """
         task = self.task
-        worker = None if task is None else task.get("worker")
-        return None if worker is None else str(worker)
+        if task is not None and task.get("worker") is not None:
+            return str(task["worker"])
+        return None if self._outcome is None else self._outcome.host
 
     @property
     def started_at(self) -> float | None:

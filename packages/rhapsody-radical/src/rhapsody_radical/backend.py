@@ -15,6 +15,7 @@ import os
 import threading
 import time
 import uuid
+from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from concurrent.futures import InvalidStateError
 from contextlib import suppress
@@ -161,6 +162,8 @@ class RadicalExecutionBackend(ManagedBackend):
         self._links = Links()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._commands: Worker | None = None
+        self._held: list[Job] = []
+        self._sending = False
         self._cancelling: list[Job] = []
         self._lock = threading.Lock()
         self._none_open = threading.Event()
@@ -288,56 +291,81 @@ class RadicalExecutionBackend(ManagedBackend):
             TypeError: An object in the batch is not a task description.
         """
         self.require_running()
-        admitted = self.admit(tasks)
-        pilots = self._pilots.spread(admitted, (job.pilot for job in self.open_jobs()))
-        jobs = [Job(task, pilot) for task, pilot in zip(admitted, pilots, strict=True)]
+        jobs = [Job(task, self.pilots[0]) for task in self.admit(tasks)]
         self.open_tasks.update((job.uid, job) for job in jobs)
         assert self._commands is not None
         await asyncio.wrap_future(self._commands.submit(partial(self._submit, jobs)))
 
     def _submit(self, jobs: list[Job]) -> None:
-        """Translate and send tasks, on the thread for commands."""
-        ready: dict[int, list[tuple[Job, Any, Any]]] = {}
-        batch = functions.Batch()
+        """Send tasks, or hold those that wait for a pilot; on the thread for commands."""
         # If RAPTOR's cores are fixed, it has to start before executables are checked; otherwise
         # executables decide whether it may start.
-        for job in sorted(jobs, key=lambda job: job.is_function == self._gives_way):
+        self._held += sorted(jobs, key=lambda job: job.is_function == self._gives_way)
+        self._send_held()
+
+    def _send_held(self) -> None:
+        """Translate tasks and send them to pilots that need work; on the thread for commands."""
+        self._sending = False
+        held, self._held = self._held, []
+        work: Counter[int] = Counter()
+        for job in self.open_jobs() if len(self.pilots) > 1 else ():
+            work[job.pilot.number] += job.cores * job.sent
+        ready: dict[int, list[tuple[Job, Any, Any]]] = {}
+        batch = functions.Batch()
+        for job in held:
+            if job.has_ended:
+                continue
+            if job.cancelled:
+                self.end(job, "CANCELED")
+                continue
             try:
-                if len(self.pilots) > 1:
-                    self._find_room(job)
-                if not job.pilot.usable:
-                    raise TaskLostError(f"task {job.task['name']!r}: {job.pilot.reason}")
+                pilot = self._pilots.choose(job.task, partial(self._fits, job.task), work)
+                if pilot is None:
+                    self._held.append(job)
+                    continue
+                job.pilot = pilot
+                if not pilot.usable:
+                    raise TaskLostError(f"task {job.task['name']!r}: {pilot.reason}")
                 words, order = self._described(job, batch)
                 if not is_plain((words, order)):
                     raise TypeError(
                         f"task {job.task['name']!r}: its description must be plain data, "
                         f"got {words!r}"
                     )
-                ready.setdefault(job.pilot.number, []).append((job, words, order))
+                ready.setdefault(pilot.number, []).append((job, words, order))
+                work[pilot.number] += job.cores
             except Exception as error:  # fails only this task
                 self.fail(job, error)
         for number, part in ready.items():
-            jobs = [job for job, _, _ in part]
-            for job in jobs:
-                job.sent = True
-            with suppress(PilotException):  # reported with the end of the pilots
-                self.send("submit", number, [(job.uid, words, order) for job, words, order in part])
-                if cancelled := [job.uid for job in jobs if job.cancelled]:
-                    self.send("cancel", cancelled)
-            for job in jobs:
-                if not job.pilot.usable:  # it ended meanwhile
-                    self.end(job, "LOST")
+            self._send_tasks(number, part)
 
-    def _find_room(self, job: Job) -> None:
-        """Move a task to another pilot if its own is too small, unless the task names its pilot."""
-        if job.task["task_backend_specific_kwargs"].get("pilot"):
-            return
-        others = [pilot for pilot in self.pilots if pilot.usable and pilot is not job.pilot]
-        for pilot in (job.pilot, *others):
-            with suppress(CapabilityError):
-                self._check_room(job.task, pilot)
-                job.pilot = pilot
-                return
+    def _send_tasks(self, number: int, part: list[tuple[Job, Any, Any]]) -> None:
+        """Send translated tasks to one pilot."""
+        jobs = [job for job, _, _ in part]
+        for job in jobs:
+            job.sent = True
+        with suppress(PilotException):  # reported with the end of the pilots
+            self.send("submit", number, [(job.uid, words, order) for job, words, order in part])
+            if cancelled := [job.uid for job in jobs if job.cancelled]:
+                self.send("cancel", cancelled)
+        for job in jobs:
+            if not job.pilot.usable:  # it ended meanwhile
+                self.end(job, "LOST")
+
+    def _reconsider_held(self) -> None:
+        """Let held tasks be sent, because a pilot has changed or has less to do. Any thread."""
+        if self._held and not self._sending and self._commands is not None:
+            self._sending = True
+            self._commands.post(self._send_held)
+
+    def _fits(self, task: TaskDescription, pilot: Pilot) -> bool:
+        """Return True if a pilot is large enough for a task."""
+        try:
+            if task["function"] is None or not self._goes_to_raptor(task, pilot):
+                translate.check_fits(task["name"], translate.needs(task, pilot), pilot)
+        except CapabilityError:
+            return False
+        return True
 
     def _described(self, job: Job, batch: functions.Batch) -> tuple[dict[str, Any], Any]:
         """Create a job's sandbox, and return its RADICAL-Pilot description and packed call."""
@@ -402,11 +430,6 @@ class RadicalExecutionBackend(ManagedBackend):
                 "raptor=False, or run functions as programs: "
                 "RadicalExecutionBackend(functions='executable')"
             )
-
-    def _check_room(self, task: TaskDescription, pilot: Pilot) -> None:
-        """Raise `CapabilityError` if a pilot is too small for a task."""
-        if task["function"] is None or not self._goes_to_raptor(task, pilot):
-            translate.check_fits(task["name"], translate.needs(task, pilot), pilot)
 
     # RAPTOR.
 
@@ -536,6 +559,8 @@ class RadicalExecutionBackend(ManagedBackend):
         if uids:
             with suppress(PilotException):  # reported with the end of the pilots
                 self.send("cancel", uids)
+        if len(uids) < len(jobs):
+            self._send_held()
 
     # Messages from the client; on the reading thread.
 
@@ -592,6 +617,7 @@ class RadicalExecutionBackend(ManagedBackend):
             self._pilots.note(pilot, state, when)
             for callback in tuple(self._pilot_callbacks):
                 remotes.callbacks.post(partial(callback, pilot.uid, state))
+            self._reconsider_held()
         if "ended" in changes:
             self._pilots.ended(pilot, changes["ended"])
 
@@ -603,6 +629,7 @@ class RadicalExecutionBackend(ManagedBackend):
             return
         if job.running:
             job.pilot.core_seconds += job.cores * (time.monotonic() - job.began)
+            job.pilot.cores_done += job.cores
         try:
             reported, error = results.of(job, state)
         except Exception as problem:  # an unreadable file, or an invalid reply
@@ -624,6 +651,8 @@ class RadicalExecutionBackend(ManagedBackend):
     def _report(self, job: Job, state: str) -> None:
         if job.is_function:
             functions.tidy(job, state)
+        if state == "CANCELED" and job.sent and not job.running:
+            translate.remove_place(job.task, job.pilot)
         if job.stopped is not None:
             job.stopped.set()
         self.task_state_cb(job.task, state)
@@ -634,6 +663,7 @@ class RadicalExecutionBackend(ManagedBackend):
             self._commands.post(partial(self._end_raptor, job.pilot))
         if not self.open_tasks:
             self._none_open.set()
+        self._reconsider_held()
 
     def open_jobs(self) -> list[Job]:
         """Return the jobs that have not ended."""
@@ -664,9 +694,14 @@ class RadicalExecutionBackend(ManagedBackend):
 
     def _pilot_ended(self, pilot: Pilot) -> None:
         """Report the tasks of an ended pilot as lost."""
-        for job in self.open_jobs():
-            if job.pilot is pilot and job.sent:
-                self.end(job, "LOST")
+        lost = [job for job in self.open_jobs() if job.pilot is pilot and job.sent]
+        if self.state() == "running":
+            log.warning(
+                "%s; tasks lost with it: %d", pilot.reason, len(lost), extra={"pilot": pilot.uid}
+            )
+        for job in lost:
+            self.end(job, "LOST")
+        self._reconsider_held()
 
     def _able(self, config: dict[str, Any] | None) -> Capabilities:
         """Return the backend's capabilities with a configuration of RAPTOR."""

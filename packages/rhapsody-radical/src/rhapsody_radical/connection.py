@@ -340,8 +340,12 @@ class Connection:
         cleanup.end_session(cleanup.place(self.directory.parent), self.uid)
 
     def at_exit(self) -> None:
-        """Wait for the client if the program ends without a shutdown."""
-        if os.getpid() == self._owner:  # not in a fork
+        """Close the client if the program ends without a shutdown.
+
+        If it closes already, do not wait for it: the program was interrupted meanwhile, and the
+        client completes the close after the program's end.
+        """
+        if os.getpid() == self._owner and not self._closing:  # a fork does not own the client
             self.close(keep=self._keep, limit=EXIT_LIMIT)
 
     def _wait(self) -> None:

@@ -10,8 +10,7 @@ import math
 import socket
 import threading
 import time
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -23,6 +22,9 @@ from rhapsody_radical.remote import Remote
 from rhapsody_radical.schema import FINAL, PMGR_ACTIVE
 
 log: logging.Logger = logging.getLogger(__name__)
+
+AHEAD = 10.0
+"""Seconds of work that an active pilot receives in advance while others are queued."""
 
 
 class Pilot:
@@ -38,6 +40,7 @@ class Pilot:
         times: The time when it entered each state, in seconds since the epoch.
         closed: The time when the session was closed, 0 before.
         core_seconds: Sum over its tasks of the cores times the seconds for which they ran.
+        cores_done: The number of cores of all tasks that have ended on it.
         only_programs: Whether functions run as programs on it, because programs need RAPTOR's
             cores.
         raptor: The configuration of RAPTOR on it, `None` until RAPTOR is started.
@@ -54,6 +57,7 @@ class Pilot:
         self.times: dict[str, float] = {}
         self.closed: float = 0.0
         self.core_seconds: float = 0.0
+        self.cores_done: int = 0
         self.only_programs: bool = False
         self.raptor: dict[str, Any] | None = None
         self.pairs: list[tuple[Remote, list[Remote]]] = []
@@ -69,9 +73,31 @@ class Pilot:
         """True if the pilot accepts tasks, now or later."""
         return self.reason is None
 
+    @property
+    def active(self) -> bool:
+        """True if it runs tasks."""
+        return self.usable and PMGR_ACTIVE in self.times
+
+    def takes_more(self, work: int) -> bool:
+        """Return True if an active pilot needs more work, so that its cores stay in use.
+
+        Args:
+            work: The number of cores of the tasks that it has.
+        """
+        seconds = max(1.0, time.time() - self.times[PMGR_ACTIVE])
+        return work < max(2 * self.cores, AHEAD * self.cores_done / seconds)
+
     def configure(self, config: Mapping[str, Any]) -> None:
         """Store the resource's configuration that the client sent."""
         self._config = config
+        wanted = self.settings.get("cores")
+        if wanted and wanted < self.cores:
+            log.log(
+                logging.INFO if self.here else logging.WARNING,
+                "pilot %s on %s has %d cores, not %d: it consists of whole nodes of %d cores",
+                self.uid, self.settings["resource"], self.cores, wanted, self.has("cores"),
+                extra={"pilot": self.uid},
+            )  # fmt: skip
 
     def seconds_left(self) -> float:
         """Return the time in seconds that is left for a task; all of it before the pilot starts."""
@@ -125,36 +151,37 @@ class Pilots:
         self._on_end = on_end
         self._lock = threading.Lock()
 
-    def spread(self, tasks: Sequence[TaskDescription], busy: Iterable[Pilot]) -> list[Pilot]:
-        """Choose a pilot for each of some tasks.
+    def choose(
+        self, task: TaskDescription, fits: Callable[[Pilot], bool], work: Mapping[int, int]
+    ) -> Pilot | None:
+        """Return the pilot for a task: the one that it names, or that with the least work per core.
 
-        A task runs on the pilot that it names, or else on the pilot with the fewest tasks per core
-        among those with enough time left.
+        A queued pilot may start much later than an active one has free cores. Therefore tasks are
+        not sent to queued pilots, and to active ones only as many as they need for the near future:
+        the others may start somewhere else soon.
 
         Args:
-            tasks: The tasks.
-            busy: The pilot of each open task.
+            task: The task.
+            fits: Returns True if a pilot is large enough for it.
+            work: The number of cores of the tasks that each pilot has, by its number.
 
         Returns:
-            The pilots, in the order of the tasks.
+            The pilot; `None` if the task has to wait for one.
         """
         if len(self.pilots) == 1:
-            return self.pilots * len(tasks)
+            return self.pilots[0]
+        wanted = task["task_backend_specific_kwargs"].get("pilot")
+        if wanted:  # one that is named is not replaced, not even after its end
+            return next((each for each in self.pilots if each.uid == wanted), self.pilots[0])
         usable = [pilot for pilot in self.pilots if pilot.usable] or self.pilots
-        load = Counter(pilot.number for pilot in busy)
-        chosen = []
-        for task in tasks:
-            wanted = task["task_backend_specific_kwargs"].get("pilot")
-            pilot = next((pilot for pilot in self.pilots if pilot.uid == wanted), None)
-            if pilot is None:  # a named pilot is not replaced, not even after its end
-                needs = time_needed(task) or 0.0
-                fit = [pilot for pilot in usable if pilot.seconds_left() >= needs]
-                pilot = min(
-                    fit or usable, key=lambda pilot: load[pilot.number] / max(1, pilot.cores)
-                )
-            load[pilot.number] += 1
-            chosen.append(pilot)
-        return chosen
+        fit = [pilot for pilot in usable if fits(pilot)]
+        if not fit or not fit[0].usable:
+            return usable[0]  # which raises the error
+        needs = time_needed(task) or 0.0
+        fit = [pilot for pilot in fit if pilot.seconds_left() >= needs] or fit
+        if not all(pilot.active for pilot in fit):
+            fit = [each for each in fit if each.active and each.takes_more(work[each.number])]
+        return min(fit, key=lambda pilot: work[pilot.number] / pilot.cores, default=None)
 
     def seconds_left(self, task: TaskDescription | None) -> float:
         """Return the time in seconds left on the pilot that a task names, or on the last to end."""
@@ -235,7 +262,7 @@ class Job:
 
     Attributes:
         task: Its description, which results are written into.
-        pilot: Its pilot.
+        pilot: Its pilot; any pilot before it is sent.
         sent: Whether it was sent to the client.
         on_raptor: Whether it is a call on RAPTOR.
         program: Whether it is a function task that runs as a separate program.

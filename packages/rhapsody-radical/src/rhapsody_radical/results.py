@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import os
+import re
 import sys
 from typing import Any
 
@@ -25,6 +26,9 @@ from rhapsody_radical.pilots import Job
 from rhapsody_radical.translate import missing_outputs, output_names
 
 DONE, FAILED, CANCELED = "DONE", "FAILED", "CANCELED"
+
+OF_SRUN = re.compile(r"srun: (error: \S+: tasks? [\d,-]+: |(Force )?Terminat(ing|ed) ).*")
+"""Lines that `srun` prints after a program that failed; its exit code says the same."""
 
 
 def of(job: Job, state: str) -> tuple[str, BaseException | None]:
@@ -70,7 +74,11 @@ def collect_output(job: Job) -> None:
     if capture == "files":
         task["stdout"], task["stderr"] = paths
         return
-    task["stdout"], task["stderr"] = (end_of_file(path, sys.maxsize) or "" for path in paths)
+    task["stdout"], errors = (end_of_file(path, sys.maxsize) or "" for path in paths)
+    lines = errors.splitlines(keepends=True)
+    while lines and OF_SRUN.fullmatch(lines[-1].rstrip("\n")):
+        lines.pop()
+    task["stderr"] = "".join(lines)
 
 
 def outcome(job: Job, state: str) -> tuple[str, BaseException | None]:

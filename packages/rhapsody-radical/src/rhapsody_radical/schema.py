@@ -10,96 +10,44 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Final
 
-PILOT: Mapping[str, type] = MappingProxyType(
+
+def _keys(of_types: Mapping[type, str]) -> Mapping[str, type]:
+    """Return the type of each key, from the keys of each type."""
+    found = {key: kind for kind, keys in of_types.items() for key in keys.split()}
+    return MappingProxyType(found)
+
+
+PILOT: Mapping[str, type] = _keys(
     {
-        "uid": str,
-        "resource": str,
-        "access_schema": str,
-        "runtime": int,
-        "app_comm": list,
-        "sandbox": str,
-        "cores": int,
-        "gpus": int,
-        "nodes": int,
-        "backup_nodes": int,
-        "memory": int,
-        "queue": str,
-        "job_name": str,
-        "project": str,
-        "cleanup": bool,
-        "exit_on_error": bool,
-        "input_staging": list,
-        "output_staging": list,
-        "prepare_env": dict,
-        "services": list,
-        "enable_ep": bool,
-        "reconfig_src": str,
+        str: "uid resource access_schema sandbox queue job_name project reconfig_src",
+        int: "runtime cores gpus nodes backup_nodes memory",
+        list: "app_comm input_staging output_staging services",
+        bool: "cleanup exit_on_error enable_ep",
+        dict: "prepare_env",
     }
 )
 """The keys of a pilot's description, and the type of each value."""
 
-TASK: Mapping[str, type] = MappingProxyType(
+TASK: Mapping[str, type] = _keys(
     {
-        "uid": str,
-        "name": str,
-        "mode": str,
-        "executable": str,
-        "arguments": list,
-        "info_pattern": str,
-        "code": str,
-        "function": str,
-        "args": list,
-        "kwargs": dict,
-        "command": str,
-        "sandbox": str,
-        "environment": dict,
-        "named_env": str,
-        "pre_launch": list,
-        "pre_exec": list,
-        "pre_exec_sync": bool,
-        "post_launch": list,
-        "post_exec": list,
-        "stdout": str,
-        "stderr": str,
-        "input_staging": list,
-        "output_staging": list,
-        "stage_on_error": bool,
-        "priority": int,
-        "use_mpi": bool,
-        "ranks": int,
-        "ranks_per_node": int,
-        "cores_per_rank": int,
-        "gpus_per_rank": float,
-        "threading_type": str,
-        "gpu_type": str,
-        "lfs_per_rank": int,
-        "mem_per_rank": int,
-        "cpu_processes": int,
-        "cpu_process_type": str,
-        "cpu_threads": int,
-        "cpu_thread_type": str,
-        "gpu_processes": int,
-        "gpu_process_type": str,
-        "gpu_threads": int,
-        "gpu_thread_type": str,
-        "lfs_per_process": int,
-        "mem_per_process": int,
-        "scheduler": str,
-        "worker_file": str,
-        "worker_class": str,
-        "restartable": bool,
-        "tags": dict,
-        "raptor_id": str,
-        "raptor_file": str,
-        "raptor_class": str,
-        "metadata": dict,
-        "services": list,
-        "timeout": float,
-        "startup_timeout": float,
-        "cleanup": bool,
-        "pilot": str,
-        "slots": list,
-        "partition": int,
+        str: (
+            "uid name mode executable info_pattern code function command sandbox named_env "
+            "stdout stderr threading_type gpu_type cpu_process_type cpu_thread_type "
+            "gpu_process_type gpu_thread_type scheduler worker_file worker_class raptor_id "
+            "raptor_file raptor_class pilot"
+        ),
+        list: (
+            "arguments args pre_launch pre_exec post_launch post_exec input_staging "
+            "output_staging services slots"
+        ),
+        dict: "kwargs environment tags metadata",
+        bool: "pre_exec_sync stage_on_error use_mpi restartable cleanup",
+        int: (
+            "priority ranks ranks_per_node cores_per_rank lfs_per_rank mem_per_rank "
+            "cpu_processes cpu_threads gpu_processes gpu_threads lfs_per_process "
+            "mem_per_process partition"
+        ),
+        float: "gpus_per_rank timeout startup_timeout",
     }
 )
 """The keys of a task's description, and the type of each value."""

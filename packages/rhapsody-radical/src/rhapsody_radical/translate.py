@@ -13,6 +13,7 @@ import os
 import shlex
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -324,6 +325,18 @@ def place(task: TaskDescription, words: dict[str, Any], pilot: Pilot) -> bool:
     if text and task["function"] is None:
         Path(sandbox, f"{task['uid']}.in").write_text(text)
     return own
+
+
+def remove_place(task: TaskDescription, pilot: Pilot) -> None:
+    """Remove the sandbox of a task that was canceled before it ran, unless others left files."""
+    sandbox, below = task.get("sandbox"), os.path.join(pilot.sandbox, task["uid"])
+    if sandbox:
+        with suppress(OSError):
+            os.unlink(os.path.join(sandbox, f"{task['uid']}.in"))
+        with suppress(OSError):
+            os.rmdir(sandbox)
+    with suppress(OSError):  # the sandbox itself, or it ran without one
+        os.unlink(below)
 
 
 def _move(task: TaskDescription, words: dict[str, Any], sandbox: str) -> None:

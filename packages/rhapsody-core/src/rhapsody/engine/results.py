@@ -116,6 +116,8 @@ class Results:
             record.uid, stdout, stderr, get("exit_code"), None,
             record.future._backend, record.task.name,
         )  # fmt: skip
+        if (host := get("worker")) is not None:
+            outcome.host = str(host)
         if sandbox is not None:
             outcome.sandbox = sandbox
             outputs = record.found.outputs if record.found is not None else ()

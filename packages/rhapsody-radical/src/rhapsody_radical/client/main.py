@@ -34,105 +34,6 @@ FIRST_WORD, NEXT_WORD = 30.0, 180.0
 """Seconds until the first warning about a pilot that is not active, and between later ones."""
 
 
-class Watch:
-    """Thread that checks one session once a second.
-
-    Args:
-        session: RADICAL-Pilot's objects.
-        tasks: The engine's tasks.
-        raptors: RAPTOR's masters and workers.
-        heard: Called with each pilot and its state.
-        give_up: Called with a pilot that no longer works, and the reason, if RADICAL-Pilot does not
-            report it.
-    """
-
-    def __init__(
-        self,
-        session: Session,
-        tasks: Tasks,
-        raptors: Raptors,
-        heard: Callable[[ClientPilot, str], None],
-        give_up: Callable[[ClientPilot, str], None],
-    ) -> None:
-        self._session = session
-        self._tasks = tasks
-        self._raptors = raptors
-        self._heard = heard
-        self._give_up = give_up
-        self._began = time.monotonic()
-        self._said: dict[str, float] = {}
-        self._stop = threading.Event()
-        self._thread = threading.Thread(
-            target=self._run, name="rhapsody-radical-watch", daemon=True
-        )
-        self._thread.start()
-
-    def stop(self) -> None:
-        """End the thread."""
-        self._stop.set()
-        self._thread.join(30)
-
-    def _run(self) -> None:
-        while not self._stop.wait(TICK):
-            try:
-                self._look()
-            except Exception:  # the next check may succeed
-                log.exception("RADICAL-Pilot session %s: cannot be checked", self._session.uid)
-
-    def _look(self) -> None:
-        for pilot in self._session.pilots:
-            self._heard(pilot, pilot.state)
-            self._say_that_it_waits(pilot)
-            if not pilot.ended:
-                self._look_at_progress(pilot)
-        again = False
-        for entry in self._tasks.open():
-            again = again or entry.cancelled
-            if entry.handle is not None and (state := entry.handle.state) in FINAL:
-                self._tasks.end(entry, state)
-        if again:
-            self._tasks.cancel_again()
-
-    def _look_at_progress(self, pilot: ClientPilot) -> None:
-        """End a pilot, or a RAPTOR pair on it, that does not start tasks that fit."""
-        known = pilot.manager.get_tasks() if pilot.state == PMGR_ACTIVE else []
-        tasks = [task for task in known if task.state not in FINAL]
-        calls: dict[str, list[Any]] = {}
-        programs = []
-        for task in tasks:
-            if (master := task.description.get("raptor_id")) and task.mode != rp.RAPTOR_WORKER:
-                calls.setdefault(master, []).extend(self._tasks.calls_of(task))
-            else:
-                programs.append(task)
-        if (raptor := self._raptors.found.get(pilot.number)) is not None:
-            raptor.check(calls)
-        if pilot.progress.is_stalled(health.is_stuck(programs, pilot.cores())):
-            self._give_up(
-                pilot,
-                "starts no tasks: a task for which it has free cores has waited "
-                f"{health.STALLED:g} s, so RADICAL-Pilot's agent or client hangs",
-            )
-
-    def _say_that_it_waits(self, pilot: ClientPilot) -> None:
-        """Warn about a pilot that is not active, and give up one that can never start."""
-        if pilot.state == PMGR_ACTIVE or pilot.state in FINAL or pilot.ended:
-            return
-        now = time.monotonic()
-        last = self._said.get(pilot.uid)
-        if now - self._began < FIRST_WORD or (last is not None and now - last < NEXT_WORD):
-            return
-        self._said[pilot.uid] = now
-        if (never := self._session.why_never(pilot)) is not None:
-            self._give_up(pilot, never)
-            return
-        log.warning(
-            "pilot %s on %s: not active after %.0f s: %s%s; its tasks wait",
-            pilot.uid, pilot.settings["resource"], now - self._began, pilot.state,
-            self._session.place_in_queue(pilot),
-            extra={"pilot": pilot.uid, "resource": pilot.settings["resource"]},
-        )  # fmt: skip
-
-
 REGISTERING = 5.0
 """Seconds for which the registration of a service may delay the report that it is ready."""
 
@@ -164,10 +65,12 @@ class Client:
         self._say: Callable[..., None] = outbox.put
         self._settings = settings
         self._stopping = threading.Event()
-        self._reported: dict[int, str] = {}
         self._note: cleanup.Note | None = None
         self.keep: bool | None = settings["keep"]
-        self._watch: Watch | None = None
+        self._began = 0.0
+        self._watch = threading.Thread(
+            target=self._run_checks, name="rhapsody-radical-watch", daemon=True
+        )
         self._lock = threading.Lock()
         sys.path += [path for path in settings["path"] if path not in sys.path]
         self.session: Session = Session(
@@ -247,9 +150,8 @@ class Client:
             where = settings["work_dir"]
             self._say("failed", f"RADICAL-Pilot cannot start in {where}: {text_of(error)}")
         else:
-            self._watch = Watch(
-                self.session, self.tasks, self.raptors, self.pilot_heard, self.give_up
-            )
+            self._began = time.monotonic()
+            self._watch.start()
             objects = self.session.objects
             pilots = [
                 {"config": each.config, "sandbox": each.sandbox} for each in self.session.pilots
@@ -280,8 +182,8 @@ class Client:
         self._stopping.set()
         with suppress(TimeoutError):  # a session that is being opened can only be ended by force
             self._started.exception(STARTING)
-        if self._watch is not None:
-            self._watch.stop()
+        if self._watch.is_alive():
+            self._watch.join(30)
         self.session.close()
         if keep is None:
             keep = any(pilot.state == "FAILED" for pilot in self.session.pilots)
@@ -294,6 +196,67 @@ class Client:
                 os.rmdir(place)
             except OSError:  # it is not empty
                 break
+
+    # Checks, once a second.
+
+    def _run_checks(self) -> None:
+        while not self._stopping.wait(TICK):
+            try:
+                self._look()
+            except Exception:  # the next check may succeed
+                log.exception("RADICAL-Pilot session %s: cannot be checked", self.session.uid)
+
+    def _look(self) -> None:
+        for pilot in self.session.pilots:
+            self._pilot_heard(pilot, pilot.state)
+            self._say_that_it_waits(pilot)
+            if not pilot.ended:
+                self._look_at_progress(pilot)
+        again = False
+        for entry in self.tasks.open():
+            again = again or entry.cancelled
+            if entry.handle is not None and (state := entry.handle.state) in FINAL:
+                self.tasks.end(entry, state)
+        if again:
+            self.tasks.cancel_again()
+
+    def _look_at_progress(self, pilot: ClientPilot) -> None:
+        """End a pilot, or a RAPTOR pair on it, that does not start tasks that fit."""
+        known = pilot.manager.get_tasks() if pilot.state == PMGR_ACTIVE else []
+        tasks = [task for task in known if task.state not in FINAL]
+        calls: dict[str, list[Any]] = {}
+        programs = []
+        for task in tasks:
+            if (master := task.description.get("raptor_id")) and task.mode != rp.RAPTOR_WORKER:
+                calls.setdefault(master, []).extend(self.tasks.calls_of(task))
+            else:
+                programs.append(task)
+        if (raptor := self.raptors.found.get(pilot.number)) is not None:
+            raptor.check(calls)
+        if pilot.progress.is_stalled(health.is_stuck(programs, pilot.cores())):
+            self._give_up(
+                pilot,
+                "starts no tasks: a task for which it has free cores has waited "
+                f"{health.STALLED:g} s, so RADICAL-Pilot's agent or client hangs",
+            )
+
+    def _say_that_it_waits(self, pilot: ClientPilot) -> None:
+        """Warn about a pilot that is not active, and give up one that can never start."""
+        if pilot.state == PMGR_ACTIVE or pilot.state in FINAL or pilot.ended:
+            return
+        now = time.monotonic()
+        if now < max(self._began + FIRST_WORD, pilot.warned + NEXT_WORD):
+            return
+        pilot.warned = now
+        if (never := self.session.why_never(pilot)) is not None:
+            self._give_up(pilot, never)
+            return
+        log.warning(
+            "pilot %s on %s: not active after %.0f s: %s%s; its tasks wait",
+            pilot.uid, pilot.settings["resource"], now - self._began, pilot.state,
+            self.session.place_in_queue(pilot),
+            extra={"pilot": pilot.uid, "resource": pilot.settings["resource"]},
+        )  # fmt: skip
 
     # RADICAL-Pilot's callbacks, on its threads.
 
@@ -317,14 +280,14 @@ class Client:
     def _on_pilot(self, handle: Any, state: str) -> None:
         for pilot in self.session.pilots:
             if handle is pilot.pilot or str(handle.uid) == pilot.uid:
-                self.pilot_heard(pilot, state)
+                self._pilot_heard(pilot, state)
 
-    def pilot_heard(self, pilot: ClientPilot, state: str) -> None:
+    def _pilot_heard(self, pilot: ClientPilot, state: str) -> None:
         """Report a pilot's state once; may be called on any thread."""
         with self._lock:
-            if pilot.pilot is None or self._reported.get(pilot.number) == state:
+            if pilot.pilot is None or pilot.reported == state:
                 return
-            self._reported[pilot.number] = state
+            pilot.reported = state
         ref = self._calls.encoded(pilot.pilot)
         self._say("pilot", pilot.number, {"state": (state, time.time()), "pilot": ref})
         if state in FINAL:
@@ -335,7 +298,7 @@ class Client:
                 how = state if self._stopping.is_set() else f"{state}: {self.session.why(pilot)}"
             self._end(pilot, how)
 
-    def give_up(self, pilot: ClientPilot, how: str) -> None:
+    def _give_up(self, pilot: ClientPilot, how: str) -> None:
         """End a pilot that RADICAL-Pilot considers active."""
         self._end(pilot, how)
         self._commands.post(partial(self.session.give_up, pilot))

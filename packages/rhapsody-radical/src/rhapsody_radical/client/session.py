@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import logging
+import math
 import os
 import shutil
 import threading
@@ -57,6 +58,8 @@ class ClientPilot:
         sandbox: The directory that contains the sandboxes of its tasks.
         ended: Whether it accepts no more tasks.
         progress: The time since it last started a task.
+        reported: The state that was last reported to the program.
+        warned: When a warning said that it is not active, by the monotonic clock.
     """
 
     def __init__(self, number: int, settings: dict[str, Any]) -> None:
@@ -68,6 +71,8 @@ class ClientPilot:
         self.sandbox = ""
         self.ended = False
         self.progress: Progress = Progress()
+        self.reported = ""
+        self.warned = -math.inf
 
     @property
     def uid(self) -> str:
