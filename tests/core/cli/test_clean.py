@@ -64,7 +64,7 @@ def test_runs_that_have_ended_go_and_one_that_lives_stays(
 ) -> None:
     assert clean(capsys) == [
         *(f"{name}  1.0 kB" for name in NAMES),
-        "removed 3 runs, 3.0 kB; 1 still runs",
+        "removed 3 runs, 3.0 kB; 1 still running",
     ]
     assert sorted(os.listdir(base)) == sorted([live.path.name, "latest"])
     assert os.readlink(base / "latest") == live.path.name
@@ -141,7 +141,7 @@ def test_another_directory_can_be_given(
     [
         (["--older", "soon"], "--older must be seconds or text such as '90 s', '3 min' or '1h30m'"),
         (["--older", "-3d"], "argument --older: expected one argument"),
-        (["nowhere"], "there is no directory 'nowhere'"),
+        (["nowhere"], "directory 'nowhere' does not exist"),
     ],
 )
 def test_invalid_options_remove_nothing(
@@ -210,11 +210,11 @@ def test_another_programs_run_goes_when_that_was_killed(
     ) as program:
         assert program.stdout is not None
         name = program.stdout.readline().strip()
-        assert clean(capsys) == ["removed 0 runs, 0 B; 1 still runs"]
+        assert clean(capsys) == ["removed 0 runs, 0 B; 1 still running"]
         program.kill()
         program.wait()
     assert clean(capsys, "--keep-results") == [
-        f"{name}  stays: it did not end properly, so its results are not known",
+        f"{name}  kept: it did not end properly, so its results are not known",
         "removed 0 runs, 0 B",
     ]
     assert clean(capsys)[-1].startswith("removed 1 run, ")
@@ -227,8 +227,8 @@ def test_a_run_of_another_host_stays_while_it_may_be_alive(
     lock = base / NAMES[0] / ".lock"
     lock.write_text("elsewhere")
     first, *_, last = clean(capsys)
-    assert first.endswith(f"if it does not: rm {lock}")
-    assert last == "removed 2 runs, 2.0 kB; 1 may still run"
+    assert first.endswith(f"run: rm {lock}")
+    assert last == "removed 2 runs, 2.0 kB; 1 may still be running"
     lock.write_text(socket.gethostname())
     assert clean(capsys)[-1].startswith("removed 1 run, ")
 

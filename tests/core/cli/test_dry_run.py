@@ -16,7 +16,7 @@ task.000002  load  -
 task.000003  join  task.000001, task.000002
 """
 
-LOOKS = "the program looks at the value of a task, and a dry run has none"
+LOOKS = "the program inspects the value of a task, which a dry run does not compute"
 
 TASKS = """
 from pathlib import Path
@@ -82,7 +82,7 @@ def test_a_value_that_is_looked_at_ends_the_graph(run: Run, script: str) -> None
     said, *more = done.stderr.splitlines()
     assert more == []
     assert said == (
-        f"the dry run stopped at script.py, line {line}: {LOOKS}; this is the graph up to there"
+        f"the dry run stopped at script.py, line {line}: {LOOKS}. The graph up to this line:"
     )
 
 
@@ -111,7 +111,7 @@ def test_whatever_looks_at_a_value_ends_the_graph(run: Run, look: str) -> None:
     done = run(script, "--dry-run")
     line = script[: script.index(look)].count("\n") + 1
     assert (done.returncode, done.stdout) == (0, GRAPH)
-    assert f" script.py, line {line}: {LOOKS}; " in done.stderr
+    assert f" script.py, line {line}: {LOOKS}. " in done.stderr
 
 
 def test_a_value_may_be_handed_on_printed_and_formatted(run: Run) -> None:
@@ -146,13 +146,13 @@ def test_a_value_may_be_handed_on_printed_and_formatted(run: Run) -> None:
 
 def test_what_a_program_says_of_its_own_dry_runs_is_stopped_as_well(run: Run) -> None:
     done = run(program("dry_run=True", "print(1 + await joined)"), "--dry-run")
-    assert f": {LOOKS}; " in done.stderr
+    assert f": {LOOKS}. " in done.stderr
 
 
 def test_another_error_is_shown_with_what_tasks_give(run: Run) -> None:
     done = run(f"{MAIN}    (await joined).energy\n", "--dry-run")
     assert "AttributeError: 'NoValue' object has no attribute 'energy'" in done.stderr
-    assert "(tasks give 'Dummy Output' in a dry run)" in done.stderr
+    assert "(in a dry run, tasks return 'Dummy Output')" in done.stderr
 
 
 def test_where_it_stopped_is_in_the_user_s_files_and_said_in_one_line(
@@ -187,7 +187,7 @@ def test_what_failed_first_is_where_it_stopped(run: Run, lines: list[str]) -> No
     place = script.index("future + 1" if "group" in lines[0] else "x + 1")
     line = script[:place].count("\n") + 1
     assert done.returncode == 0
-    assert f"the dry run stopped at script.py, line {line}: {LOOKS}; " in done.stderr
+    assert f"the dry run stopped at script.py, line {line}: {LOOKS}. " in done.stderr
 
 
 def test_an_engine_that_was_not_ended_shows_its_graph(run: Run) -> None:
@@ -246,7 +246,7 @@ def test_dry_run_does_not_start_the_named_backend(run: Run) -> None:
 
 def test_a_backend_that_the_program_names_is_not_started(run: Run, tmp_path: Path) -> None:
     done = run(program("'local'"), "--dry-run")
-    check_mistake(done, "script.py names its backend, ", "leave it out of WorkflowEngine.create(")
+    check_mistake(done, "script.py passes a backend to WorkflowEngine.create(", "-b NAME")
     assert len(done.stderr.splitlines()) == 1
     assert not (tmp_path / "ran").exists()
 
@@ -305,7 +305,7 @@ def test_with_resume_it_shows_what_would_run_and_why_and_changes_nothing(
     (tmp_path / "helpers.py").write_text("def scale(number):\n    return number\n")
     (tmp_path / "in.txt").write_text("one")
     first = run(PREVIEWED, "--dry-run", "--resume")
-    assert "no earlier run with these arguments is recorded; everything runs" in first.stderr
+    assert "no earlier run with these arguments is recorded" in first.stderr
     assert run(PREVIEWED).returncode == 0
     (tmp_path / "helpers.py").write_text("def scale(number):\n    return 2 * number\n")
     (tmp_path / "in.txt").write_text("two")
@@ -318,7 +318,7 @@ def test_with_resume_it_shows_what_would_run_and_why_and_changes_nothing(
         "task.000002  read  task.000001  reused",
         "task.000003  read  -            runs: input file in.txt changed",
         "task.000004  work  -            runs: scale in helpers.py, line 1 changed",
-        "task.000005  work  task.000004  runs: it needs task.000004, which runs",
+        "task.000005  work  task.000004  runs: depends on task.000004, which runs",
     ], done.stderr
     assert sorted(tmp_path.rglob("*")) == before
     rerun = run(PREVIEWED, "--dry-run", "--rerun", "make")  # implies --resume
@@ -380,11 +380,11 @@ def test_with_resume_it_shows_which_tasks_run_again_for_missing_files(
     (tmp_path / "extra.txt").write_text("two")
     (tmp_path / "results" / "saved.txt").unlink()
     assert dry_run() == [
-        "reused, but runs again for first.txt, which task.000002 reads",
-        "reused, but runs again for second.txt, which task.000005 reads",
+        "reused, but runs again to recreate first.txt, which task.000002 reads",
+        "reused, but runs again to recreate second.txt, which task.000005 reads",
         missing.format("unread.txt"),
         "runs: its output saved.txt is missing",
-        "runs: it needs task.000004, which runs",
+        "runs: depends on task.000004, which runs",
         "runs: input file extra.txt changed",
     ]
     done = run(MISSING, "--resume")

@@ -289,7 +289,7 @@ def test_prune_goes_on_after_one_that_is_broken(place: Place) -> None:
 
 def test_verify_finds_what_was_changed(place: Place) -> None:
     place.run()
-    assert place.journal("verify").stdout.endswith("  whole\n")
+    assert place.journal("verify").stdout.endswith("  no damage found\n")
     with contextlib.closing(sqlite3.connect(journal(place))) as database:
         database.execute("UPDATE recordings SET value = x'00' WHERE uid = 'task.000002'")
         database.commit()
@@ -324,5 +324,5 @@ def test_prune_removes_what_no_run_can_take_up(place: Place) -> None:
 
 
 def test_bad_usage(place: Place) -> None:
-    check_mistake(place.journal("show", "work"), "only explain takes 'work'")
+    check_mistake(place.journal("show", "work"), "only explain takes a task")
     check_mistake(place.journal("show", "-j", "no.sqlite"), "there is no journal")

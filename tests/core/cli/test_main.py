@@ -49,10 +49,10 @@ def test_the_version_of_each_plugin_is_printed(
 def test_an_unknown_command_gives_the_closest_one(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["backend"]) == 2
     assert capsys.readouterr().err == (
-        "rhapsody: there is no command 'backend'; did you mean 'backends'?\n"
+        "rhapsody: unknown command 'backend'; did you mean 'backends'?\n"
     )
     assert main(["zzz"]) == 2
-    assert "there are: run, backends, doctor" in capsys.readouterr().err
+    assert "the commands are run, backends, doctor" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("arguments", [["backends", "local", "extra"], ["doctor", "--nonsense"]])

@@ -129,7 +129,7 @@ def test_the_distributions_prefix_is_not_part_of_the_name(
 def test_a_name_of_ours_is_refused(
     capsys: pytest.CaptureFixture[str], name: str, owner: str
 ) -> None:
-    assert f"already, of {owner}; choose another name" in refused(capsys, name)
+    assert f"{owner} already has a backend" in refused(capsys, name)
 
 
 def test_the_name_of_an_installed_backend_is_refused(
@@ -137,7 +137,7 @@ def test_the_name_of_an_installed_backend_is_refused(
 ) -> None:
     monkeypatch.syspath_prepend(str(tmp_path))
     install_backend(tmp_path, "somebodys-plugin", "taken")
-    assert "already, of somebodys-plugin" in refused(capsys, "Taken")
+    assert "somebodys-plugin already has a backend" in refused(capsys, "Taken")
 
 
 @pytest.mark.parametrize("license", LICENSES)
@@ -154,7 +154,7 @@ def test_the_license_is_the_one_chosen(license: str) -> None:
 
 
 def test_an_author_on_two_lines_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    assert "write it on one line" in refused(capsys, "demo", "--author", "a\nb")
+    assert "must be one line" in refused(capsys, "demo", "--author", "a\nb")
 
 
 def test_the_directory_can_be_chosen_and_may_hold_a_repository() -> None:

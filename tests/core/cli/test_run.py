@@ -45,22 +45,22 @@ def test_misplaced_options_of_run_are_reported_with_their_place(
 ) -> None:
     done = run(SIMPLE, *given)
     check_mistake(done, "unrecognized arguments: ")
-    assert done.stderr.endswith(f"; write -- before the script's own arguments: {command}\n")
+    assert done.stderr.endswith(f"put the script's own arguments after --: {command}\n")
 
 
 @pytest.mark.parametrize(
     ("given", "meant"),
     [
-        (("--dry_run",), "did you mean --dry-run? or "),
-        (("--resum",), "did you mean --resume? or "),
-        (("--max-failure=3",), "did you mean --max-failures? or "),
-        (("3", "--fail_fast"), "did you mean --fail-fast? or "),
+        (("--dry_run",), "did you mean --dry-run? "),
+        (("--resum",), "did you mean --resume? "),
+        (("--max-failure=3",), "did you mean --max-failures? "),
+        (("3", "--fail_fast"), "did you mean --fail-fast? "),
         (("--model", "-x", "resume", "--n"), ""),
     ],
 )
 def test_a_misspelt_option_is_asked_for(run: Run, given: tuple[str, ...], meant: str) -> None:
     done = run(SIMPLE, *given)
-    said = f"unrecognized arguments: {' '.join(given)}; {meant}write -- before the script's own"
+    said = f"unrecognized arguments: {' '.join(given)}; {meant}put the script's own"
     check_mistake(done, said)
 
 
@@ -68,7 +68,7 @@ def test_a_misspelt_option_before_the_script_is_asked_for(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert main(["run", "--resum", "prog.py"]) == 2
-    assert "; did you mean --resume? or write -- before" in capsys.readouterr().err
+    assert "; did you mean --resume? put" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("executor", ["thread", "process"])
@@ -246,7 +246,7 @@ def test_a_plain_main_is_called_with_an_engine(run: Run) -> None:
 
 @pytest.mark.parametrize("function", ["", ":main"])
 def test_a_missing_file_is_a_mistake(tmp_path: Path, function: str) -> None:
-    with pytest.raises(UsageError, match=r"there is no file 'missing\.py'"):
+    with pytest.raises(UsageError, match=r"file 'missing\.py' does not exist"):
         scripts.split_target(f"missing.py{function}")
     with pytest.raises(UsageError, match="is not a file"):
         scripts.split_target(f"{tmp_path}{function}")
@@ -266,7 +266,7 @@ def test_a_file_name_may_have_a_colon(tmp_path: Path) -> None:
     [
         ("async def main(flow): ...", ":mian", "did you mean script.py:main?"),
         ("async def work(flow): ...", ":main", "its asynchronous functions are work"),
-        ("x = 1", ":main", "write `def main(flow): ...` or `async def main(flow): ...` in it"),
+        ("x = 1", ":main", "add `def main(flow): ...` or `async def main(flow): ...`"),
         ("def main(flow, x): ...", "", "must take one argument, the workflow engine"),
         ("main = 3", "", "main in script.py is not a function"),
         ("async def main(): ...", ":main", "must take one argument, the workflow engine"),
@@ -545,7 +545,7 @@ def test_a_current_directory_that_was_removed_is_a_mistake_of_one_line(
     gone.rmdir()
     assert main(command.split()) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("rhapsody: the current directory was removed; ")
+    assert line.startswith("rhapsody: the current directory no longer exists; ")
 
 
 def test_a_script_whose_name_begins_with_a_dash_follows_two(
@@ -558,6 +558,6 @@ def test_a_script_whose_name_begins_with_a_dash_follows_two(
     assert main(["run", "-q", "--no-journal", "--", "-x.py:main", "3"]) == 0
     assert capsys.readouterr().out == "['3']\n"
     assert main(["run", "-x.py"]) == 2
-    assert "unrecognized arguments: -x.py; write --" in capsys.readouterr().err
+    assert "unrecognized arguments: -x.py; put the" in capsys.readouterr().err
     assert main(["run", "-q"]) == 2
     assert "rhapsody: no script given: write rhapsody run SCRIPT" in capsys.readouterr().err

@@ -34,8 +34,8 @@ def test_options_of_the_engine(run: Run, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("option", "said"),
     [
-        ("retry=2", "-e retry: an engine has no such option; did you mean retries?"),
-        ("colour=red", "-e colour: an engine has no such option; there are "),
+        ("retry=2", "-e retry: unknown engine option; did you mean retries?"),
+        ("colour=red", "-e colour: unknown engine option; the options are "),
         ("backend=dask", "-e backend: use -b NAME"),
         ("fail_fast=true", "-e fail_fast: use --fail-fast"),
         ("retries", "-e 'retries': write KEY=VALUE, such as -e retries=2"),

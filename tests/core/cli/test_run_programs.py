@@ -411,13 +411,16 @@ def test_a_package_is_its_main_module_and_its_processes_import_that(tmp_path: Pa
 @pytest.mark.parametrize(
     ("module", "expected"),
     [
-        ("nowhere.flow", "there is no module 'nowhere', and so no 'nowhere.flow' (looked in "),
-        ("package.nothing", "there is no module 'package.nothing' (looked in "),
-        ("package", "'package' is a package, and has no module '__main__' to run"),
-        ("package.flow.more", "there is no module 'package.flow.more' (looked in "),
+        (
+            "nowhere.flow",
+            "module 'nowhere', a parent of 'nowhere.flow', does not exist (looked in ",
+        ),
+        ("package.nothing", "module 'package.nothing' does not exist (looked in "),
+        ("package", "package 'package' cannot be run"),
+        ("package.flow.more", "module 'package.flow.more' does not exist (looked in "),
         ("package/flow", "'package/flow' is not a module name; write -m package.module"),
         ("broken.flow", "broken.flow cannot be loaded: "),
-        ("package/flow.py", "-m takes a module, and 'package/flow.py' is a file: leave -m out"),
+        ("package/flow.py", "-m takes a module, but 'package/flow.py' is a file"),
     ],
 )
 def test_a_module_that_is_not_there_is_named(tmp_path: Path, module: str, expected: str) -> None:

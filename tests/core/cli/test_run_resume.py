@@ -148,7 +148,7 @@ def test_tasks_of_a_name_run_again(place: Place) -> None:
     place.ran()
     done = place.run("--rerun", "show", "--rerun", "main")  # implies --resume
     assert place.ran() == SHOW
-    assert "--rerun main: no task of that name was called" in done.stderr
+    assert "--rerun main: no task with this name was called" in done.stderr
     assert "--rerun show" not in done.stderr
 
 
@@ -204,7 +204,7 @@ def test_options_count_for_the_journal_that_a_program_names(place: Place) -> Non
     done = place.run("--resume", "--rerun", "work")
     assert done.stdout == "one\ntwo\n"
     assert place.ran() == {}
-    assert done.stderr.count("--rerun: not for the journal that the program names, one.sqlite") == 1
+    assert done.stderr.count("ignoring --rerun: the program uses its own journal, one.sqlite") == 1
     place.run("--fresh")
     assert place.ran() == {"work one": 1, "work two": 1}
     assert not (place.path / ".rhapsody" / "journals").exists()
@@ -248,14 +248,18 @@ def test_one_that_others_may_write_is_refused(place: Place) -> None:
     place.run()
     journal(place).chmod(0o666)
     refused = place.run()
-    check_mistake(refused, "can be written by others", "chmod 600", "or run without: --no-journal")
+    check_mistake(
+        refused, "can be written by others", "chmod 600", "or run without a journal: --no-journal"
+    )
     assert place.run("--no-journal").returncode == 0
 
 
 def test_a_damaged_one_is_refused(place: Place) -> None:
     place.run()
     journal(place).write_text("no database" * 1000)
-    check_mistake(place.run(), "move it away to begin another", "or run without: --no-journal")
+    check_mistake(
+        place.run(), "move it away to begin another", "or run without a journal: --no-journal"
+    )
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")

@@ -397,7 +397,7 @@ async def test_clean_leaves_what_a_run_has_taken_up_and_still_needs(here: Path) 
     async with WorkflowEngine.create(journal="run.sqlite") as flow:
         await pipeline(here)(flow)
         cleaned = await asyncio.to_thread(clean)
-        assert "; 1 still runs" in cleaned, cleaned
+        assert "; 1 still running" in cleaned, cleaned
     assert "removed 1 run" in clean()
 
 

@@ -190,7 +190,7 @@ def test_the_command_line_leaves_a_log_of_every_run(
         assert main(["run", "flow.py", *option]) == 1
         begins, *_ = lines = log.read_text().splitlines()
         assert re.search(
-            r" INFO rhapsody\.run: engine \S+ begins on local; process \d+ on ", begins
+            r" INFO rhapsody\.run: engine \S+ started on local; process \d+ on ", begins
         )
         assert any(
             "INFO rhapsody.run: engine" in line and "2 failed, 2 skipped" in line for line in lines

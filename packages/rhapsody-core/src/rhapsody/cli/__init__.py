@@ -1,6 +1,6 @@
-"""Command line: finds the command that the arguments name, and runs it.
+"""Command-line interface: finds the command named by the arguments, and runs it.
 
-Each command of our own is a module here with `HELP`, `configure` and `run`; plugins add theirs
+Each built-in command is a module here with `HELP`, `configure` and `run`; plugins add commands
 through the hook `rhapsody_commands`. The console script is `rhapsody_guard.command`.
 """
 
@@ -44,7 +44,7 @@ OURS = {
 }
 
 PUBLISHED = {"replay": "rhapsody-wfcommons"}
-"""Commands of published plugins, with the distributions that they come with."""
+"""Commands of published plugins, with the distributions that contain them."""
 
 
 class _Command(NamedTuple):
@@ -65,9 +65,9 @@ class Commands:
     def add_command(self, name: str, help: str, configure: Configure | None, run: Run) -> None:
         """Add a command, see `rhapsody.plugins.specs.CommandLine`."""
         if not name or name.startswith("-") or name.split() != [name]:
-            raise ValueError(f"{name!r} cannot be the name of a command")
+            raise ValueError(f"command name {name!r} must be one word that does not begin with '-'")
         if name in self._commands:
-            raise ValueError(f"there is a command {name!r} already")
+            raise ValueError(f"a command named {name!r} already exists")
         self._commands[name] = _Command(help, configure, run)
 
     def add_from_plugins(self) -> None:
@@ -79,7 +79,7 @@ class Commands:
                 hook.call(cli=self)
             except KeyboardInterrupt:
                 raise
-            except BaseException as error:  # a plugin's error of any kind stays its own
+            except BaseException as error:  # a plugin may raise anything
                 report(hook, error)
 
     def run(self, arguments: Sequence[str]) -> int:
@@ -89,8 +89,8 @@ class Commands:
             The exit code.
 
         Raises:
-            UsageError: There is no such command.
-            SystemExit: argparse has written help, or an error.
+            UsageError: The command does not exist, or an argument is invalid.
+            SystemExit: argparse printed help or an error.
         """
         if not arguments or arguments[0].startswith("-"):
             parser = self._overview()
@@ -104,7 +104,7 @@ class Commands:
         if command.configure is not None:
             command.configure(parser)
         parsed, given = argparse.Namespace(), list(arguments[1:])
-        if name == "run":  # the script receives what follows `--`
+        if name == "run":  # arguments after `--` are the script's
             end = [*given, "--"].index("--")
             parsed.arguments, given = given[end + 1 :], given[:end]
         parsed, unknown = parser.parse_known_args(given, parsed)
@@ -119,8 +119,8 @@ class Commands:
     def _overview(self) -> argparse.ArgumentParser:
         parser = argparse.ArgumentParser(
             prog="rhapsody",
-            description="Run workflows, and list the backends they can run on.",
-            formatter_class=argparse.RawDescriptionHelpFormatter,  # one version a line
+            description="Run workflows, and inspect their backends and results.",
+            formatter_class=argparse.RawDescriptionHelpFormatter,  # one version per line
         )
         text = "print the versions of Rhapsody and its plugins"
         parser.add_argument("--version", action="version", version=_versions(), help=text)
@@ -135,13 +135,13 @@ class Commands:
             return command
         if name in PUBLISHED:
             raise UsageError(
-                f"the command {name!r} comes with {PUBLISHED[name]}. To install it: "
+                f"the command {name!r} is part of {PUBLISHED[name]}; to install it: "
                 f"{install_command(PUBLISHED[name])}"
             )
         close = difflib.get_close_matches(name, self._commands, n=1)
         hint = f"did you mean {close[0]!r}?" if close else ""
-        hint = hint or f"there are: {', '.join(self._commands)}"
-        raise UsageError(f"there is no command {name!r}; {hint}")
+        hint = hint or f"the commands are {', '.join(self._commands)}"
+        raise UsageError(f"unknown command {name!r}; {hint}")
 
 
 def _require_directory() -> None:
@@ -150,25 +150,25 @@ def _require_directory() -> None:
         os.getcwd()
     except FileNotFoundError:
         raise UsageError(
-            "the current directory was removed; change to another directory, or enter it again "
-            "if it was recreated: cd ."
+            "the current directory no longer exists; change to another directory, or run `cd .` "
+            "if it was recreated"
         ) from None
 
 
 def _misplaced(unknown: Sequence[str], parser: argparse.ArgumentParser) -> str:
-    """Return the error for arguments that belong after `--`, or are misspelled options."""
+    """Return the error for unknown options: misspelled ones, or the script's without `--`."""
     options = [each.removeprefix("--") for each in parser._option_string_actions]
     words = [each[2:].partition("=")[0] for each in unknown if each.startswith("--")]
     close = [each for word in words for each in difflib.get_close_matches(word, options, 1, 0.75)]
-    meant = f"did you mean --{close[0]}? or " if close else ""
+    meant = f"did you mean --{close[0]}? " if close else ""
     return (
-        f"unrecognized arguments: {shlex.join(unknown)}; {meant}write -- before the script's own "
-        f"arguments: rhapsody run SCRIPT -- {shlex.join(unknown)}"
+        f"unrecognized arguments: {shlex.join(unknown)}; {meant}put the script's own arguments "
+        f"after --: rhapsody run SCRIPT -- {shlex.join(unknown)}"
     )
 
 
 def _versions() -> str:
-    """Return the versions of core and of the distributions of plugins, one a line."""
+    """Return the versions of core and of the plugins' distributions, one per line."""
     from rhapsody._version import __version__
 
     plugins = {entry.distribution: entry.version for entry in installed().entries}
@@ -181,22 +181,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line.
 
     Args:
-        arguments: Without the program's name; those of the process if `None`.
+        arguments: Arguments without the program's name; `sys.argv[1:]` if `None`.
 
     Returns:
         The exit code.
 
     Raises:
-        SystemExit: argparse has written help or an error, or a signal or the
-            user's program ended this one with an exit code of its own.
+        SystemExit: argparse printed help or an error, the user's program exited,
+            or a signal ended the run.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     commands = Commands()
     try:
-        if arguments[:1] != ["doctor"]:  # the doctor loads plugins in other processes only
+        if arguments[:1] != ["doctor"]:  # the doctor loads plugins only in other processes
             commands.add_from_plugins()
         code = commands.run(arguments)
-        if sys.stdout is not None:  # it was closed before the start
+        if sys.stdout is not None:  # `None` if it was closed before Python started
             sys.stdout.flush()
         return code
     except UsageError as error:
@@ -213,6 +213,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             complain(f"ended by {ENDED_BY[end.code]}")
         raise
     except BrokenPipeError:
-        # Nothing reads standard output any more. Python must not complain at exit, either.
+        # The reader of standard output has exited. Python must not report that again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return READER_GONE

@@ -1,4 +1,4 @@
-"""`rhapsody backends`: lists the backends and whether they can be used."""
+"""`rhapsody backends`: lists the backends and whether each is usable."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rhapsody.plugins.specs import UsageError
 if TYPE_CHECKING:
     from rhapsody.capabilities import Capabilities
 
-HELP = "list the backends and whether they can be used here"
+HELP = "list the backends and whether each is usable"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -68,7 +68,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _capabilities(capabilities: Capabilities) -> list[str]:
-    """Return the capabilities of a backend, with enforced and counted resources separated."""
+    """Return the capabilities of a backend, with enforced and counted resources in two rows."""
     values = capabilities.as_dict()
     resources = capabilities.resources - {"fractional_cores", "walltime"}
     values["enforced"] = sorted(values.pop("binds"))

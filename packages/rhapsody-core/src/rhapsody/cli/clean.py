@@ -21,18 +21,18 @@ HELP = "remove the directories of runs that have ended"
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
-    text = "the directory that contains .rhapsody (default: this one)"
+    text = "the directory that contains .rhapsody (default: the current directory)"
     parser.add_argument("directory", nargs="?", default=".", metavar="DIRECTORY", help=text)
-    text = "only runs that have not changed for so long, such as 30d, 12h or 45m"
+    text = "remove only runs that have not changed for this long, such as 30d, 12h or 45m"
     parser.add_argument("--older", metavar="AGE", help=text)
-    text = "keep promised files without a destination that no task has read, and list them"
+    text = "keep output files that have no destination and that no task has read"
     parser.add_argument("--keep-results", action="store_true", help=text)
-    text = "remove nothing, show what would be removed"
+    text = "show what would be removed, and remove nothing"
     parser.add_argument("--dry-run", action="store_true", help=text)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Remove the directories, and print the size of each.
+    """Remove the directories of runs, and print the size of each.
 
     Returns:
         The exit code.
@@ -54,10 +54,10 @@ def run(arguments: argparse.Namespace) -> int:
         if each.state == "held":
             alive += 1
         elif each.state == "unknown":
-            stays["may still run"] += 1
+            stays["may still be running"] += 1
             say(
-                f"{each.path.name}  stays: whether it still runs, on another host, cannot be seen "
-                f"from here; if it does not: rm {each.lock}"
+                f"{each.path.name}  kept: it may still be running on another host; if it is not, "
+                f"run: rm {each.lock}"
             )
         elif each.changed > before:
             stays[f"changed in the last {arguments.older}"] += 1
@@ -66,10 +66,10 @@ def run(arguments: argparse.Namespace) -> int:
                 freed = _clean(each, arguments.keep_results, arguments.dry_run)
             except BlockingIOError:
                 alive += 1
-            except FileNotFoundError:  # another process removes it, too
+            except FileNotFoundError:  # another process is removing it
                 pass
             except OSError as error:
-                complain(f"{each.path} cannot be removed: {error}")
+                complain(f"cannot remove {each.path}: {error}")
                 code = FAILED
             else:
                 removed, size = removed + (freed is not None), size + (freed or 0)
@@ -77,7 +77,7 @@ def run(arguments: argparse.Namespace) -> int:
         tidy(base)
     verb = "would remove" if arguments.dry_run else "removed"
     parts = [f"{verb} {removed} run{'s' * (removed != 1)}, {size_text(size)}"]
-    rest = {"still runs" if alive == 1 else "still run": alive, **stays}
+    rest = {"still running": alive, **stays}
     say("; ".join([*parts, *(f"{count} {what}" for what, count in rest.items() if count)]))
     return code
 
@@ -86,16 +86,16 @@ def _clean(run: LeftRun, keep_results: bool, dry: bool) -> int | None:
     """Remove a run's directory, or all but its results, and print its size.
 
     Returns:
-        The size in bytes, `None` if nothing is to be removed.
+        The size in bytes, `None` if there is nothing to remove.
 
     Raises:
-        BlockingIOError: The run is alive again.
-        OSError: Something cannot be removed.
+        BlockingIOError: Another process has locked the run.
+        OSError: A file cannot be removed.
     """
     try:
         kept = run.results() if keep_results else set()
     except (ValueError, OSError) as error:
-        say(f"{run.path.name}  stays: {error}")
+        say(f"{run.path.name}  kept: {error}")
         return None
     goes = run.goes(kept)
     if kept and not goes:
@@ -103,7 +103,7 @@ def _clean(run: LeftRun, keep_results: bool, dry: bool) -> int | None:
     if not dry and not run.remove(iter(goes)):
         raise BlockingIOError(f"{run.path} is in use")
     size = sum(goes.values())
-    say(f"{run.path.name}  {size_text(size)}{' except for its results' if kept else ''}")
+    say(f"{run.path.name}  {size_text(size)}{' (results kept)' if kept else ''}")
     return size
 
 
@@ -111,13 +111,13 @@ def base_of(directory: str) -> Path:
     """Return the `.rhapsody` of a directory, or the directory itself if it is one.
 
     Raises:
-        UsageError: There is no such directory.
+        UsageError: The directory does not exist.
     """
     from rhapsody.staging.runs import BASE
 
     path = Path(os.path.abspath(directory))
     if not path.is_dir():
-        raise UsageError(f"there is no directory {directory!r} (looked in {os.getcwd()})")
+        raise UsageError(f"directory {directory!r} does not exist (looked in {os.getcwd()})")
     return path if path.name == BASE else path / BASE
 
 

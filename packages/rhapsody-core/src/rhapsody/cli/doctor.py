@@ -1,8 +1,8 @@
 """`rhapsody doctor`: a report of what is installed, whether it works, and how to fix it.
 
-Each plugin is loaded in a process of its own with a time limit, so that one that
-crashes, exits or hangs is a line in the report. The process writes JSON lines: each step
-before it begins, and each finding.
+Each plugin is loaded in a separate process with a time limit, so that the report can include
+plugins that crash, exit or hang. The process writes JSON lines: each step before it starts,
+and each finding.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 
 HELP = "check the installation and every plugin"
 SLOW = 1.0
-"""Seconds that the import of a plugin's light module may take before it is called slow."""
+"""Seconds after which the import of a plugin's module is reported as slow."""
 
 Level = Literal["ok", "note", "slow", "broken"]
 
@@ -66,7 +66,7 @@ sys.path[:] = request["path"]
 from rhapsody.cli.doctor import probe
 probe(request)
 """
-"""Program of a plugin's process, which takes over the module path of this one."""
+"""Program of a plugin's process, which uses the `sys.path` of this one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,9 +75,9 @@ class Finding:
 
     Attributes:
         level: `"broken"` makes the command fail.
-        subject: The distribution, backend or variable that it is about.
+        subject: The distribution, backend or environment variable concerned.
         text: The finding.
-        remedy: What to do, empty if nothing is to be done.
+        remedy: The fix, empty if there is nothing to do.
     """
 
     level: Level
@@ -89,13 +89,13 @@ class Finding:
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     parser.add_argument("--json", action="store_true", help="print JSON")
-    text = "start this backend as well, and end it again"
+    text = "also start this backend, and shut it down again"
     parser.add_argument("-b", "--backend", metavar="NAME", help=text)
     keys: dict[str, Any] = {"action": "append", "default": [], "metavar": "KEY=VALUE"}
-    parser.add_argument("--run", action="store_true", help="run a task on that backend, too")
+    parser.add_argument("--run", action="store_true", help="also run a task on that backend")
     text = "a setting of that backend, as for `rhapsody run`"
     parser.add_argument("-o", "--option", **keys, help=text)
-    text = "time limit for loading one plugin (default: 30)"
+    text = "time limit for loading each plugin (default: 30)"
     parser.add_argument("--timeout", type=float, default=30.0, metavar="SECONDS", help=text)
 
 
@@ -138,7 +138,7 @@ def _print(system: dict[str, str], findings: list[Finding], broken: bool) -> Non
         if finding.remedy:
             say(f"{'':<7} to fix it: {finding.remedy}")
     say()
-    say("something is broken, see above" if broken else "everything works")
+    say("some checks failed; see above" if broken else "everything works")
 
 
 def _conflict() -> list[Finding]:
@@ -150,7 +150,7 @@ def _conflict() -> list[Finding]:
 
 
 def _distributions(found: Installed) -> Iterator[Finding]:
-    """Check that core and each plugin have what their metadata require."""
+    """Check that the requirements of core and of each plugin are installed."""
     from importlib_metadata import PackageNotFoundError, distribution, version
     from packaging.requirements import InvalidRequirement, Requirement
 
@@ -159,7 +159,7 @@ def _distributions(found: Installed) -> Iterator[Finding]:
             metadata = distribution(name)
         except PackageNotFoundError:
             if name == CORE:
-                yield Finding("broken", CORE, "its metadata are missing", f"pip install {CORE}")
+                yield Finding("broken", CORE, "its metadata is missing", f"pip install {CORE}")
             continue
         if name == CORE:
             yield Finding("ok", CORE, metadata.version)
@@ -179,10 +179,10 @@ def _distributions(found: Installed) -> Iterator[Finding]:
 
 
 def _environment(found: Installed) -> Iterator[Finding]:
-    """Report what is unreadable, disabled or not installed."""
+    """Report entry points and plugins that are unreadable, disabled or not installed."""
     for label, why in found.unreadable:
         text = f"its entry points cannot be read: {why}"
-        yield Finding("broken", label, text, "reinstall that distribution")
+        yield Finding("broken", label, text, "reinstall this distribution")
     for entry in found.disabled:
         text = f"its entry point {entry.name!r} is disabled by {DISABLE}"
         yield Finding("note", entry.distribution, text)
@@ -199,7 +199,7 @@ def _trial(name: str | None, options: list[str], *, run_task: bool) -> list[Find
     """Start the backend that `-b` names, run a task on it if `--run` is given, and shut it down."""
     if name is None:
         if options or run_task:
-            raise UsageError("-o and --run are for a backend: name it with -b")
+            raise UsageError("-o and --run require a backend: name it with -b")
         return []
     from rhapsody.backends.discovery import backend_from_options
 
@@ -220,9 +220,9 @@ async def _try_backend(
                 await backend
             text = f"started in {time.perf_counter() - begin:.2f} s"
             if link := getattr(backend, "dashboard_link", None):
-                text += f"; its dashboard is at {link}"
+                text += f"; dashboard: {link}"
             if not run_task:
-                text += "; no task was run, --run runs one"
+                text += "; to run a task as well, use --run"
             findings.append(Finding("ok", subject, text))
             if run_task:
                 begin = time.perf_counter()
@@ -235,7 +235,7 @@ async def _try_backend(
                 findings.append(Finding("ok", subject, text))
         finally:
             await backend.shutdown()
-    except Exception as error:  # a backend's own code and library
+    except Exception as error:  # a backend and its library may raise anything
         failed = "cannot run a task" if findings else "cannot be started"
         text = f"{failed}: {type(error).__name__}: {error}"
         findings.append(Finding("broken", subject, text))
@@ -276,7 +276,7 @@ def _plugins(found: Installed, timeout: float) -> Iterable[Finding]:
 
 
 def _ask(entry: PluginEntry, backends: list[str], timeout: float) -> list[Finding]:
-    """Return what a plugin's process found, and how it ended if it did not reach its end."""
+    """Return the findings of a plugin's process; if it did not finish, report how it ended."""
     request = {
         "path": [each for each in sys.path if isinstance(each, str)],
         "entry": asdict(entry),
@@ -295,17 +295,16 @@ def _ask(entry: PluginEntry, backends: list[str], timeout: float) -> list[Findin
     try:
         output, errors = child.communicate(json.dumps(request), timeout=timeout)
     except subprocess.TimeoutExpired:
-        end = f"did not end within {timeout:g} s"
+        end = f"timed out after {timeout:g} s"
         with contextlib.suppress(ProcessLookupError):
             os.killpg(child.pid, signal.SIGKILL)
         output, _ = child.communicate()
     else:
         last = errors.strip().rpartition("\n")[2] or "nothing on standard error"
-        end = f"ended the process with exit code {child.returncode} ({last})"
+        end = f"failed: the process exited with code {child.returncode} ({last})"
         if child.returncode < 0:
-            end = f"ended the process with {signal.Signals(-child.returncode).name}"
-        elif child.returncode == 0:
-            end = "did not answer"
+            name = signal.Signals(-child.returncode).name
+            end = f"failed: the process was killed by {name}"
     step, findings = {"subject": _subject(entry), "text": f"loading {entry.value}"}, []
     for line in map(json.loads, output.splitlines()):
         if "level" in line:
@@ -340,7 +339,7 @@ def probe(request: dict[str, Any]) -> None:
     answers = os.dup(1)
     os.dup2(2, 1)
     os.set_inheritable(answers, False)
-    # Imported before the clock starts, because the plugin is not charged for it.
+    # Imported first, so that its time does not count as the plugin's.
     import rhapsody.backends.base  # noqa: F401
 
     def answer(**values: Any) -> None:
@@ -351,7 +350,7 @@ def probe(request: dict[str, Any]) -> None:
         answer(**asdict(finding))
     answer(text="")  # the end
     sys.stdout.flush()
-    # Threads that the library started must not keep this process.
+    # Threads that the library started must not keep this process alive.
     os._exit(0)
 
 
@@ -370,16 +369,18 @@ def _steps(
     hooks = ", ".join(sorted(loaded.hooks))
     text = f"{entry.value} loads in {loaded.seconds:.2f} s and implements {hooks}"
     if loaded.seconds > slow:
-        yield Finding("slow", subject, f"{text}; that is slow, because it should import no library")
+        yield Finding(
+            "slow", subject, f"{text}; that is slow: the module should not import libraries"
+        )
     else:
         yield Finding("ok", subject, text)
     for name in backends:
-        begin(subject=f"backend {name}", text="importing its class")
+        begin(subject=f"backend {name}", text="importing the class")
         yield from _backend(name, begin)
 
 
 def _backend(name: str, begin: Callable[..., None]) -> Iterator[Finding]:
-    """Import a backend's class, and let it diagnose its installation."""
+    """Import a backend's class, and call its `diagnose()`."""
     from rhapsody.backends.discovery import BackendRegistry
 
     subject, described = f"backend {name}", BackendRegistry.describe(name)
@@ -393,10 +394,10 @@ def _backend(name: str, begin: Callable[..., None]) -> Iterator[Finding]:
         yield Finding("broken", subject, str(error))
         return
     yield Finding("ok", subject, f"class imported in {time.perf_counter() - start:.2f} s")
-    begin(subject=subject, text="its diagnose()")
+    begin(subject=subject, text="diagnose()")
     try:
         for level, text, remedy in kind.diagnose() if hasattr(kind, "diagnose") else ():
             yield Finding(level if level in LEVELS else "note", subject, str(text), str(remedy))
-    except Exception as error:  # the plugin's own
+    except Exception as error:  # a plugin may raise anything
         text = f"diagnose() raised {type(error).__name__}: {error}"
         yield Finding("broken", subject, text)

@@ -1,4 +1,7 @@
-"""`rhapsody run --dry-run`: placeholders for values, the place where it stops, and the graphs."""
+"""`rhapsody run --dry-run`: prints the graph of a program whose tasks are not run.
+
+Tasks return placeholders. If the program inspects one, the dry run stops there.
+"""
 
 from __future__ import annotations
 
@@ -27,14 +30,14 @@ class NoValueError(Exception):
 class NoValue(str):
     """Placeholder for the value of a task: it can be passed on, printed and formatted.
 
-    Any other operation raises, because the real value could take the program another way.
+    Any other operation raises, because the program could branch on the real value.
     """
 
     __slots__ = ()
 
 
 def _refuse(*_: object, **__: object) -> NoReturn:
-    raise NoValueError("the program looks at the value of a task, and a dry run has none")
+    raise NoValueError("the program inspects the value of a task, which a dry run does not compute")
 
 
 LOOKS: tuple[str, ...] = (
@@ -58,9 +61,9 @@ class DryRunBackend(NoopExecutionBackend):
 
 
 class DryRun:
-    """Observer of the engines of a dry run, for their graphs.
+    """Observer of the engines of a dry run, which prints their graphs.
 
-    With `--resume` it also looks up in a copy of the journal what would be reused.
+    With `--resume` it also looks up in a copy of the journal which results would be reused.
 
     Args:
         recorded: Opens the copy for the first engine.
@@ -70,9 +73,9 @@ class DryRun:
         self._recorded = recorded
         self._engines: list[WorkflowEngine] = []
         self._verdicts: dict[str, dict[str, str]] = {}
-        """By the uids of engines and tasks, whether each task would run, and why."""
+        """Reason why each task would run or be reused, by the uids of its engine and the task."""
         self._missing: dict[str, tuple[str, Collection[str | None]]] = {}
-        """By the path of a missing file: the reused task that wrote it, and that task's inputs."""
+        """Reused task that wrote a missing file, and that task's inputs, by the file's path."""
 
     @hookimpl
     def rhapsody_workflow_started(self, engine: WorkflowEngine) -> None:
@@ -83,7 +86,7 @@ class DryRun:
     async def rhapsody_lookup_results(
         self, engine: WorkflowEngine, tasks: Sequence[LookupTask]
     ) -> Sequence[Recorded | None] | None:
-        """Find results, and note for each task whether it would run."""
+        """Look up results, and record for each task whether it would run."""
         if not self._recorded.resumes:
             return None
         verdicts = self._verdicts.setdefault(engine.uid, {})
@@ -95,9 +98,9 @@ class DryRun:
                 each for each in needs.get(uid, ()) if verdicts.get(each, "").startswith("runs")
             ]
             if running:
-                verdicts[uid] = f"runs: it needs {running[0]}, which runs"
+                verdicts[uid] = f"runs: depends on {running[0]}, which runs"
             elif _holds_no_value((task["args"], task["kwargs"])):
-                verdicts[uid] = "runs: it needs the value of a task that runs"
+                verdicts[uid] = "runs: depends on the value of a task that runs"
             else:
                 asked[number] = task
         results: list[Recorded | None] = [None] * len(tasks)
@@ -118,7 +121,7 @@ class DryRun:
     def _regenerate(
         self, verdicts: dict[str, str], uid: str, inputs: Collection[str | None]
     ) -> None:
-        """Note which reused tasks run again because a task that runs reads their missing files."""
+        """Record which reused tasks would run again to recreate files that other tasks read."""
         readers = [(uid, inputs)]
         while readers:
             reader, inputs = readers.pop()
@@ -126,7 +129,7 @@ class DryRun:
                 producer = self._missing.pop(path or "", None)
                 if producer is not None:
                     name = os.path.basename(path or "")
-                    verdict = f"reused, but runs again for {name}, which {reader} reads"
+                    verdict = f"reused, but runs again to recreate {name}, which {reader} reads"
                     verdicts[producer[0]] = verdict
                     readers.append(producer)
 
@@ -148,16 +151,16 @@ class DryRun:
         """Print the place in the user's code where the dry run stopped, and the reason.
 
         Returns:
-            False if there was no engine yet: the error is the program's own.
+            `False` if no engine was created yet: the dry run did not cause the error.
 
         Raises:
-            UsageError: The program names a backend.
+            UsageError: The program passes a backend to an engine.
         """
         error = origin(error)
         if isinstance(error, WouldRunError):
             raise UsageError(
-                f"{program.name} names its backend, and --dry-run runs nothing: leave it out of "
-                "WorkflowEngine.create(...), and say it on the command line, -b NAME"
+                f"{program.name} passes a backend to WorkflowEngine.create(...), which --dry-run "
+                "does not allow: name the backend on the command line instead, with -b NAME"
             ) from None
         if not self._engines:
             return False
@@ -167,10 +170,10 @@ class DryRun:
         what = str(error)
         if not isinstance(error, NoValueError):
             what = " ".join(f"{type(error).__name__}: {error}".removesuffix(": ").split())
-            what += f" (tasks give {DUMMY_OUTPUT!r} in a dry run)"
+            what += f" (in a dry run, tasks return {DUMMY_OUTPUT!r})"
         note(
             f"the dry run stopped at {os.path.relpath(place.filename)}, line {place.lineno}: "
-            f"{what}; this is the graph up to there"
+            f"{what}. The graph up to this line:"
         )
         return True
 

@@ -14,7 +14,7 @@ from rhapsody.errors import JournalError
 from rhapsody.plugins.specs import UsageError
 from rhapsody.resources import size_text
 
-HELP = "show the recorded results of runs"
+HELP = "show, explain, prune or verify the recorded results of runs"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -22,28 +22,28 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "what",
         choices=("show", "explain", "prune", "verify"),
-        help="show: list journals and their runs; explain: why tasks of the last run ran or were "
-        "reused; prune: remove what no run can reuse; verify: look for damage",
+        help="show: list journals and their runs; explain: list why tasks of the last run ran or "
+        "were reused; prune: remove results that no run can reuse; verify: check for damage",
     )
-    text = "for explain: its name or uid (default: all tasks)"
+    text = "for explain: the name or uid of a task (default: all tasks)"
     parser.add_argument("task", nargs="?", metavar="TASK", help=text)
-    text = "the journal (default: those in .rhapsody/journals; to explain, the one used last)"
+    text = "the journal (default: all in .rhapsody/journals; for explain, the last one used)"
     parser.add_argument("-j", "--journal", metavar="FILE", help=text)
-    text = "for prune: whole journals that were not used for so long, such as 30d"
+    text = "for prune: also remove journals that have not been used for this long, such as 30d"
     parser.add_argument("--older", metavar="AGE", help=text)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Do what the arguments name.
+    """Run the subcommand that the arguments name.
 
     Returns:
         The exit code.
 
     Raises:
-        UsageError: There is no journal, or an argument is missing or invalid.
+        UsageError: A journal cannot be read, or an argument is invalid.
     """
     if arguments.what != "explain" and arguments.task is not None:
-        raise UsageError(f"only explain takes {arguments.task!r}")
+        raise UsageError(f"unexpected argument {arguments.task!r}: only explain takes a task")
     found = _journals(arguments.journal)
     if not found:
         say(f"no journals in {_directory()}")
@@ -68,7 +68,7 @@ def _directory() -> Path:
 
 
 def _journals(given: str | None) -> list[Path]:
-    """Return the journals, the one that was used last at the end."""
+    """Return the journals, the last one used at the end."""
     if given is not None:
         return [Path(os.path.abspath(given))]
     return sorted(_directory().glob("*.sqlite"), key=lambda path: path.stat().st_mtime)
@@ -136,5 +136,5 @@ def _verify(path: Path) -> int:
     for each in found:
         complain(f"{os.path.relpath(path)}: damaged: {each}")
     if not found:
-        say(f"{os.path.relpath(path)}  whole")
+        say(f"{os.path.relpath(path)}  no damage found")
     return FAILED if found else DONE

@@ -15,14 +15,14 @@ FAILED = 1
 USAGE = 2
 INTERRUPTED = 130
 READER_GONE = 141
-"""Exit code that a shell reports for a program that SIGPIPE has killed."""
+"""Exit code that a shell reports for a program that was killed by SIGPIPE."""
 
 ENDED_BY: dict[object, str] = {128 + each: each.name for each in (signal.SIGTERM, signal.SIGHUP)}
-"""Signals by the exit codes of a run that an engine has ended because of them."""
+"""Names of the signals that end a run, by its exit code."""
 
 
 class CommandError(Exception):
-    """A command that failed for a known reason: shown without a traceback, exit code 1."""
+    """Failure of a command for a known reason: shown without a traceback, exit code 1."""
 
 
 def say(text: str = "") -> None:
@@ -31,7 +31,7 @@ def say(text: str = "") -> None:
 
 
 def note(text: str) -> None:
-    """Write a line that is not the workflow's own output to standard error."""
+    """Write a line to standard error, which keeps it apart from the workflow's output."""
     with suppress(BrokenPipeError):
         _write(sys.stderr, text)
 
@@ -52,7 +52,7 @@ def reader_is_closed() -> bool:
     poll = select.poll()
     try:
         poll.register(sys.stdout, 0)
-    except (OSError, ValueError, TypeError):  # it is closed, or not a file
+    except (OSError, ValueError, TypeError):  # closed, or not a file
         return False
     return any(event & select.POLLERR for _, event in poll.poll(0))
 

@@ -1,4 +1,4 @@
-"""Journal of `rhapsody run`: one for each program and its arguments."""
+"""Journals of `rhapsody run`: one for each program and its arguments."""
 
 from __future__ import annotations
 
@@ -27,21 +27,20 @@ HOW = {"killed": "was killed", "failed": "failed", "interrupted": "was interrupt
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """Add the options for reusing results of the last run."""
+    """Add the options that control the reuse of results."""
     reused = parser.add_mutually_exclusive_group()
-    text = "run everything; by default a run that failed or was interrupted is resumed"
+    text = "run all tasks (default: resume the last run if it failed or was interrupted)"
     reused.add_argument("--fresh", action="store_true", help=text)
-    text = "run only what has changed since the last run, even if that succeeded"
+    text = "run only what has changed since the last run, even if that run succeeded"
     reused.add_argument("--resume", action="store_true", help=text)
-    text = "reuse nothing, and record nothing"
+    text = "neither reuse nor record results"
     reused.add_argument("--no-journal", action="store_true", help=text)
     parser.add_argument(
         "--rerun",
         action="append",
         default=[],
         metavar="NAME",
-        help="run the tasks of this name again, and otherwise what --resume runs; may be given "
-        "several times",
+        help="like --resume, but run all tasks of this name; may be repeated",
     )
 
 
@@ -49,12 +48,12 @@ class Recording:
     """Journal of one run, opened for the first engine that names no other.
 
     Args:
-        arguments: The command's.
+        arguments: Arguments of the command.
 
     Attributes:
-        resumes: Results of the last run are used even if it succeeded.
-        how: How the run has ended; stays as it is if a signal ended it.
-        summaries: Those of its engines: one that held tasks back has not ended well.
+        resumes: Reuse the results of the last run even if it succeeded.
+        how: Outcome of the run; not changed if a signal ends it.
+        summaries: Summaries of its engines; the run has failed if one held tasks back.
         journal: The journal, for a dry run a copy of it.
     """
 
@@ -76,7 +75,7 @@ class Recording:
             given: The engine's settings.
 
         Raises:
-            UsageError: The journal cannot be used; the message says what to do.
+            UsageError: The journal cannot be used.
         """
         arguments, journal = self._arguments, given.get("journal", True)
         named = "resume" in given
@@ -102,7 +101,7 @@ class Recording:
         if any(useless.values()) and not self._warned:
             self._warned = True
             options = " and ".join(name for name, asked in useless.items() if asked)
-            complain(f"{options}: not for the journal that the program names, {journal}")
+            complain(f"ignoring {options}: the program uses its own journal, {journal}")
         return {} if named else {"resume": resume}
 
     def _open(self, program: Program, resume: bool | Literal["auto"]) -> None:
@@ -115,7 +114,7 @@ class Recording:
         if journal is None and not arguments.dry_run:
             return
         if self.resumes and (journal is None or not journal.reused):
-            note("rhapsody: no earlier run with these arguments is recorded; everything runs")
+            note("rhapsody: no earlier run with these arguments is recorded; running all tasks")
         elif journal is not None and journal.reused and not (arguments.quiet or arguments.dry_run):
             count, s = journal.reused, "" if journal.reused == 1 else "s"
             if journal.before in HOW:
@@ -153,7 +152,7 @@ class Recording:
         except (NotYoursError, JournalInUseError, OSError) as error:
             complain(f"this run is not recorded, and cannot be resumed: {error}")
         except JournalError as error:
-            raise UsageError(f"{error}; or run without: --no-journal") from None
+            raise UsageError(f"{error}; or run without a journal: --no-journal") from None
         return None
 
     def _copy(self, path: Path) -> Path:
@@ -168,7 +167,7 @@ class Recording:
         return self._copied
 
     def end(self) -> None:
-        """End the run in the journal, and say how to go on if it has not ended well."""
+        """End the run in the journal, and print how to continue if it has failed."""
         journal = self.journal
         if self._arguments.dry_run:
             if journal is not None:
@@ -188,6 +187,6 @@ class Recording:
             complain(str(error))
             return
         if unknown and self.how == "done":
-            complain(f"--rerun {unknown[0]}: no task of that name was called")
+            complain(f"--rerun {unknown[0]}: no task with this name was called")
         if self.how != "done" and (journal.kept or journal.taken):
             note("rhapsody: results are kept; run the same command again to continue")

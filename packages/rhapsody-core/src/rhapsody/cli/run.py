@@ -1,7 +1,6 @@
-"""`rhapsody run`: runs a script as a workflow, with settings for the engines that it makes.
+"""`rhapsody run`: runs a script as a workflow, with settings for the engines that it creates.
 
-How a script is found and run is in `rhapsody.cli.scripts`, its journal in
-`rhapsody.cli.recording`.
+`rhapsody.cli.scripts` finds and runs the script; `rhapsody.cli.recording` opens its journal.
 """
 
 from __future__ import annotations
@@ -44,18 +43,18 @@ HELP = "run a workflow"
 
 OTHERS = {
     "backend": "use -b NAME",
-    "backends": "use -b NAME, or make the engine in the script",
-    "observers": "objects are given in the script: WorkflowEngine.create(observers=[...])",
+    "backends": "use -b NAME for one backend, or create the engine in the script",
+    "observers": "set it in the script: WorkflowEngine.create(observers=[...])",
     "dry_run": "use --dry-run",
-    "clock": "objects are given in the script: WorkflowEngine.create(clock=...)",
+    "clock": "set it in the script: WorkflowEngine.create(clock=...)",
     "fail_fast": "use --fail-fast",
-    "keep_going": "it is the default; --fail-fast is the other",
+    "keep_going": "it is the default; --fail-fast turns it off",
     "max_failures": "use --max-failures N",
-    "progress": "it is the default; -q shows nothing, -v prints lines instead of a table",
-    "resume": "use --resume, or --fresh",
-    "profile": "there are no profiles yet; the file of a run's events is -e trace=run.jsonl",
+    "progress": "it is on by default; use -q for none, -v for lines instead of a table",
+    "resume": "use --resume or --fresh",
+    "profile": "profiles are not supported yet; to record a run's events, use -e trace=run.jsonl",
 }
-"""Options of the engine that `-e` does not accept, and what to do."""
+"""Options of the engine that `-e` does not accept, with the alternatives."""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -65,36 +64,39 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "script",
         nargs="?",
         metavar="SCRIPT[:FUNC]",
-        help="a Python file, and its function for an engine (default: main); a script without "
-        "such a function is run as python runs it",
+        help="a Python script, and the function to call with an engine (default: main); without "
+        "such a function, the script runs as with python",
     )
     what.add_argument(
-        "-m", "--module", metavar="MODULE[:FUNC]", help="the same with a module, as for python -m"
+        "-m",
+        "--module",
+        metavar="MODULE[:FUNC]",
+        help="a module instead of a script, as with python -m",
     )
     parser.add_argument("-b", "--backend", metavar="NAME", help="the backend (default: local)")
-    text = "a setting of the backend, its value as in TOML; may be given several times"
+    text = "a setting of the backend, with a TOML value; may be repeated"
     keys: dict[str, Any] = {"action": "append", "default": [], "metavar": "KEY=VALUE"}
     parser.add_argument("-o", "--option", **keys, help=text)
-    text = "an option of WorkflowEngine.create, such as retries=2, in the same way"
+    text = "an option of WorkflowEngine.create, such as retries=2; may be repeated"
     parser.add_argument("-e", "--engine", **keys, help=text)
-    text = "run no task, and print what would be called"
+    text = "print the tasks that the program calls, and run none of them"
     parser.add_argument("--dry-run", action="store_true", help=text)
     parser.epilog = (
         "Arguments after -- are passed to the script as sys.argv[1:]. To run a script whose name "
         "begins with a dash, put another -- before it: rhapsody run -- -x.py -- ARGUMENTS."
     )
     failing = parser.add_mutually_exclusive_group()
-    text = "after a failure, run what does not depend on it (the default)"
+    text = "after a failure, run all tasks that do not depend on it (the default)"
     failing.add_argument("-k", "--keep-going", action="store_true", help=text)
-    text = "cancel everything when a task has failed"
+    text = "cancel all other tasks when one has failed"
     failing.add_argument("--fail-fast", action="store_true", help=text)
-    text = "cancel everything when N tasks have failed"
+    text = "cancel all other tasks when N have failed"
     failing.add_argument("--max-failures", type=int, metavar="N", help=text)
     recording.configure(parser)
     shown = parser.add_mutually_exclusive_group()
     text = "show neither progress nor the summary at the end"
     shown.add_argument("-q", "--quiet", action="store_true", help=text)
-    text = "log the begin and end of each task, and show what tasks print"
+    text = "log the start and end of each task, and show the output of tasks"
     shown.add_argument("-v", "--verbose", action="store_true", help=text)
 
 
@@ -106,13 +108,13 @@ def run(arguments: argparse.Namespace) -> int:
 
     Raises:
         UsageError: The script, the function, the backend or an option is invalid, or the script
-            or an import of it does not exist or has a syntax error.
+            or a module that it imports is missing or has a syntax error.
         CommandError: The backend could not be started.
-        SystemExit: The script ends with an exit code of its own.
-        BrokenPipeError: Nothing reads standard output any more.
+        SystemExit: The script exited.
+        BrokenPipeError: The reader of standard output has exited.
     """
     _take_script(arguments)
-    with ExitStack() as at_end:  # runs after a traceback was printed
+    with ExitStack() as at_end:  # runs after the traceback has been printed
         recorded = Recording(arguments)
         at_end.callback(recorded.end)
         try:
@@ -129,10 +131,10 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _take_script(arguments: argparse.Namespace) -> None:
-    """Take the script from what follows `--` if neither it nor a module comes before.
+    """Take the script from the arguments after `--` if no script or module comes before.
 
     Raises:
-        UsageError: There is no script.
+        UsageError: No script was given.
     """
     if arguments.script is not None or arguments.module is not None:
         return
@@ -143,11 +145,11 @@ def _take_script(arguments: argparse.Namespace) -> None:
 
 
 class _Engines:
-    """Observer of every engine that the program makes: keeps its summary, and logs its run.
+    """Observer of the program's engines, which keeps their summaries and logs their runs.
 
     Attributes:
-        started: Number of engines.
-        summaries: Those of the engines that have ended.
+        started: Number of engines that have started.
+        summaries: Summaries of the engines that have finished.
     """
 
     def __init__(self) -> None:
@@ -156,19 +158,19 @@ class _Engines:
 
     @hookimpl
     def rhapsody_workflow_started(self, engine: ObservedEngine) -> None:
-        """Count the engine, and begin the log of its run."""
+        """Count the engine, and log its start."""
         self.started += 1
         if not engine.dry_run:
             note_in_log(
                 engine.work_dir,
-                f"engine {engine.uid} begins on {', '.join(engine.backends)}; process "
+                f"engine {engine.uid} started on {', '.join(engine.backends)}; process "
                 f"{os.getpid()} on {platform.node()}, rhapsody-core {__version__}, Python "
                 f"{platform.python_version()}: {shlex.join(sys.argv)}",
             )
 
     @hookimpl
     def rhapsody_workflow_finished(self, engine: ObservedEngine, summary: Summary) -> None:
-        """Keep the summary, and end the log."""
+        """Keep the summary, and log the end."""
         from rhapsody.observers.account import duration
 
         self.summaries.append(summary)
@@ -176,7 +178,7 @@ class _Engines:
             stats = summary.stats
             note_in_log(
                 engine.work_dir,
-                f"engine {engine.uid} ends after {duration(summary.seconds)}: {stats.done} done, "
+                f"engine {engine.uid} ended after {duration(summary.seconds)}: {stats.done} done, "
                 f"{stats.recorded} of them reused, {stats.failed - stats.skipped} failed, "
                 f"{stats.skipped} skipped, {stats.cancelled} cancelled, {stats.retried} retried",
             )
@@ -217,7 +219,7 @@ def _code(arguments: argparse.Namespace, recorded: Recording, at_end: ExitStack)
 
 
 def _engine_settings(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Return the settings of engines that the options ask for."""
+    """Return the engine settings that the command-line options select."""
     if arguments.max_failures is not None and arguments.max_failures < 1:
         raise UsageError(f"--max-failures must be 1 or more, got {arguments.max_failures}")
     settings = {
@@ -231,7 +233,7 @@ def _engine_settings(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _backend_maker(arguments: argparse.Namespace) -> Callable[[], BaseExecutionBackend] | None:
-    """Return a function that makes the backend, `None` if the options ask for none."""
+    """Return a function that creates the backend, `None` if the options name none."""
     options = parse_options(arguments.option)
     if arguments.dry_run:
         from rhapsody.cli.dry_run import DryRunBackend
@@ -251,7 +253,7 @@ def _run(
         tree = program.tree()
         as_it_is = program.function is None and not scripts.takes_engine(tree)
         main = None if as_it_is else program.workflow()
-    except (SyntaxError, ImportError) as error:  # of the script, or of a module of the user's
+    except (SyntaxError, ImportError) as error:  # in the script or in a module of the user's
         raise scripts.cannot_be_loaded(error, program.name) from None
     if main is not None:
         asyncio.run(_workflow(main, defaults, at_end))
@@ -266,7 +268,7 @@ def _run(
         calls = [f"rhapsody run {program.target}:{name}" for name in scripts.workflows(tree)]
         hint = "write `def main(flow): ...`, or `async with WorkflowEngine.create() as flow:`"
         if calls:
-            hint = f"to call a function with one: {' or '.join(calls)}"
+            hint = f"to call a function with one, use {' or '.join(calls)}"
         complain(f"{program.name} ran without creating a workflow engine; {hint}")
     if end is not None:
         raise end
@@ -316,11 +318,11 @@ def _progress(arguments: argparse.Namespace) -> bool | Literal["lines"]:
 
 
 def _checked(given: dict[str, Any]) -> dict[str, Any]:
-    """Return the same options, checked.
+    """Return the given options after checking them.
 
     Raises:
-        UsageError: `WorkflowEngine.create` does not accept one or its value, or `rhapsody run` has
-            another option for it.
+        UsageError: `WorkflowEngine.create` does not accept an option or its value, or
+            `rhapsody run` has a separate option for it.
     """
     from rhapsody.engine.options import OPTIONS, EngineOptions
 
@@ -330,8 +332,8 @@ def _checked(given: dict[str, Any]) -> dict[str, Any]:
             raise UsageError(f"-e {name}: {OTHERS[name]}")
         if name not in known:
             close = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(known)}"
-            raise UsageError(f"-e {name}: an engine has no such option; {hint}")
+            hint = f"did you mean {close[0]}?" if close else f"the options are {', '.join(known)}"
+            raise UsageError(f"-e {name}: unknown engine option; {hint}")
     try:
         EngineOptions.of(given)
     except (TypeError, ValueError, OSError) as error:

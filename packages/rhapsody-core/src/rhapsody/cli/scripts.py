@@ -1,9 +1,9 @@
-"""Scripts and modules that `rhapsody run` runs: found, read, and run once.
+"""Scripts and modules for `rhapsody run`: finds, parses and runs them.
 
-The syntax tree decides whether a program has a function for a workflow. One that has is
-imported, and is not the program's main module: code under `if __name__ == "__main__"` does
-not run, and worker processes do not run the script again, because its functions and classes
-are pickled by value. Any other program is run by `runpy`, as the `python` command runs it.
+The syntax tree shows whether a program has a function to call with an engine. If it has, the
+program is imported under another name than `__main__`: code under `if __name__ == "__main__"`
+does not run, and worker processes do not run the script again, because its functions and
+classes are pickled by value. Any other program is run by `runpy`, as by the `python` command.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ class Program:
     """Script or module to run.
 
     Attributes:
-        path: Its absolute file.
-        name: Its name for messages: the file's base name, or the module's name.
+        path: Absolute path of its file.
+        name: Its name in messages: the file's base name, or the module's name.
         target: The name as given on the command line, for `target:FUNC`.
         function: The function to call, `None` if the user names none.
         spec: A module's spec, `None` for a script.
@@ -66,13 +66,13 @@ class Program:
         return ast.parse(loader.get_source(self.spec.name) or "", self.path)
 
     def workflow(self) -> Main:
-        """Import the program, and find the function that is called with an engine.
+        """Import the program, and return the function to call with an engine.
 
         Returns:
             The function.
 
         Raises:
-            UsageError: There is none, or it cannot be called with an engine.
+            UsageError: The function does not exist, or cannot be called with an engine.
             Exception: Any error of the program.
         """
         module = import_module(self.spec.name) if self.spec else _load_script(self.path)
@@ -83,14 +83,14 @@ class Program:
 
         Raises:
             BaseException: Any error of the program.
-            UsageError: Its module has no Python code.
+            UsageError: Its module contains no Python code.
         """
         if self.spec is None:
             runpy.run_path(self.path, run_name="__main__")
             return
         loader: Any = self.spec.loader
         if loader.get_code(self.spec.name) is None:
-            raise UsageError(f"{self.name} is not Python code")
+            raise UsageError(f"{self.name} cannot be run: it contains no Python code")
         runpy.run_module(self.spec.name, run_name="__main__", alter_sys=True)
 
 
@@ -106,8 +106,8 @@ def find(script: str | None, module: str | None, arguments: Iterable[str]) -> Pr
         The program.
 
     Raises:
-        UsageError: There is no such file or module.
-        Exception: Any error of a module's package when it is imported.
+        UsageError: The file or module does not exist.
+        Exception: Any error raised by the import of a module's package.
     """
     if module is not None:
         program = find_module(module)
@@ -124,13 +124,13 @@ def split_target(target: str) -> tuple[str, str | None]:
     """Return the absolute path in `SCRIPT[:FUNC]`, and the function's name or `None`.
 
     Raises:
-        UsageError: There is no such file.
+        UsageError: The file does not exist.
     """
     path, name = target, None
-    if not os.path.exists(target) and ":" in target:  # a file's name may have a colon, too
+    if not os.path.exists(target) and ":" in target:  # the name of a file may contain a colon
         path, _, name = target.rpartition(":")
     if not os.path.exists(path):
-        raise UsageError(f"there is no file {path!r} (looked in {os.getcwd()})")
+        raise UsageError(f"file {path!r} does not exist (looked in {os.getcwd()})")
     if not os.path.isfile(path):
         raise UsageError(f"{path!r} is not a file")
     _check_function(name, target, path)
@@ -145,18 +145,18 @@ def _check_function(name: str | None, target: str, before: str) -> None:
 def find_module(target: str) -> Program:
     """Find the module in `MODULE[:FUNC]`, as `python -m` finds it.
 
-    The current directory comes first on `sys.path`; a package is its `__main__`.
+    The current directory is first on `sys.path`; for a package, the module is its `__main__`.
 
     Returns:
         The program.
 
     Raises:
-        UsageError: There is none.
-        Exception: Any error of its package when it is imported.
+        UsageError: The module does not exist.
+        Exception: Any error raised by the import of its package.
     """
     module, colon, function = target.partition(":")
     if os.path.isfile(module):
-        raise UsageError(f"-m takes a module, and {module!r} is a file: leave -m out")
+        raise UsageError(f"-m takes a module, but {module!r} is a file; omit -m")
     if not all(part.isidentifier() for part in module.split(".")):
         raise UsageError(f"{module!r} is not a module name; write -m package.module")
     name = function if colon else None
@@ -168,8 +168,8 @@ def find_module(target: str) -> Program:
             spec = _spec(f"{module}.__main__")
         except UsageError:
             raise UsageError(
-                f"{module!r} is a package, and has no module '__main__' to run; name one of its "
-                f"modules: -m {module}.NAME"
+                f"package {module!r} cannot be run, because it has no module '__main__'; name one "
+                f"of its modules: -m {module}.NAME"
             ) from None
     return Program(spec.origin or module, spec.name, f"-m {module}", name, spec)
 
@@ -186,16 +186,16 @@ def _spec(module: str) -> ModuleSpec:
     spec, missing = None, module
     try:
         spec = find_spec(module)
-    except ValueError:  # it is in sys.modules without a spec, as `__main__` may be
+    except ValueError:  # in sys.modules without a spec, as `__main__` may be
         pass
     except (SyntaxError, ImportError) as error:
         missing = str(getattr(error, "name", None))
-        if not f"{module}.".startswith(f"{missing}."):  # a package imports something else
+        if not f"{module}.".startswith(f"{missing}."):  # another import of the package failed
             raise cannot_be_loaded(error, module) from None
     if spec is None:
-        so = "" if missing == module else f", and so no {module!r}"
-        where = f"looked in {os.getcwd()}, and where Python looks for modules"
-        raise UsageError(f"there is no module {missing!r}{so} ({where})")
+        parent = "" if missing == module else f", a parent of {module!r},"
+        where = f"looked in {os.getcwd()} and on Python's module search path"
+        raise UsageError(f"module {missing!r}{parent} does not exist ({where})")
     return spec
 
 
@@ -208,7 +208,7 @@ def _read(path: str) -> bytes:
 
 
 def _load_script(path: str) -> ModuleType:
-    """Run a script as a module of its own."""
+    """Import a script as a module that is not `__main__`."""
     import cloudpickle  # type: ignore[import-untyped]
 
     module = ModuleType(SCRIPT_MODULE)
@@ -227,10 +227,10 @@ def _load_script(path: str) -> ModuleType:
 def takes_engine(tree: ast.Module, name: str = "main") -> bool:
     """Return True if a program has a function of this name that is to be called with an engine.
 
-    The function has to take an argument, and a plain one must not be decorated, as for
-    another tool's command line. A name that is imported or assigned may be such a function.
-    If the program calls the function itself, only an asynchronous function that cannot be called
-    without an argument counts; none counts if the program passes it to `rhapsody.run`.
+    The function must take an argument. A function that is not asynchronous must not be decorated,
+    because it may be the command of another tool's command line. A name that is imported or
+    assigned may be such a function. If the program calls the function itself, only an asynchronous
+    function that requires an argument counts; if it passes it to `rhapsody.run`, none does.
     """
     if any(_passes_to_run(node, name) for node in ast.walk(tree)):
         return False
@@ -249,7 +249,7 @@ def workflows(tree: ast.Module) -> list[str]:
 
 
 def _top_level(node: ast.AST, guarded: bool = False) -> Iterator[tuple[ast.AST, bool]]:
-    """Yield what runs when a module is run, and whether `if __name__ == ...` guards it."""
+    """Yield each node that runs when a module runs, and True if `if __name__ == ...` guards it."""
     for child in ast.iter_child_nodes(node):
         yield child, guarded
         inner = isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
@@ -269,7 +269,7 @@ def _passes_to_run(node: ast.AST, name: str) -> bool:
 
 
 def _uses(node: ast.AST, name: str, guarded: bool) -> bool:
-    """Return True if a node calls this name, or in the guard does anything with it."""
+    """Return True if a node calls this name, or, inside the guard, uses it in any way."""
     used = node if guarded else getattr(node, "func", None)
     return isinstance(used, ast.Name) and used.id == name and isinstance(used.ctx, ast.Load)
 
@@ -288,7 +288,7 @@ def _binds_workflow(node: ast.AST, name: str, called: bool) -> bool:
 
 
 def _requires(arguments: ast.arguments) -> bool:
-    """Return True if a call has to pass an argument."""
+    """Return True if a call must pass an argument."""
     positional = len(arguments.posonlyargs) + len(arguments.args)
     return positional > len(arguments.defaults) or None in arguments.kw_defaults
 
@@ -299,10 +299,10 @@ def find_main(module: ModuleType, name: str, where: str) -> Main:
     Args:
         module: The module.
         name: The function's name.
-        where: The module's name for messages.
+        where: The module's name in messages.
 
     Raises:
-        UsageError: There is none, or it cannot be called with an engine.
+        UsageError: The function does not exist, or cannot be called with an engine.
     """
     from rhapsody.engine.engine import not_a_main
 
@@ -315,7 +315,7 @@ def find_main(module: ModuleType, name: str, where: str) -> Main:
         elif own:
             hint = f"its asynchronous functions are {', '.join(own)}"
         else:
-            hint = f"write `def {name}(flow): ...` or `async def {name}(flow): ...` in it"
+            hint = f"add `def {name}(flow): ...` or `async def {name}(flow): ...`"
         raise UsageError(f"{where} has no function {name!r}; {hint}")
     problem = "is not a function" if not callable(function) else not_a_main(function)
     if problem is not None:
@@ -328,7 +328,7 @@ def find_main(module: ModuleType, name: str, where: str) -> Main:
 
 
 def cannot_be_loaded(error: SyntaxError | ImportError, name: str) -> UsageError:
-    """Return the error for a program that cannot be imported, with the place of the cause."""
+    """Return the error for a program that cannot be imported, with the location of the cause."""
     what = f"{name} cannot be loaded: "
     if isinstance(error, SyntaxError):
         text = "".join(traceback.format_exception_only(error))
@@ -343,9 +343,9 @@ def cannot_be_loaded(error: SyntaxError | ImportError, name: str) -> UsageError:
 
 
 def show(error: BaseException, path: str | None) -> None:
-    """Print the traceback of the user's own code, from the program's file on.
+    """Print the traceback of the user's code, starting at the program's file.
 
-    For a task that was skipped, that is the traceback of the task that failed first.
+    For a skipped task, print the traceback of the task that failed first.
     """
     start = error.__traceback__
     while start is not None and start.tb_frame.f_code.co_filename != path:
@@ -358,7 +358,7 @@ def show(error: BaseException, path: str | None) -> None:
 
 
 def origin(error: BaseException) -> BaseException:
-    """Return the first failure that an error refers to."""
+    """Return the failure that originally caused an error."""
     while True:
         if isinstance(error, BaseExceptionGroup):
             error = error.exceptions[0]

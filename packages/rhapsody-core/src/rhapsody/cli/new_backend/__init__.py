@@ -1,4 +1,4 @@
-"""`rhapsody new-backend`: writes the distribution of a new backend, which works as it stands.
+"""`rhapsody new-backend`: writes the distribution of a new, working backend.
 
 Its files are those in `template/`, filled in. Tests install the result and run its own tests.
 """
@@ -18,7 +18,7 @@ from string import Template
 from rhapsody.cli.output import DONE, say
 from rhapsody.plugins.specs import API_VERSION, UsageError
 
-HELP = "write the distribution of a new backend"
+HELP = "create the distribution of a new backend"
 LICENSES = ("MIT", "Apache-2.0", "BSD-3-Clause")
 
 _FILES = {
@@ -34,7 +34,7 @@ _FILES = {
     "test_conformance.py": "tests/test_conformance.py",
     "test_plugin.py": "tests/test_plugin.py",
 }
-"""Files of the template and their targets; a license and an empty `py.typed` are added."""
+"""Target of each file of the template; a license and an empty `py.typed` are added."""
 
 _NAME = re.compile(r"[a-z][a-z0-9]*([-_][a-z0-9]+)*")
 
@@ -44,9 +44,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("name", metavar="NAME", help="the backend's name, such as demo")
     text = "the target directory, new or empty (default: rhapsody-NAME)"
     parser.add_argument("--dir", metavar="DIR", help=text)
-    text = "its license (default: MIT)"
+    text = "the license (default: MIT)"
     parser.add_argument("--license", choices=LICENSES, default=LICENSES[0], help=text)
-    text = "the copyright holder (default: its authors)"
+    text = "the copyright holder (default: the authors of rhapsody-NAME)"
     parser.add_argument("--author", metavar="WHO", help=text)
 
 
@@ -57,20 +57,20 @@ def run(arguments: argparse.Namespace) -> int:
         The exit code.
 
     Raises:
-        UsageError: The name cannot be used, or the target exists.
+        UsageError: The name or the author is invalid, or the target cannot be written.
     """
     name = checked_name(arguments.name)
     distribution = f"rhapsody-{name.replace('_', '-')}"
     author = (arguments.author or f"The {distribution} authors").strip()
     if not author.isprintable() or not author:
-        raise UsageError(f"--author {arguments.author!r} is not a name: write it on one line")
+        raise UsageError(f"--author must be one line of printable text, got {arguments.author!r}")
     target = distribution if arguments.dir is None else arguments.dir
     write(render(name, arguments.license, author), target)
-    say(f"Wrote {target}, a backend that works as it stands. Next:\n")
+    say(f"Created {target}, which contains a working backend. Next:\n")
     steps = [f"cd {shlex.quote(target)}", "pip install -e '.[test]'", "pytest"]
     for command in (*steps, "rhapsody backends"):
         say(f"  {command}")
-    say(f"\nThen write what is new about it into src/rhapsody_{name}/backend.py.")
+    say(f"\nThen implement your backend in src/rhapsody_{name}/backend.py.")
     return DONE
 
 
@@ -78,7 +78,7 @@ def checked_name(given: str) -> str:
     """Return the backend's name with `_` between its words.
 
     Raises:
-        UsageError: It is malformed, or a backend has it already.
+        UsageError: The name is malformed or already taken.
     """
     from rhapsody.backends.discovery import PUBLISHED, normalize_name
     from rhapsody.plugins.manager import BACKENDS, installed
@@ -86,14 +86,14 @@ def checked_name(given: str) -> str:
     name = given.strip().lower()
     if not _NAME.fullmatch(name) or not name.isascii():
         raise UsageError(
-            f"{given!r} cannot be a backend's name: write a letter first, then letters and "
-            "digits, with single - or _ between words, such as my-cluster"
+            f"{given!r} is not a valid backend name: use letters and digits, with a letter first "
+            "and single - or _ between words, such as my-cluster"
         )
     name = name.replace("-", "_")
     if name == "rhapsody" or name.startswith("rhapsody_"):
         alone = name.removeprefix("rhapsody").lstrip("_") or "demo"
         raise UsageError(
-            f"leave out 'rhapsody', which the distribution's name begins with: "
+            f"omit the prefix 'rhapsody', which the command adds to {alone!r}: "
             f"rhapsody new-backend {alone.replace('_', '-')}"
         )
     claims = installed().group(BACKENDS)
@@ -101,9 +101,7 @@ def checked_name(given: str) -> str:
     if name in PUBLISHED:
         owners = [PUBLISHED[name]]
     if owners:
-        raise UsageError(
-            f"there is a backend {name!r} already, of {owners[0]}; choose another name"
-        )
+        raise UsageError(f"{owners[0]} already has a backend named {name!r}; choose another name")
     return name
 
 
@@ -125,7 +123,7 @@ def render(name: str, license: str, author: str) -> dict[str, str]:
         "distribution": package.replace("_", "-"),
         "license": license,
         "author": author,
-        "author_toml": json.dumps(author, ensure_ascii=False),  # a TOML string, too
+        "author_toml": json.dumps(author, ensure_ascii=False),  # also a TOML string
         "year": time.strftime("%Y"),
         "api_version": str(API_VERSION),
         "core_range": core_range(),
@@ -155,17 +153,18 @@ def write(made: dict[str, str], directory: str) -> None:
     """Write the files into a directory that is new, or empty except for `.git`.
 
     Raises:
-        UsageError: The target exists, or it cannot be written.
+        UsageError: The target is not an empty directory, or cannot be written.
     """
     target = Path(directory)
     try:
         if os.path.lexists(target):
             if not target.is_dir():
-                raise UsageError(f"{target} exists; choose another directory with --dir")
+                raise UsageError(f"{target} is not a directory; choose another one with --dir")
             there = sorted({entry.name for entry in target.iterdir()} - {".git"})
             if there:
                 raise UsageError(
-                    f"{target} is not empty, {there[0]!r} is in it; give another place with --dir"
+                    f"{target} is not empty: it contains {there[0]!r}; choose another directory "
+                    "with --dir"
                 )
         for path, text in made.items():
             file = target / path
