@@ -279,7 +279,9 @@ def test_our_own_worker_makes_a_call_where_nothing_of_ours_is_but_what_was_sent(
         "from _raptor_worker import Server\n"
         "task = {'description': {'metadata': {'rhapsody': 'call'}, 'function': sys.argv[1]}}\n"
         "server = Server()\n"
-        "print(server.start((1, 0)).call(task, []))\n"
+        "process = server.start((1, 0))\n"
+        "process.send([task], [])\n"
+        "print(process.receive())\n"
     )
     said = subprocess.run(
         [sys.executable, "-c", program, order],
@@ -352,10 +354,17 @@ def held(tmp_path: Path) -> Iterator[int]:
     os.close(descriptor)
 
 
-def asked(process: Any, directory: Path, function: Any, *args: Any) -> Any:
+def call_of(directory: Path, function: Any, *args: Any) -> dict[str, Any]:
     _, order = packed(directory, function, *args)
-    metadata = {"rhapsody": "call"}
-    return process.call({"description": {"metadata": metadata, "function": order}}, [])
+    return {"description": {"metadata": {"rhapsody": "call"}, "function": order}}
+
+
+def asked(process: Any, directory: Path, function: Any, *args: Any) -> Any:
+    process.send([call_of(directory, function, *args)], [])
+    if (text := process.receive()) is not None:
+        process.calls.popleft()
+        assert process.receive() is None
+    return text
 
 
 def leave(how: str, path: str, ends: bool) -> None:
@@ -406,12 +415,56 @@ def test_a_server_that_cannot_fork_once_loses_one_call_and_goes_on(
     monkeypatch.setattr(os, "fork", failing)
     server = worker.Server()
     try:
-        assert asked(server.start((1, 0)), tmp_path, os.getpid) is None
+        with pytest.raises(ChildProcessError):
+            server.start((1, 0))
         made = server.start((1, 0))
         assert asked(made, tmp_path, os.getpid) is not None
         made.close()
     finally:
         server.close()
+
+
+def hold(gate: str, mark: str) -> str:
+    """In a process: wait for a file, and say so by another."""
+    Path(mark).touch()
+    until = time.monotonic() + 20
+    while not os.path.exists(gate) and time.monotonic() < until:
+        time.sleep(0.01)
+    return "held"
+
+
+def test_calls_that_a_process_has_not_started_can_be_taken_back(
+    process: Any, tmp_path: Path
+) -> None:
+    gate, mark = tmp_path / "gate", tmp_path / "mark"
+    first, *others = (
+        call_of(tmp_path, hold, str(gate), str(mark)),
+        *(call_of(tmp_path, same, number) for number in range(3)),
+    )
+    process.send([first, *others], [])
+    until = time.monotonic() + 20
+    while not mark.exists() and time.monotonic() < until:
+        time.sleep(0.01)
+    assert process.take_back() == others
+    assert list(process.calls) == [first]
+    gate.touch()
+    assert process.receive()
+    process.calls.clear()
+    assert process.receive() is None
+    assert process.alive
+    assert process.take_back() == []
+    assert asked(process, tmp_path, same, 4)
+
+
+def test_a_process_that_dies_loses_only_the_call_that_it_made(process: Any, tmp_path: Path) -> None:
+    calls = [call_of(tmp_path, same, 1), call_of(tmp_path, os._exit, 3), call_of(tmp_path, same, 2)]
+    process.send(calls, [])
+    assert process.receive()
+    process.calls.popleft()
+    assert process.receive() is None
+    assert process.take_back() == calls[2:]
+    assert list(process.calls) == calls[1:2]
+    assert not process.alive
 
 
 def _ended(held: int, patience: float = 20.0) -> bool:

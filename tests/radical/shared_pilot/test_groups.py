@@ -103,6 +103,26 @@ async def test_a_long_call_holds_back_no_other_of_its_group(driver: Driver, tmp_
     assert (await driver.finished(long)).value == mark.name
 
 
+async def test_calls_behind_long_ones_of_their_group_are_cancelled_before_they_start(
+    driver: Driver, tmp_path: Path
+) -> None:
+    gate, marks = tmp_path / "gate", [tmp_path / "one", tmp_path / "two"]
+    short = [driver.call(abs, number) for number in range(60)]  # then more are sent at once
+    long = [driver.call(wait_for, gate, mark) for mark in marks]
+    paths = [tmp_path / f"{number}" for number in range(60)]
+    others = [driver.call(Path.touch, path) for path in paths]
+    await driver.submit(*short, *long, *others)
+    await holding(marks)
+    for other in others:
+        await driver.cancel(other)
+    ends = [await driver.finished(other) for other in others]
+    assert [end.state == "DONE" for end in ends] == [path.exists() for path in paths]
+    assert {end.state for end in ends} <= {"DONE", "CANCELED"}
+    gate.touch()
+    assert [(await driver.finished(each)).value for each in long] == ["one", "two"]
+    assert [end.state == "DONE" for end in ends] == [path.exists() for path in paths]
+
+
 async def test_a_running_call_of_a_group_is_cancelled_alone(driver: Driver, tmp_path: Path) -> None:
     gate, marks = tmp_path / "gate", [tmp_path / "one", tmp_path / "two"]
     one, two = (driver.call(wait_for, gate, mark) for mark in marks)

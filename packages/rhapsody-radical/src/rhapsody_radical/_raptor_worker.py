@@ -1,11 +1,16 @@
 """RAPTOR worker that survives failing calls; loaded by its path, in a pilot.
 
 RAPTOR's own worker never releases the cores of a call that kills its process, cannot cancel a
-running call, and does not report the start of a call. This worker executes each call in a process
-of a pool, kills the process if the call is canceled, detects its end, and reports the call as
-running. All other tasks are handled by RAPTOR's own worker, which is its base class. The module
-must not import anything of this package except `call.py` and core's `runner.py`, which are copied
-to the same directory.
+running call, and does not report the start of a call. This worker executes calls in a pool of
+processes, kills a process if its call is canceled, detects its end, and reports calls as running.
+All other tasks are handled by RAPTOR's own worker, which is its base class. The module must not
+import anything of this package except `call.py` and core's `runner.py`, which are copied to the
+same directory.
+
+A message for each short call would cost as much as the call. Therefore a process receives several
+calls of groups at once, and reads one byte from a pipe before it starts each. The worker reads the
+remaining bytes to take calls back: for an idle process, to cancel them, or if the process has
+ended. Thus no call waits for a long one while cores are free, and each is executed once.
 """
 
 from __future__ import annotations
@@ -43,6 +48,10 @@ NEWS = "rhapsody_calls"
 GATHER = 0.02
 """Seconds for which starts and ends of calls are collected into one message."""
 
+AHEAD, SHORT = 16, 0.02
+"""Maximum number of calls that a process receives at once. The number starts at 1, and is doubled
+if the last calls took less than `SHORT` seconds in all."""
+
 
 class RhapsodyWorker(rp.raptor.DefaultWorker):  # type: ignore[misc,name-defined,unused-ignore]
     """Worker that executes calls in a pool of processes.
@@ -54,9 +63,9 @@ class RhapsodyWorker(rp.raptor.DefaultWorker):  # type: ignore[misc,name-defined
     def __init__(self, raptor_id: str) -> None:
         self._change = threading.Condition()
         self._waiting: deque[dict[str, Any]] = deque()
-        self._running: dict[str, Process] = {}
         self._cancelled: set[str] = set()
         self._expired: set[str] = set()
+        self._busy: list[Process] = []
         self._idle: list[Process] = []
         self._states: Any = None
         self._news: SimpleQueue[tuple[Any, ...]] = SimpleQueue()
@@ -101,14 +110,17 @@ class RhapsodyWorker(rp.raptor.DefaultWorker):  # type: ignore[misc,name-defined
 
     def _cancel(self, uids: set[str]) -> None:
         with self._change:
-            dropped = [task for task in self._waiting if task["uid"] in uids]
-            for task in dropped:
-                self._waiting.remove(task)
-            for uid in uids & self._running.keys():
-                self._cancelled.add(uid)
-                self._running[uid].kill()
-        for task in dropped:
-            self._answer(task, cancelled=True)
+            for process in self._busy:
+                if any(call["uid"] in uids for call in process.calls):
+                    self._waiting.extendleft(reversed(process.take_back()))
+                    # The last call is running; those before it have ended.
+                    if process.calls and (uid := process.calls[-1]["uid"]) in uids:
+                        self._cancelled.add(uid)
+                        process.kill()
+            for call in [call for call in self._waiting if call["uid"] in uids]:
+                self._waiting.remove(call)
+                self._answer(call, cancelled=True)
+            self._change.notify_all()
 
     def stop(self) -> None:
         """End all calls and the worker."""
@@ -120,117 +132,137 @@ class RhapsodyWorker(rp.raptor.DefaultWorker):  # type: ignore[misc,name-defined
     def _schedule(self) -> None:
         while True:
             with self._change:
-                while not self._waiting or not self._fits(self._waiting[0]):
+                while not (calls := self._next()):
                     self._change.wait()
-                task = self._waiting.popleft()
             try:
-                threading.Thread(target=self._call_all, args=(task,), daemon=True).start()
+                threading.Thread(target=self._call_all, args=(calls,), daemon=True).start()
             except RuntimeError as error:  # no more threads can be started
-                self._free(task)
-                self._answer(task, error=f"RuntimeError('RAPTOR worker: {error}')")
+                self._free(calls[0])
+                for call in calls:
+                    self._answer(call, error=f"RuntimeError('RAPTOR worker: {error}')")
 
-    def _fits(self, task: dict[str, Any]) -> bool:
-        """Reserve the cores and GPUs for a call; return False if they are not free."""
-        cores, gpus = _wanted(task)
-        if cores > self._n_cores or gpus > self._n_gpus:
-            task["slots"] = [{"cores": [], "gpus": []}]
-            return True  # `_call` answers with an error
-        with self._rlock:
-            free_cores = [n for n, taken in enumerate(self._resources["cores"]) if not taken]
-            free_gpus = [n for n, taken in enumerate(self._resources["gpus"]) if not taken]
-            if len(free_cores) < cores or len(free_gpus) < gpus:
-                return False
-            slot = {"cores": free_cores[:cores], "gpus": free_gpus[:gpus]}
-            for kind, numbers in slot.items():
-                for number in numbers:
-                    self._resources[kind][number] = 1
-        task["slots"] = [slot]
-        return True
-
-    def _call_all(self, task: dict[str, Any] | None) -> None:
-        """Execute a call, then waiting ones, because a thread for each of them would be slow."""
-        while task is not None:
-            task = self._call(task)
-
-    def _call(self, task: dict[str, Any]) -> dict[str, Any] | None:
-        """Execute a call, and return the next one."""
-        uid = task["uid"]
-        cores, gpus = _wanted(task)
-        task["worker"] = self._uid
-        if cores > self._n_cores or gpus > self._n_gpus:
+    def _next(self, most: int = 1) -> list[dict[str, Any]]:
+        """Return up to `most` calls for a process, and reserve its cores if these are free."""
+        if not self._waiting or not self._fits(self._waiting[0]):
+            busiest = max(self._busy, key=lambda process: len(process.calls), default=None)
+            if busiest is None or len(busiest.calls) < 2 or not self._fits(busiest.calls[0]):
+                return []
+            self._waiting.extendleft(reversed(busiest.take_back()))
+            if not self._waiting or not self._fits(self._waiting[0]):
+                return []
+        first = self._waiting.popleft()
+        cores, gpus = _wanted(first)
+        if self._is_too_large(first):
             self._answer(
-                task,
+                first,
                 error=f"AssertionError('requested {cores} cores and {gpus} GPUs, but the worker "
                 f"has {self._n_cores} and {self._n_gpus}')",
             )
-            return None
-        text, error = None, None
-        process = timer = None
-        limit = float(task["description"].get("timeout") or 0)
-        try:
-            process = self._process(cores, gpus)
-            with self._change:
-                self._running[uid] = process
-            self._announce(task)
-            if limit:
-                timer = threading.Timer(limit, self._expire, (uid, process))
-                timer.daemon = True
-                timer.start()
-            text = process.call(task, task["slots"][0]["gpus"])
-        except Exception as raised:  # fails only this call
-            error = f"RuntimeError('cannot use its process: {type(raised).__name__}')"
-        finally:
-            if timer is not None:
-                timer.cancel()
-            with self._change:
-                self._running.pop(uid, None)
-                cancelled = uid in self._cancelled
-                self._cancelled.discard(uid)
-                if uid in self._expired:
-                    self._expired.discard(uid)
-                    text = None
-                    error = f"TimeoutError('it exceeded its timeout of {limit:g} s')"
-                if process is not None:
-                    if text is None or cancelled:
-                        process.kill()
-                        process.close()
-                    elif len(self._idle) < self._n_cores:
-                        self._idle.append(process)
-                    else:
-                        process.close()
-            following = self._free(task, take=True)
-        if text is None and error is None:
-            error = "ChildProcessError('its process was killed or exited')"
-        self._answer(task, text=text, error=error, cancelled=cancelled)
-        return following
+            return self._next(most)
+        slot = {}
+        with self._rlock:
+            for kind, number in (("cores", cores), ("gpus", gpus)):
+                taken = self._resources[kind]
+                slot[kind] = [n for n, used in enumerate(taken) if not used][:number]
+                for n in slot[kind]:
+                    taken[n] = 1
+        first["slots"] = [slot]
+        calls, most = [first], min(most, len(self._waiting) // (2 * self._n_cores))
+        while len(calls) < most and _may_share(first, self._waiting[0]):
+            calls.append(self._waiting.popleft())
+        return calls
 
-    def _free(self, task: dict[str, Any], *, take: bool = False) -> dict[str, Any] | None:
-        """Free the cores of a call; with `take`, return the next one if it fits."""
-        following = None
-        with self._change:
-            with self._rlock:
-                for kind, numbers in task["slots"][0].items():
-                    for number in numbers:
-                        self._resources[kind][number] = 0
-            if take and self._waiting and self._fits(self._waiting[0]):
-                following = self._waiting.popleft()
-            if following is None or _wanted(following) != _wanted(task):
+    def _is_too_large(self, task: dict[str, Any]) -> bool:
+        cores, gpus = _wanted(task)
+        return bool(cores > self._n_cores or gpus > self._n_gpus)
+
+    def _fits(self, task: dict[str, Any]) -> bool:
+        """Return True if the cores and GPUs for a call are free, or more than the worker has."""
+        cores, gpus = _wanted(task)
+        with self._rlock:
+            free_cores: int = self._resources["cores"].count(0)
+            free_gpus: int = self._resources["gpus"].count(0)
+        return (cores <= free_cores and gpus <= free_gpus) or self._is_too_large(task)
+
+    def _free(self, task: dict[str, Any]) -> None:
+        """Release the cores and GPUs of a call."""
+        with self._rlock:
+            for kind, numbers in task["slots"][0].items():
+                for number in numbers:
+                    self._resources[kind][number] = 0
+
+    def _call_all(self, calls: list[dict[str, Any]]) -> None:
+        """Execute calls, then waiting ones, because a thread for each of them would be slow."""
+        most = 1
+        while calls:
+            began = time.monotonic()
+            try:
+                process = self._process(_wanted(calls[0]))
+                process.send(calls, calls[0]["slots"][0]["gpus"])
+            except Exception as raised:  # such as too many open files: the calls are retried
+                error = f"ChildProcessError('cannot start its process: {type(raised).__name__}')"
+                for call in calls:
+                    self._answer(call, error=error)
+            else:
+                self._watch(process, calls[0])
+            most = min(AHEAD, 2 * most) if time.monotonic() - began < SHORT else 1
+            with self._change:
+                self._free(calls[0])
+                calls = self._next(most)
                 self._change.notify_all()
-        return following
 
-    def _expire(self, uid: str, process: Process) -> None:
-        """End a call whose timeout has expired, unless it has just ended."""
-        with self._change:
-            if self._running.get(uid) is process:
-                self._expired.add(uid)
-                process.kill()
-
-    def _process(self, cores: int, gpus: int) -> Process:
+    def _process(self, shape: tuple[int, int]) -> Process:
         with self._change:
             for number, process in enumerate(self._idle):
-                if process.shape == (cores, gpus):
+                if process.shape == shape:
                     return self._idle.pop(number)
-        return self._server.start((cores, gpus))
+        return self._server.start(shape)
+
+    def _watch(self, process: Process, first: dict[str, Any]) -> None:
+        """Report the starts and outcomes of the calls of a process, until it has none."""
+        limit, timer = _limit(first), None
+        with self._change:
+            self._busy.append(process)
+            self._announce(first)
+        if limit:  # only calls that are not in groups have one
+            timer = threading.Timer(limit, self._expire, (process,))
+            timer.daemon = True
+            timer.start()
+        while (text := process.receive()) is not None:
+            with self._change:
+                self._end(process.calls.popleft(), text)
+                if process.calls:
+                    self._announce(process.calls[0])
+        if timer is not None:
+            timer.cancel()
+        with self._change:
+            self._busy.remove(process)
+            self._waiting.extendleft(reversed(process.take_back()))
+            for call in process.calls:
+                self._end(call, None)
+            if process.alive and len(self._idle) < self._n_cores:
+                self._idle.append(process)
+            else:
+                process.close()
+
+    def _end(self, call: dict[str, Any], text: str | None) -> None:
+        """Report the outcome of a call; `None` if its process ended during the call."""
+        uid, error = call["uid"], None
+        if uid in self._expired:
+            limit, text = _limit(call), None
+            error = f"TimeoutError('it exceeded its timeout of {limit:g} s')"
+        elif text is None:
+            error = "ChildProcessError('its process was killed or exited')"
+        self._answer(call, text=text, error=error, cancelled=uid in self._cancelled)
+        self._expired.discard(uid)
+        self._cancelled.discard(uid)
+
+    def _expire(self, process: Process) -> None:
+        """End a call whose timeout has expired, unless it has just ended."""
+        with self._change:
+            if process.calls:
+                self._expired.add(process.calls[0]["uid"])
+                process.kill()
 
     # Reports.
 
@@ -258,7 +290,9 @@ class RhapsodyWorker(rp.raptor.DefaultWorker):  # type: ignore[misc,name-defined
             time.sleep(GATHER)
             while not self._news.empty():
                 news.append(self._news.get())
-            self._publish(NEWS, news)
+            # The end of a call implies its start.
+            ended = {uid for uid, *outcome in news if outcome}
+            self._publish(NEWS, [each for each in news if len(each) > 1 or each[0] not in ended])
 
     def _answer(
         self,
@@ -277,6 +311,7 @@ class RhapsodyWorker(rp.raptor.DefaultWorker):  # type: ignore[misc,name-defined
                     return
             # Repeat all outcomes, because messages on the state channel may be lost.
             task, text, error, cancelled = group.task, json.dumps(group.outcomes), None, False
+        task["worker"] = self._uid
         task["stdout"] = task["stderr"] = ""
         task["return_value"] = text
         task["exit_code"] = 0 if text is not None else 1
@@ -310,6 +345,15 @@ def _members(task: dict[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
+def _may_share(task: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Return True if a process may receive two calls at once."""
+    return "group" in task and "group" in other and _wanted(task) == _wanted(other)
+
+
+def _limit(task: dict[str, Any]) -> float:
+    return float(task["description"].get("timeout") or 0)
+
+
 def _wanted(task: dict[str, Any]) -> tuple[int, int]:
     description = task["description"]
     cores = description.get("cores_per_rank")
@@ -321,35 +365,73 @@ class Process:
 
     Args:
         channel: The connection to it.
+        unstarted: Both ends of a pipe that contains a byte for each call that has not started.
         shape: The number of cores and GPUs of all its calls; libraries read them only once.
+
+    Attributes:
+        shape: The argument.
+        calls: The calls that it has received and that have not ended, in order.
+        alive: Whether it can receive more calls.
+
+    Raises:
+        ChildProcessError: It could not be started.
     """
 
-    def __init__(self, channel: Connection[Any, Any], shape: tuple[int, int]) -> None:
+    def __init__(
+        self,
+        channel: Connection[Any, Any],
+        unstarted: tuple[Connection[Any, Any], Connection[Any, Any]],
+        shape: tuple[int, int],
+    ) -> None:
         self.shape = shape
+        self.calls: deque[dict[str, Any]] = deque()
+        self.alive = True
         self._channel = channel
+        self._unstarted = unstarted
         self._pid: int = self._received() or 0
+        if not self._pid:
+            self.close()
+            raise ChildProcessError
 
-    def call(self, task: dict[str, Any], gpus: list[int]) -> str | None:
-        """Execute a call and return its result, `None` if the process ended during the call."""
-        with suppress(OSError):
-            self._channel.send((_kind(task), task["description"]["function"], gpus))
+    def send(self, calls: list[dict[str, Any]], gpus: list[int]) -> None:
+        """Send calls, after `receive` has returned `None`."""
+        self.calls.extend(calls)
+        os.write(self._unstarted[1].fileno(), bytes(len(calls)))
+        orders = [(_kind(call), call["description"]["function"]) for call in calls]
+        with suppress(OSError):  # it has ended, which `receive` detects
+            self._channel.send((orders, gpus))
+
+    def take_back(self) -> list[dict[str, Any]]:
+        """Remove and return the calls that have not started."""
+        with suppress(BlockingIOError):
+            number = len(os.read(self._unstarted[0].fileno(), AHEAD))
+            return [self.calls.pop() for _ in range(number)][::-1]
+        return []
+
+    def receive(self) -> str | None:
+        """Return the next result; `None` after the last one, or if the process has ended."""
         text: str | None = self._received()
         return text
 
     def kill(self) -> None:
         """Kill the process and all programs that its calls started, except in new sessions."""
+        self.alive = False
         if self._pid:
             with suppress(OSError):
                 os.killpg(self._pid, signal.SIGKILL)
 
     def close(self) -> None:
-        """Let the process end after its call; programs that calls left running continue."""
-        self._channel.close()
+        """Let the process end; programs that calls left running continue, unless it was killed."""
+        if not self.alive:
+            self.kill()
+        for each in (self._channel, *self._unstarted):
+            each.close()
 
     def _received(self) -> Any:
         try:
             return self._channel.recv()
         except (EOFError, OSError):
+            self.alive = False
             return None
 
 
@@ -358,14 +440,14 @@ class Server:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        run = _runner()
+        runner = _runner()
         self._socket, child_end = socket.socketpair()
         pid = os.fork()
         if pid == 0:
             status = 1
             try:
                 self._socket.close()
-                _serve(child_end, run)
+                _serve(child_end, runner)
                 status = 0
             finally:
                 os._exit(status)
@@ -374,13 +456,15 @@ class Server:
     def start(self, shape: tuple[int, int]) -> Process:
         """Create a process."""
         own_end, child_end = Pipe()
+        unstarted = Pipe(duplex=False)
+        os.set_blocking(unstarted[0].fileno(), False)
         try:
             with self._lock:
-                socket.send_fds(self._socket, [b"+"], [child_end.fileno()])
+                socket.send_fds(self._socket, [b"+"], [child_end.fileno(), unstarted[0].fileno()])
         except ConnectionError:  # the server was killed: exit, so that the worker is replaced
             os._exit(1)
         child_end.close()
-        return Process(own_end, shape)
+        return Process(own_end, unstarted, shape)
 
     def close(self) -> None:
         """End the server and all processes that it created."""
@@ -388,7 +472,7 @@ class Server:
             self._socket.shutdown(socket.SHUT_RDWR)
 
 
-def _serve(requests: socket.socket, run: Callable[[str], str]) -> None:
+def _serve(requests: socket.socket, runner: Callable[[], Any]) -> None:
     """Fork for each request, until the process that started the server has ended."""
     with suppress(ImportError):
         import asyncio  # noqa: F401 - import once what every call needs
@@ -399,22 +483,26 @@ def _serve(requests: socket.socket, run: Callable[[str], str]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     made: list[int] = []
     while True:
-        message, descriptors, _, _ = socket.recv_fds(requests, 1, 1)
+        message, descriptors, _, _ = socket.recv_fds(requests, 1, 2)
         if not message:
             break
-        if not descriptors:  # the limit of descriptors was reached: the call is lost and retried
+        if len(descriptors) < 2:  # too many open files: the calls are lost and retried
+            for descriptor in descriptors:
+                os.close(descriptor)
             continue
         channel: Connection[Any, Any] = Connection(descriptors[0])
+        unstarted = descriptors[1]
         try:
             pid = os.fork()
-        except OSError:  # no more processes: the call is lost and retried
+        except OSError:  # no more processes: the same
             channel.close()
+            os.close(unstarted)
             continue
         if pid == 0:
             status = 1
             try:
                 requests.close()
-                _work(channel, run)
+                _work(channel, unstarted, runner)
                 status = 0
             finally:
                 os._exit(status)
@@ -422,13 +510,14 @@ def _serve(requests: socket.socket, run: Callable[[str], str]) -> None:
         made = [each for each in made if os.waitpid(each, os.WNOHANG) == (0, 0)]
         made.append(pid)
         channel.close()
+        os.close(unstarted)
     for pid in made:
         with suppress(OSError):
             os.killpg(pid, signal.SIGKILL)
 
 
-def _runner() -> Callable[[str], str]:
-    """Return `call.run`, loaded from a file: its package and core may not be installed here."""
+def _runner() -> Callable[[], Any]:
+    """Return `call.RaptorRunner`, loaded from a file: core may not be installed here."""
     here = os.path.dirname(os.path.abspath(__file__))
     call, protocol = os.path.join(here, "call.py"), os.path.join(here, "runner.py")
     package, name = "rhapsody.sdk", "rhapsody.sdk.runner"
@@ -437,12 +526,12 @@ def _runner() -> Callable[[str], str]:
         if os.path.exists(protocol):  # a copy of the program's version
             # `call.py` imports from the package; this file defines all names that it needs.
             sys.modules[package] = sys.modules[name] = _module(name, protocol)
-        run: Callable[[str], str] = _module("rhapsody_radical_call", call).run
+        runner: Callable[[], Any] = _module("rhapsody_radical_call", call).RaptorRunner
     finally:
         sys.modules.pop(package, None)
         if installed is not None:
             sys.modules[package] = installed
-    return run
+    return runner
 
 
 def _module(name: str, path: str) -> Any:
@@ -454,24 +543,32 @@ def _module(name: str, path: str) -> Any:
     return module
 
 
-def _work(channel: Connection[Any, Any], run: Callable[[str], str]) -> None:
+def _work(channel: Connection[Any, Any], unstarted: int, runner: Callable[[], Any]) -> None:
     """Execute calls one after the other until the worker closes the channel."""
     os.setsid()
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     # A process that a call starts must not keep the channel open when this one ends.
-    os.set_inheritable(channel.fileno(), False)
+    for descriptor in (channel.fileno(), unstarted):
+        os.set_inheritable(descriptor, False)
     os.register_at_fork(after_in_child=channel.close)
     channel.send(os.getpid())
     with suppress(EOFError):
         while True:
-            kind, order, gpus = channel.recv()
+            orders, gpus = channel.recv()
             os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, gpus))
             if not gpus:
                 del os.environ["CUDA_VISIBLE_DEVICES"]
-            if kind == "call":
-                text = run(order)
-            else:
-                function, args, kwargs = rp.PythonTask.get_func_attr(order)
-                text = function(*args, **(kwargs or {}))
-            channel.send(text)
+            run = runner().run_text
+            for kind, order in orders:
+                try:
+                    os.read(unstarted, 1)
+                except BlockingIOError:  # the worker has taken back the others
+                    break
+                if kind == "call":
+                    text = run(order)
+                else:
+                    function, args, kwargs = rp.PythonTask.get_func_attr(order)
+                    text = function(*args, **(kwargs or {}))
+                channel.send(text)
+            channel.send(None)

@@ -35,17 +35,25 @@ def run(text: str) -> str:
     Returns:
         The result, for `rhapsody_radical.functions.unpack`.
     """
-    return base64.b64encode(RaptorRunner().run(base64.b64decode(text))).decode("ascii")
+    return RaptorRunner().run_text(text)
 
 
 class RaptorRunner(Runner):
-    """Runner of one call, in its sandbox and after its `pre_exec` commands."""
+    """Runner of calls, each in its sandbox and after its `pre_exec` commands.
+
+    The calls leave the environment as it was when the runner was made.
+    """
 
     own_files: tuple[str, ...] = (*Runner.own_files, __file__)
 
     def __init__(self) -> None:
         self._directory: str | None = None
         self._name = ""
+        self._variables = dict(os.environ)
+
+    def run_text(self, text: str) -> str:
+        """Make a call that is encoded as text, see `run`."""
+        return base64.b64encode(self.run(base64.b64decode(text))).decode("ascii")
 
     def make(self, order: CallSpec, call: Any) -> CallResult:
         """Execute the call, and write a large result to a file."""
@@ -87,9 +95,20 @@ class RaptorRunner(Runner):
         return super().modules(order)
 
     @contextlib.contextmanager
+    def environment(self, order: CallSpec) -> Iterator[None]:
+        """Set the call's variables, and restore the environment afterwards."""
+        try:
+            with super().environment(order):
+                yield
+        finally:
+            if dict(os.environ) != self._variables:
+                os.environ.clear()
+                os.environ.update(self._variables)
+
+    @contextlib.contextmanager
     def context(self, order: CallSpec) -> Iterator[None]:
-        """Enter the sandbox, and restore the directory and the environment afterwards."""
-        former, directory = dict(os.environ), os.getcwd()
+        """Enter the sandbox, and restore the directory afterwards."""
+        directory = os.getcwd()
         try:
             if order.sandbox:
                 os.makedirs(order.sandbox, mode=0o700, exist_ok=True)
@@ -99,9 +118,6 @@ class RaptorRunner(Runner):
             with super().context(order):
                 yield
         finally:
-            if dict(os.environ) != former:
-                os.environ.clear()
-                os.environ.update(former)
             os.chdir(directory)
 
 

@@ -685,13 +685,14 @@ class Captured(Output):
         if former is not None:
             former.flush()
         path = f"{self._stem}.{name[3:]}"
-        file: Any = None if self.directory else tempfile.TemporaryFile()  # noqa: SIM115
         if self.directory:
             flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW
-            file = os.fdopen(os.open(path, flags, 0o600), "w+b")
+            file = os.open(path, flags, 0o600)
+        else:
+            file = _temporary_file()
         kept = os.dup(number)
-        os.dup2(file.fileno(), number)
-        raw = os.fdopen(os.dup(number), "wb", 0)
+        os.dup2(file, number)
+        raw: Any = io.FileIO(number, "w", closefd=False)
         stream = io.TextIOWrapper(raw, "utf-8", "replace", write_through=True)
         setattr(sys, name, stream)
 
@@ -702,15 +703,22 @@ class Captured(Output):
             setattr(sys, name, former)
             os.dup2(kept, number)
             os.close(kept)
-            with file:
-                size = file.seek(0, os.SEEK_END)
-                file.seek(0)
-                text = path if self.directory else file.read(KEPT).decode("utf-8", "replace")
+            size = os.fstat(file).st_size
+            text = path if self.directory else os.pread(file, KEPT, 0).decode("utf-8", "replace")
+            os.close(file)
             if size > KEPT and not self.directory:
                 text += f"\n[cut: {size} bytes were printed]\n"
             setattr(self, name, text)
 
         return restore
+
+
+def _temporary_file() -> int:
+    """Open a file without a name, in a third of the time that `tempfile` takes on Linux."""
+    with suppress(AttributeError, OSError):  # the system or the file system has no such files
+        return os.open(tempfile.gettempdir(), os.O_TMPFILE | os.O_RDWR, 0o600)
+    with tempfile.TemporaryFile() as file:
+        return os.dup(file.fileno())
 
 
 _none = Output()

@@ -42,7 +42,7 @@ PROTOCOL = Path(RUNNER_FILE)
 MARK = "rhapsody"
 """Key in a task's metadata by which our own worker recognizes our calls."""
 
-LARGEST, LARGEST_TEXT = 64, 1 << 18
+LARGEST, LARGEST_TEXT = 256, 1 << 18
 """Limits of a group: its number of calls, and the total length of their texts in characters."""
 
 SHARES = 16

@@ -255,14 +255,14 @@ class Tasks:
             entry = self.by_uid.get(uid)
             if entry is None:
                 continue
-            if not outcome:
+            text, error, cancelled = outcome or (None, None, False)
+            if not entry.running and (not outcome or text is not None):
                 entry.running = True
                 self._queued.discard(uid)
                 if entry.pair is not None:
                     entry.pair.progress.moved()
                 self._report("running", uid, AGENT_EXECUTING, "")
-            elif self._forget(entry):
-                text, error, cancelled = outcome
+            if outcome and self._forget(entry):
                 state = "CANCELED" if cancelled else "FAILED" if text is None else "DONE"
                 self._report("end", uid, state, "", (int(text is None), error, error, text))
 
