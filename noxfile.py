@@ -82,7 +82,7 @@ MINIMUMS = [
     "tests/core/cli/test_doctor.py",
     "tests/core/cli/test_new_backend.py",
     "tests/core/observers/test_progress.py",
-    "tests/core/observers/test_progress_notebook.py",
+    "tests/core/observers/test_display_notebook.py",
     "tests/core/backends/local/test_packing.py",
     "tests/core/journal/test_code.py",
     "tests/core/test_errors.py",

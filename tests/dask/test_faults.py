@@ -305,7 +305,8 @@ async def test_a_worker_that_is_cut_off_loses_its_task(tmp_path: Path) -> None:
                 def where(path: str) -> int:
                     with open(path, "a") as file:
                         file.write(f"{os.getpid()}\n")
-                    time.sleep(1.0)
+                    while not os.path.exists(f"{path}.cut off"):
+                        time.sleep(0.01)
                     return os.getpid()
 
                 trace = tmp_path / "trace"
@@ -318,6 +319,7 @@ async def test_a_worker_that_is_cut_off_loses_its_task(tmp_path: Path) -> None:
                     calls = backend.open_tasks.values()
                     address = next(iter({call.worker for call in calls if call.worker}))
                     await backend.client.retire_workers([address], close_workers=False, remove=True)
+                    (tmp_path / "trace.cut off").touch()
                     assert await future != pid
                 finally:
                     os.kill(pid, signal.SIGCONT)

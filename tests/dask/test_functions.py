@@ -210,7 +210,7 @@ async def test_running_is_reported_when_a_worker_begins(flow: WorkflowEngine) ->
     async with asyncio.timeout(20):
         while sum(f.state is TasksMainStates.RUNNING for f in futures) < 2:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
-    await asyncio.sleep(0.1)
+    await asyncio.sleep(0.1)  # time enough for a wrong report about the others
     states = [future.state for future in futures]
     assert states.count(TasksMainStates.RUNNING) == 2  # of four, on two threads
     for future in futures:

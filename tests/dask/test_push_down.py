@@ -16,6 +16,7 @@ from rhapsody import WorkflowEngine
 from rhapsody.errors import DependencyFailureError
 from rhapsody.task import Reference
 from rhapsody_dask import DaskExecutionBackend
+from tests._support.scripted import until
 
 pytestmark = pytest.mark.asyncio
 
@@ -130,7 +131,7 @@ async def _block() -> int:
 
 
 async def test_a_lost_dependency_is_run_again_and_its_dependents_follow(tmp_path: Path) -> None:
-    gate = str(tmp_path / "killed")
+    sent, gate = str(tmp_path / "sent"), str(tmp_path / "killed")
     backend = await Seen({"n_workers": 2, "threads": 1})
     async with asyncio.timeout(100), WorkflowEngine.create(backend=backend) as flow:
         add, _, _ = _tasks(flow)
@@ -140,18 +141,20 @@ async def test_a_lost_dependency_is_run_again_and_its_dependents_follow(tmp_path
             import time
 
             if not os.path.exists(gate):
+                while not os.path.exists(sent):
+                    time.sleep(0.01)
                 with open(gate, "w"):
                     pass
-                time.sleep(0.3)
                 os.kill(os.getpid(), signal.SIGKILL)
             return number
 
         first = ill(1)
         last = add(first, 1)
         last = add(last, 1)
+        await until(lambda: backend.references >= 2)
+        (tmp_path / "sent").touch()
         assert await last == 3
         assert first.attempt == 2
-    assert backend.references >= 2
 
 
 async def test_an_unknown_reference_is_sent_back(backend: DaskExecutionBackend) -> None:

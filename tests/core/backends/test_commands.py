@@ -129,7 +129,7 @@ async def test_a_job_that_waits_is_cancelled(driver: Driver, spool: Path) -> Non
 async def test_nothing_is_asked_while_there_are_no_jobs(driver: Driver, spool: Path) -> None:
     await within(driver.run(*(driver.command("true") for _ in range(5))))
     before = (spool / "asked").read_text()
-    await asyncio.sleep(0.6)
+    await asyncio.sleep(0.6)  # longer than several of its intervals
     assert (spool / "asked").read_text() == before
 
 

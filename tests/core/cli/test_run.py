@@ -391,26 +391,28 @@ def test_what_does_not_depend_on_a_failure_runs_unless_it_is_to_fail_fast(
     run: Run, tmp_path: Path
 ) -> None:
     script = """
-    import asyncio
+    import asyncio, os
     async def main(flow):
         @flow.function_task
         async def bad():
             raise ValueError("bad sample")
         @flow.function_task
         async def good(before=None):
-            await asyncio.sleep(0.2)
+            while not os.path.exists(WAITS_FOR):
+                await asyncio.sleep(0.01)
             open("done.txt", "w").close()
         good.options(name="after")(failing := bad())
+        failing.add_done_callback(lambda _: open("failed.txt", "w").close())
         good()
         await failing
     """
-    kept = run(script)
+    kept = run(script.replace("WAITS_FOR", "'failed.txt'"))
     assert kept.returncode == 1
     assert (tmp_path / "done.txt").exists()
     assert "\nrhapsody: 1 done, 1 failed, 1 skipped in " in kept.stderr
     assert "\n  bad() (task.000001): ValueError: bad sample\n" in kept.stderr
     (tmp_path / "done.txt").unlink()
-    assert run(script, "--fail-fast").returncode == 1
+    assert run(script.replace("WAITS_FOR", "'never.txt'"), "--fail-fast").returncode == 1
     assert not (tmp_path / "done.txt").exists()
 
 

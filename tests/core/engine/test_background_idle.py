@@ -185,7 +185,7 @@ def test_running_work_causes_no_wakeups() -> None:
             futures = [blocking(), blocking()]
             await within(asyncio.to_thread(entered.wait, 20))
             others: list[asyncio.Future[Any]] = [sleeper(), waiting()]
-            await asyncio.sleep(0.2)  # the program and the coroutine have started by now
+            await asyncio.sleep(0.2)  # what belongs to their start ends, without a wake-up of ours
             try:
                 assert await measure() <= 1
             finally:

@@ -368,7 +368,7 @@ async def test_completions_before_submit_tasks_returned_are_not_dropped() -> Non
                     thread.start()
                     thread.join()
             await super().submit_tasks(tasks)
-            await asyncio.sleep(0.05)
+            await turns()
 
     async with WorkflowEngine.create(Eager()) as flow:
 

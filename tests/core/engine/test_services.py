@@ -477,7 +477,9 @@ async def test_an_error_of_any_form_about_readiness_fails_the_service_alone() ->
         assert await other == "address"
 
 
-async def test_a_service_made_ready_by_a_daemon_thread_wakes_an_idle_loop() -> None:
+async def test_a_service_made_ready_by_a_daemon_thread_wakes_an_idle_loop(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     async with WorkflowEngine.create(backend := Scripted()) as flow:
 
         @flow.executable_task(service=True)
@@ -486,18 +488,23 @@ async def test_a_service_made_ready_by_a_daemon_thread_wakes_an_idle_loop() -> N
 
         future = server()
         task = await backend.next()
-        go = threading.Event()
+        selector, asleep = flow.loop._selector, threading.Event()  # type: ignore[attr-defined]
+        select = selector.select
+
+        def noting(timeout: float | None) -> Any:
+            if timeout is None or timeout > 1:
+                asleep.set()
+            return select(timeout)
 
         def ready(service: Any, *_: Any) -> None:
             def later() -> None:
-                go.wait(20)
-                time.sleep(0.2)  # the loop has fallen asleep by now
+                asleep.wait(20)
                 service.set_result("address")
 
             threading.Thread(target=later, daemon=True).start()
 
+        monkeypatch.setattr(selector, "select", noting)
         backend.report(task, "RUNNING", ready)
         began = time.monotonic()
-        go.set()
         assert await within(future) == "address"  # nothing else wakes the loop before 20 s
         assert time.monotonic() - began < 10

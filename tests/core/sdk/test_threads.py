@@ -195,7 +195,7 @@ async def test_an_empty_mailbox_does_not_wake_the_loop(monkeypatch: pytest.Monke
         return select(timeout)
 
     monkeypatch.setattr(selector, "select", counted)
-    await asyncio.sleep(0.1)
+    await asyncio.sleep(0.1)  # in which nothing happens
     assert len(waits) <= 3
 
 

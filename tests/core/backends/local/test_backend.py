@@ -353,7 +353,7 @@ async def test_an_idle_backend_does_not_wake_the_loop(
         wakes += 1
         return select(timeout)
 
-    await asyncio.sleep(0.05)
+    await asyncio.sleep(0.05)  # reports that are on their way arrive
     monkeypatch.setattr(selector, "select", counted)
     await asyncio.sleep(0.5)
     assert wakes <= 3  # this sleep's own

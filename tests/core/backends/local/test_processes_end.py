@@ -154,7 +154,7 @@ async def test_all_workers_killed_at_once_are_replaced(driver: Driver) -> None:
 
 
 def _slow_pid() -> int:
-    time.sleep(0.05)
+    time.sleep(0.05)  # so that each worker makes one of the calls
     return os.getpid()
 
 
@@ -353,7 +353,7 @@ async def test_a_cancelled_start_leaves_nothing() -> None:
     before = set(_workers())
     backend = LocalExecutionBackend("process", resources={"cores": 1})
     starting = asyncio.ensure_future(backend.__aenter__())
-    await asyncio.sleep(0.05)
+    await asyncio.sleep(0.05)  # somewhere in the start
     starting.cancel()
     with pytest.raises(asyncio.CancelledError):
         await starting

@@ -145,7 +145,7 @@ async def test_a_call_is_cancelled_that_waits_behind_one_that_has_started(
     long = [workers.call(wait_for, f"{path}") for _ in range(2)]
     behind = [workers.call(mark, str(tmp_path / str(n))) for n in range(10)]
     await workers.submit(*(workers.call(time.sleep, 0) for _ in range(40)), *long, *behind)
-    time.sleep(0.05)  # noqa: ASYNC251 - the loop hears nothing while the workers go on
+    time.sleep(0.05)  # noqa: ASYNC251 - the workers continue, and the loop receives nothing
     for task in behind[:5]:
         assert await workers.cancel(task) is True
         assert (await workers.finished(task)).state is CANCELED

@@ -215,21 +215,23 @@ def test_failures_are_treated_as_the_command_line_says_and_the_program_first(
     run: Run, tmp_path: Path
 ) -> None:
     script = """
-    import asyncio
+    import asyncio, os
     from rhapsody import WorkflowEngine
 
     async def main():
         async with WorkflowEngine.create(GIVEN) as flow:
-            started = asyncio.Event()
             @flow.function_task
             async def bad():
                 raise ValueError("bad sample")
             @flow.function_task
             async def good():
-                await asyncio.sleep(0.2)
+                while not os.path.exists(WAITS_FOR):
+                    await asyncio.sleep(0.01)
                 open("done.txt", "w").close()
             good()
-            await bad()
+            failing = bad()
+            failing.add_done_callback(lambda _: open("failed.txt", "w").close())
+            await failing
 
     asyncio.run(main())
     """
@@ -240,11 +242,14 @@ def test_failures_are_treated_as_the_command_line_says_and_the_program_first(
         ("fail_fast=True", ("-k",), False),
         ("keep_going=True", ("--fail-fast",), True),
     ]:
-        done = run(script.replace("GIVEN", given), "--fresh", *option)
+        waits_for = "'failed.txt'" if kept else "'never.txt'"
+        program = script.replace("GIVEN", given).replace("WAITS_FOR", waits_for)
+        done = run(program, "--fresh", *option)
         assert done.returncode == 1
         assert "ValueError: bad sample" in done.stderr
         assert made.exists() is kept, (given, option)
         made.unlink(missing_ok=True)
+        (tmp_path / "failed.txt").unlink()
 
 
 def test_a_program_without_an_engine_is_reported(run: Run) -> None:

@@ -21,7 +21,7 @@ from rhapsody import (
     current_task,
 )
 from tests._support.machine import gone
-from tests._support.scripted import within
+from tests._support.scripted import ManualClock, until, within
 
 pytestmark = pytest.mark.asyncio
 
@@ -99,7 +99,7 @@ async def test_a_thread_over_its_time_keeps_its_slot_until_it_ends() -> None:
             with pytest.raises(TaskTimeoutError, match="goes on"):
                 await within(first)
             follower = second()
-            await asyncio.sleep(0.2)  # time enough to start, had it a slot
+            await asyncio.sleep(0.2)  # time enough to start if it had a slot
             assert not second_ran.is_set()
             ended = asyncio.create_task(first.ended())
             await asyncio.sleep(0)
@@ -167,7 +167,8 @@ async def test_a_coroutine_over_its_time_is_cancelled_and_can_clean_up() -> None
 
 async def test_a_task_that_waits_for_a_slot_is_not_over_its_time() -> None:
     leave = threading.Event()
-    async with WorkflowEngine.create(LocalExecutionBackend(resources=ONE)) as flow:
+    backend, clock = LocalExecutionBackend(resources=ONE), ManualClock()
+    async with WorkflowEngine.create(backend, clock=clock) as flow:
 
         @flow.function_task
         def first() -> None:
@@ -179,7 +180,8 @@ async def test_a_task_that_waits_for_a_slot_is_not_over_its_time() -> None:
 
         before, waiting = first(), second()
         try:
-            await asyncio.sleep(0.6)  # twice its time
+            await until(lambda: before.state is TasksMainStates.RUNNING)
+            await clock.advance(0.6)
             assert not waiting.done()
         finally:
             leave.set()
