@@ -29,7 +29,7 @@ HEAD = (
     + """
 ## Every hook
 
-| hook | what it is for |
+| hook | purpose |
 |---|---|
 """
 )
@@ -60,7 +60,7 @@ def page() -> str:
     found = hooks()
     rows = "".join(f"| [`{name}`](#{name}) | {summary(hook)} |\n" for name, hook in found.items())
     sections = [_hook(name, hook) for name, hook in found.items()]
-    sections += ["## What they get and give\n", *map(_value, VALUES)]
+    sections += ["## Types of arguments and results\n", *map(_value, VALUES)]
     return by_hand + HEAD + rows + "\n" + "\n".join(sections)
 
 

@@ -161,7 +161,7 @@ async def test_an_input_is_bound_by_name_or_pattern(flow: WorkflowEngine) -> Non
     ]
     assert await within(names(InputFile("results/plots"))) == [["one.png"]]
     assert await within(reader(flow)(made.file("b.csv"))) == "b\n"
-    with pytest.raises(DataError, match=r"promises no file 'c.txt'; it promises 'plots', '\*.csv'"):
+    with pytest.raises(DataError, match=r"declares no file 'c.txt'; it declares 'plots', '\*.csv'"):
         made.file("c.txt")
 
 

@@ -351,7 +351,7 @@ async def test_a_file_that_was_not_planned_is_saved_later(here: Path, flow: Work
     assert (here / "out/a.txt").read_text() == "word\n"
     assert (here / "b.txt").read_text() == "scratch\n"
     assert [file.path for file in flow.results] == [here / "out/a.txt", here / "b.txt"]
-    with pytest.raises(DataError, match="promised and did not write 'nothing'"):
+    with pytest.raises(DataError, match="did not write 'nothing'"):
         await within(flow.save(future, "out/", name="nothing"))
 
 

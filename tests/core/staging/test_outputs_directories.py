@@ -99,16 +99,16 @@ async def test_a_directory_that_holds_nothing_is_an_empty_list(flow: WorkflowEng
 @pytest.mark.parametrize(
     ("command", "output", "complaint"),
     [
-        ("true", OutputDir("plots/"), "promised and did not write the directory 'plots' in"),
+        ("true", OutputDir("plots/"), r"did not write the directory 'plots' \("),
         (
             "touch plots",
             OutputDir("plots"),
-            r"promised a directory 'plots' and wrote a file .*declare OutputFile\('plots'\)",
+            r"declared a directory 'plots', but wrote a file .*declare OutputFile\('plots'\)",
         ),
         (
             "mkdir a",
             OutputFile("a"),
-            r"promised a file 'a' and wrote a directory .*declare OutputDir\('a'\)",
+            r"declared a file 'a', but wrote a directory .*declare OutputDir\('a'\)",
         ),
         ("ln -s / plots", OutputDir("plots"), "is a link that leaves the sandbox"),
     ],
@@ -406,6 +406,6 @@ async def test_a_backend_that_copies_out_single_files_is_refused_before_the_task
         backend.capabilities, shared_file_system=False, copies_files_out=True
     )
     async with WorkflowEngine.create(backend) as flow:
-        with pytest.raises(CapabilityError, match=r"promises '.*single files can be had at most"):
+        with pytest.raises(CapabilityError, match=r"declares '.*only single files can be copied"):
             await within(shell(flow)(f"touch {here}/ran", output))
     assert not (here / "ran").exists()

@@ -71,7 +71,9 @@ async def test_a_task_that_wrote_nothing_that_matches_fails_and_says_what_it_wro
 ) -> None:
     (here / "in.csv").touch()
     run, out = shell(flow), OutputFile("*.csv", many=True)
-    with pytest.raises(DataError, match=r"match '\*.csv' and wrote none .*; it wrote nothing else"):
+    with pytest.raises(
+        DataError, match=r"match '\*.csv', but wrote none .*; it wrote nothing else"
+    ):
         await within(run("true", out, InputFile("in.csv")))
     told = r"it wrote '1', '2', '3', 'a.tsv', 'sub/' and 1 more"
     with pytest.raises(DataError, match=told):

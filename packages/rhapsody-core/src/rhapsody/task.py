@@ -346,11 +346,11 @@ class TaskFuture(asyncio.Future[T]):
     __slots__ = (
         "_backend",
         "_call",
+        "_declared",
         "_definition",
         "_node",
         "_number",
         "_outcome",
-        "_promised",
         "_traceback",
         "_uid",
     )
@@ -361,7 +361,7 @@ class TaskFuture(asyncio.Future[T]):
     _node: LiveNode | None
     _number: int
     _outcome: AttemptInfo | None
-    _promised: Mapping[str, str | None]  # file names and their destinations; only if it has any
+    _declared: Mapping[str, str | None]  # file names and their destinations; only if it has any
     _result: T  # asyncio's own
     _traceback: TracebackType | None
     _uid: str | None  # of the latest attempt, as backends know it
@@ -449,7 +449,7 @@ class TaskFuture(asyncio.Future[T]):
     @property
     def files(self) -> dict[str, InputFile]:
         """The declared output files, as inputs for other tasks, by their names."""
-        return {name: input_from(self, name) for name in getattr(self, "_promised", ())}
+        return {name: input_from(self, name) for name in getattr(self, "_declared", ())}
 
     def file(self, name: str) -> InputFile:
         """Return a declared output file as an input for another task.
@@ -463,13 +463,13 @@ class TaskFuture(asyncio.Future[T]):
         Raises:
             DataError: The task declares no such file.
         """
-        promised: Mapping[str, str | None] = getattr(self, "_promised", {})
-        if name in promised or any(fnmatchcase(name, pattern) for pattern in promised):
+        declared: Mapping[str, str | None] = getattr(self, "_declared", {})
+        if name in declared or any(fnmatchcase(name, pattern) for pattern in declared):
             return input_from(self, name)
-        there = f"it promises {', '.join(map(repr, promised))}" if promised else (
-            "it promises none: pass it an OutputFile"
+        there = f"it declares {', '.join(map(repr, declared))}" if declared else (
+            "it declares none: pass it an OutputFile"
         )  # fmt: skip
-        raise DataError(f"{self.name!r} ({self.uid}) promises no file {name!r}; {there}")
+        raise DataError(f"{self.name!r} ({self.uid}) declares no file {name!r}; {there}")
 
     @property
     def stdout_path(self) -> str | None:

@@ -448,8 +448,8 @@ class Results:
         if state == "done" and missing and call.error is None:
             state = "failed"
             call.error = DataError(
-                f"{named(call)} did not write its declared output "
-                f"{', '.join(map(repr, missing))} in its sandbox on {reply.worker}"
+                f"{named(call)} did not write {', '.join(map(repr, missing))} (declared as output) "
+                f"in its sandbox on {reply.worker}"
             )
         self.settle(call, state)
 

@@ -683,7 +683,7 @@ class WorkflowEngine(OlderNames):
             results=results,
             stale=tuple(
                 file
-                for file in runtime.submission.promises.stale(results)
+                for file in runtime.submission.declared.stale(results)
                 if not runtime.stager.results.places.is_read(file.path)
             ),
             disk_use=runtime.stager.disk_use,

@@ -7,7 +7,7 @@ task is a transition of this table; `rhapsody.engine.scheduler` adds the handler
 without a row is late, repeated or out of order: it changes nothing and is counted in
 `flow.stats.late`, except a repeated report that a task runs.
 
-A new rule is a row here, its handler in the scheduler, and a promise in
+A new rule is a row here, its handler in the scheduler, and a check in
 `tests/_support/world/promises.py`. Tests run the scheduler alone, with a stub for everything else,
 through a hundred thousand random histories; `python -m tests._support.world.histories` runs ten
 million.

@@ -1,7 +1,7 @@
 """Submission of calls: each becomes a future for the user and a task for the scheduler.
 
-A call promises its output files when it is made, and reads files that were promised before, which
-makes dependencies: a later promise of the same destination is a new version, for later calls only.
+A call declares its output files when it is made. It depends on earlier calls that declared the
+files that it reads. If a destination is declared again, only later calls read the new version.
 A file with a destination is identified by that destination, other files by their names.
 """
 
@@ -64,7 +64,7 @@ class Submission:
         keep: Keep the calls, for the graph of a dry run.
 
     Attributes:
-        promises: Files that calls have declared as outputs.
+        declared: Files that calls have declared as outputs.
         made: Uid, name and uids of dependencies of each call, if they are kept.
         failure: Fault in the engine itself, if there was one.
     """
@@ -89,7 +89,7 @@ class Submission:
         self._pushdown = pushdown
         self._here = here
         self._numbers = {"task": 0, "block": 0}
-        self.promises: Promises = Promises(stager)
+        self.declared: DeclaredFiles = DeclaredFiles(stager)
         self._keep = keep
         self._unawaited = unawaited
         self.made: list[tuple[str, str, tuple[str, ...]]] = []
@@ -116,7 +116,7 @@ class Submission:
             args: Its positional arguments.
             kwargs: Its keyword arguments.
             specific: Settings in the backend's own words, for this call.
-            repeats: The recorded call that this one repeats. Such a call promises nothing new.
+            repeats: The recorded call that this one repeats. Such a call declares no files.
 
         Returns:
             The future.
@@ -162,9 +162,9 @@ class Submission:
         future._outcome = None
         if found is not None:
             if found.outputs and repeats is None and not is_block:
-                self.promises.promise(future, found.outputs)
+                self.declared.add(future, found.outputs)
             if found.producers:
-                self.promises.read(future, found.inputs, found.producers)
+                self.declared.read(future, found.inputs, found.producers)
         if self._keep:
             self.made.append((future.uid, task.name, dependency_uids(dependencies)))
         scheduler.add(record, parent)
@@ -183,7 +183,7 @@ class Submission:
             dependencies = tuple(dict.fromkeys((*dependencies, *task.settings.after)))
         if found is not None and found.inputs and task.prefix == "task":
             if repeats is None:
-                producers: Producers = self.promises.producers(found.inputs, dependencies)
+                producers: Producers = self.declared.producers(found.inputs, dependencies)
             else:
                 producers = repeats.producers
             found.producers = producers
@@ -311,8 +311,8 @@ class _Temporary:
     removed: bool = False
 
 
-class Promises:
-    """Files that the calls of one engine have promised so far.
+class DeclaredFiles:
+    """Files that the calls of one engine have declared as outputs so far.
 
     Args:
         stager: Has the directory that destinations are relative to, and removes files.
@@ -325,16 +325,16 @@ class Promises:
         self._latest: dict[str, Producer] = {}
         self._temporary: dict[tuple[int, str], _Temporary] = {}  # by task and name
 
-    def promise(self, future: Producer, outputs: Iterable[Output]) -> None:
-        """Record the files that a call promises."""
-        promised: dict[str, str | None] = {}
+    def add(self, future: Producer, outputs: Iterable[Output]) -> None:
+        """Record the files that a call declares."""
+        declared: dict[str, str | None] = {}
         for output in outputs:
-            place = promised[output.filename] = self._place(output)
-            if not output.many:  # several calls may promise one pattern
+            place = declared[output.filename] = self._place(output)
+            if not output.many:  # several calls may declare the same pattern
                 self._latest[place or output.filename] = future
             if output.temporary:
                 self._temporary[future._number, output.filename] = _Temporary()
-        future._promised = promised
+        future._declared = declared
         future.add_done_callback(self._ended)
 
     def _place(self, output: Output) -> str | None:
@@ -353,18 +353,18 @@ class Promises:
         stub._definition, stub._number = future._definition, future._number
         stub._uid, stub._backend = future._uid, future._backend
         stub._node = None
-        stub._promised = future._promised
+        stub._declared = future._declared
         outcome = future._outcome
         if outcome is not None:
             outcome = dataclasses.replace(outcome, stdout=None, stderr=None, keeper=None)
         stub._outcome = outcome
         stub.set_result(None)
-        for name, place in future._promised.items():
+        for name, place in future._declared.items():
             if self._latest.get(place or name) is future:
                 self._latest[place or name] = stub
 
     def stale(self, saved: Iterable[SavedFile]) -> list[SavedFile]:
-        """Return existing files at the destinations of promised files that were not saved.
+        """Return existing files at the destinations of declared files that were not saved.
 
         Args:
             saved: The files that this run has saved.
@@ -382,7 +382,7 @@ class Promises:
     ) -> dict[int, Producer]:
         """Return the producers of a new call's inputs, by the `id` of each input.
 
-        A dependency that the user passes takes precedence over other calls. If two of them promise
+        A dependency that the user passes takes precedence over other calls. If two of them declare
         the file, there is no producer.
 
         Raises:
@@ -394,7 +394,7 @@ class Promises:
             producer = file._producer
             if producer is None and file.remote_url is None:
                 if passed is None:
-                    passed = _promised_by(dependencies)
+                    passed = _declared_by(dependencies)
                 if passed or self._latest:
                     producer = self._producer(file, passed)
             if producer is not None:
@@ -442,14 +442,14 @@ class Promises:
         return max(found, key=lambda future: future._number) if found else None
 
 
-def _promised_by(dependencies: Iterable[asyncio.Future[Any]]) -> dict[str, Producer | None]:
-    """Return the future that promises a destination or a name, `None` if there are two."""
+def _declared_by(dependencies: Iterable[asyncio.Future[Any]]) -> dict[str, Producer | None]:
+    """Return the future that declares each destination or name, `None` if there are two."""
     found: dict[str, Producer | None] = {}
     for future in dependencies:
         if not isinstance(future, TaskFuture):
             continue
-        promised: Mapping[str, str | None] = getattr(future, "_promised", {})
-        for name, place in promised.items():
+        declared: Mapping[str, str | None] = getattr(future, "_declared", {})
+        for name, place in declared.items():
             for key in (name,) if place is None else (name, place):
                 found[key] = None if key in found else future
     return found

@@ -257,7 +257,7 @@ def origin_of(
         if name in producer.output_files:
             return Origin(producer=producer)
         raise DataError(
-            f"task {task['name']!r}: missing input file {name!r}: task {producer.task} promised "
+            f"task {task['name']!r}: missing input file {name!r}: task {producer.task} declared "
             "it, but did not write it"
         )
     if file.remote_url is not None:
@@ -276,7 +276,7 @@ def origin_of(
     if os.path.exists(expected):
         return Origin(path=expected)
     raise DataError(
-        f"task {task['name']!r}: missing input file {name!r}: no earlier call promises it, and "
+        f"task {task['name']!r}: missing input file {name!r}: no earlier call declares it, and "
         f"there is no file {expected!r}; call the task that writes it first, or correct the path"
     )
 
@@ -575,9 +575,9 @@ class Stager:
         several = [o.filename for o in outputs if isinstance(o, OutputDir) or o.many]
         if several and not can.shared_file_system:
             raise CapabilityError(
-                f"task {task['name']!r} promises {', '.join(map(repr, several))}, and from the "
-                f"sandboxes of backend {backend.name!r} single files can be had at most, by their "
-                "names; use a backend that shares this file system, or pack the files into one"
+                f"task {task['name']!r} declares {', '.join(map(repr, several))}, but only single "
+                f"files can be copied from the sandboxes of backend {backend.name!r}; use a "
+                "backend that shares this file system, or pack the files into one"
             )
         saved = [output.filename for output in outputs if output.save]
         if saved and not (can.shared_file_system or can.copies_files_out):

@@ -94,17 +94,17 @@ def check_outputs(
         if mode is None:
             missing.append(f"the directory {name!r}" if directory else repr(name))
         elif stat.S_ISDIR(mode) is not directory:
-            promised, wrote, cure = ("directory", "file", "OutputFile") if directory else (
+            declared, wrote, cure = ("directory", "file", "OutputFile") if directory else (
                 "file", "directory", "OutputDir",
             )  # fmt: skip
             raise DataError(
-                f"task {task['name']!r} promised a {promised} {name!r} and wrote a {wrote} of "
-                f"that name in {sandbox!r}; declare {cure}({name!r}), or write a {promised}"
+                f"task {task['name']!r} declared a {declared} {name!r}, but wrote a {wrote} of "
+                f"that name in {sandbox!r}; declare {cure}({name!r}), or write a {declared}"
             )
     if missing:
         known = {*given, *(output.filename for output in outputs)}
         raise DataError(
-            f"task {task['name']!r} promised and did not write {', '.join(missing)} in "
+            f"task {task['name']!r} did not write {', '.join(missing)} (declared as output) in "
             f"{sandbox!r}; {_wrote_instead(task, known)}"
         )
     return matches
@@ -168,7 +168,7 @@ def _matching(task: TaskDescription, pattern: str, given: Collection[str]) -> tu
     if wrote:
         return tuple(wrote)
     raise DataError(
-        f"task {task['name']!r} promised files that match {pattern!r} and wrote none in "
+        f"task {task['name']!r} declared files that match {pattern!r}, but wrote none in "
         f"{place!r}; it wrote {_some(others)}"
     )
 
