@@ -90,7 +90,7 @@ async def main(flow: WorkflowEngine) -> None:
     async def listed(variants: InputFile) -> Command:
         return ["bcftools", "query", "-f", "%POS\t%REF\t%ALT\t%QUAL\n", variants]
 
-    # How they hang together: each reads files that calls before it have promised.
+    # Each task reads files that earlier calls have declared.
 
     unpack(InputFile(genome_data), OutputFile("genome.fa"))
     index(InputFile("genome.fa"), *map(OutputFile, INDEX))
