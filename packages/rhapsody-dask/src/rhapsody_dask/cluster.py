@@ -180,7 +180,7 @@ class Connection:
                 await client.register_plugin(plugin, name=plugin.name)
         except Exception as error:  # raised by the plugin on the other side
             raise BackendUnavailableError(
-                f"the Dask scheduler at {self.address} rejected Rhapsody's plugin: {error}"
+                f"the Dask cluster at {self.address} rejected Rhapsody's plugin: {error}"
             ) from error
 
         self.dashboard = await self._find_dashboard(client)
@@ -281,31 +281,6 @@ class Connection:
             raise BackendUnavailableError(
                 f"the Dask cluster at {self.address} has incompatible versions: "
                 f"{'; '.join(pairs)}. Install the same versions here and on the cluster"
-            )
-        if self.cluster is None:
-            await self._check_installed(client)
-
-    async def _check_installed(self, client: Any) -> None:
-        """Raise if the scheduler or a worker has another version of Rhapsody installed."""
-        from rhapsody_dask import shipping
-
-        look, mine = shipping.look(), shipping.versions()
-        there = {"the scheduler": await client.run_on_scheduler(look)}
-        workers = await client.run(look, on_error="ignore")
-        there |= {f"worker {address}": found for address, found in workers.items()}
-        pairs = [
-            f"{name} {mine[name]} here, {version} on {who}"
-            for who, found in there.items()
-            for name, version in found.items()
-            if version != mine[name]
-        ]
-        if pairs:
-            names = ("rhapsody-core", "rhapsody-dask")
-            command = " ".join(["pip install", *(f"{name}=={mine[name]}" for name in names)])
-            raise BackendUnavailableError(
-                f"the Dask cluster at {self.address} has a different version of Rhapsody: "
-                f"{'; '.join(pairs)}. Run `{command}` there, or uninstall both packages there, "
-                "because the backend sends the code that workers need"
             )
 
     async def close(self) -> None:

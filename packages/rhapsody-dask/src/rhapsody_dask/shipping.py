@@ -13,11 +13,13 @@ import hashlib
 import io
 import os
 import pickle
+import shutil
 import sys
+import tempfile
 import zipfile
 from collections.abc import Callable
-from importlib.machinery import ModuleSpec
-from importlib.metadata import version
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -63,122 +65,79 @@ def versions() -> dict[str, str]:
     }
 
 
-def look() -> Callable[..., dict[str, str]]:
-    """Return a function, pickled by value, that returns the versions installed where it runs."""
-
-    def installed(**_: Any) -> dict[str, str]:
-        from importlib.metadata import PackageNotFoundError, version
-
-        found = {}
-        for name in ("rhapsody-core", "rhapsody-dask"):
-            try:
-                found[name] = version(name)
-            except PackageNotFoundError:
-                continue
-        return found
-
-    return installed
+def installed() -> dict[str, str]:
+    """Return the versions of our distributions that are installed here."""
+    found = {}
+    for name in ("rhapsody-core", "rhapsody-dask"):
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
 
 
-class _Shipped:
-    """Finder and loader of modules from sources in memory (`importlib.abc`); pickled by value.
-
-    Attributes:
-        shipped_by_rhapsody: Identifies such finders, including those unpickled from other plugins.
-        digest: The digest of the sources.
-        users: The plugins that use them.
-    """
-
-    shipped_by_rhapsody = True
-
-    def __init__(self, sources: bytes, digest: str) -> None:
-        with zipfile.ZipFile(io.BytesIO(sources)) as packed:
-            self._sources = {name: packed.read(name).decode() for name in packed.namelist()}
-        self.digest = digest
-        self.users: set[str] = set()
-
-    def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
-        base = name.replace(".", "/")
-        for file, is_package in ((f"{base}/__init__.py", True), (f"{base}.py", False)):
-            if file in self._sources:
-                origin = f"rhapsody-{self.digest[:8]}/{file}"
-                spec = ModuleSpec(name, self, origin=origin, is_package=is_package)  # type: ignore[arg-type]
-                spec.has_location = True
-                return spec
-        return None
-
-    def create_module(self, spec: ModuleSpec) -> None:
-        """Let Python create the module."""
-
-    def exec_module(self, module: Any) -> None:
-        spec = module.__spec__
-        code = compile(self.get_source(spec.name), spec.origin, "exec", dont_inherit=True)
-        exec(code, module.__dict__)  # noqa: S102 - our own sources
-
-    def get_source(self, name: str) -> str:
-        """Return the source of a module; tracebacks use it as well."""
-        spec = self.find_spec(name)
-        assert spec is not None
-        assert spec.origin is not None
-        return self._sources[spec.origin.partition("/")[2]]
-
-    def remove(self) -> None:
-        """Remove the modules for the next import; running code is not affected."""
-        sys.meta_path[:] = [finder for finder in sys.meta_path if finder is not self]
-        for name, module in list(sys.modules.items()):
-            if getattr(getattr(module, "__spec__", None), "loader", None) is self:
-                del sys.modules[name]
+PLACE = "rhapsody-shipped-"
+"""Beginning of the names of the directories that the sources are written to."""
 
 
 class _Cargo:
-    """Sources that both plugins contain, and how to make them importable; pickled by value."""
+    """Sources that both plugins contain, as a zip file to import from; pickled by value.
+
+    All users in a process import from one file. `sys.path` contains its path once for each.
+    """
 
     def __init__(self, sources: bytes | None, wanted: dict[str, str]) -> None:
         self.sources = sources
         self.wanted = wanted
+        self.path: str | None = None
 
-    def unpack(self, user: str) -> None:
-        """Make our code importable here.
+    def unpack(self, where: str) -> None:
+        """Make our code importable in this process.
 
         Args:
-            user: A name for the user of the code, which must be passed to `discard` later.
+            where: The name of this process for messages.
 
         Raises:
             RuntimeError: Other versions are installed or in use here.
         """
-        found = look()()
+        found = installed()
         for name, there in found.items():
             if there != self.wanted[name]:
+                names = ("rhapsody-core", "rhapsody-dask")
+                command = " ".join(f"{name}=={self.wanted[name]}" for name in names)
                 raise RuntimeError(
-                    f"{name} {there} is installed here, but the client has {self.wanted[name]}. "
-                    "Install the client's version here, or uninstall this one"
+                    f"{name} {self.wanted[name]} here, {there} on {where}. Run "
+                    f"`pip install {command}` there, or uninstall both packages there, because "
+                    "the backend sends the code that workers need"
                 )
         if len(found) == 2 or self.sources is None:
             return
-        digest = hashlib.sha256(self.sources).hexdigest()
-        shipped = self._shipped()
-        if shipped is None:
-            shipped = _Shipped(self.sources, digest)
-            sys.meta_path.append(shipped)
-        elif shipped.digest != digest:
+        file = f"{hashlib.sha256(self.sources).hexdigest()[:32]}.zip"
+        path = next((entry for entry in sys.path if PLACE in entry), None)
+        if path is None:
+            path = os.path.join(tempfile.mkdtemp(prefix=PLACE), file)
+            Path(path).write_bytes(self.sources)
+        elif os.path.basename(path) != file:
             raise RuntimeError(
-                "another program is using this process with a different version of Rhapsody. Wait "
+                f"another program is using {where} with a different version of Rhapsody. Wait "
                 "until it has ended, or run both programs with the same version"
             )
-        shipped.users.add(user)
+        self.path = path
+        sys.path.append(path)
 
-    def discard(self, user: str) -> None:
-        """Remove the code after its last user, so that the next client can send another version."""
-        shipped = self._shipped()
-        if shipped is not None and user in shipped.users:
-            shipped.users.remove(user)
-            if not shipped.users:
-                shipped.remove()
+    def discard(self) -> None:
+        """Remove the code after its last user, so that the next client can send another version.
 
-    @staticmethod
-    def _shipped() -> Any:
-        finders = (each for each in sys.meta_path if hasattr(each, "shipped_by_rhapsody"))
-        return next(finders, None)
+        Code that is running is not affected.
+        """
+        path, self.path = self.path, None
+        if path is None:
+            return
+        sys.path.remove(path)
+        if path in sys.path:
+            return
+        for name, module in list(sys.modules.items()):
+            if str(getattr(module, "__file__", None)).startswith(path):
+                del sys.modules[name]
+        shutil.rmtree(os.path.dirname(path), ignore_errors=True)
 
 
 class WorkerSetup(WorkerPlugin):
@@ -197,7 +156,7 @@ class WorkerSetup(WorkerPlugin):
 
     def setup(self, worker: Any) -> None:
         """Open the site; called by Dask on the worker."""
-        self.cargo.unpack(f"{self.name} {worker.address}")
+        self.cargo.unpack(f"worker {worker.address}")
         import rhapsody_dask.worker.running  # noqa: F401 - the first task need not import it
         from rhapsody_dask.worker.site import leave_ctrl_c, open_site
 
@@ -219,7 +178,7 @@ class WorkerSetup(WorkerPlugin):
 
             close_site(worker, self.session)
         finally:
-            self.cargo.discard(f"{self.name} {worker.address}")
+            self.cargo.discard()
 
 
 class ModulesSetup(WorkerPlugin):
@@ -269,7 +228,7 @@ class SchedulerSetup(SchedulerPlugin):
 
     async def start(self, scheduler: Any) -> None:
         """Make our code importable; called by Dask on the scheduler."""
-        self.cargo.unpack(f"{self.name} scheduler")
+        self.cargo.unpack("the scheduler")
         import rhapsody_dask.worker.entry
         import rhapsody_dask.worker.messages  # noqa: F401
 
@@ -336,7 +295,7 @@ class SchedulerSetup(SchedulerPlugin):
 
     async def close(self) -> None:
         """Remove our code; called by Dask when the scheduler closes."""
-        self.cargo.discard(f"{self.name} scheduler")
+        self.cargo.discard()
 
     def remove_worker(self, scheduler: Any, worker: str, **options: Any) -> None:
         """Publish the loss of a worker; called by Dask after its tasks have changed state."""
