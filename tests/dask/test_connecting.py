@@ -141,24 +141,15 @@ async def test_an_address_without_a_scheduler_is_an_error_in_time() -> None:
 
 
 async def test_no_scheduler_file_is_an_error_in_time() -> None:
-    with pytest.raises(BackendUnavailableError, match=r"no scheduler file 'nowhere.json'"):
+    with pytest.raises(BackendUnavailableError, match=r"scheduler at 'nowhere\.json' within 0\.2"):
         await DaskExecutionBackend(scheduler_file="nowhere.json", timeout=0.2)
 
 
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [
-        ("", "is empty"),
-        ("{", "is not a Dask scheduler file"),
-        ('{"a": 1}', "is not a Dask scheduler file"),
-    ],
-)
-async def test_a_scheduler_file_that_is_none_is_named(
-    tmp_path: Path, text: str, words: str
-) -> None:
+@pytest.mark.parametrize("text", ["", "{", '{"a": 1}'])
+async def test_a_scheduler_file_that_is_none_is_named(tmp_path: Path, text: str) -> None:
     file = tmp_path / "scheduler.json"
     file.write_text(text)
-    with pytest.raises(BackendUnavailableError, match=f"scheduler.json' {words} after 0.2 s"):
+    with pytest.raises(BackendUnavailableError, match=r"scheduler\.json' within 0\.2 s"):
         await DaskExecutionBackend(scheduler_file=file, timeout=0.2)
 
 

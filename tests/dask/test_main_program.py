@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import os
 import signal
 import subprocess
@@ -129,15 +128,13 @@ def test_ctrl_c_in_a_terminal_ends_the_program_and_its_workers_say_nothing(tmp_p
     ("program", "guarded"),
     [
         ("go()", False),
-        ("if True:\n    pass\ngo()", False),
-        ("for _ in range(1):\n    go()", False),
-        ("def f():\n    if x: pass\ngo()", False),
+        ("if True:\n    go()", False),
+        ("log = logging.getLogger(__name__)\ngo()", False),
         ("if __name__ == '__main__':\n    go()", True),
         ("if parent_process() is None:\n    go()", True),
         ("try:\n    if __name__ == '__main__':\n        go()\nfinally: ...", True),
         ("if __name__ != '__main__':\n    raise SystemExit\ngo()", True),
     ],
 )
-def test_a_guard_is_a_condition_that_the_line_is_under(program: str, guarded: bool) -> None:
-    line = next(n for n, text in enumerate(program.splitlines(), 1) if "go()" in text)
-    assert cluster._guarded(ast.parse(program), line) is guarded
+def test_a_guard_is_a_condition_on_the_name(program: str, guarded: bool) -> None:
+    assert bool(cluster.GUARD.search(program)) is guarded

@@ -6,13 +6,11 @@ that the user passes is never closed.
 
 from __future__ import annotations
 
-import ast
 import asyncio
-import json
 import logging
 import os
+import re
 import sys
-import threading
 import warnings
 from collections.abc import Mapping
 from contextlib import ExitStack, suppress
@@ -32,6 +30,10 @@ def from_standard_input() -> bool:
     return getattr(sys.modules.get("__main__"), "__file__", None) == "<stdin>"
 
 
+GUARD = re.compile(r"^\s*if .*(__name__|parent_process)", re.MULTILINE)
+"""Condition under which a main program starts its workflow."""
+
+
 def unguarded() -> str | None:
     """Return the path of the main program if importing it would start the workflow again."""
     main = sys.modules.get("__main__")
@@ -41,34 +43,11 @@ def unguarded() -> str | None:
     name = getattr(getattr(main, "__spec__", None), "name", "")
     if name == "__main__" or name.endswith(".__main__"):
         return None  # `python -m package`, `python directory`: not imported either
-    line = _line(vars(main))
-    if line is None:
-        return None
     try:
-        program = ast.parse(Path(path).read_bytes())
-    except (OSError, SyntaxError, ValueError):  # missing, or not Python source
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):  # missing, or not Python source
         return None
-    return None if _guarded(program, line) else path
-
-
-def _line(namespace: dict[str, object]) -> int | None:
-    """Return the line that the main program is executing, `None` if it has been executed fully."""
-    frame = sys._current_frames().get(threading.main_thread().ident or 0)
-    while frame is not None:
-        if frame.f_code.co_name == "<module>" and frame.f_globals is namespace:
-            return frame.f_lineno
-        frame = frame.f_back
-    return None
-
-
-def _guarded(program: ast.Module, line: int) -> bool:
-    """Return True if a line is inside an `if` block, or follows one that mentions `__name__`."""
-    for node in ast.walk(program):
-        if not isinstance(node, ast.If) or node.lineno > line:
-            continue
-        if line <= (node.end_lineno or line) or "__name__" in ast.unparse(node.test):
-            return True
-    return False
+    return None if GUARD.search(text) else path
 
 
 REGISTRATIONS = 3
@@ -124,7 +103,6 @@ class Connection:
         where: dict[str, Any] = {"address": target}
         if options.way == "scheduler_file":
             where = {"scheduler_file": target}
-            await _wait_for_file(target, options.timeout)
         make: Any = Client  # untyped in Dask
         client = make(
             **where,
@@ -352,40 +330,6 @@ def _require_guard() -> None:
             "workflow as a function `main(flow)` and start it with `rhapsody run "
             f"{os.path.basename(path)} -b dask`"
         )
-
-
-async def _wait_for_file(path: str, limit: float) -> None:
-    """Wait until a scheduler file is complete."""
-    problem = None
-    try:
-        async with asyncio.timeout(limit):
-            while True:  # there is no notification for files
-                problem = await in_thread(lambda: _problem_with(path))
-                if problem is None:
-                    return
-                await asyncio.sleep(0.05)
-    except TimeoutError:
-        raise BackendUnavailableError(
-            f"{problem or f'cannot read scheduler file {path!r}'} after {limit:g} s. Write it with "
-            f"`dask scheduler --scheduler-file {path}`"
-        ) from None
-
-
-def _problem_with(path: str) -> str | None:
-    """Return the reason why a scheduler file cannot be used, `None` if it can."""
-    try:
-        with open(path, encoding="utf-8") as file:
-            text = file.read()
-        address = json.loads(text)["address"]
-    except FileNotFoundError:
-        return f"no scheduler file {path!r}"
-    except OSError as error:
-        return f"cannot read scheduler file {path!r} ({error.strerror})"
-    except (ValueError, TypeError, KeyError):
-        if not text.strip():
-            return f"scheduler file {path!r} is empty"
-        address = None
-    return None if isinstance(address, str) else f"{path!r} is not a Dask scheduler file"
 
 
 def _security(option: Any) -> Any:
