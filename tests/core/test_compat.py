@@ -198,7 +198,7 @@ async def test_task_callbacks_refuses_what_names_no_task_or_no_state() -> None:
         part(result)
         task = await backend.next()
         for unknown in ("task.000002", "task.000099", f"{flow.uid}.task.000099.1", "other"):
-            with pytest.raises(ValueError, match="no backend has a task"):
+            with pytest.raises(ValueError, match="no backend has a task with the uid"):
                 flow.task_callbacks({"uid": unknown}, "DONE")
         no_tasks: list[Any] = [3, None, {"uid": []}, {}]
         for wrong in no_tasks:

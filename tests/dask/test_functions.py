@@ -149,7 +149,7 @@ async def test_a_function_runs_on_the_named_worker(
     assert len(addresses) == 2
     for address in addresses:
         assert await where(task_description={"workers": [address]}) == address
-    said = r"'dask' knows no 'wrokers' .* did you mean 'workers'\? \(it knows: allow_other"
+    said = r"'dask' does not support the key 'wrokers' .* did you mean 'workers'\?"
     with pytest.raises(CapabilityError, match=said):
         await where(task_description={"wrokers": addresses})
 

@@ -173,7 +173,7 @@ def test_nonsense_about_where_a_task_is_to_run_is_reported_and_not_followed(
     assert done.returncode == 0, done.stderr
     assert done.stdout == "square 9\n"
     assert "plugin nonsense-from-hooks: rhapsody_select_backend" in done.stderr
-    assert "selected 17, which is not used" in done.stderr
+    assert "or None, got 17" in done.stderr
     assert "plugin raises-in-hooks: rhapsody_select_backend raised KeyError" in done.stderr
 
 

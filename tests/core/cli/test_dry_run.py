@@ -388,5 +388,5 @@ def test_with_resume_it_shows_which_tasks_run_again_for_missing_files(
         "runs: input file extra.txt changed",
     ]
     done = run(MISSING, "--resume")
-    assert "2 tasks of an earlier run run again" in done.stderr
+    assert "rerunning 2 tasks of an earlier run" in done.stderr
     assert "(4 of them reused)" in done.stderr

@@ -56,10 +56,7 @@ async def test_a_name_changes_no_states(cls: Any, other_states: str) -> None:
 
 async def test_two_of_one_name_are_refused_with_what_to_write() -> None:
     backends = [LocalExecutionBackend(), LocalExecutionBackend()]
-    said = (
-        r"two backends are called 'local'; give one a name of its own: "
-        r"LocalExecutionBackend\(\.\.\., name='second'\), or both: backends=\{'first': \.\.\., "
-    )
+    said = r"two backends are named 'local'; .* LocalExecutionBackend\(\.\.\., name='second'\)"
     with pytest.raises(ValueError, match=said):
         await WorkflowEngine.create(backends)
 
@@ -67,7 +64,7 @@ async def test_two_of_one_name_are_refused_with_what_to_write() -> None:
 async def test_a_dry_run_takes_a_noop_backend_whatever_it_is_called() -> None:
     async with WorkflowEngine.create(NoopExecutionBackend(name="plan"), dry_run=True) as flow:
         assert list(flow.backends) == ["plan"]
-    with pytest.raises(RuntimeError, match="'noop' would"):
+    with pytest.raises(RuntimeError, match="cannot use backend 'noop'"):
         await WorkflowEngine.create(LocalExecutionBackend(name="noop"), dry_run=True)
 
 

@@ -180,7 +180,7 @@ async def test_shutdown_lists_the_tasks_that_it_cancelled(
     part(futures[1])
     await within(flow.shutdown())
     (line,) = lines(caplog, logging.WARNING)
-    assert "8 unfinished tasks were cancelled" in line
+    assert "8 unfinished tasks were canceled" in line
     assert "'part' (task.000002)" in line
     assert "task.000001" not in line
 
@@ -225,7 +225,7 @@ async def test_with_keep_going_the_failure_of_a_task_waits_for_the_independent_r
         await within(main())
     assert await futures[1] == 7
     (line,) = lines(caplog, logging.ERROR)
-    assert "1 task failed; 1 did not run because of that: 'dependent' (task.000002)\n" in line
+    assert "1 task failed; 1 did not run because of them: 'dependent' (task.000002)\n" in line
     assert "\n  bad() (task.000001): ValueError: bad sample\n    File " in line
     assert "'dependent' (task.000002)" in line
 
@@ -280,7 +280,7 @@ async def test_any_other_exception_cancels(keep_going: bool, error: BaseExceptio
 
 
 async def test_keep_going_and_fail_fast_exclude_each_other() -> None:
-    with pytest.raises(ValueError, match="choose one of them"):
+    with pytest.raises(ValueError, match="keep_going=True contradict"):
         await WorkflowEngine.create(keep_going=True, fail_fast=True)
 
 
@@ -455,7 +455,7 @@ async def test_an_engine_that_is_never_shut_down_says_what_it_left_undone(
         assert lines == []
     else:
         (line,) = lines
-        assert "7 tasks had not ended: 'part' (task.000001), " in line
+        assert "has 7 unfinished tasks: 'part' (task.000001), " in line
         assert "`async with WorkflowEngine.create()` waits for them" in line
 
 

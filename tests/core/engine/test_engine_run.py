@@ -30,6 +30,20 @@ def test_a_plain_main_calls_tasks_and_waits_for_them() -> None:
     assert rhapsody.run(main) == 8
 
 
+def test_a_result_that_a_plain_main_reads_too_early_names_wait() -> None:
+    def main(flow: WorkflowEngine) -> None:
+        future: Any = flow.function_task(double)(1)
+        for read in (future.result, future.exception, lambda: future + 1):
+            with pytest.raises(
+                (asyncio.InvalidStateError, TypeError), match=r"rhapsody\.wait"
+            ) as told:
+                read()
+            assert "await" not in str(told.value)
+        rhapsody.wait(future)
+
+    rhapsody.run(main)
+
+
 def test_a_coroutine_function_is_run_too() -> None:
     async def main(flow: WorkflowEngine) -> int:
         return await flow.function_task(double)(1)
@@ -96,7 +110,7 @@ def test_a_signal_ends_a_main_that_waits() -> None:
 
 @pytest.mark.parametrize("main", [3, lambda: None, lambda a, b: None])
 def test_a_main_that_takes_no_engine_is_refused(main: Any) -> None:
-    with pytest.raises(TypeError, match=r"rhapsody\.run\(\) takes a function of one argument"):
+    with pytest.raises(TypeError, match=r"run\(\): .* (is not callable|must take one arg)"):
         rhapsody.run(main)
 
 

@@ -109,7 +109,7 @@ async def test_a_program_shows_both_streams_its_sandbox_and_its_exit_code_in_wor
         (126, "126 (the command cannot be executed)"),
         (-15, "-15 (SIGTERM)"),
         (139, "139 (SIGSEGV)"),
-        (-9, "-9 (SIGKILL, which the system sends where memory runs out)"),
+        (-9, "-9 (SIGKILL, which the system sends when memory runs out)"),
         (-35, "-35 (signal 35)"),
         (300, "300"),
         (None, "None"),
@@ -127,8 +127,7 @@ async def test_a_command_that_writes_to_the_destination_leads_to_a_note(
         return "echo 1 > results/model.csv"
 
     (note,) = notes(await failure(fit(OutputFile("results/model.csv"))))
-    assert "'results/model.csv' is where the file is put" in note
-    assert "the command writes 'model.csv'" in note
+    assert "'results/model.csv' is the destination of the finished file" in note
 
 
 async def test_a_function_that_did_not_write_its_file_leads_to_a_note(
@@ -430,7 +429,7 @@ async def test_a_service_that_is_not_ready_shows_what_it_printed_and_the_pattern
 
         with pytest.raises(TaskTimeoutError) as caught:
             await server()
-    assert "was not ready within 0.5 s: nothing matched 'stdout:serving on (.*)'" in str(
+    assert "was not ready within 0.5 s: no output matched 'stdout:serving on (.*)'" in str(
         caught.value
     )
     (note,) = caught.value.__notes__
@@ -443,7 +442,7 @@ async def test_a_service_that_is_not_ready_shows_what_it_printed_and_the_pattern
     [
         ("tcp", "nothing listened on its port"),
         ("tcp:1", "nothing listened on port 1"),
-        ("file:up.txt", "there was no file 'up.txt'"),
+        ("file:up.txt", "the file 'up.txt' did not appear"),
     ],
 )
 async def test_a_service_that_is_not_ready_says_what_was_not_there(

@@ -118,7 +118,7 @@ async def test_a_backend_that_is_skipped_serves_another_engine(
         stopped = part()
         task = await backend.next()
         await within(first.shutdown(skip_execution_backend=True))
-        assert "skip_execution_backend=True leaves 'scripted' running" in caplog.text
+        assert "running (skip_execution_backend=True): 'scripted'" in caplog.text
         assert stopped.cancelled()
         assert backend.stops == [task["uid"]]
         assert str(backend.state()) == "running"
@@ -460,5 +460,5 @@ async def test_tasks_of_an_engine_whose_backend_another_one_shut_down_say_so() -
         await other.shutdown()
         with pytest.raises(asyncio.CancelledError, match="another engine"):
             await running
-        with pytest.raises(asyncio.CancelledError, match="'long' was cancelled"):
+        with pytest.raises(asyncio.CancelledError, match="'long' was canceled"):
             await after

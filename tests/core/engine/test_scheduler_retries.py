@@ -528,7 +528,7 @@ async def test_the_fallback_is_for_when_all_backends_have_failed(on: Three) -> N
 @pytest.mark.parametrize(
     ("given", "kind", "said"),
     [
-        ("dusk", ValueError, r"no backend 'dusk' is attached to this engine; there are: 'one',"),
+        ("dusk", ValueError, r"no backend 'dusk' is attached to this engine .attached: 'one',"),
         (["two", "dusk"], ValueError, r"no backend 'dusk' is attached"),
         (3, TypeError, r"other_backends must be names of attached backends such as .*, got 3"),
         (["two", 3], TypeError, r"other_backends must be names .*, got \['two', 3\]"),
@@ -554,8 +554,8 @@ async def test_names_are_compared_as_those_of_the_first_backend_are(on: Three) -
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"resources": {"gpus": 1}}, "task 'part' needs gpus=1, which backend 'poor', as it is"),
-        ({"task_description": {"queue": 1}}, "backend 'poor' knows no 'queue' in task_descr"),
+        ({"resources": {"gpus": 1}}, "backend 'poor'.* does not support gpus=1"),
+        ({"task_description": {"queue": 1}}, "backend 'poor' does not support the key 'queue'"),
     ],
 )
 async def test_missing_capabilities_of_another_backend_are_reported_before_the_first_attempt(

@@ -218,7 +218,7 @@ async def test_work_that_cannot_be_stopped_fails_its_future_at_once_and_keeps_it
         backend.runs(task := await backend.next())
         await clock.advance(10.1)
         assert first.done()
-        with pytest.raises(TaskTimeoutError, match="goes on") as caught:
+        with pytest.raises(TaskTimeoutError, match="continues to run") as caught:
             await within(first)
         assert "process" in str(caught.value)
         await clock.advance(1000)

@@ -31,8 +31,8 @@ async def test_a_setting_that_the_backend_does_not_know_is_refused_before_submis
         task = flow.function_task(nothing)
         await within(task(task_description={"queue": "long"}))
         said = (
-            r"task 'nothing': backend 'cluster' knows no 'qeue' in task_description, "
-            r"did you mean 'queue'\? \(it knows: account, queue\)"
+            r"backend 'cluster' does not support the key 'qeue' in task_description, "
+            r"did you mean 'queue'\? \(supported keys: account, queue\)"
         )
         for wrong in (task.options(task_description={"qeue": 1}), task):
             with pytest.raises(CapabilityError, match=said):
@@ -44,7 +44,7 @@ async def test_a_setting_that_the_backend_does_not_know_is_refused_before_submis
 async def test_a_backend_that_takes_no_settings_says_so() -> None:
     async with WorkflowEngine.create(knowing("plain")) as flow:
         task = flow.function_task(task_description={"queue": 1})(nothing)
-        said = r"backend 'plain' knows no 'queue' in task_description \(it takes none\)"
+        said = r"backend 'plain' does not support the key 'queue' .* \(supported keys: none\)"
         with pytest.raises(CapabilityError, match=said):
             await within(task())
 
@@ -80,7 +80,7 @@ async def test_only_backends_that_know_a_tasks_settings_are_candidates() -> None
             future = task(task_description={key: 1})
             await within(future)
             assert future.backend == where
-        with pytest.raises(CapabilityError, match=r"backend 'a' knows no 'speed'"):
+        with pytest.raises(CapabilityError, match=r"backend 'a' does not support the key 'speed'"):
             await within(task(task_description={"speed": 1}))
     assert selects.offered == [("a", "b", "c"), ("b",)]
 
@@ -88,7 +88,7 @@ async def test_only_backends_that_know_a_tasks_settings_are_candidates() -> None
 async def test_without_a_choice_the_default_backend_says_which_one_knows_the_setting() -> None:
     async with WorkflowEngine.create([knowing("a", "queue"), knowing("b", "ranks")]) as flow:
         task = flow.function_task(task_description={"ranks": 2})(nothing)
-        with pytest.raises(CapabilityError, match=r"it knows: queue; .* that know it: b"):
+        with pytest.raises(CapabilityError, match=r"supported keys: queue; .* that support it: b"):
             await within(task())
         await within(task.options(backend="b")())
 
@@ -104,7 +104,7 @@ class Sets:
 async def test_a_setting_of_a_hook_is_checked_as_well() -> None:
     async with WorkflowEngine.create(knowing("a", "queue"), observers=[Sets()]) as flow:
         task = flow.function_task(nothing)
-        with pytest.raises(CapabilityError, match="knows no 'speed'"):
+        with pytest.raises(CapabilityError, match="does not support the key 'speed'"):
             await within(task())
 
 
@@ -123,10 +123,12 @@ async def test_the_local_backend_knows_how_commands_are_run() -> None:
         ):
             with pytest.raises(ValueError, match=said):
                 await within(run(command, task_description={"shell": shell}))
-        with pytest.raises(CapabilityError, match=r"'local' knows no 'shel' .*mean 'shell'\?"):
+        with pytest.raises(
+            CapabilityError, match=r"'local' does not support the key 'shel' .*mean 'shell'\?"
+        ):
             await within(run("echo a", task_description={"shel": True}))
         for key, instead in (("cwd", "cwd=..."), ("cores", "resources={'cores': ...}")):
-            said = f"write {instead} next to task_description (it knows: shell)"
+            said = f"pass {instead} as a setting of the task instead (supported keys: shell)"
             with pytest.raises(CapabilityError, match=re.escape(said)):
                 await within(run("echo a", task_description={key: 1}))
 
@@ -135,7 +137,7 @@ async def test_the_local_backend_knows_how_commands_are_run() -> None:
 async def test_every_kind_of_local_backend_checks_settings(executor: str) -> None:
     backend = LocalExecutionBackend(executor, resources={"workers": 1})
     async with WorkflowEngine.create(backend) as flow:
-        with pytest.raises(CapabilityError, match="knows no 'ranks'"):
+        with pytest.raises(CapabilityError, match="does not support the key 'ranks'"):
             await within(flow.function_task(nothing)(task_description={"ranks": 2}))
 
 

@@ -62,16 +62,10 @@ async def test_a_task_that_does_not_fit_is_held_back_and_others_run(tmp_path: Pa
         with pytest.raises(InsufficientWalltimeError) as caught:
             await within(long)
         error = caught.value
-        assert str(error).startswith(
-            "task 'simulate' (task.000001) was held back: it needs 600 s by its walltime, and "
-            "backend 'local' ends in "
-        )
-        assert str(error).endswith(" s; the next run resumes it")
+        assert "task 'simulate' (task.000001) was held back: its walltime is 600 s" in str(error)
         assert (error.backend, error.needs) == ("local", 600)
         assert 0 < error.left <= 60
-        with pytest.raises(
-            InsufficientWalltimeError, match="it needs 3600 s by its timeout, and backend"
-        ):
+        with pytest.raises(InsufficientWalltimeError, match="its timeout is 3600 s, but backend"):
             await within(late)
         assert await within(fits) == 3
         assert await within(simulate(4)) == 4
@@ -92,10 +86,7 @@ async def test_a_thousand_that_are_held_back_are_one_line(
         assert flow.stats.failed == 1000
     (line,) = (each.getMessage() for each in caplog.records if "held back" in each.getMessage())
     assert "backend 'local' ends in " in line
-    assert line.endswith(
-        "tasks that need longer are held back for the next run; the first is task 'simulate' "
-        "(task.000001), which needs 600 s"
-    )
+    assert "task 'simulate' (task.000001), which needs 600 s" in line
 
 
 async def test_it_goes_to_another_backend_unless_it_names_its_own(tmp_path: Path) -> None:
@@ -193,9 +184,7 @@ async def test_a_queued_task_that_does_not_fit_any_more_is_not_started(
         await within(running)
         assert await within(queued) == "ran"
         assert (queued.backend, queued.attempt) == ("staying", 2)
-        with pytest.raises(
-            InsufficientWalltimeError, match="it needs 30 s by its walltime, and backend"
-        ):
+        with pytest.raises(InsufficientWalltimeError, match="its walltime is 30 s, but backend"):
             await within(named)
         with pytest.raises(InsufficientWalltimeError, match="needs 30 s, and the walltime ends in"):
             await within(last)

@@ -113,7 +113,7 @@ async def test_the_settings_that_there_are_are_those_that_type_checkers_know() -
     async with engine() as flow:
         with pytest.raises(TypeError) as told:
             decorate(flow, "function_task", nothing_of_ours=2)(lambda: "x")
-    listed = str(told.value).partition("there are ")[2]
+    listed = str(told.value).partition("valid settings: ")[2]
     assert set(listed.split(", ")) == TaskSettings.__annotations__.keys()
 
 

@@ -279,7 +279,7 @@ async def test_missing_files_are_reported_before_their_tasks_run(
     once = ["four", "last", "one", "other", "three", "two"]
     assert ran(here) == sorted([*once, "copy", "copy", "make", "make"])
     (line,) = [each.getMessage() for each in caplog.records if "run again" in each.getMessage()]
-    assert line.startswith("2 tasks of an earlier run run again")
+    assert line.startswith("rerunning 2 tasks of an earlier run")
     assert "(2 so far): task 'run' (task.000002), task 'run' (task.000001)" in line
 
 

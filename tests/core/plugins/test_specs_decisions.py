@@ -494,7 +494,7 @@ async def test_preparing_may_set_a_time_out_and_resources() -> None:
             await within(call(resources=Resources(cores=4)))
         with pytest.raises(PluginError, match=r"invalid timeout.*'soon'"):
             await within(call(timeout="soon"))
-        with pytest.raises(PluginError, match=r"no rhapsody\.Resources"):
+        with pytest.raises(PluginError, match=r"not a rhapsody\.Resources"):
             await within(call(resources={"cores": 4}))
 
 

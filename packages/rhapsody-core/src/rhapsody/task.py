@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import os
+from asyncio import _get_running_loop as running_loop
 from collections.abc import Awaitable, Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -501,7 +502,11 @@ class TaskFuture(asyncio.Future[T]):
         return None if node is None else node.started
 
     def result(self) -> T:
-        """Return the value or raise the exception of a finished task. Otherwise, await it."""
+        """Return the value or raise the exception of a finished task.
+
+        Raises:
+            asyncio.InvalidStateError: The task is not done; `await` the future instead.
+        """
         if self._exception is not None:
             error: Any = _exception(self)
             try:  # with its first traceback: asyncio's second await has none
@@ -514,7 +519,11 @@ class TaskFuture(asyncio.Future[T]):
             raise self._not_done() from None
 
     def exception(self) -> BaseException | None:
-        """Return the exception of a finished task, if any. Otherwise, `await` the future."""
+        """Return the exception of a finished task, or None if it succeeded.
+
+        Raises:
+            asyncio.InvalidStateError: The task is not done; `await` the future instead.
+        """
         try:
             return _exception(self)
         except asyncio.InvalidStateError:
@@ -541,8 +550,8 @@ class TaskFuture(asyncio.Future[T]):
 
     def _not_done(self) -> asyncio.InvalidStateError:
         return asyncio.InvalidStateError(
-            f"{self.name!r} ({self.uid}) is not done: write `await` instead of `.result()` or "
-            "before `.exception()`, or pass the future to a task, which gets the value"
+            f"{self.name!r} ({self.uid}) is not done: {how_to_wait()}, or pass it to another task, "
+            "which receives the value"
         )
 
     def cancel(self, msg: Any = None) -> bool:
@@ -583,11 +592,16 @@ class TaskFuture(asyncio.Future[T]):
         self.set_exception(error)
 
 
+def how_to_wait() -> str:
+    """Return the advice for waiting for a future, which depends on the thread of the caller."""
+    return "`await` the future" if running_loop() else "pass the future to `rhapsody.wait`"
+
+
 def _without_value(sign: str) -> Callable[..., Any]:
     def refuse(self: TaskFuture[Any], *_: object) -> Any:
         raise TypeError(
-            f"{sign} needs a value, and got the future of {self.name!r} ({self.uid}): write "
-            "`await` before it, or pass the future to a task, which gets the value"
+            f"{sign} needs a value, got the future of {self.name!r} ({self.uid}): "
+            f"{how_to_wait()}, or pass it to another task, which receives the value"
         )
 
     return refuse

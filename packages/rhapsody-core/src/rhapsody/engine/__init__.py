@@ -6,14 +6,14 @@ Its modules, from the inside out; each imports only from those before it, which 
 `submission`, `stage_out`, `memoization`, `task_builder`, `dispatch`, `runtime`, `signals`,
 `engine`.
 
-Everything happens on the loop. Other threads belong to the backends, and one to each synchronous
-block; a call of a task or a cancellation there is passed to the loop and waits for the answer.
-Nothing polls: with nothing to do there is no timer, and the loop sleeps.
+Everything happens on the loop. Other threads belong to backends and to synchronous blocks; a task
+call or a cancellation on such a thread is passed to the loop and waits for the answer. Nothing
+polls: an idle engine has no timers, and the loop sleeps.
 
 The order of hooks is fixed: dependencies resolved, `prepare`, `select`, input files found,
-`lookup`, files linked, submitted; then state events, result recorded and set, dependents. A step
-after a successful task is added in `results` if it comes before the result is recorded, in
-`stage_out` if it must not block the loop, and in an observer if it may come afterwards.
+`lookup`, files linked, submitted; then state events, result recorded and set, dependents. To add a
+step after a successful task, extend `results` if it comes before the result is recorded,
+`stage_out` if it must not block the loop, and an observer if it may come afterwards.
 """
 
 from rhapsody.engine.arguments import literal

@@ -1,7 +1,7 @@
 """Futures and files in a call's arguments: found when it is made, replaced when it runs.
 
-Looks into exact lists, tuples, dicts and sets, named tuples and the `init` fields
-of dataclasses, and nowhere else. Knows nothing of tasks or backends.
+Only exact lists, tuples, dicts and sets, named tuples and the `init` fields of dataclasses are
+searched. This module does not depend on tasks or backends.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ UNSEARCHED: tuple[type, ...] = (list, tuple, dict, set, frozenset, deque, type({
 """Containers in whose subclasses (and in the last three types) futures cannot be replaced."""
 
 LOOKED_AT = 1000
-"""Number of containers inside an unsearched one that are checked, so that big data is cheap."""
+"""Maximum number of containers checked inside an unsearched one, so that big data is cheap."""
 
 _NO_PRODUCERS: Mapping[int, TaskFuture[Any]] = MappingProxyType({})
 
@@ -58,7 +58,7 @@ class ArgumentScan:
     """Futures and files found in a call's arguments.
 
     Attributes:
-        futures: Each future once, in the order of the arguments; the values mean nothing.
+        futures: Each future once, in the order of the arguments; the values are unused.
         inputs: The declared input files.
         outputs: The declared output files and directories.
         inexact: True if a future is in another container than an exact list, tuple, dict or set.
@@ -80,7 +80,7 @@ class ArgumentScan:
         return bool(self.futures or self.inputs or self.outputs or self._literals)
 
     def copy(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], Any]:
-        """Return the arguments with copies of the containers on the way to a future or file.
+        """Return the arguments with copies of the containers that lead to a future or file.
 
         Afterwards `fill` works on the copies.
         """
@@ -119,11 +119,11 @@ def search(args: tuple[Any, ...], kwargs: dict[str, Any] | None) -> ArgumentScan
     """Find the futures and files in a call's arguments.
 
     Returns:
-        The futures and files with their places, `None` if there are none.
+        The futures and files, or `None` if there are none.
 
     Raises:
         TypeError: A future is a key of a dict, or in a container that is not searched.
-        ValueError: A container holds itself, or they are nested too deeply.
+        ValueError: A container contains itself, or containers are nested too deeply.
     """
     values = (*args, *kwargs.values()) if kwargs else args
     if PLAIN.issuperset(map(type, values)):
@@ -177,7 +177,7 @@ class _Search:
             raise ValueError(
                 f"an argument of type {type(value).__name__} contains itself or is nested "
                 f"more than {MAX_DEPTH} levels deep; wrap it in rhapsody.literal(...) "
-                "if no futures or files in it are meant"
+                "to pass it without a search for futures and files"
             )
         touched = self._done.get(key)
         if touched is None:
@@ -208,7 +208,7 @@ def _children(value: Any) -> Any:
         if isinstance(value, UNSEARCHED):
             _require_no_future(value, value)
         return None
-    # Big plain data is passed over at the speed of C.
+    # Big plain data is skipped at the speed of C.
     return None if PLAIN.issuperset(map(type, children)) else children
 
 
@@ -228,10 +228,10 @@ def _require_no_future(value: Any, outer: Any) -> None:
             if asyncio.isfuture(item):
                 name = type(outer).__name__
                 raise TypeError(
-                    f"an argument holds a future in a {name}, {item!r}: futures are waited for in "
-                    "lists, tuples, dicts and sets (not in their subclasses), named tuples and "
-                    f"dataclasses; pass one of these, or wrap the {name} in "
-                    "rhapsody.literal(...) if the future itself is meant"
+                    f"an argument contains a future in a {name}: {item!r}. Only lists, tuples, "
+                    "dicts, sets (not their subclasses), named tuples and dataclasses are "
+                    f"searched for futures; use one of these, or wrap the {name} in "
+                    "rhapsody.literal(...) to pass the future itself"
                 )
     if value is outer and any(issubclass(kind, UNSEARCHED) for kind in kinds):
         inner = (item for item in _items(value) if isinstance(item, UNSEARCHED))
@@ -254,9 +254,9 @@ def _check_keys(value: dict[Any, Any]) -> None:
         for part in key if type(key) is tuple else (key,):
             if asyncio.isfuture(part):
                 raise TypeError(
-                    f"an argument holds a dict with a future in its keys, {part!r}: only its "
-                    "values are waited for; wrap the dict in rhapsody.literal(...) if the future "
-                    "itself is meant"
+                    f"an argument contains a dict with a future in a key: {part!r}. Only its "
+                    "values are searched for futures; wrap the dict in rhapsody.literal(...) to "
+                    "pass the future itself"
                 )
 
 
@@ -284,14 +284,14 @@ def _replaced(value: Any, changes: dict[str, Any]) -> Any:
 
 def _changed(value: Any, changes: dict[str, Any]) -> Any:
     """Return a copy of a dataclass with other values, without calling its `__init__`."""
-    new = copy.copy(value)  # with what `__init__` does not know
+    new = copy.copy(value)  # with attributes that `__init__` does not set
     for name, change in changes.items():
         object.__setattr__(new, name, change)  # frozen ones too
     return new
 
 
 class _Rebuild:
-    """Rebuilds the containers in a value that are on the way to futures and files.
+    """Rebuilds the containers in a value that lead to futures and files.
 
     Args:
         touched: The ids of these containers.

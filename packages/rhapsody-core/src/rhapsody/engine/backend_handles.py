@@ -1,4 +1,4 @@
-"""Backends of an engine: starts and finds them, and stores the engine's data about each."""
+"""Backends of an engine: their start, lookup by name, and the engine's data about each."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ EMBEDDED = "local"
 
 
 _KINDS: dict[TaskKind, str] = {
-    "function": "to run ordinary functions",
-    "async_function": "to run coroutine functions",
-    "executable": "to run executables",
-    "service": "to run services",
-    "function_service": "to run functions as services",
+    "function": "ordinary functions",
+    "async_function": "coroutine functions",
+    "executable": "executables",
+    "service": "executables as services",
+    "function_service": "functions as services",
 }
 _DEFAULTS = Resources()
 
@@ -81,7 +81,7 @@ class BackendHandle:
         self.occupied: int = 0
 
     def lacking(self, kind: TaskKind, description: TaskDescription) -> str | None:
-        """Describe something that a task needs and the backend does not offer."""
+        """Describe something that a task needs and the backend does not support, if any."""
         capabilities, resources = self.capabilities, description.get("resources")
         if not capabilities.runs(kind):
             return _KINDS[kind]
@@ -94,7 +94,7 @@ class BackendHandle:
             if value != getattr(_DEFAULTS, name) and name not in capabilities.resources:
                 return f"{name}={value!r}"
         if isinstance(resources.cores, float) and "fractional_cores" not in capabilities.resources:
-            return f"cores={resources.cores!r}, which is not a whole number"
+            return f"fractional cores (cores={resources.cores!r})"
         return None
 
     def unknown_settings(self, description: TaskDescription) -> list[Any]:
@@ -103,7 +103,7 @@ class BackendHandle:
         return self.capabilities.unknown_settings(given) if given else []
 
     async def shut_down(self) -> str | None:
-        """Shut the backend down, and return a description of what failed, if anything did."""
+        """Shut down the backend, and return a description of its error, if there was one."""
         try:
             result = self.backend.shutdown()
             if inspect.isawaitable(result):
@@ -115,7 +115,7 @@ class BackendHandle:
         return None
 
     def main_state(self, native: Any) -> TasksMainStates | None:
-        """Return the canonical state of one that is not in `native`, or None if it is unknown."""
+        """Return the canonical state of a native one, or None if it is unknown."""
         try:
             main = self.states.to_main_state(native)
         except (ValueError, TypeError):
@@ -135,8 +135,8 @@ def find(backends: Mapping[str, BackendHandle], name: str) -> BackendHandle:
         found = next((one for own, one in backends.items() if normalize_name(own) == key), None)
     if found is None:
         raise ValueError(
-            f"no backend {name!r} is attached to this engine; there are: "
-            f"{', '.join(map(repr, backends))}. Attach it with "
+            f"no backend {name!r} is attached to this engine (attached: "
+            f"{', '.join(map(repr, backends))}); attach it with "
             "WorkflowEngine.create(backends=[...])"
         )
     return found
@@ -147,18 +147,18 @@ async def attach(
 ) -> dict[str, BaseExecutionBackend]:
     """Start the backends of an engine; the first one is the default.
 
-    If one cannot be started, those that this call started are shut down again.
+    If one cannot be started, the backends that this call has started are shut down again.
 
     Args:
         options: The engine's options.
-        stager: The engine's files, where backends that are started here keep theirs.
+        stager: The engine's files; backends that are started here use its directory.
         owned: Filled with the backends that this call starts, for `shut_down`.
 
     Returns:
         The backends by their names in the engine.
 
     Raises:
-        TypeError: Something is not a backend.
+        TypeError: A value is not a backend.
         ValueError: A name is not registered, or two backends have the same one.
         WouldRunError: A dry run with a backend that runs tasks.
     """  # noqa: DOC501 - a TypeError
@@ -166,7 +166,7 @@ async def attach(
     if not given:
         if options.backend is not None or options.backends is not None:
             raise ValueError(
-                f"backend: the list is empty; leave it out for the embedded {EMBEDDED!r} backend"
+                f"the list of backends is empty; omit it to use the {EMBEDDED!r} backend"
             )
         given = [(None, DRY_RUN if dry_run else EMBEDDED)]
     started: dict[str, BaseExecutionBackend] = {}
@@ -182,13 +182,13 @@ async def attach(
             check_attributes(made, f"backend {label!r}")
             if dry_run and type(made).name != DRY_RUN:
                 raise WouldRunError(
-                    f"dry_run=True runs nothing, and backend {label!r} would: leave `backend` "
-                    "out, or give a NoopExecutionBackend"
+                    f"dry_run=True cannot use backend {label!r}, which runs tasks; omit `backend` "
+                    "or pass a NoopExecutionBackend"
                 )
             if label in started:
                 raise ValueError(
-                    f"two backends are called {label!r}; give one a name of its own: "
-                    f"{type(made).__name__}(..., name='second'), or both: "
+                    f"two backends are named {label!r}; rename one of them with "
+                    f"{type(made).__name__}(..., name='second'), or name both with "
                     "backends={'first': ..., 'second': ...}"
                 )
             state = made.state()
@@ -231,7 +231,9 @@ def _given(backend: Any, backends: Any) -> list[tuple[str | None, Any]]:
     elif isinstance(backends, Iterable) and not isinstance(backends, str):
         given += [(None, one) for one in backends]
     elif backends is not None:
-        raise TypeError(f"backends must be a list or a dict of names to backends, got {backends!r}")
+        raise TypeError(
+            f"backends must be a list of backends or a dict of backends by name, got {backends!r}"
+        )
     return given
 
 
@@ -246,13 +248,13 @@ def _settle_in(backend: BaseExecutionBackend, stager: Stager) -> None:
     """Default the backend's session directory to the engine's."""
     session = getattr(backend, "session", None)
     if isinstance(session, Session) and not session.chosen:
-        alone = backend.name in (EMBEDDED, DRY_RUN)  # they keep no files but sandboxes
+        alone = backend.name in (EMBEDDED, DRY_RUN)  # they keep no files except sandboxes
         session.path = os.path.abspath(stager.work_dir if alone else stager.settle())
 
 
 def _not_a_backend(value: object) -> TypeError:
     what = f"the class {value.__name__}" if isinstance(value, type) else repr(value)
-    hint = f"; make one: {value.__name__}()" if isinstance(value, type) else ""
+    hint = f"; create an instance: {value.__name__}()" if isinstance(value, type) else ""
     return TypeError(
         f"backend must be a backend object or a name such as 'local', got {what}{hint}. "
         "`rhapsody backends` lists the names"

@@ -114,11 +114,11 @@ class Background:
             self._crashed(getattr(call, "__qualname__", repr(call)), error)
 
     def soon(self, call: Callable[[], object]) -> None:
-        """Make a call in the loop's next turn."""
+        """Make a call in the loop's next iteration."""
         self.loop.call_soon(self.guarded, call)
 
     def soon_from_anywhere(self, call: Callable[[], object]) -> bool:
-        """Make a call on the loop; return False if that is closed. Any thread."""
+        """Make a call on the loop; return False if the loop is closed. Any thread."""
         try:
             self.loop.call_soon_threadsafe(self.guarded, call)
         except RuntimeError:  # the loop is closed

@@ -1,8 +1,7 @@
 """Blocks: functions that call tasks and wait for them, as parts of the graph.
 
-An asynchronous block is an asyncio task on the engine's loop. A synchronous one
-has a thread of its own, so that blocks may nest as deep as they like without
-waiting for each other's threads.
+An asynchronous block is an asyncio task on the engine's loop. A synchronous block has its own
+thread, so that blocks can be nested to any depth without waiting for each other's threads.
 """
 
 from __future__ import annotations
@@ -59,7 +58,7 @@ class BlockFuture(TaskFuture[T]):
     def add_done_callback(
         self, fn: Callable[..., object], /, *, context: contextvars.Context | None = None
     ) -> None:
-        """Call `fn` when the future is done; `asyncio.gather` and its like count as awaiting."""
+        """Call `fn` when the future is done; `asyncio.gather` and the like count as awaiting."""
         me = enclosing_block.get()
         waits = getattr(getattr(fn, "func", fn), "__module__", None) == "asyncio.tasks"
         if waits and me is not None and me is _record_of(self):
@@ -78,26 +77,26 @@ def wait(future: asyncio.Future[T], timeout: float | str | None = None) -> T:
 
     Args:
         future: A task's or block's future, or any other of the engine's loop.
-        timeout: Time to wait at most, in seconds or as text such as `"3 min"`; `None` waits as
-            long as it takes. A timeout does not stop the task.
+        timeout: Maximum time to wait, in seconds or as text such as `"3 min"`; `None` waits
+            indefinitely. A timeout does not stop the task.
 
     Returns:
         The future's result.
 
     Raises:
-        RuntimeError: Called on an event loop, whose thread it would block, in a function
-            task, or for a block inside itself.
+        RuntimeError: Called on the thread of a running event loop, in a function task, or in a
+            block for that block itself.
         TimeoutError: The future was not done in time.
-        asyncio.CancelledError: The future was cancelled, or the block that waits.
+        asyncio.CancelledError: The future, or the block that waits for it, was canceled.
         BaseException: The future's own exception.
         TypeError: The argument is not a future.
     """
     task = running_task()
     if task is not None and enclosing_block.get() is None:
         raise RuntimeError(
-            f"wait() was called in function task {task.name!r} ({task.uid}), which would keep its "
-            "worker from the very task that it waits for: pass the future to the task as an "
-            "argument, and it gets the value, or wait in a synchronous @flow.block"
+            f"wait() was called in function task {task.name!r} ({task.uid}), whose worker it would "
+            "block; pass the future to the task as an argument to receive its value, or call "
+            "wait() in a synchronous @flow.block"
         )
     if not asyncio.isfuture(future):
         raise TypeError(f"wait() takes a future, got {future!r}")
@@ -105,7 +104,8 @@ def wait(future: asyncio.Future[T], timeout: float | str | None = None) -> T:
         timeout = seconds("timeout", timeout, zero=True)
     if running_loop() is not None:
         raise RuntimeError(
-            "wait() blocks its thread, which is an event loop's here: write `await future`"
+            "wait() was called on the thread of a running event loop, which it would block; "
+            "write `await future`"
         )
     if future.done():
         return future.result()
@@ -117,7 +117,7 @@ def wait(future: asyncio.Future[T], timeout: float | str | None = None) -> T:
         done.set()
 
     if not future.get_loop().is_running():
-        raise RuntimeError("wait() on a future whose event loop is not running")
+        raise RuntimeError(f"wait(): the event loop of {future!r} is not running")
     # A cancelled block stops waiting, whatever it waits for.
     watched: list[asyncio.Future[Any]] = [future] if me is None else [future, me.future]
     for one in watched:
@@ -136,7 +136,7 @@ def wait(future: asyncio.Future[T], timeout: float | str | None = None) -> T:
     if future.done():
         return future.result()
     if me is not None and me.future.done():
-        raise asyncio.CancelledError(f"block {me.task.name!r} ({me.future.uid}) was cancelled")
+        raise asyncio.CancelledError(f"block {me.task.name!r} ({me.future.uid}) was canceled")
     raise TimeoutError(f"{future!r} was not done within {timeout} seconds")
 
 
@@ -153,7 +153,7 @@ def _awaiting(me: BlockRecord, record: TaskRecord) -> Iterator[None]:
         RuntimeError: The other one waits for `me`, directly or through others.
     """
     edges = me.awaiting
-    edges.append(record)  # before looking: of two threads at least one sees the other's
+    edges.append(record)  # before the check, so that at least one of two threads sees the cycle
     try:
         _check_cycle(me, record)
         yield
@@ -214,7 +214,7 @@ class Blocks:
         try:
             args, kwargs = self._values.of(record)
             coroutine = record.task.function(*args, **kwargs) if record.task.is_async else None
-        except (Exception, SystemExit) as error:  # of what the user gave: it fails alone
+        except (Exception, SystemExit) as error:  # of the user's code: only this block fails
             self._ended(record, None, error)
             return
         if coroutine is not None:
@@ -229,7 +229,7 @@ class Blocks:
         self._threads[record] = thread
         try:
             thread.start()
-        except RuntimeError as error:  # the system has no more threads to give
+        except RuntimeError as error:  # the system refuses another thread
             self._background.soon(partial(self._ended, record, None, error))
 
     def _run(
@@ -273,7 +273,7 @@ class Blocks:
         ended = partial(self._thread_ended, record, value, error)
         if not self._background.soon_from_anywhere(ended):
             self._threads.pop(record, None)
-        del record, args, kwargs, error, ended  # the traceback of what it raised holds this frame
+        del record, args, kwargs, error, ended  # the error's traceback refers to this frame
 
     def _thread_ended(self, record: BlockRecord, value: Any, error: BaseException | None) -> None:
         if type(value) is CoroutineType:  # a plain wrapper around a coroutine function

@@ -317,9 +317,9 @@ class Callbacks:
             self._queued.append((task, state, service_callback))
 
     def hold(self) -> None:
-        """Queue reports on the loop, because a submission begins.
+        """Queue reports on the loop from now on, because a submission begins.
 
-        So no effect of a report happens inside a backend's `submit_tasks`.
+        This prevents effects of reports inside a backend's `submit_tasks`.
         """
         self._submissions += 1
         self._released_soon = True
@@ -421,8 +421,8 @@ class Callbacks:
         if ("", "malformed") not in self._complained:
             self._complained.add(("", "malformed"))
             log.error(
-                "a backend reported something that cannot be read as a task with a uid; such "
-                "updates are ignored. Reading it raised %s", describe_error(error),
+                "ignoring malformed reports of a backend: expected a task with a uid (%s)",
+                describe_error(error),
             )  # fmt: skip
 
     def _unknown_state(self, record: TaskRecord, state: Any) -> None:
@@ -431,8 +431,7 @@ class Callbacks:
         if key not in self._complained:
             self._complained.add(key)
             log.error(
-                "backend %r reported the state %r, which its StateMapper does not know; such "
-                "updates are ignored. Register it with "
+                "backend %r: ignoring the unknown state %r; register it with "
                 "StateMapper.register_backend_tasks_states(...)",
                 record.backend.name, state,
             )  # fmt: skip

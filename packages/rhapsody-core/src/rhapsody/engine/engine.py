@@ -94,7 +94,7 @@ _LATER: Any = object()
 
 _HOW_TO_CREATE = (
     "write `async with WorkflowEngine.create(...) as flow:`, or `flow = await "
-    "WorkflowEngine.create(...)`, inside the coroutine that asyncio.run() runs"
+    "WorkflowEngine.create(...)`, in the coroutine passed to asyncio.run()"
 )
 
 
@@ -108,13 +108,11 @@ class WorkflowEngine(OlderNames):
 
     def __init__(self, options: EngineOptions | None = None, /, *_: Any, **__: Any) -> None:
         if not isinstance(options, EngineOptions):
-            raise RuntimeError(f"WorkflowEngine(...) starts nothing: {_HOW_TO_CREATE}")
+            raise RuntimeError(f"WorkflowEngine(...) does not start an engine: {_HOW_TO_CREATE}")
         try:
             self._loop = asyncio.get_running_loop()
         except RuntimeError:
-            raise RuntimeError(
-                f"an engine lives on a running event loop: {_HOW_TO_CREATE}"
-            ) from None
+            raise RuntimeError(f"an engine needs a running event loop: {_HOW_TO_CREATE}") from None
         self._options = options
         self._ending: asyncio.Task[None] | None = None
         self._closed: asyncio.Future[None] = self._loop.create_future()
@@ -396,7 +394,7 @@ class WorkflowEngine(OlderNames):
                 future.cancel()
 
     def scope(self, name: str) -> AbstractAsyncContextManager[str]:
-        """Label the tasks that are made inside, in events, reports and traces.
+        """Label the tasks that are called inside, in events, reports and traces.
 
         Args:
             name: The label. Inside another scope, `/` joins it to the outer label.
@@ -417,12 +415,12 @@ class WorkflowEngine(OlderNames):
         """Wait for a task and copy files from its sandbox to a place of your choice.
 
         Use it for files and directories without a destination of their own, see `OutputFile`.
-        A cancellation leaves the files that were already saved.
+        Cancelling this call does not remove files that were already saved.
 
         Args:
             future: The task's future.
             place: A directory to copy into if it ends in `/` or exists as one; otherwise the
-                file's own destination. Directories are always copied into it. Relative to
+                path of the copy. Directories are always copied into it. Relative to
                 `results_dir`, or absolute.
             name: Name of a file or directory in the sandbox. Default: all declared outputs.
 
@@ -460,14 +458,14 @@ class WorkflowEngine(OlderNames):
 
     @property
     def results_dir(self) -> Path:
-        """Directory that destinations of saved files are relative to, an absolute path."""
+        """Base directory for relative destinations of saved files, an absolute path."""
         return self._runtime.stager.results.directory
 
     @property
     def results(self) -> tuple[SavedFile, ...]:
-        """Files of tasks that are kept, in the order in which they were saved.
+        """Output files that are kept, in the order in which they were saved.
 
-        After the shutdown also outputs without a destination that no task has read, see
+        After the shutdown, this includes outputs without a destination that no task has read, see
         `keep_sandboxes`.
         """
         return tuple(self._runtime.stager.results.saved)
@@ -573,8 +571,8 @@ class WorkflowEngine(OlderNames):
     async def join(self) -> None:
         """Wait until all tasks have ended and services are ready.
 
-        This includes tasks that are called meanwhile. Failures raise nothing here: they are on
-        the futures. Cancelling this call cancels nothing else.
+        This includes tasks that are called meanwhile. It does not raise the exceptions of tasks;
+        their futures do. Cancelling this call cancels nothing else.
 
         Raises:
             RuntimeError: Called inside a block or a task, which would wait for itself, or
@@ -589,15 +587,15 @@ class WorkflowEngine(OlderNames):
         uids = [task.uid if task is not None else "", own.get_name() if own is not None else ""]
         if in_block or any(uid.startswith(f"{self.uid}.") for uid in uids):
             raise RuntimeError(
-                "join() waits for all that the engine does, and so would wait for the block or "
-                "task that calls it: await the futures that you need"
+                "join() would wait for the block or task that calls it; await the futures that "
+                "you need instead"
             )
         await self._runtime.all_settled()
 
     async def shutdown(self, skip_execution_backend: bool = False) -> None:
-        """Cancel unfinished tasks, stop the work and shut the backends down.
+        """Cancel unfinished tasks, stop their work and shut down the backends.
 
-        Every future is settled when this returns. Cancelled tasks and work that could not be
+        Every future is settled when this returns. Canceled tasks and work that could not be
         stopped are logged; the latter is also in the summary. Further calls do nothing.
         Cancelling this call does not cancel the shutdown.
 
@@ -622,8 +620,8 @@ class WorkflowEngine(OlderNames):
     async def _end(self, skip: bool) -> None:
         if skip:
             log.warning(
-                "engine %s: skip_execution_backend=True leaves %s running; "
-                "`await backend.shutdown()` ends a backend",
+                "engine %s: leaving backends running (skip_execution_backend=True): %s; shut "
+                "down each with `await backend.shutdown()`",
                 self.uid, ", ".join(map(repr, self.backends)),
             )  # fmt: skip
         await self._stop(skip_backends=skip)
@@ -664,7 +662,7 @@ class WorkflowEngine(OlderNames):
             log.error("engine %s: %s", self.uid, problem)
         if still_running:
             log.warning(
-                "engine %s: could not be stopped and may still be running (%d in all): %s",
+                "engine %s: failed to stop %d of its tasks and blocks, which may still run: %s",
                 self.uid, len(still_running), ", ".join(still_running[:5]),
             )  # fmt: skip
         runtime.observation.flush()
@@ -773,8 +771,8 @@ class WorkflowEngine(OlderNames):
         attempt = re.fullmatch(rf"{re.escape(self.uid)}\.task\.(\d+)\.\d+", uid)
         if attempt is None or int(attempt[1]) > self._submission.tasks_called:
             raise ValueError(
-                f"task_callbacks: no backend has a task {uid!r}; flow.running and flow.components "
-                "show the uids of tasks that have not ended"
+                f"task_callbacks: no backend has a task with the uid {uid!r}; see flow.running "
+                "and flow.components for the uids of unfinished tasks"
             )
         return None
 
@@ -815,7 +813,7 @@ class Starting(Coroutine[Any, Any, WorkflowEngine]):
             if name.startswith(("_", "cr_")):
                 raise AttributeError(name)
             raise AttributeError(
-                f"the engine has not been started, and so has no {name!r}: write `flow = await "
+                f"the engine has no attribute {name!r} before it is started: write `flow = await "
                 "WorkflowEngine.create(...)`, or `async with WorkflowEngine.create(...) as flow:`"
             )
 
@@ -906,16 +904,16 @@ def run(main: Callable[[WorkflowEngine], Any], /, **settings: Any) -> Any:
     Raises:
         TypeError: `main` cannot be called with an engine, or a setting is of the wrong type.
         ValueError: A setting is out of range.
-        RuntimeError: An event loop runs on this thread already.
+        RuntimeError: An event loop is already running on this thread.
         BaseException: Whatever `main` raises.
     """
     problem = "is not callable" if not callable(main) else not_a_main(main)
     if problem is not None:
-        raise TypeError(f"rhapsody.run() takes a function of one argument: {main!r} {problem}")
+        raise TypeError(f"rhapsody.run(): {main!r} {problem}")
     if running_loop() is not None:
         raise RuntimeError(
-            "rhapsody.run() makes an event loop, and one is running on this thread: write `async "
-            "with WorkflowEngine.create() as flow:` here instead"
+            "rhapsody.run() cannot be called on the thread of a running event loop; write `async "
+            "with WorkflowEngine.create() as flow:` instead"
         )
 
     async def program() -> Any:

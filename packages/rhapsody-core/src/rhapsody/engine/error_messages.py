@@ -1,8 +1,8 @@
 """Errors of failed tasks: their messages, and the note that each exception carries (PEP 678).
 
-The note shows which call it was, where it ran, and what it printed last. No code of the user runs
-for that: an argument that is not of a built-in type is shown by its type. Of the values of
-`environment=`, and of variables of this process that look secret, only the names are shown.
+The note shows the call, where it ran, and the end of its output. Composing it runs no code of the
+user: an argument whose type is not built in is shown by its type. The values of `environment=`, and
+of variables of this process that look secret, are replaced by the names of the variables.
 """
 
 from __future__ import annotations
@@ -57,17 +57,17 @@ ERROR = f"{RESERVED}error"
 """File in a failed task's sandbox that contains its traceback."""
 
 OURS = "rhapsody: "
-"""Beginning of each note. A new note replaces a former one on the same exception."""
+"""Beginning of each note. A new note replaces an earlier one on the same exception."""
 
 LONGEST = 200
-"""Characters of a call that are shown."""
+"""Maximum number of characters of a call that are shown."""
 
 PRINTED, LINES = 1000, 10
-"""Characters and lines that are shown of what a task printed."""
+"""Maximum numbers of characters and lines of a task's output that are shown."""
 
 
 SECRET = 8
-"""Number of characters from which the values of variables are hidden."""
+"""Minimum length of a variable's value to be hidden."""
 
 
 # Messages.
@@ -90,7 +90,7 @@ def of_dependencies(
     root, what = _root_of(failed[0])
     roots = {call or id(error) for error, call in map(_root_of, failed)}
     others = f" (and {len(roots) - 1} more)" if len(roots) > 1 else ""
-    why = next(iter(describe_error(root).splitlines()), "")  # the cause has all of it
+    why = next(iter(describe_error(root).splitlines()), "")  # the cause has the other lines
     error = DependencyFailureError(
         f"{record.task.prefix} {record.task.name!r} ({record.future.uid}) did not run because "
         f"{what or repr(names[0])} failed{others}: {why}",
@@ -133,9 +133,9 @@ def unknown_setting(
 
     Args:
         record: The task.
-        backend: The backend it was to go to.
+        backend: The backend that was chosen for it.
         key: The setting, a key of `task_description`.
-        able: The attached backends that know it.
+        able: The attached backends that support it.
     """
     known = sorted(backend.capabilities.task_settings or ())
     close = difflib.get_close_matches(str(key), known, 1)
@@ -143,11 +143,11 @@ def unknown_setting(
     own = f"{key}=..." if key in TaskSettings.__annotations__ else ""
     own = f"resources={{{key!r}: ...}}" if key in Resources.__dataclass_fields__ else own
     if own:
-        hint = f", which is a setting of its own: write {own} next to task_description"
-    there = f"it knows: {', '.join(known)}" if known else "it takes none"
-    where = f"; attached backends that know it: {', '.join(able)}" if able else ""
+        hint = f"; pass {own} as a setting of the task instead"
+    there = f"supported keys: {', '.join(known) or 'none'}"
+    where = f"; attached backends that support it: {', '.join(able)}" if able else ""
     return CapabilityError(
-        f"task {record.task.name!r}: backend {backend.name!r} knows no {key!r} in "
+        f"task {record.task.name!r}: backend {backend.name!r} does not support the key {key!r} in "
         f"task_description{hint} ({there}{where})"
     )
 
@@ -200,14 +200,14 @@ def unquoted_files(record: TaskRecord) -> str:
             continue
         if shlex.quote(name) != name and name in command and not any(name in w for w in words):
             return (
-                f"\nhint: the shell does not read {name!r} as one word: write "
+                f"\nhint: the shell does not treat {name!r} as one word: write "
                 "{shlex.quote(str(file))} in the command, or return a list of arguments"
             )
     return ""
 
 
 def _missing_files(record: TaskRecord, report: Mapping[str, Any]) -> str:
-    """Return a hint about files that a command names and that only the current directory has."""
+    """Return a hint about files of a command that exist only in the current directory."""
     command = record.command.words if record.command is not None else None
     described = record.description.get("sandbox")
     sandbox: str = report.get("sandbox") or described or ""
@@ -223,7 +223,7 @@ def _missing_files(record: TaskRecord, report: Mapping[str, Any]) -> str:
         return ""
     names = " and ".join(map(repr, missing))
     return (
-        f"\nhint: the command names {names}, missing from its sandbox: pass "
+        f"\nhint: the command uses {names}, missing from its sandbox: pass "
         f"InputFile({missing[0]!r}) to the task, and use that argument in the command"
     )
 
@@ -280,7 +280,7 @@ def service_ended(
     """Return the note on the error of a task that ran while a service it depends on ended."""
     why = next(iter(describe_error(error).splitlines()), "")
     when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(at))
-    further = "started again" if again else "not started again"
+    further = "restarted" if again else "not restarted"
     return f"its service {future_name(service)!r} ended at {when} and was {further}: {why}"
 
 
@@ -290,7 +290,7 @@ def over_time(record: TaskRecord, limit: float) -> TaskTimeoutError:
     if record.task.settings.service:
         missing = _missing_sign(record.task.settings.ready)
         return TaskTimeoutError(f"service {what} was not ready within {limit:g} s{missing}")
-    return TaskTimeoutError(f"task {what} ran for longer than its timeout of {limit:g} s")
+    return TaskTimeoutError(f"task {what} exceeded its timeout of {limit:g} s")
 
 
 def _missing_sign(ready: object) -> str:
@@ -299,28 +299,27 @@ def _missing_sign(ready: object) -> str:
     if kind == "tcp":
         return f": nothing listened on {f'port {sign}' if sign else 'its port'}"
     if kind == "file":
-        return f": there was no file {sign!r}"
-    return f": nothing matched {ready!r}" if kind else ""
+        return f": the file {sign!r} did not appear"
+    return f": no output matched {ready!r}" if kind else ""
 
 
 def goes_on(record: TaskRecord, error: BaseException) -> BaseException:
-    """Return the error of a task whose work cannot be stopped; a timeout is extended by that."""
+    """Return the error of a task whose work cannot be stopped, which a timeout error explains."""
     if not isinstance(error, TaskTimeoutError):
         return error
     return TaskTimeoutError(
-        f"{error}; backend {record.backend.name!r} cannot stop it, so the work goes on and "
-        "keeps its slot until it ends. Run such functions in processes, which can be "
-        'stopped: LocalExecutionBackend("process")'
+        f"{error}; backend {record.backend.name!r} cannot stop it, so it continues to run and "
+        "occupies its slot. Run such functions in processes, which can be stopped: "
+        'LocalExecutionBackend("process")'
     )
 
 
 def cancelled_elsewhere(record: TaskRecord) -> str:
     """Explain the cancellation of a task that its engine did not cancel."""
     return (
-        f"backend {record.backend.name!r} ended task {record.task.name!r} ({record.future.uid}) as "
-        "cancelled, which its engine had not asked for: the task itself raised CancelledError, or "
-        "something else shut the backend down, such as another engine that uses it "
-        "(shutdown(skip_execution_backend=True) leaves it running)"
+        f"task {record.task.name!r} ({record.future.uid}) was canceled by backend "
+        f"{record.backend.name!r}, not by its engine: it raised CancelledError, or another engine "
+        "shut down the backend (shutdown(skip_execution_backend=True) leaves it running)"
     )
 
 
@@ -337,8 +336,8 @@ def ending(report: Mapping[str, Any]) -> str:
 def exit_code(code: Any) -> str:
     """Return an exit code with its meaning, if it has a common one.
 
-    A shell gives 127 and 126 for what it cannot start, and 128 and the signal's number for what a
-    signal ended (POSIX.1-2017, XCU 2.8.2).
+    A shell returns 127 and 126 for commands that it cannot start, and 128 plus the signal's number
+    for commands that a signal killed (POSIX.1-2017, XCU 2.8.2).
     """
     if type(code) is not int:
         return str(code)
@@ -347,23 +346,23 @@ def exit_code(code: Any) -> str:
     if meaning is None and number in _SIGNALS:
         meaning = _SIGNALS[number].name
         if number == signal.SIGKILL:
-            meaning += ", which the system sends where memory runs out"
-    elif code < 0:  # of those for a program's own use most have no name
+            meaning += ", which the system sends when memory runs out"
+    elif code < 0:  # most real-time signals have no name
         meaning = f"signal {number}"
     return str(code) if meaning is None else f"{code} ({meaning})"
 
 
 def _shown(command: str) -> str:
-    """Return the part of a command that fits a message; the error's `command` has all of it."""
+    """Return the part of a command that fits a message; the error's `command` is complete."""
     more = len(command) - COMMAND_SHOWN
-    return command if more <= 0 else f"{command[:COMMAND_SHOWN]} [and {more} characters more]"
+    return command if more <= 0 else f"{command[:COMMAND_SHOWN]} [and {more} more characters]"
 
 
 # Notes.
 
 
 def _values(record: TaskRecord) -> list[tuple[str, str]]:
-    """Return the hidden values of variables, longest first, and their names."""
+    """Return the values to hide, longest first, with the names of their variables."""
     environment: Mapping[str, str] | None = record.task.settings.environment
     if record.description:
         environment = record.description.get("environment")
@@ -415,7 +414,7 @@ class _Brief(reprlib.Repr):
         return super().repr_str(hidden(self._record, x), level)
 
     def repr_instance(self, x: Any, level: int) -> str:
-        """Show a value that is of no built-in type."""
+        """Show a value whose type is not built in."""
         kind = type(x)
         if issubclass(kind, TaskFuture):
             return f"<{x.uid}>"
@@ -491,7 +490,7 @@ def _note(record: TaskRecord, call: str, error: BaseException) -> str:
     if short is not None:
         lines.append(f"  {short}")
     lines += [
-        f"  {place!r} is where the file is put when the task is done: the command writes {name!r}"
+        f"  {place!r} is the destination of the finished file: write {name!r} in the command"
         for place, name in _places(record).items()
     ]
     for name, text in _printed(record, error).items():

@@ -26,15 +26,15 @@ def accounts(backends: Mapping[str, Any], log: logging.Logger) -> dict[str, Mapp
         try:
             collected[name] = getattr(backend, "account", dict)()
         except Exception:  # a fault of the backend; the others' accounts are still wanted
-            log.exception("backend %r could not report its account", name)
+            log.exception("backend %r: account() failed", name)
     return {name: account for name, account in collected.items() if account}
 
 
 class Observation:
     """Collects events and passes them to the plugins in batches, on the loop.
 
-    Until then an event is a row of values in a flat list. A fan makes ten thousands of events, and
-    as many objects would make the garbage collector examine all others.
+    Until then, an event is a row of values in a flat list. A wide fan-out produces tens of
+    thousands of events, and as many objects would make the garbage collector examine all others.
 
     Args:
         hooks: The plugins' hooks.
@@ -102,7 +102,7 @@ def _events(rows: list[Any], epoch: float) -> tuple[TaskEvent, ...]:
         errors, sandboxes, outcomes, kinds,
     ) = (rows[column::_COLUMNS] for column in range(_COLUMNS))  # fmt: skip
     pairs = zip(prefixes, numbers, strict=True)
-    uids = ["%s.%06d" % pair for pair in pairs]  # noqa: UP031 - a quarter less than an f-string
+    uids = ["%s.%06d" % pair for pair in pairs]  # noqa: UP031 - faster than an f-string
     epochs = [epoch + time for time in times]
     outputs = [None if outcome is None else outcome.stdout for outcome in outcomes]
     complaints = [None if outcome is None else outcome.stderr for outcome in outcomes]
@@ -140,7 +140,7 @@ class Failures:
             self._skipped.append(f"{record.task.name!r} ({record.future.uid})")
 
     def include(self, error: BaseException) -> bool:
-        """Return True if an exception is that of one of the engine's tasks, or a group of such."""
+        """Return True for the exception of one of the engine's tasks, or a group of these."""
         if isinstance(error, BaseExceptionGroup):
             return all(self.include(one) for one in error.exceptions)
         return bool(vars(error).get(_MARK) == self._uid)
@@ -150,7 +150,7 @@ class Failures:
         text = f"{failed} task{'s' * (failed != 1)} failed"
         if skipped:
             names = _listed(self._skipped, skipped)
-            text += f"; {skipped} did not run because of that: {names}"
+            text += f"; {skipped} did not run because of them: {names}"
         return "\n".join([text, *(f"  {line}" for line in self._failed.lines())])
 
 

@@ -38,7 +38,7 @@ class Memoization:
         hooks: The plugins' hooks.
         engine: The engine that hooks receive.
         background: Runs awaitables that hooks return.
-        stage_out: Gives a task the result that a plugin has, with its files.
+        stage_out: Completes a task with its recorded result and files.
         values: Replaces futures and files in arguments.
         implicit_data: True if tasks see files that dependencies left in their sandboxes.
     """
@@ -96,9 +96,9 @@ class Memoization:
     def _warn(self, record: TaskRecord) -> None:
         self._warned = True
         log.warning(
-            "%r goes to its backend before its dependencies have ended: such tasks, and those "
-            "whose values stay there, are not recorded, and run again when the run is; with "
-            "push_down=False they are (-e push_down=false)", record.task.name,
+            "task %r: not recorded, because it is submitted before its dependencies end; such "
+            "tasks, and tasks whose values stay with the backend, will be recomputed by the next "
+            "run. Set push_down=False (-e push_down=false) to record them", record.task.name,
         )  # fmt: skip
 
     def stop_looking(self) -> None:
@@ -119,7 +119,7 @@ class Memoization:
             if results is None:
                 continue
             if not _answers(results, len(waiting)):
-                answer = f"answered {len(waiting)} look-ups with {results!r:.200}; it is not used"
+                answer = f"expected {len(waiting)} results or None values, got {results!r:.200}"
                 self._hooks.report(hook, PluginError(answer))
                 continue
             missing = []
@@ -147,7 +147,7 @@ class Memoization:
     # After it has run.
 
     def record(self, record: TaskRecord, value: Any) -> None:
-        """Record a result with others of this iteration of the loop, then reveal it."""
+        """Record a result together with others of this loop iteration, then reveal it."""
         if not self._unrecorded:
             self._background.soon(self._record)
         self._unrecorded.append((record, value))
@@ -281,11 +281,11 @@ class Memoization:
                     if is_cancelling():
                         for _, other in others:
                             other.cancel()
-                        fault = TimeoutError("the engine ends, and results are not recorded yet")
+                        fault = TimeoutError("the engine shut down before results were recorded")
                     self._hooks.report(hook, fault)
                 else:
                     refused |= _refused(batch, answers)
-        finally:  # a fault of a plugin loses no result
+        finally:  # an error of a plugin must not lose results
             for record, value in batch:
                 if record in refused:
                     self._scheduler.fail(record, refused[record])

@@ -48,24 +48,24 @@ def directory(argument: str, value: object) -> Path:
 
     Raises:
         TypeError: The value is not a path.
-        ValueError: There is a file of this name, or no directory can have it.
+        ValueError: There is a file of this name, or the name is invalid.
         FileNotFoundError: The path is relative and the current directory was removed.
     """
     if not isinstance(value, str | os.PathLike) or not isinstance(os.fspath(value), str):
         raise TypeError(f"{argument} must be a path, got {value!r}")
     text = os.fspath(value)
     if "\0" in text:
-        raise ValueError(f"{argument} must be a path that can exist, got {value!r}")
+        raise ValueError(f"{argument} must not contain a null character, got {value!r}")
     try:
         path = Path(os.path.abspath(text))
     except FileNotFoundError as error:
         raise FileNotFoundError(
             error.errno,
-            f"{argument}={value!r} is relative to the current directory, which was removed; give "
+            f"{argument}={value!r} is relative to the current directory, which was removed; pass "
             "an absolute path or change to an existing directory",
         ) from error
     if path.exists() and not path.is_dir():
-        raise ValueError(f"{argument} must be a directory, and {str(path)!r} is a file")
+        raise ValueError(f"{argument} must be a directory, but {str(path)!r} is a file")
     return path
 
 
@@ -80,8 +80,8 @@ def runs_directory(path: str) -> Path:
         return directory("work_dir", path)
     except ValueError:
         raise DataError(
-            f"{os.path.abspath(path)} is a file, but runs keep their directories there; move it "
-            "away or pass work_dir="
+            f"{os.path.abspath(path)} must be a directory, where runs are stored, but is a file; "
+            "move it or pass work_dir="
         ) from None
 
 
@@ -92,7 +92,7 @@ def _trace(value: object) -> Path:
     if not path.name or path.is_dir():
         raise ValueError(f"trace must be the path of a file, got {str(value)!r}")
     if not path.parent.is_dir():
-        raise ValueError(f"trace: there is no directory for {str(path)!r}")
+        raise ValueError(f"trace: the directory of {str(path)!r} does not exist")
     if not os.access(path if path.exists() else path.parent, os.W_OK):
         raise ValueError(f"trace: no permission to write {str(path)!r}")
     return path
@@ -100,11 +100,14 @@ def _trace(value: object) -> Path:
 
 def _uid(value: object) -> str:
     if not isinstance(value, str) or not value or value.startswith(".") or set(value) & {"/", "\0"}:
-        raise ValueError(f"uid must be a plain name, without '/' and NUL, got {value!r}")
+        raise ValueError(
+            "uid must be a non-empty string without '/' and NUL that does not start with '.', got "
+            f"{value!r}"
+        )
     try:
         size = len(os.fsencode(value))
     except UnicodeEncodeError as error:
-        raise ValueError(f"uid must be a name that files can have, got {value!r}") from error
+        raise ValueError(f"uid must be a valid file name, got {value!r}") from error
     if size > LONGEST_UID:
         raise ValueError(
             f"uid must have at most {LONGEST_UID} bytes because file names begin with it, got "
@@ -128,7 +131,7 @@ def _clock(value: object) -> Clock:
 def _profile(value: object) -> None:
     if value is not False:
         raise ValueError(
-            f"profile={value!r}: there are no profiles yet; to record a run's events, pass "
+            f"profile={value!r}: profiles are not supported yet; to record a run's events, pass "
             'trace="run.jsonl"'
         )
 
@@ -140,7 +143,7 @@ def _option(default: Any, description: str, check: Callable[[Any], Any] | None =
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineOptions:
-    """Options of one engine. `of` makes and checks it; each field carries its description."""
+    """Options of one engine. `of` checks and creates them; each field carries its description."""
 
     backend: BackendLike | Sequence[BackendLike] | None = _option(
         None,
@@ -156,29 +159,29 @@ class EngineOptions:
     )
     implicit_data: bool = _option(
         True,
-        "Link the files in a dependency's sandbox into the sandboxes of its dependents if it "
-        "declares no output files.",
+        "If a dependency declares no output files, link all files in its sandbox into the "
+        "sandboxes of its dependents.",
         flag("implicit_data"),
     )
     backends: Mapping[str, BackendLike] | Iterable[BackendLike] | None = _option(
-        None, "Further backends, or a dict of all backends under names of your own."
+        None, "Additional backends, or a dict of all backends by names of your choice."
     )
     work_dir: Path | None = _option(
         None,
         "Directory of the sandboxes. Default: `.rhapsody/<UTC time>-<program>-<4 "
-        "digits>/<engine uid>`, in a directory of this process's run that also contains the "
-        "log and is made when first needed.",
+        "digits>/<engine uid>`, in the directory of this process's run, which also contains the "
+        "log and is created when first needed.",
         lambda value: directory("work_dir", value),
     )
     trace: Path | None = _option(
         None,
-        "File for the events of all tasks and those that the program passes to `prof`, as JSON "
-        "lines. It is private to the user, and replaces an existing file.",
+        "File for the events of all tasks, and those that the program passes to `prof`, as JSON "
+        "lines. Only its owner can read it; an existing file is replaced.",
         _trace,
     )
     progress: bool | Literal["lines"] | Progress = _option(
         False,
-        "Show the progress on standard error, with a summary at the end: a live table on a "
+        "Show progress on standard error, with a summary at the end: a live table on a "
         'terminal or in a notebook, a line every ten seconds elsewhere and with `"lines"`. The '
         "output of a task appears above the table when the task ends; with lines, functions "
         "print immediately.",
@@ -204,7 +207,7 @@ class EngineOptions:
     observers: Iterable[object] = _option((), "Objects with methods marked `rhapsody.hookimpl`.")
     max_pending: int | None = _option(
         None,
-        "Maximum number of unfinished tasks that are submitted to a backend. Services and "
+        "Maximum number of unfinished tasks submitted to a backend at a time. Services and "
         "blocks do not count.",
         whole_number("max_pending", 1),
     )
@@ -225,18 +228,18 @@ class EngineOptions:
         flag("handle_signals"),
     )
     fail_fast: bool = _option(
-        False, "Cancel everything unfinished at the first failure.", flag("fail_fast")
+        False, "Cancel all unfinished tasks at the first failure.", flag("fail_fast")
     )
     max_failures: int | None = _option(
         None,
-        "Cancel everything unfinished after this number of failed tasks. Tasks that did not "
-        "run because of another one or for lack of walltime do not count. Default: never.",
+        "Cancel all unfinished tasks after this number of failed tasks. Tasks that did not run "
+        "because a dependency failed or walltime was insufficient do not count. Default: never.",
         whole_number("max_failures", 1),
     )
     keep_going: bool = _option(
         False,
-        "If the context is left with the exception of one of the engine's tasks, finish the "
-        "tasks that do not depend on it first, and then list all failures.",
+        "If the exception of a task ends the `async with` block of the engine, finish the tasks "
+        "that do not depend on it, and then list all failures.",
         flag("keep_going"),
     )
     keep_sandboxes: KeepSandboxes = _option(
@@ -260,7 +263,7 @@ class EngineOptions:
     resume: bool | Literal["auto"] = _option(
         "auto",
         'Reuse the results in the journal instead of running the same tasks again; `"auto"`: '
-        "if the last run with this journal did not end well.",
+        "only if the last run with this journal did not succeed.",
     )
     journal_max_value: int | str | None = _option(
         None,
@@ -270,7 +273,7 @@ class EngineOptions:
     uid: str | None = _option(
         None,
         "Uid of the engine, which no other engine may use at the same time in this process or "
-        "in `work_dir`. Sandboxes of an earlier run with the same uid are not used again. "
+        "in `work_dir`. Sandboxes of an earlier run with the same uid are not reused. "
         "Default: a random one.",
         _uid,
     )
@@ -299,8 +302,8 @@ class EngineOptions:
         if values["fail_fast"]:
             if values["keep_going"]:
                 raise ValueError(
-                    "fail_fast=True cancels everything at the first failure, and keep_going=True "
-                    "does not: choose one of them"
+                    "fail_fast=True and keep_going=True contradict each other; pass only one of "
+                    "them"
                 )
             if values["max_failures"] not in (None, 1):
                 raise ValueError(
@@ -325,7 +328,7 @@ _FAILING = frozenset({"fail_fast", "keep_going", "max_failures"})
 class EngineDefaults:
     """Options that `rhapsody run` sets for engines that a program creates.
 
-    What the program passes to `create` takes precedence, except that a dry run runs nothing.
+    Arguments that the program passes to `create` take precedence, except over a dry run.
 
     Attributes:
         options: Options by name.
@@ -373,7 +376,7 @@ def engine_defaults(defaults: EngineDefaults) -> Iterator[None]:
 def takes_options(create: Callable[P, R]) -> Callable[P, R]:
     """Fill in the process's defaults in calls of `create`, and the options in its docstring.
 
-    Only a decorator can tell arguments that the program passed from defaults of the signature.
+    Only a decorator can distinguish arguments of the program from defaults of the signature.
 
     Returns:
         The function with the defaults.

@@ -1,12 +1,12 @@
 """Values that stay with a backend, and tasks that are sent there before their inputs exist.
 
-Where a backend can wait for dependencies itself, a task whose unfinished dependencies are all with
-it is sent there at once, with references instead of their values. Those values stay there until
+If a backend can wait for dependencies itself, a task whose unfinished dependencies are all on that
+backend is sent there at once, with references instead of values. Those values stay there until
 something in this process needs them. Only plain function tasks take part; all others wait here.
 
-A future whose value is held is pending for asyncio, because it has no result yet. Waiting for it,
-or asking whether it is done, starts fetching the value. Engines with such a backend therefore make
-futures of a class of their own.
+For asyncio, a future whose value is held is pending, because it has no result yet. Waiting for it,
+or asking whether it is done, starts fetching the value. Engines with such a backend therefore use
+their own class of futures.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from rhapsody.engine.task_function import TaskFunction
 from rhapsody.errors import BackendUnavailableError, TaskLostError
 from rhapsody.plugins.specs import Stats
 from rhapsody.states import TasksMainStates
-from rhapsody.task import AttemptInfo, HeldValue, Reference, TaskFuture
+from rhapsody.task import AttemptInfo, HeldValue, Reference, TaskFuture, how_to_wait
 
 T = TypeVar("T")
 
@@ -138,7 +138,7 @@ class RemoteResult:
         """Return the error of a call that needs the value at once."""
         name = self.uid if (future := self._future()) is None else _named(future)
         return asyncio.InvalidStateError(
-            f"the value of {name} is still with its backend: await the future"
+            f"the value of {name} has not been fetched from its backend yet: {how_to_wait()}"
         )
 
     def close(self) -> None:
@@ -148,9 +148,9 @@ class RemoteResult:
             self._cancel(None)
             return
         error = BackendUnavailableError(
-            f"the value of {_named(future)} stayed with backend {self.backend.name!r}, and nothing "
-            "had asked for it when the engine was shut down: await the future before, or make the "
-            "engine with push_down=False"
+            f"the value of {_named(future)} stayed with backend {self.backend.name!r} and was not "
+            "fetched before the engine shut down; await the future earlier, or create the engine "
+            "with push_down=False"
         )
         self._release(future)
         future.fail(error)
@@ -166,12 +166,12 @@ class RemoteResult:
         error: BaseException | None
         try:
             task = await self._value.fetch()
-        except Exception as problem:  # a fault of the backend: this value alone is lost
+        except Exception as problem:  # an error of the backend: only this value is lost
             task, error = {}, problem
         else:
             error = task.get("exception")
         if error is None and "return_value" not in task:
-            error = TaskLostError("nothing came")
+            error = TaskLostError("the backend returned no value")
         if isinstance(error, TaskLostError):
             error = self._lost_error(future, error)
         self._release(future)
@@ -190,7 +190,7 @@ class RemoteResult:
     def _lost_error(self, future: TaskFuture[Any], cause: TaskLostError) -> TaskLostError:
         error = TaskLostError(
             f"the value of {_named(future)} stayed with backend {self.backend.name!r} and was lost "
-            f"there: {cause}; with push_down=False each value comes here when its task is done"
+            f"there: {cause}; with push_down=False, values are fetched as soon as tasks finish"
         )
         error.__cause__ = cause
         return error
@@ -357,7 +357,7 @@ class PushDown:
     def needs_values(self, record: TaskRecord) -> bool:
         """Return True if values that backends hold must be fetched before a task is ready.
 
-        If the task's own backend holds them all, they stay there, and the task gets references.
+        If the task's own backend holds them all, they stay there, and the task receives references.
         """
         if not self.holds:
             return False

@@ -1,7 +1,7 @@
 """Record of one call of a task or block, from the call until its work has ended.
 
-It contains what is known of the call, and implements what its future reports. All decisions about
-it are in `rhapsody.engine.scheduler`.
+It stores the data of the call and implements the interface that its future uses. All decisions
+about it are made in `rhapsody.engine.scheduler`.
 """
 
 from __future__ import annotations
@@ -49,11 +49,11 @@ _WORK_STATES = {
 _NONE: Mapping[Any, Any] = MappingProxyType({})
 
 NOT_DESCRIBED: TaskDescription = cast("TaskDescription", {})
-"""Description of a task without an attempt. Never changed; test whether a description is true."""
+"""Description of a task without an attempt: empty, therefore false, and never changed."""
 
 
 class Owner(Protocol):
-    """Scheduler of a task, which imports this module."""
+    """Interface of the scheduler of a task, which imports this module."""
 
     def cancel(self, record: TaskRecord, msg: Any = None) -> bool:
         """Cancel a task; on the loop."""
@@ -101,7 +101,7 @@ class Tries:
 
 @dataclass(frozen=True, slots=True)
 class Repetition:
-    """Call that repeats a recorded one, because files of that are missing.
+    """Call that repeats a recorded one because its files are missing.
 
     Attributes:
         attempt: Uid of the recorded attempt.
@@ -115,7 +115,7 @@ class Repetition:
 
 
 class TaskRecord:
-    """One call of a task or block while its work is alive."""
+    """One call of a task or block, until its work has ended."""
 
     __slots__ = (
         "args",
@@ -181,7 +181,7 @@ class TaskRecord:
         self.stage: int = 0
         self.started: float | None = None  # when it began to run, since the epoch
         self.uid: str = ""
-        self.native: str | None = None  # the backend's word for the last state, for events
+        self.native: str | None = None  # the backend's name of the last state, for events
         self.dependencies: tuple[asyncio.Future[Any], ...] = dependencies
         self.dependents: dict[TaskRecord, None] | None = None
         self.description: TaskDescription = NOT_DESCRIBED  # of the attempt
@@ -196,7 +196,7 @@ class TaskRecord:
         self.command: Command | None = None  # of an executable, once built
         self.tries: Tries | None = None  # failed attempts, if there were any
         self.repeats: Repetition | None = repeats  # the recorded call that it repeats
-        self.sources: Sequence[AttemptInfo] = ()  # what dependencies left in sandboxes
+        self.sources: Sequence[AttemptInfo] = ()  # of dependencies that left files in sandboxes
         self.waiters: list[Callable[[], object]] | None = None  # called when the work has ended
 
     def named(self) -> str:
@@ -229,7 +229,7 @@ class TaskRecord:
         self.started = self.resolved = None
         self.description = NOT_DESCRIBED
         if self.elsewhere() is not None:
-            self.future._outcome = None  # this backend may keep less than the one before
+            self.future._outcome = None  # this backend may report less than the previous one
 
     def clear(self) -> None:
         """Drop all values, because queues and tracebacks may keep the record of an ended task."""
@@ -238,7 +238,7 @@ class TaskRecord:
         self.description = NOT_DESCRIBED
 
     def dependency_done(self, dependency: asyncio.Future[Any]) -> None:
-        """Notify the scheduler; the done-callback of a dependency of another origin."""
+        """Notify the scheduler; done-callback of a dependency that this engine did not create."""
         self.scheduler.dependency_done(self, dependency)
 
     # For the future (`rhapsody.task.LiveNode`).

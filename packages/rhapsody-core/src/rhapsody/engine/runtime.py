@@ -195,14 +195,14 @@ class Runtime:
         self.dispatchers[backend.name].resume(record)
 
     def stop(self, record: TaskRecord) -> None:
-        """Ask for the work of a task to be stopped."""
+        """Request that the work of a task be stopped."""
         if isinstance(record, BlockRecord):
             self.blocks.stop(record)
         else:
             self.dispatchers[record.backend.name].cancel(record)
 
     def room(self, record: TaskRecord) -> None:
-        """Use the free slot of the backend that had this task."""
+        """Fill the slot that this task has freed on its backend."""
         self.dispatchers[record.backend.name].wake()
 
     def save(self, record: TaskRecord, value: Any) -> None:
@@ -214,7 +214,7 @@ class Runtime:
         self.memoization.record(record, value)
 
     def fail(self, record: TaskRecord, error: BaseException) -> BaseException:
-        """Set a future's exception with its note, and take account of it."""
+        """Set a future's exception, with its note, and register the failure."""
         error = settable(error, f"task {record.task.name!r}")
         if not isinstance(error, DependencyFailureError):
             annotate(record, error)
@@ -232,24 +232,26 @@ class Runtime:
     def service_ended(
         self, record: TaskRecord, main: TasksMainStates, report: Mapping[str, Any]
     ) -> tuple[TasksMainStates, BaseException | None]:
-        """Start a service again that has ended although it was not stopped, if it says so."""
+        """Handle the end of a service that was not stopped; restart it if its settings allow it."""
         return self.services.ended(record, main, report)
 
     def service_settled(
         self, record: TaskRecord, value: Any = None, error: BaseException | None = None
     ) -> None:
-        """Let tasks go on that wait for a service that was started again."""
+        """Continue the tasks that wait for a restarted service."""
         self.services.settled(record, value, error)
 
     # Faults in the engine itself.
 
     def crashed(self, where: str, error: BaseException) -> None:
         """Fail every unfinished future because of a fault in the engine itself."""
-        log.critical("engine %s failed in %s", self.uid, where, exc_info=error)
+        log.critical("engine %s: internal error in %s", self.uid, where, exc_info=error)
         self.submission.failure = error
 
         def failure(_: TaskRecord) -> BackendError:
-            made = BackendError(f"engine {self.uid} failed in {where}: {describe_error(error)}")
+            made = BackendError(
+                f"engine {self.uid}: internal error in {where}: {describe_error(error)}"
+            )
             made.__cause__ = error
             return made
 
@@ -332,7 +334,7 @@ class Runtime:
         pending = self.scheduler.pending()
         if pending:
             log.warning(
-                "engine %s: %d unfinished task%s cancelled by the shutdown: %s; `await "
+                "engine %s: %d unfinished task%s canceled by the shutdown: %s; `await "
                 "flow.join()` waits for them",
                 self.uid, len(pending), " was" if len(pending) == 1 else "s were", _names(pending),
             )  # fmt: skip
@@ -350,13 +352,13 @@ class Runtime:
             what = "was never shut down"
             hint = (
                 "; `async with WorkflowEngine.create()` waits for them, `await flow.shutdown()` "
-                "ends them"
+                "cancels them"
             )
             if self.scheduler.closing:  # a second signal, say
-                what, hint = "was not shut down to the end", ""
+                what, hint = "was not shut down completely", ""
             log.error(
-                "engine %s %s, and %d task%s not ended: %s%s", self.uid, what, len(pending),
-                " had" if len(pending) == 1 else "s had", _names(pending), hint,
+                "engine %s: %s and has %d unfinished task%s: %s%s", self.uid, what, len(pending),
+                "" if len(pending) == 1 else "s", _names(pending), hint,
             )  # fmt: skip
 
 

@@ -7,8 +7,8 @@ without a row is an error of the engine and raises `IllegalTransitionError`. Whe
 too late, because users cancel at any time and a backend may report twice, the event checks for a
 row first.
 
-The scheduler uses no event loop, no backend library and no file. It requests work outside it from
-`Actions` by direct calls; tests replace that by a stub and run the scheduler alone.
+The scheduler uses no event loop, no backend library and no file. It requests such work by calling
+`Actions`, which tests replace by a stub in order to run the scheduler alone.
 
 Chains of tasks may be a hundred thousand long, so whatever spreads from task to task goes through
 `Scheduler._spread` instead of recursion.
@@ -58,24 +58,24 @@ Limit = tuple[tuple[str, int], ...]
 
 DONE, FAILED, CANCELED = TasksMainStates.DONE, TasksMainStates.FAILED, TasksMainStates.CANCELED
 
-# Those that every task needs; looking them up in their class takes a call each in Python 3.11.
+# Members that every task needs; in Python 3.11, looking up a member in its enum takes a call.
 _PENDING, _DONE, _CANCELLED = FutureState.PENDING, FutureState.DONE, FutureState.CANCELLED
 _WAITING, _CANCELING = WorkState.WAITING, WorkState.CANCELING
 _RESOLVE, _SUBMIT, _ACCEPT = Transition.RESOLVE, Transition.SUBMIT, Transition.ACCEPT
 _RUN, _ENDED_WELL, _REVEAL = Transition.RUN, Transition.DONE, Transition.REVEAL
 
 STOPPING: Final = 30.0
-"""Seconds that a future waits for work over its time to stop: longer than a program's grace."""
+"""Seconds that a future waits for timed-out work to stop; longer than a program's grace period."""
 
 LOST = (TaskLostError, BackendUnavailableError)
-"""Errors caused by the infrastructure, for which `lost_retries` counts instead of `retries`."""
+"""Errors caused by the infrastructure, to which `lost_retries` applies instead of `retries`."""
 
 NOT_COUNTED = (DependencyFailureError, InsufficientWalltimeError)
-"""Errors of tasks that did not run: they count neither for `max_failures` nor as retried."""
+"""Errors of tasks that did not run: counted neither towards `max_failures` nor as retries."""
 
 
 class IllegalTransitionError(RuntimeError):
-    """The engine tried to move a task in a way that the table does not have."""
+    """The engine attempted a transition that is not in the table."""
 
     def __init__(self, record: TaskRecord, transition: Transition) -> None:
         super().__init__(
@@ -85,7 +85,7 @@ class IllegalTransitionError(RuntimeError):
 
 
 class Actions(Protocol):
-    """Interface of everything that the scheduler requests, always on the engine's loop."""
+    """Interface of the work that the scheduler requests, always on the engine's loop."""
 
     def route(self, record: TaskRecord) -> None:
         """Queue a ready task for its backend, or run a block."""
@@ -94,10 +94,10 @@ class Actions(Protocol):
         """Queue a task that is already being prepared, ahead of those that are not."""
 
     def stop(self, record: TaskRecord) -> None:
-        """Ask for the work of a task in the state CANCELING to be stopped."""
+        """Request that the work of a task in the state CANCELING be stopped."""
 
     def room(self, record: TaskRecord) -> None:
-        """Use the free slot of the backend that had this task."""
+        """Fill the slot that this task has freed on its backend."""
 
     def save(self, record: TaskRecord, value: Any) -> None:
         """Save the output files of a result, then call `Scheduler.saved` or `fail`."""
@@ -143,7 +143,7 @@ class Limits:
             known = self._sizes.setdefault(name, size)
             if known != size:
                 raise ValueError(
-                    f"limit {name!r} is {known} elsewhere in this engine, got {name}:{size}"
+                    f"limit {name!r} has the size {known} elsewhere in this engine, got {size}"
                 )
 
     def take(self, record: TaskRecord, limits: Limit) -> bool:
@@ -186,7 +186,7 @@ class Scheduler:
     """Scheduler of the unfinished tasks and blocks of one engine.
 
     Args:
-        actions: Carries out what is decided.
+        actions: Carries out the decisions.
         background: Makes calls after deadlines and waits.
         results: Reads the reports of attempts that have ended.
         observation: Publishes states, if `observed`.
@@ -197,11 +197,11 @@ class Scheduler:
         recording: True if results are recorded.
 
     Attributes:
-        closing: The engine is shutting down: no task is tried again.
-        interrupted: It is shutting down because of a signal: futures are left for `abandon`.
+        closing: True if the engine is shutting down, so that no task is retried.
+        interrupted: True if a signal shuts it down, so that `abandon` settles the futures.
         live: The tasks that have not ended.
         inflight: The tasks that backends have, by the uids of the attempts.
-        failures_left: How many more failures there may be; `None` for any number.
+        failures_left: Number of failures until everything is cancelled; `None` for no limit.
     """
 
     def __init__(
@@ -269,7 +269,7 @@ class Scheduler:
     # From the call to the backend.
 
     def add(self, record: TaskRecord, parent: BlockRecord | None) -> None:
-        """Take in a task or block that was called, perhaps inside the block `parent`."""
+        """Add a task or block that was called, possibly inside the block `parent`."""
         self.live.add(record)
         if parent is not None:
             record.parent = parent
@@ -284,7 +284,7 @@ class Scheduler:
             handler(self, record, None)
 
     def start_again(self, record: TaskRecord) -> None:
-        """Take in the record that replaces a service that has ended."""
+        """Add the record that replaces a service that has ended."""
         self.live.add(record)
         self.stats.retried += 1
         self._move(record, Transition.RESOLVE)
@@ -328,7 +328,7 @@ class Scheduler:
             self._observation.publish(record, TasksMainStates.SUBMITTED)
 
     def accept(self, batch: Sequence[TaskRecord], backend: BackendHandle) -> None:
-        """Mark a batch as taken by its backend."""
+        """Mark a batch as accepted by its backend."""
         after, handler = ROWS[SUBMITTING][_ACCEPT]
         for record in batch:
             if record.state is SUBMITTING:
@@ -342,7 +342,7 @@ class Scheduler:
             self._start_clock(record)
 
     def reject(self, record: TaskRecord, error: BaseException) -> None:
-        """Handle a task of a batch that the backend has not taken; not one that it runs already."""
+        """Handle a task that the backend has not accepted, unless it runs already."""
         if record.state.work not in (WorkState.SUBMITTING, WorkState.CANCELING):
             return
         self._free(record)
@@ -378,9 +378,9 @@ class Scheduler:
             self._start_clock(record)
 
     def _start_clock(self, record: TaskRecord) -> None:
-        """Let the time of an attempt count from now."""
+        """Start the timeout of an attempt."""
         if record.timer is not None:
-            self._disarm(record)  # it counted from the acceptance of the task
+            self._disarm(record)  # it was started when the task was accepted
         settings = record.task.settings
         limit = settings.ready_timeout if settings.service else record.description.get("timeout")
         if limit is not None:
@@ -459,7 +459,7 @@ class Scheduler:
             self.reveal(record, value)
 
     def recorded(self, record: TaskRecord, value: Any) -> None:
-        """Use a result that a plugin had for a ready task, which does not run."""
+        """Use a recorded result for a ready task instead of running it."""
         if record.state is READY:
             self.stats.recorded += 1
             record.native = "reused"
@@ -491,7 +491,7 @@ class Scheduler:
         self._settle(record)
 
     def _free(self, record: TaskRecord) -> None:
-        """Release what an attempt occupied that a backend no longer has."""
+        """Release the slot, deadline and limits of an attempt that its backend no longer has."""
         if self.inflight.pop(record.uid, None) is None:
             return
         if not record.task.settings.service:
@@ -516,7 +516,7 @@ class Scheduler:
     # Failures and retries.
 
     def _attempt_failed(self, record: TaskRecord, error: BaseException) -> None:
-        """Try a task again whose attempt has failed, or give it up."""
+        """Retry a task whose attempt has failed, or give it up."""
         record.verdict = None
         if isinstance(error, LOST):
             self.stats.lost += 1
@@ -586,7 +586,7 @@ class Scheduler:
         self._move(record, Transition.DUE)
 
     def _give_up(self, record: TaskRecord, error: BaseException) -> None:
-        """No attempt is left: use the fallback, or fail."""
+        """Use the fallback of a task that has no attempt left, or fail it."""
         value, error = self._fallback(record, error)
         if value is not NO_FALLBACK and Transition.SUBSTITUTE in record.state.after:
             self._move(record, Transition.SUBSTITUTE, value)
@@ -634,7 +634,7 @@ class Scheduler:
         if self.failures_left is not None and not isinstance(error, NOT_COUNTED):
             self.failures_left -= 1
             if self.failures_left <= 0 and not self.closing:
-                self.cancel_all(f"{record.named()} failed, after which all is cancelled")
+                self.cancel_all(f"canceled because {record.named()} failed")
 
     # Cancellation, and work that exceeds its timeout.
 
@@ -680,7 +680,7 @@ class Scheduler:
         self._settle(record)
 
     def cancel_all(self, msg: Any = None) -> None:
-        """Cancel all unfinished tasks and ready services, all for the same reason."""
+        """Cancel all unfinished tasks and ready services, with the same message."""
         outer, self._spreading = self._spreading, True
         for record in tuple(self.live):
             self.cancel(record, msg)
@@ -821,7 +821,7 @@ class Scheduler:
         record.unfinished -= 1
         if dependency.cancelled():
             name = error_messages.future_name(dependency)
-            self.cancel(record, f"its dependency {name!r} was cancelled")
+            self.cancel(record, f"its dependency {name!r} was canceled")
         elif record.unfinished == 0:
             if not record.pushed:
                 self._all_ended(record)
@@ -893,7 +893,7 @@ class Scheduler:
             call()
 
     def _close(self, record: TaskRecord) -> None:
-        """Release everything that a task held whose work has ended."""
+        """Release everything held by a task whose work has ended."""
         self.live.discard(record)
         if record.description and "sandbox" in record.description:
             self._results.leave(record)

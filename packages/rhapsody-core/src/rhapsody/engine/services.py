@@ -35,7 +35,7 @@ Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
 
 class ServiceStatus:
-    """Status of a service that has ended although it was not stopped.
+    """Status of a service that has ended without being stopped.
 
     Attributes:
         error: The reason of the last end.
@@ -56,7 +56,7 @@ class ServiceStatus:
 
 
 class Services:
-    """Services of one engine that have ended although they were not stopped.
+    """Services of one engine that have ended without being stopped.
 
     Args:
         scheduler: Starts them and the tasks that waited for them.
@@ -85,10 +85,10 @@ class Services:
         error = error_messages.of_service(record, report, ready=True)
         log.warning(
             "service %r (%s) ended unexpectedly%s: %s", record.task.name, record.future.uid,
-            " and is restarted" if restarted else "", error_messages.ending(report),
+            " and will be restarted" if restarted else "", error_messages.ending(report),
         )  # fmt: skip
         if main is TasksMainStates.DONE and not record.task.settings.restarts:
-            return main, report.get("exception")  # it may have done what it was for
+            return main, report.get("exception")  # it may have finished its purpose
         self.any = True
         self._ended[record.future] = ServiceStatus(error, restarted)
         if not restarted:
@@ -106,7 +106,7 @@ class Services:
         self._scheduler.start_again(record)
 
     def settled(self, record: TaskRecord, value: Any, error: BaseException | None) -> None:
-        """Handle the outcome of a service that was started again, for the tasks that wait for it.
+        """Handle the outcome of a restarted service, for the tasks that wait for it.
 
         It is ready with `value`, or has failed with `error`, which may be a cancellation.
         """
@@ -126,7 +126,7 @@ class Services:
             if error is None:
                 self._scheduler.resume(each)
             elif isinstance(error, asyncio.CancelledError):
-                why = f"its dependency {record.task.name!r} was cancelled"
+                why = f"its dependency {record.task.name!r} was canceled"
                 self._scheduler.cancel(each, why)
             else:
                 failure = error_messages.of_ended_dependency(each, record.future, error)
@@ -152,7 +152,7 @@ class Services:
                 for other in self._scheduler.limits.give_back(record):
                     self._scheduler.resume(other)
                 return True
-            record.command = None  # that of a former attempt has the former value
+            record.command = None  # that of an earlier attempt contains the earlier value
         return False
 
     def value(self, future: Any) -> Any:
@@ -181,7 +181,7 @@ class Values:
     """Replaces the futures and files in the arguments of tasks by values and paths.
 
     Args:
-        services: Services that were started again have other values.
+        services: Returns the values of restarted services.
         pushdown: Returns references to values that stay with a backend.
         stager: Returns the paths of files.
     """

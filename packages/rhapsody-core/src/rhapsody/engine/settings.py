@@ -39,19 +39,19 @@ class TaskSettings(TypedDict, total=False):
         backend: The attached backend to run on. Default: the choice of a plugin, otherwise
             the engine's first backend.
         other_backends: Attached backends to use, in this order, when the attempts on one
-            are used up; attempts are counted anew on each. A backend that has disappeared is left
-            at once. A failure that `retries` does not match is not tried elsewhere. Default: none.
+            are used up; attempts are counted anew on each. A backend that is no longer available
+            is left at once. A failure that `retries` does not match is not retried elsewhere.
+            Default: none.
         resources: A `Resources`, or a dict of its fields; or a callable that is called with the
             attempt's number (from 1), on the loop, and returns one of them. Default: one core.
-        retries: The number of further attempts after a failure, or a `RetryPolicy`, or several,
-            of which the first that matches a failure counts it. Default: the engine's.
+        retries: The number of further attempts after a failure, or a `RetryPolicy`, or a list of
+            policies; the first one that matches a failure applies. Default: the engine's.
         lost_retries: The number of further attempts after the loss of a worker, pilot or
             connection. Default: the engine's.
-        timeout: Time that each attempt may run, from the moment it starts: seconds, or text
-            such as `"3 min"` or `"1h30m"`. Default: the engine's. Not for services, see
-            `ready_timeout`.
+        timeout: Time limit of each attempt, from its start: seconds, or text such as `"3 min"` or
+            `"1h30m"`. Default: the engine's. Not for services, see `ready_timeout`.
         cache: True if plugins may look up and record the result. Default `True`.
-        version: Represents the function's code wherever results are recorded.
+        version: Stands for the function's code where results are recorded.
         environment: Variables to add to the task's environment.
         stdin: Text for an executable's standard input.
         cwd: The directory in which an executable runs instead of its sandbox; relative to the
@@ -67,13 +67,13 @@ class TaskSettings(TypedDict, total=False):
             the command and is in its variable `PORT`), or a callable, synchronous or asynchronous,
             that is called with the task's description and waits until the service is ready (its
             return value). Default: ready as soon as it runs.
-        ready_timeout: Time that a service may take to be ready, as for `timeout`. Default 60.
-        restarts: How many times a service is started again that ends without being canceled after
-            it was ready, or is lost; each start is another attempt. Dependents that have not
-            started wait until it is ready again, and receive its new value. Default 0.
+        ready_timeout: Time limit for a service to become ready, as for `timeout`. Default 60.
+        restarts: The number of times that a service is restarted if it is lost, or ends without
+            being canceled after it was ready; each start is another attempt. Dependents that have
+            not started wait until it is ready again, and receive its new value. Default 0.
         after: Futures to wait for without using their values.
-        limit: Named limits such as `"license:2"`, or a list of them: how many tasks
-            with that name run at once in this engine.
+        limit: A named limit such as `"license:2"`, or a list of them: the number of tasks with
+            that name that may run at once in this engine.
         fallback: The result to use when every attempt has failed, or a callable
             that is called with the exception, on the loop, and returns the result.
         priority: Higher values go first among the ready tasks. Default 0.
@@ -138,7 +138,7 @@ def _text(name: str) -> Callable[[object], str | None]:
         if value is not None and not isinstance(value, str):
             raise TypeError(f"{name} must be a string, got {value!r}")
         if name == "name" and value is not None and not (value.strip() and value.isprintable()):
-            raise ValueError(f"name must be text on one line that can be read, got {value!r}")
+            raise ValueError(f"name must be one line of printable text, got {value!r}")
         return value
 
     return check
@@ -172,7 +172,7 @@ def _resources(value: Any) -> Resources | Callable[[int], Any] | None:
         return Resources.of(value)
     if is_async(value):
         raise TypeError(
-            "resources must be a Resources, a dict or an ordinary function that returns one, "
+            "resources must be a Resources, a dict or a synchronous function that returns one, "
             f"got {value!r}"
         )
     given: Callable[[int], Any] = value
@@ -198,9 +198,9 @@ def _environment(value: object) -> dict[str, str] | None:
             raise TypeError(f"environment must map strings to strings, got {got}")
         if not key or "=" in key or "\0" in key:
             shown = re.sub("=.*", "=...", key, flags=re.S)
-            raise ValueError(f"environment: {shown!r} cannot name a variable")
+            raise ValueError(f"environment: {shown!r} is not a valid variable name")
         if "\0" in content:
-            raise ValueError(f"environment: the value of {key!r} has a null character in it")
+            raise ValueError(f"environment: the value of {key!r} contains a null character")
     return dict(value)
 
 
@@ -251,7 +251,7 @@ def _after(value: object) -> tuple[asyncio.Future[Any], ...]:
     futures = tuple(value)
     for future in futures:
         if not asyncio.isfuture(future):
-            raise TypeError(f"after must hold futures only, got {future!r}")
+            raise TypeError(f"after must contain only futures, got {future!r}")
     return tuple(dict.fromkeys(futures))
 
 
@@ -260,16 +260,20 @@ def _limit(value: object) -> tuple[tuple[str, int], ...]:
         return ()
     texts = [value] if isinstance(value, str) else value
     if not isinstance(texts, Iterable):
-        raise TypeError(f'limit must be like "license:2" or a list of such, got {value!r}')
+        raise TypeError(
+            f'limit must be a string such as "license:2" or a list of these, got {value!r}'
+        )
     limits: dict[str, int] = {}
     for text in texts:
         match = _LIMIT.fullmatch(text) if isinstance(text, str) else None
         if match is None or int(match[2]) < 1:
-            raise ValueError(f'limit must be like "license:2" (at least 1), got {text!r}')
+            raise ValueError(
+                f'limit must look like "license:2", with a size of at least 1, got {text!r}'
+            )
         name, size = match[1], int(match[2])
         if limits.setdefault(name, size) != size:
             raise ValueError(
-                f"limit must give each name one size, got {name}:{limits[name]} and {name}:{size}"
+                f"limit {name!r} must have one size, got {name}:{limits[name]} and {name}:{size}"
             )
     return tuple(sorted(limits.items()))
 
@@ -277,8 +281,8 @@ def _limit(value: object) -> tuple[tuple[str, int], ...]:
 def _fallback(value: Any) -> Any:
     if is_async(value):
         raise TypeError(
-            f"fallback must be a value or an ordinary function that returns one, got {value!r}: "
-            "for something asynchronous, await the task in a block and catch its error there"
+            f"fallback must be a value or a synchronous function that returns one, got {value!r}; "
+            "for an asynchronous fallback, await the task in a block and catch its exception there"
         )
     return value
 
@@ -334,7 +338,7 @@ class Settings:
                 if name in Resources.__dataclass_fields__:
                     hint = f" (write resources={{{name!r}: ...}})"
                 raise TypeError(
-                    f"unknown setting {name!r}{hint}; there are {', '.join(sorted(_CHECKS))}"
+                    f"unknown setting {name!r}{hint}; valid settings: {', '.join(sorted(_CHECKS))}"
                 )
             changes["specific" if name == "task_description" else name] = check(value)
         return dataclasses.replace(self, **changes)

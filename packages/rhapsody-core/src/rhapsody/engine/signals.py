@@ -1,9 +1,9 @@
-"""SIGINT, SIGTERM and SIGHUP: the first shuts every engine down, the second ends at once.
+"""Handling of SIGINT, SIGTERM and SIGHUP: one shuts down all engines, a second exits at once.
 
-After the graceful end, SIGINT appears in the main coroutine as `KeyboardInterrupt`, the others as
-`SystemExit(128 + n)`. The second signal kills programs and worker processes, and the loop raises
-its exception. Only if the loop is blocked, the exception is raised in the blocking code, possibly
-in the middle of a step.
+After the shutdown, SIGINT appears in the main coroutine as `KeyboardInterrupt`, the others as
+`SystemExit(128 + n)`. A second signal kills programs and worker processes, and the loop raises its
+exception. If the loop is blocked, the exception is raised in the blocking code instead, possibly in
+the middle of a step.
 
 One registry per process serves all engines and restores the handlers it found when the last
 engine closes. An ignored signal stays ignored, as `nohup` expects.
@@ -51,10 +51,10 @@ class _Registry:
         self._alarm: _Alarm | None = None
 
     def add(self, engine: object, stop: Stop, settle: Callable[[], Any]) -> None:
-        """Register an engine. Off the main thread, which gets no signals, do nothing.
+        """Register an engine. Do nothing outside the main thread, which alone receives signals.
 
         Args:
-            engine: The engine, or what stands for one that is starting.
+            engine: The engine, or a placeholder for one that is starting.
             stop: Stops its work and leaves its futures pending.
             settle: Settles them, after the exception was raised in the main coroutine.
         """
@@ -84,7 +84,7 @@ class _Registry:
         The exception is raised in the main coroutine after `work` has cleaned up.
 
         Args:
-            work: The start; undoes what it has done if it is cancelled.
+            work: The start, which cleans up if it is cancelled.
 
         Returns:
             The result of the start.
@@ -120,7 +120,7 @@ class _Registry:
     async def delivered(self) -> None:
         """Wait until the exception of a signal received meanwhile is raised in the main coroutine.
 
-        Without one, return at once.
+        If there is none, return at once.
         """
         if self._received is not None and self._ending is None:
             await asyncio.sleep(0)  # `_start` is the loop's next
@@ -128,7 +128,7 @@ class _Registry:
             await asyncio.wait([self._ending])
 
     def remove(self, engine: object) -> None:
-        """Remove an engine, and with the last one the handlers."""
+        """Remove an engine; with the last engine, remove the handlers."""
         if self._stops.pop(engine, None) is not None and not self._stops and self._received is None:
             self._forget()
 
@@ -191,8 +191,8 @@ class _Registry:
 class _Alarm:
     """Wakes a loop for signals that do not interrupt its wait.
 
-    These are a signal that arrives just before the wait begins, and one that the system delivers
-    to another thread: Python runs its handler only when the main thread goes on.
+    These are signals that arrive just before the wait begins, and signals that the system delivers
+    to another thread: Python runs their handlers only when the main thread continues.
 
     Args:
         loop: The loop of the main thread, which calls this.

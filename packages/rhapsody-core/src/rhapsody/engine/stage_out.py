@@ -1,7 +1,7 @@
 """Output files of tasks: saved to their destinations before a result is set, and regenerated.
 
-A result that a plugin had recorded may name files that are missing now. They are produced again
-when a task that runs reads one, by repeating the recorded call once.
+A recorded result may refer to files that are missing now. They are regenerated when a running task
+reads one of them, by repeating the recorded call once.
 """
 
 from __future__ import annotations
@@ -128,7 +128,7 @@ class StageOut:
             self._scheduler.saved(record, value)
 
     def restore(self, record: TaskRecord, recorded: Recorded) -> bool:
-        """Complete a task with the result that a plugin has, and its files.
+        """Complete a task with its recorded result and files.
 
         Returns:
             False if files that are to be saved are missing, so that the task must run.
@@ -181,9 +181,9 @@ class StageOut:
     def _log_reruns(self) -> None:
         new, self._not_logged = self._not_logged, []
         log.warning(
-            "%d task%s of an earlier run run%s again because tasks need their missing files "
+            "rerunning %d task%s of an earlier run, whose missing files are needed "
             "(%d so far): %s%s",
-            len(new), "s" * (len(new) > 1), "s" * (len(new) == 1), len(self._run_again),
+            len(new), "s" * (len(new) > 1), len(self._run_again),
             ", ".join(new[:_NAMED]), ", ..." if len(new) > _NAMED else "",
         )  # fmt: skip
 
@@ -219,16 +219,16 @@ async def save_files(
     """Copy files from the sandbox of a task, see `WorkflowEngine.save`."""
     if not isinstance(future, TaskFuture):
         raise TypeError(
-            "save takes the future of a task and a place, as in `await flow.save(future, "
-            f"'results/')`; got an object of type {type(future).__name__}"
+            "save() takes the future of a task and a destination, as in `await flow.save(future, "
+            f"'results/')`, got an object of type {type(future).__name__}"
         )
     await future
     outcome = future._outcome
     names = [name] if name is not None else list(outcome.output_files) if outcome else []
     if outcome is None or outcome.sandbox is None or not names:
         raise DataError(
-            f"save: task {future.name!r} ({future.uid}) declares no output files; pass it an "
-            "OutputFile, or say which of the files in its sandbox is meant: name='...'"
+            f"save(): task {future.name!r} ({future.uid}) declares no output files; pass it an "
+            "OutputFile, or choose a file in its sandbox with name='...'"
         )
     source: Any = {"uid": outcome.uid, "name": future.name, "sandbox": outcome.sandbox}
     outputs = found_in(outcome.sandbox, names, place)

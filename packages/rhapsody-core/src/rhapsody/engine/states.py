@@ -1,11 +1,11 @@
 """State table of a task, as data.
 
 The state of a task has two parts: the future that its user holds, and the work that a backend does.
-They differ because a cancelled future is cancelled at once, while its work may take a while to
-stop, and because the future of a service is done while the service runs. Whatever happens to a
-task is a transition of this table; `rhapsody.engine.scheduler` adds the handler of each. An event
-without a row is late, repeated or out of order: it changes nothing and is counted in
-`flow.stats.late`, except a repeated report that a task runs.
+They differ because a future is cancelled at once, while its work may take a while to stop, and
+because the future of a service is done while the service runs. Every change of a task is a
+transition of this table; `rhapsody.engine.scheduler` adds the handler of each. An event without a
+row is late, repeated or out of order: it changes nothing and is counted in `flow.stats.late`,
+except a repeated report that a task is running.
 
 A new rule is a row here, its handler in the scheduler, and a check in
 `tests/_support/world/promises.py`. Tests run the scheduler alone, with a stub for everything else,
@@ -29,7 +29,7 @@ class FutureState(StrEnum):
 
 
 class WorkState(StrEnum):
-    """State of the work that is done for the task."""
+    """State of the work of the task."""
 
     WAITING = "waiting"  # for its dependencies
     READY = "ready"  # for its turn to be handed to a backend
@@ -50,24 +50,24 @@ OVER: Final = (WorkState.ENDED, WorkState.LOST)
 class Transition(StrEnum):
     """Event that moves a task to another state."""
 
-    RESOLVE = "resolve"  # its last dependency has ended well
+    RESOLVE = "resolve"  # its last dependency has succeeded
     SUBMIT = "submit"  # it goes into a batch
     ACCEPT = "accept"  # submit_tasks returned
-    RUN = "run"  # the backend says it runs
+    RUN = "run"  # the backend reports that it is running
     SERVE = "serve"  # the service is ready
-    DONE = "done"  # the work ended well
+    DONE = "done"  # the work succeeded
     HOLD = "hold"  # the same, and the value stays with the backend
-    SUBSTITUTE = "substitute"  # a recorded result or the fallback takes the place of the work's
+    SUBSTITUTE = "substitute"  # a recorded result or the fallback replaces the work's
     LET_GO = "let-go"  # the fallback does, while the work goes on
     REVEAL = "reveal"  # its result may be seen
-    FAIL = "fail"  # it has failed for good, or never could run
+    FAIL = "fail"  # it has failed for good, or could never run
     RETRY = "retry"  # it failed and has an attempt left
     DUE = "due"  # the wait before the next attempt has ended
     STOPPED = "stopped"  # the work was cancelled, or ended when nothing waited for it any more
     CANCEL = "cancel"  # the user, or the end of the engine
-    STOP = "stop"  # over its time: stop the work, then decide
-    GIVE_UP = "give up"  # over its time, and the work cannot be stopped
-    ABANDON = "abandon"  # the engine ends and the work has not
+    STOP = "stop"  # it timed out: stop the work, then decide
+    GIVE_UP = "give up"  # it timed out, and the work cannot be stopped
+    ABANDON = "abandon"  # the engine ends before the work does
 
 
 _F, _W, _E = FutureState, WorkState, Transition
@@ -102,7 +102,7 @@ TABLE: Final[tuple[tuple[FutureState, WorkState, Transition, FutureState, WorkSt
             (_F.PENDING, work, _E.ABANDON, _F.CANCELLED, _W.LOST),
         )
     ),
-    # Stopped for its time: whatever ends it, it has failed.
+    # Being stopped after a timeout: however the work ends, the attempt has failed.
     (_F.PENDING, _W.CANCELING, _E.SUBSTITUTE, _F.PENDING, _W.ENDED),
     (_F.PENDING, _W.CANCELING, _E.LET_GO, _F.DONE, _W.CANCELING),
     (_F.PENDING, _W.CANCELING, _E.FAIL, _F.FAILED, _W.ENDED),
@@ -125,8 +125,8 @@ TABLE: Final[tuple[tuple[FutureState, WorkState, Transition, FutureState, WorkSt
     (_F.PENDING, _W.RETRY_WAIT, _E.DUE, _F.PENDING, _W.READY),
     (_F.PENDING, _W.RETRY_WAIT, _E.FAIL, _F.FAILED, _W.ENDED),
     (_F.PENDING, _W.RETRY_WAIT, _E.CANCEL, _F.CANCELLED, _W.ENDED),
-    # Ended well, and held until the result is recorded. Where the value stays with the
-    # backend, the task ends here: see `pushdown`.
+    # Succeeded, and held until the result is recorded. If the value stays with the backend, the
+    # task ends here: see `pushdown`.
     (_F.PENDING, _W.ENDED, _E.REVEAL, _F.DONE, _W.ENDED),
     (_F.PENDING, _W.ENDED, _E.FAIL, _F.FAILED, _W.ENDED),
     (_F.PENDING, _W.ENDED, _E.CANCEL, _F.CANCELLED, _W.ENDED),

@@ -50,7 +50,7 @@ _all_plain = PLAIN.issuperset
 
 
 class Submission:
-    """The engine as its task functions see it (`rhapsody.engine.task_function.Caller`).
+    """Receiver of the calls of task functions (`rhapsody.engine.task_function.Caller`).
 
     Args:
         uid: The engine's uid.
@@ -58,14 +58,14 @@ class Submission:
         scheduler: Receives the tasks.
         backends: The attached backends; may grow.
         unawaited: Counts failures that were never awaited.
-        pushdown: Has the class of new futures.
+        pushdown: Determines the class of new futures.
         stager: The engine's files.
         here: The current directory when the engine was created, `None` if it was removed.
         keep: Keep the calls, for the graph of a dry run.
 
     Attributes:
         declared: Files that calls have declared as outputs.
-        made: Uid, name and uids of dependencies of each call, if they are kept.
+        made: Uid, name and dependencies' uids of each call, if calls are kept.
         failure: Fault in the engine itself, if there was one.
     """
 
@@ -115,7 +115,7 @@ class Submission:
             task: The function or block that is called.
             args: Its positional arguments.
             kwargs: Its keyword arguments.
-            specific: Settings in the backend's own words, for this call.
+            specific: Backend-specific settings of this call.
             repeats: The recorded call that this one repeats. Such a call declares no files.
 
         Returns:
@@ -124,8 +124,8 @@ class Submission:
         Raises:
             RuntimeError: The engine is shut down, or a future in the arguments
                 belongs to another loop or to a block around this call.
-            ValueError: A container in the arguments holds itself.
-            asyncio.CancelledError: The block that makes the call was cancelled.
+            ValueError: A container in the arguments contains itself.
+            asyncio.CancelledError: The block that makes the call was canceled.
         """
         scheduler, is_block = self._scheduler, task.kind == "block"
         if scheduler.closing:
@@ -136,8 +136,10 @@ class Submission:
         parent = enclosing_block.get()
         if parent is not None and parent.state.future is not FutureState.PENDING:
             if parent.state.future is FutureState.CANCELLED:
-                raise asyncio.CancelledError(f"block {parent.task.name!r} has been cancelled")
-            parent = None  # it has ended, and left something behind that goes on
+                raise asyncio.CancelledError(
+                    f"block {parent.task.name!r} ({parent.future.uid}) was canceled"
+                )
+            parent = None  # it has ended, but a thread or coroutine that it started has not
         dependencies: tuple[asyncio.Future[Any], ...] = ()
         if found is not None or task.settings.after:
             dependencies = self._dependencies(task, found, parent, repeats)
@@ -177,7 +179,7 @@ class Submission:
         parent: TaskRecord | None,
         repeats: Repetition | None,
     ) -> tuple[asyncio.Future[Any], ...]:
-        """Return what a call has to wait for, and note the producers of its input files."""
+        """Return the futures that a call waits for, and note the producers of its input files."""
         dependencies = tuple(found.futures) if found is not None else ()
         if task.settings.after:
             dependencies = tuple(dict.fromkeys((*dependencies, *task.settings.after)))
@@ -191,15 +193,15 @@ class Submission:
         if not {self.loop}.issuperset(map(_loop_of, dependencies)):
             foreign = next(each for each in dependencies if each.get_loop() is not self.loop)
             raise RuntimeError(
-                f"task {task.name!r} got a future of another event loop: {foreign!r}; "
-                "await it there, and pass its result"
+                f"task {task.name!r} received a future of another event loop: {foreign!r}; "
+                "await it there and pass its result"
             )
         around = parent
         while around is not None:
             if around.future in dependencies:
                 raise RuntimeError(
-                    f"task {task.name!r} is called inside block {around.task.name!r} and got "
-                    "that block's own future: it would wait for ever"
+                    f"task {task.name!r} was called inside block {around.task.name!r} with the "
+                    "future of that block, for which it would wait forever"
                 )
             around = around.parent
         return dependencies
@@ -225,8 +227,8 @@ class Submission:
         if enclosing_block.get() is None and not calls_tasks.get():
             raise RuntimeError(
                 f"task {task.name!r} was called on thread {threading.current_thread().name!r}; "
-                "tasks are called on the thread of the engine's event loop, or inside a "
-                "synchronous @flow.block"
+                "call tasks on the thread of the engine's event loop or in a synchronous "
+                "@flow.block"
             )
         return on_loop(self.loop, partial(task, *args, **kwargs))
 
@@ -258,20 +260,20 @@ class Submission:
     def _absolute(self, cwd: str) -> str:
         if self._here is None and not os.path.isabs(cwd):
             raise ValueError(
-                f"cwd={cwd!r} would be relative to the directory that the engine was made in, "
-                "which had been removed; give an absolute path"
+                f"cwd={cwd!r} is relative, but the current directory had been removed when the "
+                "engine was created; pass an absolute path"
             )
         return os.path.normpath(os.path.join(self._here or "/", cwd))
 
     def foreign_loop_error(self, what: str) -> RuntimeError:
         """Return the error for a call on another event loop than the engine's."""
         return RuntimeError(
-            f"{what} another event loop than that of engine {self.uid}: an engine belongs to the "
-            "loop it was made on; make one here with `await WorkflowEngine.create(...)`"
+            f"{what} another event loop than that of engine {self.uid}; create an engine on this "
+            "loop with `await WorkflowEngine.create(...)`"
         )
 
     def closed_error(self, name: str) -> RuntimeError:
-        """Return the error for a call after the end."""
+        """Return the error for a call after the shutdown."""
         if self.failure is not None:
             return RuntimeError(
                 f"task {name!r} was called after engine {self.uid} had failed: "
@@ -279,7 +281,7 @@ class Submission:
             )
         return RuntimeError(
             f"task {name!r} was called after engine {self.uid} was shut down: "
-            "make a new one with `await WorkflowEngine.create(...)`"
+            "create a new one with `await WorkflowEngine.create(...)`"
         )
 
 
@@ -301,9 +303,9 @@ class _Temporary:
     """A temporary file.
 
     Attributes:
-        unfinished: How many of its readers have not ended.
-        needed: Whether it is kept for the next run, because a reader failed or was cancelled.
-        removed: Whether it has been removed.
+        unfinished: Number of readers that have not ended.
+        needed: True if the next run needs it, because a reader failed or was canceled.
+        removed: True if it has been removed.
     """
 
     unfinished: int = 0
@@ -315,7 +317,7 @@ class DeclaredFiles:
     """Files that the calls of one engine have declared as outputs so far.
 
     Args:
-        stager: Has the directory that destinations are relative to, and removes files.
+        stager: Contains the base directory of destinations, and removes files.
     """
 
     def __init__(self, stager: Stager) -> None:
@@ -403,8 +405,8 @@ class DeclaredFiles:
                 if temporary is not None and temporary.removed:
                     raise DataError(
                         f"temporary file {file.filename!r} of {producer.name!r} ({producer.uid}) "
-                        "was removed after its last reader: call all its readers before you "
-                        "await one, or leave out temporary=True"
+                        "was removed after its last reader; call all tasks that read it before "
+                        "you await one of them, or omit temporary=True"
                     )
         return found
 
@@ -443,7 +445,7 @@ class DeclaredFiles:
 
 
 def _declared_by(dependencies: Iterable[asyncio.Future[Any]]) -> dict[str, Producer | None]:
-    """Return the future that declares each destination or name, `None` if there are two."""
+    """Return the future that declares each destination or name, `None` where two do."""
     found: dict[str, Producer | None] = {}
     for future in dependencies:
         if not isinstance(future, TaskFuture):

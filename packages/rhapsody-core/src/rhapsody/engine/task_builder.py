@@ -1,9 +1,8 @@
-"""From a ready task to a description that a backend can have.
+"""Preparation of ready tasks: builds the descriptions that backends receive.
 
-The order is fixed: arguments and command, the prepare hooks, the choice of a
-backend, where input files are, the look-up of recorded results, links to the files.
-Most tasks go through in one call; a step that has to wait takes the task out of its
-dispatcher and returns it later.
+The order is fixed: arguments and command, the prepare hooks, the choice of a backend, the locations
+of input files, the lookup of recorded results, links to the files. Most tasks pass all steps in one
+call; a step that has to wait takes the task out of its dispatcher and returns it later.
 """
 
 from __future__ import annotations
@@ -55,11 +54,11 @@ class TaskBuilder:
     Args:
         uid: The engine's uid.
         scheduler: Receives tasks that cannot be submitted; holds the named limits.
-        background: Runs what takes long.
+        background: Runs long steps.
         memoization: Looks up results.
         pushdown: Replaces values that stay with a backend by references.
         values: Replaces futures and files in arguments.
-        services: Holds back what waits for a service that is started again.
+        services: Holds back tasks that wait for a restarted service.
         stager: Finds and links files.
         hooks: The plugins' hooks.
         engine: The engine, passed to hooks.
@@ -173,7 +172,7 @@ class TaskBuilder:
             return True
         except KeyboardInterrupt:
             raise
-        except BaseException as error:  # of a builder or plugin: its task fails alone
+        except BaseException as error:  # of a builder or plugin: only its task fails
             self._scheduler.refuse(record, error)
             return False
 
@@ -209,9 +208,10 @@ class TaskBuilder:
                 description["args"], description["kwargs"] = self._values.of(record)
 
     def _template(self, task: TaskFunction[Any, Any]) -> tuple[TaskDescription, bool]:
-        """Return the description that all calls of a task function have in common, and keep it.
+        """Create and store the part of the description that all calls of a task function share.
 
-        The flag with it is true if `_describe_more` adds nothing to it.
+        Returns:
+            The description, and True if `_describe_more` adds nothing to it.
         """
         settings, executable = task.settings, task.kind == "executable"
         template: TaskDescription = {
@@ -263,7 +263,7 @@ class TaskBuilder:
             self._note_sources(record)
 
     def _note_sources(self, record: TaskRecord) -> None:
-        """Note what the dependencies of a task left in their sandboxes."""
+        """Set the `sources` of a task: dependencies that left files in their sandboxes."""
         found = record.found
         named: Set[asyncio.Future[Any]] = frozenset()  # dependencies that only files name
         if found is not None and found.producers:
@@ -315,7 +315,7 @@ class TaskBuilder:
     ) -> None:
         try:
             built = _checked_command(record, await command)
-        except BaseException as error:  # a builder's own error, whatever it is, fails its task
+        except BaseException as error:  # any error of a builder fails only its task
             self._scheduler.refuse(record, error)
             return
         if record.state.work is WorkState.READY:
@@ -332,15 +332,15 @@ class TaskBuilder:
                 hook.call(engine=self._engine, task=description)
             except KeyboardInterrupt:
                 raise
-            except BaseException as error:  # whatever a plugin raises fails this task alone
+            except BaseException as error:  # any error of a plugin fails only this task
                 raise PluginError(
                     f"plugin {hook.plugin!r} failed to prepare task {record.task.name!r}: "
                     f"{describe_error(error)}"
                 ) from error
             if description["uid"] != record.uid or not description.keys() >= _KEYS:
                 raise PluginError(
-                    f"plugin {hook.plugin!r} prepared task {record.task.name!r} so that it cannot "
-                    "be submitted: a description keeps its uid and the keys "
+                    f"plugin {hook.plugin!r} made the description of task {record.task.name!r} "
+                    "invalid: it must keep its uid and the keys "
                     f"{', '.join(sorted(_KEYS))}"
                 )
             _check_prepared(hook.plugin, description)
@@ -357,7 +357,7 @@ class TaskBuilder:
             if name in candidates:
                 return find(self._backends, name)
             if name is not None:
-                answer = f"selected {name!r}, which is not used: there were {candidates}"
+                answer = f"expected one of the backends {candidates} or None, got {name!r}"
                 hooks.report(hook, PluginError(answer))
         return default
 
@@ -373,7 +373,7 @@ class TaskBuilder:
             self._check_capable(record, each)
         task, settings, hooks = record.task, record.task.settings, self._hooks
         if callable(settings.resources):
-            return  # they may be others next time
+            return  # they may differ for the next task
         task.accepted_by = backend
         if (
             task.kind == "function"
@@ -389,19 +389,19 @@ class TaskBuilder:
         missing = backend.lacking(task.task_kind, record.description)
         if missing is not None:
             able = self._able(record)
-            where = f"attached backends that can: {', '.join(able)}" if able else (
+            where = f"attached backends that do: {', '.join(able)}" if able else (
                 "attach one that does: WorkflowEngine.create(backends=[...])"
             )  # fmt: skip
             raise CapabilityError(
-                f"task {task.name!r} needs {missing}, which backend {backend.name!r}, as it is set "
-                f"up, does not offer; {where}"
+                f"task {task.name!r} cannot run on backend {backend.name!r}, which as configured "
+                f"does not support {missing}; {where}"
             )
         unknown = backend.unknown_settings(record.description)
         if unknown:
             raise error_messages.unknown_setting(record, backend, unknown[0], self._able(record))
 
     def _able(self, record: TaskRecord) -> list[str]:
-        """Return the attached backends that can run a described task and have the time."""
+        """Return the attached backends that can run a described task in the time they have left."""
         return [
             one.name
             for one in self._backends.values()
@@ -415,7 +415,7 @@ class TaskBuilder:
     def _with_more_time(self, record: TaskRecord, backend: BackendHandle) -> str | None:
         """Return the backend that takes a task for which its own has too little time left.
 
-        A task stays where it was pushed, and on a backend that its user has named alone.
+        A task that was pushed down, or whose user has named only one backend, does not move.
         """
         settings = record.task.settings
         others = settings.other_backends
@@ -433,8 +433,8 @@ class TaskBuilder:
         self._scheduler.fail(
             record,
             InsufficientWalltimeError(
-                f"{record.named()} was held back: it needs {needs:g} s by its {setting}, and "
-                f"backend {backend.name!r} ends in {left:.0f} s; the next run resumes it",
+                f"{record.named()} was held back: its {setting} is {needs:g} s, but backend "
+                f"{backend.name!r} ends in {left:.0f} s; run the program again to execute it",
                 backend=backend.name,
                 needs=needs,
                 left=left,
@@ -443,8 +443,8 @@ class TaskBuilder:
         if backend.name not in self._held_back:
             self._held_back.add(backend.name)
             log.warning(
-                "engine %s: backend %r ends in %.0f s, and tasks that need longer are held back "
-                "for the next run; the first is %s, which needs %g s",
+                "engine %s: backend %r ends in %.0f s; tasks that need longer are held back for "
+                "the next run, beginning with %s, which needs %g s",
                 self._uid, backend.name, left, record.named(), needs,
             )  # fmt: skip
 
@@ -489,13 +489,13 @@ class TaskBuilder:
             return  # cancelled before this began
         try:
             await self._stager.fetched(description, resolved, outputs)
-        except Exception as error:  # a task whose files cannot be had fails alone
+        except Exception as error:  # an input file is not available: only this task fails
             self._scheduler.refuse(record, error)
         else:
             self._scheduler.requeue(record, backend)
 
     def _place_inputs(self, record: TaskRecord, backend: BackendHandle) -> None:
-        """Let a function read its inputs where they are, or in a sandbox if it must have one."""
+        """Let a function read its inputs in place, or in a sandbox if it needs one."""
         description, resolved = record.description, record.resolved
         if "sandbox" in description:
             return
@@ -512,7 +512,7 @@ class TaskBuilder:
             await asyncio.gather(
                 *(each.make_again(each, reader) for each in missing if each.make_again)
             )
-        except Exception as error:  # of the tasks that make them: this one fails alone
+        except Exception as error:  # of the tasks that make them
             self._scheduler.refuse(record, error)
         else:
             record.stage = ROUTED  # they are elsewhere, and may differ
@@ -520,7 +520,7 @@ class TaskBuilder:
 
 
 def _checked_command(record: TaskRecord, command: object) -> str | list[str]:
-    # By the methods of `str` itself: a dry run's values, which others hand on, have none.
+    # Call the methods of `str` itself: the placeholders of dry runs refuse their own.
     if isinstance(command, str) and str.strip(command):
         return command
     words: list[Any] = []
@@ -532,8 +532,8 @@ def _checked_command(record: TaskRecord, command: object) -> str | list[str]:
         return words
     wrong = [repr(word) for word in words if not isinstance(word, str)]
     raise ValueError(
-        f"executable task {record.task.name!r} ({record.future.uid}) must return its command, "
-        f"a non-empty string for a shell or list of strings, not {command!r}"
+        f"executable task {record.task.name!r} ({record.future.uid}) must return its command, a "
+        f"non-empty string for a shell or a list of strings, got {command!r}"
         + (f": make {wrong[0]} a string" if wrong else "")
     )
 
@@ -568,7 +568,7 @@ def _check_prepared(plugin: str, description: TaskDescription) -> None:
     """Raise for invalid values in a description that a hook has changed.
 
     Raises:
-        PluginError: It names the plugin and the key.
+        PluginError: A value is invalid; the message names the plugin and the key.
     """
     what = f"plugin {plugin!r} prepared task {description['name']!r} with"
     limit, resources = description.get("timeout"), description.get("resources")
@@ -581,9 +581,9 @@ def _check_prepared(plugin: str, description: TaskDescription) -> None:
     if cwd is not None and description["function"] is not None:
         raise PluginError(f"{what} a cwd, which only executables have: {cwd!r}")
     if cwd is not None and (not isinstance(cwd, str) or not os.path.isabs(cwd)):
-        raise PluginError(f"{what} a cwd that is no absolute path: {cwd!r}")
+        raise PluginError(f"{what} a cwd that is not an absolute path: {cwd!r}")
     if resources is not None and not isinstance(resources, Resources):
-        raise PluginError(f"{what} resources that are no rhapsody.Resources: {resources!r}")
+        raise PluginError(f"{what} resources that are not a rhapsody.Resources: {resources!r}")
 
 
 def resources_for(record: TaskRecord, given: Callable[[int], Any]) -> Resources:
@@ -593,7 +593,7 @@ def resources_for(record: TaskRecord, given: Callable[[int], Any]) -> Resources:
         The resources.
 
     Raises:
-        TypeError: The answer is not a `Resources` or a dict of its fields.
+        TypeError: The return value is not a `Resources` or a dict of its fields.
         ValueError: A number in it is out of range.
         SystemExit: The function raised it.
     """
@@ -606,7 +606,7 @@ def resources_for(record: TaskRecord, given: Callable[[int], Any]) -> Resources:
     try:
         found = Resources.of(answer)
         if found is None:
-            raise TypeError("a Resources or a dict such as {'cores': 2} is needed, got None")
+            raise TypeError("expected a Resources or a dict such as {'cores': 2}, got None")
     except (TypeError, ValueError) as error:
         kind = TypeError if isinstance(error, TypeError) else ValueError
         raise kind(f"{whose}: {error} (in {answer!r})") from None
@@ -621,7 +621,7 @@ class Shortage(NamedTuple):
 
 
 def shortage(record: TaskRecord, backend: BackendHandle) -> Shortage | None:
-    """Return by how much a backend ends too soon for a described task; `None` for enough time."""
+    """Return the time that a described task needs and its backend has, `None` if it is enough."""
     if not (backend.may_end and record.description):
         return None
     needs = time_needed(record.description)

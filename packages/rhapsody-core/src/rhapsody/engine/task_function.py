@@ -1,7 +1,7 @@
 """Decorated functions: callables that return futures instead of results.
 
-A `TaskFunction` has a function, settings and an engine. It checks a call, and the engine does the
-rest, see `rhapsody.engine.submission`.
+A `TaskFunction` combines a function, its settings and an engine. It checks a call and passes it to
+the engine, see `rhapsody.engine.submission`.
 """
 
 from __future__ import annotations
@@ -120,8 +120,8 @@ class TaskFunction(Generic[P, R]):
         self.recording_settings: Mapping[str, Any] = types.MappingProxyType(recording)
         self.template: tuple[TaskDescription, bool] | None = None  # see `TaskBuilder`
         self.accepted_by: object = None  # the backend that was checked last
-        self.direct: object = None  # the backend that takes calls without files as described
-        self.pushable: tuple[object, bool] | None = None  # to which backend, see `held`
+        self.direct: object = None  # the backend that accepts calls without files unchecked
+        self.pushable: tuple[object, bool] | None = None  # a backend and its answer, see `pushdown`
         self._check = file_checker(function, call_checker(function))
 
     @overload
@@ -131,8 +131,8 @@ class TaskFunction(Generic[P, R]):
     def __call__(self, /, *args: Any, **kwargs: Any) -> TaskFuture[R]:
         """Create a task for this call.
 
-        Takes the function's own arguments, futures instead of values, and
-        `task_description` with settings in the backend's own words.
+        Takes the function's arguments, or futures of them, and `task_description` with settings of
+        the backend.
 
         Returns:
             The future of the result.
@@ -140,7 +140,7 @@ class TaskFunction(Generic[P, R]):
         Raises:
             TypeError: The arguments do not fit the function, or a future is a dict's key or
                 in a container that is not searched.
-            ValueError: A container in the arguments holds itself.
+            ValueError: A container in the arguments contains itself.
             RuntimeError: The engine is shut down, or this is neither its loop's
                 thread nor the thread of one of its blocks.
         """
@@ -252,24 +252,24 @@ def make_task(
         raise TypeError(f"@flow.{decorator} decorates a function, got {function!r}")
     if kind == "block" and not _BLOCK_SETTINGS.issuperset(given):
         wrong = next(name for name in given if name not in _BLOCK_SETTINGS)
-        raise TypeError(f"a block has no setting {wrong!r}; there are after and name")
+        raise TypeError(f"a block has no setting {wrong!r}; valid settings: after, name")
     settings = base.changed(given)
     if kind == "block" and settings.service:
         raise TypeError("service=True is for tasks, not for blocks")
     if kind == "function" and settings.cwd is not None:
         raise TypeError(
-            f"cwd={settings.cwd!r} is for executable tasks: a function runs in a process that is "
-            "others', too, and has no current directory of its own; give it the path as an argument"
+            f"cwd={settings.cwd!r} applies only to executable tasks, because functions share the "
+            "current directory of their process; pass the path as an argument"
         )
     if settings.service and settings.timeout is not None:
         raise ValueError(
-            f"timeout={settings.timeout!r} is for tasks that end, and a service runs until it is "
-            "cancelled; ready_timeout says how many seconds it may take to be ready"
+            f"timeout={settings.timeout!r} does not apply to services, which run until they are "
+            "canceled; use ready_timeout to limit the time until the service is ready"
         )
     if settings.restarts and not settings.service:
         raise ValueError(
-            f"restarts={settings.restarts} is for services, which end only when they are stopped; "
-            "retries says how many more attempts a task gets that fails"
+            f"restarts={settings.restarts} applies only to services; use retries for tasks that "
+            "may fail"
         )
     return TaskFunction(engine, kind, function, engine.declare(settings))
 
@@ -288,8 +288,8 @@ def definition_settings(function: Callable[..., Any]) -> dict[str, Any]:
         return {}
     if parameter.default is inspect.Parameter.empty:
         raise TypeError(
-            f"the parameter task_description of {_name(function)}() needs a dict as its "
-            "default: it holds settings for the backend, and no call passes it on"
+            f"the parameter task_description of {_name(function)}() must have a dict as its "
+            "default, which contains settings for the backend"
         )
     return {"task_description": specific_settings(parameter.default)}
 
@@ -297,7 +297,7 @@ def definition_settings(function: Callable[..., Any]) -> dict[str, Any]:
 def call_checker(function: Callable[..., Any]) -> Callable[..., None]:
     """Return an empty function with the same signature.
 
-    Calling it has Python check the arguments, a hundred times faster than
+    Calling it makes Python check the arguments, a hundred times faster than
     `inspect.Signature.bind` and with Python's own messages.
     """
     if isinstance(function, functools.partial):
@@ -347,7 +347,7 @@ FILES: frozenset[str] = frozenset({"InputFile", "OutputDir", "OutputFile"})
 
 
 def file_checker(function: Callable[..., Any], check: Callable[..., None]) -> Callable[..., None]:
-    """Extend the check of a call: refuse text for parameters that are annotated as files.
+    """Extend the check of a call: reject text for parameters that are annotated as files.
 
     An annotation counts if it names one of these classes and no type of text or path.
 
