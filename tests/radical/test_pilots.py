@@ -50,7 +50,7 @@ def test_cores_that_are_rounded_up_to_whole_nodes_are_said(
         made.pilots[0].configure({"cores_per_node": 8, "resource_manager": manager})
     assert [each.levelname for each in caplog.records] == levels
     if levels:
-        assert "has 16 cores, not 9: it consists of whole nodes of 8" in caplog.text
+        assert "has 16 cores instead of 9, because its nodes have 8" in caplog.text
 
 
 def test_utilization_is_the_share_of_cores_while_the_pilot_was_active() -> None:

@@ -440,8 +440,8 @@ def test_held_tasks_are_lost_with_the_last_pilot_and_each_pilot_is_one_line(
     assert sorted(held.ended) == [(f"task.{number}", "FAILED") for number in range(5)]
     said = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert said == [
-        "pilot pilot.0000 on local.localhost FAILED: no power; tasks lost with it: 2",
-        "pilot pilot.0001 on local.localhost FAILED: no power; tasks lost with it: 0",
+        "pilot pilot.0000 on local.localhost FAILED: no power; tasks lost: 2",
+        "pilot pilot.0001 on local.localhost FAILED: no power; tasks lost: 0",
     ]
 
 

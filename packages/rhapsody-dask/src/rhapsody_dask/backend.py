@@ -75,7 +75,7 @@ class DaskExecutionBackend(ManagedBackend):
             shares none.
         shared_file_system: Whether workers see this machine's files under the same
             paths. Detected by default.
-        batch_calls: Whether short calls share tasks of Dask, which makes fans of them quicker.
+        batch_calls: Whether short calls share Dask tasks, which makes fans of them faster.
         name: Name in an engine (default: `"dask"`).
 
     Attributes:
@@ -207,7 +207,7 @@ class DaskExecutionBackend(ManagedBackend):
             for call in list(self.open_tasks.values()):
                 self._cancel(call)
             await self._wait_for_ends()
-            self._close_collaborators()
+            self._stop_background_work()
             self._shared.close()
             self._watching.cancel()
         in_processes = self._connection.in_processes
@@ -286,7 +286,7 @@ class DaskExecutionBackend(ManagedBackend):
         self._send(live if self._groups is None else self._groups.take(live))
 
     def _send(self, ready: Sequence[Ready]) -> None:
-        """Send packed tasks to Dask, each as a task of its own."""
+        """Send packed tasks to Dask, each as a separate Dask task."""
         for one in ready:
             self._results.calls[one.call.key] = one.call
         self._submission.send(ready)
@@ -403,8 +403,8 @@ class DaskExecutionBackend(ManagedBackend):
         """Handle the loss of a worker, expected or not.
 
         Args:
-            worker: Its address.
-            marks: The marks of the tasks that were in its notes.
+            worker: The worker's address.
+            marks: The marks of the tasks in its notes.
         """
         for call in list(self.open_tasks.values()):
             ran = call.started and call.worker == worker
@@ -442,11 +442,11 @@ class DaskExecutionBackend(ManagedBackend):
                     f"{self._connection.address} was lost: {reason}"
                 ),
             )
-        self._close_collaborators()
+        self._stop_background_work()
         self._closing = asyncio.ensure_future(self._connection.close())
 
-    def _close_collaborators(self) -> None:
-        """Stop everything that runs in the background."""
+    def _stop_background_work(self) -> None:
+        """Stop all background work."""
         self._results.close()
         if self._groups is not None:
             self._groups.close()

@@ -1,17 +1,17 @@
-"""Short calls that share a task of Dask.
+"""Groups: short calls that share a Dask task.
 
-Dask's scheduler needs about 1 ms for a task, however short it is. If the calls of a function have
-been shorter than that so far, calls that are ready together are sent as one task, which makes them
-one after the other and returns all of their replies. The times come with the replies.
+Dask's scheduler needs about 1 ms for a task, however short the task is. If the calls of a function
+have been shorter than that so far, calls that are ready together are sent as one task, which
+executes them one after the other and returns all replies, with the time that each call took.
 
-A call in a group is started, canceled and lost on its own. Each of these rules relies on the
-worker, which registers every call of a group like a task of its own:
+Each call in a group can be started, canceled and lost separately. These rules rely on the worker,
+which registers every call of a group as it registers a task:
 
 - A canceled call that has not started is skipped.
-- A group ends early if it takes longer than expected. If a call takes long, the replies of those
-  before it are fetched while it runs. The remaining calls are sent again.
-- If a worker is lost, so is the call that it was making. The others are sent again, each as a task
-  of its own.
+- A group ends early if it takes longer than expected. If one call takes long, the replies of the
+  calls before it are fetched while it runs. The remaining calls are sent again.
+- If a worker is lost, so is the call that was running. The others are sent again, each as a
+  separate task.
 """
 
 from __future__ import annotations
@@ -29,11 +29,13 @@ from rhapsody_dask.task import Call, Demand, Ready
 from rhapsody_dask.worker.messages import CANCELED, GroupReplies, Order, key_of
 
 TARGET = 0.03
-"""Seconds that a group should take."""
+"""Intended duration of a group in seconds."""
 
 SCHEDULING = 0.0005
-"""Seconds that Dask's scheduler needs at least for a task. A group does not take longer than the
-scheduler would need for all calls that are ready, so that grouping them does not delay any.
+"""Minimum time in seconds that Dask's scheduler needs for a task.
+
+A group does not take longer than the scheduler would need for all calls that are ready, so that
+grouping them does not delay any.
 """
 
 LONG = 0.09
@@ -49,7 +51,7 @@ PROBES = 4
 """Number of calls of a new function that are sent alone to measure them."""
 
 ENOUGH = 2
-"""Number of measured calls from which groups are made; not all, because a worker may hang."""
+"""Number of measured calls after which groups are formed; not all, because a worker may hang."""
 
 WEIGHT = 0.2
 """Weight of the last group in the average time of a function's calls."""
@@ -59,8 +61,8 @@ class Function:
     """Run time of a function's calls, and the calls that are held back until it is known.
 
     Attributes:
-        seconds: The exponential average. Of the first calls, the shortest counts, because some of
-            them import modules.
+        seconds: The exponential average of the run time. Of the first calls, only the shortest
+            counts, because some of them import modules.
         measured: Number of groups, of one call or more, that were measured.
         slow: Whether a call that is being measured has run for too long.
         probes: Number of calls that are being measured while others are held back.
@@ -88,7 +90,11 @@ class Function:
             self.seconds += (seconds - self.seconds) * WEIGHT
 
     def size(self, ready: int) -> int:
-        """Return the number of calls in a group if so many are ready, 1 to send each alone."""
+        """Return the number of calls in a group, 1 to send each call alone.
+
+        Args:
+            ready: The number of calls that are ready.
+        """
         limit = min(TARGET, ready * SCHEDULING)
         return max(1, min(MOST, int(limit / max(self.seconds, 1e-6))))
 
@@ -121,8 +127,8 @@ class Groups:
         client: Dask's client.
         session: The backend's session.
         tasks: The open tasks by uid.
-        results: Receives the replies.
-        send_alone: Sends calls as tasks of their own.
+        results: The backend's results, which receive the replies.
+        send_alone: Sends each call as a separate task.
         direct: As for `Results`.
     """
 
@@ -156,7 +162,7 @@ class Groups:
         self._functions.clear()
 
     def take(self, ready: Sequence[Ready]) -> list[Ready]:
-        """Send or hold back the calls that can be in groups, and return the others."""
+        """Send or hold back the calls that can be grouped, and return the others."""
         others: list[Ready] = []
         alike: dict[tuple[str, Demand], list[Ready]] = {}
         for one in ready:
@@ -184,7 +190,7 @@ class Groups:
                 one.call.grouped = True
             return []
         size = function.size(len(calls))
-        if size == 1:  # measure one, because the function may have become quicker
+        if size == 1:  # measure one call, because the function may have become quicker
             self._send(function, [calls[:1]])
             return calls[1:]
         rest = iter(calls)
@@ -206,13 +212,13 @@ class Groups:
             self._spawn(self._follow(group, future))
 
     def _send_again(self, calls: Sequence[Ready]) -> None:
-        """Send calls that were in a group, or held back, each as a task of its own."""
+        """Send calls that were in a group or held back, each as a separate task."""
         for one in calls:
             one.call.grouped = False
         self._send_alone(calls)
 
     def _to_run(self, calls: Sequence[Ready]) -> list[Ready]:
-        """Return the calls that still have to run, and end those that are being stopped."""
+        """End the calls that are being stopped, and return those that still have to run."""
         to_run = []
         for one in calls:
             call = one.call
@@ -225,11 +231,11 @@ class Groups:
         return to_run
 
     async def _follow(self, group: Group, future: Any) -> None:
-        """Wait for the end of a group, and for that of its calls."""
+        """Wait for the end of a group, deliver its replies, and send the remaining calls again."""
         await future.exception()
         ran = False
         if future.status == "finished":
-            with suppress(OSError):  # if the scheduler was lost, the client reports that soon
+            with suppress(OSError):  # if the scheduler was lost, the client will report that
                 found = await self._client.gather([future], errors="skip", direct=self._direct)
                 ran = any(self._deliver(group, replies) for replies in found)
         self._open.discard(group)
@@ -239,14 +245,14 @@ class Groups:
                 self._results.dropped(one.call)
         elif ran:
             self._send_again(self._group(function, rest))
-        else:  # not in groups, so that each call is blamed for its own faults only
+        else:  # alone, so that a call that kills its worker does not affect others
             self._send_again(rest)
         function.probes = max(0, function.probes - 1)
         if function.known or not function.probes:
             self._release(function)
 
     def _deliver(self, group: Group, replies: GroupReplies) -> bool:
-        """Hand over the replies of a group; return False if there are none."""
+        """Deliver the replies of a group; return False if there are none."""
         times = [seconds for reply, seconds in replies.values() if reply.kind != CANCELED]
         if times:
             group.function.measure(sum(times) / len(times))
@@ -265,7 +271,7 @@ class Groups:
         self._send_again(self._group(function, self._to_run(held)))
 
     def runs(self, call: Call) -> None:
-        """Handle the report that a call runs, which workers send after a hundredth of a second."""
+        """Handle the report that a call is running, which a worker sends after 10 ms."""
         group = next((group for group in self._open if call.uid in group.members), None)
         if group is None:
             return
@@ -275,14 +281,14 @@ class Groups:
             self._spawn(self._give_up(group, call))
 
     async def _give_up(self, group: Group, call: Call) -> None:
-        """Release the calls that are held back if the one that is measured takes long."""
+        """Release the calls that are held back if the measured call takes long."""
         await asyncio.sleep(TARGET)
         if call.uid in group.members:
             group.function.slow = True
             self._release(group.function)
 
     async def _take_back(self, group: Group, call: Call) -> None:
-        """Take the other calls of a group back if the one that runs takes long."""
+        """Take back the other calls of a group if the running one takes long."""
         from rhapsody_dask.worker.site import stop_group
 
         await asyncio.sleep(LONG)

@@ -205,8 +205,8 @@ class Call:
         references: The keys of the tasks whose values it uses on the worker.
         sources: The futures of those tasks, which make Dask keep the values.
         referred_to: Whether other tasks use its value on the workers.
-        grouped: Whether it is, or will be, in a group, so that other tasks cannot use its value on
-            the workers.
+        grouped: Whether it is in a group or may be added to one, so that other tasks cannot use its
+            value on the workers.
         links: Its input files, if they are sent by content.
         refetched: Whether fetching its reply has failed once.
         cancelled: Whether its cancellation was requested.
@@ -323,7 +323,7 @@ PLAIN = frozenset({int, float, bool, type(None), complex})
 """Types whose values are never large."""
 
 SMALL = 1 << 10
-"""Size in bytes from which values of the types `FLAT` are examined before they are pickled."""
+"""Size in bytes from which values of the types in `FLAT` are examined before they are pickled."""
 
 FLAT = (bytes, str, bytearray)
 """Types whose length is about their packed size."""
@@ -483,7 +483,7 @@ class Packer:
 
 
 def _is_small(value: Any, limit: int) -> bool:
-    """Return True for values that need no placeholder and run no code when they are pickled."""
+    """Return True if a value needs no placeholder and runs no code when it is pickled."""
     return type(value) in PLAIN or (type(value) in FLAT and len(value) < limit)
 
 
@@ -531,8 +531,8 @@ class Ready(NamedTuple):
         call: The task.
         order: The packed order.
         bigs: The values that Dask has to hold for it, in addition to those of references.
-        plain: Whether it is a function call without settings that concern Dask or its files, so
-            that it can be in a group.
+        plain: Whether it is a function call without files and without settings for Dask, so that it
+            can be grouped.
     """
 
     call: Call

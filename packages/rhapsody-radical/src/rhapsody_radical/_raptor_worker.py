@@ -7,10 +7,11 @@ All other tasks are handled by RAPTOR's own worker, which is its base class. The
 import anything of this package except `call.py` and core's `runner.py`, which are copied to the
 same directory.
 
-A message for each short call would cost as much as the call. Therefore a process receives several
-calls of groups at once, and reads one byte from a pipe before it starts each. The worker reads the
-remaining bytes to take calls back: for an idle process, to cancel them, or if the process has
-ended. Thus no call waits for a long one while cores are free, and each is executed once.
+A message for each short call would cost as much as the call. Therefore, a process receives several
+calls of groups at once, and reads one byte from a pipe before it starts each call. The worker takes
+calls back by reading the remaining bytes: to give them to an idle process, to cancel them, or
+because the process has ended. As a result, no call waits for a long one while cores are free, and
+each call is executed once.
 """
 
 from __future__ import annotations
@@ -49,8 +50,11 @@ GATHER = 0.02
 """Seconds for which starts and ends of calls are collected into one message."""
 
 AHEAD, SHORT = 16, 0.02
-"""Maximum number of calls that a process receives at once. The number starts at 1, and is doubled
-if the last calls took less than `SHORT` seconds in all."""
+"""Maximum number of calls that a process receives at once, and the limit for short calls.
+
+The number starts at 1. It is doubled each time the last calls took less than `SHORT` seconds in
+total.
+"""
 
 
 class RhapsodyWorker(rp.raptor.DefaultWorker):  # type: ignore[misc,name-defined,unused-ignore]
@@ -219,7 +223,7 @@ class RhapsodyWorker(rp.raptor.DefaultWorker):  # type: ignore[misc,name-defined
         return self._server.start(shape)
 
     def _watch(self, process: Process, first: dict[str, Any]) -> None:
-        """Report the starts and outcomes of the calls of a process, until it has none."""
+        """Report the starts and outcomes of the calls of a process, until it has no more calls."""
         limit, timer = _limit(first), None
         with self._change:
             self._busy.append(process)
@@ -246,7 +250,12 @@ class RhapsodyWorker(rp.raptor.DefaultWorker):  # type: ignore[misc,name-defined
                 process.close()
 
     def _end(self, call: dict[str, Any], text: str | None) -> None:
-        """Report the outcome of a call; `None` if its process ended during the call."""
+        """Report the outcome of a call.
+
+        Args:
+            call: The call.
+            text: Its result, `None` if its process ended during the call.
+        """
         uid, error = call["uid"], None
         if uid in self._expired:
             limit, text = _limit(call), None
@@ -374,7 +383,7 @@ class Process:
         alive: Whether it can receive more calls.
 
     Raises:
-        ChildProcessError: It could not be started.
+        ChildProcessError: The process could not be started.
     """
 
     def __init__(
@@ -394,7 +403,7 @@ class Process:
             raise ChildProcessError
 
     def send(self, calls: list[dict[str, Any]], gpus: list[int]) -> None:
-        """Send calls, after `receive` has returned `None`."""
+        """Send calls to an idle process, for which `receive` has returned `None`."""
         self.calls.extend(calls)
         os.write(self._unstarted[1].fileno(), bytes(len(calls)))
         orders = [(_kind(call), call["description"]["function"]) for call in calls]

@@ -353,7 +353,7 @@ class RadicalExecutionBackend(ManagedBackend):
                 self.end(job, "LOST")
 
     def _reconsider_held(self) -> None:
-        """Let held tasks be sent, because a pilot has changed or has less to do. Any thread."""
+        """Send held tasks, because a pilot's state or work has changed; called on any thread."""
         if self._held and not self._sending and self._commands is not None:
             self._sending = True
             self._commands.post(self._send_held)
@@ -696,9 +696,7 @@ class RadicalExecutionBackend(ManagedBackend):
         """Report the tasks of an ended pilot as lost."""
         lost = [job for job in self.open_jobs() if job.pilot is pilot and job.sent]
         if self.state() == "running":
-            log.warning(
-                "%s; tasks lost with it: %d", pilot.reason, len(lost), extra={"pilot": pilot.uid}
-            )
+            log.warning("%s; tasks lost: %d", pilot.reason, len(lost), extra={"pilot": pilot.uid})
         for job in lost:
             self.end(job, "LOST")
         self._reconsider_held()

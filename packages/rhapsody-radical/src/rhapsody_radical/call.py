@@ -41,7 +41,7 @@ def run(text: str) -> str:
 class RaptorRunner(Runner):
     """Runner of calls, each in its sandbox and after its `pre_exec` commands.
 
-    The calls leave the environment as it was when the runner was made.
+    After each call, the environment is restored to its state when the runner was created.
     """
 
     own_files: tuple[str, ...] = (*Runner.own_files, __file__)
@@ -52,7 +52,7 @@ class RaptorRunner(Runner):
         self._variables = dict(os.environ)
 
     def run_text(self, text: str) -> str:
-        """Make a call that is encoded as text, see `run`."""
+        """Execute a call that is encoded as text; see `run`."""
         return base64.b64encode(self.run(base64.b64decode(text))).decode("ascii")
 
     def make(self, order: CallSpec, call: Any) -> CallResult:

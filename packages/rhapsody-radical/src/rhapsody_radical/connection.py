@@ -342,8 +342,8 @@ class Connection:
     def at_exit(self) -> None:
         """Close the client if the program ends without a shutdown.
 
-        If it closes already, do not wait for it: the program was interrupted meanwhile, and the
-        client completes the close after the program's end.
+        If the client is already closing, do not wait for it: the program was interrupted meanwhile,
+        and the client finishes closing after the program's end.
         """
         if os.getpid() == self._owner and not self._closing:  # a fork does not own the client
             self.close(keep=self._keep, limit=EXIT_LIMIT)

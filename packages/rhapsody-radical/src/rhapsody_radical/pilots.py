@@ -24,7 +24,7 @@ from rhapsody_radical.schema import FINAL, PMGR_ACTIVE
 log: logging.Logger = logging.getLogger(__name__)
 
 AHEAD = 10.0
-"""Seconds of work that an active pilot receives in advance while others are queued."""
+"""Seconds of work that an active pilot receives in advance while other pilots are queued."""
 
 
 class Pilot:
@@ -75,14 +75,14 @@ class Pilot:
 
     @property
     def active(self) -> bool:
-        """True if it runs tasks."""
+        """True if the pilot is active."""
         return self.usable and PMGR_ACTIVE in self.times
 
     def takes_more(self, work: int) -> bool:
-        """Return True if an active pilot needs more work, so that its cores stay in use.
+        """Return True if an active pilot needs more tasks to keep its cores in use.
 
         Args:
-            work: The number of cores of the tasks that it has.
+            work: The number of cores of the open tasks on it.
         """
         seconds = max(1.0, time.time() - self.times[PMGR_ACTIVE])
         return work < max(2 * self.cores, AHEAD * self.cores_done / seconds)
@@ -94,7 +94,7 @@ class Pilot:
         if wanted and wanted < self.cores:
             log.log(
                 logging.INFO if self.here else logging.WARNING,
-                "pilot %s on %s has %d cores, not %d: it consists of whole nodes of %d cores",
+                "pilot %s on %s: has %d cores instead of %d, because its nodes have %d cores each",
                 self.uid, self.settings["resource"], self.cores, wanted, self.has("cores"),
                 extra={"pilot": self.uid},
             )  # fmt: skip
@@ -154,16 +154,16 @@ class Pilots:
     def choose(
         self, task: TaskDescription, fits: Callable[[Pilot], bool], work: Mapping[int, int]
     ) -> Pilot | None:
-        """Return the pilot for a task: the one that it names, or that with the least work per core.
+        """Choose a pilot for a task: the one that it names, or that with the least work per core.
 
-        A queued pilot may start much later than an active one has free cores. Therefore tasks are
-        not sent to queued pilots, and to active ones only as many as they need for the near future:
-        the others may start somewhere else soon.
+        A queued pilot may start long after an active one has free cores. Therefore, tasks are not
+        sent to queued pilots, and active pilots receive only the tasks that they need for the near
+        future. The other tasks wait, because another pilot may become active soon.
 
         Args:
             task: The task.
             fits: Returns True if a pilot is large enough for it.
-            work: The number of cores of the tasks that each pilot has, by its number.
+            work: The number of cores of the open tasks on each pilot, by its number.
 
         Returns:
             The pilot; `None` if the task has to wait for one.
@@ -171,12 +171,12 @@ class Pilots:
         if len(self.pilots) == 1:
             return self.pilots[0]
         wanted = task["task_backend_specific_kwargs"].get("pilot")
-        if wanted:  # one that is named is not replaced, not even after its end
+        if wanted:  # a named pilot is not replaced, not even after its end
             return next((each for each in self.pilots if each.uid == wanted), self.pilots[0])
         usable = [pilot for pilot in self.pilots if pilot.usable] or self.pilots
         fit = [pilot for pilot in usable if fits(pilot)]
         if not fit or not fit[0].usable:
-            return usable[0]  # which raises the error
+            return usable[0]  # its checks will raise the error
         needs = time_needed(task) or 0.0
         fit = [pilot for pilot in fit if pilot.seconds_left() >= needs] or fit
         if not all(pilot.active for pilot in fit):
@@ -262,7 +262,7 @@ class Job:
 
     Attributes:
         task: Its description, which results are written into.
-        pilot: Its pilot; any pilot before it is sent.
+        pilot: Its pilot; before it is sent, any pilot.
         sent: Whether it was sent to the client.
         on_raptor: Whether it is a call on RAPTOR.
         program: Whether it is a function task that runs as a separate program.

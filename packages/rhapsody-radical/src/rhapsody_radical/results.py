@@ -28,7 +28,7 @@ from rhapsody_radical.translate import missing_outputs, output_names
 DONE, FAILED, CANCELED = "DONE", "FAILED", "CANCELED"
 
 OF_SRUN = re.compile(r"srun: (error: \S+: tasks? [\d,-]+: |(Force )?Terminat(ing|ed) ).*")
-"""Lines that `srun` prints after a program that failed; its exit code says the same."""
+"""Lines that `srun` prints after a program has failed; they repeat the exit code."""
 
 
 def of(job: Job, state: str) -> tuple[str, BaseException | None]:

@@ -328,7 +328,7 @@ def place(task: TaskDescription, words: dict[str, Any], pilot: Pilot) -> bool:
 
 
 def remove_place(task: TaskDescription, pilot: Pilot) -> None:
-    """Remove the sandbox of a task that was canceled before it ran, unless others left files."""
+    """Remove the sandbox of a task that was canceled before it ran, unless it contains files."""
     sandbox, below = task.get("sandbox"), os.path.join(pilot.sandbox, task["uid"])
     if sandbox:
         with suppress(OSError):

@@ -104,7 +104,7 @@ class Reply:
 
 
 GroupReplies = dict[str, tuple[Reply, float]]
-"""The reply of each call in a group by uid, and the seconds that the call took."""
+"""The reply of each call in a group, and the time in seconds that the call took, by uid."""
 
 
 class Returned(Reply):

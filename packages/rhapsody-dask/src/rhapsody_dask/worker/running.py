@@ -81,17 +81,17 @@ def run_order(packed: bytes, values: Sequence[Any]) -> Reply:
 
 
 LATE = 0.06
-"""Seconds after which a group ends, with the calls that have run."""
+"""Seconds after which a group starts no further calls."""
 
 LARGE = 10 << 20
-"""Size in bytes of its replies from which a group ends."""
+"""Total size of replies in bytes above which a group starts no further calls."""
 
 
 def run_group(packed: bytes) -> GroupReplies:
     """Run the calls of a group; see `rhapsody_dask.worker.entry.run_group`.
 
     Returns:
-        The replies. The calls that are missing have not run.
+        The replies. Calls without a reply have not run.
     """
     order, calls = pickle.loads(packed)  # noqa: S301 - from our own backend
     site = site_of(get_worker(), order.session)

@@ -236,7 +236,7 @@ class Running:
         context: The value of `current_task()` in the task.
         cores: Number of cores that it has taken from the gate.
         place: Its place in the worker's notes, `None` until it has its cores.
-        since: The time when it had its cores.
+        since: The time when it received its cores, by the monotonic clock.
         replies: The replies so far, if it is a group.
     """
 
@@ -319,7 +319,7 @@ class Site:
             self.worker.loop.add_callback(self._arm)
 
     def note(self, running: Running) -> None:
-        """Write to the worker's notes that a task or group has started."""
+        """Record in the worker's notes that a task or group has started."""
         if self.notes is not None:
             with self._lock:
                 running.place = self.notes.add(running.uid)
@@ -361,10 +361,14 @@ class Site:
         return started
 
     def stop_group(self, group: str, uid: str) -> GroupReplies | None:
-        """Stop a group after the call that runs, and return the replies of the calls before it.
+        """Stop a group after its running call, and return the replies of the calls before it.
+
+        Args:
+            group: The uid of the group.
+            uid: The uid of the call.
 
         Returns:
-            `None` if that call does not run any more.
+            The replies, `None` if the call is no longer running.
         """
         with self._lock:
             running = self._running.get(group)
@@ -391,7 +395,7 @@ class Site:
             found = [t for t in tasks if key == key_of(t.context.name, self.session, t.uid)]
         for running in found:
             self.leave(running)
-            if running.replies is not None:  # the other calls of the group do not follow it
+            if running.replies is not None:  # start no further calls of the group
                 running.cancelled = True
 
     def stop_all(self) -> None:
@@ -473,7 +477,7 @@ def cancel(session: str, uids: list[str], dask_worker: Any = None) -> list[str]:
 
 
 def stop_group(session: str, group: str, uid: str, dask_worker: Any = None) -> GroupReplies | None:
-    """Stop a group after a call that takes long, see `Site`; called through `Client.run`."""
+    """Stop a group after its running call, see `Site`; called through `Client.run`."""
     site = site_of(dask_worker, session)
     return None if site is None else site.stop_group(group, uid)
 

@@ -59,7 +59,7 @@ class ClientPilot:
         ended: Whether it accepts no more tasks.
         progress: The time since it last started a task.
         reported: The state that was last reported to the program.
-        warned: When a warning said that it is not active, by the monotonic clock.
+        warned: The time of the last warning that it is not active, by the monotonic clock.
     """
 
     def __init__(self, number: int, settings: dict[str, Any]) -> None:
