@@ -609,12 +609,16 @@ def test_outcomes_whose_message_was_lost_come_with_their_group() -> None:
     tasks.receive_news("state_pubsub", {"cmd": NEWS, "arg": [outcomes[0]]})
     tasks.heard(group, group.handle, "DONE")
     done, failed = (0, None, None, "result"), (1, "ValueError('a')", "ValueError('a')", None)
-    assert said == [("end", "call.0", "DONE", "", done), ("end", "call.1", "FAILED", "", failed)]
+    assert said == [
+        ("running", "call.0", "AGENT_EXECUTING", ""),
+        ("end", "call.0", "DONE", "", done),
+        ("end", "call.1", "FAILED", "", failed),
+    ]
     assert not tasks.open()
 
 
 @pytest.mark.parametrize(
-    ("workers", "size"), [([{}], 64), ([{"ranks": 2}], 31), ([{"worker_type": "MPIWorker"}], 1)]
+    ("workers", "size"), [([{}], 256), ([{"ranks": 2}], 31), ([{"worker_type": "MPIWorker"}], 1)]
 )
 def test_several_workers_get_smaller_groups_and_others_none(
     workers: list[dict[str, Any]], size: int
