@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 import signal
 import subprocess
@@ -237,6 +238,23 @@ async def test_the_next_start_cancels_the_jobs_of_programs_killed_with_their_cli
             (said,) = (text for text in caplog.messages if one.session.name in text)
             assert "its client ended without closing it" in said
             assert "batch jobs canceled: 1)" in said
+
+
+def test_doctor_lists_partitions_and_runs_a_task_on_a_pilot(tmp_path: Path) -> None:
+    words = ["doctor", "--json", "-b", "radical_pilot", "--run"]
+    words += ["-o", "resource=tests.cluster", "-o", "queue=debug", "-o", "runtime=5"]
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-m", "rhapsody", *words],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    found = [each["text"] for each in json.loads(done.stdout)["findings"]]
+    assert any("debug (up): 1 idle" in text for text in found), found
+    assert any(text.startswith("ran a task in") for text in found), found
+    cluster.until_no_jobs_of(tmp_path)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_pilot_uses_the_allocation_that_its_program_runs_in(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import pickle
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
 from functools import partial
@@ -126,19 +126,21 @@ class Remote:
             cb_data: A further argument for the callback, if it is true.
             **more: Other parameters of RADICAL-Pilot's method (`metric`, `uid`), as plain values.
         """
-        number = self._remotes.listen(self._ref, partial(_with_data, cb, cb_data))
+        number = next(self._remotes.numbers)
+        self._remotes.listeners[number] = self._ref, cb, cb_data
         try:
             self._call("register_callback", cb=Ref(CALLBACK, number, {}), **more)
         except BaseException:
-            self._remotes.forget(number)
+            del self._remotes.listeners[number]
             raise
 
     def unregister_callback(self, cb: Callable[..., Any] | None = None) -> None:
         """Unregister a callback, or all of this object's callbacks."""
-        for number in self._remotes.listening(self._ref, cb):
-            self._remotes.forget(number)
-            with suppress(AttributeError, KeyError, ValueError):  # tasks lack the method
-                self._call("unregister_callback", cb=Ref(CALLBACK, number, {}))
+        for number, (ref, callback, _) in list(self._remotes.listeners.items()):
+            if ref == self._ref and cb in (None, callback):
+                del self._remotes.listeners[number]
+                with suppress(AttributeError, KeyError, ValueError):  # tasks lack the method
+                    self._call("unregister_callback", cb=Ref(CALLBACK, number, {}))
 
     def __dir__(self) -> list[str]:
         attributes, methods = KINDS[self._ref.kind]
@@ -162,9 +164,11 @@ class Remotes:
         self._ended = ended
         self._found: WeakValueDictionary[tuple[str, str], Remote] = WeakValueDictionary()
         self._lock = threading.Lock()
-        self._numbers = itertools.count(1)
+        self.numbers: Iterator[int] = itertools.count(1)
+        """Numbers of calls and callbacks in messages."""
+        self.listeners: dict[int, tuple[Ref, Callable[..., Any], Any]] = {}
+        """Object, callback and its data, by the callback's number."""
         self._waiting: dict[int, Future[Any]] = {}
-        self._listeners: dict[int, tuple[Ref, partial[Any]]] = {}
         self.reader: int = 0
         """Identifier of the thread that reads messages."""
         self.callbacks: Worker = Worker("rhapsody-radical-callbacks")
@@ -185,15 +189,12 @@ class Remotes:
             RuntimeError: The current thread is the reader, which would wait for itself.
         """
         self.require_another_thread()
-        number, future = next(self._numbers), Future[Any]()
+        number, future = next(self.numbers), Future[Any]()
         self._waiting[number] = future
-        try:
+        with suppress(PilotException):  # the reader calls `end`, or has called it already
             self._send("call", number, target, method, packed)
-        except PilotException:
+        if self._ended.is_set():
             self.end(PilotException("RADICAL-Pilot's client has ended"))
-        else:
-            if self._ended.is_set():
-                self.end(PilotException("RADICAL-Pilot's client has ended"))
         return future
 
     def require_another_thread(self) -> None:
@@ -214,29 +215,12 @@ class Remotes:
             with suppress(InvalidStateError, KeyError):  # set or removed by another thread
                 self._waiting.popitem()[1].set_exception(error)
 
-    def listen(self, target: Ref, callback: partial[Any]) -> int:
-        """Store a callback of an object, and return its number."""
-        number = next(self._numbers)
-        self._listeners[number] = target, callback
-        return number
-
-    def listening(self, target: Ref, cb: Callable[..., Any] | None) -> list[int]:
-        """Return the numbers of an object's callbacks, or only those of `cb`."""
-        return [
-            number
-            for number, (ref, callback) in list(self._listeners.items())
-            if ref == target and cb in (None, callback.args[0])
-        ]
-
-    def forget(self, number: int) -> None:
-        """Remove a callback."""
-        self._listeners.pop(number, None)
-
     def reply(self, number: int, good: bool, packed: bytes) -> None:
         """Deliver the result of a call, or the arguments of a callback."""
-        if (listener := self._listeners.get(number)) is not None:
+        if (listener := self.listeners.get(number)) is not None:
+            _, callback, data = listener
             args = self.decoded(pickle.loads(packed))  # noqa: S301 - from our own client
-            self.callbacks.post(partial(listener[1], *args))
+            self.callbacks.post(partial(callback, *args, *([data] if data else ())))
         elif (future := self._waiting.pop(number, None)) is not None:
             with suppress(InvalidStateError):  # the caller no longer waits
                 try:
@@ -268,11 +252,6 @@ class Remotes:
         if type(value) is dict:
             return Record({key: self.decoded(each) for key, each in value.items()})
         return value
-
-
-def _with_data(cb: Callable[..., Any], data: Any, *args: Any) -> None:
-    """Call a callback with the program's own data, which is not sent to the client."""
-    cb(*args, *([data] if data else ()))
 
 
 def encoded(value: Any) -> Any:
