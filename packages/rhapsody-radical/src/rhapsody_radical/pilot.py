@@ -32,17 +32,8 @@ FORMER = {
 """Names of the former API, with the names of their successors."""
 
 CURRENT = (
-    "Pilot",
-    "PilotDescription",
-    "PilotManager",
-    "PythonTask",
-    "RaptorMaster",
-    "RaptorWorker",
-    "Session",
-    "Task",
-    "TaskDescription",
-    "TaskManager",
-    "pythontask",
+    *("Pilot", "PilotDescription", "PilotManager", "PythonTask", "RaptorMaster", "RaptorWorker"),
+    *("Session", "Task", "TaskDescription", "TaskManager", "pythontask"),
 )
 """Names of the current API."""
 

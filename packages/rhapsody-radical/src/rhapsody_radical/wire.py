@@ -3,6 +3,12 @@
 A message is a tuple of its name and plain values; the user's objects are in it as bytes. Messages
 are sent over an inherited socket pair, in batches. Each batch is a frame: version, length, and the
 pickled tuple of messages. The process at the other end is our own, so the pickles can be trusted.
+
+To the client: `open` starts a session, `submit` and `cancel` are for tasks, `ready` for services,
+`release` gives up RAPTOR's cores on a pilot, `call` calls a method or function, and `close` ends
+the session. To the program: `started` or `failed` for the session, `running` and `end` for tasks,
+`pilot` for changes of a pilot, `reply` for results of calls and arguments of callbacks, `values`
+for new attributes of a remote object, `log` for log records, and `closed`.
 """
 
 from __future__ import annotations

@@ -22,13 +22,9 @@ from rhapsody_radical.client.tasks import Say
 from rhapsody_radical.remote import CALLBACK, KINDS, RAPTORS, Ref
 from rhapsody_radical.wire import is_plain
 
-CLASSES: dict[Any, str] = {
-    rp.Session: "session",
-    rp.PilotManager: "pilot_manager",
-    rp.TaskManager: "task_manager",
-    rp.Pilot: "pilot",
-    rp.Task: "task",
-}
+CLASSES: dict[Any, str] = {getattr(rp, kind.title().replace("_", "")): kind for kind in KINDS}
+"""RADICAL-Pilot's classes, with their kinds."""
+
 DESCRIBED: dict[str, Any] = {
     **dict.fromkeys(("submit_tasks", "submit_raptors", "submit_workers"), rp.TaskDescription),
     "submit_pilots": rp.PilotDescription,
