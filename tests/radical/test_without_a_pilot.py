@@ -594,7 +594,7 @@ def test_reports_do_not_wait_for_tasks_that_were_refused_or_lost_with_their_pilo
     tasks.submit(0, batch("alone", 1))
     entry = tasks.by_uid.get("alone.0")
     assert entry is not None
-    tasks.heard(entry, entry.handle, schema.AGENT_EXECUTING)
+    tasks.handle_state(entry, entry.handle, schema.AGENT_EXECUTING)
     assert told[-1] == ("running", 0.0)
 
 
@@ -607,7 +607,7 @@ def test_outcomes_whose_message_was_lost_come_with_their_group() -> None:
     group.calls = [Entry(f"call.{n}", pilot, group=group) for n in range(2)]
     tasks.by_uid.update((each.uid, each) for each in (group, *group.calls))
     tasks.receive_news("state_pubsub", {"cmd": NEWS, "arg": [outcomes[0]]})
-    tasks.heard(group, group.handle, "DONE")
+    tasks.handle_state(group, group.handle, "DONE")
     done, failed = (0, None, None, "result"), (1, "ValueError('a')", "ValueError('a')", None)
     assert said == [
         ("running", "call.0", "AGENT_EXECUTING", ""),

@@ -216,7 +216,7 @@ class SharedLoop:
             The task that runs it; cancelling it cancels the coroutine.
         """
         task = _started(call, set(), context, asyncio.get_running_loop())
-        task.add_done_callback(partial(_tell, ended))
+        task.add_done_callback(partial(_call_ended, ended))
         return task
 
     def stop(self, timeout: float) -> None:
@@ -265,7 +265,7 @@ async def _drive(
     return value, error
 
 
-def _tell(
+def _call_ended(
     ended: Callable[[Any, BaseException | None], object], task: asyncio.Task[_Outcome]
 ) -> None:
     if task.cancelled():  # before its first step, or while it ended what it left behind

@@ -251,7 +251,7 @@ class _Program:
             self.altered.add(name)
             return Source(file, hasattr(module, "__path__"), "a missing file", None)
         self.altered.discard(name)
-        if changed > self._before and not _says(content, file, module):
+        if changed > self._before and not _was_imported_from(content, file, module):
             self.altered.add(name)
         return _source(file, hasattr(module, "__path__"), content)
 
@@ -387,7 +387,7 @@ def _names(text: bytes) -> set[str]:
     return names
 
 
-def _says(content: bytes, file: str, module: types.ModuleType) -> bool:
+def _was_imported_from(content: bytes, file: str, module: types.ModuleType) -> bool:
     """Return True if a module was imported from a text, as far as can be determined."""
     try:
         code = compile(content, file, "exec", dont_inherit=True)

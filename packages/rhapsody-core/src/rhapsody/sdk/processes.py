@@ -162,7 +162,7 @@ class Reaper:
             self._live.add(pid)
             with suppress(OSError):  # then `pipe` refuses the next program
                 self._opened()
-            self._tell(b"+", pid)
+            self._report(b"+", pid)
 
     def ended(self, pid: int) -> None:
         """Report that a process group has ended. Call this before its leader is reaped.
@@ -171,7 +171,7 @@ class Reaper:
         """
         with self._lock:
             self._live.discard(pid)
-            self._tell(b"-", pid)
+            self._report(b"-", pid)
 
     def stop(self) -> None:
         """Stop the reaper, which kills the groups that remain; blocks briefly.
@@ -208,12 +208,12 @@ class Reaper:
             finally:
                 os.close(reader)
             for pid in self._live:
-                self._tell(b"+", pid)
+                self._report(b"+", pid)
         return self._pipe
 
-    def _tell(self, what: bytes, pid: int) -> None:
+    def _report(self, what: bytes, pid: int) -> None:
         if self._pipe is not None:
-            with suppress(BrokenPipeError):  # it was killed; the next reaper learns of all groups
+            with suppress(BrokenPipeError):  # it was killed; the next reaper receives all groups
                 os.write(self._pipe, b"%b%d\n" % (what, pid))
 
     def _close(self) -> None:

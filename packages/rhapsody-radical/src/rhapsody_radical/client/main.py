@@ -21,7 +21,7 @@ from rhapsody_radical.client import health
 from rhapsody_radical.client.objects import Calls
 from rhapsody_radical.client.raptor import Pair, Raptors
 from rhapsody_radical.client.session import ClientPilot, Session, StartError, text_of
-from rhapsody_radical.client.tasks import HEARD, Tasks
+from rhapsody_radical.client.tasks import HANDLED, Tasks
 from rhapsody_radical.schema import AGENT_EXECUTING, FINAL, PMGR_ACTIVE
 from rhapsody_radical.wire import Message, Outbox, Worker
 
@@ -62,7 +62,7 @@ class Client:
     """
 
     def __init__(self, outbox: Outbox, settings: dict[str, Any]) -> None:
-        self._say: Callable[..., None] = outbox.put
+        self._send: Callable[..., None] = outbox.put
         self._settings = settings
         self._stopping = threading.Event()
         self._note: cleanup.Note | None = None
@@ -78,8 +78,8 @@ class Client:
         )
         pilots = self.session.pilots
         self.raptors: Raptors = Raptors(pilots, self._pairs_changed)
-        self.tasks: Tasks = Tasks(self.session.uid, pilots, self.raptors, self._say)
-        self._calls = Calls(self.session.objects, self.raptors, self._say)
+        self.tasks: Tasks = Tasks(self.session.uid, pilots, self.raptors, self._send)
+        self._calls = Calls(self.session.objects, self.raptors, self._send)
         self._commands = Worker("rhapsody-radical-commands")
         self._started = self._commands.submit(self._start)
 
@@ -144,11 +144,11 @@ class Client:
             if self._stopping.is_set():
                 return
         except StartError as error:
-            self._say("failed", str(error))
+            self._send("failed", str(error))
         except Exception as error:  # RADICAL-Pilot raises exceptions of any type
             log.debug("RADICAL-Pilot session %s: cannot start", settings["uid"], exc_info=True)
             where = settings["work_dir"]
-            self._say("failed", f"RADICAL-Pilot cannot start in {where}: {text_of(error)}")
+            self._send("failed", f"RADICAL-Pilot cannot start in {where}: {text_of(error)}")
         else:
             self._began = time.monotonic()
             self._watch.start()
@@ -158,7 +158,7 @@ class Client:
             ]
             refs = (objects.session, objects.pilot_manager, objects.task_manager)
             pilot_refs = self._calls.encoded(objects.resource_pilots)
-            self._say("started", self._calls.encoded(refs), pilot_refs, pilots)
+            self._send("started", self._calls.encoded(refs), pilot_refs, pilots)
 
     def _leave_note(self, place: Path) -> None:
         session, directory = self.session, Path(self.session.directory)
@@ -208,8 +208,8 @@ class Client:
 
     def _look(self) -> None:
         for pilot in self.session.pilots:
-            self._pilot_heard(pilot, pilot.state)
-            self._say_that_it_waits(pilot)
+            self._on_pilot_state(pilot, pilot.state)
+            self._warn_if_not_active(pilot)
             if not pilot.ended:
                 self._look_at_progress(pilot)
         again = False
@@ -240,7 +240,7 @@ class Client:
                 f"{health.STALLED:g} s, so RADICAL-Pilot's agent or client hangs",
             )
 
-    def _say_that_it_waits(self, pilot: ClientPilot) -> None:
+    def _warn_if_not_active(self, pilot: ClientPilot) -> None:
         """Warn about a pilot that is not active, and give up one that can never start."""
         if pilot.state == PMGR_ACTIVE or pilot.state in FINAL or pilot.ended:
             return
@@ -261,10 +261,10 @@ class Client:
     # RADICAL-Pilot's callbacks, on its threads.
 
     def _on_task(self, handle: Any, state: str) -> None:
-        if state in HEARD:
+        if state in HANDLED:
             entry = self.tasks.by_uid.get(handle.uid)
             if entry is not None:
-                self.tasks.heard(entry, handle, state)
+                self.tasks.handle_state(entry, handle, state)
             elif state == AGENT_EXECUTING:
                 for pilot in self.session.pilots:
                     if pilot.uid == handle.pilot:
@@ -280,16 +280,16 @@ class Client:
     def _on_pilot(self, handle: Any, state: str) -> None:
         for pilot in self.session.pilots:
             if handle is pilot.pilot or str(handle.uid) == pilot.uid:
-                self._pilot_heard(pilot, state)
+                self._on_pilot_state(pilot, state)
 
-    def _pilot_heard(self, pilot: ClientPilot, state: str) -> None:
+    def _on_pilot_state(self, pilot: ClientPilot, state: str) -> None:
         """Report a pilot's state once; may be called on any thread."""
         with self._lock:
             if pilot.pilot is None or pilot.reported == state:
                 return
             pilot.reported = state
         ref = self._calls.encoded(pilot.pilot)
-        self._say("pilot", pilot.number, {"state": (state, time.time()), "pilot": ref})
+        self._send("pilot", pilot.number, {"state": (state, time.time()), "pilot": ref})
         if state in FINAL:
             how = "ended: its walltime has expired, or it was canceled"
             if state == "CANCELED":
@@ -308,7 +308,7 @@ class Client:
             if pilot.ended:
                 return
             pilot.ended = True
-        self._say("pilot", pilot.number, {"ended": how})
+        self._send("pilot", pilot.number, {"ended": how})
         self.tasks.drop(pilot)
 
     def _pairs_changed(self, number: int, lost: Pair | None) -> None:
@@ -317,7 +317,7 @@ class Client:
             (self._calls.encoded(pair.master), self._calls.encoded(pair.workers))
             for pair in raptor.pairs
         ]
-        self._say("pilot", number, {"pairs": pairs})
+        self._send("pilot", number, {"pairs": pairs})
         if lost is not None:
             self.tasks.lose(lost, str(lost.lost))
 

@@ -18,7 +18,7 @@ import radical.utils as ru  # type: ignore[import-untyped,unused-ignore]
 
 from rhapsody_radical.client.raptor import Raptors
 from rhapsody_radical.client.session import Objects
-from rhapsody_radical.client.tasks import Say
+from rhapsody_radical.client.tasks import Send
 from rhapsody_radical.remote import CALLBACK, KINDS, RAPTORS, Ref
 from rhapsody_radical.wire import is_plain
 
@@ -38,12 +38,12 @@ class Calls:
     Args:
         objects: The objects for functions of the program.
         raptors: RAPTOR on the pilots.
-        say: Sends a message to the program.
+        send: Sends a message to the program.
     """
 
-    def __init__(self, objects: Objects, raptors: Raptors, say: Say) -> None:
+    def __init__(self, objects: Objects, raptors: Raptors, send: Send) -> None:
         self._objects = objects
-        self._say = say
+        self._send = send
         self._seen: WeakValueDictionary[tuple[str, Any], Any] = WeakValueDictionary()
         self._seen[RAPTORS, ""] = raptors
         self._forwards: dict[int, Callable[..., None]] = {}
@@ -55,22 +55,22 @@ class Calls:
         try:
             threading.Thread(target=reply, name=name, daemon=True).start()
         except RuntimeError as error:  # the system has no more threads
-            self._say("reply", number, False, _packed_error(error))
+            self._send("reply", number, False, _packed_error(error))
 
     def _reply(self, number: int, target: Ref | None, method: str, packed: bytes) -> None:
         try:
             value = self.encoded(self._called(target, method, packed))
         except BaseException as error:  # sent to the program
-            self._say("reply", number, False, _packed_error(error))
+            self._send("reply", number, False, _packed_error(error))
             return
         try:
-            self._say("reply", number, True, cloudpickle.dumps(value))
+            self._send("reply", number, True, cloudpickle.dumps(value))
         except Exception as error:  # pickling runs the object's own code
             problem = TypeError(
                 f"the result ({type(value).__qualname__}) cannot be pickled for the program: "
                 f"{type(error).__name__}: {error}. Return data that can be pickled"
             )
-            self._say("reply", number, False, pickle.dumps(problem))
+            self._send("reply", number, False, pickle.dumps(problem))
 
     def _called(self, target: Ref | None, method: str, packed: bytes) -> Any:
         args, kwargs = pickle.loads(packed)  # noqa: S301 - from our own program
@@ -85,7 +85,7 @@ class Calls:
     def changed(self, handle: Any) -> None:
         """Send the attributes of a task that has changed, if the program has received it."""
         if ("task", handle.uid) in self._seen:
-            self._say("values", self.encoded(handle))
+            self._send("values", self.encoded(handle))
 
     def encoded(self, value: Any) -> Any:
         """Return the form in which a value is sent: references replace RADICAL-Pilot's objects."""
@@ -129,7 +129,7 @@ class Calls:
         return value
 
     def _forward(self, number: int, *args: Any) -> None:
-        self._say("reply", number, True, pickle.dumps(self.encoded(args)))
+        self._send("reply", number, True, pickle.dumps(self.encoded(args)))
 
 
 def _attribute(thing: Any, name: str) -> Any:

@@ -27,13 +27,13 @@ from rhapsody_radical.wire import Worker
 
 log: logging.Logger = logging.getLogger(__name__)
 
-HEARD = frozenset({AGENT_STAGING_INPUT_PENDING, AGENT_EXECUTING, *FINAL})
+HANDLED = frozenset({AGENT_STAGING_INPUT_PENDING, AGENT_EXECUTING, *FINAL})
 """The states that the client handles."""
 
 NEWS = "rhapsody_calls"
 """Name of our RAPTOR worker's messages about calls of groups."""
 
-Say = Callable[..., None]
+Send = Callable[..., None]
 """Function that sends a message to the program, from its name and its parts.
 
 The keyword `within` limits the time in seconds that the message may wait for others.
@@ -86,18 +86,20 @@ class Tasks:
         session: The session's uid.
         pilots: The session's pilots.
         raptors: RAPTOR on these pilots.
-        say: Sends a message to the program.
+        send: Sends a message to the program.
 
     Attributes:
         by_uid: The tasks by their uids. Several threads remove tasks that have ended; use `open` to
             iterate over it.
     """
 
-    def __init__(self, session: str, pilots: list[ClientPilot], raptors: Raptors, say: Say) -> None:
+    def __init__(
+        self, session: str, pilots: list[ClientPilot], raptors: Raptors, send: Send
+    ) -> None:
         self._session = session
         self._pilots = pilots
         self._raptors = raptors
-        self._say = say
+        self._send = send
         self.by_uid: dict[str, Entry] = {}
         self._queued: set[str] = set()
         self._groups = 0
@@ -207,7 +209,7 @@ class Tasks:
         return entry, description
 
     def _refuse(self, uid: str, error: Exception) -> None:
-        self._say("end", uid, "REFUSED", str(error), type(error).__name__)
+        self._send("end", uid, "REFUSED", str(error), type(error).__name__)
 
     def cancel(self, uids: Iterable[str]) -> None:
         """Request the cancellation of tasks; `cancel_again` repeats it until they have ended."""
@@ -230,7 +232,7 @@ class Tasks:
 
     # Reports to the program; on any thread.
 
-    def heard(self, entry: Entry, handle: Any, state: str) -> None:
+    def handle_state(self, entry: Entry, handle: Any, state: str) -> None:
         """Handle a state of a task; called by RADICAL-Pilot, on its thread."""
         entry.handle = handle
         if state in FINAL:
@@ -295,7 +297,7 @@ class Tasks:
 
     def _report(self, *message: Any) -> None:
         """Send a report, which may wait for others while many tasks have not started."""
-        self._say(*message, within=min(LONGEST, SHARE * len(self._queued)))
+        self._send(*message, within=min(LONGEST, SHARE * len(self._queued)))
 
     def _forget(self, entry: Entry) -> bool:
         """Remove a task; return False if it was already removed."""

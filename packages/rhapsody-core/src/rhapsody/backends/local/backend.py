@@ -435,7 +435,7 @@ class LocalExecutionBackend(SharedSandboxes, ManagedBackend):
             job.error = error
             self._mailbox.put(job)
             return
-        job.given = True
+        job.dispatched = True
         if not job.runner.announces:
             self._announce(job)
 
@@ -445,7 +445,7 @@ class LocalExecutionBackend(SharedSandboxes, ManagedBackend):
             return None  # its end could not be reported
         successor = self._queue.take_over(job.request)
         if successor is not None:
-            successor.given = True
+            successor.dispatched = True
             try:
                 self._prepare(successor)
             except Exception as error:  # one task's problem, such as a full disk
@@ -482,13 +482,13 @@ class LocalExecutionBackend(SharedSandboxes, ManagedBackend):
         except Exception:  # raised again when it has its slots
             return None
         self._queue.take_over(job.request)
-        job.given = True
+        job.dispatched = True
         return job, call
 
     def _taken_back(self, jobs: list[Job]) -> None:
         """Return jobs that waited in a worker process to their places in the queue."""
         for job in jobs:
-            job.given = False
+            job.dispatched = False
         self._queue.put_back(jobs)
         self._pump_soon()
 
@@ -542,7 +542,7 @@ class LocalExecutionBackend(SharedSandboxes, ManagedBackend):
         if job.over:
             return
         task, successor = job.task, job.successor
-        if job.given:
+        if job.dispatched:
             job.runner.ended(job)
         if job.recorder is not None:
             try:

@@ -401,7 +401,7 @@ class Job:
         cancelled: True if it was canceled.
         waits: True if it is in the queue.
         successor: The next job of its thread or worker process, which takes over its slots.
-        given: True if it was passed to its runner.
+        dispatched: True if it was passed to its runner.
         announced: True if RUNNING was reported, or will not be.
         over: True if its terminal state was reported.
         value: The function's return value.
@@ -427,7 +427,7 @@ class Job:
     cancelled: bool = False
     waits: bool = False
     successor: Job | None = None
-    given: bool = False
+    dispatched: bool = False
     announced: bool = False
     over: bool = False
     value: Any = None
