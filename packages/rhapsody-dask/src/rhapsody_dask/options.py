@@ -114,6 +114,9 @@ def parse(resources: Mapping[str, Any] | None, arguments: Mapping[str, Any]) -> 
         resources: The mapping that all backends accept.
         arguments: The backend's other arguments, without those that are `None`.
 
+    Returns:
+        The options.
+
     Raises:
         TypeError: `resources` is not a mapping, or contains an unknown or reserved key.
         ValueError: Several clusters are selected, or options contradict each other.

@@ -96,9 +96,12 @@ def demand(task: TaskDescription) -> Demand:
 
 
 def _check(name: str, annotations: Mapping[str, Any]) -> None:
-    """Raise if Dask would reject an annotation, or if its value is a function.
+    """Check that Dask accepts the annotations, and that none is a function.
 
     Dask calls such functions with a task's key, which only Rhapsody knows.
+
+    Raises:
+        TypeError: Dask would reject one of them, or its value is a function.
     """
     from dask.base import annotate
 

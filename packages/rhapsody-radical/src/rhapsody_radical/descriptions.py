@@ -337,7 +337,10 @@ def has_other_workers(config: Mapping[str, Any] | None) -> bool:
 
 
 def checked_raptor(config: Any) -> dict[str, Any]:
-    """Validate a RAPTOR configuration, and return it with RADICAL-Pilot's current keys.
+    """Validate a RAPTOR configuration.
+
+    Returns:
+        The configuration with RADICAL-Pilot's current keys.
 
     Raises:
         TypeError: It does not have the documented form, or contains an unknown key or a value that

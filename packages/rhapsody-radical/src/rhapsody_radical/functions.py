@@ -257,11 +257,14 @@ def default_raptor(pilot: Pilot, cores: int | None) -> dict[str, Any]:
 
 
 def describe_call(job: Job, batch: Batch) -> tuple[dict[str, Any], tuple[Any, ...]]:
-    """Create a function task's sandbox, and return its description for RAPTOR and packed call.
+    """Create a function task's sandbox, and describe the task for RAPTOR.
 
     Args:
         job: The task.
         batch: The data shared by tasks that are submitted together.
+
+    Returns:
+        The description, and the packed call.
 
     Raises:
         TypeError: The call cannot be pickled.

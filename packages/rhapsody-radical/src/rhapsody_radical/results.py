@@ -32,11 +32,14 @@ OF_SRUN = re.compile(r"srun: (error: \S+: tasks? [\d,-]+: |(Force )?Terminat(ing
 
 
 def of(job: Job, state: str) -> tuple[str, BaseException | None]:
-    """Collect a job's output, and return the state and the error to report.
+    """Collect a job's output, and determine what to report.
 
     Args:
         job: The job.
         state: RADICAL-Pilot's final state, or `"LOST"`.
+
+    Returns:
+        The state and the error to report.
     """
     if state == "LOST" or not job.sent:
         if job.cancelled:

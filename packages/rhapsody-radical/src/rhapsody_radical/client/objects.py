@@ -110,6 +110,12 @@ class Calls:
         Args:
             value: The value from the message.
             make: The class of descriptions to create from dicts, if any.
+
+        Returns:
+            The argument for RADICAL-Pilot.
+
+        Raises:
+            ValueError: There is no object with the uid of a reference.
         """
         if type(value) is Ref and value.kind == CALLBACK:
             # RADICAL-Pilot identifies callbacks by their ids.

@@ -72,7 +72,7 @@ class ClientPilot:
         self.ended = False
         self.progress: Progress = Progress()
         self.reported = ""
-        self.warned = -math.inf
+        self.warned: float = -math.inf
 
     @property
     def uid(self) -> str:
