@@ -363,8 +363,8 @@ async def test_a_worker_that_hangs_does_not_hide_what_still_runs_on_another(
                 os.kill(other, signal.SIGSTOP)
                 try:
                     future.cancel()
-                    await _until(lambda: backend._stopping._asking is not None)
-                    await _until(lambda: backend._stopping._asking is None)
+                    await _until(lambda: backend._stop_requests._asking is not None)
+                    await _until(lambda: backend._stop_requests._asking is None)
                     assert len(backend.still_running) == 1
                     gate.touch()
                     await future.ended()

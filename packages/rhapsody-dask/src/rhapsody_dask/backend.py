@@ -26,7 +26,7 @@ from rhapsody_dask.cluster import Connection, NotStartedError
 from rhapsody_dask.files import Links, View, copy_out
 from rhapsody_dask.groups import Groups
 from rhapsody_dask.plugin import CLUSTER
-from rhapsody_dask.requests import Stopping, Waits
+from rhapsody_dask.requests import StopRequests, WaitWarnings
 from rhapsody_dask.results import Results, reference_lost, worker_lost
 from rhapsody_dask.task import Call, Ready, Submission, named
 from rhapsody_dask.values import Shared
@@ -171,8 +171,10 @@ class DaskExecutionBackend(ManagedBackend):
                 self._send,
                 direct=direct,
             )
-        self._waits = Waits(client, self.session.uid, self.open_tasks, self._connection.address)
-        self._stopping = Stopping(client, self.session.uid, self._results)
+        self._warnings = WaitWarnings(
+            client, self.session.uid, self.open_tasks, self._connection.address
+        )
+        self._stop_requests = StopRequests(client, self.session.uid, self._results)
         self._subscribe(client)
         self._watching = asyncio.ensure_future(self._watch(client))
         self._started_up = True
@@ -291,7 +293,7 @@ class DaskExecutionBackend(ManagedBackend):
             self._results.calls[one.call.key] = one.call
         self._submission.send(ready)
         self._results.watch([one.call for one in ready])
-        self._waits.watch()
+        self._warnings.watch()
 
     async def _prepare(self, calls: Sequence[Call]) -> list[Ready]:
         """Pack tasks, and send large values in them to the cluster."""
@@ -412,8 +414,8 @@ class DaskExecutionBackend(ManagedBackend):
                 ran = mark(call.uid) in marks
             if ran and not call.finished:  # otherwise Dask reruns it if its reply was lost
                 self._results.fail(call, worker_lost(call, worker))
-                self._stopping.stop_rerun(call.uid)
-        self._waits.watch()
+                self._stop_requests.stop_rerun(call.uid)
+        self._warnings.watch()
 
     def _runs(self, call: Call, worker: str, token: str) -> None:
         """Handle a worker's report that it runs a task."""
@@ -450,8 +452,8 @@ class DaskExecutionBackend(ManagedBackend):
         self._results.close()
         if self._groups is not None:
             self._groups.close()
-        self._stopping.close()
-        self._waits.close()
+        self._stop_requests.close()
+        self._warnings.close()
 
     # Methods that older programs await.
 
@@ -513,7 +515,7 @@ class DaskExecutionBackend(ManagedBackend):
     def _cancel(self, call: Call) -> None:
         if not call.cancelled:
             call.cancelled = True
-            self._stopping.stop(call)
+            self._stop_requests.stop(call)
 
     # Files.
 

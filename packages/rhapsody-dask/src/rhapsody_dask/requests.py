@@ -16,7 +16,7 @@ ANSWERS = 5.0
 """Time limit in seconds for the workers' answers; a worker that is cut off never answers."""
 
 
-class Stopping:
+class StopRequests:
     """Requests to stop tasks of one backend, sent to all workers in batches.
 
     Args:
@@ -87,7 +87,7 @@ AGAIN = 60.0
 """Seconds between two warnings."""
 
 
-class Waits:
+class WaitWarnings:
     """Warnings about tasks of one backend that no worker can run.
 
     Args:
@@ -103,29 +103,29 @@ class Waits:
         self._calls = calls
         self._address = address
         self._timer: asyncio.TimerHandle | None = None
-        self._looking: asyncio.Task[None] | None = None
+        self._checking: asyncio.Task[None] | None = None
 
     def watch(self) -> None:
         """Check soon, because tasks were sent or a worker was lost."""
         if self._timer is None:
-            self._look_in(FIRST)
+            self._check_in(FIRST)
 
     def close(self) -> None:
         """Stop checking."""
         if self._timer is not None:
             self._timer.cancel()
-        if self._looking is not None:
-            self._looking.cancel()
+        if self._checking is not None:
+            self._checking.cancel()
 
-    def _look_in(self, seconds: float) -> None:
-        self._timer = asyncio.get_running_loop().call_later(seconds, self._begin)
+    def _check_in(self, seconds: float) -> None:
+        self._timer = asyncio.get_running_loop().call_later(seconds, self._start_check)
 
-    def _begin(self) -> None:
+    def _start_check(self) -> None:
         self._timer = None
         if self._calls:
-            self._looking = asyncio.ensure_future(self._look())
+            self._checking = asyncio.ensure_future(self._check())
 
-    async def _look(self) -> None:
+    async def _check(self) -> None:
         from rhapsody_dask.worker.entry import stuck
 
         try:
@@ -137,7 +137,7 @@ class Waits:
         text = self._text(workers, [self._calls[uid] for uid in uids if uid in self._calls])
         if text is not None:
             log.warning(text)
-            self._look_in(AGAIN)
+            self._check_in(AGAIN)
 
     def _text(self, workers: list[str], calls: list[Call]) -> str | None:
         if not workers and self._calls:

@@ -82,9 +82,9 @@ class RadicalExecutionBackend(ManagedBackend):
 
     Args:
         resources: The parameters of a pilot's description (`resource`, `cores`,
-            `nodes`, `runtime` in minutes, `queue`, `project`, ...). For several pilots, the list
-            `pilots` in it has the parameters in which they differ; or a list of descriptions.
-            Default: this machine, `local.localhost`, for an hour.
+            `nodes`, `runtime` in minutes, `queue`, `project`, ...). For several pilots, its key
+            `pilots` is a list of dicts with the parameters in which they differ. Alternatively, a
+            list of complete descriptions. Default: this machine, `local.localhost`, for an hour.
         raptor_config: RAPTOR masters and their workers, with RADICAL-Pilot's keys:
             `{"masters": [{..., "workers": [{..., "worker_type": ...}]}]}`. Default: one master
             and one worker, whose size depends on the pilot.

@@ -87,7 +87,7 @@ def build(words: Mapping[str, Any], name: str) -> Any:
         description = rp.TaskDescription(dict(words))
         description.verify()
         rp.staging_directives.expand_description(description)
-    except Exception as error:  # whatever RADICAL-Pilot raises
+    except Exception as error:  # RADICAL-Pilot raises exceptions of any type
         raise ValueError(f"task {name!r}: task_description: {error}") from error
     return description
 

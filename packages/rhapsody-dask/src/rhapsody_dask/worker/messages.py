@@ -113,7 +113,7 @@ class Returned(Reply):
     __slots__ = ()
 
 
-class TaskRaised(Exception):  # noqa: N818 - carries a failure, is none
+class TaskRaised(Exception):  # noqa: N818 - carries a failure to Dask
     """Failed attempt that Dask itself should retry; raised instead of returning the reply."""
 
     def __init__(self, reply: Reply, uid: str, error: str) -> None:
