@@ -1,8 +1,9 @@
 """Dask plugins that send Rhapsody's code to a cluster and publish task transitions there.
 
 The plugins are pickled by value, so they can be unpickled without Rhapsody. They contain the source
-of core and of this package, which Python imports from memory while an engine uses them. If both are
-installed on the other side, those are used, and their versions must be the same.
+of core and of this package in a zip file, from which Python imports while an engine uses the
+cluster. If both packages are installed there, they are used instead, and their versions must be the
+same.
 """
 
 from __future__ import annotations
@@ -75,13 +76,13 @@ def installed() -> dict[str, str]:
 
 
 PLACE = "rhapsody-shipped-"
-"""Beginning of the names of the directories that the sources are written to."""
+"""Prefix of the names of the directories that contain the zip file."""
 
 
 class _Cargo:
     """Sources that both plugins contain, as a zip file to import from; pickled by value.
 
-    All users in a process import from one file. `sys.path` contains its path once for each.
+    All plugins in a process import from one file, whose path is in `sys.path` once for each plugin.
     """
 
     def __init__(self, sources: bytes | None, wanted: dict[str, str]) -> None:
