@@ -281,7 +281,9 @@ def system(session: nox.Session) -> None:
 
     Without tests that are marked `long`, unless others are requested: `-- tests/system`.
     """
-    tools = (BUILD, HATCHLING, GRIFFE, MYPY, RUFF, XDIST, "nox", "pytest>=8.4", *TEST_TOOLS)
+    tools = [BUILD, HATCHLING, GRIFFE, MYPY, RUFF, XDIST, "nox", "pytest>=8.4", *TEST_TOOLS]
+    if session.venv_backend == "uv":
+        tools.append("uv")  # makes the environments of the tests, too
     session.install(NO_COMPILE, *tools)
     files_at_once = ("-n2", "--dist=loadfile")  # as those of one file share environments
     session.run("pytest", *files_at_once, *(session.posargs or ["-m", "not long", "tests/system"]))
@@ -338,11 +340,11 @@ def lowest_allowed(pyproject: Path) -> dict[str, str]:
 def docs(session: nox.Session) -> None:
     """Build the documentation in strict mode, and run all code blocks."""
     wfcommons = f"./{DISTRIBUTIONS['wfcommons'].folder}"  # documented in docs/replay.md
-    install_distribution(session, "dask", wfcommons, DOCS, *TEST_TOOLS)
+    install_distribution(session, "dask", wfcommons, DOCS, XDIST, *TEST_TOOLS)
     session.run(
         "mkdocs", "build", "--strict", "--site-dir", str((session.cache_dir / "site").absolute())
     )
-    session.run("pytest", *(session.posargs or ["tests/docs"]))
+    session.run("pytest", *(session.posargs or ["-n2", "tests/docs"]))
 
 
 @nox.session

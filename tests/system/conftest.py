@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import importlib.util
 import os
 import shutil
 import subprocess
@@ -62,8 +63,12 @@ def install(venv: Path, *requirements: str | Path) -> Path:
     """Make a clean environment with requirements, and return its directory of programs."""
     # virtualenv, a dependency of nox, copies its pip; venv would install pip each time.
     check(sys.executable, "-m", "virtualenv", venv, cwd=venv.parent, timeout=INSTALL_TIMEOUT)
-    pip = (venv / "bin" / "python", "-m", "pip", "install", "--quiet")
-    check(*pip, *requirements, cwd=venv, timeout=INSTALL_TIMEOUT)
+    python = venv / "bin" / "python"
+    # pip is what users have, and what the README's and the scaffold's commands run here.
+    quick = (sys.executable, "-m", "uv", "pip", "install", "--python", python)
+    usual = (python, "-m", "pip", "install")
+    command = quick if importlib.util.find_spec("uv") else usual
+    check(*command, "--quiet", *requirements, cwd=venv, timeout=INSTALL_TIMEOUT)
     return venv / "bin"
 
 
