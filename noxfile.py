@@ -165,6 +165,8 @@ PEERS = {
     "Prefect": ["prefect>=3.4", "fastapi<0.145"],
 }
 BENCHMARK_TOOLS = ["matplotlib>=3.9", "wfcommons>=1.6"]
+COVERAGE = "coverage>=7.10"
+LEAST_COVERAGE = {"core": ("*", 92), "engine": ("*/rhapsody/engine/*", 96)}  # files, percent
 AUDIT_TOOLS = ["pip-audit>=2.9,<3", "cyclonedx-bom>=7,<8", "detect-secrets>=1.5,<2"]
 
 nox.needs_version = ">=2024.10.9"
@@ -273,6 +275,38 @@ def quick(session: nox.Session, backend: str) -> None:
 def long(session: nox.Session, backend: str) -> None:
     """Run the tests of one backend that are marked `long`."""
     run_tests(session, backend, "-m", "long")
+
+
+@nox.session
+def coverage(session: nox.Session) -> None:
+    """Measure the branch coverage of core's tests, with the processes that they start.
+
+    Without tests that are marked `long`, unless others are requested. Prints the modules that are
+    not covered completely, and fails if the total of core or of the engine is below its limit.
+    """
+    core = DISTRIBUTIONS["core"]
+    data = session.cache_dir.absolute() / "coverage"
+    shutil.rmtree(data, ignore_errors=True)
+    data.mkdir(parents=True)
+    settings = {
+        "COVERAGE_RCFILE": str(ROOT / "pyproject.toml"),
+        "COVERAGE_FILE": str(data / "data"),
+    }
+    install_distribution(session, "core", COVERAGE, XDIST, *TEST_TOOLS, *core.tools)
+    options = (f"-n{core.at_once}", "--dist=worksteal", "-m", "not long")
+    given = session.posargs or [*options, core.tests]
+    session.run("coverage", "run", "-m", "pytest", *given, env=settings)
+    session.run("coverage", "combine", "--quiet", env=settings)
+    session.run("coverage", "report", "--skip-covered", "--show-missing", env=settings)
+    short = []
+    for name, (files, least) in LEAST_COVERAGE.items():
+        command = ["coverage", "report", "--format=total", f"--include={files}"]
+        total = str(session.run(*command, env=settings, silent=True)).strip()
+        session.log("%s: %s %% covered, at least %s %% required", name, total, least)
+        if total != "None" and float(total) < least:  # None with --install-only
+            short.append(f"the coverage of {name} is {total} %, which is less than {least} %")
+    if short:
+        session.error("\n".join(short))
 
 
 @nox.session
@@ -472,11 +506,12 @@ def ci(session: nox.Session) -> None:
 
 @nox.session(python=False)
 def release(session: nox.Session) -> None:
-    """Run all tests on every Python and with the lowest dependencies, and an audit.
+    """Run all tests on every Python and with the lowest dependencies, an audit, and `coverage`.
 
     The tests of the documentation are in `ci`.
     """
     session.notify("audit")
+    session.notify("coverage")
     for backend in DISTRIBUTIONS:
         for python in PYTHONS:
             session.notify(f"tests-{python}(backend='{backend}')")
