@@ -17,14 +17,13 @@ import os
 import shutil
 import subprocess
 import tarfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Any, cast
 
 from rhapsody import TaskDescription
 from rhapsody.sdk import (
-    OUTPUT_FILES,
     RESERVED,
     Program,
     TaskProgram,
@@ -119,20 +118,6 @@ def unpack_files(packed: Any, directory: str) -> None:
                 archive.extract(member, directory, filter="data")
 
 
-ANNOUNCE = 'printf "+%d\\n" $$ >&2; exec "$@" 2>>"$0"'
-"""Script of a shell whose standard error is the reaper's pipe; `$0` is the file for errors."""
-
-
-def announced(command: Sequence[str], errors: str) -> list[str]:
-    """Return a command that reports its process id to the reaper, then executes `command`.
-
-    Args:
-        command: The program and its arguments.
-        errors: The file that its standard error is appended to.
-    """
-    return ["/bin/sh", "-c", ANNOUNCE, errors, *command]
-
-
 def run_program(
     site: Site, order: Order, running: Running, values: Sequence[Any], loop: WorkerLoop
 ) -> Reply:
@@ -174,12 +159,11 @@ async def _run(site: Site, order: Order, running: Running, task: TaskDescription
     if running.cancelled:
         return 0
     program: TaskProgram
-    launch = partial(_launch, os.path.join(task["sandbox"], OUTPUT_FILES[1]))
     if order.more.get("service"):
         ready = partial(_notify_ready, site, task)
-        program = TaskService(task, environment, ready=ready, launch=launch)
+        program = TaskService(task, environment, ready=ready, launch=_launch)
     else:
-        program = TaskProgram(task, environment, launch=launch)
+        program = TaskProgram(task, environment, launch=_launch)
 
     def stop() -> None:
         with suppress(RuntimeError):  # the loop is closed: the program has ended
@@ -201,32 +185,12 @@ def _notify_ready(site: Site, task: TaskDescription, value: Any) -> None:
     site.notify({"ready": (task["uid"], pack(value)[0])})
 
 
-def _launch(errors: str, command: Sequence[str], **options: Any) -> Program:
+def _launch(command: Sequence[str], **options: Any) -> Program:
     """Start a program that ends with the worker, even if the worker is killed.
 
-    Args:
-        errors: The file for its standard error, if that is kept.
-        command: As for `Program`.
-        **options: As for `Program`.
-
-    Returns:
-        The program.
+    Output that is not kept is dropped, because the worker's own streams are not the user's.
     """
-    stdout = options["stdout"]
-    _require_program(command[0], options["cwd"], options["environment"])
-    if options["stderr"] is None:
-        errors = os.devnull
-    options["stdout"] = subprocess.DEVNULL if stdout is None else stdout
-    options["stderr"] = supervisor.pipe()
-    return Program(announced(command, errors), reaper=supervisor, **options)
-
-
-def _require_program(name: str, cwd: str, environment: Mapping[str, str]) -> None:
-    """Raise the error that starting the program would raise; the shell reports only a code."""
-    path = os.path.join(cwd, name) if os.path.dirname(name) else None
-    found = shutil.which(path or name, path=environment.get("PATH"))
-    if found is not None:
-        return
-    if path is not None and os.path.exists(path):
-        raise PermissionError(13, os.strerror(13), name)
-    raise FileNotFoundError(2, os.strerror(2), name)
+    for name in ("stdout", "stderr"):
+        if options[name] is None:
+            options[name] = subprocess.DEVNULL
+    return Program(command, reaper=supervisor, **options)
