@@ -11,12 +11,13 @@ from typing import Any
 import pytest
 
 from rhapsody_dask.shipping import WAITS, SchedulerSetup
-from rhapsody_dask.worker.site import Notes, notes_of
+from rhapsody_dask.worker.site import Notes, mark, notes_of
 
 pytestmark = pytest.mark.asyncio
 
 ADDRESS = "tls://127.0.0.1:4711"
 TOPIC = "rhapsody.session"
+REMOVED: dict[str, Any] = {"removed": ADDRESS, "started": []}
 
 
 class Scheduler(SimpleNamespace):
@@ -101,7 +102,7 @@ async def test_a_lost_worker_is_reported_after_its_tasks() -> None:
     plugin.transition("f-session-1", "processing", "erred")
     plugin.remove_worker(scheduler, ADDRESS)
     await asyncio.sleep(0)
-    assert scheduler.published == [{"tasks": [("f-session-1", "erred")]}, {"removed": ADDRESS}]
+    assert scheduler.published == [{"tasks": [("f-session-1", "erred")]}, REMOVED]
 
 
 async def test_what_dask_leaves_waiting_for_a_task_that_it_gave_up_is_stuck() -> None:
@@ -114,7 +115,7 @@ async def test_what_dask_leaves_waiting_for_a_task_that_it_gave_up_is_stuck() ->
     plugin.remove_worker(scheduler, ADDRESS)
     assert scheduler.published == [
         {"tasks": [("lost", "stuck"), ("waits", "stuck")]},
-        {"removed": ADDRESS},
+        REMOVED,
     ]
 
 
@@ -144,7 +145,7 @@ async def test_only_what_a_killed_worker_had_not_started_runs_again(tmp_path: Pa
     erred = [(task.key, "erred") for task in (started, often, raised)]
     repeated = [(task.key, "repeated") for task in (waited, ended)]
     assert sorted(published["tasks"]) == sorted(erred + repeated)
-    assert removed == {"removed": ADDRESS}
+    assert removed == {"removed": ADDRESS, "started": [mark("started")]}
     assert not os.listdir(tmp_path)
 
 
@@ -155,4 +156,4 @@ async def test_what_a_worker_without_notes_had_was_not_started(tmp_path: Path) -
     plugin.transition(waited.key, "processing", "erred")
     plugin.remove_worker(scheduler, ADDRESS)
     assert waited.state == "waiting"
-    assert scheduler.published == [{"tasks": [(waited.key, "repeated")]}, {"removed": ADDRESS}]
+    assert scheduler.published == [{"tasks": [(waited.key, "repeated")]}, REMOVED]
