@@ -1,8 +1,7 @@
 """Options of the backend, validated before anything is started.
 
-Each option belongs to Dask's client, to the LocalCluster or to the backend itself. The most common
-names are listed here, so that Dask need not be imported to check them. Other names are looked up in
-the signatures of Dask's classes.
+Each option belongs to Dask's client, to the LocalCluster or to the backend itself. The names of
+Dask's options are looked up in the signatures of its classes.
 """
 
 from __future__ import annotations
@@ -15,38 +14,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rhapsody.sdk import seconds
-
-LOCAL = frozenset(
-    {
-        "n_workers",
-        "threads",
-        "threads_per_worker",
-        "processes",
-        "memory_limit",
-        "gpus",
-        "dashboard_address",
-        "worker_dashboard_address",
-        "host",
-        "ip",
-        "interface",
-        "protocol",
-        "scheduler_port",
-        "scheduler_kwargs",
-        "local_directory",
-        "silence_logs",
-        "death_timeout",
-        "lifetime",
-        "preload",
-        "env",
-        "name",
-    }
-)
-"""Keywords of the LocalCluster and of its workers."""
-
-CLIENT = frozenset(
-    {"set_as_default", "heartbeat_interval", "connection_limit", "direct_to_workers"}
-)
-"""Keywords of the client."""
 
 OWN = {
     "asynchronous": "the backend always uses an asynchronous client",
@@ -79,8 +46,11 @@ TLS = frozenset(
 )
 """Keywords of `distributed.Security`."""
 
-SETTINGS = frozenset({"security", "timeout"})
-"""Options that apply to every cluster."""
+RESERVED = TLS.union(WAYS, ("security", "timeout"))
+"""Options that the backend itself handles, or converts."""
+
+ADDED = frozenset({"threads", "gpus"})
+"""Options of the LocalCluster that are not Dask's."""
 
 TIMEOUT = 30.0
 """Default time limit in seconds for connecting."""
@@ -173,37 +143,32 @@ def _mapping(resources: Mapping[str, Any] | None) -> Mapping[str, Any]:
         raise TypeError(
             f"resources must be a dict such as {{'n_workers': 2, 'threads': 1}}, got {resources!r}"
         )
-    listed = LOCAL | CLIENT | TLS | SETTINGS | set(WAYS)
     for key in resources:
         if key in OWN:
             raise TypeError(f"resources: {key!r} cannot be set: {OWN[key]}")
-    known = listed.union(*_keywords(resources))
+    known = RESERVED.union(*_keywords(resources))
     for key in resources:
         if key not in known:
             close = difflib.get_close_matches(str(key), known, n=1)
             hint = f" Did you mean {close[0]!r}?" if close else ""
             raise TypeError(
-                f"resources: unknown key {key!r}.{hint} Accepted: {', '.join(sorted(listed))}, and "
-                "all other keywords of distributed's Client, LocalCluster, Nanny and Worker"
+                f"resources: unknown key {key!r}.{hint} Accepted: "
+                f"{', '.join(sorted(RESERVED | ADDED))}, and the keywords of distributed's Client, "
+                "LocalCluster, Nanny and Worker"
             )
     return resources
 
 
 def _keywords(used: Mapping[str, Any]) -> tuple[frozenset[str], frozenset[str]]:
-    """Return the keywords of the client, and those of the LocalCluster and its workers.
-
-    Dask's classes are inspected only if a used name is not listed here.
-    """
-    listed = LOCAL | CLIENT | TLS | SETTINGS | set(WAYS)
-    if used.keys() <= listed:
-        return CLIENT, LOCAL
+    """Return the keywords of the client, and those of the LocalCluster and its workers."""
+    if used.keys() <= RESERVED:  # Dask need not be imported yet
+        return frozenset(), frozenset()
     from distributed import Client, LocalCluster, Nanny, Worker
 
-    owned = (listed - CLIENT) | frozenset(OWN)
-    client = CLIENT | (_parameters(Client) - owned)
     classes = (LocalCluster, Nanny, Worker, used.get("worker_class"))
-    local = LOCAL.union(*(_parameters(each) for each in classes if isinstance(each, type)))
-    return client, local - client - (owned - LOCAL)
+    local = ADDED.union(*(_parameters(each) for each in classes if isinstance(each, type)))
+    client = _parameters(Client) - RESERVED - OWN.keys() - {"name"}
+    return client, local - RESERVED - OWN.keys() - client
 
 
 def _parameters(kind: type) -> frozenset[str]:
@@ -230,13 +195,8 @@ def _local(keywords: Mapping[str, Any]) -> dict[str, Any]:
         raise TypeError(
             f"worker_class must be a class such as distributed.Nanny, got {worker_class!r}"
         )
-    for key in ("n_workers", "threads_per_worker"):
+    for key, least in (("n_workers", 1), ("threads_per_worker", 1), ("gpus", 0)):
         value = local.get(key)
-        if value is not None and (
-            isinstance(value, bool) or not isinstance(value, int) or value < 1
-        ):
-            raise ValueError(f"{key} must be an integer of at least 1, got {value!r}")
-    gpus = local.get("gpus")
-    if gpus is not None and (isinstance(gpus, bool) or not isinstance(gpus, int) or gpus < 0):
-        raise ValueError(f"gpus must be an integer of at least 0, got {gpus!r}")
+        if value is not None and (type(value) is not int or value < least):
+            raise ValueError(f"{key} must be an integer of at least {least}, got {value!r}")
     return local
