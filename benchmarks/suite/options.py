@@ -81,28 +81,28 @@ class ByItself(Threads):
         return Path(path).absolute()
 
 
-class Promised(ByItself):
-    """Functions that promise a file, which stays in the sandbox."""
+class Declared(ByItself):
+    """Functions that declare a file, which stays in the sandbox."""
 
-    title = "promised"
+    title = "declared"
 
     def place(self, path: str) -> Any:
-        """Return a promised file."""
+        """Return a declared file."""
         from rhapsody import OutputFile
 
         return OutputFile(Path(path).name)
 
 
 class Saved(ByItself):
-    """Functions that promise a file, which is saved."""
+    """Functions that declare a file, which is saved."""
 
-    title = "promised and saved"
+    title = "declared and saved"
 
     def place(self, path: str) -> Any:
-        """Return a promised file with a destination."""
+        """Return a declared file with a destination."""
         from rhapsody import OutputFile
 
         return OutputFile(f"saved/{Path(path).name}")
 
 
-FILES: list[type[Contestant]] = [ByItself, Promised, Saved]
+FILES: list[type[Contestant]] = [ByItself, Declared, Saved]

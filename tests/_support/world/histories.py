@@ -1,4 +1,4 @@
-"""Runs random histories of the scheduler, and prints the seed of each that breaks a promise.
+"""Runs random histories of the scheduler, and prints the seed of each that breaks an invariant.
 
     python -m tests._support.world.histories [--count 10000000] [--first 0]
 
@@ -43,7 +43,7 @@ def main() -> int:
                 print(line, flush=True)
             if done % 100 == 0:
                 print(f"{done * CHUNK} histories", file=sys.stderr, flush=True)
-    print(f"{total} of {len(firsts) * CHUNK} histories broke a promise")
+    print(f"{total} of {len(firsts) * CHUNK} histories broke an invariant")
     return int(total > 0)
 
 

@@ -1,8 +1,8 @@
 """The scheduler alone, in a world that a random generator drives: no loop, no backend, no file.
 
-`World` is everything around the scheduler: it has the futures, hands batches over, reports what
-became of attempts in any order and more than once, lets time go by, and ends. What the contract
-promises is in `tests._support.world.promises`, which looks at each step and at the end.
+`World` is everything around the scheduler: it creates futures, submits batches, reports the
+outcomes of attempts in any order and more than once, advances the clock, and ends. The rules of the
+contract are in `tests._support.world.invariants`, and are checked at each step and at the end.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from rhapsody.errors import TaskLostError
 from rhapsody.plugins.specs import Stats
 from rhapsody.states import TasksMainStates
 from rhapsody.task import RetryPolicy, TaskDescription
-from tests._support.world.promises import BrokenPromiseError, Promises
+from tests._support.world.invariants import BrokenInvariantError, Invariants
 
 DONE, FAILED = TasksMainStates.DONE, TasksMainStates.FAILED
 CANCELED, RUNNING = TasksMainStates.CANCELED, TasksMainStates.RUNNING
@@ -42,7 +42,7 @@ class TaskError(Exception):
 
 
 class Result:
-    """A future without a loop; being settled twice breaks a promise."""
+    """A future without a loop; being settled twice breaks an invariant."""
 
     def __init__(self, uid: str) -> None:
         self.uid = self.name = uid
@@ -54,7 +54,7 @@ class Result:
 
     def settle(self, how: str, what: Any) -> None:
         if self.outcome is not None:
-            raise BrokenPromiseError(f"{self.uid} is settled twice: {self.outcome}, {how} {what}")
+            raise BrokenInvariantError(f"{self.uid} is settled twice: {self.outcome}, {how} {what}")
         self.outcome = how, what
 
     def set_result(self, value: Any) -> None:
@@ -175,7 +175,7 @@ class World:
         self.clock = 0.0
         self.timers: list[tuple[float, int, TaskRecord | None, Deadline]] = []
         self.numbers = count()
-        self.promises = Promises(self)
+        self.invariants = Invariants(self)
 
     def _backend(self, name: str) -> BackendHandle:
         backend: BackendHandle = object.__new__(BackendHandle)
@@ -220,13 +220,13 @@ class World:
     def leave(self, record: TaskRecord) -> None: ...
 
     def publish(self, record: TaskRecord, state: TasksMainStates, error: Any = None) -> None:
-        self.promises.published(record, state)
+        self.invariants.published(record, state)
 
     def service_ended(self, record: TaskRecord, main: Any, report: Any) -> tuple[Any, Any]:
         return main, report.get("exception")
 
     def service_settled(self, record: TaskRecord, value: Any = None, error: Any = None) -> None:
-        raise BrokenPromiseError(f"{record.future.uid} is settled twice")
+        raise BrokenInvariantError(f"{record.future.uid} is settled twice")
 
     def save(self, record: TaskRecord, value: Any) -> None:
         self.scheduler.saved(record, value)
@@ -268,7 +268,7 @@ class World:
         kind = BlockRecord if task.prefix == "block" else TaskRecord
         record = kind(self.scheduler, task, future, number, (), None, None, tuple(dependencies))
         future._node = record
-        future.on_result = partial(self.promises.succeeded, record)
+        future.on_result = partial(self.invariants.succeeded, record)
         self.records.append(record)
         self.calls[record] = record.dependencies
         self.scheduler.add(record, parent)
@@ -306,7 +306,7 @@ class World:
         for record in batch:
             self.submitted[record, backend] += 1
             self.uids.append(record.uid)
-            self.promises.handed_over(record)
+            self.invariants.handed_over(record)
         while random.random() < 0.3:
             self.anything(during=True)
         self.batch = []
@@ -413,14 +413,14 @@ class World:
             event(self)
 
     def run(self, steps: int = 60) -> None:
-        """Runs a history from its beginning to its end, and looks that promises were kept."""
+        """Runs a history from its beginning to its end, and checks the invariants."""
         for _ in range(self.random.randint(1, steps)):
             self.anything()
-            self.promises.look()
+            self.invariants.look()
         if self.random.random() < 0.5:
             self._run_dry()
         self._shut_down()
-        self.promises.look_at_the_end()
+        self.invariants.look_at_the_end()
 
     def _run_dry(self) -> None:
         """Call nothing new and let backends obey: all tasks must end."""
@@ -440,7 +440,7 @@ class World:
             self.wait()
             if not self.scheduler.live:
                 return
-        raise BrokenPromiseError(f"these never end: {self.scheduler.live}")
+        raise BrokenInvariantError(f"these never end: {self.scheduler.live}")
 
     def _shut_down(self) -> None:
         scheduler = self.scheduler
@@ -461,6 +461,6 @@ def history(seed: int, scheduler: type[Scheduler] = Scheduler) -> None:
     """Runs the history of a seed.
 
     Raises:
-        BrokenPromiseError: A promise of the contract was broken.
+        BrokenInvariantError: A rule of the contract was broken.
     """
     World(Random(seed), scheduler).run()

@@ -1,4 +1,4 @@
-"""Whatever happens in whatever order, the scheduler keeps what the contract promises.
+"""Whatever happens in whatever order, the scheduler follows the rules of the contract.
 
 It runs alone, without a loop or a backend, so that there are many histories: by seeds for
 their number, and by hypothesis, which makes one that fails short.

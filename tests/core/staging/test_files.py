@@ -37,7 +37,7 @@ def read(path: Any) -> str:
 
 
 def writer(flow: WorkflowEngine, *names: str, text: str = "made") -> Any:
-    """An executable that promises files of those names and writes them."""
+    """An executable that declares files of these names and writes them."""
 
     @flow.executable_task
     def write(*files: OutputFile) -> str:

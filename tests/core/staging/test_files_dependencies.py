@@ -1,4 +1,4 @@
-"""Files as dependencies: an input whose place an earlier call has promised waits for that call."""
+"""Files as dependencies: an input that an earlier call has declared waits for that call."""
 
 # ruff: noqa: ASYNC240 - the tests look at files when nothing else is to run on the loop
 from __future__ import annotations
@@ -39,7 +39,7 @@ def reader(flow: WorkflowEngine) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("promised", "named"),
+    ("declared", "named"),
     [
         ("a.txt", "a.txt"),
         ("work/a.txt", "work/a.txt"),
@@ -49,10 +49,10 @@ def reader(flow: WorkflowEngine) -> Any:
     ],
 )
 async def test_an_input_waits_for_the_call_that_promised_its_place(
-    here: Path, flow: WorkflowEngine, promised: str, named: str
+    here: Path, flow: WorkflowEngine, declared: str, named: str
 ) -> None:
     (here / "link").symlink_to(here / "work")
-    writer(flow)("word", OutputFile(promised))
+    writer(flow)("word", OutputFile(declared))
     assert await within(reader(flow)(InputFile(named.format(here=here)))) == "word\n"
 
 

@@ -1,4 +1,4 @@
-"""Files for tasks: origins, links, files between backends, promised outputs."""
+"""Files for tasks: origins, links, files between backends, declared outputs."""
 
 # ruff: noqa: ASYNC240 - these tests are about files, and have the loop for themselves
 
@@ -321,7 +321,7 @@ async def test_implicit_links_between_backends_need_a_shared_file_system(work: P
         assert [uid for uid, _ in backend.implicit] == expected
 
 
-# Promised outputs.
+# Declared outputs.
 
 
 async def test_written_outputs_pass_and_missing_ones_are_named(work: Path) -> None:

@@ -1,4 +1,4 @@
-"""Directories: promised, handed on and saved, and what stays of several files."""
+"""Directories: declared, passed on and saved, and what stays of several files."""
 
 # ruff: noqa: ASYNC240 - the tests look at files when nothing else is to run on the loop
 from __future__ import annotations

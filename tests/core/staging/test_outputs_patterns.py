@@ -1,4 +1,4 @@
-"""Files that match a pattern: promised, handed on and saved."""
+"""Files that match a pattern: declared, passed on and saved."""
 
 from __future__ import annotations
 

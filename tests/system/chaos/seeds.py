@@ -235,7 +235,7 @@ def _in_one_process(seed: Seed, place: Path, environment: dict[str, str]) -> str
 def wrong_sandboxes(
     report: dict[str, Any], graph: list[Call], ends: dict[int, End], *, lost: bool
 ) -> list[str]:
-    """The sandboxes that stay against what is promised."""
+    """The sandboxes that stay although they should not."""
     may_stay = set()
     if report["keep"] != "none":  # what a failed task has read stays with its own
         wanted = {

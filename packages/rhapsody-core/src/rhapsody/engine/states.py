@@ -7,8 +7,8 @@ transition of this table; `rhapsody.engine.scheduler` adds the handler of each. 
 row is late, repeated or out of order: it changes nothing and is counted in `flow.stats.late`,
 except a repeated report that a task is running.
 
-A new rule is a row here, its handler in the scheduler, and a check in
-`tests/_support/world/promises.py`. Tests run the scheduler alone, with a stub for everything else,
+A new rule is a row here, its handler in the scheduler, and an invariant in
+`tests/_support/world/invariants.py`. Tests run the scheduler alone, with a stub for the rest,
 through a hundred thousand random histories; `python -m tests._support.world.histories` runs ten
 million.
 """

@@ -1,4 +1,4 @@
-"""Rules of the contract for every history of the scheduler."""
+"""Invariants: rules of the contract that hold in every history of the scheduler."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 DONE, CANCELED = TasksMainStates.DONE, TasksMainStates.CANCELED
 
 
-class BrokenPromiseError(AssertionError):
+class BrokenInvariantError(AssertionError):
     """The scheduler did what it must not, or did not what it must."""
 
 
-class Promises:
+class Invariants:
     """Rules of the contract that hold in every history."""
 
     def __init__(self, world: World) -> None:
@@ -29,7 +29,7 @@ class Promises:
 
     def hold(self, kept: object, what: str) -> None:
         if not kept:
-            raise BrokenPromiseError(what)
+            raise BrokenInvariantError(what)
 
     def handed_over(self, record: TaskRecord) -> None:
         """A task goes to a backend after its dependencies, while it is wanted, so many times."""
