@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from rhapsody.backends import Capabilities
 from rhapsody.cli import doctor as doctor_command
 from rhapsody.cli import main
 from tests._support.distributions import BACKEND, declaration, install, install_backend, unique
@@ -297,6 +298,18 @@ def test_a_task_is_run_on_request(
     assert re.fullmatch(r"started in \d+\.\d\d s", said[0])
     assert re.fullmatch(r"ran a task in \d+\.\d\d s", said[1])
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_function_is_run_on_a_backend_without_executables(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(
+        "rhapsody.backends.noop.NoopExecutionBackend.capabilities", Capabilities(executables=False)
+    )
+    code, report = doctor(capsys, "-b", "noop", "--run")
+    assert code == 0
+    assert findings(report, "backend noop")[-1]["text"].startswith("ran a task in")
 
 
 def test_a_task_that_fails_is_a_line_in_the_report(
