@@ -23,7 +23,8 @@ from rhapsody.backends.execution.radical_pilot import RadicalExecutionBackend
 from rhapsody.errors import BackendUnavailableError
 from rhapsody.plugins import UsageError
 from rhapsody.resources import Resources
-from rhapsody_radical import descriptions, functions, links, schema
+from rhapsody.sdk import OUTPUT_FILES
+from rhapsody_radical import descriptions, functions, links, results, schema
 from rhapsody_radical.client import raptor
 from rhapsody_radical.client.health import Progress
 from rhapsody_radical.client.tasks import NEWS, Entry, Tasks
@@ -489,6 +490,33 @@ def test_a_lost_pair_says_why() -> None:
     master = SimpleNamespace(uid="m", state="FAILED", exception="OSError('disk')", stderr="full\n")
     pair = raptor.Pair(master, [], descriptions.default_raptor_config(2)["masters"][0])
     assert pair.problem() == "RAPTOR master m ended (FAILED): OSError('disk'): full"
+
+
+@pytest.mark.parametrize(
+    ("text", "left"),
+    [
+        ("", ""),
+        ("\n", "\n"),
+        ("own\nsrun: error: node1: task 0: Exited with exit code 3\n", "own\n"),
+        ("srun: error: node1: tasks 0-2,4: Killed\nsrun: Terminating StepId=5.0", ""),
+        (
+            "a\n/p/t.1.exec.sh: line 64:  4262 Killed      /bin/sh -c 'x'\n"
+            "srun: error: n: task 0: Killed\n",
+            "a\n",
+        ),
+        ("srun: error: n: task 0: Killed\nown", "srun: error: n: task 0: Killed\nown"),
+        ("srun: error: Unable to create step", "srun: error: Unable to create step"),
+    ],
+)
+def test_lines_of_launchers_do_not_end_the_standard_error(
+    text: str, left: str, tmp_path: Path
+) -> None:
+    (tmp_path / OUTPUT_FILES[0]).touch()
+    (tmp_path / OUTPUT_FILES[1]).write_text(text)
+    pilot = RadicalExecutionBackend().pilots[0]
+    job = Job(completed("a", {"executable": "true", "sandbox": str(tmp_path)}, None), pilot)
+    results.collect_output(job)
+    assert job.task["stderr"] == left
 
 
 def test_what_failed_in_radical_pilot_is_in_the_standard_error_too() -> None:

@@ -27,8 +27,11 @@ from rhapsody_radical.translate import missing_outputs, output_names
 
 DONE, FAILED, CANCELED = "DONE", "FAILED", "CANCELED"
 
-OF_SRUN = re.compile(r"srun: (error: \S+: tasks? [\d,-]+: |(Force )?Terminat(ing|ed) ).*")
-"""Lines that `srun` prints after a program has failed; they repeat the exit code."""
+OF_LAUNCHER = re.compile(
+    r"(srun: (error: \S+: tasks? [\d,-]+: |(Force )?Terminat(ing|ed) )"
+    r"|/\S+\.exec\.sh: line \d+: +\d+ [A-Z]).*\n?"
+)
+"""Lines of `srun` and RADICAL-Pilot's script about a program that failed, as its exit code says."""
 
 
 def of(job: Job, state: str) -> tuple[str, BaseException | None]:
@@ -78,10 +81,9 @@ def collect_output(job: Job) -> None:
         task["stdout"], task["stderr"] = paths
         return
     task["stdout"], errors = (end_of_file(path, sys.maxsize) or "" for path in paths)
-    lines = errors.splitlines(keepends=True)
-    while lines and OF_SRUN.fullmatch(lines[-1].rstrip("\n")):
-        lines.pop()
-    task["stderr"] = "".join(lines)
+    while OF_LAUNCHER.fullmatch(errors, last := errors.rfind("\n", 0, -1) + 1):
+        errors = errors[:last]
+    task["stderr"] = errors
 
 
 def outcome(job: Job, state: str) -> tuple[str, BaseException | None]:
