@@ -17,19 +17,27 @@ SPEC = BackendSpec(name="toy", import_path="toys.backend:Toy")
 @pytest.mark.parametrize(
     ("wrong", "kind", "said"),
     [
-        ({"executables": "yes"}, TypeError, "executables='yes'): True or False"),
-        ({"files": None}, TypeError, "files=None): True or False"),
+        ({"executables": "yes"}, TypeError, "executables must be True or False, got 'yes'"),
+        ({"files": None}, TypeError, "files must be True or False, got None"),
         ({"cancel_functions": "always"}, ValueError, "'none', 'queued', 'running'"),
-        ({"cancel_services": True}, ValueError, "cancel_services=True"),
+        ({"cancel_services": True}, ValueError, "cancel_services must be one of"),
         ({"resources": ["cores"]}, TypeError, "frozenset({'cores'})"),
-        ({"resources": frozenset({"cpus"})}, ValueError, "no resource 'cpus'; there are cores, "),
+        (
+            {"resources": frozenset({"cpus"})},
+            ValueError,
+            "unknown resource 'cpus'; valid resources: cores, ",
+        ),
         (
             {"task_settings": {"queue"}},
             TypeError,
             "a frozenset of keys, such as frozenset({'",
         ),
-        ({"task_settings": frozenset({1})}, TypeError, "task_settings=frozenset({1}"),
-        ({"binds": frozenset({"gpus"})}, ValueError, "must be among the resources"),
+        (
+            {"task_settings": frozenset({1})},
+            TypeError,
+            "task_settings must be None or a frozenset of keys",
+        ),
+        ({"binds": frozenset({"gpus"})}, ValueError, "must be a subset of resources"),
     ],
 )
 def test_invalid_capabilities_are_refused(

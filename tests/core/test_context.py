@@ -12,7 +12,7 @@ from rhapsody.context import TaskContext, current_task, task_context
 
 
 def test_outside_a_task_there_is_no_current_one() -> None:
-    with pytest.raises(RuntimeError, match="inside a function task"):
+    with pytest.raises(RuntimeError, match="outside a task"):
         current_task()
 
 

@@ -46,7 +46,7 @@ def test_a_memory_that_is_no_size_is_a_value_error_that_shows_it(memory: int | s
 
 @pytest.mark.parametrize("memory", [None, 1.5, True, b"1"])
 def test_a_memory_of_the_wrong_type_is_a_type_error_that_shows_it(memory: Any) -> None:
-    with pytest.raises(TypeError, match=f"'2 GiB', not {memory!r}"):
+    with pytest.raises(TypeError, match=f"'2 GiB', got {memory!r}"):
         memory_in_bytes(memory)
 
 

@@ -55,9 +55,17 @@ def test_the_wait_may_be_a_callable_from_the_attempt_to_seconds() -> None:
         ({"wait": -0.5}, ValueError, "wait must be 0 or more"),
         ({"wait": [1]}, TypeError, "wait must be a number"),
         ({"wait": "soon"}, ValueError, "wait must be seconds or text"),
-        ({"on": "ValueError"}, TypeError, "on must be exception types, got 'ValueError'"),
-        ({"on": (ValueError, 3)}, TypeError, "on must be exception types, got 3"),
-        ({"on": int}, TypeError, "on must be exception types"),
+        (
+            {"on": "ValueError"},
+            TypeError,
+            "on must be an exception type or several of them, got 'ValueError'",
+        ),
+        (
+            {"on": (ValueError, 3)},
+            TypeError,
+            "on must be an exception type or several of them, got 3",
+        ),
+        ({"on": int}, TypeError, "on must be an exception type or several of them"),
     ],
 )
 def test_a_policy_that_cannot_be_is_an_error_that_names_what_was_given(

@@ -176,7 +176,7 @@ def test_asking_for_a_state_that_has_no_native_one_is_an_error() -> None:
     with pytest.raises(ValueError, match="no native state for PENDING, only for DONE"):
         register().get_backend_state("PENDING")
     for wrong in ("FINISHED", "", None, 1):
-        with pytest.raises(ValueError, match="there is no canonical state"):
+        with pytest.raises(ValueError, match="unknown canonical state"):
             register().get_backend_state(wrong)  # type: ignore[arg-type]
 
 
@@ -270,8 +270,8 @@ def test_registering_with_defaults_gives_the_canonical_states() -> None:
 @pytest.mark.parametrize(
     ("changes", "complaint"),
     [
-        ({"failed_state": "FINISHED"}, "cannot mean both"),
-        ({"lost": "GONE"}, "there is no canonical state 'lost'"),
+        ({"failed_state": "FINISHED"}, "cannot stand for both"),
+        ({"lost": "GONE"}, "unknown canonical state 'lost'"),
         ({"done_state": []}, "needs a native state for DONE"),
         ({"done_state": None}, "got None for DONE"),
         ({"done_state": ""}, "got '' for DONE"),

@@ -214,7 +214,7 @@ def test_another_programs_run_goes_when_that_was_killed(
         program.kill()
         program.wait()
     assert clean(capsys, "--keep-results") == [
-        f"{name}  kept: it did not end properly, so its results are not known",
+        f"{name}  kept: it did not end properly, so its results are unknown",
         "removed 0 runs, 0 B",
     ]
     assert clean(capsys)[-1].startswith("removed 1 run, ")

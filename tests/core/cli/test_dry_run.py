@@ -323,7 +323,7 @@ def test_with_resume_it_shows_what_would_run_and_why_and_changes_nothing(
     assert sorted(tmp_path.rglob("*")) == before
     rerun = run(PREVIEWED, "--dry-run", "--rerun", "make")  # implies --resume
     assert "WITH --resume" in rerun.stdout.splitlines()[0]
-    assert "task.000001  make  -            runs: --rerun asked for it" in rerun.stdout
+    assert "task.000001  make  -            runs: requested by --rerun" in rerun.stdout
     (journal,) = (tmp_path / ".rhapsody" / "journals").iterdir()
     with opened(journal) as reader:
         assert [each.how for each in reader.runs()] == ["done"]

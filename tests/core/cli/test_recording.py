@@ -249,7 +249,7 @@ def test_one_that_others_may_write_is_refused(place: Place) -> None:
     journal(place).chmod(0o666)
     refused = place.run()
     check_mistake(
-        refused, "can be written by others", "chmod 600", "or run without a journal: --no-journal"
+        refused, "is writable by other users", "chmod 600", "or run without a journal: --no-journal"
     )
     assert place.run("--no-journal").returncode == 0
 
@@ -258,7 +258,7 @@ def test_a_damaged_one_is_refused(place: Place) -> None:
     place.run()
     journal(place).write_text("no database" * 1000)
     check_mistake(
-        place.run(), "move it away to begin another", "or run without a journal: --no-journal"
+        place.run(), "move it away to start a new one", "or run without a journal: --no-journal"
     )
 
 
@@ -325,7 +325,7 @@ def test_source_that_is_replaced_after_its_import_is_not_taken_for_what_ran(
     for name in ("by_module", "by_class", "by_function"):  # a worker would run the new source
         said = (
             f"task '{name}' is not recorded and will run again on resume: "
-            "helpers.py was changed after the program had started; run it again"
+            "helpers.py was changed after the program started"
         )
         assert first.stderr.count(said) == 1, first.stderr
     assert place.run("--resume").stdout == "[22, 22, 22]\n"

@@ -416,8 +416,8 @@ async def test_where_files_cannot_be_locked_a_line_says_what_that_means(
     async with WorkflowEngine.create(uid="shared", work_dir=tmp_path / "w"):
         pass
     (line,) = lines(caplog, logging.WARNING)
-    assert "cannot be locked" in line
-    assert "two programs that use uid 'shared' there at the same time" in line
+    assert "locking failed" in line
+    assert "other programs that use uid 'shared' there at the same time" in line
 
 
 FORGETS = """

@@ -137,7 +137,7 @@ async def test_a_function_that_did_not_write_its_file_leads_to_a_note(
     def fit(out: OutputFile) -> None: ...
 
     error = await failure(fit(OutputFile("model.csv")))
-    assert str(error).endswith("it is to be written to the path that the task gets for it")
+    assert str(error).endswith("Write the file to the path that the task receives")
 
 
 async def test_a_dependent_names_the_call_that_failed_first(flow: WorkflowEngine) -> None:

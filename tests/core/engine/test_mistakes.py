@@ -239,7 +239,7 @@ async def test_a_promise_that_was_not_kept_says_what_was_written() -> None:
             return "mkdir results; touch results/a.txt; touch b.txt"
 
         with pytest.raises(
-            DataError, match=r"'a.txt' in '.*'; it wrote 'b.txt', 'results/a.txt'; commands"
+            DataError, match=r"'a.txt' .*; it wrote 'b.txt', 'results/a.txt'. Commands"
         ):
             await write(OutputFile("results/a.txt"))
 

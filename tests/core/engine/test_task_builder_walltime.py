@@ -335,7 +335,7 @@ async def test_a_run_says_what_it_held_back_and_the_next_one_takes_it_up(
     first = await asyncio.to_thread(run, RUN, "-o", "resources={walltime=60}")
     assert first.returncode == 1, first
     assert "3 tasks were held back: 'local' had " in first.stderr
-    assert " left, and the first of them, simulate (task.000001), needs 0:10:00" in first.stderr
+    assert " left, but the first of them, simulate (task.000001), needs 0:10:00" in first.stderr
     assert "1 done, 3 held back in " in first.stderr
     assert "failed" not in first.stderr
     assert "run the same command again to continue" in first.stderr

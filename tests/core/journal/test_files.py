@@ -244,8 +244,8 @@ async def test_no_two_tasks_see_different_versions_of_a_file_that_was_made_again
         await program(*words[:-1])(flow)
     for path in (here / ".rhapsody").rglob("made.txt"):
         path.unlink()
-    reused = "task 'run' (task.000002)" if len(words) == 2 else "its former result"
-    with pytest.raises(DataError, match=f"'run' made 'made.txt' again.*{re.escape(reused)}"):
+    reused = "task 'run' (task.000002)" if len(words) == 2 else "its previous result"
+    with pytest.raises(DataError, match=f"'run' regenerated 'made.txt' .*{re.escape(reused)}"):
         async with WorkflowEngine.create(journal="run.sqlite", resume=True) as flow:
             await program(*words)(flow)
     async with WorkflowEngine.create(journal="run.sqlite") as flow:
@@ -278,7 +278,7 @@ async def test_missing_files_are_reported_before_their_tasks_run(
         await program(flow, ["one", "three", "four"])
     once = ["four", "last", "one", "other", "three", "two"]
     assert ran(here) == sorted([*once, "copy", "copy", "make", "make"])
-    (line,) = [each.getMessage() for each in caplog.records if "run again" in each.getMessage()]
+    (line,) = [each.getMessage() for each in caplog.records if "rerunning" in each.getMessage()]
     assert line.startswith("rerunning 2 tasks of an earlier run")
     assert "(2 so far): task 'run' (task.000002), task 'run' (task.000001)" in line
 
@@ -387,7 +387,7 @@ async def test_undeclared_files_are_not_kept_and_reported(
     with caplog.at_level(logging.WARNING):
         await broken_off(program)
     assert caplog.text.count("is not recorded") == 1
-    assert "left files in its sandbox and declares none" in caplog.text
+    assert "left files in its sandbox without declaring them" in caplog.text
     assert await broken_off(program) == ""
     assert ran(here) == ["make", "make", "plain", "see", "see", "show"]
 

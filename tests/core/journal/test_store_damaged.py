@@ -156,7 +156,7 @@ def test_a_database_of_something_else_is_refused_and_left_as_it_is(
     _execute(path, f"PRAGMA user_version = {version}")
     path.chmod(0o600)
     before = path.read_bytes()
-    said = "other.sqlite is a database, and no journal of Rhapsody's; name another file"
+    said = "other.sqlite is a database, but not a journal"
     with pytest.raises(JournalError, match=said):
         asyncio.run(_program(path, broken_off=False))
     with pytest.raises(JournalError, match=said), opened(path):

@@ -24,7 +24,7 @@ async def test_one_that_others_may_write_is_refused(here: Path) -> None:
         pass
     assert (here / "run.sqlite").stat().st_mode & 0o777 == 0o600
     (here / "run.sqlite").chmod(0o620)
-    with pytest.raises(JournalError, match=rf"by others.*chmod 600 {here}/run\.sqlite"):
+    with pytest.raises(JournalError, match=rf"by other users.*chmod 600 {here}/run\.sqlite"):
         await WorkflowEngine.create(journal="run.sqlite")
 
 
@@ -72,7 +72,7 @@ async def test_none_is_made_in_a_directory_of_another_users() -> None:
         os.chmod(directory, 0o755)
         os.setresuid(12345, 12345, 0)
         try:
-            with pytest.raises(NotYoursError, match="in a directory of another user's"):
+            with pytest.raises(NotYoursError, match="in another user's directory"):
                 require_private(Path(directory, "run.sqlite"))
         finally:
             os.setresuid(0, 0, 0)
@@ -112,7 +112,7 @@ async def test_a_damaged_one_is_refused(here: Path, damage: str) -> None:
     else:
         with contextlib.closing(sqlite3.connect(path)) as database:
             database.execute("PRAGMA user_version = 77")
-    with pytest.raises(JournalError, match="move it away to begin another"):
+    with pytest.raises(JournalError, match="move it away to start a new one"):
         await WorkflowEngine.create(journal="run.sqlite")
     path.unlink()
     async with engine() as flow:
@@ -129,7 +129,7 @@ async def test_a_result_that_was_changed_in_the_file_is_not_used(
     async with engine() as flow:
         assert await chain(flow) == 8
     assert ran()["double"] == 4
-    assert "the recording of 'double' (task.000002) was damaged" in caplog.text
+    assert "the recording of 'double' (task.000002) is damaged" in caplog.text
 
 
 async def test_a_journal_that_cannot_be_written_any_more_is_said(
@@ -177,7 +177,7 @@ async def test_a_value_that_cannot_be_stored_is_skipped_and_the_journal_goes_on(
     [
         ({"journal": 3}, TypeError, "journal must be True, False or the path of a file, got 3"),
         ({"journal": True, "resume": "yes"}, ValueError, 'resume must be "auto", True or False'),
-        ({"resume": True}, ValueError, "give journal=True, too"),
+        ({"resume": True}, ValueError, "pass journal=True as well"),
         ({"journal": True, "journal_max_value": "big"}, ValueError, "journal_max_value must look"),
     ],
 )

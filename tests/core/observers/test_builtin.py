@@ -94,7 +94,7 @@ async def test_a_trace_on_a_full_disk_harms_no_run(caplog: pytest.LogCaptureFixt
         assert await part() == 1
         assert await part() == 1
     assert flow.summary is not None
-    assert caplog.text.count("/dev/full: the trace ends here: OSError: ") == 1
+    assert caplog.text.count("/dev/full: disabled, later events are lost (OSError: ") == 1
 
 
 async def test_a_traces_former_name_says_the_new_one(tmp_path: Path) -> None:

@@ -282,7 +282,7 @@ async def test_a_file_over_the_limit_is_an_error_that_says_how_to_raise_it(
     server: Server, tmp_path: Path
 ) -> None:
     stager = Stager(tmp_path / "work", fetch_limit="1 MB")
-    with pytest.raises(DataError, match=r"large.bin has more than 1000000 bytes.*FETCH_LIMIT"):
+    with pytest.raises(DataError, match=r"large.bin is larger than 1000000 bytes.*FETCH_LIMIT"):
         await fetch(stager, server.url("large.bin"))
     assert parts(stager) == []
     await stager.close()
@@ -350,7 +350,9 @@ async def test_a_missing_library_is_an_error_with_the_command_that_installs_it(
         return real(name, *args)
 
     monkeypatch.setattr(importlib, "import_module", without)
-    with pytest.raises(DataError, match=r"is not installed: pip install 'rhapsody-core\[files\]'$"):
+    with pytest.raises(
+        DataError, match=r"is not installed; run pip install 'rhapsody-core\[files\]'$"
+    ):
         await fetch(stager, server.url("data.txt"))
 
 

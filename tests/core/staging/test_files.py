@@ -393,7 +393,7 @@ async def test_a_command_with_a_file_name_that_needs_quotes_gets_a_hint(
         hint = "write {shlex.quote(str(file))} in the command, or return a list of arguments"
         assert (hint in str(error)) == ("'" not in command), error
         name = "my table.csv" if command == "> {1}" else "my data.csv"
-        assert (f"the shell does not read {name!r} as one word" in str(error)) == (
+        assert (f"the shell does not treat {name!r} as one word" in str(error)) == (
             hint in str(error)
         )
         if command == "cat {0}":

@@ -96,7 +96,7 @@ async def test_a_sandbox_that_cannot_be_made_says_why(disk: Path) -> None:
 
 def test_a_journal_that_cannot_begin_says_which_disk_is_full(disk: Path) -> None:
     filled(disk)
-    with pytest.raises(JournalError, match=f"{disk} is full: make room"):
+    with pytest.raises(JournalError, match=f"{disk} is full: free some space"):
         Journal(disk / "run.sqlite", disk)
 
 

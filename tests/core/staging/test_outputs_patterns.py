@@ -62,7 +62,7 @@ async def test_what_matches_in_several_tasks_is_gathered(flow: WorkflowEngine) -
     _, texts, _ = await within(listing(flow)(InputFile("*.csv"), *parts))
     assert texts == ["0\n", "1\n", "2\n"]
     again = run("echo again > 1.csv", OutputFile("*.csv", many=True))
-    with pytest.raises(DataError, match=r"two inputs called '1.csv': the file that .* wrote and"):
+    with pytest.raises(DataError, match=r"two inputs named '1.csv': the file that .* wrote and"):
         await within(listing(flow)(InputFile("*.csv"), *parts, again))
 
 
@@ -85,9 +85,9 @@ async def test_a_place_for_several_files_is_a_directory(here: Path, flow: Workfl
     (here / "there").mkdir()
     run = shell(flow)
     for save, complaint in [
-        ("all.csv", r"save is the place of one file; give a directory, save='all.csv/'"),
-        ("taken/", "is not a directory for files"),
-        ("taken", "is not a directory for files"),
+        ("all.csv", r"save must be a directory for several files; write save='all.csv/'"),
+        ("taken/", "is not a directory"),
+        ("taken", "is not a directory"),
     ]:
         with pytest.raises(DataError, match=complaint):
             await within(run(f"touch {here}/ran", OutputFile("*", many=True, save=save)))
@@ -117,7 +117,7 @@ async def test_tasks_that_run_at_once_cannot_save_the_same_file(
     first, gate = await held_open(here, flow, out, "echo slow > 1.csv")
     await within(shell(flow)("echo quick > 1.csv", other))
     gate.write_text("go")
-    with pytest.raises(DataError, match=r"'slow' cannot save '1.csv' .*'run' has saved one there"):
+    with pytest.raises(DataError, match=r"'slow' cannot save '1.csv' .*'run' saved a file there"):
         await within(first)
     assert (here / "out/1.csv").read_text() == "quick\n"
     await within(shell(flow)("echo later > 1.csv", out))
@@ -134,7 +134,9 @@ async def test_what_matches_is_not_written_over_what_the_run_reads_or_another_wr
         await within(run("echo 1 > 1.csv", out))
     assert (here / "1.csv").read_text() == "precious"
     first, gate = await held_open(here, flow, OutputFile("./2.csv"), "echo slow > 2.csv")
-    with pytest.raises(DataError, match=r"cannot save '2.csv' .*'slow' .* is about to save one"):
+    with pytest.raises(
+        DataError, match=r"cannot save '2.csv' .*'slow' .* is also about to write there"
+    ):
         await within(run("echo 2 > 2.csv", out))
     gate.write_text("go")
     await within(first)

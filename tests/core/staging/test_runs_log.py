@@ -147,7 +147,7 @@ def test_a_failing_disk_is_reported_once_and_fails_no_task(
     log.warning("two")
     handler.end()
     said, *others = caplog.messages
-    assert said.startswith("the log of this run ends here: [Errno 28]")
+    assert said.startswith("log of this run: disabled ([Errno 28]")
     assert others == ["one", "two"]
 
 

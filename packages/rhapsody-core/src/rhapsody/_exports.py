@@ -14,7 +14,7 @@ DASK = "rhapsody.backends.execution.dask_parallel"
 RADICAL = "rhapsody.backends.execution.radical_pilot"
 
 NEEDED = {DASK: ("rhapsody_dask", "distributed"), RADICAL: ("rhapsody_radical", "radical.pilot")}
-"""Modules with names that come with a plugin, and what must be installed for them."""
+"""Modules whose names come with a plugin, and the modules that they need."""
 
 
 def lazy(
@@ -69,9 +69,9 @@ def lazy(
 
 
 def _is_import_statement(frame: FrameType) -> bool:
-    """Return True if `from package import name` requests an attribute, not `hasattr` or a user.
+    """Return True if `from package import name` requests an attribute, and not other code.
 
-    `hasattr` needs an AttributeError, and the import statement would drop its text, which says
+    `hasattr` needs an AttributeError, and the import statement would drop its text, which names
     what to install. No exception can be both AttributeError and ModuleNotFoundError.
     """
     code = frame.f_code

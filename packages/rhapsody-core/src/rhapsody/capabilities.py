@@ -11,7 +11,7 @@ from rhapsody.resources import Resources
 from rhapsody.task import TaskKind
 
 CancelLevel = Literal["none", "queued", "running"]
-"""Tasks that can be cancelled: none, those that wait, or those that run as well."""
+"""Tasks that can be canceled: none, those that have not started, or running ones as well."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,19 +78,19 @@ class Capabilities:
             value = getattr(self, name)
             if isinstance(default, bool):
                 if not isinstance(value, bool):
-                    raise TypeError(f"Capabilities({name}={value!r}): True or False is needed")
+                    raise TypeError(f"Capabilities: {name} must be True or False, got {value!r}")
             elif isinstance(default, str):
                 if value not in _LEVELS:
                     levels = ", ".join(map(repr, _LEVELS))
-                    raise ValueError(f"Capabilities({name}={value!r}): one of {levels} is needed")
+                    raise ValueError(f"Capabilities: {name} must be one of {levels}, got {value!r}")
             elif default is None:
                 _check_settings(name, value)
             else:
                 _check_resources(name, value)
         if not self.binds <= self.resources:
             raise ValueError(
-                f"Capabilities(binds={sorted(self.binds)!r}): what is bound must be among the "
-                f"resources, which are {sorted(self.resources)!r}"
+                f"Capabilities: binds must be a subset of resources, {sorted(self.resources)!r}, "
+                f"got {sorted(self.binds)!r}"
             )
 
     def runs(self, kind: TaskKind) -> bool:
@@ -140,19 +140,20 @@ def _check_settings(name: str, value: object) -> None:
         return
     if not isinstance(value, frozenset) or not all(isinstance(key, str) for key in value):
         raise TypeError(
-            f"Capabilities({name}={value!r}): None is needed, or a frozenset of keys, such as "
-            "frozenset({'queue'})"
+            f"Capabilities: {name} must be None or a frozenset of keys, such as "
+            f"frozenset({{'queue'}}), got {value!r}"
         )
 
 
 def _check_resources(name: str, value: object) -> None:
     if not isinstance(value, frozenset):
         raise TypeError(
-            f"Capabilities({name}={value!r}): a frozenset is needed, such as frozenset({{'cores'}})"
+            f"Capabilities: {name} must be a frozenset, such as frozenset({{'cores'}}), got "
+            f"{value!r}"
         )
     unknown = value - _RESOURCES
     if unknown:
         raise ValueError(
-            f"Capabilities({name}=...): there is no resource {min(unknown, key=repr)!r}; there are "
-            f"{', '.join(sorted(_RESOURCES))}"
+            f"Capabilities: {name} contains the unknown resource {min(unknown, key=repr)!r}; valid "
+            f"resources: {', '.join(sorted(_RESOURCES))}"
         )

@@ -181,6 +181,6 @@ class OlderNames(ABC):
 
 def _as_mapping(task: Any) -> Mapping[str, Any]:
     if not isinstance(task, Mapping) and not hasattr(task, "as_dict"):
-        raise TypeError(f"a task must be its description or have `as_dict`, got {task!r}")
+        raise TypeError(f"task must be a description or an object with `as_dict`, got {task!r}")
     report = task if isinstance(task, Mapping) else task.as_dict()
     return cast("Mapping[str, Any]", report)

@@ -68,7 +68,7 @@ _context: contextvars.ContextVar[TaskContext | None] = contextvars.ContextVar(
 
 
 def running_task() -> TaskContext | None:
-    """Return the context of the task that is running here, `None` if there is none."""
+    """Return the context of the running task, `None` outside a task."""
     return _context.get()
 
 
@@ -78,11 +78,11 @@ def current_task() -> TaskContext:
     For use in a function task, on the thread or in the coroutine in which the backend called it.
 
     Raises:
-        RuntimeError: No task is running here.
+        RuntimeError: Called outside a task.
     """
     context = running_task()
     if context is None:
-        raise RuntimeError("no task is running here: call current_task() inside a function task")
+        raise RuntimeError("current_task() was called outside a task; call it in a function task")
     return context
 
 

@@ -57,7 +57,7 @@ STDERR_TAIL = 2000
 
 
 def plain_name(name: str) -> str:
-    """Return the name if it is one of an entry directly in a sandbox.
+    """Return the name if it is valid for an entry directly in a sandbox.
 
     Raises:
         DataError: It is empty, has a directory part, or is `.` or `..`.
@@ -79,7 +79,7 @@ def make_sandbox(sandbox: str | os.PathLike[str]) -> str:
         DataError: The path is not a directory, for example a link, or another user's directory that
             others may write to.
         OSError: It cannot be created.
-        FileNotFoundError: Its parent was removed again and again meanwhile.
+        FileNotFoundError: Its parent was removed repeatedly meanwhile.
     """
     path = os.path.abspath(sandbox)
     for tries_left in (2, 1, 0):
@@ -103,24 +103,24 @@ def _require_sandbox(path: str) -> None:
         raise DataError(f"sandbox {path!r} is not a directory")
     if found.st_uid != os.geteuid() and stat.S_IMODE(found.st_mode) & 0o022:
         raise DataError(
-            f"sandbox {path!r} belongs to another user, who can change its files; choose another "
+            f"sandbox {path!r} belongs to another user, who can change its files; choose a "
             "work_dir that only you can write to"
         )
 
 
 def moved(text: str, former: str, sandbox: str) -> str:
     """Return a text, such as a command, with one sandbox's path in it replaced by another's."""
-    # The uids that sandboxes are named for end in numbers.
+    # Sandboxes are named after uids, which end in numbers.
     return re.sub(re.escape(former) + r"(?![0-9~])", lambda _: sandbox, text)
 
 
 def stderr_tail(task: Mapping[str, Any]) -> str:
-    """Return the end of what a task has written to standard error, which may be in a file."""
+    """Return the end of a task's standard error, which may be in a file."""
     return _tail(task, "stderr")
 
 
 def stdout_tail(task: Mapping[str, Any]) -> str:
-    """Return the end of what a task has written to standard output, which may be in a file."""
+    """Return the end of a task's standard output, which may be in a file."""
     return _tail(task, "stdout")
 
 
@@ -166,7 +166,9 @@ def link_into(sandbox: str | os.PathLike[str], name: str, source: str | os.PathL
     """
     origin = os.path.abspath(source)
     if not os.path.exists(origin):
-        raise DataError(f"cannot link {name!r} into {os.fspath(sandbox)!r}: no file {origin!r}")
+        raise DataError(
+            f"cannot link {name!r} into {os.fspath(sandbox)!r}: {origin!r} does not exist"
+        )
     target = os.path.join(make_sandbox(sandbox), plain_name(name))
     if not _link(origin, target) and not _same(origin, target):
         raise DataError(f"cannot link {origin!r} to {target!r}: another file exists there")
@@ -201,8 +203,8 @@ def link_all(
     for entry in entries:
         origin = entry.path
         if entry.is_symlink():
-            # Straight to the file, or a long chain of tasks would exceed the
-            # number of links that the system follows.
+            # Link to the file itself: a long chain of tasks would exceed the number of links that
+            # the system follows.
             target = os.readlink(origin)
             origin = target if os.path.isabs(target) else origin
         if _link(origin, os.path.join(target_root, entry.name)):
@@ -351,7 +353,7 @@ class InputFile(File):
             if os.path.exists(given):
                 local, path = given, expected
                 if not name:
-                    raise DataError(f"InputFile({given!r}) has no name to link it under")
+                    raise DataError(f"InputFile({given!r}) has no file name")
             else:
                 if name in ("", ".", "..") or "\0" in given:
                     raise DataError(f"InputFile({given!r}) does not name a file")
@@ -465,9 +467,8 @@ class OutputFile(File):
         directories = given.removesuffix(filename)
         if many and _PATTERN.search(directories):
             raise DataError(
-                f"OutputFile({given!r}, many=True): a pattern matches files "
-                "directly in the sandbox; its leading directories are the "
-                "destination. For files in subdirectories, use OutputDir(...)"
+                f"OutputFile({given!r}, many=True): the directories are the destination and cannot "
+                "contain a pattern; for files in subdirectories of the sandbox, use OutputDir(...)"
             )
         place = _place("OutputFile", directories or None if save is None else save)
         if temporary and (place or many):
@@ -647,7 +648,7 @@ def _name_in_url(url: str) -> str:
     try:
         name = "" if is_data_url(url) else os.path.basename(unquote(urlsplit(url).path))
     except ValueError as error:
-        raise DataError(f"InputFile({without_secrets(url)!r}) is not a URL: {error}") from None
+        raise DataError(f"InputFile({without_secrets(url)!r}): invalid URL: {error}") from None
     unusable = name in ("", ".", "..") or "\0" in name or name.startswith(RESERVED)
     return "downloaded_file" if unusable else _NO_NAME.sub("_", name)
 
@@ -659,7 +660,7 @@ def _text(kind: str, given: object) -> str:
     if not isinstance(text, str):
         raise TypeError(f"{kind} takes a string or a path, got {given!r}")
     if not text:
-        raise DataError(f"{kind} needs a file name, got an empty one")
+        raise DataError(f"{kind} takes a non-empty string or a path, got {text!r}")
     return text
 
 
@@ -688,7 +689,7 @@ def _place(kind: str, save: object) -> str | Literal[False] | None:
 
 def _declared(kind: str, given: str) -> str:
     """Return the base name of a declared output."""
-    name = _base_name(kind, given, "the name of a")
+    name = _base_name(kind, given)
     if name.startswith(RESERVED):
         raise DataError(
             f"{kind}: {name!r} cannot be declared: names that begin with "
@@ -703,7 +704,7 @@ _CURES = {
 }
 
 
-def _base_name(kind: str, given: str, why: str) -> str:
+def _base_name(kind: str, given: str) -> str:
     """Return the base name of a file in a sandbox, from a relative path that the user gave."""
     *directories, name = given.split("/")
     if os.path.isabs(given) or ".." in directories or name == ".." or "\0" in given:
@@ -711,7 +712,7 @@ def _base_name(kind: str, given: str, why: str) -> str:
         if os.path.isabs(given) and name not in ("", ".", ".."):
             place = given.removesuffix(name)
             cure = f"{kind}({name!r}, save={place!r}) saves it there after the task has succeeded"
-        raise DataError(f"{kind}({given!r}): {why} task's file must stay in its sandbox; {cure}")
+        raise DataError(f"{kind}({given!r}): a task must write into its sandbox; {cure}")
     if name in ("", "."):
         raise DataError(f"{kind}({given!r}) {_CURES[kind]}")
     return name

@@ -32,12 +32,12 @@ class RhapsodyError(Exception):
 
 
 class FirstFailure(NamedTuple):
-    """A failed task because of which others did not run.
+    """A failed task that prevented other tasks from running.
 
     Attributes:
         name: The task's name.
         uid: Its uid.
-        attempt: Which attempt it was, from 1.
+        attempt: The number of the attempt, from 1.
         sandbox: The directory that it ran in, `None` if it had none.
         error: Its exception.
     """
@@ -146,13 +146,13 @@ class TaskFailedError(RhapsodyError, RuntimeError):
 class OutOfMemoryError(TaskFailedError, MemoryError):
     """The kernel killed a task's program or worker process because memory ran out.
 
-    Arguments and attributes are those of `TaskFailedError`. `RetryPolicy(2, on=MemoryError)` tries
-    again after it, and after a function's own `MemoryError`.
+    Arguments and attributes are those of `TaskFailedError`. `RetryPolicy(2, on=MemoryError)`
+    retries after it, and after a function's own `MemoryError`.
     """
 
 
 class TaskTimeoutError(RhapsodyError, TimeoutError):
-    """A task ran for longer than its timeout, or a service was not ready in time."""
+    """A task exceeded its timeout, or a service was not ready in time."""
 
 
 class TaskLostError(RhapsodyError, RuntimeError):
@@ -211,7 +211,7 @@ def text_of(error: BaseException | None) -> str:
     try:
         return str(error)
     except BaseException as mistake:  # a user's `__str__` must not hide the user's exception
-        return f"(its text cannot be made: {type(mistake).__name__})"
+        return f"(str() of the exception raised {type(mistake).__name__})"
 
 
 CALL: str = "_rhapsody_call"

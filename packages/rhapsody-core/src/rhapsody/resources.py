@@ -43,7 +43,9 @@ def memory_in_bytes(memory: int | str, argument: str = "memory") -> int:
         TypeError: Neither a number nor a string.
     """
     if isinstance(memory, bool) or not isinstance(memory, int | str):
-        raise TypeError(f"{argument} must be bytes or text such as '2 GiB', not {memory!r}")
+        raise TypeError(
+            f"{argument} must be a number of bytes or text such as '2 GiB', got {memory!r}"
+        )
     if isinstance(memory, int):
         if memory < 0:
             raise ValueError(f"{argument} must not be negative, got {memory}")
@@ -169,7 +171,7 @@ class Resources:
             close = difflib.get_close_matches(str(unknown[0]).lower(), _NAMES, 1)
             hint = f", did you mean {_NAMES[close[0]]!r}?" if close else ""
             known = ", ".join(cls.__dataclass_fields__)
-            raise TypeError(f"resources: unknown name {unknown[0]!r}{hint}; there are {known}")
+            raise TypeError(f"resources: unknown name {unknown[0]!r}{hint}; valid names: {known}")
         return cls(**value)
 
 
@@ -212,7 +214,7 @@ def seconds_of_job() -> float | None:
     the duration counts from now. Other systems set neither.
 
     Returns:
-        `None` if this is no batch job, or its end is unknown.
+        `None` if this is not a batch job, or its end is unknown.
     """
     environment = os.environ
     end = environment.get("SLURM_JOB_END_TIME", "")

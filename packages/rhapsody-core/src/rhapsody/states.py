@@ -44,7 +44,7 @@ def _canonical(name: Any) -> TasksMainStates:
         except ValueError:
             pass
     known = ", ".join(TasksMainStates)
-    raise ValueError(f"there is no canonical state {name!r}; states: {known}")
+    raise ValueError(f"unknown canonical state {name!r}; canonical states: {known}")
 
 
 def _table(key: str, states: Mapping[TasksMainStates, list[Any]]) -> _Table:
@@ -58,7 +58,7 @@ def _table(key: str, states: Mapping[TasksMainStates, list[Any]]) -> _Table:
                 )
             if native.setdefault(word, main) is not main:
                 raise ValueError(
-                    f"backend {key!r}: native state {word!r} cannot mean both "
+                    f"backend {key!r}: native state {word!r} cannot stand for both "
                     f"{native[word]} and {main}"
                 )
     for main in _ALWAYS:
@@ -209,7 +209,7 @@ class StateMapper:
         except (KeyError, TypeError):  # TypeError: not hashable
             known = ", ".join(str(word) for word in self.native)
             raise ValueError(
-                f"backend {self.backend!r} has no native state {native!r}; states: {known}"
+                f"backend {self.backend!r} has no native state {native!r}; native states: {known}"
             ) from None
 
     def get_backend_state(self, main: TasksMainStates | str) -> Any:
@@ -268,7 +268,7 @@ class StateMapper:
                 of the four above adds less preferred native states to it.
 
         Raises:
-            ValueError: A name is no canonical state, a native state has two meanings, or one of
+            ValueError: A name is not a canonical state, a native state has two meanings, or one of
                 the four has no native state.
         """
         key = _key(backend)
@@ -308,8 +308,8 @@ class StateMapper:
             return
         if task_states or set(states) != set(_OWN_STATES):
             raise TypeError(
-                "a backend's native states are passed as the keywords "
-                f"{', '.join(_OWN_STATES)}, got "
+                "register_backend_states takes only the keywords "
+                f"{', '.join(_OWN_STATES)} for the states of a backend itself, got "
                 f"{', '.join([*map(repr, task_states), *states])}"
             )
         key = _key(backend)

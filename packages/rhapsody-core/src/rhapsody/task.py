@@ -56,7 +56,7 @@ class RetryPolicy:
             object.__setattr__(self, "on", types)
         for kind in types:
             if not (isinstance(kind, type) and issubclass(kind, BaseException)):
-                raise TypeError(f"on must be exception types, got {kind!r}")
+                raise TypeError(f"on must be an exception type or several of them, got {kind!r}")
 
     def covers(self, error: BaseException) -> bool:
         """Return True if the policy retries after this exception."""
@@ -89,8 +89,9 @@ def as_policies(
     for each in value:
         if not isinstance(each, RetryPolicy):
             raise TypeError(
-                "retries must be a whole number, a RetryPolicy or a list of these such as "
-                f"[RetryPolicy(3, on=MemoryError), RetryPolicy(1, on=OSError)], got {each!r} in it"
+                "retries must be a whole number, a RetryPolicy or a list of policies such as "
+                "[RetryPolicy(3, on=MemoryError), RetryPolicy(1, on=OSError)], got a list with "
+                f"{each!r}"
             )
     return tuple(value) or (RetryPolicy(attempts=0),)
 

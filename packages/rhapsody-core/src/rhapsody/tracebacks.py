@@ -101,7 +101,7 @@ def as_lines(frames: Sequence[Frame], directory: str | None = None) -> list[str]
 
 
 def format_error(error: BaseException, trace: TracebackType | None = None) -> str:
-    """Format an exception like Python; one of another process follows the text of its traceback.
+    """Format an exception as Python does, after the traceback text of another process, if any.
 
     The frame in which Rhapsody raises the exception of a task again is left out, and classes of a
     script are named as if Python ran the script.
@@ -162,7 +162,7 @@ def _of_text(cause: BaseException | None) -> list[Frame]:
     frames: list[Frame] = []
     lines = text_of(cause).splitlines()
     for number, line in enumerate(lines):
-        if line.lstrip() == _BEGIN:  # of a chain of exceptions the last one counts
+        if line.lstrip() == _BEGIN:  # only the last exception of a chain counts
             frames.clear()
         elif found := _FRAME.match(line):
             source = "".join(lines[number + 1 : number + 2])

@@ -39,11 +39,13 @@ def checked_journal(journal: object, resume: object, largest: object) -> Journal
     if resume not in ("auto", True, False):
         raise ValueError(f'resume must be "auto", True or False, got {resume!r}')
     if largest is not None and not isinstance(largest, int | str):
-        raise TypeError(f"journal_max_value must be bytes or text as '16 MiB', got {largest!r}")
+        raise TypeError(
+            f"journal_max_value must be a number of bytes or text such as '16 MiB', got {largest!r}"
+        )
     limit = None if largest is None else memory_in_bytes(largest, "journal_max_value")
     if journal is None or journal is False:
         if resume is True:
-            raise ValueError("resume=True takes up what a journal has kept: give journal=True, too")
+            raise ValueError("resume=True needs a journal; pass journal=True as well")
         return None
     if hasattr(journal, "rhapsody_lookup_results"):
         return cast("Journal", journal)

@@ -1,9 +1,9 @@
 """Digest of everything that a function's results depend on, except its arguments.
 
-This is the function's own code and the code of all the user's functions and classes that it uses,
-directly or indirectly; the values in its closure, its defaults and the globals it reads; variables
-of the environment that it reads by a literal name; and the versions of the installed distributions
-that other names come from.
+This covers the function's own code and the code of all the user's functions and classes that it
+uses, directly or indirectly; the values in its closure, its defaults and the globals it reads;
+environment variables that it reads by a literal name; and the versions of the installed
+distributions that other names come from.
 
 The rule is to fail closed. If code uses a value that has no digest, or reaches for something that
 cannot be followed (`importlib.import_module(name)`, `os.environ[name]`), there is no digest and
@@ -48,12 +48,12 @@ from rhapsody.journal.values import UnhashableError, Values, counts
 from rhapsody.sdk.modules import MISSING, altered, content_of, file_of, spec_of, with_inner
 
 LARGE = 10_000
-"""Parts of a value, and each 128 bytes of data, above which it is digested only once in a run."""
+"""Size of a value, as `Values.size`, from which it is digested only once in a run."""
 
 _OF_MODULES = frozenset(
     ("__name__", "__file__", "__path__", "__package__", "__spec__", "__loader__", "__cached__")
 )
-"""Names that the import system sets; they differ between a program that runs and one imported."""
+"""Names that the import system sets; they differ if a program is imported instead of run."""
 
 _NOT_OF_MODULES = _OF_MODULES | {"__builtins__", "__doc__", "__annotations__", "__annotate__"}
 
@@ -61,7 +61,7 @@ _SPECIAL: frozenset[int] = frozenset(map(id, (
     os.environ, os.environb, sys.modules, os.getenv, os.getenvb, os.path.expandvars,
     importlib.import_module, builtins.__import__, globals, eval, exec,
 )))  # fmt: skip
-"""Objects of which code reads only the part that a subscript or an argument selects."""
+"""Objects from which code reads only the part that a subscript or an argument selects."""
 
 _READERS = os.getenv, os.getenvb, os.path.expandvars
 """Functions that read variables of the environment."""
@@ -134,17 +134,16 @@ class CodeFingerprint:
         parts: The digest or version of each ingredient.
         paths: The strings that may name files, each with the digest of its file.
         lines: Where functions among the ingredients begin.
-        read: The variables that were read: a module's or class's variables, a name, and the value.
-        cells: The same of variables in closures.
-        sizes: Variables that were read as a whole, with their number.
+        read: The variables that were read: the module's or class's variables, a name, and a value.
+        cells: The closure cells that were read, with their content.
+        sizes: Namespaces that were read as a whole, with their sizes.
         environment: The environment variables that were read.
         inner: Values that can change in place, with their digests.
         made_of: Functions, with their code, defaults and names, which programs can replace.
-        related: Classes, with their bases and the like, which programs can replace.
-        set_here: True if a variable of a module may have another value than on a worker, which
-            imports the module: it is not a function, class or module. The same applies to variables
-            of the environment.
-        starts_programs: True if it starts programs, which inherit variables of the environment.
+        related: Classes, with their bases and other related classes, which programs can replace.
+        set_here: True if a variable that was read may have another value on a worker, which imports
+            the module: one that is not a function, class or module, or an environment variable.
+        starts_programs: True if the code starts programs, which inherit environment variables.
     """
 
     def __init__(self, program: Program) -> None:
@@ -360,7 +359,7 @@ class CodeFingerprint:
             value = self._cell(f"{variable} around {name}", cell, variable, code)
             kind: type = type(value)
             kept = kind in _PLAIN or issubclass(kind, types.FunctionType | types.ModuleType | type)
-            # Other functions travel with their closures, those of modules are imported.
+            # Functions of modules are imported; other functions travel with their closures.
             if not kept and not _is_script(variables.get("__name__")):
                 self.set_here = self.set_here or _is_in_its_module(function)
         if function.__defaults__:
@@ -378,7 +377,7 @@ class CodeFingerprint:
         """Collect a variable of a closure, unless it was empty and the function fills it.
 
         Returns:
-            Its value; `None` where the function fills it.
+            Its value; `None` if the function fills it.
         """
         value, memos = content_of(cell), self._program.memos
         known = id(cell), ""
@@ -403,7 +402,7 @@ class CodeFingerprint:
         self._fills.update((*home, each) for each in names.filled)
         for each in with_inner(code):
             if hidden := _HIDDEN.intersection(each.co_names):
-                raise UnhashableError(f"{name} uses {min(hidden)}, which may lead to any object")
+                raise UnhashableError(f"{name} uses {min(hidden)}, which may return any object")
         for use in names.uses:
             self._fills.update(("", "", each) for each in use.filled())
             self._global(variables, use, name)
@@ -565,7 +564,7 @@ class CodeFingerprint:
     def _compare(
         self, variables: Mapping[str, Any], name: str, value: object, owner: type | None = None
     ) -> None:
-        """Note a variable of a module or class that is not plainly what its source says."""
+        """Set `set_here` if a variable of a module or class may have another value on a worker."""
         holder = variables if owner is None else owner
         if not self.set_here and (id(holder), name) not in self._program.memos:
             self.set_here = not self._is_as_imported(variables, name, value, owner)
@@ -590,7 +589,7 @@ class CodeFingerprint:
         if owner is not None and name == "__hash__" and value is None:
             return True  # Python has set it, because the class has `__eq__`
         file = variables.get("__file__") if owner is None else file_of(module)
-        if not self._program.origins.own(file):  # other than constants the program has replaced it
+        if not self._program.origins.own(file):  # only constants are the library's own
             return module == "sys" or (type(value) in (int, float, bool) and module != "builtins")
         if type(value) in _WRAPPERS:
             value = getattr(value, _WRAPPERS[type(value)])
@@ -616,7 +615,7 @@ class CodeFingerprint:
         return type(member) in (int, float, bool) and module.__name__ not in _ELSEWHERE
 
     def _library_s(self, part: str, user: str, module: types.ModuleType, member: Any) -> None:
-        """Collect a library's function, by its name where the program may have moved it there."""
+        """Collect a library's function, by its own name if the program may have put it there."""
         if not isinstance(member, types.FunctionType | types.BuiltinFunctionType | type):
             return
         name = part.rpartition(".")[2]
@@ -655,7 +654,7 @@ class CodeFingerprint:
             return True
         if value is sys.modules:
             if use.by != "CONTAINS_OP":
-                raise UnhashableError(f"{user} reads sys.modules, which may be any module")
+                raise UnhashableError(f"{user} reads sys.modules, which may return any module")
         elif value is os.path.expandvars:
             self.set_here = True  # workers have an environment of their own
             self._used(f"the environment used by {user}", os.environ)
@@ -794,13 +793,13 @@ class CodeFingerprint:
         return "__path__" in variables or variables.get("__spec__") is None
 
     def _own(self, module: Any, file: Any) -> bool:
-        """Return True if a module's own code counts, or else collect its version."""
+        """Return True if a module's own code counts; otherwise collect its version."""
         program = self._program
         if program.origins.own(file):
             if altered(str(module)):  # workers would run its current content
                 raise UnhashableError(
-                    f"{os.path.basename(file)} was changed after the program had started; run it "
-                    "again"
+                    f"{os.path.basename(file)} was changed after the program started; run the "
+                    "program again"
                 )
             if file.endswith(tuple(EXTENSION_SUFFIXES)):
                 self.parts[f"module {program.place(file)}"] = (program.file(file) or b"").hex()
@@ -866,7 +865,7 @@ def _is_empty(value: object) -> bool:
 
 
 def _is_python_s(name: str, value: Any) -> bool:
-    """Return whether a built-in name means what it means to Python."""
+    """Return True if a built-in name has its original value."""
     if isinstance(value, types.BuiltinFunctionType):
         return value.__name__ == name
     if isinstance(value, type):

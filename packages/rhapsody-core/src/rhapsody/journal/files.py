@@ -23,10 +23,10 @@ from rhapsody.journal.values import LONGEST, SIZE, UnhashableError
 from rhapsody.plugins.specs import TaskFiles
 
 KERNEL: tuple[str, ...] = ("/proc", "/sys")
-"""File systems of the kernel: some of their files have no end, and reading some blocks."""
+"""File systems of the kernel: some of their files are endless, and reading others blocks."""
 
 SMALL = 16 << 10
-"""Size in bytes up to which a file is read each time: checking for a change takes as long."""
+"""Size in bytes up to which a file is read each time: to check it for a change takes as long."""
 
 LARGE = 1 << 20
 """Size in bytes from which a file's digest is kept for later runs."""
@@ -36,7 +36,7 @@ SETTLED = 2_000_000_000
 within the same clock tick of the file system would go unnoticed (Git calls such an entry racy)."""
 
 QUICKLY_SETTLED = 100_000_000
-"""The same on local file systems whose times are finer than a second: a tick is 10 ms at most."""
+"""The same on local file systems with times finer than a second: a tick is 10 ms at most."""
 
 NETWORK = frozenset(
     {"9p", "afs", "beegfs", "ceph", "cifs", "fuse.ceph", "fuse.glusterfs", "fuse.juicefs",
@@ -196,7 +196,7 @@ class FileDigests:
 
 
 def _mapped_inodes() -> set[int]:
-    """Return the inodes that this process has mapped to write."""
+    """Return the inodes that this process has mapped for writing."""
     found: set[int] = set()
     with contextlib.suppress(OSError), open("/proc/self/maps", "rb", 0) as maps:  # no Linux
         for line in maps.read().splitlines():
@@ -263,7 +263,7 @@ class Outputs:
 
         Args:
             files: The files.
-            named: True if its result is, or holds, a path into its sandbox.
+            named: True if its result is, or contains, a path into its sandbox.
 
         Raises:
             UnhashableError: A later run could not find them again.
@@ -272,8 +272,8 @@ class Outputs:
             return None
         if files.shared and has_files(files.sandbox):
             raise UnhashableError(
-                f"it left files in its sandbox and declares none, so that its dependents see them "
-                f"all ({files.sandbox}); pass it an OutputFile for each that is needed"
+                "it left files in its sandbox without declaring them, so that its dependents see "
+                f"them all ({files.sandbox}); pass it an OutputFile for each file that they need"
             )
         if not (files.paths or named):
             return None
@@ -281,7 +281,7 @@ class Outputs:
         for name, path in files.paths.items():
             digest = self._digests.of_any(path) or self._digests.of_any(files.places.get(name, ""))
             if digest is None:
-                raise UnhashableError(f"its output {name!r} cannot be read from here")
+                raise UnhashableError(f"its output {name!r} cannot be read on this machine")
             # `of` checks each path once, and returns no digest for a directory.
             there = digest in (self._digests.of(path), self._digests.of(files.places.get(name, "")))
             kept[name] = {
@@ -374,5 +374,5 @@ def has_files(sandbox: str) -> bool:
                 not (entry.is_symlink() or entry.name.startswith((RESERVED, f"{own}.")))
                 for entry in entries
             )
-    except OSError:  # it was never made
+    except OSError:  # it was never created
         return False

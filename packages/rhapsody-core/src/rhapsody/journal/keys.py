@@ -35,7 +35,7 @@ _BRACED = re.compile(r"\$\{(\w+)\}(?!\w)")
 _VARIABLE = re.compile(r"\$(\w+)")
 
 MOST_PROGRAMS = 64
-"""Words of a command that are looked for as programs, as in `mpirun -n 4 tool`."""
+"""Maximum number of words of a command that are looked up as programs (`mpirun -n 4 tool`)."""
 
 SURROUNDINGS: tuple[str, ...] = ("environment", "named_env", "container", "pre_exec", "pre_launch")
 """Settings of backends that change the environment of programs: those of RADICAL-Pilot, and
@@ -46,15 +46,15 @@ class Key(NamedTuple):
     """Everything that a task's result depends on.
 
     Attributes:
-        digest: The digest of all of it, see `Keys.digest`.
-        parts: The digests of all but what a function's code uses, and numbers as they are, by
-            their names in messages, see `as_text`.
+        digest: The digest of everything, see `Keys.digest`.
+        parts: All parts except `code`, by their names in messages, see `as_text`: digests, or small
+            numbers themselves.
         code: The digest of the function's code and all that it uses, see `Keys.codes`; `None` for
             a command, and for a task with a `version`.
         paths: The strings and paths in the arguments that may name files: each with the digest
             of its file, `None` where there is no file.
-        watched: Those of the parts that must not change until the task has ended: its input files
-            and the variables that a command inherits.
+        watched: The parts that must not change until the task has ended: its input files and the
+            variables that a command inherits.
     """
 
     digest: bytes
@@ -70,7 +70,7 @@ class _Known(NamedTuple):
     Attributes:
         digest: The digest of its code and of all that it uses.
         found: Its ingredients, and the variables that were read.
-        refused: The reason why it has none.
+        refused: The reason why it has no digest.
     """
 
     digest: bytes
@@ -117,7 +117,7 @@ class Keys:
     codes: dict[bytes, str] = field(default_factory=dict)
     _functions: WeakKeyDictionary[Any, _Known] = field(default_factory=WeakKeyDictionary)
     _checked: set[int] = field(default_factory=set)
-    _ingredients: CodeFingerprint = field(init=False)  # one for all tasks: to make it takes a while
+    _ingredients: CodeFingerprint = field(init=False)  # one for all tasks: it is slow to create
 
     def __post_init__(self) -> None:
         self._ingredients = CodeFingerprint(self.program)
@@ -134,19 +134,19 @@ class Keys:
         Args:
             task: Its description.
             settings: Its `version`.
-            inputs: Where its input files are, by their names.
+            inputs: The paths of its input files, by name.
             texts: The strings and paths in the arguments of a command, which may name files.
 
         Raises:
-            UnhashableError: An argument or what a function closes over has no digest, or an input
-                file cannot be read.
+            UnhashableError: An argument or a value that the function uses has no digest, or an
+                input file cannot be read.
         """
         try:
             return self._of(task, settings, inputs, texts)
         except UnhashableError:
             raise
-        except Exception as error:  # whatever an object raises when it is looked at
-            raise UnhashableError(f"its function cannot be read: {error!r}") from error
+        except Exception as error:  # any error of an object that is inspected
+            raise UnhashableError(f"its function cannot be inspected: {error!r}") from error
 
     def _of(
         self,
@@ -172,7 +172,7 @@ class Keys:
             parts[f"argument {shown}"] = found.value(value)
         if function is not None and not self.program.pipes.isdisjoint(found.paths):
             pipe = min(self.program.pipes & found.paths.keys())
-            raise UnhashableError(f"its argument {pipe!r} is a pipe, whose content is not known")
+            raise UnhashableError(f"its argument {pipe!r} is a pipe, whose content is unknown")
         version, code = settings.get("version"), None
         if version is not None:
             parts["version"] = str(version)
@@ -249,7 +249,8 @@ class Keys:
         """Yield the programs that a command names, and possible paths in its words.
 
         This includes the file in `--in=PATH`, in the text of a shell, and in `environment`, but not
-        files that a shell writes to. Names of declared files after the first word are no programs.
+        files that a shell writes to. After the first word, names of declared files are not
+        programs.
         """
         programs: dict[str, None] = {}
         for word in words:
@@ -291,7 +292,7 @@ class Keys:
 
         Args:
             task: Its description.
-            inputs: Where its input files are, by their names.
+            inputs: The paths of its input files, by name.
             before: Their state in the key, see `Key.watched`.
 
         Raises:
@@ -307,8 +308,8 @@ class Keys:
             self._ingredients.begin()
             if self._variables(task, self._ingredients) != before.get(_VARIABLES):
                 raise UnhashableError(
-                    "the program changed os.environ while the task waited or ran, and it may have "
-                    "inherited either value; pass environment={...} to the task instead"
+                    "the program changed os.environ while the task waited or ran, so that the task "
+                    "may have inherited either value; pass environment={...} to the task instead"
                 )
 
     def _variables(self, task: Mapping[str, Any], found: CodeFingerprint) -> str | None:
@@ -323,10 +324,10 @@ class Keys:
         self._checked.clear()
 
     def _code(self, function: Any) -> bytes:
-        """Return the digest of what a function's code uses.
+        """Return the digest of a function's code and all that it uses.
 
         Raises:
-            UnhashableError: It has none.
+            UnhashableError: It has no digest.
         """
         known = self._functions.get(function)
         if known is None or not known.is_current() or not self._is_unchanged(known):
@@ -347,7 +348,7 @@ class Keys:
         try:
             found.function(function)
         except UnhashableError as error:
-            fix = "pass what it needs as an argument, or set version= and change it with the code"
+            fix = "pass the value as an argument, or set version= and change it with the code"
             return _Known(b"", found, f"{error}; {fix}")
         if sys.flags.optimize:
             found.parts["python -O"] = str(sys.flags.optimize)
@@ -358,7 +359,7 @@ class Keys:
 
 
 def _without(sandbox: str, word: str) -> str:
-    """Return a word with the path of a sandbox replaced by a character that no path has."""
+    """Return a word with the path of a sandbox replaced by a character that no path contains."""
     return re.sub(re.escape(sandbox) + r"(?![\w.-])", "\0", word)
 
 

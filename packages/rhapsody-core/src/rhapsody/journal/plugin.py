@@ -43,7 +43,7 @@ class Journal:
         resume: True if the recordings of the last run are reused; `None`: only if that run did not
             succeed.
         shared: True if another run may use the journal at the same time.
-        largest: Bytes of a packed value above which it is not kept; `None` for no limit.
+        largest: Maximum size of a pickled value that is recorded, in bytes; `None` for no limit.
         again: Names of tasks whose recordings are not used.
         push_down: True if tasks may be given to backends that wait for their dependencies and
             keep their values; those are not recorded.
@@ -51,7 +51,7 @@ class Journal:
     Attributes:
         path: The same.
         push_down: The same.
-        names: The names in `again` that tasks had.
+        names: The names in `again` that tasks of this run have.
 
     Raises:
         JournalInUseError: Another run uses it, and it is not shared.
@@ -203,8 +203,8 @@ class Journal:
         try:
             if task["implicit"] and any(map(has_files, task["implicit"])):
                 raise UnhashableError(
-                    "it sees what its dependencies left in their sandboxes; pass it an InputFile "
-                    "for each that it reads, and them an OutputFile"
+                    "it sees undeclared files that its dependencies left in their sandboxes; "
+                    "declare each file that it reads with an OutputFile there and an InputFile here"
                 )
             key = self._keys.of(task, task["settings"], task["inputs"], task["texts"])
         except UnhashableError as error:
@@ -219,7 +219,7 @@ class Journal:
             number = self._number(key.digest, former[1])
         found = why = None
         if name in self._again:
-            why = "--rerun asked for it"
+            why = "requested by --rerun"
             self.names.add(name)
         elif self._store.reused:
             found, why = self._found(call, name, key, number)
@@ -259,15 +259,15 @@ class Journal:
             recording, packed, noted = row
             files = None if noted is None else self._outputs.found(noted)
             if noted is not None and files is None:
-                return None, "a file that it made is missing or was changed"
+                return None, "a file that it wrote is missing or has changed"
             content = pickle.loads(packed)  # noqa: S301 - the user's own, see `require_private`
             value, stdout, stderr, exit_code = content
         except JournalError as error:
-            log.warning("%s, and is not used", error)
+            log.warning("task %r runs again: %s", name, error)
             return None, str(error)
         except sqlite3.Error:
             raise
-        except Exception as error:  # whatever a class of the user's raises
+        except Exception as error:  # any error of a user's class
             why = f"its recorded result cannot be read: {describe_error(error)}"
             log.warning("task %r runs again: %s", name, why)
             return None, why
@@ -277,7 +277,7 @@ class Journal:
             return found, None
         self._store.used[recording] = GONE
         self._gone[call] = recording, noted
-        return found, "a file that it made is missing or was changed"
+        return found, "a file that it wrote is missing or has changed"
 
     def _keep(self, records: Sequence[Record]) -> list[Exception | None] | None:
         refused: dict[str, Exception] = {}
@@ -299,7 +299,7 @@ class Journal:
                     recording = None if call is None else self._recording(record, call)
                 except sqlite3.Error:
                     raise
-                except Exception as error:  # whatever its value or its files cause
+                except Exception as error:  # any error of its value or its files
                     self._refuse(record.task["name"], f"{type(error).__name__}: {error}")
                     continue
                 if recording is not None:
@@ -314,8 +314,8 @@ class Journal:
     def _made_again(self, record: Record, call: str) -> DataError | None:
         """Record files that were produced again.
 
-        Files with new content are used by this run only, and only if no result of the former
-        content was reused: tasks must not see two versions of a file.
+        Files with new content are used by this run only, and only if no result that depends on the
+        old content was reused: tasks must not see two versions of a file.
 
         Returns:
             The error for the task if there is such a result. The next run computes both again.
@@ -339,16 +339,16 @@ class Journal:
             if uid not in waiting
         ]
         if not reused and not self._has_value(recording, record.value):
-            reused = ["its former result, which differs from the new one"]
+            reused = ["its previous result"]
         if not reused:
             self._files.gone |= changed  # for lookups in progress
             return None
         self._store.forget(recording)
         files_named = ", ".join(sorted({repr(os.path.basename(path)) for path in changed}))
         return DataError(
-            f"task {name!r} made {files_named} again with different content, and this run has "
-            f"already reused {reused[0]}, which belongs to the former content; run the program "
-            "again: the next run computes both"
+            f"task {name!r} regenerated {files_named} with different content, but this run has "
+            f"already reused {reused[0]}, which belongs to the old content; run the program again "
+            "to recompute both"
         )
 
     def _has_value(self, recording: int, value: object) -> bool:
@@ -357,7 +357,7 @@ class Journal:
         try:
             recorded = pickle.loads(packed)[0]  # noqa: S301 - it was read before
             return pickle.dumps(recorded) == pickle.dumps(value)
-        except Exception:  # whatever a class of the user's raises
+        except Exception:  # any error of a user's class
             return False
 
     def _files_of(self, record: Record) -> str | None:
@@ -393,7 +393,7 @@ class Journal:
         value = record.value, record.stdout, record.stderr, record.exit_code
         largest = self._largest
         try:
-            if largest is None or sys.getsizeof(record.value) <= largest:  # else useless
+            if largest is None or sys.getsizeof(record.value) <= largest:  # else it is too large
                 packed = pickle.dumps(value, protocol=pickle.HIGHEST_PROTOCOL)
         except Exception:  # cloudpickle stores the code of what pickle cannot name
             import cloudpickle  # type: ignore[import-untyped]
@@ -405,8 +405,9 @@ class Journal:
                 return None
         size = len(packed) or sys.getsizeof(record.value)
         if largest is not None and size > largest:
-            kept = f"{largest} are kept at most (journal_max_value)"
-            self._refuse(name, f"its result has {size} bytes, and {kept}")
+            self._refuse(
+                name, f"its result has {size} bytes, more than journal_max_value={largest}"
+            )
             return None
         return packed
 

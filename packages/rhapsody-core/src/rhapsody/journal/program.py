@@ -4,7 +4,7 @@ The user's functions count by their byte code, compiled again from the source wi
 docstrings, positions and annotations of arguments. The loaded code counts, not the current content
 of the file: if the two differ, or if there is no source, the loaded byte code is used as it is.
 Classes and modules count by the byte code of their source: a file that has changed since the
-program started is refused. Byte code depends on the minor version of Python. Installed packages
+program started is rejected. Byte code depends on the minor version of Python. Installed packages
 count by their version.
 
 The names that a function uses from outside are read from its compiled code, which is what runs. It
@@ -120,7 +120,9 @@ class Sources:
         try:
             code = compile(ast.Module([node], []), name, "exec", dont_inherit=True)
         except SyntaxError as error:  # `nonlocal` in a method
-            raise UnhashableError(f"{cls.__qualname__} cannot be read alone: {error}") from error
+            raise UnhashableError(
+                f"class {cls.__qualname__} cannot be compiled separately: {error}"
+            ) from error
         return digest_of(code), file.chains[cls.__qualname__]
 
     def of_module(self, name: str, variables: dict[str, Any]) -> tuple[str, types.CodeType] | None:
@@ -139,7 +141,8 @@ class Sources:
         file = self._file(name, variables)
         if file.changed > self.began:
             raise UnhashableError(
-                f"{os.path.basename(name)} was changed after the program had started; run it again"
+                f"{os.path.basename(name)} was changed after the program started; run the program "
+                "again"
             )
         return file
 
@@ -152,20 +155,20 @@ class Sources:
 
 def _read(name: str, variables: dict[str, Any]) -> _File:
     file = _File()
-    with contextlib.suppress(OSError):  # a cell of a notebook is in none
+    with contextlib.suppress(OSError):  # a cell of a notebook has no file
         file.changed = os.stat(name).st_ctime_ns
     source = "".join(linecache.getlines(name, variables))
     if not source and os.path.exists(name) and os.path.getsize(name):
         return file  # it is compiled, or cannot be read
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the program has had them
+            warnings.simplefilter("ignore")  # the program has shown them already
             file.code = compile(source, name, "exec", dont_inherit=True)
             file.names.update(each.co_qualname for each in with_inner(file.code))
             tree = ast.parse(source)
             _normalize(tree, file)
             plain = compile(tree, name, "exec", dont_inherit=True)
-    except (SyntaxError, ValueError, RecursionError):  # it is no Python, was changed, or too deep
+    except (SyntaxError, ValueError, RecursionError):  # not Python, or nested too deeply
         return file
     file.plain.update(_pairs(file.code, plain))
     return file
@@ -174,8 +177,8 @@ def _read(name: str, variables: dict[str, Any]) -> _File:
 def _normalize(tree: ast.Module, file: _File) -> None:
     """Remove docstrings, annotations of arguments and positions from a tree; note its classes.
 
-    Positions affect code: Python joins two jumps only where they are on one line. Each scope gets
-    a separate line number, because equal code objects of one line would become one.
+    Positions affect code: Python merges two jumps only if they are on one line. Each scope receives
+    a separate line number, because equal code objects on one line would be merged.
     """
     todo: list[tuple[ast.AST, str, int]] = [(tree, "", 1)]
     scopes = 1
@@ -263,7 +266,7 @@ _STORES = frozenset({"STORE_FAST", "STORE_DEREF", "STORE_GLOBAL", "STORE_NAME"})
 CALLS: frozenset[str] = frozenset({
     "PRECALL", "CALL", "CALL_KW", "KW_NAMES", "CALL_FUNCTION_EX", "CALL_INTRINSIC_1",
 })  # fmt: skip
-"""Instructions that pass a value to a call or prepare that."""
+"""Instructions that pass a value to a call, or prepare a call."""
 
 
 _FILLS = frozenset({
@@ -315,7 +318,7 @@ class Names:
 
 
 class _Step(NamedTuple):
-    """An instruction, with what it adds to the stack."""
+    """An instruction, with its effect on the depth of the stack."""
 
     name: str
     value: Any
@@ -492,7 +495,7 @@ class Program:
         return os.path.relpath(os.path.realpath(file), self._directory)
 
     def portable(self, path: str) -> str:
-        """Return a path in a form that does not depend on where the program's directory is."""
+        """Return a path in a form that does not depend on the location of the program."""
         if path.startswith(self._roots):
             for root in self._roots:
                 if path == root or path.startswith(root + os.sep):
@@ -533,7 +536,7 @@ class Program:
     def variables(self) -> Mapping[str, str | None]:
         """Return the variables of `os.environ` that have changed since the program started.
 
-        One that was removed is `None`.
+        The value of a removed variable is `None`.
         """
         now: dict[bytes, bytes] = os.environ._data  # type: ignore[attr-defined]
         if now != self._environment:  # the mapping itself takes a hundred times as long
@@ -547,11 +550,11 @@ class Program:
         """Return the digest of an input file or directory.
 
         Raises:
-            UnhashableError: It cannot be read from here.
+            UnhashableError: It cannot be read on this machine.
         """
         digest = None if path is None else self._files.of_any(path)
         if digest is None:
-            raise UnhashableError(f"its input file {name!r} cannot be read from here")
+            raise UnhashableError(f"its input file {name!r} cannot be read on this machine")
         return digest
 
 

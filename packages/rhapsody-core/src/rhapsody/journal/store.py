@@ -1,4 +1,4 @@
-"""File of a journal: an SQLite database, written on a thread of its own, and reports about it.
+"""File of a journal: an SQLite database that is accessed on its own thread, and reports about it.
 
 A lineage is a run and the runs that resumed it: they share their recordings. Within a lineage, the
 n-th recording of a key belongs to the n-th call with that key.
@@ -57,8 +57,8 @@ GONE, MADE_AGAIN = 1, 2
 How = Literal["done", "failed", "interrupted"]
 """End of a run; a killed run has no such entry."""
 
-# No index on the recordings: their keys come in any order, so that each would touch another page of
-# it. Runs that resume another create `earlier` instead.
+# The recordings have no index: their keys are in random order, so that each insertion would touch
+# another page of it. Runs that resume another one create `earlier` instead.
 _TABLES = """
 CREATE TABLE runs (
     id INTEGER PRIMARY KEY, lineage INTEGER NOT NULL, began REAL NOT NULL, ended REAL, how TEXT,
@@ -123,7 +123,7 @@ _UNENDED = {"held": "running", "free": "killed", "left": "killed"}
 
 def runs_in(database: sqlite3.Connection, path: Path) -> list[Run]:
     """Return the runs in a journal, the oldest first."""
-    # A run records its end before it releases its lock, so the locks are looked at first.
+    # A run records its end before it releases its lock, so the locks are checked first.
     unended = database.execute("SELECT id FROM runs WHERE how IS NULL").fetchall()
     ends: dict[int, str | None] = {}
     if not on_network(path.parent):
@@ -211,7 +211,7 @@ class Store:
         os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600))
         database = sqlite3.connect(self.path, timeout=PATIENCE, isolation_level=None)
         try:
-            version_of(database, self.path)  # before anything of another's is changed
+            version_of(database, self.path)  # before a database that is not a journal is changed
             if not self._alone:
                 database.execute("PRAGMA journal_mode = WAL")
             database.execute("PRAGMA synchronous = NORMAL")
@@ -224,8 +224,8 @@ class Store:
                 elif version != SCHEMA:
                     raise JournalError(
                         f"journal {self.path} was written by another version of Rhapsody (its "
-                        f"tables have version {version}, and this one writes {SCHEMA}); move it "
-                        "away to begin another"
+                        f"tables have version {version}, expected {SCHEMA}); move it away to start "
+                        "a new one"
                     )
         except BaseException:
             database.close()
@@ -237,8 +237,8 @@ class Store:
             return FileLock(path)
         except BlockingIOError:
             raise JournalInUseError(
-                f"journal {self.path} is in use by another run, and is on a network "
-                "file system, where only one can; give each its own: journal='NAME.sqlite'"
+                f"journal {self.path} is in use by another run, and cannot be shared on a network "
+                "file system; give each run its own journal: journal='NAME.sqlite'"
             ) from None
 
     # Called from any thread.
@@ -248,7 +248,7 @@ class Store:
             return self._executor.submit(work).result()
         except UNREADABLE as error:
             full = full_disk(str(self.path.parent))
-            hint = "move it away to begin another" if full is None else f"{full}: make room"
+            hint = "move it away to start a new one" if full is None else f"{full}: free some space"
             raise JournalError(f"journal {self.path} cannot be used: {error}; {hint}") from error
 
     async def do(self, work: Callable[[], T]) -> T:
@@ -388,7 +388,7 @@ class Store:
             return None
         id_, value, files, intact, name, uid = row
         if intact_mark(key, number, value, files) != intact:
-            raise JournalError(f"the recording of {name!r} ({uid}) was damaged")
+            raise JournalError(f"the recording of {name!r} ({uid}) is damaged")
         return id_, value, files
 
     def value(self, recording: int) -> bytes:
@@ -554,11 +554,13 @@ def require_private(path: Path) -> None:
         meant = above.st_mode & stat.S_ISVTX or above.st_uid != os.geteuid()  # as /tmp is
         hint = "" if meant else f", or if you trust its content: chmod o-w {path.parent}"
         raise JournalError(
-            f"journal {path} is in a directory that everyone may write to, so that its content "
-            f"could be another user's code; use another directory{hint}"
+            f"journal {path} is in a directory that is writable by all users, and could contain "
+            f"their code; use another directory{hint}"
         )
     if above.st_uid != os.geteuid() and not os.access(path.parent, os.W_OK | os.X_OK):
-        raise NotYoursError(f"journal {path} would be in a directory of another user's")
+        raise NotYoursError(
+            f"journal {path} would be in another user's directory; use another directory"
+        )
     for suffix in SUFFIXES:
         _require_own(Path(f"{path}{suffix}"))
 
@@ -574,12 +576,13 @@ def _require_own(path: Path) -> None:
         raise JournalError(f"journal {path} is not a regular file; use another name")
     if found.st_uid != os.geteuid():
         raise NotYoursError(
-            f"journal {path} belongs to another user, and could contain code; use another name"
+            f"journal {path} belongs to another user, and could contain their code; use another "
+            "name"
         )
     if stat.S_IMODE(found.st_mode) & 0o022:
         raise JournalError(
-            f"journal {path} can be written by others, and could contain their code; if you trust "
-            f"its content: chmod 600 {path}"
+            f"journal {path} is writable by other users, and could contain their code; if you "
+            f"trust its content: chmod 600 {path}"
         )
 
 
@@ -597,12 +600,12 @@ def version_of(database: sqlite3.Connection, path: Path) -> int:
     names = database.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall()
     (version,) = database.execute("PRAGMA user_version").fetchone()
     if names and (version == 0 or ("recordings",) not in names):
-        raise JournalError(f"{path} is a database, and no journal of Rhapsody's; name another file")
+        raise JournalError(f"{path} is a database, but not a journal; use another name")
     return int(version)
 
 
 def intact_mark(key: bytes, number: int, value: bytes, files: str | None) -> bytes:
-    """Return the digest that later shows whether a recording was damaged."""
+    """Return the digest that reveals damage to a recording."""
     head = b"%b%d %d " % (key, number, len(value))
     made = hashlib.blake2b(head, digest_size=SIZE)
     made.update(value)
@@ -614,8 +617,8 @@ def intact_mark(key: bytes, number: int, value: bytes, files: str | None) -> byt
 def _row(recording: Recording) -> tuple[object, ...]:
     """Return the row of a recording.
 
-    For `None` and `bytes` (but not `bytearray`) the `sqlite3` module searches an adapter each time,
-    which takes longer than writing them. Large values are not copied to avoid that.
+    For `None` and `bytes` (but not `bytearray`), the `sqlite3` module searches for an adapter each
+    time, which takes longer than writing them. Large values are not copied to avoid the search.
     """
     key, number, name, uid, parts, code, files, why, value = recording
     return (
@@ -648,8 +651,8 @@ COMPARED = 100
 """Number of recorded calls with equal arguments that a call is compared with."""
 
 _OF_FILES = {
-    GONE: ", but some of its files are missing: it ran again if one was read",
-    MADE_AGAIN: ", and ran again for its missing files",
+    GONE: ", but some of its files are missing; it runs again if a task reads one",
+    MADE_AGAIN: ", and ran again to regenerate its missing files",
 }
 
 
@@ -660,7 +663,7 @@ class Explained:
     Attributes:
         name: The task's name.
         uid: Its uid, if this concerns a single call.
-        what: The outcome and the reason, in words.
+        what: The outcome and the reason, as text.
     """
 
     name: str
@@ -687,7 +690,7 @@ def opened(path: Path) -> Iterator[Reader]:
             if version != SCHEMA:
                 raise JournalError(
                     f"journal {path} was written by another version of Rhapsody (its tables have "
-                    f"version {version}, and this one reads {SCHEMA})"
+                    f"version {version}, expected {SCHEMA})"
                 )
             yield Reader(database, path)
     except UNREADABLE as error:
@@ -695,7 +698,7 @@ def opened(path: Path) -> Iterator[Reader]:
 
 
 class Reader:
-    """A journal that is read, see `opened`."""
+    """A journal that is open for reading, see `opened`."""
 
     def __init__(self, database: sqlite3.Connection, path: Path) -> None:
         self._database = database
@@ -705,7 +708,7 @@ class Reader:
         """Return the runs in the journal, the oldest first."""
         found = runs_in(self._database, self._path)
         for run in found:
-            time.localtime(run.began)  # raises where it is no time
+            time.localtime(run.began)  # raises if it is not a valid time
         return found
 
     def copy(self, path: Path) -> None:
@@ -729,7 +732,7 @@ class Reader:
         database = self._database
         row = database.execute("SELECT id, lineage FROM runs ORDER BY id DESC LIMIT 1").fetchone()
         if row is None:
-            raise JournalError("no run is recorded there")
+            raise JournalError(f"journal {self._path} contains no runs")
         run, lineage = row
         found = database.execute(
             "SELECT name, uid, run, gone, parts, code, why FROM recordings "
@@ -760,9 +763,9 @@ class Reader:
         )
         there = ", ".join(name for (name,) in names) or "none"
         return (
-            f"the last run recorded no task {task!r}; there are {there}; what failed is not kept, "
-            "nor are blocks, services, tasks with cache=False, and what stays with a backend's "
-            "workers"
+            f"the last run recorded no task {task!r} (recorded: {there}); failed tasks, blocks, "
+            "services, tasks with cache=False, and tasks whose results stay with a backend are "
+            "not recorded"
         )
 
     def damage(self) -> list[str]:
@@ -785,10 +788,10 @@ class Reader:
 
 
 class Earlier:
-    """The recordings that a run did not use, by what they have in common with its calls.
+    """The recordings that a run did not use, for comparison with its calls.
 
-    Those of a run that started over are what `--resume` would have used instead, as long as they
-    are in the journal.
+    For a run that started over, these are the recordings that `--resume` would have used, as long
+    as they are in the journal.
 
     Args:
         database: The journal.
@@ -819,7 +822,7 @@ class Earlier:
         The recording is that of the same call, or of a call with equal arguments.
 
         Returns:
-            The reason, in words.
+            The reason, as text.
         """
         if name not in self._names:
             self._names[name] = self._load(name)

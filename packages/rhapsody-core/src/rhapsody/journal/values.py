@@ -42,8 +42,8 @@ LONGEST = 4096
 """Characters of a path (Linux's `PATH_MAX`); longer texts name no file."""
 
 MOST = 5_000_000
-"""Objects in a value, each counted as often as it is reached, above which it has no digest: the
-number of paths through a graph of objects can grow exponentially."""
+"""Maximum number of objects in a value that has a digest, each counted as often as it is reached:
+the number of paths through a graph of objects can grow exponentially."""
 
 Feed = Callable[[Any], object]
 """Function that takes bytes or a buffer."""
@@ -105,14 +105,14 @@ class Values:
         surroundings: Collects the functions, classes and paths in values.
 
     Attributes:
-        size: Of the last value: its parts, and each 128 bytes of data.
+        size: Size of the last value: the number of its parts, plus one for each 128 bytes of data.
     """
 
     __slots__ = ("_around", "_entries", "_open", "_whole", "size")
 
     def __init__(self, surroundings: Surroundings) -> None:
         self._around = surroundings
-        self._open: dict[int, int] = {}  # how deep each container is that is being read
+        self._open: dict[int, int] = {}  # the depth of each container that is being read
         self._whole: bool = True
         self._entries: int = 0
         self.size: int = 0
@@ -121,7 +121,7 @@ class Values:
         """Return a value's digest in hexadecimal, or a small number itself, which is faster.
 
         Raises:
-            UnhashableError: It has none.
+            UnhashableError: It has no digest.
         """
         if type(value) is str:
             text = self._text(value)
@@ -142,7 +142,7 @@ class Values:
                 results, such as loggers and locks, count by their class.
 
         Raises:
-            UnhashableError: It has none.
+            UnhashableError: It has no digest.
         """
         self._whole, self._entries, self.size = whole, 0, 0
         try:
@@ -150,8 +150,8 @@ class Values:
         except UnhashableError:
             raise
         except RecursionError:
-            raise UnhashableError("it is nested too deep") from None
-        except Exception as error:  # whatever an object raises when it is looked at
+            raise UnhashableError("a value is nested too deeply") from None
+        except Exception as error:  # any error of an object that is inspected
             raise UnhashableError(f"{type(error).__name__}: {error}") from error
         finally:
             self._open.clear()
@@ -167,13 +167,13 @@ class Values:
         known = _PLAIN.get(kind)
         if known is not None:
             if kind is int and value in self._open:
-                raise UnhashableError("an object in it holds its own address")
+                raise UnhashableError("an object contains its own memory address")
             feed(known(value))
         elif kind is str:
             feed(self._text(value))
         elif kind is bytes or kind is bytearray:
             feed(b"%b%d:" % (b"b" if kind is bytes else b"B", len(value)))
-            feed(value)  # as it is: a copy of much data would hold all threads up
+            feed(value)  # not a copy: copying big data would block all threads
             self.size += len(value) >> 7
             if len(value) <= LONGEST and (b"/" in value or b"." in value):
                 self._around.path(os.fsdecode(bytes(value)))
@@ -186,7 +186,7 @@ class Values:
 
     def _text(self, value: str) -> bytes:
         if " at 0x" in value and _ADDRESS.search(value):
-            raise UnhashableError("a text in it holds an object's address")
+            raise UnhashableError("a string contains the memory address of an object")
         place = self._around.path(value)
         return _framed(b"s", value) if place is None else _framed(b"p", place)
 
@@ -194,7 +194,7 @@ class Values:
         """Feed a value that may contain itself."""
         self._entries += 1
         if self._entries > MOST:
-            raise UnhashableError("it has too many parts")
+            raise UnhashableError("a value has too many parts")
         if id(value) in self._open:
             feed(b"^%d;" % (len(self._open) - self._open[id(value)]))
             return
@@ -284,7 +284,7 @@ class Values:
         if parts is not None:
             feed(_framed(b"A", kind.__qualname__))
             self._items(b"A", parts, feed)
-        elif isinstance(value, AbstractSet):  # their own order changes with the seed of hashes
+        elif isinstance(value, AbstractSet):  # the order of sets changes with the hash seed
             self._feed(kind, feed)
             self._sorted(b"S", value, feed)
             self._feed(value.__getstate__(), feed)
@@ -292,21 +292,21 @@ class Values:
             self._reduced(value, feed)
 
     def _reduced(self, value: Any, feed: Feed) -> None:
-        """Feed any other object by the parts that pickle would rebuild it from."""
+        """Feed any other object by the parts from which pickle would rebuild it."""
         kind = type(value)
         ctypes = sys.modules.get("ctypes")
         if ctypes is not None and isinstance(value, ctypes.CDLL):  # it holds an address
-            raise UnhashableError(f"the functions of the library {value._name!r} are not known")
+            raise UnhashableError(f"the functions of the library {value._name!r} are unknown")
         try:
             reduce = copyreg.dispatch_table.get(kind)
             if reduce is None and isinstance(value, logging.Logger) and self._around.own(kind):
                 reduce = _logger_apart
             made: Any = value.__reduce_ex__(4) if reduce is None else reduce(value)
             if isinstance(made, str) and not hasattr(value, "__wrapped__"):
-                pickle.dumps(value)  # fails where that is not its name
-        except Exception as error:  # whatever the object raises
+                pickle.dumps(value)  # fails if that is not its name
+        except Exception as error:  # any error of the object
             if self._whole or not _is_plain_python(kind):
-                text = f"a {kind.__qualname__} cannot be taken apart: {error}"
+                text = f"an object of type {kind.__qualname__} cannot be inspected: {error}"
                 raise UnhashableError(text) from error
             slots = [getattr(value, each, None) for each in copyreg._slotnames(kind)]  # type: ignore[attr-defined]
             made = kind, (), (getattr(value, "__dict__", None), slots)
@@ -463,12 +463,12 @@ def _parts_of_numpy(value: Any) -> tuple[Any, ...] | None:
     about: Any = repr((array.dtype.str, array.dtype.names, array.shape, turned)).encode()
     if metadata is not None:
         about = about, metadata
-    if array.dtype.names is not None:  # there may be rubbish between its fields
+    if array.dtype.names is not None:  # the bytes between its fields are undefined
         offsets = [array.dtype.fields[name][1] for name in array.dtype.names]
         return about, offsets, [array[name] for name in array.dtype.names]
     if array.dtype.hasobject or array.dtype.kind in "SU":  # texts may name files
         return about, array.ravel().tolist()
-    if array.dtype.char in "gG":  # there is rubbish in long doubles
+    if array.dtype.char in "gG":  # some bytes of long doubles are undefined
         return about, repr(array.astype(str).tolist()).encode()
     if not array.nbytes:
         return (about,)

@@ -1,4 +1,4 @@
-"""Account of a run: counts of its tasks, groups of equal failures, and the summary in words."""
+"""Account of a run: counts of its tasks, groups of equal failures, and the summary as text."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ from rhapsody.states import TasksMainStates
 from rhapsody.tracebacks import as_lines, last_frames, location_of
 
 EXAMPLES = 4
-"""Number of failures of a group that are kept, the first ones."""
+"""Maximum number of failures of a group that are kept; later ones are only counted."""
 
 GROUPS = 200
-"""Number of groups that are kept, the first ones."""
+"""Maximum number of groups that are kept; later ones are only counted."""
 
 LISTED = 20
 """Number of groups, results or outdated files that are listed."""
@@ -48,8 +48,8 @@ class Failure:
 
     Attributes:
         call: The call with its arguments, shortened, and the uid.
-        error: Its exception in words.
-        attempt: Which attempt it was, from 1.
+        error: Its exception as text.
+        attempt: The number of the attempt, from 1.
         frames: The last frames of its traceback, as Python prints them.
         sandbox: The directory that it ran in, `None` if it had none.
         stdout: The end of its standard output, from the note on its exception.
@@ -93,7 +93,7 @@ class FailureGroup:
         kind: The exception's type, or the exit code.
         text: The first line of the error, `None` if the failures differ in it.
         location: The place, such as `stats.py:12`, `None` if there is none.
-        count: How many there are.
+        count: The number of failures.
         examples: The first failures by uid, without those that were retried.
     """
 
@@ -367,8 +367,8 @@ MUCH = 10**9
 def account(summary: Summary, counts: Counts, directory: Path) -> list[str]:
     """Return the lines of the account, none if nothing was called. The most important come last.
 
-    Of the results, those in the engine's directory, which have no destination, come after those
-    with one, and those that other tasks read come last.
+    Results with a destination come first, then those in the engine's directory, and results that
+    other tasks read come last.
 
     Args:
         summary: The engine's summary.
@@ -406,7 +406,7 @@ def _holds_files(directory: Path) -> bool:
 
 
 def numbers(counts: Counts, retried: int = 0, reused: int = 0) -> str:
-    """Return how many tasks ended in which way, without zeros except for those that are done."""
+    """Return the numbers of tasks by the way in which they ended, without zeros except `done`."""
     row = counts.all
     others = {
         "failed": row.failed,
@@ -437,7 +437,7 @@ def _held_back(counts: Counts) -> list[str]:
         which = name if one else f"the first of them, {name},"
         lines.append(
             f"{len(held)} {'task was' if one else 'tasks were'} held back: {backend!r} had "
-            f"{duration(error.left)} left, and {which} needs {duration(error.needs)}"
+            f"{duration(error.left)} left, but {which} needs {duration(error.needs)}"
         )
     return lines
 

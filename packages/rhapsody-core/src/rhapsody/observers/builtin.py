@@ -31,9 +31,9 @@ _FIELDS = ("name", "attempt", "native", "backend", "worker", "scope", "sandbox")
 class Trace:
     """Writer of a file with all events of a run's tasks. Methods may be called from any thread.
 
-    It has JSON lines, each with `time` in seconds since the epoch, `event` and `uid`. For a task,
-    `event` is the state that it entered, and the other keys are the fields of `TaskEvent` that are
-    set.
+    The file has JSON lines, each with `time` in seconds since the epoch, `event` and `uid`. For a
+    task, `event` is the state that it entered, and the other keys are the fields of `TaskEvent`
+    that are set.
 
     An error while writing, such as a full disk, is logged once and ends the trace, not the run.
 
@@ -56,7 +56,7 @@ class Trace:
         self.write([_record(event) for event in events])
 
     def write(self, records: Sequence[Mapping[str, Any]]) -> None:
-        """Write records; values that JSON has no form for are written as text."""
+        """Write records; values that JSON cannot represent are written as text."""
         text = "".join(json.dumps(record, default=str) + "\n" for record in records)
         with self._lock:
             if self._file is None:
@@ -65,7 +65,11 @@ class Trace:
                 self._file.write(text)
                 self._file.flush()
             except OSError as error:
-                engine_log.error("%s: the trace ends here: %s", self._path, describe_error(error))
+                engine_log.error(
+                    "trace %s: disabled, later events are lost (%s)",
+                    self._path,
+                    describe_error(error),
+                )
                 self._end()
 
     def close(self) -> None:
@@ -80,7 +84,9 @@ class Trace:
                 file.close()
             except OSError as error:  # while writing its buffer
                 engine_log.error(
-                    "%s: the trace is incomplete: %s", self._path, describe_error(error)
+                    "trace %s: incomplete, closing it failed (%s)",
+                    self._path,
+                    describe_error(error),
                 )
 
 

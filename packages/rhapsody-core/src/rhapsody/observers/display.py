@@ -145,9 +145,9 @@ _MOVES = re.compile(r"\x1b(?!\[[0-9;]*m)(\[[0-?]*[ -/]*[@-~])?|[\x00-\x08\x0b-\x
 
 
 class _Lines:
-    """Printed lines as a rich renderable, which does not parse the colors in them: that is slow.
+    """Printed lines as a rich renderable, which does not parse their colors because that is slow.
 
-    Of a line that overwrites itself, as a progress bar does, the last state is shown.
+    If a line overwrites itself, as a progress bar does, its last state is shown.
     """
 
     def __init__(self, lines: Iterable[Line]) -> None:
@@ -232,7 +232,7 @@ class Display:
 
     Args:
         screen: The terminal or notebook.
-        busy: Returns whether the elapsed time is updated although nothing else changes.
+        busy: Returns True if the elapsed time is updated even if nothing else changes.
     """
 
     def __init__(self, screen: Terminal | Notebook, busy: Callable[[], bool]) -> None:
@@ -251,7 +251,7 @@ class Display:
         if isinstance(screen, Terminal):
             streams.acquire()
             streams.terminal = self._write
-        atexit.register(self.close)  # for programs that leave their engine as it is
+        atexit.register(self.close)  # for programs that do not shut down their engine
 
     def changed(self, lines: Sequence[Line] = ()) -> None:
         """Schedule an update, with some lines above the picture."""
@@ -281,7 +281,7 @@ class Display:
         return True
 
     def close(self) -> None:
-        """Print what is left and erase the picture; blocks for a moment.
+        """Print the remaining lines and erase the picture; blocks for a moment.
 
         A second call does nothing, and neither does a call in a forked child.
         """
@@ -323,7 +323,7 @@ class Display:
         self._screen.draw()
 
     def _give_back(self) -> None:
-        """Stop taking text, and write what was not shown directly to the terminal."""
+        """Stop taking text, and write the lines that were not shown to standard error itself."""
         with self._lock:
             self._closed = True
             lines, self._lines = self._lines, []

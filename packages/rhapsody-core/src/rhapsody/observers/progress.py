@@ -37,7 +37,7 @@ class Progress:
         account: Print the account when the engine ends; otherwise `print_account` does.
 
     Attributes:
-        shows_output: The output of tasks is printed above the table when they end.
+        shows_output: True if the output of tasks is printed above the table when they end.
     """
 
     def __init__(self, *, lines: bool = False, account: bool = True) -> None:
@@ -77,7 +77,7 @@ class Progress:
 
     @hookimpl
     def rhapsody_workflow_finished(self, engine: ObservedEngine, summary: Summary) -> None:
-        """Erase the table, and make the account."""
+        """Erase the table, and compose the account."""
         self.close()
         self._account = account(summary, self._counts, engine.work_dir)
         if self._account and not engine.dry_run:
@@ -152,7 +152,7 @@ def _usage(backends: Sequence[Any]) -> tuple[float, int] | None:
 
 
 def _place() -> Place | None:
-    """Return where a table can be updated, `None` for nowhere, such as in a task."""
+    """Return the place where a table can be updated, `None` if there is none, as in a task."""
     if running_task() is not None:
         return None
     if hasattr(builtins, "__IPYTHON__"):

@@ -1,1 +1,1 @@
-"""Files between tasks: where an input comes from, how long a sandbox lives, what is fetched."""
+"""Files between tasks: origins of inputs, lifetimes of sandboxes, destinations and downloads."""

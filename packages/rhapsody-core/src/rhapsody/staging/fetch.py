@@ -1,7 +1,7 @@
-"""Fetches remote input files into a cache directory, for one engine.
+"""Download of remote input files into a cache directory, for one engine.
 
 Each file is fetched once, into a directory that only the user can read. Each download runs on a
-separate thread, so that one which hangs delays neither the loop nor the end of the program.
+separate thread, so that a hanging download delays neither the loop nor the end of the program.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _CHUNK = 1 << 20
 _AT_ONCE = 8
 _TIMEOUT = "600"
 _LIMIT = "10 GiB"
-_QUIET = 60.0  # seconds without any data after which an HTTP transfer is given up
+_QUIET = 60.0  # seconds without data after which an HTTP transfer is abandoned
 
 
 class _TooLargeError(Exception):
@@ -49,10 +49,9 @@ class Fetcher:
 
     Args:
         directory: The cache directory.
-        timeout: Seconds that one file may take; without it `RHAPSODY_FETCH_TIMEOUT`,
-            else 600.
-        limit: Bytes, or text such as `"2 GiB"`, that one download may have; without it
-            `RHAPSODY_FETCH_LIMIT`, else 10 GiB.
+        timeout: Time limit for one file, in seconds. Default: `RHAPSODY_FETCH_TIMEOUT`, or 600.
+        limit: Size limit of one file, in bytes or as text such as `"2 GiB"`. Default:
+            `RHAPSODY_FETCH_LIMIT`, or 10 GiB.
 
     Raises:
         ValueError: An argument or an environment variable is invalid.
@@ -74,7 +73,7 @@ class Fetcher:
     def bring(
         self, origin: str, filename: str, write: Callable[[Path], Awaitable[None]]
     ) -> asyncio.Task[str]:
-        """Start to fetch a file, unless an earlier call has started it.
+        """Start fetching a file, unless an earlier call has started it.
 
         Await the task with `asyncio.shield`, because others may wait for it as well. After a
         failure the next call starts again.
@@ -118,21 +117,20 @@ class Fetcher:
                 os.replace(part, target)
                 return str(target)
             except _MissingExtraError as error:
-                raise DataError(f"{shown} cannot be fetched: {error}: {INSTALL}") from error
+                raise DataError(f"{shown} cannot be fetched: {error}; run {INSTALL}") from error
             except _TooLargeError:
                 raise DataError(
-                    f"{shown} has more than {self._limit} bytes: "
-                    "RHAPSODY_FETCH_LIMIT, such as '50 GiB', sets how large a file may be"
+                    f"{shown} is larger than {self._limit} bytes; to fetch larger files, set "
+                    "RHAPSODY_FETCH_LIMIT to a size such as '50 GiB'"
                 ) from None
             except TimeoutError:
                 raise DataError(
-                    f"{shown} was not fetched within {self._timeout:g} seconds: "
-                    "RHAPSODY_FETCH_TIMEOUT sets how long it may take"
+                    f"{shown} was not fetched within {self._timeout:g} seconds; to allow more "
+                    "time, set RHAPSODY_FETCH_TIMEOUT"
                 ) from None
             except Exception as error:
-                # A protocol's library raises what it likes, and repeats the URL with
-                # the password in it, that of a redirection, or in other words: only its
-                # scrubbed text goes on.
+                # A protocol's library may raise any exception. Its text may contain the URL with
+                # the password, or the URL of a redirection: pass on only the scrubbed text.
                 text = f"{type(error).__name__}: {error}".replace(origin, shown)
                 text = _URL.sub(lambda url: without_secrets(url[0]), text)
                 raise DataError(f"{shown} cannot be fetched: {text}") from None
@@ -194,8 +192,8 @@ def _opened(url: str, timeout: float) -> Any:
     quiet = min(timeout, _QUIET)
     client = {
         "timeout": aiohttp.ClientTimeout(total=timeout, sock_connect=quiet, sock_read=quiet),
-        "trust_env": True,  # clusters reach the outside through the proxies named there
-        # The file as it is, as curl does: a .gz file stays one.
+        "trust_env": True,  # clusters reach the internet through the proxies named there
+        # Nothing is decompressed: a .gz file stays one, as with curl.
         "headers": {"Accept-Encoding": "identity"},
         "auto_decompress": False,
     }

@@ -48,8 +48,8 @@ class InputPlace(NamedTuple):
     """Location of an input, for the backend that links it and for functions that read it.
 
     Attributes:
-        path: The file, `None` if it cannot be read from here.
-        producer: The attempt whose sandbox on the same backend it is linked from, if any.
+        path: The file, `None` if this process cannot read it.
+        producer: The attempt on the same backend from whose sandbox it is linked, if any.
         missing: The outcome of the earlier run's task that wrote the file, if the file is missing.
         directory: True for a directory that a dependency made.
     """
@@ -65,10 +65,10 @@ class Resolved:
     """Places of the inputs of an attempt, before they are linked.
 
     Attributes:
-        sources: What is left of its dependencies, each once.
+        sources: The outcomes of its dependencies, each once.
         places: The inputs by their names.
-        coming: The inputs that are fetched into the cache, by their names.
-        targets: Where its outputs are to be saved, by their names.
+        coming: The inputs that are being fetched into the cache, by their names.
+        targets: The destinations of its outputs, by their names.
         reads: Files of other tasks that it reads: their sandboxes and names.
         matches: The files that match each pattern of its outputs, once it has succeeded.
     """
@@ -88,7 +88,7 @@ class Resolved:
         return list(found.values())
 
     def paths(self) -> dict[str, str | None]:
-        """Return the inputs' paths by their names, `None` for those not readable from here."""
+        """Return the inputs' paths by their names, `None` for those this process cannot read."""
         return {name: place.path for name, place in self.places.items()}
 
 
@@ -144,7 +144,7 @@ def origins(
     Args:
         task: The task's description.
         inputs: Its input files.
-        sources: What is left of its dependencies.
+        sources: The outcomes of its dependencies.
         made_by: The outcomes of the tasks that make inputs, by the `id` of each input.
 
     Raises:
@@ -156,7 +156,7 @@ def origins(
             other = found.setdefault(name, origin)
             if other != origin:
                 raise DataError(
-                    f"task {task['name']!r} has two inputs called {name!r}: "
+                    f"task {task['name']!r} has two inputs named {name!r}: "
                     f"{other} and {origin}; rename one of them"
                 )
     return found
@@ -183,7 +183,7 @@ def as_several(
 
     Args:
         file: The input, bound to the task's sandbox.
-        sources: What is left of its dependencies.
+        sources: The outcomes of its dependencies.
         producer: The outcome of the task that makes this file, if that is known.
     """
     if producer is not None:
@@ -205,11 +205,11 @@ def as_several(
 def located(
     file: InputFile, resolved: Resolved, producer: AttemptInfo | None = None
 ) -> InputFiles | InputFile:
-    """Return the object that a function receives for an input that it reads where it is.
+    """Return the object that a function receives for an input that it reads in place.
 
     Args:
         file: The input.
-        resolved: Where the inputs of its task are; all can be read from here.
+        resolved: The places of its task's inputs, all of which this process can read.
         producer: The outcome of the task that makes this file, if that is known.
     """
     places = resolved.places
@@ -303,18 +303,16 @@ class Stager:
 
     Args:
         work_dir: The directory of sandboxes; created with the first one.
-        keep: Which sandboxes stay on disk: those of failed tasks, all, or none; with
+        keep: The sandboxes that stay on disk: those of failed tasks, all, or none; with
             `"results"` those of failed tasks, and the declared outputs of others.
-        in_run: The engine's uid, where `work_dir` is a `.rhapsody` and it works in a directory of
+        in_run: The engine's uid, if `work_dir` is a `.rhapsody` and the engine uses a directory of
             that name in this process's run.
-        uid: The engine's uid where the program chose it: no other engine may use it now, and
-            none of the sandboxes that an earlier one left is used again.
-        backends: The engine's backends by the names that outcomes bear; may grow.
-        results_dir: What places of saved files are relative to; default: the current directory.
-        fetch_timeout: Seconds that fetching one file may take; without it
-            `RHAPSODY_FETCH_TIMEOUT`, else 600.
-        fetch_limit: Bytes, or text such as `"2 GiB"`, that a fetched file may
-            have; without it `RHAPSODY_FETCH_LIMIT`, else 10 GiB.
+        uid: The engine's uid if the program chose it: no other engine may use it at the same time,
+            and sandboxes of an earlier engine are not reused.
+        backends: The engine's backends by the names in outcomes; may grow.
+        results_dir: Base directory of saved files. Default: the current directory.
+        fetch_timeout: See `Fetcher`.
+        fetch_limit: See `Fetcher`.
 
     Attributes:
         results: Files that tasks made and that are kept.
@@ -392,7 +390,7 @@ class Stager:
             DataError: The uid cannot be the name of a directory in `work_dir`.
         """
         if uid == _CACHE:
-            raise DataError(f"{uid!r} cannot be a task's uid")
+            raise DataError(f"{uid!r} is reserved and cannot be a task's uid")
         if not self._place.settled:
             self.settle()
         name = plain_name(uid)
@@ -412,12 +410,12 @@ class Stager:
     ) -> File | InputFiles:
         """Return the object that a task receives for a file, see `File.bound_to`.
 
-        Of several files that it stands for, a list.
+        This is a list if the file stands for several files.
 
         Args:
             file: The file object.
             sandbox: The task's sandbox.
-            sources: What is left of its dependencies.
+            sources: The outcomes of its dependencies.
             producer: The outcome of the task that makes this file, if that is known.
             outputs: The task's outputs; one may have the name of an input.
             by_path: See `File.bound_to`.
@@ -452,17 +450,17 @@ class Stager:
             backend: The backend it is about to be submitted to.
             inputs: The input files among its arguments.
             outputs: The output files among its arguments.
-            sources: What is left of its dependencies, in argument order.
+            sources: The outcomes of its dependencies, in argument order.
             made_by: The outcomes of the tasks that make inputs, by the `id` of each input.
 
         Returns:
             The places of the files, and the fetches to wait for.
 
         Raises:
-            DataError: An input is missing or ambiguous; or a file cannot be saved where it is to
-                be, see `Results.claim`.
-            CapabilityError: The backend cannot link files or have them saved, or a file cannot
-                get from one backend to the other.
+            DataError: An input is missing or ambiguous; or a file cannot be saved to its
+                destination, see `Results.claim`.
+            CapabilityError: The backend cannot link or save files, or a file cannot be transferred
+                from one backend to the other.
         """
         sources = tuple({source.uid: source for source in sources}.values())
         self.require_capable(task, backend, inputs, outputs)
@@ -520,7 +518,7 @@ class Stager:
             resolved.targets.update(self.results.places.claim(task, outputs))
 
     def in_place(self, backend: BaseExecutionBackend, resolved: Resolved) -> bool:
-        """Return True if a function on a backend can read its inputs where they are."""
+        """Return True if a function on a backend can read its inputs in place."""
         can = backend.capabilities
         shared = can.shared_file_system and not can.copies_files_out  # no worker is elsewhere
         return shared and all(place.path is not None for place in resolved.places.values())
@@ -545,7 +543,7 @@ class Stager:
                 their sandboxes.
         """
         if "sandbox" not in task:
-            return  # it reads its inputs where they are, and `resolved` keeps them there
+            return  # it reads its inputs in place, and `resolved` keeps them there
         keepers = tuple(s.keeper for s in resolved.sources if s.keeper is not None)
         links = self._links[task["uid"]] = _Links(keepers, fetched=bool(resolved.coming))
         try:
@@ -582,20 +580,20 @@ class Stager:
         saved = [output.filename for output in outputs if output.save]
         if saved and not (can.shared_file_system or can.copies_files_out):
             raise CapabilityError(
-                f"task {task['name']!r} saves {', '.join(map(repr, saved))}, which would be in a "
-                f"sandbox of backend {backend.name!r} that cannot be reached from here; use "
-                "another backend, or return the file's content"
+                f"task {task['name']!r} saves {', '.join(map(repr, saved))}, but this process "
+                f"cannot read the sandboxes of backend {backend.name!r}; use another backend, or "
+                "return the file's content"
             )
         if can.files or not (inputs or (outputs and not can.sandboxes)):
             return
         able = sorted(name for name, one in self._backends.items() if one.capabilities.files)
         raise CapabilityError(
-            f"task {task['name']!r} declares files, and backend {backend.name!r} cannot link "
-            f"files into a sandbox; use one that can, such as {', '.join(able) or 'local'}"
+            f"task {task['name']!r} declares files, but backend {backend.name!r} cannot link files "
+            f"into sandboxes; use a backend that can, such as {', '.join(able) or 'local'}"
         )
 
     def _copied(self, task: TaskDescription, producer: AttemptInfo, name: str) -> asyncio.Task[str]:
-        """Start to copy a file out of a sandbox of another backend."""
+        """Start copying a file out of a sandbox of another backend."""
         backend = self._backends.get(producer.backend or "")
         if backend is not None and backend.capabilities.copies_files_out:
             write = partial(backend.copy_file_out, as_source(producer), name)
@@ -603,12 +601,12 @@ class Stager:
         if backend is not None and backend.capabilities.shared_file_system:
             raise DataError(
                 f"task {task['name']!r} needs {name!r} of task {producer.task}, which is missing "
-                f"in {producer.sandbox!r}"
+                f"from {producer.sandbox!r}"
             )
         raise CapabilityError(
-            f"task {task['name']!r} needs {name!r}, which is in a sandbox of backend "
-            f"{producer.backend!r} that cannot be reached from here; run both tasks on one "
-            "backend, or return the file's content"
+            f"task {task['name']!r} needs {name!r} from a sandbox of backend "
+            f"{producer.backend!r}, which this process cannot read; run both tasks on one backend, "
+            "or return the file's content"
         )
 
     def _link_implicitly(
@@ -730,9 +728,9 @@ class Stager:
             self.results.add(files.values())
             return None
         if sandbox.startswith((own := self.sandbox_path(task["uid"])) + os.sep):
-            sandbox = own  # the backend began once more, in a directory in that of the first start
+            sandbox = own  # the backend started the attempt again, in a subdirectory
         if not succeeded and self._keep != "none":
-            # To find out why it failed, what it read is needed as well.
+            # Its inputs are needed to find out why it failed.
             for source in links.sources:
                 if isinstance(source, Sandbox):
                     source.spare()
@@ -758,7 +756,7 @@ class Stager:
         *,
         recorded: bool,
     ) -> None:
-        """Let the declared outputs outlive their sandbox, saved ones until the end."""
+        """Record that declared outputs outlive their sandbox, saved ones until the end."""
         rest = [o for o in outputs if o.save or o.temporary]
         stay = [output for output in outputs if output not in rest]
         self._sandboxes.declare(
@@ -811,7 +809,7 @@ class Stager:
     async def close(self, *, well: bool = True) -> None:
         """Remove sandboxes, fetched files and empty directories that are not kept.
 
-        Waits until it is done, without blocking the loop. Twice is harmless.
+        Wait until this is done, without blocking the loop. Calling it twice is harmless.
 
         Args:
             well: True if the run has succeeded; otherwise the outputs of recorded tasks stay.

@@ -60,7 +60,7 @@ class RealPaths:
 def copy_file(
     source: str | os.PathLike[str], target: str | os.PathLike[str], root: str | None = None
 ) -> None:
-    """Copy a file with its mode; others can read the copy only when that is set.
+    """Copy a file with its mode, before which only the user can read the copy.
 
     Args:
         source: The file.
@@ -82,9 +82,9 @@ def copy_file(
             file = files.enter_context(open(source, "rb", 0, opener=_at_once))
         found = os.fstat(file.fileno())
         if not stat.S_ISREG(found.st_mode):
-            raise DataError("it is not a file")
+            raise DataError("it is not a regular file")
         if is_link and root is not None and not _is_in(file.fileno(), source, root):
-            raise DataError("it is a link that leaves the sandbox; write the file itself")
+            raise DataError("it is a link to a path outside the sandbox; write the file itself")
         copy = files.enter_context(open(target, "xb", _BUFFER, opener=_private))
         shutil.copyfileobj(file, copy, _CHUNK if found.st_size > _BUFFER else _BUFFER)
         os.fchmod(copy.fileno(), stat.S_IMODE(found.st_mode))
@@ -140,7 +140,7 @@ def copy_directory(
     root = os.path.realpath(source)
     _require_own_links(root)
     try:
-        os.mkdir(target, 0o700)  # until it has the mode of the other
+        os.mkdir(target, 0o700)  # until it has the mode of the source
         shutil.copytree(root, target, symlinks=True, copy_function=copy, dirs_exist_ok=True)
     except _StoppedError:
         pass
@@ -161,9 +161,9 @@ def _require_own_links(root: str) -> None:
             target = os.readlink(path)
             if os.path.isabs(target) or not f"{os.path.realpath(path)}/".startswith(f"{root}/"):
                 raise DataError(
-                    f"{os.path.relpath(path, root)!r} in it is a link to {target!r}, and only "
-                    "relative links that stay in the directory can be saved; put the file "
-                    "itself there"
+                    f"{os.path.relpath(path, root)!r} in it is a link to {target!r}, but only "
+                    "relative links within the directory can be saved; replace the link by the "
+                    "file itself"
                 )
 
 
@@ -196,7 +196,9 @@ def replace_directory(new: Path, path: Path) -> None:
     try:
         remove(old)
     except OSError as error:
-        log.warning("what was at %s before is at %s and cannot be removed: %s", path, old, error)
+        log.warning(
+            "directory %s: its old content, now %s, cannot be removed: %s", path, old, error
+        )
 
 
 def remove(path: str | os.PathLike[str]) -> None:
@@ -225,7 +227,7 @@ def remove_directory(path: str | os.PathLike[str], kept: Collection[str] = ()) -
 
 
 def _clear(path: str | os.PathLike[str], kept: Collection[str]) -> None:
-    """Remove what is in a directory, with fewer system calls than `shutil.rmtree` if it is flat."""
+    """Remove a directory's content, with fewer system calls than `shutil.rmtree` if it is flat."""
     if os.path.islink(path):
         raise NotADirectoryError(errno.ENOTDIR, "it is a link", os.fspath(path))
     with os.scandir(path) as entries:
@@ -240,7 +242,7 @@ def _clear(path: str | os.PathLike[str], kept: Collection[str]) -> None:
 
 
 def _make_writable(path: str | os.PathLike[str]) -> None:
-    """Make a directory and those in it writable for the user, as some programs do not."""
+    """Make a directory and its subdirectories writable; some programs leave them read-only."""
     os.chmod(path, 0o700)
     for directory, names, _ in os.walk(path):
         for name in names:
@@ -330,7 +332,7 @@ def state_of(path: str | os.PathLike[str]) -> LockState:
 
 
 LEFT = 65536
-"""A file system with fewer bytes left than these is full: programs write in blocks."""
+"""Number of free bytes below which a file system counts as full: programs write in blocks."""
 
 _ERRORS = (errno.ENOSPC, errno.EDQUOT)
 
@@ -383,10 +385,10 @@ def used_up(error: BaseException, *, program: bool) -> str | None:
     else:
         return None
     most = resource.getrlimit(limit)[0]
-    allowed = "more" if most == resource.RLIM_INFINITY else f"more than {most}"
+    number = "" if most == resource.RLIM_INFINITY else f"{most} "
     return (
-        f"no more {what} are allowed: allow {allowed} with `ulimit {flag}` before the program "
-        "starts, or run fewer tasks at once: resources={'cores': N} of the backend"
+        f"the limit of {number}{what} was reached: raise it with `ulimit {flag}` before the "
+        "program starts, or run fewer tasks at once with resources={'cores': N} of the backend"
     )
 
 

@@ -1,8 +1,8 @@
 """Outputs of tasks: checked in the sandbox, and saved to their destinations.
 
-A call claims its destinations before it runs, so that two cannot write one file at once, and
-nothing is overwritten that the run reads. Files that match a pattern are known only when their task
-is done, and are claimed then.
+A call claims its destinations before it runs, so that two calls cannot write one file at once, and
+files that the run reads are not overwritten. Files that match a pattern are known only when their
+task is done, and are claimed then.
 
 Saved files are copies, never links, so that nothing changes them through the sandbox. A file is
 copied next to its destination and renamed: readers see the old file or the whole new one.
@@ -75,8 +75,8 @@ def check_outputs(
         The files that match each pattern.
 
     Raises:
-        DataError: Some are missing, are links that lead out of the sandbox, or are files where
-            directories were declared, or the other way round.
+        DataError: Some are missing, are links that lead out of the sandbox, or are files although
+            directories were declared, or vice versa.
     """
     if not outputs:
         return {}
@@ -124,8 +124,8 @@ def _mode(task: TaskDescription, name: str) -> int | None:
         real = os.path.realpath(path)
         if not real.startswith(os.path.realpath(os.path.dirname(path)) + os.sep):
             raise DataError(
-                f"task {task['name']!r}: its output file {name!r} is a link that leaves the "
-                f"sandbox, to {real!r}; write the file itself"
+                f"task {task['name']!r}: its output file {name!r} is a link to {real!r}, outside "
+                "the sandbox; write the file itself"
             )
         return os.stat(real).st_mode
     except OSError:
@@ -136,10 +136,10 @@ def _wrote_instead(task: TaskDescription, given: Collection[str]) -> str:
     """Describe what a task left in its sandbox, for the error about missing outputs."""
     files = sorted(files_in(task.get("sandbox", "")))
     wrote = [name for name in files if not name.startswith(RESERVED) and name not in given]
-    how = "commands write files by their names alone"
+    how = "Commands must write output files by their plain names"
     if task.get("function") is not None or "cwd" in task:
-        how = "it is to be written to the path that the task gets for it"
-    return f"it wrote {_some(wrote)}; {how}"
+        how = "Write the file to the path that the task receives"
+    return f"it wrote {_some(wrote)}. {how}"
 
 
 def _some(names: Sequence[str]) -> str:
@@ -193,7 +193,7 @@ def without_place(
     outputs: Sequence[Output],
     matches: Mapping[str, tuple[str, ...]],
 ) -> dict[str, SavedFile]:
-    """Return the results without a place that an attempt wrote, by their names."""
+    """Return the results without a destination that an attempt wrote, by their names."""
     uid = future_uid(task)
     results = [each for each in outputs if each.save is None and not each.temporary]
     return {
@@ -233,7 +233,7 @@ def leads_into(value: object, sandbox: str | None) -> bool:
         if isinstance(value, list | tuple | set | frozenset):
             return any(_is_path_into(item, sandbox) for item in value)
         return _is_path_into(value, sandbox)
-    except BaseException:  # the result's own code; what cannot be looked into leads nowhere
+    except BaseException:  # any error of the result's own code
         return False
 
 
@@ -266,7 +266,7 @@ class _Claim:
     """Call that is about to write a destination.
 
     Attributes:
-        call: What all attempts of the call have in common.
+        call: The part of the uid that all attempts of the call share.
         task: Its task's name.
     """
 
@@ -282,7 +282,7 @@ class _Written:
     """A file or directory that the run has written.
 
     Attributes:
-        number: How many were written before.
+        number: The number of those that were written before.
         claim: The call that wrote it.
     """
 
@@ -296,8 +296,8 @@ class Places:
     Paths are compared with links followed.
 
     Args:
-        directory: `results_dir`, which relative places are below.
-        needed: Other directories that nothing may take the place of.
+        directory: `results_dir`, the base directory of relative destinations.
+        needed: Other directories that must not be replaced.
     """
 
     def __init__(self, directory: Path, needed: Iterable[Path] = ()) -> None:
@@ -336,7 +336,7 @@ class Places:
             self._readers_below[parent] = task["name"]
 
     def is_read(self, path: Path) -> bool:
-        """Return True if a task has read a file that is none of the run's own."""
+        """Return True if a task has read a file that the run did not write."""
         return self._real.of(str(path)) in self._readers
 
     def claim(self, task: TaskDescription, outputs: Sequence[Output]) -> dict[str, Target]:
@@ -346,14 +346,14 @@ class Places:
             The destinations by the names of the outputs.
 
         Raises:
-            DataError: A place is a file that the run reads, or that another call is about to
-                write; it cannot be written; or two of the outputs have one name or place.
+            DataError: A destination is a file that the run reads, or that another call is about to
+                write; it cannot be written; or two outputs have the same name or destination.
         """
         names = [output.filename for output in outputs]
         twice = next((name for name in names if names.count(name) > 1), None)
         if twice is not None:
             raise DataError(
-                f"task {task['name']!r} has two output files called {twice!r}; rename one of them"
+                f"task {task['name']!r} has two output files named {twice!r}; rename one of them"
             )
         targets = {each.filename: self._target(each) for each in outputs if each.save}
         if not targets:
@@ -364,7 +364,7 @@ class Places:
         keys = {self._key(name, target, call): name for name, target in targets.items()}
         if len(keys) < len(targets) or any(not keys.keys().isdisjoint(_parents(k)) for k in keys):
             raise DataError(
-                f"task {task['name']!r} saves two files in one place: "
+                f"task {task['name']!r} saves two files to the same destination: "
                 f"{', '.join(f'{name!r} as {str(t.path)!r}' for name, t in targets.items())}"
             )
         for key, name in keys.items():
@@ -376,15 +376,15 @@ class Places:
         return targets
 
     def take(self, task: TaskDescription, files: Mapping[Path, str]) -> None:
-        """Record that a call is about to put files into their places.
+        """Record that a call is about to save files to their destinations.
 
         Args:
             task: The description of the call's attempt, which has ended.
-            files: Their names, by their places.
+            files: Their names, by their destinations.
 
         Raises:
-            DataError: The run reads one of the places, or another call writes to it. Only files
-                that match a pattern can fail here.
+            DataError: The run reads one of the destinations, or another call writes to it. Only
+                files that match a pattern can fail here.
         """
         claim = _Claim(task_call(task), task["name"])
         keys = {self._real.of(str(path)): (path, name) for path, name in files.items()}
@@ -397,7 +397,7 @@ class Places:
             if other is not None and other.claim.call != claim.call and other.number >= began:
                 raise DataError(
                     f"task {task['name']!r} cannot save {name!r} as {str(path)!r}: task "
-                    f"{other.claim.task!r} has saved one there while it ran; save it elsewhere"
+                    f"{other.claim.task!r} saved a file there while it ran; save it elsewhere"
                 )
         for key in keys:
             self._enter(key, claim)
@@ -405,7 +405,7 @@ class Places:
             self._count += 1
 
     def release(self, task: TaskDescription) -> None:
-        """Release the claims of an attempt whose work has ended; twice is harmless."""
+        """Release the claims of an attempt whose work has ended; calling it twice is harmless."""
         if not self._by_call:
             return
         call = task_call(task)
@@ -430,10 +430,10 @@ class Places:
         if output.many:
             bare = path.rstrip("/")
             if os.path.lexists(bare) and not os.path.isdir(bare):
-                raise DataError(f"{output!r}: {bare!r} is not a directory for files")
+                raise DataError(f"{output!r}: save={bare!r} is not a directory")
             if not path.endswith("/") and not os.path.isdir(path):
                 raise DataError(
-                    f"{output!r}: save is the place of one file; give a directory, "
+                    f"{output!r}: save must be a directory for several files; write "
                     f"save='{output.save}/'"
                 )
             return Target(Path(os.path.normpath(path)), "matches")
@@ -441,26 +441,28 @@ class Places:
             path = os.path.join(path, output.filename)
         path = os.path.normpath(path)
         if os.path.isdir(path):
-            raise DataError(f"{output.filename!r} cannot be saved as {path!r}: that is a directory")
+            raise DataError(
+                f"{output.filename!r} cannot be saved as {path!r}, which is a directory"
+            )
         return Target(Path(path))
 
     def _directory_target(self, output: OutputDir, path: str) -> Target:
         path = os.path.normpath(os.path.join(path, output.filename))
         if os.path.lexists(path) and not os.path.isdir(path):
             raise DataError(
-                f"directory {output.filename!r} cannot be saved as {path!r}: that is a file"
+                f"directory {output.filename!r} cannot be saved as {path!r}, which is a file"
             )
         real = os.path.realpath(path)
         for needed in self._needed:
             if f"{os.path.realpath(needed)}/".startswith(f"{real}/"):
                 raise DataError(
-                    f"directory {output.filename!r} cannot be saved as {path!r}: it would take the "
-                    f"place of {os.path.realpath(needed)!r}; save it elsewhere, or rename it"
+                    f"directory {output.filename!r} cannot be saved as {path!r}: it would replace "
+                    f"{os.path.realpath(needed)!r}; save it elsewhere, or rename it"
                 )
         return Target(Path(path), "directory")
 
     def _require_room(self, name: str, target: Target) -> None:
-        """Raise if nothing can be put at a place, because of the directory that it is in."""
+        """Raise if nothing can be saved to a destination, because of the directory around it."""
         path, kind = target
         directory = nearest = str(path if kind == "matches" else path.parent)
         if directory in self._writable:
@@ -468,11 +470,11 @@ class Places:
         while not os.path.lexists(nearest):
             nearest = os.path.dirname(nearest)
         if not os.path.exists(nearest):
-            problem = "a link to a place that does not exist; create that, or remove the link"
+            problem = "a broken link; create its target, or remove the link"
         elif not os.path.isdir(nearest):
-            problem = "a file, and cannot hold others; save it elsewhere, or move that file"
+            problem = "a file, not a directory; save it elsewhere, or move that file"
         elif not os.access(nearest, os.W_OK | os.X_OK):
-            problem = "not writable for you; save it elsewhere, or change its mode"
+            problem = "not writable; save it elsewhere, or change its mode"
         else:
             if nearest == directory:
                 self._writable.add(directory)
@@ -480,7 +482,7 @@ class Places:
         raise DataError(f"{name!r} cannot be saved as {str(path)!r}: {nearest!r} is {problem}")
 
     def _key(self, name: str, target: Target, call: str) -> str:
-        """Return what is claimed: a place, or for a pattern a unique name in its directory."""
+        """Return the claimed path: a destination, or for a pattern a unique name in it."""
         real = self._real.of(str(target.path))
         return os.path.join(real, f"{name}\0{call}") if target.kind == "matches" else real
 
@@ -491,13 +493,13 @@ class Places:
         if read is not None:
             reader, thing = read
             raise DataError(
-                f"{what}: task {reader!r} reads {thing}, and this would change what the run "
-                "began with; save it elsewhere"
+                f"{what}: task {reader!r} reads {thing}, which this run must not change; save it "
+                "elsewhere"
             )
         claim = self._claim_on(key, task_call(task), directory=directory)
         if claim is not None:
             raise DataError(
-                f"{what}: {claim} is about to save one there, too; save it elsewhere, or let one "
+                f"{what}: {claim} is also about to write there; save it elsewhere, or let one task "
                 f"wait for the other: {task['name']}.options(after=[future])(...)"
             )
 
@@ -511,9 +513,9 @@ class Places:
             if place in self._written:
                 return None
             if place in self._readers:
-                # A directory that the run puts files into may get more, as in the run before.
+                # A directory that the run saves files to may receive more, as in the last run.
                 growing = any(each.startswith(f"{place}/") for each in self._written)
-                return None if growing else (self._readers[place], f"{place!r}, which it is in")
+                return None if growing else (self._readers[place], f"the directory {place!r}")
         return None
 
     def _claim_on(self, key: str, call: str, *, directory: bool = False) -> _Claim | None:
@@ -572,8 +574,8 @@ class Results:
     Its methods except `add` are called on the engine's loop.
 
     Args:
-        directory: `results_dir`, which relative places are below.
-        needed: Other directories that nothing may take the place of.
+        directory: `results_dir`, the base directory of relative destinations.
+        needed: Other directories that must not be replaced.
         threads: Copy the files.
     """
 
@@ -631,7 +633,7 @@ class Results:
                         await self._put(path, put)
                 except Exception as error:  # a full disk, a read-only directory
                     raise DataError(
-                        f"task {title!r} ({uid}) is done, and {what} could not be saved as "
+                        f"task {title!r} ({uid}) succeeded, but {what} could not be saved as "
                         f"{str(path)!r}: {error}"
                     ) from error
             self._saved[str(path)] = SavedFile(path, title, uid)

@@ -52,7 +52,7 @@ class RunLog(logging.FileHandler):
         self.setFormatter(lines)
 
     def begin(self) -> None:
-        """Start to write records; twice is harmless."""
+        """Start writing records; calling it twice is harmless."""
         self._taking = True
         log.addHandler(self)
 
@@ -87,7 +87,7 @@ class RunLog(logging.FileHandler):
 
     def _fail(self, error: OSError) -> None:
         self._taking = False
-        log.warning("the log of this run ends here: %s", error)
+        log.warning("log of this run: disabled (%s)", error)
 
     def _open(self) -> io.TextIOWrapper:
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -109,7 +109,7 @@ class RunLog(logging.FileHandler):
 
 
 def _hand_on(record: logging.LogRecord) -> None:
-    """Print a record as `logging` prints those without a handler."""
+    """Print a record as `logging` prints records without a handler."""
     last = logging.lastResort
     if last is not None and record.levelno >= last.level:
         last.handle(record)
@@ -163,7 +163,7 @@ class Run:
 
         Raises:
             OSError: It cannot be created.
-            FileNotFoundError: It was removed again and again, because it was empty.
+            FileNotFoundError: Other processes removed it repeatedly, because it was empty.
         """
         with self._lock:
             for attempt in range(ATTEMPTS):
@@ -171,7 +171,7 @@ class Run:
                     break
                 try:
                     self._claim()
-                except FileNotFoundError:  # it was removed, as it was empty
+                except FileNotFoundError:  # another process removed it, because it was empty
                     if attempt == ATTEMPTS - 1:
                         raise
             return self.path
@@ -209,7 +209,7 @@ class Run:
             if self._held is not None:
                 self._held.release()
                 self._held = None
-            with contextlib.suppress(OSError):  # there is something in it, or it was never made
+            with contextlib.suppress(OSError):  # it is not empty, or was never created
                 self.path.rmdir()
                 point_latest(self.base)
                 self.base.rmdir()
@@ -256,7 +256,7 @@ def enter_run(base: Path, uid: str) -> Run:
 
 
 def leave_run(run: Run, uid: str) -> None:
-    """Unregister an engine that has ended; twice is harmless."""
+    """Unregister an engine that has ended; calling it twice is harmless."""
     process = _process
     with process.lock:
         if run.leave(uid) and process.runs.get(run.base) is run:
@@ -315,7 +315,7 @@ def point_latest(base: Path) -> None:
             return
         pointed = newest
         with contextlib.suppress(OSError):
-            if link.is_symlink() or not link.exists():  # else it is a file of someone else
+            if link.is_symlink() or not link.exists():  # otherwise it is another file
                 _replace(link, newest)
 
 
@@ -346,7 +346,7 @@ class UidClaim:
 
     Raises:
         ValueError: Another engine has the uid.
-        OSError: The file cannot be made.
+        OSError: The lock file cannot be created.
     """
 
     def __init__(self, uid: str, work_dir: str) -> None:
@@ -356,8 +356,8 @@ class UidClaim:
             other = _claims.get(uid)
             if other is not None and not other._loop.is_closed():
                 raise ValueError(
-                    f"uid {uid!r} is in use by another engine of this process: shut that one down "
-                    "first, or give each engine a uid of its own"
+                    f"uid {uid!r} is in use by another engine of this process; shut down that "
+                    "engine first, or give each engine its own uid"
                 )
             if other is not None:
                 other._file.release()
@@ -371,19 +371,19 @@ class UidClaim:
             file = FileLock(os.path.join(work_dir, f".{self._uid}.lock"))
         except BlockingIOError:
             raise ValueError(
-                f"uid {self._uid!r} is in use by another program, which works in "
-                f"{work_dir}: give each engine a uid of its own, or another work_dir"
+                f"uid {self._uid!r} is in use by another program with the work_dir {work_dir}; "
+                "give each engine its own uid or work_dir"
             ) from None
         if file.problem is not None:
             log.warning(
-                "%s cannot be locked (%s): two programs that use uid %r there at the same time "
-                "would share their sandboxes",
+                "%s: locking failed (%s); other programs that use uid %r there at the same time "
+                "would share its sandboxes",
                 file.path, file.problem, self._uid,
             )  # fmt: skip
         return file
 
     def release(self) -> None:
-        """Let others use the uid; twice is harmless."""
+        """Let others use the uid; calling it twice is harmless."""
         with _claims_lock:
             if _claims.get(self._uid) is self:
                 del _claims[self._uid]
@@ -402,7 +402,7 @@ def write_list(files: Iterable[SavedFile], work_dir: Path) -> None:
         if file.path.is_relative_to(work_dir)
     ]
     if listed:
-        with contextlib.suppress(OSError):  # a full disk keeps no engine from closing
+        with contextlib.suppress(OSError):  # a full disk must not prevent an engine from closing
             (work_dir / LIST).write_text(json.dumps(listed, indent=1), encoding="utf-8")
 
 
@@ -426,12 +426,12 @@ class WorkDir:
     """Directory of an engine, created when it is first needed.
 
     Args:
-        place: The directory; with `in_run` the `.rhapsody` that the run's is in.
-        in_run: The engine's uid, where it works in a directory of that name in the run's.
+        place: The directory; with `in_run`, the `.rhapsody` that contains the run's directory.
+        in_run: The engine's uid, if it uses a directory of that name in the run's directory.
 
     Attributes:
-        base: The directory of all runs if it is in one, otherwise the same as `path`.
-        path: Where it is; may change until `settle` is called.
+        base: The directory of all runs if it is in a run's, otherwise the same as `path`.
+        path: Its path; may change until `settle` is called.
     """
 
     def __init__(self, place: str | os.PathLike[str], in_run: str | None = None) -> None:
@@ -475,7 +475,7 @@ class WorkDir:
             write_list(results, self.path)
         if self._existed:
             return
-        with contextlib.suppress(OSError):  # not empty, or never made
+        with contextlib.suppress(OSError):  # not empty, or never created
             self.path.rmdir()
         if self.path.parent.name == BASE:
             with contextlib.suppress(OSError):
@@ -511,10 +511,10 @@ class LeftRun:
         """Return the paths of its results, and of the lists of them.
 
         Raises:
-            ValueError: The results are not known.
+            ValueError: The results are unknown.
         """
         if self.state != "free":
-            raise ValueError("it did not end properly, so its results are not known")
+            raise ValueError("it did not end properly, so its results are unknown")
         found: set[str] = set()
         for engine in _directories(self.path):
             named = {os.path.normpath(os.path.join(engine, name)) for name in read_list(engine)}
@@ -523,13 +523,13 @@ class LeftRun:
         return found
 
     def goes(self, kept: set[str]) -> dict[str, int]:
-        """Return what is removed if some paths are kept, with the sizes in bytes."""
+        """Return the paths to remove if some paths are kept, with their sizes in bytes."""
         above = {str(parent) for path in kept for parent in Path(path).parents}
         stays = kept | {str(self.lock)}
         return {path: _size(path) for path in _others(self.path, stays, above)}
 
     def remove(self, paths: Iterator[str]) -> bool:
-        """Remove paths in it, and with the last one the directory itself.
+        """Remove paths in it, and the directory itself if it is empty then.
 
         Returns:
             `False` if another process has locked it meanwhile.
@@ -567,7 +567,7 @@ def left_runs(base: Path) -> list[LeftRun]:
 def tidy(base: Path) -> None:
     """Point `latest` to the newest remaining run; remove a `.rhapsody` without runs."""
     point_latest(base)
-    with contextlib.suppress(OSError):  # there is something in it
+    with contextlib.suppress(OSError):  # it is not empty
         base.rmdir()
 
 

@@ -1,8 +1,7 @@
 """Lifetime of sandboxes on disk, for one engine.
 
-A sandbox that may be removed stays while its `Sandbox` object is referenced, and is then
-removed on a thread. The caller decides which sandboxes may be removed; backends
-create them.
+A sandbox that may be removed stays while its `Sandbox` object is referenced, and is then removed on
+a thread. The caller decides which sandboxes may be removed; backends create them.
 """
 
 from __future__ import annotations
@@ -100,8 +99,8 @@ class SandboxKeeper:
     """Removes sandboxes once they are no longer needed.
 
     Args:
-        keep: Which stay on disk in the end.
-        kept: Called with the results that are left of a sandbox, from any thread.
+        keep: The sandboxes that stay on disk in the end.
+        kept: Called, from any thread, with the results that remain of a sandbox.
         threads: Remove them. `close` ends the threads.
     """
 
@@ -209,7 +208,7 @@ class SandboxKeeper:
                 self._remove(path)
             elif fate is Disposition.PRODUCT and self._keep == "results" and declared is not None:
                 self._trim(path, declared)
-        for path, declared in self._declared.items():  # what was dropped before
+        for path, declared in self._declared.items():  # of sandboxes that were dropped before
             if self._keep == "results":
                 self._trim(path, declared, dropped=True)
             elif self._keep == "none" or self._ended_well or not declared.recorded:
@@ -226,14 +225,14 @@ class SandboxKeeper:
             self._remove(path, declared.stay | declared.until_end)
 
     def _remove(self, path: str, names: Collection[str] = ()) -> None:
-        """Remove a sandbox, or all in it except some files."""
+        """Remove a sandbox, or its content except some files."""
         try:
             if os.path.basename(path).startswith(RESERVED):  # a single file, see `discard`
                 os.unlink(path)
             else:
                 remove_directory(path, names)
         except FileNotFoundError:
-            pass  # never made, or removed by the user
+            pass  # never created, or removed by the user
         except Exception as error:  # must not end the thread, nor reach the user's code
             if not self._complained:
                 self._complained = True
