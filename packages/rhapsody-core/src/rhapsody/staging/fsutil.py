@@ -385,9 +385,9 @@ def used_up(error: BaseException, *, program: bool) -> str | None:
     else:
         return None
     most = resource.getrlimit(limit)[0]
-    number = "" if most == resource.RLIM_INFINITY else f"{most} "
+    allowed = what if most == resource.RLIM_INFINITY else f"{most} {what}"
     return (
-        f"the limit of {number}{what} was reached: raise it with `ulimit {flag}` before the "
+        f"the limit of {allowed} was reached: raise it with `ulimit {flag}` before the "
         "program starts, or run fewer tasks at once with resources={'cores': N} of the backend"
     )
 
