@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import os
-import signal
 
 import pytest
 
 from rhapsody.testing import Driver
-from rhapsody.testing._suite import until
 from rhapsody_dask import DaskExecutionBackend
 
 VARIABLES = ("OMP_NUM_THREADS", "MALLOC_TRIM_THRESHOLD_", "PYTHONHASHSEED")
@@ -17,8 +15,8 @@ VARIABLES = ("OMP_NUM_THREADS", "MALLOC_TRIM_THRESHOLD_", "PYTHONHASHSEED")
 pytestmark = pytest.mark.asyncio
 
 
-def settings() -> tuple[int, list[str | None]]:
-    return os.getpid(), [os.environ.get(name) for name in VARIABLES]
+def settings() -> list[str | None]:
+    return [os.environ.get(name) for name in VARIABLES]
 
 
 async def test_workers_get_their_variables_and_the_program_keeps_its_own(
@@ -35,12 +33,5 @@ async def test_workers_get_their_variables_and_the_program_keeps_its_own(
         Driver(backend) as driver,
     ):
         assert dict(os.environ) == before
-        first, seen = (await driver.run_one(driver.call(settings))).value
+        seen = (await driver.run_one(driver.call(settings))).value
         assert seen == ["1", "65536", "6640"]
-        os.kill(first, signal.SIGKILL)  # another is started in its place
-        second = first
-        while second == first:
-            end = await driver.run_one(driver.call(settings))
-            second, again = end.value or (first, None)
-        assert again == seen
-        await until(lambda: dict(os.environ) == before)

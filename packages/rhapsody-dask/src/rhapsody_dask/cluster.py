@@ -11,9 +11,10 @@ import logging
 import os
 import re
 import sys
+import threading
 import warnings
-from collections.abc import Mapping
-from contextlib import ExitStack, suppress
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,9 @@ def unguarded() -> str | None:
 
 REGISTRATIONS = 3
 """Number of attempts to register a plugin; one fails if a worker is lost meanwhile."""
+
+NANNY = ("PYTHONHASHSEED", "__DASK_PARENT_PID")
+"""Variables that Dask sets in addition to those of its configuration."""
 
 CLOSE = 30.0
 """Time limit in seconds for closing."""
@@ -370,8 +374,6 @@ def _local_cluster(options: Options) -> Any:
     from distributed.deploy.utils import nprocesses_nthreads
     from distributed.system import MEMORY_LIMIT
 
-    from rhapsody_dask.local_cluster import TidyNanny
-
     local: dict[str, Any] = {"dashboard_address": None, "host": "127.0.0.1", **options.local}
     quiet = {}
     if local["dashboard_address"] is None:  # otherwise Dask uses its default port
@@ -379,8 +381,6 @@ def _local_cluster(options: Options) -> Any:
     if "interface" in local and "host" not in options.local:
         del local["host"]
     processes = local["processes"] = _in_processes(local)
-    if processes and local.get("worker_class") is None:
-        local["worker_class"] = TidyNanny
     n_workers: Any = local.get("n_workers")
     threads: Any = local.get("threads_per_worker")
     if n_workers is None and threads is None:
@@ -408,7 +408,28 @@ def _local_cluster(options: Options) -> Any:
     # Only the engine retries lost tasks, see `lost_retries`.
     scheduler = {"allowed_failures": 0, **quiet, **local.pop("scheduler_kwargs", {})}
     cluster_class: Any = LocalCluster  # untyped in Dask
-    return cluster_class(resources=resources, scheduler_kwargs=scheduler, **local)
+    with _restored_environment():
+        return cluster_class(resources=resources, scheduler_kwargs=scheduler, **local)
+
+
+_starting = threading.Lock()
+
+
+@contextmanager
+def _restored_environment() -> Iterator[None]:
+    """Restore the variables that Dask's nannies set for their workers, in this process."""
+    import dask
+
+    names = dask.config.get("distributed.nanny.pre-spawn-environ")
+    with _starting:  # otherwise the variables of one cluster are taken for those of the program
+        former = {name: os.environ.get(name) for name in (*names, *NANNY)}
+        try:
+            yield
+        finally:
+            for name, value in former.items():
+                os.environ.pop(name, None)
+                if value is not None:
+                    os.environ[name] = value
 
 
 def _in_processes(local: Mapping[str, Any]) -> bool:
