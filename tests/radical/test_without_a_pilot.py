@@ -486,7 +486,7 @@ def test_raptor_is_set_up_after_the_start() -> None:
         RadicalExecutionBackend(functions="executable").setup_raptor_mode(CONFIG)
 
 
-def test_a_lost_pair_says_why() -> None:
+def test_a_lost_pair_has_a_reason() -> None:
     master = SimpleNamespace(uid="m", state="FAILED", exception="OSError('disk')", stderr="full\n")
     pair = raptor.Pair(master, [], descriptions.default_raptor_config(2)["masters"][0])
     assert pair.problem() == "RAPTOR master m ended (FAILED): OSError('disk'): full"
@@ -606,16 +606,16 @@ class Refusing:
 
 
 def test_reports_do_not_wait_for_tasks_that_were_refused_or_lost_with_their_pilot() -> None:
-    told: list[tuple[str, float]] = []
+    sent: list[tuple[str, float]] = []
 
-    def say(name: str, *parts: Any, within: float = 0.0) -> None:
-        told.append((name, within))
+    def send(name: str, *parts: Any, within: float = 0.0) -> None:
+        sent.append((name, within))
 
     def batch(name: str, count: int) -> list[tuple[str, dict[str, Any], Any]]:
         return [(f"{name}.{number}", {"executable": "true"}, None) for number in range(count)]
 
     pilot: Any = SimpleNamespace(manager=Refusing(), ended=False, number=0, progress=Progress())
-    tasks = Tasks("session", [pilot], raptor.Raptors([pilot], lambda *_: None), say)
+    tasks = Tasks("session", [pilot], raptor.Raptors([pilot], lambda *_: None), send)
     tasks.submit(0, batch("lost", 50))
     tasks.drop(pilot)
     tasks.submit(0, batch("refused", 50))
@@ -623,7 +623,7 @@ def test_reports_do_not_wait_for_tasks_that_were_refused_or_lost_with_their_pilo
     entry = tasks.by_uid.get("alone.0")
     assert entry is not None
     tasks.handle_state(entry, entry.handle, schema.AGENT_EXECUTING)
-    assert told[-1] == ("running", 0.0)
+    assert sent[-1] == ("running", 0.0)
 
 
 def test_outcomes_whose_message_was_lost_come_with_their_group() -> None:
