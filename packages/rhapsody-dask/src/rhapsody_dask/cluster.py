@@ -417,11 +417,11 @@ _starting = threading.Lock()
 
 @contextmanager
 def _restored_environment() -> Iterator[None]:
-    """Restore the variables that Dask's nannies set for their workers, in this process."""
+    """Restore the variables of this process that Dask's nannies set for their workers."""
     import dask
 
     names = dask.config.get("distributed.nanny.pre-spawn-environ")
-    with _starting:  # otherwise the variables of one cluster are taken for those of the program
+    with _starting:  # otherwise, variables set for one cluster would be saved and restored
         former = {name: os.environ.get(name) for name in (*names, *NANNY)}
         try:
             yield
