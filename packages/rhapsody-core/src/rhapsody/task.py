@@ -551,7 +551,7 @@ class TaskFuture(asyncio.Future[T]):
 
     def _not_done(self) -> asyncio.InvalidStateError:
         return asyncio.InvalidStateError(
-            f"{self.name!r} ({self.uid}) is not done: {how_to_wait()}, or pass it to another task, "
+            f"{self.name!r} ({self.uid}) is not done: {how_to_wait()}, or pass it to a task, "
             "which receives the value"
         )
 
@@ -595,14 +595,14 @@ class TaskFuture(asyncio.Future[T]):
 
 def how_to_wait() -> str:
     """Return the advice for waiting for a future, which depends on the thread of the caller."""
-    return "`await` the future" if running_loop() else "pass the future to `rhapsody.wait`"
+    return "`await` the future" if running_loop() else "call `rhapsody.wait(future)`"
 
 
 def _without_value(sign: str) -> Callable[..., Any]:
     def refuse(self: TaskFuture[Any], *_: object) -> Any:
         raise TypeError(
             f"{sign} needs a value, got the future of {self.name!r} ({self.uid}): "
-            f"{how_to_wait()}, or pass it to another task, which receives the value"
+            f"{how_to_wait()}, or pass it to a task, which receives the value"
         )
 
     return refuse

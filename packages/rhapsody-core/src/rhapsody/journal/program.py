@@ -121,7 +121,7 @@ class Sources:
             code = compile(ast.Module([node], []), name, "exec", dont_inherit=True)
         except SyntaxError as error:  # `nonlocal` in a method
             raise UnhashableError(
-                f"class {cls.__qualname__} cannot be compiled separately: {error}"
+                f"the source of class {cls.__qualname__} cannot be compiled separately: {error}"
             ) from error
         return digest_of(code), file.chains[cls.__qualname__]
 

@@ -162,7 +162,7 @@ def _require_own_links(root: str) -> None:
             if os.path.isabs(target) or not f"{os.path.realpath(path)}/".startswith(f"{root}/"):
                 raise DataError(
                     f"{os.path.relpath(path, root)!r} in it is a link to {target!r}, but only "
-                    "relative links within the directory can be saved; replace the link by the "
+                    "relative links within the directory can be saved; replace the link with the "
                     "file itself"
                 )
 

@@ -377,7 +377,7 @@ class UidClaim:
         if file.problem is not None:
             log.warning(
                 "%s: locking failed (%s); other programs that use uid %r there at the same time "
-                "would share its sandboxes",
+                "would share sandboxes with this one",
                 file.path, file.problem, self._uid,
             )  # fmt: skip
         return file
