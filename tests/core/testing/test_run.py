@@ -53,7 +53,7 @@ def test_skipped_checks_say_why_and_the_authors_tests_run(tmp_path: Path) -> Non
     text = CLASS.format(backend="SmallBackend()", count=1)
     shown = run(tmp_path, text, "-k", "origin or gpus_are or authors")
     assert "3 passed, 2 skipped" in shown.splitlines()[-1], shown
-    assert "the backend does not declare that it binds 'gpus'" in shown
+    assert "the backend does not declare that it enforces the resource 'gpus'" in shown
 
 
 def test_the_checks_of_a_class_share_a_backend(tmp_path: Path) -> None:

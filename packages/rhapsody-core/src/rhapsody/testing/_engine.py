@@ -32,7 +32,7 @@ from rhapsody.testing._work import KitError
 
 
 class Engine(Suite):
-    """Tasks that wait for each other, and what a user sees when something goes wrong."""
+    """Graphs of tasks, and the errors that users see when a task fails."""
 
     @check("workflows", dry=True, times=2)
     async def test_a_fan_runs(self, flow: WorkflowEngine) -> None:
@@ -105,7 +105,7 @@ class Engine(Suite):
         uid, *others, left = await future
         assert future.uid in uid
         assert others == ["the task", 1, False]
-        assert 900 < left <= 1000, f"its deadline, of 1000 s, is {left:.0f} s ahead"
+        assert 900 < left <= 1000, f"timeout=1000, but the deadline is in {left:.0f} s"
 
     @check("workflows", dry=True)
     async def test_several_engines_use_one_backend(
@@ -120,7 +120,9 @@ class Engine(Suite):
         third = await new_engine(backend)
         await third.shutdown(skip_execution_backend=True)
         assert await state_of(backend) == "running"
-        assert self.dry or int(await second(1)) == 2, "after the shutdown of another engine"
+        assert self.dry or int(await second(1)) == 2, (
+            "after the shutdown of another engine of the same backend"
+        )
 
     @check(
         "services", "services", "executables", "shared_file_system", cancels("running", "service")
@@ -147,7 +149,7 @@ class Engine(Suite):
         assert (before, await use(service)) == ("1\n", "2\n")
         assert service.cancel() is True
         await service.ended()
-        assert await service == "1", "its first readiness stays its result"
+        assert await service == "1", "the first readiness value must stay the result of the service"
 
     @check("workflows", FUNCTIONS)
     async def test_a_failure_reaches_its_dependents(self, flow: WorkflowEngine) -> None:
@@ -165,7 +167,7 @@ class Engine(Suite):
         with pytest.raises(KitError) as raised:
             await bad
         assert raised.value.args == ("on purpose", 7)
-        assert int(await good) == 3, "an independent branch"
+        assert int(await good) == 3, "a task that does not depend on the failed one"
         parts = [
             f"raised in {bad.name}('a word')\n",
             f"{bad.uid}, attempt 1, on {flow.backend.name!r}",
@@ -204,7 +206,7 @@ class Engine(Suite):
         if not stops:  # the attempt has failed although its work goes on
             ticking.release()
         await future.ended()
-        assert await ticking.is_still(), "its work goes on"
+        assert await ticking.is_still(), "the work continues after the timeout"
 
     @check("cancellation", FUNCTIONS, "shared_file_system")
     @each_function_kind
@@ -216,15 +218,15 @@ class Engine(Suite):
         dependent = self.adder(flow)(future)
         await ticking.began()
         assert future.cancel() is True
-        assert future.cancelled(), "it is canceled at once"
+        assert future.cancelled(), "cancelled() must return True as soon as cancel() has returned"
         for each in (future, dependent):
             with pytest.raises(asyncio.CancelledError):
                 await each
         if self.capabilities.cancellation(kind) != "running":
             ticking.release()
         await future.ended()
-        assert await ticking.is_still(), "its work goes on"
-        assert int(await self.adder(flow)(1)) == 2, "a task afterwards"
+        assert await ticking.is_still(), "the work continues after the cancellation"
+        assert int(await self.adder(flow)(1)) == 2, "a task after the cancellation"
 
 
 def _task(flow: WorkflowEngine, ticking: Ticking, **settings: Any) -> Any:
@@ -244,7 +246,7 @@ def _task(flow: WorkflowEngine, ticking: Ticking, **settings: Any) -> Any:
 
 
 def _require_note(future: Any, parts: list[str]) -> None:
-    """Require that exactly one note on the exception of a failed future has all of these."""
+    """Require that exactly one note on a failed future's exception contains all parts."""
     notes = [str(each) for each in getattr(future.exception(), "__notes__", [])]
     (note,) = [note for note in notes if "raised in " in note]
     for part in parts:

@@ -85,7 +85,7 @@ class Executables(Suite):
         command = 'printf "%s|" "$KIT_PLAIN" "$KIT_ODD" "${KIT_EMPTY-unset}"; test -n "$PATH"'
         end = await driver.run_one(driver.command(command, environment=environment))
         assert end.state is DONE and end.stdout == "".join(f"{v}|" for v in environment.values())
-        assert "KIT_PLAIN" not in os.environ, "it was left in the program's environment"
+        assert "KIT_PLAIN" not in os.environ, "the variable was left in the program's environment"
 
     @check("executables", "executables")
     async def test_standard_input_is_the_text_given(self, driver: Driver) -> None:
@@ -97,7 +97,9 @@ class Executables(Suite):
         )
         assert full.stdout == text
         assert empty.stdout == "end\n", "without text, standard input must be empty"
-        assert unread.state is DONE, f"a program that does not read its input: {unread}"
+        assert unread.state is DONE, (
+            f"a program that does not read its input must not fail: {unread}"
+        )
 
     @check("executables", "executables", times=2)
     async def test_output_is_whole(self, driver: Driver) -> None:
@@ -110,7 +112,7 @@ class Executables(Suite):
         assert end.state is DONE, str(end)
         out, err = end.stdout or "", end.stderr or ""
         assert (len(out), out[-4:], len(err)) == (size + 3, "xend", size // 10)
-        assert odd.state is DONE, f"output that is not UTF-8: {odd}"
+        assert odd.state is DONE, f"output that is not UTF-8 must not fail the task: {odd}"
         assert isinstance(odd.stdout, str) and odd.stdout[:1] == "a"
 
     @check("executables", "executables")
@@ -121,21 +123,27 @@ class Executables(Suite):
         )
         for end in ends:
             assert end.state is FAILED, str(end)
-            assert name in f"{end.error} {end.stderr or ''}", f"nothing names the program: {end}"
+            assert name in f"{end.error} {end.stderr or ''}", (
+                f"neither the error nor `stderr` names the program: {end}"
+            )
         assert good.stdout == "fine\n"
 
     @check("sandboxes", "executables", "sandboxes")
     async def test_each_executable_has_its_own_directory(self, driver: Driver) -> None:
         tasks = [driver.command("") for _ in range(5)]
         for task in tasks:
-            # The backend's own files there begin with the task's uid.
+            # Names of the backend's own files there begin with the task's uid.
             task["executable"] = f"ls -A | grep -cv '^{task['uid']}'; pwd; echo mine > file.txt"
         places = set()
         for end in await driver.run(*tasks):
             count, _, place = (end.stdout or "").strip().partition("\n")
-            assert count.strip() in ("0", "1", "2"), f"not empty at the start: {end}"
+            assert count.strip() in ("0", "1", "2"), (
+                f"the directory is not empty at the start: {end}"
+            )
             places.add(place)
-        assert len(places) == 5 and "" not in places, f"they ran in {places}"
+        assert len(places) == 5 and "" not in places, (
+            f"five tasks must run in five directories, but ran in {places}"
+        )
 
     @check("sandboxes", "executables", "sandboxes", "shared_file_system")
     async def test_a_sandbox_is_private(self, driver: Driver) -> None:
@@ -177,7 +185,9 @@ class Executables(Suite):
             assert end.state is DONE and more == rest, str(end)
             assert Path(where).resolve() == directory.resolve()
             if self.capabilities.shared_file_system:
-                assert os.listdir(directory) == ["here"], "files next to the user's"
+                assert os.listdir(directory) == ["here"], (
+                    "the backend must not write files into the user's directory"
+                )
                 assert end.task.get("sandbox") == sandbox
         assert end.stderr == "err\n"
 
@@ -187,11 +197,13 @@ class Executables(Suite):
         for command in ("pwd", ["pwd"]):
             end = await driver.run_one(driver.command(command, cwd=missing))
             assert end.state is FAILED, f"{command!r} with cwd={missing!r}: {end}"
-            assert missing in f"{end.error} {end.stderr or ''}", f"the error must name it: {end}"
+            assert missing in f"{end.error} {end.stderr or ''}", (
+                f"the error must name the directory: {end}"
+            )
 
 
 class Files(Suite):
-    """Linking by the backend's two methods, and declared files through the engine."""
+    """Files linked with the backend's two methods, and files declared in an engine's tasks."""
 
     @check("files", "executables", "files", "shared_file_system")
     async def test_files_from_outside_are_linked(self, driver: Driver) -> None:
@@ -207,10 +219,12 @@ class Files(Suite):
         escaped = self.place / "escaped.txt"
         for name in ("../escaped.txt", "a/../../escaped.txt", str(escaped)):
             task = driver.command("true")
-            with suppress(ValueError):  # it may refuse the name at once; a DataError is one
+            with suppress(
+                ValueError
+            ):  # it may reject the name at once; a DataError is a ValueError
                 link(dst_task=task, file_name=name, file_path=outside)
                 await driver.run_one(task)
-            assert not escaped.exists(), f"the name {name!r} made {escaped}"
+            assert not escaped.exists(), f"linking a file as {name!r} created {escaped}"
 
     @check("files", "executables", "files")
     @pytest.mark.parametrize("how", ["explicit", "implicit"])
@@ -327,9 +341,11 @@ class Services(Suite):
         service = driver.service(command, ready=ready)
         await driver.submit(service)
         value = await driver.ready(service)
-        assert RUNNING in driver.history(service), "it was not reported running"
+        assert RUNNING in driver.history(service), "the service was not reported RUNNING"
         if expected == "the file":
-            assert isinstance(value, str) and os.path.isabs(value), f"its readiness is {value!r}"
+            assert isinstance(value, str) and os.path.isabs(value), (
+                f"the readiness value must be an absolute path, got {value!r}"
+            )
             assert not self.capabilities.shared_file_system or os.path.exists(value)
             value = os.path.basename(value)
         assert value == expected
@@ -353,7 +369,9 @@ class Services(Suite):
             refused = ready == "tcp" and isinstance(end.error, CapabilityError)
             assert refused, f"`ready={ready!r}`: {end}"
             return
-        assert isinstance(address, tuple) and len(address) == 2, f"its readiness is {address!r}"
+        assert isinstance(address, tuple) and len(address) == 2, (
+            f"the readiness value must be (host, port), got {address!r}"
+        )
         _, writer = await asyncio.open_connection(*address)
         writer.close()
         await writer.wait_closed()
@@ -365,9 +383,11 @@ class Services(Suite):
             service = driver.service("sleep 600", ready=f"tcp:{stranger.getsockname()[1]}")
             await driver.submit(service)
             value, end = await _ready_or_ended(driver, service)
-        assert end is not None, f"its readiness is {value!r}, although it does not listen"
+        assert end is not None, (
+            f"the service became ready with {value!r}, although it does not listen"
+        )
         assert end.state is FAILED
-        assert "ready='tcp'" in str(end.error), "the error must name the alternative"
+        assert "ready='tcp'" in str(end.error), "the error must suggest ready='tcp'"
 
     @check("services", "services", "shared_file_system")
     async def test_it_is_not_ready_too_early(self, driver: Driver) -> None:
@@ -378,19 +398,21 @@ class Services(Suite):
         await driver.submit(service)
         ready = asyncio.ensure_future(driver.ready(service))
         await asyncio.sleep(self.settle)
-        assert not ready.done(), "it was ready before it had said so"
+        assert not ready.done(), "the service was ready before it had printed 'ready'"
         begin.touch()
         await ready
         finish.touch()
         end = await driver.finished(service)
-        assert end.state is FAILED and end.exit_code == 3, f"it ended later: {end}"
+        assert end.state is FAILED and end.exit_code == 3, (
+            f"a failure after readiness must be reported: {end}"
+        )
 
     @check("services", "services")
     async def test_a_service_that_ends_too_early_fails(self, driver: Driver) -> None:
         service = driver.service("echo broken >&2; exit 3", ready="stdout:never")
         await driver.submit(service)
         value, end = await _ready_or_ended(driver, service)
-        assert end is not None, f"its readiness is {value!r}"
+        assert end is not None, f"the service became ready with {value!r}"
         assert end.state is FAILED, str(end)
 
     @check("services", "shared_file_system")
@@ -398,16 +420,16 @@ class Services(Suite):
     async def test_a_stopped_service_does_nothing_more(self, driver: Driver, kind: Any) -> None:
         service = Ticking(driver, kind)
         await service.start()
-        assert await driver.running(service.task), "it was not reported running"
+        assert await driver.running(service.task), "the service was not reported RUNNING"
         if self.capabilities.cancellation(kind) == "running":
             await cancel(driver, service.task)
-            assert await service.is_still(), "it goes on after the terminal state"
+            assert await service.is_still(), "the service still runs after its terminal state"
         else:
             await service.finish()
 
 
 async def _ready_or_ended(driver: Driver, service: TaskDescription) -> tuple[Any, Finished | None]:
-    """Return the readiness of a service, or its end if it does not become ready."""
+    """Return the readiness value of a service, or its end if it does not become ready."""
     try:
         return await driver.ready(service), None
     except Exception:  # any error means that it is not ready

@@ -40,7 +40,7 @@ _CALLS = 300
 
 
 class Functions(Suite):
-    """Functions of every form run, on every route, and their outcome comes back unchanged."""
+    """Functions of every form, which must run and return their outcome unchanged."""
 
     @check("functions", FUNCTIONS)
     async def test_every_route_passes_arguments(self, driver: Driver) -> None:
@@ -106,7 +106,9 @@ class Functions(Suite):
         for route, end in zip(routes, await driver.run(*tasks), strict=True):
             error = end.error
             assert end.state is FAILED, f"{route.name}: {end}"
-            assert type(error) is KitError, f"a KitError of {route.name} came back as {error!r}"
+            assert type(error) is KitError, (
+                f"{route.name} raised a KitError, but the backend reported {error!r}"
+            )
             assert error.args == (f"grüße {route.name}", 7) and error.code == 7, str(end)
             shown = "".join(traceback.format_exception(error))
             for text in ("LookupError: the reason for failure", _work.__file__, "in fail"):
@@ -129,7 +131,10 @@ class Functions(Suite):
         await asyncio.sleep(self.settle)  # a second execution may follow
         counts = [mark.stat().st_size if mark.exists() else 0 for mark in marks]
         wrong = {number: count for number, count in enumerate(counts) if count != 1}
-        assert not wrong, f"{len(wrong)} of {len(marks)} calls, with their executions: {wrong}"
+        assert not wrong, (
+            f"{len(wrong)} of {len(marks)} calls were not executed exactly once; "
+            f"numbers of executions by call: {wrong}"
+        )
 
     @check("submission", times=2)
     @each_kind
@@ -162,9 +167,11 @@ class Functions(Suite):
         taken, made = await driver.run(
             driver.call(_work.digest, data), driver.call(_work.pattern, self.big_bytes)
         )
-        assert taken.value == _work.digest(data), f"an argument of {self.big_bytes} bytes"
+        assert taken.value == _work.digest(data), (
+            f"an argument of {self.big_bytes} bytes was changed"
+        )
         whole = isinstance(made.value, bytes) and _work.digest(made.value) == taken.value
-        assert whole, f"a result of {self.big_bytes} bytes: {made}"
+        assert whole, f"a result of {self.big_bytes} bytes was changed: {made}"
 
     @check("values", FUNCTIONS)
     async def test_arguments_belong_to_the_caller(self, driver: Driver) -> None:
@@ -177,7 +184,7 @@ class Functions(Suite):
 
         end = await driver.run_one(driver.call(self.form(look), *args, **kwargs))
         assert (args, kwargs) == before, "the backend changed the caller's arguments"
-        assert end.value == repr(before), "the function received something else"
+        assert end.value == repr(before), "the function received other arguments"
 
     @check("values")
     @each_function_kind
@@ -193,7 +200,7 @@ class Functions(Suite):
             assert works or (end.state is FAILED and end.error is not None), str(end)
         assert error.state is FAILED and error.error is not None, str(error)
         assert "the odd reason" in f"{error.error!r} {error.error} {error.stderr or ''}"
-        assert neighbor.value == 2, f"their neighbor: {neighbor}"
+        assert neighbor.value == 2, f"another task of the batch: {neighbor}"
 
     @check("exceptions")
     @each_function_kind
@@ -203,7 +210,7 @@ class Functions(Suite):
                 call(driver, kind, "leave", 3), call(driver, kind, "add", 3)
             )
             assert left.state is FAILED and left.error is not None, str(left)
-            assert good.state is DONE, f"its neighbor: {good}"
+            assert good.state is DONE, f"another task of the batch: {good}"
 
     @check("exceptions", "sync_functions", ISOLATED)
     async def test_a_killed_worker_fails_its_task_alone(self, driver: Driver) -> None:
@@ -211,8 +218,10 @@ class Functions(Suite):
         ends = await driver.run(*good[:5], driver.call(_work.kill_own_process), *good[5:])
         lost = ends.pop(5)
         assert lost.state is FAILED and isinstance(lost.error, TaskLostError), str(lost)
-        assert [end.value for end in ends] == list(range(1, 11)), "its neighbors"
-        assert (await driver.run_one(driver.call(_work.add, 1))).value == 2, "a task afterwards"
+        assert [end.value for end in ends] == list(range(1, 11)), "other tasks of the batch"
+        assert (await driver.run_one(driver.call(_work.add, 1))).value == 2, (
+            "a task after the lost one"
+        )
 
     @check("isolation", "sync_functions", COPIES)
     async def test_tasks_do_not_share_a_functions_state(self, driver: Driver) -> None:
@@ -229,10 +238,10 @@ class Functions(Suite):
         big = bytearray(min(self.big_bytes, 5_000_000))
         for number in range(4):
             end = await driver.run_one(driver.call(collect, number, small))
-            assert end.value == ["program", number], f"call {number + 1} with one list: {end}"
+            assert end.value == ["program", number], f"call {number + 1} with the same list: {end}"
             end = await driver.run_one(driver.call(put_first, big))
-            assert end.value == 0, f"call {number + 1} with one bytearray: {end}"
-        assert small == ["program"] and big[0] == 0, "the program's own were changed"
+            assert end.value == 0, f"call {number + 1} with the same bytearray: {end}"
+        assert small == ["program"] and big[0] == 0, "the program's own objects were changed"
 
     @check("memory", "sync_functions", times=4)
     async def test_big_closures_do_not_pile_up(self, flow: WorkflowEngine) -> None:
@@ -249,15 +258,16 @@ class Functions(Suite):
             }
             for whose, more in grown.items():
                 assert more <= limit, (
-                    f"after {number + 1} closures of {len(data)} bytes {whose} holds {more} more"
+                    f"after {number + 1} closures of {len(data)} bytes, {whose} holds {more} more "
+                    "bytes"
                 )
 
     @check("functions", "sync_functions")
     async def test_a_task_may_use_the_backends_library(self, driver: Driver) -> None:
         function = self.library_function()
         if function is NotImplemented:
-            pytest.skip("the class has no library_function")
-        # More at once than the backend has room for: each may need a place of its own.
+            pytest.skip("the class does not define library_function")
+        # More tasks than run at once: their own work must not wait for a free slot forever.
         tasks = [driver.call(function) for _ in range(2 * (self.cores or 2))]
         for end in await driver.run(*tasks):
             assert end.state is DONE and end.value, (
@@ -276,14 +286,14 @@ def _holding(data: bytes, number: int) -> Callable[[], tuple[int, int, int]]:
 
 
 def _stateful() -> list[tuple[str, Callable[[int], Any], list[Any]]]:
-    """Return functions that append their argument to data they hold, each with its data."""
+    """Return functions that append their argument to a list, with a name and that list."""
     held: list[list[Any]] = [[] for _ in range(4)]
     closure, default, bound, variable = held
 
     def with_default(number: int, held: list[Any] = default) -> list[Any]:
         return collect(number, held)
 
-    # As in a program's `__main__`, or a notebook: its globals travel with it.
+    # As in a program's `__main__` or a notebook, globals are pickled with the function.
     names = {"own": variable, "collect": collect}
     with_global = eval("lambda number: collect(number, own)", names)  # noqa: S307
     return [

@@ -1,4 +1,4 @@
-"""Checks of starting and stopping, of the loop, and of everything that a backend holds."""
+"""Checks of starting and stopping, of the event loop, and of the resources of a backend."""
 
 from __future__ import annotations
 
@@ -62,8 +62,8 @@ class Life:
         backend: The backend, if it is still in memory.
         gap: The longest pause of the loop.
         shutdown: Seconds that its shutdown took, with no task left.
-        left: What it left behind.
-        memory: The size of the process afterwards.
+        left: Resources that it left behind.
+        memory: Memory of the process after the shutdown.
     """
 
     way: Way
@@ -77,7 +77,7 @@ class Life:
 class Lifecycle(Suite):
     """Rules for starting and stopping a backend.
 
-    Most checks examine the same few lives of backends.
+    Most checks share the measurements of a few backends.
     """
 
     @check("starting-and-stopping", dry=True, times=2)
@@ -88,13 +88,13 @@ class Lifecycle(Suite):
 
     @check("the-users-program", dry=True, times=3)
     async def test_it_changes_nothing_of_the_program(self, new_backend: NewBackend) -> None:
-        await self._current.discard(self.time_limit)  # which may add something while it runs
+        await self._current.discard(self.time_limit)  # it may add something while it runs
         program, adds = self._current.program, frozenset(self.adds)
         await self._lives(1)
         # Handlers may be those of a library that was imported in the first life.
         found = [w for w in Program.now().since(program, frozenset()) if "handler of" not in w]
         program.restore()
-        assert not found, f"after earlier lives {'; '.join(found)}"
+        assert not found, f"after earlier starts and shutdowns: {'; '.join(found)}"
         made = await new_backend()
         own = type(made).__module__.partition(".")[0]
         with marked() as mark, fork_handlers(own) as forks:
@@ -108,27 +108,27 @@ class Lifecycle(Suite):
                 def look() -> list[str]:
                     words = Program.now().since(program, allowed)
                     if "at-fork handlers" not in adds:
-                        words += [f"{module} has an at-fork handler" for module in forks]
-                    return words + [f"there is {' '.join(text.split())}" for text in new().values()]
+                        words += [f"{module} registered an at-fork handler" for module in forks]
+                    return words + [f"new {' '.join(text.split())}" for text in new().values()]
 
                 found = await settled(look, 10 * self.settle)
                 end_processes(new())
                 assert not found, (
-                    f"after {moment} {'; '.join(found)}. `adds` allows {sorted(_WORDS)} while the "
-                    "backend runs, `leaves_behind` allows what a library keeps on purpose"
+                    f"after {moment}: {'; '.join(found)}. `adds` allows {sorted(_WORDS)} while the "
+                    "backend runs; `leaves_behind` allows what a library keeps intentionally"
                 )
 
             held = holdings(mark)
             try:
                 backend = await started(made)
-                await compare("its start", adds)
+                await compare("the start", adds)
                 async with Driver(backend, work_dir=self.place) as driver:
                     await driver.run(*(quick(driver, kind) for kind in self.kinds))
                     await compare("a few tasks", adds)
                 await backend.shutdown()
                 del backend, made, driver
                 gc.collect()
-                await compare("its shutdown", frozenset())
+                await compare("the shutdown", frozenset())
             finally:
                 program.restore()
 
@@ -146,11 +146,11 @@ class Lifecycle(Suite):
     async def test_use_before_the_start_is_an_error(self, new_backend: NewBackend) -> None:
         backend = await new_backend()
         if await state_of(backend) != "initialized":
-            pytest.skip("make_backend returns a backend that is started already")
+            pytest.skip("make_backend returns a backend that has already been started")
         with pytest.raises(Exception, match="await"):
             await backend.submit_tasks([Driver(backend).command("true")])
         await backend.shutdown()
-        assert await state_of(backend) == "shutdown", "a shutdown before the start is harmless"
+        assert await state_of(backend) == "shutdown", "a shutdown before the start must be harmless"
 
     @check("starting-and-stopping", FUNCTIONS)
     async def test_two_backends_do_not_mix(self, driver: Driver, new_backend: NewBackend) -> None:
@@ -161,7 +161,7 @@ class Lifecycle(Suite):
             assert [end.value for end in ends] == [2, 3]
             await second.backend.shutdown()
         end = await driver.run_one(call(driver, kind, "add", 3))
-        assert end.value == 4, f"after the other's shutdown: {end}"
+        assert end.value == 4, f"after the shutdown of the other backend: {end}"
 
     @check("starting-and-stopping", dry=True)
     async def test_a_failed_start_leaves_nothing_running(self) -> None:
@@ -169,14 +169,16 @@ class Lifecycle(Suite):
             before = holdings()
             backend = await self.make_failing_backend()
             if backend is NotImplemented:
-                pytest.skip("the class has no make_failing_backend")
+                pytest.skip("the class does not define make_failing_backend")
             try:
                 await backend
-            except Exception:  # any error is right
+            except Exception:  # any error will do
                 state = await state_of(backend)
             else:
-                pytest.fail("the start of make_failing_backend's backend did not fail")
-            assert state in ("error", "shutdown"), f"after a failed start its state is {state!r}"
+                pytest.fail("the backend of make_failing_backend started without an error")
+            assert state in ("error", "shutdown"), (
+                f"after a failed start, the state is {state!r}, not 'error' or 'shutdown'"
+            )
             await backend.shutdown()
             left = await self._left(before, _ENDS, mark)
         assert not left, listed(left)
@@ -190,11 +192,11 @@ class Lifecycle(Suite):
             stderr=asyncio.subprocess.PIPE,
         )
         out, err = await process.communicate()
-        assert process.returncode == 0, f"its entry point fails: {err.decode()[-500:]}"
+        assert process.returncode == 0, f"loading the entry point failed: {err.decode()[-500:]}"
         found = json.loads(out)
         if found is None:
-            pytest.skip(f"no entry point in the group rhapsody.backends is called {name!r}")
-        assert not found, f"its entry point imports {', '.join(found)}"
+            pytest.skip(f"no entry point in the group rhapsody.backends is named {name!r}")
+        assert not found, f"the entry point must not import libraries: {', '.join(found)}"
 
     @check("the-event-loop", dry=True, times=3)
     async def test_start_and_shutdown_do_not_block_the_loop(self) -> None:
@@ -208,7 +210,7 @@ class Lifecycle(Suite):
     @pytest.mark.parametrize("what", ["a batch", "a few tasks"])
     async def test_a_submission_does_not_block_the_loop(self, driver: Driver, what: str) -> None:
         kinds = self.kinds
-        # What is started on first use belongs to the check of the start.
+        # A warm-up, because things that are started on first use are not measured here.
         await driver.run(*(quick(driver, kind) for kind in kinds))
 
         async def measure(_: int) -> Gap:
@@ -238,20 +240,25 @@ class Lifecycle(Suite):
             took = min(life.shutdown for life in await self._lives(count))
             if took <= self.shutdown_limit:
                 return
-        raise AssertionError(f"shutdown() took {took:.2f} s, twice (`shutdown_limit`)")
+        raise AssertionError(
+            f"shutdown() took at least {took:.2f} s in two tries; `shutdown_limit` allows "
+            f"{self.shutdown_limit:g} s"
+        )
 
     @check("what-shutdown-leaves", dry=True, times=4)
     async def test_nothing_grows_over_cycles(self) -> None:
         lives = await self._lives(self.cycles)
-        # What is made once per process comes in the first cycles.
+        # Objects that exist once per process are created in the first cycles.
         first, last = lives[min(2, max(0, len(lives) - 2))], lives[-1]
         assert not last.left, f"in cycle {len(lives)}: {listed(last.left)}"
-        await asyncio.sleep(self.settle)  # for what is on its way through the loop
+        await asyncio.sleep(self.settle)  # pending callbacks run
         gc.collect()
         alive = sum(life.backend() is not None for life in lives)
         assert alive <= 1, f"{alive} of {len(lives)} backends are still in memory after shutdown"
         grown = last.memory - first.memory
-        assert grown <= self.memory_growth, f"the process grew by {grown} bytes (`memory_growth`)"
+        assert grown <= self.memory_growth, (
+            f"the process grew by {grown} bytes; `memory_growth` allows {self.memory_growth}"
+        )
 
     @check("what-shutdown-leaves", "shared_file_system", times=2)
     async def test_shutdown_ends_work_in_flight(self, new_backend: NewBackend) -> None:
@@ -265,7 +272,7 @@ class Lifecycle(Suite):
                 tasks += [quick(driver, kind) for kind in kinds for _ in range(5)]
                 await driver.submit(*tasks)
                 await ticking[0].began()
-                # Shutdown may wait for work that cannot be stopped: let that end a little later.
+                # Shutdown may wait for work that cannot be stopped, which therefore ends soon.
                 stops = self.capabilities.cancellation
                 stuck = [each for each in ticking if stops(each.kind) != "running"]
                 for each in stuck:
@@ -279,7 +286,7 @@ class Lifecycle(Suite):
                     while not await each.is_still(0.1):
                         pass
                 still = await asyncio.gather(*(each.is_still() for each in ticking))
-                assert all(still), "work goes on after the shutdown"
+                assert all(still), "work continues after the shutdown"
             left = await self._left(before, _ENDS, mark)
         assert not left, listed(left)
 
@@ -300,7 +307,7 @@ class Lifecycle(Suite):
                         workers.setdefault(process, []).append(memory)
 
         def kept() -> list[int]:
-            """Return the bytes for each task, if they are too many."""
+            """Return the bytes kept for each task, if there are too many."""
             gc.collect()
             each = (tracemalloc.get_traced_memory()[0] - before) // count
             return [each] if each > self.growth_per_task else []
@@ -319,18 +326,18 @@ class Lifecycle(Suite):
             if not tracing:
                 tracemalloc.stop()
         assert not left, (
-            f"for each of {count} finished tasks the program keeps {left[0]} bytes; "
+            f"the program keeps {left[0]} bytes for each of {count} finished tasks; "
             f"`growth_per_task` allows {self.growth_per_task}"
         )
         workers.pop(os.getpid(), None)
         share = max(4_000_000, count * size // (2 * max(1, len(workers))))
         grown = {process: sizes[-1] - sizes[0] for process, sizes in workers.items()}
         assert all(more <= share for more in grown.values()), (
-            f"worker processes, which must not keep delivered results, grew by {grown} bytes"
+            f"worker processes must not keep delivered results, but grew by {grown} bytes"
         )
 
     async def _lives(self, count: int) -> list[Life]:
-        """Return at least so many lives, including those that other checks have measured."""
+        """Return at least `count` measurements, including those that other checks have made."""
         lives: list[Life] = self._current.lives
         while len(lives) < count:
             way = WAYS[len(lives) % len(WAYS)]
@@ -355,20 +362,20 @@ class Lifecycle(Suite):
             assert isinstance(made, kind), f"create returned {made!r}"
         else:
             state = await state_of(made)
-            assert state in ("initialized", "running"), f"before its start its state is {state!r}"
+            assert state in ("initialized", "running"), f"before the start, the state is {state!r}"
 
         try:
             if way == "async with":
                 entered = await made.__aenter__()
                 assert entered is made, f"`async with` returned {entered!r}, not the backend"
-            elif way == "await":  # starting twice is one start
+            elif way == "await":  # starting twice has the effect of one start
                 for backend in await asyncio.gather(started(made), started(made)):
                     assert backend is made, f"await returned {backend!r}, not the backend"
             state = await state_of(made)
-            assert state == "running", f"after its start its state is {state!r}"
+            assert state == "running", f"after the start, the state is {state!r}"
             async with Driver(made, work_dir=self.place) as driver:
                 tasks = [quick(driver, kind) for kind in self.kinds]
-                if "executable" in self.kinds:  # without a sandbox; the current directory is none
+                if "executable" in self.kinds:  # without a sandbox, and not in the current one
                     tasks.append(driver.describe("nowhere", executable="echo 2"))
                 await driver.run(*tasks)
         finally:
@@ -380,15 +387,15 @@ class Lifecycle(Suite):
             took = self._current.clock.now() - began
         await made.shutdown()
         state = await state_of(made)
-        assert state == "shutdown", f"after its shutdown its state is {state!r}"
+        assert state == "shutdown", f"after the shutdown, the state is {state!r}"
         try:
             await made.submit_tasks([Driver(made).command("true")])
-        except Exception:  # any error is right
+        except Exception:  # any error will do
             return weakref.ref(made), took
-        raise AssertionError("submit_tasks after the shutdown raised nothing")
+        raise AssertionError("submit_tasks did not raise an error after the shutdown")
 
     async def _left(self, before: Holdings, kinds: Container[str], mark: str) -> Holdings:
-        """Return what is left behind after some time, and end the processes in it."""
+        """Return leftovers that do not disappear in time, and kill the processes among them."""
         left = await settled(
             lambda: leftovers(before, self.leaves_behind, kinds, mark), 10 * self.settle
         )
@@ -401,8 +408,8 @@ async def _require_free_loop(
 ) -> None:
     """Fail if the backend blocked the loop in each of three tries.
 
-    A try in which the process stood still shows nothing: what blocked the loop may have ended
-    meanwhile. After six tries the backend is believed.
+    A try in which the process could not run is inconclusive, because the cause of a pause is
+    unknown. If six tries are not enough, the check passes.
     """
     blocked = []
     for count in range(1, 2 * _TRIES + 1):
@@ -412,8 +419,8 @@ async def _require_free_loop(
         if gap.counted > most:
             blocked.append(gap.counted)
         assert len(blocked) < _TRIES, (
-            f"the loop was blocked for {min(blocked):.2f} s, longer than the {most:g} s of "
-            f"`{attribute}`, in each of {_TRIES} tries"
+            f"the loop was blocked for at least {min(blocked):.2f} s in each of {_TRIES} tries; "
+            f"`{attribute}` allows {most:g} s"
         )
 
 

@@ -42,13 +42,13 @@ from rhapsody.testing._work import variable
 
 
 class Reports(Suite):
-    """Declarations of a backend, and what its callback receives."""
+    """Declarations of a backend, and the reports that its callback receives."""
 
     @check("declaration", dry=True)
     async def test_it_declares_what_it_is(self, backend: Any) -> None:
         assert isinstance(backend.name, str) and backend.name
         assert isinstance(backend.capabilities, Capabilities)
-        assert self.kinds, "the backend declares that it runs nothing"
+        assert self.kinds, "the backend does not declare any kind of task"
         for attribute in ("uid", "path"):
             value = getattr(backend.session, attribute, None)
             assert isinstance(value, str) and value, f"`session.{attribute}` is {value!r}"
@@ -68,11 +68,11 @@ class Reports(Suite):
         tasks += [failing(driver, kind) for kind in self.kinds for _ in range(4)]
         await driver.submit(*tasks)
         waiting = asyncio.gather(*(driver.finished(task) for task in tasks))
-        # A state that is not known ends no task: do not wait for the limit.
+        # After an unknown state a task never finishes: do not wait for it.
         while not waiting.done() and not driver.faults:
             await asyncio.wait([waiting], timeout=0.05)
         waiting.cancel()
-        await asyncio.sleep(self.settle)  # a second one may follow
+        await asyncio.sleep(self.settle)  # a second report may follow
         if self.capabilities.reports_running and not driver.faults:
             silent = [task["name"] for task in tasks if RUNNING not in driver.history(task)[:-1]]
             assert not silent, f"not reported RUNNING: {silent}"
@@ -89,11 +89,11 @@ class Reports(Suite):
             assert not missing, f"a {end.state} {kind} has no {missing}"
             worker = end.task.get("worker")
             assert not self.names_workers or (isinstance(worker, str) and worker), (
-                "a finished task must name the host or worker in 'worker', which is "
-                f"{worker!r}; if it is not known, set `names_workers = False`"
+                f"a finished task must name its host or worker in 'worker', got {worker!r}; if the "
+                "backend cannot know it, set `names_workers = False`"
             )
         if kind != "executable":
-            assert ends[1].error is not None, f"its exception is {ends[1].task['exception']!r}"
+            assert ends[1].error is not None, f"the exception is {ends[1].task['exception']!r}"
 
     @check("states", "reports_running", "shared_file_system", times=2)
     @each_kind
@@ -118,8 +118,8 @@ class Reports(Suite):
                 await until(agree)
         except TimeoutError:
             raise AssertionError(
-                f"of {count} tasks that were submitted at once, {reported} were reported "
-                f"RUNNING, and the work of {started} had started"
+                f"of {count} tasks submitted together, {reported} were reported RUNNING, but "
+                f"{started} had started"
             ) from None
         await asyncio.gather(*(each.finish() for each in tasks))
 
@@ -132,7 +132,9 @@ class Reports(Suite):
             handed = list(batch)
             await driver.submit_batch(handed)
             same = [mine is given for mine, given in zip(batch, handed, strict=False)]
-            assert same == [True] * size, f"of a list of {size} tasks {len(handed)} are left"
+            assert same == [True] * size, (
+                f"submit_tasks changed its list, from {size} to {len(handed)} tasks"
+            )
             tasks += batch
         ends = [await driver.finished(task) for task in tasks]
         assert all(end.state is DONE for end in ends), str(ends[:3])
@@ -171,7 +173,7 @@ CANNOT_STOP = Need(
     lambda suite, kind: suite.capabilities.cancellation(kind) != "running",
 )
 COOPERATIVE = Need(
-    "the backend stops running functions, or cancels none",
+    "the backend stops running functions, or cannot cancel functions",
     lambda suite, _: (
         suite.capabilities.sync_functions and suite.capabilities.cancel_functions == "queued"
     ),
@@ -179,7 +181,7 @@ COOPERATIVE = Need(
 
 
 class Cancellation(Suite):
-    """Results of `cancel_task`, what it stops, and what is reported."""
+    """Results and effects of `cancel_task`, and the reports that follow."""
 
     @check("cancellation", dry=True)
     async def test_unknown_and_finished_tasks_are_not_canceled(self, driver: Driver) -> None:
@@ -203,11 +205,11 @@ class Cancellation(Suite):
             await asyncio.sleep(self.settle)
             before, started = started, sum(blocker.has_started for blocker in blockers)
         if started == _MOST_AT_ONCE or any(trace.exists() for trace in traces):
-            pytest.skip(f"nothing waits: the backend starts {_MOST_AT_ONCE} tasks at once")
-        # All at once: a backend that is slow to start tasks continues to do so meanwhile.
+            pytest.skip(f"no task waits: the backend runs {_MOST_AT_ONCE} tasks at once")
+        # Concurrently, because a slow backend continues to start tasks meanwhile.
         await asyncio.gather(*(cancel(driver, victim) for victim in victims))
         ends = await asyncio.gather(*(blocker.finish() for blocker in blockers))
-        assert {end.state for end in ends} == {DONE}, "a task that was not canceled"
+        assert {end.state for end in ends} == {DONE}, "tasks that were not canceled must end DONE"
         ran = [trace.name for trace in traces if trace.exists()]
         assert not ran, f"{len(ran)} of 3 canceled tasks ran"
 
@@ -229,18 +231,20 @@ class Cancellation(Suite):
 
         stopped = await asyncio.gather(*map(stop, tickings.values()))
         going = [name for name, still in zip(tickings, stopped, strict=True) if not still]
-        assert not going, f"reported CANCELED while the work goes on: {', '.join(going)}"
+        assert not going, f"reported CANCELED, but still running: {', '.join(going)}"
         await bystander.began()
         end = await bystander.finish()
-        assert end.state is DONE, f"a neighbor of canceled tasks: {end}"
-        assert (await driver.run_one(quick(driver, kind))).state is DONE, "a task afterwards"
+        assert end.state is DONE, f"a task that was not canceled: {end}"
+        assert (await driver.run_one(quick(driver, kind))).state is DONE, (
+            "a task after the cancellation"
+        )
 
     @check("cancellation", "executables", cancels("running", "executable"), "shared_file_system")
     async def test_an_executable_is_stopped_as_a_group(self, driver: Driver) -> None:
         stubborn = Ticking(driver, "executable", "trap '' TERM; ")
         await stubborn.start()
         await cancel(driver, stubborn.task)
-        assert await stubborn.is_still(), "a process that ignores SIGTERM goes on"
+        assert await stubborn.is_still(), "a process that ignores SIGTERM is still running"
 
     @check("cancellation", CANNOT_STOP, "shared_file_system")
     @each_kind
@@ -253,12 +257,14 @@ class Cancellation(Suite):
         assert isinstance(answer, bool), f"cancel_task returned {answer!r}"
         await asyncio.sleep(self.settle)
         early = [state for state in driver.history(ticking.task) if state in (DONE, CANCELED)]
-        assert not early or await ticking.is_still(), f"it was reported {early} while it goes on"
+        assert not early or await ticking.is_still(), (
+            f"the task was reported {early}, but is still running"
+        )
         await ticking.finish()
 
     @check("cancellation", COOPERATIVE)
     async def test_a_function_can_see_that_it_was_canceled(self, driver: Driver) -> None:
-        seconds = 10 * self.time_limit  # in which the check fails
+        seconds = 10 * self.time_limit  # more than the check's limit
 
         def look() -> None:
             end = time.monotonic() + seconds
@@ -282,11 +288,11 @@ class Cancellation(Suite):
         for each in tickings:
             await cancel(driver, each.task)
         still = await asyncio.gather(*(each.is_still() for each in tickings))
-        assert all(still), f"a {kind} goes on after its terminal state"
+        assert all(still), f"a task of kind {kind} still runs after its terminal state"
 
 
 def _tracing(driver: Driver, kind: TaskKind, path: str) -> TaskDescription:
-    """Describe a task that leaves a trace."""
+    """Describe a task that creates a file."""
     if kind == "executable":
         return driver.command(["touch", path])
     return call(driver, kind, "note_run", path)
@@ -301,7 +307,7 @@ _TOO_MUCH = {
 
 
 class ResourceRequests(Suite):
-    """Slots, variables and refusals."""
+    """Limits of concurrent tasks, environment variables, and requests that are rejected."""
 
     @check("resources", FUNCTIONS)
     @pytest.mark.parametrize("resource", ["cores", "fractional_cores", "gpus", "memory"])
@@ -322,24 +328,26 @@ class ResourceRequests(Suite):
                 cores = 0 if "cores" in self.capabilities.resources else 1
                 request, allowed = Resources(cores=cores, memory=each), total // each
         most = await self._most_at_once(driver, request, 2 * allowed + 1)
-        assert most <= allowed, f"{most} tasks with {request} ran at once, not {allowed}"
+        assert most <= allowed, f"{most} tasks with {request} ran at once, more than {allowed}"
 
     @check("resources", "sync_functions", honors("cores"))
     async def test_all_cores_are_used(self, driver: Driver) -> None:
         cores = self._total("cores")
         if cores == 1:
-            pytest.skip("the backend has one core")
+            pytest.skip("the backend has only one core")
         most = 0
         for seconds in (0.1, 0.5, 1.0):  # workers may need a while to start
             most = await self._most_at_once(driver, Resources(), 2 * cores, seconds)
             if most == cores:
                 return
-        raise AssertionError(f"on {cores} cores no more than {most} tasks ran at once")
+        raise AssertionError(f"at most {most} tasks ran at once on {cores} cores")
 
     @check("resources")
     async def test_more_than_the_backend_has_is_refused(self, driver: Driver) -> None:
         for resource in self.capabilities.resources & _TOO_MUCH.keys():
-            kind = self.kinds[-1 if resource == "ranks" else 0]  # of programs, if it runs any
+            kind = self.kinds[
+                -1 if resource == "ranks" else 0
+            ]  # an executable, if the backend runs them
             end = await driver.run_one(quick(driver, kind) | {"resources": _TOO_MUCH[resource]})
             assert isinstance(end.error, CapabilityError), f"{_TOO_MUCH[resource]}: {end}"
             assert resource in str(end.error), "the error must name the resource"
@@ -347,7 +355,7 @@ class ResourceRequests(Suite):
     @check("tasks-without-cores", "functions", honors("cores"))
     async def test_coroutines_without_cores_wait_together(self, driver: Driver) -> None:
         most = await self._most_at_once(driver, Resources(cores=0), 50, 0.2, "async_function")
-        assert most > (self.cores or 1), f"of 50 that wait, {most} did so at once"
+        assert most > (self.cores or 1), f"only {most} of 50 waiting tasks ran at once"
 
     @check("resources", "executables", binds("cores"))
     async def test_cores_set_the_thread_counts(self, driver: Driver) -> None:
@@ -361,7 +369,7 @@ class ResourceRequests(Suite):
             driver.command("echo $OMP_NUM_THREADS", resources=request, environment=own),
         )
         assert counts.stdout == " ".join([str(cores)] * 3) + "\n", f"{names}: {counts}"
-        assert kept.stdout == "7\n", "the task's own variable has precedence"
+        assert kept.stdout == "7\n", "the task's own variable must take precedence"
 
     @check("resources", "executables", binds("gpus"))
     async def test_gpus_are_assigned_to_executables(self, driver: Driver) -> None:
@@ -373,7 +381,9 @@ class ResourceRequests(Suite):
 
         ends = await driver.run(*(task(1) for _ in range(gpus)))
         seen = sorted((end.stdout or "").strip() for end in ends)
-        assert len(set(seen)) == gpus and all(seen), f"{gpus} tasks saw the GPUs {seen}"
+        assert len(set(seen)) == gpus and all(seen), (
+            f"{gpus} tasks must see different GPUs, but saw {seen}"
+        )
         whole = await driver.run_one(task(gpus))
         assert sorted((whole.stdout or "").strip().split(",")) == seen, str(whole)
 
@@ -393,8 +403,8 @@ class ResourceRequests(Suite):
     def _total(self, name: str) -> Any:
         value = getattr(self, name)
         assert value is not None, (
-            f"the backend declares the resource {name!r}: say in the test class how many "
-            f"make_backend's backend has, `{name} = ...`"
+            f"the backend declares the resource {name!r}: set `{name} = ...` in the test class to "
+            "the amount that the backend of make_backend has"
         )
         return value
 

@@ -1,4 +1,4 @@
-"""Base of the conformance kit: settings, fixtures, the declaration of a check, and its tasks.
+"""Base of the conformance kit: settings, fixtures, declarations of checks, and their tasks.
 
 Each topic has a class with its checks that derives from `Suite`; `BackendConformance` derives from
 all of them. The checks of one test class run on one event loop and share one backend, which is
@@ -42,21 +42,22 @@ KINDS: tuple[TaskKind, ...] = ("function", "async_function", "executable")
 each_kind = pytest.mark.parametrize("kind", KINDS)
 each_function_kind = pytest.mark.parametrize("kind", KINDS[:2])
 
-_LONG = 600.0  # seconds after which work ends that nothing else has ended
+_LONG = 600.0  # seconds after which the work of a task ends in any case
 
 NewBackend = Callable[..., Awaitable[Any]]
-"""`await new_backend()` makes a backend that is shut down at the end of the check."""
+"""`await new_backend()` creates a backend that is shut down at the end of the check."""
 
 NewEngine = Callable[..., Awaitable[WorkflowEngine]]
-"""`await new_engine(backend=None, **settings)` makes an engine, by default on the class backend."""
+"""`await new_engine(backend=None, **settings)` creates an engine, by default on the shared one."""
 
 
 class Need(NamedTuple):
     """Condition for a check to apply.
 
     Attributes:
-        reason: The reason for the skip if it is not met, with a place for `{kind}`.
-        met: Decides from the test class and the kind of task, if there is one.
+        reason: Why a check is skipped if the condition is not met; may contain `{kind}`.
+        met: Returns a true value if the condition is met, given the test class and the kind of
+            task, if there is one.
     """
 
     reason: str
@@ -76,7 +77,7 @@ class Check(NamedTuple):
         if suite.dry and not self.dry:
             return "dry = True: the backend only pretends to run tasks"
         if kind is not None and not suite.capabilities.runs(kind):
-            return f"the backend runs no {kind}"
+            return f"the backend does not run tasks of kind {kind}"
         for need in self.needs:
             if isinstance(need, str):
                 if getattr(suite.capabilities, need) in (False, None):
@@ -95,7 +96,7 @@ def check(
         section: The anchor of the section of the contract that states the rule.
         needs: Capabilities that must be declared, or other conditions.
         dry: The check also applies to a backend that only pretends to run tasks.
-        times: How many of the class's time limits the check may take.
+        times: Time limit of the check, as a multiple of the class's `time_limit`.
 
     Returns:
         The decorator.
@@ -138,7 +139,7 @@ def honors(resource: str) -> Need:
 
 def binds(resource: str) -> Need:
     """Require a resource among those that the backend declares to enforce."""
-    reason = f"the backend does not declare that it binds {resource!r}"
+    reason = f"the backend does not declare that it enforces the resource {resource!r}"
     return Need(reason, lambda suite, _: resource in suite.capabilities.binds)
 
 
@@ -151,7 +152,9 @@ def cancels(level: CancelLevel, kind: TaskKind | None = None) -> Need:
     )
 
 
-FUNCTIONS = Need("the backend runs no functions", lambda suite, _: {*suite.kinds} - {"executable"})
+FUNCTIONS = Need(
+    "the backend does not run functions", lambda suite, _: {*suite.kinds} - {"executable"}
+)
 COPIES = Need(
     "tasks share the program's memory (`shares_memory`)",
     lambda suite, _: (
@@ -170,14 +173,14 @@ class Shared:
 
     Attributes:
         clock: The clock for all limits.
-        program: The program's settings before any backend was made.
+        program: The program's settings before any backend was created.
         parent: The directory for sandboxes and files.
         backend: The backend, started; `None` before its first use and after a failed check.
-        lives: Measurements of whole lives of other backends.
+        lives: Measurements of other backends, from their start to their shutdown.
         drivers: The drivers of the running check.
         known: The uids of submitted tasks, and of engines that submit tasks.
-        errors: Errors that nothing handled on the loop.
-        failed: The running check has failed.
+        errors: Unhandled errors of the loop.
+        failed: True if the running check has failed.
     """
 
     clock: Clock
@@ -198,22 +201,22 @@ class Shared:
         return self.backend
 
     async def discard(self, limit: float) -> None:
-        """Shut the backend down; the next check makes another."""
+        """Shut the backend down; the next check creates another."""
         backend, self.backend = self.backend, None
         if backend is not None:
             async with self.clock.within(limit):
                 await backend.shutdown()
 
     def judge(self) -> None:
-        """Fail for what the backend did wrong during the check, whatever the check was about."""
+        """Fail if the backend broke a rule that applies during every check."""
         __tracebackhide__ = True
         for driver in self.drivers:
             for fault in driver.faults:
                 raise AssertionError(f"{fault.rule}: {fault.detail}")
         for uid in self.strangers():
-            raise AssertionError(f"the callback named the task {uid!r}, which was not submitted")
+            raise AssertionError(f"the callback reported the task {uid!r}, which was not submitted")
         if self.errors:
-            raise AssertionError(f"nothing handled an error on the loop: {self.errors[0]}")
+            raise AssertionError(f"unhandled error on the event loop: {self.errors[0]}")
         if written := sorted(os.listdir()):
             for name in written:
                 shutil.rmtree(name) if os.path.isdir(name) else os.unlink(name)
@@ -223,13 +226,13 @@ class Shared:
             )
 
     def status(self) -> str:
-        """Return which tasks have not ended, and which unknown tasks were reported."""
+        """Describe the tasks that have not ended, and an unknown task that was reported."""
         unfinished = [text for driver in self.drivers for text in driver.unfinished()]
         words = f"no terminal state for {'; '.join(unfinished[:5])}" if unfinished else ""
         strangers = self.strangers()
         if strangers:
-            words += f"; the callback named {strangers[0]!r}, which was not submitted"
-        return words or "no task was open"
+            words += f"; the callback reported {strangers[0]!r}, which was not submitted"
+        return words or "all submitted tasks have ended"
 
     def strangers(self) -> list[str]:
         """Return the reported uids that neither a driver nor an engine submitted."""
@@ -243,7 +246,7 @@ class Shared:
         ]
 
     def note_error(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-        """Keep an error that nothing handled on the loop."""
+        """Record an unhandled error of the loop."""
         self.errors.append(f"{context.get('message')}: {context.get('exception')!r}")
 
 
@@ -251,19 +254,19 @@ class Suite:
     """Settings of a conformance test class, and the fixtures of its checks.
 
     Attributes:
-        time_limit: Seconds that one check may take, without those in which the machine gave this
-            process no processor. A few checks may take a multiple of it.
+        time_limit: Seconds that one check may take. Time in which this process could not run does
+            not count. A few checks may take a multiple of it.
         settle: Seconds to wait for something that must not happen. Processes, threads and files
             have ten times as long to disappear.
         loop_gap: Seconds for which the loop may be blocked. The best of three tries counts.
         submission_gap: Seconds for which one submission of a few tasks, including their ends,
-            may block the loop in total, however short each pause is.
+            may block the loop in total, over all pauses.
         shutdown_limit: Seconds that the shutdown of an idle backend may take; the better of two
             tries counts.
         big_bytes: Size of the big argument and the big result.
         output_bytes: Size of an executable's big output.
         fan: Number of tasks in the big fan.
-        cycles: Number of starts and stops over which nothing may grow.
+        cycles: Number of starts and shutdowns during which nothing may accumulate.
         memory_growth: Bytes by which the process may grow in those cycles.
         growth_per_task: Bytes that the program may keep for each finished task. The results of
             the check's tasks are much larger.
@@ -275,7 +278,7 @@ class Suite:
         memory_per_task: The maximum for one task, if that is less.
         dry: The backend only pretends to run tasks: checks of their effects are skipped.
         separate_processes: Functions run in processes of their own, so that one which kills its
-            process fails alone.
+            process does not affect others.
         shares_memory: Functions and arguments of a task are the program's own objects. `None`:
             the opposite of `separate_processes`.
         closures: Number of functions that each hold `closure_bytes` and run one after the other.
@@ -283,14 +286,14 @@ class Suite:
             `M_MMAP_THRESHOLD`, memory is returned to the system as soon as it is freed.
         names_workers: The description of a finished task names the worker or host that ran it.
             `False` if the system behind the backend does not report it.
-        leaves_behind: Patterns (`fnmatch`) for what may be left after the shutdown, matched with
+        leaves_behind: Patterns (`fnmatch`) of leftovers allowed after the shutdown, matched with
             `"process COMMAND"`, `"thread NAME"`, `"task NAME"`, `"file TARGET"` and
             `"temporary NAME"`.
-        adds: What the backend may add to the program while it runs: any of `"threads"`,
-            `"children"`, `"descriptors"` and `"sys.path"`, which must be as before after the
-            shutdown, and `"at-fork handlers"`, which cannot be removed.
-        expected_failures: Checks that are known to fail, with reasons. A check that passes
-            nevertheless is an error.
+        adds: Changes that the backend may make to the program while it runs: any of `"threads"`,
+            `"children"`, `"descriptors"` and `"sys.path"`, which the shutdown must undo, and
+            `"at-fork handlers"`, which cannot be removed.
+        expected_failures: Checks that are known to fail, with reasons. A check in this list that
+            passes is an error.
         create_args: Arguments for the class's `create`.
         create_kwargs: Keyword arguments for the class's `create`.
         work_dir: The directory for sandboxes and files, which the backend must see if it declares
@@ -332,16 +335,16 @@ class Suite:
     _current: Shared
 
     async def make_backend(self) -> Any:
-        """Make the backend under test, started or not.
+        """Create the backend under test, started or not.
 
         Called on a running loop, several times per class.
         """
         raise NotImplementedError(
-            f"{type(self).__name__} must have `async def make_backend(self)` that returns a backend"
+            f"{type(self).__name__} must define `async def make_backend(self)` to return a backend"
         )
 
     async def make_failing_backend(self) -> Any:
-        """Make a backend whose start fails, or return `NotImplemented`."""
+        """Create a backend whose start fails, or return `NotImplemented`."""
         return NotImplemented
 
     def library_function(self) -> Any:
@@ -359,7 +362,7 @@ class Suite:
     @pytest_asyncio.fixture(scope="class", loop_scope="class", name="shared")
     @classmethod
     async def _shared(cls) -> AsyncIterator[Shared]:
-        # Relative paths and the temporary directory of the tests are those outside.
+        # Resolved before `scratch` changes the current and the temporary directory.
         parent = Path(tempfile.gettempdir() if cls.work_dir is None else cls.work_dir).resolve()
         with scratch(), Clock() as clock:
             before = holdings()
@@ -377,7 +380,7 @@ class Suite:
     async def _prepared(
         self, request: pytest.FixtureRequest, shared: Shared
     ) -> AsyncIterator[None]:
-        """Skip a check that does not apply, set its limit, and replace the backend it broke."""
+        """Skip a check that does not apply, set its limit, and discard the backend if it fails."""
         check: Check = request.function.check
         name = request.node.name
         callspec = getattr(request.node, "callspec", None)
@@ -390,16 +393,16 @@ class Suite:
         expected = self.expected_failures
         if known := expected.get(name) or expected.get(request.node.originalname):
             request.node.add_marker(pytest.mark.xfail(reason=known, strict=True))
-        # For code that blocks the loop: any other check ends at its own limit, which is later on a
-        # machine that pauses.
+        # For code that blocks the loop. Other checks end at their own limit, whose clock stops
+        # while the process cannot run.
         limit = pytest.mark.timeout(10 + 4 * self.time_limit * check.times, func_only=True)
         request.node.add_marker(limit, append=False)
-        shared.strangers()  # tasks of a check that was skipped half-way may end during this one
+        shared.strangers()  # tasks of a check that skipped itself may end during this one
         shared.failed, shared.drivers, shared.errors = False, [], []
         self._current = shared
         self.place = Path(tempfile.mkdtemp(prefix="rhapsody-kit-", dir=shared.parent))
         with pytest.MonkeyPatch.context() as patch:
-            patch.chdir(shared.program.directory)  # fixtures of the author's may have left it
+            patch.chdir(shared.program.directory)  # fixtures of the author may have changed it
             yield
         shutil.rmtree(self.place, ignore_errors=True)
         if shared.failed:
@@ -417,7 +420,7 @@ class Suite:
 
     @property
     def kinds(self) -> list[TaskKind]:
-        """The kinds of task that the backend runs, services aside; functions come first."""
+        """The kinds of task that the backend runs, without services; functions come first."""
         return [kind for kind in KINDS if self.capabilities.runs(kind)]
 
     @property
@@ -434,7 +437,7 @@ class Suite:
         ]
 
     def form(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """Return the function, or the same as a coroutine function if only those run."""
+        """Return the function, or a coroutine function that calls it if only those run."""
         if self.capabilities.sync_functions:
             return function
 
@@ -445,10 +448,10 @@ class Suite:
         return coroutine
 
     def adder(self, flow: WorkflowEngine) -> Any:
-        """Return a task that adds 1 to the sum of its arguments, of a kind that runs."""
+        """Return a task of a kind that runs, which adds 1 to the sum of its arguments."""
 
         def total(*numbers: Any) -> int:
-            # The results of a dry backend are no numbers.
+            # The results of a dry backend are not numbers.
             return 1 + sum(int(number) for number in numbers if str(number).strip().isdigit())
 
         if self.kinds[0] != "executable":
@@ -461,7 +464,7 @@ class Suite:
         return total_command
 
     def drive(self, backend: Any) -> Driver:
-        """Make a driver that is judged at the end of the check."""
+        """Return a driver whose faults fail the check when it ends."""
         driver = Driver(backend, work_dir=self.place)
         self._current.drivers.append(driver)
         return driver
@@ -508,21 +511,20 @@ def require_unchanged(cls: type[Suite], base: type[Suite]) -> None:
     for name, test in checks.items():
         if getattr(cls, name, None) is not test:
             raise TypeError(
-                f"{cls.__name__} replaces the check {name!r}: give your test another name, "
-                f"or say why the check must fail with "
-                f'`expected_failures = {{"{name}": "the reason"}}`'
+                f"{cls.__name__} overrides the check {name!r}: rename your test, or, if the check "
+                f'is known to fail, set `expected_failures = {{"{name}": "the reason"}}`'
             )
     for name, reason in cls.expected_failures.items():
         if name.partition("[")[0] not in checks:
             close = difflib.get_close_matches(name, checks, 1)
             hint = f"; did you mean {close[0]!r}?" if close else ""
-            raise TypeError(f"expected_failures: there is no check {name!r}{hint}")
+            raise TypeError(f"expected_failures: unknown check {name!r}{hint}")
         if not isinstance(reason, str) or not reason.strip():
             raise TypeError(f"expected_failures: {name!r} needs a reason, got {reason!r}")
 
 
 async def state_of(backend: Any) -> str:
-    """Return a backend's state, whether its `state` is plain or asynchronous."""
+    """Return a backend's state; its `state` may be a coroutine function or not."""
     state = backend.state()
     return str(await state) if inspect.isawaitable(state) else str(state)
 
@@ -530,7 +532,7 @@ async def state_of(backend: Any) -> str:
 def call(
     driver: Driver, kind: TaskKind, name: str, /, *args: Any, **kwargs: Any
 ) -> TaskDescription:
-    """Describe a call of a function of `_work`, or of the coroutine function next to it."""
+    """Describe a call of a function of `_work`, or of its asynchronous variant."""
     suffix = "_async" if kind == "async_function" else ""
     return driver.call(getattr(_work, name + suffix), *args, **kwargs)
 
@@ -556,21 +558,21 @@ async def cancel(driver: Driver, task: TaskDescription) -> None:
 
 
 async def until(condition: Callable[[], object]) -> None:
-    """Wait for something that another process does without a message, by looking often."""
+    """Poll until a condition is true that another process changes without a notification."""
     while not condition():
         await asyncio.sleep(0.01)
 
 
 def text_of(path: Path) -> str | None:
-    """Return the text of a file, `None` if there is no such file."""
+    """Return the text of a file, `None` if it does not exist."""
     return path.read_text() if path.is_file() else None
 
 
 class Ticking:
     """A task that appends to a file while it runs, until it is released or stopped.
 
-    It shows whether its work goes on, whatever the backend reports. The end of the check removes
-    its files, which releases it.
+    The file shows whether the work continues, independently of the backend's reports. The end of
+    the check removes its files, which releases it.
 
     Attributes:
         task: Its description.
@@ -601,7 +603,7 @@ class Ticking:
 
     @property
     def has_started(self) -> bool:
-        """True once it has ticked."""
+        """True if it has ticked at least once."""
         return self._size() > 0
 
     async def began(self) -> None:
@@ -618,12 +620,12 @@ class Ticking:
         self._gate.unlink(missing_ok=True)
 
     async def finish(self) -> Finished:
-        """Let it end, and wait for that."""
+        """Let it end, and wait for its end."""
         self.release()
         return await self._driver.finished(self.task)
 
     async def is_still(self, watch: float = 0.2) -> bool:
-        """Return True if it does not tick any more."""
+        """Return True if it no longer ticks."""
         size = self._size()
         await asyncio.sleep(watch)
         return self._size() == size
@@ -637,9 +639,9 @@ class Route:
     """A form of call with a request for cores, which a backend may run in a separate way.
 
     Attributes:
-        name: The name for messages.
+        name: The name in messages.
         kind: The kind of task.
-        wrap: Converts a function to this kind.
+        wrap: Converts a function to this form.
         resources: The request, `None` for none.
     """
 
@@ -653,7 +655,7 @@ class Route:
         return self.take(call(driver, self.kind, name, *args, **kwargs))
 
     def take(self, task: TaskDescription) -> TaskDescription:
-        """Bring the function of a description into this form, and add the request."""
+        """Convert the function of a description to this form, and add the request."""
         task["function"] = self.wrap(task["function"])
         if self.resources is not None:
             task["resources"] = self.resources

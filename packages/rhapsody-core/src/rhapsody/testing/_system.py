@@ -1,7 +1,7 @@
 """Measurements of this process and its machine, for the conformance kit.
 
-Nothing is judged here. The clock counts only the time in which this process could run, so that a
-machine that pauses or is overloaded is not mistaken for a slow backend.
+This module measures, and the checks decide. The clock counts only the time in which this process
+could run, so that a machine that pauses or is overloaded is not mistaken for a slow backend.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ import psutil
 import pytest
 
 MARK = "RHAPSODY_CONFORMANCE"
-"""The environment variable by which orphaned descendants are found."""
+"""The environment variable that identifies orphaned descendants."""
 
 NEIGHBOR = "rhapsody_kit_neighbor"
-"""A module that only the program's `sys.path` leads to."""
+"""A module that can be imported only with the program's `sys.path`."""
 
 _NEIGHBOR_SOURCE = """
 def triple(number):
@@ -57,7 +57,7 @@ _PYTHONS_OWN = (
     "process *multiprocessing.resource_tracker*",
     "process *multiprocessing.forkserver*",
     "temporary pymp-*",
-    # pytest's, if it makes its first temporary directory during a check.
+    # pytest's, if it creates its first temporary directory during a check.
     "temporary pytest-of-*",
     # The loop's own executor, which the loop stops when it is closed.
     "thread asyncio_*",
@@ -65,10 +65,10 @@ _PYTHONS_OWN = (
 
 
 class Clock:
-    """A clock that stops while this process cannot run.
+    """Clock that stops while this process cannot run.
 
-    A daemon thread ticks. If a tick comes late, then the process did not run, and only the
-    processor time that it used meanwhile counts. A backend that blocks the loop does not delay the
+    A daemon thread ticks. If a tick is late, the process could not run, and only the processor time
+    that it used meanwhile counts. A backend that blocks the loop does not delay the
     thread. Where Linux reports it, the time for which the loop's thread waited for a processor
     does not count either. Enter it on the loop's thread.
     """
@@ -122,7 +122,7 @@ class Clock:
             self._tick = self._next()
 
     def _next(self) -> tuple[float, float, float, float]:
-        """Return what a tick at this moment would be: counted, time, processor time, waited."""
+        """Return a tick for this moment: time counted, on the clock, of the processor, waited."""
         counted, last, used, waited = self._tick
         now, using, waiting = time.monotonic(), time.process_time(), self._waited()
         ran = now - last - (waiting - waited)
@@ -142,7 +142,7 @@ class Gap(NamedTuple):
 
 
 class Heartbeat:
-    """Measure the times for which the running loop was blocked.
+    """Meter of the pauses for which the running loop is blocked.
 
     Attributes:
         worst: The longest pause, valid after the block.
@@ -180,11 +180,11 @@ class Heartbeat:
 
 
 Holdings = dict[tuple[str, Any], str]
-"""Descriptions of what is held, by its kind and identity. They start with the kind."""
+"""Descriptions of held resources by kind and identity. Each starts with the kind."""
 
 
 def holdings(mark: str | None = None) -> Holdings:
-    """Describe what this process and orphans with the mark of `marked` hold."""
+    """Describe the resources that this process and orphans with the mark of `marked` hold."""
     tasks = asyncio.all_tasks() - {asyncio.current_task()}
     return {
         **{("thread", each.ident): f"thread {each.name}" for each in threading.enumerate()},
@@ -198,7 +198,7 @@ def holdings(mark: str | None = None) -> Holdings:
 def leftovers(
     before: Holdings, allowed: Sequence[str], kinds: Container[str], mark: str | None = None
 ) -> Holdings:
-    """Return what is held and was not before, except for what the patterns allow."""
+    """Return the resources that were not held before, except for those that patterns allow."""
     patterns = (*_PYTHONS_OWN, *allowed)
     return {
         key: text
@@ -213,7 +213,7 @@ Found = TypeVar("Found", bound=Sized)
 
 
 async def settled(look: Callable[[], Found], within: float) -> Found:
-    """Call `look` until it returns nothing or the time is up, and return the last answer."""
+    """Call `look` until its result is empty or the time is up, and return the last result."""
     end = time.monotonic() + within
     while (left := look()) and time.monotonic() < end:
         await asyncio.sleep(0.05)
@@ -223,12 +223,12 @@ async def settled(look: Callable[[], Found], within: float) -> Found:
 def listed(left: Holdings) -> str:
     """Describe leftovers, with the attribute that allows them."""
     texts = list(left.values())
-    return f"left behind: {', '.join(texts)}; `leaves_behind = ({texts[0]!r},)` allows it"
+    return f"left behind: {', '.join(texts)}; to allow it, set `leaves_behind = ({texts[0]!r},)`"
 
 
 @contextmanager
 def marked() -> Iterator[str]:
-    """Put a mark into the environment, by which descendants are found even if orphaned."""
+    """Set an environment variable that identifies descendants even if they are orphaned."""
     mark = uuid.uuid4().hex
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(MARK, mark)
@@ -286,8 +286,8 @@ class Program:
 
     @classmethod
     def now(cls) -> Self:
-        """Look at this process."""
-        mask = os.umask(0o077)  # there is no other way to ask
+        """Return the settings of this process."""
+        mask = os.umask(0o077)  # the only way to read it
         os.umask(mask)
         own = (MARK, "PYTEST_")
         return cls(
@@ -299,23 +299,31 @@ class Program:
         )
 
     def since(self, before: Program, adds: Set[str]) -> list[str]:
-        """Describe what differs."""
+        """Describe the differences from earlier settings."""
         words = []
-        for what, name in {"environment": "variable", "handlers": "handler of"}.items():
+        for what, name in {"environment": "environment variable", "handlers": "handler of"}.items():
             now, former = getattr(self, what), getattr(before, what)
             keys = sorted(now.keys() | former.keys())
             changed = [key for key in keys if now.get(key) != former.get(key)]
-            words += [f"the {name} {key} is another" for key in changed]
+            words += [f"the {name} {key} has changed" for key in changed]
         for what, name in {"directory": "current directory", "umask": "umask"}.items():
             if getattr(self, what) != getattr(before, what):
                 words.append(f"the {name} is {getattr(self, what)}, not {getattr(before, what)}")
         if "sys.path" not in adds:
-            words += [f"sys.path has {entry!r}" for entry in self.path if entry not in before.path]
-            words += [f"sys.path lost {entry!r}" for entry in before.path if entry not in self.path]
+            words += [
+                f"{entry!r} was added to sys.path"
+                for entry in self.path
+                if entry not in before.path
+            ]
+            words += [
+                f"{entry!r} was removed from sys.path"
+                for entry in before.path
+                if entry not in self.path
+            ]
         return words
 
     def restore(self) -> None:
-        """Undo all changes, so that the same changes are seen again."""
+        """Undo all changes, so that later checks detect them again."""
         for name, handler in self.handlers.items():
             if handler is not None and signal.getsignal(signal.Signals[name]) is not handler:
                 signal.signal(signal.Signals[name], handler)
@@ -331,8 +339,8 @@ class Program:
 def fork_handlers(own: str) -> Iterator[list[str]]:
     """Record which modules of a top-level package register at-fork handlers.
 
-    Those of libraries do not count: they register them once per process, when they are imported
-    or first used, and any program may do that first.
+    Handlers of libraries do not count: a library registers them once per process, when it is first
+    imported or used, possibly by the program.
 
     Yields:
         The names of the modules, complete when the block ends.
@@ -353,7 +361,7 @@ def fork_handlers(own: str) -> Iterator[list[str]]:
 
 @contextmanager
 def scratch() -> Iterator[None]:
-    """Enter directories in which the files that a backend leaves are detected.
+    """Enter directories in which leftover files of a backend are detected.
 
     Each test class has a fresh current directory. The temporary directory is shared by all classes
     of the process, because `multiprocessing` keeps a socket in it. A third directory is on
@@ -383,7 +391,7 @@ def _scratch_root() -> Path:
     owner = os.getpid()
 
     def remove() -> None:
-        if os.getpid() == owner:  # not in a fork of it
+        if os.getpid() == owner:  # not in a forked child
             shutil.rmtree(root, ignore_errors=True)
 
     atexit.register(remove)

@@ -45,10 +45,10 @@ class Report:
 
     Attributes:
         uid: The task's uid.
-        native: The state as the backend calls it.
-        state: The canonical state, `None` if the backend's mapper does not know it.
+        native: The backend's name for the state.
+        state: The canonical state, `None` if the backend's mapper does not contain it.
         thread: The identity of the calling thread.
-        during_submit: `submit_tasks` had not returned yet.
+        during_submit: True if `submit_tasks` had not returned yet.
         task: A shallow copy of the task's dict.
     """
 
@@ -112,7 +112,7 @@ class _Followed:
 
 
 class Driver:
-    """Drives a backend the way the engine does, one call at a time.
+    """Driver of a backend, which calls it in the same way as the engine.
 
     `async with Driver(backend) as driver` starts the backend if necessary and registers the
     callback; the end of the block unregisters it and leaves the backend running. Waiting has no
@@ -126,8 +126,8 @@ class Driver:
         backend: The backend, started.
         work_dir: The directory of the sandboxes.
         reports: Every call of the callback for tasks of this driver, in order.
-        faults: What the backend reported that the contract forbids.
-        strangers: Reports of tasks that this driver did not submit.
+        faults: Reports that the contract forbids.
+        strangers: Uids of reported tasks that this driver did not submit.
     """
 
     def __init__(
@@ -142,7 +142,7 @@ class Driver:
         self.strangers: list[str] = []
         self._own_dir = work_dir is None
         self.work_dir: Path = Path(work_dir if work_dir is not None else ".")
-        # With what a program's own `uid` may have in it, so that one that is changed is seen.
+        # Contains what a program's own `uid` may contain, so that a changed uid is detected.
         self._uid = f"Driver-{uuid.uuid4().hex[:8]}_K"
         self._numbers = itertools.count(1)
         self._tasks: dict[str, _Followed] = {}
@@ -203,7 +203,7 @@ class Driver:
         return self.with_sandbox(self.describe("command", executable=command, **keys))
 
     def service(self, command: str | Sequence[str], /, **keys: Any) -> TaskDescription:
-        """Describe a command that runs until it is cancelled."""
+        """Describe a command that runs until it is canceled."""
         return self.command(command, is_service=True, **keys)
 
     def with_sandbox(self, task: TaskDescription) -> TaskDescription:
@@ -218,7 +218,7 @@ class Driver:
         await self.submit_batch(list(tasks))
 
     async def submit_batch(self, tasks: list[TaskDescription]) -> None:
-        """Submit this very list."""
+        """Submit the tasks in this list object, without copying it."""
         async with self._one_submission:
             self._tasks.update({task["uid"]: _Followed(task) for task in tasks})
             self._submitting.update(task["uid"] for task in tasks)
@@ -244,7 +244,7 @@ class Driver:
         return followed.finished
 
     async def running(self, task: TaskDescription) -> bool:
-        """Wait until the task is reported to run; return `False` if it ended before that."""
+        """Wait until the task is reported RUNNING; return `False` if it ends before that."""
         while TasksMainStates.RUNNING not in self.history(task):
             if self._tasks[task["uid"]].finished is not None:
                 return False
@@ -258,7 +258,7 @@ class Driver:
             The value with which the service became ready.
 
         Raises:
-            RuntimeError: It ended before it was ready.
+            RuntimeError: The service ended before it was ready.
         """
         followed = self._tasks[task["uid"]]
         while followed.ready is None or not followed.ready.done():
@@ -271,7 +271,7 @@ class Driver:
         """Call the backend's `cancel_task` and return its answer."""
         return await self.backend.cancel_task(task if isinstance(task, str) else task["uid"])
 
-    # Looking back.
+    # Reports received so far.
 
     def history(self, task: TaskDescription) -> list[TasksMainStates | None]:
         """Return the canonical states reported for the task, in order."""
@@ -297,10 +297,12 @@ class Driver:
     # The callback.
 
     def _report(self, task: Any, state: Any, service_callback: Any = None) -> None:
-        """Take a report on any thread; it is processed on the loop's thread."""
+        """Receive a report on any thread, and process it on the loop's thread."""
         content = task.as_dict() if hasattr(task, "as_dict") else task
         if not isinstance(content, dict) or "uid" not in content:
-            self.faults.append(Fault("the callback gets the task", f"it got {_short(task)}"))
+            self.faults.append(
+                Fault("the callback receives the task", f"it received {_short(task)}")
+            )
             return
         report = Report(
             uid=str(content["uid"]),
@@ -389,7 +391,7 @@ class EventRecorder:
 
     Attributes:
         events: Every event, in order.
-        batches: The same in the batches in which they came.
+        batches: The same events, in the batches in which they were delivered.
         started: The engines that started.
         finished: The engines that finished, with their summaries.
     """
@@ -425,7 +427,7 @@ class EventRecorder:
         return [event.state for event in self.of(task)]
 
     def of(self, task: Any) -> list[TaskEvent]:
-        """Return the events of one task, or of all tasks of a name, in order."""
+        """Return the events of one task, or of all tasks with a name, in order."""
         key = getattr(task, "uid", task)
         return [event for event in self.events if key in (event.uid, event.name)]
 
@@ -455,7 +457,7 @@ _MEANINGS = {
 
 
 def capability_table(backend: Any) -> str:
-    """Return what a backend declares as a table in Markdown, for its README.
+    """Return a backend's capabilities as a Markdown table, for its README.
 
     Args:
         backend: A backend, its class, or a `Capabilities`.

@@ -1,6 +1,6 @@
 """Functions that the checks run in tasks; workers import them by name.
 
-The module imports nothing that workers do not have.
+The module imports only what is available in workers.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 
 def _coroutine_function(function: Any) -> Any:
-    """Return the same as a coroutine function, under the name with `_async`."""
+    """Return a coroutine function that calls a function, with `_async` added to its name."""
 
     async def call(*args: Any, **kwargs: Any) -> Any:
         await asyncio.sleep(0)
@@ -27,7 +27,7 @@ def _coroutine_function(function: Any) -> Any:
 
 
 class KitError(ValueError):
-    """Error with an attribute of its own."""
+    """Error with an additional attribute."""
 
     def __init__(self, message: str, code: int = 0) -> None:
         super().__init__(message, code)
@@ -35,7 +35,7 @@ class KitError(ValueError):
 
 
 class OddError(Exception):
-    """Error that cannot be unpickled, because it needs another argument."""
+    """Error that cannot be unpickled, because it takes an additional argument."""
 
     def __init__(self, message: str, needed: object) -> None:
         super().__init__(message)
@@ -43,7 +43,7 @@ class OddError(Exception):
 
 
 class Holder:
-    """Callable object that calls a function, and bound methods that do."""
+    """Callable object with bound methods, which all call a function."""
 
     def __init__(self, function: Any) -> None:
         self.function = function
@@ -93,7 +93,7 @@ def leave(code: int) -> None:
 
 
 def kill_own_process() -> None:
-    """Kill the process that runs it, as the kernel does when memory is short."""
+    """Kill the current process, as the kernel does when memory is short."""
     os.kill(os.getpid(), 9)
 
 
@@ -111,7 +111,7 @@ def put_first(data: bytearray) -> int:
 
 
 def process_and_memory() -> tuple[int, int]:
-    """Return the process that runs it, and the bytes of memory of that process."""
+    """Return the id of the current process, and its memory in bytes."""
     import resource
 
     if os.path.exists("/proc/self/statm"):
@@ -122,7 +122,7 @@ def process_and_memory() -> tuple[int, int]:
 
 
 def process_memory_and_data(size: int) -> tuple[int, int, bytes]:
-    """Return the same and a number of bytes."""
+    """Return the id and memory of the current process, and data of the given size."""
     return *process_and_memory(), b"x" * size
 
 
@@ -132,7 +132,7 @@ def digest(data: bytes) -> str:
 
 
 def pattern(size: int) -> bytes:
-    """Return bytes that differ from place to place."""
+    """Return bytes whose values depend on their position."""
     block = bytes(range(256)) * 256
     return (block * (size // len(block) + 1))[:size]
 
@@ -194,7 +194,7 @@ async def tick_async(path: str, gate: str, seconds: float) -> str:
 
 
 def tick_command(path: str, gate: str, seconds: float, command: str) -> list[str]:
-    """Return a command that does the same in a child of its shell, after another command."""
+    """Return a command whose shell runs another command, and then ticks in a child process."""
     loop = (
         'i=0; while [ -e "$2" ] && [ $i -lt "$3" ]; do printf . >> "$1"; sleep 0.05; '
         "i=$((i+1)); done; echo not stopped"
@@ -213,12 +213,12 @@ def note_run(path: str) -> None:
 
 
 def variable(name: str) -> str | None:
-    """Return an environment variable as the function sees it."""
+    """Return the value of an environment variable in the current process."""
     return os.environ.get(name)
 
 
 def read(path: Any) -> str:
-    """Return the text of a file given as anything that `open` takes."""
+    """Return the text of a file; `path` is anything that `open` accepts."""
     with open(path) as file:
         return file.read()
 
