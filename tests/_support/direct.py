@@ -54,7 +54,7 @@ async def check_direct_use(backend: ManagedBackend) -> None:
     assert [state for state, _ in run] == ["DONE", "FAILED", "DONE"]
     (_, function), (_, nothing), (_, shell) = run
     assert function["return_value"] == 4
-    assert "neither a 'function' nor an 'executable'" in str(nothing["exception"])
+    assert "has no 'function'" in str(nothing["exception"])
     assert shell["stdout"] == "hi\n"
     same = [{"uid": "direct.same", "function": int} for _ in range(2)]
     with pytest.raises(BackendError, match=r"'direct\.same'"):

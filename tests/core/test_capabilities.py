@@ -52,17 +52,21 @@ def test_invalid_capabilities_are_refused(
 @pytest.mark.parametrize(
     ("wrong", "kind", "said"),
     [
-        ({"name": " "}, ValueError, "a name is needed"),
-        ({"name": None}, TypeError, "name=None): a string"),
-        ({"import_path": "toys"}, ValueError, "malformed: write 'package.module:Class'"),
-        ({"import_path": 3}, TypeError, "import_path=3"),
-        ({"summary": b"toys"}, TypeError, "summary=b'toys'): a string"),
-        ({"api_version": "1"}, TypeError, "api_version='1'): a number"),
-        ({"requires": "numpy"}, TypeError, "requires='numpy'): a list of strings"),
-        ({"requires": [1]}, TypeError, "requires=[1]): a list of strings"),
-        ({"requires": b"ab"}, TypeError, "requires=b'ab'): a list of strings"),
-        ({"capabilities": "all"}, TypeError, "capabilities='all'): a Capabilities or None"),
-        ({"install_hint": 3}, TypeError, "install_hint=3): a string"),
+        ({"name": " "}, ValueError, "name must not be empty"),
+        ({"name": None}, TypeError, "name must be a string, got None"),
+        ({"import_path": "toys"}, ValueError, "must be 'package.module:Class'"),
+        ({"import_path": 3}, TypeError, "import_path must be a string"),
+        ({"summary": b"toys"}, TypeError, "summary must be a string, got b'toys'"),
+        ({"api_version": "1"}, TypeError, "api_version must be a number, got '1'"),
+        ({"requires": "numpy"}, TypeError, "requires must be a list of strings, got 'numpy'"),
+        ({"requires": [1]}, TypeError, "requires must be a list of strings, got [1]"),
+        ({"requires": b"ab"}, TypeError, "requires must be a list of strings, got b'ab'"),
+        (
+            {"capabilities": "all"},
+            TypeError,
+            "capabilities must be a Capabilities or None, got 'all'",
+        ),
+        ({"install_hint": 3}, TypeError, "install_hint must be a string, got 3"),
     ],
 )
 def test_an_invalid_declaration_is_refused(

@@ -294,7 +294,7 @@ async def test_a_callback_may_be_registered_by_either_name() -> None:
         backend.task_state_cb({"uid": "x"}, TasksMainStates.RUNNING)
         assert told == ["callback", "func"]
         for wrong in ({}, {"func": None}, {"callback": 5}):
-            with pytest.raises(TypeError, match="register_callback: a callable is needed"):
+            with pytest.raises(TypeError, match="register_callback: func must be callable"):
                 named.register_callback(**wrong)
 
 

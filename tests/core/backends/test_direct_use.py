@@ -65,9 +65,9 @@ async def test_an_executable_needs_a_uid_and_no_more(direct: Direct, tmp_path: A
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
-        ({"uid": "bad"}, "neither a 'function' nor an 'executable'"),
+        ({"uid": "bad"}, "has no 'function'"),
         ({"uid": "bad", "executable": ["echo", "hi"]}, "'arguments'"),
-        ({"uid": "bad", "function": "print"}, "not callable"),
+        ({"uid": "bad", "function": "print"}, "must be callable"),
         ({"function": int}, "uid"),
         ({"uid": 7, "function": int}, "uid"),
     ],

@@ -106,7 +106,9 @@ def test_a_name_of_a_plugin_that_is_left_out_says_so(
     install_backend(site, "toys", "toy")
     monkeypatch.setenv("RHAPSODY_DISABLE_PLUGINS", "toys")
     assert "toy" not in BackendRegistry.list_backends()
-    with pytest.raises(ValueError, match="toys, which has it, is disabled by RHAPSODY_DISABLE"):
+    with pytest.raises(
+        ValueError, match="toys, which provides it, is disabled by RHAPSODY_DISABLE"
+    ):
         get_backend("toy")
 
 

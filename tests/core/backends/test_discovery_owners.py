@@ -27,7 +27,7 @@ def test_a_reserved_name_claimed_by_another_distribution_is_unusable(
         pytest.skip("the owner is installed")
     install_backend(site, "impostor", name)
     owner = owner or "rhapsody-radical"
-    check_unusable(name, f"belongs to {owner}, but is claimed by impostor", install_command(owner))
+    check_unusable(name, f"reserved for {owner}, but claimed by impostor", install_command(owner))
 
 
 def test_the_owner_of_a_reserved_name_keeps_it_and_the_claim_is_reported(site: Path) -> None:

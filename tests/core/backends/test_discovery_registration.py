@@ -60,7 +60,7 @@ def test_a_class_that_was_defined_anew_is_another_one(monkeypatch: pytest.Monkey
     first = cell(1, monkeypatch)
     BackendRegistry.register_backend("run_time", first)
     second = cell(2, monkeypatch)
-    with pytest.raises(ValueError, match=r"'run_time' is taken by an earlier a_notebook:Backend"):
+    with pytest.raises(ValueError, match="taken by an earlier definition of a_notebook:Backend"):
         BackendRegistry.register_backend("run_time", second)
     with pytest.raises(ValueError, match=r"call BackendRegistry.unregister_backend\('run_time'\)"):
         BackendRegistry.register_backend("run_time", "a_notebook.Backend")
@@ -111,7 +111,7 @@ def test_core_s_names_are_taken(name: str) -> None:
     ["", "Class", "a..b", ".a.b", "a.b.", "a:b:c", "a:", ":b", "a b.c", "a.1b", "a.class", "a/b.c"],
 )
 def test_a_malformed_import_path_is_a_value_error(path: str) -> None:
-    with pytest.raises(ValueError, match=r"malformed: write 'package\.module:Class'"):
+    with pytest.raises(ValueError, match=r"must be 'package\.module:Class'"):
         BackendRegistry.register_backend("run_time", path)
     assert "run_time" not in BackendRegistry.list_backends()
 
@@ -150,7 +150,7 @@ def test_a_plain_method_that_the_engine_awaits_is_refused(method: str) -> None:
     def plain(self: Any, *args: Any) -> None: ...
 
     wrong = type("Wrong", (Mine,), {method: plain})
-    with pytest.raises(TypeError, match=rf"Wrong\.{method} is .*plain.*write `async def {method}`"):
+    with pytest.raises(TypeError, match=rf"Wrong\.{method} must be .*`async def {method}`.*plain"):
         BackendRegistry.register_backend("run_time", wrong)
     assert "run_time" not in BackendRegistry.list_backends()
     with pytest.raises(TypeError, match=rf"'mine'.*Wrong\.{method}"):
@@ -162,7 +162,7 @@ def test_capabilities_of_another_type_are_refused(value: Any) -> None:
     wrong = type("Wrong", (Mine,), {"capabilities": value})
     with pytest.raises(TypeError) as caught:
         BackendRegistry.register_backend("run_time", wrong)
-    assert f"Wrong.capabilities is {value!r}: a Capabilities is needed" in str(caught.value)
+    assert "Wrong.capabilities must be a Capabilities" in str(caught.value)
     with pytest.raises(TypeError, match=r"'mine'.*Wrong\.capabilities"):
         asyncio.run(use(wrong()))
 
@@ -218,7 +218,7 @@ def test_an_import_path_that_leads_nowhere_is_unusable_and_an_import_error() -> 
     assert not described.usable
     assert "no_such_package" in (described.reason or "")
     assert discover_backends()["run_time"] is False
-    with pytest.raises(ImportError, match=r"no_such_package.*given to register_backend"):
+    with pytest.raises(ImportError, match=r"no_such_package.*of register_backend"):
         get_backend("run_time")
 
 

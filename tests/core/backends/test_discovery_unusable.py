@@ -29,12 +29,12 @@ from tests._support.registry import SPEC, check_unusable
         (declaration("name='other', import_path='a.b:C'"), "declared: 'other'"),
         (declaration(), "declared: none"),
         (declaration(*["name='toy', import_path='a.b:C'"] * 2), "declares 2 backends"),
-        (declaration("name='toy', import_path='nonsense'"), "malformed"),
-        (declaration("name='toy', import_path=3"), "import_path=3"),
+        (declaration("name='toy', import_path='nonsense'"), "import path must be"),
+        (declaration("name='toy', import_path=3"), "import_path must be"),
         (declaration("name='toy', import_path='a:B', requires='numpy'"), "a list of strings"),
-        (declaration("name='toy', import_path='a:B', requires=[1]"), "requires=[1]"),
-        (declaration("name='toy', import_path='a:B', capabilities='all'"), "capabilities='all'"),
-        (declaration("name='toy', import_path='a:B', api_version='1'"), "api_version='1'"),
+        (declaration("name='toy', import_path='a:B', requires=[1]"), "requires must be"),
+        (declaration("name='toy', import_path='a:B', capabilities='all'"), "capabilities must be"),
+        (declaration("name='toy', import_path='a:B', api_version='1'"), "api_version must be"),
         (declaration("name='toy', import_path='a:B', requires=['a b c']"), "'a b c'"),
         (declaration("name='toy', import_path='a:B', api_version=99"), "version 99 of the plugin"),
         (declaration("name='toy', import_path='no_such_package_x:B'"), "'no_such_package_x'"),
@@ -59,7 +59,7 @@ def test_a_hook_that_returns_nonsense_is_unusable(site: Path, given: str) -> Non
         return {given}
     """
     install(site, "nonsense", backends={"toy": module}, modules={module: source})
-    check_unusable("toy", "its declaration cannot be used", "pip install --upgrade nonsense")
+    check_unusable("toy", "invalid declaration", "pip install --upgrade nonsense")
 
 
 def test_the_error_names_the_package_to_upgrade(site: Path) -> None:
@@ -75,7 +75,7 @@ def test_the_error_names_the_package_to_upgrade(site: Path) -> None:
     ("requirement", "hint", "reason", "remedy"),
     [
         ("no-such-library>=2", "", "no-such-library>=2 is not installed", "'no-such-library>=2'"),
-        ("pytest>=1000", "", "pytest>=1000 is needed, but pytest", "pip install 'pytest>=1000'"),
+        ("pytest>=1000", "", "pytest>=1000 is required, but pytest", "pip install 'pytest>=1000'"),
         ("no-such-library", "conda install it", "is not installed", "conda install it"),
     ],
 )

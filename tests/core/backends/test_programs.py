@@ -99,7 +99,7 @@ def test_all_that_a_task_left_is_linked_but_what_it_printed(tmp_path: Path) -> N
 
 def test_a_link_of_nothing_or_to_elsewhere_is_refused(tmp_path: Path) -> None:
     backend, target = Linking(), description("b", sandbox=str(tmp_path / "b"))
-    with pytest.raises(ValueError, match="needs file_path, or src_task and file_name"):
+    with pytest.raises(ValueError, match="requires file_path, or src_task and file_name"):
         backend.link_explicit_data_deps(dst_task=target)
     with pytest.raises(DataError, match="not a plain file name"):
         backend.link_explicit_data_deps(dst_task=target, file_path=str(tmp_path), file_name="../up")

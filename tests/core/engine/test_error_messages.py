@@ -353,7 +353,7 @@ async def test_a_failed_command_asks_for_its_secrets_when_it_is_run_again(
     script = Path(str(getattr(error, "sandbox", "")), ".rhapsody.again")
     assert "s3cr3t" not in script.read_text()
     asked = subprocess.run(["sh", script], capture_output=True, text=True, check=False)
-    assert "API_TOKEN: set it first: secrets are not kept" in asked.stderr
+    assert "API_TOKEN: set it first: secrets are not saved" in asked.stderr
     given = {**os.environ, "API_TOKEN": "another"}
     again = subprocess.run(["sh", script], capture_output=True, text=True, check=False, env=given)
     assert (again.returncode, again.stdout) == (3, "fast another\n")

@@ -112,7 +112,7 @@ async def test_what_the_machine_does_not_have_fails_that_task_only(driver: Drive
     )
     assert [end.state for end in ends] == [FAILED, FAILED, FAILED, DONE]
     for end, said in zip(
-        ends, ("3 cores, there are 2", "3 gpus, there are 2", "1073741824"), strict=False
+        ends, ("3 cores (available: 2)", "3 gpus (available: 2)", "1073741824"), strict=False
     ):
         assert isinstance(end.error, CapabilityError)
         assert said in str(end.error)

@@ -260,7 +260,7 @@ def test_an_import_path_that_is_not_a_string_is_reported(run: Run) -> None:
         asyncio.run(LocalExecutionBackend("process").__aenter__())
         """
     )
-    assert "could be started: TypeError: sys.path holds PosixPath('/somewhere')" in end.stderr
+    assert "sys.path must contain only strings, but contains PosixPath('/somewhere')" in end.stderr
 
 
 def test_with_few_descriptors_there_are_fewer_workers_and_no_failures(run: Run) -> None:

@@ -96,7 +96,7 @@ async def test_a_thread_over_its_time_keeps_its_slot_until_it_ends() -> None:
 
         first = long()
         try:
-            with pytest.raises(TaskTimeoutError, match="goes on"):
+            with pytest.raises(TaskTimeoutError, match="continues to run"):
                 await within(first)
             follower = second()
             await asyncio.sleep(0.2)  # time enough to start if it had a slot

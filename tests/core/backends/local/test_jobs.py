@@ -208,7 +208,7 @@ def test_requests_above_the_machine_are_refused(request_: Request, asked: str, t
     missing = Line().slots.missing(request_)
     assert missing is not None
     assert asked in missing
-    assert missing.endswith(f"there are {there}")
+    assert missing.endswith(f"(available: {there})")
 
 
 def test_a_task_without_cores_needs_no_free_core() -> None:
@@ -293,7 +293,7 @@ def test_the_smallest_limit_of_the_control_groups_counts(
     ("resources", "kind", "said"),
     [
         ({"core": 2}, TypeError, "did you mean 'cores'"),
-        ({"threads": 2}, TypeError, "there are cores, gpus, memory, workers"),
+        ({"threads": 2}, TypeError, "the keys are cores, gpus, memory, workers"),
         ({"cores": "2"}, TypeError, "cores must be a whole number, got '2'"),
         ({"cores": True}, TypeError, "cores"),
         ({"cores": 0}, ValueError, "cores must be at least 1, got 0"),

@@ -113,7 +113,7 @@ async def test_a_result_that_cannot_be_unpickled_says_so(driver: Driver) -> None
 
     end = await driver.run_one(driver.call(lambda: Bad()))
     assert isinstance(end.error, ValueError)
-    assert "came back from worker process" in end.error.__notes__[0]
+    assert "the reply of worker process" in end.error.__notes__[0]
 
 
 inside, released = threading.Event(), threading.Event()

@@ -196,5 +196,5 @@ async def test_an_executor_may_run_it_at_once() -> None:
         assert (await driver.run_one(driver.call(lambda: 3))).value == 3
         end = await driver.run_one(driver.call(later))
         assert isinstance(end.error, RuntimeError)
-        assert "on a thread that runs a loop" in str(end.error)
+        assert "on a thread with a running event loop" in str(end.error)
         assert driver.faults == []

@@ -1,9 +1,9 @@
 """Interface of a backend, and a base class that implements most of the interface.
 
-`BaseExecutionBackend` declares what the engine calls. `ManagedBackend` implements all of it that
-is not specific to one system, so that a new backend can be a single method. Dependencies between
-tasks are the engine's concern, not a backend's. Plugins import these names from
-`rhapsody.backends`.
+`BaseExecutionBackend` declares the methods that the engine calls. `ManagedBackend` implements
+everything that is not specific to one system, so that a new backend can consist of a single method.
+Dependencies between tasks are the engine's concern, not a backend's. Plugins import these names
+from `rhapsody.backends`.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ class Session:
         return os.path.join(tempfile.gettempdir(), self.uid)
 
     def directory(self, name: str) -> str:
-        """Return the path for a file or directory that the backend makes; not created here.
+        """Return the path for a file or directory of the backend; it is not created here.
 
         It is in `path` if an engine or the backend has set that, otherwise in a temporary
         directory of this session, which `ManagedBackend.shutdown` removes. It is never in the
@@ -94,7 +94,7 @@ class Session:
 
 
 class BackendState(str):
-    """The state of a backend: a string that may be awaited as well."""
+    """State of a backend: a string that can also be awaited."""
 
     __slots__ = ()
 
@@ -104,19 +104,19 @@ class BackendState(str):
 
 
 class BaseExecutionBackend(ABC):
-    """Interface between the engine and a backend. Subclass `ManagedBackend` to get most of it.
+    """Interface between the engine and a backend; `ManagedBackend` implements most of it.
 
     A backend object is awaitable (awaiting it starts it and returns it) and an asynchronous context
     manager. All coroutines run on the engine's loop.
 
     Attributes:
         name: The name for users.
-        capabilities: The declaration of what it can do.
-        dry: It only pretends to run tasks; files that tasks declare are neither required, fetched
-            nor linked.
-        shares_memory: Functions run in the program's own process and see what the program sets in
-            its modules. Resume does not share results that depend on that between backends that
-            differ in it.
+        capabilities: The declared capabilities.
+        dry: True if it only pretends to run tasks; files that tasks declare are neither required,
+            fetched nor linked.
+        shares_memory: True if functions run in the program's own process and see values that the
+            program sets in its modules. Resume does not reuse results that depend on such values
+            between backends that differ in this attribute.
         session: The identity and directory of this object.
     """
 
@@ -192,7 +192,7 @@ class BaseExecutionBackend(ABC):
 
         Called by the engine on its loop when a task of another backend needs the file and the
         engine cannot access the sandbox; only with `capabilities.copies_files_out`. After an error
-        or cancellation the engine removes what is at `path`.
+        or cancellation the engine removes `path`.
 
         Args:
             task: The description of the attempt that has ended (`uid`, `sandbox` and
@@ -261,7 +261,7 @@ TaskCallback = Callable[..., Any]
 
 
 class ReferenceLostError(BackendError):
-    """Report that a task did not run because a task in its `references` left no value.
+    """Failure of a task that did not run because a task in its `references` has no value.
 
     For backends with `unfinished_dependencies`. The engine submits the task again; users do not see
     this error.
@@ -287,7 +287,7 @@ def _also_as_callback(method: F) -> F:
 
 
 class ManagedBackend(BaseExecutionBackend):
-    """Base class that implements everything of a backend that is not specific to one system.
+    """Base class that implements every part of a backend that is not specific to one system.
 
     A minimal backend implements `run_task`. A backend that holds resources also implements `start`
     and `stop`; one that submits batches to another system overrides `submit_tasks` and
@@ -304,7 +304,7 @@ class ManagedBackend(BaseExecutionBackend):
             class's `name`.
 
     Attributes:
-        name_is_given: `name` was passed for this object; its states are those of its class.
+        name_is_given: True if `name` was passed to this object; its states are those of its class.
         running_when_called: Tasks are reported as running just before `run_task` is called. Set it
             to `False` if `run_task` submits to a system with a queue, and report RUNNING with
             `task_state_cb` when the work begins.
@@ -351,7 +351,7 @@ class ManagedBackend(BaseExecutionBackend):
         """Acquire resources. Called once, on the loop, before any task."""
 
     async def stop(self) -> None:
-        """Release what `start` acquired, also after a `start` that failed half way."""
+        """Release the resources of `start`, also after a `start` that failed midway."""
 
     async def run_task(self, task: TaskDescription) -> Any:
         """Run one task to its end, on the loop; it must not block.
@@ -396,7 +396,7 @@ class ManagedBackend(BaseExecutionBackend):
             if self.__state != "initialized":
                 raise BackendUnavailableError(
                     f"backend {self.name!r} is {self.__state} and cannot be started again: "
-                    f"make a new {type(self).__name__}"
+                    f"create a new {type(self).__name__}"
                 )
             try:
                 await self.start()
@@ -416,7 +416,7 @@ class ManagedBackend(BaseExecutionBackend):
         """Raise an error unless the backend is running.
 
         Raises:
-            BackendUnavailableError: It is not; the message says what to do.
+            BackendUnavailableError: The backend is not running.
         """
         if self.__state == "running":
             return
@@ -426,7 +426,7 @@ class ManagedBackend(BaseExecutionBackend):
                 f"{name} has not been started: write `backend = await {name}(...)` "
                 f"or `async with {name}(...) as backend`"
             )
-        raise BackendUnavailableError(f"{name} is {self.__state}: make and start a new one")
+        raise BackendUnavailableError(f"{name} is {self.__state}: create and start a new one")
 
     async def shutdown(self) -> None:
         """Cancel every task, wait for their ends, and close the backend.
@@ -470,8 +470,8 @@ class ManagedBackend(BaseExecutionBackend):
         """Cancel the asyncio task that runs `run_task`.
 
         Returns:
-            `False` if the task is unknown or has ended, or if the capabilities say that tasks of
-            its kind cannot be cancelled, or not while they run.
+            `False` if the task is unknown or has ended, or if the backend does not declare that it
+            cancels such a task in its current state.
         """
         run, task = self.__runs.get(uid), self.__open.get(uid)
         if run is None or task is None:
@@ -556,7 +556,7 @@ class ManagedBackend(BaseExecutionBackend):
     def __run_ended(self, task: TaskDescription, run: asyncio.Task[None]) -> None:
         self.__runs.pop(task["uid"], None)
         self.__begun.discard(task["uid"])
-        if task["uid"] in self.__open:  # cancelled before it ran
+        if task["uid"] in self.__open:  # canceled before it ran
             self.task_state_cb(task, self.get_task_states_map().CANCELED)
 
     @_also_as_callback
@@ -569,7 +569,7 @@ class ManagedBackend(BaseExecutionBackend):
             TypeError: It is not callable.
         """
         if not callable(func):
-            raise TypeError(f"register_callback: a callable is needed, got {func!r}")
+            raise TypeError(f"register_callback: func must be callable, got {func!r}")
         if func not in self.__callbacks:
             self.__callbacks = (*self.__callbacks, func)
 
@@ -592,7 +592,7 @@ class ManagedBackend(BaseExecutionBackend):
     def report_state(
         self, task: Any, state: Any, service_callback: Callable[..., Any] | None = None
     ) -> None:
-        """Call the registered callbacks, whatever was reported before. Any thread.
+        """Call the registered callbacks, regardless of earlier reports. Thread-safe.
 
         For backends that remove tasks from `open_tasks` themselves; others call `task_state_cb`.
         """
@@ -620,7 +620,7 @@ class ManagedBackend(BaseExecutionBackend):
 
         Returns:
             For each finding its level (`"ok"`, `"note"` or `"broken"`), its text, and the remedy,
-            empty if nothing is to be done.
+            empty if there is nothing to do.
         """
         return ()
 
@@ -680,7 +680,7 @@ def _completed(
     """Add missing keys to the descriptions of a batch.
 
     Returns:
-        The valid ones, and the others with their errors.
+        The valid descriptions, and the invalid ones with their errors.
 
     Raises:
         TypeError: The batch is not a list of dicts.
@@ -689,7 +689,9 @@ def _completed(
     problems: list[tuple[TaskDescription, Exception]] = []
     for task in batch:
         if not isinstance(task, dict):
-            raise TypeError(f"submit_tasks takes a list of dicts, one per task, got {task!r}")
+            raise TypeError(
+                f"submit_tasks takes a list of dicts, one per task; an item is {task!r}"
+            )
     for task in batch:
         problem = _complete(task)
         if problem is None:
@@ -711,17 +713,17 @@ def _complete(task: Any) -> Exception | None:
     task.setdefault("is_service", False)
     task.setdefault("metadata", {"dependencies": [], "input_files": [], "output_files": []})
     if not isinstance(uid, str) or not uid:
-        return ValueError(f"a task needs a unique 'uid', a string, got {uid!r}")
+        return ValueError(f"the 'uid' of a task must be a unique string, got {uid!r}")
     function, executable = task["function"], task["executable"]
     if function is None and (not isinstance(executable, str) or not executable):
         return ValueError(
-            f"task {task['name']!r} has neither a 'function' nor an 'executable', a shell command "
-            f"or a program with its 'arguments' in a list; got {executable!r}"
+            f"task {task['name']!r} has no 'function', so its 'executable' must be a command, or "
+            f"a program with its 'arguments' in a list; got {executable!r}"
         )
     if function is not None and not callable(function):
-        return TypeError(f"task {task['name']!r}: its 'function' is not callable: {function!r}")
+        return TypeError(f"task {task['name']!r}: 'function' must be callable, got {function!r}")
     return None
 
 
 _required_values = itemgetter("uid", *TaskDescription.__required_keys__ - {"uid"})
-"""Returns the values of a description's required keys, the uid first."""
+"""Function that returns the values of a description's required keys, the uid first."""

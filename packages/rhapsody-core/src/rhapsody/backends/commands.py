@@ -1,8 +1,8 @@
 """Base class of backends for systems with commands to submit, query and cancel jobs.
 
-A batch system is an example. Its backend only knows the commands; the job's script, its output and
-exit code, and the times of queries and cancellations are handled here. Such a system cannot call
-back, so it is polled while there are jobs.
+An example is a batch system. A subclass only implements the commands; this class writes the job's
+script, reads its output and exit code, and schedules queries and cancellations. Such a system does
+not send notifications, so it is polled while there are jobs.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ __all__ = ["CommandBackend", "run_command"]
 log: logging.Logger = logging.getLogger(__name__)
 
 SOON = 0.1
-"""Seconds until the next query after a change; they double from there."""
+"""Seconds between a change and the next query; the interval doubles with each further query."""
 
 AT_ONCE = 8
 """Number of jobs that are submitted concurrently."""
@@ -51,7 +51,7 @@ class _Job:
 class CommandBackend(SharedSandboxes, ManagedBackend):
     """Backend that runs executables as jobs of a system with commands to submit, query and cancel.
 
-    Subclasses implement `submit_job`, `ask_jobs` and `cancel_jobs`, mostly with one `run_command`
+    Subclasses implement `submit_job`, `ask_jobs` and `cancel_jobs`, usually with one `run_command`
     each. The file system must be shared: a job is a script in its task's sandbox, which writes the
     output and the exit code there, so that the system need not remember jobs that have ended.
 
@@ -171,7 +171,7 @@ class CommandBackend(SharedSandboxes, ManagedBackend):
                     wait = SOON / 2
                 answered = monotonic()
             except Exception as error:  # the commands may fail in any way
-                log.warning("backend %r: no answer about its jobs: %r", self.name, error)
+                log.warning("backend %r: cannot query or cancel jobs: %r", self.name, error)
                 if monotonic() - answered >= self.patience:
                     self.__lose(jobs, repr(error))
             wait = min(2 * wait, self.ask_every)
@@ -197,7 +197,7 @@ class CommandBackend(SharedSandboxes, ManagedBackend):
         if code is not None or job.cancelled:
             self.__jobs.pop(name).ended.set_result(code or 0)
         elif monotonic() - job.missing_since > self.patience:
-            self.__lose({name: job}, "it is no longer listed and has left no exit code")
+            self.__lose({name: job}, "it is no longer listed and has written no exit code")
         return True
 
     def __lose(self, jobs: Mapping[str, _Job], reason: Any) -> None:
@@ -230,5 +230,5 @@ async def run_command(*words: str) -> str:
             process.kill()
     if process.returncode:
         command, reason = shlex.join(words), err.strip()[-500:]
-        raise BackendError(f"{command:.200} ended with {process.returncode}: {reason}")
+        raise BackendError(f"{command:.200} failed with exit code {process.returncode}: {reason}")
     return out

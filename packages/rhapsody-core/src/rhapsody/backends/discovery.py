@@ -3,7 +3,7 @@
 Backends come from entry points (see `rhapsody.plugins`) and from `register_backend`. Listing
 names imports nothing, describing a backend imports its plugin's light module, and only a request
 for the class imports the class and the library behind it. `rhapsody run -b NAME -o KEY=VALUE` and
-commands of plugins make a backend from settings as text with `backend_from_options`.
+commands of plugins create backends from settings in text form with `backend_from_options`.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ PUBLISHED = {
     "dask": "rhapsody-dask",
     "radical_pilot": "rhapsody-radical",
 }
-"""The reserved names, and the distribution that each belongs to."""
+"""Reserved names, and the distribution that each is reserved for."""
 
 FORMER = {
     **dict.fromkeys(("concurrent", "thread", "threads", "process", "processes"), "local"),
@@ -60,7 +60,7 @@ FORMER = {
     **dict.fromkeys(("radical", "rp", "radical.pilot"), "radical_pilot"),
     **dict.fromkeys(("dry_run", "dummy"), "noop"),
 }
-"""Names of backends in other projects, and likely guesses."""
+"""Names in other projects and likely guesses, with the backend that is meant."""
 
 
 class UnusableError(Exception):
@@ -79,7 +79,7 @@ class UnusableError(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BackendDescription:
-    """A backend as known without importing its class.
+    """Description of a backend, without importing its class.
 
     Attributes:
         name: The name that it is registered under.
@@ -89,13 +89,13 @@ class BackendDescription:
         distribution: The distribution that it comes with, `None` for one that was registered at
             run time.
         version: The distribution's version.
-        summary: One line.
+        summary: A summary of one line.
         api_version: The version of the plugin interface that it was written for.
         import_path: The path of its class.
         requires: Distribution requirements.
         capabilities: Its capabilities, `None` if it does not declare them.
-        conflicts: Claims of other distributions on the name, which are not used, each with the
-            reason.
+        conflicts: Entry points of other distributions that claim the name and are not used, each
+            with the reason.
     """
 
     name: str
@@ -122,7 +122,7 @@ class BackendDescription:
 
 
 class _Registered(NamedTuple):
-    """A backend of `register_backend`: an import path, or a class."""
+    """Argument of `register_backend`: an import path, or a class."""
 
     name: str
     import_path: str
@@ -143,9 +143,9 @@ _registered: dict[str, _Registered] = {}
 
 
 class BackendRegistry:
-    """The registered backends. Not instantiated; its methods may be called from any thread.
+    """Registry of backends. Not instantiated; its methods may be called from any thread.
 
-    Names are compared without case, and `-` and `_` are the same.
+    Names are case-insensitive, and `-` and `_` are equivalent.
     """
 
     @classmethod
@@ -166,14 +166,13 @@ class BackendRegistry:
         Raises:
             ValueError: No backend has this name. The message lists the names, the closest match,
                 and the distribution to install if one is known.
-            ImportError: The backend cannot be used or its class cannot be imported. The message
-                says why and what to do.
+            ImportError: The backend cannot be used, or its class cannot be imported.
             TypeError: The name is not a string, or the registered object is not a backend class.
         """
         key = _key(backend_name)
         own = _registered.get(key)
         if own is not None:
-            remedy = f"check {own.import_path!r}, which was given to register_backend"
+            remedy = f"check the import path {own.import_path!r} of register_backend"
             return own.cls or _import(own.import_path, f"backend {own.name!r}", remedy)
         if key not in _claims():
             raise ValueError(_unknown(backend_name))
@@ -227,8 +226,8 @@ class BackendRegistry:
             return
         if owner == new.import_path:
             raise ValueError(
-                f"backend name {name!r} is taken by an earlier {owner}, a different class; to "
-                f"replace it, call BackendRegistry.unregister_backend({name!r}) first"
+                f"backend name {name!r} is taken by an earlier definition of {owner}; to replace "
+                f"it, call BackendRegistry.unregister_backend({name!r}) first"
             )
         raise ValueError(f"backend name {name!r} is taken by {owner}; choose another name")
 
@@ -249,7 +248,7 @@ class BackendRegistry:
         if key in _claims():
             raise ValueError(
                 f"backend {name!r} was not registered at run time but comes with a distribution; "
-                f"to disable that, add it to {DISABLE}"
+                f"to disable the distribution, add it to {DISABLE}"
             )
         raise ValueError(_unknown(name))
 
@@ -319,7 +318,7 @@ def normalize_name(name: str) -> str:
 
 def _key(name: object) -> str:
     if not isinstance(name, str):
-        raise TypeError(f"a backend's name must be a string, got {name!r}")
+        raise TypeError(f"the name of a backend must be a string, got {name!r}")
     return normalize_name(name)
 
 
@@ -335,7 +334,7 @@ def _claims() -> dict[str, list[PluginEntry]]:
 
 
 def _names() -> dict[str, str]:
-    """Return every backend's name as it is spelled, by its normalized form."""
+    """Return the spelling of every backend's name, by its normalized form."""
     claimed = {key: entries[0].name for key, entries in _claims().items()}
     return claimed | {key: own.name for key, own in list(_registered.items())}
 
@@ -354,32 +353,32 @@ def claim(key: str) -> PluginEntry:
         entries = [entry for entry in entries if entry.distribution == owner]
         if not entries:
             raise UnusableError(
-                f"the name {key!r} belongs to {owner}, but is claimed by {' and '.join(others)}",
+                f"the name {key!r} is reserved for {owner}, but claimed by {' and '.join(others)}",
                 install_command(owner),
             )
     claimants = _distributions(entries)
     if len(claimants) > 1:
         raise UnusableError(
-            f"the name {key!r} is claimed by {' and '.join(claimants)}, of which only one may be "
+            f"the name {key!r} is claimed by {' and '.join(claimants)}; only one of them may be "
             "installed",
             f"pip uninstall {' '.join(claimants[1:])}",
         )
     if len({entry.value for entry in entries}) > 1:
         raise UnusableError(
-            f"{claimants[0]} has {len(entries)} different entry points of the name {key!r}",
+            f"{claimants[0]} has {len(entries)} different entry points named {key!r}",
             f"pip install --upgrade {claimants[0]}",
         )
     return entries[0]
 
 
 def conflicts(key: str) -> tuple[str, ...]:
-    """Return the claims on a reserved name that are not used, each with the reason."""
+    """Return the entry points that claim a reserved name and are not used, each with the reason."""
     owner = PUBLISHED.get(key)
     entries = _claims().get(key, [])
     if owner not in _distributions(entries):
         return ()
     return tuple(
-        f"{entry} is not used: the name belongs to {owner}"
+        f"{entry} is not used: the name is reserved for {owner}"
         for entry in entries
         if entry.distribution != owner
     )
@@ -412,18 +411,18 @@ def _spec(key: str, entry: PluginEntry) -> BackendSpec:
         specs: list[BackendSpec] = list(declared) if many else [declared]
         for spec in specs:
             if not isinstance(spec, BackendSpec):
-                raise TypeError(f"rhapsody_backends returned {spec!r}; a BackendSpec is needed")
+                raise TypeError(f"rhapsody_backends must return BackendSpecs, got {spec!r}")
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # a plugin's hook may raise anything
-        reason = f"{entry}: its declaration cannot be used: {type(error).__name__}: {error}"
+        reason = f"{entry}: invalid declaration: {type(error).__name__}: {error}"
         raise UnusableError(reason, upgrade) from error
     named = [spec for spec in specs if normalize_name(spec.name) == key]
     if len(named) != 1:
         count = f"{len(named)} backends" if named else "no backend"
         others = ", ".join(repr(spec.name) for spec in specs) or "none"
         raise UnusableError(
-            f"{entry}: {entry.value} declares {count} of this name; declared: {others}", upgrade
+            f"{entry}: {entry.value} declares {count} named {key!r}; declared: {others}", upgrade
         )
     return named[0]
 
@@ -435,8 +434,8 @@ def _check_usable(spec: BackendSpec, distribution: str) -> None:
     if spec.api_version != API_VERSION:
         outdated = distribution if spec.api_version < API_VERSION else CORE
         raise UnusableError(
-            f"{distribution} is written for version {spec.api_version} of the plugin interface, "
-            f"this {CORE} has version {API_VERSION}",
+            f"{distribution} was written for version {spec.api_version} of the plugin interface, "
+            f"but {CORE} has version {API_VERSION}",
             f"pip install --upgrade {outdated}",
         )
     for text in spec.requires:
@@ -457,7 +456,7 @@ def _check_usable(spec: BackendSpec, distribution: str) -> None:
 
 
 def unmet(requirement: Requirement) -> str | None:
-    """Return why a requirement is not met by what is installed, `None` if it is met."""
+    """Return why the installed distributions do not meet a requirement, `None` if they do."""
     from importlib_metadata import PackageNotFoundError, version
 
     try:
@@ -465,7 +464,7 @@ def unmet(requirement: Requirement) -> str | None:
     except PackageNotFoundError:
         return f"{requirement} is not installed"
     if present is None or not requirement.specifier.contains(present, prereleases=True):
-        return f"{requirement} is needed, but {requirement.name} {present} is installed"
+        return f"{requirement} is required, but {requirement.name} {present} is installed"
     return None
 
 
@@ -477,7 +476,7 @@ def _check_module(import_path: str, remedy: str) -> None:
     except (ImportError, ValueError):  # ValueError: a module in sys.modules without a spec
         found = True
     if not found:
-        raise UnusableError(f"there is no module named {top!r}", remedy)
+        raise UnusableError(f"no module named {top!r}", remedy)
 
 
 # Descriptions and classes.
@@ -495,7 +494,7 @@ def _describe(key: str, name: str) -> BackendDescription:
                 "capabilities": _declared_capabilities(own.cls),
             }
             if own.cls is None:
-                remedy = "install the distribution with that module, or correct the import path"
+                remedy = "install the distribution that contains it, or correct the import path"
                 _check_module(own.import_path, remedy)
         else:
             known["conflicts"] = conflicts(key)
@@ -521,12 +520,12 @@ def _declared_capabilities(cls: type[BaseExecutionBackend] | None) -> Capabiliti
 
 
 def _installed_owner(key: str) -> tuple[str, object] | None:
-    """Return the owner of a name and its class or import path, `None` if no distribution has it."""
+    """Return the owner of a name and its class or import path, `None` if no one owns the name."""
     if key not in _claims():
         owner = PUBLISHED.get(key)
         if owner is None:
             return None
-        return f"{owner}, to which it belongs: {install_command(owner)}", None
+        return f"{owner}, which is not installed ({install_command(owner)})", None
     try:
         entry = claim(key)
         module, qualname = split_import_path(_spec(key, entry).import_path)
@@ -562,7 +561,7 @@ def _unknown(name: str) -> str:
     text = f"Backend {name!r} not found. Available: {', '.join(sorted(names.values()))}"
     for entry in installed().disabled:
         if entry.group == BACKENDS and normalize_name(entry.name) == key:
-            return f"{text}. {entry.distribution}, which has it, is disabled by {DISABLE}"
+            return f"{text}. {entry.distribution}, which provides it, is disabled by {DISABLE}"
     candidates = difflib.get_close_matches(key, {**PUBLISHED, **names}, n=1)
     meant = FORMER.get(key, candidates[0] if candidates else "")
     if meant in names:
@@ -575,7 +574,7 @@ def _unknown(name: str) -> str:
 
 
 class _Interface(Protocol):
-    """Calls that the engine makes; parameter names matter only if it passes them by name."""
+    """Methods that the engine calls; a parameter's name matters only if it is passed by name."""
 
     def submit_tasks(self, tasks: Any, /) -> Any: ...
     def cancel_task(self, uid: Any, /) -> Any: ...
@@ -591,7 +590,7 @@ class _Interface(Protocol):
 
 
 def check_backend_class(cls: object, source: str) -> type[BaseExecutionBackend]:
-    """Check that a class can be instantiated, and called the way the engine calls it.
+    """Check that a class can be instantiated, and that the engine can call its methods.
 
     Args:
         cls: The class.
@@ -628,7 +627,7 @@ def check_backend_class(cls: object, source: str) -> type[BaseExecutionBackend]:
 def check_attributes(
     backend: BaseExecutionBackend | type[BaseExecutionBackend], source: str
 ) -> None:
-    """Check what mistakes in a backend's class would otherwise break in the middle of a run.
+    """Check a backend for mistakes that would otherwise appear in the middle of a run.
 
     Args:
         backend: The backend or its class.
@@ -646,42 +645,42 @@ def check_attributes(
         plain = inspect.isfunction(function) or inspect.ismethod(function)
         if plain and not inspect.iscoroutinefunction(function):
             raise TypeError(
-                f"{source}: {name}.{method} is {function!r}, which is not a coroutine function: "
-                f"write `async def {method}`, because the engine awaits it"
+                f"{source}: {name}.{method} must be a coroutine function, `async def {method}`, "
+                f"got {function!r}"
             )
     capabilities = backend.capabilities
     if not isinstance(capabilities, Capabilities | property):
         raise TypeError(
-            f"{source}: {name}.capabilities is {capabilities!r}: a Capabilities is needed, such as "
-            "rhapsody.backends.Capabilities(executables=False)"
+            f"{source}: {name}.capabilities must be a Capabilities, such as "
+            f"rhapsody.backends.Capabilities(executables=False), got {capabilities!r}"
         )
 
 
-# Backends made from settings that a user wrote as text, `KEY=VALUE` with a TOML value.
+# Backends from settings that users write as text: `KEY=VALUE` with a TOML value.
 
 
 def backend_from_options(name: str, options: Iterable[str]) -> BaseExecutionBackend:
-    """Make a backend with the settings of a command line.
+    """Create a backend with the settings of a command line.
 
     Args:
         name: A registered backend's name.
-        options: Texts such as `cores=2`. A key that the backend's class has no keyword for goes
-            into its `resources`. The last value of a key counts.
+        options: Strings such as `cores=2`. A key that is not a keyword argument of the backend's
+            class is added to its `resources`. If a key is repeated, its last value applies.
 
     Returns:
         The backend, not started.
 
     Raises:
-        UsageError: There is no such backend, or it does not take a setting.
+        UsageError: The backend does not exist, or does not accept a setting.
     """
     return make_backend(name, parse_options(options))
 
 
 def parse_options(options: Iterable[str], flag: str = "-o") -> dict[str, Any]:
-    """Return the values of `KEY=VALUE` texts by key; the last value of a key counts.
+    """Return the values of `KEY=VALUE` strings by key; the last value of a key applies.
 
     Raises:
-        UsageError: A text has another form, or its value is broken TOML.
+        UsageError: A string has another form, or its value is invalid TOML.
     """
     parsed: dict[str, Any] = {}
     for option in options:
@@ -700,19 +699,19 @@ def _value(text: str, option: str) -> Any:
     except tomllib.TOMLDecodeError as error:
         # A bare word is a string. Text that begins like another TOML type must be valid TOML.
         if text and (text[0] in "\"'[{" or "\n" in text):
-            raise UsageError(f"{option}: the value is broken TOML: {error}") from None
+            raise UsageError(f"{option}: the value is not valid TOML: {error}") from None
         return text
     return found["value"] if len(found) == 1 else text
 
 
 def make_backend(name: str, options: dict[str, Any]) -> BaseExecutionBackend:
-    """Make a backend with settings that were parsed, see `backend_from_options`.
+    """Create a backend with parsed settings, see `backend_from_options`.
 
     Returns:
         The backend, not started.
 
     Raises:
-        UsageError: There is no such backend, or it does not take a setting.
+        UsageError: The backend does not exist, or does not accept a setting.
     """
     try:
         cls = BackendRegistry.get_backend_class(name)
@@ -727,14 +726,18 @@ def make_backend(name: str, options: dict[str, Any]) -> BaseExecutionBackend:
     for key, value in options.items():
         if key == "resources" and key in keywords:
             if not isinstance(value, dict):
-                raise UsageError(f"-o resources: write resources={{cores = 2}}, got {value!r}")
+                raise UsageError(
+                    f"-o resources must be a table, such as resources={{cores = 2}}, got {value!r}"
+                )
             resources |= value
         elif key in keywords or any(one.kind is one.VAR_KEYWORD for one in parameters):
             given[key] = value
         elif "resources" in keywords:
             resources[key] = value
         else:
-            takes = f"it takes {', '.join(keywords)}" if keywords else "it takes none"
+            takes = (
+                f"its settings are {', '.join(keywords)}" if keywords else "it takes no settings"
+            )
             raise UsageError(f"backend {name!r} has no setting {key!r}; {takes}")
     if resources:
         given["resources"] = resources

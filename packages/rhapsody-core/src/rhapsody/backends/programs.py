@@ -1,11 +1,11 @@
-"""Executables and files on this machine, for backends without support of their own.
+"""Executables and files on this machine, for backends without their own support.
 
-Two classes to inherit from before `ManagedBackend`, for backends whose tasks see the engine's file
+Two base classes to list before `ManagedBackend`, for backends whose tasks see the engine's file
 system. Functions, and when a task may start, are the backend's concern. Plugins import both from
 `rhapsody.backends`.
 
-Shell scripts run an executable task as a job, or again by hand. A job's script writes output and
-exit code to files, because systems may forget ended jobs.
+Shell scripts run an executable task as a job, or let the user run it again. A job's script writes
+output and exit code to files, because systems may forget ended jobs.
 """
 
 from __future__ import annotations
@@ -56,14 +56,16 @@ class SharedSandboxes:
 
         Raises:
             ValueError: Neither a path nor a task and a name are given.
-            DataError: The file is not there, or the name could leave the sandbox.
+            DataError: The file does not exist, or the name could leave the sandbox.
         """
         if file_path is not None:
             source, name = file_path, file_name or os.path.basename(file_path)
         elif src_task is not None and file_name is not None:
             source, name = os.path.join(self.sandbox_of(src_task), file_name), file_name
         else:
-            raise ValueError("link_explicit_data_deps needs file_path, or src_task and file_name")
+            raise ValueError(
+                "link_explicit_data_deps requires file_path, or src_task and file_name"
+            )
         link_into(self.sandbox_of(dst_task), name, source)
 
     def link_implicit_data_deps(self, src_task: Mapping[str, Any], dst_task: Any) -> None:
@@ -117,7 +119,7 @@ class LocalPrograms(SharedSandboxes):
         return CompletedExecutable(code, task["stdout"], task["stderr"])
 
     async def shutdown(self) -> None:
-        """Shut the backend down, and the process that watches over its programs."""
+        """Shut the backend down, and end the process that watches its programs."""
         await super().shutdown()  # type: ignore[misc]  # of `ManagedBackend`
         if self.__reaper is not None:
             await in_thread(self.__reaper.stop, or_here=True)
@@ -135,7 +137,7 @@ _SECRET = re.compile(
 
 
 def looks_secret(name: str) -> bool:
-    """Return True if a variable's value must not be shown or kept, such as that of `API_TOKEN`."""
+    """Return True if a variable's value must not be shown or saved, such as that of `API_TOKEN`."""
     return _SECRET.search(name) is not None
 
 
@@ -179,16 +181,16 @@ def write_again(task: TaskDescription) -> str:
         The path of the script.
 
     Raises:
-        OSError: It cannot be written, or the task has left a file of that name.
+        OSError: It cannot be written, or the task has created a file of that name.
     """
     path = os.path.join(task["sandbox"], AGAIN)
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o700)
     resources = task.get("resources") or Resources(cores=0 if task["is_service"] else 1)
     secret, variables = _parted(task_environment(task, cores=resources.cores))
     command = _command(task, variables)
-    asked = "".join(f': "${{{name}:?set it first: secrets are not kept}}"\n' for name in secret)
+    asked = "".join(f': "${{{name}:?set it first: secrets are not saved}}"\n' for name in secret)
     asked += f"export {' '.join(secret)}\n" if secret else ""
-    gpus = "# Set CUDA_VISIBLE_DEVICES: it had GPUs.\n" if resources.gpus else ""
+    gpus = "# Set CUDA_VISIBLE_DEVICES: the task had GPUs.\n" if resources.gpus else ""
     stdin = task.get("stdin")
     given = "</dev/null" if stdin is None else f"<<'{END}'\n{stdin}\n{END}"
     with open(descriptor, "w", encoding="utf-8", errors="surrogateescape") as file:

@@ -2,7 +2,7 @@
 
 The backend knows every open task and assigns the host's slots to them (`jobs`). Programs and
 services are started here, functions by `threads` and `processes`. All state changes happen on the
-engine's event loop; ended jobs come back through a mailbox.
+engine's event loop; ended jobs arrive through a mailbox.
 """
 
 from __future__ import annotations
@@ -136,14 +136,14 @@ def check_shell(task: TaskDescription) -> None:
     """Check that a task's setting `shell` matches its command.
 
     Raises:
-        ValueError: It does not; the message says what to write instead.
+        ValueError: It does not match.
     """
     wanted = task["task_backend_specific_kwargs"].get("shell")
     by_shell = "arguments" not in task
     if wanted not in (None, by_shell):
-        command = "a string, which a shell runs" if by_shell else "a list, which no shell sees"
+        command = "a string, which a shell runs" if by_shell else "a list, which runs without one"
         raise ValueError(
-            f"task {task['name']!r}: task_description says shell={wanted!r}, and the command is "
+            f"task {task['name']!r}: task_description sets shell={wanted!r}, but the command is "
             f"{command}; return a {'list of words' if by_shell else 'string'} instead"
         )
 
@@ -269,7 +269,7 @@ class LocalExecutionBackend(SharedSandboxes, ManagedBackend):
             self.grace,
         )
         opening = asyncio.ensure_future(in_thread(self._processes.open))
-        if await wait_through(opening, lambda: None):  # what is half open cannot be closed
+        if await wait_through(opening, lambda: None):  # a half-open pool cannot be closed
             raise asyncio.CancelledError
         opening.result()
         self._processes.listen()
@@ -297,7 +297,7 @@ class LocalExecutionBackend(SharedSandboxes, ManagedBackend):
         streams.release()
 
     async def _wait_for_ends(self) -> None:
-        """Wait for the ends of tasks that were stopped, as long as that can take."""
+        """Wait until stopped tasks have ended, at most as long as stopping can take."""
         assert self._progress is not None
         begin = monotonic()
         while self.open_tasks:
@@ -312,7 +312,7 @@ class LocalExecutionBackend(SharedSandboxes, ManagedBackend):
 
     @staticmethod
     def _stoppable(job: Job) -> bool:
-        # A coroutine on a worker thread can be cancelled, a function cannot.
+        # A coroutine on a worker thread can be canceled, a function cannot.
         return job.runner.stoppable or isinstance(job.handle, tuple)
 
     @property
@@ -343,7 +343,7 @@ class LocalExecutionBackend(SharedSandboxes, ManagedBackend):
     async def cancel_task(self, uid: str) -> bool:
         """Cancel a task.
 
-        A waiting task is cancelled immediately. The terminal state of a running task follows when
+        A waiting task is canceled immediately. The terminal state of a running task follows when
         it has ended.
 
         Returns:
@@ -354,7 +354,7 @@ class LocalExecutionBackend(SharedSandboxes, ManagedBackend):
             return False
         if not self._queue.withdraw(job):
             self._cancel(job)
-            if not self._queue.withdraw(job):  # it is not back from where it waited
+            if not self._queue.withdraw(job):  # it was not returned to the queue
                 return True
         self._end(job, self._canceled)
         self._pump()
@@ -377,8 +377,8 @@ class LocalExecutionBackend(SharedSandboxes, ManagedBackend):
             problem = self._slots.missing(job.request)
             if problem is not None:
                 raise CapabilityError(
-                    f"task {task['name']!r} does not fit on this machine: {problem}; ask for less, "
-                    "or say what there is with LocalExecutionBackend(resources={...})"
+                    f"task {task['name']!r} does not fit on this machine: {problem}; request "
+                    "less, or declare the resources with LocalExecutionBackend(resources={...})"
                 )
         except Exception as error:  # one task's problem
             job.error = error
@@ -400,13 +400,13 @@ class LocalExecutionBackend(SharedSandboxes, ManagedBackend):
             check_shell(task)
         if service and function is not None:
             raise CapabilityError(
-                f"task {task['name']!r}: the local backend runs executables as services, not "
-                "functions; return a command from an executable task with service=True"
+                f"task {task['name']!r}: the local backend does not run functions as services; "
+                "use an executable task with service=True"
             )
         if resources is not None and resources.ranks > 1:
             raise CapabilityError(
-                f"task {task['name']!r} asks for {resources.ranks} ranks: the local backend has "
-                "no launcher for MPI; use a backend that has one, or call mpirun in an executable"
+                f"task {task['name']!r} requests {resources.ranks} ranks, but the local backend "
+                "has no MPI launcher; use another backend, or call mpirun in an executable task"
             )
         if function is not None:
             if resources is not None:
@@ -431,7 +431,7 @@ class LocalExecutionBackend(SharedSandboxes, ManagedBackend):
         try:
             self._prepare(job)
             job.runner.run(job)
-        except Exception as error:  # one task's problem, such as a program that is not there
+        except Exception as error:  # one task's problem, such as a missing program
             job.error = error
             self._mailbox.put(job)
             return
@@ -496,12 +496,12 @@ class LocalExecutionBackend(SharedSandboxes, ManagedBackend):
         """Check that a task that has waited for its slots would end in time.
 
         Raises:
-            InsufficientWalltimeError: It would not. The engine may have another backend for it.
+            InsufficientWalltimeError: It would not; the engine may use another backend for it.
         """
         needs, left = time_needed(task), self.seconds_left()
         if needs is not None and left is not None and needs > left:
             raise InsufficientWalltimeError(
-                f"task {task['name']!r} was held back: it needs {needs:g} s, and the walltime "
+                f"task {task['name']!r} was held back: it needs {needs:g} s, but the walltime "
                 f"ends in {left:.0f} s; the next run resumes it",
                 backend=self.name, needs=needs, left=left,
             )  # fmt: skip
@@ -593,7 +593,7 @@ def _checked(executor: Any) -> str | Executor:
     if not isinstance(executor, str):
         raise TypeError(f"executor must be {wanted}, got {executor!r}")
     close = difflib.get_close_matches(executor, EXECUTORS, n=1)
-    hint = f": did you mean {close[0]!r}?" if close else ""
+    hint = f"; did you mean {close[0]!r}?" if close else ""
     raise ValueError(f"executor must be {wanted}, got {executor!r}{hint}")
 
 

@@ -10,7 +10,7 @@ two exceptions. Tasks that wait only for services to end let others pass, since 
 end; and function tasks that wait for a worker let executables pass, which need none.
 
 The thread of a worker does not wait until the loop has released the slots of its task: it takes
-over the next task of the queue at once if that needs exactly the same.
+over the next task of the queue at once if that needs exactly the same slots.
 """
 
 from __future__ import annotations
@@ -84,19 +84,19 @@ def host_resources(
     if not isinstance(resources, Mapping):
         raise TypeError(
             f"resources must be a dict such as {{'cores': 4}}, got {resources!r}; "
-            f"there are {', '.join(KEYS)}"
+            f"the keys are {', '.join(KEYS)}"
         )
     for key in resources:
         if key not in KEYS:
             close = difflib.get_close_matches(str(key), KEYS, n=1)
-            hint = f": did you mean {close[0]!r}?" if close else ""
+            hint = f"did you mean {close[0]!r}? " if close else ""
             raise TypeError(
-                f"resources: the local backend has no {key!r}{hint} (there are {', '.join(KEYS)})"
+                f"resources: the local backend has no {key!r}; {hint}the keys are {', '.join(KEYS)}"
             )
     given = {key: value for key, value in resources.items() if value is not None}
     if "workers" in given:
         workers = _number("workers", given["workers"], least=1)
-    # With `workers` alone, so many tasks are to run at the same time.
+    # If only `workers` is declared, that many tasks can run at the same time.
     cores = given.get("cores", max(available_cores(), workers or 1))
     cores = _number("cores", cores, least=1)
     memory = given.get("memory")
@@ -195,17 +195,19 @@ class Slots:
         """Return why the request can never be met; `None` if it can."""
         machine = self.machine
         if request.cores > machine.cores:
-            return f"it asks for {request.cores} cores, there are {machine.cores}"
+            return f"it requests {request.cores} cores (available: {machine.cores})"
         if request.gpus > len(machine.gpus):
-            return f"it asks for {request.gpus} gpus, there are {len(machine.gpus)}"
+            return f"it requests {request.gpus} gpus (available: {len(machine.gpus)})"
         if machine.memory is not None and request.memory > machine.memory:
-            return f"it asks for {request.memory} bytes of memory, there are {machine.memory}"
+            return f"it requests {request.memory} bytes of memory (available: {machine.memory})"
         return None
 
     def take(self, job: Job) -> bool:
         """Assign resources to a job; return `False` if they are not free."""
         request = job.request
-        if request.workers > self._workers or not self.fits(request):  # the first decides mostly
+        if request.workers > self._workers or not self.fits(
+            request
+        ):  # the first condition is usually decisive
             return False
         self._cores = round(self._cores - request.cores, 3)
         self._workers -= request.workers
@@ -236,10 +238,10 @@ class Slots:
         """Number of cores in use."""
         return round(self.machine.cores - self._cores, 3)
 
-    def fits(self, request: Request, *, but_for_worker: bool = False) -> bool:
+    def fits(self, request: Request, *, ignore_workers: bool = False) -> bool:
         """Return True if the request can be met now, or could be if a worker were free."""
         return (
-            (but_for_worker or request.workers <= self._workers)
+            (ignore_workers or request.workers <= self._workers)
             and request.cores <= self._cores
             and request.gpus <= len(self._gpus)
             and (self._memory is None or request.memory <= self._memory)
@@ -293,8 +295,8 @@ class Queue:
     def take_over(self, request: Request) -> Job | None:
         """Return the next job if it has the same request, for the slots of another. Thread-safe.
 
-        With it, a thread that has finished a function starts the next one before the loop learns of
-        either.
+        A thread that has finished a function calls it to start the next one without waiting for the
+        loop.
 
         Returns `None` while programs or jobs that others pass are waiting: then `pop` decides.
         """
@@ -335,13 +337,13 @@ class Queue:
                 return line.popleft()
             elif self._slots.waits_for_service(item.request):
                 self._passed.append(line.popleft())
-            elif item.request.workers and self._slots.fits(item.request, but_for_worker=True):
+            elif item.request.workers and self._slots.fits(item.request, ignore_workers=True):
                 lines = [self._programs]
             else:
                 return None
 
     def first(self) -> Job | None:
-        """Return the next function task; `None` if there is none or others wait, too."""
+        """Return the next function task; `None` if there is none or other jobs are waiting."""
         functions = self._functions
         while functions and not functions[0].waits:
             functions.popleft()
@@ -367,7 +369,7 @@ class Queue:
         return sorted(waiting, key=lambda item: item.number)
 
     def _pop_passed(self) -> tuple[Job | None, bool]:
-        """Return a job that others passed, and whether others must wait for one of them now."""
+        """Return a passed job that can start now, and True if others must wait for a passed job."""
         self._passed = [item for item in self._passed if item.waits]
         for index, item in enumerate(self._passed):
             if self._slots.take(item):
@@ -444,8 +446,8 @@ class Job:
         return f"<Job {self.uid}>"
 
     def take(self, outcome: CallResult, unpack: Callable[[Any], Any] = loads) -> None:
-        """Set the output and the value or error that came back from another process."""
-        self.recorder = None  # the other process has recorded
+        """Set the output and the value or error that another process has returned."""
+        self.recorder = None  # the other process has recorded the output
         calls.report(self.task, outcome)
         self.value, self.error = calls.result(self.task, outcome, unpack)
 
@@ -458,7 +460,7 @@ class Job:
 
 
 class JobRunner(ABC):
-    """A part of the backend that runs jobs of some kind.
+    """Part of the backend that runs one kind of job.
 
     All methods are called on the engine's loop. A runner puts jobs that have ended into the
     backend's mailbox.

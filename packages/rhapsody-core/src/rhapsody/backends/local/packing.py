@@ -57,7 +57,7 @@ def pack_call(task: TaskDescription, memory: SharedMemory = NO_MEMORY) -> tuple[
     try:
         packed = memory.dump((task["function"], task["args"], task["kwargs"]))
     except BaseException as error:  # pickling runs the objects' own code
-        cure = f"pass data that can be, {THREADS}"
+        cure = f"pass data that can be pickled, {THREADS}"
         raise calls.cannot_pack(task, error, worker="a worker process", cure=cure) from error
     if isinstance(packed, Block):
         return Call(b"", BLOCK.pack(packed.number, packed.size), SHARED), packed
@@ -65,7 +65,7 @@ def pack_call(task: TaskDescription, memory: SharedMemory = NO_MEMORY) -> tuple[
 
 
 def frame(order: CallSpec, call: Call) -> bytearray:
-    """Return a call as it is sent to a worker, with space for its number."""
+    """Encode a call for a worker, with space for its number."""
     function, arguments, kind = call
     packed = pickle.dumps(tuple(order), 5)
     head = CALL.pack(0, 0, kind, len(packed), len(function), len(arguments))
@@ -94,7 +94,7 @@ def is_small(values: Iterable[Any], left: int = SMALL, depth: int = DEPTH) -> in
 
 
 class Functions:
-    """Cache of pickled functions, valid as long as pickling again would return the same."""
+    """Cache of pickled functions, each valid while pickling it again would return the same."""
 
     def __init__(self) -> None:
         import cloudpickle  # type: ignore[import-untyped,unused-ignore]
@@ -138,7 +138,7 @@ class Packed:
         self._named: list[tuple[Mapping[str, Any], str, Any]] = []
         self._cells: list[tuple[types.CellType, Any]] = []
         self._functions: list[tuple[types.FunctionType, types.CodeType, Any]] = []
-        self._left = SMALL  # bytes that its values may still have
+        self._left = SMALL  # bytes that remain for its values
         self._modules = len(sys.modules)  # cloudpickle sends the imported modules of packages
 
     @classmethod
@@ -171,7 +171,7 @@ class Packed:
         return True
 
     def _refer(self, value: Any) -> bool:
-        """Record what a value refers to; return True if nothing of it can change in place."""
+        """Record the objects that a value refers to; return True if none can change in place."""
         kind = type(value)
         self._left -= 8
         if kind in PLAIN:
@@ -238,7 +238,7 @@ def _names(code: types.CodeType) -> frozenset[str]:
 
 @lru_cache(256)
 def _can_change(code: types.CodeType) -> bool:
-    """Return True if code may change its function, or one that this refers to."""
+    """Return True if code may change its function, or one that its function refers to."""
     if any(name in REFLECTION or name.startswith(("__", "f_")) for name in _names(code)):
         return True
     return any(

@@ -71,7 +71,7 @@ class ProcessWorkers(JobRunner):
 
     Args:
         ended: Called with each job that has ended.
-        announced: Called with each job that a worker receives, and that is next there.
+        announced: Called with each job that a worker has received and runs next.
         next_short: Called with a job in a worker. Returns the next job and its frame if it can wait
             for the same slots and `pack` can pack it.
         taken_back: Called with the jobs that waited in a worker and were taken back, in order.
@@ -125,9 +125,9 @@ class ProcessWorkers(JobRunner):
             self._first = Worker(self._context, START_TIMEOUT)
         except Exception as error:
             raise BackendUnavailableError(
-                f"no worker process could be started: {describe_error(error)}; does `import "
-                f"rhapsody` work in a new interpreter, and is {tempfile.gettempdir()!r} (TMPDIR) a "
-                "directory with a short path? LocalExecutionBackend('thread') needs no processes"
+                f"cannot start a worker process: {describe_error(error)}. Check that `import "
+                f"rhapsody` works in a new interpreter and that {tempfile.gettempdir()!r} (TMPDIR) "
+                "is a directory with a short path, or use LocalExecutionBackend('thread')"
             ) from error
 
     def listen(self) -> None:
@@ -433,8 +433,7 @@ class ProcessWorkers(JobRunner):
             return
         del self._waiting[job]
         job.error = TaskLostError(
-            f"no worker process could be started for task {job.task['name']!r}: "
-            f"{describe_error(error)}"
+            f"cannot start a worker process for task {job.task['name']!r}: {describe_error(error)}"
         )
         self._end(job)
 
@@ -473,7 +472,7 @@ class ProcessWorkers(JobRunner):
         if not job.cancelled:
             job.error = memory_error(job.task, code) or TaskLostError(
                 f"the worker process of task {job.task['name']!r} {_describe_exit(code)} "
-                "while it ran the task"
+                "while running the task"
             )
         self._end(job)
 
@@ -487,5 +486,5 @@ def _describe_exit(exit_code: int | None) -> str:
     except ValueError:
         name = f"signal {-exit_code}"
     if name == "SIGKILL":
-        name += " (out of memory, or has the task closed the worker's descriptors?)"
+        name += " (possibly out of memory, or the task closed the worker's descriptors)"
     return f"was killed by {name}"

@@ -30,20 +30,20 @@ from typing import Any
 from rhapsody.sdk.runner import loads, pickler
 
 LARGE = 1 << 18
-"""Size in bytes from which a pickle is shared."""
+"""Minimum size in bytes of a pickle that is shared."""
 
 WARM = 4
 """Number of free blocks that keep their pages."""
 
 KEPT = 1 << 24
-"""Size in bytes up to which a free block keeps its pages."""
+"""Maximum size in bytes of a free block that keeps its pages."""
 
 SPACING = 1 << 40
-"""Distance in bytes between the beginnings of two blocks."""
+"""Distance in bytes between the starts of two blocks."""
 
 
 class SharedMemory:
-    """File of shared blocks, without a free block: the base of both sides.
+    """File of shared blocks: base class of both sides, which decide which blocks are free.
 
     Args:
         descriptor: Its file descriptor; `None` if there is no shared memory.
@@ -89,7 +89,7 @@ class SharedMemory:
         assert self.descriptor is not None
         offset = number * SPACING
         if os.fstat(self.descriptor).st_size < offset + size:
-            raise EOFError("a value in shared memory was cut off")
+            raise EOFError("a value in shared memory is truncated")
         try:
             return mmap.mmap(self.descriptor, size, prot=mmap.PROT_READ, offset=offset)
         except OSError:
@@ -246,7 +246,7 @@ class _PickleFile:
             self.data += view
 
     def _share(self, view: memoryview) -> None:
-        """Add to the block, or return to this process's own memory if the system refuses."""
+        """Add to the block, or fall back to this process's own memory if the system refuses."""
         assert self.block is not None
         try:
             self.block.append(view)

@@ -59,7 +59,7 @@ class ThreadWorkers(JobRunner):
         self._threads: list[threading.Thread] = []
         self._busy = 0
         self._running: set[str] = set()  # names of the threads that run a job
-        self._lock = threading.Lock()  # who cancels a coroutine: the canceller or the worker
+        self._lock = threading.Lock()  # decides whether `cancel` or the worker cancels a coroutine
 
     def run(self, job: Job) -> None:
         """Hand a job to a free thread, or to a new one."""
@@ -109,7 +109,7 @@ class ThreadWorkers(JobRunner):
                 running.discard(name)
                 successor = job.successor = self._successor(job)
                 self._deliver(job)
-                del job  # not kept alive until the next one comes
+                del job  # not kept alive while waiting for the next one
         finally:
             loop.close()
 
@@ -122,7 +122,7 @@ class ThreadWorkers(JobRunner):
         assert function is not None
         assert context is not None
         try:
-            enter_task(context)  # for good: each job has a context of its own
+            enter_task(context)  # not reset, because each job has its own context
             record_in(job.recorder)
             value = function(*task["args"], **task["kwargs"])
             if type(value) is CoroutineType:
@@ -138,7 +138,7 @@ class ThreadWorkers(JobRunner):
             job.handle = loop, task
             cancelled = job.cancelled
         if cancelled:
-            loop.call_soon(task.cancel)  # not at once: the first step has to come first
+            loop.call_soon(task.cancel)  # later, because the first step must run before
 
 
 class SharedThread(JobRunner):
@@ -158,7 +158,7 @@ class SharedThread(JobRunner):
         self._open = 0
 
     def run(self, job: Job) -> None:
-        """Start a coroutine next to the others."""
+        """Start a coroutine on the shared loop."""
         job.worker = self._name
         self._open += 1
         self._loop.call(partial(self._start, job))
@@ -264,8 +264,8 @@ class ExecutorWorkers(JobRunner):
     @staticmethod
     def _lost(job: Job, error: BaseException) -> TaskLostError:
         lost = TaskLostError(
-            f"the executor lost task {job.task['name']!r}: {error} It stays broken: give the "
-            "backend a new one, or use LocalExecutionBackend('process'), which replaces workers"
+            f"the executor lost task {job.task['name']!r}: {error} A broken executor cannot be "
+            "used again: pass a new one, or use LocalExecutionBackend('process')"
         )
         lost.__cause__ = error
         return lost
@@ -332,4 +332,6 @@ def _run(coroutine: Any) -> Any:
     except RuntimeError:
         return _local.loop.run(coroutine)
     coroutine.close()
-    raise RuntimeError("the executor called an asynchronous function on a thread that runs a loop")
+    raise RuntimeError(
+        "the executor called an asynchronous function on a thread with a running event loop"
+    )

@@ -132,7 +132,7 @@ def work(
 
 
 def modules_frame(modules: bytes) -> bytearray:
-    """Return the program's own modules as they are sent to a worker: a call without a spec."""
+    """Encode the program's own modules for a worker, as a call without a spec."""
     return bytearray(CALL.pack(0, 0, 0, 0, 0, len(modules))) + modules
 
 
@@ -159,7 +159,7 @@ def received(stream: IOBase) -> tuple[int, int, CallSpec | None, Call] | None:
 
 
 def reply(outcome: CallResult) -> bytes:
-    """Return an outcome as it is sent: `plain` is `None` if its payload is in shared memory."""
+    """Encode an outcome; `plain` is `None` if its payload is in shared memory."""
     version, done, payload, *others = outcome
     if type(payload) is Block:
         others[0], payload = None, BLOCK.pack(payload.number, payload.size)
@@ -219,7 +219,7 @@ class _Runner(Runner):
 
     worker = "the worker process"
     place = "in a worker process"
-    cure = f"return data that can be, {THREADS}"
+    cure = f"return data that can be pickled, {THREADS}"
     own_files = OWN_FILES
 
     def __init__(self) -> None:
@@ -234,7 +234,7 @@ class _Runner(Runner):
             return super().load(call.arguments)
         function = _reused(call.function) if call.kind else loads(call.function)
         if call.kind:
-            function.__globals__.pop("__warningregistry__", None)  # each call warns anew
+            function.__globals__.pop("__warningregistry__", None)  # each call repeats its warnings
         return function, *loads(call.arguments)
 
     def wait(self, coroutine: Coroutine[Any, Any, Any]) -> Any:

@@ -1,4 +1,4 @@
-"""Worker processes as the program sees them, and the fork server that starts them.
+"""The program's side of worker processes, and the fork server that starts them.
 
 Calls are sent through a socket, and replies come back. A worker makes one call after another;
 calls that it has not started can be taken back. `rhapsody.backends.local.worker` runs in the
@@ -6,8 +6,8 @@ worker; `rhapsody.backends.local.processes` decides which worker receives which 
 
 The server is a small process that holds only what workers need. Python's own fork server is not
 enough: its workers import the main program again, which breaks every program without an `if
-__name__ == "__main__"` guard and is not needed where functions travel by value; it stays until the
-program ends; and Ctrl-C while it starts makes it print a traceback.
+__name__ == "__main__"` guard and is not needed where functions are sent by value; it runs until the
+program ends; and it prints a traceback if Ctrl-C is pressed while it starts.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ AT_ONCE = 1 << 18
 """Bytes to read from a worker at a time."""
 
 HEAD, PAYLOAD = 1 << 28, 1 << 48
-"""Sizes in bytes that the two parts of a valid message do not exceed."""
+"""Maximum sizes in bytes of the two parts of a valid message."""
 
 NUMBERS = 1 << 32
 
@@ -73,8 +73,8 @@ class Worker:
     Attributes:
         pid: Its process id, and the id of its process group.
         title: Its name in messages.
-        jobs: The jobs whose calls it was sent and has not replied to, in order.
-        since: The loop's time when the first of them became the first.
+        jobs: The jobs whose calls were sent and have no reply yet, in order.
+        since: The loop's time at which the first of `jobs` became the first.
         seconds: Average duration of the calls of the last replies.
         over: True if it has ended or will end.
 
@@ -121,7 +121,7 @@ class Worker:
             register_group(self.pid)
             self._socket.settimeout(timeout)
             if not self._socket.recv(1):
-                raise EOFError("the process ended before it could take a call")
+                raise EOFError("the process ended before it was ready")
             self._socket.setblocking(False)
         except BaseException:
             self._process.kill()
@@ -240,7 +240,7 @@ class Worker:
         self._unsent = self._unsent[sent:] if sent < len(self._unsent) else NOTHING
 
     def read(self) -> bool:
-        """Handle what the worker has sent; return True if there was anything."""
+        """Handle data from the worker; return True if there was any."""
         assert self._loop is not None
         try:
             size = self._socket.recv_into(self._buffer)
@@ -272,7 +272,7 @@ class Worker:
         """Kill a worker whose task has written to the worker's own socket."""
         log.warning(
             "killing worker process %d: it sent an invalid message (%s), probably because its task "
-            "writes to descriptors that are not its own", self.pid, what,
+            "wrote to file descriptors of the worker", self.pid, what,
         )  # fmt: skip
         self._is_valid = False
         self.kill()
@@ -317,13 +317,13 @@ class Worker:
         number, size = BLOCK.unpack(payload)
         block = self._block
         if block is None or block.number != number:
-            raise ValueError(f"a result in block {number} of the shared memory")
+            raise ValueError(f"unexpected block {number} of the shared memory")
         block.size = size
         self._offer()
         return block
 
     def _ended(self) -> None:
-        """Read the rest of what the worker has sent, and report its end."""
+        """Read the remaining data of the worker, and report its end."""
         self.over = True
         while self.read():
             pass
@@ -390,7 +390,7 @@ class WorkerContext(ForkServerContext):
         """
         odd = [entry for entry in sys.path if not isinstance(entry, str)]
         if odd:
-            raise TypeError(f"sys.path holds {odd[0]!r}, and imports look at strings only")
+            raise TypeError(f"sys.path must contain only strings, but contains {odd[0]!r}")
         unset = multiprocessing.get_start_method(allow_none=True) is None
         # The server inherits the mask; `forked` lifts it once Ctrl-C is ignored. Starting
         # the tracker sets masks of its own, so that comes first.
@@ -425,14 +425,14 @@ class WorkerContext(ForkServerContext):
     def stop(self) -> None:
         """Kill the server, after its workers have ended.
 
-        Otherwise it would wait for what they have left running, such as a daemon.
+        Otherwise it would wait for processes that they have left running, such as daemons.
         """
         server: Any = self.server
         if server._forkserver_pid is None:  # it was never started
             return
         with suppress(ProcessLookupError):  # it has ended
             os.kill(server._forkserver_pid, signal.SIGKILL)
-        with suppress(ChildProcessError):  # SIGCHLD is ignored, or its handler took this one
+        with suppress(ChildProcessError):  # SIGCHLD is ignored, or its handler reaped this process
             server._stop()
 
 
