@@ -93,7 +93,7 @@ async def test_a_program_elsewhere_finds_its_files(
             await two
             for name in ("one.txt", "two.txt"):
                 assert (tmp_path / "kept" / name).read_text() == "in\n"
-            with pytest.raises(FileNotFoundError, match="none', its cwd, which does not exist"):
+            with pytest.raises(FileNotFoundError, match="none' does not exist"):
                 await copy.options(cwd=tmp_path / "none")(
                     InputFile(tmp_path / "in.txt"), OutputFile("three.txt")
                 )

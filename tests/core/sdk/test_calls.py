@@ -199,7 +199,7 @@ class _NumberWhereItIsLoaded:
     ("function", "args", "said"),
     [
         (len, (_NumberWhereItIsLoaded(),), "while task 'one' was unpacked on its worker"),
-        (_NumberWhereItIsLoaded, (), f"came back from worker process {os.getpid()} of task 'one'"),
+        (_NumberWhereItIsLoaded, (), f"the reply of worker process {os.getpid()} for task 'one'"),
     ],
     ids=["arguments", "result"],
 )
@@ -240,8 +240,8 @@ def test_a_call_of_another_version_is_refused_with_the_package_to_upgrade(
     order = pickle.dumps((version, "what a later version may send", b""))
     _, error = _result(Runner().run(order))
     assert type(error) is ProtocolVersionError
-    assert f"by version {version} " in str(error)
-    assert str(error).endswith(f"upgrade rhapsody-core at {older}")
+    assert f"version {version} " in str(error)
+    assert str(error).endswith(f"upgrade rhapsody-core of {older}")
 
 
 @pytest.mark.parametrize(
@@ -250,7 +250,7 @@ def test_a_call_of_another_version_is_refused_with_the_package_to_upgrade(
 def test_a_result_of_another_version_is_refused_with_the_package_to_upgrade(
     newer: int, older: str
 ) -> None:
-    with pytest.raises(ProtocolVersionError, match=f"upgrade rhapsody-core at {older}$"):
+    with pytest.raises(ProtocolVersionError, match=f"upgrade rhapsody-core of {older}$"):
         unpack(pickle.dumps((PROTOCOL_VERSION + newer, "what another version may send")))
 
 

@@ -47,7 +47,7 @@ async def test_a_program_that_the_kernel_killed_for_memory_says_so(
     assert isinstance(error, TaskFailedError)
     assert "task 'hog' was killed by the kernel because memory ran out" in str(error)
     assert "the limit is 500 MiB" in str(error)
-    assert "up to 499 MiB of it were in use" in str(error)
+    assert "up to 499 MiB were in use" in str(error)
     assert "resources={'memory': ...}" in str(error)
     assert "\nalmost done" in str(error)
     assert error.exit_code == (137 if through_a_shell else -9)

@@ -51,7 +51,7 @@ __all__ = [
 ]
 
 WORKER = "a worker"
-CURE = "pass data that can be"
+CURE = "pass data that can be pickled"
 
 
 class RemoteTraceback(Exception):  # noqa: N818 - it is the cause of an error, not one
@@ -74,7 +74,7 @@ def call_spec(
     more: Mapping[str, Any] | None = None,
     modules: bytes | Literal[True] | None = True,
 ) -> CallSpec:
-    """Return what a worker needs to know about a task in addition to the call itself.
+    """Return the data about a task that a worker needs in addition to the call itself.
 
     Args:
         task: Its description.
@@ -147,7 +147,7 @@ def pack_call(task: TaskDescription, *, worker: str = WORKER, cure: str = CURE) 
 def cannot_pack(
     task: TaskDescription, error: BaseException, *, worker: str = WORKER, cure: str = CURE
 ) -> TypeError:
-    """Return the error for a call that cannot be pickled: it names the culprit and the cure.
+    """Return the error for a call that cannot be pickled, which names the object and the remedy.
 
     Args:
         task: The task's description.
@@ -211,7 +211,7 @@ def unpack(packed: bytes) -> CallResult:
         raise
     except Exception as error:  # invalid bytes can raise anything
         raise BackendError(
-            f"what came back from a worker cannot be read: {describe_error(error)}"
+            f"the reply of a worker cannot be unpickled: {describe_error(error)}"
         ) from error
 
 
@@ -264,9 +264,7 @@ def result(
         return None, unpack_error(outcome.payload, unpack)
     except BaseException as error:  # loading runs the objects' own code
         name, pid = task["name"], outcome.pid
-        add_note(
-            error, f"while unpacking what came back from worker process {pid} of task {name!r}"
-        )
+        add_note(error, f"while unpacking the reply of worker process {pid} for task {name!r}")
         return None, error.with_traceback(None)
 
 

@@ -1,4 +1,4 @@
-"""Capture of what functions print, while the text still reaches the standard streams.
+"""Capture of the output of functions, which still reaches the standard streams.
 
 While a backend runs, `sys.stdout` and `sys.stderr` are wrapped by a `Tee`. A context variable names
 the recorder of the task that prints, so tasks in threads and coroutines of one process each have
@@ -33,7 +33,7 @@ TEES = 16
 """Number of wrappers of standard streams that are never freed.
 
 `print` borrows `sys.stdout` and does not hold it in Python 3.11, and in 3.12 and 3.13
-before April 2025: were the wrapper freed while a thread prints, the process would crash
+before April 2025: if the wrapper were freed while a thread prints, the process would crash
 (python/cpython#130163).
 """
 
@@ -176,7 +176,7 @@ _recorder: contextvars.ContextVar[Recorder | None] = contextvars.ContextVar(
 
 
 def recording(recorder: Recorder | None) -> Setting[Recorder | None]:
-    """Return a context manager that records what its block prints; with `None`, nothing.
+    """Return a context manager that records the output of its block; `None` records nothing.
 
     It sets a context variable, so other threads and coroutines are not affected. The standard
     streams must be wrapped: see `streams`.
@@ -192,11 +192,11 @@ def keep(name: Name, text: str) -> None:
 
 
 record_in: Callable[[Recorder | None], object] = _recorder.set
-"""Record what the rest of this `contextvars.Context` prints, see `recording`."""
+"""Record the output of the rest of this `contextvars.Context`, see `recording`."""
 
 
 class CapturedOutput(Output):
-    """Context manager that records what the call in its block prints, by a context variable.
+    """Context manager that records the output of the call in its block, with a context variable.
 
     Args:
         directory: The directory for large output, created when needed.
@@ -279,7 +279,7 @@ class Tee:
 
     @property
     def buffer(self) -> Any:
-        """The binary stream; what a task writes to it is recorded as text."""
+        """The binary stream; data that a task writes to it is recorded as text."""
         buffer = self.rhapsody_stream.buffer
         recorder = _recorder.get()
         return buffer if recorder is None else _Bytes(self.rhapsody_name, buffer, recorder)
@@ -310,8 +310,8 @@ class Streams:
     """The standard streams of this process, wrapped while backends run. Thread-safe.
 
     Attributes:
-        terminal: While a display draws on the terminal, the function that writes text for it and
-            returns whether it did; else `None`.
+        terminal: The function that writes text while a display draws on the terminal, and returns
+            True if it did; `None` without a display.
         exiting: True if the interpreter is exiting.
     """
 

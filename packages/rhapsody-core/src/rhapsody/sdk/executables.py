@@ -1,4 +1,4 @@
-"""Executable tasks: a description becomes a program, whose results are written into it.
+"""Executable tasks: runs the program of a description, and writes its results into the latter.
 
 For backends that start programs themselves, on this machine or on their workers. The backend
 decides where the sandbox is, when a task starts and which resources it receives. Services are in
@@ -96,7 +96,7 @@ KILLED = (-signal.SIGKILL, 128 + signal.SIGKILL)
 """Exit codes of a program that SIGKILL ended, and of the shell that ran it."""
 
 UNLIMITED = 1 << 60
-"""Limit in bytes from which there is no limit: version 1 reports a large number instead."""
+"""Limit in bytes that counts as none: version 1 of control groups reports a large number."""
 
 
 class Files(NamedTuple):
@@ -158,9 +158,9 @@ class MemoryGroup:
         """Describe how much memory the group may use and has used."""
         for group, limit in self.limits().items():
             peak = _read_text(group / self._files.peak).strip()
-            used = f", and up to {_size(peak)} of it were in use" if peak.isdecimal() else ""
+            used = f", of which up to {_size(peak)} were in use" if peak.isdecimal() else ""
             return f"the limit is {_size(limit)} for all processes of {group}{used}"
-        return "no limit is known here, so it may have been all memory of the machine"
+        return "no limit is known, so the machine itself may have run out of memory"
 
     def _kills(self) -> int:
         for line in _read_text(self._directory / self._files.kills).splitlines():
@@ -172,7 +172,7 @@ class MemoryGroup:
 
 @cache
 def memory_group() -> MemoryGroup:
-    """Return the group of this process; earlier kills than the first call do not count."""
+    """Return the group of this process; kills before the first call do not count."""
     return MemoryGroup()
 
 
@@ -188,8 +188,8 @@ def memory_error(task: TaskDescription, code: int | None) -> OutOfMemoryError | 
     tail = stderr_tail(task)
     message = (
         f"task {task['name']!r} was killed by the kernel because memory ran out: "
-        f"{memory_group().usage()}. Run it where there is more memory, or run fewer tasks at once: "
-        "set the memory that each of them needs, resources={'memory': ...}"
+        f"{memory_group().usage()}. Use a machine with more memory, or run fewer tasks at once by "
+        "declaring the memory of each task, resources={'memory': ...}"
     )
     message += f"\n{tail.rstrip()}" if tail.strip() else ""
     return OutOfMemoryError(message, exit_code=code, stderr=tail)
@@ -249,7 +249,7 @@ def working_directory(task: TaskDescription) -> str:
     """Return the working directory of a task's program: its `cwd`, otherwise its sandbox.
 
     Raises:
-        FileNotFoundError: Its `cwd` does not exist; the error names both.
+        FileNotFoundError: Its `cwd` does not exist.
         NotADirectoryError: Its `cwd` is a file.
     """
     cwd = task.get("cwd")
@@ -257,10 +257,10 @@ def working_directory(task: TaskDescription) -> str:
         return task["sandbox"]
     if os.path.isdir(cwd):
         return cwd
-    what = f"task {task['name']!r} is to run in {cwd!r}, its cwd, "
+    what = f"task {task['name']!r}: its cwd {cwd!r}"
     if os.path.exists(cwd):
-        raise NotADirectoryError(errno.ENOTDIR, f"{what}which is not a directory")
-    raise FileNotFoundError(errno.ENOENT, f"{what}which does not exist; create it first")
+        raise NotADirectoryError(errno.ENOTDIR, f"{what} is not a directory")
+    raise FileNotFoundError(errno.ENOENT, f"{what} does not exist; create it first")
 
 
 class TaskProgram:
@@ -319,7 +319,7 @@ class TaskProgram:
                     stdout=own[0] if stdout is None else stdout,
                     stderr=own[1],
                 )
-            except OSError as error:  # its number makes it of the same type
+            except OSError as error:  # `errno` selects the same subclass
                 reason = f"task {task['name']!r} cannot start {executable!r:.200}: {error.strerror}"
                 raise OSError(error.errno, reason, error.filename) from None
             except ValueError as error:
@@ -363,7 +363,7 @@ class TaskProgram:
         Raises:
             OutOfMemoryError: The kernel killed it because memory ran out; the results are written.
             OSError: Its output cannot be read.
-            asyncio.CancelledError: This call was cancelled.
+            asyncio.CancelledError: This call was canceled.
         """
         exited = self._program.exited
         if await wait_through(exited, partial(self.terminate, grace)):

@@ -1,8 +1,8 @@
 """Event loops that run users' coroutines and outlive them.
 
-A new loop per task, as `asyncio.run` makes, costs several times the task. The asyncio tasks that a
-coroutine started and did not wait for are cancelled when it ends, so that the next one starts on a
-clean loop.
+A new loop per task, as `asyncio.run` creates, takes several times as long as the task. The asyncio
+tasks that a coroutine has started and not awaited are canceled when it ends, so that the next one
+starts on a clean loop.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ __all__ = ["OWN_FILES", "SharedLoop", "WorkerLoop", "without_own_frames"]
 log: logging.Logger = logging.getLogger(__name__)
 
 CLEANUP = 5.0
-"""Seconds that the remaining tasks may take to end after they were cancelled."""
+"""Seconds that the remaining tasks may take to end after they were canceled."""
 
 _family: contextvars.ContextVar[set[asyncio.Task[Any]] | None] = contextvars.ContextVar(
     "rhapsody_family", default=None
@@ -37,7 +37,7 @@ _Outcome = tuple[Any, BaseException | None]
 
 _PACKAGE = os.path.dirname(os.path.dirname(__file__))
 OWN_FILES = tuple(os.path.join(_PACKAGE, part, "") for part in ("sdk", "backends"))
-"""Beginnings of the paths of core's code that tracebacks of a task must not begin in."""
+"""Prefixes of the paths of core's code that is removed from the start of tracebacks."""
 
 
 def without_own_frames(error: BaseException) -> BaseException:
@@ -67,14 +67,14 @@ def _new_loop() -> asyncio.AbstractEventLoop:
 
 
 async def _end_family(family: set[asyncio.Task[Any]]) -> None:
-    """Cancel the tasks that a coroutine did not wait for, and wait for their ends."""
+    """Cancel the tasks that a coroutine has not awaited, and wait for their ends."""
     left = set(family)
     for task in left:
         task.cancel()
     _, pending = await asyncio.wait(left, timeout=CLEANUP)
     if pending:
         log.warning(
-            "%d asyncio tasks that a task left behind go on %s s after they were cancelled",
+            "%d asyncio tasks left behind by a task: still running %s s after being canceled",
             len(pending),
             CLEANUP,
         )
@@ -91,7 +91,7 @@ class WorkerLoop:
     """Loop that runs one coroutine at a time, on the calling thread.
 
     For a worker whose thread runs one task after the other. Between coroutines the loop does not
-    run. Not for a thread on which a loop runs already.
+    run. It cannot be used on a thread with a running loop.
     """
 
     def __init__(self) -> None:
@@ -104,7 +104,7 @@ class WorkerLoop:
     ) -> Any:
         """Run a coroutine to its end; blocks the calling thread.
 
-        The tasks that it leaves behind on the loop are cancelled, and waited for a while.
+        The tasks that it leaves behind on the loop are canceled, with some time to end.
 
         Args:
             coroutine: The coroutine.
@@ -117,7 +117,7 @@ class WorkerLoop:
 
         Raises:
             BaseException: The exception of the coroutine; `asyncio.CancelledError` if it was
-                cancelled.
+                canceled.
         """
         if self._loop is None:
             self._loop = _new_loop()
@@ -147,7 +147,7 @@ class WorkerLoop:
         return value
 
     def close(self) -> None:
-        """Close the loop, on any thread once nothing runs; `run` makes another."""
+        """Close the loop, on any thread when nothing runs; `run` creates another."""
         if self._loop is not None:
             self._loop = None
             self._finalizer()
@@ -237,7 +237,7 @@ class SharedLoop:
             try:
                 loop.run_forever()
             except BaseException as error:  # a SystemExit out of a task that one started
-                log.warning("a task on the shared loop raised %s", describe_error(error))
+                log.warning("shared loop: an asyncio task raised %s", describe_error(error))
         loop.close()
 
 

@@ -1,10 +1,10 @@
-"""Origin of modules, and the source of the program's own ones as it is sent to workers.
+"""Origin of modules, and the sources of the program's own modules, which workers receive.
 
 A module is the program's own, part of an installed distribution, or Python's (`Origins`). The
 worker's half is `rhapsody.sdk.runner.SentModules`. Every imported module that is not part of an
 installed distribution is sent, with the modules that it would import later, inside functions. Each
-file is read once, when it is first seen: an edit while the program runs does not reach its workers,
-as it does not reach the program, until that reloads a module.
+file is read once, when it is first seen: an edit while the program runs reaches neither the program
+nor its workers until the program reloads the module.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def real_path(path: str) -> str:
 
 
 class Origins:
-    """Origin of modules by the places of their files."""
+    """Origin of modules, determined by the locations of their files."""
 
     def __init__(self) -> None:
         paths = sysconfig.get_paths()
@@ -173,7 +173,7 @@ class _Program:
     def packed(self) -> bytes | None:
         if not self._is_current():
             with self._lock:
-                if self._process != os.getpid():  # a fork is a program of its own
+                if self._process != os.getpid():  # a forked child is a separate program
                     self._begin()
                 if not self._is_current():
                     self._look()
@@ -328,7 +328,7 @@ def _imported(own: Any) -> Iterator[tuple[str, types.ModuleType, str]]:
     for name, module in sys.modules.copy().items():
         if name in ("__main__", "__mp_main__"):
             continue
-        if not issubclass(type(module), types.ModuleType):  # cffi's pretend to be modules
+        if not issubclass(type(module), types.ModuleType):  # such as cffi's objects
             continue
         variables = object.__getattribute__(module, "__dict__")  # does not load a lazy module
         file, spec = variables.get("__file__"), variables.get("__spec__")
@@ -388,7 +388,7 @@ def _names(text: bytes) -> set[str]:
 
 
 def _was_imported_from(content: bytes, file: str, module: types.ModuleType) -> bool:
-    """Return True if a module was imported from a text, as far as can be determined."""
+    """Return True if a module was imported from this content, as far as can be determined."""
     try:
         code = compile(content, file, "exec", dont_inherit=True)
         tree = ast.parse(decode_source(content))

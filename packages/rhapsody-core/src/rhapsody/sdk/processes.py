@@ -367,8 +367,8 @@ class Program:
             os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)
         except ChildProcessError:  # `Popen.wait` would return 0
             log.warning(
-                "process %d counts as failed because its exit code is unknown: SIGCHLD is ignored, "
-                "or its handler waits for every process. Restore the default with "
+                "process %d: treated as failed because its exit code is unknown: SIGCHLD is "
+                "ignored, or its handler waits for every process. Restore the default with "
                 "signal.signal(signal.SIGCHLD, signal.SIG_DFL)", self.pid,
             )  # fmt: skip
             self._process.wait()
@@ -395,7 +395,7 @@ class Program:
 
 
 def _watch(pid: int) -> int | None:
-    """Return a descriptor that is readable when the process has ended, if the system has them."""
+    """Return a descriptor that is readable when the process has ended; `None` if unsupported."""
     if not hasattr(os, "pidfd_open"):
         return None
     try:

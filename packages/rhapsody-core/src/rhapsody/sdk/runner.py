@@ -1,4 +1,4 @@
-"""Worker's side of calls in other processes: the half of the call protocol that can be shipped.
+"""Worker's side of calls in other processes: the half of the call protocol that can be sent there.
 
 The other half, `rhapsody.sdk.calls`, packs a call and reads its outcome. A backend that needs
 another way for a step overrides that step of `Runner`.
@@ -49,7 +49,7 @@ __all__ = [
 ]  # fmt: skip
 
 PROTOCOL_VERSION = 2
-"""Increased by each change after which one side of a call could not read the other's messages."""
+"""Increased by each change that makes one side's messages unreadable for the other."""
 
 RUNNER_FILE = __file__
 """This file, which can be sent to a worker without Rhapsody and run there."""
@@ -128,18 +128,18 @@ def require_version(version: int, sender: str, receiver: str) -> None:
     """Check that the sender uses the receiver's version of the protocol.
 
     Raises:
-        ProtocolVersionError: It does not; the message says which side must be upgraded.
+        ProtocolVersionError: The versions differ.
     """
     if version != PROTOCOL_VERSION:
         older = receiver if version > PROTOCOL_VERSION else sender
         raise ProtocolVersionError(
-            f"{sender} ships calls by version {version} of the protocol, {receiver} by version "
-            f"{PROTOCOL_VERSION}: upgrade rhapsody-core at {older}"
+            f"{sender} uses version {version} of the call protocol, but {receiver} uses version "
+            f"{PROTOCOL_VERSION}: upgrade rhapsody-core of {older}"
         )
 
 
 class Output:
-    """Context manager that does not capture a call's output: the base of those that do.
+    """Context manager that does not capture a call's output: base class of those that do.
 
     Attributes:
         stdout: The output, or the path of the file with it; `None` if it is not kept.
@@ -163,14 +163,14 @@ class Runner:
 
     Attributes:
         worker: The name of a worker in messages.
-        place: The place of a call in messages, in the same words.
+        place: The place of a call in messages, such as `"on its worker"`.
         cure: The remedy for a result that cannot be pickled, for messages.
-        own_files: Beginnings of the paths of code that tracebacks must not begin in.
+        own_files: Prefixes of the paths of code that is removed from the start of tracebacks.
     """
 
     worker: str = "its worker"
     place: str = "on its worker"
-    cure: str = "return data that can be"
+    cure: str = "return data that can be pickled"
     own_files: tuple[str, ...] = (__file__,)
 
     def run(self, packed: bytes) -> bytes:
@@ -185,7 +185,7 @@ class Runner:
             *fields, call = loads(packed)
             require_version(fields[0], "the program", "this worker")
             outcome = self.make(CallSpec(*fields), call)
-        except BaseException as error:  # such as one for the version
+        except BaseException as error:  # such as a `ProtocolVersionError`
             outcome = self.failed(error)
         return pickle.dumps(tuple(outcome), 5)
 
@@ -197,7 +197,7 @@ class Runner:
             output = self.output(order)
             with self.modules(order), self.environment(order), output, self.context(order):
                 done, payload, plain = self.answer(order.name, call)
-        except BaseException as error:  # such as that of output which cannot be written
+        except BaseException as error:  # for example, output cannot be written
             return self.failed(error, output)
         return _outcome(done, payload, plain, output)
 
@@ -233,7 +233,7 @@ class Runner:
         return function, args, kwargs
 
     def wait(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
-        """Run the coroutine of an asynchronous function to its end, on a loop of its own."""
+        """Run the coroutine of an asynchronous function to its end, on a new loop."""
         try:
             asyncio.get_running_loop()
         except RuntimeError:
@@ -303,8 +303,8 @@ REFERENCE = 32
 _PROGRAM = 16
 
 _SETTLED = 10 * 10**9
-"""Nanoseconds before the start of a process in which a change may still be newer than its copy:
-the clocks of file servers differ."""
+"""Nanoseconds before the start of a process in which a changed file may be newer than the imported
+module, because the clocks of file servers differ."""
 
 
 class StaleModuleError(ImportError):
@@ -328,7 +328,7 @@ class Source(NamedTuple):
 
 
 class _Held:
-    """The modules of one program on this worker, and how many calls are using them."""
+    """The modules of one program on this worker, and the number of calls that are using them."""
 
     def __init__(self, reference: bytes, sources: dict[str, Source]) -> None:
         self.reference = reference
@@ -359,7 +359,7 @@ class SentModules:
         self._held: dict[bytes, _Held] = {}
 
     def receive(self, packed: bytes) -> None:
-        """Keep modules for calls that refer to them, until they were discarded as often."""
+        """Keep modules for calls that refer to them; `discard` must be called as often."""
         with self._lock:
             self._sent[packed[:REFERENCE]] = packed
             self._times[packed[:REFERENCE]] += 1
@@ -443,7 +443,7 @@ class SentModules:
             if sources[name].text is None and sources[name].file is not None:
                 raise StaleModuleError(
                     f"this worker has already imported the extension module {name!r}, possibly "
-                    f"not in version {_short(sources[name])}: restart the worker"
+                    f"in another version than {_short(sources[name])}: restart the worker"
                 )
         if stale:
             self._forget(name for name in here if name not in in_use)
@@ -490,7 +490,7 @@ class SentModules:
         self.loaded[name] = spec, source.digest
         return True
 
-    # What imports call (`importlib.abc.MetaPathFinder`):
+    # Called by imports (`importlib.abc.MetaPathFinder`):
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
         """Return the spec of a module that a program has sent, `None` for all others.
@@ -526,7 +526,7 @@ class SentModules:
         if here != source.digest or (known is not None and known[1] != source.digest):
             raise StaleModuleError(
                 f"{source.file} has version {_short(source)} in the program and {here[:12]} on "
-                "this worker: install it there, and restart the worker",
+                "this worker: install the same version there, and restart the worker",
                 name=name,
             )
         spec = spec_from_file_location(name, source.file, submodule_search_locations=where)
@@ -567,10 +567,10 @@ class _SentLoader(SourceFileLoader):
         return code
 
     def _cache_is_current(self) -> bool:
-        """Return True if Python notices if the compiled code is older than the source.
+        """Return True if Python would notice that the compiled code is older than the source.
 
-        It compares size and time of the source in whole seconds, so that it does not notice a
-        change within the second in which the code was compiled.
+        It compares the size and the time of the source in whole seconds, so it misses a change
+        within the second in which the code was compiled.
         """
         try:
             compiled = os.stat(cache_from_source(self.path)).st_mtime
@@ -623,16 +623,16 @@ def _root(name: str, file: str | None, package: bool) -> str | None:
 
 
 def process_began() -> int | None:
-    """Return when this process was started, in nanoseconds, rounded up to a tick of the kernel's.
+    """Return the start time of this process in nanoseconds, rounded up to a tick of the kernel.
 
-    It is `None` if the system does not report it.
+    Return `None` if the system does not report it.
     """
     try:
         with open("/proc/self/stat", "rb") as file:
             ticks = int(file.read().rpartition(b")")[2].split()[19])  # `starttime` in proc(5)
         # The minimum of several: the process may be delayed between reading the two clocks.
         booted = min(-time.clock_gettime_ns(time.CLOCK_BOOTTIME) + time.time_ns() for _ in "123")
-    except (OSError, AttributeError):  # no Linux
+    except (OSError, AttributeError):  # not Linux
         return None
     return booted + (ticks + 1) * 10**9 // os.sysconf("SC_CLK_TCK")
 
@@ -680,7 +680,7 @@ class Captured(Output):
         self._undo.close()
 
     def _redirect(self, number: int, name: str) -> Callable[[], None]:
-        """Redirect an output of the process to a file; return the function that ends that."""
+        """Redirect an output of the process to a file; return the function that undoes this."""
         former = getattr(sys, name)
         if former is not None:
             former.flush()
@@ -828,11 +828,11 @@ def pack_error(
 
 
 def made(way: str, data: Any) -> BaseException:
-    """Return the exception that `pack_error` packed, created in the way that it found."""
+    """Return the exception that `pack_error` packed, created in the way that it has chosen."""
     error: BaseException
     if way == "itself":
         error = data
-    elif way == "words":  # its type cannot be sent: the program has another error for that
+    elif way == "words":  # its type cannot be sent: the program raises another error
         error = RuntimeError(data)
     elif way == "called":
         kind, args = data
@@ -889,7 +889,7 @@ def _text(error: BaseException) -> str:
     try:
         return str(error)
     except BaseException as mistake:  # a class's own code must not hide the exception
-        return f"(its text cannot be made: {type(mistake).__name__})"
+        return f"(no text: str() raised {type(mistake).__name__})"
 
 
 def _slot(name: str, error: BaseException) -> Any:

@@ -47,10 +47,10 @@ FORMS = "'stdout:REGEX', 'file:NAME', 'tcp', 'tcp:PORT' or a callable"
 
 FIRST_WAIT = 0.01
 LONGEST_WAIT = 0.25
-"""Seconds between two attempts to find something; they double from the first to this."""
+"""Maximum number of seconds between two polls; the interval doubles from `FIRST_WAIT` to this."""
 
 WINDOW = 1 << 16
-"""Maximum number of bytes of output that a match may begin before the last output."""
+"""Maximum distance in bytes between the beginning of a match and the end of the output."""
 
 QUIET = 0.1
 """Seconds without more output after which an unfinished line counts as finished."""
@@ -131,9 +131,9 @@ async def call_ready(ready: Callable[[Any], Any], task: Any) -> Any:
         task: The service's description, its argument.
 
     Raises:
-        RuntimeError: It raised `SystemExit` or `CancelledError`.
-        Exception: The callable's own.
-        asyncio.CancelledError: The wait was cancelled.
+        RuntimeError: The callable raised `SystemExit` or `CancelledError`.
+        Exception: Any other error of the callable.
+        asyncio.CancelledError: The wait was canceled.
     """  # noqa: DOC501 - SystemExit only during a cancellation
     try:
         if is_async(ready):
@@ -219,9 +219,9 @@ def require_unused(task: TaskDescription, port: int) -> None:
         return
     raise OSError(
         errno.EADDRINUSE,
-        f"service {task['name']!r} has ready='tcp:{port}', and something else listens on port "
-        f"{port} already: end that first, or let ready='tcp' pick a free port, which takes the "
-        "place of {port} in the command and is in the variable PORT",
+        f"service {task['name']!r} has ready='tcp:{port}', but another program already listens on "
+        f"port {port}: stop it, or use ready='tcp', which replaces {{port}} in the command with a "
+        "free port and sets the variable PORT",
     )
 
 
@@ -246,7 +246,7 @@ def too_early(task: TaskDescription, code: int | None) -> TaskFailedError:
 
 
 class Readiness:
-    """Sets the engine's future when the service is ready, whichever exists first.
+    """Readiness of a service, which sets the engine's future in either order of events.
 
     Report RUNNING with `attach` as the service callback:
     `backend.task_state_cb(task, running, readiness.attach)`.
@@ -395,7 +395,7 @@ class TaskService(TaskProgram):
 
 
 class Ports:
-    """Free ports that the services of this process use, so that no two get the same one."""
+    """Free ports of the services of this process, so that no two services get the same one."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()

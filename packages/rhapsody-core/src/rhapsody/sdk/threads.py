@@ -1,4 +1,4 @@
-"""Threads next to an event loop: blocking calls on threads, and a mailbox from threads to the loop.
+"""Threads for an event loop: blocking calls on threads, and a mailbox from threads to the loop.
 
 A library that blocks must not run on the engine's loop. `asyncio.to_thread` uses the loop's
 executor, whose threads Python joins at exit: a call that hangs would keep the program from ending.
@@ -35,14 +35,14 @@ def start_thread(function: Callable[[], object], name: str) -> threading.Thread:
 
 
 async def in_thread(function: Callable[[], T], *, or_here: bool = False) -> T:
-    """Return what a blocking function returns, run on a thread of its own.
+    """Run a blocking function on a separate thread, and return its result.
 
     Called on a loop, by a backend that opens, closes, reads or writes something. A
     cancellation leaves the function running; its result is discarded.
 
-    The thread ends with the call. On Linux a process that the function starts with a
-    parent-death signal (`PR_SET_PDEATHSIG`, which some libraries set) is killed then: start
-    such processes on a thread that lives as long as they do.
+    The thread ends with the call. On Linux this kills a process that the function has started
+    with a parent-death signal (`PR_SET_PDEATHSIG`, which some libraries set): start such
+    processes on a thread that lives as long as they do.
 
     Args:
         function: The function to call.
@@ -51,14 +51,14 @@ async def in_thread(function: Callable[[], T], *, or_here: bool = False) -> T:
 
     Raises:
         RuntimeError: No thread can be started.
-        Exception: What the function raises; a `StopIteration` as the cause of a `RuntimeError`.
+        Exception: Any error of the function; a `StopIteration` as the cause of a `RuntimeError`.
     """
     future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
     try:
         thread = start_thread(
             partial(_call, function, future), getattr(function, "__name__", "rhapsody")
         )
-    except RuntimeError:  # there are too many
+    except RuntimeError:  # too many threads
         if or_here:
             return function()
         raise
@@ -127,11 +127,11 @@ class ThreadPool:
                     raise
 
     async def run(self, function: Callable[[], T]) -> T:
-        """Return what a blocking function returns; see `in_thread`.
+        """Run a blocking function on a thread, and return its result; see `in_thread`.
 
         Raises:
             RuntimeError: No thread can be started.
-            Exception: What the function raises.
+            Exception: Any error of the function.
         """
         self.start()
         future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
@@ -152,7 +152,7 @@ class ThreadPool:
     def _work(self) -> None:
         while (call := self._calls.get()) is not None:
             call()
-            del call  # it is not kept alive until the next one
+            del call  # not kept alive while waiting for the next one
 
 
 TURN = 0.005
@@ -188,7 +188,7 @@ class Mailbox(Generic[T]):
         if self._woken:
             return
         # Two threads may both come here: that is one drain too many, never one too few,
-        # because `drain` takes the flag down before it looks for items.
+        # because `drain` clears the flag before it looks for items.
         self._woken = True
         try:
             self._loop.call_soon_threadsafe(self.drain)
@@ -215,7 +215,7 @@ class Mailbox(Generic[T]):
                     self._loop.call_exception_handler(
                         {"message": f"{self._deliver!r} failed for {item!r}", "exception": error}
                     )
-                del item  # not kept alive until the next one comes
+                del item  # not kept alive while waiting for the next one
                 now = perf_counter()
                 if not end:
                     end = now + TURN
