@@ -124,28 +124,28 @@ BROKEN_BACKENDS = {
             [(BACKENDS, "twice", "registers_twice"), (BACKENDS, "Twice", "registers_twice_too")],
             {"registers_twice": "", "registers_twice_too": ""},
         ),
-        "registers-twice has 2 different entry points of the name 'twice'",
+        "registers-twice has 2 different entry points named 'twice'",
     ),
     "nonsense": (
         backend("nonsense-declared", "nonsense", "42"),
-        "nonsense-declared 1.0: its declaration cannot be used: TypeError: rhapsody_backends "
-        "returned 42; a BackendSpec is needed",
+        "nonsense-declared 1.0: invalid declaration: TypeError: rhapsody_backends "
+        "must return BackendSpecs, got 42",
     ),
     "fields": (
         backend("nonsense-fields", "fields", spec("fields", ", capabilities={'gpus': True}")),
-        "nonsense-fields 1.0: its declaration cannot be used: TypeError: BackendSpec(capabilities",
+        "nonsense-fields 1.0: invalid declaration: TypeError: BackendSpec: capabilities",
     ),
     "declares": (
         backend("raises-when-asked", "declares", "1 / 0"),
-        "raises-when-asked 1.0: its declaration cannot be used: ZeroDivisionError",
+        "raises-when-asked 1.0: invalid declaration: ZeroDivisionError",
     ),
     "tomorrow": (
         backend("wrong-api-version", "tomorrow", spec("tomorrow", ", api_version=99")),
-        "wrong-api-version is written for version 99 of the plugin interface",
+        "wrong-api-version was written for version 99 of the plugin interface",
     ),
     "alpha": (
         backend("wrong-name", "alpha", spec("omega")),
-        "wrong-name 1.0: wrong_name declares no backend of this name; declared: 'omega'",
+        "wrong-name 1.0: wrong_name declares no backend named 'alpha'; declared: 'omega'",
     ),
     "unmet": (
         backend("wants-more", "unmet", spec("unmet", ", requires=['no-such-thing>=3']")),

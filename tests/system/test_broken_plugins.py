@@ -118,7 +118,7 @@ def test_a_claim_on_our_name_is_reported_and_not_used(
 ) -> None:
     assert listed["local"]["distribution"] == "rhapsody-core"
     (conflict,) = listed["local"]["conflicts"]
-    assert "claims-local 1.0 is not used: the name belongs to rhapsody-core" in conflict
+    assert "claims-local 1.0 is not used: the name is reserved for rhapsody-core" in conflict
 
 
 def test_the_table_has_a_line_for_each_and_says_how_to_mend_it(zoo: Path, tmp_path: Path) -> None:
@@ -160,7 +160,7 @@ def test_a_plugin_that_cannot_be_loaded_is_reported_once_with_its_distribution(
     errors: str,
 ) -> None:
     for name in (*broken.LEFT_OUT, "raises-at-import", "exits-at-import"):
-        told = [line for line in errors.splitlines() if line.startswith("skipping a plugin")]
+        told = [line for line in errors.splitlines() if line.startswith("skipping plugin")]
         own = [line for line in told if f" {name} 1.0: " in line or f" of {name} 1.0" in line]
         assert len(own) == 1, errors
         assert own[0].endswith(f"pip uninstall {name}")

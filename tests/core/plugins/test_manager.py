@@ -303,7 +303,7 @@ def test_a_module_that_several_entry_points_name_is_registered_once(site: Path) 
         ("", "no_such_module_at_all", "no_such_module_at_all"),
         ("", "not a module!!", "not a module"),
         ("plugin = None", "{m}:plugin", "implements no Rhapsody hook"),
-        ("class Plugin: ...", "{m}:Plugin", "is a class"),
+        ("class Plugin: ...", "{m}:Plugin", "got the class"),
         (
             "from rhapsody import hookimpl\n@hookimpl\ndef rhapsody_task_events(wrong): ...",
             "{m}",

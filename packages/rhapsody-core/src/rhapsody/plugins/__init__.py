@@ -6,8 +6,8 @@ This is a public package for plugin authors. The hooks themselves are specified 
 Plugins are found in three steps. First, `manager` reads the entry points and imports nothing.
 Second, it imports a plugin's light module and checks its hooks, each plugin in isolation. Third,
 `rhapsody.backends.discovery` takes the declared `BackendSpec`, checks versions and requirements by
-metadata, and imports a backend's class only on request. A plugin that fails in any step stays
-listed with its reason.
+metadata, and imports a backend's class only on request. A plugin that fails in any step is still
+listed, with the reason.
 """
 
 from rhapsody.plugins.specs import (

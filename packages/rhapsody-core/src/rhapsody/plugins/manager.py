@@ -2,11 +2,11 @@
 
 `importlib_metadata` reads the entry points, in directories and zip files on `sys.path`; no plugin
 is imported for that. One distribution with broken metadata does not hide the others, and every
-plugin that is left out is listed with its reason. The result is kept until a directory on
+plugin that is skipped is listed with the reason. The result is cached until a directory on
 `sys.path` changes, so a plugin that is installed while the program runs is found.
 
-Each plugin has a pluggy manager of its own: an error while one is imported, registered or called
-cannot affect another. The registry of backends is `rhapsody.backends.discovery`.
+Each plugin has its own pluggy manager: an error while one is imported, registered or called cannot
+affect another. The registry of backends is `rhapsody.backends.discovery`.
 """
 
 from __future__ import annotations
@@ -44,12 +44,12 @@ PLUGINS = "rhapsody.plugins"
 
 CORE = "rhapsody-core"
 OTHER_FAMILY_MEMBER = "rhapsody-py"
-"""A distribution that registers classes, not plugins, in our group of backends."""
+"""A distribution that registers classes instead of plugins in the group of backends."""
 
 DISABLE = "RHAPSODY_DISABLE_PLUGINS"
 
 _SETTLED = 2 * 10**9
-"""Nanoseconds after which a change of a directory is certain to change its time stamp."""
+"""Nanoseconds after which another change of a directory is certain to change its time stamp."""
 
 logger: logging.Logger = logging.getLogger("rhapsody.plugins")
 
@@ -84,7 +84,7 @@ class PluginEntry:
 
 @dataclass(frozen=True, slots=True)
 class Installed:
-    """The plugins that are installed, at one time.
+    """The installed plugins at one point in time.
 
     Attributes:
         entries: The entry points in use, sorted by distribution and name.
@@ -111,7 +111,7 @@ _logged: set[str] = set()
 
 
 def installed() -> Installed:
-    """Return the installed plugins: the same object as before while nothing has changed."""
+    """Return the installed plugins; the same object as long as nothing has changed."""
     global _installed, _installed_key
     now = time.time_ns()
     stamps = {str(entry): _modified(entry or os.curdir) for entry in sys.path}
@@ -127,7 +127,7 @@ def installed() -> Installed:
 
 
 def disabled_distributions() -> set[str]:
-    """Return the names in `RHAPSODY_DISABLE_PLUGINS`; `all` is a possible name."""
+    """Return the names in `RHAPSODY_DISABLE_PLUGINS`, possibly with `all`."""
     names = os.environ.get(DISABLE, "").split(",")
     return {normalize_distribution(name) for name in names if name.strip()}
 
@@ -152,7 +152,7 @@ def _read() -> Installed:
     points: Iterable[EntryPoint]
     try:
         points = importlib_metadata.entry_points()
-    except Exception:  # one broken distribution spoils that call for all of them
+    except Exception:  # one broken distribution makes this call fail for all of them
         points = _readable_points(unreadable)
     found = set()
     for point in points:
@@ -179,7 +179,7 @@ def _read() -> Installed:
 
 
 def _readable_points(unreadable: list[tuple[str, str]]) -> Iterable[EntryPoint]:
-    """Yield the entry points of each distribution that can be read, and note the others."""
+    """Yield the entry points of each readable distribution, and record the others."""
     import importlib_metadata
 
     seen = set()
@@ -195,22 +195,22 @@ def _readable_points(unreadable: list[tuple[str, str]]) -> Iterable[EntryPoint]:
 
 
 def _unreadable(distribution: Any, error: Exception) -> tuple[str, str]:
-    """Return a label for a distribution with broken metadata, and what is wrong with it."""
+    """Return a label for a distribution with broken metadata, and the fault."""
     label = f"a distribution in {distribution.locate_file('')}"
-    with suppress(Exception):  # the name may be what is broken
+    with suppress(Exception):  # the name itself may be broken
         label = normalize_distribution(distribution.name)
     return label, f"{type(error).__name__}: {error}"
 
 
 def _report(found: Installed) -> None:
-    """Log the distributions that are left out, each once per process."""
+    """Log the distributions that are skipped, each once per process."""
     messages = [
-        f"ignoring the entry points of {OTHER_FAMILY_MEMBER} {one.version}, which are not plugins: "
-        "run `rhapsody doctor`"
+        f"{OTHER_FAMILY_MEMBER} {one.version}: ignoring its entry points, which are not plugins; "
+        "run `rhapsody doctor` for details"
         for one in found.ignored[:1]
     ]
     messages += [
-        f"cannot read the entry points of {label} ({why}): reinstall that distribution"
+        f"{label}: cannot read its entry points ({why}); reinstall this distribution"
         for label, why in found.unreadable
     ]
     for message in messages:
@@ -220,22 +220,22 @@ def _report(found: Installed) -> None:
 
 
 def install_command(distribution: str) -> str:
-    """Return the command that installs a distribution of ours, from where core was installed.
+    """Return the command that installs one of our distributions from the same source as core.
 
-    Users who installed core from a folder or a repository find the other distributions next to
-    it. Installers record the origin of a distribution in `direct_url.json` (PEP 610).
+    If core was installed from a folder or a repository, the other distributions are next to it.
+    Installers record the origin of a distribution in `direct_url.json` (PEP 610).
 
     Args:
         distribution: Its name, which is also the name of its folder.
 
     Returns:
-        `pip install` with a folder or repository if core came from one, else with the name. It
-        follows a hint if the distribution does not support this Python.
+        `pip install` with a folder or repository if core was installed from one, else with the
+        name; preceded by a hint if the distribution does not support this Python.
     """
     source = _sibling(_origin(), distribution) or distribution
     command = f"pip install {shlex.quote(source)}"
     if distribution == "rhapsody-radical" and sys.version_info >= (3, 14):
-        return f"RADICAL-Pilot needs Python 3.11 to 3.13; in an environment with one: {command}"
+        return f"RADICAL-Pilot requires Python 3.11 to 3.13; in an environment with one: {command}"
     return command
 
 
@@ -276,8 +276,8 @@ def missing_plugin(name: str, distribution: str, error: ImportError) -> ModuleNo
         error: The error of the import.
 
     Returns:
-        An error whose text ends with the command that installs the plugin, or with the commands
-        that remove a conflicting distribution.
+        The error, whose text ends with the command that installs the plugin, or the commands that
+        remove a conflicting distribution.
     """
     from rhapsody_guard import ConflictError
 
@@ -298,7 +298,7 @@ _PER_TASK = frozenset(
         "rhapsody_record_results",
     }
 )
-"""Hooks that see each task before it reaches its backend, or its value before the user does."""
+"""Hooks that receive each task before its backend does, or its value before the user does."""
 
 _AWAITABLE = frozenset({"rhapsody_lookup_results", "rhapsody_record_results"})
 
@@ -348,11 +348,11 @@ class EngineHooks:
 
     Args:
         observers: Objects whose methods are marked with `rhapsody.hookimpl`.
-        own: The engine's own observers, which come after those.
+        own: The engine's own observers, which come after `observers`.
 
     Attributes:
         push_down: True if tasks may be sent to their backend before their dependencies have
-            finished: every plugin that sees each task has a true attribute `push_down`.
+            finished: every plugin that receives each task has a true attribute `push_down`.
 
     Raises:
         TypeError: An observer is a class, or `observers` is not a list.
@@ -393,7 +393,7 @@ class EngineHooks:
             return hook.call(**arguments)
         except KeyboardInterrupt:
             raise
-        except BaseException as error:  # a plugin's error of any kind must not end a workflow
+        except BaseException as error:  # an error of a plugin must not end a workflow
             self.report(hook, error)
             return None
 
@@ -435,11 +435,11 @@ def loaded_plugins() -> list[LoadedPlugin]:
             if key in _reported:
                 continue
             _reported.add(key)
-            remedy = f". To remove it: pip uninstall {entry.distribution}"
+            remedy = f"; to remove it: pip uninstall {entry.distribution}"
             if isinstance(error.__cause__, ConflictError):
                 remedy = ""  # the message names the commands
             extra = {"plugin": entry.distribution}
-            logger.error("skipping a plugin: %s%s", error, remedy, extra=extra)
+            logger.error("skipping plugin: %s%s", error, remedy, extra=extra)
     return _unique(loaded)
 
 
@@ -455,20 +455,20 @@ def load(entry: PluginEntry, found: Installed | None = None) -> LoadedPlugin:
 
     Args:
         entry: The entry point.
-        found: The installation that it belongs to, which keeps the outcome.
+        found: The installed plugins, which cache the outcome.
 
     Returns:
         The plugin.
 
     Raises:
-        PluginError: The plugin cannot be used; the message says why.
+        PluginError: The plugin cannot be used.
     """
     outcomes = (installed() if found is None else found).outcomes
     outcome = outcomes.get(entry.value)
     if outcome is None:
         active: set[str] = _loading.__dict__.setdefault("values", set())
         if entry.value in active:
-            raise PluginError(f"{entry}: it was requested while it was being imported")
+            raise PluginError(f"{entry}: requested while it was being imported")
         active.add(entry.value)
         try:
             outcome = _load(entry)
@@ -478,7 +478,7 @@ def load(entry: PluginEntry, found: Installed | None = None) -> LoadedPlugin:
             active.discard(entry.value)
         outcomes[entry.value] = outcome
     if isinstance(outcome, PluginError):
-        # A new object: the traceback of one that is raised repeatedly would grow.
+        # A new object, because the traceback of one that is raised repeatedly would grow.
         raise PluginError(str(outcome)) from outcome.__cause__
     loaded: LoadedPlugin = outcome
     return loaded
@@ -515,7 +515,9 @@ def register(plugin: Any, label: str, source: str, seconds: float = 0.0) -> Load
         KeyboardInterrupt: The registration was interrupted.
     """
     if isinstance(plugin, type):
-        raise PluginError(f"{source}: {plugin!r} is a class; use a module or an object")
+        raise PluginError(
+            f"{source}: a plugin must be a module or an object, got the class {plugin!r}"
+        )
     manager = pluggy.PluginManager(specs.PROJECT)
     manager.add_hookspecs(specs)
     try:
@@ -530,9 +532,7 @@ def register(plugin: Any, label: str, source: str, seconds: float = 0.0) -> Load
         raise
     except BaseException as error:  # pluggy reads every attribute, and reading may raise
         text = " ".join(str(error).split())
-        raise PluginError(
-            f"{source}: its hooks cannot be used: {type(error).__name__}: {text}"
-        ) from error
+        raise PluginError(f"{source}: invalid hook: {type(error).__name__}: {text}") from error
     if not hooks:
         raise PluginError(
             f"{source}: {_describe(plugin)} implements no Rhapsody hook; mark "
@@ -543,9 +543,9 @@ def register(plugin: Any, label: str, source: str, seconds: float = 0.0) -> Load
 
 def _implementation(found: pluggy.HookImpl, hook: str, label: str) -> tuple[PluginHook, int]:
     if found.wrapper or found.hookwrapper:
-        raise TypeError(f"{hook} is a hook wrapper, which is not supported")
+        raise TypeError(f"{hook} must not be a hook wrapper")
     if inspect.iscoroutinefunction(found.function) and hook not in _AWAITABLE:
-        raise TypeError(f"{hook} is a coroutine function, but the hook is called synchronously")
+        raise TypeError(f"{hook} must not be a coroutine function: it is called synchronously")
     function, names = found.function, tuple(found.argnames)
 
     def call(**arguments: Any) -> Any:

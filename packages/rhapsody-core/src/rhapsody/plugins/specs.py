@@ -1,7 +1,7 @@
 """Hook specifications, and the values that plugins and the engine exchange.
 
-Hooks declare and observe; behavior lives in backend classes. They are synchronous, and called in
-batches where many calls would come together. `rhapsody.plugins.manager` calls them and isolates
+Hooks declare and observe; behavior belongs in backend classes. They are synchronous, and take
+batches where there would be many calls. `rhapsody.plugins.manager` calls them and isolates
 their errors.
 
 A new hook is a function here, an attribute of `rhapsody.plugins.manager.EngineHooks`, and a call in
@@ -72,15 +72,15 @@ class BackendSpec:
     """A plugin's declaration of one backend. Cheap to create: it imports no library.
 
     Attributes:
-        name: The backend's name, equal to its entry point's. Names are compared without case,
-            and `-` and `_` are the same.
+        name: The backend's name, equal to its entry point's. Names are case-insensitive, and `-`
+            and `_` are equivalent.
         import_path: `"package.module:Class"`, imported when the class is requested.
-        summary: One line for tables.
+        summary: A summary of one line, for tables.
         api_version: The version of the plugin interface that it was written for.
         requires: Distribution requirements (`"distributed>=2024.1"`) that must be installed for
             the backend to be usable; checked by metadata.
         capabilities: The backend's capabilities; `None` if only an instance knows them.
-        install_hint: The command that installs what is missing.
+        install_hint: The command that installs missing requirements.
 
     Raises:
         TypeError: A value has the wrong type.
@@ -110,9 +110,9 @@ class BackendSpec:
             if fits and name == "requires":
                 fits = not isinstance(value, str) and all(isinstance(one, str) for one in value)
             if not fits:
-                raise TypeError(f"BackendSpec({name}={value!r}): {words} is needed")
+                raise TypeError(f"BackendSpec: {name} must be {words}, got {value!r}")
         if not self.name.strip():
-            raise ValueError("BackendSpec(name=''): a name is needed")
+            raise ValueError("BackendSpec: name must not be empty")
         split_import_path(self.import_path)
 
 
@@ -133,7 +133,7 @@ def split_import_path(path: str) -> tuple[str, str]:
     if all(part.isidentifier() and not keyword.iskeyword(part) for part in parts):
         return module, name
     raise ValueError(
-        f"import path {path!r} is malformed: write 'package.module:Class' or 'package.module.Class'"
+        f"import path must be 'package.module:Class' or 'package.module.Class', got {path!r}"
     )
 
 
@@ -145,8 +145,8 @@ class Stats:
         tasks: Calls of tasks and blocks.
         done: Futures with a result.
         failed: Futures with an exception.
-        cancelled: Futures that were cancelled.
-        recorded: Results that a plugin had recorded earlier, so that the tasks did not run.
+        cancelled: Futures that were canceled.
+        recorded: Results that a plugin had recorded earlier; these tasks did not run.
         retried: Attempts that failed and were followed by another.
         lost: Attempts that the infrastructure lost, and values that backends kept and lost.
         late: Updates that arrived too late, out of order or twice; they were not applied.
@@ -180,14 +180,15 @@ class Summary:
         unawaited: Number of failed tasks and blocks that were never awaited.
         backends: The result of each backend's `account`, see `ManagedBackend`, by name; empty ones
             are omitted.
-        results: Files that tasks made and that exist now.
+        results: Files that tasks created and that exist now.
         stale: Files of an earlier run at the destinations of results that this run did not
-            produce, because their tasks failed, were skipped or were cancelled.
+            produce, because their tasks failed, were skipped or were canceled.
         disk_use: Bytes in the directory of the runs (`.rhapsody`, or `work_dir`), 0 if this run has
             left nothing there. Counting stops after half a second.
-        cut_short: So many tasks failed that all others were cancelled, see `fail_fast` and
+        cut_short: True if all other tasks were canceled after failures, see `fail_fast` and
             `max_failures` of `WorkflowEngine.create`.
-        held_back: Tasks were held back for the next run because their backend was about to end.
+        held_back: True if tasks were held back for the next run because their backend was about to
+            end.
     """
 
     uid: str
@@ -226,7 +227,7 @@ class ObservedEngine(Protocol):
 
     @property
     def dry_run(self) -> bool:
-        """True if tasks are not really run."""
+        """True if tasks are not run."""
 
     @property
     def stats(self) -> Stats:
@@ -261,8 +262,8 @@ class TaskEvent(NamedTuple):
         name: The task's name.
         attempt: Counted from 1.
         state: The canonical state that was entered.
-        native: The backend's state, `"reused"` for a task whose result a plugin had, `None` if the
-            engine decided.
+        native: The backend's state, `"reused"` for a task whose result a plugin has found, `None`
+            if the engine decided.
         backend: The backend's name, `None` before one was chosen.
         time: Seconds since the epoch.
         monotonic: The engine clock's seconds, for durations.
@@ -295,7 +296,7 @@ class TaskEvent(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class TaskFiles:
-    """The files and directories that a task made.
+    """The files and directories that a task created.
 
     Attributes:
         sandbox: The task's directory, on the file system of the backend that ran it.
@@ -304,8 +305,8 @@ class TaskFiles:
         places: The destinations of saved files by name, see `OutputFile`.
         shared: True if it declared no files, so that dependents see the whole sandbox.
         stays: True if the sandbox stays on disk, because of `keep_sandboxes` or the result.
-        missing: Names of a recorded task's files that do not exist any more. The task runs again if
-            a task that runs reads one of them, or if one is to be saved.
+        missing: Names of a recorded task's files that no longer exist. The task runs again if a
+            task that runs reads one of them, or if one must be saved.
     """
 
     sandbox: str
@@ -319,12 +320,12 @@ class TaskFiles:
 
 @dataclass(frozen=True, slots=True)
 class Recorded:
-    """A result that a plugin found for a task, which then does not run.
+    """Result that a plugin has found for a task, which then does not run.
 
     Attributes:
         value: The result, which may be `None`.
-        files: The files that the task made. Dependents read them from `paths`; files missing at
-            their destinations in this run are copied there according to `places`.
+        files: The files that the task created. Dependents read them from `paths`; files that are
+            missing at their destinations in this run are copied there according to `places`.
         stdout: Its standard output, or the file with it, for the future.
         stderr: Its standard error, likewise.
         exit_code: An executable's exit code.
@@ -346,14 +347,14 @@ class Record(NamedTuple):
         value: The future's result.
         settings: The task's `cache` and `version` settings.
         inputs: The paths of its input files by name, as in `LookupTask`.
-        files: The files that it made, if it had a sandbox. Declared files exist until the engine
+        files: The files that it created, if it had a sandbox. Declared files exist until the engine
             ends, and longer if the run failed.
         stdout: Its standard output, or the file with it.
         stderr: Its standard error, likewise.
         exit_code: An executable's exit code.
         texts: As in `LookupTask`.
         makes_again: The `uid` of the `LookupTask` for which a plugin had a result with missing
-            files, if the task ran only for those; its value is not used.
+            files, if the task ran only to recreate these; its value is not used.
         made_for: The uids of the tasks that have requested these files so far; for tasks that are
             repeated themselves, the former uid, as in `makes_again`.
     """
@@ -386,7 +387,7 @@ class LookupTask(TaskDescription):
         implicit: The sandboxes of dependencies that declare no output files and are visible to the
             task as a whole, see `implicit_data` of `WorkflowEngine.create`.
         texts: The strings and paths among the arguments of an executable, which may name files.
-        shares_memory: Its backend runs functions in the program's own process.
+        shares_memory: True if its backend runs functions in the program's own process.
     """
 
     settings: Mapping[str, Any]
@@ -414,7 +415,7 @@ class CommandLine(Protocol):
 
         Args:
             name: The command's name.
-            help: One line for the list of commands.
+            help: A description of one line, for the list of commands.
             configure: Called with the command's parser to add its arguments, when the command or
                 its help is used.
             run: Called with the parsed arguments; returns the exit code, `None` for 0. A
@@ -422,7 +423,7 @@ class CommandLine(Protocol):
                 `UsageError` and 1 for all others.
 
         Raises:
-            ValueError: A command of that name exists.
+            ValueError: The name is invalid, or a command has this name.
         """
         ...
 
