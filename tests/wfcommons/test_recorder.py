@@ -204,7 +204,7 @@ async def test_a_run_that_cannot_be_recorded_leaves_an_earlier_one_as_it_was(
             assert await flow.function_task(lambda: 1)() == 1
     problem = [
         "not written, because no task has run",
-        "cannot be written, the run is not recorded: ",
+        "cannot be written; the run is not recorded: ",
     ]
     assert f"{path}: {problem[tasks]}" in caplog.text
     assert path.read_text() == "earlier"
@@ -248,7 +248,7 @@ async def test_of_two_engines_with_one_file_it_has_the_run_that_ended_last(
 async def test_an_instance_on_a_full_disk_harms_no_run(caplog: pytest.LogCaptureFixture) -> None:
     async with WorkflowEngine.create(Inline(), observers=[WfCommonsRecorder("/dev/full")]) as flow:
         assert await flow.function_task(lambda: 1)() == 1
-    assert caplog.text.count("/dev/full: cannot be written, the run is not recorded: ") == 1
+    assert caplog.text.count("/dev/full: cannot be written; the run is not recorded: ") == 1
 
 
 @pytest.mark.parametrize("name", ["none/run.json", "."])

@@ -138,12 +138,16 @@ def test_a_name_moves_nothing_on_the_terminal(
 @pytest.mark.parametrize(
     ("change", "arguments", "said"),
     [
-        ({"runtimeInSeconds": -1}, (), "{file}: workflow.execution.tasks[1].runtimeInSeconds: a "),
+        (
+            {"runtimeInSeconds": -1},
+            (),
+            "{file}: workflow.execution.tasks[1].runtimeInSeconds: must be a ",
+        ),
         ({"coreCount": 4}, (), "task 'b' needs 4 cores, but there are 2 slots: use --slots 4 or"),
         (
             {"coreCount": 1e30},
             (),
-            "{file}: workflow.execution.tasks[1].coreCount: a number of 1 to 1000000 is needed, "
+            "{file}: workflow.execution.tasks[1].coreCount: must be a number of 1 to 1000000, "
             "got 1e+30",
         ),
         ({}, ("-b", "nowhere"), "Backend 'nowhere' not found"),

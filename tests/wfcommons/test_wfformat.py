@@ -126,42 +126,42 @@ def in_run(number: int, member: str, to: object) -> Callable[[Any], None]:
     [
         (
             in_task(3, "parents", ["b", "step_c"]),
-            f'{TASKS}[3].parents[1]: there is no task "step_c"',
+            f'{TASKS}[3].parents[1]: unknown task "step_c"',
         ),
         (
             in_task(3, "parents", ["b", "cc"]),
-            f'{TASKS}[3].parents[1]: there is no task "cc"; did you mean "c"?',
+            f'{TASKS}[3].parents[1]: unknown task "cc"; did you mean "c"?',
         ),
         (
             in_task(0, "children", ["x"]),
-            f'{TASKS}[0].children[0]: there is no task "x"',
+            f'{TASKS}[0].children[0]: unknown task "x"',
         ),
         (
             in_task(0, "parents", ["a"]),
-            f"{TASKS}[0].parents[0]: tasks wait for each other in a cycle: a -> a",
+            f"{TASKS}[0].parents[0]: tasks depend on each other in a cycle: a -> a",
         ),
         (in_task(3, "id", "a"), f'{TASKS}[3].id: the id "a" is already used by {TASKS}[0].id'),
-        (in_task(3, "id", ""), f'{TASKS}[3].id: a non-empty string is needed, got ""'),
-        (in_task(3, "parents", "b"), f'{TASKS}[3].parents: a list is needed, got "b"'),
-        (in_task(3, "parents", [7]), f"{TASKS}[3].parents[0]: a non-empty string is needed,"),
+        (in_task(3, "id", ""), f'{TASKS}[3].id: must be a non-empty string, got ""'),
+        (in_task(3, "parents", "b"), f'{TASKS}[3].parents: must be a list, got "b"'),
+        (in_task(3, "parents", [7]), f"{TASKS}[3].parents[0]: must be a non-empty string,"),
         (
             in_run(1, "runtimeInSeconds", -0.5),
-            f"{RAN}[1].runtimeInSeconds: a number of 0 or more is needed, got -0.5",
+            f"{RAN}[1].runtimeInSeconds: must be a number of 0 or more, got -0.5",
         ),
-        (in_run(1, "runtimeInSeconds", "3"), f'{RAN}[1].runtimeInSeconds: a number of 0 or'),
-        (in_run(1, "runtimeInSeconds", True), f"{RAN}[1].runtimeInSeconds: a number of 0 or"),
-        (in_run(1, "runtimeInSeconds", 10**400), f"{RAN}[1].runtimeInSeconds: a number of 0 or"),
-        (in_run(1, "coreCount", 0), f"{RAN}[1].coreCount: a number of 1 or more is needed"),
-        (in_run(1, "id", "x"), f'{RAN}[1].id: there is no task "x"'),
+        (in_run(1, "runtimeInSeconds", "3"), f"{RAN}[1].runtimeInSeconds: must be a number"),
+        (in_run(1, "runtimeInSeconds", True), f"{RAN}[1].runtimeInSeconds: must be a number"),
+        (in_run(1, "runtimeInSeconds", 10**400), f"{RAN}[1].runtimeInSeconds: must be a number"),
+        (in_run(1, "coreCount", 0), f"{RAN}[1].coreCount: must be a number of 1 or more"),
+        (in_run(1, "id", "x"), f'{RAN}[1].id: unknown task "x"'),
         (in_run(1, "id", "a"), f'{RAN}[1].id: the id "a" is already used by {RAN}[0].id'),
         (
             without("workflow", "execution", "tasks", 2, "runtimeInSeconds"),
-            f"{RAN}[2]: the member 'runtimeInSeconds' is missing; it has 'id', 'machines'",
+            f"{RAN}[2]: the member 'runtimeInSeconds' is missing; the object has 'id', 'machines'",
         ),
-        (without("workflow"), "top level: the member 'workflow' is missing; it has 'name'"),
+        (without("workflow"), "top level: the member 'workflow' is missing; the object has 'name'"),
         (
             without("workflow", "specification"),
-            "workflow: the member 'specification' or 'tasks' or 'jobs' is missing; it has "
+            "workflow: the member 'specification' or 'tasks' or 'jobs' is missing; the object has "
             "'execution'",
         ),
         (
@@ -170,24 +170,24 @@ def in_run(number: int, member: str, to: object) -> Callable[[Any], None]:
         ),
         (
             changed("workflow", "specification", "files", 0, "sizeInBytes", to=1.5),
-            "workflow.specification.files[0].sizeInBytes: a whole number of 0 or more is "
-            "needed, got 1.5",
+            "workflow.specification.files[0].sizeInBytes: must be a whole number of 0 or "
+            "more, got 1.5",
         ),
-        (changed("workflow", "specification", "tasks", to=[]), f"{TASKS}: a non-empty list"),
+        (changed("workflow", "specification", "tasks", to=[]), f"{TASKS}: must be a non-empty"),
         (
             in_run(2, "runtimeInSeconds", None),
             f"{RAN}[2]: the member 'runtimeInSeconds' is null\n",
         ),
-        (in_task(3, "name", "\ud800"), f'{TASKS}[3].name: a string of valid Unicode is'),
+        (in_task(3, "name", "\ud800"), f'{TASKS}[3].name: must be a string of valid Unicode'),
         (changed("workflow", to=None), "top level: the member 'workflow' is null\n"),
-        (changed("workflow", to=[]), "workflow: an object is needed, got []"),
+        (changed("workflow", to=[]), "workflow: must be an object, got []"),
         (
             changed("schemaVersion", to="2.0"),
-            f'schemaVersion: one of the strings {VERSIONS} is needed, got "2.0"',
+            f'schemaVersion: must be one of the strings {VERSIONS}, got "2.0"',
         ),
         (
             changed("schemaVersion", to=1.5),
-            f"schemaVersion: one of the strings {VERSIONS} is needed, got 1.5",
+            f"schemaVersion: must be one of the strings {VERSIONS}, got 1.5",
         ),
     ],
 )  # fmt: skip
@@ -233,12 +233,14 @@ def test_older_instances_that_are_malformed(tmp_path: Path) -> None:
 
     flat = ("workflow", "tasks")
     assert said(changed(*flat, 3, "parents", to=["e"])).startswith("workflow.tasks[3].parents[0]: ")
-    assert said(changed(*flat, 1, "runtime", to=-1)).startswith("workflow.tasks[1].runtime: a numb")
+    assert said(changed(*flat, 1, "runtime", to=-1)).startswith(
+        "workflow.tasks[1].runtime: must be a numb"
+    )
     assert said(changed(*flat, 1, "name", to="a")).startswith(
         'workflow.tasks[1]: the task "a" is defined twice, first at workflow.tasks[0]'
     )
     assert said(changed("workflow", "jobs", 0, "files", 1, "link", to="both"), "1.2") == (
-        'workflow.jobs[0].files[1].link: one of the strings "input", "output" is needed, got "both"'
+        'workflow.jobs[0].files[1].link: must be one of the strings "input", "output", got "both"'
     )
 
     def two_of_a_name(content: Any) -> None:
@@ -256,7 +258,7 @@ def test_a_file_that_is_no_json(tmp_path: Path, content: bytes) -> None:
     path.write_bytes(content)
     with pytest.raises(InstanceError) as caught:
         read(path)
-    assert str(caught.value).startswith(f"{path}: this is not JSON: ")
+    assert str(caught.value).startswith(f"{path}: not valid JSON: ")
     assert str(caught.value).endswith("; a WfCommons instance is a JSON file")
 
 
@@ -337,18 +339,18 @@ A = RecordedTask("a", "a", runtime=1.0)
 @pytest.mark.parametrize(
     ("tasks", "said"),
     [
-        ((), r"workflow\.specification\.tasks: a non-empty list is needed"),
+        ((), r"workflow\.specification\.tasks: must be a non-empty list"),
         (
             (replace(A, parents=("b",)),),
             "task 'a' has the parent 'b', which is not in the instance",
         ),
         ((A, A), 'the id "a" is already used by'),
-        ((replace(A, id=""),), "id: a non-empty string is needed"),
+        ((replace(A, id=""),), "id: must be a non-empty string"),
         ((replace(A, parents=("a",)),), "cycle: a -> a"),
-        ((replace(A, runtime=math.nan),), "runtimeInSeconds: a number of 0 or more is needed"),
-        ((replace(A, runtime=-1),), "runtimeInSeconds: a number of 0 or more is needed"),
-        ((replace(A, cores=0),), "coreCount: a number of 1 or more is needed, got 0"),
-        ((replace(A, outputs=(RecordedFile("f", -5),)),), "sizeInBytes: a number of 0 or more"),
+        ((replace(A, runtime=math.nan),), "runtimeInSeconds: must be a number of 0 or more"),
+        ((replace(A, runtime=-1),), "runtimeInSeconds: must be a number of 0 or more"),
+        ((replace(A, cores=0),), "coreCount: must be a number of 1 or more, got 0"),
+        ((replace(A, outputs=(RecordedFile("f", -5),)),), "sizeInBytes: must be a number"),
     ],
 )
 def test_what_would_not_be_read_is_not_written(

@@ -65,7 +65,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--shortest",
         type=_positive,
         metavar="SECONDS",
-        help="choose the scale so that the shortest task with a duration takes this long",
+        help="set the scale so that the shortest task with a nonzero duration takes this long",
     )
     parser.add_argument(
         "-b",
@@ -86,15 +86,15 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--slots",
         type=_whole,
         metavar="N",
-        help="number of tasks with one core that run at once (default: the cores of the recorded "
+        help="number of one-core tasks that run at once (default: the cores of the recorded "
         f"machines, or {SLOTS} if they are not recorded, but at most the cores of the backend)",
     )
     parser.add_argument(
         "--order",
         choices=ORDERS,
         default=ORDERS[0],
-        help="ready task to start first: the one that was ready first, or the one with the longest "
-        "remaining path (default: %(default)s)",
+        help="which ready task starts first: the one that was ready first, or the one with the "
+        "longest remaining path (default: %(default)s)",
     )
     parser.add_argument(
         "--files",

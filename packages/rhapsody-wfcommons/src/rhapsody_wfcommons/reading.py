@@ -260,7 +260,7 @@ def _known(named: Value, known: Collection[str]) -> str:
     if name not in known:
         close = get_close_matches(name, known, n=1)
         hint = f'; did you mean "{close[0]}"?' if close else ""
-        named.fail(f"there is no task {named}{hint}")
+        named.fail(f"unknown task {named}{hint}")
     return name
 
 
@@ -286,8 +286,7 @@ def _check_acyclic(parents: dict[str, list[str]], edges: _Edges) -> None:
     try:
         graphlib.TopologicalSorter(parents).prepare()
     except graphlib.CycleError as error:
-        cycle: list[str] = error.args[
-            1
-        ]  # each is a parent of the next; the last is the first again
+        # Each is a parent of the next; the last is the first again.
+        cycle: list[str] = error.args[1]
         way = " -> ".join(cycle if len(cycle) <= 6 else [*cycle[:3], "...", *cycle[-2:]])
-        edges[cycle[0], cycle[1]].fail(f"tasks wait for each other in a cycle: {way}")
+        edges[cycle[0], cycle[1]].fail(f"tasks depend on each other in a cycle: {way}")

@@ -132,7 +132,7 @@ class WfCommonsRecorder:
             write(instance, self._path)
         except OSError as error:
             log.error(
-                "%s: cannot be written, the run is not recorded: %s: %s",
+                "%s: cannot be written; the run is not recorded: %s: %s",
                 self._path,
                 type(error).__name__,
                 error,

@@ -46,7 +46,7 @@ class Value:
         try:
             return cls(file, "", json.loads(content))
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            problem = f"this is not JSON: {error}; a WfCommons instance is a JSON file"
+            problem = f"not valid JSON: {error}; a WfCommons instance is a JSON file"
         except RecursionError:
             problem = "lists and objects are nested too deeply"
         except ValueError:  # `int` accepts a few thousand digits
@@ -74,7 +74,7 @@ class Value:
             InstanceError: Always; its message contains the position, the value, and the accepted
                 values.
         """
-        self.fail(f"{accepted} is needed, got {self}")
+        self.fail(f"must be {accepted}, got {self}")
 
     def get(self, *names: str) -> Value | None:
         """Return the first of these members that exists and is not `null`, else `None`."""
@@ -99,7 +99,7 @@ class Value:
                     self.fail(f"the member {name!r} is null")
             given = ", ".join(map(repr, self.value)) or "no members"
             wanted = " or ".join(map(repr, names))
-            self.fail(f"the member {wanted} is missing; it has {given}")
+            self.fail(f"the member {wanted} is missing; the object has {given}")
         return found
 
     def items(self, *names: str, empty: bool = True) -> Iterator[Value]:
@@ -130,7 +130,7 @@ class Value:
         """Return a finite number that is not smaller than `least`."""
         value, number = self.value, math.nan
         if isinstance(value, int | float) and not isinstance(value, bool):
-            with contextlib.suppress(OverflowError):  # an integer with hundreds of digits
+            with contextlib.suppress(OverflowError):  # an integer of hundreds of digits
                 number = float(value)
         if not math.isfinite(number) or number < least:
             self.refuse(f"a number of {least} or more")

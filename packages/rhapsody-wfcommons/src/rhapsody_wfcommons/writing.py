@@ -52,7 +52,7 @@ def dumps(instance: Instance) -> str:
     task is unknown, because the format requires them there. `?` replaces lone surrogates.
 
     Raises:
-        InstanceError: `loads` would refuse the text, for example because a parent is missing or a
+        InstanceError: `loads` would reject the text, for example because a parent is missing or a
             time is not a number.
     """
     _check_parents(instance)
