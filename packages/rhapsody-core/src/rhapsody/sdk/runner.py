@@ -889,7 +889,7 @@ def _text(error: BaseException) -> str:
     try:
         return str(error)
     except BaseException as mistake:  # a class's own code must not hide the exception
-        return f"(no text: str() raised {type(mistake).__name__})"
+        return f"(str() of the exception raised {type(mistake).__name__})"
 
 
 def _slot(name: str, error: BaseException) -> Any:
