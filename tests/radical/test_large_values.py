@@ -279,8 +279,8 @@ def test_our_own_worker_makes_a_call_where_nothing_of_ours_is_but_what_was_sent(
         "from _raptor_worker import Server\n"
         "task = {'description': {'metadata': {'rhapsody': 'call'}, 'function': sys.argv[1]}}\n"
         "server = Server()\n"
-        "process = server.start((1, 0))\n"
-        "process.send([task], [])\n"
+        "process = server.start(1)\n"
+        "process.send([task])\n"
         "print(process.receive())\n"
     )
     said = subprocess.run(
@@ -338,7 +338,7 @@ def process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
     worker = import_module("rhapsody_radical._raptor_worker")
     server = worker.Server()
-    made = server.start((1, 0))
+    made = server.start(1)
     yield made
     made.kill()
     made.close()
@@ -360,7 +360,7 @@ def call_of(directory: Path, function: Any, *args: Any) -> dict[str, Any]:
 
 
 def asked(process: Any, directory: Path, function: Any, *args: Any) -> Any:
-    process.send([call_of(directory, function, *args)], [])
+    process.send([call_of(directory, function, *args)])
     if (text := process.receive()) is not None:
         process.calls.popleft()
         assert process.receive() is None
@@ -416,8 +416,8 @@ def test_a_server_that_cannot_fork_once_loses_one_call_and_goes_on(
     server = worker.Server()
     try:
         with pytest.raises(ChildProcessError):
-            server.start((1, 0))
-        made = server.start((1, 0))
+            server.start(1)
+        made = server.start(1)
         assert asked(made, tmp_path, os.getpid) is not None
         made.close()
     finally:
@@ -441,7 +441,7 @@ def test_calls_that_a_process_has_not_started_can_be_taken_back(
         call_of(tmp_path, hold, str(gate), str(mark)),
         *(call_of(tmp_path, same, number) for number in range(3)),
     )
-    process.send([first, *others], [])
+    process.send([first, *others])
     until = time.monotonic() + 20
     while not mark.exists() and time.monotonic() < until:
         time.sleep(0.01)
@@ -458,7 +458,7 @@ def test_calls_that_a_process_has_not_started_can_be_taken_back(
 
 def test_a_process_that_dies_loses_only_the_call_that_it_made(process: Any, tmp_path: Path) -> None:
     calls = [call_of(tmp_path, same, 1), call_of(tmp_path, os._exit, 3), call_of(tmp_path, same, 2)]
-    process.send(calls, [])
+    process.send(calls)
     assert process.receive()
     process.calls.popleft()
     assert process.receive() is None

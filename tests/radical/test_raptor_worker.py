@@ -37,8 +37,8 @@ def worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
             super().put(json.loads(item["return_value"]))
 
     def without_channels(self: Any, raptor_id: str) -> None:
-        self._uid, self._n_cores, self._n_gpus = raptor_id, CORES, 0
-        self._resources = {"cores": [0] * CORES, "gpus": []}
+        self._uid, self._n_cores = raptor_id, CORES
+        self._resources = {"cores": [0] * CORES}
         self._rlock, self._my_term = threading.Lock(), threading.Event()
         self._res_put = self.results = Results()
         self._states = SimpleNamespace(put=lambda *_: None)

@@ -146,7 +146,7 @@ class RhapsodyWorker(rp.raptor.DefaultWorker):  # type: ignore[misc,name-defined
                     self._answer(call, error=f"RuntimeError('RAPTOR worker: {error}')")
 
     def _next(self, most: int = 1) -> list[dict[str, Any]]:
-        """Return up to `most` calls for a process, and reserve its cores if these are free."""
+        """Return up to `most` calls for a process and reserve its cores, if these are free."""
         if not self._waiting or not self._fits(self._waiting[0]):
             busiest = max(self._busy, key=lambda process: len(process.calls), default=None)
             if busiest is None or len(busiest.calls) < 2 or not self._fits(busiest.calls[0]):
@@ -155,45 +155,35 @@ class RhapsodyWorker(rp.raptor.DefaultWorker):  # type: ignore[misc,name-defined
             if not self._waiting or not self._fits(self._waiting[0]):
                 return []
         first = self._waiting.popleft()
-        cores, gpus = _wanted(first)
-        if self._is_too_large(first):
-            self._answer(
-                first,
-                error=f"AssertionError('requested {cores} cores and {gpus} GPUs, but the worker "
-                f"has {self._n_cores} and {self._n_gpus}')",
-            )
-            return self._next(most)
-        slot = {}
         with self._rlock:
-            for kind, number in (("cores", cores), ("gpus", gpus)):
-                taken = self._resources[kind]
-                slot[kind] = [n for n, used in enumerate(taken) if not used][:number]
-                for n in slot[kind]:
-                    taken[n] = 1
-        first["slots"] = [slot]
+            taken = self._resources["cores"]
+            cores = [number for number, used in enumerate(taken) if not used][: self._cores(first)]
+            for number in cores:
+                taken[number] = 1
+        first["slots"] = [{"cores": cores, "gpus": []}]  # as RAPTOR's own worker
         calls, most = [first], min(most, len(self._waiting) // (2 * self._n_cores))
-        while len(calls) < most and _may_share(first, self._waiting[0]):
+        while len(calls) < most and self._may_share(first, self._waiting[0]):
             calls.append(self._waiting.popleft())
         return calls
 
-    def _is_too_large(self, task: dict[str, Any]) -> bool:
-        cores, gpus = _wanted(task)
-        return bool(cores > self._n_cores or gpus > self._n_gpus)
+    def _cores(self, task: dict[str, Any]) -> int:
+        """Return the number of cores of a call; calls with GPUs are not sent to RAPTOR."""
+        cores = task["description"].get("cores_per_rank")
+        return 1 if cores is None else min(int(cores), int(self._n_cores))
 
     def _fits(self, task: dict[str, Any]) -> bool:
-        """Return True if the cores and GPUs for a call are free, or more than the worker has."""
-        cores, gpus = _wanted(task)
         with self._rlock:
-            free_cores: int = self._resources["cores"].count(0)
-            free_gpus: int = self._resources["gpus"].count(0)
-        return (cores <= free_cores and gpus <= free_gpus) or self._is_too_large(task)
+            return bool(self._cores(task) <= self._resources["cores"].count(0))
+
+    def _may_share(self, task: dict[str, Any], other: dict[str, Any]) -> bool:
+        """Return True if a process may receive two calls at once."""
+        return "group" in task and "group" in other and self._cores(task) == self._cores(other)
 
     def _free(self, task: dict[str, Any]) -> None:
-        """Release the cores and GPUs of a call."""
+        """Release the cores of a call."""
         with self._rlock:
-            for kind, numbers in task["slots"][0].items():
-                for number in numbers:
-                    self._resources[kind][number] = 0
+            for number in task["slots"][0]["cores"]:
+                self._resources["cores"][number] = 0
 
     def _call_all(self, calls: list[dict[str, Any]]) -> None:
         """Execute calls, then waiting ones, because a thread for each of them would be slow."""
@@ -201,8 +191,8 @@ class RhapsodyWorker(rp.raptor.DefaultWorker):  # type: ignore[misc,name-defined
         while calls:
             began = time.monotonic()
             try:
-                process = self._process(_wanted(calls[0]))
-                process.send(calls, calls[0]["slots"][0]["gpus"])
+                process = self._process(self._cores(calls[0]))
+                process.send(calls)
             except Exception as raised:  # such as too many open files: the calls are retried
                 error = f"ChildProcessError('cannot start its process: {type(raised).__name__}')"
                 for call in calls:
@@ -215,12 +205,12 @@ class RhapsodyWorker(rp.raptor.DefaultWorker):  # type: ignore[misc,name-defined
                 calls = self._next(most)
                 self._change.notify_all()
 
-    def _process(self, shape: tuple[int, int]) -> Process:
+    def _process(self, cores: int) -> Process:
         with self._change:
             for number, process in enumerate(self._idle):
-                if process.shape == shape:
+                if process.cores == cores:
                     return self._idle.pop(number)
-        return self._server.start(shape)
+        return self._server.start(cores)
 
     def _watch(self, process: Process, first: dict[str, Any]) -> None:
         """Report the starts and outcomes of the calls of a process, until it has no more calls."""
@@ -354,19 +344,8 @@ def _members(task: dict[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-def _may_share(task: dict[str, Any], other: dict[str, Any]) -> bool:
-    """Return True if a process may receive two calls at once."""
-    return "group" in task and "group" in other and _wanted(task) == _wanted(other)
-
-
 def _limit(task: dict[str, Any]) -> float:
     return float(task["description"].get("timeout") or 0)
-
-
-def _wanted(task: dict[str, Any]) -> tuple[int, int]:
-    description = task["description"]
-    cores = description.get("cores_per_rank")
-    return (1 if cores is None else int(cores)), int(description.get("gpus_per_rank") or 0)
 
 
 class Process:
@@ -375,10 +354,10 @@ class Process:
     Args:
         channel: The connection to it.
         unstarted: Both ends of a pipe that contains a byte for each call that has not started.
-        shape: The number of cores and GPUs of all its calls; libraries read them only once.
+        cores: The number of cores of all its calls; libraries read it only once.
 
     Attributes:
-        shape: The argument.
+        cores: The argument.
         calls: The calls that it has received and that have not ended, in order.
         alive: Whether it can receive more calls.
 
@@ -390,9 +369,9 @@ class Process:
         self,
         channel: Connection[Any, Any],
         unstarted: tuple[Connection[Any, Any], Connection[Any, Any]],
-        shape: tuple[int, int],
+        cores: int,
     ) -> None:
-        self.shape = shape
+        self.cores = cores
         self.calls: deque[dict[str, Any]] = deque()
         self.alive = True
         self._channel = channel
@@ -402,13 +381,13 @@ class Process:
             self.close()
             raise ChildProcessError
 
-    def send(self, calls: list[dict[str, Any]], gpus: list[int]) -> None:
+    def send(self, calls: list[dict[str, Any]]) -> None:
         """Send calls to an idle process, for which `receive` has returned `None`."""
         self.calls.extend(calls)
         os.write(self._unstarted[1].fileno(), bytes(len(calls)))
         orders = [(_kind(call), call["description"]["function"]) for call in calls]
         with suppress(OSError):  # it has ended, which `receive` detects
-            self._channel.send((orders, gpus))
+            self._channel.send(orders)
 
     def take_back(self) -> list[dict[str, Any]]:
         """Remove and return the calls that have not started."""
@@ -462,7 +441,7 @@ class Server:
                 os._exit(status)
         child_end.close()
 
-    def start(self, shape: tuple[int, int]) -> Process:
+    def start(self, cores: int) -> Process:
         """Create a process."""
         own_end, child_end = Pipe()
         unstarted = Pipe(duplex=False)
@@ -473,7 +452,7 @@ class Server:
         except ConnectionError:  # the server was killed: exit, so that the worker is replaced
             os._exit(1)
         child_end.close()
-        return Process(own_end, unstarted, shape)
+        return Process(own_end, unstarted, cores)
 
     def close(self) -> None:
         """End the server and all processes that it created."""
@@ -562,14 +541,10 @@ def _work(channel: Connection[Any, Any], unstarted: int, runner: Callable[[], An
         os.set_inheritable(descriptor, False)
     os.register_at_fork(after_in_child=channel.close)
     channel.send(os.getpid())
+    run = runner().run_text
     with suppress(EOFError):
         while True:
-            orders, gpus = channel.recv()
-            os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, gpus))
-            if not gpus:
-                del os.environ["CUDA_VISIBLE_DEVICES"]
-            run = runner().run_text
-            for kind, order in orders:
+            for kind, order in channel.recv():
                 try:
                     os.read(unstarted, 1)
                 except BlockingIOError:  # the worker has taken back the others
