@@ -49,11 +49,11 @@ NEWS = "rhapsody_calls"
 GATHER = 0.02
 """Seconds for which starts and ends of calls are collected into one message."""
 
-AHEAD, SHORT = 16, 0.02
+AHEAD, SHORT = 32, 0.05
 """Maximum number of calls that a process receives at once, and the limit for short calls.
 
 The number starts at 1. It is doubled each time the last calls took less than `SHORT` seconds in
-total.
+total, and is 1 again otherwise.
 """
 
 
