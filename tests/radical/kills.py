@@ -235,7 +235,11 @@ def kill(
         found.process.wait()
         if client:
             began = time.monotonic()
-            cleanup.clean_up(cleanup.place(found.session.parent))
+            # The client's lock is free when the last of its threads has ended.
+            while not cleanup.clean_up(cleanup.place(found.session.parent)):
+                if time.monotonic() - began > LIMIT:
+                    raise LeftBehindError("its session is not recognized as ended")
+                time.sleep(0.1)
             return time.monotonic() - began + found.gone(others, files=False)
         return found.gone(others)
 

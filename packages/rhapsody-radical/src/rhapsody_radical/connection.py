@@ -45,14 +45,9 @@ PROGRAM = "home/program.sh"
 """Script in the session's directory that restores the program's variables in a task."""
 
 CHANGED = (
-    *("PYTHONHOME", "PYTHONPATH", "PYTHONNOUSERSITE", "VIRTUAL_ENV", "VIRTUAL_ENV_PROMPT"),
-    *(
-        "_OLD_VIRTUAL_PATH",
-        "_OLD_VIRTUAL_PYTHONPATH",
-        "_OLD_VIRTUAL_PYTHONHOME",
-        "_OLD_VIRTUAL_PS1",
-    ),
-    *("LC_NUMERIC", "MAKEFLAGS", "SBATCH_EXPORT", "SBATCH_JOB_NAME"),
+    "PYTHONHOME PYTHONPATH PYTHONNOUSERSITE VIRTUAL_ENV VIRTUAL_ENV_PROMPT _OLD_VIRTUAL_PATH "
+    "_OLD_VIRTUAL_PYTHONPATH _OLD_VIRTUAL_PYTHONHOME _OLD_VIRTUAL_PS1 LC_NUMERIC MAKEFLAGS "
+    "SBATCH_EXPORT SBATCH_JOB_NAME"
 )
 """Variables that RADICAL-Pilot or the backend sets, and that tasks would inherit."""
 
@@ -144,7 +139,7 @@ def prepare(directory: Path) -> None:
 
 def _restored() -> str:
     """Return shell commands that restore the program's variables, except those that look secret."""
-    lines = [f"unset {' '.join(CHANGED)}"]
+    lines = [f"unset {CHANGED}"]
     lines += [
         f"export {name}={shlex.quote(value)}"
         for name, value in os.environ.items()
