@@ -145,3 +145,15 @@ def test_a_call_that_kills_its_process_ends_no_other(worker: Any) -> None:
     found = outcomes(worker)
     assert found.pop(60).startswith("ChildProcessError")
     assert found == [*range(60), *range(60)]
+
+
+def test_a_timeout_ends_only_the_call_that_it_was_set_for(worker: Any, tmp_path: Path) -> None:
+    gate, marks = tmp_path / "gate", [tmp_path / "one", tmp_path / "two"]
+    send(worker, *((hold, gate, mark) for mark in marks))
+    assert exists(*marks)
+    for process in worker._busy:
+        worker._expire("1", process)
+    worker._expire("former", worker._busy[0])
+    gate.touch()
+    one, two = outcomes(worker)
+    assert (one, two.partition("(")[0]) == ("one", "TimeoutError")

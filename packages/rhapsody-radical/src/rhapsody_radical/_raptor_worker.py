@@ -219,7 +219,7 @@ class RhapsodyWorker(rp.raptor.DefaultWorker):  # type: ignore[misc,name-defined
             self._busy.append(process)
             self._announce(first)
         if limit:  # only calls that are not in groups have one
-            timer = threading.Timer(limit, self._expire, (process,))
+            timer = threading.Timer(limit, self._expire, (first["uid"], process))
             timer.daemon = True
             timer.start()
         while (text := process.receive()) is not None:
@@ -256,11 +256,11 @@ class RhapsodyWorker(rp.raptor.DefaultWorker):  # type: ignore[misc,name-defined
         self._expired.discard(uid)
         self._cancelled.discard(uid)
 
-    def _expire(self, process: Process) -> None:
+    def _expire(self, uid: str, process: Process) -> None:
         """End a call whose timeout has expired, unless it has just ended."""
         with self._change:
-            if process.calls:
-                self._expired.add(process.calls[0]["uid"])
+            if process.calls and process.calls[0]["uid"] == uid:
+                self._expired.add(uid)
                 process.kill()
 
     # Reports.
