@@ -68,7 +68,7 @@ def test_resources_are_taken_as_themselves_a_mapping_or_nothing() -> None:
     assert Resources.of(resources) is resources
     assert Resources.of({"cores": 2}) == resources
     assert Resources.of(None) is None
-    with pytest.raises(TypeError, match="unknown name 'colour'; there are cores, gpus, memory"):
+    with pytest.raises(TypeError, match="unknown name 'colour'; valid names: cores, gpus, memory"):
         Resources.of({"colour": 2})
     for wrong in (3, "2 cores", [("cores", 2)]):
         with pytest.raises(TypeError, match="resources must be a Resources or a dict"):
