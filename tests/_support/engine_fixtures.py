@@ -17,6 +17,7 @@ from rhapsody import WorkflowEngine
 from rhapsody.backends.base import BaseExecutionBackend, Capabilities
 from rhapsody.backends.noop import NoopExecutionBackend
 from rhapsody.data import link_all, link_into, make_sandbox
+from rhapsody.engine.engine import Starting
 from rhapsody.task import TaskDescription
 from tests._support.small_backend import SmallBackend
 
@@ -83,6 +84,12 @@ on_machines = pytest.mark.parametrize(
 """For what every backend does that runs functions and executables on this machine."""
 
 
+def create(*args: Any, **settings: Any) -> Starting:
+    """Start an engine that leaves the signals to pytest, unless a test requests otherwise."""
+    settings.setdefault("handle_signals", False)
+    return WorkflowEngine.create(*args, **settings)
+
+
 @asynccontextmanager
 async def engine(
     backend: BaseExecutionBackend | str | None = None, **settings: Any
@@ -91,9 +98,8 @@ async def engine(
 
     What is unfinished at the end is cancelled.
     """
-    settings.setdefault("handle_signals", False)
     async with asyncio.timeout(LIMIT):
-        flow = await WorkflowEngine.create(backend or NoopExecutionBackend(), **settings)
+        flow = await create(backend or NoopExecutionBackend(), **settings)
         try:
             yield flow
         finally:
@@ -112,3 +118,13 @@ def tools(flow: WorkflowEngine) -> tuple[Any, Any]:
         return (args, kwargs) if kwargs else args if len(args) > 1 else args[0]
 
     return give, take
+
+
+def adder(flow: WorkflowEngine) -> Any:
+    """Return a task that adds two numbers."""
+
+    @flow.function_task
+    async def add(x: int, y: int = 1) -> int:
+        return x + y
+
+    return add

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any
 
+from rhapsody.backends.local import LocalExecutionBackend
 from rhapsody.resources import Resources
 from rhapsody.states import TasksMainStates
 from rhapsody.task import TaskDescription
@@ -23,3 +25,16 @@ def needing(task: TaskDescription, **resources: Any) -> TaskDescription:
 def in_each_way(driver: Driver, function: Callable[..., Any], *args: Any) -> list[TaskDescription]:
     """A call on a worker thread, and one on the shared loop."""
     return [driver.call(function, *args), needing(driver.call(function, *args), cores=0)]
+
+
+class CannotStart(LocalExecutionBackend):
+    """Fails in the last step of its start."""
+
+    async def start(self) -> None:
+        await super().start()
+        raise ConnectionError("the last step of its start failed")
+
+
+def exit_at_once(code: int) -> None:
+    """End the process by `os._exit`, which coverage.py replaces, and which then cannot be sent."""
+    os._exit(code)

@@ -76,3 +76,9 @@ class Place:
 WORK = {f"work {number}": 1 for number in range(5)}
 SHOW = {f"show {10 * number}": 1 for number in range(5)}
 RESULT = "['0', '10', '20', '30', '40']\n"
+
+
+def journal(place: Place) -> Path:
+    """Return the only journal in the directory."""
+    (found,) = (place.path / ".rhapsody" / "journals").glob("*.sqlite")
+    return found

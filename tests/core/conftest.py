@@ -105,6 +105,8 @@ of memory."""
 
 
 ONE_PYTHON = {
+    "benchmarks/test_compare",
+    "benchmarks/test_structure",
     "benchmarks/test_suite",
     "cli/test_clean",
     "cli/test_doctor",
@@ -113,6 +115,7 @@ ONE_PYTHON = {
     "cli/test_journal",
     "cli/test_recording",
     "cli/test_run_options",
+    "backends/test_commands",
     "backends/test_commands_conformance",
     "backends/test_noop_conformance",
     "engine/test_signals_leave",
@@ -123,8 +126,13 @@ ONE_PYTHON = {
     "observers/test_progress",
     "staging/test_runs_log",
     "staging/test_runs",
+    "plugins/test_boundary",
+    "testing/test_conformance",
+    "test_imports_direction",
 }
-"""Modules that start many programs, of which others test what depends on Python's version."""
+"""Modules that start many programs, or read the sources alone, or run the conformance kit on a
+backend of the tests. Others test what depends on Python's version: the kit runs on the local
+backend, too."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -8,24 +8,13 @@ import re
 import shutil
 import signal
 import sqlite3
-from pathlib import Path
 
 import pytest
 
 from rhapsody.journal import store as journal_store
 from rhapsody.journal.store import Store, opened
 from tests._support.command_line import check_mistake
-from tests._support.resumed import RESULT, SHOW, WORK, Place
-
-
-@pytest.fixture
-def place(tmp_path: Path) -> Place:
-    return Place(tmp_path)
-
-
-def journal(place: Place) -> Path:
-    (found,) = (place.path / ".rhapsody" / "journals").glob("*.sqlite")
-    return found
+from tests._support.resumed import RESULT, SHOW, WORK, Place, journal
 
 
 def explained(place: Place, task: str) -> str:

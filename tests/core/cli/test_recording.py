@@ -13,7 +13,7 @@ import pytest
 
 from tests._support.command_line import check_mistake
 from tests._support.programs import PATIENCE
-from tests._support.resumed import PROGRAM, RESULT, SHOW, WORK, Place
+from tests._support.resumed import PROGRAM, RESULT, SHOW, WORK, Place, journal
 
 OWN_ENGINE = """
 import asyncio, os
@@ -34,11 +34,6 @@ async def program():
 
 asyncio.run(program())
 """
-
-
-@pytest.fixture
-def place(tmp_path: Path) -> Place:
-    return Place(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -237,11 +232,6 @@ def test_a_directory_that_moves_takes_its_journal_along(place: Place, tmp_path: 
 
 
 # What cannot be used.
-
-
-def journal(place: Place) -> Path:
-    (found,) = (place.path / ".rhapsody" / "journals").glob("*.sqlite")
-    return found
 
 
 def test_one_that_others_may_write_is_refused(place: Place) -> None:

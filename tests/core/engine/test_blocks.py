@@ -13,18 +13,10 @@ import pytest
 import rhapsody
 from rhapsody import DependencyFailureError, WorkflowEngine, literal, wait
 from rhapsody.engine.background import Background
-from tests._support.engine_fixtures import Machine, engine, local_processes, local_threads
+from tests._support.engine_fixtures import Machine, adder, engine, local_processes, local_threads
 from tests._support.scripted import Scripted, outcome, turns, until, within
 
 pytestmark = pytest.mark.asyncio
-
-
-def adder(flow: WorkflowEngine) -> Any:
-    @flow.function_task
-    async def add(x: int, y: int = 1) -> int:
-        return x + y
-
-    return add
 
 
 # Asynchronous blocks.

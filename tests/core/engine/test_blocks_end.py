@@ -15,18 +15,10 @@ from rhapsody import (
     wait,
 )
 from rhapsody.engine.record import BlockRecord
-from tests._support.engine_fixtures import engine
+from tests._support.engine_fixtures import adder, engine
 from tests._support.scripted import Scripted, outcome, turns, until, within
 
 pytestmark = pytest.mark.asyncio
-
-
-def adder(flow: WorkflowEngine) -> Any:
-    @flow.function_task
-    async def add(x: int, y: int = 1) -> int:
-        return x + y
-
-    return add
 
 
 # Cancelling.

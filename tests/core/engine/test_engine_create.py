@@ -13,16 +13,10 @@ import pytest
 
 from rhapsody import BackendRegistry, NoopExecutionBackend, WorkflowEngine
 from rhapsody.backends.base import ManagedBackend
-from rhapsody.engine.engine import Starting
-from tests._support.engine_fixtures import LIMIT, Machine, engine
+from tests._support.engine_fixtures import LIMIT, Machine, create, engine
 from tests._support.scripted import Scripted, until
 
 pytestmark = pytest.mark.asyncio
-
-
-def create(*args: Any, **settings: Any) -> Starting:
-    settings.setdefault("handle_signals", False)
-    return WorkflowEngine.create(*args, **settings)
 
 
 class Fragile(ManagedBackend):

@@ -8,16 +8,11 @@ from typing import Any
 
 import pytest
 
-from rhapsody import NoopExecutionBackend, WorkflowEngine
-from rhapsody.engine.engine import Starting
+from rhapsody import NoopExecutionBackend
+from tests._support.engine_fixtures import create
 from tests._support.scripted import Scripted, outcome
 
 pytestmark = pytest.mark.asyncio
-
-
-def create(*args: Any, **settings: Any) -> Starting:
-    settings.setdefault("handle_signals", False)
-    return WorkflowEngine.create(*args, **settings)
 
 
 @pytest.mark.parametrize(

@@ -10,18 +10,13 @@ from typing import Any
 
 import pytest
 
-from rhapsody import InputFile, NoopExecutionBackend, OutputFile, WorkflowEngine
-from rhapsody.engine.engine import Starting
-from tests._support.engine_fixtures import Machine
+from rhapsody import InputFile, NoopExecutionBackend, OutputFile
+from tests._support.engine_fixtures import Machine, create
 from tests._support.scripted import outcome
 
 pytestmark = pytest.mark.asyncio
 
 NOWHERE = "https://nowhere.invalid/data.bin"
-
-
-def create(*args: Any, **settings: Any) -> Starting:
-    return WorkflowEngine.create(*args, handle_signals=False, **settings)
 
 
 async def test_a_dry_run_is_on_the_noop_backend_and_runs_nothing() -> None:

@@ -28,11 +28,6 @@ from tests._support.journal_keys import key_of, keys_in
 from tests._support.journal_values import WITHOUT, Color, Hostile, Odd, Point
 
 
-@pytest.fixture
-def keys(tmp_path: Path) -> Keys:
-    return keys_in(tmp_path)
-
-
 def test_a_closure_without_a_digest_is_reported(keys: Keys) -> None:
     numbers = (n for n in range(3))
     with pytest.raises(UnhashableError, match="numbers around"):

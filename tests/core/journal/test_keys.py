@@ -28,11 +28,6 @@ from tests._support.journal_keys import (
 )
 
 
-@pytest.fixture
-def keys(tmp_path: Path) -> Keys:
-    return keys_in(tmp_path)
-
-
 def test_a_text_or_path_that_names_a_file_counts_with_its_content(
     keys: Keys, tmp_path: Path
 ) -> None:

@@ -19,14 +19,8 @@ from hypothesis import strategies as st
 
 from rhapsody.journal.keys import Keys
 from rhapsody.journal.values import UnhashableError
-from tests._support.journal_keys import key_of, keys_in, twice, work
+from tests._support.journal_keys import key_of, twice, work
 from tests._support.journal_values import DIFFERENT, EQUAL, WITHOUT, Kept, Point
-
-
-@pytest.fixture
-def keys(tmp_path: Path) -> Keys:
-    return keys_in(tmp_path)
-
 
 OPEN = (HealthCheck.function_scoped_fixture,)
 

@@ -7,14 +7,9 @@ from typing import Any, ClassVar
 
 from rhapsody.backends.local import LocalExecutionBackend
 from rhapsody.testing import BackendConformance
+from tests._support.local import CannotStart
 
 RESOURCES = {"cores": 2, "gpus": 2, "memory": "1 GiB"}
-
-
-class CannotStart(LocalExecutionBackend):
-    async def start(self) -> None:
-        await super().start()
-        raise ConnectionError("the last step of its start failed")
 
 
 class TestLocalProcesses(BackendConformance):

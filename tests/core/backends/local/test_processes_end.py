@@ -21,7 +21,7 @@ from rhapsody.backends.local import LocalExecutionBackend
 from rhapsody.errors import BackendUnavailableError, TaskLostError
 from rhapsody.testing import Driver
 from tests._support.engine_fixtures import engine
-from tests._support.local import CANCELED, DONE, FAILED, RUNNING, needing
+from tests._support.local import CANCELED, DONE, FAILED, RUNNING, exit_at_once, needing
 from tests._support.machine import exists, until_gone
 from tests._support.scripted import until
 
@@ -48,16 +48,12 @@ async def test_a_killed_worker_fails_only_its_own_task(driver: Driver) -> None:
     assert "was killed by SIGKILL (possibly out of memory, or " in str(ends[3].error)
 
 
-def _exit(code: int) -> None:
-    os._exit(code)  # called by its name, as coverage.py replaces it
-
-
 def _c_exit(code: int) -> None:
     ctypes.CDLL(None).exit(code)
 
 
 @pytest.mark.parametrize("gpus", [0, 1], ids=["workers", "gpu-workers"])
-@pytest.mark.parametrize("leave", [_exit, _c_exit])
+@pytest.mark.parametrize("leave", [exit_at_once, _c_exit])
 @pytest.mark.parametrize("code", [0, 5])
 async def test_a_worker_that_exits_tells_its_code(
     driver: Driver, leave: Callable[[int], None], code: int, gpus: int
@@ -331,7 +327,7 @@ async def test_workers_without_a_replacement_are_reported(
     async with backend, Driver(backend) as driver:
         with monkeypatch.context() as patch:
             patch.setattr(WORK, operator.is_)
-            ends = await driver.run(driver.call(_exit, 3), driver.call(int))
+            ends = await driver.run(driver.call(exit_at_once, 3), driver.call(int))
             assert "exited with code 3" in str(ends[0].error)
             assert isinstance(ends[1].error, TaskLostError)
             assert "cannot start a worker process for task" in str(ends[1].error)

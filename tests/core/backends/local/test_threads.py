@@ -9,12 +9,11 @@ import os
 import threading
 import time
 import traceback
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import pytest_asyncio
 
 from rhapsody import WorkflowEngine, hookimpl
 from rhapsody.backends.local import LocalExecutionBackend
@@ -24,12 +23,6 @@ from rhapsody.testing import Driver
 from tests._support.local import CANCELED, DONE, FAILED, RUNNING, in_each_way, needing
 
 pytestmark = [pytest.mark.asyncio, pytest.mark.timeout(60)]
-
-
-@pytest_asyncio.fixture
-async def driver() -> AsyncIterator[Driver]:
-    async with LocalExecutionBackend(resources={"cores": 2}) as backend, Driver(backend) as driver:
-        yield driver
 
 
 async def test_every_kind_of_callable_runs(driver: Driver) -> None:

@@ -6,11 +6,9 @@ import asyncio
 import gc
 import threading
 import warnings
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-import pytest_asyncio
 
 from rhapsody.backends.local import LocalExecutionBackend
 from rhapsody.context import current_task
@@ -19,12 +17,6 @@ from rhapsody.testing import Driver
 from tests._support.local import CANCELED, DONE, RUNNING, in_each_way, needing
 
 pytestmark = [pytest.mark.asyncio, pytest.mark.timeout(60)]
-
-
-@pytest_asyncio.fixture
-async def driver() -> AsyncIterator[Driver]:
-    async with LocalExecutionBackend(resources={"cores": 2}) as backend, Driver(backend) as driver:
-        yield driver
 
 
 async def test_coroutines_of_one_worker_share_a_loop() -> None:

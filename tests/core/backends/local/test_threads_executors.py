@@ -18,7 +18,7 @@ from rhapsody.backends.local.jobs import available_cores
 from rhapsody.context import current_task
 from rhapsody.errors import CapabilityError, TaskLostError
 from rhapsody.testing import Driver
-from tests._support.local import CANCELED, DONE, RUNNING
+from tests._support.local import CANCELED, DONE, RUNNING, exit_at_once
 
 pytestmark = [pytest.mark.asyncio, pytest.mark.timeout(60)]
 
@@ -165,15 +165,11 @@ async def test_calls_that_the_executor_has_not_started_are_cancelled() -> None:
             assert backend.capabilities.cancel_async_functions == "queued"
 
 
-def _exit(code: int) -> None:
-    os._exit(code)  # called by its name, as coverage.py replaces it
-
-
 async def test_an_executor_that_breaks_loses_the_task() -> None:
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=context) as executor:
         async with LocalExecutionBackend(executor) as backend, Driver(backend) as driver:
-            end = await driver.run_one(driver.call(_exit, 1))
+            end = await driver.run_one(driver.call(exit_at_once, 1))
             assert isinstance(end.error, TaskLostError)
             end = await driver.run_one(driver.call(int))  # it stays broken
             assert isinstance(end.error, TaskLostError)
