@@ -218,7 +218,7 @@ def test_an_import_path_that_leads_nowhere_is_unusable_and_an_import_error() -> 
     assert not described.usable
     assert "no_such_package" in (described.reason or "")
     assert discover_backends()["run_time"] is False
-    with pytest.raises(ImportError, match=r"no_such_package.*of register_backend"):
+    with pytest.raises(ImportError, match=r"no_such_package.*passed to register_backend"):
         get_backend("run_time")
 
 

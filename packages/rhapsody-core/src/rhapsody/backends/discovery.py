@@ -172,7 +172,7 @@ class BackendRegistry:
         key = _key(backend_name)
         own = _registered.get(key)
         if own is not None:
-            remedy = f"check the import path {own.import_path!r} of register_backend"
+            remedy = f"check the import path {own.import_path!r} passed to register_backend"
             return own.cls or _import(own.import_path, f"backend {own.name!r}", remedy)
         if key not in _claims():
             raise ValueError(_unknown(backend_name))

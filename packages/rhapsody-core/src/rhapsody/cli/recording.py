@@ -40,7 +40,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="NAME",
-        help="like --resume, but run all tasks of this name; may be repeated",
+        help="like --resume, but run all tasks with this name; may be repeated",
     )
 
 
