@@ -457,7 +457,7 @@ FAULTS: tuple[tuple[Kit, type[SmallBackend], str, str], ...] = (
     (
         Lingering,
         faulty.KeepsEveryResult,
-        "test_finished_tasks_are_given_up",
+        "test_finished_tasks_are_released",
         "the program keeps .* bytes for .*; `growth_per_task`",
     ),
     (

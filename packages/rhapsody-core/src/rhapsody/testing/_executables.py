@@ -336,7 +336,9 @@ class Services(Suite):
         ],
         ids=["a group", "a match", "a file", "a function", "a coroutine function"],
     )
-    async def test_it_is_ready_as_told(self, driver: Driver, ready: Any, expected: Any) -> None:
+    async def test_it_becomes_ready_on_its_signal(
+        self, driver: Driver, ready: Any, expected: Any
+    ) -> None:
         command = "echo starting; echo port 4711; : > part; mv part 'the file'; sleep 600"
         service = driver.service(command, ready=ready)
         await driver.submit(service)

@@ -188,7 +188,9 @@ class Functions(Suite):
 
     @check("values")
     @each_function_kind
-    async def test_what_cannot_be_pickled_fails_alone(self, driver: Driver, kind: TaskKind) -> None:
+    async def test_unpicklable_objects_do_not_affect_other_tasks(
+        self, driver: Driver, kind: TaskKind
+    ) -> None:
         argument, result, error, neighbor = await driver.run(
             call(driver, kind, "name_of_type", threading.Lock()),
             call(driver, kind, "make_lock"),
@@ -204,7 +206,7 @@ class Functions(Suite):
 
     @check("exceptions")
     @each_function_kind
-    async def test_system_exit_fails_its_task_alone(self, driver: Driver, kind: TaskKind) -> None:
+    async def test_system_exit_fails_only_its_task(self, driver: Driver, kind: TaskKind) -> None:
         for _ in range(2):
             left, good = await driver.run(
                 call(driver, kind, "leave", 3), call(driver, kind, "add", 3)
@@ -213,7 +215,7 @@ class Functions(Suite):
             assert good.state is DONE, f"another task of the batch: {good}"
 
     @check("exceptions", "sync_functions", ISOLATED)
-    async def test_a_killed_worker_fails_its_task_alone(self, driver: Driver) -> None:
+    async def test_a_killed_worker_fails_only_its_task(self, driver: Driver) -> None:
         good = [driver.call(_work.add, number) for number in range(10)]
         ends = await driver.run(*good[:5], driver.call(_work.kill_own_process), *good[5:])
         lost = ends.pop(5)

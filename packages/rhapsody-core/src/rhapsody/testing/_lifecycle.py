@@ -291,7 +291,7 @@ class Lifecycle(Suite):
         assert not left, listed(left)
 
     @check("memory", FUNCTIONS)
-    async def test_finished_tasks_are_given_up(self, backend: Any) -> None:
+    async def test_finished_tasks_are_released(self, backend: Any) -> None:
         size, count = min(400_000, self.big_bytes), _ROUNDS * _BATCH
         kind = self.kinds[0]
         workers: dict[int, list[int]] = {}
