@@ -80,7 +80,7 @@ def run_order(packed: bytes, values: Sequence[Any]) -> Reply:
     return reply
 
 
-LATE = 0.06
+LATE = 0.1
 """Seconds after which a group starts no further calls."""
 
 LARGE = 10 << 20
