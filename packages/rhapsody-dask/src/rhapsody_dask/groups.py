@@ -235,7 +235,7 @@ class Groups:
         await future.exception()
         ran = False
         if future.status == "finished":
-            with suppress(Exception):  # of the connection; if it was lost, that is reported
+            with suppress(Exception):  # raised by the connection; its loss is reported elsewhere
                 found = await self._client.gather([future], errors="skip", direct=self._direct)
                 ran = any(self._deliver(group, replies) for replies in found)
         self._open.discard(group)

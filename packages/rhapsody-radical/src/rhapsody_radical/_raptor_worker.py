@@ -53,7 +53,7 @@ AHEAD, SHORT = 32, 0.05
 """Maximum number of calls that a process receives at once, and the limit for short calls.
 
 The number starts at 1. It is doubled each time the last calls took less than `SHORT` seconds in
-total, and is 1 again otherwise.
+total, and is reset to 1 otherwise.
 """
 
 
