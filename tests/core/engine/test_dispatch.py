@@ -449,3 +449,17 @@ async def test_an_error_in_the_engine_is_not_a_bare_cancelled_error(
         with pytest.raises(RuntimeError):
             part()
         monkeypatch.undo()
+
+
+async def test_a_state_that_the_mapper_does_not_know_is_reported_once_and_ignored(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with WorkflowEngine.create(backend := Scripted()) as flow:
+        future = flow.function_task(int)()
+        task = await backend.next()
+        for _ in range(3):
+            backend.report(task, "PONDERING")
+        backend.done(task, 1)
+        assert await within(future) == 1
+        assert flow.stats.unknown == 3
+    assert caplog.text.count("PONDERING") == 1

@@ -270,3 +270,27 @@ async def test_a_block_that_waits_on_its_thread_gets_a_value_that_stays_meanwhil
         assert await within(part()) == 41
         assert await within(second) == 41
         assert backend.fetched == [41]
+
+
+async def test_a_value_that_is_still_with_its_backend_is_fetched_on_request_and_awaited(
+    flow: WorkflowEngine,
+) -> None:
+    text, join, backend = tasks(flow)
+    parts = [text(letter) for letter in "abc"]
+    assert await within(join(join(*parts))) == "abc"
+    for part, ask in zip(parts, ("result", "exception"), strict=False):
+        with pytest.raises(asyncio.InvalidStateError, match="has not been fetched"):
+            getattr(part, ask)()
+        await within(until_fetched(part))
+    assert (parts[0].result(), parts[1].exception()) == ("a", None)
+    assert backend.fetched == ["a", "b"]
+
+
+async def until_fetched(future: Any) -> None:
+    while True:
+        try:
+            future.exception()
+        except asyncio.InvalidStateError:
+            await asyncio.sleep(0)
+        else:
+            return

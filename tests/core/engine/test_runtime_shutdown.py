@@ -28,7 +28,16 @@ from rhapsody import (
 from rhapsody.testing import EventRecorder
 from tests._support.engine_fixtures import engine
 from tests._support.machine import alive
-from tests._support.scripted import RUNS_ALL, Inline, ManualClock, Scripted, turns, until, within
+from tests._support.scripted import (
+    RUNS_ALL,
+    Inline,
+    ManualClock,
+    Scripted,
+    Stubborn,
+    turns,
+    until,
+    within,
+)
 
 pytestmark = pytest.mark.asyncio
 
@@ -462,3 +471,24 @@ async def test_tasks_of_an_engine_whose_backend_another_one_shut_down_say_so() -
             await running
         with pytest.raises(asyncio.CancelledError, match="'long' was canceled"):
             await after
+
+
+@pytest.mark.parametrize("stops", [True, False])
+async def test_a_shutdown_that_keeps_the_backend_waits_a_while_for_work_to_stop(
+    stops: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rhapsody.engine.runtime.GRACE", 20 if stops else 0.1)
+    async with Stubborn() as backend:
+        flow = await WorkflowEngine.create(backend)
+        future = flow.function_task(int)()
+        backend.runs(task := await backend.next())
+        ending = asyncio.create_task(flow.shutdown(skip_execution_backend=True))
+        await until(lambda: backend.stops)
+        assert future.cancelled()
+        if stops:
+            await turns()
+            assert not ending.done()
+            backend.stopped(task)
+        await within(ending)
+        assert flow.summary is not None
+        assert len(flow.summary.still_running) == (not stops)

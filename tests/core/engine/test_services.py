@@ -508,3 +508,30 @@ async def test_a_service_made_ready_by_a_daemon_thread_wakes_an_idle_loop(
         began = time.monotonic()
         assert await within(future) == "address"  # nothing else wakes the loop before 20 s
         assert time.monotonic() - began < 10
+
+
+async def test_a_backend_that_raises_instead_of_announcing_a_service_fails_it_alone() -> None:
+    def broken(future: Any, task: Any, state: Any) -> None:
+        raise ConnectionError("no probe")
+
+    backend = Scripted()
+    async with engine(backend) as flow:
+        service, other = server(flow, name="odd")(), server(flow, name="other")()
+        task = await backend.given("odd")
+        backend.report(task, "RUNNING", broken)
+        assert isinstance(await outcome(service), ConnectionError)
+        assert backend.stops == [task["uid"]]
+        backend.ready(await backend.given("other"), "address")
+        assert await other == "address"
+
+
+async def test_a_readiness_that_the_backend_cancels_is_counted_and_changes_nothing() -> None:
+    backend = Scripted()
+    async with engine(backend) as flow:
+        future = server(flow, name="waits")()
+        task = await backend.given("waits")
+        backend.serves(task).cancel()
+        await until(lambda: flow.stats.late == 1)
+        assert not future.done()
+        backend.done(task)
+        assert isinstance(await outcome(future), TaskFailedError)

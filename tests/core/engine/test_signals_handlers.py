@@ -54,3 +54,19 @@ def test_an_engine_on_another_thread_leaves_the_handlers_alone() -> None:
     thread.start()
     thread.join(PATIENCE)
     assert seen == [True, 2]
+
+
+def test_an_engine_of_an_ended_loop_does_not_keep_the_handlers() -> None:
+    found = handlers()
+
+    async def forget() -> WorkflowEngine:
+        return await WorkflowEngine.create(Inline())
+
+    async def next_one() -> None:
+        async with WorkflowEngine.create(Inline()):
+            assert handlers() != found
+
+    forgotten = asyncio.run(forget())
+    asyncio.run(next_one())
+    assert handlers() == found
+    del forgotten
