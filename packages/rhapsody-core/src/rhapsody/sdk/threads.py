@@ -35,7 +35,7 @@ def start_thread(function: Callable[[], object], name: str) -> threading.Thread:
 
 
 async def in_thread(function: Callable[[], T], *, or_here: bool = False) -> T:
-    """Run a blocking function on a separate thread, and return its result.
+    """Return the result of a blocking function that runs on a separate thread.
 
     Called on a loop, by a backend that opens, closes, reads or writes something. A
     cancellation leaves the function running; its result is discarded.
@@ -127,7 +127,7 @@ class ThreadPool:
                     raise
 
     async def run(self, function: Callable[[], T]) -> T:
-        """Run a blocking function on a thread, and return its result; see `in_thread`.
+        """Return the result of a blocking function that runs on a thread; see `in_thread`.
 
         Raises:
             RuntimeError: No thread can be started.

@@ -189,6 +189,9 @@ def _launch(command: Sequence[str], **options: Any) -> Program:
     """Start a program that ends with the worker, even if the worker is killed.
 
     Output that is not kept is dropped, because the worker's own streams are not the user's.
+
+    Returns:
+        The running program.
     """
     for name in ("stdout", "stderr"):
         if options[name] is None:
