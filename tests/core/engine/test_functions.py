@@ -264,7 +264,7 @@ async def test_a_cancelled_function_can_see_it_and_stop() -> None:
 
 
 async def test_outside_a_task_there_is_none() -> None:
-    with pytest.raises(RuntimeError, match=r"current_task\(\) inside"):
+    with pytest.raises(RuntimeError, match=r"current_task\(\) was called outside a task"):
         current_task()
 
 

@@ -118,8 +118,8 @@ async def test_the_local_backend_knows_how_commands_are_run() -> None:
         assert await within(run("echo a", task_description={"shell": True})) == "a\n"
         assert await within(run(["echo", "a"], task_description={"shell": False})) == "a\n"
         for command, shell, said in (
-            ("echo a", False, "says shell=False, .* a string, .*; return a list of words instead"),
-            (["echo", "a"], True, "says shell=True, .* a list, .*; return a string instead"),
+            ("echo a", False, "sets shell=False, .* a string, .*; return a list of words instead"),
+            (["echo", "a"], True, "sets shell=True, .* a list, .*; return a string instead"),
         ):
             with pytest.raises(ValueError, match=said):
                 await within(run(command, task_description={"shell": shell}))
