@@ -372,7 +372,7 @@ async def compare(cluster: Any, sizes: Sizes, only: str = "") -> AsyncGenerator[
             if only in ("", "mixed"):
                 runs = {OURS: lambda: ours.wait(times), **waits(times, raw, grouped)}  # noqa: B023
                 found = await timed(runs, sizes.rounds, workers)
-                yield Comparison(title, found, len(times), {GATHER: 1.0, OURS: 1.0}, GROUPED)
+                yield Comparison(title, found, len(times), {OURS: 1.0}, GROUPED)
 
 
 def waits(times: list[float], raw: Raw, grouped: Ours) -> dict[str, Run]:

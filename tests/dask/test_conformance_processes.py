@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+import pytest
+
 from rhapsody.testing import BackendConformance
 from rhapsody_dask import DaskExecutionBackend
 from tests.dask.clusters import CannotStart, uses_dask
@@ -41,3 +43,11 @@ class TestDaskProcesses(BackendConformance):
 
     def library_function(self) -> Any:
         return uses_dask()
+
+
+@pytest.mark.long
+class TestDaskGroups(TestDaskProcesses):
+    """With short calls in groups."""
+
+    async def make_backend(self) -> DaskExecutionBackend:
+        return DaskExecutionBackend(RESOURCES, grace=1, batch_calls=True)
