@@ -186,6 +186,7 @@ async def test_tasks_see_the_programs_variables_except_secrets(driver: Driver) -
     assert {name: seen[name] for name in VARIABLES} == {**VARIABLES, "PLAIN": "$own"}
     assert call.value["PLAIN"] == VARIABLES["PLAIN"]
     assert call.value["PATH"].endswith(os.environ["PATH"])
+    assert call.value["PYTHONPATH"] == os.environ.get("PYTHONPATH", "")
     for each in seen, call.value:
         assert each["AT_FIRST"] == "done"
         assert "RHAPSODY_TEST_TOKEN" not in each

@@ -65,7 +65,9 @@ def pack(
     Raises:
         TypeError: A part of the call cannot be pickled; the message names it.
     """
-    environment = thread_variables(task, settings)
+    # The worker's own PYTHONPATH contains RADICAL-Pilot's directories.
+    environment = {"PYTHONPATH": os.environ.get("PYTHONPATH", "")}
+    environment.update(thread_variables(task, settings))
     environment.update({name: plain(value) for name, value in task.get("environment", {}).items()})
     environment.update(settings.get("environment") or {})
     environment["RP_TASK_ID"] = task["uid"]
