@@ -186,7 +186,7 @@ async def test_a_queued_task_that_does_not_fit_any_more_is_not_started(
         assert (queued.backend, queued.attempt) == ("staying", 2)
         with pytest.raises(InsufficientWalltimeError, match="its walltime is 30 s, but backend"):
             await within(named)
-        with pytest.raises(InsufficientWalltimeError, match="needs 30 s, and the walltime ends in"):
+        with pytest.raises(InsufficientWalltimeError, match="needs 30 s, but the walltime ends in"):
             await within(last)
         assert (flow.stats.retried, flow.stats.lost) == (0, 0)
     row = counts.all
