@@ -29,7 +29,7 @@ def broken(first: int, count: int) -> list[str]:
 
 
 def main() -> int:
-    """Runs as many as were asked for, on all processors."""
+    """Runs the requested number of histories, on all processors."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--count", type=int, default=10_000_000)
     parser.add_argument("--first", type=int, default=0)

@@ -21,7 +21,7 @@ from tests._support.scripted import Scripted, outcome, turns, until, within
 pytestmark = pytest.mark.asyncio
 
 
-# Cancelling.
+# Canceling.
 
 
 async def test_cancelling_a_block_cancels_what_it_started_and_is_unfinished() -> None:

@@ -39,7 +39,7 @@ class Ending(Scripted):
         self.asked: list[str] = []
 
     def seconds_left(self, task: Any = None) -> float | None:
-        """Notes who is asked for."""
+        """Notes the names of the tasks."""
         self.asked.append("" if task is None else task["name"])
         return self.left
 

@@ -30,7 +30,7 @@ SIZE = 3_000_000
 
 
 class Server(ThreadingHTTPServer):
-    """Serves a few paths, counts what is asked for, and can be made to hang."""
+    """Serves a few paths, counts the requests, and can be made to hang."""
 
     daemon_threads = True
 

@@ -69,10 +69,10 @@ def lazy(
 
 
 def _is_import_statement(frame: FrameType) -> bool:
-    """Return True if `from package import name` requests an attribute, and not other code.
+    """Return True if the attribute is requested by `from package import name`, not by other code.
 
-    `hasattr` needs an AttributeError, and the import statement would drop its text, which names
-    what to install. No exception can be both AttributeError and ModuleNotFoundError.
+    `hasattr` needs an AttributeError, but the import statement would discard its message, which
+    names what to install. No exception can be both AttributeError and ModuleNotFoundError.
     """
     code = frame.f_code
     return code.co_name == "_handle_fromlist" and "importlib._bootstrap" in code.co_filename

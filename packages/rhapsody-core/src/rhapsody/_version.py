@@ -1,4 +1,4 @@
-"""The version of the installed `rhapsody-core`, read from its metadata when asked for."""
+"""Version of the installed `rhapsody-core`; imported on first access to `__version__`."""
 
 from __future__ import annotations
 

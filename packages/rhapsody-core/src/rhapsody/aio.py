@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 
 def is_cancelling() -> bool:
-    """Return True if the running asyncio task was cancelled itself.
+    """Return True if the running asyncio task was canceled itself.
 
     Otherwise a `CancelledError` comes from something that it awaited, and is an ordinary error.
     """
@@ -23,7 +23,7 @@ def is_cancelling() -> bool:
 
 
 async def end_of(future: asyncio.Future[None]) -> None:
-    """Wait for a shared future. Cancelling the wait does not cancel the future.
+    """Wait for a shared future. Canceling the wait does not cancel the future.
 
     Unlike with `asyncio.shield`, an exception that a signal handler raises ends the wait.
     """
@@ -42,10 +42,10 @@ async def end_of(future: asyncio.Future[None]) -> None:
 
 
 async def wait_through(future: asyncio.Future[Any], cancel: Callable[[], object]) -> bool:
-    """Wait until a future is done, and call `cancel` if the wait is cancelled meanwhile.
+    """Wait until a future is done, and call `cancel` if the wait is canceled meanwhile.
 
     Returns:
-        True if it was cancelled; the caller raises `CancelledError` when it has cleaned up.
+        True if it was canceled; the caller raises `CancelledError` when it has cleaned up.
     """
     cancelled = False
     while not future.done():
@@ -122,7 +122,7 @@ def _rest(coroutine: Coroutine[Any, Any, T], first: dict[str, Any]) -> Generator
     """Run the rest of a coroutine after its first step."""
     try:
         try:
-            yield  # until its task runs, or is cancelled before that
+            yield  # until its task runs, or is canceled before that
         except BaseException as error:
             if "waits for" not in first:
                 raise

@@ -27,10 +27,10 @@ class Capabilities:
         executables: Runs shell commands and programs with arguments.
         services: Runs executables as services.
         function_services: Runs functions as services.
-        cancel_functions: Which ordinary functions can be cancelled.
-        cancel_async_functions: Which coroutine functions can be cancelled.
-        cancel_executables: Which executables can be cancelled.
-        cancel_services: Which services can be cancelled.
+        cancel_functions: Which ordinary functions can be canceled.
+        cancel_async_functions: Which coroutine functions can be canceled.
+        cancel_executables: Which executables can be canceled.
+        cancel_services: Which services can be canceled.
         sandboxes: Each executable has a directory of its own.
         cwd: An executable can run in a directory that the user names.
         files: Files can be linked into a task's sandbox, and function tasks see
@@ -108,7 +108,7 @@ class Capabilities:
                 return self.function_services
 
     def cancellation(self, kind: TaskKind) -> CancelLevel:
-        """Return which tasks of this kind can be cancelled."""
+        """Return which tasks of this kind can be canceled."""
         match kind:
             case "function":
                 return self.cancel_functions

@@ -72,14 +72,14 @@ class OlderNames(ABC):
         """Run a function as a block and settle `block_fut` as the block ends.
 
         Args:
-            block_fut: A future of the engine's loop. Cancelling it cancels the block. Cancelling
+            block_fut: A future of the engine's loop. Canceling it cancels the block. Canceling
                 this call cancels the block and `block_fut`.
             func: The function, synchronous or a coroutine function.
             *args: Its arguments.
             **kwargs: Its keyword arguments.
 
         Raises:
-            asyncio.CancelledError: This call was cancelled.
+            asyncio.CancelledError: This call was canceled.
         """
 
         def settle(block: asyncio.Future[Any]) -> None:
@@ -160,7 +160,7 @@ class OlderNames(ABC):
             task_fut.set_exception(settable(error, "the task"))
 
     def handle_task_cancellation(self, task: Any, task_fut: asyncio.Future[Any]) -> bool:
-        """Settle a future as cancelled; return False if it was already settled."""
+        """Settle a future as canceled; return False if it was already settled."""
         if task_fut.done():
             return False
         return (

@@ -14,7 +14,7 @@ class TaskContext:
     """Context of a running task, see `current_task`.
 
     Attributes:
-        uid: The attempt's uid, unique over engines and attempts.
+        uid: The attempt's uid, unique across engines and attempts.
         name: The task's name.
         attempt: Counted from 1.
         sandbox: The task's directory, `None` if it has none.
@@ -54,7 +54,7 @@ class TaskContext:
 
     @property
     def cancelled(self) -> bool:
-        """True once the task was cancelled; for functions that can stop early."""
+        """True once the task was canceled; for functions that can stop early."""
         return self._cancelled
 
     def request_cancel(self) -> None:

@@ -82,9 +82,9 @@ class DependencyFailureError(RhapsodyError, RuntimeError):
         return rebuild, (kind, arguments, state)
 
     def follows(self, cause: BaseException) -> Self:
-        """Set the exception of the direct dependency as the cause.
+        """Set the direct dependency's exception as the cause, and shorten a long chain of causes.
 
-        Printing a chain of causes is recursive: one of a hundred thousand overflows the stack.
+        Python prints such a chain recursively, and one of 100,000 causes overflows the stack.
 
         Returns:
             This error.

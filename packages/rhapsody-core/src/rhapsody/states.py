@@ -153,7 +153,7 @@ class StateMapper:
         backend: The name that the states are registered under.
         DONE: The preferred native state for a task that succeeded.
         FAILED: The same for a task that failed.
-        CANCELED: The same for a task that was cancelled.
+        CANCELED: The same for a task that was canceled.
         RUNNING: The same for a task that runs.
         terminal_states: The native states that end a task, in the order done, failed, canceled.
         native: The canonical state of every native state, read-only, for fast lookups.
@@ -262,7 +262,7 @@ class StateMapper:
             backend: The backend's name, object or class.
             done_state: States of tasks that succeeded.
             failed_state: States of tasks that failed.
-            canceled_state: States of tasks that were cancelled.
+            canceled_state: States of tasks that were canceled.
             running_state: States of tasks that run.
             **additional: States for other canonical states, by name in any case. The name of one
                 of the four above adds less preferred native states to it.

@@ -368,11 +368,11 @@ class Packer:
         Args:
             task: The description.
             more: Further settings for the worker.
-            held: Number of values that are sent with the task before its large arguments; the last
-                of them belong to its references.
+            held: Number of values that precede the large arguments: files first, then one for each
+                reference.
 
         Returns:
-            The packed order, and its large values, which Dask must hold, in order.
+            The packed order, and the task's large values in the order in which Dask must hold them.
 
         Raises:
             TypeError: An argument cannot be pickled; the message names it.

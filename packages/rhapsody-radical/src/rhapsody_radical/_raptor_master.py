@@ -27,7 +27,7 @@ class RhapsodyMaster(rp.raptor.Master):  # type: ignore[misc,name-defined,unused
         threading.Thread(target=self._repeat, daemon=True).start()
 
     def publish(self, pubsub: str, msg: Any, *more: Any, **options: Any) -> None:
-        """Publish a message, and store the one with the address for calls."""
+        """Publish a message, and keep the registration of the call queue for repetition."""
         if isinstance(msg, dict) and msg.get("cmd") == "register_raptor_queue":
             self._registration = (pubsub, msg)
         super().publish(pubsub, msg, *more, **options)

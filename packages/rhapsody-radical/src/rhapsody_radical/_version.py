@@ -1,4 +1,4 @@
-"""The version of this distribution, read from its metadata when asked for."""
+"""Version of this distribution, read from its installed metadata."""
 
 from __future__ import annotations
 

@@ -102,13 +102,13 @@ def _starts(pid: int) -> bool:
 def end(
     session: str, name: str = "", values: Collection[str] = (), *, patience: float = 0.0
 ) -> int:
-    """Wait for processes to end, then terminate and finally kill the others.
+    """Wait for processes to end, then terminate, and finally kill, those that remain.
 
     Args:
         session: The uid of their session.
         name: As for `find`.
         values: As for `find`.
-        patience: Seconds to wait before killing.
+        patience: Seconds to wait before terminating them.
 
     Returns:
         The number of processes that had to be ended.

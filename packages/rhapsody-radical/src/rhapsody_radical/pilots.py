@@ -100,7 +100,7 @@ class Pilot:
             )  # fmt: skip
 
     def seconds_left(self) -> float:
-        """Return the time in seconds that is left for a task; all of it before the pilot starts."""
+        """Return the seconds of walltime left; before the pilot starts, the full walltime."""
         start = self.times.get(PMGR_ACTIVE)
         runtime = 60.0 * (self.settings.get("runtime") or math.inf)
         return runtime if start is None else max(0.0, start + runtime - time.time())

@@ -121,9 +121,9 @@ class Remote:
         Callbacks are called in order, on a thread of the backend, and may call methods.
 
         Args:
-            cb: Called with the object and its state; a callback of a single pilot receives a list
-                that contains the pilot.
-            cb_data: A further argument for the callback, if it is true.
+            cb: Called with the object and its state; a callback registered on a single pilot
+                receives a list that contains that pilot.
+            cb_data: An additional argument for the callback; passed only if truthy.
             **more: Other parameters of RADICAL-Pilot's method (`metric`, `uid`), as plain values.
         """
         number = next(self._remotes.numbers)

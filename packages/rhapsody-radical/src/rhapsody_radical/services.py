@@ -69,7 +69,7 @@ def service_ready_callback(future: Any, task: Any, state: Any) -> None:
             with suppress(InvalidStateError, asyncio.InvalidStateError):
                 future.set_exception(error)
         else:
-            with suppress(InvalidStateError, asyncio.InvalidStateError):  # cancelled meanwhile
+            with suppress(InvalidStateError, asyncio.InvalidStateError):  # canceled meanwhile
                 future.set_result(info)
 
     threading.Thread(target=wait, name="rhapsody-radical-service", daemon=True).start()

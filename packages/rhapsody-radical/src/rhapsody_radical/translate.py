@@ -201,7 +201,7 @@ def _megabytes(resources: Resources) -> int:
 
 
 def _cores_for_memory(resources: Resources, pilot: Pilot) -> int:
-    """Return the number of cores that is the same share of a node as a rank's memory."""
+    """Return the number of cores proportional to a rank's share of a node's memory."""
     cores, memory = pilot.has("cores"), pilot.has("mem")
     if not cores or not memory:
         return 0

@@ -1,4 +1,4 @@
-"""This distribution's version. A test holds it and `pyproject.toml` together."""
+"""Version of this distribution. A test compares it with `pyproject.toml`."""
 
 from __future__ import annotations
 

@@ -246,7 +246,7 @@ async def test_a_large_batch_does_not_hold_up_the_loop(driver: Driver) -> None:
     assert driver.backend.still_running == []
 
 
-# Cancelling.
+# Canceling.
 
 
 async def test_what_waits_is_cancelled_at_once_and_never_runs(driver: Driver) -> None:

@@ -305,7 +305,7 @@ async def test_a_task_that_cannot_be_prepared_fails_alone_and_gives_its_slot_bac
         assert not driver.faults
 
 
-# Cancelling.
+# Canceling.
 
 
 async def test_a_cancelled_function_keeps_its_slot_until_it_ends() -> None:

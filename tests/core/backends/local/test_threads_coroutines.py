@@ -139,7 +139,7 @@ async def test_many_waiting_coroutines_hold_no_slot() -> None:
         assert len(threads) == 1
 
 
-# Cancelling.
+# Canceling.
 
 
 async def test_a_running_coroutine_is_cancelled_and_may_clean_up(driver: Driver) -> None:

@@ -354,11 +354,12 @@ class ManagedBackend(BaseExecutionBackend):
         """Release the resources of `start`, also after a `start` that failed midway."""
 
     async def run_task(self, task: TaskDescription) -> Any:
-        """Run one task to its end, on the loop; it must not block.
+        """Run one task to completion on the event loop. This method must not block.
 
         Called once per task by `submit_tasks`, in a separate asyncio task, which `cancel_task`
-        and `shutdown` cancel. The task is reported as running just before, so waiting in here
-        counts towards its timeout: use `max_running` for that, or see `running_when_called`.
+        and `shutdown` cancel. The task is reported as running just before, so time spent waiting
+        here counts toward its timeout. To limit concurrency, set `max_running` instead of waiting
+        here, or see `running_when_called`.
 
         Returns:
             A function's return value, or a `CompletedExecutable`.

@@ -48,7 +48,7 @@ def _write(stream: TextIO | None, text: str) -> None:
 
 
 def reader_is_closed() -> bool:
-    """Return True if standard output is a pipe whose reading end is closed."""
+    """Return True if standard output is a pipe whose read end is closed."""
     poll = select.poll()
     try:
         poll.register(sys.stdout, 0)

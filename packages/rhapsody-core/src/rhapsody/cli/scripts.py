@@ -1,7 +1,7 @@
 """Scripts and modules for `rhapsody run`: finds, parses and runs them.
 
 The syntax tree shows whether a program has a function to call with an engine. If it has, the
-program is imported under another name than `__main__`: code under `if __name__ == "__main__"`
+program is imported under a name other than `__main__`: code under `if __name__ == "__main__"`
 does not run, and worker processes do not run the script again, because its functions and
 classes are pickled by value. Any other program is run by `runpy`, as by the `python` command.
 """

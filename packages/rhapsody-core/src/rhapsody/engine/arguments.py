@@ -61,7 +61,7 @@ class ArgumentScan:
         futures: Each future once, in the order of the arguments; the values are unused.
         inputs: The declared input files.
         outputs: The declared output files and directories.
-        inexact: True if a future is in another container than an exact list, tuple, dict or set.
+        inexact: True if a future is in a container other than an exact list, tuple, dict or set.
         producers: The futures of the calls that make the inputs, by the `id` of each input.
     """
 

@@ -54,7 +54,7 @@ class BackendHandle:
         may_end: True if it has a limited walltime, see its `seconds_left`.
         states: Its `StateMapper`.
         native: Canonical states by native ones, if `states` has such a table.
-        occupied: Number of its tasks that count towards `max_pending`.
+        occupied: Number of its tasks that count toward `max_pending`.
     """
 
     __slots__ = (

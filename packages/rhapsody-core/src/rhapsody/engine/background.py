@@ -118,7 +118,7 @@ class Background:
         self.loop.call_soon(self.guarded, call)
 
     def soon_from_anywhere(self, call: Callable[[], object]) -> bool:
-        """Make a call on the loop; return False if the loop is closed. Any thread."""
+        """Schedule a call on the loop from any thread; return False if the loop is closed."""
         try:
             self.loop.call_soon_threadsafe(self.guarded, call)
         except RuntimeError:  # the loop is closed

@@ -118,7 +118,7 @@ def wait(future: asyncio.Future[T], timeout: float | str | None = None) -> T:
 
     if not future.get_loop().is_running():
         raise RuntimeError(f"wait(): the event loop of {future!r} is not running")
-    # A cancelled block stops waiting, whatever it waits for.
+    # A canceled block stops waiting, whatever it waits for.
     watched: list[asyncio.Future[Any]] = [future] if me is None else [future, me.future]
     for one in watched:
         one.get_loop().call_soon_threadsafe(one.add_done_callback, notify)
@@ -255,7 +255,7 @@ class Blocks:
         return tuple(record.future.uid for record in self._threads if not record.in_wait)
 
     async def drain(self, grace: float) -> None:
-        """Wait up to `grace` seconds for cancelled blocks. Called at shutdown.
+        """Wait up to `grace` seconds for canceled blocks. Called at shutdown.
 
         Of the synchronous blocks, only those that were in `wait` are waited for.
         """

@@ -309,7 +309,7 @@ class WorkflowEngine(OlderNames):
 
         A coroutine function runs on the engine's loop. A synchronous one runs in a thread of its
         own and waits with `rhapsody.wait`. If a block returns a future, the block's result is that
-        future's. Cancelling a block cancels its unfinished tasks.
+        future's. Canceling a block cancels its unfinished tasks.
 
         Args:
             function: The function to decorate.
@@ -415,7 +415,7 @@ class WorkflowEngine(OlderNames):
         """Wait for a task and copy files from its sandbox to a place of your choice.
 
         Use it for files and directories without a destination of their own, see `OutputFile`.
-        Cancelling this call does not remove files that were already saved.
+        Canceling this call does not remove files that were already saved.
 
         Args:
             future: The task's future.
@@ -572,11 +572,11 @@ class WorkflowEngine(OlderNames):
         """Wait until all tasks have ended and services are ready.
 
         This includes tasks that are called meanwhile. It does not raise the exceptions of tasks;
-        their futures do. Cancelling this call cancels nothing else.
+        their futures do. Canceling this call cancels nothing else.
 
         Raises:
-            RuntimeError: Called inside a block or a task, which would wait for itself, or
-                on another event loop than the engine's.
+            RuntimeError: Called inside a block or a task, which would wait for itself, or on an
+                event loop other than the engine's.
         """
         if asyncio.get_running_loop() is not self._loop:
             raise self._submission.foreign_loop_error("join() was called on")
@@ -597,13 +597,13 @@ class WorkflowEngine(OlderNames):
 
         Every future is settled when this returns. Canceled tasks and work that could not be
         stopped are logged; the latter is also in the summary. Further calls do nothing.
-        Cancelling this call does not cancel the shutdown.
+        Canceling this call does not cancel the shutdown.
 
         Args:
             skip_execution_backend: Leave the backends running, for another engine.
 
         Raises:
-            RuntimeError: Called on another event loop than the engine's.
+            RuntimeError: Called on an event loop other than the engine's.
         """
         if self._closed.done():
             return

@@ -84,7 +84,7 @@ def future_name(future: asyncio.Future[Any]) -> str:
 def of_dependencies(
     record: TaskRecord, failed: Sequence[asyncio.Future[Any]]
 ) -> DependencyFailureError:
-    """Return the error of a task that does not run because dependencies failed."""
+    """Return the error for a task that does not run because dependencies failed."""
     names = [future_name(future) for future in failed]
     causes = [error for future in failed if (error := future.exception()) is not None]
     root, what = _root_of(failed[0])
@@ -129,7 +129,7 @@ def _root_of(future: asyncio.Future[Any]) -> tuple[BaseException | None, str | N
 def unknown_setting(
     record: TaskRecord, backend: BackendHandle, key: object, able: Sequence[str]
 ) -> CapabilityError:
-    """Return the error of a task with a setting that its backend does not know.
+    """Return the error for a task with a setting that its backend does not know.
 
     Args:
         record: The task.
@@ -153,7 +153,7 @@ def unknown_setting(
 
 
 def of_attempt(record: TaskRecord, report: Mapping[str, Any]) -> BaseException:
-    """Return the error of an attempt that its backend reported as failed."""
+    """Return the error for an attempt that its backend reported as failed."""
     error = report.get("exception")
     command = None if record.command is None else str(record.command)
     if isinstance(error, BaseException):
@@ -252,7 +252,7 @@ def _complete(error: TaskFailedError, report: Mapping[str, Any]) -> TaskFailedEr
 
 
 def of_service(record: TaskRecord, report: Mapping[str, Any], *, ready: bool) -> BaseException:
-    """Return the error of a service that ended before it was stopped, `ready` or not."""
+    """Return the error for a service that ended before it was stopped, `ready` or not."""
     error = report.get("exception")
     if isinstance(error, BaseException):
         return error
@@ -264,7 +264,7 @@ def of_service(record: TaskRecord, report: Mapping[str, Any], *, ready: bool) ->
 def of_ended_dependency(
     record: TaskRecord, service: asyncio.Future[Any], cause: BaseException
 ) -> DependencyFailureError:
-    """Return the error of a task that does not run because a service has ended for good."""
+    """Return the error for a task that does not run because a service has ended for good."""
     name = future_name(service)
     why = next(iter(describe_error(cause).splitlines()), "")
     return DependencyFailureError(
@@ -285,7 +285,7 @@ def service_ended(
 
 
 def over_time(record: TaskRecord, limit: float) -> TaskTimeoutError:
-    """Return the error of an attempt over its time limit, or of a service not ready in time."""
+    """Return the error for a task that exceeded its timeout, or a service not ready in time."""
     what = f"{record.task.name!r} ({record.future.uid})"
     if record.task.settings.service:
         missing = _missing_sign(record.task.settings.ready)
@@ -304,7 +304,7 @@ def _missing_sign(ready: object) -> str:
 
 
 def goes_on(record: TaskRecord, error: BaseException) -> BaseException:
-    """Return the error of a task whose work cannot be stopped, which a timeout error explains."""
+    """Return the error for a task whose work cannot be stopped, which a timeout error explains."""
     if not isinstance(error, TaskTimeoutError):
         return error
     return TaskTimeoutError(

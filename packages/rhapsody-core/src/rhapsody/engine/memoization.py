@@ -124,7 +124,7 @@ class Memoization:
                 continue
             missing = []
             for record, result in zip(waiting, results, strict=True):
-                if record.state.work is not WorkState.READY:  # it was cancelled meanwhile
+                if record.state.work is not WorkState.READY:  # it was canceled meanwhile
                     continue
                 if not (isinstance(result, Recorded) and self._stage_out.restore(record, result)):
                     missing.append(record)

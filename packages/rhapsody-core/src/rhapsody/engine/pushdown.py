@@ -135,7 +135,7 @@ class RemoteResult:
             background.soon_from_anywhere(self._fetch_once)
 
     def not_here(self) -> asyncio.InvalidStateError:
-        """Return the error of a call that needs the value at once."""
+        """Return the error for a call that needs the value at once."""
         name = self.uid if (future := self._future()) is None else _named(future)
         return asyncio.InvalidStateError(
             f"the value of {name} has not been fetched from its backend yet: {how_to_wait()}"
@@ -176,7 +176,7 @@ class RemoteResult:
             error = self._lost_error(future, error)
         self._release(future)
         if future.done():
-            return  # cancelled meanwhile
+            return  # canceled meanwhile
         if error is not None:
             self.pushdown.lose(future, error)
             return

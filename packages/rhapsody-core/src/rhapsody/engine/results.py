@@ -102,7 +102,7 @@ class Results:
         Args:
             record: The task.
             report: The backend's report of the attempt.
-            succeeded: False if the attempt failed; true for a cancelled one.
+            succeeded: False if the attempt failed; true for a canceled one.
             done: True if the attempt succeeded, so that its output files are results.
             value: The attempt's value.
         """
@@ -135,7 +135,7 @@ class Results:
             )
 
     def leave(self, record: TaskRecord) -> None:
-        """Release the sandbox of an attempt without a result: it was cancelled or lost."""
+        """Release the sandbox of an attempt without a result: it was canceled or lost."""
         outcome = record.future._outcome
         if not record.description:
             return

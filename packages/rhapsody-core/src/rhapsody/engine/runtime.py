@@ -43,7 +43,7 @@ from rhapsody.states import TasksMainStates
 log: logging.Logger = logging.getLogger("rhapsody.engine")
 
 GRACE = 10.0
-"""Seconds for stopped work and cancelled coroutines to end."""
+"""Seconds for stopped work and canceled coroutines to end."""
 
 
 class Runtime:
@@ -170,7 +170,7 @@ class Runtime:
 
     @property
     def cut_short(self) -> bool:
-        """True if so many tasks failed that all others were cancelled."""
+        """True if so many tasks failed that all others were canceled."""
         left = self.scheduler.failures_left
         return left is not None and left <= 0
 

@@ -71,7 +71,7 @@ LOST = (TaskLostError, BackendUnavailableError)
 """Errors caused by the infrastructure, to which `lost_retries` applies instead of `retries`."""
 
 NOT_COUNTED = (DependencyFailureError, InsufficientWalltimeError)
-"""Errors of tasks that did not run: counted neither towards `max_failures` nor as retries."""
+"""Errors of tasks that did not run: counted neither toward `max_failures` nor as retries."""
 
 
 class IllegalTransitionError(RuntimeError):
@@ -147,7 +147,7 @@ class Limits:
                 )
 
     def take(self, record: TaskRecord, limits: Limit) -> bool:
-        """Take a place under each limit, or put the task into a waiting list."""
+        """Acquire each limit, or put the task into a waiting list."""
         if record.limits:
             return True  # taken for it when a place became free
         full = self._full(limits)
@@ -158,7 +158,7 @@ class Limits:
         return True
 
     def give_back(self, record: TaskRecord) -> list[TaskRecord]:
-        """Release the task's places and return the tasks that took them."""
+        """Release the task's limits and return the tasks that acquired them."""
         limits, record.limits = record.limits, ()
         for name, _ in limits:
             self._used[name] -= 1
@@ -168,7 +168,7 @@ class Limits:
             while waiting and self._used[name] < self._sizes[name]:
                 other = waiting.popleft()
                 if other.state.work is not WorkState.READY:
-                    continue  # cancelled while it waited
+                    continue  # canceled while it waited
                 if self.take(other, other.task.settings.limit):
                     admitted.append(other)
         return admitted
@@ -201,7 +201,7 @@ class Scheduler:
         interrupted: True if a signal shuts it down, so that `abandon` settles the futures.
         live: The tasks that have not ended.
         inflight: The tasks that backends have, by the uids of the attempts.
-        failures_left: Number of failures until everything is cancelled; `None` for no limit.
+        failures_left: Number of failures until everything is canceled; `None` for no limit.
     """
 
     def __init__(
@@ -311,7 +311,7 @@ class Scheduler:
         self._move(record, Transition.RESOLVE)
 
     def submit(self, batch: Sequence[TaskRecord], backend: BackendHandle) -> list[TaskRecord]:
-        """Mark a batch as being handed over; return it without the tasks cancelled meanwhile."""
+        """Mark a batch as being submitted; return the tasks that have not been canceled."""
         submitted = [record for record in batch if record.state is READY]
         after, handler = ROWS[READY][_SUBMIT]
         for record in submitted:
@@ -354,7 +354,7 @@ class Scheduler:
     def refuse(self, record: TaskRecord, error: BaseException) -> None:
         """Handle a ready task that cannot be handed to a backend."""
         if record.state.work is not WorkState.READY:
-            return  # cancelled meanwhile
+            return  # canceled meanwhile
         if isinstance(error, asyncio.CancelledError):
             self.cancel(record)
         else:
@@ -466,7 +466,7 @@ class Scheduler:
             self._move(record, Transition.SUBSTITUTE, value)
 
     def reveal(self, record: TaskRecord, value: Any) -> None:
-        """Set the result of a task that has ended, unless it was cancelled meanwhile."""
+        """Set the result of a task that has ended, unless it was canceled meanwhile."""
         if Transition.REVEAL in record.state.after:
             self._move(record, Transition.REVEAL, value)
 
@@ -502,7 +502,7 @@ class Scheduler:
             self._release(record)
 
     def _release(self, record: TaskRecord) -> None:
-        """Cancel a deadline and give back places under named limits."""
+        """Cancel the task's deadline and release its named limits."""
         self._disarm(record)
         if record.limits:
             for other in self.limits.give_back(record):
@@ -666,12 +666,12 @@ class Scheduler:
             record.future.set_cancelled(msg)
 
     def _stop_cancelled(self, record: TaskRecord) -> None:
-        """Stop the work of a cancelled task."""
+        """Stop the work of a canceled task."""
         self._actions.stop(record)
         self._cancelled(record)
 
     def _cancelled(self, record: TaskRecord) -> None:
-        """Cancel the children of a cancelled block, and notify dependents."""
+        """Cancel the children of a canceled block, and notify dependents."""
         if self.observed and record.state.work is WorkState.ENDED:
             self._observation.publish(record, CANCELED)
         if isinstance(record, BlockRecord):
@@ -702,7 +702,7 @@ class Scheduler:
         if record.state.work is WorkState.SERVING and main is not CANCELED:
             state, error = self._actions.service_ended(record, main, report)
         elif main is DONE and record.state.future is not FutureState.DONE:
-            self.stats.late += 1  # the result of a cancelled task
+            self.stats.late += 1  # the result of a canceled task
         succeeded = record.state.future is not FutureState.FAILED
         self._results.keep(record, report, succeeded=succeeded)
         self._move(record, Transition.STOPPED, (state, error))
@@ -969,7 +969,7 @@ class Scheduler:
 
 
 def _next_backend(record: TaskRecord, tries: Tries) -> str | None:
-    """Count a failed attempt on its backend; return the next of the task's other backends."""
+    """Count a failed attempt on the task's backend; return the next untried backend, or `None`."""
     tried, name = tries.by_backend, record.backend.name
     tried[name] = tried.get(name, 0) + 1
     return next(

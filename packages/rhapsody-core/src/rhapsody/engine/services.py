@@ -59,10 +59,10 @@ class Services:
     """Services of one engine that have ended without being stopped.
 
     Args:
-        scheduler: Starts them and the tasks that waited for them.
+        scheduler: Restarts services, and resumes, cancels or fails the tasks that wait for them.
 
     Attributes:
-        any: True if there is one. Without one, no method needs to be called.
+        any: True once one has been recorded; until then, only `ended` needs to be called.
     """
 
     def __init__(self, scheduler: Scheduler) -> None:
@@ -122,7 +122,7 @@ class Services:
             status.restarted, status.error = False, error
         for each in waiting:
             if each.state.work is not WorkState.READY:
-                continue  # cancelled meanwhile
+                continue  # canceled meanwhile
             if error is None:
                 self._scheduler.resume(each)
             elif isinstance(error, asyncio.CancelledError):

@@ -84,7 +84,7 @@ class _Registry:
         The exception is raised in the main coroutine after `work` has cleaned up.
 
         Args:
-            work: The start, which cleans up if it is cancelled.
+            work: The start, which cleans up if it is canceled.
 
         Returns:
             The result of the start.

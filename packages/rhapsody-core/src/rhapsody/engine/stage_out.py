@@ -113,7 +113,7 @@ class StageOut:
         self._begin(record, self._save(record, value))
 
     async def _save(self, record: TaskRecord, value: Any) -> None:
-        if not record.description:  # it was cancelled meanwhile
+        if not record.description:  # it was canceled meanwhile
             return
         outcome = record.future._outcome
         try:
@@ -194,7 +194,7 @@ class StageOut:
         saving.add_done_callback(self._under_way.discard)
 
     async def _restore(self, record: TaskRecord, value: Any, files: TaskFiles) -> None:
-        if not record.description:  # it was cancelled meanwhile
+        if not record.description:  # it was canceled meanwhile
             return
         try:
             await self._stager.save_again(record.description, record.targets(), files)

@@ -1,7 +1,7 @@
 """State table of a task, as data.
 
 The state of a task has two parts: the future that its user holds, and the work that a backend does.
-They differ because a future is cancelled at once, while its work may take a while to stop, and
+They differ because a future is canceled at once, while its work may take a while to stop, and
 because the future of a service is done while the service runs. Every change of a task is a
 transition of this table; `rhapsody.engine.scheduler` adds the handler of each. An event without a
 row is late, repeated or out of order: it changes nothing and is counted in `flow.stats.late`,
@@ -63,7 +63,7 @@ class Transition(StrEnum):
     FAIL = "fail"  # it has failed for good, or could never run
     RETRY = "retry"  # it failed and has an attempt left
     DUE = "due"  # the wait before the next attempt has ended
-    STOPPED = "stopped"  # the work was cancelled, or ended when nothing waited for it any more
+    STOPPED = "stopped"  # the work was canceled, or ended when nothing waited for it any more
     CANCEL = "cancel"  # the user, or the end of the engine
     STOP = "stop"  # it timed out: stop the work, then decide
     GIVE_UP = "give up"  # it timed out, and the work cannot be stopped

@@ -209,7 +209,7 @@ class Submission:
     def call_elsewhere(
         self, task: TaskFunction[Any, Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> TaskFuture[Any]:
-        """Accept a call on another thread than the loop's, which is an error outside of blocks."""
+        """Accept a call on a thread other than the loop's, which is an error outside of blocks."""
         if self._scheduler.closing:
             raise self.closed_error(task.name)
         if running_loop() is not None:
@@ -266,7 +266,7 @@ class Submission:
         return os.path.normpath(os.path.join(self._here or "/", cwd))
 
     def foreign_loop_error(self, what: str) -> RuntimeError:
-        """Return the error for a call on another event loop than the engine's."""
+        """Return the error for a call on an event loop other than the engine's."""
         return RuntimeError(
             f"{what} another event loop than that of engine {self.uid}; create an engine on this "
             "loop with `await WorkflowEngine.create(...)`"

@@ -296,7 +296,7 @@ class TaskBuilder:
             if inspect.iscoroutine(command):
                 waiting = self._await_command(record, backend, command, texts)
                 builder = self._background.spawn(waiting, record.uid, at_once=True)
-                record.future.add_done_callback(lambda _: builder.cancel())  # cancelled meanwhile
+                record.future.add_done_callback(lambda _: builder.cancel())  # canceled meanwhile
                 return False
             _set_command(record, _checked_command(record, command), texts)
         else:
@@ -486,7 +486,7 @@ class TaskBuilder:
     ) -> None:
         description = record.description
         if not description:
-            return  # cancelled before this began
+            return  # canceled before this began
         try:
             await self._stager.fetched(description, resolved, outputs)
         except Exception as error:  # an input file is not available: only this task fails

@@ -56,7 +56,7 @@ class Caller(Protocol):
     def call_elsewhere(
         self, task: TaskFunction[Any, Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> TaskFuture[Any]:
-        """Accept a call on another thread than the loop's."""
+        """Accept a call on a thread other than the loop's."""
 
     def declare(self, settings: Settings) -> Settings:
         """Check settings against the engine's backends and named limits."""

@@ -22,19 +22,19 @@ JournalOption: TypeAlias = "Callable[[], Journal] | Journal | None"
 
 
 def checked_journal(journal: object, resume: object, largest: object) -> JournalOption:
-    """Check the journal options; nothing is opened or created yet.
+    """Check the journal options, without opening or creating anything.
 
     Args:
         journal: `True` for the program's own journal, a path, an open journal, or none.
-        resume: As in `WorkflowEngine.create`.
-        largest: Its `journal_max_value`.
+        resume: `resume` of `WorkflowEngine.create`.
+        largest: `journal_max_value` of `WorkflowEngine.create`.
 
     Returns:
         A function that opens the journal, the open journal, or `None`.
 
     Raises:
         TypeError: An argument is of the wrong type.
-        ValueError: It is out of range.
+        ValueError: An argument is invalid.
     """
     if resume not in ("auto", True, False):
         raise ValueError(f'resume must be "auto", True or False, got {resume!r}')

@@ -7,19 +7,20 @@ distributions that other names come from.
 
 The rule is to fail closed. If code uses a value that has no digest, or reaches for something that
 cannot be followed (`importlib.import_module(name)`, `os.environ[name]`), there is no digest and
-the task is not recorded. A user's module that is used as a whole counts with its source
-and all its variables. Only objects that do not affect results, such as loggers and locks,
-count by their class, see `rhapsody.journal.values`.
+the task is not recorded. If code uses a user's module as a whole, the digest covers the module's
+source and all its variables. Only objects that do not affect results, such as loggers and locks,
+are represented by their class alone; see `rhapsody.journal.values`.
 
-State can change while the program runs. Globals, attributes of
-classes and variables of modules are compared by identity before a digest is used again; values
-that can change in place are digested again, once for each batch of lookups, up to a size. One
-case needs another rule: a memo that the task itself fills (`CACHE = {}`, `model = None`) must not
-change the key of the next equal task. So a global that was empty when it was first seen, and that
-the reachable code fills, counts as empty for the whole run.
+State can change while the program runs. Globals, attributes of classes and variables of modules are
+compared by identity before a digest is used again; values that can change in place are digested
+again, once for each batch of lookups, up to a size. One case needs a different rule: a memo that
+the task itself fills (`CACHE = {}`, `model = None`) must not change the key of the next equal task.
+So a global that was empty when it was first seen, and that the reachable code fills, is treated as
+empty for the whole run.
 
 The digest does not cover files that are not arguments, changes inside installed libraries
-(except functions and numbers that it replaces in their modules), random numbers, and the time.
+(except functions and numbers that the program replaces in their modules), random numbers, and the
+time.
 """
 
 from __future__ import annotations
@@ -267,8 +268,9 @@ class CodeFingerprint:
     def versioned(self, function: object, parts: dict[str, str]) -> None:
         """Collect a function whose `version` replaces its code.
 
-        Its module and name, the values in its closures, and its defaults count. A function or class
-        whose name does not identify it, such as one of two lambdas, counts with its code.
+        The function's module and name, the values in its closures, and its defaults are still
+        included, and so is the code of functions and classes whose names do not identify them, such
+        as one of two lambdas.
 
         Raises:
             UnhashableError: One of those has no digest.

@@ -357,7 +357,10 @@ class Store:
             database.execute("VACUUM")
 
     def _earlier(self) -> tuple[list[Run], list[Run]]:
-        """Return the runs that ended or were killed, the oldest first, and the running ones."""
+        """Return two lists: the runs that ended or were killed, and those still running.
+
+        Both are sorted from oldest to newest. Once registered, this run is in the first list.
+        """
         ended, living = list[Run](), list[Run]()
         for run in runs_in(self._database, self.path):
             own = run.number == self.run
@@ -425,7 +428,7 @@ class Store:
         return None if row is None else row[0]
 
     def refuse(self, name: str, why: str) -> None:
-        """Record the reason why tasks of a name are not recorded."""
+        """Store the reason why tasks with this name are not recorded."""
         row = "INSERT OR REPLACE INTO refused VALUES (?, ?, ?)"
         texts = [each.encode("utf-8", "backslashreplace").decode() for each in (name, why)]
         self._database.execute(row, (self.run, *texts))

@@ -139,7 +139,7 @@ class Values:
         Args:
             value: The value.
             whole: True if every part must have a digest. Otherwise objects that do not affect
-                results, such as loggers and locks, count by their class.
+                results, such as loggers and locks, are represented by their class alone.
 
         Raises:
             UnhashableError: It has no digest.

@@ -108,7 +108,7 @@ class Picture:
         return line
 
     def _rate(self, ended: int) -> float:
-        """Return the number of tasks that ended per second recently."""
+        """Return the recent completion rate, in tasks per second."""
         now, times = monotonic(), self._ended
         times.append((now, ended))
         while len(times) > 2 and times[0][0] < now - RATE_PERIOD:

@@ -347,7 +347,7 @@ class EngineHooks:
     precedence over that. A plugin that cannot be loaded is logged and skipped.
 
     Args:
-        observers: Objects whose methods are marked with `rhapsody.hookimpl`.
+        observers: Objects or modules whose functions are marked with `rhapsody.hookimpl`.
         own: The engine's own observers, which come after `observers`.
 
     Attributes:

@@ -377,13 +377,15 @@ class LookupTask(TaskDescription):
     """A task whose result is looked up: its description, a mapping, with five additional keys.
 
     A service among the arguments is replaced by `("service", name, function, (args, kwargs))`,
-    because its readiness information, such as a port, differs in each run. For a command these are
-    in `args`, and numbers between zero bytes in its words stand for the readiness information.
+    because its readiness information, such as a port, differs in each run. For an executable,
+    `args` contains these tuples, and each piece of readiness information in the command is replaced
+    by its index between two NUL characters.
 
     Attributes:
         settings: The task's `cache` and `version` settings.
         inputs: The paths of its input files by name, from disk, other tasks and URLs; they are not
-            in its sandbox yet. `None` for a file that cannot be read from here. Not to be changed.
+            in its sandbox yet. `None` for a file that cannot be read from here. Must not be
+            modified.
         implicit: The sandboxes of dependencies that declare no output files and are visible to the
             task as a whole, see `implicit_data` of `WorkflowEngine.create`.
         texts: The strings and paths among the arguments of an executable, which may name files.

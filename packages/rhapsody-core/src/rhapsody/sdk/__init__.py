@@ -1,7 +1,7 @@
 """Building blocks for backends: calls to workers, programs, services, output, readiness, threads.
 
-Backends use these in addition to the interface in `rhapsody.backends`; our own backends use nothing
-else of core. This is a public package for plugin authors.
+Backends use these in addition to the interface in `rhapsody.backends`; Rhapsody's own backends
+import nothing else from core. This is a public package for plugin authors.
 """
 
 from __future__ import annotations

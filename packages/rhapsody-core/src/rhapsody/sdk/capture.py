@@ -149,7 +149,7 @@ class Recorder:
         return self._directory if written else None
 
     def result(self, name: Name) -> str:
-        """Return the text of a stream, or with `files` the path of its file."""
+        """Return the text of a stream, or the path of its file if output is captured in files."""
         self._ended = True
         if name in self._records or self._files:
             return self._record(name).result()

@@ -177,7 +177,7 @@ def memory_group() -> MemoryGroup:
 
 
 def memory_error(task: TaskDescription, code: int | None) -> OutOfMemoryError | None:
-    """Return the error of a task whose process the kernel has killed for memory, else `None`.
+    """Return the error for a task whose process the kernel has killed for memory, else `None`.
 
     Args:
         task: Its description, with its output.

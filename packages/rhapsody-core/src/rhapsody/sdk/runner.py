@@ -308,7 +308,7 @@ module, because the clocks of file servers differ."""
 
 
 class StaleModuleError(ImportError):
-    """A worker has another version of a module than the program, and cannot replace it."""
+    """A worker's version of a module differs from the program's, and cannot be replaced."""
 
 
 class Source(NamedTuple):
@@ -907,7 +907,7 @@ def _add_note(error: BaseException, note: str) -> None:
 
 
 def main(order: str, outcome: str) -> None:
-    """Make a call whose bytes are in one file, and write its outcome to another."""
+    """Run the packed call in the file `order`, and write its result to the file `outcome`."""
     part = Path(f"{outcome}.part")
     part.write_bytes(Runner().run(Path(order).read_bytes()))
     part.replace(outcome)

@@ -226,7 +226,7 @@ def require_unused(task: TaskDescription, port: int) -> None:
 
 
 def too_early(task: TaskDescription, code: int | None) -> TaskFailedError:
-    """Return the error of a service that ended before it was ready.
+    """Return the error for a service that ended before it was ready.
 
     Args:
         task: Its description, with its output.
@@ -274,7 +274,7 @@ class Readiness:
             self._resolve()
 
     def _resolve(self) -> None:
-        with suppress(InvalidStateError, asyncio.InvalidStateError):  # cancelled meanwhile
+        with suppress(InvalidStateError, asyncio.InvalidStateError):  # canceled meanwhile
             self._future.set_result(self._value)
 
 

@@ -41,7 +41,7 @@ class _TooLargeError(Exception):
 
 
 class _MissingExtraError(Exception):
-    """A library of the extra is not installed."""
+    """A library that the extra `files` installs is missing."""
 
 
 class Fetcher:
@@ -160,7 +160,7 @@ class Fetcher:
 
 
 def _download(url: str, part: Path, limit: int, timeout: float, stop: threading.Event) -> None:
-    """Copy a URL to a file, until `stop` is set; then remove the file."""
+    """Download a URL to a file; if `stop` is set, abort and remove the file."""
     try:
         with _opened(url, timeout) as remote, open(part, "wb") as local:
             size = 0

@@ -706,7 +706,7 @@ class Stager:
 
         Args:
             task: The attempt's description.
-            succeeded: `False` if it failed; a cancelled one has not failed.
+            succeeded: `False` if it failed; a canceled one has not failed.
             outputs: The output files among its arguments.
             result_is_path: True if its result is, or contains, a path into the
                 sandbox, see `leads_into`.

@@ -267,7 +267,8 @@ class FileLock:
         path: The file; created if it does not exist.
 
     Attributes:
-        problem: The reason why it is not locked: the file system does not support locks.
+        problem: The error if the file system does not support locks, so that the file is not
+            locked; otherwise `None`.
 
     Raises:
         BlockingIOError: Another process or engine holds the lock.

@@ -63,7 +63,7 @@ class RunLog(logging.FileHandler):
         self.close()
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Write a record; log an error of the disk once, and never raise it."""
+        """Write a record; log a disk error once, and never raise it."""
         self._write(record)
         if self._is_alone(record):
             _hand_on(record)
@@ -80,7 +80,7 @@ class RunLog(logging.FileHandler):
                 self._fail(error)
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
-        """Log an error of the disk; other handlers report those of the record's own values."""
+        """Disable this log after a disk error; leave formatting errors to the other handlers."""
         error = sys.exception()
         if isinstance(error, OSError):
             self._fail(error)
@@ -430,7 +430,7 @@ class WorkDir:
         in_run: The engine's uid, if it uses a directory of that name in the run's directory.
 
     Attributes:
-        base: The directory of all runs if it is in a run's, otherwise the same as `path`.
+        base: With `in_run`, the `.rhapsody` that contains the run's directory; otherwise `path`.
         path: Its path; may change until `settle` is called.
     """
 

@@ -96,7 +96,7 @@ class Reply:
         return type(self), (self.kind, payload, buffers, self.more, self.worker)
 
     def __sizeof__(self) -> int:
-        """Return the size that Dask should count for the worker's memory."""
+        """Return the size that Dask should count toward the worker's memory."""
         size = 200 + len(self.payload)
         for buffer in self.buffers:
             size += memoryview(buffer).nbytes

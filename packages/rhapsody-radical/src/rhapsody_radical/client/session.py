@@ -90,7 +90,7 @@ class ClientPilot:
         self.config.update({key: int(config.get(key) or 0) for key in PER_NODE})
 
     def cores(self) -> list[int]:
-        """Return the number of cores for tasks of each node; empty until that is known."""
+        """Return the number of cores that tasks can use on each node; empty until this is known."""
         found = self.pilot.nodelist
         nodes = [] if found is None else found.nodes
         return [sum(core.occupation is not None for core in node.cores) for node in nodes]

@@ -76,8 +76,8 @@ class Executables(JobRunner):
 
     Args:
         deliver: Called on the loop with each job that has ended.
-        announce: Called on the loop with each job whose program was started; for a service that
-            signals its readiness, also with the function that registers the engine's future.
+        announce: Called on the loop with each job whose program has started, and with the function
+            that registers the engine's readiness future (`None` for jobs without `ready`).
         grace: Seconds between asking a program to end and killing it.
         reaper: Kills the programs if this process is killed.
     """

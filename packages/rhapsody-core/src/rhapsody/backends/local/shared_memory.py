@@ -134,7 +134,7 @@ class ProgramMemory(SharedMemory):
             os.close(descriptor)
 
     def take(self) -> Block | None:
-        """Return a free block, with pages if possible; `None` if there is no shared memory."""
+        """Return a free block, preferably one with pages, or `None` without shared memory."""
         if self.descriptor is None:
             return None
         for free in (self._warm, self._cold):
