@@ -778,7 +778,7 @@ REFUSED: dict[str, tuple[str | Files, str]] = {
         "import os\ndef f(x): return os.getenvb(b'RH_X')\n", "not literals"),
     "builtins": (
         "import builtins\ndef f(x): return getattr(builtins, '__import__')('json')\n",
-        "may import any module"),
+        "can import any module"),
     "a variable of the environment by a name that is made up": (
         "import os\ndef f(x): return os.environ[f'X{x}']\n", "names are not literals"),
     "a variable of the environment by a name that a class of a module sets, too": (

@@ -116,7 +116,7 @@ def test_every_state_has_its_canonical_state(generation: Generation) -> None:
 def test_unknown_states_and_generations_are_named() -> None:
     with pytest.raises(ValueError, match=r"no task state 'UNSCHEDULED'.*TMGR_SCHEDULING"):
         canonical("UNSCHEDULED")
-    with pytest.raises(ValueError, match=r"no generation '0.9'.*'0.27'"):
+    with pytest.raises(ValueError, match=r"unknown generation '0.9'.*'0.27'"):
         translate("NEW", "0.9", "current")
 
 

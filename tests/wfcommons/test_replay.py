@@ -147,7 +147,7 @@ def test_a_name_moves_nothing_on_the_terminal(
         (
             {"coreCount": 1e30},
             (),
-            "{file}: workflow.execution.tasks[1].coreCount: must be a number of 1 to 1000000, "
+            "{file}: workflow.execution.tasks[1].coreCount: must be a number from 1 to 1000000, "
             "got 1e+30",
         ),
         ({}, ("-b", "nowhere"), "Backend 'nowhere' not found"),

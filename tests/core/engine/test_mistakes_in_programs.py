@@ -105,6 +105,6 @@ def test_an_engine_of_a_closed_loop_reports_it() -> None:
     )
     assert end.returncode == 0, end.stderr
     first, second, _ = end.stdout.splitlines()
-    assert "another event loop" in first
-    assert "another event loop" in second
+    assert "different event loop" in first
+    assert "different event loop" in second
     assert end.stderr == ""

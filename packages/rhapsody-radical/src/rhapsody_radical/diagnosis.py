@@ -139,7 +139,9 @@ def _shell() -> Iterator[Finding]:
         cure = "in ~/.bash_profile and ~/.profile, print only if standard output is a terminal"
         yield "note", f"the login shell prints text, also into tasks' output: {output[:200]}", cure
     elif seconds > SLOW_SHELL:
-        yield "note", f"the login shell takes {seconds:.0f} s, and a pilot starts several", ""
+        cure = "speed up ~/.bash_profile or ~/.profile"
+        text = f"the login shell takes {seconds:.0f} s to start; each pilot starts several"
+        yield "note", text, cure
     else:
         yield "ok", f"the login shell starts without output, in {seconds:.2f} s", ""
 

@@ -103,7 +103,7 @@ def generation(value: Generation | str) -> Generation:
     except ValueError:
         known = ", ".join(repr(str(each)) for each in Generation)
         raise ValueError(
-            f"RADICAL-Pilot has no generation {value!r} of states; use one of {known}"
+            f"unknown generation {value!r} of RADICAL-Pilot states; use one of {known}"
         ) from None
 
 

@@ -108,7 +108,7 @@ def _positive(value: Value) -> int:
 def _cores(value: Value) -> float:
     cores = value.number(1)
     if cores > _MOST_CORES:
-        value.refuse(f"a number of 1 to {_MOST_CORES}")
+        value.refuse(f"a number from 1 to {_MOST_CORES}")
     return int(cores) if cores.is_integer() else cores
 
 

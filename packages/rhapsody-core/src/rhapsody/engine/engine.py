@@ -579,7 +579,8 @@ class WorkflowEngine(OlderNames):
                 event loop other than the engine's.
         """
         if asyncio.get_running_loop() is not self._loop:
-            raise self._submission.foreign_loop_error("join() was called on")
+            remedy = "call it on the loop that created the engine"
+            raise self._submission.foreign_loop_error("join()", remedy)
         block, task = enclosing_block.get(), running_task()
         own_block = block is not None and block.scheduler is self._runtime.scheduler
         in_block = own_block and block is not None and not block.future.done()
@@ -608,7 +609,8 @@ class WorkflowEngine(OlderNames):
         if self._closed.done():
             return
         if asyncio.get_running_loop() is not self._loop:
-            raise self._submission.foreign_loop_error("shutdown() was called on")
+            remedy = "call it on the loop that created the engine"
+            raise self._submission.foreign_loop_error("shutdown()", remedy)
         if self._ending is None:
             self._runtime.scheduler.closing = True
             self._ending = self._loop.create_task(

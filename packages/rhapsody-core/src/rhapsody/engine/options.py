@@ -204,7 +204,9 @@ class EngineOptions:
         '`"1h30m"`. Services run until they are canceled.',
         lambda value: seconds("timeout", value),
     )
-    observers: Iterable[object] = _option((), "Objects with methods marked `rhapsody.hookimpl`.")
+    observers: Iterable[object] = _option(
+        (), "Objects or modules whose functions are marked with `rhapsody.hookimpl`."
+    )
     max_pending: int | None = _option(
         None,
         "Maximum number of unfinished tasks submitted to a backend at a time. Services and "

@@ -213,7 +213,8 @@ class Submission:
         if self._scheduler.closing:
             raise self.closed_error(task.name)
         if running_loop() is not None:
-            raise self.foreign_loop_error(f"task {task.name!r} was called on")
+            remedy = "create an engine on this loop with `await WorkflowEngine.create(...)`"
+            raise self.foreign_loop_error(f"task {task.name!r}", remedy)
         if not self.loop.is_running():
             hint = "call tasks inside the coroutine that asyncio.run() or run_until_complete() runs"
             if hasattr(builtins, "__IPYTHON__"):  # its prompt runs the loop only for such input
@@ -265,11 +266,10 @@ class Submission:
             )
         return os.path.normpath(os.path.join(self._here or "/", cwd))
 
-    def foreign_loop_error(self, what: str) -> RuntimeError:
+    def foreign_loop_error(self, what: str, remedy: str) -> RuntimeError:
         """Return the error for a call on an event loop other than the engine's."""
         return RuntimeError(
-            f"{what} another event loop than that of engine {self.uid}; create an engine on this "
-            "loop with `await WorkflowEngine.create(...)`"
+            f"{what} of engine {self.uid} was called on a different event loop; {remedy}"
         )
 
     def closed_error(self, name: str) -> RuntimeError:

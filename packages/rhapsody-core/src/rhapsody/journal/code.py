@@ -527,7 +527,10 @@ class CodeFingerprint:
         while isinstance(value, types.ModuleType):
             inner = vars(value)
             if depth == len(chain) and value is builtins:
-                raise UnhashableError(f"{user} uses all of builtins, which may import any module")
+                raise UnhashableError(
+                    f"{user} uses the `builtins` module as a whole, through which it can import "
+                    "any module"
+                )
             if depth == len(chain) or chain[depth] not in inner:
                 self._used(f"{'.'.join(chain[:depth])} used by {user}", value)  # all of it
                 return

@@ -443,7 +443,7 @@ class SentModules:
             if sources[name].text is None and sources[name].file is not None:
                 raise StaleModuleError(
                     f"this worker has already imported the extension module {name!r}, possibly "
-                    f"in another version than {_short(sources[name])}: restart the worker"
+                    f"in a version other than {_short(sources[name])}: restart the worker"
                 )
         if stale:
             self._forget(name for name in here if name not in in_use)
