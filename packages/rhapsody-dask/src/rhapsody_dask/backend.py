@@ -1,4 +1,4 @@
-"""The Dask backend: its interface to the engine, and the events that it receives from Dask.
+"""Dask backend: the methods that the engine calls, and the handling of events from Dask.
 
 `cluster` connects to the cluster, `task`, `values` and `files` prepare tasks for it, `results`
 fetches their results, and `worker` runs on the workers. The engine is responsible for dependencies,
@@ -52,17 +52,19 @@ class DaskExecutionBackend(ManagedBackend):
     """Backend that runs tasks on a Dask cluster.
 
     Without arguments it starts a LocalCluster that uses this machine, listens on loopback only and
-    has temporary TLS credentials. An existing cluster is used and left running.
+    has temporary TLS credentials. An existing cluster that the arguments select is left running.
 
     Functions run on the threads of Dask's workers. A running function cannot be stopped, unless it
     checks `current_task().cancelled`. Coroutines, executables and services can be stopped.
-    Arguments of 1 MiB and more are sent once and shared by the tasks that use them. Arrays in them,
-    and large arrays in pushed-down values, are read-only in the task.
+    Arguments of 1 MiB and more are sent once and shared by the tasks that use them. Arrays in such
+    arguments are read-only in the task, and so are large arrays in results that a task receives
+    from another worker without passing through the engine.
 
     Args:
-        resources: Keywords of `distributed.Client`, `distributed.LocalCluster` and its
-            workers (`threads` is an alias of `threads_per_worker`), `gpus` for the GPUs of
-            each worker, TLS settings, and all arguments below that select a cluster.
+        resources: A dict of keywords of `distributed.Client`, `distributed.LocalCluster` and its
+            workers (`threads` is an alias of `threads_per_worker`). It may also contain `gpus`,
+            the number of GPUs of each worker, TLS settings, and the arguments `cluster` to
+            `timeout` below.
         cluster: A cluster object: LocalCluster, dask-jobqueue, dask-kubernetes, ...
         address: The address of a scheduler.
         scheduler_file: The file that `dask scheduler --scheduler-file` writes.
@@ -75,8 +77,9 @@ class DaskExecutionBackend(ManagedBackend):
             shares none.
         shared_file_system: Whether workers see this machine's files under the same
             paths. Detected by default.
-        batch_calls: Whether short calls share Dask tasks, which makes fans of them faster.
-        name: Name in an engine (default: `"dask"`).
+        batch_calls: Whether several short calls are sent as one Dask task, which is faster for
+            many independent calls of a function.
+        name: Name of the backend in an engine (default: `"dask"`).
 
     Attributes:
         thread_grace: Seconds that `shutdown` waits for functions that cannot be stopped.
@@ -242,7 +245,10 @@ class DaskExecutionBackend(ManagedBackend):
         return self.capabilities.cancellation(task_kind(call.task)) == "running"
 
     def state(self) -> BackendState:
-        """Return the state: `"error"` once the scheduler is lost. The result may be awaited."""
+        """Return the state, which is `"error"` once the connection to the scheduler is lost.
+
+        The result may be awaited.
+        """
         return super().state() if self._loss is None else BackendState("error")
 
     def require_running(self) -> None:
@@ -296,7 +302,7 @@ class DaskExecutionBackend(ManagedBackend):
         self._warnings.watch()
 
     async def _prepare(self, calls: Sequence[Call]) -> list[Ready]:
-        """Pack tasks, and send large values in them to the cluster."""
+        """Pack tasks, fail those that cannot be packed, and send large values to the cluster."""
         batch = self._submission.batch()
         await self._connection.send_modules(self.session.uid, batch.packer.modules)
         ready = []
@@ -402,11 +408,11 @@ class DaskExecutionBackend(ManagedBackend):
                 results.dropped(call)
 
     def _worker_removed(self, worker: str, marks: Sequence[bytes]) -> None:
-        """Handle the loss of a worker, expected or not.
+        """Fail the tasks that were running on a worker that has left the cluster.
 
         Args:
             worker: The worker's address.
-            marks: The marks of the tasks in its notes.
+            marks: The marks of the attempts that were running, from the worker's notes.
         """
         for call in list(self.open_tasks.values()):
             ran = call.started and call.worker == worker
@@ -529,7 +535,7 @@ class DaskExecutionBackend(ManagedBackend):
         """Register a file for a task; the worker links it when the task starts.
 
         Raises:
-            ValueError: `file_path` is missing, and so is `src_task` or `file_name`.
+            ValueError: Neither `file_path` nor both `src_task` and `file_name` are given.
             DataError: The file does not exist, or the name refers to a place outside the sandbox.
         """
         self._links.explicit(self._own(), src_task, dst_task, file_name, file_path)
@@ -552,7 +558,7 @@ class DaskExecutionBackend(ManagedBackend):
 
 
 class _Answer(dict[str, Any]):
-    """Dict that may be awaited, which older programs do; awaiting an empty one returns `None`."""
+    """Dict that older programs can await; awaiting an empty one returns `None`."""
 
     def __await__(self) -> Generator[Any, None, dict[str, Any] | None]:
         return self or None

@@ -32,7 +32,7 @@ def from_standard_input() -> bool:
 
 
 GUARD = re.compile(r"^\s*if .*(__name__|parent_process)", re.MULTILINE)
-"""Condition under which a main program starts its workflow."""
+"""Pattern of an `if` statement that guards the start of a workflow in the main program."""
 
 
 def unguarded() -> str | None:
@@ -52,13 +52,13 @@ def unguarded() -> str | None:
 
 
 REGISTRATIONS = 3
-"""Number of attempts to register a plugin; one fails if a worker is lost meanwhile."""
+"""Number of attempts to register a plugin; an attempt fails if a worker is lost during it."""
 
 NANNY = ("PYTHONHASHSEED", "__DASK_PARENT_PID")
-"""Variables that Dask sets in addition to those of its configuration."""
+"""Environment variables that Dask sets for workers in addition to those in its configuration."""
 
 CLOSE = 30.0
-"""Time limit in seconds for closing."""
+"""Time limit in seconds for closing the client, and again for closing the LocalCluster."""
 
 
 class NotStartedError(BackendUnavailableError, RuntimeError):
@@ -90,7 +90,7 @@ class Connection:
         self._settings = ExitStack()
 
     async def open(self) -> Any:
-        """Connect to the scheduler, and start the LocalCluster first if there is to be one.
+        """Start a LocalCluster if no existing cluster is selected, and connect to the scheduler.
 
         Returns:
             The client.
@@ -168,7 +168,7 @@ class Connection:
         self.dashboard = await self._find_dashboard(client)
 
     async def send_modules(self, session: str, modules: bytes | None) -> None:
-        """Send the program's own modules to all workers, unless they have them."""
+        """Send the program's own modules to all workers, unless they were sent before."""
         if modules is self._modules or modules is None:
             return
         from rhapsody_dask import shipping
@@ -236,8 +236,8 @@ class Connection:
 
         if _in_processes(self.options.local):
             _require_guard()
-        # Dask does not replace a worker for good if its successor needs more than 15 s to start.
-        # On a busy machine the cluster would be left without workers.
+        # By default, Dask permanently removes a worker whose replacement takes more than 15 s to
+        # start. On a busy machine the cluster would be left without workers.
         self._settings.enter_context(
             dask.config.set({"distributed.deploy.lost-worker-timeout": "365 days"})
         )
@@ -266,7 +266,7 @@ class Connection:
             )
 
     async def close(self) -> None:
-        """Unregister the plugins, close the client and the LocalCluster; may be called twice."""
+        """Unregister the plugins, and close client and LocalCluster; may be called twice."""
         client, self.client = self.client, None
         if client is not None:
             if self.cluster is None and client.status == "running":
@@ -417,7 +417,7 @@ _starting = threading.Lock()
 
 @contextmanager
 def _restored_environment() -> Iterator[None]:
-    """Restore the variables of this process that Dask's nannies set for their workers."""
+    """Restore the environment variables that Dask sets in this process to start its workers."""
     import dask
 
     names = dask.config.get("distributed.nanny.pre-spawn-environ")

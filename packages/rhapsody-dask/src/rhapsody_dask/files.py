@@ -41,14 +41,14 @@ class Links:
         """Register one file.
 
         Args:
-            own: The parent of sandboxes that the engine has not chosen.
-            source: The task that wrote it, `None` for an external file.
-            target: The task that needs it.
-            name: Its name in the sandbox.
+            own: The parent directory of sandboxes for which the engine has not chosen a path.
+            source: The task that wrote the file, `None` for an external file.
+            target: The task that needs the file.
+            name: The file's name in the sandbox.
             path: The path of an external file.
 
         Raises:
-            ValueError: The path is missing, and so is the task or the name.
+            ValueError: Neither `path` nor both `source` and `name` are given.
             DataError: The file does not exist, or its name refers to a place outside the sandbox.
         """
         if path is not None:
@@ -79,7 +79,7 @@ class Links:
 
 
 class View:
-    """Check of which directories of this machine the workers see, with a cache.
+    """Cached checks of whether the workers see directories of this machine.
 
     Args:
         client: Dask's client.
@@ -119,7 +119,7 @@ class View:
 
 
 def content_of(links: list[Link]) -> tuple[bytes, list[str]]:
-    """Pack the linked files of a task, and return their names as well."""
+    """Return an archive of a task's linked files, and the names of the files."""
     found: dict[str, str] = {}
     for kind, *words in links:
         if kind == "link":
@@ -140,7 +140,7 @@ def content_of(links: list[Link]) -> tuple[bytes, list[str]]:
 
 
 def write_back(task: TaskDescription, sandbox: str, packed: bytes, links: list[Link]) -> list[str]:
-    """Create a task's sandbox on this machine, from its returned files and its linked inputs.
+    """Create a task's sandbox on this machine from the returned files and the linked inputs.
 
     Returns:
         The names of declared outputs that the task did not write.
@@ -182,7 +182,7 @@ def source_of(task: Mapping[str, Any], own: str) -> str:
 
 
 def _write(path: str, text: str) -> list[str]:
-    """Write a file, and return the directories that were created for it, the deepest first."""
+    """Write a file, and return the directories that were created for it, deepest first."""
     created = []
     directory = os.path.dirname(path)
     while not os.path.isdir(directory):

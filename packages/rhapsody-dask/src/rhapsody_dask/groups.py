@@ -4,8 +4,8 @@ Dask's scheduler needs about 1 ms for a task, however short the task is. If the 
 have been shorter than that so far, calls that are ready together are sent as one task, which
 executes them one after the other and returns all replies, with the time that each call took.
 
-Each call in a group can be started, canceled and lost separately. These rules rely on the worker,
-which registers every call of a group as it registers a task:
+Each call in a group can be started, canceled and lost separately, because the worker registers it
+in the same way as a separate task:
 
 - A canceled call that has not started is skipped.
 - A group ends early if it takes longer than expected. If one call takes long, the replies of the
@@ -39,7 +39,9 @@ grouping them does not delay any.
 """
 
 LONG = 0.09
-"""Seconds after the report that a call runs until the other calls of its group are taken back."""
+"""Seconds that a call may continue after it was reported as running before the remaining calls of
+its group are taken back.
+"""
 
 MOST = 500
 """Largest number of calls in a group."""
@@ -51,10 +53,12 @@ PROBES = 4
 """Number of calls of a new function that are sent alone to measure them."""
 
 ENOUGH = 2
-"""Number of measured calls after which groups are formed; not all, because a worker may hang."""
+"""Number of measured calls after which groups are formed; fewer than `PROBES`, because a worker may
+hang.
+"""
 
 WEIGHT = 0.2
-"""Weight of the last group in the average time of a function's calls."""
+"""Weight of the most recent group in the average time of a function's calls."""
 
 
 class Function:
@@ -90,7 +94,7 @@ class Function:
             self.seconds += (seconds - self.seconds) * WEIGHT
 
     def size(self, ready: int) -> int:
-        """Return the number of calls in a group, 1 to send each call alone.
+        """Return how many calls to put in a group; 1 means that each call is sent alone.
 
         Args:
             ready: The number of calls that are ready.
@@ -104,7 +108,7 @@ class Group:
 
     Attributes:
         function: Their function.
-        uid: The uid of the group: that of its first call, and the number of the others.
+        uid: The uid of the group: the first call's uid, `+` and the number of other calls.
         members: The calls without a reply, by uid.
     """
 
@@ -129,7 +133,7 @@ class Groups:
         tasks: The open tasks by uid.
         results: The backend's results, which receive the replies.
         send_alone: Sends each call as a separate task.
-        direct: As for `Results`.
+        direct: See `Results`.
     """
 
     def __init__(
@@ -281,14 +285,14 @@ class Groups:
             self._spawn(self._give_up(group, call))
 
     async def _give_up(self, group: Group, call: Call) -> None:
-        """Release the calls that are held back if the measured call takes long."""
+        """If a measured call takes too long, send the calls that are held back."""
         await asyncio.sleep(TARGET)
         if call.uid in group.members:
             group.function.slow = True
             self._release(group.function)
 
     async def _take_back(self, group: Group, call: Call) -> None:
-        """Take back the other calls of a group if the running one takes long."""
+        """If a call takes too long, send the remaining calls of its group again."""
         from rhapsody_dask.worker.site import stop_group
 
         await asyncio.sleep(LONG)

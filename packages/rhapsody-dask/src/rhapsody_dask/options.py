@@ -47,7 +47,7 @@ TLS = frozenset(
 """Keywords of `distributed.Security`."""
 
 RESERVED = TLS.union(WAYS, ("security", "timeout"))
-"""Options that the backend itself handles, or converts."""
+"""Options that the backend handles itself instead of passing them to Dask unchanged."""
 
 ADDED = frozenset({"threads", "gpus"})
 """Options of the LocalCluster that are not Dask's."""
@@ -62,7 +62,7 @@ class Options:
 
     Attributes:
         way: One of `WAYS`, or `None` to start a LocalCluster.
-        target: The client, cluster, address or path.
+        target: The value of that option: a client, cluster, address or path.
         security: The backend's `security` argument; `None` selects the default.
         timeout: Time limit for connecting, in seconds.
         local: Keywords of the LocalCluster.
@@ -81,7 +81,7 @@ def parse(resources: Mapping[str, Any] | None, arguments: Mapping[str, Any]) -> 
     """Validate the backend's arguments.
 
     Args:
-        resources: The mapping that all backends accept.
+        resources: The backend's `resources` argument.
         arguments: The backend's other arguments, without those that are `None`.
 
     Returns:

@@ -25,14 +25,14 @@ CLUSTER = Capabilities(
     reports_running=True,
     unfinished_dependencies=True,
 )
-"""Capabilities if the workers see the same files. Functions run on threads of Dask's workers, so
-a running function cannot be stopped; coroutines, executables and services can.
+"""Capabilities of a cluster whose workers see the engine's files. Functions run on threads of
+Dask's workers, so a running function cannot be stopped; coroutines, executables and services can.
 """
 
 
 @hookimpl
 def rhapsody_backends() -> BackendSpec:
-    """Return the backend `dask`, with the capabilities of its own LocalCluster."""
+    """Return the declaration of the backend `dask`, with the capabilities of its LocalCluster."""
     return BackendSpec(
         name="dask",
         import_path="rhapsody_dask.backend:DaskExecutionBackend",

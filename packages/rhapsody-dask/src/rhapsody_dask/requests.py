@@ -60,7 +60,7 @@ class StopRequests:
                 reruns, self._reruns = self._reruns, []
                 started = await self._answers([*(call.uid for call in calls), *reruns])
                 for call in calls:
-                    # Without answers, tasks that were reported as running are assumed to be.
+                    # Without answers, a task is assumed to run if it was reported as running.
                     if started is not None:
                         call.started = call.uid in started
                     if not call.started:
@@ -106,7 +106,7 @@ class WaitWarnings:
         self._checking: asyncio.Task[None] | None = None
 
     def watch(self) -> None:
-        """Check soon, because tasks were sent or a worker was lost."""
+        """Schedule a check; called when tasks were sent or a worker was lost."""
         if self._timer is None:
             self._check_in(FIRST)
 

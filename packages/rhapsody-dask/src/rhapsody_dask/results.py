@@ -44,10 +44,10 @@ MOST = 2_000
 
 MANY = 4
 PAUSE = 0.01
-"""Seconds in which the next batch is collected, after one of more than `MANY` replies."""
+"""Seconds to wait for further replies after a batch of more than `MANY` replies."""
 
 PATIENCE = 0.5
-"""Seconds after which the next batch does not wait for one any longer."""
+"""Largest number of seconds that a batch waits for the previous one."""
 
 
 class Held:
@@ -56,7 +56,7 @@ class Held:
     Args:
         call: The task, with the future that keeps the value.
         fetch: Fetches the value into the description.
-        release: Called on deletion, on any thread.
+        release: Called with the task when this object is deleted, on any thread.
     """
 
     __slots__ = ("__weakref__", "_fetch", "_release", "call")
@@ -134,7 +134,7 @@ class Results:
         self._in_flight: dict[str, list[str]] = {}
 
     def close(self) -> None:
-        """Stop fetching."""
+        """Stop fetching replies and watching tasks."""
         self._closed = True
         self._queue.clear()
         for task in (self._fetching, *self._background):
@@ -169,7 +169,7 @@ class Results:
             call.readiness.set(value)
 
     def withdraw(self, call: Call) -> None:
-        """Forget a task that was not submitted, without a report."""
+        """Forget a task that was not submitted, without reporting it to the engine."""
         if self._tasks.get(call.uid) is call:
             del self._tasks[call.uid]
             self._release(call)
@@ -187,7 +187,7 @@ class Results:
         self.end(call, state if call.error is None else "failed")
 
     def fail(self, call: Call, error: BaseException) -> None:
-        """Fail a task that was lost or never sent, unless it is being stopped."""
+        """Fail a task that was lost or never sent; end it as canceled if it is being canceled."""
         if not call.cancelled and call.error is None:
             call.error = error
         self._wake(call)
@@ -229,7 +229,7 @@ class Results:
     # Values that stay on the workers.
 
     def held(self, uid: str) -> Call | None:
-        """Return the task whose value stays on a worker."""
+        """Return the task with a uid if its value is held on a worker, otherwise `None`."""
         held = self._held.get(uid)
         return None if held is None else held.call
 
@@ -281,7 +281,7 @@ class Results:
     # Events of tasks.
 
     def watch(self, calls: Sequence[Call]) -> None:
-        """Detect tasks that the scheduler rejects, for which it publishes no transition.
+        """Watch for tasks that the scheduler rejects, because it publishes no transition for them.
 
         It rejects tasks whose dependencies it has forgotten, and graphs that it cannot unpickle.
         """
@@ -358,7 +358,10 @@ class Results:
             self._fetching = asyncio.ensure_future(self._fetch_batches())
 
     def refetch_others(self, key: str) -> None:
-        """Fetch the other replies of a batch again; `gather` waits until Dask reruns this task."""
+        """Fetch a batch again without the reply of a task that was lost with its worker.
+
+        `gather` returns no reply of the batch until Dask has run the lost task again.
+        """
         for other in self._in_flight.pop(key, ()):
             if other != key and other in self._in_flight:
                 del self._in_flight[other]

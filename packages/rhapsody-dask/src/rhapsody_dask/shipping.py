@@ -2,8 +2,8 @@
 
 The plugins are pickled by value, so they can be unpickled without Rhapsody. They contain the source
 of core and of this package in a zip file, from which Python imports while an engine uses the
-cluster. If both packages are installed there, they are used instead, and their versions must be the
-same.
+cluster. If both packages are installed on the cluster, they are used instead, and their versions
+must be the same as on this machine.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ import cloudpickle  # type: ignore[import-untyped]
 from distributed.diagnostics.plugin import SchedulerPlugin, WorkerPlugin
 
 PACKAGES = ("rhapsody", "rhapsody_guard", "rhapsody_dask")
-"""Packages that are sent: named, not imported, because the last one contains this module."""
+"""Packages that are sent, by name: the last one contains this module, so it cannot be imported."""
 
 WAITS = 20
 """Number of killed workers after which a task that only waited on them fails."""
@@ -40,7 +40,7 @@ LEFT_OUT = ("rhapsody/cli/", "rhapsody/testing/", "rhapsody/observers/")
 
 @functools.cache
 def archive() -> bytes:
-    """Return the sources as a zip file."""
+    """Return the sources of `PACKAGES` as the content of a zip file."""
     target = io.BytesIO()
     with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as packed:
         for package in PACKAGES:
@@ -67,7 +67,7 @@ def versions() -> dict[str, str]:
 
 
 def installed() -> dict[str, str]:
-    """Return the versions of our distributions that are installed here."""
+    """Return the versions of Rhapsody's distributions that are installed in this environment."""
     found = {}
     for name in ("rhapsody-core", "rhapsody-dask"):
         with suppress(PackageNotFoundError):
@@ -91,7 +91,7 @@ class _Cargo:
         self.path: str | None = None
 
     def unpack(self, where: str) -> None:
-        """Make our code importable in this process.
+        """Make Rhapsody's code importable in this process.
 
         Args:
             where: The name of this process for messages.
@@ -125,7 +125,7 @@ class _Cargo:
         sys.path.append(path)
 
     def discard(self) -> None:
-        """Remove the code after its last user, so that the next client can send another version.
+        """Remove the code if no other plugin uses it, so that a client can send another version.
 
         Code that is running is not affected.
         """
@@ -142,7 +142,7 @@ class _Cargo:
 
 
 class WorkerSetup(WorkerPlugin):
-    """Worker plugin that opens the backend's site on each worker, including later ones."""
+    """Worker plugin that opens the backend's site on each worker, also on those that join later."""
 
     def __init__(
         self, cargo: _Cargo, session: str, grace: float, notes: str | None, *, own: bool
@@ -183,7 +183,7 @@ class WorkerSetup(WorkerPlugin):
 
 
 class ModulesSetup(WorkerPlugin):
-    """Worker plugin that sends the program's own modules to each worker, including later ones."""
+    """Worker plugin that sends the program's own modules to each worker, also to later ones."""
 
     def __init__(self, session: str, modules: bytes, reference: bytes) -> None:
         self.name: str = f"rhapsody-{session}-modules-{reference.hex()}"
@@ -228,7 +228,7 @@ class SchedulerSetup(SchedulerPlugin):
         self.changes: list[tuple[str, str]] = []
 
     async def start(self, scheduler: Any) -> None:
-        """Make our code importable; called by Dask on the scheduler."""
+        """Make Rhapsody's code importable; called by Dask on the scheduler."""
         self.cargo.unpack("the scheduler")
         import rhapsody_dask.worker.entry
         import rhapsody_dask.worker.messages  # noqa: F401
@@ -261,7 +261,11 @@ class SchedulerSetup(SchedulerPlugin):
             self.scheduler.log_event(self.topic, {"tasks": changes})
 
     def _retry(self, worker: str) -> list[bytes]:
-        """Let Dask retry the tasks that a killed worker had not started, and return the others."""
+        """Let Dask retry the tasks that a killed worker had not started.
+
+        Returns:
+            The marks of the attempts that were running on the worker.
+        """
         from rhapsody_dask.worker.site import mark, started_on
 
         assert self.notes is not None
@@ -295,7 +299,7 @@ class SchedulerSetup(SchedulerPlugin):
         await self.close()
 
     async def close(self) -> None:
-        """Remove our code; called by Dask when the scheduler closes."""
+        """Remove Rhapsody's code; called by Dask when the scheduler closes."""
         self.cargo.discard()
 
     def remove_worker(self, scheduler: Any, worker: str, **options: Any) -> None:
@@ -356,11 +360,11 @@ def plugins(
     """Return the plugins for one backend.
 
     Args:
-        session: Its session.
+        session: The backend's session.
         grace: Seconds between SIGTERM and SIGKILL.
         client: The client's id on an existing cluster, where the sources are sent and removed when
             the client has disconnected; `None` for a cluster that the backend started.
-        notes: The directory in which the workers of such a cluster record which attempts run.
+        notes: The directory in which workers record their running attempts, `None` to record none.
     """
     cargo = _Cargo(archive() if client is not None else None, versions())
     return (

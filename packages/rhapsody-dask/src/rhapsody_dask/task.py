@@ -41,8 +41,8 @@ class Demand(NamedTuple):
         resources: Names and amounts of worker resources.
         priority: Dask's priority; higher values run first.
         retries: Number of retries by Dask itself.
-        workers: The workers that may run the task, or should.
-        allow_other_workers: Whether other workers may run it, too.
+        workers: The workers that may run the task; empty if all may.
+        allow_other_workers: Whether `workers` is only a preference, so that others may run it, too.
     """
 
     resources: tuple[tuple[str, float], ...] = ()
@@ -101,7 +101,7 @@ def _check(name: str, annotations: Mapping[str, Any]) -> None:
     Dask calls such functions with a task's key, which only Rhapsody knows.
 
     Raises:
-        TypeError: Dask would reject one of them, or its value is a function.
+        TypeError: Dask would reject an annotation, or its value is a function.
     """
     from dask.base import annotate
 
@@ -200,27 +200,27 @@ class Call:
 
     Attributes:
         task: The description, which results are written into.
-        uid: Its uid.
-        key: Its key in Dask.
-        demand: Its annotations for Dask.
-        future: Dask's future, `None` before the task was sent.
+        uid: The task's uid.
+        key: The task's key in Dask.
+        demand: The task's annotations for Dask.
+        future: Dask's future, `None` until the task is sent.
         entries: The large arguments that it uses.
         references: The keys of the tasks whose values it uses on the worker.
         sources: The futures of those tasks, which make Dask keep the values.
         referred_to: Whether other tasks use its value on the workers.
         grouped: Whether it is in a group or may be added to one, so that other tasks cannot use its
             value on the workers.
-        links: Its input files, if they are sent by content.
+        links: The links to its input files, if the files are sent to the worker by content.
         refetched: Whether fetching its reply has failed once.
         cancelled: Whether its cancellation was requested.
         started: Whether it is known to have started, so that a cancellation must wait for its end.
         finished: Whether Dask has its reply.
         announced: Whether the running state was reported.
         ready: The `ready` of a service, otherwise `None`.
-        readiness: Passes the worker's report that a service is ready to the engine.
-        error: The reason for stopping it, if that is not a cancellation.
-        worker: The worker that runs it.
-        token: Identifies the start of the attempt.
+        readiness: Notifies the engine that the service is ready; `None` for other tasks.
+        error: The error with which the task fails, `None` if there is none.
+        worker: The address of the worker that runs it.
+        token: Identifies the start that the worker reported, because Dask may rerun the task.
         refusal: The asyncio task that detects that the scheduler has rejected it.
         watch: The asyncio task that waits for a callable `ready`.
         waiter: The future for its value, while it is being fetched from a worker.
@@ -258,21 +258,21 @@ class Call:
 
 
 def named(call: Call) -> str:
-    """Return the name of a task for messages."""
+    """Return a task's name and uid, for messages."""
     return f"task {call.task['name']!r} ({call.uid})"
 
 
 def details(task: TaskDescription, demand: Demand, own: str) -> dict[str, Any]:
-    """Return the settings that the worker needs in addition to the call; none for plain functions.
+    """Return the settings that the worker needs in addition to the call; empty for plain functions.
 
     Args:
         task: The description. Its sandbox is set if it needs one.
-        demand: Its annotations for Dask.
-        own: The parent of sandboxes that the engine has not chosen.
+        demand: The task's annotations for Dask.
+        own: The parent directory of sandboxes for which the engine has not chosen a path.
 
     Raises:
-        CapabilityError: The backend cannot run it.
-        ValueError: It has neither a function nor an executable.
+        CapabilityError: The task is a service that runs a function.
+        ValueError: The task has neither a function nor an executable.
     """
     more: dict[str, Any] = {}
     if task["function"] is None:
@@ -329,12 +329,12 @@ SMALL = 1 << 10
 """Size in bytes from which values of the types in `FLAT` are examined before they are pickled."""
 
 FLAT = (bytes, str, bytearray)
-"""Types whose length is about their packed size."""
+"""Types whose length is approximately the size of their pickle in bytes."""
 
 CURE = "pass data that can be pickled, or run the task on the local backend's threads"
 
 FILES = (InputFile, OutputFile, OutputDir)
-"""Types that are bound to the task's sandbox on its worker."""
+"""Types whose values are bound to the task's sandbox on its worker."""
 
 STAND_INS: frozenset[object] = PLAIN | {Value, Reference, InputFiles, *FILES}
 """Types that are never packed separately."""
@@ -451,7 +451,7 @@ class Packer:
         return self._dumps(task, (args, kwargs), dumps)
 
     def _big(self, value: Any) -> None:
-        """Pack an argument separately that is known to be large without pickling it."""
+        """Pack separately an argument whose large size was known before pickling it."""
         if id(value) not in self._bigs:
             self._bigs[id(value)] = Big(value, pack(value)[0], [])
 
@@ -509,7 +509,7 @@ def _reduce_file(file: Any) -> tuple[Any, ...]:
 
 
 class _StandInPickler(pickler()):  # type: ignore[misc]
-    """Pickler whose output loads references as their values, and files bound to the sandbox."""
+    """Pickler that makes unpickling replace references by values and bind files to the sandbox."""
 
     def __init__(self, target: Any, places: Mapping[str, int], **options: Any) -> None:
         stand_ins: dict[type, Callable[[Any], tuple[Any, ...]]] = {
@@ -533,9 +533,9 @@ class Ready(NamedTuple):
     Attributes:
         call: The task.
         order: The packed order.
-        bigs: The values that Dask has to hold for it, in addition to those of references.
-        plain: Whether it is a function call without files and without settings for Dask, so that it
-            can be grouped.
+        bigs: The values that Dask has to hold for the task, in addition to those of references.
+        plain: Whether the task is a function call without files, references, large values and
+            special settings for the worker, so that it can be grouped.
     """
 
     call: Call
@@ -559,12 +559,12 @@ class Batch:
 
 
 class Submission:
-    """Sends the tasks of one backend.
+    """Submission of one backend's tasks: packs them and sends them to Dask.
 
     Args:
         client: Dask's client.
         session: The backend's session.
-        own: The parent of sandboxes that the engine has not chosen.
+        own: The parent directory of sandboxes for which the engine has not chosen a path.
         links: The registered input files of tasks.
         view: The directories that the workers see.
         shared: The large arguments on the cluster.
@@ -624,7 +624,7 @@ class Submission:
         return Ready(call, order, [*content, *bigs], plain and not (held or bigs))
 
     async def share(self, ready: Sequence[Ready]) -> None:
-        """Send large arguments to the cluster, and add them to the tasks."""
+        """Send the tasks' large values to the cluster, and record them as used by the tasks."""
         bigs = [big for one in ready for big in one.bigs]
         if not bigs:
             return
@@ -638,7 +638,7 @@ class Submission:
             self._shared.release(entry)  # now the tasks are the users
 
     def send(self, ready: Sequence[Ready]) -> None:
-        """Send tasks to Dask, in one graph for each run of equal annotations."""
+        """Send tasks to Dask, in one graph for consecutive tasks with equal annotations."""
         for demanded, group in groupby(ready, key=lambda one: one.call.demand):
             self._send(list(group), demanded.keywords())
 

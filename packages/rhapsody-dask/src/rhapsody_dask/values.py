@@ -17,10 +17,12 @@ from rhapsody.sdk import in_thread
 from rhapsody_dask.worker.messages import DONE, Reply
 
 LINGER = 1.0
-"""Seconds that an argument is kept after its last task, for the next task of a chain."""
+"""Seconds that an argument is kept after its last task has ended, so that the next task of a chain
+can use it.
+"""
 
 IDLE = 64 << 20
-"""Largest total size in bytes of such arguments; a single one may be larger."""
+"""Largest total size in bytes of arguments that no task uses; a single one may be larger."""
 
 
 class Big(NamedTuple):
@@ -28,8 +30,8 @@ class Big(NamedTuple):
 
     Attributes:
         value: The object, which is kept so that its `id` is not reused.
-        payload: Its pickle.
-        buffers: Its large buffers, which still refer to the user's memory.
+        payload: The pickled object, without its large buffers.
+        buffers: The object's large buffers, which still refer to the user's memory.
     """
 
     value: Any
@@ -38,14 +40,14 @@ class Big(NamedTuple):
 
 
 class Entry:
-    """Argument on the cluster.
+    """Large argument on the cluster.
 
     Attributes:
-        digest: The digest that identifies it.
+        digest: The digest of its content, which identifies it.
         future: Its future in Dask, or the argument itself if no worker could hold it.
         size: Its size in bytes.
         users: Number of tasks that use it.
-        timer: Releases it after its last task.
+        timer: The timer that releases it; `None` while tasks use it.
     """
 
     __slots__ = ("digest", "future", "size", "timer", "users")
@@ -68,20 +70,20 @@ class Shared:
 
     Args:
         client: Dask's client.
-        prefix: The prefix of their keys.
+        prefix: The prefix of the arguments' keys in Dask.
     """
 
     def __init__(self, client: Any, prefix: str) -> None:
         self._client = client
         self._prefix = prefix
-        self._idle: dict[Entry, None] = {}  # without users, the oldest first
+        self._idle: dict[Entry, None] = {}  # entries without users, oldest first
         self._entries: dict[str, Entry] = {}
 
     def __len__(self) -> int:
         return len(self._entries)
 
     async def put(self, bigs: Iterable[Big]) -> dict[int, Entry]:
-        """Send arguments to the cluster, except those that it holds.
+        """Send arguments to the cluster, except those that it already holds.
 
         Args:
             bigs: The arguments of a batch; the same object may occur several times.
@@ -120,7 +122,7 @@ class Shared:
         return entry
 
     def use(self, entry: Entry) -> None:
-        """Add a user."""
+        """Add a user to an entry."""
         entry.users += 1
         self._idle.pop(entry, None)
         if entry.timer is not None:
@@ -128,7 +130,7 @@ class Shared:
             entry.timer = None
 
     def release(self, entry: Entry) -> None:
-        """Remove a user."""
+        """Remove a user from an entry, which is dropped some time after its last user."""
         entry.users -= 1
         if entry.users == 0:
             loop = asyncio.get_running_loop()

@@ -1,4 +1,4 @@
-"""Function that Dask's graphs call, and functions that run on the scheduler.
+"""Functions that Dask's graphs call, and functions that run on the scheduler.
 
 The scheduler imports this module to unpickle graphs, but may lack the user's modules and most of
 Rhapsody's. The module therefore imports little, and the data of a task are passed as bytes.
@@ -49,7 +49,7 @@ def stuck(dask_scheduler: Any) -> tuple[list[str], list[str]]:
 
 
 def has_dashboard(dask_scheduler: Any) -> bool:
-    """Return True if a scheduler serves a dashboard; every scheduler has a port for one.
+    """Return True if a scheduler serves a dashboard, which its port does not show.
 
     Called through `Client.run_on_scheduler`.
     """

@@ -60,9 +60,9 @@ class Reply:
     Attributes:
         kind: One of `DONE`, `FAILED`, `CANCELED`, `DEPENDENCY`.
         payload: The packed value or exception.
-        buffers: Its large buffers.
+        buffers: The large buffers of the value.
         more: `stdout`, `stderr`, `exit_code`, `sandbox` and `files`, where they apply.
-        worker: The worker that ran the task.
+        worker: The address of the worker that ran the task.
         kept: On a worker, the unpacked value in a tuple, if its type is immutable.
     """
 
@@ -235,7 +235,7 @@ def value_here(place: int) -> Any:
 
 
 def file_here(kind: Any, state: dict[str, Any]) -> Any:
-    """Return a declared file bound to the task's sandbox here; called during unpickling."""
+    """Return a declared file bound to the sandbox on this worker; called during unpickling."""
     file = object.__new__(kind)
     for name, value in state.items():
         object.__setattr__(file, name, value)

@@ -67,7 +67,7 @@ def prepare(site: Site, order: Order, running: Running, values: Sequence[Any]) -
 
 
 def return_files(order: Order, reply: Reply, sandbox: str) -> None:
-    """Move the files of a sandbox to the reply."""
+    """Add the files of a sandbox, except the inputs, to the reply, and remove the sandbox."""
     came = set(order.more.get("came", ()))
     files, left_out = pack_files(
         (name, os.path.join(sandbox, name)) for name in os.listdir(sandbox) if name not in came
@@ -111,7 +111,7 @@ def _add(archive: tarfile.TarFile, name: str, path: str, left_out: list[str]) ->
 
 
 def unpack_files(packed: Any, directory: str) -> None:
-    """Write packed files to a directory; none of them can be written outside of it."""
+    """Extract packed files to a directory; keep existing files, and write nothing outside of it."""
     with tarfile.open(fileobj=io.BytesIO(packed), mode="r") as archive:
         for member in archive.getmembers():
             if not os.path.lexists(os.path.join(directory, member.name)):
@@ -179,7 +179,7 @@ async def _run(site: Site, order: Order, running: Running, task: TaskDescription
 
 
 def _notify_ready(site: Site, task: TaskDescription, value: Any) -> None:
-    """Report to the backend that a service is ready, with its address."""
+    """Report to the backend that a service is ready, with its address or other readiness value."""
     if str(task.get("ready", "")).partition(":")[0] == "tcp":
         value = site.host, value[1]
     site.notify({"ready": (task["uid"], pack(value)[0])})
@@ -188,7 +188,7 @@ def _notify_ready(site: Site, task: TaskDescription, value: Any) -> None:
 def _launch(command: Sequence[str], **options: Any) -> Program:
     """Start a program that ends with the worker, even if the worker is killed.
 
-    Output that is not kept is dropped, because the worker's own streams are not the user's.
+    Output that is not captured is discarded, because the worker's own streams are not the user's.
 
     Returns:
         The running program.

@@ -1,7 +1,8 @@
 """Execution of one task on a worker's thread, from the order to the reply.
 
 Functions are called here; `programs` runs executables and services. Every failure of a task becomes
-its reply, not an exception, so that Dask neither logs nor repeats it.
+its reply, not an exception, so that Dask neither logs nor repeats it. An exception is raised only
+for tasks that Dask itself should retry.
 """
 
 from __future__ import annotations
@@ -169,7 +170,7 @@ def _outcome(site: Site, order: Order, running: Running, values: Sequence[Any]) 
 
 
 def worker_loop() -> WorkerLoop:
-    """Return the event loop of this thread."""
+    """Return the event loop of this thread, which is created on the first call."""
     loop = getattr(_own, "loop", None)
     if loop is None:
         loop = _own.loop = WorkerLoop()

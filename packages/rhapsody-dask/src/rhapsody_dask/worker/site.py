@@ -50,7 +50,7 @@ class Gate:
         self._queue: deque[Waiting] = deque()
 
     def enter(self, cores: float) -> Waiting | None:
-        """Take cores; if they are not free, enter the queue and return an object for `wait`."""
+        """Take cores; if they are not free, join the queue and return the entry for `wait`."""
         with self._lock:
             if not self._queue and self._free >= cores:
                 self._take(cores)
@@ -74,7 +74,7 @@ class Gate:
         waiting.turn.set()
 
     def leave(self, cores: float) -> None:
-        """Return the cores of a task that entered with the same number."""
+        """Release the cores of a task; `cores` is the number that was passed to `enter`."""
         with self._lock:
             self._take(-min(cores, self.cores))
             self._serve()
@@ -102,11 +102,11 @@ class Gate:
 
 
 STOP = 1.0
-"""Time limit in seconds for the end of an idle loop."""
+"""Time limit in seconds for stopping an idle loop."""
 
 
 class WaitingLoop:
-    """Event loop of one site, created when the first coroutine needs it."""
+    """Event loop that a site's coroutine tasks without cores share, created when one starts."""
 
     def __init__(self) -> None:
         self._loop = SharedLoop("rhapsody-coroutines")
@@ -167,7 +167,7 @@ if TYPE_CHECKING:
     from distributed import Worker
 
 REPORT = 0.01
-"""Time in seconds after which a task is reported as running; shorter ones are never reported."""
+"""Seconds after which a task is reported as running; shorter tasks are never reported so."""
 
 REMEMBERED = 100_000
 """Largest number of canceled tasks that a site remembers in case they arrive later."""
@@ -188,7 +188,7 @@ def notes_of(directory: str, address: str) -> str:
 
 
 def started_on(directory: str, address: str) -> frozenset[bytes]:
-    """Return the marks of the attempts that ran when a worker ended, and remove its notes."""
+    """Return the marks of the attempts that were running when a worker ended; remove its notes."""
     path = notes_of(directory, address)
     try:
         with open(path, "rb") as file:
@@ -212,7 +212,7 @@ class Notes:
         self._used = 0
 
     def add(self, uid: str) -> int:
-        """Record that an attempt starts, and return its place in the file."""
+        """Record that an attempt starts, and return the offset of its mark in the file."""
         if not self._free:
             self._free.append(self._used)
             self._used += MARK
@@ -221,7 +221,7 @@ class Notes:
         return place
 
     def remove(self, place: int) -> None:
-        """Record that the attempt in a place has ended."""
+        """Record that the attempt whose mark is at this offset has ended."""
         os.pwrite(self._file, bytes(MARK), place)
         self._free.append(place)
 
@@ -235,7 +235,7 @@ class Running:
         stop: Stops the task, `None` if that is impossible; may be called on any thread.
         context: The value of `current_task()` in the task.
         cores: Number of cores that it has taken from the gate.
-        place: Its place in the worker's notes, `None` until it has its cores.
+        place: The offset of its mark in the worker's notes, `None` until it has its cores.
         since: The time when it received its cores, by the monotonic clock.
         replies: The replies so far, if it is a group.
     """
@@ -346,7 +346,7 @@ class Site:
     # On the worker's loop.
 
     def cancel(self, uids: Iterable[str]) -> list[str]:
-        """Stop tasks, now or when they arrive, and return the uids of those that have started."""
+        """Stop the tasks that have started and return their uids; the others will not start."""
         started = []
         for uid in uids:
             with self._lock:
@@ -471,13 +471,13 @@ def site_of(worker: Worker, session: str) -> Site | None:
 
 
 def cancel(session: str, uids: list[str], dask_worker: Any = None) -> list[str]:
-    """Stop tasks and return those that have started here; called through `Client.run`."""
+    """Stop tasks; return the uids of those that have started here. Called through `Client.run`."""
     site = site_of(dask_worker, session)
     return [] if site is None else site.cancel(uids)
 
 
 def stop_group(session: str, group: str, uid: str, dask_worker: Any = None) -> GroupReplies | None:
-    """Stop a group after its running call, see `Site`; called through `Client.run`."""
+    """Stop a group after its running call, see `Site.stop_group`; called through `Client.run`."""
     site = site_of(dask_worker, session)
     return None if site is None else site.stop_group(group, uid)
 
