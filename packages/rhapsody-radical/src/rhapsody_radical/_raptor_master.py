@@ -1,6 +1,6 @@
-"""RAPTOR master that receives its calls reliably; loaded by its path, in a pilot.
+"""RAPTOR master that receives its calls reliably; RADICAL-Pilot loads this file in a pilot.
 
-RAPTOR's own master publishes the address for its calls once, a second after it was started. On a
+RAPTOR's own master publishes the address of its call queue once, a second after its start. On a
 busy machine the socket may not be connected by then, so the message is lost and calls wait forever.
 This master repeats the message until the first call arrives. It must not import other modules of
 this package, because it may have been copied to another file system.
@@ -18,7 +18,7 @@ AGAIN = (5.0, 10.0, 20.0, 40.0)
 
 
 class RhapsodyMaster(rp.raptor.Master):  # type: ignore[misc,name-defined,unused-ignore]
-    """Master that passes calls to its workers as RAPTOR's own does."""
+    """RAPTOR's master, which also repeats the registration of its call queue."""
 
     def __init__(self) -> None:
         self._called = threading.Event()

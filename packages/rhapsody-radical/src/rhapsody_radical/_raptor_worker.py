@@ -1,17 +1,18 @@
-"""RAPTOR worker that survives failing calls; loaded by its path, in a pilot.
+"""RAPTOR worker that survives failing calls; RADICAL-Pilot loads this file in a pilot.
 
 RAPTOR's own worker never releases the cores of a call that kills its process, cannot cancel a
 running call, and does not report the start of a call. This worker executes calls in a pool of
-processes, kills a process if its call is canceled, detects its end, and reports calls as running.
+processes, kills a process if its call is canceled, detects when a process ends, and reports calls
+as running.
 All other tasks are handled by RAPTOR's own worker, which is its base class. The module must not
 import anything of this package except `call.py` and core's `runner.py`, which are copied to the
 same directory.
 
 A message for each short call would cost as much as the call. Therefore, a process receives several
-calls of groups at once, and reads one byte from a pipe before it starts each call. The worker takes
-calls back by reading the remaining bytes: to give them to an idle process, to cancel them, or
-because the process has ended. As a result, no call waits for a long one while cores are free, and
-each call is executed once.
+calls at once if they belong to groups, and reads one byte from a pipe before it starts each call.
+The worker takes back the calls that have not started by reading the remaining bytes. It does so to
+send them to an idle process, to cancel them, or because the process has ended. As a result, no call
+waits for a long one while cores are free, and each call is executed once.
 """
 
 from __future__ import annotations
@@ -37,10 +38,10 @@ import radical.utils as ru  # type: ignore[import-untyped,unused-ignore]
 STATES = "state_pubsub"
 
 MARK = "rhapsody"
-"""Key in the metadata of our tasks.
+"""Key in the metadata of Rhapsody's tasks.
 
-The value `"call"` marks a call for `call.run`, `"task"` a call as a `PythonTask`, which any RAPTOR
-worker could execute, and `"calls"` a group: a list of uids, each with its call.
+Its value is `"call"` for a call that `call.run` executes, `"task"` for a `PythonTask`, which any
+RAPTOR worker could execute, and `"calls"` for a group: a list of uids, each with its call.
 """
 
 NEWS = "rhapsody_calls"
@@ -50,10 +51,10 @@ GATHER = 0.02
 """Seconds for which starts and ends of calls are collected into one message."""
 
 AHEAD, SHORT = 32, 0.05
-"""Maximum number of calls that a process receives at once, and the limit for short calls.
+"""Maximum number of calls that a process receives at once, and the limit of short calls in seconds.
 
-The number starts at 1. It is doubled each time the last calls took less than `SHORT` seconds in
-total, and is reset to 1 otherwise.
+The number of calls starts at 1. It is doubled each time the previous calls took less than `SHORT`
+seconds in total, and otherwise reset to 1.
 """
 
 
@@ -61,7 +62,7 @@ class RhapsodyWorker(rp.raptor.DefaultWorker):  # type: ignore[misc,name-defined
     """Worker that executes calls in a pool of processes.
 
     Args:
-        raptor_id: The uid of its master.
+        raptor_id: The uid of the worker's master.
     """
 
     def __init__(self, raptor_id: str) -> None:
@@ -97,7 +98,7 @@ class RhapsodyWorker(rp.raptor.DefaultWorker):  # type: ignore[misc,name-defined
             self._change.notify_all()
 
     def _leave(self, tasks: list[dict[str, Any]]) -> None:
-        """Let RAPTOR's own worker handle other tasks; it blocks until cores are free."""
+        """Pass tasks that are not calls to RAPTOR's own worker; blocks until cores are free."""
         self._made.wait()
         super()._request_cb(tasks)
 
@@ -146,7 +147,7 @@ class RhapsodyWorker(rp.raptor.DefaultWorker):  # type: ignore[misc,name-defined
                     self._answer(call, error=f"RuntimeError('RAPTOR worker: {error}')")
 
     def _next(self, most: int = 1) -> list[dict[str, Any]]:
-        """Return up to `most` calls for a process and reserve its cores, if these are free."""
+        """Return up to `most` calls for a process and reserve its cores, if enough are free."""
         if not self._waiting or not self._fits(self._waiting[0]):
             busiest = max(self._busy, key=lambda process: len(process.calls), default=None)
             if busiest is None or len(busiest.calls) < 2 or not self._fits(busiest.calls[0]):
@@ -167,7 +168,7 @@ class RhapsodyWorker(rp.raptor.DefaultWorker):  # type: ignore[misc,name-defined
         return calls
 
     def _cores(self, task: dict[str, Any]) -> int:
-        """Return the number of cores of a call; calls with GPUs are not sent to RAPTOR."""
+        """Return the number of cores that a call needs; calls with GPUs are not sent to RAPTOR."""
         cores = task["description"].get("cores_per_rank")
         return 1 if cores is None else min(int(cores), int(self._n_cores))
 
@@ -186,7 +187,7 @@ class RhapsodyWorker(rp.raptor.DefaultWorker):  # type: ignore[misc,name-defined
                 self._resources["cores"][number] = 0
 
     def _call_all(self, calls: list[dict[str, Any]]) -> None:
-        """Execute calls, then waiting ones, because a thread for each of them would be slow."""
+        """Execute calls, and then waiting calls, because one thread for each would be slow."""
         most = 1
         while calls:
             began = time.monotonic()
@@ -213,7 +214,7 @@ class RhapsodyWorker(rp.raptor.DefaultWorker):  # type: ignore[misc,name-defined
         return self._server.start(cores)
 
     def _watch(self, process: Process, first: dict[str, Any]) -> None:
-        """Report the starts and outcomes of the calls of a process, until it has no more calls."""
+        """Report each start and outcome of a process's calls, until it has no more calls."""
         limit, timer = _limit(first), None
         with self._change:
             self._busy.append(process)
@@ -244,7 +245,7 @@ class RhapsodyWorker(rp.raptor.DefaultWorker):  # type: ignore[misc,name-defined
 
         Args:
             call: The call.
-            text: Its result, `None` if its process ended during the call.
+            text: The call's result, `None` if its process ended during the call.
         """
         uid, error = call["uid"], None
         if uid in self._expired:
@@ -352,12 +353,12 @@ class Process:
     """Process that executes calls one after the other.
 
     Args:
-        channel: The connection to it.
+        channel: The connection to the process.
         unstarted: Both ends of a pipe that contains a byte for each call that has not started.
         cores: The number of cores of all its calls; libraries read it only once.
 
     Attributes:
-        cores: The argument.
+        cores: The argument `cores`.
         calls: The calls that it has received and that have not ended, in order.
         alive: Whether it can receive more calls.
 

@@ -1,8 +1,8 @@
-"""The RADICAL-Pilot backend: submission of tasks to pilots, and reports of their states.
+"""RADICAL-Pilot backend: submission of tasks to pilots, and reports of their states.
 
-RADICAL-Pilot runs in a separate process, the client (`connection`). Tasks are described and sent to
-it on one thread, and its messages are processed on the thread that reads them. `translate`
-translates descriptions, `results` the results.
+RADICAL-Pilot runs in a separate process, the client (`connection`). One thread translates tasks and
+sends them to the client; another reads the client's messages and processes them. `translate`
+translates task descriptions, and `results` translates results.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ log: logging.Logger = logging.getLogger(__name__)
 states.register()
 
 ENDING = 10.0
-"""Seconds that `shutdown` waits for tasks to end before it ends their pilots."""
+"""Seconds that `shutdown` waits for canceled tasks to end before it ends their pilots."""
 
 
 PilotCallback = Callable[[str, str], Any]
@@ -77,22 +77,22 @@ class RadicalExecutionBackend(ManagedBackend):
     Executables are submitted as tasks of RADICAL-Pilot. Functions run on RAPTOR workers, which are
     started when the first function task is submitted, or as separate programs
     (`functions="executable"`), which is slower and isolates them. With several pilots, each task
-    runs on the one with the fewest tasks per core. The tasks of a pilot that ends fail with
-    `TaskLostError`, and the engine starts another attempt.
+    runs on the pilot whose open tasks use the fewest cores in relation to its own. If a pilot ends,
+    its tasks fail with `TaskLostError`, and the engine starts another attempt.
 
     Args:
-        resources: The parameters of a pilot's description (`resource`, `cores`,
+        resources: A dict of the parameters of a pilot's description (`resource`, `cores`,
             `nodes`, `runtime` in minutes, `queue`, `project`, ...). For several pilots, its key
-            `pilots` is a list of dicts with the parameters in which they differ. Alternatively, a
-            list of complete descriptions. Default: this machine, `local.localhost`, for an hour.
+            `pilots` is a list of dicts with the parameters in which they differ; or pass a list of
+            complete dicts instead. Default: this machine, `local.localhost`, for an hour.
         raptor_config: RAPTOR masters and their workers, with RADICAL-Pilot's keys:
             `{"masters": [{..., "workers": [{..., "worker_type": ...}]}]}`. Default: one master
             and one worker, whose size depends on the pilot.
-        functions: `"raptor"` or `"executable"`.
+        functions: How function tasks run: `"raptor"` or `"executable"`.
         raptor: `False` disables RAPTOR: function tasks fail.
-        function_cores: Cores of each pilot for RAPTOR's workers; executables use
-            the others. Default: half of the cores, rounded up, minus those of RAPTOR's master, and
-            at most those of one node.
+        function_cores: Number of cores of each pilot for RAPTOR's workers; executables use the
+            other cores. Default: half of the pilot's cores, rounded up, minus the cores of RAPTOR's
+            master, but no more than one node has.
         pre_exec: Shell commands that each task runs first, such as `module load gromacs`. For
             functions on RAPTOR, the worker runs them once, unless `raptor_config` is set.
         work_dir: The directory that contains the session's directory. Default: the engine's
@@ -100,20 +100,20 @@ class RadicalExecutionBackend(ManagedBackend):
         keep_session: Whether to keep the session's directory, with RADICAL-Pilot's logs,
             after the shutdown. Default: only if a pilot failed.
         verbose: Whether RADICAL-Pilot prints reports on standard error.
-        name: The name in an engine (default: `"radical_pilot"`).
+        name: The name of the backend in an engine (default: `"radical_pilot"`).
 
     Raises:
         TypeError: A value has the wrong type, or RADICAL-Pilot has no such parameter.
         ValueError: A value is invalid.
 
     Attributes:
-        session: RADICAL-Pilot's session, after the start. This and the next three are remote
-            objects (`rhapsody_radical.remote`).
+        session: RADICAL-Pilot's session, once the backend has started. This attribute and the
+            next three contain remote objects (`rhapsody_radical.remote`).
         pilot_manager: The session's pilot manager.
         task_manager: The task manager of the first pilot.
         resource_pilot: The first pilot.
-        resources: The argument.
-        raptor_config: The argument, an empty dict by default.
+        resources: The argument `resources`.
+        raptor_config: The argument `raptor_config`, an empty dict by default.
         raptor_mode: Whether function tasks run on RAPTOR.
         pilots: The pilots, in the order of their numbers.
     """
@@ -297,14 +297,14 @@ class RadicalExecutionBackend(ManagedBackend):
         await asyncio.wrap_future(self._commands.submit(partial(self._submit, jobs)))
 
     def _submit(self, jobs: list[Job]) -> None:
-        """Send tasks, or hold those that wait for a pilot; on the thread for commands."""
+        """Send tasks, and hold those that wait for a pilot; called on the thread for commands."""
         # If RAPTOR's cores are fixed, it has to start before executables are checked; otherwise
         # executables decide whether it may start.
         self._held += sorted(jobs, key=lambda job: job.is_function == self._gives_way)
         self._send_held()
 
     def _send_held(self) -> None:
-        """Translate tasks and send them to pilots that need work; on the thread for commands."""
+        """Send the held tasks to pilots that need work; called on the thread for commands."""
         self._sending = False
         held, self._held = self._held, []
         work: Counter[int] = Counter()
@@ -349,7 +349,7 @@ class RadicalExecutionBackend(ManagedBackend):
             if cancelled := [job.uid for job in jobs if job.cancelled]:
                 self.send("cancel", cancelled)
         for job in jobs:
-            if not job.pilot.usable:  # it ended meanwhile
+            if not job.pilot.usable:  # it ended while the tasks were being sent
                 self.end(job, "LOST")
 
     def _reconsider_held(self) -> None:
@@ -470,7 +470,7 @@ class RadicalExecutionBackend(ManagedBackend):
 
     @property
     def _gives_way(self) -> bool:
-        """True if RAPTOR ends when programs need its cores: the user has not set its size."""
+        """True if RAPTOR ends when programs need its cores: the user has not set RAPTOR's size."""
         return self._config is None and self.function_cores is None
 
     def _too_large(self, pilot: Pilot, taken: int) -> Job | None:
@@ -500,7 +500,7 @@ class RadicalExecutionBackend(ManagedBackend):
         self._end_raptor(pilot)
 
     def _end_raptor(self, pilot: Pilot) -> None:
-        """Release RAPTOR's cores on a pilot, unless calls use them."""
+        """End RAPTOR on a pilot, unless calls on it are open."""
         calls = any(job.on_raptor and job.pilot is pilot for job in self.open_jobs())
         if pilot.pairs and not calls:
             pilot.pairs = []
@@ -545,7 +545,7 @@ class RadicalExecutionBackend(ManagedBackend):
         self.request_end(job)
 
     def request_end(self, job: Job) -> None:
-        """Let the client cancel a job, together with others requested at the same time."""
+        """Make the client cancel a job, in one message with other jobs to cancel."""
         with self._lock:
             self._cancelling.append(job)
             first = len(self._cancelling) == 1
@@ -624,7 +624,7 @@ class RadicalExecutionBackend(ManagedBackend):
     # Ends.
 
     def end(self, job: Job, state: str) -> None:
-        """Process a final state, and report it once; may be called on any thread."""
+        """Process a task's terminal state, and report it once; may be called on any thread."""
         if not job.claim_end():
             return
         if job.running:
@@ -679,16 +679,16 @@ class RadicalExecutionBackend(ManagedBackend):
         return findings()
 
     def account(self) -> dict[str, Any]:
-        """Return the states of the pilots with their times, and their utilization."""
+        """Return each pilot's utilization, and the times at which it entered its states."""
         return {"pilots": self._pilots.account()}
 
     def seconds_left(self, task: TaskDescription | None = None) -> float:
-        """Return the time in seconds until the task's pilot or this batch job ends."""
+        """Return the seconds until the task's pilot ends, or this batch job if it ends earlier."""
         job, pilots = super().seconds_left(), self._pilots.seconds_left(task)
         return pilots if job is None else min(job, pilots)
 
     def cores_in_use(self) -> tuple[int, int]:
-        """Return the number of cores that tasks use, and of cores of pilots that have not ended."""
+        """Return the number of cores that tasks use, and that of all pilots that have not ended."""
         used = sum(job.cores for job in self.open_jobs() if job.running)
         return used, sum(pilot.cores for pilot in self.pilots if pilot.usable)
 
@@ -702,7 +702,7 @@ class RadicalExecutionBackend(ManagedBackend):
         self._reconsider_held()
 
     def _able(self, config: dict[str, Any] | None) -> Capabilities:
-        """Return the backend's capabilities with a configuration of RAPTOR."""
+        """Return the backend's capabilities if RAPTOR has this configuration."""
         return capabilities_of(
             self.functions, enabled=self.raptor_mode, other_workers=has_other_workers(config)
         )
@@ -745,7 +745,7 @@ class RadicalExecutionBackend(ManagedBackend):
         """Start RAPTOR masters and workers; block until they are submitted.
 
         Args:
-            raptor_config: As for the constructor.
+            raptor_config: See the argument of the class.
 
         Raises:
             BackendUnavailableError: The backend is not running.
@@ -783,7 +783,7 @@ class RadicalExecutionBackend(ManagedBackend):
 
     @property
     def master_selector(self) -> Generator[str, None, None]:
-        """A shared `select_master`, which is replaced after it has raised."""
+        """A generator from `select_master` that all callers share; a new one after an error."""
         if inspect.getgeneratorstate(self._selector) == inspect.GEN_CLOSED:
             self._selector = self.select_master()
         return self._selector
@@ -804,8 +804,8 @@ class RadicalExecutionBackend(ManagedBackend):
             task_backend_specific_kwargs: Settings with RADICAL-Pilot's keys.
 
         Returns:
-            An `rp.TaskDescription`, which is also stored in `tasks`, or `None` after the task was
-            reported as failed.
+            An `rp.TaskDescription`, which is also stored in `tasks`. If the task cannot be
+            described, it is reported as failed, and `None` is returned.
         """
         task = functions.completed(uid, task_desc, task_backend_specific_kwargs)
         try:
@@ -828,7 +828,7 @@ class RadicalExecutionBackend(ManagedBackend):
         """Register a state callback, as `func` or, in existing programs, as `callback`.
 
         Raises:
-            TypeError: It is not callable.
+            TypeError: The callback is not callable.
         """
         chosen = callback if func is None else func
         super().register_callback(chosen)
@@ -849,10 +849,10 @@ class RadicalExecutionBackend(ManagedBackend):
             The staging directive.
 
         Raises:
-            ValueError: `file_path` is missing, and so is `src_task` or `file_name`.
+            ValueError: Neither `file_path` nor both `src_task` and `file_name` are given.
         """
         return self._links.add_file(src_task, dst_task, file_name, file_path)
 
     def link_implicit_data_deps(self, src_task: Mapping[str, Any], dst_task: Any) -> None:
-        """Add commands to a task that link all files in another task's sandbox."""
+        """Make a task start with links to all files in another task's sandbox."""
         self._links.add_all(src_task, dst_task)

@@ -2,8 +2,8 @@
 
 RAPTOR's channels accept little other than text, so a call and its result are sent as text. Large
 values are sent in files, if both sides share a file system. Everything else is core's call protocol
-(`rhapsody.sdk`). Rhapsody need not be installed for RAPTOR workers: workers of our own class
-receive this file and core's, others receive `run` pickled by value.
+(`rhapsody.sdk`). RAPTOR workers do not need an installation of Rhapsody: Rhapsody's own workers
+receive copies of this file and of core's, and other workers receive `run` pickled by value.
 """
 
 from __future__ import annotations
@@ -56,17 +56,17 @@ class RaptorRunner(Runner):
         return base64.b64encode(self.run(base64.b64decode(text))).decode("ascii")
 
     def make(self, order: CallSpec, call: Any) -> CallResult:
-        """Execute the call, and write a large result to a file."""
+        """Execute the call, after choosing the file for a large result."""
         self._directory, self._name = order.more["values"], f"{order.uid}.result"
         return super().make(order, call)
 
     def answer(self, name: str, call: Any) -> tuple[bool, Any, bool]:
-        """Execute the call itself, without its context."""
+        """Run the function, and write its value to a file if it is large."""
         done, packed, plain = super().answer(name, call)
         return done, self._stored(packed) if done else packed, plain
 
     def load(self, call: tuple[bytes | None, bytes | str]) -> Any:
-        """Unpack a call: the function, which may be packed with the arguments, and these."""
+        """Unpack the function and the arguments, which were packed together or separately."""
         function, rest = call
         return load(rest) if function is None else (pickle.loads(function), *load(rest))  # noqa: S301 - from the program
 
@@ -75,7 +75,7 @@ class RaptorRunner(Runner):
         return dump(value, self._directory)
 
     def unpack(self, payload: tuple[bytes, list[memoryview]]) -> Any:
-        """Unpack a result of `pack`."""
+        """Unpack a value that `pack` has packed."""
         data, buffers = payload
         return pickle.loads(data, buffers=buffers)  # noqa: S301 - made above
 
@@ -88,7 +88,7 @@ class RaptorRunner(Runner):
         return store(data, buffers, self._directory, self._name)
 
     def modules(self, order: CallSpec) -> contextlib.AbstractContextManager[Any]:
-        """Make the program's own modules importable, which are in a file."""
+        """Make the program's own modules importable; read them from their file if necessary."""
         path = order.more["modules"]
         if path is not None and not sent_modules().knows(order.modules or b""):
             sent_modules().receive(Path(path).read_bytes())
@@ -107,7 +107,7 @@ class RaptorRunner(Runner):
 
     @contextlib.contextmanager
     def context(self, order: CallSpec) -> Iterator[None]:
-        """Enter the sandbox, and restore the directory afterwards."""
+        """Change to the sandbox and run `pre_exec`; restore the working directory afterwards."""
         directory = os.getcwd()
         try:
             if order.sandbox:
@@ -143,10 +143,11 @@ def dump(value: Any, directory: str | None) -> tuple[bytes, list[memoryview]]:
 
     Args:
         value: The value.
-        directory: The directory for a file, `None` if there is none.
+        directory: The directory for large values, `None` if there is none.
 
     Returns:
-        The pickle, and its large buffers, which are not copied if there is a directory.
+        The pickle, and the large buffers that it does not contain; without a directory, the pickle
+        contains all data.
     """
     buffers: list[memoryview] = []
 

@@ -56,7 +56,7 @@ def find(session: str, name: str = "", values: Collection[str] = ()) -> list[psu
     A login node has thousands of processes, so objects are created only for those that match.
 
     Args:
-        session: Its uid.
+        session: The session's uid.
         name: `TASK` or `PILOT` to find only the processes of some tasks or pilots.
         values: The uids of these tasks or pilots.
     """
@@ -106,8 +106,8 @@ def end(
 
     Args:
         session: The uid of their session.
-        name: As for `find`.
-        values: As for `find`.
+        name: See `find`.
+        values: See `find`.
         patience: Seconds to wait before terminating them.
 
     Returns:
@@ -176,7 +176,7 @@ SANDBOX = "radical.pilot.sandbox"
 """Name of RADICAL-Pilot's directory for the sandboxes of sessions."""
 
 FIELD, RECORD = "\x1f", "\x1e"
-"""Separators of fields and jobs; paths may contain spaces, bars and newlines."""
+"""Separators of fields and jobs in Slurm's output; paths may contain spaces, bars and newlines."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,7 +197,7 @@ def find_jobs(session: str, states: str = ACTIVE) -> list[BatchJob] | None:
     directory that is named after the session.
 
     Args:
-        session: Its uid.
+        session: The session's uid.
         states: The states of the jobs; Slurm forgets jobs a few minutes after their end.
     """
     form = FIELD.join(("%A", "%T", "%r", "%P", "%Z")) + RECORD
@@ -244,7 +244,7 @@ def _slurm(*words: str) -> str | None:
 # Notes.
 
 HERE = ".rhapsody"
-"""Name of the directory for sessions in the current one; each engine uses a subdirectory."""
+"""Name of the sessions' directory in the working directory; each engine uses a subdirectory."""
 
 LIMIT = 16384
 """Largest size of a note in bytes."""

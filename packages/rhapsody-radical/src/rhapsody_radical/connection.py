@@ -54,7 +54,7 @@ CHANGED = (
 OF_A_PROCESS = re.compile(
     r"SLURM_.*|RP_.*|HOSTNAME|PWD|OLDPWD|SHLVL|_|(?![A-Za-z_][A-Za-z0-9_]*$).*"
 )
-"""Names of variables that tasks do not receive from the program."""
+"""Names of variables that tasks do not receive, because they concern one process or one job."""
 
 
 def variables(directory: Path, session: str, *, verbose: bool) -> dict[str, str]:
@@ -67,7 +67,7 @@ def variables(directory: Path, session: str, *, verbose: bool) -> dict[str, str]
 
     Args:
         directory: The session's directory.
-        session: Its uid.
+        session: The session's uid.
         verbose: Whether RADICAL-Pilot reports on standard error.
 
     Raises:
@@ -103,7 +103,7 @@ def variables(directory: Path, session: str, *, verbose: bool) -> dict[str, str]
 
 
 def prepare(directory: Path) -> None:
-    """Write the files that the variables refer to into the session's directory.
+    """Write the files to which the result of `variables` refers into the session's directory.
 
     PSI/J, in the process that launches pilots, writes to `.psij` in the home directory, and
     RADICAL-Pilot leaves a temporary file for each pilot. That process therefore has other home and
@@ -152,7 +152,7 @@ def scripts() -> Path:
     """Return the directory of RADICAL-Pilot's programs.
 
     Raises:
-        BackendUnavailableError: They are not found.
+        BackendUnavailableError: The programs are not found.
     """
     places = [Path(sysconfig.get_path("scripts")), Path(sys.executable).parent]
     found = shutil.which(COMPONENT)
@@ -172,7 +172,7 @@ CLOSE_LIMIT = 120.0
 """Time limit in seconds for closing the client, after which its session is ended by force."""
 
 EXIT_LIMIT = 60.0
-"""The same limit if the program ends without a shutdown."""
+"""Time limit in seconds that is used instead if the program ends without a shutdown."""
 
 NOTICE = 2.0
 """Seconds of closing after which a warning explains the delay."""
@@ -188,7 +188,7 @@ class Connection:
         on_lost: Called with the reason if the client ends unexpectedly, on the reading thread.
 
     Attributes:
-        remotes: RADICAL-Pilot's objects in the client.
+        remotes: The remote objects, which represent RADICAL-Pilot's objects in the client.
         directory: The session's directory.
         ended: Set when the client has ended.
     """
@@ -234,7 +234,7 @@ class Connection:
             verbose: Whether RADICAL-Pilot reports on standard error.
 
         Returns:
-            The client's answer.
+            The parts of the client's message `started`.
 
         Raises:
             PilotException: The session cannot be started; the text contains the reason.
@@ -337,8 +337,8 @@ class Connection:
     def at_exit(self) -> None:
         """Close the client if the program ends without a shutdown.
 
-        If the client is already closing, do not wait for it: the program was interrupted meanwhile,
-        and the client finishes closing after the program's end.
+        If the client is already closing, the program was interrupted during the shutdown. In this
+        case, do not wait: the client finishes closing after the program has ended.
         """
         if os.getpid() == self._owner and not self._closing:  # a fork does not own the client
             self.close(keep=self._keep, limit=EXIT_LIMIT)
@@ -421,7 +421,7 @@ class Connection:
 
 
 def _process_descriptor() -> int:
-    """Return a descriptor that shows the end of this process to the client; -1 if unsupported."""
+    """Return a descriptor by which the client detects this process's end; -1 if unsupported."""
     try:
         return os.pidfd_open(os.getpid())
     except (AttributeError, OSError):  # another system, or an old one

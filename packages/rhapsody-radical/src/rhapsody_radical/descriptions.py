@@ -49,8 +49,9 @@ def pilot_descriptions(resources: Any) -> list[dict[str, Any]]:
     """Return the descriptions of the pilots, with defaults filled in.
 
     Args:
-        resources: Parameters of a pilot description, in which `pilots` may be a list of further
-            parameters of single pilots; a list of such descriptions; or `None`.
+        resources: The backend's argument: a dict of parameters of a pilot description, whose key
+            `pilots` may be a list of dicts with the parameters of single pilots; a list of complete
+            dicts; or `None`.
 
     Raises:
         TypeError: The type is wrong, RADICAL-Pilot has no such parameter, or a value is not plain
@@ -111,7 +112,7 @@ def check_flags(**flags: Any) -> None:
     """Raise if a parameter is neither `True` nor `False`.
 
     Raises:
-        TypeError: One is not; the message names it.
+        TypeError: A parameter is not a bool; the message names it.
     """
     for name, value in flags.items():
         if not isinstance(value, bool):
@@ -122,7 +123,7 @@ def check_commands(pre_exec: Any) -> list[str]:
     """Return the commands that every task runs first, as a list; a single string is accepted.
 
     Raises:
-        TypeError: They are not strings.
+        TypeError: A command is not a string.
     """
     commands = [pre_exec] if isinstance(pre_exec, str) else list(pre_exec)
     if not all(isinstance(command, str) for command in commands):
@@ -134,7 +135,7 @@ def directory(work_dir: Any) -> str | None:
     """Return the absolute path of the user's `work_dir`.
 
     Raises:
-        TypeError: It is not a path.
+        TypeError: `work_dir` is not a path.
     """
     if work_dir is None:
         return None
@@ -181,7 +182,7 @@ def task_settings(task: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def with_current_keys(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return settings with former keys renamed; as in RADICAL-Pilot, their values win."""
+    """Return settings with the current names of former keys, whose values replace current ones."""
     found = {key: value for key, value in settings.items() if key not in schema.FORMER}
     for former, key in schema.FORMER.items():
         if value := settings.get(former):
@@ -212,7 +213,7 @@ ACCEPTED: Mapping[type, tuple[type, ...]] = {
     float: (int, float),
     list: (list, tuple, str, dict),  # a single entry is accepted as a list
 }
-"""Types that are accepted for a type, if not only the type itself."""
+"""For a type in the schema, the accepted types of values, if not only the type itself."""
 
 SCALARS = (str, int, float, bool, bytes, type(None))
 
@@ -416,7 +417,7 @@ def checked_settings(
 
 
 def cores_per_call(config: Mapping[str, Any]) -> int:
-    """Return the largest number of cores of a call, with a validated configuration."""
+    """Return the largest number of cores that a call can use on each worker of a configuration."""
     return min(
         max(1, int(worker.get("cores_per_rank") or 1))
         for master in config["masters"]

@@ -54,9 +54,9 @@ class Answer(NamedTuple):
     """Information from RADICAL-Pilot.
 
     Attributes:
-        version: Its version, empty if it cannot be imported.
-        resources: The names of its resources, separated by commas.
-        error: The reason if the version or the resources are missing.
+        version: The version of RADICAL-Pilot, empty if it cannot be imported.
+        resources: The names of the resources that it knows, separated by commas.
+        error: The reason why the version or the resources are missing, if they are.
     """
 
     version: str
@@ -65,7 +65,7 @@ class Answer(NamedTuple):
 
 
 def findings() -> Iterator[Finding]:
-    """Return the level, text and remedy of each finding."""
+    """Yield the level, text and remedy of each finding."""
     answer = _ask()
     yield _programs(answer)
     yield from _shell()
@@ -166,7 +166,7 @@ def _tools() -> Iterator[Finding]:
 
 
 def _partitions() -> Iterator[Finding]:
-    """Report the state of Slurm's partitions, in which pilots are queued."""
+    """Report Slurm's partitions, in which pilots are queued, and the states of their nodes."""
     if shutil.which("sinfo") is None:
         return
     words = ["sinfo", "--noheader", "--format=%R %a %D %T"]

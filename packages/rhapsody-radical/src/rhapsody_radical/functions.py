@@ -53,14 +53,14 @@ def pack(
 
     Args:
         task: The task.
-        settings: Its settings with RADICAL-Pilot's keys.
+        settings: The task's settings with RADICAL-Pilot's keys.
         capture: The `capture` setting for its output.
         directory: The directory for large values of the call and its reply, which both sides see;
             `None` if there is none. `forget` removes the files.
         batch: The data shared by calls that are packed together.
 
     Returns:
-        The values of the message.
+        The values of the `rhapsody.sdk.CallSpec`, followed by the packed function and arguments.
 
     Raises:
         TypeError: A part of the call cannot be pickled; the message names it.
@@ -94,7 +94,8 @@ def as_text(order: tuple[Any, ...]) -> str:
 def own_path() -> list[str]:
     """Return the directories in `sys.path` except those of the Python installation.
 
-    Modules there are pickled by name; a worker on the same file system imports them from there.
+    Modules in these directories are pickled by name, and a worker on the same file system imports
+    them from the same directories.
     """
     installed = tuple({os.path.join(prefix, "") for prefix in (sys.prefix, sys.base_prefix)})
     here, paths = os.getcwd(), [entry for entry in sys.path if isinstance(entry, str)]
@@ -141,7 +142,7 @@ class Batch:
         """Return a function's pickle; `None` if it is large, or could share data with arguments.
 
         Raises:
-            Exception: Pickling runs the code of the function's data.
+            Exception: Raised by the code of the function's data, which pickling runs.
         """
         if type(function) is not FunctionType:
             return None
@@ -199,8 +200,8 @@ def unpack(reply: str | bytes, task: TaskDescription) -> BaseException | None:
     """Write the result of a call into a task's description.
 
     Returns:
-        `None`, the exception that the call raised, with its remote traceback as the cause, or an
-        error for an invalid reply.
+        `None` if the call succeeded. Otherwise the exception that it raised, with its remote
+        traceback as the cause, or an error for an invalid reply.
     """
     try:
         packed = base64.b64decode(reply) if isinstance(reply, str) else reply
@@ -241,10 +242,10 @@ def default_raptor(pilot: Pilot, cores: int | None) -> dict[str, Any]:
 
     Args:
         pilot: The pilot.
-        cores: The number of cores for the worker; `None` chooses it.
+        cores: The number of cores for the worker; `None` for the default.
 
     Raises:
-        CapabilityError: The pilot is too small.
+        CapabilityError: The pilot has too few cores.
     """
     per_node = pilot.has("cores") or pilot.cores
     if cores is None:

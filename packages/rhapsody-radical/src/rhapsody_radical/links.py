@@ -1,4 +1,4 @@
-"""Input files of tasks, from other tasks and external, as RADICAL-Pilot's staging directives."""
+"""Input files of tasks, external or from other tasks, as RADICAL-Pilot's staging directives."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Links:
             found[src_task["uid"]] = src_task["sandbox"]
 
     def forget(self, uid: str) -> None:
-        """Drop the links for a task that is not submitted."""
+        """Drop the links for a task that will not be submitted."""
         self._sandboxes.pop(uid, None)
         self._directives.pop(uid, None)
 
@@ -82,7 +82,7 @@ def explicit(
         The directive.
 
     Raises:
-        ValueError: The path is missing, and so is the source task or the name.
+        ValueError: Neither `file_path` nor both `src_task` and `file_name` are given.
         DataError: The name refers to a place outside the sandbox.
     """
     if not file_name and not file_path:

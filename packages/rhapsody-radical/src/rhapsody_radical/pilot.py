@@ -1,8 +1,7 @@
-"""Names of RADICAL-Pilot's current and former API.
+"""RADICAL-Pilot's current and former names, for programs that also use it directly.
 
-They are for programs that use RADICAL-Pilot directly, in addition to Rhapsody. Current names refer
-to RADICAL-Pilot's own objects. Former names refer to their successors, or raise an error that
-explains the replacement.
+Current names refer to RADICAL-Pilot's own objects. Former names refer to their successors, or raise
+an error that explains the replacement.
 
 Only this module imports RADICAL-Pilot into the program, and only when one of the names is first
 used. The import creates an empty directory, `.radical/utils` in `RADICAL_BASE` or the home
@@ -38,7 +37,7 @@ CURRENT = (
 """Names of the current API."""
 
 DEFINED_HERE = ("Context", "DatabaseError", "PilotException")
-"""Names that RADICAL-Pilot no longer offers, and this module does."""
+"""Names that RADICAL-Pilot no longer offers and that this module therefore defines."""
 
 
 class PilotException(BackendUnavailableError):  # noqa: N818 - the name that programs catch
@@ -80,7 +79,7 @@ def build(words: Mapping[str, Any], name: str) -> Any:
         name: The task's name, for the error message.
 
     Raises:
-        ValueError: RADICAL-Pilot rejects it; the message contains the reason.
+        ValueError: RADICAL-Pilot rejects the description; the message contains the reason.
     """
     rp = __getattr__("rp")
     try:

@@ -1,6 +1,6 @@
 """Pilots and tasks of one backend, with the states that the client has reported.
 
-`Pilots.spread` chooses a pilot for each task.
+`Pilots.choose` chooses a pilot for each task.
 """
 
 from __future__ import annotations
@@ -33,17 +33,17 @@ class Pilot:
     Attributes:
         number: Its index among the backend's pilots, from 0.
         settings: The parameters of its description.
-        handle: RADICAL-Pilot's object in the client.
+        handle: The remote object for RADICAL-Pilot's pilot, `None` before the start.
         state: Its native state.
         sandbox: The directory that contains the sandboxes of its tasks.
         reason: The reason for its end, `None` until it has ended.
-        times: The time when it entered each state, in seconds since the epoch.
-        closed: The time when the session was closed, 0 before.
-        core_seconds: Sum over its tasks of the cores times the seconds for which they ran.
-        cores_done: The number of cores of all tasks that have ended on it.
+        times: The time at which it entered each state, in seconds since the epoch.
+        closed: The time at which the session was closed, 0 before.
+        core_seconds: The core time that its tasks have used, in seconds.
+        cores_done: The sum of the cores of all tasks that ran on it and have ended.
         only_programs: Whether functions run as programs on it, because programs need RAPTOR's
             cores.
-        raptor: The configuration of RAPTOR on it, `None` until RAPTOR is started.
+        raptor: The configuration of RAPTOR on it, `None` while RAPTOR is not used.
         pairs: The RAPTOR masters on it, each with its workers.
     """
 
@@ -82,13 +82,13 @@ class Pilot:
         """Return True if an active pilot needs more tasks to keep its cores in use.
 
         Args:
-            work: The number of cores of the open tasks on it.
+            work: The number of cores that the open tasks on the pilot use or wait for.
         """
         seconds = max(1.0, time.time() - self.times[PMGR_ACTIVE])
         return work < max(2 * self.cores, AHEAD * self.cores_done / seconds)
 
     def configure(self, config: Mapping[str, Any]) -> None:
-        """Store the resource's configuration that the client sent."""
+        """Store the configuration of the pilot's resource, which the client has sent."""
         self._config = config
         wanted = self.settings.get("cores")
         if wanted and wanted < self.cores:
@@ -111,7 +111,7 @@ class Pilot:
         return self._config.get("resource_manager") == "FORK"
 
     def has(self, name: str) -> int:
-        """Return the `cores`, `gpus` or `mem` (in MB) of one of its nodes; 0 if unknown."""
+        """Return the `cores`, `gpus` or `mem` (in MB) of each node; 0 if unknown."""
         return int(self._config.get(f"{name}_per_node") or 0)
 
     @property
@@ -154,7 +154,7 @@ class Pilots:
     def choose(
         self, task: TaskDescription, fits: Callable[[Pilot], bool], work: Mapping[int, int]
     ) -> Pilot | None:
-        """Choose a pilot for a task: the one that it names, or that with the least work per core.
+        """Choose a pilot for a task: the one that it names, or one with the least work per core.
 
         A queued pilot may start long after an active one has free cores. Therefore, tasks are not
         sent to queued pilots, and active pilots receive only the tasks that they need for the near
@@ -162,11 +162,12 @@ class Pilots:
 
         Args:
             task: The task.
-            fits: Returns True if a pilot is large enough for it.
-            work: The number of cores of the open tasks on each pilot, by its number.
+            fits: Returns True if a pilot is large enough for the task.
+            work: The number of cores that the open tasks on each pilot use or wait for, by the
+                pilot's number.
 
         Returns:
-            The pilot; `None` if the task has to wait for one.
+            The pilot; `None` if the task has to wait until a pilot needs work.
         """
         if len(self.pilots) == 1:
             return self.pilots[0]
@@ -184,7 +185,7 @@ class Pilots:
         return min(fit, key=lambda pilot: work[pilot.number] / pilot.cores, default=None)
 
     def seconds_left(self, task: TaskDescription | None) -> float:
-        """Return the time in seconds left on the pilot that a task names, or on the last to end."""
+        """Return the seconds left on the pilot that a task names, or else on the last to end."""
         wanted = None if task is None else task["task_backend_specific_kwargs"].get("pilot")
         usable = [pilot for pilot in self.pilots if pilot.usable]
         pilots = [pilot for pilot in usable if pilot.uid == wanted] or usable
@@ -209,12 +210,12 @@ class Pilots:
         self._on_end(pilot)
 
     def close(self) -> None:
-        """Record that the session was closed, so no pilot is active."""
+        """Record the time at which the session was closed, when all pilots end."""
         for pilot in self.pilots:
             pilot.closed = pilot.closed or time.time()
 
     def account(self) -> list[dict[str, Any]]:
-        """Return the states of each pilot with their times, and its utilization."""
+        """Return each pilot's utilization, and the times at which it entered its states."""
         return [
             {
                 "uid": pilot.uid,
@@ -238,12 +239,12 @@ def _utilization(pilot: Pilot) -> float | None:
 
 
 class Ended(NamedTuple):
-    """RADICAL-Pilot's information about a task that has ended; `None` where it has none.
+    """RADICAL-Pilot's information about a task that has ended; missing items are `None`.
 
     Attributes:
-        exit_code: Its exit code.
+        exit_code: The task's exit code.
         exception: The `repr` of an exception.
-        detail: Further text about it, such as a traceback.
+        detail: Further text about the exception, such as a traceback.
         value: The reply of a call on RAPTOR, as text.
     """
 
@@ -262,24 +263,25 @@ class Job:
 
     Attributes:
         task: Its description, which results are written into.
-        pilot: Its pilot; before it is sent, any pilot.
+        pilot: Its pilot; meaningless until a pilot has been chosen.
         sent: Whether it was sent to the client.
         on_raptor: Whether it is a call on RAPTOR.
         program: Whether it is a function task that runs as a separate program.
         running: Whether it was reported as running.
         cancelled: Whether its cancellation was requested.
-        lost: The reason for its loss while its pilot is alive; empty otherwise.
+        lost: The reason why it was lost although its pilot is running; otherwise empty.
         ended: RADICAL-Pilot's information about its end.
         awaited: Whether it is a service with a readiness condition.
         info: The readiness information of a service, `None` before it is ready.
-        ready: The future for its readiness; `None` for other tasks.
+        ready: The future for the readiness of a service; `None` for other tasks.
         host: The node that it runs on, empty if that is not reported.
         has_ended: Whether its end has been recorded; set once, under `lock`.
-        stopped: Set at the end of a service, for the thread that watches it.
-        cores: The number of its cores while it runs.
-        began: The time when it was reported as running, by the monotonic clock.
-        timeout: The timeout in RADICAL-Pilot's own description, 0 for none.
-        startup_timeout: The timeout for its start, 0 for none.
+        stopped: Set when a service has ended, for the thread that watches its readiness; `None` for
+            other tasks.
+        cores: The number of cores that it uses while it runs.
+        began: The time at which it was reported as running, by the monotonic clock.
+        timeout: The `timeout` in its RADICAL-Pilot description in seconds, 0 for none.
+        startup_timeout: The `startup_timeout` in that description in seconds, 0 for none.
         own_sandbox: Whether its sandbox belongs to the backend, which may remove it.
     """
 
@@ -311,7 +313,7 @@ class Job:
 
     @property
     def uid(self) -> str:
-        """The task's uid, which is RADICAL-Pilot's, too."""
+        """The task's uid, which RADICAL-Pilot uses, too."""
         return self.task["uid"]
 
     @property
@@ -320,13 +322,13 @@ class Job:
         return self.task["function"] is not None
 
     def begin(self, host: str) -> None:
-        """Record that it is running, and on which node, which RADICAL-Pilot seldom reports."""
+        """Record that the task is running, and its node if RADICAL-Pilot reports one."""
         self.running, self.began, self.host = True, time.monotonic(), host
         here = socket.gethostname() if self.pilot.here else self.pilot.uid
         self.task["worker"] = host or here
 
     def claim_end(self) -> bool:
-        """Record the end; return True if the caller is the first, and has to report it."""
+        """Record that the task has ended; return True on the first call, which must report it."""
         with self.lock:
             if self.has_ended:
                 return False

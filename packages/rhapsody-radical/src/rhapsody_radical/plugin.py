@@ -28,7 +28,7 @@ RAPTOR = Capabilities(
     captures_output=True,
     reports_running=True,
 )
-"""Capabilities if functions run on our RAPTOR workers, each call in a separate process."""
+"""Capabilities if functions run on Rhapsody's RAPTOR workers, which can kill a call's process."""
 
 EXECUTABLES = RAPTOR
 """Capabilities if functions run as separate programs."""

@@ -53,7 +53,7 @@ KINDS: dict[str, tuple[tuple[str, ...], frozenset[str]]] = {
         "wait cancel wait_info submit_workers submit_tasks rpc as_dict",
     ),
 }
-"""The attributes that are sent, and the methods, of each class, by the class's name in messages."""
+"""For each class, by its name in messages: the attributes that are sent, and the methods."""
 
 
 CALLBACK, RAPTORS = "callback", "raptors"
@@ -65,8 +65,8 @@ class Ref(NamedTuple):
 
     Attributes:
         kind: One of `KINDS`, `CALLBACK` or `RAPTORS`.
-        uid: Its uid; the number of a callback.
-        values: Its attributes, if the client sends it.
+        uid: The uid of the object, or the number of a callback.
+        values: The object's attributes; empty in messages to the client.
     """
 
     kind: str
@@ -201,7 +201,8 @@ class Remotes:
         """Check that the current thread may wait for a reply.
 
         Raises:
-            RuntimeError: It is the reading thread, which also calls the callbacks for task states.
+            RuntimeError: The current thread is the reader, which also calls the callbacks for task
+                states.
         """
         if threading.get_ident() == self.reader:
             raise RuntimeError(
@@ -255,10 +256,10 @@ class Remotes:
 
 
 def encoded(value: Any) -> Any:
-    """Return the form in which an argument of a method is sent to the client.
+    """Return an argument of a method in the form in which it is sent to the client.
 
     Raises:
-        TypeError: It is neither a plain value, a description, nor a remote object.
+        TypeError: The argument is neither a plain value, a description, nor a remote object.
     """
     if isinstance(value, Remote):
         return value._ref

@@ -35,7 +35,7 @@ OF_LAUNCHER = re.compile(
 
 
 def of(job: Job, state: str) -> tuple[str, BaseException | None]:
-    """Collect a job's output, and determine what to report.
+    """Collect a job's output, and determine the state and the error to report.
 
     Args:
         job: The job.

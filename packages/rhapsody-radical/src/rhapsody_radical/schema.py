@@ -12,7 +12,7 @@ from typing import Final
 
 
 def _keys(of_types: Mapping[type, str]) -> Mapping[str, type]:
-    """Return the type of each key, from the keys of each type."""
+    """Return a mapping of each key to its type, from a mapping of types to keys."""
     found = {key: kind for kind, keys in of_types.items() for key in keys.split()}
     return MappingProxyType(found)
 

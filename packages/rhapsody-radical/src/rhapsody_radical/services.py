@@ -96,15 +96,17 @@ def readiness(task: TaskDescription) -> Ready | None:
 
 
 def prepare(task: TaskDescription, words: dict[str, Any], pilot: Pilot) -> bool:
-    """Check a service's readiness condition, and let its node choose a free port if requested.
+    """Check a service's readiness condition, and add a launcher if the service needs a free port.
+
+    The launcher finds a free port on the service's node and then executes the service.
 
     Args:
         task: The service.
-        words: Its RADICAL-Pilot description, which is changed.
-        pilot: Its pilot.
+        words: The service's RADICAL-Pilot description, which is changed.
+        pilot: The service's pilot.
 
     Returns:
-        True if it has a readiness condition.
+        True if the service has a readiness condition.
 
     Raises:
         ValueError: The readiness condition is malformed.

@@ -26,7 +26,7 @@ class Generation(StrEnum):
     V0_28 = "0.28"
     """Version 0.28, with a scheduler in the unit manager."""
     REFACTORED = "refactored"
-    """As documented after the refactoring, with the component in the name."""
+    """The documented states after the refactoring, whose names contain the component."""
     CURRENT = "current"
     """Version 1 of `radical.pilot`."""
 

@@ -74,11 +74,11 @@ def describe_executable(task: TaskDescription, pilot: Pilot | None) -> dict[str,
 
     Args:
         task: The task.
-        pilot: Its pilot; `None` for the translation only, without checks of files.
+        pilot: The task's pilot; `None` to translate the description without checking files.
 
     Raises:
         ValueError: The task has no executable, or its command cannot be passed to a program.
-        TypeError: RADICAL-Pilot does not have a setting.
+        TypeError: RADICAL-Pilot does not have one of the settings.
         DataError: A file to stage does not exist.
         OSError: The working directory does not exist.
     """
@@ -151,7 +151,7 @@ def add_environment(words: dict[str, Any], script: str, commands: Sequence[str])
     """Make a task run in the program's environment instead of RADICAL-Pilot's.
 
     Args:
-        words: Its RADICAL-Pilot description, which is changed.
+        words: The task's RADICAL-Pilot description, which is changed.
         script: The script that restores the program's variables.
         commands: The commands that every task of the backend runs first.
     """
@@ -291,7 +291,7 @@ def check_total(name: str, cores: int, pilot: Pilot, ranks: int = 1) -> None:
 
 
 def place(task: TaskDescription, words: dict[str, Any], pilot: Pilot) -> bool:
-    """Create a task's sandbox, and set it in both descriptions.
+    """Create a task's sandbox, and set it in the task's description and in RADICAL-Pilot's.
 
     The task runs in the sandbox that the engine has chosen, if any. A link with the task's uid in
     the pilot's sandbox refers to it, because RADICAL-Pilot resolves `pilot:///UID/NAME` there.

@@ -1,6 +1,6 @@
 """Messages between a program and its RADICAL-Pilot client, and the threads of both.
 
-A message is a tuple of its name and plain values; the user's objects are in it as bytes. Messages
+A message is a tuple of its name and plain values; users' objects are in it as pickles. Messages
 are sent over an inherited socket pair, in batches. Each batch is a frame: version, length, and the
 pickled tuple of messages. The process at the other end is our own, so the pickles can be trusted.
 
@@ -145,8 +145,8 @@ class Outbox(threading.Thread):
         """Add a message without blocking; may be called on any thread.
 
         Args:
-            message: Its name and its parts.
-            within: Time in seconds that it may wait for others.
+            message: The message's name and parts.
+            within: Time in seconds that the message may wait to be sent together with others.
         """
         due = time.monotonic() + within
         with self._change:
@@ -163,7 +163,7 @@ class Outbox(threading.Thread):
         self.join(10)
 
     def run(self) -> None:
-        """Send messages until the end."""
+        """Send messages until `end` is called."""
         while True:
             with self._change:
                 while not self._ended and (rest := self._due - time.monotonic()) > 0:
@@ -231,7 +231,7 @@ class Worker:
         self._thread.start()
 
     def submit(self, function: Callable[[], Any]) -> Future[Any]:
-        """Call a function on the thread.
+        """Schedule a call of a function on the thread.
 
         Returns:
             The future of the result.
@@ -244,7 +244,7 @@ class Worker:
         return future
 
     def post(self, function: Callable[[], Any]) -> None:
-        """Call a function on the thread, ignore its result and log its exception."""
+        """Schedule a call of a function, whose result is ignored and whose exception is logged."""
         with suppress(RuntimeError):
             self._put(function, None)
 
@@ -255,7 +255,7 @@ class Worker:
             self._queue.put((function, future))
 
     def stop(self) -> None:
-        """End the thread after all functions that were submitted."""
+        """End the thread after it has called all functions that were submitted."""
         with self._lock:
             self._stopped = True
             self._queue.put(None)

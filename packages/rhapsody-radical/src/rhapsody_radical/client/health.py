@@ -31,7 +31,10 @@ SPECIAL = (
 """Settings with which a task may have to wait although cores are free."""
 
 OWN_ENVIRONMENT = "rp"
-"""The agent's own environment, which RAPTOR's masters use; others must be created first."""
+"""Name of the agent's own environment, which RAPTOR's masters use.
+
+Tasks in other environments may have to wait until their environment has been created.
+"""
 
 
 class Progress:
@@ -56,7 +59,7 @@ class Progress:
 
 
 def cores_of(task: Any) -> int:
-    """Return the number of cores that a task has while it runs."""
+    """Return the number of cores that a task uses while it runs."""
     words = task.description
     return max(1, int(words.get("ranks") or 1)) * max(1, int(words.get("cores_per_rank") or 1))
 
@@ -65,7 +68,7 @@ def is_stuck(tasks: Sequence[Any], nodes: Sequence[int]) -> bool:
     """Return True if one of the waiting tasks could start.
 
     Args:
-        tasks: RADICAL-Pilot's open tasks that share the cores, the oldest first.
+        tasks: RADICAL-Pilot's open tasks that share the cores, oldest first.
         nodes: The number of cores of each node.
     """
     if any(task.state == PLACED for task in tasks):

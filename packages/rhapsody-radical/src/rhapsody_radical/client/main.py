@@ -38,14 +38,14 @@ REGISTERING = 5.0
 """Seconds for which the registration of a service may delay the report that it is ready."""
 
 STARTING = 10.0
-"""Time limit in seconds for interrupting a start."""
+"""Seconds to wait for the end of a start that was interrupted."""
 
 REMOVING = 10.0
 """Time limit in seconds for removing one of the session's directories."""
 
 
 class Client:
-    """RADICAL-Pilot session that executes the program's messages.
+    """Client that starts a RADICAL-Pilot session and executes the program's messages.
 
     Args:
         outbox: The queue of messages to the program.
@@ -54,8 +54,8 @@ class Client:
             directory), `path` (the program's own part of `sys.path`), `pilots`, `keep`.
 
     Attributes:
-        session: RADICAL-Pilot's objects.
-        tasks: The engine's tasks.
+        session: The session, with RADICAL-Pilot's objects.
+        tasks: The engine's open tasks.
         raptors: RAPTOR's masters and workers.
         keep: Whether the session's directory is kept after an unexpected end; `None`: only if a
             pilot failed.
@@ -299,7 +299,7 @@ class Client:
             self._end(pilot, how)
 
     def _give_up(self, pilot: ClientPilot, how: str) -> None:
-        """End a pilot that RADICAL-Pilot considers active."""
+        """End a pilot that does not work, although RADICAL-Pilot does not report its end."""
         self._end(pilot, how)
         self._commands.post(partial(self.session.give_up, pilot))
 

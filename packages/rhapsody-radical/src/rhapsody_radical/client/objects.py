@@ -23,20 +23,20 @@ from rhapsody_radical.remote import CALLBACK, KINDS, RAPTORS, Ref
 from rhapsody_radical.wire import is_plain
 
 CLASSES: dict[Any, str] = {getattr(rp, kind.title().replace("_", "")): kind for kind in KINDS}
-"""RADICAL-Pilot's classes, with their kinds."""
+"""The kind of each of RADICAL-Pilot's classes, as in `rhapsody_radical.remote.KINDS`."""
 
 DESCRIBED: dict[str, Any] = {
     **dict.fromkeys(("submit_tasks", "submit_raptors", "submit_workers"), rp.TaskDescription),
     "submit_pilots": rp.PilotDescription,
 }
-"""Methods that take descriptions, which are sent as plain dicts."""
+"""The class of the descriptions that these methods take; they are sent as plain dicts."""
 
 
 class Calls:
     """RADICAL-Pilot's objects that the program has received, and calls of their methods.
 
     Args:
-        objects: The objects for functions of the program.
+        objects: The objects that `run_in_client` passes to the program's functions.
         raptors: RAPTOR on the pilots.
         send: Sends a message to the program.
     """
@@ -105,7 +105,7 @@ class Calls:
         return value
 
     def _decoded(self, value: Any, make: Any) -> Any:
-        """Return an argument, with objects for references.
+        """Return an argument with its references replaced by RADICAL-Pilot's objects.
 
         Args:
             value: The value from the message.
@@ -115,7 +115,7 @@ class Calls:
             The argument for RADICAL-Pilot.
 
         Raises:
-            ValueError: There is no object with the uid of a reference.
+            ValueError: A reference has the uid of an unknown object.
         """
         if type(value) is Ref and value.kind == CALLBACK:
             # RADICAL-Pilot identifies callbacks by their ids.

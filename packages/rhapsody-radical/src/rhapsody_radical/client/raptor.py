@@ -40,21 +40,22 @@ OWN_MASTER, OWN_WORKER, OWN_CALL = (
 )
 PROTOCOL = Path(RUNNER_FILE)
 MARK = "rhapsody"
-"""Key in a task's metadata by which our own worker recognizes our calls."""
+"""Key in a task's metadata by which Rhapsody's worker recognizes Rhapsody's calls."""
 
 LARGEST, LARGEST_TEXT = 256, 1 << 18
 """Limits of a group: its number of calls, and the total length of their texts in characters."""
 
 SHARES = 16
-"""Minimum number of groups for each of several workers, so that all get an equal share."""
+"""Minimum number of groups per worker if there are several, so that all receive an equal share."""
 
 
 class Pair:
-    """Master and its workers.
+    """RAPTOR master and its workers.
 
     Attributes:
         uid: The master's uid, to which calls are sent.
-        takes_orders: Whether the master and all of its workers have our own classes.
+        takes_orders: Whether the master and all of its workers have Rhapsody's own classes, which
+            accept packed calls.
         master: RADICAL-Pilot's task of the master.
         workers: RADICAL-Pilot's tasks of its workers.
         lost: The reason for its loss, `None` until it is lost.
@@ -74,9 +75,9 @@ class Pair:
     def is_stuck(self, calls: Sequence[Any]) -> bool:
         """Return True if one of its waiting calls could start.
 
-        Only our own workers report that a call has started, and start calls in order. If there are
-        several workers, each receives some of the calls, which may have to wait although another
-        worker is free.
+        Only Rhapsody's workers report that a call has started, and start calls in order. If there
+        are several workers, each receives some of the calls, which may have to wait although
+        another worker is free.
         """
         members = (self.master, *self.workers)
         own = all((call.description.get("metadata") or {}).get(MARK) for call in calls)
@@ -105,7 +106,7 @@ class Pair:
 
 
 class Raptor:
-    """Pairs on one pilot.
+    """RAPTOR pairs on one pilot.
 
     Args:
         pilot: The pilot.
@@ -170,7 +171,7 @@ class Raptor:
         return Pair(master, master.submit_workers(descriptions), settings)
 
     def _make_own(self, words: dict[str, Any], uid: str, name: str, *files: Path) -> None:
-        """Make RAPTOR load our own class from the first of some files, which are copied.
+        """Copy files to a sandbox, and make RAPTOR load Rhapsody's class from the first of them.
 
         The files belong to two distributions, which need not be installed in the pilot.
         """
@@ -202,7 +203,7 @@ class Raptor:
                     self.give_up(pair, problem)
 
     def give_up(self, pair: Pair, reason: str) -> None:
-        """End a pair; the next call starts a new one."""
+        """End a pair that no longer works; the next call starts a new one."""
         with self._lock:
             if pair.lost is not None:
                 return
@@ -259,7 +260,12 @@ class Raptors:
         return LARGEST if number == 1 else max(1, min(LARGEST, calls // (SHARES * number)))
 
     def send(self, words: dict[str, Any], order: Any, pilot: ClientPilot) -> Pair | None:
-        """Add a call, or a list of uids and texts of calls, and its master to a description.
+        """Add a call or a group of calls, and the master that receives it, to a description.
+
+        Args:
+            words: The RADICAL-Pilot description, which is changed.
+            order: The packed call; for a group, a list of pairs of a call's uid and its text.
+            pilot: The pilot of the task.
 
         Returns:
             The pair that receives it; `None` for a master that the program started itself.
@@ -309,6 +315,6 @@ class Raptors:
         return None
 
     def look_at(self, uid: str, state: str) -> bool:
-        """Return True if a state is the end of a master or worker."""
+        """Return True if a task is a master or worker, and its state is final."""
         pairs = [pair for each in list(self.found.values()) for pair in list(each.pairs)]
         return state in FINAL and any(uid in pair.uids() for pair in pairs)

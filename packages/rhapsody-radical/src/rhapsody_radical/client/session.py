@@ -133,14 +133,15 @@ class Session:
     """RADICAL-Pilot session, from its start to its end.
 
     Args:
-        uid: Its uid.
-        directory: Its directory, which exists.
+        uid: The session's uid.
+        directory: The session's directory, which must exist.
         here: The program's current directory, to which `client:///` refers.
         settings: The parameters of each pilot's description.
 
     Attributes:
         objects: RADICAL-Pilot's own objects.
         pilots: The pilots, in the order of their numbers.
+        managers: RADICAL-Pilot's names of the batch systems of the pilots.
     """
 
     def __init__(self, uid: str, directory: str, here: str, settings: list[dict[str, Any]]) -> None:

@@ -31,7 +31,7 @@ HANDLED = frozenset({AGENT_STAGING_INPUT_PENDING, AGENT_EXECUTING, *FINAL})
 """The states that the client handles."""
 
 NEWS = "rhapsody_calls"
-"""Name of our RAPTOR worker's messages about calls of groups."""
+"""Name of the messages in which Rhapsody's RAPTOR workers report on the calls of groups."""
 
 Send = Callable[..., None]
 """Function that sends a message to the program, from its name and its parts.
@@ -43,10 +43,10 @@ Submitted = tuple[str, dict[str, Any], Any]
 """A task's uid, its RADICAL-Pilot description, and its packed call if it is a call on RAPTOR."""
 
 GROUPED = frozenset({"mode", "uid", "cores_per_rank"})
-"""Keys of calls that may share a RADICAL-Pilot task, because they need nothing else from it."""
+"""Keys that the description of a call may have if it is to share a RADICAL-Pilot task."""
 
 SHARE, LONGEST = 0.005, 0.5
-"""Seconds that a report may wait for each task that has not started, and in total.
+"""Seconds that a report may wait for others, per task that has not started and at most.
 
 The main cost of a report is that it wakes the program. While many tasks wait for cores, a late
 report does no harm. If all open tasks are running, cores are idle until it arrives, so it is sent
@@ -59,8 +59,8 @@ class Entry:
     """Task from its submission to its end, or a group of calls on RAPTOR.
 
     Attributes:
-        uid: Its uid.
-        pilot: Its pilot.
+        uid: The uid of the task or group.
+        pilot: The pilot that runs it.
         handle: RADICAL-Pilot's task, `None` before it is submitted, and for calls of a group.
         pair: The RAPTOR pair that executes it, `None` for a program.
         running: Whether it was reported as running.
@@ -108,7 +108,7 @@ class Tasks:
         self._reaper = Worker("rhapsody-radical-reaper")
 
     def open(self) -> list[Entry]:
-        """Return the tasks that have not ended, the oldest first."""
+        """Return the tasks that have not ended, oldest first."""
         return list(self.by_uid.values())
 
     def calls_of(self, handle: Any) -> list[Any]:
@@ -134,7 +134,7 @@ class Tasks:
         """Submit tasks to RADICAL-Pilot.
 
         Args:
-            number: The number of their pilot.
+            number: The number of the tasks' pilot.
             batch: The tasks.
         """
         pilot, ready = self._pilots[number], []
@@ -274,7 +274,7 @@ class Tasks:
         Args:
             entry: The task or group.
             state: Its final state, or `"LOST"`.
-            reason: The reason for its loss.
+            reason: The reason why it was lost; otherwise empty.
         """
         if not self._forget(entry):
             return
