@@ -1,4 +1,4 @@
-"""Command `rhapsody replay`, which replays a recorded workflow with tasks that only take time.
+"""Command `rhapsody replay`, which replays a recorded workflow with tasks that sleep.
 
 The result shows how much time a backend adds to a simulated list schedule with the same order and
 the same number of slots. `rhapsody_wfcommons.replay` runs the tasks.
@@ -240,7 +240,7 @@ async def _engine(backend: BaseExecutionBackend, **settings: Any) -> AsyncIterat
 
 
 def _offered(backend: BaseExecutionBackend, slots: int) -> int:
-    """Return the number of slots, at most the cores of the backend if it reports them."""
+    """Return the number of slots, limited to the backend's cores if the backend reports them."""
     from rhapsody.backends import ManagedBackend
 
     cores = backend.cores_in_use() if isinstance(backend, ManagedBackend) else None

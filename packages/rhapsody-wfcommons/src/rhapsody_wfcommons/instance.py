@@ -54,11 +54,11 @@ class RecordedTask:
         name: Name for display.
         parents: Ids of the tasks on which it depends.
         runtime: Duration in seconds, `None` if it is not recorded.
-        cores: Number of processor cores; 1 if it is not recorded.
-        inputs: Files that it read.
-        outputs: Files that it wrote.
-        started: Time of its start, as text.
-        machines: Names of the machines on which it ran.
+        cores: Number of processor cores that the task used; 1 if it is not recorded.
+        inputs: Files that the task read.
+        outputs: Files that the task wrote.
+        started: Time of the start as text, as in the file, or `None`.
+        machines: Names of the machines on which the task ran.
     """
 
     id: str
@@ -79,12 +79,12 @@ class Instance:
     Attributes:
         name: Name of the workflow.
         tasks: Tasks in the order of the file. All parents are among them, and there is no cycle.
-        machines: Machines on which it ran.
-        makespan: Seconds from the start of the first task to the end of the last one.
-        started: Time of the start, as text.
-        description: Free text.
-        created: Time at which the instance was created, as text.
-        made_by: Name and version of the system that ran the workflow.
+        machines: Machines on which the tasks ran.
+        makespan: Seconds from the start of the first task to the end of the last one, or `None`.
+        started: Time at which the run started as text, as in the file, or `None`.
+        description: Description of the workflow, or `None`.
+        created: Time at which the instance was created as text, as in the file, or `None`.
+        made_by: Name and version of the system that ran the workflow, or `None`.
     """
 
     name: str

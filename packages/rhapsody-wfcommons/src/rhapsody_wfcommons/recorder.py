@@ -52,17 +52,17 @@ class _Run:
 
 
 class WfCommonsRecorder:
-    """Observer that writes the instance of one engine's run when the engine ends.
+    """Observer that records one engine's run and writes it as an instance when the engine ends.
 
         async with WorkflowEngine.create(observers=[WfCommonsRecorder("run.json")]) as flow:
 
     The duration of a task is that of its last attempt. Services, blocks and tasks that did not run,
-    for example because their results were reused, are omitted; dependents of an omitted task have
-    its parents instead.
+    for example because their results were reused, are omitted. In the dependents of an omitted
+    task, its parents replace it.
 
     Args:
-        path: File to write, private to the user. It is written when the engine ends; until then, an
-            existing file is unchanged.
+        path: File to write, which only the user may read. It is written when the engine ends; until
+            then, an existing file is unchanged.
 
     Attributes:
         push_down: `True`, because tasks may be submitted before their dependencies have ended.

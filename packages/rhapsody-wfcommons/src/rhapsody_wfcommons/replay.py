@@ -31,10 +31,10 @@ _BLOCK = 1 << 20
 
 
 def task_function() -> Callable[..., None]:
-    """Return the function that all tasks run, a nested function, so that it is pickled by value."""
+    """Return the function that all tasks run; it is nested so that it is pickled by value."""
     import time
 
-    early = 0.00015  # seconds; sleeps end about this much too late
+    early = 0.00015  # seconds by which a sleep usually ends too late
 
     def replayed(
         seconds: float, inputs: Sequence[Any], outputs: Sequence[tuple[Any, int]], *_: Any
@@ -62,7 +62,7 @@ class Replay:
 
     Args:
         tasks: The tasks; `runtime` is the duration of the replayed task.
-        urgency: Order of the ready tasks, see `list_schedule`.
+        urgency: Priority by task id, see `list_schedule`.
         files: Factor for the sizes of files; `None` for no files.
         directory: Directory for files that no task writes; required with `files`.
     """

@@ -103,9 +103,9 @@ class Value:
         return found
 
     def items(self, *names: str, empty: bool = True) -> Iterator[Value]:
-        """Iterate over a list: this value, or the first of these members.
+        """Iterate over this value, or over the first of these members that exists, as a list.
 
-        A missing member counts as an empty list.
+        A missing member is treated as an empty list.
 
         Yields:
             The members of the list.
@@ -119,7 +119,7 @@ class Value:
             yield Value(self._file, f"{found.place}[{index}]", value)
 
     def text(self) -> str:
-        """Return a non-empty string."""
+        """Return the value, which must be a non-empty string."""
         if not isinstance(self.value, str) or not self.value:
             self.refuse("a non-empty string")
         if self.value.encode("utf-8", "replace").decode() != self.value:
@@ -127,7 +127,7 @@ class Value:
         return str(self.value)
 
     def number(self, least: float = 0) -> float:
-        """Return a finite number that is not smaller than `least`."""
+        """Return the value, which must be a finite number of `least` or more."""
         value, number = self.value, math.nan
         if isinstance(value, int | float) and not isinstance(value, bool):
             with contextlib.suppress(OverflowError):  # an integer of hundreds of digits
@@ -137,7 +137,7 @@ class Value:
         return number
 
     def whole(self, least: int = 0) -> int:
-        """Return a whole number that is not smaller than `least`."""
+        """Return the value as an integer; it must be a whole number of `least` or more."""
         number = self.number(least)
         if not number.is_integer():
             self.refuse(f"a whole number of {least} or more")

@@ -27,7 +27,7 @@ def write(instance: Instance, path: str | os.PathLike[str]) -> None:
 
     Raises:
         InstanceError: The instance is invalid, see `dumps`; nothing is written.
-        OSError: It cannot be written.
+        OSError: The file cannot be written.
     """
     path, text = Path(path), dumps(instance)
     if path.exists() and not (path.is_file() and os.access(path.resolve().parent, os.W_OK)):
