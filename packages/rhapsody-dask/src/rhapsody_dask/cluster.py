@@ -36,7 +36,7 @@ GUARD = re.compile(r"^\s*if .*(__name__|parent_process)", re.MULTILINE)
 
 
 def unguarded() -> str | None:
-    """Return the path of the main program if importing it would start the workflow again."""
+    """Return the main program's path if importing it would start the workflow, otherwise `None`."""
     main = sys.modules.get("__main__")
     path = getattr(main, "__file__", None)
     if not isinstance(path, str):

@@ -86,7 +86,7 @@ class Function:
         return self.slow or self.measured >= ENOUGH
 
     def measure(self, seconds: float) -> None:
-        """Add the average time of the calls in a group."""
+        """Update the average run time with that of the calls in a group."""
         self.measured += 1
         if self.measured <= PROBES:
             self.seconds = min(self.seconds, seconds)
@@ -118,7 +118,7 @@ class Group:
         self.members: dict[str, Ready] = {one.call.uid: one for one in calls}
 
     def packed(self, session: str) -> bytes:
-        """Return the order for the worker."""
+        """Return the packed order for the worker."""
         calls = list(self.members.values())
         order = Order(session, self.uid, calls[0].call.task["name"], 1, None, b"", {})
         return pickle.dumps((order, [one.order for one in calls]), 5)

@@ -168,7 +168,7 @@ class WorkerSetup(WorkerPlugin):
         self.seceded: Callable[[str], None] = site.seceded
 
     def transition(self, key: Any, start: str, finish: str, **more: Any) -> None:
-        """Return the cores of a task that secedes; called by Dask when a task changes its state."""
+        """Release the cores of a task that secedes; called by Dask on each transition."""
         if finish == "long-running":
             self.seceded(str(key))
 

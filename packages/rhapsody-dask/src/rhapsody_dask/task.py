@@ -350,7 +350,7 @@ class Packer:
         threshold: Size in bytes from which a function or an argument is shared; `None` shares none.
 
     Attributes:
-        modules: The program's own modules that the functions of the batch use.
+        modules: The program's own modules, packed by `rhapsody.sdk.own_modules`.
     """
 
     def __init__(self, session: str, threshold: int | None = BIG) -> None:
@@ -559,7 +559,7 @@ class Batch:
 
 
 class Submission:
-    """Submission of one backend's tasks: packs them and sends them to Dask.
+    """Sender that packs the tasks of one backend and sends them to Dask.
 
     Args:
         client: Dask's client.
@@ -598,7 +598,7 @@ class Submission:
         self._reference = task_reference()
 
     def batch(self) -> Batch:
-        """Start a batch."""
+        """Return the data for a new batch of tasks."""
         return Batch(Packer(self._session, self._share_over))
 
     async def pack(self, call: Call, batch: Batch) -> Ready:

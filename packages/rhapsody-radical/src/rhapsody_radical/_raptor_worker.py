@@ -443,7 +443,7 @@ class Server:
         child_end.close()
 
     def start(self, cores: int) -> Process:
-        """Create a process."""
+        """Fork a process for calls that need this number of cores."""
         own_end, child_end = Pipe()
         unstarted = Pipe(duplex=False)
         os.set_blocking(unstarted[0].fileno(), False)
@@ -462,7 +462,7 @@ class Server:
 
 
 def _serve(requests: socket.socket, runner: Callable[[], Any]) -> None:
-    """Fork for each request, until the process that started the server has ended."""
+    """Fork a process for each request, until the process that started the server has ended."""
     with suppress(ImportError):
         import asyncio  # noqa: F401 - import once what every call needs
 

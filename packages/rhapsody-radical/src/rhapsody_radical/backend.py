@@ -77,8 +77,8 @@ class RadicalExecutionBackend(ManagedBackend):
     Executables are submitted as tasks of RADICAL-Pilot. Functions run on RAPTOR workers, which are
     started when the first function task is submitted, or as separate programs
     (`functions="executable"`), which is slower and isolates them. With several pilots, each task
-    runs on the pilot whose open tasks use the fewest cores in relation to its own. If a pilot ends,
-    its tasks fail with `TaskLostError`, and the engine starts another attempt.
+    runs on the pilot whose open tasks need the fewest cores in proportion to its size. If a pilot
+    ends, its tasks fail with `TaskLostError`, and the engine starts another attempt.
 
     Args:
         resources: A dict of the parameters of a pilot's description (`resource`, `cores`,
@@ -91,8 +91,8 @@ class RadicalExecutionBackend(ManagedBackend):
         functions: How function tasks run: `"raptor"` or `"executable"`.
         raptor: `False` disables RAPTOR: function tasks fail.
         function_cores: Number of cores of each pilot for RAPTOR's workers; executables use the
-            other cores. Default: half of the pilot's cores, rounded up, minus the cores of RAPTOR's
-            master, but no more than one node has.
+            other cores. Default: half of the pilot's cores, rounded up, minus the core of RAPTOR's
+            master, but at most the cores of one node.
         pre_exec: Shell commands that each task runs first, such as `module load gromacs`. For
             functions on RAPTOR, the worker runs them once, unless `raptor_config` is set.
         work_dir: The directory that contains the session's directory. Default: the engine's
@@ -474,7 +474,7 @@ class RadicalExecutionBackend(ManagedBackend):
         return self._config is None and self.function_cores is None
 
     def _too_large(self, pilot: Pilot, taken: int) -> Job | None:
-        """Return an open program that does not fit on a pilot if RAPTOR takes some cores."""
+        """Return an open program that needs more cores than RAPTOR would leave, `None` if none."""
         for job in self.open_jobs():
             program = job.program or not job.is_function
             if job.pilot is pilot and program and job.cores > pilot.cores - taken:

@@ -71,7 +71,7 @@ class RaptorRunner(Runner):
         return load(rest) if function is None else (pickle.loads(function), *load(rest))  # noqa: S301 - from the program
 
     def pack(self, value: Any) -> tuple[bytes, list[memoryview]]:
-        """Pack a value without copying its large data."""
+        """Pack a value without copying its large buffers."""
         return dump(value, self._directory)
 
     def unpack(self, payload: tuple[bytes, list[memoryview]]) -> Any:

@@ -388,7 +388,7 @@ def _settle(path: Path, *, certain: bool = False) -> bool:
 
 
 def _end_noted(path: Path, note: dict[str, Any], *, quietly: bool) -> bool:
-    """End what a session left; return True if all of it could be found and ended."""
+    """End the processes and jobs that a session left; return True unless Slurm failed to do so."""
     session, managers = path.stem, note["managers"]
     jobs = find_jobs(session)  # first, because killing the session's processes may end a job
     done = (jobs is not None or "SLURM" not in managers) and cancel_jobs(jobs or [])

@@ -54,7 +54,7 @@ CHANGED = (
 OF_A_PROCESS = re.compile(
     r"SLURM_.*|RP_.*|HOSTNAME|PWD|OLDPWD|SHLVL|_|(?![A-Za-z_][A-Za-z0-9_]*$).*"
 )
-"""Names of variables that tasks do not receive, because they concern one process or one job."""
+"""Names of variables that tasks do not receive: those of one process or job, and invalid names."""
 
 
 def variables(directory: Path, session: str, *, verbose: bool) -> dict[str, str]:
@@ -103,7 +103,7 @@ def variables(directory: Path, session: str, *, verbose: bool) -> dict[str, str]
 
 
 def prepare(directory: Path) -> None:
-    """Write the files to which the result of `variables` refers into the session's directory.
+    """Write the files that the client's environment refers to into the session's directory.
 
     PSI/J, in the process that launches pilots, writes to `.psij` in the home directory, and
     RADICAL-Pilot leaves a temporary file for each pilot. That process therefore has other home and
@@ -248,7 +248,7 @@ class Connection:
         return self._started.result()
 
     def _greet(self, settings: Mapping[str, Any]) -> None:
-        """Send the first message."""
+        """Send the message `open`, which starts the session."""
         assert self._channel is not None
         known = {
             "uid": self.uid,
@@ -363,7 +363,7 @@ class Connection:
             self._on_client_end()
 
     def _on_client_end(self) -> None:
-        """Release everything that waits for the client, because it has ended."""
+        """Fail all calls that wait for the client, and clean up if it ended unexpectedly."""
         assert self._process is not None
         assert self._channel is not None
         self._channel.shut()  # a client that sent an invalid message ends now
@@ -445,7 +445,7 @@ _open: set[Connection] = set()
 
 
 def _at_exit() -> None:
-    """End everything that still runs when the program ends without a shutdown."""
+    """Close the connections that are still open when the program ends without a shutdown."""
     for connection in list(_open):
         connection.at_exit()
 

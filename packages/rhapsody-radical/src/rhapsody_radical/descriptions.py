@@ -182,7 +182,10 @@ def task_settings(task: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def with_current_keys(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return settings with the current names of former keys, whose values replace current ones."""
+    """Return settings with former keys renamed to the current ones.
+
+    If both are set, the value of the former key is used, as in RADICAL-Pilot.
+    """
     found = {key: value for key, value in settings.items() if key not in schema.FORMER}
     for former, key in schema.FORMER.items():
         if value := settings.get(former):

@@ -65,7 +65,7 @@ class Pilot:
 
     @property
     def uid(self) -> str:
-        """Its uid in the session."""
+        """The pilot's uid in the session."""
         return f"pilot.{self.number:04d}"
 
     @property
@@ -116,7 +116,7 @@ class Pilot:
 
     @property
     def nodes(self) -> int:
-        """The number of its nodes."""
+        """The pilot's number of nodes."""
         nodes = int(self.settings.get("nodes") or 0)
         per_node = self.has("cores")
         if nodes or not per_node:
@@ -125,13 +125,13 @@ class Pilot:
 
     @property
     def cores(self) -> int:
-        """The number of its cores."""
+        """The pilot's number of cores."""
         per_node = self.has("cores")
         return self.nodes * per_node if per_node else int(self.settings.get("cores") or 1)
 
     @property
     def raptor_cores(self) -> int:
-        """The number of its cores that RAPTOR's masters and workers use."""
+        """The number of the pilot's cores that RAPTOR's masters and workers use."""
         return 0 if self.raptor is None else total_cores(self.raptor)
 
 

@@ -192,7 +192,7 @@ class PilotState(StrEnum):
 
     @property
     def native(self) -> str:
-        """The current name."""
+        """RADICAL-Pilot's current name of the state."""
         return _PILOT_NATIVE.get(self, str(self))
 
     @property

@@ -75,7 +75,7 @@ def _instance(root: Value) -> Instance:
 
 
 def _maybe(of: Value | None, take: Callable[[Value], T], *names: str) -> T | None:
-    """Return the first of these members that exists, converted by `take`."""
+    """Return the first member with one of these names, converted by `take`, or `None`."""
     found = None if of is None else of.get(*names)
     return None if found is None else take(found)
 

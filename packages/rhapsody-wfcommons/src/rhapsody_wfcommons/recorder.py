@@ -65,7 +65,8 @@ class WfCommonsRecorder:
             then, an existing file is unchanged.
 
     Attributes:
-        push_down: `True`, because tasks may be submitted before their dependencies have ended.
+        push_down: `True`, because the recorder does not require that tasks are sent to their
+            backend only after their dependencies have ended.
 
     Raises:
         ValueError: The path is a directory, or its directory does not exist.

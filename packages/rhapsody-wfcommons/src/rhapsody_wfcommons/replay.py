@@ -84,7 +84,7 @@ class Replay:
         self._names: dict[tuple[str, str], str] = {}
 
     async def run(self, flow: WorkflowEngine, slots: int) -> float:
-        """Run the tasks.
+        """Run the tasks and measure the time.
 
         Args:
             flow: The engine.

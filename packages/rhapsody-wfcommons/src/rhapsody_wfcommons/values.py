@@ -77,7 +77,7 @@ class Value:
         self.fail(f"must be {accepted}, got {self}")
 
     def get(self, *names: str) -> Value | None:
-        """Return the first of these members that exists and is not `null`, else `None`."""
+        """Return the first member with one of these names that is not `null`, otherwise `None`."""
         if not isinstance(self.value, dict):
             self.refuse("an object")
         for name in names:
@@ -87,10 +87,10 @@ class Value:
         return None
 
     def need(self, *names: str) -> Value:
-        """Return the first of these members that exists.
+        """Return the first member with one of these names that is not `null`.
 
         Raises:
-            InstanceError: None of them exists.
+            InstanceError: There is no such member.
         """
         found = self.get(*names)
         if found is None:
@@ -103,7 +103,7 @@ class Value:
         return found
 
     def items(self, *names: str, empty: bool = True) -> Iterator[Value]:
-        """Iterate over this value, or over the first of these members that exists, as a list.
+        """Iterate over this value or, if names are given, over the first member with such a name.
 
         A missing member is treated as an empty list.
 

@@ -86,7 +86,7 @@ class Gate:
             return tuple(taken)
 
     def return_gpus(self, gpus: tuple[str, ...]) -> None:
-        """Return GPUs."""
+        """Make GPUs available to other tasks again."""
         with self._lock:
             self._free_gpus.extend(gpus)
 

@@ -76,16 +76,16 @@ class ClientPilot:
 
     @property
     def uid(self) -> str:
-        """Its uid in the session."""
+        """The pilot's uid in the session."""
         return f"pilot.{self.number:04d}"
 
     @property
     def state(self) -> str:
-        """Its native state."""
+        """The pilot's native state."""
         return "NEW" if self.pilot is None else str(self.pilot.state)
 
     def configure(self, config: Any) -> None:
-        """Store the resource's configuration."""
+        """Store the relevant part of the configuration of the pilot's resource."""
         self.config = {key: str(config.get(key) or "") for key in KNOWN}
         self.config.update({key: int(config.get(key) or 0) for key in PER_NODE})
 
