@@ -58,7 +58,7 @@ class DaskExecutionBackend(ManagedBackend):
     checks `current_task().cancelled`. Coroutines, executables and services can be stopped.
     Arguments of 1 MiB and more are sent once and shared by the tasks that use them. Arrays in such
     arguments are read-only in the task, and so are large arrays in results that a task receives
-    from another worker without passing through the engine.
+    directly from another task, not through the engine.
 
     Args:
         resources: A dict of keywords of `distributed.Client`, `distributed.LocalCluster` and its

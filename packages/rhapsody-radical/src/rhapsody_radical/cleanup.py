@@ -388,7 +388,7 @@ def _settle(path: Path, *, certain: bool = False) -> bool:
 
 
 def _end_noted(path: Path, note: dict[str, Any], *, quietly: bool) -> bool:
-    """End the processes and jobs that a session left; return True unless Slurm failed to do so."""
+    """End the processes and jobs that a session left; return False if Slurm did not cancel jobs."""
     session, managers = path.stem, note["managers"]
     jobs = find_jobs(session)  # first, because killing the session's processes may end a job
     done = (jobs is not None or "SLURM" not in managers) and cancel_jobs(jobs or [])

@@ -49,7 +49,7 @@ def stuck(dask_scheduler: Any) -> tuple[list[str], list[str]]:
 
 
 def has_dashboard(dask_scheduler: Any) -> bool:
-    """Return True if a scheduler serves a dashboard, which its port does not show.
+    """Return True if a scheduler serves a dashboard; it has a port for one in any case.
 
     Called through `Client.run_on_scheduler`.
     """

@@ -167,7 +167,7 @@ if TYPE_CHECKING:
     from distributed import Worker
 
 REPORT = 0.01
-"""Seconds after which a task is reported as running; shorter tasks are never reported so."""
+"""Seconds after which a site reports a task as running; it does not report shorter tasks."""
 
 REMEMBERED = 100_000
 """Largest number of canceled tasks that a site remembers in case they arrive later."""

@@ -46,7 +46,7 @@ GROUPED = frozenset({"mode", "uid", "cores_per_rank"})
 """Keys that the description of a call may have if it is to share a RADICAL-Pilot task."""
 
 SHARE, LONGEST = 0.005, 0.5
-"""Seconds that a report may wait for others, per task that has not started and at most.
+"""Seconds that a report may wait for others: for each task that has not started, and in total.
 
 The main cost of a report is that it wakes the program. While many tasks wait for cores, a late
 report does no harm. If all open tasks are running, cores are idle until it arrives, so it is sent
