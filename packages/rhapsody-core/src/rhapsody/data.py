@@ -1,8 +1,8 @@
 """Files that tasks read and write, as users name them and as tasks receive them.
 
-`InputFile`, `OutputFile` and `OutputDir` only identify files. The functions are for backends that
+`InputFile`, `OutputFile` and `OutputDir` only identify files. The functions are for backends, which
 create sandboxes, link files into them and read the output of tasks there. The engine finds the
-dependency that writes a file, fetches URLs, and decides how long a sandbox exists.
+dependency that writes a file, fetches URLs, and decides when a sandbox is removed.
 """
 
 from __future__ import annotations
@@ -50,10 +50,10 @@ RESERVED = ".rhapsody."
 """Prefix of the names that backends use in every sandbox."""
 
 OUTPUT_FILES = (f"{RESERVED}stdout", f"{RESERVED}stderr")
-"""Files of a task's output in its sandbox: hidden, and never linked to dependents."""
+"""Names of the files in a sandbox that contain a task's output; never linked to dependents."""
 
 STDERR_TAIL = 2000
-"""Number of last characters of each output stream in the error of a task."""
+"""Number of characters from the end of each output stream that a task's error contains."""
 
 
 def plain_name(name: str) -> str:
@@ -70,16 +70,16 @@ def plain_name(name: str) -> str:
 
 
 def make_sandbox(sandbox: str | os.PathLike[str]) -> str:
-    """Create a sandbox directory, private to the user, unless it exists.
+    """Create a sandbox directory that only the user can access, unless it exists.
 
     Returns:
-        The path.
+        The absolute path.
 
     Raises:
         DataError: The path is not a directory, for example a link, or another user's directory that
             others may write to.
         OSError: It cannot be created.
-        FileNotFoundError: Its parent was removed repeatedly meanwhile.
+        FileNotFoundError: Its parent directory was removed repeatedly during the call.
     """
     path = os.path.abspath(sandbox)
     for tries_left in (2, 1, 0):
@@ -109,7 +109,7 @@ def _require_sandbox(path: str) -> None:
 
 
 def moved(text: str, former: str, sandbox: str) -> str:
-    """Return a text, such as a command, with one sandbox's path in it replaced by another's."""
+    """Replace the path `former` of a sandbox in a text, such as a command, by `sandbox`."""
     # Sandboxes are named after uids, which end in numbers.
     return re.sub(re.escape(former) + r"(?![0-9~])", lambda _: sandbox, text)
 
@@ -134,10 +134,10 @@ def _tail(task: Mapping[str, Any], stream: str) -> str:
 
 
 def end_of_file(path: str, count: int) -> str:
-    """Return the last `count` bytes of an output file as text, without waiting for anything.
+    """Return the last `count` bytes of an output file as text, without blocking.
 
-    The text is empty if the file does not exist here or is not a regular file: a task may have
-    replaced it by a link or a FIFO.
+    The text is empty if the file does not exist on this host or is not a regular file: a task may
+    have replaced it by a link or a FIFO.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
@@ -153,8 +153,8 @@ def end_of_file(path: str, count: int) -> str:
 def link_into(sandbox: str | os.PathLike[str], name: str, source: str | os.PathLike[str]) -> None:
     """Link a file or directory into a sandbox, which is created if necessary.
 
-    For `link_explicit_data_deps` of backends. It is a symbolic link, or a copy on a file system
-    without links. A second identical call does nothing.
+    For `link_explicit_data_deps` of backends. Creates a symbolic link, or a copy on a file system
+    without links. Repeating a call has no effect.
 
     Args:
         sandbox: The sandbox of the task that needs the file.
@@ -180,8 +180,9 @@ def link_all(
 ) -> list[str]:
     """Link all entries of one sandbox into another, which is created if necessary.
 
-    For `link_implicit_data_deps` of backends. Names that are taken are skipped, and so are the
-    backends' own files, such as those of the source's output. The source need not exist.
+    For `link_implicit_data_deps` of backends. Entries whose names exist in the target are skipped,
+    and so are the backends' own files, such as those with a task's output. The source need not
+    exist.
 
     Args:
         source: The sandbox to link from.
@@ -213,7 +214,7 @@ def link_all(
 
 
 def _link(origin: str, target: str) -> bool:
-    """Link or copy; return `False` if the target exists."""
+    """Link a file, or copy it if links are not supported; return False if the target exists."""
     try:
         os.symlink(origin, target)
     except FileExistsError:
@@ -253,7 +254,10 @@ _URL = re.compile(r"[a-z][a-z0-9+.:-]*://", re.IGNORECASE)
 _PATTERN = re.compile(r"[*?[]")
 _DATA_URL = re.compile(r"data:([\w.+-]+/[\w.+-]+)?(;[^;,/]+)*,", re.IGNORECASE)
 _NO_NAME = re.compile(r"^[-~]|[\x00-\x1f\x7f;&|<>(){}\[\]$`\\\"'*?!#]")
-"""Names a fetched file must not have: options, and characters that are special to a shell."""
+"""Parts that are replaced in the name of a fetched file.
+
+The name must not look like an option or contain characters that are special to a shell.
+"""
 
 AnyFile = TypeVar("AnyFile", bound="File")
 
@@ -273,18 +277,18 @@ class File:
     _producer: Any = field(compare=False)  # the future of the task that writes it, if known
 
     def bound_to(self, sandbox: str | os.PathLike[str], *, by_path: bool = True) -> Self:
-        """Return the copy for a task, whose `filepath` is an absolute path in its sandbox.
+        """Return a copy for a task, whose `filepath` is the absolute path in the task's sandbox.
 
         Args:
-            sandbox: The sandbox.
-            by_path: True if `str()` returns that path. A command that runs in the sandbox uses
-                the file's name instead.
+            sandbox: The task's sandbox.
+            by_path: True if `str()` of the copy returns that path; otherwise it returns the file's
+                name, for commands that run in the sandbox.
         """
         path = Path(os.path.abspath(sandbox), self.filename)
         return _changed(self, filepath=path, _by_path=by_path, _producer=None)
 
     def __str__(self) -> str:
-        """Return the file's path, or its name outside of tasks and in commands of the sandbox."""
+        """Return the file's path; outside tasks and in commands run in the sandbox, its name."""
         return str(self.filepath) if self._by_path else self.filename
 
     def __fspath__(self) -> str:
@@ -308,8 +312,8 @@ class InputFile(File):
     A task that receives a file which an earlier call of its engine declared depends on that call
     and reads the file that it writes. A file that was declared with a destination is identified by
     that destination, as a relative or absolute path, and other files by their names alone. If
-    several calls declared the file, the last one before this call counts. `future.file(name)`
-    selects a producer explicitly.
+    several calls declared the file, the task depends on the most recent of them.
+    `future.file(name)` selects a producer explicitly.
 
     Other files are looked up among the outputs of the task's other dependencies, by the base name
     of a relative path, and then on disk.
@@ -324,10 +328,10 @@ class InputFile(File):
 
     Attributes:
         filename: The base name, under which the task sees the file.
-        filepath: In a task, the absolute path: in its sandbox, or the original path for a
-            function without one. Before that, the absolute path of a local file, the bare name of
-            another task's file, and `None` for a URL, which is fetched when a task is about to
-            run.
+        filepath: In a task, the absolute path: in the task's sandbox, or the original path for a
+            function without a sandbox. Outside tasks, the absolute path of a local file, the name
+            as given of another task's file, and `None` for a URL, which is fetched when a task is
+            about to run.
         remote_url: The URL.
         local_file: The existing path as it was given.
         other_task_file: The name as it was given.
@@ -376,7 +380,7 @@ class InputFile(File):
 
 
 def found_at(file: InputFile, path: str) -> InputFile:
-    """Return an input for a function that reads the file at its absolute path."""
+    """Return an input for a function that reads the file in place, at an absolute path."""
     return _changed(file, filepath=Path(path), _by_path=True, _producer=None)
 
 
@@ -393,7 +397,7 @@ def separate_name(name: str) -> str:
 
 
 def input_from(producer: object, name: str) -> InputFile:
-    """Return a file of a task as an input that is bound to that task's future."""
+    """Return an input for a file that the task of the future `producer` writes."""
     file = object.__new__(InputFile)
     _set(
         file,
@@ -413,9 +417,9 @@ def input_from(producer: object, name: str) -> InputFile:
 class OutputFile(File):
     """Declared output file: the task must write it into its sandbox. Passed to it as an argument.
 
-    A task that succeeds without having written the file fails. A file with a destination is saved
-    there when the task is done and before its result is available: it is copied, and replaces an
-    existing file in one step. A task whose file cannot be saved fails.
+    A task that does not write the file fails. A file with a destination is saved when the task is
+    done and before its result is available: the file is copied to the destination, where the copy
+    replaces an existing file atomically. A task whose file cannot be saved fails.
 
     Args:
         name: The file's name. Leading directories are the destination, relative to the engine's
@@ -444,7 +448,7 @@ class OutputFile(File):
         save: The destination; a path that ends in `/` is a directory. `None` if none was given,
             `False` if the file stays in the sandbox.
         many: True if the name is a pattern.
-        temporary: True if the file is removed after its last reader.
+        temporary: True if the file is removed after the last task that reads it has succeeded.
     """
 
     save: str | Literal[False] | None
@@ -495,12 +499,12 @@ class OutputFile(File):
 
 @dataclass(frozen=True, slots=True, init=False, repr=False)
 class OutputDir(File):
-    """Declared output directory: the task must write it in its sandbox, with all its content.
+    """Declared output directory: the task must create it in its sandbox. Passed as an argument.
 
-    Passed to the task as an argument; the task creates the directory. As with `OutputFile`, a task
-    that succeeds without it fails, and it is copied to its destination when the task is done. The
-    copy replaces an existing directory of that name with all its content. Readers see the old
-    directory, none for a moment, or the whole new one.
+    As with `OutputFile`, a task that does not create the directory fails, and the directory is
+    copied to its destination when the task is done. The copy replaces an existing directory of
+    that name with all its content. Readers see the old directory, for a moment no directory, or the
+    complete new one.
 
     Args:
         name: The directory's name; a trailing `/` has no effect. Leading directories are the
@@ -552,19 +556,20 @@ class InputFiles(list[Path]):
     For a directory that a dependency declared, these are the files in it, at any depth; for the
     pattern of an `OutputFile(..., many=True)`, those that match. All are in the task's sandbox.
 
-    As text it is the directory, or the files quoted for a shell: their names in commands, their
-    paths in functions. As an item of a list command it is one argument per file.
-    `os.fspath` returns the directory's path.
+    `str()` returns the directory, or the files quoted for a shell: their names in commands, their
+    paths in functions. As an item of a list command, the object stands for the directory or for one
+    argument per file. `os.fspath` returns the directory's path, and raises `TypeError` for a
+    pattern.
 
     Attributes:
-        file: The input as it was given, with its path in the sandbox.
-        directory: True if it is a directory.
+        file: The `InputFile` that was passed, with its path in the sandbox.
+        directory: True for a directory, False for the files that match a pattern.
     """
 
     __slots__ = ("directory", "file")
 
     def __init__(self, file: InputFile, names: Iterable[str], *, directory: bool) -> None:
-        """Create the list from the names of files, relative to the sandbox of a bound input."""
+        """Create the list from file names, which are relative to the sandbox of the bound input."""
         assert file.filepath is not None
         sandbox = file.filepath.parent
         super().__init__(sorted(sandbox / name for name in names))
@@ -602,13 +607,13 @@ def _unpacked(file: InputFile, names: list[str], directory: bool) -> InputFiles:
 
 @dataclass(frozen=True, slots=True)
 class SavedFile:
-    """A file or directory that a task wrote, and that exists after the run.
+    """A file or directory that a task wrote and that remains after the run.
 
     Attributes:
-        path: Its absolute path.
+        path: The absolute path.
         task: The name of the task.
         uid: The uid of the task's future.
-        intermediate: True if another task of the run reads it.
+        intermediate: True if another task of the run has read the file.
     """
 
     path: Path
@@ -623,7 +628,7 @@ def is_data_url(text: str) -> bool:
 
 
 def without_secrets(url: str) -> str:
-    """Return a URL for messages: without user, password, query, fragment and data."""
+    """Return a URL without user, password, query, fragment and data, for messages."""
     data = _DATA_URL.match(url)
     if data is not None:
         return f"{data[0]}..."
@@ -632,7 +637,7 @@ def without_secrets(url: str) -> str:
 
 
 def _changed(file: AnyFile, **values: Any) -> AnyFile:
-    """Return a copy with other values, made without calling its `__init__`."""
+    """Return a copy of a file with some attributes replaced, without calling `__init__`."""
     copy = object.__new__(type(file))
     for name in type(file).__match_args__:
         object.__setattr__(copy, name, values[name] if name in values else getattr(file, name))

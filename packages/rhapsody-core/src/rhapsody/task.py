@@ -1,7 +1,7 @@
 """Descriptions and futures of tasks.
 
 The engine creates descriptions and resolves futures; backends read descriptions and write results
-into them; the logic of both is elsewhere. The module also contains retry policies, which the engine
+into them. This module only defines these classes. It also contains retry policies, which the engine
 applies, and exports the resources that tasks request.
 """
 
@@ -31,8 +31,8 @@ class RetryPolicy:
         attempts: Maximum number of attempts after the first one.
         wait: Time before the next attempt, in seconds or as text such as `"3 min"`; or a
             callable that takes the number of the failed attempt (from 1) and returns the time.
-            Called on the engine's loop.
-        on: An exception type worth another attempt, or several of them.
+            The callable is called on the engine's loop.
+        on: An exception type, or several, after which the task is retried.
 
     Raises:
         TypeError: A value is of the wrong type.
@@ -59,7 +59,7 @@ class RetryPolicy:
                 raise TypeError(f"on must be an exception type or several of them, got {kind!r}")
 
     def covers(self, error: BaseException) -> bool:
-        """Return True if the policy retries after this exception."""
+        """Return True if the policy applies to this exception."""
         return isinstance(error, cast("type[BaseException]", self.on))
 
     def delay(self, attempt: int) -> float:
@@ -71,10 +71,10 @@ class RetryPolicy:
 def as_policies(
     value: RetryPolicy | int | Sequence[RetryPolicy] | None,
 ) -> tuple[RetryPolicy, ...] | None:
-    """Return policies given as a policy, a sequence of policies or a number of attempts.
+    """Convert a policy, a sequence of policies or a number of attempts to a tuple of policies.
 
     Raises:
-        TypeError: Anything else.
+        TypeError: The value is of another type.
         ValueError: The number is negative.
 
     Returns:
@@ -98,22 +98,24 @@ def as_policies(
 
 @dataclass(slots=True)
 class AttemptInfo:
-    """Output, files and place of the attempt that ended a task, if it has any of them.
+    """Output, files, backend and host of the attempt that ended a task.
 
     Attributes:
-        uid: The attempt's backend uid.
-        stdout: Its standard output, or the file with it.
-        stderr: Its standard error, likewise.
-        exit_code: An executable's exit code.
-        sandbox: Its directory.
-        backend: The name of the backend that ran it.
+        uid: The uid by which the backend knows the attempt.
+        stdout: The attempt's standard output, or the path of the file that contains it.
+        stderr: The attempt's standard error, or the path of the file that contains it.
+        exit_code: The exit code, for an executable.
+        sandbox: The attempt's directory.
+        backend: The name of the backend that ran the attempt.
         name: The task's name.
-        output_files: Names of the declared files and directories that it wrote.
+        output_files: Names of the declared files and directories that the attempt wrote.
         keeper: Object that must stay alive while the sandbox is needed.
         matches: The files that match each declared pattern.
-        paths: The paths of files of an earlier run; other files are in the sandbox.
-        make_again: Produces missing files of an earlier run for the task with a uid.
-        host: The worker or host that ran it, as its backend names it.
+        paths: The paths of files that an earlier run wrote, by name; files that are not listed are
+            in the sandbox.
+        make_again: Produces missing files of an earlier run again. The second argument is the uid
+            of the task that reads them.
+        host: The worker or host that ran the attempt, as the backend names it.
     """
 
     uid: str
@@ -136,7 +138,7 @@ class AttemptInfo:
         return f"{self.name!r} ({'.'.join(self.uid.split('.')[-3:-1])})"
 
     def path_of(self, name: str) -> str:
-        """Return the path of a file or directory that the attempt made."""
+        """Return the path of a file or directory that the attempt wrote."""
         if self.paths is not None and name in self.paths:
             return self.paths[name]
         return os.path.join(self.sandbox or "", name)
@@ -167,11 +169,11 @@ TaskKind = Literal["function", "async_function", "executable", "service", "funct
 
 
 class TaskMetadata(TypedDict):
-    """Connections of a task to others.
+    """Dependencies and files of a task.
 
-    `dependencies` are the backend uids of the attempts whose values or files the
-    task uses; `input_files` and `output_files` are the names of declared files and directories,
-    or the patterns.
+    `dependencies` contains the uids by which backends know the attempts whose values or files the
+    task uses. `input_files` and `output_files` contain the names of declared files and
+    directories, and declared patterns.
     """
 
     dependencies: list[str]
@@ -197,7 +199,7 @@ class TaskDescription(_RequiredKeys, total=False):
     The first nine keys are always present, the others only if they apply.
 
     Attributes:
-        uid: Unique over engines and attempts: `<engine uid>.task.000001.<attempt>`.
+        uid: Unique across engines and attempts: `<engine uid>.task.000001.<attempt>`.
         name: The task's name for display; not unique.
         function: The function to call with `args` and `kwargs`, `None` for an
             executable. May be synchronous or a coroutine function.
@@ -212,14 +214,15 @@ class TaskDescription(_RequiredKeys, total=False):
         environment: Variables to add to the task's environment.
         stdin: Text for standard input; absent means empty input.
         sandbox: The directory, on the engine's file system, that the task runs in, or with
-            `cwd` the directory of its files. The backend creates it when it first needs it, private
-            to the user. Backends with sandboxes of their own replace the value.
-        cwd: The directory, an absolute path, that an executable runs in instead. The backend leaves
-            it unchanged; only backends that declare the capability receive it.
+            `cwd` the directory that contains its files. The backend creates it when it first needs
+            it, accessible only to the user. Backends with sandboxes of their own replace the value.
+        cwd: The absolute path of the directory in which an executable runs instead of the sandbox.
+            The backend does not create or change it; only backends that declare the capability
+            `cwd` receive it.
         capture: `True` (the default if absent) captures the task's output, `False` does not, and
             `"files"` leaves it in files in the sandbox, whose paths are in `stdout` and `stderr`.
-            `"quiet"`, only for functions: like `True`, but the worker does not print the output,
-            because the engine shows it.
+            `"quiet"`, used only for functions, captures the output without printing it on the
+            worker, because the engine shows it.
         scope: The label of the scope in which the task was called.
         ready: The readiness condition of a service, see `WorkflowEngine`.
         return_value: Set by the backend: a finished function's result.
@@ -230,10 +233,10 @@ class TaskDescription(_RequiredKeys, total=False):
         worker: Set by the backend if known: the worker or host that ran the task.
         references: The uids of the tasks whose values `args` and `kwargs` contain as `Reference`;
             only for backends with `unfinished_dependencies`.
-        lost_retries: How often the backend may recompute the values that the task refers to, and
-            its own value while that is held, after the loss of a worker; only for backends with
-            `unfinished_dependencies`.
-        held: Set by the backend instead of `return_value`: the value stays on the backend, because
+        lost_retries: Number of times that the backend may recompute, after the loss of a worker,
+            the values that the task refers to and the task's own value while the backend holds it;
+            only for backends with `unfinished_dependencies`.
+        held: Set by the backend instead of `return_value` if the value stays on the backend because
             other tasks refer to this one; only by backends with `unfinished_dependencies`.
     """
 
@@ -260,14 +263,14 @@ class TaskDescription(_RequiredKeys, total=False):
 
 
 class Reference:
-    """Placeholder in arguments for the value of a task that its backend has not finished yet.
+    """Placeholder in a task's arguments for the value of another, unfinished task of the backend.
 
-    It appears in exact lists, tuples, dicts and sets at any depth. The backend replaces it with
-    the value. If that task has no value, the backend fails this one with
-    `rhapsody.backends.base.ReferenceLostError`.
+    It may be nested at any depth in lists, tuples, dicts and sets, but not in instances of their
+    subclasses. The backend replaces it with the value. If the other task ends without a value, the
+    backend fails the task that has the argument with `rhapsody.backends.base.ReferenceLostError`.
 
     Attributes:
-        uid: The backend uid of that task's attempt.
+        uid: The uid by which the backend knows the other task's attempt.
     """
 
     __slots__ = ("uid",)
@@ -287,14 +290,15 @@ class HeldValue(Protocol):
     """
 
     async def fetch(self) -> Mapping[str, Any]:
-        """Return the other keys of the description: `return_value` or `exception`, and the output.
+        """Fetch the value, and return the description's result keys.
 
-        Awaited by the engine on its loop, at most once.
+        These are `return_value` or `exception`, and the output. The engine awaits this method on
+        its loop, at most once.
         """
 
 
 class Definition(Protocol):
-    """The decorated function of a future, as far as the future uses it."""
+    """Interface of a decorated function that the futures of its calls use."""
 
     @property
     def name(self) -> str:
@@ -302,37 +306,37 @@ class Definition(Protocol):
 
     @property
     def kind(self) -> str:
-        """`"function"`, `"executable"` or `"block"`."""
+        """The kind of work: `"function"`, `"executable"` or `"block"`."""
 
     @property
     def prefix(self) -> str:
-        """`"task"` or `"block"`."""
+        """The first part of the futures' uids: `"task"` or `"block"`."""
 
     def unawaited(self, future: TaskFuture[Any]) -> None:
-        """Record a failure that was never retrieved."""
+        """Record that the exception of a failed future was never retrieved."""
 
 
 class LiveNode(Protocol):
-    """The interface of a task's record that its future uses while the work has not ended."""
+    """Interface of a task's record that its future uses until the work has ended."""
 
     def public_state(self) -> TasksMainStates:
         """Return the canonical state."""
 
     def cancel(self, msg: Any) -> bool:
-        """Cancel the task, and return whether there was anything to cancel."""
+        """Cancel the task; return True if there was anything to cancel."""
 
     async def wait_ended(self) -> None:
-        """Wait for the end of the work."""
+        """Wait until the work has ended."""
 
     def describe(self) -> Mapping[str, Any] | None:
-        """Return the description while the work is alive."""
+        """Return the task's description; `None` once the work has ended."""
 
     @property
     def started(self) -> float | None:
         """The time when the attempt began to run, in seconds since the epoch."""
 
 
-# Methods of asyncio, because `super()` would take longer than they do.
+# asyncio's methods, called directly because `super()` would take longer than they do.
 _result: Callable[[asyncio.Future[T]], T] = asyncio.Future.result
 _exception: Callable[[asyncio.Future[Any]], BaseException | None] = asyncio.Future.exception
 _await: Callable[[asyncio.Future[T]], Generator[Any, None, T]] = asyncio.Future.__await__
@@ -380,7 +384,7 @@ class TaskFuture(asyncio.Future[T]):
 
     @property
     def name(self) -> str:
-        """The task's name: that of the function, unless another was given."""
+        """The task's name: the function's name, unless the program gave another."""
         return self._definition.name
 
     @property
@@ -412,13 +416,13 @@ class TaskFuture(asyncio.Future[T]):
 
     @property
     def task(self) -> Mapping[str, Any] | None:
-        """The task's description while its work is alive, otherwise `None`."""
+        """The task's description until its work has ended, then `None`; `None` for a block."""
         node = self._node
         return None if node is None or self._definition.prefix != "task" else node.describe()
 
     @property
     def block(self) -> Mapping[str, Any] | None:
-        """The block's description while it is alive, otherwise `None`."""
+        """The block's description until it has ended, then `None`; `None` for a task."""
         node = self._node
         return None if node is None or self._definition.prefix != "block" else node.describe()
 
@@ -441,7 +445,8 @@ class TaskFuture(asyncio.Future[T]):
     def sandbox(self) -> str | None:
         """The directory that the task runs in or ran in, `None` if it has none.
 
-        Known once an attempt is described; created when the attempt begins, see `state`.
+        The path is known before the attempt is submitted; the directory is created when the attempt
+        begins.
         """
         task = self.task
         if task is not None and task.get("sandbox"):
@@ -475,7 +480,7 @@ class TaskFuture(asyncio.Future[T]):
 
     @property
     def stdout_path(self) -> str | None:
-        """The file with the output of an executable so far, for `tail -f`.
+        """The path of the file that receives an executable's output, for `tail -f`.
 
         It exists in the sandbox while the task runs and until the sandbox is removed, unless
         `capture=False` or the backend's own settings name another file. `None` for functions.
@@ -489,7 +494,8 @@ class TaskFuture(asyncio.Future[T]):
     def host(self) -> str | None:
         """The worker or host of the latest attempt, as its backend names it.
 
-        After the end, it is known for tasks whose backend gave them a sandbox or kept their output.
+        After the task has ended, the host is known only if the task had a sandbox or its output was
+        kept.
         """
         task = self.task
         if task is not None and task.get("worker") is not None:
@@ -584,17 +590,17 @@ class TaskFuture(asyncio.Future[T]):
         return f"<TaskFuture {self.uid} {self.name!r} {self.state}>"
 
     def set_cancelled(self, msg: Any = None) -> bool:
-        """Cancel only the future, whatever its work does. Called by the engine."""
+        """Cancel only the future, without canceling its work. Called by the engine."""
         return super().cancel(msg)
 
     def fail(self, error: BaseException) -> None:
-        """Set the exception, with its current traceback and call. Called by the engine."""
+        """Set the exception, and remember its traceback and call. Called by the engine."""
         self._traceback, self._call = error.__traceback__, first_call(error)
         self.set_exception(error)
 
 
 def how_to_wait() -> str:
-    """Return the advice for waiting for a future, which depends on the thread of the caller."""
+    """Return advice on how the calling thread can wait for a future, for error messages."""
     return "`await` the future" if running_loop() else "call `rhapsody.wait(future)`"
 
 
@@ -622,7 +628,7 @@ for _name, _sign in {**_BINARY, **_REFLECTED, **_OTHERS}.items():
 
 
 def task_kind(task: Mapping[str, Any]) -> TaskKind:
-    """Return the kind of the task of a description."""
+    """Return the kind of task that a description describes."""
     function = task.get("function")
     if function is None:
         return "service" if task.get("is_service") else "executable"
