@@ -14,7 +14,7 @@ DASK = "rhapsody.backends.execution.dask_parallel"
 RADICAL = "rhapsody.backends.execution.radical_pilot"
 
 NEEDED = {DASK: ("rhapsody_dask", "distributed"), RADICAL: ("rhapsody_radical", "radical.pilot")}
-"""Modules whose names come with a plugin, and the modules that they need."""
+"""Modules whose public names are defined by a plugin, each with the modules that it needs."""
 
 
 def lazy(
@@ -22,15 +22,15 @@ def lazy(
 ) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
     """Create a package's `__getattr__` and `__dir__`.
 
-    A name that comes with a plugin is listed only while its modules can be found and no import
-    of it has failed. `__all__` changes with that, so `__getattr__` computes it.
+    A name that a plugin defines is listed only if the modules that it needs can be found and no
+    import of the name has failed. `__all__` depends on this, so `__getattr__` computes it.
 
     Args:
         package: The package's name.
-        table: For each module the public names that it defines, separated by spaces.
+        table: The public names that each module defines, separated by spaces, by module.
 
     Returns:
-        The two functions.
+        `__getattr__` and `__dir__`.
     """
     modules = {name: module for module, names in table.items() for name in names.split()}
     namespace = vars(sys.modules[package])

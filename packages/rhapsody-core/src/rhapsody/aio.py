@@ -1,4 +1,4 @@
-"""Helpers for asyncio that several modules use."""
+"""Helpers for asyncio that are used by several modules."""
 
 from __future__ import annotations
 
@@ -14,16 +14,17 @@ T = TypeVar("T")
 
 
 def is_cancelling() -> bool:
-    """Return True if the running asyncio task was canceled itself.
+    """Return True if the running asyncio task itself was canceled.
 
-    Otherwise a `CancelledError` comes from something that it awaited, and is an ordinary error.
+    Otherwise a `CancelledError` comes from an object that the task awaits, and is an ordinary
+    error.
     """
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0
 
 
 async def end_of(future: asyncio.Future[None]) -> None:
-    """Wait for a shared future. Canceling the wait does not cancel the future.
+    """Wait until a shared future is done, without canceling it if the wait is canceled.
 
     Unlike with `asyncio.shield`, an exception that a signal handler raises ends the wait.
     """
@@ -42,10 +43,10 @@ async def end_of(future: asyncio.Future[None]) -> None:
 
 
 async def wait_through(future: asyncio.Future[Any], cancel: Callable[[], object]) -> bool:
-    """Wait until a future is done, and call `cancel` if the wait is canceled meanwhile.
+    """Wait until a future is done, even if the wait is canceled, and then call `cancel`.
 
     Returns:
-        True if it was canceled; the caller raises `CancelledError` when it has cleaned up.
+        True if the wait was canceled; the caller must raise `CancelledError` after cleaning up.
     """
     cancelled = False
     while not future.done():
@@ -58,7 +59,10 @@ async def wait_through(future: asyncio.Future[Any], cancel: Callable[[], object]
 
 
 def on_loop(loop: asyncio.AbstractEventLoop, call: Callable[[], T]) -> T:
-    """Call a function on a loop's thread and return its result. Any thread."""
+    """Call a function on a loop's thread, from any thread, and return its result.
+
+    If the loop is not running, the function is called on the calling thread.
+    """
     if asyncio._get_running_loop() is loop or not loop.is_running():
         return call()
     done = threading.Event()
@@ -81,7 +85,7 @@ def on_loop(loop: asyncio.AbstractEventLoop, call: Callable[[], T]) -> T:
 
 
 def settable(error: BaseException, who: str) -> BaseException:
-    """Return the exception, wrapped if it is a `StopIteration`, which futures refuse."""
+    """Return the exception, wrapped if it is a `StopIteration`, which futures do not accept."""
     if not isinstance(error, StopIteration):
         return error
     wrapped = RuntimeError(f"{who} raised StopIteration")
@@ -92,7 +96,7 @@ def settable(error: BaseException, who: str) -> BaseException:
 def eager_task(
     coroutine: Coroutine[Any, Any, T], *, name: str, context: contextvars.Context
 ) -> asyncio.Task[T]:
-    """Create a task for a coroutine and run it to its first wait before returning."""
+    """Create a task for a coroutine, and run the coroutine until it first waits."""
     loop = asyncio.get_running_loop()
     if sys.version_info >= (3, 12):
         return asyncio.Task(coroutine, loop=loop, name=name, context=context, eager_start=True)
@@ -119,7 +123,7 @@ def eager_task(
 
 
 def _rest(coroutine: Coroutine[Any, Any, T], first: dict[str, Any]) -> Generator[Any, None, T]:
-    """Run the rest of a coroutine after its first step."""
+    """Run a coroutine after its first step, whose outcome the caller stores in `first`."""
     try:
         try:
             yield  # until its task runs, or is canceled before that
@@ -144,11 +148,11 @@ def _rest(coroutine: Coroutine[Any, Any, T], first: dict[str, Any]) -> Generator
 def resumed(
     steps: Generator[Any, Any, T] | Coroutine[Any, Any, T], waits_for: Any
 ) -> Generator[Any, Any, T]:
-    """Await the rest of an awaitable after its first step.
+    """Await an awaitable whose first step has already run.
 
     Args:
-        steps: Its `__await__()`, or a coroutine, after that step.
-        waits_for: The value that the step yielded.
+        steps: The iterator that its `__await__()` returned, or a coroutine.
+        waits_for: The value that the first step yielded.
 
     Returns:
         The result of the awaitable.

@@ -1,4 +1,4 @@
-"""Capabilities that a backend declares. Plugins import them from `rhapsody.backends`."""
+"""Capabilities that a backend declares. Plugins import this class from `rhapsody.backends`."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from rhapsody.resources import Resources
 from rhapsody.task import TaskKind
 
 CancelLevel = Literal["none", "queued", "running"]
-"""Tasks that can be canceled: none, those that have not started, or running ones as well."""
+"""Which tasks can be canceled: none, those that have not started, or also running ones."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Capabilities:
     """Declaration of what a backend can do, for the engine and the conformance kit.
 
-    A task that needs more fails with `CapabilityError` before it is submitted. The conformance kit
-    tests everything that is declared.
+    A task that requires an undeclared capability fails with `CapabilityError` before it is
+    submitted. The conformance kit tests every declared capability.
 
     Attributes:
         functions: Runs coroutine functions.
@@ -27,29 +27,32 @@ class Capabilities:
         executables: Runs shell commands and programs with arguments.
         services: Runs executables as services.
         function_services: Runs functions as services.
-        cancel_functions: Which ordinary functions can be canceled.
-        cancel_async_functions: Which coroutine functions can be canceled.
-        cancel_executables: Which executables can be canceled.
-        cancel_services: Which services can be canceled.
-        sandboxes: Each executable has a directory of its own.
-        cwd: An executable can run in a directory that the user names.
-        files: Files can be linked into a task's sandbox, and function tasks see
-            theirs as absolute paths.
+        cancel_functions: The ordinary functions that can be canceled: `"none"`, `"queued"` (those
+            that have not started) or `"running"` (all).
+        cancel_async_functions: The coroutine functions that can be canceled, likewise.
+        cancel_executables: The executables that can be canceled, likewise.
+        cancel_services: The services that can be canceled, likewise.
+        sandboxes: Runs each executable in a directory of its own.
+        cwd: Runs executables in a directory that the user names.
+        files: Links files into a task's sandbox, and passes them to functions as absolute paths.
         shared_file_system: Tasks see the engine's file system under the same paths.
-        copies_files_out: `copy_file_out` copies a file from the sandbox of an ended task.
-        task_settings: Accepted keys of `task_backend_specific_kwargs`, which users pass as
-            `task_description`; `None`: unchecked.
+        copies_files_out: Implements `copy_file_out`, which copies a file from the sandbox of an
+            ended task.
+        task_settings: The keys that are accepted in `task_backend_specific_kwargs`, which users
+            pass as `task_description`; `None` if the engine does not check them.
         resources: The fields of `Resources` that the backend honors, and `fractional_cores` if
             `cores` may be a fraction.
-        binds: The resources that it enforces; it only counts the others.
-        captures_output: What functions print is kept in `stdout` and `stderr`.
-        reports_running: A running state is reported when a task starts.
-        unfinished_dependencies: Accepts its own unfinished tasks as arguments.
+        binds: The resources among `resources` that the backend enforces on each task. It only
+            counts the others when it decides which tasks to run.
+        captures_output: Captures the output that functions print in `stdout` and `stderr`.
+        reports_running: Reports a running state when a task starts.
+        unfinished_dependencies: Accepts tasks whose arguments refer to values of its own
+            unfinished tasks.
 
     Raises:
         TypeError: A value has the wrong type.
-        ValueError: A level or the name of a resource is unknown, or `binds` has a resource that is
-            not in `resources`.
+        ValueError: A level or the name of a resource is unknown, or `binds` contains a resource
+            that is not in `resources`.
     """
 
     functions: bool = True
@@ -108,7 +111,7 @@ class Capabilities:
                 return self.function_services
 
     def cancellation(self, kind: TaskKind) -> CancelLevel:
-        """Return which tasks of this kind can be canceled."""
+        """Return the declared cancel level for tasks of this kind."""
         match kind:
             case "function":
                 return self.cancel_functions

@@ -17,10 +17,10 @@ from rhapsody.states import TasksMainStates
 
 
 class OlderNames(ABC):
-    """Base class of `WorkflowEngine` with the older names.
+    """Base class of `WorkflowEngine` that defines the older methods.
 
     It is a base class because type checkers and `help()` find only methods that are defined in
-    a class body. It uses only the engine's abstract methods.
+    a class body. It calls only the abstract methods below, which the engine implements.
     """
 
     @abstractmethod
@@ -45,17 +45,19 @@ class OlderNames(ABC):
         state: str | Enum,
         service_callback: Callable[..., Any] | None,
     ) -> None:
-        """Process a state that was reported for a task or one of its attempts. Any thread.
+        """Process a state that was reported for a task or one of its attempts.
+
+        May be called from any thread.
 
         Raises:
-            ValueError: No backend has a task of this uid, or its backend has no such state.
+            ValueError: No backend has a task with this uid, or the backend has no such state.
         """
 
     @abstractmethod
     def _report_end(
         self, future: asyncio.Future[Any], report: Mapping[str, Any], state: TasksMainStates
     ) -> bool:
-        """Process the reported end of the task of a future.
+        """Process the reported final state of a future's task.
 
         Returns:
             False if no backend of this engine has the task, so that the engine will not settle
@@ -69,7 +71,7 @@ class OlderNames(ABC):
         *args: Any,
         **kwargs: Any,
     ) -> None:
-        """Run a function as a block and settle `block_fut` as the block ends.
+        """Run a function as a block, and set the block's result or exception on `block_fut`.
 
         Args:
             block_fut: A future of the engine's loop. Canceling it cancels the block. Canceling
@@ -104,18 +106,21 @@ class OlderNames(ABC):
     def task_callbacks(
         self, task: Any, state: Any, service_callback: Callable[..., Any] | None = None
     ) -> None:
-        """Report a state of a task to the engine, as its backend does. Any thread.
+        """Report a state of a task to the engine, as the task's backend does.
+
+        May be called from any thread.
 
         Args:
             task: The task's description, an object with `as_dict`, or the uid alone. The uid is
-                that of the attempt, as backends receive it, or that of the task in `components`.
+                that of the attempt, as backends receive it, or that of the task, as in
+                `WorkflowEngine.components`.
             state: The backend's name of the state, or a canonical state.
-            service_callback: Called with `(future, task, state)` for a service that runs; it
+            service_callback: Called with `(future, task, state)` for a service that is running; it
                 sets the future when the service is ready.
 
         Raises:
             TypeError: `task` has no uid, or `state` is neither a string nor an enum member.
-            ValueError: No backend has a task of this uid, or its backend knows no such state.
+            ValueError: No backend has a task with this uid, or the backend has no such state.
         """
         uid = task if isinstance(task, str) else _as_mapping(task).get("uid")
         if not isinstance(uid, str):
@@ -144,9 +149,9 @@ class OlderNames(ABC):
         """Settle a future with a failed task's exception.
 
         Args:
-            task: The description, which contains `exception` or `stderr`.
+            task: The task's description, which contains `exception` or `stderr`.
             task_fut: The task's future.
-            override_error_message: An exception to use instead, or text for a `RuntimeError`.
+            override_error_message: An exception to set instead, or the text of a `RuntimeError`.
         """
         report, error = _as_mapping(task), cast("Any", override_error_message)
         if isinstance(error, str):

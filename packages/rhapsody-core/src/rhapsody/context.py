@@ -16,10 +16,10 @@ class TaskContext:
     Attributes:
         uid: The attempt's uid, unique across engines and attempts.
         name: The task's name.
-        attempt: Counted from 1.
+        attempt: The number of the attempt, starting at 1.
         sandbox: The task's directory, `None` if it has none.
-        deadline: The end of its timeout in seconds since the epoch (`time.time()`), `None` without
-            a timeout.
+        deadline: The time at which the attempt's timeout expires, in seconds since the epoch
+            (`time.time()`); `None` without a timeout.
     """
 
     __slots__ = ("_cancelled", "attempt", "deadline", "name", "sandbox", "uid")
@@ -54,7 +54,7 @@ class TaskContext:
 
     @property
     def cancelled(self) -> bool:
-        """True once the task was canceled; for functions that can stop early."""
+        """True once the task was canceled. A function can check this in order to stop early."""
         return self._cancelled
 
     def request_cancel(self) -> None:
@@ -73,9 +73,10 @@ def running_task() -> TaskContext | None:
 
 
 def current_task() -> TaskContext:
-    """Return the uid, name, attempt, sandbox, deadline and `cancelled` of the running task.
+    """Return the context of the running task: its uid, name, attempt, sandbox and deadline.
 
-    For use in a function task, on the thread or in the coroutine in which the backend called it.
+    Its `cancelled` is True once the task was canceled. Call this in a function task, on the thread
+    or in the coroutine in which the backend called the function.
 
     Raises:
         RuntimeError: Called outside a task.
@@ -87,10 +88,10 @@ def current_task() -> TaskContext:
 
 
 class Setting(Generic[T]):
-    """Context manager that sets a context variable.
+    """Context manager that sets a context variable inside its block.
 
-    `contextlib.contextmanager` is slower, and sets the traceback of an exception that leaves the
-    block, which exceptions of a frozen dataclass refuse.
+    `contextlib.contextmanager` is slower, and sets the `__traceback__` of an exception that leaves
+    the block, which fails for exceptions that are frozen dataclasses.
     """
 
     __slots__ = ("_token", "_value", "_variable")

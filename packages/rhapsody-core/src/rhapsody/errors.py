@@ -1,8 +1,8 @@
 """Exceptions of Rhapsody, and functions for exceptions of any class.
 
 Every class derives from `RhapsodyError` and from the built-in exception that callers would catch
-without knowing this library. All of them can be pickled with their attributes. A new class is
-exported in `rhapsody/__init__.py`, too.
+without knowing this library. All of them can be pickled with their attributes. A new class must
+also be exported by `rhapsody/__init__.py`.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ LINKS = 8
 
 
 class RhapsodyError(Exception):
-    """Base class of every error that Rhapsody raises on purpose.
+    """Base class of all exceptions that Rhapsody defines.
 
-    When it is pickled, an exception among its attributes that cannot be pickled is replaced by a
-    `TaskFailedError` with the same text.
+    When an instance is pickled, each exception among its attributes that cannot be pickled is
+    replaced by a `TaskFailedError` that contains its type and text.
     """
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -36,10 +36,10 @@ class FirstFailure(NamedTuple):
 
     Attributes:
         name: The task's name.
-        uid: Its uid.
-        attempt: The number of the attempt, from 1.
-        sandbox: The directory that it ran in, `None` if it had none.
-        error: Its exception.
+        uid: The task's uid.
+        attempt: The number of the attempt that failed, starting at 1.
+        sandbox: The directory in which the attempt ran, `None` if it had none.
+        error: The exception of the attempt.
     """
 
     name: str
@@ -52,15 +52,15 @@ class FirstFailure(NamedTuple):
 class DependencyFailureError(RhapsodyError, RuntimeError):
     """A task did not run because one of its dependencies failed.
 
-    `__cause__` is the exception of the first failed direct dependency. A long chain of causes is
-    shortened to the last few and `root_cause`; a note states how many are omitted.
+    `__cause__` is the exception of the first failed direct dependency. In a long chain of causes,
+    exceptions before `root_cause` are omitted, and a note gives their number.
 
     Args:
         message: The message.
         failed_dependencies: Names of the direct dependencies that failed, in the order in which
             they were passed.
-        root_cause: The exception of the task that failed first along the chain of the first failed
-            dependency.
+        root_cause: The exception at the end of the chain of causes: that of the task which ran and
+            failed.
     """
 
     _depth = 1  # length of the chain from the root cause
@@ -97,14 +97,17 @@ class DependencyFailureError(RhapsodyError, RuntimeError):
         return self
 
     def _links(self) -> int:
-        """Return the number of failed dependencies in the chain of causes, including this one."""
+        """Return the number of `DependencyFailureError`s from this one along the causes.
+
+        Counting stops at `LINKS`.
+        """
         links, cause = 1, self.__cause__
         while links < LINKS and isinstance(cause, DependencyFailureError):
             links, cause = links + 1, cause.__cause__
         return links
 
     def _shortened(self) -> DependencyFailureError:
-        """Return a copy with the root cause as its cause."""
+        """Return a copy whose direct cause is the root cause, with a note about omitted causes."""
         short = DependencyFailureError(str(self), self.failed_dependencies, self.root_cause)
         short.__cause__ = self.root_cause
         between = self._depth - 1
@@ -117,8 +120,8 @@ class TaskFailedError(RhapsodyError, RuntimeError):
 
     Args:
         message: The message.
-        exit_code: The exit code, `None` if there is none; negative is the number of the signal that
-            ended the process.
+        exit_code: The exit code, `None` if there is none. A negative value -N means that signal N
+            killed the process.
         stderr: The end of standard error, empty if nothing was captured.
         command: The command, `None` for a function task.
         stdout: The end of standard output, empty if nothing was captured and `None` if unknown.
@@ -156,7 +159,7 @@ class TaskTimeoutError(RhapsodyError, TimeoutError):
 
 
 class TaskLostError(RhapsodyError, RuntimeError):
-    """The infrastructure lost a task: its worker, pilot or connection went away."""
+    """A task was lost because its worker, its pilot or the connection to it failed."""
 
 
 class SubmissionError(RhapsodyError, RuntimeError):
@@ -169,8 +172,8 @@ class InsufficientWalltimeError(SubmissionError):
     Args:
         message: The message.
         backend: The backend's name.
-        needs: Seconds that the task needs: its `walltime`, otherwise its timeout.
-        left: Seconds that the backend had left.
+        needs: Seconds that the task may need: its `walltime`, otherwise its timeout.
+        left: Seconds until the backend ends.
     """
 
     def __init__(
@@ -191,7 +194,7 @@ class BackendError(RhapsodyError, RuntimeError):
 
 
 class CapabilityError(RhapsodyError, ValueError):
-    """The backend does not support something that the task requires."""
+    """The backend does not support a feature that the task requires."""
 
 
 class PluginError(RhapsodyError, RuntimeError):
@@ -203,11 +206,11 @@ class DataError(RhapsodyError, ValueError):
 
 
 class JournalError(RhapsodyError, RuntimeError):
-    """The record of finished tasks cannot be read or written."""
+    """The journal, which records the results of tasks, cannot be read or written."""
 
 
 def text_of(error: BaseException | None) -> str:
-    """Return the text of an exception, also if its `__str__` raises."""
+    """Return `str()` of an exception, or a replacement if its `__str__` raises."""
     try:
         return str(error)
     except BaseException as mistake:  # a user's `__str__` must not hide the user's exception
@@ -215,17 +218,17 @@ def text_of(error: BaseException | None) -> str:
 
 
 CALL: str = "_rhapsody_call"
-"""Attribute of an exception with the call in which it was raised."""
+"""Name of the exception attribute that describes the call in which the exception was raised."""
 
 
 def first_call(error: BaseException | None) -> str | None:
-    """Return the call in which an exception was raised, `None` if unknown."""
+    """Return the description of the call in which an exception was raised, `None` if unknown."""
     found = None if error is None else vars(error).get(CALL)
     return found if isinstance(found, str) else None
 
 
 def describe_error(error: BaseException | None, *, with_module: bool = False) -> str:
-    """Return `Type: text` of an exception, on request with the module of its type."""
+    """Return `Type: text` for an exception; `with_module` adds the module to the type."""
     kind = type(error)
     name = f"{kind.__module__}.{kind.__qualname__}" if with_module else kind.__name__
     return f"{name}: {text_of(error)}"
@@ -245,7 +248,15 @@ def add_note(error: BaseException, note: str) -> None:
 
 
 def blame(mistake: BaseException, error: BaseException, whose: str) -> None:
-    """Add a note about the origin of an exception, and set the handled exception as its cause."""
+    """Mark an exception as raised while `error` was handled.
+
+    `error` becomes the cause of `mistake`, and a note names the code that raised `mistake`.
+
+    Args:
+        mistake: The exception that was raised; unchanged if it is `error` itself.
+        error: The exception that was being handled.
+        whose: The code that raised `mistake`.
+    """
     if mistake is not error:
         set_cause(mistake, error)
         add_note(mistake, f"raised by {whose}")
@@ -254,7 +265,7 @@ def blame(mistake: BaseException, error: BaseException, whose: str) -> None:
 def rebuilt(
     cls: type[BaseException], args: tuple[Any, ...], state: dict[str, Any]
 ) -> BaseException:
-    """Make an exception without calling its `__init__`."""
+    """Create an exception from its pickled parts, without calling its `__init__`."""
     error = cls.__new__(cls, *args)
     BaseException.__setattr__(error, "args", args)
     vars(error).update(state)
@@ -262,7 +273,11 @@ def rebuilt(
 
 
 class _Pickled:
-    """Object that is pickled as the result of a call."""
+    """Object that is unpickled as the result of a call.
+
+    Args:
+        *call: The function and its arguments.
+    """
 
     def __init__(self, *call: Any) -> None:
         self._call = call
@@ -275,10 +290,11 @@ _trying = threading.local()
 
 
 def _portable(error: BaseException) -> Any:
-    """Return an object that is pickled as this exception, or a `TaskFailedError` with its text.
+    """Return an object that can be pickled in place of an exception.
 
-    Tries the exception itself, a copy made without `__init__`, whose arguments need not be its
-    `args`, and cloudpickle, for a class that no module contains.
+    The first of these that works: the exception itself; an object that is unpickled without calling
+    `__init__`, for classes whose arguments differ from `args`; one that uses cloudpickle, for
+    classes that cannot be imported; a `TaskFailedError` with the exception's type and text.
     """
     if getattr(_trying, "active", False):
         return error  # part of an exception that is being tried

@@ -1,6 +1,6 @@
-"""Resources that a task requests, and the time that is left of the batch job of this process.
+"""Resources that a task requests, and the time left in this process's batch job.
 
-Sizes of memory and durations are accepted as users write them, such as `"2 GiB"` and `"3 min"`.
+Memory sizes and durations are accepted as users write them, such as `"2 GiB"` and `"3 min"`.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def memory_in_bytes(memory: int | str, argument: str = "memory") -> int:
 
     Raises:
         ValueError: The text is not a size, or the size is negative.
-        TypeError: Neither a number nor a string.
+        TypeError: The size is neither an integer nor a string.
     """
     if isinstance(memory, bool) or not isinstance(memory, int | str):
         raise TypeError(
@@ -62,7 +62,8 @@ def memory_in_bytes(memory: int | str, argument: str = "memory") -> int:
 def seconds(argument: str, value: object, *, zero: bool = False) -> float:
     """Return the seconds in a duration such as `90`, `"90"`, `"3 min"` or `"1h30m"`.
 
-    The units are `w`, `d`, `h`, `min` or `m`, `s` and `ms`, also written out, the largest first.
+    The units are `w`, `d`, `h`, `min` or `m`, `s` and `ms`, which may be written out. Larger units
+    must precede smaller ones.
 
     Args:
         argument: The argument's name, for the error.
@@ -70,9 +71,9 @@ def seconds(argument: str, value: object, *, zero: bool = False) -> float:
         zero: True if 0 is accepted.
 
     Raises:
-        TypeError: Neither a number nor a string.
-        ValueError: The text is not a duration, or the number is not finite, negative, or 0 although
-            that is not accepted.
+        TypeError: The duration is neither a number nor a string.
+        ValueError: The text is not a duration, or the number is negative, not finite, or 0 although
+            `zero` is False.
     """
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         raise TypeError(
@@ -123,9 +124,9 @@ class Resources:
         memory: Main memory per rank, in bytes or as text such as `"2 GiB"`;
             `None` requests no specific amount. Stored as bytes.
         ranks: Number of processes (MPI ranks) of an executable.
-        walltime: Time the task is expected to need at most, in seconds or as text such as
-            `"1h30m"`, a hint for schedulers; `None` if unknown. A backend that ends sooner does
-            not run the task. Stored as seconds.
+        walltime: Maximum time that the task is expected to need, in seconds or as text such as
+            `"1h30m"`; `None` if unknown. It is a hint for schedulers. A backend that ends sooner
+            does not run the task. Stored as seconds.
 
     Raises:
         ValueError: A number is negative, or `ranks` is less than 1.
@@ -155,7 +156,7 @@ class Resources:
 
     @classmethod
     def of(cls, value: Resources | Mapping[str, Any] | None) -> Resources | None:
-        """Return resources given as a `Resources` or as a mapping of names.
+        """Return a `Resources`, or convert a mapping of names to one; return `None` for `None`.
 
         Raises:
             TypeError: The value is of another type, or the mapping has an unknown name.
@@ -176,7 +177,7 @@ class Resources:
 
 
 def _cores(given: float) -> float:
-    """Return a number of cores as an `int` if it is whole, otherwise in steps of 0.001."""
+    """Round a number of cores to 0.001, and return an `int` if the result is whole."""
     if not math.isfinite(given):
         raise ValueError(f"resources: cores must be a finite number, got {given}")
     rounded = round(given, 3)
@@ -192,14 +193,14 @@ _NAMES = dict(zip(Resources.__dataclass_fields__, Resources.__dataclass_fields__
     **dict.fromkeys(("ntasks", "nprocs", "processes", "mpi_ranks"), "ranks"),
     **dict.fromkeys(("time", "time_limit", "wall_time"), "walltime"),
 }
-"""Names of the resources by their own names and by those of other libraries."""
+"""Rhapsody's name of each resource, by that name and by the names that other libraries use."""
 
 
 def time_needed(task: Mapping[str, Any]) -> float | None:
-    """Return the maximum seconds that a task needs: its `walltime`, otherwise its timeout.
+    """Return the seconds that a task needs at most: its `walltime`, otherwise its timeout.
 
     Returns:
-        `None` if it has neither.
+        The seconds; `None` if the description has neither.
     """
     resources = Resources.of(task.get("resources"))
     hint = None if resources is None else resources.walltime
@@ -207,14 +208,14 @@ def time_needed(task: Mapping[str, Any]) -> float | None:
 
 
 def seconds_of_job() -> float | None:
-    """Return the seconds that the batch job of this process has left at most.
+    """Return the maximum time left in this process's batch job, in seconds.
 
     Slurm sets the end of a job (`SLURM_JOB_END_TIME`, since 23.02); an end in the past means that
     the job was extended. Torque sets the duration of a job (`PBS_WALLTIME`) but not its start, so
-    the duration counts from now. Other systems set neither.
+    the full duration is returned. Other systems set neither.
 
     Returns:
-        `None` if this is not a batch job, or its end is unknown.
+        The seconds; `None` if this is not a batch job, or its end is unknown.
     """
     environment = os.environ
     end = environment.get("SLURM_JOB_END_TIME", "")

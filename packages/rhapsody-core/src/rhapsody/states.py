@@ -1,7 +1,8 @@
 """Canonical states of tasks, and their mapping to the native states of each backend.
 
 Backends register their tables when they are imported or created. `noop` and `local`, whose native
-states are the canonical ones, are always registered. Allowed transitions are the engine's concern.
+states are the canonical ones, are always registered. The engine defines which transitions are
+allowed.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ _ALWAYS = (*_TERMINAL, TasksMainStates.RUNNING)
 
 
 class _Table(NamedTuple):
-    """One backend's task states, in both directions; never changed once made."""
+    """Immutable mapping of one backend's task states in both directions."""
 
     native: Mapping[Any, TasksMainStates]
     preferred: Mapping[TasksMainStates, Any]
@@ -76,7 +77,7 @@ def _words(value: Any) -> list[Any]:
 
 
 def _key(backend: Any) -> str:
-    """Return the key under which a backend is registered, given as name, object or class."""
+    """Return the key under which the states of a backend (name, object or class) are registered."""
     name = backend if isinstance(backend, str) else _own_name(backend)
     if not name.strip():
         raise ValueError("backend must be a name, a backend object or a class, got an empty name")
@@ -100,10 +101,10 @@ def _none_registered(key: str) -> str:
 
 
 def _registered_class(key: str) -> Any:
-    """Return the class that is registered under a name; import it if necessary.
+    """Return the backend class that is registered under a name; import it if necessary.
 
     Raises:
-        ValueError: There is none, or it cannot be imported.
+        ValueError: No class is registered under the name, or it cannot be imported.
     """
     try:
         return import_module(_REGISTRY).BackendRegistry.get_backend_class(key)
@@ -130,33 +131,33 @@ _own: dict[str, Mapping[str, Any]] = {}
 class StateMapper:
     """Mapping between the native task states of one backend and the canonical ones.
 
-    A backend is given by name, object or class. Names are compared without case, and `-` and `_`
-    are the same. The name of an object or class is its `name` attribute if that is a non-empty
-    string, otherwise the name of the class; for an object with its own name
-    (`ManagedBackend.name_is_given`) it is that of its class. If nothing is registered under the
-    name and its `canonical_states` attribute is `True`, its native states are the canonical ones.
+    A backend is given by name, object or class. Case is ignored in names, and `-` and `_` are the
+    same. The name of an object or class is its `name` attribute if that is a non-empty string,
+    otherwise the name of the class. If the program named the object
+    (`ManagedBackend.name_is_given`), the `name` of its class is used. If nothing is registered under
+    the name and the backend's `canonical_states` attribute is `True`, its native states are the
+    canonical ones.
 
-    A registered name whose class is not imported yet imports it, because classes register their
-    states then.
+    If a backend's name is given and its class has not been imported, the mapper imports the class,
+    because classes register their states when they are imported.
 
-    A mapper keeps the states that were registered when it was created, and may be used from any
-    thread.
+    A mapper is not affected by later registrations, and may be used from any thread.
 
     Args:
         backend: A registered name, a backend object or a backend class.
 
     Raises:
-        ValueError: No states are registered for it, or the class of a registered name cannot be
-            imported.
+        ValueError: No states are registered for the backend, or the class of a registered name
+            cannot be imported.
 
     Attributes:
         backend: The name that the states are registered under.
         DONE: The preferred native state for a task that succeeded.
-        FAILED: The same for a task that failed.
-        CANCELED: The same for a task that was canceled.
-        RUNNING: The same for a task that runs.
+        FAILED: The preferred native state for a task that failed.
+        CANCELED: The preferred native state for a task that was canceled.
+        RUNNING: The preferred native state for a task that is running.
         terminal_states: The native states that end a task, in the order done, failed, canceled.
-        native: The canonical state of every native state, read-only, for fast lookups.
+        native: Read-only mapping from every native state to its canonical state.
         backend_states: The backend's own native states (`initialized`, `running`, `shutdown`) if
             it registered them, otherwise empty.
     """
@@ -246,8 +247,8 @@ class StateMapper:
     ) -> None:
         """Register a backend's native task states, replacing an earlier registration.
 
-        Each argument is a native state, a string or an enum member, or a list of them with the
-        preferred one first. Example of a full table:
+        A native state is a string or an enum member. Each argument is one native state or a list of
+        them, the preferred one first. Example of a full table:
 
             StateMapper.register_backend_tasks_states(
                 "queueing",
@@ -263,9 +264,10 @@ class StateMapper:
             done_state: States of tasks that succeeded.
             failed_state: States of tasks that failed.
             canceled_state: States of tasks that were canceled.
-            running_state: States of tasks that run.
-            **additional: States for other canonical states, by name in any case. The name of one
-                of the four above adds less preferred native states to it.
+            running_state: States of tasks that are running.
+            **additional: Native states for other canonical states, whose names may be written in
+                any case. Under the names `done`, `failed`, `canceled` and `running`, further native
+                states can be added to those above.
 
         Raises:
             ValueError: A name is not a canonical state, a native state has two meanings, or one of
@@ -286,7 +288,7 @@ class StateMapper:
 
     @classmethod
     def register_backend_tasks_states_with_defaults(cls, backend: Any) -> None:
-        """Register the canonical states as a backend's native ones."""
+        """Register the canonical states as a backend's native task states."""
         key = _key(backend)
         with _lock:
             _tables[key] = _CANONICAL_TABLE

@@ -114,7 +114,7 @@ class AttemptInfo:
         paths: The paths of files that an earlier run wrote, by name; files that are not listed are
             in the sandbox.
         make_again: Produces missing files of an earlier run again. The second argument is the uid
-            of the task that reads them.
+            of the attempt that reads them.
         host: The worker or host that ran the attempt, as the backend names it.
     """
 
@@ -217,8 +217,8 @@ class TaskDescription(_RequiredKeys, total=False):
             `cwd` the directory that contains its files. The backend creates it when it first needs
             it, accessible only to the user. Backends with sandboxes of their own replace the value.
         cwd: The absolute path of the directory in which an executable runs instead of the sandbox.
-            The backend does not create or change it; only backends that declare the capability
-            `cwd` receive it.
+            The backend writes no files of its own into it; only backends that declare the
+            capability `cwd` receive it.
         capture: `True` (the default if absent) captures the task's output, `False` does not, and
             `"files"` leaves it in files in the sandbox, whose paths are in `stdout` and `stderr`.
             `"quiet"`, used only for functions, captures the output without printing it on the

@@ -1,8 +1,8 @@
-"""Tracebacks of failed tasks as text: whole ones, and the last frames for summaries and logs.
+"""Tracebacks of failed tasks as text: in full, or only the last frames for summaries and logs.
 
-Works for tracebacks of this process and for those that arrive as text from a worker process.
-Frames of the user's code are preferred: for an error inside a library, the line that
-called the library is shown.
+The functions accept tracebacks of this process and those that arrive as text from a worker process.
+Frames of the user's code are preferred: for an error inside a library, the line that called the
+library is shown.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ _OF_SCRIPT = re.compile(rf"^([ |]*){SCRIPT_MODULE}\.", re.MULTILINE)
 
 
 class Frame(NamedTuple):
-    """A line of code that was running.
+    """One entry of a traceback.
 
     Attributes:
         file: The file's path as Python knows it.
-        line: The number of the line.
+        line: The line number.
         function: The function's name.
-        source: The line's text, empty if it is not known.
+        source: The text of the line, empty if unknown.
     """
 
     file: str
@@ -53,15 +53,15 @@ class Frame(NamedTuple):
 
     @property
     def location(self) -> str:
-        """The file's base name and the line, such as `stats.py:12`."""
+        """The file's base name and the line number, such as `stats.py:12`."""
         return f"{os.path.basename(self.file)}:{self.line}"
 
 
 def last_frames(error: BaseException | None) -> list[Frame]:
-    """Return the user's own last frames, and the innermost one if it is another library's.
+    """Return the last frames in the user's code, and the innermost frame if it is in a library.
 
     Returns:
-        The outermost first; nothing if the exception has no traceback.
+        The frames, the outermost first; empty if the exception has no traceback.
     """
     if error is None:
         return []
@@ -76,7 +76,7 @@ def last_frames(error: BaseException | None) -> list[Frame]:
 
 
 def location_of(error: BaseException | None) -> str | None:
-    """Return the place in the user's code where an exception was raised, as `stats.py:12`."""
+    """Return the last line of the user's code in an exception's traceback, as `stats.py:12`."""
     own = [frame for frame in last_frames(error) if is_users_code(frame.file)]
     return own[-1].location if own else None
 
@@ -101,17 +101,17 @@ def as_lines(frames: Sequence[Frame], directory: str | None = None) -> list[str]
 
 
 def format_error(error: BaseException, trace: TracebackType | None = None) -> str:
-    """Format an exception as Python does, after the traceback text of another process, if any.
+    """Format an exception and its causes as Python does.
 
-    The frame in which Rhapsody raises the exception of a task again is left out, and classes of a
-    script are named as if Python ran the script.
+    Frames in which Rhapsody re-raises a task's exception are omitted, and classes of a script that
+    `rhapsody run` imported are named as if Python ran the script.
 
     Args:
         error: The exception.
-        trace: Its traceback, if it is not the exception's own.
+        trace: The traceback to use instead of the exception's own.
 
     Returns:
-        The text, in several lines.
+        The text, which has several lines.
     """
     trace = trace or error.__traceback__
     whole = traceback.TracebackException(type(error), error, trace, compact=True)
@@ -124,7 +124,10 @@ def format_error(error: BaseException, trace: TracebackType | None = None) -> st
 
 
 def users_part(trace: TracebackType | None) -> TracebackType | None:
-    """Return a traceback from its first frame that is not Rhapsody's own."""
+    """Return a traceback without the frames of Rhapsody at its beginning.
+
+    If all frames are Rhapsody's, the traceback is returned unchanged.
+    """
     part = trace
     while part is not None and part.tb_frame.f_code.co_filename.startswith(OURS):
         part = part.tb_next
@@ -174,5 +177,5 @@ def _of_text(cause: BaseException | None) -> list[Frame]:
 
 
 def _is_remote(cause: BaseException | None) -> bool:
-    """Return True if an exception is a traceback from another process, ours or a library's."""
+    """Return True if an exception contains a traceback from another process as its text."""
     return type(cause).__name__.endswith("RemoteTraceback")
