@@ -43,7 +43,7 @@ async def end_of(future: asyncio.Future[None]) -> None:
 
 
 async def wait_through(future: asyncio.Future[Any], cancel: Callable[[], object]) -> bool:
-    """Wait until a future is done, even if the wait is canceled, and then call `cancel`.
+    """Wait until a future is done; call `cancel` each time the wait itself is canceled.
 
     Returns:
         True if the wait was canceled; the caller must raise `CancelledError` after cleaning up.

@@ -59,8 +59,8 @@ class DependencyFailureError(RhapsodyError, RuntimeError):
         message: The message.
         failed_dependencies: Names of the direct dependencies that failed, in the order in which
             they were passed.
-        root_cause: The exception at the end of the chain of causes: that of the task which ran and
-            failed.
+        root_cause: The exception at the end of the chain of causes: that of the task that failed
+            first.
     """
 
     _depth = 1  # length of the chain from the root cause

@@ -77,7 +77,7 @@ def _words(value: Any) -> list[Any]:
 
 
 def _key(backend: Any) -> str:
-    """Return the key under which the states of a backend (name, object or class) are registered."""
+    """Return the key under which a backend, given as name, object or class, is registered."""
     name = backend if isinstance(backend, str) else _own_name(backend)
     if not name.strip():
         raise ValueError("backend must be a name, a backend object or a class, got an empty name")
