@@ -59,9 +59,12 @@ async def wait_through(future: asyncio.Future[Any], cancel: Callable[[], object]
 
 
 def on_loop(loop: asyncio.AbstractEventLoop, call: Callable[[], T]) -> T:
-    """Call a function on a loop's thread, from any thread, and return its result.
+    """Call a function on a loop's thread, from any thread, and wait for it.
 
     If the loop is not running, the function is called on the calling thread.
+
+    Returns:
+        The function's result.
     """
     if asyncio._get_running_loop() is loop or not loop.is_running():
         return call()

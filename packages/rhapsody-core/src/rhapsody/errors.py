@@ -290,7 +290,7 @@ _trying = threading.local()
 
 
 def _portable(error: BaseException) -> Any:
-    """Return an object that can be pickled in place of an exception.
+    """Return an object that can be pickled instead of an exception.
 
     The first of these that works: the exception itself; an object that is unpickled without calling
     `__init__`, for classes whose arguments differ from `args`; one that uses cloudpickle, for

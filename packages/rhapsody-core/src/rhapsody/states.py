@@ -134,9 +134,9 @@ class StateMapper:
     A backend is given by name, object or class. Case is ignored in names, and `-` and `_` are the
     same. The name of an object or class is its `name` attribute if that is a non-empty string,
     otherwise the name of the class. If the program named the object
-    (`ManagedBackend.name_is_given`), the `name` of its class is used. If nothing is registered under
-    the name and the backend's `canonical_states` attribute is `True`, its native states are the
-    canonical ones.
+    (`ManagedBackend.name_is_given`), the `name` of its class is used. If no states are registered
+    under the name and the backend's `canonical_states` attribute is `True`, its native states are
+    the canonical ones.
 
     If a backend's name is given and its class has not been imported, the mapper imports the class,
     because classes register their states when they are imported.

@@ -28,7 +28,8 @@ log: logging.Logger = logging.getLogger("rhapsody.journal")
 
 
 _Call = tuple[Key, int, str | None]
-"""A call that may be recorded: its key, its number, and why an earlier recording is not used."""
+"""A call that may be recorded: its key, its number among the calls with that key, and the reason
+why an earlier recording is not used."""
 
 
 class Journal:
@@ -38,23 +39,24 @@ class Journal:
     called on the engines' loop and wait for the work, which is done on the journal's own thread.
 
     Args:
-        path: The journal's file; created if missing, with access for its user only.
-        program: The directory of the program; paths below it count relative to it.
-        resume: True if the recordings of the last run are reused; `None`: only if that run did not
-            succeed.
+        path: The journal's file. A missing file is created with access for its user only.
+        program: The directory of the program. Paths below it are compared relative to it, so that
+            the program can be moved.
+        resume: True if the recordings of the last run are reused; `None` if they are reused only if
+            that run did not succeed.
         shared: True if another run may use the journal at the same time.
         largest: Maximum size of a pickled value that is recorded, in bytes; `None` for no limit.
         again: Names of tasks whose recordings are not used.
-        push_down: True if tasks may be given to backends that wait for their dependencies and
-            keep their values; those are not recorded.
+        push_down: True if the engine may submit tasks before their dependencies have finished to
+            backends that keep values; values that a backend keeps are not recorded.
 
     Attributes:
-        path: The same.
-        push_down: The same.
-        names: The names in `again` that tasks of this run have.
+        path: The journal's file.
+        push_down: The argument `push_down`.
+        names: The names in `again` for which this run has called tasks.
 
     Raises:
-        JournalInUseError: Another run uses it, and it is not shared.
+        JournalInUseError: Another run uses the journal, and it cannot be shared.
         JournalError: The file cannot be used.
     """
 
@@ -93,12 +95,12 @@ class Journal:
 
     @property
     def kept(self) -> int:
-        """Number of results of this run in the file."""
+        """Number of results that this run has recorded."""
         return self._store.kept
 
     @property
     def taken(self) -> int:
-        """Number of results of an earlier run that were reused so far."""
+        """Number of results of earlier runs that this run has used so far."""
         return len(self._store.used)
 
     @property
@@ -108,11 +110,11 @@ class Journal:
 
     @property
     def before(self) -> str:
-        """End of the resumed run, such as `"failed"`."""
+        """Outcome of the resumed run, such as `"failed"`."""
         return self._store.before
 
     def end(self, how: How) -> None:
-        """End the run; calling this twice is harmless.
+        """End the run; a second call has no effect.
 
         Raises:
             JournalError: The file cannot be written.
@@ -132,7 +134,7 @@ class Journal:
     async def rhapsody_record_results(
         self, records: Sequence[Record]
     ) -> Sequence[Exception | None] | None:
-        """Record results, before their futures are set."""
+        """Record results before the engine sets them on their futures."""
         return await self._on_thread(partial(self._keep, records))
 
     async def _on_thread(self, work: Callable[[], T]) -> T | None:
@@ -236,7 +238,8 @@ class Journal:
 
         Args:
             key: The key's digest.
-            wanted: Its number with a former key, which it keeps if that is free.
+            wanted: The number that the call had with a former key. The call keeps it if no other
+                call with this key has it.
         """
         counted, moved = self._numbers.get(key, 0), self._moved.get(key, ())
         if wanted is not None and wanted > counted and wanted not in moved:
@@ -312,13 +315,14 @@ class Journal:
         return [refused.get(record.uid) for record in records] if refused else None
 
     def _made_again(self, record: Record, call: str) -> DataError | None:
-        """Record files that were produced again.
+        """Record files that a reused task has produced again.
 
-        Files with new content are used by this run only, and only if no result that depends on the
-        old content was reused: tasks must not see two versions of a file.
+        If their content differs, only this run uses them, and only if it has reused no result that
+        depends on the old content: tasks must not see two versions of a file.
 
         Returns:
-            The error for the task if there is such a result. The next run computes both again.
+            The error for the task if such a result was reused, otherwise `None`. After an error,
+            the next run computes both results again.
         """
         recording, former = self._gone.pop(call, (0, None))
         try:
@@ -352,7 +356,7 @@ class Journal:
         )
 
     def _has_value(self, recording: int, value: object) -> bool:
-        """Return True if a result is the same as a recorded one."""
+        """Return True if a value is equal to the recorded one, compared as pickles."""
         packed = self._store.value(recording)
         try:
             recorded = pickle.loads(packed)[0]  # noqa: S301 - it was read before
@@ -361,7 +365,7 @@ class Journal:
             return False
 
     def _files_of(self, record: Record) -> str | None:
-        """Return the record of a task's files, see `Outputs.noted`."""
+        """Return the record of a task's files as JSON, see `Outputs.noted`."""
         named = record.files is not None and leads_into(record.value, record.files.sandbox)
         return self._outputs.noted(record.files, named=named)
 
@@ -412,7 +416,7 @@ class Journal:
         return packed
 
     def _refuse(self, name: str, why: str) -> None:
-        """Log a warning, once per task name, that results are not recorded."""
+        """Log and store the reason why tasks with a name are not recorded, once per name."""
         if name not in self._refused:
             self._refused[name] = why
             self._store.refuse(name, why)
@@ -420,7 +424,7 @@ class Journal:
 
 
 def _with_files(parts: str, paths: Mapping[str, bytes | None]) -> str:
-    """Return the parts of a key and the digests of the files that its paths name."""
+    """Return the text of a key's parts with the digests of the files that its paths name added."""
     if not any(paths.values()):
         return parts
     read = {f"file {path}": digest.hex() for path, digest in paths.items() if digest}

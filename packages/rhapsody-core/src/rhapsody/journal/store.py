@@ -1,7 +1,7 @@
-"""File of a journal: an SQLite database that is accessed on its own thread, and reports about it.
+"""Journal file: an SQLite database that is accessed on a thread of its own, and reports about it.
 
-A lineage is a run and the runs that resumed it: they share their recordings. Within a lineage, the
-n-th recording of a key belongs to the n-th call with that key.
+A lineage is a run and all runs that resumed it, directly or indirectly. They share their
+recordings. Within a lineage, the n-th recording of a key belongs to the n-th call with that key.
 """
 
 from __future__ import annotations
@@ -33,16 +33,16 @@ T = TypeVar("T")
 log: logging.Logger = logging.getLogger("rhapsody.journal")
 
 DIRECTORY = "journals"
-"""Directory of journals in `.rhapsody`."""
+"""Name of the directory in `.rhapsody` that contains the journals of programs."""
 
 SUFFIXES = ("", "-wal", "-shm", "-journal")
-"""Suffixes of the files that SQLite uses for a database."""
+"""Suffixes of the files that SQLite uses for a database, including the database itself."""
 
 SCHEMA = 2
-"""The version of the tables, the database's `user_version`."""
+"""Version of the tables, stored as the database's `user_version`."""
 
 PATIENCE = 30.0
-"""Seconds to wait for another process that writes into the same journal."""
+"""Seconds to wait while another process writes into the same journal."""
 
 UNREADABLE = (sqlite3.Error, OSError, ArithmeticError, AttributeError, LookupError, RecursionError,
     SyntaxError, TypeError, ValueError)  # fmt: skip
@@ -52,10 +52,13 @@ UNSTORABLE = (sqlite3.DataError, sqlite3.InterfaceError, OverflowError, UnicodeE
 """Errors of `sqlite3` that concern a single value, not the journal."""
 
 GONE, MADE_AGAIN = 1, 2
-"""Marks of a used recording: its files are missing, or were missing and exist again; else 0."""
+"""State of the files of a recording that a run has used.
+
+`GONE`: some are missing. `MADE_AGAIN`: they were missing and have been produced again. Otherwise 0.
+"""
 
 How = Literal["done", "failed", "interrupted"]
-"""End of a run; a killed run has no such entry."""
+"""Outcome of a run. A run that was killed has none in the database."""
 
 # The recordings have no index: their keys are in random order, so that each insertion would touch
 # another page of it. Runs that resume another one create `earlier` instead.
@@ -90,7 +93,7 @@ SELECT key, number, id FROM recordings WHERE lineage = ? ORDER BY id
 
 
 class JournalInUseError(JournalError):
-    """Another run uses the journal at this time."""
+    """The journal is in use by another run."""
 
 
 class NotYoursError(JournalError):
@@ -101,12 +104,13 @@ class Run(NamedTuple):
     """A run in a journal.
 
     Attributes:
-        number: Its number in the journal.
+        number: The run's number in the journal.
         lineage: The number of its lineage.
-        began: The time when it began, in seconds since the epoch.
-        how: Its end, or `"killed"` or `"running"`; `None` if it is unknown which of these two.
-        kept: Number of results that it recorded.
-        reused: Number of results of earlier runs that it used.
+        began: The start time, in seconds since the epoch.
+        how: The outcome, `"killed"` or `"running"`; `None` if it is unknown which of the last two
+            applies.
+        kept: Number of results that the run recorded.
+        reused: Number of results of earlier runs that the run used.
     """
 
     number: int
@@ -122,7 +126,7 @@ _UNENDED = {"held": "running", "free": "killed", "left": "killed"}
 
 
 def runs_in(database: sqlite3.Connection, path: Path) -> list[Run]:
-    """Return the runs in a journal, the oldest first."""
+    """Return the runs in a journal, oldest first."""
     # A run records its end before it releases its lock, so the locks are checked first.
     unended = database.execute("SELECT id FROM runs WHERE how IS NULL").fetchall()
     ends: dict[int, str | None] = {}
@@ -137,18 +141,20 @@ def runs_in(database: sqlite3.Connection, path: Path) -> list[Run]:
 
 
 class Recording(NamedTuple):
-    """A result as it is written.
+    """A task's result, in the form in which it is written to the database.
 
     Attributes:
         key: The digest of the task's key.
-        number: The number of the call among those with that key in its run, from 1.
+        number: The number of the call among the run's calls with that key, starting at 1.
         name: The task's name.
-        uid: Its uid in its engine.
+        uid: The task's uid in its engine.
         parts: The parts of the key, see `rhapsody.journal.keys.as_text`.
-        code: The digest of its code's part.
-        files: The files that it made, as JSON, if there are any.
-        why: The reason why an earlier recording with the same key was not used.
-        value: The packed value.
+        code: The digest of the function's code and all that it uses, see
+            `rhapsody.journal.keys.Key`.
+        files: The files that the task wrote, as JSON; `None` if there are none.
+        why: The reason why an earlier recording with the same key was not used; `None` if there was
+            no such recording.
+        value: The pickled tuple of value, standard output, standard error and exit code.
     """
 
     key: bytes
@@ -166,22 +172,22 @@ class Store:
     """A journal's file and the connection to its database, which only the store's thread uses.
 
     Args:
-        path: Its path; created if missing, with access for its user only.
-        shared: True if another run may use it at the same time.
+        path: The file's path. A missing file is created with access for its user only.
+        shared: True if another run may use the journal at the same time.
 
     Attributes:
-        path: Its path.
+        path: The file's path.
         run: The number of this run, 0 before `begin`.
-        lineage: The number of its lineage.
+        lineage: The number of this run's lineage, 0 before `begin`.
         reused: Number of recordings that were available when this run began.
-        before: The end of the resumed run; `"killed"` if it is unknown.
-        kept: Number of results of this run in the file.
-        used: The recordings that this run has used: for each id the state of its files, see
+        before: The outcome of the resumed run; `"killed"` if it is unknown.
+        kept: Number of results that this run has recorded.
+        used: The recordings that this run has used: the state of each one's files, by its id; see
             `GONE` and `MADE_AGAIN`.
 
     Raises:
-        JournalInUseError: Another run uses it.
-        JournalError: It cannot be used; the message names the fix.
+        JournalInUseError: Another run uses the journal, and it cannot be shared.
+        JournalError: The journal cannot be used; the message names the fix.
     """
 
     def __init__(self, path: Path, *, shared: bool) -> None:
@@ -259,8 +265,8 @@ class Store:
         """Begin a run.
 
         Args:
-            resume: True to reuse the recordings of the last run that has ended; `None`: only
-                if that run did not succeed.
+            resume: True to reuse the recordings of the last run that has ended; `None` to reuse
+                them only if that run did not succeed.
 
         Raises:
             JournalError: The journal cannot be read or written.
@@ -268,7 +274,7 @@ class Store:
         self._wait(lambda: self._begin(resume))
 
     def end(self, how: How) -> None:
-        """End the run after all work in progress; calling this twice is harmless.
+        """End the run after all work in progress; a second call has no effect.
 
         Raises:
             JournalError: The journal cannot be written.
@@ -297,8 +303,8 @@ class Store:
         """Remove a journal that is not in use.
 
         Raises:
-            JournalInUseError: A run uses it.
-            JournalError: It cannot be read.
+            JournalInUseError: A run uses the journal.
+            JournalError: The journal cannot be read.
         """
         store = Store(path, shared=False)
         try:
@@ -371,7 +377,7 @@ class Store:
         return ended, living
 
     def _holds(self, run: Run) -> bool:
-        """Return True if a run has recordings, or succeeded without any."""
+        """Return True if a run's lineage has recordings, or the run succeeded without any."""
         exists = "SELECT EXISTS (SELECT 1 FROM recordings WHERE lineage = ?)"
         (found,) = self._database.execute(exists, (run.lineage,)).fetchone()
         return run.how == "done" or bool(found)
@@ -402,7 +408,7 @@ class Store:
         return packed
 
     def replace_files(self, recording: int, files: str) -> None:
-        """Update the files of a reused recording after they were produced again."""
+        """Replace the record of the files of a reused recording after they were produced again."""
         database = self._database
         with _transaction(database):
             select = "SELECT key, number, value FROM recordings WHERE id = ?"
@@ -439,10 +445,10 @@ class Store:
         codes: Mapping[bytes, str],
         digests: Mapping[Stamp, bytes],
     ) -> None:
-        """Write results, the parts of their codes, and digests of large files.
+        """Write results, digests of large files, and the parts of the results' code digests.
 
         A result that SQLite cannot store, such as one above its limit of a gigabyte, is skipped
-        and noted by `refuse`.
+        and the reason is stored by `refuse`.
         """
         database = self._database
         try:
@@ -518,13 +524,13 @@ class Store:
 def journal_of_program(
     arguments: Sequence[str] | None = None, *, function: str | None = None
 ) -> Path:
-    """Return the journal of this process's program, for `journal=True` and `rhapsody run`.
+    """Return the path of this program's journal, for `journal=True` and `rhapsody run`.
 
     The same program with the same arguments has the same journal, even if its directory is moved.
 
     Args:
-        arguments: The program and its arguments; default: `sys.argv`.
-        function: The function that is called, if it is not `main`.
+        arguments: The program and its arguments. Default: `sys.argv`.
+        function: The name of the program's function that is run; `None` means `main`.
 
     Raises:
         FileNotFoundError: The current directory was removed.
@@ -541,11 +547,14 @@ def journal_of_program(
 
 
 def require_private(path: Path) -> None:
-    """Raise if another user could write to a journal or its directory: it contains pickles.
+    """Raise if another user could write to a journal or its directory.
+
+    A journal contains pickles, which can run any code when they are read.
 
     Raises:
-        JournalError: The message names the fix.
-        NotYoursError: It belongs to another user.
+        JournalError: Another user could write to it, or it cannot be read; the message names the
+            fix.
+        NotYoursError: The journal or its directory belongs to another user.
     """
     try:
         above = os.stat(path.parent)
@@ -590,12 +599,12 @@ def _require_own(path: Path) -> None:
 
 
 def lock_of(path: Path, run: int) -> str:
-    """Return the file that a run locks, except on network file systems."""
+    """Return the path of the file that a run locks, unless it is on a network file system."""
     return f"{path}.{run}.lock"
 
 
 def version_of(database: sqlite3.Connection, path: Path) -> int:
-    """Return the version of a journal's tables, 0 if there are none yet.
+    """Return the version of a journal's tables, 0 if they have not been created.
 
     Raises:
         JournalError: The database is not a journal.
@@ -608,7 +617,7 @@ def version_of(database: sqlite3.Connection, path: Path) -> int:
 
 
 def intact_mark(key: bytes, number: int, value: bytes, files: str | None) -> bytes:
-    """Return the digest that reveals damage to a recording."""
+    """Return the digest that is stored with a recording in order to detect damage to it."""
     head = b"%b%d %d " % (key, number, len(value))
     made = hashlib.blake2b(head, digest_size=SIZE)
     made.update(value)
@@ -618,10 +627,10 @@ def intact_mark(key: bytes, number: int, value: bytes, files: str | None) -> byt
 
 
 def _row(recording: Recording) -> tuple[object, ...]:
-    """Return the row of a recording.
+    """Return the values of a recording for the database, in a form that is fast to write.
 
     For `None` and `bytes` (but not `bytearray`), the `sqlite3` module searches for an adapter each
-    time, which takes longer than writing them. Large values are not copied to avoid the search.
+    time, which takes longer than writing them. Only for large values, a copy would take longer.
     """
     key, number, name, uid, parts, code, files, why, value = recording
     return (
@@ -651,7 +660,7 @@ def _transaction(database: sqlite3.Connection) -> Iterator[None]:
 
 
 COMPARED = 100
-"""Number of recorded calls with equal arguments that a call is compared with."""
+"""Maximum number of recorded calls with equal arguments that a call is compared with."""
 
 _OF_FILES = {
     GONE: ", but some of its files are missing; it runs again if a task reads one",
@@ -661,11 +670,11 @@ _OF_FILES = {
 
 @dataclass(frozen=True, slots=True)
 class Explained:
-    """Reason why a task of the last run ran, or did not run.
+    """Reason why a task of the last run ran, or was not run.
 
     Attributes:
         name: The task's name.
-        uid: Its uid, if this concerns a single call.
+        uid: The task's uid; empty if the reason concerns all tasks with this name.
         what: The outcome and the reason, as text.
     """
 
@@ -682,7 +691,7 @@ def opened(path: Path) -> Iterator[Reader]:
         The reader.
 
     Raises:
-        JournalError: There is none, or it cannot be read.
+        JournalError: The journal does not exist or cannot be read.
     """
     require_private(path)
     if not path.is_file():
@@ -708,7 +717,7 @@ class Reader:
         self._path = path
 
     def runs(self) -> list[Run]:
-        """Return the runs in the journal, the oldest first."""
+        """Return the runs in the journal, oldest first."""
         found = runs_in(self._database, self._path)
         for run in found:
             time.localtime(run.began)  # raises if it is not a valid time
@@ -724,13 +733,16 @@ class Reader:
         return Earlier(self._database, run, lineage)
 
     def explain(self, task: str | None = None) -> list[Explained]:
-        """Explain what the last run did with tasks: those of a name or uid, or all.
+        """Explain why tasks of the last run ran, or why their results were reused.
+
+        Args:
+            task: The name or uid of the tasks to explain; `None` for all.
 
         Returns:
             The reasons, in the order of the calls.
 
         Raises:
-            JournalError: The last run had no such task.
+            JournalError: The last run recorded no such task, or the journal contains no runs.
         """
         database = self._database
         row = database.execute("SELECT id, lineage FROM runs ORDER BY id DESC LIMIT 1").fetchone()
@@ -774,11 +786,11 @@ class Reader:
     def damage(self) -> list[str]:
         """Find all damage to the journal.
 
-        SQLite's own check finds damaged pages; the digest of each recording finds changes that
+        SQLite's own check finds damaged pages; the digest of each recording detects changes that
         leave the pages valid.
 
         Returns:
-            A description of each difference.
+            A description of each damaged part; empty if the journal is intact.
         """
         checked = self._database.execute("PRAGMA integrity_check")
         found = [f"the file: {text}" for (text,) in checked if text != "ok"]
@@ -793,13 +805,13 @@ class Reader:
 class Earlier:
     """The recordings that a run did not use, for comparison with its calls.
 
-    For a run that started over, these are the recordings that `--resume` would have used, as long
-    as they are in the journal.
+    For a run that did not resume another one, these are the recordings that `--resume` would have
+    used, if they are still in the journal.
 
     Args:
         database: The journal.
         run: The run's number.
-        lineage: Its lineage.
+        lineage: The number of the run's lineage.
     """
 
     def __init__(self, database: sqlite3.Connection, run: int, lineage: int) -> None:
@@ -820,9 +832,9 @@ class Earlier:
         self._names: dict[str, dict[object, list[tuple[str, str, bytes | None]]]] = {}
 
     def what_changed(self, name: str, uid: str, parts: str, code: bytes | None) -> str:
-        """Explain why a task ran: the smallest difference from an unused recording.
+        """Explain why a task ran, by the smallest difference from an unused recording.
 
-        The recording is that of the same call, or of a call with equal arguments.
+        Compared are the recordings of the same call and of calls with equal arguments.
 
         Returns:
             The reason, as text.
@@ -869,7 +881,7 @@ def _given(parts: str) -> frozenset[tuple[str, str]]:
 def _ingredients(
     database: sqlite3.Connection, parts: str, code: bytes | None
 ) -> dict[str, tuple[str, int | None]]:
-    """Return the ingredients of a key: each with its digest or version, and its line."""
+    """Return the ingredients of a key by name: the digest or version, and the line if known."""
     found: dict[str, tuple[str, int | None]] = {
         name: (value, None) for name, value in ast.literal_eval(parts).items()
     }
