@@ -1,4 +1,4 @@
-"""Stager of one engine: files of attempts, from the origins of inputs to saved outputs.
+"""Stager of one engine, which provides the inputs of attempts and saves their outputs.
 
 The engine calls a `Stager` before and after each attempt that has files or a sandbox. The backend
 links files into the sandbox.
@@ -62,15 +62,15 @@ class InputPlace(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Resolved:
-    """Places of the inputs of an attempt, before they are linked.
+    """Locations of the inputs and outputs of an attempt, found before it is submitted.
 
     Attributes:
-        sources: The outcomes of its dependencies, each once.
-        places: The inputs by their names.
-        coming: The inputs that are being fetched into the cache, by their names.
-        targets: The destinations of its outputs, by their names.
-        reads: Files of other tasks that it reads: their sandboxes and names.
-        matches: The files that match each pattern of its outputs, once it has succeeded.
+        sources: The outcomes of the attempt's dependencies, without duplicates.
+        places: The locations of the inputs, by name.
+        coming: The fetches of inputs that are being copied into the cache, by name.
+        targets: The destinations of the outputs, by name.
+        reads: The sandbox and name of each file of another task that the attempt reads.
+        matches: The files that match each declared pattern, once the attempt has succeeded.
     """
 
     sources: tuple[AttemptInfo, ...]
@@ -81,7 +81,7 @@ class Resolved:
     matches: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     def missing(self) -> list[AttemptInfo]:
-        """Return the outcomes of earlier runs' tasks whose files are read here but are missing."""
+        """Return the outcomes of tasks of earlier runs that wrote inputs which are now missing."""
         found = {
             place.missing.uid: place.missing for place in self.places.values() if place.missing
         }
@@ -108,7 +108,7 @@ def left_place(producer: AttemptInfo, name: str) -> InputPlace:
 
 
 def as_source(producer: AttemptInfo) -> dict[str, Any]:
-    """Return the part of a description that backends need to link from."""
+    """Return the part of a task's description that a backend needs to link files from the task."""
     return {
         "uid": producer.uid,
         "sandbox": producer.sandbox,
@@ -143,9 +143,9 @@ def origins(
 
     Args:
         task: The task's description.
-        inputs: Its input files.
-        sources: The outcomes of its dependencies.
-        made_by: The outcomes of the tasks that make inputs, by the `id` of each input.
+        inputs: The task's input files.
+        sources: The outcomes of the task's dependencies.
+        made_by: The outcomes of the tasks that write inputs, by the `id` of each input.
 
     Raises:
         DataError: A file has no origin or several, or two files have the same name.
@@ -247,10 +247,10 @@ def origin_of(
     sources: Sequence[AttemptInfo],
     producer: AttemptInfo | None = None,
 ) -> Origin:
-    """Return the origin of a task's input: its dependencies, a URL or the disk.
+    """Return the origin of a task's input: a dependency, a URL or a path on disk.
 
     Raises:
-        DataError: There is none, or two of the dependencies wrote it.
+        DataError: The input has no origin, or two of the dependencies wrote it.
     """
     name = file.filename
     if producer is not None:
@@ -297,31 +297,31 @@ class _Links:
 
 
 class Stager:
-    """Makes files available to the tasks of one engine, and manages their sandboxes.
+    """Manager of the files and sandboxes of one engine's tasks.
 
     All methods are called on the engine's loop.
 
     Args:
-        work_dir: The directory of sandboxes; created with the first one.
-        keep: The sandboxes that stay on disk: those of failed tasks, all, or none; with
-            `"results"` those of failed tasks, and the declared outputs of others.
+        work_dir: The directory that contains the sandboxes; created with the first one.
+        keep: The sandboxes that stay on disk, see `Keep`.
         in_run: The engine's uid, if `work_dir` is a `.rhapsody` and the engine uses a directory of
             that name in this process's run.
         uid: The engine's uid if the program chose it: no other engine may use it at the same time,
             and sandboxes of an earlier engine are not reused.
-        backends: The engine's backends by the names in outcomes; may grow.
+        backends: The engine's backends, by the names that outcomes contain. Backends may be added
+            later.
         results_dir: Base directory of saved files. Default: the current directory.
         fetch_timeout: See `Fetcher`.
         fetch_limit: See `Fetcher`.
 
     Attributes:
-        results: Files that tasks made and that are kept.
-        disk_use: After `close`, the bytes in the directory of the runs; 0 if this engine has left
-            nothing there.
+        results: Files that tasks wrote and that are kept.
+        disk_use: After `close`, the size of the directory of runs in bytes; 0 if this engine has
+            left nothing there.
 
     Raises:
-        ValueError: An argument, or an environment variable named above, is invalid; or another
-            engine uses the uid.
+        ValueError: An argument, or an environment variable that `Fetcher` reads, is invalid; or
+            another engine uses the uid.
         OSError: The uid cannot be claimed in `work_dir`.
     """
 
@@ -374,7 +374,7 @@ class Stager:
         return self._place.path
 
     def settle(self) -> Path:
-        """Create the run's directory, if it is in one; see `WorkDir.settle`."""
+        """Create the run's directory if `work_dir` is in one; see `WorkDir.settle`."""
         self._place.settle()
         self._settle_in()
         return self.work_dir
@@ -410,13 +410,13 @@ class Stager:
     ) -> File | InputFiles:
         """Return the object that a task receives for a file, see `File.bound_to`.
 
-        This is a list if the file stands for several files.
+        The object is an `InputFiles` if the file is a directory or pattern of another task.
 
         Args:
             file: The file object.
             sandbox: The task's sandbox.
-            sources: The outcomes of its dependencies.
-            producer: The outcome of the task that makes this file, if that is known.
+            sources: The outcomes of the task's dependencies.
+            producer: The outcome of the task that writes this file, if known.
             outputs: The task's outputs; one may have the name of an input.
             by_path: See `File.bound_to`.
         """
@@ -443,18 +443,18 @@ class Stager:
     ) -> Resolved:
         """Find the files that an attempt reads, and start fetching the remote ones.
 
-        `fetched` must be awaited if some are being fetched.
+        If the returned object's `coming` is not empty, `fetched` must be awaited.
 
         Args:
             task: The attempt's description.
-            backend: The backend it is about to be submitted to.
-            inputs: The input files among its arguments.
-            outputs: The output files among its arguments.
-            sources: The outcomes of its dependencies, in argument order.
-            made_by: The outcomes of the tasks that make inputs, by the `id` of each input.
+            backend: The backend to which the attempt will be submitted.
+            inputs: The input files among the attempt's arguments.
+            outputs: The output files among the attempt's arguments.
+            sources: The outcomes of the attempt's dependencies, in argument order.
+            made_by: The outcomes of the tasks that write inputs, by the `id` of each input.
 
         Returns:
-            The places of the files, and the fetches to wait for.
+            The locations of the files, and the fetches to wait for.
 
         Raises:
             DataError: An input is missing or ambiguous; or a file cannot be saved to its
@@ -503,7 +503,7 @@ class Stager:
         """Wait for the files of an attempt that are being fetched.
 
         Raises:
-            DataError: One cannot be fetched, or see `resolve`.
+            DataError: A file cannot be fetched, or for the reasons that `resolve` documents.
         """
         for name, fetch in resolved.coming.items():
             resolved.places[name] = InputPlace(await asyncio.shield(fetch))
@@ -518,7 +518,7 @@ class Stager:
             resolved.targets.update(self.results.places.claim(task, outputs))
 
     def in_place(self, backend: BaseExecutionBackend, resolved: Resolved) -> bool:
-        """Return True if a function on a backend can read its inputs in place."""
+        """Return True if a function on this backend can read its inputs without links to them."""
         can = backend.capabilities
         shared = can.shared_file_system and not can.copies_files_out  # no worker is elsewhere
         return shared and all(place.path is not None for place in resolved.places.values())
@@ -533,14 +533,14 @@ class Stager:
     ) -> None:
         """Link the files an attempt reads into its sandbox; called just before submission.
 
-        What the attempt reads stays on disk until `keep` is called for it.
+        The files that the attempt reads stay on disk until `keep` is called for the attempt.
 
         Args:
             task: The attempt's description.
-            backend: The backend it is about to be submitted to.
-            resolved: The places of its inputs.
-            implicit: True if dependencies without declared output files share all files in
-                their sandboxes.
+            backend: The backend to which the attempt will be submitted.
+            resolved: The locations of the attempt's inputs.
+            implicit: True if all files in the sandboxes of dependencies that declare no output
+                files are linked as well.
         """
         if "sandbox" not in task:
             return  # it reads its inputs in place, and `resolved` keeps them there
@@ -653,14 +653,14 @@ class Stager:
         Args:
             source: The attempt's description, or its `uid`, `name` and `sandbox`.
             backend: The backend that ran it.
-            targets: The destinations of the outputs, by their names.
+            targets: The destinations of the outputs, by name.
             matches: The files that match each pattern among the names.
 
         Returns:
-            Their paths.
+            The paths of the saved files and directories.
 
         Raises:
-            DataError: One could not be saved.
+            DataError: An output could not be saved.
         """
         sandbox = source.get("sandbox") or ""
         puts: dict[Path, Put] = {}
@@ -678,18 +678,18 @@ class Stager:
         return list(puts)
 
     def spare_inputs(self, task: TaskDescription, resolved: Resolved) -> None:
-        """Keep the files that a failed attempt has read if it has no sandbox with links to them."""
+        """Keep the inputs of a failed attempt that has no sandbox, and so no links to them."""
         if "sandbox" not in task and self._keep in ("results", "failed"):
             for source in resolved.sources:
                 self.spare(source)
             self._cache_stays |= bool(resolved.coming)
 
     def discard(self, path: str) -> bool:
-        """Remove a file of a sandbox, off the loop; return `False` if there is none."""
+        """Remove a file of a sandbox on another thread; return False if nothing is removed."""
         return self._keep != "all" and self._sandboxes.discard(path)
 
     def spare(self, outcome: AttemptInfo | None) -> None:
-        """Keep the sandbox of an attempt although it has succeeded."""
+        """Keep the sandbox of an attempt even though the attempt succeeded."""
         if outcome is not None and isinstance(outcome.keeper, Sandbox):
             outcome.keeper.spare()
 
@@ -706,16 +706,17 @@ class Stager:
 
         Args:
             task: The attempt's description.
-            succeeded: `False` if it failed; a canceled one has not failed.
-            outputs: The output files among its arguments.
-            result_is_path: True if its result is, or contains, a path into the
+            succeeded: False if the attempt failed. A canceled attempt has not failed.
+            outputs: The output files among the attempt's arguments.
+            result_is_path: True if the attempt's result is, or contains, a path into the
                 sandbox, see `leads_into`.
             matches: The files that match each pattern among the outputs.
-            recorded: True if its result is recorded: the outputs stay until the run succeeds.
+            recorded: True if the result is recorded, so that the outputs stay until the run
+                succeeds.
 
         Returns:
             The object to reference while the sandbox is needed, for `AttemptInfo.keeper`;
-            `None` if there is none.
+            `None` if the sandbox is not removed, or there is none.
         """
         links = self._links.pop(task["uid"], None) or _Links()
         sandbox = task.get("sandbox")
@@ -756,7 +757,10 @@ class Stager:
         *,
         recorded: bool,
     ) -> None:
-        """Record that declared outputs outlive their sandbox, saved ones until the end."""
+        """Record which declared outputs are kept, and which only until the run has succeeded.
+
+        The latter are those with a destination and the temporary ones.
+        """
         rest = [o for o in outputs if o.save or o.temporary]
         stay = [output for output in outputs if output not in rest]
         self._sandboxes.declare(
@@ -768,11 +772,11 @@ class Stager:
 
         Args:
             task: The description of the task, which does not run.
-            outputs: The output files among its arguments.
-            files: The existing files.
+            outputs: The output files among the task's arguments.
+            files: The task's files that exist.
 
         Returns:
-            The object to reference while the files are needed, `None` if there is none.
+            The object to reference while the files are needed; `None` if they are not removed.
         """
         sandbox = files.sandbox
         self._place.use(sandbox)
@@ -789,10 +793,10 @@ class Stager:
     async def save_again(
         self, task: TaskDescription, targets: Mapping[str, Target], files: TaskFiles
     ) -> None:
-        """Save a task's files from an earlier run, except those already saved.
+        """Save a task's files from an earlier run, except those that are saved already.
 
         Raises:
-            DataError: One could not be saved.
+            DataError: A file could not be saved.
         """
         puts: dict[Path, Put] = {}
         for name, (path, kind) in targets.items():
@@ -809,10 +813,10 @@ class Stager:
     async def close(self, *, well: bool = True) -> None:
         """Remove sandboxes, fetched files and empty directories that are not kept.
 
-        Wait until this is done, without blocking the loop. Calling it twice is harmless.
+        The loop is not blocked while they are removed. A second call has no effect.
 
         Args:
-            well: True if the run has succeeded; otherwise the outputs of recorded tasks stay.
+            well: True if the run succeeded. Otherwise the outputs of recorded tasks stay.
         """
         self._links.clear()
         await self._fetcher.close(remove=not self._cache_stays)
@@ -824,14 +828,14 @@ class Stager:
             self.disk_use = await in_thread(partial(disk_use, self._place.base), or_here=True)
 
     def leave(self) -> None:
-        """Report that the engine has ended, see `WorkDir.leave`."""
+        """Unregister the engine from its run, see `WorkDir.leave`."""
         self._place.leave()
 
 
 def _move_aside(task: TaskDescription, name: str, places: dict[str, InputPlace]) -> None:
-    """Rename an input in the sandbox of a task that writes a file of its name.
+    """Rename an input in the sandbox of a task that writes a file of the same name.
 
-    Otherwise the task would write to the input through the link.
+    Otherwise the task would overwrite the input through the link.
 
     Raises:
         DataError: The input cannot be renamed.
@@ -847,7 +851,7 @@ def _move_aside(task: TaskDescription, name: str, places: dict[str, InputPlace])
 
 
 def _current(other: Path) -> Path:
-    """Return the current directory, or another one if it was removed."""
+    """Return the current directory, or `other` if the current directory was removed."""
     try:
         return Path.cwd()
     except FileNotFoundError:

@@ -21,17 +21,22 @@ from rhapsody.sdk.threads import ThreadPool, in_thread
 from rhapsody.staging.fsutil import remove_directory
 
 Keep = Literal["results", "failed", "all", "none"]
-"""Sandboxes that are kept on disk: those of failed tasks, all, or none; with `"results"` those of
-failed tasks, and the declared outputs in others."""
+"""Sandboxes that are kept on disk after a run: those of failed tasks, all, or none.
+
+With `"results"`, the sandboxes of failed tasks and the declared outputs in others are kept.
+"""
 
 log: logging.Logger = logging.getLogger(__name__)
 
 
 def check_keep(value: Keep) -> Keep:
-    """Return a valid `keep_sandboxes`.
+    """Check and return a value of `keep_sandboxes`.
+
+    Returns:
+        The value.
 
     Raises:
-        ValueError: It is not one of the values.
+        ValueError: The value is not a `Keep`.
     """
     if value not in get_args(Keep):
         known = ", ".join(get_args(Keep))
@@ -40,7 +45,7 @@ def check_keep(value: Keep) -> Keep:
 
 
 class Disposition(Enum):
-    """Rule for when a sandbox is removed."""
+    """Time at which a sandbox is removed."""
 
     REMOVE = "removed when unused, and at close"
     PRODUCT = "removed when unused, except for declared files; at close as `keep` says"
@@ -48,12 +53,12 @@ class Disposition(Enum):
 
 
 class Sandbox:
-    """Keeps a sandbox on disk while this object is alive.
+    """Reference to a sandbox, which stays on disk while this object is alive.
 
     Args:
-        path: The directory.
-        keeper: Removes it.
-        needs: Sandboxes that this one has links into.
+        path: The path of the sandbox.
+        keeper: The object that removes the sandbox.
+        needs: Other sandboxes to which links in this one point.
     """
 
     __slots__ = ("_keeper", "needs", "path")
@@ -70,7 +75,7 @@ class Sandbox:
         return f"<Sandbox {self.path!r}>"
 
     def spare(self) -> None:
-        """Keep the directory, and those it has links into, after the end of this object."""
+        """Keep the sandbox, and those to which its links point, even when this object is freed."""
         waiting: list[Sandbox] = [self]
         while waiting:
             sandbox = waiting.pop()
@@ -83,10 +88,10 @@ class _Declared:
     """The declared files of a sandbox.
 
     Attributes:
-        stay: Names of the files that are kept after the run.
+        stay: Names of files that are kept after the run.
         until_end: Names of files that are needed until the run has succeeded.
-        results: The files of `stay` that are results so far: no task has read them.
-        recorded: True if a later run may reuse them.
+        results: The files in `stay` that no task has read so far, which makes them results.
+        recorded: True if a later run may reuse the files.
     """
 
     stay: set[str]
@@ -96,12 +101,12 @@ class _Declared:
 
 
 class SandboxKeeper:
-    """Removes sandboxes once they are no longer needed.
+    """Manager of sandboxes, which removes them once they are no longer needed.
 
     Args:
-        keep: The sandboxes that stay on disk in the end.
-        kept: Called, from any thread, with the results that remain of a sandbox.
-        threads: Remove them. `close` ends the threads.
+        keep: The sandboxes that stay on disk after the run.
+        kept: Called, from any thread, with the results that are kept of a sandbox.
+        threads: The threads that remove sandboxes; `close` ends them.
     """
 
     def __init__(
@@ -117,12 +122,12 @@ class SandboxKeeper:
         self._complained = False
 
     def hold(self, path: str, fate: Disposition, needs: tuple[Sandbox, ...] = ()) -> Sandbox:
-        """Return the object that keeps a sandbox on disk, and record its later fate."""
+        """Return an object that keeps a sandbox on disk, and record when to remove the sandbox."""
         self.note(path, fate)
         return Sandbox(path, self, needs)
 
     def note(self, path: str, fate: Disposition) -> None:
-        """Record the fate of a sandbox that nothing holds."""
+        """Record when to remove a sandbox, without returning an object that keeps it."""
         if self._closed or (fate is Disposition.STAY and self._keep != "none"):
             return
         self._fates[path] = fate
@@ -138,7 +143,7 @@ class SandboxKeeper:
         *,
         recorded: bool,
     ) -> None:
-        """Record which files outlive a sandbox, see `_Declared`."""
+        """Record which files are kept when a sandbox is removed, see `_Declared`."""
         if not self._closed:
             self._declared[path] = _Declared(set(stay), set(until_end), dict(results), recorded)
 
@@ -156,12 +161,12 @@ class SandboxKeeper:
             declared.stay.discard(name)
 
     def discard(self, path: str) -> bool:
-        """Remove a file of a sandbox on the thread.
+        """Remove a file of a sandbox on another thread.
 
         The file is renamed immediately, so that no task reads it.
 
         Returns:
-            True if there was such a file.
+            False if the file does not exist or cannot be renamed.
         """
         removed = os.path.join(os.path.dirname(path), f"{RESERVED}{uuid.uuid4().hex}")
         try:
@@ -173,21 +178,24 @@ class SandboxKeeper:
         return True
 
     def spare(self, path: str) -> bool:
-        """Keep a sandbox, see `Disposition`; return `False` if it was kept already."""
+        """Keep a sandbox, as with `Disposition.STAY`; return False if it was kept already."""
         if self._fates.get(path, Disposition.STAY) is Disposition.STAY:
             return False
         self._fates[path] = Disposition.STAY
         return True
 
     def drop(self, path: str) -> None:
-        """Record that nothing holds the sandbox any more. Called by destructors: takes no lock."""
+        """Remove a sandbox that is no longer held, on another thread.
+
+        Called by destructors, so it takes no lock.
+        """
         self._threads.put(partial(self._release, path))
 
     async def close(self, *, well: bool) -> None:
         """Remove files that are not kept, and wait until all removals are done.
 
         Args:
-            well: True if the run has succeeded.
+            well: True if the run succeeded.
         """
         self._closed = True
         self._ended_well = well
@@ -217,7 +225,7 @@ class SandboxKeeper:
         self._declared.clear()
 
     def _trim(self, path: str, declared: _Declared, *, dropped: bool = False) -> None:
-        """Remove files that are not kept after the run, and report the results."""
+        """Remove a sandbox's files that are not kept after the run; pass the results to `kept`."""
         self._kept(declared.results.values())
         if self._ended_well and (declared.until_end or not dropped):
             self._remove(path, declared.stay)
