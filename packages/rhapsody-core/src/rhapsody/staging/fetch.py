@@ -67,7 +67,7 @@ class Fetcher:
         self._slots = asyncio.Semaphore(_AT_ONCE)
 
     def download(self, url: str, filename: str) -> asyncio.Task[str]:
-        """Fetch a URL, see `bring`."""
+        """Start downloading a URL, see `bring`."""
         return self.bring(url, filename, lambda part: self._in_thread(url, part))
 
     def bring(
@@ -81,7 +81,7 @@ class Fetcher:
         Args:
             origin: The identity of the file, such as its URL.
             filename: The name of the copy.
-            write: Writes the file to a path.
+            write: Async function that writes the file to a path.
 
         Returns:
             A task that returns the file's path, or raises `DataError`.

@@ -1,7 +1,7 @@
 """Operations on whole files and directories, and checks for exhausted resources.
 
-Files are copied, replaced, removed and locked. The message of a failure names a full disk, or a
-lack of descriptors or processes; the end of a run shows how much disk the runs use.
+Files are copied, replaced, removed and locked. The checks find out whether a task failed because a
+disk was full, or because descriptors, processes or threads ran out.
 """
 
 from __future__ import annotations
@@ -33,20 +33,20 @@ _IN_THE_WAY = {errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR}
 
 
 def files_in(directory: str) -> Iterator[str]:
-    """Yield the files in a directory and below it, as relative paths."""
+    """Yield the relative paths of all files in a directory and its subdirectories."""
     for place, _, names in os.walk(directory):
         for name in names:
             yield os.path.relpath(os.path.join(place, name), directory)
 
 
 class RealPaths:
-    """Real paths; each existing directory is looked up once."""
+    """Cache of real paths, in which each existing directory is resolved once."""
 
     def __init__(self) -> None:
         self._directories: dict[str, str] = {}
 
     def of(self, path: str) -> str:
-        """Return an absolute path with links followed."""
+        """Return the real path of an absolute path: with all links resolved."""
         directory, name = os.path.split(path)
         real = self._directories.get(directory)
         if real is None:
@@ -60,16 +60,16 @@ class RealPaths:
 def copy_file(
     source: str | os.PathLike[str], target: str | os.PathLike[str], root: str | None = None
 ) -> None:
-    """Copy a file with its mode, before which only the user can read the copy.
+    """Copy a file and its mode. Until the content is copied, only the user can read the copy.
 
     Args:
         source: The file.
-        target: The path of the copy, which does not exist yet.
-        root: The directory that must contain the file, even if links are changed meanwhile.
+        target: The path of the copy, which must not exist.
+        root: The directory that must contain the file, even if links change during the call.
 
     Raises:
-        DataError: It is not in that directory, or not a regular file.
-        OSError: It cannot be read, or the copy cannot be created.
+        DataError: The file is not in `root`, or not a regular file.
+        OSError: The file cannot be read, or the copy cannot be created.
     """
     with contextlib.ExitStack() as files:
         is_link = False
@@ -124,11 +124,11 @@ def copy_directory(
 
     Args:
         source: The directory.
-        target: The path of the copy, which does not exist yet.
-        stop: Stops copying once it is set; then the copy is removed.
+        target: The path of the copy, which must not exist.
+        stop: If this event is set during the call, copying stops and the copy is removed.
 
     Raises:
-        DataError: A link in it leads out of it, or an entry cannot be copied.
+        DataError: A link in the directory leads out of it, or an entry cannot be copied.
         OSError: The directory cannot be read, or the copy cannot be created.
     """
 
@@ -153,7 +153,7 @@ def copy_directory(
 
 
 def _require_own_links(root: str) -> None:
-    """Raise for a link that a copy would break or point elsewhere."""
+    """Raise if the directory contains a link that would be broken or wrong in a copy."""
     for place, directories, names in os.walk(root):
         for path in (os.path.join(place, name) for name in (*directories, *names)):
             if not os.path.islink(path):
@@ -170,11 +170,11 @@ def _require_own_links(root: str) -> None:
 def replace_directory(new: Path, path: Path) -> None:
     """Rename a directory, replacing an existing one.
 
-    The old one is moved aside first and removed afterwards: readers see the old one, none for a
-    moment, or the new one, but never a mixture.
+    The old directory is moved aside first and removed afterwards. Readers see the old directory,
+    for a moment no directory, or the new one, but never a mixture.
 
     Raises:
-        OSError: It cannot be renamed; the old one has been restored.
+        OSError: The directory cannot be renamed; the old one has been restored.
         NotADirectoryError: The target is a file.
     """
     if path.exists() and not path.is_dir():
@@ -202,10 +202,10 @@ def replace_directory(new: Path, path: Path) -> None:
 
 
 def remove(path: str | os.PathLike[str]) -> None:
-    """Remove a file, a directory with its content, or a link; do nothing if there is none.
+    """Remove a file, a directory with its content, or a link; ignore a path that does not exist.
 
     Raises:
-        OSError: It cannot be removed.
+        OSError: The path cannot be removed.
     """
     if os.path.isdir(path) and not os.path.islink(path):
         remove_directory(path)
@@ -214,10 +214,10 @@ def remove(path: str | os.PathLike[str]) -> None:
 
 
 def remove_directory(path: str | os.PathLike[str], kept: Collection[str] = ()) -> None:
-    """Remove a directory, or its content except some names, even if it is write-protected.
+    """Remove a directory even if it is write-protected; with `kept`, only its other content.
 
     Raises:
-        OSError: It cannot be removed.
+        OSError: The directory or an entry cannot be removed.
     """
     try:
         _clear(path, kept)
@@ -260,11 +260,11 @@ _FLAGS = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
 class FileLock:
     """Lock on a file, held until `release`.
 
-    The lock ends with the process that holds it. `release` removes the file, so that a file which
-    exists and is not locked was left by a process that was killed.
+    The lock ends with the process that holds it. `release` removes the file, so a file that
+    exists but is not locked was left by a process that was killed.
 
     Args:
-        path: The file; created if it does not exist.
+        path: The path of the file, which is created if it does not exist.
 
     Attributes:
         problem: The error if the file system does not support locks, so that the file is not
@@ -300,13 +300,13 @@ class FileLock:
             os.close(file)  # the former owner has removed it meanwhile
 
     def release(self) -> None:
-        """Remove the file, and let others lock one of that name."""
+        """Release the lock and remove the file."""
         with contextlib.suppress(OSError):  # it was removed
             os.unlink(self.path)
         self.let_go()
 
     def let_go(self) -> None:
-        """Close this process's copy of the lock, which forked children inherit."""
+        """Close the file without removing it. A forked child does not end its parent's lock."""
         with contextlib.suppress(OSError):
             os.close(self._file)
 
@@ -343,8 +343,8 @@ def full_disk(sandbox: str | None, error: BaseException | None = None) -> str | 
 
     Args:
         sandbox: The task's sandbox.
-        error: Its exception. If it reports a lack of space, the file that it names, the current
-            directory and the directory for temporary files are checked as well.
+        error: The task's exception. If it reports a lack of space, the file that it names, the
+            current directory and the directory for temporary files are checked as well.
 
     Returns:
         A phrase with the mount point; `None` if no full disk was found.
@@ -357,7 +357,7 @@ def full_disk(sandbox: str | None, error: BaseException | None = None) -> str | 
 
 
 def disk_use(directory: str | os.PathLike[str], seconds: float = 0.5) -> int:
-    """Return the bytes of the files in a directory that are found within some seconds."""
+    """Return the size in bytes of a directory's files that are found within the given seconds."""
     size, end = 0, time.monotonic() + seconds
     for place, _, names in os.walk(directory):
         for name in names:
@@ -372,7 +372,7 @@ def used_up(error: BaseException, *, program: bool) -> str | None:
     """Check whether a task failed because descriptors, processes or threads ran out.
 
     Args:
-        error: Its exception.
+        error: The task's exception.
         program: True if the exception was raised by the start of a program.
 
     Returns:
@@ -419,7 +419,7 @@ def _is_full(path: str) -> bool:
 
 
 def mount_of(path: str) -> str:
-    """Return the mount point of the file system that a path is in."""
+    """Return the mount point of the file system that contains a path."""
     place = os.path.realpath(path)
     while not os.path.ismount(place):
         place = os.path.dirname(place)

@@ -69,14 +69,15 @@ def check_outputs(
         task: The attempt's description.
         outputs: The outputs among its arguments.
         backend: The backend that ran it.
-        given: Names of files that were put into the sandbox for it, which match no pattern.
+        given: Names of files that were put into the sandbox for the attempt. Patterns do not match
+            them.
 
     Returns:
         The files that match each pattern.
 
     Raises:
-        DataError: Some are missing, are links that lead out of the sandbox, or are files although
-            directories were declared, or vice versa.
+        DataError: An output is missing, is a link that leads out of the sandbox, or is a file
+            although a directory was declared, or vice versa.
     """
     if not outputs:
         return {}
@@ -114,7 +115,7 @@ def _mode(task: TaskDescription, name: str) -> int | None:
     """Return the mode of an output, or `None` if it is missing.
 
     Raises:
-        DataError: It is a link that leads out of the sandbox.
+        DataError: The output is a link that leads out of the sandbox.
     """
     path = os.path.join(task.get("sandbox", ""), name)
     try:
@@ -143,7 +144,7 @@ def _wrote_instead(task: TaskDescription, given: Collection[str]) -> str:
 
 
 def _some(names: Sequence[str]) -> str:
-    """Return a few names, and the number of the others."""
+    """Return text with a few of the names and the number of the others."""
     there = ", ".join(map(repr, names[:_SHOWN])) or "nothing else"
     return there + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
 
@@ -152,7 +153,7 @@ def _matching(task: TaskDescription, pattern: str, given: Collection[str]) -> tu
     """Return the files directly in the sandbox that a task wrote and that match a pattern, sorted.
 
     Raises:
-        DataError: There are none.
+        DataError: No file matches.
     """
     place = task.get("sandbox", "")
     wrote, others = [], []
@@ -193,7 +194,7 @@ def without_place(
     outputs: Sequence[Output],
     matches: Mapping[str, tuple[str, ...]],
 ) -> dict[str, SavedFile]:
-    """Return the results without a destination that an attempt wrote, by their names."""
+    """Return the outputs that are results of an attempt and have no destination, by name."""
     uid = future_uid(task)
     results = [each for each in outputs if each.save is None and not each.temporary]
     return {
@@ -203,13 +204,13 @@ def without_place(
 
 
 def names_of(outputs: Iterable[Output], matches: Mapping[str, tuple[str, ...]]) -> tuple[str, ...]:
-    """Return the names of the files of some outputs: for a pattern, those that match it."""
+    """Return the names of outputs, with each pattern replaced by the files that match it."""
     names = (matches.get(output.filename, (output.filename,)) for output in outputs)
     return tuple(dict.fromkeys(chain.from_iterable(names)))
 
 
 def found_in(sandbox: str, names: Iterable[str], save: str | os.PathLike[str]) -> list[Output]:
-    """Return files and directories of a sandbox as outputs with a destination."""
+    """Return files and directories in a sandbox as outputs with the destination `save`."""
     return [
         OutputDir(name, save=save)
         if os.path.isdir(os.path.join(sandbox, name))
@@ -246,15 +247,15 @@ def _is_path_into(value: object, sandbox: str) -> bool:
 
 
 Kind = Literal["file", "directory", "matches"]
-"""Kind of a destination: of a file, of a directory, or of the files that match a pattern."""
+"""Kind of a destination: for a file, a directory, or the files that match a pattern."""
 
 
 class Target(NamedTuple):
     """Destination of an output.
 
     Attributes:
-        path: Its path; for files that match a pattern, the directory that they are put in.
-        kind: Its kind.
+        path: The path; for files that match a pattern, the directory into which they are copied.
+        kind: The kind of output that is saved.
     """
 
     path: Path
@@ -263,11 +264,11 @@ class Target(NamedTuple):
 
 @dataclass(slots=True)
 class _Claim:
-    """Call that is about to write a destination.
+    """Call that is about to write to a destination.
 
     Attributes:
         call: The part of the uid that all attempts of the call share.
-        task: Its task's name.
+        task: The name of the call's task.
     """
 
     call: str
@@ -282,8 +283,8 @@ class _Written:
     """A file or directory that the run has written.
 
     Attributes:
-        number: The number of those that were written before.
-        claim: The call that wrote it.
+        number: The number of files and directories that the run had written before.
+        claim: The call that wrote the file or directory.
     """
 
     number: int
@@ -293,7 +294,7 @@ class _Written:
 class Places:
     """Destinations that the tasks of one engine write to, and paths that they read.
 
-    Paths are compared with links followed.
+    Paths are compared after links in them have been resolved.
 
     Args:
         directory: `results_dir`, the base directory of relative destinations.
@@ -318,7 +319,7 @@ class Places:
         """Record that a task is about to read a file of this file system.
 
         Raises:
-            DataError: Another task is about to write it.
+            DataError: Another task is about to write the file.
         """
         key = self._real.of(path)
         claim = self._claim_on(key, task_call(task), directory=True)
@@ -336,7 +337,7 @@ class Places:
             self._readers_below[parent] = task["name"]
 
     def is_read(self, path: Path) -> bool:
-        """Return True if a task has read a file that the run did not write."""
+        """Return True if a task has read the file and the run did not write it."""
         return self._real.of(str(path)) in self._readers
 
     def claim(self, task: TaskDescription, outputs: Sequence[Output]) -> dict[str, Target]:
@@ -346,8 +347,9 @@ class Places:
             The destinations by the names of the outputs.
 
         Raises:
-            DataError: A destination is a file that the run reads, or that another call is about to
-                write; it cannot be written; or two outputs have the same name or destination.
+            DataError: A destination is a file that the run reads or that another call is about to
+                write; a destination is not writable; or two outputs have the same name or
+                destination.
         """
         names = [output.filename for output in outputs]
         twice = next((name for name in names if names.count(name) > 1), None)
@@ -380,11 +382,11 @@ class Places:
 
         Args:
             task: The description of the call's attempt, which has ended.
-            files: Their names, by their destinations.
+            files: The names of the files, by destination.
 
         Raises:
-            DataError: The run reads one of the destinations, or another call writes to it. Only
-                files that match a pattern can fail here.
+            DataError: The run reads one of the destinations, or another call writes to it. This can
+                happen only for files that match a pattern; others were claimed before.
         """
         claim = _Claim(task_call(task), task["name"])
         keys = {self._real.of(str(path)): (path, name) for path, name in files.items()}
@@ -405,7 +407,7 @@ class Places:
             self._count += 1
 
     def release(self, task: TaskDescription) -> None:
-        """Release the claims of an attempt whose work has ended; calling it twice is harmless."""
+        """Release the claims of an attempt whose work has ended; a second call has no effect."""
         if not self._by_call:
             return
         call = task_call(task)
@@ -462,7 +464,7 @@ class Places:
         return Target(Path(path), "directory")
 
     def _require_room(self, name: str, target: Target) -> None:
-        """Raise if nothing can be saved to a destination, because of the directory around it."""
+        """Raise if the directory of a destination can neither be written to nor be created."""
         path, kind = target
         directory = nearest = str(path if kind == "matches" else path.parent)
         if directory in self._writable:
@@ -482,7 +484,7 @@ class Places:
         raise DataError(f"{name!r} cannot be saved as {str(path)!r}: {nearest!r} is {problem}")
 
     def _key(self, name: str, target: Target, call: str) -> str:
-        """Return the claimed path: a destination, or for a pattern a unique name in it."""
+        """Return the path to claim: the destination, or for a pattern a unique name in it."""
         real = self._real.of(str(target.path))
         return os.path.join(real, f"{name}\0{call}") if target.kind == "matches" else real
 
@@ -504,7 +506,7 @@ class Places:
             )
 
     def _read_there(self, key: str, *, directory: bool) -> tuple[str, str] | None:
-        """Return the task that reads a path, its parent or something in it, and a description."""
+        """Return the task that reads a path, a parent or an entry of it, and a text for errors."""
         if key in self._readers:
             return self._readers[key], "that directory" if directory else "that file"
         if directory and key in self._readers_below:
@@ -519,7 +521,7 @@ class Places:
         return None
 
     def _claim_on(self, key: str, call: str, *, directory: bool = False) -> _Claim | None:
-        """Return another call's claim on a path, a parent of it, or something in it."""
+        """Return another call's claim on a path or a parent, or with `directory` on an entry."""
         if not self._claims:
             return None
         claim = self._claims.get(key)
@@ -541,7 +543,7 @@ def task_call(task: TaskDescription) -> str:
 
 
 def _parents(path: str) -> Iterator[str]:
-    """Yield the directories that a real path is in, the nearest first."""
+    """Yield the parent directories of a real path, nearest first."""
     while (end := path.rfind("/")) > 0:
         path = path[:end]
         yield path
@@ -556,10 +558,10 @@ class Put(NamedTuple):
     """File or directory to save.
 
     Attributes:
-        name: Its name in the sandbox.
-        source: Its path, or a function that copies it to a new path.
-        kind: Its kind.
-        root: The directory that must contain the file, even if a link is changed meanwhile.
+        name: The name in the sandbox.
+        source: The path, or a function that copies the file or directory to a given path.
+        kind: The kind of output.
+        root: The directory that must contain the file, even if links change during the copy.
     """
 
     name: str
@@ -576,7 +578,7 @@ class Results:
     Args:
         directory: `results_dir`, the base directory of relative destinations.
         needed: Other directories that must not be replaced.
-        threads: Copy the files.
+        threads: The threads on which files are copied.
     """
 
     def __init__(
@@ -617,11 +619,11 @@ class Results:
 
         Args:
             task: The description of the attempt that made them, or its `uid` and `name`.
-            puts: The files, by their destinations.
+            puts: The files and directories, by destination.
             there: Destinations that are already up to date.
 
         Raises:
-            DataError: One could not be saved.
+            DataError: A file or directory could not be saved.
         """
         title, uid = task["name"], future_uid(task)
         self.places.take(task, {path: put.name for path, put in puts.items()})

@@ -1,11 +1,13 @@
 """Directories of runs: how they are named, locked, logged, listed and cleaned.
 
 Each process has one directory in each `.rhapsody`, which contains the directories of its engines.
-Its name sorts by time and names the program; the link `latest` points to the newest. It is created
-when it is first needed, and locked while an engine of the process is alive.
+The names of these directories sort by time and contain the program's name; the link `latest` points
+to the newest. A directory is created when it is first needed, and locked while an engine of the
+process is alive.
 
-Two engines with one uid would mix up their updates and sandboxes. A uid that the program chose is
-claimed by a lock in its `work_dir`. Uids that engines generate are unique.
+If two engines had the same uid, they would mix up their updates and sandboxes. A uid that the
+program chose is therefore claimed by a lock in the engine's `work_dir`. Uids that engines generate
+are unique.
 """
 
 from __future__ import annotations
@@ -35,10 +37,10 @@ TIMES = "%Y-%m-%dT%H:%M:%S"
 
 
 class RunLog(logging.FileHandler):
-    """Log handler that writes to a file, which it opens with the first record.
+    """Log handler that writes to a file, which it opens for the first record.
 
     Args:
-        path: Creates the file's directory and returns the file's path.
+        path: Function that creates the file's directory and returns the file's path.
     """
 
     def __init__(self, path: Callable[[], str]) -> None:
@@ -52,7 +54,7 @@ class RunLog(logging.FileHandler):
         self.setFormatter(lines)
 
     def begin(self) -> None:
-        """Start writing records; calling it twice is harmless."""
+        """Start writing records; a second call has no effect."""
         self._taking = True
         log.addHandler(self)
 
@@ -95,10 +97,10 @@ class RunLog(logging.FileHandler):
         return io.TextIOWrapper(file, "utf-8", "backslashreplace", write_through=True)
 
     def _is_alone(self, record: logging.LogRecord) -> bool:
-        """Return True if only logs of runs handle a record, and this is the first of them.
+        """Return True if only logs of runs handle a record, and this log is the first of them.
 
-        `logging` prints records without a handler (`logging.lastResort`). Logs of runs must not
-        suppress that.
+        `logging` prints records that no handler handles (`logging.lastResort`). Logs of runs must
+        not suppress that.
         """
         logger: logging.Logger | None = logging.getLogger(record.name)
         found: list[logging.Handler] = []
@@ -132,7 +134,7 @@ ATTEMPTS = 100
 
 
 class Run:
-    """Directory of one run; `path` may change until it is created.
+    """Directory of one run, whose `path` may change until the directory is created.
 
     Its methods may be called from any thread.
 
@@ -150,7 +152,7 @@ class Run:
         self._log = RunLog(self._log_file)
 
     def enter(self, uid: str) -> None:
-        """Register an engine. While there is one, records go to the run's log."""
+        """Register an engine. While any engine is registered, the run's log receives records."""
         with self._lock:
             self._engines.append(uid)
         self._log.begin()
@@ -162,7 +164,7 @@ class Run:
             The path of the directory.
 
         Raises:
-            OSError: It cannot be created.
+            OSError: The directory cannot be created.
             FileNotFoundError: Other processes removed it repeatedly, because it was empty.
         """
         with self._lock:
@@ -193,7 +195,7 @@ class Run:
         point_latest(self.base)
 
     def leave(self, uid: str) -> bool:
-        """Unregister an engine. With the last one, remove the directory if it is empty.
+        """Unregister an engine; after the last one, remove the directory if it is empty.
 
         Returns:
             True if the directory has been removed.
@@ -229,7 +231,7 @@ class Run:
 
 
 class _Process:
-    """Runs of one process, by the directory that contains them."""
+    """Runs of one process, by the `.rhapsody` directory that contains each."""
 
     def __init__(self) -> None:
         self.pid = os.getpid()
@@ -241,7 +243,7 @@ _process = _Process()
 
 
 def enter_run(base: Path, uid: str) -> Run:
-    """Return the run of this process in a `.rhapsody`, for a new engine; create no directory."""
+    """Register an engine with this process's run in a `.rhapsody`, and return the run."""
     global _process
     if _process.pid != os.getpid():  # a forked child has runs of its own
         parents, _process = _process, _Process()
@@ -256,7 +258,7 @@ def enter_run(base: Path, uid: str) -> Run:
 
 
 def leave_run(run: Run, uid: str) -> None:
-    """Unregister an engine that has ended; calling it twice is harmless."""
+    """Unregister an engine that has ended; a second call has no effect."""
     process = _process
     with process.lock:
         if run.leave(uid) and process.runs.get(run.base) is run:
@@ -264,7 +266,7 @@ def leave_run(run: Run, uid: str) -> None:
 
 
 def note_in_log(work_dir: Path, text: str) -> None:
-    """Write a text into the log of the run of an engine in this process, if there is one."""
+    """Write a text to the log of the run that contains `work_dir`, if this process has one."""
     with _process.lock:
         runs = list(_process.runs.values())
     for run in runs:
@@ -278,7 +280,7 @@ def new_name() -> str:
 
 
 def digits(count: int) -> str:
-    """Return some random bytes as hexadecimal digits."""
+    """Return `count` random bytes as hexadecimal digits."""
     return os.urandom(count).hex()
 
 
@@ -296,7 +298,7 @@ def program() -> str:
 
 
 def runs_in(base: Path) -> list[str]:
-    """Return the names of the runs in a `.rhapsody`, the oldest first."""
+    """Return the names of the runs in a `.rhapsody`, oldest first."""
     with contextlib.suppress(OSError), os.scandir(base) as entries:
         return sorted(
             entry.name
@@ -338,14 +340,15 @@ _claims_lock = threading.Lock()
 class UidClaim:
     """Exclusive use of a uid by one engine, until `release`.
 
-    Created on the engine's loop: if that is closed, the engine is no longer running.
+    It must be created on the engine's loop: once that loop is closed, the engine is regarded as no
+    longer running.
 
     Args:
         uid: The engine's uid.
         work_dir: The directory of its sandboxes; created if it does not exist.
 
     Raises:
-        ValueError: Another engine has the uid.
+        ValueError: Another engine uses the uid.
         OSError: The lock file cannot be created.
     """
 
@@ -383,7 +386,7 @@ class UidClaim:
         return file
 
     def release(self) -> None:
-        """Let others use the uid; calling it twice is harmless."""
+        """Allow other engines to use the uid; a second call has no effect."""
         with _claims_lock:
             if _claims.get(self._uid) is self:
                 del _claims[self._uid]
@@ -395,7 +398,7 @@ LIST = "results.json"
 
 
 def write_list(files: Iterable[SavedFile], work_dir: Path) -> None:
-    """List the existing files that are below the engine's directory."""
+    """Write the list of results, with the files that are below the engine's directory."""
     listed = [
         {"path": str(file.path.relative_to(work_dir)), "task": file.task, "uid": file.uid}
         for file in files
@@ -407,11 +410,11 @@ def write_list(files: Iterable[SavedFile], work_dir: Path) -> None:
 
 
 def read_list(work_dir: Path) -> set[str]:
-    """Return the paths of results in an engine's directory, none if no list was written.
+    """Return the listed paths of results in an engine's directory; empty if there is no list.
 
     Raises:
         ValueError: The list is malformed.
-        OSError: It cannot be read.
+        OSError: The list cannot be read.
     """
     try:
         listed = json.loads((work_dir / LIST).read_text(encoding="utf-8"))
@@ -431,7 +434,7 @@ class WorkDir:
 
     Attributes:
         base: With `in_run`, the `.rhapsody` that contains the run's directory; otherwise `path`.
-        path: Its path; may change until `settle` is called.
+        path: The engine's directory; may change until `settle` is called.
     """
 
     def __init__(self, place: str | os.PathLike[str], in_run: str | None = None) -> None:
@@ -448,7 +451,8 @@ class WorkDir:
     def settle(self) -> Path:
         """Create the run's directory, after which `path` no longer changes.
 
-        If that fails, later operations in it fail. Called on any thread.
+        An error is not raised here; later operations in the directory fail. May be called on any
+        thread.
 
         Returns:
             The path.
@@ -470,7 +474,7 @@ class WorkDir:
             self._used[run] = lock.let_go if there else lock.release
 
     def close(self, results: Iterable[SavedFile]) -> None:
-        """List the results in it; remove it if it is empty and did not exist before."""
+        """Write the list of results; remove the directory if it is empty and did not exist before."""
         if self._run is not None and self.settled:
             write_list(results, self.path)
         if self._existed:
@@ -482,7 +486,7 @@ class WorkDir:
                 self.path.parent.rmdir()
 
     def leave(self) -> None:
-        """Report that the engine has ended, so that an empty run's directory is removed."""
+        """Unregister the engine from its run; after the last one, an empty directory is removed."""
         for let_go in self._used.values():
             let_go()
         self._used.clear()
@@ -495,7 +499,7 @@ class LeftRun:
     """Directory of a run.
 
     Attributes:
-        path: Its path.
+        path: The directory's path.
         lock: The file that the run locks while it is active.
         state: `"held"` while the run is active, `"free"` after its end, `"left"` if it was
             killed, `"unknown"` if that cannot be determined on this host.
@@ -508,10 +512,10 @@ class LeftRun:
     changed: float
 
     def results(self) -> set[str]:
-        """Return the paths of its results, and of the lists of them.
+        """Return the paths of the run's results, and of the lists that name them.
 
         Raises:
-            ValueError: The results are unknown.
+            ValueError: The results are unknown, because a list cannot be read.
         """
         if self.state != "free":
             raise ValueError("it did not end properly, so its results are unknown")
@@ -523,19 +527,19 @@ class LeftRun:
         return found
 
     def goes(self, kept: set[str]) -> dict[str, int]:
-        """Return the paths to remove if some paths are kept, with their sizes in bytes."""
+        """Return the paths to remove in order to keep only `kept`, with their sizes in bytes."""
         above = {str(parent) for path in kept for parent in Path(path).parents}
         stays = kept | {str(self.lock)}
         return {path: _size(path) for path in _others(self.path, stays, above)}
 
     def remove(self, paths: Iterator[str]) -> bool:
-        """Remove paths in it, and the directory itself if it is empty then.
+        """Remove paths in the directory, and then the directory itself if it is empty.
 
         Returns:
-            `False` if another process has locked it meanwhile.
+            False if another process has locked the directory since it was listed.
 
         Raises:
-            OSError: Something cannot be removed.
+            OSError: A path cannot be removed.
         """
         try:
             lock = FileLock(self.lock)
@@ -552,7 +556,7 @@ class LeftRun:
 
 
 def left_runs(base: Path) -> list[LeftRun]:
-    """Return the directories of runs in a `.rhapsody`, the oldest first."""
+    """Return the directories of runs in a `.rhapsody`, oldest first."""
     found = []
     for path in _directories(base):
         if not NAME.fullmatch(path.name):
@@ -572,7 +576,7 @@ def tidy(base: Path) -> None:
 
 
 def _directories(place: Path) -> list[Path]:
-    """Return this user's directories in a directory, without links."""
+    """Return the subdirectories of a directory that belong to this user and are not links."""
     with contextlib.suppress(OSError), os.scandir(place) as entries:
         return [
             Path(entry.path)
@@ -584,7 +588,7 @@ def _directories(place: Path) -> list[Path]:
 
 
 def _others(directory: Path, kept: set[str], above: set[str]) -> Iterator[str]:
-    """Yield the content of a directory except `kept` and the directories `above` those."""
+    """Yield the paths in a directory, except `kept` and the directories `above` that contain them."""
     for path in directory.iterdir():
         if str(path) in kept:
             continue
@@ -595,7 +599,7 @@ def _others(directory: Path, kept: set[str], above: set[str]) -> Iterator[str]:
 
 
 def _size(path: str) -> int:
-    """Return the bytes of the files in a path that have no other hard link."""
+    """Return the size in bytes of the files at or below a path that have no other hard link."""
     paths = [path]
     for place, _, names in () if os.path.islink(path) else os.walk(path):
         paths += [os.path.join(place, name) for name in names]
