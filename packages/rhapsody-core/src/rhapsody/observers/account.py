@@ -1,4 +1,4 @@
-"""Account of a run: counts of its tasks, groups of equal failures, and the summary as text."""
+"""Account of a run: counts of its tasks, groups of similar failures, and a summary as text."""
 
 from __future__ import annotations
 
@@ -47,12 +47,12 @@ class Failure:
     """A task that has failed.
 
     Attributes:
-        call: The call with its arguments, shortened, and the uid.
-        error: Its exception as text.
-        attempt: The number of the attempt, from 1.
-        frames: The last frames of its traceback, as Python prints them.
-        sandbox: The directory that it ran in, `None` if it had none.
-        stdout: The end of its standard output, from the note on its exception.
+        call: The call with its shortened arguments, and the task's uid.
+        error: The exception as text.
+        attempt: The number of the attempt that failed, starting at 1.
+        frames: The last frames of the traceback, as Python prints them.
+        sandbox: The directory in which the attempt ran, `None` if it had none.
+        stdout: The end of the standard output, taken from a note on the exception.
     """
 
     call: str
@@ -64,12 +64,12 @@ class Failure:
 
     @property
     def summary(self) -> str:
-        """The call, and the first line of the error."""
+        """One line with the call and the first line of the error."""
         attempt = f", attempt {self.attempt}" if self.attempt > 1 else ""
         return f"{self.call}{attempt}: {_first_line(self.error)}"
 
     def lines(self) -> list[str]:
-        """Describe it in full."""
+        """Return the lines that describe the failure in full."""
         lines = [self.summary]
         more, printed = self.error.strip().splitlines()[1:], self.stdout.strip().splitlines()
         lines += [f"  {line}" for line in (*self.frames, *more[-PRINTED:])]
@@ -86,15 +86,15 @@ class Failure:
 
 @dataclass(slots=True)
 class FailureGroup:
-    """Failures with the same task name, type and place in the user's code.
+    """Failures with the same task name, exception type and line of the user's code.
 
     Attributes:
-        name: The tasks' name.
-        kind: The exception's type, or the exit code.
-        text: The first line of the error, `None` if the failures differ in it.
-        location: The place, such as `stats.py:12`, `None` if there is none.
+        name: The name of the tasks.
+        kind: The exception type, or the exit code.
+        text: The first line of the error, `None` if it is not the same for all failures.
+        location: The line, such as `stats.py:12`, `None` if unknown.
         count: The number of failures.
-        examples: The first failures by uid, without those that were retried.
+        examples: The first failures, by uid, except those that were retried.
     """
 
     name: str
@@ -106,7 +106,7 @@ class FailureGroup:
 
     @property
     def summary(self) -> str:
-        """One line that describes all of them."""
+        """One line that describes the whole group."""
         where = f" ({self.location})" if self.location else ""
         if self.count == 1 and self.examples:
             return f"{_shortened(next(iter(self.examples.values())).summary)}{where}"
@@ -114,7 +114,7 @@ class FailureGroup:
         return f"{self.count} \N{MULTIPLICATION SIGN} {text} in {self.name}{where}"
 
     def lines(self) -> list[str]:
-        """Describe all of them, and the first in full."""
+        """Return lines that describe the group, and its first failure in full."""
         examples = list(self.examples.values())
         if not examples:
             return [self.summary]
@@ -145,7 +145,7 @@ class FailureGroups:
 
     @property
     def latest(self) -> list[FailureGroup]:
-        """The groups, the most recent one at the end."""
+        """The groups, ordered by their latest failures; the most recent comes last."""
         return list(self._groups.values())
 
     def add(
@@ -181,7 +181,7 @@ class FailureGroups:
         return key
 
     def discard(self, key: Key, uid: str) -> None:
-        """Remove the failure of an attempt that is followed by another one."""
+        """Remove the failure of an attempt because the task is retried."""
         group = self._groups.get(key)
         if group is None:
             self._ungrouped -= 1
@@ -192,7 +192,7 @@ class FailureGroups:
             del self._groups[key]
 
     def lines(self) -> list[str]:
-        """Describe every group, and the first failure of each in full; nothing without failures."""
+        """Return lines that describe each group, and its first failure in full."""
         groups = self.latest
         lines = [line for group in groups[:LISTED] for line in group.lines()]
         more = sum(group.count for group in groups[LISTED:]) + self._ungrouped
@@ -200,7 +200,7 @@ class FailureGroups:
 
 
 def shown(path: str | os.PathLike[str]) -> str:
-    """Return the shortest form of a path from the current directory."""
+    """Return the shortest text for a path, as seen from the current directory."""
     try:
         return min(os.path.relpath(path), os.fspath(path), key=len)
     except OSError:  # the current directory was removed
@@ -240,7 +240,7 @@ def _notes(error: BaseException | None) -> list[str]:
 
 
 def _stdout(error: BaseException | None) -> str:
-    """Return the standard output in the note on an exception, in which secrets are hidden."""
+    """Return the task's standard output from a note on its exception, which hides secrets."""
     for note in _notes(error):
         _, found, rest = note.partition("  standard output ended with:\n")
         if found:
@@ -249,7 +249,7 @@ def _stdout(error: BaseException | None) -> str:
 
 
 def _in_words(name: str, uid: str, error: BaseException | None) -> str:
-    """Return the error of a task without the task's name, with which some messages begin."""
+    """Return a task's error as text, without the task's name at the beginning of some messages."""
     if error is None:
         return ""
     text = text_of(error)
@@ -267,12 +267,12 @@ CANCELED = TasksMainStates.CANCELED
 
 @dataclass(slots=True)
 class Row:
-    """Counts of the tasks of one name by state.
+    """Numbers of tasks with one name, by state.
 
     Attributes:
-        total: Tasks that were called.
-        held: Tasks that were held back because their backend ends before they would.
-        skipped: Tasks that did not run because a task that they depend on has failed.
+        total: Number of tasks that were called.
+        held: Number of tasks that were not started because their backend would end before them.
+        skipped: Number of tasks that did not run because a task that they depend on failed.
     """
 
     total: int = 0
@@ -298,8 +298,9 @@ class Counts:
     """Counts of the tasks and blocks of a run.
 
     Attributes:
-        rows: The counts by the tasks' names, in the order of their first calls.
-        held: The tasks that were held back, by uid, with their names and the reasons.
+        rows: The counts for each task name, in the order of the first calls.
+        held: The name and reason, by uid, of each task that was not started because its backend
+            would end before it.
         failures: The failures, in groups.
     """
 
@@ -365,15 +366,16 @@ MUCH = 10**9
 
 
 def account(summary: Summary, counts: Counts, directory: Path) -> list[str]:
-    """Return the lines of the account, none if nothing was called. The most important come last.
+    """Return the lines of the account; none if no task was called. The most important come last.
 
-    Results with a destination come first, then those in the engine's directory, and results that
-    other tasks read come last.
+    Among the results, those with a destination are listed first, then those in the engine's
+    directory, and finally those that other tasks read.
 
     Args:
         summary: The engine's summary.
-        counts: The counts of its tasks.
-        directory: The engine's directory. That of the run is named if it contains files.
+        counts: The counts of the engine's tasks.
+        directory: The engine's directory. The account names the run's directory, which contains
+            it, if there are files in it.
     """
     if not counts.rows:
         return []
@@ -406,7 +408,7 @@ def _holds_files(directory: Path) -> bool:
 
 
 def numbers(counts: Counts, retried: int = 0, reused: int = 0) -> str:
-    """Return the numbers of tasks by the way in which they ended, without zeros except `done`."""
+    """Return text with the number of tasks for each outcome; zeros are omitted except for `done`."""
     row = counts.all
     others = {
         "failed": row.failed,
@@ -420,7 +422,7 @@ def numbers(counts: Counts, retried: int = 0, reused: int = 0) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Format a time, in seconds below a minute and as `h:mm:ss` above."""
+    """Format a duration: in seconds if it is below a minute, otherwise as `h:mm:ss`."""
     if seconds < 60:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
@@ -429,7 +431,7 @@ def duration(seconds: float) -> str:
 
 
 def _held_back(counts: Counts) -> list[str]:
-    """Return a line for each backend from which tasks were held back."""
+    """Return a line for each backend that would have ended before some of the tasks."""
     lines = []
     for backend in dict.fromkeys(error.backend for _, error in counts.held.values()):
         held = [each for each in counts.held.values() if each[1].backend == backend]
@@ -443,7 +445,7 @@ def _held_back(counts: Counts) -> list[str]:
 
 
 def _listed(title: str, files: Sequence[SavedFile]) -> list[str]:
-    """Return the lines about some files, the first ones of many; nothing without files."""
+    """Return lines that list files, or the first of many files; none if there are no files."""
     if not files:
         return []
     lines = [f"{title} ({len(files)}):"]

@@ -1,4 +1,4 @@
-"""Observers that the options of an engine request: the trace, and the log of each task."""
+"""Observers that engine options enable, among them the trace and the log of each task."""
 
 from __future__ import annotations
 
@@ -31,17 +31,17 @@ _FIELDS = ("name", "attempt", "native", "backend", "worker", "scope", "sandbox")
 class Trace:
     """Writer of a file with all events of a run's tasks. Methods may be called from any thread.
 
-    The file has JSON lines, each with `time` in seconds since the epoch, `event` and `uid`. For a
-    task, `event` is the state that it entered, and the other keys are the fields of `TaskEvent`
-    that are set.
+    The file contains one JSON object per line, with the keys `time` (seconds since the epoch),
+    `event` and `uid`. For a task, `event` is the state that it entered, and the other keys are the
+    fields of `TaskEvent` that are set.
 
     An error while writing, such as a full disk, is logged once and ends the trace, not the run.
 
     Args:
-        path: The file, which is created or replaced, private to the user.
+        path: The file, which is created or replaced. Only the user can read it.
 
     Raises:
-        OSError: It cannot be written.
+        OSError: The file cannot be written.
     """
 
     def __init__(self, path: Path) -> None:
@@ -167,10 +167,11 @@ _ENDS = {
 
 
 class TaskLog:
-    """Log of the starts and ends of tasks, if INFO is enabled when the engine is created.
+    """Observer that logs when tasks start and end, if INFO is enabled on engine creation.
 
     Attributes:
-        calls: Calls with their arguments by uid, filled by the engine before their events.
+        calls: The text of each call with its arguments, by uid. The engine adds a call before its
+            first event.
     """
 
     def __init__(self) -> None:
@@ -208,7 +209,7 @@ class TaskLog:
         return event.native if event.native == "reused" else f"{_ENDS[state]}{took}"
 
     def _error(self, event: TaskEvent) -> str:
-        """Return the error and its place, with the last frames for the first error of a place."""
+        """Return the error and its line; for the first error on a line, also the last frames."""
         error = event.error
         if error is None:
             return ""
@@ -226,16 +227,16 @@ def _duration(seconds: float) -> str:
 
 
 class BuiltIn:
-    """The observers of one engine that its options request.
+    """The observers that the options of one engine enable.
 
     Args:
-        trace: The file of the trace, `None` for no trace.
+        trace: The path of the trace file, `None` for no trace.
         progress: As in `WorkflowEngine.create`.
         journal: See `rhapsody.journal.JournalOption`.
 
     Attributes:
-        observers: The requested observers.
-        prof: Writes the program's own events to the trace.
+        observers: The enabled observers.
+        prof: The `Profiler`, which writes the program's own events to the trace.
         task_log: The observer that logs each task, if INFO is enabled.
 
     Raises:
@@ -262,12 +263,12 @@ class BuiltIn:
 
     @property
     def shows_output(self) -> bool:
-        """True if one of them shows the output of tasks."""
+        """True if one of the observers shows the output of tasks."""
         return self._progress is not None and self._progress.shows_output
 
     @property
     def shows_failures(self) -> bool:
-        """True if one of them lists the failures at the end."""
+        """True if one of the observers lists the failures at the end."""
         return self._progress is not None
 
     def close(self, how: Literal["done", "failed", "interrupted"] = "failed") -> None:

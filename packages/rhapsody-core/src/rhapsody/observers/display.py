@@ -48,11 +48,12 @@ RATE_PERIOD = 10.0
 
 
 class Picture:
-    """The table of a run's tasks, its last failures, and a progress bar.
+    """Picture of a run: the table of its tasks, its last failures, and a progress bar.
 
     Args:
-        counts: The counts of its tasks.
-        usage: Returns the number of cores in use and their total, `None` if unknown.
+        counts: The counts of the run's tasks.
+        usage: Function that returns the number of cores in use and the total number of cores, or
+            `None` if they are unknown.
     """
 
     def __init__(self, counts: Counts, usage: Callable[[], tuple[float, int] | None]) -> None:
@@ -118,7 +119,7 @@ class Picture:
 
 
 def _most_active(rows: list[tuple[str, Row]], room: int) -> list[tuple[str, Row]]:
-    """Return the rows to show, in order: names with running or failed tasks have precedence."""
+    """Return at most `room` rows in order, preferring those with running or failed tasks."""
 
     def weight(number: int) -> tuple[bool, bool, bool, bool]:
         row = rows[number][1]
@@ -145,7 +146,7 @@ _MOVES = re.compile(r"\x1b(?!\[[0-9;]*m)(\[[0-?]*[ -/]*[@-~])?|[\x00-\x08\x0b-\x
 
 
 class _Lines:
-    """Printed lines as a rich renderable, which does not parse their colors because that is slow.
+    """Rich renderable of printed lines. Color codes are passed on unparsed: parsing is slow.
 
     If a line overwrites itself, as a progress bar does, its last state is shown.
     """
@@ -164,10 +165,10 @@ _DIM = Style(dim=True)
 
 
 class Terminal:
-    """The terminal of standard error; the picture is erased at the end.
+    """The terminal of standard error, where the picture is erased at the end.
 
     Args:
-        draw: Returns the picture.
+        draw: Function that returns the picture.
     """
 
     def __init__(self, draw: Callable[[], RenderableType]) -> None:
@@ -199,10 +200,10 @@ class Terminal:
 
 
 class Notebook:
-    """An output area of the running cell; the last picture stays.
+    """An output area of the running notebook cell, where the last picture stays.
 
     Args:
-        draw: Returns the picture.
+        draw: Function that returns the picture.
     """
 
     def __init__(self, draw: Callable[[], RenderableType]) -> None:
@@ -232,7 +233,8 @@ class Display:
 
     Args:
         screen: The terminal or notebook.
-        busy: Returns True if the elapsed time is updated even if nothing else changes.
+        busy: Function that returns True if the picture must be redrawn although no task changed
+            its state, to update the elapsed time.
     """
 
     def __init__(self, screen: Terminal | Notebook, busy: Callable[[], bool]) -> None:
@@ -254,7 +256,7 @@ class Display:
         atexit.register(self.close)  # for programs that do not shut down their engine
 
     def changed(self, lines: Sequence[Line] = ()) -> None:
-        """Schedule an update, with some lines above the picture."""
+        """Schedule an update of the picture, and print `lines` above it."""
         with self._lock:
             self._lines += lines
             closed = self._closed
@@ -263,10 +265,10 @@ class Display:
         self._changes.set()
 
     def _write(self, text: str) -> bool:
-        """Take text that the program prints; a line is shown when it is complete.
+        """Accept text that the program prints; each line is shown once it is complete.
 
         Returns:
-            `False` if the picture was closed, or in a forked child.
+            False if the text is not accepted: after `close`, or in a forked child.
         """
         if os.getpid() != self._pid:
             return False
@@ -281,9 +283,9 @@ class Display:
         return True
 
     def close(self) -> None:
-        """Print the remaining lines and erase the picture; blocks for a moment.
+        """Print the remaining lines and erase the picture. This blocks for a moment.
 
-        A second call does nothing, and neither does a call in a forked child.
+        A second call, or a call in a forked child, has no effect.
         """
         atexit.unregister(self.close)
         if self._stopping.is_set() or os.getpid() != self._pid:
@@ -323,7 +325,7 @@ class Display:
         self._screen.draw()
 
     def _give_back(self) -> None:
-        """Stop taking text, and write the lines that were not shown to standard error itself."""
+        """Stop accepting text, and write the lines that were not shown to standard error."""
         with self._lock:
             self._closed = True
             lines, self._lines = self._lines, []

@@ -33,8 +33,9 @@ class Progress:
     """Observer that shows a run on standard error, in a live table or in lines at intervals.
 
     Args:
-        lines: Print lines even on a terminal or in a notebook.
-        account: Print the account when the engine ends; otherwise `print_account` does.
+        lines: True to print lines even on a terminal or in a notebook.
+        account: True to print the account when the engine ends. Otherwise the caller prints it with
+            `print_account`.
 
     Attributes:
         shows_output: True if the output of tasks is printed above the table when they end.
@@ -105,7 +106,7 @@ class Progress:
             _taken.release()
 
     def _print_line(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Print a line, and schedule the next one while tasks are open."""
+        """Print a line, and schedule the next one unless all tasks have ended."""
         every, self._timer = self._counts.all, None
         if every.ended < every.total:
             _write([self._line()])
@@ -131,8 +132,8 @@ def _printed(events: Sequence[TaskEvent], *, functions: bool) -> Iterator[Line]:
     """Yield the lines that tasks have printed, each with a prefix that names its task.
 
     Args:
-        events: The events of their ends.
-        functions: Include the output of functions.
+        events: The events of the tasks that ended.
+        functions: True to include the output of functions.
     """
     for event in events:
         for printed in (event.stdout, event.stderr):
@@ -143,7 +144,7 @@ def _printed(events: Sequence[TaskEvent], *, functions: bool) -> Iterator[Line]:
 
 
 def _usage(backends: Sequence[Any]) -> tuple[float, int] | None:
-    """Return the number of cores in use on all backends and their total, `None` if unknown."""
+    """Return the cores in use on all backends and the total number of cores; `None` if unknown."""
     known = [backend.cores_in_use() for backend in backends if hasattr(backend, "cores_in_use")]
     known = [each for each in known if each is not None]
     if len(known) < len(backends):
@@ -152,7 +153,7 @@ def _usage(backends: Sequence[Any]) -> tuple[float, int] | None:
 
 
 def _place() -> Place | None:
-    """Return the place where a table can be updated, `None` if there is none, as in a task."""
+    """Return the terminal or notebook that can show a table; `None` without one or in a task."""
     if running_task() is not None:
         return None
     if hasattr(builtins, "__IPYTHON__"):

@@ -243,7 +243,10 @@ _process = _Process()
 
 
 def enter_run(base: Path, uid: str) -> Run:
-    """Register an engine with this process's run in a `.rhapsody`, and return the run."""
+    """Return this process's run in a `.rhapsody`, and register an engine with it.
+
+    No directory is created.
+    """
     global _process
     if _process.pid != os.getpid():  # a forked child has runs of its own
         parents, _process = _process, _Process()
@@ -474,7 +477,7 @@ class WorkDir:
             self._used[run] = lock.let_go if there else lock.release
 
     def close(self, results: Iterable[SavedFile]) -> None:
-        """Write the list of results; remove the directory if it is empty and did not exist before."""
+        """Write the list of results, and remove the directory if it is new and empty."""
         if self._run is not None and self.settled:
             write_list(results, self.path)
         if self._existed:
@@ -515,7 +518,8 @@ class LeftRun:
         """Return the paths of the run's results, and of the lists that name them.
 
         Raises:
-            ValueError: The results are unknown, because a list cannot be read.
+            ValueError: The results are unknown, because the run did not end properly or a list is
+                malformed.
         """
         if self.state != "free":
             raise ValueError("it did not end properly, so its results are unknown")
@@ -588,7 +592,7 @@ def _directories(place: Path) -> list[Path]:
 
 
 def _others(directory: Path, kept: set[str], above: set[str]) -> Iterator[str]:
-    """Yield the paths in a directory, except `kept` and the directories `above` that contain them."""
+    """Yield the paths in a directory, except `kept` and the directories `above` them."""
     for path in directory.iterdir():
         if str(path) in kept:
             continue
