@@ -157,7 +157,7 @@ class CodeFingerprint:
         """Start again for another task.
 
         Args:
-            sandbox: Its sandbox; paths in it count by their names relative to it.
+            sandbox: The task's sandbox. Paths in it enter the digest relative to it.
         """
         if self._seen:
             self._forget()
@@ -458,9 +458,10 @@ class CodeFingerprint:
         Args:
             attributes: The attributes by name.
             name: The name of their owner.
-            without: Names that do not count.
-            made: True if the special methods are generated from the body, which counts itself.
-            owner: The class, whose empty attributes its methods may fill.
+            without: Names of attributes to ignore.
+            made: True if special methods are generated from the class body, which is collected
+                itself.
+            owner: The class that has the attributes, if any; its methods may fill empty ones.
         """
         self.sizes.append((attributes, len(attributes)))
         for attribute, value in list(attributes.items()):
@@ -499,7 +500,7 @@ class CodeFingerprint:
             self.inner.append((value, digest))
 
     def _global(self, variables: Mapping[str, Any], use: Use, user: str) -> None:
-        """Collect a global that code reads, or the attributes that it reads of a module."""
+        """Collect a global that code reads, or for a module the attributes that it reads."""
         name = use.chain[0]
         if name in _OF_MODULES:
             return
@@ -521,7 +522,7 @@ class CodeFingerprint:
     def _member(
         self, module: types.ModuleType, use: Use, variables: Mapping[str, Any], user: str
     ) -> None:
-        """Collect the attributes that code reads of a module, as far as they are its own."""
+        """Collect the attribute that code reads from a module; for a library, its version."""
         chain, depth = use.chain, 1
         value: Any = module
         while isinstance(value, types.ModuleType):
@@ -556,7 +557,7 @@ class CodeFingerprint:
     def _variable(
         self, part: str, variables: Mapping[str, Any], name: str, value: object, use: Use, rest: int
     ) -> None:
-        """Collect a variable; an empty one when it is known whether the reachable code fills it."""
+        """Collect a variable; postpone this for an empty one, see `_settle_empty`."""
         if use.filled() == (name,) and rest >= len(use.chain) - (use.by in CALLS):
             self._filled.add((id(variables), name))
         self._compare(variables, name, value)
@@ -579,14 +580,14 @@ class CodeFingerprint:
     ) -> bool:
         """Return True if a variable has the value that a worker finds when it imports the module.
 
-        Functions, classes and modules under their own names have it. The program may have set other
-        values.
+        Functions, classes and modules under their own names do. The program may have set other
+        values itself.
 
         Args:
-            variables: Those of the module, or the attributes of a class.
+            variables: The variables of the module, or the attributes of the class.
             name: The variable's name.
-            value: Its value.
-            owner: The class.
+            value: The variable's value.
+            owner: The class, if it is an attribute of a class.
         """
         module = variables.get("__name__") if owner is None else owner.__module__
         if _is_script(module) or issubclass(type(value), types.ModuleType):
@@ -620,7 +621,7 @@ class CodeFingerprint:
         return type(member) in (int, float, bool) and module.__name__ not in _ELSEWHERE
 
     def _library_s(self, part: str, user: str, module: types.ModuleType, member: Any) -> None:
-        """Collect a library's function, by its own name if the program may have put it there."""
+        """Record a library's function, and collect its name if it is not where it was defined."""
         if not isinstance(member, types.FunctionType | types.BuiltinFunctionType | type):
             return
         name = part.rpartition(".")[2]
@@ -641,14 +642,14 @@ class CodeFingerprint:
         """Collect the values that are read through a special name, see `_SPECIAL`.
 
         Args:
-            value: The object of that name.
+            value: The object that may have a special name.
             rest: The attributes that are read from it.
-            use: How it is used.
-            variables: The globals around.
-            user: The code that uses it.
+            use: The use of the name.
+            variables: The globals of the code.
+            user: The name of the code that uses the object.
 
         Returns:
-            True if it is one of them.
+            True if the name is special.
 
         Raises:
             UnhashableError: It cannot be determined which value is read.
@@ -720,10 +721,10 @@ class CodeFingerprint:
             self._module(f"{name}.{each}", spec_of(f"{name}.{each}", path))
 
     def _loaded(self, name: str) -> types.ModuleType | None:
-        """Return a module, unless it was not loaded when it was first looked for.
+        """Return a module, or `None` if it was not loaded when it was first looked up.
 
-        The variables of such a module do not count, because tasks load it, and the key of the next
-        task must be the same.
+        The variables of such a module are ignored: it is loaded by tasks, and the key of the next
+        equal task must be the same.
         """
         found = sys.modules.get(name)
         if found is None:
@@ -733,15 +734,15 @@ class CodeFingerprint:
     def _module(
         self, name: str, spec: ModuleSpec | None, whole: types.ModuleType | None = None
     ) -> None:
-        """Collect a module's source, and those that it imports.
+        """Collect a module's source, and the sources of the modules that it imports.
 
         Args:
-            name: Its name.
-            spec: Its spec.
-            whole: The module itself, if all its variables count, too.
+            name: The module's name.
+            spec: The module's spec.
+            whole: The module itself if all its variables are collected as well.
 
         Raises:
-            UnhashableError: Its source cannot be read.
+            UnhashableError: The module's source cannot be read.
         """
         variables = getattr(whole or sys.modules.get(name), "__dict__", {})
         origin = spec.origin if spec is not None and spec.has_location else None
@@ -770,11 +771,11 @@ class CodeFingerprint:
             self._runs(names, {**constants_in(code), "__package__": package}, part)
 
     def _runs(self, names: Names, variables: Mapping[str, Any], part: str) -> None:
-        """Collect what a module that a task will import uses of modules that are loaded.
+        """Collect the members of loaded modules that a module uses when a task imports it.
 
         Args:
-            names: The names in its code.
-            variables: Those of its variables that are known: its package and its constants.
+            names: The names in the importing module's code.
+            variables: The module's known variables: its package and its constants.
             part: The name of the module.
         """
         package = variables["__package__"]
@@ -798,7 +799,7 @@ class CodeFingerprint:
         return "__path__" in variables or variables.get("__spec__") is None
 
     def _own(self, module: Any, file: Any) -> bool:
-        """Return True if a module's own code counts; otherwise collect its version."""
+        """Return True if a module is the user's own; otherwise collect its library's version."""
         program = self._program
         if program.origins.own(file):
             if altered(str(module)):  # workers would run its current content

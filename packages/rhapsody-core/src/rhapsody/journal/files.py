@@ -1,9 +1,9 @@
 """Digests of files, and the output files of recorded tasks.
 
-A digest is kept for as long as a file's size, time of change and inode stay the same. The time of
+A digest is reused for as long as a file's size, time of change and inode stay the same. The time of
 change does not reveal writes through a memory map on tmpfs, or later writes to a page that is
-already dirty, and some file systems have no such time. Such files are read each time, and
-so are small ones.
+already dirty, and some file systems do not record it. Files in these situations are read each time,
+and so are small files.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ class FileDigests:
 
     @contextlib.contextmanager
     def looking_once(self) -> Iterator[None]:
-        """Look at each path once in this context."""
+        """Look at each path at most once inside the `with` block."""
         self._seen, self._once = {}, {}
         try:
             yield
@@ -103,7 +103,7 @@ class FileDigests:
         """Return the digest of a file's content, `None` if there is no readable file.
 
         Args:
-            path: Its path; `~`, `$NAME` and `file:///` are expanded as most libraries do.
+            path: The file's path. `~`, `$NAME` and `file:///` are expanded, as most libraries do.
         """
         if not path or len(path) > LONGEST:
             return None
@@ -130,7 +130,7 @@ class FileDigests:
             return None
 
     def once(self, make: Callable[..., T], *args: Any) -> T:
-        """Call a function once per context for the same arguments, and return its result."""
+        """Return the result of a function; call it once per `looking_once` block and arguments."""
         if self._once is None:
             return make(*args)
         if (make, args) not in self._once:
@@ -212,7 +212,7 @@ def _read(path: str) -> bytes:
 
 
 def _read_small(path: str) -> bytes:
-    """Return the digest of a file, read with as few calls to the system as possible."""
+    """Return the digest of a small file, read with as few system calls as possible."""
     made = hashlib.blake2b(digest_size=SIZE)
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
@@ -229,7 +229,7 @@ def on_network(directory: Path) -> bool:
 
 
 def file_system(path: str) -> str:
-    """Return the type of the file system that contains a path, empty if it is unknown."""
+    """Return the type of the file system that contains a path; empty if unknown."""
     try:
         mounts = Path("/proc/self/mounts").read_text(encoding="utf-8", errors="surrogateescape")
     except OSError:  # no Linux
@@ -251,7 +251,7 @@ class Outputs:
 
     Args:
         directory: The directory of the journal.
-        digests: Makes digests of files.
+        digests: The object that computes digests of files.
     """
 
     def __init__(self, directory: Path, digests: FileDigests) -> None:
@@ -263,10 +263,10 @@ class Outputs:
 
         Args:
             files: The files.
-            named: True if its result is, or contains, a path into its sandbox.
+            named: True if the task's result is, or contains, a path into its sandbox.
 
         Raises:
-            UnhashableError: A later run could not find them again.
+            UnhashableError: A later run could not find the files again.
         """
         if files is None:
             return None
@@ -320,7 +320,7 @@ class Outputs:
         }
 
     def found(self, noted: str) -> TaskFiles | None:
-        """Find a task's files.
+        """Find a task's files from their record.
 
         Returns:
             The files, some of which may be missing; `None` if one has changed, or if a directory

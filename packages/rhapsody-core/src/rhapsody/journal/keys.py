@@ -1,6 +1,6 @@
 """Key of a task: the digest of everything that its result is known to depend on.
 
-The backend, resources, timeouts and retries do not count.
+The backend, resources, timeouts and retries are not part of it.
 """
 
 from __future__ import annotations
@@ -47,12 +47,12 @@ class Key(NamedTuple):
 
     Attributes:
         digest: The digest of everything, see `Keys.digest`.
-        parts: All parts except `code`, by their names in messages, see `as_text`: digests, or small
-            numbers themselves.
+        parts: All parts except `code`, as text (see `as_text`). Each has the name that messages use
+            for it, and a digest; small numbers are included as they are.
         code: The digest of the function's code and all that it uses, see `Keys.codes`; `None` for
             a command, and for a task with a `version`.
-        paths: The strings and paths in the arguments that may name files: each with the digest
-            of its file, `None` where there is no file.
+        paths: The strings and paths in the arguments that may name files, each with the digest
+            of its file, or `None` if the file does not exist.
         watched: The parts that must not change until the task has ended: its input files and the
             variables that a command inherits.
     """
@@ -68,9 +68,9 @@ class _Known(NamedTuple):
     """A function that was inspected.
 
     Attributes:
-        digest: The digest of its code and of all that it uses.
-        found: Its ingredients, and the variables that were read.
-        refused: The reason why it has no digest.
+        digest: The digest of the function's code and of all that it uses.
+        found: The ingredients of the digest, and the variables that were read.
+        refused: The reason why the function has no digest; `None` if it has one.
     """
 
     digest: bytes
@@ -78,7 +78,7 @@ class _Known(NamedTuple):
     refused: str | None = None
 
     def is_current(self) -> bool:
-        """Return True if the variables are the same objects, without comparing their content."""
+        """Return True if the variables that were read still refer to the same objects."""
         found = self.found
         for variables, name, value in found.read:
             if variables.get(name, MISSING) is not value:
@@ -95,9 +95,9 @@ class _Known(NamedTuple):
 
 
 def as_text(parts: Mapping[str, object]) -> str:
-    """Return ingredients as text that `ast.literal_eval` reads, the same in each run.
+    """Return ingredients as text that `ast.literal_eval` can read, the same in each run.
 
-    This takes half the time of JSON with sorted keys.
+    This takes half the time of `json.dumps` with sorted keys.
     """
     return ascii(parts)
 
@@ -110,7 +110,8 @@ class Keys:
         program: The state shared by all functions of a run.
 
     Attributes:
-        codes: The names that functions' code uses, with their places, by digest, see `as_text`.
+        codes: The ingredients of functions' code and the lines where they begin, as text (see
+            `as_text`), by `Key.code`.
     """
 
     program: Program
@@ -132,9 +133,9 @@ class Keys:
         """Return the key of a task.
 
         Args:
-            task: Its description.
-            settings: Its `version`.
-            inputs: The paths of its input files, by name.
+            task: The task's description.
+            settings: The task's settings that are part of the key: its `version`.
+            inputs: The paths of the task's input files, by name.
             texts: The strings and paths in the arguments of a command, which may name files.
 
         Raises:
@@ -208,7 +209,7 @@ class Keys:
         return Key(self.digest(text, code, found.paths), text, code, found.paths, watched)
 
     def digest(self, parts: str, code: bytes | None, paths: Mapping[str, bytes | None]) -> bytes:
-        """Return the digest of a key's parts, code and the files that its paths name now."""
+        """Return the digest of a key's parts, code digest, and paths with their files' digests."""
         made = hashlib.blake2b((code or b"") + parts.encode(), digest_size=SIZE)
         if any(paths.values()):
             portable = self.program.portable
@@ -220,7 +221,7 @@ class Keys:
     def _command(
         self, task: Mapping[str, Any], found: CodeFingerprint, parts: dict[str, str]
     ) -> None:
-        """Add a command, the files that its words name, and its inherited variables."""
+        """Add a command and its inherited variables to `parts`; collect the files it names."""
         words = [str(each) for each in (task.get("executable"), *task.get("arguments", ()))]
         sandbox, environment = task.get("sandbox"), task.get("environment") or {}
         metadata = task["metadata"]
@@ -248,9 +249,9 @@ class Keys:
     ) -> Iterator[str]:
         """Yield the programs that a command names, and possible paths in its words.
 
-        This includes the file in `--in=PATH`, in the text of a shell, and in `environment`, but not
-        files that a shell writes to. After the first word, names of declared files are not
-        programs.
+        This includes paths in words such as `--in=PATH`, in shell commands and in `environment`,
+        but not files that a shell writes to. After the first word, the names of declared files are
+        not regarded as programs.
         """
         programs: dict[str, None] = {}
         for word in words:
@@ -282,7 +283,7 @@ class Keys:
             yield from (piece for piece in value.split(":") if piece.startswith("/"))
 
     def files(self, paths: Iterable[str]) -> dict[str, bytes | None]:
-        """Return the digests of files as they are now, `None` if there is no file."""
+        """Return the current digest of each path's file, `None` if the file does not exist."""
         return {path: self.program.file(path) for path in paths}
 
     def require_unchanged(
@@ -291,9 +292,9 @@ class Keys:
         """Raise if a task's inputs have changed since its key was computed.
 
         Args:
-            task: Its description.
-            inputs: The paths of its input files, by name.
-            before: Their state in the key, see `Key.watched`.
+            task: The task's description.
+            inputs: The paths of the task's input files, by name.
+            before: The inputs' digests when the key was computed, see `Key.watched`.
 
         Raises:
             UnhashableError: A file, or a variable that a command inherits, has changed.
@@ -313,14 +314,14 @@ class Keys:
                 )
 
     def _variables(self, task: Mapping[str, Any], found: CodeFingerprint) -> str | None:
-        """Return the digest of the variables that the program has set, `None` if there are none."""
+        """Return the digest of environment variables that the program has set, `None` if none."""
         own = task.get("environment") or {}
         inherited = self.program.variables()
         inherited = {name: value for name, value in inherited.items() if name not in own}
         return found.value(inherited) if inherited else None
 
     def begin(self) -> None:
-        """Begin a batch of tasks, for which mutable values are inspected again, once."""
+        """Begin a batch of tasks, in which mutable values are inspected once more."""
         self._checked.clear()
 
     def _code(self, function: Any) -> bytes:
@@ -337,7 +338,10 @@ class Keys:
         return known.digest
 
     def _is_unchanged(self, known: _Known) -> bool:
-        """Return True if mutable values are unchanged, compared once per batch."""
+        """Return True if mutable values that the function uses are unchanged.
+
+        They are compared once per batch.
+        """
         if id(known) in self._checked:
             return True
         self._checked.add(id(known))
@@ -359,17 +363,18 @@ class Keys:
 
 
 def _without(sandbox: str, word: str) -> str:
-    """Return a word with the path of a sandbox replaced by a character that no path contains."""
+    """Return a word in which a sandbox's path is replaced by a character that no path contains."""
     return re.sub(re.escape(sandbox) + r"(?![\w.-])", "\0", word)
 
 
 def require_not_changed(
     before: Mapping[str, bytes | None], now: Mapping[str, bytes | None]
 ) -> None:
-    """Raise if an existing file has changed or is missing now; new files are outputs.
+    """Raise if a file has changed or is missing; new files are regarded as outputs.
 
     Raises:
-        UnhashableError: The task may have read it before the change, after it, or not at all.
+        UnhashableError: A file has changed or is missing, and the task may have read it before or
+            after that.
     """
     for path, digest in before.items():
         if digest is not None and now[path] != digest:
@@ -381,7 +386,7 @@ def require_not_changed(
 
 
 def _taken_apart(function: Any, found: CodeFingerprint, parts: dict[str, str]) -> Any:
-    """Return the function in a method, a `partial` or a library's wrapper; collect the latter."""
+    """Return the function in a method, `partial` or library's wrapper; add the rest to `parts`."""
     while not isinstance(function, _CODE):
         part = f"around {len(parts)}"
         if isinstance(function, functools.partial):

@@ -1,11 +1,11 @@
 """Source code of the program: its digests, the names that it uses, and its origin.
 
-The user's functions count by their byte code, compiled again from the source without
-docstrings, positions and annotations of arguments. The loaded code counts, not the current content
-of the file: if the two differ, or if there is no source, the loaded byte code is used as it is.
-Classes and modules count by the byte code of their source: a file that has changed since the
-program started is rejected. Byte code depends on the minor version of Python. Installed packages
-count by their version.
+The digest of a user's function is that of its byte code, compiled again from the source without
+docstrings, positions and annotations of arguments. It always represents the loaded code, not the
+current content of the file: if the two differ, or if there is no source, the loaded byte code is
+used as it is. The digest of a class or module is that of the byte code of its source; a file that
+has changed since the program started is rejected. Byte code depends on the minor version of Python.
+Installed packages are represented by their version.
 
 The names that a function uses from outside are read from its compiled code, which is what runs. It
 shows which globals a function reads, with the attributes that are read directly (`settings.rate`),
@@ -61,10 +61,10 @@ class _File:
 
     Attributes:
         changed: The time of its last change, in nanoseconds.
-        code: Its code as Python compiles it.
-        plain: The code of the normalized tree, by the code that Python compiles.
-        names: The number of functions and classes of each qualified name.
-        classes: The classes of each qualified name in the normalized tree.
+        code: The file's code as Python compiles it.
+        plain: The code compiled from the normalized tree, by the corresponding code of the file.
+        names: The number of functions and classes with each qualified name.
+        classes: The classes with each qualified name in the normalized tree.
         chains: The names in the body of each class, see `_chains`.
     """
 
@@ -107,7 +107,7 @@ class Sources:
             Both, or `None` if the source is not found or differs from the loaded methods.
 
         Raises:
-            UnhashableError: Its file was changed after the program had started.
+            UnhashableError: The file was changed after the program had started.
         """
         file = self._unchanged(name, variables)
         nodes = file.classes.get(cls.__qualname__, [])
@@ -207,7 +207,7 @@ def _normalize(tree: ast.Module, file: _File) -> None:
 def _pairs(
     code: types.CodeType, plain: types.CodeType
 ) -> Iterator[tuple[types.CodeType, types.CodeType]]:
-    """Yield code with its normalized form, and so on for the nested code of both."""
+    """Yield code with its normalized form, and likewise for all code nested in it."""
     yield code, plain
     inner, plains = (
         [c for c in each.co_consts if isinstance(c, types.CodeType) and c.co_name != "__annotate__"]
@@ -276,13 +276,13 @@ _FILLS = frozenset({
 
 
 class Use(NamedTuple):
-    """A global that is read.
+    """Use of a global by code.
 
     Attributes:
-        chain: Its name and the attributes that are read from it directly.
-        by: The instruction that takes the value, such as `BINARY_SUBSCR` or one of `CALLS`.
-        key: The subscript or the first argument: a text, or the name of a global in a tuple;
-            `None` if it is something else.
+        chain: The global's name, and the attributes that are read from it directly.
+        by: The instruction that consumes the value, such as `BINARY_SUBSCR` or one of `CALLS`.
+        key: The subscript or the first argument of the call: a string if it is a literal, a tuple
+            with the name if it is a global, otherwise `None`.
     """
 
     chain: tuple[str, ...]
@@ -290,7 +290,7 @@ class Use(NamedTuple):
     key: str | tuple[str] | None = None
 
     def filled(self) -> tuple[str, ...]:
-        """Return the name of the container that is filled in place, if one is."""
+        """Return the names of containers that this use fills in place: one or none."""
         if self.by in CALLS:
             return self.chain[-2:-1] if self.chain[-1] in _FILLS else ()
         return self.chain[-1:] if self.by in ("STORE_SUBSCR", "DELETE_SUBSCR") else ()
@@ -301,12 +301,12 @@ class Names:
     """Names and imports that code uses from outside itself.
 
     Attributes:
-        uses: The globals that it reads.
-        modules: Modules that it imports itself: the name, with a dot for each level, and what is
-            taken from there.
-        members: The uses of those modules, by the name of the module, with which the chain begins.
-        stored: Names of globals that it sets.
-        filled: Names of variables in closures and of attributes that it fills in place, as
+        uses: The globals that the code reads.
+        modules: The modules that the code imports: the name, with a dot for each relative level,
+            and the names imported from the module.
+        members: The uses of those modules, by module name, with which each chain begins.
+        stored: Names of globals that the code sets.
+        filled: Names of closure variables and attributes that the code fills in place, as
             `seen.append(x)` and `self.seen.append(x)` do.
     """
 
@@ -362,7 +362,7 @@ def names_in(code: types.CodeType) -> Names:
 
 
 def constants_in(code: types.CodeType) -> dict[str, str]:
-    """Return the texts that a module's code sets as global variables, each set only once in it."""
+    """Return the global variables that a module's code sets only once, and to a string literal."""
     found: dict[str, str] = {}
     stored: Counter[str] = Counter()
     for one in with_inner(code):
@@ -459,13 +459,14 @@ class Program:
     """State shared by all functions of a run.
 
     Args:
-        directory: The program's directory; paths below it count relative to it.
+        directory: The program's directory. Paths below it enter digests relative to it.
         files: The digests of files.
 
     Attributes:
-        memos: Variables that count as empty, because tasks fill them: a global by the address of
-            the module's variables and its name, a variable in a closure by that of its cell.
-        unloaded: Modules that were not loaded when they were first looked for.
+        memos: Variables that are treated as empty because tasks fill them. A global is identified
+            by the address of its module's variables and its name, a closure variable by the address
+            of its cell.
+        unloaded: Names of modules that were not loaded when they were first looked up.
     """
 
     def __init__(self, directory: Path, files: FileDigests) -> None:
@@ -508,7 +509,7 @@ class Program:
 
     @property
     def pipes(self) -> set[str]:
-        """Paths passed to `file` that name pipes."""
+        """The paths of pipes among those that were passed to `file`."""
         return self._files.pipes
 
     def package(self, name: str) -> str:
@@ -528,8 +529,8 @@ class Program:
         """Return the path of a program that a command names.
 
         Args:
-            name: Its name.
-            path: The `PATH` of the command, `None` for that of this process.
+            name: The program's name.
+            path: The `PATH` of the command, `None` for the `PATH` of this process.
         """
         return self._files.once(shutil.which, name, os.F_OK | os.X_OK, path)
 

@@ -1,8 +1,8 @@
 """Digests of values that are the same in every run and on every machine.
 
 Pickles are not digested: a comment above a function of `__main__` changes them, and the order of a
-set changes with the hash seed. Objects count by the parts from which pickle would rebuild them. A
-digest does not depend on whether two parts of a value are the same object, nor on the order of a
+set changes with the hash seed. An object's digest is that of the parts from which pickle would
+rebuild the object. A digest does not depend on whether two parts of a value are the same object, nor on the order of a
 `dict`. A set of functions with the same name, such as lambdas, and an object that contains another
 object's address have a different digest in each run.
 """
@@ -102,10 +102,10 @@ class Values:
     """Digests of values.
 
     Args:
-        surroundings: Collects the functions, classes and paths in values.
+        surroundings: The object that collects the functions, classes and paths in values.
 
     Attributes:
-        size: Size of the last value: the number of its parts, plus one for each 128 bytes of data.
+        size: Size of the last value: the number of parts plus one for each 128 bytes of data.
     """
 
     __slots__ = ("_around", "_entries", "_open", "_whole", "size")
@@ -118,7 +118,7 @@ class Values:
         self.size: int = 0
 
     def shown(self, value: object) -> str:
-        """Return a value's digest in hexadecimal, or a small number itself, which is faster.
+        """Return a value's digest in hexadecimal; a small number is returned as it is for speed.
 
         Raises:
             UnhashableError: It has no digest.
@@ -371,7 +371,10 @@ _INDEXES = frozenset(("SLURM_ARRAY_TASK_ID", "PBS_ARRAY_INDEX", "LSB_JOBINDEX", 
 
 
 def counts(variable: str) -> bool:
-    """Return True if an environment variable affects more than the place where a program runs."""
+    """Return True if an environment variable is part of keys, because it may affect results.
+
+    Variables that only depend on where a program runs are not.
+    """
     if variable in _INDEXES:
         return True
     return variable not in _PLACES and not variable.startswith(_PLACES_BEGIN)
@@ -413,7 +416,7 @@ def _is_plain_python(kind: type) -> bool:
 
 
 def _is_machinery(value: object) -> bool:
-    """Return True if an object's state does not affect results, also among arguments.
+    """Return True if an object's state does not affect results, even if it is an argument.
 
     These are engines, backends, tasks, and the generators of module-level random functions.
     """

@@ -408,7 +408,7 @@ def _holds_files(directory: Path) -> bool:
 
 
 def numbers(counts: Counts, retried: int = 0, reused: int = 0) -> str:
-    """Return text with the number of tasks for each outcome; zeros are omitted except for `done`."""
+    """Return text with the number of tasks for each outcome, without zeros except for `done`."""
     row = counts.all
     others = {
         "failed": row.failed,

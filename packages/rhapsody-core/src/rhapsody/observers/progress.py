@@ -106,7 +106,7 @@ class Progress:
             _taken.release()
 
     def _print_line(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Print a line, and schedule the next one unless all tasks have ended."""
+        """Print a line and schedule the next one, unless all tasks have ended."""
         every, self._timer = self._counts.all, None
         if every.ended < every.total:
             _write([self._line()])
