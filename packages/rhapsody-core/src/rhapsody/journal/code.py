@@ -126,22 +126,24 @@ _PLAIN = frozenset((type(None), bool, int, float, complex, str, bytes, type(...)
 
 
 class CodeFingerprint:
-    """Collects everything that results depend on, by name, including values that contain code.
+    """Collector of everything that a task's results depend on, including values that contain code.
 
     Args:
         program: The state shared by all functions of a run.
 
     Attributes:
-        parts: The digest or version of each ingredient.
+        parts: The digest or version of each ingredient, by name.
         paths: The strings that may name files, each with the digest of its file.
-        lines: Where functions among the ingredients begin.
-        read: The variables that were read: the module's or class's variables, a name, and a value.
+        lines: The line in which each function among the ingredients begins, by name.
+        read: The variables that were read, each as a tuple of the namespace (of a module or class),
+            the name and the value.
         cells: The closure cells that were read, with their content.
         sizes: Namespaces that were read as a whole, with their sizes.
-        environment: The environment variables that were read.
+        environment: The environment variables that were read, with their values.
         inner: Values that can change in place, with their digests.
-        made_of: Functions, with their code, defaults and names, which programs can replace.
-        related: Classes, with their bases and other related classes, which programs can replace.
+        made_of: Functions, with their code, defaults and names, because programs can replace these.
+        related: Classes, with their bases and other related classes, because programs can replace
+            these.
         set_here: True if a variable that was read may have another value on a worker, which imports
             the module: one that is not a function, class or module, or an environment variable.
         starts_programs: True if the code starts programs, which inherit environment variables.
@@ -416,7 +418,7 @@ class CodeFingerprint:
                 self._member(found, use, variables, name)
 
     def _in_library(self, function: types.FunctionType | type) -> bool:
-        """Return True if a library has a function or class under its own name."""
+        """Return True if a function or class is found under its own name in a library's module."""
         if self._program.origins.own(file_of(function.__module__)):
             return False  # decorated with `functools.wraps`
         return _is_in_its_module(function)
@@ -821,7 +823,7 @@ def _closed_over(function: types.FunctionType) -> Iterable[tuple[str, types.Cell
 
 
 def _is_in_its_module(thing: types.FunctionType | type) -> bool:
-    """Return True if a module has a function or class under its own name."""
+    """Return True if a function or class is found under its own name in its module."""
     found: Any = sys.modules.get(thing.__module__)
     for part in thing.__qualname__.split("."):
         found = getattr(found, part, None)
@@ -845,7 +847,7 @@ def _fields_of(cls: Any) -> list[tuple[Any, ...]]:
 
 
 def _related(cls: type) -> list[type]:
-    """Return a class's bases and its own class, and those registered as its subclasses."""
+    """Return a class's bases, its metaclass, and the classes registered as its subclasses."""
     found = [*cls.__bases__, type(cls)]
     if not isinstance(cls, abc.ABCMeta):
         return found
@@ -871,7 +873,7 @@ def _is_empty(value: object) -> bool:
 
 
 def _is_python_s(name: str, value: Any) -> bool:
-    """Return True if a built-in name has its original value."""
+    """Return True if a name of `builtins` still has Python's own value."""
     if isinstance(value, types.BuiltinFunctionType):
         return value.__name__ == name
     if isinstance(value, type):

@@ -130,7 +130,7 @@ class FileDigests:
             return None
 
     def once(self, make: Callable[..., T], *args: Any) -> T:
-        """Return the result of a function; call it once per `looking_once` block and arguments."""
+        """Return a function's result, computed once for equal arguments in `looking_once`."""
         if self._once is None:
             return make(*args)
         if (make, args) not in self._once:

@@ -2,9 +2,9 @@
 
 Pickles are not digested: a comment above a function of `__main__` changes them, and the order of a
 set changes with the hash seed. An object's digest is that of the parts from which pickle would
-rebuild the object. A digest does not depend on whether two parts of a value are the same object, nor on the order of a
-`dict`. A set of functions with the same name, such as lambdas, and an object that contains another
-object's address have a different digest in each run.
+rebuild the object. A digest depends neither on whether two parts of a value are the same object,
+nor on the order of a `dict`. A set of functions with the same name, such as lambdas, and an object
+that contains another object's address have a different digest in each run.
 """
 
 from __future__ import annotations
