@@ -455,7 +455,7 @@ class TaskFuture(asyncio.Future[T]):
 
     @property
     def files(self) -> dict[str, InputFile]:
-        """The declared output files, as inputs for other tasks, by their names."""
+        """The declared output files by name, as inputs for other tasks."""
         return {name: input_from(self, name) for name in getattr(self, "_declared", ())}
 
     def file(self, name: str) -> InputFile:

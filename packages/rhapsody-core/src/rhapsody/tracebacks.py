@@ -165,7 +165,7 @@ def _of_text(cause: BaseException | None) -> list[Frame]:
     frames: list[Frame] = []
     lines = text_of(cause).splitlines()
     for number, line in enumerate(lines):
-        if line.lstrip() == _BEGIN:  # only the last exception of a chain counts
+        if line.lstrip() == _BEGIN:  # only the last exception of a chain is used
             frames.clear()
         elif found := _FRAME.match(line):
             source = "".join(lines[number + 1 : number + 2])

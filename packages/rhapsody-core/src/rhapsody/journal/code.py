@@ -658,7 +658,7 @@ class CodeFingerprint:
         """
         if id(value) not in _SPECIAL:
             return False
-        if not use.by:  # the body of a class, whose attributes count
+        if not use.by:  # the body of a class, whose attributes are collected
             return True
         if value is sys.modules:
             if use.by != "CONTAINS_OP":
@@ -787,7 +787,7 @@ class CodeFingerprint:
         for module, use in (*names.members, *taken):
             found = self._loaded(_resolved(module, package))
             if found is None:
-                continue  # its source counts
+                continue  # its source is collected
             known, member = vars(found), "".join(use.chain[1:2])
             if member in ("", "*") or member in known or "__getattr__" in known:
                 self._member(found, use, variables, part)

@@ -48,10 +48,10 @@ class InputPlace(NamedTuple):
     """Location of an input, for the backend that links it and for functions that read it.
 
     Attributes:
-        path: The file, `None` if this process cannot read it.
-        producer: The attempt on the same backend from whose sandbox it is linked, if any.
-        missing: The outcome of the earlier run's task that wrote the file, if the file is missing.
-        directory: True for a directory that a dependency made.
+        path: The path of the file, `None` if this process cannot read it.
+        producer: The attempt on the same backend from whose sandbox the file is linked, if any.
+        missing: If the file is missing, the outcome of the task of an earlier run that wrote it.
+        directory: True for a directory that a dependency created.
     """
 
     path: str | None
@@ -88,7 +88,7 @@ class Resolved:
         return list(found.values())
 
     def paths(self) -> dict[str, str | None]:
-        """Return the inputs' paths by their names, `None` for those this process cannot read."""
+        """Return the inputs' paths by name, `None` for those that this process cannot read."""
         return {name: place.path for name, place in self.places.items()}
 
 
@@ -183,8 +183,8 @@ def as_several(
 
     Args:
         file: The input, bound to the task's sandbox.
-        sources: The outcomes of its dependencies.
-        producer: The outcome of the task that makes this file, if that is known.
+        sources: The outcomes of the task's dependencies.
+        producer: The outcome of the task that writes this file, if known.
     """
     if producer is not None:
         sources = (producer,)
@@ -209,8 +209,8 @@ def located(
 
     Args:
         file: The input.
-        resolved: The places of its task's inputs, all of which this process can read.
-        producer: The outcome of the task that makes this file, if that is known.
+        resolved: The locations of the task's inputs, all of which this process can read.
+        producer: The outcome of the task that writes this file, if known.
     """
     places = resolved.places
     sources = resolved.sources if producer is None else (producer,)
