@@ -1,4 +1,7 @@
-"""Capabilities that a backend declares. Plugins import this class from `rhapsody.backends`."""
+"""Capabilities that a backend declares.
+
+Plugins import `Capabilities` from `rhapsody.backends`.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from rhapsody.resources import Resources
 from rhapsody.task import TaskKind
 
 CancelLevel = Literal["none", "queued", "running"]
-"""Which tasks can be canceled: none, those that have not started, or also running ones."""
+"""Tasks that can be canceled: none, those that have not started, or those and running ones."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

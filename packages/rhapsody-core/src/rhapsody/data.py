@@ -109,7 +109,7 @@ def _require_sandbox(path: str) -> None:
 
 
 def moved(text: str, former: str, sandbox: str) -> str:
-    """Replace the path `former` of a sandbox in a text, such as a command, by `sandbox`."""
+    """Return a text, such as a command, with the sandbox path `former` replaced by `sandbox`."""
     # Sandboxes are named after uids, which end in numbers.
     return re.sub(re.escape(former) + r"(?![0-9~])", lambda _: sandbox, text)
 

@@ -1,8 +1,8 @@
 """Descriptions and futures of tasks.
 
 The engine creates descriptions and resolves futures; backends read descriptions and write results
-into them. This module only defines these classes. It also contains retry policies, which the engine
-applies, and exports the resources that tasks request.
+into them. The module also contains retry policies, which the engine applies, and exports the
+resources that tasks request.
 """
 
 from __future__ import annotations

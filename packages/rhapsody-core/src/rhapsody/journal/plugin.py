@@ -382,7 +382,7 @@ class Journal:
             if record.inputs or task["function"] is None:
                 self._keys.require_unchanged(task, record.inputs, key.watched)
             if paths and (now := self._keys.files(paths)) != paths:
-                require_not_changed(paths, now)  # the content of files that it wrote is part of the key
+                require_not_changed(paths, now)  # files that it wrote are part of the key
                 paths = now
                 digest = self._keys.digest(key.parts, key.code, paths)
                 number = self._number(digest, number)
