@@ -71,12 +71,12 @@ class FileDigests:
     """Digests of files, each computed once until the file changes. Not thread-safe.
 
     Args:
-        earlier: Returns the digest that an earlier run stored for a stamp.
+        earlier: Function that returns the digest which an earlier run stored for a stamp, if any.
 
     Attributes:
-        new: Digests to store for later runs, by their stamps.
-        gone: Digests of missing files that recorded tasks wrote, by their paths.
-        pipes: Paths that were requested and name pipes.
+        new: Digests to store for later runs, by stamp.
+        gone: Digests of missing files that recorded tasks wrote, by path.
+        pipes: The requested paths that are pipes.
     """
 
     def __init__(self, earlier: Callable[[Stamp], bytes | None] = lambda _: None) -> None:

@@ -56,7 +56,8 @@ class Journal:
         names: The names in `again` for which this run has called tasks.
 
     Raises:
-        JournalInUseError: Another run uses the journal, and it cannot be shared.
+        JournalInUseError: Another run uses the journal, and `shared` is False or the journal is on
+            a network file system, where it cannot be shared.
         JournalError: The file cannot be used.
     """
 

@@ -186,7 +186,8 @@ class Store:
             `GONE` and `MADE_AGAIN`.
 
     Raises:
-        JournalInUseError: Another run uses the journal, and it cannot be shared.
+        JournalInUseError: Another run uses the journal, which is on a network file system and so
+            cannot be shared.
         JournalError: The journal cannot be used; the message names the fix.
     """
 

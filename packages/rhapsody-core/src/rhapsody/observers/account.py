@@ -145,7 +145,7 @@ class FailureGroups:
 
     @property
     def latest(self) -> list[FailureGroup]:
-        """The groups, ordered by their latest failures; the most recent comes last."""
+        """The groups, in the order of the first failure of each."""
         return list(self._groups.values())
 
     def add(
