@@ -554,8 +554,8 @@ class InputFiles(list[Path]):
     """Sorted paths of several files, which a task receives for an `InputFile`.
 
     For a directory that a dependency declared, these are the files in it, at any depth; for the
-    pattern of an `OutputFile(..., many=True)`, those that match. The paths are in the task's sandbox, or the
-    original ones for a function without a sandbox.
+    pattern of an `OutputFile(..., many=True)`, those that match. They are paths in the task's
+    sandbox, or the original paths for a function without a sandbox.
 
     `str()` returns the directory, or the files quoted for a shell: their names in commands, their
     paths in functions. As an item of a list command, the object stands for the directory or for one
