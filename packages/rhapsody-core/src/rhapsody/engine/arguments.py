@@ -1,4 +1,4 @@
-"""Futures and files in a call's arguments: found when it is made, replaced when it runs.
+"""Futures and files in a call's arguments: found at the call, replaced when the task runs.
 
 Only exact lists, tuples, dicts and sets, named tuples and the `init` fields of dataclasses are
 searched. This module does not depend on tasks or backends.
@@ -24,7 +24,7 @@ from rhapsody.task import TaskFuture
 T = TypeVar("T")
 
 MAX_DEPTH = 100
-"""Number of levels of containers that are searched."""
+"""Maximum depth of nested containers in arguments."""
 
 PLAIN = frozenset({int, float, bool, str, bytes, type(None), complex, bytearray, range})
 """Types that contain no futures or files."""
@@ -33,19 +33,19 @@ PLAIN = frozenset({int, float, bool, str, bytes, type(None), complex, bytearray,
 EXACT = frozenset({list, tuple, dict, set})
 
 UNSEARCHED: tuple[type, ...] = (list, tuple, dict, set, frozenset, deque, type({}.values()))
-"""Containers in whose subclasses (and in the last three types) futures cannot be replaced."""
+"""Containers in which futures are an error: subclasses of `EXACT`, and the last three types."""
 
 LOOKED_AT = 1000
-"""Maximum number of containers checked inside an unsearched one, so that big data is cheap."""
+"""Maximum number of containers that are checked in an unsearched one, to limit the time."""
 
 _NO_PRODUCERS: Mapping[int, TaskFuture[Any]] = MappingProxyType({})
 
 
 class literal(Generic[T]):  # noqa: N801 - reads as a function: f(literal(x))
-    """Marks an argument that is not searched for futures and files.
+    """Wrapper for an argument that is not searched for futures and files.
 
-    The task receives `value` itself. Useful for large data structures, and for futures that are
-    passed as objects.
+    The task receives `value` itself. This is useful for large data structures, and for futures that
+    are passed as objects.
     """
 
     __slots__ = ("value",)
@@ -80,9 +80,10 @@ class ArgumentScan:
         return bool(self.futures or self.inputs or self.outputs or self._literals)
 
     def copy(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], Any]:
-        """Return the arguments with copies of the containers that lead to a future or file.
+        """Return the arguments with copies of the containers that contain futures or files.
 
-        Afterwards `fill` works on the copies.
+        Containers that contain them at any depth are copied. Pass the result to `fill`, which
+        knows only the copies afterwards.
         """
         if not self._touched:
             return args, kwargs
@@ -98,12 +99,13 @@ class ArgumentScan:
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Return the arguments with futures and files replaced and `literal` marks removed.
 
-        Containers without any are passed on unchanged; others are copied.
+        Containers that contain none of these are returned unchanged, others as copies.
 
         Args:
             args: The positional arguments.
             kwargs: The keyword arguments.
-            values: The replacements by the `id` of each future and file.
+            values: The replacements by the `id` of each future and file; `fill` adds the values
+                of `literal` marks.
         """
         values.update((id(mark), mark.value) for mark in self._literals)
         if self._touched:
@@ -213,12 +215,12 @@ def _children(value: Any) -> Any:
 
 
 def _require_no_future(value: Any, outer: Any) -> None:
-    """Raise if a future is in a container that is not searched, or one level below.
+    """Check that no future is in a container that is not searched, or in one directly inside it.
 
-    Types are checked first, at the speed of C, and objects only if that is not enough.
+    The types are checked first, which is fast, and the objects only if one may be a future.
 
     Raises:
-        TypeError: There is one; the message says where.
+        TypeError: There is a future; the message names the container.
     """
     kinds = set(map(type, _items(value)))
     if PLAIN.issuperset(kinds):
@@ -240,7 +242,7 @@ def _require_no_future(value: Any, outer: Any) -> None:
 
 
 def _items(value: Any) -> Iterator[Any]:
-    """Iterate over a container as its built-in base class does."""
+    """Iterate over a container with the method of its built-in base class."""
     if isinstance(value, dict):
         return iter(dict.values(value))
     kind: Any = next(kind for kind in UNSEARCHED if isinstance(value, kind))
@@ -249,7 +251,7 @@ def _items(value: Any) -> Iterator[Any]:
 
 
 def _check_keys(value: dict[Any, Any]) -> None:
-    """Raise if a future is a key of a dict, or in a tuple that is one."""
+    """Raise `TypeError` if a future is a key of a dict, or in a tuple that is a key."""
     for key in value:
         for part in key if type(key) is tuple else (key,):
             if asyncio.isfuture(part):
@@ -261,11 +263,11 @@ def _check_keys(value: dict[Any, Any]) -> None:
 
 
 _anew: WeakKeyDictionary[type, bool] = WeakKeyDictionary()
-"""Results of `_made_anew`, the slowest function here."""
+"""Cached results of `_made_anew`, the slowest function of this module."""
 
 
 def _made_anew(kind: type) -> bool:
-    """Return True if a dataclass has a `__post_init__` and takes no arguments but its fields."""
+    """Return True if a dataclass has a `__post_init__` and can be created from its fields."""
     if not hasattr(kind, "__post_init__"):
         return False
     answer = _anew.get(kind)
@@ -276,14 +278,17 @@ def _made_anew(kind: type) -> bool:
 
 
 def _replaced(value: Any, changes: dict[str, Any]) -> Any:
-    """Return a dataclass with some of its `init` fields replaced."""
+    """Return a copy of a dataclass instance with some `init` fields replaced.
+
+    It calls `__init__` only if there is a `__post_init__` that may compute other fields.
+    """
     if _made_anew(type(value)):
         return dataclasses.replace(value, **changes)
     return _changed(value, changes)
 
 
 def _changed(value: Any, changes: dict[str, Any]) -> Any:
-    """Return a copy of a dataclass with other values, without calling its `__init__`."""
+    """Return a copy of a dataclass instance with other values, without calling `__init__`."""
     new = copy.copy(value)  # with attributes that `__init__` does not set
     for name, change in changes.items():
         object.__setattr__(new, name, change)  # frozen ones too
@@ -291,13 +296,13 @@ def _changed(value: Any, changes: dict[str, Any]) -> Any:
 
 
 class _Rebuild:
-    """Rebuilds the containers in a value that lead to futures and files.
+    """Function that copies the containers in a value that contain futures or files.
 
     Args:
         touched: The ids of these containers.
-        made: Their copies, by the same ids, because one may be in several values.
-        values: The replacements of other values by their ids.
-        dataclass: Returns a dataclass with other values in its `init` fields.
+        made: The copies by the ids of the originals, so that each container is copied once.
+        values: The replacements of futures and files, by their ids.
+        dataclass: Returns a copy of a dataclass instance with other values in its `init` fields.
     """
 
     def __init__(
@@ -334,7 +339,9 @@ class _Rebuild:
 
 
 def texts_in(value: object, *, numbers: bool = False) -> tuple[str, ...]:
-    """Return the strings and paths in a value, and in lists, tuples, dicts and sets in it.
+    """Return the strings and paths in a value, as text, including those in nested containers.
+
+    These are lists, tuples, sets and the values of dicts.
 
     Args:
         value: The value.

@@ -41,19 +41,19 @@ class WouldRunError(RuntimeError):
 
 
 class BackendHandle:
-    """A backend as one engine uses it.
+    """Backend attached to an engine, with the data that the engine keeps about it.
 
     Args:
-        backend: The backend, started.
+        backend: The backend, which has been started.
         name: Its name in the engine.
 
     Attributes:
         capabilities: Its declared capabilities.
-        dry: True if it runs nothing.
+        dry: True if it completes tasks without running them.
         shares_memory: True if functions run in the program's own process.
         may_end: True if it has a limited walltime, see its `seconds_left`.
         states: Its `StateMapper`.
-        native: Canonical states by native ones, if `states` has such a table.
+        native: The canonical state of each native state; empty if `states` has no such table.
         occupied: Number of its tasks that count toward `max_pending`.
     """
 
@@ -81,7 +81,7 @@ class BackendHandle:
         self.occupied: int = 0
 
     def lacking(self, kind: TaskKind, description: TaskDescription) -> str | None:
-        """Describe something that a task needs and the backend does not support, if any."""
+        """Describe one thing that a task needs and the backend lacks, or return `None`."""
         capabilities, resources = self.capabilities, description.get("resources")
         if not capabilities.runs(kind):
             return _KINDS[kind]
@@ -115,7 +115,7 @@ class BackendHandle:
         return None
 
     def main_state(self, native: Any) -> TasksMainStates | None:
-        """Return the canonical state of a native one, or None if it is unknown."""
+        """Return the canonical state for a native state, or `None` if that is unknown."""
         try:
             main = self.states.to_main_state(native)
         except (ValueError, TypeError):
@@ -124,10 +124,10 @@ class BackendHandle:
 
 
 def find(backends: Mapping[str, BackendHandle], name: str) -> BackendHandle:
-    """Return the attached backend of a name. Names are compared as in the registry.
+    """Return the attached backend with a name; names are compared as in the registry.
 
     Raises:
-        ValueError: No backend of that name is attached.
+        ValueError: No backend with this name is attached.
     """
     found = backends.get(name)
     if found is None:
@@ -159,8 +159,8 @@ async def attach(
 
     Raises:
         TypeError: A value is not a backend.
-        ValueError: A name is not registered, or two backends have the same one.
-        WouldRunError: A dry run with a backend that runs tasks.
+        ValueError: A name is not registered or is used twice, or the list of backends is empty.
+        WouldRunError: A dry run was given a backend that runs tasks.
     """  # noqa: DOC501 - a TypeError
     dry_run, given = options.dry_run, _given(options.backend, options.backends)
     if not given:
@@ -238,7 +238,7 @@ def _given(backend: Any, backends: Any) -> list[tuple[str | None, Any]]:
 
 
 def _label(given: Any, made: BaseExecutionBackend) -> str:
-    """Return the name of a backend for which the user gave none."""
+    """Return the name in the engine of a backend that is not an item of a dict."""
     if isinstance(given, str) and normalize_name(given) != normalize_name(made.name):
         return given.strip()
     return made.name or type(made).__name__

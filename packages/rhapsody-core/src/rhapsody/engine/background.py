@@ -1,4 +1,4 @@
-"""Clock, timers and coroutines of the engine itself, whose errors end the engine."""
+"""Clock, timers and coroutines of the engine itself. An error in one of them ends the engine."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ class Timer(Protocol):
 
 
 class Clock(Protocol):
-    """Source of the engine's time, which tests and simulations replace. Used on its loop."""
+    """Source of the engine's time, used on its loop. Tests and simulations replace it."""
 
     def time(self) -> float:
         """Return the seconds since the epoch, for display."""
 
     def monotonic(self) -> float:
-        """Return seconds that never go back, for durations and deadlines."""
+        """Return the seconds of a clock that never goes back, for durations and deadlines."""
 
     def call_at(self, when: float, callback: Callable[[], object]) -> Timer:
         """Call back when `monotonic` reaches `when`."""
 
 
 class LoopClock:
-    """Real time, by the event loop's clock."""
+    """Clock that shows real time and uses the event loop's timers."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
@@ -54,11 +54,11 @@ class LoopClock:
 
 
 class Background:
-    """Runs the coroutines, timers and calls of one engine. Used on its loop.
+    """Runner of one engine's coroutines, timers and calls. Used on the engine's loop.
 
     Args:
         crashed: Called with the name and the exception of a coroutine or call that failed.
-        context: Context of the coroutines, outside of all blocks.
+        context: The context that coroutines run in copies of; not that of a block.
         clock: The engine's clock. Default: that of the loop.
 
     Attributes:
@@ -81,11 +81,11 @@ class Background:
     def spawn(
         self, coroutine: Coroutine[Any, Any, T], name: str, *, at_once: bool = False
     ) -> asyncio.Task[T]:
-        """Run a coroutine, whose exception ends the engine.
+        """Run a coroutine as an asyncio task. If it raises an exception, the engine ends.
 
         Args:
             coroutine: The coroutine.
-            name: Its task's name.
+            name: The name of the asyncio task.
             at_once: Run it to its first wait before returning.
 
         Returns:
@@ -107,14 +107,14 @@ class Background:
         self._crashed(where, error)
 
     def guarded(self, call: Callable[[], object]) -> None:
-        """Make a call whose exception ends the engine."""
+        """Make a call. If it raises an exception, the engine ends."""
         try:
             call()
         except Exception as error:  # the loop would only log it, and futures stay pending
             self._crashed(getattr(call, "__qualname__", repr(call)), error)
 
     def soon(self, call: Callable[[], object]) -> None:
-        """Make a call in the loop's next iteration."""
+        """Schedule a guarded call for the loop's next iteration."""
         self.loop.call_soon(self.guarded, call)
 
     def soon_from_anywhere(self, call: Callable[[], object]) -> bool:
@@ -126,7 +126,7 @@ class Background:
         return True
 
     def after(self, delay: float, call: Callable[[], object]) -> Timer:
-        """Make a call after `delay` seconds."""
+        """Schedule a guarded call after `delay` seconds."""
         return self.clock.call_at(self.clock.monotonic() + delay, partial(self.guarded, call))
 
     async def settle(self, grace: float) -> None:

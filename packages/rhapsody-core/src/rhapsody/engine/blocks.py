@@ -41,7 +41,7 @@ calls_tasks: contextvars.ContextVar[bool] = contextvars.ContextVar(
 class BlockFuture(TaskFuture[T]):
     """Future of a block, or of a task that waits for one.
 
-    Awaiting it inside a block that it waits for is an error instead of a hang.
+    If it waits for a block, awaiting it inside that block raises an error instead of hanging.
     """
 
     __slots__ = ()
@@ -58,7 +58,7 @@ class BlockFuture(TaskFuture[T]):
     def add_done_callback(
         self, fn: Callable[..., object], /, *, context: contextvars.Context | None = None
     ) -> None:
-        """Call `fn` when the future is done; `asyncio.gather` and the like count as awaiting."""
+        """Call `fn` when the future is done. `asyncio.gather` and the like also raise the error."""
         me = enclosing_block.get()
         waits = getattr(getattr(fn, "func", fn), "__module__", None) == "asyncio.tasks"
         if waits and me is not None and me is _record_of(self):
@@ -76,7 +76,7 @@ def wait(future: asyncio.Future[T], timeout: float | str | None = None) -> T:
     This blocks the calling thread only; the engine's loop continues.
 
     Args:
-        future: A task's or block's future, or any other of the engine's loop.
+        future: The future of a task or block, or any other future of the engine's loop.
         timeout: Maximum time to wait, in seconds or as text such as `"3 min"`; `None` waits
             indefinitely. A timeout does not stop the task.
 
@@ -85,7 +85,7 @@ def wait(future: asyncio.Future[T], timeout: float | str | None = None) -> T:
 
     Raises:
         RuntimeError: Called on the thread of a running event loop, in a function task, or in a
-            block for that block itself.
+            block for that block itself; or the future's loop is not running.
         TimeoutError: The future was not done in time.
         asyncio.CancelledError: The future, or the block that waits for it, was canceled.
         BaseException: The future's own exception.
@@ -147,10 +147,10 @@ def _record_of(future: BlockFuture[Any]) -> TaskRecord | None:
 
 @contextmanager
 def _awaiting(me: BlockRecord, record: TaskRecord) -> Iterator[None]:
-    """Record that block `me` waits for another one.
+    """Register, inside the `with` block, that block `me` waits for `record`.
 
     Raises:
-        RuntimeError: The other one waits for `me`, directly or through others.
+        RuntimeError: `record` waits for `me`, directly or through other blocks.
     """
     edges = me.awaiting
     edges.append(record)  # before the check, so that at least one of two threads sees the cycle
@@ -189,8 +189,8 @@ class Blocks:
     """Runner of the blocks of one engine.
 
     Args:
-        scheduler: Receives their outcomes.
-        background: Makes calls on the loop.
+        scheduler: Receives the outcomes of blocks.
+        background: Schedules calls on the loop.
         values: Replaces futures and files in arguments.
     """
 
@@ -207,7 +207,7 @@ class Blocks:
         self._woken: dict[BlockRecord, asyncio.Future[None]] = {}  # until their threads have ended
 
     def start(self, record: BlockRecord) -> None:
-        """Start a block whose dependencies have ended."""
+        """Start a block, whose dependencies have ended."""
         self._scheduler.run(record)
         context = record.context
         context.run(enclosing_block.set, record)
@@ -243,7 +243,7 @@ class Blocks:
         record.running = block
 
     def stop(self, record: BlockRecord) -> None:
-        """Cancel a block; a synchronous one stops at its next wait or call."""
+        """Cancel a block; a synchronous one stops at its next `wait` or task call."""
         if record.running is not None:
             record.running.cancel()
         elif record.in_wait and record not in self._woken:
@@ -257,7 +257,7 @@ class Blocks:
     async def drain(self, grace: float) -> None:
         """Wait up to `grace` seconds for canceled blocks. Called at shutdown.
 
-        Of the synchronous blocks, only those that were in `wait` are waited for.
+        Of the synchronous blocks, only those that were canceled in `rhapsody.wait` are included.
         """
         running = [n.running for n in self._scheduler.live if isinstance(n, BlockRecord)]
         blocks = [*(task for task in running if task is not None), *self._woken.values()]

@@ -1,8 +1,9 @@
 """Communication with the backends: submits batches of ready tasks and receives their states.
 
-Each backend has a `Dispatcher`, which submits one batch at a time. Tasks that become ready
-meanwhile form the next batch. Preparing a batch takes a few milliseconds of the loop at most. A
-cancellation does not wait for submissions, except for the one that contains its task.
+Each backend has a `Dispatcher`, which submits one batch at a time. Tasks that become ready during a
+submission form the next batch. Preparing a batch blocks the loop for a few milliseconds at most. A
+cancellation is sent at once, unless the current submission contains the task: then it follows the
+submission.
 
 `Callbacks` receives the states that backends report from any thread, for the scheduler on the loop.
 Late, duplicate and unknown reports are ignored and counted, except repeated reports that a task is
@@ -45,16 +46,16 @@ CANCELED = TasksMainStates.CANCELED
 RUNNING = TasksMainStates.RUNNING
 
 STARTED = frozenset({WorkState.RUNNING, WorkState.SERVING, WorkState.CANCELING})
-"""States of work that has started; backends may report several of them."""
+"""States of work in which a further report that the task is running is not an error."""
 
 ServiceCallback = Callable[..., Any]
 Report = tuple[Any, Any, ServiceCallback | None]
 
 SLICE = 0.005
-"""Seconds of work after which the loop may run other callbacks."""
+"""Seconds after which a dispatcher lets the loop run other callbacks."""
 
 CHECK_EVERY = 32
-"""Number of tasks after which the clock is read."""
+"""Number of tasks that are prepared between two readings of the clock."""
 
 
 class Dispatcher:
@@ -64,7 +65,7 @@ class Dispatcher:
         handle: The backend.
         scheduler: Receives the outcome of each submission.
         task_builder: Builds the descriptions of tasks.
-        callbacks: Queues the backend's reports during a submission.
+        callbacks: Receives the backend's reports, and queues them during a submission.
         background: Runs the dispatcher's coroutines.
         options: Options of the engine.
     """
@@ -97,7 +98,7 @@ class Dispatcher:
         self._pump = background.spawn(self._run(), f"{handle.name} dispatcher")
 
     def push(self, record: TaskRecord) -> None:
-        """Queue a task that is ready, by priority, then first in, first out."""
+        """Queue a ready task; tasks of the same priority are first in, first out."""
         settings = record.task.settings
         if settings.service and self._max_pending < math.inf:
             self._services.append(record)
@@ -109,7 +110,7 @@ class Dispatcher:
             self.wake()
 
     def resume(self, record: TaskRecord) -> None:
-        """Queue a task that is being prepared, ahead of tasks that are not."""
+        """Queue a task that is already being prepared, ahead of those that are not."""
         if record.task.settings.service and self._max_pending < math.inf:
             self._services.append(record)
         else:
@@ -128,7 +129,7 @@ class Dispatcher:
             self._idle.clear()
 
     async def flushed(self) -> None:
-        """Wait until all tasks that can be submitted now have been."""
+        """Wait until the dispatcher has submitted all tasks that it can submit now."""
         idle = asyncio.ensure_future(self._idle.wait())
         try:
             await asyncio.wait([idle, self._pump], return_when=asyncio.FIRST_COMPLETED)
@@ -166,7 +167,7 @@ class Dispatcher:
             ends = time.perf_counter() + SLICE
 
     def _take(self, ends: float) -> list[TaskRecord]:
-        """Return the next batch: the tasks that can be prepared before the time slice ends."""
+        """Return the next batch: the tasks that could be prepared before the time `ends`."""
         batch: list[TaskRecord] = []
         ready, others, services = self._ready, self._others, self._services
         handle, advance = self._handle, self._task_builder.advance
@@ -243,7 +244,7 @@ class Dispatcher:
     # Cancellation.
 
     def cancel(self, record: TaskRecord) -> None:
-        """Ask the backend to stop a task, after the submission that contains it."""
+        """Ask the backend to stop a task; if the task is being submitted, do it afterwards."""
         if record in self._batch:
             self._deferred.append(record)
         elif record.state.work is WorkState.CANCELING:
@@ -273,12 +274,12 @@ class Dispatcher:
 class Callbacks:
     """Receiver of the states of one engine's tasks.
 
-    Reports on the loop's thread during a submission are applied after it, so that they have
-    no effect inside the backend's own call. Reports from other threads go into a mailbox, which
-    wakes the loop once for all of them, and only if a state has an effect.
+    A report that a backend makes on the loop's thread inside its `submit_tasks` is queued until that
+    call returns or waits. Reports from other threads go into a mailbox, which wakes the loop once
+    for several of them. Those that have no effect are dropped without waking it.
 
     Args:
-        uid: The engine's uid, the prefix of its tasks' uids.
+        uid: The engine's uid, with which the uids of its tasks begin.
         scheduler: Receives the states.
         background: Schedules calls on the loop.
         observation: Publishes states.
@@ -298,14 +299,14 @@ class Callbacks:
         self._loop: asyncio.AbstractEventLoop = background.loop
         self._mailbox: Mailbox[Report] = Mailbox(background.loop, self._deliver_in_order)
         self._queued: deque[Report] = deque()
-        self._submissions = 0  # under way, see `hold`
+        self._submissions = 0  # number of submissions in progress, see `hold`
         self._released_soon = False  # before the loop's next iteration
         self._complained: set[tuple[str, object]] = set()
 
     def receive(
         self, task: Any, state: Any, service_callback: ServiceCallback | None = None
     ) -> None:
-        """Receive a state; the callback that backends call from any thread."""
+        """Receive the state of a task. This is the callback that backends call, on any thread."""
         if running_loop() is not self._loop:
             if not self._changes_nothing(task, state):
                 self._mailbox.put((task, state, service_callback))
@@ -342,7 +343,7 @@ class Callbacks:
             self._deliver(self._queued.popleft())
 
     def _changes_nothing(self, task: Any, state: Any) -> bool:
-        """Return True if a state has no effect, so that the loop need not wake. Any thread.
+        """Return True if a report has no effect, so that the loop need not wake. Thread-safe.
 
         A backend may report many intermediate states; RADICAL-Pilot has fifteen.
         """
@@ -439,7 +440,7 @@ class Callbacks:
     def _await_service(
         self, record: TaskRecord, task: Any, state: Any, service_callback: ServiceCallback | None
     ) -> None:
-        """Mark a running service as ready, now or when the backend reports it."""
+        """Mark a service as ready when its backend reports it, or now if no callback was passed."""
         scheduler = self._scheduler
         if service_callback is None:
             scheduler.serve(record, record.uid, None)

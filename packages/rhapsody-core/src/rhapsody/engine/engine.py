@@ -1,7 +1,7 @@
-"""Public class of the engine: decorators, views, start and end; and `rhapsody.run`.
+"""`WorkflowEngine`, the public class of the engine, and `rhapsody.run`.
 
-How a call becomes a task is in `rhapsody.engine.task_function` and `rhapsody.engine.submission`,
-and what happens to a task afterwards in `rhapsody.engine.scheduler`.
+`rhapsody.engine.task_function` and `rhapsody.engine.submission` turn calls into tasks, and
+`rhapsody.engine.scheduler` manages the tasks from then on.
 
 A `main(flow)` that is not a coroutine function runs on a separate thread, as a synchronous block
 does, because the engine needs the thread of its loop. It is not a block: it is not part of the
@@ -90,7 +90,7 @@ R = TypeVar("R")
 T = TypeVar("T")
 
 _LATER: Any = object()
-"""Default for the function when a decorator is called with settings only."""
+"""Default of the parameter `function`, for decorators that are called with settings only."""
 
 _HOW_TO_CREATE = (
     "write `async with WorkflowEngine.create(...) as flow:`, or `flow = await "
@@ -102,8 +102,8 @@ class WorkflowEngine(OlderNames):
     """Workflow engine: runs a graph of function tasks, executables, services and blocks.
 
     Created by `await WorkflowEngine.create(...)` or `async with WorkflowEngine.create(...) as
-    flow`. It belongs to the event loop on which it was created. Tasks are called there, or in the
-    threads of its synchronous blocks.
+    flow`. It belongs to the event loop on which it was created. Call its tasks on that loop's
+    thread, or on the threads of its synchronous blocks.
     """
 
     def __init__(self, options: EngineOptions | None = None, /, *_: Any, **__: Any) -> None:
@@ -188,9 +188,9 @@ class WorkflowEngine(OlderNames):
 
         Raises:
             TypeError: An argument is of the wrong type.
-            ValueError: An argument is out of range, another engine uses the uid, or no backend of
-                that name is registered.
-            RuntimeError: A dry run with a backend that runs tasks.
+            ValueError: An argument is out of range, another engine uses the uid, or no backend
+                with the given name is registered.
+            RuntimeError: A dry run was given a backend that runs tasks.
             JournalError: The journal cannot be used, for example because it is damaged or
                 writable by other users.
         """
@@ -244,11 +244,11 @@ class WorkflowEngine(OlderNames):
     @overload
     def function_task(self, /, **settings: Unpack[TaskSettings]) -> FunctionDecorator: ...
     def function_task(self, function: Any = _LATER, /, **settings: Any) -> Any:
-        """Decorate a function whose calls are tasks: `@flow.function_task`, or with settings.
+        """Decorate a function so that each call runs as a task on a backend.
 
-        Calling the decorated function returns a `TaskFuture` of its result at once. The function,
-        synchronous or a coroutine function, runs on the backend. Futures among its arguments are
-        waited for and replaced by their values.
+        Calling the decorated function immediately returns a `TaskFuture` for its result. The
+        function may be synchronous or a coroutine function. It runs once all futures in its
+        arguments are done, and receives their values instead of the futures.
 
         Args:
             function: The function to decorate.
@@ -258,8 +258,8 @@ class WorkflowEngine(OlderNames):
             The decorated function, or a decorator if only settings are given.
 
         Raises:
-            TypeError: Not callable, an unknown setting, or one of the wrong type.
-            ValueError: A setting out of range.
+            TypeError: `function` is not callable, or a setting is unknown or of the wrong type.
+            ValueError: A setting is out of range.
         """
         return self._decorate("function", function, settings)
 
@@ -272,12 +272,12 @@ class WorkflowEngine(OlderNames):
     @overload
     def executable_task(self, /, **settings: Unpack[TaskSettings]) -> ExecutableDecorator: ...
     def executable_task(self, function: Any = _LATER, /, **settings: Any) -> Any:
-        """Decorate a function that returns commands, which run as tasks.
+        """Decorate a function that returns a command, which runs as a task.
 
-        The function runs on the engine's loop once its dependencies have their values. It returns
-        a string for a shell, or a list of arguments to run without one. The command runs in a
-        sandbox directory of its own. The future's result is its standard output; a non-zero exit
-        code fails it with `TaskFailedError`.
+        The function runs on the engine's event loop once its dependencies have finished. It
+        returns a string for a shell, or a list of arguments to run without a shell. The command
+        runs in its own sandbox directory. The future's result is the command's standard output; if
+        the exit code is not zero, the future fails with `TaskFailedError`.
 
         Args:
             function: The function to decorate.
@@ -287,8 +287,8 @@ class WorkflowEngine(OlderNames):
             The decorated function, or a decorator if only settings are given.
 
         Raises:
-            TypeError: Not callable, an unknown setting, or one of the wrong type.
-            ValueError: A setting out of range.
+            TypeError: `function` is not callable, or a setting is unknown or of the wrong type.
+            ValueError: A setting is out of range.
         """
         return self._decorate("executable", function, settings)
 
@@ -308,8 +308,8 @@ class WorkflowEngine(OlderNames):
         """Decorate a function that calls tasks and awaits them, as a part of the workflow.
 
         A coroutine function runs on the engine's loop. A synchronous one runs in a thread of its
-        own and waits with `rhapsody.wait`. If a block returns a future, the block's result is that
-        future's. Canceling a block cancels its unfinished tasks.
+        own and waits with `rhapsody.wait`. If a block returns a future, the block's result is the
+        result of that future. Canceling a block cancels its unfinished tasks.
 
         Args:
             function: The function to decorate.
@@ -319,7 +319,7 @@ class WorkflowEngine(OlderNames):
             The decorated function, or a decorator if only settings are given.
 
         Raises:
-            TypeError: Not callable, or an unknown setting.
+            TypeError: `function` is not callable, or a setting is unknown or of the wrong type.
         """
         return self._decorate("block", function, settings)
 
@@ -339,13 +339,13 @@ class WorkflowEngine(OlderNames):
 
         Args:
             task: A decorated function.
-            *iterables: Its arguments; the shortest one ends the map.
+            *iterables: Iterables of its arguments; the shortest one ends the map.
 
         Returns:
-            The futures in order, submitted as one batch.
+            The futures, in the order of the calls.
 
         Raises:
-            TypeError: There is no iterable, or the task does not return a future.
+            TypeError: No iterable is given, or `task` does not return a task's future.
         """
         if not iterables:
             raise TypeError("map() needs at least one iterable of arguments")
@@ -359,16 +359,17 @@ class WorkflowEngine(OlderNames):
     ) -> AsyncGenerator[T, None]:
         """Call a task with each item and yield the results in order, in bounded memory.
 
-        The next item is drawn when a result is taken, so that `iterable` may be larger than
-        memory. Leaving the loop early, or a failure, cancels the unfinished calls.
+        After the first `window` items, another item is read only when the caller takes a result,
+        so `iterable` may be larger than memory. If the caller leaves the loop early or a call
+        fails, the unfinished calls are canceled.
 
         Args:
             task: A decorated function of one argument.
-            iterable: Its arguments, from a plain or an asynchronous iterable.
-            window: Largest number of unfinished calls.
+            iterable: The arguments of the calls; may be an asynchronous iterable.
+            window: Maximum number of unfinished calls.
 
         Yields:
-            The results.
+            The results, in the order of the items.
 
         Raises:
             ValueError: `window` is less than 1.
@@ -394,7 +395,7 @@ class WorkflowEngine(OlderNames):
                 future.cancel()
 
     def scope(self, name: str) -> AbstractAsyncContextManager[str]:
-        """Label the tasks that are called inside, in events, reports and traces.
+        """Label the tasks called in an `async with` block, for events, reports and traces.
 
         Args:
             name: The label. Inside another scope, `/` joins it to the outer label.
@@ -419,26 +420,26 @@ class WorkflowEngine(OlderNames):
 
         Args:
             future: The task's future.
-            place: A directory to copy into if it ends in `/` or exists as one; otherwise the
-                path of the copy. Directories are always copied into it. Relative to
-                `results_dir`, or absolute.
+            place: The destination, absolute or relative to `results_dir`. If it ends in `/` or is
+                an existing directory, files are copied into it; otherwise it is the path of the
+                copy. Directories are always copied into it.
             name: Name of a file or directory in the sandbox. Default: all declared outputs.
 
         Returns:
             The destinations.
 
         Raises:
-            DataError: There is no such file, or it cannot be saved there.
-            TypeError: Not the future of a task.
+            DataError: The file does not exist, or it cannot be saved at this destination.
+            TypeError: `future` is not the future of a task.
             Exception: The exception of the task.
         """
         return await save_files(self._runtime.stager, self._runtime.backends, future, place, name)
 
-    # Views. Those of tasks show unfinished ones only.
+    # Views. Views of tasks show only unfinished ones.
 
     @property
     def uid(self) -> str:
-        """Uid of the engine. The uids that its backends receive begin with it."""
+        """Uid of the engine, with which the task uids that its backends receive begin."""
         return self._runtime.uid
 
     @property
@@ -507,7 +508,7 @@ class WorkflowEngine(OlderNames):
 
     @property
     def task_states_map(self) -> StateMapper:
-        """States of the default backend."""
+        """Mapper of the default backend's states to canonical states."""
         states: StateMapper = next(iter(self._runtime.backends.values())).states
         return states
 
@@ -536,7 +537,7 @@ class WorkflowEngine(OlderNames):
 
     @property
     def resolved(self) -> frozenset[str]:
-        """Uids of unfinished tasks and blocks whose dependencies have all ended."""
+        """Uids of unfinished tasks and blocks that the engine no longer keeps for dependencies."""
         return frozenset(
             n.future.uid for n in self._unfinished() if n.state.work is not WorkState.WAITING
         )
@@ -549,7 +550,7 @@ class WorkflowEngine(OlderNames):
 
     @property
     def queue(self) -> tuple[str, ...]:
-        """Uids of tasks that are ready and not yet with a backend."""
+        """Uids of tasks that are ready but not yet submitted to a backend."""
         return tuple(n.future.uid for n in self._unfinished() if n.state.work is WorkState.READY)
 
     def _unfinished(self) -> list[TaskRecord]:
@@ -558,7 +559,7 @@ class WorkflowEngine(OlderNames):
 
     @property
     def graph(self) -> tuple[tuple[str, str, tuple[str, ...]], ...]:
-        """Calls of a dry run so far: uid, name and uids of the dependencies."""
+        """Calls of a dry run so far, each as its uid, its name and its dependencies' uids."""
         return tuple(self._runtime.submission.made)
 
     @property
@@ -571,8 +572,8 @@ class WorkflowEngine(OlderNames):
     async def join(self) -> None:
         """Wait until all tasks have ended and services are ready.
 
-        This includes tasks that are called meanwhile. It does not raise the exceptions of tasks;
-        their futures do. Canceling this call cancels nothing else.
+        This includes tasks that are called while it waits. It does not raise the exceptions of
+        tasks; their futures do. Canceling this call does not cancel any task.
 
         Raises:
             RuntimeError: Called inside a block or a task, which would wait for itself, or on an
@@ -653,7 +654,7 @@ class WorkflowEngine(OlderNames):
         await runtime.stager.close(well=self._well)
 
     def _settle(self) -> None:
-        """Settle what is left, write the summary, and call the last hooks."""
+        """Settle the remaining futures, create the summary and call the last hooks."""
         if self._closed.done():
             return
         runtime = self._runtime
@@ -709,9 +710,10 @@ class WorkflowEngine(OlderNames):
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Wait for all tasks, or cancel them because of an exception, and shut down.
+        """Wait for all tasks, or cancel them if the block raised an exception, and shut down.
 
-        Raises nothing for failed tasks: those never awaited are logged in one line.
+        With `keep_going`, the exception of one of the engine's tasks does not cancel the others.
+        Failed tasks raise nothing here; those that were never awaited are logged in one record.
         """
         failures = self._runtime.failures
         self._left_by_error = error is not None
@@ -759,10 +761,10 @@ class WorkflowEngine(OlderNames):
         self._runtime.callbacks.receive({**report, "uid": uid}, state, service_callback)
 
     def _in_flight(self, uid: str) -> TaskRecord | None:
-        """Return the task of either uid, or `None` for an attempt that has ended.
+        """Return the task with this task or attempt uid, or `None` if its attempt has ended.
 
         Raises:
-            ValueError: There is no such task.
+            ValueError: No task has this uid.
         """
         inflight = self._runtime.scheduler.inflight
         if (record := inflight.get(uid)) is not None:
@@ -801,7 +803,7 @@ class Starting(Coroutine[Any, Any, WorkflowEngine]):
     with`, see `WorkflowEngine.__aexit__`.
     """
 
-    _engine: WorkflowEngine  # from `__aenter__` on
+    _engine: WorkflowEngine  # set by `__aenter__`
 
     def __init__(self, coroutine: Coroutine[Any, Any, WorkflowEngine]) -> None:
         self._coroutine = coroutine
@@ -845,7 +847,7 @@ class Starting(Coroutine[Any, Any, WorkflowEngine]):
 
 
 class _Scope(AbstractAsyncContextManager[str]):
-    """Result of `scope`. Unlike one of `contextlib`'s, it leaves the tracebacks of errors alone."""
+    """Result of `scope`. Unlike those of `contextlib`, it does not change tracebacks of errors."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -867,7 +869,7 @@ def _call(caller: str, task: Callable[..., Any], *arguments: Any) -> TaskFuture[
         The future.
 
     Raises:
-        TypeError: It does not return a future.
+        TypeError: `task` is not callable or does not return a task's future.
     """
     future = task(*arguments) if callable(task) else None
     if not isinstance(future, TaskFuture):
@@ -896,16 +898,16 @@ def run(main: Callable[[WorkflowEngine], Any], /, **settings: Any) -> Any:
 
     Args:
         main: A function of one argument, the engine. A coroutine function runs on the engine's
-            event loop. Any other runs on a thread, where it calls tasks and waits for them with
-            `rhapsody.wait`.
-        **settings: Those of `WorkflowEngine.create`.
+            event loop. Any other function runs on a separate thread, where it calls tasks and
+            waits for them with `rhapsody.wait`.
+        **settings: Options of `WorkflowEngine.create`.
 
     Returns:
         The return value of `main`; if that is a future, its result.
 
     Raises:
-        TypeError: `main` cannot be called with an engine, or a setting is of the wrong type.
-        ValueError: A setting is out of range.
+        TypeError: `main` cannot be called with an engine, or an option is of the wrong type.
+        ValueError: An option is out of range.
         RuntimeError: An event loop is already running on this thread.
         BaseException: Whatever `main` raises.
     """
@@ -926,7 +928,7 @@ def run(main: Callable[[WorkflowEngine], Any], /, **settings: Any) -> Any:
 
 
 def not_a_main(main: Callable[..., Any]) -> str | None:
-    """Return the reason why a function cannot be called with an engine alone, if any."""
+    """Return why `main` cannot be called with an engine as its only argument, or `None`."""
     try:
         inspect.signature(main).bind(None)
     except TypeError:

@@ -20,7 +20,7 @@ from rhapsody.task import TaskFuture
 
 
 def accounts(backends: Mapping[str, Any], log: logging.Logger) -> dict[str, Mapping[str, Any]]:
-    """Return the backends' accounts of the run, by name."""
+    """Return what the backends report about the run, by name; omit backends without a report."""
     collected: dict[str, Mapping[str, Any]] = {}
     for name, backend in backends.items():
         try:
@@ -31,19 +31,19 @@ def accounts(backends: Mapping[str, Any], log: logging.Logger) -> dict[str, Mapp
 
 
 class Observation:
-    """Collects events and passes them to the plugins in batches, on the loop.
+    """Collector of task events, which it passes to the plugins in batches, on the loop.
 
-    Until then, an event is a row of values in a flat list. A wide fan-out produces tens of
-    thousands of events, and as many objects would make the garbage collector examine all others.
+    Until it is passed on, an event is a row of values in a flat list. A wide fan-out produces tens
+    of thousands of events, and creating as many objects would trigger the garbage collector.
 
     Args:
         hooks: The plugins' hooks.
         engine: The engine that hooks receive.
-        background: The engine's clock and calls.
+        background: Provides the clock, and schedules calls on the loop.
 
     Attributes:
-        calls: The calls, as text, of tasks that are running or have ended, for an observer that
-            removes them; `None` if there is no such observer.
+        calls: The calls as text, by uid, of tasks that have left PENDING, for an observer that
+            reads and removes them; `None` if there is no such observer.
     """
 
     def __init__(self, hooks: EngineHooks, engine: ObservedEngine, background: Background) -> None:
@@ -96,7 +96,7 @@ _BATCH = 500
 
 
 def _events(rows: list[Any], epoch: float) -> tuple[TaskEvent, ...]:
-    """Make events of the rows that `Observation.publish` has collected."""
+    """Create the events for rows that `Observation.publish` has collected."""
     (
         prefixes, numbers, names, attempts, states, natives, backends, times, workers, scopes,
         errors, sandboxes, outcomes, kinds,
@@ -117,7 +117,7 @@ _MARK = "_rhapsody_engine"
 
 
 class Failures:
-    """Failed tasks and those that did not run because of them, for an engine with `keep_going`.
+    """Failed tasks, and tasks that did not run because of them, for an engine with `keep_going`.
 
     Args:
         uid: The engine's uid.
@@ -130,7 +130,7 @@ class Failures:
         self._counts = [0, 0]
 
     def add(self, record: TaskRecord, error: BaseException) -> None:
-        """Add a failure, and mark its exception as one of the engine's tasks."""
+        """Add a failure, and mark its exception as raised by one of the engine's tasks."""
         vars(error)[_MARK] = self._uid
         skipped = isinstance(error, DependencyFailureError)
         self._counts[skipped] += 1
@@ -140,7 +140,7 @@ class Failures:
             self._skipped.append(f"{record.task.name!r} ({record.future.uid})")
 
     def include(self, error: BaseException) -> bool:
-        """Return True for the exception of one of the engine's tasks, or a group of these."""
+        """Return True for an exception of one of the engine's tasks, or a group of only these."""
         if isinstance(error, BaseExceptionGroup):
             return all(self.include(one) for one in error.exceptions)
         return bool(vars(error).get(_MARK) == self._uid)
@@ -169,8 +169,8 @@ class UnawaitedErrors:
     """Failures that were never awaited, logged in one record instead of one each.
 
     Attributes:
-        total: Their number so far.
-        quiet: True if they are reported elsewhere, so that nothing is logged.
+        total: The number of these failures so far.
+        quiet: True if another part reports them, so that nothing is logged here.
     """
 
     def __init__(self, log: logging.Logger, uid: str) -> None:
@@ -188,7 +188,7 @@ class UnawaitedErrors:
         self._closed = False
 
     def add(self, future: TaskFuture[Any]) -> None:
-        """Add a failed future that was collected. Any thread."""
+        """Add a failed future that was deleted without being awaited. Thread-safe."""
         error = future._exception
         with self._lock:
             self.total += 1
@@ -204,7 +204,7 @@ class UnawaitedErrors:
             self._report()
 
     def _add_first(self, first: Sequence[FirstFailure]) -> None:
-        """Add the failures that caused a task to be skipped, each once."""
+        """Add the failures that caused a task to be skipped, unless they were added before."""
         for each in first:
             if each.uid not in self._first:
                 self._first.add(each.uid)
@@ -213,7 +213,7 @@ class UnawaitedErrors:
                 )
 
     def watch(self, future: TaskFuture[Any]) -> None:
-        """Watch a failed future, which may still be awaited."""
+        """Watch a failed future, so that `close` logs it if it has not been awaited by then."""
         self._held.add(future)
 
     def has_unseen(self) -> bool:

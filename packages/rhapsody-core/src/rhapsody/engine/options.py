@@ -2,11 +2,11 @@
 
 `WorkflowEngine.create` repeats the names, types and defaults in its signature, for editors and
 type checkers; a test compares the two. It passes its arguments to `EngineOptions.of`, and
-everything below takes the resulting object. The docstring of `create`, `rhapsody run -e` and the
-page `docs/engine-options.md` are made from the descriptions here.
+the rest of the engine receives the resulting object. The docstring of `create`, the help of
+`rhapsody run -e` and the page `docs/engine-options.md` are generated from the descriptions here.
 
-A new option is a field of `EngineOptions`, an argument of `WorkflowEngine.create`, and a change of
-the part that uses it; then run `python tests/docs/option_reference.py`.
+To add an option, add a field to `EngineOptions` and an argument to `WorkflowEngine.create`, use it
+in the engine, and run `python tests/docs/option_reference.py`.
 
 `rhapsody run` also sets options for engines that a program creates itself, see `EngineDefaults`.
 """
@@ -40,7 +40,10 @@ BackendLike = BaseExecutionBackend | str
 KeepSandboxes = Literal["results", "failed", "all", "none"]
 
 LONGEST_UID = 200
-"""Bytes of an engine's uid. File systems allow 255 for a name, and task uids begin with it."""
+"""Maximum length of an engine's uid in bytes.
+
+File systems allow 255 bytes for a file name, and task uids, which begin with it, are file names.
+"""
 
 
 def directory(argument: str, value: object) -> Path:
@@ -48,7 +51,7 @@ def directory(argument: str, value: object) -> Path:
 
     Raises:
         TypeError: The value is not a path.
-        ValueError: There is a file of this name, or the name is invalid.
+        ValueError: The path is that of a file, or contains a null character.
         FileNotFoundError: The path is relative and the current directory was removed.
     """
     if not isinstance(value, str | os.PathLike) or not isinstance(os.fspath(value), str):
@@ -70,10 +73,10 @@ def directory(argument: str, value: object) -> Path:
 
 
 def runs_directory(path: str) -> Path:
-    """Return the absolute path of the directory of runs, which is used without `work_dir`.
+    """Return the absolute path of the directory for runs, used if `work_dir` is not set.
 
     Raises:
-        DataError: There is a file of this name.
+        DataError: The path is that of a file.
         FileNotFoundError: The current directory was removed.
     """
     try:
@@ -137,13 +140,13 @@ def _profile(value: object) -> None:
 
 
 def _option(default: Any, description: str, check: Callable[[Any], Any] | None = None) -> Any:
-    """Describe an option; `check` returns its value as the engine uses it, or raises."""
+    """Return the field of an option; `check` converts the user's value, or raises."""
     return field(default=default, metadata={"help": description, "check": check})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineOptions:
-    """Options of one engine. `of` checks and creates them; each field carries its description."""
+    """Options of one engine. Create them with `of`; each field's metadata has its description."""
 
     backend: BackendLike | Sequence[BackendLike] | None = _option(
         None,
@@ -330,14 +333,14 @@ _FAILING = frozenset({"fail_fast", "keep_going", "max_failures"})
 class EngineDefaults:
     """Options that `rhapsody run` sets for engines that a program creates.
 
-    Arguments that the program passes to `create` take precedence, except over a dry run.
+    Arguments that the program passes to `create` take precedence, but cannot turn off a dry run.
 
     Attributes:
         options: Options by name.
-        backend: Makes a backend for an engine that is created without one.
+        backend: Creates the backend of an engine for which the program chooses none.
         observers: Observers that every engine has in addition to its own.
-        recording: Returns `journal` and `resume` for an engine with the given options, if they
-            differ from its own.
+        recording: Called with the options of an engine; returns those among `journal` and
+            `resume` that replace the engine's own.
     """
 
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -346,7 +349,7 @@ class EngineDefaults:
     recording: Callable[[Mapping[str, Any]], Mapping[str, Any]] = lambda _: {}
 
     def fill_in(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """Complete the arguments of a call of `create`."""
+        """Return the arguments of a call of `create`, completed with these defaults."""
         chosen = _FAILING if _FAILING & given.keys() else frozenset[str]()
         defaults = {name: value for name, value in self.options.items() if name not in chosen}
         filled = {**defaults, **given}
@@ -366,7 +369,7 @@ _defaults: EngineDefaults | None = None
 
 @contextmanager
 def engine_defaults(defaults: EngineDefaults) -> Iterator[None]:
-    """Set defaults for engines created meanwhile in this process, in any thread."""
+    """Set the defaults for engines that this process creates, in any thread, during the block."""
     global _defaults
     before, _defaults = _defaults, defaults
     try:
@@ -376,12 +379,12 @@ def engine_defaults(defaults: EngineDefaults) -> Iterator[None]:
 
 
 def takes_options(create: Callable[P, R]) -> Callable[P, R]:
-    """Fill in the process's defaults in calls of `create`, and the options in its docstring.
+    """Decorate `create`: apply the process's defaults, and add the options to its docstring.
 
-    Only a decorator can distinguish arguments of the program from defaults of the signature.
+    Only a decorator can tell arguments that the program passed from defaults of the signature.
 
     Returns:
-        The function with the defaults.
+        The decorated function.
     """
 
     @wraps(create)

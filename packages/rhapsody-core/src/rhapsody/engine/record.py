@@ -53,13 +53,13 @@ NOT_DESCRIBED: TaskDescription = cast("TaskDescription", {})
 
 
 class Owner(Protocol):
-    """Interface of the scheduler of a task, which imports this module."""
+    """Interface of a task's scheduler, whose module imports this one."""
 
     def cancel(self, record: TaskRecord, msg: Any = None) -> bool:
-        """Cancel a task; on the loop."""
+        """Cancel a task. Called on the loop."""
 
     def dependency_done(self, record: TaskRecord, dependency: asyncio.Future[Any]) -> None:
-        """Handle a dependency that is done and is not a future of the task's engine."""
+        """Handle the end of a dependency that is not a future of the task's engine."""
 
 
 @dataclass(slots=True)
@@ -68,8 +68,8 @@ class Command:
 
     Attributes:
         words: A string for a shell, or a list of arguments.
-        sandbox: The sandbox that it was built for, whose path it may contain.
-        texts: Strings and paths in the arguments of the call, if results are recorded.
+        sandbox: Path of the sandbox that it was built for; `words` may contain this path.
+        texts: Strings and paths in the arguments of the call; empty if results are not recorded.
     """
 
     words: str | list[str]
@@ -85,10 +85,10 @@ class Tries:
     """Failed attempts of a task.
 
     Attributes:
-        failures: Number of failures by the index of the retry policy that counts them.
+        failures: Number of failures that each retry policy matched, by the policy's index.
         losses: Number of attempts that the infrastructure lost.
         by_backend: Number of failed attempts by backend, if the task has `other_backends`.
-        elsewhere: The one of its `other_backends` that the task has moved to.
+        elsewhere: Name of the backend in `other_backends` that the task has moved to, if any.
         restarts: Number of restarts of a service after it was ready.
     """
 
@@ -101,12 +101,12 @@ class Tries:
 
 @dataclass(frozen=True, slots=True)
 class Repetition:
-    """Call that repeats a recorded one because its files are missing.
+    """Repetition of a call whose result was found in the records, but whose files are missing.
 
     Attributes:
-        attempt: Uid of the recorded attempt.
-        producers: The futures of the calls that make its inputs, see `ArgumentScan`.
-        readers: Uids of the tasks that read the files; grows.
+        attempt: Uid of the attempt, in this run, for which the recorded result was found.
+        producers: The futures of the calls that produce its inputs, as in `ArgumentScan`.
+        readers: Uids of the tasks that have requested the files so far.
     """
 
     attempt: str
@@ -115,7 +115,7 @@ class Repetition:
 
 
 class TaskRecord:
-    """One call of a task or block, until its work has ended."""
+    """Record of one call of a task or block, until its work has ended."""
 
     __slots__ = (
         "args",
@@ -175,8 +175,8 @@ class TaskRecord:
         self.specific: Mapping[str, Any] | None = specific
         self.state: TaskState = states.START
         self.unfinished: int = 0
-        self.unsent: int = 0  # dependencies that are with a backend, see `pushdown`
-        self.pushed: bool = False  # it is with a backend before they are finished
+        self.unsent: int = 0  # dependencies already submitted, see `pushdown`
+        self.pushed: bool = False  # submitted before its dependencies have finished
         self.attempt: int = 0
         self.stage: int = 0
         self.started: float | None = None  # when it began to run, since the epoch
@@ -204,15 +204,15 @@ class TaskRecord:
         return f"{self.task.prefix} {self.task.name!r} ({self.future.uid})"
 
     def texts(self) -> tuple[str, ...]:
-        """Return strings and paths in the arguments of an executable, if results are recorded."""
+        """Return the strings and paths in an executable's arguments, if results are recorded."""
         return () if self.command is None else self.command.texts
 
     def elsewhere(self) -> str | None:
-        """Return the one of its `other_backends` that the task has moved to."""
+        """Return the name of the other backend that the task has moved to, or `None`."""
         return None if self.tries is None else self.tries.elsewhere
 
     def input_paths(self) -> Mapping[str, str | None]:
-        """Return the paths of input files by name; `None` for one that cannot be read here."""
+        """Return the path of each input file by name; `None` if it cannot be read on this host."""
         return _NONE if self.resolved is None else self.resolved.paths()
 
     def targets(self) -> Mapping[str, Target]:
@@ -220,11 +220,11 @@ class TaskRecord:
         return {} if self.resolved is None else self.resolved.targets
 
     def matches(self) -> Mapping[str, tuple[str, ...]]:
-        """Return the files that match each pattern of its outputs, after a successful attempt."""
+        """Return the files that match each output pattern, after a successful attempt."""
         return {} if self.resolved is None else self.resolved.matches
 
     def start_anew(self) -> None:
-        """Discard the description, for the next attempt."""
+        """Discard the data of the last attempt, before the next one."""
         self.stage = 0
         self.started = self.resolved = None
         self.description = NOT_DESCRIBED
@@ -232,13 +232,13 @@ class TaskRecord:
             self.future._outcome = None  # this backend may report less than the previous one
 
     def clear(self) -> None:
-        """Drop all values, because queues and tracebacks may keep the record of an ended task."""
+        """Release all values, because queues or tracebacks may keep the record of an ended task."""
         self.dependencies = self.args = self.sources = ()
         self.kwargs = self.specific = self.found = self.resolved = self.verdict = None
         self.description = NOT_DESCRIBED
 
     def dependency_done(self, dependency: asyncio.Future[Any]) -> None:
-        """Notify the scheduler; done-callback of a dependency that this engine did not create."""
+        """Notify the scheduler; the done-callback for dependencies that are not of this engine."""
         self.scheduler.dependency_done(self, dependency)
 
     # For the future (`rhapsody.task.LiveNode`).
@@ -268,7 +268,7 @@ class TaskRecord:
         await ended
 
     def describe(self) -> Mapping[str, Any]:
-        """Return the description of the attempt, or of the call before the first one."""
+        """Return the attempt's description or, before the first attempt, one of the call."""
         if self.description:
             return MappingProxyType(self.description)
         return {
@@ -289,7 +289,8 @@ class BlockRecord(TaskRecord):
 
     Attributes:
         context: The context in which the block was called.
-        children: The unfinished tasks and blocks that it has called; a set in order.
+        children: The unfinished tasks and blocks that it has called, in order; the values are
+            unused.
         awaiting: The blocks that it is waiting for.
         in_wait: True while the thread of a synchronous block is in `rhapsody.wait`.
         running: The asyncio task of an asynchronous block.

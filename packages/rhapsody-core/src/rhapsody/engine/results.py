@@ -1,6 +1,7 @@
-"""Results of attempts: value or error from a backend's report, output and sandbox for the future.
+"""Results of attempts: reads them from the backends' reports.
 
-Declared output files are checked here, before the result is recorded and set.
+This module determines the value or error of an attempt, checks that declared output files exist,
+and passes the attempt's output and sandbox to the future.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ class Results:
 
     Args:
         stager: Keeps or removes sandboxes.
-        recording: True if results are recorded.
+        recording: True if a plugin records results.
     """
 
     def __init__(self, stager: Stager, *, recording: bool) -> None:
@@ -37,7 +38,7 @@ class Results:
     def read(
         self, record: TaskRecord, main: TasksMainStates, report: Mapping[str, Any]
     ) -> tuple[Any, BaseException | None]:
-        """Return the outcome of an attempt that is DONE or FAILED, and call `keep`.
+        """Read the report of an attempt that is DONE or FAILED, and call `keep`.
 
         Returns:
             The value and `None`, or `None` and the error.
@@ -65,7 +66,13 @@ class Results:
         return value, error
 
     def _check_files(self, record: TaskRecord, *, failed: bool) -> None:
-        """Raise `DataError` if a declared output file is missing; note that inputs were read."""
+        """Check the output files of a successful attempt, and register its inputs as read.
+
+        After a failed attempt, keep inputs that it read in place.
+
+        Raises:
+            DataError: A declared output file is missing.
+        """
         resolved = record.resolved
         if failed:
             if resolved is not None:
@@ -77,7 +84,11 @@ class Results:
             self._stager.was_read(resolved)
 
     def _check_outputs(self, record: TaskRecord, outputs: Sequence[Output]) -> None:
-        """Raise `DataError` if a declared output file is missing."""
+        """Check that the declared output files exist, if this process can see them.
+
+        Raises:
+            DataError: A file is missing.
+        """
         if record.backend.capabilities.shared_file_system and not record.backend.dry:
             resolved = record.resolved
             given = resolved.places.keys() if resolved is not None else ()
@@ -102,9 +113,9 @@ class Results:
         Args:
             record: The task.
             report: The backend's report of the attempt.
-            succeeded: False if the attempt failed; true for a canceled one.
-            done: True if the attempt succeeded, so that its output files are results.
-            value: The attempt's value.
+            succeeded: False if the attempt failed; True also if it was canceled.
+            done: True if the attempt has a result, to which its output files belong.
+            value: The attempt's value, if `done`.
         """
         get = report.get
         sandbox, stdout, stderr = get("sandbox"), get("stdout"), get("stderr")
@@ -135,7 +146,7 @@ class Results:
             )
 
     def leave(self, record: TaskRecord) -> None:
-        """Release the sandbox of an attempt without a result: it was canceled or lost."""
+        """Release an ended attempt's destinations, and its sandbox if `keep` was not called."""
         outcome = record.future._outcome
         if not record.description:
             return
@@ -144,16 +155,16 @@ class Results:
             self._stager.keep(record.description, succeeded=True)
 
     def leave_interrupted(self, record: TaskRecord) -> None:
-        """Keep the sandbox of an attempt that a signal interrupted, as that of a failed attempt.
+        """Keep the sandbox of an attempt that a signal interrupted, as if the attempt had failed.
 
-        Called before futures are settled, because sandboxes are removed then.
+        Called before futures are settled, because that removes the other sandboxes.
         """
         if "sandbox" in record.description:
             self._stager.keep(record.description, succeeded=False)
 
 
 def leave_script(record: TaskRecord) -> None:
-    """Write a script that runs a failed executable again into its sandbox."""
+    """Write a script into a failed executable's sandbox that runs the command again."""
     if record.task.kind == "executable" and record.description:
         with contextlib.suppress(OSError):  # the sandbox is not on this file system
             write_again(record.description)

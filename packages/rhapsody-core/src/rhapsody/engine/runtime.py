@@ -1,4 +1,4 @@
-"""Parts of one engine: makes and connects them, acts for the scheduler, and stops everything."""
+"""Parts of one engine: creates and connects them, acts for the scheduler, and stops all work."""
 
 from __future__ import annotations
 
@@ -43,20 +43,20 @@ from rhapsody.states import TasksMainStates
 log: logging.Logger = logging.getLogger("rhapsody.engine")
 
 GRACE = 10.0
-"""Seconds for stopped work and canceled coroutines to end."""
+"""Seconds that the shutdown waits in each step for stopped work and coroutines to end."""
 
 
 class Runtime:
     """Parts of one engine, and the actions that its scheduler requests (`scheduler.Actions`).
 
-    Made and used on the engine's loop.
+    Created and used on the engine's loop.
 
     Args:
         engine: The engine that hooks receive.
-        uid: Its uid.
-        options: Its options.
+        uid: The engine's uid.
+        options: The engine's options.
         hooks: The plugins' hooks.
-        stager: Its files.
+        stager: Stager of the engine's files.
         quiet: True if workers do not show the output of functions.
     """
 
@@ -177,9 +177,9 @@ class Runtime:
     # Actions for the scheduler.
 
     def route(self, record: TaskRecord) -> None:
-        """Queue a ready task for its backend or the default one, or run a block.
+        """Queue a ready task for its backend or the default one, or start a block.
 
-        A block waits until its services are ready again.
+        A block that depends on a restarting service starts once the service is ready again.
         """
         if isinstance(record, BlockRecord):
             if not (self.services.any and self.services.hold_back(record)):
@@ -214,7 +214,11 @@ class Runtime:
         self.memoization.record(record, value)
 
     def fail(self, record: TaskRecord, error: BaseException) -> BaseException:
-        """Set a future's exception, with its note, and register the failure."""
+        """Add notes to an exception, set it on the future if that is pending, and register it.
+
+        Returns:
+            The exception, or its replacement if it cannot be set on a future.
+        """
         error = settable(error, f"task {record.task.name!r}")
         if not isinstance(error, DependencyFailureError):
             annotate(record, error)
@@ -232,13 +236,13 @@ class Runtime:
     def service_ended(
         self, record: TaskRecord, main: TasksMainStates, report: Mapping[str, Any]
     ) -> tuple[TasksMainStates, BaseException | None]:
-        """Handle the end of a service that was not stopped; restart it if its settings allow it."""
+        """Handle the end of a ready service that was not stopped, and restart it if it may."""
         return self.services.ended(record, main, report)
 
     def service_settled(
         self, record: TaskRecord, value: Any = None, error: BaseException | None = None
     ) -> None:
-        """Continue the tasks that wait for a restarted service."""
+        """Resume, fail or cancel the tasks that wait for a restarted service."""
         self.services.settled(record, value, error)
 
     # Faults in the engine itself.
@@ -260,7 +264,7 @@ class Runtime:
     # The end of the engine.
 
     async def all_settled(self) -> None:
-        """Wait until no future is pending, including those of calls made meanwhile."""
+        """Wait until no future is pending, including those of calls made during the wait."""
         while self.scheduler.unsettled and self.submission.failure is None:
             settled = self.background.loop.create_future()
             self.scheduler.when_settled(partial(_set, settled))
@@ -269,11 +273,11 @@ class Runtime:
     async def stop_everything(self, *, skip_backends: bool) -> tuple[str, ...]:
         """Stop the work of an engine that is `closing`.
 
-        Futures are settled, unless the engine is `interrupted`: then `settle_everything` does that
-        later.
+        Futures are canceled, unless the engine is `interrupted`: in that case, they stay pending
+        until `settle_everything`.
 
         Returns:
-            Descriptions of problems.
+            Descriptions of the errors of backends that failed to shut down.
         """
         scheduler, problems = self.scheduler, list[str]()
         if not scheduler.interrupted:
@@ -330,7 +334,7 @@ class Runtime:
         return still_running
 
     def _warn_of_unfinished(self) -> None:
-        """Log the tasks that the shutdown cancels."""
+        """Log a warning about the tasks that the shutdown cancels."""
         pending = self.scheduler.pending()
         if pending:
             log.warning(
@@ -342,10 +346,11 @@ class Runtime:
     def warn_of_forgotten(self, process: int) -> None:
         """Log the unfinished tasks of an engine that was never shut down.
 
-        Called when the engine is collected, or at the end of the program.
+        Called when the engine is garbage-collected, or at the end of the program.
 
         Args:
-            process: Id of the engine's process. A forked process calls this, too.
+            process: Id of the process that created the engine. In a forked process, this method
+                is called, too, and does nothing.
         """
         pending = self.scheduler.pending()
         if pending and os.getpid() == process:
@@ -363,7 +368,7 @@ class Runtime:
 
 
 def _names(records: Collection[TaskRecord]) -> str:
-    """Return the names of the first five."""
+    """Return the names of the first five tasks, for messages."""
     first = sorted(records, key=lambda record: (record.task.prefix, record.number))[:5]
     names = [f"{record.task.name!r} ({record.future.uid})" for record in first]
     return ", ".join(names + ["..."] * (len(records) > len(first)))

@@ -1,16 +1,16 @@
 """Task scheduler: the only code that changes the state of a task.
 
 Events come in as method calls: a task was called, a backend ended an attempt, a deadline passed.
-Each event picks a transition. The table of `rhapsody.engine.states` has the state that follows,
-and `ROWS` at the end of this module adds the handler that carries out the effects. A transition
-without a row is an error of the engine and raises `IllegalTransitionError`. Where an event may come
-too late, because users cancel at any time and a backend may report twice, the event checks for a
-row first.
+Each of these methods selects a transition. The table of `rhapsody.engine.states` contains the next
+state, and `ROWS` at the end of this module adds the handler that carries out the effects. A
+transition without a row is an error of the engine and raises `IllegalTransitionError`. Users can
+cancel at any time and a backend may report twice, so methods whose event may come too late check
+for a row first.
 
-The scheduler uses no event loop, no backend library and no file. It requests such work by calling
+The scheduler uses no event loop, no backend library and no files. It requests such work through
 `Actions`, which tests replace by a stub in order to run the scheduler alone.
 
-Chains of tasks may be a hundred thousand long, so whatever spreads from task to task goes through
+Chains of tasks may be a hundred thousand long, so effects that spread from task to task go through
 `Scheduler._spread` instead of recursion.
 """
 
@@ -65,7 +65,7 @@ _RESOLVE, _SUBMIT, _ACCEPT = Transition.RESOLVE, Transition.SUBMIT, Transition.A
 _RUN, _ENDED_WELL, _REVEAL = Transition.RUN, Transition.DONE, Transition.REVEAL
 
 STOPPING: Final = 30.0
-"""Seconds that a future waits for timed-out work to stop; longer than a program's grace period."""
+"""Seconds to wait for timed-out work to stop; longer than the grace period of programs."""
 
 LOST = (TaskLostError, BackendUnavailableError)
 """Errors caused by the infrastructure, to which `lost_retries` applies instead of `retries`."""
@@ -85,7 +85,7 @@ class IllegalTransitionError(RuntimeError):
 
 
 class Actions(Protocol):
-    """Interface of the work that the scheduler requests, always on the engine's loop."""
+    """Interface through which the scheduler requests work. Its methods are called on the loop."""
 
     def route(self, record: TaskRecord) -> None:
         """Queue a ready task for its backend, or run a block."""
@@ -106,7 +106,7 @@ class Actions(Protocol):
         """Record a result, then call `Scheduler.reveal` or `fail`."""
 
     def fail(self, record: TaskRecord, error: BaseException) -> BaseException:
-        """Set the exception of a pending future and return it as it was set."""
+        """Set the exception of a pending future; return it, completed or replaced."""
 
     def service_ended(
         self, record: TaskRecord, main: TasksMainStates, report: Any
@@ -119,14 +119,15 @@ class Actions(Protocol):
     def service_settled(
         self, record: TaskRecord, value: Any = None, error: BaseException | None = None
     ) -> None:
-        """Handle the outcome of a service that was started again; its future is done already.
+        """Handle the outcome of a restarted service, whose future is done already.
 
-        It is ready with `value`, or has failed with `error`, which may be a cancellation.
+        Without `error`, the service is ready and `value` is its readiness information. Otherwise
+        it has failed or was canceled.
         """
 
 
 class Limits:
-    """Named limits such as `license:2`: how many tasks of an engine run at once under each name."""
+    """Named limits such as `license:2`, which allows two tasks with this limit to run at once."""
 
     def __init__(self) -> None:
         self._sizes: dict[str, int] = {}
@@ -137,7 +138,7 @@ class Limits:
         """Set the size of each limit.
 
         Raises:
-            ValueError: The name is known with another size.
+            ValueError: A limit with the same name has another size.
         """
         for name, size in limits:
             known = self._sizes.setdefault(name, size)
@@ -147,9 +148,9 @@ class Limits:
                 )
 
     def take(self, record: TaskRecord, limits: Limit) -> bool:
-        """Acquire each limit, or put the task into a waiting list."""
+        """Acquire all limits and return `True`, or let the task wait for one that is full."""
         if record.limits:
-            return True  # taken for it when a place became free
+            return True  # `give_back` has acquired them for it
         full = self._full(limits)
         if full is not None:
             self._waiting.setdefault(full, deque()).append(record)
@@ -158,7 +159,7 @@ class Limits:
         return True
 
     def give_back(self, record: TaskRecord) -> list[TaskRecord]:
-        """Release the task's limits and return the tasks that acquired them."""
+        """Release the task's limits; return the waiting tasks that have acquired theirs now."""
         limits, record.limits = record.limits, ()
         for name, _ in limits:
             self._used[name] -= 1
@@ -187,21 +188,22 @@ class Scheduler:
 
     Args:
         actions: Carries out the decisions.
-        background: Makes calls after deadlines and waits.
+        background: Provides timers for timeouts and delays.
         results: Reads the reports of attempts that have ended.
         observation: Publishes states, if `observed`.
-        pushdown: Values that stay with backends, and tasks that are sent there early.
-        stats: Counters.
+        pushdown: Determines which tasks are submitted early and which values stay with backends.
+        stats: Counters, which the scheduler updates.
         options: Options of the engine.
-        observed: True if states are published.
-        recording: True if results are recorded.
+        observed: True if a plugin observes states.
+        recording: True if a plugin records results.
 
     Attributes:
         closing: True if the engine is shutting down, so that no task is retried.
-        interrupted: True if a signal shuts it down, so that `abandon` settles the futures.
-        live: The tasks that have not ended.
-        inflight: The tasks that backends have, by the uids of the attempts.
-        failures_left: Number of failures until everything is canceled; `None` for no limit.
+        interrupted: True if a signal shuts the engine down; `abandon` settles the futures then.
+        live: The tasks and blocks whose work has not ended.
+        inflight: The tasks that were submitted and have not ended, by the uids of their attempts.
+        failures_left: Number of further failures after which all tasks are canceled; `None` for
+            no limit.
     """
 
     def __init__(
@@ -251,7 +253,7 @@ class Scheduler:
         handler(self, record, argument)
 
     def _spread(self, step: Callable[[TaskRecord], object], record: TaskRecord) -> None:
-        """Take a step that may lead to other tasks, after the steps that are already waiting."""
+        """Call `step` for a task, after the steps that are waiting, which may add further steps."""
         self._steps.append((step, record))
         self._take_steps()
 
@@ -294,19 +296,19 @@ class Scheduler:
         self._on_resolve(record, None)
 
     def requeue(self, record: TaskRecord, backend: BackendHandle) -> None:
-        """Continue to prepare a ready task that had to wait for files, a command or a lookup."""
+        """Return a ready task to its queue after it waited for files, a command or a lookup."""
         self._actions.requeue(record, backend)
 
     def _on_resolve(self, record: TaskRecord, _: None) -> None:
         self._actions.route(record)
 
     def offer(self, record: TaskRecord, backend: BackendHandle) -> None:
-        """Push down dependents of a task that is in the next batch for its backend."""
+        """Push down the dependents of a task that was added to the next batch for its backend."""
         for dependent in self._pushdown.followers(record, backend):
             self._push(dependent)
 
     def _push(self, record: TaskRecord) -> None:
-        """Send a task to its backend before its dependencies have ended."""
+        """Queue a task for submission before its dependencies have ended."""
         record.pushed = True
         self._move(record, Transition.RESOLVE)
 
@@ -342,7 +344,7 @@ class Scheduler:
             self._start_clock(record)
 
     def reject(self, record: TaskRecord, error: BaseException) -> None:
-        """Handle a task that the backend has not accepted, unless it runs already."""
+        """Handle a task that its backend did not accept, unless it is already running."""
         if record.state.work not in (WorkState.SUBMITTING, WorkState.CANCELING):
             return
         self._free(record)
@@ -352,9 +354,9 @@ class Scheduler:
             self._move(record, Transition.STOPPED)
 
     def refuse(self, record: TaskRecord, error: BaseException) -> None:
-        """Handle a ready task that cannot be handed to a backend."""
+        """Fail a ready task that cannot be submitted, or cancel it if `error` is a cancellation."""
         if record.state.work is not WorkState.READY:
-            return  # canceled meanwhile
+            return  # canceled in the meantime
         if isinstance(error, asyncio.CancelledError):
             self.cancel(record)
         else:
@@ -363,7 +365,7 @@ class Scheduler:
     # Reports of backends and blocks.
 
     def run(self, record: TaskRecord) -> bool:
-        """Mark an attempt or block as running; return `False` if it was already, or has ended."""
+        """Mark a task or block as running; return `False` if it is already, or has ended."""
         row = ROWS[record.state].get(_RUN)
         if row is None:
             return False
@@ -388,7 +390,7 @@ class Scheduler:
             record.timer = self._background.after(limit, over)
 
     def serve(self, record: TaskRecord, uid: str, information: Any) -> None:
-        """Mark a service as ready in the attempt of this uid."""
+        """Mark a service as ready, unless the attempt with this uid is no longer running."""
         if record.uid == uid and Transition.SERVE in record.state.after:
             self._move(record, Transition.SERVE, information)
         else:
@@ -404,7 +406,7 @@ class Scheduler:
         self._settle(record)
 
     def end(self, record: TaskRecord, main: TasksMainStates, report: Mapping[str, Any]) -> None:
-        """Handle the end of an attempt, in one of the three canonical ways."""
+        """Handle the end of an attempt; `main` is DONE, FAILED or CANCELED."""
         self._free(record)
         if record.pushed and main is FAILED and self._returned(record, report):
             return
@@ -452,7 +454,7 @@ class Scheduler:
             handler(self, record, value)
 
     def saved(self, record: TaskRecord, value: Any) -> None:
-        """Record a result whose files are at their destinations, or reveal it."""
+        """Continue after the files of a result were saved: record the result, or reveal it."""
         if self.recording and record.task.settings.cache:
             self._actions.record(record, value)
         else:
@@ -466,12 +468,12 @@ class Scheduler:
             self._move(record, Transition.SUBSTITUTE, value)
 
     def reveal(self, record: TaskRecord, value: Any) -> None:
-        """Set the result of a task that has ended, unless it was canceled meanwhile."""
+        """Set the result of a task whose work succeeded, unless it has been canceled."""
         if Transition.REVEAL in record.state.after:
             self._move(record, Transition.REVEAL, value)
 
     def _on_reveal(self, record: TaskRecord, value: Any) -> None:
-        if record.future.done():  # of a service that was started again
+        if record.future.done():  # a restarted service
             self._actions.service_settled(record, value)
         else:
             self.stats.done += 1
@@ -491,7 +493,7 @@ class Scheduler:
         self._settle(record)
 
     def _free(self, record: TaskRecord) -> None:
-        """Release the slot, deadline and limits of an attempt that its backend no longer has."""
+        """Release the slot, deadline and limits of an attempt that has left its backend."""
         if self.inflight.pop(record.uid, None) is None:
             return
         if not record.task.settings.service:
@@ -516,7 +518,7 @@ class Scheduler:
     # Failures and retries.
 
     def _attempt_failed(self, record: TaskRecord, error: BaseException) -> None:
-        """Retry a task whose attempt has failed, or give it up."""
+        """Retry a task whose attempt has failed, or give up if it has no attempt left."""
         record.verdict = None
         if isinstance(error, LOST):
             self.stats.lost += 1
@@ -534,11 +536,11 @@ class Scheduler:
     def _next_attempt(
         self, record: TaskRecord, error: BaseException
     ) -> tuple[float | None, BaseException]:
-        """Count a failed attempt.
+        """Count a failed attempt and determine when the next one starts.
 
         Returns:
-            The seconds until the next attempt, `None` if there is none; and the error to raise
-            then, which is another one if the user's own `wait` failed.
+            The seconds until the next attempt, or `None` for no further attempt; and the error of
+            the task in that case: `error`, or the exception that the user's `wait` function raised.
         """
         try:
             return self._retry_delay(record, error), error
@@ -586,7 +588,7 @@ class Scheduler:
         self._move(record, Transition.DUE)
 
     def _give_up(self, record: TaskRecord, error: BaseException) -> None:
-        """Use the fallback of a task that has no attempt left, or fail it."""
+        """Complete a task that has no attempt left with its fallback, or fail it."""
         value, error = self._fallback(record, error)
         if value is not NO_FALLBACK and Transition.SUBSTITUTE in record.state.after:
             self._move(record, Transition.SUBSTITUTE, value)
@@ -594,11 +596,11 @@ class Scheduler:
             self.fail(record, error)
 
     def _fallback(self, record: TaskRecord, error: BaseException) -> tuple[Any, BaseException]:
-        """Evaluate the fallback of a task that has failed for good.
+        """Evaluate the fallback of a task that has no attempt left.
 
         Returns:
-            Its value, or `NO_FALLBACK`; and the error to raise in that case, which is another one
-            if the user's own fallback failed.
+            The fallback's value, or `NO_FALLBACK`; and the error of the task in the latter case:
+            `error`, or the exception that the user's fallback function raised.
         """
         given = record.task.settings.fallback
         if given is NO_FALLBACK or self.closing:
@@ -610,7 +612,7 @@ class Scheduler:
             return NO_FALLBACK, mistake
 
     def fail(self, record: TaskRecord, error: BaseException) -> None:
-        """Fail a task for good, unless it has been settled meanwhile."""
+        """Fail a task without further attempts, unless its future has been settled already."""
         if record.state.future is FutureState.PENDING and Transition.FAIL in record.state.after:
             self._move(record, Transition.FAIL, error)
         else:
@@ -639,7 +641,7 @@ class Scheduler:
     # Cancellation, and work that exceeds its timeout.
 
     def cancel(self, record: TaskRecord, msg: Any = None) -> bool:
-        """Cancel a task and, at once, its dependents; return `False` if it is too late."""
+        """Cancel a task and immediately its dependents; return `False` if it is too late."""
         if Transition.CANCEL not in record.state.after:
             return False
         self._move(record, Transition.CANCEL, msg)
@@ -676,7 +678,7 @@ class Scheduler:
             self._observation.publish(record, CANCELED)
         if isinstance(record, BlockRecord):
             for child in tuple(record.children):
-                child.cancel(None)  # by the engine that it belongs to
+                child.cancel(None)  # through its own engine, which may be another one
         self._settle(record)
 
     def cancel_all(self, msg: Any = None) -> None:
@@ -688,7 +690,7 @@ class Scheduler:
         self._take_steps()
 
     def _on_stopped(self, record: TaskRecord, why: str | None) -> None:
-        """Handle the cancellation by the backend of a task whose future is pending."""
+        """Handle a pending task whose work was canceled, but not by the scheduler."""
         self._cancel_future(record, why)
         if self.observed:
             self._observation.publish(record, CANCELED)
@@ -697,7 +699,7 @@ class Scheduler:
     def _end_of_settled(
         self, record: TaskRecord, main: TasksMainStates, report: Mapping[str, Any]
     ) -> None:
-        """Handle the end of work whose future is settled already."""
+        """Handle the end of an attempt whose future is settled already."""
         state, error = CANCELED, None
         if record.state.work is WorkState.SERVING and main is not CANCELED:
             state, error = self._actions.service_ended(record, main, report)
@@ -733,7 +735,7 @@ class Scheduler:
         self._actions.stop(record)
 
     def _over_time(self, record: TaskRecord, limit: float) -> None:
-        """Stop work that exceeds its timeout; if that is impossible, fail its task without it."""
+        """Stop work that exceeds its timeout; if that is impossible, settle the future anyway."""
         record.timer = None
         error = error_messages.over_time(record, limit)
         if record.backend.capabilities.cancellation(record.task.task_kind) == "running":
@@ -742,12 +744,12 @@ class Scheduler:
             self._let_go(record, error)
 
     def cannot_stop(self, record: TaskRecord) -> None:
-        """Handle work that its backend cannot stop, or has not stopped for too long."""
+        """Settle the future of timed-out work that its backend cannot stop, or has not stopped."""
         if record.state.future is FutureState.PENDING and record.verdict is not None:
             self._let_go(record, record.verdict)
 
     def _let_go(self, record: TaskRecord, error: BaseException) -> None:
-        """Settle the future of a task whose work goes on."""
+        """Settle a future with the fallback or `error`, while the work continues."""
         value, error = self._fallback(record, error_messages.goes_on(record, error))
         if value is not NO_FALLBACK and Transition.LET_GO in record.state.after:
             self._move(record, Transition.LET_GO, value)
@@ -765,7 +767,7 @@ class Scheduler:
     # Dependencies.
 
     def _link(self, record: TaskRecord) -> None:
-        """Make a task wait for those of its dependencies that have not ended."""
+        """Make a new task wait for its unfinished dependencies, or continue if there are none."""
         pushdown, unfinished, cancelled = self._pushdown, 0, False
         holds = pushdown.holds
         for dependency in record.dependencies:
@@ -829,18 +831,18 @@ class Scheduler:
                 self._resume_pushed(record)
 
     def _all_ended(self, record: TaskRecord) -> None:
-        """Handle the end of the last dependency: the task is ready, fails, or waits for values."""
+        """Handle the end of the last dependency: make the task ready, fail it, or fetch values."""
         if self._fail_with_dependencies(record):
             return
         if not self._pushdown.needs_values(record) or not self._fetch_values(record):
             self._move(record, _RESOLVE)
 
     def _fail_with_dependencies(self, record: TaskRecord) -> bool:
-        """Fail a task whose dependencies have ended if one of them failed."""
+        """Fail a task if one of its dependencies, which have all ended, has failed."""
         failed = [
             d
             for d in self._pushdown.with_values(record)
-            if not (isinstance(d, TaskFuture) and d._exception is None)  # mostly it has none
+            if not (isinstance(d, TaskFuture) and d._exception is None)  # fast path: most have none
             and not d.cancelled()
             and d.exception() is not None
         ]
@@ -849,16 +851,22 @@ class Scheduler:
         return bool(failed)
 
     def _fetch_values(self, record: TaskRecord) -> bool:
-        """Request the values that a task needs and backends hold; return `False` for none."""
+        """Start fetching a task's values from backends; return `False` if there are none."""
         for dependency in self._pushdown.remote(record):
             record.unfinished += 1
             dependency.add_done_callback(record.dependency_done)
         return record.unfinished > 0
 
-    # Tasks that were pushed down and come back, because a dependency left no value there.
+    # Pushed-down tasks that come back because their backend lacks the value of a dependency.
 
     def _returned(self, record: TaskRecord, report: Mapping[str, Any]) -> bool:
-        """Let a task wait for its dependencies here if its backend did not have their values."""
+        """Handle a pushed-down task that failed because its backend lacks a dependency's value.
+
+        The task waits for its dependencies in the engine, and is then submitted with their values.
+
+        Returns:
+            False if the attempt ended for another reason.
+        """
         lost = isinstance(report.get("exception"), ReferenceLostError)
         pending = record.state.future is FutureState.PENDING
         if not (lost and pending and Transition.RETRY in record.state.after):
@@ -869,7 +877,7 @@ class Scheduler:
         return True
 
     def _resume_pushed(self, record: TaskRecord) -> None:
-        """Send a task again in the ordinary way, once all of its dependencies have ended."""
+        """Submit a returned task again with its values, once all its dependencies have ended."""
         if any(dependency.cancelled() for dependency in record.dependencies):
             self.cancel(record)
         elif not (self._fail_with_dependencies(record) or self._fetch_values(record)):
@@ -879,7 +887,7 @@ class Scheduler:
     # The end of tasks, and of the engine.
 
     def _settle(self, record: TaskRecord) -> None:
-        """Notify whatever waits for a future that is settled, and close ended work."""
+        """Notify dependents and waiters of a settled task, and close it if its work has ended."""
         if record.dependents is not None:
             self._spread(self._notify_dependents, record)
         if record.state.work in OVER:
@@ -919,19 +927,19 @@ class Scheduler:
 
     @property
     def unsettled(self) -> int:
-        """Number of the tasks whose futures are not settled; 0 when all work has ended."""
+        """Number of tasks and blocks whose futures are not settled."""
         stats = self.stats
         return stats.tasks - stats.done - stats.failed - stats.cancelled if self.live else 0
 
     def when_settled(self, call: Callable[[], object]) -> None:
-        """Call back, once, when no future is pending."""
+        """Call `call` once, when no future is pending any more."""
         self._when_settled.append(call)
 
     def abandon(self) -> None:
-        """Settle every future at the end of the engine; work that has not ended is lost."""
+        """Settle all futures at the end of the engine, and give up work that has not ended."""
         for record in tuple(self.live):
             if record not in self.live:
-                continue  # ended with another one
+                continue  # it ended when another task was abandoned
             if record.task.prefix == "block":
                 self._actions.stop(record)
             ways = _ABANDON if record.uid in self.inflight else _ABANDON_ENDED
@@ -981,7 +989,7 @@ _ABANDON = (Transition.ABANDON,)
 _ABANDON_ENDED = (Transition.STOPPED, Transition.ABANDON, Transition.CANCEL)
 
 Handler = Callable[[Scheduler, TaskRecord, Any], None]
-"""Effects of a transition; called after the state has changed."""
+"""Function that carries out the effects of a transition, after the state has changed."""
 
 _ON_PENDING: Final[Mapping[Transition, Handler]] = {
     Transition.RESOLVE: Scheduler._on_resolve,
@@ -1010,10 +1018,10 @@ _ON_SETTLED: Final[Mapping[Transition, Handler]] = {
     Transition.STOPPED: Scheduler._on_end_of_settled,
     Transition.ABANDON: Scheduler._on_abandon,
 }
-"""Handlers of the transitions of tasks whose futures are settled while their work goes on."""
+"""Handlers of the transitions of tasks whose futures are settled while their work continues."""
 
 _ON_WORK: Final[Mapping[Transition, Handler]] = {Transition.CANCEL: Scheduler._on_cancel_work}
-"""Handlers of the transitions of pending tasks that a backend has and nothing stops yet."""
+"""Handlers that replace those in `_ON_PENDING` while a backend has the task."""
 
 
 def _handlers(state: TaskState) -> Mapping[Transition, Handler]:
@@ -1027,4 +1035,4 @@ ROWS: Final[Mapping[TaskState, Mapping[Transition, tuple[TaskState, Handler]]]] 
     state: {event: (after, _handlers(state)[event]) for event, after in state.after.items()}
     for state in STATES.values()
 }
-"""The table of `rhapsody.engine.states` with the handler of each transition."""
+"""Next state and handler of each transition, for each state in `rhapsody.engine.states`."""

@@ -1,9 +1,9 @@
 """Restarts of services that end after they were ready, and the values that dependents receive.
 
-A service's future is done once the service is ready, and stays done. If the service is started
-again, a new record replaces the one that has ended, with the same call and the same future. The new
-readiness information is kept here for dependents. Dependents that have not started wait here until
-the service is ready again.
+A service's future is done once the service is ready, and stays done. If the service is restarted, a
+new record with the same call and the same future replaces the record of the ended one. The future
+keeps its first result, so this module stores the new readiness information for dependents. It also
+holds dependents that have not started until the service is ready again.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ class ServiceStatus:
     """Status of a service that has ended without being stopped.
 
     Attributes:
-        error: The reason of the last end.
-        ended_at: Time of the last end, in seconds since the epoch.
-        restarted: True if it was started again after that.
-        ready: True if it is ready again.
-        value: Its readiness information then.
-        waiting: The tasks that wait until it is ready.
+        error: The error with which the service last ended.
+        ended_at: Time of this end, in seconds since the epoch.
+        restarted: True if the service was restarted afterwards, and has not failed since.
+        ready: True if the service is ready again.
+        value: Its readiness information, if it is ready again.
+        waiting: The tasks that wait until the service is ready.
     """
 
     def __init__(self, error: BaseException, restarted: bool) -> None:
@@ -106,9 +106,10 @@ class Services:
         self._scheduler.start_again(record)
 
     def settled(self, record: TaskRecord, value: Any, error: BaseException | None) -> None:
-        """Handle the outcome of a restarted service, for the tasks that wait for it.
+        """Resume, fail or cancel the tasks that wait for a restarted service.
 
-        It is ready with `value`, or has failed with `error`, which may be a cancellation.
+        Without `error`, the service is ready and `value` is its readiness information. Otherwise
+        it has failed or was canceled.
         """
         status = self._ended.get(record.future)
         if status is None:
@@ -137,7 +138,8 @@ class Services:
     def hold_back(self, record: TaskRecord) -> bool:
         """Return True if a ready task cannot start now, because a service it needs has ended.
 
-        The task continues once the service is ready again, and fails if it was not restarted.
+        If the service was restarted, the task continues once it is ready again; otherwise the task
+        fails.
         """
         for future in record.dependencies:
             status = self._status_of(future)
@@ -156,12 +158,12 @@ class Services:
         return False
 
     def value(self, future: Any) -> Any:
-        """Return the value of a finished future, as a dependent receives it."""
+        """Return a finished future's value for dependents: of a restarted service, the new one."""
         status = self._status_of(future)
         return future.result() if status is None else status.value
 
     def explain(self, record: TaskRecord, error: BaseException) -> None:
-        """Add a note to the error of a task during which a service it needs ended."""
+        """Add a note to a task's error if a service that the task needs ended while it ran."""
         if isinstance(error, DependencyFailureError):
             return
         for future in record.dependencies:
@@ -178,7 +180,7 @@ class Services:
 
 
 class Values:
-    """Replaces the futures and files in the arguments of tasks by values and paths.
+    """Replacement of the futures and files in the arguments of tasks by values and paths.
 
     Args:
         services: Returns the values of restarted services.
@@ -192,11 +194,11 @@ class Values:
         self._stager = stager
 
     def of(self, record: TaskRecord, stands_in: Callable[[Any], Any] | None = None) -> Arguments:
-        """Return the arguments of a task with its futures and files replaced.
+        """Return the arguments of a task, with values and paths instead of futures and files.
 
         Args:
             record: The task.
-            stands_in: Returns the replacement of a service's future. Default: its value.
+            stands_in: Returns the replacement for the future of a service. Default: its value.
         """
         found = record.found
         if found is None:
@@ -225,7 +227,7 @@ class Values:
         return self._services.value(future)
 
     def _bind_files(self, record: TaskRecord, found: ArgumentScan, values: dict[int, Any]) -> None:
-        """Add the replacements of the files in a task's arguments, once their paths are known."""
+        """Add the replacements of the files in a task's arguments to `values`, by `id`."""
         sandbox, resolved = record.description.get("sandbox"), record.resolved
         by_path = record.task.kind != "executable" or record.task.settings.cwd is not None
         for file in found.inputs:
@@ -243,7 +245,7 @@ class Values:
 
 
 def is_service(future: object) -> TypeGuard[TaskFuture[Any]]:
-    """Return True if a future is that of a service."""
+    """Return True if `future` is the future of a service."""
     if not isinstance(future, TaskFuture):
         return False
     return cast("TaskFunction[Any, Any]", future._definition).settings.service

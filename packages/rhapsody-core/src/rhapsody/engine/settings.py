@@ -1,11 +1,11 @@
-"""Settings of task functions, checked where the user writes them.
+"""Settings of task functions, checked when the user passes them to a decorator or to `options`.
 
-A new setting is a field of `TaskSettings` and, with its check, of `Settings`. If backends
-need it, it is also a key of `rhapsody.task.TaskDescription` with a row in docs/plugins/backends.md,
-and it is set in `task_function` (the same for every call) or `task_builder` (depends on the call or
-the attempt). If backends may lack it, it is a field of `Capabilities`, with a check in
-`BackendHandle.lacking` and a test of the conformance kit. If the engine must see each end of such
-a task, `PushDown` must not push it down.
+To add a setting, add a field to `TaskSettings` and, with its check, to `Settings`. If backends
+need it, also add a key to `rhapsody.task.TaskDescription` and a row to docs/plugins/backends.md,
+and set the key in `task_function` if it is the same for every call, or in `task_builder` if it
+depends on the call or the attempt. If some backends may not support it, add a field to
+`Capabilities`, a check to `BackendHandle.lacking` and a test to the conformance kit. If the engine
+must handle each attempt of tasks with this setting, exclude them in `PushDown`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from rhapsody.resources import Resources, seconds
 from rhapsody.task import RetryPolicy, as_policies, is_async
 
 NO_FALLBACK: Any = object()
-"""Stands for no `fallback`, because `None` may be one."""
+"""Default of `fallback`. It cannot be `None`, because `None` is a valid fallback."""
 
 _LIMIT = re.compile(r"\s*([^:\s][^:]*?)\s*:\s*(\d+)\s*")
 _READY = re.compile(r"(stdout|file|tcp):(.+)", re.DOTALL)
@@ -33,17 +33,17 @@ class TaskSettings(TypedDict, total=False):
     """Keyword arguments of the decorators and of `task.options`, all optional.
 
     Attributes:
-        service: True if the task runs until it is canceled; its future is done when it is
-            ready. Default `False`.
-        name: Shown in errors, events and summaries. Default: the function's name.
-        backend: The attached backend to run on. Default: the choice of a plugin, otherwise
-            the engine's first backend.
-        other_backends: Attached backends to use, in this order, when the attempts on one
-            are used up; attempts are counted anew on each. A backend that is no longer available
-            is left at once. A failure that `retries` does not match is not retried elsewhere.
-            Default: none.
-        resources: A `Resources`, or a dict of its fields; or a callable that is called with the
-            attempt's number (from 1), on the loop, and returns one of them. Default: one core.
+        service: True for a service: a task that runs until it is canceled, and whose future is
+            done as soon as the service is ready. Default `False`.
+        name: The name shown in errors, events and summaries. Default: the function's name.
+        backend: Name of the attached backend that runs the task. Default: the choice of a plugin,
+            otherwise the engine's first backend.
+        other_backends: Names of the attached backends that the task moves to, in this order, when
+            it has no attempts left on the current one; each backend starts a new count of attempts.
+            If a backend becomes unavailable, the task moves on at once. A failure that `retries`
+            does not match is not retried on another backend. Default: none.
+        resources: A `Resources`, or a dict of its fields; or a callable that returns one of these,
+            called on the engine's loop with the attempt's number (from 1). Default: one core.
         retries: The number of further attempts after a failure, or a `RetryPolicy`, or a list of
             policies; the first one that matches a failure applies. Default: the engine's.
         lost_retries: The number of further attempts after the loss of a worker, pilot or
@@ -51,33 +51,35 @@ class TaskSettings(TypedDict, total=False):
         timeout: Time limit of each attempt, from its start: seconds, or text such as `"3 min"` or
             `"1h30m"`. Default: the engine's. Not for services, see `ready_timeout`.
         cache: True if plugins may look up and record the result. Default `True`.
-        version: Stands for the function's code where results are recorded.
+        version: A string that replaces the function's code in the key of a recorded result, so
+            that only another version, not other code, makes the result be computed again.
         environment: Variables to add to the task's environment.
         stdin: Text for an executable's standard input.
-        cwd: The directory in which an executable runs instead of its sandbox; relative to the
-            current directory when the engine was created. It must exist. The sandbox is used for
-            files: files in arguments appear in the command as absolute paths, `f"{file}"`, and
-            declared files are expected in the sandbox. Not for functions.
-        capture: `True` captures the task's output, `False` does not, `"files"`
-            leaves it in files, whose paths replace it. Default `True`.
-        ready: The readiness condition of a service: `"stdout:REGEX"` (the result is the pattern's
-            first group, or the whole match), `"file:NAME"` (the path), `"tcp:PORT"`
-            (`(host, port)`; no other program may listen there at the start), `"tcp"` (the
-            same with a free port of the service's host, which replaces the literal `{port}` in
-            the command and is in its variable `PORT`), or a callable, synchronous or asynchronous,
-            that is called with the task's description and waits until the service is ready (its
-            return value). Default: ready as soon as it runs.
-        ready_timeout: Time limit for a service to become ready, as for `timeout`. Default 60.
-        restarts: The number of times that a service is restarted if it is lost, or ends without
-            being canceled after it was ready; each start is another attempt. Dependents that have
-            not started wait until it is ready again, and receive its new value. Default 0.
+        cwd: An existing directory in which an executable runs instead of its sandbox. A relative
+            path is relative to the current directory at the creation of the engine. Input
+            files are still linked into the sandbox, and output files are expected there; in the
+            command, `f"{file}"` is the absolute path of a file. Not for functions.
+        capture: `True` captures the task's output, `False` does not, and `"files"` stores it in
+            files and captures their paths instead. Default `True`.
+        ready: The readiness condition of a service, which also determines the service's result:
+            `"stdout:REGEX"` (the first group of the match, or the whole match), `"file:NAME"` (the
+            file's path), `"tcp:PORT"` (`(host, port)`; no other program may be listening on this
+            port when the service starts), `"tcp"` (the same with a free port on the service's host,
+            which replaces the literal `{port}` in the command and is in its environment variable
+            `PORT`), or a synchronous or asynchronous callable that receives the task's description,
+            waits until the service is ready and returns the result. Default: ready as soon as it
+            runs.
+        ready_timeout: Time limit for a service to become ready, in seconds or as text. Default 60.
+        restarts: The maximum number of restarts of a service that was ready, and then was lost or
+            ended without being canceled; each start is another attempt. Dependents that have not
+            started wait until it is ready again, and receive its new value. Default 0.
         after: Futures to wait for without using their values.
-        limit: A named limit such as `"license:2"`, or a list of them: the number of tasks with
-            that name that may run at once in this engine.
-        fallback: The result to use when every attempt has failed, or a callable
-            that is called with the exception, on the loop, and returns the result.
-        priority: Higher values go first among the ready tasks. Default 0.
-        task_description: Settings of the backend; the `task_description` of a call takes
+        limit: A named limit such as `"license:2"`, or a list of these. Of all tasks of this engine
+            that have the limit, at most this number run at once.
+        fallback: The result to use when every attempt has failed, or a callable that the engine
+            calls on its loop with the exception and that returns the result.
+        priority: Ready tasks with a higher priority are submitted first. Default 0.
+        task_description: Backend-specific settings; the `task_description` of a call takes
             precedence.
     """
 
@@ -112,7 +114,7 @@ def specific_settings(value: object) -> dict[str, Any]:
         A copy of the settings.
 
     Raises:
-        TypeError: Not a dict.
+        TypeError: The value is not a dict.
     """
     if not isinstance(value, dict):
         raise TypeError(
@@ -123,7 +125,7 @@ def specific_settings(value: object) -> dict[str, Any]:
 
 
 def flag(name: str) -> Callable[[object], bool]:
-    """Return a check for `True` or `False`; `name` appears in its error."""
+    """Return a function that accepts only `True` and `False`; `name` appears in its error."""
 
     def check(value: object) -> bool:
         if not isinstance(value, bool):
@@ -145,7 +147,12 @@ def _text(name: str) -> Callable[[object], str | None]:
 
 
 def whole_number(name: str, least: int | None) -> Callable[[object], int]:
-    """Return a check for a whole number of at least `least`; `name` appears in its errors."""
+    """Return a function that accepts only whole numbers.
+
+    Args:
+        name: The name of the setting, for errors.
+        least: The minimum, or `None` for no minimum.
+    """
 
     def check(value: object) -> int:
         if isinstance(value, bool) or not isinstance(value, int):
@@ -288,15 +295,15 @@ def _fallback(value: Any) -> Any:
 
 
 def _setting(default: Any, check: Callable[[Any], Any]) -> Any:
-    """Describe a setting; `check` returns its value as the engine uses it, or raises."""
+    """Return the field of a setting; `check` converts the user's value, or raises."""
     return field(default=default, metadata={"check": check})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """Checked settings of a task function. `None` means the engine's default.
+    """Checked settings of a task function, see `TaskSettings`.
 
-    Attributes named differently: `specific` is `task_description`.
+    `None` means that the user has not set a value. `specific` is the setting `task_description`.
     """
 
     service: bool = _setting(False, flag("service"))
@@ -323,11 +330,11 @@ class Settings:
     specific: Mapping[str, Any] = field(default_factory=dict, metadata={"check": specific_settings})
 
     def changed(self, given: Mapping[str, Any]) -> Settings:
-        """Return these settings with some of them replaced and checked.
+        """Return a copy of these settings with the given ones, which are checked first.
 
         Raises:
-            TypeError: An unknown setting, or a value of the wrong type.
-            ValueError: A value out of range.
+            TypeError: A setting is unknown, or a value is of the wrong type.
+            ValueError: A value is out of range.
         """
         changes = {}
         for name, value in given.items():

@@ -1,12 +1,12 @@
 """Handling of SIGINT, SIGTERM and SIGHUP: one shuts down all engines, a second exits at once.
 
-After the shutdown, SIGINT appears in the main coroutine as `KeyboardInterrupt`, the others as
-`SystemExit(128 + n)`. A second signal kills programs and worker processes, and the loop raises its
-exception. If the loop is blocked, the exception is raised in the blocking code instead, possibly in
-the middle of a step.
+After the shutdown, the main coroutine receives `KeyboardInterrupt` for SIGINT and
+`SystemExit(128 + n)` for the other signals. A second signal kills the programs and worker processes
+of tasks, and its exception ends the loop. If the loop is blocked, the exception is raised in the
+blocking code instead, possibly in the middle of a step.
 
-One registry per process serves all engines and restores the handlers it found when the last
-engine closes. An ignored signal stays ignored, as `nohup` expects.
+One registry per process serves all engines. When the last engine closes, it restores the handlers
+that it replaced. An ignored signal stays ignored, as `nohup` expects.
 
 `loop.add_signal_handler` is not enough: its callbacks cannot run while the loop is blocked, and it
 would replace callbacks that the program has set on the same loop. `asyncio.Runner` handles SIGINT
@@ -30,7 +30,7 @@ from rhapsody.sdk.processes import kill_groups
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 ONE = 0.1
-"""Seconds within which signals count as one: `timeout` and a closing terminal send two."""
+"""Seconds within which two signals count as one; `timeout` and a closing terminal send two."""
 
 T = TypeVar("T")
 
@@ -38,7 +38,7 @@ Stop = Callable[[], Coroutine[Any, Any, None]]
 
 
 class _Registry:
-    """The engines to be shut down by signals, and the handlers they replaced."""
+    """Registry of the engines that signals shut down, and of the signal handlers it replaced."""
 
     def __init__(self) -> None:
         self._stops: dict[object, tuple[Stop, Callable[[], Any]]] = {}
@@ -46,17 +46,18 @@ class _Registry:
         self._main: asyncio.Task[Any] | None = None
         self._found: dict[int, Any] = {}
         self._received: float | None = None  # time of the last signal
-        self._forced = False  # by a second signal
+        self._forced = False  # True after a second signal
         self._ending: asyncio.Task[None] | None = None
         self._alarm: _Alarm | None = None
 
     def add(self, engine: object, stop: Stop, settle: Callable[[], Any]) -> None:
-        """Register an engine. Do nothing outside the main thread, which alone receives signals.
+        """Register an engine. Outside the main thread, which alone handles signals, do nothing.
 
         Args:
             engine: The engine, or a placeholder for one that is starting.
-            stop: Stops its work and leaves its futures pending.
-            settle: Settles them, after the exception was raised in the main coroutine.
+            stop: Stops the engine's work and leaves its futures pending.
+            settle: Settles the futures; called after the signal's exception was raised in the main
+                coroutine.
         """
         if threading.current_thread() is not threading.main_thread():
             return
@@ -79,12 +80,12 @@ class _Registry:
                 self._alarm = _Alarm(loop)
 
     async def guard(self, work: Coroutine[Any, Any, T]) -> T:
-        """Run the start of an engine, which a signal cancels.
+        """Run the coroutine that starts an engine, and cancel it if a signal arrives.
 
-        The exception is raised in the main coroutine after `work` has cleaned up.
+        The signal's exception is raised after `work` has cleaned up.
 
         Args:
-            work: The start, which cleans up if it is canceled.
+            work: The coroutine, which cleans up if it is canceled.
 
         Returns:
             The result of the start.
@@ -118,9 +119,9 @@ class _Registry:
         return running.result()
 
     async def delivered(self) -> None:
-        """Wait until the exception of a signal received meanwhile is raised in the main coroutine.
+        """If a signal was received, wait until its exception is raised in the main coroutine.
 
-        If there is none, return at once.
+        Otherwise return at once.
         """
         if self._received is not None and self._ending is None:
             await asyncio.sleep(0)  # `_start` is the loop's next
@@ -167,7 +168,7 @@ class _Registry:
             loop.call_soon_threadsafe(self._force, number)
 
     def _force(self, number: int) -> None:
-        """End the loop between two steps, so that none is left half done."""
+        """Raise the second signal's exception in a callback of the loop, between two steps."""
         if self._forced:
             self._forget()
             raise _exception(number)
@@ -189,13 +190,13 @@ class _Registry:
 
 
 class _Alarm:
-    """Wakes a loop for signals that do not interrupt its wait.
+    """Wakeup descriptor that wakes a loop for signals that do not interrupt its wait.
 
     These are signals that arrive just before the wait begins, and signals that the system delivers
     to another thread: Python runs their handlers only when the main thread continues.
 
     Args:
-        loop: The loop of the main thread, which calls this.
+        loop: The loop of the main thread, on which this is created.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -209,7 +210,7 @@ class _Alarm:
         loop.add_reader(self._reads, self._reads.recv, 4096)
 
     def close(self) -> None:
-        """Restore the wakeup descriptor, unless the program has set another one."""
+        """Remove the wakeup descriptor, unless the program has set another one, and close it."""
         former = signal.set_wakeup_fd(-1)
         if former != self._writes.fileno():
             signal.set_wakeup_fd(former)
@@ -224,13 +225,13 @@ def _exception(number: int) -> BaseException:
 
 
 def _insist(main: asyncio.Task[Any] | None, number: int) -> None:
-    """End a loop that continues because the blocking code caught the exception."""
+    """Raise the exception again if the blocking code caught it and the loop continues."""
     if main is not None and not main.done() and not main.cancelling():
         raise _exception(number)
 
 
 def _outermost(loop: asyncio.AbstractEventLoop) -> asyncio.Task[Any] | None:
-    """Return the task that `asyncio.run` made: presumably the first one that is not done."""
+    """Return the task that `asyncio.run` created, presumably the first that is not done."""
     tasks = [task for task in asyncio.all_tasks(loop) if not task.done()]
     numbered = sorted(tasks, key=_number)
     return numbered[0] if numbered else None
@@ -243,10 +244,11 @@ def _number(task: asyncio.Task[Any]) -> tuple[int, str]:
 
 
 def _raise_in(task: asyncio.Task[Any], error: BaseException) -> None:
-    """Raise `error` where a suspended task waits.
+    """Raise `error` at the point where a suspended task waits.
 
-    If the task waits for a plain future, set the exception on that. If it waits for another task,
-    go on with that one. As a last resort, cancel the task and end the loop with the error.
+    If the task waits for a plain future, the exception is set on that future; if it waits for
+    another task, the same applies to that task. Otherwise, the task is canceled, and the error is
+    raised in the loop once the task has ended.
     """
     waits_for: Any = task
     while hasattr(waits_for, "get_coro"):  # a task, of whatever class

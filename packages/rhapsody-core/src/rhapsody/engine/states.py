@@ -1,13 +1,13 @@
 """State table of a task, as data.
 
-The state of a task has two parts: the future that its user holds, and the work that a backend does.
+The state of a task has two parts: the state of the user's future, and that of the backend's work.
 They differ because a future is canceled at once, while its work may take a while to stop, and
 because the future of a service is done while the service runs. Every change of a task is a
-transition of this table; `rhapsody.engine.scheduler` adds the handler of each. An event without a
-row is late, repeated or out of order: it changes nothing and is counted in `flow.stats.late`,
-except a repeated report that a task is running.
+transition in this table, and `rhapsody.engine.scheduler` adds a handler to each row. If a backend's
+report has no row, it is late, repeated or out of order: it changes nothing and is counted in
+`flow.stats.late`, except a repeated report that a task is running.
 
-A new rule is a row here, its handler in the scheduler, and an invariant in
+To add a rule, add a row here, a handler to the scheduler, and an invariant to
 `tests/_support/world/invariants.py`. Tests run the scheduler alone, with a stub for the rest,
 through a hundred thousand random histories; `python -m tests._support.world.histories` runs ten
 million.
@@ -31,10 +31,10 @@ class FutureState(StrEnum):
 class WorkState(StrEnum):
     """State of the work of the task."""
 
-    WAITING = "waiting"  # for its dependencies
-    READY = "ready"  # for its turn to be handed to a backend
-    SUBMITTING = "submitting"  # being handed over
-    SUBMITTED = "submitted"  # with the backend, not started
+    WAITING = "waiting"  # waiting for its dependencies
+    READY = "ready"  # waiting to be prepared and submitted
+    SUBMITTING = "submitting"  # `submit_tasks` has not returned yet
+    SUBMITTED = "submitted"  # accepted by the backend, not started
     RUNNING = "running"
     SERVING = "serving"  # a service that is ready
     CANCELING = "canceling"  # asked to stop, not yet ended
@@ -44,7 +44,7 @@ class WorkState(StrEnum):
 
 
 OVER: Final = (WorkState.ENDED, WorkState.LOST)
-"""States of work that has ended."""
+"""States of work that has ended, or that the engine no longer follows."""
 
 
 class Transition(StrEnum):
@@ -56,16 +56,16 @@ class Transition(StrEnum):
     RUN = "run"  # the backend reports that it is running
     SERVE = "serve"  # the service is ready
     DONE = "done"  # the work succeeded
-    HOLD = "hold"  # the same, and the value stays with the backend
-    SUBSTITUTE = "substitute"  # a recorded result or the fallback replaces the work's
-    LET_GO = "let-go"  # the fallback does, while the work goes on
-    REVEAL = "reveal"  # its result may be seen
-    FAIL = "fail"  # it has failed for good, or could never run
+    HOLD = "hold"  # the work succeeded, and the value stays with the backend
+    SUBSTITUTE = "substitute"  # a recorded result or the fallback becomes the result
+    LET_GO = "let-go"  # the fallback becomes the result, while the work goes on
+    REVEAL = "reveal"  # the result has been recorded and is set on the future
+    FAIL = "fail"  # it has no attempt left, or could never run
     RETRY = "retry"  # it failed and has an attempt left
     DUE = "due"  # the wait before the next attempt has ended
     STOPPED = "stopped"  # the work was canceled, or ended when nothing waited for it any more
-    CANCEL = "cancel"  # the user, or the end of the engine
-    STOP = "stop"  # it timed out: stop the work, then decide
+    CANCEL = "cancel"  # canceled by the user, the engine or a dependency
+    STOP = "stop"  # it timed out: stop the work, then retry or fail
     GIVE_UP = "give up"  # it timed out, and the work cannot be stopped
     ABANDON = "abandon"  # the engine ends before the work does
 
@@ -102,7 +102,7 @@ TABLE: Final[tuple[tuple[FutureState, WorkState, Transition, FutureState, WorkSt
             (_F.PENDING, work, _E.ABANDON, _F.CANCELLED, _W.LOST),
         )
     ),
-    # Being stopped after a timeout: however the work ends, the attempt has failed.
+    # The work is being stopped after a timeout: however it ends, the attempt has failed.
     (_F.PENDING, _W.CANCELING, _E.SUBSTITUTE, _F.PENDING, _W.ENDED),
     (_F.PENDING, _W.CANCELING, _E.LET_GO, _F.DONE, _W.CANCELING),
     (_F.PENDING, _W.CANCELING, _E.FAIL, _F.FAILED, _W.ENDED),
@@ -125,22 +125,22 @@ TABLE: Final[tuple[tuple[FutureState, WorkState, Transition, FutureState, WorkSt
     (_F.PENDING, _W.RETRY_WAIT, _E.DUE, _F.PENDING, _W.READY),
     (_F.PENDING, _W.RETRY_WAIT, _E.FAIL, _F.FAILED, _W.ENDED),
     (_F.PENDING, _W.RETRY_WAIT, _E.CANCEL, _F.CANCELLED, _W.ENDED),
-    # Succeeded, and held until the result is recorded. If the value stays with the backend, the
-    # task ends here: see `pushdown`.
+    # The work succeeded, and the future is pending until the result is recorded. If the value
+    # stays with the backend, the task remains in this state: see `pushdown`.
     (_F.PENDING, _W.ENDED, _E.REVEAL, _F.DONE, _W.ENDED),
     (_F.PENDING, _W.ENDED, _E.FAIL, _F.FAILED, _W.ENDED),
     (_F.PENDING, _W.ENDED, _E.CANCEL, _F.CANCELLED, _W.ENDED),
 )
-"""Rows of (future, work, transition, future after it, work after it)."""
+"""Rows of (future, work, transition, next future, next work)."""
 
 
 class TaskState:
-    """One state of the table, and the transitions that leave it.
+    """State of a task in the table, with the transitions that are possible in it.
 
     Attributes:
         future: The state of the user's future.
         work: The state of the work.
-        after: The state after each transition that is possible here.
+        after: The next state for each transition that is possible in this state.
     """
 
     __slots__ = ("after", "future", "work")

@@ -1,8 +1,8 @@
-"""Submission of calls: each becomes a future for the user and a task for the scheduler.
+"""Submission of calls: creates a future for the user and a task for the scheduler.
 
-A call declares its output files when it is made. It depends on earlier calls that declared the
-files that it reads. If a destination is declared again, only later calls read the new version.
-A file with a destination is identified by that destination, other files by their names.
+A call declares its output files, and depends on the earlier calls that declared its input files. If
+a second call declares the same destination, only the calls after it read the new version. A file
+with a destination is identified by the destination, any other file by its name.
 """
 
 from __future__ import annotations
@@ -54,19 +54,19 @@ class Submission:
 
     Args:
         uid: The engine's uid.
-        loop: Its event loop.
+        loop: The engine's event loop.
         scheduler: Receives the tasks.
         backends: The attached backends; may grow.
         unawaited: Counts failures that were never awaited.
         pushdown: Determines the class of new futures.
-        stager: The engine's files.
+        stager: Stager of the engine's files.
         here: The current directory when the engine was created, `None` if it was removed.
-        keep: Keep the calls, for the graph of a dry run.
+        keep: True to store each call in `made`, for the graph of a dry run.
 
     Attributes:
         declared: Files that calls have declared as outputs.
-        made: Uid, name and dependencies' uids of each call, if calls are kept.
-        failure: Fault in the engine itself, if there was one.
+        made: Uid, name and dependencies' uids of each call, if `keep` is true.
+        failure: The internal error that ended the engine, or `None`.
     """
 
     def __init__(
@@ -115,7 +115,7 @@ class Submission:
             task: The function or block that is called.
             args: Its positional arguments.
             kwargs: Its keyword arguments.
-            specific: Backend-specific settings of this call.
+            specific: Backend-specific settings of this call; `None` for those of `task`.
             repeats: The recorded call that this one repeats. Such a call declares no files.
 
         Returns:
@@ -179,7 +179,7 @@ class Submission:
         parent: TaskRecord | None,
         repeats: Repetition | None,
     ) -> tuple[asyncio.Future[Any], ...]:
-        """Return the futures that a call waits for, and note the producers of its input files."""
+        """Return the futures that a call waits for; set the producers of its inputs in `found`."""
         dependencies = tuple(found.futures) if found is not None else ()
         if task.settings.after:
             dependencies = tuple(dict.fromkeys((*dependencies, *task.settings.after)))
@@ -209,7 +209,7 @@ class Submission:
     def call_elsewhere(
         self, task: TaskFunction[Any, Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> TaskFuture[Any]:
-        """Accept a call on a thread other than the loop's, which is an error outside of blocks."""
+        """Accept a call on a thread other than the loop's; it must be the thread of a block."""
         if self._scheduler.closing:
             raise self.closed_error(task.name)
         if running_loop() is not None:
@@ -234,7 +234,7 @@ class Submission:
         return on_loop(self.loop, partial(task, *args, **kwargs))
 
     def unawaited(self, future: TaskFuture[Any]) -> None:
-        """Count a failed future that was collected without being awaited. Any thread."""
+        """Count a failed future that was deleted without being awaited. Thread-safe."""
         self._unawaited.add(future)
 
     def declare(self, settings: Settings) -> Settings:
@@ -244,8 +244,8 @@ class Submission:
             The settings, with the names of attached backends and an absolute `cwd`.
 
         Raises:
-            ValueError: No backend of that name is attached, a limit is known with another
-                size, or there is no directory that `cwd` could be relative to.
+            ValueError: No backend with this name is attached, a limit has another size in this
+                engine, or `cwd` is relative and there was no current directory.
         """
         if settings.backend is not None:
             name = find(self._backends, settings.backend).name
@@ -300,11 +300,11 @@ def current_directory() -> str | None:
 
 @dataclasses.dataclass(slots=True)
 class _Temporary:
-    """A temporary file.
+    """Status of a temporary file.
 
     Attributes:
-        unfinished: Number of readers that have not ended.
-        needed: True if the next run needs it, because a reader failed or was canceled.
+        unfinished: Number of tasks that read it and have not ended.
+        needed: True if the next run needs the file, because a reader failed or was canceled.
         removed: True if it has been removed.
     """
 
@@ -317,7 +317,7 @@ class DeclaredFiles:
     """Files that the calls of one engine have declared as outputs so far.
 
     Args:
-        stager: Contains the base directory of destinations, and removes files.
+        stager: Provides the base directory of destinations, and removes temporary files.
     """
 
     def __init__(self, stager: Stager) -> None:
@@ -328,7 +328,7 @@ class DeclaredFiles:
         self._temporary: dict[tuple[int, str], _Temporary] = {}  # by task and name
 
     def add(self, future: Producer, outputs: Iterable[Output]) -> None:
-        """Record the files that a call declares."""
+        """Add the files that a call declares as outputs."""
         declared: dict[str, str | None] = {}
         for output in outputs:
             place = declared[output.filename] = self._place(output)
@@ -348,7 +348,7 @@ class DeclaredFiles:
         return self._real.of(os.path.normpath(path))
 
     def _ended(self, future: Producer) -> None:
-        """Release the result of a finished call, whose files outlive it."""
+        """Replace a finished call's future by a copy without its result, to free the memory."""
         if future.cancelled() or future._exception is not None:  # readers must fail with it
             return
         stub: Producer = TaskFuture(loop=future.get_loop())
@@ -366,10 +366,10 @@ class DeclaredFiles:
                 self._latest[place or name] = stub
 
     def stale(self, saved: Iterable[SavedFile]) -> list[SavedFile]:
-        """Return existing files at the destinations of declared files that were not saved.
+        """Return files of earlier runs at the destinations of tasks that failed or were canceled.
 
         Args:
-            saved: The files that this run has saved.
+            saved: The files that this run has saved, which are excluded.
         """
         fresh = {str(file.path) for file in saved}
         found = []
@@ -384,8 +384,8 @@ class DeclaredFiles:
     ) -> dict[int, Producer]:
         """Return the producers of a new call's inputs, by the `id` of each input.
 
-        A dependency that the user passes takes precedence over other calls. If two of them declare
-        the file, there is no producer.
+        A dependency that the user passes takes precedence over other calls. If two such
+        dependencies declare the same file, the file has no producer.
 
         Raises:
             DataError: An input is a temporary file that was removed.
@@ -411,7 +411,7 @@ class DeclaredFiles:
         return found
 
     def read(self, reader: Producer, inputs: Iterable[InputFile], made_by: Producers) -> None:
-        """Count a new call among the readers of temporary files."""
+        """Register a new call as a reader of the temporary files among its inputs."""
         for file in inputs if self._temporary else ():
             producer = made_by.get(id(file))
             if producer is not None:
@@ -445,7 +445,7 @@ class DeclaredFiles:
 
 
 def _declared_by(dependencies: Iterable[asyncio.Future[Any]]) -> dict[str, Producer | None]:
-    """Return the future that declares each destination or name, `None` where two do."""
+    """Return the future that declares each file, by destination and name; `None` if two do."""
     found: dict[str, Producer | None] = {}
     for future in dependencies:
         if not isinstance(future, TaskFuture):

@@ -2,7 +2,7 @@
 
 The order is fixed: arguments and command, the prepare hooks, the choice of a backend, the locations
 of input files, the lookup of recorded results, links to the files. Most tasks pass all steps in one
-call; a step that has to wait takes the task out of its dispatcher and returns it later.
+call of `advance`. If a step has to wait, the task leaves its dispatcher's queue and returns later.
 """
 
 from __future__ import annotations
@@ -49,14 +49,14 @@ _KEYS = TaskDescription.__required_keys__
 
 
 class TaskBuilder:
-    """Prepares the tasks of one engine.
+    """Builder of the descriptions of one engine's tasks.
 
     Args:
         uid: The engine's uid.
-        scheduler: Receives tasks that cannot be submitted; holds the named limits.
-        background: Runs long steps.
+        scheduler: Contains the named limits; fails or requeues tasks.
+        background: Runs the steps that wait.
         memoization: Looks up results.
-        pushdown: Replaces values that stay with a backend by references.
+        pushdown: Returns references to values that stay with a backend.
         values: Replaces futures and files in arguments.
         services: Holds back tasks that wait for a restarted service.
         stager: Finds and links files.
@@ -99,7 +99,7 @@ class TaskBuilder:
         self._lost_retries = options.lost_retries
         self._implicit_data = options.implicit_data
         self._quiet = quiet
-        self._held_back: set[str] = set()  # backends that tasks were held back for
+        self._held_back: set[str] = set()  # names of backends for which this was logged
 
     def advance(self, record: TaskRecord, backend: BackendHandle) -> bool:
         """Prepare a task as far as possible; return `True` once it can be submitted."""
@@ -263,7 +263,10 @@ class TaskBuilder:
             self._note_sources(record)
 
     def _note_sources(self, record: TaskRecord) -> None:
-        """Set the `sources` of a task: dependencies that left files in their sandboxes."""
+        """Set the `sources` of a task: the attempts of dependencies that left a sandbox.
+
+        Dependencies that are needed only to produce an input file are excluded.
+        """
         found = record.found
         named: Set[asyncio.Future[Any]] = frozenset()  # dependencies that only files name
         if found is not None and found.producers:
@@ -364,7 +367,7 @@ class TaskBuilder:
     # Capabilities and files.
 
     def _others(self, record: TaskRecord) -> Iterator[BackendHandle]:
-        """Return the backends that a task may move to, before its first attempt."""
+        """Return the backends in `other_backends`; none after the first attempt."""
         names = record.task.settings.other_backends if record.attempt == 1 else ()
         return map(self._backends.__getitem__, names)
 
@@ -401,7 +404,7 @@ class TaskBuilder:
             raise error_messages.unknown_setting(record, backend, unknown[0], self._able(record))
 
     def _able(self, record: TaskRecord) -> list[str]:
-        """Return the attached backends that can run a described task in the time they have left."""
+        """Return the names of the backends that can run a task in the time they have left."""
         return [
             one.name
             for one in self._backends.values()
@@ -413,9 +416,12 @@ class TaskBuilder:
     # Backends that end before a task does.
 
     def _with_more_time(self, record: TaskRecord, backend: BackendHandle) -> str | None:
-        """Return the backend that takes a task for which its own has too little time left.
+        """Return another backend for a task if its own has too little walltime left.
 
-        A task that was pushed down, or whose user has named only one backend, does not move.
+        A task that was pushed down, or has a `backend` and no `other_backends`, does not move.
+
+        Returns:
+            The name of the backend, or `None` if the task stays.
         """
         settings = record.task.settings
         others = settings.other_backends
@@ -424,9 +430,9 @@ class TaskBuilder:
         return next((name for name in self._able(record) if name in others or not others), None)
 
     def _hold_back(self, record: TaskRecord, backend: BackendHandle, short: Shortage) -> None:
-        """Fail a task that its backend has too little time for, without a fallback.
+        """Fail a task for which its backend has too little walltime left; ignore its fallback.
 
-        The next run computes its result. Logs the first such task of each backend.
+        The next run computes its result. The first such task of each backend is logged.
         """
         needs, left = short
         setting = "timeout" if needs == record.description.get("timeout") else "walltime"
@@ -495,7 +501,7 @@ class TaskBuilder:
             self._scheduler.requeue(record, backend)
 
     def _place_inputs(self, record: TaskRecord, backend: BackendHandle) -> None:
-        """Let a function read its inputs in place, or in a sandbox if it needs one."""
+        """Fill in the paths of a function's inputs: in place if possible, or else in a sandbox."""
         description, resolved = record.description, record.resolved
         if "sandbox" in description:
             return
@@ -506,7 +512,7 @@ class TaskBuilder:
     async def _make_again(
         self, record: TaskRecord, backend: BackendHandle, missing: Sequence[AttemptInfo]
     ) -> None:
-        """Produce missing files of an earlier run that the task reads."""
+        """Regenerate the missing files of an earlier run that a task reads, then queue the task."""
         reader = record.uid if record.repeats is None else record.repeats.attempt
         try:
             await asyncio.gather(
@@ -539,7 +545,7 @@ def _checked_command(record: TaskRecord, command: object) -> str | list[str]:
 
 
 def _words(item: object) -> Sequence[object]:
-    """Return the arguments that an item of a list command stands for."""
+    """Return the command-line arguments for one item of a command list."""
     if isinstance(item, str):
         return (item,)
     if isinstance(item, File):
@@ -565,7 +571,7 @@ def _set_command(record: TaskRecord, words: str | list[str], texts: tuple[str, .
 
 
 def _check_prepared(plugin: str, description: TaskDescription) -> None:
-    """Raise for invalid values in a description that a hook has changed.
+    """Check the values in a description that a hook may have changed.
 
     Raises:
         PluginError: A value is invalid; the message names the plugin and the key.
@@ -587,7 +593,7 @@ def _check_prepared(plugin: str, description: TaskDescription) -> None:
 
 
 def resources_for(record: TaskRecord, given: Callable[[int], Any]) -> Resources:
-    """Call the user's function that chooses the resources of an attempt by its number.
+    """Call the user's function that returns the resources for an attempt, given its number.
 
     Returns:
         The resources.
@@ -614,14 +620,14 @@ def resources_for(record: TaskRecord, given: Callable[[int], Any]) -> Resources:
 
 
 class Shortage(NamedTuple):
-    """Time that a task needs and time that its backend has left, both in seconds."""
+    """Seconds that a task needs and that its backend has left, if they are too few."""
 
     needs: float
     left: float
 
 
 def shortage(record: TaskRecord, backend: BackendHandle) -> Shortage | None:
-    """Return the time that a described task needs and its backend has, `None` if it is enough."""
+    """Return how much time a task needs and its backend has left, or `None` if it suffices."""
     if not (backend.may_end and record.description):
         return None
     needs = time_needed(record.description)

@@ -1,7 +1,7 @@
 """Decorated functions: callables that return futures instead of results.
 
-A `TaskFunction` combines a function, its settings and an engine. It checks a call and passes it to
-the engine, see `rhapsody.engine.submission`.
+A `TaskFunction` combines a function, its settings and an engine. It checks each call and passes
+it to the engine, see `rhapsody.engine.submission`.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ Command = str | Sequence[str | os.PathLike[str]]
 
 
 class Caller(Protocol):
-    """Interface of the engine to its task functions.
+    """Interface of the engine that task functions call.
 
     Attributes:
         uid: The engine's uid.
-        loop: Its event loop.
+        loop: The engine's event loop.
     """
 
     uid: str
@@ -51,7 +51,10 @@ class Caller(Protocol):
         kwargs: dict[str, Any],
         specific: Mapping[str, Any] | None,
     ) -> TaskFuture[Any]:
-        """Accept a checked call, on the loop. Raises as `TaskFunction.__call__` does."""
+        """Accept a call on the loop, with checked arguments.
+
+        It raises the same exceptions as `TaskFunction.__call__`.
+        """
 
     def call_elsewhere(
         self, task: TaskFunction[Any, Any], args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -62,7 +65,7 @@ class Caller(Protocol):
         """Check settings against the engine's backends and named limits."""
 
     def unawaited(self, future: TaskFuture[Any]) -> None:
-        """Count a failed future that was collected without being awaited. Any thread."""
+        """Count a failed future that was deleted without being awaited. Thread-safe."""
 
 
 class TaskFunction(Generic[P, R]):
@@ -70,7 +73,7 @@ class TaskFunction(Generic[P, R]):
 
     Attributes:
         function: The function that was decorated.
-        settings: Its settings.
+        settings: The settings of its tasks.
         kind: `"function"`, `"executable"` or `"block"`.
     """
 
@@ -121,7 +124,7 @@ class TaskFunction(Generic[P, R]):
         self.template: tuple[TaskDescription, bool] | None = None  # see `TaskBuilder`
         self.accepted_by: object = None  # the backend that was checked last
         self.direct: object = None  # the backend that accepts calls without files unchecked
-        self.pushable: tuple[object, bool] | None = None  # a backend and its answer, see `pushdown`
+        self.pushable: tuple[object, bool] | None = None  # a backend, and True if it takes part
         self._check = file_checker(function, call_checker(function))
 
     @overload
@@ -131,18 +134,18 @@ class TaskFunction(Generic[P, R]):
     def __call__(self, /, *args: Any, **kwargs: Any) -> TaskFuture[R]:
         """Create a task for this call.
 
-        Takes the function's arguments, or futures of them, and `task_description` with settings of
-        the backend.
+        The arguments are those of the function, or futures for them. The additional argument
+        `task_description` is a dict of backend-specific settings.
 
         Returns:
             The future of the result.
 
         Raises:
-            TypeError: The arguments do not fit the function, or a future is a dict's key or
+            TypeError: The arguments do not fit the function, or a future is the key of a dict or
                 in a container that is not searched.
             ValueError: A container in the arguments contains itself.
-            RuntimeError: The engine is shut down, or this is neither its loop's
-                thread nor the thread of one of its blocks.
+            RuntimeError: The engine is shut down, or the call is made neither on the thread of
+                its loop nor on the thread of one of its blocks.
         """
         engine = self.engine
         if running_loop() is not engine.loop:
@@ -160,16 +163,16 @@ class TaskFunction(Generic[P, R]):
         return self if instance is None else Method(self, instance)
 
     def options(self, **settings: Unpack[TaskSettings]) -> TaskFunction[P, R]:
-        """Return the same task with other settings, for one call: `task.options(retries=2)(x)`.
+        """Return a copy with changed settings, for example `task.options(retries=2)(x)`.
 
         Raises:
-            TypeError: An unknown setting, or a value of the wrong type.
-            ValueError: A value out of range.
+            TypeError: A setting is unknown, or a value is of the wrong type.
+            ValueError: A value is out of range.
         """
         return make_task(self.engine, self.kind, self.function, self.settings, dict(settings))
 
     def unawaited(self, future: TaskFuture[Any]) -> None:
-        """Count a failed future that was collected without being awaited. Any thread."""
+        """Count a failed future that was deleted without being awaited. Thread-safe."""
         self.engine.unawaited(future)
 
     def __repr__(self) -> str:
@@ -177,7 +180,7 @@ class TaskFunction(Generic[P, R]):
 
 
 class Method:
-    """A task function that was decorated in a class body, bound to one object."""
+    """Task function of a method, bound to an object like a bound method."""
 
     def __init__(self, task: TaskFunction[Any, Any], instance: object) -> None:
         functools.update_wrapper(self, types.MethodType(task.function, instance))
@@ -189,7 +192,7 @@ class Method:
         return self._task(self._instance, *args, **kwargs)
 
     def options(self, **settings: Unpack[TaskSettings]) -> Method:
-        """Return the same method with other settings, see `TaskFunction.options`."""
+        """Return a copy with changed settings, see `TaskFunction.options`."""
         return Method(self._task.options(**settings), self._instance)
 
     def __getattr__(self, name: str) -> Any:
@@ -238,14 +241,15 @@ def make_task(
     base: Settings,
     given: dict[str, Any],
 ) -> TaskFunction[Any, Any]:
-    """Check a definition and make its task function.
+    """Check the settings of a decorated function and create its task function.
 
     Returns:
         The task function.
 
     Raises:
-        TypeError: Not callable, an unknown setting, or a value of the wrong type.
-        ValueError: A value out of range.
+        TypeError: `function` is not callable, a setting is unknown or not for tasks of this kind,
+            or a value is of the wrong type.
+        ValueError: A value is out of range, or a setting contradicts `service`.
     """
     if not callable(function):
         decorator = "block" if kind == "block" else f"{kind}_task"
@@ -275,10 +279,12 @@ def make_task(
 
 
 def definition_settings(function: Callable[..., Any]) -> dict[str, Any]:
-    """Return the settings in the default of a function's parameter `task_description`.
+    """Return the setting `task_description`, if the function has a parameter of this name.
+
+    The value is the parameter's default.
 
     Raises:
-        TypeError: The parameter's default is not a dict.
+        TypeError: The parameter has no default, or one that is not a dict.
     """
     try:
         parameter = inspect.signature(function).parameters.get("task_description")
@@ -295,7 +301,7 @@ def definition_settings(function: Callable[..., Any]) -> dict[str, Any]:
 
 
 def call_checker(function: Callable[..., Any]) -> Callable[..., None]:
-    """Return an empty function with the same signature.
+    """Return a function with the same signature that does nothing.
 
     Calling it makes Python check the arguments, a hundred times faster than
     `inspect.Signature.bind` and with Python's own messages.
@@ -308,7 +314,7 @@ def call_checker(function: Callable[..., Any]) -> Callable[..., None]:
     if inspect.isfunction(called):  # an object with a `__call__` of its own
         return types.MethodType(call_checker(called), function)
     try:
-        # Not the wrapped function's: a wrapper may take other arguments than what it wraps.
+        # `follow_wrapped=False`, because a wrapper may take other arguments than its function.
         signature = inspect.signature(function, follow_wrapped=False)
     except (TypeError, ValueError):
         return lambda *args, **kwargs: None
@@ -347,9 +353,10 @@ FILES: frozenset[str] = frozenset({"InputFile", "OutputDir", "OutputFile"})
 
 
 def file_checker(function: Callable[..., Any], check: Callable[..., None]) -> Callable[..., None]:
-    """Extend the check of a call: reject text for parameters that are annotated as files.
+    """Extend `check` so that it rejects strings and paths for parameters annotated as files.
 
-    An annotation counts if it names one of these classes and no type of text or path.
+    These are annotations that name exactly one of the classes in `FILES`, and no type of string or
+    path.
 
     Returns:
         The extended check.
@@ -402,7 +409,7 @@ def _task_kind(kind: CallKind, asynchronous: bool, service: bool) -> TaskKind:
 
 
 def _optional_keys(settings: Settings) -> dict[str, Any]:
-    """Return the keys of a description that depend on the settings."""
+    """Return the items of a task's description that are present only if they are set."""
     keys = {
         "resources": settings.resources,
         "timeout": settings.timeout,
