@@ -58,7 +58,7 @@ class Background:
 
     Args:
         crashed: Called with the name and the exception of a coroutine or call that failed.
-        context: The context that coroutines run in copies of; not that of a block.
+        context: The context of which each coroutine receives a copy; it is outside all blocks.
         clock: The engine's clock. Default: that of the loop.
 
     Attributes:

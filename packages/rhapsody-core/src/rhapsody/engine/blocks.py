@@ -41,7 +41,7 @@ calls_tasks: contextvars.ContextVar[bool] = contextvars.ContextVar(
 class BlockFuture(TaskFuture[T]):
     """Future of a block, or of a task that waits for one.
 
-    If it waits for a block, awaiting it inside that block raises an error instead of hanging.
+    Awaiting it raises an error instead of hanging if a block would wait for itself.
     """
 
     __slots__ = ()

@@ -274,9 +274,9 @@ class Dispatcher:
 class Callbacks:
     """Receiver of the states of one engine's tasks.
 
-    A report that a backend makes on the loop's thread inside its `submit_tasks` is queued until that
-    call returns or waits. Reports from other threads go into a mailbox, which wakes the loop once
-    for several of them. Those that have no effect are dropped without waking it.
+    A report that a backend makes on the loop's thread inside its `submit_tasks` is queued until
+    that call returns or waits. Reports from other threads go into a mailbox, which wakes the loop
+    once for several of them. Those that have no effect are dropped without waking it.
 
     Args:
         uid: The engine's uid, with which the uids of its tasks begin.

@@ -439,7 +439,7 @@ class WorkflowEngine(OlderNames):
 
     @property
     def uid(self) -> str:
-        """Uid of the engine, with which the task uids that its backends receive begin."""
+        """Uid of the engine, and prefix of the task uids that its backends receive."""
         return self._runtime.uid
 
     @property
@@ -537,7 +537,10 @@ class WorkflowEngine(OlderNames):
 
     @property
     def resolved(self) -> frozenset[str]:
-        """Uids of unfinished tasks and blocks that the engine no longer keeps for dependencies."""
+        """Uids of unfinished tasks and blocks that are no longer waiting for dependencies.
+
+        This includes tasks that were submitted early to a backend that waits for dependencies.
+        """
         return frozenset(
             n.future.uid for n in self._unfinished() if n.state.work is not WorkState.WAITING
         )

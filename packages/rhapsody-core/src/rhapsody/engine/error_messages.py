@@ -1,8 +1,8 @@
 """Errors of failed tasks: their messages, and the note that each exception carries (PEP 678).
 
-The note shows the call, where it ran, and the end of its output. Composing it runs no code of the
-user: an argument whose type is not built in is shown by its type. The values of `environment=`, and
-of variables of this process that look secret, are replaced by the names of the variables.
+The note shows the call, where it ran, and the end of its output. Composing it runs no user code: of
+an argument whose type is not built in, it shows only the type. It replaces the values of variables
+in `environment=`, and of variables of this process that look secret, by the variables' names.
 """
 
 from __future__ import annotations
@@ -51,23 +51,23 @@ WORDS_LOOKED_AT = 500
 """Number of words of a failed command that are checked for missing files."""
 
 COMMAND_SHOWN = 500
-"""Characters of a command that the message of a `TaskFailedError` shows."""
+"""Maximum number of characters of a command in the message of a `TaskFailedError`."""
 
 ERROR = f"{RESERVED}error"
-"""File in a failed task's sandbox that contains its traceback."""
+"""Name of the file in a failed task's sandbox that contains its traceback."""
 
 OURS = "rhapsody: "
 """Beginning of each note. A new note replaces an earlier one on the same exception."""
 
 LONGEST = 200
-"""Maximum number of characters of a call that are shown."""
+"""Maximum number of characters of a call in a note."""
 
 PRINTED, LINES = 1000, 10
-"""Maximum numbers of characters and lines of a task's output that are shown."""
+"""Maximum numbers of characters and lines of a task's output in a note."""
 
 
 SECRET = 8
-"""Minimum length of a variable's value to be hidden."""
+"""Minimum length of the values of variables that are hidden."""
 
 
 # Messages.
@@ -103,7 +103,7 @@ def of_dependencies(
 
 
 def _first_failures(failed: Sequence[asyncio.Future[Any]]) -> tuple[FirstFailure, ...]:
-    """Return the tasks whose failures caused those of some futures, each once."""
+    """Return the original failures that caused the failures of some futures, each task once."""
     found: dict[str, FirstFailure] = {}
     for future in failed:
         error = future.exception()
@@ -119,7 +119,7 @@ def _first_failures(failed: Sequence[asyncio.Future[Any]]) -> tuple[FirstFailure
 
 
 def _root_of(future: asyncio.Future[Any]) -> tuple[BaseException | None, str | None]:
-    """Return the first cause of a future's failure, and the call that raised it."""
+    """Return the root cause of a future's failure, and the text of the call that raised it."""
     error = future.exception()
     root = error.root_cause if isinstance(error, DependencyFailureError) else error
     # Another task may have raised the same exception object meanwhile.
@@ -242,7 +242,7 @@ def _is_missing(word: str, sandbox: str) -> bool:
 
 
 def _complete(error: TaskFailedError, report: Mapping[str, Any]) -> TaskFailedError:
-    """Fill in attributes of an error from the report, and return it."""
+    """Fill in the missing attributes of an error from a report, and return the error."""
     if error.exit_code is None:
         error.exit_code = report.get("exit_code")
     error.stderr = error.stderr or stderr_tail(report)
@@ -252,7 +252,13 @@ def _complete(error: TaskFailedError, report: Mapping[str, Any]) -> TaskFailedEr
 
 
 def of_service(record: TaskRecord, report: Mapping[str, Any], *, ready: bool) -> BaseException:
-    """Return the error for a service that ended before it was stopped, `ready` or not."""
+    """Return the error for a service that ended before it was stopped.
+
+    Args:
+        record: The service.
+        report: The backend's report of its end.
+        ready: True if it had been ready.
+    """
     error = report.get("exception")
     if isinstance(error, BaseException):
         return error
@@ -264,7 +270,7 @@ def of_service(record: TaskRecord, report: Mapping[str, Any], *, ready: bool) ->
 def of_ended_dependency(
     record: TaskRecord, service: asyncio.Future[Any], cause: BaseException
 ) -> DependencyFailureError:
-    """Return the error for a task that does not run because a service has ended for good."""
+    """Return the error for a task that cannot run because a service is no longer running."""
     name = future_name(service)
     why = next(iter(describe_error(cause).splitlines()), "")
     return DependencyFailureError(
@@ -277,7 +283,7 @@ def of_ended_dependency(
 def service_ended(
     service: asyncio.Future[Any], at: float, error: BaseException, again: bool
 ) -> str:
-    """Return the note on the error of a task that ran while a service it depends on ended."""
+    """Return the note for the error of a task that was running when one of its services ended."""
     why = next(iter(describe_error(error).splitlines()), "")
     when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(at))
     further = "restarted" if again else "not restarted"
@@ -294,7 +300,7 @@ def over_time(record: TaskRecord, limit: float) -> TaskTimeoutError:
 
 
 def _missing_sign(ready: object) -> str:
-    """Describe which readiness signal of a service was missing."""
+    """Return the end of a message that names the readiness signal that did not appear."""
     kind, _, sign = ready.partition(":") if isinstance(ready, str) else ("", "", "")
     if kind == "tcp":
         return f": nothing listened on {f'port {sign}' if sign else 'its port'}"
@@ -304,7 +310,7 @@ def _missing_sign(ready: object) -> str:
 
 
 def goes_on(record: TaskRecord, error: BaseException) -> BaseException:
-    """Return the error for a task whose work cannot be stopped, which a timeout error explains."""
+    """Return the error for a task that cannot be stopped: a timeout error that explains this."""
     if not isinstance(error, TaskTimeoutError):
         return error
     return TaskTimeoutError(
@@ -315,7 +321,7 @@ def goes_on(record: TaskRecord, error: BaseException) -> BaseException:
 
 
 def cancelled_elsewhere(record: TaskRecord) -> str:
-    """Explain the cancellation of a task that its engine did not cancel."""
+    """Return the message for the cancellation of a task that its engine did not cancel."""
     return (
         f"task {record.task.name!r} ({record.future.uid}) was canceled by backend "
         f"{record.backend.name!r}, not by its engine: it raised CancelledError, or another engine "
@@ -374,7 +380,7 @@ def _values(record: TaskRecord) -> list[tuple[str, str]]:
 
 
 def hidden(record: TaskRecord, text: str) -> str:
-    """Replace the values of variables that may be secret by `<NAME>`, see `_values`."""
+    """Return the text with each value from `_values` replaced by its variable's `<NAME>`."""
     if len(text) < SECRET:
         return text
     for value, name in _values(record):
@@ -383,7 +389,10 @@ def hidden(record: TaskRecord, text: str) -> str:
 
 
 def printed_last(record: TaskRecord, text: object, count: int) -> str:
-    """Return the end of a task's output, or of the file that contains it, without secrets."""
+    """Return about the last `count` characters of a task's output, without secrets.
+
+    If output is captured in files, `text` is the path of the file.
+    """
     if not isinstance(text, str) or not text:
         return ""
     values = [value for value, _ in _values(record)]
@@ -397,10 +406,10 @@ def printed_last(record: TaskRecord, text: object, count: int) -> str:
 
 
 class _Brief(reprlib.Repr):
-    """Shortens values for display without running code of their classes.
+    """Formatter that shortens values without running code of their classes.
 
     Args:
-        record: The task, for the values to hide.
+        record: The task whose environment variables are hidden.
     """
 
     def __init__(self, record: TaskRecord) -> None:
@@ -414,7 +423,7 @@ class _Brief(reprlib.Repr):
         return super().repr_str(hidden(self._record, x), level)
 
     def repr_instance(self, x: Any, level: int) -> str:
-        """Show a value whose type is not built in."""
+        """Show a value that `reprlib` has no method for: mostly only its type."""
         kind = type(x)
         if issubclass(kind, TaskFuture):
             return f"<{x.uid}>"
@@ -426,7 +435,7 @@ class _Brief(reprlib.Repr):
 
 
 def call_of(record: TaskRecord) -> str:
-    """Return the call of a task as it is written in a program, shortened."""
+    """Return the shortened call of a task as Python code, such as `task(1, x=2)`."""
     brief = _Brief(record)
     try:
         given = [brief.repr(value) for value in record.args]
@@ -439,9 +448,9 @@ def call_of(record: TaskRecord) -> str:
 
 
 def annotate(record: TaskRecord, error: BaseException) -> None:
-    """Add the note of a failed task to its exception.
+    """Add the note about a failed task or block to its exception, or replace an earlier one.
 
-    A block that passes on a task's exception keeps the task's note.
+    If a block raises the exception of a task, the task's note stays.
     """
     attributes = vars(error)
     notes = attributes.get("__notes__")
@@ -499,7 +508,7 @@ def _note(record: TaskRecord, call: str, error: BaseException) -> str:
 
 
 def _places(record: TaskRecord) -> dict[str, str]:
-    """Return destinations of outputs that a failed command names instead of the file names."""
+    """Return the names of outputs by destination, if a failed command names the destination."""
     command, found = record.command, record.found
     if command is None or found is None:
         return {}
@@ -509,7 +518,7 @@ def _places(record: TaskRecord) -> dict[str, str]:
 
 
 def _printed(record: TaskRecord, error: BaseException) -> dict[str, str]:
-    """Return the ends of a task's output by stream, except for one in the error's message."""
+    """Return the end of each output stream, except one that the error's message contains."""
     outcome = record.future._outcome
     if outcome is None:
         return {}

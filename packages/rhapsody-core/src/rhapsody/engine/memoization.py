@@ -1,6 +1,7 @@
-"""Results that plugins store: looked up before a task runs, recorded before they are set.
+"""Memoization of results by plugins: looked up before tasks run, recorded afterwards.
 
-Not used if no plugin implements these hooks.
+A result is recorded before it is set on its future. Without a plugin that implements the hooks
+`lookup_results` and `record_results`, nothing is looked up or recorded.
 """
 
 from __future__ import annotations
@@ -34,10 +35,10 @@ class Memoization:
     """Lookup of earlier results, and recording of new ones before their futures are set.
 
     Args:
-        scheduler: Reveals or fails tasks whose results have been recorded.
+        scheduler: Reveals recorded results, and fails tasks that a plugin refuses to record.
         hooks: The plugins' hooks.
         engine: The engine that hooks receive.
-        background: Runs awaitables that hooks return.
+        background: Runs lookups, and awaitables that hooks return.
         stage_out: Completes a task with its recorded result and files.
         values: Replaces futures and files in arguments.
         implicit_data: True if tasks see files that dependencies left in their sandboxes.
@@ -70,9 +71,9 @@ class Memoization:
     # Before a task runs.
 
     def look_up(self, record: TaskRecord) -> bool:
-        """Start looking up a task, if that is necessary.
+        """Start looking up the result of a task, if its settings allow it.
 
-        After the lookup it has its result, or is queued again.
+        After the lookup, the task is completed with the recorded result, or queued again.
 
         Returns:
             True if a lookup was started.
@@ -102,7 +103,7 @@ class Memoization:
         )  # fmt: skip
 
     def stop_looking(self) -> None:
-        """Cancel the lookups under way, because the engine is shutting down."""
+        """Cancel the lookups in progress, because the engine is shutting down."""
         for looking in tuple(self._looking):
             looking.cancel()
 
@@ -147,13 +148,13 @@ class Memoization:
     # After it has run.
 
     def record(self, record: TaskRecord, value: Any) -> None:
-        """Record a result together with others of this loop iteration, then reveal it."""
+        """Record a result, in a batch with others of this loop iteration, then reveal it."""
         if not self._unrecorded:
             self._background.soon(self._record)
         self._unrecorded.append((record, value))
 
     async def drain(self, grace: float) -> None:
-        """Wait up to `grace` seconds until all results are recorded. Called at shutdown."""
+        """Wait until all results are recorded, at most `grace` seconds. Called at shutdown."""
         self._record()
         loop = self._background.loop
         end = loop.time() + grace
@@ -182,7 +183,7 @@ class Memoization:
         task.add_done_callback(self._holding.discard)
 
     def _to_record(self, record: TaskRecord, value: Any) -> Record:
-        """Return a result as hooks receive it."""
+        """Return the `Record` of a result that `record_results` hooks receive."""
         uid, settings = record.future.uid, record.task.recording_settings
         outcome = record.future._outcome
         if outcome is None:  # of a function that printed nothing
@@ -203,7 +204,7 @@ class Memoization:
         )
 
     def _files(self, record: TaskRecord) -> TaskFiles | None:
-        """Return the files of a task that has succeeded."""
+        """Return the files of a successful task for its record; `None` without a sandbox."""
         outcome = record.future._outcome
         if outcome is None or outcome.sandbox is None:
             return None
@@ -220,7 +221,7 @@ class Memoization:
         return TaskFiles(outcome.sandbox, paths, matches, places, shared, stays)
 
     def _to_look_up(self, record: TaskRecord) -> LookupTask:
-        """Return a task as the lookup hook receives it."""
+        """Return the description of a task that `lookup_results` hooks receive."""
         found: Any = record.description.copy()
         found["settings"] = record.task.recording_settings
         found["inputs"] = record.input_paths()
@@ -240,13 +241,13 @@ class Memoization:
     def _name_services(
         self, services: Sequence[TaskFuture[Any]], record: TaskRecord, found: Any
     ) -> None:
-        """Replace services by their calls, because their addresses differ in each run."""
+        """Replace the addresses of services, which differ in each run, by the services' calls."""
         if record.task.kind != "executable":
             found["args"], found["kwargs"] = self._values.of(record, self._stands_in)
             return
         found["args"] = tuple(map(self._stands_in, services))
         addresses = [text for each in services for text in texts_in(each.result(), numbers=True)]
-        # Shorter texts may have other meanings.
+        # Shorter texts may occur in the command with other meanings.
         addresses = [text for text in addresses if len(text) > 3]
         found["texts"] = tuple(text for text in found["texts"] if text not in addresses)
 
@@ -296,7 +297,7 @@ class Memoization:
 def _refused(
     batch: list[tuple[TaskRecord, Any]], answers: object
 ) -> dict[TaskRecord, BaseException]:
-    """Return the tasks that a plugin fails, with their errors."""
+    """Return the tasks for which a plugin returned an exception, with these exceptions."""
     recorded = [record for record, _ in batch if record.description]
     if not isinstance(answers, Sequence) or len(answers) != len(recorded):
         return {}
@@ -305,7 +306,7 @@ def _refused(
 
 
 def _inputs(record: TaskRecord, scan: ArgumentScan) -> dict[str, str | None]:
-    """Return the paths of a task's input files in a dry run, which resolves no files."""
+    """Return the paths of a task's input files by name, for a dry run, which links no files."""
     made_by = {key: left for key, each in scan.producers.items() if (left := each._outcome)}
     found: dict[str, Origin] = {}
     for file in scan.inputs:
@@ -318,7 +319,7 @@ def _inputs(record: TaskRecord, scan: ArgumentScan) -> dict[str, str | None]:
 
 
 def _answers(results: object, number: int) -> bool:
-    """Return True if a lookup returned a result or `None` for each task."""
+    """Return True if a hook returned `number` items, each of them a `Recorded` or `None`."""
     return (
         isinstance(results, Sequence)
         and len(results) == number

@@ -42,7 +42,7 @@ KeepSandboxes = Literal["results", "failed", "all", "none"]
 LONGEST_UID = 200
 """Maximum length of an engine's uid in bytes.
 
-File systems allow 255 bytes for a file name, and task uids, which begin with it, are file names.
+File systems allow 255 bytes for a name, and names of sandboxes are task uids, which begin with it.
 """
 
 

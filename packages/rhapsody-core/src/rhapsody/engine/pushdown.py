@@ -1,12 +1,13 @@
-"""Values that stay with a backend, and tasks that are sent there before their inputs exist.
+"""Push-down: tasks submitted before their inputs exist, and values that stay with a backend.
 
 If a backend can wait for dependencies itself, a task whose unfinished dependencies are all on that
-backend is sent there at once, with references instead of values. Those values stay there until
-something in this process needs them. Only plain function tasks take part; all others wait here.
+backend is submitted to it at once, with references instead of values. The values stay there until
+something in this process needs them. Only plain function tasks take part; other tasks are submitted
+when their dependencies have finished.
 
-For asyncio, a future whose value is held is pending, because it has no result yet. Waiting for it,
-or asking whether it is done, starts fetching the value. Engines with such a backend therefore use
-their own class of futures.
+A future whose value a backend holds has no result yet, so asyncio treats it as pending. Waiting for
+it, or calling `done`, starts fetching the value. Engines with such a backend therefore use their
+own class of futures.
 """
 
 from __future__ import annotations
@@ -37,36 +38,36 @@ _WITH_BACKEND = (WorkState.READY, WorkState.SUBMITTING, WorkState.SUBMITTED, Wor
 
 
 class RemoteFuture(TaskFuture[T]):
-    """Future of a task whose value its backend may keep."""
+    """Future of a task whose backend may hold its value."""
 
     __slots__ = ()
 
     def done(self) -> bool:
-        """Return True if the value is here. If a backend holds it, start fetching it."""
+        """Return True if the future has its value. If a backend holds it, start fetching it."""
         return self._requested() is None and super().done()
 
     def result(self) -> T:
-        """Return the value. If a backend holds it, start fetching it.
+        """Return the value. If a backend holds it, start fetching it and raise.
 
         Raises:
-            asyncio.InvalidStateError: The value is not here yet.
+            asyncio.InvalidStateError: The value has not been fetched yet.
         """
         if (holder := self._requested()) is not None:
             raise holder.not_here()
         return super().result()
 
     def exception(self) -> BaseException | None:
-        """Return the exception. If a backend holds the value, start fetching it.
+        """Return the exception. If a backend holds the value, start fetching it and raise.
 
         Raises:
-            asyncio.InvalidStateError: The value is not here yet.
+            asyncio.InvalidStateError: The value has not been fetched yet.
         """
         if (holder := self._requested()) is not None:
             raise holder.not_here()
         return super().exception()
 
     def add_done_callback(self, fn: Callable[[Any], object], /, *, context: Any = None) -> None:
-        """Call `fn` when the value is here. If a backend holds it, start fetching it."""
+        """Call `fn` when the future has its value. If a backend holds it, start fetching it."""
         super().add_done_callback(fn, context=context)
         self._requested()
 
@@ -78,15 +79,15 @@ class RemoteFuture(TaskFuture[T]):
 
 
 class RemoteResult:
-    """Value that a backend holds: replaces the record of the task (`rhapsody.task.LiveNode`).
+    """Value that a backend holds; replaces the task's record as the future's `LiveNode`.
 
-    The future refers to it, and it refers to the future weakly, so that the backend drops the value
-    once nothing refers to the future.
+    The future refers to this object, which refers to the future only weakly. Once nothing else
+    refers to the future, both are deleted and the backend drops the value.
 
     Args:
-        pushdown: The values held for the engine.
+        pushdown: Push-down of the engine.
         record: The task.
-        value: The value with the backend.
+        value: The handle of the value, from the backend's report.
     """
 
     __slots__ = ("__weakref__", "_fetching", "_future", "_value", "backend", "pushdown", "uid")
@@ -106,18 +107,18 @@ class RemoteResult:
         """`None`, because the task is no longer running."""
 
     def public_state(self) -> TasksMainStates:
-        """Return DONE, wherever the value is."""
+        """Return DONE, because the task has succeeded."""
         return TasksMainStates.DONE
 
     def cancel(self, msg: Any) -> bool:
-        """Cancel the wait for the value; return `False` if nothing waits: the task is done."""
+        """Cancel fetching the value; return `False` if it is not being fetched."""
         return on_loop(self.pushdown.background.loop, partial(self._cancel, msg))
 
     async def wait_ended(self) -> None:
         """Return at once, because the work has ended."""
 
     def describe(self) -> None:
-        """Return `None`: the description ended with the work."""
+        """Return `None`, because a finished task has no description."""
 
     # Fetching the value.
 
@@ -127,7 +128,7 @@ class RemoteResult:
         return self._fetching is None
 
     def request(self) -> None:
-        """Start fetching the value, once. Any thread."""
+        """Start fetching the value unless this was done before. Thread-safe."""
         background = self.pushdown.background
         if running_loop() is background.loop:
             self._fetch_once()
@@ -142,7 +143,7 @@ class RemoteResult:
         )
 
     def close(self) -> None:
-        """Release the value at the end of the engine."""
+        """Settle the future at the end of the engine: cancel fetching, or fail the future."""
         future = self._future()
         if future is None or not self.at_rest:
             self._cancel(None)
@@ -213,7 +214,7 @@ def _named(future: TaskFuture[Any]) -> str:
 
 
 def held(future: asyncio.Future[Any]) -> RemoteResult | None:
-    """Return the holder of a future's value, `None` if the value is here or does not exist yet."""
+    """Return the `RemoteResult` of a future whose value a backend holds, otherwise `None`."""
     if isinstance(future, TaskFuture):
         record: Any = future._node
         if type(record) is RemoteResult:
@@ -222,15 +223,15 @@ def held(future: asyncio.Future[Any]) -> RemoteResult | None:
 
 
 class PushDown:
-    """Values of one engine that stay with their backends.
+    """Push-down of one engine: selects tasks for it and keeps track of held values.
 
     Args:
-        background: Runs the fetching of values.
+        background: Runs the coroutines that fetch values.
         backends: The attached backends, the default one first; may grow.
         unawaited: Watches futures whose values were lost.
         stats: Counts lost values.
-        allowed: False disables push-down: the user turned it off, or the engine must handle
-            each task because of default retries, a default timeout or a plugin.
+        allowed: False to disable push-down, because the user turned it off, or because the engine
+            must handle each task for default retries, a default timeout or a plugin.
 
     Attributes:
         possible: True if an attached backend can wait for dependencies.
@@ -256,13 +257,13 @@ class PushDown:
         self.holds: bool = False
 
     def attach(self, backend: BackendHandle) -> None:
-        """Include a newly attached backend."""
+        """Update `possible` for a newly attached backend."""
         self.possible |= self._allowed and backend.capabilities.unfinished_dependencies
 
     # Tasks to the backend.
 
     def followers(self, record: TaskRecord, backend: BackendHandle) -> Iterator[TaskRecord]:
-        """Yield the dependents of a task in the next batch that may be sent right after it."""
+        """Yield the dependents that can be submitted right after a task in the next batch."""
         if record.attempt != 1 or not self._takes_part(record, backend):
             return
         for dependent in record.dependents or ():
@@ -273,7 +274,7 @@ class PushDown:
                 yield dependent
 
     def may_follow(self, record: TaskRecord) -> bool:
-        """Return True if a new task may be sent now, because its backend has its dependencies."""
+        """Return True if a new task can be submitted, because its backend has its dependencies."""
         if not self.possible:
             return False
         backend = self._of(record.task)
@@ -283,7 +284,7 @@ class PushDown:
         return record.unsent >= record.unfinished and self._may_go(record, backend)
 
     def _may_go(self, record: TaskRecord, backend: BackendHandle) -> bool:
-        """Return True if each dependency is with the backend, or its value is here."""
+        """Return True if each dependency, or its value, is on the backend or in this process."""
         if not self._takes_part(record, backend) or self._hopeless(record):
             return False
         for dependency in record.dependencies:
@@ -296,10 +297,9 @@ class PushDown:
         return True
 
     def reference(self, future: asyncio.Future[Any]) -> Reference | None:
-        """Return the reference to a dependency of a pushed task, `None` if its value is here.
+        """Return the reference to a pushed task's dependency, or `None` if the value is here.
 
-        If the dependency failed meanwhile, the reference is unknown to the backend, which therefore
-        returns the task.
+        If the dependency has failed, the backend does not know the reference and returns the task.
         """
         holder = held(future)
         if holder is not None:
@@ -310,12 +310,12 @@ class PushDown:
         return Reference(getattr(record, "uid", None) or "a task that failed")
 
     def references(self, record: TaskRecord) -> list[str]:
-        """Return the uids in the references of a pushed task's arguments."""
+        """Return the uids of the dependencies that a pushed task receives as references."""
         found = (self.reference(future) for future in record.dependencies)
         return [reference.uid for reference in found if reference is not None]
 
     def _hopeless(self, record: TaskRecord) -> bool:
-        """Return True if a dependency has failed already."""
+        """Return True if a dependency has failed or was canceled."""
         return any(
             d.done() and (d.cancelled() or d.exception() is not None)
             for d in self.with_values(record)
@@ -324,7 +324,7 @@ class PushDown:
     # Values that stay there.
 
     def hold(self, record: TaskRecord, report: Mapping[str, Any]) -> bool:
-        """Leave the value of a finished task with its backend; return False if it came here."""
+        """Leave a finished task's value with its backend; return False if it cannot stay there."""
         task = record.task
         if task.kind != "function" or task.settings.service:
             return False
@@ -344,12 +344,12 @@ class PushDown:
         return holder is not None and holder.pushdown is self
 
     def is_at_rest(self, dependency: asyncio.Future[Any]) -> bool:
-        """Return True if a backend holds a value that nothing has requested."""
+        """Return True if a backend holds the value of a dependency and nothing has requested it."""
         holder = held(dependency)
         return holder is not None and holder.at_rest
 
     def with_values(self, record: TaskRecord) -> Sequence[asyncio.Future[Any]]:
-        """Return the dependencies of a task without those whose values are held."""
+        """Return the dependencies of a task except those whose values backends hold."""
         if not self.holds:
             return record.dependencies
         return [dependency for dependency in record.dependencies if held(dependency) is None]
@@ -357,7 +357,8 @@ class PushDown:
     def needs_values(self, record: TaskRecord) -> bool:
         """Return True if values that backends hold must be fetched before a task is ready.
 
-        If the task's own backend holds them all, they stay there, and the task receives references.
+        If they are all held by the backend of the task, they stay there, and the task is marked as
+        pushed so that it receives references.
         """
         if not self.holds:
             return False
@@ -372,7 +373,7 @@ class PushDown:
         return [dependency for dependency in record.dependencies if held(dependency) is not None]
 
     def close(self) -> None:
-        """Release the values that are still held at the end of the engine."""
+        """Settle the futures of values that are still held at the end of the engine."""
         for holder in tuple(self._held):
             holder.close()
 
@@ -424,6 +425,6 @@ class PushDown:
         )
 
     def _of(self, task: TaskFunction[Any, Any]) -> BackendHandle:
-        """Return the backend of a task."""
+        """Return the backend in a task's settings, or the default one."""
         name = task.settings.backend
         return next(iter(self._backends.values())) if name is None else self._backends[name]

@@ -59,7 +59,7 @@ class Owner(Protocol):
         """Cancel a task. Called on the loop."""
 
     def dependency_done(self, record: TaskRecord, dependency: asyncio.Future[Any]) -> None:
-        """Handle the end of a dependency that is not a future of the task's engine."""
+        """Handle the end of a dependency without a record in the scheduler."""
 
 
 @dataclass(slots=True)
@@ -238,7 +238,7 @@ class TaskRecord:
         self.description = NOT_DESCRIBED
 
     def dependency_done(self, dependency: asyncio.Future[Any]) -> None:
-        """Notify the scheduler; the done-callback for dependencies that are not of this engine."""
+        """Notify the scheduler. This is the done-callback of dependencies without a record in it."""
         self.scheduler.dependency_done(self, dependency)
 
     # For the future (`rhapsody.task.LiveNode`).

@@ -273,8 +273,8 @@ class Runtime:
     async def stop_everything(self, *, skip_backends: bool) -> tuple[str, ...]:
         """Stop the work of an engine that is `closing`.
 
-        Futures are canceled, unless the engine is `interrupted`: in that case, they stay pending
-        until `settle_everything`.
+        Pending futures are canceled, unless the engine is `interrupted`: in that case, they stay
+        pending until `settle_everything`.
 
         Returns:
             Descriptions of the errors of backends that failed to shut down.

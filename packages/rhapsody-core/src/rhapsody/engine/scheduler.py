@@ -106,7 +106,7 @@ class Actions(Protocol):
         """Record a result, then call `Scheduler.reveal` or `fail`."""
 
     def fail(self, record: TaskRecord, error: BaseException) -> BaseException:
-        """Set the exception of a pending future; return it, completed or replaced."""
+        """Set a pending future's exception, and return the exception that was set."""
 
     def service_ended(
         self, record: TaskRecord, main: TasksMainStates, report: Any
@@ -803,7 +803,10 @@ class Scheduler:
                 other.dependents.pop(record, None)
 
     def dependency_done(self, record: TaskRecord, dependency: asyncio.Future[Any]) -> None:
-        """Handle a dependency that is done and is not a future of this engine."""
+        """Handle the end of a dependency without a record in this scheduler.
+
+        It is a future that this engine did not create, or its value was fetched from a backend.
+        """
         self._background.guarded(partial(self._foreign_done, record, dependency))
 
     def _foreign_done(self, record: TaskRecord, dependency: asyncio.Future[Any]) -> None:

@@ -1,7 +1,7 @@
-"""Output files of tasks: saved to their destinations before a result is set, and regenerated.
+"""Output files of tasks: saved before the result is set, and regenerated if they are missing.
 
-A recorded result may refer to files that are missing now. They are regenerated when a running task
-reads one of them, by repeating the recorded call once.
+A recorded result may refer to files that no longer exist. When a task that is about to run reads
+one of them, the recorded call is repeated, once, to produce them.
 """
 
 from __future__ import annotations
@@ -30,15 +30,17 @@ from rhapsody.task import AttemptInfo, TaskFuture
 log: logging.Logger = logging.getLogger("rhapsody.engine")
 
 _NAMED = 3
-"""Number of tasks that a log line names."""
+"""Maximum number of tasks that a log record names."""
 
 
 class Regeneration:
-    """Repeats the call of a recorded task, once, in order to produce its files again.
+    """Repetition of a call whose result was found, to produce its missing files again.
+
+    Calling this object repeats the call, or waits for the repetition that has already started.
 
     Args:
         stage_out: Submits the call again.
-        record: The call whose result was recorded.
+        record: The task of this run for which the recorded result was found.
     """
 
     def __init__(self, stage_out: StageOut, record: TaskRecord) -> None:
@@ -54,7 +56,7 @@ class Regeneration:
         self._made: TaskFuture[object] | None = None
 
     def before(self) -> list[Regeneration]:
-        """Return the repeated calls that must produce files for this one."""
+        """Return the regenerations of the calls that produce this call's missing inputs."""
         found = []
         for future, name in self._reads:
             left = future._outcome
@@ -67,12 +69,12 @@ class Regeneration:
         """Produce the files, or wait until they exist.
 
         Args:
-            outcome: The outcome of the recorded call; afterwards it contains the new paths.
-            reader: The uid of the task that reads them; if that is itself repeated, the uid of the
-                call whose result was found.
+            outcome: The outcome of the recorded call; it is updated with the new paths.
+            reader: The uid of the task that reads the files; if that task is itself a repetition,
+                the uid of the call that it repeats.
 
         Raises:
-            Exception: The task's own exception.
+            Exception: The exception of the repeated call.
         """
         self.repeats.readers.add(reader)
         if self._made is None:
@@ -84,11 +86,11 @@ class Regeneration:
 
 
 class StageOut:
-    """Saves the output files of results to their destinations.
+    """Stage-out of one engine: saves the output files of results, and restores recorded ones.
 
     Args:
-        scheduler: Receives the results whose files are saved, and failures.
-        background: Runs the copying.
+        scheduler: Receives the results whose files have been saved, and failures.
+        background: Runs the coroutines that save files.
         stager: Copies the files.
         submission: Accepts the calls that produce missing files again.
     """
@@ -131,7 +133,7 @@ class StageOut:
         """Complete a task with its recorded result and files.
 
         Returns:
-            False if files that are to be saved are missing, so that the task must run.
+            False if files that have a destination are missing, so that the task must run.
         """
         files, dry = recorded.files, record.backend.dry
         if record.resolved is not None:
@@ -165,7 +167,7 @@ class StageOut:
         return True
 
     def run_again(self, making: Regeneration) -> TaskFuture[Any]:
-        """Repeat the call of a recorded task, and log it with those that it needs."""
+        """Repeat a recorded call, and log it with the repeated calls that produce its inputs."""
         waiting = [making]
         while waiting:
             one = waiting.pop()
@@ -188,7 +190,7 @@ class StageOut:
         )  # fmt: skip
 
     def _begin(self, record: TaskRecord, work: Coroutine[Any, Any, None]) -> None:
-        """Run a coroutine that `drain` waits for."""
+        """Start a coroutine that saves files, for which `drain` waits."""
         saving = self._background.spawn(work, f"save files of {record.uid}")
         self._under_way.add(saving)
         saving.add_done_callback(self._under_way.discard)
@@ -204,7 +206,7 @@ class StageOut:
             self._scheduler.recorded(record, value)
 
     async def drain(self, grace: float) -> None:
-        """Wait up to `grace` seconds until all files are saved. Called at shutdown."""
+        """Wait until all files are saved, at most `grace` seconds. Called at shutdown."""
         if self._under_way:
             await asyncio.wait(tuple(self._under_way), timeout=grace)
 

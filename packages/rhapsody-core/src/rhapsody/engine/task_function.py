@@ -180,7 +180,7 @@ class TaskFunction(Generic[P, R]):
 
 
 class Method:
-    """Task function of a method, bound to an object like a bound method."""
+    """Task function that was decorated in a class body, bound to an instance of the class."""
 
     def __init__(self, task: TaskFunction[Any, Any], instance: object) -> None:
         functools.update_wrapper(self, types.MethodType(task.function, instance))
