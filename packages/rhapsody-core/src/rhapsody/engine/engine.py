@@ -248,7 +248,7 @@ class WorkflowEngine(OlderNames):
 
         Calling the decorated function immediately returns a `TaskFuture` for its result. The
         function may be synchronous or a coroutine function. It runs once all futures in its
-        arguments are done, and receives their values instead of the futures.
+        arguments have values, and receives the values instead of the futures.
 
         Args:
             function: The function to decorate.
@@ -764,7 +764,7 @@ class WorkflowEngine(OlderNames):
         self._runtime.callbacks.receive({**report, "uid": uid}, state, service_callback)
 
     def _in_flight(self, uid: str) -> TaskRecord | None:
-        """Return the task with this task or attempt uid, or `None` if its attempt has ended.
+        """Return the submitted task for the uid of a task or attempt, or `None` if it has ended.
 
         Raises:
             ValueError: No task has this uid.

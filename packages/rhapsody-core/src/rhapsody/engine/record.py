@@ -238,7 +238,7 @@ class TaskRecord:
         self.description = NOT_DESCRIBED
 
     def dependency_done(self, dependency: asyncio.Future[Any]) -> None:
-        """Notify the scheduler. This is the done-callback of dependencies without a record in it."""
+        """Notify the scheduler; the done-callback of dependencies without a record in it."""
         self.scheduler.dependency_done(self, dependency)
 
     # For the future (`rhapsody.task.LiveNode`).

@@ -39,7 +39,7 @@ class TaskSettings(TypedDict, total=False):
         backend: Name of the attached backend that runs the task. Default: the choice of a plugin,
             otherwise the engine's first backend.
         other_backends: Names of the attached backends that the task moves to, in this order, when
-            it has no attempts left on the current one; each backend starts a new count of attempts.
+            it has no attempts left on the current one; attempts are counted anew on each backend.
             If a backend becomes unavailable, the task moves on at once. A failure that `retries`
             does not match is not retried on another backend. Default: none.
         resources: A `Resources`, or a dict of its fields; or a callable that returns one of these,
@@ -52,7 +52,7 @@ class TaskSettings(TypedDict, total=False):
             `"1h30m"`. Default: the engine's. Not for services, see `ready_timeout`.
         cache: True if plugins may look up and record the result. Default `True`.
         version: A string that replaces the function's code in the key of a recorded result, so
-            that only another version, not other code, makes the result be computed again.
+            that the result is reused until the version changes, even if the code changes.
         environment: Variables to add to the task's environment.
         stdin: Text for an executable's standard input.
         cwd: An existing directory in which an executable runs instead of its sandbox. A relative
