@@ -33,7 +33,7 @@ PLAIN = frozenset({int, float, bool, str, bytes, type(None), complex, bytearray,
 EXACT = frozenset({list, tuple, dict, set})
 
 UNSEARCHED: tuple[type, ...] = (list, tuple, dict, set, frozenset, deque, type({}.values()))
-"""Containers in which futures are an error: subclasses of `EXACT`, and the last three types."""
+"""Containers in which a future is an error: subclasses of those in `EXACT`, and the others."""
 
 LOOKED_AT = 1000
 """Maximum number of containers that are checked in an unsearched one, to limit the time."""

@@ -58,7 +58,10 @@ class BlockFuture(TaskFuture[T]):
     def add_done_callback(
         self, fn: Callable[..., object], /, *, context: contextvars.Context | None = None
     ) -> None:
-        """Call `fn` when the future is done. `asyncio.gather` and the like also raise the error."""
+        """Call `fn` when the future is done.
+
+        `asyncio.gather` and similar functions count as awaiting, and raise the same error.
+        """
         me = enclosing_block.get()
         waits = getattr(getattr(fn, "func", fn), "__module__", None) == "asyncio.tasks"
         if waits and me is not None and me is _record_of(self):

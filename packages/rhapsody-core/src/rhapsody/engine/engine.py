@@ -956,7 +956,7 @@ async def _on_thread(function: Callable[[], Any]) -> Any:
     context.run(calls_tasks.set, True)
 
     def settle(value: Any, error: BaseException | None) -> None:
-        if future.done():  # a signal has ended the program meanwhile
+        if future.done():  # a signal has ended the program
             return
         if error is None:
             future.set_result(value)

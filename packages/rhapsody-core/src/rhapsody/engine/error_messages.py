@@ -122,7 +122,7 @@ def _root_of(future: asyncio.Future[Any]) -> tuple[BaseException | None, str | N
     """Return the root cause of a future's failure, and the text of the call that raised it."""
     error = future.exception()
     root = error.root_cause if isinstance(error, DependencyFailureError) else error
-    # Another task may have raised the same exception object meanwhile.
+    # Another task may have raised the same exception object later.
     return root, getattr(future, "_call", None) or first_call(root)
 
 

@@ -125,7 +125,7 @@ class Memoization:
                 continue
             missing = []
             for record, result in zip(waiting, results, strict=True):
-                if record.state.work is not WorkState.READY:  # it was canceled meanwhile
+                if record.state.work is not WorkState.READY:  # canceled during the lookup
                     continue
                 if not (isinstance(result, Recorded) and self._stage_out.restore(record, result)):
                     missing.append(record)

@@ -326,7 +326,7 @@ OPTIONS: Mapping[str, Field[Any]] = {option.name: option for option in fields(En
 """Fields by name, in the order of the signature of `WorkflowEngine.create`."""
 
 _FAILING = frozenset({"fail_fast", "keep_going", "max_failures"})
-"""Alternative options: if a program sets one of them, no default is filled in for the others."""
+"""Options of which a program uses one: if it sets one, the others receive no default."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -177,7 +177,7 @@ class RemoteResult:
             error = self._lost_error(future, error)
         self._release(future)
         if future.done():
-            return  # canceled meanwhile
+            return  # canceled while the value was fetched
         if error is not None:
             self.pushdown.lose(future, error)
             return
@@ -274,7 +274,7 @@ class PushDown:
                 yield dependent
 
     def may_follow(self, record: TaskRecord) -> bool:
-        """Return True if a new task can be submitted, because its backend has its dependencies."""
+        """Return True if a new task's backend already has its unfinished dependencies."""
         if not self.possible:
             return False
         backend = self._of(record.task)
@@ -284,7 +284,7 @@ class PushDown:
         return record.unsent >= record.unfinished and self._may_go(record, backend)
 
     def _may_go(self, record: TaskRecord, backend: BackendHandle) -> bool:
-        """Return True if each dependency, or its value, is on the backend or in this process."""
+        """Return True if the backend has each dependency or its value, or can receive the value."""
         if not self._takes_part(record, backend) or self._hopeless(record):
             return False
         for dependency in record.dependencies:
@@ -297,7 +297,7 @@ class PushDown:
         return True
 
     def reference(self, future: asyncio.Future[Any]) -> Reference | None:
-        """Return the reference to a pushed task's dependency, or `None` if the value is here.
+        """Return the reference for a pushed task's dependency, or `None` if it has its value.
 
         If the dependency has failed, the backend does not know the reference and returns the task.
         """

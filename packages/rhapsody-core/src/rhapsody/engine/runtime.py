@@ -214,7 +214,7 @@ class Runtime:
         self.memoization.record(record, value)
 
     def fail(self, record: TaskRecord, error: BaseException) -> BaseException:
-        """Add notes to an exception, set it on the future if that is pending, and register it.
+        """Add notes to an exception, set it on the future if that is pending, and count it.
 
         Returns:
             The exception, or its replacement if it cannot be set on a future.
@@ -236,7 +236,7 @@ class Runtime:
     def service_ended(
         self, record: TaskRecord, main: TasksMainStates, report: Mapping[str, Any]
     ) -> tuple[TasksMainStates, BaseException | None]:
-        """Handle the end of a ready service that was not stopped, and restart it if it may."""
+        """Handle the end of a ready service that was not stopped; restart it if it has restarts left."""
         return self.services.ended(record, main, report)
 
     def service_settled(

@@ -123,7 +123,7 @@ class Services:
             status.restarted, status.error = False, error
         for each in waiting:
             if each.state.work is not WorkState.READY:
-                continue  # canceled meanwhile
+                continue  # canceled while it waited
             if error is None:
                 self._scheduler.resume(each)
             elif isinstance(error, asyncio.CancelledError):

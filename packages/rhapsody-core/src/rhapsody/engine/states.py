@@ -58,7 +58,7 @@ class Transition(StrEnum):
     DONE = "done"  # the work succeeded
     HOLD = "hold"  # the work succeeded, and the value stays with the backend
     SUBSTITUTE = "substitute"  # a recorded result or the fallback becomes the result
-    LET_GO = "let-go"  # the fallback becomes the result, while the work goes on
+    LET_GO = "let-go"  # the fallback becomes the result, while the work continues
     REVEAL = "reveal"  # the result has been recorded and is set on the future
     FAIL = "fail"  # it has no attempt left, or could never run
     RETRY = "retry"  # it failed and has an attempt left
@@ -110,7 +110,7 @@ TABLE: Final[tuple[tuple[FutureState, WorkState, Transition, FutureState, WorkSt
     (_F.PENDING, _W.CANCELING, _E.GIVE_UP, _F.FAILED, _W.CANCELING),
     (_F.PENDING, _W.CANCELING, _E.CANCEL, _F.CANCELLED, _W.CANCELING),
     (_F.PENDING, _W.CANCELING, _E.ABANDON, _F.CANCELLED, _W.LOST),
-    # The future is settled and the work goes on: however it ends, the outcome is not used.
+    # The future is settled and the work continues: however it ends, its outcome is not used.
     *(
         row
         for future in (_F.CANCELLED, _F.FAILED, _F.DONE)

@@ -209,7 +209,7 @@ class Submission:
     def call_elsewhere(
         self, task: TaskFunction[Any, Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> TaskFuture[Any]:
-        """Accept a call on a thread other than the loop's; it must be the thread of a block."""
+        """Accept a call on the thread of a synchronous block or `main`; raise on other threads."""
         if self._scheduler.closing:
             raise self.closed_error(task.name)
         if running_loop() is not None:

@@ -299,7 +299,7 @@ class TaskBuilder:
             if inspect.iscoroutine(command):
                 waiting = self._await_command(record, backend, command, texts)
                 builder = self._background.spawn(waiting, record.uid, at_once=True)
-                record.future.add_done_callback(lambda _: builder.cancel())  # canceled meanwhile
+                record.future.add_done_callback(lambda _: builder.cancel())  # canceled
                 return False
             _set_command(record, _checked_command(record, command), texts)
         else:
@@ -521,7 +521,7 @@ class TaskBuilder:
         except Exception as error:  # of the tasks that make them
             self._scheduler.refuse(record, error)
         else:
-            record.stage = ROUTED  # they are elsewhere, and may differ
+            record.stage = ROUTED  # their paths and contents may differ
             self._scheduler.requeue(record, backend)
 
 
