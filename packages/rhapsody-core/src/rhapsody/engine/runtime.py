@@ -236,7 +236,7 @@ class Runtime:
     def service_ended(
         self, record: TaskRecord, main: TasksMainStates, report: Mapping[str, Any]
     ) -> tuple[TasksMainStates, BaseException | None]:
-        """Handle the end of a ready service that was not stopped; restart it if it has restarts left."""
+        """Handle the end of a ready service that was not stopped; restart it if restarts are left."""
         return self.services.ended(record, main, report)
 
     def service_settled(
