@@ -14,8 +14,10 @@ Nothing polls: an idle engine has no timers, and the loop sleeps.
 The order of steps and hooks is fixed. Once the dependencies of a task have finished: the hooks that
 prepare tasks and select a backend, the search for input files, the lookup of results, the links to
 files, the submission. Once it has succeeded: its output files, the hook that records results, the
-future, the dependents. To add a step after a successful task, extend `results` if the step must precede
-recording, or `stage_out` if it must also not block the loop; otherwise, write an observer.
+future, the dependents.
+
+To add a step after a successful task, extend `results` if the step must precede recording, or
+`stage_out` if it must also not block the loop; otherwise, write an observer.
 """
 
 from rhapsody.engine.arguments import literal

@@ -236,7 +236,7 @@ class Runtime:
     def service_ended(
         self, record: TaskRecord, main: TasksMainStates, report: Mapping[str, Any]
     ) -> tuple[TasksMainStates, BaseException | None]:
-        """Handle the end of a ready service that was not stopped; restart it if restarts are left."""
+        """Handle the unexpected end of a ready service; restart it if its settings allow it."""
         return self.services.ended(record, main, report)
 
     def service_settled(
