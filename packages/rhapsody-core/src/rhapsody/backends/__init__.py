@@ -1,4 +1,4 @@
-"""Backends, which run tasks: the interface for their authors, and the registry.
+"""Backends, which run tasks: the interface that backends implement, and the registry.
 
 This is a public package for plugin authors; its names are imported on first use.
 """

@@ -60,7 +60,7 @@ class Session:
     """Identity of one backend object, and the directory for its files.
 
     Attributes:
-        uid: Unique over backends and processes.
+        uid: Identifier of the backend object, unique across backends and processes.
         path: The directory of the program's files: the current directory, or `work_dir` of the
             engine that starts the backend. Not created here. A backend writes its own files to
             `directory`.
@@ -75,7 +75,7 @@ class Session:
 
     @property
     def chosen(self) -> bool:
-        """True if `path` was changed after this was created."""
+        """True if `path` was changed after the session was created."""
         return self.path != self._made_in
 
     @property
@@ -84,11 +84,10 @@ class Session:
         return os.path.join(tempfile.gettempdir(), self.uid)
 
     def directory(self, name: str) -> str:
-        """Return the path for a file or directory of the backend; it is not created here.
+        """Return the path for a file or directory of the backend, without creating it.
 
-        It is in `path` if an engine or the backend has set that, otherwise in a temporary
-        directory of this session, which `ManagedBackend.shutdown` removes. It is never in the
-        current directory.
+        The file or directory is in `path` if an engine or the backend has changed `path`. Otherwise
+        it is in a temporary directory of this session, which `ManagedBackend.shutdown` removes.
         """
         return os.path.join(self.path if self.chosen else self.temporary, name)
 
@@ -110,10 +109,10 @@ class BaseExecutionBackend(ABC):
     manager. All coroutines run on the engine's loop.
 
     Attributes:
-        name: The name for users.
+        name: The name that users select the backend by and that messages contain.
         capabilities: The declared capabilities.
-        dry: True if it only pretends to run tasks; files that tasks declare are neither required,
-            fetched nor linked.
+        dry: True if the backend only pretends to run tasks; files that tasks declare are then not
+            required, fetched or linked.
         shares_memory: True if functions run in the program's own process and see values that the
             program sets in its modules. Resume does not reuse results that depend on such values
             between backends that differ in this attribute.
@@ -142,7 +141,7 @@ class BaseExecutionBackend(ABC):
     async def cancel_task(self, uid: Any) -> Any:
         """Request that a task be stopped; its terminal state arrives through the callback.
 
-        Called by the engine after the `submit_tasks` with the task has returned.
+        Called by the engine after the call of `submit_tasks` that contained the task has returned.
 
         Returns:
             `True` if the task was known and cancellation was attempted.
@@ -171,8 +170,8 @@ class BaseExecutionBackend(ABC):
         Args:
             src_task: The description of the attempt that produced the file (`uid`,
                 `sandbox` and `metadata` at least), `None` for a file from outside.
-            dst_task: The description of the task that needs it. May be changed.
-            file_name: The file's name for the task.
+            dst_task: The description of the task that needs the file; this method may modify it.
+            file_name: The name under which `dst_task` expects the file.
             file_path: The absolute path of a file from outside.
 
         Returns:
@@ -183,8 +182,8 @@ class BaseExecutionBackend(ABC):
     def link_implicit_data_deps(self, src_task: Any, dst_task: Any) -> Any:
         """Make all files in the sandbox of `src_task` available to `dst_task`.
 
-        Called by the engine on its loop, once per dependency that declared no
-        output files, before `submit_tasks`.
+        Called by the engine on its loop before `submit_tasks`, once for each dependency that
+        declared no output files.
         """
 
     async def copy_file_out(self, task: Any, name: str, path: Path) -> None:
@@ -215,28 +214,29 @@ class BaseExecutionBackend(ABC):
         no longer fits with `InsufficientWalltimeError`.
 
         Args:
-            task: Its description, not to be changed; `None`: any task.
+            task: The task's description, which must not be modified; `None` for any task.
 
         Returns:
-            Seconds, 0 or more; infinity if the end is not known yet, `None` if there is none.
+            Seconds, 0 or more; infinity if the backend's end is not known yet, `None` if the
+            backend has no time limit.
         """
         return None
 
     @abstractmethod
     def get_task_states_map(self) -> Any:
-        """Return the `StateMapper` of the states that it reports. Called once per engine."""
+        """Return the `StateMapper` of the backend's states. Called once per engine."""
 
     @abstractmethod
     def register_callback(self, func: Any) -> Any:
         """Register a state callback; called by the engine before the first submission.
 
         Args:
-            func: `func(task, state, service_callback=None)`. `task` is the description with the
-                results in it, or an object with `as_dict()`; `state` is a native state. It may be
-                called from any thread and never raises. `service_callback(future, task, state)`,
-                passed with the running state of a service, is called with a future whose
-                `set_result` and `set_exception` may be called from any thread when the service is
-                ready.
+            func: `func(task, state, service_callback=None)`, which may be called from any thread
+                and never raises. `task` is the description, to which the backend has added the
+                results, or an object with `as_dict()`; `state` is a native state.
+                `service_callback(future, task, state)` is passed with the running state of a
+                service. `func` calls it with a future whose `set_result` or `set_exception` the
+                backend calls, on any thread, when the service is ready or has failed.
         """
 
     @abstractmethod
@@ -253,7 +253,7 @@ class BaseExecutionBackend(ABC):
 
 
 BaseBackend = BaseExecutionBackend
-"""Alias of the interface that existing programs use."""
+"""Alias of `BaseExecutionBackend` for existing programs."""
 
 
 TaskCallback = Callable[..., Any]
@@ -293,8 +293,8 @@ class ManagedBackend(BaseExecutionBackend):
     and `stop`; one that submits batches to another system overrides `submit_tasks` and
     `cancel_task` and calls `task_state_cb`.
 
-    Its states are the canonical ones unless the class registers others with `StateMapper` under its
-    `name`. Its private attributes cannot clash with those of a subclass.
+    Its states are the canonical ones unless the class registers others with `StateMapper` under the
+    class's `name`. Private attributes of this class cannot clash with those of a subclass.
 
     Args:
         max_running: Maximum number of concurrent calls of `run_task`. Other tasks wait and are not
@@ -304,10 +304,11 @@ class ManagedBackend(BaseExecutionBackend):
             class's `name`.
 
     Attributes:
-        name_is_given: True if `name` was passed to this object; its states are those of its class.
-        running_when_called: Tasks are reported as running just before `run_task` is called. Set it
-            to `False` if `run_task` submits to a system with a queue, and report RUNNING with
-            `task_state_cb` when the work begins.
+        name_is_given: True if `name` was passed to this object. The object still uses the states
+            that are registered under the class's name.
+        running_when_called: True if tasks are reported as running just before `run_task` is called.
+            Set it to `False` if `run_task` submits to a system with a queue, and report RUNNING
+            with `task_state_cb` when the work begins.
         open_tasks: The tasks that have not ended, by uid. `accept` adds the description, a terminal
             `task_state_cb` removes it. A backend may store its own record instead of the
             description.
@@ -351,7 +352,7 @@ class ManagedBackend(BaseExecutionBackend):
         """Acquire resources. Called once, on the loop, before any task."""
 
     async def stop(self) -> None:
-        """Release the resources of `start`, also after a `start` that failed midway."""
+        """Release the resources that `start` acquired, even if `start` failed midway."""
 
     async def run_task(self, task: TaskDescription) -> Any:
         """Run one task to completion on the event loop. This method must not block.
@@ -430,7 +431,7 @@ class ManagedBackend(BaseExecutionBackend):
         raise BackendUnavailableError(f"{name} is {self.__state}: create and start a new one")
 
     async def shutdown(self) -> None:
-        """Cancel every task, wait for their ends, and close the backend.
+        """Cancel all tasks, wait until they have ended, and close the backend.
 
         Removes the session's temporary directory.
         """
@@ -494,7 +495,8 @@ class ManagedBackend(BaseExecutionBackend):
 
         Raises:
             BackendUnavailableError: The backend is not running.
-            BackendError: A task with one of the uids is open already, or two have the same uid.
+            BackendError: A task with one of the uids is open already, or two tasks in the batch
+                have the same uid.
             TypeError: An item of the batch is not a description.
         """
         if self.__state != "running":
@@ -562,12 +564,12 @@ class ManagedBackend(BaseExecutionBackend):
 
     @_also_as_callback
     def register_callback(self, func: TaskCallback) -> None:
-        """Register a state callback; several engines in turn may share a backend.
+        """Register a state callback in addition to those of other engines.
 
         Existing programs may use the keyword `callback` instead of `func`.
 
         Raises:
-            TypeError: It is not callable.
+            TypeError: `func` is not callable.
         """
         if not callable(func):
             raise TypeError(f"register_callback: func must be callable, got {func!r}")
@@ -575,7 +577,7 @@ class ManagedBackend(BaseExecutionBackend):
             self.__callbacks = (*self.__callbacks, func)
 
     def unregister_callback(self, func: TaskCallback) -> None:
-        """Remove a callback; unknown ones are ignored. Called by the engine when it ends."""
+        """Remove a callback if it is registered. Called by the engine when it shuts down."""
         self.__callbacks = tuple(one for one in self.__callbacks if one != func)
 
     def task_state_cb(
@@ -584,7 +586,7 @@ class ManagedBackend(BaseExecutionBackend):
         state: Any,
         service_callback: Callable[..., Any] | None = None,
     ) -> None:
-        """Report a state, a terminal one at most once per task. May be called from any thread."""
+        """Report a state from any thread; ignore a terminal state of a task that is not open."""
         terminal = state in self.get_task_states_map().terminal_states
         if terminal and self.__open.pop(task["uid"], None) is None:
             return
@@ -628,19 +630,21 @@ class ManagedBackend(BaseExecutionBackend):
     def account(self) -> Mapping[str, Any]:
         """Return plain values about the backend's work, for the engine's summary.
 
-        Called by the engine on its loop at its end, after `shutdown` unless the backend stays up.
+        Called by the engine on its loop when the engine ends: after the backend's `shutdown`,
+        unless the backend keeps running.
         """
         return {}
 
     def seconds_left(self, task: Any = None) -> float | None:
-        """Return the seconds left of the batch job of this process, which limit every backend.
+        """Return the seconds left in the batch job of this process, or `None` without a batch job.
 
-        A backend that ends earlier overrides this and returns the smaller value.
+        A backend that may end before the batch job overrides this method and returns the smaller
+        value.
         """
         return None if self.__job_ends is None else max(0.0, self.__job_ends - time.monotonic())
 
     def cores_in_use(self) -> tuple[float, int] | None:
-        """Return the number of cores that tasks use now and their total, `None` if unknown.
+        """Return the number of cores that tasks use now and of all cores, or `None` if unknown.
 
         Called about once a second while progress is shown, from any thread.
         """

@@ -1,8 +1,8 @@
-"""Base class of backends for systems with commands to submit, query and cancel jobs.
+"""Base class of backends for systems that have commands to submit, query and cancel jobs.
 
-An example is a batch system. A subclass only implements the commands; this class writes the job's
+An example is a batch system. A subclass only implements the commands; this class writes each job's
 script, reads its output and exit code, and schedules queries and cancellations. Such a system does
-not send notifications, so it is polled while there are jobs.
+not send notifications, so the backend polls it while there are jobs.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ __all__ = ["CommandBackend", "run_command"]
 log: logging.Logger = logging.getLogger(__name__)
 
 SOON = 0.1
-"""Seconds between a change and the next query; the interval doubles with each further query."""
+"""Seconds between a change of a job and the next query; each further query doubles the interval."""
 
 AT_ONCE = 8
 """Number of jobs that are submitted concurrently."""
@@ -55,13 +55,13 @@ class CommandBackend(SharedSandboxes, ManagedBackend):
     each. The file system must be shared: a job is a script in its task's sandbox, which writes the
     output and the exit code there, so that the system need not remember jobs that have ended.
 
-    All open jobs are queried together, soon after a change and then less and less often.
-    `max_running` limits the number of submitted jobs.
+    All open jobs are queried together: soon after one of them has changed, then less and less
+    often. `max_running` limits the number of submitted jobs.
 
     Attributes:
         ask_every: Maximum number of seconds between two queries.
-        patience: Seconds for which queries may fail, or the exit code of a job that is no longer
-            listed may be missing. After that the tasks are lost.
+        patience: Seconds for which queries may fail, or for which a job that is no longer listed
+            may have no exit code. After that the tasks are reported as lost.
     """
 
     capabilities: Capabilities = Capabilities(
@@ -92,11 +92,12 @@ class CommandBackend(SharedSandboxes, ManagedBackend):
         """Submit a job to the system.
 
         Args:
-            task: The description, for its `resources` and `task_backend_specific_kwargs`.
+            task: The task's description, which contains `resources` and
+                `task_backend_specific_kwargs`.
             script: The path of the shell script to run, which prints nothing.
 
         Returns:
-            The system's name of the job.
+            The name that the system has given the job.
 
         Raises:
             Exception: Fails the task with this exception.
@@ -104,14 +105,14 @@ class CommandBackend(SharedSandboxes, ManagedBackend):
 
     @abstractmethod
     async def ask_jobs(self, jobs: Sequence[str]) -> Mapping[str, bool]:
-        """Query which jobs wait and which run; one call at a time.
+        """Query which jobs are waiting and which are running. Calls do not overlap.
 
         Returns:
-            True for each running job and False for each waiting one; other jobs have ended. Jobs
-            that were not queried are ignored.
+            By job name, True for a running job and False for a waiting one. Jobs that are missing
+            have ended; jobs that were not queried are ignored.
 
         Raises:
-            Exception: The query failed; it is repeated.
+            Exception: The query failed; the caller repeats it.
         """
 
     @abstractmethod
@@ -119,13 +120,13 @@ class CommandBackend(SharedSandboxes, ManagedBackend):
         """Cancel jobs, some of which may have ended.
 
         Raises:
-            Exception: The cancellation failed; it is repeated.
+            Exception: The cancellation failed; the caller repeats it.
         """
 
     # Common to all systems.
 
     async def run_task(self, task: TaskDescription) -> CompletedExecutable:
-        """Run a task as a job; after a cancellation, return when the job has ended."""
+        """Run a task as a job; if canceled, cancel the job and wait until it has ended."""
         task["sandbox"] = make_sandbox(self.sandbox_of(task))
         script = await in_thread(partial(write_script, task))
         job = _Job(task)
@@ -182,7 +183,7 @@ class CommandBackend(SharedSandboxes, ManagedBackend):
                 wait = SOON
 
     def __changed(self, name: str, job: _Job, running: bool | None) -> bool:
-        """Report a change of a job; return True if there is one."""
+        """Record a job's new status and report RUNNING; return True unless nothing has changed."""
         code = exit_code(job.task) if running is None else None
         if running is not None:
             job.seen, job.missing_since = True, None
@@ -208,13 +209,14 @@ class CommandBackend(SharedSandboxes, ManagedBackend):
 
 
 async def run_command(*words: str) -> str:
-    """Run a command of the system. A cancellation kills it.
+    """Run a command of the system, and kill it if this call is canceled.
 
     Returns:
-        Its standard output as text.
+        The command's standard output as text.
 
     Raises:
-        BackendError: It cannot be started, or fails; the message contains its standard error.
+        BackendError: The command cannot be started, or fails; the message contains its standard
+            error.
     """
     null, pipe = asyncio.subprocess.DEVNULL, asyncio.subprocess.PIPE
     try:

@@ -52,7 +52,7 @@ PUBLISHED = {
     "dask": "rhapsody-dask",
     "radical_pilot": "rhapsody-radical",
 }
-"""Reserved names, and the distribution that each is reserved for."""
+"""Reserved backend names, each with the distribution that may use it."""
 
 FORMER = {
     **dict.fromkeys(("concurrent", "thread", "threads", "process", "processes"), "local"),
@@ -60,7 +60,7 @@ FORMER = {
     **dict.fromkeys(("radical", "rp", "radical.pilot"), "radical_pilot"),
     **dict.fromkeys(("dry_run", "dummy"), "noop"),
 }
-"""Names in other projects and likely guesses, with the backend that is meant."""
+"""Names that other projects use or that users may guess, each with the name of the backend here."""
 
 
 class UnusableError(Exception):
@@ -79,22 +79,23 @@ class UnusableError(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BackendDescription:
-    """Description of a backend, without importing its class.
+    """Description of a backend, obtained without importing its class.
 
     Attributes:
         name: The name that it is registered under.
-        usable: True if it can be used here, according to metadata.
+        usable: True if the backend can be used here, as far as the metadata of installed
+            distributions shows.
         reason: The reason if it is not usable.
         remedy: The fix if it is not usable, if possible as a command.
-        distribution: The distribution that it comes with, `None` for one that was registered at
-            run time.
+        distribution: The distribution that contains the backend, `None` for a backend that was
+            registered at run time.
         version: The distribution's version.
         summary: A summary of one line.
-        api_version: The version of the plugin interface that it was written for.
+        api_version: The version of the plugin interface that the backend implements.
         import_path: The path of its class.
-        requires: Distribution requirements.
-        capabilities: Its capabilities, `None` if it does not declare them.
-        conflicts: Entry points of other distributions that claim the name and are not used, each
+        requires: The distributions that the backend requires, as requirement strings.
+        capabilities: The backend's capabilities, `None` if its plugin does not declare them.
+        conflicts: Entry points of other distributions that claim the name but are not used, each
             with the reason.
     """
 
@@ -204,7 +205,8 @@ class BackendRegistry:
 
         Raises:
             ValueError: The path is malformed, or the name is taken.
-            TypeError: Neither a string nor a backend class, or the class has a wrong attribute.
+            TypeError: `import_path` is neither a string nor a backend class, or the class has an
+                invalid attribute.
         """
         key = _key(name)
         if not key:
@@ -233,7 +235,7 @@ class BackendRegistry:
 
     @classmethod
     def unregister_backend(cls, name: str) -> None:
-        """Undo `register_backend`.
+        """Remove a backend that was registered with `register_backend`.
 
         Args:
             name: The backend's name.
@@ -286,7 +288,7 @@ class BackendRegistry:
 
 
 def discover_backends() -> dict[str, bool]:
-    """Return every registered backend, and whether it can be used here. Imports no library.
+    """Return the name of every backend with True if it can be used here. Imports no library.
 
     `BackendRegistry.describe` returns the reasons.
     """
@@ -298,8 +300,8 @@ def get_backend(backend_name: str, *args: Any, **kwargs: Any) -> BaseExecutionBa
 
     Args:
         backend_name: The backend's name.
-        *args: For its class.
-        **kwargs: For its class.
+        *args: Arguments for the backend's class.
+        **kwargs: Keyword arguments for the backend's class.
 
     Returns:
         The backend. To start it, await it or enter it with `async with`.
@@ -344,7 +346,8 @@ def claim(key: str) -> PluginEntry:
 
     Raises:
         KeyError: No distribution claims the name.
-        UnusableError: Another distribution claims a reserved name, or several claim the name.
+        UnusableError: Another distribution claims a reserved name, or several distributions claim
+            the same name.
     """
     entries = _claims()[key]
     owner = PUBLISHED.get(key)
@@ -372,7 +375,7 @@ def claim(key: str) -> PluginEntry:
 
 
 def conflicts(key: str) -> tuple[str, ...]:
-    """Return the entry points that claim a reserved name and are not used, each with the reason."""
+    """Return the entry points that claim a reserved name but are not used, each with the reason."""
     owner = PUBLISHED.get(key)
     entries = _claims().get(key, [])
     if owner not in _distributions(entries):
@@ -574,7 +577,7 @@ def _unknown(name: str) -> str:
 
 
 class _Interface(Protocol):
-    """Methods that the engine calls; a parameter's name matters only if it is passed by name."""
+    """Methods that the engine calls; a parameter's name matters only if passed by keyword."""
 
     def submit_tasks(self, tasks: Any, /) -> Any: ...
     def cancel_task(self, uid: Any, /) -> Any: ...
@@ -594,14 +597,14 @@ def check_backend_class(cls: object, source: str) -> type[BaseExecutionBackend]:
 
     Args:
         cls: The class.
-        source: Its origin, for messages.
+        source: The origin of the class, for messages.
 
     Returns:
         The class.
 
     Raises:
-        TypeError: It is not a subclass of `BaseExecutionBackend`, is abstract, or has a method or
-            attribute that the engine cannot use.
+        TypeError: The class is not a subclass of `BaseExecutionBackend`, is abstract, or has a
+            method or attribute that the engine cannot use.
     """
     from rhapsody.backends.base import BaseExecutionBackend
 
@@ -631,7 +634,7 @@ def check_attributes(
 
     Args:
         backend: The backend or its class.
-        source: Its origin, for messages.
+        source: The origin of the backend, for messages.
 
     Raises:
         TypeError: A method that the engine awaits is not async, or `capabilities` is not a
@@ -680,7 +683,7 @@ def parse_options(options: Iterable[str], flag: str = "-o") -> dict[str, Any]:
     """Return the values of `KEY=VALUE` strings by key; the last value of a key applies.
 
     Raises:
-        UsageError: A string has another form, or its value is invalid TOML.
+        UsageError: A string is not of the form `KEY=VALUE`, or its value is invalid TOML.
     """
     parsed: dict[str, Any] = {}
     for option in options:
