@@ -44,7 +44,7 @@ PLUGINS = "rhapsody.plugins"
 
 CORE = "rhapsody-core"
 OTHER_FAMILY_MEMBER = "rhapsody-py"
-"""A distribution that registers classes instead of plugins in the group of backends."""
+"""A distribution whose entry points in the group of backends name classes instead of plugins."""
 
 DISABLE = "RHAPSODY_DISABLE_PLUGINS"
 
@@ -56,7 +56,7 @@ logger: logging.Logger = logging.getLogger("rhapsody.plugins")
 
 @dataclass(frozen=True, slots=True)
 class PluginEntry:
-    """One entry point.
+    """Entry point of a plugin.
 
     Attributes:
         group: `rhapsody.backends` or `rhapsody.plugins`.
@@ -88,8 +88,8 @@ class Installed:
 
     Attributes:
         entries: The entry points in use, sorted by distribution and name.
-        disabled: Entry points that `RHAPSODY_DISABLE_PLUGINS` excludes.
-        ignored: Entry points of `rhapsody-py`.
+        disabled: The entry points that `RHAPSODY_DISABLE_PLUGINS` excludes.
+        ignored: The entry points of `rhapsody-py`, which name classes instead of plugins.
         unreadable: Distributions whose metadata cannot be read, each with the reason.
         outcomes: Loaded plugins and errors by entry-point value; filled by the manager.
     """
@@ -101,7 +101,7 @@ class Installed:
     outcomes: dict[str, Any] = field(default_factory=dict, compare=False)
 
     def group(self, name: str) -> tuple[PluginEntry, ...]:
-        """Return the entry points in use of one group."""
+        """Return the entry points of a group, without those that are disabled or ignored."""
         return tuple(one for one in self.entries if one.group == name)
 
 
@@ -127,7 +127,7 @@ def installed() -> Installed:
 
 
 def disabled_distributions() -> set[str]:
-    """Return the names in `RHAPSODY_DISABLE_PLUGINS`, possibly with `all`."""
+    """Return the distributions in `RHAPSODY_DISABLE_PLUGINS`; `all` stands for every plugin."""
     names = os.environ.get(DISABLE, "").split(",")
     return {normalize_distribution(name) for name in names if name.strip()}
 
@@ -179,7 +179,7 @@ def _read() -> Installed:
 
 
 def _readable_points(unreadable: list[tuple[str, str]]) -> Iterable[EntryPoint]:
-    """Yield the entry points of each readable distribution, and record the others."""
+    """Yield the entry points of readable distributions, and add the others to `unreadable`."""
     import importlib_metadata
 
     seen = set()
@@ -203,7 +203,7 @@ def _unreadable(distribution: Any, error: Exception) -> tuple[str, str]:
 
 
 def _report(found: Installed) -> None:
-    """Log the distributions that are skipped, each once per process."""
+    """Log a warning for each distribution that is skipped, once per process."""
     messages = [
         f"{OTHER_FAMILY_MEMBER} {one.version}: ignoring its entry points, which are not plugins; "
         "run `rhapsody doctor` for details"
@@ -220,13 +220,13 @@ def _report(found: Installed) -> None:
 
 
 def install_command(distribution: str) -> str:
-    """Return the command that installs one of our distributions from the same source as core.
+    """Return the command that installs one of Rhapsody's distributions from the source of core.
 
     If core was installed from a folder or a repository, the other distributions are next to it.
     Installers record the origin of a distribution in `direct_url.json` (PEP 610).
 
     Args:
-        distribution: Its name, which is also the name of its folder.
+        distribution: The distribution's name, which is also the name of its folder.
 
     Returns:
         `pip install` with a folder or repository if core was installed from one, else with the
@@ -252,7 +252,7 @@ def _origin() -> dict[str, Any]:
 
 
 def _sibling(origin: dict[str, Any], distribution: str) -> str | None:
-    """Return pip's argument for the distribution next to core, `None` if none is known."""
+    """Return pip's argument for a distribution next to core, `None` if core's source is unknown."""
     url, inside = str(origin.get("url", "")), str(origin.get("subdirectory", ""))
     if "dir_info" in origin and url.startswith("file:"):
         folder = Path(unquote(urlsplit(url).path)).parent / distribution
@@ -268,7 +268,7 @@ def _sibling(origin: dict[str, Any], distribution: str) -> str | None:
 
 
 def missing_plugin(name: str, distribution: str, error: ImportError) -> ModuleNotFoundError:
-    """Return the error for a name whose plugin cannot be imported.
+    """Return the error for a public name that a plugin provides and whose import failed.
 
     Args:
         name: The requested name.
@@ -298,7 +298,7 @@ _PER_TASK = frozenset(
         "rhapsody_record_results",
     }
 )
-"""Hooks that receive each task before its backend does, or its value before the user does."""
+"""Hooks that receive a task before its backend does, or a task's value before the user does."""
 
 _AWAITABLE = frozenset({"rhapsody_lookup_results", "rhapsody_record_results"})
 
@@ -311,7 +311,8 @@ class PluginHook(NamedTuple):
 
     Attributes:
         plugin: The plugin's distribution, or the observer's class.
-        call: Calls the implementation with those of the given arguments that it names.
+        call: Callable that passes to the implementation the arguments that are among its
+            parameters.
         hook: The hook's name.
     """
 
@@ -327,8 +328,8 @@ class LoadedPlugin:
     Attributes:
         label: The plugin's name in messages.
         plugin: The module or object.
-        hooks: Its implementations by hook name, each with its rank among those of other plugins:
-            -1 first, 1 last.
+        hooks: The plugin's implementations by hook name, each with a rank: -1 for one that is
+            called before those of other plugins, 1 for one that is called after them, otherwise 0.
         seconds: The duration of its import.
     """
 
@@ -356,7 +357,7 @@ class EngineHooks:
 
     Raises:
         TypeError: An observer is a class, or `observers` is not a list.
-        PluginError: An observer implements no hook, or one with wrong arguments.
+        PluginError: An observer implements no hook, or implements one with wrong arguments.
     """
 
     workflow_started: tuple[PluginHook, ...]
@@ -384,7 +385,7 @@ class EngineHooks:
         """Call one plugin's implementation; log its error if it raises.
 
         Returns:
-            The result, `None` after an error.
+            The result, or `None` if the implementation raised an error.
 
         Raises:
             KeyboardInterrupt: The implementation was interrupted.
@@ -455,7 +456,7 @@ def load(entry: PluginEntry, found: Installed | None = None) -> LoadedPlugin:
 
     Args:
         entry: The entry point.
-        found: The installed plugins, which cache the outcome.
+        found: The installed plugins, in which the loaded plugin or the error is cached.
 
     Returns:
         The plugin.
@@ -503,15 +504,15 @@ def register(plugin: Any, label: str, source: str, seconds: float = 0.0) -> Load
 
     Args:
         plugin: A module or object.
-        label: Its name in messages about its hooks.
-        source: Its origin, for messages about the plugin itself.
+        label: The plugin's name in messages about its hooks.
+        source: The plugin's origin, for messages about the plugin itself.
         seconds: The duration of its import.
 
     Returns:
         The plugin.
 
     Raises:
-        PluginError: It implements no hook, or one with wrong arguments.
+        PluginError: The plugin implements no hook, or implements one with wrong arguments.
         KeyboardInterrupt: The registration was interrupted.
     """
     if isinstance(plugin, type):

@@ -1,11 +1,11 @@
 """Hook specifications, and the values that plugins and the engine exchange.
 
-Hooks declare and observe; behavior belongs in backend classes. They are synchronous, and take
-batches where there would be many calls. `rhapsody.plugins.manager` calls them and isolates
-their errors.
+Hooks declare backends and observe tasks; how tasks run is defined in backend classes. Hooks are
+synchronous, and receive batches where there would be many calls. `rhapsody.plugins.manager` calls
+them and isolates their errors.
 
-A new hook is a function here, an attribute of `rhapsody.plugins.manager.EngineHooks`, and a call in
-the part of the engine that it belongs to; then run `python tests/docs/hook_reference.py`.
+To add a hook, write a function here, add an attribute to `rhapsody.plugins.manager.EngineHooks`,
+call the hook in the engine, and run `python tests/docs/hook_reference.py`.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ __all__ = [
 PROJECT: str = "rhapsody"
 hookspec: pluggy.HookspecMarker = pluggy.HookspecMarker(PROJECT)
 hookimpl: pluggy.HookimplMarker = pluggy.HookimplMarker(PROJECT)
-"""Marks a function or method as the implementation of the hook of its name."""
+"""Decorator that marks a function or method as the implementation of the hook of its name."""
 
 API_VERSION: int = 1
 """The version of the plugin interface: these hooks and the backend classes."""
@@ -76,10 +76,10 @@ class BackendSpec:
             and `_` are equivalent.
         import_path: `"package.module:Class"`, imported when the class is requested.
         summary: A summary of one line, for tables.
-        api_version: The version of the plugin interface that it was written for.
+        api_version: The version of the plugin interface that the plugin was written for.
         requires: Distribution requirements (`"distributed>=2024.1"`) that must be installed for
             the backend to be usable; checked by metadata.
-        capabilities: The backend's capabilities; `None` if only an instance knows them.
+        capabilities: The backend's capabilities; `None` if they depend on the instance.
         install_hint: The command that installs missing requirements.
 
     Raises:
@@ -120,7 +120,7 @@ def split_import_path(path: str) -> tuple[str, str]:
     """Split `"package.module:Class"` into the module and the qualified class name.
 
     Args:
-        path: With a colon, or with dots only; then the last part is the class.
+        path: The path; without a colon, the part after the last dot is the class.
 
     Returns:
         The module and the class name.
@@ -142,15 +142,16 @@ class Stats:
     """Counters of one engine since its creation.
 
     Attributes:
-        tasks: Calls of tasks and blocks.
+        tasks: Tasks and blocks that were called.
         done: Futures with a result.
         failed: Futures with an exception.
         cancelled: Futures that were canceled.
         recorded: Results that a plugin had recorded earlier; these tasks did not run.
         retried: Attempts that failed and were followed by another.
-        lost: Attempts that the infrastructure lost, and values that backends kept and lost.
-        late: Updates that arrived too late, out of order or twice; they were not applied.
-        unknown: Updates of unknown tasks or with unknown states.
+        lost: Attempts that were lost because of the infrastructure, and values that backends held
+            and lost.
+        late: State updates that were ignored because they arrived too late, out of order or twice.
+        unknown: State updates that were ignored because the task or the state is unknown.
         skipped: Futures in `failed` whose tasks did not run because a dependency failed.
     """
 
@@ -172,21 +173,21 @@ class Summary:
 
     Attributes:
         uid: The engine's uid.
-        stats: Its counters.
-        seconds: Wall-clock time from its start to its end.
+        stats: The engine's counters.
+        seconds: Wall-clock time from the engine's start to its end.
         still_running: Uids of tasks whose work could not be stopped.
         problems: Descriptions of problems during the shutdown.
         graph: For a dry run: the uid and name of each call, and the uids of its dependencies.
         unawaited: Number of failed tasks and blocks that were never awaited.
-        backends: The result of each backend's `account`, see `ManagedBackend`, by name; empty ones
-            are omitted.
-        results: Files that tasks created and that exist now.
+        backends: The result of each backend's `ManagedBackend.account` by backend name; empty
+            results are omitted.
+        results: Files that tasks created and that still exist.
         stale: Files of an earlier run at the destinations of results that this run did not
             produce, because their tasks failed, were skipped or were canceled.
         disk_use: Bytes in the directory of the runs (`.rhapsody`, or `work_dir`), 0 if this run has
-            left nothing there. Counting stops after half a second.
-        cut_short: True if all other tasks were canceled after failures, see `fail_fast` and
-            `max_failures` of `WorkflowEngine.create`.
+            left nothing there. Counting stops after half a second, so the number may be too small.
+        cut_short: True if the remaining tasks were canceled because of failures, see `fail_fast`
+            and `max_failures` of `WorkflowEngine.create`.
         held_back: True if tasks were held back for the next run because their backend was about to
             end.
     """
@@ -260,20 +261,20 @@ class TaskEvent(NamedTuple):
     Attributes:
         uid: The uid in the engine, `task.000001`.
         name: The task's name.
-        attempt: Counted from 1.
+        attempt: The attempt's number, counted from 1.
         state: The canonical state that was entered.
         native: The backend's state, `"reused"` for a task whose result a plugin has found, `None`
             if the engine decided.
-        backend: The backend's name, `None` before one was chosen.
+        backend: The backend's name, `None` before a backend is chosen.
         time: Seconds since the epoch.
-        monotonic: The engine clock's seconds, for durations.
+        monotonic: Seconds on the engine's monotonic clock, to compute durations.
         worker: The worker or host, if the backend reports it.
         scope: The scope in which the task was called.
         error: The exception of an attempt that failed; another attempt may follow.
         sandbox: The attempt's directory, if it has one.
         stdout: The standard output of an attempt that has ended; `None` if it was not kept, or only
             in files.
-        stderr: Its standard error, likewise.
+        stderr: The same for standard error.
         kind: `"function"`, `"executable"` or `"block"`.
     """
 
@@ -300,13 +301,13 @@ class TaskFiles:
 
     Attributes:
         sandbox: The task's directory, on the file system of the backend that ran it.
-        paths: The path of each declared file by name.
-        matches: The names that match each declared pattern.
-        places: The destinations of saved files by name, see `OutputFile`.
-        shared: True if it declared no files, so that dependents see the whole sandbox.
+        paths: The path of each declared file, by name.
+        matches: The names of the files that match each declared pattern, by pattern.
+        places: The destination of each saved file by name, see `OutputFile`.
+        shared: True if the task declared no files, so that dependents see the whole sandbox.
         stays: True if the sandbox stays on disk, because of `keep_sandboxes` or the result.
-        missing: Names of a recorded task's files that no longer exist. The task runs again if a
-            task that runs reads one of them, or if one must be saved.
+        missing: Names of a recorded task's files that no longer exist. The recorded task runs again
+            if another task that runs reads one of them, or if one must be saved.
     """
 
     sandbox: str
@@ -320,13 +321,13 @@ class TaskFiles:
 
 @dataclass(frozen=True, slots=True)
 class Recorded:
-    """Result that a plugin has found for a task, which then does not run.
+    """Earlier result that a plugin has found for a task. The task then does not run.
 
     Attributes:
         value: The result, which may be `None`.
         files: The files that the task created. Dependents read them from `paths`; files that are
             missing at their destinations in this run are copied there according to `places`.
-        stdout: Its standard output, or the file with it, for the future.
+        stdout: The standard output for the future, or the path of the file that contains it.
         stderr: Its standard error, likewise.
         exit_code: An executable's exit code.
     """
@@ -343,16 +344,16 @@ class Record(NamedTuple):
 
     Attributes:
         uid: The uid in the engine, `task.000001`.
-        task: The attempt's description, with the backend's additions.
+        task: The attempt's description, with the values that the backend has added.
         value: The future's result.
         settings: The task's `cache` and `version` settings.
-        inputs: The paths of its input files by name, as in `LookupTask`.
-        files: The files that it created, if it had a sandbox. Declared files exist until the engine
-            ends, and longer if the run failed.
-        stdout: Its standard output, or the file with it.
+        inputs: The paths of the task's input files by name, as in `LookupTask`.
+        files: The files that the task created, if it had a sandbox. Declared files exist until the
+            engine ends, and longer if the run failed.
+        stdout: The task's standard output, or the path of the file that contains it.
         stderr: Its standard error, likewise.
         exit_code: An executable's exit code.
-        texts: As in `LookupTask`.
+        texts: The strings and paths among the arguments of an executable, as in `LookupTask`.
         makes_again: The `uid` of the `LookupTask` for which a plugin had a result with missing
             files, if the task ran only to recreate these; its value is not used.
         made_for: The uids of the tasks that have requested these files so far; for tasks that are
@@ -404,7 +405,7 @@ class UsageError(RhapsodyError, ValueError):
 
 
 class CommandLine(Protocol):
-    """The command line, passed to `rhapsody_commands` to add commands."""
+    """Command line, passed to `rhapsody_commands` so that plugins can add commands."""
 
     def add_command(
         self,
@@ -420,12 +421,12 @@ class CommandLine(Protocol):
             help: A description of one line, for the list of commands.
             configure: Called with the command's parser to add its arguments, when the command or
                 its help is used.
-            run: Called with the parsed arguments; returns the exit code, `None` for 0. A
-                `RhapsodyError` is shown without a traceback, with the exit code 2 for a
+            run: Called with the parsed arguments; returns the exit code, or `None` for exit code 0.
+                A `RhapsodyError` is shown without a traceback, with the exit code 2 for a
                 `UsageError` and 1 for all others.
 
         Raises:
-            ValueError: The name is invalid, or a command has this name.
+            ValueError: The name is invalid, or a command with this name exists.
         """
         ...
 
@@ -458,7 +459,7 @@ def rhapsody_workflow_started(engine: ObservedEngine) -> None:
 
 @hookspec
 def rhapsody_workflow_finished(engine: ObservedEngine, summary: Summary) -> None:
-    """Observe that an engine was shut down; no event of it follows.
+    """Observe that an engine was shut down; the engine reports no further events.
 
     Called once per engine, on its loop, also if the workflow failed.
 
@@ -477,7 +478,7 @@ def rhapsody_task_events(engine: ObservedEngine, events: Sequence[TaskEvent]) ->
 
     Args:
         engine: The engine.
-        events: The changes; shared with other plugins and not to be changed.
+        events: The changes, which are shared with other plugins and must not be modified.
     """
 
 
@@ -493,7 +494,7 @@ def rhapsody_prepare_task(engine: ObservedEngine, task: TaskDescription) -> None
 
     Args:
         engine: The engine.
-        task: The description, to be changed in place; not its `uid`.
+        task: The description, to be modified in place, except for its `uid`.
     """
 
 
@@ -503,14 +504,15 @@ def rhapsody_select_backend(
 ) -> str | None:
     """Choose the backend of a task that names none, if several are attached.
 
-    Called on the engine's loop after `rhapsody_prepare_task`, for one plugin after the other until
-    one chooses. Not called for a task that was moved to one of its `other_backends`.
+    Called on the engine's loop after `rhapsody_prepare_task`. Plugins are called one after the
+    other until one chooses a backend. Not called for a task that was moved to one of its
+    `other_backends`.
 
     Args:
         engine: The engine.
         task: The description.
-        candidates: The names of the attached backends that can run the task and do not end before
-            it would, the default one first.
+        candidates: The names of the attached backends that can run the task and have enough time
+            left for it, the default one first.
 
     Returns:
         One of the candidates, or `None` for no choice. If no plugin chooses, the engine uses the
@@ -525,8 +527,9 @@ def rhapsody_lookup_results(
     """Find results of tasks that need not run again.
 
     Called on the engine's loop with a batch of tasks that are about to be submitted; their input
-    files are known but not linked yet. Each plugin is called for the tasks that have no result
-    yet. Services, tasks with `cache=False` and attempts after the first are not looked up.
+    files are known but not linked yet. Each plugin receives only the tasks for which the plugins
+    before it have found no result. Services, tasks with `cache=False` and attempts after the first
+    are not looked up.
 
     Args:
         engine: The engine.
@@ -545,8 +548,7 @@ def rhapsody_record_results(
 ) -> Awaitable[Sequence[Exception | None] | None] | None:
     """Record results before their futures are set.
 
-    Called on the engine's loop with a batch of tasks that succeeded, before their
-    futures are set.
+    Called on the engine's loop with a batch of tasks that succeeded.
 
     Args:
         engine: The engine.
