@@ -1,4 +1,4 @@
-"""Building blocks for backends: calls to workers, programs, services, output, readiness, threads.
+"""Building blocks for backends: worker calls, programs, services, output, readiness and threads.
 
 Backends use these in addition to the interface in `rhapsody.backends`; Rhapsody's own backends
 import nothing else from core. This is a public package for plugin authors.

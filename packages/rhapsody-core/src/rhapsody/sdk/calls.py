@@ -1,9 +1,9 @@
 """The program's side of calls in other processes.
 
-`pack` turns a task's call into bytes, `rhapsody.sdk.runner.Runner.run` makes the call where they
-arrive, and `finish` writes its outcome into the task's description. The backend transports the
-bytes. A backend with its own format uses the parts: `call_spec`, `pack_call` or `cannot_pack`, and
-`result`.
+`pack` turns a task's call into bytes, `rhapsody.sdk.runner.Runner.run` makes the call in the worker
+and returns its outcome as bytes, which `unpack` reads, and `finish` writes the outcome into the
+task's description. The backend transports the bytes. A backend with its own format uses the parts:
+`call_spec`, `pack_call` or `cannot_pack`, and `result`.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ CURE = "pass data that can be pickled"
 
 
 class RemoteTraceback(Exception):  # noqa: N818 - it is the cause of an error, not one
-    """The traceback of an exception from another process, as its cause."""
+    """Traceback of an exception from another process, set as the cause of the exception."""
 
     def __init__(self, text: str) -> None:
         super().__init__(text)
@@ -80,11 +80,11 @@ def call_spec(
         task: Its description.
         cores: Number of cores for numeric libraries: they start one thread for each whole core,
             and at least one; 0 does not limit them.
-        environment: The variables to set. Default: the task's own.
-        directory: The directory for files of the call. Default: its sandbox.
+        environment: The environment variables to set. Default: those of the task's description.
+        directory: The directory for files of the call. Default: the task's sandbox.
         more: Values for the backend's own `Runner`, of built-in types.
-        modules: The program's own modules, see `rhapsody.sdk.modules.own_modules`, or their first
-            `REFERENCE` bytes if the worker has received them. Default: all modules.
+        modules: The result of `rhapsody.sdk.modules.own_modules`, or only its first `REFERENCE`
+            bytes if the worker has received the modules before. `True`: call that function.
     """
     sandbox = task.get("sandbox")
     return CallSpec(
@@ -106,11 +106,11 @@ def call_spec(
 def pack(
     task: TaskDescription, order: CallSpec | None = None, *, worker: str = WORKER, cure: str = CURE
 ) -> bytes:
-    """Pickle a task's call, for `Runner.run`.
+    """Pickle a task's call together with its spec, for `Runner.run`.
 
     Args:
         task: Its description.
-        order: The spec of the call. Default: `call_spec(task)`.
+        order: The spec of the call, which the worker needs. Default: `call_spec(task)`.
         worker: The name of the worker in messages.
         cure: The remedy for an object that cannot be pickled, for messages.
 
@@ -125,7 +125,7 @@ def pack(
 
 
 def pack_call(task: TaskDescription, *, worker: str = WORKER, cure: str = CURE) -> bytes:
-    """Pickle a task's function and arguments, for `Runner.load`.
+    """Pickle only a task's function and arguments, for `Runner.load`.
 
     Args:
         task: Its description.
@@ -136,7 +136,7 @@ def pack_call(task: TaskDescription, *, worker: str = WORKER, cure: str = CURE) 
         The pickle.
 
     Raises:
-        TypeError: A part of it cannot be pickled; the message names it.
+        TypeError: The function or an argument cannot be pickled; the message names it.
     """  # noqa: DOC501 - a TypeError
     try:
         return dumps((task["function"], task["args"], task["kwargs"]))
@@ -151,7 +151,7 @@ def cannot_pack(
 
     Args:
         task: The task's description.
-        error: The error of pickling the call.
+        error: The error that pickling the call raised.
         worker: The name of the worker in messages.
         cure: The remedy.
     """
@@ -172,7 +172,7 @@ def cannot_pack(
 
 
 def _inside(function: object) -> tuple[str, Any] | None:
-    """Return the variable that a function uses and that cannot be pickled, with its value."""
+    """Return the name and value of a variable that a function uses and that cannot be pickled."""
     try:
         uses = inspect.getclosurevars(cast("Callable[..., Any]", function))
     except (TypeError, ValueError):  # not a Python function, or it uses an unset variable
@@ -186,7 +186,7 @@ def _inside(function: object) -> tuple[str, Any] | None:
 
 
 def parts(task: TaskDescription) -> dict[str, Any]:
-    """Return the function and the arguments of a call, by their names in messages."""
+    """Return the function and the arguments of a call, keyed by their names in messages."""
     found: dict[str, Any] = {"the function": task["function"]}
     found |= {f"positional argument {n}": value for n, value in enumerate(task["args"])}
     found |= {f"argument {name!r}": value for name, value in task["kwargs"].items()}
@@ -201,7 +201,7 @@ def unpack(packed: bytes) -> CallResult:
 
     Raises:
         ProtocolVersionError: The worker uses another version of the protocol.
-        BackendError: The bytes are not an outcome.
+        BackendError: The bytes do not contain an outcome.
     """
     try:
         fields = loads(packed)
@@ -218,7 +218,7 @@ def unpack(packed: bytes) -> CallResult:
 def finish(
     task: TaskDescription, outcome: CallResult, unpack: Callable[[Any], Any] = loads
 ) -> BaseException | None:
-    """Write the outcome of a call into its task's description: value or exception, and output.
+    """Write the value or exception of a call, and its output, into the task's description.
 
     Args:
         task: The description.
@@ -251,7 +251,7 @@ def report(task: TaskDescription, outcome: CallResult) -> None:
 def result(
     task: TaskDescription, outcome: CallResult, unpack: Callable[[Any], Any] = loads
 ) -> tuple[Any, BaseException | None]:
-    """Return the value and the exception of a call, or the exception of unpacking its outcome.
+    """Return the value and the exception of a call; one that unpacking raises is returned, too.
 
     Args:
         task: The task's description.
@@ -269,11 +269,11 @@ def result(
 
 
 def unpack_error(packed: Any, unpack: Callable[[Any], Any] = loads) -> BaseException:
-    """Return the exception that a `Runner` packed, with its traceback there as the cause.
+    """Return the exception that a `Runner` packed, with the worker's traceback as its cause.
 
     Args:
         packed: The result of `rhapsody.sdk.runner.pack_error`.
-        unpack: The inverse of the `pack` that it used.
+        unpack: The inverse of the `pack` that was passed to `pack_error`.
     """
     way, data, text = unpack(packed)
     error = TaskFailedError(data) if way == "words" else made(way, data)
@@ -282,11 +282,11 @@ def unpack_error(packed: Any, unpack: Callable[[Any], Any] = loads) -> BaseExcep
 
 
 _FRAME = re.compile(r'^([ |]*)File "([^"\n]+)", line (\d+), in .*\n(?!\1  )', re.MULTILINE)
-"""A line of a traceback without the source line that should follow it."""
+"""Matches the line of a traceback frame that is not followed by its source line."""
 
 
 def _with_source(text: str) -> str:
-    """Add source lines that only this program can read, such as those of a notebook."""
+    """Add to a traceback the source lines that only this program can read, such as a notebook's."""
 
     def frame(found: re.Match[str]) -> str:
         indent, file, number = found.groups()

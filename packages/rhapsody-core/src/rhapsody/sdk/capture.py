@@ -1,9 +1,9 @@
-"""Capture of the output of functions, which still reaches the standard streams.
+"""Capture of what functions print, which is still passed on to the standard streams.
 
 While a backend runs, `sys.stdout` and `sys.stderr` are wrapped by a `Tee`. A context variable names
-the recorder of the task that prints, so tasks in threads and coroutines of one process each have
-their own. The output of threads and programs that a task starts, and of C code that bypasses
-Python, is not captured.
+the recorder of the task that prints, so each task has its own recorder, even if tasks run in
+threads and coroutines of one process. The output of threads and programs that a task starts, and of
+C code that bypasses Python, is not captured.
 """
 
 from __future__ import annotations
@@ -48,8 +48,10 @@ class Record:
     """Text that one task prints to one stream.
 
     Args:
-        path: The file for text beyond `LIMIT`; without one that text is dropped.
-        whole: Write all text to the file, and return its path from `result`.
+        path: The file that all text is written to once it exceeds `LIMIT`. Without a file, the text
+            beyond `LIMIT` is dropped.
+        whole: True to write all text to the file, whatever its size; `result` then returns the
+            path.
     """
 
     def __init__(self, path: str | None, *, whole: bool = False) -> None:
@@ -79,11 +81,11 @@ class Record:
 
     @property
     def in_file(self) -> bool:
-        """True if some text is in the file."""
+        """True if text was written to the file."""
         return self._file is not None
 
     def result(self) -> str:
-        """Return the text, or the path of its file, and ignore later text."""
+        """Return the text, or the path of the file with `whole`, and ignore text written later."""
         with self._lock:
             self._closed = True
             if self._whole and self._path is not None:
@@ -144,7 +146,7 @@ class Recorder:
 
     @property
     def in_files(self) -> str | None:
-        """The directory that contains some of the output, or `None`."""
+        """The directory that contains output in files, or `None` if there is none."""
         written = any(record.in_file for record in self._records.values())
         return self._directory if written else None
 
@@ -192,11 +194,11 @@ def keep(name: Name, text: str) -> None:
 
 
 record_in: Callable[[Recorder | None], object] = _recorder.set
-"""Record the output of the rest of this `contextvars.Context`, see `recording`."""
+"""Set the recorder for the rest of the current `contextvars.Context`, see `recording`."""
 
 
 class CapturedOutput(Output):
-    """Context manager that records the output of the call in its block, with a context variable.
+    """Context manager that records the output of the call in its block, as `recording` does.
 
     Args:
         directory: The directory for large output, created when needed.
@@ -227,8 +229,8 @@ class CapturedOutput(Output):
 class Tee:
     """Wrapper of a standard stream: records the text of tasks and passes all text on.
 
-    It still passes text on after the wrapped stream was restored, because log handlers and
-    redirections may refer to it.
+    The wrapper continues to pass text on after the real stream was restored, because log handlers
+    and redirections may still refer to the wrapper.
 
     Args:
         name: The name of the stream.
@@ -310,8 +312,8 @@ class Streams:
     """The standard streams of this process, wrapped while backends run. Thread-safe.
 
     Attributes:
-        terminal: The function that writes text while a display draws on the terminal, and returns
-            True if it did; `None` without a display.
+        terminal: While a display draws on the terminal, a function that writes text and returns
+            True if it did; otherwise `None`.
         exiting: True if the interpreter is exiting.
     """
 
@@ -323,7 +325,7 @@ class Streams:
         self.exiting: bool = False
 
     def acquire(self) -> None:
-        """Wrap the standard streams. Each call needs a call of `release`."""
+        """Wrap the standard streams. Each call requires a later call of `release`."""
         with self._lock:
             self._users += 1
         self.ensure()
@@ -336,7 +338,7 @@ class Streams:
                 _replace(name, self._tee(name, stream))
 
     def release(self) -> None:
-        """Restore the real streams after the last `release`."""
+        """Restore the real streams when `release` was called as often as `acquire`."""
         with self._lock:
             self._users -= 1
             if not self._users:
@@ -363,7 +365,7 @@ class Streams:
 
 
 def _replace(name: Name, stream: Any) -> None:
-    """Replace a standard stream, also in log handlers that write to it."""
+    """Replace a standard stream, including in log handlers that write to it."""
     former = getattr(sys, name)
     setattr(sys, name, stream)
     if former is None or stream is None or former is stream:

@@ -1,4 +1,4 @@
-"""Executable tasks: runs the program of a description, and writes its results into the latter.
+"""Executable tasks: runs a description's program, and writes the results into the description.
 
 For backends that start programs themselves, on this machine or on their workers. The backend
 decides where the sandbox is, when a task starts and which resources it receives. Services are in
@@ -9,8 +9,8 @@ belong to the program: it may remove its output files or replace them with links
 
 The kernel reports processes that it killed for lack of memory in the files of their control
 group, which programs and worker processes share with the process that starts them. These files are
-read before the first program starts and whenever one was ended by SIGKILL; if the count has
-increased since, that program is reported as out of memory.
+read before the first program starts and whenever SIGKILL has ended a program. If the count has
+increased since the last reading, that program is reported as out of memory.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from rhapsody.task import TaskDescription
 __all__ = ["Launch", "TaskProgram", "task_environment", "working_directory"]
 
 CHUNK = 1 << 20
-"""Bytes that are read at once."""
+"""Number of bytes to read at a time."""
 
 SMALL = 1 << 16
 """Bytes of output that are read on the loop; more is read on a thread."""
@@ -48,7 +48,7 @@ class ProgramOutput:
         directory: The sandbox to create them in.
 
     Raises:
-        OSError: They cannot be created.
+        OSError: The files cannot be created.
     """
 
     def __init__(self, directory: str) -> None:
@@ -62,30 +62,30 @@ class ProgramOutput:
 
     @property
     def descriptors(self) -> tuple[int, int]:
-        """Descriptors that the program writes to."""
+        """The descriptors that the program writes its standard output and standard error to."""
         stdout, stderr = self._descriptors
         return stdout, stderr
 
     @property
     def size(self) -> int:
-        """Number of bytes that were written to both files."""
+        """The total number of bytes in the two files."""
         return sum(os.fstat(descriptor).st_size for descriptor in self._descriptors)
 
     def take(self) -> list[str]:
-        """Return what was written to each file, and close them."""
+        """Return the text of standard output and standard error, and close the files."""
         try:
             return [_text(descriptor) for descriptor in self._descriptors]
         finally:
             self.close()
 
     def close(self) -> None:
-        """Close the files; they stay on disk."""
+        """Close the files without removing them."""
         while self._descriptors:
             os.close(self._descriptors.pop())
 
 
 def _text(descriptor: int) -> str:
-    """Return the current content of a file, without output that is still being written."""
+    """Return the text that is in a file now, even if processes are still writing to it."""
     data, size = bytearray(), os.fstat(descriptor).st_size
     while piece := os.pread(descriptor, min(CHUNK, size - len(data)), len(data)):
         data += piece
@@ -93,7 +93,7 @@ def _text(descriptor: int) -> str:
 
 
 KILLED = (-signal.SIGKILL, 128 + signal.SIGKILL)
-"""Exit codes of a program that SIGKILL ended, and of the shell that ran it."""
+"""Exit codes of a program that SIGKILL killed, and of a shell whose program it killed."""
 
 UNLIMITED = 1 << 60
 """Limit in bytes that counts as none: version 1 of control groups reports a large number."""
@@ -103,9 +103,9 @@ class Files(NamedTuple):
     """Names of files in the directory of a control group.
 
     Attributes:
-        kills: Contains the line `oom_kill COUNT`.
-        limit: Number of bytes that the group may use.
-        peak: Maximum number of bytes that it has used.
+        kills: The file that contains the line `oom_kill COUNT`.
+        limit: The file with the number of bytes that the group may use.
+        peak: The file with the maximum number of bytes that the group has used.
     """
 
     kills: str
@@ -118,11 +118,11 @@ V2 = Files("memory.events", "memory.max", "memory.peak")
 
 
 class MemoryGroup:
-    """Control group of this process, with the number of processes that the kernel has killed.
+    """Control group of this process, with its count of processes killed for lack of memory.
 
     Args:
         own: The file that names the groups of this process.
-        mount: Where control groups are mounted.
+        mount: The directory where control groups are mounted.
     """
 
     def __init__(
@@ -177,11 +177,12 @@ def memory_group() -> MemoryGroup:
 
 
 def memory_error(task: TaskDescription, code: int | None) -> OutOfMemoryError | None:
-    """Return the error for a task whose process the kernel has killed for memory, else `None`.
+    """Return the error if the kernel killed a task's process for lack of memory, else `None`.
 
     Args:
-        task: Its description, with its output.
-        code: The exit code of the process, which was not killed by this program.
+        task: The task's description, with its output.
+        code: The exit code of the process. The caller has checked that this program did not kill
+            it.
     """
     if code not in KILLED or not memory_group().has_killed():
         return None
@@ -215,11 +216,11 @@ THREAD_COUNTS = (
     "NUMEXPR_NUM_THREADS",
     "VECLIB_MAXIMUM_THREADS",
 )
-"""Variables for the number of threads of numeric libraries."""
+"""Environment variables that set the number of threads of numeric libraries."""
 
 
 def thread_count(cores: float) -> int:
-    """Return the number of threads for numeric libraries on some cores; 0 without cores."""
+    """Return the number of threads for numeric libraries on this many cores; 0 for no cores."""
     return max(1, int(cores)) if cores else 0
 
 
@@ -228,13 +229,14 @@ def task_environment(
 ) -> dict[str, str]:
     """Return the variables to add to the environment of a task in a separate process.
 
-    The task's own take precedence.
+    Variables in the task's description take precedence.
 
     Args:
         task: The description.
-        cores: The number of threads for numeric libraries, at least one for a fraction; 0 does
-            not limit them.
-        gpus: Its GPUs, possibly none; `None` if the backend does not assign GPUs.
+        cores: The task's number of cores, for the threads of numeric libraries; 0 does not limit
+            them.
+        gpus: The GPUs assigned to the task, possibly empty; `None` if the backend does not assign
+            GPUs.
     """
     environment: dict[str, str] = {}
     if cores:
@@ -246,11 +248,11 @@ def task_environment(
 
 
 def working_directory(task: TaskDescription) -> str:
-    """Return the working directory of a task's program: its `cwd`, otherwise its sandbox.
+    """Return the working directory of a task's program: the task's `cwd`, otherwise its sandbox.
 
     Raises:
-        FileNotFoundError: Its `cwd` does not exist.
-        NotADirectoryError: Its `cwd` is a file.
+        FileNotFoundError: The task's `cwd` does not exist.
+        NotADirectoryError: The task's `cwd` is not a directory.
     """
     cwd = task.get("cwd")
     if cwd is None:
@@ -266,19 +268,21 @@ def working_directory(task: TaskDescription) -> str:
 class TaskProgram:
     """Program of an executable task, whose results are written into its description.
 
-    It must be created on a loop and used on that loop's thread. The sandbox in the description
-    must exist (`rhapsody.data.make_sandbox`).
+    It must be created on a running loop and used on that loop's thread. The sandbox in the
+    description must exist (`rhapsody.data.make_sandbox`).
 
     Args:
-        task: The description. Its end writes `exit_code`, `stdout` and `stderr` into it.
+        task: The description. When the program has ended, `wait` writes `exit_code`, `stdout` and
+            `stderr` into it.
         environment: Variables in addition to those of this process, see `task_environment`.
         launch: Starts the program; `partial(Program, reaper=reaper)` if it must end when this
             process is killed.
-        stdout: A descriptor for its output instead of the file in the sandbox.
+        stdout: A descriptor for the program's standard output, instead of the file in the sandbox.
         port: The value of `{port}` in the command.
 
     Raises:
-        OSError: The program cannot be started, or its `cwd` does not exist; it names the task.
+        OSError: The program cannot be started, or its `cwd` does not exist; the message names the
+            task.
         ValueError: The description has no program, or an invalid one.
     """
 
@@ -337,7 +341,7 @@ class TaskProgram:
 
     @property
     def running(self) -> bool:
-        """True while its process group exists."""
+        """True while the program's process group exists."""
         return not self._program.exited.done()
 
     def terminate(self, grace: float) -> None:
@@ -358,10 +362,11 @@ class TaskProgram:
             grace: Seconds between SIGTERM and SIGKILL after a cancellation.
 
         Returns:
-            The exit code; if a signal ended it, minus the signal's number.
+            The exit code; if a signal ended the program, minus the signal's number.
 
         Raises:
-            OutOfMemoryError: The kernel killed it because memory ran out; the results are written.
+            OutOfMemoryError: The kernel killed the program because memory ran out; the exit code
+                and output were written into the description.
             OSError: Its output cannot be read.
             asyncio.CancelledError: This call was canceled.
         """

@@ -1,4 +1,4 @@
-"""Event loops that run users' coroutines and outlive them.
+"""Event loops that run users' coroutines and are reused for further coroutines.
 
 A new loop per task, as `asyncio.run` creates, takes several times as long as the task. The asyncio
 tasks that a coroutine has started and not awaited are canceled when it ends, so that the next one
@@ -26,7 +26,7 @@ __all__ = ["OWN_FILES", "SharedLoop", "WorkerLoop", "without_own_frames"]
 log: logging.Logger = logging.getLogger(__name__)
 
 CLEANUP = 5.0
-"""Seconds that the remaining tasks may take to end after they were canceled."""
+"""Seconds that tasks left behind by a coroutine may take to end after they were canceled."""
 
 _family: contextvars.ContextVar[set[asyncio.Task[Any]] | None] = contextvars.ContextVar(
     "rhapsody_family", default=None
@@ -37,13 +37,13 @@ _Outcome = tuple[Any, BaseException | None]
 
 _PACKAGE = os.path.dirname(os.path.dirname(__file__))
 OWN_FILES = tuple(os.path.join(_PACKAGE, part, "") for part in ("sdk", "backends"))
-"""Prefixes of the paths of core's code that is removed from the start of tracebacks."""
+"""Path prefixes of core's own code, whose frames are removed from the start of tracebacks."""
 
 
 def without_own_frames(error: BaseException) -> BaseException:
     """Return an exception with a traceback that begins in the user's code.
 
-    The frames of core's backends and of this package at its beginning are removed.
+    The frames of core's backends and of this package at the start of the traceback are removed.
     """
     return trimmed(error, OWN_FILES)
 
@@ -51,7 +51,7 @@ def without_own_frames(error: BaseException) -> BaseException:
 def _task_factory(
     loop: asyncio.AbstractEventLoop, coroutine: Coroutine[Any, Any, Any], **options: Any
 ) -> asyncio.Task[Any]:
-    """Create a task, and record it for the user's coroutine that started it."""
+    """Create an asyncio task, and record it in the family of the coroutine that started it."""
     task = asyncio.Task(coroutine, loop=loop, **options)
     family = _family.get()
     if family is not None:
@@ -67,7 +67,7 @@ def _new_loop() -> asyncio.AbstractEventLoop:
 
 
 async def _end_family(family: set[asyncio.Task[Any]]) -> None:
-    """Cancel the tasks that a coroutine has not awaited, and wait for their ends."""
+    """Cancel the tasks that a coroutine has left behind, and wait until they have ended."""
     left = set(family)
     for task in left:
         task.cancel()
@@ -81,7 +81,7 @@ async def _end_family(family: set[asyncio.Task[Any]]) -> None:
 
 
 def _run_until_done(loop: asyncio.AbstractEventLoop, task: asyncio.Task[Any]) -> None:
-    """Run a loop until a task is done, even if another task stops the loop meanwhile."""
+    """Run a loop until a task is done, even if the loop is stopped before that."""
     task.add_done_callback(lambda _: loop.stop())
     while not task.done():
         loop.run_forever()
@@ -104,7 +104,7 @@ class WorkerLoop:
     ) -> Any:
         """Run a coroutine to its end; blocks the calling thread.
 
-        The tasks that it leaves behind on the loop are canceled, with some time to end.
+        Tasks that the coroutine leaves behind on the loop are canceled and given some time to end.
 
         Args:
             coroutine: The coroutine.
@@ -156,8 +156,8 @@ class WorkerLoop:
 class SharedLoop:
     """Loop that runs many coroutines at the same time, on one separate thread.
 
-    For coroutines that only wait; `call` and `stop` may be called on any thread, also by
-    several threads at once.
+    For coroutines that mostly wait. `call` and `stop` may be called on any thread, and by several
+    threads concurrently.
 
     Args:
         name: The thread's name.
@@ -182,7 +182,7 @@ class SharedLoop:
         inbox.put(function)
 
     def _opened(self) -> Mailbox[Callable[[], object]]:
-        """Start the thread unless another one has done so, and return its inbox."""
+        """Start the loop's thread unless it is running, and return its inbox."""
         with self._lock:
             if self._inbox is None:
                 loop = _new_loop()
@@ -205,22 +205,23 @@ class SharedLoop:
         ended: Callable[[Any, BaseException | None], object],
         context: contextvars.Context,
     ) -> asyncio.Task[_Outcome]:
-        """Start a coroutine; to be called on the loop's thread, see `call`.
+        """Start a coroutine. Must be called on the loop's thread, see `call`.
 
         Args:
             call: Returns the coroutine; called in `context`.
-            ended: Called on the loop's thread with the coroutine's result and exception.
+            ended: Called on the loop's thread with the coroutine's result, or `None`, and its
+                exception, or `None`.
             context: The context to run it in.
 
         Returns:
-            The task that runs it; cancelling it cancels the coroutine.
+            The asyncio task that runs the coroutine; canceling it cancels the coroutine.
         """
         task = _started(call, set(), context, asyncio.get_running_loop())
         task.add_done_callback(partial(_call_ended, ended))
         return task
 
     def stop(self, timeout: float) -> None:
-        """End the thread and all coroutines on it, and wait at most `timeout` seconds for that.
+        """End the thread without finishing its coroutines; wait at most `timeout` seconds for that.
 
         A later `call` starts another thread.
         """
