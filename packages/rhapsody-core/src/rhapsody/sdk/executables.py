@@ -38,7 +38,7 @@ CHUNK = 1 << 20
 """Number of bytes to read at a time."""
 
 SMALL = 1 << 16
-"""Bytes of output that are read on the loop; more is read on a thread."""
+"""Maximum number of bytes of output to read on the loop; larger output is read on a thread."""
 
 
 class ProgramOutput:
@@ -96,7 +96,7 @@ KILLED = (-signal.SIGKILL, 128 + signal.SIGKILL)
 """Exit codes of a program that SIGKILL killed, and of a shell whose program it killed."""
 
 UNLIMITED = 1 << 60
-"""Limit in bytes that counts as none: version 1 of control groups reports a large number."""
+"""Smallest limit in bytes that means "no limit", for which control groups v1 use large numbers."""
 
 
 class Files(NamedTuple):
@@ -368,7 +368,7 @@ class TaskProgram:
             OutOfMemoryError: The kernel killed the program because memory ran out; the exit code
                 and output were written into the description.
             OSError: Its output cannot be read.
-            asyncio.CancelledError: This call was canceled.
+            asyncio.CancelledError: This call of `wait` was canceled.
         """
         exited = self._program.exited
         if await wait_through(exited, partial(self.terminate, grace)):

@@ -147,7 +147,7 @@ class WorkerLoop:
         return value
 
     def close(self) -> None:
-        """Close the loop, on any thread when nothing runs; `run` creates another."""
+        """Close the idle loop, on any thread; a later `run` creates another loop."""
         if self._loop is not None:
             self._loop = None
             self._finalizer()

@@ -1,10 +1,10 @@
-"""Origin of modules, and the sources of the program's own modules, which workers receive.
+"""Origins of modules, and the sources of the program's own modules, which are sent to workers.
 
 A module is the program's own, part of an installed distribution, or Python's (`Origins`). The
-worker's half is `rhapsody.sdk.runner.SentModules`. Every imported module that is not part of an
-installed distribution is sent, with the modules that it would import later, inside functions. Each
-file is read once, when it is first seen: an edit while the program runs reaches neither the program
-nor its workers until the program reloads the module.
+worker's half is `rhapsody.sdk.runner.SentModules`. The program sends every imported module of its
+own, and those of its own modules that code imports only later, inside functions. Each file is read
+once, when it is first seen: an edit while the program runs reaches neither the program nor its
+workers until the program reloads the module.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from rhapsody.sdk.runner import REFERENCE, Source, digest_of, process_began, sen
 __all__ = ["REFERENCE", "altered", "own_modules"]
 
 MISSING: Any = object()
-"""Stands for the value of a variable that is not set."""
+"""Placeholder for the value of a variable that is not set."""
 
 NAMESPACE = Source(None, True, "namespace package", None)
 
@@ -42,17 +42,17 @@ _IMPORT = re.compile(
     rb"|import[ \t]+((?:[^\n#;\\]|\\\r?\n)+))",
     re.MULTILINE,
 )
-"""An import statement, or similar text: names of missing modules do no harm."""
+"""Matches import statements, and possibly other text: names of missing modules do no harm."""
 
 _IMPORT_CALL = re.compile(rb"(?:import_module|__import__)\(\s*[\"']([\w.]+)[\"']")
-"""An import by a call with a literal name."""
+"""Matches calls that import a module by a literal name."""
 
 _distributions = functools.cache(metadata.packages_distributions)
 
 
 @functools.cache
 def real_path(path: str) -> str:
-    """Return `os.path.realpath(path)`, which is computed once."""
+    """Return `os.path.realpath(path)`, which is computed once for each path."""
     return os.path.realpath(path)
 
 
@@ -77,7 +77,7 @@ class Origins:
         return not (self._installed(path) or path.startswith((*self._standard, *self._rhapsody)))
 
     def version(self, module: str, file: object) -> tuple[str, str] | None:
-        """Return the name and version of an installed module's package, `None` for other modules.
+        """Return the package name and version of an installed module, `None` for other modules.
 
         The version is empty if the package belongs to no distribution.
         """
@@ -109,7 +109,7 @@ def _version(name: str) -> tuple[str, str]:
 
 
 def file_of(module: Any) -> str | None:
-    """Return the file of the module with a name; `<text>` for a module created from text."""
+    """Return a module's file; `<text>` for a module created from text."""
     found = sys.modules.get(module)
     file = getattr(found, "__file__", None)
     if isinstance(file, str):
@@ -121,8 +121,8 @@ def spec_of(name: str, path: Any) -> ModuleSpec | None:
     """Return the spec of a module without importing it.
 
     Args:
-        name: Its full name.
-        path: The `__path__` of its parent package, `None` for a module of the top level.
+        name: The module's full name.
+        path: The `__path__` of the module's parent package, `None` for a top-level module.
     """
     spec = getattr(sys.modules.get(name), "__spec__", None)
     if isinstance(spec, ModuleSpec):
@@ -139,7 +139,7 @@ def spec_of(name: str, path: Any) -> ModuleSpec | None:
 def own_modules() -> bytes | None:
     """Return the program's own modules, packed for `CallSpec.modules`; `None` if it has none.
 
-    Returns the same object as long as the modules are unchanged. Cheap to call for each task.
+    Returns the same object as long as the modules are unchanged. Fast enough to call for each task.
     """
     return _program.packed()
 
@@ -150,7 +150,7 @@ def altered(name: str) -> bool:
 
 
 class _Program:
-    """The own modules of this process."""
+    """The program's own modules in this process, with their sources."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -189,7 +189,7 @@ class _Program:
         return True
 
     def _look(self) -> None:
-        """Find the program's own modules again, without reading known files again."""
+        """Update the program's own modules, without reading files again that were read before."""
         count, path, began = len(sys.modules), list(sys.path), time.time_ns()
         former, self._sources = self._sources, {}
         if path != self._path:
@@ -256,7 +256,7 @@ class _Program:
         return _source(file, hasattr(module, "__path__"), content)
 
     def _add_parents(self, name: str) -> None:
-        """Add the namespace packages that a module is in."""
+        """Add the namespace packages that contain a module."""
         while name := name.rpartition(".")[0]:
             file = vars(sys.modules[name]).get("__file__") if name in sys.modules else None
             if file is None and name not in self._sources:
@@ -373,7 +373,7 @@ def _package(name: str, source: Source) -> str:
 
 
 def _names(text: bytes) -> set[str]:
-    """Return the names of modules that a source text imports, and the names imported from them."""
+    """Return the modules that a source text imports, and names from them, which may be modules."""
     names = {each.decode(errors="replace") for each in _IMPORT_CALL.findall(text)}
     for module, taken, modules in _IMPORT.findall(text):
         words = (taken or modules).replace(b"\\", b" ").strip(b"() \t\r\n").split(b",")
@@ -422,7 +422,7 @@ def content_of(cell: types.CellType) -> Any:
 
 
 def with_inner(code: types.CodeType) -> Iterator[types.CodeType]:
-    """Yield code and all that is nested in it, in the order of the source."""
+    """Yield a code object and all code objects nested in it, in source order."""
     todo = [code]
     while todo:
         one = todo.pop()

@@ -1,10 +1,11 @@
 """Programs and their process groups, and the reaper that outlives this process.
 
-Each program runs in a process group of its own and is ended together with everything that it
-started there. `Program` needs no thread and no pipe: output goes to files or descriptors, and the
-kernel wakes the event loop when a program exits. Groups that are still registered are killed when
-the interpreter exits. If this process is killed first, a small child process does it: it reads the
-start and end of each group from a pipe, and kills the remaining groups once this process is dead.
+Each program runs in its own process group and is stopped together with all processes that it
+started in the group. `Program` needs no thread and no pipe: output goes to files or descriptors,
+and the kernel wakes the event loop when a program exits. Groups that are still registered are
+killed when the interpreter exits. If this process is killed, the reaper kills them: a small child
+process that reads the start and end of each group from a pipe, and kills the remaining groups once
+this process is dead.
 
 `rhapsody.sdk.executables` translates a task's description into a program.
 """
@@ -34,12 +35,12 @@ _groups: dict[int, int] = {}  # by group, the process that registered it
 
 
 def register_group(pid: int) -> None:
-    """Register a group that must not outlive this process."""
+    """Register a process group, so that it is killed when the interpreter exits."""
     _groups[pid] = os.getpid()
 
 
 def forget_group(pid: int) -> None:
-    """Unregister a group that has ended: the system may reuse its number."""
+    """Unregister a group that has ended, because the system may reuse its number."""
     _groups.pop(pid, None)
 
 
@@ -72,8 +73,8 @@ def group_exists(pid: int) -> bool:
 def group_alive(pid: int) -> bool:
     """Return True if a process group has members other than zombies.
 
-    In a container the first process often reaps orphans late or never, so that the group of a dead
-    program continues to exist.
+    In a container the first process often reaps orphans late or never, so a group of dead processes
+    continues to exist.
     """
     if not group_exists(pid):
         return False
@@ -148,14 +149,14 @@ class Reaper:
             The descriptor of its pipe.
 
         Raises:
-            OSError: It cannot be started.
+            OSError: The reaper cannot be started.
         """
         with self._lock:
             self._stopped = False
             return self._opened()
 
     def began(self, pid: int) -> None:
-        """Report that a process group has started."""
+        """Inform the reaper that a process group has started."""
         with self._lock:
             if self._stopped:  # this is the rest of a group that is being killed
                 return
@@ -165,9 +166,9 @@ class Reaper:
             self._report(b"+", pid)
 
     def ended(self, pid: int) -> None:
-        """Report that a process group has ended. Call this before its leader is reaped.
+        """Inform the reaper that a process group has ended. Call this before its leader is reaped.
 
-        After that the system may reuse its number.
+        Once the leader is reaped, the system may reuse the group's number.
         """
         with self._lock:
             self._live.discard(pid)
@@ -232,21 +233,22 @@ class Reaper:
 log: logging.Logger = logging.getLogger(__name__)
 
 CHECK = 0.02
-"""Seconds between checks, on a thread, for the end of a group that was asked to end."""
+"""Seconds between checks, on a thread, whether a terminated group has ended."""
 
 KILLED = 1.0
-"""Seconds that the members of a group may take to end after SIGKILL."""
+"""Seconds to wait for the members of a group to end after SIGKILL."""
 
 
 class Program:
     """A running program in a separate process group. Creating it starts the program.
 
-    It must be created on a loop and used on that loop's thread.
+    It must be created on a running loop and used on that loop's thread.
 
     Args:
         command: The program and its arguments.
         cwd: Its working directory.
-        environment: All environment variables; none are added.
+        environment: The program's complete environment; variables of this process are not
+            inherited.
         stdin: Text for its standard input.
         stdout: A file or descriptor, as for `subprocess.Popen`.
         stderr: A file or descriptor, as for `subprocess.Popen`.
@@ -258,7 +260,7 @@ class Program:
 
     Raises:
         OSError: The program cannot be started.
-        RuntimeError: A thread is needed to wait for it and cannot be started.
+        RuntimeError: The thread that waits for the program cannot be started.
     """
 
     def __init__(
@@ -395,7 +397,7 @@ class Program:
 
 
 def _watch(pid: int) -> int | None:
-    """Return a descriptor that is readable when the process has ended; `None` if unsupported."""
+    """Return a descriptor that becomes readable when a process ends; `None` if unsupported."""
     if not hasattr(os, "pidfd_open"):
         return None
     try:

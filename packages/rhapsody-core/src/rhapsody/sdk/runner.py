@@ -1,7 +1,7 @@
-"""Worker's side of calls in other processes: the half of the call protocol that can be sent there.
+"""Worker's side of calls in other processes: the half of the call protocol that workers run.
 
-The other half, `rhapsody.sdk.calls`, packs a call and reads its outcome. A backend that needs
-another way for a step overrides that step of `Runner`.
+The other half, `rhapsody.sdk.calls`, packs a call and reads its outcome. A backend for which a step
+must work differently overrides that step of `Runner`.
 
 Functions of the program's own modules are pickled by name, and a worker that lives longer than the
 program may have an older version of such a module, or none. So the program sends the source of its
@@ -52,7 +52,7 @@ PROTOCOL_VERSION = 2
 """Increased by each change that makes one side's messages unreadable for the other."""
 
 RUNNER_FILE = __file__
-"""This file, which can be sent to a worker without Rhapsody and run there."""
+"""Path of this file, which can be sent to a worker without Rhapsody and run there."""
 
 KEPT = 1 << 20
 """Maximum number of bytes of output, and of characters of a traceback, in an outcome."""
@@ -62,7 +62,7 @@ PLAIN = frozenset({type(None), bool, int, float, complex, str, bytes})
 
 
 class ProtocolVersionError(RuntimeError):
-    """The program and a worker use different versions of the protocol."""
+    """Error for a program and a worker that use different versions of the protocol."""
 
 
 class CallSpec(NamedTuple):
@@ -72,13 +72,14 @@ class CallSpec(NamedTuple):
         version: The `PROTOCOL_VERSION` of the program.
         uid: The attempt's uid.
         name: The task's name.
-        attempt: Counted from 1.
+        attempt: The attempt's number, counted from 1.
         sandbox: The task's directory, `None` if it has none.
         timeout: Seconds that the attempt may take, `None` without a limit.
         cores: Number of threads for numeric libraries; 0 does not limit them.
-        environment: Variables to set while it runs.
-        capture: The setting of the task's description.
-        directory: The directory for files of the call, such as large output; `None` for none.
+        environment: Environment variables to set while the call runs.
+        capture: The setting `capture` of the task's description.
+        directory: The directory for files of the call, such as large output; `None` if there is
+            none.
         more: Values for the backend's own `Runner`, of built-in types.
         modules: The program's own modules, or their first `REFERENCE` bytes if the worker has
             received them before; `None` if the program has none.
@@ -104,13 +105,14 @@ class CallResult(NamedTuple):
     Attributes:
         version: The `PROTOCOL_VERSION` of the worker.
         done: True if the call returned.
-        payload: Its pickled value or exception.
+        payload: The pickled return value or exception.
         plain: True if unpickling the value runs no other code.
-        stdout: Its output, or the path of the file with the output; `None` if that is not kept.
+        stdout: The call's output, or the path of the file that contains it; `None` if it is not
+            kept.
         stderr: The same for standard error.
         sandbox: The directory that contains output of the call, `None` if there is none.
-        host: The name of the machine that it ran on.
-        pid: The id of the process that it ran in.
+        host: The name of the machine that the call ran on.
+        pid: The id of the process that the call ran in.
     """
 
     version: int
@@ -139,12 +141,12 @@ def require_version(version: int, sender: str, receiver: str) -> None:
 
 
 class Output:
-    """Context manager that does not capture a call's output: base class of those that do.
+    """Base class of context managers that capture a call's output; captures nothing itself.
 
     Attributes:
-        stdout: The output, or the path of the file with it; `None` if it is not kept.
+        stdout: The output, or the path of the file that contains it; `None` if it is not kept.
         stderr: The same for standard error.
-        directory: The directory that contains some of it, `None` if there is none.
+        directory: The directory of output that is in files, `None` if there is none.
     """
 
     stdout: str | None = None
@@ -163,7 +165,7 @@ class Runner:
 
     Attributes:
         worker: The name of a worker in messages.
-        place: The place of a call in messages, such as `"on its worker"`.
+        place: A phrase for where a call runs, for messages, such as `"on its worker"`.
         cure: The remedy for a result that cannot be pickled, for messages.
         own_files: Prefixes of the paths of code that is removed from the start of tracebacks.
     """
@@ -176,7 +178,7 @@ class Runner:
     def run(self, packed: bytes) -> bytes:
         """Make a call that `rhapsody.sdk.calls.pack` packed.
 
-        An error becomes the outcome; nothing is raised.
+        Any error is returned in the outcome; nothing is raised.
 
         Returns:
             The packed outcome, for `rhapsody.sdk.calls.unpack`.
@@ -190,7 +192,7 @@ class Runner:
         return pickle.dumps(tuple(outcome), 5)
 
     def make(self, order: CallSpec, call: Any) -> CallResult:
-        """Make a call for `load`, with its context and output; nothing is raised."""
+        """Make a packed call in its context and capture its output; nothing is raised."""
         output = _none
         try:
             limit_threads(order.cores)
@@ -202,7 +204,7 @@ class Runner:
         return _outcome(done, payload, plain, output)
 
     def answer(self, name: str, call: Any) -> tuple[bool, Any, bool]:
-        """Make a call, and return `done`, `payload` and `plain` of its `CallResult`."""
+        """Load and make a call, and return `done`, `payload` and `plain` of its `CallResult`."""
         try:
             function, args, kwargs = self.load(call)
         except BaseException as error:  # loading runs the objects' own code
@@ -233,7 +235,7 @@ class Runner:
         return function, args, kwargs
 
     def wait(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
-        """Run the coroutine of an asynchronous function to its end, on a new loop."""
+        """Run the coroutine of an asynchronous function to completion, on a new loop."""
         try:
             asyncio.get_running_loop()
         except RuntimeError:
@@ -250,11 +252,11 @@ class Runner:
         return loads(payload)
 
     def pack_error(self, error: BaseException) -> Any:
-        """Pickle the exception of a call, with its traceback from the user's code on."""
+        """Pickle the exception of a call, with a traceback that starts in the user's code."""
         return pack_error(trimmed(error, self.own_files), self.pack, self.unpack)
 
     def refusal(self, name: str, value: Any, error: BaseException) -> Exception:
-        """Return the error for a result that cannot be pickled, with the reason."""
+        """Return the error for a result that cannot be pickled, which states the reason."""
         return TypeError(
             f"task {name!r}: its result ({type(value).__qualname__}) cannot be pickled back from "
             f"{self.worker}: {type(error).__name__}: {_text(error)}; {self.cure}"
@@ -269,7 +271,7 @@ class Runner:
         return nullcontext() if order.modules is None else sent_modules().using(order.modules)
 
     def environment(self, order: CallSpec) -> AbstractContextManager[Any]:
-        """Return a context that sets the call's variables."""
+        """Return a context manager that sets the call's environment variables."""
         return Environment(order.environment)
 
     def context(self, order: CallSpec) -> AbstractContextManager[Any]:
@@ -298,7 +300,7 @@ def _outcome(done: bool, payload: Any, plain: bool, output: Output) -> CallResul
 
 
 REFERENCE = 32
-"""Bytes at the beginning of packed modules: the id of a program, and a digest of its modules."""
+"""Length in bytes of the head of packed modules: the program's id, and a digest of the modules."""
 
 _PROGRAM = 16
 
@@ -312,13 +314,13 @@ class StaleModuleError(ImportError):
 
 
 class Source(NamedTuple):
-    """A module of the program. Sent as a plain tuple.
+    """Source of one of the program's modules. Sent as a plain tuple.
 
     Attributes:
-        file: Its file in the program; `None` for a namespace package.
-        package: True if it is a package.
+        file: The path of the module's file in the program; `None` for a namespace package.
+        package: True if the module is a package.
         digest: The digest of the file's content.
-        text: The content, `None` if it is not source, as for an extension module.
+        text: The content of a source file, `None` for other files, such as extension modules.
     """
 
     file: str | None
@@ -339,12 +341,14 @@ class _Held:
 class SentModules:
     """Modules that programs have sent to a worker: a finder of `sys.meta_path`. Thread-safe.
 
-    A module has one version at a time. A new version replaces it, together with all modules of that
-    program, which may have imported names from it. If calls are using it, the new call fails.
+    A worker has one version of a module at a time. If a call needs another version, that version
+    replaces the present one, together with all other modules of the present one's program, because
+    they may have imported names from it. If other calls are using the present version, the new call
+    fails.
 
     Attributes:
-        program: The id of the program that runs in this process, and the process's id: its
-            modules need not be sent. `None` in workers.
+        program: The id of the program that runs in this process, and the process's id. Calls of
+            that program use the modules that it has imported. `None` in workers.
         loaded: The spec and the digest of each module whose version is known.
     """
 
@@ -365,7 +369,7 @@ class SentModules:
             self._times[packed[:REFERENCE]] += 1
 
     def knows(self, reference: bytes) -> bool:
-        """Return True if modules were received, or are in use."""
+        """Return True if the modules that a reference names were received or are loaded."""
         held = self._held.get(reference[:_PROGRAM])
         return reference in self._sent or (held is not None and held.reference == reference)
 
@@ -384,7 +388,7 @@ class SentModules:
 
     @contextmanager
     def using(self, modules: bytes) -> Iterator[None]:
-        """Make modules importable, and keep them until the end of the context.
+        """Make a program's modules importable, and do not replace them during the context.
 
         Args:
             modules: The packed modules, or their first `REFERENCE` bytes.
@@ -461,7 +465,7 @@ class SentModules:
         return held
 
     def _drop(self, programs: Iterable[bytes]) -> None:
-        """Forget the modules of programs, except those that other programs share."""
+        """Unload the modules of programs, except those that other programs share."""
         dropped = [self._held.pop(program) for program in programs]
         kept = {name for held in self._held.values() for name in held.sources}
         self._forget(name for held in dropped for name in held.sources if name not in kept)
@@ -495,8 +499,8 @@ class SentModules:
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
         """Return the spec of a module that a program has sent, `None` for all others.
 
-        A module that is reloaded while no call uses it is found elsewhere: the worker's other users
-        may have replaced its file.
+        A module that is reloaded while no call uses it is left to the other finders, because the
+        worker's other users may have replaced its file.
         """
         held = next((each for each in self._held.values() if name in each.sources), None)
         if held is None or (target is not None and not held.users):
@@ -551,7 +555,7 @@ class _SentLoader(SourceFileLoader):
         super().exec_module(module)
 
     def get_source(self, fullname: str) -> str:
-        """Return the module's source, for tracebacks, too."""
+        """Return the module's source, which tracebacks also use."""
         assert self._source.text is not None
         return decode_source(self._source.text)
 
@@ -599,9 +603,9 @@ def _short(source: Source | None) -> str:
 
 
 def _others(sources: Mapping[str, Source]) -> list[str]:
-    """Return modules from the directories of a program's own modules that were not sent.
+    """Return imported modules that were not sent but are in the directories of those that were.
 
-    They were imported by computed names, perhaps for an older program.
+    They were imported under computed names, perhaps for an older program.
     """
     roots = {_root(name, each.file, each.package) for name, each in sources.items()} - {None}
     found = []
@@ -638,7 +642,7 @@ def process_began() -> int | None:
 
 
 class Environment:
-    """Context manager that sets variables while a call is unpickled and runs."""
+    """Context manager that sets environment variables while a call is unpickled and runs."""
 
     def __init__(self, variables: Mapping[str, str]) -> None:
         self._variables = variables
@@ -658,7 +662,8 @@ class Environment:
 class Captured(Output):
     """Context manager that keeps the output of this process and its programs, for one call.
 
-    With `capture="files"` it goes to `<uid>.out` and `<uid>.err` in the order's directory.
+    With `capture="files"` the output is written to `<uid>.out` and `<uid>.err` in the directory
+    that the spec names.
     """
 
     directory: str | None
@@ -729,7 +734,8 @@ _threads: int | None = None
 def limit_threads(cores: int) -> None:
     """Set the number of threads of numeric libraries that are already loaded; 0 changes nothing.
 
-    They read the variables only once. Needs threadpoolctl, which scikit-learn installs.
+    Such libraries read their environment variables only once. Needs threadpoolctl, which
+    scikit-learn installs.
     """
     global _threads
     if cores == 0 or cores == _threads:
@@ -741,7 +747,7 @@ def limit_threads(cores: int) -> None:
 
 
 def dumps(value: Any, **options: Any) -> bytes:
-    """Pickle a value as cloudpickle does, but keep the file names of functions for tracebacks.
+    """Pickle a value as cloudpickle does, but keep functions' file names for tracebacks.
 
     Args:
         value: The value.
@@ -774,7 +780,7 @@ def pickler() -> Any:
 
 
 class _Own:
-    """State of one process, which is not sent when this module is sent by value."""
+    """State of this process, which stays behind when this module is pickled by value."""
 
     pickler: Any = None
     modules: Any = None
@@ -800,7 +806,8 @@ def pack_error(
 
     Args:
         error: The exception.
-        pack: The function to pickle with. Attributes that it refuses are omitted.
+        pack: The function to pickle with. Attributes of the exception that it cannot pickle are
+            omitted.
         unpack: The inverse of `pack`.
 
     Returns:
@@ -828,7 +835,7 @@ def pack_error(
 
 
 def made(way: str, data: Any) -> BaseException:
-    """Return the exception that `pack_error` packed, created in the way that it has chosen."""
+    """Recreate an exception in the way that `pack_error` has chosen."""
     error: BaseException
     if way == "itself":
         error = data
@@ -849,7 +856,7 @@ def made(way: str, data: Any) -> BaseException:
 
 
 def trimmed(error: BaseException, own_files: tuple[str, ...] = (__file__,)) -> BaseException:
-    """Return the exception with a traceback that does not begin in our own files."""
+    """Return the exception without the traceback frames of `own_files` before the user's code."""
     trace = _slot("__traceback__", error)
     while trace is not None and trace.tb_frame.f_code.co_filename.startswith(own_files):
         trace = trace.tb_next

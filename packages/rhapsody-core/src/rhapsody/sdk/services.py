@@ -2,8 +2,8 @@
 
 The forms of a description's `ready` are the same on every backend (`parse_ready`). `TaskService`
 implements them for a program that this process starts. Output, files and ports are polled on a
-thread, so that a service never waits for this process. Backends that start programs by other means
-use the functions.
+thread, so a service never waits for this process. Backends that start programs by other means call
+this module's functions.
 """
 
 from __future__ import annotations
@@ -47,18 +47,18 @@ FORMS = "'stdout:REGEX', 'file:NAME', 'tcp', 'tcp:PORT' or a callable"
 
 FIRST_WAIT = 0.01
 LONGEST_WAIT = 0.25
-"""Maximum number of seconds between two polls; the interval doubles from `FIRST_WAIT` to this."""
+"""Maximum number of seconds between two polls; the interval starts at `FIRST_WAIT` and doubles."""
 
 WINDOW = 1 << 16
 """Maximum distance in bytes between the beginning of a match and the end of the output."""
 
 QUIET = 0.1
-"""Seconds without more output after which an unfinished line counts as finished."""
+"""Seconds without further output after which an unfinished line is treated as finished."""
 
 HOST = "127.0.0.1"
 
 CONNECT_TIMEOUT = 0.2
-"""Seconds for connecting to a port of this host, which answers at once."""
+"""Seconds to wait for a connection to a port of this host, which normally responds immediately."""
 
 FREE = 0
 """Port number of `ready="tcp"`: a free port is chosen when the service starts."""
@@ -78,7 +78,7 @@ class Ready(NamedTuple):
 
 
 def parse_ready(ready: Any) -> Ready:
-    """Parse a description's `ready`. Pure; any thread.
+    """Parse a description's `ready`, without side effects and on any thread.
 
     `stdout:REGEX` waits for a match in the service's standard output and returns the first group,
     or the whole match if there is no group. A match at the end of an unfinished line counts after a
@@ -92,7 +92,7 @@ def parse_ready(ready: Any) -> Ready:
         The parsed signal.
 
     Raises:
-        ValueError: Anything else. The message names the accepted forms.
+        ValueError: `ready` has none of these forms. The message names the accepted forms.
     """
     if callable(ready):
         return Ready("call", ready)
@@ -124,7 +124,7 @@ async def call_ready(ready: Callable[[Any], Any], task: Any) -> Any:
     """Return the result of a service's `ready` callable; coroutine functions run on the loop.
 
     Other callables run on a thread; an awaitable that they return is awaited on the loop.
-    Cancellation cancels a coroutine, and abandons a function on its thread.
+    Canceling this call cancels a coroutine, but leaves a function running on its thread.
 
     Args:
         ready: The callable.
@@ -133,7 +133,7 @@ async def call_ready(ready: Callable[[Any], Any], task: Any) -> Any:
     Raises:
         RuntimeError: The callable raised `SystemExit` or `CancelledError`.
         Exception: Any other error of the callable.
-        asyncio.CancelledError: The wait was canceled.
+        asyncio.CancelledError: This call was canceled.
     """  # noqa: DOC501 - SystemExit only during a cancellation
     try:
         if is_async(ready):
@@ -147,7 +147,7 @@ async def call_ready(ready: Callable[[Any], Any], task: Any) -> Any:
 
 
 def wait_until(condition: Callable[[], bool], stopped: threading.Event) -> None:
-    """Poll until a condition is true. Blocks; for a thread.
+    """Poll until a condition is true. Blocks, so call it on a separate thread.
 
     Args:
         condition: The condition.
@@ -159,7 +159,7 @@ def wait_until(condition: Callable[[], bool], stopped: threading.Event) -> None:
 
 
 def search_output(path: str, pattern: re.Pattern[str], stopped: threading.Event) -> str | None:
-    """Wait for a match in a file that another process writes. Blocks; for a thread.
+    """Wait for a match in a file that another process writes. Blocks: call it on another thread.
 
     Args:
         path: The file, which need not exist yet.
@@ -192,7 +192,7 @@ def search_output(path: str, pattern: re.Pattern[str], stopped: threading.Event)
 
 
 def accepts(host: str, port: int) -> bool:
-    """Return True if a port accepts a connection; blocks for a second at most."""
+    """Return True if a port accepts a connection; blocks for at most a second."""
     try:
         with socket.create_connection((host, port), timeout=1.0) as connection:
             # If the port is closed, the system may connect a socket to itself.
@@ -209,7 +209,7 @@ def require_unused(task: TaskDescription, port: int) -> None:
         port: The port in its `ready`.
 
     Raises:
-        OSError: Another program listens on the port, and would be mistaken for the service.
+        OSError: Another program is listening on the port and would be mistaken for the service.
     """
     try:
         socket.create_connection((HOST, port), timeout=CONNECT_TIMEOUT).close()
@@ -229,8 +229,8 @@ def too_early(task: TaskDescription, code: int | None) -> TaskFailedError:
     """Return the error for a service that ended before it was ready.
 
     Args:
-        task: Its description, with its output.
-        code: Its exit code, `None` if unknown.
+        task: The service's description, with its output.
+        code: The service's exit code, `None` if unknown.
     """
     tail = stderr_tail(task)
     stderr = f": {tail.strip()}" if tail.strip() else ""
@@ -246,7 +246,7 @@ def too_early(task: TaskDescription, code: int | None) -> TaskFailedError:
 
 
 class Readiness:
-    """Readiness of a service, which sets the engine's future in either order of events.
+    """Readiness of a service: sets the engine's future once `attach` and `set` have been called.
 
     Report RUNNING with `attach` as the service callback:
     `backend.task_state_cb(task, running, readiness.attach)`.
@@ -281,9 +281,10 @@ class Readiness:
 class TaskService(TaskProgram):
     """The program of an executable service, and its readiness.
 
-    Used like `TaskProgram`. With `ready="tcp"` in its description it is given a free port, which
-    replaces `{port}` in its command and is in the variable `PORT`. Output that is searched is
-    always written to its file, even with `capture=False`.
+    Used like `TaskProgram`. With `ready="tcp"` in its description, the service is assigned a free
+    port, which replaces `{port}` in its command and is the value of the environment variable
+    `PORT`. Output that is searched for a pattern is always written to its file, even with
+    `capture=False`.
 
     Args:
         task: The description.
@@ -293,7 +294,7 @@ class TaskService(TaskProgram):
         launch: Starts the program.
 
     Raises:
-        OSError: The program cannot be started, or another program listens on its port.
+        OSError: The program cannot be started, or another program is listening on its port.
         ValueError: The description has no program, or an invalid `ready`.
     """
 
@@ -332,15 +333,15 @@ class TaskService(TaskProgram):
                 raise
 
     async def wait(self, grace: float) -> int:
-        """Wait for the service's end and report its readiness meanwhile, see `TaskProgram.wait`.
+        """Report the service's readiness and wait for its end, see `TaskProgram.wait`.
 
         Returns:
             The exit code.
 
         Raises:
-            TaskFailedError: It ended before it was ready.
+            TaskFailedError: The service ended before it was ready.
             OSError: Its output cannot be read.
-            Exception: The error of its `ready` callable, after which it was stopped.
+            Exception: The error of the service's `ready` callable. The service was stopped.
         """  # noqa: DOC501 - a TaskFailedError
         watch = None
         if self._ready is not None:

@@ -28,7 +28,7 @@ T = TypeVar("T")
 
 
 def start_thread(function: Callable[[], object], name: str) -> threading.Thread:
-    """Start a thread that runs a function, and that does not keep the program from ending."""
+    """Start a daemon thread that runs a function, and that is not joined when the program exits."""
     thread = threading.Thread(target=function, name=name, daemon=True)
     thread.start()
     return thread
@@ -37,8 +37,8 @@ def start_thread(function: Callable[[], object], name: str) -> threading.Thread:
 async def in_thread(function: Callable[[], T], *, or_here: bool = False) -> T:
     """Return the result of a blocking function that runs on a separate thread.
 
-    Called on a loop, by a backend that opens, closes, reads or writes something. A
-    cancellation leaves the function running; its result is discarded.
+    A backend calls this on its loop for functions that open, close, read or write something.
+    Canceling the call leaves the function running, and its result is discarded.
 
     The thread ends with the call. On Linux this kills a process that the function has started
     with a parent-death signal (`PR_SET_PDEATHSIG`, which some libraries set): start such
@@ -46,12 +46,13 @@ async def in_thread(function: Callable[[], T], *, or_here: bool = False) -> T:
 
     Args:
         function: The function to call.
-        or_here: True to call it on the loop if no thread can be started, for work that must
-            not be skipped at shutdown.
+        or_here: True to call the function on the loop if no thread can be started, for work that
+            must not be skipped at shutdown.
 
     Raises:
         RuntimeError: No thread can be started.
-        Exception: Any error of the function; a `StopIteration` as the cause of a `RuntimeError`.
+        Exception: Any error of the function. A `StopIteration` is raised as the cause of a
+            `RuntimeError`.
     """
     future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
     try:
@@ -70,7 +71,7 @@ async def in_thread(function: Callable[[], T], *, or_here: bool = False) -> T:
 
 
 def _call(function: Callable[[], T], future: asyncio.Future[T]) -> None:
-    """Call a function on this thread, and set the result of a future on its loop."""
+    """Call a function on this thread, and set its result in a future on the future's loop."""
     value = error = None
     try:
         value = function()
@@ -90,14 +91,14 @@ def _settle(future: asyncio.Future[T], value: T | None, error: BaseException | N
 
 
 class ThreadPool:
-    """Threads for blocking calls, started by the first calls.
+    """Pool of threads for blocking calls, which start as calls need them.
 
-    They differ from those of `concurrent.futures` in that Python does not join them at exit, and in
-    that destructors may add calls.
+    Unlike a pool of `concurrent.futures`, Python does not join its threads at exit, and destructors
+    may add calls.
 
     Args:
         size: The number of threads.
-        name: Their name.
+        name: The name of the threads.
     """
 
     def __init__(self, size: int, name: str) -> None:
@@ -107,17 +108,17 @@ class ThreadPool:
         self._threads: list[threading.Thread] = []
 
     def put(self, call: Callable[[], object]) -> None:
-        """Add a call, which must not raise, for the threads that `start` starts.
+        """Add a call, which must not raise; `start` starts the threads that make the calls.
 
-        May be called from any thread, and from destructors: it takes no lock.
+        May be called from any thread, and from destructors, because it takes no lock.
         """
         self._calls.put(call)
 
     def start(self) -> None:
-        """Start a thread unless all are running.
+        """Start one more thread unless all threads of the pool are running.
 
         Raises:
-            RuntimeError: No thread can be started, and none is running.
+            RuntimeError: The thread cannot be started, and no other thread of the pool is running.
         """
         if len(self._threads) < self._size:
             try:
@@ -156,7 +157,7 @@ class ThreadPool:
 
 
 TURN = 0.005
-"""Seconds of work after which a drain lets the loop do something else."""
+"""Seconds after which `drain` returns to the loop, so that other callbacks can run."""
 
 
 class Mailbox(Generic[T]):
@@ -166,9 +167,9 @@ class Mailbox(Generic[T]):
 
     Args:
         loop: The loop that `deliver` is called on.
-        deliver: Called with each item, in the order of `put` for each thread. An
-            exception goes to the loop's exception handler, and the other items
-            are still delivered.
+        deliver: Called with each item; items from one thread are delivered in the order of `put`.
+            An exception is passed to the loop's exception handler, and the other items are still
+            delivered.
     """
 
     __slots__ = ("_deliver", "_items", "_loop", "_woken")
@@ -183,7 +184,7 @@ class Mailbox(Generic[T]):
         return len(self._items)
 
     def put(self, item: T) -> None:
-        """Add an item from any thread; without effect if the loop is closed."""
+        """Add an item from any thread; do nothing if the loop is closed."""
         self._items.append(item)
         if self._woken:
             return
