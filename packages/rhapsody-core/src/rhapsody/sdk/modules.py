@@ -1,10 +1,10 @@
 """Origins of modules, and the sources of the program's own modules, which are sent to workers.
 
 A module is the program's own, part of an installed distribution, or Python's (`Origins`). The
-worker's half is `rhapsody.sdk.runner.SentModules`. The program sends every imported module of its
-own, and those of its own modules that code imports only later, inside functions. Each file is read
-once, when it is first seen: an edit while the program runs reaches neither the program nor its
-workers until the program reloads the module.
+worker's half is `rhapsody.sdk.runner.SentModules`. The program sends all of its own modules that
+are imported, and those that its code would import later, inside functions. Each file is read once,
+when it is first seen: an edit while the program runs reaches neither the program nor its workers
+until the program reloads the module.
 """
 
 from __future__ import annotations
@@ -348,7 +348,7 @@ def _run_as_scripts() -> Iterator[dict[str, Any]]:
 
 @functools.cache
 def _plugins() -> frozenset[str]:
-    """Return the packages of Rhapsody and its plugins, which a worker uses while it runs calls."""
+    """Return the packages of Rhapsody and its backends, which workers use and must not replace."""
     from importlib_metadata import entry_points
 
     modules = [point.module for point in entry_points(group="rhapsody.backends")]

@@ -49,7 +49,7 @@ __all__ = [
 ]  # fmt: skip
 
 PROTOCOL_VERSION = 2
-"""Increased by each change that makes one side's messages unreadable for the other."""
+"""Version of the messages; increased by each change that makes them unreadable for older code."""
 
 RUNNER_FILE = __file__
 """Path of this file, which can be sent to a worker without Rhapsody and run there."""
@@ -267,7 +267,7 @@ class Runner:
         return _none if order.capture is False else Captured(order)
 
     def modules(self, order: CallSpec) -> AbstractContextManager[Any]:
-        """Return a context that makes the program's own modules importable in its versions."""
+        """Return a context manager that makes the program's versions of its modules importable."""
         return nullcontext() if order.modules is None else sent_modules().using(order.modules)
 
     def environment(self, order: CallSpec) -> AbstractContextManager[Any]:
@@ -310,7 +310,7 @@ module, because the clocks of file servers differ."""
 
 
 class StaleModuleError(ImportError):
-    """A worker's version of a module differs from the program's, and cannot be replaced."""
+    """Error for a worker's module that differs from the program's and cannot be replaced."""
 
 
 class Source(NamedTuple):
@@ -363,7 +363,7 @@ class SentModules:
         self._held: dict[bytes, _Held] = {}
 
     def receive(self, packed: bytes) -> None:
-        """Keep modules for calls that refer to them; `discard` must be called as often."""
+        """Store modules for calls that refer to them; each call needs a later `discard`."""
         with self._lock:
             self._sent[packed[:REFERENCE]] = packed
             self._times[packed[:REFERENCE]] += 1
@@ -374,7 +374,7 @@ class SentModules:
         return reference in self._sent or (held is not None and held.reference == reference)
 
     def discard(self, reference: bytes) -> None:
-        """Forget modules that were received, and remove them if no call of their program runs."""
+        """Undo one `receive`; after the last, unload the modules if no call uses them."""
         with self._lock:
             self._times[reference] -= 1
             if self._times[reference] > 0:
@@ -478,7 +478,7 @@ class SentModules:
                 delattr(sys.modules[parent], child)
 
     def _is(self, name: str, module: Any, source: Source) -> bool:
-        """Return True if an imported module has the wanted version, as far as is known."""
+        """Return True if an imported module has the program's version, as far as is known."""
         spec, file = getattr(module, "__spec__", None), getattr(module, "__file__", None)
         known = self.loaded.get(name)
         if known is not None and known[0] is spec:
@@ -520,7 +520,7 @@ class SentModules:
         return self._binary(name, source, where)
 
     def _binary(self, name: str, source: Source, where: list[str] | None) -> ModuleSpec | None:
-        """Return the spec of an extension module, which must exist here in the same version."""
+        """Return the spec of an extension module; the worker must have the same version of it."""
         assert source.file is not None
         try:
             here = digest_of(Path(source.file).read_bytes())
@@ -539,7 +539,7 @@ class SentModules:
 
 
 class _SentLoader(SourceFileLoader):
-    """Imports a module from the sent source, or from equal compiled code."""
+    """Loader that imports a module from the sent source, or from compiled code of equal source."""
 
     def __init__(self, name: str, file: str, source: Source, modules: SentModules) -> None:
         super().__init__(name, file)
@@ -660,7 +660,7 @@ class Environment:
 
 
 class Captured(Output):
-    """Context manager that keeps the output of this process and its programs, for one call.
+    """Context manager that captures one call's output: that of this process and its children.
 
     With `capture="files"` the output is written to `<uid>.out` and `<uid>.err` in the directory
     that the spec names.

@@ -267,7 +267,7 @@ class Readiness:
             self._resolve()
 
     def set(self, value: Any) -> None:
-        """Report readiness with its information. Called once, on any thread."""
+        """Report readiness with the readiness information. Called once, on any thread."""
         self._value = value
         self.known = True
         if self._future is not None:
@@ -396,7 +396,7 @@ class TaskService(TaskProgram):
 
 
 class Ports:
-    """Free ports of the services of this process, so that no two services get the same one."""
+    """Ports of the services of this process: no two services are assigned the same port."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()

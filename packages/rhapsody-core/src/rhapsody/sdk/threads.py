@@ -93,8 +93,8 @@ def _settle(future: asyncio.Future[T], value: T | None, error: BaseException | N
 class ThreadPool:
     """Pool of threads for blocking calls, which start as calls need them.
 
-    Unlike a pool of `concurrent.futures`, Python does not join its threads at exit, and destructors
-    may add calls.
+    Unlike those of `concurrent.futures`, the threads are not joined at exit, and destructors may
+    add calls.
 
     Args:
         size: The number of threads.

@@ -1,4 +1,4 @@
-"""The embedded backend: threads, processes and programs on this machine."""
+"""Local backend: runs functions on threads or in processes, and programs, on this machine."""
 
 from __future__ import annotations
 

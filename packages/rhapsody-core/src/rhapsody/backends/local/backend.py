@@ -60,12 +60,12 @@ THREADS = Capabilities(
 )
 """Functions on threads: a running function cannot be stopped, a coroutine can.
 
-Executables are bound to their cores and GPUs by variables; functions on threads share the
-variables of the program, and are only counted.
+Environment variables bind executables to their cores and GPUs. Functions on threads share the
+environment of the program, so their resources are only counted.
 """
 
 PROCESSES = replace(THREADS, cancel_functions="running")
-"""Functions in worker processes: everything can be stopped, and is bound by variables."""
+"""Functions in worker processes: all can be stopped, and environment variables bind them."""
 
 EXECUTOR = replace(THREADS, cancel_async_functions="queued")
 """Functions on a user's executor: running ones cannot be stopped."""
@@ -76,10 +76,10 @@ class Executables(JobRunner):
 
     Args:
         deliver: Called on the loop with each job that has ended.
-        announce: Called on the loop with each job whose program has started, and with the function
-            that registers the engine's readiness future (`None` for jobs without `ready`).
+        announce: Called on the loop with two arguments: a job whose program has started, and the
+            function that registers the engine's readiness future (`None` for jobs without `ready`).
         grace: Seconds between asking a program to end and killing it.
-        reaper: Kills the programs if this process is killed.
+        reaper: The reaper that kills the programs if this process is killed.
     """
 
     announces = True
@@ -99,7 +99,7 @@ class Executables(JobRunner):
         self._tasks: set[asyncio.Task[None]] = set()
 
     def run(self, job: Job) -> None:
-        """Start the program; of a service, watch for its readiness."""
+        """Start the job's program; for a service, also watch for its readiness."""
         start: Callable[..., TaskProgram] = TaskProgram
         attach = None
         if job.request.endless:
@@ -114,13 +114,13 @@ class Executables(JobRunner):
         self._announce(job, attach)
 
     def cancel(self, job: Job) -> None:
-        """Terminate the program's group, and kill it after the grace period."""
+        """Terminate the program's process group, and kill it after the grace period."""
         job.cancelled = True
         if job.handle is not None:
             job.handle.terminate(self._grace)
 
     async def stop(self) -> None:
-        """Wait until all ended jobs were delivered."""
+        """Wait until all jobs have ended and were delivered."""
         if self._tasks:
             await asyncio.wait(self._tasks)
 
@@ -136,7 +136,7 @@ def check_shell(task: TaskDescription) -> None:
     """Check that a task's setting `shell` matches its command.
 
     Raises:
-        ValueError: It does not match.
+        ValueError: `shell` does not match the command.
     """
     wanted = task["task_backend_specific_kwargs"].get("shell")
     by_shell = "arguments" not in task
@@ -158,16 +158,16 @@ class LocalExecutionBackend(SharedSandboxes, ManagedBackend):
     """Backend that runs tasks on this machine.
 
     Functions run on `executor`. Executables run in separate process groups, on every executor.
-    Tasks receive slots first come, first served; one that does not fit yet holds back those behind
-    it, except behind services (`backends/local/jobs.py`). A service that requests no resources
-    takes no slot because it mostly waits.
+    Tasks receive slots first come, first served: a task that does not fit yet holds back those
+    behind it, unless it can only fit once a service ends (see `backends/local/jobs.py`). A service
+    that requests no resources takes no slot because it mostly waits.
 
     On threads a running function cannot be stopped: it continues unless it checks
     `current_task().cancelled`, and its slot stays taken. Everything else can be stopped. All
     coroutine functions with `cores=0` share one thread.
 
-    The output of a task is in `.rhapsody.stdout` and `.rhapsody.stderr` of its sandbox: all of it
-    for an executable, and if it exceeds 1 MiB for a function.
+    The output of an executable is in `.rhapsody.stdout` and `.rhapsody.stderr` in its sandbox. That
+    of a function is there only if it exceeds 1 MiB.
 
     Args:
         executor: `"thread"` (the default), `"process"`, or an executor of
@@ -229,7 +229,7 @@ class LocalExecutionBackend(SharedSandboxes, ManagedBackend):
         return None if self._ends is None else max(0.0, self._ends - monotonic())
 
     def cores_in_use(self) -> tuple[float, int]:
-        """Return the number of cores that tasks use now, and of all cores."""
+        """Return the number of cores that tasks use now, and the number of all cores."""
         return self._slots.cores_in_use, self.machine.cores
 
     # Starting and stopping.
@@ -297,7 +297,7 @@ class LocalExecutionBackend(SharedSandboxes, ManagedBackend):
         streams.release()
 
     async def _wait_for_ends(self) -> None:
-        """Wait until stopped tasks have ended, at most as long as stopping can take."""
+        """Wait until the stopped tasks have ended, but no longer than stopping them can take."""
         assert self._progress is not None
         begin = monotonic()
         while self.open_tasks:
@@ -323,7 +323,7 @@ class LocalExecutionBackend(SharedSandboxes, ManagedBackend):
     # Tasks in.
 
     async def submit_tasks(self, tasks: Sequence[TaskDescription]) -> None:
-        """Start the tasks that fit, queue the others, and return immediately."""
+        """Queue the tasks, and start those that fit; return without waiting for any of them."""
         admitted = self.admit(tasks)
         streams.ensure()
         self._sandboxes = self.session.directory("")
@@ -387,11 +387,11 @@ class LocalExecutionBackend(SharedSandboxes, ManagedBackend):
         return job
 
     def _route(self, job: Job, resources: Resources | None) -> None:
-        """Choose the runner and the request of a job.
+        """Set a job's runner and its request for resources.
 
         Raises:
-            CapabilityError: This backend cannot run it.
-            ValueError: `ready` or a resource is malformed, or `shell` does not match its command.
+            CapabilityError: This backend cannot run the job.
+            ValueError: `ready` or a resource is malformed, or `shell` does not match the command.
             TypeError: `ready` or a resource is of the wrong type.
         """  # noqa: DOC501 - a CapabilityError
         task, resources = job.task, Resources.of(resources)
@@ -426,7 +426,7 @@ class LocalExecutionBackend(SharedSandboxes, ManagedBackend):
             job.request = _request(resources) if resources else ONE_PROGRAM
 
     def _start_job(self, job: Job) -> None:
-        """Pass a job that has its slots to its runner."""
+        """Pass a job to its runner, after its slots were assigned."""
         assert self._mailbox is not None
         try:
             self._prepare(job)
@@ -454,7 +454,7 @@ class LocalExecutionBackend(SharedSandboxes, ManagedBackend):
         return successor
 
     def _prepare(self, job: Job) -> None:
-        """Prepare a job's sandbox and context. Any thread. An exception fails the job."""
+        """Prepare a job's sandbox and context, on any thread. An exception fails the job."""
         task = job.task
         if self._ends is not None:
             self._require_time(task)
@@ -470,7 +470,7 @@ class LocalExecutionBackend(SharedSandboxes, ManagedBackend):
             job.recorder = None if capture is False else Recorder(job.spill, capture)
 
     def _next_short(self, before: Job) -> tuple[Job, bytearray] | None:
-        """Take the next job if it may wait in a worker process for the slots of another."""
+        """Take the next job if it can wait in a worker process for the slots of `before`."""
         job = self._queue.first()
         if job is None or job.request is not before.request:
             return None
@@ -493,10 +493,11 @@ class LocalExecutionBackend(SharedSandboxes, ManagedBackend):
         self._pump_soon()
 
     def _require_time(self, task: TaskDescription) -> None:
-        """Check that a task that has waited for its slots would end in time.
+        """Check that a task that starts now would end before the backend's walltime does.
 
         Raises:
-            InsufficientWalltimeError: It would not; the engine may use another backend for it.
+            InsufficientWalltimeError: Too little walltime is left. The engine may use another
+                backend.
         """
         needs, left = time_needed(task), self.seconds_left()
         if needs is not None and left is not None and needs > left:
@@ -507,7 +508,7 @@ class LocalExecutionBackend(SharedSandboxes, ManagedBackend):
             )  # fmt: skip
 
     def _pump(self) -> None:
-        """Start jobs that fit, for about 5 ms."""
+        """Start jobs that fit for about 5 ms, and schedule the rest."""
         end = perf_counter() + TURN
         while self._queue:
             if perf_counter() > end:
@@ -538,7 +539,7 @@ class LocalExecutionBackend(SharedSandboxes, ManagedBackend):
             self.report_state(job.task, self._running, attach)
 
     def _ended(self, job: Job) -> None:
-        """Report a job that has ended, and start jobs in its slots. On the loop."""
+        """Report the end of a job, and start jobs in its slots. Runs on the loop."""
         if job.over:
             return
         task, successor = job.task, job.successor
@@ -581,7 +582,7 @@ class LocalExecutionBackend(SharedSandboxes, ManagedBackend):
 
 
 ConcurrentExecutionBackend = LocalExecutionBackend
-"""Name of the local backend in other projects."""
+"""Alias of `LocalExecutionBackend`: its name in other projects."""
 
 
 def _checked(executor: Any) -> str | Executor:

@@ -1,16 +1,16 @@
 """Jobs, and the resources that they use: what the host offers, the queue and the slots.
 
-A job is one task in the local backend, from submission to its end. `backend` decides when it starts
-and reports its states; `threads`, `processes` and `executables` run it.
+A job is one task in the local backend, from submission to its end. The module `backend` decides
+when a job starts, runs executables and reports states; `threads` and `processes` run functions.
 
 `HostResources` describes what this process may use (processor affinity, control groups, visible
 GPUs) or what the user declares. `Slots` assigns it to jobs, first come, first served: a task that
 does not fit yet holds back those behind it, so that small tasks never starve a big one. There are
-two exceptions. Tasks that wait only for services to end let others pass, since services may never
-end; and function tasks that wait for a worker let executables pass, which need none.
+two exceptions. Tasks that cannot start until a service ends let others pass, because the service
+may never end; and function tasks that wait for a worker let executables pass, which need no worker.
 
-The thread of a worker does not wait until the loop has released the slots of its task: it takes
-over the next task of the queue at once if that needs exactly the same slots.
+A worker's thread that has finished a task does not wait until the loop has released the task's
+slots: if the next task in the queue needs exactly the same slots, the thread starts it immediately.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class HostResources:
         cores: Processor cores.
         gpus: The GPUs, as in `CUDA_VISIBLE_DEVICES`.
         memory: Main memory in bytes; `None` if it is unknown and not counted.
-        workers: Number of function tasks at the same time.
+        workers: Maximum number of function tasks that run at the same time.
         walltime: Seconds from the backend's start until its end; `None` if not set.
     """
 
@@ -68,7 +68,7 @@ class HostResources:
 def host_resources(
     resources: Mapping[str, Any] | None, *, workers: int | None = None
 ) -> HostResources:
-    """Return the resources that the user declares, and detect the others.
+    """Return the resources of the host: those that the user declares, and the others as detected.
 
     Args:
         resources: Values for `cores`, `gpus` (a number, or a list of devices),
@@ -76,7 +76,8 @@ def host_resources(
         workers: Default for `workers`.
 
     Raises:
-        TypeError: `resources` is not a mapping, or has an unknown key or a value of a wrong type.
+        TypeError: `resources` is not a mapping, or contains an unknown key or a value of the wrong
+            type.
         ValueError: A value is too small.
     """
     if resources is None:
@@ -156,14 +157,14 @@ def _number(key: str, value: Any, *, least: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """Resources of one task.
+    """Resources that one task requests.
 
     Attributes:
         cores: Processor cores.
         gpus: Number of GPUs.
         memory: Bytes of main memory.
         workers: 1 for a function task that occupies a worker, else 0.
-        endless: True for a service: it may never release its resources.
+        endless: True for a service, which may never release its resources.
     """
 
     cores: float = 1
@@ -177,7 +178,7 @@ ONE_FUNCTION = Request(cores=1, workers=1)
 
 
 class Slots:
-    """Free resources.
+    """The host's resources that are free, and their assignment to jobs.
 
     Args:
         machine: All resources of the host.
@@ -192,7 +193,7 @@ class Slots:
         self._endless: list[Request] = []
 
     def missing(self, request: Request) -> str | None:
-        """Return why the request can never be met; `None` if it can."""
+        """Return the reason why the host can never meet a request, or `None` if it can."""
         machine = self.machine
         if request.cores > machine.cores:
             return f"it requests {request.cores} cores (available: {machine.cores})"
@@ -203,7 +204,7 @@ class Slots:
         return None
 
     def take(self, job: Job) -> bool:
-        """Assign resources to a job; return `False` if they are not free."""
+        """Assign the requested resources to a job; return `False` if they are not free."""
         request = job.request
         if request.workers > self._workers or not self.fits(
             request
@@ -221,7 +222,7 @@ class Slots:
         return True
 
     def release(self, job: Job) -> None:
-        """Release resources that `take` has assigned."""
+        """Release the resources that `take` has assigned to a job."""
         request = job.request
         self._cores = round(self._cores + request.cores, 3)
         self._workers += request.workers
@@ -295,10 +296,10 @@ class Queue:
     def take_over(self, request: Request) -> Job | None:
         """Return the next job if it has the same request, for the slots of another. Thread-safe.
 
-        A thread that has finished a function calls it to start the next one without waiting for the
-        loop.
+        A thread that has finished a function calls this to start the next one without waiting for
+        the loop.
 
-        Returns `None` while programs or jobs that others pass are waiting: then `pop` decides.
+        Returns `None` while executables wait, or jobs that others may pass: then `pop` decides.
         """
         functions = self._functions
         with self._lock:
@@ -350,7 +351,7 @@ class Queue:
         return functions[0] if functions and not self._programs and not self._passed else None
 
     def put_back(self, items: Iterable[Job]) -> None:
-        """Return jobs from `take_over` to their places."""
+        """Put jobs from `take_over` back in their places in the queue."""
         place = 0
         with self._lock:
             for item in items:
@@ -391,30 +392,30 @@ class Job:
     """A task in the local backend.
 
     Attributes:
-        task: The description, which results are written into.
+        task: The task's description, into which the results are written.
         uid: Its uid.
-        request: The resources that it needs.
-        runner: The runner of its kind.
-        number: Its place in the queue.
+        request: The resources that the job requests.
+        runner: The part of the backend that runs jobs of this kind.
+        number: The job's place in the order of submission.
         gpus: The GPUs that are assigned to it; `None` if the backend has none.
         context: Its `TaskContext`, set when it starts.
         spill: The directory for large output of a function, created when needed.
-        recorder: The recorder of its output, for a function in this process.
+        recorder: The recorder of its output; `None` for executables and in worker processes.
         cancelled: True if it was canceled.
-        waits: True if it is in the queue.
-        successor: The next job of its thread or worker process, which takes over its slots.
+        waits: True while the job is in the queue.
+        successor: The next job on the same thread or worker process, which takes over the slots.
         dispatched: True if it was passed to its runner.
         announced: True if RUNNING was reported, or will not be.
-        over: True if its terminal state was reported.
+        over: True if the job's terminal state was reported.
         value: The function's return value.
         error: The exception that the function raised, or that prevented the job from running.
         failed: True if an executable failed; then there is no exception.
-        handle: The runner's own reference to what runs.
+        handle: The runner's own object for the running job, such as a program or asyncio task.
         worker: The thread or process that runs it, for messages.
-        attempts: Number of worker processes that ended before one started its call.
-        call: Its pickled call for a worker process.
-        modules: The program's own modules for its call, see `CallSpec.modules`.
-        block: The shared memory that contains its call, if that is large.
+        attempts: Number of worker processes that have ended before they started the job's call.
+        call: The job's pickled call, for a worker process.
+        modules: The program's own modules for the call, see `CallSpec.modules`.
+        block: The block of shared memory that contains the call, if the call is large.
     """
 
     task: TaskDescription
@@ -466,9 +467,9 @@ class JobRunner(ABC):
     backend's mailbox.
 
     Attributes:
-        announces: True if it reports when a job starts; otherwise a job counts as running after
-            `run`.
-        stoppable: True if it can stop running jobs.
+        announces: True if the runner reports when a job starts; otherwise the backend reports the
+            job as running after `run`.
+        stoppable: True if the runner can stop running jobs.
     """
 
     announces = False
@@ -480,7 +481,7 @@ class JobRunner(ABC):
 
     @abstractmethod
     def cancel(self, job: Job) -> None:
-        """Stop a job, or ask it to end. Called at most once for each job."""
+        """Stop a job, or request that it stop. Called at most once for each job."""
 
     def ended(self, job: Job) -> None:  # noqa: B027 - most have nothing to do
         """Handle the end of a job of this runner."""
