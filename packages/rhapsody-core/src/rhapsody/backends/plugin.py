@@ -7,7 +7,7 @@ from rhapsody.plugins.specs import BackendSpec, hookimpl
 
 @hookimpl
 def rhapsody_backends() -> list[BackendSpec]:
-    """Declare the two backends of core; `local` with the capabilities of threads, its default."""
+    """Declare the backends of core; `local` with the capabilities of its default, threads."""
     from rhapsody.backends.local.backend import THREADS
     from rhapsody.backends.noop import NoopExecutionBackend
 

@@ -1,11 +1,12 @@
-"""Executables and files on this machine, for backends without their own support.
+"""Executables and files on this machine, for backends that do not support them otherwise.
 
-Two base classes to list before `ManagedBackend`, for backends whose tasks see the engine's file
-system. Functions, and when a task may start, are the backend's concern. Plugins import both from
-`rhapsody.backends`.
+`SharedSandboxes` and `LocalPrograms` are base classes to list before `ManagedBackend`, for backends
+whose tasks see the engine's file system. The backend itself runs functions and decides when a task
+may start. Plugins import both classes from `rhapsody.backends`.
 
-Shell scripts run an executable task as a job, or let the user run it again. A job's script writes
-output and exit code to files, because systems may forget ended jobs.
+This module also writes shell scripts: `write_script` for one that runs an executable task as a job,
+and `write_again` for one with which the user can run a task again. A job's script writes output and
+exit code to files, because a system may forget jobs that have ended.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ __all__ = ["LocalPrograms", "SharedSandboxes"]
 
 
 class SharedSandboxes:
-    """Links between sandboxes on a file system that tasks see under the same paths as the engine.
+    """Base class that links files between sandboxes, which tasks see under the engine's paths.
 
     With it a backend can declare `files` and `shared_file_system`. The backend creates a task's
     sandbox with `rhapsody.sdk.make_sandbox` if its description names one.
@@ -55,7 +56,7 @@ class SharedSandboxes:
         """Link a file into the sandbox of the task that needs it.
 
         Raises:
-            ValueError: Neither a path nor a task and a name are given.
+            ValueError: Neither `file_path` nor both `src_task` and `file_name` are given.
             DataError: The file does not exist, or the name could leave the sandbox.
         """
         if file_path is not None:
@@ -69,27 +70,27 @@ class SharedSandboxes:
         link_into(self.sandbox_of(dst_task), name, source)
 
     def link_implicit_data_deps(self, src_task: Mapping[str, Any], dst_task: Any) -> None:
-        """Link everything that a task left in its sandbox, except its output, into another one."""
+        """Link all files in the sandbox of one task, except its output, into that of another."""
         link_all(self.sandbox_of(src_task), self.sandbox_of(dst_task))
 
     def sandbox_of(self, task: Mapping[str, Any]) -> str:
-        """Return the sandbox that a description names, or one of the backend's own."""
+        """Return the sandbox that a description names, otherwise `own_sandbox` of its task."""
         sandbox: str = task.get("sandbox") or self.own_sandbox(task["uid"])
         return sandbox
 
     def own_sandbox(self, uid: str) -> str:
-        """Return the sandbox of a task whose description names none."""
+        """Return the path that the backend uses as sandbox if a task's description names none."""
         return self.session.directory(uid)
 
 
 class LocalPrograms(SharedSandboxes):
-    """Executables as processes of this machine, each in its sandbox.
+    """Base class that runs executables as processes of this machine, each in its sandbox.
 
     The backend's `run_task` passes executables to `run_program`. With this class a backend can
     declare `executables`, `sandboxes` and `cancel_executables="running"` as well.
 
-    From the first executable to `shutdown`, a small process runs that ends the programs if this
-    process is killed.
+    From the first executable until `shutdown`, a small process is running that kills the programs
+    if this process is killed.
 
     Attributes:
         grace: Seconds between SIGTERM and SIGKILL when a program is stopped.
@@ -99,9 +100,9 @@ class LocalPrograms(SharedSandboxes):
     __reaper: Reaper | None = None
 
     async def run_program(self, task: TaskDescription) -> CompletedExecutable:
-        """Run an executable task to its end, in a process group of its own.
+        """Run an executable task to completion, in its own process group.
 
-        Canceling it stops the whole group and waits for its end.
+        Canceling this call stops the whole group and waits until it has ended.
 
         Returns:
             The result for `ManagedBackend.run_task`.
@@ -137,18 +138,18 @@ _SECRET = re.compile(
 
 
 def looks_secret(name: str) -> bool:
-    """Return True if a variable's value must not be shown or saved, such as that of `API_TOKEN`."""
+    """Return True if a variable's name, such as `API_TOKEN`, indicates that its value is secret."""
     return _SECRET.search(name) is not None
 
 
 def write_script(task: TaskDescription) -> str:
-    """Write the script that runs a task.
+    """Write the shell script that runs a task as a job.
 
     Returns:
         The path of the script.
 
     Raises:
-        OSError: It cannot be written, or the task's `cwd` does not exist.
+        OSError: The script cannot be written, or the task's `cwd` does not exist.
     """
     secret, variables = _parted(task.get("environment", {}))
     command, there = _command(task, variables), working_directory(task)
@@ -174,14 +175,14 @@ def write_script(task: TaskDescription) -> str:
 def write_again(task: TaskDescription) -> str:
     """Write a script with which the user can run a task again in its sandbox.
 
-    It sets the task's environment and thread counts, and only the user can read it. Variables with
-    the names of secrets and the GPUs must be set by the user.
+    The script sets the task's environment and thread counts, and only the user can read it. The
+    user must set the GPUs, and the variables whose names indicate secrets.
 
     Returns:
         The path of the script.
 
     Raises:
-        OSError: It cannot be written, or the task has created a file of that name.
+        OSError: The script cannot be written, or the task has created a file with its name.
     """
     path = os.path.join(task["sandbox"], AGAIN)
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o700)
@@ -203,7 +204,7 @@ def write_again(task: TaskDescription) -> str:
 
 
 def _parted(variables: Mapping[str, str]) -> tuple[dict[str, str], dict[str, str]]:
-    """Return the variables that look secret, which no command line may show, and the others."""
+    """Return the variables whose names indicate secrets, and the others."""
     secret = {
         name: value
         for name, value in variables.items()
@@ -225,7 +226,7 @@ def _command(task: TaskDescription, variables: Mapping[str, str]) -> str:
 
 
 def exit_code(task: TaskDescription) -> int | None:
-    """Return the exit code that a job has written, `None` if there is none."""
+    """Return the exit code that a job's script has written, or `None` if it has written none."""
     try:
         with open(os.path.join(task["sandbox"], CODE), encoding="ascii") as file:
             return int(file.read())
@@ -234,7 +235,7 @@ def exit_code(task: TaskDescription) -> int | None:
 
 
 def output(task: TaskDescription) -> tuple[str, str]:
-    """Return the output of a job in the form of its task's `capture`; reads files."""
+    """Read the output of a job, and return it in the form that its task's `capture` selects."""
     capture = task.get("capture", True)
     if not capture:
         return "", ""

@@ -1,4 +1,4 @@
-"""Command-line interface: finds the command named by the arguments, and runs it.
+"""Command-line interface: finds the command that the arguments name, and runs it.
 
 Each built-in command is a module here with `HELP`, `configure` and `run`; plugins add commands
 through the hook `rhapsody_commands`. The console script is `rhapsody_guard.command`.
@@ -44,7 +44,7 @@ OURS = {
 }
 
 PUBLISHED = {"replay": "rhapsody-wfcommons"}
-"""Commands of published plugins, with the distributions that contain them."""
+"""Commands that published plugins add, each with the distribution that contains it."""
 
 
 class _Command(NamedTuple):
@@ -54,7 +54,7 @@ class _Command(NamedTuple):
 
 
 class Commands:
-    """Commands by their names; the argument of `rhapsody_commands`."""
+    """Commands by name. An object of this class is the argument of `rhapsody_commands`."""
 
     def __init__(self) -> None:
         self._commands = {
@@ -71,7 +71,7 @@ class Commands:
         self._commands[name] = _Command(help, configure, run)
 
     def add_from_plugins(self) -> None:
-        """Add the commands of plugins; report a plugin that raises."""
+        """Call `rhapsody_commands` of each plugin; report plugins that raise."""
         from rhapsody.plugins.manager import implementations, loaded_plugins, report
 
         for hook in implementations("rhapsody_commands", loaded_plugins()):
@@ -158,7 +158,7 @@ def _require_directory() -> None:
 def _misplaced(unknown: Sequence[str], parser: argparse.ArgumentParser) -> str:
     """Return the error for unknown options.
 
-    They are misspelled, or belong to the script and must follow `--`.
+    Such options are misspelled, or they belong to the script and must follow `--`.
     """
     options = [each.removeprefix("--") for each in parser._option_string_actions]
     words = [each[2:].partition("=")[0] for each in unknown if each.startswith("--")]

@@ -125,7 +125,7 @@ def age(text: str) -> float:
     """Return the seconds in an age such as `30d`.
 
     Raises:
-        UsageError: It is invalid.
+        UsageError: The age is invalid.
     """
     try:
         return seconds("--older", text, zero=True)

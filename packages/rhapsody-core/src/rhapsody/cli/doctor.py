@@ -1,8 +1,8 @@
 """`rhapsody doctor`: a report of what is installed, whether it works, and how to fix it.
 
 Each plugin is loaded in a separate process with a time limit, so that the report can include
-plugins that crash, exit or hang. The process writes JSON lines: each step before it starts,
-and each finding.
+plugins that crash, exit or hang. The process writes a line of JSON before each step, and one for
+each finding.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ LEVELS: tuple[Level, ...] = ("ok", "note", "broken")
 """Levels that a backend's own diagnosis may use."""
 
 TASK = "true"
-"""Command of the task that `--run` runs."""
+"""Shell command of the task that `--run` runs."""
 
 COMMAND = """
 import json, sys
@@ -66,7 +66,7 @@ sys.path[:] = request["path"]
 from rhapsody.cli.doctor import probe
 probe(request)
 """
-"""Program of a plugin's process, which uses the `sys.path` of this one."""
+"""Python program of the process that loads a plugin, with the `sys.path` of this process."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,13 +100,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Print the report; fail if something is broken.
+    """Print the report, and return a nonzero exit code if something is broken.
 
     Returns:
         The exit code.
 
     Raises:
-        UsageError: The backend to start, or a setting of it, is invalid.
+        UsageError: The name or a setting of the backend to start is invalid.
     """
     found = installed()
     system = {
@@ -332,8 +332,9 @@ def probe(request: dict[str, Any]) -> None:
     """Load one plugin and the backends that it declares, and report on standard output.
 
     Args:
-        request: `path`, `entry`, the entry point, `backends`, the names that it is registered
-            under, and `slow`, the seconds that loading may take.
+        request: A dict with `path`, the `sys.path`; `entry`, the entry point; `backends`, the names
+            that it is registered under; and `slow`, the seconds after which loading is reported as
+            slow.
     """
     # The plugin may print: its output goes to standard error.
     answers = os.dup(1)

@@ -1,6 +1,6 @@
 """`rhapsody run --dry-run`: prints the graph of a program whose tasks are not run.
 
-Tasks return placeholders. If the program inspects one, the dry run stops there.
+Tasks return placeholders. If the program inspects a placeholder, the dry run stops there.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ if TYPE_CHECKING:
 
 
 class NoValueError(Exception):
-    """The program inspected the value of a task that was not run."""
+    """Error for a program that inspects the value of a task that was not run."""
 
 
 class NoValue(str):
-    """Placeholder for the value of a task: it can be passed on, printed and formatted.
+    """Placeholder for the value of a task, which can be passed on, printed and formatted.
 
     Any other operation raises, because the program could branch on the real value.
     """
@@ -63,19 +63,20 @@ class DryRunBackend(NoopExecutionBackend):
 class DryRun:
     """Observer of the engines of a dry run, which prints their graphs.
 
-    With `--resume` it also looks up in a copy of the journal which results would be reused.
+    With `--resume` or `--rerun` it also looks up, in a copy of the journal, which results would be
+    reused.
 
     Args:
-        recorded: Opens the copy for the first engine.
+        recorded: The journal options of the command, which open the copy for the first engine.
     """
 
     def __init__(self, recorded: Recording) -> None:
         self._recorded = recorded
         self._engines: list[WorkflowEngine] = []
         self._verdicts: dict[str, dict[str, str]] = {}
-        """Reason why each task would run or be reused, by the uids of its engine and the task."""
+        """The reason why a task would run or be reused, by the engine's uid and the task's uid."""
         self._missing: dict[str, tuple[str, Collection[str | None]]] = {}
-        """Reused task that wrote a missing file, and that task's inputs, by the file's path."""
+        """For each missing file, by path, the reused task that wrote it and that task's inputs."""
 
     @hookimpl
     def rhapsody_workflow_started(self, engine: WorkflowEngine) -> None:
@@ -148,10 +149,11 @@ class DryRun:
                 say(line)
 
     def explains(self, error: BaseException, program: Program) -> bool:
-        """Print the place in the user's code where the dry run stopped, and the reason.
+        """Print where in the user's code the dry run stopped, and why.
 
         Returns:
-            `False` if no engine was created yet: the dry run did not cause the error.
+            `False` if no engine has been created yet, so that the dry run cannot have caused the
+            error.
 
         Raises:
             UsageError: The program passes a backend to an engine.

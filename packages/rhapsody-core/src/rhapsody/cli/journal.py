@@ -68,7 +68,7 @@ def _directory() -> Path:
 
 
 def _journals(given: str | None) -> list[Path]:
-    """Return the journals, the last one used at the end."""
+    """Return the paths of the journals, sorted by last use; only `given` if it is not `None`."""
     if given is not None:
         return [Path(os.path.abspath(given))]
     return sorted(_directory().glob("*.sqlite"), key=lambda path: path.stat().st_mtime)

@@ -18,7 +18,7 @@ READER_GONE = 141
 """Exit code that a shell reports for a program that was killed by SIGPIPE."""
 
 ENDED_BY: dict[object, str] = {128 + each: each.name for each in (signal.SIGTERM, signal.SIGHUP)}
-"""Names of the signals that end a run, by its exit code."""
+"""Names of the signals that may end a run, by the exit code of the run."""
 
 
 class CommandError(Exception):
@@ -42,7 +42,7 @@ def complain(text: str) -> None:
 
 
 def _write(stream: TextIO | None, text: str) -> None:
-    """Write a line, unless the stream was closed before the start."""
+    """Write a line, unless the stream was closed when this program was started."""
     if stream is not None:
         stream.write(f"{text}\n")
 

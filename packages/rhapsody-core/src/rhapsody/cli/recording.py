@@ -1,4 +1,4 @@
-"""Journals of `rhapsody run`: one for each program and its arguments."""
+"""Journals of `rhapsody run`: one for each combination of program and arguments."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from rhapsody.plugins.specs import Summary
 
 LARGEST = 16 << 20
-"""Maximum number of bytes of a recorded result; larger ones would slow down every run."""
+"""Maximum size in bytes of a recorded result; larger results would slow down every run."""
 
 HOW = {"killed": "was killed", "failed": "failed", "interrupted": "was interrupted"}
 """Phrases for how a run ended."""
@@ -45,16 +45,17 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 class Recording:
-    """Journal of one run, opened for the first engine that names no other.
+    """Journal of one run, opened for the first engine that does not specify its own journal.
 
     Args:
-        arguments: Arguments of the command.
+        arguments: The parsed arguments of the command.
 
     Attributes:
-        resumes: Reuse the results of the last run even if it succeeded.
-        how: Outcome of the run; not changed if a signal ends it.
-        summaries: Summaries of its engines; the run has failed if one held tasks back.
-        journal: The journal, for a dry run a copy of it.
+        resumes: True to reuse the results of the last run even if that run succeeded.
+        how: The outcome of the run. It stays `"interrupted"` if a signal ends the run.
+        summaries: The summaries of the run's engines. A run in which an engine held tasks back is
+            recorded as failed.
+        journal: The journal or, for a dry run, a copy of it; `None` until it is opened.
     """
 
     def __init__(self, arguments: argparse.Namespace) -> None:
@@ -105,7 +106,7 @@ class Recording:
         return {} if named else {"resume": resume}
 
     def _open(self, program: Program, resume: bool | Literal["auto"]) -> None:
-        """Open the journal once, and print what is reused."""
+        """Open the journal unless that was done before, and print which results are reused."""
         if self._opened:
             return
         self._opened = True

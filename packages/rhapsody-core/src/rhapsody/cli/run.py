@@ -54,7 +54,7 @@ OTHERS = {
     "resume": "use --resume or --fresh",
     "profile": "profiles are not supported yet; to record a run's events, use -e trace=run.jsonl",
 }
-"""Options of the engine that `-e` does not accept, with the alternatives."""
+"""Engine options that `-e` does not accept, each with the alternative."""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -131,7 +131,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _take_script(arguments: argparse.Namespace) -> None:
-    """Take the script from the arguments after `--` if no script or module comes before.
+    """Take the script from the arguments after `--` if none, and no module, is named before `--`.
 
     Raises:
         UsageError: No script was given.
@@ -145,7 +145,7 @@ def _take_script(arguments: argparse.Namespace) -> None:
 
 
 class _Engines:
-    """Observer of the program's engines, which keeps their summaries and logs their runs.
+    """Observer that keeps the summaries of the program's engines, and logs their starts and ends.
 
     Attributes:
         started: Number of engines that have started.
@@ -233,7 +233,7 @@ def _engine_settings(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _backend_maker(arguments: argparse.Namespace) -> Callable[[], BaseExecutionBackend] | None:
-    """Return a function that creates the backend, `None` if the options name none."""
+    """Return a function that creates the backend, or `None` if the options name no backend."""
     options = parse_options(arguments.option)
     if arguments.dry_run:
         from rhapsody.cli.dry_run import DryRunBackend
@@ -246,7 +246,7 @@ def _backend_maker(arguments: argparse.Namespace) -> Callable[[], BaseExecutionB
 def _run(
     program: scripts.Program, defaults: EngineDefaults, engines: _Engines, at_end: ExitStack
 ) -> None:
-    """Call the program's function with an engine, or run the program as it is."""
+    """Call the program's function with an engine, or run the program as the main module."""
     from rhapsody.engine.options import engine_defaults
 
     try:

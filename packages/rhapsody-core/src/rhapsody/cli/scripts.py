@@ -1,9 +1,9 @@
 """Scripts and modules for `rhapsody run`: finds, parses and runs them.
 
-The syntax tree shows whether a program has a function to call with an engine. If it has, the
-program is imported under a name other than `__main__`: code under `if __name__ == "__main__"`
-does not run, and worker processes do not run the script again, because its functions and
-classes are pickled by value. Any other program is run by `runpy`, as by the `python` command.
+The syntax tree shows whether a program has a function to call with an engine. If so, the program is
+imported under a name other than `__main__`. Then code under `if __name__ == "__main__"` does not
+run, and worker processes do not run the script again, because its functions and classes are pickled
+by value. Any other program is run by `runpy`, as the `python` command would run it.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ class Program:
 
     Attributes:
         path: Absolute path of its file.
-        name: Its name in messages: the file's base name, or the module's name.
+        name: The program's name in messages: the file's base name, or the module's name.
         target: The name as given on the command line, for `target:FUNC`.
-        function: The function to call, `None` if the user names none.
-        spec: A module's spec, `None` for a script.
+        function: The name of the function to call, `None` if the user names none.
+        spec: The spec of a module, `None` for a script.
     """
 
     path: str
@@ -54,11 +54,11 @@ class Program:
     spec: ModuleSpec | None = None
 
     def tree(self) -> ast.Module:
-        """Return its syntax tree, an empty one if a module has no source.
+        """Return the program's syntax tree, which is empty for a module without source.
 
         Raises:
-            UsageError: It cannot be read.
-            SyntaxError: It is not valid Python.
+            UsageError: The file cannot be read.
+            SyntaxError: The file is not valid Python.
         """
         if self.spec is None:
             return ast.parse(_read(self.path), self.path)
@@ -79,11 +79,11 @@ class Program:
         return find_main(module, self.function or "main", self.name)
 
     def run(self) -> None:
-        """Run it as the main module, as `python SCRIPT` and `python -m MODULE` do.
+        """Run the program as the main module, as `python SCRIPT` and `python -m MODULE` do.
 
         Raises:
             BaseException: Any error of the program.
-            UsageError: Its module contains no Python code.
+            UsageError: The module contains no Python code.
         """
         if self.spec is None:
             runpy.run_path(self.path, run_name="__main__")
@@ -100,7 +100,7 @@ def find(script: str | None, module: str | None, arguments: Iterable[str]) -> Pr
     Args:
         script: `SCRIPT[:FUNC]`, or `None`.
         module: `MODULE[:FUNC]`, or `None`.
-        arguments: Its `sys.argv[1:]`.
+        arguments: The program's `sys.argv[1:]`.
 
     Returns:
         The program.
@@ -145,7 +145,8 @@ def _check_function(name: str | None, target: str, before: str) -> None:
 def find_module(target: str) -> Program:
     """Find the module in `MODULE[:FUNC]`, as `python -m` finds it.
 
-    The current directory is first on `sys.path`; for a package, the module is its `__main__`.
+    The current directory is first on `sys.path`. If the name is that of a package, the package's
+    `__main__` is used.
 
     Returns:
         The program.
@@ -181,7 +182,8 @@ def _spec(module: str) -> ModuleSpec:
         The module's spec.
 
     Raises:
-        UsageError: It or one of its packages does not exist, or a package cannot be imported.
+        UsageError: The module or one of its packages does not exist, or a package cannot be
+            imported.
     """  # noqa: DOC501 - a UsageError
     spec, missing = None, module
     try:
@@ -208,7 +210,7 @@ def _read(path: str) -> bytes:
 
 
 def _load_script(path: str) -> ModuleType:
-    """Import a script as a module that is not `__main__`."""
+    """Import a script as a module whose name is not `__main__`."""
     import cloudpickle  # type: ignore[import-untyped]
 
     module = ModuleType(SCRIPT_MODULE)
@@ -229,8 +231,9 @@ def takes_engine(tree: ast.Module, name: str = "main") -> bool:
 
     The function must take an argument. A function that is not asynchronous must not be decorated,
     because it may be the command of another tool's command line. A name that is imported or
-    assigned may be such a function. If the program calls the function itself, only an asynchronous
-    function that requires an argument counts; if it passes it to `rhapsody.run`, none does.
+    assigned is assumed to be such a function. If the program calls the function itself, the result
+    is True only for an asynchronous function that requires an argument; if the program passes the
+    function to `rhapsody.run`, the result is False.
     """
     if any(_passes_to_run(node, name) for node in ast.walk(tree)):
         return False
@@ -240,7 +243,7 @@ def takes_engine(tree: ast.Module, name: str = "main") -> bool:
 
 
 def workflows(tree: ast.Module) -> list[str]:
-    """Return the names of asynchronous functions that require an argument."""
+    """Return the names of the program's asynchronous functions that require an argument."""
     return [
         node.name
         for node, guarded in _top_level(tree)
@@ -249,7 +252,7 @@ def workflows(tree: ast.Module) -> list[str]:
 
 
 def _top_level(node: ast.AST, guarded: bool = False) -> Iterator[tuple[ast.AST, bool]]:
-    """Yield each node that runs when a module runs, and True if `if __name__ == ...` guards it."""
+    """Yield each node that runs when a module runs, and True if under `if __name__ == ...`."""
     for child in ast.iter_child_nodes(node):
         yield child, guarded
         inner = isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
@@ -288,18 +291,18 @@ def _binds_workflow(node: ast.AST, name: str, called: bool) -> bool:
 
 
 def _requires(arguments: ast.arguments) -> bool:
-    """Return True if a call must pass an argument."""
+    """Return True if a function with these parameters must be called with an argument."""
     positional = len(arguments.posonlyargs) + len(arguments.args)
     return positional > len(arguments.defaults) or None in arguments.kw_defaults
 
 
 def find_main(module: ModuleType, name: str, where: str) -> Main:
-    """Return the workflow's function in a module.
+    """Return the function of a module that is to be called with an engine.
 
     Args:
         module: The module.
         name: The function's name.
-        where: The module's name in messages.
+        where: The name of the module in messages.
 
     Raises:
         UsageError: The function does not exist, or cannot be called with an engine.
@@ -358,7 +361,7 @@ def show(error: BaseException, path: str | None) -> None:
 
 
 def origin(error: BaseException) -> BaseException:
-    """Return the failure that originally caused an error."""
+    """Return the original failure behind a dependency failure or the first error of a group."""
     while True:
         if isinstance(error, BaseExceptionGroup):
             error = error.exceptions[0]

@@ -144,7 +144,7 @@ class MemoryGroup:
         return self._seen > former
 
     def limits(self) -> dict[Path, int]:
-        """Return the limits in bytes of the group and its parents, without those that have none."""
+        """Return the limits in bytes of the group and its parents; omit groups without a limit."""
         limits = {}
         for group in (self._directory, *self._directory.parents):
             limit = _read_text(group / self._files.limit).strip()

@@ -263,7 +263,7 @@ class Runner:
         )
 
     def output(self, order: CallSpec) -> Output:
-        """Return a context that keeps a call's output: here, that of the whole process."""
+        """Return a context manager that captures a call's output: by default, the process's."""
         return _none if order.capture is False else Captured(order)
 
     def modules(self, order: CallSpec) -> AbstractContextManager[Any]:
@@ -275,7 +275,7 @@ class Runner:
         return Environment(order.environment)
 
     def context(self, order: CallSpec) -> AbstractContextManager[Any]:
-        """Return a context in which `rhapsody.current_task()` works, if that is installed."""
+        """Return a context manager that lets `rhapsody.current_task()` work where installed."""
         try:
             from rhapsody.context import TaskContext, task_context
         except ImportError:

@@ -1,8 +1,8 @@
-"""Tools for tests of backends and workflows: the conformance kit, a driver, a recorder.
+"""Tools for tests of backends and workflows: conformance checks, a driver, an event recorder.
 
-`BackendConformance` is imported on first use, because only that needs pytest, its plugins
-pytest-asyncio and pytest-timeout, and psutil, which the extra `rhapsody-core[testing]` installs.
-Workers, which import functions of the checks, need none of them.
+`BackendConformance` is imported on first use, because only this class needs pytest, pytest-asyncio,
+pytest-timeout and psutil, which the extra `rhapsody-core[testing]` installs. Workers need none of
+these, although they import the functions that the checks run.
 """
 
 from __future__ import annotations

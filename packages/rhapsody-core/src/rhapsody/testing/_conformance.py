@@ -46,7 +46,7 @@ class BackendConformance(
             async def make_backend(self):
                 return MyBackend(workers=2)
 
-    Checks of something that the backend does not declare are skipped with the reason. A failure
+    Checks of capabilities that the backend does not declare are skipped, with the reason. A failure
     names the section of the documentation that states the rule. The class attributes are those
     of `Suite`. A check cannot be replaced; list one that is known to fail in `expected_failures`.
 

@@ -230,7 +230,7 @@ class Engine(Suite):
 
 
 def _task(flow: WorkflowEngine, ticking: Ticking, **settings: Any) -> Any:
-    """Return the engine's task for a description."""
+    """Return the task of an engine that corresponds to a `Ticking`'s description."""
     description = ticking.task
     if ticking.kind == "executable":
 

@@ -203,7 +203,7 @@ class Executables(Suite):
 
 
 class Files(Suite):
-    """Files linked with the backend's two methods, and files declared in an engine's tasks."""
+    """Files that the backend's link methods link, and files that an engine's tasks declare."""
 
     @check("files", "executables", "files", "shared_file_system")
     async def test_files_from_outside_are_linked(self, driver: Driver) -> None:
@@ -431,7 +431,7 @@ class Services(Suite):
 
 
 async def _ready_or_ended(driver: Driver, service: TaskDescription) -> tuple[Any, Finished | None]:
-    """Return the readiness value of a service, or its end if it does not become ready."""
+    """Return the readiness value of a service, and its end if it ended before it was ready."""
     try:
         return await driver.ready(service), None
     except Exception:  # any error means that it is not ready

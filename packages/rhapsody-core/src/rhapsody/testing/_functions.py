@@ -1,4 +1,4 @@
-"""Checks of function tasks: every form of call, arguments, results, exceptions, isolation."""
+"""Checks of function tasks: forms of calls, arguments, results, exceptions and isolation."""
 
 from __future__ import annotations
 
@@ -288,7 +288,7 @@ def _holding(data: bytes, number: int) -> Callable[[], tuple[int, int, int]]:
 
 
 def _stateful() -> list[tuple[str, Callable[[int], Any], list[Any]]]:
-    """Return functions that append their argument to a list, with a name and that list."""
+    """Return functions that append their argument to a list, each with a name and the list."""
     held: list[list[Any]] = [[] for _ in range(4)]
     closure, default, bound, variable = held
 

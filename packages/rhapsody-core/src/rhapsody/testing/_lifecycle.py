@@ -58,12 +58,12 @@ class Life:
     """Measurements of one backend from its start to its shutdown, with a task of each kind.
 
     Attributes:
-        way: How it was started.
-        backend: The backend, if it is still in memory.
+        way: The way in which the backend was started.
+        backend: A weak reference to the backend.
         gap: The longest pause of the loop.
-        shutdown: Seconds that its shutdown took, with no task left.
-        left: Resources that it left behind.
-        memory: Memory of the process after the shutdown.
+        shutdown: Seconds that the shutdown took, after all tasks had ended.
+        left: Resources that the backend left behind.
+        memory: Bytes of memory of this process after the shutdown.
     """
 
     way: Way
@@ -307,7 +307,7 @@ class Lifecycle(Suite):
                         workers.setdefault(process, []).append(memory)
 
         def kept() -> list[int]:
-            """Return the bytes kept for each task, if there are too many."""
+            """Return a list of the bytes kept for each task, empty if they are within the limit."""
             gc.collect()
             each = (tracemalloc.get_traced_memory()[0] - before) // count
             return [each] if each > self.growth_per_task else []
@@ -337,7 +337,7 @@ class Lifecycle(Suite):
         )
 
     async def _lives(self, count: int) -> list[Life]:
-        """Return at least `count` measurements, including those that other checks have made."""
+        """Return at least `count` measurements, including those that were made for other checks."""
         lives: list[Life] = self._current.lives
         while len(lives) < count:
             way = WAYS[len(lives) % len(WAYS)]
@@ -395,7 +395,7 @@ class Lifecycle(Suite):
         raise AssertionError("submit_tasks did not raise an error after the shutdown")
 
     async def _left(self, before: Holdings, kinds: Container[str], mark: str) -> Holdings:
-        """Return leftovers that do not disappear in time, and kill the processes among them."""
+        """Return the leftovers that remain after a wait, and kill the processes among them."""
         left = await settled(
             lambda: leftovers(before, self.leaves_behind, kinds, mark), 10 * self.settle
         )
@@ -406,7 +406,7 @@ class Lifecycle(Suite):
 async def _require_free_loop(
     measure: Callable[[int], Awaitable[Gap]], most: float, attribute: str
 ) -> None:
-    """Fail if the backend blocked the loop in each of three tries.
+    """Fail if the backend blocked the loop for too long in each of three tries.
 
     A try in which the process could not run is inconclusive, because the cause of a pause is
     unknown. If six tries are not enough, the check passes.

@@ -1,4 +1,4 @@
-"""Checks of the calls between an engine and a backend: reports, cancellation, resources."""
+"""Checks of the calls between an engine and a backend: reports, cancellation and resources."""
 
 from __future__ import annotations
 
@@ -307,7 +307,7 @@ _TOO_MUCH = {
 
 
 class ResourceRequests(Suite):
-    """Limits of concurrent tasks, environment variables, and requests that are rejected."""
+    """Limits on concurrent tasks, environment variables, and requests that are rejected."""
 
     @check("resources", FUNCTIONS)
     @pytest.mark.parametrize("resource", ["cores", "fractional_cores", "gpus", "memory"])
@@ -416,7 +416,7 @@ class ResourceRequests(Suite):
         seconds: float = 0.1,
         kind: TaskKind | None = None,
     ) -> int:
-        """Run tasks that sleep, and return how many of them slept at the same time."""
+        """Run tasks that sleep, and return the maximum number that slept at the same time."""
         kind = kind or self.kinds[0]
         tasks = [call(driver, kind, "interval", seconds) for _ in range(count)]
         ends = await driver.run(*(task | {"resources": request} for task in tasks))

@@ -32,7 +32,7 @@ from rhapsody.testing._system import Clock, Program, holdings, leftovers, listed
 from rhapsody.testing._tools import Driver, Finished, started
 
 CONTRACT = "docs/reference/backend-contract.md"
-"""The page whose sections state the rules."""
+"""Path of the page whose sections state the rules."""
 
 DONE, FAILED = TasksMainStates.DONE, TasksMainStates.FAILED
 CANCELED, RUNNING = TasksMainStates.CANCELED, TasksMainStates.RUNNING
@@ -55,7 +55,8 @@ class Need(NamedTuple):
     """Condition for a check to apply.
 
     Attributes:
-        reason: Why a check is skipped if the condition is not met; may contain `{kind}`.
+        reason: The reason that is shown if a check is skipped because of this condition; may
+            contain `{kind}`.
         met: Returns a true value if the condition is met, given the test class and the kind of
             task, if there is one.
     """
@@ -95,7 +96,7 @@ def check(
     Args:
         section: The anchor of the section of the contract that states the rule.
         needs: Capabilities that must be declared, or other conditions.
-        dry: The check also applies to a backend that only pretends to run tasks.
+        dry: True if the check also applies to a backend that only pretends to run tasks.
         times: Time limit of the check, as a multiple of the class's `time_limit`.
 
     Returns:
@@ -172,9 +173,9 @@ class Shared:
     """State that the checks of one test class share.
 
     Attributes:
-        clock: The clock for all limits.
+        clock: The clock that measures all time limits.
         program: The program's settings before any backend was created.
-        parent: The directory for sandboxes and files.
+        parent: The directory that contains the sandboxes and files of all checks.
         backend: The backend, started; `None` before its first use and after a failed check.
         lives: Measurements of other backends, from their start to their shutdown.
         drivers: The drivers of the running check.
@@ -255,10 +256,10 @@ class Suite:
 
     Attributes:
         time_limit: Seconds that one check may take. Time in which this process could not run does
-            not count. A few checks may take a multiple of it.
-        settle: Seconds to wait for something that must not happen. Processes, threads and files
-            have ten times as long to disappear.
-        loop_gap: Seconds for which the loop may be blocked. The best of three tries counts.
+            not count. A few checks may take a multiple of `time_limit`.
+        settle: Seconds to wait before concluding that something does not happen. Processes, threads
+            and files have ten times as long to disappear.
+        loop_gap: Seconds for which the backend may block the loop. The best of three tries counts.
         submission_gap: Seconds for which one submission of a few tasks, including their ends,
             may block the loop in total, over all pauses.
         shutdown_limit: Seconds that the shutdown of an idle backend may take; the better of two
@@ -276,24 +277,24 @@ class Suite:
         memory: Memory of the backend for tasks, in bytes or as text such as `"2 GiB"`. Required
             if `memory` is declared.
         memory_per_task: The maximum for one task, if that is less.
-        dry: The backend only pretends to run tasks: checks of their effects are skipped.
-        separate_processes: Functions run in processes of their own, so that one which kills its
-            process does not affect others.
-        shares_memory: Functions and arguments of a task are the program's own objects. `None`:
-            the opposite of `separate_processes`.
+        dry: True if the backend only pretends to run tasks: checks of their effects are skipped.
+        separate_processes: True if functions run in separate processes, so that a function that
+            kills its process does not affect others.
+        shares_memory: True if tasks receive the program's own function and argument objects, not
+            copies. `None`: the opposite of `separate_processes`.
         closures: Number of functions that each hold `closure_bytes` and run one after the other.
         closure_bytes: Bytes that each of them holds. Above 32 MiB, the highest value of glibc's
             `M_MMAP_THRESHOLD`, memory is returned to the system as soon as it is freed.
-        names_workers: The description of a finished task names the worker or host that ran it.
-            `False` if the system behind the backend does not report it.
+        names_workers: True if the description of a finished task names the worker or host that ran
+            it. Set it to `False` if the system behind the backend does not report that.
         leaves_behind: Patterns (`fnmatch`) of leftovers allowed after the shutdown, matched with
             `"process COMMAND"`, `"thread NAME"`, `"task NAME"`, `"file TARGET"` and
             `"temporary NAME"`.
         adds: Changes that the backend may make to the program while it runs: any of `"threads"`,
             `"children"`, `"descriptors"` and `"sys.path"`, which the shutdown must undo, and
             `"at-fork handlers"`, which cannot be removed.
-        expected_failures: Checks that are known to fail, with reasons. A check in this list that
-            passes is an error.
+        expected_failures: Checks that are known to fail, by name, with reasons. It is an error if
+            one of them passes.
         create_args: Arguments for the class's `create`.
         create_kwargs: Keyword arguments for the class's `create`.
         work_dir: The directory for sandboxes and files, which the backend must see if it declares
@@ -380,7 +381,7 @@ class Suite:
     async def _prepared(
         self, request: pytest.FixtureRequest, shared: Shared
     ) -> AsyncIterator[None]:
-        """Skip a check that does not apply, set its limit, and discard the backend if it fails."""
+        """Skip a check that does not apply, limit its time, and discard the backend if it fails."""
         check: Check = request.function.check
         name = request.node.name
         callspec = getattr(request.node, "callspec", None)
@@ -437,7 +438,7 @@ class Suite:
         ]
 
     def form(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """Return the function, or a coroutine function that calls it if only those run."""
+        """Return the function, as a coroutine function if the backend runs no other functions."""
         if self.capabilities.sync_functions:
             return function
 
@@ -464,7 +465,7 @@ class Suite:
         return total_command
 
     def drive(self, backend: Any) -> Driver:
-        """Return a driver whose faults fail the check when it ends."""
+        """Return a driver; the check fails at its end if the driver has recorded faults."""
         driver = Driver(backend, work_dir=self.place)
         self._current.drivers.append(driver)
         return driver
@@ -558,7 +559,7 @@ async def cancel(driver: Driver, task: TaskDescription) -> None:
 
 
 async def until(condition: Callable[[], object]) -> None:
-    """Poll until a condition is true that another process changes without a notification."""
+    """Poll until a condition is true, for changes of which no notification arrives."""
     while not condition():
         await asyncio.sleep(0.01)
 
@@ -571,8 +572,8 @@ def text_of(path: Path) -> str | None:
 class Ticking:
     """A task that appends to a file while it runs, until it is released or stopped.
 
-    The file shows whether the work continues, independently of the backend's reports. The end of
-    the check removes its files, which releases it.
+    The file shows whether the work continues, independently of the backend's reports. When the
+    check ends, the task's files are removed, which releases the task.
 
     Attributes:
         task: Its description.
@@ -603,15 +604,15 @@ class Ticking:
 
     @property
     def has_started(self) -> bool:
-        """True if it has ticked at least once."""
+        """True if the task has ticked at least once."""
         return self._size() > 0
 
     async def began(self) -> None:
-        """Wait until it has ticked once."""
+        """Wait until the task has ticked once."""
         await until(lambda: self.has_started)
 
     async def start(self) -> None:
-        """Submit it, and wait until it has ticked once."""
+        """Submit the task, and wait until it has ticked once."""
         await self._driver.submit(self.task)
         await self.began()
 
@@ -620,12 +621,12 @@ class Ticking:
         self._gate.unlink(missing_ok=True)
 
     async def finish(self) -> Finished:
-        """Let it end, and wait for its end."""
+        """Release the task, and wait until it has ended."""
         self.release()
         return await self._driver.finished(self.task)
 
     async def is_still(self, watch: float = 0.2) -> bool:
-        """Return True if it no longer ticks."""
+        """Return True if the task no longer ticks."""
         size = self._size()
         await asyncio.sleep(watch)
         return self._size() == size
@@ -636,7 +637,7 @@ class Ticking:
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """A form of call with a request for cores, which a backend may run in a separate way.
+    """Form of call with a request for cores; a backend may run each combination differently.
 
     Attributes:
         name: The name in messages.

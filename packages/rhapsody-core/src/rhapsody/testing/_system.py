@@ -38,10 +38,10 @@ import psutil
 import pytest
 
 MARK = "RHAPSODY_CONFORMANCE"
-"""The environment variable that identifies orphaned descendants."""
+"""Name of the environment variable that identifies orphaned descendants of this process."""
 
 NEIGHBOR = "rhapsody_kit_neighbor"
-"""A module that can be imported only with the program's `sys.path`."""
+"""Name of a module that can be imported only with the program's `sys.path`."""
 
 _NEIGHBOR_SOURCE = """
 def triple(number):
@@ -70,7 +70,7 @@ class Clock:
     A daemon thread ticks. If a tick is late, the process could not run, and only the processor time
     that it used meanwhile counts. A backend that blocks the loop does not delay the
     thread. Where Linux reports it, the time for which the loop's thread waited for a processor
-    does not count either. Enter it on the loop's thread.
+    does not count either. Enter the clock, as a context manager, on the loop's thread.
     """
 
     def __enter__(self) -> Self:
@@ -122,7 +122,7 @@ class Clock:
             self._tick = self._next()
 
     def _next(self) -> tuple[float, float, float, float]:
-        """Return a tick for this moment: time counted, on the clock, of the processor, waited."""
+        """Return a tick for now: seconds counted, clock time, processor time, and time waited."""
         counted, last, used, waited = self._tick
         now, using, waiting = time.monotonic(), time.process_time(), self._waited()
         ran = now - last - (waiting - waited)
@@ -142,7 +142,7 @@ class Gap(NamedTuple):
 
 
 class Heartbeat:
-    """Meter of the pauses for which the running loop is blocked.
+    """Context manager that measures for how long the running loop is blocked.
 
     Attributes:
         worst: The longest pause, valid after the block.
@@ -198,7 +198,7 @@ def holdings(mark: str | None = None) -> Holdings:
 def leftovers(
     before: Holdings, allowed: Sequence[str], kinds: Container[str], mark: str | None = None
 ) -> Holdings:
-    """Return the resources that were not held before, except for those that patterns allow."""
+    """Return the resources held now but not before, without those that the patterns allow."""
     patterns = (*_PYTHONS_OWN, *allowed)
     return {
         key: text
@@ -213,7 +213,7 @@ Found = TypeVar("Found", bound=Sized)
 
 
 async def settled(look: Callable[[], Found], within: float) -> Found:
-    """Call `look` until its result is empty or the time is up, and return the last result."""
+    """Call `look` until its result is empty or `within` seconds have passed; return the result."""
     end = time.monotonic() + within
     while (left := look()) and time.monotonic() < end:
         await asyncio.sleep(0.05)
@@ -276,7 +276,7 @@ def _files() -> dict[object, str]:
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """Settings of this process that no backend may change."""
+    """Settings of this process that a backend must not change."""
 
     environment: Mapping[str, str]
     handlers: Mapping[str, Any]

@@ -1,4 +1,4 @@
-"""Tools for tests of backends and workflows: a driver, a recorder of events, a capability table.
+"""Tools for tests of backends and workflows: a driver, an event recorder, a capability table.
 
 The conformance kit uses the driver, which knows neither dependencies nor retries. Nothing here
 needs pytest.
@@ -41,13 +41,13 @@ class Fault(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """One call of the callback.
+    """One call of the driver's state callback.
 
     Attributes:
         uid: The task's uid.
         native: The backend's name for the state.
         state: The canonical state, `None` if the backend's mapper does not contain it.
-        thread: The identity of the calling thread.
+        thread: The identifier of the calling thread.
         during_submit: True if `submit_tasks` had not returned yet.
         task: A shallow copy of the task's dict.
     """
@@ -103,7 +103,7 @@ class Finished:
 
 @dataclass(slots=True)
 class _Followed:
-    """State of one task."""
+    """State of one task that a driver has submitted."""
 
     description: TaskDescription
     reports: list[Report] = field(default_factory=list)
@@ -115,8 +115,8 @@ class Driver:
     """Driver of a backend, which calls it in the same way as the engine.
 
     `async with Driver(backend) as driver` starts the backend if necessary and registers the
-    callback; the end of the block unregisters it and leaves the backend running. Waiting has no
-    limit: use `asyncio.timeout`.
+    callback; the end of the block unregisters it and leaves the backend running. The driver's
+    methods wait without a limit: use `asyncio.timeout`.
 
     Args:
         backend: A backend, started or not.
@@ -218,7 +218,7 @@ class Driver:
         await self.submit_batch(list(tasks))
 
     async def submit_batch(self, tasks: list[TaskDescription]) -> None:
-        """Submit the tasks in this list object, without copying it."""
+        """Submit the tasks by passing this list itself, not a copy, to the backend."""
         async with self._one_submission:
             self._tasks.update({task["uid"]: _Followed(task) for task in tasks})
             self._submitting.update(task["uid"] for task in tasks)
@@ -228,7 +228,7 @@ class Driver:
                 self._submitting.clear()
 
     async def run(self, *tasks: TaskDescription) -> list[Finished]:
-        """Submit the tasks, wait until each has ended, and return their ends in order."""
+        """Submit the tasks, wait until all have ended, and return the finished tasks in order."""
         await self.submit(*tasks)
         return [await self.finished(task) for task in tasks]
 
@@ -268,7 +268,7 @@ class Driver:
         return followed.ready.result()
 
     async def cancel(self, task: TaskDescription | str) -> Any:
-        """Call the backend's `cancel_task` and return its answer."""
+        """Call the backend's `cancel_task`, and return what it returns."""
         return await self.backend.cancel_task(task if isinstance(task, str) else task["uid"])
 
     # Reports received so far.
@@ -372,7 +372,7 @@ class Driver:
         self._changed = asyncio.Event()
 
     async def _change(self) -> None:
-        """Wait for the next report or readiness."""
+        """Wait until the next report arrives or a service becomes ready."""
         await self._changed.wait()
 
 
@@ -463,7 +463,7 @@ def capability_table(backend: Any) -> str:
         backend: A backend, its class, or a `Capabilities`.
 
     Raises:
-        TypeError: It is none of these.
+        TypeError: `backend` is none of these.
     """
     capabilities = (
         backend if isinstance(backend, Capabilities) else getattr(backend, "capabilities", None)

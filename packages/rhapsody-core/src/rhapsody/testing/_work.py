@@ -43,7 +43,7 @@ class OddError(Exception):
 
 
 class Holder:
-    """Callable object with bound methods, which all call a function."""
+    """Callable object that calls a function, as do its bound methods."""
 
     def __init__(self, function: Any) -> None:
         self.function = function
@@ -93,7 +93,7 @@ def leave(code: int) -> None:
 
 
 def kill_own_process() -> None:
-    """Kill the current process, as the kernel does when memory is short."""
+    """Kill the current process with SIGKILL, as the kernel does when memory runs out."""
     os.kill(os.getpid(), 9)
 
 

@@ -440,7 +440,7 @@ class LocalExecutionBackend(SharedSandboxes, ManagedBackend):
             self._announce(job)
 
     def _successor(self, job: Job) -> Job | None:
-        """Return the next job for the thread and slots of one that has ended. On that thread."""
+        """Return the next job for the thread and slots of an ended job. Runs on that thread."""
         if self._loop.is_closed():
             return None  # its end could not be reported
         successor = self._queue.take_over(job.request)
@@ -531,7 +531,7 @@ class LocalExecutionBackend(SharedSandboxes, ManagedBackend):
     # States out.
 
     def _announce(self, job: Job, attach: Callable[..., None] | None = None) -> None:
-        """Report that a job runs, once; `attach` registers the future for a service's readiness."""
+        """Report a job as running, once; `attach` registers the future of a service's readiness."""
         if not (job.announced or job.over):
             job.announced = True
             if job.worker is not None:

@@ -126,7 +126,7 @@ def available_memory() -> int | None:
 
 
 def available_gpus() -> tuple[str, ...]:
-    """Return the GPUs that this process may use: `CUDA_VISIBLE_DEVICES`, else NVIDIA's devices."""
+    """Return the GPUs for this process: `CUDA_VISIBLE_DEVICES`, else all NVIDIA devices."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
         devices = [device.strip() for device in visible.split(",")]
@@ -294,7 +294,7 @@ class Queue:
             return waits
 
     def take_over(self, request: Request) -> Job | None:
-        """Return the next job if it has the same request, for the slots of another. Thread-safe.
+        """Return the next job, for the slots of an ended job with this request. Thread-safe.
 
         A thread that has finished a function calls this to start the next one without waiting for
         the loop.
@@ -370,7 +370,7 @@ class Queue:
         return sorted(waiting, key=lambda item: item.number)
 
     def _pop_passed(self) -> tuple[Job | None, bool]:
-        """Return a passed job that can start now, and True if others must wait for a passed job."""
+        """Return a passed job that can start, if any, and True if other jobs must wait for one."""
         self._passed = [item for item in self._passed if item.waits]
         for index, item in enumerate(self._passed):
             if self._slots.take(item):
@@ -400,7 +400,7 @@ class Job:
         gpus: The GPUs that are assigned to it; `None` if the backend has none.
         context: Its `TaskContext`, set when it starts.
         spill: The directory for large output of a function, created when needed.
-        recorder: The recorder of its output; `None` for executables and in worker processes.
+        recorder: The recorder of the output of a function in this process; otherwise `None`.
         cancelled: True if it was canceled.
         waits: True while the job is in the queue.
         successor: The next job on the same thread or worker process, which takes over the slots.
@@ -447,7 +447,7 @@ class Job:
         return f"<Job {self.uid}>"
 
     def take(self, outcome: CallResult, unpack: Callable[[Any], Any] = loads) -> None:
-        """Set the output and the value or error that another process has returned."""
+        """Set the job's output, and its value or error, from a call's outcome."""
         self.recorder = None  # the other process has recorded the output
         calls.report(self.task, outcome)
         self.value, self.error = calls.result(self.task, outcome, unpack)

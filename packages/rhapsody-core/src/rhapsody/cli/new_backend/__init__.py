@@ -1,6 +1,7 @@
-"""`rhapsody new-backend`: writes the distribution of a new, working backend.
+"""`rhapsody new-backend`: creates a distribution with a new, working backend.
 
-Its files are those in `template/`, filled in. Tests install the result and run its own tests.
+The files are those in `template/`, filled in. Rhapsody's tests install the result and run the tests
+that it contains.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ _FILES = {
     "test_conformance.py": "tests/test_conformance.py",
     "test_plugin.py": "tests/test_plugin.py",
 }
-"""Target of each file of the template; a license and an empty `py.typed` are added."""
+"""Path of each template file in the distribution; a license and an empty `py.typed` are added."""
 
 _NAME = re.compile(r"[a-z][a-z0-9]*([-_][a-z0-9]+)*")
 
@@ -75,7 +76,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def checked_name(given: str) -> str:
-    """Return the backend's name with `_` between its words.
+    """Check a backend's name, and return it with `_` between its words.
 
     Raises:
         UsageError: The name is malformed or already taken.
@@ -109,8 +110,8 @@ def render(name: str, license: str, author: str) -> dict[str, str]:
     """Return the text of each file of the distribution by its path.
 
     Args:
-        name: The backend's name, checked.
-        license: Its license, which is a file of the template.
+        name: The backend's name, as returned by `checked_name`.
+        license: The license, which is the name of a file in the template.
         author: The copyright holder.
     """
     stem = "".join(word.capitalize() for word in name.split("_"))
@@ -138,7 +139,7 @@ def render(name: str, license: str, author: str) -> dict[str, str]:
 
 
 def core_range() -> str:
-    """Return the range of core's versions for a plugin written today, `>=0.1,<0.2`."""
+    """Return the range of core versions for a new plugin, such as `>=0.1,<0.2`."""
     from packaging.version import Version
 
     from rhapsody._version import __version__
