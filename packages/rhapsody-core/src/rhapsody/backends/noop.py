@@ -1,4 +1,4 @@
-"""Backend that runs nothing: for dry runs, and to measure the overhead of an engine.
+"""Backend that runs nothing, for dry runs and for measurements of an engine's overhead.
 
 Every task is done when it is submitted, with a fixed result. The backend starts nothing, creates
 no file and uses no thread.
@@ -21,8 +21,8 @@ _DONE = TasksMainStates.DONE
 class NoopExecutionBackend(ManagedBackend):
     """Backend that completes each task inside `submit_tasks`, with `"Dummy Output"`.
 
-    A service is reported as running until it is canceled. Every request for resources is accepted,
-    so that any workflow can be tried.
+    A service is reported as running until it is canceled. Any request for resources is accepted, so
+    that any workflow can be tried.
 
     Args:
         resources: Ignored; accepted so that the backend can replace another.

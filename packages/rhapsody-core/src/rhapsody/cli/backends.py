@@ -68,7 +68,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _capabilities(capabilities: Capabilities) -> list[str]:
-    """Return the capabilities of a backend, with enforced and counted resources in two rows."""
+    """Return the lines of a table of capabilities, with separate rows for enforced resources."""
     values = capabilities.as_dict()
     resources = capabilities.resources - {"fractional_cores", "walltime"}
     values["enforced"] = sorted(values.pop("binds"))

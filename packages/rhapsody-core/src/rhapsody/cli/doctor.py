@@ -276,7 +276,7 @@ def _plugins(found: Installed, timeout: float) -> Iterable[Finding]:
 
 
 def _ask(entry: PluginEntry, backends: list[str], timeout: float) -> list[Finding]:
-    """Return the findings of a plugin's process; if it did not finish, report how it ended."""
+    """Load a plugin in a separate process, and return its findings or how the process ended."""
     request = {
         "path": [each for each in sys.path if isinstance(each, str)],
         "entry": asdict(entry),

@@ -157,7 +157,7 @@ class Recording:
         return None
 
     def _copy(self, path: Path) -> Path:
-        """Copy a journal into its own directory, because its paths are relative to that."""
+        """Copy a journal within its directory, because the paths in it are relative to that."""
         from rhapsody.journal.store import opened
 
         with opened(path) as journal:
@@ -168,7 +168,7 @@ class Recording:
         return self._copied
 
     def end(self) -> None:
-        """End the run in the journal, and print how to continue if it has failed."""
+        """Record the run's end in the journal, and print how to continue if the run failed."""
         journal = self.journal
         if self._arguments.dry_run:
             if journal is not None:

@@ -48,7 +48,7 @@ NewBackend = Callable[..., Awaitable[Any]]
 """`await new_backend()` creates a backend that is shut down at the end of the check."""
 
 NewEngine = Callable[..., Awaitable[WorkflowEngine]]
-"""`await new_engine(backend=None, **settings)` creates an engine, by default on the shared one."""
+"""`await new_engine(backend=None, **settings)` creates an engine; default: the shared backend."""
 
 
 class Need(NamedTuple):
@@ -449,7 +449,7 @@ class Suite:
         return coroutine
 
     def adder(self, flow: WorkflowEngine) -> Any:
-        """Return a task of a kind that runs, which adds 1 to the sum of its arguments."""
+        """Return a task that adds 1 to the sum of its arguments, of a kind that the backend has."""
 
         def total(*numbers: Any) -> int:
             # The results of a dry backend are not numbers.

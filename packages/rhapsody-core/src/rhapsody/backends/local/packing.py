@@ -1,9 +1,9 @@
 """Pickling of calls for worker processes.
 
-Pickling runs code of the objects, which may take arbitrarily long, so it runs on a separate thread.
-Small values of Python's own types run no such code and are pickled on the loop, as is a function
-that refers only to such values, to modules and to other such functions. The pickle of such a
-function is kept as long as everything it refers to is unchanged.
+Pickling an object may run code of its class, which may take arbitrarily long, so it is done on a
+separate thread. Small values of built-in types run no such code and are pickled on the loop, as are
+functions that refer only to such values, to modules and to other such functions. The pickle of such
+a function is reused as long as everything that it refers to is unchanged.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ DEPTH = 8
 """Maximum nesting of containers in such values."""
 
 KEPT = 128
-"""Maximum number of pickled functions that are kept."""
+"""Maximum number of pickled functions in the cache."""
 
 CONTAINERS = frozenset({tuple, list, set, frozenset, dict})
 NAMED = (type, types.FunctionType, types.BuiltinFunctionType)
@@ -49,10 +49,10 @@ def pack_call(task: TaskDescription, memory: SharedMemory = NO_MEMORY) -> tuple[
     """Pack a function and its arguments.
 
     Returns:
-        The call, and the block of shared memory that it is in, if it is large.
+        The call, and the block of shared memory that contains it, `None` for a small call.
 
     Raises:
-        TypeError: It names the argument that cannot be pickled.
+        TypeError: The function or an argument cannot be pickled; the message names it.
     """  # noqa: DOC501 - a TypeError
     try:
         packed = memory.dump((task["function"], task["args"], task["kwargs"]))
@@ -65,7 +65,7 @@ def pack_call(task: TaskDescription, memory: SharedMemory = NO_MEMORY) -> tuple[
 
 
 def frame(order: CallSpec, call: Call) -> bytearray:
-    """Encode a call for a worker, with space for its number."""
+    """Encode a call for a worker; its number and the block for its result are set later."""
     function, arguments, kind = call
     packed = pickle.dumps(tuple(order), 5)
     head = CALL.pack(0, 0, kind, len(packed), len(function), len(arguments))
@@ -73,7 +73,7 @@ def frame(order: CallSpec, call: Call) -> bytearray:
 
 
 def is_small(values: Iterable[Any], left: int = SMALL, depth: int = DEPTH) -> int:
-    """Return how many of `left` bytes remain if values are small and built-in, else 0."""
+    """Return how many of `left` bytes the values leave; 0 if they are too big or not built-in."""
     for value in values:
         kind = type(value)
         if kind is int:
@@ -94,7 +94,7 @@ def is_small(values: Iterable[Any], left: int = SMALL, depth: int = DEPTH) -> in
 
 
 class Functions:
-    """Cache of pickled functions, each valid while pickling it again would return the same."""
+    """Cache of pickled functions. A pickle is reused while pickling again would not change it."""
 
     def __init__(self) -> None:
         import cloudpickle  # type: ignore[import-untyped,unused-ignore]
@@ -103,7 +103,7 @@ class Functions:
         self._known: dict[int, tuple[weakref.ref[Any], Packed | None]] = {}
 
     def pack(self, task: TaskDescription) -> Call | None:
-        """Pack a task's call; return `None` if it is not small, or pickling may run other code."""
+        """Pack a task's call; return `None` if it is large or pickling it may run other code."""
         args, kwargs = task["args"], task["kwargs"]
         if not is_small(args) or (kwargs and not is_small((kwargs,))):
             return None
@@ -125,11 +125,11 @@ class Functions:
 
 
 class Packed:
-    """A pickled function, and everything that it refers to.
+    """Pickled function, with everything that the function refers to.
 
     Attributes:
-        data: The pickle.
-        reusable: True if calls cannot change the function.
+        data: The pickled function.
+        reusable: True if calls cannot change the function, so that a worker can keep it.
     """
 
     def __init__(self) -> None:
@@ -232,7 +232,7 @@ def _is_bare(function: types.FunctionType) -> bool:
 
 @lru_cache(256)
 def _names(code: types.CodeType) -> frozenset[str]:
-    """Return the names of globals that code may use, and of attributes."""
+    """Return the names of the globals and attributes that code may use."""
     return frozenset(name for each in with_inner(code) for name in each.co_names)
 
 

@@ -1,17 +1,18 @@
 """Pool of worker processes: assigns calls to workers.
 
 A call is pickled, waits for an idle worker, runs there, and its reply is unpickled. Small values of
-Python's own types are pickled and unpickled on the loop; everything else on the packer, a thread,
-because pickling runs code of the objects, which may take arbitrarily long. The loop reads the
-sockets of the workers (`workers`), so no thread stands between a worker and the engine. A worker is
-started when a call waits and none is idle.
+built-in types are pickled and unpickled on the loop; everything else on a thread, the packer,
+because pickling may run code of the objects' classes, which may take arbitrarily long. The loop
+itself reads the sockets of the workers (`workers`). A worker is started when a call is waiting and
+no worker is idle.
 
-If calls are short, the way from a reply to the next call takes longer than the call. So the pool
-sends short calls ahead: they wait in the worker for the slots of the calls before them, up to 5 ms
-of work. If the call before them turns out to be long, they are taken back and return to their place
-in the queue. A pipe with the numbers of the calls decides who has a call: the worker reads the
-number to start the call, the program reads it to take the call back, and each can be read once. So
-a killed worker costs only the call that it was running, and the others run on another worker.
+If calls are short, the time from a reply to the start of the next call is longer than the call
+itself. So the pool sends short calls ahead, up to 5 ms of work: they wait in the worker for the
+slots of the calls before them. If a call takes longer than expected, the calls behind it are taken
+back and return to their places in the queue. A pipe with the numbers of the calls ensures that a
+call is either started or taken back: the worker reads a number to start the call, the program reads
+it to take the call back, and each number can be read only once. So if a worker is killed, only the
+call that it was running is lost, and the others run on another worker.
 """
 
 from __future__ import annotations
@@ -43,13 +44,13 @@ from rhapsody.sdk.threads import Mailbox, in_thread, start_thread
 log: logging.Logger = logging.getLogger(__name__)
 
 START_TIMEOUT = 60.0
-"""Seconds until a new worker must be ready."""
+"""Seconds within which a new worker must be ready."""
 
 PACKER_GRACE = 1.0
-"""Seconds that closing waits for the packer."""
+"""Seconds for which `close` waits for the packer thread."""
 
 ATTEMPTS = 3
-"""Number of workers that may end before one of them starts a call."""
+"""Number of workers that may end before starting a call; then the call fails."""
 
 AHEAD = 64
 """Maximum number of calls that wait in a worker."""
@@ -71,10 +72,11 @@ class ProcessWorkers(JobRunner):
 
     Args:
         ended: Called with each job that has ended.
-        announced: Called with each job that a worker has received and runs next.
-        next_short: Called with a job in a worker. Returns the next job and its frame if it can wait
-            for the same slots and `pack` can pack it.
-        taken_back: Called with the jobs that waited in a worker and were taken back, in order.
+        announced: Called with each job that a worker starts next.
+        next_short: Called with a job that a worker is running. Returns the next job in the queue
+            and its encoded call, if that job can wait for the same slots and `pack` can pack it,
+            otherwise `None`.
+        taken_back: Called with the jobs that were taken back from a worker, in order.
         grace: Seconds between SIGTERM and SIGKILL for a worker whose job is canceled.
     """
 
@@ -152,7 +154,7 @@ class ProcessWorkers(JobRunner):
             self._to_packer.put((job, None))
 
     def pack(self, job: Job) -> bool:
-        """Pack a job's call now, if it is small and packing runs no code of its objects."""
+        """Pack a job's call now if it is small and packing runs no other code; return True then."""
         if job.call is None:
             job.call = self._functions.pack(job.task)
         return job.call is not None
@@ -183,7 +185,7 @@ class ProcessWorkers(JobRunner):
             self._end(job)
 
     def ended(self, job: Job) -> None:
-        """Forget a job that has ended."""
+        """Remove a job that has ended from the pool."""
         self._jobs.discard(job)
         job.block = None
 
@@ -196,7 +198,7 @@ class ProcessWorkers(JobRunner):
             self._take_back(each)
 
     async def close(self) -> None:
-        """Kill the workers, and wait for their end."""
+        """Kill the workers, and wait until they have ended."""
         if self._context is None:
             return
         if not self._packers and self._first is not None:
@@ -227,7 +229,7 @@ class ProcessWorkers(JobRunner):
         packer.start()
 
     def _pack(self) -> None:
-        """Pack calls and unpack replies: the packer thread, until another replaces it."""
+        """Pack calls and unpack replies, on the packer thread, until another thread replaces it."""
         assert self._context is not None
         memory = self._context.memory
         while (item := self._to_packer.get()) is not None:
@@ -251,7 +253,7 @@ class ProcessWorkers(JobRunner):
         self._to_packer.put(None)  # for the next packer
 
     def frame(self, job: Job) -> bytearray:
-        """Return the packed call of a job as it is sent."""
+        """Return a job's packed call, encoded for the worker."""
         assert job.call is not None
         job.modules = modules = own_modules()
         order = call_spec(
@@ -294,9 +296,9 @@ class ProcessWorkers(JobRunner):
         return len(self._idle) < len(self._workers)
 
     def _next(self) -> Job | None:
-        """Return the next job for a used worker: one without GPUs.
+        """Return the next job for a worker that has run calls: one that requests no GPUs.
 
-        A process that has used CUDA keeps its devices.
+        A process that has used CUDA cannot change its devices.
         """
         return next((job for job in self._waiting if not job.request.gpus), None)
 
@@ -333,7 +335,7 @@ class ProcessWorkers(JobRunner):
         self._send_ahead(by)
 
     def _send_ahead(self, to: Worker) -> None:
-        """Send a worker further calls if calls are short."""
+        """Send further calls to a busy worker if recent calls were short."""
         if self._stopping or self._seconds is None or to.over or not to.jobs:
             return
         most = min(AHEAD, int(SHORT / max(self._seconds, SHORT / AHEAD)))
@@ -362,7 +364,8 @@ class ProcessWorkers(JobRunner):
         """Take back the calls that a worker has not started.
 
         Returns:
-            The first job, which keeps its slots, if even that has not started.
+            The first of the worker's jobs, which keeps its slots, if not even that job has started;
+            otherwise `None`.
         """
         jobs, first = at.take_back(), None
         if jobs and not at.jobs:
@@ -374,7 +377,7 @@ class ProcessWorkers(JobRunner):
         return first
 
     def _give_back(self, jobs: list[Job]) -> None:
-        """Return jobs that waited in a worker to the queue."""
+        """Put jobs that waited in a worker back in the queue."""
         for job in jobs:
             job.handle = None
         self._jobs.difference_update(jobs)
@@ -386,7 +389,7 @@ class ProcessWorkers(JobRunner):
     def _start(self) -> None:
         """Start a worker. Runs on a separate thread.
 
-        Not in an asyncio task: a program that ends cancels all tasks.
+        An asyncio task would not do, because `asyncio.run` cancels all tasks when the program ends.
         """
         assert self._context is not None
         try:

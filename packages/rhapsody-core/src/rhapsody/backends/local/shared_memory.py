@@ -1,9 +1,9 @@
 """Shared memory for large values between the program and its worker processes.
 
 The pickle of a large argument or result is written to a file in memory (`memfd_create`) that the
-program shares with its workers, and unpickled from a mapping of it: one copy in, one copy out, and
-the values are the same as those that travel by socket. The file has no name and needs no cleaning
-up: the system frees it when the last process that has it open has ended.
+program shares with its workers, and unpickled from a mapping of it: the data is copied once on each
+side, and the values are the same as those sent through a socket. The file has no name and needs no
+cleanup: the system frees it when the last process that has it open has ended.
 
 Blocks of the file are far apart. It is sparse, so each block can grow to any size and no allocator
 is needed. Only the program hands out blocks: one to each call with large arguments, and one to each
@@ -13,7 +13,7 @@ is garbage collected, so a canceled call or a killed worker needs no special car
 
 Freed blocks are used again with their pages, because allocating and clearing pages costs more than
 copying to them. At most `WARM` blocks of at most `KEPT` bytes stay allocated between values. Where
-there is no shared memory, values travel by socket.
+shared memory is not available, values are sent through the socket.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from typing import Any
 from rhapsody.sdk.runner import loads, pickler
 
 LARGE = 1 << 18
-"""Minimum size in bytes of a pickle that is shared."""
+"""Minimum size in bytes of a pickle that is passed through shared memory."""
 
 WARM = 4
 """Number of free blocks that keep their pages."""
@@ -43,17 +43,17 @@ SPACING = 1 << 40
 
 
 class SharedMemory:
-    """File of shared blocks: base class of both sides, which decide which blocks are free.
+    """File of shared blocks: base class for both sides, which differ in how blocks are freed.
 
     Args:
-        descriptor: Its file descriptor; `None` if there is no shared memory.
+        descriptor: The file's descriptor; `None` if there is no shared memory.
     """
 
     def __init__(self, descriptor: int | None = None) -> None:
         self.descriptor: int | None = descriptor
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Send the descriptor along with a process that `multiprocessing` starts."""
+        """Pass the descriptor to a process that `multiprocessing` starts."""
         shared = None if self.descriptor is None else reduction.DupFd(self.descriptor)
         return _inherited, (shared,)
 
@@ -62,7 +62,7 @@ class SharedMemory:
         return None
 
     def free(self, number: int) -> None:
-        """Take back a block. Called by its `Block`."""
+        """Mark a block as free. Called by its `Block`."""
 
     def dump(self, value: Any) -> Block | bytearray:
         """Pickle a value into a block if it is large, else into memory."""
@@ -74,7 +74,7 @@ class SharedMemory:
             del file.block, file.data  # the traceback of an error refers to the file
 
     def load(self, number: int, size: int) -> Any:
-        """Unpickle a value of this size from a block."""
+        """Unpickle a value from the first `size` bytes of a block."""
         return loads(self.read(number, size))
 
     def read(self, number: int, size: int) -> mmap.mmap | bytearray:
@@ -84,7 +84,7 @@ class SharedMemory:
             The mapping, or a copy of the bytes.
 
         Raises:
-            EOFError: The file is shorter.
+            EOFError: The file ends before the last byte to read.
         """
         assert self.descriptor is not None
         offset = number * SPACING
@@ -104,7 +104,7 @@ class SharedMemory:
         """Write to a block, from the byte `start` on.
 
         Raises:
-            OSError: The system has no memory for it.
+            OSError: The system does not have enough memory.
         """
         assert self.descriptor is not None
         offset = number * SPACING + start
@@ -128,7 +128,7 @@ class ProgramMemory(SharedMemory):
         self.close()
 
     def close(self) -> None:
-        """Close the file, after its last use."""
+        """Close the file. It must not be used afterward."""
         descriptor, self.descriptor = self.descriptor, None
         if descriptor is not None:
             os.close(descriptor)
@@ -143,7 +143,7 @@ class ProgramMemory(SharedMemory):
         return Block(self, next(self._numbers))
 
     def free(self, number: int) -> None:
-        """Take back a block, and release its pages if there are too many."""
+        """Mark a block as free, and release its pages if enough free blocks have kept theirs."""
         if self.descriptor is None:
             return
         try:
@@ -191,10 +191,10 @@ def _inherited(shared: Any) -> WorkerMemory:
 
 
 class Block:
-    """Part of the shared memory, with one pickle. It is free again when this is collected.
+    """Block of shared memory with one pickle; free again when this object is garbage collected.
 
     Attributes:
-        number: Its number in the file, from 1.
+        number: The block's number in the file, counted from 1.
         size: Size of the pickle in bytes.
     """
 
@@ -246,7 +246,7 @@ class _PickleFile:
             self.data += view
 
     def _share(self, view: memoryview) -> None:
-        """Add to the block, or fall back to this process's own memory if the system refuses."""
+        """Add to the block; move the pickle to this process's memory if the system lacks memory."""
         assert self.block is not None
         try:
             self.block.append(view)

@@ -1,11 +1,12 @@
-"""Functions in this process: on threads, on one shared event loop, or on an executor of the user.
+"""Functions on threads of this process, on one shared event loop, or on a user's executor.
 
 The backend's threads are daemons that nothing joins at exit: a function that cannot be stopped
 never delays the end of the program. Coroutine functions run on a loop that each thread keeps, or
 on one shared loop if they need no core.
 
-A user's executor may run calls in this process or send them to others: a call packs itself when it
-is pickled. The executor belongs to the user and is not shut down here.
+A user's executor may run calls in this process or send them to other processes, so an
+`ExecutorCall` packs the call when it is pickled. The executor belongs to the user and is not shut
+down here.
 """
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ class ThreadWorkers(JobRunner):
         self._lock = threading.Lock()  # decides whether `cancel` or the worker cancels a coroutine
 
     def run(self, job: Job) -> None:
-        """Hand a job to a free thread, or to a new one."""
+        """Pass a job to a free thread, or start a thread for it."""
         job.task["worker"] = HERE  # until a thread has taken it
         if self._busy == len(self._threads):
             name = f"{self._name}-{len(self._threads) + 1}"
@@ -97,7 +98,7 @@ class ThreadWorkers(JobRunner):
                 thread.join(max(0.0, end - time.monotonic()))
 
     def _work(self, name: str) -> None:
-        """Run jobs: one of the threads."""
+        """Run jobs one after the other, on one of the threads."""
         loop, running = WorkerLoop(), self._running
         try:
             successor = None
@@ -175,7 +176,7 @@ class SharedThread(JobRunner):
         self._open -= 1
 
     def stop(self, timeout: float) -> None:
-        """End the thread, unless a coroutine refuses to end."""
+        """End the thread, unless a coroutine is still running."""
         if not self._open:
             self._loop.stop(timeout)
 
@@ -237,7 +238,7 @@ class ExecutorWorkers(JobRunner):
         future.add_done_callback(partial(self._done, job))
 
     def cancel(self, job: Job) -> None:
-        """Cancel a call in the executor's queue; a running one only sees `cancelled`."""
+        """Cancel a call in the executor's queue; a running function can only check `cancelled`."""
         job.cancelled = True
         if job.context is not None:
             job.context.request_cancel()
@@ -272,7 +273,7 @@ class ExecutorWorkers(JobRunner):
 
 
 class ExecutorCall:
-    """Call for an executor. It is made in this process unless it is pickled.
+    """Call for an executor, which runs in this process unless it is pickled.
 
     Args:
         job: The job.
@@ -317,7 +318,7 @@ class ExecutorCall:
 
 
 class _Local(threading.local):
-    """Loop of each of the executor's threads, closed with the thread."""
+    """Event loop for each of the executor's threads, closed when the thread ends."""
 
     def __init__(self) -> None:
         self.loop = WorkerLoop()

@@ -1,8 +1,8 @@
 """Worker process: makes one call at a time, and forwards log records to the program.
 
 Calls and results are pickled by cloudpickle, so that closures, lambdas and functions of the main
-program work. Short calls may wait here until they are started or the program takes them back. The
-program's side is `rhapsody.backends.local.workers`.
+program work. Short calls may wait in the worker until it starts them or the program takes them
+back. The program's side is `rhapsody.backends.local.workers`.
 """
 
 from __future__ import annotations
@@ -44,24 +44,24 @@ if TYPE_CHECKING:
     from multiprocessing.connection import Connection
 
 LENGTHS = struct.Struct("=QQ")
-"""Head of a reply: the lengths in bytes of its two parts, which follow.
+"""Head of a reply: the lengths in bytes of the two parts that follow.
 
 The first part is a `CallResult` without its payload, and the second is the payload. If the first
 part is empty, the second is a log record.
 """
 
 NUMBER = struct.Struct("=I")
-"""The number of a call, counted for each worker."""
+"""Number of a call, counted separately for each worker."""
 
 CALL = struct.Struct("=IIBQQQ")
 """Head of a call: its number, the shared block for its result, `Call.kind`, and the lengths of
-order, function and arguments, which follow."""
+the spec, the function and the arguments, which follow."""
 
 START = struct.Struct("=II")
-"""The part of a call's head that is known when it is sent."""
+"""First part of a call's head, which is known only when the call is sent."""
 
 BLOCK = struct.Struct("=IQ")
-"""A pickle in shared memory: its block and its size."""
+"""Reference to a pickle in shared memory: the block's number and the pickle's size."""
 
 SCALARS = PLAIN - {str, bytes}
 
@@ -72,7 +72,7 @@ REUSABLE, SHARED = 1, 2
 
 
 class Call(NamedTuple):
-    """A pickled call.
+    """Pickled call.
 
     Attributes:
         function: The pickled function; empty if `arguments` is the whole call.
@@ -95,11 +95,11 @@ def work(
     """Make calls until the program closes the connection: the main function of a worker.
 
     Args:
-        connection: For calls and replies. The worker first sends one byte when it is ready.
-        unstarted: Contains the numbers of the calls that were sent and have not started. The worker
-            reads a number to start the call, the program to take it back.
+        connection: The socket for calls and replies. The worker sends one byte when it is ready.
+        unstarted: A pipe with the numbers of the calls that were sent and have not started. The
+            worker reads a number to start the call, the program to take it back.
         levels: The log levels of the program, see `forward_logs`.
-        memory: Shared memory for large arguments and results.
+        memory: The shared memory for large arguments and results.
     """
     begin()
     _runner.memory = memory
@@ -137,7 +137,7 @@ def modules_frame(modules: bytes) -> bytearray:
 
 
 def received(stream: IOBase) -> tuple[int, int, CallSpec | None, Call] | None:
-    """Return the next call, or modules for it; `None` at the end, or if the program ended midway.
+    """Return the next call, or modules for it; `None` if the program closed the connection.
 
     Returns:
         The call's number, the block for its result, the spec (`None` for modules), and the call.
@@ -266,10 +266,10 @@ def _flush() -> None:
 
 
 def _die_with_parent() -> None:
-    """Let the kernel kill this worker's process group when the main program ends.
+    """Request that the kernel kill this worker's process group when the main program ends.
 
-    Without that (not on Linux) an idle worker ends when its connection closes, and a busy one after
-    its call.
+    On systems other than Linux, an idle worker ends when its connection closes, and a busy one
+    after its call.
     """
     import fcntl
     from multiprocessing import parent_process
@@ -286,7 +286,7 @@ def _die_with_parent() -> None:
 
 
 _ATTEMPT = re.compile(r".+\.(task\.[0-9]+)\.[0-9]+", re.DOTALL)
-"""The uid of an attempt; the group is the uid of the future."""
+"""Matches the uid of an attempt; the group is the uid of the future."""
 
 
 def log_levels() -> dict[str, int]:
@@ -310,10 +310,10 @@ def forward_logs(send: Callable[[bytes], object], program: Mapping[str, int]) ->
 
 
 def handle_log(record: bytes | memoryview) -> None:
-    """Handle a record in the program that `forward_logs` has sent.
+    """Handle, in the program, a log record that `forward_logs` has sent.
 
-    Errors of handlers, or from unpickling the record, are reported as `logging` does and must not
-    delay the result of the task, which follows.
+    Errors of handlers or of unpickling are reported as `logging` reports them, so that the program
+    continues to read the task's result, which follows.
     """
     made = logging.makeLogRecord({"msg": "a log record of a worker process"})
     try:
@@ -329,7 +329,7 @@ _reporter = logging.Handler()
 
 
 class _Forwarder(QueueHandler):
-    """Handler that sends records with formatted text, because arguments may not be picklable."""
+    """Handler that sends records as formatted text: their arguments may not be picklable."""
 
     def __init__(self, send: Callable[[bytes], object]) -> None:
         super().__init__(None)  # type: ignore[arg-type]

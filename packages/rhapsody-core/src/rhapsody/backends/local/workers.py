@@ -1,13 +1,13 @@
 """The program's side of worker processes, and the fork server that starts them.
 
-Calls are sent through a socket, and replies come back. A worker makes one call after another;
-calls that it has not started can be taken back. `rhapsody.backends.local.worker` runs in the
+Calls and replies are sent through a socket. A worker makes one call after another; the program can
+take back calls that the worker has not started. `rhapsody.backends.local.worker` runs in the
 worker; `rhapsody.backends.local.processes` decides which worker receives which call.
 
-The server is a small process that holds only what workers need. Python's own fork server is not
-enough: its workers import the main program again, which breaks every program without an `if
-__name__ == "__main__"` guard and is not needed where functions are sent by value; it runs until the
-program ends; and it prints a traceback if Ctrl-C is pressed while it starts.
+The fork server is a small process that has imported only the modules that workers need. Python's
+own fork server is not enough: its workers import the main program again, which breaks every program
+without an `if __name__ == "__main__"` guard and is not needed where functions are sent by value; it
+runs until the program ends; and it prints a traceback if Ctrl-C is pressed while it starts.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ from rhapsody.sdk.processes import forget_group, register_group, signal_group
 from rhapsody.sdk.runner import CallResult
 
 AT_ONCE = 1 << 18
-"""Bytes to read from a worker at a time."""
+"""Maximum number of bytes to read from a worker at a time."""
 
 HEAD, PAYLOAD = 1 << 28, 1 << 48
 """Maximum sizes in bytes of the two parts of a valid message."""
@@ -54,7 +54,7 @@ HEAD, PAYLOAD = 1 << 28, 1 << 48
 NUMBERS = 1 << 32
 
 PIPE = 1 << 16
-"""Bytes of numbers to read at a time: more than a pipe holds."""
+"""Bytes of call numbers to read at a time: all that a pipe can hold."""
 
 NOTHING = memoryview(b"")
 
@@ -62,25 +62,25 @@ log: logging.Logger = logging.getLogger(__name__)
 
 
 class Worker:
-    """One worker process. Creating it blocks until the process can take a call.
+    """Worker process. Creating it blocks until the process can receive calls.
 
     All methods must be called on the loop.
 
     Args:
-        context: The context that starts it.
-        timeout: Seconds until it must be ready.
+        context: The context that starts the process.
+        timeout: Seconds within which the process must be ready.
 
     Attributes:
         pid: Its process id, and the id of its process group.
-        title: Its name in messages.
+        title: The worker's name in messages.
         jobs: The jobs whose calls were sent and have no reply yet, in order.
-        since: The loop's time at which the first of `jobs` became the first.
-        seconds: Average duration of the calls of the last replies.
-        over: True if it has ended or will end.
+        since: The loop's time when the first of `jobs` moved to the front.
+        seconds: Average duration of the calls that the latest batch of replies answered.
+        over: True if the worker has ended or is being stopped.
 
     Raises:
         OSError: The process could not be started, or was not ready in time.
-        EOFError: It ended before it was ready.
+        EOFError: The process ended before it was ready.
     """
 
     def __init__(self, context: WorkerContext, timeout: float) -> None:
@@ -138,7 +138,8 @@ class Worker:
 
         Args:
             loop: The loop of this thread.
-            replied: Called with each reply, which is for the first of `jobs`; removes that job.
+            replied: Called with each reply, which belongs to the first of `jobs`; must remove that
+                job.
             ended: Called once, when the worker's process group has ended, with the exit code and
                 the jobs that had not started.
         """
@@ -147,7 +148,7 @@ class Worker:
         loop.add_reader(self._process.sentinel, self._ended)
 
     def send(self, job: Job, call: bytearray) -> None:
-        """Send a call: now if the worker is idle, else with the others of this turn of the loop."""
+        """Send a call: at once if the worker is idle, else with others of this loop iteration."""
         assert self._loop is not None
         START.pack_into(call, 0, self._number, self._offered)
         if job.modules is not self._modules and job.modules is not None:
@@ -166,7 +167,8 @@ class Worker:
     def take_back(self) -> list[Job]:
         """Take back the calls that the worker has not started; it skips them.
 
-        It has replied to all others except the last: `read` finds these replies.
+        The worker has replied to all calls that it started, except perhaps the last; `read` handles
+        these replies.
 
         Returns:
             The jobs of these calls, in their order.
@@ -183,7 +185,7 @@ class Worker:
         return jobs
 
     def finish(self, grace: float) -> None:
-        """Ask an idle worker to end; kill it after `grace` seconds if threads keep it alive."""
+        """Let an idle worker exit; kill it after `grace` seconds if threads keep it alive."""
         self.over = True
         with suppress(OSError):  # it has ended
             self._socket.shutdown(socket.SHUT_WR)
@@ -207,7 +209,7 @@ class Worker:
         signal_group(self.pid, signal.SIGKILL)
 
     def _flush(self) -> None:
-        """Send the waiting calls, as far as the socket takes them."""
+        """Send the waiting calls, as far as the socket accepts data."""
         if self._unsent or not self._calls:
             return
         os.write(self._sent.fileno(), self._numbers)
@@ -229,7 +231,7 @@ class Worker:
             self._flush()
 
     def _push(self) -> None:
-        """Send as much as the socket takes."""
+        """Send as much data as the socket accepts."""
         try:
             sent = self._socket.send(self._unsent)
         except BlockingIOError:
@@ -269,7 +271,7 @@ class Worker:
             self._replied(self, self._replies.popleft())
 
     def _kill_invalid(self, what: str) -> None:
-        """Kill a worker whose task has written to the worker's own socket."""
+        """Kill a worker that sent invalid data: a task has written to the worker's socket."""
         log.warning(
             "killing worker process %d: it sent an invalid message (%s), probably because its task "
             "wrote to file descriptors of the worker", self.pid, what,
@@ -278,7 +280,7 @@ class Worker:
         self.kill()
 
     def _take_replies(self) -> None:
-        """Parse the replies that are complete, without copying their payloads."""
+        """Parse the complete replies among the received data, without copying their payloads."""
         received, begin = self._received, 0
         whole = memoryview(received)
         while len(received) - begin >= LENGTHS.size:
@@ -352,11 +354,11 @@ class Worker:
 
 
 PRELOAD = ["rhapsody.backends.local.forked", "cloudpickle", "rhapsody.backends.local.worker"]
-"""Modules that the server imports, so that new workers need not."""
+"""Modules that the fork server imports, so that new workers need not import them."""
 
 
 DESCRIPTORS = 16
-"""More descriptors than starting a worker opens in this process."""
+"""Number of free descriptors required to start a worker; starting one opens fewer."""
 
 _launching = threading.Lock()
 
@@ -405,9 +407,10 @@ class WorkerContext(ForkServerContext):
 
     @contextmanager
     def launching(self) -> Iterator[None]:
-        """Return a context for starting a worker: one at a time, with enough descriptors.
+        """Return a context manager for starting one worker at a time, with enough descriptors.
 
-        If they ran out midway, the server would exit, and all workers with it.
+        If descriptors ran out while a worker starts, the server would exit, and all workers with
+        it.
 
         Raises:
             OSError: There are too few free descriptors.
@@ -425,7 +428,8 @@ class WorkerContext(ForkServerContext):
     def stop(self) -> None:
         """Kill the server, after its workers have ended.
 
-        Otherwise it would wait for processes that they have left running, such as daemons.
+        Without that, the server would wait for processes that workers have left running, such as
+        daemons.
         """
         server: Any = self.server
         if server._forkserver_pid is None:  # it was never started
@@ -450,7 +454,7 @@ class WorkerProcess(ForkServerProcess):
 
 
 class _Popen(popen_forkserver.Popen):
-    """Start a process with our own server, and without importing the main program in it."""
+    """Launcher of a process: uses the context's server, and does not import the main program."""
 
     def _launch(self, process_obj: Any) -> None:
         main = process.current_process()

@@ -76,7 +76,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def checked_name(given: str) -> str:
-    """Check a backend's name, and return it with `_` between its words.
+    """Return a backend's name with `_` between its words, after checking it.
 
     Raises:
         UsageError: The name is malformed or already taken.
