@@ -62,8 +62,8 @@ class Session:
     Attributes:
         uid: Identifier of the backend object, unique across backends and processes.
         path: The directory of the program's files: the current directory, or `work_dir` of the
-            engine that starts the backend. Not created here. A backend writes its own files to
-            `directory`.
+            engine that starts the backend. The session does not create it. A backend writes its own
+            files to `directory`.
     """
 
     uid: str = field(default_factory=lambda: f"rhapsody.session.{uuid.uuid4().hex[:12]}")
@@ -298,7 +298,7 @@ class ManagedBackend(BaseExecutionBackend):
 
     Args:
         max_running: Maximum number of concurrent calls of `run_task`. Other tasks wait and are not
-            reported as running, so that their timeouts do not start. Services do not count.
+            reported as running, so that their timeouts do not start. Services are not limited.
             `None`: no limit.
         name: The name of this object in an engine with several backends of its class. Default: the
             class's `name`.
@@ -461,7 +461,7 @@ class ManagedBackend(BaseExecutionBackend):
     # Tasks.
 
     async def submit_tasks(self, tasks: Sequence[TaskDescription]) -> None:
-        """Run each task with `run_task` in an asyncio task of its own."""
+        """Run each task with `run_task` in its own asyncio task."""
         for task in self.admit(tasks):
             self.accept(task)
             run = asyncio.create_task(self.__run(task), name=task["uid"])

@@ -216,11 +216,11 @@ class ObservedEngine(Protocol):
 
     @property
     def loop(self) -> asyncio.AbstractEventLoop:
-        """Its event loop, on which hooks are called."""
+        """The engine's event loop, on which hooks are called."""
 
     @property
     def log(self) -> logging.Logger:
-        """Its logger."""
+        """The engine's logger."""
 
     @property
     def work_dir(self) -> Path:
@@ -232,7 +232,7 @@ class ObservedEngine(Protocol):
 
     @property
     def stats(self) -> Stats:
-        """Its counters."""
+        """The engine's counters."""
 
     @property
     def summary(self) -> Summary | None:
@@ -328,7 +328,7 @@ class Recorded:
         files: The files that the task created. Dependents read them from `paths`; files that are
             missing at their destinations in this run are copied there according to `places`.
         stdout: The standard output for the future, or the path of the file that contains it.
-        stderr: Its standard error, likewise.
+        stderr: The same for standard error.
         exit_code: An executable's exit code.
     """
 
@@ -351,7 +351,7 @@ class Record(NamedTuple):
         files: The files that the task created, if it had a sandbox. Declared files exist until the
             engine ends, and longer if the run failed.
         stdout: The task's standard output, or the path of the file that contains it.
-        stderr: Its standard error, likewise.
+        stderr: The same for standard error.
         exit_code: An executable's exit code.
         texts: The strings and paths among the arguments of an executable, as in `LookupTask`.
         makes_again: The `uid` of the `LookupTask` for which a plugin had a result with missing
@@ -390,7 +390,7 @@ class LookupTask(TaskDescription):
         implicit: The sandboxes of dependencies that declare no output files and are visible to the
             task as a whole, see `implicit_data` of `WorkflowEngine.create`.
         texts: The strings and paths among the arguments of an executable, which may name files.
-        shares_memory: True if its backend runs functions in the program's own process.
+        shares_memory: True if the task's backend runs functions in the program's own process.
     """
 
     settings: Mapping[str, Any]
@@ -537,8 +537,8 @@ def rhapsody_lookup_results(
 
     Returns:
         For each task `Recorded(value)`, or `None` if there is no result; or `None` alone if there
-        is no result at all. It may be an awaitable of that, for example to read files off the
-        loop: only these tasks wait for it.
+        is no result at all. The hook may also return an awaitable of this sequence, for example to
+        read files off the loop; only these tasks wait for it.
     """
 
 

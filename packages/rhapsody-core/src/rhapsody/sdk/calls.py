@@ -77,7 +77,7 @@ def call_spec(
     """Return the data about a task that a worker needs in addition to the call itself.
 
     Args:
-        task: Its description.
+        task: The description of the task.
         cores: Number of cores for numeric libraries: they start one thread for each whole core,
             and at least one; 0 does not limit them.
         environment: The environment variables to set. Default: those of the task's description.
@@ -109,7 +109,7 @@ def pack(
     """Pickle a task's call together with its spec, for `Runner.run`.
 
     Args:
-        task: Its description.
+        task: The description of the task.
         order: The spec of the call, which the worker needs. Default: `call_spec(task)`.
         worker: The name of the worker in messages.
         cure: The remedy for an object that cannot be pickled, for messages.
@@ -128,7 +128,7 @@ def pack_call(task: TaskDescription, *, worker: str = WORKER, cure: str = CURE) 
     """Pickle only a task's function and arguments, for `Runner.load`.
 
     Args:
-        task: Its description.
+        task: The description of the task.
         worker: The name of the worker in messages.
         cure: The remedy for an object that cannot be pickled, for messages.
 

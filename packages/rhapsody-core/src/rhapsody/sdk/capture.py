@@ -118,8 +118,8 @@ class Recorder:
 
     Args:
         directory: The directory for large output, created when needed.
-        capture: The task's setting: with `"files"` all output goes to files there, with `"quiet"`
-            it is not passed on to the standard streams.
+        capture: The task's setting `capture`: with `"files"` all output is written to files in
+            `directory`, with `"quiet"` output is not passed on to the standard streams.
     """
 
     def __init__(self, directory: str | None = None, capture: Capture = True) -> None:

@@ -367,7 +367,7 @@ class TaskProgram:
         Raises:
             OutOfMemoryError: The kernel killed the program because memory ran out; the exit code
                 and output were written into the description.
-            OSError: Its output cannot be read.
+            OSError: The program's output cannot be read.
             asyncio.CancelledError: This call of `wait` was canceled.
         """
         exited = self._program.exited

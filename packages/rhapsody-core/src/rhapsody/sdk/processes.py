@@ -129,7 +129,7 @@ for pid in live:
 class Reaper:
     """Reaper process that kills the programs of this process if this process is killed.
 
-    It is started with the first program.
+    The reaper is started with the first program.
 
     All methods may be called from any thread.
     """

@@ -340,7 +340,7 @@ class TaskService(TaskProgram):
 
         Raises:
             TaskFailedError: The service ended before it was ready.
-            OSError: Its output cannot be read.
+            OSError: The program's output cannot be read.
             Exception: The error of the service's `ready` callable. The service was stopped.
         """  # noqa: DOC501 - a TaskFailedError
         watch = None

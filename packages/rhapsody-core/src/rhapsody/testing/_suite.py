@@ -576,12 +576,12 @@ class Ticking:
     check ends, the task's files are removed, which releases the task.
 
     Attributes:
-        task: Its description.
-        kind: Its kind.
+        task: The description of the task.
+        kind: The kind of the task.
 
     Args:
         driver: The driver that submits it.
-        kind: Its kind.
+        kind: The kind of the task.
         command: A shell command that an executable runs first.
     """
 

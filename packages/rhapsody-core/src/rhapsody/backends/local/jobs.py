@@ -393,7 +393,7 @@ class Job:
 
     Attributes:
         task: The task's description, into which the results are written.
-        uid: Its uid.
+        uid: The uid of the task.
         request: The resources that the job requests.
         runner: The part of the backend that runs jobs of this kind.
         number: The job's place in the order of submission.

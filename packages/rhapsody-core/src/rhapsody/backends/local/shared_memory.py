@@ -43,7 +43,7 @@ SPACING = 1 << 40
 
 
 class SharedMemory:
-    """File of shared blocks: base class for both sides, which differ in how blocks are freed.
+    """File of shared blocks: base class of the program's side and of the workers' side.
 
     Args:
         descriptor: The file's descriptor; `None` if there is no shared memory.

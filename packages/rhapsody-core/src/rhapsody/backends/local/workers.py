@@ -71,7 +71,7 @@ class Worker:
         timeout: Seconds within which the process must be ready.
 
     Attributes:
-        pid: Its process id, and the id of its process group.
+        pid: The worker's process id, which is also the id of its process group.
         title: The worker's name in messages.
         jobs: The jobs whose calls were sent and have no reply yet, in order.
         since: The loop's time when the first of `jobs` moved to the front.
