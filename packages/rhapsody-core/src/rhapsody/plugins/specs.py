@@ -537,7 +537,7 @@ def rhapsody_lookup_results(
 
     Returns:
         For each task `Recorded(value)`, or `None` if there is no result; or `None` alone if there
-        is no result at all. The hook may also return an awaitable of this sequence, for example to
+        is no result at all. The hook may also return an awaitable of either, for example to
         read files off the loop; only these tasks wait for it.
     """
 
