@@ -7,6 +7,7 @@ import tempfile
 from pathlib import Path
 from unittest.mock import patch
 
+import importlib_metadata  # noqa: F401 - the tests replace the path that it is found on
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
