@@ -105,7 +105,7 @@ class Victim:
             self._made.register_pilot_callback(self._on_pilot)
             closing = asyncio.ensure_future(self._made.shutdown())
             connection = self._made._connection
-            await self._until(lambda: connection is not None and connection._closing)
+            await self._until(lambda: connection is not None and connection.closing)
             self._reached("closing")
             await closing
 

@@ -695,7 +695,8 @@ class RadicalExecutionBackend(ManagedBackend):
     def _pilot_ended(self, pilot: Pilot) -> None:
         """Report the tasks of an ended pilot as lost."""
         lost = [job for job in self.open_jobs() if job.pilot is pilot and job.sent]
-        if self.state() == "running":
+        closing = self._connection is not None and self._connection.closing
+        if self.state() == "running" and not closing:
             log.warning("%s; tasks lost: %d", pilot.reason, len(lost), extra={"pilot": pilot.uid})
         for job in lost:
             self.end(job, "LOST")

@@ -191,6 +191,7 @@ class Connection:
         remotes: The remote objects, which represent RADICAL-Pilot's objects in the client.
         directory: The session's directory.
         ended: Set when the client has ended.
+        closing: Whether a shutdown, or the end of the program, has begun to close the client.
     """
 
     def __init__(
@@ -207,7 +208,7 @@ class Connection:
         self._made = [place for place in directory.parents if not place.exists()]
         self._process: subprocess.Popen[bytes] | None = None
         self._channel: Channel | None = None
-        self._closing = False
+        self.closing: bool = False
         self._closed = False
         self._keep: bool | None = None
         self._lock = threading.Lock()
@@ -240,7 +241,7 @@ class Connection:
             PilotException: The session cannot be started; the text contains the reason.
         """
         with self._lock:  # a connection cannot be closed while it is being opened
-            if self._closing:
+            if self.closing:
                 raise PilotException("RADICAL-Pilot's client is closed. Create a new backend")
             self._keep = settings["keep"]
             self._start_process(verbose=verbose)
@@ -302,7 +303,7 @@ class Connection:
             limit: The time limit in seconds.
         """
         with self._lock:
-            first, self._closing = not self._closing, True
+            first, self.closing = not self.closing, True
         if self._process is None or self._channel is None:
             self.remotes.callbacks.stop()
             return
@@ -340,7 +341,7 @@ class Connection:
         If the client is already closing, the program was interrupted during the shutdown. In this
         case, do not wait: the client finishes closing after the program has ended.
         """
-        if os.getpid() == self._owner and not self._closing:  # a fork does not own the client
+        if os.getpid() == self._owner and not self.closing:  # a fork does not own the client
             self.close(keep=self._keep, limit=EXIT_LIMIT)
 
     def _wait(self) -> None:
