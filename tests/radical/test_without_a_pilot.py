@@ -352,7 +352,8 @@ class Held:
         self.backend = RadicalExecutionBackend([{"cores": 1}, {"cores": 1}])
         self.sent: list[tuple[int, str]] = []
         self.ended: list[tuple[str, str]] = []
-        self.backend._connection = SimpleNamespace(directory=directory)  # type: ignore[assignment]
+        connection: Any = SimpleNamespace(directory=directory, closing=False)
+        self.backend._connection = connection
         self.backend._commands = Worker("commands")
         self.backend.register_callback(lambda task, state: self.ended.append((task["uid"], state)))
         monkeypatch.setattr(self.backend, "send", self._send)
