@@ -191,7 +191,7 @@ class Connection:
         remotes: The remote objects, which represent RADICAL-Pilot's objects in the client.
         directory: The session's directory.
         ended: Set when the client has ended.
-        closing: Whether a shutdown, or the end of the program, has begun to close the client.
+        closing: True from the moment when a shutdown or the end of the program closes the client.
     """
 
     def __init__(
