@@ -32,13 +32,17 @@ def test_a_plain_main_calls_tasks_and_waits_for_them() -> None:
 
 def test_a_result_that_a_plain_main_reads_too_early_names_wait() -> None:
     def main(flow: WorkflowEngine) -> None:
-        future: Any = flow.function_task(double)(1)
-        for read in (future.result, future.exception, lambda: future + 1):
-            with pytest.raises(
-                (asyncio.InvalidStateError, TypeError), match=r"rhapsody\.wait"
-            ) as told:
-                read()
-            assert "await" not in str(told.value)
+        opened = threading.Event()
+        future: Any = flow.function_task(double)(flow.block(opened.wait)(60))
+        try:
+            for read in (future.result, future.exception, lambda: future + 1):
+                with pytest.raises(
+                    (asyncio.InvalidStateError, TypeError), match=r"rhapsody\.wait"
+                ) as told:
+                    read()
+                assert "await" not in str(told.value)
+        finally:
+            opened.set()
         rhapsody.wait(future)
 
     rhapsody.run(main)
