@@ -503,7 +503,7 @@ class LocalExecutionBackend(SharedSandboxes, ManagedBackend):
         if needs is not None and left is not None and needs > left:
             raise InsufficientWalltimeError(
                 f"task {task['name']!r} was held back: it needs {needs:g} s, but the walltime "
-                f"ends in {left:.0f} s; the next run resumes it",
+                f"ends in {left:.0f} s; run the program again to execute it",
                 backend=self.name, needs=needs, left=left,
             )  # fmt: skip
 
