@@ -149,7 +149,7 @@ MEASURES: Mapping[str, Measure] = {
     "engine": Measure(
         "The engine alone",
         "µs per task",
-        "What it takes to accept a task, keep it in order, and deliver its result; nothing is run.",
+        "Cost of accepting a task, scheduling it and delivering its result. No work is run.",
         [ours.Noop, floors.Tasks, floors.Futures, peers.AsyncflowNoop, peers.ParslThreads],
         floors.Tasks.title,
         engine,
@@ -166,7 +166,7 @@ MEASURES: Mapping[str, Measure] = {
     "threads": Measure(
         "Functions in threads",
         "µs per task",
-        "What a call of a function that does nothing costs.",
+        "Cost of calling a function that does nothing.",
         [*THREADS, ours.Async],
         floors.ThreadPool.title,
         functions,
@@ -180,7 +180,7 @@ MEASURES: Mapping[str, Measure] = {
     "processes": Measure(
         "Functions in worker processes",
         "µs per task",
-        "The same where the function runs in another process.",
+        "Cost of calling a function that does nothing in another process.",
         PROCESSES,
         floors.ProcessPool.title,
         functions,
@@ -192,7 +192,7 @@ MEASURES: Mapping[str, Measure] = {
     "large": Measure(
         "Calls with 10 MB, in worker processes",
         "ms per call",
-        "What it takes to send 10 MB to a function, or to get 10 MB from it.",
+        "Time to send 10 MB to a function, or to receive 10 MB from it.",
         PROCESSES,
         floors.ProcessPool.title,
         large,
@@ -200,7 +200,7 @@ MEASURES: Mapping[str, Measure] = {
     "mixed": Measure(
         "Long calls among short ones, in worker processes",
         "times a list schedule",
-        "1.0 is a schedule that starts the next call whenever a worker is free, at no cost.",
+        "1.0 is a schedule that starts the next call as soon as a worker is free, at no cost.",
         PROCESSES,
         floors.ProcessPool.title,
         mixed,
@@ -210,7 +210,7 @@ MEASURES: Mapping[str, Measure] = {
     "programs": Measure(
         "Programs",
         "µs per program",
-        "What it costs to run a program that ends at once: given as a list, as text for the shell.",
+        "Cost of running a program that exits immediately, given as a list or as a shell command.",
         [ours.Threads, floors.ThreadPool, peers.AsyncflowThreads, peers.ParslThreads],
         floors.ThreadPool.title,
         commands,
@@ -222,7 +222,7 @@ MEASURES: Mapping[str, Measure] = {
     "workflows": Measure(
         "Recorded kinds of workflows",
         "times a list schedule",
-        "Graphs of 1,000 and 10,000 tasks by the recipes of WfCommons, with the same durations.",
+        "Graphs of 1,000 and 10,000 tasks from WfCommons recipes, with their durations.",
         [*THREADS, *PROCESSES],
         floors.ThreadPool.title,
         workflows,
@@ -231,7 +231,7 @@ MEASURES: Mapping[str, Measure] = {
     "dask": Measure(
         "On Dask",
         "ms",
-        "The whole of a fan, a chain, a tree, and of calls with one argument of 50 MB.",
+        "Total time of a fan, a chain, a tree, and calls that share an argument of 50 MB.",
         floor=whole.DASK,
         whole=whole.dask,
         needs="rhapsody_dask",
@@ -244,7 +244,7 @@ MEASURES: Mapping[str, Measure] = {
     "radical": Measure(
         "On RADICAL-Pilot",
         "ms per task",
-        "500 programs and 500 functions on a pilot on this machine.",
+        "500 programs and 500 functions, on a pilot on this machine.",
         floor=whole.BY_HAND,
         whole=whole.radical,
         needs="rhapsody_radical",
@@ -257,14 +257,14 @@ MEASURES: Mapping[str, Measure] = {
     "first": Measure(
         "The first result",
         "s",
-        "From the start of a fresh interpreter to the first result of a function.",
+        "Time from the start of a new interpreter to the first result of a function.",
         [floors.Tasks, *THREADS, *PROCESSES],
         floors.Tasks.title,
     ),
     "memory": Measure(
         "Memory",
         "bytes per task",
-        "What the program's process grows by: for a task that waits, and for one that is held.",
+        "Growth of the program's process per task, for waiting tasks and for kept futures.",
         [
             *(each for each in THREADS if each is not peers.Prefect),
             peers.Ray,
@@ -279,7 +279,7 @@ MEASURES: Mapping[str, Measure] = {
     "latency": Measure(
         "One more task while 10,000 run",
         "",
-        "From the call to the result, and how long the program's event loop is held at most.",
+        "Time from the call to the result, and the longest time that the event loop is blocked.",
         [ours.Coroutines, floors.Tasks],
         floors.Tasks.title,
         lambda smoke, directory: [
@@ -288,18 +288,18 @@ MEASURES: Mapping[str, Measure] = {
         ],
     ),
     "options": Measure(
-        "What options cost",
+        "The cost of options",
         "µs per task",
-        "A fan on the noop backend with one option, compared with the same without.",
+        "A fan on the noop backend with one option, compared with a fan without options.",
         options.OPTIONS,
         options.Plain.title,
         lambda smoke, directory: [graph("fan", 20 if smoke else 10_000, graphs.numbers)],
         [Budget("fan 10,000", options.Journalled.title, options.Plain.title, 40.0, more=True)],
     ),
     "files": Measure(
-        "What files cost",
+        "The cost of files",
         "µs per task",
-        "A function in a thread that writes a small file, compared with one that declares it.",
+        "A function that writes a small file, on a thread, with and without declaring the file.",
         options.FILES,
         options.ByItself.title,
         lambda smoke, directory: [
@@ -309,7 +309,7 @@ MEASURES: Mapping[str, Measure] = {
     "pairs": Measure(
         "A program that writes a file and a function that reads it",
         "ms per pair",
-        "`cp` into a declared output and a function with that file, with a journal.",
+        "`cp` into a declared output, and a function that reads this file, with a journal.",
         pairs.PAIRS,
         pairs.ByHand.title,
         lambda smoke, directory: [

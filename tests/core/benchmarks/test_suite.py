@@ -96,9 +96,9 @@ def test_a_contestant_that_fails_is_reported_with_the_reason_but_no_path() -> No
 def test_a_budget_is_met_or_not_by_the_medians() -> None:
     values = {"fan 10": {"us": [1.0, 3.0, 90.0], "them": [2.0]}}
     assert tables.verdict(values, Budget("fan 10", "us", "them", 1.5)).endswith(": met")
-    assert tables.verdict(values, Budget("fan 10", "us", "them", 1.4)).endswith(": NOT MET")
+    assert tables.verdict(values, Budget("fan 10", "us", "them", 1.4)).endswith(": EXCEEDED")
     assert tables.verdict(values, Budget("fan 10", "us", "nobody", 1.4)) == ""
-    assert tables.verdict(values, Budget("fan 10", "us", "them", 0.9, more=True)).count("NOT MET")
+    assert tables.verdict(values, Budget("fan 10", "us", "them", 0.9, more=True)).count("EXCEEDED")
 
 
 def test_a_budget_for_growth_allows_what_the_floor_grows_by() -> None:
