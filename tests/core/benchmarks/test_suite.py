@@ -103,7 +103,7 @@ def test_a_budget_is_met_or_not_by_the_medians() -> None:
 
 def test_a_budget_for_growth_allows_what_the_floor_grows_by() -> None:
     values = {"10": {"us": [2.0], "them": [1.0]}, "100": {"us": [6.0], "them": [2.0]}}
-    assert "1.5," in tables.verdict(values, Budget("100", "us", "them", 1.6, since="10"))
+    assert "= 1.5 " in tables.verdict(values, Budget("100", "us", "them", 1.6, since="10"))
 
 
 def test_peers_that_cost_less_are_named_but_not_what_is_written_by_hand() -> None:
