@@ -64,31 +64,33 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 WITHOUT_PILOT = {
-    "test_cleanup_notes",
-    "test_cleanup_processes",
-    "test_diagnosis",
-    "test_pilots",
-    "test_health",
-    "test_pilot_names",
-    "test_places",
-    "test_readme",
-    "test_schema",
-    "test_states",
-    "test_translate",
-    "test_walltime",
-    "test_wire",
-    "test_without_a_pilot",
+    "client/test_health.py",
+    "test_backend.py",
+    "test_backend_files.py",
+    "test_cleanup_notes.py",
+    "test_cleanup_processes.py",
+    "test_diagnosis.py",
+    "test_pilot.py",
+    "test_pilots.py",
+    "test_pilots_walltime.py",
+    "test_plugin.py",
+    "test_schema.py",
+    "test_states.py",
+    "test_translate.py",
+    "test_wire.py",
 }
-"""Modules whose tests may run at the same time as those of others."""
+"""Files of this directory whose tests may run at the same time as those of other files."""
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """Let one process run all tests with a pilot: two pilots overload a machine of two cores."""
 
+    without_pilot = {HERE / name for name in WITHOUT_PILOT}
+
     def group(nodeid: str) -> str:
-        file = nodeid.partition("::")[0]
-        return file if Path(file).stem in WITHOUT_PILOT else "pilots"
+        file = config.rootpath / nodeid.partition("::")[0]
+        return str(file) if file in without_pilot else "pilots"
 
     scheduler = import_module("xdist.scheduler").LoadScopeScheduling(config, log)
     scheduler._split_scope = group
