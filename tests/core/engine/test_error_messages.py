@@ -21,11 +21,13 @@ from rhapsody import (
     LocalExecutionBackend,
     OutputFile,
     TaskFailedError,
+    TaskFuture,
     TaskTimeoutError,
     WorkflowEngine,
 )
 from rhapsody.engine.error_messages import exit_code
-from tests._support.scripted import within
+from tests._support.machine import exists
+from tests._support.scripted import ManualClock, until, within
 
 pytestmark = [pytest.mark.asyncio, pytest.mark.timeout(60)]
 
@@ -40,6 +42,12 @@ async def failure(future: asyncio.Future[Any]) -> BaseException:
 
 def notes(error: BaseException) -> list[str]:
     return list(getattr(error, "__notes__", []))
+
+
+async def printed(future: TaskFuture[Any], folder: Path) -> None:
+    """Wait until a task runs, and has made the file `printed` after its output."""
+    await within(exists(folder / "printed"))
+    await until(lambda: future.state == "RUNNING")
 
 
 async def test_a_function_that_fails_says_which_call_it_was(flow: WorkflowEngine) -> None:
@@ -260,12 +268,17 @@ async def test_the_attempt_is_the_last_one(flow: WorkflowEngine) -> None:
     assert "task.000001, attempt 3, on 'local'" in note
 
 
-async def test_a_time_out_has_the_note_too(flow: WorkflowEngine) -> None:
-    @flow.executable_task(timeout=0.2)
-    def sleep() -> str:
-        return "echo started; sleep 60"
+async def test_a_time_out_has_the_note_too(tmp_path: Path) -> None:
+    async with WorkflowEngine.create(clock=(clock := ManualClock())) as flow:
 
-    error = await failure(sleep())
+        @flow.executable_task(timeout=10)
+        def sleep() -> str:
+            return f"echo started; touch {tmp_path}/printed; sleep 60"
+
+        future = sleep()
+        await printed(future, tmp_path)
+        await clock.advance(11)
+        error = await failure(future)
     assert isinstance(error, TaskTimeoutError)
     (note,) = notes(error)
     assert "standard output ended with:\n    started" in note
@@ -420,16 +433,21 @@ async def test_a_command_that_ended_well_leaves_no_script(flow: WorkflowEngine) 
     assert not [name for name in os.listdir(future.sandbox) if name.endswith("again")]
 
 
-async def test_a_service_that_is_not_ready_shows_what_it_printed_and_the_pattern() -> None:
-    async with WorkflowEngine.create() as flow:
+async def test_a_service_that_is_not_ready_shows_what_it_printed_and_the_pattern(
+    tmp_path: Path,
+) -> None:
+    async with WorkflowEngine.create(clock=(clock := ManualClock())) as flow:
 
-        @flow.executable_task(service=True, ready="stdout:serving on (.*)", ready_timeout=0.5)
+        @flow.executable_task(service=True, ready="stdout:serving on (.*)", ready_timeout=10.5)
         def server() -> str:
-            return "echo loading; echo no license >&2; sleep 1000"
+            return f"echo loading; echo no license >&2; touch {tmp_path}/printed; sleep 1000"
 
+        future = server()
+        await printed(future, tmp_path)
+        await clock.advance(11)
         with pytest.raises(TaskTimeoutError) as caught:
-            await server()
-    assert "was not ready within 0.5 s: no output matched 'stdout:serving on (.*)'" in str(
+            await within(future)
+    assert "was not ready within 10.5 s: no output matched 'stdout:serving on (.*)'" in str(
         caught.value
     )
     (note,) = caught.value.__notes__

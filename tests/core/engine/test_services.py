@@ -17,7 +17,7 @@ import pytest
 
 from rhapsody import CapabilityError, TaskFailedError, TaskTimeoutError, WorkflowEngine
 from tests._support.engine_fixtures import engine, local_threads
-from tests._support.machine import alive, connect, free_port
+from tests._support.machine import alive, connect, exists, free_port
 from tests._support.scripted import (
     RUNS_ALL,
     ManualClock,
@@ -429,10 +429,14 @@ async def test_one_that_really_dies_before_it_is_ready_says_why() -> None:
 
 
 async def test_a_service_that_is_not_ready_in_time_is_ended() -> None:
-    async with engine(local_threads()) as flow:
+    clock = ManualClock()
+    async with engine(local_threads(), clock=clock) as flow:
         note = Path("pid").absolute()  # noqa: ASYNC240
-        command = f"echo $$ > {note}; {FOREVER}"
-        future = server(flow, command, ready="stdout:never", ready_timeout=0.3)()
+        command = f"echo $$ > {note}.part; mv {note}.part {note}; {FOREVER}"
+        future = server(flow, command, ready="stdout:never", ready_timeout=5)()
+        await within(exists(note))
+        await until(lambda: future.state == "RUNNING")
+        await clock.advance(6)
         assert isinstance(await outcome(future), TimeoutError)
         await future.ended()
         assert not alive(int(note.read_text()))

@@ -131,16 +131,18 @@ async def test_a_process_over_its_time_is_stopped_and_its_slot_is_free() -> None
 
 
 async def test_a_program_over_its_time_is_stopped_with_its_children(tmp_path: Path) -> None:
-    async with WorkflowEngine.create() as flow:
+    async with WorkflowEngine.create(clock=(clock := ManualClock())) as flow:
 
-        @flow.executable_task(timeout=0.5)
+        @flow.executable_task(timeout=10.5)
         async def long() -> str:
             pids = tmp_path / "pids"
             return f"sleep 1000 & echo $$ $! > {pids}.part; mv {pids}.part {pids}; wait"
 
         future = long()
         pids = [int(pid) for pid in (await written(tmp_path / "pids")).split()]
-        with pytest.raises(TaskTimeoutError, match=r"0\.5"):
+        await until(lambda: future.state is TasksMainStates.RUNNING)
+        await clock.advance(11)
+        with pytest.raises(TaskTimeoutError, match=r"10\.5"):
             await within(future)
         await within(future.ended())
         assert len(pids) == 2
@@ -148,17 +150,21 @@ async def test_a_program_over_its_time_is_stopped_with_its_children(tmp_path: Pa
 
 
 async def test_a_coroutine_over_its_time_is_cancelled_and_can_clean_up() -> None:
-    cleaned = threading.Event()
-    async with WorkflowEngine.create() as flow:
+    entered, cleaned = threading.Event(), threading.Event()
+    async with WorkflowEngine.create(clock=(clock := ManualClock())) as flow:
 
-        @flow.function_task(timeout=0.1)
+        @flow.function_task(timeout=10)
         async def long() -> None:
             try:
+                entered.set()
                 await asyncio.sleep(1000)
             finally:
                 cleaned.set()
 
         future = long()
+        await within(asyncio.to_thread(entered.wait, 20))
+        await until(lambda: future.state is TasksMainStates.RUNNING)
+        await clock.advance(11)
         with pytest.raises(TaskTimeoutError):
             await within(future)
         await within(future.ended())

@@ -21,6 +21,7 @@ from rhapsody.testing import Driver
 from tests._support.engine_fixtures import engine
 from tests._support.local import CANCELED, DONE, FAILED, RUNNING
 from tests._support.machine import exists
+from tests._support.scripted import ManualClock, until
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(60)]
 
@@ -186,12 +187,17 @@ async def test_a_worker_that_is_held_up_before_it_begins_loses_nothing(workers: 
     assert (await workers.run_one(workers.call(os.getpid))).value == pid
 
 
-async def test_time_outs_begin_with_the_call() -> None:
+async def test_time_outs_begin_with_the_call(tmp_path: Path) -> None:
     backend = LocalExecutionBackend("process", resources={"workers": 1})
-    async with engine(backend) as flow:
-        nap = flow.function_task(timeout=0.8)(time.sleep)
+    async with engine(backend, clock=(clock := ManualClock())) as flow:
+        nap = flow.function_task(timeout=10)(time.sleep)
         await asyncio.gather(*(nap(0) for _ in range(50)))
-        tasks = [nap(0.2) for _ in range(10)]
+        path = tmp_path / "go on"
+        tasks = [flow.function_task(wait_for)(str(path)), *(nap(0) for _ in range(10))]
+        await exists(f"{path}.started")
+        await until(lambda: tasks[0].state == "RUNNING")
+        await clock.advance(20)
+        path.touch()
         await asyncio.gather(*tasks)
 
 
@@ -257,12 +263,13 @@ async def test_short_calls_behind_one_that_needs_more_get_what_they_need_alone()
         await asyncio.gather(*(both() for _ in range(5)))
 
 
-async def test_a_shutdown_leaves_no_call_that_waits() -> None:
+async def test_a_shutdown_leaves_no_call_that_waits(tmp_path: Path) -> None:
     backend = await LocalExecutionBackend("process", resources={"workers": 2})
     async with Driver(backend) as driver:
         for _ in range(5):
             await driver.run(*(driver.call(int) for _ in range(20)))
         tasks = [driver.call(time.sleep, 0.001) for _ in range(300)]
+        tasks[100:102] = [driver.call(wait_for, str(tmp_path / "never")) for _ in range(2)]
         await driver.submit(*tasks)
         assert (await driver.finished(tasks[30])).state is DONE
         await backend.shutdown()
