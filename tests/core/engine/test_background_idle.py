@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from rhapsody import LocalExecutionBackend, RetryPolicy, StateMapper, WorkflowEngine
-from tests._support.scripted import Scripted, in_thread, turns, within
+from tests._support.scripted import Scripted, in_thread, turns, until, within
 
 IDLE = 2.0
 """Seconds without anything to do."""
@@ -165,7 +165,7 @@ def test_running_work_causes_no_wakeups() -> None:
 
     async def main(measure: Measure) -> None:
         async with WorkflowEngine.create(
-            LocalExecutionBackend(resources={"workers": 2, "cores": 2})
+            LocalExecutionBackend(resources={"workers": 2, "cores": 3})
         ) as flow:
 
             @flow.function_task
@@ -184,8 +184,8 @@ def test_running_work_causes_no_wakeups() -> None:
 
             futures = [blocking(), blocking()]
             await within(asyncio.to_thread(entered.wait, 20))
-            others: list[asyncio.Future[Any]] = [sleeper(), waiting()]
-            await asyncio.sleep(0.2)  # what belongs to their start ends, without a wake-up of ours
+            others: list[Any] = [sleeper(), waiting()]
+            await until(lambda: all(other.state == "RUNNING" for other in others))
             try:
                 assert await measure() <= 1
             finally:

@@ -248,10 +248,11 @@ async def test_wait_returns_after_its_timeout_and_the_task_continues() -> None:
         @flow.block
         def part() -> str:
             future = job()
+            task = asyncio.run_coroutine_threadsafe(backend.next(), flow.loop).result(20)
             with pytest.raises(TimeoutError):
                 wait(future, timeout=0.01)
             assert not future.done()
-            flow.loop.call_soon_threadsafe(backend.done, backend.tasks[0], "late")
+            flow.loop.call_soon_threadsafe(backend.done, task, "late")
             return str(wait(future))
 
         assert await part() == "late"
@@ -509,7 +510,7 @@ async def test_a_returned_future_is_awaited_while_the_thread_of_its_block_ends(
     def reported(self: Background, function: Callable[[], object]) -> bool:
         found = former(self, function)
         if threading.current_thread() is not threading.main_thread():
-            done.wait(5)  # the thread is held up after it has reported the block's end
+            done.wait(40)  # the thread is held up after it has reported the block's end
         return found
 
     async with engine(Machine()) as flow:
@@ -523,7 +524,7 @@ async def test_a_returned_future_is_awaited_while_the_thread_of_its_block_ends(
         later = plus(1)
         block = outer()
         block.add_done_callback(lambda _: done.set())
-        assert await asyncio.wait_for(block, 4) == 2
+        assert await asyncio.wait_for(block, 20) == 2
 
 
 @pytest.mark.parametrize("synchronous", [False, True])

@@ -371,14 +371,14 @@ async def test_one_that_is_made_in_a_block_ends_with_the_block() -> None:
 async def test_a_killed_service_is_started_again_in_a_fresh_sandbox(tmp_path: Path) -> None:
     command = 'echo "pid $$ in $PWD"; exec sleep 1000'
     async with engine(local_threads()) as flow:
-        gate = tmp_path / "gate"
+        gate, restarted = tmp_path / "gate", tmp_path / "restarted"
         service = flow.executable_task(
             service=True, restarts=1, ready=r"stdout:pid (\d+ in .*)", name="server"
         )(lambda: command)()
 
         @flow.executable_task
         def client(where: str) -> str:
-            return f"touch {gate}; while kill -0 {where.split()[0]}; do sleep 0.02; done; exit 1"
+            return f"touch {gate}; until test -e {restarted}; do sleep 0.02; done; exit 1"
 
         @flow.executable_task
         def late(where: str) -> str:
@@ -388,6 +388,8 @@ async def test_a_killed_service_is_started_again_in_a_fresh_sandbox(tmp_path: Pa
         alone = client(service)
         await within(exists(gate))
         os.kill(int(pid), signal.SIGKILL)
+        await until(lambda: service.attempt == 2)
+        restarted.touch()
         error = await outcome(alone)
         assert "its service 'server' ended at" in "\n".join(error.__notes__)
         other_pid, _, other = (await late(service)).split(maxsplit=2)

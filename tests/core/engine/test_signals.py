@@ -329,6 +329,8 @@ def test_observers_receive_the_end_last(start: Start) -> None:
             def rhapsody_task_events(self, events):
                 for event in events:
                     say(event.uid, event.state)
+                    if event.state == "RUNNING":
+                        say("ready")
             @rhapsody.hookimpl
             def rhapsody_workflow_finished(self, summary):
                 stats = summary.stats
@@ -340,7 +342,6 @@ def test_observers_receive_the_end_last(start: Start) -> None:
                     await asyncio.Event().wait()
                 first = task()
                 second = task(first)
-                asyncio.get_running_loop().call_later(0.1, say, "ready")
                 await asyncio.sleep(1000)
         try:
             asyncio.run(main())

@@ -111,10 +111,11 @@ def _stops(pid: int) -> bool:
 
 
 STARVED = """
-import asyncio, os, time
+import asyncio, os, sys, time
 from rhapsody.testing._system import Clock, Heartbeat
 
 async def main():
+    os.sched_setaffinity(0, {int(sys.argv[1])})
     with Clock() as clock, Heartbeat(clock) as held:
         for _ in range(5):
             await asyncio.sleep(0.01)
@@ -131,13 +132,12 @@ asyncio.run(main())
 
 @pytest.mark.skipif(not Path("/proc/self/schedstat").exists(), reason="the system does not tell")
 def test_a_loop_that_gets_no_processor_is_not_held_up() -> None:
-    one = {min(os.sched_getaffinity(0))}
+    one = min(os.sched_getaffinity(0))
     busy = subprocess.Popen([sys.executable, "-c", "while True: pass"])
-    starved = [sys.executable, "-c", STARVED]
+    starved = [sys.executable, "-c", STARVED, str(one)]
     try:
-        os.sched_setaffinity(busy.pid, one)
+        os.sched_setaffinity(busy.pid, {one})
         with subprocess.Popen(starved, stdout=subprocess.PIPE, text=True) as process:
-            os.sched_setaffinity(process.pid, one)
             shown, _ = process.communicate(timeout=60)
     finally:
         busy.kill()

@@ -167,13 +167,16 @@ async def test_programs_of_half_a_core_run_two_on_a_core(driver: Driver, tmp_pat
 
 async def test_no_more_run_at_once_than_there_are_cores(driver: Driver) -> None:
     running = most = 0
-    lock = threading.Lock()
+    lock, two = threading.Lock(), threading.Event()
 
     def count() -> None:
         nonlocal running, most
         with lock:
             running += 1
             most = max(most, running)
+            if running == 2:
+                two.set()
+        two.wait(20)  # the first waits for another
         time.sleep(0.005)
         with lock:
             running -= 1
@@ -342,7 +345,7 @@ async def test_an_idle_backend_does_not_wake_the_loop(
     busy = [driver.command("sleep 60") for _ in range(2)]
     waiting = [driver.call(int) for _ in range(100)]
     await driver.submit(service, *busy, *waiting)
-    for task in busy:
+    for task in (service, *busy):
         assert await driver.running(task)
     selector = asyncio.get_running_loop()._selector  # type: ignore[attr-defined]
     wakes = 0
