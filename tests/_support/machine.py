@@ -44,7 +44,7 @@ def alive(pid: int) -> bool:
 
 def gone(pids: Iterable[int]) -> bool:
     """Return whether processes end within seconds; one that was killed takes a moment."""
-    end = time.monotonic() + 10
+    end = time.monotonic() + 30
     while any(alive(pid) for pid in pids):
         if time.monotonic() > end:
             return False

@@ -395,7 +395,7 @@ async def test_a_completion_from_a_backends_thread_is_noticed_at_once() -> None:
         for _ in range(50):  # each with an idle loop in between
             value = await within(part(value))
         assert value == 50
-        assert time.monotonic() - began < 5  # a second each would be 50
+        assert time.monotonic() - began < 25  # a second each would be 50
 
 
 async def test_a_chain_of_30_ms_tasks_takes_30_ms_a_link() -> None:
@@ -407,16 +407,19 @@ async def test_a_chain_of_30_ms_tasks_takes_30_ms_a_link() -> None:
             return x + 1
 
         await within(link(0))
-        began = time.monotonic()
-        for _ in range(20):
-            await asyncio.to_thread(time.sleep, 0.03)
-        bare = time.monotonic() - began
-        began = time.monotonic()
-        future: Any = 0
-        for _ in range(20):
-            future = link(future)
-        assert await within(future) == 20
-        assert time.monotonic() - began < 3 * bare
+        ratios: list[float] = []
+        while len(ratios) < 5 and min(ratios, default=3) >= 3:  # a busy machine slows some
+            began = time.monotonic()
+            for _ in range(20):
+                await asyncio.to_thread(time.sleep, 0.03)
+            bare = time.monotonic() - began
+            began = time.monotonic()
+            future: Any = 0
+            for _ in range(20):
+                future = link(future)
+            assert await within(future) == 20
+            ratios.append((time.monotonic() - began) / bare)
+        assert min(ratios) < 3
 
 
 async def test_an_error_in_the_engine_is_not_a_bare_cancelled_error(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import threading
-import time
 from typing import Any
 
 import pytest
@@ -434,10 +433,8 @@ async def test_wait_for_returns_after_its_timeout_while_the_work_continues() -> 
 
         future = part()
         backend.runs(task := await backend.next())
-        began = time.monotonic()
         with pytest.raises(TimeoutError):
-            await asyncio.wait_for(future, 0.05)
-        assert time.monotonic() - began < 5
+            await within(asyncio.wait_for(future, 0.05))
         assert future.cancelled()
         backend.done(task, 1)
         await within(future.ended())
@@ -556,24 +553,23 @@ async def test_a_dependent_of_a_cancelled_task_is_cancelled_at_once() -> None:
 
 @pytest.mark.parametrize("way", ["wait_for", "timeout"])
 async def test_a_time_limit_around_a_running_thread_task_is_kept(way: str) -> None:
-    started, leave = threading.Event(), threading.Event()
+    started, leave, left = threading.Event(), threading.Event(), threading.Event()
     async with WorkflowEngine.create() as flow:
 
         @flow.function_task
         def long() -> str:
             started.set()
-            leave.wait(20)
+            leave.wait(60)
+            left.set()
             return "the result"
 
         future = long()
         await within(asyncio.to_thread(started.wait, 20))
-        began = time.monotonic()
         try:
             with pytest.raises(TimeoutError):
                 await (asyncio.wait_for(future, 0.1) if way == "wait_for" else within(future, 0.1))
-            assert time.monotonic() - began < 5
             assert future.cancelled()
-            assert not leave.is_set()
+            assert not left.is_set()
         finally:
             leave.set()
         await within(future.ended())

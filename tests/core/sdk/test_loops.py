@@ -46,7 +46,7 @@ def test_first_calls_of_many_threads_start_one_thread_and_none_is_lost() -> None
             thread.start()
         for thread in threads:
             thread.join(20)
-        assert complete.wait(5), f"{len(called)} of 30 calls were made"
+        assert complete.wait(30), f"{len(called)} of 30 calls were made"
         assert len(set(called)) == 1
         loop.stop(5)
 

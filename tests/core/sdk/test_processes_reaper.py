@@ -33,13 +33,17 @@ def reapers() -> list[psutil.Process]:
 
 
 def _command(process: psutil.Process) -> list[str]:
-    """Return the command line of a process, which is empty for a moment after it starts."""
+    """Return the command line of a process, which is empty for a moment after it starts.
+
+    Also for one that has ended.
+    """
     end = time.monotonic() + 10
-    while not (command := process.cmdline()) and time.monotonic() < end:
-        if process.status() == psutil.STATUS_ZOMBIE:
-            break
-        time.sleep(0.005)
-    return command
+    with suppress(psutil.NoSuchProcess):  # psutil also raises a subclass of it for a zombie
+        while time.monotonic() < end:
+            if command := process.cmdline():
+                return command
+            time.sleep(0.005)
+    return []
 
 
 @pytest.fixture

@@ -362,5 +362,5 @@ async def test_nothing_is_left_of_services() -> None:
         assert process.num_fds() <= before
     ours = [thread for thread in threading.enumerate() if not thread.name.startswith("asyncio_")]
     for thread in set(ours) - threads:
-        thread.join(2)
+        thread.join(20)
         assert not thread.is_alive()

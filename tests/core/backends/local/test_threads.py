@@ -21,6 +21,7 @@ from rhapsody.context import current_task
 from rhapsody.errors import CapabilityError
 from rhapsody.testing import Driver
 from tests._support.local import CANCELED, DONE, FAILED, RUNNING, in_each_way, needing
+from tests._support.scripted import within
 
 pytestmark = [pytest.mark.asyncio, pytest.mark.timeout(60)]
 
@@ -352,9 +353,7 @@ async def test_shutdown_leaves_a_function_that_cannot_be_stopped_and_says_so() -
         task = driver.call(work)
         await driver.submit(task)
         await asyncio.to_thread(begun.wait, 10)
-        began = time.monotonic()
-        await backend.shutdown()
-        assert time.monotonic() - began < 3
+        await within(backend.shutdown())  # the function ends later
         assert backend.still_running == [task["uid"]]
         assert driver.history(task) == [RUNNING]
         gate.set()
