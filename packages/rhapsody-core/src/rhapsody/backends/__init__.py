@@ -1,6 +1,6 @@
-"""Backends, which run tasks: the interface that backends implement, and the registry.
+"""Interface of backends, which run tasks, and registry of backends.
 
-This is a public package for plugin authors; its names are imported on first use.
+This is a public package for plugin authors. Its names are imported on first use.
 """
 
 from __future__ import annotations

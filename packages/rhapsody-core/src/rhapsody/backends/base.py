@@ -61,9 +61,9 @@ class Session:
 
     Attributes:
         uid: Identifier of the backend object, unique across backends and processes.
-        path: The directory of the program's files: the current directory, or `work_dir` of the
-            engine that starts the backend. The session does not create it. A backend writes its own
-            files to `directory`.
+        path: The parent directory for the backend's files, initially the current directory. An
+            engine that starts the backend sets `path` to the engine's directory, unless the
+            backend has changed it before. The session does not create the directory.
     """
 
     uid: str = field(default_factory=lambda: f"rhapsody.session.{uuid.uuid4().hex[:12]}")
@@ -80,14 +80,14 @@ class Session:
 
     @property
     def temporary(self) -> str:
-        """The parent of `directory` while `path` is unchanged; removed when the backend ends."""
+        """The directory used instead of `path` while `path` is unchanged; removed on shutdown."""
         return os.path.join(tempfile.gettempdir(), self.uid)
 
     def directory(self, name: str) -> str:
         """Return the path for a file or directory of the backend, without creating it.
 
-        The file or directory is in `path` if an engine or the backend has changed `path`. Otherwise
-        it is in a temporary directory of this session, which `ManagedBackend.shutdown` removes.
+        The result is a path in `path` if an engine or the backend has changed `path`; otherwise it
+        is a path in `temporary`, a directory that `ManagedBackend.shutdown` removes.
         """
         return os.path.join(self.path if self.chosen else self.temporary, name)
 
@@ -99,7 +99,7 @@ class BackendState(str):
 
     def __await__(self) -> Generator[Any, None, BackendState]:
         return self
-        yield  # makes this a generator, which never suspends
+        yield  # never reached; makes this method a generator
 
 
 class BaseExecutionBackend(ABC):
@@ -109,13 +109,13 @@ class BaseExecutionBackend(ABC):
     manager. All coroutines run on the engine's loop.
 
     Attributes:
-        name: The name that users select the backend by and that messages contain.
+        name: The name by which users select the backend. It also appears in messages.
         capabilities: The declared capabilities.
-        dry: True if the backend only pretends to run tasks; files that tasks declare are then not
+        dry: True if the backend only pretends to run tasks. Files that tasks declare are then not
             required, fetched or linked.
-        shares_memory: True if functions run in the program's own process and see values that the
-            program sets in its modules. Resume does not reuse results that depend on such values
-            between backends that differ in this attribute.
+        shares_memory: True if functions run in the process of the main program and see the values
+            that the main program sets in its modules. If a result depends on such values, a
+            resumed run reuses it only on a backend with the same `shares_memory`.
         session: The identity and directory of this object.
     """
 
@@ -129,30 +129,30 @@ class BaseExecutionBackend(ABC):
     async def submit_tasks(self, tasks: Any) -> Any:
         """Start tasks; return when the backend has accepted them.
 
-        Called by the engine with a list of descriptions, one call at a time. States may be reported
-        before this returns. A problem with one task is reported as FAILED for that task. An
-        exception means that no task of the batch was accepted, except those already reported.
+        Called by the engine with a batch of tasks. Calls do not overlap. The backend may report
+        states before this method returns. It reports a problem with one task as FAILED for that
+        task. If this method raises an exception, the engine assumes that no task of the batch was
+        accepted, except those whose states have already been reported.
 
         Args:
-            tasks: A list of `TaskDescription`. The backend owns them from now on.
+            tasks: A list of `TaskDescription`. The backend owns the descriptions from now on.
         """
 
     @abstractmethod
     async def cancel_task(self, uid: Any) -> Any:
         """Request that a task be stopped; its terminal state arrives through the callback.
 
-        Called by the engine after the call of `submit_tasks` that contained the task has returned.
+        Called by the engine after the `submit_tasks` call with this task has returned.
 
         Returns:
-            `True` if the task was known and cancellation was attempted.
+            `True` if the task was known and cancellation was attempted, otherwise `False`.
         """
 
     @abstractmethod
     def build_task(self, *args: Any, **kwargs: Any) -> Any:
         """Translate a description into the backend's own form.
 
-        For the backend itself and for users who want to see the translation; the engine does not
-        call it.
+        The engine does not call this method. Users can call it to see the translation.
         """
 
     @abstractmethod
@@ -168,11 +168,12 @@ class BaseExecutionBackend(ABC):
         Called by the engine on its loop, once per file, before `submit_tasks`.
 
         Args:
-            src_task: The description of the attempt that produced the file (`uid`,
-                `sandbox` and `metadata` at least), `None` for a file from outside.
+            src_task: The description of the attempt that produced the file, with at least `uid`,
+                `sandbox` and `metadata`; `None` if `file_path` is given.
             dst_task: The description of the task that needs the file; this method may modify it.
             file_name: The name under which `dst_task` expects the file.
-            file_path: The absolute path of a file from outside.
+            file_path: The absolute path of a file that the engine can read, `None` if `src_task` is
+                given.
 
         Returns:
             Anything; the engine ignores it.
@@ -182,22 +183,21 @@ class BaseExecutionBackend(ABC):
     def link_implicit_data_deps(self, src_task: Any, dst_task: Any) -> Any:
         """Make all files in the sandbox of `src_task` available to `dst_task`.
 
-        Called by the engine on its loop before `submit_tasks`, once for each dependency that
-        declared no output files.
+        Called by the engine on its loop before `submit_tasks`, once for each dependency that has a
+        sandbox and declares no output files.
         """
 
     async def copy_file_out(self, task: Any, name: str, path: Path) -> None:
-        """Write a file that a task left in its sandbox to the engine's file system.
+        """Copy a file from the sandbox of an ended task to the engine's file system.
 
-        Called by the engine on its loop when a task of another backend needs the file and the
-        engine cannot access the sandbox; only with `capabilities.copies_files_out`. After an error
-        or cancellation the engine removes `path`.
+        Called by the engine on its loop if the engine cannot access the sandbox and
+        `capabilities.copies_files_out` is True: when the file is to be saved, or when a task on
+        another backend needs it. After an error or cancellation the engine removes `path`.
 
         Args:
-            task: The description of the attempt that has ended (`uid`, `sandbox` and
-                `metadata` at least).
+            task: The description of the attempt that has ended, with at least `uid` and `sandbox`.
             name: The file's name in the sandbox.
-            path: The destination, which does not exist; its directory does.
+            path: The destination. It does not exist, but its parent directory does.
 
         Raises:
             DataError: The file does not exist, or its name could leave the sandbox.
@@ -206,25 +206,26 @@ class BaseExecutionBackend(ABC):
         raise CapabilityError(f"backend {self.name!r} does not copy files out of its sandboxes")
 
     def seconds_left(self, task: Any = None) -> float | None:
-        """Return how long a task could run if it started now, before the backend ends.
+        """Return the number of seconds for which a task could run if it started now.
 
-        Called by the engine on its loop: once when the backend is attached and, unless that returns
-        `None`, before the submission of each task with a timeout or a `walltime`. A task that does
-        not fit goes to another backend or is held back. A backend with a queue may fail a task that
-        no longer fits with `InsufficientWalltimeError`.
+        Called by the engine on its loop: once when the backend is attached and, unless that call
+        returns `None`, before the submission of each task with a timeout or a `walltime`. A task
+        that needs more time is submitted to another backend or held back. A backend with its own
+        queue may check again before it starts a task, and fail the task with
+        `InsufficientWalltimeError`.
 
         Args:
             task: The task's description, which must not be modified; `None` for any task.
 
         Returns:
-            Seconds, 0 or more; infinity if the backend's end is not known yet, `None` if the
-            backend has no time limit.
+            The time in seconds, at least 0; infinity if the time at which the backend ends is not
+            known yet; `None` if the backend has no time limit.
         """
         return None
 
     @abstractmethod
     def get_task_states_map(self) -> Any:
-        """Return the `StateMapper` of the backend's states. Called once per engine."""
+        """Return the `StateMapper` of the backend's states. Called once by each engine."""
 
     @abstractmethod
     def register_callback(self, func: Any) -> Any:
@@ -233,15 +234,20 @@ class BaseExecutionBackend(ABC):
         Args:
             func: `func(task, state, service_callback=None)`, which may be called from any thread
                 and never raises. `task` is the description, to which the backend has added the
-                results, or an object with `as_dict()`; `state` is a native state.
-                `service_callback(future, task, state)` is passed with the running state of a
-                service. `func` calls it with a future whose `set_result` or `set_exception` the
-                backend calls, on any thread, when the service is ready or has failed.
+                results, or an object with `as_dict()`. `state` is a native state. When the
+                backend reports that a service with a readiness condition is running, it also
+                passes `service_callback(future, task, state)`, which `func` calls with a future.
+                When the service is ready or has failed, the backend calls the future's
+                `set_result` or `set_exception`, on any thread.
         """
 
     @abstractmethod
     def state(self) -> Any:
-        """Return `"initialized"`, `"running"`, `"shutting_down"`, `"shutdown"` or `"error"`."""
+        """Return the state of the backend.
+
+        Returns:
+            `"initialized"`, `"running"`, `"shutting_down"`, `"shutdown"` or `"error"`.
+        """
 
     @abstractmethod
     def task_state_cb(self, task: Any, state: Any) -> Any:
@@ -257,19 +263,19 @@ BaseBackend = BaseExecutionBackend
 
 
 TaskCallback = Callable[..., Any]
-"""`callback(task, state, service_callback=None)`, see `register_callback`."""
+"""A state callback: `callback(task, state, service_callback=None)`; see `register_callback`."""
 
 
 class ReferenceLostError(BackendError):
-    """Failure of a task that did not run because a task in its `references` has no value.
+    """Failure of a task that did not run because one of its `references` has no value.
 
-    For backends with `unfinished_dependencies`. The engine submits the task again; users do not see
-    this error.
+    Backends with `unfinished_dependencies` fail tasks with this error. The engine submits such a
+    task again, so users do not see the error.
     """
 
 
 class CompletedExecutable(NamedTuple):
-    """Result of an executable, which `ManagedBackend.run_task` returns."""
+    """Result of an executable task, returned by `ManagedBackend.run_task`."""
 
     exit_code: int
     stdout: str = ""
@@ -277,7 +283,7 @@ class CompletedExecutable(NamedTuple):
 
 
 def _also_as_callback(method: F) -> F:
-    """Accept the keyword `callback` instead of `func`, also in methods that override this one."""
+    """Decorate `register_callback` so that it also accepts its argument as `callback`."""
 
     @wraps(method)
     def either(self: Any, func: Any = None, *, callback: Any = None) -> Any:
@@ -290,18 +296,19 @@ class ManagedBackend(BaseExecutionBackend):
     """Base class that implements every part of a backend that is not specific to one system.
 
     A minimal backend implements `run_task`. A backend that holds resources also implements `start`
-    and `stop`; one that submits batches to another system overrides `submit_tasks` and
+    and `stop`. A backend that submits batches to another system overrides `submit_tasks` and
     `cancel_task` and calls `task_state_cb`.
 
-    Its states are the canonical ones unless the class registers others with `StateMapper` under the
-    class's `name`. Private attributes of this class cannot clash with those of a subclass.
+    The backend's states are the canonical ones unless the class registers others with `StateMapper`
+    under the class's `name`. Private attributes of this class cannot clash with those of a
+    subclass.
 
     Args:
-        max_running: Maximum number of concurrent calls of `run_task`. Other tasks wait and are not
-            reported as running, so that their timeouts do not start. Services are not limited.
-            `None`: no limit.
-        name: The name of this object in an engine with several backends of its class. Default: the
-            class's `name`.
+        max_running: Maximum number of concurrent calls of `run_task`, `None` for no limit. Tasks
+            beyond the limit wait and are not reported as running, so their timeouts do not start.
+            Services do not count and do not wait.
+        name: The name of this object, which distinguishes it from other backends of its class in
+            the same engine. Default: the class's `name`.
 
     Attributes:
         name_is_given: True if `name` was passed to this object. The object still uses the states
@@ -309,9 +316,9 @@ class ManagedBackend(BaseExecutionBackend):
         running_when_called: True if tasks are reported as running just before `run_task` is called.
             Set it to `False` if `run_task` submits to a system with a queue, and report RUNNING
             with `task_state_cb` when the work begins.
-        open_tasks: The tasks that have not ended, by uid. `accept` adds the description, a terminal
-            `task_state_cb` removes it. A backend may store its own record instead of the
-            description.
+        open_tasks: The descriptions of the tasks that have not ended, by uid. `accept` adds a
+            task; `task_state_cb` with a terminal state removes it. A backend may replace a
+            description by its own record of the task.
 
     Raises:
         ValueError: `max_running` is less than 1, or `name` is empty.
@@ -333,7 +340,7 @@ class ManagedBackend(BaseExecutionBackend):
             self.name: str = _checked_name(name)
             self.name_is_given = True
         self.session: Session = Session()
-        self.__own_session = self.session  # a backend may replace it by its system's
+        self.__own_session = self.session  # a subclass may replace `session`
         self.__room = None if max_running is None else asyncio.Semaphore(max_running)
         self.__begun: set[str] = set()
         job = seconds_of_job()
@@ -349,21 +356,25 @@ class ManagedBackend(BaseExecutionBackend):
     # For authors to implement.
 
     async def start(self) -> None:
-        """Acquire resources. Called once, on the loop, before any task."""
+        """Acquire resources. Called once, on the loop, before the first task is submitted."""
 
     async def stop(self) -> None:
-        """Release the resources that `start` acquired, even if `start` failed midway."""
+        """Release the resources that `start` acquired.
+
+        Called after a failed `start`, and by `shutdown` when all calls of `run_task` have ended.
+        """
 
     async def run_task(self, task: TaskDescription) -> Any:
         """Run one task to completion on the event loop. This method must not block.
 
-        Called once per task by `submit_tasks`, in a separate asyncio task, which `cancel_task`
-        and `shutdown` cancel. The task is reported as running just before, so time spent waiting
-        here counts toward its timeout. To limit concurrency, set `max_running` instead of waiting
-        here, or see `running_when_called`.
+        `submit_tasks` calls this method once per task, each time in a separate asyncio task, which
+        `cancel_task` and `shutdown` cancel. Just before the call, the task is reported as running,
+        so time spent waiting in this method counts toward the task's timeout. To limit
+        concurrency, set `max_running` instead of waiting here. If the backend's system has a queue
+        of its own, see `running_when_called`.
 
         Returns:
-            A function's return value, or a `CompletedExecutable`.
+            The return value of the function, or a `CompletedExecutable` for an executable.
 
         Raises:
             Exception: Fails the task with this exception.
@@ -397,8 +408,8 @@ class ManagedBackend(BaseExecutionBackend):
                 return self
             if self.__state != "initialized":
                 raise BackendUnavailableError(
-                    f"backend {self.name!r} is {self.__state} and cannot be started again: "
-                    f"create a new {type(self).__name__}"
+                    f"backend {self.name!r} is in state {self.__state!r} and cannot be started "
+                    f"again: create a new {type(self).__name__}"
                 )
             try:
                 await self.start()
@@ -411,11 +422,11 @@ class ManagedBackend(BaseExecutionBackend):
             return self
 
     def state(self) -> BackendState:
-        """Return the state, a string that may also be awaited."""
+        """Return the state of the backend, as a string that can also be awaited."""
         return BackendState(self.__state)
 
     def require_running(self) -> None:
-        """Raise an error unless the backend is running.
+        """Raise an error unless the state of the backend is `"running"`.
 
         Raises:
             BackendUnavailableError: The backend is not running.
@@ -428,12 +439,15 @@ class ManagedBackend(BaseExecutionBackend):
                 f"{name} has not been started: write `backend = await {name}(...)` "
                 f"or `async with {name}(...) as backend`"
             )
-        raise BackendUnavailableError(f"{name} is {self.__state}: create and start a new one")
+        raise BackendUnavailableError(
+            f"{name} is in state {self.__state!r}: create and start a new one"
+        )
 
     async def shutdown(self) -> None:
-        """Cancel all tasks, wait until they have ended, and close the backend.
+        """Cancel all tasks, wait until they have ended, and release the backend's resources.
 
-        Removes the session's temporary directory.
+        The session's temporary directory is removed. If the backend has been shut down or has
+        failed to start, this method does nothing.
         """
         async with self.__lifecycle:
             if self.__state in ("shutdown", "error"):
@@ -461,7 +475,7 @@ class ManagedBackend(BaseExecutionBackend):
     # Tasks.
 
     async def submit_tasks(self, tasks: Sequence[TaskDescription]) -> None:
-        """Run each task with `run_task` in its own asyncio task."""
+        """Start an asyncio task for each task, which calls `run_task`."""
         for task in self.admit(tasks):
             self.accept(task)
             run = asyncio.create_task(self.__run(task), name=task["uid"])
@@ -469,11 +483,11 @@ class ManagedBackend(BaseExecutionBackend):
             run.add_done_callback(partial(self.__run_ended, task))
 
     async def cancel_task(self, uid: str) -> bool:
-        """Cancel the asyncio task that runs `run_task`.
+        """Cancel the asyncio task in which `run_task` runs a task.
 
         Returns:
-            `False` if the task is unknown or has ended, or if the backend does not declare that it
-            cancels such a task in its current state.
+            `True` if the asyncio task was canceled. `False` if the task is unknown or has ended, or
+            if the declared cancel level does not cover a task of its kind in its current state.
         """
         run, task = self.__runs.get(uid), self.__open.get(uid)
         if run is None or task is None:
@@ -485,19 +499,19 @@ class ManagedBackend(BaseExecutionBackend):
         return True
 
     def admit(self, tasks: Iterable[TaskDescription]) -> list[TaskDescription]:
-        """Check a batch before any of it is accepted; call this first in `submit_tasks`.
+        """Check a batch before any of its tasks is accepted.
 
-        Adds keys that callers other than the engine may omit. An invalid description is reported as
+        Backends that override `submit_tasks` call this method first. It adds missing keys, because
+        callers other than the engine may omit some, and reports tasks with invalid descriptions as
         failed.
 
         Returns:
-            The tasks to run, each with the nine required keys.
+            The tasks to run, each with all required keys.
 
         Raises:
             BackendUnavailableError: The backend is not running.
-            BackendError: A task with one of the uids is open already, or two tasks in the batch
-                have the same uid.
-            TypeError: An item of the batch is not a description.
+            BackendError: A uid in the batch belongs to an open task or occurs twice in the batch.
+            TypeError: An item of the batch is not a dict.
         """
         if self.__state != "running":
             self.require_running()
@@ -505,13 +519,15 @@ class ManagedBackend(BaseExecutionBackend):
         problems: list[tuple[TaskDescription, Exception]] = []
         try:
             uids = {_required_values(task)[0] for task in batch}
-        except (KeyError, TypeError):  # the engine's descriptions are always complete
+        except (KeyError, TypeError):  # not from the engine: its descriptions are complete
             batch, problems = _completed(batch)
             uids = {task["uid"] for task in batch}
         if len(uids) < len(batch) or not self.__open.keys().isdisjoint(uids):
             taken = Counter([*uids.intersection(self.__open), *(task["uid"] for task in batch)])
             uid, _ = taken.most_common(1)[0]
-            raise BackendError(f"backend {self.name!r} already has a task {uid!r}")
+            raise BackendError(
+                f"backend {self.name!r} already has a task with uid {uid!r}; uids must be unique"
+            )
         for task, error in problems:
             task["exception"] = error
             self.__report(task, self.get_task_states_map().FAILED)
@@ -521,10 +537,13 @@ class ManagedBackend(BaseExecutionBackend):
         """Add a task to `open_tasks`, so that one terminal state is reported for it.
 
         Raises:
-            BackendError: A task with this uid is open already.
+            BackendError: A task with this uid is already open.
         """
         if task["uid"] in self.__open:
-            raise BackendError(f"backend {self.name!r} already has a task {task['uid']!r}")
+            raise BackendError(
+                f"backend {self.name!r} already has a task with uid {task['uid']!r}; uids must be "
+                "unique"
+            )
         self.__open[task["uid"]] = task
 
     async def __run(self, task: TaskDescription) -> None:
@@ -564,9 +583,9 @@ class ManagedBackend(BaseExecutionBackend):
 
     @_also_as_callback
     def register_callback(self, func: TaskCallback) -> None:
-        """Register a state callback in addition to those of other engines.
+        """Register a state callback. Callbacks that other engines have registered stay in place.
 
-        Existing programs may use the keyword `callback` instead of `func`.
+        For compatibility, the argument may also be passed as the keyword `callback`.
 
         Raises:
             TypeError: `func` is not callable.
@@ -577,7 +596,10 @@ class ManagedBackend(BaseExecutionBackend):
             self.__callbacks = (*self.__callbacks, func)
 
     def unregister_callback(self, func: TaskCallback) -> None:
-        """Remove a callback if it is registered. Called by the engine when it shuts down."""
+        """Remove a callback if it is registered.
+
+        Called when an engine that has registered a callback shuts down.
+        """
         self.__callbacks = tuple(one for one in self.__callbacks if one != func)
 
     def task_state_cb(
@@ -586,7 +608,7 @@ class ManagedBackend(BaseExecutionBackend):
         state: Any,
         service_callback: Callable[..., Any] | None = None,
     ) -> None:
-        """Report a state from any thread; ignore a terminal state of a task that is not open."""
+        """Report a state, unless it is a terminal state of a task that is not open. Thread-safe."""
         terminal = state in self.get_task_states_map().terminal_states
         if terminal and self.__open.pop(task["uid"], None) is None:
             return
@@ -595,9 +617,10 @@ class ManagedBackend(BaseExecutionBackend):
     def report_state(
         self, task: Any, state: Any, service_callback: Callable[..., Any] | None = None
     ) -> None:
-        """Call the registered callbacks, regardless of earlier reports. Thread-safe.
+        """Report a state, regardless of earlier reports. Thread-safe.
 
-        For backends that remove tasks from `open_tasks` themselves; others call `task_state_cb`.
+        Backends that remove tasks from `open_tasks` themselves call this method; other backends
+        call `task_state_cb`.
         """
         for callback in self.__callbacks:
             if service_callback is None:
@@ -608,7 +631,10 @@ class ManagedBackend(BaseExecutionBackend):
     __report = report_state
 
     def get_task_states_map(self) -> StateMapper:
-        """Return the mapper of this backend; by default that of the canonical states."""
+        """Return the mapper for the states that this backend's class has registered.
+
+        If the class has registered none, the mapper uses the canonical states.
+        """
         if self.__states is None:
             self.__states = StateMapper(self)
         return self.__states
@@ -617,41 +643,52 @@ class ManagedBackend(BaseExecutionBackend):
 
     @classmethod
     def diagnose(cls) -> Iterable[tuple[str, str, str]]:
-        """Return findings about the installation for `rhapsody doctor`.
+        """Return findings about the installation.
 
-        Called in a separate process, with the time limit for loading a plugin.
+        Called by `rhapsody doctor` in a separate process, with the same time limit as for loading a
+        plugin.
 
         Returns:
-            For each finding its level (`"ok"`, `"note"` or `"broken"`), its text, and the remedy,
-            empty if there is nothing to do.
+            For each finding, a tuple of its level (`"ok"`, `"note"` or `"broken"`), its text and
+            the remedy. The remedy is empty if there is nothing to do.
         """
         return ()
 
     def account(self) -> Mapping[str, Any]:
-        """Return plain values about the backend's work, for the engine's summary.
+        """Return values for the engine's summary, such as the cost of the run.
 
-        Called by the engine on its loop when the engine ends: after the backend's `shutdown`,
-        unless the backend keeps running.
+        Called by the engine on its loop when the engine shuts down. If the engine also shuts the
+        backend down, it calls this method after `shutdown`.
+
+        Returns:
+            A mapping of plain values, such as strings and numbers; empty if there are none.
         """
         return {}
 
     def seconds_left(self, task: Any = None) -> float | None:
-        """Return the seconds left in the batch job of this process, or `None` without a batch job.
+        """Return the number of seconds left in the batch job in which this process runs.
 
-        A backend that may end before the batch job overrides this method and returns the smaller
-        value.
+        A backend that may end before the batch job overrides this method and returns the smaller of
+        the two times.
+
+        Returns:
+            The time in seconds, or `None` if this process does not run in a batch job or the end of
+            the job is not known.
         """
         return None if self.__job_ends is None else max(0.0, self.__job_ends - time.monotonic())
 
     def cores_in_use(self) -> tuple[float, int] | None:
-        """Return the number of cores that tasks use now and of all cores, or `None` if unknown.
+        """Return the number of cores in use and the total number of cores.
 
-        Called about once a second while progress is shown, from any thread.
+        Called about once a second while the progress is shown, from any thread.
+
+        Returns:
+            The two numbers, or `None` if they are not known.
         """
         return None
 
     def build_task(self, *args: Any, **kwargs: Any) -> Any:
-        """Return the description unchanged: it needs no translation."""
+        """Return the description unchanged, because this backend does not translate it."""
         return args[0] if args else kwargs
 
     def link_explicit_data_deps(
@@ -661,11 +698,11 @@ class ManagedBackend(BaseExecutionBackend):
         file_name: str | None = None,
         file_path: str | None = None,
     ) -> Any:
-        """Do nothing: a backend with `capabilities.files` overrides it."""
+        """Do nothing. Backends with `capabilities.files` override this method."""
         return None
 
     def link_implicit_data_deps(self, src_task: Mapping[str, Any], dst_task: Any) -> Any:
-        """Do nothing: a backend with `capabilities.files` overrides it."""
+        """Do nothing. Backends with `capabilities.files` override this method."""
         return None
 
 
@@ -674,7 +711,8 @@ def _checked_name(name: object) -> str:
         raise TypeError(f"name must be a string, got {name!r}")
     if not name.strip() or not name.isprintable():
         raise ValueError(
-            f"name must be one line of printable text, got {name!r}; omit it for the class's name"
+            f"name must be one line of printable text, got {name!r}; omit it to use the class's "
+            "name"
         )
     return name.strip()
 
@@ -695,7 +733,7 @@ def _completed(
     for task in batch:
         if not isinstance(task, dict):
             raise TypeError(
-                f"submit_tasks takes a list of dicts, one per task; an item is {task!r}"
+                f"submit_tasks takes a list of dicts, one per task; got the item {task!r}"
             )
     for task in batch:
         problem = _complete(task)
@@ -718,7 +756,7 @@ def _complete(task: Any) -> Exception | None:
     task.setdefault("is_service", False)
     task.setdefault("metadata", {"dependencies": [], "input_files": [], "output_files": []})
     if not isinstance(uid, str) or not uid:
-        return ValueError(f"the 'uid' of a task must be a unique string, got {uid!r}")
+        return ValueError(f"the 'uid' of a task must be a unique, non-empty string, got {uid!r}")
     function, executable = task["function"], task["executable"]
     if function is None and (not isinstance(executable, str) or not executable):
         return ValueError(

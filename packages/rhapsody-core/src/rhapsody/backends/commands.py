@@ -1,8 +1,8 @@
 """Base class of backends for systems that have commands to submit, query and cancel jobs.
 
-An example is a batch system. A subclass only implements the commands; this class writes each job's
-script, reads its output and exit code, and schedules queries and cancellations. Such a system does
-not send notifications, so the backend polls it while there are jobs.
+An example is a batch system. A subclass implements only the commands; the base class writes each
+job's script, reads the job's output and exit code, and schedules queries and cancellations. Such
+systems send no notifications, so the backend queries them periodically while there are jobs.
 """
 
 from __future__ import annotations
@@ -30,38 +30,40 @@ __all__ = ["CommandBackend", "run_command"]
 log: logging.Logger = logging.getLogger(__name__)
 
 SOON = 0.1
-"""Seconds between a change of a job and the next query; each further query doubles the interval."""
+"""Seconds from a change of a job to the next query; the interval doubles after each query."""
 
 AT_ONCE = 8
-"""Number of jobs that are submitted concurrently."""
+"""Maximum number of concurrent calls of `submit_job`."""
 
 
 class _Job:
-    """A task that was submitted to the system."""
+    """Job of one task."""
 
     def __init__(self, task: TaskDescription) -> None:
         self.task: TaskDescription = task
         self.running = False
         self.cancelled = False
-        self.seen = False  # the system may list it only some time after its submission
-        self.missing_since: float | None = None  # not listed, and without an exit code
+        self.seen = False  # the system may not list a new job immediately
+        self.missing_since: float | None = None  # when neither listed nor with an exit code
         self.ended: asyncio.Future[int] = asyncio.get_running_loop().create_future()
 
 
 class CommandBackend(SharedSandboxes, ManagedBackend):
     """Backend that runs executables as jobs of a system with commands to submit, query and cancel.
 
-    Subclasses implement `submit_job`, `ask_jobs` and `cancel_jobs`, usually with one `run_command`
-    each. The file system must be shared: a job is a script in its task's sandbox, which writes the
-    output and the exit code there, so that the system need not remember jobs that have ended.
+    Subclasses implement `submit_job`, `ask_jobs` and `cancel_jobs`, usually with one call of
+    `run_command` each. The engine and the jobs must share a file system. Each job is a script in
+    its task's sandbox, and writes its output and exit code to files in the sandbox. The system
+    therefore need not keep any information about jobs that have ended.
 
     All open jobs are queried together: soon after one of them has changed, then less and less
     often. `max_running` limits the number of submitted jobs.
 
     Attributes:
         ask_every: Maximum number of seconds between two queries.
-        patience: Seconds for which queries may fail, or for which a job that is no longer listed
-            may have no exit code. After that the tasks are reported as lost.
+        patience: Time limit in seconds for one query, including the cancellations that follow it.
+            If queries keep failing for this long, all open jobs are reported as lost. A job that
+            is no longer listed is reported as lost if no exit code appears for this long.
     """
 
     capabilities: Capabilities = Capabilities(
@@ -85,7 +87,8 @@ class CommandBackend(SharedSandboxes, ManagedBackend):
         self.__news = asyncio.Event()
         self.__asking: asyncio.Task[None] | None = None
 
-    # For authors to implement. Called on the loop, and shielded from cancellation.
+    # For authors to implement. Called on the loop. `submit_job` is never canceled; the others are
+    # canceled if together they take longer than `patience` seconds.
 
     @abstractmethod
     async def submit_job(self, task: TaskDescription, script: str) -> str:
@@ -94,10 +97,10 @@ class CommandBackend(SharedSandboxes, ManagedBackend):
         Args:
             task: The task's description, which contains `resources` and
                 `task_backend_specific_kwargs`.
-            script: The path of the shell script to run, which prints nothing.
+            script: The path of the shell script to run. The script prints nothing.
 
         Returns:
-            The name that the system has given the job.
+            The system's name for the job.
 
         Raises:
             Exception: Fails the task with this exception.
@@ -107,26 +110,32 @@ class CommandBackend(SharedSandboxes, ManagedBackend):
     async def ask_jobs(self, jobs: Sequence[str]) -> Mapping[str, bool]:
         """Query which jobs are waiting and which are running. Calls do not overlap.
 
+        Args:
+            jobs: The names of all open jobs.
+
         Returns:
-            By job name, True for a running job and False for a waiting one. Jobs that are missing
-            have ended; jobs that were not queried are ignored.
+            A mapping from job names to True for running jobs and False for waiting ones. Jobs that
+            have ended must be missing. The mapping may contain other jobs, which are ignored.
 
         Raises:
-            Exception: The query failed; the caller repeats it.
+            Exception: The query failed. It will be repeated.
         """
 
     @abstractmethod
     async def cancel_jobs(self, jobs: Sequence[str]) -> None:
         """Cancel jobs, some of which may have ended.
 
+        Args:
+            jobs: The names of the jobs to cancel.
+
         Raises:
-            Exception: The cancellation failed; the caller repeats it.
+            Exception: The cancellation failed. It will be repeated.
         """
 
     # Common to all systems.
 
     async def run_task(self, task: TaskDescription) -> CompletedExecutable:
-        """Run a task as a job; if canceled, cancel the job and wait until it has ended."""
+        """Run a task as a job. If this call is canceled, cancel the job and wait for its end."""
         task["sandbox"] = make_sandbox(self.sandbox_of(task))
         script = await in_thread(partial(write_script, task))
         job = _Job(task)
@@ -183,7 +192,16 @@ class CommandBackend(SharedSandboxes, ManagedBackend):
                 wait = SOON
 
     def __changed(self, name: str, job: _Job, running: bool | None) -> bool:
-        """Record a job's new status and report RUNNING; return True unless nothing has changed."""
+        """Record a job's status, and report RUNNING when the job has started.
+
+        Args:
+            name: The job's name.
+            job: The job.
+            running: True if the job is running, False if it is waiting, `None` if it is not listed.
+
+        Returns:
+            False if the job is waiting, or was and is running; otherwise True.
+        """
         code = exit_code(job.task) if running is None else None
         if running is not None:
             job.seen, job.missing_since = True, None
@@ -215,8 +233,8 @@ async def run_command(*words: str) -> str:
         The command's standard output as text.
 
     Raises:
-        BackendError: The command cannot be started, or fails; the message contains its standard
-            error.
+        BackendError: The command cannot be started or fails. After a failure, the message contains
+            the end of the command's standard error.
     """
     null, pipe = asyncio.subprocess.DEVNULL, asyncio.subprocess.PIPE
     try:

@@ -1,9 +1,10 @@
 """Registry of backends: their names, whether each can be used here, and their classes.
 
-Backends come from entry points (see `rhapsody.plugins`) and from `register_backend`. Listing
-names imports nothing, describing a backend imports its plugin's light module, and only a request
-for the class imports the class and the library behind it. `rhapsody run -b NAME -o KEY=VALUE` and
-commands of plugins create backends from settings in text form with `backend_from_options`.
+Backends come from entry points (see `rhapsody.plugins`) and from `register_backend`. Listing names
+imports nothing. Describing a backend imports only the small module of its plugin that declares it.
+Only a request for the class imports the class and the library that it uses. `rhapsody run -b NAME
+-o KEY=VALUE` and commands of plugins use `backend_from_options` to create backends from settings in
+text form.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ PUBLISHED = {
     "dask": "rhapsody-dask",
     "radical_pilot": "rhapsody-radical",
 }
-"""Reserved backend names, each with the distribution that may use it."""
+"""Reserved backend names, each with the only distribution that may use it."""
 
 FORMER = {
     **dict.fromkeys(("concurrent", "thread", "threads", "process", "processes"), "local"),
@@ -64,10 +65,10 @@ FORMER = {
 
 
 class UnusableError(Exception):
-    """The reason why a backend cannot be used.
+    """Error for a backend that cannot be used.
 
     Args:
-        reason: The fault.
+        reason: The reason.
         remedy: The fix, if possible as a command.
     """
 
@@ -82,21 +83,23 @@ class BackendDescription:
     """Description of a backend, obtained without importing its class.
 
     Attributes:
-        name: The name that it is registered under.
-        usable: True if the backend can be used here, as far as the metadata of installed
-            distributions shows.
-        reason: The reason if it is not usable.
-        remedy: The fix if it is not usable, if possible as a command.
+        name: The name under which the backend is registered.
+        usable: True if the backend can be used here, as far as this can be determined without
+            importing its class.
+        reason: The reason why the backend cannot be used, `None` if it is usable.
+        remedy: The fix, if possible as a command; `None` if the backend is usable.
         distribution: The distribution that contains the backend, `None` for a backend that was
             registered at run time.
-        version: The distribution's version.
-        summary: A summary of one line.
-        api_version: The version of the plugin interface that the backend implements.
-        import_path: The path of its class.
+        version: The version of the distribution.
+        summary: A description in one line.
+        api_version: The version of the plugin interface that the backend was written for.
+        import_path: The import path of the backend's class.
         requires: The distributions that the backend requires, as requirement strings.
-        capabilities: The backend's capabilities, `None` if its plugin does not declare them.
-        conflicts: Entry points of other distributions that claim the name but are not used, each
-            with the reason.
+        capabilities: The backend's capabilities, `None` if they are not declared.
+        conflicts: Entry points of other distributions that claim the same reserved name and are
+            therefore not used, each as a text with the reason.
+
+    If the plugin's declaration cannot be loaded, the attributes that it sets keep their defaults.
     """
 
     name: str
@@ -123,7 +126,7 @@ class BackendDescription:
 
 
 class _Registered(NamedTuple):
-    """Argument of `register_backend`: an import path, or a class."""
+    """Backend that was registered with `register_backend`, by import path or by class."""
 
     name: str
     import_path: str
@@ -131,7 +134,7 @@ class _Registered(NamedTuple):
 
     @property
     def target(self) -> object:
-        """The class, or the import path if the class is not imported yet."""
+        """The class, or the import path if the class has not been imported."""
         module, _, qualname = self.import_path.partition(":")
         try:
             return self.cls or attrgetter(qualname)(sys.modules[module])
@@ -144,7 +147,7 @@ _registered: dict[str, _Registered] = {}
 
 
 class BackendRegistry:
-    """Registry of backends. Not instantiated; its methods may be called from any thread.
+    """Registry of backends, with class methods that may be called from any thread.
 
     Names are case-insensitive, and `-` and `_` are equivalent.
     """
@@ -168,7 +171,8 @@ class BackendRegistry:
             ValueError: No backend has this name. The message lists the names, the closest match,
                 and the distribution to install if one is known.
             ImportError: The backend cannot be used, or its class cannot be imported.
-            TypeError: The name is not a string, or the registered object is not a backend class.
+            TypeError: The name is not a string, or the import path does not lead to a valid backend
+                class.
         """
         key = _key(backend_name)
         own = _registered.get(key)
@@ -200,13 +204,13 @@ class BackendRegistry:
 
         Args:
             name: The backend's name.
-            import_path: `"package.module.Class"` or `"package.module:Class"`, which is not
-                imported now; or the class itself.
+            import_path: The class, or its import path as `"package.module.Class"` or
+                `"package.module:Class"`. A class given by its path is imported when it is needed.
 
         Raises:
-            ValueError: The path is malformed, or the name is taken.
-            TypeError: `import_path` is neither a string nor a backend class, or the class has an
-                invalid attribute.
+            ValueError: The path is malformed, or the name is empty or taken.
+            TypeError: `name` is not a string, `import_path` is neither a string nor a backend
+                class, or the class has a method or attribute that the engine cannot use.
         """
         key = _key(name)
         if not key:
@@ -269,10 +273,10 @@ class BackendRegistry:
         """Describe one backend or all of them, without importing their classes.
 
         Args:
-            name: A backend's name, or `None` for all.
+            name: A backend's name, or `None` for all backends.
 
         Returns:
-            A description, or a dict of all descriptions by name, sorted.
+            A description; for `None`, a dict of all descriptions, sorted by name.
 
         Raises:
             ValueError: No backend has this name.
@@ -288,15 +292,18 @@ class BackendRegistry:
 
 
 def discover_backends() -> dict[str, bool]:
-    """Return the name of every backend with True if it can be used here. Imports no library.
+    """Check for every backend if it can be used here. Imports no library.
 
-    `BackendRegistry.describe` returns the reasons.
+    `BackendRegistry.describe` returns more, including the reasons.
+
+    Returns:
+        A dict from the name of every backend to True if it can be used, otherwise False.
     """
     return {name: known.usable for name, known in BackendRegistry.describe().items()}
 
 
 def get_backend(backend_name: str, *args: Any, **kwargs: Any) -> BaseExecutionBackend:
-    """Create a backend.
+    """Create a backend, without starting it.
 
     Args:
         backend_name: The backend's name.
@@ -308,13 +315,13 @@ def get_backend(backend_name: str, *args: Any, **kwargs: Any) -> BaseExecutionBa
 
     Raises:
         ValueError: No backend has this name.
-        ImportError: The backend cannot be used here.
+        ImportError: The backend cannot be used, or its class cannot be imported.
     """
     return BackendRegistry.get_backend_class(backend_name)(*args, **kwargs)
 
 
 def normalize_name(name: str) -> str:
-    """Return the form in which backend names are compared."""
+    """Return the normalized form of a backend name, in which names are compared."""
     return name.strip().lower().replace("-", "_")
 
 
@@ -328,7 +335,7 @@ def _key(name: object) -> str:
 
 
 def _claims() -> dict[str, list[PluginEntry]]:
-    """Return the entry points that claim each name."""
+    """Return the entry points that claim each name, by normalized name."""
     found: dict[str, list[PluginEntry]] = {}
     for entry in installed().group(BACKENDS):
         found.setdefault(normalize_name(entry.name), []).append(entry)
@@ -336,7 +343,7 @@ def _claims() -> dict[str, list[PluginEntry]]:
 
 
 def _names() -> dict[str, str]:
-    """Return the spelling of every backend's name, by its normalized form."""
+    """Return the names of all backends as they are spelled, by normalized name."""
     claimed = {key: entries[0].name for key, entries in _claims().items()}
     return claimed | {key: own.name for key, own in list(_registered.items())}
 
@@ -346,8 +353,8 @@ def claim(key: str) -> PluginEntry:
 
     Raises:
         KeyError: No distribution claims the name.
-        UnusableError: Another distribution claims a reserved name, or several distributions claim
-            the same name.
+        UnusableError: The name is reserved and only other distributions claim it, or several
+            entry points claim it.
     """
     entries = _claims()[key]
     owner = PUBLISHED.get(key)
@@ -392,7 +399,7 @@ def _distributions(entries: Iterable[PluginEntry]) -> list[str]:
 
 
 def _spec(key: str, entry: PluginEntry) -> BackendSpec:
-    """Return the declaration of a backend; imports the plugin's light module.
+    """Return the declaration of a backend, after importing the plugin's module that contains it.
 
     Raises:
         UnusableError: The plugin cannot be loaded, or its declaration is invalid.
@@ -459,7 +466,7 @@ def _check_usable(spec: BackendSpec, distribution: str) -> None:
 
 
 def unmet(requirement: Requirement) -> str | None:
-    """Return why the installed distributions do not meet a requirement, `None` if they do."""
+    """Return the reason why a requirement is not met, or `None` if it is met."""
     from importlib_metadata import PackageNotFoundError, version
 
     try:
@@ -519,11 +526,16 @@ def _describe(key: str, name: str) -> BackendDescription:
 
 def _declared_capabilities(cls: type[BaseExecutionBackend] | None) -> Capabilities | None:
     declared = None if cls is None else cls.capabilities
-    return None if isinstance(declared, property) else declared  # only an instance knows them
+    return None if isinstance(declared, property) else declared  # known only to instances
 
 
 def _installed_owner(key: str) -> tuple[str, object] | None:
-    """Return the owner of a name and its class or import path, `None` if no one owns the name."""
+    """Return the owner of a name that an installed distribution claims or that is reserved.
+
+    Returns:
+        The owner, for messages, and the class or import path that it declares, or `None` if that is
+        not known. `None` instead of the pair if the name is free.
+    """
     if key not in _claims():
         owner = PUBLISHED.get(key)
         if owner is None:
@@ -559,7 +571,7 @@ def _import(import_path: str, source: str, remedy: str) -> type[BaseExecutionBac
 
 
 def _unknown(name: str) -> str:
-    """Return the error message for a name that no backend has."""
+    """Return the error message for the name of an unknown backend."""
     key, names = normalize_name(name), _names()
     text = f"Backend {name!r} not found. Available: {', '.join(sorted(names.values()))}"
     for entry in installed().disabled:
@@ -577,7 +589,7 @@ def _unknown(name: str) -> str:
 
 
 class _Interface(Protocol):
-    """Methods that the engine calls; a parameter's name matters only if passed by keyword."""
+    """Methods that the engine calls. Parameters that it passes by position may have any name."""
 
     def submit_tasks(self, tasks: Any, /) -> Any: ...
     def cancel_task(self, uid: Any, /) -> Any: ...
@@ -600,7 +612,7 @@ def check_backend_class(cls: object, source: str) -> type[BaseExecutionBackend]:
         source: The origin of the class, for messages.
 
     Returns:
-        The class.
+        The class, unchanged.
 
     Raises:
         TypeError: The class is not a subclass of `BaseExecutionBackend`, is abstract, or has a
@@ -630,7 +642,7 @@ def check_backend_class(cls: object, source: str) -> type[BaseExecutionBackend]:
 def check_attributes(
     backend: BaseExecutionBackend | type[BaseExecutionBackend], source: str
 ) -> None:
-    """Check a backend for mistakes that would otherwise appear in the middle of a run.
+    """Check a backend for mistakes that would otherwise show only during a run.
 
     Args:
         backend: The backend or its class.
@@ -663,24 +675,30 @@ def check_attributes(
 
 
 def backend_from_options(name: str, options: Iterable[str]) -> BaseExecutionBackend:
-    """Create a backend with the settings of a command line.
+    """Create a backend from settings in text form, such as those of a command line.
 
     Args:
-        name: A registered backend's name.
-        options: Strings such as `cores=2`. A key that is not a keyword argument of the backend's
-            class is added to its `resources`. If a key is repeated, its last value applies.
+        name: The name of the backend.
+        options: Strings such as `cores=2`. If the class of the backend has no argument of this
+            name, the setting becomes an item of its argument `resources`. If a key is repeated, its
+            last value applies.
 
     Returns:
         The backend, not started.
 
     Raises:
-        UsageError: The backend does not exist, or does not accept a setting.
+        UsageError: The backend cannot be used, a string is malformed, or the backend does not
+            accept a setting.
     """
     return make_backend(name, parse_options(options))
 
 
 def parse_options(options: Iterable[str], flag: str = "-o") -> dict[str, Any]:
     """Return the values of `KEY=VALUE` strings by key; the last value of a key applies.
+
+    Args:
+        options: The strings. Each value is TOML, or text without quotes.
+        flag: The option of the command line that the strings belong to, for messages.
 
     Raises:
         UsageError: A string is not of the form `KEY=VALUE`, or its value is invalid TOML.
@@ -700,7 +718,7 @@ def _value(text: str, option: str) -> Any:
     try:
         found = tomllib.loads(f"value = {text}")
     except tomllib.TOMLDecodeError as error:
-        # A bare word is a string. Text that begins like another TOML type must be valid TOML.
+        # Other text is a string, unless it starts like a TOML string, array or table.
         if text and (text[0] in "\"'[{" or "\n" in text):
             raise UsageError(f"{option}: the value is not valid TOML: {error}") from None
         return text
@@ -708,13 +726,13 @@ def _value(text: str, option: str) -> Any:
 
 
 def make_backend(name: str, options: dict[str, Any]) -> BaseExecutionBackend:
-    """Create a backend with parsed settings, see `backend_from_options`.
+    """Create a backend from parsed settings; see `backend_from_options`.
 
     Returns:
         The backend, not started.
 
     Raises:
-        UsageError: The backend does not exist, or does not accept a setting.
+        UsageError: The backend cannot be used, or does not accept a setting.
     """
     try:
         cls = BackendRegistry.get_backend_class(name)

@@ -1,7 +1,7 @@
-"""Backend that runs nothing, for dry runs and for measurements of an engine's overhead.
+"""Backend that runs nothing, for dry runs and for measurements of the engine's overhead.
 
-Every task is done when it is submitted, with a fixed result. The backend starts nothing, creates
-no file and uses no thread.
+Every task except a service is done as soon as it is submitted, with a fixed result. The backend
+starts nothing, creates no file and uses no thread.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class NoopExecutionBackend(ManagedBackend):
 
     Args:
         resources: Ignored; accepted so that the backend can replace another.
-        name: Its name in an engine; default `"noop"`.
+        name: The backend's name in an engine. Default: `"noop"`.
 
     Attributes:
         output: Return value and output of every task.
@@ -50,7 +50,7 @@ class NoopExecutionBackend(ManagedBackend):
         super().__init__(name=name)
 
     async def submit_tasks(self, tasks: Sequence[TaskDescription]) -> None:
-        """Complete the tasks before returning."""
+        """Complete all tasks before returning, except services, which start to run."""
         for task in self.admit(tasks):
             if task["is_service"]:
                 self.accept(task)
@@ -71,7 +71,7 @@ class NoopExecutionBackend(ManagedBackend):
         return True
 
     async def shutdown(self) -> None:
-        """End the services."""
+        """End the services and shut the backend down."""
         for uid in list(self.open_tasks):
             await self.cancel_task(uid)
         await super().shutdown()

@@ -1,4 +1,4 @@
-"""Declaration of the backends that come with core, made like that of any plugin."""
+"""Declaration of core's own backends, in the same form as in any other plugin."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from rhapsody.plugins.specs import BackendSpec, hookimpl
 
 @hookimpl
 def rhapsody_backends() -> list[BackendSpec]:
-    """Declare the backends of core; `local` with the capabilities of its default, threads."""
+    """Declare core's backends: `noop`, and `local` with the capabilities of its thread executor."""
     from rhapsody.backends.local.backend import THREADS
     from rhapsody.backends.noop import NoopExecutionBackend
 
@@ -15,7 +15,7 @@ def rhapsody_backends() -> list[BackendSpec]:
         BackendSpec(
             name="noop",
             import_path="rhapsody.backends.noop:NoopExecutionBackend",
-            summary="completes each task at once without running it, for dry runs",
+            summary="completes each task immediately without running it, for dry runs",
             capabilities=NoopExecutionBackend.capabilities,
         ),
         BackendSpec(

@@ -1,12 +1,12 @@
-"""Executables and files on this machine, for backends that do not support them otherwise.
+"""Base classes for backends that link files or run executables on this machine.
 
-`SharedSandboxes` and `LocalPrograms` are base classes to list before `ManagedBackend`, for backends
-whose tasks see the engine's file system. The backend itself runs functions and decides when a task
-may start. Plugins import both classes from `rhapsody.backends`.
+A backend whose tasks see the engine's file system can list `SharedSandboxes` or `LocalPrograms`
+before `ManagedBackend` in its bases. The backend still runs functions and decides when a task may
+start. Plugins import both classes from `rhapsody.backends`.
 
-This module also writes shell scripts: `write_script` for one that runs an executable task as a job,
-and `write_again` for one with which the user can run a task again. A job's script writes output and
-exit code to files, because a system may forget jobs that have ended.
+This module also writes shell scripts. `write_script` writes the script that runs an executable task
+as a job; the script writes the job's output and exit code to files, because a batch system may
+forget jobs that have ended. `write_again` writes a script with which the user can run a task again.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ __all__ = ["LocalPrograms", "SharedSandboxes"]
 
 
 class SharedSandboxes:
-    """Base class that links files between sandboxes, which tasks see under the engine's paths.
+    """Base class that links files between sandboxes that tasks see under the engine's paths.
 
-    With it a backend can declare `files` and `shared_file_system`. The backend creates a task's
-    sandbox with `rhapsody.sdk.make_sandbox` if its description names one.
+    With this class a backend can declare `files` and `shared_file_system`. If a task's description
+    names a sandbox, the backend creates it with `rhapsody.sdk.make_sandbox`.
     """
 
     session: Session
@@ -70,16 +70,16 @@ class SharedSandboxes:
         link_into(self.sandbox_of(dst_task), name, source)
 
     def link_implicit_data_deps(self, src_task: Mapping[str, Any], dst_task: Any) -> None:
-        """Link all files in the sandbox of one task, except its output, into that of another."""
+        """Link all files in the sandbox of `src_task`, except its output, for `dst_task`."""
         link_all(self.sandbox_of(src_task), self.sandbox_of(dst_task))
 
     def sandbox_of(self, task: Mapping[str, Any]) -> str:
-        """Return the sandbox that a description names, otherwise `own_sandbox` of its task."""
+        """Return the sandbox that a description names, or `own_sandbox` if it names none."""
         sandbox: str = task.get("sandbox") or self.own_sandbox(task["uid"])
         return sandbox
 
     def own_sandbox(self, uid: str) -> str:
-        """Return the path that the backend uses as sandbox if a task's description names none."""
+        """Return the path of the sandbox of a task whose description names no sandbox."""
         return self.session.directory(uid)
 
 
@@ -89,11 +89,11 @@ class LocalPrograms(SharedSandboxes):
     The backend's `run_task` passes executables to `run_program`. With this class a backend can
     declare `executables`, `sandboxes` and `cancel_executables="running"` as well.
 
-    From the first executable until `shutdown`, a small process is running that kills the programs
-    if this process is killed.
+    From the first executable until `shutdown`, a helper process runs. It kills the executables if
+    this process is killed.
 
     Attributes:
-        grace: Seconds between SIGTERM and SIGKILL when a program is stopped.
+        grace: Number of seconds between SIGTERM and SIGKILL when an executable is stopped.
     """
 
     grace: float = 5.0
@@ -102,13 +102,13 @@ class LocalPrograms(SharedSandboxes):
     async def run_program(self, task: TaskDescription) -> CompletedExecutable:
         """Run an executable task to completion, in its own process group.
 
-        Canceling this call stops the whole group and waits until it has ended.
+        Canceling this call stops all processes of the group and waits until they have ended.
 
         Returns:
-            The result for `ManagedBackend.run_task`.
+            The result, which `run_task` can return.
 
         Raises:
-            OSError: The program cannot be started.
+            OSError: The executable cannot be started.
         """
         if self.__reaper is None:
             self.__reaper = Reaper()
@@ -120,7 +120,7 @@ class LocalPrograms(SharedSandboxes):
         return CompletedExecutable(code, task["stdout"], task["stderr"])
 
     async def shutdown(self) -> None:
-        """Shut the backend down, and end the process that watches its programs."""
+        """Shut the backend down, and stop the helper process."""
         await super().shutdown()  # type: ignore[misc]  # of `ManagedBackend`
         if self.__reaper is not None:
             await in_thread(self.__reaper.stop, or_here=True)
@@ -138,7 +138,7 @@ _SECRET = re.compile(
 
 
 def looks_secret(name: str) -> bool:
-    """Return True if a variable's name, such as `API_TOKEN`, indicates that its value is secret."""
+    """Return True if a variable's name, such as `API_TOKEN`, suggests that its value is secret."""
     return _SECRET.search(name) is not None
 
 
@@ -164,7 +164,7 @@ def write_script(task: TaskDescription) -> str:
     with open(path, "w", encoding="utf-8", opener=_private) as file:
         file.write(
             f"#!/bin/sh\ncd {shlex.quote(place)} && exec <{STDIN} || exit\n"
-            f"rm -f {SCRIPT} {STDIN}\n"  # they are open, and are not the task's files
+            f"rm -f {SCRIPT} {STDIN}\n"  # both are open; they are not the task's files
             f"{exports}{command} >{out} 2>{err}\n"
             f"code=$?\necho $code >{CODE}.new && mv {CODE}.new {CODE}\nexit $code\n"
         )
@@ -175,14 +175,15 @@ def write_script(task: TaskDescription) -> str:
 def write_again(task: TaskDescription) -> str:
     """Write a script with which the user can run a task again in its sandbox.
 
-    The script sets the task's environment and thread counts, and only the user can read it. The
-    user must set the GPUs, and the variables whose names indicate secrets.
+    The script sets the task's environment variables and thread counts. It does not set
+    `CUDA_VISIBLE_DEVICES` and variables whose names look secret; the user must set them before
+    running the script. Only the user can read the script.
 
     Returns:
         The path of the script.
 
     Raises:
-        OSError: The script cannot be written, or the task has created a file with its name.
+        OSError: The script cannot be written, or a file with its name exists in the sandbox.
     """
     path = os.path.join(task["sandbox"], AGAIN)
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o700)
@@ -204,7 +205,7 @@ def write_again(task: TaskDescription) -> str:
 
 
 def _parted(variables: Mapping[str, str]) -> tuple[dict[str, str], dict[str, str]]:
-    """Return the variables whose names indicate secrets, and the others."""
+    """Return the variables whose names look secret, and the other variables."""
     secret = {
         name: value
         for name, value in variables.items()
@@ -226,7 +227,7 @@ def _command(task: TaskDescription, variables: Mapping[str, str]) -> str:
 
 
 def exit_code(task: TaskDescription) -> int | None:
-    """Return the exit code that a job's script has written, or `None` if it has written none."""
+    """Return the exit code that a job's script has written, or `None` if there is none yet."""
     try:
         with open(os.path.join(task["sandbox"], CODE), encoding="ascii") as file:
             return int(file.read())
@@ -235,7 +236,12 @@ def exit_code(task: TaskDescription) -> int | None:
 
 
 def output(task: TaskDescription) -> tuple[str, str]:
-    """Read the output of a job, and return it in the form that its task's `capture` selects."""
+    """Return the standard output and standard error of a job.
+
+    Returns:
+        Two texts; two paths if the task's `capture` is `"files"`; two empty strings if `capture` is
+        False.
+    """
     capture = task.get("capture", True)
     if not capture:
         return "", ""

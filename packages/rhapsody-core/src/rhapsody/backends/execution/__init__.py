@@ -1,5 +1,5 @@
-"""The backend classes under the import paths that existing programs use.
+"""Backend classes under the import paths that existing programs use.
 
-Each module is an alias. No more will be added; create third-party backends with
+No more modules will be added to this package. Create backends of other distributions with
 `rhapsody.get_backend`.
 """
