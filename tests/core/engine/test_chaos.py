@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from tests.system.chaos.graphs import Call
@@ -39,3 +41,18 @@ def test_what_had_failed_before_a_dependency_was_lost_and_cancelled_is_no_fault(
     ends = {0: CANCELLED, 1: ("failed", "OSError"), 2: DEPENDENCY}
     assert wrong_ends(graph[2:], ends, (), lost=True, cut_short=True, pushed=True) == []
     assert wrong_ends(graph[2:], ends, (), lost=True, cut_short=True)
+
+
+def test_a_value_that_was_used_and_then_lost_with_the_scheduler_is_no_fault() -> None:
+    """Seed 33 of 500 calls on Dask, whose scheduler was killed while a value was fetched."""
+    graph = [Call(0, "function"), Call(1, "coroutine", (0,)), Call(2, "function", (1,))]
+    lost = ("failed", "BackendUnavailableError")
+    more: Any = {"may_fail": ("function", "coroutine", "program"), "lost": True}
+    for ends in ({0: lost, 1: lost, 2: ("done", 3)}, {0: lost, 1: ("done", 1), 2: ("done", 3)}):
+        assert wrong_ends(graph, ends, (), **more, pushed=True) == []
+        assert wrong_ends(graph, ends, (), **more)
+        assert wrong_ends(graph, {**ends, 2: ("done", 4)}, (), **more, pushed=True)
+    graph[1] = Call(1, "program", (0,))
+    assert wrong_ends(graph, {0: lost, 1: ("done", 1), 2: ("done", 3)}, (), **more, pushed=True)
+    failed = {0: ("failed", "ValueError"), 1: ("done", 1), 2: ("done", 3)}
+    assert wrong_ends(graph, failed, (), **more, pushed=True)

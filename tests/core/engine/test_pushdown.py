@@ -31,8 +31,8 @@ class Kept:
     async def fetch(self) -> dict[str, Any]:
         self.backend.fetched.append(self.value)
         await self.backend.open.wait()
-        if self.backend.lost:
-            raise TaskLostError("it is lost")
+        if self.backend.loss is not None:
+            raise self.backend.loss
         return {"return_value": self.value, "stdout": "printed"}
 
 
@@ -46,7 +46,7 @@ class Keeping(ManagedBackend):
     def __init__(self) -> None:
         super().__init__()
         self.fetched: list[Any] = []
-        self.lost = False
+        self.loss: Exception | None = None
         self.open = asyncio.Event()
         self.open.set()
         self.kept: weakref.WeakValueDictionary[str, Kept] = weakref.WeakValueDictionary()
@@ -186,16 +186,19 @@ async def test_a_lost_reference_is_replaced_by_the_value(flow: WorkflowEngine) -
     assert [value.value for value in kept.values()] == backend.fetched == ["a"]
 
 
+@pytest.mark.parametrize("kind", [TaskLostError, BackendUnavailableError])
 async def test_a_value_that_is_lost_fails_its_future_and_what_needs_it(
-    flow: WorkflowEngine,
+    flow: WorkflowEngine, kind: type[Exception]
 ) -> None:
     text, join, backend = tasks(flow)
     part = text("a")
-    await within(join(part))
-    backend.lost = True
+    used = join(part)
+    assert await within(used) == "a"
+    backend.loss = kind("it is lost")
     later = join.options(retries=1)(part)
-    with pytest.raises(TaskLostError, match="push_down=False"):
+    with pytest.raises(kind, match=r"stayed with backend .* lost there: it is lost; .*push_down"):
         await within(part)
+    assert used.result() == "a"
     with pytest.raises(DependencyFailureError):
         await within(later)
     assert part.state is TasksMainStates.FAILED

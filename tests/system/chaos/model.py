@@ -14,6 +14,12 @@ run because another failed, or `("cancelled", None)`."""
 CANCELLED: End = ("cancelled", None)
 DEPENDENCY: End = ("dependency", None)
 
+PLAIN = ("function", "coroutine")
+"""Kinds whose values may stay with a backend, where other calls of these kinds use them."""
+
+LOST = (("failed", "BackendUnavailableError"), ("failed", "TaskLostError"))
+"""Ends of a call whose value was lost with its backend."""
+
 
 def value_of(call: Call, values: Sequence[int]) -> int:
     """The value of a call that ends well, from those of the calls that it needs."""
@@ -79,14 +85,24 @@ def wrong_ends(
         pushed: Backends may have what depends on a call before it has ended.
     """
     wrong = []
+    made: dict[int, int] = {}  # values, also those that were lost after other calls had used them
     services = {call.number for call in graph if call.kind == "service"}
     for call in graph:
         if call.number not in ends:
             wrong.append(f"{call} has not ended")
             break
         end, right = ends[call.number], end_of(call, ends, call.number in cancelled)
+        value = None
+        if pushed and call.kind in PLAIN and not call.after and made.keys() >= {*call.needs}:
+            value = value_of(call, [made[number] for number in call.needs])
+        if end[0] == "done":
+            made[call.number] = int(str(end[1]))
+        elif end in LOST and value is not None:
+            made[call.number] = value
         if end == right or (cut_short and end == CANCELLED):
             continue
+        if end == ("done", value) and right == DEPENDENCY:
+            continue  # the value of a dependency stayed with the backend, and was lost there later
         if end[0] == "failed" and call.kind in may_fail and right != CANCELLED:
             continue
         if end[0] == "dependency" and lost and not services.isdisjoint((*call.needs, *call.after)):

@@ -441,15 +441,13 @@ class DaskExecutionBackend(ManagedBackend):
         if self._loss is not None:
             return
         self._loss = reason
-        calls = self._results.calls.values()
-        for call in [*self.open_tasks.values(), *(c for c in calls if c.waiter)]:
-            self._results.fail(
-                call,
-                BackendUnavailableError(
-                    f"{named(call)} failed: the connection to the Dask scheduler at "
-                    f"{self._connection.address} was lost: {reason}"
-                ),
-            )
+        address = self._connection.address
+        lost = f"the connection to the Dask scheduler at {address} was lost: {reason}"
+        fetching = [call for call in self._results.calls.values() if call.waiter]
+        for call in list(self.open_tasks.values()):
+            self._results.fail(call, BackendUnavailableError(f"{named(call)} failed: {lost}"))
+        for call in fetching:  # the tasks are done, but their values are lost
+            self._results.fail(call, BackendUnavailableError(lost))
         self._stop_background_work()
         self._closing = asyncio.ensure_future(self._connection.close())
 

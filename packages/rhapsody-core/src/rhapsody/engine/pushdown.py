@@ -173,7 +173,7 @@ class RemoteResult:
             error = task.get("exception")
         if error is None and "return_value" not in task:
             error = TaskLostError("the backend returned no value")
-        if isinstance(error, TaskLostError):
+        if isinstance(error, (TaskLostError, BackendUnavailableError)):
             error = self._lost_error(future, error)
         self._release(future)
         if future.done():
@@ -188,8 +188,11 @@ class RemoteResult:
             )
         future.set_result(task["return_value"])
 
-    def _lost_error(self, future: TaskFuture[Any], cause: TaskLostError) -> TaskLostError:
-        error = TaskLostError(
+    def _lost_error(
+        self, future: TaskFuture[Any], cause: TaskLostError | BackendUnavailableError
+    ) -> TaskLostError | BackendUnavailableError:
+        kind = TaskLostError if isinstance(cause, TaskLostError) else BackendUnavailableError
+        error = kind(
             f"the value of {_named(future)} stayed with backend {self.backend.name!r} and was lost "
             f"there: {cause}; with push_down=False, values are fetched as soon as tasks finish"
         )
