@@ -13,7 +13,7 @@ from typing import Any
 import psutil
 import pytest
 
-from rhapsody import WorkflowEngine
+from rhapsody import Resources, WorkflowEngine
 from rhapsody.errors import TaskLostError
 from rhapsody.testing import Driver
 from rhapsody_radical import RadicalExecutionBackend
@@ -134,6 +134,52 @@ async def test_a_pilot_whose_component_dies_alone_is_given_up(tmp_path: Path) ->
         async with asyncio.timeout(LIMIT):
             while of_pilot(made):  # noqa: ASYNC110 - what it ran is ended, too
                 await asyncio.sleep(0.1)
+
+
+HELD = """
+import sys
+if any("radical-pilot-component" in word for word in sys.orig_argv):
+    import pathlib, time
+    from radical.pilot.agent.executing.popen import Popen
+    work, marker = Popen.work, pathlib.Path({marker!r})
+
+    def held(self, tasks):
+        first = not marker.exists()
+        marker.touch()
+        while first and not self._cancel_list:
+            time.sleep(0.01)
+        work(self, tasks)
+
+    Popen.work = held
+"""
+"""Code that makes an agent's executor hold its first task until another one is canceled."""
+
+
+def state_of(objects: Any, uid: str) -> str:
+    """RADICAL-Pilot's state of a task; called in the client."""
+    return str(objects.task_manager.get_tasks(uid).state)
+
+
+async def test_the_cores_of_a_task_that_is_canceled_just_before_its_start_are_used_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    marker = tmp_path / "held"
+    customise(tmp_path, monkeypatch, HELD.format(marker=str(marker)))
+    async with started(tmp_path) as (made, driver):
+        first, second = driver.command("true"), driver.command("true")
+        async with asyncio.timeout(2 * LIMIT):
+            await driver.submit(first)
+            while not marker.exists():  # noqa: ASYNC110 - a file of another process
+                await asyncio.sleep(0.1)
+            await driver.submit(second)
+            placed = "AGENT_EXECUTING_PENDING"
+            while await made.run_in_client(state_of, second["uid"]) != placed:  # noqa: ASYNC110
+                await asyncio.sleep(0.1)
+            await driver.cancel(second)
+            assert str((await driver.finished(second)).state) == "CANCELED"
+            assert str((await driver.finished(first)).state) == "DONE"
+            whole = driver.command("true", resources=Resources(cores=8))
+            assert str((await driver.run_one(whole)).state) == "DONE"
 
 
 DEAF = """

@@ -14,6 +14,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -286,6 +287,8 @@ class Tasks:
                 self.end(call, state, reason)
             entry.pilot.forget(entry.uid)
             return
+        if state == "CANCELED" and not entry.running:
+            self._free_cores(entry)
         # RADICAL-Pilot cancels tasks that exceed its own `timeout`.
         cut = entry.cancelled or state == "CANCELED"
         if cut and entry.running and entry.pair is None:
@@ -294,6 +297,24 @@ class Tasks:
             self._reaper.post(self._reap)
         else:
             self._report_end(entry, state, reason)
+
+    def _free_cores(self, entry: Entry) -> None:
+        """Free the cores of a task that was canceled after it was scheduled and before it started.
+
+        RADICAL-Pilot's executor discards such a task without notifying the scheduler, which would
+        reserve its cores until the pilot ends. The scheduler frees the slots of each task that
+        ends, even if they were set in its description. Therefore, run an empty task on each slot.
+        """
+        handle, pilot = entry.handle, entry.pilot
+        if handle is None or pilot.ended or handle.description.get("raptor_id"):
+            return
+        batch: list[Submitted] = []
+        for number, slot in enumerate(handle.slots or ()):
+            uid = f"{entry.uid}.free.{number}"
+            words = {"uid": uid, "executable": "true", "pilot": handle.pilot, "slots": [slot]}
+            batch.append((uid, words, None))
+        if batch:
+            self._reaper.post(partial(self.submit, pilot.number, batch))
 
     def _report(self, *message: Any) -> None:
         """Send a report, which may wait for others while many tasks have not started."""
