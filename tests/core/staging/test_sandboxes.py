@@ -19,7 +19,7 @@ pytestmark = pytest.mark.asyncio
 
 async def gone(path: Path) -> None:
     """Wait until a path is removed, possibly by a thread."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while path.exists():
             gc.collect()
             await asyncio.sleep(0.01)
