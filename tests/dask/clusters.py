@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import subprocess
 import sys
@@ -121,3 +122,8 @@ def uses_dask() -> Callable[[], int]:
         return total
 
     return computes_on_dask
+
+
+async def scale(cluster: Any, count: int) -> None:
+    """Start or stop workers of a LocalCluster until it has that many."""
+    await asyncio.to_thread(cluster.scale, count)

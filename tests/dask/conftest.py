@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -86,3 +87,27 @@ def children() -> set[int]:
             if "resource_tracker" not in " ".join(process.cmdline()):
                 found.add(process.pid)
     return found
+
+
+@pytest.fixture
+def empty() -> Iterator[Any]:
+    """A cluster without workers; each that comes has a directory of its own."""
+    from distributed import LocalCluster
+
+    with LocalCluster(
+        n_workers=0,
+        threads_per_worker=1,
+        dashboard_address="127.0.0.1:0",
+        resources={"cores": 2},
+        memory_limit="1 GB",
+    ) as made:
+        yield made
+
+
+@pytest_asyncio.fixture
+async def waiting(empty: Any, tmp_path: Path) -> AsyncIterator[WorkflowEngine]:
+    """An engine on that cluster."""
+    async with asyncio.timeout(60):
+        backend = await DaskExecutionBackend(cluster=empty, timeout=5)
+        async with WorkflowEngine.create(backend=backend, work_dir=tmp_path / "work") as flow:
+            yield flow

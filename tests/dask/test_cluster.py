@@ -183,44 +183,6 @@ async def test_tls_files_that_are_not_there_and_tls_without_need_are_named(
         await DaskExecutionBackend({"address": address, **files}, timeout=2)
 
 
-async def test_several_ways_at_once_are_an_error() -> None:
-    with pytest.raises(ValueError, match="address and scheduler_file cannot be combined"):
-        DaskExecutionBackend({"scheduler_file": "s.json"}, address="tcp://h:1")
-    with pytest.raises(ValueError, match="n_workers cannot be combined with address"):
-        DaskExecutionBackend({"n_workers": 2}, address="tcp://h:1")
-    with pytest.raises(ValueError, match="both in resources and as an argument"):
-        DaskExecutionBackend({"address": "tcp://h:1"}, address="tcp://h:2")
-    with pytest.raises(ValueError, match="put all TLS settings in security"):
-        DaskExecutionBackend({"tls_ca_file": "x"}, security=True)
-
-
-async def test_unknown_keys_are_an_error_that_lists_what_there_is() -> None:
-    with pytest.raises(TypeError, match=r"'n_worker'\. Did you mean 'n_workers'\? Accepted: addr"):
-        DaskExecutionBackend({"n_worker": 2})
-    with pytest.raises(TypeError, match="must be a dict"):
-        DaskExecutionBackend(["n_workers"])  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="at least 1"):
-        DaskExecutionBackend({"n_workers": 0})
-
-
-async def test_use_before_start_says_to_await_it() -> None:
-    backend = DaskExecutionBackend()
-    with pytest.raises(RuntimeError, match="await DaskExecutionBackend"):
-        await backend.submit_tasks([])
-    with pytest.raises(RuntimeError, match="await DaskExecutionBackend"):
-        await backend.cancel_task("task.000001")
-    with pytest.raises(RuntimeError, match="await DaskExecutionBackend"):
-        await backend.cancel_all_tasks()
-    assert backend.state() == "initialized"
-
-
-async def test_after_a_shutdown_there_is_nothing_to_cancel(cluster: Any) -> None:
-    backend = await DaskExecutionBackend(cluster=cluster)
-    await backend.shutdown()
-    assert await backend.cancel_task("task.000001") is False
-    assert await backend.cancel_all_tasks() == 0
-
-
 async def test_other_versions_are_named_in_pairs() -> None:
     def packages(python: str, cloudpickle: str) -> dict[str, Any]:
         return {"packages": {"python": python, "cloudpickle": cloudpickle}}

@@ -127,3 +127,23 @@ def test_keywords_of_a_cluster_are_refused_where_one_is_there() -> None:
         DaskExecutionBackend({"blocked_handlers": []}, address="tcp://h:1")
     with pytest.raises(ValueError, match="alias of host"):
         DaskExecutionBackend({"ip": "127.0.0.1", "host": "127.0.0.1"})
+
+
+def test_several_ways_at_once_are_an_error() -> None:
+    with pytest.raises(ValueError, match="address and scheduler_file cannot be combined"):
+        DaskExecutionBackend({"scheduler_file": "s.json"}, address="tcp://h:1")
+    with pytest.raises(ValueError, match="n_workers cannot be combined with address"):
+        DaskExecutionBackend({"n_workers": 2}, address="tcp://h:1")
+    with pytest.raises(ValueError, match="both in resources and as an argument"):
+        DaskExecutionBackend({"address": "tcp://h:1"}, address="tcp://h:2")
+    with pytest.raises(ValueError, match="put all TLS settings in security"):
+        DaskExecutionBackend({"tls_ca_file": "x"}, security=True)
+
+
+def test_unknown_keys_are_an_error_that_lists_what_there_is() -> None:
+    with pytest.raises(TypeError, match=r"'n_worker'\. Did you mean 'n_workers'\? Accepted: addr"):
+        DaskExecutionBackend({"n_worker": 2})
+    with pytest.raises(TypeError, match="must be a dict"):
+        DaskExecutionBackend(["n_workers"])  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="at least 1"):
+        DaskExecutionBackend({"n_workers": 0})

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
 
 from rhapsody import WorkflowEngine
+from rhapsody.errors import CapabilityError
+from rhapsody_dask import DaskExecutionBackend
 
 pytestmark = pytest.mark.asyncio
 
@@ -44,3 +47,17 @@ async def test_a_wrong_annotation_is_reported_with_its_key(
     words = f"{key} must not be a function" if callable(value) else f"'{key}' annotation"
     with pytest.raises(TypeError, match=f"task_description: {words}"):
         await task(task_description={key: value})
+
+
+async def test_a_worker_that_is_unknown_is_refused_on_a_cluster_of_our_own() -> None:
+    given = {"processes": False, "n_workers": 1, "threads": 1}
+    backend = DaskExecutionBackend(given, security=False)
+    async with asyncio.timeout(60), WorkflowEngine.create(backend=backend) as flow:
+        task = flow.function_task(int)
+        address, *_ = (await backend.client.scheduler.identity(n_workers=-1))["workers"]
+        for known in (0, [address], ["no-one", address]):
+            assert await task(1, task_description={"workers": known}) == 1
+        with pytest.raises(CapabilityError, match=f"workers: no-one.* 0 at {address}"):
+            await task(1, task_description={"workers": "no-one"})
+        preferred = {"workers": "no-one", "allow_other_workers": True}
+        assert await task(1, task_description=preferred) == 1

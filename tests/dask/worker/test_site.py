@@ -2,6 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
+from pathlib import Path
+
+import psutil
+import pytest
+
+from rhapsody import WorkflowEngine
+from rhapsody.states import TasksMainStates
+from rhapsody_dask import DaskExecutionBackend
 from rhapsody_dask.worker.site import Gate
 
 
@@ -13,3 +23,71 @@ def test_a_task_of_more_cores_than_there_are_gives_back_what_it_took() -> None:
     gate.leave(8)
     assert gate.enter(4) is None
     assert gate.enter(1) is not None, "more cores were given out than there are"
+
+
+@pytest.mark.asyncio
+async def test_running_is_reported_when_a_worker_begins(flow: WorkflowEngine) -> None:
+    @flow.function_task
+    async def wait() -> None:
+        await asyncio.sleep(60)
+
+    futures = [wait() for _ in range(4)]
+    async with asyncio.timeout(20):
+        while sum(f.state is TasksMainStates.RUNNING for f in futures) < 2:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    await asyncio.sleep(0.1)  # time enough for a wrong report about the others
+    states = [future.state for future in futures]
+    assert states.count(TasksMainStates.RUNNING) == 2  # of four, on two threads
+    for future in futures:
+        future.cancel()
+    for future in futures:
+        await future.ended()
+
+
+@pytest.mark.asyncio
+async def test_coroutines_without_cores_share_a_worker(
+    flow: WorkflowEngine, tmp_path: Path
+) -> None:
+    @flow.function_task(resources={"cores": 0})
+    async def wait_for_the_others(number: int) -> int:
+        (tmp_path / str(number)).touch()
+        while len(os.listdir(tmp_path)) < 20:  # noqa: ASYNC110 - they may run in other processes
+            await asyncio.sleep(0.01)
+        return 1
+
+    async with asyncio.timeout(30):
+        assert sum(await asyncio.gather(*map(wait_for_the_others, range(20)))) == 20
+
+
+def _descriptors() -> int:
+    return psutil.Process().num_fds()
+
+
+@pytest.mark.asyncio
+async def test_many_coroutines_without_cores_need_no_loop_each(
+    backend: DaskExecutionBackend, flow: WorkflowEngine, tmp_path: Path
+) -> None:
+    gate = tmp_path / "gate"
+    worker, *_ = (await backend.client.scheduler.identity(n_workers=-1))["workers"]
+    here = {"workers": [worker]}
+
+    @flow.function_task(resources={"cores": 0}, task_description=here)
+    async def wait(path: str, number: int) -> int:
+        print(number)
+        while not os.path.exists(path):  # noqa: ASYNC110, ASYNC240 - files have no event
+            await asyncio.sleep(0.05)
+        return number
+
+    before = await flow.function_task(_descriptors)(task_description=here)
+    futures = [wait(str(gate), number) for number in range(100)]
+    async with asyncio.timeout(30):
+        while any(f.state is not TasksMainStates.RUNNING for f in futures):  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    after = await flow.function_task(_descriptors)(task_description=here)
+    assert after - before < 50
+    assert futures[7].cancel()
+    await futures[7].ended()
+    gate.touch()
+    del futures[7]
+    assert sum(await asyncio.gather(*futures)) == sum(range(100)) - 7
+    assert futures[0].stdout == "0\n"

@@ -1,0 +1,58 @@
+"""The backend's states, its start and end, and cancellation."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from rhapsody import WorkflowEngine
+from rhapsody.states import StateMapper, TasksMainStates
+from rhapsody_dask import DaskExecutionBackend
+
+pytestmark = pytest.mark.asyncio
+
+
+async def test_dasks_states_are_known(backend: DaskExecutionBackend) -> None:
+    mapper = backend.get_task_states_map()
+    assert mapper.to_main_state("memory") is TasksMainStates.DONE
+    assert mapper.to_main_state("processing") is TasksMainStates.SUBMITTED
+    assert mapper.to_main_state("long-running") is TasksMainStates.RUNNING
+    assert StateMapper("dask").terminal_states[0] == mapper.DONE
+
+
+async def test_all_tasks_can_be_cancelled_at_once(
+    backend: DaskExecutionBackend, flow: WorkflowEngine
+) -> None:
+    @flow.function_task
+    async def wait() -> None:
+        await asyncio.sleep(60)
+
+    futures = [wait() for _ in range(10)]
+    await flow.submit()
+    async with asyncio.timeout(20):
+        while len(backend.still_running) < 10:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        assert await backend.cancel_all_tasks() == 10
+        assert await backend.cancel_all_tasks() == 0
+        results = await asyncio.gather(*futures, return_exceptions=True)
+    assert all(isinstance(result, asyncio.CancelledError) for result in results)
+
+
+async def test_use_before_start_says_to_await_it() -> None:
+    backend = DaskExecutionBackend()
+    with pytest.raises(RuntimeError, match="await DaskExecutionBackend"):
+        await backend.submit_tasks([])
+    with pytest.raises(RuntimeError, match="await DaskExecutionBackend"):
+        await backend.cancel_task("task.000001")
+    with pytest.raises(RuntimeError, match="await DaskExecutionBackend"):
+        await backend.cancel_all_tasks()
+    assert backend.state() == "initialized"
+
+
+async def test_after_a_shutdown_there_is_nothing_to_cancel(cluster: Any) -> None:
+    backend = await DaskExecutionBackend(cluster=cluster)
+    await backend.shutdown()
+    assert await backend.cancel_task("task.000001") is False
+    assert await backend.cancel_all_tasks() == 0
