@@ -293,7 +293,7 @@ def test_the_smallest_limit_of_the_control_groups_counts(
     ("resources", "kind", "said"),
     [
         ({"core": 2}, TypeError, "did you mean 'cores'"),
-        ({"threads": 2}, TypeError, "the keys are cores, gpus, memory, workers"),
+        ({"threads": 2}, TypeError, "accepted keys: cores, gpus, memory, workers"),
         ({"cores": "2"}, TypeError, "cores must be a whole number, got '2'"),
         ({"cores": True}, TypeError, "cores"),
         ({"cores": 0}, ValueError, "cores must be at least 1, got 0"),

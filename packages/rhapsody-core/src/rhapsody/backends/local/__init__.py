@@ -1,4 +1,4 @@
-"""Local backend: runs functions on threads or in processes, and programs, on this machine."""
+"""Local backend: runs functions on threads or in processes, and executables, on this machine."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Local backend: functions on threads or in worker processes, and programs, on this host.
+"""Local backend: runs functions on threads or in worker processes, and executables, on this host.
 
-The backend knows every open task and assigns the host's slots to them (`jobs`). Programs and
-services are started here, functions by `threads` and `processes`. All state changes happen on the
-engine's event loop; ended jobs arrive through a mailbox.
+The backend knows all open tasks and assigns the host's slots to them (see `jobs`). This module
+starts executables and services; `threads` and `processes` run functions. All state changes happen
+on the engine's event loop. Jobs that end on other threads arrive through a mailbox.
 """
 
 from __future__ import annotations
@@ -58,17 +58,20 @@ THREADS = Capabilities(
     captures_output=True,
     reports_running=True,
 )
-"""Functions on threads: a running function cannot be stopped, a coroutine can.
+"""Capabilities with functions on threads: of running functions, only coroutines can be stopped.
 
 Environment variables bind executables to their cores and GPUs. Functions on threads share the
-environment of the program, so their resources are only counted.
+environment of the main program, so their resources are only counted.
 """
 
 PROCESSES = replace(THREADS, cancel_functions="running")
-"""Functions in worker processes: all can be stopped, and environment variables bind them."""
+"""Capabilities with functions in worker processes: all running functions can be stopped.
+
+Environment variables bind functions and executables to their cores and GPUs.
+"""
 
 EXECUTOR = replace(THREADS, cancel_async_functions="queued")
-"""Functions on a user's executor: running ones cannot be stopped."""
+"""Capabilities with functions on a user's executor: running functions cannot be stopped."""
 
 
 class Executables(JobRunner):
@@ -76,9 +79,9 @@ class Executables(JobRunner):
 
     Args:
         deliver: Called on the loop with each job that has ended.
-        announce: Called on the loop with two arguments: a job whose program has started, and the
-            function that registers the engine's readiness future (`None` for jobs without `ready`).
-        grace: Seconds between asking a program to end and killing it.
+        announce: Called on the loop when a job's program has started, with the job and the function
+            that registers the engine's readiness future (`None` for jobs without `ready`).
+        grace: Number of seconds between SIGTERM and SIGKILL when a program is stopped.
         reaper: The reaper that kills the programs if this process is killed.
     """
 
@@ -120,20 +123,20 @@ class Executables(JobRunner):
             job.handle.terminate(self._grace)
 
     async def stop(self) -> None:
-        """Wait until all jobs have ended and were delivered."""
+        """Wait until all jobs have ended and their results have been delivered."""
         if self._tasks:
             await asyncio.wait(self._tasks)
 
     async def _finish(self, job: Job, program: TaskProgram) -> None:
         try:
             job.failed = await program.wait(self._grace) != 0
-        except Exception as error:  # its output cannot be read, or it was not ready
+        except Exception as error:  # the output cannot be read, or a service was not ready
             job.error = error
         self._deliver(job)
 
 
 def check_shell(task: TaskDescription) -> None:
-    """Check that a task's setting `shell` matches its command.
+    """Check that the setting `shell` of a task, if given, matches its command.
 
     Raises:
         ValueError: `shell` does not match the command.
@@ -141,7 +144,7 @@ def check_shell(task: TaskDescription) -> None:
     wanted = task["task_backend_specific_kwargs"].get("shell")
     by_shell = "arguments" not in task
     if wanted not in (None, by_shell):
-        command = "a string, which a shell runs" if by_shell else "a list, which runs without one"
+        command = "a string, which a shell runs" if by_shell else "a list, which no shell runs"
         raise ValueError(
             f"task {task['name']!r}: task_description sets shell={wanted!r}, but the command is "
             f"{command}; return a {'list of words' if by_shell else 'string'} instead"
@@ -157,17 +160,18 @@ ONE_SERVICE = Request(cores=0, endless=True)
 class LocalExecutionBackend(SharedSandboxes, ManagedBackend):
     """Backend that runs tasks on this machine.
 
-    Functions run on `executor`. Executables run in separate process groups, on every executor.
-    Tasks receive slots first come, first served: a task that does not fit yet holds back those
-    behind it, unless it can only fit once a service ends (see `backends/local/jobs.py`). A service
+    Functions run on `executor`. Executables run in separate process groups, whatever the executor.
+    Slots are assigned first come, first served: a task that does not fit yet holds back the tasks
+    behind it, unless it cannot fit before a service ends (see `backends/local/jobs.py`). A service
     that requests no resources takes no slot because it mostly waits.
 
-    On threads a running function cannot be stopped: it continues unless it checks
-    `current_task().cancelled`, and its slot stays taken. Everything else can be stopped. All
-    coroutine functions with `cores=0` share one thread.
+    A function that runs on a thread cannot be stopped: unless it checks `current_task().cancelled`,
+    it continues and occupies its slot. The same applies to every function and coroutine that runs
+    on a given executor. All other tasks can be stopped. All coroutine functions with `cores=0`
+    share one thread.
 
-    The output of an executable is in `.rhapsody.stdout` and `.rhapsody.stderr` in its sandbox. That
-    of a function is there only if it exceeds 1 MiB.
+    The output of an executable is in `.rhapsody.stdout` and `.rhapsody.stderr` in its sandbox. The
+    output of a function is written to files only if it exceeds 1 MiB or with `capture="files"`.
 
     Args:
         executor: `"thread"` (the default), `"process"`, or an executor of
@@ -175,18 +179,18 @@ class LocalExecutionBackend(SharedSandboxes, ManagedBackend):
         resources: Resources for tasks: `cores`, `gpus` (a number, or a list of devices), `memory`
             (bytes or text such as `"8 GiB"`; only counted), `workers` (maximum number of function
             tasks at the same time; default: the size of a given executor, otherwise the number of
-            cores) and `walltime` (seconds from its start until it ends; default: those of the
-            batch job that this runs in). The others are detected; without `cores` there are at
-            least as many cores as workers.
-        grace: Seconds between SIGTERM and SIGKILL when a task is stopped.
-        name: Its name in an engine; default `"local"`.
+            cores) and `walltime` (number of seconds for which the backend runs tasks; default: the
+            time left in the batch job of this process, if any). Missing values of `cores`, `gpus`
+            and `memory` are detected; without `cores` there are at least as many cores as workers.
+        grace: Number of seconds between SIGTERM and SIGKILL when a task is stopped.
+        name: The backend's name in an engine. Default: `"local"`.
 
     Attributes:
-        thread_grace: Seconds that `shutdown` waits for functions in threads.
+        thread_grace: Number of seconds for which `shutdown` waits for functions on threads.
 
     Raises:
-        ValueError: An unknown executor, or a value that is too small.
-        TypeError: A value of the wrong type, or an unknown resource.
+        ValueError: The executor is unknown, or a value is too small or malformed.
+        TypeError: A value has the wrong type, or a resource is unknown.
     """
 
     name = "local"
@@ -225,17 +229,17 @@ class LocalExecutionBackend(SharedSandboxes, ManagedBackend):
         self._processes: Any = None
 
     def seconds_left(self, task: Any = None) -> float | None:
-        """Return how long a task could run before the walltime ends, `None` if there is none."""
+        """Return the number of seconds left of the walltime, or `None` if there is no limit."""
         return None if self._ends is None else max(0.0, self._ends - monotonic())
 
     def cores_in_use(self) -> tuple[float, int]:
-        """Return the number of cores that tasks use now, and the number of all cores."""
+        """Return the number of cores in use, and the total number of cores."""
         return self._slots.cores_in_use, self.machine.cores
 
     # Starting and stopping.
 
     async def start(self) -> None:
-        """Start the runners of tasks."""
+        """Start the runners of functions and executables."""
         self._loop = asyncio.get_running_loop()
         walltime = self.machine.walltime
         walltime = super().seconds_left() if walltime is None else walltime
@@ -284,7 +288,7 @@ class LocalExecutionBackend(SharedSandboxes, ManagedBackend):
         for job in self._queue.clear():
             self._end(job, self._canceled)
         for job in list(self.open_tasks.values()):
-            if job.runner is not self._processes:  # which are stopped as a whole
+            if job.runner is not self._processes:  # its jobs are stopped together, below
                 self._cancel(job)
         if self._processes is not None:
             await self._processes.close()
@@ -297,7 +301,7 @@ class LocalExecutionBackend(SharedSandboxes, ManagedBackend):
         streams.release()
 
     async def _wait_for_ends(self) -> None:
-        """Wait until the stopped tasks have ended, but no longer than stopping them can take."""
+        """Wait until all tasks have ended, but no longer than stopping them can take."""
         assert self._progress is not None
         begin = monotonic()
         while self.open_tasks:
@@ -323,7 +327,7 @@ class LocalExecutionBackend(SharedSandboxes, ManagedBackend):
     # Tasks in.
 
     async def submit_tasks(self, tasks: Sequence[TaskDescription]) -> None:
-        """Queue the tasks, and start those that fit; return without waiting for any of them."""
+        """Start the tasks that fit, and queue the others, without waiting for any of them."""
         admitted = self.admit(tasks)
         streams.ensure()
         self._sandboxes = self.session.directory("")
@@ -343,11 +347,11 @@ class LocalExecutionBackend(SharedSandboxes, ManagedBackend):
     async def cancel_task(self, uid: str) -> bool:
         """Cancel a task.
 
-        A waiting task is canceled immediately. The terminal state of a running task follows when
-        it has ended.
+        A waiting task is canceled immediately. The terminal state of a running task is reported
+        when the task has ended.
 
         Returns:
-            True if the task was known and had not ended.
+            True if the task was known and had not ended, otherwise False.
         """
         job: Job | None = self.open_tasks.get(uid)
         if job is None:
@@ -365,7 +369,7 @@ class LocalExecutionBackend(SharedSandboxes, ManagedBackend):
             job.runner.cancel(job)
 
     def _job(self, task: TaskDescription) -> Job | None:
-        """Return a job for the task, or `None` if the task was reported as failed."""
+        """Return a job for the task, or report the task as failed and return `None`."""
         uid, resources = task["uid"], task.get("resources")
         job = self.open_tasks[uid] = Job(task, uid, ONE_FUNCTION, self._functions)
         job.gpus = () if self.machine.gpus else None
@@ -426,7 +430,7 @@ class LocalExecutionBackend(SharedSandboxes, ManagedBackend):
             job.request = _request(resources) if resources else ONE_PROGRAM
 
     def _start_job(self, job: Job) -> None:
-        """Pass a job to its runner, after its slots were assigned."""
+        """Pass a job, whose slots have been assigned, to its runner."""
         assert self._mailbox is not None
         try:
             self._prepare(job)
@@ -440,9 +444,12 @@ class LocalExecutionBackend(SharedSandboxes, ManagedBackend):
             self._announce(job)
 
     def _successor(self, job: Job) -> Job | None:
-        """Return the next job for the thread and slots of an ended job. Runs on that thread."""
+        """Return the next job for the thread and slots of an ended job, or `None`.
+
+        Called on the thread that ran the job.
+        """
         if self._loop.is_closed():
-            return None  # its end could not be reported
+            return None  # the end of the next job could not be reported
         successor = self._queue.take_over(job.request)
         if successor is not None:
             successor.dispatched = True
@@ -470,7 +477,13 @@ class LocalExecutionBackend(SharedSandboxes, ManagedBackend):
             job.recorder = None if capture is False else Recorder(job.spill, capture)
 
     def _next_short(self, before: Job) -> tuple[Job, bytearray] | None:
-        """Take the next job if it can wait in a worker process for the slots of `before`."""
+        """Take the next job from the queue if it can be sent ahead to the worker of `before`.
+
+        It then starts when `before` releases its slots.
+
+        Returns:
+            The job and its packed call, or `None`.
+        """
         job = self._queue.first()
         if job is None or job.request is not before.request:
             return None
@@ -479,7 +492,7 @@ class LocalExecutionBackend(SharedSandboxes, ManagedBackend):
                 return None
             self._prepare(job)
             call = self._processes.frame(job)
-        except Exception:  # raised again when it has its slots
+        except Exception:  # raised again when the job has its slots
             return None
         self._queue.take_over(job.request)
         job.dispatched = True
@@ -493,11 +506,11 @@ class LocalExecutionBackend(SharedSandboxes, ManagedBackend):
         self._pump_soon()
 
     def _require_time(self, task: TaskDescription) -> None:
-        """Check that a task that starts now would end before the backend's walltime does.
+        """Check that enough walltime is left for a task that starts now.
 
         Raises:
-            InsufficientWalltimeError: Too little walltime is left. The engine may use another
-                backend.
+            InsufficientWalltimeError: Too little walltime is left. The engine may submit the task
+                to another backend.
         """
         needs, left = time_needed(task), self.seconds_left()
         if needs is not None and left is not None and needs > left:
@@ -508,7 +521,7 @@ class LocalExecutionBackend(SharedSandboxes, ManagedBackend):
             )  # fmt: skip
 
     def _pump(self) -> None:
-        """Start jobs that fit for about 5 ms, and schedule the rest."""
+        """Start queued jobs that fit. After about 5 ms, schedule another call for the rest."""
         end = perf_counter() + TURN
         while self._queue:
             if perf_counter() > end:
@@ -531,7 +544,10 @@ class LocalExecutionBackend(SharedSandboxes, ManagedBackend):
     # States out.
 
     def _announce(self, job: Job, attach: Callable[..., None] | None = None) -> None:
-        """Report a job as running, once; `attach` registers the future of a service's readiness."""
+        """Report a job as running if that has not been done and the job has not ended.
+
+        `attach` is passed to the engine, which calls it with the future of a service's readiness.
+        """
         if not (job.announced or job.over):
             job.announced = True
             if job.worker is not None:
@@ -539,7 +555,7 @@ class LocalExecutionBackend(SharedSandboxes, ManagedBackend):
             self.report_state(job.task, self._running, attach)
 
     def _ended(self, job: Job) -> None:
-        """Report the end of a job, and start jobs in its slots. Runs on the loop."""
+        """Report the end of a job, and start jobs that fit into its slots. Called on the loop."""
         if job.over:
             return
         task, successor = job.task, job.successor
@@ -548,7 +564,7 @@ class LocalExecutionBackend(SharedSandboxes, ManagedBackend):
         if job.recorder is not None:
             try:
                 job.recorder.report(task)
-            except OSError as error:  # its files cannot be written
+            except OSError as error:  # the files with the output cannot be written
                 job.error = error if job.error is None else job.error
         if job.worker is not None:
             task["worker"] = job.worker
@@ -569,7 +585,7 @@ class LocalExecutionBackend(SharedSandboxes, ManagedBackend):
             self._pump()
 
     def _end(self, job: Job, state: Any) -> None:
-        """Report a job's terminal state and forget it."""
+        """Report a job's terminal state and remove the job."""
         task, error = job.task, job.error
         if state == self._failed and error is not None:
             task["exception"] = error
@@ -582,7 +598,7 @@ class LocalExecutionBackend(SharedSandboxes, ManagedBackend):
 
 
 ConcurrentExecutionBackend = LocalExecutionBackend
-"""Alias of `LocalExecutionBackend`: its name in other projects."""
+"""Alias of `LocalExecutionBackend` for programs that use its name in other projects."""
 
 
 def _checked(executor: Any) -> str | Executor:

@@ -1,7 +1,7 @@
-"""Detach the fork server from the terminal. The server imports this module first.
+"""First module that the fork server imports: detaches the server from the terminal.
 
-The server and its workers are not in the terminal's foreground process group and ignore Ctrl-C:
-the program decides when they stop.
+The server and its workers are not in the terminal's foreground process group and ignore Ctrl-C, so
+that the main program decides when they stop.
 """
 
 from __future__ import annotations

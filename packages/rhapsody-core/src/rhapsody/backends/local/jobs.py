@@ -1,16 +1,17 @@
-"""Jobs, and the resources that they use: what the host offers, the queue and the slots.
+"""Jobs, and the resources that they use: the resources of the host, the queue and the slots.
 
-A job is one task in the local backend, from submission to its end. The module `backend` decides
+A job is one task in the local backend, from its submission to its end. The module `backend` decides
 when a job starts, runs executables and reports states; `threads` and `processes` run functions.
 
-`HostResources` describes what this process may use (processor affinity, control groups, visible
-GPUs) or what the user declares. `Slots` assigns it to jobs, first come, first served: a task that
-does not fit yet holds back those behind it, so that small tasks never starve a big one. There are
-two exceptions. Tasks that cannot start until a service ends let others pass, because the service
-may never end; and function tasks that wait for a worker let executables pass, which need no worker.
+`HostResources` contains the resources that the user declares or, by default, those that this
+process may use according to processor affinity, control groups and visible GPUs. `Slots` assigns
+them to jobs, first come, first served: a task that does not fit yet holds back those behind it, so
+that small tasks do not starve a big one. There are two exceptions. Tasks that cannot start until a
+service ends let others pass, because the service may never end. Function tasks that wait for a
+worker let executables pass, because executables need no worker.
 
-A worker's thread that has finished a task does not wait until the loop has released the task's
-slots: if the next task in the queue needs exactly the same slots, the thread starts it immediately.
+A worker thread that has finished a task does not wait until the loop has released the task's slots:
+if the next task in the queue needs exactly the same slots, the thread starts it immediately.
 """
 
 from __future__ import annotations
@@ -51,11 +52,11 @@ class HostResources:
     """Resources of this host that tasks can use at the same time.
 
     Attributes:
-        cores: Processor cores.
+        cores: Number of processor cores.
         gpus: The GPUs, as in `CUDA_VISIBLE_DEVICES`.
-        memory: Main memory in bytes; `None` if it is unknown and not counted.
+        memory: Bytes of main memory; `None` if the size is unknown. Memory is then not counted.
         workers: Maximum number of function tasks that run at the same time.
-        walltime: Seconds from the backend's start until its end; `None` if not set.
+        walltime: Number of seconds for which the backend runs tasks; `None` if not declared.
     """
 
     cores: int
@@ -68,36 +69,37 @@ class HostResources:
 def host_resources(
     resources: Mapping[str, Any] | None, *, workers: int | None = None
 ) -> HostResources:
-    """Return the resources of the host: those that the user declares, and the others as detected.
+    """Return the resources that the user declares, with detected values for the others.
 
     Args:
         resources: Values for `cores`, `gpus` (a number, or a list of devices),
             `memory`, `workers` and `walltime` (seconds).
-        workers: Default for `workers`.
+        workers: Default for `workers`; `None` for the number of cores.
 
     Raises:
         TypeError: `resources` is not a mapping, or contains an unknown key or a value of the wrong
             type.
-        ValueError: A value is too small.
+        ValueError: A value is too small or malformed.
     """
     if resources is None:
         resources = {}
     if not isinstance(resources, Mapping):
         raise TypeError(
             f"resources must be a dict such as {{'cores': 4}}, got {resources!r}; "
-            f"the keys are {', '.join(KEYS)}"
+            f"accepted keys: {', '.join(KEYS)}"
         )
     for key in resources:
         if key not in KEYS:
             close = difflib.get_close_matches(str(key), KEYS, n=1)
-            hint = f"did you mean {close[0]!r}? " if close else ""
+            hint = f"; did you mean {close[0]!r}?" if close else ""
             raise TypeError(
-                f"resources: the local backend has no {key!r}; {hint}the keys are {', '.join(KEYS)}"
+                f"resources: unknown key {key!r} for the local backend; accepted keys: "
+                f"{', '.join(KEYS)}{hint}"
             )
     given = {key: value for key, value in resources.items() if value is not None}
     if "workers" in given:
         workers = _number("workers", given["workers"], least=1)
-    # If only `workers` is declared, that many tasks can run at the same time.
+    # If only `workers` is declared, there are at least that many cores.
     cores = given.get("cores", max(available_cores(), workers or 1))
     cores = _number("cores", cores, least=1)
     memory = given.get("memory")
@@ -118,7 +120,11 @@ def available_cores() -> int:
 
 
 def available_memory() -> int | None:
-    """Return the host's main memory or the control group's limit, whichever is smaller."""
+    """Return the host's main memory or the control group's limit, whichever is smaller, in bytes.
+
+    Returns:
+        The number of bytes, or `None` if neither is known.
+    """
     limits = list(memory_group().limits().values())
     with suppress(ValueError, OSError):  # not on this system
         limits.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
@@ -126,11 +132,11 @@ def available_memory() -> int | None:
 
 
 def available_gpus() -> tuple[str, ...]:
-    """Return the GPUs for this process: `CUDA_VISIBLE_DEVICES`, else all NVIDIA devices."""
+    """Return the GPUs in `CUDA_VISIBLE_DEVICES`; if that is not set, all NVIDIA devices."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
         devices = [device.strip() for device in visible.split(",")]
-        # CUDA itself ignores what follows an invalid entry, such as -1.
+        # Like CUDA, ignore all entries from the first invalid one on, such as -1.
         invalid = next((i for i, device in enumerate(devices) if device in ("", "-1")), None)
         return tuple(devices[:invalid])
     numbers = (re.fullmatch(r"nvidia(\d+)", path.name) for path in DEVICES.glob("nvidia*"))
@@ -160,10 +166,10 @@ class Request:
     """Resources that one task requests.
 
     Attributes:
-        cores: Processor cores.
+        cores: Number of processor cores.
         gpus: Number of GPUs.
         memory: Bytes of main memory.
-        workers: 1 for a function task that occupies a worker, else 0.
+        workers: 1 for a function task that occupies a worker, otherwise 0.
         endless: True for a service, which may never release its resources.
     """
 
@@ -178,7 +184,7 @@ ONE_FUNCTION = Request(cores=1, workers=1)
 
 
 class Slots:
-    """The host's resources that are free, and their assignment to jobs.
+    """Free resources of the host, and their assignment to jobs.
 
     Args:
         machine: All resources of the host.
@@ -204,11 +210,15 @@ class Slots:
         return None
 
     def take(self, job: Job) -> bool:
-        """Assign the requested resources to a job; return `False` if they are not free."""
+        """Assign the requested resources to a job.
+
+        Returns:
+            `True`, or `False` if the resources are not free.
+        """
         request = job.request
         if request.workers > self._workers or not self.fits(
             request
-        ):  # the first condition is usually decisive
+        ):  # the first condition is faster, and usually decides
             return False
         self._cores = round(self._cores - request.cores, 3)
         self._workers -= request.workers
@@ -240,7 +250,10 @@ class Slots:
         return round(self.machine.cores - self._cores, 3)
 
     def fits(self, request: Request, *, ignore_workers: bool = False) -> bool:
-        """Return True if the request can be met now, or could be if a worker were free."""
+        """Return True if the free resources meet a request.
+
+        With `ignore_workers`, the number of free workers is not considered.
+        """
         return (
             (ignore_workers or request.workers <= self._workers)
             and request.cores <= self._cores
@@ -276,7 +289,7 @@ class Queue:
         self._lock = threading.Lock()
         self._functions: deque[Job] = deque()
         self._programs: deque[Job] = deque()
-        self._passed: list[Job] = []  # wait for services; others pass them
+        self._passed: list[Job] = []  # jobs that wait for a service to end; others pass them
 
     def __bool__(self) -> bool:
         return bool(self._functions or self._programs or self._passed)
@@ -294,12 +307,14 @@ class Queue:
             return waits
 
     def take_over(self, request: Request) -> Job | None:
-        """Return the next job, for the slots of an ended job with this request. Thread-safe.
+        """Remove and return the next job if it can take over slots with this request. Thread-safe.
 
-        A thread that has finished a function calls this to start the next one without waiting for
-        the loop.
+        A thread that has finished a function calls this method to start the next function without
+        waiting for the loop.
 
-        Returns `None` while executables wait, or jobs that others may pass: then `pop` decides.
+        Returns:
+            The job, or `None` if its request is not the same object, or if executables or passed
+            jobs are waiting: `pop` then selects the next job.
         """
         functions = self._functions
         with self._lock:
@@ -314,7 +329,7 @@ class Queue:
         return None
 
     def pop(self) -> Job | None:
-        """Assign resources to the next job and return it; `None` if none can start."""
+        """Assign resources to the next job and return the job, or `None` if no job can start."""
         with self._lock:
             item = self._pop()
             if item is not None:
@@ -344,14 +359,14 @@ class Queue:
                 return None
 
     def first(self) -> Job | None:
-        """Return the next function task; `None` if there is none or other jobs are waiting."""
+        """Return the next function task, or `None` if there is none or other jobs are waiting."""
         functions = self._functions
         while functions and not functions[0].waits:
             functions.popleft()
         return functions[0] if functions and not self._programs and not self._passed else None
 
     def put_back(self, items: Iterable[Job]) -> None:
-        """Put jobs from `take_over` back in their places in the queue."""
+        """Return jobs from `take_over` to their places in the queue."""
         place = 0
         with self._lock:
             for item in items:
@@ -361,7 +376,7 @@ class Queue:
                 self._functions.insert(place, item)
 
     def clear(self) -> list[Job]:
-        """Remove and return all jobs, in order."""
+        """Remove and return all jobs, in the order of their submission."""
         with self._lock:
             items = [*self._passed, *self._functions, *self._programs]
             for line in (self._passed, self._functions, self._programs):
@@ -370,7 +385,11 @@ class Queue:
         return sorted(waiting, key=lambda item: item.number)
 
     def _pop_passed(self) -> tuple[Job | None, bool]:
-        """Return a passed job that can start, if any, and True if other jobs must wait for one."""
+        """Return a passed job that can start, or `None`.
+
+        The second value is True if no other job may start, because a passed job no longer waits for
+        a service and comes next.
+        """
         self._passed = [item for item in self._passed if item.waits]
         for index, item in enumerate(self._passed):
             if self._slots.take(item):
@@ -389,30 +408,31 @@ class Queue:
 
 @dataclass(slots=True, eq=False, repr=False)
 class Job:
-    """A task in the local backend.
+    """Task in the local backend.
 
     Attributes:
-        task: The task's description, into which the results are written.
+        task: The task's description, to which the results are added.
         uid: The uid of the task.
         request: The resources that the job requests.
         runner: The part of the backend that runs jobs of this kind.
         number: The job's place in the order of submission.
-        gpus: The GPUs that are assigned to it; `None` if the backend has none.
-        context: Its `TaskContext`, set when it starts.
+        gpus: The GPUs that are assigned to the job; `None` if the backend has no GPUs.
+        context: The task's `TaskContext`, set before the job starts; not used for worker processes.
         spill: The directory for large output of a function, created when needed.
         recorder: The recorder of the output of a function in this process; otherwise `None`.
-        cancelled: True if it was canceled.
+        cancelled: True if the job has been canceled.
         waits: True while the job is in the queue.
         successor: The next job on the same thread or worker process, which takes over the slots.
-        dispatched: True if it was passed to its runner.
-        announced: True if RUNNING was reported, or will not be.
-        over: True if the job's terminal state was reported.
+        dispatched: True if the job has been passed to its runner.
+        announced: True if RUNNING has been reported, or must not be reported.
+        over: True if the job's terminal state has been reported.
         value: The function's return value.
         error: The exception that the function raised, or that prevented the job from running.
-        failed: True if an executable failed; then there is no exception.
+        failed: True if an executable ended with an exit code other than 0.
         handle: The runner's own object for the running job, such as a program or asyncio task.
-        worker: The thread or process that runs it, for messages.
-        attempts: Number of worker processes that have ended before they started the job's call.
+        worker: The name of the thread or process that runs the job, for messages.
+        attempts: Number of worker processes that could not be started for the job, or that ended
+            before they started its call.
         call: The job's pickled call, for a worker process.
         modules: The program's own modules for the call, see `CallSpec.modules`.
         block: The block of shared memory that contains the call, if the call is large.
@@ -447,15 +467,20 @@ class Job:
         return f"<Job {self.uid}>"
 
     def take(self, outcome: CallResult, unpack: Callable[[Any], Any] = loads) -> None:
-        """Set the job's output, and its value or error, from a call's outcome."""
+        """Store the output, and the value or error, of a call that another process has made.
+
+        Args:
+            outcome: The outcome of the call.
+            unpack: The function that unpickles the outcome's payload.
+        """
         self.recorder = None  # the other process has recorded the output
         calls.report(self.task, outcome)
         self.value, self.error = calls.result(self.task, outcome, unpack)
 
     def environment(self) -> dict[str, str]:
-        """Return the environment variables for a separate process.
+        """Return the environment variables to set in the process that runs the job.
 
-        If the backend has GPUs, a task that requests none sees none.
+        If the backend has GPUs, a task that requests no GPU sees none of them.
         """
         return task_environment(self.task, cores=self.request.cores, gpus=self.gpus)
 
@@ -463,12 +488,12 @@ class Job:
 class JobRunner(ABC):
     """Part of the backend that runs one kind of job.
 
-    All methods are called on the engine's loop. A runner puts jobs that have ended into the
-    backend's mailbox.
+    All methods are called on the engine's loop. A runner passes each job that has ended to a
+    callback of the backend.
 
     Attributes:
-        announces: True if the runner reports when a job starts; otherwise the backend reports the
-            job as running after `run`.
+        announces: True if the runner reports when a job starts. Otherwise the backend reports a job
+            as running when `run` has returned.
         stoppable: True if the runner can stop running jobs.
     """
 
@@ -484,11 +509,11 @@ class JobRunner(ABC):
         """Stop a job, or request that it stop. Called at most once for each job."""
 
     def ended(self, job: Job) -> None:  # noqa: B027 - most have nothing to do
-        """Handle the end of a job of this runner."""
+        """Update the runner when the backend handles the end of a job."""
 
 
 def no_environment(job: Job) -> CapabilityError:
-    """Return the error for a function on a thread that sets environment variables."""
+    """Return the error for a task that sets environment variables and would run on a thread."""
     return CapabilityError(
         f"task {job.task['name']!r} sets environment variables, which threads share with the "
         "whole program; run it in processes: LocalExecutionBackend('process')"

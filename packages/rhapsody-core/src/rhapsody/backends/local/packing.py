@@ -28,7 +28,7 @@ SMALL: int = 1 << 16
 """Maximum size in bytes of values that are pickled and unpickled on the loop."""
 
 DEPTH = 8
-"""Maximum nesting of containers in such values."""
+"""Maximum nesting of containers in values that are pickled and unpickled on the loop."""
 
 KEPT = 128
 """Maximum number of pickled functions in the cache."""
@@ -39,17 +39,22 @@ GENERIC = (types.GenericAlias, types.UnionType)
 NO_MEMORY = SharedMemory()
 
 STORES = {f"{verb}_{what}" for verb in ("STORE", "DELETE") for what in ("GLOBAL", "ATTR", "DEREF")}
-"""Opcodes that can change a function, or what it refers to."""
+"""Opcodes that can change a function or an object to which it refers."""
 
 REFLECTION = {"getattr", "setattr", "delattr", "attrgetter", "globals", "vars", "exec", "eval"}
-"""Names of functions that can change a function, or what it refers to."""
+"""Names of functions that can change a function or an object to which it refers."""
 
 
 def pack_call(task: TaskDescription, memory: SharedMemory = NO_MEMORY) -> tuple[Call, Block | None]:
     """Pack a function and its arguments.
 
+    Args:
+        task: The task's description.
+        memory: The shared memory for a large call. By default, calls are not put in shared memory.
+
     Returns:
-        The call, and the block of shared memory that contains it, `None` for a small call.
+        The call, and the block of shared memory that contains it, or `None` for a call outside of
+        shared memory.
 
     Raises:
         TypeError: The function or an argument cannot be pickled; the message names it.
@@ -65,7 +70,7 @@ def pack_call(task: TaskDescription, memory: SharedMemory = NO_MEMORY) -> tuple[
 
 
 def frame(order: CallSpec, call: Call) -> bytearray:
-    """Encode a call for a worker; its number and the block for its result are set later."""
+    """Encode a call for a worker. `Worker.send` sets its number and the block for its result."""
     function, arguments, kind = call
     packed = pickle.dumps(tuple(order), 5)
     head = CALL.pack(0, 0, kind, len(packed), len(function), len(arguments))
@@ -73,7 +78,12 @@ def frame(order: CallSpec, call: Call) -> bytearray:
 
 
 def is_small(values: Iterable[Any], left: int = SMALL, depth: int = DEPTH) -> int:
-    """Return how many of `left` bytes the values leave; 0 if they are too big or not built-in."""
+    """Subtract the size of values from a number of bytes.
+
+    Returns:
+        The rest of `left`; 0 if the values are larger than `left`, are nested more deeply than
+        `depth`, or are not of built-in types.
+    """
     for value in values:
         kind = type(value)
         if kind is int:
@@ -94,7 +104,7 @@ def is_small(values: Iterable[Any], left: int = SMALL, depth: int = DEPTH) -> in
 
 
 class Functions:
-    """Cache of pickled functions. A pickle is reused while pickling again would not change it."""
+    """Cache of pickled functions, which are reused while pickling again would not change them."""
 
     def __init__(self) -> None:
         import cloudpickle  # type: ignore[import-untyped,unused-ignore]
@@ -103,7 +113,7 @@ class Functions:
         self._known: dict[int, tuple[weakref.ref[Any], Packed | None]] = {}
 
     def pack(self, task: TaskDescription) -> Call | None:
-        """Pack a task's call; return `None` if it is large or pickling it may run other code."""
+        """Pack a task's call. Return `None` if it is large or if pickling it may run other code."""
         args, kwargs = task["args"], task["kwargs"]
         if not is_small(args) or (kwargs and not is_small((kwargs,))):
             return None
@@ -138,12 +148,12 @@ class Packed:
         self._named: list[tuple[Mapping[str, Any], str, Any]] = []
         self._cells: list[tuple[types.CellType, Any]] = []
         self._functions: list[tuple[types.FunctionType, types.CodeType, Any]] = []
-        self._left = SMALL  # bytes that remain for its values
-        self._modules = len(sys.modules)  # cloudpickle sends the imported modules of packages
+        self._left = SMALL  # bytes that remain for the values to which the function refers
+        self._modules = len(sys.modules)  # a pickle may name imported submodules of packages
 
     @classmethod
     def of(cls, function: Any) -> Packed | None:
-        """Pickle a function; return `None` if something that it refers to can change in place."""
+        """Pickle a function. Return `None` if an object to which it refers can change in place."""
         packed = cls()
         try:
             if not packed._refer(function):
@@ -171,7 +181,7 @@ class Packed:
         return True
 
     def _refer(self, value: Any) -> bool:
-        """Record the objects that a value refers to; return True if none can change in place."""
+        """Record the objects that a value refers to. Return True if none can change in place."""
         kind = type(value)
         self._left -= 8
         if kind in PLAIN:
@@ -238,7 +248,7 @@ def _names(code: types.CodeType) -> frozenset[str]:
 
 @lru_cache(256)
 def _can_change(code: types.CodeType) -> bool:
-    """Return True if code may change its function, or one that its function refers to."""
+    """Return True if code may change its own function or an object to which the function refers."""
     if any(name in REFLECTION or name.startswith(("__", "f_")) for name in _names(code)):
         return True
     return any(

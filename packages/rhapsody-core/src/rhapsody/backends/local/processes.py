@@ -1,18 +1,18 @@
 """Pool of worker processes: assigns calls to workers.
 
-A call is pickled, waits for an idle worker, runs there, and its reply is unpickled. Small values of
-built-in types are pickled and unpickled on the loop; everything else on a thread, the packer,
-because pickling may run code of the objects' classes, which may take arbitrarily long. The loop
-itself reads the sockets of the workers (`workers`). A worker is started when a call is waiting and
-no worker is idle.
+A call is pickled, waits for an idle worker and runs in the worker, and the reply is unpickled.
+Small values of built-in types are pickled and unpickled on the loop. All other values are pickled
+and unpickled on a separate thread, the packer, because this may run code of the objects' classes,
+which may take arbitrarily long. The sockets of the workers are read on the loop (see `workers`). A
+worker is started when a call is waiting and no worker is idle.
 
 If calls are short, the time from a reply to the start of the next call is longer than the call
 itself. So the pool sends short calls ahead, up to 5 ms of work: they wait in the worker for the
 slots of the calls before them. If a call takes longer than expected, the calls behind it are taken
 back and return to their places in the queue. A pipe with the numbers of the calls ensures that a
-call is either started or taken back: the worker reads a number to start the call, the program reads
-it to take the call back, and each number can be read only once. So if a worker is killed, only the
-call that it was running is lost, and the others run on another worker.
+call is either started or taken back: the worker reads a number to start the call, or the program
+reads it to take the call back, and each number can be read only once. So if a worker is killed,
+only the call that it was running is lost, and the others run on another worker.
 """
 
 from __future__ import annotations
@@ -44,40 +44,40 @@ from rhapsody.sdk.threads import Mailbox, in_thread, start_thread
 log: logging.Logger = logging.getLogger(__name__)
 
 START_TIMEOUT = 60.0
-"""Seconds within which a new worker must be ready."""
+"""Number of seconds within which a new worker must be ready."""
 
 PACKER_GRACE = 1.0
-"""Seconds for which `close` waits for the packer thread."""
+"""Number of seconds for which `close` waits for the packer thread."""
 
 ATTEMPTS = 3
-"""Number of workers that may end before starting a call; then the call fails."""
+"""Number of workers that may fail to start or end before they start a call; then the call fails."""
 
 AHEAD = 64
 """Maximum number of calls that wait in a worker."""
 
 SHORT = 0.005
-"""Seconds of work that may wait in a worker."""
+"""Number of seconds of work, as estimated from earlier calls, that may wait in a worker."""
 
 LONG = 0.01
-"""Seconds after which the calls that wait behind a call are taken back."""
+"""Number of seconds that a call may take before the calls that wait behind it are taken back."""
 
-# Runs before the handler of multiprocessing, which was registered first and joins the workers.
+# Runs before the handler of multiprocessing, which was registered earlier and joins the workers.
 atexit.register(kill_groups)
 
 
 class ProcessWorkers(JobRunner):
     """Runner of functions in worker processes.
 
-    All methods except `open` must be called on the loop, and all callbacks are.
+    All methods except `open` must be called on the loop. All callbacks are called on the loop.
 
     Args:
         ended: Called with each job that has ended.
-        announced: Called with each job that a worker starts next.
-        next_short: Called with a job that a worker is running. Returns the next job in the queue
-            and its encoded call, if that job can wait for the same slots and `pack` can pack it,
-            otherwise `None`.
+        announced: Called with each job when no other call is before it in its worker.
+        next_short: Called with a job that a worker is running. If the next job in the queue can
+            wait for the same slots and `pack` can pack it, returns that job and its encoded call;
+            otherwise returns `None`.
         taken_back: Called with the jobs that were taken back from a worker, in order.
-        grace: Seconds between SIGTERM and SIGKILL for a worker whose job is canceled.
+        grace: Number of seconds between SIGTERM and SIGKILL for a worker whose job is canceled.
     """
 
     announces = True
@@ -114,13 +114,13 @@ class ProcessWorkers(JobRunner):
         self._changed = asyncio.Event()
 
     def open(self) -> None:
-        """Start the first worker. Blocks; call it on a thread.
+        """Start the first worker. Blocks, so it must not be called on the loop.
 
         Raises:
             BackendUnavailableError: The worker could not be started.
         """
         self._context = WorkerContext()
-        own_modules()  # finding them takes long, so not on the loop
+        own_modules()  # finding them takes long, so it is done here and not on the loop
         memory_group()  # earlier kills do not count
         try:
             self._context.start()
@@ -154,7 +154,7 @@ class ProcessWorkers(JobRunner):
             self._to_packer.put((job, None))
 
     def pack(self, job: Job) -> bool:
-        """Pack a job's call now if it is small and packing runs no other code; return True then."""
+        """Pack a job's call if it is small and packing runs no other code. Return True if it is."""
         if job.call is None:
             job.call = self._functions.pack(job.task)
         return job.call is not None
@@ -170,7 +170,7 @@ class ProcessWorkers(JobRunner):
                 return
             at.read()
             while job.handle is at and at.jobs[0] is not job and at.read():
-                pass  # those before it have sent their replies
+                pass  # the jobs before this one have sent their replies
             if job.over:
                 return
             if job.handle is at:
@@ -180,7 +180,7 @@ class ProcessWorkers(JobRunner):
             job.handle.stop(self._grace)  # the job ends with its worker
         else:
             self._waiting.pop(job, None)
-            if job is self._packing:  # other jobs must not wait for it
+            if job is self._packing:  # packing this job must not delay other jobs
                 self._start_packer()
             self._end(job)
 
@@ -190,7 +190,7 @@ class ProcessWorkers(JobRunner):
         job.block = None
 
     def hold(self) -> None:
-        """Take back all calls that have not started, and start no more. Call `close` next."""
+        """Take back all calls that have not started, and start no more. `close` must follow."""
         self._stopping = True
         if self._watch is not None:
             self._watch.cancel()
@@ -198,11 +198,11 @@ class ProcessWorkers(JobRunner):
             self._take_back(each)
 
     async def close(self) -> None:
-        """Kill the workers, and wait until they have ended."""
+        """Kill the workers, wait until they have ended, and end all jobs as canceled."""
         if self._context is None:
             return
         if not self._packers and self._first is not None:
-            self.listen()  # to notice its end
+            self.listen()  # to notice the end of the first worker
         self._stopping = True
         self._waiting.clear()
         for each in self._workers:
@@ -229,7 +229,7 @@ class ProcessWorkers(JobRunner):
         packer.start()
 
     def _pack(self) -> None:
-        """Pack calls and unpack replies, on the packer thread, until another thread replaces it."""
+        """Pack calls and unpack replies on this packer thread, until another thread replaces it."""
         assert self._context is not None
         memory = self._context.memory
         while (item := self._to_packer.get()) is not None:
@@ -266,7 +266,7 @@ class ProcessWorkers(JobRunner):
         return packing.frame(order, job.call)
 
     def _came_back(self, item: tuple[Job, bytearray | None]) -> None:
-        """Handle a packed call, or a job that has ended, from the packer."""
+        """Handle a job from the packer: it has ended, or its call has been packed."""
         job, call = item
         if job.over or self._stopping:
             return
@@ -296,9 +296,10 @@ class ProcessWorkers(JobRunner):
         return len(self._idle) < len(self._workers)
 
     def _next(self) -> Job | None:
-        """Return the next job for a worker that has run calls: one that requests no GPUs.
+        """Return the next waiting job that an idle worker can run, or `None`.
 
-        A process that has used CUDA cannot change its devices.
+        Jobs that request GPUs need a new worker, because a process that has used CUDA cannot change
+        its devices.
         """
         return next((job for job in self._waiting if not job.request.gpus), None)
 
@@ -349,7 +350,7 @@ class ProcessWorkers(JobRunner):
             self._watch = self._loop.call_later(LONG, self._take_back_from_long)
 
     def _take_back_from_long(self) -> None:
-        """Take back the calls that wait behind a long one."""
+        """Take back the calls that wait behind a long call."""
         self._watch = None
         now = self._loop.time()
         for each in [each for each in self._workers if len(each.jobs) > 1]:
@@ -364,8 +365,8 @@ class ProcessWorkers(JobRunner):
         """Take back the calls that a worker has not started.
 
         Returns:
-            The first of the worker's jobs, which keeps its slots, if not even that job has started;
-            otherwise `None`.
+            The first of the worker's jobs if it has not started; otherwise `None`. That job keeps
+            its slots.
         """
         jobs, first = at.take_back(), None
         if jobs and not at.jobs:
@@ -377,7 +378,7 @@ class ProcessWorkers(JobRunner):
         return first
 
     def _give_back(self, jobs: list[Job]) -> None:
-        """Put jobs that waited in a worker back in the queue."""
+        """Return jobs that waited in a worker to the queue."""
         for job in jobs:
             job.handle = None
         self._jobs.difference_update(jobs)
@@ -389,7 +390,7 @@ class ProcessWorkers(JobRunner):
     def _start(self) -> None:
         """Start a worker. Runs on a separate thread.
 
-        An asyncio task would not do, because `asyncio.run` cancels all tasks when the program ends.
+        This is not an asyncio task, because `asyncio.run` cancels all tasks when it ends.
         """
         assert self._context is not None
         try:
@@ -458,7 +459,7 @@ class ProcessWorkers(JobRunner):
             first = unstarted.pop(0)
             first.handle = None
         self._give_back(unstarted)
-        # Usually one: the others have sent replies, though possibly invalid ones.
+        # Usually there is one; several remain only if replies of the worker were invalid.
         for job, successor in zip_longest(started, started[1:]):
             job.handle, job.successor = None, successor
             self._end_lost(job, code)
@@ -481,7 +482,7 @@ class ProcessWorkers(JobRunner):
 
 
 def _describe_exit(exit_code: int | None) -> str:
-    """Describe how a process ended."""
+    """Return a description of a process's exit, such as "exited with code 1"."""
     if exit_code is None or exit_code >= 0:
         return f"exited with code {exit_code}"
     try:

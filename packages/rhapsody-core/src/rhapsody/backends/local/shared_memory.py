@@ -1,19 +1,19 @@
 """Shared memory for large values between the program and its worker processes.
 
 The pickle of a large argument or result is written to a file in memory (`memfd_create`) that the
-program shares with its workers, and unpickled from a mapping of it: the data is copied once on each
-side, and the values are the same as those sent through a socket. The file has no name and needs no
-cleanup: the system frees it when the last process that has it open has ended.
+program shares with its workers, and is unpickled from a mapping of this file. The data is copied
+once on each side, and the values are the same as those sent through a socket. The file has no name
+and needs no cleanup: the system frees it when all processes that have opened it have ended.
 
-Blocks of the file are far apart. It is sparse, so each block can grow to any size and no allocator
-is needed. Only the program hands out blocks: one to each call with large arguments, and one to each
-worker for its next large result. A worker writes to the block that the last call offered it, once,
-because the program may still be reading from it. A block is free again when the program's `Block`
-is garbage collected, so a canceled call or a killed worker needs no special care.
+The blocks of the file are far apart. The file is sparse, so each block can grow to any size and no
+allocator is needed. Only the program assigns blocks: one to each call with large arguments, and one
+to each worker for its next large result. A worker writes only once to the block that the last call
+offered, because the program may still be reading from the block. A block is free again when the
+program's `Block` is garbage collected, so canceled calls and killed workers need no special care.
 
-Freed blocks are used again with their pages, because allocating and clearing pages costs more than
-copying to them. At most `WARM` blocks of at most `KEPT` bytes stay allocated between values. Where
-shared memory is not available, values are sent through the socket.
+Freed blocks are reused with their pages, because allocating and clearing pages costs more than
+copying to them. At most `WARM` free blocks of at most `KEPT` bytes keep their pages. Where shared
+memory is not available, values are sent through the socket.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ SPACING = 1 << 40
 
 
 class SharedMemory:
-    """File of shared blocks: base class of the program's side and of the workers' side.
+    """File of shared blocks: base class of the program's side and the workers' side.
 
     Args:
         descriptor: The file's descriptor; `None` if there is no shared memory.
@@ -62,10 +62,15 @@ class SharedMemory:
         return None
 
     def free(self, number: int) -> None:
-        """Mark a block as free. Called by its `Block`."""
+        """Mark a block as free. Called when its `Block` is garbage collected."""
 
     def dump(self, value: Any) -> Block | bytearray:
-        """Pickle a value into a block if it is large, else into memory."""
+        """Pickle a value.
+
+        Returns:
+            The block with the pickle if the pickle is large and a block is available; otherwise the
+            pickle.
+        """
         file = _PickleFile(self)
         try:
             pickler()(file).dump(value)
@@ -78,10 +83,10 @@ class SharedMemory:
         return loads(self.read(number, size))
 
     def read(self, number: int, size: int) -> mmap.mmap | bytearray:
-        """Map the beginning of a block, or copy it if no descriptor is free for the mapping.
+        """Map the first `size` bytes of a block into memory, or copy them if mapping fails.
 
         Returns:
-            The mapping, or a copy of the bytes.
+            The mapping, or the copy.
 
         Raises:
             EOFError: The file ends before the last byte to read.
@@ -101,7 +106,7 @@ class SharedMemory:
             return data
 
     def write(self, number: int, start: int, view: memoryview) -> None:
-        """Write to a block, from the byte `start` on.
+        """Write data to a block, starting at byte `start`.
 
         Raises:
             OSError: The system does not have enough memory.
@@ -114,7 +119,7 @@ class SharedMemory:
 
 
 class ProgramMemory(SharedMemory):
-    """The program's side: creates the file and hands out blocks. Thread-safe."""
+    """Program's side of the shared memory: creates the file and assigns blocks. Thread-safe."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -128,13 +133,13 @@ class ProgramMemory(SharedMemory):
         self.close()
 
     def close(self) -> None:
-        """Close the file. It must not be used afterward."""
+        """Close the file, which must not be used afterward."""
         descriptor, self.descriptor = self.descriptor, None
         if descriptor is not None:
             os.close(descriptor)
 
     def take(self) -> Block | None:
-        """Return a free block, preferably one with pages, or `None` without shared memory."""
+        """Return a free block, or `None` without shared memory. Blocks with pages are preferred."""
         if self.descriptor is None:
             return None
         for free in (self._warm, self._cold):
@@ -143,12 +148,12 @@ class ProgramMemory(SharedMemory):
         return Block(self, next(self._numbers))
 
     def free(self, number: int) -> None:
-        """Mark a block as free, and release its pages if enough free blocks have kept theirs."""
+        """Mark a block as free, and release its pages unless they are kept for the next value."""
         if self.descriptor is None:
             return
         try:
             size = os.lseek(self.descriptor, number * SPACING, os.SEEK_HOLE) - number * SPACING
-        except OSError:  # nothing was written there
+        except OSError:  # nothing has been written to the block
             size = 0
         if 0 < size <= KEPT and len(self._warm) < WARM:
             self._warm.append(number)
@@ -163,7 +168,7 @@ class ProgramMemory(SharedMemory):
 
 
 class WorkerMemory(SharedMemory):
-    """The worker's side: writes each block that it is offered once.
+    """Worker's side of the shared memory: writes once to each block that the program offers.
 
     Attributes:
         offered: The number of the block for the next large result; 0 if there is none.
@@ -175,7 +180,7 @@ class WorkerMemory(SharedMemory):
         self._used = 0
 
     def take(self) -> Block | None:
-        """Return the block that was offered last, unless it is in use."""
+        """Return the block that was offered last, or `None` if it has been used."""
         if self.offered == self._used:
             return None
         self._used = self.offered
@@ -191,7 +196,7 @@ def _inherited(shared: Any) -> WorkerMemory:
 
 
 class Block:
-    """Block of shared memory with one pickle; free again when this object is garbage collected.
+    """Block of shared memory with one pickle. Deleting this object frees the block.
 
     Attributes:
         number: The block's number in the file, counted from 1.
@@ -214,17 +219,17 @@ class Block:
         return self._memory.load(self.number, self.size)
 
     def append(self, view: memoryview) -> None:
-        """Add to the pickle."""
+        """Append data to the pickle."""
         self._memory.write(self.number, self.size, view)
         self.size += len(view)
 
     def content(self) -> mmap.mmap | bytearray:
-        """Return the pickle."""
+        """Return the pickle, as in `SharedMemory.read`."""
         return self._memory.read(self.number, self.size)
 
 
 class _PickleFile:
-    """File for a pickler that moves to shared memory when it becomes large."""
+    """File for a pickler. Its content moves to shared memory when it becomes large."""
 
     def __init__(self, memory: SharedMemory) -> None:
         self._memory = memory
@@ -233,7 +238,7 @@ class _PickleFile:
         self.block: Block | None = None
 
     def write(self, data: Any) -> None:
-        """Add to the pickle."""
+        """Append data to the pickle."""
         view = data.raw() if type(data) is PickleBuffer else memoryview(data)
         if self.block is None and len(self.data) + len(view) >= LARGE and not self._full:
             self.block = self._memory.take()
@@ -246,7 +251,7 @@ class _PickleFile:
             self.data += view
 
     def _share(self, view: memoryview) -> None:
-        """Add to the block; move the pickle to this process's memory if the system lacks memory."""
+        """Append data to the block. If that fails, move the pickle to this process's memory."""
         assert self.block is not None
         try:
             self.block.append(view)

@@ -1,8 +1,8 @@
-"""Functions on threads of this process, on one shared event loop, or on a user's executor.
+"""Runners of functions: on threads of this process, on a shared event loop, or on an executor.
 
-The backend's threads are daemons that nothing joins at exit: a function that cannot be stopped
-never delays the end of the program. Coroutine functions run on a loop that each thread keeps, or
-on one shared loop if they need no core.
+The backend's threads are daemon threads that are not joined at exit, so a function that cannot be
+stopped does not delay the end of the main program. Each thread has an event loop for the coroutine
+functions that it runs. Coroutine functions that request no cores run on one shared loop.
 
 A user's executor may run calls in this process or send them to other processes, so an
 `ExecutorCall` packs the call when it is pickled. The executor belongs to the user and is not shut
@@ -38,13 +38,14 @@ HERE: str = os.uname().nodename
 
 
 class ThreadWorkers(JobRunner):
-    """Worker threads, started as they are needed.
+    """Runner of functions on worker threads, which are started as needed.
 
     Args:
-        deliver: Called on the worker's thread with each job that has ended.
-        successor: Called on the worker's thread with a job that has ended. Returns the next job if
-            that needs exactly the same slots: it starts without waiting for the loop.
-        name: The beginning of the threads' names.
+        deliver: Called on the worker thread with each job that has ended.
+        successor: Called on the worker thread with each job that has ended. Returns the next job if
+            that job needs exactly the same slots, otherwise `None`. The thread then starts the
+            next job without waiting for the loop.
+        name: The prefix of the threads' names.
     """
 
     def __init__(
@@ -77,7 +78,7 @@ class ThreadWorkers(JobRunner):
             self._busy -= 1
 
     def cancel(self, job: Job) -> None:
-        """Cancel a coroutine; a function continues unless it checks `cancelled`."""
+        """Cancel a coroutine. An ordinary function continues unless it checks `cancelled`."""
         with self._lock:
             job.cancelled = True
             handle, context = job.handle, job.context
@@ -89,7 +90,7 @@ class ThreadWorkers(JobRunner):
                 loop.call_soon_threadsafe(task.cancel)
 
     def stop(self, timeout: float) -> None:
-        """End the threads, and wait for those that run nothing."""
+        """End the threads, and wait up to `timeout` seconds for those that are not running jobs."""
         for _ in self._threads:
             self._jobs.put(None)
         end = time.monotonic() + timeout
@@ -105,12 +106,12 @@ class ThreadWorkers(JobRunner):
             while (job := successor or self._jobs.get()) is not None:
                 running.add(name)
                 job.worker = job.task["worker"] = name
-                if job.error is None:  # else it could not be prepared
+                if job.error is None:  # otherwise preparing the job failed
                     contextvars.Context().run(self._call, job, loop)
                 running.discard(name)
                 successor = job.successor = self._successor(job)
                 self._deliver(job)
-                del job  # not kept alive while waiting for the next one
+                del job  # do not keep the job alive while waiting for the next one
         finally:
             loop.close()
 
@@ -132,22 +133,22 @@ class ThreadWorkers(JobRunner):
         except BaseException as error:  # whatever a task raises is its result
             job.error = without_own_frames(error)
         finally:
-            del job, task  # the traceback of what it raised holds this frame
+            del job, task  # the traceback of an error refers to this frame
 
     def _started(self, job: Job, loop: asyncio.AbstractEventLoop, task: asyncio.Task[Any]) -> None:
         with self._lock:
             job.handle = loop, task
             cancelled = job.cancelled
         if cancelled:
-            loop.call_soon(task.cancel)  # later, because the first step must run before
+            loop.call_soon(task.cancel)  # after the first step of the coroutine
 
 
 class SharedThread(JobRunner):
-    """Runner of coroutine functions that take no core, all on one loop in one thread.
+    """Runner of coroutine functions that request no cores, all on one loop in one thread.
 
     Args:
-        deliver: Called on that thread with each job that has ended.
-        name: The thread's name.
+        deliver: Called on this thread with each job that has ended.
+        name: The name of the thread.
     """
 
     stoppable = True
@@ -176,7 +177,7 @@ class SharedThread(JobRunner):
         self._open -= 1
 
     def stop(self, timeout: float) -> None:
-        """End the thread, unless a coroutine is still running."""
+        """End the thread, unless a coroutine is still running. Wait up to `timeout` seconds."""
         if not self._open:
             self._loop.stop(timeout)
 
@@ -226,7 +227,7 @@ class ExecutorWorkers(JobRunner):
         self._executor = executor
 
     def run(self, job: Job) -> None:
-        """Submit a call.
+        """Submit a job's call to the executor.
 
         Raises:
             TaskLostError: The executor is broken.
@@ -238,7 +239,7 @@ class ExecutorWorkers(JobRunner):
         future.add_done_callback(partial(self._done, job))
 
     def cancel(self, job: Job) -> None:
-        """Cancel a call in the executor's queue; a running function can only check `cancelled`."""
+        """Cancel a call that has not started. A running function can only check `cancelled`."""
         job.cancelled = True
         if job.context is not None:
             job.context.request_cancel()
@@ -265,15 +266,15 @@ class ExecutorWorkers(JobRunner):
     @staticmethod
     def _lost(job: Job, error: BaseException) -> TaskLostError:
         lost = TaskLostError(
-            f"the executor lost task {job.task['name']!r}: {error} A broken executor cannot be "
-            "used again: pass a new one, or use LocalExecutionBackend('process')"
+            f"the executor lost task {job.task['name']!r} and cannot be used again ({error}); pass "
+            "a new one, or use LocalExecutionBackend('process')"
         )
         lost.__cause__ = error
         return lost
 
 
 class ExecutorCall:
-    """Call for an executor, which runs in this process unless it is pickled.
+    """Call that is submitted to an executor. It runs in this process unless it is pickled.
 
     Args:
         job: The job.
@@ -318,7 +319,7 @@ class ExecutorCall:
 
 
 class _Local(threading.local):
-    """Event loop for each of the executor's threads, closed when the thread ends."""
+    """Event loop of each thread of the executor, closed when the thread ends."""
 
     def __init__(self) -> None:
         self.loop = WorkerLoop()
@@ -334,5 +335,6 @@ def _run(coroutine: Any) -> Any:
         return _local.loop.run(coroutine)
     coroutine.close()
     raise RuntimeError(
-        "the executor called an asynchronous function on a thread with a running event loop"
+        "the executor called a coroutine function on a thread with a running event loop; use an "
+        "executor whose threads run no event loop"
     )

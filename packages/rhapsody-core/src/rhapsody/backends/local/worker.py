@@ -1,4 +1,4 @@
-"""Worker process: makes one call at a time, and forwards log records to the program.
+"""Worker process: makes one call at a time, and forwards log records to the main program.
 
 Calls and results are pickled by cloudpickle, so that closures, lambdas and functions of the main
 program work. Short calls may wait in the worker until it starts them or the program takes them
@@ -54,11 +54,11 @@ NUMBER = struct.Struct("=I")
 """Number of a call, counted separately for each worker."""
 
 CALL = struct.Struct("=IIBQQQ")
-"""Head of a call: its number, the shared block for its result, `Call.kind`, and the lengths of
-the spec, the function and the arguments, which follow."""
+"""Head of a call: the call's number, the shared block for its result, `Call.kind`, and the lengths
+of the spec, the function and the arguments, which follow."""
 
 START = struct.Struct("=II")
-"""First part of a call's head, which is known only when the call is sent."""
+"""First part of the head of a call: the values that are known only when the call is sent."""
 
 BLOCK = struct.Struct("=IQ")
 """Reference to a pickle in shared memory: the block's number and the pickle's size."""
@@ -77,8 +77,9 @@ class Call(NamedTuple):
     Attributes:
         function: The pickled function; empty if `arguments` is the whole call.
         arguments: The pickled positional and keyword arguments.
-        kind: `REUSABLE` if no call changes the function, so that it is unpickled only once;
-            `SHARED` if the arguments are a `BLOCK` of shared memory that holds the whole call.
+        kind: `REUSABLE` if calls cannot change the function, so that it is unpickled only once;
+            `SHARED` if `arguments` is a `BLOCK` that refers to the whole call in shared memory;
+            otherwise 0.
     """
 
     function: bytes
@@ -97,8 +98,8 @@ def work(
     Args:
         connection: The socket for calls and replies. The worker sends one byte when it is ready.
         unstarted: A pipe with the numbers of the calls that were sent and have not started. The
-            worker reads a number to start the call, the program to take it back.
-        levels: The log levels of the program, see `forward_logs`.
+            worker reads a number to start the call; the program reads it to take the call back.
+        levels: The log levels of the program; see `forward_logs`.
         memory: The shared memory for large arguments and results.
     """
     begin()
@@ -117,7 +118,7 @@ def work(
             number, _runner.memory.offered, order, call = taken
             if order is None:
                 sent_modules().receive(bytes(call.arguments))
-                _reused.cache_clear()  # cached functions refer to the former modules
+                _reused.cache_clear()  # cached functions refer to the previous modules
                 continue
             if next_one is None:
                 next_one = _taken(unstarted)
@@ -137,10 +138,11 @@ def modules_frame(modules: bytes) -> bytearray:
 
 
 def received(stream: IOBase) -> tuple[int, int, CallSpec | None, Call] | None:
-    """Return the next call, or modules for it; `None` if the program closed the connection.
+    """Read the next call, or the modules for the calls that follow.
 
     Returns:
         The call's number, the block for its result, the spec (`None` for modules), and the call.
+        `None` instead of this tuple if the program has closed the connection.
     """
     try:
         start = stream.read(CALL.size)
@@ -148,7 +150,7 @@ def received(stream: IOBase) -> tuple[int, int, CallSpec | None, Call] | None:
             return None
         number, block, kind, *lengths = CALL.unpack(start)
         parts = [stream.read(length) for length in lengths]
-    except ConnectionResetError:  # the program closed the connection with replies still unread
+    except ConnectionResetError:  # the program closed the connection with replies unread
         return None
     if sum(map(len, parts)) < sum(lengths):
         return None
@@ -159,7 +161,7 @@ def received(stream: IOBase) -> tuple[int, int, CallSpec | None, Call] | None:
 
 
 def reply(outcome: CallResult) -> bytes:
-    """Encode an outcome; `plain` is `None` if its payload is in shared memory."""
+    """Encode an outcome as a reply; `plain` is `None` if the payload is in shared memory."""
     version, done, payload, *others = outcome
     if type(payload) is Block:
         others[0], payload = None, BLOCK.pack(payload.number, payload.size)
@@ -168,7 +170,7 @@ def reply(outcome: CallResult) -> bytes:
 
 
 def _taken(unstarted: Connection) -> int | None:
-    """Return the number of the call to start; `None` if all were taken back."""
+    """Return the number of the next call to start, or `None` if there is none."""
     try:
         taken = os.read(unstarted.fileno(), NUMBER.size)
     except BlockingIOError:
@@ -178,27 +180,29 @@ def _taken(unstarted: Connection) -> int | None:
 
 def begin() -> None:
     """Prepare a new worker process."""
-    # In a separate process group the terminal's Ctrl-C does not reach the worker, and what a
-    # function leaves running can be killed with it.
+    # In a separate process group, the terminal's Ctrl-C does not reach the worker, and processes
+    # that a function leaves running can be killed with the worker.
     with suppress(OSError):
         os.setsid()
-    # The default action also stops code that never returns to the interpreter.
+    # The default action also stops code that does not return to the interpreter.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     _die_with_parent()
     for stream in (sys.stdout, sys.stderr):  # so that lines of several workers are not mixed
-        with suppress(AttributeError, ValueError):  # there is none, or it is closed
+        with suppress(AttributeError, ValueError):  # the stream is missing or closed
             stream.reconfigure(line_buffering=True, write_through=False)  # type: ignore[union-attr]
     streams.acquire()
 
 
 def execute(order: CallSpec, call: bytes) -> CallResult:
-    """Make one call on a user's executor, which may run in another installation.
+    """Make one call in a process of a user's executor.
+
+    The process may use another installation of Rhapsody.
 
     Returns:
         The outcome of the call.
 
     Raises:
-        ProtocolVersionError: That installation uses another version of the protocol.
+        ProtocolVersionError: The other installation uses a different version of the protocol.
     """
     require_version(order.version, "the program", "its executor")
     streams.ensure()
@@ -206,7 +210,7 @@ def execute(order: CallSpec, call: bytes) -> CallResult:
 
 
 class _WorkerOutput(CapturedOutput):
-    """Output of a call, which also appears in the worker's output when the call has ended."""
+    """Captured output of a call, which flushes the worker's streams when the call has ended."""
 
     def __exit__(self, *error: object) -> None:
         super().__exit__(*error)
@@ -215,7 +219,7 @@ class _WorkerOutput(CapturedOutput):
 
 
 class _Runner(Runner):
-    """Runner of a worker process, whose coroutines share a loop."""
+    """Runner of the calls in a worker process. All coroutines run on one event loop."""
 
     worker = "the worker process"
     place = "in a worker process"
@@ -261,15 +265,15 @@ _reused = lru_cache(64)(loads)
 
 def _flush() -> None:
     for stream in (sys.stdout, sys.stderr):
-        with suppress(OSError, ValueError):  # it is closed
+        with suppress(OSError, ValueError):  # the stream is closed
             stream.flush()
 
 
 def _die_with_parent() -> None:
     """Request that the kernel kill this worker's process group when the main program ends.
 
-    On systems other than Linux, an idle worker ends when its connection closes, and a busy one
-    after its call.
+    On systems other than Linux, an idle worker ends when its connection is closed, and a busy
+    worker ends after its call.
     """
     import fcntl
     from multiprocessing import parent_process
@@ -286,11 +290,11 @@ def _die_with_parent() -> None:
 
 
 _ATTEMPT = re.compile(r".+\.(task\.[0-9]+)\.[0-9]+", re.DOTALL)
-"""Matches the uid of an attempt; the group is the uid of the future."""
+"""Pattern of the uid of an attempt. Its group is the uid of the future."""
 
 
 def log_levels() -> dict[str, int]:
-    """Return the levels that the program has set by logger name; `""` is the root logger."""
+    """Return the log levels that the program has set, by logger name. The root logger is `""`."""
     loggers = {name: logging.getLogger(name) for name in list(logging.root.manager.loggerDict)}
     return {"": logging.root.level} | {
         name: logger.level for name, logger in loggers.items() if logger.level
@@ -301,8 +305,8 @@ def forward_logs(send: Callable[[bytes], object], program: Mapping[str, int]) ->
     """Forward log records from a worker to the program.
 
     Args:
-        send: Sends a pickled record.
-        program: The levels that the program has set.
+        send: Function that sends a pickled record.
+        program: The log levels that the program has set; see `log_levels`.
     """
     for name, level in program.items():
         logging.getLogger(name).setLevel(level)
@@ -312,8 +316,8 @@ def forward_logs(send: Callable[[bytes], object], program: Mapping[str, int]) ->
 def handle_log(record: bytes | memoryview) -> None:
     """Handle, in the program, a log record that `forward_logs` has sent.
 
-    Errors of handlers or of unpickling are reported as `logging` reports them, so that the program
-    continues to read the task's result, which follows.
+    Exceptions are not raised but reported in the way of `logging`, so that the program continues to
+    read the result of the task, which follows the record.
     """
     made = logging.makeLogRecord({"msg": "a log record of a worker process"})
     try:
@@ -329,7 +333,7 @@ _reporter = logging.Handler()
 
 
 class _Forwarder(QueueHandler):
-    """Handler that sends records as formatted text: their arguments may not be picklable."""
+    """Handler that formats records and sends them, because arguments may not be picklable."""
 
     def __init__(self, send: Callable[[bytes], object]) -> None:
         super().__init__(None)  # type: ignore[arg-type]
@@ -338,7 +342,7 @@ class _Forwarder(QueueHandler):
 
     def enqueue(self, record: logging.LogRecord) -> None:
         """Send a record with the uid and name of its task."""
-        if os.getpid() != self._pid:  # the task has forked
+        if os.getpid() != self._pid:  # this is a child that the task has forked
             if logging.lastResort is not None and record.levelno >= logging.lastResort.level:
                 logging.lastResort.handle(record)
             return

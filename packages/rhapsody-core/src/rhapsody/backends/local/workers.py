@@ -5,9 +5,10 @@ take back calls that the worker has not started. `rhapsody.backends.local.worker
 worker; `rhapsody.backends.local.processes` decides which worker receives which call.
 
 The fork server is a small process that has imported only the modules that workers need. Python's
-own fork server is not enough: its workers import the main program again, which breaks every program
-without an `if __name__ == "__main__"` guard and is not needed where functions are sent by value; it
-runs until the program ends; and it prints a traceback if Ctrl-C is pressed while it starts.
+own fork server is not suitable, for three reasons. Its workers import the main program again, which
+breaks every program without an `if __name__ == "__main__"` guard, and which is not needed because
+functions are sent by value. It runs until the program ends. And it prints a traceback if Ctrl-C is
+pressed while it starts.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ HEAD, PAYLOAD = 1 << 28, 1 << 48
 NUMBERS = 1 << 32
 
 PIPE = 1 << 16
-"""Bytes of call numbers to read at a time: all that a pipe can hold."""
+"""Maximum number of bytes to read from the pipe of call numbers at a time: the pipe's capacity."""
 
 NOTHING = memoryview(b"")
 
@@ -64,18 +65,18 @@ log: logging.Logger = logging.getLogger(__name__)
 class Worker:
     """Worker process. Creating it blocks until the process can receive calls.
 
-    All methods must be called on the loop.
+    It is created on a thread; all methods must be called on the loop.
 
     Args:
         context: The context that starts the process.
-        timeout: Seconds within which the process must be ready.
+        timeout: Number of seconds within which the process must be ready.
 
     Attributes:
         pid: The worker's process id, which is also the id of its process group.
         title: The worker's name in messages.
-        jobs: The jobs whose calls were sent and have no reply yet, in order.
-        since: The loop's time when the first of `jobs` moved to the front.
-        seconds: Average duration of the calls that the latest batch of replies answered.
+        jobs: The jobs whose calls have been sent and have not been answered, in order.
+        since: The time of the loop at which the first of `jobs` became the first.
+        seconds: Average duration in seconds of the calls whose replies were received last.
         over: True if the worker has ended or is being stopped.
 
     Raises:
@@ -90,12 +91,12 @@ class Worker:
         self.over: bool = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._killing: asyncio.TimerHandle | None = None
-        self._modules: bytes | None = None  # the last ones that were sent
+        self._modules: bytes | None = None  # the modules that were sent last
         self._number = 0
         self._numbers = b""  # of the calls to send
         self._calls: list[bytearray] = []
-        self._unsent = NOTHING  # rest of what is being sent
-        self._buffer = memoryview(bytearray(AT_ONCE))  # reused, because creating one takes long
+        self._unsent = NOTHING  # rest of the data that is being sent
+        self._buffer = memoryview(bytearray(AT_ONCE))  # reused, because creating a buffer is slow
         self._received = bytearray()
         self._replies: deque[CallResult] = deque()
         self._is_valid = True
@@ -137,18 +138,22 @@ class Worker:
         """Start reading from the worker.
 
         Args:
-            loop: The loop of this thread.
-            replied: Called with each reply, which belongs to the first of `jobs`; must remove that
-                job.
-            ended: Called once, when the worker's process group has ended, with the exit code and
-                the jobs that had not started.
+            loop: The loop that runs on this thread.
+            replied: Called with the worker and each reply. The reply belongs to the first of
+                `jobs`; `replied` must remove that job from `jobs`.
+            ended: Called once when the worker has ended and its process group has been killed, with
+                the worker, its exit code and the jobs that had not started.
         """
         self._loop, self._replied, self._worker_ended = loop, replied, ended
         loop.add_reader(self._socket, self.read)
         loop.add_reader(self._process.sentinel, self._ended)
 
     def send(self, job: Job, call: bytearray) -> None:
-        """Send a call: at once if the worker is idle, else with others of this loop iteration."""
+        """Send a call.
+
+        If the worker is idle, the call is sent immediately, otherwise together with the other calls
+        of this iteration of the loop.
+        """
         assert self._loop is not None
         START.pack_into(call, 0, self._number, self._offered)
         if job.modules is not self._modules and job.modules is not None:
@@ -165,13 +170,13 @@ class Worker:
             self._loop.call_soon(self._flush)
 
     def take_back(self) -> list[Job]:
-        """Take back the calls that the worker has not started; it skips them.
+        """Take back the calls that the worker has not started, so that the worker skips them.
 
-        The worker has replied to all calls that it started, except perhaps the last; `read` handles
-        these replies.
+        The worker has replied to all calls that it has started, except perhaps the last. The
+        replies may still have to be read with `read`.
 
         Returns:
-            The jobs of these calls, in their order.
+            The jobs of the calls that were taken back, in order.
         """
         count = len(self._numbers)
         self._numbers = b""
@@ -185,7 +190,7 @@ class Worker:
         return jobs
 
     def finish(self, grace: float) -> None:
-        """Let an idle worker exit; kill it after `grace` seconds if threads keep it alive."""
+        """Let an idle worker exit. Kill it after `grace` seconds if its threads keep it alive."""
         self.over = True
         with suppress(OSError):  # it has ended
             self._socket.shutdown(socket.SHUT_WR)
@@ -238,11 +243,11 @@ class Worker:
             return
         except OSError:  # the worker has ended, as its sentinel will report
             sent = len(self._unsent)
-        # Even an empty view of the call would keep all of it alive.
+        # Even an empty view would keep the call's memory alive.
         self._unsent = self._unsent[sent:] if sent < len(self._unsent) else NOTHING
 
     def read(self) -> bool:
-        """Handle data from the worker; return True if there was any."""
+        """Handle data from the worker. Return True if there was any."""
         assert self._loop is not None
         try:
             size = self._socket.recv_into(self._buffer)
@@ -378,13 +383,13 @@ class WorkerContext(ForkServerContext):
         self.memory: ProgramMemory = ProgramMemory()
 
     def Process(self, *args: Any, **kwargs: Any) -> WorkerProcess:  # type: ignore[override]  # noqa: N802
-        """Return a process that the server will start."""
+        """Return a process that this context's server will start."""
         worker = WorkerProcess(*args, **kwargs)
         worker.server = self.server
         return worker
 
     def start(self) -> None:
-        """Start the server. Not on the main thread: it changes the thread's signal mask.
+        """Start the server. Not to be called on the main thread, because its signal mask changes.
 
         Raises:
             TypeError: `sys.path` contains something other than strings.
@@ -394,23 +399,23 @@ class WorkerContext(ForkServerContext):
         if odd:
             raise TypeError(f"sys.path must contain only strings, but contains {odd[0]!r}")
         unset = multiprocessing.get_start_method(allow_none=True) is None
-        # The server inherits the mask; `forked` lifts it once Ctrl-C is ignored. Starting
-        # the tracker sets masks of its own, so that comes first.
+        # The server inherits the mask; `forked` removes the mask once Ctrl-C is ignored. The
+        # resource tracker is started before, because starting it also changes the mask.
         resource_tracker.ensure_running()
         former = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
             self.server.ensure_running()
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, former)
-            if unset:  # starting a server also sets the start method of the program
+            if unset:  # starting a server has set the program's start method
                 multiprocessing.set_start_method(None, force=True)
 
     @contextmanager
     def launching(self) -> Iterator[None]:
         """Return a context manager for starting one worker at a time, with enough descriptors.
 
-        If descriptors ran out while a worker starts, the server would exit, and all workers with
-        it.
+        If this process ran out of descriptors while a worker was starting, the server would exit,
+        and all workers with it.
 
         Raises:
             OSError: There are too few free descriptors.
@@ -426,9 +431,9 @@ class WorkerContext(ForkServerContext):
             yield
 
     def stop(self) -> None:
-        """Kill the server, after its workers have ended.
+        """Kill the server. All its workers must have ended.
 
-        Without that, the server would wait for processes that workers have left running, such as
+        Otherwise the server would wait for processes that workers have left running, such as
         daemons.
         """
         server: Any = self.server
@@ -441,7 +446,7 @@ class WorkerContext(ForkServerContext):
 
 
 class WorkerProcess(ForkServerProcess):
-    """A process started by the server of its context."""
+    """Process that the fork server of its context starts."""
 
     server: forkserver.ForkServer | None = None
 
@@ -454,7 +459,7 @@ class WorkerProcess(ForkServerProcess):
 
 
 class _Popen(popen_forkserver.Popen):
-    """Launcher of a process: uses the context's server, and does not import the main program."""
+    """Launcher of a process, which uses the context's server and imports no main program."""
 
     def _launch(self, process_obj: Any) -> None:
         main = process.current_process()
