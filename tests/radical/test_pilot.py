@@ -11,7 +11,9 @@ import pytest
 
 from rhapsody.errors import BackendError, BackendUnavailableError
 from rhapsody_radical import pilot
-from rhapsody_radical.pilot import rp
+from rhapsody_radical.pilot import build, rp
+from rhapsody_radical.translate import describe_executable
+from tests.radical.stand_ins import task
 
 FORMER = [
     "Session",
@@ -79,3 +81,18 @@ def test_the_exceptions_are_ours() -> None:
 def test_an_unknown_name_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="no attribute 'Nonsense'"):
         _ = pilot.Nonsense
+
+
+def test_radical_pilot_takes_the_words() -> None:
+    settings = {"input_staging": ["a > b"], "cpu_processes": 2, "timeout": 5, "pre_exec": "date"}
+    description = build(describe_executable(task(settings), None), "t")
+    assert isinstance(description, rp.TaskDescription)
+    assert (description.ranks, description.timeout, description.pre_exec) == (2, 5.0, ["date"])
+    assert description.input_staging[0]["target"] == "b"
+
+
+def test_what_radical_pilot_does_not_take_names_its_task() -> None:
+    with pytest.raises(ValueError, match="task 't': task_description: \"sauce\" is invalid"):
+        build(describe_executable(task({"input_staging": [{"sauce": "a"}]}), None), "t")
+    with pytest.raises(ValueError, match="task 't': task_description: "):
+        build({"mode": "task.executable"}, "t")

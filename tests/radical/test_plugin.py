@@ -6,6 +6,8 @@ import re
 from pathlib import Path
 
 from rhapsody.backends.base import Capabilities
+from rhapsody.backends.discovery import BackendRegistry, discover_backends, get_backend
+from rhapsody.backends.execution.radical_pilot import RadicalExecutionBackend
 from rhapsody_radical import plugin, schema
 
 README = Path(__file__).parents[2] / "packages/rhapsody-radical/README.md"
@@ -69,3 +71,9 @@ def test_the_readme_has_the_table() -> None:
     found = re.search(r"^\| \|.*?(?=\n\n)", README.read_text(), re.MULTILINE | re.DOTALL)
     assert found
     assert found[0] == table(), f"the README's table should be:\n{table()}"
+
+
+def test_the_registry_finds_it() -> None:
+    assert discover_backends()["radical_pilot"] is True
+    assert BackendRegistry.get_backend_class("radical_pilot") is RadicalExecutionBackend
+    assert isinstance(get_backend("radical_pilot"), RadicalExecutionBackend)

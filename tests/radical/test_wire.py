@@ -5,16 +5,14 @@ from __future__ import annotations
 import logging
 import pickle
 import socket
-from base64 import b64encode
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rhapsody_radical import functions, wire
-from rhapsody_radical.wire import HEADER, Channel, Outbox, Records
+from rhapsody_radical import wire
+from rhapsody_radical.wire import HEADER, Channel, Outbox, Records, Worker
 from tests._support.nonsense import little_memory, nonsense
 
 
@@ -118,9 +116,13 @@ def test_a_header_that_is_none_is_an_error_or_the_end(data: bytes) -> None:
             channel.close()
 
 
-@given(st.text(max_size=40) | nonsense(b"abc" * 20).map(lambda data: b64encode(data).decode()))
-@settings(max_examples=50, deadline=None)
-def test_an_outcome_that_is_none_fails_its_task(text: str) -> None:
-    task: Any = {"uid": "task.1", "name": "one"}
-    with little_memory():
-        assert isinstance(functions.unpack(text, task), Exception)
+def test_a_thread_does_what_it_was_given_and_refuses_more_after_its_end() -> None:
+    worker, done = Worker("worker"), []
+    future = worker.submit(lambda: 1)
+    worker.post(lambda: done.append(2))
+    worker.stop()
+    assert (future.result(10), done) == (1, [2])
+    with pytest.raises(RuntimeError, match="thread worker was stopped"):
+        worker.submit(lambda: 3)
+    worker.post(lambda: done.append(4))
+    assert done == [2]

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import queue
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
+from rhapsody_radical import schema
+from rhapsody_radical.client import raptor
+from rhapsody_radical.client.health import Progress
 from rhapsody_radical.client.raptor import Raptors
-from rhapsody_radical.client.tasks import Entry, Tasks
+from rhapsody_radical.client.tasks import NEWS, Entry, Tasks
 
 SLOTS = [{"node_index": 0, "cores": [1, 2]}, {"node_index": 1, "cores": [0, 1]}]
 
@@ -73,3 +77,56 @@ def test_other_cores_are_not_freed(how: dict[str, Any]) -> None:
     canceling = Canceling()
     canceling.cancel(**how)
     assert canceling.submitted.empty()
+
+
+class Refusing:
+    """A task manager that takes one batch, and refuses the next."""
+
+    def __init__(self) -> None:
+        self.batches = 0
+
+    def submit_tasks(self, descriptions: list[Any]) -> list[Any]:
+        self.batches += 1
+        if self.batches == 2:
+            raise RuntimeError("no")
+        return [SimpleNamespace(uid=each.uid, slots=None) for each in descriptions]
+
+
+def test_reports_do_not_wait_for_tasks_that_were_refused_or_lost_with_their_pilot() -> None:
+    sent: list[tuple[str, float]] = []
+
+    def send(name: str, *parts: Any, within: float = 0.0) -> None:
+        sent.append((name, within))
+
+    def batch(name: str, count: int) -> list[tuple[str, dict[str, Any], Any]]:
+        return [(f"{name}.{number}", {"executable": "true"}, None) for number in range(count)]
+
+    pilot: Any = SimpleNamespace(manager=Refusing(), ended=False, number=0, progress=Progress())
+    tasks = Tasks("session", [pilot], raptor.Raptors([pilot], lambda *_: None), send)
+    tasks.submit(0, batch("lost", 50))
+    tasks.drop(pilot)
+    tasks.submit(0, batch("refused", 50))
+    tasks.submit(0, batch("alone", 1))
+    entry = tasks.by_uid.get("alone.0")
+    assert entry is not None
+    tasks.handle_state(entry, entry.handle, schema.AGENT_EXECUTING)
+    assert sent[-1] == ("running", 0.0)
+
+
+def test_outcomes_whose_message_was_lost_come_with_their_group() -> None:
+    said: list[Any] = []
+    pilot: Any = SimpleNamespace(forget=lambda uid: None)
+    tasks = Tasks("session", [pilot], SimpleNamespace(), lambda *what, within: said.append(what))  # type: ignore[arg-type]
+    outcomes = [["call.0", "result", None, False], ["call.1", None, "ValueError('a')", False]]
+    group = Entry("group", pilot, SimpleNamespace(return_value=json.dumps(outcomes)))
+    group.calls = [Entry(f"call.{n}", pilot, group=group) for n in range(2)]
+    tasks.by_uid.update((each.uid, each) for each in (group, *group.calls))
+    tasks.receive_news("state_pubsub", {"cmd": NEWS, "arg": [outcomes[0]]})
+    tasks.handle_state(group, group.handle, "DONE")
+    done, failed = (0, None, None, "result"), (1, "ValueError('a')", "ValueError('a')", None)
+    assert said == [
+        ("running", "call.0", "AGENT_EXECUTING", ""),
+        ("end", "call.0", "DONE", "", done),
+        ("end", "call.1", "FAILED", "", failed),
+    ]
+    assert not tasks.open()

@@ -1,0 +1,242 @@
+"""Validation of descriptions of pilots, tasks and RAPTOR."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rhapsody.backends import backend_from_options
+from rhapsody.backends.execution.radical_pilot import RadicalExecutionBackend
+from rhapsody.plugins import UsageError
+from rhapsody.resources import Resources
+from rhapsody_radical import descriptions
+from rhapsody_radical.descriptions import can_work_in, pilot_descriptions, task_settings
+from rhapsody_radical.pilot import rp
+from rhapsody_radical.translate import (
+    describe_executable,
+    needs,
+)
+from tests.radical.stand_ins import Whole, pilot, task
+
+
+def test_former_names_of_settings_are_todays() -> None:
+    settings = {"cpu_processes": 2, "ranks": 7, "cpu_threads": 3, "gpu_processes": 1}
+    found = {"ranks": 2, "cores_per_rank": 3, "gpus_per_rank": 1.0}
+    assert task_settings(task(settings)) == found
+    assert needs(task(settings, resources=Resources(cores=5)), pilot()) == found
+    assert describe_executable(task({"cpu_threads": 0}), None).get("cpu_threads") is None
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"ranks": Whole(2)}, "'ranks' must be plain data"),
+        ({"tags": {"a": [Whole(2)]}}, "'tags' must be plain data"),
+        ({"metadata": OrderedDict(a=1)}, "'metadata' must be plain data"),
+        ({"metadata": {"a": {1, 2}}}, "got {1, 2}, a builtins.set; convert it first"),
+        ({"input_staging": [Path("a")]}, "'input_staging' must be plain data"),
+        ({"tags": {Whole(2): 1}}, "'tags' must have strings as keys of dicts, got 2"),
+        ({"tags": {"a": "\udcff"}}, "'tags' must be a string that can be encoded as UTF-8"),
+        ({"metadata": {"a": 1 << 70}}, "'metadata' must be a number of at most 64 bits"),
+        ({"environment": "A=1"}, "'environment' must be a dict, got 'A=1'"),
+        ({"pre_exec": 3}, "'pre_exec' must be a list, got 3"),
+        ({"slots": [rp.Slot()]}, "'slots' must be plain data"),
+    ],
+)
+def test_settings_that_another_process_would_not_get_as_they_are_are_refused(
+    settings: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(TypeError) as caught:
+        task_settings(task(settings))
+    assert words in str(caught.value)
+    assert str(caught.value).startswith("task_description: ")
+
+
+def test_plain_settings_of_every_kind_are_taken() -> None:
+    settings: dict[str, Any] = {
+        "metadata": {"a": [1, 2.5, None, True, b"x", ("y", {})], 3: "z"},
+        "tags": {},
+    }
+    assert task_settings(task(settings)) == settings
+
+
+def test_a_pilots_parameters_are_plain_data() -> None:
+    with pytest.raises(TypeError, match="resources: 'cores' must be plain data"):
+        pilot_descriptions({"cores": Whole(2)})
+    with pytest.raises(TypeError, match="resources: 'services' must be plain data"):
+        pilot_descriptions({"services": [rp.TaskDescription()]})
+
+
+def test_directories_that_scripts_cannot_quote_are_recognized(tmp_path: Path) -> None:
+    assert can_work_in(tmp_path / "plain")
+    for name in ("a b", "a'b", "a$b", "a*", "R&D", "a(1)", "\udcff"):
+        assert not can_work_in(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("word", "radical_pilots"),
+    [
+        ("partition", "'queue'"),
+        ("account", "'project'"),
+        ("walltime", "'runtime', in minutes"),
+        ("time", "'runtime', in minutes"),
+    ],
+)
+def test_words_of_batch_systems_lead_to_radical_pilots(word: str, radical_pilots: str) -> None:
+    with pytest.raises(TypeError, match=f"no {word!r}; RADICAL-Pilot calls it {radical_pilots}"):
+        pilot_descriptions({word: "x"})
+
+
+CONFIG = {"masters": [{"ranks": 1, "workers": [{"ranks": 1, "worker_type": "DefaultWorker"}]}]}
+
+
+def test_a_raptor_configuration_is_copied_with_current_keys() -> None:
+    checked = descriptions.checked_raptor(CONFIG)
+    assert checked == CONFIG
+    assert checked["masters"][0] is not CONFIG["masters"][0]
+    assert descriptions.total_cores(checked) == 2
+    assert descriptions.total_cores(descriptions.default_raptor_config(3)) == 4
+    former = {"cpu_processes": 2, "cpu_threads": 3}
+    mapped = descriptions.checked_raptor({"masters": [{"workers": [former]}]})
+    assert mapped["masters"][0]["workers"] == [{"ranks": 2, "cores_per_rank": 3}]
+    assert (descriptions.cores_per_call(mapped), descriptions.total_cores(mapped)) == (3, 7)
+
+
+@pytest.mark.parametrize(
+    ("masters", "kind", "words"),
+    [
+        ({}, TypeError, "raptor_config must be"),
+        ([{"ranks": 1}], ValueError, "a worker for each"),
+        ([{"workers": {"ranks": 1}}], TypeError, "'workers' must be a list"),
+        ([{"workers": [1]}], TypeError, "a worker must be a dict, got 1"),
+        ([{"workers": [{"worker_typ": "a"}]}], TypeError, "did you mean 'worker_type'"),
+        ([{"workers": [{"worker_type": 3}]}], TypeError, "'worker_type' must be a string, got 3"),
+        ([{"workers": [{"ranks": "a"}]}], TypeError, "'ranks' must be an integer, got 'a'"),
+        ([{"workers": [{"ranks": Whole(1)}]}], TypeError, "'ranks' must be plain data"),
+        ([{"rank": 1, "workers": [{}]}], TypeError, "did you mean 'ranks'"),
+    ],
+)
+def test_invalid_raptor_configurations_are_refused(
+    masters: Any, kind: type[Exception], words: str
+) -> None:
+    with pytest.raises(kind, match=words):
+        descriptions.checked_raptor({"masters": masters})
+
+
+@pytest.mark.parametrize(
+    ("worker", "own"),
+    [
+        ({}, True),
+        ({"worker_type": "DefaultWorker"}, True),
+        ({"worker_type": "MPIWorker"}, False),
+        ({"raptor_class": "DefaultWorker"}, False),
+        ({"worker_class": "DefaultWorker"}, False),
+    ],
+)
+def test_our_own_workers_are_recognized(worker: dict[str, Any], own: bool) -> None:
+    config = descriptions.checked_raptor({"masters": [{"workers": [worker]}]})
+    assert descriptions.has_other_workers(config) is not own
+
+
+def test_former_words_for_a_workers_size_count() -> None:
+    worker = {"cpu_processes": 1, "cpu_threads": 3}
+    config = descriptions.checked_raptor({"masters": [{"workers": [worker]}]})
+    assert descriptions.cores_per_call(config) == 3
+    assert worker == {"cpu_processes": 1, "cpu_threads": 3}
+
+
+def test_without_arguments_it_is_this_machine() -> None:
+    settings = RadicalExecutionBackend().pilots[0].settings
+    assert settings["resource"] == "local.localhost"
+    assert settings["exit_on_error"] is False
+
+
+@pytest.mark.parametrize(
+    ("resources", "match"),
+    [
+        ({"resorce": "local.localhost"}, "no 'resorce'; did you mean 'resource'"),
+        ("local.localhost", "must be a dict"),
+        ([], "must be a dict"),
+        ([{"cores": 1}, 2], "must be a dict"),
+        ({"pilots": []}, "must be a dict"),
+        ({"pilots": {"cores": 1}}, "'pilots' may be a list of dicts"),
+        ({"pilot": [{}]}, "did you mean 'pilots'"),
+        ({"pilots": [{"time": 60}]}, "calls it 'runtime', in minutes"),
+        ({"qos": "debug"}, "set the variable SBATCH_QOS"),
+    ],
+)
+def test_malformed_resources_are_type_errors(resources: Any, match: str) -> None:
+    with pytest.raises(TypeError, match=match):
+        RadicalExecutionBackend(resources)
+
+
+def test_several_pilots_share_the_parameters_next_to_them() -> None:
+    pilots = [{"cores": 2}, {"cores": 4, "runtime": 5}]
+    made = RadicalExecutionBackend({"runtime": 30, "pilots": pilots})
+    options = ["runtime=30", "pilots=[{cores = 2}, {cores = 4, runtime = 5}]"]
+    for backend in (made, backend_from_options("radical_pilot", options)):
+        assert isinstance(backend, RadicalExecutionBackend)
+        settings = [pilot.settings for pilot in backend.pilots]
+        assert [(each["cores"], each["runtime"]) for each in settings] == [(2, 30), (4, 5)]
+        assert [each["resource"] for each in settings] == ["local.localhost"] * 2
+
+
+def test_an_invalid_option_does_not_suggest_to_change_a_valid_one() -> None:
+    options = ["resource=local.localhost", "account=abc"]
+    with pytest.raises(UsageError, match=r"calls it 'project'$"):
+        backend_from_options("radical_pilot", options)
+
+
+@pytest.mark.parametrize("resources", [{"resource": "localhost"}, {"runtime": 0}, {"runtime": 1.5}])
+def test_impossible_resources_are_value_errors(resources: Any) -> None:
+    with pytest.raises(ValueError, match="resources: "):
+        RadicalExecutionBackend(resources)
+
+
+def test_impossible_settings_are_value_errors() -> None:
+    with pytest.raises(ValueError, match="'raptor' or 'executable', got 'threads'"):
+        RadicalExecutionBackend(functions="threads")
+    with pytest.raises(ValueError, match="function_cores must be an integer of at least 1"):
+        RadicalExecutionBackend(function_cores=0)
+
+
+@pytest.mark.parametrize(
+    ("settings", "kind", "words"),
+    [
+        ({"resources": {"cores": 0}}, ValueError, "'cores' must be a number of cores, 1 or more"),
+        ({"resources": {"cores": "4"}}, TypeError, "'cores' must be an integer, got '4'"),
+        ({"resources": {"cores": 2.5}}, ValueError, "1 or more, got 2.5"),
+        ({"resources": {"runtime": True}}, TypeError, "'runtime' must be an integer"),
+        ({"resources": {"nodes": -1}}, ValueError, "a number of nodes, 1 or more, got -1"),
+        ({"resources": {"uid": "mine"}}, TypeError, "'uid' cannot be set"),
+        ({"resources": {"verbos": True}}, TypeError, "did you mean 'verbose'"),
+        ({"raptor": "no"}, TypeError, "raptor must be True or False, got 'no'"),
+        ({"verbose": "x"}, TypeError, "verbose must be True or False"),
+        ({"keep_session": "x"}, TypeError, "keep_session must be True or False"),
+        ({"work_dir": 3}, TypeError, "work_dir must be a path, got 3"),
+        ({"raptor": False, "raptor_config": CONFIG}, ValueError, "omit one of them"),
+        ({"functions": "executable", "raptor_config": CONFIG}, ValueError, "omit one of them"),
+    ],
+)
+def test_invalid_settings_are_refused_at_once(
+    settings: dict[str, Any], kind: type[Exception], words: str
+) -> None:
+    with pytest.raises(kind, match=words):
+        RadicalExecutionBackend(**settings)
+
+
+def test_raptor_configurations_are_checked() -> None:
+    assert descriptions.checked_raptor(CONFIG) == CONFIG
+    with pytest.raises(TypeError, match="raptor_config must be"):
+        RadicalExecutionBackend(raptor_config={"workers": []})
+    with pytest.raises(ValueError, match="a worker for each"):
+        RadicalExecutionBackend(raptor_config={"masters": [{"ranks": 1}]})
+    with pytest.raises(TypeError, match="did you mean 'worker_type'"):
+        RadicalExecutionBackend(raptor_config={"masters": [{"workers": [{"worker_typ": "a"}]}]})
+    with pytest.raises(TypeError, match="'ranks' must be an integer, got 'a'"):
+        RadicalExecutionBackend(raptor_config={"masters": [{"workers": [{"ranks": "a"}]}]})
+    with pytest.raises(TypeError, match="did you mean 'ranks'"):
+        RadicalExecutionBackend(raptor_config={"masters": [{"rank": 1, "workers": [{}]}]})

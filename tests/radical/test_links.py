@@ -1,0 +1,64 @@
+"""Links to input files, as documented."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rhapsody.backends.execution.radical_pilot import RadicalExecutionBackend
+from rhapsody_radical import links, schema
+
+
+def test_a_file_from_outside_is_transferred() -> None:
+    target: dict[str, Any] = {"uid": "b", "task_backend_specific_kwargs": {}}
+    backend = RadicalExecutionBackend()
+    given = backend.link_explicit_data_deps(dst_task=target, file_path="/data/in.txt")
+    expected = {"source": "/data/in.txt", "target": "task:///in.txt", "action": schema.TRANSFER}
+    assert given == expected
+    assert target["task_backend_specific_kwargs"]["input_staging"] == [expected]
+
+
+def test_a_tasks_file_is_linked() -> None:
+    target: dict[str, Any] = {"uid": "b", "task_backend_specific_kwargs": {}}
+    backend = RadicalExecutionBackend()
+    given = backend.link_explicit_data_deps({"uid": "a"}, target, file_name="out")
+    assert given == {"source": "pilot:///a/out", "target": "task:///out", "action": schema.LINK}
+    directory = backend.link_explicit_data_deps(None, target, file_path="/data/set/")
+    assert directory["target"] == "task:///set"
+
+
+def test_a_link_needs_a_name_and_a_source() -> None:
+    backend, target = RadicalExecutionBackend(), {"uid": "b", "task_backend_specific_kwargs": {}}
+    with pytest.raises(ValueError, match="either file_path, or both"):
+        backend.link_explicit_data_deps({"uid": "a"}, target)
+    with pytest.raises(ValueError, match="src_task"):
+        backend.link_explicit_data_deps(None, target, file_name="out")
+
+
+def test_an_implicit_link_names_its_source() -> None:
+    target: dict[str, Any] = {"uid": "b", "task_backend_specific_kwargs": {"pre_exec": ["date"]}}
+    links.implicit({"uid": "a.1"}, target)
+    first, *commands = target["task_backend_specific_kwargs"]["pre_exec"]
+    assert first == "date"
+    assert commands[0] == "export SRC_TASK_ID=a.1"
+    assert commands[1].startswith("export SRC_TASK_SANDBOX=")
+
+
+def test_an_implicit_link_leaves_the_tasks_own_variables_alone(tmp_path: Path) -> None:
+    (tmp_path / "a.1").mkdir()
+    (tmp_path / "a.1" / "it's made").touch()
+    target: dict[str, Any] = {"uid": "b", "task_backend_specific_kwargs": {"pre_exec": "true"}}
+    links.implicit({"uid": "a.1"}, target)
+    lines = [*target["task_backend_specific_kwargs"]["pre_exec"], 'echo "$src $name"', "ls"]
+    done = subprocess.run(
+        ["sh", "-c", "\n".join(lines)],
+        cwd=tmp_path,
+        env={**os.environ, "RP_PILOT_SANDBOX": str(tmp_path), "src": "mine", "name": "too"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout.splitlines() == ["mine too", "a.1", "it's made"]
