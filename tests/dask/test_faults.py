@@ -102,7 +102,7 @@ async def test_a_lost_task_without_budget_names_worker_and_attempt(
     await _until(lambda: future.state is TasksMainStates.RUNNING)
     gate.touch()
     with pytest.raises(
-        TaskLostError, match=r"worker tls://.* disappeared while it was running \(attempt 1,"
+        TaskLostError, match=r"worker tls://.* disappeared while the task was running \(attempt 1,"
     ):
         await future
 

@@ -33,7 +33,7 @@ async def test_the_reason_why_tasks_wait_is_logged_and_repeated(
     lost = task(2, task_description={"workers": ["tcp://127.0.0.1:9"]})
     await scale(empty, 1)
     assert await first == 1
-    await _logged(caplog, "waiting for a worker with tcp://127.0.0.1:9; the Dask scheduler at", 2)
+    await _logged(caplog, "waiting for a worker that matches tcp://127.0.0.1:9; workers of", 2)
     lost.cancel()
     await lost.ended()
     caplog.clear()

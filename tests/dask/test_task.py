@@ -69,7 +69,7 @@ async def test_more_than_a_worker_declares_is_refused(flow: WorkflowEngine) -> N
     @flow.function_task
     def noop() -> None: ...
 
-    with pytest.raises(CapabilityError, match="most that one worker has is cores=1"):
+    with pytest.raises(CapabilityError, match="largest amounts on any worker are cores=1"):
         await noop.options(resources={"cores": 2})()
     with pytest.raises(CapabilityError, match=r'--resources "gpus=1"'):
         await noop.options(resources={"gpus": 1})()

@@ -39,7 +39,7 @@ async def test_a_task_with_resources_waits_for_the_first_worker(
     await _submitted(waiting, 1)
     await scale(empty, 1)
     assert await future == 42
-    with pytest.raises(CapabilityError, match="the most that one worker has is cores=2"):
+    with pytest.raises(CapabilityError, match="the largest amounts on any worker are cores=2"):
         await greedy()
 
 

@@ -1,7 +1,7 @@
 """Dask backend for Rhapsody.
 
-The registry of backends imports this package to read the plugin's declaration, so importing it must
-not import Dask. The backend's class is imported when it is first used.
+The registry of backends imports this package to read the plugin's declaration, so this package must
+not import Dask. The backend's class is imported when `DaskExecutionBackend` is first accessed.
 """
 
 from __future__ import annotations

@@ -35,8 +35,8 @@ from rhapsody_dask.worker.site import mark
 
 log: logging.Logger = logging.getLogger(__name__)
 
-# The first name of each state is the one that this backend reports. The others are used by Dask's
-# client, scheduler and workers, and can be looked up as well.
+# The backend reports the first name of each state. The other names are those that Dask's client,
+# scheduler and workers use; they can be looked up as well.
 StateMapper.register_backend_tasks_states(
     "dask",
     done_state=["finished", "memory"],
@@ -51,8 +51,9 @@ StateMapper.register_backend_tasks_states(
 class DaskExecutionBackend(ManagedBackend):
     """Backend that runs tasks on a Dask cluster.
 
-    Without arguments it starts a LocalCluster that uses this machine, listens on loopback only and
-    has temporary TLS credentials. An existing cluster that the arguments select is left running.
+    Without arguments, the backend starts a LocalCluster on this machine, which listens only on the
+    loopback address and uses temporary TLS credentials. If the arguments select an existing
+    cluster, the backend does not shut it down.
 
     Functions run on the threads of Dask's workers. A running function cannot be stopped, unless it
     checks `current_task().cancelled`. Coroutines, executables and services can be stopped.
@@ -62,23 +63,24 @@ class DaskExecutionBackend(ManagedBackend):
 
     Args:
         resources: A dict of keywords of `distributed.Client`, `distributed.LocalCluster` and its
-            workers (`threads` is an alias of `threads_per_worker`). It may also contain `gpus`,
-            the number of GPUs of each worker, TLS settings, and the arguments `cluster` to
-            `timeout` below.
+            workers (`threads` is an alias of `threads_per_worker`). It may also contain `gpus` (the
+            number of GPUs of each worker), TLS settings, and the arguments `cluster` to `timeout`
+            below.
         cluster: A cluster object: LocalCluster, dask-jobqueue, dask-kubernetes, ...
         address: The address of a scheduler.
         scheduler_file: The file that `dask scheduler --scheduler-file` writes.
-        security: `distributed.Security`, a dict of its keywords, or `False` for a
-            LocalCluster without TLS.
+        security: A `distributed.Security` object, a dict of its keywords, or `False` for a
+            LocalCluster without TLS. Default: temporary credentials for a LocalCluster; for an
+            existing cluster, those of `client` or `cluster`.
         client: A Dask client, whose scheduler and credentials are used.
         timeout: Time limit for connecting, in seconds (default: 30).
         grace: Seconds between SIGTERM and SIGKILL when a program is stopped.
         share_over: Size in bytes from which an argument is sent separately and shared; `None`
             shares none.
-        shared_file_system: Whether workers see this machine's files under the same
-            paths. Detected by default.
-        batch_calls: Whether several short calls are sent as one Dask task, which is faster for
-            many independent calls of a function.
+        shared_file_system: True if the workers see this machine's files under the same paths, False
+            if they do not. Default: True for a LocalCluster; for an existing cluster, detected.
+        batch_calls: True to send several short calls as one Dask task, which is faster for many
+            independent calls of a function.
         name: Name of the backend in an engine (default: `"dask"`).
 
     Attributes:
@@ -188,7 +190,7 @@ class DaskExecutionBackend(ManagedBackend):
 
     @property
     def client(self) -> Any:
-        """Dask's asynchronous client, for `performance_report`, `upload_file` and the like.
+        """Dask's asynchronous client, for example for `upload_file` or `performance_report`.
 
         Raises:
             BackendUnavailableError: The backend is not running.
@@ -198,12 +200,12 @@ class DaskExecutionBackend(ManagedBackend):
 
     @property
     def dashboard_link(self) -> str | None:
-        """The address of Dask's dashboard, `None` if there is none."""
+        """The address of Dask's dashboard, or `None` if the scheduler serves none."""
         return self._connection.dashboard
 
     @property
     def still_running(self) -> list[str]:
-        """The uids of the open tasks; after `shutdown`, of those that could not be stopped."""
+        """The uids of the open tasks; after `shutdown`, the tasks that could not be stopped."""
         return [*self.open_tasks]
 
     async def stop(self) -> None:
@@ -245,7 +247,7 @@ class DaskExecutionBackend(ManagedBackend):
         return self.capabilities.cancellation(task_kind(call.task)) == "running"
 
     def state(self) -> BackendState:
-        """Return the state, which is `"error"` once the connection to the scheduler is lost.
+        """Return the backend's state: `"error"` once the connection to the scheduler has been lost.
 
         The result may be awaited.
         """
@@ -261,7 +263,7 @@ class DaskExecutionBackend(ManagedBackend):
         if self._loss is not None:
             raise BackendUnavailableError(
                 f"the connection to the Dask scheduler at {self._connection.address} was lost: "
-                f"{self._loss}. Create a new DaskExecutionBackend when it can be reached again"
+                f"{self._loss}. Create a new DaskExecutionBackend once the scheduler can be reached"
             )
         try:
             super().require_running()
@@ -271,10 +273,13 @@ class DaskExecutionBackend(ManagedBackend):
     # Submission.
 
     async def submit_tasks(self, tasks: Sequence[TaskDescription]) -> None:
-        """Send tasks to the cluster, and return when Dask has accepted them.
+        """Pack tasks and send them to the cluster.
+
+        A task that cannot be packed fails. With `batch_calls`, some calls may be held back until
+        the first calls of their function have been measured.
 
         Raises:
-            BackendUnavailableError: The backend is not running, or has lost its scheduler.
+            BackendUnavailableError: The backend is not running, or has lost its connection.
             BackendError: A uid is used by an open task, or twice in the batch.
             TypeError: An object in the batch is not a task description.
         """
@@ -337,8 +342,8 @@ class DaskExecutionBackend(ManagedBackend):
         """Subscribe to the events of the plugins on the scheduler and the workers."""
         from rhapsody_dask.worker.site import topic
 
-        # The client may outlive the backend: on Python 3.13 the cache of
-        # `functools.singledispatchmethod` keeps a reference to it.
+        # The client may outlive the backend: on Python 3.13, the cache of
+        # `functools.singledispatchmethod` keeps a reference to the client.
         reference = weakref.ref(self)
 
         def receive(event: tuple[Any, Any]) -> None:
@@ -352,14 +357,14 @@ class DaskExecutionBackend(ManagedBackend):
         """Wait until the connection ends, then fail all tasks.
 
         A client cancels its futures when it loses the scheduler, is closed, or restarts the
-        workers. This method waits for a future of its own, which belongs to no task.
+        workers. This method therefore waits for a future that belongs to no task.
         """
         from distributed import Future
 
         while client.status == "running":
             await Future(f"rhapsody-lifeline-{self.session.uid}", client).exception()
         self.disconnected(
-            "the connection was closed"
+            "the scheduler has ended or cannot be reached"
             if client.status == "connecting"
             else "backend.client was closed"
         )
@@ -402,13 +407,13 @@ class DaskExecutionBackend(ManagedBackend):
                 results.erred(call)
             case "lost":
                 results.refetch_others(key)
-            case "repeated":  # it may have run briefly without being reported
+            case "repeated":  # the task may have run briefly without being reported
                 call.started, call.worker, call.token = False, None, None
             case "dropped":
                 results.dropped(call)
 
     def _worker_removed(self, worker: str, marks: Sequence[bytes]) -> None:
-        """Fail the tasks that were running on a worker that has left the cluster.
+        """Fail the tasks that were running on a worker when the worker left the cluster.
 
         Args:
             worker: The worker's address.
@@ -427,7 +432,7 @@ class DaskExecutionBackend(ManagedBackend):
         """Handle a worker's report that it runs a task."""
         if call.token not in (None, token):
             log.warning(
-                "%s: Dask reruns it on %s because its worker %s was lost",
+                "%s: Dask is rerunning the task on %s because worker %s was lost",
                 named(call), worker, call.worker,
             )  # fmt: skip
         call.worker, call.token, call.started = worker, token, True
@@ -452,7 +457,7 @@ class DaskExecutionBackend(ManagedBackend):
         self._closing = asyncio.ensure_future(self._connection.close())
 
     def _stop_background_work(self) -> None:
-        """Stop all background work."""
+        """Stop fetching results, following groups, sending requests and looking for stuck tasks."""
         self._results.close()
         if self._groups is not None:
             self._groups.close()
@@ -471,7 +476,7 @@ class DaskExecutionBackend(ManagedBackend):
         state: Any = None,
         service_callback: Callable[..., Any] | None = None,
     ) -> Any:
-        """Report a state immediately, as other backends do. The result may be awaited."""
+        """Report a task's state immediately, if a task is passed. The result may be awaited."""
         if task is not None:
             super().task_state_cb(task, state, service_callback)
         return _Answer()
@@ -485,7 +490,7 @@ class DaskExecutionBackend(ManagedBackend):
         continues, and its result is dropped.
 
         Returns:
-            True if the task is open.
+            True if the task is open, False if it is unknown or has ended.
 
         Raises:
             BackendUnavailableError: The backend has not been started.
@@ -530,7 +535,7 @@ class DaskExecutionBackend(ManagedBackend):
         file_name: str | None = None,
         file_path: str | None = None,
     ) -> None:
-        """Register a file for a task; the worker links it when the task starts.
+        """Register an input file for a task; the worker creates the link when the task starts.
 
         Raises:
             ValueError: Neither `file_path` nor both `src_task` and `file_name` are given.

@@ -27,7 +27,10 @@ log: logging.Logger = logging.getLogger(__name__)
 
 
 def from_standard_input() -> bool:
-    """Return True if the main program comes from standard input, so no process can import it."""
+    """Return True if the main program comes from standard input.
+
+    Other processes cannot import such a program.
+    """
     return getattr(sys.modules.get("__main__"), "__file__", None) == "<stdin>"
 
 
@@ -36,7 +39,10 @@ GUARD = re.compile(r"^\s*if .*(__name__|parent_process)", re.MULTILINE)
 
 
 def unguarded() -> str | None:
-    """Return the main program's path if importing it would start the workflow, otherwise `None`."""
+    """Return the main program's path if the program has no guard, otherwise `None`.
+
+    Importing a program without a guard starts its workflow.
+    """
     main = sys.modules.get("__main__")
     path = getattr(main, "__file__", None)
     if not isinstance(path, str):
@@ -58,7 +64,7 @@ NANNY = ("PYTHONHASHSEED", "__DASK_PARENT_PID")
 """Environment variables that Dask sets for workers in addition to those in its configuration."""
 
 CLOSE = 30.0
-"""Time limit in seconds for closing the client, and again for closing the LocalCluster."""
+"""Time limit in seconds, for closing the client and for closing the LocalCluster."""
 
 
 class NotStartedError(BackendUnavailableError, RuntimeError):
@@ -68,11 +74,14 @@ class NotStartedError(BackendUnavailableError, RuntimeError):
 class Connection:
     """Client of a cluster, and the LocalCluster if the backend started one.
 
+    Args:
+        options: The options that select the cluster.
+
     Attributes:
         client: Dask's client, on the engine's loop.
         cluster: The LocalCluster that the backend started, `None` for an existing cluster.
         address: The scheduler's address.
-        in_processes: Whether the workers of the LocalCluster are processes.
+        in_processes: True if the backend started a LocalCluster whose workers are processes.
         dashboard: The address of the dashboard, `None` if there is none.
     """
 
@@ -134,8 +143,13 @@ class Connection:
     async def prepare(self, session: str, grace: float) -> None:
         """Check versions, and register the plugins.
 
+        Args:
+            session: The backend's session.
+            grace: Seconds between SIGTERM and SIGKILL.
+
         Raises:
-            BackendUnavailableError: A version does not match, or the scheduler rejects a plugin.
+            BackendUnavailableError: A version does not match, the cluster rejects a plugin, or it
+                does not answer in time.
         """
         try:
             async with asyncio.timeout(self.options.timeout):
@@ -168,7 +182,7 @@ class Connection:
         self.dashboard = await self._find_dashboard(client)
 
     async def send_modules(self, session: str, modules: bytes | None) -> None:
-        """Send the program's own modules to all workers, unless they were sent before."""
+        """Send the main program's own modules to all workers, unless they were sent before."""
         if modules is self._modules or modules is None:
             return
         from rhapsody_dask import shipping
@@ -266,7 +280,10 @@ class Connection:
             )
 
     async def close(self) -> None:
-        """Unregister the plugins, and close client and LocalCluster; may be called twice."""
+        """Unregister the plugins, and close the client and the LocalCluster.
+
+        A second call does nothing.
+        """
         client, self.client = self.client, None
         if client is not None:
             if self.cluster is None and client.status == "running":
@@ -337,7 +354,7 @@ def _require_guard() -> None:
 
 
 def _security(option: Any) -> Any:
-    """Return the credentials for an existing cluster."""
+    """Return the credentials for an existing cluster, or `None` if the option contains none."""
     if option is None or option is False:
         return None
     if option is True:
@@ -353,7 +370,7 @@ def _credentials(option: Any) -> Any:
     """Return a `distributed.Security` for the option `security`.
 
     Raises:
-        BackendUnavailableError: A file that it names does not exist.
+        BackendUnavailableError: A file that the option names does not exist.
     """
     from distributed import Security
 
@@ -421,7 +438,7 @@ def _restored_environment() -> Iterator[None]:
     import dask
 
     names = dask.config.get("distributed.nanny.pre-spawn-environ")
-    with _starting:  # otherwise, variables set for one cluster would be saved and restored
+    with _starting:  # otherwise, the variables of another cluster would be saved and restored
         former = {name: os.environ.get(name) for name in (*names, *NANNY)}
         try:
             yield

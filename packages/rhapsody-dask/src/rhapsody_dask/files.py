@@ -38,7 +38,7 @@ class Links:
         name: str | None,
         path: str | None,
     ) -> None:
-        """Register one file.
+        """Register one input file of a task.
 
         Args:
             own: The parent directory of sandboxes for which the engine has not chosen a path.
@@ -83,7 +83,7 @@ class View:
 
     Args:
         client: Dask's client.
-        known: The answer for all directories; `None` checks each directory.
+        known: The answer for all directories, or `None` to check each directory.
     """
 
     def __init__(self, client: Any, known: bool | None) -> None:
@@ -92,9 +92,9 @@ class View:
         self._roots: dict[str, bool] = {}
 
     async def sees(self, directory: str) -> bool | None:
-        """Return True if all workers see a directory, `None` if there is no worker.
+        """Return True if all workers see a directory, `None` if there are no workers to ask.
 
-        To check it, a file is written to the directory, which is created if necessary.
+        The check writes a file to the directory, which it creates temporarily if necessary.
         """
         if self._known is not None:
             return self._known
@@ -177,7 +177,7 @@ def copy_out(task: Mapping[str, Any], own: str, name: str, path: Path) -> None:
 
 
 def source_of(task: Mapping[str, Any], own: str) -> str:
-    """Return the sandbox of a task that has run."""
+    """Return the path of a task's sandbox."""
     return task.get("sandbox") or os.path.join(own, task["uid"])
 
 

@@ -1,15 +1,15 @@
 """Groups: short calls that share a Dask task.
 
 Dask's scheduler needs about 1 ms for a task, however short the task is. If the calls of a function
-have been shorter than that so far, calls that are ready together are sent as one task, which
-executes them one after the other and returns all replies, with the time that each call took.
+have been short so far, several calls that are ready together are sent as one task. The task runs
+the calls one after the other, and returns their replies and the time that each call took.
 
 Each call in a group can be started, canceled and lost separately, because the worker registers it
 in the same way as a separate task:
 
 - A canceled call that has not started is skipped.
 - A group ends early if it takes longer than expected. If one call takes long, the replies of the
-  calls before it are fetched while it runs. The remaining calls are sent again.
+  earlier calls are fetched while that call runs. The remaining calls are sent again.
 - If a worker is lost, so is the call that was running. The others are sent again, each as a
   separate task.
 """
@@ -34,13 +34,13 @@ TARGET = 0.05
 SCHEDULING = 0.0005
 """Minimum time in seconds that Dask's scheduler needs for a task.
 
-A group does not take longer than the scheduler would need for all calls that are ready, so that
-grouping them does not delay any.
+A group is not expected to take longer than the scheduler would need for all calls that are ready,
+so that grouping does not delay any of them.
 """
 
 LONG = 0.09
-"""Seconds that a call may continue after it was reported as running before the remaining calls of
-its group are taken back.
+"""Seconds from the report that a call is running until the remaining calls of its group are taken
+back.
 """
 
 MOST = 500
@@ -53,7 +53,7 @@ PROBES = 4
 """Number of calls of a new function that are sent alone to measure them."""
 
 ENOUGH = 2
-"""Number of measured calls after which groups are formed; fewer than `PROBES`, because a worker may
+"""Number of measured calls after which groups are formed; less than `PROBES`, because a worker may
 hang.
 """
 
@@ -65,10 +65,10 @@ class Function:
     """Run time of a function's calls, and the calls that are held back until it is known.
 
     Attributes:
-        seconds: The exponential average of the run time. Of the first calls, only the shortest
-            counts, because some of them import modules.
+        seconds: The exponential moving average of the run time of a call. Of the first `PROBES`
+            groups, only the shortest counts, because the first calls may import modules.
         measured: Number of groups, of one call or more, that were measured.
-        slow: Whether a call that is being measured has run for too long.
+        slow: True if a call that is being measured has run for too long.
         probes: Number of calls that are being measured while others are held back.
         held: The calls that are held back.
     """
@@ -86,7 +86,7 @@ class Function:
         return self.slow or self.measured >= ENOUGH
 
     def measure(self, seconds: float) -> None:
-        """Update the average run time with that of the calls in a group."""
+        """Update the average run time with the mean run time of a group's calls."""
         self.measured += 1
         if self.measured <= PROBES:
             self.seconds = min(self.seconds, seconds)
@@ -94,7 +94,7 @@ class Function:
             self.seconds += (seconds - self.seconds) * WEIGHT
 
     def size(self, ready: int) -> int:
-        """Return how many calls to put in a group; 1 means that each call is sent alone.
+        """Return the number of calls to put in a group; 1 means that each call is sent alone.
 
         Args:
             ready: The number of calls that are ready.
@@ -133,7 +133,7 @@ class Groups:
         tasks: The open tasks by uid.
         results: The backend's results, which receive the replies.
         send_alone: Sends each call as a separate task.
-        direct: See `Results`.
+        direct: True to fetch replies from the workers; see `Results`.
     """
 
     def __init__(
@@ -166,7 +166,7 @@ class Groups:
         self._functions.clear()
 
     def take(self, ready: Sequence[Ready]) -> list[Ready]:
-        """Send or hold back the calls that can be grouped, and return the others."""
+        """Send calls in groups or hold them back; return the calls to send as separate tasks."""
         others: list[Ready] = []
         alike: dict[tuple[str, Demand], list[Ready]] = {}
         for one in ready:
@@ -181,7 +181,7 @@ class Groups:
         return others
 
     def _group(self, function: Function, calls: list[Ready]) -> list[Ready]:
-        """Send or hold back calls of a function, and return those to send alone."""
+        """Send a function's calls in groups or hold them back; return those to send separately."""
         if len(calls) < 2:
             return calls
         if not function.known:
@@ -194,7 +194,7 @@ class Groups:
                 one.call.grouped = True
             return []
         size = function.size(len(calls))
-        if size == 1:  # measure one call, because the function may have become quicker
+        if size == 1:  # measure one call, because the calls may have become shorter
             self._send(function, [calls[:1]])
             return calls[1:]
         rest = iter(calls)
@@ -262,7 +262,7 @@ class Groups:
             group.function.measure(sum(times) / len(times))
         ran = bool(replies)
         for uid in [*replies]:
-            # Removed, because tracebacks of errors that the program keeps refer to them.
+            # Removed, because the tracebacks of errors that user code keeps refer to `replies`.
             reply, _ = replies.pop(uid)
             one = group.members.pop(uid, None)  # `None` if it was delivered before
             if one is not None and self._tasks.get(uid) is one.call:

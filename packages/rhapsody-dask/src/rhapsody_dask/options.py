@@ -50,7 +50,7 @@ RESERVED = TLS.union(WAYS, ("security", "timeout"))
 """Options that the backend handles itself instead of passing them to Dask unchanged."""
 
 ADDED = frozenset({"threads", "gpus"})
-"""Options of the LocalCluster that are not Dask's."""
+"""Options for the LocalCluster that the backend defines in addition to Dask's."""
 
 TIMEOUT = 30.0
 """Default time limit in seconds for connecting."""
@@ -62,8 +62,9 @@ class Options:
 
     Attributes:
         way: One of `WAYS`, or `None` to start a LocalCluster.
-        target: The value of that option: a client, cluster, address or path.
-        security: The backend's `security` argument; `None` selects the default.
+        target: The value of the option that `way` names: a client, cluster, address or path.
+        security: The `security` option, or a dict of the separate TLS options; `None` selects the
+            default.
         timeout: Time limit for connecting, in seconds.
         local: Keywords of the LocalCluster.
         client: Keywords of the client.
@@ -88,8 +89,10 @@ def parse(resources: Mapping[str, Any] | None, arguments: Mapping[str, Any]) -> 
         The options.
 
     Raises:
-        TypeError: `resources` is not a mapping, or contains an unknown or reserved key.
-        ValueError: Several clusters are selected, or options contradict each other.
+        TypeError: `resources` is not a mapping or contains an unknown or reserved key, or a value
+            has the wrong type.
+        ValueError: Several clusters are selected, options contradict each other, or a value is out
+            of range.
     """
     merged: dict[str, Any] = dict(arguments)
     for key, value in _mapping(resources).items():
@@ -118,7 +121,7 @@ def parse(resources: Mapping[str, Any] | None, arguments: Mapping[str, Any]) -> 
     if ways and local:
         raise ValueError(
             f"{', '.join(sorted(local))} cannot be combined with {ways[0]}, which selects an "
-            "existing cluster"
+            f"existing cluster; to start a cluster on this machine, omit {ways[0]}"
         )
     way = ways[0] if ways else None
     target = merged.get(way) if way else None
@@ -160,7 +163,10 @@ def _mapping(resources: Mapping[str, Any] | None) -> Mapping[str, Any]:
 
 
 def _keywords(used: Mapping[str, Any]) -> tuple[frozenset[str], frozenset[str]]:
-    """Return the keywords of the client, and those of the LocalCluster and its workers."""
+    """Return the keywords that the client accepts, and those for the LocalCluster and its workers.
+
+    Both are empty if only `RESERVED` options are used.
+    """
     if used.keys() <= RESERVED:  # Dask need not be imported yet
         return frozenset(), frozenset()
     from distributed import Client, LocalCluster, Nanny, Worker
@@ -180,7 +186,7 @@ def _parameters(kind: type) -> frozenset[str]:
 
 
 def _local(keywords: Mapping[str, Any]) -> dict[str, Any]:
-    """Validate the keywords of LocalCluster, and replace aliases by its own names."""
+    """Validate the keywords for the LocalCluster, and replace aliases with Dask's names."""
     local = dict(keywords)
     if "threads" in local:
         if "threads_per_worker" in local:

@@ -1,4 +1,7 @@
-"""Declaration of the backend for Rhapsody's registry; imports neither Dask nor the backend."""
+"""Declaration of the Dask backend for Rhapsody's registry.
+
+This module imports neither Dask nor the class of the backend.
+"""
 
 from __future__ import annotations
 
@@ -26,13 +29,14 @@ CLUSTER = Capabilities(
     unfinished_dependencies=True,
 )
 """Capabilities of a cluster whose workers see the engine's files. Functions run on threads of
-Dask's workers, so a running function cannot be stopped; coroutines, executables and services can.
+Dask's workers, so a running function cannot be stopped. Coroutines, executables and services can be
+stopped.
 """
 
 
 @hookimpl
 def rhapsody_backends() -> BackendSpec:
-    """Return the declaration of the backend `dask`, with the capabilities of its LocalCluster."""
+    """Return the declaration of the backend `dask`, with its capabilities on a LocalCluster."""
     return BackendSpec(
         name="dask",
         import_path="rhapsody_dask.backend:DaskExecutionBackend",

@@ -1,4 +1,4 @@
-"""Requests to the whole cluster: stopping tasks, and finding tasks that cannot run."""
+"""Requests to the whole cluster: to stop tasks, and to find tasks that no worker can run."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rhapsody_dask.task import Call, named
 log: logging.Logger = logging.getLogger(__name__)
 
 ANSWERS = 5.0
-"""Time limit in seconds for the workers' answers; a worker that is cut off never answers."""
+"""Time limit in seconds for the workers' answers; a worker that cannot be reached never answers."""
 
 
 class StopRequests:
@@ -34,19 +34,19 @@ class StopRequests:
         self._asking: asyncio.Task[None] | None = None
 
     def stop(self, call: Call) -> None:
-        """Schedule a task to be stopped with the next batch."""
+        """Request that a task be stopped; the request is sent with the next batch."""
         self._calls.append(call)
         if self._asking is None:
             self._asking = asyncio.ensure_future(self._ask())
 
     def stop_rerun(self, uid: str) -> None:
-        """Stop Dask's rerun of a task whose end was already reported to the engine."""
+        """Stop Dask's rerun of a task whose end has already been reported to the engine."""
         self._reruns.append(uid)
         if self._asking is None:
             self._asking = asyncio.ensure_future(self._ask())
 
     def close(self) -> None:
-        """Cancel all requests."""
+        """Drop the requests that have not been sent, and stop waiting for answers."""
         self._calls.clear()
         if self._asking is not None:
             self._asking.cancel()
@@ -60,7 +60,7 @@ class StopRequests:
                 reruns, self._reruns = self._reruns, []
                 started = await self._answers([*(call.uid for call in calls), *reruns])
                 for call in calls:
-                    # Without answers, a task is assumed to run if it was reported as running.
+                    # Without answers, a task counts as started if it was reported as running.
                     if started is not None:
                         call.started = call.uid in started
                     if not call.started:
@@ -69,7 +69,11 @@ class StopRequests:
             self._asking = None
 
     async def _answers(self, uids: list[str]) -> set[str] | None:
-        """Return the uids of the tasks that have started, `None` if a worker does not answer."""
+        """Ask all workers to stop tasks.
+
+        Returns:
+            The uids of the tasks that have started, or `None` if the answers do not arrive in time.
+        """
         from rhapsody_dask.worker.site import cancel
 
         try:
@@ -106,7 +110,7 @@ class WaitWarnings:
         self._checking: asyncio.Task[None] | None = None
 
     def watch(self) -> None:
-        """Schedule a check; called when tasks were sent or a worker was lost."""
+        """Schedule a check; called when tasks have been sent or a worker has been lost."""
         if self._timer is None:
             self._check_in(FIRST)
 
@@ -150,8 +154,8 @@ class WaitWarnings:
         demand = calls[0].demand
         wanted = [*map(str, demand.workers)]
         wanted += [f"{name}={amount:g}" for name, amount in demand.resources]
-        others = f" ({len(calls) - 1} other tasks are waiting, too)" if len(calls) > 1 else ""
+        others = f" (other tasks without a worker: {len(calls) - 1})" if len(calls) > 1 else ""
         return (
-            f"{named(calls[0])}: waiting for a worker with {', '.join(wanted)}{others}; the Dask "
-            f"scheduler at {self._address} has {', '.join(workers)}"
+            f"{named(calls[0])}: waiting for a worker that matches {', '.join(wanted)}{others}; "
+            f"workers of the Dask scheduler at {self._address}: {', '.join(workers)}"
         )

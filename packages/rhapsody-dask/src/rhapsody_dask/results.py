@@ -1,8 +1,8 @@
 """Results of tasks: fetched from Dask's workers, and reported to the engine.
 
-Replies are fetched in batches: tasks that end during one request form the next batch. A batch does
-not wait for the previous one if a worker does not answer. Values that other tasks use stay on
-Dask's workers and are fetched when they are needed.
+Replies are fetched in batches: tasks that end during one request form the next batch. If a worker
+does not answer, the next batch is fetched without waiting for the previous one. A value that other
+tasks use stays on Dask's workers, and is fetched only if the engine needs it.
 """
 
 from __future__ import annotations
@@ -51,11 +51,13 @@ PATIENCE = 0.5
 
 
 class Held:
-    """Value on a worker that Dask keeps as long as this object exists (`rhapsody.task.HeldValue`).
+    """Value on a worker, which Dask keeps as long as this object exists.
+
+    Implements `rhapsody.task.HeldValue`.
 
     Args:
-        call: The task, with the future that keeps the value.
-        fetch: Fetches the value into the description.
+        call: The task, with the future that makes Dask keep the value.
+        fetch: Coroutine function that fetches the value and returns the task's description.
         release: Called with the task when this object is deleted, on any thread.
     """
 
@@ -72,7 +74,11 @@ class Held:
         self._release = release
 
     async def fetch(self) -> TaskDescription:
-        """Fetch the value, and return the description with it, or with the error if it was lost."""
+        """Fetch the value.
+
+        Returns:
+            The task's description, which contains the value, or the error if the value was lost.
+        """
         return await self._fetch(self.call)
 
     def __del__(self) -> None:
@@ -84,18 +90,19 @@ class Results:
 
     Args:
         client: Dask's client.
-        tasks: The open tasks by uid; tasks that end are removed.
+        tasks: The open tasks by uid; this object removes tasks that end.
         states: The backend's names for states.
         shared: The large arguments of the tasks.
         notify: Reports a task's state to the engine.
         cancel: Stops a task.
         require_running: Raises if the connection was lost.
-        direct: Whether to fetch from the workers instead of through the scheduler; `None` leaves
+        direct: True to fetch from the workers, False to fetch through the scheduler; `None` leaves
             the choice to the client.
 
     Attributes:
-        calls: The submitted tasks, and those whose value is being fetched, by key in Dask.
-        ended: Set when a task has ended.
+        calls: The open tasks that were submitted, and the ended tasks whose held value is being
+            fetched, by key in Dask.
+        ended: Event that is set when a task has ended.
     """
 
     def __init__(
@@ -194,12 +201,15 @@ class Results:
         self.end_unstarted(call)
 
     def end_unstarted(self, call: Call) -> None:
-        """End a task that is being stopped and was not started."""
+        """End a task without reporting it as running.
+
+        The task has failed if it has an error; otherwise it has been canceled.
+        """
         if call.uid in self._tasks:
             self.end(call, "canceled" if call.error is None else "failed")
 
     def end(self, call: Call, state: str) -> None:
-        """Report a task's terminal state and forget it."""
+        """Report a task's terminal state and forget the task."""
         task = call.task
         if state == "failed" and call.error is not None:
             task["exception"] = call.error
@@ -264,7 +274,7 @@ class Results:
 
     @staticmethod
     def _wake(call: Call) -> None:
-        """Wake the coroutine that is fetching a task's value: it has arrived or was lost."""
+        """Wake the coroutine that is fetching a task's value: the value has arrived or was lost."""
         if call.waiter is not None:
             if call.error is not None:
                 call.task["exception"] = call.error
@@ -281,9 +291,10 @@ class Results:
     # Events of tasks.
 
     def watch(self, calls: Sequence[Call]) -> None:
-        """Watch for tasks that the scheduler rejects, because it publishes no transition for them.
+        """Watch for tasks that the scheduler rejects.
 
-        It rejects tasks whose dependencies it has forgotten, and graphs that it cannot unpickle.
+        The scheduler rejects tasks whose dependencies it has forgotten, and graphs that it cannot
+        unpickle. The plugin publishes no transition for rejected tasks.
         """
         for number, call in enumerate(calls):
             if not number or call.references or call.entries:
@@ -298,7 +309,10 @@ class Results:
                 await self._erred(call)
 
     def stuck(self, key: str) -> None:
-        """Fail a task or a value that Dask will never compute, because it lost a dependency."""
+        """Fail a task that Dask can never run because a dependency was lost.
+
+        If the task has ended and its value is held, mark the value as lost.
+        """
         call = self.calls.get(key)
         if call is not None:
             self.fail(call, reference_lost(call))
@@ -341,7 +355,9 @@ class Results:
         elif isinstance(error, TaskRaised):
             self.receive(call, error.reply)
         elif isinstance(error, KilledWorker):
-            self.fail(call, worker_lost(call, getattr(error.last_worker, "address", "somewhere")))
+            self.fail(
+                call, worker_lost(call, getattr(error.last_worker, "address", "of unknown address"))
+            )
         else:
             problem = BackendError(f"Dask could not run {named(call)}: {error!r}")
             problem.__cause__ = error
@@ -350,7 +366,7 @@ class Results:
     # Replies.
 
     def fetch(self, key: str) -> None:
-        """Fetch a reply that is in a worker's memory."""
+        """Fetch a reply that is in a worker's memory, with the next batch."""
         if self._closed or key not in self.calls:
             return
         self._queue.append(key)
@@ -358,9 +374,9 @@ class Results:
             self._fetching = asyncio.ensure_future(self._fetch_batches())
 
     def refetch_others(self, key: str) -> None:
-        """Fetch a batch again without the reply of a task that was lost with its worker.
+        """Fetch the other replies of a batch again after one was lost with its worker.
 
-        `gather` returns no reply of the batch until Dask has run the lost task again.
+        `gather` returns no reply of the batch until Dask has run that task again.
         """
         for other in self._in_flight.pop(key, ()):
             if other != key and other in self._in_flight:
@@ -393,7 +409,7 @@ class Results:
         finally:
             for key in keys:
                 self._in_flight.pop(key, None)
-        while replies:  # emptied, because tracebacks that the program keeps refer to this dict
+        while replies:  # emptied, because tracebacks that user code keeps refer to this dict
             key = next(iter(replies))
             self._fetched(key, replies.pop(key), futures.pop(key))
 
@@ -429,7 +445,7 @@ class Results:
         self.settle(call, _state(call, reply))
 
     async def _receive_files(self, call: Call, reply: Reply) -> None:
-        """Create the sandbox of a task from the files in its reply."""
+        """Create the sandbox of a task from the files in its reply, and end the task."""
         task: Any = call.task
         more = dict(reply.more or {})
         files, sandbox = more.pop("files"), task["sandbox"]
@@ -492,12 +508,12 @@ def _is_of_another(call: Call, error: BaseException | None) -> bool:
 
 
 def worker_lost(call: Call, worker: str) -> TaskLostError:
-    """Return the error for a task whose worker disappeared."""
+    """Return the error for a task that was lost with a worker."""
     attempt = f"attempt {call.task.get('attempt', 1)}"
     if call.started and call.worker == worker:
-        during = f"while it was running ({attempt}, start {call.token})"
+        during = f"while the task was running ({attempt}, start {call.token})"
     else:
-        during = f"before it was known to run ({attempt})"
+        during = f"before the task was reported as running ({attempt})"
     return TaskLostError(
         f"{named(call)} was lost: worker {worker} disappeared {during}. Check the worker's log: "
         "Dask kills workers that exceed their memory limit"
@@ -505,8 +521,10 @@ def worker_lost(call: Call, worker: str) -> TaskLostError:
 
 
 def reference_lost(call: Call) -> ReferenceLostError:
-    """Return the error for a task that did not run because a dependency has no value."""
-    return ReferenceLostError(f"{named(call)} was not run: a task that it depends on has no value")
+    """Return the error for a task that was not run because the value of a dependency is missing."""
+    return ReferenceLostError(
+        f"{named(call)} was not run: the value of a task that it depends on is not available"
+    )
 
 
 def _error(call: Call, reply: Reply) -> BaseException:

@@ -1,9 +1,9 @@
 """Dask plugins that send Rhapsody's code to a cluster and publish task transitions there.
 
-The plugins are pickled by value, so they can be unpickled without Rhapsody. They contain the source
-of core and of this package in a zip file, from which Python imports while an engine uses the
-cluster. If both packages are installed on the cluster, they are used instead, and their versions
-must be the same as on this machine.
+The plugins are pickled by value, so they can be unpickled without Rhapsody. For an existing
+cluster, they contain the source of core and of this package in a zip file, from which Python
+imports while an engine uses the cluster. If both packages are installed on the cluster, the
+installed packages are used instead; their versions must be the same as on this machine.
 """
 
 from __future__ import annotations
@@ -29,10 +29,13 @@ import cloudpickle  # type: ignore[import-untyped]
 from distributed.diagnostics.plugin import SchedulerPlugin, WorkerPlugin
 
 PACKAGES = ("rhapsody", "rhapsody_guard", "rhapsody_dask")
-"""Packages that are sent, by name: the last one contains this module, so it cannot be imported."""
+"""Names of the packages that are sent."""
 
 WAITS = 20
-"""Number of killed workers after which a task that only waited on them fails."""
+"""Number of killed workers to which a task may have been assigned without starting.
+
+If another worker is killed after that, the task fails.
+"""
 
 LEFT_OUT = ("rhapsody/cli/", "rhapsody/testing/", "rhapsody/observers/")
 """Parts of core that no worker needs."""
@@ -83,6 +86,10 @@ class _Cargo:
     """Sources that both plugins contain, as a zip file to import from; pickled by value.
 
     All plugins in a process import from one file, whose path is in `sys.path` once for each plugin.
+
+    Args:
+        sources: The content of the zip file, `None` to send no sources.
+        wanted: The versions that installed packages must have, by distribution.
     """
 
     def __init__(self, sources: bytes | None, wanted: dict[str, str]) -> None:
@@ -97,7 +104,7 @@ class _Cargo:
             where: The name of this process for messages.
 
         Raises:
-            RuntimeError: Other versions are installed or in use here.
+            RuntimeError: Another version is installed here or was sent by another program.
         """
         found = installed()
         for name, there in found.items():
@@ -106,8 +113,8 @@ class _Cargo:
                 command = " ".join(f"{name}=={self.wanted[name]}" for name in names)
                 raise RuntimeError(
                     f"{name} {self.wanted[name]} here, {there} on {where}. Run "
-                    f"`pip install {command}` there, or uninstall both packages there, because "
-                    "the backend sends the code that workers need"
+                    f"`pip install {command}` there, or uninstall both packages there; the backend "
+                    "then sends the code that workers need"
                 )
         if len(found) == 2 or self.sources is None:
             return
@@ -119,7 +126,7 @@ class _Cargo:
         elif os.path.basename(path) != file:
             raise RuntimeError(
                 f"another program is using {where} with a different version of Rhapsody. Wait "
-                "until it has ended, or run both programs with the same version"
+                "until that program has ended, or run both programs with the same version"
             )
         self.path = path
         sys.path.append(path)
@@ -142,7 +149,7 @@ class _Cargo:
 
 
 class WorkerSetup(WorkerPlugin):
-    """Worker plugin that opens the backend's site on each worker, also on those that join later."""
+    """Worker plugin that opens the backend's site on each worker, including later ones."""
 
     def __init__(
         self, cargo: _Cargo, session: str, grace: float, notes: str | None, *, own: bool
@@ -168,7 +175,7 @@ class WorkerSetup(WorkerPlugin):
         self.seceded: Callable[[str], None] = site.seceded
 
     def transition(self, key: Any, start: str, finish: str, **more: Any) -> None:
-        """Release the cores of a task that secedes; called by Dask on each transition."""
+        """Release the cores of a task that secedes; called by Dask on each transition of a task."""
         if finish == "long-running":
             self.seceded(str(key))
 
@@ -183,7 +190,7 @@ class WorkerSetup(WorkerPlugin):
 
 
 class ModulesSetup(WorkerPlugin):
-    """Worker plugin that sends the program's own modules to each worker, also to later ones."""
+    """Worker plugin that sends the main program's modules to each worker, including later ones."""
 
     def __init__(self, session: str, modules: bytes, reference: bytes) -> None:
         self.name: str = f"rhapsody-{session}-modules-{reference.hex()}"
@@ -206,12 +213,13 @@ class ModulesSetup(WorkerPlugin):
 class SchedulerSetup(SchedulerPlugin):
     """Scheduler plugin that publishes task transitions and lost workers as events.
 
-    It makes the function that graphs call importable on the scheduler. On an existing cluster, it
-    removes both plugins when their client has disconnected.
+    The plugin also makes the functions that graphs call importable on the scheduler. On an existing
+    cluster, it removes itself and the backend's worker plugins when the backend's client has
+    disconnected.
 
     On a cluster that the backend started, Dask fails every task of a killed worker
-    (`allowed-failures` is 0). The plugin lets Dask retry those that had not started, according to
-    the worker's notes.
+    (`allowed-failures` is 0). The plugin lets Dask retry the tasks that had not started, according
+    to the worker's notes.
     """
 
     def __init__(
@@ -287,23 +295,26 @@ class SchedulerSetup(SchedulerPlugin):
         return [*started]
 
     def remove_client(self, scheduler: Any, client: str) -> None:
-        """Remove the plugins if their client has disconnected; called by Dask."""
+        """Remove the plugins if the backend's client has disconnected; called by Dask."""
         if client == self.client:
             self._unregistering = asyncio.ensure_future(self._unregister(scheduler))
 
     async def _unregister(self, scheduler: Any) -> None:
         names = [name for name in scheduler.worker_plugins if name.startswith(self.name)]
-        for name in reversed(names):  # the site's plugin, with our code, is the first
+        for name in reversed(names):  # the first is the site's plugin, which holds our code
             await scheduler.unregister_worker_plugin(comm=None, name=name)
         await scheduler.unregister_scheduler_plugin(name=self.name)
         await self.close()
 
     async def close(self) -> None:
-        """Remove Rhapsody's code; called by Dask when the scheduler closes."""
+        """Remove Rhapsody's code; called by Dask when the scheduler closes.
+
+        Also called when the backend's client has disconnected.
+        """
         self.cargo.discard()
 
     def remove_worker(self, scheduler: Any, worker: str, **options: Any) -> None:
-        """Publish the loss of a worker; called by Dask after its tasks have changed state."""
+        """Publish the loss of a worker; called by Dask after the worker's tasks changed state."""
         started = [] if self.notes is None else self._retry(worker)
         self.changes += [(key, "stuck") for key in _stuck(scheduler)]
         self._publish()
@@ -313,8 +324,8 @@ class SchedulerSetup(SchedulerPlugin):
 def _stuck(scheduler: Any) -> list[str]:
     """Return the keys of tasks that Dask will never run because a dependency has failed.
 
-    Dask fails the dependents of a task when the task fails, but not those whose values are lost
-    with a worker at the same time or later.
+    Dask fails the dependents of a task when the task fails, but not dependents whose values are
+    lost with a worker at the same time or later.
     """
     seen: dict[str, None] = {}
     todo = [task for task in scheduler.tasks.values() if task.state == "erred"]
@@ -327,7 +338,7 @@ def _stuck(scheduler: Any) -> list[str]:
 
 
 class Packed:
-    """Plugin pickled by value; unpickling returns the plugin itself."""
+    """Plugin pickled by value; unpickling this object returns the plugin."""
 
     def __init__(self, plugin: Any) -> None:
         # Not unregistered, because other backends may be starting at the same time.
@@ -348,7 +359,7 @@ class PackedSchedulerSetup(Packed, SchedulerPlugin):
 
 
 def modules_plugin(session: str, modules: bytes) -> PackedWorkerSetup:
-    """Return the plugin that sends the program's own modules to the workers."""
+    """Return the plugin that sends the main program's own modules to the workers."""
     from rhapsody.sdk import REFERENCE
 
     return PackedWorkerSetup(ModulesSetup(session, modules, modules[:REFERENCE]))
@@ -362,8 +373,9 @@ def plugins(
     Args:
         session: The backend's session.
         grace: Seconds between SIGTERM and SIGKILL.
-        client: The client's id on an existing cluster, where the sources are sent and removed when
-            the client has disconnected; `None` for a cluster that the backend started.
+        client: On an existing cluster, the client's id: the plugins contain the sources, and are
+            removed when this client has disconnected. `None` for a cluster that the backend
+            started.
         notes: The directory in which workers record their running attempts, `None` to record none.
     """
     cargo = _Cargo(archive() if client is not None else None, versions())

@@ -42,7 +42,8 @@ class Demand(NamedTuple):
         priority: Dask's priority; higher values run first.
         retries: Number of retries by Dask itself.
         workers: The workers that may run the task; empty if all may.
-        allow_other_workers: Whether `workers` is only a preference, so that others may run it, too.
+        allow_other_workers: True if `workers` is only a preference: other workers may run the task,
+            too.
     """
 
     resources: tuple[tuple[str, float], ...] = ()
@@ -73,7 +74,7 @@ def demand(task: TaskDescription) -> Demand:
     """Return the annotations of a task.
 
     Raises:
-        TypeError: `task_description` has a value of a type that Dask does not accept.
+        TypeError: `task_description` contains a value that Dask does not accept, or a function.
         CapabilityError: The task requests several ranks.
     """
     specific, resources = task["task_backend_specific_kwargs"], task.get("resources")
@@ -98,7 +99,7 @@ def demand(task: TaskDescription) -> Demand:
 def _check(name: str, annotations: Mapping[str, Any]) -> None:
     """Check that Dask accepts the annotations, and that none is a function.
 
-    Dask calls such functions with a task's key, which only Rhapsody knows.
+    Dask would call a function with the task's key, which the user does not know.
 
     Raises:
         TypeError: Dask would reject an annotation, or its value is a function.
@@ -135,13 +136,16 @@ def _worker_resources(task: TaskDescription, resources: Resources) -> dict[str, 
 def problem(
     name: str, demanded: Demand, workers: Mapping[str, Mapping[str, Any]], *, own: bool
 ) -> str | None:
-    """Return the reason why no worker can run a task, `None` if one can or there are no workers.
+    """Return an error message if no worker has the resources that a task requests.
 
     Args:
         name: The task's name.
-        demanded: Its annotations for Dask.
+        demanded: The task's annotations for Dask.
         workers: The scheduler's description of each worker.
-        own: Whether the backend started the cluster.
+        own: True if the backend started the cluster.
+
+    Returns:
+        The message, or `None` if a worker has the resources or the cluster has no workers yet.
     """
     if not workers:  # workers of a batch system start later, and may be of any kind
         return None
@@ -164,7 +168,10 @@ def problem(
     most = ", ".join(
         f"{key}={_number(max(have.get(key, 0) for have in declared))}" for key in wanted
     )
-    return f"task {name!r} requests {text}, but the most that one worker has is {most}"
+    return (
+        f"task {name!r} requests {text}, but no worker has that much; the largest amounts on any "
+        f"worker are {most}"
+    )
 
 
 def unknown(
@@ -174,7 +181,7 @@ def unknown(
 
     Args:
         name: The task's name.
-        demanded: Its annotations for Dask.
+        demanded: The task's annotations for Dask.
         workers: The scheduler's description of each worker.
         names: The names of all workers, including those that are starting.
     """
@@ -196,34 +203,39 @@ def _number(amount: float) -> str:
 
 @dataclass(slots=True, eq=False, repr=False)
 class Call:
-    """Task on the cluster, and its state.
+    """Task of the backend, and its state on the cluster.
+
+    Args:
+        session: The backend's session, which makes the task's key unique.
 
     Attributes:
-        task: The description, which results are written into.
+        task: The task's description, into which its result is written.
         uid: The task's uid.
         key: The task's key in Dask.
         demand: The task's annotations for Dask.
         future: Dask's future, `None` until the task is sent.
-        entries: The large arguments that it uses.
-        references: The keys of the tasks whose values it uses on the worker.
+        entries: The large arguments that the task uses.
+        references: The keys of the tasks whose values the task uses on the worker.
         sources: The futures of those tasks, which make Dask keep the values.
-        referred_to: Whether other tasks use its value on the workers.
-        grouped: Whether it is in a group or may be added to one, so that other tasks cannot use its
+        referred_to: True if other tasks use the task's value on the workers.
+        grouped: True if the task is in a group or may be added to one. Other tasks cannot use its
             value on the workers.
-        links: The links to its input files, if the files are sent to the worker by content.
-        refetched: Whether fetching its reply has failed once.
-        cancelled: Whether its cancellation was requested.
-        started: Whether it is known to have started, so that a cancellation must wait for its end.
-        finished: Whether Dask has its reply.
-        announced: Whether the running state was reported.
+        links: The links to the task's input files, if the files are sent to the worker by content.
+        refetched: True if fetching the task's reply has failed once.
+        cancelled: True if the task's cancellation was requested.
+        started: True if the task is known to have started; a cancellation must wait for its end.
+        finished: True if Dask has the task's reply.
+        announced: True if the task has been reported as running.
         ready: The `ready` of a service, otherwise `None`.
         readiness: Notifies the engine that the service is ready; `None` for other tasks.
-        error: The error with which the task fails, `None` if there is none.
-        worker: The address of the worker that runs it.
-        token: Identifies the start that the worker reported, because Dask may rerun the task.
-        refusal: The asyncio task that detects that the scheduler has rejected it.
+        error: The error with which the task fails, or `None`.
+        worker: The address of the worker that runs the task, `None` until a worker reports it.
+        token: The id of the start that the worker reported; another start, if Dask reruns the task,
+            has another id.
+        refusal: The asyncio task that detects that the scheduler has rejected the task.
         watch: The asyncio task that waits for a callable `ready`.
-        waiter: The future for its value, while it is being fetched from a worker.
+        waiter: The future that is set when the task's held value has arrived or was lost; `None`
+            unless the value is being fetched.
     """
 
     task: TaskDescription
@@ -266,7 +278,7 @@ def details(task: TaskDescription, demand: Demand, own: str) -> dict[str, Any]:
     """Return the settings that the worker needs in addition to the call; empty for plain functions.
 
     Args:
-        task: The description. Its sandbox is set if it needs one.
+        task: The task's description. This function sets the path of its sandbox if it needs one.
         demand: The task's annotations for Dask.
         own: The parent directory of sandboxes for which the engine has not chosen a path.
 
@@ -289,7 +301,7 @@ def details(task: TaskDescription, demand: Demand, own: str) -> dict[str, Any]:
         if resources.gpus:
             more["gpus"] = resources.gpus
     elif task["is_service"]:
-        more["cores"] = 0  # it mostly waits
+        more["cores"] = 0  # a service mostly waits
     if task["function"] is None or "sandbox" in task or task.get("capture") == "files":
         task["sandbox"] = os.path.abspath(task.get("sandbox") or os.path.join(own, task["uid"]))
         more["sandbox"] = task["sandbox"]
@@ -312,7 +324,7 @@ def _program(task: TaskDescription, more: dict[str, Any]) -> None:
     keys = ("executable", "arguments", "stdin", "cwd", "environment", "capture", "ready")
     program = {key: task[key] for key in keys if key in task}  # type: ignore[literal-required]
     if callable(program.get("ready")):
-        del program["ready"]  # it is called in this process
+        del program["ready"]  # called in this process, not on the worker
     elif "ready" in program:
         from rhapsody.sdk import parse_ready
 
@@ -323,10 +335,10 @@ def _program(task: TaskDescription, more: dict[str, Any]) -> None:
 
 
 PLAIN = frozenset({int, float, bool, type(None), complex})
-"""Types whose values are never large."""
+"""Types whose values are assumed to be small."""
 
 SMALL = 1 << 10
-"""Size in bytes from which values of the types in `FLAT` are examined before they are pickled."""
+"""Size in bytes below which values of the types in `FLAT` are pickled without further checks."""
 
 FLAT = (bytes, str, bytearray)
 """Types whose length is approximately the size of their pickle in bytes."""
@@ -334,7 +346,7 @@ FLAT = (bytes, str, bytearray)
 CURE = "pass data that can be pickled, or run the task on the local backend's threads"
 
 FILES = (InputFile, OutputFile, OutputDir)
-"""Types whose values are bound to the task's sandbox on its worker."""
+"""Types of declared files, which are bound to the task's sandbox on the worker."""
 
 STAND_INS: frozenset[object] = PLAIN | {Value, Reference, InputFiles, *FILES}
 """Types that are never packed separately."""
@@ -350,7 +362,7 @@ class Packer:
         threshold: Size in bytes from which a function or an argument is shared; `None` shares none.
 
     Attributes:
-        modules: The program's own modules, packed by `rhapsody.sdk.own_modules`.
+        modules: The main program's own modules, packed by `rhapsody.sdk.own_modules`.
     """
 
     def __init__(self, session: str, threshold: int | None = BIG) -> None:
@@ -368,14 +380,15 @@ class Packer:
         Args:
             task: The description.
             more: Further settings for the worker.
-            held: Number of values that precede the large arguments: files first, then one for each
-                reference.
+            held: Number of values that precede the large arguments: first the archive of input
+                files, if there is one, then one value for each reference.
 
         Returns:
             The packed order, and the task's large values in the order in which Dask must hold them.
 
         Raises:
-            TypeError: An argument cannot be pickled; the message names it.
+            TypeError: The function or an argument cannot be pickled, or an argument is a Dask
+                future. The message names the argument.
         """
         function, arguments = task["function"], b""
         packed: bytes | int | None = None
@@ -451,14 +464,14 @@ class Packer:
         return self._dumps(task, (args, kwargs), dumps)
 
     def _big(self, value: Any) -> None:
-        """Pack separately an argument whose large size was known before pickling it."""
+        """Pack an argument separately; its length alone shows that it is large."""
         if id(value) not in self._bigs:
             self._bigs[id(value)] = Big(value, pack(value)[0], [])
 
     def _known_apart(
         self, args: tuple[Any, ...], kwargs: dict[str, Any], bigs: list[Big], held: int
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Replace the arguments that are known to be large with placeholders."""
+        """Replace the arguments that are packed separately with placeholders, and add to `bigs`."""
         places: dict[int, Value] = {}
 
         def apart(value: Any) -> Any:
@@ -486,7 +499,7 @@ class Packer:
 
 
 def _is_small(value: Any, limit: int) -> bool:
-    """Return True if a value needs no placeholder and runs no code when it is pickled."""
+    """Return True if a value needs no placeholder, and pickling it runs no user code."""
     return type(value) in PLAIN or (type(value) in FLAT and len(value) < limit)
 
 
@@ -509,7 +522,10 @@ def _reduce_file(file: Any) -> tuple[Any, ...]:
 
 
 class _StandInPickler(pickler()):  # type: ignore[misc]
-    """Pickler that makes unpickling replace references by values and bind files to the sandbox."""
+    """Pickler that stores each reference and declared file as a call of a function on the worker.
+
+    Unpickling calls `value_here` for each reference and `file_here` for each declared file.
+    """
 
     def __init__(self, target: Any, places: Mapping[str, int], **options: Any) -> None:
         stand_ins: dict[type, Callable[[Any], tuple[Any, ...]]] = {
@@ -533,8 +549,9 @@ class Ready(NamedTuple):
     Attributes:
         call: The task.
         order: The packed order.
-        bigs: The values that Dask has to hold for the task, in addition to those of references.
-        plain: Whether the task is a function call without files, references, large values and
+        bigs: The large values that Dask must hold for the task, in addition to the values of its
+            references.
+        plain: True if the task is a function call without files, references, large values or
             special settings for the worker, so that it can be grouped.
     """
 
@@ -550,8 +567,8 @@ class Batch:
 
     Attributes:
         packer: Packs the tasks.
-        workers: The scheduler's description of each worker, requested for the first task that
-            names resources or workers.
+        workers: The scheduler's description of each worker; `None` until it is requested for the
+            first task that names resources or workers.
     """
 
     packer: Packer
@@ -566,7 +583,7 @@ class Submission:
         session: The backend's session.
         own: The parent directory of sandboxes for which the engine has not chosen a path.
         links: The registered input files of tasks.
-        view: The directories that the workers see.
+        view: The checks of whether the workers see a directory.
         shared: The large arguments on the cluster.
         share_over: Size in bytes from which an argument is shared; `None` shares none.
         cluster: The LocalCluster that the backend started, `None` for an existing cluster.
@@ -638,7 +655,7 @@ class Submission:
             self._shared.release(entry)  # now the tasks are the users
 
     def send(self, ready: Sequence[Ready]) -> None:
-        """Send tasks to Dask, in one graph for consecutive tasks with equal annotations."""
+        """Send tasks to Dask; consecutive tasks with equal annotations are sent in one graph."""
         for demanded, group in groupby(ready, key=lambda one: one.call.demand):
             self._send(list(group), demanded.keywords())
 

@@ -1,8 +1,8 @@
 """Large arguments, which are sent to the cluster once and shared by the tasks that use them.
 
 An argument is identified by a digest of its content, because user code may change an object between
-two calls. It is released shortly after its last task has ended. If no worker can hold it, it is
-sent with each task instead.
+two calls. The cluster keeps an argument until shortly after the last task that uses it has ended.
+If no worker can hold an argument, it is sent with each task instead.
 """
 
 from __future__ import annotations
@@ -17,20 +17,23 @@ from rhapsody.sdk import in_thread
 from rhapsody_dask.worker.messages import DONE, Reply
 
 LINGER = 1.0
-"""Seconds that an argument is kept after its last task has ended, so that the next task of a chain
-can use it.
+"""Seconds for which an argument is kept after the last task that uses it has ended, so that the
+next task of a chain can use it.
 """
 
 IDLE = 64 << 20
-"""Largest total size in bytes of arguments that no task uses; a single one may be larger."""
+"""Largest total size in bytes of arguments that are kept while no task uses them.
+
+A single unused argument is kept even if it is larger.
+"""
 
 
 class Big(NamedTuple):
-    """Packed function or argument that is sent separately.
+    """Packed function, argument or archive of input files that is sent separately.
 
     Attributes:
         value: The object, which is kept so that its `id` is not reused.
-        payload: The pickled object, without its large buffers.
+        payload: The pickled object without its large buffers, or the archive.
         buffers: The object's large buffers, which still refer to the user's memory.
     """
 
@@ -43,11 +46,11 @@ class Entry:
     """Large argument on the cluster.
 
     Attributes:
-        digest: The digest of its content, which identifies it.
-        future: Its future in Dask, or the argument itself if no worker could hold it.
-        size: Its size in bytes.
-        users: Number of tasks that use it.
-        timer: The timer that releases it; `None` while tasks use it.
+        digest: The digest of the argument's content, which identifies the argument.
+        future: The argument's future in Dask, or the packed argument if no worker could hold it.
+        size: The argument's size in bytes.
+        users: Number of tasks that use the argument.
+        timer: The timer that drops the entry; `None` while tasks use the argument.
     """
 
     __slots__ = ("digest", "future", "size", "timer", "users")
@@ -61,7 +64,7 @@ class Entry:
 
     @property
     def lost(self) -> bool:
-        """True if the workers that held it were lost."""
+        """True if the cluster no longer holds the argument, because its workers were lost."""
         return getattr(self.future, "status", "finished") != "finished"
 
 
@@ -89,8 +92,8 @@ class Shared:
             bigs: The arguments of a batch; the same object may occur several times.
 
         Returns:
-            The entry of each argument, by the argument's `id`. The caller counts as a user of each
-            entry, and must call `release`.
+            The entry of each argument, by the `id` of the argument's object. The caller counts as a
+            user of each entry, and must pass each entry to `release`.
         """
         distinct = {id(big.value): big for big in bigs}
         snapshots = await in_thread(lambda: [_snapshot(big) for big in distinct.values()])
@@ -130,7 +133,11 @@ class Shared:
             entry.timer = None
 
     def release(self, entry: Entry) -> None:
-        """Remove a user from an entry, which is dropped some time after its last user."""
+        """Remove a user from an entry.
+
+        An entry without users is dropped after `LINGER` seconds, or earlier if the entries without
+        users are larger than `IDLE`.
+        """
         entry.users -= 1
         if entry.users == 0:
             loop = asyncio.get_running_loop()
@@ -159,7 +166,7 @@ class Shared:
 
 
 def _snapshot(big: Big) -> tuple[str, Reply]:
-    """Return the digest of an argument, and a copy that the user cannot change."""
+    """Return the digest of an argument, and a packed copy that user code cannot change."""
     digest = hashlib.blake2b(big.payload, digest_size=16)
     buffers = []
     for buffer in big.buffers:

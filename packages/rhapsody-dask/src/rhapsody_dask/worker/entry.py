@@ -1,7 +1,8 @@
 """Functions that Dask's graphs call, and functions that run on the scheduler.
 
-The scheduler imports this module to unpickle graphs, but may lack the user's modules and most of
-Rhapsody's. The module therefore imports little, and the data of a task are passed as bytes.
+The scheduler imports this module to unpickle graphs, but the user's modules and most of Rhapsody's
+modules may be missing there. This module therefore imports little, and a task's data is passed as
+bytes.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ def run_group(order: bytes) -> Any:
 
 
 def stuck(dask_scheduler: Any) -> tuple[list[str], list[str]]:
-    """Return the addresses of up to ten workers, and the keys of tasks that no worker can run.
+    """Return up to 10 addresses of workers, and up to 1,000 keys of tasks that no worker can run.
 
     Called through `Client.run_on_scheduler`.
     """
@@ -49,8 +50,9 @@ def stuck(dask_scheduler: Any) -> tuple[list[str], list[str]]:
 
 
 def has_dashboard(dask_scheduler: Any) -> bool:
-    """Return True if a scheduler serves a dashboard; it has a port for one in any case.
+    """Return True if a scheduler serves a dashboard.
 
+    The scheduler has a port for a dashboard even if it serves none.
     Called through `Client.run_on_scheduler`.
     """
     applications = getattr(dask_scheduler.http_application, "applications", ())

@@ -40,7 +40,7 @@ class Order(NamedTuple):
             executable.
         arguments: The packed arguments.
         more: Settings that only some tasks need; empty for a plain function.
-        modules: The versions of the program's own modules for the call, see
+        modules: The versions of the main program's own modules for the call; see
             `rhapsody.sdk.CallSpec`.
     """
 
@@ -61,9 +61,10 @@ class Reply:
         kind: One of `DONE`, `FAILED`, `CANCELED`, `DEPENDENCY`.
         payload: The packed value or exception.
         buffers: The large buffers of the value.
-        more: `stdout`, `stderr`, `exit_code`, `sandbox` and `files`, where they apply.
+        more: `stdout`, `stderr`, `exit_code`, `sandbox`, `files` and `left_out`, where they apply.
         worker: The address of the worker that ran the task.
-        kept: On a worker, the unpacked value in a tuple, if its type is immutable.
+        kept: On a worker, a tuple that contains the unpacked value, once a task has used the value
+            and if its type is in `UNCHANGEABLE`; otherwise `None`.
     """
 
     __slots__ = ("buffers", "kept", "kind", "more", "payload", "worker")
@@ -86,7 +87,7 @@ class Reply:
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         payload: Any = self.payload
         buffers: Sequence[Any] = self.buffers
-        if protocol < 5:  # on every connection with Dask's scheduler
+        if protocol < 5:  # used on connections with Dask's scheduler
             if buffers:
                 buffers = [memoryview(buffer).tobytes() for buffer in buffers]
             if type(payload) is not bytes:
@@ -114,7 +115,10 @@ class Returned(Reply):
 
 
 class TaskRaised(Exception):  # noqa: N818 - carries a failure to Dask
-    """Failed attempt that Dask itself should retry; raised instead of returning the reply."""
+    """Exception for a failed attempt that Dask itself should retry.
+
+    Raised instead of returning the reply.
+    """
 
     def __init__(self, reply: Reply, uid: str, error: str) -> None:
         super().__init__(error)  # Dask logs this text
@@ -139,7 +143,7 @@ def packed_error(error: BaseException) -> bytes:
 def key_of(name: str, session: str, uid: str) -> str:
     """Return a task's key in Dask, which is unique among all backends on the cluster.
 
-    Dask's dashboard shows it up to the first dash that is not followed by a word.
+    Dask's dashboard shows the key up to the first dash that is not followed by a word.
     """
     return f"{name}-{session}-{uid}"
 
@@ -176,7 +180,7 @@ def writable(buffers: Sequence[Any]) -> list[Any]:
 
 
 UNCHANGEABLE = (bytes, str)
-"""Immutable types, of which all tasks of a worker can share one object."""
+"""Immutable types: all tasks on a worker can share one object of such a type."""
 
 _now = threading.local()
 

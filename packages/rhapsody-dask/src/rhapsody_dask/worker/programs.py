@@ -4,9 +4,9 @@ Core runs, stops and captures programs and checks their readiness. This module a
 which kills a program if its worker is killed, and the message to the backend that a service is
 ready.
 
-Each start of a task uses a new sandbox. If the workers see the engine's files, it is the directory
-that the engine chose. Otherwise it is a directory of the worker: input files are sent with the
-order, and output files are returned with the reply.
+Each start of a task uses a new sandbox. If the workers see the engine's files, the sandbox is the
+directory that the engine chose. Otherwise, it is in the worker's local directory: input files are
+sent with the order, and output files are returned with the reply.
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ from rhapsody_dask.worker.site import Running, Site, supervisor
 def prepare(site: Site, order: Order, running: Running, values: Sequence[Any]) -> str:
     """Create the sandbox of a task that starts, with its input files.
 
-    Dask reruns the tasks of lost workers. A lost worker may still be running, cut off from the
-    scheduler, and writing to its sandbox. Each further start therefore uses a directory inside the
-    sandbox of the first one.
+    Dask reruns the tasks of lost workers. A lost worker may only have lost its connection, and may
+    still be writing to the task's sandbox. Each further start of the task therefore uses a
+    directory inside the sandbox of the first start.
 
     Returns:
-        The directory.
+        The path of the sandbox.
     """
     more = order.more
     path: str = more["sandbox"]
@@ -97,7 +97,7 @@ def _add(archive: tarfile.TarFile, name: str, path: str, left_out: list[str]) ->
     try:
         information: Any = archive.gettarinfo(path, name)
         tarfile.data_filter(information, "/sandbox")  # as during unpacking
-    except (FileNotFoundError, tarfile.FilterError, AttributeError):  # a socket has none
+    except (FileNotFoundError, tarfile.FilterError, AttributeError):  # no information on a socket
         left_out.append(name)
         return
     if not information.isreg():

@@ -1,8 +1,8 @@
 """Execution of one task on a worker's thread, from the order to the reply.
 
-Functions are called here; `programs` runs executables and services. Every failure of a task becomes
-its reply, not an exception, so that Dask neither logs nor repeats it. An exception is raised only
-for tasks that Dask itself should retry.
+Functions are called here; `programs` runs executables and services. The failure of a task is
+returned as its reply and not raised, so that Dask neither logs the failure nor retries the task. An
+exception is raised only for tasks that Dask itself should retry.
 """
 
 from __future__ import annotations

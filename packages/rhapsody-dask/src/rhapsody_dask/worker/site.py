@@ -1,7 +1,7 @@
 """State of one backend on one worker: its running tasks, and the messages about them.
 
-The backend's worker plugin opens a site on every worker, including later ones, and closes it when
-the backend ends. `running` executes the tasks.
+The backend's worker plugin opens a site on every worker, including workers that join later, and
+closes it when the backend shuts down. `running` executes the tasks.
 """
 
 from __future__ import annotations
@@ -50,7 +50,11 @@ class Gate:
         self._queue: deque[Waiting] = deque()
 
     def enter(self, cores: float) -> Waiting | None:
-        """Take cores; if they are not free, join the queue and return the entry for `wait`."""
+        """Take cores, or join the queue if they are not free.
+
+        Returns:
+            `None` if the task has its cores, otherwise the entry to pass to `wait`.
+        """
         with self._lock:
             if not self._queue and self._free >= cores:
                 self._take(cores)
@@ -66,7 +70,7 @@ class Gate:
         return waiting.granted
 
     def cancel(self, waiting: Waiting) -> None:
-        """Remove a waiting task from the queue."""
+        """Remove a waiting task from the queue and wake its thread."""
         with self._lock:
             if not waiting.granted and waiting in self._queue:
                 self._queue.remove(waiting)
@@ -80,7 +84,7 @@ class Gate:
             self._serve()
 
     def take_gpus(self, count: int) -> tuple[str, ...]:
-        """Take GPUs and return their names; fewer if not enough of them are left."""
+        """Take up to `count` GPUs that are free, and return their names."""
         with self._lock:
             taken, self._free_gpus = self._free_gpus[:count], self._free_gpus[count:]
             return tuple(taken)
@@ -106,7 +110,10 @@ STOP = 1.0
 
 
 class WaitingLoop:
-    """Event loop that a site's coroutine tasks without cores share, created when one starts."""
+    """Event loop shared by a site's coroutine tasks that request no cores.
+
+    Its thread starts with the first such task.
+    """
 
     def __init__(self) -> None:
         self._loop = SharedLoop("rhapsody-coroutines")
@@ -167,7 +174,7 @@ if TYPE_CHECKING:
     from distributed import Worker
 
 REPORT = 0.01
-"""Seconds after which a site reports a task as running; it does not report shorter tasks."""
+"""Seconds after which a site reports a task as running; shorter tasks are not reported."""
 
 REMEMBERED = 100_000
 """Largest number of canceled tasks that a site remembers in case they arrive later."""
@@ -183,18 +190,24 @@ def mark(uid: str) -> bytes:
 
 
 def notes_of(directory: str, address: str) -> str:
-    """Return the path of a worker's notes; a later worker with the same port overwrites them."""
+    """Return the path of a worker's notes.
+
+    A later worker with the same port overwrites the file.
+    """
     return os.path.join(directory, f"rhapsody-{address.rpartition(':')[2].strip('/')}")
 
 
 def started_on(directory: str, address: str) -> frozenset[bytes]:
-    """Return the marks of the attempts that were running when a worker ended; remove its notes."""
+    """Return the marks of the attempts that were running when a worker ended.
+
+    Removes the worker's notes.
+    """
     path = notes_of(directory, address)
     try:
         with open(path, "rb") as file:
             data = file.read()
         os.unlink(path)
-    except FileNotFoundError:  # it ended before the site was open
+    except FileNotFoundError:  # the worker ended before the site was open
         return frozenset()
     return frozenset(data[at : at + MARK] for at in range(0, len(data), MARK))
 
@@ -227,17 +240,20 @@ class Notes:
 
 
 class Running:
-    """Task that has started on this worker.
+    """Task or group that has started on this worker.
 
     Attributes:
-        token: Identifies this start of the attempt among all workers.
-        cancelled: True if its cancellation was requested.
-        stop: Stops the task, `None` if that is impossible; may be called on any thread.
+        uid: The uid of the attempt or of the group.
+        token: The id of this start of the attempt, unique among all workers.
+        cancelled: True if the task's cancellation was requested.
+        stop: Function that stops the task, on any thread; `None` if the task cannot be stopped.
         context: The value of `current_task()` in the task.
-        cores: Number of cores that it has taken from the gate.
-        place: The offset of its mark in the worker's notes, `None` until it has its cores.
-        since: The time when it received its cores, by the monotonic clock.
-        replies: The replies so far, if it is a group.
+        waiting: The task's entry in the gate's queue, `None` if it did not have to wait.
+        cores: Number of cores that the task has taken from the gate.
+        gpus: The names of the GPUs that the task has taken from the gate.
+        place: The offset of the task's mark in the worker's notes, `None` until it has its cores.
+        since: The time when the task received its cores, by the monotonic clock.
+        replies: The replies so far of a group; `None` for other tasks.
     """
 
     __slots__ = (
@@ -300,7 +316,11 @@ class Site:
     # On the threads of tasks.
 
     def begin(self, running: Running, group: Running | None = None) -> bool:
-        """Register a task as started; return False if it or its group was already canceled."""
+        """Register a task as started.
+
+        Returns:
+            False if the task or its group has already been canceled.
+        """
         with self._lock:
             if group is not None and group.cancelled:
                 return False
@@ -346,7 +366,11 @@ class Site:
     # On the worker's loop.
 
     def cancel(self, uids: Iterable[str]) -> list[str]:
-        """Stop the tasks that have started and return their uids; the others will not start."""
+        """Stop the tasks that have started, and prevent the others from starting.
+
+        Returns:
+            The uids of the tasks that have started.
+        """
         started = []
         for uid in uids:
             with self._lock:
@@ -388,7 +412,7 @@ class Site:
     def seceded(self, key: str) -> None:
         """Release the cores of a task that has left Dask's thread pool, usually to wait.
 
-        When the task rejoins the pool, Dask makes sure that the number of threads does not grow.
+        When the task rejoins the pool, Dask ensures that the number of threads does not grow.
         """
         with self._lock:
             tasks = self._running.values()
@@ -399,7 +423,7 @@ class Site:
                 running.cancelled = True
 
     def stop_all(self) -> None:
-        """Stop all tasks because the worker or the backend ends."""
+        """Stop all tasks; called when the site closes."""
         with self._lock:
             tasks = list(self._running.values())
         for running in tasks:
@@ -423,7 +447,7 @@ class Site:
 
 
 supervisor: Reaper = Reaper()
-"""Reaper of this process's programs."""
+"""Reaper of the executables that this process starts."""
 
 _sites: dict[tuple[str, str], Site] = {}
 
@@ -434,13 +458,13 @@ def topic(session: str) -> str:
 
 
 def leave_ctrl_c(client: int) -> None:
-    """Make a worker ignore Ctrl-C, which a terminal sends to it as well as to the program.
+    """Make a worker ignore Ctrl-C, which a terminal sends to the workers and to the main program.
 
-    The program stops its workers when it ends. Programs that run on the workers are not affected:
-    unlike an ignored signal, a handler is not inherited.
+    The main program stops its workers when it ends. Executables on the workers still receive the
+    signal: unlike an ignored signal, a handler is not inherited.
 
     Args:
-        client: The program's process id; nothing is changed in this process.
+        client: The main program's process id; nothing is changed in that process.
     """
     if os.getpid() != client and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGINT, lambda number, frame: None)
@@ -454,7 +478,7 @@ def open_site(worker: Worker, session: str, grace: float, notes: str | None = No
 
 
 def close_site(worker: Worker, session: str) -> None:
-    """Close a backend's site on a worker, and stop its tasks."""
+    """Stop a backend's tasks on a worker, and close its site there."""
     site = _sites.pop((session, worker.address), None)
     if site is None:
         return
@@ -471,13 +495,17 @@ def site_of(worker: Worker, session: str) -> Site | None:
 
 
 def cancel(session: str, uids: list[str], dask_worker: Any = None) -> list[str]:
-    """Stop tasks; return the uids of those that have started here. Called through `Client.run`."""
+    """Stop tasks on this worker; see `Site.cancel`. Called through `Client.run`.
+
+    Returns:
+        The uids of the tasks that have started on this worker.
+    """
     site = site_of(dask_worker, session)
     return [] if site is None else site.cancel(uids)
 
 
 def stop_group(session: str, group: str, uid: str, dask_worker: Any = None) -> GroupReplies | None:
-    """Stop a group after its running call, see `Site.stop_group`; called through `Client.run`."""
+    """Stop a group after its running call; see `Site.stop_group`. Called through `Client.run`."""
     site = site_of(dask_worker, session)
     return None if site is None else site.stop_group(group, uid)
 
@@ -492,7 +520,7 @@ def sees(path: str, text: str, dask_worker: Any = None) -> bool:
 
 
 def _host(address: str) -> str:
-    """Return the host of a worker's address, loopback if it has none."""
+    """Return the host of a worker's address, or the loopback address if it contains no host."""
     scheme, _, place = address.rpartition("://")
     if scheme == "inproc":
         return "127.0.0.1"
