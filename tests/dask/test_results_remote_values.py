@@ -374,24 +374,39 @@ def behind(future: Any) -> Any:
     return future._node._value.call
 
 
+async def make_from_large(flow: WorkflowEngine) -> tuple[Any, int]:
+    """Return a future whose value stays on a worker, and that worker's process id."""
+
+    @flow.function_task
+    def make(argument: bytes) -> tuple[int, int]:
+        return len(argument), os.getpid()
+
+    @flow.function_task
+    def pid(made: tuple[int, int]) -> int:
+        return made[1]
+
+    made = make(bytes(2_000_000))
+    return made, await pid(made)
+
+
 async def test_a_value_whose_worker_is_killed_is_made_again() -> None:
     backend = await DaskExecutionBackend({"n_workers": 2, "threads": 1})
     async with asyncio.timeout(100), WorkflowEngine.create(backend=backend) as flow:
-
-        @flow.function_task
-        def make(argument: bytes) -> tuple[int, int]:
-            return len(argument), os.getpid()
-
-        @flow.function_task
-        def pid(made: tuple[int, int]) -> int:
-            return made[1]
-
-        made = make(bytes(2_000_000))
-        victim = await pid(made)
+        made, victim = await make_from_large(flow)
         # Dask needs the argument, which is shared: it is kept as long as the value.
+        await backend.client.amm.stop()  # it would remove one of the two copies
         await backend.client.replicate([entry.future for entry in behind(made).entries])
         os.kill(victim, signal.SIGKILL)
         assert (await made)[0] == 2_000_000
+
+
+async def test_a_value_is_lost_together_with_a_large_argument_of_its_task() -> None:
+    backend = await DaskExecutionBackend({"n_workers": 1, "threads": 1})
+    async with asyncio.timeout(100), WorkflowEngine.create(backend=backend) as flow:
+        made, victim = await make_from_large(flow)
+        os.kill(victim, signal.SIGKILL)
+        with pytest.raises(TaskLostError, match="large argument"):
+            await made
 
 
 async def test_a_value_that_is_lost_for_good_is_a_lost_task() -> None:

@@ -332,8 +332,9 @@ class Results:
             self.fail(
                 call,
                 TaskLostError(
-                    f"{named(call)} was dropped by Dask: a client canceled it, or the scheduler "
-                    "restarted the workers"
+                    f"{named(call)} was dropped by Dask: a client canceled it, the scheduler "
+                    "restarted the workers, or the worker with a large argument of the task was "
+                    "lost"
                 ),
             )
 
