@@ -66,6 +66,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 WITHOUT_PILOT = {
     "client/test_health.py",
     "client/test_raptor.py",
+    "client/test_session.py",
     "client/test_tasks.py",
     "test_backend.py",
     "test_backend_files.py",

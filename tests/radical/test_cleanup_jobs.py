@@ -7,13 +7,11 @@ import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
 from rhapsody_radical import cleanup
 from rhapsody_radical.cleanup import BatchJob, cancel_jobs, find_jobs
-from rhapsody_radical.client.session import Session
 from tests._support.slurm import slurm, until_no_jobs, why_not
 
 
@@ -89,68 +87,6 @@ def test_what_users_set_for_their_own_queries_changes_nothing(
     install(commands, f'echo "$@/$SCANCEL_INTERACTIVE" > {tmp_path}/called', "scancel")
     assert cancel_jobs([BatchJob(number, "RUNNING", "", "", "") for number in ("1", "2")])
     assert (tmp_path / "called").read_text() == "1 2/\n"
-
-
-@pytest.mark.parametrize(
-    ("found", "said"),
-    [
-        (None, ", queue debug"),
-        ([], ", queue debug, no job in the queue"),
-        ([BatchJob("7", "PENDING", "Priority", "long", "pilot.0001")], ", no job in the queue"),
-        (
-            [BatchJob("7", "PENDING", "Priority", "long", "pilot.0000")],
-            "long, job 7 is PENDING (Priori",
-        ),
-        (
-            [BatchJob("7", "RUNNING", "None", "long", "pilot.0000")],
-            "RUNNING, and RADICAL-Pilot's agent is sta",
-        ),
-    ],
-)
-def test_the_reason_why_a_pilot_waits_is_reported(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, found: list[BatchJob] | None, said: str
-) -> None:
-    monkeypatch.setattr(cleanup, "find_jobs", lambda uid, _: found if uid == "mine" else None)
-    settings = {"resource": "local.localhost", "queue": "debug"}
-    session = Session("mine", str(tmp_path), str(tmp_path), [settings])
-    assert session.place_in_queue(session.pilots[0]) == ", queue debug"
-    session.managers = ["SLURM"]
-    assert said in session.place_in_queue(session.pilots[0])
-
-
-def test_a_pilot_that_can_never_start_and_one_whose_time_is_over_have_slurms_reason(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    jobs = {
-        cleanup.ACTIVE: [
-            BatchJob("7", "PENDING", "PartitionTimeLimit", "debug", "pilot.0000"),
-            BatchJob("8", "PENDING", "Priority", "debug", "pilot.0001"),
-        ],
-        cleanup.CUT: [BatchJob("9", "TIMEOUT", "TimeLimit", "debug", "pilot.0001")],
-    }
-    monkeypatch.setattr(cleanup, "find_jobs", lambda uid, states: jobs[states])
-    settings = {"resource": "local.localhost"}
-    session = Session("mine", str(tmp_path), str(tmp_path), [settings, settings])
-    session.managers = ["SLURM"]
-    first, second = session.pilots
-    assert "job 7 in queue debug" in str(session.why_never(first))
-    assert str(session.why_never(first)).endswith("(PartitionTimeLimit)")
-    assert session.why_never(second) is None
-    assert session.why(second) == "the batch system ended its job 9: TIMEOUT"
-
-
-def test_a_full_disk_is_the_reason_where_the_logs_have_none(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    session = Session("mine", str(tmp_path), str(tmp_path), [{"resource": "local.localhost"}])
-    session.objects.session = SimpleNamespace(path=str(tmp_path))
-    (pilot,) = session.pilots
-    pilot.sandbox = str(tmp_path / "pilot")
-    assert str(tmp_path) in session.why(pilot)
-    monkeypatch.setattr("rhapsody_radical.client.session.FULL", 1 << 62)
-    assert session.why(pilot) == f"no space left in {tmp_path}"
-    (tmp_path / "pmgr_launching.0000.log").write_text("all well\nIt was denied\n")
-    assert session.why(pilot) == "It was denied"
 
 
 @pytest.fixture
