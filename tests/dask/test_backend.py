@@ -1,4 +1,4 @@
-"""The backend's states, its start and end, and cancellation."""
+"""States of the backend, use before its start and after its end, and cancellation."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rhapsody_dask import DaskExecutionBackend
 pytestmark = pytest.mark.asyncio
 
 
-async def test_dasks_states_are_known(backend: DaskExecutionBackend) -> None:
+async def test_states_of_dask_map_to_main_states(backend: DaskExecutionBackend) -> None:
     mapper = backend.get_task_states_map()
     assert mapper.to_main_state("memory") is TasksMainStates.DONE
     assert mapper.to_main_state("processing") is TasksMainStates.SUBMITTED
@@ -22,7 +22,7 @@ async def test_dasks_states_are_known(backend: DaskExecutionBackend) -> None:
     assert StateMapper("dask").terminal_states[0] == mapper.DONE
 
 
-async def test_all_tasks_can_be_cancelled_at_once(
+async def test_cancel_all_tasks_cancels_all_open_tasks(
     backend: DaskExecutionBackend, flow: WorkflowEngine
 ) -> None:
     @flow.function_task
@@ -40,7 +40,7 @@ async def test_all_tasks_can_be_cancelled_at_once(
     assert all(isinstance(result, asyncio.CancelledError) for result in results)
 
 
-async def test_use_before_start_says_to_await_it() -> None:
+async def test_use_before_the_start_raises() -> None:
     backend = DaskExecutionBackend()
     with pytest.raises(RuntimeError, match="await DaskExecutionBackend"):
         await backend.submit_tasks([])
@@ -51,7 +51,7 @@ async def test_use_before_start_says_to_await_it() -> None:
     assert backend.state() == "initialized"
 
 
-async def test_after_a_shutdown_there_is_nothing_to_cancel(cluster: Any) -> None:
+async def test_cancel_after_shutdown_does_nothing(cluster: Any) -> None:
     backend = await DaskExecutionBackend(cluster=cluster)
     await backend.shutdown()
     assert await backend.cancel_task("task.000001") is False

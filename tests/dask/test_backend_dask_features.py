@@ -1,4 +1,4 @@
-"""Tests of Dask's own features: its dashboard, its reports, its annotations."""
+"""Dask's own features: dashboard, performance reports and priorities."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.asyncio
 pytest.importorskip("bokeh")
 
 
-async def test_the_dashboards_link_is_in_the_log_and_leads_to_it(
+async def test_the_log_contains_the_link_to_the_dashboard(
     cluster: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO", "rhapsody_dask.backend")
@@ -32,7 +32,7 @@ async def test_the_dashboards_link_is_in_the_log_and_leads_to_it(
         assert "Dask" in await asyncio.to_thread(get)
 
 
-async def test_without_a_dashboard_there_is_no_link(caplog: pytest.LogCaptureFixture) -> None:
+async def test_no_link_is_logged_without_a_dashboard(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO", "rhapsody_dask")
     given = {"processes": False, "n_workers": 1, "threads": 1}
     async with asyncio.timeout(60), DaskExecutionBackend(given, security=False) as backend:
@@ -40,7 +40,7 @@ async def test_without_a_dashboard_there_is_no_link(caplog: pytest.LogCaptureFix
         assert not [one for one in caplog.records if one.name.startswith("rhapsody_dask")]
 
 
-async def test_a_performance_report_has_the_tasks_by_name(
+async def test_a_performance_report_lists_tasks_by_name(
     backend: DaskExecutionBackend, flow: WorkflowEngine, tmp_path: Path
 ) -> None:
     from distributed import performance_report
@@ -60,7 +60,7 @@ def _waiting(dask_worker: Any) -> int:
     return len(dask_worker.state.ready)
 
 
-async def test_dasks_priorities_are_passed_on(
+async def test_priorities_of_tasks_reach_dask(
     backend: DaskExecutionBackend, flow: WorkflowEngine, tmp_path: Path
 ) -> None:
     trace, gate = tmp_path / "trace", tmp_path / "gate"

@@ -1,4 +1,4 @@
-"""The backend without an engine."""
+"""Use of the backend without an engine."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from tests._support.direct import Direct, check_direct_use
 
 
 @pytest.mark.asyncio
-async def test_it_is_driven_without_an_engine_too(backend: DaskExecutionBackend) -> None:
+async def test_the_backend_runs_tasks_without_an_engine(backend: DaskExecutionBackend) -> None:
     await check_direct_use(backend)
 
 
 @pytest.mark.asyncio
-async def test_the_same_uids_on_one_cluster_are_tasks_of_their_own(
+async def test_tasks_of_two_backends_may_have_the_same_uids(
     cluster: Any, backend: DaskExecutionBackend
 ) -> None:
     async with DaskExecutionBackend(cluster=cluster) as other:
@@ -29,7 +29,7 @@ async def test_the_same_uids_on_one_cluster_are_tasks_of_their_own(
 
 
 @pytest.mark.asyncio
-async def test_what_older_programs_await_may_be_awaited() -> None:
+async def test_results_of_synchronous_methods_can_be_awaited() -> None:
     backend: Any = DaskExecutionBackend()
     notified: list[tuple[str, str]] = []
     backend.register_callback(callback=lambda task, state: notified.append((task["uid"], state)))

@@ -1,4 +1,4 @@
-"""Tasks that go on to the local backend when Dask has failed them."""
+"""Tasks that run on the local backend after Dask has failed them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ pytestmark = [pytest.mark.asyncio, pytest.mark.timeout(100)]
 PATIENCE = 60.0
 
 
-async def test_a_task_that_kills_each_worker_ends_on_the_local_backend(tmp_path: Path) -> None:
+async def test_a_task_that_kills_its_workers_runs_on_the_local_backend(tmp_path: Path) -> None:
     backends = [DaskExecutionBackend(ONE_EACH), LocalExecutionBackend()]
     async with WorkflowEngine.create(backends, lost_retries=1) as flow, asyncio.timeout(PATIENCE):
         home, trace = os.getpid(), tmp_path / "trace"
@@ -51,7 +51,7 @@ async def test_a_task_that_kills_each_worker_ends_on_the_local_backend(tmp_path:
         assert (last.backend, flow.stats.lost, flow.stats.retried) == ("dask", 2, 2)
 
 
-async def test_what_runs_on_a_cluster_that_goes_away_is_run_here(tmp_path: Path) -> None:
+async def test_tasks_of_a_lost_cluster_run_on_the_local_backend(tmp_path: Path) -> None:
     with foreign(tmp_path, tls=False) as there:
         dask = await DaskExecutionBackend(scheduler_file=there["scheduler_file"])
         backends = [dask, LocalExecutionBackend()]

@@ -1,4 +1,4 @@
-"""Random graphs on Dask end as they must: see `tests/system/chaos`."""
+"""Random graphs on Dask with injected failures: see `tests/system/chaos`."""
 
 from __future__ import annotations
 
@@ -14,5 +14,5 @@ FAILED_ONCE: list[Seed] = []
 
 
 @pytest.mark.parametrize("seed", [*(Seed("dask", n, 200) for n in SEEDS), *FAILED_ONCE])
-def test_a_random_graph_ends_as_it_must(seed: Seed) -> None:
+def test_a_random_graph_ends_as_the_model_predicts(seed: Seed) -> None:
     run_seed(seed)

@@ -1,4 +1,4 @@
-"""Tests of the connection to a cluster, and of the errors if there is none."""
+"""Connections to clusters, and the errors of failed connections."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ async def _works(backend: DaskExecutionBackend) -> bool:
         return await twice(21) == 42
 
 
-async def test_its_own_cluster_listens_on_loopback_only_and_uses_tls() -> None:
+async def test_a_local_cluster_listens_on_loopback_only_and_uses_tls() -> None:
     before = set(psutil.Process().children(recursive=True))
     async with asyncio.timeout(60), DaskExecutionBackend({"n_workers": 1, "threads": 1}) as backend:
         assert backend.client.scheduler.address.startswith("tls://127.0.0.1:")
@@ -55,19 +55,19 @@ async def test_its_own_cluster_listens_on_loopback_only_and_uses_tls() -> None:
     assert not left
 
 
-async def test_without_tls_when_told_so() -> None:
+async def test_tls_can_be_disabled() -> None:
     given = DaskExecutionBackend({"n_workers": 1, "threads": 1}, security=False)
     async with asyncio.timeout(60), given as backend:
         assert backend.client.scheduler.address.startswith("tcp://127.0.0.1:")
 
 
-async def test_an_address_is_connected_to(cluster: Any) -> None:
+async def test_the_backend_connects_to_an_address(cluster: Any) -> None:
     assert await _works(DaskExecutionBackend(address=cluster.scheduler_address))
     assert await _works(DaskExecutionBackend({"address": cluster.scheduler_address}))
     assert cluster.status.name == "running"
 
 
-async def test_several_backends_may_start_at_once(cluster: Any) -> None:
+async def test_several_backends_can_start_concurrently(cluster: Any) -> None:
     backends = [DaskExecutionBackend(cluster=cluster) for _ in range(8)]
     try:
         started = await asyncio.gather(*(one.__aenter__() for one in backends))
@@ -76,7 +76,7 @@ async def test_several_backends_may_start_at_once(cluster: Any) -> None:
         await asyncio.gather(*(one.shutdown() for one in backends))
 
 
-async def test_a_given_client_is_used_and_left_open(cluster: Any) -> None:
+async def test_the_users_client_is_used_and_not_closed(cluster: Any) -> None:
     from distributed import Client
 
     def connect() -> Any:
@@ -95,9 +95,7 @@ def _hold(path: str, *after: Any) -> None:
         time.sleep(0.02)
 
 
-async def test_closing_the_client_fails_what_is_open_as_dask_does(
-    cluster: Any, raw: Any, tmp_path: Path
-) -> None:
+async def test_closing_the_client_fails_open_tasks(cluster: Any, raw: Any, tmp_path: Path) -> None:
     gate = tmp_path / "gate"
     backend = await DaskExecutionBackend(cluster=cluster)
     async with asyncio.timeout(60), WorkflowEngine.create(backend=backend) as flow:
@@ -122,7 +120,7 @@ async def test_closing_the_client_fails_what_is_open_as_dask_does(
     assert cluster.status.name == "running"
 
 
-async def test_a_foreign_scheduler_with_tls_by_its_file(tmp_path: Path) -> None:
+async def test_a_scheduler_file_connects_to_a_scheduler_with_tls(tmp_path: Path) -> None:
     with foreign(tmp_path, workers=1) as there:
         assert await _works(
             DaskExecutionBackend(scheduler_file=there["scheduler_file"], security=there["security"])
@@ -132,7 +130,7 @@ async def test_a_foreign_scheduler_with_tls_by_its_file(tmp_path: Path) -> None:
             await DaskExecutionBackend(scheduler_file=there["scheduler_file"], timeout=2)
 
 
-async def test_an_address_without_a_scheduler_is_an_error_in_time() -> None:
+async def test_an_address_without_a_scheduler_raises_after_the_timeout() -> None:
     address = f"tcp://127.0.0.1:{free_port()}"
     start = time.monotonic()
     with pytest.raises(BackendUnavailableError, match="dask scheduler"):
@@ -140,20 +138,20 @@ async def test_an_address_without_a_scheduler_is_an_error_in_time() -> None:
     assert time.monotonic() - start < 10
 
 
-async def test_no_scheduler_file_is_an_error_in_time() -> None:
+async def test_a_missing_scheduler_file_raises_after_the_timeout() -> None:
     with pytest.raises(BackendUnavailableError, match=r"scheduler at 'nowhere\.json' within 0\.2"):
         await DaskExecutionBackend(scheduler_file="nowhere.json", timeout=0.2)
 
 
 @pytest.mark.parametrize("text", ["", "{", '{"a": 1}'])
-async def test_a_scheduler_file_that_is_none_is_named(tmp_path: Path, text: str) -> None:
+async def test_an_invalid_scheduler_file_is_named_in_the_error(tmp_path: Path, text: str) -> None:
     file = tmp_path / "scheduler.json"
     file.write_text(text)
     with pytest.raises(BackendUnavailableError, match=r"scheduler\.json' within 0\.2 s"):
         await DaskExecutionBackend(scheduler_file=file, timeout=0.2)
 
 
-async def test_an_address_that_answers_something_else_is_named() -> None:
+async def test_an_address_of_another_server_is_named_in_the_error() -> None:
     async def answer(reader: Any, writer: Any) -> None:
         writer.write(b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n")
         writer.close()
@@ -168,7 +166,7 @@ async def test_an_address_that_answers_something_else_is_named() -> None:
                 await DaskExecutionBackend(address=address, timeout=1)
 
 
-async def test_tls_files_that_are_not_there_and_tls_without_need_are_named(
+async def test_missing_or_superfluous_tls_files_are_named_in_the_error(
     cluster: Any, tmp_path: Path
 ) -> None:
     key, cert = make_credentials(tmp_path)
@@ -183,7 +181,7 @@ async def test_tls_files_that_are_not_there_and_tls_without_need_are_named(
         await DaskExecutionBackend({"address": address, **files}, timeout=2)
 
 
-async def test_other_versions_are_named_in_pairs() -> None:
+async def test_different_versions_are_listed_in_pairs() -> None:
     def packages(python: str, cloudpickle: str) -> dict[str, Any]:
         return {"packages": {"python": python, "cloudpickle": cloudpickle}}
 

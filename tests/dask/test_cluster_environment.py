@@ -1,4 +1,4 @@
-"""The workers' variables are set for the workers, and not for the program that starts them."""
+"""Environment variables of workers, which are not set in the program that starts them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def settings() -> list[str | None]:
     return [os.environ.get(name) for name in VARIABLES]
 
 
-async def test_workers_get_their_variables_and_the_program_keeps_its_own(
+async def test_variables_are_set_only_for_the_workers(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     for name in VARIABLES:

@@ -1,4 +1,4 @@
-"""Main programs with and without a guard, on worker processes that import them."""
+"""Main programs with and without a guard, which worker processes import."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def _run(directory: Path, program: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_a_program_without_a_guard_is_reported_before_any_process_starts(tmp_path: Path) -> None:
+def test_a_program_without_a_guard_fails_before_a_worker_starts(tmp_path: Path) -> None:
     done = _run(tmp_path, PLAIN)
     assert done.returncode == 1
     assert done.stdout == "read\n"
@@ -48,7 +48,7 @@ def test_a_program_without_a_guard_is_reported_before_any_process_starts(tmp_pat
     assert 'under `if __name__ == "__main__":`' in last
 
 
-def test_a_program_from_standard_input_leads_to_a_hint(tmp_path: Path) -> None:
+def test_a_program_from_standard_input_fails_with_a_hint(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable], input=GUARDED, cwd=tmp_path, capture_output=True, text=True, timeout=100
     )
@@ -64,7 +64,7 @@ def test_a_program_with_a_guard_runs(tmp_path: Path) -> None:
     assert done.stdout.replace("read\n", "") == "42\n", done.stderr
 
 
-def test_a_package_that_is_run_needs_no_guard_as_with_dask(tmp_path: Path) -> None:
+def test_the_main_module_of_a_package_needs_no_guard(tmp_path: Path) -> None:
     package = tmp_path / "package"
     package.mkdir()
     (package / "__init__.py").touch()
@@ -104,7 +104,7 @@ if __name__ == "__main__":
 """
 
 
-def test_ctrl_c_in_a_terminal_ends_the_program_and_its_workers_say_nothing(tmp_path: Path) -> None:
+def test_workers_print_nothing_when_ctrl_c_ends_the_program(tmp_path: Path) -> None:
     file = tmp_path / "program.py"
     file.write_text(BUSY)
     process = subprocess.Popen(

@@ -1,4 +1,4 @@
-"""Tests of the loss of workers, the scheduler and their connections."""
+"""Loss of workers, schedulers and connections."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def _worker_of(pid: int) -> int:
     return process.pid
 
 
-async def test_a_lost_worker_whose_successor_is_late_is_not_given_up() -> None:
+async def test_tasks_wait_for_the_replacement_of_a_lost_worker() -> None:
     backend = DaskExecutionBackend({"n_workers": 1, "threads": 1})
     with dask.config.set({"distributed.deploy.lost-worker-timeout": "0s"}):
         async with asyncio.timeout(60), WorkflowEngine.create(backend=backend) as flow:
@@ -61,7 +61,7 @@ async def test_a_lost_worker_whose_successor_is_late_is_not_given_up() -> None:
             assert await fine() == "fine"
 
 
-async def test_a_killed_workers_program_dies_and_is_run_again(
+async def test_a_program_ends_with_its_killed_worker_and_runs_again(
     mortal: WorkflowEngine, tmp_path: Path
 ) -> None:
     starts, gate = tmp_path / "starts", tmp_path / "gate"
@@ -87,7 +87,7 @@ async def test_a_killed_workers_program_dies_and_is_run_again(
     assert len(set(sandboxes)) == 2
 
 
-async def test_a_lost_task_without_budget_names_worker_and_attempt(
+async def test_the_error_of_a_lost_task_names_worker_and_attempt(
     mortal: WorkflowEngine, tmp_path: Path
 ) -> None:
     gate = tmp_path / "gate"
@@ -114,7 +114,7 @@ async def test_a_lost_task_without_budget_names_worker_and_attempt(
 
 
 @pytest.mark.parametrize("budget", [0, 2])
-async def test_a_task_that_kills_its_worker_at_once_runs_as_often_as_its_budget_says(
+async def test_a_task_that_kills_its_worker_is_retried_lost_retries_times(
     mortal: WorkflowEngine, tmp_path: Path, budget: int
 ) -> None:
     trace = tmp_path / "trace"
@@ -130,10 +130,10 @@ async def test_a_task_that_kills_its_worker_at_once_runs_as_often_as_its_budget_
     assert trace.read_text() == "x" * (1 + budget)
 
 
-async def test_what_waits_behind_a_deadly_task_is_done(
+async def test_tasks_queued_behind_one_that_kills_its_worker_finish(
     mortal: WorkflowEngine, tmp_path: Path
 ) -> None:
-    """Each of the others is lost at most once for want of knowledge; the deadly one, always."""
+    """Each of the other tasks is lost at most once."""
     trace = tmp_path / "trace"
 
     @mortal.function_task
@@ -155,7 +155,7 @@ async def test_what_waits_behind_a_deadly_task_is_done(
     assert trace.read_text() == "xxxx"
 
 
-async def test_what_only_waited_on_a_killed_worker_runs_elsewhere(
+async def test_tasks_queued_on_a_killed_worker_run_on_another_worker(
     mortal: WorkflowEngine, tmp_path: Path
 ) -> None:
     trace = tmp_path / "trace"
@@ -182,7 +182,7 @@ async def test_what_only_waited_on_a_killed_worker_runs_elsewhere(
     assert await asyncio.gather(*waiting) == [1] * 5
 
 
-async def test_tasks_run_again_after_the_user_has_restarted_the_workers(
+async def test_tasks_run_again_after_a_restart_of_the_workers(
     mortal: WorkflowEngine, tmp_path: Path
 ) -> None:
     backend: Any = mortal.backend
@@ -225,7 +225,7 @@ async def test_a_worker_over_its_memory_limit_loses_its_task(mortal: WorkflowEng
         await greedy.options(lost_retries=1)()
 
 
-async def test_a_big_argument_whose_only_copy_died_is_sent_again(
+async def test_a_lost_large_argument_is_sent_again(
     mortal: WorkflowEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("rhapsody_dask.values.LINGER", 60.0)
@@ -245,7 +245,7 @@ async def test_a_big_argument_whose_only_copy_died_is_sent_again(
     assert await asyncio.gather(*(size(big) for _ in range(3))) == [len(big)] * 3
 
 
-async def test_a_big_argument_whose_worker_dies_before_it_has_it_goes_with_its_task() -> None:
+async def test_a_large_argument_that_could_not_be_stored_is_sent_with_its_task() -> None:
     backend = DaskExecutionBackend({"n_workers": 1, "threads": 1})
     async with asyncio.timeout(60), WorkflowEngine.create(backend=backend) as flow:
 
@@ -264,7 +264,7 @@ async def test_a_big_argument_whose_worker_dies_before_it_has_it_goes_with_its_t
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
-async def test_the_scheduler_gone_fails_all_within_seconds(tmp_path: Path, how: int) -> None:
+async def test_the_end_of_the_scheduler_fails_all_tasks(tmp_path: Path, how: int) -> None:
     with foreign(tmp_path, tls=False) as there:
         backend = await DaskExecutionBackend(scheduler_file=there["scheduler_file"])
         async with asyncio.timeout(60), WorkflowEngine.create(backend=backend) as flow:
@@ -294,8 +294,8 @@ async def test_the_scheduler_gone_fails_all_within_seconds(tmp_path: Path, how: 
         await backend.shutdown()
 
 
-async def test_a_worker_that_is_cut_off_loses_its_task(tmp_path: Path) -> None:
-    """A stopped process does not answer, like one behind a cut network."""
+async def test_a_disconnected_worker_loses_its_task(tmp_path: Path) -> None:
+    """A stopped process does not answer, as if the network had failed."""
     with foreign(tmp_path, tls=False, options=("--no-nanny", "--death-timeout", "5")) as there:
         async with asyncio.timeout(80):
             backend = await DaskExecutionBackend(scheduler_file=there["scheduler_file"])
@@ -325,7 +325,7 @@ async def test_a_worker_that_is_cut_off_loses_its_task(tmp_path: Path) -> None:
                     os.kill(pid, signal.SIGCONT)
 
 
-async def test_a_worker_that_hangs_does_not_hold_up_the_start_for_ever(tmp_path: Path) -> None:
+async def test_the_start_times_out_if_a_worker_hangs(tmp_path: Path) -> None:
     with foreign(tmp_path, workers=1, tls=False, options=("--no-nanny",)) as there:
         worker = there["processes"][1]
         worker.send_signal(signal.SIGSTOP)
@@ -336,7 +336,7 @@ async def test_a_worker_that_hangs_does_not_hold_up_the_start_for_ever(tmp_path:
             worker.send_signal(signal.SIGCONT)
 
 
-async def test_a_worker_that_hangs_does_not_hide_what_still_runs_on_another(
+async def test_a_hanging_worker_does_not_hide_tasks_running_on_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """If one worker does not answer, it stays unknown which worker runs a task."""

@@ -1,4 +1,4 @@
-"""Files between the engine's machine and the workers."""
+"""Files sent between the engine's machine and the workers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from rhapsody_dask import DaskExecutionBackend
 pytestmark = pytest.mark.asyncio
 
 
-async def test_looking_for_a_shared_directory_leaves_the_users_own_alone(
+async def test_checking_for_a_shared_directory_leaves_no_files(
     cluster: Any, tmp_path: Path
 ) -> None:
     async with asyncio.timeout(60):
@@ -34,7 +34,9 @@ async def test_looking_for_a_shared_directory_leaves_the_users_own_alone(
     assert os.listdir(tmp_path) == []
 
 
-async def test_files_go_by_content_where_nothing_is_shared(cluster: Any, tmp_path: Path) -> None:
+async def test_files_are_sent_by_content_without_a_shared_file_system(
+    cluster: Any, tmp_path: Path
+) -> None:
     (tmp_path / "in.txt").write_text("from outside\n")
     async with asyncio.timeout(60):
         backend = await DaskExecutionBackend(cluster=cluster, shared_file_system=False)
@@ -68,7 +70,7 @@ async def test_files_go_by_content_where_nothing_is_shared(cluster: Any, tmp_pat
 
 
 @pytest.mark.parametrize("shared", [True, False])
-async def test_a_program_elsewhere_finds_its_files(
+async def test_a_program_with_a_cwd_finds_its_files(
     cluster: Any, tmp_path: Path, shared: bool
 ) -> None:
     place = tmp_path / "place"
@@ -100,9 +102,7 @@ async def test_a_program_elsewhere_finds_its_files(
     assert os.listdir(place) == []
 
 
-async def test_another_start_of_a_program_elsewhere_finds_the_files_of_its_own(
-    cluster: Any, tmp_path: Path
-) -> None:
+async def test_a_second_start_with_a_cwd_uses_its_own_sandbox(cluster: Any, tmp_path: Path) -> None:
     (tmp_path / "in.txt").write_text("in\n")
     async with asyncio.timeout(60):
         backend = DaskExecutionBackend(cluster=cluster)
@@ -119,7 +119,7 @@ async def test_another_start_of_a_program_elsewhere_finds_the_files_of_its_own(
             assert (sandbox / "out.txt").read_text() == "in\n"
 
 
-async def test_several_files_go_where_their_reader_runs(cluster: Any, tmp_path: Path) -> None:
+async def test_several_files_are_sent_to_another_backend(cluster: Any, tmp_path: Path) -> None:
     async with asyncio.timeout(60):
         far = await DaskExecutionBackend(cluster=cluster, shared_file_system=False)
         backends = {"here": LocalExecutionBackend(), "far": far}
@@ -145,7 +145,7 @@ async def test_several_files_go_where_their_reader_runs(cluster: Any, tmp_path: 
                 await never(OutputDir("results/plots"))
 
 
-async def test_what_cannot_travel_is_left_out_and_named(
+async def test_files_that_cannot_be_sent_are_skipped_and_logged(
     cluster: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with asyncio.timeout(60):

@@ -1,4 +1,4 @@
-"""Calls that share a task of Dask: each has its own outcome, start, cancellation and loss."""
+"""Calls that share a Dask task but succeed, fail, start and are canceled separately."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def _calls(task: Any, numbers: Any) -> list[Any]:
     return [task(number) for number in numbers]
 
 
-async def test_short_calls_share_tasks_and_have_their_own_outcomes(
+async def test_short_calls_share_tasks_but_have_separate_outcomes(
     grouping: WorkflowEngine,
 ) -> None:
     @grouping.function_task
@@ -134,10 +134,8 @@ async def test_short_calls_share_tasks_and_have_their_own_outcomes(
     assert [future.stdout for future in futures] == [f"number {n}\n" for n in range(200)]
 
 
-async def test_calls_that_take_long_are_sent_alone(
-    grouping: WorkflowEngine, tmp_path: Path
-) -> None:
-    """The others are held back only until the first ones are known to run for long."""
+async def test_long_calls_are_sent_separately(grouping: WorkflowEngine, tmp_path: Path) -> None:
+    """Other calls are held back only until the first calls are known to be long."""
     gate = str(tmp_path / "gate")
 
     @grouping.function_task
@@ -232,7 +230,7 @@ async def test_a_killed_worker_loses_only_the_call_that_ran(
     assert trace.read_text() == "x"
 
 
-async def test_on_an_existing_cluster_the_other_calls_of_a_lost_group_are_done(
+async def test_other_calls_of_a_lost_group_finish_on_an_existing_cluster(
     mortal_cluster: Any,
 ) -> None:
     backend = DaskExecutionBackend(cluster=mortal_cluster, batch_calls=True)
@@ -252,7 +250,7 @@ async def test_on_an_existing_cluster_the_other_calls_of_a_lost_group_are_done(
     assert results[:15] + results[16:] == [n for n in range(30) if n != 15]
 
 
-async def test_a_task_may_use_the_value_of_a_call_in_a_group(grouping: WorkflowEngine) -> None:
+async def test_a_task_can_use_the_value_of_a_call_in_a_group(grouping: WorkflowEngine) -> None:
     @grouping.function_task
     def double(number: int) -> int:
         return 2 * number

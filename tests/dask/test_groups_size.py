@@ -1,4 +1,4 @@
-"""Tests of how many calls share a task of Dask, without a cluster."""
+"""Size of groups of calls, without a cluster."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def test_the_size_of_a_group_follows_from_the_time_of_its_calls() -> None:
     assert function.size(1000) == 1
 
 
-def test_a_function_whose_first_call_runs_for_long_is_known_to_be_slow() -> None:
+def test_a_function_with_a_long_first_call_is_not_grouped() -> None:
     function = Function()
     function.slow = True
     assert function.known

@@ -1,4 +1,4 @@
-"""Results that were recorded elsewhere are used on Dask; what stays there is not recorded."""
+"""Journaled results from another backend, and results that are not journaled."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ async def program(flow: WorkflowEngine, place: Path, last: str) -> str:
     return found
 
 
-async def test_what_ran_on_the_laptop_is_taken_up(
+async def test_results_of_a_local_run_are_reused_on_dask(
     backend: DaskExecutionBackend, tmp_path: Path
 ) -> None:
     options: Any = {"journal": tmp_path / "run.sqlite", "work_dir": tmp_path / "work"}
@@ -58,7 +58,7 @@ async def test_what_ran_on_the_laptop_is_taken_up(
     assert ran(tmp_path) == {"double": 2, "make": 1, "here": 1, "there": 1}
 
 
-async def test_the_journal_of_the_command_line_leaves_push_down_on(
+async def test_the_journal_of_the_command_line_keeps_push_down_enabled(
     backend: DaskExecutionBackend, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     journal = Journal(tmp_path / "run.sqlite", tmp_path, push_down=True)

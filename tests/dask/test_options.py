@@ -1,4 +1,4 @@
-"""Keywords of Dask's own that a user can give, and those that are the backend's."""
+"""Options of Dask's client and LocalCluster, and of the backend itself."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ async def _pid(backend: DaskExecutionBackend, **settings: Any) -> int:
 
 
 @pytest.mark.asyncio
-async def test_a_client_takes_the_keywords_of_dasks_client(cluster: Any) -> None:
+async def test_options_of_the_client_are_passed_on(cluster: Any) -> None:
     from distributed import default_client
 
     given = {
@@ -47,7 +47,7 @@ async def test_a_client_takes_the_keywords_of_dasks_client(cluster: Any) -> None
 
 
 @pytest.mark.asyncio
-async def test_a_backend_of_another_name_is_called_that_in_the_engine(cluster: Any) -> None:
+async def test_the_engine_uses_the_name_of_the_backend(cluster: Any) -> None:
     async with asyncio.timeout(60):
         backend = DaskExecutionBackend({"address": cluster.scheduler_address}, name="big")
         async with WorkflowEngine.create(backend=[LocalExecutionBackend(), backend]) as flow:
@@ -57,7 +57,7 @@ async def test_a_backend_of_another_name_is_called_that_in_the_engine(cluster: A
 
 
 @pytest.mark.asyncio
-async def test_its_own_cluster_takes_the_keywords_of_a_local_cluster_and_its_workers() -> None:
+async def test_options_of_the_local_cluster_and_its_workers_are_passed_on() -> None:
     from distributed import Nanny
 
     given = {
@@ -75,7 +75,7 @@ async def test_its_own_cluster_takes_the_keywords_of_a_local_cluster_and_its_wor
 
 
 @pytest.mark.asyncio
-async def test_workers_of_a_class_that_is_no_nanny_are_in_this_process() -> None:
+async def test_workers_without_a_nanny_run_in_this_process() -> None:
     from distributed import Worker
 
     class Marked(Worker):
@@ -102,7 +102,7 @@ async def test_workers_of_a_class_that_is_no_nanny_are_in_this_process() -> None
         ({"worker_kwargs": {}}, "unknown key"),
     ],
 )
-def test_what_cannot_be_given_says_why(given: dict[str, Any], why: str) -> None:
+def test_unsupported_options_are_rejected_with_a_reason(given: dict[str, Any], why: str) -> None:
     with pytest.raises(TypeError, match=why):
         DaskExecutionBackend(given)
 
@@ -115,21 +115,21 @@ def test_what_cannot_be_given_says_why(given: dict[str, Any], why: str) -> None:
         ({"n_workers": "2"}, ValueError, "n_workers must be an integer"),
     ],
 )
-def test_wrong_amounts_are_reported_with_their_key(
+def test_invalid_numbers_are_reported_with_their_key(
     given: dict[str, Any], error: type[Exception], why: str
 ) -> None:
     with pytest.raises(error, match=why):
         DaskExecutionBackend(given)
 
 
-def test_keywords_of_a_cluster_are_refused_where_one_is_there() -> None:
+def test_options_of_a_new_cluster_are_rejected_for_an_existing_one() -> None:
     with pytest.raises(ValueError, match="blocked_handlers cannot be combined with address"):
         DaskExecutionBackend({"blocked_handlers": []}, address="tcp://h:1")
     with pytest.raises(ValueError, match="alias of host"):
         DaskExecutionBackend({"ip": "127.0.0.1", "host": "127.0.0.1"})
 
 
-def test_several_ways_at_once_are_an_error() -> None:
+def test_conflicting_options_are_rejected() -> None:
     with pytest.raises(ValueError, match="address and scheduler_file cannot be combined"):
         DaskExecutionBackend({"scheduler_file": "s.json"}, address="tcp://h:1")
     with pytest.raises(ValueError, match="n_workers cannot be combined with address"):
@@ -140,7 +140,7 @@ def test_several_ways_at_once_are_an_error() -> None:
         DaskExecutionBackend({"tls_ca_file": "x"}, security=True)
 
 
-def test_unknown_keys_are_an_error_that_lists_what_there_is() -> None:
+def test_unknown_options_are_rejected_with_a_list_of_valid_ones() -> None:
     with pytest.raises(TypeError, match=r"'n_worker'\. Did you mean 'n_workers'\? Accepted: addr"):
         DaskExecutionBackend({"n_worker": 2})
     with pytest.raises(TypeError, match="must be a dict"):

@@ -1,4 +1,4 @@
-"""The README's table of capabilities, compared with what the backend declares."""
+"""The README's table of capabilities, compared with the backend's declaration."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rhapsody_dask.plugin import CLUSTER
 README = Path(__file__).parents[2] / "packages" / "rhapsody-dask" / "README.md"
 
 
-def test_its_table_has_every_capability_as_it_is_declared() -> None:
+def test_the_readme_lists_the_declared_capabilities() -> None:
     text = README.read_text()
     rows = dict(re.findall(r"^\| `(\w+)` \| ([^|]+) \|", text, re.MULTILINE))
     assert rows == {name: _in_words(value) for name, value in CLUSTER.as_dict().items()}

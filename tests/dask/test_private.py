@@ -1,4 +1,4 @@
-"""The names of Dask that are not public: a version without them is named at the start."""
+"""Private names of Dask: a version without them is rejected at the start."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ from rhapsody_dask import DaskExecutionBackend
 pytestmark = pytest.mark.asyncio
 
 
-async def test_a_version_of_dask_without_them_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_version_of_dask_without_private_names_is_rejected(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.delattr(dask._task_spec, "TaskRef")
     words = f"dask {version('dask')}, which has no .*TaskRef"
     with pytest.raises(BackendUnavailableError, match=words):

@@ -1,4 +1,4 @@
-"""A run on Dask written as a WfCommons instance, and instances replayed there."""
+"""Runs on Dask recorded as WfCommons instances, and instances replayed on Dask."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_an_instance_is_replayed(
 
 @pytest.mark.asyncio
 @pytest.mark.parametrize("push_down", [True, False])
-async def test_a_run_is_written_with_what_waited_for_what(
+async def test_a_recorded_run_contains_the_dependencies(
     backend: DaskExecutionBackend, tmp_path: Path, push_down: bool
 ) -> None:
     file = tmp_path / "run.json"

@@ -19,7 +19,7 @@ async def _logged(caplog: pytest.LogCaptureFixture, words: str, count: int) -> N
             await asyncio.sleep(0.01)
 
 
-async def test_the_reason_why_tasks_wait_is_logged_and_repeated(
+async def test_the_reason_why_tasks_wait_is_logged_repeatedly(
     empty: Any,
     waiting: WorkflowEngine,
     caplog: pytest.LogCaptureFixture,

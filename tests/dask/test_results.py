@@ -1,4 +1,4 @@
-"""Tests of fetching replies, without a cluster."""
+"""Fetching of replies, without a cluster."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def _results(client: Any, calls: dict[str, Call], notify: Callable[..., None]) -
     return results
 
 
-async def test_a_worker_that_does_not_answer_holds_up_its_own_replies_only() -> None:
+async def test_a_hanging_worker_does_not_delay_replies_of_other_workers() -> None:
     ended: asyncio.Queue[str] = asyncio.Queue()
 
     class Client:
@@ -76,7 +76,7 @@ async def test_a_worker_that_does_not_answer_holds_up_its_own_replies_only() -> 
         results.close()
 
 
-async def test_a_reply_that_dask_makes_again_holds_up_no_others() -> None:
+async def test_a_reply_that_dask_recomputes_does_not_delay_others() -> None:
     ended: asyncio.Queue[str] = asyncio.Queue()
     made = asyncio.Event()
 
@@ -103,7 +103,7 @@ async def test_a_reply_that_dask_makes_again_holds_up_no_others() -> None:
         results.close()
 
 
-async def test_the_error_of_one_task_does_not_keep_the_results_of_others() -> None:
+async def test_the_error_of_a_task_does_not_keep_other_results_alive() -> None:
     payload, _ = pack(1)
     errors: list[BaseException] = []
     replies = {
@@ -140,7 +140,7 @@ async def test_the_error_of_one_task_does_not_keep_the_results_of_others() -> No
         results.close()
 
 
-async def test_an_ended_task_is_released_though_something_else_refers_to_its_future() -> None:
+async def test_the_future_of_an_ended_task_is_released_explicitly() -> None:
     released = []
     future = SimpleNamespace(release=lambda: released.append(True))
     call = _call("1", "one")

@@ -1,4 +1,4 @@
-"""Replies and files from a worker that are not what they should be fail their task alone."""
+"""Malformed replies from workers, each of which fails only its own task."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ BAD = failure(ValueError("bad")).payload
 
 
 class Open:
-    """As much of an open call as settling it needs."""
+    """Stand-in for an open call."""
 
     def __init__(self) -> None:
         self.task: Any = {"uid": "task.1", "name": "one", "function": abs}
@@ -40,7 +40,7 @@ def settled(reply: Reply) -> tuple[str, Any]:
 
 @given(nonsense(GOOD))
 @settings(max_examples=50, deadline=None)
-def test_a_value_that_cannot_be_read(payload: bytes) -> None:
+def test_a_malformed_value_fails_the_task(payload: bytes) -> None:
     state, call = settled(Reply(DONE, payload))
     assert (state == "done") == ("return_value" in call.task)
     assert (state == "failed") == isinstance(call.error, BaseException)
@@ -48,7 +48,7 @@ def test_a_value_that_cannot_be_read(payload: bytes) -> None:
 
 @given(nonsense(BAD))
 @settings(max_examples=50, deadline=None)
-def test_an_error_that_cannot_be_read(payload: bytes) -> None:
+def test_a_malformed_error_fails_the_task(payload: bytes) -> None:
     state, call = settled(Reply(FAILED, payload))
     assert state == "failed"
     assert isinstance(call.error, BaseException) is bool(payload)
@@ -56,5 +56,5 @@ def test_an_error_that_cannot_be_read(payload: bytes) -> None:
 
 @given(values())
 @settings(max_examples=50, deadline=None)
-def test_a_kind_that_there_is_not(kind: Any) -> None:
+def test_an_unknown_kind_of_reply_ends_the_task(kind: Any) -> None:
     assert settled(Reply(kind, GOOD))[0] in ("done", "failed", "canceled")

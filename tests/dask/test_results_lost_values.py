@@ -1,4 +1,4 @@
-"""Values that stayed on workers, and the workers that make them again, are lost."""
+"""Values that are lost with the workers that hold them, and recomputed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
 def _make(trace: str, well_again: int) -> int:
-    """Returns at first; kills its worker from then on up to a start."""
+    """Return on the first start and from start `well_again` on; otherwise kill the worker."""
     with open(trace, "a") as file:
         file.write("x")
     starts = os.path.getsize(trace)
@@ -39,7 +39,7 @@ async def _lose(flow: WorkflowEngine, made: Any) -> None:
     os.kill(pid, signal.SIGKILL)
 
 
-async def test_a_value_whose_worker_dies_is_made_again(
+async def test_a_value_lost_with_its_worker_is_recomputed(
     mortal: WorkflowEngine, tmp_path: Path
 ) -> None:
     trace = tmp_path / "trace"
@@ -53,7 +53,7 @@ async def test_a_value_whose_worker_dies_is_made_again(
     assert trace.read_text() == "xx"
 
 
-async def test_a_value_whose_next_worker_dies_too_is_lost(
+async def test_a_value_is_lost_if_its_next_worker_dies_too(
     mortal: WorkflowEngine, tmp_path: Path
 ) -> None:
     trace = tmp_path / "trace"

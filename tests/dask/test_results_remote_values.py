@@ -33,7 +33,7 @@ def _arrive(size: int, content: bytes) -> Traveller:
 
 
 class Traveller:
-    """A value that notes in this process that it was unpacked here."""
+    """Value that records when it is unpacked in this process."""
 
     def __init__(self, size: int, content: bytes | None = None) -> None:
         self.size = size
@@ -81,7 +81,7 @@ async def until_on_workers(flow: WorkflowEngine, number: int) -> None:
         await asyncio.sleep(0.01)
 
 
-async def test_a_big_intermediate_value_never_comes_here(flow: WorkflowEngine, held: Tasks) -> None:
+async def test_a_large_intermediate_value_is_not_fetched(flow: WorkflowEngine, held: Tasks) -> None:
     first = held.make(BIG)
     second = held.again(first)
     tracemalloc.start()
@@ -107,7 +107,7 @@ async def test_awaiting_fetches_the_value(flow: WorkflowEngine, held: Tasks) -> 
     assert arrivals == [10]
 
 
-async def test_every_way_of_asyncio_to_wait_fetches_the_value(
+async def test_all_wait_functions_of_asyncio_fetch_the_value(
     flow: WorkflowEngine, held: Tasks
 ) -> None:
     futures = [held.make(number) for number in range(8)]
@@ -130,9 +130,7 @@ async def test_every_way_of_asyncio_to_wait_fetches_the_value(
     assert sorted(arrivals) == [0, 1, 2, 3, 4, 5, 6]
 
 
-async def test_a_result_asked_for_too_early_says_what_to_do(
-    flow: WorkflowEngine, held: Tasks
-) -> None:
+async def test_result_raises_before_the_value_is_fetched(flow: WorkflowEngine, held: Tasks) -> None:
     first = held.make(3)
     await held.size(first)
     with pytest.raises(asyncio.InvalidStateError, match="await"):
@@ -143,7 +141,9 @@ async def test_a_result_asked_for_too_early_says_what_to_do(
     assert first.exception() is None
 
 
-async def test_a_synchronous_block_can_wait_for_it(flow: WorkflowEngine, held: Tasks) -> None:
+async def test_a_synchronous_block_can_wait_for_a_remote_value(
+    flow: WorkflowEngine, held: Tasks
+) -> None:
     first = held.make(4)
     await held.size(first)
 
@@ -154,9 +154,7 @@ async def test_a_synchronous_block_can_wait_for_it(flow: WorkflowEngine, held: T
     assert await block() == 4
 
 
-async def test_a_task_that_comes_later_gets_the_value_where_it_is(
-    flow: WorkflowEngine, held: Tasks
-) -> None:
+async def test_a_later_task_uses_the_value_on_the_worker(flow: WorkflowEngine, held: Tasks) -> None:
     first = held.make(7)
     assert await held.size(first) == 7
     second = held.again(first)
@@ -164,7 +162,7 @@ async def test_a_task_that_comes_later_gets_the_value_where_it_is(
     assert arrivals == []
 
 
-async def test_a_task_called_while_its_dependency_runs_gets_the_value_where_it_is(
+async def test_a_task_called_before_its_dependency_ends_uses_the_value_on_the_worker(
     flow: WorkflowEngine, held: Tasks, tmp_path: Path
 ) -> None:
     gate = tmp_path / "gate"
@@ -184,7 +182,9 @@ async def test_a_task_called_while_its_dependency_runs_gets_the_value_where_it_i
     assert arrivals == []
 
 
-async def test_what_is_not_plain_gets_the_value(flow: WorkflowEngine, held: Tasks) -> None:
+async def test_tasks_with_retries_and_blocks_fetch_the_value(
+    flow: WorkflowEngine, held: Tasks
+) -> None:
     first, second = held.make(7), held.make(8)
     assert await held.size(first, second) == 15
     retried = held.size.options(retries=1)
@@ -198,7 +198,7 @@ async def test_what_is_not_plain_gets_the_value(flow: WorkflowEngine, held: Task
     assert set(arrivals) == {7, 8}
 
 
-async def test_a_task_waits_for_what_is_held_and_for_what_is_not(
+async def test_a_task_can_depend_on_remote_and_other_values(
     flow: WorkflowEngine, held: Tasks
 ) -> None:
     @flow.function_task(retries=1)
@@ -215,7 +215,7 @@ async def test_a_task_waits_for_what_is_held_and_for_what_is_not(
     assert 1 not in arrivals
 
 
-async def test_a_failure_next_to_a_held_value_looks_as_usual(
+async def test_a_failed_dependency_next_to_a_remote_value_is_reported(
     flow: WorkflowEngine, held: Tasks
 ) -> None:
     @flow.function_task
@@ -233,7 +233,7 @@ async def test_a_failure_next_to_a_held_value_looks_as_usual(
         await failed
 
 
-async def test_what_a_task_printed_comes_with_its_value(flow: WorkflowEngine, held: Tasks) -> None:
+async def test_output_is_fetched_with_the_value(flow: WorkflowEngine, held: Tasks) -> None:
     @flow.function_task
     def loud() -> Traveller:
         print("hello")
@@ -246,7 +246,7 @@ async def test_what_a_task_printed_comes_with_its_value(flow: WorkflowEngine, he
     assert first.stdout == "hello\n"
 
 
-async def test_another_backend_gets_the_value(cluster: Any) -> None:
+async def test_the_value_is_fetched_for_another_backend(cluster: Any) -> None:
     arrivals.clear()
     backends = [DaskExecutionBackend(cluster=cluster), LocalExecutionBackend()]
     async with asyncio.timeout(60), WorkflowEngine.create(backend=backends) as flow:
@@ -258,14 +258,14 @@ async def test_another_backend_gets_the_value(cluster: Any) -> None:
         assert arrivals == [9]
 
 
-async def test_another_engine_gets_the_value(flow: WorkflowEngine, held: Tasks) -> None:
+async def test_the_value_is_fetched_for_another_engine(flow: WorkflowEngine, held: Tasks) -> None:
     first = held.make(9)
     assert await held.size(first) == 9
     async with WorkflowEngine.create() as other:
         assert await Tasks(other).size(first) == 9
 
 
-async def test_a_plugin_that_records_gets_every_value(cluster: Any) -> None:
+async def test_a_recording_plugin_receives_every_value(cluster: Any) -> None:
     recorded: list[Any] = []
 
     class Recorder:
@@ -283,7 +283,7 @@ async def test_a_plugin_that_records_gets_every_value(cluster: Any) -> None:
     assert [getattr(value, "size", value) for value in recorded] == [9, 9]
 
 
-async def test_the_workers_let_go_of_a_value_with_its_last_holder(
+async def test_workers_release_a_value_with_its_last_reference(
     flow: WorkflowEngine, held: Tasks
 ) -> None:
     first = held.make(BIG)
@@ -299,9 +299,7 @@ async def test_the_workers_let_go_of_a_value_with_its_last_holder(
     assert arrivals == []
 
 
-async def test_the_workers_let_go_of_a_value_that_has_come(
-    flow: WorkflowEngine, held: Tasks
-) -> None:
+async def test_workers_release_a_value_that_was_fetched(flow: WorkflowEngine, held: Tasks) -> None:
     first = held.make(10)
     await held.size(first)
     await until_on_workers(flow, 1)
@@ -309,7 +307,7 @@ async def test_the_workers_let_go_of_a_value_that_has_come(
     await until_on_workers(flow, 0)
 
 
-async def test_nothing_of_many_intermediate_values_is_kept_here(
+async def test_many_intermediate_values_use_no_local_memory(
     flow: WorkflowEngine, held: Tasks
 ) -> None:
     async def run(number: int) -> None:
@@ -331,9 +329,7 @@ async def test_nothing_of_many_intermediate_values_is_kept_here(
     await until_on_workers(flow, 0)
 
 
-async def test_cancelling_a_finished_task_whose_value_is_there_changes_nothing(
-    flow: WorkflowEngine, held: Tasks
-) -> None:
+async def test_canceling_a_finished_task_has_no_effect(flow: WorkflowEngine, held: Tasks) -> None:
     first = held.make(3)
     assert await held.size(first) == 3
     assert not first.cancel()
@@ -341,7 +337,7 @@ async def test_cancelling_a_finished_task_whose_value_is_there_changes_nothing(
     assert not first.cancel()
 
 
-async def test_waiting_for_a_value_can_be_cancelled(flow: WorkflowEngine, held: Tasks) -> None:
+async def test_waiting_for_a_value_can_be_canceled(flow: WorkflowEngine, held: Tasks) -> None:
     first = held.make(3)
     assert await held.size(first) == 3
 
@@ -358,7 +354,7 @@ async def test_waiting_for_a_value_can_be_cancelled(flow: WorkflowEngine, held: 
     await until_on_workers(flow, 0)
 
 
-async def test_a_value_not_fetched_before_the_end_says_so(cluster: Any) -> None:
+async def test_a_value_not_fetched_before_shutdown_raises(cluster: Any) -> None:
     backend = DaskExecutionBackend(cluster=cluster)
     async with asyncio.timeout(60), WorkflowEngine.create(backend=backend) as flow:
         tasks = Tasks(flow)
@@ -370,7 +366,7 @@ async def test_a_value_not_fetched_before_the_end_says_so(cluster: Any) -> None:
 
 
 def behind(future: Any) -> Any:
-    """Return what the backend keeps of a task whose value is held."""
+    """Return the backend's call of a task with a remote value."""
     return future._node._value.call
 
 
@@ -389,7 +385,7 @@ async def make_from_large(flow: WorkflowEngine) -> tuple[Any, int]:
     return made, await pid(made)
 
 
-async def test_a_value_whose_worker_is_killed_is_made_again() -> None:
+async def test_a_value_lost_with_its_worker_is_recomputed() -> None:
     backend = await DaskExecutionBackend({"n_workers": 2, "threads": 1})
     async with asyncio.timeout(100), WorkflowEngine.create(backend=backend) as flow:
         made, victim = await make_from_large(flow)
@@ -409,7 +405,7 @@ async def test_a_value_is_lost_together_with_a_large_argument_of_its_task() -> N
             await made
 
 
-async def test_a_value_that_is_lost_for_good_is_a_lost_task() -> None:
+async def test_a_value_that_cannot_be_recomputed_is_a_lost_task() -> None:
     backend = await DaskExecutionBackend({"n_workers": 1, "threads": 1})
     async with asyncio.timeout(100), WorkflowEngine.create(backend=backend) as flow:
         tasks = Tasks(flow)
@@ -427,7 +423,7 @@ async def test_a_value_that_is_lost_for_good_is_a_lost_task() -> None:
             await later
 
 
-async def test_the_end_of_the_scheduler_ends_the_wait_for_a_value(tmp_path: Path) -> None:
+async def test_the_end_of_the_scheduler_fails_waits_for_values(tmp_path: Path) -> None:
     with foreign(tmp_path) as given:
         processes = given.pop("processes")
         given.pop("log")

@@ -1,4 +1,4 @@
-"""Services: readiness by a callable on the engine's side, and by a port of the worker's host."""
+"""Services: readiness by a callable of the program, and by a port on the worker's host."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ async def _is_cancelled(task: Any) -> None:
 
 
 @pytest.mark.parametrize("ready", [_exits, _exits_on_the_loop, _is_cancelled])
-async def test_a_ready_that_would_end_the_program_fails_its_service_only(
+async def test_a_readiness_callable_that_exits_fails_only_its_service(
     flow: WorkflowEngine, ready: Any
 ) -> None:
     @flow.executable_task(service=True, ready=ready)
@@ -44,7 +44,7 @@ async def test_a_ready_that_would_end_the_program_fails_its_service_only(
     assert await well() == 1
 
 
-async def test_a_service_gets_a_free_port_of_its_workers_host(flow: WorkflowEngine) -> None:
+async def test_a_service_receives_a_free_port_of_its_workers_host(flow: WorkflowEngine) -> None:
     @flow.executable_task(service=True, ready="tcp")
     def server() -> list[str]:
         return [sys.executable, "-m", "http.server", "{port}"]

@@ -1,4 +1,4 @@
-"""The program's own modules on workers that live longer than the program."""
+"""Modules of the program on workers that outlive the program."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def forget() -> None:
         del sys.modules[name]
 
 
-async def test_workers_started_by_hand_run_what_the_program_has_imported(
+async def test_workers_run_the_modules_that_the_program_has_imported(
     place: Path, tmp_path: Path
 ) -> None:
     def held() -> Any:

@@ -1,4 +1,4 @@
-"""Clusters whose environment is not that of the client: without Rhapsody, or with another one."""
+"""Clusters without Rhapsody, or with another version of it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.dask.clusters import foreign
 pytestmark = pytest.mark.asyncio
 
 
-async def test_workers_with_nothing_but_dask_run_everything(tmp_path: Path) -> None:
+async def test_workers_without_rhapsody_run_all_kinds_of_tasks(tmp_path: Path) -> None:
     python = bare_python(tmp_path / "bare")
     missing = await asyncio.to_thread(subprocess.run, [python, "-c", "import rhapsody"])
     assert missing.returncode == 1
@@ -55,7 +55,7 @@ async def test_workers_with_nothing_but_dask_run_everything(tmp_path: Path) -> N
                 await bad()
 
 
-async def test_workers_with_another_version_are_named_with_the_cure(tmp_path: Path) -> None:
+async def test_another_version_on_the_workers_is_rejected_with_a_fix(tmp_path: Path) -> None:
     python = bare_python(tmp_path / "bare", rhapsody_core="0.0.1", rhapsody_dask="0.0.2")
     with (
         foreign(tmp_path, workers=1, tls=False, python=python) as there,
@@ -69,7 +69,7 @@ async def test_workers_with_another_version_are_named_with_the_cure(tmp_path: Pa
 
 
 def _left(**_: Any) -> list[str]:
-    """Return the shipped code that exists where this is called."""
+    """Return the shipped code in the calling process."""
     import sys
 
     names = [name for name in sys.modules if name.split(".")[0].startswith("rhapsody")]
@@ -98,7 +98,7 @@ asyncio.run(main())
 
 
 @pytest.mark.filterwarnings("ignore:Mismatched versions")
-async def test_shipped_code_is_there_as_long_as_its_engines(
+async def test_shipped_code_is_removed_with_its_last_engine(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:
     from distributed import Client
@@ -145,7 +145,7 @@ async def test_shipped_code_is_there_as_long_as_its_engines(
 
 
 def _upgrade(sources: bytes) -> bytes:
-    """The sources of a later version."""
+    """Return the sources of a later version."""
     target = io.BytesIO()
     with zipfile.ZipFile(io.BytesIO(sources)) as before, zipfile.ZipFile(target, "w") as after:
         for name in before.namelist():

@@ -1,4 +1,4 @@
-"""Tests of the messages of the scheduler plugin about tasks and workers, without a cluster."""
+"""Events about tasks and workers that the scheduler plugin publishes, without a cluster."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ REMOVED: dict[str, Any] = {"removed": ADDRESS, "started": []}
 
 
 class Scheduler(SimpleNamespace):
-    """As much of Dask's scheduler as is looked at, and a note of what was published."""
+    """Stand-in for Dask's scheduler, with the published messages."""
 
     def __init__(self, *tasks: Task) -> None:
         super().__init__(tasks={task.key: task for task in tasks}, published=[])
@@ -38,7 +38,7 @@ class Scheduler(SimpleNamespace):
 
 
 class Task:
-    """As much of a task in Dask's scheduler as is looked at."""
+    """Stand-in for a task in Dask's scheduler."""
 
     def __init__(self, key: str, state: str, *dependencies: Task) -> None:
         self.key = key
@@ -51,7 +51,7 @@ class Task:
 
 
 class Cargo:
-    """Code that is there already."""
+    """Stand-in for code that is already installed."""
 
     def unpack(self, user: str) -> None:
         pass
@@ -64,7 +64,7 @@ async def _plugin(scheduler: Scheduler, notes: Path | None = None) -> SchedulerS
     return plugin
 
 
-async def test_what_becomes_of_tasks_is_published_once_for_each_turn() -> None:
+async def test_transitions_are_published_in_batches() -> None:
     scheduler = Scheduler()
     plugin = await _plugin(scheduler)
     transition = plugin.transition
@@ -105,7 +105,7 @@ async def test_a_lost_worker_is_reported_after_its_tasks() -> None:
     assert scheduler.published == [{"tasks": [("f-session-1", "erred")]}, REMOVED]
 
 
-async def test_what_dask_leaves_waiting_for_a_task_that_it_gave_up_is_stuck() -> None:
+async def test_tasks_waiting_for_a_failed_task_are_reported_as_stuck() -> None:
     killer = Task("killer", "erred")
     lost = Task("lost", "released", killer)
     waits = Task("waits", "waiting", lost)
@@ -126,7 +126,7 @@ def _killed(key: str, *dependencies: Task, times: int = 1) -> Task:
     return task
 
 
-async def test_only_what_a_killed_worker_had_not_started_runs_again(tmp_path: Path) -> None:
+async def test_only_tasks_that_a_killed_worker_had_not_started_run_again(tmp_path: Path) -> None:
     notes = Notes(notes_of(str(tmp_path), ADDRESS))
     notes.remove(notes.add("ended"))
     notes.add("started")
@@ -149,7 +149,7 @@ async def test_only_what_a_killed_worker_had_not_started_runs_again(tmp_path: Pa
     assert not os.listdir(tmp_path)
 
 
-async def test_what_a_worker_without_notes_had_was_not_started(tmp_path: Path) -> None:
+async def test_tasks_of_a_worker_without_notes_run_again(tmp_path: Path) -> None:
     waited = _killed("f-session-waited")
     scheduler = Scheduler(waited)
     plugin = await _plugin(scheduler, tmp_path)

@@ -1,4 +1,4 @@
-"""The backend on workers that a batch system starts: dask-jobqueue on a real Slurm."""
+"""Workers started by a batch system: dask-jobqueue on a real Slurm."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ pytestmark = [
 ]
 
 
-async def test_functions_programs_and_files_on_workers_that_slurm_starts(tmp_path: Path) -> None:
+async def test_workers_in_slurm_jobs_run_functions_and_programs(tmp_path: Path) -> None:
     jobqueue = pytest.importorskip("dask_jobqueue")
     place = tmp_path / "slurm"
     place.mkdir()

@@ -34,7 +34,7 @@ async def test_a_function_runs_on_the_named_worker(
         await where(task_description={"wrokers": addresses})
 
 
-async def test_dasks_own_retries_are_passed_on(flow: WorkflowEngine, tmp_path: Any) -> None:
+async def test_retries_of_dask_run_the_function_again(flow: WorkflowEngine, tmp_path: Any) -> None:
     trace = str(tmp_path / "trace")
 
     @flow.function_task
@@ -50,7 +50,7 @@ async def test_dasks_own_retries_are_passed_on(flow: WorkflowEngine, tmp_path: A
     assert await third_time(task_description={"retries": 2}) == 3
 
 
-async def test_tasks_have_their_names_in_dask(
+async def test_keys_in_dask_contain_the_names_of_tasks(
     backend: DaskExecutionBackend, flow: WorkflowEngine
 ) -> None:
     @flow.function_task
@@ -65,7 +65,7 @@ async def test_tasks_have_their_names_in_dask(
     assert key_split(found) == "my_own-name"
 
 
-async def test_more_than_a_worker_declares_is_refused(flow: WorkflowEngine) -> None:
+async def test_resources_that_no_worker_has_are_rejected(flow: WorkflowEngine) -> None:
     @flow.function_task
     def noop() -> None: ...
 
@@ -101,7 +101,7 @@ async def test_a_batch_with_resources_asks_the_scheduler_once(
     assert 1 <= len(asked) <= 10
 
 
-async def test_a_task_cancelled_while_it_is_packed_is_cancelled_and_harms_no_other(
+async def test_a_task_can_be_canceled_while_it_is_packed(
     backend: DaskExecutionBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pack = backend._submission.pack
@@ -125,7 +125,7 @@ async def test_a_task_cancelled_while_it_is_packed_is_cancelled_and_harms_no_oth
 BIG = 2_000_000
 
 
-async def test_a_batch_that_could_not_be_shared_is_forgotten(
+async def test_tasks_whose_arguments_cannot_be_sent_fail(
     backend: DaskExecutionBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def scatter(*args: Any, **kwargs: Any) -> Any:
@@ -144,7 +144,7 @@ async def test_a_batch_that_could_not_be_shared_is_forgotten(
         assert backend.still_running == []
 
 
-async def test_a_submission_that_is_stopped_has_its_tasks_cancelled(
+async def test_tasks_of_a_submission_that_times_out_are_canceled(
     backend: DaskExecutionBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def scatter(*args: Any, **kwargs: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Dask's annotations in `task_description`: what they take, as with Dask alone."""
+"""Dask's annotations in `task_description`, compared with those of Dask alone."""
 
 from __future__ import annotations
 
@@ -20,9 +20,7 @@ def _worker_name() -> object:
     return get_worker().name
 
 
-async def test_a_worker_may_be_said_by_its_name_as_with_dask(
-    flow: WorkflowEngine, raw: Any
-) -> None:
+async def test_a_worker_can_be_selected_by_its_name(flow: WorkflowEngine, raw: Any) -> None:
     task = flow.function_task(_worker_name)
     for given in (0, [1]):
         alone = await raw.submit(_worker_name, workers=given, pure=False)
@@ -40,7 +38,7 @@ async def test_a_worker_may_be_said_by_its_name_as_with_dask(
         ("resources", ["gpus"]),
     ],
 )
-async def test_a_wrong_annotation_is_reported_with_its_key(
+async def test_an_invalid_annotation_is_reported_with_its_key(
     flow: WorkflowEngine, key: str, value: Any
 ) -> None:
     task = flow.function_task(_worker_name)
@@ -49,7 +47,7 @@ async def test_a_wrong_annotation_is_reported_with_its_key(
         await task(task_description={key: value})
 
 
-async def test_a_worker_that_is_unknown_is_refused_on_a_cluster_of_our_own() -> None:
+async def test_an_unknown_worker_is_rejected_on_a_local_cluster() -> None:
     given = {"processes": False, "n_workers": 1, "threads": 1}
     backend = DaskExecutionBackend(given, security=False)
     async with asyncio.timeout(60), WorkflowEngine.create(backend=backend) as flow:

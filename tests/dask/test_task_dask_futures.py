@@ -1,4 +1,4 @@
-"""Futures of Dask's own as arguments."""
+"""Dask futures as arguments."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def _kind(held: Any) -> str:
     return type(held.future).__name__
 
 
-async def test_they_are_refused(flow: WorkflowEngine, raw: Any) -> None:
+async def test_dask_futures_are_rejected_as_arguments(flow: WorkflowEngine, raw: Any) -> None:
     future = raw.submit(_twice, 4, pure=False)
     twice = flow.function_task(_twice)
     for argument in (future, [future, 1]):
@@ -29,8 +29,8 @@ async def test_they_are_refused(flow: WorkflowEngine, raw: Any) -> None:
     assert await twice(await future) == 16
 
 
-async def test_those_in_other_objects_stay_futures(flow: WorkflowEngine, raw: Any) -> None:
-    """As those of a persisted collection, whose parts together may not fit into one worker."""
+async def test_dask_futures_inside_of_objects_stay_futures(flow: WorkflowEngine, raw: Any) -> None:
+    """Parts of a persisted collection may be too large for one worker together."""
     held = SimpleNamespace(future=raw.submit(_twice, 4, pure=False))
     await held.future
     assert await flow.function_task(_kind)(held) == "Future"

@@ -1,4 +1,4 @@
-"""Functions reach each task as they were when it was called, whatever they hold."""
+"""Functions, which each task receives as they were when it was called."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def _main_global() -> Callable[[int], list[int]]:
 
 
 @pytest.mark.parametrize("make", [_closure, _default, _main_global])
-async def test_a_task_sees_nothing_of_what_others_did_to_the_function(
+async def test_tasks_do_not_share_the_state_of_a_function(
     make: Callable[[], Callable[[int], list[int]]], flow: WorkflowEngine, raw: Any
 ) -> None:
     note = make()
@@ -56,7 +56,7 @@ async def test_a_task_sees_nothing_of_what_others_did_to_the_function(
     assert await asyncio.gather(*flow.map(task, range(4))) == [[0], [1], [2], [3]]
 
 
-async def test_a_module_that_is_uploaded_again_is_used_as_it_is_then(
+async def test_a_function_uses_the_last_uploaded_version_of_its_module(
     backend: DaskExecutionBackend,
     flow: WorkflowEngine,
     raw: Any,
@@ -89,7 +89,7 @@ def _holding(number: int, size: int) -> Callable[[], int]:
     return lambda: len(data) + number
 
 
-async def test_functions_with_much_data_are_not_kept_by_their_worker(
+async def test_workers_do_not_keep_functions_with_large_data(
     backend: DaskExecutionBackend, flow: WorkflowEngine
 ) -> None:
     worker, *_ = (await backend.client.scheduler.identity(n_workers=-1))["workers"]
@@ -106,7 +106,7 @@ async def test_functions_with_much_data_are_not_kept_by_their_worker(
             continue
 
 
-async def test_a_function_with_much_data_is_sent_once_and_each_task_has_its_own(
+async def test_a_function_with_large_data_is_sent_once(
     backend: DaskExecutionBackend, flow: WorkflowEngine
 ) -> None:
     np = pytest.importorskip("numpy")

@@ -1,4 +1,4 @@
-"""A cluster that has no workers yet, as batch systems and adaptive clusters have none at first."""
+"""Submission to clusters without workers, as batch systems and adaptive clusters are at first."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ BIG = 2_000_000
 
 
 async def _submitted(flow: WorkflowEngine, count: int) -> None:
-    """Waits until Dask has that many tasks."""
+    """Wait until Dask has that many tasks."""
     backend: Any = flow.backend
     async with asyncio.timeout(30):
         while len(backend._results.calls) < count:  # noqa: ASYNC110
@@ -43,7 +43,7 @@ async def test_a_task_with_resources_waits_for_the_first_worker(
         await greedy()
 
 
-async def test_big_arguments_and_files_go_with_their_tasks(
+async def test_large_arguments_and_files_are_sent_with_their_tasks(
     empty: Any, waiting: WorkflowEngine, tmp_path: Path
 ) -> None:
     np = pytest.importorskip("numpy")
@@ -67,7 +67,9 @@ async def test_big_arguments_and_files_go_with_their_tasks(
     assert await size(blob) == BIG
 
 
-async def test_promises_hold_whenever_the_workers_come(empty: Any, waiting: WorkflowEngine) -> None:
+async def test_outputs_are_checked_whenever_workers_join(
+    empty: Any, waiting: WorkflowEngine
+) -> None:
     @waiting.executable_task
     async def write(target: OutputFile) -> str:
         return f"echo written > {target.filename}"

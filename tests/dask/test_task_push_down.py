@@ -1,4 +1,4 @@
-"""Tasks that go to Dask before their dependencies are finished."""
+"""Push-down: tasks that are sent to Dask before their dependencies have finished."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.asyncio
 
 
 class Seen(DaskExecutionBackend):
-    """Counts the references that it is given."""
+    """Backend that counts the references in submitted tasks."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -37,7 +37,7 @@ class Seen(DaskExecutionBackend):
 async def pushing(
     cluster: Any, request: pytest.FixtureRequest
 ) -> AsyncIterator[tuple[WorkflowEngine, Seen]]:
-    """An engine with push-down and one without: what is seen must be the same."""
+    """An engine with and without push-down, with the same results."""
     async with asyncio.timeout(60):
         backend = await Seen(cluster=cluster)
         async with WorkflowEngine.create(backend=backend, push_down=request.param) as flow:
@@ -63,7 +63,9 @@ def _tasks(flow: WorkflowEngine) -> tuple[Any, Any, Any]:
     return add, total, bad
 
 
-async def test_a_chain_a_tree_and_nested_values(pushing: tuple[WorkflowEngine, Seen]) -> None:
+async def test_push_down_computes_chains_trees_and_nested_values(
+    pushing: tuple[WorkflowEngine, Seen],
+) -> None:
     flow, _ = pushing
     add, total, _ = _tasks(flow)
     chain = add(0)
@@ -78,7 +80,9 @@ async def test_a_chain_a_tree_and_nested_values(pushing: tuple[WorkflowEngine, S
     assert [*results] == [60, sum(range(32)), 6, 7, 10]
 
 
-async def test_a_failure_looks_the_same(pushing: tuple[WorkflowEngine, Seen]) -> None:
+async def test_push_down_does_not_change_the_error_of_a_failure(
+    pushing: tuple[WorkflowEngine, Seen],
+) -> None:
     flow, _ = pushing
     add, total, bad = _tasks(flow)
     first = bad(7)
@@ -94,7 +98,7 @@ async def test_a_failure_looks_the_same(pushing: tuple[WorkflowEngine, Seen]) ->
         await first
 
 
-async def test_a_cancellation_looks_the_same(pushing: tuple[WorkflowEngine, Seen]) -> None:
+async def test_push_down_does_not_change_cancellation(pushing: tuple[WorkflowEngine, Seen]) -> None:
     flow, _ = pushing
     add, _, _ = _tasks(flow)
 
@@ -114,7 +118,7 @@ async def test_a_cancellation_looks_the_same(pushing: tuple[WorkflowEngine, Seen
     await second.ended()
 
 
-async def test_what_is_not_plain_waits_in_the_engine(cluster: Any) -> None:
+async def test_tasks_with_retries_or_timeouts_are_not_pushed_down(cluster: Any) -> None:
     backend = await Seen(cluster=cluster)
     async with asyncio.timeout(60), WorkflowEngine.create(backend=backend) as flow:
         add, _, _ = _tasks(flow)
@@ -130,7 +134,7 @@ async def _block() -> int:
     return 5
 
 
-async def test_a_lost_dependency_is_run_again_and_its_dependents_follow(tmp_path: Path) -> None:
+async def test_dependents_of_a_lost_task_run_after_its_retry(tmp_path: Path) -> None:
     sent, gate = str(tmp_path / "sent"), str(tmp_path / "killed")
     backend = await Seen({"n_workers": 2, "threads": 1})
     async with asyncio.timeout(100), WorkflowEngine.create(backend=backend) as flow:
@@ -157,7 +161,7 @@ async def test_a_lost_dependency_is_run_again_and_its_dependents_follow(tmp_path
         assert first.attempt == 2
 
 
-async def test_an_unknown_reference_is_sent_back(backend: DaskExecutionBackend) -> None:
+async def test_a_task_with_an_unknown_reference_fails(backend: DaskExecutionBackend) -> None:
     ends: list[tuple[str, Any]] = []
     backend.register_callback(lambda task, state: ends.append((state, task.get("exception"))))
     task: Any = {

@@ -1,4 +1,4 @@
-"""Big arguments: sent once, shared, and given up."""
+"""Large arguments: sent once, shared and released."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ np = pytest.importorskip("numpy")
 pytestmark = pytest.mark.asyncio
 
 
-async def test_a_big_argument_is_sent_once(
+async def test_a_large_argument_is_sent_once(
     backend: DaskExecutionBackend, flow: WorkflowEngine
 ) -> None:
     @flow.function_task
@@ -27,7 +27,7 @@ async def test_a_big_argument_is_sent_once(
     assert len(backend._shared) == 1
 
 
-async def test_a_change_between_two_calls_is_seen(flow: WorkflowEngine) -> None:
+async def test_an_argument_changed_between_two_calls_is_sent_again(flow: WorkflowEngine) -> None:
     @flow.function_task
     def first(values: Any) -> float:
         return float(values[0])
@@ -38,7 +38,7 @@ async def test_a_change_between_two_calls_is_seen(flow: WorkflowEngine) -> None:
     assert await first(values) == 7.0
 
 
-async def test_big_arrays_are_read_only_in_a_task_however_they_come_there(
+async def test_large_arrays_are_read_only_in_tasks(
     flow: WorkflowEngine,
 ) -> None:
     @flow.function_task
@@ -59,7 +59,7 @@ async def test_big_arrays_are_read_only_in_a_task_however_they_come_there(
 
 
 @pytest.mark.parametrize("big", [b"x" * 2_000_000, "ü" * 2_000_000, list(range(400_000))])
-async def test_any_big_argument_arrives_as_it_was(flow: WorkflowEngine, big: Any) -> None:
+async def test_large_arguments_arrive_unchanged(flow: WorkflowEngine, big: Any) -> None:
     @flow.function_task
     def check(values: Any, *, also: Any) -> tuple[str, int, bool]:
         return type(values).__name__, len(values), values == also
@@ -67,7 +67,7 @@ async def test_any_big_argument_arrives_as_it_was(flow: WorkflowEngine, big: Any
     assert await check(big, also=big) == (type(big).__name__, len(big), True)
 
 
-async def test_a_big_result_comes_back_and_can_be_changed(flow: WorkflowEngine) -> None:
+async def test_a_large_result_is_writable(flow: WorkflowEngine) -> None:
     @flow.function_task
     def make() -> Any:
         return np.arange(1_000_000)
@@ -77,7 +77,7 @@ async def test_a_big_result_comes_back_and_can_be_changed(flow: WorkflowEngine) 
     assert values[:3].tolist() == [5, 1, 2]
 
 
-async def test_it_is_given_up_after_its_last_task(
+async def test_a_large_argument_is_released_after_its_last_task(
     backend: DaskExecutionBackend, flow: WorkflowEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("rhapsody_dask.values.LINGER", 0.0)

@@ -1,4 +1,4 @@
-"""Calls and their values, packed as the backend sends them."""
+"""Calls packed as the backend sends them, and values of calls."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Block(bytearray):
 
 
 class Frozen(Block):
-    """The same of data that must not be written to."""
+    """Block with read-only data."""
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         return _frozen, (pickle.PickleBuffer(bytes(self)),)

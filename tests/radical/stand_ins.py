@@ -7,7 +7,7 @@ from typing import Any, cast
 
 
 class Whole(int):
-    """A number of a type of its own, as libraries for numbers have them."""
+    """Integer of another type, such as those of numeric libraries."""
 
 
 def task(settings: dict[str, Any] | None = None, **more: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Tests of the backend before, and without, a pilot."""
+"""The backend without a pilot: built tasks, held tasks and use before the start."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_invalid_task_settings_fail_the_task(settings: dict[str, Any], words: st
     assert words in str(task["exception"])
 
 
-def test_a_backend_of_another_name_has_radical_pilots_states() -> None:
+def test_a_backend_with_another_name_has_the_same_states() -> None:
     backend = RadicalExecutionBackend(name="big")
     assert backend.name == "big"
     assert backend.get_task_states_map().RUNNING == "AGENT_EXECUTING"
@@ -59,7 +59,7 @@ def test_settings_of_every_kind_reach_radical_pilot() -> None:
     assert {key: built[key] for key in settings} == settings
 
 
-def test_former_names_of_settings_are_todays() -> None:
+def test_former_names_of_settings_are_converted() -> None:
     settings = {"cpu_processes": 2, "cpu_threads": 3, "gpu_processes": 1}
     task = {"name": "t", "executable": "true"}
     built = RadicalExecutionBackend().build_task("task.000001", task, settings)
@@ -67,7 +67,7 @@ def test_former_names_of_settings_are_todays() -> None:
 
 
 @pytest.mark.parametrize("task", [{"executable": "true"}, {"function": int}])
-def test_staging_that_radical_pilot_refuses_fails_its_task(task: dict[str, Any]) -> None:
+def test_staging_that_radical_pilot_rejects_fails_the_task(task: dict[str, Any]) -> None:
     backend, ended = RadicalExecutionBackend(), []
     backend.register_callback(lambda task, state: ended.append(task["exception"]))
     settings = {"input_staging": [{"sauce": "a"}]}
@@ -75,7 +75,7 @@ def test_staging_that_radical_pilot_refuses_fails_its_task(task: dict[str, Any])
     assert "task 't': task_description: \"sauce\" is invalid" in str(ended[0])
 
 
-def test_a_null_byte_is_refused() -> None:
+def test_a_null_byte_in_a_command_is_rejected() -> None:
     description, reports = built(RadicalExecutionBackend(), executable="echo", arguments=["a\0b"])
     assert description is None
     assert "embedded null byte" in str(reports[0][0]["exception"])
@@ -120,7 +120,7 @@ def test_a_function_is_built() -> None:
     assert kwargs == {}
 
 
-def test_a_function_without_raptor_is_reported_as_failed() -> None:
+def test_a_function_fails_without_raptor() -> None:
     description, reports = built(RadicalExecutionBackend(raptor=False), function=int)
     assert description is None
     ((task, state),) = reports
@@ -128,7 +128,7 @@ def test_a_function_without_raptor_is_reported_as_failed() -> None:
     assert isinstance(task["exception"], RuntimeError)
 
 
-def test_a_function_as_a_service_is_reported_as_failed() -> None:
+def test_a_function_as_a_service_fails() -> None:
     description, reports = built(RadicalExecutionBackend(), function=int, is_service=True)
     assert description is None
     assert isinstance(reports[0][0]["exception"], ValueError)
@@ -193,7 +193,7 @@ class Held:
         self.do()
 
 
-def test_held_tasks_are_sent_when_a_pilot_is_active_and_when_others_end(
+def test_held_tasks_are_sent_when_a_pilot_has_room(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     held = Held(tmp_path, monkeypatch)
@@ -208,9 +208,7 @@ def test_held_tasks_are_sent_when_a_pilot_is_active_and_when_others_end(
     assert held.sent[3:] == [(0, "task.3"), (0, "task.4")]
 
 
-def test_a_held_task_that_is_cancelled_is_never_sent_and_has_no_sandbox(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_canceled_held_task_is_not_sent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     held = Held(tmp_path, monkeypatch)
     (job,) = held.submit(1)
     held.backend._cancel(job)
@@ -221,7 +219,7 @@ def test_a_held_task_that_is_cancelled_is_never_sent_and_has_no_sandbox(
     assert list(Path(held.backend.pilots[0].sandbox).iterdir()) == []
 
 
-def test_a_task_that_is_cancelled_before_it_runs_leaves_no_sandbox(
+def test_a_task_canceled_before_its_start_leaves_no_sandbox(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     held = Held(tmp_path, monkeypatch)
@@ -236,7 +234,7 @@ def test_a_task_that_is_cancelled_before_it_runs_leaves_no_sandbox(
     assert [each.name for each in sandbox.iterdir()] == ["task.1"]
 
 
-def test_held_tasks_are_lost_with_the_last_pilot_and_each_pilot_is_one_line(
+def test_held_tasks_are_lost_with_the_last_pilot(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     held = Held(tmp_path, monkeypatch)
@@ -254,7 +252,7 @@ def test_held_tasks_are_lost_with_the_last_pilot_and_each_pilot_is_one_line(
     ]
 
 
-def test_it_keeps_its_arguments_and_callback_under_their_documented_names() -> None:
+def test_arguments_and_callback_are_documented_attributes() -> None:
     pilots = {"resource": "local.localhost", "cores": 2}
     backend = RadicalExecutionBackend(pilots, CONFIG)
     assert backend.resources == pilots
@@ -277,7 +275,7 @@ def test_a_built_task_is_kept_in_tasks() -> None:
     assert RadicalExecutionBackend().tasks == {}
 
 
-def test_masters_are_asked_for_again_after_there_was_none() -> None:
+def test_the_master_selector_recovers_after_there_was_no_master() -> None:
     backend = RadicalExecutionBackend()
     for _ in range(2):
         with pytest.raises(RuntimeError, match="no masters"):
@@ -287,7 +285,7 @@ def test_masters_are_asked_for_again_after_there_was_none() -> None:
     assert [next(backend.master_selector) for _ in range(2)] == ["one", "one"]
 
 
-def test_raptor_is_set_up_after_the_start() -> None:
+def test_setup_raptor_mode_raises_before_the_start() -> None:
     with pytest.raises(BackendUnavailableError, match="has not been started"):
         RadicalExecutionBackend().setup_raptor_mode(CONFIG)
     with pytest.raises(ValueError, match="omit one of them"):

@@ -1,4 +1,4 @@
-"""Tests that the backend keeps its files only in its session's directory."""
+"""Files of the backend, which exist only in its session's directory."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from rhapsody_radical.pilot import PilotException
 
 
 def python(code: str, home: Path, cwd: Path) -> None:
-    """Runs a program with a home directory and a current directory of its own."""
+    """Run a program with its own home directory and current directory."""
     environment = {k: v for k, v in os.environ.items() if k != "RADICAL_BASE"}
     environment["HOME"] = str(home)
     command = [sys.executable, "-W", "ignore", "-c", code]
@@ -25,7 +25,7 @@ def python(code: str, home: Path, cwd: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_the_backend_leaves_nothing_in_the_home_and_imports_nothing_of_radical(
+def test_a_backend_without_a_pilot_leaves_no_files(
     tmp_path: Path,
 ) -> None:
     home, here = tmp_path / "home", tmp_path / "here"
@@ -42,7 +42,7 @@ assert not [name for name in sys.modules if name.partition(".")[0] == "radical"]
 
 
 @pytest.mark.asyncio
-async def test_an_engine_gives_its_directory_to_a_backend_that_has_none(tmp_path: Path) -> None:
+async def test_the_session_is_in_the_engines_directory(tmp_path: Path) -> None:
     strange = tmp_path / "the engine's"
     with pytest.raises(PilotException, match=r"the engine's.*Use another directory"):
         await WorkflowEngine.create(RadicalExecutionBackend(), work_dir=strange)
@@ -50,7 +50,7 @@ async def test_an_engine_gives_its_directory_to_a_backend_that_has_none(tmp_path
 
 
 @pytest.mark.asyncio
-async def test_the_engines_directory_is_in_that_of_the_run_and_goes_after_a_failed_start(
+async def test_the_engines_directory_is_removed_after_a_failed_start(
     tmp_path: Path,
 ) -> None:
     places = []
@@ -71,14 +71,14 @@ async def test_the_engines_directory_is_in_that_of_the_run_and_goes_after_a_fail
 
 
 @pytest.mark.asyncio
-async def test_a_directory_of_its_own_is_kept_under_an_engine(tmp_path: Path) -> None:
+async def test_work_dir_takes_precedence_over_the_engines_directory(tmp_path: Path) -> None:
     backend = RadicalExecutionBackend(work_dir=tmp_path / "the $backend's")
     assert backend.session.path == str(tmp_path / "the $backend's")
     with pytest.raises(PilotException, match="the \\$backend's"):
         await WorkflowEngine.create(backend, work_dir=tmp_path)
 
 
-def test_a_directory_that_was_there_stays(tmp_path: Path) -> None:
+def test_an_existing_work_dir_is_kept(tmp_path: Path) -> None:
     work = tmp_path / "work"
     work.mkdir()
 
@@ -92,7 +92,7 @@ def test_a_directory_that_was_there_stays(tmp_path: Path) -> None:
 
 
 @pytest.mark.asyncio
-async def test_a_start_goes_on_where_no_note_can_be_made_and_says_so(
+async def test_the_start_continues_with_a_warning_if_no_note_can_be_written(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     place = cleanup.place(tmp_path)

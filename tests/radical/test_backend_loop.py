@@ -1,4 +1,4 @@
-"""Tests that the backend never blocks the loop during the life of a pilot."""
+"""Event loop latency during the start, use and end of a pilot."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ HELD = 0.5
 
 
 class Beats:
-    """Comes round on the loop, and measures: processor time of its thread, and time.
+    """Task that measures the latency of the event loop and the processor time of its thread.
 
     Attributes:
-        own: The most of the processor's time between two beats, by phase.
-        held: The most time between two beats, by phase.
-        bare: The same of a thread that does nothing else, which says how busy the machine is.
+        own: The longest processor time between two beats, by phase.
+        held: The longest time between two beats, by phase.
+        bare: The same for a thread that does nothing else, to measure the load of the machine.
     """
 
     def __init__(self) -> None:
@@ -61,7 +61,7 @@ class Beats:
 
 
 @pytest.mark.usefixtures("no_collection")  # all garbage is charged to the thread it meets
-async def test_the_loop_comes_round_in_start_submission_and_close(tmp_path: Path) -> None:
+async def test_the_loop_is_never_blocked(tmp_path: Path) -> None:
     made, beats = backend(work_dir=tmp_path / "work"), Beats()
     beats.phase = "start"
     beating = asyncio.create_task(beats.run())

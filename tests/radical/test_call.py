@@ -1,4 +1,4 @@
-"""Large arguments, results and errors of calls: in files where there is a place for them."""
+"""Execution of calls: values in messages or files, errors and output."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def made(directory: Path | None, function: Any, *args: Any, **kwargs: Any) -> An
 @pytest.mark.parametrize("size", [0, 100, call.LARGE - 1, call.LARGE, 5 * MIB])
 @pytest.mark.parametrize("kind", [bytes, bytearray, Block])
 @pytest.mark.parametrize("shared", [True, False])
-def test_values_come_back_as_they_went(tmp_path: Path, kind: Any, size: int, shared: bool) -> None:
+def test_values_arrive_unchanged(tmp_path: Path, kind: Any, size: int, shared: bool) -> None:
     value = [kind(os.urandom(size)), {"size": size}]
     assert made(tmp_path if shared else None, same, value) == value
     assert list(tmp_path.iterdir()) == []
@@ -52,13 +52,13 @@ def test_values_come_back_as_they_went(tmp_path: Path, kind: Any, size: int, sha
 
 @pytest.mark.parametrize("size", [100, 5 * MIB])
 @pytest.mark.parametrize("shared", [True, False])
-def test_values_are_writable_where_they_were(tmp_path: Path, size: int, shared: bool) -> None:
+def test_values_stay_writable_or_read_only(tmp_path: Path, size: int, shared: bool) -> None:
     directory = tmp_path if shared else None
     for kind in (Block, Frozen):
         assert type(made(directory, same, kind(size))) is kind
 
 
-def test_large_values_are_in_private_files_and_the_text_stays_small(
+def test_large_values_are_sent_in_private_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(functions, "own_modules", lambda: None)  # those of all tests are many
@@ -82,7 +82,7 @@ def test_large_buffers_are_not_copied_into_the_pickle(tmp_path: Path) -> None:
     assert buffer.obj is block
 
 
-def test_a_call_whose_file_is_missing_fails_alone(tmp_path: Path) -> None:
+def test_a_missing_file_fails_the_call(tmp_path: Path) -> None:
     task, order = packed(tmp_path, same, bytes(MIB))
     functions.forget(str(tmp_path), task["uid"])
     assert type(functions.unpack(call.run(order), task)) is FileNotFoundError
@@ -94,7 +94,7 @@ def test_a_call_whose_file_is_missing_fails_alone(tmp_path: Path) -> None:
     assert "task.1" in error.__notes__[0]
 
 
-def test_what_cannot_be_pickled_is_named(tmp_path: Path) -> None:
+def test_values_that_cannot_be_pickled_are_named_in_the_error(tmp_path: Path) -> None:
     with pytest.raises(TypeError, match=r"'task.1': argument 'rest' \(lock\) cannot be pickled"):
         packed(tmp_path, same, bytes(MIB), rest=threading.Lock())
     error = made(tmp_path, threading.Lock)
@@ -103,7 +103,7 @@ def test_what_cannot_be_pickled_is_named(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_exception_may_contain_a_large_array(tmp_path: Path) -> None:
+def test_an_exception_can_contain_a_large_array(tmp_path: Path) -> None:
     error = made(tmp_path, fail, Heavy(Block(5 * MIB)))
     assert type(error) is Heavy
     assert error.args == ("heavy",)
@@ -113,11 +113,11 @@ def test_an_exception_may_contain_a_large_array(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_exception_without_a_text_is_a_result_too() -> None:
+def test_an_exception_whose_str_fails_is_returned() -> None:
     assert type(made(None, fail, Mute())) is Mute
 
 
-def test_a_full_disk_fails_the_call_and_leaves_nothing(
+def test_a_full_disk_fails_the_call_and_leaves_no_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     task, order = packed(tmp_path, bytes, MIB)
@@ -134,7 +134,7 @@ def test_a_full_disk_fails_the_call_and_leaves_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_processes_of_a_call_are_marked_with_its_task(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_processes_of_a_call_have_its_task_id(monkeypatch: pytest.MonkeyPatch) -> None:
     def uid() -> str:
         return subprocess.check_output("echo $RP_TASK_ID", shell=True, text=True).strip()
 
@@ -143,7 +143,7 @@ def test_processes_of_a_call_are_marked_with_its_task(monkeypatch: pytest.Monkey
     assert os.environ["RP_TASK_ID"] == "the.worker"
 
 
-def test_a_call_may_close_what_it_prints_to() -> None:
+def test_a_call_can_close_its_output_streams() -> None:
     def body() -> str:
         print("said")
         sys.stdout.close()
@@ -155,7 +155,7 @@ def test_a_call_may_close_what_it_prints_to() -> None:
     assert (task["return_value"], task["stdout"], task["stderr"]) == ("value", "said\n", "")
 
 
-def test_a_call_whose_output_has_no_place_fails_alone(tmp_path: Path) -> None:
+def test_a_call_whose_output_cannot_be_written_fails(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     task = completed("task.1", {"function": same, "args": (1,)}, None)
     task["sandbox"] = str(tmp_path / "file" / "sandbox")

@@ -1,4 +1,4 @@
-"""Time to send large values, on a real pilot."""
+"""Time to send large values to and from a real pilot."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.radical.pilots import backend
 @pytest.mark.timeout(400)
 @pytest.mark.asyncio
 @pytest.mark.parametrize("functions", ["raptor", "executable"])
-async def test_ten_times_the_bytes_take_at_most_twenty_times_as_long(
+async def test_the_time_to_send_values_grows_with_their_size(
     tmp_path: Path, functions: Any
 ) -> None:
     size = 50_000_000

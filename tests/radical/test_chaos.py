@@ -1,4 +1,4 @@
-"""A random graph on a pilot ends as it must: see `tests/system/chaos`."""
+"""A random graph on a pilot with injected failures: see `tests/system/chaos`."""
 
 from __future__ import annotations
 
@@ -9,5 +9,5 @@ from tests.system.chaos.seeds import Seed, run_seed
 pytestmark = [pytest.mark.timeout(400), pytest.mark.long]
 
 
-def test_a_random_graph_ends_as_it_must() -> None:
+def test_a_random_graph_ends_as_the_model_predicts() -> None:
     run_seed(Seed("pilot", 1, 200))

@@ -1,4 +1,4 @@
-"""Batch jobs of a session are found and cancelled; a batch system that fails does no harm."""
+"""Finding and canceling of a session's batch jobs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests._support.slurm import slurm, until_no_jobs, why_not
 
 
 def install(directory: Path, script: str, name: str = "squeue") -> None:
-    """Puts a command there that takes the place of Slurm's."""
+    """Create a command that replaces Slurm's."""
     directory.mkdir(exist_ok=True)
     command = directory / name
     command.write_text(f"#!/bin/sh\n{script}\n")
@@ -31,7 +31,7 @@ def commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return directory
 
 
-def test_without_slurm_there_are_no_jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_jobs_are_found_without_slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     assert find_jobs("mine") is None
     assert not cancel_jobs([BatchJob("1", "RUNNING", "", "", "")])
@@ -42,7 +42,7 @@ def test_without_slurm_there_are_no_jobs(tmp_path: Path, monkeypatch: pytest.Mon
     ("script", "said"),
     [("echo no controller >&2; exit 1", "no controller"), ("exec sleep 600", "")],
 )
-def test_a_slurm_that_fails_or_hangs_is_reported_once(
+def test_a_failing_or_hanging_slurm_is_reported_once(
     tmp_path: Path,
     commands: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -58,9 +58,7 @@ def test_a_slurm_that_fails_or_hangs_is_reported_once(
     assert said in first
 
 
-def test_a_sessions_jobs_are_known_by_its_directory_wherever_that_is(
-    tmp_path: Path, commands: Path
-) -> None:
+def test_jobs_are_identified_by_the_sessions_directory(tmp_path: Path, commands: Path) -> None:
     jobs = [BatchJob(n, "RUNNING", "None", "debug", f"pilot.000{n}") for n in ("1", "2")]
     places = [
         "/data/mine/radical.pilot.sandbox/mine/pilot.0001/",
@@ -80,7 +78,7 @@ def test_a_sessions_jobs_are_known_by_its_directory_wherever_that_is(
     assert find_jobs("mine") == jobs
 
 
-def test_what_users_set_for_their_own_queries_changes_nothing(
+def test_the_users_variables_for_slurm_have_no_effect(
     tmp_path: Path, commands: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SCANCEL_INTERACTIVE", "1")
@@ -97,7 +95,7 @@ def batch_system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 def submit(directory: Path, cores: int = 1) -> str:
-    """Submits a job that works in a directory."""
+    """Submit a job that works in a directory."""
     directory.mkdir(parents=True)
     words = ["sbatch", "--parsable", f"--ntasks={cores}", "--chdir", str(directory)]
     done = subprocess.run(
@@ -110,7 +108,7 @@ def submit(directory: Path, cores: int = 1) -> str:
 @pytest.mark.timeout(200)
 @pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
 @pytest.mark.usefixtures("batch_system")
-def test_slurms_jobs_of_a_session_are_cancelled_and_no_others(tmp_path: Path) -> None:
+def test_only_jobs_of_the_session_are_canceled(tmp_path: Path) -> None:
     sessions = tmp_path / "my directory" / "radical.pilot.sandbox"
     elsewhere = submit(sessions / "other" / "pilot.0000")
     running = submit(sessions / "mine" / "pilot.0000")

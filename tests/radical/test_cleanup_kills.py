@@ -1,4 +1,4 @@
-"""A program that is killed leaves nothing of its session and touches no other."""
+"""Cleanup after programs that were killed."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_a_killed_program_leaves_nothing(
 
 
 @pytest.mark.asyncio
-async def test_what_a_program_and_its_client_left_is_ended_at_the_next_start(
+async def test_the_next_start_cleans_up_after_a_killed_program_and_client(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with kills.program(tmp_path, "executables") as found, kills.bystanders(found) as others:

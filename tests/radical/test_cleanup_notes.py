@@ -1,4 +1,4 @@
-"""Tests that the next start ends what a killed program and its client left, and nothing else."""
+"""Notes about sessions, by which the next start cleans up after killed clients."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def rewritten(note: Path, **changes: Any) -> None:
     note.write_text(json.dumps({**json.loads(note.read_text()), **changes}))
 
 
-def test_notes_are_next_to_the_engines_directories(tmp_path: Path) -> None:
+def test_notes_are_in_a_directory_shared_by_all_engines(tmp_path: Path) -> None:
     own = f"radical.{os.geteuid()}"  # of several users who share the directory
     common = tmp_path / ".rhapsody" / own
     run = tmp_path / ".rhapsody" / "20261121T041233-digits-7f3a"
@@ -109,7 +109,7 @@ def test_notes_are_next_to_the_engines_directories(tmp_path: Path) -> None:
     assert place(tmp_path / "work") == tmp_path / "work" / own
 
 
-def test_a_note_is_its_users_alone_and_goes_with_its_place(where: Path, directory: Path) -> None:
+def test_a_note_is_private_and_removed_with_its_directory(where: Path, directory: Path) -> None:
     note = Note(where, MINE, directory, ["SLURM", "FORK", "SLURM"])
     assert where.stat().st_mode & 0o777 == 0o700
     assert note.path.stat().st_mode & 0o777 == 0o600
@@ -124,7 +124,7 @@ def test_a_note_is_its_users_alone_and_goes_with_its_place(where: Path, director
     assert not where.exists()
 
 
-def test_what_a_killed_client_left_is_ended(
+def test_processes_of_a_killed_client_are_ended(
     where: Path, directory: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     note = left(where, directory)
@@ -140,7 +140,7 @@ def test_what_a_killed_client_left_is_ended(
     assert clean_up(where) == []
 
 
-def test_batch_jobs_of_a_killed_client_are_cancelled(
+def test_batch_jobs_of_a_killed_client_are_canceled(
     where: Path,
     directory: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -169,7 +169,7 @@ def test_batch_jobs_of_a_killed_client_are_cancelled(
     assert "cancel its PBSPRO jobs yourself" in caplog.messages[-1]
 
 
-def test_a_living_session_is_left_alone(
+def test_a_running_session_is_not_cleaned_up(
     where: Path, directory: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with client(where, directory), running(RADICAL_RHAPSODY=MINE) as task:
@@ -180,7 +180,7 @@ def test_a_living_session_is_left_alone(
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="nothing forks here")
-def test_a_forked_child_that_closed_it_does_not_hold_the_lock(where: Path, directory: Path) -> None:
+def test_a_forked_child_of_the_client_does_not_hold_the_lock(where: Path, directory: Path) -> None:
     forking = "import os, time\nif not os.fork():\n    note.close()\n    os.closerange(0, 3)\n"
     program = CLIENT.partition("print")[0] + forking + "time.sleep(600)\n"
     with running(
@@ -201,7 +201,7 @@ def test_a_forked_child_that_closed_it_does_not_hold_the_lock(where: Path, direc
 
 
 @pytest.mark.parametrize(("manager", "level"), [("PBSPRO", "WARNING"), ("FORK", "INFO")])
-def test_a_clients_death_is_a_warning_only_if_action_is_needed(
+def test_the_end_of_a_client_is_a_warning_only_if_action_is_needed(
     where: Path, directory: Path, caplog: pytest.LogCaptureFixture, manager: str, level: str
 ) -> None:
     rewritten(left(where, directory), managers=[manager])
@@ -222,16 +222,16 @@ def has_namespaces() -> bool:
 
 
 @pytest.mark.skipif(not has_namespaces(), reason="no namespace of processes can be made here")
-def test_a_client_in_a_container_keeps_its_session(where: Path, directory: Path) -> None:
+def test_the_session_of_a_client_in_a_container_is_not_cleaned_up(
+    where: Path, directory: Path
+) -> None:
     unshare = ("unshare", "--pid", "--fork", "--kill-child", "--mount-proc")
     with client(where, directory, *unshare), running(RADICAL_RHAPSODY=MINE) as task:
         assert clean_up(where) == []
         assert task.poll() is None
 
 
-def test_after_a_restart_of_the_machine_only_batch_jobs_are_ended(
-    where: Path, directory: Path
-) -> None:
+def test_no_processes_are_ended_after_a_reboot(where: Path, directory: Path) -> None:
     rewritten(left(where, directory), boot="another")
     with running(RADICAL_RHAPSODY=MINE) as task:
         assert clean_up(where) == [MINE]
@@ -319,7 +319,7 @@ as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files aw
         pytest.param(lambda note: note.write_text(""), id="empty"),
     ],
 )
-def test_a_note_that_this_user_alone_did_not_write_is_not_followed(
+def test_a_note_that_others_could_write_is_ignored(
     where: Path, directory: Path, spoil: Callable[[Path], None]
 ) -> None:
     spoil(left(where, directory))
@@ -327,7 +327,9 @@ def test_a_note_that_this_user_alone_did_not_write_is_not_followed(
     assert os.listdir(where)
 
 
-def test_a_note_is_not_made_where_others_can_write(where: Path, directory: Path) -> None:
+def test_no_note_is_written_to_a_directory_that_others_can_write_to(
+    where: Path, directory: Path
+) -> None:
     where.mkdir(mode=0o700)
     where.chmod(0o770)
     with pytest.raises(PermissionError, match="chmod go-w"):
@@ -372,7 +374,7 @@ written: st.SearchStrategy[Any] = anything.filter(malformed)
 @given(content=st.binary() | written.map(lambda found: json.dumps(found).encode()))
 @example(content=b"{}")
 @example(content=b"\xff" * 20000)
-def test_no_content_of_a_note_does_harm(where: Path, content: bytes) -> None:
+def test_a_malformed_note_does_no_harm(where: Path, content: bytes) -> None:
     shutil.rmtree(where, ignore_errors=True)
     where.mkdir(mode=0o700, parents=True)
     (where / f"{MINE}.json").write_bytes(content)

@@ -1,4 +1,4 @@
-"""The end of a session whose client was killed: its own processes end, and nothing else does."""
+"""End of a session whose client was killed, next to processes of others."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ pytestmark = [pytest.mark.timeout(300), pytest.mark.long]
 
 @contextmanager
 def forked() -> Iterator[int]:
-    """A child of this very process, which has all that it had open, until the block's end."""
+    """A forked child with all open descriptors of this process, until the end of the block."""
     here, there = os.pipe()
     pid = os.fork()
     if pid == 0:
@@ -40,7 +40,7 @@ def forked() -> Iterator[int]:
 
 
 @pytest.mark.asyncio
-async def test_the_end_of_the_client_ends_its_tasks_although_a_fork_has_its_socket(
+async def test_tasks_end_with_the_client_although_a_fork_holds_its_socket(
     tmp_path: Path,
 ) -> None:
     made = await backend(work_dir=tmp_path / "work")

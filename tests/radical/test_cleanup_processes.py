@@ -1,4 +1,4 @@
-"""Processes of a session are those that its environment marks, and no others."""
+"""Finding and ending of a session's processes, identified by their environment."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def pids(session: str) -> set[int]:
     return {process.pid for process in find(session)}
 
 
-def test_processes_are_a_sessions_by_their_environment_alone(tmp_path: Path) -> None:
+def test_processes_are_identified_only_by_their_environment(tmp_path: Path) -> None:
     with (
         running(RADICAL_RHAPSODY=MINE) as component,
         running(RP_SESSION_ID=MINE) as task,
@@ -39,8 +39,8 @@ def test_processes_are_a_sessions_by_their_environment_alone(tmp_path: Path) -> 
         assert pids(".*") == set()
 
 
-def test_a_process_is_found_from_its_start_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The system shows no environment for a moment, and for longer where it is busy."""
+def test_a_process_is_found_immediately_after_its_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The environment of a new process may be empty for a while."""
     with running(RADICAL_RHAPSODY=MINE) as component:
         assert pids(MINE) == {component.pid}
         reads = [b"", b""]
@@ -56,7 +56,7 @@ def test_a_process_is_found_from_its_start_on(monkeypatch: pytest.MonkeyPatch) -
         assert pids(MINE) == {component.pid}
 
 
-def test_a_process_does_not_find_itself_nor_what_has_ended() -> None:
+def test_this_process_and_ended_processes_are_not_found() -> None:
     program = (
         "import psutil, subprocess\nfrom rhapsody_radical.cleanup import find\n"
         "ended, goes_on = (subprocess.Popen(['sleep', s]) for s in ('0', '600'))\n"
@@ -74,13 +74,13 @@ def test_a_process_does_not_find_itself_nor_what_has_ended() -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root starts processes of other users")
-def test_other_users_processes_are_not_looked_at() -> None:
+def test_processes_of_other_users_are_not_examined() -> None:
     with running(RADICAL_RHAPSODY=MINE, user=65534) as theirs:
         assert end(MINE) == 0
         assert theirs.poll() is None
 
 
-def test_ending_a_session_ends_all_that_it_started(tmp_path: Path) -> None:
+def test_ending_a_session_ends_all_of_its_processes(tmp_path: Path) -> None:
     script = "setsid sleep 600 & nohup sleep 600 & (setsid sleep 600 &); exec sleep 600"
     with (
         running("sh", "-c", script, RADICAL_RHAPSODY=MINE) as first,
@@ -96,7 +96,7 @@ def test_ending_a_session_ends_all_that_it_started(tmp_path: Path) -> None:
         assert bystander.poll() is None
 
 
-def test_a_script_gives_back_its_lock(tmp_path: Path) -> None:
+def test_a_terminated_script_releases_its_lock(tmp_path: Path) -> None:
     lock = tmp_path / "lock"
     script = f"trap 'rm {lock}' EXIT; touch {lock}; while :; do sleep 0.1; done"
     with running("bash", "-c", script, RADICAL_RHAPSODY=MINE) as shell:
@@ -108,12 +108,12 @@ def test_a_script_gives_back_its_lock(tmp_path: Path) -> None:
         assert not lock.exists()
 
 
-def test_processes_that_end_are_waited_for() -> None:
+def test_processes_that_are_ending_are_awaited() -> None:
     with running("sleep", "0.3", RADICAL_RHAPSODY=MINE):
         assert end(MINE, patience=30.0) == 0
 
 
-def test_what_is_started_meanwhile_is_ended_too(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_processes_started_during_the_cleanup_are_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     with running(RADICAL_RHAPSODY=MINE) as first:
         kill = cleanup._kill
         started: list[int] = []
@@ -129,7 +129,7 @@ def test_what_is_started_meanwhile_is_ended_too(monkeypatch: pytest.MonkeyPatch)
         os.waitpid(started[0], 0)
 
 
-def test_a_process_that_got_the_number_of_another_is_left_alone(
+def test_a_process_with_a_reused_id_is_not_ended(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     with running() as later:
@@ -139,7 +139,7 @@ def test_a_process_that_got_the_number_of_another_is_left_alone(
         assert later.poll() is None
 
 
-def test_tasks_are_found_each_with_all_of_its_processes() -> None:
+def test_the_processes_of_each_task_are_found() -> None:
     with (
         running(RP_TASK_ID="task.1", **TASK) as first,
         running(RP_TASK_ID="task.1", **TASK) as second,
@@ -151,7 +151,7 @@ def test_tasks_are_found_each_with_all_of_its_processes() -> None:
     assert {each.pid for each in found} == {first.pid, second.pid}
 
 
-def test_a_cancelled_task_is_ended_and_its_neighbours_go_on() -> None:
+def test_ending_a_task_does_not_end_other_tasks() -> None:
     script = "setsid sleep 600 & sleep 600 & exec sleep 600"
     with (
         running("sh", "-c", script, RP_TASK_ID="task.1", **TASK) as cancelled,
@@ -165,7 +165,7 @@ def test_a_cancelled_task_is_ended_and_its_neighbours_go_on() -> None:
         assert alive(component.pid)
 
 
-def test_a_group_that_a_tasks_process_leads_is_ended_as_a_whole() -> None:
+def test_a_process_group_is_ended_with_its_leader() -> None:
     script = "env -i sleep 600 & exec sleep 600"
     with running("sh", "-c", script, RP_TASK_ID="task.1", **TASK) as cancelled:
         (nameless,) = children(cancelled.pid, 1)
@@ -173,7 +173,7 @@ def test_a_group_that_a_tasks_process_leads_is_ended_as_a_whole() -> None:
         assert gone([cancelled.pid, nameless.pid])
 
 
-def test_a_group_that_another_leads_goes_on_without_the_tasks_process() -> None:
+def test_a_process_group_with_another_leader_is_not_ended() -> None:
     script = f"RP_SESSION_ID={MINE} RP_TASK_ID=task.1 sleep 600 & exec sleep 600"
     with running("sh", "-c", script) as leader:
         (one,) = children(leader.pid, 1)
@@ -182,7 +182,7 @@ def test_a_group_that_another_leads_goes_on_without_the_tasks_process() -> None:
         assert alive(leader.pid)
 
 
-def test_a_pilot_is_ended_and_its_neighbours_go_on() -> None:
+def test_ending_a_pilot_does_not_end_other_pilots() -> None:
     with (
         running(RADICAL_RHAPSODY=MINE, RP_PILOT_ID="pilot.0000") as agent,
         running(RP_TASK_ID="task.1", **TASK) as task,

@@ -1,4 +1,4 @@
-"""The conformance kit on a real pilot, one for all checks that do not stop it."""
+"""The conformance kit on a real pilot, which all checks share except those that stop it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A program that does many other things while it uses two backends at once."""
+"""A program that does other work while it uses two backends."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return json.loads(done.stdout)
 
 
-def test_a_session_of_the_program_works_next_to_ours(seen: Any) -> None:
+def test_the_programs_own_session_works_next_to_the_backend(seen: Any) -> None:
     theirs = ["theirs"] * 2
     assert seen["native alone"] == theirs
     assert seen["both"] == [["ours", "42"], theirs]
@@ -61,11 +61,11 @@ def test_a_session_of_the_program_works_next_to_ours(seen: Any) -> None:
     assert len(set(seen["native uids"])) == len(seen["native uids"]) == 8
 
 
-def test_a_start_changes_nothing_of_the_program(seen: Any) -> None:
+def test_the_start_does_not_change_the_program(seen: Any) -> None:
     assert seen["changed by the start"] == []
 
 
-def test_what_the_program_sets_while_a_backend_starts_stays(seen: Any) -> None:
+def test_variables_set_during_the_start_are_kept(seen: Any) -> None:
     assert (seen["first is starting"], seen["second is starting"]) == (True, True)
     assert seen["own variables"]["VIRTUAL_ENV"] == "/mine"
     assert seen["own variables"]["RADICAL_MINE"] == "mine"
@@ -73,12 +73,12 @@ def test_what_the_program_sets_while_a_backend_starts_stays(seen: Any) -> None:
     assert seen["path"] == "/mine"
 
 
-def test_what_the_program_starts_while_a_backend_starts_outlives_it(seen: Any) -> None:
+def test_processes_started_during_the_start_are_not_ended(seen: Any) -> None:
     assert seen["bystanders"] == [None] * 3
     assert seen["marked"] == []
 
 
-def test_sockets_forks_pools_and_threads_of_the_program_work_on(seen: Any) -> None:
+def test_sockets_forks_pools_and_threads_of_the_program_keep_working(seen: Any) -> None:
     assert seen["messages' error"] == ""
     assert seen["messages"] > 1000
     assert seen["fork"] == "well"
@@ -89,6 +89,6 @@ def test_files_below_a_sessions_directory_stay_open(seen: Any) -> None:
     assert seen["written"] == "still open"
 
 
-def test_nothing_of_a_backend_is_left_after_its_close(seen: Any) -> None:
+def test_nothing_is_left_after_shutdown(seen: Any) -> None:
     assert (seen["left of the first"], seen["left of the second"]) == ([], [])
     assert seen["threads"] == []

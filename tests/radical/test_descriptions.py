@@ -22,7 +22,7 @@ from rhapsody_radical.translate import (
 from tests.radical.stand_ins import Whole, pilot, task
 
 
-def test_former_names_of_settings_are_todays() -> None:
+def test_former_names_of_settings_are_converted() -> None:
     settings = {"cpu_processes": 2, "ranks": 7, "cpu_threads": 3, "gpu_processes": 1}
     found = {"ranks": 2, "cores_per_rank": 3, "gpus_per_rank": 1.0}
     assert task_settings(task(settings)) == found
@@ -46,7 +46,7 @@ def test_former_names_of_settings_are_todays() -> None:
         ({"slots": [rp.Slot()]}, "'slots' must be plain data"),
     ],
 )
-def test_settings_that_another_process_would_not_get_as_they_are_are_refused(
+def test_settings_that_are_not_plain_data_are_rejected(
     settings: dict[str, Any], words: str
 ) -> None:
     with pytest.raises(TypeError) as caught:
@@ -55,7 +55,7 @@ def test_settings_that_another_process_would_not_get_as_they_are_are_refused(
     assert str(caught.value).startswith("task_description: ")
 
 
-def test_plain_settings_of_every_kind_are_taken() -> None:
+def test_plain_settings_of_every_type_are_accepted() -> None:
     settings: dict[str, Any] = {
         "metadata": {"a": [1, 2.5, None, True, b"x", ("y", {})], 3: "z"},
         "tags": {},
@@ -63,7 +63,7 @@ def test_plain_settings_of_every_kind_are_taken() -> None:
     assert task_settings(task(settings)) == settings
 
 
-def test_a_pilots_parameters_are_plain_data() -> None:
+def test_pilot_parameters_that_are_not_plain_data_are_rejected() -> None:
     with pytest.raises(TypeError, match="resources: 'cores' must be plain data"):
         pilot_descriptions({"cores": Whole(2)})
     with pytest.raises(TypeError, match="resources: 'services' must be plain data"):
@@ -85,7 +85,9 @@ def test_directories_that_scripts_cannot_quote_are_recognized(tmp_path: Path) ->
         ("time", "'runtime', in minutes"),
     ],
 )
-def test_words_of_batch_systems_lead_to_radical_pilots(word: str, radical_pilots: str) -> None:
+def test_names_of_batch_systems_suggest_radical_pilots_names(
+    word: str, radical_pilots: str
+) -> None:
     with pytest.raises(TypeError, match=f"no {word!r}; RADICAL-Pilot calls it {radical_pilots}"):
         pilot_descriptions({word: "x"})
 
@@ -119,7 +121,7 @@ def test_a_raptor_configuration_is_copied_with_current_keys() -> None:
         ([{"rank": 1, "workers": [{}]}], TypeError, "did you mean 'ranks'"),
     ],
 )
-def test_invalid_raptor_configurations_are_refused(
+def test_invalid_raptor_configurations_are_rejected(
     masters: Any, kind: type[Exception], words: str
 ) -> None:
     with pytest.raises(kind, match=words):
@@ -136,19 +138,19 @@ def test_invalid_raptor_configurations_are_refused(
         ({"worker_class": "DefaultWorker"}, False),
     ],
 )
-def test_our_own_workers_are_recognized(worker: dict[str, Any], own: bool) -> None:
+def test_rhapsodys_workers_are_recognized(worker: dict[str, Any], own: bool) -> None:
     config = descriptions.checked_raptor({"masters": [{"workers": [worker]}]})
     assert descriptions.has_other_workers(config) is not own
 
 
-def test_former_words_for_a_workers_size_count() -> None:
+def test_former_names_of_a_workers_size_are_counted() -> None:
     worker = {"cpu_processes": 1, "cpu_threads": 3}
     config = descriptions.checked_raptor({"masters": [{"workers": [worker]}]})
     assert descriptions.cores_per_call(config) == 3
     assert worker == {"cpu_processes": 1, "cpu_threads": 3}
 
 
-def test_without_arguments_it_is_this_machine() -> None:
+def test_the_default_resource_is_this_machine() -> None:
     settings = RadicalExecutionBackend().pilots[0].settings
     assert settings["resource"] == "local.localhost"
     assert settings["exit_on_error"] is False
@@ -168,12 +170,12 @@ def test_without_arguments_it_is_this_machine() -> None:
         ({"qos": "debug"}, "set the variable SBATCH_QOS"),
     ],
 )
-def test_malformed_resources_are_type_errors(resources: Any, match: str) -> None:
+def test_malformed_resources_raise_type_error(resources: Any, match: str) -> None:
     with pytest.raises(TypeError, match=match):
         RadicalExecutionBackend(resources)
 
 
-def test_several_pilots_share_the_parameters_next_to_them() -> None:
+def test_several_pilots_share_the_common_parameters() -> None:
     pilots = [{"cores": 2}, {"cores": 4, "runtime": 5}]
     made = RadicalExecutionBackend({"runtime": 30, "pilots": pilots})
     options = ["runtime=30", "pilots=[{cores = 2}, {cores = 4, runtime = 5}]"]
@@ -184,19 +186,19 @@ def test_several_pilots_share_the_parameters_next_to_them() -> None:
         assert [each["resource"] for each in settings] == ["local.localhost"] * 2
 
 
-def test_an_invalid_option_does_not_suggest_to_change_a_valid_one() -> None:
+def test_the_error_of_an_invalid_option_does_not_mention_valid_ones() -> None:
     options = ["resource=local.localhost", "account=abc"]
     with pytest.raises(UsageError, match=r"calls it 'project'$"):
         backend_from_options("radical_pilot", options)
 
 
 @pytest.mark.parametrize("resources", [{"resource": "localhost"}, {"runtime": 0}, {"runtime": 1.5}])
-def test_impossible_resources_are_value_errors(resources: Any) -> None:
+def test_impossible_resources_raise_value_error(resources: Any) -> None:
     with pytest.raises(ValueError, match="resources: "):
         RadicalExecutionBackend(resources)
 
 
-def test_impossible_settings_are_value_errors() -> None:
+def test_impossible_settings_raise_value_error() -> None:
     with pytest.raises(ValueError, match="'raptor' or 'executable', got 'threads'"):
         RadicalExecutionBackend(functions="threads")
     with pytest.raises(ValueError, match="function_cores must be an integer of at least 1"):
@@ -221,14 +223,14 @@ def test_impossible_settings_are_value_errors() -> None:
         ({"functions": "executable", "raptor_config": CONFIG}, ValueError, "omit one of them"),
     ],
 )
-def test_invalid_settings_are_refused_at_once(
+def test_invalid_settings_raise_before_the_start(
     settings: dict[str, Any], kind: type[Exception], words: str
 ) -> None:
     with pytest.raises(kind, match=words):
         RadicalExecutionBackend(**settings)
 
 
-def test_raptor_configurations_are_checked() -> None:
+def test_raptor_configurations_are_validated() -> None:
     assert descriptions.checked_raptor(CONFIG) == CONFIG
     with pytest.raises(TypeError, match="raptor_config must be"):
         RadicalExecutionBackend(raptor_config={"workers": []})

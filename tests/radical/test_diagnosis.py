@@ -1,4 +1,4 @@
-"""Tests of the findings of `rhapsody doctor` about RADICAL-Pilot's installation."""
+"""Findings of `rhapsody doctor` about the installation of RADICAL-Pilot."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rhapsody_radical import connection, diagnosis
 
 
 def found(word: str) -> tuple[str, str, str]:
-    """The one finding whose text has a word in it."""
+    """Return the only finding whose text contains a word."""
     (finding,) = [finding for finding in diagnosis.findings() if word in finding[1]]
     return finding
 
@@ -27,7 +27,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_the_doctor_tells_of_version_programs_and_resources() -> None:
+def test_the_doctor_reports_version_programs_and_resources() -> None:
     command = [sys.executable, "-W", "ignore", "-m", "rhapsody", "doctor", "--json"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=100)
     findings = json.loads(done.stdout)["findings"]
@@ -36,7 +36,7 @@ def test_the_doctor_tells_of_version_programs_and_resources() -> None:
     assert any("local.localhost" in text and "ncsa.delta" in text for text in texts), texts
 
 
-def test_the_doctor_imports_nothing_and_leaves_nothing(home: Path) -> None:
+def test_the_doctor_leaves_no_files(home: Path) -> None:
     lines = [
         "import sys",
         "from rhapsody_radical.diagnosis import findings",
@@ -66,7 +66,7 @@ def test_the_doctor_imports_nothing_and_leaves_nothing(home: Path) -> None:
         ("import time; time.sleep(600)", "cannot be imported: it did not answer within 1 s"),
     ],
 )
-def test_a_library_that_cannot_be_imported_is_broken(
+def test_a_library_that_cannot_be_imported_is_reported_as_broken(
     monkeypatch: pytest.MonkeyPatch, question: str, words: str
 ) -> None:
     monkeypatch.setattr(diagnosis, "QUESTION", question)
@@ -77,18 +77,20 @@ def test_a_library_that_cannot_be_imported_is_broken(
     assert words in text
 
 
-def test_resources_that_cannot_be_listed_are_broken(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_resources_that_cannot_be_listed_are_reported_as_broken(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(diagnosis, "QUESTION", "print('version', 1); raise ValueError('odd')")
     assert found("programs in")[0] == "ok"
     level, text, _ = found("cannot list its resources")
     assert (level, text.rpartition(": ")[2]) == ("broken", "odd")
 
 
-def test_a_quiet_login_shell_is_fine(home: Path) -> None:
+def test_a_login_shell_without_output_is_ok(home: Path) -> None:
     assert found("login shell")[0] == "ok"
 
 
-def test_a_login_shell_that_prints_is_noted(home: Path) -> None:
+def test_output_of_the_login_shell_is_reported_as_a_note(home: Path) -> None:
     (home / ".bash_profile").write_text("echo welcome\n")
     level, text, remedy = found("login shell")
     assert level == "note"
@@ -96,14 +98,14 @@ def test_a_login_shell_that_prints_is_noted(home: Path) -> None:
     assert ".bash_profile" in remedy
 
 
-def test_a_login_shell_that_fails_is_broken(home: Path) -> None:
+def test_a_failing_login_shell_is_reported_as_broken(home: Path) -> None:
     (home / ".bash_profile").write_text("exit 3\n")
     level, text, _ = found("login shell")
     assert level == "broken"
     assert "exit code 3" in text
 
 
-def test_a_resource_of_ones_own_that_is_no_json_is_broken(home: Path) -> None:
+def test_an_invalid_resource_file_is_reported_as_broken(home: Path) -> None:
     configs = home / ".radical/pilot/configs"
     configs.mkdir(parents=True)
     (configs / "resource_mine.json").write_text('{\n# mine\n"cluster": {]}')
@@ -124,7 +126,7 @@ def test_missing_programs_and_tools_are_reported(
     assert found("no mpirun")[2].endswith("openmpi-bin")
 
 
-def test_text_that_is_not_utf8_is_noted(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_encoding_other_than_utf8_is_reported_as_a_note(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("locale.getpreferredencoding", lambda _: "ANSI_X3.4-1968")
     assert found("ANSI")[2] == "export LANG=C.UTF-8"
 
@@ -153,6 +155,6 @@ def test_the_partitions_of_slurm_are_reported(
     assert text in found_text
 
 
-def test_what_is_not_checked_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_doctor_reports_what_it_does_not_check(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(diagnosis, "QUESTION", "")
     assert "--run" in found("not checked here")[1]

@@ -1,4 +1,4 @@
-"""The examples run unchanged on a pilot, from wheels in a clean environment, and leave nothing."""
+"""Examples, run unchanged on a pilot from wheels in a clean environment."""
 
 from __future__ import annotations
 

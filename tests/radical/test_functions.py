@@ -1,4 +1,4 @@
-"""Packing of calls for RAPTOR."""
+"""Packing of calls, and unpacking of their results."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def calls_of(function: Any, count: int) -> list[Any]:
 
 
 @pytest.mark.parametrize("size", [0, 2 * call.LARGE])
-def test_calls_that_are_packed_together_have_a_state_of_their_own(size: int) -> None:
+def test_calls_packed_together_do_not_share_state(size: int) -> None:
     seen: list[Any] = [bytes(size)]
 
     def note(number: int) -> list[int]:
@@ -47,7 +47,7 @@ def test_calls_that_are_packed_together_have_a_state_of_their_own(size: int) -> 
     assert calls_of(note, 3) == [[0], [1], [2]]
 
 
-def test_a_function_is_pickled_once_for_the_calls_that_are_packed_together() -> None:
+def test_a_function_is_pickled_once_per_batch() -> None:
     class Counted:
         pickled = 0
 
@@ -64,7 +64,7 @@ def test_a_function_is_pickled_once_for_the_calls_that_are_packed_together() -> 
     assert Counted.pickled == 1
 
 
-def test_a_function_is_sent_once_for_the_calls_that_are_packed_together(
+def test_a_function_is_sent_once_per_batch(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(functions, "own_modules", lambda: None)
@@ -82,7 +82,7 @@ def test_a_function_is_sent_once_for_the_calls_that_are_packed_together(
     assert len(pickle.dumps(orders)) < 100_000
 
 
-def test_a_call_that_is_dropped_leaves_no_file(tmp_path: Path) -> None:
+def test_a_forgotten_call_leaves_no_files(tmp_path: Path) -> None:
     packed(tmp_path, same, bytes(MIB))
     task, order = packed(tmp_path, same, bytes(MIB))  # over one that is still there
     call.run(order)
@@ -92,7 +92,7 @@ def test_a_call_that_is_dropped_leaves_no_file(tmp_path: Path) -> None:
     functions.forget(str(tmp_path), task["uid"])
 
 
-def test_workers_of_others_run_a_call_with_files(tmp_path: Path) -> None:
+def test_other_workers_run_calls_with_large_values(tmp_path: Path) -> None:
     task = completed("task.1", {"function": len, "args": (bytes(MIB),), "kwargs": {}}, None)
     order = functions.pack(task, {}, capture=True, directory=str(tmp_path))
     encoded = pickle.loads(base64.b64decode(functions.python_task(order)))
@@ -100,7 +100,9 @@ def test_workers_of_others_run_a_call_with_files(tmp_path: Path) -> None:
     assert task["return_value"] == MIB
 
 
-def test_two_backends_may_pack_their_first_calls_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_backends_can_pack_their_first_calls_concurrently(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     both, dumps = threading.Barrier(2), cloudpickle.dumps
 
     def together(value: Any) -> Any:
@@ -117,7 +119,7 @@ def test_two_backends_may_pack_their_first_calls_at_once(monkeypatch: pytest.Mon
 
 @given(st.text(max_size=40) | nonsense(b"abc" * 20).map(lambda data: b64encode(data).decode()))
 @settings(max_examples=50, deadline=None)
-def test_an_outcome_that_is_none_fails_its_task(text: str) -> None:
+def test_a_malformed_result_fails_the_task(text: str) -> None:
     task: Any = {"uid": "task.1", "name": "one"}
     with little_memory():
         assert isinstance(functions.unpack(text, task), Exception)

@@ -1,4 +1,4 @@
-"""Links to input files, as documented."""
+"""Links to input files, in the documented form."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rhapsody.backends.execution.radical_pilot import RadicalExecutionBackend
 from rhapsody_radical import links, schema
 
 
-def test_a_file_from_outside_is_transferred() -> None:
+def test_an_external_file_is_transferred() -> None:
     target: dict[str, Any] = {"uid": "b", "task_backend_specific_kwargs": {}}
     backend = RadicalExecutionBackend()
     given = backend.link_explicit_data_deps(dst_task=target, file_path="/data/in.txt")
@@ -22,7 +22,7 @@ def test_a_file_from_outside_is_transferred() -> None:
     assert target["task_backend_specific_kwargs"]["input_staging"] == [expected]
 
 
-def test_a_tasks_file_is_linked() -> None:
+def test_a_file_of_another_task_is_linked() -> None:
     target: dict[str, Any] = {"uid": "b", "task_backend_specific_kwargs": {}}
     backend = RadicalExecutionBackend()
     given = backend.link_explicit_data_deps({"uid": "a"}, target, file_name="out")
@@ -31,7 +31,7 @@ def test_a_tasks_file_is_linked() -> None:
     assert directory["target"] == "task:///set"
 
 
-def test_a_link_needs_a_name_and_a_source() -> None:
+def test_a_link_without_a_name_or_source_is_rejected() -> None:
     backend, target = RadicalExecutionBackend(), {"uid": "b", "task_backend_specific_kwargs": {}}
     with pytest.raises(ValueError, match="either file_path, or both"):
         backend.link_explicit_data_deps({"uid": "a"}, target)
@@ -48,7 +48,7 @@ def test_an_implicit_link_names_its_source() -> None:
     assert commands[1].startswith("export SRC_TASK_SANDBOX=")
 
 
-def test_an_implicit_link_leaves_the_tasks_own_variables_alone(tmp_path: Path) -> None:
+def test_an_implicit_link_does_not_change_the_tasks_variables(tmp_path: Path) -> None:
     (tmp_path / "a.1").mkdir()
     (tmp_path / "a.1" / "it's made").touch()
     target: dict[str, Any] = {"uid": "b", "task_backend_specific_kwargs": {"pre_exec": "true"}}

@@ -1,4 +1,4 @@
-"""The names of both generations of RADICAL-Pilot's API."""
+"""Names of RADICAL-Pilot's current and former API, and built descriptions."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ FORMER = [
 ]
 
 
-def test_every_former_name_is_reachable_and_listed() -> None:
+def test_every_former_name_is_exported() -> None:
     for name in FORMER:
         assert hasattr(pilot, name)
         assert name in pilot.__all__
@@ -37,16 +37,16 @@ def test_every_former_name_is_reachable_and_listed() -> None:
 
 
 @pytest.mark.parametrize(("former", "current"), pilot.FORMER.items())
-def test_former_names_are_todays_classes(former: str, current: str) -> None:
+def test_former_names_refer_to_current_classes(former: str, current: str) -> None:
     assert getattr(pilot, former) is getattr(rp, current)
 
 
 @pytest.mark.parametrize("name", pilot.CURRENT)
-def test_todays_names_are_radical_pilots_own(name: str) -> None:
+def test_current_names_refer_to_radical_pilots_classes(name: str) -> None:
     assert getattr(pilot, name) is getattr(rp, name)
 
 
-def test_radical_pilot_is_imported_when_a_name_is_asked_for_and_says_nothing(
+def test_radical_pilot_is_imported_on_first_use_without_output(
     tmp_path: Path,
 ) -> None:
     lines = [
@@ -68,22 +68,22 @@ def test_radical_pilot_is_imported_when_a_name_is_asked_for_and_says_nothing(
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
-def test_a_context_explains_what_took_its_place() -> None:
+def test_context_raises_with_an_explanation_of_its_replacement() -> None:
     with pytest.raises(NotImplementedError, match=r"~/\.ssh/config"):
         pilot.Context("ssh")
 
 
-def test_the_exceptions_are_ours() -> None:
+def test_exceptions_are_backend_errors() -> None:
     assert issubclass(pilot.PilotException, BackendUnavailableError)
     assert issubclass(pilot.DatabaseError, BackendError)
 
 
-def test_an_unknown_name_is_an_attribute_error() -> None:
+def test_an_unknown_name_raises_attribute_error() -> None:
     with pytest.raises(AttributeError, match="no attribute 'Nonsense'"):
         _ = pilot.Nonsense
 
 
-def test_radical_pilot_takes_the_words() -> None:
+def test_radical_pilot_accepts_the_description_of_an_executable() -> None:
     settings = {"input_staging": ["a > b"], "cpu_processes": 2, "timeout": 5, "pre_exec": "date"}
     description = build(describe_executable(task(settings), None), "t")
     assert isinstance(description, rp.TaskDescription)
@@ -91,7 +91,7 @@ def test_radical_pilot_takes_the_words() -> None:
     assert description.input_staging[0]["target"] == "b"
 
 
-def test_what_radical_pilot_does_not_take_names_its_task() -> None:
+def test_a_rejected_description_names_the_task() -> None:
     with pytest.raises(ValueError, match="task 't': task_description: \"sauce\" is invalid"):
         build(describe_executable(task({"input_staging": [{"sauce": "a"}]}), None), "t")
     with pytest.raises(ValueError, match="task 't': task_description: "):

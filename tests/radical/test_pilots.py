@@ -1,4 +1,4 @@
-"""Pilots that share the work, without RADICAL-Pilot."""
+"""Choice of a pilot for each task, and states of pilots, without RADICAL-Pilot."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def pilots(*names: str) -> tuple[Pilots, list[Pilot]]:
     return Pilots(settings, ended.append), ended
 
 
-def test_states_of_pilots_are_logged_and_kept(caplog: pytest.LogCaptureFixture) -> None:
+def test_states_of_pilots_are_logged_and_recorded(caplog: pytest.LogCaptureFixture) -> None:
     made, ended = pilots("local.one")
     states = ["PMGR_LAUNCHING", "PMGR_ACTIVE", "DONE", "FAILED"]
     with caplog.at_level("INFO", "rhapsody_radical"):
@@ -42,7 +42,7 @@ def test_states_of_pilots_are_logged_and_kept(caplog: pytest.LogCaptureFixture) 
     ("manager", "cores", "levels"),
     [("SLURM", 9, ["WARNING"]), ("SLURM", 16, []), ("FORK", 9, ["INFO"])],
 )
-def test_cores_that_are_rounded_up_to_whole_nodes_are_said(
+def test_rounding_up_to_whole_nodes_is_logged(
     manager: str, cores: int, levels: list[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     made = Pilots([{"resource": "a.b", "cores": cores}], lambda pilot: None)
@@ -53,7 +53,7 @@ def test_cores_that_are_rounded_up_to_whole_nodes_are_said(
         assert "has 16 cores instead of 9, because its nodes have 8" in caplog.text
 
 
-def test_utilization_is_the_share_of_cores_while_the_pilot_was_active() -> None:
+def test_utilization_counts_only_the_time_while_the_pilot_was_active() -> None:
     made, _ = pilots("local.one", "local.two")
     pilot = made.pilots[0]
     pilot.times = {"PMGR_LAUNCHING": 50.0, "PMGR_ACTIVE": 100.0, "DONE": 110.0}
@@ -63,7 +63,7 @@ def test_utilization_is_the_share_of_cores_while_the_pilot_was_active() -> None:
 
 
 def description(**specific: Any) -> TaskDescription:
-    """The part of a task's description that says where it goes."""
+    """Return the description of a task with settings that select a pilot."""
     return completed("task", {"executable": "true"}, specific)
 
 
@@ -83,7 +83,7 @@ def spread(made: Pilots, count: int = 1, work: Any = (), **specific: Any) -> lis
     return chosen
 
 
-def test_tasks_go_where_there_is_the_least_to_do_for_the_cores() -> None:
+def test_tasks_are_sent_to_the_pilot_with_the_least_load_per_core() -> None:
     made, _ = pilots("local.one", "local.two", "local.three")
     made.pilots[1].settings["cores"] = 8
     activated(made, 0, 1, 2)
@@ -105,7 +105,7 @@ def test_tasks_wait_while_only_queued_pilots_have_room() -> None:
     assert Counter(spread(made, 20)) == {0: 10, 1: 10}
 
 
-def test_tasks_do_not_wait_for_a_single_pilot_or_one_that_has_ended() -> None:
+def test_tasks_do_not_wait_for_a_single_or_ended_pilot() -> None:
     assert spread(pilots("local.one")[0]) == [0]
     made, _ = pilots("local.one", "local.two")
     activated(made, 0)

@@ -1,4 +1,4 @@
-"""Tests of the errors after the loss of an agent, a pilot, RAPTOR's worker or the client."""
+"""Errors after the loss of an agent, a pilot, a RAPTOR worker or the client."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def of_pilot(made: RadicalExecutionBackend, number: int = 0) -> list[psutil.Proc
     return working_in(made.pilots[number].sandbox)
 
 
-async def test_a_killed_agent_fails_its_tasks_and_says_so(tmp_path: Path) -> None:
+async def test_a_killed_agent_fails_its_tasks(tmp_path: Path) -> None:
     async with started(tmp_path) as (made, driver):
         running, waiting = driver.command("sleep 600"), driver.command("sleep 600")
         function = driver.call(time.sleep, 600)
@@ -75,7 +75,7 @@ async def test_a_killed_agent_fails_its_tasks_and_says_so(tmp_path: Path) -> Non
         assert "local.localhost" in str(error)
 
 
-async def test_a_lost_raptor_worker_is_replaced_and_so_is_a_cancelled_pilot(tmp_path: Path) -> None:
+async def test_a_lost_raptor_worker_is_replaced(tmp_path: Path) -> None:
     async with started(tmp_path) as (made, driver):
         flow = await WorkflowEngine.create(made, work_dir=tmp_path / "flow", handle_signals=False)
 
@@ -119,7 +119,7 @@ def stall_soon(_: Any) -> None:
     health.STALLED = 10.0
 
 
-async def test_a_pilot_whose_component_dies_alone_is_given_up(tmp_path: Path) -> None:
+async def test_a_pilot_with_a_killed_component_is_lost(tmp_path: Path) -> None:
     async with started(tmp_path) as (made, driver):
         await made.run_in_client(stall_soon)
         running, waiting = driver.command("sleep 600"), driver.command("true")
@@ -191,7 +191,7 @@ if any("radical-pilot-component" in word for word in sys.orig_argv):
 """Code that makes an agent's scheduler deaf, as a fork at the wrong moment does."""
 
 
-async def test_a_pilot_whose_scheduler_hangs_from_its_start_is_lost(
+async def test_a_pilot_with_a_hanging_scheduler_is_lost(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     customise(tmp_path, monkeypatch, DEAF)
@@ -207,7 +207,7 @@ async def test_a_pilot_whose_scheduler_hangs_from_its_start_is_lost(
         assert "pilot.0000 on local.localhost starts no tasks" in str(error)
 
 
-async def test_tasks_of_a_pilot_after_its_walltime_go_to_another(tmp_path: Path) -> None:
+async def test_tasks_of_a_pilot_that_timed_out_run_on_another_pilot(tmp_path: Path) -> None:
     async with started(tmp_path, [resources(runtime=1), resources()]) as (made, driver):
         flow = await WorkflowEngine.create(made, work_dir=tmp_path / "flow", handle_signals=False)
 

@@ -1,4 +1,4 @@
-"""Pilots that are about to end get no task that would not end in time."""
+"""Remaining walltime of pilots, which limits the tasks that they receive."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ NOW = 1000.0
 
 
 def pilots(*runtimes: int | None) -> Pilots:
-    """Pilots of so many minutes."""
+    """Return pilots with these runtimes in minutes."""
     return Pilots([resources(runtime=each) for each in runtimes], lambda pilot: None)
 
 
 def task(walltime: float | None = None, **settings: Any) -> TaskDescription:
-    """A description with a hint, and settings in RADICAL-Pilot's words."""
+    """Return a description with a walltime and settings of RADICAL-Pilot."""
     made: Any = {"uid": "a", "name": "a", "task_backend_specific_kwargs": settings}
     if walltime is not None:
         made["resources"] = Resources(walltime=walltime)
@@ -39,7 +39,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("clock")
-def test_a_pilot_has_its_runtime_from_when_it_is_active() -> None:
+def test_the_runtime_of_a_pilot_starts_when_it_is_active() -> None:
     made = pilots(10)
     assert made.seconds_left(None) == 600  # queued: tasks begin with it
     made.note(made.pilots[0], "PMGR_ACTIVE", NOW - 200)
@@ -48,7 +48,7 @@ def test_a_pilot_has_its_runtime_from_when_it_is_active() -> None:
 
 
 @pytest.mark.usefixtures("clock")
-def test_of_several_pilots_the_last_one_counts_or_the_one_that_is_named() -> None:
+def test_the_longest_remaining_pilot_or_the_named_one_counts() -> None:
     made = pilots(10, 20)
     for pilot in made.pilots:
         made.note(pilot, "PMGR_ACTIVE", NOW - 500)
@@ -61,7 +61,7 @@ def test_of_several_pilots_the_last_one_counts_or_the_one_that_is_named() -> Non
 
 
 @pytest.mark.usefixtures("clock")
-def test_a_task_goes_to_a_pilot_that_has_the_time() -> None:
+def test_a_task_is_sent_to_a_pilot_with_enough_time() -> None:
     made = pilots(10, 20)
     first, second = made.pilots
     for pilot in made.pilots:
@@ -75,7 +75,7 @@ def test_a_task_goes_to_a_pilot_that_has_the_time() -> None:
 
 
 @pytest.mark.usefixtures("clock")
-def test_no_pilot_goes_on_after_the_job_that_its_program_runs_in(
+def test_no_pilot_outlasts_the_batch_job_of_the_program(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("SLURM_JOB_ID", "1")

@@ -1,4 +1,4 @@
-"""The README's table says what the backend declares; the conformance kit proves it."""
+"""The plugin's declaration, compared with the README's table of capabilities."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def shown(declared: Capabilities, field: str) -> str:
 
 
 def table() -> str:
-    """The table as it must be."""
+    """Return the expected table."""
     rows = [["", *COLUMNS], ["---"] * (len(COLUMNS) + 1)]
     for field, meaning in MEANINGS.items():
         rows.append([meaning, *(shown(declared, field) for declared in COLUMNS.values())])
@@ -67,13 +67,13 @@ def test_the_table_has_every_capability() -> None:
     assert list(MEANINGS) == list(plugin.RAPTOR.as_dict())
 
 
-def test_the_readme_has_the_table() -> None:
+def test_the_readme_contains_the_table() -> None:
     found = re.search(r"^\| \|.*?(?=\n\n)", README.read_text(), re.MULTILINE | re.DOTALL)
     assert found
     assert found[0] == table(), f"the README's table should be:\n{table()}"
 
 
-def test_the_registry_finds_it() -> None:
+def test_the_registry_finds_the_backend() -> None:
     assert discover_backends()["radical_pilot"] is True
     assert BackendRegistry.get_backend_class("radical_pilot") is RadicalExecutionBackend
     assert isinstance(get_backend("radical_pilot"), RadicalExecutionBackend)

@@ -1,4 +1,4 @@
-"""Whole programs: what they leave behind when they end well, without a shutdown, or by Ctrl-C."""
+"""Whole programs that end normally, without a shutdown or by Ctrl-C."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ asyncio.run(main())
 
 
 def program(path: Path, text: str) -> subprocess.Popen[str]:
-    """Starts a program in a process group of its own, as a terminal does."""
+    """Start a program in its own process group, as a terminal does."""
     script = path / "program.py"
     script.write_text(text)
     return subprocess.Popen(
@@ -89,7 +89,7 @@ def program(path: Path, text: str) -> subprocess.Popen[str]:
 
 
 def said(output: str) -> list[str]:
-    """The lines that a program printed, without the warnings about what it waits for."""
+    """Return the lines that a program printed, except warnings about waiting."""
     waits = (": not active after", ": closing, waiting for")
     return [line for line in output.splitlines() if not any(each in line for each in waits)]
 
@@ -110,7 +110,7 @@ def test_a_program_without_a_shutdown_ends_and_leaves_nothing(tmp_path: Path) ->
     assert listing(tmp_path) == {"program.py"}
 
 
-def test_profiles_are_where_the_documentation_says(
+def test_profiles_are_in_the_documented_directory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RADICAL_PROFILE", "TRUE")
@@ -193,7 +193,7 @@ asyncio.run(main())
 """
 
 
-def test_ctrl_c_while_a_backend_starts_without_an_engine_names_the_session(tmp_path: Path) -> None:
+def test_ctrl_c_during_a_start_without_an_engine_names_the_session(tmp_path: Path) -> None:
     running = program(tmp_path, DIRECT)
     patience = time.monotonic() + 60
     while not list(tmp_path.glob(".rhapsody/radical.*/*.json")):

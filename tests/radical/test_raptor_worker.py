@@ -1,4 +1,4 @@
-"""Our RAPTOR worker without RADICAL-Pilot's channels: which process makes which call, and when."""
+"""Assignment of calls to the processes of a RAPTOR worker, without RADICAL-Pilot's channels."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ SHORT = [(abs, -number) for number in range(60)]
 """Calls after which a process receives several at once."""
 
 
-def test_no_call_waits_for_a_long_one_while_a_core_is_free(worker: Any, tmp_path: Path) -> None:
+def test_no_call_waits_for_a_long_call_while_a_core_is_free(worker: Any, tmp_path: Path) -> None:
     gate, paths = tmp_path / "gate", [tmp_path / str(number) for number in range(60)]
     send(worker, *SHORT, (hold, gate, tmp_path / "mark"), *((Path.touch, path) for path in paths))
     assert exists(*paths)
@@ -107,7 +107,7 @@ def test_no_call_waits_for_a_long_one_while_a_core_is_free(worker: Any, tmp_path
     assert outcomes(worker) == [*range(60), "mark", *[None] * 60]
 
 
-def test_calls_behind_long_ones_are_cancelled_without_being_started(
+def test_calls_queued_behind_long_calls_are_canceled_before_they_start(
     worker: Any, tmp_path: Path
 ) -> None:
     gate, marks = tmp_path / "gate", [tmp_path / "one", tmp_path / "two"]
@@ -122,7 +122,7 @@ def test_calls_behind_long_ones_are_cancelled_without_being_started(
     assert [path.exists() for path in paths] == started
 
 
-def test_a_running_call_is_cancelled_alone(worker: Any, tmp_path: Path) -> None:
+def test_a_running_call_can_be_canceled(worker: Any, tmp_path: Path) -> None:
     gate, marks = tmp_path / "gate", [tmp_path / "one", tmp_path / "two"]
     send(worker, *((hold, gate, mark) for mark in marks), *SHORT)
     assert exists(*marks)
@@ -131,7 +131,7 @@ def test_a_running_call_is_cancelled_alone(worker: Any, tmp_path: Path) -> None:
     assert outcomes(worker) == [None, "two", *range(60)]
 
 
-def test_long_calls_start_in_their_order(worker: Any, tmp_path: Path) -> None:
+def test_long_calls_start_in_order(worker: Any, tmp_path: Path) -> None:
     gate, marks = tmp_path / "gate", [tmp_path / str(number) for number in range(60)]
     send(worker, *((hold, gate, mark) for mark in marks))
     assert exists(*marks[:CORES])
@@ -140,14 +140,14 @@ def test_long_calls_start_in_their_order(worker: Any, tmp_path: Path) -> None:
     assert outcomes(worker) == [mark.name for mark in marks]
 
 
-def test_a_call_that_kills_its_process_ends_no_other(worker: Any) -> None:
+def test_a_call_that_kills_its_process_fails_no_other(worker: Any) -> None:
     send(worker, *SHORT, (die,), *SHORT)
     found = outcomes(worker)
     assert found.pop(60).startswith("ChildProcessError")
     assert found == [*range(60), *range(60)]
 
 
-def test_a_timeout_ends_only_the_call_that_it_was_set_for(worker: Any, tmp_path: Path) -> None:
+def test_a_timeout_ends_only_its_own_call(worker: Any, tmp_path: Path) -> None:
     gate, marks = tmp_path / "gate", [tmp_path / "one", tmp_path / "two"]
     send(worker, *((hold, gate, mark) for mark in marks))
     assert exists(*marks)

@@ -21,7 +21,7 @@ from rhapsody_radical.client.raptor import OWN_CALL, OWN_WORKER, PROTOCOL
 from tests.radical.calls import packed, same
 
 
-def test_our_own_worker_makes_a_call_where_nothing_of_ours_is_but_what_was_sent(
+def test_a_worker_runs_calls_without_an_installation_of_rhapsody(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(functions, "own_modules", lambda: None)  # those of all tests are many
@@ -112,7 +112,7 @@ def leave(how: str, path: str, ends: bool) -> None:
 
 
 @pytest.mark.parametrize("how", ["spawned", "forked"])
-def test_a_call_whose_process_dies_ends_with_all_that_it_started(
+def test_killing_a_process_ends_everything_that_its_call_started(
     process: Any, held: int, tmp_path: Path, how: str
 ) -> None:
     assert asked(process, tmp_path, leave, how, str(tmp_path / "pipe"), True) is None
@@ -120,7 +120,7 @@ def test_a_call_whose_process_dies_ends_with_all_that_it_started(
     assert _ended(held)
 
 
-def test_what_a_call_left_running_stays_when_its_process_is_let_go(
+def test_closing_a_process_does_not_end_what_its_call_started(
     process: Any, held: int, tmp_path: Path
 ) -> None:
     assert asked(process, tmp_path, leave, "spawned", str(tmp_path / "pipe"), False)
@@ -131,9 +131,7 @@ def test_what_a_call_left_running_stays_when_its_process_is_let_go(
     assert _ended(held)
 
 
-def test_a_server_that_cannot_fork_once_loses_one_call_and_goes_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failed_fork_loses_only_one_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     worker = import_module("rhapsody_radical._raptor_worker")
     forks, fork = [0], os.fork
 
@@ -156,7 +154,7 @@ def test_a_server_that_cannot_fork_once_loses_one_call_and_goes_on(
 
 
 def hold(gate: str, mark: str) -> str:
-    """In a process: wait for a file, and say so by another."""
+    """In a process: create a file, and wait for another."""
     Path(mark).touch()
     until = time.monotonic() + 20
     while not os.path.exists(gate) and time.monotonic() < until:
@@ -164,9 +162,7 @@ def hold(gate: str, mark: str) -> str:
     return "held"
 
 
-def test_calls_that_a_process_has_not_started_can_be_taken_back(
-    process: Any, tmp_path: Path
-) -> None:
+def test_calls_that_have_not_started_can_be_taken_back(process: Any, tmp_path: Path) -> None:
     gate, mark = tmp_path / "gate", tmp_path / "mark"
     first, *others = (
         call_of(tmp_path, hold, str(gate), str(mark)),
@@ -187,7 +183,7 @@ def test_calls_that_a_process_has_not_started_can_be_taken_back(
     assert asked(process, tmp_path, same, 4)
 
 
-def test_a_process_that_dies_loses_only_the_call_that_it_made(process: Any, tmp_path: Path) -> None:
+def test_a_killed_process_loses_only_its_running_call(process: Any, tmp_path: Path) -> None:
     calls = [call_of(tmp_path, same, 1), call_of(tmp_path, os._exit, 3), call_of(tmp_path, same, 2)]
     process.send(calls)
     assert process.receive()
@@ -199,5 +195,5 @@ def test_a_process_that_dies_loses_only_the_call_that_it_made(process: Any, tmp_
 
 
 def _ended(held: int, patience: float = 20.0) -> bool:
-    """Return whether a pipe, into which nothing is written, ends."""
+    """Return True if a pipe ends in time."""
     return bool(select.select([held], [], [], patience)[0])

@@ -30,7 +30,7 @@ from rhapsody_radical.results import error_of
         ("srun: error: Unable to create step", "srun: error: Unable to create step"),
     ],
 )
-def test_lines_of_launchers_do_not_end_the_standard_error(
+def test_messages_of_launchers_are_removed_from_the_standard_error(
     text: str, left: str, tmp_path: Path
 ) -> None:
     (tmp_path / OUTPUT_FILES[0]).touch()
@@ -41,7 +41,7 @@ def test_lines_of_launchers_do_not_end_the_standard_error(
     assert job.task["stderr"] == left
 
 
-def test_what_failed_in_radical_pilot_is_in_the_standard_error_too() -> None:
+def test_errors_of_radical_pilot_are_added_to_the_standard_error() -> None:
     task = completed("task.000001", {"executable": "true", "stderr": "said\n"}, None)
     error = error_of(task, "RuntimeError('no launcher')", "no launcher")
     assert "no launcher" in str(error)

@@ -1,4 +1,4 @@
-"""RADICAL-Pilot's words as data: each is held to the installed library."""
+"""RADICAL-Pilot's schema, compared with the installed library."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ def kinds(description: Any) -> dict[str, type]:
     }
 
 
-def test_the_keys_of_a_pilots_description_are_those_of_the_installed_library() -> None:
+def test_keys_of_pilot_descriptions_match_the_library() -> None:
     assert dict(schema.PILOT) == kinds(rp.PilotDescription)
 
 
-def test_the_keys_of_a_tasks_description_are_those_of_the_installed_library() -> None:
+def test_keys_of_task_descriptions_match_the_library() -> None:
     assert dict(schema.TASK) == kinds(rp.TaskDescription)
 
 
 @pytest.mark.parametrize("former", schema.FORMER)
-def test_former_keys_mean_what_radical_pilot_takes_them_for(former: str) -> None:
+def test_former_keys_are_converted_as_in_the_library(former: str) -> None:
     """Except for `worker_class`, which RADICAL-Pilot empties instead of copying it."""
     today, value = schema.FORMER[former], VALUES[schema.TASK[former]]
     given = {former: value, today: VALUES[schema.TASK[today]] * 2}
@@ -47,7 +47,7 @@ def test_former_keys_mean_what_radical_pilot_takes_them_for(former: str) -> None
     assert with_current_keys({former: type(value)(), today: value}) == {today: value}
 
 
-def test_no_former_key_of_radical_pilots_is_missing() -> None:
+def test_all_former_keys_of_the_library_are_known() -> None:
     """Check that the new key is known wherever RADICAL-Pilot moves the value of a key."""
     moved = {}
     for key, kind in schema.TASK.items():
@@ -65,15 +65,15 @@ CONSTANTS = [
 
 
 @pytest.mark.parametrize("name", CONSTANTS)
-def test_constants_are_those_of_the_installed_library(name: str) -> None:
+def test_constants_match_the_library(name: str) -> None:
     assert getattr(schema, name) == getattr(rp, name)
 
 
-def test_final_states_are_those_of_the_installed_library() -> None:
+def test_final_states_match_the_library() -> None:
     assert set(schema.FINAL) == set(rp.FINAL)
 
 
-def test_the_programs_side_imports_nothing_of_radical(tmp_path: Path) -> None:
+def test_modules_of_the_program_do_not_import_radical(tmp_path: Path) -> None:
     names = ["schema", "descriptions", "translate", "links", "functions", "diagnosis"]
     names += ["pilot", "states"]
     lines = [f"import rhapsody_radical.{name}" for name in names]
@@ -94,7 +94,7 @@ PAGE = Path(__file__).parents[2] / "docs/backends/radical_pilot.md"
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_is_reachable_of_an_object_is_radical_pilots_and_documented(kind: str) -> None:
+def test_remote_attributes_and_methods_exist_and_are_documented(kind: str) -> None:
     attributes, methods = KINDS[kind]
     assert [name for name in (*attributes, *methods) if not hasattr(CLASSES[kind], name)] == []
     rows = re.findall(r"^\| (.+?) \| (.+) \| (.+) \|$", PAGE.read_text(), re.MULTILINE)

@@ -10,7 +10,7 @@ from rhapsody_radical import services
 from tests.radical.stand_ins import pilot, task
 
 
-def test_a_service_is_refused_where_something_listens_on_its_port_of_this_machine() -> None:
+def test_a_service_is_rejected_if_its_port_is_in_use() -> None:
     with socket.create_server(("127.0.0.1", 0)) as stranger:
         service = task(is_service=True, ready=f"tcp:{stranger.getsockname()[1]}")
         with pytest.raises(OSError, match="listens on port"):

@@ -1,4 +1,4 @@
-"""Pilots through a real Slurm of one node, with the documented resource configuration."""
+"""Pilots in batch jobs of a real Slurm, with the documented resource configuration."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ async def test_a_queued_pilot_is_reported_and_leaves_the_queue_at_close(
 
 
 @pytest.mark.asyncio
-async def test_tasks_run_on_the_active_pilot_and_not_on_the_queued_one(tmp_path: Path) -> None:
+async def test_tasks_run_on_the_active_pilot_instead_of_the_queued_one(tmp_path: Path) -> None:
     pilots = {**cluster.settings(), "pilots": [{}, {}]}
     made = backend(pilots, work_dir=tmp_path / "work", functions="executable")
     async with Driver(made, work_dir=tmp_path) as driver:
@@ -156,7 +156,7 @@ async def test_tasks_run_on_the_active_pilot_and_not_on_the_queued_one(tmp_path:
 
 
 @pytest.mark.asyncio
-async def test_a_pilot_that_asks_for_too_much_time_is_given_up_with_slurms_reason(
+async def test_a_pilot_with_too_long_a_runtime_fails_with_slurms_reason(
     tmp_path: Path,
 ) -> None:
     with cluster.limited(minutes=5):
@@ -179,7 +179,7 @@ def errors_of(task: Any) -> str:
 
 
 @pytest.mark.asyncio
-async def test_sruns_own_messages_are_not_in_the_standard_error_of_programs(tmp_path: Path) -> None:
+async def test_messages_of_srun_are_removed_from_the_standard_error(tmp_path: Path) -> None:
     pilot = cluster.settings(resource="tests.srun")
     made = backend(pilot, work_dir=tmp_path / "work", functions="executable")
     async with Driver(made, work_dir=tmp_path) as driver:
@@ -213,7 +213,7 @@ def test_a_queued_pilot_of_a_killed_program_leaves_the_queue(tmp_path: Path, mom
 
 
 @pytest.mark.asyncio
-async def test_the_next_start_cancels_the_jobs_of_programs_killed_with_their_clients(
+async def test_the_next_start_cancels_jobs_of_killed_programs(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with ExitStack() as stack:
@@ -257,7 +257,7 @@ def test_doctor_lists_partitions_and_runs_a_task_on_a_pilot(tmp_path: Path) -> N
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_pilot_uses_the_allocation_that_its_program_runs_in(tmp_path: Path) -> None:
+def test_a_pilot_uses_the_allocation_of_the_program(tmp_path: Path) -> None:
     words = ["salloc", "--quiet", "--ntasks=2", sys.executable, "-W", "ignore", "-c", INSIDE]
     done = subprocess.run(
         [*words, str(tmp_path)], cwd=kills.ROOT, capture_output=True, text=True, timeout=300
@@ -268,7 +268,7 @@ def test_a_pilot_uses_the_allocation_that_its_program_runs_in(tmp_path: Path) ->
 
 
 @pytest.mark.asyncio
-async def test_a_wrong_partition_is_an_error_in_slurms_own_words(tmp_path: Path) -> None:
+async def test_the_error_of_an_unknown_partition_contains_slurms_message(tmp_path: Path) -> None:
     made = backend(cluster.settings(queue="nowhere"), work_dir=tmp_path / "work")
     try:
         with pytest.raises(PilotException) as error:

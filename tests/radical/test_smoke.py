@@ -1,4 +1,4 @@
-"""A minute on a real pilot: the engine starts it, each kind of task runs, nothing is left."""
+"""A program that runs each kind of task on a real pilot."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_a_program_runs_each_kind_of_task_and_leaves_nothing(tmp_path: Path) -> 
 
 
 @pytest.mark.asyncio
-async def test_a_pilot_whose_files_cannot_be_seen_is_refused(tmp_path: Path) -> None:
+async def test_a_pilot_with_inaccessible_files_is_rejected(tmp_path: Path) -> None:
     far = {"resource": "local.localhost", "access_schema": "ssh"}
     with pytest.raises(
         PilotException, match=r"its files at sftp://.*cannot access\. Run the program"

@@ -1,4 +1,4 @@
-"""The state tables: the documented one, and the installed library's constants."""
+"""State tables, compared with the documentation and the installed library."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ DOCUMENTED_GENERATIONS = GENERATIONS[:3]
 
 @pytest.mark.parametrize("source", range(3))
 @pytest.mark.parametrize("target", range(3))
-def test_every_translation_of_the_documented_table_holds(source: int, target: int) -> None:
+def test_translations_match_the_documented_table(source: int, target: int) -> None:
     for row in ROWS:
         state = row[source]
         if state is None:
@@ -66,32 +66,32 @@ def test_every_translation_of_the_documented_table_holds(source: int, target: in
         assert given == tuple(dict.fromkeys(expected))
 
 
-def test_a_state_that_stands_for_two_steps_has_two_candidates() -> None:
+def test_a_state_for_two_steps_has_two_translations() -> None:
     assert translate("STAGING_INPUT", "0.27", "refactored") == (
         "UMGR_STAGING_INPUT",
         "AGENT_STAGING_INPUT",
     )
 
 
-def test_a_step_that_a_generation_lacks_has_no_candidate() -> None:
+def test_a_step_missing_in_a_generation_has_no_translation() -> None:
     assert translate("AGENT_EXECUTING_PENDING", "current", "0.28") == ()
     assert translate("UMGR_SCHEDULING", "refactored", "0.27") == ()
 
 
-def test_scheduling_is_the_agents_up_to_0_27_and_the_managers_in_0_28() -> None:
+def test_scheduling_has_another_meaning_in_0_28() -> None:
     assert translate("SCHEDULING", "0.27", "current") == ("AGENT_SCHEDULING",)
     assert translate("SCHEDULING", "0.28", "current") == ("TMGR_SCHEDULING",)
     assert canonical("SCHEDULING", "0.27") is TasksMainStates.SUBMITTED
     assert canonical("SCHEDULING", "0.28") is TasksMainStates.PENDING
 
 
-def test_todays_states_are_those_of_the_installed_library_in_its_order() -> None:
+def test_current_states_match_the_library() -> None:
     values = {state: value for state, value in rps._task_state_values.items() if state}
     assert set(TASK_STATES[Generation.CURRENT]) == set(values)
     assert {state: position(state) for state in values} == values
 
 
-def test_todays_names_differ_from_the_refactored_ones_as_documented() -> None:
+def test_current_names_differ_from_refactored_ones_as_documented() -> None:
     for refactored, current in zip(
         TASK_STATES[Generation.REFACTORED], TASK_STATES[Generation.CURRENT], strict=True
     ):
@@ -102,7 +102,7 @@ def test_todays_names_differ_from_the_refactored_ones_as_documented() -> None:
 
 
 @pytest.mark.parametrize("generation", GENERATIONS)
-def test_every_state_has_its_canonical_state(generation: Generation) -> None:
+def test_every_state_has_a_canonical_state(generation: Generation) -> None:
     order = list(TasksMainStates)
     states_ = TASK_STATES[generation]
     mains = [canonical(state, generation) for state in states_]
@@ -113,7 +113,7 @@ def test_every_state_has_its_canonical_state(generation: Generation) -> None:
     assert "RUNNING" in mains
 
 
-def test_unknown_states_and_generations_are_named() -> None:
+def test_unknown_states_and_generations_are_named_in_the_error() -> None:
     with pytest.raises(ValueError, match=r"no task state 'UNSCHEDULED'.*TMGR_SCHEDULING"):
         canonical("UNSCHEDULED")
     with pytest.raises(ValueError, match=r"unknown generation '0.9'.*'0.27'"):
@@ -132,20 +132,20 @@ def test_the_backends_states_are_registered() -> None:
 # Pilots.
 
 
-def test_pilot_states_are_those_of_the_installed_library() -> None:
+def test_pilot_states_match_the_library() -> None:
     native = {each.native for each in PilotState}
     assert native == {state for state in rps._pilot_state_values if state not in (None, "NEW")}
     assert {each.native for each in PilotState if each.final} == set(rps.FINAL)
 
 
-def test_a_pilot_goes_the_regular_way() -> None:
+def test_regular_transitions_of_a_pilot_are_valid() -> None:
     way = [None, "PENDING_LAUNCH", "LAUNCHING", "PENDING_ACTIVE", "ACTIVE", "DONE"]
     for source, target in pairwise(way):
         assert target is not None
         assert pilot_transition(source, target).target == target
 
 
-def test_a_pilot_can_fail_and_be_cancelled_from_every_state_that_is_not_final() -> None:
+def test_a_pilot_can_fail_or_be_canceled_in_every_state_before_its_end() -> None:
     for state in PilotState:
         if not state.final:
             assert pilot_transition(state, "FAILED").reason
@@ -154,7 +154,7 @@ def test_a_pilot_can_fail_and_be_cancelled_from_every_state_that_is_not_final() 
     assert len(reasons) == 4
 
 
-def test_steps_that_a_pilot_cannot_take_are_refused() -> None:
+def test_invalid_transitions_of_a_pilot_are_rejected() -> None:
     with pytest.raises(ValueError, match="from ACTIVE to LAUNCHING; allowed: CANCELED, DONE"):
         pilot_transition("ACTIVE", "LAUNCHING")
     with pytest.raises(ValueError, match="allowed: CANCELED, FAILED, PMGR_ACTIVE_PENDING"):
@@ -167,7 +167,7 @@ def test_steps_that_a_pilot_cannot_take_are_refused() -> None:
         pilot_transition("IDLE", "DONE")
 
 
-def test_every_pilot_state_can_be_reached_and_left_only_as_the_table_says() -> None:
+def test_every_pilot_state_can_be_reached() -> None:
     reached: set[PilotState] = set()
     waiting = list(PILOT_TRANSITIONS[None])
     while waiting:
@@ -179,6 +179,6 @@ def test_every_pilot_state_can_be_reached_and_left_only_as_the_table_says() -> N
     assert PilotState.of("NEW") is None
 
 
-def test_no_state_is_no_state_of_any_generation() -> None:
+def test_none_is_not_a_task_state() -> None:
     with pytest.raises(ValueError, match="no task state None"):
         translate(None, "0.27", "current")  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""From tasks and settings to RADICAL-Pilot's words, which are plain data."""
+"""Translation of tasks into RADICAL-Pilot's descriptions, which are plain data."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from rhapsody_radical.wire import is_plain
 from tests.radical.stand_ins import pilot, task
 
 
-def test_an_executable_is_described_in_plain_words() -> None:
+def test_the_description_of_an_executable_is_plain_data() -> None:
     resources = Resources(cores=2, gpus=1, memory=1 << 20)
     given = task({"tags": {"a": 1}}, resources=resources, environment={"A": "$b"})
     words = describe_executable(given, None)
@@ -46,7 +46,7 @@ def test_an_executable_is_described_in_plain_words() -> None:
     assert b"radical" not in pickle.dumps(words)
 
 
-def test_texts_of_other_types_are_sent_as_built_in_ones() -> None:
+def test_subclasses_of_str_are_converted() -> None:
     class Text(str):
         __slots__ = ()
 
@@ -56,7 +56,7 @@ def test_texts_of_other_types_are_sent_as_built_in_ones() -> None:
 
 
 @pytest.mark.parametrize("part", ["executable", "argument", "variable"])
-def test_bytes_that_are_no_text_fail_their_task_alone(part: str) -> None:
+def test_text_that_cannot_be_encoded_fails_the_task(part: str) -> None:
     text = "\udcff"
     given: dict[str, dict[str, Any]] = {
         "executable": {"executable": text, "arguments": []},
@@ -68,7 +68,7 @@ def test_bytes_that_are_no_text_fail_their_task_alone(part: str) -> None:
         describe_executable(task(**given[part]), None)
 
 
-def test_what_a_pilot_can_never_run_is_refused() -> None:
+def test_tasks_that_do_not_fit_on_the_pilot_are_rejected() -> None:
     check_fits("t", {"cores_per_rank": 8}, pilot())
     for words in ({"cores_per_rank": 9}, {"gpus_per_rank": 1.0}):
         with pytest.raises(CapabilityError, match=r"per rank, but a node of pilot pilot\.0000"):
@@ -78,7 +78,7 @@ def test_what_a_pilot_can_never_run_is_refused() -> None:
 
 
 @pytest.mark.parametrize("there", [0, 400])
-def test_more_memory_than_a_node_is_known_to_have_is_refused(there: int) -> None:
+def test_more_memory_than_a_node_has_is_rejected(there: int) -> None:
     small = pilot(has={"cores": 8, "gpus": 0, "mem": there}.__getitem__)
     wanted = needs(task(resources=Resources(memory="500 MB")), small)
     with pytest.raises(CapabilityError) as error:
@@ -87,7 +87,7 @@ def test_more_memory_than_a_node_is_known_to_have_is_refused(there: int) -> None
     assert f"has {there}. Request less, or correct `mem_per_node`" in str(error.value)
 
 
-def test_memory_takes_its_share_of_a_nodes_cores() -> None:
+def test_memory_reserves_a_proportional_number_of_cores() -> None:
     has = {"cores": 8, "gpus": 0, "mem": 4096}.__getitem__
 
     def cores(there: Any, **wanted: Any) -> int:
@@ -106,7 +106,7 @@ def test_memory_takes_its_share_of_a_nodes_cores() -> None:
     assert "OMP_NUM_THREADS" not in words["environment"]
 
 
-def test_cores_limit_threads_whichever_words_ask_for_them() -> None:
+def test_requested_cores_limit_threads() -> None:
     words = describe_executable(task({"cores_per_rank": 3}), None)
     assert words["environment"]["OMP_NUM_THREADS"] == "3"
     both = describe_executable(task({"cores_per_rank": 3}, resources=Resources(cores=2)), None)
@@ -114,7 +114,7 @@ def test_cores_limit_threads_whichever_words_ask_for_them() -> None:
     assert describe_executable(task(), None)["environment"] == {}
 
 
-def test_a_task_is_placed_where_the_engine_or_its_words_say(tmp_path: Path) -> None:
+def test_the_sandbox_is_chosen_by_the_engine_or_the_settings(tmp_path: Path) -> None:
     there = pilot(sandbox=str(tmp_path / "pilot"))
     (tmp_path / "pilot").mkdir()
     words: dict[str, Any] = {}
@@ -132,7 +132,7 @@ def test_a_task_is_placed_where_the_engine_or_its_words_say(tmp_path: Path) -> N
 
 
 def run_words(words: dict[str, Any], sandbox: Path) -> subprocess.CompletedProcess[str]:
-    """Return what RADICAL-Pilot's script makes of words in a task's sandbox."""
+    """Run a description in a sandbox, as RADICAL-Pilot's script does."""
     line = " ".join([words["executable"], *(f'"{word}"' for word in words["arguments"])])
     return subprocess.run(
         line, shell=True, cwd=sandbox, capture_output=True, text=True, check=False
@@ -146,7 +146,7 @@ def run_words(words: dict[str, Any], sandbox: Path) -> subprocess.CompletedProce
         {"executable": "sh", "arguments": ["-c", 'pwd; cat; echo "$1"', "sh", "42"]},
     ],
 )
-def test_a_command_runs_in_the_directory_of_the_users(given: Any, tmp_path: Path) -> None:
+def test_a_command_runs_in_its_cwd(given: Any, tmp_path: Path) -> None:
     place = tmp_path / "it's a place"
     place.mkdir()
     (tmp_path / "task.000001.in").write_text("in\n")
@@ -155,13 +155,13 @@ def test_a_command_runs_in_the_directory_of_the_users(given: Any, tmp_path: Path
     assert ended.stdout == f"{place}\nin\n42\n"
 
 
-def test_a_missing_cwd_is_reported_if_it_can_be_seen(tmp_path: Path) -> None:
+def test_a_missing_cwd_raises_if_it_is_on_this_machine(tmp_path: Path) -> None:
     asked = task(cwd=str(tmp_path / "none"))
     with pytest.raises(FileNotFoundError, match=r"its cwd '.*/none' does not exist"):
         describe_executable(asked, pilot())
 
 
-def test_a_command_names_its_files_where_its_sandbox_is(tmp_path: Path) -> None:
+def test_paths_in_a_command_follow_the_sandbox(tmp_path: Path) -> None:
     (tmp_path / "sandboxes").mkdir()
     there = pilot(sandbox=str(tmp_path / "sandboxes"))
     former = f"{tmp_path}/engine.task.000001.1"

@@ -1,4 +1,4 @@
-"""Messages between a program and its client: in order, in batches, and none is lost."""
+"""Messages between a program and its client."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def ends() -> Iterator[tuple[Channel, Channel]]:
         end.close()
 
 
-def test_messages_wait_for_others_as_long_as_they_may(ends: tuple[Channel, Channel]) -> None:
+def test_messages_are_batched_within_their_time_limit(ends: tuple[Channel, Channel]) -> None:
     here, there = ends
     outbox = Outbox(here)
     outbox.put("patient", 1, within=600.0)
@@ -38,7 +38,7 @@ def test_messages_wait_for_others_as_long_as_they_may(ends: tuple[Channel, Chann
     assert there.receive() == (("patient",),)
 
 
-def test_the_other_sides_end_is_no_message(ends: tuple[Channel, Channel]) -> None:
+def test_the_end_of_the_other_side_is_received_as_none(ends: tuple[Channel, Channel]) -> None:
     here, there = ends
     here.send(("before",))
     here.shut()
@@ -48,21 +48,21 @@ def test_the_other_sides_end_is_no_message(ends: tuple[Channel, Channel]) -> Non
         here.send(("after",))
 
 
-def test_half_a_message_is_none(ends: tuple[Channel, Channel]) -> None:
+def test_an_incomplete_message_is_received_as_none(ends: tuple[Channel, Channel]) -> None:
     here, there = ends
     here._socket.sendall(HEADER.pack(wire.VERSION, 100) + b"half")
     here.shut()
     assert there.receive() is None
 
 
-def test_another_version_says_what_to_do(ends: tuple[Channel, Channel]) -> None:
+def test_another_version_raises_with_a_fix(ends: tuple[Channel, Channel]) -> None:
     here, there = ends
     here._socket.sendall(HEADER.pack(wire.VERSION + 1, 0))
     with pytest.raises(RuntimeError, match="Restart the program"):
         there.receive()
 
 
-def test_log_records_travel_without_what_cannot(ends: tuple[Channel, Channel]) -> None:
+def test_log_records_are_sent_without_values_that_cannot_be(ends: tuple[Channel, Channel]) -> None:
     here, there = ends
     logger = logging.Logger("somebody's")
     logger.addHandler(Records(Outbox(here)))
@@ -82,7 +82,7 @@ def test_log_records_travel_without_what_cannot(ends: tuple[Channel, Channel]) -
 
 @given(nonsense(pickle.dumps((("name", 1, b"x"),))))
 @settings(max_examples=50, deadline=None)
-def test_what_makes_no_sense_is_an_error_or_the_end(data: bytes) -> None:
+def test_malformed_data_is_an_error_or_the_end(data: bytes) -> None:
     here, there = socket.socketpair()
     with here, little_memory():
         here.sendall(HEADER.pack(wire.VERSION, len(data)) + data)
@@ -102,7 +102,7 @@ def test_what_makes_no_sense_is_an_error_or_the_end(data: bytes) -> None:
 
 @given(st.binary(max_size=HEADER.size + 4))
 @settings(max_examples=50, deadline=None)
-def test_a_header_that_is_none_is_an_error_or_the_end(data: bytes) -> None:
+def test_a_malformed_header_is_an_error_or_the_end(data: bytes) -> None:
     here, there = socket.socketpair()
     with here, little_memory():
         here.sendall(data)
@@ -116,7 +116,7 @@ def test_a_header_that_is_none_is_an_error_or_the_end(data: bytes) -> None:
             channel.close()
 
 
-def test_a_thread_does_what_it_was_given_and_refuses_more_after_its_end() -> None:
+def test_a_worker_thread_rejects_calls_after_its_end() -> None:
     worker, done = Worker("worker"), []
     future = worker.submit(lambda: 1)
     worker.post(lambda: done.append(2))

@@ -22,7 +22,7 @@ class OddError(Exception):
         self.second = second
 
 
-async def test_an_exception_keeps_its_type_attributes_and_remote_traceback(
+async def test_an_exception_keeps_its_type_attributes_and_traceback(
     flow: WorkflowEngine,
 ) -> None:
     @flow.function_task
@@ -38,7 +38,7 @@ async def test_an_exception_keeps_its_type_attributes_and_remote_traceback(
     assert "rhapsody_dask" not in remote
 
 
-async def test_an_exception_that_takes_no_attributes_fails_its_task_alone(
+async def test_an_exception_without_writable_attributes_fails_only_its_task(
     flow: WorkflowEngine,
 ) -> None:
     @dataclass(frozen=True)
@@ -55,8 +55,8 @@ async def test_an_exception_that_takes_no_attributes_fails_its_task_alone(
     assert "in bad" in str(caught.value.__cause__)
 
 
-async def test_an_exit_keeps_its_code(flow: WorkflowEngine) -> None:
-    """Dask has tblib pickle exceptions, which loses it: the program ended with 0."""
+async def test_system_exit_keeps_its_code(flow: WorkflowEngine) -> None:
+    """Dask pickles exceptions with tblib, which loses the code."""
 
     @flow.function_task
     def leave() -> None:
@@ -69,7 +69,7 @@ async def test_an_exit_keeps_its_code(flow: WorkflowEngine) -> None:
     assert error.code == 3
 
 
-async def test_what_cannot_be_pickled_is_named(flow: WorkflowEngine) -> None:
+async def test_values_that_cannot_be_pickled_are_named_in_the_error(flow: WorkflowEngine) -> None:
     @flow.function_task
     def take(x: Any) -> Any:
         return threading.Lock() if x is None else x
@@ -81,7 +81,7 @@ async def test_what_cannot_be_pickled_is_named(flow: WorkflowEngine) -> None:
     assert await take(1) == 1
 
 
-async def test_dasks_own_retries_log_the_users_error(
+async def test_retries_of_dask_log_the_users_error(
     backend: DaskExecutionBackend, flow: WorkflowEngine, raw: Any
 ) -> None:
     def bad(who: str) -> None:

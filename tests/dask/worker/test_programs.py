@@ -1,4 +1,4 @@
-"""Packing of the files of a sandbox."""
+"""Packing of sandbox files."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.timeout(60)
     )
 )
 @settings(max_examples=60, deadline=None)
-def test_no_packed_file_leaves_the_sandbox(names: list[str]) -> None:
+def test_no_file_is_unpacked_outside_of_the_sandbox(names: list[str]) -> None:
     with tempfile.TemporaryDirectory() as top:
         source, inside = Path(top, "source"), Path(top, "a", "b", "sandbox")
         source.write_text("content")

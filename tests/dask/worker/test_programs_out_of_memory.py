@@ -1,4 +1,4 @@
-"""The error of a program that the kernel killed on a worker for its memory."""
+"""Programs that the kernel kills on a worker because memory is exhausted."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests._support.memory_group import killed, pretend
 pytestmark = [pytest.mark.asyncio, pytest.mark.timeout(120)]
 
 
-async def test_a_program_that_the_kernel_killed_on_a_worker_says_so(
+async def test_a_program_killed_for_its_memory_raises_out_of_memory_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     counts = pretend(tmp_path, monkeypatch)  # seen by workers that are threads of this process

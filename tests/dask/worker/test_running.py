@@ -1,4 +1,4 @@
-"""Function tasks on workers in processes of their own."""
+"""Function tasks on worker processes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def _tell(x: int, y: int = 0) -> tuple[int, int]:
     return x, y
 
 
-async def test_closures_lambdas_methods_and_partials_are_run(flow: WorkflowEngine) -> None:
+async def test_closures_lambdas_methods_and_partials_run(flow: WorkflowEngine) -> None:
     base = 40
 
     def closure(x: int) -> int:
@@ -37,7 +37,7 @@ async def test_closures_lambdas_methods_and_partials_are_run(flow: WorkflowEngin
     assert await partial(1) == (1, 5)
 
 
-async def test_a_module_that_a_worker_lacks_is_named(
+async def test_a_module_missing_on_a_worker_is_named_in_the_error(
     flow: WorkflowEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import sys
@@ -50,7 +50,7 @@ async def test_a_module_that_a_worker_lacks_is_named(
         await flow.function_task(module.twice)(1)
 
 
-async def test_a_task_knows_itself_and_what_it_prints_is_kept(flow: WorkflowEngine) -> None:
+async def test_current_task_and_output_are_available(flow: WorkflowEngine) -> None:
     @flow.function_task
     def name() -> tuple[str, int]:
         print("to the user")
@@ -61,7 +61,7 @@ async def test_a_task_knows_itself_and_what_it_prints_is_kept(flow: WorkflowEngi
     assert future.stdout == "to the user\n"
 
 
-async def test_variables_are_set_where_a_worker_has_one_thread(flow: WorkflowEngine) -> None:
+async def test_variables_are_set_on_workers_with_one_thread(flow: WorkflowEngine) -> None:
     @flow.function_task(environment={"MINE": "yes"})
     def read() -> str | None:
 

@@ -1,4 +1,4 @@
-"""Tasks that use Dask themselves, compared with the same functions on plain Dask."""
+"""Tasks that use Dask themselves, compared with the same functions on Dask alone."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def _by_seceding(x: int) -> int:
 
 
 @pytest.mark.parametrize("function", [_by_client, _by_compute, _by_seceding])
-async def test_several_tasks_on_one_thread_use_dask_themselves(
+async def test_several_tasks_on_one_thread_can_use_dask(
     function: Callable[[int], int], backend: DaskExecutionBackend, flow: WorkflowEngine, raw: Any
 ) -> None:
     worker, *_ = (await backend.client.scheduler.identity(n_workers=-1))["workers"]

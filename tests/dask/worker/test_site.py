@@ -1,4 +1,4 @@
-"""The cores of a worker are counted, whatever tasks ask for."""
+"""Counting of a worker's cores, and tasks that use none."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rhapsody_dask import DaskExecutionBackend
 from rhapsody_dask.worker.site import Gate
 
 
-def test_a_task_of_more_cores_than_there_are_gives_back_what_it_took() -> None:
+def test_a_task_with_too_many_cores_releases_those_that_it_took() -> None:
     gate = Gate(4)
     waiting = gate.enter(8)
     assert waiting is not None
@@ -26,7 +26,7 @@ def test_a_task_of_more_cores_than_there_are_gives_back_what_it_took() -> None:
 
 
 @pytest.mark.asyncio
-async def test_running_is_reported_when_a_worker_begins(flow: WorkflowEngine) -> None:
+async def test_a_task_is_reported_as_running_when_it_starts(flow: WorkflowEngine) -> None:
     @flow.function_task
     async def wait() -> None:
         await asyncio.sleep(60)
@@ -64,7 +64,7 @@ def _descriptors() -> int:
 
 
 @pytest.mark.asyncio
-async def test_many_coroutines_without_cores_need_no_loop_each(
+async def test_many_coroutines_without_cores_share_an_event_loop(
     backend: DaskExecutionBackend, flow: WorkflowEngine, tmp_path: Path
 ) -> None:
     gate = tmp_path / "gate"

@@ -1,4 +1,4 @@
-"""Pilots and RAPTOR pairs that start nothing although cores are free, on a clock of the tests."""
+"""Detection of pilots and RAPTOR pairs that start no tasks although cores are free."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def call(state: str = WAITING, **words: Any) -> Any:
 
 
 @pytest.mark.parametrize("state", [WAITING, "TMGR_SCHEDULING", "AGENT_EXECUTING_PENDING"])
-def test_a_task_that_waits_while_cores_are_free_is_stuck(state: str) -> None:
+def test_a_task_waiting_while_cores_are_free_is_stuck(state: str) -> None:
     assert is_stuck([task(state)], [4])
     assert is_stuck([task(RUNNING, ranks=3), task(state)], [4])
 
@@ -51,24 +51,24 @@ def test_a_task_that_waits_while_cores_are_free_is_stuck(state: str) -> None:
         ({"cores_per_rank": 4}, [4, 4]),
     ],
 )
-def test_a_task_that_may_have_no_room_is_not_stuck(words: dict[str, Any], nodes: list[int]) -> None:
+def test_a_task_that_may_not_fit_is_not_stuck(words: dict[str, Any], nodes: list[int]) -> None:
     assert not is_stuck([task(RUNNING, ranks=3), task(**words)], nodes)
 
 
-def test_a_raptor_master_that_waits_while_cores_are_free_is_stuck() -> None:
+def test_a_raptor_master_waiting_while_cores_are_free_is_stuck() -> None:
     assert is_stuck([task(named_env="rp", tags={}, gpus_per_rank=0.0)], [1])
 
 
-def test_what_runs_or_has_ended_does_not_wait() -> None:
+def test_running_and_ended_tasks_are_not_stuck() -> None:
     assert not is_stuck([task(RUNNING), task("AGENT_STAGING_OUTPUT")], [4])
 
 
 class Looking:
-    """The watch over one pilot with one RAPTOR pair, without its thread.
+    """Health check of one pilot with one RAPTOR pair, without its thread.
 
     Attributes:
-        tasks: What the pilot's task manager knows.
-        given_up: What was given up, and why.
+        tasks: The tasks of the pilot's task manager.
+        given_up: The reasons for which something was declared lost.
     """
 
     def __init__(self, clock: list[float], workers: Any = ({"cores_per_rank": 2},)) -> None:
@@ -104,7 +104,7 @@ class Looking:
         self.given_up.append(str(lost.lost))
 
     def look(self, later: float = 0.0) -> list[str]:
-        """Look so many seconds later; return what was given up by then."""
+        """Check `later` seconds later; return the reasons so far."""
         self._clock[0] += later
         self.client._look_at_progress(self.pilot)
         return self.given_up
@@ -118,7 +118,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return found
 
 
-def test_a_pilot_that_does_not_start_a_task_that_fits_is_given_up(clock: list[float]) -> None:
+def test_a_pilot_that_does_not_start_a_fitting_task_is_lost(clock: list[float]) -> None:
     looking = Looking(clock)
     looking.look(later=STALLED + 1)
     looking.tasks = [task(RUNNING), task()]
@@ -128,7 +128,7 @@ def test_a_pilot_that_does_not_start_a_task_that_fits_is_given_up(clock: list[fl
     assert "a task for which it has free cores has waited 180 s" in how
 
 
-def test_a_pilot_that_starts_others_meanwhile_is_not_given_up(clock: list[float]) -> None:
+def test_a_pilot_that_starts_other_tasks_is_not_lost(clock: list[float]) -> None:
     looking = Looking(clock)
     looking.tasks = [task()]
     for _ in range(3):
@@ -137,7 +137,7 @@ def test_a_pilot_that_starts_others_meanwhile_is_not_given_up(clock: list[float]
     assert looking.given_up == []
 
 
-def test_a_pilot_that_is_not_active_yet_is_not_given_up(clock: list[float]) -> None:
+def test_a_pilot_that_is_not_active_yet_is_not_lost(clock: list[float]) -> None:
     looking = Looking(clock)
     looking.tasks = [task()]
     looking.pilot.state = "PMGR_ACTIVE_PENDING"
@@ -146,7 +146,7 @@ def test_a_pilot_that_is_not_active_yet_is_not_given_up(clock: list[float]) -> N
     assert looking.look() == []
 
 
-def test_a_raptor_pair_that_does_not_start_a_call_is_given_up(clock: list[float]) -> None:
+def test_a_raptor_pair_that_does_not_start_a_fitting_call_is_lost(clock: list[float]) -> None:
     looking = Looking(clock)
     looking.tasks = [call(RUNNING), call()]
     assert looking.look() == []
@@ -164,17 +164,15 @@ def test_a_raptor_pair_that_does_not_start_a_call_is_given_up(clock: list[float]
         [],
     ],
 )
-def test_calls_that_have_no_room_say_nothing_of_their_pair(
-    clock: list[float], calls: list[Any]
-) -> None:
-    """Calls are started in order; those of others are not reported to start."""
+def test_a_pair_whose_calls_do_not_fit_is_not_lost(clock: list[float], calls: list[Any]) -> None:
+    """Calls start in order, and starts of the program's own calls are not reported."""
     looking = Looking(clock)
     looking.tasks = calls
     looking.look()
     assert looking.look(later=1000) == []
 
 
-def test_a_pair_that_does_not_run_yet_is_not_given_up(clock: list[float]) -> None:
+def test_a_pair_that_is_not_running_yet_is_not_lost(clock: list[float]) -> None:
     looking = Looking(clock)
     looking.tasks = [call()]
     looking.master.state = WAITING
@@ -183,7 +181,7 @@ def test_a_pair_that_does_not_run_yet_is_not_given_up(clock: list[float]) -> Non
 
 
 @pytest.mark.parametrize("running", [1, 2])
-def test_the_calls_of_a_group_count_one_by_one(clock: list[float], running: int) -> None:
+def test_the_calls_of_a_group_are_counted_separately(clock: list[float], running: int) -> None:
     looking = Looking(clock)
     group = Entry("group", looking.pilot, call(RUNNING, uid="group"), looking.pair)
     group.calls = [Entry(f"call.{n}", looking.pilot, group=group) for n in range(3)]
@@ -197,7 +195,7 @@ def test_the_calls_of_a_group_count_one_by_one(clock: list[float], running: int)
 
 
 @pytest.mark.parametrize("workers", [[{}, {}], [{"ranks": 2}]])
-def test_of_several_workers_one_may_be_busy_and_have_calls_that_wait(
+def test_a_pair_with_one_busy_worker_of_several_is_not_lost(
     clock: list[float], workers: Any
 ) -> None:
     looking = Looking(clock, workers)
@@ -214,7 +212,7 @@ class AlwaysSet(threading.Event):
         return True
 
 
-def test_a_call_whose_pair_is_lost_while_it_is_submitted_is_lost(clock: list[float]) -> None:
+def test_a_call_submitted_to_a_lost_pair_is_lost(clock: list[float]) -> None:
     looking = Looking(clock)
     said: list[Any] = []
 

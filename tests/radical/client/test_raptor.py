@@ -30,8 +30,8 @@ def pair(uid: str, workers: Any = ({},)) -> raptor.Pair:
     return raptor.Pair(SimpleNamespace(uid=uid), [], {"workers": workers})
 
 
-def test_a_call_for_a_worker_of_ours_is_small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each state of it carries all of it, through every component of RADICAL-Pilot."""
+def test_calls_for_rhapsodys_workers_are_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """RADICAL-Pilot sends the whole call with each of its states."""
     # With a batch of tasks, the program's own modules are in a file.
     monkeypatch.setattr("rhapsody_radical.functions.own_modules", lambda: None)
     task = completed("task.000001", {"function": sum, "args": ([1, 2],)}, None)
@@ -49,8 +49,8 @@ def test_a_call_for_a_worker_of_ours_is_small(monkeypatch: pytest.MonkeyPatch) -
     assert sizes[0] < 1500 < sizes[1]
 
 
-def test_a_raptor_master_of_another_pilot_is_refused() -> None:
-    """RADICAL-Pilot would wait for it for ever, on the pilot that the task goes to."""
+def test_a_raptor_master_of_another_pilot_is_rejected() -> None:
+    """RADICAL-Pilot would wait for the master forever."""
     first, second = client_pilot(0, ("the program's own",)), client_pilot(1)
     made = raptors(first, second)
     made.found[1].pairs.append(pair("there"))
@@ -66,7 +66,7 @@ def test_a_raptor_master_of_another_pilot_is_refused() -> None:
         sent("typo", first)
 
 
-def test_a_lost_pair_has_a_reason() -> None:
+def test_the_reason_for_a_lost_pair_contains_the_masters_error() -> None:
     master = SimpleNamespace(uid="m", state="FAILED", exception="OSError('disk')", stderr="full\n")
     pair = raptor.Pair(master, [], descriptions.default_raptor_config(2)["masters"][0])
     assert pair.problem() == "RAPTOR master m ended (FAILED): OSError('disk'): full"
@@ -75,7 +75,7 @@ def test_a_lost_pair_has_a_reason() -> None:
 @pytest.mark.parametrize(
     ("workers", "size"), [([{}], 256), ([{"ranks": 2}], 31), ([{"worker_type": "MPIWorker"}], 1)]
 )
-def test_several_workers_get_smaller_groups_and_others_none(
+def test_the_size_of_groups_depends_on_the_workers(
     workers: list[dict[str, Any]], size: int
 ) -> None:
     raptors = raptor.Raptors([], lambda *_: None)

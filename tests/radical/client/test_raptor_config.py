@@ -1,4 +1,4 @@
-"""RAPTOR as a user configured it, on a real pilot, with workers of ours and of its own."""
+"""RAPTOR configured by the user, on a real pilot, with Rhapsody's and other workers."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ async def later(value: Any) -> Any:
     return value
 
 
-async def test_masters_and_workers_that_a_user_configured_run_functions(tmp_path: Path) -> None:
+async def test_configured_masters_and_workers_run_functions(tmp_path: Path) -> None:
     made = backend(work_dir=tmp_path / "work", raptor_config=MIXED)
     assert made.raptor_mode
     try:
@@ -94,7 +94,7 @@ async def test_masters_and_workers_that_a_user_configured_run_functions(tmp_path
     assert ends[10].stdout == "command\n"
 
 
-async def test_a_configured_default_worker_is_one_to_be_trusted(
+async def test_a_configured_default_worker_supports_cancellation(
     tmp_path: Path,
 ) -> None:
     made = backend(resources(cores=8), work_dir=tmp_path / "work", raptor_config=OURS)
@@ -110,7 +110,7 @@ async def test_a_configured_default_worker_is_one_to_be_trusted(
     assert working_in(tmp_path) == []
 
 
-async def test_calls_reach_a_master_that_was_not_heard_at_first(
+async def test_calls_reach_a_master_whose_first_message_was_lost(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     customise(tmp_path, monkeypatch, UNHEARD)
@@ -151,7 +151,7 @@ async def test_both_kinds_of_task_run_on_a_pilot_of_two_cores(
     assert "waiting for its pilots and their processes to end" in caplog.text
 
 
-async def test_what_raptor_leaves_no_room_for_is_refused(tmp_path: Path) -> None:
+async def test_tasks_that_do_not_fit_next_to_raptor_are_rejected(tmp_path: Path) -> None:
     made = backend(work_dir=tmp_path / "work")
     try:
         async with Driver(made, work_dir=tmp_path) as driver:

@@ -39,7 +39,7 @@ def test_the_reason_why_a_pilot_waits_is_reported(
     assert said in session.place_in_queue(session.pilots[0])
 
 
-def test_a_pilot_that_can_never_start_and_one_whose_time_is_over_have_slurms_reason(
+def test_slurms_reason_is_reported_for_jobs_that_cannot_start_or_timed_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     jobs = {
@@ -60,7 +60,7 @@ def test_a_pilot_that_can_never_start_and_one_whose_time_is_over_have_slurms_rea
     assert session.why(second) == "the batch system ended its job 9: TIMEOUT"
 
 
-def test_a_full_disk_is_the_reason_where_the_logs_have_none(
+def test_a_full_disk_is_reported_if_the_logs_contain_no_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     session = Session("mine", str(tmp_path), str(tmp_path), [{"resource": "local.localhost"}])

@@ -1,4 +1,4 @@
-"""Cores of canceled tasks, which the client frees if RADICAL-Pilot does not."""
+"""Tasks in the client, without RADICAL-Pilot: submission, reports and freed cores."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_other_cores_are_not_freed(how: dict[str, Any]) -> None:
 
 
 class Refusing:
-    """A task manager that takes one batch, and refuses the next."""
+    """Task manager that accepts all batches except the second."""
 
     def __init__(self) -> None:
         self.batches = 0
@@ -92,7 +92,7 @@ class Refusing:
         return [SimpleNamespace(uid=each.uid, slots=None) for each in descriptions]
 
 
-def test_reports_do_not_wait_for_tasks_that_were_refused_or_lost_with_their_pilot() -> None:
+def test_reports_do_not_wait_for_rejected_or_lost_tasks() -> None:
     sent: list[tuple[str, float]] = []
 
     def send(name: str, *parts: Any, within: float = 0.0) -> None:
@@ -113,7 +113,7 @@ def test_reports_do_not_wait_for_tasks_that_were_refused_or_lost_with_their_pilo
     assert sent[-1] == ("running", 0.0)
 
 
-def test_outcomes_whose_message_was_lost_come_with_their_group() -> None:
+def test_the_end_of_a_group_reports_calls_whose_message_was_lost() -> None:
     said: list[Any] = []
     pilot: Any = SimpleNamespace(forget=lambda uid: None)
     tasks = Tasks("session", [pilot], SimpleNamespace(), lambda *what, within: said.append(what))  # type: ignore[arg-type]

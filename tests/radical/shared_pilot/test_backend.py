@@ -1,4 +1,4 @@
-"""The backend on one real pilot: what is RADICAL-Pilot's own, beyond the conformance kit."""
+"""The backend on a real pilot: behavior that the conformance kit does not test."""
 
 from __future__ import annotations
 
@@ -39,16 +39,16 @@ pytestmark = [pytest.mark.asyncio(loop_scope="package"), pytest.mark.timeout(300
 
 
 def own(task: Any, **settings: Any) -> Any:
-    """The task with settings in RADICAL-Pilot's own words."""
+    """Return the task with settings of RADICAL-Pilot."""
     task["task_backend_specific_kwargs"] = settings
     return task
 
 
-async def test_it_is_driven_without_an_engine_too(made: RadicalExecutionBackend) -> None:
+async def test_the_backend_runs_tasks_without_an_engine(made: RadicalExecutionBackend) -> None:
     await check_direct_use(made)
 
 
-async def test_functions_run_where_the_packages_are_on_another_file_system(
+async def test_functions_run_if_packages_are_on_another_file_system(
     made: RadicalExecutionBackend, driver: Driver
 ) -> None:
     if os.stat(str(made._work_dir)).st_dev == os.stat(rhapsody_radical.__file__).st_dev:
@@ -56,7 +56,7 @@ async def test_functions_run_where_the_packages_are_on_another_file_system(
     assert (await driver.run_one(driver.call(abs, -1))).value == 1
 
 
-async def test_attributes_are_radical_pilots_objects_in_the_client(
+async def test_attributes_represent_objects_in_the_client(
     made: RadicalExecutionBackend, driver: Driver
 ) -> None:
     await driver.run_one(driver.command("true"))
@@ -86,7 +86,7 @@ async def test_the_pilots_states_and_utilization_are_reported(
     assert 0 < pilot["utilization"] < 1
 
 
-async def test_a_pilot_gets_no_task_that_would_not_end_in_time(
+async def test_a_task_that_would_outlast_the_pilot_is_rejected(
     made: RadicalExecutionBackend, tmp_path: Path
 ) -> None:
     flow = await WorkflowEngine.create(made, work_dir=tmp_path / "flow", handle_signals=False)
@@ -109,7 +109,7 @@ async def test_a_pilot_gets_no_task_that_would_not_end_in_time(
         await flow.shutdown(skip_execution_backend=True)
 
 
-async def test_a_sandbox_that_radical_pilots_scripts_cannot_name_is_refused_or_works(
+async def test_a_sandbox_that_scripts_cannot_quote_is_rejected_for_programs(
     made: RadicalExecutionBackend, tmp_path: Path
 ) -> None:
     async with Driver(made, work_dir=tmp_path / 'it\'s a $HOME of "ours"') as driver:
@@ -121,7 +121,7 @@ async def test_a_sandbox_that_radical_pilots_scripts_cannot_name_is_refused_or_w
     assert function.value == call["sandbox"], str(function)
 
 
-async def test_sandboxes_are_reached_below_the_pilots(driver: Driver) -> None:
+async def test_sandboxes_are_accessible_below_the_pilots_sandbox(driver: Driver) -> None:
     first = driver.command("echo one > made")
     end = await driver.run_one(first)
     assert end.state == "DONE", str(end)
@@ -139,14 +139,14 @@ async def test_sandboxes_are_reached_below_the_pilots(driver: Driver) -> None:
     assert [end.stdout for end in ends] == ["one\n"] * 3
 
 
-async def test_what_standard_input_gives_is_read(driver: Driver) -> None:
+async def test_standard_input_is_passed_to_the_program(driver: Driver) -> None:
     task = driver.command("pwd; cat")
     task["stdin"] = "given\n"
     end = await driver.run_one(task)
     assert end.stdout == f"{task['sandbox']}\ngiven\n", str(end)
 
 
-async def test_native_states_that_mean_something_are_reported_in_order(
+async def test_native_states_are_reported_in_order(
     made: RadicalExecutionBackend, driver: Driver
 ) -> None:
     task = driver.command("true")
@@ -155,7 +155,7 @@ async def test_native_states_that_mean_something_are_reported_in_order(
     assert native == ["AGENT_STAGING_INPUT_PENDING", "AGENT_EXECUTING", StateMapper(made).DONE]
 
 
-async def test_a_setting_that_radical_pilot_lacks_fails_its_task_with_the_closest(
+async def test_an_unknown_setting_fails_with_a_suggestion(
     driver: Driver,
 ) -> None:
     end = await driver.run_one(own(driver.command("true"), cores_per_rnk=2))
@@ -163,7 +163,7 @@ async def test_a_setting_that_radical_pilot_lacks_fails_its_task_with_the_closes
     assert "did you mean 'cores_per_rank'" in str(end.error)
 
 
-async def test_settings_in_radical_pilots_words_are_honoured(driver: Driver) -> None:
+async def test_settings_of_radical_pilot_take_effect(driver: Driver) -> None:
     task = own(
         driver.command("echo $ONE $TWO; cat made; echo $RP_CORES_PER_RANK"),
         environment={"ONE": "$HOME"},
@@ -192,7 +192,7 @@ async def test_tasks_see_the_programs_variables_except_secrets(driver: Driver) -
         assert "RHAPSODY_TEST_TOKEN" not in each
 
 
-async def test_functions_get_what_pre_exec_exports_and_what_only_programs_have(
+async def test_functions_receive_variables_that_pre_exec_exports(
     driver: Driver,
 ) -> None:
     def seen() -> tuple[str | None, bool]:
@@ -208,20 +208,20 @@ async def test_functions_get_what_pre_exec_exports_and_what_only_programs_have(
     assert program.value == ("8", True), str(program)
 
 
-async def test_a_pilot_that_there_is_not_is_refused(driver: Driver) -> None:
+async def test_an_unknown_pilot_is_rejected(driver: Driver) -> None:
     end = await driver.run_one(own(driver.command("true"), pilot="pilot.0007"))
     assert isinstance(end.error, ValueError), str(end)
     assert "the pilots are pilot.0000" in str(end.error)
 
 
 @pytest.mark.skipif(shutil.which("mpirun") is not None, reason="there is an MPI")
-async def test_ranks_without_an_mpi_are_refused(driver: Driver) -> None:
+async def test_several_ranks_without_mpi_are_rejected(driver: Driver) -> None:
     end = await driver.run_one(own(driver.command("true"), ranks=2))
     assert isinstance(end.error, CapabilityError), str(end)
     assert "openmpi-bin" in str(end.error)
 
 
-async def test_its_own_timeout_is_a_time_out_not_a_cancellation(driver: Driver) -> None:
+async def test_a_timeout_of_radical_pilot_is_reported_as_a_timeout(driver: Driver) -> None:
     ends = await driver.run(
         own(driver.command("sleep 60"), timeout=1.0),
         own(driver.call(time.sleep, 60), timeout=1.0),
@@ -231,16 +231,14 @@ async def test_its_own_timeout_is_a_time_out_not_a_cancellation(driver: Driver) 
     assert [type(end.error) for end in ends] == [TaskTimeoutError] * 3, str(ends)
 
 
-async def test_an_invalid_setting_fails_its_task_alone(driver: Driver) -> None:
+async def test_an_invalid_setting_fails_only_its_task(driver: Driver) -> None:
     bad = own(driver.command("true"), input_staging=[{"sauce": "a"}])
     ends = await driver.run(driver.command("true"), bad, driver.command("true"))
     assert [end.state for end in ends] == ["DONE", "FAILED", "DONE"]
     assert "sauce" in str(ends[1].error)
 
 
-async def test_a_directory_of_the_users_stays_when_a_function_ran_there(
-    driver: Driver, tmp_path: Path
-) -> None:
+async def test_the_users_directory_is_kept_after_a_function(driver: Driver, tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "data").write_text("precious")
     end = await driver.run_one(own(driver.call(os.getcwd), sandbox=str(tmp_path / "mine")))
@@ -248,7 +246,7 @@ async def test_a_directory_of_the_users_stays_when_a_function_ran_there(
     assert (tmp_path / "mine" / "data").read_text() == "precious"
 
 
-async def test_the_error_of_a_callable_that_looks_for_a_service_is_the_services(
+async def test_an_error_of_the_readiness_callable_fails_the_service(
     made: RadicalExecutionBackend, tmp_path: Path
 ) -> None:
     flow = await WorkflowEngine.create(made, work_dir=tmp_path / "flow", handle_signals=False)
@@ -265,11 +263,11 @@ async def test_the_error_of_a_callable_that_looks_for_a_service_is_the_services(
     await flow.shutdown(skip_execution_backend=True)
 
 
-async def test_what_a_callable_gives_of_a_service_comes_as_it_is(
+async def test_the_value_of_the_readiness_callable_is_not_pickled(
     made: RadicalExecutionBackend, tmp_path: Path
 ) -> None:
     class Found:
-        """Known to this program alone, and not to be pickled."""
+        """Value of a type that exists only here and cannot be pickled."""
 
         def __init__(self) -> None:
             self.lock = threading.Lock()
@@ -289,7 +287,7 @@ async def test_what_a_callable_gives_of_a_service_comes_as_it_is(
     await flow.shutdown(skip_execution_backend=True)
 
 
-async def test_a_method_called_where_messages_are_read_is_refused(
+async def test_a_blocking_method_in_a_state_callback_is_rejected(
     made: RadicalExecutionBackend, driver: Driver
 ) -> None:
     said: list[BaseException] = []
@@ -308,7 +306,7 @@ async def test_a_method_called_where_messages_are_read_is_refused(
     assert "call them on another thread" in str(said[0])
 
 
-async def test_a_missing_input_is_an_error(driver: Driver, tmp_path: Path) -> None:
+async def test_a_missing_input_fails_the_task(driver: Driver, tmp_path: Path) -> None:
     task = own(
         driver.command("true"),
         input_staging=[
@@ -320,7 +318,7 @@ async def test_a_missing_input_is_an_error(driver: Driver, tmp_path: Path) -> No
     assert "absent" in str(end.error)
 
 
-async def test_a_missing_link_is_an_error(driver: Driver) -> None:
+async def test_a_missing_link_fails_the_task(driver: Driver) -> None:
     task = own(
         driver.command("true"),
         input_staging=[{"source": "pilot:///nobody/a", "target": "task:///a", "action": rp.LINK}],
@@ -329,7 +327,7 @@ async def test_a_missing_link_is_an_error(driver: Driver) -> None:
     assert isinstance(end.error, DataError), str(end)
 
 
-async def test_a_missing_output_is_an_error(driver: Driver, tmp_path: Path) -> None:
+async def test_a_missing_output_fails_the_task(driver: Driver, tmp_path: Path) -> None:
     def staging(name: str) -> list[dict[str, str]]:
         target = f"file://localhost{tmp_path}/{name}"
         return [{"source": f"task:///{name}", "target": target, "action": rp.TRANSFER}]
@@ -343,7 +341,7 @@ async def test_a_missing_output_is_an_error(driver: Driver, tmp_path: Path) -> N
     assert (tmp_path / "made").read_text() == "made\n"
 
 
-async def test_what_no_node_has_is_refused(driver: Driver) -> None:
+async def test_resources_that_no_node_has_are_rejected(driver: Driver) -> None:
     end = await driver.run_one(own(driver.command("true"), cores_per_rank=1000))
     assert isinstance(end.error, CapabilityError)
     assert "has 8" in str(end.error)
@@ -365,7 +363,9 @@ async def test_functions_can_run_as_programs(made: RadicalExecutionBackend, driv
     assert "137" in str(killed.error)
 
 
-async def test_masters_are_given_in_turn(made: RadicalExecutionBackend, driver: Driver) -> None:
+async def test_the_master_selector_cycles_through_the_masters(
+    made: RadicalExecutionBackend, driver: Driver
+) -> None:
     await driver.run_one(driver.call(int))
     (master,) = made.masters
     assert next(made.master_selector) == master.uid
@@ -373,7 +373,7 @@ async def test_masters_are_given_in_turn(made: RadicalExecutionBackend, driver: 
     assert len(made.workers) == 1
 
 
-async def test_a_service_is_known_to_radical_pilot(
+async def test_radical_pilot_receives_the_readiness_of_a_service(
     made: RadicalExecutionBackend, driver: Driver
 ) -> None:
     service = driver.service("echo 'at host:4711'; sleep 600", ready=r"stdout:at (\S+)")
@@ -389,7 +389,7 @@ async def test_a_service_is_known_to_radical_pilot(
     await driver.finished(service)
 
 
-async def test_a_service_gets_a_free_port_of_its_node(driver: Driver) -> None:
+async def test_a_service_receives_a_free_port_of_its_node(driver: Driver) -> None:
     listen = f"exec {shlex.quote(sys.executable)} -m http.server {{port}} --bind 127.0.0.1"
     service = driver.service(f'test "$PORT" = "{{port}}" && {listen}', ready="tcp")
     await driver.submit(service)
@@ -399,14 +399,14 @@ async def test_a_service_gets_a_free_port_of_its_node(driver: Driver) -> None:
     await driver.finished(service)
 
 
-async def test_a_program_may_leave_anything_where_its_output_was(driver: Driver) -> None:
+async def test_a_program_can_replace_its_output_files(driver: Driver) -> None:
     out, err = OUTPUT_FILES
     swap = f"rm {out} {err}; mkfifo {out}; ln -s /etc/passwd {err}"
     done = await driver.run_one(driver.command(swap))
     assert (done.state, done.stdout, done.stderr) == (TasksMainStates.DONE, "", "")
 
 
-async def test_where_a_program_runs_and_what_it_prints_can_be_seen(
+async def test_host_and_output_of_a_running_program_are_available(
     made: RadicalExecutionBackend, tmp_path: Path
 ) -> None:
     flow = await WorkflowEngine.create(made, work_dir=tmp_path / "flow", handle_signals=False)
@@ -435,7 +435,7 @@ def left_of(*paths: str) -> list[str]:
     return [path for path in paths if os.path.lexists(path)]
 
 
-async def test_a_task_that_is_cancelled_before_it_runs_leaves_no_sandbox(
+async def test_a_task_canceled_before_its_start_leaves_no_sandbox(
     made: RadicalExecutionBackend, tmp_path: Path
 ) -> None:
     flow = await WorkflowEngine.create(made, work_dir=tmp_path / "flow", handle_signals=False)
@@ -459,7 +459,7 @@ async def test_a_task_that_is_cancelled_before_it_runs_leaves_no_sandbox(
     assert left_of(*places) == []
 
 
-async def test_the_host_of_a_program_that_failed_is_noted(
+async def test_the_error_of_a_program_names_its_host(
     made: RadicalExecutionBackend, tmp_path: Path
 ) -> None:
     flow = await WorkflowEngine.create(made, work_dir=tmp_path / "flow", handle_signals=False)
@@ -474,7 +474,7 @@ async def test_the_host_of_a_program_that_failed_is_noted(
     await flow.shutdown(skip_execution_backend=True)
 
 
-async def test_what_tasks_print_in_one_directory_stays_apart(
+async def test_outputs_of_tasks_in_one_directory_are_separate(
     driver: Driver, tmp_path: Path
 ) -> None:
     ends = await driver.run(
@@ -486,7 +486,7 @@ async def test_what_tasks_print_in_one_directory_stays_apart(
     assert (tmp_path / sandbox / "printed").read_text() == "named\n"
 
 
-async def test_info_pattern_says_when_a_service_is_ready(driver: Driver) -> None:
+async def test_info_pattern_detects_the_readiness_of_a_service(driver: Driver) -> None:
     service = own(driver.service("echo READY 17; sleep 600"), info_pattern="stdout:READY (.*)")
     await driver.submit(service)
     assert await driver.ready(service) == "17"
@@ -494,7 +494,7 @@ async def test_info_pattern_says_when_a_service_is_ready(driver: Driver) -> None
     await driver.finished(service)
 
 
-async def test_the_ready_callback_takes_anything_that_waits() -> None:
+async def test_the_ready_callback_accepts_objects_with_wait_info() -> None:
     class Waits:
         def wait_info(self) -> str:
             return "here"
@@ -524,7 +524,7 @@ async def test_the_ready_callback_takes_anything_that_waits() -> None:
             await bad.future
 
 
-async def test_an_engine_mixes_kinds_and_files(
+async def test_an_engine_runs_functions_and_executables(
     made: RadicalExecutionBackend, tmp_path: Path
 ) -> None:
     flow = await WorkflowEngine.create(made, work_dir=tmp_path / "flow", handle_signals=False)
@@ -548,7 +548,7 @@ async def test_an_engine_mixes_kinds_and_files(
 
 
 @pytest.mark.parametrize("who", ["the task's settings", "the engine"])
-async def test_a_cancelled_task_ends_with_all_that_it_started_and_nothing_else(
+async def test_cancellation_ends_the_processes_of_the_task_only(
     driver: Driver, tmp_path: Path, who: str
 ) -> None:
     here = tmp_path / "shared"
@@ -583,7 +583,7 @@ async def test_a_cancelled_task_ends_with_all_that_it_started_and_nothing_else(
         assert [pid for pid in others if alive(pid)] == [one.pid, two.pid, three.pid]
 
 
-async def test_what_a_task_that_is_done_left_in_the_background_goes_on(driver: Driver) -> None:
+async def test_background_processes_of_a_finished_task_continue(driver: Driver) -> None:
     task = driver.command("setsid sleep 600 > /dev/null 2>&1 & echo $!")
     end = await driver.run_one(task)
     assert end.state == "DONE", str(end)

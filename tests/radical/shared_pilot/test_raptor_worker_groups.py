@@ -1,4 +1,4 @@
-"""Calls that share a task of RADICAL-Pilot: each is started, ended and lost on its own."""
+"""Calls that share a RADICAL-Pilot task but start, end and are lost separately."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ async def holding(paths: list[Path]) -> None:
             await asyncio.sleep(0.02)
 
 
-async def test_calls_of_a_fan_share_tasks_and_have_their_own_outcomes(
+async def test_calls_share_tasks_but_have_separate_outcomes(
     made: RadicalExecutionBackend, tmp_path: Path
 ) -> None:
     flow = await WorkflowEngine.create(
@@ -89,7 +89,7 @@ async def test_calls_of_a_fan_share_tasks_and_have_their_own_outcomes(
         await flow.shutdown(skip_execution_backend=True)
 
 
-async def test_a_long_call_holds_back_no_other_of_its_group(driver: Driver, tmp_path: Path) -> None:
+async def test_a_long_call_does_not_delay_its_group(driver: Driver, tmp_path: Path) -> None:
     gate, mark = tmp_path / "gate", tmp_path / "long"
     long, *others = (
         driver.call(wait_for, gate, mark),
@@ -103,7 +103,7 @@ async def test_a_long_call_holds_back_no_other_of_its_group(driver: Driver, tmp_
     assert (await driver.finished(long)).value == mark.name
 
 
-async def test_calls_behind_long_ones_of_their_group_are_cancelled_before_they_start(
+async def test_calls_queued_behind_long_calls_can_be_canceled(
     driver: Driver, tmp_path: Path
 ) -> None:
     gate, marks = tmp_path / "gate", [tmp_path / "one", tmp_path / "two"]
@@ -123,7 +123,7 @@ async def test_calls_behind_long_ones_of_their_group_are_cancelled_before_they_s
     assert [end.state == "DONE" for end in ends] == [path.exists() for path in paths]
 
 
-async def test_a_running_call_of_a_group_is_cancelled_alone(driver: Driver, tmp_path: Path) -> None:
+async def test_a_running_call_of_a_group_can_be_canceled(driver: Driver, tmp_path: Path) -> None:
     gate, marks = tmp_path / "gate", [tmp_path / "one", tmp_path / "two"]
     one, two = (driver.call(wait_for, gate, mark) for mark in marks)
     await driver.submit(one, two)

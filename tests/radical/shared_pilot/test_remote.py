@@ -1,4 +1,4 @@
-"""RADICAL-Pilot's objects in the client, as the program sees them, on one real pilot."""
+"""Remote objects and functions in the client, on a real pilot."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ pytestmark = [pytest.mark.asyncio(loop_scope="package"), pytest.mark.timeout(300
 
 
 class Heard:
-    """A callback that remembers what it got, and calls something, as users' callbacks do.
+    """Callback that records its arguments and calls a function, as users' callbacks do.
 
     Args:
         then: Called with the object that the callback is about; what it returns is remembered.
@@ -44,7 +44,7 @@ class Heard:
         return [call[1] for call in self.calls if getattr(call[0], "uid", None) == uid]
 
     async def until(self, condition: Any) -> None:
-        """Waits until a condition of no arguments holds."""
+        """Wait until a function returns true."""
 
         def wait() -> bool:
             with self._change:
@@ -67,7 +67,7 @@ def submitted(made: RadicalExecutionBackend, **words: Any) -> Any:
 # run_in_client.
 
 
-async def test_a_function_gets_radical_pilots_own_objects(made: RadicalExecutionBackend) -> None:
+async def test_a_function_receives_radical_pilots_objects(made: RadicalExecutionBackend) -> None:
     def look(objects: Any, word: str, *, ended: bool = False) -> Any:
         import radical.pilot
 
@@ -86,7 +86,7 @@ async def test_a_function_gets_radical_pilots_own_objects(made: RadicalExecution
     assert pid == made._connection._process.pid
 
 
-async def test_objects_of_radical_pilot_come_back_as_remote_ones(
+async def test_returned_objects_become_remote_objects(
     made: RadicalExecutionBackend,
 ) -> None:
     def look(objects: Any) -> Any:
@@ -100,7 +100,7 @@ async def test_objects_of_radical_pilot_come_back_as_remote_ones(
     assert found["pilots"][0] is made.resource_pilot
 
 
-async def test_the_functions_exception_is_of_its_own_type(made: RadicalExecutionBackend) -> None:
+async def test_an_exception_keeps_its_type(made: RadicalExecutionBackend) -> None:
     class WrongError(Exception):
         def __init__(self, word: str) -> None:
             super().__init__(word)
@@ -114,7 +114,7 @@ async def test_the_functions_exception_is_of_its_own_type(made: RadicalExecution
     assert caught.value.word == "as it happens"
 
 
-async def test_an_end_of_iteration_is_an_error_like_others(made: RadicalExecutionBackend) -> None:
+async def test_stop_iteration_raises_runtime_error(made: RadicalExecutionBackend) -> None:
     with pytest.raises(RuntimeError, match="StopIteration"):
         await made.run_in_client(lambda objects: next(iter(())))
 
@@ -134,7 +134,9 @@ async def test_an_exception_that_cannot_be_pickled_is_described(
         await made.run_in_client(fail)
 
 
-async def test_what_cannot_be_pickled_is_a_type_error(made: RadicalExecutionBackend) -> None:
+async def test_values_that_cannot_be_pickled_raise_type_error(
+    made: RadicalExecutionBackend,
+) -> None:
     with pytest.raises(TypeError, match=r"the result \(lock\) cannot be pickled"):
         await made.run_in_client(lambda _: threading.Lock())
     with pytest.raises(TypeError, match="cannot be pickled for RADICAL-Pilot's client"):
@@ -148,7 +150,7 @@ async def test_a_function_that_exits_does_not_end_the_client(made: RadicalExecut
     assert await made.run_in_client(lambda _: "goes on") == "goes on"
 
 
-async def test_functions_run_side_by_side(made: RadicalExecutionBackend, tmp_path: Path) -> None:
+async def test_functions_run_concurrently(made: RadicalExecutionBackend, tmp_path: Path) -> None:
     mark = tmp_path / "mark"
 
     def wait(_: Any) -> str:
@@ -161,7 +163,7 @@ async def test_functions_run_side_by_side(made: RadicalExecutionBackend, tmp_pat
     assert await waiting == "waited"
 
 
-async def test_a_backend_that_does_not_run_has_no_client() -> None:
+async def test_run_in_client_raises_before_the_start() -> None:
     with pytest.raises(BackendUnavailableError):
         await backend().run_in_client(lambda _: None)
 
@@ -169,7 +171,7 @@ async def test_a_backend_that_does_not_run_has_no_client() -> None:
 # Methods and attributes.
 
 
-async def test_tasks_of_the_programs_own_are_submitted_waited_for_and_cancelled(
+async def test_the_program_can_submit_await_and_cancel_its_own_tasks(
     made: RadicalExecutionBackend,
 ) -> None:
     task = submitted(made, executable="/bin/echo", arguments=["mine"])
@@ -185,7 +187,9 @@ async def test_tasks_of_the_programs_own_are_submitted_waited_for_and_cancelled(
     assert endless.state == "CANCELED"
 
 
-async def test_the_programs_own_descriptions_are_taken_too(made: RadicalExecutionBackend) -> None:
+async def test_task_descriptions_of_radical_pilot_are_accepted(
+    made: RadicalExecutionBackend,
+) -> None:
     from rhapsody_radical.pilot import TaskDescription
 
     words = {"executable": "/bin/true"}
@@ -194,12 +198,14 @@ async def test_the_programs_own_descriptions_are_taken_too(made: RadicalExecutio
     assert states == ["DONE", "DONE"]
 
 
-async def test_a_methods_error_is_radical_pilots(made: RadicalExecutionBackend) -> None:
+async def test_errors_of_methods_are_raised(made: RadicalExecutionBackend) -> None:
     with pytest.raises(ValueError, match=r"task\.none not known"):
         made.task_manager.get_tasks("task.none")
 
 
-async def test_what_is_not_reachable_says_what_is(made: RadicalExecutionBackend) -> None:
+async def test_unsupported_attributes_and_arguments_raise_with_a_hint(
+    made: RadicalExecutionBackend,
+) -> None:
     with pytest.raises(AttributeError, match="run_in_client"):
         getattr(made.session, "nonsense")  # noqa: B009
     with pytest.raises(TypeError, match="run_in_client"):
@@ -231,7 +237,7 @@ async def test_a_managers_callback_receives_each_state_and_may_call_methods(
     assert heard.calls[count:] == []
 
 
-async def test_a_callback_may_wait_for_another_task(made: RadicalExecutionBackend) -> None:
+async def test_a_callback_can_wait_for_another_task(made: RadicalExecutionBackend) -> None:
     def follow(task: Any) -> Any:
         if task.uid == first.uid and task.state == "DONE":
             return submitted(made, executable="/bin/true").wait(FINAL)
@@ -276,7 +282,9 @@ async def test_an_exception_in_a_callback_does_not_stop_the_others(
 
 
 @pytest.mark.long  # it starts another pilot
-async def test_pilots_of_the_program_are_observed(made: RadicalExecutionBackend) -> None:
+async def test_callbacks_receive_the_states_of_the_programs_own_pilots(
+    made: RadicalExecutionBackend,
+) -> None:
     words = {"resource": "local.localhost", "cores": 1, "runtime": 5, "exit_on_error": False}
     all_of_them, one_of_them = Heard(), Heard()
     made.pilot_manager.register_callback(all_of_them, cb_data="data")
