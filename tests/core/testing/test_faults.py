@@ -68,19 +68,19 @@ FAULTS: tuple[tuple[Kit, type[SmallBackend], str, str], ...] = (
         Quick,
         faulty.ReportsTasksNobodySubmitted,
         "test_functions_of_any_origin_run[function]",
-        "reported the task 'another', which was not submitted",
+        "reported task 'another', which was not submitted",
     ),
     (
         Hurried,
         faulty.ChangesUids,
         "test_each_task_is_reported_terminal_exactly_once",
-        "no terminal state for .*; the callback reported 'driver-",
+        "no terminal state for .*; the callback reported task 'driver-",
     ),
     (
         Quick,
         faulty.ChangesSomeUids,
         "test_functions_of_any_origin_run[function]",
-        "reported the task 'driver-.*, which was not submitted",
+        "reported task 'driver-.*, which was not submitted",
     ),
     (
         Quick,

@@ -16,8 +16,9 @@ import pytest
 from rhapsody.backends.base import Capabilities
 from rhapsody.states import TasksMainStates
 from rhapsody.task import TaskDescription
-from rhapsody.testing import BackendConformance
-from rhapsody.testing._suite import CONTRACT
+from rhapsody.testing import BackendConformance, Driver
+from rhapsody.testing._suite import CONTRACT, Shared
+from rhapsody.testing._system import Clock, Program
 from tests._support.faulty_backends import (
     AddsToThePath,
     HandlesForks,
@@ -48,6 +49,13 @@ def test_a_check_that_a_mixin_hides_is_an_error() -> None:
 
         class Mine(Mixin, BackendConformance):
             pass
+
+
+def test_the_status_names_an_unknown_task_alone(tmp_path: Path) -> None:
+    driver = Driver(SmallBackend())
+    driver.strangers.append("other.task.000001.1")
+    shared = Shared(Clock(), Program.now(), tmp_path, drivers=[driver])
+    assert shared.status().startswith("the callback reported task 'other.task.000001.1'")
 
 
 def test_tests_of_the_authors_own_are_welcome() -> None:

@@ -1,8 +1,8 @@
 """Tools for tests of backends and workflows: conformance checks, a driver, an event recorder.
 
 `BackendConformance` is imported on first use, because only this class needs pytest, pytest-asyncio,
-pytest-timeout and psutil, which the extra `rhapsody-core[testing]` installs. Workers need none of
-these, although they import the functions that the checks run.
+pytest-timeout and psutil, which the extra `rhapsody-core[testing]` installs. Worker processes
+import the functions that the checks run, but need none of these packages.
 """
 
 from __future__ import annotations

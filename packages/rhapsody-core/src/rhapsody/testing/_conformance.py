@@ -1,4 +1,4 @@
-"""The class that authors of backends subclass."""
+"""Conformance test class, which authors of backends subclass."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from rhapsody.testing._protocol import Cancellation, Reports, ResourceRequests
 from rhapsody.testing._suite import require_unchanged
 
 
-# pytest runs the checks of the last base first: those of starting and stopping.
+# pytest runs the checks of the last base class first: those of starting and stopping.
 class BackendConformance(
     Engine,
     ResourceRequests,
@@ -47,11 +47,12 @@ class BackendConformance(
                 return MyBackend(workers=2)
 
     Checks of capabilities that the backend does not declare are skipped, with the reason. A failure
-    names the section of the documentation that states the rule. The class attributes are those
-    of `Suite`. A check cannot be replaced; list one that is known to fail in `expected_failures`.
+    names the section of the documentation that states the rule. The attributes of `Suite` are the
+    settings. Checks cannot be overridden; list those that are known to fail in `expected_failures`.
 
     Raises:
-        TypeError: A subclass replaces a check, or expects an unknown check to fail.
+        TypeError: A subclass overrides a check, or `expected_failures` names an unknown check or
+            gives no reason.
     """
 
     def __init_subclass__(cls, **kwargs: Any) -> None:

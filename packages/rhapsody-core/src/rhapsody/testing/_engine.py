@@ -1,4 +1,4 @@
-"""Checks of the backend behind an engine: graphs, failures, retries, timeouts, cancellation."""
+"""Checks of a backend that an engine uses: graphs, failures, timeouts and cancellation."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from rhapsody.testing._work import KitError
 
 
 class Engine(Suite):
-    """Graphs of tasks, and the errors that users see when a task fails."""
+    """Checks of graphs of tasks, and of the errors that users see when a task fails."""
 
     @check("workflows", dry=True, times=2)
     async def test_a_fan_runs(self, flow: WorkflowEngine) -> None:
@@ -86,7 +86,7 @@ class Engine(Suite):
         finally:
             gate.unlink()
         await future
-        assert since is not None, "`started_at` was None while it ran"
+        assert since is not None, "`started_at` was None while the task was running"
 
     @check("functions")
     @each_function_kind
@@ -230,7 +230,7 @@ class Engine(Suite):
 
 
 def _task(flow: WorkflowEngine, ticking: Ticking, **settings: Any) -> Any:
-    """Return the task of an engine that corresponds to a `Ticking`'s description."""
+    """Return a function that calls a task of an engine with the work of a `Ticking`."""
     description = ticking.task
     if ticking.kind == "executable":
 

@@ -38,7 +38,7 @@ _FAILING = "echo out; echo err >&2; echo more; exit 3"
 
 
 class Executables(Suite):
-    """Shell commands and programs with arguments, and the directory in which each of them runs."""
+    """Checks of shell commands, programs with arguments, and the directories in which they run."""
 
     @check("executables", "executables")
     async def test_a_string_is_run_by_a_shell(self, driver: Driver) -> None:
@@ -132,7 +132,7 @@ class Executables(Suite):
     async def test_each_executable_has_its_own_directory(self, driver: Driver) -> None:
         tasks = [driver.command("") for _ in range(5)]
         for task in tasks:
-            # Names of the backend's own files there begin with the task's uid.
+            # The names of the backend's own files in the directory begin with the task's uid.
             task["executable"] = f"ls -A | grep -cv '^{task['uid']}'; pwd; echo mine > file.txt"
         places = set()
         for end in await driver.run(*tasks):
@@ -172,7 +172,7 @@ class Executables(Suite):
 
     @check("sandboxes", "executables", "cwd")
     async def test_it_runs_in_the_given_directory(self, driver: Driver) -> None:
-        directory = Path("/")  # which every machine has
+        directory = Path("/")  # exists on every machine
         if self.capabilities.shared_file_system:
             directory = self.place / "the user's own"
             directory.mkdir()
@@ -203,7 +203,7 @@ class Executables(Suite):
 
 
 class Files(Suite):
-    """Files that the backend's link methods link, and files that an engine's tasks declare."""
+    """Checks of files that the backend's methods link, and of files that tasks declare."""
 
     @check("files", "executables", "files", "shared_file_system")
     async def test_files_from_outside_are_linked(self, driver: Driver) -> None:
@@ -221,7 +221,7 @@ class Files(Suite):
             task = driver.command("true")
             with suppress(
                 ValueError
-            ):  # it may reject the name at once; a DataError is a ValueError
+            ):  # the backend may reject the name here; a DataError is a ValueError
                 link(dst_task=task, file_name=name, file_path=outside)
                 await driver.run_one(task)
             assert not escaped.exists(), f"linking a file as {name!r} created {escaped}"
@@ -322,7 +322,7 @@ async def _wait_async(task: Any) -> tuple[str, bool]:
 
 
 class Services(Suite):
-    """Executables and functions that run until they are canceled."""
+    """Checks of services: executables and functions that run until they are canceled."""
 
     @check("services", "services", STOPPABLE)
     @pytest.mark.parametrize(
@@ -431,7 +431,11 @@ class Services(Suite):
 
 
 async def _ready_or_ended(driver: Driver, service: TaskDescription) -> tuple[Any, Finished | None]:
-    """Return the readiness value of a service, and its end if it ended before it was ready."""
+    """Wait until a service is ready or has ended.
+
+    Returns:
+        The readiness value and `None`, or `None` and the ended task if it was not ready.
+    """
     try:
         return await driver.ready(service), None
     except Exception:  # any error means that it is not ready

@@ -40,7 +40,7 @@ _CALLS = 300
 
 
 class Functions(Suite):
-    """Functions of every form, which must run and return their outcome unchanged."""
+    """Checks of functions: every form of call must run, and outcomes must arrive unchanged."""
 
     @check("functions", FUNCTIONS)
     async def test_every_route_passes_arguments(self, driver: Driver) -> None:
@@ -269,7 +269,7 @@ class Functions(Suite):
         function = self.library_function()
         if function is NotImplemented:
             pytest.skip("the class does not define library_function")
-        # More tasks than run at once: their own work must not wait for a free slot forever.
+        # More tasks than can run at once: the library's work in them must not wait for free slots.
         tasks = [driver.call(function) for _ in range(2 * (self.cores or 2))]
         for end in await driver.run(*tasks):
             assert end.state is DONE and end.value, (
@@ -288,7 +288,7 @@ def _holding(data: bytes, number: int) -> Callable[[], tuple[int, int, int]]:
 
 
 def _stateful() -> list[tuple[str, Callable[[int], Any], list[Any]]]:
-    """Return functions that append their argument to a list, each with a name and the list."""
+    """Return functions that append their argument to a list: a name, the function and the list."""
     held: list[list[Any]] = [[] for _ in range(4)]
     closure, default, bound, variable = held
 

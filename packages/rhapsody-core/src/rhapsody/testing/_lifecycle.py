@@ -55,15 +55,15 @@ WAYS: tuple[Way, ...] = ("await", "async with", "create")
 
 @dataclass(frozen=True, slots=True)
 class Life:
-    """Measurements of one backend from its start to its shutdown, with a task of each kind.
+    """Measurements of one backend that was started, ran a task of each kind and was shut down.
 
     Attributes:
         way: The way in which the backend was started.
         backend: A weak reference to the backend.
         gap: The longest pause of the loop.
-        shutdown: Seconds that the shutdown took, after all tasks had ended.
-        left: Resources that the backend left behind.
-        memory: Bytes of memory of this process after the shutdown.
+        shutdown: Number of seconds that the shutdown took, after all tasks had ended.
+        left: The resources that the backend left behind.
+        memory: Memory of this process in bytes after the shutdown.
     """
 
     way: Way
@@ -75,10 +75,7 @@ class Life:
 
 
 class Lifecycle(Suite):
-    """Rules for starting and stopping a backend.
-
-    Most checks share the measurements of a few backends.
-    """
+    """Checks of starting and stopping a backend. Most share the measurements of a few backends."""
 
     @check("starting-and-stopping", dry=True, times=2)
     @pytest.mark.parametrize("way", WAYS)
@@ -88,10 +85,11 @@ class Lifecycle(Suite):
 
     @check("the-users-program", dry=True, times=3)
     async def test_it_changes_nothing_of_the_program(self, new_backend: NewBackend) -> None:
-        await self._current.discard(self.time_limit)  # it may add something while it runs
+        # The shared backend may change the program while it runs.
+        await self._current.discard(self.time_limit)
         program, adds = self._current.program, frozenset(self.adds)
         await self._lives(1)
-        # Handlers may be those of a library that was imported in the first life.
+        # Signal handlers may be those of a library that the first life imported.
         found = [w for w in Program.now().since(program, frozenset()) if "handler of" not in w]
         program.restore()
         assert not found, f"after earlier starts and shutdowns: {'; '.join(found)}"
@@ -210,7 +208,7 @@ class Lifecycle(Suite):
     @pytest.mark.parametrize("what", ["a batch", "a few tasks"])
     async def test_a_submission_does_not_block_the_loop(self, driver: Driver, what: str) -> None:
         kinds = self.kinds
-        # A warm-up, because things that are started on first use are not measured here.
+        # A warm-up, so that resources that are created on first use are not measured.
         await driver.run(*(quick(driver, kind) for kind in kinds))
 
         async def measure(_: int) -> Gap:
@@ -307,7 +305,7 @@ class Lifecycle(Suite):
                         workers.setdefault(process, []).append(memory)
 
         def kept() -> list[int]:
-            """Return a list of the bytes kept for each task, empty if they are within the limit."""
+            """Return a list with the number of bytes kept per task; empty within the limit."""
             gc.collect()
             each = (tracemalloc.get_traced_memory()[0] - before) // count
             return [each] if each > self.growth_per_task else []
@@ -337,7 +335,7 @@ class Lifecycle(Suite):
         )
 
     async def _lives(self, count: int) -> list[Life]:
-        """Return at least `count` measurements, including those that were made for other checks."""
+        """Return at least `count` measurements, including those made for earlier checks."""
         lives: list[Life] = self._current.lives
         while len(lives) < count:
             way = WAYS[len(lives) % len(WAYS)]
@@ -346,14 +344,18 @@ class Lifecycle(Suite):
                 with Heartbeat(self._current.clock) as heartbeat:
                     backend, shutdown = await self._live(way)
                 gc.collect()
-                # Files that are opened once per process are opened in the first life.
+                # Files that stay open until the process ends are opened in the first life.
                 left = await self._left(before, (*_ENDS, "file") if lives else _ENDS, mark)
             memory = process_and_memory()[1]
             lives.append(Life(way, backend, heartbeat.worst, shutdown, left, memory))
         return lives
 
     async def _live(self, way: Way) -> tuple[weakref.ref[Any], float]:
-        """Start a backend, run a task of each kind, and shut it down."""
+        """Start a backend, run a task of each kind, and shut the backend down.
+
+        Returns:
+            A weak reference to the backend, and the number of seconds that the shutdown took.
+        """  # noqa: DOC501 - an AssertionError
         made = await self.make_backend()
         if way == "create":
             unused, kind = made, type(made)
@@ -375,7 +377,7 @@ class Lifecycle(Suite):
             assert state == "running", f"after the start, the state is {state!r}"
             async with Driver(made, work_dir=self.place) as driver:
                 tasks = [quick(driver, kind) for kind in self.kinds]
-                if "executable" in self.kinds:  # without a sandbox, and not in the current one
+                if "executable" in self.kinds:  # without a sandbox, so the backend must choose one
                     tasks.append(driver.describe("nowhere", executable="echo 2"))
                 await driver.run(*tasks)
         finally:
@@ -406,10 +408,10 @@ class Lifecycle(Suite):
 async def _require_free_loop(
     measure: Callable[[int], Awaitable[Gap]], most: float, attribute: str
 ) -> None:
-    """Fail if the backend blocked the loop for too long in each of three tries.
+    """Fail if the backend has blocked the loop for too long in three tries.
 
-    A try in which the process could not run is inconclusive, because the cause of a pause is
-    unknown. If six tries are not enough, the check passes.
+    A try in which the process could not run for a while does not count, because the cause of the
+    pause is not known. After one good try, or six tries in total, the check passes.
     """
     blocked = []
     for count in range(1, 2 * _TRIES + 1):
@@ -424,8 +426,8 @@ async def _require_free_loop(
         )
 
 
-# Print the modules of required distributions that describing the backend imports, or null if no
-# distribution has registered it.
+# Describe the backend, and print the modules of required distributions that this has imported.
+# Print null if no distribution declares the backend.
 _DECLARE = """
 import json, re, sys
 from importlib.metadata import packages_distributions

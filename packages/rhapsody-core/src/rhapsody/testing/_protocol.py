@@ -42,7 +42,7 @@ from rhapsody.testing._work import variable
 
 
 class Reports(Suite):
-    """Declarations of a backend, and the reports that its callback receives."""
+    """Checks of a backend's declarations, and of the reports that the callback receives."""
 
     @check("declaration", dry=True)
     async def test_it_declares_what_it_is(self, backend: Any) -> None:
@@ -100,7 +100,7 @@ class Reports(Suite):
     async def test_running_is_reported_when_the_work_begins(
         self, driver: Driver, kind: TaskKind
     ) -> None:
-        """Submit more tasks than can run at once, none of which ends before it is released."""
+        """Submit more tasks than can run at once. No task ends before it is released."""
         count = min(32, max(8, 2 * (self.cores or 0)))
         tasks = [Ticking(driver, kind) for _ in range(count)]
         reported = started = 0
@@ -154,7 +154,8 @@ class Reports(Suite):
     @check("submission", FUNCTIONS)
     async def test_a_task_may_come_with_a_later_attempt(self, driver: Driver) -> None:
         task = call(driver, self.kinds[0], "add", 1)
-        task["uid"], task["attempt"] = task["uid"][:-1] + "3", 3  # the others ran elsewhere
+        # Attempts 1 and 2 ran on another backend.
+        task["uid"], task["attempt"] = task["uid"][:-1] + "3", 3
         end = await driver.run_one(task)
         assert end.value == 2, str(end)
 
@@ -173,7 +174,7 @@ CANNOT_STOP = Need(
     lambda suite, kind: suite.capabilities.cancellation(kind) != "running",
 )
 COOPERATIVE = Need(
-    "the backend stops running functions, or cannot cancel functions",
+    "the backend can stop a function that is running, or cannot cancel functions",
     lambda suite, _: (
         suite.capabilities.sync_functions and suite.capabilities.cancel_functions == "queued"
     ),
@@ -181,7 +182,7 @@ COOPERATIVE = Need(
 
 
 class Cancellation(Suite):
-    """Results and effects of `cancel_task`, and the reports that follow."""
+    """Checks of `cancel_task`: its results and effects, and the reports that follow."""
 
     @check("cancellation", dry=True)
     async def test_unknown_and_finished_tasks_are_not_canceled(self, driver: Driver) -> None:
@@ -206,7 +207,7 @@ class Cancellation(Suite):
             before, started = started, sum(blocker.has_started for blocker in blockers)
         if started == _MOST_AT_ONCE or any(trace.exists() for trace in traces):
             pytest.skip(f"no task waits: the backend runs {_MOST_AT_ONCE} tasks at once")
-        # Concurrently, because a slow backend continues to start tasks meanwhile.
+        # Concurrently, because a slow backend continues to start tasks in the meantime.
         await asyncio.gather(*(cancel(driver, victim) for victim in victims))
         ends = await asyncio.gather(*(blocker.finish() for blocker in blockers))
         assert {end.state for end in ends} == {DONE}, "tasks that were not canceled must end DONE"
@@ -307,7 +308,7 @@ _TOO_MUCH = {
 
 
 class ResourceRequests(Suite):
-    """Limits on concurrent tasks, environment variables, and requests that are rejected."""
+    """Checks of requests for resources: limits, environment variables and rejected requests."""
 
     @check("resources", FUNCTIONS)
     @pytest.mark.parametrize("resource", ["cores", "fractional_cores", "gpus", "memory"])
@@ -404,7 +405,7 @@ class ResourceRequests(Suite):
         value = getattr(self, name)
         assert value is not None, (
             f"the backend declares the resource {name!r}: set `{name} = ...` in the test class to "
-            "the amount that the backend of make_backend has"
+            "the amount that the backend returned by make_backend has"
         )
         return value
 

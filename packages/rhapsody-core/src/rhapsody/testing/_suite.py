@@ -1,8 +1,9 @@
-"""Base of the conformance kit: settings, fixtures, declarations of checks, and their tasks.
+"""Base of the conformance kit: settings and fixtures, declaration of checks, and tasks to run.
 
-Each topic has a class with its checks that derives from `Suite`; `BackendConformance` derives from
-all of them. The checks of one test class run on one event loop and share one backend, which is
-replaced after a failed check. Only checks of starting and stopping have backends of their own.
+The checks of each topic are methods of a class that derives from `Suite`; `BackendConformance`
+derives from all these classes. The checks of one test class run on one event loop and share one
+backend, which is replaced after a failed check. Only checks of starting and stopping create
+additional backends.
 """
 
 from __future__ import annotations
@@ -48,17 +49,16 @@ NewBackend = Callable[..., Awaitable[Any]]
 """`await new_backend()` creates a backend that is shut down at the end of the check."""
 
 NewEngine = Callable[..., Awaitable[WorkflowEngine]]
-"""`await new_engine(backend=None, **settings)` creates an engine; default: the shared backend."""
+"""`await new_engine(backend=None, **settings)` creates an engine; `None` for the shared backend."""
 
 
 class Need(NamedTuple):
-    """Condition for a check to apply.
+    """Condition under which a check applies.
 
     Attributes:
-        reason: The reason that is shown if a check is skipped because of this condition; may
-            contain `{kind}`.
-        met: Returns a true value if the condition is met, given the test class and the kind of
-            task, if there is one.
+        reason: The reason that pytest shows if the condition is not met; may contain `{kind}`.
+        met: Called with the test object and the check's kind of task, or `None` if the check has no
+            such parameter. Returns a true value if the condition is met.
     """
 
     reason: str
@@ -66,7 +66,7 @@ class Need(NamedTuple):
 
 
 class Check(NamedTuple):
-    """Declaration of a check: the section of the contract that it tests, and its conditions."""
+    """Declaration of a check, with the arguments of `check`."""
 
     section: str
     needs: tuple[str | Need, ...]
@@ -74,7 +74,7 @@ class Check(NamedTuple):
     times: float
 
     def why_skipped(self, suite: Suite, kind: Any) -> str:
-        """Return why the check does not apply, or an empty string."""
+        """Return the reason why the check does not apply, or an empty string if it applies."""
         if suite.dry and not self.dry:
             return "dry = True: the backend only pretends to run tasks"
         if kind is not None and not suite.capabilities.runs(kind):
@@ -95,7 +95,7 @@ def check(
 
     Args:
         section: The anchor of the section of the contract that states the rule.
-        needs: Capabilities that must be declared, or other conditions.
+        needs: The names of capabilities that must be declared, and other conditions.
         dry: True if the check also applies to a backend that only pretends to run tasks.
         times: Time limit of the check, as a multiple of the class's `time_limit`.
 
@@ -133,19 +133,24 @@ def check(
 
 
 def honors(resource: str) -> Need:
-    """Require a resource among those that the backend declares."""
+    """Return the condition that the backend declares a resource."""
     reason = f"the backend does not declare the resource {resource!r}"
     return Need(reason, lambda suite, _: resource in suite.capabilities.resources)
 
 
 def binds(resource: str) -> Need:
-    """Require a resource among those that the backend declares to enforce."""
+    """Return the condition that the backend declares that it enforces a resource."""
     reason = f"the backend does not declare that it enforces the resource {resource!r}"
     return Need(reason, lambda suite, _: resource in suite.capabilities.binds)
 
 
 def cancels(level: CancelLevel, kind: TaskKind | None = None) -> Need:
-    """Require that tasks of this kind, or of the check's kind, can be canceled to this level."""
+    """Return the condition that the backend declares that it cancels tasks at a level.
+
+    Args:
+        level: `"queued"` or `"running"`.
+        kind: The kind of task, or `None` for the check's parameter `kind`.
+    """
     enough = ("running",) if level == "running" else ("queued", "running")
     return Need(
         f"the backend does not declare that it cancels a {level} {kind or '{kind}'}",
@@ -174,13 +179,13 @@ class Shared:
 
     Attributes:
         clock: The clock that measures all time limits.
-        program: The program's settings before any backend was created.
+        program: The settings of this process before any backend was created.
         parent: The directory that contains the sandboxes and files of all checks.
-        backend: The backend, started; `None` before its first use and after a failed check.
-        lives: Measurements of other backends, from their start to their shutdown.
+        backend: The shared backend; `None` before its first use and after a failed check.
+        lives: Measurements of other backends, see `Lifecycle`.
         drivers: The drivers of the running check.
-        known: The uids of submitted tasks, and of engines that submit tasks.
-        errors: Unhandled errors of the loop.
+        known: The uids of tasks that drivers have submitted, and the uids of engines.
+        errors: Unhandled errors of the loop during the running check.
         failed: True if the running check has failed.
     """
 
@@ -195,27 +200,27 @@ class Shared:
     failed: bool = False
 
     async def started(self, suite: Suite) -> Any:
-        """Return the backend of the class, started."""
+        """Return the shared backend, after creating and starting it if necessary."""
         async with self.clock.within(2 * suite.time_limit):
             backend = self.backend if self.backend is not None else await suite.make_backend()
             self.backend = await started(backend)
         return self.backend
 
     async def discard(self, limit: float) -> None:
-        """Shut the backend down; the next check creates another."""
+        """Shut the shared backend down. The next check creates another one."""
         backend, self.backend = self.backend, None
         if backend is not None:
             async with self.clock.within(limit):
                 await backend.shutdown()
 
     def judge(self) -> None:
-        """Fail if the backend broke a rule that applies during every check."""
+        """Raise an error if the backend has broken a rule that applies to all checks."""
         __tracebackhide__ = True
         for driver in self.drivers:
             for fault in driver.faults:
                 raise AssertionError(f"{fault.rule}: {fault.detail}")
         for uid in self.strangers():
-            raise AssertionError(f"the callback reported the task {uid!r}, which was not submitted")
+            raise AssertionError(f"the callback reported task {uid!r}, which was not submitted")
         if self.errors:
             raise AssertionError(f"unhandled error on the event loop: {self.errors[0]}")
         if written := sorted(os.listdir()):
@@ -227,16 +232,16 @@ class Shared:
             )
 
     def status(self) -> str:
-        """Describe the tasks that have not ended, and an unknown task that was reported."""
+        """Return a text that names the tasks that have not ended, and an unknown task, if any."""
         unfinished = [text for driver in self.drivers for text in driver.unfinished()]
-        words = f"no terminal state for {'; '.join(unfinished[:5])}" if unfinished else ""
+        parts = [f"no terminal state for {'; '.join(unfinished[:5])}"] if unfinished else []
         strangers = self.strangers()
         if strangers:
-            words += f"; the callback reported {strangers[0]!r}, which was not submitted"
-        return words or "all submitted tasks have ended"
+            parts.append(f"the callback reported task {strangers[0]!r}, which was not submitted")
+        return "; ".join(parts) or "all submitted tasks have ended"
 
     def strangers(self) -> list[str]:
-        """Return the reported uids that neither a driver nor an engine submitted."""
+        """Return the uids of reported tasks that neither a driver nor an engine has submitted."""
         for driver in self.drivers:
             self.known.update(driver.uids())
         named = [uid for driver in self.drivers for uid in driver.strangers]
@@ -255,48 +260,50 @@ class Suite:
     """Settings of a conformance test class, and the fixtures of its checks.
 
     Attributes:
-        time_limit: Seconds that one check may take. Time in which this process could not run does
-            not count. A few checks may take a multiple of `time_limit`.
-        settle: Seconds to wait before concluding that something does not happen. Processes, threads
-            and files have ten times as long to disappear.
-        loop_gap: Seconds for which the backend may block the loop. The best of three tries counts.
-        submission_gap: Seconds for which one submission of a few tasks, including their ends,
-            may block the loop in total, over all pauses.
-        shutdown_limit: Seconds that the shutdown of an idle backend may take; the better of two
-            tries counts.
-        big_bytes: Size of the big argument and the big result.
-        output_bytes: Size of an executable's big output.
+        time_limit: Maximum number of seconds for one check; a few checks may take a multiple. Time
+            in which this process could not run does not count.
+        settle: Number of seconds to wait before concluding that something does not happen. The wait
+            for processes, threads and files to disappear is ten times as long.
+        loop_gap: Maximum number of seconds for which the backend may block the loop. The best of
+            three tries counts.
+        submission_gap: Maximum number of seconds for which the submission of a few tasks and the
+            handling of their ends may block the loop, summed over all pauses.
+        shutdown_limit: Maximum number of seconds for the shutdown of an idle backend. The better
+            of two tries counts.
+        big_bytes: Size in bytes of the big argument and the big result.
+        output_bytes: Size in bytes of an executable's big output.
         fan: Number of tasks in the big fan.
         cycles: Number of starts and shutdowns during which nothing may accumulate.
-        memory_growth: Bytes by which the process may grow in those cycles.
-        growth_per_task: Bytes that the program may keep for each finished task. The results of
-            the check's tasks are much larger.
-        cores: Cores of the backend of `make_backend`. Required if `cores` is declared.
-        cores_per_task: The maximum for one task, if that is less.
-        gpus: GPUs of the backend. Required if `gpus` is declared.
+        memory_growth: Maximum number of bytes by which the process may grow in these cycles.
+        growth_per_task: Maximum number of bytes that the process may keep for each finished task.
+            The results of the tasks in this check are much larger.
+        cores: Number of cores of the backend. Required if `cores` is declared.
+        cores_per_task: Maximum number of cores for one task, if that is less than `cores`.
+        gpus: Number of GPUs of the backend. Required if `gpus` is declared.
         memory: Memory of the backend for tasks, in bytes or as text such as `"2 GiB"`. Required
             if `memory` is declared.
-        memory_per_task: The maximum for one task, if that is less.
-        dry: True if the backend only pretends to run tasks: checks of their effects are skipped.
+        memory_per_task: Maximum memory for one task, if that is less than `memory`.
+        dry: True if the backend only pretends to run tasks. Checks of the effects of tasks are then
+            skipped.
         separate_processes: True if functions run in separate processes, so that a function that
-            kills its process does not affect others.
+            kills its process does not affect other functions.
         shares_memory: True if tasks receive the program's own function and argument objects, not
             copies. `None`: the opposite of `separate_processes`.
         closures: Number of functions that each hold `closure_bytes` and run one after the other.
-        closure_bytes: Bytes that each of them holds. Above 32 MiB, the highest value of glibc's
-            `M_MMAP_THRESHOLD`, memory is returned to the system as soon as it is freed.
+        closure_bytes: Number of bytes that each of these functions holds. Above 32 MiB, the highest
+            value of glibc's `M_MMAP_THRESHOLD`, memory is returned to the system when it is freed.
         names_workers: True if the description of a finished task names the worker or host that ran
-            it. Set it to `False` if the system behind the backend does not report that.
-        leaves_behind: Patterns (`fnmatch`) of leftovers allowed after the shutdown, matched with
-            `"process COMMAND"`, `"thread NAME"`, `"task NAME"`, `"file TARGET"` and
-            `"temporary NAME"`.
+            it. Set it to `False` if the system behind the backend does not report workers.
+        leaves_behind: Patterns (`fnmatch`) of resources that may remain after the shutdown. They
+            are matched with `"process COMMAND"`, `"thread NAME"`, `"task NAME"`, `"file TARGET"`
+            and `"temporary NAME"`.
         adds: Changes that the backend may make to the program while it runs: any of `"threads"`,
             `"children"`, `"descriptors"` and `"sys.path"`, which the shutdown must undo, and
             `"at-fork handlers"`, which cannot be removed.
-        expected_failures: Checks that are known to fail, by name, with reasons. It is an error if
-            one of them passes.
-        create_args: Arguments for the class's `create`.
-        create_kwargs: Keyword arguments for the class's `create`.
+        expected_failures: The checks that are known to fail: a mapping from their names to reasons.
+            If one of them passes, it is reported as failed.
+        create_args: Arguments for the `create` method of the backend's class.
+        create_kwargs: Keyword arguments for the `create` method of the backend's class.
         work_dir: The directory for sandboxes and files, which the backend must see if it declares
             `shared_file_system`. Default: the system's temporary directory.
     """
@@ -341,7 +348,8 @@ class Suite:
         Called on a running loop, several times per class.
         """
         raise NotImplementedError(
-            f"{type(self).__name__} must define `async def make_backend(self)` to return a backend"
+            f"{type(self).__name__} must define `async def make_backend(self)`, which returns a "
+            "new backend"
         )
 
     async def make_failing_backend(self) -> Any:
@@ -351,19 +359,19 @@ class Suite:
     def library_function(self) -> Any:
         """Return a function for a task that uses the library behind the backend directly.
 
-        For example, one that opens a client of the same cluster, computes something with it, and
-        returns a true value. It takes no arguments and runs several times concurrently.
+        For example, the function opens a client of the same cluster and computes something with it.
+        The function takes no arguments and returns a true value. It runs in several tasks at the
+        same time.
 
         Returns:
-            The function, or `NotImplemented` if the backend has no library, or none that can be
-            used inside a task.
+            The function, or `NotImplemented` if there is no library that tasks can use.
         """
         return NotImplemented
 
     @pytest_asyncio.fixture(scope="class", loop_scope="class", name="shared")
     @classmethod
     async def _shared(cls) -> AsyncIterator[Shared]:
-        # Resolved before `scratch` changes the current and the temporary directory.
+        # Resolved before `scratch` changes the current directory and the temporary directory.
         parent = Path(tempfile.gettempdir() if cls.work_dir is None else cls.work_dir).resolve()
         with scratch(), Clock() as clock:
             before = holdings()
@@ -381,7 +389,7 @@ class Suite:
     async def _prepared(
         self, request: pytest.FixtureRequest, shared: Shared
     ) -> AsyncIterator[None]:
-        """Skip a check that does not apply, limit its time, and discard the backend if it fails."""
+        """Skip or prepare a check, limit its time, and discard the backend if the check fails."""
         check: Check = request.function.check
         name = request.node.name
         callspec = getattr(request.node, "callspec", None)
@@ -394,8 +402,8 @@ class Suite:
         expected = self.expected_failures
         if known := expected.get(name) or expected.get(request.node.originalname):
             request.node.add_marker(pytest.mark.xfail(reason=known, strict=True))
-        # For code that blocks the loop. Other checks end at their own limit, whose clock stops
-        # while the process cannot run.
+        # This limit is for code that blocks the loop. Otherwise the limit of `check` applies first,
+        # except while the process cannot run, which stops its clock.
         limit = pytest.mark.timeout(10 + 4 * self.time_limit * check.times, func_only=True)
         request.node.add_marker(limit, append=False)
         shared.strangers()  # tasks of a check that skipped itself may end during this one
@@ -421,12 +429,12 @@ class Suite:
 
     @property
     def kinds(self) -> list[TaskKind]:
-        """The kinds of task that the backend runs, without services; functions come first."""
+        """The kinds of tasks that the backend runs, except services. Functions come first."""
         return [kind for kind in KINDS if self.capabilities.runs(kind)]
 
     @property
     def routes(self) -> list[Route]:
-        """Every form of call that the backend runs, without cores and with `cores=0`."""
+        """All forms of calls that the backend runs, without a request and with `cores=0`."""
         requests: list[tuple[str, Resources | None]] = [("", None)]
         if "cores" in self.capabilities.resources:
             requests.append((" with cores=0", Resources(cores=0)))
@@ -438,7 +446,7 @@ class Suite:
         ]
 
     def form(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """Return the function, as a coroutine function if the backend runs no other functions."""
+        """Return the function, or a coroutine function for it if the backend runs only those."""
         if self.capabilities.sync_functions:
             return function
 
@@ -449,7 +457,7 @@ class Suite:
         return coroutine
 
     def adder(self, flow: WorkflowEngine) -> Any:
-        """Return a task that adds 1 to the sum of its arguments, of a kind that the backend has."""
+        """Return a task, of a kind that the backend runs, that adds 1 to its arguments' sum."""
 
         def total(*numbers: Any) -> int:
             # The results of a dry backend are not numbers.
@@ -465,7 +473,7 @@ class Suite:
         return total_command
 
     def drive(self, backend: Any) -> Driver:
-        """Return a driver; the check fails at its end if the driver has recorded faults."""
+        """Return a driver. The check fails if the driver has recorded faults."""
         driver = Driver(backend, work_dir=self.place)
         self._current.drivers.append(driver)
         return driver
@@ -507,7 +515,7 @@ class Suite:
 
 
 def require_unchanged(cls: type[Suite], base: type[Suite]) -> None:
-    """Raise `TypeError` if a class replaces checks, or expects unknown checks to fail."""
+    """Raise `TypeError` if a class overrides checks or has invalid `expected_failures`."""
     checks = {name: getattr(base, name) for name in dir(base) if name.startswith("test_")}
     for name, test in checks.items():
         if getattr(cls, name, None) is not test:
@@ -525,7 +533,7 @@ def require_unchanged(cls: type[Suite], base: type[Suite]) -> None:
 
 
 async def state_of(backend: Any) -> str:
-    """Return a backend's state; its `state` may be a coroutine function or not."""
+    """Return a backend's state, also if the backend's `state` is a coroutine function."""
     state = backend.state()
     return str(await state) if inspect.isawaitable(state) else str(state)
 
@@ -533,25 +541,25 @@ async def state_of(backend: Any) -> str:
 def call(
     driver: Driver, kind: TaskKind, name: str, /, *args: Any, **kwargs: Any
 ) -> TaskDescription:
-    """Describe a call of a function of `_work`, or of its asynchronous variant."""
+    """Describe a call of a function of `_work`, or of the function's asynchronous variant."""
     suffix = "_async" if kind == "async_function" else ""
     return driver.call(getattr(_work, name + suffix), *args, **kwargs)
 
 
 def quick(driver: Driver, kind: TaskKind) -> TaskDescription:
-    """Describe a task that succeeds at once with the result 2."""
+    """Describe a task that succeeds immediately, with the result 2."""
     return driver.command("echo 2") if kind == "executable" else call(driver, kind, "add", 1)
 
 
 def failing(driver: Driver, kind: TaskKind) -> TaskDescription:
-    """Describe a task that fails at once."""
+    """Describe a task that fails immediately."""
     if kind == "executable":
         return driver.command("echo on purpose >&2; exit 3")
     return call(driver, kind, "fail", "on purpose")
 
 
 async def cancel(driver: Driver, task: TaskDescription) -> None:
-    """Cancel a task that has not ended, and wait for its end."""
+    """Cancel a task, wait until it has ended, and require that it was canceled."""
     answer = await driver.cancel(task)
     assert answer is True, f"cancel_task returned {answer!r}"
     end = await driver.finished(task)
@@ -559,18 +567,18 @@ async def cancel(driver: Driver, task: TaskDescription) -> None:
 
 
 async def until(condition: Callable[[], object]) -> None:
-    """Poll until a condition is true, for changes of which no notification arrives."""
+    """Poll until a condition is true. For changes of which there is no notification."""
     while not condition():
         await asyncio.sleep(0.01)
 
 
 def text_of(path: Path) -> str | None:
-    """Return the text of a file, `None` if it does not exist."""
+    """Return the text of a file, or `None` if the file does not exist."""
     return path.read_text() if path.is_file() else None
 
 
 class Ticking:
-    """A task that appends to a file while it runs, until it is released or stopped.
+    """Task that appends to a file while it runs, until it is released or stopped.
 
     The file shows whether the work continues, independently of the backend's reports. When the
     check ends, the task's files are removed, which releases the task.
@@ -580,9 +588,9 @@ class Ticking:
         kind: The kind of the task.
 
     Args:
-        driver: The driver that submits it.
+        driver: The driver that submits the task.
         kind: The kind of the task.
-        command: A shell command that an executable runs first.
+        command: Shell code that an executable runs first.
     """
 
     def __init__(self, driver: Driver, kind: TaskKind, command: str = "") -> None:
@@ -608,25 +616,25 @@ class Ticking:
         return self._size() > 0
 
     async def began(self) -> None:
-        """Wait until the task has ticked once."""
+        """Wait until the task has ticked at least once."""
         await until(lambda: self.has_started)
 
     async def start(self) -> None:
-        """Submit the task, and wait until it has ticked once."""
+        """Submit the task, and wait until it has ticked at least once."""
         await self._driver.submit(self.task)
         await self.began()
 
     def release(self) -> None:
-        """Let it end."""
+        """Let the task end."""
         self._gate.unlink(missing_ok=True)
 
     async def finish(self) -> Finished:
-        """Release the task, and wait until it has ended."""
+        """Release the task, wait until it has ended, and return it."""
         self.release()
         return await self._driver.finished(self.task)
 
     async def is_still(self, watch: float = 0.2) -> bool:
-        """Return True if the task no longer ticks."""
+        """Return True if the task does not tick during the next `watch` seconds."""
         size = self._size()
         await asyncio.sleep(watch)
         return self._size() == size
@@ -637,13 +645,15 @@ class Ticking:
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """Form of call with a request for cores; a backend may run each combination differently.
+    """Form of a call together with a request for cores.
+
+    A backend may run each combination in a different way.
 
     Attributes:
-        name: The name in messages.
+        name: The name of the combination in messages.
         kind: The kind of task.
-        wrap: Converts a function to this form.
-        resources: The request, `None` for none.
+        wrap: Function that converts a function to this form.
+        resources: The request, or `None` for a call without a request.
     """
 
     name: str
@@ -652,7 +662,7 @@ class Route:
     resources: Resources | None
 
     def call(self, driver: Driver, name: str, /, *args: Any, **kwargs: Any) -> TaskDescription:
-        """Describe a call of a function of `_work`."""
+        """Describe a call, in this form, of a function of `_work`."""
         return self.take(call(driver, self.kind, name, *args, **kwargs))
 
     def take(self, task: TaskDescription) -> TaskDescription:

@@ -1,7 +1,8 @@
 """Measurements of this process and its machine, for the conformance kit.
 
-This module measures, and the checks decide. The clock counts only the time in which this process
-could run, so that a machine that pauses or is overloaded is not mistaken for a slow backend.
+This module only measures; the checks judge the results. The clock counts only the time in which
+this process could run, so that a machine that pauses or is overloaded is not mistaken for a slow
+backend.
 """
 
 from __future__ import annotations
@@ -68,9 +69,10 @@ class Clock:
     """Clock that stops while this process cannot run.
 
     A daemon thread ticks. If a tick is late, the process could not run, and only the processor time
-    that it used meanwhile counts. A backend that blocks the loop does not delay the
-    thread. Where Linux reports it, the time for which the loop's thread waited for a processor
-    does not count either. Enter the clock, as a context manager, on the loop's thread.
+    that it used since the last tick counts. A backend that blocks the loop does not delay the
+    thread. On Linux, if the kernel reports the time for which the loop's thread waited for a
+    processor, this time does not count either. The clock is a context manager, and must be entered
+    on the loop's thread.
     """
 
     def __enter__(self) -> Self:
@@ -92,12 +94,12 @@ class Clock:
             os.close(self._statistics)
 
     def now(self) -> float:
-        """Return the seconds counted so far."""
+        """Return the number of seconds counted so far."""
         return self._next()[0]
 
     @asynccontextmanager
     async def within(self, seconds: float) -> AsyncIterator[asyncio.Timeout]:
-        """Limit the block to this number of counted seconds, as `asyncio.timeout` does."""
+        """Limit the block like `asyncio.timeout`, but in seconds of this clock."""
         loop = asyncio.get_running_loop()
         end = self.now() + seconds
         timer: asyncio.TimerHandle
@@ -122,7 +124,7 @@ class Clock:
             self._tick = self._next()
 
     def _next(self) -> tuple[float, float, float, float]:
-        """Return a tick for now: seconds counted, clock time, processor time, and time waited."""
+        """Return the current tick: seconds counted, clock time, processor time and time waited."""
         counted, last, used, waited = self._tick
         now, using, waiting = time.monotonic(), time.process_time(), self._waited()
         ran = now - last - (waiting - waited)
@@ -135,7 +137,7 @@ class Clock:
 
 
 class Gap(NamedTuple):
-    """The longest pause of the loop, in counted seconds and in seconds of the wall clock."""
+    """Pause of the loop, in counted seconds and in seconds of the wall clock."""
 
     counted: float
     seen: float
@@ -145,8 +147,8 @@ class Heartbeat:
     """Context manager that measures for how long the running loop is blocked.
 
     Attributes:
-        worst: The longest pause, valid after the block.
-        total: The sum of all pauses of more than a few milliseconds, valid after the block.
+        worst: The longest pause. Complete when the block has ended.
+        total: The sum of all pauses of more than 5 ms. Complete when the block has ended.
     """
 
     def __init__(self, clock: Clock, interval: float = 0.005) -> None:
@@ -180,11 +182,14 @@ class Heartbeat:
 
 
 Holdings = dict[tuple[str, Any], str]
-"""Descriptions of held resources by kind and identity. Each starts with the kind."""
+"""Descriptions of held resources, by kind and identity. Each description starts with the kind."""
 
 
 def holdings(mark: str | None = None) -> Holdings:
-    """Describe the resources that this process and orphans with the mark of `marked` hold."""
+    """Return the resources that this process holds: threads, tasks, processes and files.
+
+    With a mark of `marked`, orphaned descendants that have the mark are included.
+    """
     tasks = asyncio.all_tasks() - {asyncio.current_task()}
     return {
         **{("thread", each.ident): f"thread {each.name}" for each in threading.enumerate()},
@@ -198,7 +203,14 @@ def holdings(mark: str | None = None) -> Holdings:
 def leftovers(
     before: Holdings, allowed: Sequence[str], kinds: Container[str], mark: str | None = None
 ) -> Holdings:
-    """Return the resources held now but not before, without those that the patterns allow."""
+    """Return the resources that are held now, were not held before and are not allowed.
+
+    Args:
+        before: The resources that were held before.
+        allowed: Patterns of descriptions of resources that are allowed.
+        kinds: The kinds of resources to return.
+        mark: The mark of orphaned descendants to include; see `holdings`.
+    """
     patterns = (*_PYTHONS_OWN, *allowed)
     return {
         key: text
@@ -221,14 +233,18 @@ async def settled(look: Callable[[], Found], within: float) -> Found:
 
 
 def listed(left: Holdings) -> str:
-    """Describe leftovers, with the attribute that allows them."""
+    """Return a message about leftovers, with the setting that allows them."""
     texts = list(left.values())
     return f"left behind: {', '.join(texts)}; to allow it, set `leaves_behind = ({texts[0]!r},)`"
 
 
 @contextmanager
 def marked() -> Iterator[str]:
-    """Set an environment variable that identifies descendants even if they are orphaned."""
+    """Set an environment variable that identifies descendants even if they are orphaned.
+
+    Yields:
+        The value of the variable.
+    """
     mark = uuid.uuid4().hex
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(MARK, mark)
@@ -269,7 +285,7 @@ def _files() -> dict[object, str]:
     for number in numbers:
         with suppress(FileNotFoundError):
             target = os.readlink(f"/proc/self/fd/{number}")
-            if not target.startswith("/proc/"):  # the listing itself
+            if not target.startswith("/proc/"):  # the descriptor of the listing
                 found[f"{number} {target}"] = f"file {target}"
     return found
 
@@ -287,7 +303,7 @@ class Program:
     @classmethod
     def now(cls) -> Self:
         """Return the settings of this process."""
-        mask = os.umask(0o077)  # the only way to read it
+        mask = os.umask(0o077)  # reading the umask requires setting it
         os.umask(mask)
         own = (MARK, "PYTEST_")
         return cls(
@@ -299,7 +315,7 @@ class Program:
         )
 
     def since(self, before: Program, adds: Set[str]) -> list[str]:
-        """Describe the differences from earlier settings."""
+        """Return descriptions of the differences from earlier settings, except those in `adds`."""
         words = []
         for what, name in {"environment": "environment variable", "handlers": "handler of"}.items():
             now, former = getattr(self, what), getattr(before, what)
@@ -337,13 +353,13 @@ class Program:
 
 @contextmanager
 def fork_handlers(own: str) -> Iterator[list[str]]:
-    """Record which modules of a top-level package register at-fork handlers.
+    """Record the modules of a top-level package that register at-fork handlers.
 
-    Handlers of libraries do not count: a library registers them once per process, when it is first
-    imported or used, possibly by the program.
+    Handlers that other libraries register are not recorded: a library registers them once per
+    process, and the test program may have triggered that before the backend did.
 
     Yields:
-        The names of the modules, complete when the block ends.
+        The names of the modules. The list is complete when the block has ended.
     """
     noted: list[str] = []
     usual = os.register_at_fork
@@ -361,12 +377,12 @@ def fork_handlers(own: str) -> Iterator[list[str]]:
 
 @contextmanager
 def scratch() -> Iterator[None]:
-    """Enter directories in which leftover files of a backend are detected.
+    """Change to directories in which leftover files of a backend are detected.
 
-    Each test class has a fresh current directory. The temporary directory is shared by all classes
-    of the process, because `multiprocessing` keeps a socket in it. A third directory is on
-    `sys.path`, as the directory of a program's script is. All are removed when the process exits,
-    because workers may have been started in any of them.
+    Each test class has a new current directory. All classes of the process share a temporary
+    directory, because `multiprocessing` keeps a socket in it. A third directory is on `sys.path`,
+    like the directory of a program's script. The directories are removed when the process exits,
+    and not earlier, because workers may have been started in them.
     """
     root = _scratch_root()
     current, temporary = root / f"{next(_numbers)}", os.fspath(root / "t")

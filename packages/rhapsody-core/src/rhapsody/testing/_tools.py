@@ -1,7 +1,7 @@
 """Tools for tests of backends and workflows: a driver, an event recorder, a capability table.
 
-The conformance kit uses the driver, which knows neither dependencies nor retries. Nothing here
-needs pytest.
+The conformance kit uses the driver, which knows neither dependencies nor retries. Nothing in this
+module needs pytest.
 """
 
 from __future__ import annotations
@@ -45,10 +45,10 @@ class Report:
 
     Attributes:
         uid: The task's uid.
-        native: The backend's name for the state.
-        state: The canonical state, `None` if the backend's mapper does not contain it.
+        native: The native state.
+        state: The canonical state, `None` if the backend's mapper does not contain the native one.
         thread: The identifier of the calling thread.
-        during_submit: True if `submit_tasks` had not returned yet.
+        during_submit: True if the call of `submit_tasks` with this task had not returned.
         task: A shallow copy of the task's dict.
     """
 
@@ -62,7 +62,7 @@ class Report:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """Finished task, as the backend reported it."""
+    """Finished task, as the backend has reported it."""
 
     uid: str
     state: TasksMainStates
@@ -70,28 +70,28 @@ class Finished:
 
     @property
     def value(self) -> Any:
-        """The return value of a function, if there is one."""
+        """The return value of a function, `None` if there is none."""
         return self.task.get("return_value")
 
     @property
     def error(self) -> BaseException | None:
-        """The exception of a failed task."""
+        """The exception of a failed task, `None` if there is none."""
         error = self.task.get("exception")
         return error if isinstance(error, BaseException) else None
 
     @property
     def stdout(self) -> str | None:
-        """The standard output, if there is one."""
+        """The standard output of the task, `None` if the backend reported none."""
         return self.task.get("stdout")
 
     @property
     def stderr(self) -> str | None:
-        """The standard error, if there is one."""
+        """The standard error of the task, `None` if the backend reported none."""
         return self.task.get("stderr")
 
     @property
     def exit_code(self) -> int | None:
-        """The exit code of an executable, if there is one."""
+        """The exit code of an executable, `None` if there is none."""
         return self.task.get("exit_code")
 
     def __str__(self) -> str:
@@ -112,22 +112,23 @@ class _Followed:
 
 
 class Driver:
-    """Driver of a backend, which calls it in the same way as the engine.
+    """Driver of a backend: calls the backend in the same way as the engine.
 
-    `async with Driver(backend) as driver` starts the backend if necessary and registers the
-    callback; the end of the block unregisters it and leaves the backend running. The driver's
-    methods wait without a limit: use `asyncio.timeout`.
+    `async with Driver(backend) as driver` starts the backend if necessary and registers a callback.
+    On exit, the callback is unregistered, and the backend keeps running. The driver's methods wait
+    without a time limit; use `asyncio.timeout` to set one.
 
     Args:
         backend: A backend, started or not.
-        work_dir: The directory for sandboxes. Default: a temporary one, removed at the end.
+        work_dir: The directory for sandboxes. Default: a temporary directory, which is removed on
+            exit.
 
     Attributes:
-        backend: The backend, started.
-        work_dir: The directory of the sandboxes.
-        reports: Every call of the callback for tasks of this driver, in order.
-        faults: Reports that the contract forbids.
-        strangers: Uids of reported tasks that this driver did not submit.
+        backend: The backend, started on entry.
+        work_dir: The directory for sandboxes.
+        reports: All reports of tasks of this driver, in order.
+        faults: The reports that break a rule of the contract.
+        strangers: The uids of reported tasks that this driver did not submit.
     """
 
     def __init__(
@@ -142,7 +143,7 @@ class Driver:
         self.strangers: list[str] = []
         self._own_dir = work_dir is None
         self.work_dir: Path = Path(work_dir if work_dir is not None else ".")
-        # Contains what a program's own `uid` may contain, so that a changed uid is detected.
+        # Contains capital letters and punctuation, so that a changed uid is detected.
         self._uid = f"Driver-{uuid.uuid4().hex[:8]}_K"
         self._numbers = itertools.count(1)
         self._tasks: dict[str, _Followed] = {}
@@ -191,7 +192,7 @@ class Driver:
         return cast("TaskDescription", description)
 
     def call(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> TaskDescription:
-        """Describe a call of a function; add keys such as `resources` to it."""
+        """Describe a call of a function. The caller may add keys such as `resources`."""
         name = getattr(function, "__name__", type(function).__name__)
         return self.describe(name, function=function, args=args, kwargs=kwargs)
 
@@ -218,7 +219,7 @@ class Driver:
         await self.submit_batch(list(tasks))
 
     async def submit_batch(self, tasks: list[TaskDescription]) -> None:
-        """Submit the tasks by passing this list itself, not a copy, to the backend."""
+        """Submit tasks as one batch, passing this list itself, and not a copy, to the backend."""
         async with self._one_submission:
             self._tasks.update({task["uid"]: _Followed(task) for task in tasks})
             self._submitting.update(task["uid"] for task in tasks)
@@ -228,23 +229,27 @@ class Driver:
                 self._submitting.clear()
 
     async def run(self, *tasks: TaskDescription) -> list[Finished]:
-        """Submit the tasks, wait until all have ended, and return the finished tasks in order."""
+        """Submit the tasks, wait until all have ended, and return them in the same order."""
         await self.submit(*tasks)
         return [await self.finished(task) for task in tasks]
 
     async def run_one(self, task: TaskDescription) -> Finished:
-        """Submit one task and wait until it has ended."""
+        """Submit one task, wait until it has ended, and return it."""
         return (await self.run(task))[0]
 
     async def finished(self, task: TaskDescription) -> Finished:
-        """Wait for the task's terminal state."""
+        """Wait until the task has ended, and return it."""
         followed = self._tasks[task["uid"]]
         while followed.finished is None:
             await self._change()
         return followed.finished
 
     async def running(self, task: TaskDescription) -> bool:
-        """Wait until the task is reported RUNNING; return `False` if it ends before that."""
+        """Wait until the task is reported RUNNING.
+
+        Returns:
+            `True`, or `False` if the task ends without such a report.
+        """
         while TasksMainStates.RUNNING not in self.history(task):
             if self._tasks[task["uid"]].finished is not None:
                 return False
@@ -258,7 +263,8 @@ class Driver:
             The value with which the service became ready.
 
         Raises:
-            RuntimeError: The service ended before it was ready.
+            RuntimeError: The service ended before it was ready. If the backend reported an
+                exception for the service, that exception is raised instead.
         """
         followed = self._tasks[task["uid"]]
         while followed.ready is None or not followed.ready.done():
@@ -268,7 +274,7 @@ class Driver:
         return followed.ready.result()
 
     async def cancel(self, task: TaskDescription | str) -> Any:
-        """Call the backend's `cancel_task`, and return what it returns."""
+        """Call the backend's `cancel_task`, and return its result."""
         return await self.backend.cancel_task(task if isinstance(task, str) else task["uid"])
 
     # Reports received so far.
@@ -286,7 +292,7 @@ class Driver:
         return set(self._tasks)
 
     def unfinished(self) -> list[str]:
-        """Describe the tasks that have not ended."""
+        """Return a description of each task that has not ended, with its reported states."""
         return [
             f"{followed.description['name']} "
             f"({', '.join(str(report.native) for report in followed.reports) or 'no report'})"
@@ -297,7 +303,7 @@ class Driver:
     # The callback.
 
     def _report(self, task: Any, state: Any, service_callback: Any = None) -> None:
-        """Receive a report on any thread, and process it on the loop's thread."""
+        """Receive a report on any thread, and have it processed on the loop's thread."""
         content = task.as_dict() if hasattr(task, "as_dict") else task
         if not isinstance(content, dict) or "uid" not in content:
             self.faults.append(
@@ -341,7 +347,7 @@ class Driver:
         followed.reports.append(report)
         self.reports.append(report)
         if report.state is TasksMainStates.RUNNING and followed.ready is None:
-            followed.ready = Future()  # which the backend may set from any thread
+            followed.ready = Future()  # the backend may set it from any thread
             followed.ready.add_done_callback(self._readiness_known)
             if service_callback is None:
                 followed.ready.set_result(None)
@@ -377,7 +383,7 @@ class Driver:
 
 
 async def started(backend: Any) -> Any:
-    """Start a backend if it can be awaited, as the engine does."""
+    """Start a backend if it is awaitable, as the engine does, and return it."""
     return await backend if hasattr(type(backend), "__await__") else backend
 
 
@@ -387,13 +393,13 @@ def _short(value: object, limit: int = 200) -> str:
 
 
 class EventRecorder:
-    """Observer that keeps every event: `WorkflowEngine.create(observers=[recorder])`.
+    """Observer that records all events: `WorkflowEngine.create(observers=[recorder])`.
 
     Attributes:
-        events: Every event, in order.
+        events: All events, in order.
         batches: The same events, in the batches in which they were delivered.
-        started: The engines that started.
-        finished: The engines that finished, with their summaries.
+        started: The engines that have started.
+        finished: The engines that have finished, with their summaries.
     """
 
     def __init__(self) -> None:
@@ -404,30 +410,34 @@ class EventRecorder:
 
     @hookimpl
     def rhapsody_workflow_started(self, engine: WorkflowEngine) -> None:
-        """Keep the engine."""
+        """Record the engine."""
         self.started.append(engine)
 
     @hookimpl
     def rhapsody_task_events(self, engine: WorkflowEngine, events: Sequence[TaskEvent]) -> None:
-        """Keep the batch."""
+        """Record the batch and its events."""
         self.batches.append(tuple(events))
         self.events.extend(events)
 
     @hookimpl
     def rhapsody_workflow_finished(self, engine: WorkflowEngine, summary: Any) -> None:
-        """Keep the engine and its summary."""
+        """Record the engine and its summary."""
         self.finished.append((engine, summary))
 
     def states(self, task: Any) -> list[TasksMainStates]:
-        """Return the states that one task entered, in order.
+        """Return the states that a task has entered, in order.
 
         Args:
-            task: A uid, a name, or a future with a `uid`.
+            task: A uid, a name, or a future.
         """
         return [event.state for event in self.of(task)]
 
     def of(self, task: Any) -> list[TaskEvent]:
-        """Return the events of one task, or of all tasks with a name, in order."""
+        """Return the events of a task, or of all tasks with a name, in order.
+
+        Args:
+            task: A uid, a name, or a future.
+        """
         key = getattr(task, "uid", task)
         return [event for event in self.events if key in (event.uid, event.name)]
 
@@ -463,7 +473,7 @@ def capability_table(backend: Any) -> str:
         backend: A backend, its class, or a `Capabilities`.
 
     Raises:
-        TypeError: `backend` is none of these.
+        TypeError: `backend` is none of these objects.
     """
     capabilities = (
         backend if isinstance(backend, Capabilities) else getattr(backend, "capabilities", None)

@@ -1,6 +1,7 @@
-"""Functions that the checks run in tasks; workers import them by name.
+"""Functions that the checks run in tasks.
 
-The module imports only what is available in workers.
+Worker processes import the functions by name, so this module imports only modules that are
+available in worker processes.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Any
 
 
 def _coroutine_function(function: Any) -> Any:
-    """Return a coroutine function that calls a function, with `_async` added to its name."""
+    """Return a coroutine function that calls a function, and whose name ends with `_async`."""
 
     async def call(*args: Any, **kwargs: Any) -> Any:
         await asyncio.sleep(0)
@@ -35,7 +36,7 @@ class KitError(ValueError):
 
 
 class OddError(Exception):
-    """Error that cannot be unpickled, because it takes an additional argument."""
+    """Error that cannot be unpickled, because its constructor requires another argument."""
 
     def __init__(self, message: str, needed: object) -> None:
         super().__init__(message)
@@ -43,7 +44,7 @@ class OddError(Exception):
 
 
 class Holder:
-    """Callable object that calls a function, as do its bound methods."""
+    """Callable object that calls a function. Its methods call the same function."""
 
     def __init__(self, function: Any) -> None:
         self.function = function
@@ -60,7 +61,7 @@ class Holder:
 
 
 def add(left: Any, right: Any = 1, *, more: Any = 0) -> Any:
-    """Return the sum."""
+    """Return the sum of the arguments."""
     return left + right + more
 
 
@@ -70,7 +71,7 @@ def echo(value: Any) -> Any:
 
 
 def words(left: str, *, right: str = "") -> list[str]:
-    """Return the arguments."""
+    """Return the arguments as a list."""
     return [left, right]
 
 
@@ -104,7 +105,7 @@ def collect(number: int, held: list[Any]) -> list[Any]:
 
 
 def put_first(data: bytearray) -> int:
-    """Return the first byte, and increment it."""
+    """Increment the first byte of the data, and return its previous value."""
     before = data[0]
     data[0] += 1
     return before
@@ -148,14 +149,14 @@ def name_of_type(value: Any) -> str:
 
 
 def say(text: str) -> None:
-    """Print to both streams."""
-    print(text)  # noqa: T201 - the backend must keep it
+    """Print to standard output and standard error."""
+    print(text)  # noqa: T201 - the backend must capture it
     print(f"{text} aside", file=sys.stderr)  # noqa: T201
 
 
 async def say_async(text: str) -> None:
-    """Print to both streams, before and after yielding to the loop."""
-    print(text[:2], end="")  # noqa: T201 - the backend must keep it
+    """Print to standard output and standard error, before and after yielding to the loop."""
+    print(text[:2], end="")  # noqa: T201 - the backend must capture it
     await asyncio.sleep(0.01)
     print(text[2:])  # noqa: T201
     print(f"{text} aside", file=sys.stderr)  # noqa: T201
@@ -176,7 +177,7 @@ async def interval_async(seconds: float) -> tuple[float, float]:
 
 
 def tick(path: str, gate: str, seconds: float) -> str:
-    """Append to a file repeatedly, until the other file is removed or the time is up."""
+    """Append to the file `path` until the file `gate` is removed or `seconds` have passed."""
     end = time.monotonic() + seconds
     while time.monotonic() < end and os.path.exists(gate):
         note_run(path)
@@ -185,7 +186,7 @@ def tick(path: str, gate: str, seconds: float) -> str:
 
 
 async def tick_async(path: str, gate: str, seconds: float) -> str:
-    """Append to a file repeatedly, until the other file is removed or the time is up."""
+    """Append to the file `path` until the file `gate` is removed or `seconds` have passed."""
     end = time.monotonic() + seconds
     while time.monotonic() < end and os.path.exists(gate):
         note_run(path)
@@ -194,7 +195,10 @@ async def tick_async(path: str, gate: str, seconds: float) -> str:
 
 
 def tick_command(path: str, gate: str, seconds: float, command: str) -> list[str]:
-    """Return a command whose shell runs another command, and then ticks in a child process."""
+    """Return a command that runs the shell code `command`, and then does the same as `tick`.
+
+    A child process of the shell writes the file.
+    """
     loop = (
         'i=0; while [ -e "$2" ] && [ $i -lt "$3" ]; do printf . >> "$1"; sleep 0.05; '
         "i=$((i+1)); done; echo not stopped"
@@ -204,7 +208,7 @@ def tick_command(path: str, gate: str, seconds: float, command: str) -> list[str
 
 
 def note_run(path: str) -> None:
-    """Append one byte to a file, as a count of executions."""
+    """Append one byte to a file, so that its size is the number of executions."""
     file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     try:
         os.write(file, b"x")
