@@ -280,10 +280,9 @@ async def test_the_end_of_the_scheduler_fails_all_tasks(tmp_path: Path, how: int
             futures: list[Any] = [wait(), program(), *(wait() for _ in range(5))]
             calls = backend.open_tasks
             await _until(lambda: any(call.started for call in calls.values()))
-            start = time.monotonic()
             there["processes"][0].send_signal(how)
-            results = await asyncio.gather(*futures, return_exceptions=True)
-            assert time.monotonic() - start < 10
+            async with asyncio.timeout(25):  # Dask's own limit is 30 s
+                results = await asyncio.gather(*futures, return_exceptions=True)
             # Lost, and refused when the engine tries again.
             assert all(isinstance(result, Exception) for result in results), results
             assert backend.state() == "error"
@@ -330,8 +329,8 @@ async def test_the_start_times_out_if_a_worker_hangs(tmp_path: Path) -> None:
         worker = there["processes"][1]
         worker.send_signal(signal.SIGSTOP)
         try:
-            with pytest.raises(BackendUnavailableError, match="did not answer within 2 s"):
-                await DaskExecutionBackend(scheduler_file=there["scheduler_file"], timeout=2)
+            with pytest.raises(BackendUnavailableError, match="did not answer within 5 s"):
+                await DaskExecutionBackend(scheduler_file=there["scheduler_file"], timeout=5)
         finally:
             worker.send_signal(signal.SIGCONT)
 
@@ -340,7 +339,7 @@ async def test_a_hanging_worker_does_not_hide_tasks_running_on_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """If one worker does not answer, it stays unknown which worker runs a task."""
-    monkeypatch.setattr("rhapsody_dask.requests.ANSWERS", 0.5)
+    monkeypatch.setattr("rhapsody_dask.requests.ANSWERS", 2.0)
     with foreign(tmp_path, tls=False, options=("--no-nanny",)) as there:
         async with asyncio.timeout(80):
             backend = await DaskExecutionBackend(scheduler_file=there["scheduler_file"])

@@ -157,7 +157,7 @@ async def test_no_call_waits_for_a_long_one_in_its_group(
     long = task(10, gate)
     after = [task(number) for number in range(10)]
     await asyncio.gather(*before, *after)
-    assert long.state is TasksMainStates.RUNNING
+    await _until(lambda: long.state is TasksMainStates.RUNNING)
     _open_gate(gate)
     key, attempt = await long
     assert "+0" not in key
@@ -165,8 +165,9 @@ async def test_no_call_waits_for_a_long_one_in_its_group(
 
 
 async def test_a_call_in_a_group_is_canceled_before_it_starts(
-    grouping: WorkflowEngine, tmp_path: Path
+    grouping: WorkflowEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("rhapsody_dask.groups.SCHEDULING", 1.0)  # groups 20 calls at any speed
     gate, trace = str(tmp_path / "gate"), tmp_path / "trace"
 
     @grouping.function_task

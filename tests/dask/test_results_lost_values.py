@@ -31,12 +31,12 @@ def _use(value: int, more: int) -> int:
 
 
 async def _lose(flow: WorkflowEngine, made: Any) -> None:
-    """Kill the worker that has a value."""
+    """Kill each worker that has a value."""
     backend: Any = flow.backend
     (key,) = [key for key in await backend.client.who_has() if made.uid in key]
-    (holder,) = (await backend.client.who_has())[key]
-    (pid,) = (await backend.client.run(os.getpid, workers=[holder])).values()
-    os.kill(pid, signal.SIGKILL)
+    holders = [*(await backend.client.who_has())[key]]
+    for pid in (await backend.client.run(os.getpid, workers=holders)).values():
+        os.kill(pid, signal.SIGKILL)
 
 
 async def test_a_value_lost_with_its_worker_is_recomputed(

@@ -420,6 +420,8 @@ async def test_host_and_output_of_a_running_program_are_available(
     future = talk()
     async with asyncio.timeout(60):
         await asyncio.to_thread((tmp_path / "started").read_text)
+        while str(future.state) != "RUNNING":  # noqa: ASYNC110 - the report comes after the start
+            await asyncio.sleep(0.05)
         assert (tmp_path / str(future.stdout_path)).read_text() == "started\n"
         assert future.host == socket.gethostname()
         assert made.cores_in_use() == (1, 8)
