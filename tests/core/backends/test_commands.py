@@ -47,6 +47,22 @@ async def driver(spool: Path) -> AsyncIterator[Driver]:
         yield driver
 
 
+class Clock:
+    """The time that the backend sees: real, and what a test lets pass at once."""
+
+    passed = 0.0
+
+    def monotonic(self) -> float:
+        return time.monotonic() + self.passed
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    made = Clock()
+    monkeypatch.setattr("rhapsody.backends.commands.monotonic", made.monotonic)
+    return made
+
+
 async def job_of(spool: Path) -> int:
     """Wait for the first job in the queue, which is only visible in the spool."""
     return int(await in_thread(partial(look, lambda: sorted(spool.glob("[0-9]*"))[0].name)))
@@ -133,14 +149,15 @@ async def test_nothing_is_asked_while_there_are_no_jobs(driver: Driver, spool: P
     assert (spool / "asked").read_text() == before
 
 
-async def test_a_killed_job_is_lost(driver: Driver, spool: Path) -> None:
-    driver.backend.patience = 0.3
+async def test_a_killed_job_is_lost(driver: Driver, spool: Path, clock: Clock) -> None:
     task = driver.command("sleep 60")
     await driver.submit(task)
     await within(driver.running(task))
     job = await job_of(spool)
     os.killpg(job, signal.SIGKILL)
     (spool / str(job)).unlink()
+    await asked(spool, times(spool) + 3)
+    clock.passed = 2 * driver.backend.patience
     end = await within(driver.finished(task))
     assert isinstance(end.error, TaskLostError)
     assert f"job {job} of task 'command' was lost: it is no longer listed" in str(end.error)
@@ -168,16 +185,20 @@ async def test_a_job_that_is_not_listed_yet_is_cancelled(driver: Driver, spool: 
     await until(lambda: not alive(job))
 
 
-async def test_a_job_that_is_listed_again_is_not_gone(driver: Driver, spool: Path) -> None:
-    driver.backend.patience = 2.0
+async def test_a_job_that_is_listed_again_is_not_gone(
+    driver: Driver, spool: Path, clock: Clock
+) -> None:
     task = driver.command(f"until [ -e {spool / 'go'} ]; do sleep 0.02; done; echo out")
     await driver.submit(task)
     await within(driver.running(task))
     for _ in range(2):
         (spool / "lags").touch()
-        await asked(spool, times(spool) + 2)
+        await asked(spool, times(spool) + 3)
+        clock.passed += 0.6 * driver.backend.patience
+        await asked(spool, times(spool) + 3)
         (spool / "lags").unlink()
-        await asked(spool, times(spool) + 12)  # longer than its patience
+        await asked(spool, times(spool) + 3)
+        clock.passed += 0.6 * driver.backend.patience  # both are longer than its patience
     (spool / "go").touch()
     assert (await within(driver.finished(task))).stdout == "out\n"
 
@@ -188,14 +209,16 @@ def times(spool: Path) -> int:
 
 
 async def test_tasks_are_lost_where_the_system_never_answers(
-    driver: Driver, spool: Path, caplog: pytest.LogCaptureFixture
+    driver: Driver, spool: Path, caplog: pytest.LogCaptureFixture, clock: Clock
 ) -> None:
-    driver.backend.patience = 0.3
     (spool / "down").touch()
-    end = await within(driver.run_one(driver.command("true")))
+    task = driver.command("true")
+    await driver.submit(task)
+    await until(lambda: "cannot query or cancel jobs" in caplog.text)
+    clock.passed = 2 * driver.backend.patience
+    end = await within(driver.finished(task))
     assert isinstance(end.error, TaskLostError)
     assert "no controller" in str(end.error)
-    assert "cannot query or cancel jobs" in caplog.text
 
 
 class Slow(CommandBackend):
