@@ -7,7 +7,6 @@ import importlib
 import importlib.metadata
 import inspect
 import pydoc
-import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -427,7 +426,7 @@ def test_importing_rhapsody_costs_little_compared_with_asyncio() -> None:
         return float(done.stdout)
 
     pairs = [(seconds("rhapsody"), seconds("asyncio")) for _ in range(7)]
-    ours, asyncio_s = (statistics.median(column) for column in zip(*pairs, strict=True))
+    ours, asyncio_s = map(min, zip(*pairs, strict=True))  # a busy machine only adds
     assert ours <= 1.7 * asyncio_s
 
 

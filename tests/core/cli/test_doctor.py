@@ -17,6 +17,12 @@ from rhapsody.cli import main
 from tests._support.distributions import BACKEND, declaration, install, install_backend, unique
 
 
+@pytest.fixture(autouse=True)
+def _nothing_is_slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However busy the machine is, imports are quick enough."""
+    monkeypatch.setattr(doctor_command, "SLOW", 100.0)
+
+
 def doctor(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, dict[str, Any]]:
     capsys.readouterr()
     code = main(["doctor", "--json", *arguments])
@@ -107,11 +113,11 @@ def test_a_class_that_hangs_when_imported_is_given_up(
     site: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     toy(site, heavy_source="import threading; threading.Event().wait()\n")
-    code, report = doctor(capsys, "--timeout", "3")
+    code, report = doctor(capsys, "--timeout", "10")
     assert code == 1
     assert [one["level"] for one in findings(report, "toys")] == ["ok"]
     (broken,) = findings(report, "backend toy")
-    assert "importing the class timed out after 3 s" in broken["text"]
+    assert "importing the class timed out after 10 s" in broken["text"]
 
 
 def test_a_slow_plugin_is_named_and_is_not_broken(

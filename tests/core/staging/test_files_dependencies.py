@@ -25,7 +25,7 @@ from rhapsody import (
 )
 from tests._support.engine_fixtures import Machine, engine
 from tests._support.saving import writer
-from tests._support.scripted import outcome, within
+from tests._support.scripted import outcome, until, within
 
 pytestmark = [pytest.mark.usefixtures("here"), pytest.mark.asyncio, pytest.mark.timeout(60)]
 
@@ -336,8 +336,7 @@ async def test_a_temporary_file_goes_after_its_last_reader(
     assert file.exists()
     await within(asyncio.to_thread(gate.write_text, "go "))
     assert await within(slowly) == "go word\n"
-    await asyncio.sleep(0)
-    assert not file.exists()
+    await until(lambda: not file.exists())
     assert file.with_name("b.txt").exists()
     with pytest.raises(DataError, match=r"temporary file 'a.txt' of 'make' .* was removed"):
         read(InputFile("a.txt"))

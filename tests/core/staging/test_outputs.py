@@ -137,7 +137,7 @@ async def test_the_loop_goes_on_while_a_file_is_copied(
 
     def slowly(source: Any, target: Any, *more: Any) -> Any:
         loop.call_soon_threadsafe(copying.set)
-        waited.append(go_on.wait(10))
+        waited.append(go_on.wait(60))
         return copy(source, target, *more)
 
     monkeypatch.setattr(shutil, "copyfileobj", slowly)
