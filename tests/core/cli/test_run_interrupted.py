@@ -108,7 +108,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
 
 
 def take_up(start: Start, place: Path, *given: Any) -> Program:
-    """Start the program again, which now ends by itself."""
+    """Start the program again; its last task no longer waits."""
     (place / "go on").touch()
     return start(*given)
 
