@@ -1,4 +1,4 @@
-"""An environment with Dask and without Rhapsody, as workers may have it."""
+"""Environments for workers that contain Dask but not Rhapsody."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from packaging.requirements import Requirement
 
 
 def bare_python(directory: Path, **fakes: str) -> str:
-    """Makes the environment, of links to what is installed here; quick, and needs no network.
+    """Create an environment of links to the packages installed here, without a network.
 
     Args:
-        directory: Where to make it.
-        fakes: Distributions that are to seem installed, with their versions.
+        directory: The directory to create it in.
+        fakes: Distributions that appear to be installed, with their versions.
 
     Returns:
-        Its Python.
+        The path of its Python.
     """
     packages = directory / "packages"
     packages.mkdir(parents=True)
@@ -42,7 +42,7 @@ def bare_python(directory: Path, **fakes: str) -> str:
 
 
 def _needed(name: str) -> set[str]:
-    """A distribution and all that it requires here, by their names."""
+    """Return the names of a distribution and of everything that it requires here."""
     found: set[str] = set()
     names = [name]
     while names:

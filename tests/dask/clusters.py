@@ -1,4 +1,4 @@
-"""Clusters that the tests of the Dask backend share, each made once."""
+"""Clusters for the tests of the Dask backend."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ START_TIMEOUT = 100.0
 
 
 class CannotStart(DaskExecutionBackend):
-    """Fails in the last step of its start."""
+    """Backend that fails in the last step of its start."""
 
     async def start(self) -> None:
         await super().start()
@@ -41,9 +41,9 @@ def foreign(
     tls: bool = True,
     python: str = sys.executable,
 ) -> Iterator[dict[str, Any]]:
-    """A scheduler and workers started by hand, as `dask scheduler` and `dask worker`.
+    """Run a scheduler and workers as `dask scheduler` and `dask worker`.
 
-    Gives the arguments for a backend that uses them. `python` is what they run with.
+    Yields the arguments for a backend that uses them. `python` is the interpreter that runs them.
     """
     file = directory / "scheduler.json"
     credentials: list[str] = []
@@ -97,7 +97,7 @@ def foreign(
 
 
 def make_credentials(directory: Path) -> tuple[str, str]:
-    """Self-signed credentials as files: the key and the certificate."""
+    """Write self-signed credentials to files; return the paths of the key and the certificate."""
     from distributed import Security
 
     security = Security.temporary()
@@ -109,9 +109,9 @@ def make_credentials(directory: Path) -> tuple[str, str]:
 
 
 def uses_dask() -> Callable[[], int]:
-    """A task that uses Dask itself: it has the cluster that runs it make a sum.
+    """Return a task that computes a sum on the cluster that runs it.
 
-    Made here so that it travels by value: not all clusters have this module.
+    It is defined in this function so that it is pickled by value: workers may lack this module.
     """
 
     def computes_on_dask() -> int:

@@ -18,7 +18,7 @@ from rhapsody_dask import DaskExecutionBackend
 
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Any]:
-    """A LocalCluster of two processes with one thread each, as a user would make it."""
+    """A LocalCluster of two processes with one thread each, as a user would create it."""
     from distributed import LocalCluster
 
     with LocalCluster(
@@ -40,7 +40,7 @@ async def backend(cluster: Any) -> AsyncIterator[DaskExecutionBackend]:
 
 @pytest_asyncio.fixture
 async def raw(cluster: Any) -> AsyncIterator[Any]:
-    """A client of Dask's own on that cluster, to see what Dask does without us."""
+    """A client of Dask on that cluster, for comparison with Dask alone."""
     from distributed import Client
 
     async with Client(cluster.scheduler_address, asynchronous=True, set_as_default=False) as client:
@@ -57,7 +57,7 @@ async def flow(backend: DaskExecutionBackend) -> AsyncIterator[WorkflowEngine]:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def mortal_backend() -> AsyncIterator[DaskExecutionBackend]:
-    """A backend with a cluster of its own, whose workers tests may kill; nothing is left of it."""
+    """A backend with its own cluster, whose workers tests may kill; it must leave no processes."""
     before = children()
     resources = {"n_workers": 2, "threads": 1, "memory_limit": "400 MB"}
     async with asyncio.timeout(60):
@@ -91,7 +91,7 @@ def children() -> set[int]:
 
 @pytest.fixture
 def empty() -> Iterator[Any]:
-    """A cluster without workers; each that comes has a directory of its own."""
+    """A cluster without workers; each worker that joins has its own directory."""
     from distributed import LocalCluster
 
     with LocalCluster(

@@ -35,7 +35,7 @@ async def grouping(cluster: Any) -> AsyncIterator[WorkflowEngine]:
 
 @pytest.fixture
 def mortal_cluster() -> Iterator[Any]:
-    """A cluster that the test may harm, as a user would make it."""
+    """A cluster whose workers the test may kill, as a user would create it."""
     from distributed import LocalCluster
 
     with (
@@ -52,7 +52,7 @@ def mortal_cluster() -> Iterator[Any]:
 
 @pytest_asyncio.fixture
 async def own() -> AsyncIterator[WorkflowEngine]:
-    """An engine that groups short calls, on a cluster of its own."""
+    """An engine that groups short calls, on its own cluster."""
     async with asyncio.timeout(LIMIT):
         backend = DaskExecutionBackend({"n_workers": 2, "threads": 1}, batch_calls=True)
         async with WorkflowEngine.create(backend=backend) as flow:
@@ -70,7 +70,7 @@ async def _until(condition: Callable[[], Any]) -> None:
 
 
 def _key() -> str:
-    """In a worker: the key of Dask's task that makes this call."""
+    """In a worker: return the key of the Dask task that runs this call."""
     from distributed import get_worker
 
     return str(get_worker().get_current_task())

@@ -21,7 +21,7 @@ pytestmark = [pytest.mark.asyncio, pytest.mark.timeout(100)]
 
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """The program's directory, which is not that of the workers."""
+    """The program's directory, which differs from that of the workers."""
     place = tmp_path / "program"
     place.mkdir()
     monkeypatch.syspath_prepend(str(place))
@@ -30,7 +30,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def forget() -> None:
-    """A new program has imported nothing yet."""
+    """Forget the imported modules, as in a new program."""
     for name in [name for name in sys.modules if name.startswith(NAMES)]:
         del sys.modules[name]
 

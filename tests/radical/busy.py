@@ -1,4 +1,4 @@
-"""Tasks and programs of several processes, of which some must end and others go on."""
+"""Tasks and programs with several processes."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ wait
 
 @contextmanager
 def sleeping(directory: Path, *words: str) -> Iterator[subprocess.Popen[bytes]]:
-    """A program of the user's without a terminal, which works in a directory."""
+    """Run a program of the user without a terminal in a directory."""
     directory.mkdir(parents=True, exist_ok=True)
     program = subprocess.Popen(
         [*words, "sleep", "600"],
@@ -47,7 +47,7 @@ def sleeping(directory: Path, *words: str) -> Iterator[subprocess.Popen[bytes]]:
 
 
 async def six(pids: Path) -> list[int]:
-    """The process ids of a busy task, once all of them are known."""
+    """Wait for all processes of a busy task, and return their ids."""
 
     def look() -> list[int]:
         until = time.monotonic() + 60

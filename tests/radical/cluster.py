@@ -1,4 +1,4 @@
-"""A cluster of RADICAL-Pilot's on the tests' Slurm, and what is in its queue."""
+"""A RADICAL-Pilot resource on the tests' Slurm, and the jobs in its queue."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def limited(minutes: int) -> Iterator[None]:
 
 
 def jobs(directory: Path, *states: str) -> list[str]:
-    """The numbers of the jobs that work below a directory, of some states or in any way there."""
+    """Return the ids of the jobs that work below a directory, optionally only of some states."""
     lines = _squeue("--format=%A %T %Z")
     found = [line.split(" ", 2) for line in lines]
     return [

@@ -1,4 +1,4 @@
-"""Fixtures for tests of RADICAL-Pilot, whose own leftovers are not failures."""
+"""Fixtures for tests of RADICAL-Pilot, and exceptions for resources that it does not close."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ NOISE = (
 
 @pytest.fixture(scope="session", autouse=True)
 def _home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """An empty home directory: pilots' login shells would run what the user's profile says.
+    """An empty home directory: the login shells of pilots would run the user's profile.
 
-    Some of the tests kill such shells, which may leave locks of other programs behind.
+    Some tests kill such shells, which could leave locks of other programs behind.
     """
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HOME", str(tmp_path_factory.mktemp("home")))
@@ -41,7 +41,7 @@ def _home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(scope="module", autouse=True)
 def _collected() -> Iterator[None]:
-    """Collect what RADICAL-Pilot left open, before warnings count."""
+    """Collect the resources that RADICAL-Pilot did not close, without warnings."""
     yield
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -50,7 +50,7 @@ def _collected() -> Iterator[None]:
 
 @pytest.hookimpl(trylast=True)
 def pytest_sessionfinish() -> None:
-    """The same for what is only collected at the end: pytest would call it an error."""
+    """Collect the remaining resources without warnings, which pytest would report as errors."""
     warnings.simplefilter("ignore", ResourceWarning)
     gc.collect()
 

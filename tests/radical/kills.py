@@ -1,10 +1,10 @@
-"""Kills programs that use RADICAL-Pilot, and looks at what is left of their sessions.
+"""Tests that kill programs that use RADICAL-Pilot and check that nothing of their sessions remains.
 
-`python -m tests.radical.kills [--rounds N] [--seed S] [--slurm] [--client] [MOMENT ...]` does so at
-each of ten moments, in turns with a fork that outlives the program and without; from the third
-round on a little after the moment. With `--client` it kills the client as well, and then looks for
-what killed programs left, as the next start does. It prints a line for each kill, and exits with 1
-if one left something behind.
+`python -m tests.radical.kills [--rounds N] [--seed S] [--slurm] [--client] [MOMENT ...]` kills a
+program at each of ten moments, alternately with and without a fork that outlives the program; from
+the third round on, shortly after the moment. With `--client`, it also kills the client and then
+cleans up as the next start does. It prints a line for each kill, and exits with 1 if anything
+remained after one of them.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ ROOT = Path(__file__).parents[2]
 
 
 class LeftBehindError(AssertionError):
-    """Something of a killed program's session is left, or something else was touched."""
+    """Something of a killed program's session remained, or an unrelated process was ended."""
 
 
 @dataclass

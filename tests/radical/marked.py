@@ -1,4 +1,4 @@
-"""Processes that look like those of a session: they have its name in their environment."""
+"""Processes that look like those of a session, because its name is in their environment."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MINE = f"mine.{os.getpid()}"
 def running(
     *words: str, cwd: Path | None = None, user: int | None = None, **variables: Any
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """A program in a process session of its own, until the block's end at the latest."""
+    """Run a program in its own process session, until the end of the block at the latest."""
     environment = {**os.environ, **variables}
     process = subprocess.Popen(
         words or ["sleep", "600"], env=environment, cwd=cwd, user=user, start_new_session=True
@@ -37,7 +37,7 @@ def running(
 
 
 def children(pid: int, count: int) -> list[psutil.Process]:
-    """A process's descendants, once it has so many that run programs of their own."""
+    """Wait until a process has enough descendants with their own programs, and return them."""
     end = time.monotonic() + 30
     while True:
         found = psutil.Process(pid).children(recursive=True)

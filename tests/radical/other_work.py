@@ -1,7 +1,7 @@
-"""A program that does many other things while it uses our backend, and prints JSON.
+"""A program that does other work while it uses the backend, and prints its results as JSON.
 
-It drives a RADICAL-Pilot session of its own, has ZeroMQ sockets, forks, a pool of processes,
-threads, programs and open files. `test_connection_other_work.py` runs it and checks its output.
+It uses its own RADICAL-Pilot session, ZeroMQ sockets, a fork, a process pool, threads, programs and
+open files. `test_connection_other_work.py` runs it and checks its output.
 """
 
 from __future__ import annotations

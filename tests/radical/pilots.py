@@ -1,4 +1,4 @@
-"""Helpers that start a small, quiet pilot on this machine, where pytest cleans up."""
+"""Backends with a small pilot on this machine, in a temporary directory."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def resources(**more: Any) -> dict[str, Any]:
 
 
 def backend(pilots: Any = None, **settings: Any) -> RadicalExecutionBackend:
-    """A backend that was not started, in a directory of its own."""
+    """Return a backend that has not been started, in its own directory."""
     settings.setdefault("function_cores", FUNCTION_CORES)
     settings.setdefault("work_dir", os.path.join(tempfile.gettempdir(), "rhapsody-radical-tests"))
     return RadicalExecutionBackend(resources() if pilots is None else pilots, **settings)

@@ -1,8 +1,8 @@
-"""The program that `kills` kills: it takes its backend to a moment, reports it, and waits.
+"""The program that `kills` kills: it reports that it has reached a moment, and waits.
 
-`python -m tests.radical.victim DIRECTORY MOMENT SETTINGS`, with JSON for the settings: `pilot`,
-`fork`, `keep`. At the moment it prints the process id of its fork, 0 where there is none. The
-session is in `DIRECTORY/work`, sandboxes are in `DIRECTORY/tasks`.
+Usage: `python -m tests.radical.victim DIRECTORY MOMENT SETTINGS`. The settings `pilot`, `fork` and
+`keep` are JSON. At the moment, the program prints the process id of its fork, or 0 without one. The
+session is in `DIRECTORY/work`, the sandboxes are in `DIRECTORY/tasks`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from rhapsody_radical.schema import FINAL, PMGR_ACTIVE
 from tests.radical.pilots import backend
 
 FAMILY = "(setsid sleep 600 >/dev/null 2>&1 &); nohup sleep 600 >/dev/null 2>&1 & sleep 600"
-"""A program, one in its background, and one with a process session of its own."""
+"""A program, one in its background, and one with its own process session."""
 
 STAYS = 600.0
 
@@ -50,7 +50,7 @@ class Victim:
         )
 
     def _reached(self, *moments: str) -> bool:
-        """Says that a moment is there where it is the one, with a fork that outlives this."""
+        """Report the moment if it is the requested one, with a fork that outlives this process."""
         if self._moment not in moments:
             return False
         fork = os.fork() if self._fork else 0
@@ -61,7 +61,7 @@ class Victim:
         return True
 
     def _reached_when(self, moment: str, pattern: str) -> None:
-        """Waits in a thread for a file: the event loop's thread starts the backend meanwhile."""
+        """Wait for a file on a thread, because the backend starts on the event loop's thread."""
 
         def wait() -> None:
             while not any(self._work.glob(pattern)):

@@ -32,7 +32,7 @@ def pilot_states() -> list[tuple[str, str]]:
 
 @pytest_asyncio.fixture(scope="package", loop_scope="package")
 async def made(pilot_states: list[tuple[str, str]]) -> AsyncIterator[RadicalExecutionBackend]:
-    """A backend with one pilot, whose directory is not on the file system of the packages."""
+    """A backend with one pilot, whose directory is on another file system than the packages."""
     with (
         tempfile.TemporaryDirectory(dir=MEMORY) as directory,
         pytest.MonkeyPatch.context() as patch,
@@ -48,6 +48,6 @@ async def made(pilot_states: list[tuple[str, str]]) -> AsyncIterator[RadicalExec
 
 @pytest_asyncio.fixture(loop_scope="package")
 async def driver(made: RadicalExecutionBackend, tmp_path: Path) -> AsyncIterator[Driver]:
-    """A driver with a directory of its own."""
+    """A driver with its own directory."""
     async with Driver(made, work_dir=tmp_path) as driver:
         yield driver
