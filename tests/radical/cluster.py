@@ -36,7 +36,7 @@ def settings(**more: Any) -> dict[str, Any]:
 
 @contextmanager
 def held() -> Iterator[None]:
-    """Another job that has the whole node, so that all after it wait."""
+    """Run another job on the whole node, so that later jobs wait."""
     words = ["sbatch", "--parsable", "--exclusive", "--output=/dev/null"]
     words += ["--chdir=/", "--wrap=sleep 600"]
     done = subprocess.run(words, capture_output=True, text=True, check=True)

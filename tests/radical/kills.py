@@ -64,14 +64,14 @@ class LeftBehindError(AssertionError):
 
 @dataclass
 class Program:
-    """A program that is at its moment.
+    """Program that has reached its moment.
 
     Attributes:
-        process: It.
-        fork: Its fork, `None` where it has none.
-        directory: Where its files are.
+        process: The program's process.
+        fork: Its fork, or `None`.
+        directory: The directory of its files.
         session: The directory of its session.
-        keep: Whether that is to stay.
+        keep: Whether the session's directory is kept.
     """
 
     process: subprocess.Popen[str]
@@ -109,7 +109,7 @@ class Program:
         return [process for process in found if process not in (here, *bystanders)]
 
     def files(self) -> list[str]:
-        """The files of the session that the settings did not ask for."""
+        """The files of the session that the settings do not keep."""
         work = self.directory / "work"
         temporary = Path(os.environ.get("TMPDIR", "/tmp"), self.session.name)
         found = [*work.glob("*"), *work.glob("radical.*/*"), *([temporary] * temporary.exists())]
@@ -154,7 +154,7 @@ def program(
     keep: bool = False,
     pilot: dict[str, Any] | None = None,
 ) -> Iterator[Program]:
-    """A program at a moment; what is left of it at the block's end is ended."""
+    """Run a program up to a moment; end its remaining processes at the end of the block."""
     settings = {"fork": fork, "keep": keep, "pilot": pilot or resources(runtime=5)}
     work = directory / "work"
     work.mkdir(exist_ok=True)
@@ -264,7 +264,7 @@ def _text(path: Path) -> str:
 
 
 def main() -> int:
-    """Does all the kills, and returns how many left something behind."""
+    """Kill all programs, and return the number of those that left something behind."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("moments", nargs="*", choices=[[], *MOMENTS], default=[])
     parser.add_argument("--rounds", type=int, default=1)

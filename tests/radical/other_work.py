@@ -35,7 +35,7 @@ OWN = {"VIRTUAL_ENV": "/mine", "RADICAL_MINE": "mine", "RADICAL_BASE": str(HERE 
 
 
 class Native:
-    """A session of RADICAL-Pilot's that the program drives itself. All of it blocks."""
+    """RADICAL-Pilot session that the program uses itself; all methods block."""
 
     def __init__(self) -> None:
         self._session = rp.Session(cfg={"base": str(HERE / "native")})
@@ -55,12 +55,12 @@ class Native:
         return [str(task.stdout).strip() for task in tasks]
 
     def close(self) -> None:
-        """Ends it."""
+        """Close the session."""
         self._session.close(download=False)
 
 
 class Messages(threading.Thread):
-    """Sends messages between two sockets of the program's own ZeroMQ context all the time."""
+    """Thread that sends messages between two sockets of the program's own ZeroMQ context."""
 
     def __init__(self) -> None:
         super().__init__(daemon=True)
@@ -70,7 +70,7 @@ class Messages(threading.Thread):
         self.start()
 
     def run(self) -> None:
-        """Sends messages until the end, or an error."""
+        """Send messages until the end or an error."""
         try:
             with (
                 zmq.Context() as context,
@@ -91,13 +91,13 @@ class Messages(threading.Thread):
             self.count += 1
 
     def end(self) -> None:
-        """Ends the exchange."""
+        """Stop the thread."""
         self._end.set()
         self.join(30)
 
 
 class Fork:
-    """A child of the program that lives until it is asked how it does."""
+    """Forked child of the program that runs until its output is requested."""
 
     def __init__(self) -> None:
         self._end, theirs = socket.socketpair()
@@ -128,7 +128,7 @@ def state() -> dict[str, Any]:
 
 
 def sleeping() -> subprocess.Popen[bytes]:
-    """A program that knows nothing of any backend."""
+    """Start a program that is unrelated to the backend."""
     return subprocess.Popen(["sleep", "600"], start_new_session=True)
 
 
@@ -138,7 +138,7 @@ def double(number: int) -> int:
 
 
 def noted(name: str, starting: asyncio.Task[None]) -> None:
-    """Waits until a backend's start has got as far as its note."""
+    """Wait until a starting backend has written its note."""
     while not starting.done() and not list(HERE.glob(f"{name}/radical.*/*.json")):
         time.sleep(0.005)
 

@@ -24,7 +24,7 @@ pytestmark = [pytest.mark.timeout(1200), pytest.mark.long]
 
 
 def run(*command: str | Path, cwd: Path, home: Path | None = None, timeout: float = 900) -> str:
-    """Runs a command as a user does, without this process's settings of Python."""
+    """Run a command as a user does, without this process's settings of Python."""
     hidden = ("PYTHON", "PYTEST", "NOX", "RHAPSODY", "RADICAL", "VIRTUAL_ENV")
     environment = {k: v for k, v in os.environ.items() if not k.startswith(hidden)}
     if home is not None:

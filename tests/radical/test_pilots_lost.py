@@ -41,7 +41,7 @@ async def started(
 
 
 async def lost(driver: Driver, *tasks: Any, within: float = LIMIT) -> list[TaskLostError]:
-    """The errors of tasks that are lost, within the limit."""
+    """Return the errors of lost tasks, which must end within the limit."""
     errors = []
     async with asyncio.timeout(within):
         for task in tasks:
@@ -53,7 +53,7 @@ async def lost(driver: Driver, *tasks: Any, within: float = LIMIT) -> list[TaskL
 
 
 def of_pilot(made: RadicalExecutionBackend, number: int = 0) -> list[psutil.Process]:
-    """The processes that work in a pilot's directory."""
+    """Return the processes that work in a pilot's directory."""
     return working_in(made.pilots[number].sandbox)
 
 

@@ -192,7 +192,7 @@ def _stall_soon(_: Any) -> None:
 
 
 def _calls_of_others_are_made(made: Any) -> None:
-    """Those that a program sends to the master itself, in RADICAL-Pilot's own words."""
+    """Send RADICAL-Pilot's own kinds of calls directly to the master."""
     words = [
         {"mode": rp.TASK_FUNCTION, "function": rp.PythonTask(max, (1, 2), {})},
         {"mode": rp.TASK_EVAL, "code": "3 + 4"},

@@ -73,7 +73,7 @@ def test_cores_of_a_task_that_was_canceled_before_it_started_are_freed() -> None
     ],
 )
 def test_other_cores_are_not_freed(how: dict[str, Any]) -> None:
-    """Those of others, and those that RADICAL-Pilot frees itself."""
+    """Tasks without slots, running tasks and calls on RAPTOR keep their cores."""
     canceling = Canceling()
     canceling.cancel(**how)
     assert canceling.submitted.empty()

@@ -433,7 +433,7 @@ async def test_host_and_output_of_a_running_program_are_available(
 
 
 def left_of(*paths: str) -> list[str]:
-    """Those of some paths that exist, or are links to nothing."""
+    """Return the paths that exist, including broken links."""
     return [path for path in paths if os.path.lexists(path)]
 
 

@@ -23,7 +23,7 @@ LIMIT = 60.0
 
 
 def wait_for(gate: Path, here: Path) -> str:
-    """In a worker: wait for a file, and say so by another."""
+    """In a worker: create a file, and wait for another."""
     here.touch()
     until = time.monotonic() + LIMIT
     while not gate.exists() and time.monotonic() < until:
