@@ -85,7 +85,9 @@ def test_a_duration_may_be_text_with_units(text: str, expected: float) -> None:
     "text", ["", "min", "-3 min", "3 mins ago", "1h30", "30m1h", "1h1h", "1:30", "1e3", "3 months"]
 )
 def test_text_that_is_no_duration_is_a_value_error_that_shows_it(text: str) -> None:
-    with pytest.raises(ValueError, match=r"timeout must be seconds or text such as") as raised:
+    with pytest.raises(
+        ValueError, match=r"timeout must be a number of seconds or text such as"
+    ) as raised:
         seconds("timeout", text)
     assert repr(text) in str(raised.value)
 

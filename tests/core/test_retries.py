@@ -41,7 +41,7 @@ def test_the_wait_may_be_a_callable_from_the_attempt_to_seconds() -> None:
     assert [policy.delay(attempt) for attempt in (1, 2, 3)] == [2.0, 4.0, 8.0]
     with pytest.raises(ValueError, match="wait must be 0 or more"):
         RetryPolicy(wait=lambda attempt: -1.0).delay(1)
-    with pytest.raises(ValueError, match="wait must be seconds or text"):
+    with pytest.raises(ValueError, match="wait must be a number of seconds or text"):
         RetryPolicy(wait=lambda attempt: "soon").delay(1)
 
 
@@ -54,7 +54,7 @@ def test_the_wait_may_be_a_callable_from_the_attempt_to_seconds() -> None:
         ({"attempts": "2"}, TypeError, "retries must be a whole number"),
         ({"wait": -0.5}, ValueError, "wait must be 0 or more"),
         ({"wait": [1]}, TypeError, "wait must be a number"),
-        ({"wait": "soon"}, ValueError, "wait must be seconds or text"),
+        ({"wait": "soon"}, ValueError, "wait must be a number of seconds or text"),
         (
             {"on": "ValueError"},
             TypeError,

@@ -139,7 +139,10 @@ def test_another_directory_can_be_given(
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--older", "soon"], "--older must be seconds or text such as '90 s', '3 min' or '1h30m'"),
+        (
+            ["--older", "soon"],
+            "--older must be a number of seconds or text such as '90 s', '3 min' or '1h30m'",
+        ),
         (["--older", "-3d"], "argument --older: expected one argument"),
         (["nowhere"], "directory 'nowhere' does not exist"),
     ],

@@ -117,7 +117,7 @@ async def test_a_program_shows_both_streams_its_sandbox_and_its_exit_code_in_wor
         (126, "126 (the command cannot be executed)"),
         (-15, "-15 (SIGTERM)"),
         (139, "139 (SIGSEGV)"),
-        (-9, "-9 (SIGKILL, which the system sends when memory runs out)"),
+        (-9, "-9 (SIGKILL, which the system also sends when memory runs out)"),
         (-35, "-35 (signal 35)"),
         (300, "300"),
         (None, "None"),

@@ -219,7 +219,7 @@ async def test_one_that_failed_with_its_service_says_so_and_is_tried_with_the_ne
             backend.failed(task, ConnectionError("reset"))
         error = await outcome(alone)
         notes = "\n".join(error.__notes__)
-        assert "its service 'server' ended at " in notes
+        assert "task's service 'server' ended at " in notes
         assert "and was restarted: OSError: broke" in notes
         await ready(backend, 2, "two")
         again = await backend.given("client", 2)
@@ -227,7 +227,7 @@ async def test_one_that_failed_with_its_service_says_so_and_is_tried_with_the_ne
         backend.runs(again)
         backend.failed(again, ConnectionError("of its own"))
         error = await outcome(tried)
-        assert "its service" not in "\n".join(error.__notes__)  # it had the new one
+        assert "task's service" not in "\n".join(error.__notes__)  # it had the new one
 
 
 async def test_dependents_of_an_ended_service_fail_with_its_error() -> None:
@@ -391,7 +391,7 @@ async def test_a_killed_service_is_started_again_in_a_fresh_sandbox(tmp_path: Pa
         await until(lambda: service.attempt == 2)
         restarted.touch()
         error = await outcome(alone)
-        assert "its service 'server' ended at" in "\n".join(error.__notes__)
+        assert "task's service 'server' ended at" in "\n".join(error.__notes__)
         other_pid, _, other = (await late(service)).split(maxsplit=2)
         assert other_pid != pid
         assert other.strip() != sandbox

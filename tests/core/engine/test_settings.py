@@ -31,7 +31,7 @@ async def test_a_setting_that_the_backend_does_not_know_is_refused_before_submis
         task = flow.function_task(nothing)
         await within(task(task_description={"queue": "long"}))
         said = (
-            r"backend 'cluster' does not support the key 'qeue' in task_description, "
+            r"backend 'cluster' does not support the key 'qeue' in task_description; "
             r"did you mean 'queue'\? \(supported keys: account, queue\)"
         )
         for wrong in (task.options(task_description={"qeue": 1}), task):

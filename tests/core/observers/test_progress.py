@@ -263,7 +263,7 @@ def test_a_run_that_is_interrupted_gives_its_account(
         terminal.process.send_signal(number)
         text = terminal.read_until()
     assert terminal.process.returncode == code
-    assert re.search(r"\nrhapsody: 0 done, 1 cancelled in .* s\n", text)
+    assert re.search(r"\nrhapsody: 0 done, 1 canceled in .* s\n", text)
     assert f"\nrhapsody: {said}\n" in text
 
 

@@ -14,7 +14,7 @@ DASK = "rhapsody.backends.execution.dask_parallel"
 RADICAL = "rhapsody.backends.execution.radical_pilot"
 
 NEEDED = {DASK: ("rhapsody_dask", "distributed"), RADICAL: ("rhapsody_radical", "radical.pilot")}
-"""Modules whose public names are defined by a plugin, each with the modules that it needs."""
+"""Modules whose public names are defined by a plugin, each with the modules that it imports."""
 
 
 def lazy(
@@ -22,8 +22,8 @@ def lazy(
 ) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
     """Create a package's `__getattr__` and `__dir__`.
 
-    A name that a plugin defines is listed only if the modules that it needs can be found and no
-    import of the name has failed. `__all__` depends on this, so `__getattr__` computes it.
+    A name that a plugin defines is listed only if the modules in `NEEDED` can be found and no
+    import of the name has failed. `__all__` depends on this, so `__getattr__` computes `__all__`.
 
     Args:
         package: The package's name.

@@ -24,7 +24,7 @@ def is_cancelling() -> bool:
 
 
 async def end_of(future: asyncio.Future[None]) -> None:
-    """Wait until a shared future is done, without canceling it if the wait is canceled.
+    """Wait until a shared future is done, without canceling the future if the wait is canceled.
 
     Unlike with `asyncio.shield`, an exception that a signal handler raises ends the wait.
     """
@@ -115,8 +115,8 @@ def eager_task(
         first["waits for"] = context.run(coroutine.send, None)
     except StopIteration as end:
         first["value"] = end.value
-    except BaseException as error:  # the coroutine's own, which is the task's
-        trace = error.__traceback__  # this frame in it would hold the task
+    except BaseException as error:  # raised by the coroutine, so it is the task's exception
+        trace = error.__traceback__  # contains this frame, which would keep the task alive
         first["error"] = error.with_traceback(trace.tb_next if trace is not None else None)
     finally:
         asyncio._leave_task(loop, task)
@@ -126,7 +126,7 @@ def eager_task(
 
 
 def _rest(coroutine: Coroutine[Any, Any, T], first: dict[str, Any]) -> Generator[Any, None, T]:
-    """Run a coroutine after its first step, whose outcome the caller stores in `first`."""
+    """Continue a coroutine whose first step the caller runs; `first` receives its outcome."""
     try:
         try:
             yield  # until its task runs, or is canceled before that

@@ -14,7 +14,7 @@ from rhapsody.resources import Resources
 from rhapsody.task import TaskKind
 
 CancelLevel = Literal["none", "queued", "running"]
-"""Tasks that can be canceled: none, those that have not started, or those and running ones."""
+"""The tasks that can be canceled: none, those that have not started, or all."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,32 +25,34 @@ class Capabilities:
     submitted. The conformance kit tests every declared capability.
 
     Attributes:
-        functions: Runs coroutine functions.
-        sync_functions: Runs ordinary functions.
-        executables: Runs shell commands and programs with arguments.
-        services: Runs executables as services.
-        function_services: Runs functions as services.
+        functions: True if the backend runs coroutine functions.
+        sync_functions: True if it runs ordinary functions.
+        executables: True if it runs shell commands and programs with arguments.
+        services: True if it runs executables as services.
+        function_services: True if it runs functions as services.
         cancel_functions: The ordinary functions that can be canceled: `"none"`, `"queued"` (those
             that have not started) or `"running"` (all).
-        cancel_async_functions: The coroutine functions that can be canceled, likewise.
-        cancel_executables: The executables that can be canceled, likewise.
-        cancel_services: The services that can be canceled, likewise.
-        sandboxes: Runs each executable in a directory of its own.
-        cwd: Runs executables in a directory that the user names.
-        files: Links files into a task's sandbox, and passes them to functions as absolute paths.
-        shared_file_system: Tasks see the engine's file system under the same paths.
-        copies_files_out: Implements `copy_file_out`, which copies a file from the sandbox of an
-            ended task.
+        cancel_async_functions: The coroutine functions that can be canceled; same values.
+        cancel_executables: The executables that can be canceled; same values.
+        cancel_services: The services that can be canceled; same values.
+        sandboxes: True if the backend runs each executable in a directory of its own.
+        cwd: True if it runs executables in a directory that the user names.
+        files: True if it links files into a task's sandbox, and passes them to functions as
+            absolute paths.
+        shared_file_system: True if tasks see the engine's file system under the same paths.
+        copies_files_out: True if the backend implements `copy_file_out`, which copies a file from
+            the sandbox of a task that has ended.
         task_settings: The keys that are accepted in `task_backend_specific_kwargs`, which users
             pass as `task_description`; `None` if the engine does not check them.
         resources: The fields of `Resources` that the backend honors, and `fractional_cores` if
             `cores` may be a fraction.
         binds: The resources among `resources` that the backend enforces on each task. It only
             counts the others when it decides which tasks to run.
-        captures_output: Captures the output that functions print in `stdout` and `stderr`.
-        reports_running: Reports a running state when a task starts.
-        unfinished_dependencies: Accepts tasks whose arguments refer to values of its own
-            unfinished tasks.
+        captures_output: True if the backend captures what functions print, and stores it in the
+            description's `stdout` and `stderr`.
+        reports_running: True if the backend reports a running state when a task starts.
+        unfinished_dependencies: True if the backend accepts tasks whose arguments refer to the
+            values of its own unfinished tasks.
 
     Raises:
         TypeError: A value has the wrong type.
@@ -95,7 +97,7 @@ class Capabilities:
                 _check_resources(name, value)
         if not self.binds <= self.resources:
             raise ValueError(
-                f"Capabilities: binds must be a subset of resources, {sorted(self.resources)!r}, "
+                f"Capabilities: binds must be a subset of resources ({sorted(self.resources)!r}), "
                 f"got {sorted(self.binds)!r}"
             )
 

@@ -1,6 +1,6 @@
 """Methods of `WorkflowEngine` for programs that were written for related engines.
 
-New programs do not need them. None of them polls.
+New programs do not need these methods. None of them polls.
 """
 
 from __future__ import annotations
@@ -60,8 +60,7 @@ class OlderNames(ABC):
         """Process the reported final state of a future's task.
 
         Returns:
-            False if no backend of this engine has the task, so that the engine will not settle
-            the future.
+            True if the engine settles the future; False if no backend of this engine has the task.
         """
 
     async def execute_block(
@@ -77,8 +76,8 @@ class OlderNames(ABC):
             block_fut: A future of the engine's loop. Canceling it cancels the block. Canceling
                 this call cancels the block and `block_fut`.
             func: The function, synchronous or a coroutine function.
-            *args: Its arguments.
-            **kwargs: Its keyword arguments.
+            *args: The function's positional arguments.
+            **kwargs: The function's keyword arguments.
 
         Raises:
             asyncio.CancelledError: This call was canceled.
@@ -115,8 +114,9 @@ class OlderNames(ABC):
                 that of the attempt, as backends receive it, or that of the task, as in
                 `WorkflowEngine.components`.
             state: The backend's name of the state, or a canonical state.
-            service_callback: Called with `(future, task, state)` for a service that is running; it
-                sets the future when the service is ready.
+            service_callback: Callable that the engine calls with `(future, task, state)` when it
+                processes the running state of a service. The callable must set the future when the
+                service is ready.
 
         Raises:
             TypeError: `task` has no uid, or `state` is neither a string nor an enum member.
@@ -151,7 +151,8 @@ class OlderNames(ABC):
         Args:
             task: The task's description, which contains `exception` or `stderr`.
             task_fut: The task's future.
-            override_error_message: An exception to set instead, or the text of a `RuntimeError`.
+            override_error_message: An exception to set instead of the task's own, or the text of a
+                `RuntimeError`; `None` to use the task's own exception.
         """
         report, error = _as_mapping(task), cast("Any", override_error_message)
         if isinstance(error, str):

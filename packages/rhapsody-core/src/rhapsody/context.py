@@ -1,4 +1,4 @@
-"""Context of a running task: `current_task` for its function, and how backends provide it."""
+"""Context of a running task: `current_task` for task functions, `task_context` for backends."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class TaskContext:
 
     @property
     def cancelled(self) -> bool:
-        """True once the task was canceled. A function can check this in order to stop early."""
+        """True once the task has been canceled. A function can check this to stop early."""
         return self._cancelled
 
     def request_cancel(self) -> None:
@@ -75,8 +75,8 @@ def running_task() -> TaskContext | None:
 def current_task() -> TaskContext:
     """Return the context of the running task: its uid, name, attempt, sandbox and deadline.
 
-    Its `cancelled` is True once the task was canceled. Call this in a function task, on the thread
-    or in the coroutine in which the backend called the function.
+    Its `cancelled` is True once the task has been canceled. Call `current_task` in a function task,
+    on the thread or in the coroutine in which the backend called the task's function.
 
     Raises:
         RuntimeError: Called outside a task.
@@ -109,7 +109,7 @@ class Setting(Generic[T]):
 
 
 def task_context(context: TaskContext) -> Setting[Any]:
-    """Make `current_task()` return `context` inside the block. For backends."""
+    """Return a context manager in which `current_task()` returns `context`. For backends."""
     return Setting(_context, context)
 
 

@@ -60,11 +60,11 @@ def plain_name(name: str) -> str:
     """Return the name if it is valid for an entry directly in a sandbox.
 
     Raises:
-        DataError: It is empty, has a directory part, or is `.` or `..`.
+        DataError: The name is empty, has a directory part, or is `.` or `..`.
     """
     if not name or name in (".", "..") or "/" in name or "\0" in name or os.sep in name:
         raise DataError(
-            f"{name!r} is not a plain file name: it could refer to a file outside the sandbox"
+            f"{name!r} is not a plain file name: use a name without directories, not '.' or '..'"
         )
     return name
 
@@ -76,10 +76,11 @@ def make_sandbox(sandbox: str | os.PathLike[str]) -> str:
         The absolute path.
 
     Raises:
-        DataError: The path is not a directory, for example a link, or another user's directory that
-            others may write to.
-        OSError: It cannot be created.
-        FileNotFoundError: Its parent directory was removed repeatedly during the call.
+        DataError: The path exists and is not a directory (a link to a directory is refused as
+            well), or it is a directory that belongs to another user and that its group or all users
+            may write to.
+        OSError: The directory cannot be created.
+        FileNotFoundError: The parent directory was removed repeatedly during the call.
     """
     path = os.path.abspath(sandbox)
     for tries_left in (2, 1, 0):
@@ -88,7 +89,7 @@ def make_sandbox(sandbox: str | os.PathLike[str]) -> str:
         except FileExistsError:
             _require_sandbox(path)
         except FileNotFoundError:
-            # Another engine may remove an empty parent meanwhile.
+            # Another engine may remove an empty parent directory at the same time.
             if not tries_left:
                 raise
             os.makedirs(os.path.dirname(path), exist_ok=True)
@@ -103,13 +104,13 @@ def _require_sandbox(path: str) -> None:
         raise DataError(f"sandbox {path!r} is not a directory")
     if found.st_uid != os.geteuid() and stat.S_IMODE(found.st_mode) & 0o022:
         raise DataError(
-            f"sandbox {path!r} belongs to another user, who can change its files; choose a "
-            "work_dir that only you can write to"
+            f"sandbox {path!r} belongs to another user and is writable by its group or by all "
+            "users; choose a work_dir that only you can write to"
         )
 
 
 def moved(text: str, former: str, sandbox: str) -> str:
-    """Return a text, such as a command, with the sandbox path `former` replaced by `sandbox`."""
+    """Return a text, such as a command, with the sandbox path `former` replaced with `sandbox`."""
     # Sandboxes are named after uids, which end in numbers.
     return re.sub(re.escape(former) + r"(?![0-9~])", lambda _: sandbox, text)
 
@@ -137,7 +138,7 @@ def end_of_file(path: str, count: int) -> str:
     """Return the last `count` bytes of an output file as text, without blocking.
 
     The text is empty if the file does not exist on this host or is not a regular file: a task may
-    have replaced it by a link or a FIFO.
+    have replaced the file with a link or a FIFO.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
@@ -162,7 +163,8 @@ def link_into(sandbox: str | os.PathLike[str], name: str, source: str | os.PathL
         source: The path of the file.
 
     Raises:
-        DataError: The name could leave the sandbox or is taken, or `source` does not exist.
+        DataError: The name is not a plain file name, another file has this name in the sandbox, or
+            `source` does not exist.
     """
     origin = os.path.abspath(source)
     if not os.path.exists(origin):
@@ -277,7 +279,7 @@ class File:
     _producer: Any = field(compare=False)  # the future of the task that writes it, if known
 
     def bound_to(self, sandbox: str | os.PathLike[str], *, by_path: bool = True) -> Self:
-        """Return a copy for a task, whose `filepath` is the absolute path in the task's sandbox.
+        """Return a copy for a task, with the absolute path in the task's sandbox as `filepath`.
 
         Args:
             sandbox: The task's sandbox.
@@ -309,29 +311,30 @@ class InputFile(File):
 
     Exactly one of `remote_url`, `local_file` and `other_task_file` is set.
 
-    A task that receives a file which an earlier call of its engine declared depends on that call
-    and reads the file that it writes. A file that was declared with a destination is identified by
-    that destination, as a relative or absolute path, and other files by their names alone. If
-    several calls declared the file, the task depends on the most recent of them.
-    `future.file(name)` selects a producer explicitly.
+    If an earlier call of the same engine declared the file, a task that receives it depends on that
+    call and reads the file that the call writes. A file that was declared with a destination is
+    identified by that destination, as a relative or absolute path; other files are identified by
+    their names alone. If several calls declared the file, the task depends on the most recent of
+    them. `future.file(name)` selects a producer explicitly.
 
-    Other files are looked up among the outputs of the task's other dependencies, by the base name
-    of a relative path, and then on disk.
+    A file that no earlier call declared is looked up among the outputs of the task's other
+    dependencies, by the base name of a relative path, and then on disk.
 
     Args:
         spec: A URL (including `data:` URLs), a local path (a directory is linked as a whole), or
             the name of a file or directory that another task writes.
 
     Raises:
-        DataError: A `ValueError`: the name is empty or ends in `..`.
-        TypeError: Neither a string nor a path.
+        DataError: A `ValueError`: `spec` is empty, is an invalid URL, or has no base name, such as
+            `/`.
+        TypeError: `spec` is neither a string nor a path.
 
     Attributes:
         filename: The base name, under which the task sees the file.
         filepath: In a task, the absolute path: in the task's sandbox, or the original path for a
             function without a sandbox. Outside tasks, the absolute path of a local file, the name
-            as given of another task's file, and `None` for a URL, which is fetched when a task is
-            about to run.
+            of another task's file as it was given, or `None` for a URL, which is fetched when a
+            task is about to run.
         remote_url: The URL.
         local_file: The existing path as it was given.
         other_task_file: The name as it was given.
@@ -385,7 +388,7 @@ def found_at(file: InputFile, path: str) -> InputFile:
 
 
 def renamed(file: InputFile) -> InputFile:
-    """Return a bound input under the name that it has next to an output of the same name."""
+    """Return a bound input under another name, because the task writes a file of the same name."""
     assert file.filepath is not None
     name = separate_name(file.filename)
     return _changed(file, filename=name, filepath=file.filepath.with_name(name))
@@ -415,7 +418,7 @@ def input_from(producer: object, name: str) -> InputFile:
 
 @dataclass(frozen=True, slots=True, init=False, repr=False)
 class OutputFile(File):
-    """Declared output file: the task must write it into its sandbox. Passed to it as an argument.
+    """Declared output file, passed to a task, which must write the file into its sandbox.
 
     A task that does not write the file fails. A file with a destination is saved when the task is
     done and before its result is available: the file is copied to the destination, where the copy
@@ -424,23 +427,24 @@ class OutputFile(File):
     Args:
         name: The file's name. Leading directories are the destination, relative to the engine's
             `results_dir`: the task writes `all.png` for `results/all.png`.
-        many: True if the name is a pattern, such as `*.csv` (`fnmatch`), for all matching files
-            directly in the sandbox, of which there must be at least one. It matches neither hidden
+        many: True if the name is a pattern (`fnmatch`), such as `*.csv`. It stands for all matching
+            files directly in the sandbox; at least one file must match. It matches neither hidden
             files (unless the pattern begins with a dot) nor links out of the sandbox nor inputs.
-        save: The destination as a separate argument: a directory if it ends in `/` or exists as
-            one, otherwise the file itself, which is an error with `many`. Relative to
-            `results_dir`, which it cannot leave, or absolute. `True`: `results_dir` itself.
-            `False`: the file stays in the sandbox.
+        save: The destination as a separate argument. A path that ends in `/` or is an existing
+            directory is the directory to save to; any other path is that of the file itself, which
+            is an error with `many`. A relative path starts at `results_dir` and must stay inside
+            it. `True` stands for `results_dir` itself. With `False`, the file stays in the sandbox.
         temporary: True if the file is removed once all tasks that were called to read it have
             succeeded. Later calls must not read it. Only for a single file without a
             destination.
 
     Raises:
-        DataError: A `ValueError`: the name is empty, is a directory, or leads out
-            of the sandbox (an absolute path, `..`); `save` leads out of `results_dir`; with
-            `many` there is a pattern in the directories; or `temporary` is given with a
+        DataError: A `ValueError`: the name is empty, is reserved, is a directory, or leads out of
+            the sandbox (an absolute path, `..`); `save` leads out of `results_dir` or begins with
+            `~`; with `many` there is a pattern in the directories; or `temporary` is given with a
             destination or `many`.
-        TypeError: Neither a string nor a path; or `many` or `temporary` is not a bool.
+        TypeError: `name` is neither a string nor a path, `save` is neither of these nor a bool, or
+            `many` or `temporary` is not a bool.
 
     Attributes:
         filename: The base name.
@@ -499,31 +503,31 @@ class OutputFile(File):
 
 @dataclass(frozen=True, slots=True, init=False, repr=False)
 class OutputDir(File):
-    """Declared output directory: the task must create it in its sandbox. Passed as an argument.
+    """Declared output directory, passed to a task, which must create it in its sandbox.
 
     As with `OutputFile`, a task that does not create the directory fails, and the directory is
     copied to its destination when the task is done. The copy replaces an existing directory of
-    that name with all its content. Readers see the old directory, for a moment no directory, or the
-    complete new one.
+    that name with all its content. Other programs see the old directory, then briefly no directory,
+    then the complete new one.
 
     Args:
         name: The directory's name; a trailing `/` has no effect. Leading directories are the
             destination, relative to the engine's `results_dir`: the task writes `plots` for
             `results/plots/`.
-        save: The directory that will contain it, as a separate argument; created if it does not
-            exist. Relative to `results_dir`, which it cannot leave, or absolute. `True`:
-            `results_dir` itself. `False`: the directory stays in the sandbox.
+        save: The parent of the saved directory, as a separate argument; created if it does not
+            exist. A relative path starts at `results_dir` and must stay inside it. `True` stands
+            for `results_dir` itself. With `False`, the directory stays in the sandbox.
 
     Raises:
-        DataError: A `ValueError`: the name is empty or leads out of the sandbox (an absolute
-            path, `.`, `..`); or `save` leads out of `results_dir`.
-        TypeError: Neither a string nor a path.
+        DataError: A `ValueError`: the name is empty, is reserved, or leads out of the sandbox (an
+            absolute path, `.`, `..`); or `save` leads out of `results_dir` or begins with `~`.
+        TypeError: `name` is neither a string nor a path, or `save` is neither of these nor a bool.
 
     Attributes:
         filename: The base name.
         filepath: In a task, the absolute path of the directory to create; `None` before that.
-        save: The directory that will contain it, with a trailing `/`; `None` if none was given,
-            `False` if it stays in the sandbox.
+        save: The parent of the saved directory, with a trailing `/`; `None` if none was given,
+            `False` if the directory stays in the sandbox.
     """
 
     many: ClassVar[bool] = False
@@ -699,7 +703,7 @@ def _declared(kind: str, given: str) -> str:
     if name.startswith(RESERVED):
         raise DataError(
             f"{kind}: {name!r} cannot be declared: names that begin with "
-            f"{RESERVED!r} are reserved for a task's printed output"
+            f"{RESERVED!r} are reserved for backends; choose another name"
         )
     return name
 
@@ -717,7 +721,7 @@ def _base_name(kind: str, given: str) -> str:
         cure = "use a plain file name such as 'result.txt'"
         if os.path.isabs(given) and name not in ("", ".", ".."):
             place = given.removesuffix(name)
-            cure = f"{kind}({name!r}, save={place!r}) saves it there after the task has succeeded"
+            cure = f"to save the output under this path, use {kind}({name!r}, save={place!r})"
         raise DataError(f"{kind}({given!r}): a task must write into its sandbox; {cure}")
     if name in ("", "."):
         raise DataError(f"{kind}({given!r}) {_CURES[kind]}")

@@ -19,8 +19,8 @@ LINKS = 8
 class RhapsodyError(Exception):
     """Base class of all exceptions that Rhapsody defines.
 
-    When an instance is pickled, each exception among its attributes that cannot be pickled is
-    replaced by a `TaskFailedError` that contains its type and text.
+    If an attribute of an instance is an exception that cannot be pickled, a `TaskFailedError` with
+    that exception's type and text is pickled instead.
     """
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -52,14 +52,14 @@ class FirstFailure(NamedTuple):
 class DependencyFailureError(RhapsodyError, RuntimeError):
     """A task did not run because one of its dependencies failed.
 
-    `__cause__` is the exception of the first failed direct dependency. In a long chain of causes,
-    exceptions before `root_cause` are omitted, and a note gives their number.
+    `__cause__` is the exception of the first failed direct dependency. A long chain of causes is
+    shortened: the exceptions directly before `root_cause` are omitted, and a note states how many.
 
     Args:
         message: The message.
         failed_dependencies: Names of the direct dependencies that failed, in the order in which
             they were passed.
-        root_cause: The exception at the end of the chain of causes: that of the task that failed
+        root_cause: The exception at the end of the chain of causes, raised by the task that failed
             first.
     """
 
@@ -78,13 +78,13 @@ class DependencyFailureError(RhapsodyError, RuntimeError):
 
     def __reduce__(self) -> tuple[Any, ...]:
         rebuild, (kind, arguments, state) = super().__reduce__()
-        state.pop("_first", None)  # for the account of this process only
+        state.pop("_first", None)  # used only by the final report of this process
         return rebuild, (kind, arguments, state)
 
     def follows(self, cause: BaseException) -> Self:
         """Set the direct dependency's exception as the cause, and shorten a long chain of causes.
 
-        Python prints such a chain recursively, and one of 100,000 causes overflows the stack.
+        Python prints chains recursively, so a chain of 100,000 causes would overflow the stack.
 
         Returns:
             This error.
@@ -97,10 +97,7 @@ class DependencyFailureError(RhapsodyError, RuntimeError):
         return self
 
     def _links(self) -> int:
-        """Return the number of `DependencyFailureError`s from this one along the causes.
-
-        Counting stops at `LINKS`.
-        """
+        """Return the number of `DependencyFailureError`s in the chain, at most `LINKS`."""
         links, cause = 1, self.__cause__
         while links < LINKS and isinstance(cause, DependencyFailureError):
             links, cause = links + 1, cause.__cause__
@@ -149,8 +146,8 @@ class TaskFailedError(RhapsodyError, RuntimeError):
 class OutOfMemoryError(TaskFailedError, MemoryError):
     """The kernel killed a task's program or worker process because memory ran out.
 
-    Arguments and attributes are those of `TaskFailedError`. `RetryPolicy(2, on=MemoryError)`
-    retries after it, and after a function's own `MemoryError`.
+    Arguments and attributes are those of `TaskFailedError`. `RetryPolicy(2, on=MemoryError)` covers
+    this error and any `MemoryError` that a function raises.
     """
 
 
@@ -159,7 +156,7 @@ class TaskTimeoutError(RhapsodyError, TimeoutError):
 
 
 class TaskLostError(RhapsodyError, RuntimeError):
-    """A task was lost because its worker, its pilot or the connection to it failed."""
+    """A task was lost: its worker, its pilot or the connection to one of them failed."""
 
 
 class SubmissionError(RhapsodyError, RuntimeError):
@@ -167,7 +164,7 @@ class SubmissionError(RhapsodyError, RuntimeError):
 
 
 class InsufficientWalltimeError(SubmissionError):
-    """A task was not started because the backend ends before the task would.
+    """A task was not started because its backend may end before the task does.
 
     Args:
         message: The message.
@@ -234,7 +231,7 @@ def describe_error(error: BaseException | None, *, with_module: bool = False) ->
     return f"{name}: {text_of(error)}"
 
 
-# Exceptions of a frozen dataclass refuse to have attributes set in the usual way.
+# Ordinary attribute assignment fails for exceptions that are frozen dataclasses.
 
 
 def set_cause(error: BaseException, cause: BaseException) -> None:
@@ -290,11 +287,12 @@ _trying = threading.local()
 
 
 def _portable(error: BaseException) -> Any:
-    """Return an object that can be pickled instead of an exception.
+    """Return the object to pickle for an exception.
 
-    The first of these that works: the exception itself; an object that is unpickled without calling
-    `__init__`, for classes whose arguments differ from `args`; one that uses cloudpickle, for
-    classes that cannot be imported; a `TaskFailedError` with the exception's type and text.
+    This is the first of the following that can be pickled: the exception itself; an object that is
+    unpickled without calling `__init__`, for classes whose arguments differ from `args`; an object
+    that uses cloudpickle, for classes that cannot be imported; a `TaskFailedError` with the
+    exception's type and text.
     """
     if getattr(_trying, "active", False):
         return error  # part of an exception that is being tried

@@ -30,9 +30,9 @@ _UNITS: dict[str, float] = {
 
 
 def memory_in_bytes(memory: int | str, argument: str = "memory") -> int:
-    """Return the bytes in a memory size such as `2048`, `"500 MB"` or `"2 GiB"`.
+    """Return the number of bytes, rounded up, in a size such as `2048`, `"500 MB"` or `"2 GiB"`.
 
-    `kB`, `MB`, ... are powers of 1000, `KiB`, `MiB`, ... of 1024 (IEC 80000-13).
+    `kB`, `MB`, ... are powers of 1000; `KiB`, `MiB`, ... are powers of 1024 (IEC 80000-13).
 
     Args:
         memory: The size.
@@ -60,10 +60,10 @@ def memory_in_bytes(memory: int | str, argument: str = "memory") -> int:
 
 
 def seconds(argument: str, value: object, *, zero: bool = False) -> float:
-    """Return the seconds in a duration such as `90`, `"90"`, `"3 min"` or `"1h30m"`.
+    """Return the number of seconds in a duration such as `90`, `"90"`, `"3 min"` or `"1h30m"`.
 
-    The units are `w`, `d`, `h`, `min` or `m`, `s` and `ms`, which may be written out. Larger units
-    must precede smaller ones.
+    The units are `w`, `d`, `h`, `min` or `m`, `s` and `ms`; their names may also be written out, as
+    in `"2 weeks"`. Larger units must precede smaller ones.
 
     Args:
         argument: The argument's name, for the error.
@@ -72,8 +72,8 @@ def seconds(argument: str, value: object, *, zero: bool = False) -> float:
 
     Raises:
         TypeError: The duration is neither a number nor a string.
-        ValueError: The text is not a duration, or the number is negative, not finite, or 0 although
-            `zero` is False.
+        ValueError: The text is not a duration, or the number is negative or not finite, or it is 0
+            and `zero` is False.
     """
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         raise TypeError(
@@ -99,8 +99,8 @@ def _seconds_in(argument: str, text: str) -> float:
         else:
             return total
     raise ValueError(
-        f"{argument} must be seconds or text such as '90 s', '3 min' or '1h30m' (units: w, d, "
-        f"h, min, s, ms), got {text!r}"
+        f"{argument} must be a number of seconds or text such as '90 s', '3 min' or '1h30m' "
+        f"(units: w, d, h, min, s, ms), got {text!r}"
     )
 
 
@@ -156,10 +156,15 @@ class Resources:
 
     @classmethod
     def of(cls, value: Resources | Mapping[str, Any] | None) -> Resources | None:
-        """Return a `Resources`, or convert a mapping of names to one; return `None` for `None`.
+        """Convert a mapping to a `Resources`.
+
+        Returns:
+            The `Resources`; an argument that is a `Resources` or `None` is returned unchanged.
 
         Raises:
-            TypeError: The value is of another type, or the mapping has an unknown name.
+            TypeError: The argument is of another type, or the mapping contains an unknown name or
+                a value of the wrong type.
+            ValueError: A value in the mapping is invalid.
         """
         if value is None or isinstance(value, Resources):
             return value
@@ -170,9 +175,9 @@ class Resources:
         unknown = [key for key in value if key not in cls.__dataclass_fields__]
         if unknown:
             close = difflib.get_close_matches(str(unknown[0]).lower(), _NAMES, 1)
-            hint = f", did you mean {_NAMES[close[0]]!r}?" if close else ""
+            hint = f"; did you mean {_NAMES[close[0]]!r}?" if close else ""
             known = ", ".join(cls.__dataclass_fields__)
-            raise TypeError(f"resources: unknown name {unknown[0]!r}{hint}; valid names: {known}")
+            raise TypeError(f"resources: unknown name {unknown[0]!r}; valid names: {known}{hint}")
         return cls(**value)
 
 
@@ -193,14 +198,14 @@ _NAMES = dict(zip(Resources.__dataclass_fields__, Resources.__dataclass_fields__
     **dict.fromkeys(("ntasks", "nprocs", "processes", "mpi_ranks"), "ranks"),
     **dict.fromkeys(("time", "time_limit", "wall_time"), "walltime"),
 }
-"""Rhapsody's name of each resource, by that name and by the names that other libraries use."""
+"""Rhapsody's name for each resource, keyed by the names that Rhapsody and other libraries use."""
 
 
 def time_needed(task: Mapping[str, Any]) -> float | None:
-    """Return the seconds that a task needs at most: its `walltime`, otherwise its timeout.
+    """Return the maximum time that a task needs: its `walltime`, or else its timeout.
 
     Returns:
-        The seconds; `None` if the description has neither.
+        The time in seconds; `None` if the description contains neither.
     """
     resources = Resources.of(task.get("resources"))
     hint = None if resources is None else resources.walltime
@@ -210,12 +215,14 @@ def time_needed(task: Mapping[str, Any]) -> float | None:
 def seconds_of_job() -> float | None:
     """Return the maximum time left in this process's batch job, in seconds.
 
-    Slurm sets the end of a job (`SLURM_JOB_END_TIME`, since 23.02); an end in the past means that
-    the job was extended. Torque sets the duration of a job (`PBS_WALLTIME`) but not its start, so
-    the full duration is returned. Other systems set neither.
+    Slurm exports the time at which a job ends (`SLURM_JOB_END_TIME`, since 23.02); a time in the
+    past means that the job was extended. Torque exports the maximum duration of a job
+    (`PBS_WALLTIME`) but not its start, so the full duration is returned. Other systems export
+    neither.
 
     Returns:
-        The seconds; `None` if this is not a batch job, or its end is unknown.
+        The time in seconds; `None` if this process is not part of a batch job, or if the end of the
+        job is unknown.
     """
     environment = os.environ
     end = environment.get("SLURM_JOB_END_TIME", "")

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 
 class TasksMainStates(StrEnum):
-    """The canonical states of a task. Each member is its own name as a string."""
+    """The canonical states of a task. Each member is a string equal to its name."""
 
     PENDING = "PENDING"
     SUBMITTED = "SUBMITTED"
@@ -112,8 +112,7 @@ def _registered_class(key: str) -> Any:
         raise ValueError(_none_registered(key)) from error
     except ImportError as error:
         raise ValueError(
-            f"the states of backend {key!r} are declared by its class, which cannot "
-            f"be imported: {error}"
+            f"cannot read the states of backend {key!r}: importing its class failed: {error}"
         ) from error
 
 
@@ -131,12 +130,12 @@ _own: dict[str, Mapping[str, Any]] = {}
 class StateMapper:
     """Mapping between the native task states of one backend and the canonical ones.
 
-    A backend is given by name, object or class. Case is ignored in names, and `-` and `_` are the
-    same. The name of an object or class is its `name` attribute if that is a non-empty string,
-    otherwise the name of the class. If the program named the object
+    A backend is given by name, object or class. Case is ignored in names, and `-` and `_` are
+    equivalent. The name of an object or class is its `name` attribute if that is a non-empty
+    string, otherwise the name of the class. If the user chose the object's name
     (`ManagedBackend.name_is_given`), the `name` of its class is used. If no states are registered
-    under the name and the backend's `canonical_states` attribute is `True`, its native states are
-    the canonical ones.
+    under the name and the backend's `canonical_states` attribute is `True`, the backend's native
+    states are the canonical ones.
 
     If a backend's name is given and its class has not been imported, the mapper imports the class,
     because classes register their states when they are imported.
@@ -266,12 +265,13 @@ class StateMapper:
             canceled_state: States of tasks that were canceled.
             running_state: States of tasks that are running.
             **additional: Native states for other canonical states, whose names may be written in
-                any case. Under the names `done`, `failed`, `canceled` and `running`, further native
-                states can be added to those above.
+                any case. The names `done`, `failed`, `canceled` and `running` add native states to
+                those above.
 
         Raises:
-            ValueError: A name is not a canonical state, a native state has two meanings, or one of
-                the four has no native state.
+            ValueError: A name is not a canonical state, a native state is unhashable, `None` or
+                empty, a native state has two meanings, or one of the four states above has no
+                native state.
         """
         key = _key(backend)
         states = {
@@ -297,12 +297,13 @@ class StateMapper:
     def register_backend_states(cls, backend: Any, *task_states: Any, **states: Any) -> None:
         """Register task states, or the backend's own states by keyword.
 
-        This is the former name of `register_backend_tasks_states`, with the same arguments. With
-        `initialized_state`, `running_state` and `shutdown_state` it registers the states of the
-        backend itself, see `backend_states`.
+        This is the former name of `register_backend_tasks_states`, with the same arguments. If it
+        is called with `initialized_state`, `running_state` and `shutdown_state`, it registers the
+        states of the backend itself; see `backend_states`.
 
         Raises:
-            TypeError: Arguments are missing, unknown or mixed.
+            TypeError: Arguments are missing or unknown, or task states are mixed with the backend's
+                own states.
             ValueError: See `register_backend_tasks_states`.
         """
         if "initialized_state" not in states and "shutdown_state" not in states:
@@ -323,8 +324,8 @@ class StateMapper:
     def register_backend_states_with_defaults(cls, backend: Any) -> None:
         """Register `initialized`, `running` and `shutdown` as the backend's own states.
 
-        If no task states are registered, the canonical ones are registered as well, which was the
-        only effect of this method in earlier projects.
+        If no task states are registered for the backend, the canonical ones are registered as well.
+        This was the only effect of this method in earlier projects.
         """
         key = _key(backend)
         own = {name.removesuffix("_state"): name.removesuffix("_state") for name in _OWN_STATES}

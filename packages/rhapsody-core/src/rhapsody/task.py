@@ -1,8 +1,8 @@
 """Descriptions and futures of tasks.
 
 The engine creates descriptions and resolves futures; backends read descriptions and write results
-into them. The module also contains retry policies, which the engine applies, and exports the
-resources that tasks request.
+into them. The module also contains retry policies, which the engine applies, and re-exports
+`Resources`.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ class RetryPolicy:
         wait: Time before the next attempt, in seconds or as text such as `"3 min"`; or a
             callable that takes the number of the failed attempt (from 1) and returns the time.
             The callable is called on the engine's loop.
-        on: An exception type, or several, after which the task is retried.
+        on: The type of the exceptions after which the task is retried, or several such types.
 
     Raises:
         TypeError: A value is of the wrong type.
-        ValueError: A number is negative.
+        ValueError: A number is negative, or `wait` is a text that is not a duration.
     """
 
     attempts: int = 1
@@ -71,7 +71,7 @@ class RetryPolicy:
 def as_policies(
     value: RetryPolicy | int | Sequence[RetryPolicy] | None,
 ) -> tuple[RetryPolicy, ...] | None:
-    """Convert a policy, a sequence of policies or a number of attempts to a tuple of policies.
+    """Convert a policy, a sequence of policies or a number of retries to a tuple of policies.
 
     Raises:
         TypeError: The value is of another type.
@@ -98,14 +98,14 @@ def as_policies(
 
 @dataclass(slots=True)
 class AttemptInfo:
-    """Output, files, backend and host of the attempt that ended a task.
+    """Output, files, backend and host of a task's last attempt.
 
     Attributes:
         uid: The uid by which the backend knows the attempt.
         stdout: The attempt's standard output, or the path of the file that contains it.
         stderr: The attempt's standard error, or the path of the file that contains it.
-        exit_code: The exit code, for an executable.
-        sandbox: The attempt's directory.
+        exit_code: The exit code of an executable; `None` for functions.
+        sandbox: The attempt's directory; `None` if it has none.
         backend: The name of the backend that ran the attempt.
         name: The task's name.
         output_files: Names of the declared files and directories that the attempt wrote.
@@ -113,8 +113,8 @@ class AttemptInfo:
         matches: The files that match each declared pattern.
         paths: The paths of files that an earlier run wrote, by name; files that are not listed are
             in the sandbox.
-        make_again: Produces missing files of an earlier run again. The second argument is the uid
-            of the attempt that reads them.
+        make_again: Callable that recreates missing files of an earlier run. Its second argument is
+            the uid of the attempt that reads them.
         host: The worker or host that ran the attempt, as the backend names it.
     """
 
@@ -199,7 +199,7 @@ class TaskDescription(_RequiredKeys, total=False):
     The first nine keys are always present, the others only if they apply.
 
     Attributes:
-        uid: Unique across engines and attempts: `<engine uid>.task.000001.<attempt>`.
+        uid: The attempt's uid, unique across engines: `<engine uid>.task.000001.<attempt>`.
         name: The task's name for display; not unique.
         function: The function to call with `args` and `kwargs`, `None` for an
             executable. May be synchronous or a coroutine function.
@@ -213,31 +213,33 @@ class TaskDescription(_RequiredKeys, total=False):
         attempt: The number of the attempt, starting at 1.
         environment: Variables to add to the task's environment.
         stdin: Text for standard input; absent means empty input.
-        sandbox: The directory, on the engine's file system, that the task runs in, or with
-            `cwd` the directory that contains its files. The backend creates it when it first needs
-            it, accessible only to the user. Backends with sandboxes of their own replace the value.
+        sandbox: The path, on the engine's file system, of the directory in which the task runs or,
+            with `cwd`, of the directory that contains the task's files. The backend creates the
+            directory when it first needs it, accessible only to the user. Backends with sandboxes
+            of their own replace the value.
         cwd: The absolute path of the directory in which an executable runs instead of the sandbox.
-            The backend writes no files of its own into it; only backends that declare the
-            capability `cwd` receive it.
-        capture: `True` (the default if absent) captures the task's output, `False` does not, and
-            `"files"` leaves it in files in the sandbox, whose paths are in `stdout` and `stderr`.
-            `"quiet"`, used only for functions, captures the output without printing it on the
-            worker, because the engine shows it.
+            The backend writes no files of its own into this directory. The key is passed only to
+            backends that declare the capability `cwd`.
+        capture: Treatment of the task's output. `True` (the default if absent) captures it, `False`
+            does not, and `"files"` leaves it in files in the sandbox and stores their paths in
+            `stdout` and `stderr`. `"quiet"`, used only for functions, captures the output without
+            printing it on the worker, because the engine shows it.
         scope: The label of the scope in which the task was called.
         ready: The readiness condition of a service, see `WorkflowEngine`.
-        return_value: Set by the backend: a finished function's result.
-        stdout: Set by the backend: the task's standard output.
-        stderr: Set by the backend: the task's standard error.
-        exit_code: Set by the backend: a finished executable's exit code.
-        exception: Set by the backend: the failure of the task, an exception object.
-        worker: Set by the backend if known: the worker or host that ran the task.
+        return_value: The result of a finished function. Set by the backend.
+        stdout: The task's standard output. Set by the backend.
+        stderr: The task's standard error. Set by the backend.
+        exit_code: The exit code of a finished executable. Set by the backend.
+        exception: The exception with which the task failed. Set by the backend.
+        worker: The worker or host that ran the task. Set by the backend if known.
         references: The uids of the tasks whose values `args` and `kwargs` contain as `Reference`;
             only for backends with `unfinished_dependencies`.
         lost_retries: Number of times that the backend may recompute, after the loss of a worker,
             the values that the task refers to and the task's own value while the backend holds it;
             only for backends with `unfinished_dependencies`.
-        held: Set by the backend instead of `return_value` if the value stays on the backend because
-            other tasks refer to this one; only by backends with `unfinished_dependencies`.
+        held: The handle of the value. Set by the backend instead of `return_value` if the value
+            stays on the backend because other tasks refer to this one; only by backends with
+            `unfinished_dependencies`.
     """
 
     arguments: list[str]
@@ -263,14 +265,14 @@ class TaskDescription(_RequiredKeys, total=False):
 
 
 class Reference:
-    """Placeholder in a task's arguments for the value of another, unfinished task of the backend.
+    """Placeholder in a task's arguments for the value of an unfinished task of the same backend.
 
-    It may be nested at any depth in lists, tuples, dicts and sets, but not in instances of their
-    subclasses. The backend replaces it with the value. If the other task ends without a value, the
-    backend fails the task that has the argument with `rhapsody.backends.base.ReferenceLostError`.
+    A placeholder may be nested at any depth in lists, tuples, dicts and sets, but not in instances
+    of their subclasses. The backend replaces it with the value. If the unfinished task ends without
+    a value, the task with the placeholder fails with `rhapsody.backends.base.ReferenceLostError`.
 
     Attributes:
-        uid: The uid by which the backend knows the other task's attempt.
+        uid: The uid by which the backend knows the attempt that computes the value.
     """
 
     __slots__ = ("uid",)
@@ -286,14 +288,14 @@ class HeldValue(Protocol):
     """The value of a finished task that stays on the backend until it is needed.
 
     The engine holds this object as long as the value may be requested. The backend releases the
-    value when the object is freed, on any thread.
+    value when the object is freed, which may happen on any thread.
     """
 
     async def fetch(self) -> Mapping[str, Any]:
-        """Fetch the value, and return the description's result keys.
+        """Fetch the value, and return it with the other result keys of the task's description.
 
-        These are `return_value` or `exception`, and the output. The engine awaits this method on
-        its loop, at most once.
+        The result keys are `return_value` or `exception`, and those of the output. The engine
+        awaits this method on its loop, at most once.
         """
 
 
@@ -333,10 +335,10 @@ class LiveNode(Protocol):
 
     @property
     def started(self) -> float | None:
-        """The time when the attempt began to run, in seconds since the epoch."""
+        """The time when the attempt began to run, in seconds since the epoch; `None` before."""
 
 
-# asyncio's methods, called directly because `super()` would take longer than they do.
+# asyncio's methods, called directly because `super()` takes longer than the methods themselves.
 _result: Callable[[asyncio.Future[T]], T] = asyncio.Future.result
 _exception: Callable[[asyncio.Future[Any]], BaseException | None] = asyncio.Future.exception
 _await: Callable[[asyncio.Future[T]], Generator[Any, None, T]] = asyncio.Future.__await__
@@ -384,7 +386,7 @@ class TaskFuture(asyncio.Future[T]):
 
     @property
     def name(self) -> str:
-        """The task's name: the function's name, unless the program gave another."""
+        """The task's name: the function's name, unless the user chose another."""
         return self._definition.name
 
     @property
@@ -401,8 +403,8 @@ class TaskFuture(asyncio.Future[T]):
     def state(self) -> TasksMainStates:
         """The canonical state of the task.
 
-        The state of a future that is canceled or failed is final although its work may still
-        be stopping, see `ended`. A service that is ready is `RUNNING`.
+        The state of a canceled or failed future is final, although its work may still be stopping;
+        see `ended`. A service that is ready is `RUNNING`.
         """
         node = self._node
         if node is not None:
@@ -428,17 +430,23 @@ class TaskFuture(asyncio.Future[T]):
 
     @property
     def stdout(self) -> str | None:
-        """The task's standard output, or with `capture="files"` the path of the file with it."""
+        """The task's standard output, or with `capture="files"` the path of the output file.
+
+        `None` until an attempt has ended, and if its output was not captured.
+        """
         return None if self._outcome is None else self._outcome.stdout
 
     @property
     def stderr(self) -> str | None:
-        """The task's standard error, or with `capture="files"` the path of the file with it."""
+        """The task's standard error, or with `capture="files"` the path of the error file.
+
+        `None` until an attempt has ended, and if its output was not captured.
+        """
         return None if self._outcome is None else self._outcome.stderr
 
     @property
     def exit_code(self) -> int | None:
-        """The exit code of an executable that has ended."""
+        """The exit code of an executable that has ended, otherwise `None`."""
         return None if self._outcome is None else self._outcome.exit_code
 
     @property
@@ -461,8 +469,8 @@ class TaskFuture(asyncio.Future[T]):
     def file(self, name: str) -> InputFile:
         """Return a declared output file as an input for another task.
 
-        A task that receives it depends on this task and reads its file, even if other tasks declare
-        a file of the same name.
+        A task that receives this input depends on the task of this future and reads the file that
+        this task writes, even if other tasks declare a file of the same name.
 
         Args:
             name: The file's name without directories, or a name that matches a declared pattern.
@@ -482,8 +490,9 @@ class TaskFuture(asyncio.Future[T]):
     def stdout_path(self) -> str | None:
         """The path of the file that receives an executable's output, for `tail -f`.
 
-        It exists in the sandbox while the task runs and until the sandbox is removed, unless
-        `capture=False` or the backend's own settings name another file. `None` for functions.
+        The file exists in the sandbox from the start of the attempt until the sandbox is removed,
+        unless `capture=False` is set or the backend's own settings name another file. The path is
+        `None` for a function, and if the task has no sandbox.
         """
         sandbox = self.sandbox
         if sandbox is None or self._definition.kind != "executable":
@@ -504,7 +513,10 @@ class TaskFuture(asyncio.Future[T]):
 
     @property
     def started_at(self) -> float | None:
-        """The time when the current attempt began, in seconds since the epoch, or `None`."""
+        """The time at which the current attempt started, in seconds since the epoch.
+
+        `None` before the attempt starts, and after the work has ended.
+        """
         node = self._node
         return None if node is None else node.started
 
@@ -516,7 +528,7 @@ class TaskFuture(asyncio.Future[T]):
         """
         if self._exception is not None:
             error: Any = _exception(self)
-            try:  # with its first traceback: asyncio's second await has none
+            try:  # with the original traceback, which asyncio keeps only for the first await
                 raise error.with_traceback(getattr(self, "_traceback", None))
             finally:
                 del self, error  # the traceback holds this frame
@@ -526,7 +538,7 @@ class TaskFuture(asyncio.Future[T]):
             raise self._not_done() from None
 
     def exception(self) -> BaseException | None:
-        """Return the exception of a finished task, or None if it succeeded.
+        """Return the exception of a finished task, or `None` if the task succeeded.
 
         Raises:
             asyncio.InvalidStateError: The task is not done; `await` the future instead.
@@ -564,12 +576,13 @@ class TaskFuture(asyncio.Future[T]):
     def cancel(self, msg: Any = None) -> bool:
         """Cancel the task.
 
-        A pending future and its dependents are canceled at once. The
-        backend is asked to stop the work; `ended` waits until it has stopped. A service that is
-        ready keeps its result and is stopped. A block cancels the unfinished tasks that it started.
+        A pending future and its dependents are canceled immediately. The engine asks the backend to
+        stop the work; `ended` waits until the work has stopped. A service that is ready is stopped,
+        and its future keeps its result. Canceling a block also cancels the unfinished tasks that
+        the block has started.
 
         Args:
-            msg: Passed to the `asyncio.CancelledError`.
+            msg: The message of the `asyncio.CancelledError`.
 
         Returns:
             True if anything was canceled; `False` for a finished task.
@@ -578,9 +591,9 @@ class TaskFuture(asyncio.Future[T]):
         return super().cancel(msg) if node is None else node.cancel(msg)
 
     async def ended(self) -> None:
-        """Wait until the work itself has ended, which may be after the future is done.
+        """Wait until the work itself has ended. The future may be done before that.
 
-        Returns immediately for a finished task. Does not raise the exception of the task.
+        The method returns immediately for a finished task, and does not raise the task's exception.
         """
         node = self._node
         if node is not None:

@@ -76,7 +76,11 @@ def last_frames(error: BaseException | None) -> list[Frame]:
 
 
 def location_of(error: BaseException | None) -> str | None:
-    """Return the last line of the user's code in an exception's traceback, as `stats.py:12`."""
+    """Return the last line of the user's code in an exception's traceback, as `stats.py:12`.
+
+    Returns:
+        The file and line; `None` if the traceback contains none of the user's code.
+    """
     own = [frame for frame in last_frames(error) if is_users_code(frame.file)]
     return own[-1].location if own else None
 
@@ -86,7 +90,8 @@ def as_lines(frames: Sequence[Frame], directory: str | None = None) -> list[str]
 
     Args:
         frames: The frames.
-        directory: Paths below it are shown relative to it.
+        directory: The directory below which paths are shown as relative paths; `None` to show all
+            paths unchanged.
     """
     lines = []
     for frame in frames:
@@ -104,7 +109,7 @@ def format_error(error: BaseException, trace: TracebackType | None = None) -> st
     """Format an exception and its causes as Python does.
 
     Frames in which Rhapsody re-raises a task's exception are omitted, and classes of a script that
-    `rhapsody run` imported are named as if Python ran the script.
+    `rhapsody run` imported are named as if Python had run the script.
 
     Args:
         error: The exception.

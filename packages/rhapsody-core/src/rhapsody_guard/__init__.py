@@ -1,10 +1,10 @@
 """Check that another distribution has not overwritten Rhapsody's files.
 
-The distribution `rhapsody-py` installs its files under `rhapsody/` as well, so that the one that
-is installed last replaces files of the other. This is a separate package and not a module of
-`rhapsody`, where it would be replaced, or run after a replaced `rhapsody/__init__.py`. It
-uses the standard library only. Backend packages call `check` when they are imported, and the
-command `rhapsody` before it starts (`rhapsody_guard.command`).
+The distribution `rhapsody-py` also installs files under `rhapsody/`, so the distribution that is
+installed last replaces files of the other. This check is a separate package because a module of
+`rhapsody` could itself be replaced, or would run only after a replaced `rhapsody/__init__.py`. The
+package uses only the standard library. Backend packages call `check` when they are imported, and
+the command `rhapsody` calls it before it imports anything else (`rhapsody_guard.command`).
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ class ConflictError(ImportError):
     """`rhapsody-py` is installed in addition to `rhapsody-core`.
 
     Args:
-        reason: The reason.
+        reason: A description of the conflict, without a full stop at the end.
 
     Attributes:
-        reason: The reason.
+        reason: The description of the conflict.
         remedy: The remedy, ending with two commands.
     """
 
@@ -54,7 +54,7 @@ class ConflictError(ImportError):
 def conflict() -> str | None:
     """Return a message if `rhapsody-py` is installed, ending with the commands that remove it.
 
-    Looks at file names on `sys.path` and reads no file.
+    This examines the names of files in the directories on `sys.path`, and reads no file.
 
     Returns:
         The message, `None` if there is no conflict.
@@ -86,7 +86,7 @@ def check() -> None:
     """Raise an error if `rhapsody-py` is installed or the platform is not supported.
 
     Raises:
-        ImportError: The message says what to do.
+        ImportError: The installation cannot be used; the message contains the remedy.
     """
     if sys.platform.startswith("win"):
         raise ImportError(UNSUPPORTED)

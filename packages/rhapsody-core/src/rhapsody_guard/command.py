@@ -1,6 +1,7 @@
-"""The command `rhapsody`: the check first, and the command line only after it.
+"""The command `rhapsody`, which checks the installation before it imports the command line.
 
-Nothing of `rhapsody` may be imported before, as its files may be another distribution's.
+Nothing in `rhapsody` may be imported before the check, because its files may belong to another
+distribution.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ def main() -> int:
     """Check the installation, and run the command line.
 
     Returns:
-        The exit code; 1 where the check fails, which standard error then explains.
+        The exit code; 1 if the check fails, with an explanation on standard error.
     """
     try:
         check()

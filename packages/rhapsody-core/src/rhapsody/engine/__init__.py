@@ -1,7 +1,7 @@
 """The workflow engine: a graph of tasks, run on backends, on one event loop.
 
-Its modules, from the lowest layer to the highest (each imports only from those before it, which a
-test checks):
+The modules of this package, from the lowest layer to the highest (each imports only from those
+before it, which a test checks):
 `states`, `background`, `arguments`, `settings`, `task_function`, `options`, `backend_handles`,
 `record`, `error_messages`, `events`, `results`, `pushdown`, `scheduler`, `services`, `blocks`,
 `submission`, `stage_out`, `memoization`, `task_builder`, `dispatch`, `runtime`, `signals`,
@@ -11,10 +11,10 @@ The engine runs on the loop. Other threads belong to backends and to synchronous
 or a cancellation on such a thread is passed to the loop, and the thread waits for the outcome.
 Nothing polls: an idle engine has no timers, and the loop sleeps.
 
-The order of steps and hooks is fixed. Once the dependencies of a task have finished: the hooks that
-prepare tasks and select a backend, the search for input files, the lookup of results, the links to
-files, the submission. Once it has succeeded: its output files, the hook that records results, the
-future, the dependents.
+The order of steps and hooks is fixed. Once the dependencies of a task have finished, the engine
+calls the hooks that prepare tasks and select a backend, finds the input files, looks up the result,
+links the files and submits the task. Once the task has succeeded, the engine processes its output
+files, calls the hook that records results, sets the future and notifies the dependents.
 
 To add a step after a successful task, extend `results` if the step must precede recording, or
 `stage_out` if it must also not block the loop; otherwise, write an observer.

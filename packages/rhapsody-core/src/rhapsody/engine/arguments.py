@@ -33,10 +33,13 @@ PLAIN = frozenset({int, float, bool, str, bytes, type(None), complex, bytearray,
 EXACT = frozenset({list, tuple, dict, set})
 
 UNSEARCHED: tuple[type, ...] = (list, tuple, dict, set, frozenset, deque, type({}.values()))
-"""Containers in which a future is an error: subclasses of those in `EXACT`, and the others."""
+"""Types of containers that are not searched, except for those in `EXACT`. Includes subclasses.
+
+A future in such a container is an error.
+"""
 
 LOOKED_AT = 1000
-"""Maximum number of containers that are checked in an unsearched one, to limit the time."""
+"""Maximum number of containers that are checked inside an unsearched one, to limit the time."""
 
 _NO_PRODUCERS: Mapping[int, TaskFuture[Any]] = MappingProxyType({})
 
@@ -82,8 +85,8 @@ class ArgumentScan:
     def copy(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], Any]:
         """Return the arguments with copies of the containers that contain futures or files.
 
-        Containers that contain them at any depth are copied. Pass the result to `fill`, which
-        knows only the copies afterwards.
+        The futures and files may be nested in the containers at any depth. Pass the result to
+        `fill`, which does not accept the original arguments afterwards.
         """
         if not self._touched:
             return args, kwargs
@@ -194,7 +197,7 @@ class _Search:
 
 
 def _children(value: Any) -> Any:
-    """Return the values to search in a container, or None for anything else."""
+    """Return the values to search in a container, or `None` if there is nothing to search."""
     kind = type(value)
     if kind is list or kind is tuple or kind is set:
         children = value
@@ -215,12 +218,12 @@ def _children(value: Any) -> Any:
 
 
 def _require_no_future(value: Any, outer: Any) -> None:
-    """Check that no future is in a container that is not searched, or in one directly inside it.
+    """Check that no future is in an unsearched container, or in a container directly inside it.
 
     The types are checked first, which is fast, and the objects only if one may be a future.
 
     Raises:
-        TypeError: There is a future; the message names the container.
+        TypeError: A future was found; the message names the outer container.
     """
     kinds = set(map(type, _items(value)))
     if PLAIN.issuperset(kinds):
@@ -280,7 +283,7 @@ def _made_anew(kind: type) -> bool:
 def _replaced(value: Any, changes: dict[str, Any]) -> Any:
     """Return a copy of a dataclass instance with some `init` fields replaced.
 
-    It calls `__init__` only if there is a `__post_init__` that may compute other fields.
+    `__init__` is called only if the class has a `__post_init__`, which may compute other fields.
     """
     if _made_anew(type(value)):
         return dataclasses.replace(value, **changes)
@@ -291,7 +294,7 @@ def _changed(value: Any, changes: dict[str, Any]) -> Any:
     """Return a copy of a dataclass instance with other values, without calling `__init__`."""
     new = copy.copy(value)  # with attributes that `__init__` does not set
     for name, change in changes.items():
-        object.__setattr__(new, name, change)  # frozen ones too
+        object.__setattr__(new, name, change)  # also works for frozen dataclasses
     return new
 
 
@@ -302,7 +305,8 @@ class _Rebuild:
         touched: The ids of these containers.
         made: The copies by the ids of the originals, so that each container is copied once.
         values: The replacements of futures and files, by their ids.
-        dataclass: Returns a copy of a dataclass instance with other values in its `init` fields.
+        dataclass: Function that returns a copy of a dataclass instance with other values in its
+            `init` fields.
     """
 
     def __init__(
@@ -339,13 +343,13 @@ class _Rebuild:
 
 
 def texts_in(value: object, *, numbers: bool = False) -> tuple[str, ...]:
-    """Return the strings and paths in a value, as text, including those in nested containers.
+    """Return the strings and paths in a value, as text.
 
-    These are lists, tuples, sets and the values of dicts.
+    Lists, tuples, sets and the values of dicts are searched, at any depth.
 
     Args:
         value: The value.
-        numbers: Also return integers, as text.
+        numbers: True to include integers, as text.
     """
     found: dict[str, None] = {}
     waiting = [value]

@@ -45,16 +45,16 @@ class BackendHandle:
 
     Args:
         backend: The backend, which has been started.
-        name: Its name in the engine.
+        name: The backend's name in the engine.
 
     Attributes:
-        capabilities: Its declared capabilities.
-        dry: True if it completes tasks without running them.
-        shares_memory: True if functions run in the program's own process.
-        may_end: True if it has a limited walltime, see its `seconds_left`.
-        states: Its `StateMapper`.
+        capabilities: The backend's declared capabilities.
+        dry: True if the backend completes tasks without running them.
+        shares_memory: True if the backend runs functions in the process of the engine.
+        may_end: True if the backend has a limited walltime; see its `seconds_left`.
+        states: The backend's `StateMapper`.
         native: The canonical state of each native state; empty if `states` has no such table.
-        occupied: Number of its tasks that count toward `max_pending`.
+        occupied: Number of the backend's tasks that count toward `max_pending`.
     """
 
     __slots__ = (
@@ -147,12 +147,12 @@ async def attach(
 ) -> dict[str, BaseExecutionBackend]:
     """Start the backends of an engine; the first one is the default.
 
-    If one cannot be started, the backends that this call has started are shut down again.
+    If a backend cannot be started, the backends that this call has started are shut down again.
 
     Args:
         options: The engine's options.
-        stager: The engine's files; backends that are started here use its directory.
-        owned: Filled with the backends that this call starts, for `shut_down`.
+        stager: The engine's stager; backends that this call starts use its directory.
+        owned: List to which the backends that this call starts are added, for `shut_down`.
 
     Returns:
         The backends by their names in the engine.
@@ -238,14 +238,14 @@ def _given(backend: Any, backends: Any) -> list[tuple[str | None, Any]]:
 
 
 def _label(given: Any, made: BaseExecutionBackend) -> str:
-    """Return the name in the engine of a backend that is not an item of a dict."""
+    """Return the name in the engine for a backend that was not passed in a dict."""
     if isinstance(given, str) and normalize_name(given) != normalize_name(made.name):
         return given.strip()
     return made.name or type(made).__name__
 
 
 def _settle_in(backend: BaseExecutionBackend, stager: Stager) -> None:
-    """Default the backend's session directory to the engine's."""
+    """Set the backend's session directory to the engine's, unless the user chose one."""
     session = getattr(backend, "session", None)
     if isinstance(session, Session) and not session.chosen:
         alone = backend.name in (EMBEDDED, DRY_RUN)  # they keep no files except sandboxes

@@ -1,4 +1,7 @@
-"""Clock, timers and coroutines of the engine itself. An error in one of them ends the engine."""
+"""Clock, timers and coroutines of the engine itself.
+
+An exception in a coroutine or in a timer's call is an internal error, and ends the engine.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ T = TypeVar("T")
 
 
 class Timer(Protocol):
-    """Result of `Clock.call_at`."""
+    """Scheduled call, as returned by `Clock.call_at`."""
 
     def cancel(self) -> object:
         """Cancel the call."""
@@ -57,7 +60,8 @@ class Background:
     """Runner of one engine's coroutines, timers and calls. Used on the engine's loop.
 
     Args:
-        crashed: Called with the name and the exception of a coroutine or call that failed.
+        crashed: Function that is called with the name and the exception of a coroutine or call that
+            failed.
         context: The context of which each coroutine receives a copy; it is outside all blocks.
         clock: The engine's clock. Default: that of the loop.
 
@@ -86,7 +90,7 @@ class Background:
         Args:
             coroutine: The coroutine.
             name: The name of the asyncio task.
-            at_once: Run it to its first wait before returning.
+            at_once: True to run the coroutine up to its first wait before returning.
 
         Returns:
             The asyncio task.
@@ -110,7 +114,7 @@ class Background:
         """Make a call. If it raises an exception, the engine ends."""
         try:
             call()
-        except Exception as error:  # the loop would only log it, and futures stay pending
+        except Exception as error:  # the loop would only log it, and futures would stay pending
             self._crashed(getattr(call, "__qualname__", repr(call)), error)
 
     def soon(self, call: Callable[[], object]) -> None:

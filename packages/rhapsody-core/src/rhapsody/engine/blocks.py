@@ -60,7 +60,8 @@ class BlockFuture(TaskFuture[T]):
     ) -> None:
         """Call `fn` when the future is done.
 
-        `asyncio.gather` and similar functions count as awaiting, and raise the same error.
+        If `asyncio.gather` or a similar function adds the callback, this counts as awaiting the
+        future, and raises the same error as `await` if a block would wait for itself.
         """
         me = enclosing_block.get()
         waits = getattr(getattr(fn, "func", fn), "__module__", None) == "asyncio.tasks"
@@ -88,7 +89,7 @@ def wait(future: asyncio.Future[T], timeout: float | str | None = None) -> T:
 
     Raises:
         RuntimeError: Called on the thread of a running event loop, in a function task, or in a
-            block for that block itself; or the future's loop is not running.
+            block that would wait for itself; or the future's loop is not running.
         TimeoutError: The future was not done in time.
         asyncio.CancelledError: The future, or the block that waits for it, was canceled.
         BaseException: The future's own exception.
@@ -192,9 +193,9 @@ class Blocks:
     """Runner of the blocks of one engine.
 
     Args:
-        scheduler: Receives the outcomes of blocks.
-        background: Schedules calls on the loop.
-        values: Replaces futures and files in arguments.
+        scheduler: The scheduler, which receives the outcomes of blocks.
+        background: The runner of calls on the loop.
+        values: The object that replaces futures and files in arguments.
     """
 
     def __init__(
@@ -210,7 +211,7 @@ class Blocks:
         self._woken: dict[BlockRecord, asyncio.Future[None]] = {}  # until their threads have ended
 
     def start(self, record: BlockRecord) -> None:
-        """Start a block, whose dependencies have ended."""
+        """Start a block whose dependencies have ended."""
         self._scheduler.run(record)
         context = record.context
         context.run(enclosing_block.set, record)
@@ -246,7 +247,7 @@ class Blocks:
         record.running = block
 
     def stop(self, record: BlockRecord) -> None:
-        """Cancel a block; a synchronous one stops at its next `wait` or task call."""
+        """Cancel a block. A synchronous block stops at its next `wait` or task call."""
         if record.running is not None:
             record.running.cancel()
         elif record.in_wait and record not in self._woken:
@@ -260,7 +261,7 @@ class Blocks:
     async def drain(self, grace: float) -> None:
         """Wait up to `grace` seconds for canceled blocks. Called at shutdown.
 
-        Of the synchronous blocks, only those that were canceled in `rhapsody.wait` are included.
+        A synchronous block is included only if it was canceled in `rhapsody.wait`.
         """
         running = [n.running for n in self._scheduler.live if isinstance(n, BlockRecord)]
         blocks = [*(task for task in running if task is not None), *self._woken.values()]
@@ -271,7 +272,7 @@ class Blocks:
         value, error = None, None
         try:
             value = record.task.function(*args, **kwargs)
-        except BaseException as raised:  # whatever it is, it is the block's outcome
+        except BaseException as raised:  # any exception is the outcome of the block
             error = raised
         ended = partial(self._thread_ended, record, value, error)
         if not self._background.soon_from_anywhere(ended):
@@ -310,6 +311,6 @@ class Blocks:
         woken = self._woken.pop(record, None)
         if woken is not None:
             woken.set_result(None)
-        # Both refer to the record, and to what the block took and returned.
+        # Both refer to the record, and to the block's arguments and result.
         record.context, record.running = contextvars.Context(), None
         self._scheduler.end_block(record, value, error)

@@ -1,11 +1,12 @@
-"""Communication with the backends: submits batches of ready tasks and receives their states.
+"""Communication with the backends: submission of ready tasks in batches, and receipt of states.
 
 Each backend has a `Dispatcher`, which submits one batch at a time. Tasks that become ready during a
 submission form the next batch. Preparing a batch blocks the loop for a few milliseconds at most. A
-cancellation is sent at once, unless the current submission contains the task: then it follows the
-submission.
+cancellation is sent immediately, unless the current submission contains the task; in that case, it
+is sent after the submission.
 
-`Callbacks` receives the states that backends report from any thread, for the scheduler on the loop.
+`Callbacks` receives states, which backends may report from any thread, and passes them to the
+scheduler on the loop.
 Late, duplicate and unknown reports are ignored and counted, except repeated reports that a task is
 running. `rhapsody.engine.scheduler` decides what a state means for retries and dependents.
 """
@@ -63,10 +64,10 @@ class Dispatcher:
 
     Args:
         handle: The backend.
-        scheduler: Receives the outcome of each submission.
-        task_builder: Builds the descriptions of tasks.
-        callbacks: Receives the backend's reports, and queues them during a submission.
-        background: Runs the dispatcher's coroutines.
+        scheduler: The scheduler, which receives the outcome of each submission.
+        task_builder: The builder of task descriptions.
+        callbacks: The receiver of the backend's reports, which queues them during a submission.
+        background: The runner of the dispatcher's coroutines.
         options: Options of the engine.
     """
 
@@ -89,7 +90,7 @@ class Dispatcher:
         self._background = background
         self._max_pending = math.inf if options.max_pending is None else options.max_pending
         self._submit_timeout = options.submit_timeout
-        self._services: deque[TaskRecord] = deque()  # those that `max_pending` does not apply to
+        self._services: deque[TaskRecord] = deque()  # `max_pending` does not apply to these
         self._waiter: asyncio.Future[None] | None = None
         self._batch: set[TaskRecord] = set()
         self._deferred: list[TaskRecord] = []
@@ -110,7 +111,7 @@ class Dispatcher:
             self.wake()
 
     def resume(self, record: TaskRecord) -> None:
-        """Queue a task that is already being prepared, ahead of those that are not."""
+        """Queue a task whose preparation has started, ahead of tasks that are not yet prepared."""
         if record.task.settings.service and self._max_pending < math.inf:
             self._services.append(record)
         else:
@@ -167,7 +168,7 @@ class Dispatcher:
             ends = time.perf_counter() + SLICE
 
     def _take(self, ends: float) -> list[TaskRecord]:
-        """Return the next batch: the tasks that could be prepared before the time `ends`."""
+        """Return the next batch: tasks that fit `max_pending` and can be prepared before `ends`."""
         batch: list[TaskRecord] = []
         ready, others, services = self._ready, self._others, self._services
         handle, advance = self._handle, self._task_builder.advance
@@ -232,7 +233,7 @@ class Dispatcher:
             reason = f"did not accept {len(batch)} tasks: {describe_error(error)}"
         for record in batch:
             if timed_out and record.state.work in (WorkState.SUBMITTING, WorkState.CANCELING):
-                # The backend may have accepted it nevertheless.
+                # The backend may have accepted the task nevertheless.
                 self._background.spawn(self._ask(record.uid), f"cancel {record.uid}")
             if isinstance(error, BackendUnavailableError):
                 failure: Exception = BackendUnavailableError(str(error))
@@ -244,7 +245,7 @@ class Dispatcher:
     # Cancellation.
 
     def cancel(self, record: TaskRecord) -> None:
-        """Ask the backend to stop a task; if the task is being submitted, do it afterwards."""
+        """Ask the backend to stop a task, but not before the end of the task's submission."""
         if record in self._batch:
             self._deferred.append(record)
         elif record.state.work is WorkState.CANCELING:
@@ -276,13 +277,14 @@ class Callbacks:
 
     A report that a backend makes on the loop's thread inside its `submit_tasks` is queued until
     that call returns or waits. Reports from other threads go into a mailbox, which wakes the loop
-    once for several of them. Those that have no effect are dropped without waking it.
+    once for several reports. Reports from other threads that have no effect are dropped without
+    waking the loop.
 
     Args:
         uid: The engine's uid, with which the uids of its tasks begin.
-        scheduler: Receives the states.
-        background: Schedules calls on the loop.
-        observation: Publishes states.
+        scheduler: The scheduler, which receives the states.
+        background: The runner of calls on the loop.
+        observation: The collector of events, for states that the scheduler does not handle.
     """
 
     def __init__(
@@ -300,7 +302,7 @@ class Callbacks:
         self._mailbox: Mailbox[Report] = Mailbox(background.loop, self._deliver_in_order)
         self._queued: deque[Report] = deque()
         self._submissions = 0  # number of submissions in progress, see `hold`
-        self._released_soon = False  # before the loop's next iteration
+        self._released_soon = False  # True if queued reports are applied before the next iteration
         self._complained: set[tuple[str, object]] = set()
 
     def receive(
@@ -320,7 +322,7 @@ class Callbacks:
     def hold(self) -> None:
         """Queue reports on the loop from now on, because a submission begins.
 
-        This prevents effects of reports inside a backend's `submit_tasks`.
+        This prevents reports from taking effect inside a backend's `submit_tasks`.
         """
         self._submissions += 1
         self._released_soon = True
@@ -440,7 +442,11 @@ class Callbacks:
     def _await_service(
         self, record: TaskRecord, task: Any, state: Any, service_callback: ServiceCallback | None
     ) -> None:
-        """Mark a service as ready when its backend reports it, or now if no callback was passed."""
+        """Mark a service as ready once `service_callback` has set the future that it receives.
+
+        Without a callback, the service is ready now. If the callback sets an exception on the
+        future, the service fails with that exception.
+        """
         scheduler = self._scheduler
         if service_callback is None:
             scheduler.serve(record, record.uid, None)

@@ -4,8 +4,8 @@
 `rhapsody.engine.scheduler` manages the tasks from then on.
 
 A `main(flow)` that is not a coroutine function runs on a separate thread, as a synchronous block
-does, because the engine needs the thread of its loop. It is not a block: it is not part of the
-graph, and an exception that it raises is an error of the program, not a failed task.
+does, because the engine needs the thread of its loop. Such a function is not a block: it is not
+part of the graph, and an exception that it raises is an error of the program, not a failed task.
 """
 
 from __future__ import annotations
@@ -99,11 +99,11 @@ _HOW_TO_CREATE = (
 
 
 class WorkflowEngine(OlderNames):
-    """Workflow engine: runs a graph of function tasks, executables, services and blocks.
+    """Workflow engine, which runs a graph of function tasks, executables, services and blocks.
 
-    Created by `await WorkflowEngine.create(...)` or `async with WorkflowEngine.create(...) as
-    flow`. It belongs to the event loop on which it was created. Call its tasks on that loop's
-    thread, or on the threads of its synchronous blocks.
+    Create an engine with `await WorkflowEngine.create(...)` or `async with
+    WorkflowEngine.create(...) as flow`. The engine belongs to the event loop on which it was
+    created. Call its tasks on that loop's thread, or on the threads of its synchronous blocks.
     """
 
     def __init__(self, options: EngineOptions | None = None, /, *_: Any, **__: Any) -> None:
@@ -246,7 +246,7 @@ class WorkflowEngine(OlderNames):
     def function_task(self, function: Any = _LATER, /, **settings: Any) -> Any:
         """Decorate a function so that each call runs as a task on a backend.
 
-        Calling the decorated function immediately returns a `TaskFuture` for its result. The
+        A call of the decorated function immediately returns a `TaskFuture` for the result. The
         function may be synchronous or a coroutine function. It runs once all futures in its
         arguments have values, and receives the values instead of the futures.
 
@@ -339,7 +339,7 @@ class WorkflowEngine(OlderNames):
 
         Args:
             task: A decorated function.
-            *iterables: Iterables of its arguments; the shortest one ends the map.
+            *iterables: Iterables of the task's arguments; the calls end with the shortest iterable.
 
         Returns:
             The futures, in the order of the calls.
@@ -422,7 +422,7 @@ class WorkflowEngine(OlderNames):
             future: The task's future.
             place: The destination, absolute or relative to `results_dir`. If it ends in `/` or is
                 an existing directory, files are copied into it; otherwise it is the path of the
-                copy. Directories are always copied into it.
+                copy. Directories are always copied into `place`.
             name: Name of a file or directory in the sandbox. Default: all declared outputs.
 
         Returns:
@@ -567,7 +567,7 @@ class WorkflowEngine(OlderNames):
 
     @property
     def summary(self) -> Summary | None:
-        """Summary of the run, or None before the shutdown."""
+        """Summary of the run, or `None` before the shutdown."""
         return self._summary
 
     # The end.
@@ -583,12 +583,12 @@ class WorkflowEngine(OlderNames):
                 event loop other than the engine's.
         """
         if asyncio.get_running_loop() is not self._loop:
-            remedy = "call it on the loop that created the engine"
+            remedy = "call it on the loop on which the engine was created"
             raise self._submission.foreign_loop_error("join()", remedy)
         block, task = enclosing_block.get(), running_task()
         own_block = block is not None and block.scheduler is self._runtime.scheduler
         in_block = own_block and block is not None and not block.future.done()
-        own = asyncio.current_task()  # may build a task's command, and is named after its uid then
+        own = asyncio.current_task()  # named after a task's uid while it builds the task's command
         uids = [task.uid if task is not None else "", own.get_name() if own is not None else ""]
         if in_block or any(uid.startswith(f"{self.uid}.") for uid in uids):
             raise RuntimeError(
@@ -605,7 +605,7 @@ class WorkflowEngine(OlderNames):
         Canceling this call does not cancel the shutdown.
 
         Args:
-            skip_execution_backend: Leave the backends running, for another engine.
+            skip_execution_backend: True to leave the backends running, for another engine.
 
         Raises:
             RuntimeError: Called on an event loop other than the engine's.
@@ -613,7 +613,7 @@ class WorkflowEngine(OlderNames):
         if self._closed.done():
             return
         if asyncio.get_running_loop() is not self._loop:
-            remedy = "call it on the loop that created the engine"
+            remedy = "call it on the loop on which the engine was created"
             raise self._submission.foreign_loop_error("shutdown()", remedy)
         if self._ending is None:
             self._runtime.scheduler.closing = True
@@ -668,7 +668,8 @@ class WorkflowEngine(OlderNames):
             log.error("engine %s: %s", self.uid, problem)
         if still_running:
             log.warning(
-                "engine %s: failed to stop %d of its tasks and blocks, which may still run: %s",
+                "engine %s: failed to stop %d of its tasks and blocks, which may still be running: "
+                "%s",
                 self.uid, len(still_running), ", ".join(still_running[:5]),
             )  # fmt: skip
         runtime.observation.flush()
@@ -850,7 +851,7 @@ class Starting(Coroutine[Any, Any, WorkflowEngine]):
 
 
 class _Scope(AbstractAsyncContextManager[str]):
-    """Result of `scope`. Unlike those of `contextlib`, it does not change tracebacks of errors."""
+    """Result of `scope`. Unlike context managers of `contextlib`, it does not change tracebacks."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -877,7 +878,7 @@ def _call(caller: str, task: Callable[..., Any], *arguments: Any) -> TaskFuture[
     future = task(*arguments) if callable(task) else None
     if not isinstance(future, TaskFuture):
         raise TypeError(
-            f"{caller}() takes a decorated function, or one that returns a task's future, "
+            f"{caller}() takes a decorated function, or a callable that returns a task's future, "
             f"got {task!r}"
         )
     return future
@@ -897,7 +898,7 @@ def run(main: Callable[[WorkflowEngine], asyncio.Future[T]], /, **settings: Any)
 @overload
 def run(main: Callable[[WorkflowEngine], T], /, **settings: Any) -> T: ...
 def run(main: Callable[[WorkflowEngine], Any], /, **settings: Any) -> Any:
-    """Make an engine, call `main` with it, and shut it down when all its tasks have ended.
+    """Create an engine, call `main` with it, and shut it down when all tasks have ended.
 
     Args:
         main: A function of one argument, the engine. A coroutine function runs on the engine's
@@ -912,7 +913,7 @@ def run(main: Callable[[WorkflowEngine], Any], /, **settings: Any) -> Any:
         TypeError: `main` cannot be called with an engine, or an option is of the wrong type.
         ValueError: An option is out of range.
         RuntimeError: An event loop is already running on this thread.
-        BaseException: Whatever `main` raises.
+        BaseException: The exception that `main` raises.
     """
     problem = "is not callable" if not callable(main) else not_a_main(main)
     if problem is not None:
@@ -931,7 +932,7 @@ def run(main: Callable[[WorkflowEngine], Any], /, **settings: Any) -> Any:
 
 
 def not_a_main(main: Callable[..., Any]) -> str | None:
-    """Return why `main` cannot be called with an engine as its only argument, or `None`."""
+    """Return the reason why `main` cannot be called with one argument, the engine, or `None`."""
     try:
         inspect.signature(main).bind(None)
     except TypeError:

@@ -1,8 +1,9 @@
 """Errors of failed tasks: their messages, and the note that each exception carries (PEP 678).
 
-The note shows the call, where it ran, and the end of its output. Composing it runs no user code: of
-an argument whose type is not built in, it shows only the type. It replaces the values of variables
-in `environment=`, and of variables of this process that look secret, by the variables' names.
+The note shows the call, where it ran, and the end of its output. Composing the note runs no user
+code: an instance of a user-defined class is shown only as the name of its class. The values of
+variables in `environment=`, and of variables of this process whose names look secret, are replaced
+with the variables' names.
 """
 
 from __future__ import annotations
@@ -67,7 +68,7 @@ PRINTED, LINES = 1000, 10
 
 
 SECRET = 8
-"""Minimum length of the values of variables that are hidden."""
+"""Minimum number of characters of a variable's value for the value to be hidden."""
 
 
 # Messages.
@@ -135,11 +136,11 @@ def unknown_setting(
         record: The task.
         backend: The backend that was chosen for it.
         key: The setting, a key of `task_description`.
-        able: The attached backends that support it.
+        able: The attached backends that support the setting.
     """
     known = sorted(backend.capabilities.task_settings or ())
     close = difflib.get_close_matches(str(key), known, 1)
-    hint = f", did you mean {close[0]!r}?" if close else ""
+    hint = f"; did you mean {close[0]!r}?" if close else ""
     own = f"{key}=..." if key in TaskSettings.__annotations__ else ""
     own = f"resources={{{key!r}: ...}}" if key in Resources.__dataclass_fields__ else own
     if own:
@@ -189,7 +190,7 @@ def _hints(record: TaskRecord, report: Mapping[str, Any]) -> str:
 
 
 def unquoted_files(record: TaskRecord) -> str:
-    """Return a hint about the first file that a shell command names without the quotes it needs."""
+    """Return a hint about the first file whose name lacks necessary quotes in a shell command."""
     command = record.command.words if record.command is not None else None
     if not isinstance(command, str):
         return ""
@@ -257,7 +258,7 @@ def of_service(record: TaskRecord, report: Mapping[str, Any], *, ready: bool) ->
     Args:
         record: The service.
         report: The backend's report of its end.
-        ready: True if it had been ready.
+        ready: True if the service had been ready.
     """
     error = report.get("exception")
     if isinstance(error, BaseException):
@@ -287,11 +288,11 @@ def service_ended(
     why = next(iter(describe_error(error).splitlines()), "")
     when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(at))
     further = "restarted" if again else "not restarted"
-    return f"its service {future_name(service)!r} ended at {when} and was {further}: {why}"
+    return f"the task's service {future_name(service)!r} ended at {when} and was {further}: {why}"
 
 
 def over_time(record: TaskRecord, limit: float) -> TaskTimeoutError:
-    """Return the error for a task that exceeded its timeout, or a service not ready in time."""
+    """Return the error for a task that timed out, or for a service that was not ready in time."""
     what = f"{record.task.name!r} ({record.future.uid})"
     if record.task.settings.service:
         missing = _missing_sign(record.task.settings.ready)
@@ -310,7 +311,7 @@ def _missing_sign(ready: object) -> str:
 
 
 def goes_on(record: TaskRecord, error: BaseException) -> BaseException:
-    """Return the error for a task that cannot be stopped: a timeout error that explains this."""
+    """Add to a timeout error that the work cannot be stopped; return other errors unchanged."""
     if not isinstance(error, TaskTimeoutError):
         return error
     return TaskTimeoutError(
@@ -321,7 +322,7 @@ def goes_on(record: TaskRecord, error: BaseException) -> BaseException:
 
 
 def cancelled_elsewhere(record: TaskRecord) -> str:
-    """Return the message for the cancellation of a task that its engine did not cancel."""
+    """Return the message for the cancellation of a task by something other than its engine."""
     return (
         f"task {record.task.name!r} ({record.future.uid}) was canceled by backend "
         f"{record.backend.name!r}, not by its engine: it raised CancelledError, or another engine "
@@ -352,7 +353,7 @@ def exit_code(code: Any) -> str:
     if meaning is None and number in _SIGNALS:
         meaning = _SIGNALS[number].name
         if number == signal.SIGKILL:
-            meaning += ", which the system sends when memory runs out"
+            meaning += ", which the system also sends when memory runs out"
     elif code < 0:  # most real-time signals have no name
         meaning = f"signal {number}"
     return str(code) if meaning is None else f"{code} ({meaning})"
@@ -423,7 +424,7 @@ class _Brief(reprlib.Repr):
         return super().repr_str(hidden(self._record, x), level)
 
     def repr_instance(self, x: Any, level: int) -> str:
-        """Show a value that `reprlib` has no method for: mostly only its type."""
+        """Show a value for which `reprlib` has no method, in most cases only as its type."""
         kind = type(x)
         if issubclass(kind, TaskFuture):
             return f"<{x.uid}>"
@@ -448,9 +449,9 @@ def call_of(record: TaskRecord) -> str:
 
 
 def annotate(record: TaskRecord, error: BaseException) -> None:
-    """Add the note about a failed task or block to its exception, or replace an earlier one.
+    """Add the note about a failed task or block to its exception, replacing an earlier note.
 
-    If a block raises the exception of a task, the task's note stays.
+    If a block raises the exception of a task, the task's note is kept.
     """
     attributes = vars(error)
     notes = attributes.get("__notes__")
@@ -464,7 +465,7 @@ def annotate(record: TaskRecord, error: BaseException) -> None:
 
 
 def leave_error(record: TaskRecord, error: BaseException) -> None:
-    """Write the traceback of a task that has failed into its sandbox, if it has one."""
+    """Write the traceback of a failed task into its sandbox, if the task has one."""
     sandbox = record.description.get("sandbox")
     if sandbox is None or not os.path.isdir(sandbox):
         return
@@ -493,7 +494,7 @@ def _note(record: TaskRecord, call: str, error: BaseException) -> str:
         lines.append(f"  sandbox: {sandbox}")
         if record.task.kind == "executable" and os.path.isfile(os.path.join(sandbox, AGAIN)):
             lines.append(f"  to run it again: sh {shlex.quote(os.path.join(sandbox, AGAIN))}")
-    # A program reports a full disk itself.
+    # An executable reports a full disk itself.
     full = None if isinstance(error, TaskFailedError) else full_disk(sandbox, error)
     short = full or used_up(error, program=record.task.kind == "executable")
     if short is not None:

@@ -20,29 +20,30 @@ from rhapsody.task import TaskFuture
 
 
 def accounts(backends: Mapping[str, Any], log: logging.Logger) -> dict[str, Mapping[str, Any]]:
-    """Return what the backends report about the run, by name; omit backends without a report."""
+    """Return the backends' reports about the run, by backend name, without the empty ones."""
     collected: dict[str, Mapping[str, Any]] = {}
     for name, backend in backends.items():
         try:
             collected[name] = getattr(backend, "account", dict)()
-        except Exception:  # a fault of the backend; the others' accounts are still wanted
+        except Exception:  # a fault of this backend must not hide the accounts of the others
             log.exception("backend %r: account() failed", name)
     return {name: account for name, account in collected.items() if account}
 
 
 class Observation:
-    """Collector of task events, which it passes to the plugins in batches, on the loop.
+    """Collector that passes task events to the plugins in batches, on the loop.
 
-    Until it is passed on, an event is a row of values in a flat list. A wide fan-out produces tens
-    of thousands of events, and creating as many objects would trigger the garbage collector.
+    Until an event is passed on, it is stored as a row of values in a flat list. A wide fan-out
+    produces tens of thousands of events, and creating an object for each would trigger the garbage
+    collector.
 
     Args:
         hooks: The plugins' hooks.
         engine: The engine that hooks receive.
-        background: Provides the clock, and schedules calls on the loop.
+        background: The source of the clock, and the runner of calls on the loop.
 
     Attributes:
-        calls: The calls as text, by uid, of tasks that have left PENDING, for an observer that
+        calls: Texts of the calls of tasks that have left PENDING, by uid, for an observer that
             reads and removes them; `None` if there is no such observer.
     """
 
@@ -140,7 +141,7 @@ class Failures:
             self._skipped.append(f"{record.task.name!r} ({record.future.uid})")
 
     def include(self, error: BaseException) -> bool:
-        """Return True for an exception of one of the engine's tasks, or a group of only these."""
+        """Return True for an exception of one of the engine's tasks, or a group of only such."""
         if isinstance(error, BaseExceptionGroup):
             return all(self.include(one) for one in error.exceptions)
         return bool(vars(error).get(_MARK) == self._uid)
@@ -169,8 +170,8 @@ class UnawaitedErrors:
     """Failures that were never awaited, logged in one record instead of one each.
 
     Attributes:
-        total: The number of these failures so far.
-        quiet: True if another part reports them, so that nothing is logged here.
+        total: Number of these failures so far.
+        quiet: True if another component reports the failures, so that this object logs nothing.
     """
 
     def __init__(self, log: logging.Logger, uid: str) -> None:

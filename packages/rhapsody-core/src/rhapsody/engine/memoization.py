@@ -35,12 +35,13 @@ class Memoization:
     """Lookup of earlier results, and recording of new ones before their futures are set.
 
     Args:
-        scheduler: Reveals recorded results, and fails tasks that a plugin refuses to record.
+        scheduler: The scheduler, which reveals recorded results, and fails tasks that a plugin
+            refuses to record.
         hooks: The plugins' hooks.
         engine: The engine that hooks receive.
-        background: Runs lookups, and awaitables that hooks return.
-        stage_out: Completes a task with its recorded result and files.
-        values: Replaces futures and files in arguments.
+        background: The runner of lookups, and of awaitables that hooks return.
+        stage_out: The object that completes a task with its recorded result and files.
+        values: The object that replaces futures and files in arguments.
         implicit_data: True if tasks see files that dependencies left in their sandboxes.
     """
 
@@ -71,9 +72,11 @@ class Memoization:
     # Before a task runs.
 
     def look_up(self, record: TaskRecord) -> bool:
-        """Start looking up the result of a task, if its settings allow it.
+        """Start looking up the result of a task.
 
-        After the lookup, the task is completed with the recorded result, or queued again.
+        Services, tasks with `cache=False`, repeated calls, pushed-down tasks and attempts after the
+        first are not looked up. After a lookup, the task is completed with the recorded result, or
+        queued again.
 
         Returns:
             True if a lookup was started.
@@ -148,13 +151,16 @@ class Memoization:
     # After it has run.
 
     def record(self, record: TaskRecord, value: Any) -> None:
-        """Record a result, in a batch with others of this loop iteration, then reveal it."""
+        """Record a result in a batch with the others of this loop iteration, then reveal it."""
         if not self._unrecorded:
             self._background.soon(self._record)
         self._unrecorded.append((record, value))
 
     async def drain(self, grace: float) -> None:
-        """Wait until all results are recorded, at most `grace` seconds. Called at shutdown."""
+        """Wait up to `grace` seconds for results to be recorded, and cancel the rest.
+
+        Called at shutdown.
+        """
         self._record()
         loop = self._background.loop
         end = loop.time() + grace
@@ -241,7 +247,7 @@ class Memoization:
     def _name_services(
         self, services: Sequence[TaskFuture[Any]], record: TaskRecord, found: Any
     ) -> None:
-        """Replace the addresses of services, which differ in each run, by the services' calls."""
+        """Replace the addresses of services, which differ from run to run, with their calls."""
         if record.task.kind != "executable":
             found["args"], found["kwargs"] = self._values.of(record, self._stands_in)
             return
@@ -270,7 +276,7 @@ class Memoization:
     async def _hold(
         self, batch: list[tuple[TaskRecord, Any]], pending: list[tuple[Any, Awaitable[Any]]]
     ) -> None:
-        # Each is awaited separately, because one plugin's may hang.
+        # Each awaitable is awaited separately, because that of one plugin may hang.
         refused: dict[TaskRecord, BaseException] = {}
         others = [(hook, asyncio.ensure_future(result)) for hook, result in pending[1:]]
         try:
@@ -306,7 +312,7 @@ def _refused(
 
 
 def _inputs(record: TaskRecord, scan: ArgumentScan) -> dict[str, str | None]:
-    """Return the paths of a task's input files by name, for a dry run, which links no files."""
+    """Return the paths of a task's input files by name. For dry runs, which link no files."""
     made_by = {key: left for key, each in scan.producers.items() if (left := each._outcome)}
     found: dict[str, Origin] = {}
     for file in scan.inputs:

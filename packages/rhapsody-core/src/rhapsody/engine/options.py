@@ -42,7 +42,7 @@ KeepSandboxes = Literal["results", "failed", "all", "none"]
 LONGEST_UID = 200
 """Maximum length of an engine's uid in bytes.
 
-File systems allow 255 bytes for a name, and names of sandboxes are task uids, which begin with it.
+File systems allow 255 bytes for a name. The names of sandboxes begin with the engine's uid.
 """
 
 
@@ -83,8 +83,8 @@ def runs_directory(path: str) -> Path:
         return directory("work_dir", path)
     except ValueError:
         raise DataError(
-            f"{os.path.abspath(path)} must be a directory, where runs are stored, but is a file; "
-            "move it or pass work_dir="
+            f"cannot store runs in {os.path.abspath(path)!r}: it is a file, not a directory; move "
+            "it, or pass work_dir=..."
         ) from None
 
 
@@ -104,8 +104,8 @@ def _trace(value: object) -> Path:
 def _uid(value: object) -> str:
     if not isinstance(value, str) or not value or value.startswith(".") or set(value) & {"/", "\0"}:
         raise ValueError(
-            "uid must be a non-empty string without '/' and NUL that does not start with '.', got "
-            f"{value!r}"
+            "uid must be a non-empty string that does not contain '/' or a null character and does "
+            f"not start with '.', got {value!r}"
         )
     try:
         size = len(os.fsencode(value))
@@ -146,17 +146,17 @@ def _option(default: Any, description: str, check: Callable[[Any], Any] | None =
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineOptions:
-    """Options of one engine. Create them with `of`; each field's metadata has its description."""
+    """Options of one engine, created by `of`. Each field's metadata contains its description."""
 
     backend: BackendLike | Sequence[BackendLike] | None = _option(
         None,
-        "Backend object, started or not, or registered name, or a list of these; the first in "
-        "the list is the default backend. Default: the local backend, or the noop backend for "
-        "a dry run.",
+        "A backend object (started or not), a registered name, or a list of these. Tasks run on "
+        "the first backend unless they name another or a plugin chooses one. Default: the local "
+        "backend; for a dry run, the noop backend.",
     )
     dry_run: bool = _option(
         False,
-        'Run nothing: every task completes at once with "Dummy Output", and the summary '
+        'Run nothing: every task completes immediately with "Dummy Output", and the summary '
         "contains the graph.",
         flag("dry_run"),
     )
@@ -172,14 +172,14 @@ class EngineOptions:
     work_dir: Path | None = _option(
         None,
         "Directory of the sandboxes. Default: `.rhapsody/<UTC time>-<program>-<4 "
-        "digits>/<engine uid>`, in the directory of this process's run, which also contains the "
-        "log and is created when first needed.",
+        "digits>/<engine uid>`. Its parent is the directory of this process's run, which also "
+        "contains the log, and is created when it is first needed.",
         lambda value: directory("work_dir", value),
     )
     trace: Path | None = _option(
         None,
-        "File for the events of all tasks, and those that the program passes to `prof`, as JSON "
-        "lines. Only its owner can read it; an existing file is replaced.",
+        "File for the events of all tasks, and for those that the program passes to `prof`, as "
+        "JSON lines. Only its owner can read it; an existing file is replaced.",
         _trace,
     )
     progress: bool | Literal["lines"] | Progress = _option(
@@ -218,8 +218,8 @@ class EngineOptions:
     )
     push_down: bool = _option(
         True,
-        "Submit tasks before their dependencies have finished, to backends that can wait for "
-        "dependencies, and leave results there until they are needed.",
+        "On backends that can wait for dependencies, submit tasks before their dependencies have "
+        "finished, and leave results there until they are needed.",
         flag("push_down"),
     )
     submit_timeout: float | None = _option(
@@ -238,13 +238,13 @@ class EngineOptions:
     max_failures: int | None = _option(
         None,
         "Cancel all unfinished tasks after this number of failed tasks. Tasks that did not run "
-        "because a dependency failed or walltime was insufficient do not count. Default: never.",
+        "because a dependency failed or walltime was insufficient do not count. Default: no limit.",
         whole_number("max_failures", 1),
     )
     keep_going: bool = _option(
         False,
         "If the exception of a task ends the `async with` block of the engine, finish the tasks "
-        "that do not depend on it, and then list all failures.",
+        "that do not depend on the failed task, and then list all failures.",
         flag("keep_going"),
     )
     keep_sandboxes: KeepSandboxes = _option(
@@ -262,8 +262,8 @@ class EngineOptions:
     journal: JournalOption = _option(
         None,
         "File that stores results for `resume`, or `True` for the file of this program and its "
-        "arguments, `.rhapsody/journals/<program>-<digits>.sqlite`. Private to the user. On a "
-        "local file system, several engines may use it one after another.",
+        "arguments, `.rhapsody/journals/<program>-<digits>.sqlite`. Only the user can access the "
+        "file. On a local file system, several engines may use it one after another.",
     )
     resume: bool | Literal["auto"] = _option(
         "auto",
@@ -312,8 +312,8 @@ class EngineOptions:
                 )
             if values["max_failures"] not in (None, 1):
                 raise ValueError(
-                    f"fail_fast=True means max_failures=1, got max_failures="
-                    f"{values['max_failures']} as well"
+                    f"fail_fast=True and max_failures={values['max_failures']} contradict each "
+                    "other; pass only one of them"
                 )
             values["max_failures"] = 1
         values["journal"] = checked_journal(
@@ -326,7 +326,7 @@ OPTIONS: Mapping[str, Field[Any]] = {option.name: option for option in fields(En
 """Fields by name, in the order of the signature of `WorkflowEngine.create`."""
 
 _FAILING = frozenset({"fail_fast", "keep_going", "max_failures"})
-"""Options of which a program uses one: if it sets one, the others receive no default."""
+"""Alternative options: if a program sets one of them, the others receive no default."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -337,10 +337,11 @@ class EngineDefaults:
 
     Attributes:
         options: Options by name.
-        backend: Creates the backend of an engine for which the program chooses none.
+        backend: Function that creates the backend of an engine for which the program chooses none;
+            `None` to use the engine's default.
         observers: Observers that every engine has in addition to its own.
-        recording: Called with the options of an engine; returns those among `journal` and
-            `resume` that replace the engine's own.
+        recording: Function that receives the options of an engine, and returns the values of
+            `journal` and `resume` that replace the engine's own.
     """
 
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -381,7 +382,8 @@ def engine_defaults(defaults: EngineDefaults) -> Iterator[None]:
 def takes_options(create: Callable[P, R]) -> Callable[P, R]:
     """Decorate `create`: apply the process's defaults, and add the options to its docstring.
 
-    Only a decorator can tell arguments that the program passed from defaults of the signature.
+    Only a decorator can distinguish arguments that the program passed from defaults in the
+    signature.
 
     Returns:
         The decorated function.

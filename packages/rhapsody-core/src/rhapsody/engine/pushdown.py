@@ -1,13 +1,13 @@
 """Push-down: tasks submitted before their inputs exist, and values that stay with a backend.
 
 If a backend can wait for dependencies itself, a task whose unfinished dependencies are all on that
-backend is submitted to it at once, with references instead of values. The values stay there until
-something in this process needs them. Only plain function tasks take part; other tasks are submitted
-when their dependencies have finished.
+backend is submitted immediately, with references instead of values. The values stay on the backend
+until something in this process needs them. Only plain function tasks take part; other tasks are
+submitted when their dependencies have finished.
 
 A future whose value a backend holds has no result yet, so asyncio treats it as pending. Waiting for
-it, or calling `done`, starts fetching the value. Engines with such a backend therefore use their
-own class of futures.
+such a future, or calling its `done`, starts fetching the value. Engines with such a backend
+therefore use their own class of futures.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ class RemoteFuture(TaskFuture[T]):
     __slots__ = ()
 
     def done(self) -> bool:
-        """Return True if the future has its value. If a backend holds it, start fetching it."""
+        """Return True if the future has its value. If a backend holds the value, start fetching."""
         return self._requested() is None and super().done()
 
     def result(self) -> T:
-        """Return the value. If a backend holds it, start fetching it and raise.
+        """Return the value. If a backend holds the value, start fetching and raise.
 
         Raises:
             asyncio.InvalidStateError: The value has not been fetched yet.
@@ -57,7 +57,7 @@ class RemoteFuture(TaskFuture[T]):
         return super().result()
 
     def exception(self) -> BaseException | None:
-        """Return the exception. If a backend holds the value, start fetching it and raise.
+        """Return the exception. If a backend holds the value, start fetching and raise.
 
         Raises:
             asyncio.InvalidStateError: The value has not been fetched yet.
@@ -67,7 +67,7 @@ class RemoteFuture(TaskFuture[T]):
         return super().exception()
 
     def add_done_callback(self, fn: Callable[[Any], object], /, *, context: Any = None) -> None:
-        """Call `fn` when the future has its value. If a backend holds it, start fetching it."""
+        """Call `fn` when the future has its value. If a backend holds the value, start fetching."""
         super().add_done_callback(fn, context=context)
         self._requested()
 
@@ -92,7 +92,7 @@ class RemoteResult:
 
     __slots__ = ("__weakref__", "_fetching", "_future", "_value", "backend", "pushdown", "uid")
 
-    scheduler = None  # unlike the record that this replaces
+    scheduler = None  # unlike that of the record that this object replaces
 
     def __init__(self, pushdown: PushDown, record: TaskRecord, value: HeldValue) -> None:
         self.backend: BackendHandle = record.backend
@@ -115,7 +115,7 @@ class RemoteResult:
         return on_loop(self.pushdown.background.loop, partial(self._cancel, msg))
 
     async def wait_ended(self) -> None:
-        """Return at once, because the work has ended."""
+        """Return immediately, because the work has ended."""
 
     def describe(self) -> None:
         """Return `None`, because a finished task has no description."""
@@ -136,14 +136,14 @@ class RemoteResult:
             background.soon_from_anywhere(self._fetch_once)
 
     def not_here(self) -> asyncio.InvalidStateError:
-        """Return the error for a call that needs the value at once."""
+        """Return the error for a call that needs the value immediately."""
         name = self.uid if (future := self._future()) is None else _named(future)
         return asyncio.InvalidStateError(
             f"the value of {name} has not been fetched from its backend yet: {how_to_wait()}"
         )
 
     def close(self) -> None:
-        """Settle the future at the end of the engine: cancel fetching, or fail the future."""
+        """Settle the future when the engine shuts down: cancel fetching, or fail the future."""
         future = self._future()
         if future is None or not self.at_rest:
             self._cancel(None)
@@ -226,15 +226,15 @@ def held(future: asyncio.Future[Any]) -> RemoteResult | None:
 
 
 class PushDown:
-    """Push-down of one engine: selects tasks for it and keeps track of held values.
+    """Push-down of one engine: selection of its tasks, and registry of the values that are held.
 
     Args:
-        background: Runs the coroutines that fetch values.
+        background: The runner of the coroutines that fetch values.
         backends: The attached backends, the default one first; may grow.
-        unawaited: Watches futures whose values were lost.
-        stats: Counts lost values.
-        allowed: False to disable push-down, because the user turned it off, or because the engine
-            must handle each task for default retries, a default timeout or a plugin.
+        unawaited: The watcher of futures whose values were lost.
+        stats: The counters, among them that of lost values.
+        allowed: False to disable push-down, because the user turned it off, or because default
+            retries, a default timeout or a plugin require the engine to handle each task.
 
     Attributes:
         possible: True if an attached backend can wait for dependencies.
@@ -277,7 +277,7 @@ class PushDown:
                 yield dependent
 
     def may_follow(self, record: TaskRecord) -> bool:
-        """Return True if a new task's backend already has its unfinished dependencies."""
+        """Return True if a new task's unfinished dependencies are already on the task's backend."""
         if not self.possible:
             return False
         backend = self._of(record.task)
@@ -300,9 +300,13 @@ class PushDown:
         return True
 
     def reference(self, future: asyncio.Future[Any]) -> Reference | None:
-        """Return the reference for a pushed task's dependency, or `None` if it has its value.
+        """Return the reference for a dependency of a pushed task.
 
-        If the dependency has failed, the backend does not know the reference and returns the task.
+        For a failed dependency, the reference is unknown to the backend, which therefore returns
+        the task.
+
+        Returns:
+            The reference; `None` if the value of the dependency is in this process.
         """
         holder = held(future)
         if holder is not None:
@@ -327,7 +331,7 @@ class PushDown:
     # Values that stay there.
 
     def hold(self, record: TaskRecord, report: Mapping[str, Any]) -> bool:
-        """Leave a finished task's value with its backend; return False if it cannot stay there."""
+        """Leave a finished task's value with its backend; return False if that is not possible."""
         task = record.task
         if task.kind != "function" or task.settings.service:
             return False
@@ -338,7 +342,7 @@ class PushDown:
         self._held.add(holder)
         future._node = holder
         if type(future) is not RemoteFuture or future._callbacks:
-            holder.request()  # something waits already
+            holder.request()  # something already waits for the value
         return True
 
     def is_held(self, dependency: asyncio.Future[Any]) -> bool:
@@ -360,7 +364,7 @@ class PushDown:
     def needs_values(self, record: TaskRecord) -> bool:
         """Return True if values that backends hold must be fetched before a task is ready.
 
-        If they are all held by the backend of the task, they stay there, and the task is marked as
+        If the backend of the task holds all of them, they stay there, and the task is marked as
         pushed so that it receives references.
         """
         if not self.holds:
@@ -376,7 +380,7 @@ class PushDown:
         return [dependency for dependency in record.dependencies if held(dependency) is not None]
 
     def close(self) -> None:
-        """Settle the futures of values that are still held at the end of the engine."""
+        """Settle the futures of values that are still held when the engine shuts down."""
         for holder in tuple(self._held):
             holder.close()
 
@@ -396,7 +400,7 @@ class PushDown:
         record = dependency._node
         return (
             isinstance(record, TaskRecord)
-            and getattr(record, "backend", None) is backend  # unset until one has been chosen
+            and getattr(record, "backend", None) is backend  # unset until a backend is chosen
             and record.state.future is FutureState.PENDING
             and record.state.work in _WITH_BACKEND
             and not (sent and record.state.work is WorkState.READY)

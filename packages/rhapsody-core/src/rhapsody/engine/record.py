@@ -1,7 +1,7 @@
 """Record of one call of a task or block, from the call until its work has ended.
 
-It stores the data of the call and implements the interface that its future uses. All decisions
-about it are made in `rhapsody.engine.scheduler`.
+A record stores the data of the call and implements the interface that the call's future uses. All
+decisions about tasks are made in `rhapsody.engine.scheduler`.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class Command:
 
     Attributes:
         words: A string for a shell, or a list of arguments.
-        sandbox: Path of the sandbox that it was built for; `words` may contain this path.
+        sandbox: Path of the sandbox for which the command was built; `words` may contain this path.
         texts: Strings and paths in the arguments of the call; empty if results are not recorded.
     """
 
@@ -101,11 +101,12 @@ class Tries:
 
 @dataclass(frozen=True, slots=True)
 class Repetition:
-    """Repetition of a call whose result was found in the records, but whose files are missing.
+    """Repetition of a call whose recorded result was found, but whose files are missing.
 
     Attributes:
         attempt: Uid of the attempt, in this run, for which the recorded result was found.
-        producers: The futures of the calls that produce its inputs, as in `ArgumentScan`.
+        producers: The futures of the calls that produce the repeated call's inputs, as in
+            `ArgumentScan`.
         readers: Uids of the tasks that have requested the files so far.
     """
 
@@ -175,11 +176,11 @@ class TaskRecord:
         self.specific: Mapping[str, Any] | None = specific
         self.state: TaskState = states.START
         self.unfinished: int = 0
-        self.unsent: int = 0  # dependencies already submitted, see `pushdown`
+        self.unsent: int = 0  # unfinished dependencies that were submitted, see `pushdown`
         self.pushed: bool = False  # submitted before its dependencies have finished
         self.attempt: int = 0
         self.stage: int = 0
-        self.started: float | None = None  # when it began to run, since the epoch
+        self.started: float | None = None  # start of the attempt, in seconds since the epoch
         self.uid: str = ""
         self.native: str | None = None  # the backend's name of the last state, for events
         self.dependencies: tuple[asyncio.Future[Any], ...] = dependencies
@@ -189,13 +190,13 @@ class TaskRecord:
         self.parent: BlockRecord | None = None
         self.found: ArgumentScan | None = found  # futures and files in the arguments
         self.resolved: Resolved | None = None  # the input files, once found
-        self.limits: tuple[tuple[str, int], ...] = ()  # named limits that it occupies
-        self.timer: Timer | None = None  # its timeout, or the wait before a retry
-        self.verdict: BaseException | None = None  # why its work is being stopped
+        self.limits: tuple[tuple[str, int], ...] = ()  # named limits that the task occupies
+        self.timer: Timer | None = None  # the timeout, or the wait before a retry
+        self.verdict: BaseException | None = None  # the error for which the work is being stopped
         self.scope: str | None = scope
         self.command: Command | None = None  # of an executable, once built
         self.tries: Tries | None = None  # failed attempts, if there were any
-        self.repeats: Repetition | None = repeats  # the recorded call that it repeats
+        self.repeats: Repetition | None = repeats  # set if the call repeats a recorded one
         self.sources: Sequence[AttemptInfo] = ()  # of dependencies that left files in sandboxes
         self.waiters: list[Callable[[], object]] | None = None  # called when the work has ended
 
@@ -232,13 +233,13 @@ class TaskRecord:
             self.future._outcome = None  # this backend may report less than the previous one
 
     def clear(self) -> None:
-        """Release all values, because queues or tracebacks may keep the record of an ended task."""
+        """Release all values, because queues or tracebacks may hold the record of an ended task."""
         self.dependencies = self.args = self.sources = ()
         self.kwargs = self.specific = self.found = self.resolved = self.verdict = None
         self.description = NOT_DESCRIBED
 
     def dependency_done(self, dependency: asyncio.Future[Any]) -> None:
-        """Notify the scheduler; the done-callback of dependencies without a record in it."""
+        """Notify the scheduler. Done-callback of dependencies without a record in the scheduler."""
         self.scheduler.dependency_done(self, dependency)
 
     # For the future (`rhapsody.task.LiveNode`).
@@ -255,7 +256,7 @@ class TaskRecord:
         return _FUTURE_STATES.get(future) or _WORK_STATES[work]
 
     def cancel(self, msg: Any) -> bool:
-        """Cancel from any thread, see `TaskFuture.cancel`."""
+        """Cancel the task; see `TaskFuture.cancel`. May be called from any thread."""
         return on_loop(self.future.get_loop(), partial(self.scheduler.cancel, self, msg))
 
     async def wait_ended(self) -> None:
@@ -268,7 +269,7 @@ class TaskRecord:
         await ended
 
     def describe(self) -> Mapping[str, Any]:
-        """Return the attempt's description or, before the first attempt, one of the call."""
+        """Return the attempt's description or, before there is one, a description of the call."""
         if self.description:
             return MappingProxyType(self.description)
         return {
@@ -289,11 +290,11 @@ class BlockRecord(TaskRecord):
 
     Attributes:
         context: The context in which the block was called.
-        children: The unfinished tasks and blocks that it has called, in order; the values are
-            unused.
-        awaiting: The blocks that it is waiting for.
+        children: The unfinished tasks and blocks that this block has called, in order; the values
+            are unused.
+        awaiting: The tasks and blocks that this block is waiting for.
         in_wait: True while the thread of a synchronous block is in `rhapsody.wait`.
-        running: The asyncio task of an asynchronous block.
+        running: The asyncio task of an asynchronous block while it runs, otherwise `None`.
     """
 
     __slots__ = ("awaiting", "children", "context", "in_wait", "running")

@@ -1,4 +1,4 @@
-"""Results of attempts: reads them from the backends' reports.
+"""Results of attempts, as read from the backends' reports.
 
 This module determines the value or error of an attempt, checks that declared output files exist,
 and passes the attempt's output and sandbox to the future.
@@ -27,7 +27,7 @@ class Results:
     """Reader of the reports of attempts that have ended.
 
     Args:
-        stager: Keeps or removes sandboxes.
+        stager: The stager, which keeps or removes sandboxes.
         recording: True if a plugin records results.
     """
 
@@ -68,7 +68,7 @@ class Results:
     def _check_files(self, record: TaskRecord, *, failed: bool) -> None:
         """Check the output files of a successful attempt, and register its inputs as read.
 
-        After a failed attempt, keep inputs that it read in place.
+        After a failed attempt, keep the inputs that the attempt read in place.
 
         Raises:
             DataError: A declared output file is missing.
@@ -157,14 +157,14 @@ class Results:
     def leave_interrupted(self, record: TaskRecord) -> None:
         """Keep the sandbox of an attempt that a signal interrupted, as if the attempt had failed.
 
-        Called before futures are settled, because that removes the other sandboxes.
+        Called before futures are settled, because settling them removes the other sandboxes.
         """
         if "sandbox" in record.description:
             self._stager.keep(record.description, succeeded=False)
 
 
 def leave_script(record: TaskRecord) -> None:
-    """Write a script into a failed executable's sandbox that runs the command again."""
+    """Write a script that runs the command again into the sandbox of a failed executable."""
     if record.task.kind == "executable" and record.description:
         with contextlib.suppress(OSError):  # the sandbox is not on this file system
             write_again(record.description)

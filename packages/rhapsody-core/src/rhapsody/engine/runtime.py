@@ -1,4 +1,4 @@
-"""Parts of one engine: creates and connects them, acts for the scheduler, and stops all work."""
+"""Wiring of one engine: creation of its parts, actions for the scheduler, and the shutdown."""
 
 from __future__ import annotations
 
@@ -191,7 +191,7 @@ class Runtime:
         (self._default if name is None else self.dispatchers[name]).push(record)
 
     def requeue(self, record: TaskRecord, backend: BackendHandle) -> None:
-        """Queue a task that is already being prepared, ahead of those that are not."""
+        """Queue a task whose preparation has started, ahead of tasks that are not yet prepared."""
         self.dispatchers[backend.name].resume(record)
 
     def stop(self, record: TaskRecord) -> None:
@@ -338,8 +338,8 @@ class Runtime:
         pending = self.scheduler.pending()
         if pending:
             log.warning(
-                "engine %s: %d unfinished task%s canceled by the shutdown: %s; `await "
-                "flow.join()` waits for them",
+                "engine %s: %d unfinished task%s canceled by the shutdown: %s; to let tasks "
+                "finish, `await flow.join()` first",
                 self.uid, len(pending), " was" if len(pending) == 1 else "s were", _names(pending),
             )  # fmt: skip
 
@@ -349,8 +349,8 @@ class Runtime:
         Called when the engine is garbage-collected, or at the end of the program.
 
         Args:
-            process: Id of the process that created the engine. In a forked process, this method
-                is called, too, and does nothing.
+            process: Id of the process that created the engine. This method is also called in
+                forked processes, where it does nothing.
         """
         pending = self.scheduler.pending()
         if pending and os.getpid() == process:

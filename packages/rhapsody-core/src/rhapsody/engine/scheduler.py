@@ -8,7 +8,7 @@ cancel at any time and a backend may report twice, so methods whose event may co
 for a row first.
 
 The scheduler uses no event loop, no backend library and no files. It requests such work through
-`Actions`, which tests replace by a stub in order to run the scheduler alone.
+`Actions`, which tests replace with a stub in order to run the scheduler alone.
 
 Chains of tasks may be a hundred thousand long, so effects that spread from task to task go through
 `Scheduler._spread` instead of recursion.
@@ -91,7 +91,7 @@ class Actions(Protocol):
         """Queue a ready task for its backend, or run a block."""
 
     def requeue(self, record: TaskRecord, backend: BackendHandle) -> None:
-        """Queue a task that is already being prepared, ahead of those that are not."""
+        """Queue a task whose preparation has started, ahead of tasks that are not yet prepared."""
 
     def stop(self, record: TaskRecord) -> None:
         """Request that the work of a task in the state CANCELING be stopped."""
@@ -113,7 +113,8 @@ class Actions(Protocol):
     ) -> tuple[TasksMainStates, BaseException | None]:
         """Handle the end of a ready service that was not stopped.
 
-        Returns the state and the error to publish.
+        Returns:
+            The state and the error to publish.
         """
 
     def service_settled(
@@ -122,7 +123,7 @@ class Actions(Protocol):
         """Handle the outcome of a restarted service, whose future is done already.
 
         Without `error`, the service is ready and `value` is its readiness information. Otherwise
-        it has failed or was canceled.
+        the service has failed or was canceled.
         """
 
 
@@ -144,13 +145,14 @@ class Limits:
             known = self._sizes.setdefault(name, size)
             if known != size:
                 raise ValueError(
-                    f"limit {name!r} has the size {known} elsewhere in this engine, got {size}"
+                    f"limit {name!r} must have one size, got {name}:{size} after {name}:{known} "
+                    "was declared in this engine"
                 )
 
     def take(self, record: TaskRecord, limits: Limit) -> bool:
-        """Acquire all limits and return `True`, or let the task wait for one that is full."""
+        """Acquire all limits and return `True`, or queue the task for a limit that is full."""
         if record.limits:
-            return True  # `give_back` has acquired them for it
+            return True  # `give_back` has acquired them for this task
         full = self._full(limits)
         if full is not None:
             self._waiting.setdefault(full, deque()).append(record)
@@ -187,11 +189,12 @@ class Scheduler:
     """Scheduler of the unfinished tasks and blocks of one engine.
 
     Args:
-        actions: Carries out the decisions.
-        background: Provides timers for timeouts and delays.
-        results: Reads the reports of attempts that have ended.
-        observation: Publishes states, if `observed`.
-        pushdown: Determines which tasks are submitted early and which values stay with backends.
+        actions: The object that carries out the decisions.
+        background: The source of timers for timeouts and delays.
+        results: The reader of the reports of attempts that have ended.
+        observation: The collector of events, used if `observed` is true.
+        pushdown: The push-down, which determines the tasks that are submitted early and the values
+            that stay with backends.
         stats: Counters, which the scheduler updates.
         options: Options of the engine.
         observed: True if a plugin observes states.
@@ -199,7 +202,8 @@ class Scheduler:
 
     Attributes:
         closing: True if the engine is shutting down, so that no task is retried.
-        interrupted: True if a signal shuts the engine down; `abandon` settles the futures then.
+        interrupted: True if a signal is shutting the engine down. Futures then stay pending until
+            `abandon` settles them.
         live: The tasks and blocks whose work has not ended.
         inflight: The tasks that were submitted and have not ended, by the uids of their attempts.
         failures_left: Number of further failures after which all tasks are canceled; `None` for
@@ -253,7 +257,7 @@ class Scheduler:
         handler(self, record, argument)
 
     def _spread(self, step: Callable[[TaskRecord], object], record: TaskRecord) -> None:
-        """Call `step` for a task, after the steps that are waiting, which may add further steps."""
+        """Call `step` for a task after all waiting steps. Each step may add further steps."""
         self._steps.append((step, record))
         self._take_steps()
 
@@ -286,7 +290,7 @@ class Scheduler:
             handler(self, record, None)
 
     def start_again(self, record: TaskRecord) -> None:
-        """Add the record that replaces a service that has ended."""
+        """Add the record that replaces the record of a service that has ended."""
         self.live.add(record)
         self.stats.retried += 1
         self._move(record, Transition.RESOLVE)
@@ -354,7 +358,10 @@ class Scheduler:
             self._move(record, Transition.STOPPED)
 
     def refuse(self, record: TaskRecord, error: BaseException) -> None:
-        """Fail a ready task that cannot be submitted, or cancel it if `error` is a cancellation."""
+        """Fail a ready task that cannot be submitted, or cancel it if `error` is a cancellation.
+
+        If the task has a fallback, the task is not failed but completed with the fallback.
+        """
         if record.state.work is not WorkState.READY:
             return  # canceled in the meantime
         if isinstance(error, asyncio.CancelledError):
@@ -365,7 +372,7 @@ class Scheduler:
     # Reports of backends and blocks.
 
     def run(self, record: TaskRecord) -> bool:
-        """Mark a task or block as running; return `False` if it is already, or has ended."""
+        """Mark a task or block as running; return `False` if it already runs or has ended."""
         row = ROWS[record.state].get(_RUN)
         if row is None:
             return False
@@ -382,7 +389,7 @@ class Scheduler:
     def _start_clock(self, record: TaskRecord) -> None:
         """Start the timeout of an attempt."""
         if record.timer is not None:
-            self._disarm(record)  # it was started when the task was accepted
+            self._disarm(record)  # the timer was started when the task was accepted
         settings = record.task.settings
         limit = settings.ready_timeout if settings.service else record.description.get("timeout")
         if limit is not None:
@@ -398,7 +405,7 @@ class Scheduler:
 
     def _on_serve(self, record: TaskRecord, information: Any) -> None:
         self._disarm(record)
-        if record.future.done():  # it was started again
+        if record.future.done():  # a restarted service
             self._actions.service_settled(record, information)
         else:
             self.stats.done += 1
@@ -461,7 +468,7 @@ class Scheduler:
             self.reveal(record, value)
 
     def recorded(self, record: TaskRecord, value: Any) -> None:
-        """Use a recorded result for a ready task instead of running it."""
+        """Use a recorded result for a ready task instead of running the task."""
         if record.state is READY:
             self.stats.recorded += 1
             record.native = "reused"
@@ -539,8 +546,8 @@ class Scheduler:
         """Count a failed attempt and determine when the next one starts.
 
         Returns:
-            The seconds until the next attempt, or `None` for no further attempt; and the error of
-            the task in that case: `error`, or the exception that the user's `wait` function raised.
+            The delay of the next attempt in seconds, or `None` if there is none; and the exception
+            with which the task then fails: `error`, or the one that the user's `wait` raised.
         """
         try:
             return self._retry_delay(record, error), error
@@ -588,7 +595,7 @@ class Scheduler:
         self._move(record, Transition.DUE)
 
     def _give_up(self, record: TaskRecord, error: BaseException) -> None:
-        """Complete a task that has no attempt left with its fallback, or fail it."""
+        """Complete a task that has no attempts left: use its fallback, or fail the task."""
         value, error = self._fallback(record, error)
         if value is not NO_FALLBACK and Transition.SUBSTITUTE in record.state.after:
             self._move(record, Transition.SUBSTITUTE, value)
@@ -599,8 +606,8 @@ class Scheduler:
         """Evaluate the fallback of a task that has no attempt left.
 
         Returns:
-            The fallback's value, or `NO_FALLBACK`; and the error of the task in the latter case:
-            `error`, or the exception that the user's fallback function raised.
+            The fallback's value, or `NO_FALLBACK` if there is none; and the exception with which
+            the task then fails: `error`, or the one that the user's fallback function raised.
         """
         given = record.task.settings.fallback
         if given is NO_FALLBACK or self.closing:
@@ -641,7 +648,7 @@ class Scheduler:
     # Cancellation, and work that exceeds its timeout.
 
     def cancel(self, record: TaskRecord, msg: Any = None) -> bool:
-        """Cancel a task and immediately its dependents; return `False` if it is too late."""
+        """Cancel a task and its dependents immediately; return `False` if it is too late."""
         if Transition.CANCEL not in record.state.after:
             return False
         self._move(record, Transition.CANCEL, msg)
@@ -715,14 +722,14 @@ class Scheduler:
         state, error = ended or (CANCELED, None)
         future, service = record.state.future, record.task.settings.service
         if service and future is FutureState.DONE and state is CANCELED:
-            state = DONE  # it was ready, and the program stopped it
+            state = DONE  # a ready service that was stopped on purpose
         published = future is FutureState.FAILED or (future is FutureState.DONE and not service)
         if self.observed and not published:
             self._observation.publish(record, state, error)
         self._settle(record)
 
     def stop_with(self, record: TaskRecord, error: BaseException) -> None:
-        """Fail a pending task with `error`, after stopping its work if there is any."""
+        """Stop a task's work and fail the attempt with `error`; without work, fail the task."""
         if Transition.STOP in record.state.after:
             self._move(record, Transition.STOP, error)
         else:
@@ -805,7 +812,8 @@ class Scheduler:
     def dependency_done(self, record: TaskRecord, dependency: asyncio.Future[Any]) -> None:
         """Handle the end of a dependency without a record in this scheduler.
 
-        It is a future that this engine did not create, or its value was fetched from a backend.
+        Such a dependency is a future that this engine did not create, or a future whose value was
+        fetched from a backend.
         """
         self._background.guarded(partial(self._foreign_done, record, dependency))
 
@@ -841,11 +849,15 @@ class Scheduler:
             self._move(record, _RESOLVE)
 
     def _fail_with_dependencies(self, record: TaskRecord) -> bool:
-        """Fail a task if one of its dependencies, which have all ended, has failed."""
+        """Fail a task if one of its dependencies, all of which have ended, has failed.
+
+        Returns:
+            True if a dependency has failed.
+        """
         failed = [
             d
             for d in self._pushdown.with_values(record)
-            if not (isinstance(d, TaskFuture) and d._exception is None)  # fast path: most have none
+            if not (isinstance(d, TaskFuture) and d._exception is None)  # true for most; fast
             and not d.cancelled()
             and d.exception() is not None
         ]
@@ -939,7 +951,7 @@ class Scheduler:
         self._when_settled.append(call)
 
     def abandon(self) -> None:
-        """Settle all futures at the end of the engine, and give up work that has not ended."""
+        """Settle all futures and abandon unfinished work when the engine shuts down."""
         for record in tuple(self.live):
             if record not in self.live:
                 continue  # it ended when another task was abandoned
@@ -964,7 +976,7 @@ class Scheduler:
         """Fail every unfinished future after an error of the engine itself.
 
         Args:
-            failure: Makes the exception of each future.
+            failure: Function that creates the exception for the future of a task.
         """
         self.closing = True
         for record in tuple(self.live):

@@ -39,10 +39,11 @@ class ServiceStatus:
 
     Attributes:
         error: The error with which the service last ended.
-        ended_at: Time of this end, in seconds since the epoch.
-        restarted: True if the service was restarted afterwards, and has not failed since.
+        ended_at: Time at which the service last ended, in seconds since the epoch.
+        restarted: True if the service was restarted afterwards, and has neither failed nor been
+            canceled since.
         ready: True if the service is ready again.
-        value: Its readiness information, if it is ready again.
+        value: The service's readiness information, if it is ready again.
         waiting: The tasks that wait until the service is ready.
     """
 
@@ -59,10 +60,11 @@ class Services:
     """Services of one engine that have ended without being stopped.
 
     Args:
-        scheduler: Restarts services, and resumes, cancels or fails the tasks that wait for them.
+        scheduler: The scheduler, which restarts services, and resumes, cancels or fails the tasks
+            that wait for them.
 
     Attributes:
-        any: True once one has been recorded; until then, only `ended` needs to be called.
+        any: True once a service has been recorded. Until then, only `ended` needs to be called.
     """
 
     def __init__(self, scheduler: Scheduler) -> None:
@@ -88,7 +90,7 @@ class Services:
             " and will be restarted" if restarted else "", error_messages.ending(report),
         )  # fmt: skip
         if main is TasksMainStates.DONE and not record.task.settings.restarts:
-            return main, report.get("exception")  # it may have finished its purpose
+            return main, report.get("exception")  # it may have fulfilled its purpose
         self.any = True
         self._ended[record.future] = ServiceStatus(error, restarted)
         if not restarted:
@@ -109,7 +111,7 @@ class Services:
         """Resume, fail or cancel the tasks that wait for a restarted service.
 
         Without `error`, the service is ready and `value` is its readiness information. Otherwise
-        it has failed or was canceled.
+        the service has failed or was canceled.
         """
         status = self._ended.get(record.future)
         if status is None:
@@ -136,10 +138,10 @@ class Services:
     # Their dependents.
 
     def hold_back(self, record: TaskRecord) -> bool:
-        """Return True if a ready task cannot start now, because a service it needs has ended.
+        """Return True if a ready task cannot start now because one of its services has ended.
 
-        If the service was restarted, the task continues once it is ready again; otherwise the task
-        fails.
+        If the service was restarted, the task continues once the service is ready again; otherwise
+        the task fails.
         """
         for future in record.dependencies:
             status = self._status_of(future)
@@ -154,16 +156,16 @@ class Services:
                 for other in self._scheduler.limits.give_back(record):
                     self._scheduler.resume(other)
                 return True
-            record.command = None  # that of an earlier attempt contains the earlier value
+            record.command = None  # the command of an earlier attempt contains the earlier value
         return False
 
     def value(self, future: Any) -> Any:
-        """Return a finished future's value for dependents: of a restarted service, the new one."""
+        """Return a future's value for dependents; for a restarted service, the new value."""
         status = self._status_of(future)
         return future.result() if status is None else status.value
 
     def explain(self, record: TaskRecord, error: BaseException) -> None:
-        """Add a note to a task's error if a service that the task needs ended while it ran."""
+        """Add a note to a task's error if a service that it depends on ended while the task ran."""
         if isinstance(error, DependencyFailureError):
             return
         for future in record.dependencies:
@@ -180,12 +182,12 @@ class Services:
 
 
 class Values:
-    """Replacement of the futures and files in the arguments of tasks by values and paths.
+    """Replacement of the futures and files in the arguments of tasks with values and paths.
 
     Args:
-        services: Returns the values of restarted services.
-        pushdown: Returns references to values that stay with a backend.
-        stager: Returns the paths of files.
+        services: The source of the values of restarted services.
+        pushdown: The source of references to values that stay with a backend.
+        stager: The source of the paths of files.
     """
 
     def __init__(self, services: Services, pushdown: PushDown, stager: Stager) -> None:
@@ -198,7 +200,8 @@ class Values:
 
         Args:
             record: The task.
-            stands_in: Returns the replacement for the future of a service. Default: its value.
+            stands_in: Function that returns the replacement for a service's future. Default: the
+                future is replaced with its value.
         """
         found = record.found
         if found is None:

@@ -40,8 +40,8 @@ class TaskSettings(TypedDict, total=False):
             otherwise the engine's first backend.
         other_backends: Names of the attached backends that the task moves to, in this order, when
             it has no attempts left on the current one; attempts are counted anew on each backend.
-            If a backend becomes unavailable, the task moves on at once. A failure that `retries`
-            does not match is not retried on another backend. Default: none.
+            If a backend becomes unavailable, the task moves on immediately. After a failure that
+            `retries` does not match, the task is not tried on another backend. Default: none.
         resources: A `Resources`, or a dict of its fields; or a callable that returns one of these,
             called on the engine's loop with the attempt's number (from 1). Default: one core.
         retries: The number of further attempts after a failure, or a `RetryPolicy`, or a list of
@@ -56,7 +56,7 @@ class TaskSettings(TypedDict, total=False):
         environment: Variables to add to the task's environment.
         stdin: Text for an executable's standard input.
         cwd: An existing directory in which an executable runs instead of its sandbox. A relative
-            path is relative to the current directory at the creation of the engine. Input
+            path starts at the directory that was current when the engine was created. Input
             files are still linked into the sandbox, and output files are expected there; in the
             command, `f"{file}"` is the absolute path of a file. Not for functions.
         capture: `True` captures the task's output, `False` does not, and `"files"` stores it in
@@ -65,17 +65,17 @@ class TaskSettings(TypedDict, total=False):
             `"stdout:REGEX"` (the first group of the match, or the whole match), `"file:NAME"` (the
             file's path), `"tcp:PORT"` (`(host, port)`; no other program may be listening on this
             port when the service starts), `"tcp"` (the same with a free port on the service's host,
-            which replaces the literal `{port}` in the command and is in its environment variable
-            `PORT`), or a synchronous or asynchronous callable that receives the task's description,
-            waits until the service is ready and returns the result. Default: ready as soon as it
-            runs.
+            which replaces the literal `{port}` in the command and is passed in the environment
+            variable `PORT`), or a synchronous or asynchronous callable that receives the task's
+            description, waits until the service is ready and returns the result. Default: the
+            service is ready as soon as it runs.
         ready_timeout: Time limit for a service to become ready, in seconds or as text. Default 60.
         restarts: The maximum number of restarts of a service that was ready, and then was lost or
             ended without being canceled; each start is another attempt. Dependents that have not
-            started wait until it is ready again, and receive its new value. Default 0.
+            started wait until the service is ready again, and receive its new value. Default 0.
         after: Futures to wait for without using their values.
-        limit: A named limit such as `"license:2"`, or a list of these. Of all tasks of this engine
-            that have the limit, at most this number run at once.
+        limit: A named limit such as `"license:2"`, or a list of these. At most this number of the
+            engine's tasks with the same limit run at once.
         fallback: The result to use when every attempt has failed, or a callable that the engine
             calls on its loop with the exception and that returns the result.
         priority: Ready tasks with a higher priority are submitted first. Default 0.
@@ -125,7 +125,7 @@ def specific_settings(value: object) -> dict[str, Any]:
 
 
 def flag(name: str) -> Callable[[object], bool]:
-    """Return a function that accepts only `True` and `False`; `name` appears in its error."""
+    """Return a function that accepts only `True` and `False`; its error names the setting."""
 
     def check(value: object) -> bool:
         if not isinstance(value, bool):
@@ -179,7 +179,7 @@ def _resources(value: Any) -> Resources | Callable[[int], Any] | None:
         return Resources.of(value)
     if is_async(value):
         raise TypeError(
-            "resources must be a Resources, a dict or a synchronous function that returns one, "
+            "resources must be a Resources, a dict or a synchronous function that returns either, "
             f"got {value!r}"
         )
     given: Callable[[int], Any] = value
@@ -330,7 +330,7 @@ class Settings:
     specific: Mapping[str, Any] = field(default_factory=dict, metadata={"check": specific_settings})
 
     def changed(self, given: Mapping[str, Any]) -> Settings:
-        """Return a copy of these settings with the given ones, which are checked first.
+        """Return a copy of these settings with the given changes, which are checked first.
 
         Raises:
             TypeError: A setting is unknown, or a value is of the wrong type.

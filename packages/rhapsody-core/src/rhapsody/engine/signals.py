@@ -9,9 +9,10 @@ One registry per process serves all engines. When the last engine closes, it res
 that it replaced. An ignored signal stays ignored, as `nohup` expects.
 
 `loop.add_signal_handler` is not enough: its callbacks cannot run while the loop is blocked, and it
-would replace callbacks that the program has set on the same loop. `asyncio.Runner` handles SIGINT
-only, and by cancelling the main task, which a program may take for a cancellation of its own. So
-the handlers are Python's, and `_Alarm` wakes the loop as asyncio does for its own.
+would replace callbacks that the program has set on the same loop. `asyncio.Runner` handles only
+SIGINT, and cancels the main task, which a program may mistake for a cancellation of its own. This
+module therefore sets handlers with `signal.signal`, and `_Alarm` wakes the loop as asyncio does for
+its own handlers.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ Stop = Callable[[], Coroutine[Any, Any, None]]
 
 
 class _Registry:
-    """Registry of the engines that signals shut down, and of the signal handlers it replaced."""
+    """Registry of the engines that signals shut down, and of the replaced signal handlers."""
 
     def __init__(self) -> None:
         self._stops: dict[object, tuple[Stop, Callable[[], Any]]] = {}
@@ -55,9 +56,9 @@ class _Registry:
 
         Args:
             engine: The engine, or a placeholder for one that is starting.
-            stop: Stops the engine's work and leaves its futures pending.
-            settle: Settles the futures; called after the signal's exception was raised in the main
-                coroutine.
+            stop: Coroutine function that stops the engine's work and leaves its futures pending.
+            settle: Function that settles the futures; called after the signal's exception was
+                raised in the main coroutine.
         """
         if threading.current_thread() is not threading.main_thread():
             return
@@ -73,7 +74,7 @@ class _Registry:
         if not self._found:
             for number in SIGNALS:
                 found = signal.getsignal(number)
-                if found is not signal.SIG_IGN:  # as `nohup` leaves SIGHUP
+                if found is not signal.SIG_IGN:  # such as SIGHUP under `nohup`
                     self._found[number] = found
                     signal.signal(number, self._receive)
             if self._found:
@@ -121,10 +122,10 @@ class _Registry:
     async def delivered(self) -> None:
         """If a signal was received, wait until its exception is raised in the main coroutine.
 
-        Otherwise return at once.
+        Otherwise return immediately.
         """
         if self._received is not None and self._ending is None:
-            await asyncio.sleep(0)  # `_start` is the loop's next
+            await asyncio.sleep(0)  # let the loop call `_start`
         if self._ending is not None:
             await asyncio.wait([self._ending])
 
@@ -164,7 +165,7 @@ class _Registry:
             raise _exception(number)
         else:
             self._received, self._forced = now, True
-            kill_groups()  # they are still ending
+            kill_groups()  # the graceful shutdown is still waiting for these programs
             loop.call_soon_threadsafe(self._force, number)
 
     def _force(self, number: int) -> None:

@@ -1,7 +1,7 @@
 """Output files of tasks: saved before the result is set, and regenerated if they are missing.
 
 A recorded result may refer to files that no longer exist. When a task that is about to run reads
-one of them, the recorded call is repeated, once, to produce them.
+one of these files, the recorded call is repeated, once, to produce them.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Regeneration:
     Calling this object repeats the call, or waits for the repetition that has already started.
 
     Args:
-        stage_out: Submits the call again.
+        stage_out: The stage-out that submits the call again.
         record: The task of this run for which the recorded result was found.
     """
 
@@ -89,10 +89,11 @@ class StageOut:
     """Stage-out of one engine: saves the output files of results, and restores recorded ones.
 
     Args:
-        scheduler: Receives the results whose files have been saved, and failures.
-        background: Runs the coroutines that save files.
-        stager: Copies the files.
-        submission: Accepts the calls that produce missing files again.
+        scheduler: The scheduler, which receives failures and the results whose files have been
+            saved.
+        background: The runner of the coroutines that save files.
+        stager: The stager, which copies the files.
+        submission: The receiver of the calls that produce missing files again.
     """
 
     def __init__(
@@ -167,7 +168,11 @@ class StageOut:
         return True
 
     def run_again(self, making: Regeneration) -> TaskFuture[Any]:
-        """Repeat a recorded call, and log it with the repeated calls that produce its inputs."""
+        """Repeat a recorded call, and log it together with the calls that reproduce its inputs.
+
+        Returns:
+            The future of the repeated call.
+        """
         waiting = [making]
         while waiting:
             one = waiting.pop()
@@ -183,7 +188,7 @@ class StageOut:
     def _log_reruns(self) -> None:
         new, self._not_logged = self._not_logged, []
         log.warning(
-            "rerunning %d task%s of an earlier run, whose missing files are needed "
+            "rerunning %d task%s of an earlier run to recreate missing files that are needed "
             "(%d so far): %s%s",
             len(new), "s" * (len(new) > 1), len(self._run_again),
             ", ".join(new[:_NAMED]), ", ..." if len(new) > _NAMED else "",
@@ -206,7 +211,7 @@ class StageOut:
             self._scheduler.recorded(record, value)
 
     async def drain(self, grace: float) -> None:
-        """Wait until all files are saved, at most `grace` seconds. Called at shutdown."""
+        """Wait up to `grace` seconds until all files are saved. Called at shutdown."""
         if self._under_way:
             await asyncio.wait(tuple(self._under_way), timeout=grace)
 
@@ -218,7 +223,7 @@ async def save_files(
     place: str | os.PathLike[str],
     name: str | None,
 ) -> list[Path]:
-    """Copy files from the sandbox of a task, see `WorkflowEngine.save`."""
+    """Copy files from the sandbox of a task; implements `WorkflowEngine.save`."""
     if not isinstance(future, TaskFuture):
         raise TypeError(
             "save() takes the future of a task and a destination, as in `await flow.save(future, "

@@ -1,7 +1,7 @@
 """State table of a task, as data.
 
 The state of a task has two parts: the state of the user's future, and that of the backend's work.
-They differ because a future is canceled at once, while its work may take a while to stop, and
+They differ because a future is canceled immediately, while its work may take some time to stop, and
 because the future of a service is done while the service runs. Every change of a task is a
 transition in this table, and `rhapsody.engine.scheduler` adds a handler to each row. If a backend's
 report has no row, it is late, repeated or out of order: it changes nothing and is counted in
@@ -40,7 +40,7 @@ class WorkState(StrEnum):
     CANCELING = "canceling"  # asked to stop, not yet ended
     RETRY_WAIT = "retry-wait"  # between two attempts
     ENDED = "ended"
-    LOST = "lost"  # the engine ended before it did
+    LOST = "lost"  # the engine shut down before the work ended
 
 
 OVER: Final = (WorkState.ENDED, WorkState.LOST)
@@ -63,11 +63,11 @@ class Transition(StrEnum):
     FAIL = "fail"  # it has no attempt left, or could never run
     RETRY = "retry"  # it failed and has an attempt left
     DUE = "due"  # the wait before the next attempt has ended
-    STOPPED = "stopped"  # the work was canceled, or ended when nothing waited for it any more
+    STOPPED = "stopped"  # the work was canceled, or ended when nothing needed its outcome
     CANCEL = "cancel"  # canceled by the user, the engine or a dependency
     STOP = "stop"  # it timed out: stop the work, then retry or fail
     GIVE_UP = "give up"  # it timed out, and the work cannot be stopped
-    ABANDON = "abandon"  # the engine ends before the work does
+    ABANDON = "abandon"  # the engine shuts down before the work ends
 
 
 _F, _W, _E = FutureState, WorkState, Transition

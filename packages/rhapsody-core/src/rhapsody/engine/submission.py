@@ -1,8 +1,8 @@
-"""Submission of calls: creates a future for the user and a task for the scheduler.
+"""Submission of calls: each call becomes a future for the user and a task for the scheduler.
 
 A call declares its output files, and depends on the earlier calls that declared its input files. If
-a second call declares the same destination, only the calls after it read the new version. A file
-with a destination is identified by the destination, any other file by its name.
+a second call declares the same destination, only calls after the second one read the new version. A
+file with a destination is identified by the destination, any other file by its name.
 """
 
 from __future__ import annotations
@@ -55,10 +55,10 @@ class Submission:
     Args:
         uid: The engine's uid.
         loop: The engine's event loop.
-        scheduler: Receives the tasks.
+        scheduler: The scheduler, which receives the tasks.
         backends: The attached backends; may grow.
-        unawaited: Counts failures that were never awaited.
-        pushdown: Determines the class of new futures.
+        unawaited: The counter of failures that were never awaited.
+        pushdown: The push-down, which determines the class of new futures.
         stager: Stager of the engine's files.
         here: The current directory when the engine was created, `None` if it was removed.
         keep: True to store each call in `made`, for the graph of a dry run.
@@ -113,10 +113,11 @@ class Submission:
 
         Args:
             task: The function or block that is called.
-            args: Its positional arguments.
-            kwargs: Its keyword arguments.
+            args: The positional arguments of the call.
+            kwargs: The keyword arguments of the call.
             specific: Backend-specific settings of this call; `None` for those of `task`.
-            repeats: The recorded call that this one repeats. Such a call declares no files.
+            repeats: The recorded call that this call repeats, or `None`. A repeating call declares
+                no files.
 
         Returns:
             The future.
@@ -124,7 +125,9 @@ class Submission:
         Raises:
             RuntimeError: The engine is shut down, or a future in the arguments
                 belongs to another loop or to a block around this call.
+            TypeError: A future is in a part of the arguments that is not searched for futures.
             ValueError: A container in the arguments contains itself.
+            DataError: An input is a temporary file that was removed.
             asyncio.CancelledError: The block that makes the call was canceled.
         """
         scheduler, is_block = self._scheduler, task.kind == "block"
@@ -303,9 +306,9 @@ class _Temporary:
     """Status of a temporary file.
 
     Attributes:
-        unfinished: Number of tasks that read it and have not ended.
+        unfinished: Number of tasks that read the file and have not ended.
         needed: True if the next run needs the file, because a reader failed or was canceled.
-        removed: True if it has been removed.
+        removed: True if the file has been removed.
     """
 
     unfinished: int = 0
@@ -317,7 +320,8 @@ class DeclaredFiles:
     """Files that the calls of one engine have declared as outputs so far.
 
     Args:
-        stager: Provides the base directory of destinations, and removes temporary files.
+        stager: The stager, which provides the base directory of destinations and removes temporary
+            files.
     """
 
     def __init__(self, stager: Stager) -> None:
@@ -348,7 +352,7 @@ class DeclaredFiles:
         return self._real.of(os.path.normpath(path))
 
     def _ended(self, future: Producer) -> None:
-        """Replace a finished call's future by a copy without its result, to free the memory."""
+        """Replace a finished call's future with a copy without its result, to free the memory."""
         if future.cancelled() or future._exception is not None:  # readers must fail with it
             return
         stub: Producer = TaskFuture(loop=future.get_loop())
@@ -405,8 +409,8 @@ class DeclaredFiles:
                 if temporary is not None and temporary.removed:
                     raise DataError(
                         f"temporary file {file.filename!r} of {producer.name!r} ({producer.uid}) "
-                        "was removed after its last reader; call all tasks that read it before "
-                        "you await one of them, or omit temporary=True"
+                        "was removed after its last reader had finished; call all tasks that read "
+                        "it before you await one of them, or omit temporary=True"
                     )
         return found
 

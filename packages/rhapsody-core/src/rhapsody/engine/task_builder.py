@@ -1,4 +1,4 @@
-"""Preparation of ready tasks: builds the descriptions that backends receive.
+"""Preparation of ready tasks: the steps that build the descriptions for backends.
 
 The order is fixed: arguments and command, the prepare hooks, the choice of a backend, the locations
 of input files, the lookup of recorded results, links to the files. Most tasks pass all steps in one
@@ -53,13 +53,13 @@ class TaskBuilder:
 
     Args:
         uid: The engine's uid.
-        scheduler: Contains the named limits; fails or requeues tasks.
-        background: Runs the steps that wait.
-        memoization: Looks up results.
-        pushdown: Returns references to values that stay with a backend.
-        values: Replaces futures and files in arguments.
-        services: Holds back tasks that wait for a restarted service.
-        stager: Finds and links files.
+        scheduler: The scheduler, which contains the named limits, and fails or requeues tasks.
+        background: The runner of the steps that wait.
+        memoization: The lookup of recorded results.
+        pushdown: The source of references to values that stay with a backend.
+        services: The services, which hold back tasks that wait for a restarted service.
+        values: The object that replaces futures and files in arguments.
+        stager: The stager, which finds and links files.
         hooks: The plugins' hooks.
         engine: The engine, passed to hooks.
         backends: The attached backends; may grow.
@@ -268,7 +268,7 @@ class TaskBuilder:
         Dependencies that are needed only to produce an input file are excluded.
         """
         found = record.found
-        named: Set[asyncio.Future[Any]] = frozenset()  # dependencies that only files name
+        named: Set[asyncio.Future[Any]] = frozenset()  # dependencies only because of files
         if found is not None and found.producers:
             passed = found.futures.keys() | record.task.settings.after
             named = {each for each in found.producers.values() if each not in passed}
@@ -304,7 +304,7 @@ class TaskBuilder:
             _set_command(record, _checked_command(record, command), texts)
         else:
             words = former.words
-            if record.found is not None:  # it may name files in its sandbox
+            if record.found is not None:  # the command may name files in the former sandbox
                 words = _moved(words, former.sandbox, sandbox)
             _set_command(record, words, former.texts)
         return True
@@ -350,7 +350,7 @@ class TaskBuilder:
 
     def _selected(self, record: TaskRecord, default: BackendHandle) -> BackendHandle:
         if record.elsewhere() is not None:
-            return default  # it has left the one that was selected
+            return default  # the task has left the backend that was selected
         hooks = self._hooks
         candidates = self._able(record)
         for hook in hooks.select_backend if candidates else ():
@@ -376,7 +376,7 @@ class TaskBuilder:
             self._check_capable(record, each)
         task, settings, hooks = record.task, record.task.settings, self._hooks
         if callable(settings.resources):
-            return  # they may differ for the next task
+            return  # the resources may differ for the next task
         task.accepted_by = backend
         if (
             task.kind == "function"
@@ -518,10 +518,10 @@ class TaskBuilder:
             await asyncio.gather(
                 *(each.make_again(each, reader) for each in missing if each.make_again)
             )
-        except Exception as error:  # of the tasks that make them
+        except Exception as error:  # raised by a task that recreates files
             self._scheduler.refuse(record, error)
         else:
-            record.stage = ROUTED  # their paths and contents may differ
+            record.stage = ROUTED  # the files' paths and contents may differ
             self._scheduler.requeue(record, backend)
 
 
@@ -593,15 +593,15 @@ def _check_prepared(plugin: str, description: TaskDescription) -> None:
 
 
 def resources_for(record: TaskRecord, given: Callable[[int], Any]) -> Resources:
-    """Call the user's function that returns the resources for an attempt, given its number.
+    """Call the user's function with the number of an attempt to get the attempt's resources.
 
     Returns:
         The resources.
 
     Raises:
         TypeError: The return value is not a `Resources` or a dict of its fields.
-        ValueError: A number in it is out of range.
-        SystemExit: The function raised it.
+        ValueError: A value in it is out of range.
+        SystemExit: The user's function raised `SystemExit`.
     """
     whose = f"the resources of {record.named()} for attempt {record.attempt}"
     try:
@@ -627,7 +627,7 @@ class Shortage(NamedTuple):
 
 
 def shortage(record: TaskRecord, backend: BackendHandle) -> Shortage | None:
-    """Return how much time a task needs and its backend has left, or `None` if it suffices."""
+    """Return the time that a task needs and its backend has left; `None` if the time suffices."""
     if not (backend.may_end and record.description):
         return None
     needs = time_needed(record.description)

@@ -69,11 +69,11 @@ class Caller(Protocol):
 
 
 class TaskFunction(Generic[P, R]):
-    """A decorated function: calling it returns a future at once.
+    """A decorated function: calling it returns a future immediately.
 
     Attributes:
         function: The function that was decorated.
-        settings: The settings of its tasks.
+        settings: The settings of the function's tasks.
         kind: `"function"`, `"executable"` or `"block"`.
     """
 
@@ -124,7 +124,7 @@ class TaskFunction(Generic[P, R]):
         self.template: tuple[TaskDescription, bool] | None = None  # see `TaskBuilder`
         self.accepted_by: object = None  # the backend that was checked last
         self.direct: object = None  # the backend that accepts calls without files unchecked
-        self.pushable: tuple[object, bool] | None = None  # a backend, and True if it takes part
+        self.pushable: tuple[object, bool] | None = None  # backend; True for push-down to it
         self._check = file_checker(function, call_checker(function))
 
     @overload
@@ -188,7 +188,7 @@ class Method:
         self._instance = instance
 
     def __call__(self, /, *args: Any, **kwargs: Any) -> TaskFuture[Any]:
-        """Call the task function with the object as the first argument."""
+        """Call the task function with the instance as the first argument."""
         return self._task(self._instance, *args, **kwargs)
 
     def options(self, **settings: Unpack[TaskSettings]) -> Method:
@@ -294,8 +294,8 @@ def definition_settings(function: Callable[..., Any]) -> dict[str, Any]:
         return {}
     if parameter.default is inspect.Parameter.empty:
         raise TypeError(
-            f"the parameter task_description of {_name(function)}() must have a dict as its "
-            "default, which contains settings for the backend"
+            f"the parameter task_description of {_name(function)}() has no default; its default "
+            "must be a dict of settings for the backend"
         )
     return {"task_description": specific_settings(parameter.default)}
 

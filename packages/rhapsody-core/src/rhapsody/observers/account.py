@@ -33,13 +33,13 @@ GROUPS = 200
 """Maximum number of groups that are kept; later ones are only counted."""
 
 LISTED = 20
-"""Number of groups, results or outdated files that are listed."""
+"""Maximum number of groups, results or outdated files that are listed."""
 
 WIDTH = 160
-"""Number of characters of a group's summary, which is a single line."""
+"""Maximum number of characters of the text in a group's summary, which is a single line."""
 
 PRINTED = 10
-"""Number of last lines shown of an error, after its first line, or else of standard output."""
+"""Maximum number of lines shown from the end of an error or, if it has one line, of the output."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +52,7 @@ class Failure:
         attempt: The number of the attempt that failed, starting at 1.
         frames: The last frames of the traceback, as Python prints them.
         sandbox: The directory in which the attempt ran, `None` if it had none.
-        stdout: The end of the standard output, taken from a note on the exception.
+        stdout: The end of the standard output, taken from a note on the exception; may be empty.
     """
 
     call: str
@@ -172,7 +172,7 @@ class FailureGroups:
         if len(group.examples) < EXAMPLES:
             call, own = first_call(error), f"({uid})"
             if call is None or not (uid.startswith("block.") or call.endswith(own)):
-                call = f"{name} {own}"  # others have raised that exception, too
+                call = f"{name} {own}"  # the exception names the call of another task
             frames = tuple(as_lines(last_frames(error), _here()))
             stdout = _stdout(error)
             hints = [note for note in _notes(error) if note.startswith("hint: ")]
@@ -200,7 +200,7 @@ class FailureGroups:
 
 
 def shown(path: str | os.PathLike[str]) -> str:
-    """Return the shortest text for a path, as seen from the current directory."""
+    """Return a path as given or relative to the current directory, whichever is shorter."""
     try:
         return min(os.path.relpath(path), os.fspath(path), key=len)
     except OSError:  # the current directory was removed
@@ -240,7 +240,7 @@ def _notes(error: BaseException | None) -> list[str]:
 
 
 def _stdout(error: BaseException | None) -> str:
-    """Return the task's standard output from a note on its exception, which hides secrets."""
+    """Return the end of standard output from the note on an exception. The note hides secrets."""
     for note in _notes(error):
         _, found, rest = note.partition("  standard output ended with:\n")
         if found:
@@ -271,8 +271,12 @@ class Row:
 
     Attributes:
         total: Number of tasks that were called.
+        running: Number of tasks that are running.
+        done: Number of tasks that succeeded.
+        failed: Number of tasks that failed and are not counted as held or skipped.
         held: Number of tasks that were not started because their backend would end before them.
         skipped: Number of tasks that did not run because a task that they depend on failed.
+        cancelled: Number of tasks that were canceled.
     """
 
     total: int = 0
@@ -374,8 +378,8 @@ def account(summary: Summary, counts: Counts, directory: Path) -> list[str]:
     Args:
         summary: The engine's summary.
         counts: The counts of the engine's tasks.
-        directory: The engine's directory. The account names the run's directory, which contains
-            it, if there are files in it.
+        directory: The engine's directory. If the run's directory, which contains that of the
+            engine, contains any files, the account names the run's directory.
     """
     if not counts.rows:
         return []
@@ -414,7 +418,7 @@ def numbers(counts: Counts, retried: int = 0, reused: int = 0) -> str:
         "failed": row.failed,
         "held back": row.held,
         "skipped": row.skipped,
-        "cancelled": row.cancelled,
+        "canceled": row.cancelled,
         "retried": retried,
     }
     done = f"{row.done} done ({reused} of them reused)" if reused else f"{row.done} done"
@@ -431,7 +435,7 @@ def duration(seconds: float) -> str:
 
 
 def _held_back(counts: Counts) -> list[str]:
-    """Return a line for each backend that would have ended before some of the tasks."""
+    """Return a line for each backend that had too little walltime left for some tasks."""
     lines = []
     for backend in dict.fromkeys(error.backend for _, error in counts.held.values()):
         held = [each for each in counts.held.values() if each[1].backend == backend]

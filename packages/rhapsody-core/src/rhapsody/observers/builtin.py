@@ -105,7 +105,7 @@ class Profiler:
     Methods may be called from any thread.
 
     Args:
-        trace: The trace.
+        trace: The trace; `None` to write nothing.
     """
 
     def __init__(self, trace: Trace | None = None) -> None:
@@ -121,8 +121,8 @@ class Profiler:
 
         Args:
             name: The event's name.
-            uid: The uid of its task, if any.
-            **details: Values for JSON.
+            uid: The uid of the event's task, if any.
+            **details: Further values, which are written as JSON.
         """
         self._write(time.time(), name, uid, details)
 
@@ -139,11 +139,11 @@ class Profiler:
 
         Args:
             event: The event's name.
-            uid: The uid of its task, if any.
-            state: The task's state.
-            msg: A message.
-            ts: The time in seconds since the epoch; default: now.
-            comp: The component.
+            uid: The uid of the event's task, if any.
+            state: The task's state, if any.
+            msg: A message, if any.
+            ts: The time in seconds since the epoch. Default: the current time.
+            comp: The component, if any.
         """
         given = {"state": state, "msg": msg, "comp": comp}
         details = {name: value for name, value in given.items() if value is not None}
@@ -157,17 +157,17 @@ class Profiler:
 journal_log: logging.Logger = logging.getLogger("rhapsody.journal")
 
 PLACES = 1000
-"""Number of places of failures that are remembered, so that each is shown in full only once."""
+"""Maximum number of places of failures that are remembered, to show each in full only once."""
 
 _ENDS = {
     TasksMainStates.DONE: "done",
     TasksMainStates.FAILED: "failed",
-    TasksMainStates.CANCELED: "cancelled",
+    TasksMainStates.CANCELED: "canceled",
 }
 
 
 class TaskLog:
-    """Observer that logs when tasks start and end, if INFO is enabled on engine creation.
+    """Observer that logs the start and end of each task. Created only if INFO is enabled.
 
     Attributes:
         calls: The text of each call with its arguments, by uid. The engine adds a call before its
@@ -237,7 +237,7 @@ class BuiltIn:
     Attributes:
         observers: The enabled observers.
         prof: The `Profiler`, which writes the program's own events to the trace.
-        task_log: The observer that logs each task, if INFO is enabled.
+        task_log: The observer that logs each task if INFO is enabled, otherwise `None`.
 
     Raises:
         OSError: The trace cannot be written.
@@ -272,7 +272,11 @@ class BuiltIn:
         return self._progress is not None
 
     def close(self, how: Literal["done", "failed", "interrupted"] = "failed") -> None:
-        """Close the observers at the end of the run."""
+        """Close the observers at the end of the run.
+
+        Args:
+            how: The outcome of the run, which the journal records.
+        """
         if self._journal is not None and self._ends_journal:
             try:
                 self._journal.end(how)

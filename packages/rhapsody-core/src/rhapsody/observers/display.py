@@ -35,13 +35,13 @@ TICK = 1.0
 """Seconds between two updates of the elapsed time while tasks run and nothing else changes."""
 
 PATIENCE = 5.0
-"""Seconds that the end of a run waits for a terminal that accepts no text."""
+"""Maximum number of seconds that the end of a run waits for a terminal that accepts no text."""
 
 FAILURES = 3
-"""Number of failures that are shown."""
+"""Maximum number of failure groups that are shown."""
 
 OTHER_LINES = 12
-"""Lines of the terminal that are not used for the names of tasks."""
+"""Number of lines of the terminal that are not used for the names of tasks."""
 
 RATE_PERIOD = 10.0
 """Seconds over which the rate is measured."""
@@ -66,7 +66,7 @@ class Picture:
         """Return the current picture."""
         every = self._counts.all
         picture = Table.grid()
-        picture.add_column(max_width=get_terminal_size().columns - 3)  # Ctrl-C's ^C has room
+        picture.add_column(max_width=get_terminal_size().columns - 3)  # leave room for ^C
         if not every.total:
             return picture
         picture.add_row(self._table(every))
@@ -165,7 +165,7 @@ _DIM = Style(dim=True)
 
 
 class Terminal:
-    """The terminal of standard error, where the picture is erased at the end.
+    """Terminal on standard error that shows a picture and erases it on exit.
 
     Args:
         draw: Function that returns the picture.
@@ -200,7 +200,7 @@ class Terminal:
 
 
 class Notebook:
-    """An output area of the running notebook cell, where the last picture stays.
+    """Output area of the running notebook cell. The last picture is not erased on exit.
 
     Args:
         draw: Function that returns the picture.
@@ -214,10 +214,10 @@ class Notebook:
         """Do nothing."""
 
     def __exit__(self, *error: object) -> None:
-        """Do nothing: the picture stays."""
+        """Do nothing, so that the picture stays."""
 
     def print(self, lines: Sequence[Line]) -> None:
-        """Print lines as the program does; the notebook shows what functions print anyway."""
+        """Print lines of executables' output; the notebook shows what functions print anyway."""
         if lines:
             print("\n".join(f"{prefix}{text}" for prefix, text in lines), flush=True)  # noqa: T201
 
@@ -233,14 +233,14 @@ class Display:
 
     Args:
         screen: The terminal or notebook.
-        busy: Function that returns True if the picture must be redrawn although no task changed
-            its state, to update the elapsed time.
+        busy: Function that returns True if the elapsed time must be updated even while no task
+            changes its state.
     """
 
     def __init__(self, screen: Terminal | Notebook, busy: Callable[[], bool]) -> None:
         self._screen = screen
         self._busy = busy
-        # Destructors and signal handlers may print while it is held.
+        # Destructors and signal handlers may print while the lock is held.
         self._lock = threading.RLock()
         self._pid = os.getpid()
         self._lines: list[Line] = []
@@ -283,7 +283,7 @@ class Display:
         return True
 
     def close(self) -> None:
-        """Print the remaining lines and erase the picture. This blocks for a moment.
+        """Print the remaining lines and erase the picture. This may block for `PATIENCE` seconds.
 
         A second call, or a call in a forked child, has no effect.
         """

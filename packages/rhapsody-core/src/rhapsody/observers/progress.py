@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 Place = Literal["terminal", "notebook"]
 
 EVERY = 10.0
-"""Seconds between two lines without a table."""
+"""Seconds between two progress lines if there is no table."""
 
 _taken = threading.Lock()
 """Held while a table is on the terminal."""
@@ -45,7 +45,7 @@ class Progress:
         place = None if lines else _place()
         self._shows_programs = (
             lines or place == "notebook"
-        )  # which shows what functions print anyway
+        )  # what functions print is shown in both cases anyway
         self._place = place if place is not None and _taken.acquire(blocking=False) else None
         self.shows_output: bool = self._place == "terminal"
         self._counts = Counts()
@@ -53,7 +53,7 @@ class Progress:
         self._account: list[str] = []
         self._display: Display | None = None
         self._began = monotonic()
-        self._timer: asyncio.TimerHandle | None = None  # while tasks are open, without a table
+        self._timer: asyncio.TimerHandle | None = None  # while tasks are unfinished; no table
 
     @hookimpl
     def rhapsody_workflow_started(self, engine: ObservedEngine) -> None:
@@ -78,7 +78,7 @@ class Progress:
 
     @hookimpl
     def rhapsody_workflow_finished(self, engine: ObservedEngine, summary: Summary) -> None:
-        """Erase the table, and compose the account."""
+        """Erase the table; compose the account, log it, and print it unless the caller does."""
         self.close()
         self._account = account(summary, self._counts, engine.work_dir)
         if self._account and not engine.dry_run:
@@ -91,7 +91,7 @@ class Progress:
         lines, self._account = self._account, []
         if lines and sys.stdout is not None:
             with suppress(OSError, ValueError):  # the interpreter reports it at exit
-                sys.stdout.flush()  # what the program has printed comes first
+                sys.stdout.flush()  # the program's own output comes first
         _write(lines)
 
     def close(self) -> None:
@@ -153,7 +153,7 @@ def _usage(backends: Sequence[Any]) -> tuple[float, int] | None:
 
 
 def _place() -> Place | None:
-    """Return the terminal or notebook that can show a table; `None` without one or in a task."""
+    """Return the kind of place that can show a table; `None` if there is none, or in a task."""
     if running_task() is not None:
         return None
     if hasattr(builtins, "__IPYTHON__"):

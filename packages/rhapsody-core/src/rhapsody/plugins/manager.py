@@ -1,7 +1,7 @@
-"""Discovery and loading of plugins, each in isolation, and calls of their hooks.
+"""Discovery, loading and calling of plugins, each in isolation.
 
-`importlib_metadata` reads the entry points, in directories and zip files on `sys.path`; no plugin
-is imported for that. One distribution with broken metadata does not hide the others, and every
+`importlib_metadata` reads the entry points in directories and zip files on `sys.path`, without
+importing any plugin. One distribution with broken metadata does not hide the others, and every
 plugin that is skipped is listed with the reason. The result is cached until a directory on
 `sys.path` changes, so a plugin that is installed while the program runs is found.
 
@@ -61,7 +61,7 @@ class PluginEntry:
     Attributes:
         group: `rhapsody.backends` or `rhapsody.plugins`.
         name: The entry point's name; in the first group, the backend's name.
-        value: `module` or `module:object`.
+        value: The import path of the plugin, as `module` or `module:object`.
         distribution: The distribution's normalized name.
         version: The distribution's version.
     """
@@ -229,13 +229,13 @@ def install_command(distribution: str) -> str:
         distribution: The distribution's name, which is also the name of its folder.
 
     Returns:
-        `pip install` with a folder or repository if core was installed from one, else with the
-        name; preceded by a hint if the distribution does not support this Python.
+        `pip install` with a folder or repository if core was installed from one, otherwise with the
+        name; preceded by a hint if the distribution does not support this version of Python.
     """
     source = _sibling(_origin(), distribution) or distribution
     command = f"pip install {shlex.quote(source)}"
     if distribution == "rhapsody-radical" and sys.version_info >= (3, 14):
-        return f"RADICAL-Pilot requires Python 3.11 to 3.13; in an environment with one: {command}"
+        return f"RADICAL-Pilot requires Python 3.11 to 3.13; with one of these versions: {command}"
     return command
 
 
@@ -311,8 +311,8 @@ class PluginHook(NamedTuple):
 
     Attributes:
         plugin: The plugin's distribution, or the observer's class.
-        call: Callable that passes to the implementation the arguments that are among its
-            parameters.
+        call: Callable that takes all arguments of the hook, by keyword, and passes to the
+            implementation those that are among its parameters.
         hook: The hook's name.
     """
 
@@ -328,8 +328,8 @@ class LoadedPlugin:
     Attributes:
         label: The plugin's name in messages.
         plugin: The module or object.
-        hooks: The plugin's implementations by hook name, each with a rank: -1 for one that is
-            called before those of other plugins, 1 for one that is called after them, otherwise 0.
+        hooks: The plugin's implementations by hook name, each with a rank: -1 if it is called
+            before those of other plugins, 1 if it is called after them, otherwise 0.
         seconds: The duration of its import.
     """
 
@@ -353,7 +353,8 @@ class EngineHooks:
 
     Attributes:
         push_down: True if tasks may be sent to their backend before their dependencies have
-            finished: every plugin that receives each task has a true attribute `push_down`.
+            finished. For this, every plugin that implements one of the hooks in `_PER_TASK` must
+            have a true attribute `push_down`.
 
     Raises:
         TypeError: An observer is a class, or `observers` is not a list.
@@ -382,10 +383,10 @@ class EngineHooks:
         self.push_down: bool = all(getattr(one.plugin, "push_down", False) for one in per_task)
 
     def call(self, hook: PluginHook, **arguments: Any) -> Any:
-        """Call one plugin's implementation; log its error if it raises.
+        """Call one plugin's implementation, and log its exception if it raises one.
 
         Returns:
-            The result, or `None` if the implementation raised an error.
+            The result, or `None` if the implementation raised an exception.
 
         Raises:
             KeyboardInterrupt: The implementation was interrupted.
@@ -399,7 +400,7 @@ class EngineHooks:
             return None
 
     def report(self, hook: PluginHook, error: BaseException) -> None:
-        """Log an implementation's error, once per plugin and hook."""
+        """Log an implementation's exception, once per plugin and hook."""
         key = (hook.plugin, hook.hook)
         if key not in self._reported:
             self._reported.add(key)
@@ -407,7 +408,7 @@ class EngineHooks:
 
 
 def report(hook: PluginHook, error: BaseException) -> None:
-    """Log an implementation's error."""
+    """Log the exception of a plugin's implementation of a hook."""
     logger.error(
         "plugin %s: %s raised %s (reported once; other plugins are not affected)",
         hook.plugin,
@@ -452,7 +453,7 @@ def implementations(hook: str, plugins: Iterable[LoadedPlugin]) -> tuple[PluginH
 
 
 def load(entry: PluginEntry, found: Installed | None = None) -> LoadedPlugin:
-    """Import and register the plugin that an entry point names; each module only once.
+    """Import and register the plugin that an entry point names, once per module or object.
 
     Args:
         entry: The entry point.
@@ -469,7 +470,7 @@ def load(entry: PluginEntry, found: Installed | None = None) -> LoadedPlugin:
     if outcome is None:
         active: set[str] = _loading.__dict__.setdefault("values", set())
         if entry.value in active:
-            raise PluginError(f"{entry}: requested while it was being imported")
+            raise PluginError(f"{entry}: the plugin was requested while it was being imported")
         active.add(entry.value)
         try:
             outcome = _load(entry)

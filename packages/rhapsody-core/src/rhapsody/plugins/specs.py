@@ -61,7 +61,7 @@ __all__ = [
 PROJECT: str = "rhapsody"
 hookspec: pluggy.HookspecMarker = pluggy.HookspecMarker(PROJECT)
 hookimpl: pluggy.HookimplMarker = pluggy.HookimplMarker(PROJECT)
-"""Decorator that marks a function or method as the implementation of the hook of its name."""
+"""Decorator that marks a function or method as the implementation of the hook with that name."""
 
 API_VERSION: int = 1
 """The version of the plugin interface: these hooks and the backend classes."""
@@ -72,10 +72,10 @@ class BackendSpec:
     """A plugin's declaration of one backend. Cheap to create: it imports no library.
 
     Attributes:
-        name: The backend's name, equal to its entry point's. Names are case-insensitive, and `-`
-            and `_` are equivalent.
-        import_path: `"package.module:Class"`, imported when the class is requested.
-        summary: A summary of one line, for tables.
+        name: The backend's name, which must equal the name of its entry point. Names are
+            case-insensitive, and `-` and `_` are equivalent.
+        import_path: The class to import when it is requested, as `"package.module:Class"`.
+        summary: A one-line summary, for tables.
         api_version: The version of the plugin interface that the plugin was written for.
         requires: Distribution requirements (`"distributed>=2024.1"`) that must be installed for
             the backend to be usable; checked by metadata.
@@ -84,7 +84,7 @@ class BackendSpec:
 
     Raises:
         TypeError: A value has the wrong type.
-        ValueError: The name is empty or the import path malformed.
+        ValueError: The name is empty, or the import path is malformed.
     """
 
     name: str
@@ -142,17 +142,18 @@ class Stats:
     """Counters of one engine since its creation.
 
     Attributes:
-        tasks: Tasks and blocks that were called.
-        done: Futures with a result.
-        failed: Futures with an exception.
-        cancelled: Futures that were canceled.
-        recorded: Results that a plugin had recorded earlier; these tasks did not run.
-        retried: Attempts that failed and were followed by another.
-        lost: Attempts that were lost because of the infrastructure, and values that backends held
-            and lost.
-        late: State updates that were ignored because they arrived too late, out of order or twice.
-        unknown: State updates that were ignored because the task or the state is unknown.
-        skipped: Futures in `failed` whose tasks did not run because a dependency failed.
+        tasks: Number of tasks and blocks that were called.
+        done: Number of futures with a result.
+        failed: Number of futures with an exception.
+        cancelled: Number of futures that were canceled.
+        recorded: Number of tasks that did not run because a plugin had recorded their results.
+        retried: Number of failed attempts that were followed by another attempt.
+        lost: Number of attempts that were lost because of the infrastructure, plus the number of
+            values that backends held and lost.
+        late: Number of state updates that were ignored because they arrived too late, out of order
+            or twice.
+        unknown: Number of state updates that were ignored because the task or the state is unknown.
+        skipped: Number of futures in `failed` whose tasks did not run because a dependency failed.
     """
 
     tasks: int = 0
@@ -177,7 +178,8 @@ class Summary:
         seconds: Wall-clock time from the engine's start to its end.
         still_running: Uids of tasks whose work could not be stopped.
         problems: Descriptions of problems during the shutdown.
-        graph: For a dry run: the uid and name of each call, and the uids of its dependencies.
+        graph: For a dry run, the uid and name of each call, and the uids of its dependencies;
+            otherwise empty.
         unawaited: Number of failed tasks and blocks that were never awaited.
         backends: The result of each backend's `ManagedBackend.account` by backend name; empty
             results are omitted.
@@ -263,17 +265,17 @@ class TaskEvent(NamedTuple):
         name: The task's name.
         attempt: The attempt's number, counted from 1.
         state: The canonical state that was entered.
-        native: The backend's state, `"reused"` for a task whose result a plugin has found, `None`
-            if the engine decided.
+        native: The backend's name of the state, `"reused"` if a plugin has found the task's result,
+            or `None` if the engine itself changed the state.
         backend: The backend's name, `None` before a backend is chosen.
         time: Seconds since the epoch.
         monotonic: Seconds on the engine's monotonic clock, to compute durations.
         worker: The worker or host, if the backend reports it.
         scope: The scope in which the task was called.
         error: The exception of an attempt that failed; another attempt may follow.
-        sandbox: The attempt's directory, if it has one.
-        stdout: The standard output of an attempt that has ended; `None` if it was not kept, or only
-            in files.
+        sandbox: The attempt's directory; `None` if it has none.
+        stdout: The standard output of an attempt that has ended; `None` if it was not kept, or was
+            kept only in files.
         stderr: The same for standard error.
         kind: `"function"`, `"executable"` or `"block"`.
     """
@@ -305,9 +307,10 @@ class TaskFiles:
         matches: The names of the files that match each declared pattern, by pattern.
         places: The destination of each saved file by name, see `OutputFile`.
         shared: True if the task declared no files, so that dependents see the whole sandbox.
-        stays: True if the sandbox stays on disk, because of `keep_sandboxes` or the result.
+        stays: True if the sandbox stays on disk, because of `keep_sandboxes` or because the result
+            is a path in it.
         missing: Names of a recorded task's files that no longer exist. The recorded task runs again
-            if another task that runs reads one of them, or if one must be saved.
+            if a task that must run reads one of these files, or if one of them must be saved.
     """
 
     sandbox: str
@@ -325,8 +328,9 @@ class Recorded:
 
     Attributes:
         value: The result, which may be `None`.
-        files: The files that the task created. Dependents read them from `paths`; files that are
-            missing at their destinations in this run are copied there according to `places`.
+        files: The files that the task created; `None` if it created none. Dependents read them from
+            their `paths`. Files that are missing at their destinations in this run are copied to
+            those in `places`.
         stdout: The standard output for the future, or the path of the file that contains it.
         stderr: The same for standard error.
         exit_code: An executable's exit code.
@@ -354,10 +358,11 @@ class Record(NamedTuple):
         stderr: The same for standard error.
         exit_code: An executable's exit code.
         texts: The strings and paths among the arguments of an executable, as in `LookupTask`.
-        makes_again: The `uid` of the `LookupTask` for which a plugin had a result with missing
-            files, if the task ran only to recreate these; its value is not used.
-        made_for: The uids of the tasks that have requested these files so far; for tasks that are
-            repeated themselves, the former uid, as in `makes_again`.
+        makes_again: If the task ran only to recreate the missing files of an earlier result, the
+            `uid` of the `LookupTask` for which a plugin found that result; otherwise `None`. The
+            `value` of such a run is not used.
+        made_for: The uids of the tasks that have requested the recreated files so far. A task that
+            itself ran only to recreate files is listed by the uid in its `makes_again`.
     """
 
     uid: str
@@ -378,19 +383,19 @@ class LookupTask(TaskDescription):
     """A task whose result is looked up: its description, a mapping, with five additional keys.
 
     A service among the arguments is replaced by `("service", name, function, (args, kwargs))`,
-    because its readiness information, such as a port, differs in each run. For an executable,
+    because its readiness information, such as a port, differs from run to run. For an executable,
     `args` contains these tuples, and each piece of readiness information in the command is replaced
     by its index between two NUL characters.
 
     Attributes:
         settings: The task's `cache` and `version` settings.
-        inputs: The paths of its input files by name, from disk, other tasks and URLs; they are not
-            in its sandbox yet. `None` for a file that cannot be read from here. Must not be
-            modified.
+        inputs: The paths of the task's input files by name, from disk, other tasks and URLs. The
+            files are not in the task's sandbox yet. The path is `None` for a file that cannot be
+            read on the engine's host. The mapping must not be modified.
         implicit: The sandboxes of dependencies that declare no output files and are visible to the
             task as a whole, see `implicit_data` of `WorkflowEngine.create`.
         texts: The strings and paths among the arguments of an executable, which may name files.
-        shares_memory: True if the task's backend runs functions in the program's own process.
+        shares_memory: True if the task's backend runs functions in the process of the engine.
     """
 
     settings: Mapping[str, Any]
@@ -418,12 +423,12 @@ class CommandLine(Protocol):
 
         Args:
             name: The command's name.
-            help: A description of one line, for the list of commands.
-            configure: Called with the command's parser to add its arguments, when the command or
-                its help is used.
-            run: Called with the parsed arguments; returns the exit code, or `None` for exit code 0.
-                A `RhapsodyError` is shown without a traceback, with the exit code 2 for a
-                `UsageError` and 1 for all others.
+            help: A one-line description, for the list of commands.
+            configure: Callable that receives the command's parser and adds arguments to it; called
+                when the command or its help is used. `None` if the command takes no arguments.
+            run: Callable that receives the parsed arguments, and returns the exit code or `None`
+                for exit code 0. If it raises a `RhapsodyError`, the error is shown without a
+                traceback, and the exit code is 2 for a `UsageError` and 1 for all others.
 
         Raises:
             ValueError: The name is invalid, or a command with this name exists.
@@ -437,8 +442,8 @@ def rhapsody_backends() -> BackendSpec | Iterable[BackendSpec]:
 
     Called when the registry needs the declaration, normally once per process, from any thread. It
     must be quick and import no library: the class of `import_path` is imported when it is
-    requested. Every declared backend needs an entry point of its name in the group
-    `rhapsody.backends` that names the module (or object) with this hook.
+    requested. For every declared backend, the group `rhapsody.backends` must contain an entry
+    point with the backend's name whose value is the module (or object) with this hook.
 
     Returns:
         One `BackendSpec`, or several if several entry points name this module.
@@ -448,7 +453,7 @@ def rhapsody_backends() -> BackendSpec | Iterable[BackendSpec]:
 
 @hookspec
 def rhapsody_workflow_started(engine: ObservedEngine) -> None:
-    """Observe that an engine was created and its backends were started.
+    """Observe that an engine has been created and its backends have been started.
 
     Called once per engine, on its loop, before any task is called.
 
@@ -459,9 +464,9 @@ def rhapsody_workflow_started(engine: ObservedEngine) -> None:
 
 @hookspec
 def rhapsody_workflow_finished(engine: ObservedEngine, summary: Summary) -> None:
-    """Observe that an engine was shut down; the engine reports no further events.
+    """Observe that an engine has been shut down; the engine reports no further events.
 
-    Called once per engine, on its loop, also if the workflow failed.
+    Called once per engine, on its loop, even if the workflow failed.
 
     Args:
         engine: The engine.
@@ -473,8 +478,8 @@ def rhapsody_workflow_finished(engine: ObservedEngine, summary: Summary) -> None
 def rhapsody_task_events(engine: ObservedEngine, events: Sequence[TaskEvent]) -> None:
     """Observe changes of tasks and blocks.
 
-    Called on the engine's loop with a batch of changes since the last call, in order. It must be
-    quick: the loop waits for it.
+    Called on the engine's loop with a batch of changes, in order. It must be quick: the loop waits
+    for it.
 
     Args:
         engine: The engine.
@@ -486,11 +491,12 @@ def rhapsody_task_events(engine: ObservedEngine, events: Sequence[TaskEvent]) ->
 def rhapsody_prepare_task(engine: ObservedEngine, task: TaskDescription) -> None:
     """Change a task's description before it is used.
 
-    Called on the engine's loop, once per attempt, when the dependencies have their values and no
-    backend has been chosen. An exception fails the task.
+    Called on the engine's loop, once per attempt, when the dependencies have finished and before a
+    backend is chosen. If the hook raises an exception, the task fails with it.
 
-    A function without declared files has no `sandbox` yet. If a hook sets one, it contains no files
-    of the function's dependencies: `implicit_data` applies to tasks that had a sandbox before.
+    A function without declared files has no `sandbox` yet. If a hook sets one, that sandbox
+    contains no files of the function's dependencies: `implicit_data` applies only to tasks that had
+    a sandbox before.
 
     Args:
         engine: The engine.
@@ -505,8 +511,8 @@ def rhapsody_select_backend(
     """Choose the backend of a task that names none, if several are attached.
 
     Called on the engine's loop after `rhapsody_prepare_task`. Plugins are called one after the
-    other until one chooses a backend. Not called for a task that was moved to one of its
-    `other_backends`.
+    other until one chooses a backend. The hook is not called for a task that was moved to one of
+    its `other_backends`.
 
     Args:
         engine: The engine.
@@ -515,8 +521,8 @@ def rhapsody_select_backend(
             left for it, the default one first.
 
     Returns:
-        One of the candidates, or `None` for no choice. If no plugin chooses, the engine uses the
-        default backend.
+        One of the candidates, or `None` for no choice. If no plugin chooses one, the engine uses
+        the default backend.
     """
 
 
@@ -536,9 +542,9 @@ def rhapsody_lookup_results(
         tasks: Copies of the descriptions, each with the task's settings and inputs.
 
     Returns:
-        For each task `Recorded(value)`, or `None` if there is no result; or `None` alone if there
-        is no result at all. The hook may also return an awaitable of either, for example to
-        read files off the loop; only these tasks wait for it.
+        A sequence with a `Recorded` for each task that has a result and `None` for each other task;
+        or `None` if no task has a result. The hook may also return an awaitable of either, for
+        example to read files on a thread; only the tasks of this batch wait for it.
     """
 
 
@@ -556,7 +562,8 @@ def rhapsody_record_results(
 
     Returns:
         `None`, or an awaitable, for which only the futures of this batch wait. The awaitable may
-        return an exception or `None` for each record; the exception fails the task.
+        return a sequence with an exception or `None` for each record. A task with an exception
+        fails with it.
     """
 
 
