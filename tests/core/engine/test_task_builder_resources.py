@@ -117,7 +117,7 @@ async def test_what_is_neither_is_refused_where_it_is_written() -> None:
 
     async with WorkflowEngine.create(Inline()) as flow:
         for wrong, said in (
-            (ask, "a synchronous function that returns one"),
+            (ask, "a synchronous function that returns either"),
             (Resources, "got <cl"),
         ):
             given: dict[str, Any] = {"resources": wrong}
