@@ -87,7 +87,7 @@ async def test_a_large_argument_is_released_after_its_last_task(
         return len(values)
 
     assert await size(b"y" * 3_000_000) == 3_000_000
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while len(backend._shared) or await _keys_on_workers(backend):  # noqa: ASYNC110
             await asyncio.sleep(0.02)
 
