@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import time
 from collections import Counter
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,6 +11,14 @@ import pytest
 from rhapsody.task import TaskDescription
 from rhapsody_radical.functions import completed
 from rhapsody_radical.pilots import Pilot, Pilots
+
+NOW = 1000.0
+"""The time, which stands still."""
+
+
+@pytest.fixture(autouse=True)
+def _now(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rhapsody_radical.pilots.time", SimpleNamespace(time=lambda: NOW))
 
 
 def pilots(*names: str) -> tuple[Pilots, list[Pilot]]:
@@ -70,7 +78,7 @@ def description(**specific: Any) -> TaskDescription:
 def activated(made: Pilots, *numbers: int, seconds: float = 10.0) -> None:
     """Let pilots be active for some seconds."""
     for number in numbers:
-        made.note(made.pilots[number], "PMGR_ACTIVE", time.time() - seconds)
+        made.note(made.pilots[number], "PMGR_ACTIVE", NOW - seconds)
 
 
 def spread(made: Pilots, count: int = 1, work: Any = (), **specific: Any) -> list[int | None]:
