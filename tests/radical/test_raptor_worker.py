@@ -157,3 +157,34 @@ def test_a_timeout_ends_only_its_own_call(worker: Any, tmp_path: Path) -> None:
     gate.touch()
     one, two = outcomes(worker)
     assert (one, two.partition("(")[0]) == ("one", "TimeoutError")
+
+
+def test_the_cores_of_calls_that_are_taken_back_are_released(
+    worker: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first call of a process that has not started it runs on other cores."""
+    start = worker._process
+
+    def stopped(cores: int) -> Any:
+        monkeypatch.setattr(worker, "_process", start)
+        process = start(cores)
+        os.kill(process._pid, signal.SIGSTOP)
+        return process
+
+    monkeypatch.setattr(worker, "_process", stopped)
+    with worker._change:
+        send(worker, *SHORT)
+        calls, others = worker._next(2), list(worker._waiting)
+        worker._waiting.clear()
+    threading.Thread(target=worker._call_all, args=(calls,)).start()
+    until = time.monotonic() + LIMIT
+    while not worker._busy and time.monotonic() < until:
+        time.sleep(0.01)
+    (process,) = worker._busy
+    with worker._change:
+        worker._waiting.extend(others)
+        worker._change.notify_all()
+    assert outcomes(worker) == [*range(60)]
+    os.kill(process._pid, signal.SIGCONT)
+    with worker._change:
+        assert worker._change.wait_for(lambda: not any(worker._resources["cores"]), LIMIT)

@@ -142,7 +142,7 @@ class RhapsodyWorker(rp.raptor.DefaultWorker):  # type: ignore[misc,name-defined
             try:
                 threading.Thread(target=self._call_all, args=(calls,), daemon=True).start()
             except RuntimeError as error:  # no more threads can be started
-                self._free(calls[0])
+                self._free(_reserved(calls))
                 for call in calls:
                     self._answer(call, error=f"RuntimeError('RAPTOR worker: {error}')")
 
@@ -180,10 +180,10 @@ class RhapsodyWorker(rp.raptor.DefaultWorker):  # type: ignore[misc,name-defined
         """Return True if a process may receive two calls at once."""
         return "group" in task and "group" in other and self._cores(task) == self._cores(other)
 
-    def _free(self, task: dict[str, Any]) -> None:
-        """Release the cores of a call."""
+    def _free(self, cores: list[int]) -> None:
+        """Release cores."""
         with self._rlock:
-            for number in task["slots"][0]["cores"]:
+            for number in cores:
                 self._resources["cores"][number] = 0
 
     def _call_all(self, calls: list[dict[str, Any]]) -> None:
@@ -191,6 +191,7 @@ class RhapsodyWorker(rp.raptor.DefaultWorker):  # type: ignore[misc,name-defined
         most = 1
         while calls:
             began = time.monotonic()
+            cores = _reserved(calls)  # a call that is taken back may run on other cores
             try:
                 process = self._process(self._cores(calls[0]))
                 process.send(calls)
@@ -202,7 +203,7 @@ class RhapsodyWorker(rp.raptor.DefaultWorker):  # type: ignore[misc,name-defined
                 self._watch(process, calls[0])
             most = min(AHEAD, 2 * most) if time.monotonic() - began < SHORT else 1
             with self._change:
-                self._free(calls[0])
+                self._free(cores)
                 calls = self._next(most)
                 self._change.notify_all()
 
@@ -320,6 +321,12 @@ class RhapsodyWorker(rp.raptor.DefaultWorker):  # type: ignore[misc,name-defined
         if cancelled:
             task["target_state"] = rp.CANCELED
         self._res_put.put(task)
+
+
+def _reserved(calls: list[dict[str, Any]]) -> list[int]:
+    """Return the numbers of the cores that `_next` has reserved for calls of one process."""
+    cores: list[int] = calls[0]["slots"][0]["cores"]
+    return cores
 
 
 def _kind(task: dict[str, Any]) -> Any:
