@@ -34,6 +34,8 @@ def call(state: str = WAITING, **words: Any) -> Any:
 def test_a_task_waiting_while_cores_are_free_is_stuck(state: str) -> None:
     assert is_stuck([task(state)], [4])
     assert is_stuck([task(RUNNING, ranks=3), task(state)], [4])
+    assert is_stuck([task(state, cores_per_rank=4)], [4])
+    assert is_stuck([task(RUNNING), task(state, cores_per_rank=4)], [4, 4])
 
 
 @pytest.mark.parametrize(

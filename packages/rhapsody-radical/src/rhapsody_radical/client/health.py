@@ -83,5 +83,6 @@ def _fits(task: Any, free: int, nodes: int) -> bool:
     words = task.description
     if words.get("named_env") not in (None, "", OWN_ENVIRONMENT) or any(map(words.get, SPECIAL)):
         return False
-    scattered = nodes * (max(1, int(words.get("cores_per_rank") or 1)) - 1)
+    # Each of the other nodes may have one free core less than a rank needs.
+    scattered = (nodes - 1) * (max(1, int(words.get("cores_per_rank") or 1)) - 1)
     return cores_of(task) + scattered <= free
