@@ -35,7 +35,7 @@ class TestRadicalPilot(BackendConformance):
     }
 
     async def make_backend(self) -> Any:
-        return backend()
+        return backend(resources(runtime=60))  # longer than all timeouts of the kit
 
     async def make_failing_backend(self) -> Any:
         return backend(resources(resource="local.nowhere"))
