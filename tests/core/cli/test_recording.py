@@ -239,7 +239,10 @@ def test_one_that_others_may_write_is_refused(place: Place) -> None:
     journal(place).chmod(0o666)
     refused = place.run()
     check_mistake(
-        refused, "is writable by other users", "chmod 600", "or run without a journal: --no-journal"
+        refused,
+        "is writable by other users",
+        "chmod 600",
+        "run without a journal, pass --no-journal",
     )
     assert place.run("--no-journal").returncode == 0
 
@@ -248,7 +251,7 @@ def test_a_damaged_one_is_refused(place: Place) -> None:
     place.run()
     journal(place).write_text("no database" * 1000)
     check_mistake(
-        place.run(), "move it away to start a new one", "or run without a journal: --no-journal"
+        place.run(), "move it away to start a new one", "run without a journal, pass --no-journal"
     )
 
 

@@ -1,7 +1,7 @@
 """Command-line interface: finds the command that the arguments name, and runs it.
 
-Each built-in command is a module here with `HELP`, `configure` and `run`; plugins add commands
-through the hook `rhapsody_commands`. The console script is `rhapsody_guard.command`.
+Each built-in command is a module of this package with `HELP`, `configure` and `run`. Plugins add
+commands through the hook `rhapsody_commands`. The console script calls `rhapsody_guard.command`.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ OURS = {
 }
 
 PUBLISHED = {"replay": "rhapsody-wfcommons"}
-"""Commands that published plugins add, each with the distribution that contains it."""
+"""Commands of known plugins, each with the distribution that contains it."""
 
 
 class _Command(NamedTuple):
@@ -54,7 +54,7 @@ class _Command(NamedTuple):
 
 
 class Commands:
-    """Commands by name. An object of this class is the argument of `rhapsody_commands`."""
+    """Collection of commands by name; the argument of `rhapsody_commands`."""
 
     def __init__(self) -> None:
         self._commands = {
@@ -63,7 +63,7 @@ class Commands:
         }
 
     def add_command(self, name: str, help: str, configure: Configure | None, run: Run) -> None:
-        """Add a command, see `rhapsody.plugins.specs.CommandLine`."""
+        """Add a command; see `rhapsody.plugins.specs.CommandLine`."""
         if not name or name.startswith("-") or name.split() != [name]:
             raise ValueError(f"command name {name!r} must be one word that does not begin with '-'")
         if name in self._commands:
@@ -71,7 +71,7 @@ class Commands:
         self._commands[name] = _Command(help, configure, run)
 
     def add_from_plugins(self) -> None:
-        """Call `rhapsody_commands` of each plugin; report plugins that raise."""
+        """Call `rhapsody_commands` of each plugin, and report plugins that raise exceptions."""
         from rhapsody.plugins.manager import implementations, loaded_plugins, report
 
         for hook in implementations("rhapsody_commands", loaded_plugins()):
@@ -90,7 +90,7 @@ class Commands:
 
         Raises:
             UsageError: The command does not exist, or an argument is invalid.
-            SystemExit: argparse printed help or an error.
+            SystemExit: argparse has printed help or an error.
         """
         if not arguments or arguments[0].startswith("-"):
             parser = self._overview()
@@ -104,7 +104,7 @@ class Commands:
         if command.configure is not None:
             command.configure(parser)
         parsed, given = argparse.Namespace(), list(arguments[1:])
-        if name == "run":  # arguments after `--` are the script's
+        if name == "run":  # arguments after `--` are for the script
             end = [*given, "--"].index("--")
             parsed.arguments, given = given[end + 1 :], given[:end]
         parsed, unknown = parser.parse_known_args(given, parsed)
@@ -145,7 +145,7 @@ class Commands:
 
 
 def _require_directory() -> None:
-    """Raise a UsageError if the current directory was removed."""
+    """Raise a `UsageError` if the current directory no longer exists."""
     try:
         os.getcwd()
     except FileNotFoundError:
@@ -156,10 +156,7 @@ def _require_directory() -> None:
 
 
 def _misplaced(unknown: Sequence[str], parser: argparse.ArgumentParser) -> str:
-    """Return the error for unknown options.
-
-    Such options are misspelled, or they belong to the script and must follow `--`.
-    """
+    """Return the error for unknown arguments, which are misspelled or must follow `--`."""
     options = [each.removeprefix("--") for each in parser._option_string_actions]
     words = [each[2:].partition("=")[0] for each in unknown if each.startswith("--")]
     close = [each for word in words for each in difflib.get_close_matches(word, options, 1, 0.75)]
@@ -190,7 +187,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit code.
 
     Raises:
-        SystemExit: argparse printed help or an error, the user's program exited,
+        SystemExit: argparse has printed help or an error, the user's program exited,
             or a signal ended the run.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
@@ -216,6 +213,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             complain(f"ended by {ENDED_BY[end.code]}")
         raise
     except BrokenPipeError:
-        # The reader of standard output has exited. Python must not report that again at exit.
+        # The reader of standard output has exited. Prevent Python from reporting that at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return READER_GONE

@@ -1,4 +1,4 @@
-"""`rhapsody backends`: lists the backends and whether each is usable."""
+"""`rhapsody backends`: lists the backends, and shows if each of them can be used."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rhapsody.plugins.specs import UsageError
 if TYPE_CHECKING:
     from rhapsody.capabilities import Capabilities
 
-HELP = "list the backends and whether each is usable"
+HELP = "list the backends, and show if they can be used"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -23,7 +23,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Print the table, or the capabilities of one backend.
+    """Print the table of backends, or one backend and its capabilities.
 
     Returns:
         The exit code.
@@ -68,7 +68,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _capabilities(capabilities: Capabilities) -> list[str]:
-    """Return the lines of a table of capabilities, with separate rows for enforced resources."""
+    """Return a table of capabilities, with separate rows for enforced and counted resources."""
     values = capabilities.as_dict()
     resources = capabilities.resources - {"fractional_cores", "walltime"}
     values["enforced"] = sorted(values.pop("binds"))

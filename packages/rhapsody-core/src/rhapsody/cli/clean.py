@@ -32,7 +32,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Remove the directories of runs, and print the size of each.
+    """Remove the directories of runs that have ended, and print how much was removed.
+
+    With `--dry-run`, only print what would be removed.
 
     Returns:
         The exit code.
@@ -83,10 +85,16 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _clean(run: LeftRun, keep_results: bool, dry: bool) -> int | None:
-    """Remove a run's directory, or all but its results, and print its size.
+    """Remove a run's directory, and print the size of what was removed.
+
+    Args:
+        run: The run.
+        keep_results: True to keep the run's results.
+        dry: True to print the size without removing anything.
 
     Returns:
-        The size in bytes, `None` if there is nothing to remove.
+        The size in bytes, or `None` if there is nothing to remove or the list of results cannot be
+        read.
 
     Raises:
         BlockingIOError: Another process has locked the run.
@@ -108,7 +116,7 @@ def _clean(run: LeftRun, keep_results: bool, dry: bool) -> int | None:
 
 
 def base_of(directory: str) -> Path:
-    """Return the `.rhapsody` of a directory, or the directory itself if it is one.
+    """Return the path of `.rhapsody` in a directory, or the directory itself if that is its name.
 
     Raises:
         UsageError: The directory does not exist.
@@ -122,7 +130,7 @@ def base_of(directory: str) -> Path:
 
 
 def age(text: str) -> float:
-    """Return the seconds in an age such as `30d`.
+    """Return the number of seconds in an age such as `30d`.
 
     Raises:
         UsageError: The age is invalid.

@@ -1,8 +1,8 @@
-"""`rhapsody doctor`: a report of what is installed, whether it works, and how to fix it.
+"""`rhapsody doctor`: reports problems of the installation and its plugins, with remedies.
 
 Each plugin is loaded in a separate process with a time limit, so that the report can include
-plugins that crash, exit or hang. The process writes a line of JSON before each step, and one for
-each finding.
+plugins that crash, exit or hang. This process writes a line of JSON before each step, and a line
+for each finding.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 
 HELP = "check the installation and every plugin"
 SLOW = 1.0
-"""Seconds after which the import of a plugin's module is reported as slow."""
+"""Number of seconds after which the import of a plugin's module is reported as slow."""
 
 Level = Literal["ok", "note", "slow", "broken"]
 
@@ -74,10 +74,10 @@ class Finding:
     """One line of the report.
 
     Attributes:
-        level: `"broken"` makes the command fail.
-        subject: The distribution, backend or environment variable concerned.
+        level: The severity. `"broken"` makes the command fail.
+        subject: The name of the distribution, backend or environment variable concerned.
         text: The finding.
-        remedy: The fix, empty if there is nothing to do.
+        remedy: The fix; empty if there is nothing to do.
     """
 
     level: Level
@@ -100,10 +100,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Print the report, and return a nonzero exit code if something is broken.
+    """Print the report.
 
     Returns:
-        The exit code.
+        The exit code, which is nonzero if something is broken.
 
     Raises:
         UsageError: The name or a setting of the backend to start is invalid.
@@ -251,7 +251,7 @@ async def _nothing() -> None:
 
 
 def _plugins(found: Installed, timeout: float) -> Iterable[Finding]:
-    """Load each plugin module once, with the backends that it declares."""
+    """Load each plugin module once, import the backends that it declares, and return findings."""
     modules: dict[str, tuple[PluginEntry, list[str]]] = {}
     findings: list[Finding] = []
     for entry in found.entries:
@@ -276,7 +276,7 @@ def _plugins(found: Installed, timeout: float) -> Iterable[Finding]:
 
 
 def _ask(entry: PluginEntry, backends: list[str], timeout: float) -> list[Finding]:
-    """Load a plugin in a separate process, and return its findings or how the process ended."""
+    """Load a plugin in a separate process, and return findings about the plugin and the process."""
     request = {
         "path": [each for each in sys.path if isinstance(each, str)],
         "entry": asdict(entry),
@@ -332,15 +332,14 @@ def probe(request: dict[str, Any]) -> None:
     """Load one plugin and the backends that it declares, and report on standard output.
 
     Args:
-        request: A dict with `path`, the `sys.path`; `entry`, the entry point; `backends`, the names
-            that it is registered under; and `slow`, the seconds after which loading is reported as
-            slow.
+        request: A dict with `entry`, the entry point; `backends`, the names of the backends to
+            import; and `slow`, the number of seconds after which loading is reported as slow.
     """
-    # The plugin may print: its output goes to standard error.
+    # The plugin may print. Its output goes to standard error.
     answers = os.dup(1)
     os.dup2(2, 1)
     os.set_inheritable(answers, False)
-    # Imported first, so that its time does not count as the plugin's.
+    # Imported first, so that the time for this import does not count as the plugin's.
     import rhapsody.backends.base  # noqa: F401
 
     def answer(**values: Any) -> None:

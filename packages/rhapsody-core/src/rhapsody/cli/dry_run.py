@@ -1,6 +1,6 @@
-"""`rhapsody run --dry-run`: prints the graph of a program whose tasks are not run.
+"""`rhapsody run --dry-run`: prints the graph of a program without running the tasks.
 
-Tasks return placeholders. If the program inspects a placeholder, the dry run stops there.
+Tasks return placeholders. If the program inspects a placeholder, the dry run stops at that line.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ if TYPE_CHECKING:
 
 
 class NoValueError(Exception):
-    """Error for a program that inspects the value of a task that was not run."""
+    """Error for a program that inspects the value of a task in a dry run."""
 
 
 class NoValue(str):
-    """Placeholder for the value of a task, which can be passed on, printed and formatted.
+    """Placeholder for the value of a task. It can be passed on, printed and formatted.
 
-    Any other operation raises, because the program could branch on the real value.
+    Any other operation raises an error, because the program could branch on the real value.
     """
 
     __slots__ = ()
@@ -43,7 +43,7 @@ def _refuse(*_: object, **__: object) -> NoReturn:
 LOOKS: tuple[str, ...] = (
     *("lt", "le", "eq", "ne", "ge", "gt", "hash", "bool", "len", "iter", "contains", "getitem"),
     *("int", "float", "index", "add", "radd", "sub", "rsub", "mul", "rmul", "truediv", "rtruediv"),
-    "mod",  # not `rmod`, which formats it
+    "mod",  # not `rmod`, which formats the value
 )
 """Operations that inspect a value, in addition to all methods of `str`."""
 
@@ -61,33 +61,33 @@ class DryRunBackend(NoopExecutionBackend):
 
 
 class DryRun:
-    """Observer of the engines of a dry run, which prints their graphs.
+    """Observer of the engines of a dry run, which prints the graphs of these engines.
 
-    With `--resume` or `--rerun` it also looks up, in a copy of the journal, which results would be
-    reused.
+    With `--resume` or `--rerun`, the observer also looks up in a copy of the journal which results
+    would be reused.
 
     Args:
-        recorded: The journal options of the command, which open the copy for the first engine.
+        recorded: The object that opens the copy of the journal for the first engine.
     """
 
     def __init__(self, recorded: Recording) -> None:
         self._recorded = recorded
         self._engines: list[WorkflowEngine] = []
         self._verdicts: dict[str, dict[str, str]] = {}
-        """The reason why a task would run or be reused, by the engine's uid and the task's uid."""
+        """The reasons why tasks would run or be reused, by the uids of engines and tasks."""
         self._missing: dict[str, tuple[str, Collection[str | None]]] = {}
-        """For each missing file, by path, the reused task that wrote it and that task's inputs."""
+        """By path of a missing file, the uid of the reused task that wrote it, and its inputs."""
 
     @hookimpl
     def rhapsody_workflow_started(self, engine: WorkflowEngine) -> None:
-        """Keep the engine."""
+        """Record the engine."""
         self._engines.append(engine)
 
     @hookimpl
     async def rhapsody_lookup_results(
         self, engine: WorkflowEngine, tasks: Sequence[LookupTask]
     ) -> Sequence[Recorded | None] | None:
-        """Look up results, and record for each task whether it would run."""
+        """Look up the results of tasks, and record why each task would run or be reused."""
         if not self._recorded.resumes:
             return None
         verdicts = self._verdicts.setdefault(engine.uid, {})
@@ -122,7 +122,7 @@ class DryRun:
     def _regenerate(
         self, verdicts: dict[str, str], uid: str, inputs: Collection[str | None]
     ) -> None:
-        """Record which reused tasks would run again to recreate files that other tasks read."""
+        """Record the reused tasks that would run again because a task reads their missing files."""
         readers = [(uid, inputs)]
         while readers:
             reader, inputs = readers.pop()
@@ -149,11 +149,11 @@ class DryRun:
                 say(line)
 
     def explains(self, error: BaseException, program: Program) -> bool:
-        """Print where in the user's code the dry run stopped, and why.
+        """Print the line of the user's code at which an error stopped the dry run, and the error.
 
         Returns:
-            `False` if no engine has been created yet, so that the dry run cannot have caused the
-            error.
+            `True`, or `False` if no engine had been created, so that the dry run cannot have caused
+            the error; nothing is printed then.
 
         Raises:
             UsageError: The program passes a backend to an engine.

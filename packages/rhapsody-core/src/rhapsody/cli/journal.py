@@ -1,4 +1,4 @@
-"""`rhapsody journal`: shows, explains, prunes and verifies the journals of runs."""
+"""`rhapsody journal`: shows, prunes and verifies journals, and explains the last run."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rhapsody.errors import JournalError
 from rhapsody.plugins.specs import UsageError
 from rhapsody.resources import size_text
 
-HELP = "show, explain, prune or verify the recorded results of runs"
+HELP = "inspect, prune or verify the recorded results of runs"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -22,12 +22,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "what",
         choices=("show", "explain", "prune", "verify"),
-        help="show: list journals and their runs; explain: list why tasks of the last run ran or "
-        "were reused; prune: remove results that no run can reuse; verify: check for damage",
+        help="show: list journals and their runs; explain: print why each task of the last run ran "
+        "or was reused; prune: remove results that no run can reuse; verify: check for damage",
     )
     text = "for explain: the name or uid of a task (default: all tasks)"
     parser.add_argument("task", nargs="?", metavar="TASK", help=text)
-    text = "the journal (default: all in .rhapsody/journals; for explain, the last one used)"
+    text = "the journal (default: all in .rhapsody/journals; for explain, the one used last)"
     parser.add_argument("-j", "--journal", metavar="FILE", help=text)
     text = "for prune: also remove journals that have not been used for this long, such as 30d"
     parser.add_argument("--older", metavar="AGE", help=text)
@@ -68,7 +68,7 @@ def _directory() -> Path:
 
 
 def _journals(given: str | None) -> list[Path]:
-    """Return the paths of the journals, sorted by last use; only `given` if it is not `None`."""
+    """Return only the path `given`, or if it is `None`, those of all journals by last use."""
     if given is not None:
         return [Path(os.path.abspath(given))]
     return sorted(_directory().glob("*.sqlite"), key=lambda path: path.stat().st_mtime)

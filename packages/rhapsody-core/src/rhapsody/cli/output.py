@@ -22,7 +22,7 @@ ENDED_BY: dict[object, str] = {128 + each: each.name for each in (signal.SIGTERM
 
 
 class CommandError(Exception):
-    """Failure of a command for a known reason: shown without a traceback, exit code 1."""
+    """Failure of a command for a known reason: printed without a traceback, with exit code 1."""
 
 
 def say(text: str = "") -> None:
@@ -31,18 +31,18 @@ def say(text: str = "") -> None:
 
 
 def note(text: str) -> None:
-    """Write a line to standard error, which keeps it apart from the workflow's output."""
+    """Write a line to standard error, which separates it from the output of the workflow."""
     with suppress(BrokenPipeError):
         _write(sys.stderr, text)
 
 
 def complain(text: str) -> None:
-    """Write an error to standard error."""
+    """Write an error or a warning to standard error."""
     note(f"rhapsody: {text}")
 
 
 def _write(stream: TextIO | None, text: str) -> None:
-    """Write a line, unless the stream was closed when this program was started."""
+    """Write a line, unless the stream was closed before Python started."""
     if stream is not None:
         stream.write(f"{text}\n")
 
@@ -58,12 +58,12 @@ def reader_is_closed() -> bool:
 
 
 def say_json(value: Any) -> None:
-    """Write a value as JSON."""
+    """Write a value as JSON to standard output."""
     say(json.dumps(value, indent=2))
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    """Return the lines of a table in plain, aligned text."""
+    """Return the lines of a table with aligned columns."""
     lines = [tuple(header), *(tuple(row) for row in rows)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
     return [

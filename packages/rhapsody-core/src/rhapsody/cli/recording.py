@@ -20,10 +20,10 @@ if TYPE_CHECKING:
     from rhapsody.plugins.specs import Summary
 
 LARGEST = 16 << 20
-"""Maximum size in bytes of a recorded result; larger results would slow down every run."""
+"""Maximum size in bytes of a recorded result. Larger results would slow down every run."""
 
 HOW = {"killed": "was killed", "failed": "failed", "interrupted": "was interrupted"}
-"""Phrases for how a run ended."""
+"""Phrases for messages about how a run ended."""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -51,11 +51,11 @@ class Recording:
         arguments: The parsed arguments of the command.
 
     Attributes:
-        resumes: True to reuse the results of the last run even if that run succeeded.
-        how: The outcome of the run. It stays `"interrupted"` if a signal ends the run.
+        resumes: True if the results of the last run are reused even if that run succeeded.
+        how: The outcome of the run: `"interrupted"`, unless the command sets another outcome.
         summaries: The summaries of the run's engines. A run in which an engine held tasks back is
             recorded as failed.
-        journal: The journal or, for a dry run, a copy of it; `None` until it is opened.
+        journal: The journal or, in a dry run, a copy of the journal; `None` if it is not open.
     """
 
     def __init__(self, arguments: argparse.Namespace) -> None:
@@ -91,7 +91,7 @@ class Recording:
             if arguments.no_journal:
                 return {"journal": None, "resume": "auto"}
             self._open(program, given.get("resume", self.resumes or resume))
-            asked = "journal" in given and self.journal is None  # the engine raises the reason
+            asked = "journal" in given and self.journal is None  # the engine raises the error
             return {} if asked else {"journal": self.journal, "resume": "auto"}
         useless = {
             "--no-journal": arguments.no_journal,
@@ -106,7 +106,7 @@ class Recording:
         return {} if named else {"resume": resume}
 
     def _open(self, program: Program, resume: bool | Literal["auto"]) -> None:
-        """Open the journal unless that was done before, and print which results are reused."""
+        """Open the journal unless this has been done, and print how many results are reused."""
         if self._opened:
             return
         self._opened = True
@@ -153,11 +153,11 @@ class Recording:
         except (NotYoursError, JournalInUseError, OSError) as error:
             complain(f"this run is not recorded, and cannot be resumed: {error}")
         except JournalError as error:
-            raise UsageError(f"{error}; or run without a journal: --no-journal") from None
+            raise UsageError(f"{error}. To run without a journal, pass --no-journal") from None
         return None
 
     def _copy(self, path: Path) -> Path:
-        """Copy a journal within its directory, because the paths in it are relative to that."""
+        """Copy a journal to a file in the same directory, which its relative paths start from."""
         from rhapsody.journal.store import opened
 
         with opened(path) as journal:
@@ -168,7 +168,7 @@ class Recording:
         return self._copied
 
     def end(self) -> None:
-        """Record the run's end in the journal, and print how to continue if the run failed."""
+        """Record the end of the run in the journal. If the run failed, print how to continue it."""
         journal = self.journal
         if self._arguments.dry_run:
             if journal is not None:

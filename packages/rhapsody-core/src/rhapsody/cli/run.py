@@ -59,7 +59,7 @@ OTHERS = {
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
-    what = parser.add_mutually_exclusive_group()  # one is required, see `run`
+    what = parser.add_mutually_exclusive_group()  # one is required; see `_take_script`
     what.add_argument(
         "script",
         nargs="?",
@@ -108,9 +108,9 @@ def run(arguments: argparse.Namespace) -> int:
 
     Raises:
         UsageError: The script, the function, the backend or an option is invalid, or the script
-            or a module that it imports is missing or has a syntax error.
+            or a module that the script imports is missing or has a syntax error.
         CommandError: The backend could not be started.
-        SystemExit: The script exited.
+        SystemExit: The script raised it, or a signal ended the run.
         BrokenPipeError: The reader of standard output has exited.
     """
     _take_script(arguments)
@@ -131,7 +131,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _take_script(arguments: argparse.Namespace) -> None:
-    """Take the script from the arguments after `--` if none, and no module, is named before `--`.
+    """Take the script from the arguments after `--` if neither script nor module is before `--`.
 
     Raises:
         UsageError: No script was given.
@@ -145,7 +145,7 @@ def _take_script(arguments: argparse.Namespace) -> None:
 
 
 class _Engines:
-    """Observer that keeps the summaries of the program's engines, and logs their starts and ends.
+    """Observer that records the program's engines, and logs when they start and end.
 
     Attributes:
         started: Number of engines that have started.
@@ -170,7 +170,7 @@ class _Engines:
 
     @hookimpl
     def rhapsody_workflow_finished(self, engine: ObservedEngine, summary: Summary) -> None:
-        """Keep the summary, and log the end."""
+        """Record the summary, and log the end of the engine."""
         from rhapsody.observers.account import duration
 
         self.summaries.append(summary)
@@ -180,12 +180,12 @@ class _Engines:
                 engine.work_dir,
                 f"engine {engine.uid} ended after {duration(summary.seconds)}: {stats.done} done, "
                 f"{stats.recorded} of them reused, {stats.failed - stats.skipped} failed, "
-                f"{stats.skipped} skipped, {stats.cancelled} cancelled, {stats.retried} retried",
+                f"{stats.skipped} skipped, {stats.cancelled} canceled, {stats.retried} retried",
             )
 
 
 def _code(arguments: argparse.Namespace, recorded: Recording, at_end: ExitStack) -> int:
-    """Run the program, and return the exit code."""
+    """Run the program, print its errors, and return the exit code."""
     from rhapsody.engine.options import EngineDefaults
 
     engines, dry, program = _Engines(), None, None
@@ -219,7 +219,7 @@ def _code(arguments: argparse.Namespace, recorded: Recording, at_end: ExitStack)
 
 
 def _engine_settings(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Return the engine settings that the command-line options select."""
+    """Return the settings of engines that the command-line options select."""
     if arguments.max_failures is not None and arguments.max_failures < 1:
         raise UsageError(f"--max-failures must be 1 or more, got {arguments.max_failures}")
     settings = {
@@ -253,7 +253,7 @@ def _run(
         tree = program.tree()
         as_it_is = program.function is None and not scripts.takes_engine(tree)
         main = None if as_it_is else program.workflow()
-    except (SyntaxError, ImportError) as error:  # in the script or in a module of the user's
+    except (SyntaxError, ImportError) as error:  # in the script or a module that it imports
         raise scripts.cannot_be_loaded(error, program.name) from None
     if main is not None:
         asyncio.run(_workflow(main, defaults, at_end))
@@ -268,7 +268,7 @@ def _run(
         calls = [f"rhapsody run {program.target}:{name}" for name in scripts.workflows(tree)]
         hint = "write `def main(flow): ...`, or `async with WorkflowEngine.create() as flow:`"
         if calls:
-            hint = f"to call a function with one, use {' or '.join(calls)}"
+            hint = f"to call a function with an engine, use {' or '.join(calls)}"
         complain(f"{program.name} ran without creating a workflow engine; {hint}")
     if end is not None:
         raise end
@@ -318,11 +318,11 @@ def _progress(arguments: argparse.Namespace) -> bool | Literal["lines"]:
 
 
 def _checked(given: dict[str, Any]) -> dict[str, Any]:
-    """Return the given options after checking them.
+    """Return the options of `-e` after checking them.
 
     Raises:
         UsageError: `WorkflowEngine.create` does not accept an option or its value, or
-            `rhapsody run` has a separate option for it.
+            `rhapsody run` has its own option for the same setting.
     """
     from rhapsody.engine.options import OPTIONS, EngineOptions
 

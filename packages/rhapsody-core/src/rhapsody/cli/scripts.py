@@ -1,9 +1,9 @@
 """Scripts and modules for `rhapsody run`: finds, parses and runs them.
 
-The syntax tree shows whether a program has a function to call with an engine. If so, the program is
-imported under a name other than `__main__`. Then code under `if __name__ == "__main__"` does not
-run, and worker processes do not run the script again, because its functions and classes are pickled
-by value. Any other program is run by `runpy`, as the `python` command would run it.
+The syntax tree shows if a program has a function to call with an engine. If so, the program is
+imported under a name other than `__main__`, so that code under `if __name__ == "__main__"` does not
+run. Functions and classes of an imported script are pickled by value, so worker processes do not
+run the script again. Any other program is run by `runpy`, as the `python` command would run it.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ class Program:
     """Script or module to run.
 
     Attributes:
-        path: Absolute path of its file.
-        name: The program's name in messages: the file's base name, or the module's name.
-        target: The name as given on the command line, for `target:FUNC`.
+        path: The absolute path of the program's file.
+        name: The program's name in messages: the base name of the file, or the module's name.
+        target: The argument of `rhapsody run` that names the program, without `:FUNC`.
         function: The name of the function to call, `None` if the user names none.
-        spec: The spec of a module, `None` for a script.
+        spec: The module's spec, `None` for a script.
     """
 
     path: str
@@ -79,7 +79,7 @@ class Program:
         return find_main(module, self.function or "main", self.name)
 
     def run(self) -> None:
-        """Run the program as the main module, as `python SCRIPT` and `python -m MODULE` do.
+        """Run the program as the main module, like `python SCRIPT` and `python -m MODULE`.
 
         Raises:
             BaseException: Any error of the program.
@@ -106,7 +106,7 @@ def find(script: str | None, module: str | None, arguments: Iterable[str]) -> Pr
         The program.
 
     Raises:
-        UsageError: The file or module does not exist.
+        UsageError: The file or module does not exist, or a name is invalid.
         Exception: Any error raised by the import of a module's package.
     """
     if module is not None:
@@ -121,10 +121,13 @@ def find(script: str | None, module: str | None, arguments: Iterable[str]) -> Pr
 
 
 def split_target(target: str) -> tuple[str, str | None]:
-    """Return the absolute path in `SCRIPT[:FUNC]`, and the function's name or `None`.
+    """Split `SCRIPT[:FUNC]`.
+
+    Returns:
+        The absolute path of the script, and the name of the function or `None`.
 
     Raises:
-        UsageError: The file does not exist.
+        UsageError: The file does not exist, or the function's name is invalid.
     """
     path, name = target, None
     if not os.path.exists(target) and ":" in target:  # the name of a file may contain a colon
@@ -143,17 +146,17 @@ def _check_function(name: str | None, target: str, before: str) -> None:
 
 
 def find_module(target: str) -> Program:
-    """Find the module in `MODULE[:FUNC]`, as `python -m` finds it.
+    """Find the module in `MODULE[:FUNC]` like `python -m`.
 
-    The current directory is first on `sys.path`. If the name is that of a package, the package's
-    `__main__` is used.
+    The current directory is inserted at the beginning of `sys.path`. For a package, the module
+    `__main__` of the package is used.
 
     Returns:
         The program.
 
     Raises:
-        UsageError: The module does not exist.
-        Exception: Any error raised by the import of its package.
+        UsageError: The module does not exist, or a name is invalid.
+        Exception: Any error raised by the import of the module's package.
     """
     module, colon, function = target.partition(":")
     if os.path.isfile(module):
@@ -229,11 +232,13 @@ def _load_script(path: str) -> ModuleType:
 def takes_engine(tree: ast.Module, name: str = "main") -> bool:
     """Return True if a program has a function of this name that is to be called with an engine.
 
-    The function must take an argument. A function that is not asynchronous must not be decorated,
-    because it may be the command of another tool's command line. A name that is imported or
-    assigned is assumed to be such a function. If the program calls the function itself, the result
-    is True only for an asynchronous function that requires an argument; if the program passes the
-    function to `rhapsody.run`, the result is False.
+    The function must take an argument. If it is not asynchronous, it must require the argument and
+    must not be decorated, because a decorator may make it a command of another tool. A name that is
+    imported or assigned is assumed to be such a function.
+
+    If the program calls the function itself, the result is True only for an asynchronous function
+    that requires an argument. If the program passes the function to `rhapsody.run`, the result is
+    False.
     """
     if any(_passes_to_run(node, name) for node in ast.walk(tree)):
         return False
@@ -252,7 +257,7 @@ def workflows(tree: ast.Module) -> list[str]:
 
 
 def _top_level(node: ast.AST, guarded: bool = False) -> Iterator[tuple[ast.AST, bool]]:
-    """Yield each node that runs when a module runs, and True if under `if __name__ == ...`."""
+    """Yield each node that runs when a module runs, with True if under `if __name__ == ...`."""
     for child in ast.iter_child_nodes(node):
         yield child, guarded
         inner = isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
@@ -262,7 +267,7 @@ def _top_level(node: ast.AST, guarded: bool = False) -> Iterator[tuple[ast.AST, 
 
 
 def _passes_to_run(node: ast.AST, name: str) -> bool:
-    """Return True if a node passes this name to a function `run`: `rhapsody.run(main)`."""
+    """Return True if a node passes this name to a function `run`, as in `rhapsody.run(main)`."""
     match node:
         case ast.Call(
             func=ast.Attribute(attr="run") | ast.Name(id="run"), args=[ast.Name(id=first), *_]
@@ -272,7 +277,7 @@ def _passes_to_run(node: ast.AST, name: str) -> bool:
 
 
 def _uses(node: ast.AST, name: str, guarded: bool) -> bool:
-    """Return True if a node calls this name, or, inside the guard, uses it in any way."""
+    """Return True if a node calls this name or, if `guarded`, uses the name in any way."""
     used = node if guarded else getattr(node, "func", None)
     return isinstance(used, ast.Name) and used.id == name and isinstance(used.ctx, ast.Load)
 
@@ -302,7 +307,7 @@ def find_main(module: ModuleType, name: str, where: str) -> Main:
     Args:
         module: The module.
         name: The function's name.
-        where: The name of the module in messages.
+        where: The module's name in messages.
 
     Raises:
         UsageError: The function does not exist, or cannot be called with an engine.
@@ -346,9 +351,9 @@ def cannot_be_loaded(error: SyntaxError | ImportError, name: str) -> UsageError:
 
 
 def show(error: BaseException, path: str | None) -> None:
-    """Print the traceback of the user's code, starting at the program's file.
+    """Print the traceback of an error, starting with the first line in the program's file.
 
-    For a skipped task, print the traceback of the task that failed first.
+    The traceback of a skipped task includes that of the task that failed first.
     """
     start = error.__traceback__
     while start is not None and start.tb_frame.f_code.co_filename != path:
@@ -361,7 +366,10 @@ def show(error: BaseException, path: str | None) -> None:
 
 
 def origin(error: BaseException) -> BaseException:
-    """Return the original failure behind a dependency failure or the first error of a group."""
+    """Return the error that caused a dependency failure, or the first error of a group.
+
+    Nested groups and dependency failures are followed. Any other error is returned unchanged.
+    """
     while True:
         if isinstance(error, BaseExceptionGroup):
             error = error.exceptions[0]

@@ -1,7 +1,6 @@
-"""`rhapsody new-backend`: creates a distribution with a new, working backend.
+"""`rhapsody new-backend`: creates the source files of a package with a new, working backend.
 
-The files are those in `template/`, filled in. Rhapsody's tests install the result and run the tests
-that it contains.
+The files are rendered from `template/`. Rhapsody's tests install the package and run its tests.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from string import Template
 from rhapsody.cli.output import DONE, say
 from rhapsody.plugins.specs import API_VERSION, UsageError
 
-HELP = "create the distribution of a new backend"
+HELP = "create the source files of a package for a new backend"
 LICENSES = ("MIT", "Apache-2.0", "BSD-3-Clause")
 
 _FILES = {
@@ -35,7 +34,7 @@ _FILES = {
     "test_conformance.py": "tests/test_conformance.py",
     "test_plugin.py": "tests/test_plugin.py",
 }
-"""Path of each template file in the distribution; a license and an empty `py.typed` are added."""
+"""Paths of the rendered files by template. A license and an empty `py.typed` are added."""
 
 _NAME = re.compile(r"[a-z][a-z0-9]*([-_][a-z0-9]+)*")
 
@@ -52,7 +51,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Write the distribution, and print the next steps.
+    """Write the source files of the package, and print the next steps.
 
     Returns:
         The exit code.
@@ -76,7 +75,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def checked_name(given: str) -> str:
-    """Return a backend's name with `_` between its words, after checking it.
+    """Return a backend's name in lower case, with `_` between its words, after checking it.
 
     Raises:
         UsageError: The name is malformed or already taken.
@@ -107,11 +106,11 @@ def checked_name(given: str) -> str:
 
 
 def render(name: str, license: str, author: str) -> dict[str, str]:
-    """Return the text of each file of the distribution by its path.
+    """Return the texts of the source files by path.
 
     Args:
         name: The backend's name, as returned by `checked_name`.
-        license: The license, which is the name of a file in the template.
+        license: The name of the license, which is also the name of a template.
         author: The copyright holder.
     """
     stem = "".join(word.capitalize() for word in name.split("_"))
