@@ -317,7 +317,7 @@ def test_with_resume_it_shows_what_would_run_and_why_and_changes_nothing(
         "task.000001  make  -            reused",
         "task.000002  read  task.000001  reused",
         "task.000003  read  -            runs: input file in.txt changed",
-        "task.000004  work  -            runs: scale in helpers.py, line 1 changed",
+        "task.000004  work  -            runs: scale in helpers.py (line 1) changed",
         "task.000005  work  task.000004  runs: depends on task.000004, which runs",
     ], done.stderr
     assert sorted(tmp_path.rglob("*")) == before

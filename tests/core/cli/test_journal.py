@@ -74,7 +74,7 @@ def test_explain_names_what_has_changed(place: Place) -> None:
     place.write("helpers.py", "\n\n\ndef scale(number):\n    return 100 * number\n")
     place.run("--resume")
     assert explained(place, "task.000002") == (
-        "work (task.000002)  ran: scale in helpers.py, line 4 changed\n"
+        "work (task.000002)  ran: scale in helpers.py (line 4) changed\n"
     )
     assert "show (task.000007)  ran: command changed\n" in explained(place, "show")
     assert "show (task.000006)  reused\n" in explained(place, "show")
@@ -108,7 +108,7 @@ def test_explain_without_a_name_lists_all_tasks_of_the_last_run(place: Place) ->
     place.run()
     place.write("helpers.py", "def scale(number):\n    return 100 * number\n")
     place.run("--resume")
-    work = [f"work (task.00000{n})  ran: scale in helpers.py, line 1 changed" for n in range(1, 6)]
+    work = [f"work (task.00000{n})  ran: scale in helpers.py (line 1) changed" for n in range(1, 6)]
     show = [f"show (task.0000{n:02})  ran: command changed" for n in range(7, 11)]
     done = place.journal("explain")
     assert done.stdout.splitlines() == [*work, "show (task.000006)  reused", *show]
@@ -142,7 +142,7 @@ async def main(flow):
     assert "ran: input file in.txt changed\n" in explained(place, "second")
     place.write("wf.py", program.format(**{**settings, "version": "2", "limit": 2}))
     place.run("--resume")
-    assert "version 2 was 1" in explained(place, "first")
+    assert "version changed from 1 to 2" in explained(place, "first")
     assert "LIMIT used by main.<locals>.second in wf.py changed" in explained(place, "second")
 
 
@@ -169,7 +169,7 @@ def test_explain_compares_a_failed_run_that_started_over_with_the_run_before(pla
     place.write("helpers.py", "def scale(number):\n    return 100 * number\n")
     place.run("--fresh")
     assert explained(place, "task.000001") == (
-        "work (task.000001)  ran: the run started over; scale in helpers.py, line 1 changed\n"
+        "work (task.000001)  ran: the run started over; scale in helpers.py (line 1) changed\n"
     )
 
 
@@ -198,7 +198,7 @@ async def main(flow):
     place.write("wf.py", program.format(code="-number", numbers=[3, 4, 2, 5]))
     place.run("--resume")
     assert explained(place, "task.000003") == (
-        "work (task.000003)  ran: main.<locals>.work in wf.py, line 3 changed\n"
+        "work (task.000003)  ran: main.<locals>.work in wf.py (line 3) changed\n"
     )
     assert explained(place, "task.000004") == (
         "work (task.000004)  ran: it was not recorded before\n"

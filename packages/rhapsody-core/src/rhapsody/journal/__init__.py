@@ -1,6 +1,7 @@
-"""Journal of results, which later runs reuse, and the options that enable it.
+"""Journal of results that later runs can reuse, and the check of its options.
 
-This module is imported with the engine; it loads the rest of the package only for a journal.
+This module is imported together with the engine. It imports the rest of the package only when a
+journal is opened.
 """
 
 from __future__ import annotations
@@ -18,19 +19,22 @@ if TYPE_CHECKING:
     from rhapsody.journal.plugin import Journal
 
 JournalOption: TypeAlias = "Callable[[], Journal] | Journal | None"
-"""A function that opens a journal, an open journal that the caller closes, or no journal."""
+"""Function that opens a journal, an open journal that its caller closes, or `None` for no
+journal."""
 
 
 def checked_journal(journal: object, resume: object, largest: object) -> JournalOption:
-    """Check the journal options, without opening or creating anything.
+    """Check the journal options without opening or creating a journal.
 
     Args:
-        journal: `True` for the program's own journal, a path, an open journal, or none.
-        resume: `resume` of `WorkflowEngine.create`.
-        largest: `journal_max_value` of `WorkflowEngine.create`.
+        journal: `True` for the program's own journal, the path of a journal, an open journal, or
+            `None` or `False` for no journal.
+        resume: The argument `resume` of `WorkflowEngine.create`.
+        largest: The argument `journal_max_value` of `WorkflowEngine.create`.
 
     Returns:
-        A function that opens the journal, the open journal, or `None`.
+        A function that opens the journal, the open journal that was passed, or `None` for no
+        journal.
 
     Raises:
         TypeError: An argument is of the wrong type.
@@ -71,7 +75,10 @@ def _opened(
 
 
 def _program_directory() -> Path:
-    """Return the program's directory: the current one for a module and at a prompt."""
+    """Return the directory of the program's script.
+
+    For a module that was started with `python -m`, and at a prompt, return the current directory.
+    """
     main = sys.modules.get("__main__")
     file = getattr(main, "__file__", None)
     if file is None or getattr(main, "__spec__", None) is not None:

@@ -1,26 +1,25 @@
 """Digest of everything that a function's results depend on, except its arguments.
 
-This covers the function's own code and the code of all the user's functions and classes that it
-uses, directly or indirectly; the values in its closure, its defaults and the globals it reads;
+The digest covers the function's own code; the code of all the user's functions and classes that it
+uses, directly or indirectly; the values in its closure, its defaults and the globals that it reads;
 environment variables that it reads by a literal name; and the versions of the installed
-distributions that other names come from.
+distributions that it uses.
 
-The rule is to fail closed. If code uses a value that has no digest, or reaches for something that
-cannot be followed (`importlib.import_module(name)`, `os.environ[name]`), there is no digest and
-the task is not recorded. If code uses a user's module as a whole, the digest covers the module's
-source and all its variables. Only objects that do not affect results, such as loggers and locks,
-are represented by their class alone; see `rhapsody.journal.values`.
+The rule is to fail closed. If code uses a value that has no digest, or if it cannot be determined
+what the code uses (`importlib.import_module(name)`, `os.environ[name]`), the function has no digest
+and the task is not recorded. If code uses one of the user's modules as a whole, the digest covers
+the module's source and all its variables. Only objects that do not affect results, such as loggers
+and locks, are represented by their class alone; see `rhapsody.journal.values`.
 
-State can change while the program runs. Globals, attributes of classes and variables of modules are
-compared by identity before a digest is used again; values that can change in place are digested
-again, once for each batch of lookups, up to a size. One case needs a different rule: a memo that
-the task itself fills (`CACHE = {}`, `model = None`) must not change the key of the next equal task.
-So a global that was empty when it was first seen, and that the reachable code fills, is treated as
-empty for the whole run.
+State can change while the program runs. Before a digest is reused, globals, class attributes and
+module variables are compared by identity. Values that can change in place are digested again, once
+per batch of lookups, unless their size is `LARGE` or more. One case needs a different rule: a memo
+that the task itself fills (`CACHE = {}`, `model = None`) must not change the key of the next equal
+task. So a variable that was empty when it was first seen is treated as empty for the whole run if
+the code that was followed fills it.
 
-The digest does not cover files that are not arguments, changes inside installed libraries
-(except functions and numbers that the program replaces in their modules), random numbers, and the
-time.
+The digest does not cover files that are not arguments, changes inside installed libraries (except
+functions and numbers that the program replaces in their modules), random numbers, or the time.
 """
 
 from __future__ import annotations
@@ -49,12 +48,13 @@ from rhapsody.journal.values import UnhashableError, Values, counts
 from rhapsody.sdk.modules import MISSING, altered, content_of, file_of, spec_of, with_inner
 
 LARGE = 10_000
-"""Size of a value, as `Values.size`, from which it is digested only once in a run."""
+"""Size, as in `Values.size`, from which a value is digested only once per run."""
 
 _OF_MODULES = frozenset(
     ("__name__", "__file__", "__path__", "__package__", "__spec__", "__loader__", "__cached__")
 )
-"""Names that the import system sets; they differ if a program is imported instead of run."""
+"""Module variables that the import system sets; their values depend on whether a program is run or
+imported."""
 
 _NOT_OF_MODULES = _OF_MODULES | {"__builtins__", "__doc__", "__annotations__", "__annotate__"}
 
@@ -62,24 +62,25 @@ _SPECIAL: frozenset[int] = frozenset(map(id, (
     os.environ, os.environb, sys.modules, os.getenv, os.getenvb, os.path.expandvars,
     importlib.import_module, builtins.__import__, globals, eval, exec,
 )))  # fmt: skip
-"""Objects from which code reads only the part that a subscript or an argument selects."""
+"""Objects through which code reads values that a subscript or an argument selects, see
+`CodeFingerprint._special`."""
 
 _READERS = os.getenv, os.getenvb, os.path.expandvars
-"""Functions that read variables of the environment."""
+"""Functions that read environment variables."""
 
 _IMPORTERS = frozenset(map(id, (
     importlib.import_module, builtins.__import__, pkgutil.resolve_name, importlib.__import__,
     importlib.util.spec_from_file_location, runpy.run_module, runpy.run_path, SourceFileLoader,
     SourcelessFileLoader,
 )))  # fmt: skip
-"""Functions that run a module by its name or path; code may use only those in `_SPECIAL`, and
-those only in a call."""
+"""Functions and classes that run a module, given its name or path. Code that uses one of them has
+no digest, unless the function is also in `_SPECIAL` and the code calls it directly."""
 
 _STARTERS = (
     "subprocess.", "os.popen", "os.spawn", "posix.system", "posix.posix_spawn",
     "asyncio.subprocess.create_subprocess",
 )  # fmt: skip
-"""Names of functions that start programs."""
+"""Prefixes of the names of functions that start programs."""
 
 _OF_CLASSES = frozenset((
     "__module__", "__qualname__", "__dict__", "__weakref__", "__doc__", "__annotations__",
@@ -89,27 +90,28 @@ _OF_CLASSES = frozenset((
     "__dataclass_fields__", "__dataclass_params__", "__protocol_attrs__",
     "__non_callable_proto_members__",
 ))  # fmt: skip
-"""Attributes of classes that Python itself generates."""
+"""Class attributes that the interpreter or the standard library generates."""
 
 _MAKERS = ("__dataclass_fields__", "_fields", "__attrs_attrs__")
-"""Attributes of classes whose special methods a library has generated."""
+"""Attributes that identify classes with generated special methods: dataclasses, named tuples and
+classes of `attrs`."""
 
 _OPTIONS = ("init", "repr", "eq", "order", "unsafe_hash", "frozen")
-"""Options of dataclasses that every version of Python has."""
+"""Options of dataclasses that all supported Python versions have."""
 
 _OF_FIELDS = (
     "default", "default_factory", "init", "repr", "hash", "compare", "kw_only", "metadata",
 )  # fmt: skip
-"""Attributes of the fields of dataclasses that the body of the class can compute."""
+"""Attributes of a dataclass field whose values the class body may have computed."""
 
 _HIDDEN = frozenset((
     "__globals__", "__subclasses__", "_getframe", "currentframe", "f_globals", "f_locals",
     "get_objects", "get_referrers",
 ))  # fmt: skip
-"""Attributes that lead to objects without a name."""
+"""Names through which code can reach objects that it does not name."""
 
 _ELSEWHERE = frozenset(("os", "posix", "sys", "platform", "socket"))
-"""Modules whose numbers differ between machines."""
+"""Modules with numeric variables that differ between machines."""
 
 _EMPTY = (dict, list, set)
 
@@ -120,33 +122,38 @@ _WRAPPERS: Mapping[type, str] = {
     functools.cached_property: "func",
     functools._lru_cache_wrapper: "__wrapped__",
 }
-"""Types that Python's own decorators return, with the attribute that is the function."""
+"""Types of the objects that Python's own decorators return, each with the attribute that contains
+the decorated function."""
 
 _PLAIN = frozenset((type(None), bool, int, float, complex, str, bytes, type(...)))
 
 
 class CodeFingerprint:
-    """Collector of everything that a task's results depend on, including values that contain code.
+    """Collector of the code and the values that a task's results depend on.
 
     Args:
-        program: The state shared by all functions of a run.
+        program: The state shared by the fingerprints of a run.
 
     Attributes:
-        parts: The digest or version of each ingredient, by name.
-        paths: The strings that may name files, each with the digest of its file.
-        lines: The line in which each function among the ingredients begins, by name.
-        read: The variables that were read, each as a tuple of the namespace (of a module or class),
-            the name and the value.
-        cells: The closure cells that were read, with their content.
-        sizes: Namespaces that were read as a whole, with their sizes.
-        environment: The environment variables that were read, with their values.
-        inner: Values that can change in place, with their digests.
-        made_of: Functions, with their code, defaults and names, because programs can replace these.
-        related: Classes, with their bases and other related classes, because programs can replace
-            these.
-        set_here: True if a variable that was read may have another value on a worker, which imports
-            the module: one that is not a function, class or module, or an environment variable.
-        starts_programs: True if the code starts programs, which inherit environment variables.
+        parts: Text that represents each ingredient, usually its digest or version, by the
+            ingredient's name.
+        paths: Strings that may name files, each with the digest of the file, or `None` if there is
+            no readable file.
+        lines: The first line number of each function among the ingredients, by ingredient name.
+        read: Variables that were read, each as a tuple of the namespace (of a module, class or
+            function), the name, and the value, or `MISSING` if the variable was not set.
+        cells: Closure cells that were read, each with its content.
+        sizes: Namespaces that were read as a whole, each with its number of names.
+        environment: Environment variables that were read, each with its value, or `None` if it was
+            not set.
+        inner: Values that can change in place and are smaller than `LARGE`, each with its digest.
+        made_of: Functions, each with its code, defaults and names, which a program can replace.
+        related: Classes, each with its bases and other related classes, which a program can
+            replace.
+        set_here: True if the code reads an environment variable, or a variable that may have
+            another value on a worker, because the worker imports the module again.
+        starts_programs: True if the code uses functions that start programs, which inherit
+            environment variables.
     """
 
     def __init__(self, program: Program) -> None:
@@ -156,10 +163,11 @@ class CodeFingerprint:
         self.begin()
 
     def begin(self, sandbox: str = "") -> None:
-        """Start again for another task.
+        """Discard everything that was collected, and start with another task.
 
         Args:
-            sandbox: The task's sandbox. Paths in it enter the digest relative to it.
+            sandbox: The path of the task's sandbox, or an empty string. Paths inside the sandbox
+                are digested relative to it.
         """
         if self._seen:
             self._forget()
@@ -167,7 +175,7 @@ class CodeFingerprint:
         self.paths: dict[str, bytes | None] = {}
 
     def _forget(self) -> None:
-        """Discard everything that was collected."""
+        """Discard everything that was collected, except `paths`."""
         self.parts: dict[str, str] = {}
         self.lines: dict[str, int] = {}
         self.read: list[tuple[Mapping[str, Any], str, object]] = []
@@ -187,7 +195,7 @@ class CodeFingerprint:
         self._called: dict[str, int] = {}
         self._collecting = False
 
-    # Called by the digests of values.
+    # Called by `Values`.
 
     def code(self, thing: Any) -> str:
         """Collect a function, class or module and return a unique name for it."""
@@ -195,12 +203,12 @@ class CodeFingerprint:
         if known is None:
             name = self._name(thing)
             number = self._called[name] = self._called.get(name, 0) + 1
-            if number > 1:  # closures of one function, say
+            if number > 1:  # such as several closures of one function
                 name = f"{name} ({number})"
             known = self._seen[id(thing)] = thing, name
             self._todo.append(known)
             self.starts_programs = self.starts_programs or name.startswith(_STARTERS)
-            if any(thing is each for each in _READERS):  # passed on, as to a `partial`
+            if any(thing is each for each in _READERS):  # not called here, but passed on
                 self._used(f"the environment used by {name}", os.environ)
             elif id(thing) in _IMPORTERS:
                 raise UnhashableError(f"{name} may import any module")
@@ -211,15 +219,18 @@ class CodeFingerprint:
         return self._program.origins.own(file_of(kind.__module__))
 
     def path(self, text: str) -> str | None:
-        """Collect a text that may name a file.
+        """Collect a string that may name a file.
+
+        A path inside the sandbox is not collected, nor is a string in code.
 
         Returns:
-            The portable form of a path in the sandbox or the program's directory, else `None`.
+            The portable form of the string if it is a path inside the sandbox or the program's
+            directory, otherwise `None`.
         """
         sandbox, program = self._sandbox, self._program
         if sandbox and (text == sandbox or text.startswith(sandbox + os.sep)):
-            return "\0sandbox" + text.removeprefix(sandbox)  # its content is that of an input file
-        if not self._collecting:  # else a constant of the program, which may name an output
+            return "\0sandbox" + text.removeprefix(sandbox)  # input files are digested separately
+        if not self._collecting:  # a constant in code may name an output
             self.paths[text] = program.file(text)
         place = program.portable(text)
         return None if place == text else place
@@ -243,10 +254,10 @@ class CodeFingerprint:
     # Collecting.
 
     def value(self, value: object) -> str:
-        """Return the digest of a value, and collect the code that it contains.
+        """Return the digest of a value as text, and collect the code that the value contains.
 
         Raises:
-            UnhashableError: It has no digest.
+            UnhashableError: The value has no digest.
         """
         shown = self._values.shown(value)
         if self._todo:
@@ -257,25 +268,30 @@ class CodeFingerprint:
         """Collect a function, or an object that wraps one.
 
         Raises:
-            UnhashableError: Something that it uses has no digest or cannot be followed.
+            UnhashableError: The function uses a value that has no digest, or it cannot be
+                determined what the function uses.
         """
         self._collecting = True
         code = getattr(function, "__code__", None)
-        if code is not None:  # only the engine calls it, so it owns the globals that it fills
+        if code is not None:  # only the engine calls this function, so it owns globals that it sets
             stored = self._program.names(code).stored
             self._filled.update((id(function.__globals__), each) for each in stored)  # type: ignore[attr-defined]
         self._used("the function", function)
         self._collect()
 
     def versioned(self, function: object, parts: dict[str, str]) -> None:
-        """Collect a function whose `version` replaces its code.
+        """Collect the function of a task whose `version` stands for the function's code.
 
-        The function's module and name, the values in its closures, and its defaults are still
-        included, and so is the code of functions and classes whose names do not identify them, such
-        as one of two lambdas.
+        The function's module and name, the values in its closure, and its defaults are still
+        included. The code of a function or class is included only if its name does not identify it,
+        as with one of two lambdas in a file.
+
+        Args:
+            function: The function.
+            parts: The parts of the task's key, to which the function's parts are added.
 
         Raises:
-            UnhashableError: One of those has no digest.
+            UnhashableError: A value in a closure or a default has no digest.
         """
         sources = self._program.sources
         todo: list[tuple[str, object]] = [("function", function)]
@@ -297,7 +313,7 @@ class CodeFingerprint:
             todo += [(f"default {n} of {part}", each) for n, each in enumerate(defaults, 1)]
 
     def is_unchanged(self) -> bool:
-        """Return True if values that can change in place are unchanged."""
+        """Return True if the collected functions, classes and values have not changed in place."""
         self._collecting = True
         if any(_made_of(each) != parts for each, parts in self.made_of):
             return False
@@ -327,7 +343,7 @@ class CodeFingerprint:
         self._collecting = False
 
     def _settle_empty(self) -> None:
-        """Collect empty globals, after all code that may fill them was inspected."""
+        """Collect empty variables, once all code that may fill them has been inspected."""
         empty, self._empty = self._empty, []
         for part, variables, name, value, owner in empty:
             known = id(owner), name
@@ -339,9 +355,10 @@ class CodeFingerprint:
                 self.read.append((variables, name, value))
 
     def _is_filled(self, owner: type, name: str) -> bool:
-        """Return True if code fills an attribute of a class.
+        """Return True if collected code fills an attribute of a class.
 
-        The code is any function, or a method of the class or of a related one.
+        All functions outside of classes are considered, but only the methods of this class and of
+        related classes.
         """
         metaclass: type = type(owner)
         related = {*owner.__mro__, *metaclass.__mro__}
@@ -378,10 +395,10 @@ class CodeFingerprint:
             self._names(code, variables, name)
 
     def _cell(self, part: str, cell: types.CellType, name: str, code: types.CodeType) -> object:
-        """Collect a variable of a closure, unless it was empty and the function fills it.
+        """Collect a closure variable, unless it was empty and the function fills it.
 
         Returns:
-            Its value; `None` if the function fills it.
+            The variable's value, or `None` if the function fills the variable.
         """
         value, memos = content_of(cell), self._program.memos
         known = id(cell), ""
@@ -396,7 +413,7 @@ class CodeFingerprint:
         return None
 
     def _names(self, code: types.CodeType, variables: dict[str, Any], name: str) -> None:
-        """Collect everything that compiled code uses from outside."""
+        """Collect the globals, imported modules and module members that compiled code uses."""
         names, package = self._program.names(code), variables.get("__package__") or ""
         if not code.co_argcount and not code.co_kwonlyargcount:
             self._filled.update((id(variables), each) for each in names.stored)
@@ -406,7 +423,9 @@ class CodeFingerprint:
         self._fills.update((*home, each) for each in names.filled)
         for each in with_inner(code):
             if hidden := _HIDDEN.intersection(each.co_names):
-                raise UnhashableError(f"{name} uses {min(hidden)}, which may return any object")
+                raise UnhashableError(
+                    f"{name} uses {min(hidden)}, which gives access to any object"
+                )
         for use in names.uses:
             self._fills.update(("", "", each) for each in use.filled())
             self._global(variables, use, name)
@@ -459,11 +478,12 @@ class CodeFingerprint:
 
         Args:
             attributes: The attributes by name.
-            name: The name of their owner.
+            name: The ingredient name of the function, class or module.
             without: Names of attributes to ignore.
-            made: True if special methods are generated from the class body, which is collected
-                itself.
-            owner: The class that has the attributes, if any; its methods may fill empty ones.
+            made: True if the special methods of a class were generated from its body, and the body
+                is collected.
+            owner: The class, or `None` for a function or module. Methods may fill attributes of a
+                class that are empty.
         """
         self.sizes.append((attributes, len(attributes)))
         for attribute, value in list(attributes.items()):
@@ -487,7 +507,7 @@ class CodeFingerprint:
         """Collect a value that code uses.
 
         Raises:
-            UnhashableError: It has no digest.
+            UnhashableError: The value has no digest.
         """
         if issubclass(type(value), types.FunctionType | types.ModuleType | type):
             self.parts[name] = self.code(value)
@@ -502,7 +522,10 @@ class CodeFingerprint:
             self.inner.append((value, digest))
 
     def _global(self, variables: Mapping[str, Any], use: Use, user: str) -> None:
-        """Collect a global that code reads, or for a module the attributes that it reads."""
+        """Collect a global that code reads.
+
+        If the global is a module, collect the attributes that the code reads from it.
+        """
         name = use.chain[0]
         if name in _OF_MODULES:
             return
@@ -524,15 +547,20 @@ class CodeFingerprint:
     def _member(
         self, module: types.ModuleType, use: Use, variables: Mapping[str, Any], user: str
     ) -> None:
-        """Collect the attribute that code reads from a module; for a library, its version."""
+        """Collect the attribute that code reads from a module.
+
+        For a module of a library, collect the library's version.
+
+        Raises:
+            UnhashableError: The attribute has no digest, or may lead to any module.
+        """
         chain, depth = use.chain, 1
         value: Any = module
         while isinstance(value, types.ModuleType):
             inner = vars(value)
             if depth == len(chain) and value is builtins:
                 raise UnhashableError(
-                    f"{user} uses the `builtins` module as a whole, through which it can import "
-                    "any module"
+                    f"{user} uses the `builtins` module as a whole, so it can import any module"
                 )
             if depth == len(chain) or chain[depth] not in inner:
                 self._used(f"{'.'.join(chain[:depth])} used by {user}", value)  # all of it
@@ -559,7 +587,7 @@ class CodeFingerprint:
     def _variable(
         self, part: str, variables: Mapping[str, Any], name: str, value: object, use: Use, rest: int
     ) -> None:
-        """Collect a variable; postpone this for an empty one, see `_settle_empty`."""
+        """Collect a variable. An empty variable is collected later, see `_settle_empty`."""
         if use.filled() == (name,) and rest >= len(use.chain) - (use.by in CALLS):
             self._filled.add((id(variables), name))
         self._compare(variables, name, value)
@@ -572,7 +600,7 @@ class CodeFingerprint:
     def _compare(
         self, variables: Mapping[str, Any], name: str, value: object, owner: type | None = None
     ) -> None:
-        """Set `set_here` if a variable of a module or class may have another value on a worker."""
+        """Set `set_here` to True if a variable may have another value on a worker."""
         holder = variables if owner is None else owner
         if not self.set_here and (id(holder), name) not in self._program.memos:
             self.set_here = not self._is_as_imported(variables, name, value, owner)
@@ -582,14 +610,14 @@ class CodeFingerprint:
     ) -> bool:
         """Return True if a variable has the value that a worker finds when it imports the module.
 
-        Functions, classes and modules under their own names do. The program may have set other
-        values itself.
+        This holds for modules, and for functions and classes under their own names. Other values
+        may have been set by the program.
 
         Args:
             variables: The variables of the module, or the attributes of the class.
-            name: The variable's name.
-            value: The variable's value.
-            owner: The class, if it is an attribute of a class.
+            name: The name of the variable or attribute.
+            value: The value of the variable or attribute.
+            owner: The class, or `None` for a variable of a module.
         """
         module = variables.get("__name__") if owner is None else owner.__module__
         if _is_script(module) or issubclass(type(value), types.ModuleType):
@@ -610,7 +638,7 @@ class CodeFingerprint:
         return not _is_script(home) and value.__qualname__.rpartition(".")[2] == name
 
     def _is_changed(self, module: types.ModuleType, name: str, member: Any) -> bool:
-        """Return True if a library's variable may have been set by the program."""
+        """Return True if the program may have replaced a variable of a library's module."""
         if isinstance(member, types.FunctionType):
             return self._program.origins.own(member.__code__.co_filename)
         if isinstance(member, types.MethodType):
@@ -623,7 +651,10 @@ class CodeFingerprint:
         return type(member) in (int, float, bool) and module.__name__ not in _ELSEWHERE
 
     def _library_s(self, part: str, user: str, module: types.ModuleType, member: Any) -> None:
-        """Record a library's function, and collect its name if it is not where it was defined."""
+        """Note the use of a library's function or class, and collect its name if it was moved.
+
+        It was moved if its own name or its top-level package differs from the one that code uses.
+        """
         if not isinstance(member, types.FunctionType | types.BuiltinFunctionType | type):
             return
         name = part.rpartition(".")[2]
@@ -641,24 +672,24 @@ class CodeFingerprint:
         variables: Mapping[str, Any],
         user: str,
     ) -> bool:
-        """Collect the values that are read through a special name, see `_SPECIAL`.
+        """Collect the values that code reads through a special object, see `_SPECIAL`.
 
         Args:
-            value: The object that may have a special name.
-            rest: The attributes that are read from it.
-            use: The use of the name.
+            value: The object, which may be special.
+            rest: The attributes that the code reads from the object.
+            use: The code's use of the object.
             variables: The globals of the code.
-            user: The name of the code that uses the object.
+            user: The ingredient name of the code.
 
         Returns:
-            True if the name is special.
+            True if the object is special.
 
         Raises:
             UnhashableError: It cannot be determined which value is read.
         """
         if id(value) not in _SPECIAL:
             return False
-        if not use.by:  # the body of a class, whose attributes are collected
+        if not use.by:  # used in a class body: the attributes of the class are collected
             return True
         if value is sys.modules:
             if use.by != "CONTAINS_OP":
@@ -699,7 +730,7 @@ class CodeFingerprint:
             )
         if counts(name):
             value = os.environ.get(name)
-            # As a digest, because it may be a secret, and the parts are shown to users.
+            # Only the digest is stored: the value may be a secret, and users can see the parts.
             self.parts[f"environment {name} used by {user}"] = Values(self).digest(value).hex()
             self.environment.append((name, value))
 
@@ -725,8 +756,8 @@ class CodeFingerprint:
     def _loaded(self, name: str) -> types.ModuleType | None:
         """Return a module, or `None` if it was not loaded when it was first looked up.
 
-        The variables of such a module are ignored: it is loaded by tasks, and the key of the next
-        equal task must be the same.
+        The variables of a module that a task loads later are ignored, so that the next equal task
+        has the same key.
         """
         found = sys.modules.get(name)
         if found is None:
@@ -740,8 +771,8 @@ class CodeFingerprint:
 
         Args:
             name: The module's name.
-            spec: The module's spec.
-            whole: The module itself if all its variables are collected as well.
+            spec: The module's spec, or `None` if there is none.
+            whole: The module if all its variables are to be collected as well, otherwise `None`.
 
         Raises:
             UnhashableError: The module's source cannot be read.
@@ -756,7 +787,7 @@ class CodeFingerprint:
             self._attributes(variables, part, _NOT_OF_MODULES)
         if file is None:
             return
-        if not variables and spec is not None:  # it may be in a zip file, which its loader reads
+        if not variables and spec is not None:  # its loader can read it from a zip file
             variables = {"__name__": name, "__loader__": spec.loader, "__spec__": spec}
         source = self._program.sources.of_module(file, variables)
         if source is None and part not in self.parts and self._loaded(name) is None:
@@ -773,12 +804,12 @@ class CodeFingerprint:
             self._runs(names, {**constants_in(code), "__package__": package}, part)
 
     def _runs(self, names: Names, variables: Mapping[str, Any], part: str) -> None:
-        """Collect the members of loaded modules that a module uses when a task imports it.
+        """Collect the members of loaded modules that a module will use when a task imports it.
 
         Args:
-            names: The names in the importing module's code.
+            names: The names in the code of the module.
             variables: The module's known variables: its package and its constants.
-            part: The name of the module.
+            part: The ingredient name of the module.
         """
         package = variables["__package__"]
         for use in names.uses:
@@ -801,7 +832,7 @@ class CodeFingerprint:
         return "__path__" in variables or variables.get("__spec__") is None
 
     def _own(self, module: Any, file: Any) -> bool:
-        """Return True if a module is the user's own; otherwise collect its library's version."""
+        """Return True if a module is the user's own; otherwise collect the library's version."""
         program = self._program
         if program.origins.own(file):
             if altered(str(module)):  # workers would run its current content
@@ -838,7 +869,7 @@ def _resolved(name: str, package: str) -> str:
 
 
 def _fields_of(cls: Any) -> list[tuple[Any, ...]]:
-    """Return the options and fields of a dataclass, which its body may have computed."""
+    """Return the options and fields of a dataclass, which the class body may have computed."""
     options, fields = cls.__dataclass_params__, cls.__dataclass_fields__
     found = [tuple(getattr(options, each) for each in _OPTIONS)]
     for name, field in fields.items():
@@ -857,7 +888,7 @@ def _related(cls: type) -> list[type]:
 
 
 def _made_of(function: types.FunctionType) -> tuple[object, ...]:
-    """Return the parts of a function that can be set, in a form that compares by identity."""
+    """Return the parts of a function that a program can replace, with defaults by their ids."""
     keywords = {name: id(value) for name, value in (function.__kwdefaults__ or {}).items()}
     names = function.__name__, function.__qualname__
     return function.__code__, id(function.__defaults__), keywords, names
@@ -873,7 +904,7 @@ def _is_empty(value: object) -> bool:
 
 
 def _is_python_s(name: str, value: Any) -> bool:
-    """Return True if a name of `builtins` still has Python's own value."""
+    """Return True if a name in `builtins` still refers to Python's own object."""
     if isinstance(value, types.BuiltinFunctionType):
         return value.__name__ == name
     if isinstance(value, type):

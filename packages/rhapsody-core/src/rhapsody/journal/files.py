@@ -1,9 +1,9 @@
 """Digests of files, and the output files of recorded tasks.
 
-A digest is reused for as long as a file's size, time of change and inode stay the same. The time of
-change does not reveal writes through a memory map on tmpfs, or later writes to a page that is
-already dirty, and some file systems do not record it. Files in these situations are read each time,
-and so are small files.
+A file's digest is reused as long as the file's size, inode and time of change stay the same. The
+time of change misses some writes through memory maps: all of them on tmpfs, and elsewhere writes to
+a page that is already dirty. Some file systems do not record the time of change. In these cases,
+and if a file is small, the file is read each time.
 """
 
 from __future__ import annotations
@@ -26,24 +26,27 @@ KERNEL: tuple[str, ...] = ("/proc", "/sys")
 """File systems of the kernel: some of their files are endless, and reading others blocks."""
 
 SMALL = 16 << 10
-"""Size in bytes up to which a file is read each time: to check it for a change takes as long."""
+"""Maximum size in bytes of a file that is read each time: checking for a change would take as
+long."""
 
 LARGE = 1 << 20
-"""Size in bytes from which a file's digest is kept for later runs."""
+"""Minimum size in bytes of a file whose digest is stored for later runs."""
 
 SETTLED = 2_000_000_000
-"""Minimum age in nanoseconds of a file's last change for its digest to be kept: another change
-within the same clock tick of the file system would go unnoticed (Git calls such an entry racy)."""
+"""Minimum age in nanoseconds of a file's last change before the digest is kept. Earlier, another
+change within the same clock tick of the file system would go unnoticed (Git calls such an entry
+racy)."""
 
 QUICKLY_SETTLED = 100_000_000
-"""The same on local file systems with times finer than a second: a tick is 10 ms at most."""
+"""Same as `SETTLED`, for local file systems whose times are finer than a second: a tick lasts at
+most 10 ms."""
 
 NETWORK = frozenset(
     {"9p", "afs", "beegfs", "ceph", "cifs", "fuse.ceph", "fuse.glusterfs", "fuse.juicefs",
      "fuse.s3fs", "fuse.sshfs", "gfs2", "gpfs", "lustre", "ncpfs", "nfs", "nfs4", "ocfs2",
      "orangefs", "panfs", "pvfs2", "smb2", "smb3", "smbfs", "virtiofs", "wekafs"}
 )  # fmt: skip
-"""Types of file systems that other hosts may change, as in Linux's list of mounts."""
+"""File system types, as in Linux's list of mounts, whose files other hosts may change."""
 
 T = TypeVar("T")
 
@@ -51,14 +54,14 @@ WITHOUT_CHANGE_TIME = frozenset(
     {"devtmpfs", "exfat", "fuse.rclone", "fuse.s3fs", "fuse.sshfs", "fuseblk", "hugetlbfs", "msdos",
      "ramfs", "tmpfs", "vfat"}
 )  # fmt: skip
-"""Types of file systems on which a file may change without a new time of change."""
+"""File system types on which a file may change without a new time of change."""
 
 
 class Stamp(NamedTuple):
     """Attributes of a file that change with its content.
 
-    The time is that of the inode's change (`st_ctime_ns`). A program that writes to a file can
-    reset the time of its last modification, as `cp -p` does, but not this one.
+    `changed` is the time at which the inode was last changed (`st_ctime_ns`). A program can reset
+    a file's modification time after writing to the file, as `cp -p` does, but not this time.
     """
 
     device: int
@@ -68,15 +71,15 @@ class Stamp(NamedTuple):
 
 
 class FileDigests:
-    """Digests of files, each computed once until the file changes. Not thread-safe.
+    """Cache of the digests of files. Not thread-safe.
 
     Args:
-        earlier: Function that returns the digest which an earlier run stored for a stamp, if any.
+        earlier: Function that returns the digest that an earlier run stored for a stamp, or `None`.
 
     Attributes:
         new: Digests to store for later runs, by stamp.
-        gone: Digests of missing files that recorded tasks wrote, by path.
-        pipes: The requested paths that are pipes.
+        gone: Digests to use for missing files that recorded tasks wrote, by path.
+        pipes: Paths passed to `of` that are named pipes.
     """
 
     def __init__(self, earlier: Callable[[Stamp], bytes | None] = lambda _: None) -> None:
@@ -100,10 +103,11 @@ class FileDigests:
             self._seen = self._once = None
 
     def of(self, path: str) -> bytes | None:
-        """Return the digest of a file's content, `None` if there is no readable file.
+        """Return the digest of a file's content, or `None` if there is no readable regular file.
 
         Args:
-            path: The file's path. `~`, `$NAME` and `file:///` are expanded, as most libraries do.
+            path: The file's path. As most libraries do, this method expands `~` and `$NAME`, and
+                accepts a URL that starts with `file:///`.
         """
         if not path or len(path) > LONGEST:
             return None
@@ -126,11 +130,11 @@ class FileDigests:
             if not stat.S_ISREG(found.st_mode) or found.st_dev in self._kernel:
                 return None
             return self._of(path, found)
-        except (OSError, ValueError):  # it is missing, or its name has a null byte
+        except (OSError, ValueError):  # the file is missing, or its name contains a NUL byte
             return None
 
     def once(self, make: Callable[..., T], *args: Any) -> T:
-        """Return a function's result, computed once for equal arguments in `looking_once`."""
+        """Return a function's result; inside `looking_once`, call it once for equal arguments."""
         if self._once is None:
             return make(*args)
         if (make, args) not in self._once:
@@ -139,10 +143,10 @@ class FileDigests:
         return found
 
     def of_any(self, path: str) -> bytes | None:
-        """Return the digest of a file, or of all files in a directory.
+        """Return the digest of a file, or of all files in a directory; `None` if there is none.
 
-        A directory has no digest if one of its files cannot be read or is a link to a directory.
-        A missing file that is in `gone` has the digest of its former content.
+        A directory has no digest if it contains a link to a directory, or an entry that cannot be
+        read. For a missing file, the digest in `gone` is returned if there is one.
         """
         digest = self.of(path)
         if digest is not None or not os.path.isdir(path):
@@ -196,9 +200,9 @@ class FileDigests:
 
 
 def _mapped_inodes() -> set[int]:
-    """Return the inodes that this process has mapped for writing."""
+    """Return the inodes of the files that this process has mapped, shared and writable."""
     found: set[int] = set()
-    with contextlib.suppress(OSError), open("/proc/self/maps", "rb", 0) as maps:  # no Linux
+    with contextlib.suppress(OSError), open("/proc/self/maps", "rb", 0) as maps:  # only on Linux
         for line in maps.read().splitlines():
             _, access, _, _, inode, *_ = line.split(None, 5)
             if access == b"rw-s":
@@ -229,10 +233,10 @@ def on_network(directory: Path) -> bool:
 
 
 def file_system(path: str) -> str:
-    """Return the type of the file system that contains a path; empty if unknown."""
+    """Return the type of the file system that contains a path, or an empty string if unknown."""
     try:
         mounts = Path("/proc/self/mounts").read_text(encoding="utf-8", errors="surrogateescape")
-    except OSError:  # no Linux
+    except OSError:  # not Linux
         return ""
     place, found = os.path.realpath(path), ("", "")
     for line in mounts.splitlines():
@@ -245,9 +249,10 @@ def file_system(path: str) -> str:
 
 
 class Outputs:
-    """Records of the files that tasks made, which are reused only if they have not changed.
+    """Reader and writer of the records of the files that tasks wrote.
 
-    Paths are relative to the journal's directory, so that it can be moved with the files.
+    A result is reused only if its files have not changed since they were recorded. Recorded paths
+    are relative to the journal's directory, so that the directory can be moved with the files.
 
     Args:
         directory: The directory of the journal.
@@ -259,10 +264,10 @@ class Outputs:
         self._digests = digests
 
     def noted(self, files: TaskFiles | None, *, named: bool) -> str | None:
-        """Return the record of a task's files as JSON, `None` if there are none.
+        """Return the record of a task's files as JSON, or `None` if there is nothing to record.
 
         Args:
-            files: The files.
+            files: The task's files, or `None` if it has none.
             named: True if the task's result is, or contains, a path into its sandbox.
 
         Raises:
@@ -272,8 +277,8 @@ class Outputs:
             return None
         if files.shared and has_files(files.sandbox):
             raise UnhashableError(
-                "it left files in its sandbox without declaring them, so that its dependents see "
-                f"them all ({files.sandbox}); pass it an OutputFile for each file that they need"
+                f"it left undeclared files in its sandbox {files.sandbox}, and its dependents see "
+                "all of them; pass it an OutputFile for each file that its dependents need"
             )
         if not (files.paths or named):
             return None
@@ -308,7 +313,9 @@ class Outputs:
             made: The record of the repeated attempt.
 
         Returns:
-            The former paths, each with the digest of the new file.
+            The former paths, in sandboxes and at destinations, each with the digest of the new
+            file, or with `b""` if the file was not written again. If the attempts wrote files with
+            different names, all former paths are returned.
         """
         before, now = json.loads(former)["files"], json.loads(made)["files"]
         return {
@@ -323,8 +330,8 @@ class Outputs:
         """Find a task's files from their record.
 
         Returns:
-            The files, some of which may be missing; `None` if one has changed, or if a directory
-            or a file that the task's result names is missing.
+            The files, some of which may be missing; `None` if a file has changed, or if a missing
+            one is a directory or belongs to a task whose result contains a path into its sandbox.
         """
         read = json.loads(noted)
         paths, places, missing = {}, {}, set()
@@ -366,7 +373,7 @@ class Outputs:
 
 
 def has_files(sandbox: str) -> bool:
-    """Return True if a task left files in its sandbox other than those put there for it."""
+    """Return True if a sandbox contains anything other than links and Rhapsody's own files."""
     own = os.path.basename(sandbox)
     try:
         with os.scandir(sandbox) as entries:

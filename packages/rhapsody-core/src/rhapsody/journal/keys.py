@@ -1,6 +1,6 @@
 """Key of a task: the digest of everything that its result is known to depend on.
 
-The backend, resources, timeouts and retries are not part of it.
+The backend, resources, timeouts and retries are not part of the key.
 """
 
 from __future__ import annotations
@@ -35,26 +35,27 @@ _BRACED = re.compile(r"\$\{(\w+)\}(?!\w)")
 _VARIABLE = re.compile(r"\$(\w+)")
 
 MOST_PROGRAMS = 64
-"""Maximum number of words of a command that are looked up as programs (`mpirun -n 4 tool`)."""
+"""Maximum number of words of a command that are looked up as programs, such as the first and the
+last word of `mpirun -n 4 tool`."""
 
 SURROUNDINGS: tuple[str, ...] = ("environment", "named_env", "container", "pre_exec", "pre_launch")
-"""Settings of backends that change the environment of programs: those of RADICAL-Pilot, and
-`container` of any backend."""
+"""Backend-specific settings that change the environment in which a program runs: those of
+RADICAL-Pilot, and `container` of any backend."""
 
 
 class Key(NamedTuple):
-    """Everything that a task's result depends on.
+    """Key of a task, with the ingredients from which its digest is computed.
 
     Attributes:
-        digest: The digest of everything, see `Keys.digest`.
-        parts: All parts except `code`, as text (see `as_text`). Each has the name that messages use
-            for it, and a digest; small numbers are included as they are.
-        code: The digest of the function's code and all that it uses, see `Keys.codes`; `None` for
-            a command, and for a task with a `version`.
+        digest: The digest of `parts`, `code` and `paths`, see `Keys.digest`.
+        parts: The parts of the key except `code`, as text (see `as_text`): the name of each part,
+            which messages use, and the part's digest. Small numbers are included as they are.
+        code: The digest of the function's code and everything that it uses, see `Keys.codes`;
+            `None` for a command, a callable object, or a task with a `version`.
         paths: The strings and paths in the arguments that may name files, each with the digest
-            of its file, or `None` if the file does not exist.
-        watched: The parts that must not change until the task has ended: its input files and the
-            variables that a command inherits.
+            of its file, or `None` if there is no readable file.
+        watched: The parts of the key that must not change until the task has ended, by name: the
+            task's input files, and the environment variables that a command inherits.
     """
 
     digest: bytes
@@ -65,12 +66,13 @@ class Key(NamedTuple):
 
 
 class _Known(NamedTuple):
-    """A function that was inspected.
+    """Result of inspecting a function.
 
     Attributes:
-        digest: The digest of the function's code and of all that it uses.
+        digest: The digest of the function's code and everything that it uses; empty if there is
+            none.
         found: The ingredients of the digest, and the variables that were read.
-        refused: The reason why the function has no digest; `None` if it has one.
+        refused: The reason why the function has no digest, or `None` if it has one.
     """
 
     digest: bytes
@@ -78,12 +80,12 @@ class _Known(NamedTuple):
     refused: str | None = None
 
     def is_current(self) -> bool:
-        """Return True if the variables that were read still refer to the same objects."""
+        """Return True if all variables that were read still have the same values."""
         found = self.found
         for variables, name, value in found.read:
             if variables.get(name, MISSING) is not value:
                 return False
-        for sized, size in found.sizes:  # loops, because generators take longer
+        for sized, size in found.sizes:  # `for` loops are faster than generators here
             if len(sized) != size:
                 return False
         for cell, content in found.cells:
@@ -95,9 +97,9 @@ class _Known(NamedTuple):
 
 
 def as_text(parts: Mapping[str, object]) -> str:
-    """Return ingredients as text that `ast.literal_eval` can read, the same in each run.
+    """Return ingredients as text that is the same in each run and that `ast.literal_eval` reads.
 
-    This takes half the time of `json.dumps` with sorted keys.
+    `ascii` takes half the time of `json.dumps` with sorted keys.
     """
     return ascii(parts)
 
@@ -107,18 +109,18 @@ class Keys:
     """Factory of task keys.
 
     Args:
-        program: The state shared by all functions of a run.
+        program: The state shared by the fingerprints of a run.
 
     Attributes:
-        codes: The ingredients of functions' code and the lines where they begin, as text (see
-            `as_text`), by `Key.code`.
+        codes: For each `Key.code`, the ingredients of the function's code and the first line
+            numbers of the functions among them, as text (see `as_text`).
     """
 
     program: Program
     codes: dict[bytes, str] = field(default_factory=dict)
     _functions: WeakKeyDictionary[Any, _Known] = field(default_factory=WeakKeyDictionary)
     _checked: set[int] = field(default_factory=set)
-    _ingredients: CodeFingerprint = field(init=False)  # one for all tasks: it is slow to create
+    _ingredients: CodeFingerprint = field(init=False)  # shared by all tasks: slow to create
 
     def __post_init__(self) -> None:
         self._ingredients = CodeFingerprint(self.program)
@@ -134,9 +136,11 @@ class Keys:
 
         Args:
             task: The task's description.
-            settings: The task's settings that are part of the key: its `version`.
-            inputs: The paths of the task's input files, by name.
-            texts: The strings and paths in the arguments of a command, which may name files.
+            settings: The task's settings, of which `version` is part of the key.
+            inputs: The paths of the task's input files by name; `None` for a file that cannot be
+                read on this machine.
+            texts: The strings and paths among the arguments of an executable task, which may name
+                files.
 
         Raises:
             UnhashableError: An argument or a value that the function uses has no digest, or an
@@ -146,7 +150,7 @@ class Keys:
             return self._of(task, settings, inputs, texts)
         except UnhashableError:
             raise
-        except Exception as error:  # any error of an object that is inspected
+        except Exception as error:  # any error raised by an object that is inspected
             raise UnhashableError(f"its function cannot be inspected: {error!r}") from error
 
     def _of(
@@ -169,7 +173,7 @@ class Keys:
         for number, value in enumerate(task["args"], 1):
             parts[f"argument {number}"] = found.value(value)
         for name, value in sorted(task["kwargs"].items()):
-            shown = name if name.isidentifier() else repr(name)  # no number
+            shown = name if name.isidentifier() else repr(name)  # not taken for a position
             parts[f"argument {shown}"] = found.value(value)
         if function is not None and not self.program.pipes.isdisjoint(found.paths):
             pipe = min(self.program.pipes & found.paths.keys())
@@ -209,7 +213,13 @@ class Keys:
         return Key(self.digest(text, code, found.paths), text, code, found.paths, watched)
 
     def digest(self, parts: str, code: bytes | None, paths: Mapping[str, bytes | None]) -> bytes:
-        """Return the digest of a key's parts, code digest, and paths with their files' digests."""
+        """Return the digest of a key's parts, its code digest, and the files that exist.
+
+        Args:
+            parts: See `Key.parts`.
+            code: See `Key.code`.
+            paths: See `Key.paths`.
+        """
         made = hashlib.blake2b((code or b"") + parts.encode(), digest_size=SIZE)
         if any(paths.values()):
             portable = self.program.portable
@@ -221,7 +231,7 @@ class Keys:
     def _command(
         self, task: Mapping[str, Any], found: CodeFingerprint, parts: dict[str, str]
     ) -> None:
-        """Add a command and its inherited variables to `parts`; collect the files it names."""
+        """Add a command and its inherited variables to `parts`, and collect the files it names."""
         words = [str(each) for each in (task.get("executable"), *task.get("arguments", ()))]
         sandbox, environment = task.get("sandbox"), task.get("environment") or {}
         metadata = task["metadata"]
@@ -247,11 +257,11 @@ class Keys:
         cwd: str | None,
         declared: Collection[str],
     ) -> Iterator[str]:
-        """Yield the programs that a command names, and possible paths in its words.
+        """Yield the paths of the programs that a command names, and possible paths in its words.
 
         This includes paths in words such as `--in=PATH`, in shell commands and in `environment`,
-        but not files that a shell writes to. After the first word, the names of declared files are
-        not regarded as programs.
+        but not files that a shell writes to. Only the first program may have the name of a declared
+        file.
         """
         programs: dict[str, None] = {}
         for word in words:
@@ -263,7 +273,7 @@ class Keys:
                     if not programs or piece not in declared:
                         programs[piece] = None
             if "\\" in text or "'" in text or '"' in text:
-                with contextlib.suppress(ValueError):  # it is not for a shell
+                with contextlib.suppress(ValueError):  # the word is not a shell command
                     pieces += shlex.split(text)
             pieces += [
                 last for each in pieces for pair in _AFTER_FLAG.findall(each) for last in pair
@@ -283,21 +293,23 @@ class Keys:
             yield from (piece for piece in value.split(":") if piece.startswith("/"))
 
     def files(self, paths: Iterable[str]) -> dict[str, bytes | None]:
-        """Return the current digest of each path's file, `None` if the file does not exist."""
+        """Return the current digest of each file, or `None` if there is no readable file."""
         return {path: self.program.file(path) for path in paths}
 
     def require_unchanged(
         self, task: Mapping[str, Any], inputs: Mapping[str, str | None], before: Mapping[str, str]
     ) -> None:
-        """Raise if a task's inputs have changed since its key was computed.
+        """Raise an error if a task's inputs have changed since its key was computed.
 
         Args:
             task: The task's description.
-            inputs: The paths of the task's input files, by name.
+            inputs: The paths of the task's input files by name; `None` for a file that cannot be
+                read on this machine.
             before: The inputs' digests when the key was computed, see `Key.watched`.
 
         Raises:
-            UnhashableError: A file, or a variable that a command inherits, has changed.
+            UnhashableError: An input file has changed or cannot be read, or an environment variable
+                that a command inherits has changed.
         """
         for name, path in inputs.items():
             if self.program.content(name, path).hex() != before.get(f"input file {name}"):
@@ -314,21 +326,24 @@ class Keys:
                 )
 
     def _variables(self, task: Mapping[str, Any], found: CodeFingerprint) -> str | None:
-        """Return the digest of environment variables that the program has set, `None` if none."""
+        """Return the digest of the variables that the program has set and the task inherits.
+
+        Return `None` if there are none.
+        """
         own = task.get("environment") or {}
         inherited = self.program.variables()
         inherited = {name: value for name, value in inherited.items() if name not in own}
         return found.value(inherited) if inherited else None
 
     def begin(self) -> None:
-        """Begin a batch of tasks, in which mutable values are inspected once more."""
+        """Begin a batch of tasks. Mutable values are compared again once in each batch."""
         self._checked.clear()
 
     def _code(self, function: Any) -> bytes:
-        """Return the digest of a function's code and all that it uses.
+        """Return the digest of a function's code and everything that it uses.
 
         Raises:
-            UnhashableError: It has no digest.
+            UnhashableError: The function has no digest.
         """
         known = self._functions.get(function)
         if known is None or not known.is_current() or not self._is_unchanged(known):
@@ -338,9 +353,9 @@ class Keys:
         return known.digest
 
     def _is_unchanged(self, known: _Known) -> bool:
-        """Return True if mutable values that the function uses are unchanged.
+        """Return True if the mutable values that a function uses are unchanged.
 
-        They are compared once per batch.
+        They are compared only once per batch.
         """
         if id(known) in self._checked:
             return True
@@ -352,7 +367,9 @@ class Keys:
         try:
             found.function(function)
         except UnhashableError as error:
-            fix = "pass the value as an argument, or set version= and change it with the code"
+            fix = (
+                "pass the value as an argument, or set version= and change it when the code changes"
+            )
             return _Known(b"", found, f"{error}; {fix}")
         if sys.flags.optimize:
             found.parts["python -O"] = str(sys.flags.optimize)
@@ -370,11 +387,15 @@ def _without(sandbox: str, word: str) -> str:
 def require_not_changed(
     before: Mapping[str, bytes | None], now: Mapping[str, bytes | None]
 ) -> None:
-    """Raise if a file has changed or is missing; new files are regarded as outputs.
+    """Raise an error if a file has changed or is missing. New files are regarded as outputs.
+
+    Args:
+        before: The digests of the files when the task's key was computed, see `Key.paths`.
+        now: The current digests of the same files.
 
     Raises:
-        UnhashableError: A file has changed or is missing, and the task may have read it before or
-            after that.
+        UnhashableError: A file has changed or is missing; the task may have read it before or
+            after the change.
     """
     for path, digest in before.items():
         if digest is not None and now[path] != digest:
@@ -386,7 +407,10 @@ def require_not_changed(
 
 
 def _taken_apart(function: Any, found: CodeFingerprint, parts: dict[str, str]) -> Any:
-    """Return the function in a method, `partial` or library's wrapper; add the rest to `parts`."""
+    """Return the function inside a method, `partial` or wrapper of a library.
+
+    Add everything else, such as the arguments of the `partial`, to `parts`.
+    """
     while not isinstance(function, _CODE):
         part = f"around {len(parts)}"
         if isinstance(function, functools.partial):
@@ -398,7 +422,7 @@ def _taken_apart(function: Any, found: CodeFingerprint, parts: dict[str, str]) -
         else:
             wrapped = getattr(function, "__wrapped__", None)
             if found.own(type(function)) or not isinstance(wrapped, types.FunctionType):
-                break  # an object with a state
+                break  # a callable object with state
             parts[part] = type(function).__qualname__
             function = wrapped
     return function

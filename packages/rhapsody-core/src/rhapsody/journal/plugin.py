@@ -1,4 +1,4 @@
-"""Journal plugin: reuses results of an earlier run and records those of this one."""
+"""Journal plugin: reuses the results of earlier runs and records the results of this run."""
 
 from __future__ import annotations
 
@@ -29,36 +29,38 @@ log: logging.Logger = logging.getLogger("rhapsody.journal")
 
 _Call = tuple[Key, int, str | None]
 """A call that may be recorded: its key, its number among the calls with that key, and the reason
-why an earlier recording is not used."""
+why an earlier recording is not used, or `None`."""
 
 
 class Journal:
     """Results of a run, recorded so that the next run can reuse them.
 
-    A journal object belongs to one run of a program, which may have several engines. Its hooks are
-    called on the engines' loop and wait for the work, which is done on the journal's own thread.
+    A journal object belongs to one run of a program, which may have several engines. The engines
+    call its hooks on their event loop. The hooks wait for the work, which runs on the journal's own
+    thread.
 
     Args:
-        path: The journal's file. A missing file is created with access for its user only.
+        path: The path of the journal's file. A missing file is created so that only the current
+            user can read and write it.
         program: The directory of the program. Paths below it are compared relative to it, so that
             the program can be moved.
-        resume: True if the recordings of the last run are reused; `None` if they are reused only if
-            that run did not succeed.
+        resume: True to reuse the recordings of the last run, False to ignore them, `None` to reuse
+            them only if that run did not succeed.
         shared: True if another run may use the journal at the same time.
         largest: Maximum size of a pickled value that is recorded, in bytes; `None` for no limit.
         again: Names of tasks whose recordings are not used.
-        push_down: True if the engine may submit tasks before their dependencies have finished to
-            backends that keep values; values that a backend keeps are not recorded.
+        push_down: True if, on backends that keep values, the engine may submit tasks before their
+            dependencies have finished. Values that a backend keeps are not recorded.
 
     Attributes:
-        path: The journal's file.
+        path: The path of the journal's file.
         push_down: The argument `push_down`.
         names: The names in `again` for which this run has called tasks.
 
     Raises:
         JournalInUseError: Another run uses the journal, and `shared` is False or the journal is on
             a network file system, where it cannot be shared.
-        JournalError: The file cannot be used.
+        JournalError: The journal cannot be used.
     """
 
     def __init__(
@@ -87,8 +89,8 @@ class Journal:
         self._largest = largest
         self._again = frozenset(again)
         self._calls: dict[str, _Call] = {}
-        self._gone: dict[str, tuple[int, str]] = {}  # calls that were found without their files
-        self._readers: dict[str, dict[str, str]] = {}  # by input path: reused calls and their names
+        self._gone: dict[str, tuple[int, str]] = {}  # reused calls whose files are missing
+        self._readers: dict[str, dict[str, str]] = {}  # by input path: reused calls, their tasks
         self._numbers: dict[bytes, int] = {}
         self._moved: dict[bytes, set[int]] = {}  # numbers of calls that had another key before
         self._refused: dict[str, str] = {}
@@ -111,14 +113,17 @@ class Journal:
 
     @property
     def before(self) -> str:
-        """Outcome of the resumed run, such as `"failed"`."""
+        """Outcome of the resumed run, such as `"failed"`; meaningless if no run was resumed."""
         return self._store.before
 
     def end(self, how: How) -> None:
-        """End the run; a second call has no effect.
+        """End the run. A second call has no effect.
+
+        Args:
+            how: The outcome of the run.
 
         Raises:
-            JournalError: The file cannot be written.
+            JournalError: The journal cannot be written.
         """
         self._store.end(how)
 
@@ -128,7 +133,7 @@ class Journal:
     async def rhapsody_lookup_results(
         self, tasks: Sequence[LookupTask]
     ) -> Sequence[Recorded | None]:
-        """Find the results of the same calls in an earlier run."""
+        """Find the results of the same calls in earlier runs."""
         return await self._on_thread(partial(self._find, tasks)) or [None] * len(tasks)
 
     @hookimpl
@@ -148,7 +153,8 @@ class Journal:
             if not self._failed:
                 self._failed = True
                 log.error(
-                    "journal %s: disabled (%s); the next run will recompute results from now on",
+                    "journal %s: disabled (%s); later results are not recorded, and the next run "
+                    "will compute them again",
                     self.path,
                     error,
                 )
@@ -157,7 +163,12 @@ class Journal:
     async def preview(
         self, tasks: Sequence[LookupTask]
     ) -> Sequence[tuple[Recorded | None, str]] | None:
-        """Find the results that would be reused, and explain for each task whether it would run."""
+        """Find the results that a run would reuse, and explain for each task whether it would run.
+
+        Returns:
+            For each task, the result or `None`, and the explanation. `None` if the journal has
+            failed.
+        """
         return await self._on_thread(partial(self._preview, tasks))
 
     # On the journal's thread.
@@ -173,7 +184,7 @@ class Journal:
     def _verdict(
         self, task: LookupTask, found: Recorded | None, earlier: Earlier
     ) -> tuple[Recorded | None, str]:
-        """Return the result that would be used, and a verdict on whether the task would run."""
+        """Return the result that a run would reuse, and a verdict on whether the task would run."""
         if found is None:
             return None, self._why(task, earlier)
         if found.files is None or not found.files.missing:
@@ -197,7 +208,7 @@ class Journal:
 
     def _find(self, tasks: Sequence[LookupTask]) -> list[Recorded | None]:
         self._keys.begin()
-        own_modules()  # workers receive the sources that are read by now
+        own_modules()  # read the sources that workers receive, before keys are computed
         with self._files.looking_once():  # none of these tasks has started
             return [self._look_up(task) for task in tasks]
 
@@ -207,7 +218,8 @@ class Journal:
             if task["implicit"] and any(map(has_files, task["implicit"])):
                 raise UnhashableError(
                     "it sees undeclared files that its dependencies left in their sandboxes; "
-                    "declare each file that it reads with an OutputFile there and an InputFile here"
+                    "declare each file that it reads as an OutputFile of the task that writes it, "
+                    "and as an InputFile of this task"
                 )
             key = self._keys.of(task, task["settings"], task["inputs"], task["texts"])
         except UnhashableError as error:
@@ -216,7 +228,7 @@ class Journal:
         former = self._calls.pop(call, None)
         if former is None:
             number = self._number(key.digest)
-        elif former[0].digest == key.digest:  # files that it reads were made again
+        elif former[0].digest == key.digest:  # its input files were produced again, unchanged
             number = former[1]
         else:
             number = self._number(key.digest, former[1])
@@ -235,12 +247,12 @@ class Journal:
         return found
 
     def _number(self, key: bytes, wanted: int | None = None) -> int:
-        """Return the number of a call among those with the same key.
+        """Return the number of a call among the calls with the same key.
 
         Args:
             key: The key's digest.
-            wanted: The number that the call had with a former key. The call keeps it if no other
-                call with this key has it.
+            wanted: The number that the call had when it had another key, or `None`. The call keeps
+                the number unless another call with this key has it.
         """
         counted, moved = self._numbers.get(key, 0), self._moved.get(key, ())
         if wanted is not None and wanted > counted and wanted not in moved:
@@ -255,7 +267,15 @@ class Journal:
     def _found(
         self, call: str, name: str, key: Key, number: int
     ) -> tuple[Recorded | None, str | None]:
-        """Return the recorded result of a call, or the reason why an existing one is not used."""
+        """Find the recorded result of a call.
+
+        Returns:
+            The result or `None`, and the reason why the recording cannot be used, or `None`. Both
+            are returned if files are missing: the call runs again only if a task reads one of them.
+
+        Raises:
+            sqlite3.Error: The journal cannot be read.
+        """
         try:
             row = self._store.find(key.digest, number)
             if row is None:
@@ -264,14 +284,14 @@ class Journal:
             files = None if noted is None else self._outputs.found(noted)
             if noted is not None and files is None:
                 return None, "a file that it wrote is missing or has changed"
-            content = pickle.loads(packed)  # noqa: S301 - the user's own, see `require_private`
+            content = pickle.loads(packed)  # noqa: S301 - written by the user: `require_private`
             value, stdout, stderr, exit_code = content
         except JournalError as error:
             log.warning("task %r runs again: %s", name, error)
             return None, str(error)
         except sqlite3.Error:
             raise
-        except Exception as error:  # any error of a user's class
+        except Exception as error:  # any error raised by a user's class
             why = f"its recorded result cannot be read: {describe_error(error)}"
             log.warning("task %r runs again: %s", name, why)
             return None, why
@@ -295,7 +315,7 @@ class Journal:
                         refused[record.uid] = error
                     continue
                 uid = _call(record.task["uid"])
-                if self._gone.pop(uid, None) is not None:  # its files are missing: it ran again
+                if self._gone.pop(uid, None) is not None:  # it ran again: its files were missing
                     for path in filter(None, record.inputs.values()):
                         self._readers.get(path, {}).pop(uid, None)
                 call = self._calls.pop(uid, None)
@@ -303,7 +323,7 @@ class Journal:
                     recording = None if call is None else self._recording(record, call)
                 except sqlite3.Error:
                     raise
-                except Exception as error:  # any error of its value or its files
+                except Exception as error:  # any error raised by its value or its files
                     self._refuse(record.task["name"], f"{type(error).__name__}: {error}")
                     continue
                 if recording is not None:
@@ -318,8 +338,9 @@ class Journal:
     def _made_again(self, record: Record, call: str) -> DataError | None:
         """Record files that a reused task has produced again.
 
-        If their content differs, only this run uses them, and only if it has reused no result that
-        depends on the old content: tasks must not see two versions of a file.
+        If the content of the files differs, the files are used only by this run, and only if the
+        run has reused no result that depends on the old content: the tasks of a run must not see
+        two versions of a file.
 
         Returns:
             The error for the task if such a result was reused, otherwise `None`. After an error,
@@ -330,7 +351,7 @@ class Journal:
             files = self._files_of(record)
         except UnhashableError:
             return None
-        if files is None or former is None:  # another plugin has found it
+        if files is None or former is None:  # another plugin found the result
             return None
         changed = self._outputs.changed(former, files)
         if not changed:
@@ -346,7 +367,7 @@ class Journal:
         if not reused and not self._has_value(recording, record.value):
             reused = ["its previous result"]
         if not reused:
-            self._files.gone |= changed  # for lookups in progress
+            self._files.gone |= changed  # for lookups that are still to come
             return None
         self._store.forget(recording)
         files_named = ", ".join(sorted({repr(os.path.basename(path)) for path in changed}))
@@ -357,12 +378,12 @@ class Journal:
         )
 
     def _has_value(self, recording: int, value: object) -> bool:
-        """Return True if a value is equal to the recorded one, compared as pickles."""
+        """Return True if a value and the recorded one have the same pickle."""
         packed = self._store.value(recording)
         try:
-            recorded = pickle.loads(packed)[0]  # noqa: S301 - it was read before
+            recorded = pickle.loads(packed)[0]  # noqa: S301 - `_found` has loaded it before
             return pickle.dumps(recorded) == pickle.dumps(value)
-        except Exception:  # any error of a user's class
+        except Exception:  # any error raised by a user's class
             return False
 
     def _files_of(self, record: Record) -> str | None:
@@ -371,7 +392,7 @@ class Journal:
         return self._outputs.noted(record.files, named=named)
 
     def _recording(self, record: Record, call: _Call) -> Recording | None:
-        """Return the recording of a result, `None` if it is not recorded."""
+        """Return the recording of a result, or `None` if the result cannot be recorded."""
         task = record.task
         key, number, why = call
         digest, paths = key.digest, key.paths
@@ -400,7 +421,7 @@ class Journal:
         try:
             if largest is None or sys.getsizeof(record.value) <= largest:  # else it is too large
                 packed = pickle.dumps(value, protocol=pickle.HIGHEST_PROTOCOL)
-        except Exception:  # cloudpickle stores the code of what pickle cannot name
+        except Exception:  # cloudpickle also stores objects that pickle cannot find by name
             import cloudpickle  # type: ignore[import-untyped]
 
             try:
@@ -417,7 +438,7 @@ class Journal:
         return packed
 
     def _refuse(self, name: str, why: str) -> None:
-        """Log and store the reason why tasks with a name are not recorded, once per name."""
+        """Log and store the reason why tasks with this name are not recorded, once per name."""
         if name not in self._refused:
             self._refused[name] = why
             self._store.refuse(name, why)
@@ -425,7 +446,7 @@ class Journal:
 
 
 def _with_files(parts: str, paths: Mapping[str, bytes | None]) -> str:
-    """Return the text of a key's parts with the digests of the files that its paths name added."""
+    """Return the text of a key's parts, with the digests of the files at `paths` added."""
     if not any(paths.values()):
         return parts
     read = {f"file {path}": digest.hex() for path, digest in paths.items() if digest}

@@ -1,16 +1,16 @@
 """Source code of the program: its digests, the names that it uses, and its origin.
 
-The digest of a user's function is that of its byte code, compiled again from the source without
-docstrings, positions and annotations of arguments. It always represents the loaded code, not the
-current content of the file: if the two differ, or if there is no source, the loaded byte code is
-used as it is. The digest of a class or module is that of the byte code of its source; a file that
-has changed since the program started is rejected. Byte code depends on the minor version of Python.
-Installed packages are represented by their version.
+The digest of a user's function is computed from byte code that is compiled again from the source,
+without docstrings, positions and annotations of arguments. The digest always represents the loaded
+code, not the current content of the file: if the two differ, or if there is no source, the loaded
+byte code is used as it is. The digest of a class or module is computed from its source in the same
+way, and a file that was changed after the program started is rejected. Digests depend on the minor
+version of Python, because byte code does. Installed packages are represented by their versions.
 
-The names that a function uses from outside are read from its compiled code, which is what runs. It
-shows which globals a function reads, with the attributes that are read directly (`settings.rate`),
-which modules it imports, and the literal arguments of the few calls whose first argument is a name,
-such as `os.environ["RATE"]`.
+The names that a function uses from outside are read from its compiled code, because that is the
+code that runs. The compiled code shows which globals the function reads, with the attributes that
+it reads directly from them (`settings.rate`), and which modules it imports. It also shows literal
+subscripts and first arguments, such as `"RATE"` in `os.environ["RATE"]`.
 """
 
 from __future__ import annotations
@@ -42,7 +42,8 @@ from rhapsody.sdk.modules import Origins, real_path, spec_of, with_inner
 from rhapsody.sdk.runner import process_began
 
 BEGAN: int = process_began() or time.time_ns()
-"""Start time of this process, or of its parent if it was forked after this module was loaded."""
+"""Start time of this process in nanoseconds since the epoch; if the process was forked after this
+module was imported, the start time of its parent."""
 
 _FUNCTIONS = ast.FunctionDef | ast.AsyncFunctionDef
 
@@ -52,20 +53,20 @@ _SCOPES = (
     ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.Lambda
     | ast.ListComp | ast.SetComp | ast.DictComp | ast.GeneratorExp
 )  # fmt: skip
-"""Nodes that compile to a separate code object."""
+"""Syntax nodes for which Python compiles a separate code object."""
 
 
 @dataclass(slots=True)
 class _File:
-    """A source file as it is compiled now.
+    """Source file, compiled as it was when it was first read.
 
     Attributes:
-        changed: The time of its last change, in nanoseconds.
-        code: The file's code as Python compiles it.
-        plain: The code compiled from the normalized tree, by the corresponding code of the file.
-        names: The number of functions and classes with each qualified name.
-        classes: The classes with each qualified name in the normalized tree.
-        chains: The names in the body of each class, see `_chains`.
+        changed: The time of the file's last change in nanoseconds, or 0 if there is no file.
+        code: The file's code as Python compiles it, or `None` if there is no valid source.
+        plain: For each code object of the file, the one compiled from the normalized tree.
+        names: The number of code objects with each qualified name.
+        classes: The classes in the normalized tree, by qualified name.
+        chains: The names in the body of each class, by qualified name, see `_chains`.
     """
 
     changed: int = 0
@@ -77,12 +78,12 @@ class _File:
 
 
 class Sources:
-    """The source files of a program, each read once.
+    """Source files of a program, each read once.
 
     Attributes:
-        began: The start time of the process, in nanoseconds. Source that was changed later (by the
-            `ctime` of its file, which tools that copy files cannot set) may differ from what was
-            imported.
+        began: The start time of the process, in nanoseconds since the epoch. A file with a later
+            `ctime` may differ from the code that was imported. The `ctime` is used because
+            programs cannot set it, unlike the modification time.
     """
 
     def __init__(self) -> None:
@@ -95,19 +96,32 @@ class Sources:
         return digest_of(self._file(code.co_filename, function.__globals__).plain.get(code, code))
 
     def is_only_one(self, code: types.CodeType, variables: dict[str, Any]) -> bool:
-        """Return True if no other function in a file has the same qualified name."""
+        """Return True if no other code in the file has the same qualified name.
+
+        Args:
+            code: The code of a function.
+            variables: The globals of the function.
+        """
         return self._file(code.co_filename, variables).names[code.co_qualname] < 2
 
     def of_class(
         self, cls: type, name: str, variables: dict[str, Any]
     ) -> tuple[str, tuple[tuple[str, ...], ...]] | None:
-        """Return the digest of a class's source, and the globals in it.
+        """Return the digest of a class's source, and the names in the class's body.
+
+        Args:
+            cls: The class.
+            name: The path of the source file.
+            variables: The variables of the module, which may include the loader of its source.
 
         Returns:
-            Both, or `None` if the source is not found or differs from the loaded methods.
+            The digest, and the names, each with its attributes, see `_chains`. `None` if the file
+            does not contain exactly one class with this name, or if it differs from the loaded
+            methods.
 
         Raises:
-            UnhashableError: The file was changed after the program had started.
+            UnhashableError: The file was changed after the program started, or the class cannot be
+                compiled separately.
         """
         file = self._unchanged(name, variables)
         nodes = file.classes.get(cls.__qualname__, [])
@@ -126,10 +140,17 @@ class Sources:
         return digest_of(code), file.chains[cls.__qualname__]
 
     def of_module(self, name: str, variables: dict[str, Any]) -> tuple[str, types.CodeType] | None:
-        """Return the digest of a whole module and its code, `None` if its source is not found.
+        """Return the digest of a module's source, and the module's code.
+
+        Args:
+            name: The path of the source file.
+            variables: The variables of the module, which may include the loader of its source.
+
+        Returns:
+            Both, or `None` if there is no valid source.
 
         Raises:
-            UnhashableError: Its file was changed after the program had started.
+            UnhashableError: The file was changed after the program started.
         """
         file = self._unchanged(name, variables)
         if file.code is None:
@@ -137,7 +158,7 @@ class Sources:
         return digest_of(file.plain.get(file.code, file.code)), file.code
 
     def _unchanged(self, name: str, variables: dict[str, Any]) -> _File:
-        """Return a file that was not changed since the program started."""
+        """Return a source file; raise an error if it was changed after the program started."""
         file = self._file(name, variables)
         if file.changed > self.began:
             raise UnhashableError(
@@ -159,10 +180,10 @@ def _read(name: str, variables: dict[str, Any]) -> _File:
         file.changed = os.stat(name).st_ctime_ns
     source = "".join(linecache.getlines(name, variables))
     if not source and os.path.exists(name) and os.path.getsize(name):
-        return file  # it is compiled, or cannot be read
+        return file  # the file is not text, or cannot be read
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the program has shown them already
+            warnings.simplefilter("ignore")  # the import has already shown these warnings
             file.code = compile(source, name, "exec", dont_inherit=True)
             file.names.update(each.co_qualname for each in with_inner(file.code))
             tree = ast.parse(source)
@@ -175,10 +196,10 @@ def _read(name: str, variables: dict[str, Any]) -> _File:
 
 
 def _normalize(tree: ast.Module, file: _File) -> None:
-    """Remove docstrings, annotations of arguments and positions from a tree; note its classes.
+    """Remove docstrings, positions and annotations of functions from a tree, and note its classes.
 
-    Positions affect code: Python merges two jumps only if they are on one line. Each scope receives
-    a separate line number, because equal code objects on one line would be merged.
+    Positions affect byte code: Python merges two jumps only if they are on one line. Each scope
+    receives a separate line number, because equal code objects on one line would be merged.
     """
     todo: list[tuple[ast.AST, str, int]] = [(tree, "", 1)]
     scopes = 1
@@ -207,7 +228,7 @@ def _normalize(tree: ast.Module, file: _File) -> None:
 def _pairs(
     code: types.CodeType, plain: types.CodeType
 ) -> Iterator[tuple[types.CodeType, types.CodeType]]:
-    """Yield code with its normalized form, and likewise for all code nested in it."""
+    """Yield a code object with its normalized form, then the same for all code nested in it."""
     yield code, plain
     inner, plains = (
         [c for c in each.co_consts if isinstance(c, types.CodeType) and c.co_name != "__annotate__"]
@@ -219,7 +240,7 @@ def _pairs(
 
 
 def _chains(node: ast.ClassDef) -> tuple[tuple[str, ...], ...]:
-    """Return the names in a class's body, each with the attributes read directly from it."""
+    """Return the names in a class's body, each with the attributes read directly from the name."""
     chains: dict[tuple[str, ...], None] = {}
     for each in ast.walk(node):
         chain: list[str] = []
@@ -250,7 +271,7 @@ def _constant(value: Any) -> str:
         return f"({','.join(map(_constant, value))})"
     if isinstance(value, frozenset):
         return f"{{{','.join(sorted(map(_constant, value)))}}}"
-    return hex(value) if type(value) is int else repr(value)  # `repr` has a limit of digits
+    return hex(value) if type(value) is int else repr(value)  # `repr` rejects very large integers
 
 
 _LOADS = frozenset({"LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS"})
@@ -266,23 +287,24 @@ _STORES = frozenset({"STORE_FAST", "STORE_DEREF", "STORE_GLOBAL", "STORE_NAME"})
 CALLS: frozenset[str] = frozenset({
     "PRECALL", "CALL", "CALL_KW", "KW_NAMES", "CALL_FUNCTION_EX", "CALL_INTRINSIC_1",
 })  # fmt: skip
-"""Instructions that pass a value to a call, or prepare a call."""
+"""Instructions that pass a value to a call or prepare a call."""
 
 
 _FILLS = frozenset({
     "add", "append", "appendleft", "extend", "insert", "move_to_end", "setdefault", "update",
 })  # fmt: skip
-"""Methods that fill a container."""
+"""Names of methods that fill a container."""
 
 
 class Use(NamedTuple):
     """Use of a global by code.
 
     Attributes:
-        chain: The global's name, and the attributes that are read from it directly.
-        by: The instruction that consumes the value, such as `BINARY_SUBSCR` or one of `CALLS`.
-        key: The subscript or the first argument of the call: a string if it is a literal, a tuple
-            with the name if it is a global, otherwise `None`.
+        chain: The global's name, followed by the attributes that are read directly from it.
+        by: The instruction that consumes the value, such as `BINARY_SUBSCR` or one of `CALLS`; an
+            empty string if it is unknown.
+        key: The subscript, the first argument of the call, or the left operand of `in`: a string if
+            it is a literal, a tuple with the name if it is a global, otherwise `None`.
     """
 
     chain: tuple[str, ...]
@@ -290,7 +312,7 @@ class Use(NamedTuple):
     key: str | tuple[str] | None = None
 
     def filled(self) -> tuple[str, ...]:
-        """Return the names of containers that this use fills in place: one or none."""
+        """Return a tuple with the name of the container that this use fills in place, if any."""
         if self.by in CALLS:
             return self.chain[-2:-1] if self.chain[-1] in _FILLS else ()
         return self.chain[-1:] if self.by in ("STORE_SUBSCR", "DELETE_SUBSCR") else ()
@@ -304,7 +326,8 @@ class Names:
         uses: The globals that the code reads.
         modules: The modules that the code imports: the name, with a dot for each relative level,
             and the names imported from the module.
-        members: The uses of those modules, by module name, with which each chain begins.
+        members: The uses of those modules, each with the module's name, with which the chain
+            begins.
         stored: Names of globals that the code sets.
         filled: Names of closure variables and attributes that the code fills in place, as
             `seen.append(x)` and `self.seen.append(x)` do.
@@ -318,7 +341,7 @@ class Names:
 
 
 class _Step(NamedTuple):
-    """An instruction, with its effect on the depth of the stack."""
+    """Instruction, with its effect on the depth of the stack."""
 
     name: str
     value: Any
@@ -362,12 +385,12 @@ def names_in(code: types.CodeType) -> Names:
 
 
 def constants_in(code: types.CodeType) -> dict[str, str]:
-    """Return the global variables that a module's code sets only once, and to a string literal."""
+    """Return the global variables that a module's code sets exactly once, to a string literal."""
     found: dict[str, str] = {}
     stored: Counter[str] = Counter()
     for one in with_inner(code):
         steps = list(_steps(one))
-        if any(step.value == ("*",) for step in steps):  # an import may set any of them
+        if any(step.value == ("*",) for step in steps):  # `import *` may set any variable
             return {}
         for before, step in itertools.pairwise(steps):
             if step.name in ("STORE_NAME", "STORE_GLOBAL"):
@@ -428,7 +451,7 @@ def _key(step: _Step) -> str | tuple[str] | None:
 
 
 def _taker(steps: list[_Step], number: int) -> int | None:
-    """Return the instruction that consumes the value which another one put on the stack."""
+    """Return the index of the instruction that consumes the value pushed by another one."""
     depth = 1
     for at in range(number + 1, len(steps)):
         depth += steps[at].effect
@@ -440,7 +463,7 @@ def _taker(steps: list[_Step], number: int) -> int | None:
 def _imported(
     steps: list[_Step], number: int, name: str, taken: tuple[str, ...] | None
 ) -> Iterator[tuple[str, tuple[str, tuple[str, ...]]]]:
-    """Yield the variables that an import sets, each with the module and the imported name."""
+    """Yield each variable that an import sets, with the module and the imported names."""
     member, alias = "", False
     for step in steps[number + 1 :]:
         if step.name == "IMPORT_FROM":
@@ -456,16 +479,18 @@ def _imported(
 
 
 class Program:
-    """State shared by all functions of a run.
+    """State shared by the fingerprints of a run.
 
     Args:
-        directory: The program's directory. Paths below it enter digests relative to it.
+        directory: The program's directory. Paths below it are digested relative to it.
         files: The digests of files.
 
     Attributes:
-        memos: Variables that are treated as empty because tasks fill them. A global is identified
-            by the address of its module's variables and its name, a closure variable by the address
-            of its cell.
+        sources: The program's source files.
+        origins: The origins of modules: the program or an installed distribution.
+        memos: Variables that are treated as empty because tasks fill them. Each key is the id of
+            the variable's owner and the variable's name; each value is the owner: the variables of
+            a module, a class, or a closure cell (with an empty name).
         unloaded: Names of modules that were not loaded when they were first looked up.
     """
 
@@ -490,13 +515,16 @@ class Program:
         return found
 
     def place(self, file: str) -> str:
-        """Return the name of a source file: its path relative to the program's directory."""
-        if file.startswith("<") or not os.path.exists(file):  # a cell of a notebook has a number
+        """Return a source file's path relative to the program's directory.
+
+        Code without a file is called `a text`.
+        """
+        if file.startswith("<") or not os.path.exists(file):  # the cells of notebooks are numbered
             return "a text"
         return os.path.relpath(os.path.realpath(file), self._directory)
 
     def portable(self, path: str) -> str:
-        """Return a path in a form that does not depend on the location of the program."""
+        """Return a path in a form that does not change if the program's directory is moved."""
         if path.startswith(self._roots):
             for root in self._roots:
                 if path == root or path.startswith(root + os.sep):
@@ -504,12 +532,12 @@ class Program:
         return path
 
     def file(self, path: str) -> bytes | None:
-        """Return the digest of a file's content, `None` if there is no readable file."""
+        """Return the digest of a file's content, or `None` if there is no readable file."""
         return self._files.of(path)
 
     @property
     def pipes(self) -> set[str]:
-        """The paths of pipes among those that were passed to `file`."""
+        """Paths that were passed to `file` and are named pipes."""
         return self._files.pipes
 
     def package(self, name: str) -> str:
@@ -526,11 +554,11 @@ class Program:
         return self._packages[name]
 
     def which(self, name: str, path: str | None) -> str | None:
-        """Return the path of a program that a command names.
+        """Return the path of a program that a command names, or `None` if it is not found.
 
         Args:
             name: The program's name.
-            path: The `PATH` of the command, `None` for the `PATH` of this process.
+            path: The `PATH` of the command, or `None` for the `PATH` of this process.
         """
         return self._files.once(shutil.which, name, os.F_OK | os.X_OK, path)
 
@@ -540,7 +568,7 @@ class Program:
         The value of a removed variable is `None`.
         """
         now: dict[bytes, bytes] = os.environ._data  # type: ignore[attr-defined]
-        if now != self._environment:  # the mapping itself takes a hundred times as long
+        if now != self._environment:  # comparing `os.environ` itself takes a hundred times as long
             self._environment, began = now.copy(), _began_with()
             changed = {name: value for name, value in now.items() if began.get(name) != value}
             self._variables = {os.fsdecode(n): os.fsdecode(v) for n, v in changed.items()}
@@ -550,8 +578,12 @@ class Program:
     def content(self, name: str, path: str | None) -> bytes:
         """Return the digest of an input file or directory.
 
+        Args:
+            name: The input's name, for the error message.
+            path: The input's path, or `None` if it cannot be read on this machine.
+
         Raises:
-            UnhashableError: It cannot be read on this machine.
+            UnhashableError: The input cannot be read on this machine.
         """
         digest = None if path is None else self._files.of_any(path)
         if digest is None:
@@ -565,7 +597,7 @@ def _began_with() -> Mapping[bytes, bytes]:
     try:
         with open("/proc/self/environ", "rb") as file:
             entries = file.read().split(b"\0")
-    except OSError:  # not Linux: earlier changes are not detected
+    except OSError:  # not Linux: changes before this call are not detected
         return dict(os.environb)
     found: dict[bytes, bytes] = {}
     for entry in entries:

@@ -1,7 +1,8 @@
-"""Journal file: an SQLite database that is accessed on a thread of its own, and reports about it.
+"""Journal file: an SQLite database that a run writes on a separate thread, and reports about it.
 
-A lineage is a run and all runs that resumed it, directly or indirectly. They share their
-recordings. Within a lineage, the n-th recording of a key belongs to the n-th call with that key.
+A lineage is a run and all runs that resumed it, directly or indirectly. The runs of a lineage share
+their recordings. Within a lineage, the n-th recording of a key belongs to the n-th call with that
+key.
 """
 
 from __future__ import annotations
@@ -42,26 +43,27 @@ SCHEMA = 2
 """Version of the tables, stored as the database's `user_version`."""
 
 PATIENCE = 30.0
-"""Seconds to wait while another process writes into the same journal."""
+"""Maximum number of seconds to wait while another process writes to the same journal."""
 
 UNREADABLE = (sqlite3.Error, OSError, ArithmeticError, AttributeError, LookupError, RecursionError,
     SyntaxError, TypeError, ValueError)  # fmt: skip
 """Errors raised for a file that is damaged or was not written by Rhapsody."""
 
 UNSTORABLE = (sqlite3.DataError, sqlite3.InterfaceError, OverflowError, UnicodeError, MemoryError)
-"""Errors of `sqlite3` that concern a single value, not the journal."""
+"""Errors raised by `sqlite3` that concern a single value, not the journal."""
 
 GONE, MADE_AGAIN = 1, 2
 """State of the files of a recording that a run has used.
 
-`GONE`: some are missing. `MADE_AGAIN`: they were missing and have been produced again. Otherwise 0.
+`GONE`: some are missing. `MADE_AGAIN`: some were missing and have been produced again. The state of
+all other recordings is 0.
 """
 
 How = Literal["done", "failed", "interrupted"]
-"""Outcome of a run. A run that was killed has none in the database."""
+"""Outcome of a run. For a run that was killed, the database contains none."""
 
-# The recordings have no index: their keys are in random order, so that each insertion would touch
-# another page of it. Runs that resume another one create `earlier` instead.
+# The recordings have no index by key: keys are random, so each insertion would write to another
+# page of the index. Runs that resume another run create the table `earlier` instead.
 _TABLES = """
 CREATE TABLE runs (
     id INTEGER PRIMARY KEY, lineage INTEGER NOT NULL, began REAL NOT NULL, ended REAL, how TEXT,
@@ -105,10 +107,10 @@ class Run(NamedTuple):
 
     Attributes:
         number: The run's number in the journal.
-        lineage: The number of its lineage.
+        lineage: The number of the run's lineage.
         began: The start time, in seconds since the epoch.
-        how: The outcome, `"killed"` or `"running"`; `None` if it is unknown which of the last two
-            applies.
+        how: The outcome, `"killed"` or `"running"`; `None` if it is unknown whether the run was
+            killed or is running.
         kept: Number of results that the run recorded.
         reused: Number of results of earlier runs that the run used.
     """
@@ -122,12 +124,12 @@ class Run(NamedTuple):
 
 
 _UNENDED = {"held": "running", "free": "killed", "left": "killed"}
-"""Status of a run without a recorded end, by the state of its lock."""
+"""Status of a run without a recorded outcome, by the state of the run's lock."""
 
 
 def runs_in(database: sqlite3.Connection, path: Path) -> list[Run]:
     """Return the runs in a journal, oldest first."""
-    # A run records its end before it releases its lock, so the locks are checked first.
+    # A run records its outcome before it releases its lock, so the locks are checked first.
     unended = database.execute("SELECT id FROM runs WHERE how IS NULL").fetchall()
     ends: dict[int, str | None] = {}
     if not on_network(path.parent):
@@ -141,19 +143,19 @@ def runs_in(database: sqlite3.Connection, path: Path) -> list[Run]:
 
 
 class Recording(NamedTuple):
-    """A task's result, in the form in which it is written to the database.
+    """Result of a task, in the form in which it is written to the database.
 
     Attributes:
         key: The digest of the task's key.
-        number: The number of the call among the run's calls with that key, starting at 1.
+        number: The number of the call among the run's calls with this key, starting at 1.
         name: The task's name.
         uid: The task's uid in its engine.
         parts: The parts of the key, see `rhapsody.journal.keys.as_text`.
-        code: The digest of the function's code and all that it uses, see
+        code: The digest of the function's code and everything that it uses, or `None`, see
             `rhapsody.journal.keys.Key`.
         files: The files that the task wrote, as JSON; `None` if there are none.
-        why: The reason why an earlier recording with the same key was not used; `None` if there was
-            no such recording.
+        why: The reason why an earlier recording of the call was not used; `None` if there was no
+            such recording.
         value: The pickled tuple of value, standard output, standard error and exit code.
     """
 
@@ -169,26 +171,27 @@ class Recording(NamedTuple):
 
 
 class Store:
-    """A journal's file and the connection to its database, which only the store's thread uses.
+    """Journal file, opened for writing by a run. Only the store's thread uses the database.
 
     Args:
-        path: The file's path. A missing file is created with access for its user only.
+        path: The file's path. A missing file is created so that only the current user can read and
+            write it.
         shared: True if another run may use the journal at the same time.
 
     Attributes:
         path: The file's path.
-        run: The number of this run, 0 before `begin`.
-        lineage: The number of this run's lineage, 0 before `begin`.
+        run: The number of this run; 0 before `begin`.
+        lineage: The number of this run's lineage; 0 before `begin`.
         reused: Number of recordings that were available when this run began.
-        before: The outcome of the resumed run; `"killed"` if it is unknown.
+        before: The outcome of the resumed run; `"killed"` if it is unknown or no run was resumed.
         kept: Number of results that this run has recorded.
-        used: The recordings that this run has used: the state of each one's files, by its id; see
-            `GONE` and `MADE_AGAIN`.
+        used: For each recording that this run has used, the state of its files, by the recording's
+            id; see `GONE` and `MADE_AGAIN`.
 
     Raises:
-        JournalInUseError: Another run uses the journal, which is on a network file system and so
-            cannot be shared.
-        JournalError: The journal cannot be used; the message names the fix.
+        JournalInUseError: Another run uses the journal, which is on a network file system and
+            therefore cannot be shared.
+        JournalError: The journal cannot be used.
     """
 
     def __init__(self, path: Path, *, shared: bool) -> None:
@@ -204,7 +207,7 @@ class Store:
         self._ended = False
         self._shared = shared
         require_private(path)
-        self._alone = on_network(path.parent)  # where SQLite's shared memory is not safe
+        self._alone = on_network(path.parent)  # SQLite's shared memory is not safe there
         self._executor = ThreadPoolExecutor(1, "rhapsody-journal")
         try:
             self._database: sqlite3.Connection = self._wait(self._open)
@@ -266,16 +269,20 @@ class Store:
         """Begin a run.
 
         Args:
-            resume: True to reuse the recordings of the last run that has ended; `None` to reuse
-                them only if that run did not succeed.
+            resume: True to reuse the recordings of the last run that has ended, False to ignore
+                them, `None` to reuse them only if that run did not succeed.
 
         Raises:
+            JournalInUseError: Another run uses the journal, and `shared` is False.
             JournalError: The journal cannot be read or written.
         """
         self._wait(lambda: self._begin(resume))
 
     def end(self, how: How) -> None:
-        """End the run after all work in progress; a second call has no effect.
+        """End the run once all work in progress has finished. A second call has no effect.
+
+        Args:
+            how: The outcome of the run.
 
         Raises:
             JournalError: The journal cannot be written.
@@ -292,6 +299,7 @@ class Store:
         """Remove recordings that no run can reuse, free their space, and close the journal.
 
         Raises:
+            JournalInUseError: A run uses the journal.
             JournalError: The journal cannot be written.
         """
         try:
@@ -305,7 +313,7 @@ class Store:
 
         Raises:
             JournalInUseError: A run uses the journal.
-            JournalError: The journal cannot be read.
+            JournalError: The journal cannot be used.
         """
         store = Store(path, shared=False)
         try:
@@ -364,9 +372,10 @@ class Store:
             database.execute("VACUUM")
 
     def _earlier(self) -> tuple[list[Run], list[Run]]:
-        """Return two lists: the runs that ended or were killed, and those still running.
+        """Return two lists: the runs that have ended or were killed, and those still running.
 
-        Both are sorted from oldest to newest. Once registered, this run is in the first list.
+        Both are sorted from oldest to newest. The first list includes this run, once it is
+        registered, and runs of which it is unknown whether they are running.
         """
         ended, living = list[Run](), list[Run]()
         for run in runs_in(self._database, self.path):
@@ -378,16 +387,20 @@ class Store:
         return ended, living
 
     def _holds(self, run: Run) -> bool:
-        """Return True if a run's lineage has recordings, or the run succeeded without any."""
+        """Return True if a run's lineage has recordings, or if the run succeeded without any."""
         exists = "SELECT EXISTS (SELECT 1 FROM recordings WHERE lineage = ?)"
         (found,) = self._database.execute(exists, (run.lineage,)).fetchone()
         return run.how == "done" or bool(found)
 
     def find(self, key: bytes, number: int) -> tuple[int, bytes, str | None] | None:
-        """Return the id, packed value and files of an earlier recording, `None` if there is none.
+        """Return the id, pickled value and files of an earlier recording, or `None`.
+
+        Args:
+            key: See `Recording.key`.
+            number: See `Recording.number`.
 
         Raises:
-            JournalError: The recording was damaged.
+            JournalError: The recording is damaged.
         """
         row = self._database.execute(
             "SELECT id, value, files, intact, name, uid FROM recordings WHERE id = "
@@ -402,14 +415,14 @@ class Store:
         return id_, value, files
 
     def value(self, recording: int) -> bytes:
-        """Return the packed value of a recording."""
+        """Return the pickled value of a recording."""
         select = "SELECT value FROM recordings WHERE id = ?"
         (packed,) = self._database.execute(select, (recording,)).fetchone()
         assert isinstance(packed, bytes)
         return packed
 
     def replace_files(self, recording: int, files: str) -> None:
-        """Replace the record of the files of a reused recording after they were produced again."""
+        """Replace a reused recording's record of its files once they have been produced again."""
         database = self._database
         with _transaction(database):
             select = "SELECT key, number, value FROM recordings WHERE id = ?"
@@ -426,7 +439,7 @@ class Store:
         self.used.pop(recording, None)
 
     def digest(self, stamp: Stamp) -> bytes | None:
-        """Return the digest of a large file that an earlier run computed."""
+        """Return the digest that an earlier run stored for a large file, or `None`."""
         row = self._database.execute(
             "SELECT digest FROM digests "
             "WHERE device = ? AND inode = ? AND size = ? AND changed = ?",
@@ -446,10 +459,15 @@ class Store:
         codes: Mapping[bytes, str],
         digests: Mapping[Stamp, bytes],
     ) -> None:
-        """Write results, digests of large files, and the parts of the results' code digests.
+        """Write results, digests of large files, and the ingredients of the results' code digests.
 
-        A result that SQLite cannot store, such as one above its limit of a gigabyte, is skipped
-        and the reason is stored by `refuse`.
+        A result that SQLite cannot store, such as one larger than a gigabyte, is skipped, and the
+        reason is stored with `refuse`.
+
+        Args:
+            recordings: The results.
+            codes: The ingredients of code digests as text, by digest.
+            digests: The digests of large files.
         """
         database = self._database
         try:
@@ -504,7 +522,11 @@ class Store:
                     self._forget_others()
 
     def _forget_others(self) -> None:
-        """Remove recordings that neither this successful run nor the one before it could use."""
+        """Remove what no run needs after this run succeeded.
+
+        These are the recordings of this lineage that were last used before the resumed run, and all
+        other lineages without a running run.
+        """
         database = self._database
         ended, living = self._earlier()
         needed = {self.lineage, *(run.lineage for run in living)}
@@ -548,14 +570,15 @@ def journal_of_program(
 
 
 def require_private(path: Path) -> None:
-    """Raise if another user could write to a journal or its directory.
+    """Raise an error if another user could write to a journal or its directory.
 
     A journal contains pickles, which can run any code when they are read.
 
     Raises:
-        JournalError: Another user could write to it, or it cannot be read; the message names the
-            fix.
-        NotYoursError: The journal or its directory belongs to another user.
+        JournalError: Another user could write to the journal or its directory, or the journal
+            cannot be read or is not a regular file.
+        NotYoursError: The journal belongs to another user, or its directory belongs to another user
+            and is not writable.
     """
     try:
         above = os.stat(path.parent)
@@ -565,9 +588,9 @@ def require_private(path: Path) -> None:
         raise JournalError(f"journal {path} cannot be read: {error.strerror}") from error
     if above.st_mode & stat.S_IWOTH:
         meant = above.st_mode & stat.S_ISVTX or above.st_uid != os.geteuid()  # as /tmp is
-        hint = "" if meant else f", or if you trust its content: chmod o-w {path.parent}"
+        hint = "" if meant else f", or, if you trust the journal, run: chmod o-w {path.parent}"
         raise JournalError(
-            f"journal {path} is in a directory that is writable by all users, and could contain "
+            f"journal {path} is in a directory that all users can write to, so it could contain "
             f"their code; use another directory{hint}"
         )
     if above.st_uid != os.geteuid() and not os.access(path.parent, os.W_OK | os.X_OK):
@@ -589,23 +612,23 @@ def _require_own(path: Path) -> None:
         raise JournalError(f"journal {path} is not a regular file; use another name")
     if found.st_uid != os.geteuid():
         raise NotYoursError(
-            f"journal {path} belongs to another user, and could contain their code; use another "
+            f"journal {path} belongs to another user, so it could contain their code; use another "
             "name"
         )
     if stat.S_IMODE(found.st_mode) & 0o022:
         raise JournalError(
-            f"journal {path} is writable by other users, and could contain their code; if you "
-            f"trust its content: chmod 600 {path}"
+            f"journal {path} is writable by other users, so it could contain their code; if you "
+            f"trust the journal, run: chmod 600 {path}"
         )
 
 
 def lock_of(path: Path, run: int) -> str:
-    """Return the path of the file that a run locks, unless it is on a network file system."""
+    """Return the path of a run's lock file, which is not used on network file systems."""
     return f"{path}.{run}.lock"
 
 
 def version_of(database: sqlite3.Connection, path: Path) -> int:
-    """Return the version of a journal's tables, 0 if they have not been created.
+    """Return the version of a journal's tables, or 0 if they have not been created.
 
     Raises:
         JournalError: The database is not a journal.
@@ -618,7 +641,7 @@ def version_of(database: sqlite3.Connection, path: Path) -> int:
 
 
 def intact_mark(key: bytes, number: int, value: bytes, files: str | None) -> bytes:
-    """Return the digest that is stored with a recording in order to detect damage to it."""
+    """Return the digest that is stored with a recording to detect damage."""
     head = b"%b%d %d " % (key, number, len(value))
     made = hashlib.blake2b(head, digest_size=SIZE)
     made.update(value)
@@ -630,8 +653,9 @@ def intact_mark(key: bytes, number: int, value: bytes, files: str | None) -> byt
 def _row(recording: Recording) -> tuple[object, ...]:
     """Return the values of a recording for the database, in a form that is fast to write.
 
-    For `None` and `bytes` (but not `bytearray`), the `sqlite3` module searches for an adapter each
-    time, which takes longer than writing them. Only for large values, a copy would take longer.
+    For each `None` or `bytes` object, the `sqlite3` module searches for an adapter, which takes
+    longer than writing the object. It does not do this for a `bytearray`, so `bytes` are copied,
+    except large values, for which the copy would take longer than the search.
     """
     key, number, name, uid, parts, code, files, why, value = recording
     return (
@@ -664,19 +688,19 @@ COMPARED = 100
 """Maximum number of recorded calls with equal arguments that a call is compared with."""
 
 _OF_FILES = {
-    GONE: ", but some of its files are missing; it runs again if a task reads one",
+    GONE: ", but some of its files are missing; it runs again if a task reads one of them",
     MADE_AGAIN: ", and ran again to regenerate its missing files",
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Explained:
-    """Reason why a task of the last run ran, or was not run.
+    """Explanation of whether a task of the last run ran or was reused, and why.
 
     Attributes:
         name: The task's name.
-        uid: The task's uid; empty if the reason concerns all tasks with this name.
-        what: The outcome and the reason, as text.
+        uid: The task's uid; empty if the explanation concerns all tasks with this name.
+        what: The explanation, as text.
     """
 
     name: str
@@ -689,7 +713,7 @@ def opened(path: Path) -> Iterator[Reader]:
     """Open a journal for reading.
 
     Yields:
-        The reader.
+        A reader of the journal.
 
     Raises:
         JournalError: The journal does not exist or cannot be read.
@@ -721,7 +745,7 @@ class Reader:
         """Return the runs in the journal, oldest first."""
         found = runs_in(self._database, self._path)
         for run in found:
-            time.localtime(run.began)  # raises if it is not a valid time
+            time.localtime(run.began)  # raises an error if the time is invalid
         return found
 
     def copy(self, path: Path) -> None:
@@ -730,17 +754,22 @@ class Reader:
             self._database.backup(target)
 
     def earlier(self, run: int, lineage: int) -> Earlier:
-        """Return the recordings that a run did not use."""
+        """Return the recordings that a run did not use.
+
+        Args:
+            run: The run's number.
+            lineage: The number of the run's lineage.
+        """
         return Earlier(self._database, run, lineage)
 
     def explain(self, task: str | None = None) -> list[Explained]:
-        """Explain why tasks of the last run ran, or why their results were reused.
+        """Explain which tasks of the last run ran and why, and which results were reused.
 
         Args:
-            task: The name or uid of the tasks to explain; `None` for all.
+            task: The name or uid of the tasks to explain, or `None` for all tasks.
 
         Returns:
-            The reasons, in the order of the calls.
+            The explanations by uid, followed by those for tasks that are not recorded.
 
         Raises:
             JournalError: The last run recorded no such task, or the journal contains no runs.
@@ -787,11 +816,11 @@ class Reader:
     def damage(self) -> list[str]:
         """Find all damage to the journal.
 
-        SQLite's own check finds damaged pages; the digest of each recording detects changes that
-        leave the pages valid.
+        SQLite's own check finds damaged pages. The digests that are stored with the recordings
+        reveal changes that leave the pages valid.
 
         Returns:
-            A description of each damaged part; empty if the journal is intact.
+            A description of each damaged part; an empty list if the journal is intact.
         """
         checked = self._database.execute("PRAGMA integrity_check")
         found = [f"the file: {text}" for (text,) in checked if text != "ok"]
@@ -804,13 +833,13 @@ class Reader:
 
 
 class Earlier:
-    """The recordings that a run did not use, for comparison with its calls.
+    """Recordings that a run did not use, for comparison with the run's calls.
 
-    For a run that did not resume another one, these are the recordings that `--resume` would have
+    For a run that did not resume another run, these are the recordings that `--resume` would have
     used, if they are still in the journal.
 
     Args:
-        database: The journal.
+        database: The journal's database.
         run: The run's number.
         lineage: The number of the run's lineage.
     """
@@ -835,7 +864,13 @@ class Earlier:
     def what_changed(self, name: str, uid: str, parts: str, code: bytes | None) -> str:
         """Explain why a task ran, by the smallest difference from an unused recording.
 
-        Compared are the recordings of the same call and of calls with equal arguments.
+        The recordings of the same call and of calls with equal arguments are compared.
+
+        Args:
+            name: The task's name.
+            uid: The task's uid.
+            parts: The parts of the task's key, see `Recording.parts`.
+            code: The digest of the function's code, see `Recording.code`.
 
         Returns:
             The reason, as text.
@@ -882,7 +917,7 @@ def _given(parts: str) -> frozenset[tuple[str, str]]:
 def _ingredients(
     database: sqlite3.Connection, parts: str, code: bytes | None
 ) -> dict[str, tuple[str, int | None]]:
-    """Return the ingredients of a key by name: the digest or version, and the line if known."""
+    """Return the digest or version of each ingredient of a key and its line, if known, by name."""
     found: dict[str, tuple[str, int | None]] = {
         name: (value, None) for name, value in ast.literal_eval(parts).items()
     }
@@ -906,10 +941,10 @@ def _changes(
             changes.append(f"{name} was removed")
         elif old is not None and new is not None and old[0] != new[0]:
             if name.startswith("argument ") or (_is_digest(old[0]) and _is_digest(new[0])):
-                line = f", line {new[1]}" if new[1] is not None else ""
+                line = f" (line {new[1]})" if new[1] is not None else ""
                 changes.append(f"{name}{line} changed")
             else:
-                changes.append(f"{name} {new[0]} was {old[0]}")
+                changes.append(f"{name} changed from {old[0]} to {new[0]}")
     return tuple(changes)
 
 

@@ -1,10 +1,11 @@
-"""Digests of values that are the same in every run and on every machine.
+"""Digests of values. A value's digest is the same in every run and on every machine.
 
-Pickles are not digested: a comment above a function of `__main__` changes them, and the order of a
-set changes with the hash seed. An object's digest is that of the parts from which pickle would
-rebuild the object. A digest depends neither on whether two parts of a value are the same object,
-nor on the order of a `dict`. A set of functions with the same name, such as lambdas, and an object
-that contains another object's address have a different digest in each run.
+Digests are not computed from pickles: a comment above a function of `__main__` changes its pickle,
+and the order of a set changes with the hash seed. Instead, an object's digest is computed from the
+parts from which pickle would rebuild the object. A digest depends neither on whether two parts of a
+value are the same object, nor on the order of a `dict`. There are two exceptions, whose digests
+differ in each run: a set of functions with the same name, such as lambdas, and an object that
+contains the address of another object.
 """
 
 from __future__ import annotations
@@ -36,17 +37,17 @@ from weakref import WeakKeyDictionary
 from rhapsody.data import File, InputFiles
 
 SIZE = 16
-"""Bytes of a digest: among 2^64 values, a collision has even odds."""
+"""Size of a digest in bytes. With 16 bytes, a collision among 2^64 values has even odds."""
 
 LONGEST = 4096
-"""Characters of a path (Linux's `PATH_MAX`); longer texts name no file."""
+"""Maximum number of characters of a path (Linux's `PATH_MAX`). Longer strings name no file."""
 
 MOST = 5_000_000
-"""Maximum number of objects in a value that has a digest, each counted as often as it is reached:
-the number of paths through a graph of objects can grow exponentially."""
+"""Maximum number of objects in a value that has a digest. An object counts each time that it is
+reached; the number of paths through a graph of objects can grow exponentially."""
 
 Feed = Callable[[Any], object]
-"""Function that takes bytes or a buffer."""
+"""Function that adds bytes or a buffer to a digest."""
 
 _random = random.seed.__self__  # type: ignore[attr-defined]
 
@@ -55,7 +56,7 @@ _MACHINERY = (
     "rhapsody_dask.",
     "rhapsody_radical.",
 )  # fmt: skip
-"""Prefixes of the modules whose objects are Rhapsody's own."""
+"""Prefixes of the names of Rhapsody's modules that define engines, backends and tasks."""
 
 _LOCKS = frozenset((
     "_thread", "threading", "asyncio.locks", "multiprocessing.synchronize",
@@ -86,42 +87,46 @@ class UnhashableError(TypeError):
 
 
 class Surroundings(Protocol):
-    """Context of values: the code and files that they refer to."""
+    """Collector of the code and the files to which values refer."""
 
     def code(self, thing: Any) -> str:
-        """Collect a function, module or class and return a unique name for it."""
+        """Collect a function, class or module and return a unique name for it."""
 
     def own(self, kind: type) -> bool:
         """Return True if a class belongs to the program and not to a library."""
 
     def path(self, text: str) -> str | None:
-        """Collect a text that may name a file; return its portable form if it has one."""
+        """Collect a string that may name a file, and return its portable form, if any."""
 
 
 class Values:
-    """Digests of values.
+    """Hasher that computes the digest of one value after another.
 
     Args:
         surroundings: The object that collects the functions, classes and paths in values.
 
     Attributes:
-        size: Size of the last value: the number of parts plus one for each 128 bytes of data.
+        size: Size of the value that was last passed to `digest`: its number of containers and other
+            objects with parts, plus one for each 128 bytes of data.
     """
 
     __slots__ = ("_around", "_entries", "_open", "_whole", "size")
 
     def __init__(self, surroundings: Surroundings) -> None:
         self._around = surroundings
-        self._open: dict[int, int] = {}  # the depth of each container that is being read
+        self._open: dict[int, int] = {}  # by id: the depth of each object that is being read
         self._whole: bool = True
         self._entries: int = 0
         self.size: int = 0
 
     def shown(self, value: object) -> str:
-        """Return a value's digest in hexadecimal; a small number is returned as it is for speed.
+        """Return a value's digest in hexadecimal.
+
+        For speed, a value whose encoding is shorter than a digest, such as a small number, is
+        returned in this encoding instead.
 
         Raises:
-            UnhashableError: It has no digest.
+            UnhashableError: The value has no digest.
         """
         if type(value) is str:
             text = self._text(value)
@@ -142,7 +147,7 @@ class Values:
                 results, such as loggers and locks, are represented by their class alone.
 
         Raises:
-            UnhashableError: It has no digest.
+            UnhashableError: The value has no digest.
         """
         self._whole, self._entries, self.size = whole, 0, 0
         try:
@@ -151,7 +156,7 @@ class Values:
             raise
         except RecursionError:
             raise UnhashableError("a value is nested too deeply") from None
-        except Exception as error:  # any error of an object that is inspected
+        except Exception as error:  # any error raised by an object that is inspected
             raise UnhashableError(f"{type(error).__name__}: {error}") from error
         finally:
             self._open.clear()
@@ -194,7 +199,7 @@ class Values:
         """Feed a value that may contain itself."""
         self._entries += 1
         if self._entries > MOST:
-            raise UnhashableError("a value has too many parts")
+            raise UnhashableError(f"a value contains more than {MOST:,} objects")
         if id(value) in self._open:
             feed(b"^%d;" % (len(self._open) - self._open[id(value)]))
             return
@@ -239,7 +244,9 @@ class Values:
             more = (vars(value),) if getattr(value, "__dict__", None) else ()
             self._items(b"P", (kind, value.func, value.args, value.keywords, *more), feed)
         elif isinstance(value, InputFiles):
-            names = [path.name for path in value]  # the content is that of an input file
+            names = [
+                path.name for path in value
+            ]  # the content of input files is digested separately
             feed(_framed(b"F", repr((value.file.filename, value.directory, names))))
         elif isinstance(value, File):
             feed(_framed(b"f", f"{kind.__name__} {value.filename}"))
@@ -292,19 +299,19 @@ class Values:
             self._reduced(value, feed)
 
     def _reduced(self, value: Any, feed: Feed) -> None:
-        """Feed any other object by the parts from which pickle would rebuild it."""
+        """Feed the parts from which pickle would rebuild any other object."""
         kind = type(value)
         ctypes = sys.modules.get("ctypes")
-        if ctypes is not None and isinstance(value, ctypes.CDLL):  # it holds an address
-            raise UnhashableError(f"the functions of the library {value._name!r} are unknown")
+        if ctypes is not None and isinstance(value, ctypes.CDLL):  # it contains an address
+            raise UnhashableError(f"the code of the library {value._name!r} cannot be inspected")
         try:
             reduce = copyreg.dispatch_table.get(kind)
             if reduce is None and isinstance(value, logging.Logger) and self._around.own(kind):
                 reduce = _logger_apart
             made: Any = value.__reduce_ex__(4) if reduce is None else reduce(value)
             if isinstance(made, str) and not hasattr(value, "__wrapped__"):
-                pickle.dumps(value)  # fails if that is not its name
-        except Exception as error:  # any error of the object
+                pickle.dumps(value)  # raises an error if the object does not have this name
+        except Exception as error:  # any error raised by the object
             if self._whole or not _is_plain_python(kind):
                 text = f"an object of type {kind.__qualname__} cannot be inspected: {error}"
                 raise UnhashableError(text) from error
@@ -320,10 +327,10 @@ class Values:
         if type(state) is dict and (cached := _cached_properties(kind)):  # type: ignore[arg-type]
             state = {name: each for name, each in state.items() if name not in cached}
         if isinstance(value, BaseException) and value.__cause__ is not None:
-            state = state, value.__cause__  # which pickle leaves out
+            state = state, value.__cause__  # pickle omits the cause
         elif _is_array(value) and getattr(value, "__dict__", None):
             state = state, vars(value)
-        elif isinstance(value, enum.Enum):  # pickle keeps the value, but not other attributes
+        elif isinstance(value, enum.Enum):  # pickle stores only the value, not other attributes
             more = getattr(value, "__dict__", {}).items()
             state = state, {name: each for name, each in more if not name[0] == name[-1] == "_"}
         self._items(b"r", (function, arguments, state), feed)
@@ -336,7 +343,7 @@ class Values:
 
 @functools.lru_cache(maxsize=1024)
 def _digits(text: bytes) -> str:
-    """Return the digest of a text, cached because many tasks have the same short texts."""
+    """Return the digest of a text. The cache helps because many tasks have the same short texts."""
     return hashlib.blake2b(text, digest_size=SIZE).hexdigest()
 
 
@@ -367,13 +374,13 @@ _PLACES_BEGIN = (
 )  # fmt: skip
 
 _INDEXES = frozenset(("SLURM_ARRAY_TASK_ID", "PBS_ARRAY_INDEX", "LSB_JOBINDEX", "SGE_TASK_ID"))
-"""Variables by which the jobs of an array choose their work."""
+"""Environment variables from which the jobs of a job array choose their work."""
 
 
 def counts(variable: str) -> bool:
-    """Return True if an environment variable is part of keys, because it may affect results.
+    """Return True if an environment variable may affect results and is therefore part of keys.
 
-    Variables that only depend on where a program runs are not.
+    Variables that depend only on where a program runs are not part of keys.
     """
     if variable in _INDEXES:
         return True
@@ -381,14 +388,14 @@ def counts(variable: str) -> bool:
 
 
 def _is_free(value: object) -> bool:
-    """Return True if a value is a function in C and not a method of an object."""
+    """Return True if a value is a function written in C, and not a method of an object."""
     return isinstance(value, types.BuiltinFunctionType) and (
         value.__self__ is None or isinstance(value.__self__, types.ModuleType)
     )
 
 
 def _content(variable: ContextVar[Any]) -> list[Any]:
-    """Return the default of a context variable, which is the value that tasks see."""
+    """Return a list with the value of a context variable, or an empty list if it has none."""
     try:
         return [variable.get()]
     except LookupError:
@@ -397,13 +404,19 @@ def _content(variable: ContextVar[Any]) -> list[Any]:
 
 @functools.lru_cache(maxsize=1024)
 def _cached_properties(kind: type) -> frozenset[str]:
-    """Return the names of a class's cached properties, whose values are derived."""
+    """Return the names of a class's cached properties, whose values depend on other attributes."""
     found = ((name, each) for base in kind.__mro__ for name, each in vars(base).items())
     return frozenset(name for name, each in found if type(each) is functools.cached_property)
 
 
 def _logger_apart(logger: logging.Logger) -> tuple[Any, ...]:
-    """Return the parts of a logger of a user's class, of which pickle keeps only the name."""
+    """Reduce a logger of a user-defined class to its class, name and attributes.
+
+    Pickle itself stores only a logger's name.
+
+    Returns:
+        The class, the arguments of its constructor and the state, as `__reduce__` returns them.
+    """
     state = {name: each for name, each in vars(logger).items() if name not in vars(logging.root)}
     return type(logger), (logger.name,), state
 
@@ -416,9 +429,10 @@ def _is_plain_python(kind: type) -> bool:
 
 
 def _is_machinery(value: object) -> bool:
-    """Return True if an object's state does not affect results, even if it is an argument.
+    """Return True if an object's state does not affect results, even if the object is an argument.
 
-    These are engines, backends, tasks, and the generators of module-level random functions.
+    This holds for engines, backends, task functions, and the random number generators that
+    module-level functions such as `random.random` use.
     """
     numpy = sys.modules.get("numpy.random.mtrand")
     return (
@@ -429,10 +443,13 @@ def _is_machinery(value: object) -> bool:
 
 
 def _is_mute(value: object) -> bool:
-    """Return True if an object's state does not affect results: loggers, locks, open outputs."""
+    """Return True if an object's state does not affect results.
+
+    This holds for loggers, locks, caches with weak keys, and files that are open only for writing.
+    """
     if isinstance(value, logging.Logger | logging.Handler):
         return True
-    if type(value) is WeakKeyDictionary:  # a cache, such as that of `functools.singledispatch`
+    if type(value) is WeakKeyDictionary:  # a cache, such as the one of `functools.singledispatch`
         return True
     if isinstance(value, io.IOBase):
         return not value.closed and value.writable() and not value.readable()
@@ -443,7 +460,7 @@ def _is_mute(value: object) -> bool:
 
 
 def _parts_of_array(value: Any) -> tuple[Any, ...] | None:
-    """Return the parts of an array or a table, `None` for anything else."""
+    """Return the parts of a NumPy or pandas object, or `None` if it has no special treatment."""
     library = str(type(value).__module__).partition(".")[0]
     if library == "pandas":
         return _parts_of_table(value)
@@ -461,12 +478,12 @@ def _parts_of_numpy(value: Any) -> tuple[Any, ...] | None:
     if type(value) is not numpy.ndarray and not isinstance(value, numpy.generic):
         return None
     array = numpy.asarray(value)
-    turned = array.flags.fnc  # in Fortran's order, which `ravel("K")` shows
+    turned = array.flags.fnc  # in Fortran order, on which the result of `ravel("K")` depends
     metadata = dict(array.dtype.metadata or {}) or None
     about: Any = repr((array.dtype.str, array.dtype.names, array.shape, turned)).encode()
     if metadata is not None:
         about = about, metadata
-    if array.dtype.names is not None:  # the bytes between its fields are undefined
+    if array.dtype.names is not None:  # the bytes between the fields are undefined
         offsets = [array.dtype.fields[name][1] for name in array.dtype.names]
         return about, offsets, [array[name] for name in array.dtype.names]
     if array.dtype.hasobject or array.dtype.kind in "SU":  # texts may name files
