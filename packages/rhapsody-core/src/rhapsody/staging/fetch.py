@@ -45,7 +45,7 @@ class _MissingExtraError(Exception):
 
 
 class Fetcher:
-    """Fetches files into a cache directory, which is created when first needed.
+    """Cache of fetched files, in a directory that is created when it is first needed.
 
     Args:
         directory: The cache directory.
@@ -67,16 +67,16 @@ class Fetcher:
         self._slots = asyncio.Semaphore(_AT_ONCE)
 
     def download(self, url: str, filename: str) -> asyncio.Task[str]:
-        """Start downloading a URL, see `bring`."""
+        """Start downloading a URL into the cache, see `bring`."""
         return self.bring(url, filename, lambda part: self._in_thread(url, part))
 
     def bring(
         self, origin: str, filename: str, write: Callable[[Path], Awaitable[None]]
     ) -> asyncio.Task[str]:
-        """Start fetching a file, unless an earlier call has started it.
+        """Start fetching a file into the cache, unless an earlier call has started to fetch it.
 
-        Await the task with `asyncio.shield`, because others may wait for it as well. After a
-        failure the next call starts again.
+        Await the task with `asyncio.shield`, because other callers may await the same task. After a
+        failure, the next call starts another fetch.
 
         Args:
             origin: The identity of the file, such as its URL.
@@ -84,7 +84,7 @@ class Fetcher:
             write: Async function that writes the file to a path.
 
         Returns:
-            A task that returns the file's path, or raises `DataError`.
+            A task that returns the path of the copy, or raises `DataError`.
         """
         fetch = self._fetches.get(origin)
         if fetch is None:
@@ -112,7 +112,7 @@ class Fetcher:
                 make_sandbox(directory)
                 async with asyncio.timeout(self._timeout):
                     await write(part)
-                os.chmod(part, 0o400)  # tasks share it: none may change it through its link
+                os.chmod(part, 0o400)  # tasks share the file through links: none may change it
                 target = directory / filename
                 os.replace(part, target)
                 return str(target)
@@ -160,7 +160,7 @@ class Fetcher:
 
 
 def _download(url: str, part: Path, limit: int, timeout: float, stop: threading.Event) -> None:
-    """Download a URL to a file; if `stop` is set, abort and remove the file."""
+    """Download a URL to a file. Once `stop` is set, abort and remove the file."""
     try:
         with _opened(url, timeout) as remote, open(part, "wb") as local:
             size = 0
@@ -192,8 +192,8 @@ def _opened(url: str, timeout: float) -> Any:
     quiet = min(timeout, _QUIET)
     client = {
         "timeout": aiohttp.ClientTimeout(total=timeout, sock_connect=quiet, sock_read=quiet),
-        "trust_env": True,  # clusters reach the internet through the proxies named there
-        # Nothing is decompressed: a .gz file stays one, as with curl.
+        "trust_env": True,  # use the proxies in environment variables, which clusters often need
+        # Nothing is decompressed: a .gz file remains compressed, as with curl.
         "headers": {"Accept-Encoding": "identity"},
         "auto_decompress": False,
     }

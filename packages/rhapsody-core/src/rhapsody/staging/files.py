@@ -48,9 +48,10 @@ class InputPlace(NamedTuple):
     """Location of an input, for the backend that links it and for functions that read it.
 
     Attributes:
-        path: The path of the file, `None` if this process cannot read it.
-        producer: The attempt on the same backend from whose sandbox the file is linked, if any.
-        missing: If the file is missing, the outcome of the task of an earlier run that wrote it.
+        path: The path of the file, or `None` if this process cannot read it.
+        producer: The attempt on the same backend from whose sandbox the file is linked, or `None`.
+        missing: If the file is missing, the outcome of the task that wrote it in an earlier run;
+            otherwise `None`.
         directory: True for a directory that a dependency created.
     """
 
@@ -67,10 +68,11 @@ class Resolved:
     Attributes:
         sources: The outcomes of the attempt's dependencies, without duplicates.
         places: The locations of the inputs, by name.
-        coming: The fetches of inputs that are being copied into the cache, by name.
+        coming: The running fetches of inputs into the cache, by name of the input.
         targets: The destinations of the outputs, by name.
-        reads: The sandbox and name of each file of another task that the attempt reads.
-        matches: The files that match each declared pattern, once the attempt has succeeded.
+        reads: For each file of another task that the attempt reads, the sandbox and the file's
+            name.
+        matches: The files that match each declared pattern; empty until the attempt has succeeded.
     """
 
     sources: tuple[AttemptInfo, ...]
@@ -81,24 +83,24 @@ class Resolved:
     matches: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     def missing(self) -> list[AttemptInfo]:
-        """Return the outcomes of tasks of earlier runs that wrote inputs which are now missing."""
+        """Return the outcomes of the tasks that wrote the missing inputs in earlier runs."""
         found = {
             place.missing.uid: place.missing for place in self.places.values() if place.missing
         }
         return list(found.values())
 
     def paths(self) -> dict[str, str | None]:
-        """Return the inputs' paths by name, `None` for those that this process cannot read."""
+        """Return the inputs' paths by name, or `None` for inputs that this process cannot read."""
         return {name: place.path for name, place in self.places.items()}
 
 
 def left_by(producer: AttemptInfo, name: str) -> str | None:
-    """Return the path of a file in the sandbox of an ended task, `None` if it is not readable."""
+    """Return the path of a file in the sandbox of an ended task, or `None` if it is not found."""
     return left_place(producer, name).path
 
 
 def left_place(producer: AttemptInfo, name: str) -> InputPlace:
-    """Return the place of a file in the sandbox of an ended task on the same backend."""
+    """Return the location of a file in the sandbox of an ended task on the same backend."""
     path = producer.path_of(name)
     try:
         mode = os.stat(path).st_mode if producer.sandbox else 0
@@ -121,7 +123,13 @@ def as_source(producer: AttemptInfo) -> dict[str, Any]:
 
 
 class Origin(NamedTuple):
-    """Origin of an input; exactly one field is set."""
+    """Origin of an input. Exactly one of the attributes is not `None`.
+
+    Attributes:
+        producer: The outcome of the task that wrote the file.
+        path: The path of a file on disk.
+        url: The URL of a remote file.
+    """
 
     producer: AttemptInfo | None = None
     path: str | None = None
@@ -145,7 +153,8 @@ def origins(
         task: The task's description.
         inputs: The task's input files.
         sources: The outcomes of the task's dependencies.
-        made_by: The outcomes of the tasks that write inputs, by the `id` of each input.
+        made_by: The outcomes of the tasks that write inputs, as far as these tasks are known, by
+            the `id` of the input.
 
     Raises:
         DataError: A file has no origin or several, or two files have the same name.
@@ -302,17 +311,17 @@ class Stager:
     All methods are called on the engine's loop.
 
     Args:
-        work_dir: The directory that contains the sandboxes; created with the first one.
+        work_dir: The directory that contains the sandboxes. It is created with the first sandbox.
         keep: The sandboxes that stay on disk, see `Keep`.
-        in_run: The engine's uid, if `work_dir` is a `.rhapsody` and the engine uses a directory of
-            that name in this process's run.
+        in_run: The engine's uid if `work_dir` is a `.rhapsody` directory. The engine then uses a
+            directory of that name in the directory of this process's run.
         uid: The engine's uid if the program chose it: no other engine may use it at the same time,
             and sandboxes of an earlier engine are not reused.
         backends: The engine's backends, by the names that outcomes contain. Backends may be added
             later.
         results_dir: Base directory of saved files. Default: the current directory.
-        fetch_timeout: See `Fetcher`.
-        fetch_limit: See `Fetcher`.
+        fetch_timeout: The argument `timeout` of `Fetcher`.
+        fetch_limit: The argument `limit` of `Fetcher`.
 
     Attributes:
         results: Files that tasks wrote and that are kept.
@@ -370,11 +379,11 @@ class Stager:
 
     @property
     def work_dir(self) -> Path:
-        """The directory of the engine; may change until `settle` is called."""
+        """The engine's directory, which may change until `settle` is called."""
         return self._place.path
 
     def settle(self) -> Path:
-        """Create the run's directory if `work_dir` is in one; see `WorkDir.settle`."""
+        """Create the run's directory, if any, and return `work_dir`; see `WorkDir.settle`."""
         self._place.settle()
         self._settle_in()
         return self.work_dir
@@ -394,7 +403,7 @@ class Stager:
         if not self._place.settled:
             self.settle()
         name = plain_name(uid)
-        if name in self._taken:  # by an earlier run
+        if name in self._taken:  # a sandbox of an earlier engine with the same uid
             name = next(n for i in count(2) if (n := f"{name}~{i}") not in self._taken)
         return self._root + name
 
@@ -410,14 +419,15 @@ class Stager:
     ) -> File | InputFiles:
         """Return the object that a task receives for a file, see `File.bound_to`.
 
-        The object is an `InputFiles` if the file is a directory or pattern of another task.
+        The object is an `InputFiles` if the file is a directory or a pattern that another task
+        declared.
 
         Args:
             file: The file object.
             sandbox: The task's sandbox.
             sources: The outcomes of the task's dependencies.
             producer: The outcome of the task that writes this file, if known.
-            outputs: The task's outputs; one may have the name of an input.
+            outputs: The task's outputs. If one has the same name, the input is renamed.
             by_path: See `File.bound_to`.
         """
         bound = file.bound_to(sandbox, by_path=by_path)
@@ -451,16 +461,17 @@ class Stager:
             inputs: The input files among the attempt's arguments.
             outputs: The output files among the attempt's arguments.
             sources: The outcomes of the attempt's dependencies, in argument order.
-            made_by: The outcomes of the tasks that write inputs, by the `id` of each input.
+            made_by: The outcomes of the tasks that write inputs, as far as these tasks are known,
+                by the `id` of the input.
 
         Returns:
             The locations of the files, and the fetches to wait for.
 
         Raises:
             DataError: An input is missing or ambiguous; or a file cannot be saved to its
-                destination, see `Results.claim`.
-            CapabilityError: The backend cannot link or save files, or a file cannot be transferred
-                from one backend to the other.
+                destination, see `Places.claim`.
+            CapabilityError: The backend cannot link or save files, or an input cannot be copied
+                from the backend of the task that wrote it.
         """
         sources = tuple({source.uid: source for source in sources}.values())
         self.require_capable(task, backend, inputs, outputs)
@@ -474,7 +485,7 @@ class Stager:
             elif producer is None:
                 self.results.places.reads(task, str(path))
                 places[name] = InputPlace(path)
-            elif producer.paths is not None:  # of an earlier run
+            elif producer.paths is not None:  # a task of an earlier run
                 place = left_place(producer, name)
                 missing = producer if producer.make_again and place.path is None else None
                 places[name] = InputPlace(
@@ -503,7 +514,8 @@ class Stager:
         """Wait for the files of an attempt that are being fetched.
 
         Raises:
-            DataError: A file cannot be fetched, or for the reasons that `resolve` documents.
+            DataError: A file cannot be fetched, or a file cannot be saved to its destination, see
+                `Places.claim`.
         """
         for name, fetch in resolved.coming.items():
             resolved.places[name] = InputPlace(await asyncio.shield(fetch))
@@ -520,7 +532,7 @@ class Stager:
     def in_place(self, backend: BaseExecutionBackend, resolved: Resolved) -> bool:
         """Return True if a function on this backend can read its inputs without links to them."""
         can = backend.capabilities
-        shared = can.shared_file_system and not can.copies_files_out  # no worker is elsewhere
+        shared = can.shared_file_system and not can.copies_files_out  # for all of its workers
         return shared and all(place.path is not None for place in resolved.places.values())
 
     def link(
@@ -531,9 +543,9 @@ class Stager:
         *,
         implicit: bool,
     ) -> None:
-        """Link the files an attempt reads into its sandbox; called just before submission.
+        """Link the files that an attempt reads into its sandbox. Called just before submission.
 
-        The files that the attempt reads stay on disk until `keep` is called for the attempt.
+        These files stay on disk until `keep` is called for the attempt.
 
         Args:
             task: The attempt's description.
@@ -543,7 +555,7 @@ class Stager:
                 files are linked as well.
         """
         if "sandbox" not in task:
-            return  # it reads its inputs in place, and `resolved` keeps them there
+            return  # the attempt reads its inputs in place; `resolved` keeps them on disk
         keepers = tuple(s.keeper for s in resolved.sources if s.keeper is not None)
         links = self._links[task["uid"]] = _Links(keepers, fetched=bool(resolved.coming))
         try:
@@ -637,7 +649,10 @@ class Stager:
     # After an attempt.
 
     def was_read(self, resolved: Resolved) -> None:
-        """Record that a successful attempt has read these files, which makes them intermediate."""
+        """Record that a successful attempt has read its inputs.
+
+        Files of other tasks among the inputs become intermediate.
+        """
         for sandbox, name in resolved.reads:
             self._sandboxes.read(sandbox, name)
 
@@ -652,7 +667,7 @@ class Stager:
 
         Args:
             source: The attempt's description, or its `uid`, `name` and `sandbox`.
-            backend: The backend that ran it.
+            backend: The backend that ran the attempt.
             targets: The destinations of the outputs, by name.
             matches: The files that match each pattern among the names.
 
@@ -678,7 +693,7 @@ class Stager:
         return list(puts)
 
     def spare_inputs(self, task: TaskDescription, resolved: Resolved) -> None:
-        """Keep the inputs of a failed attempt that has no sandbox, and so no links to them."""
+        """Keep the inputs of a failed attempt that has read them in place, without a sandbox."""
         if "sandbox" not in task and self._keep in ("results", "failed"):
             for source in resolved.sources:
                 self.spare(source)
@@ -702,7 +717,7 @@ class Stager:
         matches: Mapping[str, tuple[str, ...]] | None = None,
         recorded: bool = False,
     ) -> object:
-        """Keep or remove an attempt's sandbox; called once when its work has ended.
+        """Keep or remove an attempt's sandbox. Called once, when the attempt's work has ended.
 
         Args:
             task: The attempt's description.
@@ -715,8 +730,8 @@ class Stager:
                 succeeds.
 
         Returns:
-            The object to reference while the sandbox is needed, for `AttemptInfo.keeper`;
-            `None` if the sandbox is not removed, or there is none.
+            The object that must be referenced while the sandbox is needed, for
+            `AttemptInfo.keeper`; `None` if there is no sandbox or it is not removed before `close`.
         """
         links = self._links.pop(task["uid"], None) or _Links()
         sandbox = task.get("sandbox")
@@ -731,7 +746,7 @@ class Stager:
         if sandbox.startswith((own := self.sandbox_path(task["uid"])) + os.sep):
             sandbox = own  # the backend started the attempt again, in a subdirectory
         if not succeeded and self._keep != "none":
-            # Its inputs are needed to find out why it failed.
+            # The inputs are needed to find out why the attempt failed.
             for source in links.sources:
                 if isinstance(source, Sandbox):
                     source.spare()
@@ -757,9 +772,9 @@ class Stager:
         *,
         recorded: bool,
     ) -> None:
-        """Record which declared outputs are kept, and which only until the run has succeeded.
+        """Record which declared outputs are kept after the run.
 
-        The latter are those with a destination and the temporary ones.
+        Outputs with a destination and temporary outputs are kept only until the run has succeeded.
         """
         rest = [o for o in outputs if o.save or o.temporary]
         stay = [output for output in outputs if output not in rest]
@@ -776,7 +791,8 @@ class Stager:
             files: The task's files that exist.
 
         Returns:
-            The object to reference while the files are needed; `None` if they are not removed.
+            The object that must be referenced while the files are needed; `None` if they are not
+            removed.
         """
         sandbox = files.sandbox
         self._place.use(sandbox)
@@ -793,7 +809,12 @@ class Stager:
     async def save_again(
         self, task: TaskDescription, targets: Mapping[str, Target], files: TaskFiles
     ) -> None:
-        """Save a task's files from an earlier run, except those that are saved already.
+        """Save a task's files from an earlier run, except those that are already up to date.
+
+        Args:
+            task: The description of the task, which does not run.
+            targets: The destinations of the outputs, by name.
+            files: The task's files.
 
         Raises:
             DataError: A file could not be saved.
@@ -813,7 +834,7 @@ class Stager:
     async def close(self, *, well: bool = True) -> None:
         """Remove sandboxes, fetched files and empty directories that are not kept.
 
-        The loop is not blocked while they are removed. A second call has no effect.
+        The removal does not block the loop. A second call has no effect.
 
         Args:
             well: True if the run succeeded. Otherwise the outputs of recorded tasks stay.
@@ -833,9 +854,9 @@ class Stager:
 
 
 def _move_aside(task: TaskDescription, name: str, places: dict[str, InputPlace]) -> None:
-    """Rename an input in the sandbox of a task that writes a file of the same name.
+    """Rename an input in the sandbox of a task that writes a file with the same name.
 
-    Otherwise the task would overwrite the input through the link.
+    Otherwise the task would overwrite the original input through the link.
 
     Raises:
         DataError: The input cannot be renamed.
@@ -844,8 +865,8 @@ def _move_aside(task: TaskDescription, name: str, places: dict[str, InputPlace])
     other = separate_name(name)
     if place.path is None or os.path.isdir(place.path) or other in places:
         raise DataError(
-            f"task {task['name']!r} reads {name!r} and writes an output of that name; rename one "
-            "of them"
+            f"task {task['name']!r} reads {name!r} and writes an output with the same name; rename "
+            "one of them"
         )
     places[other] = place._replace(producer=None)
 

@@ -51,7 +51,7 @@ class RealPaths:
         real = self._directories.get(directory)
         if real is None:
             real = os.path.realpath(directory)
-            if os.path.isdir(real):  # else it may become a link
+            if os.path.isdir(real):  # a missing directory may be created as a link later
                 self._directories[directory] = real
         path = os.path.join(real, name)
         return os.path.realpath(path) if os.path.islink(path) else path
@@ -63,12 +63,13 @@ def copy_file(
     """Copy a file and its mode. Until the content is copied, only the user can read the copy.
 
     Args:
-        source: The file.
+        source: The path of the file.
         target: The path of the copy, which must not exist.
-        root: The directory that must contain the file, even if links change during the call.
+        root: The directory that must contain the target if `source` is a link, even if links change
+            during the call; `None` for any directory.
 
     Raises:
-        DataError: The file is not in `root`, or not a regular file.
+        DataError: The file is a link to a path outside `root`, or is not a regular file.
         OSError: The file cannot be read, or the copy cannot be created.
     """
     with contextlib.ExitStack() as files:
@@ -103,10 +104,10 @@ def _private(path: str, flags: int) -> int:
 
 
 def _is_in(opened: int, path: str | os.PathLike[str], root: str) -> bool:
-    """Return True if an open file is in a directory, even if links have changed since."""
+    """Return True if an open file is in a directory, even if links have changed meanwhile."""
     try:
         real = os.readlink(f"/proc/self/fd/{opened}")
-    except OSError:  # no Linux: where it is now
+    except OSError:  # not Linux: use the path to which the links point now
         real = os.path.realpath(path)
     return real.startswith(os.path.realpath(root) + os.sep)
 
@@ -140,7 +141,7 @@ def copy_directory(
     root = os.path.realpath(source)
     _require_own_links(root)
     try:
-        os.mkdir(target, 0o700)  # until it has the mode of the source
+        os.mkdir(target, 0o700)  # `copytree` sets the mode of the source at the end
         shutil.copytree(root, target, symlinks=True, copy_function=copy, dirs_exist_ok=True)
     except _StoppedError:
         pass
@@ -153,7 +154,7 @@ def copy_directory(
 
 
 def _require_own_links(root: str) -> None:
-    """Raise if the directory contains a link that would be broken or wrong in a copy."""
+    """Raise an error if a directory contains a link that would be broken or wrong in a copy."""
     for place, directories, names in os.walk(root):
         for path in (os.path.join(place, name) for name in (*directories, *names)):
             if not os.path.islink(path):
@@ -175,7 +176,7 @@ def replace_directory(new: Path, path: Path) -> None:
 
     Raises:
         OSError: The directory cannot be renamed; the old one has been restored.
-        NotADirectoryError: The target is a file.
+        NotADirectoryError: `path` is an existing file.
     """
     if path.exists() and not path.is_dir():
         raise NotADirectoryError(errno.ENOTDIR, "a file of that name exists", str(path))
@@ -214,7 +215,9 @@ def remove(path: str | os.PathLike[str]) -> None:
 
 
 def remove_directory(path: str | os.PathLike[str], kept: Collection[str] = ()) -> None:
-    """Remove a directory even if it is write-protected; with `kept`, only its other content.
+    """Remove a directory, even if it is write-protected.
+
+    With `kept`, the directory and the entries with these names are not removed.
 
     Raises:
         OSError: The directory or an entry cannot be removed.
@@ -267,8 +270,9 @@ class FileLock:
         path: The path of the file, which is created if it does not exist.
 
     Attributes:
-        problem: The error if the file system does not support locks, so that the file is not
-            locked; otherwise `None`.
+        path: The path of the file.
+        problem: The error if the file could not be locked because the file system does not support
+            locks; otherwise `None`.
 
     Raises:
         BlockingIOError: Another process or engine holds the lock.
@@ -279,7 +283,7 @@ class FileLock:
         self.path: str = os.fspath(path)
         self.problem: OSError | None = None
         self._file = self._locked()
-        with contextlib.suppress(OSError):  # a disk that is full
+        with contextlib.suppress(OSError):  # the disk may be full
             os.truncate(self._file, 0)
             os.pwrite(self._file, socket.gethostname().encode(), 0)
 
@@ -297,7 +301,7 @@ class FileLock:
             with contextlib.suppress(FileNotFoundError):
                 if os.path.samestat(os.fstat(file), os.stat(self.path)):
                     return file
-            os.close(file)  # the former owner has removed it meanwhile
+            os.close(file)  # the former owner has removed the file meanwhile
 
     def release(self) -> None:
         """Release the lock and remove the file."""
@@ -306,13 +310,13 @@ class FileLock:
         self.let_go()
 
     def let_go(self) -> None:
-        """Close the file without removing it. A forked child does not end its parent's lock."""
+        """Close the file without removing it. In a forked child, the parent keeps its lock."""
         with contextlib.suppress(OSError):
             os.close(self._file)
 
 
 def state_of(path: str | os.PathLike[str]) -> LockState:
-    """Return the state of the lock on a file, without creating or changing anything."""
+    """Return the state of the lock on a file, without creating or changing the file."""
     try:
         file = os.open(path, _FLAGS)
     except FileNotFoundError:
@@ -328,12 +332,12 @@ def state_of(path: str | os.PathLike[str]) -> LockState:
         return "unknown"
     finally:
         os.close(file)
-    # Some network file systems keep each host's locks to itself.
+    # Some network file systems do not show the locks of one host to other hosts.
     return "left" if host in (b"", socket.gethostname().encode()) else "unknown"
 
 
 LEFT = 65536
-"""Number of free bytes below which a file system counts as full: programs write in blocks."""
+"""Number of free bytes below which a file system is regarded as full: programs write in blocks."""
 
 _ERRORS = (errno.ENOSPC, errno.EDQUOT)
 
@@ -357,7 +361,7 @@ def full_disk(sandbox: str | None, error: BaseException | None = None) -> str | 
 
 
 def disk_use(directory: str | os.PathLike[str], seconds: float = 0.5) -> int:
-    """Return the size in bytes of a directory's files that are found within the given seconds."""
+    """Return the size in bytes of the files that are found in a directory within some seconds."""
     size, end = 0, time.monotonic() + seconds
     for place, _, names in os.walk(directory):
         for name in names:
@@ -389,7 +393,7 @@ def used_up(error: BaseException, *, program: bool) -> str | None:
     allowed = what if most == resource.RLIM_INFINITY else f"{most} {what}"
     return (
         f"the limit of {allowed} was reached: raise it with `ulimit {flag}` before the "
-        "program starts, or run fewer tasks at once with resources={'cores': N} of the backend"
+        "program starts, or pass resources={'cores': N} to the backend to run fewer tasks at once"
     )
 
 
@@ -412,7 +416,7 @@ def _places(sandbox: str | None, error: BaseException | None) -> Iterator[str]:
 
 def _is_full(path: str) -> bool:
     system = os.statvfs(path)
-    if system.f_blocks == 0 or system.f_flag & os.ST_RDONLY:  # sizes mean nothing there
+    if system.f_blocks == 0 or system.f_flag & os.ST_RDONLY:  # the sizes mean nothing
         return False
     no_files = system.f_files > 0 and system.f_favail == 0
     return no_files or system.f_bavail * system.f_frsize < LEFT

@@ -4,9 +4,9 @@ A call claims its destinations before it runs, so that two calls cannot write on
 files that the run reads are not overwritten. Files that match a pattern are known only when their
 task is done, and are claimed then.
 
-Saved files are copies, never links, so that nothing changes them through the sandbox. A file is
-copied next to its destination and renamed: readers see the old file or the whole new one.
-Directories are handled likewise, see `replace_directory`.
+Saved files are copies, never links, so that they cannot be changed through the sandbox. A file is
+copied next to its destination and then renamed: readers see the old file or the complete new one.
+Directories are handled in a similar way, see `replace_directory`.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ if TYPE_CHECKING:
     from rhapsody.backends.base import BaseExecutionBackend
 
 _SHOWN = 5
-"""Number of files that a message names."""
+"""Maximum number of files that a message names."""
 
 
 def check_outputs(
@@ -67,17 +67,17 @@ def check_outputs(
 
     Args:
         task: The attempt's description.
-        outputs: The outputs among its arguments.
-        backend: The backend that ran it.
+        outputs: The outputs among the attempt's arguments.
+        backend: The backend that ran the attempt; `None` if the sandbox is on this file system.
         given: Names of files that were put into the sandbox for the attempt. Patterns do not match
-            them.
+            these files.
 
     Returns:
-        The files that match each pattern.
+        The names of the files that match each pattern, by pattern.
 
     Raises:
-        DataError: An output is missing, is a link that leads out of the sandbox, or is a file
-            although a directory was declared, or vice versa.
+        DataError: An output is missing or a link that leads out of the sandbox, no file matches a
+            pattern, or a file was declared but a directory was written, or vice versa.
     """
     if not outputs:
         return {}
@@ -99,7 +99,7 @@ def check_outputs(
                 "file", "directory", "OutputDir",
             )  # fmt: skip
             raise DataError(
-                f"task {task['name']!r} declared a {declared} {name!r}, but wrote a {wrote} of "
+                f"task {task['name']!r} declared a {declared} {name!r}, but wrote a {wrote} with "
                 f"that name in {sandbox!r}; declare {cure}({name!r}), or write a {declared}"
             )
     if missing:
@@ -144,13 +144,15 @@ def _wrote_instead(task: TaskDescription, given: Collection[str]) -> str:
 
 
 def _some(names: Sequence[str]) -> str:
-    """Return text with a few of the names and the number of the others."""
+    """Return a text with the first few names and the number of other names."""
     there = ", ".join(map(repr, names[:_SHOWN])) or "nothing else"
     return there + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
 
 
 def _matching(task: TaskDescription, pattern: str, given: Collection[str]) -> tuple[str, ...]:
-    """Return the files directly in the sandbox that a task wrote and that match a pattern, sorted.
+    """Return the names of the files that a task wrote and that match a pattern, sorted.
+
+    Only files directly in the sandbox are considered.
 
     Raises:
         DataError: No file matches.
@@ -194,7 +196,7 @@ def without_place(
     outputs: Sequence[Output],
     matches: Mapping[str, tuple[str, ...]],
 ) -> dict[str, SavedFile]:
-    """Return the outputs that are results of an attempt and have no destination, by name."""
+    """Return the outputs of an attempt that are not temporary and have no destination, by name."""
     uid = future_uid(task)
     results = [each for each in outputs if each.save is None and not each.temporary]
     return {
@@ -210,7 +212,7 @@ def names_of(outputs: Iterable[Output], matches: Mapping[str, tuple[str, ...]]) 
 
 
 def found_in(sandbox: str, names: Iterable[str], save: str | os.PathLike[str]) -> list[Output]:
-    """Return files and directories in a sandbox as outputs with the destination `save`."""
+    """Return some files and directories in a sandbox as outputs with the destination `save`."""
     return [
         OutputDir(name, save=save)
         if os.path.isdir(os.path.join(sandbox, name))
@@ -234,7 +236,7 @@ def leads_into(value: object, sandbox: str | None) -> bool:
         if isinstance(value, list | tuple | set | frozenset):
             return any(_is_path_into(item, sandbox) for item in value)
         return _is_path_into(value, sandbox)
-    except BaseException:  # any error of the result's own code
+    except BaseException:  # any error raised by the result's own code
         return False
 
 
@@ -280,7 +282,7 @@ class _Claim:
 
 @dataclass(slots=True)
 class _Written:
-    """A file or directory that the run has written.
+    """File or directory that the run has written.
 
     Attributes:
         number: The number of files and directories that the run had written before.
@@ -305,18 +307,18 @@ class Places:
         self._directory = directory
         self._needed = (directory, *needed)
         self._claims: dict[str, _Claim] = {}
-        self._below: Counter[str] = Counter()  # claims, by each directory that they are in
+        self._below: Counter[str] = Counter()  # number of claims below each directory
         self._by_call: dict[str, list[str]] = {}
-        self._began: dict[str, int] = {}  # files written before, by each call with a pattern
-        self._count = 0  # of files written
+        self._began: dict[str, int] = {}  # by call with a pattern: number of files written before
+        self._count = 0  # number of files written
         self._real = RealPaths()
-        self._writable: set[str] = set()  # directories that files can be put into
-        self._readers: dict[str, str] = {}  # the task, by the file that no task writes
-        self._readers_below: dict[str, str] = {}  # one of them, by each directory it is in
+        self._writable: set[str] = set()  # directories in which files can be created
+        self._readers: dict[str, str] = {}  # by file that no task writes: a task that reads it
+        self._readers_below: dict[str, str] = {}  # by directory: a task that reads a file below it
         self._written: dict[str, _Written] = {}
 
     def reads(self, task: TaskDescription, path: str) -> None:
-        """Record that a task is about to read a file of this file system.
+        """Record that a task is about to read a file on this file system.
 
         Raises:
             DataError: Another task is about to write the file.
@@ -333,7 +335,7 @@ class Places:
         self._readers[key] = task["name"]
         for parent in _parents(key):
             if parent in self._readers_below:
-                break  # and those above it
+                break  # the directories above it are entered as well
             self._readers_below[parent] = task["name"]
 
     def is_read(self, path: Path) -> bool:
@@ -341,10 +343,10 @@ class Places:
         return self._real.of(str(path)) in self._readers
 
     def claim(self, task: TaskDescription, outputs: Sequence[Output]) -> dict[str, Target]:
-        """Claim the destinations of the outputs of an attempt.
+        """Claim the destinations of an attempt's outputs.
 
         Returns:
-            The destinations by the names of the outputs.
+            The destinations, by name of the output.
 
         Raises:
             DataError: A destination is a file that the run reads or that another call is about to
@@ -367,7 +369,8 @@ class Places:
         if len(keys) < len(targets) or any(not keys.keys().isdisjoint(_parents(k)) for k in keys):
             raise DataError(
                 f"task {task['name']!r} saves two files to the same destination: "
-                f"{', '.join(f'{name!r} as {str(t.path)!r}' for name, t in targets.items())}"
+                f"{', '.join(f'{name!r} as {str(t.path)!r}' for name, t in targets.items())}; "
+                "choose another destination for one of them"
             )
         for key, name in keys.items():
             self._check(task, key, name, targets[name])
@@ -386,7 +389,8 @@ class Places:
 
         Raises:
             DataError: The run reads one of the destinations, or another call writes to it. This can
-                happen only for files that match a pattern; others were claimed before.
+                happen only for files that match a pattern: all others were claimed before the call
+                ran.
         """
         claim = _Claim(task_call(task), task["name"])
         keys = {self._real.of(str(path)): (path, name) for path, name in files.items()}
@@ -407,7 +411,7 @@ class Places:
             self._count += 1
 
     def release(self, task: TaskDescription) -> None:
-        """Release the claims of an attempt whose work has ended; a second call has no effect."""
+        """Release the claims of an attempt whose work has ended. A second call has no effect."""
         if not self._by_call:
             return
         call = task_call(task)
@@ -432,7 +436,10 @@ class Places:
         if output.many:
             bare = path.rstrip("/")
             if os.path.lexists(bare) and not os.path.isdir(bare):
-                raise DataError(f"{output!r}: save={bare!r} is not a directory")
+                raise DataError(
+                    f"{output!r}: save={bare!r} is not a directory; pass a directory for several "
+                    "files"
+                )
             if not path.endswith("/") and not os.path.isdir(path):
                 raise DataError(
                     f"{output!r}: save must be a directory for several files; write "
@@ -444,7 +451,8 @@ class Places:
         path = os.path.normpath(path)
         if os.path.isdir(path):
             raise DataError(
-                f"{output.filename!r} cannot be saved as {path!r}, which is a directory"
+                f"{output.filename!r} cannot be saved as {path!r}, which is a directory; save it "
+                "elsewhere"
             )
         return Target(Path(path))
 
@@ -452,7 +460,8 @@ class Places:
         path = os.path.normpath(os.path.join(path, output.filename))
         if os.path.lexists(path) and not os.path.isdir(path):
             raise DataError(
-                f"directory {output.filename!r} cannot be saved as {path!r}, which is a file"
+                f"directory {output.filename!r} cannot be saved as {path!r}, which is a file; save "
+                "it elsewhere"
             )
         real = os.path.realpath(path)
         for needed in self._needed:
@@ -464,7 +473,7 @@ class Places:
         return Target(Path(path), "directory")
 
     def _require_room(self, name: str, target: Target) -> None:
-        """Raise if the directory of a destination can neither be written to nor be created."""
+        """Raise an error if the directory of a destination is not writable or cannot be created."""
         path, kind = target
         directory = nearest = str(path if kind == "matches" else path.parent)
         if directory in self._writable:
@@ -484,7 +493,7 @@ class Places:
         raise DataError(f"{name!r} cannot be saved as {str(path)!r}: {nearest!r} is {problem}")
 
     def _key(self, name: str, target: Target, call: str) -> str:
-        """Return the path to claim: the destination, or for a pattern a unique name in it."""
+        """Return the path to claim: the destination or, for a pattern, a unique path in it."""
         real = self._real.of(str(target.path))
         return os.path.join(real, f"{name}\0{call}") if target.kind == "matches" else real
 
@@ -506,7 +515,10 @@ class Places:
             )
 
     def _read_there(self, key: str, *, directory: bool) -> tuple[str, str] | None:
-        """Return the task that reads a path, a parent or an entry of it, and a text for errors."""
+        """Return a task that reads a path, one of its parents or entries, and a text for errors.
+
+        Return `None` if the destination may be written.
+        """
         if key in self._readers:
             return self._readers[key], "that directory" if directory else "that file"
         if directory and key in self._readers_below:
@@ -521,7 +533,10 @@ class Places:
         return None
 
     def _claim_on(self, key: str, call: str, *, directory: bool = False) -> _Claim | None:
-        """Return another call's claim on a path or a parent, or with `directory` on an entry."""
+        """Return another call's claim on a path or its parents, or `None`.
+
+        With `directory`, claims on paths below the path are considered as well.
+        """
         if not self._claims:
             return None
         claim = self._claims.get(key)
@@ -561,7 +576,7 @@ class Put(NamedTuple):
         name: The name in the sandbox.
         source: The path, or a function that copies the file or directory to a given path.
         kind: The kind of output.
-        root: The directory that must contain the file, even if links change during the copy.
+        root: The argument `root` of `copy_file`.
     """
 
     name: str
@@ -571,14 +586,18 @@ class Put(NamedTuple):
 
 
 class Results:
-    """Files that one engine saves.
+    """Files and directories that the tasks of one engine wrote and that are kept.
 
-    Its methods except `add` are called on the engine's loop.
+    All methods except `add` are called on the engine's loop.
 
     Args:
         directory: `results_dir`, the base directory of relative destinations.
         needed: Other directories that must not be replaced.
         threads: The threads on which files are copied.
+
+    Attributes:
+        directory: The argument `directory`.
+        places: The destinations of the engine's tasks.
     """
 
     def __init__(
@@ -596,7 +615,7 @@ class Results:
 
     @property
     def saved(self) -> list[SavedFile]:
-        """Saved files that exist, in the order in which they were first saved."""
+        """Kept files that still exist, in the order in which they were first saved or added."""
         return [
             replace(file, intermediate=True) if (file.uid, file.path.name) in self._read else file
             for file in self._saved.values()
@@ -604,11 +623,11 @@ class Results:
         ]
 
     def is_read(self, producer: str, name: str) -> None:
-        """Record that a task reads a file of the task with the uid `producer`."""
+        """Record that a task reads a file that the task with the uid `producer` wrote."""
         self._read.add((producer, os.path.basename(name)))
 
     def add(self, files: Iterable[SavedFile]) -> None:
-        """Add files that stay where the task wrote them. Called on any thread."""
+        """Add files that stay where their task wrote them. May be called on any thread."""
         for file in files:
             self._saved.setdefault(str(file.path), file)
 
@@ -618,9 +637,9 @@ class Results:
         """Save files and directories.
 
         Args:
-            task: The description of the attempt that made them, or its `uid` and `name`.
+            task: The description of the attempt that wrote the files, or its `uid` and `name`.
             puts: The files and directories, by destination.
-            there: Destinations that are already up to date.
+            there: Destinations that are already up to date, to which nothing is copied.
 
         Raises:
             DataError: A file or directory could not be saved.
@@ -633,7 +652,7 @@ class Results:
                 try:
                     if path not in there:
                         await self._put(path, put)
-                except Exception as error:  # a full disk, a read-only directory
+                except Exception as error:  # such as a full disk or a read-only directory
                     raise DataError(
                         f"task {title!r} ({uid}) succeeded, but {what} could not be saved as "
                         f"{str(path)!r}: {error}"

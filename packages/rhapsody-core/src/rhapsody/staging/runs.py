@@ -1,13 +1,12 @@
 """Directories of runs: how they are named, locked, logged, listed and cleaned.
 
-Each process has one directory in each `.rhapsody`, which contains the directories of its engines.
-The names of these directories sort by time and contain the program's name; the link `latest` points
-to the newest. A directory is created when it is first needed, and locked while an engine of the
-process is alive.
+A process has one run in each `.rhapsody` directory that its engines use. The run's directory
+contains the directories of these engines. The names of runs sort by time and contain the program's
+name; the link `latest` points to the newest run. A run's directory is created when it is first
+needed, and locked while an engine of the process is alive.
 
-If two engines had the same uid, they would mix up their updates and sandboxes. A uid that the
-program chose is therefore claimed by a lock in the engine's `work_dir`. Uids that engines generate
-are unique.
+Two engines with the same uid would mix up their updates and sandboxes. A uid that the program chose
+is therefore claimed by a lock in the engine's `work_dir`. Uids that engines generate are unique.
 """
 
 from __future__ import annotations
@@ -33,11 +32,11 @@ log: logging.Logger = logging.getLogger("rhapsody")
 
 FORMAT = "%(asctime)s.%(msecs)03dZ %(levelname)s %(name)s: %(message)s"
 TIMES = "%Y-%m-%dT%H:%M:%S"
-"""The format of a line, and of the time in it, which is UTC, as in the names of runs."""
+"""Formats of a line of the log and of the time in it. The time is UTC, as in the names of runs."""
 
 
 class RunLog(logging.FileHandler):
-    """Log handler that writes to a file, which it opens for the first record.
+    """Log handler that writes to a file, which is opened when the first record is written.
 
     Args:
         path: Function that creates the file's directory and returns the file's path.
@@ -54,7 +53,7 @@ class RunLog(logging.FileHandler):
         self.setFormatter(lines)
 
     def begin(self) -> None:
-        """Start writing records; a second call has no effect."""
+        """Start writing records. A second call has no effect."""
         self._taking = True
         log.addHandler(self)
 
@@ -65,13 +64,13 @@ class RunLog(logging.FileHandler):
         self.close()
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Write a record; log a disk error once, and never raise it."""
+        """Write a record. A disk error is logged once and not raised."""
         self._write(record)
         if self._is_alone(record):
             _hand_on(record)
 
     def note(self, text: str) -> None:
-        """Write a text to the log file only."""
+        """Write a text to the log file, without passing it to other handlers."""
         self._write(logging.LogRecord("rhapsody.run", logging.INFO, "", 0, text, None, None))
 
     def _write(self, record: logging.LogRecord) -> None:
@@ -100,7 +99,7 @@ class RunLog(logging.FileHandler):
         """Return True if only logs of runs handle a record, and this log is the first of them.
 
         `logging` prints records that no handler handles (`logging.lastResort`). Logs of runs must
-        not suppress that.
+        not suppress this output.
         """
         logger: logging.Logger | None = logging.getLogger(record.name)
         found: list[logging.Handler] = []
@@ -124,22 +123,26 @@ LATEST, LOCK, LOG = "latest", ".lock", "log.txt"
 """Names of the link to the newest run, and of the lock and the log in a run's directory."""
 
 NAME: re.Pattern[str] = re.compile(r"\d{8}T\d{6}-[A-Za-z0-9_.-]{1,32}-[0-9a-f]{4}")
-"""Name of a run's directory."""
+"""Pattern of the name of a run's directory."""
 
 LONGEST = 32
-"""Characters of the program's name in the name of a run's directory."""
+"""Maximum number of characters of the program's name in the name of a run's directory."""
 
 ATTEMPTS = 100
-"""Attempts to create a directory that others remove, or whose name they take."""
+"""Maximum number of attempts if other processes create or remove directories at the same time."""
 
 
 class Run:
-    """Directory of one run, whose `path` may change until the directory is created.
+    """Directory of one run of this process.
 
-    Its methods may be called from any thread.
+    The methods may be called from any thread.
 
     Args:
-        base: The `.rhapsody` directory that contains it.
+        base: The `.rhapsody` directory that contains the run's directory.
+
+    Attributes:
+        base: The argument `base`.
+        path: The path of the run's directory, which may change until the directory is created.
     """
 
     def __init__(self, base: Path) -> None:
@@ -158,14 +161,15 @@ class Run:
         self._log.begin()
 
     def make(self) -> Path:
-        """Create the directory, which belongs to this process alone.
+        """Create and lock the directory, if this has not been done yet.
 
         Returns:
             The path of the directory.
 
         Raises:
             OSError: The directory cannot be created.
-            FileNotFoundError: Other processes removed it repeatedly, because it was empty.
+            FileNotFoundError: Other processes repeatedly removed the directory, because it was
+                empty.
         """
         with self._lock:
             for attempt in range(ATTEMPTS):
@@ -189,7 +193,7 @@ class Run:
         self._made = True
         try:
             self._held = FileLock(self.path / LOCK)
-        except BlockingIOError:  # it is being removed
+        except BlockingIOError:  # the directory is being removed
             self.path, self._made = self.base / new_name(), False
             return
         point_latest(self.base)
@@ -218,11 +222,11 @@ class Run:
             return not os.path.exists(self.path)
 
     def note(self, text: str) -> None:
-        """Write a text into the run's log."""
+        """Write a text to the run's log."""
         self._log.note(text)
 
     def forget(self) -> None:
-        """Release the parent's lock in a forked child."""
+        """Close the lock's file in a forked child. The parent keeps its lock."""
         if self._held is not None:
             self._held.let_go()
 
@@ -231,7 +235,7 @@ class Run:
 
 
 class _Process:
-    """Runs of one process, by the `.rhapsody` directory that contains each."""
+    """Runs of one process, by the `.rhapsody` directory that contains the run."""
 
     def __init__(self) -> None:
         self.pid = os.getpid()
@@ -261,7 +265,7 @@ def enter_run(base: Path, uid: str) -> Run:
 
 
 def leave_run(run: Run, uid: str) -> None:
-    """Unregister an engine that has ended; a second call has no effect."""
+    """Unregister an engine that has ended. A second call has no effect."""
     process = _process
     with process.lock:
         if run.leave(uid) and process.runs.get(run.base) is run:
@@ -343,12 +347,12 @@ _claims_lock = threading.Lock()
 class UidClaim:
     """Exclusive use of a uid by one engine, until `release`.
 
-    It must be created on the engine's loop: once that loop is closed, the engine is regarded as no
-    longer running.
+    The claim must be created on the engine's loop: once that loop is closed, the engine is regarded
+    as no longer running.
 
     Args:
         uid: The engine's uid.
-        work_dir: The directory of its sandboxes; created if it does not exist.
+        work_dir: The directory of the engine's sandboxes, which is created if it does not exist.
 
     Raises:
         ValueError: Another engine uses the uid.
@@ -367,7 +371,7 @@ class UidClaim:
                 )
             if other is not None:
                 other._file.release()
-            if not os.path.isdir(work_dir):  # which others may share
+            if not os.path.isdir(work_dir):  # an existing directory may be shared with others
                 make_sandbox(os.path.realpath(work_dir))  # `work_dir` itself may be a link
             self._file: FileLock = self._locked(work_dir)
             _claims[uid] = self
@@ -389,7 +393,7 @@ class UidClaim:
         return file
 
     def release(self) -> None:
-        """Allow other engines to use the uid; a second call has no effect."""
+        """Allow other engines to use the uid. A second call has no effect."""
         with _claims_lock:
             if _claims.get(self._uid) is self:
                 del _claims[self._uid]
@@ -397,11 +401,11 @@ class UidClaim:
 
 
 LIST = "results.json"
-"""File in an engine's directory that lists its results, if there are any."""
+"""Name of the file in an engine's directory that lists the engine's results, if there are any."""
 
 
 def write_list(files: Iterable[SavedFile], work_dir: Path) -> None:
-    """Write the list of results, with the files that are below the engine's directory."""
+    """Write the list of the results that are below an engine's directory, if there are any."""
     listed = [
         {"path": str(file.path.relative_to(work_dir)), "task": file.task, "uid": file.uid}
         for file in files
@@ -413,7 +417,7 @@ def write_list(files: Iterable[SavedFile], work_dir: Path) -> None:
 
 
 def read_list(work_dir: Path) -> set[str]:
-    """Return the listed paths of results in an engine's directory; empty if there is no list.
+    """Return the paths in the list of an engine's results, or an empty set if there is no list.
 
     Raises:
         ValueError: The list is malformed.
@@ -432,12 +436,15 @@ class WorkDir:
     """Directory of an engine, created when it is first needed.
 
     Args:
-        place: The directory; with `in_run`, the `.rhapsody` that contains the run's directory.
-        in_run: The engine's uid, if it uses a directory of that name in the run's directory.
+        place: The directory; with `in_run`, the `.rhapsody` directory that contains the run's
+            directory.
+        in_run: The engine's uid if the engine uses a directory of that name in the run's directory,
+            otherwise `None`.
 
     Attributes:
-        base: With `in_run`, the `.rhapsody` that contains the run's directory; otherwise `path`.
-        path: The engine's directory; may change until `settle` is called.
+        base: The absolute path of `place`.
+        path: The engine's directory, which may change until `settle` is called.
+        settled: True once `path` no longer changes.
     """
 
     def __init__(self, place: str | os.PathLike[str], in_run: str | None = None) -> None:
@@ -452,13 +459,13 @@ class WorkDir:
         self.settled: bool = self._run is None
 
     def settle(self) -> Path:
-        """Create the run's directory, after which `path` no longer changes.
+        """Create the run's directory, if the engine uses one. Then `path` no longer changes.
 
-        An error is not raised here; later operations in the directory fail. May be called on any
-        thread.
+        If the directory cannot be created, no error is raised here, but later operations in the
+        directory fail. May be called on any thread.
 
         Returns:
-            The path.
+            The engine's directory, `path`.
         """
         if self._run is not None and not self.settled:
             with contextlib.suppress(OSError):
@@ -471,13 +478,13 @@ class WorkDir:
         run = Path(sandbox).parent.parent
         if run in self._used or run.parent.name != BASE or NAME.fullmatch(run.name) is None:
             return
-        with contextlib.suppress(OSError):  # another run uses it as well, or this one
+        with contextlib.suppress(OSError):  # the run's directory is locked already
             there = os.path.exists(run / LOCK)
             lock = FileLock(run / LOCK)
             self._used[run] = lock.let_go if there else lock.release
 
     def close(self, results: Iterable[SavedFile]) -> None:
-        """Write the list of results, and remove the directory if it is new and empty."""
+        """Write the list of results, and remove the engine's directory if it is new and empty."""
         if self._run is not None and self.settled:
             write_list(results, self.path)
         if self._existed:
@@ -489,7 +496,10 @@ class WorkDir:
                 self.path.parent.rmdir()
 
     def leave(self) -> None:
-        """Unregister the engine from its run; after the last one, an empty directory is removed."""
+        """Unregister the engine from its run, and remove the run's directory if it is unused.
+
+        The directory is removed if it is empty and no other engine of the process is registered.
+        """
         for let_go in self._used.values():
             let_go()
         self._used.clear()
@@ -499,14 +509,15 @@ class WorkDir:
 
 @dataclass(frozen=True, slots=True)
 class LeftRun:
-    """Directory of a run.
+    """Directory of an existing run, for `rhapsody clean`.
 
     Attributes:
-        path: The directory's path.
+        path: The path of the directory.
         lock: The file that the run locks while it is active.
         state: `"held"` while the run is active, `"free"` after its end, `"left"` if it was
-            killed, `"unknown"` if that cannot be determined on this host.
-        changed: Time when an entry was last created or removed, by the system's clock.
+            killed, `"unknown"` if this cannot be determined on this host.
+        changed: The time of the last change to the directory or one of its entries, in seconds
+            since the epoch.
     """
 
     path: Path
@@ -554,26 +565,26 @@ class LeftRun:
                 remove(path)
         finally:
             lock.release()
-        with contextlib.suppress(OSError):  # results are in it
+        with contextlib.suppress(OSError):  # the directory contains results
             self.path.rmdir()
         return True
 
 
 def left_runs(base: Path) -> list[LeftRun]:
-    """Return the directories of runs in a `.rhapsody`, oldest first."""
+    """Return this user's directories of runs in a `.rhapsody`, oldest first."""
     found = []
     for path in _directories(base):
         if not NAME.fullmatch(path.name):
             continue
         lock = path / LOCK
-        with contextlib.suppress(FileNotFoundError):  # it was removed meanwhile
+        with contextlib.suppress(FileNotFoundError):  # the directory was removed meanwhile
             changed = max(os.lstat(each).st_mtime for each in (path, *path.iterdir()))
             found.append(LeftRun(path, lock, state_of(lock), changed))
     return sorted(found, key=lambda run: run.path.name)
 
 
 def tidy(base: Path) -> None:
-    """Point `latest` to the newest remaining run; remove a `.rhapsody` without runs."""
+    """Point `latest` to the newest remaining run, and remove the `.rhapsody` if it is empty."""
     point_latest(base)
     with contextlib.suppress(OSError):  # it is not empty
         base.rmdir()

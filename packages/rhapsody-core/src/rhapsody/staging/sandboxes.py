@@ -21,16 +21,17 @@ from rhapsody.sdk.threads import ThreadPool, in_thread
 from rhapsody.staging.fsutil import remove_directory
 
 Keep = Literal["results", "failed", "all", "none"]
-"""Sandboxes that are kept on disk after a run: those of failed tasks, all, or none.
+"""Sandboxes that stay on disk after a run.
 
-With `"results"`, the sandboxes of failed tasks and the declared outputs in others are kept.
+`"results"`: the sandboxes of failed tasks, and the declared outputs in all others. `"failed"`: the
+sandboxes of failed tasks. `"all"`: all sandboxes. `"none"`: no sandboxes.
 """
 
 log: logging.Logger = logging.getLogger(__name__)
 
 
 def check_keep(value: Keep) -> Keep:
-    """Check and return a value of `keep_sandboxes`.
+    """Check a value of `keep_sandboxes`, and return it.
 
     Returns:
         The value.
@@ -53,7 +54,7 @@ class Disposition(Enum):
 
 
 class Sandbox:
-    """Reference to a sandbox, which stays on disk while this object is alive.
+    """Reference to a sandbox. The sandbox stays on disk while this object is alive.
 
     Args:
         path: The path of the sandbox.
@@ -75,7 +76,7 @@ class Sandbox:
         return f"<Sandbox {self.path!r}>"
 
     def spare(self) -> None:
-        """Keep the sandbox, and those to which its links point, even when this object is freed."""
+        """Keep the sandbox, and those to which its links point, even after this object is freed."""
         waiting: list[Sandbox] = [self]
         while waiting:
             sandbox = waiting.pop()
@@ -85,12 +86,12 @@ class Sandbox:
 
 @dataclass(slots=True)
 class _Declared:
-    """The declared files of a sandbox.
+    """Declared files of a sandbox.
 
     Attributes:
         stay: Names of files that are kept after the run.
         until_end: Names of files that are needed until the run has succeeded.
-        results: The files in `stay` that no task has read so far, which makes them results.
+        results: The files in `stay` that are results because no task has read them so far, by name.
         recorded: True if a later run may reuse the files.
     """
 
@@ -101,12 +102,13 @@ class _Declared:
 
 
 class SandboxKeeper:
-    """Manager of sandboxes, which removes them once they are no longer needed.
+    """Manager of sandboxes, which removes each sandbox once it is no longer needed.
 
     Args:
         keep: The sandboxes that stay on disk after the run.
-        kept: Called, from any thread, with the results that are kept of a sandbox.
-        threads: The threads that remove sandboxes; `close` ends them.
+        kept: Called with the results that remain when the rest of a sandbox is removed; may be
+            called from any thread.
+        threads: The threads that remove sandboxes. `close` ends them.
     """
 
     def __init__(
@@ -127,11 +129,11 @@ class SandboxKeeper:
         return Sandbox(path, self, needs)
 
     def note(self, path: str, fate: Disposition) -> None:
-        """Record when to remove a sandbox, without returning an object that keeps it."""
+        """Record when to remove a sandbox."""
         if self._closed or (fate is Disposition.STAY and self._keep != "none"):
             return
         self._fates[path] = fate
-        with suppress(RuntimeError):  # too many threads: the next call tries again, or `close`
+        with suppress(RuntimeError):  # too many threads: a later call or `close` tries again
             self._threads.start()
 
     def declare(
@@ -143,7 +145,15 @@ class SandboxKeeper:
         *,
         recorded: bool,
     ) -> None:
-        """Record which files are kept when a sandbox is removed, see `_Declared`."""
+        """Record which files are kept when a sandbox is removed.
+
+        Args:
+            path: The path of the sandbox.
+            stay: See `_Declared`.
+            until_end: See `_Declared`.
+            results: See `_Declared`.
+            recorded: See `_Declared`.
+        """
         if not self._closed:
             self._declared[path] = _Declared(set(stay), set(until_end), dict(results), recorded)
 
@@ -171,14 +181,14 @@ class SandboxKeeper:
         removed = os.path.join(os.path.dirname(path), f"{RESERVED}{uuid.uuid4().hex}")
         try:
             os.rename(path, removed)
-        except OSError:  # it was removed, or is on another file system
+        except OSError:  # the file was removed, or cannot be renamed
             return False
         self.note(removed, Disposition.REMOVE)
         self.drop(removed)
         return True
 
     def spare(self, path: str) -> bool:
-        """Keep a sandbox, as with `Disposition.STAY`; return False if it was kept already."""
+        """Keep a sandbox, as with `Disposition.STAY`. Return False if it is kept already."""
         if self._fates.get(path, Disposition.STAY) is Disposition.STAY:
             return False
         self._fates[path] = Disposition.STAY
@@ -187,7 +197,7 @@ class SandboxKeeper:
     def drop(self, path: str) -> None:
         """Remove a sandbox that is no longer held, on another thread.
 
-        Called by destructors, so it takes no lock.
+        This method is called by destructors, so it takes no lock.
         """
         self._threads.put(partial(self._release, path))
 
@@ -216,7 +226,7 @@ class SandboxKeeper:
                 self._remove(path)
             elif fate is Disposition.PRODUCT and self._keep == "results" and declared is not None:
                 self._trim(path, declared)
-        for path, declared in self._declared.items():  # of sandboxes that were dropped before
+        for path, declared in self._declared.items():  # sandboxes that were dropped before
             if self._keep == "results":
                 self._trim(path, declared, dropped=True)
             elif self._keep == "none" or self._ended_well or not declared.recorded:
@@ -225,7 +235,7 @@ class SandboxKeeper:
         self._declared.clear()
 
     def _trim(self, path: str, declared: _Declared, *, dropped: bool = False) -> None:
-        """Remove a sandbox's files that are not kept after the run; pass the results to `kept`."""
+        """Remove a sandbox's files that are not kept after the run, and report the results."""
         self._kept(declared.results.values())
         if self._ended_well and (declared.until_end or not dropped):
             self._remove(path, declared.stay)
@@ -240,8 +250,8 @@ class SandboxKeeper:
             else:
                 remove_directory(path, names)
         except FileNotFoundError:
-            pass  # never created, or removed by the user
-        except Exception as error:  # must not end the thread, nor reach the user's code
+            pass  # it was never created, or the user has removed it
+        except Exception as error:  # the error must neither end the thread nor reach user code
             if not self._complained:
                 self._complained = True
                 log.warning(
