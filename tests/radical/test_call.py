@@ -99,7 +99,7 @@ def test_values_that_cannot_be_pickled_are_named_in_the_error(tmp_path: Path) ->
         packed(tmp_path, same, bytes(MIB), rest=threading.Lock())
     error = made(tmp_path, threading.Lock)
     assert type(error) is TypeError
-    assert "its result (lock) cannot be pickled back" in str(error)
+    assert "its result (lock) cannot be pickled by" in str(error)
     assert list(tmp_path.iterdir()) == []
 
 

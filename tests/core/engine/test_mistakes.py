@@ -228,7 +228,7 @@ async def test_a_variable_that_cannot_travel_is_named() -> None:
                 pass
 
         with pytest.raises(
-            TypeError, match="variable 'lock', which the function uses \\(lock\\) cannot"
+            TypeError, match="variable 'lock' used by the function \\(lock\\) cannot"
         ):
             await locked()
 

@@ -387,7 +387,7 @@ async def test_undeclared_files_are_not_kept_and_reported(
     with caplog.at_level(logging.WARNING):
         await broken_off(program)
     assert caplog.text.count("is not recorded") == 1
-    assert "left files in its sandbox without declaring them" in caplog.text
+    assert "left undeclared files in its sandbox" in caplog.text
     assert await broken_off(program) == ""
     assert ran(here) == ["make", "make", "plain", "see", "see", "show"]
 

@@ -54,7 +54,7 @@ async def test_one_that_another_user_has_added_to_is_refused(here: Path, suffix:
 @pytest.mark.parametrize("mode", [0o777, 0o1777])
 async def test_none_is_made_where_everybody_may_put_files(here: Path, mode: int) -> None:
     os.chmod(here, mode)
-    advice = f", or if you trust its content: chmod o-w {here}"
+    advice = f", or, if you trust the journal, run: chmod o-w {here}"
     advice = advice if mode == 0o777 else ""  # not for /tmp
     with pytest.raises(JournalError, match=rf"use another directory{advice}$"):
         await WorkflowEngine.create(journal="run.sqlite")

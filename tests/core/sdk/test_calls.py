@@ -187,7 +187,7 @@ def test_what_cannot_be_packed_is_named_on_either_side() -> None:
     with pytest.raises(TypeError, match=r"'one': positional argument 0 \(lock\).* for a node: "):
         pack(described(len, threading.Lock()), worker="a node")
     error = made(described(threading.Lock))["exception"]
-    assert "'one': its result (lock) cannot be pickled back from its worker" in str(error)
+    assert "'one': its result (lock) cannot be pickled by its worker" in str(error)
 
 
 class _NumberWhereItIsLoaded:
@@ -280,7 +280,7 @@ def test_a_backend_can_have_steps_of_its_own() -> None:
     task["args"] = ()
     packed = pack(task, call_spec(task, more={"own": None}))
     _, error = _result(Own().run(packed))
-    assert "cannot be pickled back from the node: " in str(error)
+    assert "cannot be pickled by the node: " in str(error)
     assert str(error).endswith("; return text")
 
 

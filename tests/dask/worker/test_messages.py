@@ -76,7 +76,7 @@ async def test_values_that_cannot_be_pickled_are_named_in_the_error(flow: Workfl
 
     with pytest.raises(TypeError, match=r"positional argument 0 .lock. cannot be pickled"):
         await take(threading.Lock())
-    with pytest.raises(TypeError, match=r"its result .lock. cannot be pickled back"):
+    with pytest.raises(TypeError, match=r"its result .lock. cannot be pickled by"):
         await take(None)
     assert await take(1) == 1
 

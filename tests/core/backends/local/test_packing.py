@@ -86,7 +86,7 @@ async def test_a_function_that_cannot_be_pickled_is_named(driver: Driver) -> Non
     lock = threading.Lock()
     end = await driver.run_one(driver.call(lambda: lock))
     assert isinstance(end.error, TypeError)
-    assert "variable 'lock', which the function uses (lock)" in str(end.error)
+    assert "variable 'lock' used by the function (lock)" in str(end.error)
 
 
 async def test_an_argument_that_cannot_be_unpickled_fails_its_task(driver: Driver) -> None:
@@ -103,7 +103,7 @@ async def test_a_result_that_cannot_be_pickled_says_so(driver: Driver) -> None:
     end, other = await driver.run(driver.call(lambda: threading.Lock()), driver.call(int))
     assert other.state is DONE
     assert isinstance(end.error, TypeError)
-    assert "its result (lock) cannot be pickled back" in str(end.error)
+    assert "its result (lock) cannot be pickled by" in str(end.error)
 
 
 async def test_a_result_that_cannot_be_unpickled_says_so(driver: Driver) -> None:

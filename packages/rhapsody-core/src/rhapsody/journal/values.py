@@ -303,7 +303,8 @@ class Values:
         kind = type(value)
         ctypes = sys.modules.get("ctypes")
         if ctypes is not None and isinstance(value, ctypes.CDLL):  # it contains an address
-            raise UnhashableError(f"the code of the library {value._name!r} cannot be inspected")
+            text = f"the functions of the library {value._name!r} cannot be inspected"
+            raise UnhashableError(text)
         try:
             reduce = copyreg.dispatch_table.get(kind)
             if reduce is None and isinstance(value, logging.Logger) and self._around.own(kind):

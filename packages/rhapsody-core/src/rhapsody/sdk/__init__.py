@@ -1,7 +1,7 @@
 """Building blocks for backends: worker calls, programs, services, output, readiness and threads.
 
-Backends use these in addition to the interface in `rhapsody.backends`; Rhapsody's own backends
-import nothing else from core. This is a public package for plugin authors.
+Backends use these in addition to the interface in `rhapsody.backends`. This is a public package for
+authors of plugins.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""The program's side of calls in other processes.
+"""Main program's half of calls in other processes.
 
-`pack` turns a task's call into bytes, `rhapsody.sdk.runner.Runner.run` makes the call in the worker
-and returns its outcome as bytes, which `unpack` reads, and `finish` writes the outcome into the
-task's description. The backend transports the bytes. A backend with its own format uses the parts:
-`call_spec`, `pack_call` or `cannot_pack`, and `result`.
+`pack` turns a task's call into bytes. In the worker, `rhapsody.sdk.runner.Runner.run` makes the
+call and returns the outcome as bytes. `unpack` reads these bytes, and `finish` writes the outcome
+into the task's description. The backend transports the bytes. A backend with its own format uses
+`call_spec`, `pack_call` or `cannot_pack`, and `result` instead.
 """
 
 from __future__ import annotations
@@ -82,9 +82,10 @@ def call_spec(
             and at least one; 0 does not limit them.
         environment: The environment variables to set. Default: those of the task's description.
         directory: The directory for files of the call. Default: the task's sandbox.
-        more: Values for the backend's own `Runner`, of built-in types.
+        more: Values of built-in types for the backend's own `Runner`. Default: none.
         modules: The result of `rhapsody.sdk.modules.own_modules`, or only its first `REFERENCE`
-            bytes if the worker has received the modules before. `True`: call that function.
+            bytes if the worker has received the modules before; `None` to send no modules.
+            Default: `own_modules` is called.
     """
     sandbox = task.get("sandbox")
     return CallSpec(
@@ -153,7 +154,7 @@ def cannot_pack(
         task: The task's description.
         error: The error that pickling the call raised.
         worker: The name of the worker in messages.
-        cure: The remedy.
+        cure: The remedy, for the message.
     """
     part, culprit, reason = "the call", task["function"], describe_error(error)
     for name, value in parts(task).items():
@@ -163,7 +164,7 @@ def cannot_pack(
             part, culprit, reason = name, value, describe_error(found)
             inner = _inside(value)
             if inner is not None:
-                part, culprit = f"{inner[0]}, which {name} uses", inner[1]
+                part, culprit = f"{inner[0]} used by {name}", inner[1]
             break
     return TypeError(
         f"task {task['name']!r}: {part} ({type(culprit).__qualname__}) cannot be pickled for "
@@ -194,7 +195,7 @@ def parts(task: TaskDescription) -> dict[str, Any]:
 
 
 def unpack(packed: bytes) -> CallResult:
-    """Unpickle the outcome of a call from `Runner.run`.
+    """Unpickle the outcome of a call, as returned by `Runner.run`.
 
     Returns:
         The outcome.
@@ -218,15 +219,16 @@ def unpack(packed: bytes) -> CallResult:
 def finish(
     task: TaskDescription, outcome: CallResult, unpack: Callable[[Any], Any] = loads
 ) -> BaseException | None:
-    """Write the value or exception of a call, and its output, into the task's description.
+    """Write the value or exception of a call, and the call's output, into the task's description.
 
     Args:
         task: The description.
         outcome: The outcome.
-        unpack: The inverse of `pack` of the worker's `Runner`.
+        unpack: The inverse of the method `pack` of the worker's `Runner`.
 
     Returns:
-        The exception if the task failed, with the worker's traceback as its cause.
+        The exception if the task failed, with the worker's traceback as its cause; otherwise
+        `None`.
     """
     report(task, outcome)
     task["worker"] = f"{outcome.host}:{outcome.pid}"
@@ -251,12 +253,17 @@ def report(task: TaskDescription, outcome: CallResult) -> None:
 def result(
     task: TaskDescription, outcome: CallResult, unpack: Callable[[Any], Any] = loads
 ) -> tuple[Any, BaseException | None]:
-    """Return the value and the exception of a call; one that unpacking raises is returned, too.
+    """Return the value and the exception of a call; one of them is `None`.
+
+    An exception that is raised by unpacking is returned as well.
 
     Args:
         task: The task's description.
         outcome: The outcome.
-        unpack: The inverse of `pack` of the worker's `Runner`.
+        unpack: The inverse of the method `pack` of the worker's `Runner`.
+
+    Returns:
+        The value and the exception.
     """
     try:
         if outcome.done:
@@ -273,7 +280,7 @@ def unpack_error(packed: Any, unpack: Callable[[Any], Any] = loads) -> BaseExcep
 
     Args:
         packed: The result of `rhapsody.sdk.runner.pack_error`.
-        unpack: The inverse of the `pack` that was passed to `pack_error`.
+        unpack: The inverse of the function `pack` that was passed to `pack_error`.
     """
     way, data, text = unpack(packed)
     error = TaskFailedError(data) if way == "words" else made(way, data)
@@ -286,7 +293,7 @@ _FRAME = re.compile(r'^([ |]*)File "([^"\n]+)", line (\d+), in .*\n(?!\1  )', re
 
 
 def _with_source(text: str) -> str:
-    """Add to a traceback the source lines that only this program can read, such as a notebook's."""
+    """Add source lines to a traceback that only this process can read, such as a notebook's."""
 
     def frame(found: re.Match[str]) -> str:
         indent, file, number = found.groups()

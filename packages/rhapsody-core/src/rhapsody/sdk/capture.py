@@ -1,7 +1,7 @@
-"""Capture of what functions print, which is still passed on to the standard streams.
+"""Capture of the output of function tasks, which is also passed on to the standard streams.
 
-While a backend runs, `sys.stdout` and `sys.stderr` are wrapped by a `Tee`. A context variable names
-the recorder of the task that prints, so each task has its own recorder, even if tasks run in
+While a backend runs, `sys.stdout` and `sys.stderr` are each wrapped in a `Tee`. A context variable
+contains the recorder of the running task, so each task has its own recorder, even if tasks run in
 threads and coroutines of one process. The output of threads and programs that a task starts, and of
 C code that bypasses Python, is not captured.
 """
@@ -30,7 +30,7 @@ LIMIT = 1 << 20
 """Maximum number of characters of one stream of a task that are kept in memory."""
 
 TEES = 16
-"""Number of wrappers of standard streams that are never freed.
+"""Number of the most recent wrappers of standard streams, which are not freed.
 
 `print` borrows `sys.stdout` and does not hold it in Python 3.11, and in 3.12 and 3.13
 before April 2025: if the wrapper were freed while a thread prints, the process would crash
@@ -48,8 +48,8 @@ class Record:
     """Text that one task prints to one stream.
 
     Args:
-        path: The file that all text is written to once it exceeds `LIMIT`. Without a file, the text
-            beyond `LIMIT` is dropped.
+        path: The file to which all text is written once it exceeds `LIMIT`. Without a file, the
+            text beyond `LIMIT` is dropped.
         whole: True to write all text to the file, whatever its size; `result` then returns the
             path.
     """
@@ -64,7 +64,7 @@ class Record:
         self._closed = False
 
     def write(self, text: str) -> None:
-        """Add text, unless `result` was called."""
+        """Add text, unless `result` has been called."""
         with self._lock:
             if self._closed:
                 return
@@ -85,7 +85,7 @@ class Record:
         return self._file is not None
 
     def result(self) -> str:
-        """Return the text, or the path of the file with `whole`, and ignore text written later."""
+        """Return the text or, with `whole`, the path of the file. Text written later is ignored."""
         with self._lock:
             self._closed = True
             if self._whole and self._path is not None:
@@ -117,7 +117,8 @@ class Recorder:
     """Recorder of the output of one attempt of a task, for `recording`. Thread-safe.
 
     Args:
-        directory: The directory for large output, created when needed.
+        directory: The directory for large output, which is created when it is needed. Without a
+            directory, output beyond `LIMIT` is dropped.
         capture: The task's setting `capture`: with `"files"` all output is written to files in
             `directory`, with `"quiet"` output is not passed on to the standard streams.
     """
@@ -130,7 +131,7 @@ class Recorder:
         self._ended = False
 
     def write(self, name: Name, text: str) -> None:
-        """Record text for one of the streams, unless `result` was called."""
+        """Record text for one of the streams, unless `result` has been called."""
         if not self._ended:
             (self._records.get(name) or self._record(name)).write(text)
 
@@ -141,7 +142,10 @@ class Recorder:
 
     @property
     def quiet(self) -> bool:
-        """True if text is not passed on; False in forked processes, which record nothing."""
+        """True if output is recorded but not passed on to the standard streams.
+
+        Always False in forked processes: they record nothing, so they must pass output on.
+        """
         return self._quiet_in is not None and self._quiet_in == os.getpid()
 
     @property
@@ -151,7 +155,7 @@ class Recorder:
         return self._directory if written else None
 
     def result(self, name: Name) -> str:
-        """Return the text of a stream, or the path of its file if output is captured in files."""
+        """Return the text of a stream, or the path of its file if all output goes to files."""
         self._ended = True
         if name in self._records or self._files:
             return self._record(name).result()
@@ -180,14 +184,14 @@ _recorder: contextvars.ContextVar[Recorder | None] = contextvars.ContextVar(
 def recording(recorder: Recorder | None) -> Setting[Recorder | None]:
     """Return a context manager that records the output of its block; `None` records nothing.
 
-    It sets a context variable, so other threads and coroutines are not affected. The standard
-    streams must be wrapped: see `streams`.
+    The manager sets a context variable, so other threads and coroutines are not affected. The
+    standard streams must be wrapped, see `streams`.
     """
     return Setting(_recorder, recorder)
 
 
 def keep(name: Name, text: str) -> None:
-    """Record text as if the current task had printed it; do nothing without a task."""
+    """Record text as if the current task had printed it. Do nothing outside of tasks."""
     recorder = _recorder.get()
     if recorder is not None:
         recorder.write(name, text)
@@ -201,8 +205,8 @@ class CapturedOutput(Output):
     """Context manager that records the output of the call in its block, as `recording` does.
 
     Args:
-        directory: The directory for large output, created when needed.
-        capture: The task's setting.
+        directory: The directory for large output, which is created when it is needed.
+        capture: The task's setting `capture`.
     """
 
     stdout: str | None
@@ -229,8 +233,8 @@ class CapturedOutput(Output):
 class Tee:
     """Wrapper of a standard stream: records the text of tasks and passes all text on.
 
-    The wrapper continues to pass text on after the real stream was restored, because log handlers
-    and redirections may still refer to the wrapper.
+    The wrapper continues to pass text on after the real stream has been restored, because log
+    handlers and redirections may still refer to the wrapper.
 
     Args:
         name: The name of the stream.
@@ -241,7 +245,7 @@ class Tee:
         self.rhapsody_stream: Any = stream
         self.rhapsody_name: Name = name
         self._on_terminal = False
-        with suppress(ValueError):  # it is closed
+        with suppress(ValueError):  # the stream is closed
             self._on_terminal = hasattr(stream, "isatty") and stream.isatty()
 
     def write(self, text: str) -> int:
@@ -281,7 +285,7 @@ class Tee:
 
     @property
     def buffer(self) -> Any:
-        """The binary stream; data that a task writes to it is recorded as text."""
+        """The binary stream. Data that a task writes to this stream is recorded as text."""
         buffer = self.rhapsody_stream.buffer
         recorder = _recorder.get()
         return buffer if recorder is None else _Bytes(self.rhapsody_name, buffer, recorder)
@@ -312,8 +316,8 @@ class Streams:
     """The standard streams of this process, wrapped while backends run. Thread-safe.
 
     Attributes:
-        terminal: While a display draws on the terminal, a function that writes text and returns
-            True if it did; otherwise `None`.
+        terminal: While a display draws on the terminal, a function that writes text there and
+            returns True if it has written the text; otherwise `None`.
         exiting: True if the interpreter is exiting.
     """
 
@@ -338,7 +342,7 @@ class Streams:
                 _replace(name, self._tee(name, stream))
 
     def release(self) -> None:
-        """Restore the real streams when `release` was called as often as `acquire`."""
+        """Undo one call of `acquire`. The last `release` restores the real streams."""
         with self._lock:
             self._users -= 1
             if not self._users:
@@ -346,7 +350,7 @@ class Streams:
                     _replace(name, self.real(name))
 
     def real(self, name: Name) -> Any:
-        """Return the real stream."""
+        """Return the real stream inside any wrappers."""
         stream = getattr(sys, name)
         while type(stream) is Tee:
             stream = stream.rhapsody_stream
@@ -360,7 +364,7 @@ class Streams:
         return self._tees[-1]
 
     def exit(self) -> None:
-        """Stop passing on the text of tasks: the interpreter will close the streams."""
+        """Stop passing on the text of tasks, because the interpreter will close the streams."""
         self.exiting = True
 
 

@@ -1,16 +1,16 @@
-"""Executable tasks: runs a description's program, and writes the results into the description.
+"""Programs of executable tasks: started as described, with results written into the description.
 
-For backends that start programs themselves, on this machine or on their workers. The backend
-decides where the sandbox is, when a task starts and which resources it receives. Services are in
-`rhapsody.sdk.services`.
+This module is for backends that start programs themselves, on this machine or on their workers. The
+backend decides where the sandbox is, when a task starts and which resources it receives. Services
+are in `rhapsody.sdk.services`.
 
-Output is read through the descriptors that the program was started with, because the paths
-belong to the program: it may remove its output files or replace them with links or FIFOs.
+Output is read through the descriptors with which the program was started, because the paths belong
+to the program: it may remove its output files or replace them with links or FIFOs.
 
-The kernel reports processes that it killed for lack of memory in the files of their control
-group, which programs and worker processes share with the process that starts them. These files are
+The kernel counts the processes that it kills for lack of memory, in a file of their control group.
+Programs and worker processes share a control group with the process that starts them. The count is
 read before the first program starts and whenever SIGKILL has ended a program. If the count has
-increased since the last reading, that program is reported as out of memory.
+increased since the last reading, this program is reported as out of memory.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class ProgramOutput:
     """Files for the standard output and standard error of one program.
 
     Args:
-        directory: The sandbox to create them in.
+        directory: The sandbox in which the files are created.
 
     Raises:
         OSError: The files cannot be created.
@@ -62,7 +62,7 @@ class ProgramOutput:
 
     @property
     def descriptors(self) -> tuple[int, int]:
-        """The descriptors that the program writes its standard output and standard error to."""
+        """The descriptors to which the program writes its standard output and standard error."""
         stdout, stderr = self._descriptors
         return stdout, stderr
 
@@ -85,7 +85,7 @@ class ProgramOutput:
 
 
 def _text(descriptor: int) -> str:
-    """Return the text that is in a file now, even if processes are still writing to it."""
+    """Return the current text of a file, even if processes are still writing to it."""
     data, size = bytearray(), os.fstat(descriptor).st_size
     while piece := os.pread(descriptor, min(CHUNK, size - len(data)), len(data)):
         data += piece
@@ -96,7 +96,7 @@ KILLED = (-signal.SIGKILL, 128 + signal.SIGKILL)
 """Exit codes of a program that SIGKILL killed, and of a shell whose program it killed."""
 
 UNLIMITED = 1 << 60
-"""Smallest limit in bytes that means "no limit", for which control groups v1 use large numbers."""
+"""Smallest limit in bytes that is regarded as "no limit": cgroup version 1 uses large numbers."""
 
 
 class Files(NamedTuple):
@@ -118,7 +118,7 @@ V2 = Files("memory.events", "memory.max", "memory.peak")
 
 
 class MemoryGroup:
-    """Control group of this process, with its count of processes killed for lack of memory.
+    """Control group of this process, with the count of its processes killed for lack of memory.
 
     Args:
         own: The file that names the groups of this process.
@@ -134,12 +134,15 @@ class MemoryGroup:
         self._files = V1 if first else V2
         self._top = mount / "memory" if first else mount
         inside = self._top / paths.get("memory" if first else "", "").lstrip("/")
-        # In a container the group itself may be mounted there.
+        # In a container, the group itself may be mounted at the top.
         self._directory = inside if (inside / self._files.kills).exists() else self._top
         self._seen = self._kills()
 
     def has_killed(self) -> bool:
-        """Return True if the kernel has killed a process of the group since the last call."""
+        """Return True if the kernel has killed a process of the group since the last call.
+
+        The first call considers the time since this object was created.
+        """
         former, self._seen = self._seen, self._kills()
         return self._seen > former
 
@@ -158,7 +161,7 @@ class MemoryGroup:
         """Describe how much memory the group may use and has used."""
         for group, limit in self.limits().items():
             peak = _read_text(group / self._files.peak).strip()
-            used = f", of which up to {_size(peak)} were in use" if peak.isdecimal() else ""
+            used = f"; up to {_size(peak)} were in use" if peak.isdecimal() else ""
             return f"the limit is {_size(limit)} for all processes of {group}{used}"
         return "no limit is known, so the machine itself may have run out of memory"
 
@@ -172,7 +175,7 @@ class MemoryGroup:
 
 @cache
 def memory_group() -> MemoryGroup:
-    """Return the group of this process; kills before the first call do not count."""
+    """Return the control group of this process. Kills before the first call are not counted."""
     return MemoryGroup()
 
 
@@ -181,8 +184,8 @@ def memory_error(task: TaskDescription, code: int | None) -> OutOfMemoryError | 
 
     Args:
         task: The task's description, with its output.
-        code: The exit code of the process. The caller has checked that this program did not kill
-            it.
+        code: The exit code of the process. The caller must have checked that the backend did not
+            kill the process itself.
     """
     if code not in KILLED or not memory_group().has_killed():
         return None
@@ -197,7 +200,7 @@ def memory_error(task: TaskDescription, code: int | None) -> OutOfMemoryError | 
 
 
 def _read_text(path: Path) -> str:
-    with suppress(OSError):  # another kernel, or another system
+    with suppress(OSError):  # missing on older kernels and other systems
         return path.read_text()
     return ""
 
@@ -207,7 +210,7 @@ def _size(count: int | str) -> str:
 
 
 Launch = Callable[..., Program]
-"""Callable that starts a program: it takes the arguments of `Program`, and returns one."""
+"""Callable that starts a program: it takes the arguments of `Program`, and returns a `Program`."""
 
 THREAD_COUNTS = (
     "OMP_NUM_THREADS",
@@ -227,12 +230,12 @@ def thread_count(cores: float) -> int:
 def task_environment(
     task: TaskDescription, *, cores: float = 0, gpus: Sequence[str] | None = None
 ) -> dict[str, str]:
-    """Return the variables to add to the environment of a task in a separate process.
+    """Return the environment variables to add for a task that runs in a separate process.
 
     Variables in the task's description take precedence.
 
     Args:
-        task: The description.
+        task: The task's description.
         cores: The task's number of cores, for the threads of numeric libraries; 0 does not limit
             them.
         gpus: The GPUs assigned to the task, possibly empty; `None` if the backend does not assign
@@ -248,7 +251,7 @@ def task_environment(
 
 
 def working_directory(task: TaskDescription) -> str:
-    """Return the working directory of a task's program: the task's `cwd`, otherwise its sandbox.
+    """Return the working directory of a task's program: the task's `cwd` or, if unset, its sandbox.
 
     Raises:
         FileNotFoundError: The task's `cwd` does not exist.
@@ -266,17 +269,17 @@ def working_directory(task: TaskDescription) -> str:
 
 
 class TaskProgram:
-    """Program of an executable task, whose results are written into its description.
+    """Program of an executable task. Creating the object starts the program.
 
-    It must be created on a running loop and used on that loop's thread. The sandbox in the
-    description must exist (`rhapsody.data.make_sandbox`).
+    The object must be created on a running loop and used on that loop's thread. The sandbox in the
+    task's description must exist (`rhapsody.data.make_sandbox`).
 
     Args:
-        task: The description. When the program has ended, `wait` writes `exit_code`, `stdout` and
-            `stderr` into it.
+        task: The task's description. When the program has ended, `wait` writes `exit_code`,
+            `stdout` and `stderr` into the description.
         environment: Variables in addition to those of this process, see `task_environment`.
-        launch: Starts the program; `partial(Program, reaper=reaper)` if it must end when this
-            process is killed.
+        launch: Callable that starts the program. Pass `partial(Program, reaper=reaper)` if the
+            program must end when this process is killed.
         stdout: A descriptor for the program's standard output, instead of the file in the sandbox.
         port: The value of `{port}` in the command.
 
@@ -353,10 +356,10 @@ class TaskProgram:
         self._program.terminate(grace)
 
     async def wait(self, grace: float) -> int:
-        """Wait for the program's end, and write its exit code and output into the description.
+        """Wait until the program has ended, and write its results into the task's description.
 
-        Called once. A cancellation stops the whole group, waits for its end, and writes nothing
-        into the description.
+        May be called only once. If this call is canceled, it terminates the whole process group,
+        waits until the group has ended, and writes nothing into the description.
 
         Args:
             grace: Seconds between SIGTERM and SIGKILL after a cancellation.
@@ -365,8 +368,8 @@ class TaskProgram:
             The exit code; if a signal ended the program, minus the signal's number.
 
         Raises:
-            OutOfMemoryError: The kernel killed the program because memory ran out; the exit code
-                and output were written into the description.
+            OutOfMemoryError: The kernel killed the program because memory ran out. The exit code
+                and output have been written into the description.
             OSError: The program's output cannot be read.
             asyncio.CancelledError: This call of `wait` was canceled.
         """

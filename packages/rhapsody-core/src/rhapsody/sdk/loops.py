@@ -1,8 +1,8 @@
 """Event loops that run users' coroutines and are reused for further coroutines.
 
-A new loop per task, as `asyncio.run` creates, takes several times as long as the task. The asyncio
-tasks that a coroutine has started and not awaited are canceled when it ends, so that the next one
-starts on a clean loop.
+Creating a new loop for each task, as `asyncio.run` does, takes several times as long as a short
+task. When a coroutine ends, the asyncio tasks that it has started and not awaited are canceled, so
+that the next coroutine starts on a clean loop.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ __all__ = ["OWN_FILES", "SharedLoop", "WorkerLoop", "without_own_frames"]
 log: logging.Logger = logging.getLogger(__name__)
 
 CLEANUP = 5.0
-"""Seconds that tasks left behind by a coroutine may take to end after they were canceled."""
+"""Number of seconds that asyncio tasks left behind by a coroutine may take to end once canceled."""
 
 _family: contextvars.ContextVar[set[asyncio.Task[Any]] | None] = contextvars.ContextVar(
     "rhapsody_family", default=None
@@ -90,8 +90,8 @@ def _run_until_done(loop: asyncio.AbstractEventLoop, task: asyncio.Task[Any]) ->
 class WorkerLoop:
     """Loop that runs one coroutine at a time, on the calling thread.
 
-    For a worker whose thread runs one task after the other. Between coroutines the loop does not
-    run. It cannot be used on a thread with a running loop.
+    This class is for a worker whose thread runs one task after another. Between coroutines, the
+    loop does not run. `run` cannot be called on a thread with a running loop.
     """
 
     def __init__(self) -> None:
@@ -102,29 +102,30 @@ class WorkerLoop:
         coroutine: Coroutine[Any, Any, Any],
         started: Callable[[asyncio.AbstractEventLoop, asyncio.Task[Any]], object] | None = None,
     ) -> Any:
-        """Run a coroutine to its end; blocks the calling thread.
+        """Run a coroutine to its end, blocking the calling thread.
 
-        Tasks that the coroutine leaves behind on the loop are canceled and given some time to end.
+        Asyncio tasks that the coroutine leaves behind are canceled and given some time to end.
 
         Args:
             coroutine: The coroutine.
-            started: Called with the loop and the task that runs the coroutine, before its first
-                step. With these another thread can cancel it:
+            started: Called with the loop and the asyncio task that runs the coroutine, before the
+                coroutine's first step. Another thread can then cancel the coroutine:
                 `loop.call_soon_threadsafe(task.cancel)`.
 
         Returns:
             The result of the coroutine.
 
         Raises:
-            BaseException: The exception of the coroutine; `asyncio.CancelledError` if it was
-                canceled.
+            BaseException: The exception of the coroutine; `asyncio.CancelledError` if the coroutine
+                was canceled.
         """
         if self._loop is None:
             self._loop = _new_loop()
-            # In a cycle, the garbage collector may call the loop's `__del__` before one of this
-            # class, and the loop warns that it is not closed. It calls finalizers before both.
+            # If this object is in a cycle, the garbage collector may call the loop's `__del__`,
+            # which warns that the loop is not closed, before a `__del__` of this class. Finalizers
+            # are called before both.
             self._finalizer = weakref.finalize(self, self._loop.close)
-            self._finalizer.atexit = False  # a daemon thread may still run it then
+            self._finalizer.atexit = False  # a daemon thread may still run the loop at exit
         loop = self._loop
         family: set[asyncio.Task[Any]] = set()
         task = _started(lambda: coroutine, family, contextvars.copy_context(), loop)
@@ -134,20 +135,20 @@ class WorkerLoop:
                 started(loop, task)
             _run_until_done(loop, task)
             value, raised = task.result()
-        except BaseException as error:  # a cancellation, or a SystemExit out of any of its tasks
+        except BaseException as error:  # a cancellation, or a SystemExit from any asyncio task
             value, raised = None, error
             _run_until_done(loop, asyncio.Task(_end_family(family | {task}), loop=loop))
         if family or not task.done():
-            self.close()  # the next coroutine gets a clean one
+            self.close()  # the next coroutine receives a clean loop
         if raised is not None:
             try:
                 raise raised
             finally:
-                del raised, task  # its traceback holds this frame
+                del raised, task  # the traceback refers to this frame
         return value
 
     def close(self) -> None:
-        """Close the idle loop, on any thread; a later `run` creates another loop."""
+        """Close the idle loop. May be called on any thread. A later `run` creates another loop."""
         if self._loop is not None:
             self._loop = None
             self._finalizer()
@@ -156,8 +157,8 @@ class WorkerLoop:
 class SharedLoop:
     """Loop that runs many coroutines at the same time, on one separate thread.
 
-    For coroutines that mostly wait. `call` and `stop` may be called on any thread, and by several
-    threads concurrently.
+    This class is for coroutines that mostly wait. `call` and `stop` may be called on any thread,
+    and by several threads concurrently.
 
     Args:
         name: The thread's name.
@@ -171,7 +172,7 @@ class SharedLoop:
         self._inbox: Mailbox[Callable[[], object]] | None = None
 
     def call(self, function: Callable[[], object]) -> None:
-        """Call a function on the loop's thread soon; the first call starts the thread.
+        """Call a function on the loop's thread soon. The first call starts the thread.
 
         Raises:
             RuntimeError: The thread cannot be started.
@@ -208,36 +209,36 @@ class SharedLoop:
         """Start a coroutine. Must be called on the loop's thread, see `call`.
 
         Args:
-            call: Returns the coroutine; called in `context`.
-            ended: Called on the loop's thread with the coroutine's result, or `None`, and its
-                exception, or `None`.
-            context: The context to run it in.
+            call: Function that returns the coroutine. It is called in `context`.
+            ended: Called on the loop's thread, once the coroutine has ended, with its result or
+                `None`, and its exception or `None`.
+            context: The context in which the coroutine runs.
 
         Returns:
-            The asyncio task that runs the coroutine; canceling it cancels the coroutine.
+            The asyncio task that runs the coroutine. Canceling this task cancels the coroutine.
         """
         task = _started(call, set(), context, asyncio.get_running_loop())
         task.add_done_callback(partial(_call_ended, ended))
         return task
 
     def stop(self, timeout: float) -> None:
-        """End the thread without finishing its coroutines; wait at most `timeout` seconds for that.
+        """End the thread without finishing its coroutines.
 
-        A later `call` starts another thread.
+        Wait at most `timeout` seconds for the thread. A later `call` starts another thread.
         """
         with self._lock:
             thread, loop, inbox = self._thread, self._loop, self._inbox
             self._thread = self._loop = self._inbox = None
         if thread is None or loop is None or inbox is None:
             return
-        inbox.put(loop.stop)  # lost if a coroutine has just stopped the loop, which is now closed
+        inbox.put(loop.stop)  # no effect if a coroutine has just stopped the loop: it is closed
         thread.join(timeout)
 
     def _run(self, loop: asyncio.AbstractEventLoop) -> None:
-        while self._loop is loop:  # a coroutine must not stop the loop of others
+        while self._loop is loop:  # a coroutine must not stop the loop of other coroutines
             try:
                 loop.run_forever()
-            except BaseException as error:  # a SystemExit out of a task that one started
+            except BaseException as error:  # a SystemExit from a task that a coroutine started
                 log.warning("shared loop: an asyncio task raised %s", describe_error(error))
         loop.close()
 
@@ -248,7 +249,7 @@ def _started(
     context: contextvars.Context,
     loop: asyncio.AbstractEventLoop,
 ) -> asyncio.Task[_Outcome]:
-    """Create the task that runs a coroutine and ends the tasks that it leaves behind."""
+    """Create the asyncio task that runs a coroutine and ends the tasks that it leaves behind."""
     context.run(_family.set, family)
     return asyncio.Task(_drive(call, family), loop=loop, context=context)
 
@@ -269,7 +270,7 @@ async def _drive(
 def _call_ended(
     ended: Callable[[Any, BaseException | None], object], task: asyncio.Task[_Outcome]
 ) -> None:
-    if task.cancelled():  # before its first step, or while it ended what it left behind
+    if task.cancelled():  # before the first step, or while the tasks left behind were ended
         ended(None, asyncio.CancelledError())
     else:
         ended(*task.result())

@@ -1,10 +1,10 @@
 """Origins of modules, and the sources of the program's own modules, which are sent to workers.
 
-A module is the program's own, part of an installed distribution, or Python's (`Origins`). The
-worker's half is `rhapsody.sdk.runner.SentModules`. The program sends all of its own modules that
-are imported, and those that its code would import later, inside functions. Each file is read once,
-when it is first seen: an edit while the program runs reaches neither the program nor its workers
-until the program reloads the module.
+A module is the program's own, part of an installed distribution, or part of Python (`Origins`). The
+worker's half is `rhapsody.sdk.runner.SentModules`. The main program sends all of its own modules
+that it has imported, and those that its code would import later, inside functions. Each file is
+read once, when it is first seen. If it is edited while the program runs, neither the program nor
+the workers use the new text until the program reloads the module.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _IMPORT = re.compile(
     rb"|import[ \t]+((?:[^\n#;\\]|\\\r?\n)+))",
     re.MULTILINE,
 )
-"""Matches import statements, and possibly other text: names of missing modules do no harm."""
+"""Matches import statements, and possibly other text: names that are not modules do no harm."""
 
 _IMPORT_CALL = re.compile(rb"(?:import_module|__import__)\(\s*[\"']([\w.]+)[\"']")
 """Matches calls that import a module by a literal name."""
@@ -52,7 +52,7 @@ _distributions = functools.cache(metadata.packages_distributions)
 
 @functools.cache
 def real_path(path: str) -> str:
-    """Return `os.path.realpath(path)`, which is computed once for each path."""
+    """Return `os.path.realpath(path)`, computed only once for each path."""
     return os.path.realpath(path)
 
 
@@ -68,7 +68,7 @@ class Origins:
         self._versions: dict[str, tuple[str, str]] = {}
 
     def own(self, file: object) -> TypeGuard[str]:
-        """Return True if a file is the user's own: not from an installed package or Python."""
+        """Return True if a file is the user's own, not part of an installed package or Python."""
         if not isinstance(file, str):
             return False
         if file.startswith("<"):  # a cell of a notebook, or the text of `exec`
@@ -77,9 +77,9 @@ class Origins:
         return not (self._installed(path) or path.startswith((*self._standard, *self._rhapsody)))
 
     def version(self, module: str, file: object) -> tuple[str, str] | None:
-        """Return the package name and version of an installed module, `None` for other modules.
+        """Return the package name and version of an installed module, or `None` for other modules.
 
-        The version is empty if the package belongs to no distribution.
+        The version is an empty string if the package belongs to no distribution.
         """
         if not isinstance(file, str) or not self._installed(real_path(file)):
             return None
@@ -109,7 +109,10 @@ def _version(name: str) -> tuple[str, str]:
 
 
 def file_of(module: Any) -> str | None:
-    """Return a module's file; `<text>` for a module created from text."""
+    """Return the file of a module, given by name; `<text>` for a module created from text.
+
+    Return `None` for a module without a file, such as a built-in module.
+    """
     found = sys.modules.get(module)
     file = getattr(found, "__file__", None)
     if isinstance(file, str):
@@ -118,11 +121,11 @@ def file_of(module: Any) -> str | None:
 
 
 def spec_of(name: str, path: Any) -> ModuleSpec | None:
-    """Return the spec of a module without importing it.
+    """Return the spec of a module without importing the module; `None` if it is not found.
 
     Args:
         name: The module's full name.
-        path: The `__path__` of the module's parent package, `None` for a top-level module.
+        path: The `__path__` of the module's parent package, or `None` for a top-level module.
     """
     spec = getattr(sys.modules.get(name), "__spec__", None)
     if isinstance(spec, ModuleSpec):
@@ -137,9 +140,10 @@ def spec_of(name: str, path: Any) -> ModuleSpec | None:
 
 
 def own_modules() -> bytes | None:
-    """Return the program's own modules, packed for `CallSpec.modules`; `None` if it has none.
+    """Return the program's own modules, packed for `CallSpec.modules`, or `None` if it has none.
 
-    Returns the same object as long as the modules are unchanged. Fast enough to call for each task.
+    Returns the same object as long as the modules are unchanged, and is fast enough to be called
+    for each task.
     """
     return _program.packed()
 
@@ -165,9 +169,9 @@ class _Program:
         self._imported: list[tuple[str, types.ModuleType, Any]] = []
         self._count = 0
         self._before = process_began() or time.time_ns()
-        self._scripts: dict[str, bytes | None] = {}  # their text, by file
+        self._scripts: dict[str, bytes | None] = {}  # the text of each script, by file
         self._path: list[str] = []
-        self._elsewhere: set[str] = set()  # by that path
+        self._elsewhere: set[str] = set()  # top-level modules in `_path` that are not own modules
         self._origins: Origins | None = None
 
     def packed(self) -> bytes | None:
@@ -189,7 +193,7 @@ class _Program:
         return True
 
     def _look(self) -> None:
-        """Update the program's own modules, without reading files again that were read before."""
+        """Find the program's own modules. Files that have already been read are not read again."""
         count, path, began = len(sys.modules), list(sys.path), time.time_ns()
         former, self._sources = self._sources, {}
         if path != self._path:
@@ -245,7 +249,7 @@ class _Program:
                 changed = os.stat(file).st_ctime_ns
                 with open(file, "rb") as stream:
                     content = stream.read()
-            else:  # in a zip file, or already sent to this process
+            else:  # in a zip file, or this process has received the module
                 content = module.__spec__.loader.get_data(file)  # type: ignore[union-attr]
         except (OSError, AttributeError):
             self.altered.add(name)
@@ -263,7 +267,10 @@ class _Program:
                 self._sources[name] = None, NAMESPACE
 
     def _follow(self, former: dict[str, tuple[Any, Source]]) -> None:
-        """Add the program's own modules that code imports when it runs."""
+        """Add the program's own modules that scripts and the modules found so far import.
+
+        Imports inside functions are included.
+        """
         todo: list[tuple[bytes | None, str]] = []
         for variables in _run_as_scripts():
             file = variables["__file__"]
@@ -283,7 +290,7 @@ class _Program:
     def _resolve(
         self, name: str, package: str, former: dict[str, tuple[Any, Source]]
     ) -> Iterator[str]:
-        """Add a module and its parent packages, and return the new ones."""
+        """Add a module and its parent packages, and yield the names of the new ones."""
         try:
             name = resolve_name(name, package)
         except ImportError:
@@ -337,7 +344,7 @@ def _imported(own: Any) -> Iterator[tuple[str, types.ModuleType, str]]:
 
 
 def _run_as_scripts() -> Iterator[dict[str, Any]]:
-    """Yield the variables of modules that were run and not imported, such as `__main__`."""
+    """Yield the variables of modules that were run instead of imported, such as `__main__`."""
     for name, module in sys.modules.copy().items():
         if issubclass(type(module), types.ModuleType):
             variables = object.__getattribute__(module, "__dict__")
@@ -348,7 +355,7 @@ def _run_as_scripts() -> Iterator[dict[str, Any]]:
 
 @functools.cache
 def _plugins() -> frozenset[str]:
-    """Return the packages of Rhapsody and its backends, which workers use and must not replace."""
+    """Return the packages of Rhapsody and its backends. Workers use their own versions of these."""
     from importlib_metadata import entry_points
 
     modules = [point.module for point in entry_points(group="rhapsody.backends")]
@@ -373,7 +380,10 @@ def _package(name: str, source: Source) -> str:
 
 
 def _names(text: bytes) -> set[str]:
-    """Return the modules that a source text imports, and names from them, which may be modules."""
+    """Return the modules that a source text imports, and the names that it imports from them.
+
+    The latter may be modules as well.
+    """
     names = {each.decode(errors="replace") for each in _IMPORT_CALL.findall(text)}
     for module, taken, modules in _IMPORT.findall(text):
         words = (taken or modules).replace(b"\\", b" ").strip(b"() \t\r\n").split(b",")
@@ -414,7 +424,7 @@ def _was_imported_from(content: bytes, file: str, module: types.ModuleType) -> b
 
 
 def content_of(cell: types.CellType) -> Any:
-    """Return the content of a closure's cell, `MISSING` if it is empty."""
+    """Return the content of a closure's cell, or `MISSING` if the cell is empty."""
     try:
         return cell.cell_contents
     except ValueError:

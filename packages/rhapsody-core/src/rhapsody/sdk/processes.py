@@ -1,13 +1,13 @@
 """Programs and their process groups, and the reaper that outlives this process.
 
 Each program runs in its own process group and is stopped together with all processes that it
-started in the group. `Program` needs no thread and no pipe: output goes to files or descriptors,
-and the kernel wakes the event loop when a program exits. Groups that are still registered are
-killed when the interpreter exits. If this process is killed, the reaper kills them: a small child
-process that reads the start and end of each group from a pipe, and kills the remaining groups once
-this process is dead.
+started in the group. `Program` needs no pipe and, with `pidfd_open`, no thread: output goes to
+files or descriptors, and the kernel wakes the event loop when a program exits. Groups that are
+still registered when the interpreter exits are killed. If this process is killed, the reaper kills
+them. The reaper is a small child process that reads the start and end of each group from a pipe,
+and kills the remaining groups once this process is dead.
 
-`rhapsody.sdk.executables` translates a task's description into a program.
+`rhapsody.sdk.executables` starts the program that a task's description contains.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from rhapsody.sdk.threads import start_thread
 
 __all__ = ["Program", "Reaper"]
 
-_groups: dict[int, int] = {}  # by group, the process that registered it
+_groups: dict[int, int] = {}  # by group: the process that registered it
 
 
 def register_group(pid: int) -> None:
@@ -73,8 +73,8 @@ def group_exists(pid: int) -> bool:
 def group_alive(pid: int) -> bool:
     """Return True if a process group has members other than zombies.
 
-    In a container the first process often reaps orphans late or never, so a group of dead processes
-    continues to exist.
+    In a container, the first process often reaps orphans late or never, so that a group of dead
+    processes continues to exist.
     """
     if not group_exists(pid):
         return False
@@ -83,7 +83,7 @@ def group_alive(pid: int) -> bool:
     except OSError:  # not Linux: zombies do not count there
         return True
     for process in processes:
-        with suppress(OSError, ValueError, IndexError):  # it has just ended
+        with suppress(OSError, ValueError, IndexError):  # the process has just ended
             with open(f"/proc/{process}/stat", "rb") as file:
                 state, _, group = file.read().rpartition(b")")[2].split()[:3]
             if int(group) == pid and state not in b"ZX":
@@ -91,10 +91,10 @@ def group_alive(pid: int) -> bool:
     return False
 
 
-# The end of the pipe alone is not enough: children that the process forked may hold it open. So
-# messages report the start of a group (`+`), its end (`-`), and a regular exit (`!`). Waking for
-# each message would use CPU time that the programs need, so messages are read in batches, while
-# the end of the process is noticed immediately.
+# The end of the pipe does not show that the process is dead: its forked children may hold the pipe
+# open. So messages report the start of a group (`+`), its end (`-`), and a regular exit (`!`).
+# Waking for each message would use CPU time that the programs need, so messages are read in
+# batches, while the end of the process is noticed immediately.
 WATCH = """
 import os, select, signal, sys
 for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -127,11 +127,9 @@ for pid in live:
 
 
 class Reaper:
-    """Reaper process that kills the programs of this process if this process is killed.
+    """Handle of the reaper, a process that kills this process's programs if this one is killed.
 
-    The reaper is started with the first program.
-
-    All methods may be called from any thread.
+    The reaper is started with the first program. All methods may be called from any thread.
     """
 
     def __init__(self) -> None:
@@ -146,7 +144,7 @@ class Reaper:
         """Start the reaper if necessary.
 
         Returns:
-            The descriptor of its pipe.
+            The descriptor of the reaper's pipe.
 
         Raises:
             OSError: The reaper cannot be started.
@@ -158,26 +156,27 @@ class Reaper:
     def began(self, pid: int) -> None:
         """Inform the reaper that a process group has started."""
         with self._lock:
-            if self._stopped:  # this is the rest of a group that is being killed
+            if self._stopped:  # the group is the rest of one that is being killed
                 return
             self._live.add(pid)
-            with suppress(OSError):  # then `pipe` refuses the next program
+            with suppress(OSError):  # `pipe` will raise the error for the next program
                 self._opened()
             self._report(b"+", pid)
 
     def ended(self, pid: int) -> None:
-        """Inform the reaper that a process group has ended. Call this before its leader is reaped.
+        """Inform the reaper that a process group has ended.
 
-        Once the leader is reaped, the system may reuse the group's number.
+        Call this before the group's leader is reaped: afterwards, the system may reuse the group's
+        number.
         """
         with self._lock:
             self._live.discard(pid)
             self._report(b"-", pid)
 
     def stop(self) -> None:
-        """Stop the reaper, which kills the groups that remain; blocks briefly.
+        """Stop the reaper, which then kills the remaining groups. Blocks briefly.
 
-        Only `pipe` starts it again.
+        Only `pipe` starts the reaper again.
         """
         with self._lock:
             self._stopped = True
@@ -185,12 +184,12 @@ class Reaper:
             self._live.clear()
 
     def __del__(self) -> None:
-        if not sys.is_finalizing():  # else the system closes the pipe
+        if not sys.is_finalizing():  # on exit, the system closes the pipe
             self._close()
 
     def _opened(self) -> int:
         if self._process is not None and self._process.poll() is not None:
-            self._close()  # it was killed: start another
+            self._close()  # the reaper was killed: start another
         if self._pipe is None:
             reader, self._pipe = os.pipe()
             self._owner = os.getpid()
@@ -214,13 +213,13 @@ class Reaper:
 
     def _report(self, what: bytes, pid: int) -> None:
         if self._pipe is not None:
-            with suppress(BrokenPipeError):  # it was killed; the next reaper receives all groups
+            with suppress(BrokenPipeError):  # the reaper was killed; the next one gets all groups
                 os.write(self._pipe, b"%b%d\n" % (what, pid))
 
     def _close(self) -> None:
         if self._pipe is not None:
             if self._owner == os.getpid():  # not in a forked child
-                with suppress(BrokenPipeError):  # it was killed
+                with suppress(BrokenPipeError):  # the reaper was killed
                     os.write(self._pipe, b"!")
             os.close(self._pipe)
             self._pipe = None
@@ -233,30 +232,30 @@ class Reaper:
 log: logging.Logger = logging.getLogger(__name__)
 
 CHECK = 0.02
-"""Seconds between checks, on a thread, whether a terminated group has ended."""
+"""Seconds between checks of whether a terminated group has ended; the checks run on a thread."""
 
 KILLED = 1.0
 """Seconds to wait for the members of a group to end after SIGKILL."""
 
 
 class Program:
-    """A running program in a separate process group. Creating it starts the program.
+    """Running program in a separate process group. Creating the object starts the program.
 
-    It must be created on a running loop and used on that loop's thread.
+    The object must be created on a running loop and used on that loop's thread.
 
     Args:
         command: The program and its arguments.
-        cwd: Its working directory.
+        cwd: The program's working directory.
         environment: The program's complete environment; variables of this process are not
             inherited.
-        stdin: Text for its standard input.
+        stdin: Text for the program's standard input, or `None` for an empty standard input.
         stdout: A file or descriptor, as for `subprocess.Popen`.
         stderr: A file or descriptor, as for `subprocess.Popen`.
-        reaper: The reaper that kills the group if this process is killed.
+        reaper: The reaper that kills the group if this process is killed, or `None`.
 
     Attributes:
         exited: A future with the exit code, done when the whole group has ended. Wait with
-            `asyncio.wait([program.exited])`, which does not cancel it.
+            `asyncio.wait([program.exited])`, which does not cancel the future.
 
     Raises:
         OSError: The program cannot be started.
@@ -277,7 +276,7 @@ class Program:
         self._loop = asyncio.get_running_loop()
         self._reaper = reaper
         if reaper is not None:
-            reaper.pipe()  # if it cannot be started, neither is the program
+            reaper.pipe()  # if the reaper cannot be started, do not start the program
         with ExitStack() as files:
             source: IO[bytes] | int = subprocess.DEVNULL
             if stdin:
@@ -303,7 +302,7 @@ class Program:
         else:
             try:
                 start_thread(self._wait, f"rhapsody-wait-{self._process.pid}")
-            except RuntimeError:  # its end could not be noticed
+            except RuntimeError:  # without the thread, its end could not be noticed
                 signal_group(self.pid, signal.SIGKILL)
                 self._closed()
                 self._exit_code()
@@ -344,15 +343,15 @@ class Program:
             self._loop.remove_reader(self._descriptor)
             os.close(self._descriptor)
             self._descriptor = None
-        if self._deadline is None:  # it exited without being asked: kill what it left running
+        if self._deadline is None:  # it was not terminated: kill the processes that it left
             self._deadline = time.monotonic()
             # Until the leader is reaped, the number of its group is not reused.
             signal_group(self.pid, signal.SIGKILL)
         self._closed()
         code = self._exit_code()
         if group_exists(self.pid):
-            self._opened()  # while it has members, its number is not reused
-            # A shell ends immediately; the programs that it runs have until the deadline.
+            self._opened()  # while the group has members, its number is not reused
+            # A shell ends immediately; the programs that it runs have time until the deadline.
             wait = partial(self._wait_for_group, self._deadline, code)
             try:
                 start_thread(wait, f"rhapsody-end-{self.pid}")
@@ -364,7 +363,7 @@ class Program:
             self._over(code)
 
     def _exit_code(self) -> int:
-        """Reap the leader and return its exit code, 255 if other code has reaped it."""
+        """Reap the leader and return its exit code, or 255 if other code has reaped the leader."""
         try:
             os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)
         except ChildProcessError:  # `Popen.wait` would return 0
@@ -397,10 +396,10 @@ class Program:
 
 
 def _watch(pid: int) -> int | None:
-    """Return a descriptor that becomes readable when a process ends; `None` if unsupported."""
+    """Return a descriptor that becomes readable when a process ends, or `None` if unsupported."""
     if not hasattr(os, "pidfd_open"):
         return None
     try:
         return os.pidfd_open(pid)
-    except OSError:  # an old system, or one that forbids it
+    except OSError:  # an old system, or one that forbids the call
         return None

@@ -3,16 +3,16 @@
 The other half, `rhapsody.sdk.calls`, packs a call and reads its outcome. A backend for which a step
 must work differently overrides that step of `Runner`.
 
-Functions of the program's own modules are pickled by name, and a worker that lives longer than the
-program may have an older version of such a module, or none. So the program sends the source of its
-own modules (`rhapsody.sdk.modules`), each call names the versions that it was made with, and
+Functions of the main program's own modules are pickled by name, and a worker that lives longer than
+the program may have an older version of such a module, or none. So the program sends the source of
+its own modules (`rhapsody.sdk.modules`), each call names the versions with which it was made, and
 `SentModules` imports these instead of the worker's versions. Sending functions by value would not
-be enough: modules hold locks and caches, classes must stay the same class from call to call, and a
-function may import a module when it runs.
+be enough: modules contain locks and caches, a class must stay the same class from call to call, and
+a function may import a module when it runs.
 
-This file needs the standard library and cloudpickle only, so that it can be sent to and run on
-machines without Rhapsody. Messages consist of built-in types, except for the user's own values, and
-begin with `PROTOCOL_VERSION`.
+This file needs only the standard library and cloudpickle, so that it can be sent to machines
+without Rhapsody and run there. Messages consist of built-in types, except for the user's own
+values, and begin with `PROTOCOL_VERSION`.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ __all__ = [
 ]  # fmt: skip
 
 PROTOCOL_VERSION = 2
-"""Version of the messages; increased by each change that makes them unreadable for older code."""
+"""Version of the messages, increased by each change that makes them unreadable for older code."""
 
 RUNNER_FILE = __file__
 """Path of this file, which can be sent to a worker without Rhapsody and run there."""
@@ -69,20 +69,20 @@ class CallSpec(NamedTuple):
     """Data about a task that a worker needs in addition to the call. Sent as a plain tuple.
 
     Attributes:
-        version: The `PROTOCOL_VERSION` of the program.
+        version: The `PROTOCOL_VERSION` of the main program.
         uid: The attempt's uid.
         name: The task's name.
         attempt: The attempt's number, counted from 1.
-        sandbox: The task's directory, `None` if it has none.
-        timeout: Seconds that the attempt may take, `None` without a limit.
+        sandbox: The task's directory, or `None` if it has none.
+        timeout: Number of seconds that the attempt may take, or `None` for no limit.
         cores: Number of threads for numeric libraries; 0 does not limit them.
         environment: Environment variables to set while the call runs.
         capture: The setting `capture` of the task's description.
         directory: The directory for files of the call, such as large output; `None` if there is
             none.
-        more: Values for the backend's own `Runner`, of built-in types.
-        modules: The program's own modules, or their first `REFERENCE` bytes if the worker has
-            received them before; `None` if the program has none.
+        more: Values of built-in types for the backend's own `Runner`.
+        modules: The program's own modules, packed, or only the first `REFERENCE` bytes of them if
+            the worker has received the modules before; `None` if the program has none.
     """
 
     version: int
@@ -107,12 +107,12 @@ class CallResult(NamedTuple):
         done: True if the call returned.
         payload: The pickled return value or exception.
         plain: True if unpickling the value runs no other code.
-        stdout: The call's output, or the path of the file that contains it; `None` if it is not
-            kept.
+        stdout: The call's standard output, or the path of the file that contains it; `None` if it
+            is not kept.
         stderr: The same for standard error.
-        sandbox: The directory that contains output of the call, `None` if there is none.
-        host: The name of the machine that the call ran on.
-        pid: The id of the process that the call ran in.
+        sandbox: The directory that contains output of the call, or `None` if there is none.
+        host: The name of the machine on which the call ran.
+        pid: The id of the process in which the call ran.
     """
 
     version: int
@@ -127,7 +127,12 @@ class CallResult(NamedTuple):
 
 
 def require_version(version: int, sender: str, receiver: str) -> None:
-    """Check that the sender uses the receiver's version of the protocol.
+    """Check that the sender of a message uses the receiver's version of the protocol.
+
+    Args:
+        version: The sender's version.
+        sender: The name of the sender in the error message.
+        receiver: The name of the receiver, which is this process, in the error message.
 
     Raises:
         ProtocolVersionError: The versions differ.
@@ -141,12 +146,13 @@ def require_version(version: int, sender: str, receiver: str) -> None:
 
 
 class Output:
-    """Base class of context managers that capture a call's output; captures nothing itself.
+    """Base class of context managers that capture a call's output. It captures nothing itself.
 
     Attributes:
-        stdout: The output, or the path of the file that contains it; `None` if it is not kept.
+        stdout: The standard output, or the path of the file that contains it; `None` if it is not
+            kept.
         stderr: The same for standard error.
-        directory: The directory of output that is in files, `None` if there is none.
+        directory: The directory of the files if output was written to files, otherwise `None`.
     """
 
     stdout: str | None = None
@@ -167,7 +173,7 @@ class Runner:
         worker: The name of a worker in messages.
         place: A phrase for where a call runs, for messages, such as `"on its worker"`.
         cure: The remedy for a result that cannot be pickled, for messages.
-        own_files: Prefixes of the paths of code that is removed from the start of tracebacks.
+        own_files: Path prefixes of files whose frames are removed from the start of tracebacks.
     """
 
     worker: str = "its worker"
@@ -178,7 +184,7 @@ class Runner:
     def run(self, packed: bytes) -> bytes:
         """Make a call that `rhapsody.sdk.calls.pack` packed.
 
-        Any error is returned in the outcome; nothing is raised.
+        Errors are returned in the outcome, not raised.
 
         Returns:
             The packed outcome, for `rhapsody.sdk.calls.unpack`.
@@ -192,7 +198,7 @@ class Runner:
         return pickle.dumps(tuple(outcome), 5)
 
     def make(self, order: CallSpec, call: Any) -> CallResult:
-        """Make a packed call in its context and capture its output; nothing is raised."""
+        """Make a packed call in its context, and capture its output. Errors are not raised."""
         output = _none
         try:
             limit_threads(order.cores)
@@ -230,7 +236,7 @@ class Runner:
     # Steps to override:
 
     def load(self, call: Any) -> tuple[Callable[..., Any], tuple[Any, ...], Mapping[str, Any]]:
-        """Unpack a call: its function and arguments."""
+        """Unpack a call, and return its function and arguments."""
         function, args, kwargs = loads(call)
         return function, args, kwargs
 
@@ -258,12 +264,15 @@ class Runner:
     def refusal(self, name: str, value: Any, error: BaseException) -> Exception:
         """Return the error for a result that cannot be pickled, which states the reason."""
         return TypeError(
-            f"task {name!r}: its result ({type(value).__qualname__}) cannot be pickled back from "
+            f"task {name!r}: its result ({type(value).__qualname__}) cannot be pickled by "
             f"{self.worker}: {type(error).__name__}: {_text(error)}; {self.cure}"
         )
 
     def output(self, order: CallSpec) -> Output:
-        """Return a context manager that captures a call's output: by default, the process's."""
+        """Return a context manager that captures a call's output.
+
+        By default, all output of the process is captured.
+        """
         return _none if order.capture is False else Captured(order)
 
     def modules(self, order: CallSpec) -> AbstractContextManager[Any]:
@@ -275,7 +284,10 @@ class Runner:
         return Environment(order.environment)
 
     def context(self, order: CallSpec) -> AbstractContextManager[Any]:
-        """Return a context manager that lets `rhapsody.current_task()` work where installed."""
+        """Return a context manager that makes `rhapsody.current_task()` work in the call.
+
+        Without Rhapsody on the worker, it does nothing.
+        """
         try:
             from rhapsody.context import TaskContext, task_context
         except ImportError:
@@ -305,8 +317,8 @@ REFERENCE = 32
 _PROGRAM = 16
 
 _SETTLED = 10 * 10**9
-"""Nanoseconds before the start of a process in which a changed file may be newer than the imported
-module, because the clocks of file servers differ."""
+"""Number of nanoseconds by which a file must be older than the process to be regarded as the file
+that was imported: the clocks of file servers may differ."""
 
 
 class StaleModuleError(ImportError):
@@ -317,10 +329,10 @@ class Source(NamedTuple):
     """Source of one of the program's modules. Sent as a plain tuple.
 
     Attributes:
-        file: The path of the module's file in the program; `None` for a namespace package.
+        file: The path of the module's file in the program, or `None` for a namespace package.
         package: True if the module is a package.
         digest: The digest of the file's content.
-        text: The content of a source file, `None` for other files, such as extension modules.
+        text: The content of a source file, or `None` for other files, such as extension modules.
     """
 
     file: str | None
@@ -330,7 +342,7 @@ class Source(NamedTuple):
 
 
 class _Held:
-    """The modules of one program on this worker, and the number of calls that are using them."""
+    """Modules of one program on this worker, and the number of calls that are using them."""
 
     def __init__(self, reference: bytes, sources: dict[str, Source]) -> None:
         self.reference = reference
@@ -339,16 +351,16 @@ class _Held:
 
 
 class SentModules:
-    """Modules that programs have sent to a worker: a finder of `sys.meta_path`. Thread-safe.
+    """Modules that programs have sent to a worker: a finder for `sys.meta_path`. Thread-safe.
 
-    A worker has one version of a module at a time. If a call needs another version, that version
-    replaces the present one, together with all other modules of the present one's program, because
-    they may have imported names from it. If other calls are using the present version, the new call
+    A worker has one version of a module at a time. If a call needs another version, the worker
+    unloads its version together with all other modules of the program that sent it, because these
+    may have imported names from it. If other calls are using the worker's version, the new call
     fails.
 
     Attributes:
-        program: The id of the program that runs in this process, and the process's id. Calls of
-            that program use the modules that it has imported. `None` in workers.
+        program: The id of the program that runs in this process, and the id of the process. Calls
+            by this program use the modules that it has imported. `None` in workers.
         loaded: The spec and the digest of each module whose version is known.
     """
 
@@ -363,18 +375,18 @@ class SentModules:
         self._held: dict[bytes, _Held] = {}
 
     def receive(self, packed: bytes) -> None:
-        """Store modules for calls that refer to them; each call needs a later `discard`."""
+        """Store modules for calls that refer to them. Each `receive` requires a later `discard`."""
         with self._lock:
             self._sent[packed[:REFERENCE]] = packed
             self._times[packed[:REFERENCE]] += 1
 
     def knows(self, reference: bytes) -> bool:
-        """Return True if the modules that a reference names were received or are loaded."""
+        """Return True if the modules that a reference names have been received or are loaded."""
         held = self._held.get(reference[:_PROGRAM])
         return reference in self._sent or (held is not None and held.reference == reference)
 
     def discard(self, reference: bytes) -> None:
-        """Undo one `receive`; after the last, unload the modules if no call uses them."""
+        """Undo one `receive`. The last `discard` unloads the modules if no call is using them."""
         with self._lock:
             self._times[reference] -= 1
             if self._times[reference] > 0:
@@ -452,7 +464,7 @@ class SentModules:
         if stale:
             self._forget(name for name in here if name not in in_use)
         elif program not in self._held:
-            # Their import may have computed values, for example from files, for an earlier program.
+            # When imported for an earlier program, they may have computed values, say from files.
             earlier = {name for held in self._held.values() for name in held.sources} - in_use
             self._forget(name for name in here if name in earlier and sources[name].text)
         if program not in self._held:
@@ -497,10 +509,10 @@ class SentModules:
     # Called by imports (`importlib.abc.MetaPathFinder`):
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
-        """Return the spec of a module that a program has sent, `None` for all others.
+        """Return the spec of a module that a program has sent, or `None` for other modules.
 
-        A module that is reloaded while no call uses it is left to the other finders, because the
-        worker's other users may have replaced its file.
+        If a sent module is reloaded while no call is using it, the other finders find it, because
+        other users of the worker may have replaced its file.
         """
         held = next((each for each in self._held.values() if name in each.sources), None)
         if held is None or (target is not None and not held.users):
@@ -520,7 +532,7 @@ class SentModules:
         return self._binary(name, source, where)
 
     def _binary(self, name: str, source: Source, where: list[str] | None) -> ModuleSpec | None:
-        """Return the spec of an extension module; the worker must have the same version of it."""
+        """Return the spec of an extension module. The worker must have the same version of it."""
         assert source.file is not None
         try:
             here = digest_of(Path(source.file).read_bytes())
@@ -539,7 +551,7 @@ class SentModules:
 
 
 class _SentLoader(SourceFileLoader):
-    """Loader that imports a module from the sent source, or from compiled code of equal source."""
+    """Loader that imports a module from its sent source, or from compiled code of equal source."""
 
     def __init__(self, name: str, file: str, source: Source, modules: SentModules) -> None:
         super().__init__(name, file)
@@ -573,12 +585,12 @@ class _SentLoader(SourceFileLoader):
     def _cache_is_current(self) -> bool:
         """Return True if Python would notice that the compiled code is older than the source.
 
-        It compares the size and the time of the source in whole seconds, so it misses a change
+        Python compares the size of the source, and its time in whole seconds. So it misses a change
         within the second in which the code was compiled.
         """
         try:
             compiled = os.stat(cache_from_source(self.path)).st_mtime
-        except (OSError, NotImplementedError):  # there is none
+        except (OSError, NotImplementedError):  # there is no compiled code
             return True
         return compiled >= int(os.stat(self.path).st_mtime) + 1
 
@@ -594,7 +606,7 @@ def sent_modules() -> SentModules:
 
 
 def digest_of(content: bytes) -> str:
-    """Return the digest of a module's file."""
+    """Return the digest of the content of a module's file."""
     return hashlib.blake2b(content, digest_size=16).hexdigest()
 
 
@@ -603,9 +615,9 @@ def _short(source: Source | None) -> str:
 
 
 def _others(sources: Mapping[str, Source]) -> list[str]:
-    """Return imported modules that were not sent but are in the directories of those that were.
+    """Return imported modules that were not sent but are in the directories of sent modules.
 
-    They were imported under computed names, perhaps for an older program.
+    They were imported under computed names, perhaps for an earlier program.
     """
     roots = {_root(name, each.file, each.package) for name, each in sources.items()} - {None}
     found = []
@@ -627,14 +639,14 @@ def _root(name: str, file: str | None, package: bool) -> str | None:
 
 
 def process_began() -> int | None:
-    """Return the start time of this process in nanoseconds, rounded up to a tick of the kernel.
+    """Return the start time of this process, or `None` if the system does not report it.
 
-    Return `None` if the system does not report it.
+    The time is in nanoseconds since the epoch, rounded up to a tick of the kernel.
     """
     try:
         with open("/proc/self/stat", "rb") as file:
             ticks = int(file.read().rpartition(b")")[2].split()[19])  # `starttime` in proc(5)
-        # The minimum of several: the process may be delayed between reading the two clocks.
+        # The minimum of three: the process may be delayed between reading the two clocks.
         booted = min(-time.clock_gettime_ns(time.CLOCK_BOOTTIME) + time.time_ns() for _ in "123")
     except (OSError, AttributeError):  # not Linux
         return None
@@ -660,9 +672,9 @@ class Environment:
 
 
 class Captured(Output):
-    """Context manager that captures one call's output: that of this process and its children.
+    """Context manager that captures the output of this process and its children during one call.
 
-    With `capture="files"` the output is written to `<uid>.out` and `<uid>.err` in the directory
+    With `capture="files"`, the output is written to `<uid>.out` and `<uid>.err` in the directory
     that the spec names.
     """
 
@@ -685,7 +697,7 @@ class Captured(Output):
         self._undo.close()
 
     def _redirect(self, number: int, name: str) -> Callable[[], None]:
-        """Redirect an output of the process to a file; return the function that undoes this."""
+        """Redirect a standard stream of the process to a file, and return a function to undo it."""
         former = getattr(sys, name)
         if former is not None:
             former.flush()
@@ -702,7 +714,7 @@ class Captured(Output):
         setattr(sys, name, stream)
 
         def restore() -> None:
-            with suppress(Exception):  # the call may have closed or replaced it
+            with suppress(Exception):  # the call may have closed or replaced the stream
                 getattr(sys, name).flush()
             stream.close()
             setattr(sys, name, former)
@@ -734,8 +746,8 @@ _threads: int | None = None
 def limit_threads(cores: int) -> None:
     """Set the number of threads of numeric libraries that are already loaded; 0 changes nothing.
 
-    Such libraries read their environment variables only once. Needs threadpoolctl, which
-    scikit-learn installs.
+    Such libraries read their environment variables only once, so this is needed from the second
+    call in a process on. Does nothing without threadpoolctl, which scikit-learn installs.
     """
     global _threads
     if cores == 0 or cores == _threads:
@@ -762,9 +774,9 @@ def dumps(value: Any, **options: Any) -> bytes:
 
 
 def pickler() -> Any:
-    """Return the class of pickler that `dumps` uses, which a backend may extend."""
+    """Return the pickler class that `dumps` uses. A backend may extend this class."""
     if _own.pickler is None:
-        # Imported here, so that each call reports if it is missing.
+        # Imported here, so that each call reports an error if cloudpickle is missing.
         import cloudpickle  # type: ignore[import-untyped,unused-ignore]
 
         reduce_code = cloudpickle.Pickler.dispatch_table[CodeType]
@@ -780,7 +792,7 @@ def pickler() -> Any:
 
 
 class _Own:
-    """State of this process, which stays behind when this module is pickled by value."""
+    """State of this process, which is not copied when this module is pickled by value."""
 
     pickler: Any = None
     modules: Any = None
@@ -806,7 +818,7 @@ def pack_error(
 
     Args:
         error: The exception.
-        pack: The function to pickle with. Attributes of the exception that it cannot pickle are
+        pack: The function that pickles. Attributes of the exception that it cannot pickle are
             omitted.
         unpack: The inverse of `pack`.
 
@@ -839,7 +851,7 @@ def made(way: str, data: Any) -> BaseException:
     error: BaseException
     if way == "itself":
         error = data
-    elif way == "words":  # its type cannot be sent: the program raises another error
+    elif way == "words":  # the type cannot be sent: the program raises another error
         error = RuntimeError(data)
     elif way == "called":
         kind, args = data
@@ -849,7 +861,7 @@ def made(way: str, data: Any) -> BaseException:
         error = kind(message, [made(*loads(member)[:2]) for member in members])
     else:
         kind, args, state = data
-        error = kind.__new__(kind, *args)  # not its `__init__`, which may need others
+        error = kind.__new__(kind, *args)  # without `__init__`, which may need other arguments
         BaseException.__setattr__(error, "args", args)
         _vars(error).update(state)
     return error
@@ -914,7 +926,7 @@ def _add_note(error: BaseException, note: str) -> None:
 
 
 def main(order: str, outcome: str) -> None:
-    """Run the packed call in the file `order`, and write its result to the file `outcome`."""
+    """Make the packed call in the file `order`, and write its outcome to the file `outcome`."""
     part = Path(f"{outcome}.part")
     part.write_bytes(Runner().run(Path(order).read_bytes()))
     part.replace(outcome)

@@ -1,9 +1,9 @@
-"""Services: programs that run until they are stopped, and how they signal readiness.
+"""Services: programs that run until they are stopped, and their readiness signals.
 
 The forms of a description's `ready` are the same on every backend (`parse_ready`). `TaskService`
 implements them for a program that this process starts. Output, files and ports are polled on a
-thread, so a service never waits for this process. Backends that start programs by other means call
-this module's functions.
+thread, so a service never waits for this process. Backends that start programs in other ways call
+the functions of this module.
 """
 
 from __future__ import annotations
@@ -47,10 +47,10 @@ FORMS = "'stdout:REGEX', 'file:NAME', 'tcp', 'tcp:PORT' or a callable"
 
 FIRST_WAIT = 0.01
 LONGEST_WAIT = 0.25
-"""Maximum number of seconds between two polls; the interval starts at `FIRST_WAIT` and doubles."""
+"""Maximum number of seconds between two polls. The interval starts at `FIRST_WAIT` and doubles."""
 
 WINDOW = 1 << 16
-"""Maximum distance in bytes between the beginning of a match and the end of the output."""
+"""Number of bytes of output to read at a time. A match of at most this length is always found."""
 
 QUIET = 0.1
 """Seconds without further output after which an unfinished line is treated as finished."""
@@ -61,7 +61,7 @@ CONNECT_TIMEOUT = 0.2
 """Seconds to wait for a connection to a port of this host, which normally responds immediately."""
 
 FREE = 0
-"""Port number of `ready="tcp"`: a free port is chosen when the service starts."""
+"""Port number that stands for `ready="tcp"`: a free port is chosen when the service starts."""
 
 
 class Ready(NamedTuple):
@@ -78,15 +78,15 @@ class Ready(NamedTuple):
 
 
 def parse_ready(ready: Any) -> Ready:
-    """Parse a description's `ready`, without side effects and on any thread.
+    """Parse the `ready` of a service's description. May be called on any thread.
 
     `stdout:REGEX` waits for a match in the service's standard output and returns the first group,
     or the whole match if there is no group. A match at the end of an unfinished line counts after a
     moment without more output. `file:NAME` waits for a file in the sandbox and returns its path.
     `tcp:PORT` waits until the port on this machine accepts a connection and returns
-    `(host, port)`; `tcp` alone does so with a free port that is passed to the service. A callable
-    is called with the description, on the engine's loop if it is a coroutine function and on a
-    thread otherwise; its result is returned.
+    `(host, port)`; `tcp` alone does the same with a free port that is passed to the service. A
+    callable is called with the description, on the engine's loop if it is a coroutine function, and
+    on a thread otherwise; its result is returned.
 
     Returns:
         The parsed signal.
@@ -100,7 +100,7 @@ def parse_ready(ready: Any) -> Ready:
         return Ready("tcp", FREE)
     if isinstance(ready, str):
         kind, colon, text = ready.partition(":")
-        with suppress(ValueError, re.error):  # of a bad pattern, port or name
+        with suppress(ValueError, re.error):  # for an invalid pattern, port or name
             if colon and text and kind in _PARSERS:
                 return Ready(kind, _PARSERS[kind](text))
     raise ValueError(f"ready must be {FORMS}, got {ready!r}")
@@ -121,18 +121,22 @@ _PARSERS: dict[str, Callable[[str], Any]] = {
 
 
 async def call_ready(ready: Callable[[Any], Any], task: Any) -> Any:
-    """Return the result of a service's `ready` callable; coroutine functions run on the loop.
+    """Call a service's `ready` callable and return the result.
 
-    Other callables run on a thread; an awaitable that they return is awaited on the loop.
-    Canceling this call cancels a coroutine, but leaves a function running on its thread.
+    A coroutine function runs on the loop. Other callables run on a thread; an awaitable that such a
+    callable returns is awaited on the loop. Canceling this call cancels a coroutine, but leaves a
+    function running on its thread.
 
     Args:
         ready: The callable.
-        task: The service's description, its argument.
+        task: The service's description, which is passed to the callable.
+
+    Returns:
+        The callable's result.
 
     Raises:
         RuntimeError: The callable raised `SystemExit` or `CancelledError`.
-        Exception: Any other error of the callable.
+        Exception: Any other error that the callable raised.
         asyncio.CancelledError: This call was canceled.
     """  # noqa: DOC501 - SystemExit only during a cancellation
     try:
@@ -147,11 +151,11 @@ async def call_ready(ready: Callable[[Any], Any], task: Any) -> Any:
 
 
 def wait_until(condition: Callable[[], bool], stopped: threading.Event) -> None:
-    """Poll until a condition is true. Blocks, so call it on a separate thread.
+    """Poll until a condition is true. Blocks, so call this on a separate thread.
 
     Args:
-        condition: The condition.
-        stopped: Ends the wait when it is set.
+        condition: Function that returns True once the condition is true.
+        stopped: Event that ends the wait when it is set.
     """
     wait = FIRST_WAIT
     while not condition() and not stopped.wait(wait):
@@ -159,20 +163,21 @@ def wait_until(condition: Callable[[], bool], stopped: threading.Event) -> None:
 
 
 def search_output(path: str, pattern: re.Pattern[str], stopped: threading.Event) -> str | None:
-    """Wait for a match in a file that another process writes. Blocks: call it on another thread.
+    """Wait for a match in a file that another process writes. Call this on a separate thread.
 
     Args:
-        path: The file, which need not exist yet.
+        path: The path of the file, which need not exist yet.
         pattern: The pattern.
-        stopped: Ends the wait when it is set.
+        stopped: Event that ends the wait when it is set.
 
     Returns:
-        The first group, or the whole match if the pattern has no group; `None` if stopped.
+        The first group, or the whole match if the pattern has no group; `None` if the wait was
+        stopped.
     """
     seen, position, wait = b"", 0, FIRST_WAIT
     while not stopped.is_set():
         more = b""
-        with suppress(OSError), open(path, "rb") as file:  # it may not exist yet
+        with suppress(OSError), open(path, "rb") as file:  # the file may not exist yet
             file.seek(position)
             more = file.read(WINDOW)
         position += len(more)
@@ -192,7 +197,7 @@ def search_output(path: str, pattern: re.Pattern[str], stopped: threading.Event)
 
 
 def accepts(host: str, port: int) -> bool:
-    """Return True if a port accepts a connection; blocks for at most a second."""
+    """Return True if a port accepts a connection. Blocks for at most a second."""
     try:
         with socket.create_connection((host, port), timeout=1.0) as connection:
             # If the port is closed, the system may connect a socket to itself.
@@ -206,7 +211,7 @@ def require_unused(task: TaskDescription, port: int) -> None:
 
     Args:
         task: The service's description, for the error.
-        port: The port in its `ready`.
+        port: The port in the description's `ready`.
 
     Raises:
         OSError: Another program is listening on the port and would be mistaken for the service.
@@ -214,7 +219,7 @@ def require_unused(task: TaskDescription, port: int) -> None:
     try:
         socket.create_connection((HOST, port), timeout=CONNECT_TIMEOUT).close()
     except TimeoutError:
-        pass  # a program listens and is too busy to answer
+        pass  # a program listens on the port but is too busy to answer
     except OSError:
         return
     raise OSError(
@@ -230,7 +235,7 @@ def too_early(task: TaskDescription, code: int | None) -> TaskFailedError:
 
     Args:
         task: The service's description, with its output.
-        code: The service's exit code, `None` if unknown.
+        code: The service's exit code, or `None` if unknown.
     """
     tail = stderr_tail(task)
     stderr = f": {tail.strip()}" if tail.strip() else ""
@@ -246,9 +251,9 @@ def too_early(task: TaskDescription, code: int | None) -> TaskFailedError:
 
 
 class Readiness:
-    """Readiness of a service: sets the engine's future once `attach` and `set` have been called.
+    """Readiness of a service. Sets the engine's future once `attach` and `set` have been called.
 
-    Report RUNNING with `attach` as the service callback:
+    When you report RUNNING, pass `attach` as the service callback:
     `backend.task_state_cb(task, running, readiness.attach)`.
 
     Attributes:
@@ -279,22 +284,23 @@ class Readiness:
 
 
 class TaskService(TaskProgram):
-    """The program of an executable service, and its readiness.
+    """Program of an executable service, with its readiness signal.
 
-    Used like `TaskProgram`. With `ready="tcp"` in its description, the service is assigned a free
-    port, which replaces `{port}` in its command and is the value of the environment variable
-    `PORT`. Output that is searched for a pattern is always written to its file, even with
+    Use this class like `TaskProgram`. With `ready="tcp"` in its description, the service is
+    assigned a free port, which replaces `{port}` in the command and is the value of the environment
+    variable `PORT`. Output that is searched for a pattern is always written to its file, even with
     `capture=False`.
 
     Args:
-        task: The description.
+        task: The service's description.
         environment: Variables in addition to those of this process.
         ready: Called on the loop with the readiness information once the service is ready. Not
             called if the description has no `ready`.
-        launch: Starts the program.
+        launch: Callable that starts the program, see `TaskProgram`.
 
     Raises:
-        OSError: The program cannot be started, or another program is listening on its port.
+        OSError: The program cannot be started, or another program is listening on the service's
+            port.
         ValueError: The description has no program, or an invalid `ready`.
     """
 
@@ -333,7 +339,7 @@ class TaskService(TaskProgram):
                 raise
 
     async def wait(self, grace: float) -> int:
-        """Report the service's readiness and wait for its end, see `TaskProgram.wait`.
+        """Report the service's readiness and wait until it has ended, see `TaskProgram.wait`.
 
         Returns:
             The exit code.
@@ -341,7 +347,8 @@ class TaskService(TaskProgram):
         Raises:
             TaskFailedError: The service ended before it was ready.
             OSError: The program's output cannot be read.
-            Exception: The error of the service's `ready` callable. The service was stopped.
+            Exception: The error that the service's `ready` callable raised. The service has been
+                stopped.
         """  # noqa: DOC501 - a TaskFailedError
         watch = None
         if self._ready is not None:
@@ -363,7 +370,7 @@ class TaskService(TaskProgram):
     async def _watch(self, ready: Ready, grace: float) -> None:
         try:
             value = await self._readiness(ready)
-        except Exception as error:  # the user's callable
+        except Exception as error:  # raised by the user's callable
             if self.running:
                 self._error = error
                 self.terminate(grace)
@@ -396,7 +403,7 @@ class TaskService(TaskProgram):
 
 
 class Ports:
-    """Ports of the services of this process: no two services are assigned the same port."""
+    """Ports of this process's services. No two running services are assigned the same port."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()

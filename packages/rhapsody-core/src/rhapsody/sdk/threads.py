@@ -1,8 +1,8 @@
 """Threads for an event loop: blocking calls on threads, and a mailbox from threads to the loop.
 
-A library that blocks must not run on the engine's loop. `asyncio.to_thread` uses the loop's
-executor, whose threads Python joins at exit: a call that hangs would keep the program from ending.
-The threads here are daemons that are never joined at exit.
+Code that blocks must not run on the engine's loop. `asyncio.to_thread` uses the loop's executor,
+whose threads Python joins at exit: a call that hangs would keep the program from ending. The
+threads of this module are daemons, which Python does not join at exit.
 
 A `Mailbox` passes items from any thread to one loop, in order and in batches. It is not a queue to
 wait on: it schedules its delivery on the loop, and an empty mailbox never wakes the loop.
@@ -28,20 +28,20 @@ T = TypeVar("T")
 
 
 def start_thread(function: Callable[[], object], name: str) -> threading.Thread:
-    """Start a daemon thread that runs a function, and that is not joined when the program exits."""
+    """Start a daemon thread that runs a function. Python does not join the thread at exit."""
     thread = threading.Thread(target=function, name=name, daemon=True)
     thread.start()
     return thread
 
 
 async def in_thread(function: Callable[[], T], *, or_here: bool = False) -> T:
-    """Return the result of a blocking function that runs on a separate thread.
+    """Call a blocking function on a separate thread, and return its result.
 
     A backend calls this on its loop for functions that open, close, read or write something.
-    Canceling the call leaves the function running, and its result is discarded.
+    If the call is canceled, the function continues to run, and its result is discarded.
 
-    The thread ends with the call. On Linux this kills a process that the function has started
-    with a parent-death signal (`PR_SET_PDEATHSIG`, which some libraries set): start such
+    The thread ends with the function. On Linux, this kills any process that the function has
+    started with a parent-death signal (`PR_SET_PDEATHSIG`, which some libraries set). Start such
     processes on a thread that lives as long as they do.
 
     Args:
@@ -49,9 +49,12 @@ async def in_thread(function: Callable[[], T], *, or_here: bool = False) -> T:
         or_here: True to call the function on the loop if no thread can be started, for work that
             must not be skipped at shutdown.
 
+    Returns:
+        The function's result.
+
     Raises:
         RuntimeError: No thread can be started.
-        Exception: Any error of the function. A `StopIteration` is raised as the cause of a
+        Exception: Any error that the function raised. A `StopIteration` is raised as the cause of a
             `RuntimeError`.
     """
     future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
@@ -67,11 +70,11 @@ async def in_thread(function: Callable[[], T], *, or_here: bool = False) -> T:
         return await future
     finally:
         if future.done() and not future.cancelled():
-            thread.join()  # it has nothing left to do
+            thread.join()  # the thread has nothing left to do
 
 
 def _call(function: Callable[[], T], future: asyncio.Future[T]) -> None:
-    """Call a function on this thread, and set its result in a future on the future's loop."""
+    """Call a function on this thread, and set its outcome in a future, on the future's loop."""
     value = error = None
     try:
         value = function()
@@ -91,13 +94,13 @@ def _settle(future: asyncio.Future[T], value: T | None, error: BaseException | N
 
 
 class ThreadPool:
-    """Pool of threads for blocking calls, which start as calls need them.
+    """Pool of threads for blocking calls. Threads are started as they are needed.
 
-    Unlike those of `concurrent.futures`, the threads are not joined at exit, and destructors may
-    add calls.
+    Unlike the threads of `concurrent.futures`, these are not joined at exit. Destructors may add
+    calls.
 
     Args:
-        size: The number of threads.
+        size: The maximum number of threads.
         name: The name of the threads.
     """
 
@@ -108,9 +111,9 @@ class ThreadPool:
         self._threads: list[threading.Thread] = []
 
     def put(self, call: Callable[[], object]) -> None:
-        """Add a call, which must not raise; `start` starts the threads that make the calls.
+        """Add a call, which must not raise an exception. The threads must be started with `start`.
 
-        May be called from any thread, and from destructors, because it takes no lock.
+        May be called from any thread, and from destructors, because this method takes no lock.
         """
         self._calls.put(call)
 
@@ -128,11 +131,14 @@ class ThreadPool:
                     raise
 
     async def run(self, function: Callable[[], T]) -> T:
-        """Return the result of a blocking function that runs on a thread; see `in_thread`.
+        """Call a blocking function on a thread of the pool, and return its result.
+
+        Returns:
+            The function's result.
 
         Raises:
             RuntimeError: No thread can be started.
-            Exception: Any error of the function.
+            Exception: Any error that the function raised, see `in_thread`.
         """
         self.start()
         future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
@@ -153,7 +159,7 @@ class ThreadPool:
     def _work(self) -> None:
         while (call := self._calls.get()) is not None:
             call()
-            del call  # not kept alive while waiting for the next one
+            del call  # do not keep the call alive while waiting for the next one
 
 
 TURN = 0.005
@@ -166,10 +172,10 @@ class Mailbox(Generic[T]):
     At most one wake-up of the loop is pending at a time.
 
     Args:
-        loop: The loop that `deliver` is called on.
-        deliver: Called with each item; items from one thread are delivered in the order of `put`.
-            An exception is passed to the loop's exception handler, and the other items are still
-            delivered.
+        loop: The loop on which `deliver` is called.
+        deliver: Called with each item. Items from one thread are delivered in the order of `put`.
+            An exception that it raises is passed to the loop's exception handler, and the other
+            items are still delivered.
     """
 
     __slots__ = ("_deliver", "_items", "_loop", "_woken")
@@ -184,12 +190,12 @@ class Mailbox(Generic[T]):
         return len(self._items)
 
     def put(self, item: T) -> None:
-        """Add an item from any thread; do nothing if the loop is closed."""
+        """Add an item. May be called on any thread. Does nothing if the loop is closed."""
         self._items.append(item)
         if self._woken:
             return
-        # Two threads may both come here: that is one drain too many, never one too few,
-        # because `drain` clears the flag before it looks for items.
+        # Two threads may both reach this line. Then `drain` is called once too often, but never
+        # too seldom, because it clears the flag before it looks for items.
         self._woken = True
         try:
             self._loop.call_soon_threadsafe(self.drain)
@@ -200,8 +206,8 @@ class Mailbox(Generic[T]):
     def drain(self) -> None:
         """Deliver items for about 5 ms, and schedule the rest for the loop's next iteration.
 
-        The mailbox calls this on the loop's thread. Calling it earlier is allowed, also from
-        within `deliver`.
+        The mailbox calls this on the loop's thread. It may also be called earlier on this thread,
+        even from within `deliver`.
         """
         self._woken = False
         items = self._items
@@ -212,11 +218,11 @@ class Mailbox(Generic[T]):
                 try:
                     self._deliver(item)
                 except Exception as error:
-                    # A failing receiver must not keep items from the others.
+                    # A failing call must not prevent the delivery of the other items.
                     self._loop.call_exception_handler(
                         {"message": f"{self._deliver!r} failed for {item!r}", "exception": error}
                     )
-                del item  # not kept alive while waiting for the next one
+                del item  # do not keep the item alive while waiting for the next one
                 now = perf_counter()
                 if not end:
                     end = now + TURN
