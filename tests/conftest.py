@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 # Programs started in the background of a script inherit that Ctrl-C, and under `nohup` a
 # hang-up, are ignored. Those that tests start are to find what a terminal's would.
@@ -19,6 +20,13 @@ for _number, _usual in (
 ):
     if signal.getsignal(_number) is signal.SIG_IGN:
         signal.signal(_number, _usual)
+
+# How long one example takes, or is drawn, says more about the machine than about the code: the time
+# limits of the tests themselves are what finds a hang.
+settings.register_profile(
+    "workspace", deadline=None, print_blob=True, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("workspace")
 
 
 @pytest.fixture(autouse=True)

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
-from hypothesis import settings
 
 from rhapsody import WorkflowEngine
 from rhapsody.backends import discovery
@@ -17,11 +16,6 @@ from rhapsody.backends.local import LocalExecutionBackend
 from rhapsody.testing import Driver
 from tests._support.command_line import Run, environment
 from tests._support.forked import rhapsody
-
-# How long one example takes says more about the machine than about the code: the time
-# limits of the tests themselves are what finds a hang.
-settings.register_profile("workspace", deadline=None, print_blob=True)
-settings.load_profile("workspace")
 
 
 @pytest.fixture

@@ -369,7 +369,7 @@ written: st.SearchStrategy[Any] = anything.filter(malformed)
 @settings(
     max_examples=150,
     deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(content=st.binary() | written.map(lambda found: json.dumps(found).encode()))
 @example(content=b"{}")

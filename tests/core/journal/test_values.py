@@ -22,7 +22,7 @@ from rhapsody.journal.values import UnhashableError
 from tests._support.journal_keys import key_of, twice, work
 from tests._support.journal_values import DIFFERENT, EQUAL, WITHOUT, Kept, Point
 
-OPEN = (HealthCheck.function_scoped_fixture,)
+OPEN = (HealthCheck.function_scoped_fixture, HealthCheck.too_slow)
 
 
 @pytest.mark.parametrize("what", EQUAL)
