@@ -100,6 +100,6 @@ async def test_the_start_continues_with_a_warning_if_no_note_can_be_written(
     place.chmod(0o777)  # as another user of a shared directory could have made it
     with pytest.raises(PilotException, match="Similar known resources"):
         await RadicalExecutionBackend({"resource": "local.nowhere"}, work_dir=tmp_path)
-    (said,) = (text for text in caplog.messages if "cannot write its record" in text)
+    (said,) = (text for text in caplog.messages if "cannot write the session's note" in text)
     assert f"chmod go-w {place}" in said
     assert os.listdir(tmp_path) == [place.name]

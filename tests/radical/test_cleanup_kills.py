@@ -43,6 +43,6 @@ async def test_the_next_start_cleans_up_after_a_killed_program_and_client(
         await made.shutdown()
         found.gone(others, files=False)
     (said,) = (text for text in caplog.messages if found.session.name in text)
-    assert "its client ended without closing it" in said
+    assert "its client ended without closing the session" in said
     assert str(found.session) in said
     assert [path.name for path in (tmp_path / "work").iterdir()] == [found.session.name]

@@ -162,7 +162,7 @@ def test_batch_jobs_of_a_killed_client_are_canceled(
     monkeypatch.setattr(cleanup, "find_jobs", lambda session: jobs)
     assert clean_up(where) == []  # it answers, but does not cancel
     assert note.exists()
-    assert "will retry" in caplog.messages[-1]
+    assert "will try again" in caplog.messages[-1]
     assert clean_up(where) == [MINE]
     assert cancelled == jobs * 2
     assert "batch jobs canceled: 1)" in caplog.messages[-1]

@@ -127,7 +127,9 @@ async def test_a_queued_pilot_is_reported_and_leaves_the_queue_at_close(
         assert cluster.jobs(tmp_path) == []
     (said,) = (each for each in caplog.records if ": not active after" in each.getMessage())
     assert said.levelname == "WARNING"
-    found = f"PMGR_ACTIVE_PENDING, queue debug, job {job} is PENDING (Resources); its tasks wait"
+    found = (
+        f"PMGR_ACTIVE_PENDING, queue debug, job {job} is PENDING (Resources); its tasks are waiting"
+    )
     assert said.getMessage().endswith(found), said.getMessage()
 
 
@@ -236,7 +238,7 @@ async def test_the_next_start_cancels_jobs_of_killed_programs(
         for one in killed:
             one.gone([], files=False)
             (said,) = (text for text in caplog.messages if one.session.name in text)
-            assert "its client ended without closing it" in said
+            assert "its client ended without closing the session" in said
             assert "batch jobs canceled: 1)" in said
 
 

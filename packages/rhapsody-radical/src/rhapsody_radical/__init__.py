@@ -1,7 +1,7 @@
 """RADICAL-Pilot backend for Rhapsody.
 
-The registry of backends imports this package to read the plugin's declaration, so importing it must
-be quick. The public names are imported when they are first used.
+The registry of backends imports this package to read the plugin's declaration, so importing this
+package must be quick. The public names are imported when they are first used.
 """
 
 from __future__ import annotations

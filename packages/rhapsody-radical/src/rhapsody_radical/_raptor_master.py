@@ -1,9 +1,9 @@
 """RAPTOR master that receives its calls reliably; RADICAL-Pilot loads this file in a pilot.
 
 RAPTOR's own master publishes the address of its call queue once, a second after its start. On a
-busy machine the socket may not be connected by then, so the message is lost and calls wait forever.
-This master repeats the message until the first call arrives. It must not import other modules of
-this package, because it may have been copied to another file system.
+busy machine, the socket may not be connected by then, so the message is lost and calls wait
+forever. This master repeats the message until the first call arrives. This file must not import
+other modules of this package, because it may have been copied to another file system.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 import radical.pilot as rp  # type: ignore[import-untyped,unused-ignore]
 
 AGAIN = (5.0, 10.0, 20.0, 40.0)
-"""Seconds before each repetition."""
+"""Seconds before each repetition of the message."""
 
 
 class RhapsodyMaster(rp.raptor.Master):  # type: ignore[misc,name-defined,unused-ignore]
@@ -27,7 +27,7 @@ class RhapsodyMaster(rp.raptor.Master):  # type: ignore[misc,name-defined,unused
         threading.Thread(target=self._repeat, daemon=True).start()
 
     def publish(self, pubsub: str, msg: Any, *more: Any, **options: Any) -> None:
-        """Publish a message, and keep the registration of the call queue for repetition."""
+        """Publish a message. If it registers the call queue, store it to send it again."""
         if isinstance(msg, dict) and msg.get("cmd") == "register_raptor_queue":
             self._registration = (pubsub, msg)
         super().publish(pubsub, msg, *more, **options)

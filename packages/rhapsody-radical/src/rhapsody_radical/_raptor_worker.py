@@ -3,14 +3,13 @@
 RAPTOR's own worker never releases the cores of a call that kills its process, cannot cancel a
 running call, and does not report the start of a call. This worker executes calls in a pool of
 processes, kills a process if its call is canceled, detects when a process ends, and reports calls
-as running.
-All other tasks are handled by RAPTOR's own worker, which is its base class. The module must not
-import anything of this package except `call.py` and core's `runner.py`, which are copied to the
-same directory.
+as running. All other tasks are handled by its base class, RAPTOR's own worker. This file must not
+import other modules of this package except `call.py`; `call.py` and core's `runner.py` are copied
+to the same directory.
 
 A message for each short call would cost as much as the call. Therefore, a process receives several
 calls at once if they belong to groups, and reads one byte from a pipe before it starts each call.
-The worker takes back the calls that have not started by reading the remaining bytes. It does so to
+By reading the remaining bytes, the worker takes back the calls that have not started. It does so to
 send them to an idle process, to cancel them, or because the process has ended. As a result, no call
 waits for a long one while cores are free, and each call is executed once.
 """
@@ -187,7 +186,7 @@ class RhapsodyWorker(rp.raptor.DefaultWorker):  # type: ignore[misc,name-defined
                 self._resources["cores"][number] = 0
 
     def _call_all(self, calls: list[dict[str, Any]]) -> None:
-        """Execute calls, and then waiting calls, because one thread for each would be slow."""
+        """Execute calls, and then further calls on the same thread, because threads are costly."""
         most = 1
         while calls:
             began = time.monotonic()
@@ -215,12 +214,12 @@ class RhapsodyWorker(rp.raptor.DefaultWorker):  # type: ignore[misc,name-defined
         return self._server.start(cores)
 
     def _watch(self, process: Process, first: dict[str, Any]) -> None:
-        """Report each start and outcome of a process's calls, until it has no more calls."""
+        """Report each start and outcome of a process's calls, until the process has none left."""
         limit, timer = _limit(first), None
         with self._change:
             self._busy.append(process)
             self._announce(first)
-        if limit:  # only calls that are not in groups have one
+        if limit:  # only calls that are not in groups have a limit
             timer = threading.Timer(limit, self._expire, (first["uid"], process))
             timer.daemon = True
             timer.start()
@@ -362,12 +361,13 @@ class Process:
     Args:
         channel: The connection to the process.
         unstarted: Both ends of a pipe that contains a byte for each call that has not started.
-        cores: The number of cores of all its calls; libraries read it only once.
+        cores: The number of cores of each call; it is the same for all calls of the process,
+            because libraries read it only once.
 
     Attributes:
         cores: The argument `cores`.
-        calls: The calls that it has received and that have not ended, in order.
-        alive: Whether it can receive more calls.
+        calls: The calls that the process has received and that have not ended, in order.
+        alive: True if the process can receive more calls.
 
     Raises:
         ChildProcessError: The process could not be started.
@@ -394,7 +394,7 @@ class Process:
         self.calls.extend(calls)
         os.write(self._unstarted[1].fileno(), bytes(len(calls)))
         orders = [(_kind(call), call["description"]["function"]) for call in calls]
-        with suppress(OSError):  # it has ended, which `receive` detects
+        with suppress(OSError):  # the process has ended, which `receive` detects
             self._channel.send(orders)
 
     def take_back(self) -> list[dict[str, Any]]:
@@ -410,14 +410,18 @@ class Process:
         return text
 
     def kill(self) -> None:
-        """Kill the process and all programs that its calls started, except in new sessions."""
+        """Kill the process and the programs that its calls started, except in new sessions."""
         self.alive = False
         if self._pid:
             with suppress(OSError):
                 os.killpg(self._pid, signal.SIGKILL)
 
     def close(self) -> None:
-        """Let the process end; programs that calls left running continue, unless it was killed."""
+        """Let the process exit.
+
+        Programs that its calls started keep running, unless the process has ended unexpectedly or
+        was killed; then they are killed as well.
+        """
         if not self.alive:
             self.kill()
         for each in (self._channel, *self._unstarted):
@@ -432,7 +436,7 @@ class Process:
 
 
 class Server:
-    """Process without threads that forks others; it ends with the process that started it."""
+    """Process without threads that forks other processes; it ends when the worker ends."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -469,7 +473,7 @@ class Server:
 
 
 def _serve(requests: socket.socket, runner: Callable[[], Any]) -> None:
-    """Fork a process for each request, until the process that started the server has ended."""
+    """Fork a process for each request, until the worker has ended."""
     with suppress(ImportError):
         import asyncio  # noqa: F401 - import once what every call needs
 
@@ -490,7 +494,7 @@ def _serve(requests: socket.socket, runner: Callable[[], Any]) -> None:
         unstarted = descriptors[1]
         try:
             pid = os.fork()
-        except OSError:  # no more processes: the same
+        except OSError:  # too many processes: the calls are lost and retried
             channel.close()
             os.close(unstarted)
             continue
@@ -513,7 +517,7 @@ def _serve(requests: socket.socket, runner: Callable[[], Any]) -> None:
 
 
 def _runner() -> Callable[[], Any]:
-    """Return `call.RaptorRunner`, loaded from a file: core may not be installed here."""
+    """Return `call.RaptorRunner`, loaded from a file because Rhapsody may not be installed here."""
     here = os.path.dirname(os.path.abspath(__file__))
     call, protocol = os.path.join(here, "call.py"), os.path.join(here, "runner.py")
     package, name = "rhapsody.sdk", "rhapsody.sdk.runner"

@@ -76,9 +76,10 @@ class RadicalExecutionBackend(ManagedBackend):
 
     Executables are submitted as tasks of RADICAL-Pilot. Functions run on RAPTOR workers, which are
     started when the first function task is submitted, or as separate programs
-    (`functions="executable"`), which is slower and isolates them. With several pilots, each task
-    runs on the pilot whose open tasks need the fewest cores in proportion to its size. If a pilot
-    ends, its tasks fail with `TaskLostError`, and the engine starts another attempt.
+    (`functions="executable"`), which is slower but isolates the calls. With several pilots, each
+    task runs on the active pilot whose open tasks need the fewest cores in proportion to the
+    pilot's size. If a pilot ends, its tasks fail with `TaskLostError`, and the engine starts
+    another attempt.
 
     Args:
         resources: A dict of the parameters of a pilot's description (`resource`, `cores`,
@@ -88,18 +89,21 @@ class RadicalExecutionBackend(ManagedBackend):
         raptor_config: RAPTOR masters and their workers, with RADICAL-Pilot's keys:
             `{"masters": [{..., "workers": [{..., "worker_type": ...}]}]}`. Default: one master
             and one worker, whose size depends on the pilot.
-        functions: How function tasks run: `"raptor"` or `"executable"`.
-        raptor: `False` disables RAPTOR: function tasks fail.
+        functions: `"raptor"` to run function tasks on RAPTOR workers, `"executable"` to run each
+            one as a separate program.
+        raptor: False to disable RAPTOR. With `functions="raptor"`, function tasks then fail.
         function_cores: Number of cores of each pilot for RAPTOR's workers; executables use the
             other cores. Default: half of the pilot's cores, rounded up, minus the core of RAPTOR's
             master, but at most the cores of one node.
         pre_exec: Shell commands that each task runs first, such as `module load gromacs`. For
-            functions on RAPTOR, the worker runs them once, unless `raptor_config` is set.
+            functions on RAPTOR, the worker runs the commands once, when it starts, unless
+            `raptor_config` is set.
         work_dir: The directory that contains the session's directory. Default: the engine's
-            directory if an engine starts the backend, otherwise `.rhapsody` in the current one.
-        keep_session: Whether to keep the session's directory, with RADICAL-Pilot's logs,
-            after the shutdown. Default: only if a pilot failed.
-        verbose: Whether RADICAL-Pilot prints reports on standard error.
+            directory if an engine starts the backend, otherwise `.rhapsody` in the current
+            directory.
+        keep_session: True to keep the session's directory, which contains RADICAL-Pilot's logs,
+            after the shutdown; False to remove it. Default: keep it only if a pilot failed.
+        verbose: True to print RADICAL-Pilot's reports on standard error.
         name: The name of the backend in an engine (default: `"radical_pilot"`).
 
     Raises:
@@ -114,7 +118,7 @@ class RadicalExecutionBackend(ManagedBackend):
         resource_pilot: The first pilot.
         resources: The argument `resources`.
         raptor_config: The argument `raptor_config`, an empty dict by default.
-        raptor_mode: Whether function tasks run on RAPTOR.
+        raptor_mode: True if function tasks run on RAPTOR.
         pilots: The pilots, in the order of their numbers.
     """
 
@@ -174,11 +178,11 @@ class RadicalExecutionBackend(ManagedBackend):
     # Start and shutdown.
 
     async def start(self) -> None:
-        """Start the client, its session and its pilots; return when the pilots are launched.
+        """Start the client, its session and its pilots; return when the pilots have been launched.
 
         On a batch system, launched pilots are queued, and tasks wait for them. If the start is
-        canceled, for example by Ctrl-C under `asyncio.run`, everything that was started is ended
-        and a warning names the session.
+        canceled, for example by Ctrl-C under `asyncio.run`, everything that was started is shut
+        down, and a warning with the path of the session is logged.
 
         Raises:
             PilotException: RADICAL-Pilot cannot start; the message contains its reason.
@@ -189,7 +193,7 @@ class RadicalExecutionBackend(ManagedBackend):
         self._loop = asyncio.get_running_loop()
         self._commands = Worker("rhapsody-radical-commands")
         place = self._place()
-        interrupted = f"interrupted while RADICAL-Pilot was starting; its session was {place}"
+        interrupted = f"interrupted while RADICAL-Pilot was starting; the session was {place}"
         self._connection = Connection(self.session.uid, place, self._receive, self._client_lost)
         try:
             await in_thread(partial(self._start, self._connection, place))
@@ -252,14 +256,14 @@ class RadicalExecutionBackend(ManagedBackend):
         """Call `f(objects, *args)` in the client, with RADICAL-Pilot's own objects.
 
         The function runs on a thread of the client's process. `objects` has the attributes
-        `session`, `pilot_manager`, `task_manager` and `resource_pilot` of the first pilot, and
-        `task_managers` and `resource_pilots` of all pilots. RADICAL-Pilot's sessions, managers,
+        `session` and `pilot_manager`, `task_manager` and `resource_pilot` (of the first pilot), and
+        `task_managers` and `resource_pilots` (of all pilots). RADICAL-Pilot's sessions, managers,
         pilots and tasks are returned as remote objects, everything else as a copy. If the call is
         canceled, the function continues in the client.
 
         Args:
             f: The function, which is pickled by cloudpickle.
-            args: Its further arguments.
+            args: Further arguments for the function.
 
         Returns:
             The function's result.
@@ -283,7 +287,7 @@ class RadicalExecutionBackend(ManagedBackend):
     # Submission.
 
     async def submit_tasks(self, tasks: Sequence[TaskDescription]) -> None:
-        """Send tasks to RADICAL-Pilot's client, and return when they are sent.
+        """Send tasks to RADICAL-Pilot's client; hold tasks that have to wait for a pilot.
 
         Raises:
             BackendUnavailableError: The backend is not running.
@@ -298,8 +302,8 @@ class RadicalExecutionBackend(ManagedBackend):
 
     def _submit(self, jobs: list[Job]) -> None:
         """Send tasks, and hold those that wait for a pilot; called on the thread for commands."""
-        # If RAPTOR's cores are fixed, it has to start before executables are checked; otherwise
-        # executables decide whether it may start.
+        # If the user has set RAPTOR's size, RAPTOR has to start before executables are checked;
+        # otherwise, executables decide whether RAPTOR may start.
         self._held += sorted(jobs, key=lambda job: job.is_function == self._gives_way)
         self._send_held()
 
@@ -349,11 +353,11 @@ class RadicalExecutionBackend(ManagedBackend):
             if cancelled := [job.uid for job in jobs if job.cancelled]:
                 self.send("cancel", cancelled)
         for job in jobs:
-            if not job.pilot.usable:  # it ended while the tasks were being sent
+            if not job.pilot.usable:  # the pilot ended while the tasks were being sent
                 self.end(job, "LOST")
 
     def _reconsider_held(self) -> None:
-        """Send held tasks, because a pilot's state or work has changed; called on any thread."""
+        """Send held tasks again; called on any thread when a pilot's state or work has changed."""
         if self._held and not self._sending and self._commands is not None:
             self._sending = True
             self._commands.post(self._send_held)
@@ -434,13 +438,13 @@ class RadicalExecutionBackend(ManagedBackend):
     # RAPTOR.
 
     def _goes_to_raptor(self, task: TaskDescription, pilot: Pilot) -> bool:
-        """Return True if a function runs on RAPTOR, not as a separate program."""
+        """Return True if a function runs on RAPTOR, False if it runs as a separate program."""
         if self.functions == "executable" or pilot.only_programs:
             return False
         return not functions.needs_more(task, cores_per_call(self._raptor_for(pilot)))
 
     def _raptor_for(self, pilot: Pilot) -> dict[str, Any]:
-        """Return the configuration of RAPTOR for a pilot, whether it has been started or not."""
+        """Return the configuration of RAPTOR for a pilot, even if RAPTOR has not started there."""
         if config := pilot.raptor or self._config:
             return config
         default = functions.default_raptor(pilot, self.function_cores)
@@ -448,7 +452,9 @@ class RadicalExecutionBackend(ManagedBackend):
         return default
 
     def _configure_raptor(self, config: dict[str, Any]) -> None:
-        """Start RAPTOR on every pilot with the user's configuration; block until it is submitted.
+        """Start RAPTOR on every pilot with the user's configuration.
+
+        Blocks until RAPTOR's masters and workers have been submitted.
 
         Raises:
             RuntimeError: RAPTOR is running with another configuration.
@@ -456,25 +462,26 @@ class RadicalExecutionBackend(ManagedBackend):
         if any(pilot.raptor not in (None, config) for pilot in self.pilots):
             raise RuntimeError(
                 "RAPTOR is already running with another configuration. Configure it with "
-                "RadicalExecutionBackend(raptor_config=...), or before the first function task"
+                "RadicalExecutionBackend(raptor_config=...), or call setup_raptor_mode before the "
+                "first function task"
             )
         self._config = config
         for pilot in self.pilots:
             self._start_raptor(pilot, config)
 
     def _start_raptor(self, pilot: Pilot, config: dict[str, Any]) -> None:
-        """Start RAPTOR on a pilot; block until it is submitted."""
+        """Start RAPTOR on a pilot; block until its masters and workers have been submitted."""
         assert self._connection is not None
         self._connection.remotes.call(Ref(RAPTORS, "", {}), "start", pilot.number, config)
         pilot.raptor = config
 
     @property
     def _gives_way(self) -> bool:
-        """True if RAPTOR ends when programs need its cores: the user has not set RAPTOR's size."""
+        """True if RAPTOR ends when a task needs its cores: the user has not set RAPTOR's size."""
         return self._config is None and self.function_cores is None
 
     def _too_large(self, pilot: Pilot, taken: int) -> Job | None:
-        """Return an open program that needs more cores than RAPTOR would leave, `None` if none."""
+        """Return an open program that needs more cores than RAPTOR would leave, or `None`."""
         for job in self.open_jobs():
             program = job.program or not job.is_function
             if job.pilot is pilot and program and job.cores > pilot.cores - taken:
@@ -482,7 +489,7 @@ class RadicalExecutionBackend(ManagedBackend):
         return None
 
     def _make_room(self, job: Job, words: Mapping[str, Any]) -> None:
-        """Stop using RAPTOR on a pilot if it leaves too few cores for a program."""
+        """Stop using RAPTOR on a pilot if RAPTOR leaves too few cores for a program."""
         pilot, cores = job.pilot, cores_taken(words)
         if self._gives_way and pilot.cores - pilot.raptor_cores < cores <= pilot.cores:
             self._do_without_raptor(job)
@@ -500,7 +507,7 @@ class RadicalExecutionBackend(ManagedBackend):
         self._end_raptor(pilot)
 
     def _end_raptor(self, pilot: Pilot) -> None:
-        """End RAPTOR on a pilot, unless calls on it are open."""
+        """End RAPTOR on a pilot, unless it has open calls there."""
         calls = any(job.on_raptor and job.pilot is pilot for job in self.open_jobs())
         if pilot.pairs and not calls:
             pilot.pairs = []
@@ -532,7 +539,7 @@ class RadicalExecutionBackend(ManagedBackend):
         """Cancel a task.
 
         Returns:
-            True if the task is open.
+            True if the task is open, False if it is unknown or has ended.
         """
         job: Job | None = self.open_tasks.get(uid)
         if job is None or job.has_ended:
@@ -545,7 +552,7 @@ class RadicalExecutionBackend(ManagedBackend):
         self.request_end(job)
 
     def request_end(self, job: Job) -> None:
-        """Make the client cancel a job, in one message with other jobs to cancel."""
+        """Make the client cancel a job; several requests are sent in one message."""
         with self._lock:
             self._cancelling.append(job)
             first = len(self._cancelling) == 1
@@ -624,7 +631,10 @@ class RadicalExecutionBackend(ManagedBackend):
     # Ends.
 
     def end(self, job: Job, state: str) -> None:
-        """Process a task's terminal state, and report it once; may be called on any thread."""
+        """Process a task's terminal state, and report it; later calls for the task do nothing.
+
+        May be called on any thread.
+        """
         if not job.claim_end():
             return
         if job.running:
@@ -657,7 +667,7 @@ class RadicalExecutionBackend(ManagedBackend):
             job.stopped.set()
         self.task_state_cb(job.task, state)
         if job.ready is not None:
-            with suppress(InvalidStateError):  # it was ready
+            with suppress(InvalidStateError):  # the service was ready
                 job.ready.set_exception(RuntimeError(f"service {job.uid} has ended"))
         if job.on_raptor and job.pilot.only_programs and self._commands is not None:
             self._commands.post(partial(self._end_raptor, job.pilot))
@@ -683,12 +693,15 @@ class RadicalExecutionBackend(ManagedBackend):
         return {"pilots": self._pilots.account()}
 
     def seconds_left(self, task: TaskDescription | None = None) -> float:
-        """Return the seconds until the task's pilot ends, or this batch job if it ends earlier."""
+        """Return the seconds until the task's pilot or this program's batch job ends.
+
+        The earlier end counts. Without `task`, the pilot that ends last is used.
+        """
         job, pilots = super().seconds_left(), self._pilots.seconds_left(task)
         return pilots if job is None else min(job, pilots)
 
     def cores_in_use(self) -> tuple[int, int]:
-        """Return the number of cores that tasks use, and that of all pilots that have not ended."""
+        """Return the number of cores that tasks use, and of cores of pilots that have not ended."""
         used = sum(job.cores for job in self.open_jobs() if job.running)
         return used, sum(pilot.cores for pilot in self.pilots if pilot.usable)
 
@@ -703,7 +716,7 @@ class RadicalExecutionBackend(ManagedBackend):
         self._reconsider_held()
 
     def _able(self, config: dict[str, Any] | None) -> Capabilities:
-        """Return the backend's capabilities if RAPTOR has this configuration."""
+        """Return the backend's capabilities with this configuration of RAPTOR."""
         return capabilities_of(
             self.functions, enabled=self.raptor_mode, other_workers=has_other_workers(config)
         )
@@ -725,7 +738,7 @@ class RadicalExecutionBackend(ManagedBackend):
         self._pilot_callbacks.append(func)
 
     def get_nodelist(self) -> Any:
-        """Return the nodes of the first pilot, `None` unless it is active."""
+        """Return the nodes of the first pilot, or `None` if that pilot is not active."""
         if self.resource_pilot is None or self.pilot_state != PMGR_ACTIVE:
             return None
         return self.resource_pilot.nodelist
@@ -743,7 +756,7 @@ class RadicalExecutionBackend(ManagedBackend):
         return [each for pilot in self.pilots for _, workers in pilot.pairs for each in workers]
 
     def setup_raptor_mode(self, raptor_config: Mapping[str, Any]) -> None:
-        """Start RAPTOR masters and workers; block until they are submitted.
+        """Start RAPTOR masters and workers; block until they have been submitted.
 
         Args:
             raptor_config: See the argument of the class.
@@ -756,12 +769,13 @@ class RadicalExecutionBackend(ManagedBackend):
         """
         if self.functions == "executable":
             raise ValueError(
-                "setup_raptor_mode: functions='executable' does not use RAPTOR; omit one of them"
+                "setup_raptor_mode: functions='executable' does not use RAPTOR; use "
+                "RadicalExecutionBackend(functions='raptor')"
             )
         self.require_running()
         assert self._commands is not None
         assert self._connection is not None
-        self._connection.remotes.require_another_thread()  # it would wait for a reply forever
+        self._connection.remotes.require_another_thread()  # the reader would wait for itself
         config = checked_raptor(raptor_config)
         self._commands.submit(partial(self._configure_raptor, config)).result()
         self.raptor_mode = True

@@ -3,7 +3,8 @@
 RAPTOR's channels accept little other than text, so a call and its result are sent as text. Large
 values are sent in files, if both sides share a file system. Everything else is core's call protocol
 (`rhapsody.sdk`). RAPTOR workers do not need an installation of Rhapsody: Rhapsody's own workers
-receive copies of this file and of core's, and other workers receive `run` pickled by value.
+receive copies of this file and of core's `runner.py`; other workers receive `run`, pickled by
+value.
 """
 
 from __future__ import annotations
@@ -88,7 +89,7 @@ class RaptorRunner(Runner):
         return store(data, buffers, self._directory, self._name)
 
     def modules(self, order: CallSpec) -> contextlib.AbstractContextManager[Any]:
-        """Make the program's own modules importable; read them from their file if necessary."""
+        """Make the main program's modules importable; read them from their file if necessary."""
         path = order.more["modules"]
         if path is not None and not sent_modules().knows(order.modules or b""):
             sent_modules().receive(Path(path).read_bytes())

@@ -1,8 +1,9 @@
 """Cleanup of sessions: their processes on this machine, their batch jobs, and notes about them.
 
-Usually a session's client ends its pilots, even if the program was killed. If both are killed at
-once, a note allows the next start in the same directory to end the session. The client holds a lock
-on the note while it runs, so an unlocked note belongs to a session that was not closed.
+Usually a session's client ends the session's pilots, even if the program was killed. If the program
+and the client are both killed, a note allows the next start in the same directory to end the
+session. The client holds a lock on the note while it runs, so an unlocked note belongs to a session
+that was not closed.
 
 Processes are identified by their environment, which their descendants inherit even in the
 background, in other process groups and in other directories. The directory of a process does not
@@ -47,11 +48,11 @@ GRACE = 0.5
 """Seconds between SIGTERM and SIGKILL."""
 
 ROUNDS = 3
-"""Number of rounds of killing; each also finds processes started during the previous one."""
+"""Number of rounds of killing; each round also finds processes that started during the last one."""
 
 
 def find(session: str, name: str = "", values: Collection[str] = ()) -> list[psutil.Process]:
-    """Return the running processes of a session, except this one.
+    """Return the running processes of a session, except the calling process.
 
     A login node has thousands of processes, so objects are created only for those that match.
 
@@ -72,7 +73,7 @@ def find(session: str, name: str = "", values: Collection[str] = ()) -> list[psu
             process = psutil.Process(pid)
             lines = _environment(pid)  # again, because the id may have been reused meanwhile
         except (OSError, psutil.Error):
-            continue  # it has ended, or belongs to another user
+            continue  # the process has ended, or belongs to another user
         narrow = not name or any(b"\0%s\0" % os.fsencode(f"{name}={x}") in lines for x in values)
         if narrow and pattern.search(lines):
             found.append(process)
@@ -80,7 +81,10 @@ def find(session: str, name: str = "", values: Collection[str] = ()) -> list[psu
 
 
 def _environment(pid: int) -> bytes:
-    """Return the initial environment of a process of this user, between null bytes."""
+    """Return a process's initial environment, between null bytes.
+
+    Empty for processes of other users.
+    """
     if os.stat(f"/proc/{pid}").st_uid != os.geteuid():
         return b""
     with open(f"/proc/{pid}/environ", "rb", buffering=0) as file:
@@ -92,7 +96,7 @@ def _environment(pid: int) -> bytes:
 
 
 def _starts(pid: int) -> bool:
-    """Return True if a process has its program but not yet its environment."""
+    """Return True if the kernel has loaded a process's program, but not yet set its environment."""
     with open(f"/proc/{pid}/stat", "rb", buffering=0) as file:
         fields = file.readall().rpartition(b")")[2].split()  # from the third on, of proc(5)
     size, environment_end = fields[20], fields[48]
@@ -105,13 +109,13 @@ def end(
     """Wait for processes to end, then terminate, and finally kill, those that remain.
 
     Args:
-        session: The uid of their session.
+        session: The session's uid.
         name: See `find`.
         values: See `find`.
-        patience: Seconds to wait before terminating them.
+        patience: Seconds to wait before terminating processes.
 
     Returns:
-        The number of processes that had to be ended.
+        The number of processes that were terminated or killed.
     """
     deadline = time.monotonic() + patience
     left = find(session, name, values)
@@ -191,9 +195,9 @@ class BatchJob:
 
 
 def find_jobs(session: str, states: str = ACTIVE) -> list[BatchJob] | None:
-    """Return the Slurm jobs of a session, `None` if Slurm does not answer.
+    """Return the Slurm jobs of a session, or `None` if Slurm is missing or does not answer.
 
-    They are identified by their working directory, which RADICAL-Pilot creates for each pilot in a
+    A job is identified by its working directory, which RADICAL-Pilot creates for each pilot in a
     directory that is named after the session.
 
     Args:
@@ -226,7 +230,8 @@ def _slurm(*words: str) -> str | None:
     if shutil.which(words[0]) is None:
         log.debug("cannot search for batch jobs: %s is not installed", words[0])
         return None
-    # These variables set defaults of the user's own queries, and would change the output.
+    # Variables with these prefixes set defaults for the user's own queries; they would change the
+    # output.
     defaults = ("SQUEUE_", "SCANCEL_")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(defaults)}
     try:
@@ -253,9 +258,9 @@ _FLAGS = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 
 
 def place(work_dir: Path) -> Path:
-    """Return the directory of this user's notes, shared by all engines that use a directory.
+    """Return the directory of this user's notes, shared by all engines that use `work_dir`.
 
-    Each user has a separate one, because several users may share the directory.
+    Each user has a separate directory of notes, because several users may share `work_dir`.
     """
     found = [each for each in (work_dir, *work_dir.parents) if each.name == HERE]
     return (found or [work_dir])[0] / f"radical.{os.geteuid()}"
@@ -268,7 +273,8 @@ class Note:
         place: The directory of the notes; created if it is missing.
         session: The session's uid.
         directory: The session's directory.
-        managers: RADICAL-Pilot's names of the batch systems of the session's pilots.
+        managers: The batch systems on which the session's pilots run, by their names in
+            RADICAL-Pilot.
 
     Raises:
         OSError: The note cannot be written, or other users can write to `place`.
@@ -318,7 +324,9 @@ def _remove(path: Path) -> None:
 
 
 def clean_up(place: Path) -> list[str]:
-    """Clean up after all sessions whose clients have ended; called before a note is created.
+    """Clean up after all sessions whose clients have ended.
+
+    Called before a session creates its own note.
 
     Args:
         place: The directory of the notes.
@@ -338,23 +346,24 @@ def clean_up(place: Path) -> list[str]:
 
 
 def end_session(place: Path, session: str) -> None:
-    """Clean up after a session whose client is known to have ended."""
+    """Clean up after a session even if its client is still running."""
     if not _settle(place / f"{session}.json", certain=True):
         end(session)
 
 
 def _settle(path: Path, *, certain: bool = False) -> bool:
-    """Clean up after the session of one note, if its client has ended.
+    """Clean up after the session of one note, if the session's client has ended.
 
     Because a note causes processes to be killed, a note that other users could have written is
     ignored, and notes contain no process ids.
 
     Args:
         path: The note.
-        certain: Whether the client is known to have ended; otherwise the lock shows it.
+        certain: True to clean up regardless of the client; otherwise, the note's lock must show
+            that the client has ended.
 
     Returns:
-        True if everything that the session left was ended.
+        True if everything that remained of the session has been ended.
     """
     try:
         file = os.open(path, _FLAGS)
@@ -374,8 +383,9 @@ def _settle(path: Path, *, certain: bool = False) -> bool:
             if not lives:
                 log.warning(
                     "RADICAL-Pilot session %s: started on %s and not closed; it may still be "
-                    "running. If it is not, end the processes there with %s=%s in their "
-                    "environment, cancel the batch jobs in directories of that name, and remove %s",
+                    "running. If it is not, end the processes on that host that have %s=%s in "
+                    "their environment, cancel the batch jobs whose directories contain the "
+                    "session's name, and remove %s",
                     path.stem, note["host"], MARK, path.stem, path, extra={"session": path.stem},
                 )  # fmt: skip
         finally:
@@ -393,13 +403,14 @@ def _end_noted(path: Path, note: dict[str, Any], *, quietly: bool) -> bool:
     jobs = find_jobs(session)  # first, because killing the session's processes may end a job
     done = (jobs is not None or "SLURM" not in managers) and cancel_jobs(jobs or [])
     count = end(session) if note["boot"] == _boot() else 0
-    more = "" if done else "; Slurm did not cancel its jobs, the next start will retry"
+    more = "" if done else "; Slurm did not cancel its jobs, so the next start will try again"
     if others := ", ".join(name for name in managers if name not in ("SLURM", "FORK")):
         more += f"; cancel its {others} jobs yourself: their directories contain the session's name"
     log.log(
         logging.INFO if quietly and not more else logging.WARNING,
-        "RADICAL-Pilot session %s: cleaned up, because its client ended without closing it "
-        "(processes ended on this machine: %d, batch jobs canceled: %d); its files are in %r%s",
+        "RADICAL-Pilot session %s: cleaned up, because its client ended without closing the "
+        "session (processes ended on this machine: %d, batch jobs canceled: %d); the session's "
+        "files are in %r%s",
         session, count, len(jobs or []) if done else 0, note["directory"], more,
         extra={"session": session},
     )  # fmt: skip
@@ -434,14 +445,14 @@ def _read(file: int, path: Path) -> dict[str, Any]:
 
 
 def _require_owned(status: os.stat_result, kind: int, path: Path) -> None:
-    """Raise `PermissionError` if other users can write to a file, or it has another type."""
+    """Raise `PermissionError` if other users can write to a file, or if it has the wrong type."""
     if (
         stat.S_IFMT(status.st_mode) != kind
         or status.st_uid != os.geteuid()
         or status.st_mode & 0o022
     ):
         raise PermissionError(
-            f"{path} must belong to you, and only you may write to it: run `chmod go-w {path}`, or "
+            f"{path} must belong to you and be writable only by you: run `chmod go-w {path}`, or "
             "move it away"
         )
 

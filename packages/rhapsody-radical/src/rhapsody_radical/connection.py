@@ -2,11 +2,11 @@
 
 One thread reads the client's messages, another calls users' callbacks in order. The end of the
 client is detected by the end of the socket or by waiting for the process, whichever comes first,
-because forks of either side hold copies of the socket.
+because forked processes of either side may hold copies of the socket.
 
 RADICAL-Pilot starts its processes by name, and is configured by environment variables. The backend
-sets them for the client only. The files that RADICAL-Pilot and PSI/J would leave in the home
-directory are kept in the session's directory.
+sets these variables for the client only. The files that RADICAL-Pilot and PSI/J would leave in the
+home directory are kept in the session's directory.
 """
 
 from __future__ import annotations
@@ -54,21 +54,22 @@ CHANGED = (
 OF_A_PROCESS = re.compile(
     r"SLURM_.*|RP_.*|HOSTNAME|PWD|OLDPWD|SHLVL|_|(?![A-Za-z_][A-Za-z0-9_]*$).*"
 )
-"""Names of variables that tasks do not receive: those of one process or job, and invalid names."""
+"""Names of variables that tasks do not receive: variables of one process or job, invalid names."""
 
 
 def variables(directory: Path, session: str, *, verbose: bool) -> dict[str, str]:
     """Return the environment of a session's client, which identifies the session's processes.
 
-    RADICAL-Pilot's processes overwrite the environment that the system shows with their titles,
-    unless `SPT_NOENV` is set. A client that is started by a task of another session does not belong
-    to that session's pilot. RADICAL-Pilot writes its environment into scripts; therefore, variables
-    that look secret are left out, and so are those whose values a script would change or execute.
+    The environment contains `SPT_NOENV`, because RADICAL-Pilot's processes set titles, which would
+    otherwise overwrite the environment that the system shows. It does not contain `RP_PILOT_ID`,
+    because a client that a task of another session starts does not belong to that session's pilot.
+    RADICAL-Pilot writes its environment into scripts. Therefore, variables whose names look secret
+    are left out, and so are variables whose values a script would change or execute.
 
     Args:
         directory: The session's directory.
         session: The session's uid.
-        verbose: Whether RADICAL-Pilot reports on standard error.
+        verbose: True if RADICAL-Pilot prints reports on standard error.
 
     Raises:
         BackendUnavailableError: RADICAL-Pilot's programs are not found.
@@ -83,15 +84,15 @@ def variables(directory: Path, session: str, *, verbose: bool) -> dict[str, str]
         {
             MARK: session,
             "SPT_NOENV": "1",
-            # Its processes are started by their names.
+            # RADICAL-Pilot starts its processes by their names.
             "PATH": os.pathsep.join(path),
-            # The directory for its counters and locks, instead of the home directory.
+            # The directory for RADICAL-Pilot's counters and locks, instead of the home directory.
             "RADICAL_BASE": str(directory),
             "RADICAL_REPORT": "TRUE" if verbose else "FALSE",
             "RADICAL_PILOT_REPORT": "TRUE" if verbose else "FALSE",
         }
     )
-    found.pop("RADICAL_PILOT_BULK_CB", None)  # with it, callbacks receive lists
+    found.pop("RADICAL_PILOT_BULK_CB", None)  # it would make callbacks receive lists
     # The user's configuration is read although the launcher has another HOME.
     found.setdefault("RADICAL_CONFIG_USER_DIR", os.path.expanduser("~"))
     # Profiling starts several processes per task.
@@ -105,10 +106,10 @@ def variables(directory: Path, session: str, *, verbose: bool) -> dict[str, str]
 def prepare(directory: Path) -> None:
     """Write the files that the client's environment refers to into the session's directory.
 
-    PSI/J, in the process that launches pilots, writes to `.psij` in the home directory, and
-    RADICAL-Pilot leaves a temporary file for each pilot. That process therefore has other home and
-    temporary directories. Pilots inherit its environment; those in Slurm jobs because of
-    `SBATCH_EXPORT`, without which Slurm would run a login shell to create an environment. The
+    The process that launches pilots uses PSI/J, which writes to `.psij` in the home directory, and
+    leaves a temporary file for each pilot. This process therefore has other home and temporary
+    directories. Pilots inherit its environment. In Slurm jobs, they inherit it because
+    `SBATCH_EXPORT` is set; otherwise, Slurm would run a login shell to create an environment. The
     pilot's own login shell restores the real directories and reads the user's profile.
     """
     own, home, temporary = (directory / name for name in ("bin", "home", "tmp"))
@@ -172,10 +173,10 @@ CLOSE_LIMIT = 120.0
 """Time limit in seconds for closing the client, after which its session is ended by force."""
 
 EXIT_LIMIT = 60.0
-"""Time limit in seconds that is used instead if the program ends without a shutdown."""
+"""Time limit in seconds for closing the client if the program ends without a shutdown."""
 
 NOTICE = 2.0
-"""Seconds of closing after which a warning explains the delay."""
+"""Seconds after which a warning explains that closing the client takes longer."""
 
 
 class Connection:
@@ -183,15 +184,15 @@ class Connection:
 
     Args:
         uid: The session's uid.
-        directory: The session's directory, which is created with its parents.
+        directory: The session's directory; `open` creates it and its parents.
         receive: Called with the name and parts of each message, on the reading thread.
         on_lost: Called with the reason if the client ends unexpectedly, on the reading thread.
 
     Attributes:
         remotes: The remote objects, which represent RADICAL-Pilot's objects in the client.
         directory: The session's directory.
-        ended: Set when the client has ended.
-        closing: True from the moment when a shutdown or the end of the program closes the client.
+        ended: Event that is set when the client has ended.
+        closing: True once a shutdown or the end of the program has started to close the client.
     """
 
     def __init__(
@@ -232,7 +233,7 @@ class Connection:
 
         Args:
             settings: Further settings for the client.
-            verbose: Whether RADICAL-Pilot reports on standard error.
+            verbose: True if RADICAL-Pilot prints reports on standard error.
 
         Returns:
             The parts of the client's message `started`.
@@ -296,10 +297,11 @@ class Connection:
             threading.Thread(target=target, name=name, daemon=True).start()
 
     def close(self, *, keep: bool | None, limit: float = CLOSE_LIMIT) -> None:
-        """Close the session and wait for the client; end it by force after a time limit.
+        """Close the session and wait for the client to end; kill the client after a time limit.
 
         Args:
-            keep: Whether the session's directory is kept; `None`: only if a pilot failed.
+            keep: True to keep the session's directory, False to remove it, `None` to keep it only
+                if a pilot failed.
             limit: The time limit in seconds.
         """
         with self._lock:
@@ -314,12 +316,12 @@ class Connection:
         if not self.ended.wait(NOTICE):
             log.warning(
                 "RADICAL-Pilot session %s: closing, waiting for its pilots and their processes to "
-                "end, which takes up to 20 s", self.uid,
+                "end; this takes up to 20 s", self.uid,
             )  # fmt: skip
         if not self.ended.wait(limit - NOTICE):
             log.warning(
-                "RADICAL-Pilot session %s: killing its client, which did not close it within %g s; "
-                "its files are in %s", self.uid, limit, self.directory,
+                "RADICAL-Pilot session %s: killing its client, which did not close the session "
+                "within %g s; the session's files are in %s", self.uid, limit, self.directory,
             )  # fmt: skip
             self.end_by_force()
             self.ended.wait(10)
@@ -328,7 +330,7 @@ class Connection:
 
     def _ask_to_close(self) -> None:
         assert self._channel is not None
-        with suppress(OSError):  # it has ended
+        with suppress(OSError):  # the client has ended
             self._channel.send(("close", self._keep))
 
     def end_by_force(self) -> None:
@@ -409,7 +411,7 @@ class Connection:
                 self._receive(name, parts)
         except Exception:  # raised by a callback or a logging handler
             with suppress(Exception):
-                log.exception("RADICAL-Pilot session %s: message %r failed", self.uid, name)
+                log.exception("RADICAL-Pilot session %s: cannot process message %r", self.uid, name)
 
     def _on_log(self, values: dict[str, Any]) -> None:
         record = logging.makeLogRecord(values)

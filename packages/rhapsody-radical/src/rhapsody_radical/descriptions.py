@@ -66,8 +66,8 @@ def pilot_descriptions(resources: Any) -> list[dict[str, Any]]:
     valid = isinstance(pilots, list | tuple) and all(isinstance(one, Mapping) for one in pilots)
     if not valid or not pilots:
         raise TypeError(
-            f"resources must be a dict such as {{'resource': '{LOCAL}', 'cores': 4}}, in which "
-            "'pilots' may be a list of dicts for several pilots, or a list of such dicts, got "
+            f"resources must be a dict such as {{'resource': '{LOCAL}', 'cores': 4}}, or, for "
+            "several pilots, a list of such dicts or a dict with a list of dicts as 'pilots'; got "
             f"{resources!r}"
         )
     return [_pilot({**common, **one}) for one in pilots]
@@ -132,7 +132,7 @@ def check_commands(pre_exec: Any) -> list[str]:
 
 
 def directory(work_dir: Any) -> str | None:
-    """Return the absolute path of the user's `work_dir`.
+    """Return the absolute path of the user's `work_dir`, or `None` if it is not set.
 
     Raises:
         TypeError: `work_dir` is not a path.
@@ -249,7 +249,7 @@ def _check_plain(value: Any) -> None:
     elif kind is dict:
         for name, each in value.items():
             if type(name) not in SCALARS:
-                raise TypeError(f"must have strings as keys of dicts, got {name!r}")
+                raise TypeError(f"must have only strings or numbers as keys of dicts, got {name!r}")
             _check_plain(name)
             _check_plain(each)
     elif kind not in SCALARS:
@@ -347,8 +347,8 @@ def checked_raptor(config: Any) -> dict[str, Any]:
         The configuration with RADICAL-Pilot's current keys.
 
     Raises:
-        TypeError: It does not have the documented form, or contains an unknown key or a value that
-            is not plain data.
+        TypeError: The configuration does not have the documented form, or contains an unknown key
+            or a value that is not plain data.
         ValueError: There is no master, or a master has no worker.
     """
     wrong = f"{RAPTOR_FORM}, got {config!r}"
@@ -420,7 +420,7 @@ def checked_settings(
 
 
 def cores_per_call(config: Mapping[str, Any]) -> int:
-    """Return the largest number of cores that a call can use on each worker of a configuration."""
+    """Return the largest number of cores that a call can use on every worker of a configuration."""
     return min(
         max(1, int(worker.get("cores_per_rank") or 1))
         for master in config["masters"]

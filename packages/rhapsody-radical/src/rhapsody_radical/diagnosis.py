@@ -75,8 +75,8 @@ def findings() -> Iterator[Finding]:
     yield _resources(answer)
     yield (
         "note",
-        "not checked here: whether a pilot becomes active; to run a task on one: `rhapsody doctor "
-        "-b radical_pilot --run -o resource=SITE.MACHINE -o queue=PARTITION`",
+        "not checked here: whether a pilot becomes active. To check this, run a task on a pilot: "
+        "`rhapsody doctor -b radical_pilot --run -o resource=SITE.MACHINE -o queue=PARTITION`",
         "",
     )
 
@@ -150,7 +150,7 @@ def _encoding() -> Finding:
     encoding = locale.getpreferredencoding(False)
     if encoding.lower().replace("-", "") == "utf8":
         return "ok", f"text encoding: {encoding}", ""
-    text = f"text encoding: {encoding}; other characters in names and output are lost"
+    text = f"text encoding: {encoding}; characters that it lacks are lost in names and output"
     return "note", text, "export LANG=C.UTF-8"
 
 

@@ -54,10 +54,10 @@ def pack(
     Args:
         task: The task.
         settings: The task's settings with RADICAL-Pilot's keys.
-        capture: The `capture` setting for its output.
-        directory: The directory for large values of the call and its reply, which both sides see;
-            `None` if there is none. `forget` removes the files.
-        batch: The data shared by calls that are packed together.
+        capture: The `capture` setting for the call's output.
+        directory: A directory that both sides see, for large values of the call and its reply;
+            `None` to pack all values into the call. `forget` removes the files.
+        batch: The data shared by calls that are packed together; `None` if there is none.
 
     Returns:
         The values of the `rhapsody.sdk.CallSpec`, followed by the packed function and arguments.
@@ -104,7 +104,7 @@ def own_path() -> list[str]:
 
 
 def _kept(modules: bytes, directory: str) -> str:
-    """Return the path of the file with the program's own modules; create it if necessary."""
+    """Return the path of the file with the main program's modules; create the file if necessary."""
     path = os.path.join(directory, f"modules.{modules[:REFERENCE].hex()}")
     if not os.path.exists(path):
         with tempfile.TemporaryDirectory(dir=directory) as private:
@@ -125,8 +125,8 @@ def forget(directory: str, uid: str) -> None:
 class Batch:
     """Data shared by calls that are submitted together: each function is pickled once.
 
-    All calls are made before the first one is packed. Each call may therefore use a newer state of
-    the function's data than it had when the call was made.
+    Calls are packed after all calls of the batch have been made. If the data of a function changes
+    between two of its calls, both calls may therefore use the newer data.
     """
 
     def __init__(self) -> None:
@@ -135,14 +135,17 @@ class Batch:
 
     @cached_property
     def path(self) -> list[str]:
-        """The program's own directories, see `own_path`."""
+        """The main program's own directories; see `own_path`."""
         return own_path()
 
     def pickled(self, function: Any) -> bytes | None:
-        """Return a function's pickle; `None` if it is large, or could share data with arguments.
+        """Return a function's pickle, or `None` if the function must be packed with its arguments.
+
+        That is the case if the pickle is large, or if the function is not a plain function and may
+        therefore share data with the arguments.
 
         Raises:
-            Exception: Raised by the code of the function's data, which pickling runs.
+            Exception: Raised by user code that runs when the function's data is pickled.
         """
         if type(function) is not FunctionType:
             return None
@@ -157,7 +160,7 @@ class Batch:
 def _packed_call(
     task: TaskDescription, directory: str | None, batch: Batch | None
 ) -> tuple[bytes | None, bytes | str]:
-    """Pickle a call, for `rhapsody_radical.call.RaptorRunner.load`."""
+    """Pickle a call in the form that `rhapsody_radical.call.RaptorRunner.load` takes."""
     function = task["function"]
     try:
         pickled = None if batch is None else batch.pickled(function)
@@ -170,7 +173,7 @@ def _packed_call(
 
 def _runner() -> bytes:
     """Return `call.run` pickled by value, because workers may lack this package."""
-    with _packing:  # registration is global, and other backends may use it
+    with _packing:  # cloudpickle's registration is global, and other backends may use it
         return _packed_runner()
 
 
@@ -295,7 +298,7 @@ def call_words(
 
     Args:
         task: The task.
-        directory: The directory for large values, `None` if there is none.
+        directory: A directory that both sides see, for large values; `None` if there is none.
         batch: The data shared by tasks that are submitted together.
 
     Raises:
@@ -367,7 +370,11 @@ ON_RAPTOR = {
 def needs_more(task: TaskDescription, cores: int) -> bool:
     """Return True if a call needs something that RAPTOR does not offer.
 
-    Examples are GPUs, memory, more cores than a worker has, and settings of programs.
+    Examples are GPUs, memory, more cores than a worker has, and settings for executables.
+
+    Args:
+        task: The task.
+        cores: The number of cores that a call can use on every worker.
     """
     specific = task["task_backend_specific_kwargs"]
     if any(value is not None for key, value in specific.items() if key not in ON_RAPTOR):

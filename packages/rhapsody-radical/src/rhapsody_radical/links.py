@@ -98,8 +98,8 @@ def explicit(
         directive = {"source": source, "target": f"{TASK}{name}", "action": schema.LINK}
     else:
         raise ValueError(
-            f"link_explicit_data_deps: file_name={file_name!r} requires src_task, the task that "
-            "wrote it, or file_path"
+            f"link_explicit_data_deps: file_name={file_name!r} requires src_task (the task that "
+            "wrote the file) or file_path"
         )
     specific = dst_task.setdefault("task_backend_specific_kwargs", {})
     specific["input_staging"] = [*as_list(specific.get("input_staging")), directive]
@@ -114,10 +114,10 @@ def take(task: Any, directives: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
     Args:
         task: The task that is about to be submitted.
-        directives: The directives that `explicit` returned for it.
+        directives: The directives that `explicit` returned for the task.
 
     Returns:
-        The directives that were removed; the user may have removed others before.
+        The directives that were removed, without those that the user had already removed.
     """
     specific = task["task_backend_specific_kwargs"]
     staging = as_list(specific.get("input_staging"))
@@ -128,7 +128,7 @@ def take(task: Any, directives: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def do(directives: list[dict[str, Any]], sandbox: str, pilot_sandbox: str) -> None:
-    """Link the files of directives into a sandbox.
+    """Link the files that directives name into a sandbox.
 
     Raises:
         DataError: A file does not exist, or its name is taken in the sandbox.
@@ -143,8 +143,8 @@ def do(directives: list[dict[str, Any]], sandbox: str, pilot_sandbox: str) -> No
 def implicit(src_task: Mapping[str, Any], dst_task: Any) -> None:
     """Append commands to a task that link another task's files into its sandbox.
 
-    RADICAL-Pilot's own files, whose names begin with the task's uid, are not linked. Names may
-    contain spaces, and the sandbox may be empty.
+    RADICAL-Pilot's own files, whose names begin with the task's uid, and Rhapsody's own files
+    (`.rhapsody.*`) are not linked. Names may contain spaces, and the sandbox may be empty.
     """
     uid = src_task["uid"]
     commands = [

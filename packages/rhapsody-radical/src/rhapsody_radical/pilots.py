@@ -31,20 +31,20 @@ class Pilot:
     """Pilot, with its settings and the state that the client reported.
 
     Attributes:
-        number: Its index among the backend's pilots, from 0.
-        settings: The parameters of its description.
+        number: The pilot's index among the backend's pilots, from 0.
+        settings: The parameters of the pilot's description.
         handle: The remote object for RADICAL-Pilot's pilot, `None` before the start.
-        state: Its native state.
-        sandbox: The directory that contains the sandboxes of its tasks.
-        reason: The reason for its end, `None` until it has ended.
-        times: The time at which it entered each state, in seconds since the epoch.
+        state: The pilot's native state.
+        sandbox: The directory that contains the sandboxes of the pilot's tasks.
+        reason: The reason for the pilot's end, `None` until it has ended.
+        times: The time at which the pilot entered each state, in seconds since the epoch.
         closed: The time at which the session was closed, 0 before.
-        core_seconds: The core time that its tasks have used, in seconds.
-        cores_done: The sum of the cores of all tasks that ran on it and have ended.
-        only_programs: Whether functions run as programs on it, because programs need RAPTOR's
-            cores.
-        raptor: The configuration of RAPTOR on it, `None` while RAPTOR is not used.
-        pairs: The RAPTOR masters on it, each with its workers.
+        core_seconds: The core time that the pilot's tasks have used, in seconds.
+        cores_done: The sum of the cores of all tasks that ran on the pilot and have ended.
+        only_programs: True if functions run as separate programs on the pilot, because a task
+            needs RAPTOR's cores.
+        raptor: The configuration of RAPTOR on the pilot, `None` while RAPTOR is not used.
+        pairs: The RAPTOR masters on the pilot, each with its workers.
     """
 
     def __init__(self, number: int, settings: dict[str, Any]) -> None:
@@ -70,7 +70,7 @@ class Pilot:
 
     @property
     def usable(self) -> bool:
-        """True if the pilot accepts tasks, now or later."""
+        """True if the pilot has not ended: it accepts tasks now or later."""
         return self.reason is None
 
     @property
@@ -111,7 +111,11 @@ class Pilot:
         return self._config.get("resource_manager") == "FORK"
 
     def has(self, name: str) -> int:
-        """Return the `cores`, `gpus` or `mem` (in MB) of each node; 0 if unknown."""
+        """Return an amount of each node; 0 if unknown.
+
+        Args:
+            name: `"cores"`, `"gpus"` or `"mem"` (in MB).
+        """
         return int(self._config.get(f"{name}_per_node") or 0)
 
     @property
@@ -154,9 +158,9 @@ class Pilots:
     def choose(
         self, task: TaskDescription, fits: Callable[[Pilot], bool], work: Mapping[int, int]
     ) -> Pilot | None:
-        """Choose a pilot for a task: the one that it names, or one with the least work per core.
+        """Choose a pilot for a task: the one that it names, or that with the least work per core.
 
-        A queued pilot may start long after an active one has free cores. Therefore, tasks are not
+        A queued pilot may start long after an active pilot has free cores. Therefore, tasks are not
         sent to queued pilots, and active pilots receive only the tasks that they need for the near
         future. The other tasks wait, because another pilot may become active soon.
 
@@ -167,7 +171,8 @@ class Pilots:
                 pilot's number.
 
         Returns:
-            The pilot; `None` if the task has to wait until a pilot needs work.
+            The pilot, or `None` if the task has to wait until a pilot needs work. If no pilot is
+            suitable, a pilot whose checks raise the error.
         """
         if len(self.pilots) == 1:
             return self.pilots[0]
@@ -177,7 +182,7 @@ class Pilots:
         usable = [pilot for pilot in self.pilots if pilot.usable] or self.pilots
         fit = [pilot for pilot in usable if fits(pilot)]
         if not fit or not fit[0].usable:
-            return usable[0]  # its checks will raise the error
+            return usable[0]  # the checks of the task will raise the error
         needs = time_needed(task) or 0.0
         fit = [pilot for pilot in fit if pilot.seconds_left() >= needs] or fit
         if not all(pilot.active for pilot in fit):
@@ -185,7 +190,7 @@ class Pilots:
         return min(fit, key=lambda pilot: work[pilot.number] / pilot.cores, default=None)
 
     def seconds_left(self, task: TaskDescription | None) -> float:
-        """Return the seconds left on the pilot that a task names, or else on the last to end."""
+        """Return the seconds left on the pilot that a task names, or on the last pilot to end."""
         wanted = None if task is None else task["task_backend_specific_kwargs"].get("pilot")
         usable = [pilot for pilot in self.pilots if pilot.usable]
         pilots = [pilot for pilot in usable if pilot.uid == wanted] or usable
@@ -202,7 +207,12 @@ class Pilots:
         )  # fmt: skip
 
     def ended(self, pilot: Pilot, how: str) -> None:
-        """Record a pilot's end; later calls have no effect. Called on any thread."""
+        """Record a pilot's end; later calls have no effect. Called on any thread.
+
+        Args:
+            pilot: The pilot.
+            how: The predicate of the sentence that reports the end, such as `"was canceled"`.
+        """
         with self._lock:
             if pilot.reason is not None:
                 return
@@ -210,7 +220,7 @@ class Pilots:
         self._on_end(pilot)
 
     def close(self) -> None:
-        """Record the time at which the session was closed, when all pilots end."""
+        """Record that the session has been closed, which ended all pilots."""
         for pilot in self.pilots:
             pilot.closed = pilot.closed or time.time()
 
@@ -243,7 +253,7 @@ class Ended(NamedTuple):
 
     Attributes:
         exit_code: The task's exit code.
-        exception: The `repr` of an exception.
+        exception: The `repr` of the exception that made the task fail.
         detail: Further text about the exception, such as a traceback.
         value: The reply of a call on RAPTOR, as text.
     """
@@ -262,27 +272,28 @@ class Job:
     """Task, from its submission to its terminal state.
 
     Attributes:
-        task: Its description, which results are written into.
-        pilot: Its pilot; meaningless until a pilot has been chosen.
-        sent: Whether it was sent to the client.
-        on_raptor: Whether it is a call on RAPTOR.
-        program: Whether it is a function task that runs as a separate program.
-        running: Whether it was reported as running.
-        cancelled: Whether its cancellation was requested.
-        lost: The reason why it was lost although its pilot is running; otherwise empty.
-        ended: RADICAL-Pilot's information about its end.
-        awaited: Whether it is a service with a readiness condition.
-        info: The readiness information of a service, `None` before it is ready.
+        task: The task's description, into which its result is written.
+        pilot: The task's pilot; meaningless until a pilot has been chosen.
+        sent: True if the task was sent to the client.
+        on_raptor: True if the task is a call on RAPTOR.
+        program: True if the task is a function task that runs as a separate program.
+        running: True if the task was reported as running.
+        cancelled: True if the task's cancellation was requested.
+        lost: The reason why the task was lost, if its pilot is still running; otherwise empty.
+        ended: RADICAL-Pilot's information about the task's end.
+        awaited: True if the task is a service with a readiness condition.
+        info: The readiness information of a service, `None` before the service is ready.
         ready: The future for the readiness of a service; `None` for other tasks.
-        host: The node that it runs on, empty if that is not reported.
-        has_ended: Whether its end has been recorded; set once, under `lock`.
-        stopped: Set when a service has ended, for the thread that watches its readiness; `None` for
-            other tasks.
-        cores: The number of cores that it uses while it runs.
-        began: The time at which it was reported as running, by the monotonic clock.
-        timeout: The `timeout` in its RADICAL-Pilot description in seconds, 0 for none.
+        host: The node that the task runs on, empty if no node is reported.
+        has_ended: True if the task's end has been recorded; set once, under `lock`.
+        lock: The lock for `has_ended`.
+        stopped: For a service, an event that is set when the service has ended; `None` for other
+            tasks.
+        cores: The number of cores that the task uses while it runs.
+        began: The time at which the task was reported as running, by the monotonic clock.
+        timeout: The `timeout` in the task's RADICAL-Pilot description in seconds, 0 for none.
         startup_timeout: The `startup_timeout` in that description in seconds, 0 for none.
-        own_sandbox: Whether its sandbox belongs to the backend, which may remove it.
+        own_sandbox: True if the backend created the sandbox and may remove it.
     """
 
     task: TaskDescription
@@ -313,7 +324,7 @@ class Job:
 
     @property
     def uid(self) -> str:
-        """The task's uid, which RADICAL-Pilot uses, too."""
+        """The task's uid, which RADICAL-Pilot uses as well."""
         return self.task["uid"]
 
     @property
@@ -328,7 +339,11 @@ class Job:
         self.task["worker"] = host or here
 
     def claim_end(self) -> bool:
-        """Record that the task has ended; return True on the first call, which must report it."""
+        """Record that the task has ended.
+
+        Returns:
+            True on the first call, whose caller must report the end.
+        """
         with self.lock:
             if self.has_ended:
                 return False

@@ -1,8 +1,8 @@
 """Remote objects, which represent RADICAL-Pilot's objects in the client process.
 
-One class, `Remote`, represents all of them. Its attributes have the values that the client sent
-last; its methods are executed in the client, and block as RADICAL-Pilot's do. `run_in_client` gives
-access to everything else.
+Instances of one class, `Remote`, represent all of these objects. Their attributes have the values
+that the client sent last. Their methods are executed in the client, and block as RADICAL-Pilot's
+do. Everything else is accessible through `run_in_client`.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ KINDS: dict[str, tuple[tuple[str, ...], frozenset[str]]] = {
         "wait cancel wait_info submit_workers submit_tasks rpc as_dict",
     ),
 }
-"""For each class, by its name in messages: the attributes that are sent, and the methods."""
+"""The attributes that are sent and the methods of each class, by the class's name in messages."""
 
 
 CALLBACK, RAPTORS = "callback", "raptors"
@@ -84,7 +84,9 @@ class Record(dict[str, Any]):
         try:
             return self[name]
         except KeyError:
-            raise AttributeError(f"no attribute {name!r}; there are {', '.join(self)}") from None
+            raise AttributeError(
+                f"no attribute {name!r}; the attributes are {', '.join(self)}"
+            ) from None
 
 
 class Remote:
@@ -156,7 +158,7 @@ class Remotes:
 
     Args:
         send: Sends a message to the client.
-        ended: Set when the client has ended.
+        ended: Event that is set when the client has ended.
     """
 
     def __init__(self, send: Callable[..., None], ended: threading.Event) -> None:
@@ -167,7 +169,7 @@ class Remotes:
         self.numbers: Iterator[int] = itertools.count(1)
         """Numbers of calls and callbacks in messages."""
         self.listeners: dict[int, tuple[Ref, Callable[..., Any], Any]] = {}
-        """Object, callback and its data, by the callback's number."""
+        """The object, the callback and the callback's data, by the callback's number."""
         self._waiting: dict[int, Future[Any]] = {}
         self.reader: int = 0
         """Identifier of the thread that reads messages."""
@@ -180,13 +182,18 @@ class Remotes:
         return self.request(target, method, packed).result()
 
     def request(self, target: Ref | None, method: str, packed: bytes) -> Future[Any]:
-        """Call a method in the client, or a function if there is no target.
+        """Call a method in the client, or a function if `target` is `None`.
+
+        Args:
+            target: The object whose method is called.
+            method: The name of the method.
+            packed: The pickled arguments; for a function, the function is the first argument.
 
         Returns:
             The future of the result.
 
         Raises:
-            RuntimeError: The current thread is the reader, which would wait for itself.
+            RuntimeError: The current thread reads the replies, so it would wait for itself.
         """
         self.require_another_thread()
         number, future = next(self.numbers), Future[Any]()
@@ -201,8 +208,8 @@ class Remotes:
         """Check that the current thread may wait for a reply.
 
         Raises:
-            RuntimeError: The current thread is the reader, which also calls the callbacks for task
-                states.
+            RuntimeError: The current thread reads the replies. This thread also calls the
+                callbacks for task states.
         """
         if threading.get_ident() == self.reader:
             raise RuntimeError(

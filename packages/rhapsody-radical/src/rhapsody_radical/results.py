@@ -1,7 +1,7 @@
 """Results of tasks: output, exit codes and errors, from RADICAL-Pilot's reports and files.
 
 RADICAL-Pilot truncates output, reports timeouts as cancellations, and reports some failures as
-successes. This module corrects that.
+successes. This module corrects these errors.
 """
 
 from __future__ import annotations
@@ -100,8 +100,8 @@ def outcome(job: Job, state: str) -> tuple[str, BaseException | None]:
         missing = missing_outputs(job.task, job.task.get("sandbox", ""))
         if missing:
             return FAILED, DataError(
-                f"task {job.task['name']!r} succeeded, but did not write {', '.join(missing)}, "
-                "which is listed in its output_staging"
+                f"task {job.task['name']!r} succeeded, but did not write {', '.join(missing)} "
+                "(listed in its output_staging)"
             )
         return DONE, None
     ended = job.ended

@@ -1,7 +1,7 @@
 """RADICAL-Pilot's schema as data: the keys of its descriptions, their types, and its constants.
 
-With these, a workflow's program can describe pilots and tasks without importing `radical`. A test
-compares all of them with the installed library.
+With this schema, the backend can validate descriptions of pilots and tasks without importing
+`radical` into the program. A test compares the schema with the installed library.
 """
 
 from __future__ import annotations
@@ -66,7 +66,10 @@ FORMER: Mapping[str, str] = MappingProxyType(
         "worker_class": "raptor_class",
     }
 )
-"""Former keys of a task's description, with the current ones. If both are set, the former wins."""
+"""Former keys of a task's description, each with the current key.
+
+If both are set, the value of the former key is used.
+"""
 
 # Values of `mode`.
 

@@ -1,9 +1,9 @@
 """Readiness of services, and the transfer of their readiness information to RADICAL-Pilot.
 
-RADICAL-Pilot's own service tasks block all other work of the agent while one starts, and
-permanently if one fails to start. Services are therefore submitted as ordinary tasks. This module
-detects their readiness and passes the information to RADICAL-Pilot, so that `Task.wait_info` and
-`RP_INFO_<UID>` return it as for RADICAL-Pilot's own service tasks.
+While one of RADICAL-Pilot's own service tasks starts, the agent does no other work; if the service
+fails to start, the agent is blocked permanently. Services are therefore submitted as ordinary
+tasks. This module detects their readiness and passes the information to RADICAL-Pilot, so that
+`Task.wait_info` and `RP_INFO_<UID>` provide it as for RADICAL-Pilot's own service tasks.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ UP = "service is up"
 """RADICAL-Pilot's readiness information for a service without a readiness condition."""
 
 PORT_LINK = ".rhapsody.port"
-"""Name of the link in a service's sandbox whose target is the number of its free port."""
+"""Name of a link in a service's sandbox; the link's target is the number of the service's port."""
 
 ON_FREE_PORT = (
     "import os, socket, sys; free = socket.socket(); free.bind(('', 0)); "
@@ -151,7 +151,7 @@ def watch(
         if ready is None or not stopped.is_set():
             job.info = UP if info is None else info
             assert job.ready is not None
-            with suppress(InvalidStateError):  # it has ended meanwhile
+            with suppress(InvalidStateError):  # the service has ended meanwhile
                 job.ready.set_result(job.info)
             # The client may lack the classes of values that are not plain.
             report(job.uid, job.info if is_plain(job.info) else str(job.info))

@@ -1,6 +1,6 @@
 """RADICAL-Pilot's states as data: four generations of task states, and the states of a pilot.
 
-They are for programs that read old sessions or use old names, and for the backend, whose native
+The tables serve programs that read old sessions or use old names, and the backend, whose native
 states are the current ones. RADICAL-Pilot is not imported; a test compares the tables with the
 installed library's constants.
 """
@@ -24,9 +24,9 @@ class Generation(StrEnum):
     V0_27 = "0.27"
     """Versions up to 0.27."""
     V0_28 = "0.28"
-    """Version 0.28, with a scheduler in the unit manager."""
+    """Version 0.28, which added a state for the unit manager's scheduler."""
     REFACTORED = "refactored"
-    """The documented states after the refactoring, whose names contain the component."""
+    """The names in RADICAL-Pilot's documentation, such as `UMGR_SCHEDULING`."""
     CURRENT = "current"
     """Version 1 of `radical.pilot`."""
 
@@ -112,7 +112,8 @@ def _rows(state: str, of: Generation) -> list[_Row]:
     if not rows:
         known = ", ".join(TASK_STATES[of])
         raise ValueError(
-            f"RADICAL-Pilot's generation {str(of)!r} has no task state {state!r}; it has {known}"
+            f"generation {str(of)!r} of RADICAL-Pilot has no task state {state!r}; its states are "
+            f"{known}"
         )
     return rows
 
@@ -122,8 +123,8 @@ def translate(state: str, from_: Generation | str, to: Generation | str) -> tupl
 
     Args:
         state: A task state.
-        from_: The generation it belongs to.
-        to: The generation to translate it into.
+        from_: The generation to which the state belongs.
+        to: The generation to translate the state into.
 
     Returns:
         The candidates, in the order of a task's life; empty if that generation has no such step.
@@ -140,7 +141,7 @@ def canonical(state: str, of: Generation | str = Generation.CURRENT) -> TasksMai
     """Return the canonical state for a task state.
 
     A state that names two steps of a task's life (`STAGING_INPUT`, by the manager or by the agent)
-    is treated as the earlier one.
+    is treated as the earlier step.
 
     Raises:
         ValueError: The generation, or the state in it, is unknown.
@@ -149,7 +150,7 @@ def canonical(state: str, of: Generation | str = Generation.CURRENT) -> TasksMai
 
 
 def position(state: str, of: Generation | str = Generation.CURRENT) -> int:
-    """Return the position of a state in a task's life; all final states have the last one.
+    """Return the position of a state in a task's life; all final states have the same position.
 
     Raises:
         ValueError: The generation, or the state in it, is unknown.
@@ -180,7 +181,10 @@ def register() -> None:
 
 
 class PilotState(StrEnum):
-    """State of a pilot, by its documented name; `native` is RADICAL-Pilot's current name."""
+    """State of a pilot, with the name in RADICAL-Pilot's documentation.
+
+    `native` is the name that RADICAL-Pilot reports.
+    """
 
     PENDING_LAUNCH = "PENDING_LAUNCH"
     LAUNCHING = "LAUNCHING"
@@ -192,7 +196,7 @@ class PilotState(StrEnum):
 
     @property
     def native(self) -> str:
-        """RADICAL-Pilot's current name of the state."""
+        """The name by which RADICAL-Pilot reports the state."""
         return _PILOT_NATIVE.get(self, str(self))
 
     @property
@@ -202,7 +206,7 @@ class PilotState(StrEnum):
 
     @classmethod
     def of(cls, state: str) -> PilotState | None:
-        """Return the documented state for a current or documented name, `None` for `NEW`.
+        """Return the state with a documented or reported name, or `None` for `NEW`.
 
         Raises:
             ValueError: There is no such state.
@@ -213,7 +217,7 @@ class PilotState(StrEnum):
             if state in (str(each), each.native):
                 return each
         known = ", ".join(each.native for each in cls)
-        raise ValueError(f"RADICAL-Pilot has no pilot state {state!r}; it has {known}")
+        raise ValueError(f"RADICAL-Pilot has no pilot state {state!r}; the states are {known}")
 
 
 _PILOT_NATIVE = {
@@ -228,9 +232,9 @@ class Transition(NamedTuple):
     """Transition between two states of a pilot.
 
     Attributes:
-        source: The state before it; `None` for the first transition.
-        target: The state after it.
-        reason: The cause.
+        source: The state before the transition; `None` for the first transition.
+        target: The state after the transition.
+        reason: The cause of the transition.
     """
 
     source: PilotState | None
@@ -273,7 +277,10 @@ PILOT_TRANSITIONS: Mapping[PilotState | None, frozenset[PilotState]] = MappingPr
 
 
 def pilot_transition(source: PilotState | str | None, target: PilotState | str) -> Transition:
-    """Return the transition between two pilot states, by documented or current names.
+    """Return the transition between two pilot states.
+
+    Accepts the names in RADICAL-Pilot's documentation and the names that RADICAL-Pilot reports. If
+    `source` is `None`, `target` must be a pilot's first state.
 
     Raises:
         ValueError: A state is unknown, or there is no such transition.
@@ -284,5 +291,5 @@ def pilot_transition(source: PilotState | str | None, target: PilotState | str) 
         if step.source is before and step.target is after:
             return step
     words = str if before is None or source == str(before) else attrgetter("native")
-    allowed = ", ".join(sorted(map(words, PILOT_TRANSITIONS[before]))) or "none, it is final"
+    allowed = ", ".join(sorted(map(words, PILOT_TRANSITIONS[before]))) or "none, the state is final"
     raise ValueError(f"a pilot cannot change from {source} to {target}; allowed: {allowed}")

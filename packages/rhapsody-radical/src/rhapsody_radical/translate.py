@@ -115,13 +115,15 @@ def _check_text(task: TaskDescription) -> None:
     words = [task["executable"] or "", *(task.get("arguments") or ())]
     words += [*environment, *environment.values(), task.get("cwd") or ""]
     if any("\0" in word for word in words):
-        raise ValueError(f"task {task['name']!r}: an embedded null byte in its command")
+        raise ValueError(
+            f"task {task['name']!r}: its command, environment or cwd contains a null byte"
+        )
     for word in words:
         if not encodable(word):
             what = "a value in environment=" if word in environment.values() else repr(word)
             raise ValueError(
                 f"task {task['name']!r}: {what} cannot be encoded as UTF-8, which RADICAL-Pilot "
-                "requires. Rename the file"
+                "requires. Rename the file, or change the value"
             )
 
 
@@ -212,7 +214,7 @@ def _cores_for_memory(resources: Resources, pilot: Pilot) -> int:
 
 
 def check_pilot(task: TaskDescription, pilot: Pilot, pilots: Sequence[Pilot]) -> None:
-    """Raise if a task names an unknown pilot, for which RADICAL-Pilot would wait forever.
+    """Raise if a task names an unknown pilot; RADICAL-Pilot would wait for that pilot forever.
 
     Raises:
         ValueError: There is no such pilot; the message lists the pilots.
@@ -233,7 +235,7 @@ def needs(task: TaskDescription, pilot: Pilot) -> dict[str, Any]:
 
 
 def check_fits(name: str, words: Mapping[str, Any], pilot: Pilot) -> None:
-    """Raise if a pilot is too small for a task, which RADICAL-Pilot would fail or never start.
+    """Raise if a pilot is too small for a task; RADICAL-Pilot would fail or never start the task.
 
     Args:
         name: The task's name, for the error message.
@@ -335,7 +337,7 @@ def remove_place(task: TaskDescription, pilot: Pilot) -> None:
             os.unlink(os.path.join(sandbox, f"{task['uid']}.in"))
         with suppress(OSError):
             os.rmdir(sandbox)
-    with suppress(OSError):  # the sandbox itself, or it ran without one
+    with suppress(OSError):  # `below` is the sandbox itself, or there is no link
         os.unlink(below)
 
 
@@ -363,7 +365,7 @@ def output_names(task: TaskDescription) -> tuple[str, str]:
 
 
 def check_staging(task: TaskDescription, settings: Mapping[str, Any]) -> None:
-    """Raise if a local file to stage is missing, which RADICAL-Pilot would ignore.
+    """Raise if a local file to stage is missing; RADICAL-Pilot would ignore the missing file.
 
     Raises:
         DataError: A file is missing; the message names it.

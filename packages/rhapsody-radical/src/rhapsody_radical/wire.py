@@ -1,14 +1,15 @@
 """Messages between a program and its RADICAL-Pilot client, and the threads of both.
 
-A message is a tuple of its name and plain values; users' objects are in it as pickles. Messages
+A message is a tuple of its name and plain values; objects of users are pickled into bytes. Messages
 are sent over an inherited socket pair, in batches. Each batch is a frame: version, length, and the
 pickled tuple of messages. The process at the other end is our own, so the pickles can be trusted.
 
-To the client: `open` starts a session, `submit` and `cancel` are for tasks, `ready` for services,
-`release` gives up RAPTOR's cores on a pilot, `call` calls a method or function, and `close` ends
-the session. To the program: `started` or `failed` for the session, `running` and `end` for tasks,
-`pilot` for changes of a pilot, `reply` for results of calls and arguments of callbacks, `values`
-for new attributes of a remote object, `log` for log records, and `closed`.
+Messages to the client: `open` starts a session, `submit` and `cancel` submit and cancel tasks,
+`ready` reports that a service is ready, `release` ends RAPTOR on a pilot, `call` calls a method or
+function, and `close` ends the session. Messages to the program: `started` or `failed` for the
+session, `running` and `end` for tasks, `pilot` for changes of a pilot, `reply` for results of calls
+and arguments of callbacks, `values` for new attributes of a remote object, `log` for log records,
+and `closed` when the session has been closed.
 """
 
 from __future__ import annotations
@@ -31,7 +32,10 @@ log: logging.Logger = logging.getLogger(__name__)
 VERSION = 1
 HEADER = struct.Struct("!HQ")
 GATHER = 0.01
-"""Default time in seconds that a message waits for others; each batch wakes two threads."""
+"""Default time in seconds that a message waits for other messages to be sent with it.
+
+Each batch wakes two threads.
+"""
 
 LARGEST = 1 << 40
 """Size in bytes above which a batch is invalid."""
@@ -44,7 +48,7 @@ Message = tuple[Any, ...]
 
 
 class Channel:
-    """One end of the socket pair. Any thread may send, one thread receives.
+    """One end of the socket pair. Any thread may send; one thread receives.
 
     Args:
         end: The socket.
@@ -84,8 +88,9 @@ class Channel:
         version, size = HEADER.unpack(header)
         if version != VERSION:
             raise RuntimeError(
-                f"RADICAL-Pilot's client uses version {version} of the protocol, this program "
-                f"{VERSION}: rhapsody-radical was reinstalled meanwhile. Restart the program"
+                f"RADICAL-Pilot's client uses version {version} of the protocol, but this program "
+                f"uses version {VERSION}: rhapsody-radical was reinstalled after the program had "
+                "started. Restart the program"
             )
         if size > LARGEST:
             raise RuntimeError(f"{INVALID}: a batch of {size} bytes")
@@ -117,7 +122,7 @@ class Channel:
         """End the connection for both sides, even if other processes hold copies of the socket."""
         try:
             self._socket.shutdown(socket.SHUT_RDWR)
-        except OSError:  # it has ended
+        except OSError:  # the connection has already ended
             return
 
     def close(self) -> None:
@@ -185,7 +190,7 @@ def is_batch(value: Any) -> bool:
 
 
 def is_plain(value: Any) -> bool:
-    """Return True if a value consists only of built-in types, so any process can unpickle it."""
+    """Return True if a value consists only of built-in types, which any process can unpickle."""
     if type(value) in FLAT:
         return True
     if type(value) in (list, tuple):
@@ -244,7 +249,7 @@ class Worker:
         return future
 
     def post(self, function: Callable[[], Any]) -> None:
-        """Schedule a call of a function, whose result is ignored and whose exception is logged."""
+        """Schedule a call of a function; ignore its result, and log its exception."""
         with suppress(RuntimeError):
             self._put(function, None)
 

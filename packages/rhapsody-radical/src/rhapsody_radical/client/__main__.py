@@ -1,8 +1,8 @@
 """Entry point of the client: `python -P -m rhapsody_radical.client SOCKET PIDFD PROGRAM`.
 
 The arguments are two inherited descriptors, of the socket and of the program's process (-1 if the
-system does not support these), and the program's process id. The program starts the client in a
-session of its own, so that a terminal's Ctrl-C does not reach it.
+system does not support descriptors of processes), and the program's process id. The program starts
+the client in a new session of the operating system, so that a terminal's Ctrl-C does not reach it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from rhapsody_radical.wire import Channel, Outbox, Records
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 TICK = 1000
-"""Milliseconds between two checks of whether the program is running, without a descriptor."""
+"""Milliseconds between two checks of whether the program is running, if it has no descriptor."""
 
 
 def main(end: int, program: int, parent: int) -> None:
@@ -51,7 +51,7 @@ def main(end: int, program: int, parent: int) -> None:
     os.register_at_fork(after_in_child=forked)
 
     def watch() -> None:
-        """Shut down the socket when the program ends, because other processes may hold its end."""
+        """Shut down the socket when the program ends; other processes may hold copies of it."""
         _wait_for_end(program, parent)
         channel.shut()
 

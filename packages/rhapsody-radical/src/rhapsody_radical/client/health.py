@@ -1,9 +1,9 @@
-"""Health of pilots and RAPTOR workers: one rule that detects all ways in which RADICAL-Pilot hangs.
+"""Health of pilots and RAPTOR workers: one rule that detects that RADICAL-Pilot starts no tasks.
 
 RADICAL-Pilot does not report that one of its components has ended, that a scheduler has hung since
 it was forked, or that a message was lost. The common effect is that tasks do not start although
 cores are free, which can be detected without knowledge of RADICAL-Pilot's components. Only tasks
-that certainly fit are considered, regardless of the nodes on which other tasks run.
+are considered that fit regardless of the nodes on which other tasks run.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ Tasks in other environments may have to wait until their environment has been cr
 
 
 class Progress:
-    """Time since a pilot or a RAPTOR pair last started a task, or last had no task that fits."""
+    """Time since a pilot or RAPTOR pair last started a task, or had no waiting task that fits."""
 
     def __init__(self) -> None:
         self._since = time.monotonic()
@@ -51,7 +51,7 @@ class Progress:
         """Return True if a task that fits has waited for too long; called about once a second.
 
         Args:
-            waits: Whether a task that fits is waiting now.
+            waits: True if a task that fits is waiting now.
         """
         if not waits:
             self.moved()

@@ -31,7 +31,7 @@ TICK = 1.0
 """Seconds between two checks."""
 
 FIRST_WORD, NEXT_WORD = 30.0, 180.0
-"""Seconds until the first warning about a pilot that is not active, and between later ones."""
+"""Seconds until the first warning about a pilot that is not active, and between later warnings."""
 
 
 REGISTERING = 5.0
@@ -50,15 +50,16 @@ class Client:
     Args:
         outbox: The queue of messages to the program.
         settings: The content of the program's first message: `uid` and `directory` of the session,
-            `made` (parent directories to remove with it), `work_dir`, `here` (the program's current
-            directory), `path` (the program's own part of `sys.path`), `pilots`, `keep`.
+            `made` (parent directories to remove with the session's directory), `work_dir`, `here`
+            (the program's current directory), `path` (the program's own part of `sys.path`),
+            `pilots`, `keep`.
 
     Attributes:
         session: The session, with RADICAL-Pilot's objects.
         tasks: The engine's open tasks.
         raptors: RAPTOR's masters and workers.
-        keep: Whether the session's directory is kept after an unexpected end; `None`: only if a
-            pilot failed.
+        keep: True to keep the session's directory after an unexpected end of the program, False to
+            remove it, `None` to keep it only if a pilot failed.
     """
 
     def __init__(self, outbox: Outbox, settings: dict[str, Any]) -> None:
@@ -107,7 +108,7 @@ class Client:
         def register() -> None:
             try:  # for `RP_INFO_<UID>` in tasks that name the service
                 pilot.register_service(uid, str(info))
-            except Exception as error:  # without it, only the variable is missing
+            except Exception as error:  # then only the variable is missing
                 log.debug("service %s: cannot be registered: %r", uid, error)
 
         def report() -> None:
@@ -166,8 +167,8 @@ class Client:
             self._note = cleanup.Note(place, session.uid, directory, session.managers)
         except OSError as error:
             log.warning(
-                "RADICAL-Pilot session %s: cannot write its record (%s); if the program and its "
-                "client are killed, the next start will not clean up after them",
+                "RADICAL-Pilot session %s: cannot write the session's note (%s); if the program "
+                "and its client are killed, the next start will not clean up after them",
                 session.uid, error,
             )  # fmt: skip
         else:
@@ -177,7 +178,8 @@ class Client:
         """Close the session, and block until everything has ended.
 
         Args:
-            keep: Whether the session's directory is kept; `None`: only if a pilot failed.
+            keep: True to keep the session's directory, False to remove it, `None` to keep it only
+                if a pilot failed.
         """
         self._stopping.set()
         with suppress(TimeoutError):  # a session that is being opened can only be ended by force
@@ -204,7 +206,7 @@ class Client:
             try:
                 self._look()
             except Exception:  # the next check may succeed
-                log.exception("RADICAL-Pilot session %s: cannot be checked", self.session.uid)
+                log.exception("RADICAL-Pilot session %s: a check failed", self.session.uid)
 
     def _look(self) -> None:
         for pilot in self.session.pilots:
@@ -241,7 +243,7 @@ class Client:
             )
 
     def _warn_if_not_active(self, pilot: ClientPilot) -> None:
-        """Warn about a pilot that is not active, and give up one that can never start."""
+        """Warn about a pilot that is not active, or end the pilot if it can never start."""
         if pilot.state == PMGR_ACTIVE or pilot.state in FINAL or pilot.ended:
             return
         now = time.monotonic()
@@ -252,7 +254,7 @@ class Client:
             self._give_up(pilot, never)
             return
         log.warning(
-            "pilot %s on %s: not active after %.0f s: %s%s; its tasks wait",
+            "pilot %s on %s: not active after %.0f s: state %s%s; its tasks are waiting",
             pilot.uid, pilot.settings["resource"], now - self._began, pilot.state,
             self.session.place_in_queue(pilot),
             extra={"pilot": pilot.uid, "resource": pilot.settings["resource"]},
@@ -293,13 +295,13 @@ class Client:
         if state in FINAL:
             how = "ended: its walltime has expired, or it was canceled"
             if state == "CANCELED":
-                how = "was canceled, by a program, the batch system or an administrator"
+                how = "was canceled by a program, the batch system or an administrator"
             elif state == "FAILED":
                 how = state if self._stopping.is_set() else f"{state}: {self.session.why(pilot)}"
             self._end(pilot, how)
 
     def _give_up(self, pilot: ClientPilot, how: str) -> None:
-        """End a pilot that does not work, although RADICAL-Pilot does not report its end."""
+        """End a pilot that does not work, without waiting for RADICAL-Pilot to report its end."""
         self._end(pilot, how)
         self._commands.post(partial(self.session.give_up, pilot))
 
@@ -323,7 +325,7 @@ class Client:
 
 
 def _remove(directory: str) -> None:
-    """Remove a directory, although a canceled job may still write to it for a while."""
+    """Remove a directory; retry for a while, because a canceled job may still be writing to it."""
     until = time.monotonic() + REMOVING
     while os.path.exists(directory):
         shutil.rmtree(directory, ignore_errors=True)

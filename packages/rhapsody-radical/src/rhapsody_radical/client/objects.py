@@ -29,7 +29,7 @@ DESCRIBED: dict[str, Any] = {
     **dict.fromkeys(("submit_tasks", "submit_raptors", "submit_workers"), rp.TaskDescription),
     "submit_pilots": rp.PilotDescription,
 }
-"""The class of the descriptions that these methods take; they are sent as plain dicts."""
+"""The class of the descriptions that each method takes; descriptions are sent as plain dicts."""
 
 
 class Calls:

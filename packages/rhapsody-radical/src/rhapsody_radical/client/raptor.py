@@ -46,7 +46,10 @@ LARGEST, LARGEST_TEXT = 256, 1 << 18
 """Limits of a group: its number of calls, and the total length of their texts in characters."""
 
 SHARES = 16
-"""Minimum number of groups per worker if there are several, so that all receive an equal share."""
+"""Minimum number of groups per worker if there are several workers.
+
+Many small groups give all workers about the same number of calls.
+"""
 
 
 class Pair:
@@ -54,12 +57,13 @@ class Pair:
 
     Attributes:
         uid: The master's uid, to which calls are sent.
-        takes_orders: Whether the master and all of its workers have Rhapsody's own classes, which
+        takes_orders: True if the master and all of its workers have Rhapsody's own classes, which
             accept packed calls.
         master: RADICAL-Pilot's task of the master.
-        workers: RADICAL-Pilot's tasks of its workers.
-        lost: The reason for its loss, `None` until it is lost.
-        progress: The time since it last started a call.
+        workers: RADICAL-Pilot's tasks of the workers.
+        settings: The validated configuration of the master, with its workers.
+        lost: The reason for the pair's loss, `None` until the pair is lost.
+        progress: The time since the pair last started a call.
     """
 
     def __init__(self, master: Any, workers: list[Any], settings: Mapping[str, Any]) -> None:
@@ -111,7 +115,7 @@ class Raptor:
     Args:
         pilot: The pilot.
         config: The validated configuration of the pairs.
-        on_change: Called with a pair that was lost, and with `None` when pairs were started.
+        on_change: Called with a pair that was lost, and with `None` when pairs have been started.
 
     Attributes:
         config: The configuration of the pairs.
@@ -176,7 +180,7 @@ class Raptor:
         The files belong to two distributions, which need not be installed in the pilot.
         """
         words.update(raptor_class=name, raptor_file=files[0].name)
-        # RADICAL-Pilot's COPY does not support spaces, and its LINK no other file systems.
+        # RADICAL-Pilot's COPY does not support spaces; its LINK does not work across file systems.
         sandbox = Path(self._pilot.sandbox, words.get("sandbox") or uid)
         sandbox.mkdir(mode=0o700, parents=True, exist_ok=True)
         for file in files:
@@ -260,7 +264,7 @@ class Raptors:
         return LARGEST if number == 1 else max(1, min(LARGEST, calls // (SHARES * number)))
 
     def send(self, words: dict[str, Any], order: Any, pilot: ClientPilot) -> Pair | None:
-        """Add a call or a group of calls, and the master that receives it, to a description.
+        """Add a call or a group of calls, and the master that receives them, to a description.
 
         Args:
             words: The RADICAL-Pilot description, which is changed.
@@ -268,7 +272,8 @@ class Raptors:
             pilot: The pilot of the task.
 
         Returns:
-            The pair that receives it; `None` for a master that the program started itself.
+            The pair that receives the call or group; `None` for a master that the program itself
+            has started.
 
         Raises:
             ValueError: The task names an unknown master.
@@ -291,8 +296,8 @@ class Raptors:
         """Return the pair of a master that a task names; `None` for the program's own master.
 
         Raises:
-            ValueError: There is no such master, it was lost, or it is on another pilot. In these
-                cases, RADICAL-Pilot would wait forever.
+            ValueError: The master is unknown, was lost, or is on another pilot. In these cases,
+                RADICAL-Pilot would wait forever.
         """
         for number, each in list(self.found.items()):
             there = self._pilots[number].uid

@@ -50,16 +50,16 @@ class ClientPilot:
     """Pilot and its task manager.
 
     Attributes:
-        number: Its index among the backend's pilots, from 0.
-        settings: The parameters of its description.
+        number: The pilot's index among the backend's pilots, from 0.
+        settings: The parameters of the pilot's description.
         pilot: RADICAL-Pilot's object.
-        manager: Its task manager.
+        manager: The pilot's task manager.
         config: The relevant part of the resource's configuration, as plain values.
-        sandbox: The directory that contains the sandboxes of its tasks.
-        ended: Whether it accepts no more tasks.
-        progress: The time since it last started a task.
+        sandbox: The directory that contains the sandboxes of the pilot's tasks.
+        ended: True if the pilot accepts no more tasks.
+        progress: The time since the pilot last started a task.
         reported: The state that was last reported to the program.
-        warned: The time of the last warning that it is not active, by the monotonic clock.
+        warned: The time of the last warning that the pilot is not active, by the monotonic clock.
     """
 
     def __init__(self, number: int, settings: dict[str, Any]) -> None:
@@ -141,7 +141,7 @@ class Session:
     Attributes:
         objects: RADICAL-Pilot's own objects.
         pilots: The pilots, in the order of their numbers.
-        managers: RADICAL-Pilot's names of the batch systems of the pilots.
+        managers: The batch systems on which the pilots run, by their names in RADICAL-Pilot.
     """
 
     def __init__(self, uid: str, directory: str, here: str, settings: list[dict[str, Any]]) -> None:
@@ -160,14 +160,14 @@ class Session:
         on_pilot: Callable[[Any, str], None],
         stop: threading.Event,
     ) -> None:
-        """Start the session, its managers and its pilots; return when the pilots are launched.
+        """Start the session and its managers, and return when its pilots have been launched.
 
         On a batch system, launched pilots are queued.
 
         Args:
             on_task: Called with each state of a task, on RADICAL-Pilot's thread.
             on_pilot: Called with each state of a pilot, on RADICAL-Pilot's thread.
-            stop: Set to interrupt the start; checked after each of its steps.
+            stop: Event that interrupts the start when it is set; checked between the steps.
 
         Raises:
             StartError: The session cannot be started; the message contains RADICAL-Pilot's reason.
@@ -258,7 +258,7 @@ class Session:
             with suppress(OSError):
                 if shutil.disk_usage(place).free < FULL:
                     return f"no space left in {place}"
-        return f"no reason found in its logs in {here}, which keep_session=False removes"
+        return f"no reason found in its logs in {here} (keep_session=False removes these logs)"
 
     def directories(self) -> list[str]:
         """Return the directories created for the session, including those of pilots' sandboxes."""
@@ -271,11 +271,11 @@ class Session:
         return sorted(found)
 
     def jobs(self, states: str = cleanup.ACTIVE) -> list[cleanup.BatchJob] | None:
-        """Return the session's batch jobs in some states, `None` if they are unknown."""
+        """Return the session's batch jobs in some states, or `None` if they cannot be queried."""
         return cleanup.find_jobs(self.uid, states) if "SLURM" in self.managers else None
 
     def why_never(self, pilot: ClientPilot) -> str | None:
-        """Return the reason why a queued pilot can never start, `None` if it can."""
+        """Return the reason why a queued pilot can never start, `None` if none is known."""
         for job in self.jobs() or ():
             if job.pilot == pilot.uid and job.reason in cleanup.TOO_MUCH:
                 return (
@@ -307,17 +307,20 @@ class Session:
             self.objects.pilot_manager.cancel_pilots(pilot.uid, _timeout=5)
 
     def close(self) -> None:
-        """Close the session within a time limit, then end the rest by force; never raise."""
+        """Close the session within a time limit, then end what remains of it by force.
+
+        Never raises.
+        """
         closing = threading.Thread(target=self._close, name="rhapsody-radical-close", daemon=True)
         closing.start()
         closing.join(CLOSE_LIMIT)
         if closing.is_alive():
             log.warning(
                 "RADICAL-Pilot session %s: killing its processes, because RADICAL-Pilot did not "
-                "close it within %g s", self.uid, CLOSE_LIMIT,
+                "close the session within %g s", self.uid, CLOSE_LIMIT,
             )  # fmt: skip
         cleanup.end(self.uid, patience=5.0)
-        # This includes a job that was being submitted when the closing began.
+        # This includes a job that was being submitted when closing started.
         cleanup.cancel_jobs(self.jobs() or [])
         # RADICAL-Pilot's agents create this directory for temporary files, and never remove it.
         temporary = os.environ.get("TMPDIR", "/tmp")  # noqa: S108 - RADICAL-Pilot's
@@ -359,7 +362,7 @@ class Session:
 
 
 def _managers(pilots: list[ClientPilot]) -> list[str]:
-    """Return RADICAL-Pilot's names of the pilots' batch systems; no session is needed."""
+    """Return the pilots' batch systems, by their names in RADICAL-Pilot; needs no session."""
     found, configs = set(), rp.utils.misc.get_resource_configs()
     for pilot in pilots:
         site, _, name = pilot.settings["resource"].partition(".")

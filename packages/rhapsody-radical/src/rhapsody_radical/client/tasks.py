@@ -1,9 +1,9 @@
 """The engine's tasks in the client: submission to RADICAL-Pilot, cancellation, and reports.
 
-The client reports three of the fifteen states of a task to the program: that the agent has received
-it (not for calls on RAPTOR), that it is running, and its end. The end is reported once. If a
-running task was canceled or timed out, it is reported when none of its processes is left on this
-machine.
+Of the states of a task, the client reports three to the program: that the agent has received the
+task (not for calls on RAPTOR), that the task is running, and its end. The end is reported once. If
+a running program was canceled or timed out, its end is reported when none of its processes is left
+on this machine.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ Submitted = tuple[str, dict[str, Any], Any]
 """A task's uid, its RADICAL-Pilot description, and its packed call if it is a call on RAPTOR."""
 
 GROUPED = frozenset({"mode", "uid", "cores_per_rank"})
-"""Keys that the description of a call may have if it is to share a RADICAL-Pilot task."""
+"""Keys that the description of a call may contain if the call is to share a RADICAL-Pilot task."""
 
 SHARE, LONGEST = 0.005, 0.5
 """Seconds that a report may wait for others: for each task that has not started, and in total.
@@ -61,12 +61,13 @@ class Entry:
 
     Attributes:
         uid: The uid of the task or group.
-        pilot: The pilot that runs it.
+        pilot: The pilot that runs the task.
         handle: RADICAL-Pilot's task, `None` before it is submitted, and for calls of a group.
-        pair: The RAPTOR pair that executes it, `None` for a program.
-        running: Whether it was reported as running.
-        cancelled: Whether its cancellation was requested; repeated until it has ended.
-        group: The group that contains it, if any.
+        pair: The RAPTOR pair that executes the task, `None` for a program.
+        running: True if the task was reported as running.
+        cancelled: True if the task's cancellation was requested; the request is repeated until the
+            task has ended.
+        group: The group that contains the call, `None` for other tasks.
         calls: The calls of a group, in order.
     """
 
@@ -91,7 +92,7 @@ class Tasks:
 
     Attributes:
         by_uid: The tasks by their uids. Several threads remove tasks that have ended; use `open` to
-            iterate over it.
+            iterate over the tasks.
     """
 
     def __init__(
@@ -115,7 +116,7 @@ class Tasks:
     def calls_of(self, handle: Any) -> list[Any]:
         """Return objects like RADICAL-Pilot's tasks for the open calls of a group.
 
-        If the task is not a group, return the task itself.
+        If the task is not a group, the list contains the task itself.
         """
         group = self.by_uid.get(handle.uid)
         if group is None or not group.calls:
@@ -213,7 +214,10 @@ class Tasks:
         self._send("end", uid, "REFUSED", str(error), type(error).__name__)
 
     def cancel(self, uids: Iterable[str]) -> None:
-        """Request the cancellation of tasks; `cancel_again` repeats it until they have ended."""
+        """Request the cancellation of tasks.
+
+        `cancel_again` repeats the requests until the tasks have ended.
+        """
         for uid in uids:
             if (entry := self.by_uid.get(uid)) is not None:
                 entry.cancelled = True
@@ -222,7 +226,7 @@ class Tasks:
         self.cancel_again()
 
     def cancel_again(self) -> None:
-        """Repeat cancellations, which RADICAL-Pilot may lose between two of its components."""
+        """Repeat requests for cancellation; RADICAL-Pilot may lose them between its components."""
         chosen: dict[int, list[str]] = {}
         for entry in self.open():
             if entry.cancelled and (entry.group or entry).handle is not None:
@@ -241,7 +245,7 @@ class Tasks:
         elif state == AGENT_EXECUTING:
             entry.running = True
             (entry.pilot if entry.pair is None else entry.pair).progress.moved()
-            if not entry.calls:  # otherwise its calls are reported
+            if not entry.calls:  # the calls of a group are reported instead of the group
                 self._queued.discard(entry.uid)
                 self._report("running", entry.uid, state, _node(handle))
         elif state == AGENT_STAGING_INPUT_PENDING and entry.pair is None:
@@ -274,8 +278,8 @@ class Tasks:
 
         Args:
             entry: The task or group.
-            state: Its final state, or `"LOST"`.
-            reason: The reason why it was lost; otherwise empty.
+            state: The task's final state, or `"LOST"`.
+            reason: The reason why the task was lost; otherwise empty.
         """
         if not self._forget(entry):
             return
@@ -317,7 +321,7 @@ class Tasks:
             self._reaper.post(partial(self.submit, pilot.number, batch))
 
     def _report(self, *message: Any) -> None:
-        """Send a report, which may wait for others while many tasks have not started."""
+        """Send a report; while many tasks have not started, it may wait for other reports."""
         self._send(*message, within=min(LONGEST, SHARE * len(self._queued)))
 
     def _forget(self, entry: Entry) -> bool:
@@ -361,7 +365,7 @@ class Tasks:
 
 
 def _node(handle: Any) -> str:
-    """Return the node that a task runs on, empty if RADICAL-Pilot does not report it."""
+    """Return the node that a task runs on, empty if RADICAL-Pilot does not report the node."""
     slots = handle.slots
     with suppress(Exception):  # of whatever form
         return str(slots[0]["node_name"])
