@@ -137,7 +137,7 @@ def test_passwords_and_tokens_in_urls_are_not_shown() -> None:
     [
         ("", "empty"),
         ("a\0b", "does not name a file"),
-        ("/", "no file name"),
+        ("/", "no base name"),
     ],
 )
 def test_an_input_that_cannot_be_is_an_error_that_names_what_was_given(

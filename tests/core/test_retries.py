@@ -58,14 +58,14 @@ def test_the_wait_may_be_a_callable_from_the_attempt_to_seconds() -> None:
         (
             {"on": "ValueError"},
             TypeError,
-            "on must be an exception type or several of them, got 'ValueError'",
+            "on must be an exception type or a list of these, got 'ValueError'",
         ),
         (
             {"on": (ValueError, 3)},
             TypeError,
-            "on must be an exception type or several of them, got 3",
+            "on must be an exception type or a list of these, got 3",
         ),
-        ({"on": int}, TypeError, "on must be an exception type or several of them"),
+        ({"on": int}, TypeError, "on must be an exception type or a list of these"),
     ],
 )
 def test_a_policy_that_cannot_be_is_an_error_that_names_what_was_given(

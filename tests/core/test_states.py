@@ -272,7 +272,7 @@ def test_registering_with_defaults_gives_the_canonical_states() -> None:
     [
         ({"failed_state": "FINISHED"}, "cannot stand for both"),
         ({"lost": "GONE"}, "unknown canonical state 'lost'"),
-        ({"done_state": []}, "needs a native state for DONE"),
+        ({"done_state": []}, "needs at least one native state for DONE"),
         ({"done_state": None}, "got None for DONE"),
         ({"done_state": ""}, "got '' for DONE"),
         ({"done_state": {"a": 1}}, "must be a string or an enum member"),

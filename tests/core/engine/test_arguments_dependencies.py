@@ -166,7 +166,7 @@ async def test_a_future_in_a_container_that_is_not_searched_is_refused() -> None
             ]
 
         for thing in containers(future):
-            with pytest.raises(TypeError, match=f"future in a {type(thing).__name__}: .*literal"):
+            with pytest.raises(TypeError, match=f"of type {type(thing).__name__}: .*literal"):
                 take(thing)
             assert await take(literal(thing)) is thing
         for thing in (

@@ -167,7 +167,7 @@ async def test_a_program_that_expects_a_file_next_to_the_script(
     def run(command: Any) -> Any:
         return command
 
-    said = "the command uses 'tool.py', missing from its sandbox: pass InputFile('tool.py')"
+    said = "sandbox of the command does not contain 'tool.py': pass InputFile('tool.py')"
     for command in ("touch made; cat tool.py made", ["cat", "tool.py", str(tmp_path / "made")]):
         future = run(command)
         with pytest.raises(RuntimeError) as raised:

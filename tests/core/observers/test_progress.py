@@ -682,5 +682,5 @@ async def test_an_input_file_is_the_program_of_a_list_command(
         undeclared()
     account = capsys.readouterr().err
     assert "cannot start 'scripts/run.sh'" in account
-    assert account.count("hint: the command uses 'scripts/run.sh'") == 1
+    assert account.count("hint: the sandbox of the command does not contain 'scripts/run.sh'") == 1
     assert "pass InputFile('scripts/run.sh') to the task" in account

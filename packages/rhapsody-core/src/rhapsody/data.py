@@ -360,10 +360,16 @@ class InputFile(File):
             if os.path.exists(given):
                 local, path = given, expected
                 if not name:
-                    raise DataError(f"InputFile({given!r}) has no file name")
+                    raise DataError(
+                        f"InputFile({given!r}) has no base name; use the path of a file or of a "
+                        "directory other than '/'"
+                    )
             else:
                 if name in ("", ".", "..") or "\0" in given:
-                    raise DataError(f"InputFile({given!r}) does not name a file")
+                    raise DataError(
+                        f"InputFile({given!r}) does not name a file; use a URL, or the path of a "
+                        "file or directory"
+                    )
                 other, path = given, Path(given)
         _set(
             self,

@@ -64,7 +64,7 @@ def _table(key: str, states: Mapping[TasksMainStates, list[Any]]) -> _Table:
                 )
     for main in _ALWAYS:
         if not states.get(main):
-            raise ValueError(f"backend {key!r} needs a native state for {main}")
+            raise ValueError(f"backend {key!r} needs at least one native state for {main}")
     return _Table(
         native=MappingProxyType(native),
         preferred=MappingProxyType({main: words[0] for main, words in states.items() if words}),

@@ -56,7 +56,7 @@ class RetryPolicy:
             object.__setattr__(self, "on", types)
         for kind in types:
             if not (isinstance(kind, type) and issubclass(kind, BaseException)):
-                raise TypeError(f"on must be an exception type or several of them, got {kind!r}")
+                raise TypeError(f"on must be an exception type or a list of these, got {kind!r}")
 
     def covers(self, error: BaseException) -> bool:
         """Return True if the policy applies to this exception."""

@@ -233,10 +233,10 @@ def _require_no_future(value: Any, outer: Any) -> None:
             if asyncio.isfuture(item):
                 name = type(outer).__name__
                 raise TypeError(
-                    f"an argument contains a future in a {name}: {item!r}. Only lists, tuples, "
-                    "dicts, sets (not their subclasses), named tuples and dataclasses are "
-                    f"searched for futures; use one of these, or wrap the {name} in "
-                    "rhapsody.literal(...) to pass the future itself"
+                    f"an argument contains a future in a container of type {name}: {item!r}. Only "
+                    "lists, tuples, dicts, sets (not their subclasses), named tuples and "
+                    "dataclasses are searched for futures; use one of these, or wrap the "
+                    "container in rhapsody.literal(...) to pass the future itself"
                 )
     if value is outer and any(issubclass(kind, UNSEARCHED) for kind in kinds):
         inner = (item for item in _items(value) if isinstance(item, UNSEARCHED))
@@ -259,9 +259,9 @@ def _check_keys(value: dict[Any, Any]) -> None:
         for part in key if type(key) is tuple else (key,):
             if asyncio.isfuture(part):
                 raise TypeError(
-                    f"an argument contains a dict with a future in a key: {part!r}. Only its "
-                    "values are searched for futures; wrap the dict in rhapsody.literal(...) to "
-                    "pass the future itself"
+                    f"an argument contains a dict with a future in a key: {part!r}. Only the "
+                    "values of dicts are searched for futures; wrap the dict in "
+                    "rhapsody.literal(...) to pass the future itself"
                 )
 
 

@@ -227,10 +227,11 @@ class Dispatcher:
                 self.cancel(record)
 
     def _rejected(self, batch: list[TaskRecord], error: BaseException, timed_out: bool) -> None:
+        tasks = f"{len(batch)} task{'s' * (len(batch) != 1)}"
         if timed_out:
-            reason = f"did not accept {len(batch)} tasks within {self._submit_timeout} s"
+            reason = f"did not accept {tasks} within {self._submit_timeout:g} s"
         else:
-            reason = f"did not accept {len(batch)} tasks: {describe_error(error)}"
+            reason = f"did not accept {tasks}: {describe_error(error)}"
         for record in batch:
             if timed_out and record.state.work in (WorkState.SUBMITTING, WorkState.CANCELING):
                 # The backend may have accepted the task nevertheless.

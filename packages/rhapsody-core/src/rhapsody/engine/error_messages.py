@@ -224,7 +224,7 @@ def _missing_files(record: TaskRecord, report: Mapping[str, Any]) -> str:
         return ""
     names = " and ".join(map(repr, missing))
     return (
-        f"\nhint: the command uses {names}, missing from its sandbox: pass "
+        f"\nhint: the sandbox of the command does not contain {names}: pass "
         f"InputFile({missing[0]!r}) to the task, and use that argument in the command"
     )
 

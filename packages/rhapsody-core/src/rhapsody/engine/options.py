@@ -184,21 +184,21 @@ class EngineOptions:
     )
     progress: bool | Literal["lines"] | Progress = _option(
         False,
-        "Show progress on standard error, with a summary at the end: a live table on a "
-        'terminal or in a notebook, a line every ten seconds elsewhere and with `"lines"`. The '
+        "Show progress on standard error, and a summary at the end. Progress is a live table on a "
+        'terminal or in a notebook, and a line every ten seconds elsewhere or with `"lines"`. The '
         "output of a task appears above the table when the task ends; with lines, functions "
         "print immediately.",
         _progress,
     )
     retries: tuple[RetryPolicy, ...] | None = _option(
         None,
-        "Number of further attempts of a failed task, or a `RetryPolicy`, or a list of "
-        "policies; the first policy in the list that matches a failure applies.",
+        "Number of further attempts after a failure, or a `RetryPolicy`, or a list of policies; "
+        "the first policy in the list that matches a failure applies.",
         as_policies,
     )
     lost_retries: int = _option(
         3,
-        "Number of further attempts of a task whose worker, pilot or connection was lost.",
+        "Number of further attempts after the loss of a worker, pilot or connection.",
         whole_number("lost_retries", 0),
     )
     timeout: float | None = _option(
@@ -224,7 +224,8 @@ class EngineOptions:
     )
     submit_timeout: float | None = _option(
         300.0,
-        "Time limit for a backend to accept a batch, in seconds or as text.",
+        "Time limit for a backend to accept a batch of tasks: seconds, or text such as "
+        '`"3 min"`; `None` for no limit.',
         lambda value: None if value is None else seconds("submit_timeout", value),
     )
     handle_signals: bool = _option(
@@ -267,8 +268,8 @@ class EngineOptions:
     )
     resume: bool | Literal["auto"] = _option(
         "auto",
-        'Reuse the results in the journal instead of running the same tasks again; `"auto"`: '
-        "only if the last run with this journal did not succeed.",
+        "Reuse the results in the journal instead of running the same tasks again; with "
+        '`"auto"`, only if the last run with this journal did not succeed.',
     )
     journal_max_value: int | str | None = _option(
         None,
@@ -277,13 +278,13 @@ class EngineOptions:
     )
     uid: str | None = _option(
         None,
-        "Uid of the engine, which no other engine may use at the same time in this process or "
-        "in `work_dir`. Sandboxes of an earlier run with the same uid are not reused. "
-        "Default: a random one.",
+        "Uid of the engine. No other engine in this process or in `work_dir` may use it at the "
+        "same time. Sandboxes of an earlier run with the same uid are not reused. Default: a "
+        "random uid.",
         _uid,
     )
     clock: Clock | None = _option(
-        None, "Clock that the engine reads, for tests and simulations.", _clock
+        None, "Clock for the engine to use, for tests and simulations.", _clock
     )
     profile: None = _option(None, "Reserved for named profiles, which do not exist yet.", _profile)
 

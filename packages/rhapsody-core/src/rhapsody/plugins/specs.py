@@ -328,9 +328,9 @@ class Recorded:
 
     Attributes:
         value: The result, which may be `None`.
-        files: The files that the task created; `None` if it created none. Dependents read them from
-            their `paths`. Files that are missing at their destinations in this run are copied to
-            those in `places`.
+        files: The files that the task created, or `None`. Dependents read the files at their
+            `paths`. The files are also copied to their destinations in this run, unless a copy in
+            `places` is there already.
         stdout: The standard output for the future, or the path of the file that contains it.
         stderr: The same for standard error.
         exit_code: An executable's exit code.
@@ -360,7 +360,7 @@ class Record(NamedTuple):
         texts: The strings and paths among the arguments of an executable, as in `LookupTask`.
         makes_again: If the task ran only to recreate the missing files of an earlier result, the
             `uid` of the `LookupTask` for which a plugin found that result; otherwise `None`. The
-            `value` of such a run is not used.
+            `value` of such a task is not used.
         made_for: The uids of the tasks that have requested the recreated files so far. A task that
             itself ran only to recreate files is listed by the uid in its `makes_again`.
     """
