@@ -105,8 +105,8 @@ class BackendState(str):
 class BaseExecutionBackend(ABC):
     """Interface between the engine and a backend; `ManagedBackend` implements most of it.
 
-    A backend object is awaitable (awaiting it starts it and returns it) and an asynchronous context
-    manager. All coroutines run on the engine's loop.
+    Awaiting a backend object starts the backend and returns the object, which is also an
+    asynchronous context manager. All coroutines run on the engine's loop.
 
     Attributes:
         name: The name by which users select the backend. It also appears in messages.
@@ -317,8 +317,8 @@ class ManagedBackend(BaseExecutionBackend):
             Set it to `False` if `run_task` submits to a system with a queue, and report RUNNING
             with `task_state_cb` when the work begins.
         open_tasks: The descriptions of the tasks that have not ended, by uid. `accept` adds a
-            task; `task_state_cb` with a terminal state removes it. A backend may replace a
-            description by its own record of the task.
+            task; `task_state_cb` with a terminal state removes it. A backend may store its own
+            record of a task instead of the description.
 
     Raises:
         ValueError: `max_running` is less than 1, or `name` is empty.
@@ -475,7 +475,7 @@ class ManagedBackend(BaseExecutionBackend):
     # Tasks.
 
     async def submit_tasks(self, tasks: Sequence[TaskDescription]) -> None:
-        """Start an asyncio task for each task, which calls `run_task`."""
+        """Start, for each task, an asyncio task that calls `run_task`."""
         for task in self.admit(tasks):
             self.accept(task)
             run = asyncio.create_task(self.__run(task), name=task["uid"])
@@ -501,8 +501,8 @@ class ManagedBackend(BaseExecutionBackend):
     def admit(self, tasks: Iterable[TaskDescription]) -> list[TaskDescription]:
         """Check a batch before any of its tasks is accepted.
 
-        Backends that override `submit_tasks` call this method first. It adds missing keys, because
-        callers other than the engine may omit some, and reports tasks with invalid descriptions as
+        Backends that override `submit_tasks` call this method first. It adds missing keys, which
+        only callers other than the engine may omit, and reports tasks with invalid descriptions as
         failed.
 
         Returns:
@@ -658,7 +658,7 @@ class ManagedBackend(BaseExecutionBackend):
         """Return values for the engine's summary, such as the cost of the run.
 
         Called by the engine on its loop when the engine shuts down. If the engine also shuts the
-        backend down, it calls this method after `shutdown`.
+        backend down, `shutdown` is called first.
 
         Returns:
             A mapping of plain values, such as strings and numbers; empty if there are none.
@@ -745,7 +745,7 @@ def _completed(
 
 
 def _complete(task: Any) -> Exception | None:
-    """Add missing keys to a description; return an error if it is invalid."""
+    """Add missing keys to a description. Return an error if it is invalid, otherwise `None`."""
     uid = task.setdefault("uid", "")
     for key, value in (("args", ()), ("kwargs", {}), ("task_backend_specific_kwargs", {})):
         if task.get(key) is None:

@@ -37,7 +37,7 @@ AT_ONCE = 8
 
 
 class _Job:
-    """Job of one task."""
+    """Job of the system that runs one task."""
 
     def __init__(self, task: TaskDescription) -> None:
         self.task: TaskDescription = task
@@ -95,8 +95,8 @@ class CommandBackend(SharedSandboxes, ManagedBackend):
         """Submit a job to the system.
 
         Args:
-            task: The task's description, which contains `resources` and
-                `task_backend_specific_kwargs`.
+            task: The task's description. Its `resources`, if present, and its
+                `task_backend_specific_kwargs` apply to the job.
             script: The path of the shell script to run. The script prints nothing.
 
         Returns:

@@ -297,7 +297,7 @@ def discover_backends() -> dict[str, bool]:
     `BackendRegistry.describe` returns more, including the reasons.
 
     Returns:
-        A dict from the name of every backend to True if it can be used, otherwise False.
+        A dict with the name of every backend, and True if the backend can be used, otherwise False.
     """
     return {name: known.usable for name, known in BackendRegistry.describe().items()}
 

@@ -41,7 +41,7 @@ class SharedSandboxes:
     """Base class that links files between sandboxes that tasks see under the engine's paths.
 
     With this class a backend can declare `files` and `shared_file_system`. If a task's description
-    names a sandbox, the backend creates it with `rhapsody.sdk.make_sandbox`.
+    names a sandbox, the backend must create it with `rhapsody.sdk.make_sandbox`.
     """
 
     session: Session
@@ -70,7 +70,7 @@ class SharedSandboxes:
         link_into(self.sandbox_of(dst_task), name, source)
 
     def link_implicit_data_deps(self, src_task: Mapping[str, Any], dst_task: Any) -> None:
-        """Link all files in the sandbox of `src_task`, except its output, for `dst_task`."""
+        """Link all files in the sandbox of `src_task`, except output, into that of `dst_task`."""
         link_all(self.sandbox_of(src_task), self.sandbox_of(dst_task))
 
     def sandbox_of(self, task: Mapping[str, Any]) -> str:
@@ -176,7 +176,7 @@ def write_again(task: TaskDescription) -> str:
     """Write a script with which the user can run a task again in its sandbox.
 
     The script sets the task's environment variables and thread counts. It does not set
-    `CUDA_VISIBLE_DEVICES` and variables whose names look secret; the user must set them before
+    `CUDA_VISIBLE_DEVICES` or variables whose names look secret; the user must set them before
     running the script. Only the user can read the script.
 
     Returns:

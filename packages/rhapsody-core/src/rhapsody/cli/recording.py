@@ -157,7 +157,7 @@ class Recording:
         return None
 
     def _copy(self, path: Path) -> Path:
-        """Copy a journal to a file in the same directory, which its relative paths start from."""
+        """Copy a journal within its directory, because the journal contains relative paths."""
         from rhapsody.journal.store import opened
 
         with opened(path) as journal:

@@ -42,7 +42,7 @@ class Program:
     Attributes:
         path: The absolute path of the program's file.
         name: The program's name in messages: the base name of the file, or the module's name.
-        target: The argument of `rhapsody run` that names the program, without `:FUNC`.
+        target: The program in suggested commands: the base name of the script, or `-m MODULE`.
         function: The name of the function to call, `None` if the user names none.
         spec: The module's spec, `None` for a script.
     """

@@ -305,7 +305,7 @@ class Lifecycle(Suite):
                         workers.setdefault(process, []).append(memory)
 
         def kept() -> list[int]:
-            """Return a list with the number of bytes kept per task; empty within the limit."""
+            """Return the number of bytes kept per task in a list, or an empty list if it is low."""
             gc.collect()
             each = (tracemalloc.get_traced_memory()[0] - before) // count
             return [each] if each > self.growth_per_task else []

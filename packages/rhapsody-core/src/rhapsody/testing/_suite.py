@@ -446,7 +446,7 @@ class Suite:
         ]
 
     def form(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """Return the function, or a coroutine function for it if the backend runs only those."""
+        """Return the function, wrapped in a coroutine function if the backend runs no others."""
         if self.capabilities.sync_functions:
             return function
 
@@ -457,7 +457,10 @@ class Suite:
         return coroutine
 
     def adder(self, flow: WorkflowEngine) -> Any:
-        """Return a task, of a kind that the backend runs, that adds 1 to its arguments' sum."""
+        """Return a task that adds 1 to the sum of its arguments.
+
+        The task is of a kind that the backend runs.
+        """
 
         def total(*numbers: Any) -> int:
             # The results of a dry backend are not numbers.
@@ -567,7 +570,7 @@ async def cancel(driver: Driver, task: TaskDescription) -> None:
 
 
 async def until(condition: Callable[[], object]) -> None:
-    """Poll until a condition is true. For changes of which there is no notification."""
+    """Poll until a condition is true. Used if there is no notification of the change."""
     while not condition():
         await asyncio.sleep(0.01)
 

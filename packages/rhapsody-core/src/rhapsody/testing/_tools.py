@@ -33,7 +33,12 @@ _TERMINAL = (TasksMainStates.DONE, TasksMainStates.FAILED, TasksMainStates.CANCE
 
 
 class Fault(NamedTuple):
-    """A report that breaks a rule of the contract."""
+    """Report that breaks a rule of the contract.
+
+    Attributes:
+        rule: The rule.
+        detail: A description of the report.
+    """
 
     rule: str
     detail: str
@@ -49,7 +54,7 @@ class Report:
         state: The canonical state, `None` if the backend's mapper does not contain the native one.
         thread: The identifier of the calling thread.
         during_submit: True if the call of `submit_tasks` with this task had not returned.
-        task: A shallow copy of the task's dict.
+        task: A shallow copy of the task's description.
     """
 
     uid: str
@@ -62,7 +67,13 @@ class Report:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """Finished task, as the backend has reported it."""
+    """Finished task, as the backend has reported it.
+
+    Attributes:
+        uid: The task's uid.
+        state: The canonical state in which the task ended.
+        task: A shallow copy of the task's description, with the results.
+    """
 
     uid: str
     state: TasksMainStates

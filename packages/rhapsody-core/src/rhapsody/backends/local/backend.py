@@ -144,7 +144,9 @@ def check_shell(task: TaskDescription) -> None:
     wanted = task["task_backend_specific_kwargs"].get("shell")
     by_shell = "arguments" not in task
     if wanted not in (None, by_shell):
-        command = "a string, which a shell runs" if by_shell else "a list, which no shell runs"
+        command = (
+            "a string, which a shell runs" if by_shell else "a list, which runs without a shell"
+        )
         raise ValueError(
             f"task {task['name']!r}: task_description sets shell={wanted!r}, but the command is "
             f"{command}; return a {'list of words' if by_shell else 'string'} instead"

@@ -246,7 +246,7 @@ class Slots:
 
     @property
     def cores_in_use(self) -> float:
-        """Number of cores in use."""
+        """The number of cores that are assigned to jobs."""
         return round(self.machine.cores - self._cores, 3)
 
     def fits(self, request: Request, *, ignore_workers: bool = False) -> bool:

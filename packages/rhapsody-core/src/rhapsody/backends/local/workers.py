@@ -389,7 +389,7 @@ class WorkerContext(ForkServerContext):
         return worker
 
     def start(self) -> None:
-        """Start the server. Not to be called on the main thread, because its signal mask changes.
+        """Start the server. Must not be called on the main thread: it changes the signal mask.
 
         Raises:
             TypeError: `sys.path` contains something other than strings.
@@ -431,10 +431,10 @@ class WorkerContext(ForkServerContext):
             yield
 
     def stop(self) -> None:
-        """Kill the server. All its workers must have ended.
+        """Kill the server after all its workers have ended.
 
-        Otherwise the server would wait for processes that workers have left running, such as
-        daemons.
+        If it were not killed, the server would wait for processes that workers have left running,
+        such as daemons.
         """
         server: Any = self.server
         if server._forkserver_pid is None:  # it was never started
@@ -459,7 +459,7 @@ class WorkerProcess(ForkServerProcess):
 
 
 class _Popen(popen_forkserver.Popen):
-    """Launcher of a process, which uses the context's server and imports no main program."""
+    """Launcher of processes through the context's server, without importing the main program."""
 
     def _launch(self, process_obj: Any) -> None:
         main = process.current_process()
