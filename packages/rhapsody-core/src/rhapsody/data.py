@@ -276,7 +276,7 @@ class File:
     filename: str
     filepath: Path | None
     _by_path: bool = field(compare=False)
-    _producer: Any = field(compare=False)  # the future of the task that writes it, if known
+    _producer: Any = field(compare=False)  # the future of the task that writes the file, if known
 
     def bound_to(self, sandbox: str | os.PathLike[str], *, by_path: bool = True) -> Self:
         """Return a copy for a task, with the absolute path in the task's sandbox as `filepath`.

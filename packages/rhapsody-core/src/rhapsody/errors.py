@@ -64,7 +64,7 @@ class DependencyFailureError(RhapsodyError, RuntimeError):
     """
 
     _depth = 1  # length of the chain from the root cause
-    _first: tuple[FirstFailure, ...] = ()  # every task that failed first in a chain
+    _first: tuple[FirstFailure, ...] = ()  # all tasks that failed first, one per chain of causes
 
     def __init__(
         self,

@@ -369,7 +369,7 @@ class TaskFuture(asyncio.Future[T]):
     _node: LiveNode | None
     _number: int
     _outcome: AttemptInfo | None
-    _declared: Mapping[str, str | None]  # file names and their destinations; only if it has any
+    _declared: Mapping[str, str | None]  # destinations by file name; set only if there are any
     _result: T  # asyncio's own
     _traceback: TracebackType | None
     _uid: str | None  # of the latest attempt, as backends know it

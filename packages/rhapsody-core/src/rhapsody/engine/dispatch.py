@@ -6,9 +6,9 @@ cancellation is sent immediately, unless the current submission contains the tas
 is sent after the submission.
 
 `Callbacks` receives states, which backends may report from any thread, and passes them to the
-scheduler on the loop.
-Late, duplicate and unknown reports are ignored and counted, except repeated reports that a task is
-running. `rhapsody.engine.scheduler` decides what a state means for retries and dependents.
+scheduler on the loop. Late, duplicate and unknown reports are ignored and counted, except repeated
+reports that a task is running. `rhapsody.engine.scheduler` decides what a state means for retries
+and dependents.
 """
 
 from __future__ import annotations

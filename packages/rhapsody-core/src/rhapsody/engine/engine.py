@@ -194,7 +194,7 @@ class WorkflowEngine(OlderNames):
             JournalError: The journal cannot be used, for example because it is damaged or
                 writable by other users.
         """
-        given = locals()  # before any other name: the arguments
+        given = locals()  # only the arguments, because no other name is bound yet
         return Starting(cls._start(EngineOptions.of(given)))
 
     @classmethod
@@ -739,7 +739,7 @@ class WorkflowEngine(OlderNames):
 
     async def submit(self) -> None:
         """Wait until the backends have accepted all ready tasks. Calling this is optional."""
-        await asyncio.sleep(0)  # tasks that ended in this turn make others ready
+        await asyncio.sleep(0)  # tasks that ended in this iteration make others ready
         await asyncio.gather(
             *(dispatcher.flushed() for dispatcher in self._runtime.dispatchers.values())
         )
@@ -796,7 +796,7 @@ class WorkflowEngine(OlderNames):
         native = record.backend.states.get_backend_state(state)
         callbacks.receive({**report, "uid": record.uid}, native)
         if running_loop() is self._loop:
-            callbacks.apply()  # at once, even while the backend is accepting tasks
+            callbacks.apply()  # immediately, even while the backend is accepting tasks
         return True
 
 
@@ -815,7 +815,7 @@ class Starting(Coroutine[Any, Any, WorkflowEngine]):
     def __await__(self) -> Generator[Any, None, WorkflowEngine]:
         return self._coroutine.__await__()
 
-    if not TYPE_CHECKING:  # which would accept every attribute
+    if not TYPE_CHECKING:  # type checkers would accept every attribute
 
         def __getattr__(self, name: str) -> Any:
             if name.startswith(("_", "cr_")):

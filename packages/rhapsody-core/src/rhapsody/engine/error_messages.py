@@ -158,7 +158,7 @@ def of_attempt(record: TaskRecord, report: Mapping[str, Any]) -> BaseException:
     error = report.get("exception")
     command = None if record.command is None else str(record.command)
     if isinstance(error, BaseException):
-        if isinstance(error, OSError) and record.task.kind == "executable":  # it names the command
+        if isinstance(error, OSError) and record.task.kind == "executable":  # names the command
             error.with_traceback(None).__cause__ = None
         if type(error) is TaskFailedError or type(error) is OutOfMemoryError:
             error.args = (hidden(record, str(error)) + _hints(record, report),)

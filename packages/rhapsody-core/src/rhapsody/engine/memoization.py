@@ -84,11 +84,11 @@ class Memoization:
         settings = record.task.settings
         if not self._hooks.lookup_results or settings.service or not settings.cache:
             return False
-        if record.attempt != 1 or record.pushed:  # its arguments have no values in this process
+        if record.attempt != 1 or record.pushed:  # pushed: some arguments have no values here
             if record.pushed and not self._warned:
                 self._warn(record)
             return False
-        if record.repeats is not None:  # it was found before
+        if record.repeats is not None:  # the recorded result has been found already
             return False
         if not self._unlooked:
             looking = self._background.spawn(self._look_up(), "look up results")
@@ -192,7 +192,7 @@ class Memoization:
         """Return the `Record` of a result that `record_results` hooks receive."""
         uid, settings = record.future.uid, record.task.recording_settings
         outcome = record.future._outcome
-        if outcome is None:  # of a function that printed nothing
+        if outcome is None:  # a function that printed nothing
             return Record(uid, record.description, value, settings, record.input_paths())
         return Record(
             uid,

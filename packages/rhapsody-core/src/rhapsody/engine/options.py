@@ -1,7 +1,7 @@
 """Options of a workflow engine, each described once: name, type, default, check and help.
 
 `WorkflowEngine.create` repeats the names, types and defaults in its signature, for editors and
-type checkers; a test compares the two. It passes its arguments to `EngineOptions.of`, and
+type checkers; a test compares the two. `create` passes its arguments to `EngineOptions.of`, and
 the rest of the engine receives the resulting object. The docstring of `create`, the help of
 `rhapsody run -e` and the page `docs/engine-options.md` are generated from the descriptions here.
 

@@ -359,7 +359,7 @@ class Runtime:
                 "; `async with WorkflowEngine.create()` waits for them, `await flow.shutdown()` "
                 "cancels them"
             )
-            if self.scheduler.closing:  # a second signal, say
+            if self.scheduler.closing:  # for example, because of a second signal
                 what, hint = "was not shut down completely", ""
             log.error(
                 "engine %s: %s and has %d unfinished task%s: %s%s", self.uid, what, len(pending),

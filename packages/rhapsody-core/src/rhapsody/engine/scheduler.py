@@ -857,7 +857,7 @@ class Scheduler:
         failed = [
             d
             for d in self._pushdown.with_values(record)
-            if not (isinstance(d, TaskFuture) and d._exception is None)  # true for most; fast
+            if not (isinstance(d, TaskFuture) and d._exception is None)  # fast path for most
             and not d.cancelled()
             and d.exception() is not None
         ]

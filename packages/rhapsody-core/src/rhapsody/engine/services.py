@@ -2,8 +2,8 @@
 
 A service's future is done once the service is ready, and stays done. If the service is restarted, a
 new record with the same call and the same future replaces the record of the ended one. The future
-keeps its first result, so this module stores the new readiness information for dependents. It also
-holds dependents that have not started until the service is ready again.
+keeps its first result, so this module stores the new readiness information for dependents. Until
+the service is ready again, the module also holds back dependents that have not started.
 """
 
 from __future__ import annotations

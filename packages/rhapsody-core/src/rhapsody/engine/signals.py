@@ -1,12 +1,12 @@
-"""Handling of SIGINT, SIGTERM and SIGHUP: one shuts down all engines, a second exits at once.
+"""Handling of SIGINT, SIGTERM and SIGHUP: the first signal shuts down all engines.
 
 After the shutdown, the main coroutine receives `KeyboardInterrupt` for SIGINT and
 `SystemExit(128 + n)` for the other signals. A second signal kills the programs and worker processes
 of tasks, and its exception ends the loop. If the loop is blocked, the exception is raised in the
 blocking code instead, possibly in the middle of a step.
 
-One registry per process serves all engines. When the last engine closes, it restores the handlers
-that it replaced. An ignored signal stays ignored, as `nohup` expects.
+One registry per process serves all engines. When the last engine closes, the registry restores the
+handlers that it replaced. An ignored signal stays ignored, as `nohup` expects.
 
 `loop.add_signal_handler` is not enough: its callbacks cannot run while the loop is blocked, and it
 would replace callbacks that the program has set on the same loop. `asyncio.Runner` handles only

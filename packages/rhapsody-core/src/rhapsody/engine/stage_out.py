@@ -116,14 +116,14 @@ class StageOut:
         self._begin(record, self._save(record, value))
 
     async def _save(self, record: TaskRecord, value: Any) -> None:
-        if not record.description:  # it was canceled meanwhile
+        if not record.description:  # the task was canceled meanwhile
             return
         outcome = record.future._outcome
         try:
             await self._stager.save(
                 record.description, record.backend.backend, record.targets(), record.matches()
             )
-        except Exception as error:  # a full disk, say: the task has failed
+        except Exception as error:  # such as a full disk: the task has failed
             self._stager.spare(outcome)
             leave_script(record)
             self._scheduler.fail(record, error)
@@ -201,11 +201,11 @@ class StageOut:
         saving.add_done_callback(self._under_way.discard)
 
     async def _restore(self, record: TaskRecord, value: Any, files: TaskFiles) -> None:
-        if not record.description:  # it was canceled meanwhile
+        if not record.description:  # the task was canceled meanwhile
             return
         try:
             await self._stager.save_again(record.description, record.targets(), files)
-        except Exception as error:  # a full disk, say: the task has failed
+        except Exception as error:  # such as a full disk: the task has failed
             self._scheduler.refuse(record, error)
         else:
             self._scheduler.recorded(record, value)

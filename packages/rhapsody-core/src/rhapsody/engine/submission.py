@@ -142,7 +142,7 @@ class Submission:
                 raise asyncio.CancelledError(
                     f"block {parent.task.name!r} ({parent.future.uid}) was canceled"
                 )
-            parent = None  # it has ended, but a thread or coroutine that it started has not
+            parent = None  # the block has ended, but a thread or coroutine it started has not
         dependencies: tuple[asyncio.Future[Any], ...] = ()
         if found is not None or task.settings.after:
             dependencies = self._dependencies(task, found, parent, repeats)
@@ -220,7 +220,7 @@ class Submission:
             raise self.foreign_loop_error(f"task {task.name!r}", remedy)
         if not self.loop.is_running():
             hint = "call tasks inside the coroutine that asyncio.run() or run_until_complete() runs"
-            if hasattr(builtins, "__IPYTHON__"):  # its prompt runs the loop only for such input
+            if hasattr(builtins, "__IPYTHON__"):  # its prompt runs the loop only to await
                 hint = (
                     "put `await` into the same input, as in `await asyncio.gather(*flow.map(task, "
                     "items))`, or put the calls into `async def main(): ...` and `await main()`"

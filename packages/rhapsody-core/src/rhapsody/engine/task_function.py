@@ -1,7 +1,7 @@
 """Decorated functions: callables that return futures instead of results.
 
-A `TaskFunction` combines a function, its settings and an engine. It checks each call and passes
-it to the engine, see `rhapsody.engine.submission`.
+A `TaskFunction` combines a function, its settings and an engine. It checks the arguments of each
+call and passes the call to the engine; see `rhapsody.engine.submission`.
 """
 
 from __future__ import annotations

@@ -280,7 +280,7 @@ class BuiltIn:
         if self._journal is not None and self._ends_journal:
             try:
                 self._journal.end(how)
-            except JournalError as error:  # the results are recorded
+            except JournalError as error:  # the results themselves have been recorded
                 journal_log.error("%s", error)
         if self._progress is not None:
             self._progress.close()

@@ -26,7 +26,7 @@ EVERY = 10.0
 """Seconds between two progress lines if there is no table."""
 
 _taken = threading.Lock()
-"""Held while a table is on the terminal."""
+"""Lock that is held while a table is shown, because there can be only one at a time."""
 
 
 class Progress:

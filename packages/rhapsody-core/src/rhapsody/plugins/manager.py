@@ -5,8 +5,8 @@ importing any plugin. One distribution with broken metadata does not hide the ot
 plugin that is skipped is listed with the reason. The result is cached until a directory on
 `sys.path` changes, so a plugin that is installed while the program runs is found.
 
-Each plugin has its own pluggy manager: an error while one is imported, registered or called cannot
-affect another. The registry of backends is `rhapsody.backends.discovery`.
+Each plugin has its own pluggy manager: an error while a plugin is imported, registered or called
+cannot affect another plugin. The registry of backends is `rhapsody.backends.discovery`.
 """
 
 from __future__ import annotations

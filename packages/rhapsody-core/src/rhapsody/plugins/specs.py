@@ -61,7 +61,7 @@ __all__ = [
 PROJECT: str = "rhapsody"
 hookspec: pluggy.HookspecMarker = pluggy.HookspecMarker(PROJECT)
 hookimpl: pluggy.HookimplMarker = pluggy.HookimplMarker(PROJECT)
-"""Decorator that marks a function or method as the implementation of the hook with that name."""
+"""Decorator that marks a function or method as the implementation of the hook of the same name."""
 
 API_VERSION: int = 1
 """The version of the plugin interface: these hooks and the backend classes."""
