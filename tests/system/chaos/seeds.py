@@ -109,7 +109,7 @@ class Seed:
 
     @property
     def limit(self) -> float:
-        """Seconds in which it must end."""
+        """Seconds without a new attempt after which it counts as hanging."""
         return 120 + self.tasks * (0.3 if self.backend == "pilot" else 0.1)
 
 
@@ -199,7 +199,7 @@ def _in_one_process(seed: Seed, place: Path, environment: dict[str, str]) -> str
                 env=environment,
                 stdout=output,
                 stderr=output,
-                timeout=seed.limit * 2,
+                timeout=seed.limit * 10,
             )
         except subprocess.TimeoutExpired:
             raise WrongError("it hangs, and does not even say where") from None

@@ -154,10 +154,13 @@ async def one_run(name: str, mode: str, seed: int, size: int, place: Path) -> di
 
 
 async def limited(name: str, mode: str, seed: int, size: int, place: Path, limit: float) -> Any:
-    """Runs a graph within so many seconds; says where it hangs otherwise."""
+    """Run a graph; if nothing happens for so many seconds, print where it hangs and exit."""
     run = asyncio.ensure_future(one_run(name, mode, seed, size, place))
-    _, late = await asyncio.wait([run], timeout=limit)
-    if late:
+    log, before, now = place / "log.txt", -1, 0
+    while not run.done() and now > before:
+        await asyncio.wait([run], timeout=limit)
+        before, now = now, log.stat().st_size
+    if not run.done():
         for task in asyncio.all_tasks():
             task.print_stack(limit=8)
         engines = [each for each in gc.get_objects() if type(each) is WorkflowEngine]
