@@ -34,6 +34,13 @@ class Inline(ManagedBackend):
     async def stop(self):
         say("stopped", self.name)
 
+def hold_loop():
+    from rhapsody.engine.signals import registry
+    while registry._received is None:
+        time.sleep(0.01)
+    say("received")
+    time.sleep(1000)
+
 """
 
 

@@ -262,7 +262,7 @@ CATCHES = """
         if where == sys.argv[1]:
             say("ready")
             try:
-                time.sleep(1000)
+                hold_loop()
             except BaseException:
                 pass
 
@@ -283,6 +283,7 @@ def test_a_second_signal_is_not_lost_where_its_exception_is_caught(
     program = start(CATCHES, RUN, "--", where)
     program.until("ready")
     program.send(signal.SIGTERM)
+    program.until("received")
     program.goes_on()
     program.send(signal.SIGTERM)
     check_interrupted(program, signal.SIGTERM, tmp_path)

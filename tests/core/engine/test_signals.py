@@ -292,11 +292,12 @@ def test_a_second_signal_ends_a_program_whose_loop_is_blocked(start: Start) -> N
         async def main():
             async with WorkflowEngine.create(Inline()) as flow:
                 say("ready")
-                time.sleep(1000)
+                hold_loop()
         asyncio.run(main())
     """)
     program.until("ready")
     program.send(signal.SIGINT)
+    program.until("received")
     program.goes_on()
     program.send(signal.SIGINT)
     code, _, err = program.end()
