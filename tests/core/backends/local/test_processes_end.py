@@ -107,6 +107,7 @@ async def test_a_killed_fork_server_is_replaced(driver: Driver, tmp_path: Path) 
     await until(
         begun.exists
     )  # a task that has not started is submitted again, and sleeps once more
+    workers = [worker.pid for worker in server.children()]
     server.kill()
     assert isinstance((await driver.finished(running)).error, TaskLostError)
     ends = await driver.run(*(driver.call(int) for _ in range(10)))
@@ -115,6 +116,7 @@ async def test_a_killed_fork_server_is_replaced(driver: Driver, tmp_path: Path) 
     again = await driver.run(*(driver.call(int) for _ in lost))
     assert len(lost) < 10
     assert [end.state for end in (*ends, *again)].count(DONE) == 10
+    await until_gone(*workers)  # also the one that may be lost later, before another test uses it
 
 
 def _close_everything_and_stay() -> None:
