@@ -26,19 +26,19 @@ class Capabilities:
 
     Attributes:
         functions: True if the backend runs coroutine functions.
-        sync_functions: True if it runs ordinary functions.
-        executables: True if it runs shell commands and programs with arguments.
-        services: True if it runs executables as services.
-        function_services: True if it runs functions as services.
+        sync_functions: True if the backend runs ordinary functions.
+        executables: True if the backend runs shell commands and programs with arguments.
+        services: True if the backend runs executables as services.
+        function_services: True if the backend runs functions as services.
         cancel_functions: The ordinary functions that can be canceled: `"none"`, `"queued"` (those
             that have not started) or `"running"` (all).
         cancel_async_functions: The coroutine functions that can be canceled; same values.
         cancel_executables: The executables that can be canceled; same values.
         cancel_services: The services that can be canceled; same values.
         sandboxes: True if the backend runs each executable in a directory of its own.
-        cwd: True if it runs executables in a directory that the user names.
-        files: True if it links files into a task's sandbox, and passes them to functions as
-            absolute paths.
+        cwd: True if the backend runs executables in a directory that the user names.
+        files: True if the backend links files into a task's sandbox, and passes them to functions
+            as absolute paths.
         shared_file_system: True if tasks see the engine's file system under the same paths.
         copies_files_out: True if the backend implements `copy_file_out`, which copies a file from
             the sandbox of a task that has ended.
@@ -46,8 +46,8 @@ class Capabilities:
             pass as `task_description`; `None` if the engine does not check them.
         resources: The fields of `Resources` that the backend honors, and `fractional_cores` if
             `cores` may be a fraction.
-        binds: The resources among `resources` that the backend enforces on each task. It only
-            counts the others when it decides which tasks to run.
+        binds: The resources among `resources` that the backend enforces on each task. The others
+            are only counted when the backend decides which tasks to run.
         captures_output: True if the backend captures what functions print, and stores it in the
             description's `stdout` and `stderr`.
         reports_running: True if the backend reports a running state when a task starts.

@@ -214,7 +214,7 @@ class ObservedEngine(Protocol):
 
     @property
     def uid(self) -> str:
-        """The prefix of all uids that are passed to its backends."""
+        """The prefix of all task uids that the engine passes to its backends."""
 
     @property
     def loop(self) -> asyncio.AbstractEventLoop:
@@ -380,12 +380,12 @@ class Record(NamedTuple):
 
 
 class LookupTask(TaskDescription):
-    """A task whose result is looked up: its description, a mapping, with five additional keys.
+    """Description of a task whose result is looked up: a mapping with five additional keys.
 
-    A service among the arguments is replaced by `("service", name, function, (args, kwargs))`,
+    A service among the arguments is replaced with `("service", name, function, (args, kwargs))`,
     because its readiness information, such as a port, differs from run to run. For an executable,
     `args` contains these tuples, and each piece of readiness information in the command is replaced
-    by its index between two NUL characters.
+    with its index between two NUL characters.
 
     Attributes:
         settings: The task's `cache` and `version` settings.
@@ -406,7 +406,7 @@ class LookupTask(TaskDescription):
 
 
 class UsageError(RhapsodyError, ValueError):
-    """Invalid argument of a command: shown without a traceback, exit code 2."""
+    """Invalid argument of a command. It is shown without a traceback, and the exit code is 2."""
 
 
 class CommandLine(Protocol):
@@ -492,7 +492,7 @@ def rhapsody_prepare_task(engine: ObservedEngine, task: TaskDescription) -> None
     """Change a task's description before it is used.
 
     Called on the engine's loop, once per attempt, when the dependencies have finished and before a
-    backend is chosen. If the hook raises an exception, the task fails with it.
+    backend is chosen. If the hook raises an exception, the task fails with a `PluginError`.
 
     A function without declared files has no `sandbox` yet. If a hook sets one, that sandbox
     contains no files of the function's dependencies: `implicit_data` applies only to tasks that had
@@ -562,8 +562,8 @@ def rhapsody_record_results(
 
     Returns:
         `None`, or an awaitable, for which only the futures of this batch wait. The awaitable may
-        return a sequence with an exception or `None` for each record. A task with an exception
-        fails with it.
+        return a sequence with an exception or `None` for each record. A task for which it returns
+        an exception fails with that exception.
     """
 
 
