@@ -429,7 +429,7 @@ class DaskExecutionBackend(ManagedBackend):
         self._warnings.watch()
 
     def _runs(self, call: Call, worker: str, token: str) -> None:
-        """Handle a worker's report that it runs a task."""
+        """Handle the report that a task is running on a worker."""
         if call.token not in (None, token):
             log.warning(
                 "%s: Dask is rerunning the task on %s because worker %s was lost",
@@ -561,7 +561,7 @@ class DaskExecutionBackend(ManagedBackend):
 
 
 class _Answer(dict[str, Any]):
-    """Dict that older programs can await; awaiting an empty one returns `None`."""
+    """Dict that older programs can await; awaiting an empty dict returns `None`."""
 
     def __await__(self) -> Generator[Any, None, dict[str, Any] | None]:
         return self or None

@@ -58,7 +58,7 @@ def unguarded() -> str | None:
 
 
 REGISTRATIONS = 3
-"""Number of attempts to register a plugin; an attempt fails if a worker is lost during it."""
+"""Number of attempts to register a plugin; an attempt fails if a worker is lost meanwhile."""
 
 NANNY = ("PYTHONHASHSEED", "__DASK_PARENT_PID")
 """Environment variables that Dask sets for workers in addition to those in its configuration."""
@@ -317,7 +317,7 @@ def skew(found: Mapping[str, Any]) -> list[str]:
             if there is None or _same(package, here, there):
                 continue
             if who == "the scheduler" and package == "python":
-                continue  # it runs no user code
+                continue  # the scheduler runs no user code
             pairs.append(f"{package} {here} here, {there} on {who}")
     return pairs
 

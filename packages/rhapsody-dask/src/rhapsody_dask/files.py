@@ -195,7 +195,7 @@ def _write(path: str, text: str) -> list[str]:
 
 
 def _remove(path: str, created: list[str]) -> None:
-    """Remove the file, and the directories that were created for it and are empty."""
+    """Remove a file, and the directories that were created for it if they are empty."""
     with suppress(OSError):
         os.unlink(path)
     for directory in created:

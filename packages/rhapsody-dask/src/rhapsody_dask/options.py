@@ -62,7 +62,8 @@ class Options:
 
     Attributes:
         way: One of `WAYS`, or `None` to start a LocalCluster.
-        target: The value of the option that `way` names: a client, cluster, address or path.
+        target: The value of the option that `way` names (a client, cluster, address or path), or
+            `None`.
         security: The `security` option, or a dict of the separate TLS options; `None` selects the
             default.
         timeout: Time limit for connecting, in seconds.

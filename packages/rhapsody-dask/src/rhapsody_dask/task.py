@@ -641,7 +641,7 @@ class Submission:
         return Ready(call, order, [*content, *bigs], plain and not (held or bigs))
 
     async def share(self, ready: Sequence[Ready]) -> None:
-        """Send the tasks' large values to the cluster, and record them as used by the tasks."""
+        """Send the tasks' large values to the cluster, and record which tasks use them."""
         bigs = [big for one in ready for big in one.bigs]
         if not bigs:
             return

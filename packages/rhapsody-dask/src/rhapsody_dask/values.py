@@ -86,7 +86,7 @@ class Shared:
         return len(self._entries)
 
     async def put(self, bigs: Iterable[Big]) -> dict[int, Entry]:
-        """Send arguments to the cluster, except those that it already holds.
+        """Send arguments to the cluster, except arguments that the cluster already holds.
 
         Args:
             bigs: The arguments of a batch; the same object may occur several times.

@@ -64,7 +64,7 @@ log: logging.Logger = logging.getLogger(__name__)
 states.register()
 
 ENDING = 10.0
-"""Seconds that `shutdown` waits for canceled tasks to end before it ends their pilots."""
+"""Seconds for which `shutdown` waits for canceled tasks before it ends the pilots."""
 
 
 PilotCallback = Callable[[str, str], Any]
@@ -689,7 +689,7 @@ class RadicalExecutionBackend(ManagedBackend):
         return findings()
 
     def account(self) -> dict[str, Any]:
-        """Return each pilot's utilization, and the times at which it entered its states."""
+        """Return each pilot's utilization, and the times at which the pilot entered its states."""
         return {"pilots": self._pilots.account()}
 
     def seconds_left(self, task: TaskDescription | None = None) -> float:
@@ -798,7 +798,7 @@ class RadicalExecutionBackend(ManagedBackend):
 
     @property
     def master_selector(self) -> Generator[str, None, None]:
-        """A generator from `select_master` that all callers share; a new one after an error."""
+        """A generator from `select_master` that all callers share; renewed after an error."""
         if inspect.getgeneratorstate(self._selector) == inspect.GEN_CLOSED:
             self._selector = self.select_master()
         return self._selector

@@ -122,7 +122,7 @@ def end(
     while left and (rest := deadline - time.monotonic()) > 0:
         _wait(left, rest)
         left = find(session, name, values)
-    for process in left:  # so that scripts of a login shell, such as pyenv's, release locks
+    for process in left:  # scripts of a login shell, such as pyenv's, can then release their locks
         with suppress(psutil.Error):
             process.terminate()
     _wait(left, GRACE)
@@ -138,7 +138,7 @@ def end(
 
 
 def _kill(processes: Collection[psutil.Process]) -> None:
-    """Kill processes, and each process group that one of them leads.
+    """Kill processes, and the process group of each process that leads one.
 
     The members of such a group are descendants of its leader, whatever their environment contains.
     """
@@ -398,7 +398,7 @@ def _settle(path: Path, *, certain: bool = False) -> bool:
 
 
 def _end_noted(path: Path, note: dict[str, Any], *, quietly: bool) -> bool:
-    """End the processes and jobs that a session left; return False if Slurm did not cancel jobs."""
+    """End the remains of a session; return False if Slurm did not cancel its jobs."""
     session, managers = path.stem, note["managers"]
     jobs = find_jobs(session)  # first, because killing the session's processes may end a job
     done = (jobs is not None or "SLURM" not in managers) and cancel_jobs(jobs or [])

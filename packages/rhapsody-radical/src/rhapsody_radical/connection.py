@@ -139,7 +139,7 @@ def prepare(directory: Path) -> None:
 
 
 def _restored() -> str:
-    """Return shell commands that restore the program's variables, except those that look secret."""
+    """Return shell commands that restore the program's variables, except secret-looking ones."""
     lines = [f"unset {CHANGED}"]
     lines += [
         f"export {name}={shlex.quote(value)}"
@@ -366,7 +366,7 @@ class Connection:
             self._on_client_end()
 
     def _on_client_end(self) -> None:
-        """Fail all calls that wait for the client, and clean up if it ended unexpectedly."""
+        """Fail all calls that wait for the client; clean up if the client ended unexpectedly."""
         assert self._process is not None
         assert self._channel is not None
         self._channel.shut()  # a client that sent an invalid message ends now

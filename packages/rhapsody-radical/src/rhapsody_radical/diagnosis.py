@@ -54,9 +54,9 @@ class Answer(NamedTuple):
     """Information from RADICAL-Pilot.
 
     Attributes:
-        version: The version of RADICAL-Pilot, empty if it cannot be imported.
-        resources: The names of the resources that it knows, separated by commas.
-        error: The reason why the version or the resources are missing, if they are.
+        version: The version of RADICAL-Pilot, empty if RADICAL-Pilot cannot be imported.
+        resources: The names of the known resources, separated by commas.
+        error: If the version or the resources are missing, the reason.
     """
 
     version: str

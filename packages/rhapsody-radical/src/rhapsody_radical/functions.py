@@ -241,7 +241,7 @@ def completed(
 
 
 def default_raptor(pilot: Pilot, cores: int | None) -> dict[str, Any]:
-    """Return the configuration of RAPTOR for a pilot, if the user has not set one.
+    """Return the default configuration of RAPTOR for a pilot.
 
     Args:
         pilot: The pilot.

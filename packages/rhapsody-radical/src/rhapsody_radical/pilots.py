@@ -158,7 +158,10 @@ class Pilots:
     def choose(
         self, task: TaskDescription, fits: Callable[[Pilot], bool], work: Mapping[int, int]
     ) -> Pilot | None:
-        """Choose a pilot for a task: the one that it names, or that with the least work per core.
+        """Choose a pilot for a task.
+
+        A task that names a pilot runs on that pilot. For other tasks, the pilot with the least work
+        per core is chosen.
 
         A queued pilot may start long after an active pilot has free cores. Therefore, tasks are not
         sent to queued pilots, and active pilots receive only the tasks that they need for the near
@@ -225,7 +228,7 @@ class Pilots:
             pilot.closed = pilot.closed or time.time()
 
     def account(self) -> list[dict[str, Any]]:
-        """Return each pilot's utilization, and the times at which it entered its states."""
+        """Return each pilot's utilization, and the times at which the pilot entered its states."""
         return [
             {
                 "uid": pilot.uid,
@@ -239,7 +242,7 @@ class Pilots:
 
 
 def _utilization(pilot: Pilot) -> float | None:
-    """Return the share of a pilot's core time that tasks used; `None` if it was never active."""
+    """Return the share of a pilot's core time that tasks used; `None` if it never became active."""
     start = pilot.times.get(PMGR_ACTIVE)
     if start is None:
         return None

@@ -154,7 +154,9 @@ class Remote:
 
 
 class Remotes:
-    """Remote objects of one backend, one for each object that the program uses, and their calls.
+    """Remote objects of one backend, and the calls of their methods.
+
+    There is one remote object for each of RADICAL-Pilot's objects that the program uses.
 
     Args:
         send: Sends a message to the client.
@@ -241,7 +243,7 @@ class Remotes:
                     future.set_exception(settable(value, "the call"))
 
     def update(self, ref: Ref) -> None:
-        """Update the attributes of an object, if the program uses it."""
+        """Update the attributes of an object, if the program uses the object."""
         if ref[:2] in self._found:
             self.decoded(ref)
 

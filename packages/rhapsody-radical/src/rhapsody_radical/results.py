@@ -31,7 +31,7 @@ OF_LAUNCHER = re.compile(
     r"(srun: (error: \S+: tasks? [\d,-]+: |(Force )?Terminat(ing|ed) )"
     r"|/\S+\.exec\.sh: line \d+: +\d+ [A-Z]).*\n?"
 )
-"""Lines of `srun` and RADICAL-Pilot's script about a failed program; they repeat its exit code."""
+"""Lines from `srun` and RADICAL-Pilot's script about a failed program, with its exit code."""
 
 
 def of(job: Job, state: str) -> tuple[str, BaseException | None]:

@@ -82,7 +82,7 @@ def attach(job: Job, future: Any, task: Any, state: Any) -> None:
 
 
 def readiness(task: TaskDescription) -> Ready | None:
-    """Return a service's readiness condition, `None` if it has none.
+    """Return a service's readiness condition, `None` if the service has none.
 
     The condition is `ready`, or else the `info_pattern` of RADICAL-Pilot's description.
 

@@ -150,7 +150,7 @@ def canonical(state: str, of: Generation | str = Generation.CURRENT) -> TasksMai
 
 
 def position(state: str, of: Generation | str = Generation.CURRENT) -> int:
-    """Return the position of a state in a task's life; all final states have the same position.
+    """Return the position of a state in a task's life; final states share the last position.
 
     Raises:
         ValueError: The generation, or the state in it, is unknown.

@@ -133,7 +133,7 @@ def _name(name: str) -> str:
 
 
 def thread_variables(task: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, str]:
-    """Return the variables that limit a task's threads to its cores, if it requests cores."""
+    """Return the variables that limit a task's threads to the cores that it requests, if any."""
     resources = task.get("resources")
     cores = settings.get("cores_per_rank") or (resources.cores if resources is not None else 0)
     return dict.fromkeys(THREADS, str(int(cores))) if cores else {}
@@ -342,7 +342,7 @@ def remove_place(task: TaskDescription, pilot: Pilot) -> None:
 
 
 def _move(task: TaskDescription, words: dict[str, Any], sandbox: str) -> None:
-    """Set a task's sandbox, and replace the former one in the paths of its command."""
+    """Set a task's sandbox, and replace the path of the former sandbox in the task's command."""
     former, task["sandbox"] = task.get("sandbox"), sandbox
     if former and former != sandbox and "executable" in words:
         words["executable"] = moved(words["executable"], former, sandbox)
@@ -383,7 +383,7 @@ def check_staging(task: TaskDescription, settings: Mapping[str, Any]) -> None:
 
 
 def missing_outputs(task: TaskDescription, sandbox: str) -> list[str]:
-    """Return the files in a finished task's `output_staging` that it did not write."""
+    """Return the files in a finished task's `output_staging` that the task did not write."""
     missing = []
     for directive in as_list(task["task_backend_specific_kwargs"].get("output_staging")):
         source = directive.get("source") if isinstance(directive, Mapping) else directive

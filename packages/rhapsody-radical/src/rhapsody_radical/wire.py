@@ -201,7 +201,7 @@ def is_plain(value: Any) -> bool:
 
 
 class Records(logging.Handler):
-    """Logging handler that sends records to the program, which handles them as its own.
+    """Logging handler that sends records to the program, where they are handled again.
 
     Args:
         outbox: The queue of messages to the program.

@@ -111,7 +111,7 @@ def _add(archive: tarfile.TarFile, name: str, path: str, left_out: list[str]) ->
 
 
 def unpack_files(packed: Any, directory: str) -> None:
-    """Extract packed files to a directory; keep existing files, and write nothing outside of it."""
+    """Extract packed files to a directory; keep existing files, and write nothing elsewhere."""
     with tarfile.open(fileobj=io.BytesIO(packed), mode="r") as archive:
         for member in archive.getmembers():
             if not os.path.lexists(os.path.join(directory, member.name)):

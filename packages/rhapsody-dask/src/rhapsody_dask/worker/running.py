@@ -129,7 +129,7 @@ def run_group(packed: bytes) -> GroupReplies:
 
 
 def _enter(site: Site, running: Running, cores: float) -> bool:
-    """Take the cores of a task; return False if it was canceled while it waited for them."""
+    """Take the cores of a task; return False if the task was canceled while it waited for cores."""
     if cores == 0:
         secede()
         return True

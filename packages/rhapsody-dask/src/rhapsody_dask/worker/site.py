@@ -65,7 +65,7 @@ class Gate:
             return waiting
 
     def wait(self, waiting: Waiting) -> bool:
-        """Block the thread until the task has its cores; return False if it was canceled."""
+        """Block the thread until the task has its cores; return False if the task was canceled."""
         waiting.turn.wait()
         return waiting.granted
 

@@ -35,7 +35,7 @@ FIRST_WORD, NEXT_WORD = 30.0, 180.0
 
 
 REGISTERING = 5.0
-"""Seconds for which the registration of a service may delay the report that it is ready."""
+"""Seconds for which a service's registration may delay the report that the service is ready."""
 
 STARTING = 10.0
 """Seconds to wait for the end of a start that was interrupted."""
@@ -223,7 +223,7 @@ class Client:
             self.tasks.cancel_again()
 
     def _look_at_progress(self, pilot: ClientPilot) -> None:
-        """End a pilot, or a RAPTOR pair on it, that does not start tasks that fit."""
+        """End a pilot that does not start tasks that fit, or a RAPTOR pair that starts no calls."""
         known = pilot.manager.get_tasks() if pilot.state == PMGR_ACTIVE else []
         tasks = [task for task in known if task.state not in FINAL]
         calls: dict[str, list[Any]] = {}

@@ -83,7 +83,7 @@ class Calls:
         return getattr(self._decoded(target, None), method)(*args, **kwargs)
 
     def changed(self, handle: Any) -> None:
-        """Send the attributes of a task that has changed, if the program has received it."""
+        """Send the attributes of a task that has changed, if the program has received the task."""
         if ("task", handle.uid) in self._seen:
             self._send("values", self.encoded(handle))
 

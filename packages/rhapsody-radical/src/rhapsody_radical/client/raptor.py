@@ -77,7 +77,7 @@ class Pair:
         self.progress: Progress = Progress()
 
     def is_stuck(self, calls: Sequence[Any]) -> bool:
-        """Return True if one of its waiting calls could start.
+        """Return True if one of the pair's waiting calls could start.
 
         Only Rhapsody's workers report that a call has started, and start calls in order. If there
         are several workers, each receives some of the calls, which may have to wait although
@@ -207,7 +207,7 @@ class Raptor:
                     self.give_up(pair, problem)
 
     def give_up(self, pair: Pair, reason: str) -> None:
-        """End a pair that no longer works; the next call starts a new one."""
+        """End a pair that no longer works; the next call starts a new pair."""
         with self._lock:
             if pair.lost is not None:
                 return

@@ -225,7 +225,7 @@ class Session:
             )
 
     def _wait_launched(self, stop: threading.Event) -> None:
-        """Wait until all pilots are launched.
+        """Wait until all pilots have been launched.
 
         Raises:
             StartError: A pilot has failed; the message contains RADICAL-Pilot's reason.
@@ -261,7 +261,7 @@ class Session:
         return f"no reason found in its logs in {here} (keep_session=False removes these logs)"
 
     def directories(self) -> list[str]:
-        """Return the directories created for the session, including those of pilots' sandboxes."""
+        """Return the directories created for the session, including the pilots' directories."""
         found = {self.directory}
         for pilot in self.pilots:
             if pilot.sandbox:

@@ -222,7 +222,7 @@ class Tasks:
             if (entry := self.by_uid.get(uid)) is not None:
                 entry.cancelled = True
                 if (group := entry.group) and all(call.cancelled for call in group.calls):
-                    group.cancelled = True  # it may be waiting for its pilot
+                    group.cancelled = True  # the group may be waiting for its pilot
         self.cancel_again()
 
     def cancel_again(self) -> None:
@@ -257,7 +257,7 @@ class Tasks:
             self._note(message["arg"])
 
     def _note(self, news: list[Any]) -> None:
-        """Report which calls of groups have started, and the outcomes of those that have ended."""
+        """Report the starts and outcomes of calls of groups."""
         for uid, *outcome in news:
             entry = self.by_uid.get(uid)
             if entry is None:
@@ -325,7 +325,7 @@ class Tasks:
         self._send(*message, within=min(LONGEST, SHARE * len(self._queued)))
 
     def _forget(self, entry: Entry) -> bool:
-        """Remove a task; return False if it was already removed."""
+        """Remove a task; return False if the task had already been removed."""
         self._queued.discard(entry.uid)
         return self.by_uid.pop(entry.uid, None) is not None
 
