@@ -259,6 +259,13 @@ def test_a_program_without_an_engine_is_reported(run: Run) -> None:
     assert "write `def main(flow): ...`" in done.stderr
 
 
+def test_a_hint_contains_the_path_of_a_script_in_another_directory(tmp_path: Path) -> None:
+    (tmp_path / "my steps").mkdir()
+    (tmp_path / "my steps" / "script.py").write_text("async def work(flow): ...")
+    done = rhapsody("run", "my steps/script.py", cwd=tmp_path, environment=environment(tmp_path))
+    assert "use rhapsody run 'my steps/script.py':work" in done.stderr
+
+
 def test_a_workflow_with_another_name_leads_to_a_hint(run: Run) -> None:
     done = run("async def work(flow): ...\nasync def helper(): ...")
     assert "rhapsody run script.py:work\n" in done.stderr

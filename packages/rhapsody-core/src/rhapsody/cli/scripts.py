@@ -14,6 +14,7 @@ import inspect
 import io
 import os
 import runpy
+import shlex
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator
@@ -42,7 +43,7 @@ class Program:
     Attributes:
         path: The absolute path of the program's file.
         name: The program's name in messages: the base name of the file, or the module's name.
-        target: The program in suggested commands: the base name of the script, or `-m MODULE`.
+        target: The program in suggested commands: the quoted path of the script, or `-m MODULE`.
         function: The name of the function to call, `None` if the user names none.
         spec: The module's spec, `None` for a script.
     """
@@ -114,7 +115,7 @@ def find(script: str | None, module: str | None, arguments: Iterable[str]) -> Pr
     else:
         path, function = split_target(str(script))
         name = os.path.basename(path)
-        program = Program(path, name, name, function)
+        program = Program(path, name, shlex.quote(os.path.relpath(path)), function)
         sys.path.insert(0, os.path.dirname(path))
     sys.argv = [program.path, *arguments]
     return program
