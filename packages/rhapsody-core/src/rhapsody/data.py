@@ -639,7 +639,7 @@ def is_data_url(text: str) -> bool:
 
 
 def without_secrets(url: str) -> str:
-    """Return a URL without user, password, query, fragment and data, for messages."""
+    """Return a URL without user, password, query, fragment or data, for messages."""
     data = _DATA_URL.match(url)
     if data is not None:
         return f"{data[0]}..."

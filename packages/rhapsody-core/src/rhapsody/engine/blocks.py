@@ -122,7 +122,7 @@ def wait(future: asyncio.Future[T], timeout: float | str | None = None) -> T:
 
     if not future.get_loop().is_running():
         raise RuntimeError(f"wait(): the event loop of {future!r} is not running")
-    # A canceled block stops waiting, whatever it waits for.
+    # A canceled block stops waiting even if the future is not done.
     watched: list[asyncio.Future[Any]] = [future] if me is None else [future, me.future]
     for one in watched:
         one.get_loop().call_soon_threadsafe(one.add_done_callback, notify)

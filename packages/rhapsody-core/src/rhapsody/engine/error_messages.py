@@ -381,7 +381,7 @@ def _values(record: TaskRecord) -> list[tuple[str, str]]:
 
 
 def hidden(record: TaskRecord, text: str) -> str:
-    """Return the text with each value from `_values` replaced by its variable's `<NAME>`."""
+    """Return the text with each value from `_values` replaced with its variable's `<NAME>`."""
     if len(text) < SECRET:
         return text
     for value, name in _values(record):

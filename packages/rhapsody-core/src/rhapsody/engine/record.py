@@ -89,7 +89,7 @@ class Tries:
         losses: Number of attempts that the infrastructure lost.
         by_backend: Number of failed attempts by backend, if the task has `other_backends`.
         elsewhere: Name of the backend in `other_backends` that the task has moved to, if any.
-        restarts: Number of restarts of a service after it was ready.
+        restarts: Number of times that a service was restarted after it had been ready.
     """
 
     failures: dict[int, int] = field(default_factory=dict)

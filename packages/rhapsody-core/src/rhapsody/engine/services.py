@@ -1,4 +1,4 @@
-"""Restarts of services that end after they were ready, and the values that dependents receive.
+"""Restarts of services that end after becoming ready, and the values that dependents receive.
 
 A service's future is done once the service is ready, and stays done. If the service is restarted, a
 new record with the same call and the same future replaces the record of the ended one. The future

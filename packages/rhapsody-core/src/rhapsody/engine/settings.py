@@ -74,8 +74,8 @@ class TaskSettings(TypedDict, total=False):
             ended without being canceled; each start is another attempt. Dependents that have not
             started wait until the service is ready again, and receive its new value. Default 0.
         after: Futures to wait for without using their values.
-        limit: A named limit such as `"license:2"`, or a list of these. At most this number of the
-            engine's tasks with the same limit run at once.
+        limit: A named limit, or a list of these. `"license:2"` allows two of the engine's tasks
+            with this limit to run at once.
         fallback: The result to use when every attempt has failed, or a callable that the engine
             calls on its loop with the exception and that returns the result.
         priority: Ready tasks with a higher priority are submitted first. Default 0.

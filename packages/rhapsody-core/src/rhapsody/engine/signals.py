@@ -113,7 +113,7 @@ class _Registry:
             running.cancel()
             await asyncio.wait([running])
             if not running.cancelled():
-                running.exception()  # replaced by the one that is raised
+                running.exception()  # mark it as retrieved: the other exception is raised
             raise
         finally:
             self.remove(gate)
@@ -252,7 +252,7 @@ def _raise_in(task: asyncio.Task[Any], error: BaseException) -> None:
     raised in the loop once the task has ended.
     """
     waits_for: Any = task
-    while hasattr(waits_for, "get_coro"):  # a task, of whatever class
+    while hasattr(waits_for, "get_coro"):  # a task of any class
         task = waits_for
         waits_for = getattr(task, "_fut_waiter", None)
     if asyncio.isfuture(waits_for) and not waits_for.done():
