@@ -51,9 +51,10 @@ runpy.run_module("rhapsody", run_name="__main__", alter_sys=True)
 
 
 @cache
-def _server() -> subprocess.Popen[str]:
+def _server() -> subprocess.Popen[bytes]:
     command = [sys.executable, "-c", SERVER]
-    server = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    # Without a buffer, in which the second line might come with the first, unseen by `select`.
+    server = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0)
     atexit.register(server.communicate)  # the end of its input ends it
     return server
 
@@ -92,8 +93,7 @@ def rhapsody(
             "stdout": str(streams[0]),
             "stderr": str(streams[1]),
         }
-        server.stdin.write(f"{json.dumps(request)}\n")
-        server.stdin.flush()
+        server.stdin.write(f"{json.dumps(request)}\n".encode())
         child = int(server.stdout.readline())
         ended, _, _ = select.select([server.stdout], [], [], timeout)
         if not ended:
