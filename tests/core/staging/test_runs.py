@@ -272,7 +272,7 @@ async def test_functions_need_no_directory_that_can_be_written_to(tmp_path: Path
 @pytest.mark.asyncio
 async def test_a_file_in_the_way_is_reported_at_once(tmp_path: Path) -> None:
     (tmp_path / ".rhapsody").touch()
-    message = rf"^{tmp_path}/\.rhapsody must be a directory, .*; move it or pass work_dir=$"
+    message = rf"'{tmp_path}/\.rhapsody': it is a file, not a directory; .* pass work_dir="
     with pytest.raises(DataError, match=message):
         await WorkflowEngine.create()
     with pytest.raises(ValueError, match="work_dir must be a directory"):
