@@ -64,7 +64,7 @@ def test_a_file_instead_of_the_directory_of_runs_is_reported(run: Run, tmp_path:
     for options in ((), ("-e", "retries=2"), ("-b", "noop")):
         done = run(SIMPLE, "--no-journal", *options)
         check_mistake(done, f"'{tmp_path}/.rhapsody': it is a file, not a directory")
-        assert "; move it or pass work_dir=" in done.stderr
+        assert "; move it, or pass work_dir=" in done.stderr
 
 
 def test_a_number_of_failures_that_cannot_be(run: Run) -> None:
