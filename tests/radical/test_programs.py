@@ -202,7 +202,7 @@ def test_ctrl_c_during_a_start_without_an_engine_names_the_session(tmp_path: Pat
     running.send_signal(signal.SIGINT)
     output, _ = running.communicate(timeout=120)
     assert running.returncode in (130, -signal.SIGINT), output
-    assert f"the session was {tmp_path}/.rhapsody/rhapsody." in output
+    assert f"the session's directory was {tmp_path}/.rhapsody/rhapsody." in output
     assert working_in(tmp_path) == []
 
 

@@ -360,7 +360,7 @@ def _security(option: Any) -> Any:
     if option is True:
         raise ValueError(
             "security=True creates new credentials, which an existing cluster would reject. Pass "
-            "those of the cluster: security={'tls_ca_file': ..., 'tls_client_cert': ..., "
+            "the cluster's credentials: security={'tls_ca_file': ..., 'tls_client_cert': ..., "
             "'tls_client_key': ...}"
         )
     return _credentials(option)

@@ -18,7 +18,7 @@ from rhapsody.sdk import seconds
 OWN = {
     "asynchronous": "the backend always uses an asynchronous client",
     "loop": "the backend chooses the event loops of the client and the cluster",
-    "start": "the backend starts the cluster when it is awaited",
+    "start": "the cluster starts when the backend is awaited",
     "nthreads": "use threads_per_worker",
     "dashboard": "use dashboard_address for the scheduler, worker_dashboard_address for workers",
     "scheduler_ip": "the backend starts the scheduler; use address for an existing one",

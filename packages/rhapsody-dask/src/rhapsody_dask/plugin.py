@@ -40,7 +40,7 @@ def rhapsody_backends() -> BackendSpec:
     return BackendSpec(
         name="dask",
         import_path="rhapsody_dask.backend:DaskExecutionBackend",
-        summary="a Dask cluster, either started on this machine or an existing one",
+        summary="a Dask cluster: an existing one, or one that the backend starts on this machine",
         requires=("distributed>=2026.3.0,<2026.9", "cryptography>=42.0", "cloudpickle>=3.0"),
         capabilities=CLUSTER,
         install_hint="pip install rhapsody-dask",

@@ -72,7 +72,8 @@ class StopRequests:
         """Ask all workers to stop tasks.
 
         Returns:
-            The uids of the tasks that have started, or `None` if the answers do not arrive in time.
+            The uids of the tasks that have started, or `None` if the connection fails or the
+            answers do not arrive in time.
         """
         from rhapsody_dask.worker.site import cancel
 

@@ -193,7 +193,9 @@ class RadicalExecutionBackend(ManagedBackend):
         self._loop = asyncio.get_running_loop()
         self._commands = Worker("rhapsody-radical-commands")
         place = self._place()
-        interrupted = f"interrupted while RADICAL-Pilot was starting; the session was {place}"
+        interrupted = (
+            f"interrupted while RADICAL-Pilot was starting; the session's directory was {place}"
+        )
         self._connection = Connection(self.session.uid, place, self._receive, self._client_lost)
         try:
             await in_thread(partial(self._start, self._connection, place))

@@ -241,7 +241,7 @@ class Raptors:
         self.found: dict[int, Raptor] = {}
 
     def start(self, number: int, config: dict[str, Any]) -> None:
-        """Start missing pairs on a pilot; only the first configuration is used."""
+        """Start missing pairs on a pilot; only the first call for a pilot uses its `config`."""
         found = self.found.get(number)
         if found is None:
             pilot, changed = self._pilots[number], partial(self._on_change, number)
