@@ -47,7 +47,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    # The recorder imports the local backend, which takes too long to do for every command.
+    # The recorder imports the local backend, which would make every command slower.
     if name == "WfCommonsRecorder":
         from rhapsody_wfcommons.recorder import WfCommonsRecorder
 

@@ -93,7 +93,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--order",
         choices=ORDERS,
         default=ORDERS[0],
-        help="which ready task starts first: the one that was ready first, or the one with the "
+        help="the ready task to start first: the one that became ready first, or the one with the "
         "longest remaining path (default: %(default)s)",
     )
     parser.add_argument(
@@ -175,14 +175,14 @@ async def _replay(
             _check_room(instance, arguments.files, directory)
         async with _engine(
             _backend(arguments, slots if local else None),
-            max_pending=slots if held else None,  # the engine holds the others back, in order
+            max_pending=slots if held else None,  # the engine holds other tasks back, in order
             work_dir=directory,
         ) as flow:
             backend = flow.backend
             slots = _offered(backend, slots)
             _check_fit(instance, slots)
             bound = list_schedule(tasks, slots, urgency)
-            if sys.stderr is not None:  # `None` if it was closed before the start
+            if sys.stderr is not None:  # `None` if the stream was closed before the start
                 text = f"rhapsody: {_extent(len(tasks), slots)}: about {bound:.3f} s"
                 print(text, file=sys.stderr)  # noqa: T201 - the command's output
             makespan = await Replay(tasks, urgency, arguments.files, directory).run(flow, slots)
@@ -203,7 +203,7 @@ async def _replay(
 
 
 def _backend(arguments: argparse.Namespace, workers: int | None) -> BaseExecutionBackend:
-    """Return the backend. The local one is created with `workers` cores and workers."""
+    """Return the backend; a local backend is created with `workers` cores and workers."""
     from rhapsody.backends import backend_from_options
 
     options: list[str] = arguments.option
@@ -219,7 +219,7 @@ def _backend(arguments: argparse.Namespace, workers: int | None) -> BaseExecutio
     if getattr(backend, "dry", False):
         raise UsageError(
             f"backend {backend.name!r} does not run tasks, so there is nothing to measure; "
-            "`rhapsody backends` lists the others"
+            "`rhapsody backends` lists other backends"
         )
     return backend
 

@@ -1,4 +1,4 @@
-"""Data classes for the content of an instance, the same for all versions of the format."""
+"""Data classes for the content of an instance in any version of the format."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class RecordedFile:
 
     Attributes:
         id: Name, unique in the instance.
-        size: Size in bytes, `None` if it is not recorded.
+        size: Size in bytes, or `None` if it is not recorded.
     """
 
     id: str
@@ -47,17 +47,17 @@ class RecordedMachine:
 
 @dataclass(frozen=True, slots=True)
 class RecordedTask:
-    """One task and its execution.
+    """Task of a workflow, with its execution.
 
     Attributes:
         id: Id, unique in the instance.
         name: Name for display.
-        parents: Ids of the tasks on which it depends.
-        runtime: Duration in seconds, `None` if it is not recorded.
+        parents: Ids of the tasks on which the task depends.
+        runtime: Duration in seconds, or `None` if it is not recorded.
         cores: Number of processor cores that the task used; 1 if it is not recorded.
         inputs: Files that the task read.
         outputs: Files that the task wrote.
-        started: Time of the start as text, as in the file, or `None`.
+        started: Start time as text, as in the file, or `None`.
         machines: Names of the machines on which the task ran.
     """
 
@@ -80,7 +80,7 @@ class Instance:
         name: Name of the workflow.
         tasks: Tasks in the order of the file. All parents are among them, and there is no cycle.
         machines: Machines on which the tasks ran.
-        makespan: Seconds from the start of the first task to the end of the last one, or `None`.
+        makespan: Seconds from the start of the first task to the end of the last task, or `None`.
         started: Time at which the run started as text, as in the file, or `None`.
         description: Description of the workflow, or `None`.
         created: Time at which the instance was created as text, as in the file, or `None`.

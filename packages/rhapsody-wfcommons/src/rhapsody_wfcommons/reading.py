@@ -1,4 +1,4 @@
-"""Reader for instances of all published versions of the format.
+"""Reader of instances in all published versions of the format.
 
 Up to version 1.4, each task is one object (in `workflow.tasks`, before 1.3 in `workflow.jobs`), and
 parents are given by `name`. Since 1.5, the workflow (`workflow.specification`) is separate from its
@@ -20,7 +20,7 @@ from rhapsody_wfcommons.values import Value
 
 T = TypeVar("T")
 _Edges = dict[tuple[str, str], Value]
-"""Position in the file that defines each pair of a parent and its child."""
+"""For each pair of a parent and its child, the value in the file that defines the pair."""
 
 VERSIONS: tuple[str, ...] = ("1.0", "1.1", "1.2", "1.3", "1.4", "1.5")
 _SYSTEMS = ("linux", "macos", "windows")
@@ -206,7 +206,7 @@ def _flat_tasks(workflow: Value) -> tuple[RecordedTask, ...]:
 
 
 class _Names:
-    """Ids of the tasks of an instance before version 1.5.
+    """Ids of the tasks of an instance in a version before 1.5.
 
     As in WfCommons' own conversion, an id consists of the name and the `id` of the task.
 
@@ -267,7 +267,7 @@ def _known(named: Value, known: Collection[str]) -> str:
 def _parents(
     tasks: Iterable[tuple[str, Value]], find: Callable[[Value], str]
 ) -> dict[str, tuple[str, ...]]:
-    """Return the parents of each task, including those that only name it as a child."""
+    """Return the parents of each task, including tasks that only list the task as their child."""
     edges: _Edges = {}
     parents: dict[str, list[str]] = {}
     for name, task in tasks:
@@ -286,7 +286,7 @@ def _check_acyclic(parents: dict[str, list[str]], edges: _Edges) -> None:
     try:
         graphlib.TopologicalSorter(parents).prepare()
     except graphlib.CycleError as error:
-        # Each is a parent of the next; the last is the first again.
+        # Each id in the cycle is a parent of the next id; the last id is the first one again.
         cycle: list[str] = error.args[1]
         way = " -> ".join(cycle if len(cycle) <= 6 else [*cycle[:3], "...", *cycle[-2:]])
         edges[cycle[0], cycle[1]].fail(f"tasks depend on each other in a cycle: {way}")

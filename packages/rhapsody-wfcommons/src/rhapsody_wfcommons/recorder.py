@@ -1,7 +1,8 @@
 """Recorder of a run as a WfCommons instance.
 
 The recorder is an observer of one engine. It records the dependencies of each task before the task
-is submitted, and its times and files when it ends. The file is written once, when the engine ends.
+is submitted, and the task's times and files when the task ends. The instance is written to its file
+once, when the engine shuts down.
 """
 
 from __future__ import annotations
@@ -45,31 +46,30 @@ class _Run:
 
     @property
     def seconds(self) -> float | None:
-        """Duration of the last attempt in seconds, `None` if the task did not run."""
+        """Duration of the last attempt in seconds, or `None` if the task did not run."""
         if self.begin is None or self.end is None:
             return None
         return max(0.0, self.end - self.begin)
 
 
 class WfCommonsRecorder:
-    """Observer that records one engine's run and writes it as an instance when the engine ends.
+    """Observer that records the run of one engine, and writes it to a file as an instance.
 
         async with WorkflowEngine.create(observers=[WfCommonsRecorder("run.json")]) as flow:
 
-    The duration of a task is that of its last attempt. Services, blocks and tasks that did not run,
-    for example because their results were reused, are omitted. In the dependents of an omitted
-    task, its parents replace it.
+    The duration of a task is the duration of its last attempt. Services, blocks and tasks that did
+    not run, for example because their results were reused, are omitted. The parents of an omitted
+    task become parents of its dependents.
 
     Args:
-        path: File to write, which only the user may read. It is written when the engine ends; until
-            then, an existing file is unchanged.
+        path: Path of the file to write. Only the user can read the file. It is written when the
+            engine shuts down; until then, an existing file is not changed.
 
     Attributes:
-        push_down: `True`, because the recorder does not require that tasks are sent to their
-            backend only after their dependencies have ended.
+        push_down: `True`: the engine may submit tasks before their dependencies have ended.
 
     Raises:
-        ValueError: The path is a directory, or its directory does not exist.
+        ValueError: The path is a directory, or its parent directory does not exist.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -124,7 +124,7 @@ class WfCommonsRecorder:
 
     @hookimpl
     def rhapsody_workflow_finished(self) -> None:
-        """Write the file."""
+        """Write the recorded run to the file."""
         instance = self._instance()
         if instance is None:
             log.warning("%s: not written, because no task has run", self._path)
@@ -161,7 +161,7 @@ class WfCommonsRecorder:
         return RecordedFile(self._ids[path], size)
 
     def _instance(self) -> Instance | None:
-        """Return the run as an instance, `None` if no task ran."""
+        """Return the run as an instance, or `None` if no task ran."""
         ran = {uid: run for uid, run in self._runs.items() if run.seconds is not None}
         begins = [run.begin for run in ran.values() if run.begin is not None]
         if not begins:
@@ -194,7 +194,7 @@ class WfCommonsRecorder:
 
 
 def _own_id(uid: str, own: str) -> str:
-    """Return the uid of a task in its engine from the uid of one of its attempts."""
+    """Return a task's uid within its engine, given the uid of one of the task's attempts."""
     return uid.removeprefix(own).rpartition(".")[0]
 
 

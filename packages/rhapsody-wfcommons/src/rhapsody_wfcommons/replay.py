@@ -31,7 +31,7 @@ _BLOCK = 1 << 20
 
 
 def task_function() -> Callable[..., None]:
-    """Return the function that all tasks run; it is nested so that it is pickled by value."""
+    """Return the function that all tasks run. It is nested so that it is pickled by value."""
     import time
 
     early = 0.00015  # seconds by which a sleep usually ends too late
@@ -63,8 +63,8 @@ class Replay:
     Args:
         tasks: The tasks; `runtime` is the duration of the replayed task.
         urgency: Priority by task id, see `list_schedule`.
-        files: Factor for the sizes of files; `None` for no files.
-        directory: Directory for files that no task writes; required with `files`.
+        files: Factor for the sizes of files, or `None` for no files.
+        directory: Directory for input files that no task writes; required with `files`.
     """
 
     def __init__(
@@ -97,7 +97,7 @@ class Replay:
             RhapsodyError: A file cannot be created, read or written.
         """
         task = flow.function_task(cache=False)(task_function())
-        # One variant per combination of settings is cheaper than one per task.
+        # One variant of the task for each combination of settings is cheaper than one per call.
         variants = {
             needs: task.options(**_settings(*needs)) if needs != (1, 0) else task
             for needs in map(self._needs, self._tasks)
@@ -108,7 +108,7 @@ class Replay:
             ]
         except OSError as error:
             raise RhapsodyError(f"cannot create an input file: {_describe(error)}") from error
-        gc.collect()  # now, not during the measurement; it also clears caches
+        gc.collect()  # collect garbage now, not during the measurement
         workers = [task(WARM_UP, (), ()) for _ in range(min(slots, len(self._tasks)))]
         await asyncio.gather(*(task(WARM_UP, (), (), each) for each in workers))
         futures: dict[str, TaskFuture[None]] = {}
@@ -116,7 +116,7 @@ class Replay:
         first = sum(not each.parents for each in self._tasks)
         for number, (each, call, inputs, outputs) in enumerate(calls):
             if number == first:
-                await asyncio.sleep(0)  # lets the first tasks start, as in any program
+                await asyncio.sleep(0)  # let the first tasks start, as in any program
             parents = [futures[parent] for parent in each.parents]
             futures[each.id] = call(each.runtime, inputs, outputs, *parents)
         try:
@@ -126,7 +126,7 @@ class Replay:
         return perf_counter() - begin
 
     def _needs(self, task: RecordedTask) -> tuple[int, int]:
-        """Return a task's slots and its priority."""
+        """Return a task's number of slots and its priority."""
         return slots_of(task), self._priorities.get(task.id, 0)
 
     def _files_of(
@@ -134,8 +134,8 @@ class Replay:
     ) -> tuple[tuple[InputFile, ...], tuple[tuple[OutputFile, int], ...]]:
         """Return the files of a task, and create inputs that no parent writes.
 
-        Each task that writes a file writes a separate one, because several tasks may write files
-        of the same name.
+        The outputs of each task have names of their own, because several tasks may write files with
+        the same recorded name.
         """
         if self._files is None:
             return (), ()
@@ -151,7 +151,7 @@ class Replay:
         return inputs, outputs
 
     def _name(self, file: RecordedFile, writer: str = "") -> str:
-        """Return the name of a file in the replay; recorded names may contain directories."""
+        """Return the name of a file in the replay, without directories, unlike recorded names."""
         return self._names.setdefault((writer, file.id), f"replayed-{len(self._names):06}")
 
     def _size(self, file: RecordedFile) -> int:

@@ -20,7 +20,7 @@ def slots_of(task: RecordedTask) -> int:
 
 
 def bottom_levels(tasks: Sequence[RecordedTask]) -> dict[str, float]:
-    """Return for each task id the seconds of the longest path from the task to the end."""
+    """Return the duration in seconds of the longest path that starts with each task, by task id."""
     runtime = {task.id: task.runtime or 0.0 for task in tasks}
     levels = dict(runtime)
     for task in reversed(parents_first(tasks)):
@@ -35,7 +35,7 @@ def critical_path(tasks: Sequence[RecordedTask]) -> float:
 
 
 def work(tasks: Sequence[RecordedTask]) -> float:
-    """Return the sum of all durations in seconds, each multiplied by the slots of the task."""
+    """Return the sum of all durations in seconds, each multiplied by the task's number of slots."""
     return sum(slots_of(task) * (task.runtime or 0.0) for task in tasks)
 
 
@@ -46,9 +46,9 @@ def list_schedule(
 
     Args:
         tasks: Tasks of the workflow.
-        slots: Number of slots; no task may need more.
-        urgency: Priority by task id. The ready task with the highest priority starts first; without
-            priorities, and among equals, the task that was ready first.
+        slots: Number of slots. No task may need more.
+        urgency: Priority by task id. The ready task with the highest priority starts first. Among
+            equal priorities, and without priorities, the task that became ready first starts first.
     """
     children: dict[str, list[RecordedTask]] = {task.id: [] for task in tasks}
     waits = {task.id: len(task.parents) for task in tasks}

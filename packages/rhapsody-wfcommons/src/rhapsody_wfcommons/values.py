@@ -14,7 +14,7 @@ _LONGEST = 60
 
 
 class InstanceError(RhapsodyError, ValueError):
-    """Error for a malformed instance; its message gives the file and the position."""
+    """Error for a malformed instance. The message names the file and the position in it."""
 
 
 def on_one_line(text: str) -> str:
@@ -49,7 +49,7 @@ class Value:
             problem = f"not valid JSON: {error}; a WfCommons instance is a JSON file"
         except RecursionError:
             problem = "lists and objects are nested too deeply"
-        except ValueError:  # `int` accepts a few thousand digits
+        except ValueError:  # `int` accepts only a few thousand digits
             problem = "a number has too many digits"
         raise InstanceError(f"{file}: {problem}")
 
@@ -103,12 +103,15 @@ class Value:
         return found
 
     def items(self, *names: str, empty: bool = True) -> Iterator[Value]:
-        """Iterate over this value or, if names are given, over the first member with such a name.
+        """Iterate over a list: this value or, if names are given, one of its members.
 
-        A missing member is treated as an empty list.
+        Args:
+            *names: Accepted names of the member. The first member with one of these names is used;
+                a missing member is treated as an empty list.
+            empty: False if an empty list is an error.
 
         Yields:
-            The members of the list.
+            The elements of the list.
         """
         found = self.get(*names) if names else self
         if found is None:
@@ -137,7 +140,7 @@ class Value:
         return number
 
     def whole(self, least: int = 0) -> int:
-        """Return the value as an integer; it must be a whole number of `least` or more."""
+        """Return the value as an integer. It must be a whole number of `least` or more."""
         number = self.number(least)
         if not number.is_integer():
             self.refuse(f"a whole number of {least} or more")

@@ -1,4 +1,4 @@
-"""Writer for instances of version 1.5 of the format."""
+"""Writer of instances in version 1.5 of the format."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def write(instance: Instance, path: str | os.PathLike[str]) -> None:
     An existing file is replaced only when the new one is complete.
 
     Raises:
-        InstanceError: The instance is invalid, see `dumps`; nothing is written.
+        InstanceError: The instance is invalid, see `dumps`. Nothing is written.
         OSError: The file cannot be written.
     """
     path, text = Path(path), dumps(instance)
@@ -48,12 +48,13 @@ def dumps(instance: Instance) -> str:
     """Return the text of an instance's file.
 
     In ids, `_` replaces characters that the format does not allow, and a number is appended to an
-    id that is already used. `execution` is omitted if the makespan, the start or the runtime of a
-    task is unknown, because the format requires them there. `?` replaces lone surrogates.
+    id that is already used. `execution` is omitted if the makespan, the start time of the run or
+    the runtime of any task is unknown, because the format requires these values there. `?` replaces
+    lone surrogates.
 
     Raises:
-        InstanceError: `loads` would reject the text, for example because a parent is missing or a
-            time is not a number.
+        InstanceError: `loads` would reject the text, for example because a parent is not in the
+            instance or a time is not a number.
     """
     _check_parents(instance)
     tasks = _renamer(_NOT_IN_TASKS, (task.id for task in instance.tasks))
