@@ -213,7 +213,7 @@ class Keys:
         return Key(self.digest(text, code, found.paths), text, code, found.paths, watched)
 
     def digest(self, parts: str, code: bytes | None, paths: Mapping[str, bytes | None]) -> bytes:
-        """Return the digest of a key's parts, its code digest, and the files that exist.
+        """Return the digest of a key, computed from its parts, code digest and files.
 
         Args:
             parts: See `Key.parts`.

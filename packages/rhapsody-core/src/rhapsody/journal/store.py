@@ -103,7 +103,7 @@ class NotYoursError(JournalError):
 
 
 class Run(NamedTuple):
-    """A run in a journal.
+    """Run of a program, as recorded in a journal.
 
     Attributes:
         number: The run's number in the journal.
@@ -336,7 +336,10 @@ class Store:
         with _transaction(database):
             ended, living = self._earlier()
             if living and not self._shared:
-                raise JournalInUseError(f"journal {self.path} is in use by another run")
+                raise JournalInUseError(
+                    f"journal {self.path} is in use by another run; wait until that run has ended, "
+                    "or use another journal"
+                )
             taken = {run.lineage for run in living}
             ended = [run for run in ended if run.lineage not in taken and self._holds(run)]
             last = ended[-1] if ended else Run(0, 0, 0, "done", 0, 0)
@@ -356,7 +359,9 @@ class Store:
 
     def _require_unused(self) -> None:
         if self._earlier()[1]:
-            raise JournalInUseError(f"journal {self.path} is in use by a run")
+            raise JournalInUseError(
+                f"journal {self.path} is in use by a run; wait until the run has ended"
+            )
 
     def _prune(self) -> None:
         with contextlib.closing(self._database) as database:
@@ -769,7 +774,7 @@ class Reader:
             task: The name or uid of the tasks to explain, or `None` for all tasks.
 
         Returns:
-            The explanations by uid, followed by those for tasks that are not recorded.
+            The explanations, sorted by uid, followed by those for tasks that are not recorded.
 
         Raises:
             JournalError: The last run recorded no such task, or the journal contains no runs.
@@ -917,7 +922,7 @@ def _given(parts: str) -> frozenset[tuple[str, str]]:
 def _ingredients(
     database: sqlite3.Connection, parts: str, code: bytes | None
 ) -> dict[str, tuple[str, int | None]]:
-    """Return the digest or version of each ingredient of a key and its line, if known, by name."""
+    """Return, by name, the digest or version of each ingredient, and its line if it is known."""
     found: dict[str, tuple[str, int | None]] = {
         name: (value, None) for name, value in ast.literal_eval(parts).items()
     }

@@ -81,8 +81,8 @@ class CallSpec(NamedTuple):
         directory: The directory for files of the call, such as large output; `None` if there is
             none.
         more: Values of built-in types for the backend's own `Runner`.
-        modules: The program's own modules, packed, or only the first `REFERENCE` bytes of them if
-            the worker has received the modules before; `None` if the program has none.
+        modules: The program's own modules, packed, or only their first `REFERENCE` bytes if the
+            worker has received the modules before; `None` if the program has none.
     """
 
     version: int
@@ -490,7 +490,7 @@ class SentModules:
                 delattr(sys.modules[parent], child)
 
     def _is(self, name: str, module: Any, source: Source) -> bool:
-        """Return True if an imported module has the program's version, as far as is known."""
+        """Return True if an imported module has the program's version, as far as can be checked."""
         spec, file = getattr(module, "__spec__", None), getattr(module, "__file__", None)
         known = self.loaded.get(name)
         if known is not None and known[0] is spec:
@@ -746,8 +746,9 @@ _threads: int | None = None
 def limit_threads(cores: int) -> None:
     """Set the number of threads of numeric libraries that are already loaded; 0 changes nothing.
 
-    Such libraries read their environment variables only once, so this is needed from the second
-    call in a process on. Does nothing without threadpoolctl, which scikit-learn installs.
+    Such libraries read their environment variables only when they are loaded. So the first call of
+    this function changes nothing, and later calls use threadpoolctl, which scikit-learn installs.
+    Without threadpoolctl, nothing is changed.
     """
     global _threads
     if cores == 0 or cores == _threads:

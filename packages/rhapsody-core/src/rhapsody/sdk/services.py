@@ -225,8 +225,8 @@ def require_unused(task: TaskDescription, port: int) -> None:
     raise OSError(
         errno.EADDRINUSE,
         f"service {task['name']!r} has ready='tcp:{port}', but another program already listens on "
-        f"port {port}: stop it, or use ready='tcp', which replaces {{port}} in the command with a "
-        "free port and sets the variable PORT",
+        f"port {port}: stop that program, or use ready='tcp', which replaces {{port}} in the "
+        "command with a free port and sets the variable PORT",
     )
 
 

@@ -46,7 +46,7 @@ class RealPaths:
         self._directories: dict[str, str] = {}
 
     def of(self, path: str) -> str:
-        """Return the real path of an absolute path: with all links resolved."""
+        """Return an absolute path with all links resolved."""
         directory, name = os.path.split(path)
         real = self._directories.get(directory)
         if real is None:

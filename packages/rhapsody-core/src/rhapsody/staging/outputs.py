@@ -294,7 +294,7 @@ class _Written:
 
 
 class Places:
-    """Destinations that the tasks of one engine write to, and paths that they read.
+    """Destinations to which the tasks of one engine write, and paths that the tasks read.
 
     Paths are compared after links in them have been resolved.
 
@@ -535,7 +535,7 @@ class Places:
     def _claim_on(self, key: str, call: str, *, directory: bool = False) -> _Claim | None:
         """Return another call's claim on a path or its parents, or `None`.
 
-        With `directory`, claims on paths below the path are considered as well.
+        With `directory`, claims on entries of the path are considered as well.
         """
         if not self._claims:
             return None

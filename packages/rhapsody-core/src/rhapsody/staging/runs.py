@@ -387,7 +387,7 @@ class UidClaim:
         if file.problem is not None:
             log.warning(
                 "%s: locking failed (%s); other programs that use uid %r there at the same time "
-                "would share sandboxes with this one",
+                "would share sandboxes with this program",
                 file.path, file.problem, self._uid,
             )  # fmt: skip
         return file
@@ -614,7 +614,7 @@ def _others(directory: Path, kept: set[str], above: set[str]) -> Iterator[str]:
 
 
 def _size(path: str) -> int:
-    """Return the size in bytes of the files at or below a path that have no other hard link."""
+    """Return the size in bytes of a file or directory, without files that have other hard links."""
     paths = [path]
     for place, _, names in () if os.path.islink(path) else os.walk(path):
         paths += [os.path.join(place, name) for name in names]

@@ -49,8 +49,8 @@ class Disposition(Enum):
     """Time at which a sandbox is removed."""
 
     REMOVE = "removed when unused, and at close"
-    PRODUCT = "removed when unused, except for declared files; at close as `keep` says"
-    STAY = "removed at close only if none are kept"
+    PRODUCT = "removed when unused, except for declared files; at close according to `keep`"
+    STAY = "removed at close, and only if `keep` is 'none'"
 
 
 class Sandbox:
@@ -158,7 +158,7 @@ class SandboxKeeper:
             self._declared[path] = _Declared(set(stay), set(until_end), dict(results), recorded)
 
     def read(self, path: str, name: str) -> None:
-        """Record that a task has read a file, which makes it intermediate."""
+        """Record that a task has read a file. The file is then regarded as intermediate."""
         if path in self._declared:
             self._declared[path].results.pop(name, None)
 
