@@ -148,7 +148,7 @@ def pack_call(task: TaskDescription, *, worker: str = WORKER, cure: str = CURE) 
 def cannot_pack(
     task: TaskDescription, error: BaseException, *, worker: str = WORKER, cure: str = CURE
 ) -> TypeError:
-    """Return the error for a call that cannot be pickled, which names the object and the remedy.
+    """Return an error that names the part of a call that cannot be pickled, and the remedy.
 
     Args:
         task: The task's description.
@@ -253,9 +253,7 @@ def report(task: TaskDescription, outcome: CallResult) -> None:
 def result(
     task: TaskDescription, outcome: CallResult, unpack: Callable[[Any], Any] = loads
 ) -> tuple[Any, BaseException | None]:
-    """Return the value and the exception of a call; one of them is `None`.
-
-    An exception that is raised by unpacking is returned as well.
+    """Return the value of a call, or the exception that it or its unpacking raised.
 
     Args:
         task: The task's description.
@@ -263,7 +261,7 @@ def result(
         unpack: The inverse of the method `pack` of the worker's `Runner`.
 
     Returns:
-        The value and the exception.
+        The value and `None`, or `None` and the exception.
     """
     try:
         if outcome.done:
@@ -293,7 +291,7 @@ _FRAME = re.compile(r'^([ |]*)File "([^"\n]+)", line (\d+), in .*\n(?!\1  )', re
 
 
 def _with_source(text: str) -> str:
-    """Add source lines to a traceback that only this process can read, such as a notebook's."""
+    """Add source lines that only this process can read, such as a notebook's, to a traceback."""
 
     def frame(found: re.Match[str]) -> str:
         indent, file, number = found.groups()

@@ -127,7 +127,7 @@ for pid in live:
 
 
 class Reaper:
-    """Handle of the reaper, a process that kills this process's programs if this one is killed.
+    """Reaper process: kills the programs that this process has started if this process is killed.
 
     The reaper is started with the first program. All methods may be called from any thread.
     """

@@ -361,7 +361,7 @@ def full_disk(sandbox: str | None, error: BaseException | None = None) -> str | 
 
 
 def disk_use(directory: str | os.PathLike[str], seconds: float = 0.5) -> int:
-    """Return the size in bytes of the files that are found in a directory within some seconds."""
+    """Return the size in bytes of the files found in a directory within a number of seconds."""
     size, end = 0, time.monotonic() + seconds
     for place, _, names in os.walk(directory):
         for name in names:
