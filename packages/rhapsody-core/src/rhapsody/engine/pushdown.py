@@ -272,8 +272,8 @@ class PushDown:
         for dependent in record.dependents or ():
             if dependent.state.work is not WorkState.WAITING:
                 continue
-            dependent.unsent += 1
-            if dependent.unsent >= dependent.unfinished and self._may_go(dependent, backend):
+            dependent.sent += 1
+            if dependent.sent >= dependent.unfinished and self._may_go(dependent, backend):
                 yield dependent
 
     def may_follow(self, record: TaskRecord) -> bool:
@@ -283,8 +283,8 @@ class PushDown:
         backend = self._of(record.task)
         if not backend.capabilities.unfinished_dependencies:
             return False
-        record.unsent = sum(self._is_there(d, backend, sent=True) for d in record.dependencies)
-        return record.unsent >= record.unfinished and self._may_go(record, backend)
+        record.sent = sum(self._is_there(d, backend, sent=True) for d in record.dependencies)
+        return record.sent >= record.unfinished and self._may_go(record, backend)
 
     def _may_go(self, record: TaskRecord, backend: BackendHandle) -> bool:
         """Return True if the backend has each dependency or its value, or can receive the value."""

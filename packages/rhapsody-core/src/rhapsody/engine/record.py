@@ -138,6 +138,7 @@ class TaskRecord:
         "resolved",
         "scheduler",
         "scope",
+        "sent",
         "sources",
         "specific",
         "stage",
@@ -148,7 +149,6 @@ class TaskRecord:
         "tries",
         "uid",
         "unfinished",
-        "unsent",
         "verdict",
         "waiters",
     )
@@ -176,7 +176,7 @@ class TaskRecord:
         self.specific: Mapping[str, Any] | None = specific
         self.state: TaskState = states.START
         self.unfinished: int = 0
-        self.unsent: int = 0  # unfinished dependencies that were submitted, see `pushdown`
+        self.sent: int = 0  # unfinished dependencies that have been submitted, see `pushdown`
         self.pushed: bool = False  # submitted before its dependencies have finished
         self.attempt: int = 0
         self.stage: int = 0

@@ -83,7 +83,8 @@ class Picture:
         table = Table(box=None, pad_edge=False, header_style="dim")
         table.add_column("task", no_wrap=True, overflow="ellipsis")
         for name in columns:
-            table.add_column(name, justify="right", no_wrap=True, min_width=7)
+            heading = "canceled" if name == "cancelled" else name
+            table.add_column(heading, justify="right", no_wrap=True, min_width=7)
         rows = list(self._counts.rows.items())
         shown = _most_active(rows, max(4, get_terminal_size().lines - OTHER_LINES))
         for name, row in shown:
