@@ -130,7 +130,7 @@ def check_interrupted(
     for complaint in ("Exception in callback", "never awaited", "never retrieved", "was destroyed"):
         assert complaint not in err
     if tasks is not None:
-        (account,) = re.findall(r"^rhapsody: (\d+) done, (\d+) cancelled in", err, re.MULTILINE)
+        (account,) = re.findall(r"^rhapsody: (\d+) done, (\d+) canceled in", err, re.MULTILINE)
         assert sum(map(int, account)) == tasks
     return err
 
