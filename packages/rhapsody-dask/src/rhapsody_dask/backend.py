@@ -75,8 +75,8 @@ class DaskExecutionBackend(ManagedBackend):
         client: A Dask client, whose scheduler and credentials are used.
         timeout: Time limit for connecting, in seconds (default: 30).
         grace: Seconds between SIGTERM and SIGKILL when a program is stopped.
-        share_over: Size in bytes from which an argument is sent separately and shared; `None`
-            shares none.
+        share_over: Size in bytes from which an argument is sent separately and shared, or `None` to
+            share none.
         shared_file_system: True if the workers see this machine's files under the same paths, False
             if they do not. Default: True for a LocalCluster; for an existing cluster, detected.
         batch_calls: True to send several short calls as one Dask task, which is faster for many
@@ -205,7 +205,7 @@ class DaskExecutionBackend(ManagedBackend):
 
     @property
     def still_running(self) -> list[str]:
-        """The uids of the open tasks; after `shutdown`, the tasks that could not be stopped."""
+        """The uids of the open tasks; after `shutdown`, of the tasks that could not be stopped."""
         return [*self.open_tasks]
 
     async def stop(self) -> None:
@@ -506,7 +506,7 @@ class DaskExecutionBackend(ManagedBackend):
         """Cancel all open tasks.
 
         Returns:
-            The number of tasks that were canceled.
+            The number of tasks whose cancellation was requested.
 
         Raises:
             BackendUnavailableError: The backend has not been started.

@@ -39,9 +39,12 @@ GUARD = re.compile(r"^\s*if .*(__name__|parent_process)", re.MULTILINE)
 
 
 def unguarded() -> str | None:
-    """Return the main program's path if the program has no guard, otherwise `None`.
+    """Return the main program's path if workers import the program and it has no guard.
 
     Importing a program without a guard starts its workflow.
+
+    Returns:
+        The path, or `None` if the program has a guard, is not imported or cannot be read.
     """
     main = sys.modules.get("__main__")
     path = getattr(main, "__file__", None)
@@ -64,7 +67,7 @@ NANNY = ("PYTHONHASHSEED", "__DASK_PARENT_PID")
 """Environment variables that Dask sets for workers in addition to those in its configuration."""
 
 CLOSE = 30.0
-"""Time limit in seconds, for closing the client and for closing the LocalCluster."""
+"""Time limit in seconds for closing the client, and for closing the LocalCluster."""
 
 
 class NotStartedError(BackendUnavailableError, RuntimeError):
@@ -79,10 +82,10 @@ class Connection:
 
     Attributes:
         client: Dask's client, on the engine's loop.
-        cluster: The LocalCluster that the backend started, `None` for an existing cluster.
+        cluster: The LocalCluster that the backend started, or `None` for an existing cluster.
         address: The scheduler's address.
         in_processes: True if the backend started a LocalCluster whose workers are processes.
-        dashboard: The address of the dashboard, `None` if there is none.
+        dashboard: The address of the dashboard, or `None` if the scheduler serves none.
     """
 
     def __init__(self, options: Options) -> None:
@@ -105,7 +108,8 @@ class Connection:
             The client.
 
         Raises:
-            BackendUnavailableError: The scheduler does not answer, or Dask is not supported.
+            BackendUnavailableError: The LocalCluster cannot be started, the scheduler does not
+                answer, or the installed version of Dask is not supported.
         """
         await in_thread(_import_dask)
         task_reference()
@@ -148,7 +152,7 @@ class Connection:
             grace: Seconds between SIGTERM and SIGKILL.
 
         Raises:
-            BackendUnavailableError: A version does not match, the cluster rejects a plugin, or it
+            BackendUnavailableError: A version does not match, or the cluster rejects a plugin or
                 does not answer in time.
         """
         try:
@@ -182,7 +186,7 @@ class Connection:
         self.dashboard = await self._find_dashboard(client)
 
     async def send_modules(self, session: str, modules: bytes | None) -> None:
-        """Send the main program's own modules to all workers, unless they were sent before."""
+        """Send the main program's own modules to all workers, unless they were already sent."""
         if modules is self._modules or modules is None:
             return
         from rhapsody_dask import shipping
@@ -297,7 +301,10 @@ class Connection:
         self._settings.close()
 
     async def _unregister(self, client: Any) -> None:
-        """Unregister the worker plugins; the scheduler plugin removes itself with the client."""
+        """Unregister the worker plugins.
+
+        The scheduler plugin removes itself when the client disconnects.
+        """
         with suppress(Exception):  # the scheduler or a worker may have ended
             async with asyncio.timeout(CLOSE / 3):
                 for name in (*self._names, self._plugins[-1].name):
@@ -305,7 +312,7 @@ class Connection:
 
 
 def skew(found: Mapping[str, Any]) -> list[str]:
-    """Return a phrase for each version that differs between the client and the cluster."""
+    """Return a phrase for each Python or cloudpickle version that does not match the client's."""
     mine = found["client"]["packages"]
     others = {"the scheduler": found.get("scheduler") or {}}
     others |= {f"worker {address}": info for address, info in found.get("workers", {}).items()}

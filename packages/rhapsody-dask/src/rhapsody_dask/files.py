@@ -42,7 +42,7 @@ class Links:
 
         Args:
             own: The parent directory of sandboxes for which the engine has not chosen a path.
-            source: The task that wrote the file, `None` for an external file.
+            source: The task that wrote the file, or `None` for an external file.
             target: The task that needs the file.
             name: The file's name in the sandbox.
             path: The path of an external file.
@@ -92,9 +92,12 @@ class View:
         self._roots: dict[str, bool] = {}
 
     async def sees(self, directory: str) -> bool | None:
-        """Return True if all workers see a directory, `None` if there are no workers to ask.
+        """Check whether all workers see a directory.
 
         The check writes a file to the directory, which it creates temporarily if necessary.
+
+        Returns:
+            True if all workers see it, False if one does not, or `None` if there are no workers.
         """
         if self._known is not None:
             return self._known

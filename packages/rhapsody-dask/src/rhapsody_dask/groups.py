@@ -107,7 +107,7 @@ class Group:
     """Calls that were sent as one task.
 
     Attributes:
-        function: Their function.
+        function: The function of the calls.
         uid: The uid of the group: the first call's uid, `+` and the number of other calls.
         members: The calls without a reply, by uid.
     """
@@ -275,7 +275,7 @@ class Groups:
         self._send_again(self._group(function, self._to_run(held)))
 
     def runs(self, call: Call) -> None:
-        """Handle the report that a call is running, which a worker sends after 10 ms."""
+        """Handle a worker's report that a call has been running for at least 10 ms."""
         group = next((group for group in self._open if call.uid in group.members), None)
         if group is None:
             return

@@ -111,7 +111,10 @@ class WaitWarnings:
         self._checking: asyncio.Task[None] | None = None
 
     def watch(self) -> None:
-        """Schedule a check; called when tasks have been sent or a worker has been lost."""
+        """Schedule a check if none is scheduled.
+
+        Called when tasks have been sent or a worker has been lost.
+        """
         if self._timer is None:
             self._check_in(FIRST)
 

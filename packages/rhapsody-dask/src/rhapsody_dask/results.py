@@ -47,11 +47,11 @@ PAUSE = 0.01
 """Seconds to wait for further replies after a batch of more than `MANY` replies."""
 
 PATIENCE = 0.5
-"""Largest number of seconds that a batch waits for the previous one."""
+"""Longest time in seconds that a batch waits for the previous one."""
 
 
 class Held:
-    """Value on a worker, which Dask keeps as long as this object exists.
+    """Value that Dask keeps on a worker as long as this object exists.
 
     Implements `rhapsody.task.HeldValue`.
 
@@ -77,7 +77,7 @@ class Held:
         """Fetch the value.
 
         Returns:
-            The task's description, which contains the value, or the error if the value was lost.
+            The task's description. It contains the value or, if the value was lost, the error.
         """
         return await self._fetch(self.call)
 
@@ -152,7 +152,7 @@ class Results:
     # Reports to the engine.
 
     def announce(self, call: Call) -> None:
-        """Report that a task is running, unless that was reported before."""
+        """Report that a task is running, unless this has already been reported."""
         if call.announced:
             return
         call.announced = True
@@ -183,7 +183,13 @@ class Results:
             self.ended.set()
 
     def settle(self, call: Call, state: str) -> None:
-        """End a task that has run; `state` is `"done"`, `"failed"` or `"canceled"`."""
+        """End a task that has run.
+
+        Args:
+            call: The task.
+            state: `"done"`, `"failed"` or `"canceled"`. A task with an error always ends as failed;
+                another task whose cancellation was requested always ends as canceled.
+        """
         self._wake(call)
         if call.uid not in self._tasks:
             return
@@ -274,7 +280,7 @@ class Results:
 
     @staticmethod
     def _wake(call: Call) -> None:
-        """Wake the coroutine that is fetching a task's value: the value has arrived or was lost."""
+        """Wake the coroutine that waits for a task's value, which has arrived or was lost."""
         if call.waiter is not None:
             if call.error is not None:
                 call.task["exception"] = call.error
@@ -367,7 +373,7 @@ class Results:
     # Replies.
 
     def fetch(self, key: str) -> None:
-        """Fetch a reply that is in a worker's memory, with the next batch."""
+        """Fetch a reply from a worker's memory with the next batch."""
         if self._closed or key not in self.calls:
             return
         self._queue.append(key)
@@ -377,7 +383,7 @@ class Results:
     def refetch_others(self, key: str) -> None:
         """Fetch the other replies of a batch again after one was lost with its worker.
 
-        `gather` returns no reply of the batch until Dask has run that task again.
+        `gather` returns no reply of the batch until Dask has run the task of the lost reply again.
         """
         for other in self._in_flight.pop(key, ()):
             if other != key and other in self._in_flight:
@@ -529,7 +535,11 @@ def reference_lost(call: Call) -> ReferenceLostError:
 
 
 def _error(call: Call, reply: Reply) -> BaseException:
-    """Return the task's exception, with the worker's traceback as its cause."""
+    """Return the task's exception, with the worker's traceback as its cause.
+
+    Returns:
+        The exception, or a `TaskFailedError` if the exception cannot be unpickled.
+    """
     try:
         return unpack_error(reply.payload)
     except BaseException as error:  # unpickling runs the objects' own code

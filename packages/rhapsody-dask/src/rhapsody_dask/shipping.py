@@ -34,7 +34,7 @@ PACKAGES = ("rhapsody", "rhapsody_guard", "rhapsody_dask")
 WAITS = 20
 """Number of killed workers to which a task may have been assigned without starting.
 
-If another worker is killed after that, the task fails.
+If one more such worker is killed, the task fails.
 """
 
 LEFT_OUT = ("rhapsody/cli/", "rhapsody/testing/", "rhapsody/observers/")
@@ -88,7 +88,7 @@ class _Cargo:
     All plugins in a process import from one file, whose path is in `sys.path` once for each plugin.
 
     Args:
-        sources: The content of the zip file, `None` to send no sources.
+        sources: The content of the zip file, or `None` to send no sources.
         wanted: The versions that installed packages must have, by distribution.
     """
 
@@ -149,7 +149,7 @@ class _Cargo:
 
 
 class WorkerSetup(WorkerPlugin):
-    """Worker plugin that opens the backend's site on each worker, including later ones."""
+    """Worker plugin that opens the backend's site on all present and future workers."""
 
     def __init__(
         self, cargo: _Cargo, session: str, grace: float, notes: str | None, *, own: bool
@@ -190,7 +190,7 @@ class WorkerSetup(WorkerPlugin):
 
 
 class ModulesSetup(WorkerPlugin):
-    """Worker plugin that sends the main program's modules to each worker, including later ones."""
+    """Worker plugin that sends the main program's modules to all present and future workers."""
 
     def __init__(self, session: str, modules: bytes, reference: bytes) -> None:
         self.name: str = f"rhapsody-{session}-modules-{reference.hex()}"
@@ -314,7 +314,10 @@ class SchedulerSetup(SchedulerPlugin):
         self.cargo.discard()
 
     def remove_worker(self, scheduler: Any, worker: str, **options: Any) -> None:
-        """Publish the loss of a worker; called by Dask after the worker's tasks changed state."""
+        """Publish the loss of a worker.
+
+        Called by Dask after the worker's tasks have changed their states.
+        """
         started = [] if self.notes is None else self._retry(worker)
         self.changes += [(key, "stuck") for key in _stuck(scheduler)]
         self._publish()
@@ -368,7 +371,7 @@ def modules_plugin(session: str, modules: bytes) -> PackedWorkerSetup:
 def plugins(
     session: str, grace: float, *, client: str | None, notes: str | None = None
 ) -> tuple[PackedSchedulerSetup, PackedWorkerSetup]:
-    """Return the plugins for one backend.
+    """Return the scheduler plugin and the worker plugin of one backend.
 
     Args:
         session: The backend's session.
@@ -376,7 +379,8 @@ def plugins(
         client: On an existing cluster, the client's id: the plugins contain the sources, and are
             removed when this client has disconnected. `None` for a cluster that the backend
             started.
-        notes: The directory in which workers record their running attempts, `None` to record none.
+        notes: The directory in which workers record their running attempts, or `None` to record
+            none.
     """
     cargo = _Cargo(archive() if client is not None else None, versions())
     return (

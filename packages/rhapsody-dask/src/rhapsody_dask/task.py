@@ -35,15 +35,15 @@ from rhapsody_dask.worker.messages import BIG, Order, Value, file_here, key_of, 
 
 
 class Demand(NamedTuple):
-    """Annotations of a task for Dask; tasks with equal annotations are sent in one graph.
+    """Annotations of a task for Dask; consecutive tasks with equal ones are sent in one graph.
 
     Attributes:
         resources: Names and amounts of worker resources.
         priority: Dask's priority; higher values run first.
         retries: Number of retries by Dask itself.
         workers: The workers that may run the task; empty if all may.
-        allow_other_workers: True if `workers` is only a preference: other workers may run the task,
-            too.
+        allow_other_workers: True if `workers` is only a preference: other workers may run the task
+            as well.
     """
 
     resources: tuple[tuple[str, float], ...] = ()
@@ -53,7 +53,7 @@ class Demand(NamedTuple):
     allow_other_workers: bool = False
 
     def keywords(self) -> dict[str, Any]:
-        """Return the keywords of `Client.map`."""
+        """Return the annotations that differ from their defaults, as keywords of `Client.map`."""
         keywords: dict[str, Any] = {}
         if self.resources:
             keywords["resources"] = dict(self.resources)
@@ -177,13 +177,17 @@ def problem(
 def unknown(
     name: str, demanded: Demand, workers: Mapping[str, Mapping[str, Any]], names: Sequence[Any]
 ) -> str | None:
-    """Return an error message if none of a task's `workers` is in the cluster, `None` otherwise.
+    """Return an error message if none of the workers that may run a task is in the cluster.
 
     Args:
         name: The task's name.
         demanded: The task's annotations for Dask.
         workers: The scheduler's description of each worker.
         names: The names of all workers, including those that are starting.
+
+    Returns:
+        The message, or `None` if one of these workers is in the cluster or any worker may run the
+        task.
     """
     wanted = [str(worker) for worker in demanded.workers]
     if not wanted or demanded.allow_other_workers:
@@ -213,26 +217,28 @@ class Call:
         uid: The task's uid.
         key: The task's key in Dask.
         demand: The task's annotations for Dask.
-        future: Dask's future, `None` until the task is sent.
+        future: Dask's future; `None` until the task is sent.
         entries: The large arguments that the task uses.
         references: The keys of the tasks whose values the task uses on the worker.
-        sources: The futures of those tasks, which make Dask keep the values.
+        sources: The futures of those tasks. Dask keeps the values while these futures exist.
         referred_to: True if other tasks use the task's value on the workers.
         grouped: True if the task is in a group or may be added to one. Other tasks cannot use its
             value on the workers.
         links: The links to the task's input files, if the files are sent to the worker by content.
         refetched: True if fetching the task's reply has failed once.
         cancelled: True if the task's cancellation was requested.
-        started: True if the task is known to have started; a cancellation must wait for its end.
-        finished: True if Dask has the task's reply.
+        started: True if the task is known to have started. A cancellation is then reported only
+            when the task has ended.
+        finished: True if the task has ended in Dask, with a reply or with an error.
         announced: True if the task has been reported as running.
-        ready: The `ready` of a service, otherwise `None`.
+        ready: The `ready` setting of a service; `None` for other tasks.
         readiness: Notifies the engine that the service is ready; `None` for other tasks.
         error: The error with which the task fails, or `None`.
-        worker: The address of the worker that runs the task, `None` until a worker reports it.
-        token: The id of the start that the worker reported; another start, if Dask reruns the task,
+        worker: The address of the worker that runs the task; `None` until a worker reports the task
+            as running.
+        token: The id of the start that the worker reported. If Dask reruns the task, the new start
             has another id.
-        refusal: The asyncio task that detects that the scheduler has rejected the task.
+        refusal: The asyncio task that detects a rejection of the task by the scheduler.
         watch: The asyncio task that waits for a callable `ready`.
         waiter: The future that is set when the task's held value has arrived or was lost; `None`
             unless the value is being fetched.
@@ -275,10 +281,12 @@ def named(call: Call) -> str:
 
 
 def details(task: TaskDescription, demand: Demand, own: str) -> dict[str, Any]:
-    """Return the settings that the worker needs in addition to the call; empty for plain functions.
+    """Return the settings that the worker needs in addition to the call.
+
+    The dict is empty for the call of a plain function.
 
     Args:
-        task: The task's description. This function sets the path of its sandbox if it needs one.
+        task: The task's description. If the task needs a sandbox, this function sets its path.
         demand: The task's annotations for Dask.
         own: The parent directory of sandboxes for which the engine has not chosen a path.
 
@@ -349,7 +357,7 @@ FILES = (InputFile, OutputFile, OutputDir)
 """Types of declared files, which are bound to the task's sandbox on the worker."""
 
 STAND_INS: frozenset[object] = PLAIN | {Value, Reference, InputFiles, *FILES}
-"""Types that are never packed separately."""
+"""Types whose values are never packed separately."""
 
 
 class Packer:
@@ -359,7 +367,8 @@ class Packer:
 
     Args:
         session: The backend's session.
-        threshold: Size in bytes from which a function or an argument is shared; `None` shares none.
+        threshold: Size in bytes from which a function or an argument is shared, or `None` to share
+            none.
 
     Attributes:
         modules: The main program's own modules, packed by `rhapsody.sdk.own_modules`.
@@ -464,14 +473,20 @@ class Packer:
         return self._dumps(task, (args, kwargs), dumps)
 
     def _big(self, value: Any) -> None:
-        """Pack an argument separately; its length alone shows that it is large."""
+        """Pack a large argument separately; its type is in `FLAT`, so its length is its size."""
         if id(value) not in self._bigs:
             self._bigs[id(value)] = Big(value, pack(value)[0], [])
 
     def _known_apart(
         self, args: tuple[Any, ...], kwargs: dict[str, Any], bigs: list[Big], held: int
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Replace the arguments that are packed separately with placeholders, and add to `bigs`."""
+        """Replace each separately packed argument with a placeholder.
+
+        The packed arguments are appended to `bigs`, each of them once.
+
+        Returns:
+            The arguments and the keyword arguments with placeholders.
+        """
         places: dict[int, Value] = {}
 
         def apart(value: Any) -> Any:
@@ -585,8 +600,8 @@ class Submission:
         links: The registered input files of tasks.
         view: The checks of whether the workers see a directory.
         shared: The large arguments on the cluster.
-        share_over: Size in bytes from which an argument is shared; `None` shares none.
-        cluster: The LocalCluster that the backend started, `None` for an existing cluster.
+        share_over: Size in bytes from which an argument is shared, or `None` to share none.
+        cluster: The LocalCluster that the backend started, or `None` for an existing cluster.
     """
 
     def __init__(
@@ -677,7 +692,12 @@ class Submission:
         return [*entries[:files], *references, *entries[files:]]
 
     async def _files(self, call: Call, more: dict[str, Any]) -> list[Big]:
-        """Add a task's input files to its settings, and return the contents to send."""
+        """Add a task's input files to its settings.
+
+        Returns:
+            A list with the archive of the files, or an empty list if the workers see the sandbox's
+            parent directory or there are no files.
+        """
         links = self._links.take(call.uid)
         if await self._view.sees(os.path.dirname(more["sandbox"])):
             if links:

@@ -64,7 +64,7 @@ class Entry:
 
     @property
     def lost(self) -> bool:
-        """True if the cluster no longer holds the argument, because its workers were lost."""
+        """True if the cluster no longer holds the argument, because a worker was lost."""
         return getattr(self.future, "status", "finished") != "finished"
 
 
@@ -136,7 +136,7 @@ class Shared:
         """Remove a user from an entry.
 
         An entry without users is dropped after `LINGER` seconds, or earlier if the entries without
-        users are larger than `IDLE`.
+        users are together larger than `IDLE`.
         """
         entry.users -= 1
         if entry.users == 0:

@@ -63,8 +63,8 @@ class Reply:
         buffers: The large buffers of the value.
         more: `stdout`, `stderr`, `exit_code`, `sandbox`, `files` and `left_out`, where they apply.
         worker: The address of the worker that ran the task.
-        kept: On a worker, a tuple that contains the unpacked value, once a task has used the value
-            and if its type is in `UNCHANGEABLE`; otherwise `None`.
+        kept: A tuple with the unpacked value, for later tasks on the same worker. `None` until a
+            task has used the value, and for types that are not in `UNCHANGEABLE`.
     """
 
     __slots__ = ("buffers", "kept", "kind", "more", "payload", "worker")
@@ -165,7 +165,7 @@ def pack(value: Any) -> tuple[bytes, list[pickle.PickleBuffer]]:
 
 
 def unpack(payload: Any, buffers: Sequence[Any] = ()) -> Any:
-    """Unpickle a value, which shares the memory of the buffers."""
+    """Unpickle a value. The value shares the memory of the buffers."""
     return pickle.loads(payload, buffers=buffers)  # noqa: S301 - made by `pack` on our side
 
 
@@ -175,7 +175,7 @@ def read_only(buffers: Sequence[Any]) -> list[memoryview]:
 
 
 def writable(buffers: Sequence[Any]) -> list[Any]:
-    """Return writable buffers: copies of those that are read-only."""
+    """Return the buffers, with writable copies of those that are read-only."""
     return [bytearray(b) if memoryview(b).readonly else b for b in buffers]
 
 

@@ -40,7 +40,7 @@ from rhapsody_dask.worker.site import Running, Site, supervisor
 
 
 def prepare(site: Site, order: Order, running: Running, values: Sequence[Any]) -> str:
-    """Create the sandbox of a task that starts, with its input files.
+    """Create the sandbox of a task that is starting, and put its input files there.
 
     Dask reruns the tasks of lost workers. A lost worker may only have lost its connection, and may
     still be writing to the task's sandbox. Each further start of the task therefore uses a
@@ -82,8 +82,8 @@ def pack_files(files: Iterable[tuple[str, str]]) -> tuple[bytes, list[str]]:
     """Pack files and directories, given as pairs of a name and a path.
 
     Returns:
-        The bytes, and the names of entries that were left out: dangling links, links that lead out
-        of a directory, pipes, sockets and devices.
+        The archive, and the names of entries that were left out: dangling links, links that lead
+        out of a directory, pipes, sockets and devices.
     """
     target = io.BytesIO()
     left_out: list[str] = []
@@ -111,7 +111,10 @@ def _add(archive: tarfile.TarFile, name: str, path: str, left_out: list[str]) ->
 
 
 def unpack_files(packed: Any, directory: str) -> None:
-    """Extract packed files to a directory; keep existing files, and write nothing elsewhere."""
+    """Extract packed files to a directory.
+
+    Existing files are kept, and nothing is written outside the directory.
+    """
     with tarfile.open(fileobj=io.BytesIO(packed), mode="r") as archive:
         for member in archive.getmembers():
             if not os.path.lexists(os.path.join(directory, member.name)):

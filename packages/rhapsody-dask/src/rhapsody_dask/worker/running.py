@@ -170,7 +170,7 @@ def _outcome(site: Site, order: Order, running: Running, values: Sequence[Any]) 
 
 
 def worker_loop() -> WorkerLoop:
-    """Return the event loop of this thread, which is created on the first call."""
+    """Return this thread's event loop; the first call creates it."""
     loop = getattr(_own, "loop", None)
     if loop is None:
         loop = _own.loop = WorkerLoop()

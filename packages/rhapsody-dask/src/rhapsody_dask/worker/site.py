@@ -34,7 +34,7 @@ class Waiting:
 
 
 class Gate:
-    """Cores and GPUs of one worker.
+    """Allocator of one worker's cores and GPUs, with a queue of the tasks that wait for cores.
 
     Args:
         cores: Number of cores.
@@ -50,7 +50,7 @@ class Gate:
         self._queue: deque[Waiting] = deque()
 
     def enter(self, cores: float) -> Waiting | None:
-        """Take cores, or join the queue if they are not free.
+        """Take cores, or join the queue if they are not free or other tasks are waiting.
 
         Returns:
             `None` if the task has its cores, otherwise the entry to pass to `wait`.
@@ -213,7 +213,7 @@ def started_on(directory: str, address: str) -> frozenset[bytes]:
 
 
 class Notes:
-    """File of the attempts that run on a worker, which the scheduler reads if the worker is killed.
+    """File that lists the attempts on a worker; the scheduler reads it if the worker is killed.
 
     A task may kill its worker before any message about it is sent, but the contents of a file are
     kept. The methods are called under the site's lock. The file stays open until the process ends.
@@ -248,12 +248,13 @@ class Running:
         cancelled: True if the task's cancellation was requested.
         stop: Function that stops the task, on any thread; `None` if the task cannot be stopped.
         context: The value of `current_task()` in the task.
-        waiting: The task's entry in the gate's queue, `None` if it did not have to wait.
+        waiting: The task's entry in the gate's queue, or `None` if the task did not have to wait.
         cores: Number of cores that the task has taken from the gate.
         gpus: The names of the GPUs that the task has taken from the gate.
-        place: The offset of the task's mark in the worker's notes, `None` until it has its cores.
+        place: The offset of the task's mark in the worker's notes; `None` until the task has its
+            cores, or if the worker writes no notes.
         since: The time when the task received its cores, by the monotonic clock.
-        replies: The replies so far of a group; `None` for other tasks.
+        replies: The replies of a group so far; `None` for other tasks.
     """
 
     __slots__ = (
@@ -289,7 +290,7 @@ class Site:
         worker: Dask's worker.
         session: The backend's session.
         grace: Seconds between SIGTERM and SIGKILL.
-        notes: The directory for notes about running attempts, `None` to write none.
+        notes: The directory for notes about running attempts, or `None` to write none.
     """
 
     def __init__(
@@ -319,7 +320,7 @@ class Site:
         """Register a task as started.
 
         Returns:
-            False if the task or its group has already been canceled.
+            True if the task may start, False if the task or its group has already been canceled.
         """
         with self._lock:
             if group is not None and group.cancelled:
@@ -392,7 +393,7 @@ class Site:
             uid: The uid of the call.
 
         Returns:
-            The replies, `None` if the call is no longer running.
+            The replies, or `None` if the call is no longer running.
         """
         with self._lock:
             running = self._running.get(group)
@@ -490,7 +491,7 @@ def close_site(worker: Worker, session: str) -> None:
 
 
 def site_of(worker: Worker, session: str) -> Site | None:
-    """Return a backend's site on a worker, `None` if it is not open."""
+    """Return a backend's site on a worker, or `None` if the site is not open."""
     return _sites.get((session, worker.address))
 
 
