@@ -1,4 +1,4 @@
-"""Interface of backends, which run tasks, and registry of backends.
+"""Backends, which run the engine's tasks: their interface, base classes and registry.
 
 This is a public package for plugin authors. Its names are imported on first use.
 """

@@ -62,8 +62,8 @@ class Session:
     Attributes:
         uid: Identifier of the backend object, unique across backends and processes.
         path: The parent directory for the backend's files, initially the current directory. An
-            engine that starts the backend sets `path` to the engine's directory, unless the
-            backend has changed it before. The session does not create the directory.
+            engine that starts the backend sets `path` to the engine's directory, unless `path` has
+            already been changed. The session does not create the directory.
     """
 
     uid: str = field(default_factory=lambda: f"rhapsody.session.{uuid.uuid4().hex[:12]}")
@@ -105,8 +105,8 @@ class BackendState(str):
 class BaseExecutionBackend(ABC):
     """Interface between the engine and a backend; `ManagedBackend` implements most of it.
 
-    Awaiting a backend object starts the backend and returns the object, which is also an
-    asynchronous context manager. All coroutines run on the engine's loop.
+    Awaiting a backend object starts the backend and returns the object. The object is also an
+    asynchronous context manager. The engine calls all coroutine methods on its event loop.
 
     Attributes:
         name: The name by which users select the backend. It also appears in messages.
@@ -115,7 +115,7 @@ class BaseExecutionBackend(ABC):
             required, fetched or linked.
         shares_memory: True if functions run in the process of the main program and see the values
             that the main program sets in its modules. If a result depends on such values, a
-            resumed run reuses it only on a backend with the same `shares_memory`.
+            resumed run reuses the result only on a backend with the same `shares_memory`.
         session: The identity and directory of this object.
     """
 
@@ -172,8 +172,8 @@ class BaseExecutionBackend(ABC):
                 `sandbox` and `metadata`; `None` if `file_path` is given.
             dst_task: The description of the task that needs the file; this method may modify it.
             file_name: The name under which `dst_task` expects the file.
-            file_path: The absolute path of a file that the engine can read, `None` if `src_task` is
-                given.
+            file_path: The absolute path of a file that the engine can read, or `None` if `src_task`
+                is given.
 
         Returns:
             Anything; the engine ignores it.
@@ -283,7 +283,7 @@ class CompletedExecutable(NamedTuple):
 
 
 def _also_as_callback(method: F) -> F:
-    """Decorate `register_callback` so that it also accepts its argument as `callback`."""
+    """Decorate `register_callback` so that it also accepts the keyword argument `callback`."""
 
     @wraps(method)
     def either(self: Any, func: Any = None, *, callback: Any = None) -> Any:
@@ -304,7 +304,7 @@ class ManagedBackend(BaseExecutionBackend):
     subclass.
 
     Args:
-        max_running: Maximum number of concurrent calls of `run_task`, `None` for no limit. Tasks
+        max_running: Maximum number of concurrent calls of `run_task`, or `None` for no limit. Tasks
             beyond the limit wait and are not reported as running, so their timeouts do not start.
             Services do not count and do not wait.
         name: The name of this object, which distinguishes it from other backends of its class in
@@ -534,7 +534,9 @@ class ManagedBackend(BaseExecutionBackend):
         return batch
 
     def accept(self, task: TaskDescription) -> None:
-        """Add a task to `open_tasks`, so that one terminal state is reported for it.
+        """Add a task to `open_tasks`.
+
+        `task_state_cb` then reports the first terminal state of the task and ignores later ones.
 
         Raises:
             BackendError: A task with this uid is already open.
@@ -726,7 +728,7 @@ def _completed(
         The valid descriptions, and the invalid ones with their errors.
 
     Raises:
-        TypeError: The batch is not a list of dicts.
+        TypeError: An item of the batch is not a dict.
     """
     valid: list[TaskDescription] = []
     problems: list[tuple[TaskDescription, Exception]] = []
@@ -745,7 +747,11 @@ def _completed(
 
 
 def _complete(task: Any) -> Exception | None:
-    """Add missing keys to a description. Return an error if it is invalid, otherwise `None`."""
+    """Add missing keys to a description, and check the description.
+
+    Returns:
+        The error, or `None` if the description is valid.
+    """
     uid = task.setdefault("uid", "")
     for key, value in (("args", ()), ("kwargs", {}), ("task_backend_specific_kwargs", {})):
         if task.get(key) is None:

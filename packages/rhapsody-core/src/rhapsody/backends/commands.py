@@ -200,7 +200,8 @@ class CommandBackend(SharedSandboxes, ManagedBackend):
             running: True if the job is running, False if it is waiting, `None` if it is not listed.
 
         Returns:
-            False if the job is waiting, or was and is running; otherwise True.
+            False if the job is waiting, or is running and was already known to be running;
+            otherwise True.
         """
         code = exit_code(job.task) if running is None else None
         if running is not None:

@@ -86,20 +86,21 @@ class BackendDescription:
         name: The name under which the backend is registered.
         usable: True if the backend can be used here, as far as this can be determined without
             importing its class.
-        reason: The reason why the backend cannot be used, `None` if it is usable.
-        remedy: The fix, if possible as a command; `None` if the backend is usable.
-        distribution: The distribution that contains the backend, `None` for a backend that was
+        reason: The reason why the backend cannot be used, or `None` if it is usable.
+        remedy: The fix, if possible as a command, or `None` if the backend is usable.
+        distribution: The distribution that contains the backend, or `None` for a backend that was
             registered at run time.
         version: The version of the distribution.
         summary: A description in one line.
         api_version: The version of the plugin interface that the backend was written for.
         import_path: The import path of the backend's class.
         requires: The distributions that the backend requires, as requirement strings.
-        capabilities: The backend's capabilities, `None` if they are not declared.
+        capabilities: The backend's capabilities, or `None` if they are not declared.
         conflicts: Entry points of other distributions that claim the same reserved name and are
             therefore not used, each as a text with the reason.
 
-    If the plugin's declaration cannot be loaded, the attributes that it sets keep their defaults.
+    If the plugin's declaration of the backend cannot be loaded, the attributes that are read from
+    the declaration keep their defaults.
     """
 
     name: str
@@ -168,8 +169,8 @@ class BackendRegistry:
             A subclass of `BaseExecutionBackend`.
 
         Raises:
-            ValueError: No backend has this name. The message lists the names, the closest match,
-                and the distribution to install if one is known.
+            ValueError: No backend has this name. The message lists the available names and, if
+                known, the closest match and the distribution to install.
             ImportError: The backend cannot be used, or its class cannot be imported.
             TypeError: The name is not a string, or the import path does not lead to a valid backend
                 class.
@@ -276,7 +277,8 @@ class BackendRegistry:
             name: A backend's name, or `None` for all backends.
 
         Returns:
-            A description; for `None`, a dict of all descriptions, sorted by name.
+            The backend's description; if `name` is `None`, a dict that maps the names of all
+            backends, in sorted order, to their descriptions.
 
         Raises:
             ValueError: No backend has this name.
@@ -292,12 +294,12 @@ class BackendRegistry:
 
 
 def discover_backends() -> dict[str, bool]:
-    """Check for every backend if it can be used here. Imports no library.
+    """Check which backends can be used here. Imports no library.
 
     `BackendRegistry.describe` returns more, including the reasons.
 
     Returns:
-        A dict with the name of every backend, and True if the backend can be used, otherwise False.
+        A dict that maps each backend's name to True if the backend can be used, otherwise to False.
     """
     return {name: known.usable for name, known in BackendRegistry.describe().items()}
 
@@ -321,7 +323,7 @@ def get_backend(backend_name: str, *args: Any, **kwargs: Any) -> BaseExecutionBa
 
 
 def normalize_name(name: str) -> str:
-    """Return the normalized form of a backend name, in which names are compared."""
+    """Return the form in which backend names are compared: lower case, with `_` for `-`."""
     return name.strip().lower().replace("-", "_")
 
 
@@ -353,8 +355,8 @@ def claim(key: str) -> PluginEntry:
 
     Raises:
         KeyError: No distribution claims the name.
-        UnusableError: The name is reserved and only other distributions claim it, or several
-            entry points claim it.
+        UnusableError: The name is reserved and only other distributions claim it, several
+            distributions claim it, or one distribution claims it with different entry points.
     """
     entries = _claims()[key]
     owner = PUBLISHED.get(key)
@@ -438,7 +440,12 @@ def _spec(key: str, entry: PluginEntry) -> BackendSpec:
 
 
 def _check_usable(spec: BackendSpec, distribution: str) -> None:
-    """Raise `UnusableError` unless the API version fits and the requirements are installed."""
+    """Check the interface version, the requirements and the module of a backend.
+
+    Raises:
+        UnusableError: The backend was written for another version of the plugin interface, a
+            requirement is malformed or not met, or the top-level module cannot be found.
+    """
     from packaging.requirements import InvalidRequirement, Requirement
 
     if spec.api_version != API_VERSION:
@@ -533,8 +540,8 @@ def _installed_owner(key: str) -> tuple[str, object] | None:
     """Return the owner of a name that an installed distribution claims or that is reserved.
 
     Returns:
-        The owner, for messages, and the class or import path that it declares, or `None` if that is
-        not known. `None` instead of the pair if the name is free.
+        A text for messages that names the owner, and the class or import path that the owner
+        declares (`None` if it is not known). If the name is free, `None` instead of this pair.
     """
     if key not in _claims():
         owner = PUBLISHED.get(key)

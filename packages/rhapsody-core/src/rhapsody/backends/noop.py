@@ -19,10 +19,10 @@ _DONE = TasksMainStates.DONE
 
 
 class NoopExecutionBackend(ManagedBackend):
-    """Backend that completes each task inside `submit_tasks`, with `"Dummy Output"`.
+    """Backend that completes tasks inside `submit_tasks`, with the result `"Dummy Output"`.
 
-    A service is reported as running until it is canceled. Any request for resources is accepted, so
-    that any workflow can be tried.
+    A service is reported as running, and ends only when it is canceled. Any request for resources
+    is accepted, so that any workflow can be tried.
 
     Args:
         resources: Ignored; accepted so that the backend can replace another.
@@ -50,7 +50,7 @@ class NoopExecutionBackend(ManagedBackend):
         super().__init__(name=name)
 
     async def submit_tasks(self, tasks: Sequence[TaskDescription]) -> None:
-        """Complete all tasks before returning, except services, which start to run."""
+        """Complete all tasks except services, and report the services as running."""
         for task in self.admit(tasks):
             if task["is_service"]:
                 self.accept(task)
@@ -63,7 +63,7 @@ class NoopExecutionBackend(ManagedBackend):
             self.report_state(task, _DONE)
 
     async def cancel_task(self, uid: str) -> bool:
-        """End a service; other tasks have ended already."""
+        """End a service. Return False for any other task, because it has already ended."""
         task = self.open_tasks.get(uid)
         if task is None:
             return False

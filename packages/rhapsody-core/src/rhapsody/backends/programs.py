@@ -38,7 +38,7 @@ __all__ = ["LocalPrograms", "SharedSandboxes"]
 
 
 class SharedSandboxes:
-    """Base class that links files between sandboxes that tasks see under the engine's paths.
+    """Base class that links files into sandboxes, for backends whose tasks see the engine's paths.
 
     With this class a backend can declare `files` and `shared_file_system`. If a task's description
     names a sandbox, the backend must create it with `rhapsody.sdk.make_sandbox`.
@@ -70,7 +70,7 @@ class SharedSandboxes:
         link_into(self.sandbox_of(dst_task), name, source)
 
     def link_implicit_data_deps(self, src_task: Mapping[str, Any], dst_task: Any) -> None:
-        """Link all files in the sandbox of `src_task`, except output, into that of `dst_task`."""
+        """Link all files in one sandbox, except captured output, into the sandbox of `dst_task`."""
         link_all(self.sandbox_of(src_task), self.sandbox_of(dst_task))
 
     def sandbox_of(self, task: Mapping[str, Any]) -> str:
@@ -205,7 +205,7 @@ def write_again(task: TaskDescription) -> str:
 
 
 def _parted(variables: Mapping[str, str]) -> tuple[dict[str, str], dict[str, str]]:
-    """Return the variables whose names look secret, and the other variables."""
+    """Return the variables whose names look secret and are valid in a shell, and the others."""
     secret = {
         name: value
         for name, value in variables.items()

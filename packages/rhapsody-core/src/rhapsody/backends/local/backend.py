@@ -169,8 +169,8 @@ class LocalExecutionBackend(SharedSandboxes, ManagedBackend):
 
     A function that runs on a thread cannot be stopped: unless it checks `current_task().cancelled`,
     it continues and occupies its slot. The same applies to every function and coroutine that runs
-    on a given executor. All other tasks can be stopped. All coroutine functions with `cores=0`
-    share one thread.
+    on a given executor. All other tasks can be stopped. All coroutine functions that request
+    `cores=0` and no GPUs share one thread.
 
     The output of an executable is in `.rhapsody.stdout` and `.rhapsody.stderr` in its sandbox. The
     output of a function is written to files only if it exceeds 1 MiB or with `capture="files"`.
@@ -481,7 +481,7 @@ class LocalExecutionBackend(SharedSandboxes, ManagedBackend):
     def _next_short(self, before: Job) -> tuple[Job, bytearray] | None:
         """Take the next job from the queue if it can be sent ahead to the worker of `before`.
 
-        It then starts when `before` releases its slots.
+        The job then starts when `before` has released its slots.
 
         Returns:
             The job and its packed call, or `None`.
@@ -523,7 +523,7 @@ class LocalExecutionBackend(SharedSandboxes, ManagedBackend):
             )  # fmt: skip
 
     def _pump(self) -> None:
-        """Start queued jobs that fit. After about 5 ms, schedule another call for the rest."""
+        """Start queued jobs that fit. After about 5 ms, schedule a call for the remaining jobs."""
         end = perf_counter() + TURN
         while self._queue:
             if perf_counter() > end:
@@ -546,7 +546,7 @@ class LocalExecutionBackend(SharedSandboxes, ManagedBackend):
     # States out.
 
     def _announce(self, job: Job, attach: Callable[..., None] | None = None) -> None:
-        """Report a job as running if that has not been done and the job has not ended.
+        """Report a job as running, unless it has already been reported or has ended.
 
         `attach` is passed to the engine, which calls it with the future of a service's readiness.
         """

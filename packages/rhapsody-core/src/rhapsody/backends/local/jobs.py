@@ -184,7 +184,7 @@ ONE_FUNCTION = Request(cores=1, workers=1)
 
 
 class Slots:
-    """Free resources of the host, and their assignment to jobs.
+    """Allocator of the host's resources: assigns free resources to jobs and takes them back.
 
     Args:
         machine: All resources of the host.
@@ -213,7 +213,7 @@ class Slots:
         """Assign the requested resources to a job.
 
         Returns:
-            `True`, or `False` if the resources are not free.
+            `True` if the resources were assigned, `False` if they are not free.
         """
         request = job.request
         if request.workers > self._workers or not self.fits(
@@ -301,7 +301,7 @@ class Queue:
         (self._functions if item.request.workers else self._programs).append(item)
 
     def withdraw(self, item: Job) -> bool:
-        """Remove a job; return `False` if it is not in the queue."""
+        """Remove a job. Return True if the job was in the queue, otherwise False."""
         with self._lock:
             waits, item.waits = item.waits, False
             return waits
@@ -313,8 +313,9 @@ class Queue:
         waiting for the loop.
 
         Returns:
-            The job, or `None` if its request is not the same object, or if executables or passed
-            jobs are waiting: `pop` then selects the next job.
+            The job, or `None` if the request of the next job is not the same object, or if no
+            function is waiting. Also `None` if executables or passed jobs are waiting, because
+            then only `pop` may select the next job.
         """
         functions = self._functions
         with self._lock:
@@ -359,14 +360,19 @@ class Queue:
                 return None
 
     def first(self) -> Job | None:
-        """Return the next function task, or `None` if there is none or other jobs are waiting."""
+        """Return the next function task without removing it.
+
+        Returns:
+            The job, or `None` if no function is waiting. Also `None` if executables or passed jobs
+            are waiting, because then only `pop` may select the next job.
+        """
         functions = self._functions
         while functions and not functions[0].waits:
             functions.popleft()
         return functions[0] if functions and not self._programs and not self._passed else None
 
     def put_back(self, items: Iterable[Job]) -> None:
-        """Return jobs from `take_over` to their places in the queue."""
+        """Put jobs that `take_over` has removed back in their places in the queue."""
         place = 0
         with self._lock:
             for item in items:

@@ -78,11 +78,11 @@ def frame(order: CallSpec, call: Call) -> bytearray:
 
 
 def is_small(values: Iterable[Any], left: int = SMALL, depth: int = DEPTH) -> int:
-    """Subtract the size of values from a number of bytes.
+    """Check that values are small and consist only of values of built-in types.
 
     Returns:
-        The rest of `left`; 0 if the values are larger than `left`, are nested more deeply than
-        `depth`, or are not of built-in types.
+        The number of bytes that remain of `left` after subtracting the size of the values. 0 if
+        the values are too large, are nested more deeply than `depth`, or are not of built-in types.
     """
     for value in values:
         kind = type(value)
@@ -104,7 +104,7 @@ def is_small(values: Iterable[Any], left: int = SMALL, depth: int = DEPTH) -> in
 
 
 class Functions:
-    """Cache of pickled functions, which are reused while pickling again would not change them."""
+    """Cache of pickled functions. A pickle is reused as long as it would not change."""
 
     def __init__(self) -> None:
         import cloudpickle  # type: ignore[import-untyped,unused-ignore]
@@ -153,7 +153,12 @@ class Packed:
 
     @classmethod
     def of(cls, function: Any) -> Packed | None:
-        """Pickle a function. Return `None` if an object to which it refers can change in place."""
+        """Pickle a function.
+
+        Returns:
+            The pickled function, or `None` if the function refers to objects that can change in
+            place or are large, or if it cannot be pickled.
+        """
         packed = cls()
         try:
             if not packed._refer(function):
@@ -181,7 +186,11 @@ class Packed:
         return True
 
     def _refer(self, value: Any) -> bool:
-        """Record the objects that a value refers to. Return True if none can change in place."""
+        """Record the objects that a value refers to.
+
+        Returns:
+            True if all of them are small and none can change in place, otherwise False.
+        """
         kind = type(value)
         self._left -= 8
         if kind in PLAIN:

@@ -50,7 +50,7 @@ PACKER_GRACE = 1.0
 """Number of seconds for which `close` waits for the packer thread."""
 
 ATTEMPTS = 3
-"""Number of workers that may fail to start or end before they start a call; then the call fails."""
+"""Number of workers that are tried for a call. If none of them starts the call, the call fails."""
 
 AHEAD = 64
 """Maximum number of calls that wait in a worker."""
@@ -154,13 +154,21 @@ class ProcessWorkers(JobRunner):
             self._to_packer.put((job, None))
 
     def pack(self, job: Job) -> bool:
-        """Pack a job's call if it is small and packing runs no other code. Return True if it is."""
+        """Pack a job's call, unless the call is large or packing it may run other code.
+
+        Returns:
+            True if the call is packed, otherwise False.
+        """
         if job.call is None:
             job.call = self._functions.pack(job.task)
         return job.call is not None
 
     def cancel(self, job: Job) -> None:
-        """Stop the worker that runs the job, or take the job back if it waits in a worker."""
+        """Cancel a job.
+
+        If a worker is running the job, the worker is stopped. If the job waits in a worker behind
+        another job, it is returned to the queue. Otherwise the job ends immediately.
+        """
         at: Worker | None = job.handle
         if at is not None:
             first = self._take_back(at)
@@ -365,8 +373,8 @@ class ProcessWorkers(JobRunner):
         """Take back the calls that a worker has not started.
 
         Returns:
-            The first of the worker's jobs if it has not started; otherwise `None`. That job keeps
-            its slots.
+            The first of the worker's jobs if it has not started; this job keeps its slots.
+            Otherwise `None`.
         """
         jobs, first = at.take_back(), None
         if jobs and not at.jobs:

@@ -139,7 +139,7 @@ class ProgramMemory(SharedMemory):
             os.close(descriptor)
 
     def take(self) -> Block | None:
-        """Return a free block, or `None` without shared memory. Blocks with pages are preferred."""
+        """Return a free block, preferably one with pages, or `None` if there is no memory file."""
         if self.descriptor is None:
             return None
         for free in (self._warm, self._cold):
@@ -224,7 +224,7 @@ class Block:
         self.size += len(view)
 
     def content(self) -> mmap.mmap | bytearray:
-        """Return the pickle, as in `SharedMemory.read`."""
+        """Return the pickle, as a mapping or a copy; see `SharedMemory.read`."""
         return self._memory.read(self.number, self.size)
 
 

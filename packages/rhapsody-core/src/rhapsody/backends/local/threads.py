@@ -5,8 +5,8 @@ stopped does not delay the end of the main program. Each thread has an event loo
 functions that it runs. Coroutine functions that request no cores run on one shared loop.
 
 A user's executor may run calls in this process or send them to other processes, so an
-`ExecutorCall` packs the call when it is pickled. The executor belongs to the user and is not shut
-down here.
+`ExecutorCall` packs its call only when the executor pickles the object. The executor belongs to the
+user and is not shut down here.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ class ThreadWorkers(JobRunner):
     Args:
         deliver: Called on the worker thread with each job that has ended.
         successor: Called on the worker thread with each job that has ended. Returns the next job if
-            that job needs exactly the same slots, otherwise `None`. The thread then starts the
-            next job without waiting for the loop.
+            it needs exactly the slots of the ended job, otherwise `None`. The thread starts the
+            returned job without waiting for the loop.
         name: The prefix of the threads' names.
     """
 
@@ -239,7 +239,10 @@ class ExecutorWorkers(JobRunner):
         future.add_done_callback(partial(self._done, job))
 
     def cancel(self, job: Job) -> None:
-        """Cancel a call that has not started. A running function can only check `cancelled`."""
+        """Cancel a call that has not started.
+
+        A running function continues unless it checks `cancelled`.
+        """
         job.cancelled = True
         if job.context is not None:
             job.context.request_cancel()
@@ -284,7 +287,7 @@ class ExecutorCall:
         self._job = job
 
     def __call__(self) -> BaseException | None:
-        """Make the call, store its value in the job, and return the exception that it raised."""
+        """Make the call and store its value. Return the exception that it raised, or `None`."""
         job = self._job
         task, context = job.task, job.context
         function = task["function"]

@@ -161,7 +161,7 @@ def received(stream: IOBase) -> tuple[int, int, CallSpec | None, Call] | None:
 
 
 def reply(outcome: CallResult) -> bytes:
-    """Encode an outcome as a reply; `plain` is `None` if the payload is in shared memory."""
+    """Encode an outcome as a reply, with `plain=None` if the payload is in shared memory."""
     version, done, payload, *others = outcome
     if type(payload) is Block:
         others[0], payload = None, BLOCK.pack(payload.number, payload.size)
@@ -210,7 +210,7 @@ def execute(order: CallSpec, call: bytes) -> CallResult:
 
 
 class _WorkerOutput(CapturedOutput):
-    """Captured output of a call, which flushes the worker's streams when the call has ended."""
+    """Captured output of a call. If there was any, the worker's streams are flushed at the end."""
 
     def __exit__(self, *error: object) -> None:
         super().__exit__(*error)
@@ -302,7 +302,7 @@ def log_levels() -> dict[str, int]:
 
 
 def forward_logs(send: Callable[[bytes], object], program: Mapping[str, int]) -> None:
-    """Forward log records from a worker to the program.
+    """Apply the program's log levels in a worker, and forward the worker's records to the program.
 
     Args:
         send: Function that sends a pickled record.
@@ -316,8 +316,9 @@ def forward_logs(send: Callable[[bytes], object], program: Mapping[str, int]) ->
 def handle_log(record: bytes | memoryview) -> None:
     """Handle, in the program, a log record that `forward_logs` has sent.
 
-    Exceptions are not raised but reported in the way of `logging`, so that the program continues to
-    read the result of the task, which follows the record.
+    If handling the record raises an exception, the exception is reported as `logging` reports
+    errors of handlers. The program then continues with the messages that follow, such as the result
+    of the task.
     """
     made = logging.makeLogRecord({"msg": "a log record of a worker process"})
     try:
@@ -333,7 +334,7 @@ _reporter = logging.Handler()
 
 
 class _Forwarder(QueueHandler):
-    """Handler that formats records and sends them, because arguments may not be picklable."""
+    """Handler that sends records. It formats them first, because arguments may be unpicklable."""
 
     def __init__(self, send: Callable[[bytes], object]) -> None:
         super().__init__(None)  # type: ignore[arg-type]

@@ -285,7 +285,7 @@ class Worker:
         self.kill()
 
     def _take_replies(self) -> None:
-        """Parse the complete replies among the received data, without copying their payloads."""
+        """Handle the complete messages in the received data, without copying their contents."""
         received, begin = self._received, 0
         whole = memoryview(received)
         while len(received) - begin >= LENGTHS.size:
@@ -431,9 +431,9 @@ class WorkerContext(ForkServerContext):
             yield
 
     def stop(self) -> None:
-        """Kill the server after all its workers have ended.
+        """Kill the server. Must be called after all its workers have ended.
 
-        If it were not killed, the server would wait for processes that workers have left running,
+        A server that is not killed would wait for processes that its workers have left running,
         such as daemons.
         """
         server: Any = self.server
