@@ -26,7 +26,7 @@ FAULTS: tuple[tuple[Kit, type[SmallBackend], str, str], ...] = (
         Quick,
         faulty.SaysItsEndInWords,
         "test_its_end_is_seconds_or_none",
-        "seconds_left returned '10 min'",
+        "seconds_left must return None or a number of at least 0, got '10 min'",
     ),
     (
         Hurried,
@@ -386,7 +386,7 @@ FAULTS: tuple[tuple[Kit, type[SmallBackend], str, str], ...] = (
         Quick,
         faulty.MapsToNothing,
         "test_its_states_map_has_the_canonical_states",
-        r"get_task_states_map\(\) returned",
+        r"get_task_states_map\(\) must return a StateMapper, got",
     ),
     (
         Quick,

@@ -482,7 +482,7 @@ class TaskFuture(asyncio.Future[T]):
         if name in declared or any(fnmatchcase(name, pattern) for pattern in declared):
             return input_from(self, name)
         there = f"it declares {', '.join(map(repr, declared))}" if declared else (
-            "it declares none: pass it an OutputFile"
+            "it declares no files at all: pass it an OutputFile"
         )  # fmt: skip
         raise DataError(f"{self.name!r} ({self.uid}) declares no file {name!r}; {there}")
 

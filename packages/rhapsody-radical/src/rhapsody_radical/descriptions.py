@@ -90,7 +90,7 @@ def _pilot(settings: dict[str, Any]) -> dict[str, Any]:
     resource = settings["resource"]
     if not isinstance(resource, str) or "." not in resource:
         raise ValueError(
-            f"resources: 'resource' must be a site and a machine such as {LOCAL!r}, got "
+            f"resources: 'resource' must have the form SITE.MACHINE, such as {LOCAL!r}, got "
             f"{resource!r}; `rhapsody doctor` lists the known resources"
         )
     if settings.get("cores") is None and settings.get("nodes") is None:

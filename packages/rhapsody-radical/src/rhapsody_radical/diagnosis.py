@@ -143,7 +143,7 @@ def _shell() -> Iterator[Finding]:
         text = f"the login shell takes {seconds:.0f} s to start; each pilot starts several"
         yield "note", text, cure
     else:
-        yield "ok", f"the login shell starts without output, in {seconds:.2f} s", ""
+        yield "ok", f"the login shell starts in {seconds:.2f} s and prints nothing", ""
 
 
 def _encoding() -> Finding:

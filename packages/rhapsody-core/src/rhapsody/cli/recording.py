@@ -31,7 +31,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     reused = parser.add_mutually_exclusive_group()
     text = "run all tasks (default: resume the last run if it failed or was interrupted)"
     reused.add_argument("--fresh", action="store_true", help=text)
-    text = "run only what has changed since the last run, even if that run succeeded"
+    text = "reuse the valid results of the last run, even if that run succeeded"
     reused.add_argument("--resume", action="store_true", help=text)
     text = "neither reuse nor record results"
     reused.add_argument("--no-journal", action="store_true", help=text)

@@ -167,7 +167,7 @@ class EngineOptions:
         flag("implicit_data"),
     )
     backends: Mapping[str, BackendLike] | Iterable[BackendLike] | None = _option(
-        None, "Additional backends, or a dict of all backends by names of your choice."
+        None, "Additional backends: a list, or a dict by names of your choice."
     )
     work_dir: Path | None = _option(
         None,

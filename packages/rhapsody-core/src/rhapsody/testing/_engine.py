@@ -41,7 +41,7 @@ class Engine(Suite):
         total = await plus(*(plus(1) for _ in range(20)))
         if not self.dry:
             assert [int(result) for result in results] == list(range(1, self.fan + 1))
-            assert int(total) == 41, "a task with twenty dependencies"
+            assert int(total) == 41, "a task with twenty dependencies returned a wrong result"
 
     @check("workflows", dry=True)
     async def test_chains_and_diamonds_run(self, flow: WorkflowEngine) -> None:
@@ -121,7 +121,7 @@ class Engine(Suite):
         await third.shutdown(skip_execution_backend=True)
         assert await state_of(backend) == "running"
         assert self.dry or int(await second(1)) == 2, (
-            "after the shutdown of another engine of the same backend"
+            "tasks must run after another engine of the same backend has shut down"
         )
 
     @check(
@@ -167,7 +167,9 @@ class Engine(Suite):
         with pytest.raises(KitError) as raised:
             await bad
         assert raised.value.args == ("on purpose", 7)
-        assert int(await good) == 3, "a task that does not depend on the failed one"
+        assert int(await good) == 3, (
+            "a task that does not depend on the failed one returned a wrong result"
+        )
         parts = [
             f"raised in {bad.name}('a word')\n",
             f"{bad.uid}, attempt 1, on {flow.backend.name!r}",
@@ -226,7 +228,9 @@ class Engine(Suite):
             ticking.release()
         await future.ended()
         assert await ticking.is_still(), "the work continues after the cancellation"
-        assert int(await self.adder(flow)(1)) == 2, "a task after the cancellation"
+        assert int(await self.adder(flow)(1)) == 2, (
+            "a task called after the cancellation returned a wrong result"
+        )
 
 
 def _task(flow: WorkflowEngine, ticking: Ticking, **settings: Any) -> Any:

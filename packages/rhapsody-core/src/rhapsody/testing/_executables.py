@@ -343,7 +343,7 @@ class Services(Suite):
         service = driver.service(command, ready=ready)
         await driver.submit(service)
         value = await driver.ready(service)
-        assert RUNNING in driver.history(service), "the service was not reported RUNNING"
+        assert RUNNING in driver.history(service), "the service was not reported as RUNNING"
         if expected == "the file":
             assert isinstance(value, str) and os.path.isabs(value), (
                 f"the readiness value must be an absolute path, got {value!r}"
@@ -386,7 +386,7 @@ class Services(Suite):
             await driver.submit(service)
             value, end = await _ready_or_ended(driver, service)
         assert end is not None, (
-            f"the service became ready with {value!r}, although it does not listen"
+            f"the service became ready with {value!r}, but it does not listen on the port"
         )
         assert end.state is FAILED
         assert "ready='tcp'" in str(end.error), "the error must suggest ready='tcp'"
@@ -414,7 +414,9 @@ class Services(Suite):
         service = driver.service("echo broken >&2; exit 3", ready="stdout:never")
         await driver.submit(service)
         value, end = await _ready_or_ended(driver, service)
-        assert end is not None, f"the service became ready with {value!r}"
+        assert end is not None, (
+            f"the service became ready with {value!r}, but it ended without printing 'never'"
+        )
         assert end.state is FAILED, str(end)
 
     @check("services", "shared_file_system")
@@ -422,7 +424,7 @@ class Services(Suite):
     async def test_a_stopped_service_does_nothing_more(self, driver: Driver, kind: Any) -> None:
         service = Ticking(driver, kind)
         await service.start()
-        assert await driver.running(service.task), "the service was not reported RUNNING"
+        assert await driver.running(service.task), "the service was not reported as RUNNING"
         if self.capabilities.cancellation(kind) == "running":
             await cancel(driver, service.task)
             assert await service.is_still(), "the service still runs after its terminal state"

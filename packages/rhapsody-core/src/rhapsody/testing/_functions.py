@@ -133,7 +133,7 @@ class Functions(Suite):
         wrong = {number: count for number, count in enumerate(counts) if count != 1}
         assert not wrong, (
             f"{len(wrong)} of {len(marks)} calls were not executed exactly once; "
-            f"numbers of executions by call: {wrong}"
+            f"executions per call: {wrong}"
         )
 
     @check("submission", times=2)
@@ -202,7 +202,7 @@ class Functions(Suite):
             assert works or (end.state is FAILED and end.error is not None), str(end)
         assert error.state is FAILED and error.error is not None, str(error)
         assert "the odd reason" in f"{error.error!r} {error.error} {error.stderr or ''}"
-        assert neighbor.value == 2, f"another task of the batch: {neighbor}"
+        assert neighbor.value == 2, f"another task of the batch must not be affected: {neighbor}"
 
     @check("exceptions")
     @each_function_kind
@@ -212,7 +212,7 @@ class Functions(Suite):
                 call(driver, kind, "leave", 3), call(driver, kind, "add", 3)
             )
             assert left.state is FAILED and left.error is not None, str(left)
-            assert good.state is DONE, f"another task of the batch: {good}"
+            assert good.state is DONE, f"another task of the batch must not be affected: {good}"
 
     @check("exceptions", "sync_functions", ISOLATED)
     async def test_a_killed_worker_fails_only_its_task(self, driver: Driver) -> None:
@@ -220,9 +220,11 @@ class Functions(Suite):
         ends = await driver.run(*good[:5], driver.call(_work.kill_own_process), *good[5:])
         lost = ends.pop(5)
         assert lost.state is FAILED and isinstance(lost.error, TaskLostError), str(lost)
-        assert [end.value for end in ends] == list(range(1, 11)), "other tasks of the batch"
+        assert [end.value for end in ends] == list(range(1, 11)), (
+            "other tasks of the batch returned wrong results"
+        )
         assert (await driver.run_one(driver.call(_work.add, 1))).value == 2, (
-            "a task after the lost one"
+            "a task submitted after the loss returned a wrong result"
         )
 
     @check("isolation", "sync_functions", COPIES)
@@ -240,9 +242,13 @@ class Functions(Suite):
         big = bytearray(min(self.big_bytes, 5_000_000))
         for number in range(4):
             end = await driver.run_one(driver.call(collect, number, small))
-            assert end.value == ["program", number], f"call {number + 1} with the same list: {end}"
+            assert end.value == ["program", number], (
+                f"call {number + 1} with the same list saw a change by an earlier call: {end}"
+            )
             end = await driver.run_one(driver.call(put_first, big))
-            assert end.value == 0, f"call {number + 1} with the same bytearray: {end}"
+            assert end.value == 0, (
+                f"call {number + 1} with the same bytearray saw a change by an earlier call: {end}"
+            )
         assert small == ["program"] and big[0] == 0, "the program's own objects were changed"
 
     @check("memory", "sync_functions", times=4)

@@ -92,7 +92,7 @@ class Lifecycle(Suite):
         # Signal handlers may be those of a library that the first life imported.
         found = [w for w in Program.now().since(program, frozenset()) if "handler of" not in w]
         program.restore()
-        assert not found, f"after earlier starts and shutdowns: {'; '.join(found)}"
+        assert not found, f"changed by earlier starts and shutdowns: {'; '.join(found)}"
         made = await new_backend()
         own = type(made).__module__.partition(".")[0]
         with marked() as mark, fork_handlers(own) as forks:
@@ -159,7 +159,9 @@ class Lifecycle(Suite):
             assert [end.value for end in ends] == [2, 3]
             await second.backend.shutdown()
         end = await driver.run_one(call(driver, kind, "add", 3))
-        assert end.value == 4, f"after the shutdown of the other backend: {end}"
+        assert end.value == 4, (
+            f"a task failed after another backend of the class was shut down: {end}"
+        )
 
     @check("starting-and-stopping", dry=True)
     async def test_a_failed_start_leaves_nothing_running(self) -> None:

@@ -56,7 +56,9 @@ class Reports(Suite):
     @check("states", dry=True)
     async def test_its_states_map_has_the_canonical_states(self, backend: Any) -> None:
         states = backend.get_task_states_map()
-        assert isinstance(states, StateMapper), f"get_task_states_map() returned {states!r}"
+        assert isinstance(states, StateMapper), (
+            f"get_task_states_map() must return a StateMapper, got {states!r}"
+        )
         for main in ("DONE", "FAILED", "CANCELED", "RUNNING"):
             assert states.to_main_state(getattr(states, main)) == main
         terminal = {str(states.to_main_state(native)) for native in states.terminal_states}
@@ -93,7 +95,9 @@ class Reports(Suite):
                 "backend cannot know it, set `names_workers = False`"
             )
         if kind != "executable":
-            assert ends[1].error is not None, f"the exception is {ends[1].task['exception']!r}"
+            assert ends[1].error is not None, (
+                f"'exception' must be an exception, got {ends[1].task['exception']!r}"
+            )
 
     @check("states", "reports_running", "shared_file_system", times=2)
     @each_kind
@@ -164,7 +168,9 @@ class Reports(Suite):
         for task in (None, driver.command("true")):
             left = driver.backend.seconds_left(task)
             number = isinstance(left, int | float) and not isinstance(left, bool)
-            assert left is None or (number and left >= 0), f"seconds_left returned {left!r}"
+            assert left is None or (number and left >= 0), (
+                f"seconds_left must return None or a number of at least 0, got {left!r}"
+            )
 
 
 _MOST_AT_ONCE = 64
@@ -235,9 +241,9 @@ class Cancellation(Suite):
         assert not going, f"reported CANCELED, but still running: {', '.join(going)}"
         await bystander.began()
         end = await bystander.finish()
-        assert end.state is DONE, f"a task that was not canceled: {end}"
+        assert end.state is DONE, f"a task that was not canceled must end DONE: {end}"
         assert (await driver.run_one(quick(driver, kind))).state is DONE, (
-            "a task after the cancellation"
+            "a task submitted after the cancellation must end DONE"
         )
 
     @check("cancellation", "executables", cancels("running", "executable"), "shared_file_system")
@@ -255,7 +261,7 @@ class Cancellation(Suite):
         ticking = Ticking(driver, kind)
         await ticking.start()
         answer = await driver.cancel(ticking.task)
-        assert isinstance(answer, bool), f"cancel_task returned {answer!r}"
+        assert isinstance(answer, bool), f"cancel_task must return a bool, got {answer!r}"
         await asyncio.sleep(self.settle)
         early = [state for state in driver.history(ticking.task) if state in (DONE, CANCELED)]
         assert not early or await ticking.is_still(), (

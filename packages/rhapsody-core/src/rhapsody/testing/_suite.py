@@ -564,7 +564,9 @@ def failing(driver: Driver, kind: TaskKind) -> TaskDescription:
 async def cancel(driver: Driver, task: TaskDescription) -> None:
     """Cancel a task, wait until it has ended, and require that it was canceled."""
     answer = await driver.cancel(task)
-    assert answer is True, f"cancel_task returned {answer!r}"
+    assert answer is True, (
+        f"cancel_task must return True for a task that has not ended, got {answer!r}"
+    )
     end = await driver.finished(task)
     assert end.state is CANCELED, str(end)
 
