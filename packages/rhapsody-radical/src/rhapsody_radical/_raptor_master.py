@@ -27,7 +27,7 @@ class RhapsodyMaster(rp.raptor.Master):  # type: ignore[misc,name-defined,unused
         threading.Thread(target=self._repeat, daemon=True).start()
 
     def publish(self, pubsub: str, msg: Any, *more: Any, **options: Any) -> None:
-        """Publish a message. If it registers the call queue, store it to send it again."""
+        """Publish a message. A message that registers the call queue is stored to be repeated."""
         if isinstance(msg, dict) and msg.get("cmd") == "register_raptor_queue":
             self._registration = (pubsub, msg)
         super().publish(pubsub, msg, *more, **options)

@@ -146,7 +146,11 @@ class RhapsodyWorker(rp.raptor.DefaultWorker):  # type: ignore[misc,name-defined
                     self._answer(call, error=f"RuntimeError('RAPTOR worker: {error}')")
 
     def _next(self, most: int = 1) -> list[dict[str, Any]]:
-        """Return up to `most` calls for a process and reserve its cores, if enough are free."""
+        """Take up to `most` waiting calls for one process, and reserve the cores of a call.
+
+        Returns:
+            The calls; an empty list if there are none or if too few cores are free.
+        """
         if not self._waiting or not self._fits(self._waiting[0]):
             busiest = max(self._busy, key=lambda process: len(process.calls), default=None)
             if busiest is None or len(busiest.calls) < 2 or not self._fits(busiest.calls[0]):
@@ -245,7 +249,7 @@ class RhapsodyWorker(rp.raptor.DefaultWorker):  # type: ignore[misc,name-defined
 
         Args:
             call: The call.
-            text: The call's result, `None` if its process ended during the call.
+            text: The call's result, or `None` if its process ended during the call.
         """
         uid, error = call["uid"], None
         if uid in self._expired:
@@ -410,7 +414,7 @@ class Process:
         return text
 
     def kill(self) -> None:
-        """Kill the process and the programs that its calls started, except in new sessions."""
+        """Kill the process, and programs of its calls that are in the same process group."""
         self.alive = False
         if self._pid:
             with suppress(OSError):

@@ -74,18 +74,19 @@ PilotCallback = Callable[[str, str], Any]
 class RadicalExecutionBackend(ManagedBackend):
     """Backend that runs tasks on pilots of RADICAL-Pilot.
 
-    Executables are submitted as tasks of RADICAL-Pilot. Functions run on RAPTOR workers, which are
-    started when the first function task is submitted, or as separate programs
-    (`functions="executable"`), which is slower but isolates the calls. With several pilots, each
-    task runs on the active pilot whose open tasks need the fewest cores in proportion to the
-    pilot's size. If a pilot ends, its tasks fail with `TaskLostError`, and the engine starts
-    another attempt.
+    Executables are submitted as tasks of RADICAL-Pilot. Functions run on RAPTOR workers or, with
+    `functions="executable"`, as separate programs. Separate programs are slower but isolate the
+    calls. RAPTOR workers are started with the backend if `raptor_config` is set, otherwise when the
+    first function task is submitted. With several pilots, each task runs on the active pilot whose
+    open tasks need the fewest cores in proportion to the pilot's size. If a pilot ends, its tasks
+    fail with `TaskLostError`, and the engine starts another attempt.
 
     Args:
         resources: A dict of the parameters of a pilot's description (`resource`, `cores`,
-            `nodes`, `runtime` in minutes, `queue`, `project`, ...). For several pilots, its key
-            `pilots` is a list of dicts with the parameters in which they differ; or pass a list of
-            complete dicts instead. Default: this machine, `local.localhost`, for an hour.
+            `nodes`, `runtime` in minutes, `queue`, `project`, ...). For several pilots, its
+            key `pilots` contains a list of dicts with the parameters in which the pilots differ;
+            alternatively, pass a list of complete dicts. Default: this machine, `local.localhost`,
+            for an hour.
         raptor_config: RAPTOR masters and their workers, with RADICAL-Pilot's keys:
             `{"masters": [{..., "workers": [{..., "worker_type": ...}]}]}`. Default: one master
             and one worker, whose size depends on the pilot.
@@ -186,8 +187,8 @@ class RadicalExecutionBackend(ManagedBackend):
 
         Raises:
             PilotException: RADICAL-Pilot cannot start; the message contains its reason.
-            SystemExit: `KeyboardInterrupt` or `SystemExit` was raised; the message contains the
-                session's path.
+            SystemExit: `KeyboardInterrupt` or `SystemExit` was raised during the start; the message
+                contains the session's path.
             asyncio.CancelledError: The start was canceled.
         """
         self._loop = asyncio.get_running_loop()
@@ -303,14 +304,14 @@ class RadicalExecutionBackend(ManagedBackend):
         await asyncio.wrap_future(self._commands.submit(partial(self._submit, jobs)))
 
     def _submit(self, jobs: list[Job]) -> None:
-        """Send tasks, and hold those that wait for a pilot; called on the thread for commands."""
+        """Send tasks, and hold those that wait for a pilot. Called on the command thread."""
         # If the user has set RAPTOR's size, RAPTOR has to start before executables are checked;
         # otherwise, executables decide whether RAPTOR may start.
         self._held += sorted(jobs, key=lambda job: job.is_function == self._gives_way)
         self._send_held()
 
     def _send_held(self) -> None:
-        """Send the held tasks to pilots that need work; called on the thread for commands."""
+        """Send held tasks to pilots that need work. Called on the command thread."""
         self._sending = False
         held, self._held = self._held, []
         work: Counter[int] = Counter()
@@ -359,7 +360,10 @@ class RadicalExecutionBackend(ManagedBackend):
                 self.end(job, "LOST")
 
     def _reconsider_held(self) -> None:
-        """Send held tasks again; called on any thread when a pilot's state or work has changed."""
+        """Make the command thread try again to send the held tasks.
+
+        Called on any thread when the state or the work of a pilot has changed.
+        """
         if self._held and not self._sending and self._commands is not None:
             self._sending = True
             self._commands.post(self._send_held)
@@ -654,7 +658,11 @@ class RadicalExecutionBackend(ManagedBackend):
         self._report(job, reported)
 
     def fail(self, job: Job, error: BaseException) -> None:
-        """Fail a task immediately with an exception; may be called on any thread."""
+        """End a task immediately; may be called on any thread.
+
+        The task is reported as canceled if its cancellation was requested; otherwise, it fails with
+        the exception.
+        """
         if job.claim_end():
             self._links.forget(job.uid)
             job.task["exception"] = error
@@ -697,13 +705,14 @@ class RadicalExecutionBackend(ManagedBackend):
     def seconds_left(self, task: TaskDescription | None = None) -> float:
         """Return the seconds until the task's pilot or this program's batch job ends.
 
-        The earlier end counts. Without `task`, the pilot that ends last is used.
+        The earlier end counts. If no task is passed, or the task names no pilot, the pilot that
+        ends last is used.
         """
         job, pilots = super().seconds_left(), self._pilots.seconds_left(task)
         return pilots if job is None else min(job, pilots)
 
     def cores_in_use(self) -> tuple[int, int]:
-        """Return the number of cores that tasks use, and of cores of pilots that have not ended."""
+        """Return the number of cores that running tasks use, and the cores of all usable pilots."""
         used = sum(job.cores for job in self.open_jobs() if job.running)
         return used, sum(pilot.cores for pilot in self.pilots if pilot.usable)
 
@@ -867,6 +876,7 @@ class RadicalExecutionBackend(ManagedBackend):
 
         Raises:
             ValueError: Neither `file_path` nor both `src_task` and `file_name` are given.
+            DataError: The name refers to a place outside the sandbox.
         """
         return self._links.add_file(src_task, dst_task, file_name, file_path)
 

@@ -144,7 +144,7 @@ def dump(value: Any, directory: str | None) -> tuple[bytes, list[memoryview]]:
 
     Args:
         value: The value.
-        directory: The directory for large values, `None` if there is none.
+        directory: The directory for large values, or `None` if there is none.
 
     Returns:
         The pickle, and the large buffers that it does not contain; without a directory, the pickle

@@ -83,7 +83,7 @@ def find(session: str, name: str = "", values: Collection[str] = ()) -> list[psu
 def _environment(pid: int) -> bytes:
     """Return a process's initial environment, between null bytes.
 
-    Empty for processes of other users.
+    The result is empty for processes of other users.
     """
     if os.stat(f"/proc/{pid}").st_uid != os.geteuid():
         return b""
@@ -226,7 +226,7 @@ def cancel_jobs(jobs: Iterable[BatchJob]) -> bool:
 
 
 def _slurm(*words: str) -> str | None:
-    """Return the output of a Slurm command, `None` if it fails."""
+    """Return the output of a Slurm command, or `None` if the command is missing or fails."""
     if shutil.which(words[0]) is None:
         log.debug("cannot search for batch jobs: %s is not installed", words[0])
         return None
@@ -324,7 +324,7 @@ def _remove(path: Path) -> None:
 
 
 def clean_up(place: Path) -> list[str]:
-    """Clean up after all sessions whose clients have ended.
+    """Clean up after each session that has a note in a directory and whose client has ended.
 
     Called before a session creates its own note.
 
@@ -458,7 +458,7 @@ def _require_owned(status: os.stat_result, kind: int, path: Path) -> None:
 
 
 def _boot() -> str:
-    """Return the id of this machine's current boot, empty if the system has none."""
+    """Return the id of this machine's current boot, or an empty string if there is none."""
     with suppress(OSError):
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     return ""

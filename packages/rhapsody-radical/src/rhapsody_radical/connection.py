@@ -58,11 +58,12 @@ OF_A_PROCESS = re.compile(
 
 
 def variables(directory: Path, session: str, *, verbose: bool) -> dict[str, str]:
-    """Return the environment of a session's client, which identifies the session's processes.
+    """Return the environment of a session's client.
 
-    The environment contains `SPT_NOENV`, because RADICAL-Pilot's processes set titles, which would
-    otherwise overwrite the environment that the system shows. It does not contain `RP_PILOT_ID`,
-    because a client that a task of another session starts does not belong to that session's pilot.
+    The client's descendants inherit this environment, and are identified by it. It contains
+    `SPT_NOENV`, because RADICAL-Pilot's processes set titles: without this variable, the titles
+    would overwrite the environment that the system shows. It does not contain `RP_PILOT_ID`: a
+    client that was started by a task of another session does not belong to that session's pilot.
     RADICAL-Pilot writes its environment into scripts. Therefore, variables whose names look secret
     are left out, and so are variables whose values a script would change or execute.
 
@@ -176,7 +177,7 @@ EXIT_LIMIT = 60.0
 """Time limit in seconds for closing the client if the program ends without a shutdown."""
 
 NOTICE = 2.0
-"""Seconds after which a warning explains that closing the client takes longer."""
+"""Seconds after which a warning is logged if the client is still closing."""
 
 
 class Connection:
@@ -424,7 +425,7 @@ class Connection:
 
 
 def _process_descriptor() -> int:
-    """Return a descriptor by which the client detects this process's end; -1 if unsupported."""
+    """Return a descriptor by which the client detects this process's end, or -1 if unsupported."""
     try:
         return os.pidfd_open(os.getpid())
     except (AttributeError, OSError):  # another system, or an old one

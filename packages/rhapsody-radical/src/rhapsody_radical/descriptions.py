@@ -216,7 +216,7 @@ ACCEPTED: Mapping[type, tuple[type, ...]] = {
     float: (int, float),
     list: (list, tuple, str, dict),  # a single entry is accepted as a list
 }
-"""For a type in the schema, the accepted types of values, if not only the type itself."""
+"""The accepted types of values, for types in the schema that accept more than themselves."""
 
 SCALARS = (str, int, float, bool, bytes, type(None))
 
@@ -398,7 +398,7 @@ def checked_settings(
         enabled: The parameter `raptor`.
 
     Returns:
-        The configuration of RAPTOR, `None` if the user did not set it.
+        The configuration of RAPTOR, or `None` if the user did not set it.
 
     Raises:
         TypeError: The configuration is malformed.

@@ -82,7 +82,7 @@ def findings() -> Iterator[Finding]:
 
 
 def _ask() -> Answer:
-    """Query RADICAL-Pilot in a separate process, which leaves no files in the home directory."""
+    """Query RADICAL-Pilot in a separate process that leaves no files in the home directory."""
     with tempfile.TemporaryDirectory() as directory:
         try:
             run = subprocess.run(

@@ -322,7 +322,13 @@ def call_words(
 
 
 def describe_program(job: Job) -> dict[str, Any]:
-    """Return the RADICAL-Pilot description of a function task that runs as a separate program."""
+    """Return the RADICAL-Pilot description of a function task that runs as a separate program.
+
+    Creates the task's sandbox, and writes the packed call to a file in it.
+
+    Raises:
+        CapabilityError: The task requests more than one rank.
+    """
     task = job.task
     job.program = True
     resources = task.get("resources")
@@ -347,7 +353,11 @@ def describe_program(job: Job) -> dict[str, Any]:
 
 
 def tidy(job: Job, state: str) -> None:
-    """Remove the files of a call that has ended."""
+    """Remove the files of a call that has ended.
+
+    The sandbox of a separate program is removed as well if the backend created the sandbox and the
+    call succeeded.
+    """
     sandbox = job.task.get("sandbox")
     if not job.program:
         if state != schema.DONE:  # otherwise they were removed when they were read

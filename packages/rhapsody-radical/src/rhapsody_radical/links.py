@@ -56,7 +56,7 @@ class Links:
         self._directives.pop(uid, None)
 
     def take(self, job: Job) -> list[dict[str, Any]]:
-        """Link the sandboxes that a task's links refer to into the sandbox of its pilot.
+        """Create links in the pilot's sandbox to the sandboxes from which a task uses files.
 
         Returns:
             The directives to execute with `do`.
@@ -141,7 +141,7 @@ def do(directives: list[dict[str, Any]], sandbox: str, pilot_sandbox: str) -> No
 
 
 def implicit(src_task: Mapping[str, Any], dst_task: Any) -> None:
-    """Append commands to a task that link another task's files into its sandbox.
+    """Append `pre_exec` commands that link another task's files into a task's sandbox.
 
     RADICAL-Pilot's own files, whose names begin with the task's uid, and Rhapsody's own files
     (`.rhapsody.*`) are not linked. Names may contain spaces, and the sandbox may be empty.

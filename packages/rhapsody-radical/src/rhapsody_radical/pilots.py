@@ -33,17 +33,17 @@ class Pilot:
     Attributes:
         number: The pilot's index among the backend's pilots, from 0.
         settings: The parameters of the pilot's description.
-        handle: The remote object for RADICAL-Pilot's pilot, `None` before the start.
+        handle: The remote object for RADICAL-Pilot's pilot; `None` before the start.
         state: The pilot's native state.
         sandbox: The directory that contains the sandboxes of the pilot's tasks.
-        reason: The reason for the pilot's end, `None` until it has ended.
+        reason: The sentence that reports the pilot's end; `None` until the pilot has ended.
         times: The time at which the pilot entered each state, in seconds since the epoch.
-        closed: The time at which the session was closed, 0 before.
+        closed: The time at which the session was closed; 0 until then.
         core_seconds: The core time that the pilot's tasks have used, in seconds.
         cores_done: The sum of the cores of all tasks that ran on the pilot and have ended.
         only_programs: True if functions run as separate programs on the pilot, because a task
             needs RAPTOR's cores.
-        raptor: The configuration of RAPTOR on the pilot, `None` while RAPTOR is not used.
+        raptor: The configuration of RAPTOR on the pilot; `None` while RAPTOR is not used.
         pairs: The RAPTOR masters on the pilot, each with its workers.
     """
 
@@ -111,7 +111,7 @@ class Pilot:
         return self._config.get("resource_manager") == "FORK"
 
     def has(self, name: str) -> int:
-        """Return an amount of each node; 0 if unknown.
+        """Return the amount of a resource on each node, or 0 if the amount is unknown.
 
         Args:
             name: `"cores"`, `"gpus"` or `"mem"` (in MB).
@@ -242,7 +242,11 @@ class Pilots:
 
 
 def _utilization(pilot: Pilot) -> float | None:
-    """Return the share of a pilot's core time that tasks used; `None` if it never became active."""
+    """Return the share of a pilot's core time that tasks used.
+
+    Returns:
+        The share, or `None` if the pilot never became active.
+    """
     start = pilot.times.get(PMGR_ACTIVE)
     if start is None:
         return None
@@ -285,17 +289,17 @@ class Job:
         lost: The reason why the task was lost, if its pilot is still running; otherwise empty.
         ended: RADICAL-Pilot's information about the task's end.
         awaited: True if the task is a service with a readiness condition.
-        info: The readiness information of a service, `None` before the service is ready.
+        info: The readiness information of a service; `None` before the service is ready.
         ready: The future for the readiness of a service; `None` for other tasks.
-        host: The node that the task runs on, empty if no node is reported.
+        host: The node that the task runs on, or an empty string if no node is reported.
         has_ended: True if the task's end has been recorded; set once, under `lock`.
         lock: The lock for `has_ended`.
         stopped: For a service, an event that is set when the service has ended; `None` for other
             tasks.
         cores: The number of cores that the task uses while it runs.
         began: The time at which the task was reported as running, by the monotonic clock.
-        timeout: The `timeout` in the task's RADICAL-Pilot description in seconds, 0 for none.
-        startup_timeout: The `startup_timeout` in that description in seconds, 0 for none.
+        timeout: The `timeout` in the task's RADICAL-Pilot description in seconds, or 0 for none.
+        startup_timeout: The `startup_timeout` in that description in seconds, or 0 for none.
         own_sandbox: True if the backend created the sandbox and may remove it.
     """
 
@@ -345,7 +349,7 @@ class Job:
         """Record that the task has ended.
 
         Returns:
-            True on the first call, whose caller must report the end.
+            True for the first caller, which must report the end; False for all later callers.
         """
         with self.lock:
             if self.has_ended:

@@ -31,7 +31,7 @@ OF_LAUNCHER = re.compile(
     r"(srun: (error: \S+: tasks? [\d,-]+: |(Force )?Terminat(ing|ed) )"
     r"|/\S+\.exec\.sh: line \d+: +\d+ [A-Z]).*\n?"
 )
-"""Lines from `srun` and RADICAL-Pilot's script about a failed program, with its exit code."""
+"""Pattern of the lines that `srun` and RADICAL-Pilot's script print about a failed program."""
 
 
 def of(job: Job, state: str) -> tuple[str, BaseException | None]:
@@ -90,7 +90,8 @@ def outcome(job: Job, state: str) -> tuple[str, BaseException | None]:
     """Return the state and the error to report for an executable whose output was collected.
 
     Returns:
-        The state, and an exception unless the exit code alone describes the failure.
+        The state and the error. The error is `None` if the task did not fail, or if the exit code
+        alone describes the failure.
     """
     if job.cancelled:
         return CANCELED, None

@@ -82,7 +82,7 @@ def attach(job: Job, future: Any, task: Any, state: Any) -> None:
 
 
 def readiness(task: TaskDescription) -> Ready | None:
-    """Return a service's readiness condition, `None` if the service has none.
+    """Return a service's readiness condition, or `None` if the service has none.
 
     The condition is `ready`, or else the `info_pattern` of RADICAL-Pilot's description.
 
@@ -181,5 +181,5 @@ def _picked(job: Job, stopped: threading.Event) -> int:
 
 
 def _host(job: Job) -> str:
-    """Return the node that a service runs on."""
+    """Return the node that a service runs on, or the loopback address for this machine."""
     return "127.0.0.1" if job.host in ("", "localhost", socket.gethostname()) else job.host

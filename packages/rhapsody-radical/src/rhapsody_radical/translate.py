@@ -54,7 +54,7 @@ def command(
 
     Args:
         executable: A shell command if `arguments` is `None`, otherwise a program.
-        arguments: The program's arguments, `None` for a shell command.
+        arguments: The program's arguments, or `None` for a shell command.
         stdin: The file for standard input.
         cwd: The working directory, if it is not the task's sandbox.
     """
@@ -74,7 +74,8 @@ def describe_executable(task: TaskDescription, pilot: Pilot | None) -> dict[str,
 
     Args:
         task: The task.
-        pilot: The task's pilot; `None` to translate the description without checking files.
+        pilot: The task's pilot, or `None` to translate the description without standard input and
+            without a check of the working directory.
 
     Raises:
         ValueError: The task has no executable, or its command cannot be passed to a program.
@@ -151,6 +152,8 @@ def _environment(task: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[s
 
 def add_environment(words: dict[str, Any], script: str, commands: Sequence[str]) -> None:
     """Make a task run in the program's environment instead of RADICAL-Pilot's.
+
+    A task that names an environment (`named_env`) is not changed.
 
     Args:
         words: The task's RADICAL-Pilot description, which is changed.
@@ -271,7 +274,7 @@ def check_fits(name: str, words: Mapping[str, Any], pilot: Pilot) -> None:
 
 
 def check_total(name: str, cores: int, pilot: Pilot, ranks: int = 1) -> None:
-    """Raise if a task requests more cores in total than a pilot has for it.
+    """Raise if a task requests more cores in total than RAPTOR leaves on a pilot.
 
     Raises:
         CapabilityError: The pilot is too small; the message contains its size.
@@ -295,11 +298,12 @@ def check_total(name: str, cores: int, pilot: Pilot, ranks: int = 1) -> None:
 def place(task: TaskDescription, words: dict[str, Any], pilot: Pilot) -> bool:
     """Create a task's sandbox, and set it in the task's description and in RADICAL-Pilot's.
 
-    The task runs in the sandbox that the engine has chosen, if any. A link with the task's uid in
-    the pilot's sandbox refers to it, because RADICAL-Pilot resolves `pilot:///UID/NAME` there.
+    The sandbox is the directory in the user's settings, or else the one that the engine has chosen,
+    or else a directory in the pilot's sandbox. In the first two cases, a link with the task's uid
+    in the pilot's sandbox refers to it, because RADICAL-Pilot resolves `pilot:///UID/NAME` there.
 
     Returns:
-        True if the backend has chosen the sandbox, not the engine or the user.
+        True if the backend has chosen the sandbox, False if the engine or the user has chosen it.
 
     Raises:
         DataError: The path contains characters that RADICAL-Pilot's scripts do not quote.
@@ -357,7 +361,7 @@ def _print_to(task: TaskDescription, words: dict[str, Any], sandbox: str) -> Non
 def output_names(task: TaskDescription) -> tuple[str, str]:
     """Return the names of an executable's output files in its sandbox, or the user's own paths.
 
-    In a directory that the user has chosen, which tasks may share, the names begin with the uid.
+    If the user has chosen the sandbox, several tasks may share it, so the names begin with the uid.
     """
     settings, uid = task["task_backend_specific_kwargs"], task["uid"]
     out, err = (f"{uid}.out", f"{uid}.err") if settings.get("sandbox") else OUTPUT_FILES

@@ -77,7 +77,7 @@ class Channel:
                 raise
 
     def receive(self) -> Iterable[Message] | None:
-        """Return the next batch; `None` when the other side has ended.
+        """Return the next batch, or `None` if the other side has ended.
 
         Raises:
             RuntimeError: The other side uses another version of this package, or sent invalid data.

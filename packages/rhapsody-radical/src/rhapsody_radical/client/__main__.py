@@ -29,7 +29,7 @@ def main(end: int, program: int, parent: int) -> None:
 
     Args:
         end: The descriptor of the socket.
-        program: The descriptor of the program's process, -1 for none.
+        program: The descriptor of the program's process, or -1 if there is none.
         parent: The program's process id.
     """
     # Handlers that do nothing, because tasks would inherit ignored signals.
@@ -91,7 +91,7 @@ def _wait_for_end(program: int, parent: int) -> None:
     """Wait until the program has ended.
 
     Args:
-        program: The descriptor of the program's process, -1 for none.
+        program: The descriptor of the program's process, or -1 if there is none.
         parent: The program's process id.
     """
     poll = select.poll()

@@ -62,7 +62,7 @@ class Pair:
         master: RADICAL-Pilot's task of the master.
         workers: RADICAL-Pilot's tasks of the workers.
         settings: The validated configuration of the master, with its workers.
-        lost: The reason for the pair's loss, `None` until the pair is lost.
+        lost: The reason for the pair's loss; `None` until the pair is lost.
         progress: The time since the pair last started a call.
     """
 
@@ -79,9 +79,10 @@ class Pair:
     def is_stuck(self, calls: Sequence[Any]) -> bool:
         """Return True if one of the pair's waiting calls could start.
 
-        Only Rhapsody's workers report that a call has started, and start calls in order. If there
-        are several workers, each receives some of the calls, which may have to wait although
-        another worker is free.
+        Return False for workers other than Rhapsody's: they neither report that a call has started
+        nor start calls in order. Also return False while the master or a worker is starting, and if
+        a call is running and there are several workers: each call is assigned to one worker, and
+        may have to wait for it although another worker is free.
         """
         members = (self.master, *self.workers)
         own = all((call.description.get("metadata") or {}).get(MARK) for call in calls)
@@ -99,7 +100,7 @@ class Pair:
         return [self.uid, *(str(worker.uid) for worker in self.workers)]
 
     def problem(self) -> str | None:
-        """Return a description of the master or worker that has ended, `None` if none has."""
+        """Return a description of the master or worker that has ended, or `None` if none has."""
         for name, task in (("master", self.master), *(("worker", each) for each in self.workers)):
             if task.state in FINAL:
                 details = [task.exception, (task.stderr or "").strip()[-500:]]
@@ -272,8 +273,8 @@ class Raptors:
             pilot: The pilot of the task.
 
         Returns:
-            The pair that receives the call or group; `None` for a master that the program itself
-            has started.
+            The pair that receives the call or group, or `None` if the program itself has started
+            the master.
 
         Raises:
             ValueError: The task names an unknown master.
@@ -293,7 +294,7 @@ class Raptors:
         return pair
 
     def _named(self, master: str, pilot: ClientPilot) -> Pair | None:
-        """Return the pair of a master that a task names; `None` for the program's own master.
+        """Return the pair of a master that a task names, or `None` if the program started it.
 
         Raises:
             ValueError: The master is unknown, was lost, or is on another pilot. In these cases,

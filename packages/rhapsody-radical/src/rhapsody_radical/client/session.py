@@ -90,13 +90,16 @@ class ClientPilot:
         self.config.update({key: int(config.get(key) or 0) for key in PER_NODE})
 
     def cores(self) -> list[int]:
-        """Return the number of cores that tasks can use on each node; empty until this is known."""
+        """Return the number of cores that tasks can use on each node.
+
+        The list is empty until the nodes are known.
+        """
         found = self.pilot.nodelist
         nodes = [] if found is None else found.nodes
         return [sum(core.occupation is not None for core in node.cores) for node in nodes]
 
     def forget(self, uid: str) -> None:
-        """Remove an ended task from the task manager, which would keep it forever."""
+        """Remove an ended task from the task manager, which would otherwise keep the task."""
         with suppress(Exception), self.manager._tasks_lock:
             self.manager._tasks.pop(uid, None)
             self.manager._task_info.pop(uid, None)
@@ -228,7 +231,7 @@ class Session:
         """Wait until all pilots have been launched.
 
         Raises:
-            StartError: A pilot has failed; the message contains RADICAL-Pilot's reason.
+            StartError: A pilot has ended; the message contains the reason.
         """
         while not stop.wait(0.05):
             states = [pilot.state for pilot in self.pilots]
@@ -275,7 +278,7 @@ class Session:
         return cleanup.find_jobs(self.uid, states) if "SLURM" in self.managers else None
 
     def why_never(self, pilot: ClientPilot) -> str | None:
-        """Return the reason why a queued pilot can never start, `None` if none is known."""
+        """Return the reason why a queued pilot can never start, or `None` if none is known."""
         for job in self.jobs() or ():
             if job.pilot == pilot.uid and job.reason in cleanup.TOO_MUCH:
                 return (
@@ -355,7 +358,10 @@ class Session:
                 log.debug("RADICAL-Pilot session %s: error while closing: %r", self.uid, error)
 
     def _wait_for_jobs(self, uids: list[str]) -> None:
-        """Wait until agents have ended their jobs, which RADICAL-Pilot detects much later."""
+        """Wait up to `AGENT` seconds until the agents have ended their jobs.
+
+        RADICAL-Pilot itself notices this much later.
+        """
         until = time.monotonic() + AGENT
         while any(job.pilot in uids for job in self.jobs() or ()) and time.monotonic() < until:
             time.sleep(0.2)
@@ -378,7 +384,7 @@ def text_of(error: BaseException) -> str:
 
 
 def _last_error(path: Path) -> str:
-    """Return the last line of a log that contains an error, shortened; empty if there is none."""
+    """Return the last line with an error in a log, shortened, or an empty string."""
     try:
         lines = path.read_text(errors="replace").splitlines()
     except OSError:

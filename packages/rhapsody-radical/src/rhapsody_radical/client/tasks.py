@@ -62,12 +62,12 @@ class Entry:
     Attributes:
         uid: The uid of the task or group.
         pilot: The pilot that runs the task.
-        handle: RADICAL-Pilot's task, `None` before it is submitted, and for calls of a group.
-        pair: The RAPTOR pair that executes the task, `None` for a program.
+        handle: RADICAL-Pilot's task; `None` before the submission, and for open calls of a group.
+        pair: The RAPTOR pair that executes the task, or `None` for a program.
         running: True if the task was reported as running.
         cancelled: True if the task's cancellation was requested; the request is repeated until the
             task has ended.
-        group: The group that contains the call, `None` for other tasks.
+        group: The group that contains the call; `None` for other tasks.
         calls: The calls of a group, in order.
     """
 
@@ -365,7 +365,7 @@ class Tasks:
 
 
 def _node(handle: Any) -> str:
-    """Return the node that a task runs on, empty if RADICAL-Pilot does not report the node."""
+    """Return the node that a task runs on, or an empty string if no node is reported."""
     slots = handle.slots
     with suppress(Exception):  # of whatever form
         return str(slots[0]["node_name"])
