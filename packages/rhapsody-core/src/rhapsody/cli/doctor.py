@@ -1,8 +1,8 @@
 """`rhapsody doctor`: reports problems of the installation and its plugins, with remedies.
 
 Each plugin is loaded in a separate process with a time limit, so that the report can include
-plugins that crash, exit or hang. This process writes a line of JSON before each step, and a line
-for each finding.
+plugins that crash, exit or hang. The separate process writes a line of JSON before each step, and
+a line for each finding.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ sys.path[:] = request["path"]
 from rhapsody.cli.doctor import probe
 probe(request)
 """
-"""Python program of the process that loads a plugin, with the `sys.path` of this process."""
+"""Python program that loads a plugin in a separate process, with the `sys.path` of this one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,7 +179,7 @@ def _distributions(found: Installed) -> Iterator[Finding]:
 
 
 def _environment(found: Installed) -> Iterator[Finding]:
-    """Report entry points and plugins that are unreadable, disabled or not installed."""
+    """Report unreadable and disabled entry points, and plugins that are not installed."""
     for label, why in found.unreadable:
         text = f"its entry points cannot be read: {why}"
         yield Finding("broken", label, text, "reinstall this distribution")
@@ -380,7 +380,7 @@ def _steps(
 
 
 def _backend(name: str, begin: Callable[..., None]) -> Iterator[Finding]:
-    """Import a backend's class, and call its `diagnose()`."""
+    """Import a backend's class, call its `diagnose()`, and yield the findings."""
     from rhapsody.backends.discovery import BackendRegistry
 
     subject, described = f"backend {name}", BackendRegistry.describe(name)

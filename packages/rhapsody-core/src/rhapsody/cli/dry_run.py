@@ -45,7 +45,7 @@ LOOKS: tuple[str, ...] = (
     *("int", "float", "index", "add", "radd", "sub", "rsub", "mul", "rmul", "truediv", "rtruediv"),
     "mod",  # not `rmod`, which formats the value
 )
-"""Operations that inspect a value, in addition to all methods of `str`."""
+"""Special methods that inspect a value. Public methods of `str` are refused as well."""
 
 for _name in (*(f"__{name}__" for name in LOOKS), *(n for n in dir(str) if n[0] != "_")):
     setattr(NoValue, _name, _refuse)
@@ -61,10 +61,10 @@ class DryRunBackend(NoopExecutionBackend):
 
 
 class DryRun:
-    """Observer of the engines of a dry run, which prints the graphs of these engines.
+    """Observer that prints the graphs of a dry run's engines.
 
-    With `--resume` or `--rerun`, the observer also looks up in a copy of the journal which results
-    would be reused.
+    With `--resume` or `--rerun`, it also looks up the tasks in a copy of the journal, and prints
+    which results would be reused.
 
     Args:
         recorded: The object that opens the copy of the journal for the first engine.
@@ -76,7 +76,7 @@ class DryRun:
         self._verdicts: dict[str, dict[str, str]] = {}
         """The reasons why tasks would run or be reused, by the uids of engines and tasks."""
         self._missing: dict[str, tuple[str, Collection[str | None]]] = {}
-        """By path of a missing file, the uid of the reused task that wrote it, and its inputs."""
+        """The uid and inputs of the reused task that wrote each missing file, by the path."""
 
     @hookimpl
     def rhapsody_workflow_started(self, engine: WorkflowEngine) -> None:
@@ -152,8 +152,8 @@ class DryRun:
         """Print the line of the user's code at which an error stopped the dry run, and the error.
 
         Returns:
-            `True`, or `False` if no engine had been created, so that the dry run cannot have caused
-            the error; nothing is printed then.
+            `True` if the error was printed. `False` if no engine had been created: the dry run
+            cannot have caused the error, and nothing is printed.
 
         Raises:
             UsageError: The program passes a backend to an engine.

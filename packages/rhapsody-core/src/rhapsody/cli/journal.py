@@ -68,7 +68,7 @@ def _directory() -> Path:
 
 
 def _journals(given: str | None) -> list[Path]:
-    """Return the path `given` or, if it is `None`, the paths of all journals by last use."""
+    """Return the path `given` or, if it is `None`, all journals in the order of their last use."""
     if given is not None:
         return [Path(os.path.abspath(given))]
     return sorted(_directory().glob("*.sqlite"), key=lambda path: path.stat().st_mtime)

@@ -31,7 +31,7 @@ def say(text: str = "") -> None:
 
 
 def note(text: str) -> None:
-    """Write a line to standard error, which separates it from the output of the workflow."""
+    """Write a line to standard error, separate from the output of the workflow."""
     with suppress(BrokenPipeError):
         _write(sys.stderr, text)
 

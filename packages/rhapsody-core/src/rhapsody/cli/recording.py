@@ -106,7 +106,7 @@ class Recording:
         return {} if named else {"resume": resume}
 
     def _open(self, program: Program, resume: bool | Literal["auto"]) -> None:
-        """Open the journal unless this has been done, and print how many results are reused."""
+        """Open the journal on the first call, and print how many results are reused."""
         if self._opened:
             return
         self._opened = True
@@ -168,7 +168,10 @@ class Recording:
         return self._copied
 
     def end(self) -> None:
-        """Record the end of the run in the journal. If the run failed, print how to continue it."""
+        """Record the end of the run, and print how to continue a run that did not succeed.
+
+        In a dry run, remove the copy of the journal.
+        """
         journal = self.journal
         if self._arguments.dry_run:
             if journal is not None:

@@ -158,7 +158,7 @@ class _Engines:
 
     @hookimpl
     def rhapsody_workflow_started(self, engine: ObservedEngine) -> None:
-        """Count the engine, and log its start."""
+        """Count the engine and log its start."""
         self.started += 1
         if not engine.dry_run:
             note_in_log(
@@ -170,7 +170,7 @@ class _Engines:
 
     @hookimpl
     def rhapsody_workflow_finished(self, engine: ObservedEngine, summary: Summary) -> None:
-        """Record the summary, and log the end of the engine."""
+        """Record the summary and log the end of the engine."""
         from rhapsody.observers.account import duration
 
         self.summaries.append(summary)
@@ -219,7 +219,7 @@ def _code(arguments: argparse.Namespace, recorded: Recording, at_end: ExitStack)
 
 
 def _engine_settings(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Return the settings of engines that the command-line options select."""
+    """Return the engine settings that the command-line options select."""
     if arguments.max_failures is not None and arguments.max_failures < 1:
         raise UsageError(f"--max-failures must be 1 or more, got {arguments.max_failures}")
     settings = {
@@ -309,7 +309,7 @@ async def _workflow(main: scripts.Main, defaults: EngineDefaults, at_end: ExitSt
 
 
 def _progress(arguments: argparse.Namespace) -> bool | Literal["lines"]:
-    """Return the setting `progress` of `WorkflowEngine.create`."""
+    """Return the engine's setting `progress`. With `--verbose`, also turn on the log."""
     if arguments.verbose:
         logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
         logging.getLogger("rhapsody").setLevel(logging.INFO)

@@ -44,8 +44,8 @@ class Program:
         path: The absolute path of the program's file.
         name: The program's name in messages: the base name of the file, or the module's name.
         target: The program in suggested commands: the quoted path of the script, or `-m MODULE`.
-        function: The name of the function to call, `None` if the user names none.
-        spec: The module's spec, `None` for a script.
+        function: The name of the function to call, or `None` if the user names none.
+        spec: The module's spec, or `None` for a script.
     """
 
     path: str
@@ -147,7 +147,7 @@ def _check_function(name: str | None, target: str, before: str) -> None:
 
 
 def find_module(target: str) -> Program:
-    """Find the module in `MODULE[:FUNC]` like `python -m`.
+    """Find the module that `MODULE[:FUNC]` names, in the same way as `python -m`.
 
     The current directory is inserted at the beginning of `sys.path`. For a package, the module
     `__main__` of the package is used.
@@ -233,9 +233,10 @@ def _load_script(path: str) -> ModuleType:
 def takes_engine(tree: ast.Module, name: str = "main") -> bool:
     """Return True if a program has a function of this name that is to be called with an engine.
 
-    The function must take an argument. If it is not asynchronous, it must require the argument and
-    must not be decorated, because a decorator may make it a command of another tool. A name that is
-    imported or assigned is assumed to be such a function.
+    An asynchronous function must take an argument and, if it is decorated, require the argument. An
+    ordinary function must require an argument and must not be decorated, because a decorator may
+    make it a command of another tool. A name that is imported or assigned is assumed to be such a
+    function.
 
     If the program calls the function itself, the result is True only for an asynchronous function
     that requires an argument. If the program passes the function to `rhapsody.run`, the result is
@@ -258,7 +259,7 @@ def workflows(tree: ast.Module) -> list[str]:
 
 
 def _top_level(node: ast.AST, guarded: bool = False) -> Iterator[tuple[ast.AST, bool]]:
-    """Yield each node that runs when a module runs, with True if under `if __name__ == ...`."""
+    """Yield each node that runs when a module runs, with True for nodes under `if __name__ ...`."""
     for child in ast.iter_child_nodes(node):
         yield child, guarded
         inner = isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)

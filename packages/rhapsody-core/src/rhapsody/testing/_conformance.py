@@ -1,4 +1,4 @@
-"""Conformance test class, which authors of backends subclass."""
+"""Conformance test class for authors of backends to subclass."""
 
 from __future__ import annotations
 

@@ -436,7 +436,8 @@ async def _ready_or_ended(driver: Driver, service: TaskDescription) -> tuple[Any
     """Wait until a service is ready or has ended.
 
     Returns:
-        The readiness value and `None`, or `None` and the ended task if it was not ready.
+        If the service became ready, its readiness value and `None`; otherwise `None` and the ended
+        task.
     """
     try:
         return await driver.ready(service), None

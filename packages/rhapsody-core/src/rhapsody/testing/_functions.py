@@ -294,7 +294,7 @@ def _holding(data: bytes, number: int) -> Callable[[], tuple[int, int, int]]:
 
 
 def _stateful() -> list[tuple[str, Callable[[int], Any], list[Any]]]:
-    """Return functions that append their argument to a list: a name, the function and the list."""
+    """Return functions that append their argument to a list, as tuples of name, function, list."""
     held: list[list[Any]] = [[] for _ in range(4)]
     closure, default, bound, variable = held
 

@@ -307,7 +307,7 @@ class Lifecycle(Suite):
                         workers.setdefault(process, []).append(memory)
 
         def kept() -> list[int]:
-            """Return the number of bytes kept per task in a list, or an empty list if it is low."""
+            """Return a list with the number of bytes kept per task; empty if that is acceptable."""
             gc.collect()
             each = (tracemalloc.get_traced_memory()[0] - before) // count
             return [each] if each > self.growth_per_task else []
@@ -428,7 +428,7 @@ async def _require_free_loop(
         )
 
 
-# Describe the backend, and print the modules of required distributions that this has imported.
+# Describe the backend, and print the modules of required distributions that were imported.
 # Print null if no distribution declares the backend.
 _DECLARE = """
 import json, re, sys

@@ -49,7 +49,10 @@ NewBackend = Callable[..., Awaitable[Any]]
 """`await new_backend()` creates a backend that is shut down at the end of the check."""
 
 NewEngine = Callable[..., Awaitable[WorkflowEngine]]
-"""`await new_engine(backend=None, **settings)` creates an engine; `None` for the shared backend."""
+"""`await new_engine(backend=None, **settings)` creates an engine.
+
+If `backend` is `None`, the engine uses the shared backend.
+"""
 
 
 class Need(NamedTuple):
@@ -57,8 +60,8 @@ class Need(NamedTuple):
 
     Attributes:
         reason: The reason that pytest shows if the condition is not met; may contain `{kind}`.
-        met: Called with the test object and the check's kind of task, or `None` if the check has no
-            such parameter. Returns a true value if the condition is met.
+        met: Called with the test object and the value of the check's parameter `kind` (`None` if
+            the check has no such parameter). Returns a true value if the condition is met.
     """
 
     reason: str
@@ -182,7 +185,7 @@ class Shared:
         program: The settings of this process before any backend was created.
         parent: The directory that contains the sandboxes and files of all checks.
         backend: The shared backend; `None` before its first use and after a failed check.
-        lives: Measurements of other backends, see `Lifecycle`.
+        lives: Measurements of other backends that were started and shut down; see `Lifecycle`.
         drivers: The drivers of the running check.
         known: The uids of tasks that drivers have submitted, and the uids of engines.
         errors: Unhandled errors of the loop during the running check.
@@ -232,7 +235,7 @@ class Shared:
             )
 
     def status(self) -> str:
-        """Return a text that names the tasks that have not ended, and an unknown task, if any."""
+        """Describe the first unfinished tasks and any reported task that was not submitted."""
         unfinished = [text for driver in self.drivers for text in driver.unfinished()]
         parts = [f"no terminal state for {'; '.join(unfinished[:5])}"] if unfinished else []
         strangers = self.strangers()
@@ -434,7 +437,10 @@ class Suite:
 
     @property
     def routes(self) -> list[Route]:
-        """All forms of calls that the backend runs, without a request and with `cores=0`."""
+        """All forms of calls that the backend runs, each without a request for resources.
+
+        If the backend declares `cores`, each form is also included with a request for 0 cores.
+        """
         requests: list[tuple[str, Resources | None]] = [("", None)]
         if "cores" in self.capabilities.resources:
             requests.append((" with cores=0", Resources(cores=0)))
@@ -536,7 +542,7 @@ def require_unchanged(cls: type[Suite], base: type[Suite]) -> None:
 
 
 async def state_of(backend: Any) -> str:
-    """Return a backend's state, also if the backend's `state` is a coroutine function."""
+    """Return a backend's state. The method `state` may be ordinary or a coroutine function."""
     state = backend.state()
     return str(await state) if inspect.isawaitable(state) else str(state)
 

@@ -186,9 +186,9 @@ Holdings = dict[tuple[str, Any], str]
 
 
 def holdings(mark: str | None = None) -> Holdings:
-    """Return the resources that this process holds: threads, tasks, processes and files.
+    """Return the resources of this process: threads, tasks, child processes and files.
 
-    With a mark of `marked`, orphaned descendants that have the mark are included.
+    If a mark from `marked` is given, orphaned descendants with this mark are included.
     """
     tasks = asyncio.all_tasks() - {asyncio.current_task()}
     return {
@@ -315,7 +315,10 @@ class Program:
         )
 
     def since(self, before: Program, adds: Set[str]) -> list[str]:
-        """Return descriptions of the differences from earlier settings, except those in `adds`."""
+        """Return descriptions of the differences from earlier settings.
+
+        Changes of `sys.path` are omitted if `adds` contains `"sys.path"`.
+        """
         words = []
         for what, name in {"environment": "environment variable", "handlers": "handler of"}.items():
             now, former = getattr(self, what), getattr(before, what)
@@ -339,7 +342,7 @@ class Program:
         return words
 
     def restore(self) -> None:
-        """Undo all changes, so that later checks detect them again."""
+        """Restore these settings, so that later checks detect the same changes again."""
         for name, handler in self.handlers.items():
             if handler is not None and signal.getsignal(signal.Signals[name]) is not handler:
                 signal.signal(signal.Signals[name], handler)
@@ -377,7 +380,7 @@ def fork_handlers(own: str) -> Iterator[list[str]]:
 
 @contextmanager
 def scratch() -> Iterator[None]:
-    """Change to directories in which leftover files of a backend are detected.
+    """Use separate current and temporary directories, so that leftover files can be detected.
 
     Each test class has a new current directory. All classes of the process share a temporary
     directory, because `multiprocessing` keeps a socket in it. A third directory is on `sys.path`,

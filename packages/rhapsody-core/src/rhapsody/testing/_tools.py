@@ -51,7 +51,7 @@ class Report:
     Attributes:
         uid: The task's uid.
         native: The native state.
-        state: The canonical state, `None` if the backend's mapper does not contain the native one.
+        state: The canonical state, or `None` if the backend's mapper does not contain `native`.
         thread: The identifier of the calling thread.
         during_submit: True if the call of `submit_tasks` with this task had not returned.
         task: A shallow copy of the task's description.
@@ -81,28 +81,28 @@ class Finished:
 
     @property
     def value(self) -> Any:
-        """The return value of a function, `None` if there is none."""
+        """The return value of a function, or `None` if the backend reported none."""
         return self.task.get("return_value")
 
     @property
     def error(self) -> BaseException | None:
-        """The exception of a failed task, `None` if there is none."""
+        """The exception of a failed task, or `None` if the backend reported none."""
         error = self.task.get("exception")
         return error if isinstance(error, BaseException) else None
 
     @property
     def stdout(self) -> str | None:
-        """The standard output of the task, `None` if the backend reported none."""
+        """The standard output of the task, or `None` if the backend reported none."""
         return self.task.get("stdout")
 
     @property
     def stderr(self) -> str | None:
-        """The standard error of the task, `None` if the backend reported none."""
+        """The standard error of the task, or `None` if the backend reported none."""
         return self.task.get("stderr")
 
     @property
     def exit_code(self) -> int | None:
-        """The exit code of an executable, `None` if there is none."""
+        """The exit code of an executable, or `None` if the backend reported none."""
         return self.task.get("exit_code")
 
     def __str__(self) -> str:
@@ -259,7 +259,7 @@ class Driver:
         """Wait until the task is reported RUNNING.
 
         Returns:
-            `True`, or `False` if the task ends without such a report.
+            `True` if RUNNING was reported, `False` if the task ended without such a report.
         """
         while TasksMainStates.RUNNING not in self.history(task):
             if self._tasks[task["uid"]].finished is not None:
@@ -314,7 +314,7 @@ class Driver:
     # The callback.
 
     def _report(self, task: Any, state: Any, service_callback: Any = None) -> None:
-        """Receive a report on any thread, and have it processed on the loop's thread."""
+        """Receive a report on any thread, and process it on the loop's thread."""
         content = task.as_dict() if hasattr(task, "as_dict") else task
         if not isinstance(content, dict) or "uid" not in content:
             self.faults.append(
@@ -444,7 +444,7 @@ class EventRecorder:
         return [event.state for event in self.of(task)]
 
     def of(self, task: Any) -> list[TaskEvent]:
-        """Return the events of a task, or of all tasks with a name, in order.
+        """Return the events of one task, or of all tasks with a given name, in order.
 
         Args:
             task: A uid, a name, or a future.

@@ -16,7 +16,7 @@ from typing import Any
 
 
 def _coroutine_function(function: Any) -> Any:
-    """Return a coroutine function that calls a function, and whose name ends with `_async`."""
+    """Return a coroutine function that calls a function; its name has the suffix `_async`."""
 
     async def call(*args: Any, **kwargs: Any) -> Any:
         await asyncio.sleep(0)
@@ -133,7 +133,7 @@ def digest(data: bytes) -> str:
 
 
 def pattern(size: int) -> bytes:
-    """Return bytes whose values depend on their position."""
+    """Return `size` bytes whose values depend on their positions."""
     block = bytes(range(256)) * 256
     return (block * (size // len(block) + 1))[:size]
 
