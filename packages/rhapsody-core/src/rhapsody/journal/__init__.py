@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from rhapsody.journal.plugin import Journal
 
 JournalOption: TypeAlias = "Callable[[], Journal] | Journal | None"
-"""Function that opens a journal, an open journal that its caller closes, or `None` for no
-journal."""
+"""A function that opens a journal; an open journal, closed by the code that opened it; or `None`
+for no journal."""
 
 
 def checked_journal(journal: object, resume: object, largest: object) -> JournalOption:

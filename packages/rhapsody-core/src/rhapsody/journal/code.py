@@ -147,12 +147,13 @@ class CodeFingerprint:
         environment: Environment variables that were read, each with its value, or `None` if it was
             not set.
         inner: Values that can change in place and are smaller than `LARGE`, each with its digest.
-        made_of: Functions, each with its code, defaults and names, which a program can replace.
-        related: Classes, each with its bases and other related classes, which a program can
-            replace.
-        set_here: True if the code reads an environment variable, or a variable that may have
-            another value on a worker, because the worker imports the module again.
-        starts_programs: True if the code uses functions that start programs, which inherit
+        made_of: Functions, each with the parts that a program can replace: code, defaults,
+            `__name__` and `__qualname__`.
+        related: Classes, each with its bases and other related classes; a program can replace
+            these.
+        set_here: True if the code reads an environment variable, or a variable whose value may
+            differ on a worker because the worker imports the module again.
+        starts_programs: True if the code uses functions that start programs. These programs inherit
             environment variables.
     """
 
@@ -482,8 +483,8 @@ class CodeFingerprint:
             without: Names of attributes to ignore.
             made: True if the special methods of a class were generated from its body, and the body
                 is collected.
-            owner: The class, or `None` for a function or module. Methods may fill attributes of a
-                class that are empty.
+            owner: The class, or `None` for a function or module. Empty attributes of a class are
+                collected later, because methods may fill them.
         """
         self.sizes.append((attributes, len(attributes)))
         for attribute, value in list(attributes.items()):
@@ -610,8 +611,9 @@ class CodeFingerprint:
     ) -> bool:
         """Return True if a variable has the value that a worker finds when it imports the module.
 
-        This holds for modules, and for functions and classes under their own names. Other values
-        may have been set by the program.
+        This holds for variables of the program's script, for modules, for functions and classes
+        under their own names, and for numbers in modules of libraries. Other values may have been
+        set by the program.
 
         Args:
             variables: The variables of the module, or the attributes of the class.

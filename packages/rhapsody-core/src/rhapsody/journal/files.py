@@ -33,7 +33,7 @@ LARGE = 1 << 20
 """Minimum size in bytes of a file whose digest is stored for later runs."""
 
 SETTLED = 2_000_000_000
-"""Minimum age in nanoseconds of a file's last change before the digest is kept. Earlier, another
+"""Minimum age in nanoseconds of a file's last change before the digest is kept. Otherwise, a second
 change within the same clock tick of the file system would go unnoticed (Git calls such an entry
 racy)."""
 
@@ -60,8 +60,8 @@ WITHOUT_CHANGE_TIME = frozenset(
 class Stamp(NamedTuple):
     """Attributes of a file that change with its content.
 
-    `changed` is the time at which the inode was last changed (`st_ctime_ns`). A program can reset
-    a file's modification time after writing to the file, as `cp -p` does, but not this time.
+    `changed` is the time at which the inode was last changed (`st_ctime_ns`). A program cannot set
+    this time, whereas it can reset a file's modification time after writing, as `cp -p` does.
     """
 
     device: int
@@ -105,6 +105,8 @@ class FileDigests:
     def of(self, path: str) -> bytes | None:
         """Return the digest of a file's content, or `None` if there is no readable regular file.
 
+        `None` is also returned for files in `KERNEL`.
+
         Args:
             path: The file's path. As most libraries do, this method expands `~` and `$NAME`, and
                 accepts a URL that starts with `file:///`.
@@ -143,10 +145,11 @@ class FileDigests:
         return found
 
     def of_any(self, path: str) -> bytes | None:
-        """Return the digest of a file, or of all files in a directory; `None` if there is none.
+        """Return the digest of a file or of a directory's files, or `None` if there is no digest.
 
-        A directory has no digest if it contains a link to a directory, or an entry that cannot be
-        read. For a missing file, the digest in `gone` is returned if there is one.
+        A directory has no digest if it contains a link to a directory, or an entry that is neither
+        a directory nor a readable regular file. For a missing file, the digest in `gone` is
+        returned if there is one.
         """
         digest = self.of(path)
         if digest is not None or not os.path.isdir(path):
@@ -200,7 +203,7 @@ class FileDigests:
 
 
 def _mapped_inodes() -> set[int]:
-    """Return the inodes of the files that this process has mapped, shared and writable."""
+    """Return the inodes of the files that this process has mapped as shared and writable."""
     found: set[int] = set()
     with contextlib.suppress(OSError), open("/proc/self/maps", "rb", 0) as maps:  # only on Linux
         for line in maps.read().splitlines():
@@ -233,7 +236,7 @@ def on_network(directory: Path) -> bool:
 
 
 def file_system(path: str) -> str:
-    """Return the type of the file system that contains a path, or an empty string if unknown."""
+    """Return the type of a path's file system, or an empty string if it is unknown."""
     try:
         mounts = Path("/proc/self/mounts").read_text(encoding="utf-8", errors="surrogateescape")
     except OSError:  # not Linux
@@ -268,10 +271,11 @@ class Outputs:
 
         Args:
             files: The task's files, or `None` if it has none.
-            named: True if the task's result is, or contains, a path into its sandbox.
+            named: True if the task's result is, or contains, a path into the task's sandbox.
 
         Raises:
-            UnhashableError: A later run could not find the files again.
+            UnhashableError: The task left undeclared files that its dependents see, or an output
+                file cannot be read on this machine.
         """
         if files is None:
             return None
@@ -330,8 +334,9 @@ class Outputs:
         """Find a task's files from their record.
 
         Returns:
-            The files, some of which may be missing; `None` if a file has changed, or if a missing
-            one is a directory or belongs to a task whose result contains a path into its sandbox.
+            The files, some of which may be missing. `None` if a file has changed, if a missing file
+            was a directory, or if a file is missing and the task's result contains a path into the
+            sandbox.
         """
         read = json.loads(noted)
         paths, places, missing = {}, {}, set()

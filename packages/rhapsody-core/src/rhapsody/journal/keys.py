@@ -49,7 +49,8 @@ class Key(NamedTuple):
     Attributes:
         digest: The digest of `parts`, `code` and `paths`, see `Keys.digest`.
         parts: The parts of the key except `code`, as text (see `as_text`): the name of each part,
-            which messages use, and the part's digest. Small numbers are included as they are.
+            which messages use, and the part's digest. Some parts, such as small numbers, are
+            included as they are.
         code: The digest of the function's code and everything that it uses, see `Keys.codes`;
             `None` for a command, a callable object, or a task with a `version`.
         paths: The strings and paths in the arguments that may name files, each with the digest
@@ -293,7 +294,7 @@ class Keys:
             yield from (piece for piece in value.split(":") if piece.startswith("/"))
 
     def files(self, paths: Iterable[str]) -> dict[str, bytes | None]:
-        """Return the current digest of each file, or `None` if there is no readable file."""
+        """Return each file's current digest; that of a missing or unreadable file is `None`."""
         return {path: self.program.file(path) for path in paths}
 
     def require_unchanged(
@@ -326,9 +327,9 @@ class Keys:
                 )
 
     def _variables(self, task: Mapping[str, Any], found: CodeFingerprint) -> str | None:
-        """Return the digest of the variables that the program has set and the task inherits.
+        """Return the digest of the environment variables that the program has changed.
 
-        Return `None` if there are none.
+        Variables that the task sets itself are left out. Return `None` if no variables are left.
         """
         own = task.get("environment") or {}
         inherited = self.program.variables()

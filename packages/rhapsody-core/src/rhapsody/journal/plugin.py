@@ -29,14 +29,14 @@ log: logging.Logger = logging.getLogger("rhapsody.journal")
 
 _Call = tuple[Key, int, str | None]
 """A call that may be recorded: its key, its number among the calls with that key, and the reason
-why an earlier recording is not used, or `None`."""
+(or `None`) why an earlier recording is not used."""
 
 
 class Journal:
-    """Results of a run, recorded so that the next run can reuse them.
+    """Plugin that records the results of a run and reuses the results of earlier runs.
 
-    A journal object belongs to one run of a program, which may have several engines. The engines
-    call its hooks on their event loop. The hooks wait for the work, which runs on the journal's own
+    A journal object belongs to one run of a program. All engines of the run may share it; they call
+    its hooks on their event loop. The hooks wait for the work, which runs on the journal's own
     thread.
 
     Args:
@@ -47,7 +47,8 @@ class Journal:
         resume: True to reuse the recordings of the last run, False to ignore them, `None` to reuse
             them only if that run did not succeed.
         shared: True if another run may use the journal at the same time.
-        largest: Maximum size of a pickled value that is recorded, in bytes; `None` for no limit.
+        largest: Maximum size of a recorded result in bytes, in memory (`sys.getsizeof`) and as a
+            pickle; `None` for no limit.
         again: Names of tasks whose recordings are not used.
         push_down: True if, on backends that keep values, the engine may submit tasks before their
             dependencies have finished. Values that a backend keeps are not recorded.
@@ -55,7 +56,7 @@ class Journal:
     Attributes:
         path: The path of the journal's file.
         push_down: The argument `push_down`.
-        names: The names in `again` for which this run has called tasks.
+        names: The names in `again` that tasks of this run have had so far.
 
     Raises:
         JournalInUseError: Another run uses the journal, and `shared` is False or the journal is on
@@ -90,7 +91,7 @@ class Journal:
         self._again = frozenset(again)
         self._calls: dict[str, _Call] = {}
         self._gone: dict[str, tuple[int, str]] = {}  # reused calls whose files are missing
-        self._readers: dict[str, dict[str, str]] = {}  # by input path: reused calls, their tasks
+        self._readers: dict[str, dict[str, str]] = {}  # by input path: the reused calls and their tasks' names
         self._numbers: dict[bytes, int] = {}
         self._moved: dict[bytes, set[int]] = {}  # numbers of calls that had another key before
         self._refused: dict[str, str] = {}
@@ -144,7 +145,11 @@ class Journal:
         return await self._on_thread(partial(self._keep, records))
 
     async def _on_thread(self, work: Callable[[], T]) -> T | None:
-        """Call a function on the journal's thread, unless the journal has failed."""
+        """Return the result of `work`, called on the journal's thread.
+
+        Return `None` if the journal is disabled. An error that SQLite or the operating system
+        reports disables the journal.
+        """
         if self._failed:
             return None
         try:
@@ -166,8 +171,8 @@ class Journal:
         """Find the results that a run would reuse, and explain for each task whether it would run.
 
         Returns:
-            For each task, the result or `None`, and the explanation. `None` if the journal has
-            failed.
+            A list with a pair for each task: the result that a run would reuse, or `None`, and the
+            explanation. If the journal has failed, `None` is returned instead of the list.
         """
         return await self._on_thread(partial(self._preview, tasks))
 
@@ -251,8 +256,8 @@ class Journal:
 
         Args:
             key: The key's digest.
-            wanted: The number that the call had when it had another key, or `None`. The call keeps
-                the number unless another call with this key has it.
+            wanted: The number that the call had with its previous key; `None` if it has had no
+                other key. The call keeps this number unless another call with the new key has it.
         """
         counted, moved = self._numbers.get(key, 0), self._moved.get(key, ())
         if wanted is not None and wanted > counted and wanted not in moved:
@@ -270,8 +275,9 @@ class Journal:
         """Find the recorded result of a call.
 
         Returns:
-            The result or `None`, and the reason why the recording cannot be used, or `None`. Both
-            are returned if files are missing: the call runs again only if a task reads one of them.
+            The result, or `None`; and the reason why the recording cannot be used, or `None`. Both
+            are `None` if there is no recording. Neither is `None` if files are missing: the call
+            then runs again only if a task reads one of these files.
 
         Raises:
             sqlite3.Error: The journal cannot be read.

@@ -63,7 +63,7 @@ class _File:
     Attributes:
         changed: The time of the file's last change in nanoseconds, or 0 if there is no file.
         code: The file's code as Python compiles it, or `None` if there is no valid source.
-        plain: For each code object of the file, the one compiled from the normalized tree.
+        plain: For each code object of the file, its counterpart compiled from the normalized tree.
         names: The number of code objects with each qualified name.
         classes: The classes in the normalized tree, by qualified name.
         chains: The names in the body of each class, by qualified name, see `_chains`.
@@ -116,8 +116,8 @@ class Sources:
 
         Returns:
             The digest, and the names, each with its attributes, see `_chains`. `None` if the file
-            does not contain exactly one class with this name, or if it differs from the loaded
-            methods.
+            does not contain exactly one class with this name, or if its methods differ from the
+            loaded ones.
 
         Raises:
             UnhashableError: The file was changed after the program started, or the class cannot be
@@ -147,7 +147,7 @@ class Sources:
             variables: The variables of the module, which may include the loader of its source.
 
         Returns:
-            Both, or `None` if there is no valid source.
+            The digest and the code, or `None` if there is no valid source.
 
         Raises:
             UnhashableError: The file was changed after the program started.
@@ -253,7 +253,7 @@ def _chains(node: ast.ClassDef) -> tuple[tuple[str, ...], ...]:
 
 
 def digest_of(code: types.CodeType) -> str:
-    """Return the digest of compiled code, which depends on the minor version of Python."""
+    """Return the digest of compiled code and of the minor version of Python."""
     made = hashlib.blake2b(repr(sys.version_info[:2]).encode(), digest_size=SIZE)
     for one in with_inner(code):
         constants = [each for each in one.co_consts if not isinstance(each, types.CodeType)]
@@ -312,7 +312,10 @@ class Use(NamedTuple):
     key: str | tuple[str] | None = None
 
     def filled(self) -> tuple[str, ...]:
-        """Return a tuple with the name of the container that this use fills in place, if any."""
+        """Return a tuple with the name of the container that this use fills in place.
+
+        The tuple is empty if the use fills no container.
+        """
         if self.by in CALLS:
             return self.chain[-2:-1] if self.chain[-1] in _FILLS else ()
         return self.chain[-1:] if self.by in ("STORE_SUBSCR", "DELETE_SUBSCR") else ()
@@ -326,8 +329,8 @@ class Names:
         uses: The globals that the code reads.
         modules: The modules that the code imports: the name, with a dot for each relative level,
             and the names imported from the module.
-        members: The uses of those modules, each with the module's name, with which the chain
-            begins.
+        members: The uses of those modules: pairs of a module's name and a use whose chain begins
+            with that name.
         stored: Names of globals that the code sets.
         filled: Names of closure variables and attributes that the code fills in place, as
             `seen.append(x)` and `self.seen.append(x)` do.
@@ -479,11 +482,11 @@ def _imported(
 
 
 class Program:
-    """State shared by the fingerprints of a run.
+    """Sources, files and environment of the program, shared by the fingerprints of a run.
 
     Args:
         directory: The program's directory. Paths below it are digested relative to it.
-        files: The digests of files.
+        files: The cache of the digests of files.
 
     Attributes:
         sources: The program's source files.
@@ -517,7 +520,7 @@ class Program:
     def place(self, file: str) -> str:
         """Return a source file's path relative to the program's directory.
 
-        Code without a file is called `a text`.
+        For code without a file, return `a text`.
         """
         if file.startswith("<") or not os.path.exists(file):  # the cells of notebooks are numbered
             return "a text"

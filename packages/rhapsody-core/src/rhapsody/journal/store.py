@@ -109,8 +109,8 @@ class Run(NamedTuple):
         number: The run's number in the journal.
         lineage: The number of the run's lineage.
         began: The start time, in seconds since the epoch.
-        how: The outcome, `"killed"` or `"running"`; `None` if it is unknown whether the run was
-            killed or is running.
+        how: The recorded outcome; without one, `"killed"` or `"running"`, or `None` if it is
+            unknown which of the two is true.
         kept: Number of results that the run recorded.
         reused: Number of results of earlier runs that the run used.
     """
@@ -380,7 +380,8 @@ class Store:
         """Return two lists: the runs that have ended or were killed, and those still running.
 
         Both are sorted from oldest to newest. The first list includes this run, once it is
-        registered, and runs of which it is unknown whether they are running.
+        registered, and runs that may or may not be running. The lock files of runs that were killed
+        are removed.
         """
         ended, living = list[Run](), list[Run]()
         for run in runs_in(self._database, self.path):
@@ -398,7 +399,7 @@ class Store:
         return run.how == "done" or bool(found)
 
     def find(self, key: bytes, number: int) -> tuple[int, bytes, str | None] | None:
-        """Return the id, pickled value and files of an earlier recording, or `None`.
+        """Return the id, pickled value and files of an earlier recording; `None` if there is none.
 
         Args:
             key: See `Recording.key`.
@@ -420,14 +421,14 @@ class Store:
         return id_, value, files
 
     def value(self, recording: int) -> bytes:
-        """Return the pickled value of a recording."""
+        """Return the pickled value of a recording, see `Recording.value`."""
         select = "SELECT value FROM recordings WHERE id = ?"
         (packed,) = self._database.execute(select, (recording,)).fetchone()
         assert isinstance(packed, bytes)
         return packed
 
     def replace_files(self, recording: int, files: str) -> None:
-        """Replace a reused recording's record of its files once they have been produced again."""
+        """Replace the record of a reused task's files, which have been produced again."""
         database = self._database
         with _transaction(database):
             select = "SELECT key, number, value FROM recordings WHERE id = ?"
@@ -527,10 +528,10 @@ class Store:
                     self._forget_others()
 
     def _forget_others(self) -> None:
-        """Remove what no run needs after this run succeeded.
+        """Remove the recordings that no run needs once this run has succeeded.
 
         These are the recordings of this lineage that were last used before the resumed run, and all
-        other lineages without a running run.
+        recordings of other lineages that no active run uses.
         """
         database = self._database
         ended, living = self._earlier()
@@ -628,7 +629,7 @@ def _require_own(path: Path) -> None:
 
 
 def lock_of(path: Path, run: int) -> str:
-    """Return the path of a run's lock file, which is not used on network file systems."""
+    """Return the path of a run's lock file. On network file systems, runs have none."""
     return f"{path}.{run}.lock"
 
 
@@ -869,7 +870,8 @@ class Earlier:
     def what_changed(self, name: str, uid: str, parts: str, code: bytes | None) -> str:
         """Explain why a task ran, by the smallest difference from an unused recording.
 
-        The recordings of the same call and of calls with equal arguments are compared.
+        The task is compared with the unused recordings of the same call, and with up to `COMPARED`
+        of calls with equal arguments.
 
         Args:
             name: The task's name.

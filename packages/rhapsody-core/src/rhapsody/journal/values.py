@@ -423,7 +423,7 @@ def _logger_apart(logger: logging.Logger) -> tuple[Any, ...]:
 
 
 def _is_plain_python(kind: type) -> bool:
-    """Return True if all of an object's state is in its `__dict__` and its slots."""
+    """Return True if instances of a class keep all their state in `__dict__` and in slots."""
     size = object.__basicsize__ + 8 * len(copyreg._slotnames(kind))  # type: ignore[attr-defined]
     size += 8 * ((kind.__dictoffset__ > 0) + (kind.__weakrefoffset__ > 0))
     return kind.__basicsize__ <= size
@@ -461,7 +461,10 @@ def _is_mute(value: object) -> bool:
 
 
 def _parts_of_array(value: Any) -> tuple[Any, ...] | None:
-    """Return the parts of a NumPy or pandas object, or `None` if it has no special treatment."""
+    """Return the parts from which the digest of a NumPy or pandas object is computed.
+
+    Return `None` if the object is digested like those of other libraries.
+    """
     library = str(type(value).__module__).partition(".")[0]
     if library == "pandas":
         return _parts_of_table(value)
