@@ -1,1 +1,1 @@
-"""Files between tasks: origins of inputs, lifetimes of sandboxes, destinations and downloads."""
+"""Files of tasks: origins of inputs, lifetimes of sandboxes, destinations and downloads."""

@@ -49,7 +49,8 @@ class InputPlace(NamedTuple):
 
     Attributes:
         path: The path of the file, or `None` if this process cannot read it.
-        producer: The attempt on the same backend from whose sandbox the file is linked, or `None`.
+        producer: The attempt on the same backend from whose sandbox the file is linked; `None` if
+            the file comes from elsewhere.
         missing: If the file is missing, the outcome of the task that wrote it in an earlier run;
             otherwise `None`.
         directory: True for a directory that a dependency created.
@@ -90,7 +91,7 @@ class Resolved:
         return list(found.values())
 
     def paths(self) -> dict[str, str | None]:
-        """Return the inputs' paths by name, or `None` for inputs that this process cannot read."""
+        """Return the inputs' paths by name; `None` marks inputs that this process cannot read."""
         return {name: place.path for name, place in self.places.items()}
 
 
@@ -245,7 +246,7 @@ def _is_absolute(file: InputFile) -> bool:
 def _matched_by(
     file: InputFile, sources: Sequence[AttemptInfo]
 ) -> list[tuple[AttemptInfo, tuple[str, ...]]]:
-    """Return the dependencies that declared the same pattern, and the names that matched it."""
+    """Return the dependencies that declared an input's pattern, each with the matching names."""
     name = file.filename
     return [(each, each.matches[name]) for each in sources if each.matches and name in each.matches]
 

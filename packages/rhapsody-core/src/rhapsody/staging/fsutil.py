@@ -65,8 +65,8 @@ def copy_file(
     Args:
         source: The path of the file.
         target: The path of the copy, which must not exist.
-        root: The directory that must contain the target if `source` is a link, even if links change
-            during the call; `None` for any directory.
+        root: If `source` is a link, the directory that must contain the file to which it leads,
+            even if links change during the call; `None` for any directory.
 
     Raises:
         DataError: The file is a link to a path outside `root`, or is not a regular file.
@@ -129,7 +129,8 @@ def copy_directory(
         stop: If this event is set during the call, copying stops and the copy is removed.
 
     Raises:
-        DataError: A link in the directory leads out of it, or an entry cannot be copied.
+        DataError: A link in the directory is absolute or leads out of the directory, or an entry
+            cannot be copied.
         OSError: The directory cannot be read, or the copy cannot be created.
     """
 
@@ -230,7 +231,8 @@ def remove_directory(path: str | os.PathLike[str], kept: Collection[str] = ()) -
 
 
 def _clear(path: str | os.PathLike[str], kept: Collection[str]) -> None:
-    """Remove a directory's content, with fewer system calls than `shutil.rmtree` if it is flat."""
+    """Remove a directory, or only its entries except `kept`."""
+    # For a directory without subdirectories, this takes fewer system calls than `shutil.rmtree`.
     if os.path.islink(path):
         raise NotADirectoryError(errno.ENOTDIR, "it is a link", os.fspath(path))
     with os.scandir(path) as entries:

@@ -266,7 +266,7 @@ class Target(NamedTuple):
 
 @dataclass(slots=True)
 class _Claim:
-    """Call that is about to write to a destination.
+    """Claim on a destination, by the call that is about to write to it.
 
     Attributes:
         call: The part of the uid that all attempts of the call share.
@@ -294,7 +294,7 @@ class _Written:
 
 
 class Places:
-    """Destinations to which the tasks of one engine write, and paths that the tasks read.
+    """Registry of the paths that the tasks of one engine read and write, to prevent conflicts.
 
     Paths are compared after links in them have been resolved.
 
@@ -515,9 +515,10 @@ class Places:
             )
 
     def _read_there(self, key: str, *, directory: bool) -> tuple[str, str] | None:
-        """Return a task that reads a path, one of its parents or entries, and a text for errors.
+        """Return the name of a task that reads a destination, and a phrase for the error message.
 
-        Return `None` if the destination may be written.
+        A directory above the destination is considered as well, and so are the files in it if
+        `directory` is True. Return `None` if the destination may be written.
         """
         if key in self._readers:
             return self._readers[key], "that directory" if directory else "that file"
@@ -533,7 +534,7 @@ class Places:
         return None
 
     def _claim_on(self, key: str, call: str, *, directory: bool = False) -> _Claim | None:
-        """Return another call's claim on a path or its parents, or `None`.
+        """Return another call's claim on a path or one of its parents; `None` if there is none.
 
         With `directory`, claims on entries of the path are considered as well.
         """

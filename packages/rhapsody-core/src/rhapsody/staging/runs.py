@@ -161,7 +161,7 @@ class Run:
         self._log.begin()
 
     def make(self) -> Path:
-        """Create and lock the directory, if this has not been done yet.
+        """Create and lock the directory, unless it is already locked.
 
         Returns:
             The path of the directory.
@@ -202,7 +202,7 @@ class Run:
         """Unregister an engine; after the last one, remove the directory if it is empty.
 
         Returns:
-            True if the directory has been removed.
+            True if this was the last engine and the directory does not exist now.
         """
         with self._lock:
             if uid not in self._engines:
@@ -247,7 +247,7 @@ _process = _Process()
 
 
 def enter_run(base: Path, uid: str) -> Run:
-    """Return this process's run in a `.rhapsody`, and register an engine with it.
+    """Return this process's run in a `.rhapsody` directory, and register an engine with the run.
 
     No directory is created.
     """
@@ -305,7 +305,7 @@ def program() -> str:
 
 
 def runs_in(base: Path) -> list[str]:
-    """Return the names of the runs in a `.rhapsody`, oldest first."""
+    """Return the names of the runs in a `.rhapsody` directory, oldest first."""
     with contextlib.suppress(OSError), os.scandir(base) as entries:
         return sorted(
             entry.name
@@ -526,7 +526,7 @@ class LeftRun:
     changed: float
 
     def results(self) -> set[str]:
-        """Return the paths of the run's results, and of the lists that name them.
+        """Return the paths of the run's results that still exist, and of the lists that name them.
 
         Raises:
             ValueError: The results are unknown, because the run did not end properly or a list is
@@ -571,7 +571,7 @@ class LeftRun:
 
 
 def left_runs(base: Path) -> list[LeftRun]:
-    """Return this user's directories of runs in a `.rhapsody`, oldest first."""
+    """Return this user's directories of runs in a `.rhapsody` directory, oldest first."""
     found = []
     for path in _directories(base):
         if not NAME.fullmatch(path.name):
@@ -584,7 +584,7 @@ def left_runs(base: Path) -> list[LeftRun]:
 
 
 def tidy(base: Path) -> None:
-    """Point `latest` to the newest remaining run, and remove the `.rhapsody` if it is empty."""
+    """Point `latest` to the newest remaining run, and remove `base` if it is empty."""
     point_latest(base)
     with contextlib.suppress(OSError):  # it is not empty
         base.rmdir()

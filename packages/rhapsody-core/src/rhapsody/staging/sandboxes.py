@@ -195,9 +195,9 @@ class SandboxKeeper:
         return True
 
     def drop(self, path: str) -> None:
-        """Remove a sandbox that is no longer held, on another thread.
+        """Remove a sandbox that is no longer held, unless it stays until `close`.
 
-        This method is called by destructors, so it takes no lock.
+        The removal runs on another thread. Destructors call this method, so it takes no lock.
         """
         self._threads.put(partial(self._release, path))
 
