@@ -173,7 +173,10 @@ def cannot_pack(
 
 
 def _inside(function: object) -> tuple[str, Any] | None:
-    """Return the name and value of a variable that a function uses and that cannot be pickled."""
+    """Return the name and value of a variable that a function uses and that cannot be pickled.
+
+    Return `None` if no such variable is found.
+    """
     try:
         uses = inspect.getclosurevars(cast("Callable[..., Any]", function))
     except (TypeError, ValueError):  # not a Python function, or it uses an unset variable

@@ -150,7 +150,7 @@ class Recorder:
 
     @property
     def in_files(self) -> str | None:
-        """The directory that contains output in files, or `None` if there is none."""
+        """The directory of the output files, or `None` if no output was written to a file."""
         written = any(record.in_file for record in self._records.values())
         return self._directory if written else None
 

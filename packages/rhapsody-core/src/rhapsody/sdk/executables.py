@@ -93,7 +93,7 @@ def _text(descriptor: int) -> str:
 
 
 KILLED = (-signal.SIGKILL, 128 + signal.SIGKILL)
-"""Exit codes of a program that SIGKILL killed, and of a shell whose program it killed."""
+"""Exit codes after SIGKILL: of the program that it killed, and of a shell that ran the program."""
 
 UNLIMITED = 1 << 60
 """Smallest limit in bytes that is regarded as "no limit": cgroup version 1 uses large numbers."""

@@ -210,8 +210,8 @@ class SharedLoop:
 
         Args:
             call: Function that returns the coroutine. It is called in `context`.
-            ended: Called on the loop's thread, once the coroutine has ended, with its result or
-                `None`, and its exception or `None`.
+            ended: Called on the loop's thread once the coroutine has ended. The arguments are the
+                coroutine's result and exception; the one that does not exist is `None`.
             context: The context in which the coroutine runs.
 
         Returns:

@@ -57,7 +57,7 @@ def real_path(path: str) -> str:
 
 
 class Origins:
-    """Origin of modules, determined by the locations of their files."""
+    """Classifier of modules by origin, as determined by the locations of their files."""
 
     def __init__(self) -> None:
         paths = sysconfig.get_paths()
@@ -193,7 +193,10 @@ class _Program:
         return True
 
     def _look(self) -> None:
-        """Find the program's own modules. Files that have already been read are not read again."""
+        """Find the program's own modules.
+
+        A file is read again only if its module has been imported or reloaded since.
+        """
         count, path, began = len(sys.modules), list(sys.path), time.time_ns()
         former, self._sources = self._sources, {}
         if path != self._path:
@@ -242,7 +245,7 @@ class _Program:
         return self._origins.own(file)
 
     def _read(self, name: str, module: types.ModuleType, file: str) -> Source:
-        """Read the source of a module that is imported."""
+        """Read the source of an imported module, and record whether it may have been altered."""
         changed = 0
         try:
             if os.path.exists(file):

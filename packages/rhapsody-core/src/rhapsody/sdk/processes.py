@@ -396,7 +396,10 @@ class Program:
 
 
 def _watch(pid: int) -> int | None:
-    """Return a descriptor that becomes readable when a process ends, or `None` if unsupported."""
+    """Return a descriptor that becomes readable when a process ends.
+
+    Return `None` if the system does not support such descriptors.
+    """
     if not hasattr(os, "pidfd_open"):
         return None
     try:

@@ -110,7 +110,7 @@ class CallResult(NamedTuple):
         stdout: The call's standard output, or the path of the file that contains it; `None` if it
             is not kept.
         stderr: The same for standard error.
-        sandbox: The directory that contains output of the call, or `None` if there is none.
+        sandbox: The directory of the call's output files; `None` if no output was written to files.
         host: The name of the machine on which the call ran.
         pid: The id of the process in which the call ran.
     """
@@ -198,7 +198,7 @@ class Runner:
         return pickle.dumps(tuple(outcome), 5)
 
     def make(self, order: CallSpec, call: Any) -> CallResult:
-        """Make a packed call in its context, and capture its output. Errors are not raised."""
+        """Make a packed call in its context, and capture its output. An error becomes the outcome."""
         output = _none
         try:
             limit_threads(order.cores)
@@ -262,7 +262,7 @@ class Runner:
         return pack_error(trimmed(error, self.own_files), self.pack, self.unpack)
 
     def refusal(self, name: str, value: Any, error: BaseException) -> Exception:
-        """Return the error for a result that cannot be pickled, which states the reason."""
+        """Return an error that states why a result cannot be pickled."""
         return TypeError(
             f"task {name!r}: its result ({type(value).__qualname__}) cannot be pickled by "
             f"{self.worker}: {type(error).__name__}: {_text(error)}; {self.cure}"
@@ -286,7 +286,7 @@ class Runner:
     def context(self, order: CallSpec) -> AbstractContextManager[Any]:
         """Return a context manager that makes `rhapsody.current_task()` work in the call.
 
-        Without Rhapsody on the worker, it does nothing.
+        On a worker without Rhapsody, the context manager does nothing.
         """
         try:
             from rhapsody.context import TaskContext, task_context
@@ -406,7 +406,8 @@ class SentModules:
             modules: The packed modules, or their first `REFERENCE` bytes.
 
         Raises:
-            StaleModuleError: Calls are using other versions, or a module cannot be replaced.
+            StaleModuleError: Calls are using other versions, a module cannot be replaced, or the
+                modules have not been received.
         """
         if self.program == (modules[:_PROGRAM], os.getpid()):
             yield
@@ -869,7 +870,7 @@ def made(way: str, data: Any) -> BaseException:
 
 
 def trimmed(error: BaseException, own_files: tuple[str, ...] = (__file__,)) -> BaseException:
-    """Return the exception without the traceback frames of `own_files` before the user's code."""
+    """Return an exception after removing frames of `own_files` from the start of its traceback."""
     trace = _slot("__traceback__", error)
     while trace is not None and trace.tb_frame.f_code.co_filename.startswith(own_files):
         trace = trace.tb_next

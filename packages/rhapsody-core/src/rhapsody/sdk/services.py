@@ -235,7 +235,7 @@ def too_early(task: TaskDescription, code: int | None) -> TaskFailedError:
 
     Args:
         task: The service's description, with its output.
-        code: The service's exit code, or `None` if unknown.
+        code: The service's exit code, or `None` if it is unknown.
     """
     tail = stderr_tail(task)
     stderr = f": {tail.strip()}" if tail.strip() else ""
@@ -339,7 +339,7 @@ class TaskService(TaskProgram):
                 raise
 
     async def wait(self, grace: float) -> int:
-        """Report the service's readiness and wait until it has ended, see `TaskProgram.wait`.
+        """Wait until the service has ended, see `TaskProgram.wait`, and report when it is ready.
 
         Returns:
             The exit code.
@@ -403,7 +403,7 @@ class TaskService(TaskProgram):
 
 
 class Ports:
-    """Ports of this process's services. No two running services are assigned the same port."""
+    """Allocator of ports for this process's services. Running services never share a port."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()

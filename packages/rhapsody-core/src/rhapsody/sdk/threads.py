@@ -146,7 +146,7 @@ class ThreadPool:
         return await future
 
     async def close(self) -> None:
-        """Wait until all calls have been made, and end the threads."""
+        """Wait until all calls have returned, and end the threads."""
         threads, self._threads = self._threads, []
         for _ in threads:
             self._calls.put(None)
@@ -204,7 +204,7 @@ class Mailbox(Generic[T]):
             self._items.clear()
 
     def drain(self) -> None:
-        """Deliver items for about 5 ms, and schedule the rest for the loop's next iteration.
+        """Deliver items for about 5 ms, and leave the others for the loop's next iteration.
 
         The mailbox calls this on the loop's thread. It may also be called earlier on this thread,
         even from within `deliver`.
