@@ -57,7 +57,7 @@ class RecordedTask:
         cores: Number of processor cores that the task used; 1 if it is not recorded.
         inputs: Files that the task read.
         outputs: Files that the task wrote.
-        started: Start time as text, as in the file, or `None`.
+        started: Start time as written in the file, or `None` if it is not recorded.
         machines: Names of the machines on which the task ran.
     """
 
@@ -74,17 +74,17 @@ class RecordedTask:
 
 @dataclass(frozen=True, slots=True)
 class Instance:
-    """One run of a workflow.
+    """One run of a workflow. Unknown attributes are `None`.
 
     Attributes:
         name: Name of the workflow.
         tasks: Tasks in the order of the file. All parents are among them, and there is no cycle.
         machines: Machines on which the tasks ran.
-        makespan: Seconds from the start of the first task to the end of the last task, or `None`.
-        started: Time at which the run started as text, as in the file, or `None`.
-        description: Description of the workflow, or `None`.
-        created: Time at which the instance was created as text, as in the file, or `None`.
-        made_by: Name and version of the system that ran the workflow, or `None`.
+        makespan: Seconds from the start of the first task to the end of the last task.
+        started: Start time of the run, as written in the file.
+        description: Description of the workflow.
+        created: Creation time of the instance, as written in the file.
+        made_by: Name and version of the system that ran the workflow.
     """
 
     name: str

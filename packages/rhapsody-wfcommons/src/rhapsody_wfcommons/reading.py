@@ -75,7 +75,10 @@ def _instance(root: Value) -> Instance:
 
 
 def _maybe(of: Value | None, take: Callable[[Value], T], *names: str) -> T | None:
-    """Return the first member with one of these names, converted by `take`, or `None`."""
+    """Return the first member with one of these names, converted by `take`.
+
+    Return `None` if there is no such member.
+    """
     found = None if of is None else of.get(*names)
     return None if found is None else take(found)
 

@@ -151,14 +151,14 @@ class Replay:
         return inputs, outputs
 
     def _name(self, file: RecordedFile, writer: str = "") -> str:
-        """Return the name of a file in the replay, without directories, unlike recorded names."""
+        """Return the name of a file in the replay. Unlike recorded names, it has no directories."""
         return self._names.setdefault((writer, file.id), f"replayed-{len(self._names):06}")
 
     def _size(self, file: RecordedFile) -> int:
         return round((file.size or 0) * (self._files or 0))
 
     def _made(self, file: RecordedFile) -> str:
-        """Return the path of a file that exists before the workflow starts; create it if needed."""
+        """Return the path of an input that no parent writes; create the file if it is missing."""
         assert self._directory is not None
         path = self._directory / self._name(file)
         if not path.exists():

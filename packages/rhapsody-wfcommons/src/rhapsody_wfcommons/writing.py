@@ -23,7 +23,8 @@ _Rename = Callable[[str], str]
 def write(instance: Instance, path: str | os.PathLike[str]) -> None:
     """Write an instance to a file that is private to the user.
 
-    An existing file is replaced only when the new one is complete.
+    An existing file is replaced only when the new one is complete. A device, or a file in a
+    directory that is not writable, is written in place and keeps its permissions.
 
     Raises:
         InstanceError: The instance is invalid, see `dumps`. Nothing is written.
