@@ -91,7 +91,7 @@ class Journal:
         self._again = frozenset(again)
         self._calls: dict[str, _Call] = {}
         self._gone: dict[str, tuple[int, str]] = {}  # reused calls whose files are missing
-        self._readers: dict[str, dict[str, str]] = {}  # by input path: the reused calls and their tasks' names
+        self._readers: dict[str, dict[str, str]] = {}  # task names, by input and reused call
         self._numbers: dict[bytes, int] = {}
         self._moved: dict[bytes, set[int]] = {}  # numbers of calls that had another key before
         self._refused: dict[str, str] = {}

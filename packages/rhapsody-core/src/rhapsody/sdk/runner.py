@@ -198,7 +198,7 @@ class Runner:
         return pickle.dumps(tuple(outcome), 5)
 
     def make(self, order: CallSpec, call: Any) -> CallResult:
-        """Make a packed call in its context, and capture its output. An error becomes the outcome."""
+        """Make a packed call and capture its output. Errors are returned as outcomes."""
         output = _none
         try:
             limit_threads(order.cores)
