@@ -46,7 +46,7 @@ async def wait_through(future: asyncio.Future[Any], cancel: Callable[[], object]
     """Wait until a future is done; call `cancel` each time the wait itself is canceled.
 
     Returns:
-        True if the wait was canceled; the caller must raise `CancelledError` after cleaning up.
+        True if the wait was canceled; the caller must then clean up and raise `CancelledError`.
     """
     cancelled = False
     while not future.done():
@@ -59,12 +59,12 @@ async def wait_through(future: asyncio.Future[Any], cancel: Callable[[], object]
 
 
 def on_loop(loop: asyncio.AbstractEventLoop, call: Callable[[], T]) -> T:
-    """Call a function on a loop's thread, from any thread, and wait for it.
+    """Call a function on a loop's thread, and wait until it returns. May be called on any thread.
 
     If the loop is not running, the function is called on the calling thread.
 
     Returns:
-        The function's result.
+        The function's result. An exception that the function raises is raised here.
     """
     if asyncio._get_running_loop() is loop or not loop.is_running():
         return call()
@@ -88,7 +88,7 @@ def on_loop(loop: asyncio.AbstractEventLoop, call: Callable[[], T]) -> T:
 
 
 def settable(error: BaseException, who: str) -> BaseException:
-    """Return the exception, wrapped if it is a `StopIteration`, which futures do not accept."""
+    """Return the exception, or a `RuntimeError` for a `StopIteration`, which no future accepts."""
     if not isinstance(error, StopIteration):
         return error
     wrapped = RuntimeError(f"{who} raised StopIteration")
@@ -126,7 +126,7 @@ def eager_task(
 
 
 def _rest(coroutine: Coroutine[Any, Any, T], first: dict[str, Any]) -> Generator[Any, None, T]:
-    """Continue a coroutine whose first step the caller runs; `first` receives its outcome."""
+    """Run a coroutine after its first step, whose outcome the caller stores in `first`."""
     try:
         try:
             yield  # until its task runs, or is canceled before that
@@ -154,7 +154,7 @@ def resumed(
     """Await an awaitable whose first step has already run.
 
     Args:
-        steps: The iterator that its `__await__()` returned, or a coroutine.
+        steps: The iterator that the awaitable's `__await__()` returned, or the coroutine.
         waits_for: The value that the first step yielded.
 
     Returns:

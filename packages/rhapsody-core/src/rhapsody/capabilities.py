@@ -19,7 +19,7 @@ CancelLevel = Literal["none", "queued", "running"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Capabilities:
-    """Declaration of what a backend can do, for the engine and the conformance kit.
+    """Features that a backend declares to the engine and the conformance kit.
 
     A task that requires an undeclared capability fails with `CapabilityError` before it is
     submitted. The conformance kit tests every declared capability.
@@ -48,7 +48,7 @@ class Capabilities:
             `cores` may be a fraction.
         binds: The resources among `resources` that the backend enforces on each task. The others
             are only counted when the backend decides which tasks to run.
-        captures_output: True if the backend captures what functions print, and stores it in the
+        captures_output: True if the backend captures the output of functions, and stores it in the
             description's `stdout` and `stderr`.
         reports_running: True if the backend reports a running state when a task starts.
         unfinished_dependencies: True if the backend accepts tasks whose arguments refer to the

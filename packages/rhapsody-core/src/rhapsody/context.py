@@ -17,9 +17,9 @@ class TaskContext:
         uid: The attempt's uid, unique across engines and attempts.
         name: The task's name.
         attempt: The number of the attempt, starting at 1.
-        sandbox: The task's directory, `None` if it has none.
+        sandbox: The task's directory, or `None` if it has none.
         deadline: The time at which the attempt's timeout expires, in seconds since the epoch
-            (`time.time()`); `None` without a timeout.
+            (`time.time()`), or `None` if it has no timeout.
     """
 
     __slots__ = ("_cancelled", "attempt", "deadline", "name", "sandbox", "uid")
@@ -58,7 +58,7 @@ class TaskContext:
         return self._cancelled
 
     def request_cancel(self) -> None:
-        """Set `cancelled`. Called by the backend, from any thread."""
+        """Set `cancelled` to True. Called by the backend, from any thread."""
         self._cancelled = True
 
 
@@ -68,7 +68,7 @@ _context: contextvars.ContextVar[TaskContext | None] = contextvars.ContextVar(
 
 
 def running_task() -> TaskContext | None:
-    """Return the context of the running task, `None` outside a task."""
+    """Return the context of the running task, or `None` outside a task."""
     return _context.get()
 
 

@@ -50,10 +50,13 @@ RESERVED = ".rhapsody."
 """Prefix of the names that backends use in every sandbox."""
 
 OUTPUT_FILES = (f"{RESERVED}stdout", f"{RESERVED}stderr")
-"""Names of the files in a sandbox that contain a task's output; never linked to dependents."""
+"""Names of the files in a sandbox that contain a task's output.
+
+They are not linked into the sandboxes of dependents.
+"""
 
 STDERR_TAIL = 2000
-"""Number of characters from the end of each output stream that a task's error contains."""
+"""Maximum number of characters that a task's error contains from the end of each output stream."""
 
 
 def plain_name(name: str) -> str:
@@ -70,7 +73,7 @@ def plain_name(name: str) -> str:
 
 
 def make_sandbox(sandbox: str | os.PathLike[str]) -> str:
-    """Create a sandbox directory that only the user can access, unless it exists.
+    """Create a sandbox directory that only the user can access, unless it already exists.
 
     Returns:
         The absolute path.
@@ -116,12 +119,12 @@ def moved(text: str, former: str, sandbox: str) -> str:
 
 
 def stderr_tail(task: Mapping[str, Any]) -> str:
-    """Return the end of a task's standard error, which may be in a file."""
+    """Return the end of a task's standard error, read from a file if the output is in files."""
     return _tail(task, "stderr")
 
 
 def stdout_tail(task: Mapping[str, Any]) -> str:
-    """Return the end of a task's standard output, which may be in a file."""
+    """Return the end of a task's standard output, read from a file if the output is in files."""
     return _tail(task, "stdout")
 
 
@@ -270,7 +273,7 @@ class File:
 
     Attributes:
         filename: The file's name in the sandbox of a task that uses it.
-        filepath: The file's path, `None` if it is not known yet.
+        filepath: The file's path, or `None` if it is not known yet.
     """
 
     filename: str
@@ -290,7 +293,7 @@ class File:
         return _changed(self, filepath=path, _by_path=by_path, _producer=None)
 
     def __str__(self) -> str:
-        """Return the file's path; outside tasks and in commands run in the sandbox, its name."""
+        """Return the file's path, or its name outside tasks and in commands run in the sandbox."""
         return str(self.filepath) if self._by_path else self.filename
 
     def __fspath__(self) -> str:
@@ -317,8 +320,8 @@ class InputFile(File):
     their names alone. If several calls declared the file, the task depends on the most recent of
     them. `future.file(name)` selects a producer explicitly.
 
-    A file that no earlier call declared is looked up among the outputs of the task's other
-    dependencies, by the base name of a relative path, and then on disk.
+    If no earlier call declared the file, it is looked up on disk. For a relative path, the outputs
+    of the task's other dependencies are searched before that, by base name.
 
     Args:
         spec: A URL (including `data:` URLs), a local path (a directory is linked as a whole), or
@@ -437,12 +440,12 @@ class OutputFile(File):
             files directly in the sandbox; at least one file must match. It matches neither hidden
             files (unless the pattern begins with a dot) nor links out of the sandbox nor inputs.
         save: The destination as a separate argument. A path that ends in `/` or is an existing
-            directory is the directory to save to; any other path is that of the file itself, which
+            directory is the directory to save to. Any other path is the path of the saved file, and
             is an error with `many`. A relative path starts at `results_dir` and must stay inside
             it. `True` stands for `results_dir` itself. With `False`, the file stays in the sandbox.
-        temporary: True if the file is removed once all tasks that were called to read it have
-            succeeded. Later calls must not read it. Only for a single file without a
-            destination.
+        temporary: True if the file is removed as soon as all tasks that were called so far and read
+            it have succeeded. Tasks that are called after that must not read it. Only for a single
+            file without a destination.
 
     Raises:
         DataError: A `ValueError`: the name is empty, is reserved, is a directory, or leads out of
@@ -513,8 +516,8 @@ class OutputDir(File):
 
     As with `OutputFile`, a task that does not create the directory fails, and the directory is
     copied to its destination when the task is done. The copy replaces an existing directory of
-    that name with all its content. Other programs see the old directory, then briefly no directory,
-    then the complete new one.
+    that name, including its content. Other programs see the old directory, then briefly no
+    directory, then the complete new one.
 
     Args:
         name: The directory's name; a trailing `/` has no effect. Leading directories are the
@@ -561,7 +564,7 @@ Output: TypeAlias = OutputFile | OutputDir
 
 
 class InputFiles(list[Path]):
-    """Sorted paths of several files, which a task receives for an `InputFile`.
+    """Sorted paths of the files that a task receives for a directory or a pattern.
 
     For a directory that a dependency declared, these are the files in it, at any depth; for the
     pattern of an `OutputFile(..., many=True)`, those that match. They are paths in the task's
@@ -685,7 +688,7 @@ def _save_text(save: str | Literal[False] | None) -> str:
 
 
 def _place(kind: str, save: object) -> str | Literal[False] | None:
-    """Return the destination of a file from the user's argument."""
+    """Return the destination that the user's `save` argument stands for."""
     if save is None or save is False:
         return save
     if save is True:

@@ -38,7 +38,7 @@ class FirstFailure(NamedTuple):
         name: The task's name.
         uid: The task's uid.
         attempt: The number of the attempt that failed, starting at 1.
-        sandbox: The directory in which the attempt ran, `None` if it had none.
+        sandbox: The directory in which the attempt ran, or `None` if it had none.
         error: The exception of the attempt.
     """
 
@@ -53,7 +53,8 @@ class DependencyFailureError(RhapsodyError, RuntimeError):
     """A task did not run because one of its dependencies failed.
 
     `__cause__` is the exception of the first failed direct dependency. A long chain of causes is
-    shortened: the exceptions directly before `root_cause` are omitted, and a note states how many.
+    shortened: the exceptions directly before `root_cause` are omitted, and a note states their
+    number.
 
     Args:
         message: The message.
@@ -117,12 +118,12 @@ class TaskFailedError(RhapsodyError, RuntimeError):
 
     Args:
         message: The message.
-        exit_code: The exit code, `None` if there is none. A negative value -N means that signal N
-            killed the process.
-        stderr: The end of standard error, empty if nothing was captured.
-        command: The command, `None` for a function task.
-        stdout: The end of standard output, empty if nothing was captured and `None` if unknown.
-        sandbox: The directory that the task ran in, `None` if it had none.
+        exit_code: The exit code, or `None` if there is none. A negative value -N means that signal
+            N killed the process.
+        stderr: The end of standard error; empty if nothing was captured.
+        command: The command, or `None` for a function task.
+        stdout: The end of standard output; empty if nothing was captured, `None` if it is unknown.
+        sandbox: The directory that the task ran in, or `None` if it had none.
     """
 
     def __init__(
@@ -219,7 +220,7 @@ CALL: str = "_rhapsody_call"
 
 
 def first_call(error: BaseException | None) -> str | None:
-    """Return the description of the call in which an exception was raised, `None` if unknown."""
+    """Return a description of the call that raised an exception, or `None` if it is unknown."""
     found = None if error is None else vars(error).get(CALL)
     return found if isinstance(found, str) else None
 

@@ -218,7 +218,7 @@ def seconds_of_job() -> float | None:
     Slurm exports the time at which a job ends (`SLURM_JOB_END_TIME`, since 23.02); a time in the
     past means that the job was extended. Torque exports the maximum duration of a job
     (`PBS_WALLTIME`) but not its start, so the full duration is returned. Other systems export
-    neither.
+    neither the end nor the duration.
 
     Returns:
         The time in seconds; `None` if this process is not part of a batch job, or if the end of the

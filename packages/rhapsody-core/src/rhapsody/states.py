@@ -264,9 +264,9 @@ class StateMapper:
             failed_state: States of tasks that failed.
             canceled_state: States of tasks that were canceled.
             running_state: States of tasks that are running.
-            **additional: Native states for other canonical states, whose names may be written in
-                any case. The names `done`, `failed`, `canceled` and `running` add native states to
-                those above.
+            **additional: Native states for other canonical states. Each keyword is the name of a
+                canonical state, in any case. The keywords `done`, `failed`, `canceled` and
+                `running` add native states to those above.
 
         Raises:
             ValueError: A name is not a canonical state, a native state is unhashable, `None` or

@@ -78,7 +78,7 @@ def as_policies(
         ValueError: The number is negative.
 
     Returns:
-        At least one policy; `None` for `None`.
+        At least one policy, or `None` if the value is `None`.
     """
     if value is None:
         return None
@@ -113,8 +113,8 @@ class AttemptInfo:
         matches: The files that match each declared pattern.
         paths: The paths of files that an earlier run wrote, by name; files that are not listed are
             in the sandbox.
-        make_again: Callable that recreates missing files of an earlier run. Its second argument is
-            the uid of the attempt that reads them.
+        make_again: Callable that recreates missing files of an earlier run. It takes this object
+            and the uid of the attempt that reads the files.
         host: The worker or host that ran the attempt, as the backend names it.
     """
 
@@ -165,7 +165,7 @@ __all__ = [
 T = TypeVar("T")
 
 TaskKind = Literal["function", "async_function", "executable", "service", "function_service"]
-"""Kinds of tasks that a backend declares separately for running and canceling."""
+"""Kinds of tasks that the capabilities of backends distinguish."""
 
 
 class TaskMetadata(TypedDict):
@@ -201,7 +201,7 @@ class TaskDescription(_RequiredKeys, total=False):
     Attributes:
         uid: The attempt's uid, unique across engines: `<engine uid>.task.000001.<attempt>`.
         name: The task's name for display; not unique.
-        function: The function to call with `args` and `kwargs`, `None` for an
+        function: The function to call with `args` and `kwargs`, or `None` for an
             executable. May be synchronous or a coroutine function.
         executable: A shell command if `arguments` is absent, otherwise the program
             to run without a shell. `None` for a function.
@@ -300,7 +300,7 @@ class HeldValue(Protocol):
 
 
 class Definition(Protocol):
-    """Interface of a decorated function that the futures of its calls use."""
+    """Interface between the futures of calls and the decorated function that was called."""
 
     @property
     def name(self) -> str:
@@ -319,7 +319,7 @@ class Definition(Protocol):
 
 
 class LiveNode(Protocol):
-    """Interface of a task's record that its future uses until the work has ended."""
+    """Interface between a task's future and the task's record, used until the work has ended."""
 
     def public_state(self) -> TasksMainStates:
         """Return the canonical state."""
@@ -335,7 +335,7 @@ class LiveNode(Protocol):
 
     @property
     def started(self) -> float | None:
-        """The time when the attempt began to run, in seconds since the epoch; `None` before."""
+        """The start time of the attempt, in seconds since the epoch; `None` before that."""
 
 
 # asyncio's methods, called directly because `super()` takes longer than the methods themselves.
@@ -396,7 +396,7 @@ class TaskFuture(asyncio.Future[T]):
 
     @property
     def backend(self) -> str | None:
-        """The name of the backend that the task was last submitted to, `None` before that."""
+        """The name of the backend that the task was last submitted to, or `None` before that."""
         return self._backend
 
     @property
@@ -451,7 +451,7 @@ class TaskFuture(asyncio.Future[T]):
 
     @property
     def sandbox(self) -> str | None:
-        """The directory that the task runs in or ran in, `None` if it has none.
+        """The directory that the task runs in or ran in, or `None` if it has none.
 
         The path is known before the attempt is submitted; the directory is created when the attempt
         begins.
@@ -492,7 +492,7 @@ class TaskFuture(asyncio.Future[T]):
 
         The file exists in the sandbox from the start of the attempt until the sandbox is removed,
         unless `capture=False` is set or the backend's own settings name another file. The path is
-        `None` for a function, and if the task has no sandbox.
+        `None` for a function, or if the task has no sandbox.
         """
         sandbox = self.sandbox
         if sandbox is None or self._definition.kind != "executable":
@@ -607,7 +607,10 @@ class TaskFuture(asyncio.Future[T]):
         return super().cancel(msg)
 
     def fail(self, error: BaseException) -> None:
-        """Set the exception, and remember its traceback and call. Called by the engine."""
+        """Set the exception, and remember its traceback and the call that raised it.
+
+        Called by the engine.
+        """
         self._traceback, self._call = error.__traceback__, first_call(error)
         self.set_exception(error)
 

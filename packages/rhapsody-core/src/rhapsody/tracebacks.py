@@ -43,7 +43,7 @@ class Frame(NamedTuple):
         file: The file's path as Python knows it.
         line: The line number.
         function: The function's name.
-        source: The text of the line, empty if unknown.
+        source: The text of the line; empty if it is unknown.
     """
 
     file: str
@@ -61,7 +61,7 @@ def last_frames(error: BaseException | None) -> list[Frame]:
     """Return the last frames in the user's code, and the innermost frame if it is in a library.
 
     Returns:
-        The frames, the outermost first; empty if the exception has no traceback.
+        The frames, the outermost first; none if the exception has no traceback.
     """
     if error is None:
         return []

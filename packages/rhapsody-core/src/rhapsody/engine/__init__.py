@@ -1,7 +1,7 @@
 """The workflow engine: a graph of tasks, run on backends, on one event loop.
 
-The modules of this package, from the lowest layer to the highest (each imports only from those
-before it, which a test checks):
+The modules of this package, from the lowest layer to the highest (a test checks that each
+imports only from those before it):
 `states`, `background`, `arguments`, `settings`, `task_function`, `options`, `backend_handles`,
 `record`, `error_messages`, `events`, `results`, `pushdown`, `scheduler`, `services`, `blocks`,
 `submission`, `stage_out`, `memoization`, `task_builder`, `dispatch`, `runtime`, `signals`,

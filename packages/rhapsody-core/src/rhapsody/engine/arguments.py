@@ -33,9 +33,10 @@ PLAIN = frozenset({int, float, bool, str, bytes, type(None), complex, bytearray,
 EXACT = frozenset({list, tuple, dict, set})
 
 UNSEARCHED: tuple[type, ...] = (list, tuple, dict, set, frozenset, deque, type({}.values()))
-"""Types of containers that are not searched, except for those in `EXACT`. Includes subclasses.
+"""Types of containers whose instances are not searched, unless their exact type is in `EXACT`.
 
-A future in such a container is an error.
+Instances of subclasses are not searched either, except named tuples and dataclasses. A future in an
+unsearched container is an error.
 """
 
 LOOKED_AT = 1000
@@ -58,13 +59,14 @@ class literal(Generic[T]):  # noqa: N801 - reads as a function: f(literal(x))
 
 
 class ArgumentScan:
-    """Futures and files found in a call's arguments.
+    """Result of searching a call's arguments: the futures and files, and methods to replace them.
 
     Attributes:
         futures: Each future once, in the order of the arguments; the values are unused.
         inputs: The declared input files.
         outputs: The declared output files and directories.
-        inexact: True if a future is in a container other than an exact list, tuple, dict or set.
+        inexact: True if a future, file or `literal` is in a container other than an exact list,
+            tuple, dict or set.
         producers: The futures of the calls that make the inputs, by the `id` of each input.
     """
 
@@ -299,12 +301,14 @@ def _changed(value: Any, changes: dict[str, Any]) -> Any:
 
 
 class _Rebuild:
-    """Function that copies the containers in a value that contain futures or files.
+    """Function that copies a value and replaces the futures and files in it.
+
+    Only the containers of futures and files are copied.
 
     Args:
-        touched: The ids of these containers.
+        touched: The ids of the containers to copy.
         made: The copies by the ids of the originals, so that each container is copied once.
-        values: The replacements of futures and files, by their ids.
+        values: The replacements of futures and files, by the ids of the originals.
         dataclass: Function that returns a copy of a dataclass instance with other values in its
             `init` fields.
     """

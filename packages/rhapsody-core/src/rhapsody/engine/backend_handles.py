@@ -81,7 +81,7 @@ class BackendHandle:
         self.occupied: int = 0
 
     def lacking(self, kind: TaskKind, description: TaskDescription) -> str | None:
-        """Describe one thing that a task needs and the backend lacks, or return `None`."""
+        """Describe one thing that the backend lacks for a task; return `None` if there is none."""
         capabilities, resources = self.capabilities, description.get("resources")
         if not capabilities.runs(kind):
             return _KINDS[kind]
@@ -103,7 +103,7 @@ class BackendHandle:
         return self.capabilities.unknown_settings(given) if given else []
 
     async def shut_down(self) -> str | None:
-        """Shut down the backend, and return a description of its error, if there was one."""
+        """Shut down the backend; return a description of its error, or `None` on success."""
         try:
             result = self.backend.shutdown()
             if inspect.isawaitable(result):
@@ -115,7 +115,7 @@ class BackendHandle:
         return None
 
     def main_state(self, native: Any) -> TasksMainStates | None:
-        """Return the canonical state for a native state, or `None` if that is unknown."""
+        """Return the canonical state for a native state, or `None` for an unknown native state."""
         try:
             main = self.states.to_main_state(native)
         except (ValueError, TypeError):

@@ -62,7 +62,7 @@ class Background:
     Args:
         crashed: Function that is called with the name and the exception of a coroutine or call that
             failed.
-        context: The context of which each coroutine receives a copy; it is outside all blocks.
+        context: The context that each coroutine receives a copy of. It belongs to no block.
         clock: The engine's clock. Default: that of the loop.
 
     Attributes:

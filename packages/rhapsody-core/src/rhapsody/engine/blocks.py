@@ -297,7 +297,7 @@ class Blocks:
 
     def _returned(self, record: BlockRecord, value: Any, error: BaseException | None) -> None:
         """End a block, or await the future that it has returned."""
-        future = issubclass(type(value), asyncio.Future)  # without calling what the value defines
+        future = issubclass(type(value), asyncio.Future)  # without calling methods of the value
         if error is None and record.state.work is WorkState.RUNNING and future:
             self._threads.pop(record, None)
             # A copy, because the block's thread may not have left its own context yet.

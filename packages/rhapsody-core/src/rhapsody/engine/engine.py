@@ -272,7 +272,7 @@ class WorkflowEngine(OlderNames):
     @overload
     def executable_task(self, /, **settings: Unpack[TaskSettings]) -> ExecutableDecorator: ...
     def executable_task(self, function: Any = _LATER, /, **settings: Any) -> Any:
-        """Decorate a function that returns a command, which runs as a task.
+        """Decorate a function that returns a command. Each call runs the command as a task.
 
         The function runs on the engine's event loop once its dependencies have finished. It
         returns a string for a shell, or a list of arguments to run without a shell. The command
@@ -360,8 +360,8 @@ class WorkflowEngine(OlderNames):
         """Call a task with each item and yield the results in order, in bounded memory.
 
         After the first `window` items, another item is read only when the caller takes a result,
-        so `iterable` may be larger than memory. If the caller leaves the loop early or a call
-        fails, the unfinished calls are canceled.
+        so `iterable` may be larger than memory. If the caller stops iterating early or a
+        call fails, the unfinished calls are canceled.
 
         Args:
             task: A decorated function of one argument.
@@ -575,8 +575,8 @@ class WorkflowEngine(OlderNames):
     async def join(self) -> None:
         """Wait until all tasks have ended and services are ready.
 
-        This includes tasks that are called while it waits. It does not raise the exceptions of
-        tasks; their futures do. Canceling this call does not cancel any task.
+        This includes tasks that are called in the meantime. The exceptions of tasks are not raised
+        here, but by their futures. Canceling this call does not cancel any task.
 
         Raises:
             RuntimeError: Called inside a block or a task, which would wait for itself, or on an
@@ -601,8 +601,8 @@ class WorkflowEngine(OlderNames):
         """Cancel unfinished tasks, stop their work and shut down the backends.
 
         Every future is settled when this returns. Canceled tasks and work that could not be
-        stopped are logged; the latter is also in the summary. Further calls do nothing.
-        Canceling this call does not cancel the shutdown.
+        stopped are logged; the latter is also in the summary. Further calls only wait
+        for a shutdown in progress. Canceling this call does not cancel the shutdown.
 
         Args:
             skip_execution_backend: True to leave the backends running, for another engine.
@@ -765,10 +765,12 @@ class WorkflowEngine(OlderNames):
         self._runtime.callbacks.receive({**report, "uid": uid}, state, service_callback)
 
     def _in_flight(self, uid: str) -> TaskRecord | None:
-        """Return the submitted task for the uid of a task or attempt, or `None` if it has ended.
+        """Return the submitted task with the uid of a task or attempt.
+
+        The result is `None` for an attempt that has ended or has not been submitted yet.
 
         Raises:
-            ValueError: No task has this uid.
+            ValueError: No submitted task and no attempt has this uid.
         """
         inflight = self._runtime.scheduler.inflight
         if (record := inflight.get(uid)) is not None:
@@ -898,7 +900,7 @@ def run(main: Callable[[WorkflowEngine], asyncio.Future[T]], /, **settings: Any)
 @overload
 def run(main: Callable[[WorkflowEngine], T], /, **settings: Any) -> T: ...
 def run(main: Callable[[WorkflowEngine], Any], /, **settings: Any) -> Any:
-    """Create an engine, call `main` with it, and shut it down when all tasks have ended.
+    """Call `main` with a new engine, and shut the engine down when all tasks have ended.
 
     Args:
         main: A function of one argument, the engine. A coroutine function runs on the engine's
@@ -932,7 +934,7 @@ def run(main: Callable[[WorkflowEngine], Any], /, **settings: Any) -> Any:
 
 
 def not_a_main(main: Callable[..., Any]) -> str | None:
-    """Return the reason why `main` cannot be called with one argument, the engine, or `None`."""
+    """Return the reason why `main` cannot be called with an engine, or `None` if it can be."""
     try:
         inspect.signature(main).bind(None)
     except TypeError:

@@ -49,7 +49,7 @@ _SHELL_SPLITS = re.compile(r"[\s'\"`;|&<>()=,]+")
 _LIST_SPLITS = re.compile(r"[\n=]")
 
 WORDS_LOOKED_AT = 500
-"""Number of words of a failed command that are checked for missing files."""
+"""Maximum number of words of a failed command that are checked for missing files."""
 
 COMMAND_SHOWN = 500
 """Maximum number of characters of a command in the message of a `TaskFailedError`."""
@@ -134,7 +134,7 @@ def unknown_setting(
 
     Args:
         record: The task.
-        backend: The backend that was chosen for it.
+        backend: The backend that was chosen for the task.
         key: The setting, a key of `task_description`.
         able: The attached backends that support the setting.
     """
@@ -257,7 +257,7 @@ def of_service(record: TaskRecord, report: Mapping[str, Any], *, ready: bool) ->
 
     Args:
         record: The service.
-        report: The backend's report of its end.
+        report: The backend's report of the service's end.
         ready: True if the service had been ready.
     """
     error = report.get("exception")
@@ -341,7 +341,7 @@ def ending(report: Mapping[str, Any]) -> str:
 
 
 def exit_code(code: Any) -> str:
-    """Return an exit code with its meaning, if it has a common one.
+    """Return an exit code as text, with its meaning if it is a common one.
 
     A shell returns 127 and 126 for commands that it cannot start, and 128 plus the signal's number
     for commands that a signal killed (POSIX.1-2017, XCU 2.8.2).
@@ -369,7 +369,7 @@ def _shown(command: str) -> str:
 
 
 def _values(record: TaskRecord) -> list[tuple[str, str]]:
-    """Return the values to hide, longest first, with the names of their variables."""
+    """Return each value to hide with the name of its variable, the longest value first."""
     environment: Mapping[str, str] | None = record.task.settings.environment
     if record.description:
         environment = record.description.get("environment")
@@ -465,7 +465,7 @@ def annotate(record: TaskRecord, error: BaseException) -> None:
 
 
 def leave_error(record: TaskRecord, error: BaseException) -> None:
-    """Write the traceback of a failed task into its sandbox, if the task has one."""
+    """Write the traceback of a failed task into its sandbox. Do nothing if there is no sandbox."""
     sandbox = record.description.get("sandbox")
     if sandbox is None or not os.path.isdir(sandbox):
         return
@@ -509,7 +509,7 @@ def _note(record: TaskRecord, call: str, error: BaseException) -> str:
 
 
 def _places(record: TaskRecord) -> dict[str, str]:
-    """Return the names of outputs by destination, if a failed command names the destination."""
+    """Return the names of the outputs whose destinations a failed command names, by destination."""
     command, found = record.command, record.found
     if command is None or found is None:
         return {}

@@ -141,7 +141,10 @@ class Failures:
             self._skipped.append(f"{record.task.name!r} ({record.future.uid})")
 
     def include(self, error: BaseException) -> bool:
-        """Return True for an exception of one of the engine's tasks, or a group of only such."""
+        """Return True if an exception was raised by one of the engine's tasks.
+
+        For an exception group, this must be true of each exception in the group.
+        """
         if isinstance(error, BaseExceptionGroup):
             return all(self.include(one) for one in error.exceptions)
         return bool(vars(error).get(_MARK) == self._uid)
@@ -205,7 +208,7 @@ class UnawaitedErrors:
             self._report()
 
     def _add_first(self, first: Sequence[FirstFailure]) -> None:
-        """Add the failures that caused a task to be skipped, unless they were added before."""
+        """Add the failures that caused a task to be skipped, except those already added."""
         for each in first:
             if each.uid not in self._first:
                 self._first.add(each.uid)

@@ -157,7 +157,7 @@ class Memoization:
         self._unrecorded.append((record, value))
 
     async def drain(self, grace: float) -> None:
-        """Wait up to `grace` seconds for results to be recorded, and cancel the rest.
+        """Wait for results to be recorded, and cancel recordings that take over `grace` seconds.
 
         Called at shutdown.
         """
@@ -210,7 +210,7 @@ class Memoization:
         )
 
     def _files(self, record: TaskRecord) -> TaskFiles | None:
-        """Return the files of a successful task for its record; `None` without a sandbox."""
+        """Return the files that a successful task wrote, or `None` if it had no sandbox."""
         outcome = record.future._outcome
         if outcome is None or outcome.sandbox is None:
             return None

@@ -38,7 +38,7 @@ _WITH_BACKEND = (WorkState.READY, WorkState.SUBMITTING, WorkState.SUBMITTED, Wor
 
 
 class RemoteFuture(TaskFuture[T]):
-    """Future of a task whose backend may hold its value."""
+    """Future of a task whose value may stay with the backend."""
 
     __slots__ = ()
 
@@ -128,7 +128,7 @@ class RemoteResult:
         return self._fetching is None
 
     def request(self) -> None:
-        """Start fetching the value unless this was done before. Thread-safe."""
+        """Start fetching the value unless fetching has already started. Thread-safe."""
         background = self.pushdown.background
         if running_loop() is background.loop:
             self._fetch_once()
@@ -237,7 +237,7 @@ class PushDown:
             retries, a default timeout or a plugin require the engine to handle each task.
 
     Attributes:
-        possible: True if an attached backend can wait for dependencies.
+        possible: True if push-down is allowed and an attached backend can wait for dependencies.
         holds: True if a backend has held a value for this engine.
     """
 
@@ -263,7 +263,7 @@ class PushDown:
         """Update `possible` for a newly attached backend."""
         self.possible |= self._allowed and backend.capabilities.unfinished_dependencies
 
-    # Tasks to the backend.
+    # Submission before the dependencies have finished.
 
     def followers(self, record: TaskRecord, backend: BackendHandle) -> Iterator[TaskRecord]:
         """Yield the dependents that can be submitted right after a task in the next batch."""
@@ -287,7 +287,10 @@ class PushDown:
         return record.sent >= record.unfinished and self._may_go(record, backend)
 
     def _may_go(self, record: TaskRecord, backend: BackendHandle) -> bool:
-        """Return True if the backend has each dependency or its value, or can receive the value."""
+        """Return True if a task can be sent to its backend before its dependencies have finished.
+
+        The backend must run each dependency, hold its value, or be able to receive the value.
+        """
         if not self._takes_part(record, backend) or self._hopeless(record):
             return False
         for dependency in record.dependencies:
@@ -328,7 +331,7 @@ class PushDown:
             for d in self.with_values(record)
         )
 
-    # Values that stay there.
+    # Values that stay with backends.
 
     def hold(self, record: TaskRecord, report: Mapping[str, Any]) -> bool:
         """Leave a finished task's value with its backend; return False if that is not possible."""

@@ -53,13 +53,13 @@ NOT_DESCRIBED: TaskDescription = cast("TaskDescription", {})
 
 
 class Owner(Protocol):
-    """Interface of a task's scheduler, whose module imports this one."""
+    """Interface between task records and the scheduler, whose module imports this one."""
 
     def cancel(self, record: TaskRecord, msg: Any = None) -> bool:
         """Cancel a task. Called on the loop."""
 
     def dependency_done(self, record: TaskRecord, dependency: asyncio.Future[Any]) -> None:
-        """Handle the end of a dependency without a record in the scheduler."""
+        """Handle the end of a dependency that has no record in the scheduler."""
 
 
 @dataclass(slots=True)
@@ -213,7 +213,7 @@ class TaskRecord:
         return None if self.tries is None else self.tries.elsewhere
 
     def input_paths(self) -> Mapping[str, str | None]:
-        """Return the path of each input file by name; `None` if it cannot be read on this host."""
+        """Return the paths of input files by name; the path of an unreadable file is `None`."""
         return _NONE if self.resolved is None else self.resolved.paths()
 
     def targets(self) -> Mapping[str, Target]:
@@ -239,13 +239,16 @@ class TaskRecord:
         self.description = NOT_DESCRIBED
 
     def dependency_done(self, dependency: asyncio.Future[Any]) -> None:
-        """Notify the scheduler. Done-callback of dependencies without a record in the scheduler."""
+        """Notify the scheduler. Called by dependencies that have no record in the scheduler."""
         self.scheduler.dependency_done(self, dependency)
 
     # For the future (`rhapsody.task.LiveNode`).
 
     def public_state(self) -> TasksMainStates:
-        """Return the canonical state of the future, or of the work if the future is pending."""
+        """Return the canonical state of the future, or of the work if the future is pending.
+
+        The state of a ready service is RUNNING.
+        """
         future, work = self.state.future, self.state.work
         if (
             future is FutureState.DONE

@@ -113,8 +113,8 @@ class Results:
         Args:
             record: The task.
             report: The backend's report of the attempt.
-            succeeded: False if the attempt failed; True also if it was canceled.
-            done: True if the attempt has a result, to which its output files belong.
+            succeeded: True if the attempt succeeded or was canceled, False if it failed.
+            done: True if the attempt has a result; the output files are then part of the result.
             value: The attempt's value, if `done`.
         """
         get = report.get
@@ -164,7 +164,7 @@ class Results:
 
 
 def leave_script(record: TaskRecord) -> None:
-    """Write a script that runs the command again into the sandbox of a failed executable."""
+    """Leave a script in the sandbox of a failed executable for running the command again."""
     if record.task.kind == "executable" and record.description:
         with contextlib.suppress(OSError):  # the sandbox is not on this file system
             write_again(record.description)

@@ -43,7 +43,7 @@ from rhapsody.states import TasksMainStates
 log: logging.Logger = logging.getLogger("rhapsody.engine")
 
 GRACE = 10.0
-"""Seconds that the shutdown waits in each step for stopped work and coroutines to end."""
+"""Maximum number of seconds that each step of the shutdown waits for work and coroutines to end."""
 
 
 class Runtime:
@@ -214,7 +214,9 @@ class Runtime:
         self.memoization.record(record, value)
 
     def fail(self, record: TaskRecord, error: BaseException) -> BaseException:
-        """Add notes to an exception, set it on the future if that is pending, and count it.
+        """Annotate an exception, and set it on the future unless the future is done.
+
+        With `keep_going`, the exception is also added to the list of failures.
 
         Returns:
             The exception, or its replacement if it cannot be set on a future.

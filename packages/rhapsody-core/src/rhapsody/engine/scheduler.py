@@ -150,7 +150,7 @@ class Limits:
                 )
 
     def take(self, record: TaskRecord, limits: Limit) -> bool:
-        """Acquire all limits and return `True`, or queue the task for a limit that is full."""
+        """Acquire all limits and return True, or queue the task for a full one and return False."""
         if record.limits:
             return True  # `give_back` has acquired them for this task
         full = self._full(limits)
@@ -161,7 +161,7 @@ class Limits:
         return True
 
     def give_back(self, record: TaskRecord) -> list[TaskRecord]:
-        """Release the task's limits; return the waiting tasks that have acquired theirs now."""
+        """Release a task's limits, and return the waiting tasks that could then acquire theirs."""
         limits, record.limits = record.limits, ()
         for name, _ in limits:
             self._used[name] -= 1
@@ -729,7 +729,7 @@ class Scheduler:
         self._settle(record)
 
     def stop_with(self, record: TaskRecord, error: BaseException) -> None:
-        """Stop a task's work and fail the attempt with `error`; without work, fail the task."""
+        """Stop a task's work and fail the attempt with `error`; fail a task that has no work."""
         if Transition.STOP in record.state.after:
             self._move(record, Transition.STOP, error)
         else:
@@ -774,7 +774,7 @@ class Scheduler:
     # Dependencies.
 
     def _link(self, record: TaskRecord) -> None:
-        """Make a new task wait for its unfinished dependencies, or continue if there are none."""
+        """Make a new task wait for its unfinished dependencies; continue with it if it has none."""
         pushdown, unfinished, cancelled = self._pushdown, 0, False
         holds = pushdown.holds
         for dependency in record.dependencies:
@@ -810,7 +810,7 @@ class Scheduler:
                 other.dependents.pop(record, None)
 
     def dependency_done(self, record: TaskRecord, dependency: asyncio.Future[Any]) -> None:
-        """Handle the end of a dependency without a record in this scheduler.
+        """Handle the end of a dependency that has no record in this scheduler.
 
         Such a dependency is a future that this engine did not create, or a future whose value was
         fetched from a backend.
@@ -866,7 +866,7 @@ class Scheduler:
         return bool(failed)
 
     def _fetch_values(self, record: TaskRecord) -> bool:
-        """Start fetching a task's values from backends; return `False` if there are none."""
+        """Start fetching dependencies' values from backends; return False if there are none."""
         for dependency in self._pushdown.remote(record):
             record.unfinished += 1
             dependency.add_done_callback(record.dependency_done)
@@ -880,7 +880,7 @@ class Scheduler:
         The task waits for its dependencies in the engine, and is then submitted with their values.
 
         Returns:
-            False if the attempt ended for another reason.
+            True if the task was handled; False if the attempt ended in another way.
         """
         lost = isinstance(report.get("exception"), ReferenceLostError)
         pending = record.state.future is FutureState.PENDING

@@ -1,8 +1,8 @@
 """Restarts of services that end after becoming ready, and the values that dependents receive.
 
 A service's future is done once the service is ready, and stays done. If the service is restarted, a
-new record with the same call and the same future replaces the record of the ended one. The future
-keeps its first result, so this module stores the new readiness information for dependents. Until
+new record with the same call and the same future replaces the previous record. The future keeps
+its first result, so this module stores the new readiness information for dependents. Until
 the service is ready again, the module also holds back dependents that have not started.
 """
 
@@ -43,7 +43,7 @@ class ServiceStatus:
         restarted: True if the service was restarted afterwards, and has neither failed nor been
             canceled since.
         ready: True if the service is ready again.
-        value: The service's readiness information, if it is ready again.
+        value: The readiness information, if the service is ready again.
         waiting: The tasks that wait until the service is ready.
     """
 
@@ -64,7 +64,8 @@ class Services:
             that wait for them.
 
     Attributes:
-        any: True once a service has been recorded. Until then, only `ended` needs to be called.
+        any: True once the status of a service was stored. Until then, only `ended` needs to be
+            called.
     """
 
     def __init__(self, scheduler: Scheduler) -> None:
@@ -101,7 +102,7 @@ class Services:
         return TasksMainStates.FAILED, error
 
     def _start_again(self, record: TaskRecord) -> None:
-        """Replace the record of a service that has ended."""
+        """Replace the record of a service that has ended, and start the service again."""
         record.future._node = record
         if record.parent is not None:
             record.parent.children[record] = None
@@ -165,7 +166,7 @@ class Services:
         return future.result() if status is None else status.value
 
     def explain(self, record: TaskRecord, error: BaseException) -> None:
-        """Add a note to a task's error if a service that it depends on ended while the task ran."""
+        """Add a note to an error if a service that its task depends on ended while the task ran."""
         if isinstance(error, DependencyFailureError):
             return
         for future in record.dependencies:

@@ -45,7 +45,7 @@ class TaskSettings(TypedDict, total=False):
         resources: A `Resources`, or a dict of its fields; or a callable that returns one of these,
             called on the engine's loop with the attempt's number (from 1). Default: one core.
         retries: The number of further attempts after a failure, or a `RetryPolicy`, or a list of
-            policies; the first one that matches a failure applies. Default: the engine's.
+            policies; the first policy that matches a failure applies. Default: the engine's.
         lost_retries: The number of further attempts after the loss of a worker, pilot or
             connection. Default: the engine's.
         timeout: Time limit of each attempt, from its start: seconds, or text such as `"3 min"` or
@@ -303,7 +303,8 @@ def _setting(default: Any, check: Callable[[Any], Any]) -> Any:
 class Settings:
     """Checked settings of a task function, see `TaskSettings`.
 
-    `None` means that the user has not set a value. `specific` is the setting `task_description`.
+    A default of `None` means that the user has not set a value. `specific` is the setting
+    `task_description`.
     """
 
     service: bool = _setting(False, flag("service"))

@@ -89,7 +89,7 @@ class _Registry:
             work: The coroutine, which cleans up if it is canceled.
 
         Returns:
-            The result of the start.
+            The result of `work`.
         """
         running = asyncio.ensure_future(work)
         gate = running.get_loop().create_future()  # where the signal's exception is raised
@@ -130,7 +130,7 @@ class _Registry:
             await asyncio.wait([self._ending])
 
     def remove(self, engine: object) -> None:
-        """Remove an engine; with the last engine, remove the handlers."""
+        """Remove an engine; with the last engine, restore the replaced handlers."""
         if self._stops.pop(engine, None) is not None and not self._stops and self._received is None:
             self._forget()
 
@@ -226,13 +226,13 @@ def _exception(number: int) -> BaseException:
 
 
 def _insist(main: asyncio.Task[Any] | None, number: int) -> None:
-    """Raise the exception again if the blocking code caught it and the loop continues."""
+    """Raise a signal's exception again if the blocking code caught it and the loop continues."""
     if main is not None and not main.done() and not main.cancelling():
         raise _exception(number)
 
 
 def _outermost(loop: asyncio.AbstractEventLoop) -> asyncio.Task[Any] | None:
-    """Return the task that `asyncio.run` created, presumably the first that is not done."""
+    """Return the first task that is not done, presumably the one that `asyncio.run` created."""
     tasks = [task for task in asyncio.all_tasks(loop) if not task.done()]
     numbered = sorted(tasks, key=_number)
     return numbered[0] if numbered else None

@@ -1,7 +1,7 @@
 """Output files of tasks: saved before the result is set, and regenerated if they are missing.
 
-A recorded result may refer to files that no longer exist. When a task that is about to run reads
-one of these files, the recorded call is repeated, once, to produce them.
+A recorded result may refer to files that no longer exist. If a task that is about to run reads
+one of these files, the recorded call is repeated once to produce the files.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class Regeneration:
         """Produce the files, or wait until they exist.
 
         Args:
-            outcome: The outcome of the recorded call; it is updated with the new paths.
+            outcome: The outcome of the recorded call; overwritten with that of the repeated call.
             reader: The uid of the task that reads the files; if that task is itself a repetition,
                 the uid of the call that it repeats.
 
@@ -134,7 +134,8 @@ class StageOut:
         """Complete a task with its recorded result and files.
 
         Returns:
-            False if files that have a destination are missing, so that the task must run.
+            True if the recorded result is used; False if files that have a destination are missing,
+            so that the task must run.
         """
         files, dry = recorded.files, record.backend.dry
         if record.resolved is not None:
@@ -195,7 +196,7 @@ class StageOut:
         )  # fmt: skip
 
     def _begin(self, record: TaskRecord, work: Coroutine[Any, Any, None]) -> None:
-        """Start a coroutine that saves files, for which `drain` waits."""
+        """Start a coroutine that saves files. `drain` waits for it."""
         saving = self._background.spawn(work, f"save files of {record.uid}")
         self._under_way.add(saving)
         saving.add_done_callback(self._under_way.discard)

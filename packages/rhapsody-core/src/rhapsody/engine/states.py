@@ -8,9 +8,9 @@ report has no row, it is late, repeated or out of order: it changes nothing and 
 `flow.stats.late`, except a repeated report that a task is running.
 
 To add a rule, add a row here, a handler to the scheduler, and an invariant to
-`tests/_support/world/invariants.py`. Tests run the scheduler alone, with a stub for the rest,
-through a hundred thousand random histories; `python -m tests._support.world.histories` runs ten
-million.
+`tests/_support/world/invariants.py`. Tests run the scheduler alone, with a stub for the rest of
+the engine, through a hundred thousand random histories; `python -m
+tests._support.world.histories` runs ten million.
 """
 
 from __future__ import annotations

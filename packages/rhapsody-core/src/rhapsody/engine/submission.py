@@ -60,7 +60,7 @@ class Submission:
         unawaited: The counter of failures that were never awaited.
         pushdown: The push-down, which determines the class of new futures.
         stager: Stager of the engine's files.
-        here: The current directory when the engine was created, `None` if it was removed.
+        here: The current directory when the engine was created, or `None` if it had been removed.
         keep: True to store each call in `made`, for the graph of a dry run.
 
     Attributes:
@@ -97,7 +97,7 @@ class Submission:
 
     @property
     def tasks_called(self) -> int:
-        """Number of tasks that have been called, which is the number of the last one."""
+        """Number of tasks that have been called; also the number of the last one."""
         return self._numbers["task"]
 
     def call(
@@ -126,7 +126,8 @@ class Submission:
             RuntimeError: The engine is shut down, or a future in the arguments
                 belongs to another loop or to a block around this call.
             TypeError: A future is in a part of the arguments that is not searched for futures.
-            ValueError: A container in the arguments contains itself.
+            ValueError: A container in the arguments contains itself, or containers are nested too
+                deeply.
             DataError: An input is a temporary file that was removed.
             asyncio.CancelledError: The block that makes the call was canceled.
         """
@@ -276,7 +277,7 @@ class Submission:
         )
 
     def closed_error(self, name: str) -> RuntimeError:
-        """Return the error for a call after the shutdown."""
+        """Return the error for a call after the engine has failed or was shut down."""
         if self.failure is not None:
             return RuntimeError(
                 f"task {name!r} was called after engine {self.uid} had failed: "
@@ -449,7 +450,10 @@ class DeclaredFiles:
 
 
 def _declared_by(dependencies: Iterable[asyncio.Future[Any]]) -> dict[str, Producer | None]:
-    """Return the future that declares each file, by destination and name; `None` if two do."""
+    """Return the dependency that declares each file, by the file's name and by its destination.
+
+    The value is `None` for a file that several dependencies declare.
+    """
     found: dict[str, Producer | None] = {}
     for future in dependencies:
         if not isinstance(future, TaskFuture):

@@ -102,7 +102,7 @@ class TaskBuilder:
         self._held_back: set[str] = set()  # names of backends for which this was logged
 
     def advance(self, record: TaskRecord, backend: BackendHandle) -> bool:
-        """Prepare a task as far as possible; return `True` once it can be submitted."""
+        """Prepare a task as far as possible; return True if it can then be submitted."""
         task, hooks, services = record.task, self._hooks, self._services
         begin = record.stage
         try:
@@ -620,14 +620,14 @@ def resources_for(record: TaskRecord, given: Callable[[int], Any]) -> Resources:
 
 
 class Shortage(NamedTuple):
-    """Seconds that a task needs and that its backend has left, if they are too few."""
+    """Seconds that a task needs, and the fewer seconds that its backend has left."""
 
     needs: float
     left: float
 
 
 def shortage(record: TaskRecord, backend: BackendHandle) -> Shortage | None:
-    """Return the time that a task needs and its backend has left; `None` if the time suffices."""
+    """Return the shortage if a task needs more time than its backend has left, or `None`."""
     if not (backend.may_end and record.description):
         return None
     needs = time_needed(record.description)

@@ -34,7 +34,7 @@ Command = str | Sequence[str | os.PathLike[str]]
 
 
 class Caller(Protocol):
-    """Interface of the engine that task functions call.
+    """Interface between task functions and the engine.
 
     Attributes:
         uid: The engine's uid.
@@ -123,7 +123,7 @@ class TaskFunction(Generic[P, R]):
         self.recording_settings: Mapping[str, Any] = types.MappingProxyType(recording)
         self.template: tuple[TaskDescription, bool] | None = None  # see `TaskBuilder`
         self.accepted_by: object = None  # the backend that was checked last
-        self.direct: object = None  # the backend that accepts calls without files unchecked
+        self.direct: object = None  # the backend for which calls without files need no check
         self.pushable: tuple[object, bool] | None = None  # backend; True for push-down to it
         self._check = file_checker(function, call_checker(function))
 
@@ -143,7 +143,8 @@ class TaskFunction(Generic[P, R]):
         Raises:
             TypeError: The arguments do not fit the function, or a future is the key of a dict or
                 in a container that is not searched.
-            ValueError: A container in the arguments contains itself.
+            ValueError: A container in the arguments contains itself, or containers are nested too
+                deeply.
             RuntimeError: The engine is shut down, or the call is made neither on the thread of
                 its loop nor on the thread of one of its blocks.
         """
@@ -200,7 +201,7 @@ class Method:
 
 
 class FunctionDecorator(Protocol):
-    """Result of `@flow.function_task(...)` with settings."""
+    """Decorator that `flow.function_task` returns if only settings are given."""
 
     @overload
     def __call__(self, function: Callable[P, Coroutine[Any, Any, R]], /) -> TaskFunction[P, R]: ...
@@ -209,7 +210,7 @@ class FunctionDecorator(Protocol):
 
 
 class BlockDecorator(Protocol):
-    """Result of `@flow.block(...)` with settings."""
+    """Decorator that `flow.block` returns if only settings are given."""
 
     @overload
     def __call__(
@@ -224,7 +225,7 @@ class BlockDecorator(Protocol):
 
 
 class ExecutableDecorator(Protocol):
-    """Result of `@flow.executable_task(...)` with settings."""
+    """Decorator that `flow.executable_task` returns if only settings are given."""
 
     @overload
     def __call__(
@@ -281,7 +282,7 @@ def make_task(
 def definition_settings(function: Callable[..., Any]) -> dict[str, Any]:
     """Return the setting `task_description`, if the function has a parameter of this name.
 
-    The value is the parameter's default.
+    The value is the parameter's default. Without such a parameter, the result is empty.
 
     Raises:
         TypeError: The parameter has no default, or one that is not a dict.

@@ -30,16 +30,19 @@ EXAMPLES = 4
 """Maximum number of failures of a group that are kept; later ones are only counted."""
 
 GROUPS = 200
-"""Maximum number of groups that are kept; later ones are only counted."""
+"""Maximum number of groups that are kept; failures of later groups are only counted."""
 
 LISTED = 20
 """Maximum number of groups, results or outdated files that are listed."""
 
 WIDTH = 160
-"""Maximum number of characters of the text in a group's summary, which is a single line."""
+"""Maximum number of characters of the text in a group's one-line summary."""
 
 PRINTED = 10
-"""Maximum number of lines shown from the end of an error or, if it has one line, of the output."""
+"""Maximum number of lines that are shown of the end of an error, or of the end of the output.
+
+The output is shown only for errors of a single line.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +54,7 @@ class Failure:
         error: The exception as text.
         attempt: The number of the attempt that failed, starting at 1.
         frames: The last frames of the traceback, as Python prints them.
-        sandbox: The directory in which the attempt ran, `None` if it had none.
+        sandbox: The directory in which the attempt ran, or `None` if it had none.
         stdout: The end of the standard output, taken from a note on the exception; may be empty.
     """
 
@@ -91,10 +94,11 @@ class FailureGroup:
     Attributes:
         name: The name of the tasks.
         kind: The exception type, or the exit code.
-        text: The first line of the error, `None` if it is not the same for all failures.
-        location: The line, such as `stats.py:12`, `None` if unknown.
+        text: The first line of the error, or `None` if the failures differ in it.
+        location: The line, such as `stats.py:12`, or `None` if it is unknown.
         count: The number of failures.
-        examples: The first failures, by uid, except those that were retried.
+        examples: The first failures, by the task's uid, except those after which the task was
+            retried.
     """
 
     name: str
@@ -114,7 +118,7 @@ class FailureGroup:
         return f"{self.count} \N{MULTIPLICATION SIGN} {text} in {self.name}{where}"
 
     def lines(self) -> list[str]:
-        """Return lines that describe the group, and its first failure in full."""
+        """Return lines that describe the group, including its first failure in full."""
         examples = list(self.examples.values())
         if not examples:
             return [self.summary]
@@ -135,8 +139,8 @@ Key = tuple[str, str, str | None]
 class FailureGroups:
     """The groups of a run's failures, in the order of the first failure of each.
 
-    Only text is kept, for the first groups and the first failures of each: a million failures must
-    not hold a million tracebacks.
+    Only text is kept, and only for the first groups and the first failures of each group: a million
+    failures must not hold a million tracebacks.
     """
 
     def __init__(self) -> None:
@@ -181,7 +185,7 @@ class FailureGroups:
         return key
 
     def discard(self, key: Key, uid: str) -> None:
-        """Remove the failure of an attempt because the task is retried."""
+        """Remove a failure after which the task is retried."""
         group = self._groups.get(key)
         if group is None:
             self._ungrouped -= 1
@@ -192,7 +196,10 @@ class FailureGroups:
             del self._groups[key]
 
     def lines(self) -> list[str]:
-        """Return lines that describe each group, and its first failure in full."""
+        """Return lines that describe the groups, each with its first failure in full.
+
+        At most `LISTED` groups are described. The failures of the other groups are only counted.
+        """
         groups = self.latest
         lines = [line for group in groups[:LISTED] for line in group.lines()]
         more = sum(group.count for group in groups[LISTED:]) + self._ungrouped
@@ -370,7 +377,7 @@ MUCH = 10**9
 
 
 def account(summary: Summary, counts: Counts, directory: Path) -> list[str]:
-    """Return the lines of the account; none if no task was called. The most important come last.
+    """Return the lines of the account, the most important last; none if no task was called.
 
     Among the results, those with a destination are listed first, then those in the engine's
     directory, and finally those that other tasks read.
@@ -378,8 +385,9 @@ def account(summary: Summary, counts: Counts, directory: Path) -> list[str]:
     Args:
         summary: The engine's summary.
         counts: The counts of the engine's tasks.
-        directory: The engine's directory. If the run's directory, which contains that of the
-            engine, contains any files, the account names the run's directory.
+        directory: The engine's directory. The run's directory is its parent if that is directly in
+            `.rhapsody`, otherwise the engine's directory itself. The account names the run's
+            directory if it contains more than its lock and its log.
     """
     if not counts.rows:
         return []
@@ -412,7 +420,7 @@ def _holds_files(directory: Path) -> bool:
 
 
 def numbers(counts: Counts, retried: int = 0, reused: int = 0) -> str:
-    """Return text with the number of tasks for each outcome, without zeros except for `done`."""
+    """Return text with the number of tasks for each outcome, omitting zeros except for `done`."""
     row = counts.all
     others = {
         "failed": row.failed,

@@ -157,7 +157,7 @@ class Profiler:
 journal_log: logging.Logger = logging.getLogger("rhapsody.journal")
 
 PLACES = 1000
-"""Maximum number of places of failures that are remembered, to show each in full only once."""
+"""Maximum number of places in the code whose first failure is logged with its last frames."""
 
 _ENDS = {
     TasksMainStates.DONE: "done",
@@ -230,7 +230,7 @@ class BuiltIn:
     """The observers that the options of one engine enable.
 
     Args:
-        trace: The path of the trace file, `None` for no trace.
+        trace: The path of the trace file, or `None` for no trace.
         progress: As in `WorkflowEngine.create`.
         journal: See `rhapsody.journal.JournalOption`.
 

@@ -44,7 +44,7 @@ OTHER_LINES = 12
 """Number of lines of the terminal that are not used for the names of tasks."""
 
 RATE_PERIOD = 10.0
-"""Seconds over which the rate is measured."""
+"""Seconds over which the completion rate is measured."""
 
 
 class Picture:
@@ -218,7 +218,7 @@ class Notebook:
         """Do nothing, so that the picture stays."""
 
     def print(self, lines: Sequence[Line]) -> None:
-        """Print lines of executables' output; the notebook shows what functions print anyway."""
+        """Print lines of executables' output. The notebook itself shows the output of functions."""
         if lines:
             print("\n".join(f"{prefix}{text}" for prefix, text in lines), flush=True)  # noqa: T201
 
@@ -228,7 +228,7 @@ class Notebook:
 
 
 class Display:
-    """Thread that keeps the picture up to date, because writing to a terminal may block.
+    """Updates of the picture on a separate thread, because writing to a terminal may block.
 
     The program's own output is printed above the picture. Methods may be called from any thread.
 
@@ -284,7 +284,7 @@ class Display:
         return True
 
     def close(self) -> None:
-        """Print the remaining lines and erase the picture. This may block for `PATIENCE` seconds.
+        """Print the remaining lines and erase the picture. May block for up to `PATIENCE` seconds.
 
         A second call, or a call in a forked child, has no effect.
         """

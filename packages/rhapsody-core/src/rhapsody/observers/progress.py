@@ -38,14 +38,14 @@ class Progress:
             `print_account`.
 
     Attributes:
-        shows_output: True if the output of tasks is printed above the table when they end.
+        shows_output: True if the output of each task is printed above the table when the task ends.
     """
 
     def __init__(self, *, lines: bool = False, account: bool = True) -> None:
         place = None if lines else _place()
         self._shows_programs = (
             lines or place == "notebook"
-        )  # what functions print is shown in both cases anyway
+        )  # the output of functions is shown in both cases anyway
         self._place = place if place is not None and _taken.acquire(blocking=False) else None
         self.shows_output: bool = self._place == "terminal"
         self._counts = Counts()
@@ -53,7 +53,7 @@ class Progress:
         self._account: list[str] = []
         self._display: Display | None = None
         self._began = monotonic()
-        self._timer: asyncio.TimerHandle | None = None  # while tasks are unfinished; no table
+        self._timer: asyncio.TimerHandle | None = None  # set only without a table
 
     @hookimpl
     def rhapsody_workflow_started(self, engine: ObservedEngine) -> None:
@@ -95,7 +95,7 @@ class Progress:
         _write(lines)
 
     def close(self) -> None:
-        """Erase the table."""
+        """Erase the table, and stop printing progress lines."""
         if self._timer is not None:
             self._timer.cancel()
         display, self._display = self._display, None
@@ -144,7 +144,10 @@ def _printed(events: Sequence[TaskEvent], *, functions: bool) -> Iterator[Line]:
 
 
 def _usage(backends: Sequence[Any]) -> tuple[float, int] | None:
-    """Return the cores in use on all backends and the total number of cores; `None` if unknown."""
+    """Return the number of cores in use on all backends, and the total number of cores.
+
+    The result is `None` if a backend does not report these numbers.
+    """
     known = [backend.cores_in_use() for backend in backends if hasattr(backend, "cores_in_use")]
     known = [each for each in known if each is not None]
     if len(known) < len(backends):

@@ -76,7 +76,7 @@ class PluginEntry:
         return f"entry point {self.name!r} of {self.distribution} {self.version}"
 
     def load(self) -> Any:
-        """Import the module or object."""
+        """Import and return the module or object that the entry point names."""
         from importlib_metadata import EntryPoint
 
         return EntryPoint(self.name, self.value, self.group).load()
@@ -91,7 +91,8 @@ class Installed:
         disabled: The entry points that `RHAPSODY_DISABLE_PLUGINS` excludes.
         ignored: The entry points of `rhapsody-py`, which name classes instead of plugins.
         unreadable: Distributions whose metadata cannot be read, each with the reason.
-        outcomes: Loaded plugins and errors by entry-point value; filled by the manager.
+        outcomes: The loaded plugin or the error of each entry point, by the entry point's value;
+            filled by `load`.
     """
 
     entries: tuple[PluginEntry, ...] = ()
@@ -252,7 +253,7 @@ def _origin() -> dict[str, Any]:
 
 
 def _sibling(origin: dict[str, Any], distribution: str) -> str | None:
-    """Return pip's argument for a distribution next to core, `None` if core's source is unknown."""
+    """Return pip's argument for a distribution next to core, or `None` if none is known."""
     url, inside = str(origin.get("url", "")), str(origin.get("subdirectory", ""))
     if "dir_info" in origin and url.startswith("file:"):
         folder = Path(unquote(urlsplit(url).path)).parent / distribution
@@ -330,7 +331,7 @@ class LoadedPlugin:
         plugin: The module or object.
         hooks: The plugin's implementations by hook name, each with a rank: -1 if it is called
             before those of other plugins, 1 if it is called after them, otherwise 0.
-        seconds: The duration of its import.
+        seconds: The duration of the plugin's import.
     """
 
     label: str
@@ -342,7 +343,7 @@ class LoadedPlugin:
 class EngineHooks:
     """The hooks that one engine calls, as implemented by plugins and by its observers.
 
-    Each attribute named after a hook is a tuple of `PluginHook`. It is empty if no plugin
+    Each attribute named after a hook is a tuple of `PluginHook`. The tuple is empty if no plugin
     implements the hook, so that an unused hook costs nothing per task. Observers come first, in
     the given order, then plugins sorted by distribution; pluggy's `tryfirst` and `trylast` take
     precedence over that. A plugin that cannot be loaded is logged and skipped.
@@ -501,16 +502,16 @@ def _load(entry: PluginEntry) -> LoadedPlugin:
 
 
 def register(plugin: Any, label: str, source: str, seconds: float = 0.0) -> LoadedPlugin:
-    """Check a plugin's hooks against their specifications.
+    """Check a plugin's hooks against their specifications, and collect them.
 
     Args:
         plugin: A module or object.
         label: The plugin's name in messages about its hooks.
         source: The plugin's origin, for messages about the plugin itself.
-        seconds: The duration of its import.
+        seconds: The duration of the plugin's import.
 
     Returns:
-        The plugin.
+        The plugin with its hooks.
 
     Raises:
         PluginError: The plugin implements no hook, or implements one with wrong arguments.

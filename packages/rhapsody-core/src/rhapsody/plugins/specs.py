@@ -74,7 +74,7 @@ class BackendSpec:
     Attributes:
         name: The backend's name, which must equal the name of its entry point. Names are
             case-insensitive, and `-` and `_` are equivalent.
-        import_path: The class to import when it is requested, as `"package.module:Class"`.
+        import_path: The class to import when the backend is requested, as `"package.module:Class"`.
         summary: A one-line summary, for tables.
         api_version: The version of the plugin interface that the plugin was written for.
         requires: Distribution requirements (`"distributed>=2024.1"`) that must be installed for
@@ -186,8 +186,9 @@ class Summary:
         results: Files that tasks created and that still exist.
         stale: Files of an earlier run at the destinations of results that this run did not
             produce, because their tasks failed, were skipped or were canceled.
-        disk_use: Bytes in the directory of the runs (`.rhapsody`, or `work_dir`), 0 if this run has
-            left nothing there. Counting stops after half a second, so the number may be too small.
+        disk_use: Bytes in the directory of the runs (`.rhapsody`, or `work_dir`), or 0 if this run
+            has left nothing there. Counting stops after half a second, so the number may be too
+            small.
         cut_short: True if the remaining tasks were canceled because of failures, see `fail_fast`
             and `max_failures` of `WorkflowEngine.create`.
         held_back: True if tasks were held back for the next run because their backend was about to
@@ -238,7 +239,7 @@ class ObservedEngine(Protocol):
 
     @property
     def summary(self) -> Summary | None:
-        """The summary of the run, `None` before its end."""
+        """The summary of the run, or `None` before its end."""
 
     @property
     def backends(self) -> Mapping[str, Any]:
@@ -267,7 +268,7 @@ class TaskEvent(NamedTuple):
         state: The canonical state that was entered.
         native: The backend's name of the state, `"reused"` if a plugin has found the task's result,
             or `None` if the engine itself changed the state.
-        backend: The backend's name, `None` before a backend is chosen.
+        backend: The backend's name, or `None` before a backend is chosen.
         time: Seconds since the epoch.
         monotonic: Seconds on the engine's monotonic clock, to compute durations.
         worker: The worker or host, if the backend reports it.
@@ -329,8 +330,8 @@ class Recorded:
     Attributes:
         value: The result, which may be `None`.
         files: The files that the task created, or `None`. Dependents read the files at their
-            `paths`. The files are also copied to their destinations in this run, unless a copy in
-            `places` is there already.
+            `paths`. The files are also copied to their destinations in this run, unless a copy
+            that `places` lists is already there.
         stdout: The standard output for the future, or the path of the file that contains it.
         stderr: The same for standard error.
         exit_code: An executable's exit code.
@@ -389,9 +390,9 @@ class LookupTask(TaskDescription):
 
     Attributes:
         settings: The task's `cache` and `version` settings.
-        inputs: The paths of the task's input files by name, from disk, other tasks and URLs. The
-            files are not in the task's sandbox yet. The path is `None` for a file that cannot be
-            read on the engine's host. The mapping must not be modified.
+        inputs: The paths of the task's input files by name. The files come from disk, other tasks
+            and URLs, and are not in the task's sandbox yet. The path is `None` for a file that
+            cannot be read on the engine's host. The mapping must not be modified.
         implicit: The sandboxes of dependencies that declare no output files and are visible to the
             task as a whole, see `implicit_data` of `WorkflowEngine.create`.
         texts: The strings and paths among the arguments of an executable, which may name files.
@@ -440,10 +441,10 @@ class CommandLine(Protocol):
 def rhapsody_backends() -> BackendSpec | Iterable[BackendSpec]:
     """Declare the backends of a plugin.
 
-    Called when the registry needs the declaration, normally once per process, from any thread. It
-    must be quick and import no library: the class of `import_path` is imported when it is
-    requested. For every declared backend, the group `rhapsody.backends` must contain an entry
-    point with the backend's name whose value is the module (or object) with this hook.
+    Called when the registry needs the declaration, normally once per process, from any thread. The
+    hook must be quick and import no library: the class of `import_path` is imported when the
+    backend is requested. For every declared backend, the group `rhapsody.backends` must contain an
+    entry point with the backend's name whose value is the module (or object) with this hook.
 
     Returns:
         One `BackendSpec`, or several if several entry points name this module.
@@ -478,8 +479,8 @@ def rhapsody_workflow_finished(engine: ObservedEngine, summary: Summary) -> None
 def rhapsody_task_events(engine: ObservedEngine, events: Sequence[TaskEvent]) -> None:
     """Observe changes of tasks and blocks.
 
-    Called on the engine's loop with a batch of changes, in order. It must be quick: the loop waits
-    for it.
+    Called on the engine's loop with a batch of changes, in order. The hook must be quick: the loop
+    waits for it.
 
     Args:
         engine: The engine.
@@ -508,7 +509,7 @@ def rhapsody_prepare_task(engine: ObservedEngine, task: TaskDescription) -> None
 def rhapsody_select_backend(
     engine: ObservedEngine, task: TaskDescription, candidates: Sequence[str]
 ) -> str | None:
-    """Choose the backend of a task that names none, if several are attached.
+    """Choose the backend of a task that names none, if several backends are attached.
 
     Called on the engine's loop after `rhapsody_prepare_task`. Plugins are called one after the
     other until one chooses a backend. The hook is not called for a task that was moved to one of
@@ -571,7 +572,8 @@ def rhapsody_record_results(
 def rhapsody_commands(cli: CommandLine) -> None:
     """Add commands to the command line.
 
-    Called when the command `rhapsody` starts, before arguments are parsed. It must be quick.
+    Called when the command `rhapsody` starts, before arguments are parsed. The hook must be
+    quick.
 
     Args:
         cli: The command line.
