@@ -321,7 +321,8 @@ class ManagedBackend(BaseExecutionBackend):
             record of a task instead of the description.
 
     Raises:
-        ValueError: `max_running` is less than 1, or `name` is empty.
+        ValueError: `max_running` is neither `None` nor a whole number of at least 1, or `name` is
+            empty or not printable.
         TypeError: `name` is not a string.
     """
 
@@ -368,9 +369,9 @@ class ManagedBackend(BaseExecutionBackend):
         """Run one task to completion on the event loop. This method must not block.
 
         `submit_tasks` calls this method once per task, each time in a separate asyncio task, which
-        `cancel_task` and `shutdown` cancel. Just before the call, the task is reported as running,
-        so time spent waiting in this method counts toward the task's timeout. To limit
-        concurrency, set `max_running` instead of waiting here. If the backend's system has a queue
+        `cancel_task` and `shutdown` cancel. By default, the task is reported as running just before
+        the call, so time spent waiting in this method counts toward the task's timeout. To limit
+        concurrency, pass `max_running` instead of waiting here. If the backend's system has a queue
         of its own, see `running_when_called`.
 
         Returns:
@@ -670,8 +671,8 @@ class ManagedBackend(BaseExecutionBackend):
     def seconds_left(self, task: Any = None) -> float | None:
         """Return the number of seconds left in the batch job in which this process runs.
 
-        A backend that may end before the batch job overrides this method and returns the smaller of
-        the two times.
+        A backend with a time limit of its own overrides this method, and returns the time left
+        until that limit or until the end of the batch job, whichever is shorter.
 
         Returns:
             The time in seconds, or `None` if this process does not run in a batch job or the end of

@@ -345,7 +345,7 @@ def _claims() -> dict[str, list[PluginEntry]]:
 
 
 def _names() -> dict[str, str]:
-    """Return the names of all backends as they are spelled, by normalized name."""
+    """Return the original spelling of each backend's name, by normalized name."""
     claimed = {key: entries[0].name for key, entries in _claims().items()}
     return claimed | {key: own.name for key, own in list(_registered.items())}
 
@@ -649,7 +649,7 @@ def check_backend_class(cls: object, source: str) -> type[BaseExecutionBackend]:
 def check_attributes(
     backend: BaseExecutionBackend | type[BaseExecutionBackend], source: str
 ) -> None:
-    """Check a backend for mistakes that would otherwise show only during a run.
+    """Check a backend for mistakes that would otherwise appear only during a run.
 
     Args:
         backend: The backend or its class.

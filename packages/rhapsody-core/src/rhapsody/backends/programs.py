@@ -70,7 +70,7 @@ class SharedSandboxes:
         link_into(self.sandbox_of(dst_task), name, source)
 
     def link_implicit_data_deps(self, src_task: Mapping[str, Any], dst_task: Any) -> None:
-        """Link all files in one sandbox, except captured output, into the sandbox of `dst_task`."""
+        """Link the files of `src_task`, except captured output, into the sandbox of `dst_task`."""
         link_all(self.sandbox_of(src_task), self.sandbox_of(dst_task))
 
     def sandbox_of(self, task: Mapping[str, Any]) -> str:
@@ -173,7 +173,7 @@ def write_script(task: TaskDescription) -> str:
 
 
 def write_again(task: TaskDescription) -> str:
-    """Write a script with which the user can run a task again in its sandbox.
+    """Write a script, in a task's sandbox, with which the user can run the task again.
 
     The script sets the task's environment variables and thread counts. It does not set
     `CUDA_VISIBLE_DEVICES` or variables whose names look secret; the user must set them before

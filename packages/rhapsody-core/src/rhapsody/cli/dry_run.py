@@ -76,7 +76,7 @@ class DryRun:
         self._verdicts: dict[str, dict[str, str]] = {}
         """The reasons why tasks would run or be reused, by the uids of engines and tasks."""
         self._missing: dict[str, tuple[str, Collection[str | None]]] = {}
-        """The uid and inputs of the reused task that wrote each missing file, by the path."""
+        """The uid and inputs of the reused task that wrote each missing file, by path."""
 
     @hookimpl
     def rhapsody_workflow_started(self, engine: WorkflowEngine) -> None:

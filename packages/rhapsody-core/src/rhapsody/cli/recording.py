@@ -73,7 +73,7 @@ class Recording:
 
         Args:
             program: The program.
-            given: The engine's settings.
+            given: The other settings of the engine.
 
         Raises:
             UsageError: The journal cannot be used.

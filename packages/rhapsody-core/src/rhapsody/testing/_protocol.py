@@ -104,7 +104,7 @@ class Reports(Suite):
     async def test_running_is_reported_when_the_work_begins(
         self, driver: Driver, kind: TaskKind
     ) -> None:
-        """Submit more tasks than can run at once. No task ends before it is released."""
+        """Submit tasks, if possible more than can run at once. None ends before it is released."""
         count = min(32, max(8, 2 * (self.cores or 0)))
         tasks = [Ticking(driver, kind) for _ in range(count)]
         reported = started = 0

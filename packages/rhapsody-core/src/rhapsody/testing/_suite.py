@@ -142,16 +142,16 @@ def honors(resource: str) -> Need:
 
 
 def binds(resource: str) -> Need:
-    """Return the condition that the backend declares that it enforces a resource."""
+    """Return the condition that the backend declares a resource as enforced."""
     reason = f"the backend does not declare that it enforces the resource {resource!r}"
     return Need(reason, lambda suite, _: resource in suite.capabilities.binds)
 
 
 def cancels(level: CancelLevel, kind: TaskKind | None = None) -> Need:
-    """Return the condition that the backend declares that it cancels tasks at a level.
+    """Return the condition that the backend declares a cancel level for a kind of task.
 
     Args:
-        level: `"queued"` or `"running"`.
+        level: `"queued"`, which `"running"` also satisfies, or `"running"`.
         kind: The kind of task, or `None` for the check's parameter `kind`.
     """
     enough = ("running",) if level == "running" else ("queued", "running")
@@ -275,7 +275,7 @@ class Suite:
             of two tries counts.
         big_bytes: Size in bytes of the big argument and the big result.
         output_bytes: Size in bytes of an executable's big output.
-        fan: Number of tasks in the big fan.
+        fan: Number of independent tasks that a check runs together.
         cycles: Number of starts and shutdowns during which nothing may accumulate.
         memory_growth: Maximum number of bytes by which the process may grow in these cycles.
         growth_per_task: Maximum number of bytes that the process may keep for each finished task.
@@ -542,7 +542,7 @@ def require_unchanged(cls: type[Suite], base: type[Suite]) -> None:
 
 
 async def state_of(backend: Any) -> str:
-    """Return a backend's state. The method `state` may be ordinary or a coroutine function."""
+    """Return a backend's state, whether its method `state` returns a string or an awaitable."""
     state = backend.state()
     return str(await state) if inspect.isawaitable(state) else str(state)
 

@@ -58,7 +58,7 @@ THREADS = Capabilities(
     captures_output=True,
     reports_running=True,
 )
-"""Capabilities with functions on threads: of running functions, only coroutines can be stopped.
+"""Capabilities with functions on threads. A running coroutine can be stopped, a function cannot.
 
 Environment variables bind executables to their cores and GPUs. Functions on threads share the
 environment of the main program, so their resources are only counted.
@@ -164,13 +164,14 @@ class LocalExecutionBackend(SharedSandboxes, ManagedBackend):
 
     Functions run on `executor`. Executables run in separate process groups, whatever the executor.
     Slots are assigned first come, first served: a task that does not fit yet holds back the tasks
-    behind it, unless it cannot fit before a service ends (see `backends/local/jobs.py`). A service
-    that requests no resources takes no slot because it mostly waits.
+    behind it. There are two exceptions: tasks that cannot fit before a service ends let all others
+    pass, and functions that wait for a worker let executables pass. A service that requests no
+    resources takes no slot because it mostly waits.
 
     A function that runs on a thread cannot be stopped: unless it checks `current_task().cancelled`,
     it continues and occupies its slot. The same applies to every function and coroutine that runs
-    on a given executor. All other tasks can be stopped. All coroutine functions that request
-    `cores=0` and no GPUs share one thread.
+    on an executor of `concurrent.futures`. All other tasks can be stopped. All coroutine functions
+    that request `cores=0` and no GPUs share one thread.
 
     The output of an executable is in `.rhapsody.stdout` and `.rhapsody.stderr` in its sandbox. The
     output of a function is written to files only if it exceeds 1 MiB or with `capture="files"`.

@@ -53,8 +53,8 @@ def pack_call(task: TaskDescription, memory: SharedMemory = NO_MEMORY) -> tuple[
         memory: The shared memory for a large call. By default, calls are not put in shared memory.
 
     Returns:
-        The call, and the block of shared memory that contains it, or `None` for a call outside of
-        shared memory.
+        The call and, if it is in shared memory, the block that contains it. Otherwise the second
+        value is `None`.
 
     Raises:
         TypeError: The function or an argument cannot be pickled; the message names it.
@@ -104,7 +104,10 @@ def is_small(values: Iterable[Any], left: int = SMALL, depth: int = DEPTH) -> in
 
 
 class Functions:
-    """Cache of pickled functions. A pickle is reused as long as it would not change."""
+    """Cache of pickled functions.
+
+    A pickle is reused as long as pickling the function again would not change it.
+    """
 
     def __init__(self) -> None:
         import cloudpickle  # type: ignore[import-untyped,unused-ignore]

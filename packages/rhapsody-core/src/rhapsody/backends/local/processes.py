@@ -193,7 +193,7 @@ class ProcessWorkers(JobRunner):
             self._end(job)
 
     def ended(self, job: Job) -> None:
-        """Remove a job that has ended from the pool."""
+        """Remove an ended job from the pool."""
         self._jobs.discard(job)
         job.block = None
 

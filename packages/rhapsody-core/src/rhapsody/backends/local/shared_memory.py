@@ -33,7 +33,7 @@ LARGE = 1 << 18
 """Minimum size in bytes of a pickle that is passed through shared memory."""
 
 WARM = 4
-"""Number of free blocks that keep their pages."""
+"""Maximum number of free blocks that keep their pages."""
 
 KEPT = 1 << 24
 """Maximum size in bytes of a free block that keeps its pages."""
@@ -139,7 +139,10 @@ class ProgramMemory(SharedMemory):
             os.close(descriptor)
 
     def take(self) -> Block | None:
-        """Return a free block, preferably one with pages, or `None` if there is no memory file."""
+        """Return a free block, or `None` if there is no shared memory.
+
+        Blocks that have kept their pages are preferred.
+        """
         if self.descriptor is None:
             return None
         for free in (self._warm, self._cold):

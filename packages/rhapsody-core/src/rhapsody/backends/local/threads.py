@@ -90,7 +90,7 @@ class ThreadWorkers(JobRunner):
                 loop.call_soon_threadsafe(task.cancel)
 
     def stop(self, timeout: float) -> None:
-        """End the threads, and wait up to `timeout` seconds for those that are not running jobs."""
+        """Let all threads end. Wait up to `timeout` seconds for those that are not running jobs."""
         for _ in self._threads:
             self._jobs.put(None)
         end = time.monotonic() + timeout

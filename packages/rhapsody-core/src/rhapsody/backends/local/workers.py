@@ -65,7 +65,8 @@ log: logging.Logger = logging.getLogger(__name__)
 class Worker:
     """Worker process. Creating it blocks until the process can receive calls.
 
-    It is created on a thread; all methods must be called on the loop.
+    A worker must be created on a thread other than the loop's. All methods must be called on the
+    loop.
 
     Args:
         context: The context that starts the process.
@@ -247,7 +248,7 @@ class Worker:
         self._unsent = self._unsent[sent:] if sent < len(self._unsent) else NOTHING
 
     def read(self) -> bool:
-        """Handle data from the worker. Return True if there was any."""
+        """Handle data from the worker. Return True if data was received, otherwise False."""
         assert self._loop is not None
         try:
             size = self._socket.recv_into(self._buffer)
@@ -276,7 +277,7 @@ class Worker:
             self._replied(self, self._replies.popleft())
 
     def _kill_invalid(self, what: str) -> None:
-        """Kill a worker that sent invalid data: a task has written to the worker's socket."""
+        """Kill a worker that sent invalid data, probably because its task wrote to the socket."""
         log.warning(
             "killing worker process %d: it sent an invalid message (%s), probably because its task "
             "wrote to file descriptors of the worker", self.pid, what,
