@@ -254,7 +254,7 @@ def _linked(task: Value, link: str) -> tuple[RecordedFile, ...]:
 
 
 def _known(named: Value, known: Collection[str]) -> str:
-    """Return the id in a value, if there is a task with this id.
+    """Return the id in a value. A task with this id must exist.
 
     Raises:
         InstanceError: No task has this id.

@@ -144,8 +144,8 @@ class CodeFingerprint:
             function), the name, and the value, or `MISSING` if the variable was not set.
         cells: Closure cells that were read, each with its content.
         sizes: Namespaces that were read as a whole, each with its number of names.
-        environment: Environment variables that were read, each with its value, or `None` if it was
-            not set.
+        environment: Environment variables that were read, each with its value; the value of an
+            unset variable is `None`.
         inner: Values that can change in place and are smaller than `LARGE`, each with its digest.
         made_of: Functions, each with the parts that a program can replace: code, defaults,
             `__name__` and `__qualname__`.
@@ -609,7 +609,7 @@ class CodeFingerprint:
     def _is_as_imported(
         self, variables: Mapping[str, Any], name: str, value: Any, owner: type | None = None
     ) -> bool:
-        """Return True if a variable has the value that a worker finds when it imports the module.
+        """Return True if a variable has the value that a worker finds after importing the module.
 
         This holds for variables of the program's script, for modules, for functions and classes
         under their own names, and for numbers in modules of libraries. Other values may have been
@@ -871,7 +871,7 @@ def _resolved(name: str, package: str) -> str:
 
 
 def _fields_of(cls: Any) -> list[tuple[Any, ...]]:
-    """Return the options and fields of a dataclass, which the class body may have computed."""
+    """Return the options and fields of a dataclass. The class body may have computed them."""
     options, fields = cls.__dataclass_params__, cls.__dataclass_fields__
     found = [tuple(getattr(options, each) for each in _OPTIONS)]
     for name, field in fields.items():

@@ -74,7 +74,8 @@ class FileDigests:
     """Cache of the digests of files. Not thread-safe.
 
     Args:
-        earlier: Function that returns the digest that an earlier run stored for a stamp, or `None`.
+        earlier: Function that returns the digest that an earlier run stored for a stamp; `None` if
+            no earlier run has stored one.
 
     Attributes:
         new: Digests to store for later runs, by stamp.
@@ -270,7 +271,7 @@ class Outputs:
         """Return the record of a task's files as JSON, or `None` if there is nothing to record.
 
         Args:
-            files: The task's files, or `None` if it has none.
+            files: The task's files, or `None` if the task has none.
             named: True if the task's result is, or contains, a path into the task's sandbox.
 
         Raises:

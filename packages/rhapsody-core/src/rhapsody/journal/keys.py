@@ -341,7 +341,7 @@ class Keys:
         self._checked.clear()
 
     def _code(self, function: Any) -> bytes:
-        """Return the digest of a function's code and everything that it uses.
+        """Return the digest of a function's code and of everything that the code uses.
 
         Raises:
             UnhashableError: The function has no digest.

@@ -58,7 +58,7 @@ _SCOPES = (
 
 @dataclass(slots=True)
 class _File:
-    """Source file, compiled as it was when it was first read.
+    """Source file and the code that was compiled from it when it was first read.
 
     Attributes:
         changed: The time of the file's last change in nanoseconds, or 0 if there is no file.

@@ -1,4 +1,4 @@
-"""Journal file: an SQLite database that a run writes on a separate thread, and reports about it.
+"""Journal file, an SQLite database: written by a run on a separate thread, and read for reports.
 
 A lineage is a run and all runs that resumed it, directly or indirectly. The runs of a lineage share
 their recordings. Within a lineage, the n-th recording of a key belongs to the n-th call with that
@@ -151,8 +151,8 @@ class Recording(NamedTuple):
         name: The task's name.
         uid: The task's uid in its engine.
         parts: The parts of the key, see `rhapsody.journal.keys.as_text`.
-        code: The digest of the function's code and everything that it uses, or `None`, see
-            `rhapsody.journal.keys.Key`.
+        code: The digest of the function's code and everything that it uses; `None` for some tasks,
+            see `rhapsody.journal.keys.Key`.
         files: The files that the task wrote, as JSON; `None` if there are none.
         why: The reason why an earlier recording of the call was not used; `None` if there was no
             such recording.
@@ -445,7 +445,7 @@ class Store:
         self.used.pop(recording, None)
 
     def digest(self, stamp: Stamp) -> bytes | None:
-        """Return the digest that an earlier run stored for a large file, or `None`."""
+        """Return the digest of a large file from an earlier run; `None` if none is stored."""
         row = self._database.execute(
             "SELECT digest FROM digests "
             "WHERE device = ? AND inode = ? AND size = ? AND changed = ?",

@@ -96,7 +96,7 @@ class Surroundings(Protocol):
         """Return True if a class belongs to the program and not to a library."""
 
     def path(self, text: str) -> str | None:
-        """Collect a string that may name a file, and return its portable form, if any."""
+        """Collect a string that may name a file, and return its portable form or `None`."""
 
 
 class Values:
@@ -396,7 +396,7 @@ def _is_free(value: object) -> bool:
 
 
 def _content(variable: ContextVar[Any]) -> list[Any]:
-    """Return a list with the value of a context variable, or an empty list if it has none."""
+    """Return a list with a context variable's value, or an empty list if the variable is unset."""
     try:
         return [variable.get()]
     except LookupError:

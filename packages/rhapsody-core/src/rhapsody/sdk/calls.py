@@ -111,7 +111,7 @@ def pack(
 
     Args:
         task: The description of the task.
-        order: The spec of the call, which the worker needs. Default: `call_spec(task)`.
+        order: The spec of the call. Default: `call_spec(task)`.
         worker: The name of the worker in messages.
         cure: The remedy for an object that cannot be pickled, for messages.
 

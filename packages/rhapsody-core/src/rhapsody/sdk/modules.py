@@ -154,7 +154,7 @@ def altered(name: str) -> bool:
 
 
 class _Program:
-    """The program's own modules in this process, with their sources."""
+    """Collector of the program's own modules and their sources, which it packs for workers."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()

@@ -251,7 +251,7 @@ class Program:
         stdin: Text for the program's standard input, or `None` for an empty standard input.
         stdout: A file or descriptor, as for `subprocess.Popen`.
         stderr: A file or descriptor, as for `subprocess.Popen`.
-        reaper: The reaper that kills the group if this process is killed, or `None`.
+        reaper: The reaper that kills the group if this process is killed; `None` for no reaper.
 
     Attributes:
         exited: A future with the exit code, done when the whole group has ended. Wait with

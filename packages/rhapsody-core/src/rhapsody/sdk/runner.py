@@ -400,7 +400,7 @@ class SentModules:
 
     @contextmanager
     def using(self, modules: bytes) -> Iterator[None]:
-        """Make a program's modules importable, and do not replace them during the context.
+        """Make a program's modules importable, and do not replace them inside the `with` block.
 
         Args:
             modules: The packed modules, or their first `REFERENCE` bytes.
@@ -698,7 +698,7 @@ class Captured(Output):
         self._undo.close()
 
     def _redirect(self, number: int, name: str) -> Callable[[], None]:
-        """Redirect a standard stream of the process to a file, and return a function to undo it."""
+        """Redirect a standard stream to a file, and return a function that undoes this."""
         former = getattr(sys, name)
         if former is not None:
             former.flush()

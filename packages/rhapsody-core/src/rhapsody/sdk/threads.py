@@ -206,8 +206,8 @@ class Mailbox(Generic[T]):
     def drain(self) -> None:
         """Deliver items for about 5 ms, and leave the others for the loop's next iteration.
 
-        The mailbox calls this on the loop's thread. It may also be called earlier on this thread,
-        even from within `deliver`.
+        The mailbox calls this method on the loop's thread. Other code may call it earlier on that
+        thread, even from within `deliver`.
         """
         self._woken = False
         items = self._items

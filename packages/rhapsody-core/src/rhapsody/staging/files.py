@@ -64,7 +64,7 @@ class InputPlace(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Resolved:
-    """Locations of the inputs and outputs of an attempt, found before it is submitted.
+    """Locations of the inputs and outputs of an attempt, found before the attempt is submitted.
 
     Attributes:
         sources: The outcomes of the attempt's dependencies, without duplicates.
@@ -194,7 +194,7 @@ def as_several(
     Args:
         file: The input, bound to the task's sandbox.
         sources: The outcomes of the task's dependencies.
-        producer: The outcome of the task that writes this file, if known.
+        producer: The outcome of the task that writes this file; `None` if it is unknown.
     """
     if producer is not None:
         sources = (producer,)
@@ -220,7 +220,7 @@ def located(
     Args:
         file: The input.
         resolved: The locations of the task's inputs, all of which this process can read.
-        producer: The outcome of the task that writes this file, if known.
+        producer: The outcome of the task that writes this file; `None` if it is unknown.
     """
     places = resolved.places
     sources = resolved.sources if producer is None else (producer,)
@@ -427,7 +427,7 @@ class Stager:
             file: The file object.
             sandbox: The task's sandbox.
             sources: The outcomes of the task's dependencies.
-            producer: The outcome of the task that writes this file, if known.
+            producer: The outcome of the task that writes this file; `None` if it is unknown.
             outputs: The task's outputs. If one has the same name, the input is renamed.
             by_path: See `File.bound_to`.
         """
@@ -531,7 +531,7 @@ class Stager:
             resolved.targets.update(self.results.places.claim(task, outputs))
 
     def in_place(self, backend: BaseExecutionBackend, resolved: Resolved) -> bool:
-        """Return True if a function on this backend can read its inputs without links to them."""
+        """Return True if a function on this backend can read its inputs in place, without links."""
         can = backend.capabilities
         shared = can.shared_file_system and not can.copies_files_out  # for all of its workers
         return shared and all(place.path is not None for place in resolved.places.values())

@@ -339,7 +339,7 @@ class Places:
             self._readers_below[parent] = task["name"]
 
     def is_read(self, path: Path) -> bool:
-        """Return True if a task has read the file and the run did not write it."""
+        """Return True if a task has read the file, and the run had not written it before."""
         return self._real.of(str(path)) in self._readers
 
     def claim(self, task: TaskDescription, outputs: Sequence[Output]) -> dict[str, Target]:
@@ -587,7 +587,7 @@ class Put(NamedTuple):
 
 
 class Results:
-    """Files and directories that the tasks of one engine wrote and that are kept.
+    """Results of one engine's tasks: saves outputs to their destinations, and lists kept files.
 
     All methods except `add` are called on the engine's loop.
 
