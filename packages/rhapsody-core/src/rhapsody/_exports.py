@@ -14,7 +14,7 @@ DASK = "rhapsody.backends.execution.dask_parallel"
 RADICAL = "rhapsody.backends.execution.radical_pilot"
 
 NEEDED = {DASK: ("rhapsody_dask", "distributed"), RADICAL: ("rhapsody_radical", "radical.pilot")}
-"""Modules whose public names are defined by a plugin, each with the modules that it imports."""
+"""Modules that export names of a plugin, each with the modules that must be installed for it."""
 
 
 def lazy(
@@ -27,7 +27,7 @@ def lazy(
 
     Args:
         package: The package's name.
-        table: The public names that each module defines, separated by spaces, by module.
+        table: For each module, the public names that it defines, separated by spaces.
 
     Returns:
         `__getattr__` and `__dir__`.
@@ -72,7 +72,8 @@ def _is_import_statement(frame: FrameType) -> bool:
     """Return True if the attribute is requested by `from package import name`, not by other code.
 
     `hasattr` needs an AttributeError, but the import statement would discard its message, which
-    names what to install. No exception can be both AttributeError and ModuleNotFoundError.
+    names the distribution to install. No exception can be both AttributeError and
+    ModuleNotFoundError.
     """
     code = frame.f_code
     return code.co_name == "_handle_fromlist" and "importlib._bootstrap" in code.co_filename

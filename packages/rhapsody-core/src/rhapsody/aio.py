@@ -16,8 +16,8 @@ T = TypeVar("T")
 def is_cancelling() -> bool:
     """Return True if the running asyncio task itself was canceled.
 
-    Otherwise a `CancelledError` comes from an object that the task awaits, and is an ordinary
-    error.
+    If the result is False, a `CancelledError` comes from an object that the task awaits, and is an
+    ordinary error.
     """
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0

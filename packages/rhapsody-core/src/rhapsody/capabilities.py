@@ -36,7 +36,7 @@ class Capabilities:
         cancel_executables: The executables that can be canceled; same values.
         cancel_services: The services that can be canceled; same values.
         sandboxes: True if the backend runs each executable in a directory of its own.
-        cwd: True if the backend runs executables in a directory that the user names.
+        cwd: True if the backend can run executables in a directory that the user names.
         files: True if the backend links files into a task's sandbox, and passes them to functions
             as absolute paths.
         shared_file_system: True if tasks see the engine's file system under the same paths.

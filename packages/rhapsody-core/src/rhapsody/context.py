@@ -19,7 +19,7 @@ class TaskContext:
         attempt: The number of the attempt, starting at 1.
         sandbox: The task's directory, or `None` if it has none.
         deadline: The time at which the attempt's timeout expires, in seconds since the epoch
-            (`time.time()`), or `None` if it has no timeout.
+            (`time.time()`), or `None` if there is no timeout.
     """
 
     __slots__ = ("_cancelled", "attempt", "deadline", "name", "sandbox", "uid")
@@ -90,8 +90,8 @@ def current_task() -> TaskContext:
 class Setting(Generic[T]):
     """Context manager that sets a context variable inside its block.
 
-    `contextlib.contextmanager` is slower, and sets the `__traceback__` of an exception that leaves
-    the block, which fails for exceptions that are frozen dataclasses.
+    `contextlib.contextmanager` is slower. It also sets the `__traceback__` of an exception that
+    leaves the block; this fails for exceptions that are frozen dataclasses.
     """
 
     __slots__ = ("_token", "_value", "_variable")

@@ -318,7 +318,7 @@ class InputFile(File):
     call and reads the file that the call writes. A file that was declared with a destination is
     identified by that destination, as a relative or absolute path; other files are identified by
     their names alone. If several calls declared the file, the task depends on the most recent of
-    them. `future.file(name)` selects a producer explicitly.
+    them. `future.file(name)` selects one of the calls explicitly.
 
     If no earlier call declared the file, it is looked up on disk. For a relative path, the outputs
     of the task's other dependencies are searched before that, by base name.

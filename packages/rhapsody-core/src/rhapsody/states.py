@@ -117,7 +117,7 @@ def _registered_class(key: str) -> Any:
 
 
 _REGISTRY = "rhapsody.backends.discovery"
-"""Imported when it is needed, because this module imports no other module of Rhapsody."""
+"""Module of the backend registry; imported when needed, because it depends on this module."""
 
 _CANONICAL_TABLE = _table("canonical", {main: [main] for main in TasksMainStates})
 _OWN_STATES = ("initialized_state", "running_state", "shutdown_state")
@@ -295,7 +295,7 @@ class StateMapper:
 
     @classmethod
     def register_backend_states(cls, backend: Any, *task_states: Any, **states: Any) -> None:
-        """Register task states, or the backend's own states by keyword.
+        """Register task states or, with three keywords, the backend's own states.
 
         This is the former name of `register_backend_tasks_states`, with the same arguments. If it
         is called with `initialized_state`, `running_state` and `shutdown_state`, it registers the

@@ -215,8 +215,8 @@ class TaskDescription(_RequiredKeys, total=False):
         stdin: Text for standard input; absent means empty input.
         sandbox: The path, on the engine's file system, of the directory in which the task runs or,
             with `cwd`, of the directory that contains the task's files. The backend creates the
-            directory when it first needs it, accessible only to the user. Backends with sandboxes
-            of their own replace the value.
+            directory, accessible only to the user, when the directory is first needed. Backends
+            with sandboxes of their own replace the value.
         cwd: The absolute path of the directory in which an executable runs instead of the sandbox.
             The backend writes no files of its own into this directory. The key is passed only to
             backends that declare the capability `cwd`.
@@ -225,7 +225,7 @@ class TaskDescription(_RequiredKeys, total=False):
             `stdout` and `stderr`. `"quiet"`, used only for functions, captures the output without
             printing it on the worker, because the engine shows it.
         scope: The label of the scope in which the task was called.
-        ready: The readiness condition of a service, see `WorkflowEngine`.
+        ready: The readiness condition of a service, see `rhapsody.TaskSettings`.
         return_value: The result of a finished function. Set by the backend.
         stdout: The task's standard output. Set by the backend.
         stderr: The task's standard error. Set by the backend.
@@ -432,7 +432,7 @@ class TaskFuture(asyncio.Future[T]):
     def stdout(self) -> str | None:
         """The task's standard output, or with `capture="files"` the path of the output file.
 
-        `None` until an attempt has ended, and if its output was not captured.
+        `None` if no attempt has ended yet, or if the attempt's output was not captured.
         """
         return None if self._outcome is None else self._outcome.stdout
 
@@ -440,7 +440,7 @@ class TaskFuture(asyncio.Future[T]):
     def stderr(self) -> str | None:
         """The task's standard error, or with `capture="files"` the path of the error file.
 
-        `None` until an attempt has ended, and if its output was not captured.
+        `None` if no attempt has ended yet, or if the attempt's output was not captured.
         """
         return None if self._outcome is None else self._outcome.stderr
 

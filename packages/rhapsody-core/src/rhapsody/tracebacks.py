@@ -31,7 +31,7 @@ _FRAME = re.compile(r'^ *File "(?P<file>[^"\n]+)", line (?P<line>\d+), in (?P<fu
 _BEGIN = "Traceback (most recent call last):"
 
 SCRIPT_MODULE = "__rhapsody_script__"
-"""Name of the module that `rhapsody run` imports a script as."""
+"""Module name under which `rhapsody run` imports a script."""
 
 _OF_SCRIPT = re.compile(rf"^([ |]*){SCRIPT_MODULE}\.", re.MULTILINE)
 

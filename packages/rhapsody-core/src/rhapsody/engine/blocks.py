@@ -151,7 +151,7 @@ def _record_of(future: BlockFuture[Any]) -> TaskRecord | None:
 
 @contextmanager
 def _awaiting(me: BlockRecord, record: TaskRecord) -> Iterator[None]:
-    """Register, inside the `with` block, that block `me` waits for `record`.
+    """Record that block `me` waits for `record` while the `with` statement runs.
 
     Raises:
         RuntimeError: `record` waits for `me`, directly or through other blocks.

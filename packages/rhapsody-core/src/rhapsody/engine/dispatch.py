@@ -282,7 +282,7 @@ class Callbacks:
     waking the loop.
 
     Args:
-        uid: The engine's uid, with which the uids of its tasks begin.
+        uid: The engine's uid, which is the prefix of its tasks' uids.
         scheduler: The scheduler, which receives the states.
         background: The runner of calls on the loop.
         observation: The collector of events, for states that the scheduler does not handle.

@@ -415,7 +415,7 @@ class WorkflowEngine(OlderNames):
     ) -> list[Path]:
         """Wait for a task and copy files from its sandbox to a place of your choice.
 
-        Use it for files and directories without a destination of their own, see `OutputFile`.
+        Use this method for files and directories without a destination, see `OutputFile`.
         Canceling this call does not remove files that were already saved.
 
         Args:

@@ -104,7 +104,7 @@ def of_dependencies(
 
 
 def _first_failures(failed: Sequence[asyncio.Future[Any]]) -> tuple[FirstFailure, ...]:
-    """Return the original failures that caused the failures of some futures, each task once."""
+    """Return the original failures that caused the given futures to fail, each task once."""
     found: dict[str, FirstFailure] = {}
     for future in failed:
         error = future.exception()

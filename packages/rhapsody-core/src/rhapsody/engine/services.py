@@ -183,7 +183,7 @@ class Services:
 
 
 class Values:
-    """Replacement of the futures and files in the arguments of tasks with values and paths.
+    """Provider of task arguments, with values and paths instead of futures and files.
 
     Args:
         services: The source of the values of restarted services.

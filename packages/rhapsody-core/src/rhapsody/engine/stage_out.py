@@ -34,7 +34,7 @@ _NAMED = 3
 
 
 class Regeneration:
-    """Repetition of a call whose result was found, to produce its missing files again.
+    """Repetition of a call whose recorded result was found, to recreate its missing files.
 
     Calling this object repeats the call, or waits for the repetition that has already started.
 

@@ -600,7 +600,7 @@ def resources_for(record: TaskRecord, given: Callable[[int], Any]) -> Resources:
 
     Raises:
         TypeError: The return value is not a `Resources` or a dict of its fields.
-        ValueError: A value in it is out of range.
+        ValueError: A field of the return value is out of range.
         SystemExit: The user's function raised `SystemExit`.
     """
     whose = f"the resources of {record.named()} for attempt {record.attempt}"

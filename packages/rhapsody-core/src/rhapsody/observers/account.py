@@ -281,7 +281,7 @@ class Row:
         running: Number of tasks that are running.
         done: Number of tasks that succeeded.
         failed: Number of tasks that failed and are not counted as held or skipped.
-        held: Number of tasks that were not started because their backend would end before them.
+        held: Number of tasks that were not started because their backend would have ended first.
         skipped: Number of tasks that did not run because a task that they depend on failed.
         cancelled: Number of tasks that were canceled.
     """
@@ -311,7 +311,7 @@ class Counts:
     Attributes:
         rows: The counts for each task name, in the order of the first calls.
         held: The name and reason, by uid, of each task that was not started because its backend
-            would end before it.
+            would have ended first.
         failures: The failures, in groups.
     """
 
@@ -373,7 +373,7 @@ _ENDS = frozenset({DONE, FAILED, CANCELED})
 
 
 MUCH = 10**9
-"""Disk use of runs, in bytes, above which it is shown."""
+"""Number of bytes above which the disk use of the runs is shown."""
 
 
 def account(summary: Summary, counts: Counts, directory: Path) -> list[str]:

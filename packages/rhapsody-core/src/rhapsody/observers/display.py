@@ -269,7 +269,7 @@ class Display:
         """Accept text that the program prints; each line is shown once it is complete.
 
         Returns:
-            False if the text is not accepted: after `close`, or in a forked child.
+            True if the text was accepted; False in a forked child, or if the display has ended.
         """
         if os.getpid() != self._pid:
             return False

@@ -30,7 +30,7 @@ _taken = threading.Lock()
 
 
 class Progress:
-    """Observer that shows a run on standard error, in a live table or in lines at intervals.
+    """Observer that shows a run on standard error, as a live table or as lines at intervals.
 
     Args:
         lines: True to print lines even on a terminal or in a notebook.

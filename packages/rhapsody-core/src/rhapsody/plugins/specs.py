@@ -353,8 +353,8 @@ class Record(NamedTuple):
         value: The future's result.
         settings: The task's `cache` and `version` settings.
         inputs: The paths of the task's input files by name, as in `LookupTask`.
-        files: The files that the task created, if it had a sandbox. Declared files exist until the
-            engine ends, and longer if the run failed.
+        files: The files that the task created, or `None` if it had no sandbox. Declared files exist
+            until the engine ends, and longer if the run failed.
         stdout: The task's standard output, or the path of the file that contains it.
         stderr: The same for standard error.
         exit_code: An executable's exit code.
@@ -562,9 +562,9 @@ def rhapsody_record_results(
         records: The tasks and their results.
 
     Returns:
-        `None`, or an awaitable, for which only the futures of this batch wait. The awaitable may
-        return a sequence with an exception or `None` for each record. A task for which it returns
-        an exception fails with that exception.
+        `None`, or an awaitable; only the futures of this batch wait for it. The awaitable may
+        return a sequence with an exception or `None` for each record. A task with an exception in
+        this sequence fails with that exception.
     """
 
 
