@@ -68,9 +68,9 @@ async def test_a_program_ends_with_its_killed_worker_and_runs_again(
 
     @mortal.executable_task
     async def program() -> str:
-        return (
-            f"echo $$ $PWD >> '{starts}'; while [ ! -e '{gate}' ]; do sleep 0.05; done; echo fine"
-        )
+        # The worker's reaper does not know a program that has only just started.
+        waits = f"while [ ! -e '{gate}' ]; do sleep 0.05; done"
+        return f"sleep 0.5; echo $$ $PWD >> '{starts}'; {waits}; echo fine"
 
     def started() -> list[str]:
         return starts.read_text().splitlines() if starts.exists() else []
