@@ -1,6 +1,6 @@
-"""Measurements of this process and its machine, for the conformance kit.
+"""Measurements of this process, and separate directories for checks, for the conformance kit.
 
-This module only measures; the checks judge the results. The clock counts only the time in which
+The checks judge the measurements; this module does not. The clock counts only the time in which
 this process could run, so that a machine that pauses or is overloaded is not mistaken for a slow
 backend.
 """

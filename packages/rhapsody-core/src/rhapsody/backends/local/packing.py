@@ -1,9 +1,9 @@
 """Pickling of calls for worker processes.
 
-Pickling an object may run code of its class, which may take arbitrarily long, so it is done on a
+Pickling an object may run code of its class and take arbitrarily long, so calls are pickled on a
 separate thread. Small values of built-in types run no such code and are pickled on the loop, as are
 functions that refer only to such values, to modules and to other such functions. The pickle of such
-a function is reused as long as everything that it refers to is unchanged.
+a function is reused as long as everything that the function refers to is unchanged.
 """
 
 from __future__ import annotations

@@ -467,7 +467,7 @@ class ProcessWorkers(JobRunner):
             first = unstarted.pop(0)
             first.handle = None
         self._give_back(unstarted)
-        # Usually there is one; several remain only if replies of the worker were invalid.
+        # Usually one call had started. Several remain only if the worker sent an invalid reply.
         for job, successor in zip_longest(started, started[1:]):
             job.handle, job.successor = None, successor
             self._end_lost(job, code)

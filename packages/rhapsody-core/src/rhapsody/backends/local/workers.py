@@ -5,10 +5,10 @@ take back calls that the worker has not started. `rhapsody.backends.local.worker
 worker; `rhapsody.backends.local.processes` decides which worker receives which call.
 
 The fork server is a small process that has imported only the modules that workers need. Python's
-own fork server is not suitable, for three reasons. Its workers import the main program again, which
-breaks every program without an `if __name__ == "__main__"` guard, and which is not needed because
-functions are sent by value. It runs until the program ends. And it prints a traceback if Ctrl-C is
-pressed while it starts.
+own fork server is not suitable, for three reasons. First, its workers import the main program
+again. This breaks every program without an `if __name__ == "__main__"` guard, and is unnecessary
+because functions are sent by value. Second, the server runs until the program ends. Third, it
+prints a traceback if Ctrl-C is pressed while it starts.
 """
 
 from __future__ import annotations
