@@ -222,7 +222,7 @@ class CodeFingerprint:
     def path(self, text: str) -> str | None:
         """Collect a string that may name a file.
 
-        A path inside the sandbox is not collected, nor is a string in code.
+        A path inside the sandbox is not collected, and neither is a string that code contains.
 
         Returns:
             The portable form of the string if it is a path inside the sandbox or the program's
@@ -826,7 +826,7 @@ class CodeFingerprint:
                 self._member(found, use, variables, part)
 
     def _is_own(self, module: types.ModuleType) -> bool:
-        """Return True if a module is the user's own: from a file, or created by the program."""
+        """Return True if a module comes from the user's files or was created by the program."""
         variables = vars(module)
         file = variables.get("__file__")
         if file is not None:

@@ -350,7 +350,7 @@ class Journal:
 
         Returns:
             The error for the task if such a result was reused, otherwise `None`. After an error,
-            the next run computes both results again.
+            the next run computes the results of the task and of its dependents again.
         """
         recording, former = self._gone.pop(call, (0, None))
         try:

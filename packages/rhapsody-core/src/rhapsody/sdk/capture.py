@@ -1,4 +1,4 @@
-"""Capture of the output of function tasks, which is also passed on to the standard streams.
+"""Capture of the output of function tasks. The standard streams normally receive it as well.
 
 While a backend runs, `sys.stdout` and `sys.stderr` are each wrapped in a `Tee`. A context variable
 contains the recorder of the running task, so each task has its own recorder, even if tasks run in
@@ -231,7 +231,10 @@ class CapturedOutput(Output):
 
 
 class Tee:
-    """Wrapper of a standard stream: records the text of tasks and passes all text on.
+    """Wrapper of a standard stream: records the text of tasks and passes text on.
+
+    The text of quiet tasks is recorded only, as is the text of all tasks while the interpreter
+    exits.
 
     The wrapper continues to pass text on after the real stream has been restored, because log
     handlers and redirections may still refer to the wrapper.

@@ -68,7 +68,7 @@ class Origins:
         self._versions: dict[str, tuple[str, str]] = {}
 
     def own(self, file: object) -> TypeGuard[str]:
-        """Return True if a file is the user's own, not part of an installed package or Python."""
+        """Return True if a file belongs to no installed package, nor to Python or Rhapsody."""
         if not isinstance(file, str):
             return False
         if file.startswith("<"):  # a cell of a notebook, or the text of `exec`

@@ -213,7 +213,7 @@ class Reaper:
 
     def _report(self, what: bytes, pid: int) -> None:
         if self._pipe is not None:
-            with suppress(BrokenPipeError):  # the reaper was killed; the next one gets all groups
+            with suppress(BrokenPipeError):  # the reaper was killed; the next receives all groups
                 os.write(self._pipe, b"%b%d\n" % (what, pid))
 
     def _close(self) -> None:

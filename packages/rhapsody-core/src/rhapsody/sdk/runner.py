@@ -163,7 +163,7 @@ class Output:
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Set the attributes."""
+        """Set the attributes in subclasses; do nothing in this class."""
 
 
 class Runner:

@@ -1,7 +1,7 @@
 """Lifetime of sandboxes on disk, for one engine.
 
 A sandbox that may be removed stays while its `Sandbox` object is referenced, and is then removed on
-a thread. The caller decides which sandboxes may be removed; backends create them.
+a thread. Backends create sandboxes; the engine's stager decides which of these may be removed.
 """
 
 from __future__ import annotations
