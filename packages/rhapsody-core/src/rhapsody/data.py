@@ -63,7 +63,8 @@ def plain_name(name: str) -> str:
     """Return the name if it is valid for an entry directly in a sandbox.
 
     Raises:
-        DataError: The name is empty, has a directory part, or is `.` or `..`.
+        DataError: The name is empty, has a directory part, contains a null character, or is `.` or
+            `..`.
     """
     if not name or name in (".", "..") or "/" in name or "\0" in name or os.sep in name:
         raise DataError(

@@ -1,8 +1,8 @@
 """Canonical states of tasks, and their mapping to the native states of each backend.
 
-Backends register their tables when they are imported or created. `noop` and `local`, whose native
-states are the canonical ones, are always registered. The engine defines which transitions are
-allowed.
+A backend registers its table when its module is imported or when the backend is created. `noop` and
+`local`, whose native states are the canonical ones, are always registered. The engine defines the
+allowed transitions.
 """
 
 from __future__ import annotations

@@ -321,7 +321,7 @@ class Callbacks:
             self._queued.append((task, state, service_callback))
 
     def hold(self) -> None:
-        """Queue reports on the loop from now on, because a submission begins.
+        """Start queueing reports that arrive on the loop's thread, because a submission begins.
 
         This prevents reports from taking effect inside a backend's `submit_tasks`.
         """

@@ -335,7 +335,7 @@ class WorkflowEngine(OlderNames):
     def map(
         self, task: Callable[..., TaskFuture[T]], /, *iterables: Iterable[Any]
     ) -> list[TaskFuture[T]]:
-        """Call a task with the items of each iterable, like the built-in `map`.
+        """Call a task repeatedly, each time with one item of each iterable, as `map` does.
 
         Args:
             task: A decorated function.
@@ -731,7 +731,7 @@ class WorkflowEngine(OlderNames):
         finally:
             await self.shutdown()
 
-    # Behind the older names, see `rhapsody.compat`.
+    # Methods behind the older names, see `rhapsody.compat`.
 
     async def run(self) -> None:
         """Wait until the engine has been shut down. Calling this is optional."""

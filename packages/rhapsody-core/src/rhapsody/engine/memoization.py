@@ -148,7 +148,7 @@ class Memoization:
             self._hooks.report(hook, error)
             return None
 
-    # After it has run.
+    # After a task has run.
 
     def record(self, record: TaskRecord, value: Any) -> None:
         """Record a result in a batch with the others of this loop iteration, then reveal it."""

@@ -393,7 +393,7 @@ class PushDown:
         future.fail(error)
         self._unawaited.watch(future)
 
-    # Which tasks take part.
+    # Selection of tasks.
 
     def _is_there(
         self, dependency: asyncio.Future[Any], backend: BackendHandle, *, sent: bool = False

@@ -348,7 +348,7 @@ class Scheduler:
             self._start_clock(record)
 
     def reject(self, record: TaskRecord, error: BaseException) -> None:
-        """Handle a task that its backend did not accept, unless it is already running."""
+        """Handle a task that its backend did not accept, unless it already runs or has ended."""
         if record.state.work not in (WorkState.SUBMITTING, WorkState.CANCELING):
             return
         self._free(record)

@@ -136,7 +136,7 @@ class Services:
                 failure = error_messages.of_ended_dependency(each, record.future, error)
                 self._scheduler.refuse(each, failure)
 
-    # Their dependents.
+    # Dependents of services.
 
     def hold_back(self, record: TaskRecord) -> bool:
         """Return True if a ready task cannot start now because one of its services has ended.

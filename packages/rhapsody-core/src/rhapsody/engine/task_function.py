@@ -146,7 +146,7 @@ class TaskFunction(Generic[P, R]):
             ValueError: A container in the arguments contains itself, or containers are nested too
                 deeply.
             RuntimeError: The engine is shut down, or the call is made neither on the thread of
-                its loop nor on the thread of one of its blocks.
+                its loop nor on the thread of a synchronous block or `main`.
         """
         engine = self.engine
         if running_loop() is not engine.loop:

@@ -1,8 +1,8 @@
 """Hook specifications, and the values that plugins and the engine exchange.
 
-Hooks declare backends and observe tasks; how tasks run is defined in backend classes. Hooks are
-synchronous, and receive batches where there would be many calls. `rhapsody.plugins.manager` calls
-them and isolates their errors.
+Hooks declare backends, and observe and change tasks; backend classes define how tasks run. Hooks
+are synchronous, and receive batches where there would be many calls. `rhapsody.plugins.manager`
+calls the hooks and isolates their errors.
 
 To add a hook, write a function here, add an attribute to `rhapsody.plugins.manager.EngineHooks`,
 call the hook in the engine, and run `python tests/docs/hook_reference.py`.
