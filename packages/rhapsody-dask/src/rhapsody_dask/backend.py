@@ -51,9 +51,9 @@ StateMapper.register_backend_tasks_states(
 class DaskExecutionBackend(ManagedBackend):
     """Backend that runs tasks on a Dask cluster.
 
-    Without arguments, the backend starts a LocalCluster on this machine, which listens only on the
-    loopback address and uses temporary TLS credentials. If the arguments select an existing
-    cluster, the backend does not shut it down.
+    Without arguments, the backend starts a LocalCluster on this machine. This cluster listens only
+    on the loopback address and uses temporary TLS credentials. An existing cluster that the
+    arguments select is not shut down.
 
     Functions run on the threads of Dask's workers. A running function cannot be stopped, unless it
     checks `current_task().cancelled`. Coroutines, executables and services can be stopped.
@@ -72,15 +72,15 @@ class DaskExecutionBackend(ManagedBackend):
         security: A `distributed.Security` object, a dict of its keywords, or `False` for a
             LocalCluster without TLS. Default: temporary credentials for a LocalCluster; for an
             existing cluster, those of `client` or `cluster`.
-        client: A Dask client, whose scheduler and credentials are used.
+        client: A Dask client, whose scheduler and credentials the backend uses.
         timeout: Time limit for connecting, in seconds (default: 30).
         grace: Seconds between SIGTERM and SIGKILL when a program is stopped.
         share_over: Size in bytes from which an argument is sent separately and shared, or `None` to
             share none.
         shared_file_system: True if the workers see this machine's files under the same paths, False
-            if they do not. Default: True for a LocalCluster; for an existing cluster, detected.
-        batch_calls: True to send several short calls as one Dask task, which is faster for many
-            independent calls of a function.
+            if they do not. Default: True for a LocalCluster; detected for an existing cluster.
+        batch_calls: True to send several short calls as one Dask task. This is faster for many
+            independent calls of the same function.
         name: Name of the backend in an engine (default: `"dask"`).
 
     Attributes:
@@ -387,7 +387,7 @@ class DaskExecutionBackend(ManagedBackend):
                     call.readiness.set(unpack(payload))
 
     def _task_changed(self, key: str, change: str) -> None:
-        """Handle a task's transition on the scheduler, see `SchedulerSetup.transition`."""
+        """Handle a task's transition on the scheduler; see `SchedulerSetup.transition`."""
         results = self._results
         if change == "stuck":
             results.stuck(key)

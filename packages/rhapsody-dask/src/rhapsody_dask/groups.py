@@ -125,7 +125,7 @@ class Group:
 
 
 class Groups:
-    """Groups of one backend's calls.
+    """Grouping of one backend's calls: sends calls in groups, and delivers their replies.
 
     Args:
         client: Dask's client.
@@ -285,14 +285,14 @@ class Groups:
             self._spawn(self._give_up(group, call))
 
     async def _give_up(self, group: Group, call: Call) -> None:
-        """If a measured call takes too long, send the calls that are held back."""
+        """If a measured call still runs after `TARGET` seconds, send the calls held back for it."""
         await asyncio.sleep(TARGET)
         if call.uid in group.members:
             group.function.slow = True
             self._release(group.function)
 
     async def _take_back(self, group: Group, call: Call) -> None:
-        """If a call takes too long, send the remaining calls of its group again."""
+        """If a call still runs after `LONG` seconds, send its group's remaining calls again."""
         from rhapsody_dask.worker.site import stop_group
 
         await asyncio.sleep(LONG)

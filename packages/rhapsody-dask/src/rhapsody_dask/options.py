@@ -166,7 +166,7 @@ def _mapping(resources: Mapping[str, Any] | None) -> Mapping[str, Any]:
 def _keywords(used: Mapping[str, Any]) -> tuple[frozenset[str], frozenset[str]]:
     """Return the keywords that the client accepts, and those for the LocalCluster and its workers.
 
-    Both are empty if only `RESERVED` options are used.
+    Both sets are empty if only `RESERVED` options are used.
     """
     if used.keys() <= RESERVED:  # Dask need not be imported yet
         return frozenset(), frozenset()

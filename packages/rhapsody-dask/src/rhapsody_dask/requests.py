@@ -40,7 +40,7 @@ class StopRequests:
             self._asking = asyncio.ensure_future(self._ask())
 
     def stop_rerun(self, uid: str) -> None:
-        """Stop Dask's rerun of a task whose end has already been reported to the engine."""
+        """Request a stop of Dask's rerun of a task whose end was already reported to the engine."""
         self._reruns.append(uid)
         if self._asking is None:
             self._asking = asyncio.ensure_future(self._ask())
@@ -93,7 +93,7 @@ AGAIN = 60.0
 
 
 class WaitWarnings:
-    """Warnings about tasks of one backend that no worker can run.
+    """Repeated check that warns about tasks of one backend that no worker can run.
 
     Args:
         client: Dask's client.

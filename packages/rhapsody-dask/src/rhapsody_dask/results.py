@@ -1,8 +1,8 @@
 """Results of tasks: fetched from Dask's workers, and reported to the engine.
 
-Replies are fetched in batches: tasks that end during one request form the next batch. If a worker
-does not answer, the next batch is fetched without waiting for the previous one. A value that other
-tasks use stays on Dask's workers, and is fetched only if the engine needs it.
+Replies are fetched in batches: the replies of tasks that end during one request form the next
+batch. If a worker does not answer, the next batch is fetched without waiting for the previous one.
+A value that other tasks use stays on Dask's workers, and is fetched only if the engine needs it.
 """
 
 from __future__ import annotations
@@ -252,8 +252,8 @@ class Results:
     def hold(self, call: Call) -> None:
         """End a task, but leave its value on the worker.
 
-        Its large arguments are kept as well, because Dask needs them to compute the value again if
-        the worker is lost.
+        The task's large arguments are kept as well, because Dask needs them to compute the value
+        again if the worker is lost.
         """
         task = call.task
         held = task["held"] = Held(call, self._fetch_held, self._release_held)

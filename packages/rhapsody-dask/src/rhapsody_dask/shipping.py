@@ -83,7 +83,7 @@ PLACE = "rhapsody-shipped-"
 
 
 class _Cargo:
-    """Sources that both plugins contain, as a zip file to import from; pickled by value.
+    """Source code that both plugins contain, as a zip file from which Python can import.
 
     All plugins in a process import from one file, whose path is in `sys.path` once for each plugin.
 
@@ -246,7 +246,7 @@ class SchedulerSetup(SchedulerPlugin):
     def transition(
         self, key: Any, start: str, finish: str, *args: Any, typename: str = "", **more: Any
     ) -> None:
-        """Collect task transitions; called by Dask when a task changes its state."""
+        """Store a transition for publication; called by Dask when a task changes its state."""
         if type(key) is not str or f"-{self.session}-" not in key:
             return
         if finish == "memory":

@@ -35,13 +35,15 @@ from rhapsody_dask.worker.messages import BIG, Order, Value, file_here, key_of, 
 
 
 class Demand(NamedTuple):
-    """Annotations of a task for Dask; consecutive tasks with equal ones are sent in one graph.
+    """Annotations of a task for Dask.
+
+    Consecutive tasks with equal annotations are sent in one graph.
 
     Attributes:
         resources: Names and amounts of worker resources.
         priority: Dask's priority; higher values run first.
         retries: Number of retries by Dask itself.
-        workers: The workers that may run the task; empty if all may.
+        workers: The workers that may run the task; empty if all workers may run it.
         allow_other_workers: True if `workers` is only a preference: other workers may run the task
             as well.
     """

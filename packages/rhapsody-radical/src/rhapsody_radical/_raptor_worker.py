@@ -40,7 +40,8 @@ MARK = "rhapsody"
 """Key in the metadata of Rhapsody's tasks.
 
 Its value is `"call"` for a call that `call.run` executes, `"task"` for a `PythonTask`, which any
-RAPTOR worker could execute, and `"calls"` for a group: a list of uids, each with its call.
+RAPTOR worker could execute, and `"calls"` for a group, whose `function` is a list of calls with
+their uids.
 """
 
 NEWS = "rhapsody_calls"
@@ -97,7 +98,7 @@ class RhapsodyWorker(rp.raptor.DefaultWorker):  # type: ignore[misc,name-defined
             self._change.notify_all()
 
     def _leave(self, tasks: list[dict[str, Any]]) -> None:
-        """Pass tasks that are not calls to RAPTOR's own worker; blocks until cores are free."""
+        """Let RAPTOR's own worker handle tasks other than calls; blocks until cores are free."""
         self._made.wait()
         super()._request_cb(tasks)
 
@@ -180,7 +181,7 @@ class RhapsodyWorker(rp.raptor.DefaultWorker):  # type: ignore[misc,name-defined
             return bool(self._cores(task) <= self._resources["cores"].count(0))
 
     def _may_share(self, task: dict[str, Any], other: dict[str, Any]) -> bool:
-        """Return True if a process may receive two calls at once."""
+        """Return True if two calls may be sent to a process together."""
         return "group" in task and "group" in other and self._cores(task) == self._cores(other)
 
     def _free(self, cores: list[int]) -> None:
@@ -288,7 +289,7 @@ class RhapsodyWorker(rp.raptor.DefaultWorker):  # type: ignore[misc,name-defined
             self._states.put(STATES, {"cmd": command, "arg": content, "fwd": True})
 
     def _report(self) -> None:
-        """Report starts and ends of grouped calls before their groups end."""
+        """Report starts and ends of grouped calls without waiting for the ends of their groups."""
         while True:
             news = [self._news.get()]
             time.sleep(GATHER)

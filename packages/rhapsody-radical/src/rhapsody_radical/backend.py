@@ -97,8 +97,8 @@ class RadicalExecutionBackend(ManagedBackend):
             other cores. Default: half of the pilot's cores, rounded up, minus the core of RAPTOR's
             master, but at most the cores of one node.
         pre_exec: Shell commands that each task runs first, such as `module load gromacs`. For
-            functions on RAPTOR, the worker runs the commands once, when it starts, unless
-            `raptor_config` is set.
+            functions on RAPTOR, the worker runs the commands once, when it starts; workers
+            from `raptor_config` do not run them.
         work_dir: The directory that contains the session's directory. Default: the engine's
             directory if an engine starts the backend, otherwise `.rhapsody` in the current
             directory.

@@ -54,7 +54,8 @@ ROUNDS = 3
 def find(session: str, name: str = "", values: Collection[str] = ()) -> list[psutil.Process]:
     """Return the running processes of a session, except the calling process.
 
-    A login node has thousands of processes, so objects are created only for those that match.
+    A login node has thousands of processes, so `psutil.Process` objects are created only for
+    processes that match.
 
     Args:
         session: The session's uid.
@@ -168,13 +169,13 @@ SECONDS = 30.0
 """Time limit in seconds for a Slurm command."""
 
 TOO_MUCH = ("PartitionConfig", "PartitionNodeLimit", "PartitionTimeLimit", "BadConstraints")
-"""Slurm's reasons for pending jobs that their partition can never run."""
+"""Slurm's reasons for pending jobs that can never start in their partition."""
 
 ACTIVE = "PENDING,CONFIGURING,RUNNING,SUSPENDED"
 """States of jobs that have not ended and are not ending."""
 
 CUT = "TIMEOUT,DEADLINE,NODE_FAIL,BOOT_FAIL,PREEMPTED,OUT_OF_MEMORY"
-"""States of jobs that the batch system has ended; the state is the reason."""
+"""States of jobs that the batch system has ended; the state names the reason."""
 
 SANDBOX = "radical.pilot.sandbox"
 """Name of RADICAL-Pilot's directory for the sandboxes of sessions."""
@@ -363,7 +364,7 @@ def _settle(path: Path, *, certain: bool = False) -> bool:
             that the client has ended.
 
     Returns:
-        True if everything that remained of the session has been ended.
+        True if the remains of the session have been ended, otherwise False.
     """
     try:
         file = os.open(path, _FLAGS)

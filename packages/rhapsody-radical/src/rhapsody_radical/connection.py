@@ -1,6 +1,6 @@
 """Connection of the program to its RADICAL-Pilot client, a process that this module starts.
 
-One thread reads the client's messages, another calls users' callbacks in order. The end of the
+One thread reads the client's messages, and another calls users' callbacks in order. The end of the
 client is detected by the end of the socket or by waiting for the process, whichever comes first,
 because forked processes of either side may hold copies of the socket.
 
@@ -54,7 +54,7 @@ CHANGED = (
 OF_A_PROCESS = re.compile(
     r"SLURM_.*|RP_.*|HOSTNAME|PWD|OLDPWD|SHLVL|_|(?![A-Za-z_][A-Za-z0-9_]*$).*"
 )
-"""Names of variables that tasks do not receive: variables of one process or job, invalid names."""
+"""Names of variables that tasks do not receive: those of one process or job, and invalid names."""
 
 
 def variables(directory: Path, session: str, *, verbose: bool) -> dict[str, str]:
@@ -105,7 +105,7 @@ def variables(directory: Path, session: str, *, verbose: bool) -> dict[str, str]
 
 
 def prepare(directory: Path) -> None:
-    """Write the files that the client's environment refers to into the session's directory.
+    """Write the files to which the client's environment refers, in the session's directory.
 
     The process that launches pilots uses PSI/J, which writes to `.psij` in the home directory, and
     leaves a temporary file for each pilot. This process therefore has other home and temporary

@@ -42,7 +42,7 @@ BATCH_WORDS = {
 """Terms of batch systems, with a hint about the equivalent in RADICAL-Pilot."""
 
 RESERVED = ("uid", "executable", "arguments", "function", "args", "kwargs", "code", "command")
-"""Keys for the identity and the program of a task, which the engine sets."""
+"""Keys that the engine sets, because they determine a task's identity and program."""
 
 
 def pilot_descriptions(resources: Any) -> list[dict[str, Any]]:

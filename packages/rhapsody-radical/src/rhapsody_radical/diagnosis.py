@@ -54,7 +54,7 @@ class Answer(NamedTuple):
     """Information from RADICAL-Pilot.
 
     Attributes:
-        version: The version of RADICAL-Pilot, empty if RADICAL-Pilot cannot be imported.
+        version: The version of RADICAL-Pilot, or an empty string if it cannot be imported.
         resources: The names of the known resources, separated by commas.
         error: If the version or the resources are missing, the reason.
     """

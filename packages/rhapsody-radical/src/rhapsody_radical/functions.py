@@ -1,7 +1,7 @@
 """Function tasks: packing of calls for RAPTOR or separate programs, and unpacking of results.
 
 A call is pickled once, in this module. RADICAL-Pilot's messages are JSON or msgpack, so the client
-encodes the calls in them as text (`as_text`).
+encodes calls as text (`as_text`) before it submits them.
 """
 
 from __future__ import annotations

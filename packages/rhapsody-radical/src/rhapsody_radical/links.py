@@ -128,7 +128,7 @@ def take(task: Any, directives: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def do(directives: list[dict[str, Any]], sandbox: str, pilot_sandbox: str) -> None:
-    """Link the files that directives name into a sandbox.
+    """Create links in a sandbox to the files that directives name.
 
     Raises:
         DataError: A file does not exist, or its name is taken in the sandbox.

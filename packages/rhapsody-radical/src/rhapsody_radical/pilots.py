@@ -140,7 +140,7 @@ class Pilot:
 
 
 class Pilots:
-    """Pilots of one backend.
+    """Pilots of one backend, and the choice of a pilot for each task.
 
     Args:
         settings: The validated parameters of each pilot's description.

@@ -53,7 +53,7 @@ KINDS: dict[str, tuple[tuple[str, ...], frozenset[str]]] = {
         "wait cancel wait_info submit_workers submit_tasks rpc as_dict",
     ),
 }
-"""The attributes that are sent and the methods of each class, by the class's name in messages."""
+"""For each class, by its name in messages: the attributes that are sent, and the methods."""
 
 
 CALLBACK, RAPTORS = "callback", "raptors"
@@ -137,7 +137,7 @@ class Remote:
             raise
 
     def unregister_callback(self, cb: Callable[..., Any] | None = None) -> None:
-        """Unregister a callback, or all of this object's callbacks."""
+        """Unregister a callback or, without an argument, all of this object's callbacks."""
         for number, (ref, callback, _) in list(self._remotes.listeners.items()):
             if ref == self._ref and cb in (None, callback):
                 del self._remotes.listeners[number]

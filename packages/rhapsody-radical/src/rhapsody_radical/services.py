@@ -106,7 +106,7 @@ def prepare(task: TaskDescription, words: dict[str, Any], pilot: Pilot) -> bool:
         pilot: The service's pilot.
 
     Returns:
-        True if the service has a readiness condition.
+        True if the service has a readiness condition, otherwise False.
 
     Raises:
         ValueError: The readiness condition is malformed.

@@ -134,7 +134,10 @@ def _name(name: str) -> str:
 
 
 def thread_variables(task: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, str]:
-    """Return the variables that limit a task's threads to the cores that it requests, if any."""
+    """Return the variables that limit a task's threads to the cores that it requests.
+
+    The dict is empty if the task does not request cores.
+    """
     resources = task.get("resources")
     cores = settings.get("cores_per_rank") or (resources.cores if resources is not None else 0)
     return dict.fromkeys(THREADS, str(int(cores))) if cores else {}
@@ -176,7 +179,7 @@ def _add_resources(
     settings: Mapping[str, Any],
     pilot: Pilot | None,
 ) -> None:
-    """Add the requested resources to a RADICAL-Pilot description, unless the user's settings do.
+    """Add requested resources to a RADICAL-Pilot description, except those that the user has set.
 
     RADICAL-Pilot compares a task's memory only with the total memory of a node, and would start any
     number of such tasks on one node. Therefore, the task reserves a proportional share of the

@@ -189,7 +189,7 @@ class Value:
     """Placeholder for a value that Dask holds: a large argument, or another task's result.
 
     Args:
-        place: Its index among the values that are sent with the task.
+        place: The value's index among the values that are sent with the task.
     """
 
     __slots__ = ("place",)

@@ -155,7 +155,11 @@ def _move(task: TaskDescription, former: str) -> None:
 
 
 async def _run(site: Site, order: Order, running: Running, task: TaskDescription) -> int:
-    """Run a program that other threads can stop, and return its exit code."""
+    """Run a program that other threads can stop.
+
+    Returns:
+        The exit code; 0 if the task was canceled before the program started.
+    """
     loop = asyncio.get_running_loop()
     gpus = running.gpus if site.gate.gpus else None
     environment = task_environment(task, cores=order.more.get("cores", 1), gpus=gpus)

@@ -23,7 +23,7 @@ from rhapsody_dask.worker.messages import GroupReplies, Order, key_of
 
 
 class Waiting:
-    """Task that waits for its cores."""
+    """Entry in the queue of a `Gate`: a task that waits for its cores."""
 
     __slots__ = ("cores", "granted", "turn")
 

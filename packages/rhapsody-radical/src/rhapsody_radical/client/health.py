@@ -2,8 +2,8 @@
 
 RADICAL-Pilot does not report that one of its components has ended, that a scheduler has hung since
 it was forked, or that a message was lost. The common effect is that tasks do not start although
-cores are free, which can be detected without knowledge of RADICAL-Pilot's components. Only tasks
-are considered that fit regardless of the nodes on which other tasks run.
+cores are free, which can be detected without knowledge of RADICAL-Pilot's components. The rule
+considers only tasks that fit regardless of the nodes on which other tasks run.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ Tasks in other environments may have to wait until their environment has been cr
 
 
 class Progress:
-    """Time since a pilot or RAPTOR pair last started a task, or had no waiting task that fits."""
+    """Measurement of how long a pilot or RAPTOR pair has started no task although one fits."""
 
     def __init__(self) -> None:
         self._since = time.monotonic()
@@ -65,7 +65,7 @@ def cores_of(task: Any) -> int:
 
 
 def is_stuck(tasks: Sequence[Any], nodes: Sequence[int]) -> bool:
-    """Return True if one of the waiting tasks could start.
+    """Return True if one of the waiting tasks could start, or already has its cores.
 
     Args:
         tasks: RADICAL-Pilot's open tasks that share the cores, oldest first.

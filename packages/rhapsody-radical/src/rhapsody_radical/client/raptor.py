@@ -227,8 +227,8 @@ class Raptors:
 
     Args:
         pilots: The pilots.
-        on_change: Called with the number of a pilot whose pairs have changed, and with the pair
-            that was lost, if any.
+        on_change: Called with the number of a pilot whose pairs have changed, and with the lost
+            pair, or `None` if pairs were started.
 
     Attributes:
         found: The pairs on each pilot where RAPTOR was started, by the pilot's number.

@@ -274,7 +274,7 @@ class Session:
         return sorted(found)
 
     def jobs(self, states: str = cleanup.ACTIVE) -> list[cleanup.BatchJob] | None:
-        """Return the session's batch jobs in some states, or `None` if they cannot be queried."""
+        """Return the session's batch jobs in these states, or `None` if they cannot be queried."""
         return cleanup.find_jobs(self.uid, states) if "SLURM" in self.managers else None
 
     def why_never(self, pilot: ClientPilot) -> str | None:
@@ -310,7 +310,7 @@ class Session:
             self.objects.pilot_manager.cancel_pilots(pilot.uid, _timeout=5)
 
     def close(self) -> None:
-        """Close the session within a time limit, then end what remains of it by force.
+        """Close the session within a time limit, then kill its processes and cancel its jobs.
 
         Never raises.
         """

@@ -1,7 +1,7 @@
 """The engine's tasks in the client: submission to RADICAL-Pilot, cancellation, and reports.
 
-Of the states of a task, the client reports three to the program: that the agent has received the
-task (not for calls on RAPTOR), that the task is running, and its end. The end is reported once. If
+The client reports three states of a task to the program: that the agent has received the task (not
+for calls on RAPTOR), that the task is running, and its end. The end is reported once. If
 a running program was canceled or timed out, its end is reported when none of its processes is left
 on this machine.
 """
@@ -35,13 +35,13 @@ NEWS = "rhapsody_calls"
 """Name of the messages in which Rhapsody's RAPTOR workers report on the calls of groups."""
 
 Send = Callable[..., None]
-"""Function that sends a message to the program, from its name and its parts.
+"""Function that takes a message's name and parts, and sends the message to the program.
 
 The keyword `within` limits the time in seconds that the message may wait for others.
 """
 
 Submitted = tuple[str, dict[str, Any], Any]
-"""A task's uid, its RADICAL-Pilot description, and its packed call if it is a call on RAPTOR."""
+"""A task's uid, its RADICAL-Pilot description, and its packed call (`None` for a program)."""
 
 GROUPED = frozenset({"mode", "uid", "cores_per_rank"})
 """Keys that the description of a call may contain if the call is to share a RADICAL-Pilot task."""
@@ -50,8 +50,8 @@ SHARE, LONGEST = 0.005, 0.5
 """Seconds that a report may wait for others: for each task that has not started, and in total.
 
 The main cost of a report is that it wakes the program. While many tasks wait for cores, a late
-report does no harm. If all open tasks are running, cores are idle until it arrives, so it is sent
-immediately.
+report does no harm. If all open tasks are running, cores are idle until a report arrives, so
+reports are sent immediately.
 """
 
 
