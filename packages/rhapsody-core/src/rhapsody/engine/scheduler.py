@@ -947,7 +947,7 @@ class Scheduler:
         return stats.tasks - stats.done - stats.failed - stats.cancelled if self.live else 0
 
     def when_settled(self, call: Callable[[], object]) -> None:
-        """Call `call` once, when no future is pending any more."""
+        """Call `call` once, as soon as no future is pending."""
         self._when_settled.append(call)
 
     def abandon(self) -> None:
