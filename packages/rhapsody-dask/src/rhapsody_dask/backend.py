@@ -323,7 +323,7 @@ class DaskExecutionBackend(ManagedBackend):
         return ready
 
     def _resolve(self, call: Call) -> None:
-        """Look up the tasks whose values a task uses.
+        """Record the keys and futures of the tasks whose values a task uses.
 
         Raises:
             ReferenceLostError: The value of one of them is no longer available.

@@ -165,14 +165,17 @@ class RhapsodyWorker(rp.raptor.DefaultWorker):  # type: ignore[misc,name-defined
             cores = [number for number, used in enumerate(taken) if not used][: self._cores(first)]
             for number in cores:
                 taken[number] = 1
-        first["slots"] = [{"cores": cores, "gpus": []}]  # as RAPTOR's own worker
+        first["slots"] = [{"cores": cores, "gpus": []}]  # as RAPTOR's own worker does
         calls, most = [first], min(most, len(self._waiting) // (2 * self._n_cores))
         while len(calls) < most and self._may_share(first, self._waiting[0]):
             calls.append(self._waiting.popleft())
         return calls
 
     def _cores(self, task: dict[str, Any]) -> int:
-        """Return the number of cores that a call needs; calls with GPUs are not sent to RAPTOR."""
+        """Return the number of cores that a call uses, limited to the number of the worker's cores.
+
+        Calls with GPUs are not sent to RAPTOR.
+        """
         cores = task["description"].get("cores_per_rank")
         return 1 if cores is None else min(int(cores), int(self._n_cores))
 

@@ -378,7 +378,11 @@ class RadicalExecutionBackend(ManagedBackend):
         return True
 
     def _described(self, job: Job, batch: functions.Batch) -> tuple[dict[str, Any], Any]:
-        """Create a job's sandbox, and return its RADICAL-Pilot description and packed call."""
+        """Create a job's sandbox, and describe the job for RADICAL-Pilot.
+
+        Returns:
+            The description, and the packed call or `None` if the job does not run on RAPTOR.
+        """
         task, pilot, order = job.task, job.pilot, None
         translate.check_pilot(task, pilot, self.pilots)
         directives = self._links.take(job)

@@ -88,7 +88,7 @@ class Pilot:
         return work < max(2 * self.cores, AHEAD * self.cores_done / seconds)
 
     def configure(self, config: Mapping[str, Any]) -> None:
-        """Store the configuration of the pilot's resource, which the client has sent."""
+        """Store the configuration of the pilot's resource, as sent by the client."""
         self._config = config
         wanted = self.settings.get("cores")
         if wanted and wanted < self.cores:

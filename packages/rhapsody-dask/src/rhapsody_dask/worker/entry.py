@@ -14,7 +14,7 @@ def run(order: bytes, values: Any = ()) -> Any:
     """Run one task on this worker.
 
     Args:
-        order: The packed `Order`, see `rhapsody_dask.task`.
+        order: The packed `Order`; see `rhapsody_dask.task`.
         values: Values that Dask holds for the task: large arguments, and replies of tasks that it
             depends on.
 
@@ -30,7 +30,7 @@ def run_group(order: bytes) -> Any:
     """Run the calls of a group on this worker, one after the other.
 
     Args:
-        order: The packed group, see `rhapsody_dask.groups`.
+        order: The packed group; see `rhapsody_dask.groups`.
 
     Returns:
         `GroupReplies`.

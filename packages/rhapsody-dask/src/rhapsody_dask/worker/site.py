@@ -411,9 +411,10 @@ class Site:
             running.stop()
 
     def seceded(self, key: str) -> None:
-        """Release the cores of a task that has left Dask's thread pool, usually to wait.
+        """Release the cores of a task that has left Dask's thread pool.
 
-        When the task rejoins the pool, Dask ensures that the number of threads does not grow.
+        A task usually leaves the pool before it waits for other tasks of Dask. When it rejoins the
+        pool, Dask ensures that the number of threads does not grow.
         """
         with self._lock:
             tasks = self._running.values()

@@ -21,7 +21,7 @@ from rhapsody_radical.wire import Channel, Outbox, Records
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 TICK = 1000
-"""Milliseconds between two checks of whether the program is running, if it has no descriptor."""
+"""Milliseconds between two checks of whether a program without a descriptor is running."""
 
 
 def main(end: int, program: int, parent: int) -> None:

@@ -252,8 +252,8 @@ class Raptors:
     def group_size(self, pilot: ClientPilot, calls: int) -> int:
         """Return the largest number of calls that may share a RADICAL-Pilot task.
 
-        Only our own workers support groups. A worker executes the calls of a group independently,
-        on all of its cores. If there are several workers, all must receive groups.
+        Only Rhapsody's workers support groups. A worker executes the calls of a group
+        independently, on all of its cores. If there are several workers, all must receive groups.
         """
         raptor = self.found.get(pilot.number)
         masters = [] if raptor is None else raptor.config["masters"]
@@ -281,7 +281,7 @@ class Raptors:
         """
         named = words.get("raptor_id")
         pair = self._named(named, pilot) if named else self.found[pilot.number].choose()
-        # Our own workers can execute a packed call; others receive a function that does.
+        # Rhapsody's workers can execute a packed call; others receive a function that executes it.
         alone = pair is not None and pair.takes_orders
         if type(order) is list:
             kind, words["function"] = "calls", json.dumps(order)

@@ -130,7 +130,7 @@ class Tasks:
             if call.uid in self.by_uid
         ]
 
-    # Requests of the program; on the thread for commands.
+    # Requests of the program; on the command thread.
 
     def submit(self, number: int, batch: list[Submitted]) -> None:
         """Submit tasks to RADICAL-Pilot.
@@ -173,8 +173,8 @@ class Tasks:
         Each RADICAL-Pilot task has a cost, so a group of calls is submitted as one task.
 
         Yields:
-            Calls and groups. A group has a list of the uids and texts of its calls instead of a
-            packed call.
+            Calls and groups. A group contains a list of the uids and texts of its calls instead
+            of a packed call.
         """
         most = self._raptors.group_size(pilot, len(batch))
         started: dict[Any, Submitted] = {}
@@ -367,6 +367,6 @@ class Tasks:
 def _node(handle: Any) -> str:
     """Return the node that a task runs on, or an empty string if no node is reported."""
     slots = handle.slots
-    with suppress(Exception):  # of whatever form
+    with suppress(Exception):  # the slots may have another form
         return str(slots[0]["node_name"])
     return ""
