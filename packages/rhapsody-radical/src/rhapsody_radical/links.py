@@ -109,15 +109,16 @@ def explicit(
 def take(task: Any, directives: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Remove Rhapsody's own directives from a task's description.
 
-    `do` executes them instead of RADICAL-Pilot, whose staging does not support names with spaces
-    and ignores missing files.
+    `do` executes them instead of RADICAL-Pilot, whose staging ignores missing files and does not
+    support names with spaces.
 
     Args:
         task: The task that is about to be submitted.
         directives: The directives that `explicit` returned for the task.
 
     Returns:
-        The directives that were removed, without those that the user had already removed.
+        The directives that were removed now. Directives that the user had already removed are not
+        executed.
     """
     specific = task["task_backend_specific_kwargs"]
     staging = as_list(specific.get("input_staging"))

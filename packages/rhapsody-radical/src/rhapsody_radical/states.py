@@ -181,9 +181,10 @@ def register() -> None:
 
 
 class PilotState(StrEnum):
-    """State of a pilot, with the name in RADICAL-Pilot's documentation.
+    """State of a pilot.
 
-    `native` is the name that RADICAL-Pilot reports.
+    The value is the state's name in RADICAL-Pilot's documentation, and `native` is the name that
+    RADICAL-Pilot reports.
     """
 
     PENDING_LAUNCH = "PENDING_LAUNCH"

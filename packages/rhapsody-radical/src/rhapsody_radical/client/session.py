@@ -378,7 +378,7 @@ def _managers(pilots: list[ClientPilot]) -> list[str]:
 
 
 def text_of(error: BaseException) -> str:
-    """Return an error's text with a period at the end."""
+    """Return an error's text, with a period unless it ends with another punctuation mark."""
     text = str(error).strip() or type(error).__name__
     return text if text.endswith((".", "!", "?")) else f"{text}."
 
