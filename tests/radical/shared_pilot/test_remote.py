@@ -257,7 +257,8 @@ async def test_a_tasks_callback_receives_its_states_and_the_users_data(
     heard, other = Heard(), submitted(made, executable="/bin/true")
     task = submitted(made, **SLEEP)
     task.register_callback(heard, cb_data=data)
-    await heard.until(lambda: "AGENT_EXECUTING" in heard.states(task.uid))
+    # The task may have started before the callback was registered.
+    await asyncio.to_thread(task.wait, ["AGENT_EXECUTING"])
     task.cancel()
     await heard.until(lambda: heard.states(task.uid)[-1:] == ["CANCELED"])
     assert heard.states(other.uid) == []
