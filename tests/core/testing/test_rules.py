@@ -145,7 +145,7 @@ def test_what_a_backend_adds_must_be_removed_at_its_end() -> None:
     outcome = run(kit_on(HandlesForks, AddsBoth), check)
     assert outcome.word == "passed", outcome.text
     outcome = run(kit_on(AddsToThePath, AddsBoth), check)
-    assert "after earlier starts and shutdowns: '/of" in outcome.text
+    assert "changed by earlier starts and shutdowns: '/of" in outcome.text
 
 
 CLASS_LIBRARY = """

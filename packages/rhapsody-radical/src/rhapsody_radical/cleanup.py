@@ -151,7 +151,7 @@ def _kill(processes: Collection[psutil.Process]) -> None:
 
 
 def _wait(processes: Collection[psutil.Process], seconds: float) -> None:
-    """Wait until processes have ended, even if no parent reaps them."""
+    """Wait up to `seconds` until processes have ended. Zombies count as ended."""
     deadline = time.monotonic() + seconds
     while any(map(_alive, processes)) and time.monotonic() < deadline:
         time.sleep(0.02)

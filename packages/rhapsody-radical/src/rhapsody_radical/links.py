@@ -117,8 +117,8 @@ def take(task: Any, directives: list[dict[str, Any]]) -> list[dict[str, Any]]:
         directives: The directives that `explicit` returned for the task.
 
     Returns:
-        The directives that were removed now. Directives that the user had already removed are not
-        executed.
+        The directives that this call removed. They do not include those that the user had already
+        removed.
     """
     specific = task["task_backend_specific_kwargs"]
     staging = as_list(specific.get("input_staging"))

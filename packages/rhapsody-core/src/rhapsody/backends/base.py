@@ -130,12 +130,13 @@ class BaseExecutionBackend(ABC):
         """Start tasks; return when the backend has accepted them.
 
         Called by the engine with a batch of tasks. Calls do not overlap. The backend may report
-        states before this method returns. It reports a problem with one task as FAILED for that
-        task. If this method raises an exception, the engine assumes that no task of the batch was
+        states before this method returns. If one task cannot be run, it reports that task as
+        FAILED. If this method raises an exception, the engine assumes that no task of the batch was
         accepted, except those whose states have already been reported.
 
         Args:
-            tasks: A list of `TaskDescription`. The backend owns the descriptions from now on.
+            tasks: A list of `TaskDescription`. After the call, the descriptions belong to the
+                backend.
         """
 
     @abstractmethod
@@ -658,7 +659,7 @@ class ManagedBackend(BaseExecutionBackend):
         return ()
 
     def account(self) -> Mapping[str, Any]:
-        """Return values for the engine's summary, such as the cost of the run.
+        """Return the entries that this backend adds to the engine's summary, such as costs.
 
         Called by the engine on its loop when the engine shuts down. If the engine also shuts the
         backend down, `shutdown` is called first.

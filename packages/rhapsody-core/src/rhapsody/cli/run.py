@@ -309,7 +309,7 @@ async def _workflow(main: scripts.Main, defaults: EngineDefaults, at_end: ExitSt
 
 
 def _progress(arguments: argparse.Namespace) -> bool | Literal["lines"]:
-    """Return the engine's setting `progress`. With `--verbose`, also turn on the log."""
+    """Return the engine's setting `progress`. With `--verbose`, also enable logging."""
     if arguments.verbose:
         logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
         logging.getLogger("rhapsody").setLevel(logging.INFO)

@@ -169,7 +169,7 @@ class _Registry:
             loop.call_soon_threadsafe(self._force, number)
 
     def _force(self, number: int) -> None:
-        """Raise the second signal's exception in a callback of the loop, between two steps."""
+        """Raise the second signal's exception in a callback of the loop, while no task runs."""
         if self._forced:
             self._forget()
             raise _exception(number)

@@ -627,7 +627,7 @@ class Shortage(NamedTuple):
 
 
 def shortage(record: TaskRecord, backend: BackendHandle) -> Shortage | None:
-    """Return the shortage if a task needs more time than its backend has left, or `None`."""
+    """Return the shortage of time on a task's backend, or `None` if the task may start."""
     if not (backend.may_end and record.description):
         return None
     needs = time_needed(record.description)

@@ -51,9 +51,9 @@ class Caller(Protocol):
         kwargs: dict[str, Any],
         specific: Mapping[str, Any] | None,
     ) -> TaskFuture[Any]:
-        """Accept a call on the loop, with checked arguments.
+        """Accept a call on the loop. The caller has compared the arguments with the signature.
 
-        It raises the same exceptions as `TaskFunction.__call__`.
+        Raises the other exceptions of `TaskFunction.__call__`.
         """
 
     def call_elsewhere(

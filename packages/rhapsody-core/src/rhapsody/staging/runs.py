@@ -571,7 +571,7 @@ class LeftRun:
 
 
 def left_runs(base: Path) -> list[LeftRun]:
-    """Return this user's directories of runs in a `.rhapsody` directory, oldest first."""
+    """Return the current user's run directories in a `.rhapsody` directory, oldest first."""
     found = []
     for path in _directories(base):
         if not NAME.fullmatch(path.name):

@@ -368,7 +368,7 @@ class Session:
 
 
 def _managers(pilots: list[ClientPilot]) -> list[str]:
-    """Return the pilots' batch systems, by their names in RADICAL-Pilot; needs no session."""
+    """Return RADICAL-Pilot's names of the pilots' batch systems. Does not need a session."""
     found, configs = set(), rp.utils.misc.get_resource_configs()
     for pilot in pilots:
         site, _, name = pilot.settings["resource"].partition(".")

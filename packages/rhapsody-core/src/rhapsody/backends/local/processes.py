@@ -167,7 +167,8 @@ class ProcessWorkers(JobRunner):
         """Cancel a job.
 
         If a worker is running the job, the worker is stopped. If the job waits in a worker behind
-        another job, it is returned to the queue. Otherwise the job ends immediately.
+        another job, it is only returned to the queue: the caller must then withdraw it and end it.
+        Otherwise the job ends immediately.
         """
         at: Worker | None = job.handle
         if at is not None:

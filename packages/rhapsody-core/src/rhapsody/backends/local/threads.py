@@ -277,7 +277,10 @@ class ExecutorWorkers(JobRunner):
 
 
 class ExecutorCall:
-    """Call that is submitted to an executor. It runs in this process unless it is pickled.
+    """Call that is submitted to an executor.
+
+    A thread executor runs it in this process. A process executor pickles it, and its pickle runs
+    the call in the worker process.
 
     Args:
         job: The job.
