@@ -51,7 +51,7 @@ class Native:
         words = {"executable": "/bin/echo", "arguments": ["theirs"]}
         tasks = self._tasks.submit_tasks([rp.TaskDescription(words) for _ in range(2)])
         self.uids += [task.uid for task in tasks]
-        self._tasks.wait_tasks([task.uid for task in tasks], timeout=60)
+        self._tasks.wait_tasks([task.uid for task in tasks], timeout=240)
         return [str(task.stdout).strip() for task in tasks]
 
     def close(self) -> None:
