@@ -251,19 +251,32 @@ async def test_other_calls_of_a_lost_group_finish_on_an_existing_cluster(
     assert results[:15] + results[16:] == [n for n in range(30) if n != 15]
 
 
-async def test_a_task_can_use_the_value_of_a_call_in_a_group(grouping: WorkflowEngine) -> None:
+async def test_a_task_can_use_the_value_of_a_call_in_a_group(
+    grouping: WorkflowEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rhapsody_dask.groups.SCHEDULING", 1.0)  # groups the calls at any speed
+    gate = str(tmp_path / "gate")
+
     @grouping.function_task
     def double(number: int) -> int:
         return 2 * number
+
+    @grouping.function_task
+    def block() -> None:
+        _hold(gate)
 
     @grouping.function_task
     def total(numbers: list[int]) -> int:
         return sum(numbers)
 
     await asyncio.gather(*grouping.map(double, range(20)))
+    blocks = [block(), block()]
+    await _until(lambda: all(one.state is TasksMainStates.RUNNING for one in blocks))
     futures = grouping.map(double, range(50))
-    await _until(lambda: any(call.grouped for call in _open_tasks(grouping).values()))
-    assert await total([*futures]) == 50 * 49
+    await _until(lambda: sum(call.grouped for call in _open_tasks(grouping).values()) > len(blocks))
+    result = total([*futures])
+    _open_gate(gate)
+    assert await result == 50 * 49
 
 
 async def test_large_values_of_a_group_are_returned_before_all_calls_have_run(
