@@ -1,4 +1,4 @@
-"""Says at the end of a workflow how long its tasks were running, by their names."""
+"""Report, at the end of a workflow, of how long its tasks ran, by task name."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ class Capabilities:
         cancel_async_functions: The coroutine functions that can be canceled; same values.
         cancel_executables: The executables that can be canceled; same values.
         cancel_services: The services that can be canceled; same values.
-        sandboxes: True if the backend runs each executable in a directory of its own.
+        sandboxes: True if the backend runs each executable in a separate directory.
         cwd: True if the backend can run executables in a directory that the user names.
         files: True if the backend links files into a task's sandbox, and passes them to functions
             as absolute paths.

@@ -216,7 +216,7 @@ class TaskDescription(_RequiredKeys, total=False):
         sandbox: The path, on the engine's file system, of the directory in which the task runs or,
             with `cwd`, of the directory that contains the task's files. The backend creates the
             directory, accessible only to the user, when the directory is first needed. Backends
-            with sandboxes of their own replace the value.
+            with their own sandboxes replace the value.
         cwd: The absolute path of the directory in which an executable runs instead of the sandbox.
             The backend writes no files of its own into this directory. The key is passed only to
             backends that declare the capability `cwd`.

@@ -134,7 +134,7 @@ class Replay:
     ) -> tuple[tuple[InputFile, ...], tuple[tuple[OutputFile, int], ...]]:
         """Return the files of a task, and create inputs that no parent writes.
 
-        The outputs of each task have names of their own, because several tasks may write files with
+        The outputs of each task have separate names, because several tasks may write files with
         the same recorded name.
         """
         if self._files is None:

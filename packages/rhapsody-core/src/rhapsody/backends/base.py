@@ -372,8 +372,8 @@ class ManagedBackend(BaseExecutionBackend):
         `submit_tasks` calls this method once per task, each time in a separate asyncio task, which
         `cancel_task` and `shutdown` cancel. By default, the task is reported as running just before
         the call, so time spent waiting in this method counts toward the task's timeout. To limit
-        concurrency, pass `max_running` instead of waiting here. If the backend's system has a queue
-        of its own, see `running_when_called`.
+        concurrency, pass `max_running` instead of waiting here. If the backend's system has its own
+        queue, see `running_when_called`.
 
         Returns:
             The return value of the function, or a `CompletedExecutable` for an executable.
@@ -672,7 +672,7 @@ class ManagedBackend(BaseExecutionBackend):
     def seconds_left(self, task: Any = None) -> float | None:
         """Return the number of seconds left in the batch job in which this process runs.
 
-        A backend with a time limit of its own overrides this method, and returns the time left
+        A backend with its own time limit overrides this method, and returns the time left
         until that limit or until the end of the batch job, whichever is shorter.
 
         Returns:

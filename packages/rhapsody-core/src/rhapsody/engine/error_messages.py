@@ -185,7 +185,7 @@ def of_attempt(record: TaskRecord, report: Mapping[str, Any]) -> BaseException:
 
 
 def _hints(record: TaskRecord, report: Mapping[str, Any]) -> str:
-    """Return the hints about a failed command, each on a line of its own."""
+    """Return the hints about a failed command, each on a separate line."""
     return unquoted_files(record) or _missing_files(record, report)
 
 

@@ -10,7 +10,7 @@ handlers that it replaced. An ignored signal stays ignored, as `nohup` expects.
 
 `loop.add_signal_handler` is not enough: its callbacks cannot run while the loop is blocked, and it
 would replace callbacks that the program has set on the same loop. `asyncio.Runner` handles only
-SIGINT, and cancels the main task, which a program may mistake for a cancellation of its own. This
+SIGINT, and cancels the main task, which a program may mistake for a cancellation it requested. This
 module therefore sets handlers with `signal.signal`, and `_Alarm` wakes the loop as asyncio does for
 its own handlers.
 """

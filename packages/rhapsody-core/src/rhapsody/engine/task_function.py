@@ -312,7 +312,7 @@ def call_checker(function: Callable[..., Any]) -> Callable[..., None]:
     if inspect.ismethod(function):
         return types.MethodType(call_checker(function.__func__), function.__self__)
     called = type(function).__call__
-    if inspect.isfunction(called):  # an object with a `__call__` of its own
+    if inspect.isfunction(called):  # an object with its own `__call__`
         return types.MethodType(call_checker(called), function)
     try:
         # `follow_wrapped=False`, because a wrapper may take other arguments than its function.

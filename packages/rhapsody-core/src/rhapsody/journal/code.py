@@ -697,7 +697,7 @@ class CodeFingerprint:
             if use.by != "CONTAINS_OP":
                 raise UnhashableError(f"{user} reads sys.modules, which may return any module")
         elif value is os.path.expandvars:
-            self.set_here = True  # workers have an environment of their own
+            self.set_here = True  # workers have their own environment
             self._used(f"the environment used by {user}", os.environ)
         elif any(value is each for each in (os.environ, os.environb, os.getenv, os.getenvb)):
             self._environment(rest, use, variables, user)
@@ -719,7 +719,7 @@ class CodeFingerprint:
     ) -> None:
         if use.by in ("STORE_SUBSCR", "DELETE_SUBSCR"):
             return
-        self.set_here = True  # workers have an environment of their own
+        self.set_here = True  # workers have their own environment
         whole = use.by in CALLS or use.by in ("DICT_UPDATE", "DICT_MERGE", "BINARY_OP")
         called = use.chain[-1] in ("getenv", "getenvb")
         if rest == ("copy",) or (not rest and not called and whole):

@@ -252,7 +252,7 @@ def enter_run(base: Path, uid: str) -> Run:
     No directory is created.
     """
     global _process
-    if _process.pid != os.getpid():  # a forked child has runs of its own
+    if _process.pid != os.getpid():  # a forked child has its own runs
         parents, _process = _process, _Process()
         for run in parents.runs.values():
             run.forget()
