@@ -262,9 +262,9 @@ class EngineOptions:
     )
     journal: JournalOption = _option(
         None,
-        "File that stores results for `resume`, or `True` for the file of this program and its "
-        "arguments, `.rhapsody/journals/<program>-<digits>.sqlite`. Only the user can access the "
-        "file. On a local file system, several engines may use it one after another.",
+        "File that stores results for `resume`, or `True` for the default file of this program and "
+        "its arguments, `.rhapsody/journals/<program>-<digits>.sqlite`. Only the user can access "
+        "the file. On a local file system, several engines may use it one after another.",
     )
     resume: bool | Literal["auto"] = _option(
         "auto",

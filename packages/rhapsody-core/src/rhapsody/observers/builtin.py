@@ -84,7 +84,7 @@ class Trace:
                 file.close()
             except OSError as error:  # while writing its buffer
                 engine_log.error(
-                    "trace %s: incomplete, closing it failed (%s)",
+                    "trace %s is incomplete: the file could not be closed (%s)",
                     self._path,
                     describe_error(error),
                 )

@@ -78,7 +78,8 @@ class BackendSpec:
         summary: A one-line summary, for tables.
         api_version: The version of the plugin interface that the plugin was written for.
         requires: Distribution requirements (`"distributed>=2024.1"`) that must be installed for
-            the backend to be usable; checked by metadata.
+            the backend to be usable. The metadata of installed distributions is
+            checked; nothing is imported.
         capabilities: The backend's capabilities; `None` if they depend on the instance.
         install_hint: The command that installs missing requirements.
 
@@ -262,7 +263,7 @@ class TaskEvent(NamedTuple):
     """One change of one task or block. Immutable; shared by all observers.
 
     Attributes:
-        uid: The uid in the engine, `task.000001`.
+        uid: The task's uid in the engine, such as `task.000001`.
         name: The task's name.
         attempt: The attempt's number, counted from 1.
         state: The canonical state that was entered.
@@ -332,7 +333,8 @@ class Recorded:
         files: The files that the task created, or `None`. Dependents read the files at their
             `paths`. The files are also copied to their destinations in this run, unless a copy
             that `places` lists is already there.
-        stdout: The standard output for the future, or the path of the file that contains it.
+        stdout: The standard output that the task's future returns, or the path of the file that
+            contains it.
         stderr: The same for standard error.
         exit_code: An executable's exit code.
     """
@@ -348,7 +350,7 @@ class Record(NamedTuple):
     """A completed task, passed to `rhapsody_record_results` before its future is set.
 
     Attributes:
-        uid: The uid in the engine, `task.000001`.
+        uid: The task's uid in the engine, such as `task.000001`.
         task: The attempt's description, with the values that the backend has added.
         value: The future's result.
         settings: The task's `cache` and `version` settings.

@@ -725,7 +725,7 @@ class Captured(Output):
             text = path if self.directory else os.pread(file, KEPT, 0).decode("utf-8", "replace")
             os.close(file)
             if size > KEPT and not self.directory:
-                text += f"\n[cut: {size} bytes were printed]\n"
+                text += f"\n[truncated: the whole output has {size} bytes]\n"
             setattr(self, name, text)
 
         return restore

@@ -260,7 +260,7 @@ class Files(Suite):
         self, flow: WorkflowEngine, cwd: str | None
     ) -> None:
         if cwd is not None and not self.capabilities.cwd:
-            pytest.skip("the backend does not declare cwd")
+            pytest.skip("the backend does not declare the capability cwd")
         outside = self.place / "input.txt"
         outside.write_text("from outside\n")
         settings: Any = {} if cwd is None else {"cwd": cwd}
