@@ -486,7 +486,8 @@ class OutputFile(File):
         if many and _PATTERN.search(directories):
             raise DataError(
                 f"OutputFile({given!r}, many=True): the directory part is the destination and "
-                "cannot contain a pattern; for files in subdirectories of the sandbox, use OutputDir(...)"
+                "cannot contain a pattern; for files in subdirectories of the sandbox, use "
+                "OutputDir(...)"
             )
         place = _place("OutputFile", directories or None if save is None else save)
         if temporary and (place or many):
