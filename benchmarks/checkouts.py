@@ -1,4 +1,4 @@
-"""Checkouts of revisions, and scripts of this one run against the packages of another."""
+"""Checkouts of other revisions, and a function that runs our scripts with their packages."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def checkout(revision: str | None) -> Iterator[Path]:
     """Yield a directory with the files of a revision; `None` is the working tree.
 
     Raises:
-        SystemExit: Git knows no such revision.
+        SystemExit: The revision does not exist.
     """
     if revision is None:
         yield ROOT
@@ -30,7 +30,7 @@ def checkout(revision: str | None) -> Iterator[Path]:
         git = ["git", "-C", str(ROOT), "worktree"]
         command = [*git, "add", "--quiet", "--detach", str(place), revision]
         if subprocess.run(command, check=False).returncode:
-            raise SystemExit(f"{revision!r} cannot be checked out: give a revision that Git knows")
+            raise SystemExit(f"{revision!r} is not a revision of this repository")
         try:
             yield place
         finally:
@@ -38,12 +38,12 @@ def checkout(revision: str | None) -> Iterator[Path]:
 
 
 def measured(place: Path, module: str, *arguments: str) -> Any:
-    """Run a module of ours with the packages of a checkout and return the JSON that it prints.
+    """Run a module of this revision with the packages of a checkout; return the JSON it prints.
 
-    The dependencies are those that are installed here.
+    The dependencies are those of the running interpreter.
 
     Raises:
-        SystemExit: It failed; its own message was printed.
+        SystemExit: The module failed; its own message was printed.
     """
     folders = [str(folder) for folder in sorted(place.glob("packages/*/src"))]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(folders)}

@@ -1,15 +1,17 @@
 """Compare the processor time of two commits.
 
-Runs the work of `benchmarks/suite`, `dask.py` and the RAPTOR part of `radical_pilot.py`, in the
-version of this checkout, with the packages of either commit, each time in a new process, in
-pairs: A B, B A, A B, ... Measures the processor time of all own processes, not wall-clock time. The
-ratio of a pair compares both in the same minute on the same machine. Prints for each measurement
-the medians in microseconds per task, the median of the ratios B / A, and an interval that contains
-the true median with a probability of at least 90 %, computed from the order of the ratios.
+Runs the workloads of `benchmarks/suite`, `dask.py` and the RAPTOR part of `radical_pilot.py`, as
+they are in this checkout, with the packages of each commit. Every run is a new process, and the
+runs form pairs: A B, B A, A B, ... The runs of a pair follow each other directly, so that changes
+in the load of the machine affect both. Measures the processor time of all our processes, not
+wall-clock time. For each measurement, prints the medians in microseconds per task, the median of
+the ratios B / A, and an interval that contains the true median with a probability of at least
+90 %, computed from the order of the ratios.
 
     python benchmarks/compare.py 8f69be6 HEAD [--pairs 15] [--only engine dask raptor]
 
-Without a second commit, the working tree is used. RAPTOR starts a pilot on this machine each time.
+A missing commit means the working tree. The RAPTOR part starts a pilot on this machine for each
+run.
 """
 
 from __future__ import annotations
@@ -34,12 +36,12 @@ from benchmarks.checkouts import checkout, measured  # noqa: E402
 
 PARTS = ("engine", "dask", "raptor")
 LIMIT = 1.05
-"""The most that a measure may take, as a multiple of what it took."""
+"""The highest acceptable ratio B / A."""
 
 LEVEL = 0.9
 
 Pair = tuple[dict[str, float], dict[str, float]]
-"""Costs of both commits, by measure."""
+"""Costs of both commits, by measurement."""
 
 
 def interval(values: Sequence[float], level: float = LEVEL) -> tuple[float, float, float]:
@@ -48,11 +50,11 @@ def interval(values: Sequence[float], level: float = LEVEL) -> tuple[float, floa
     It contains the median of the distribution of the values, whatever that distribution is.
 
     Args:
-        values: Some values.
-        level: The confidence.
+        values: The sample.
+        level: The required confidence.
 
     Returns:
-        Its ends, and its confidence, which is lower than `level` if there are too few values.
+        The ends and the actual confidence, which is lower than `level` for a small sample.
     """
     ordered, outside, rank = sorted(values), 2 * 0.5 ** len(values), 0
     while rank + 1 < len(ordered) / 2:
@@ -64,7 +66,7 @@ def interval(values: Sequence[float], level: float = LEVEL) -> tuple[float, floa
 
 
 def verdict(low: float, high: float, sure: float) -> str:
-    """Return the comparison of an interval of ratios with the limit."""
+    """Compare an interval of ratios with the limit, and describe the result."""
     if sure < LEVEL:
         return "too few pairs"
     if high <= LIMIT:
@@ -73,7 +75,7 @@ def verdict(low: float, high: float, sure: float) -> str:
 
 
 def report(part: str, pairs: Sequence[Pair]) -> dict[str, dict[str, float]]:
-    """Prints what was found for one part, and returns it."""
+    """Print and return the results of one part."""
     found = {}
     for name in pairs[0][0]:
         first, second = ([side[name] for side in sides] for sides in zip(*pairs, strict=True))
@@ -97,15 +99,15 @@ def report(part: str, pairs: Sequence[Pair]) -> dict[str, dict[str, float]]:
 
 
 def main() -> None:
-    """Prints the comparison."""
+    """Run the comparison and print it."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("a", nargs="?", help="a revision; default: what is here")
-    parser.add_argument("b", nargs="?", help="another; default: what is here")
+    parser.add_argument("a", nargs="?", help="a revision; default: the working tree")
+    parser.add_argument("b", nargs="?", help="another revision; default: the working tree")
     parser.add_argument("--pairs", type=int, default=15)
-    parser.add_argument("--rounds", type=int, default=3, help="rounds in each run, whose median")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds per run (median)")
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
-    parser.add_argument("--json", metavar="FILE", help="also write all figures there")
-    parser.add_argument("--smoke", action="store_true", help="one tiny pair of the engine")
+    parser.add_argument("--json", metavar="FILE", help="also write all figures to this file")
+    parser.add_argument("--smoke", action="store_true", help="run one tiny pair of the engine part")
     options = parser.parse_args()
     more = ["--rounds", str(options.rounds)]
     if options.smoke:

@@ -1,8 +1,8 @@
-"""Measures the processor time of our part of a benchmark: `python -m benchmarks.cpu PART`.
+"""Measure the processor time that Rhapsody uses in a benchmark: `python -m benchmarks.cpu PART`.
 
-The work is that of `benchmarks/suite`, `dask.py` and `radical_pilot.py`, without its other
-contestants. Prints JSON: for each measure microseconds per task, the median of some rounds,
-after one that warms up.
+Runs the workloads of `benchmarks/suite`, `dask.py` and `radical_pilot.py` without the other
+contestants. Prints JSON: the microseconds per task of each measurement, as the median of several
+rounds after a warm-up round.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Measures = dict[str, float]
 
 
 def engine(smoke: bool, rounds: int) -> Measures:
-    """The engine on the noop backend, and chains on threads; of this process."""
+    """Measure the engine on the noop backend and chains on threads, in this process."""
     from benchmarks.suite import cases, graphs, ours
 
     cases.clock = time.process_time
@@ -51,7 +51,7 @@ def engine(smoke: bool, rounds: int) -> Measures:
 
 
 def dask(smoke: bool, rounds: int) -> Measures:
-    """Two workers of Dask; of this process, which has the scheduler, and of theirs."""
+    """Measure two Dask workers: their processes and this one, which runs the scheduler."""
     import psutil
     from distributed import LocalCluster
 
@@ -90,9 +90,10 @@ def dask(smoke: bool, rounds: int) -> Measures:
 
 
 def raptor(smoke: bool, rounds: int) -> Measures:
-    """Calls on RAPTOR, on a pilot here; of this process and RADICAL-Pilot's client together.
+    """Measure calls on RAPTOR, with a pilot on this machine.
 
-    Before there was a client, RADICAL-Pilot's objects were in this process.
+    Includes the processes of RADICAL-Pilot's client. Earlier revisions have no client and keep
+    RADICAL-Pilot's objects in this process, so that the sums are comparable.
     """
     import psutil
 
@@ -135,7 +136,7 @@ PARTS = {"engine": engine, "dask": dask, "raptor": raptor}
 
 
 def main() -> None:
-    """Prints what was measured."""
+    """Measure one part and print the results as JSON."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("part", choices=list(PARTS))
     parser.add_argument("--rounds", type=int, default=3)

@@ -1,11 +1,11 @@
 """Compare the costs of Rhapsody on Dask with those of Dask itself, on one LocalCluster in one run.
 
-A fan of no-ops, a chain, a tree reduction, a map over a large shared argument, and fans of many
-short calls and of short and long calls in turn, which `batch_calls` is for. Dask is used in its two
-usual ways: `submit` with `as_completed`, which delivers each result as it is ready, and `map` with
-one `gather`. Contestants take turns, and the median of each counts; the budgets are ratios of
-medians. Finally, the memory kept for each finished task is measured with a scheduler in
-another process. `--smoke` only checks that everything runs.
+The cases are a fan of no-ops, a chain, a tree reduction, a map over a large shared argument, and
+two cases for the option `batch_calls`: fans of many short calls, and fans of short calls mixed with
+long ones. Dask is used in its two usual ways: `submit` with `as_completed`, which delivers each
+result as soon as it is ready, and `map` with one `gather`. Contestants take turns, and the median
+of each is used; the budgets are ratios of medians. Finally, the memory kept for each finished task
+is measured, with the scheduler in another process. `--smoke` only checks that everything runs.
 
 radical.asyncflow takes part if a version with a Dask backend is installed:
 
@@ -28,7 +28,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, 
 from pathlib import Path
 from typing import Any, NamedTuple
 
-# This file would stand for Dask itself, whose name it has.
+# This file, dask.py, must not hide Dask itself.
 sys.path[:] = [entry for entry in sys.path if Path(entry).absolute() != Path(__file__).parent]
 
 import dask.config  # noqa: E402
@@ -77,13 +77,13 @@ class Sizes:
         self.mixed = 20 if smoke else 1_000 // divide
         self.bytes = 2_000_000 if smoke else 50_000_000
         self.rounds = 1 if smoke else rounds
-        # The peer's cost for each task grows with their number, and it fails on long chains:
-        # it sends with each task all that the task depends on.
+        # radical.asyncflow sends all dependencies of a task along with it. Its cost per task grows
+        # with the number of tasks, and it fails on long chains.
         self.peer_fan = self.fan // 10
         self.peer_chain = min(self.chain, 5)
 
 
-# By hand.
+# Dask without Rhapsody.
 
 
 class Raw:
@@ -130,7 +130,7 @@ class Raw:
         assert len(await self.client.gather(futures)) == n
 
 
-# Through an engine.
+# Workflow engines.
 
 
 class Ours:
@@ -168,7 +168,7 @@ class Ours:
 
 
 class Flow:
-    """radical.asyncflow. It takes coroutine functions only, and sends every argument each time."""
+    """radical.asyncflow. It accepts only coroutine functions, and sends each argument anew."""
 
     def __init__(self, flow: Any) -> None:
         async def nothing(value: Any = None) -> None:
@@ -189,12 +189,12 @@ class Flow:
 
 @contextlib.asynccontextmanager
 async def asyncflow(address: str) -> AsyncIterator[Flow | None]:
-    """Return a contestant if a version with a Dask backend is installed, otherwise `None`."""
+    """Yield a contestant if a version with a Dask backend is installed, otherwise `None`."""
     try:
         peer: Any = importlib.import_module("radical.asyncflow")
         backend_class = peer.DaskExecutionBackend
     except (ImportError, AttributeError):
-        print("radical.asyncflow with a Dask backend is not installed: it takes no part")
+        print("radical.asyncflow with a Dask backend is not installed: it does not take part")
         yield None
         return
     flow = await peer.WorkflowEngine.create(backend=await backend_class({"address": address}))
@@ -204,7 +204,7 @@ async def asyncflow(address: str) -> AsyncIterator[Flow | None]:
         await flow.shutdown()
 
 
-# Measuring.
+# Measurements.
 
 
 class Spent(NamedTuple):
@@ -229,7 +229,7 @@ Rounds = dict[str, list[Spent]]
 
 
 async def timed(runs: dict[str, Run], rounds: int, workers: list[psutil.Process]) -> Rounds:
-    """Measure contestants, who take turns."""
+    """Measure the contestants in turns."""
     spent: Rounds = {name: [] for name in runs}
     for turn in range(rounds + 1):
         for name, run in runs.items():
@@ -243,7 +243,7 @@ async def timed(runs: dict[str, Run], rounds: int, workers: list[psutil.Process]
 
 
 def medians(spent: Rounds) -> dict[str, Spent]:
-    """The medians of all rounds."""
+    """Return the medians of all rounds."""
     return {
         name: Spent(*(statistics.median(column) for column in zip(*each, strict=True)))
         for name, each in spent.items()
@@ -251,7 +251,7 @@ def medians(spent: Rounds) -> dict[str, Spent]:
 
 
 class Comparison(NamedTuple):
-    """One comparison: what each contestant needed for so many tasks, and what ours may take."""
+    """One comparison: the costs of all contestants, the number of tasks, and our budgets."""
 
     title: str
     spent: Rounds
@@ -261,29 +261,26 @@ class Comparison(NamedTuple):
 
 
 def report(comparison: Comparison) -> None:
-    """Prints one comparison."""
+    """Print one comparison."""
     title, spent_in_rounds, count, budgets, ours = comparison
     found = medians(spent_in_rounds)
     print(f"\n{title}")
     for name, spent in found.items():
         each, processor = 1e6 * spent.seconds / count, 1e6 * spent.processor / count
-        print(
-            f"  {name:26} {spent.seconds:8.3f} s {each:7.0f} us each, "
-            f"of the processors {processor:7.0f}"
-        )
+        print(f"  {name:26} {spent.seconds:8.3f} s {each:7.0f} us each, {processor:7.0f} us of CPU")
     for name, limit in budgets.items():
         ratio = found[ours].seconds / found[name].seconds
         processor = found[ours].processor / found[name].processor
         verdict = "within" if ratio <= limit else "OVER"
         print(
             f"  {ours} / {name}: {ratio:.2f}, {verdict} the budget of {limit} "
-            f"(of the processors {processor:.2f})",
+            f"(CPU {processor:.2f})",
             flush=True,
         )
 
 
 async def compare(cluster: Any, sizes: Sizes, only: str = "") -> AsyncGenerator[Comparison]:
-    """All comparisons, or one."""
+    """Yield all comparisons, or those of one case."""
     values = bytes(sizes.bytes)
     address = cluster.scheduler_address
     workers = [psutil.Process(nanny.pid) for nanny in cluster.workers.values()]
@@ -311,7 +308,7 @@ async def compare(cluster: Any, sizes: Sizes, only: str = "") -> AsyncGenerator[
                 runs[FLOW] = lambda: flow.fan(sizes.peer_fan)
             found = await timed(runs, sizes.rounds, workers)
             if flow is not None:
-                print(f"\n{FLOW} has a fan of {sizes.peer_fan}, its time is scaled")
+                print(f"\n{FLOW} runs a fan of {sizes.peer_fan}; its time is extrapolated")
                 part = sizes.peer_fan / sizes.fan
                 found[FLOW] = [each.of(part) for each in found[FLOW]]
             budgets = {COMPLETED: 1.1, GATHER: 1.5}
@@ -327,7 +324,7 @@ async def compare(cluster: Any, sizes: Sizes, only: str = "") -> AsyncGenerator[
                 runs[FLOW] = lambda: flow.chain(sizes.peer_chain)
             found = await timed(runs, sizes.rounds, workers)
             if flow is not None:
-                print(f"\n{FLOW} has a chain of {sizes.peer_chain}, its time is scaled")
+                print(f"\n{FLOW} runs a chain of {sizes.peer_chain}; its time is extrapolated")
                 part = sizes.peer_chain / sizes.chain
                 found[FLOW] = [each.of(part) for each in found[FLOW]]
             yield Comparison(f"chain of {n}", found, n, {CHAINED: 1.1})
@@ -376,7 +373,7 @@ async def compare(cluster: Any, sizes: Sizes, only: str = "") -> AsyncGenerator[
 
 
 def waits(times: list[float], raw: Raw, grouped: Ours) -> dict[str, Run]:
-    """Return the contestants of a fan of calls that wait for these times."""
+    """Return the contestants of a fan of calls that sleep for these times."""
     return {
         GATHER: lambda: raw.wait(times),
         GROUPED: lambda: grouped.wait(times),
@@ -384,21 +381,21 @@ def waits(times: list[float], raw: Raw, grouped: Ours) -> dict[str, Run]:
 
 
 async def reported(cluster: Any, sizes: Sizes, only: str) -> None:
-    """Prints all comparisons, or one."""
+    """Print all comparisons, or those of one case."""
     async with contextlib.aclosing(compare(cluster, sizes, only)) as comparisons:
         async for comparison in comparisons:
             report(comparison)
 
 
-# What is kept here.
+# Memory.
 
 
 async def kept(run: Callable[[int], Awaitable[None]], n: int) -> float:
-    """Bytes more in this process for each finished task, after others have warmed up."""
+    """Return the growth of this process per finished task in bytes, after a warm-up."""
     await run(n)
     tracemalloc.start()
     await run(n)
-    await asyncio.sleep(1)  # Dask lets go of what it knew in its own time
+    await asyncio.sleep(1)  # Dask releases finished tasks with a delay
     gc.collect()
     before = tracemalloc.get_traced_memory()[0]
     await run(n)
@@ -410,8 +407,8 @@ async def kept(run: Callable[[int], Awaitable[None]], n: int) -> float:
 
 
 async def memory(address: str, n: int) -> None:
-    """Prints what each contestant keeps."""
-    print(f"\nkept here for each of {n} finished tasks, without Dask's log of its last messages")
+    """Print the memory that each contestant keeps."""
+    print(f"\nmemory kept per task after {n} finished tasks, without Dask's log of recent messages")
     async with Client(address, asynchronous=True, set_as_default=False) as client:
         print(f"  {COMPLETED:34} {await kept(Raw(client).fan, n):8.0f} bytes")
     for name, push_down in ((OURS, True), (PLAIN, False)):
@@ -433,7 +430,7 @@ def _serve(pipe: Any) -> None:
 
 @contextlib.contextmanager
 def elsewhere() -> Iterator[str]:
-    """Yield the address of a cluster whose scheduler is another process."""
+    """Yield the address of a cluster whose scheduler runs in another process."""
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe()
     process = context.Process(target=_serve, args=(there,))
@@ -448,13 +445,13 @@ def elsewhere() -> Iterator[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--smoke", action="store_true", help="small sizes, one round")
-    parser.add_argument("--divide", type=int, default=1, help="a power of 2 to divide the fans by")
-    parser.add_argument("--rounds", type=int, default=5, help="turns that count")
+    parser.add_argument("--divide", type=int, default=1, help="divide the sizes by this power of 2")
+    parser.add_argument("--rounds", type=int, default=5, help="turns after the warm-up")
     parser.add_argument(
         "--only",
         default="",
         choices=["fan", "chain", "tree", "shared", "short", "mixed", "memory"],
-        help="one alone",
+        help="run only one case",
     )
     given = parser.parse_args()
     sizes = Sizes(given.smoke, given.divide, given.rounds)
@@ -465,7 +462,7 @@ def main() -> None:
         ) as cluster:
             asyncio.run(reported(cluster, sizes, given.only))
     if given.only in ("", "memory"):
-        # The last thousand messages, which each client keeps for finding mistakes.
+        # Each client keeps its last thousand messages for debugging.
         dask.config.set({"distributed.admin.low-level-log-length": 1})
         with elsewhere() as address:
             asyncio.run(memory(address, n))

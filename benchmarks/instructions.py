@@ -1,16 +1,16 @@
 """Count the engine's instructions per task at two commits, using Valgrind's callgrind.
 
-On a machine that is also used for other work, the processor time of the same program differs by a
-fifth from run to run. The number of instructions differs by a thousandth, except for threads that
-look for work before they sleep. It counts instructions of the interpreter, and does not reflect
-caches: fewer instructions need not be faster. Each figure is the difference of two runs, with many
-and with few tasks, for one task.
+On a machine with other load, the processor time of a program varies by 20 % between runs. The
+number of instructions varies by only 0.1 %, except with threads that look for work before they
+sleep. Instructions are those of the interpreter and do not reflect caches, so fewer instructions
+are not always faster. Each figure is the difference between a run with many tasks and one with few,
+divided by the difference in tasks.
 
     python benchmarks/instructions.py 8f69be6 HEAD [--only fan chain]
 
-"tangle" has tasks that each depend on fifty random earlier ones.
+Each task of "tangle" depends on fifty random earlier ones.
 
-Without a second commit, the working tree is used. Requires `valgrind`; takes two minutes.
+A missing commit means the working tree. Requires `valgrind`, and takes two minutes.
 """
 
 from __future__ import annotations
@@ -57,9 +57,11 @@ async def recorded(size: int, directory: str, *, resume: bool) -> None:
 
 
 async def work(name: str, size: int) -> None:
-    """Run a fan, chain or tangle of no-ops on the noop backend, a chain on workers, or a journal.
+    """Run one of the workloads.
 
-    "recorded" is a fan that is recorded, "reused" the same with a second run that reuses it.
+    "fan", "chain" and "tangle" run no-ops on the noop backend. "threads", "processes" and
+    "coroutines" are chains on the local backend. "recorded" is a fan with a journal, and "reused"
+    runs it a second time with the same journal.
     """
     if name in ("recorded", "reused"):
         with tempfile.TemporaryDirectory() as directory:
@@ -98,10 +100,10 @@ async def work(name: str, size: int) -> None:
 
 
 def instructions(place: Path, name: str, size: int) -> int:
-    """Counts the instructions of a process that does the work with a checkout's packages.
+    """Count the instructions of a process that runs a workload with the packages of a checkout.
 
     Raises:
-        SystemExit: It failed; it has said why.
+        SystemExit: The process failed; the message ends with its output.
     """
     path = str(place / "packages/rhapsody-core/src")
     environment = {**os.environ, "PYTHONPATH": path, "PYTHONHASHSEED": "0"}
@@ -115,20 +117,20 @@ def instructions(place: Path, name: str, size: int) -> int:
 
 
 def main() -> None:
-    """Prints the table."""
+    """Count the instructions and print the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("a", nargs="?", help="a revision; default: what is here")
-    parser.add_argument("b", nargs="?", help="another; default: what is here")
+    parser.add_argument("a", nargs="?", help="a revision; default: the working tree")
+    parser.add_argument("b", nargs="?", help="another revision; default: the working tree")
     parser.add_argument("--only", nargs="+", choices=WORK, default=list(WORK))
     parser.add_argument("--work", nargs=2, metavar=("NAME", "SIZE"), help=argparse.SUPPRESS)
-    parser.add_argument("--smoke", action="store_true", help="little of the work, not counted")
+    parser.add_argument("--smoke", action="store_true", help="run tiny workloads without counting")
     options = parser.parse_args()
     if options.smoke:
         for name in options.only:
             asyncio.run(work(name, 5))
         return
     if options.work:
-        gc.disable()  # it comes where it likes
+        gc.disable()  # it would run at different points in each run
         asyncio.run(work(options.work[0], int(options.work[1])))
         return
     from benchmarks.checkouts import checkout

@@ -1,9 +1,8 @@
-"""Measure the cost of a journal per task, and of reusing results instead of computing them.
+"""Measure the costs per task of recording results in a journal, and of reusing them.
 
-Fans of no-ops without a journal, with one, and with one whose results are all reused take turns in
-one run. Prints the medians, the additional cost of the journal, and the ratio of a reused fan to a
-plain one. Finally, measures the longest time for which the loop is blocked while a large array in
-the arguments is hashed.
+Runs fans of no-ops in turns: without a journal, with one, and with one from which all results are
+reused. Prints the medians, the additional cost of the journal, and the ratio of a reused fan to a
+plain one. Finally, measures for how long hashing a large array argument blocks the event loop.
 
     python benchmarks/journal.py [--sizes 1000 10000 100000] [--rounds 5] [--smoke]
 """
@@ -26,7 +25,7 @@ Kind = Literal["without", "recording", "reusing"]
 
 
 async def fan(size: int, kind: Kind, directory: Path) -> float:
-    """Microseconds per task of a fan of no-ops with two small arguments."""
+    """Return the microseconds per task of a fan of no-ops with two small arguments."""
     async with WorkflowEngine.create(
         backend=NoopExecutionBackend(),
         work_dir=directory / "work",
@@ -47,7 +46,7 @@ async def fan(size: int, kind: Kind, directory: Path) -> float:
 
 
 async def held(megabytes: int, directory: Path) -> tuple[float, float]:
-    """Seconds that a task with an array takes, and that the loop is held at most meanwhile."""
+    """Return the seconds that a task with an array takes, and that it blocks the loop at most."""
     array = np.ones(megabytes * 125_000)
     longest = 0.0
 
@@ -81,8 +80,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--sizes", type=int, nargs="+", default=[1000, 10_000, 100_000])
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--megabytes", type=int, default=1000, help="of the array")
-    parser.add_argument("--smoke", action="store_true", help="one small round, for the tests")
+    parser.add_argument("--megabytes", type=int, default=1000, help="size of the array")
+    parser.add_argument("--smoke", action="store_true", help="run one small round, for the tests")
     arguments = parser.parse_args()
     sizes, rounds = ([100], 1) if arguments.smoke else (arguments.sizes, arguments.rounds)
     kinds: tuple[Kind, ...] = ("without", "recording", "reusing")
@@ -106,7 +105,7 @@ def main() -> None:
     megabytes = 1 if arguments.smoke else arguments.megabytes
     with tempfile.TemporaryDirectory() as directory:
         took, longest = asyncio.run(held(megabytes, Path(directory)))
-    print(f"an array of {megabytes} MB: {took:.2f} s, the loop held for {longest * 1e3:.1f} ms")
+    print(f"an array of {megabytes} MB: {took:.2f} s, loop blocked for {longest * 1e3:.1f} ms")
 
 
 if __name__ == "__main__":

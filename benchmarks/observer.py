@@ -1,10 +1,11 @@
-"""Measure the cost of an observer: per task without observers, and per event.
+"""Measure the cost of observers per event and per task.
 
-Fans of no-ops on a backend that completes tasks at once, in turns: without an observer, with one
-that does nothing, with the example in examples/rhapsody-timing, and with the engine's own options:
-lines of progress, a table on a terminal, a trace. The result is the median of the differences
-in all rounds, divided by the number of events or tasks. With `--against SRC`, the `src`
-folder of another checkout, the cost without an observer is compared with that engine's.
+Runs fans of no-ops in turns, on a backend that completes tasks immediately: without an observer,
+with one that does nothing, with the example in examples/rhapsody-timing, and with the engine's own
+options for progress lines, a progress table on a terminal, and a trace. The cost of an observer is
+the median difference from the fan without one, divided by the number of events or tasks.
+`--against SRC` also compares the cost without an observer with that of another checkout, whose
+`src` folder is SRC.
 
     python benchmarks/observer.py [--size 10000] [--rounds 15] [--against SRC] [--smoke]
 """
@@ -33,17 +34,17 @@ from rhapsody import NoopExecutionBackend, TaskDescription, WorkflowEngine, hook
 
 EXAMPLE = Path(__file__).parents[1] / "examples/rhapsody-timing/src/rhapsody_timing.py"
 BUDGET = 1.5
-"""Microseconds that an event may cost with the example."""
+"""Budget for the example, in microseconds per event."""
 
 SHOWN = 20
-"""Microseconds that a task may cost with progress."""
+"""Budget for progress, in microseconds per task."""
 
 
 class Announcing(NoopExecutionBackend):
     """Backend that reports each task as running before it reports it as done."""
 
     async def submit_tasks(self, tasks: Sequence[TaskDescription]) -> None:
-        """Completes the tasks, before it returns."""
+        """Complete the tasks immediately."""
         running = self.get_task_states_map().RUNNING
         for task in tasks:
             self.task_state_cb(task, running)
@@ -51,7 +52,7 @@ class Announcing(NoopExecutionBackend):
 
 
 class Nothing:
-    """Observer that only counts events."""
+    """Observer that only counts the events."""
 
     def __init__(self) -> None:
         self.seen = 0
@@ -62,7 +63,7 @@ class Nothing:
 
 
 def example() -> ModuleType:
-    """The module of the observer example, which need not be installed."""
+    """Import the observer example, which need not be installed."""
     spec = importlib.util.spec_from_file_location("rhapsody_timing", EXAMPLE)
     assert spec is not None
     assert spec.loader is not None
@@ -72,7 +73,7 @@ def example() -> ModuleType:
 
 
 async def fan(size: int, settings: dict[str, Any]) -> float:
-    """Processor seconds for a fan of no-ops whose futures are all held."""
+    """Return the processor time of a fan of no-ops, in seconds."""
     async with WorkflowEngine.create(Announcing(), handle_signals=False, **settings) as flow:
 
         @flow.function_task
@@ -81,19 +82,19 @@ async def fan(size: int, settings: dict[str, Any]) -> float:
 
         await no_op(0)
         gc.collect()
-        start = time.process_time()  # processor time: others may be using the machine
+        start = time.process_time()  # not wall-clock time, which depends on other load
         await asyncio.gather(*[no_op(number) for number in range(size)])
         return time.process_time() - start
 
 
 def measure(size: int, **settings: Any) -> float:
-    """Microseconds per task."""
+    """Return the microseconds per task."""
     with contextlib.redirect_stderr(io.StringIO()):  # the example's table
         return asyncio.run(fan(size, settings)) / size * 1e6
 
 
 def measure_on_terminal(size: int) -> float:
-    """Microseconds per task with a table, on a terminal that another process reads."""
+    """Return the microseconds per task with a progress table on a terminal."""
     ours, theirs = pty.openpty()
     quiet = subprocess.DEVNULL
     reader = subprocess.Popen(["cat"], stdin=ours, stdout=quiet, stderr=quiet)
@@ -108,7 +109,7 @@ def measure_on_terminal(size: int) -> float:
 
 
 def elsewhere(source: str, size: int, rounds: int) -> list[float]:
-    """The same without an observer, with the engine of another checkout."""
+    """Return the microseconds per task without an observer, with the engine of another checkout."""
     command = [sys.executable, __file__, "--alone", "--size", str(size), "--rounds", str(rounds)]
     environment = {**os.environ, "PYTHONPATH": source}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
@@ -116,13 +117,13 @@ def elsewhere(source: str, size: int, rounds: int) -> list[float]:
 
 
 def main() -> None:
-    """Prints the figures."""
+    """Run the measurements and print the figures."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--size", type=int, default=10_000)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--against", metavar="SRC", help="the src folder of another checkout")
     parser.add_argument("--alone", action="store_true", help=argparse.SUPPRESS)
-    parser.add_argument("--smoke", action="store_true", help="tiny sizes: does it run at all")
+    parser.add_argument("--smoke", action="store_true", help="check with tiny sizes that it runs")
     options = parser.parse_args()
     size, rounds = (200, 2) if options.smoke else (options.size, options.rounds)
     if options.alone:
@@ -131,13 +132,13 @@ def main() -> None:
         return
     print(f"Python {platform.python_version()}, {os.cpu_count()} cores, fan of {size}")
     counter, timing = Nothing(), example()
-    measure(size, observers=[counter])  # the first one is slower
+    measure(size, observers=[counter])  # also a warm-up
     per_task = counter.seen / (size + 1)
     contests: dict[str, Callable[[], float]] = {
-        "that does nothing": lambda: measure(size, observers=[Nothing()]),
-        "of the example": lambda: measure(size, observers=[timing]),
-        "progress, lines": lambda: measure(size, progress="lines"),
-        "progress, a table": lambda: measure_on_terminal(size),
+        "a no-op observer": lambda: measure(size, observers=[Nothing()]),
+        "the example": lambda: measure(size, observers=[timing]),
+        "progress lines": lambda: measure(size, progress="lines"),
+        "a progress table": lambda: measure_on_terminal(size),
         "a trace": lambda: measure(size, trace=os.devnull),
     }
     plain: list[float] = []
@@ -151,7 +152,7 @@ def main() -> None:
     for name, each in costs.items():
         more = statistics.median(cost - before for cost, before in zip(each, plain, strict=True))
         print(f"with {name:20} {more / per_task:+6.2f} µs per event {more:+6.2f} per task")
-    print(f"budget with the example: {BUDGET} µs per event; with progress: {SHOWN} per task")
+    print(f"budgets: {BUDGET} µs per event with the example, {SHOWN} µs per task with progress")
     if options.against:
         own = str(Path(sys.modules["rhapsody"].__path__[0]).parent)
         ratios, ours, theirs = [], [], []
@@ -160,9 +161,9 @@ def main() -> None:
             theirs += elsewhere(options.against, size, 2)
             ratios.append(sum(ours[-2:]) / sum(theirs[-2:]))
         print(
-            f"without an observer, here {statistics.median(ours):.2f}, there "
-            f"{statistics.median(theirs):.2f} µs per task: "
-            f"{statistics.median(ratios):.3f} times as much"
+            f"without an observer: {statistics.median(ours):.2f} µs per task, "
+            f"{statistics.median(theirs):.2f} in the other checkout, "
+            f"ratio {statistics.median(ratios):.3f}"
         )
 
 

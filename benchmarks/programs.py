@@ -1,16 +1,16 @@
 """Compare the costs of programs on the local backend with `subprocess.run` and `os.posix_spawn`.
 
-Prints microseconds per program for `/bin/true` as a list and as a string for the shell,
-and for a program that writes a file, then the ratios that the budgets use. All contestants
-take turns in one run, so that a noisy machine affects all of them. Results are medians of the
-rounds, also of the ratios. Each contestant runs two programs at a time.
+Prints the microseconds per program for `/bin/true` as a list, for `/bin/true` as a shell command,
+and for a shell command that writes a file, with the ratios to `subprocess.run`. All contestants
+take turns in one run, so that other load affects all of them. Costs and ratios are medians of all
+rounds. Each contestant runs two programs at a time.
 
     python benchmarks/programs.py [--size 1000] [--rounds 5] [--only list ...] [--smoke]
 
-Rhapsody's programs have a directory with a file for each output, which `subprocess.run` does
-not create. The cost of the directory alone is a contestant, too: almost nothing in memory
-(`--directory /dev/shm`), and more than the program on ext4 without a journal if many files
-were removed in the last minutes.
+Rhapsody creates a directory with a file for each output of a program, which `subprocess.run` does
+not. One contestant only creates these directories. They cost almost nothing in memory
+(`--directory /dev/shm`). On ext4 without a journal, they can cost more than the program if many
+files were removed in the last minutes.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ SHELL = "/bin/true"
 WRITES = "echo 1 > out.txt"
 
 Contest = Callable[[int], Coroutine[Any, Any, float] | float]
-"""Runs a number of programs and returns the seconds it took."""
+"""Function that runs a number of programs and returns the seconds it took."""
 
 
 async def ours(size: int, *, command: Any, file: bool = False) -> float:
-    """Our engine on the local backend, every future held."""
+    """Run executable tasks on the local backend."""
     backend = LocalExecutionBackend(resources={"cores": CORES})
     async with WorkflowEngine.create(backend, handle_signals=False) as flow:
 
@@ -78,7 +78,7 @@ def run_in_threads(size: int, *, command: Any, file: bool = False) -> float:
 
 
 async def on_loop(size: int, *, start: Callable[[int], tuple[int, Callable[[], object]]]) -> float:
-    """Programs that are started by number, each with a pidfd that the loop watches."""
+    """Start programs with `start`, and watch their pidfds on the event loop."""
     loop = asyncio.get_running_loop()
     over = loop.create_future()
     left, running = size, 0
@@ -109,13 +109,13 @@ async def on_loop(size: int, *, start: Callable[[int], tuple[int, Callable[[], o
 
 
 def spawned(number: int) -> tuple[int, Callable[[], object]]:
-    """Run `os.posix_spawn`, without output and directory."""
+    """Start a program with `os.posix_spawn`, without a directory or files for its output."""
     pid = os.posix_spawn(LIST[0], LIST, os.environ)
     return pid, partial(os.waitpid, pid, 0)
 
 
 async def popen_on_loop(size: int) -> float:
-    """Run `subprocess.Popen` with a session, variables, a directory and files, as Rhapsody does."""
+    """Run `subprocess.Popen` with the session, variables, directory and files of Rhapsody."""
     with tempfile.TemporaryDirectory(dir=".") as top:
 
         def popen(number: int) -> tuple[int, Callable[[], object]]:
@@ -145,7 +145,7 @@ async def popen_on_loop(size: int) -> float:
 
 
 def spawn_and_wait(size: int, *, command: list[str]) -> float:
-    """Run `os.posix_spawn` and `os.wait` with two programs at a time and nothing else."""
+    """Run `os.posix_spawn` and `os.wait` alone, with two programs at a time."""
     start = time.perf_counter()
     for number in range(size):
         os.posix_spawn(command[0], command, os.environ)
@@ -157,7 +157,7 @@ def spawn_and_wait(size: int, *, command: list[str]) -> float:
 
 
 def sandboxes(size: int) -> float:
-    """Create and remove the files of Rhapsody's programs, one after the other."""
+    """Create and remove the directories and files of Rhapsody's programs, one after the other."""
     with tempfile.TemporaryDirectory(dir=".") as top:
         start = time.perf_counter()
         for number in range(size):
@@ -195,7 +195,7 @@ if not hasattr(os, "pidfd_open"):
 
 @contextlib.contextmanager
 def own_directory(place: str | None = None) -> Iterator[None]:
-    """Run in a temporary directory."""
+    """Change to a temporary directory in the context."""
     former = os.getcwd()
     with tempfile.TemporaryDirectory(dir=place) as directory:
         os.chdir(directory)
@@ -206,7 +206,7 @@ def own_directory(place: str | None = None) -> Iterator[None]:
 
 
 def measure(contests: dict[str, Contest], size: int, rounds: int) -> dict[str, list[float]]:
-    """The microseconds per program of each contestant in each round; they take turns."""
+    """Return the microseconds per program of each contestant and round, measured in turns."""
     costs: dict[str, list[float]] = {name: [] for name in contests}
     for _ in range(rounds):
         for name, contest in contests.items():
@@ -218,14 +218,14 @@ def measure(contests: dict[str, Contest], size: int, rounds: int) -> dict[str, l
 
 
 def main() -> None:
-    """Prints the tables."""
+    """Run the measurements and print the tables."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--size", type=int, default=1000)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--only", nargs="+", choices=MEASURES, default=list(MEASURES))
-    parser.add_argument("--directory", help="where files are made; default: for temporary files")
-    parser.add_argument("--smoke", action="store_true", help="tiny sizes: does it run at all")
-    parser.add_argument("--json", metavar="FILE", help="also write the figures there")
+    parser.add_argument("--directory", help="parent of the sandboxes; default: TMPDIR")
+    parser.add_argument("--smoke", action="store_true", help="check with tiny sizes that it runs")
+    parser.add_argument("--json", metavar="FILE", help="also write the figures to this file")
     options = parser.parse_args()
     size = 20 if options.smoke else options.size
     rounds = 1 if options.smoke else options.rounds
@@ -237,7 +237,7 @@ def main() -> None:
     with own_directory(options.directory):
         for name in options.only:
             figures[name] = costs = measure(MEASURES[name], size, rounds)
-            print(f"\n{name}: µs per program, median (least to most), ratio to subprocess.run")
+            print(f"\n{name}: µs per program, median (lowest to highest), ratio to subprocess.run")
             for who, each in costs.items():
                 ratios = [a / b for a, b in zip(each, costs["subprocess.run"], strict=True)]
                 spread = f"({min(each):.0f} to {max(each):.0f})"

@@ -1,13 +1,15 @@
-"""Compare the costs of the RADICAL-Pilot backend with RADICAL-Pilot by hand.
+"""Compare the costs of the RADICAL-Pilot backend with those of RADICAL-Pilot alone ("by hand").
 
-500 `/bin/true` executables in bulk, 500 no-op functions on RAPTOR, and 500 that sleep 1 ms, on
-`local.localhost`: by hand and with Rhapsody in turns on the same pilot, so that a noisy machine
-affects both. By hand means in the client's process, with RADICAL-Pilot's own objects
-(`run_in_client`); functions use a master and a worker of RAPTOR's own with as many cores. Prints
-seconds, tasks per second, the median of the pairs' ratios, the CPU time per task of this process
-and of the client's, and the part of this process's time that is neither for sandboxes nor, for
-calls, for cloudpickle: both are measured separately, while a turn by hand keeps the machine equally
-busy. By hand, there are no private sandboxes, and nothing is removed.
+Runs 500 `/bin/true` executables in bulk, 500 no-op functions on RAPTOR, and 500 functions that
+sleep for 1 ms, on `local.localhost`. Both contestants take turns on the same pilot, so that other
+load affects both. "By hand" uses RADICAL-Pilot's own objects in the client process
+(`run_in_client`), and for functions one of RAPTOR's own masters and workers, with the same number
+of cores. It creates no private sandboxes, and removes nothing.
+
+Prints seconds, tasks per second, the median ratio of the pairs, and the CPU time per task of this
+process and of the client. Also prints the part of this process's CPU time that remains without
+sandboxes and, for calls, without cloudpickle. These are measured separately during a turn by hand,
+so that the machine is equally busy.
 
     python benchmarks/radical_pilot.py [--size 500] [--rounds 7] [--only short_calls] [--smoke]
 """
@@ -35,16 +37,16 @@ from rhapsody import WorkflowEngine
 from rhapsody_radical import RadicalExecutionBackend
 
 BUDGETS = {"executables": 1.05, "functions": 0.5, "short_calls": 0.5}
-"""The most that our tasks may take, as a multiple of the time by hand."""
+"""Budgets for our time, as multiples of the time by hand."""
 
 SHORT = 0.001
 """Seconds that a short call sleeps."""
 
 CPU_BUDGET = 100.0
-"""Microseconds of this process's CPU that a task may take beyond its sandbox or its pickling."""
+"""Budget for this process's CPU time per task, in microseconds, without sandboxes and pickling."""
 
 CLIENT_BUDGET = 1.1
-"""The most CPU of the client, as a multiple of what it takes by hand."""
+"""Budget for the CPU time of the client, as a multiple of that by hand."""
 
 FILES = 7
 """Files that RADICAL-Pilot leaves in a sandbox: output, scripts and a profile."""
@@ -60,16 +62,16 @@ SLEEP: Call = (time.sleep, (SHORT,))
 
 
 def no_op() -> None:
-    """Does nothing."""
+    """Do nothing."""
 
 
 def sleep() -> None:
-    """Takes a millisecond."""
+    """Sleep for a millisecond."""
     time.sleep(SHORT)
 
 
 def start_raptor(objects: Any) -> str:
-    """In the client: starts a master and a worker of RAPTOR's own."""
+    """Start one of RAPTOR's own masters and workers, in the client."""
     import radical.pilot as rp  # type: ignore[import-untyped,unused-ignore]
 
     (master,) = objects.task_manager.submit_raptors(rp.TaskDescription({"mode": rp.RAPTOR_MASTER}))
@@ -79,7 +81,7 @@ def start_raptor(objects: Any) -> str:
 
 
 def by_hand(objects: Any, size: int, name: str, master: str | None, call: Call | None) -> None:
-    """In the client: as RADICAL-Pilot's tutorials do it."""
+    """Run tasks in the client, as shown in RADICAL-Pilot's tutorials."""
     import radical.pilot as rp  # type: ignore[import-untyped,unused-ignore]
 
     words: dict[str, Any] = {"executable": "/bin/true"}
@@ -93,7 +95,7 @@ def by_hand(objects: Any, size: int, name: str, master: str | None, call: Call |
 
 
 def client_cpu(objects: Any) -> float:
-    """In the client: seconds of its CPU so far."""
+    """Return the CPU time of the client so far, in seconds."""
     return time.process_time()
 
 
@@ -113,18 +115,18 @@ class Contests:
         self._true, self._flow = true, flow
 
     async def our_executables(self, size: int) -> None:
-        """Through the engine, which also removes the sandboxes."""
+        """Run executables through the engine, and wait until it has removed their sandboxes."""
         await asyncio.gather(*(self._true() for _ in range(size)))
         while any(os.scandir(self._sandboxes)):  # noqa: ASYNC110 - a thread does it silently
             await asyncio.sleep(0.01)
 
     async def our_calls(self, function: Callable[[], None], size: int) -> None:
-        """Through the engine."""
+        """Run calls through the engine."""
         call = self._flow.function_task(function)
         await asyncio.gather(*(call() for _ in range(size)))
 
     async def by_hand(self, call: Call | None, size: int) -> None:
-        """In the client: executables, or calls."""
+        """Run executables or calls in the client."""
         if call is not None and self._master is None:
             self._master = await self._backend.run_in_client(start_raptor)
         master, self._round = None if call is None else self._master, self._round + 1
@@ -150,7 +152,7 @@ class Spent(NamedTuple):
 async def measure(
     backend: RadicalExecutionBackend, contest: Contest, size: int, peer: Callable[[int], float]
 ) -> Spent:
-    """Run a turn, and on a thread the parts that are measured separately."""
+    """Run a turn and, on a thread, the parts that are measured separately."""
 
     def timed() -> tuple[float, float]:
         began = time.thread_time()
@@ -170,7 +172,7 @@ def nothing_alone(size: int) -> float:
 
 
 def sandboxes_alone(size: int) -> float:
-    """Seconds of CPU to make, link and remove sandboxes with what RADICAL-Pilot leaves there."""
+    """Return the CPU time for creating, linking and removing sandboxes with files, in seconds."""
     spent = 0.0
     with tempfile.TemporaryDirectory() as directory:
         root, links = os.path.join(directory, "alone"), os.path.join(directory, "links")
@@ -191,7 +193,7 @@ def sandboxes_alone(size: int) -> float:
 
 
 def pickling_alone(size: int) -> float:
-    """Seconds of CPU to pickle as many calls, and to unpickle as many replies."""
+    """Return the CPU time for pickling as many calls and unpickling as many replies, in seconds."""
     call: Any = (no_op, (), {})
     reply = cloudpickle.dumps(None)
     began = time.thread_time()
@@ -202,7 +204,7 @@ def pickling_alone(size: int) -> float:
 
 
 async def run(size: int, rounds: int, directory: str, only: str | None = None) -> dict[str, Any]:
-    """All contests, or only one of them, in turns."""
+    """Run all contests, or only one, in turns."""
     backend = RadicalExecutionBackend(
         {"resource": "local.localhost", "cores": os.cpu_count() or 1, "runtime": 60},
         work_dir=directory,
@@ -224,7 +226,7 @@ async def run(size: int, rounds: int, directory: str, only: str | None = None) -
         for name, (ours, hand, alone) in pairs.items():
             if only not in (None, name):
                 continue
-            for contest in (ours, hand):  # each pays for its start before it is measured
+            for contest in (ours, hand):  # start everything before measuring
                 await contest(2)
             found: dict[str, list[Spent]] = {"ours": [], "hand": []}
             for number in range(rounds):
@@ -237,7 +239,7 @@ async def run(size: int, rounds: int, directory: str, only: str | None = None) -
 
 
 def summary(ours: list[Spent], hand: list[Spent], size: int) -> dict[str, Any]:
-    """The medians of all rounds."""
+    """Return the medians of all rounds."""
     both, rounds = {"ours": ours, "hand": hand}, list(zip(ours, hand, strict=True))
     median = statistics.median
     cost = median(one.own - other.own for one, other in rounds)
@@ -261,12 +263,12 @@ def summary(ours: list[Spent], hand: list[Spent], size: int) -> dict[str, Any]:
 
 
 def main() -> int:
-    """Run the comparison; return 1 if the budget is exceeded."""
+    """Run the comparison; return 1 if a budget is exceeded."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--size", type=int, default=500)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--only", choices=BUDGETS)
-    parser.add_argument("--smoke", action="store_true", help="small, and no verdict")
+    parser.add_argument("--smoke", action="store_true", help="use tiny sizes, ignore budgets")
     options = parser.parse_args()
     size, rounds = (10, 1) if options.smoke else (options.size, options.rounds)
     with tempfile.TemporaryDirectory() as directory:

@@ -1,9 +1,9 @@
-"""Size and shape of the code, side by side for several commits.
+"""Compare the size and structure of the code at several commits.
 
-For each distribution: code lines (without comments, docstrings and blank lines) and modules, for
-core by package. For core: the lengths of functions, import cycles (imports inside functions and for
-type checkers count), and the calls, modules and changes of module for one warm task on local
-threads.
+Counts the modules and the code lines (without comments, docstrings and blank lines) of each
+distribution, for core also of each package. For core, also prints the lengths of functions, the
+import cycles (including imports inside functions and for type checkers), and the calls, modules and
+changes of module for one warm task on local threads.
 
     python benchmarks/structure.py [--commit 8f69be6 --commit HEAD] [--list]
 
@@ -36,7 +36,7 @@ if __name__ == "__main__":  # `benchmarks/dask.py` must not hide Dask
 from benchmarks.checkouts import checkout, measured  # noqa: E402
 
 Table = dict[str, str]
-"""Measures and their values."""
+"""Values by the name of the measurement."""
 
 Graph = Mapping[str, frozenset[str]]
 """The modules that each module imports."""
@@ -53,7 +53,7 @@ _WITH_DOCSTRING = (ast.Module, ast.ClassDef, *_FUNCTIONS)
 
 
 def code_lines(text: str) -> set[int]:
-    """Return the numbers of the lines with code: no comment, docstring or blank line."""
+    """Return the numbers of the lines with code, without comments, docstrings and blank lines."""
     lines: set[int] = set()
     for token in tokenize.generate_tokens(io.StringIO(text).readline):
         if token.type not in _NOT_CODE:
@@ -66,7 +66,7 @@ def code_lines(text: str) -> set[int]:
 
 
 def function_lengths(text: str) -> list[int]:
-    """Return the number of code lines of each function, its signature included."""
+    """Return the number of code lines of each function, including its signature."""
     code = code_lines(text)
     return [
         sum(node.lineno <= line <= (node.end_lineno or 0) for line in code)
@@ -120,7 +120,7 @@ def imported(name: str, path: Path) -> Iterator[tuple[str, str]]:
 
 
 def import_graph(modules: Mapping[str, Path]) -> Graph:
-    """Return the import graph; a name that a package exports leads to the module defining it."""
+    """Return the import graph; a name exported by a package leads to the module that defines it."""
     exports = {
         name: {taken: module for module, taken in imported(name, path) if taken}
         for name, path in modules.items()
@@ -174,12 +174,12 @@ def all_modules(place: Path) -> dict[str, Path]:
 
 
 def same(x: int) -> int:
-    """Return the argument; the task whose calls are counted."""
+    """Return the argument. This is the task whose calls are counted."""
     return x
 
 
 async def called(tasks: int) -> list[CodeType]:
-    """Return the code of each call on any thread while some warm tasks run one by one."""
+    """Return the code object of each call, on all threads, while warm tasks run one by one."""
     from rhapsody import LocalExecutionBackend, WorkflowEngine
 
     calls: list[CodeType] = []
@@ -241,11 +241,11 @@ def measure(place: Path, tasks: int, details: list[str]) -> Table:
 
 
 def main() -> None:
-    """Print the table."""
+    """Measure the commits and print the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--commit", action="append", help="a revision; repeat it to compare")
     parser.add_argument("--tasks", type=int, default=100, help="tasks whose calls are counted")
-    parser.add_argument("--list", action="store_true", help="also print what was counted")
+    parser.add_argument("--list", action="store_true", help="also print the cycles and calls")
     parser.add_argument("--smoke", action="store_true", help="count few tasks")
     parser.add_argument("--count-calls", type=int, metavar="TASKS", help=argparse.SUPPRESS)
     options = parser.parse_args()

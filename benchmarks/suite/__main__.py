@@ -1,12 +1,12 @@
 """Compare Rhapsody with other systems: one table for each measure, in `benchmarks/results/`.
 
     nox -s benchmarks                             all measures except RADICAL-Pilot's
-    nox -s benchmarks -- --only processes mixed   some
-    nox -s benchmarks -- --only radical
-    nox -s benchmarks -- --plot                   only write and plot earlier results
+    nox -s benchmarks -- --only processes mixed   only these measures
+    nox -s benchmarks -- --only radical           RADICAL-Pilot's measure
+    nox -s benchmarks -- --plot                   no measures: write earlier results again
 
-Measures that are not run again keep their tables, if the machine is of the same kind. `--smoke`
-checks with tiny sizes that everything runs, and writes nothing.
+The other measures keep their tables if they come from the same kind of machine. `--smoke` checks
+with tiny sizes that everything runs, and writes nothing.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ PLOT = rounds.ROOT / "docs/performance.svg"
 
 
 def machine() -> dict[str, Any]:
-    """Return a description of this machine without its name."""
+    """Return the properties that identify this kind of machine."""
     return {
         "cores": os.cpu_count(),
         "processor": platform.machine(),
@@ -45,14 +45,14 @@ def main() -> None:
         nargs="+",
         choices=list(MEASURES),
         metavar="MEASURE",
-        help=f"some of {', '.join(MEASURES)}",
+        help=f"run only these of {', '.join(MEASURES)}",
     )
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--limit", type=float, default=40.0, help="seconds for a case")
-    parser.add_argument("--plot", action="store_true", help="only draw what was measured")
-    parser.add_argument("--smoke", action="store_true", help="tiny sizes: does it run at all")
+    parser.add_argument("--limit", type=float, default=40.0, help="time limit of a case in seconds")
+    parser.add_argument("--plot", action="store_true", help="only write and plot earlier results")
+    parser.add_argument("--smoke", action="store_true", help="check with tiny sizes that it runs")
     options = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by a signal"))  # with its children
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by a signal"))  # with children
     path = RESULTS / "suite.json"
     report = json.loads(path.read_text()) if path.exists() else {"measures": {}}
     names = options.only or [name for name, measure in MEASURES.items() if not measure.slow]
@@ -60,7 +60,7 @@ def main() -> None:
         smoke(names)
         return
     if not options.plot:
-        if report.get("machine") != machine():  # what was found on another one says nothing here
+        if report.get("machine") != machine():  # results cannot be compared
             report = {"machine": machine(), "measures": {}}
         for name in names:
             found = asdict(rounds.run(name, options.rounds, options.limit, smoke=False))
@@ -78,7 +78,7 @@ def smoke(names: list[str]) -> None:
     """Run measures once with tiny sizes.
 
     Raises:
-        SystemExit: An installed contestant has failed.
+        SystemExit: An installed contestant failed.
     """
     report: dict[str, Any] = {"machine": machine(), "measures": {}}
     report["measures"] = {name: asdict(rounds.run(name, 1, 10, smoke=True)) for name in names}

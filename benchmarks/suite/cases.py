@@ -1,4 +1,4 @@
-"""Measurements of one contestant at a time: cost of a graph, memory, latency of one more task."""
+"""Measurements of one contestant: the cost of a graph, memory, and the latency of one more task."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ clock: Callable[[], float] = time.perf_counter
 """Clock of the measures; `benchmarks/compare.py` uses CPU time."""
 
 Figures = dict[str, float]
-"""Figures of a measure, by the column of its table."""
+"""Figures by the column of a table."""
 
 
 class Case(NamedTuple):
-    """Something to do with a contestant.
+    """A measurement of a contestant.
 
     Attributes:
-        kind: Of which the cost grows with the size.
-        size: How much of it.
-        run: Does it with a size; the size may be less, to find out what it costs.
-        linear: Whether a part of it says what all of it takes; if so, it is done again while
-            it is quick.
+        kind: Its kind; cases of one kind differ only in size.
+        size: Its size, such as the number of tasks.
+        run: Runs it with a contestant and a size. A smaller size estimates the cost.
+        linear: Whether the cost is proportional to the size, so that it can be estimated. A linear
+            case is repeated if it is short.
     """
 
     kind: str
@@ -53,7 +53,7 @@ async def seconds(contestant: Contestant, graph: Graph) -> float:
 
 
 def graph(kind: str, size: int, make: Callable[[int], Graph], unit: float = 1e-6) -> Case:
-    """The time for each task of a graph, in some unit."""
+    """Make a case that measures the time per task of a graph, in multiples of `unit` seconds."""
 
     async def run(contestant: Contestant, size: int) -> Figures:
         tasks = make(size)
@@ -63,12 +63,12 @@ def graph(kind: str, size: int, make: Callable[[int], Graph], unit: float = 1e-6
 
 
 def schedule(title: str, tasks: Graph, *, even: bool = True) -> Case:
-    """The time for a graph of tasks that take their time, as a multiple of a list schedule's.
+    """Make a case that compares the time for a graph of sleeping tasks with a list schedule.
 
     Args:
-        title: What it is called.
+        title: The column of its figure.
         tasks: The graph.
-        even: Whether the first part of it is like the rest.
+        even: Whether the first part of the graph is similar to the rest.
     """
 
     async def run(contestant: Contestant, size: int) -> Figures:
@@ -79,7 +79,7 @@ def schedule(title: str, tasks: Graph, *, even: bool = True) -> Case:
 
 
 def resident() -> int:
-    """Bytes of this process in memory; where only their peak is known, that."""
+    """Return the resident memory of this process in bytes; without `/proc`, its peak."""
     try:
         return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
     except FileNotFoundError:
@@ -88,7 +88,7 @@ def resident() -> int:
 
 
 async def memory(contestant: Contestant, size: int) -> Figures:
-    """Bytes of this process for each task that waits for another, and that is done and held."""
+    """Measure the bytes of this process per waiting task, and per finished task with its future."""
     with tempfile.TemporaryDirectory() as directory:
         gate = os.path.join(directory, "gate")
         tasks = [Task(graphs.wait_for_file, (gate,)), *[Task(graphs.noop, (), (0,))] * size]
@@ -105,25 +105,25 @@ async def memory(contestant: Contestant, size: int) -> Figures:
 
 
 async def pause(seconds: float) -> None:
-    """Wait, counting meanwhile."""
+    """Count this call, and sleep."""
     paused[0] += 1
     await asyncio.sleep(seconds)
 
 
 async def nothing() -> None:
-    """Does nothing."""
+    """Do nothing."""
 
 
 paused = [0]
 
 
 async def one_more(contestant: Contestant, size: int) -> Figures:
-    """Microseconds from the call of one more task to its result, while others run."""
+    """Measure the microseconds from a call to its result while many other tasks run."""
     paused[0] = 0
     draw = random.Random(graphs.SEED)
-    long = max(size / 2_500, 1)  # seconds, so that none ends before all are measured
+    long = max(size / 2_500, 1)  # seconds; longer than the measurement
     others = [contestant.submit(pause, long + draw.random()) for _ in range(size)]
-    while paused[0] < size:  # noqa: ASYNC110 - they may be counted in another thread
+    while paused[0] < size:  # noqa: ASYNC110 - another thread may count them
         await asyncio.sleep(0.01)
     taken = []
     for _ in range(max(size // 20, 20)):
@@ -136,7 +136,7 @@ async def one_more(contestant: Contestant, size: int) -> Figures:
 
 
 async def held(contestant: Contestant, size: int) -> Figures:
-    """Milliseconds that the loop is held at most, while a program calls tasks 100 at a time."""
+    """Measure the longest blocking of the event loop while a program calls tasks 100 at a time."""
     longest = 0.0
 
     async def tick() -> None:
@@ -153,14 +153,14 @@ async def held(contestant: Contestant, size: int) -> Figures:
         futures += [contestant.submit(nothing) for _ in range(100)]
     await contestant.wait(futures)
     ticking.cancel()
-    return {"loop held, ms": 1e3 * longest}
+    return {"loop blocked, ms": 1e3 * longest}
 
 
 def fans(*sizes: int) -> list[Case]:
-    """Fans of no-ops."""
+    """Return the cases of fans of no-ops."""
     return [graph("fan", size, graphs.fan) for size in sizes]
 
 
 def programs(kind: str, size: int, command: list[str] | str) -> Case:
-    """Many runs of a program."""
+    """Make a case of a fan that runs a program."""
     return graph(kind, size, partial(graphs.fan, task=Task(graphs.program, (command,))))

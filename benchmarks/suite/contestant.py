@@ -1,4 +1,4 @@
-"""Interface of a contestant: a system that is started, takes calls with dependencies, and waits.
+"""Interface of the systems under test: start, submit calls with dependencies, wait.
 
 The loop that submits a graph is the same for all contestants, so that only the systems differ.
 """
@@ -16,19 +16,19 @@ from typing import Any, ClassVar
 from benchmarks.suite.graphs import Graph
 
 SLOTS = os.cpu_count() or 1
-"""Number of calls that run at once, for every contestant."""
+"""Number of calls that every contestant runs in parallel."""
 
 
 class Contestant(abc.ABC):
-    """A system, described by the class and running in its instances.
+    """A system under test. The class describes it; an instance is a running system.
 
     Args:
-        stack: Is closed at the end.
+        stack: The exit stack that stops the system.
 
     Attributes:
-        title: Its name in tables.
-        needs: The distribution that must be installed; empty if core is enough.
-        module: A module of that distribution.
+        title: The name in tables.
+        needs: The required distribution; empty if that is core.
+        module: A module of that distribution, if it has another name.
     """
 
     title: ClassVar[str]
@@ -41,7 +41,7 @@ class Contestant(abc.ABC):
     @classmethod
     @contextlib.asynccontextmanager
     async def running(cls) -> AsyncIterator[Contestant]:
-        """Starts the system, and stops it at the end."""
+        """Run the system in the context."""
         async with contextlib.AsyncExitStack() as stack:
             contestant = cls(stack)
             await contestant.start()
@@ -49,22 +49,22 @@ class Contestant(abc.ABC):
 
     @abc.abstractmethod
     async def start(self) -> None:
-        """Starts the system; what must be done at the end goes on the stack."""
+        """Start the system, and register its cleanup on the stack."""
 
     @abc.abstractmethod
     def submit(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """Calls a function when the futures among its arguments are done; returns its future."""
+        """Schedule a call for when the futures among its arguments are done; return its future."""
 
     @abc.abstractmethod
     async def wait(self, futures: Sequence[Any]) -> None:
-        """Waits for all results, and takes them."""
+        """Wait for all results and retrieve them."""
 
     async def run(self, graph: Graph) -> None:
         """Run all tasks of a graph."""
         await self.wait(self.submit_all(graph))
 
     def submit_all(self, graph: Graph) -> list[Any]:
-        """Calls all tasks of a graph; returns their futures."""
+        """Submit all tasks of a graph and return their futures."""
         submit, futures = self.submit, list[Any]()
         for task in graph:
             if task.parents:
@@ -76,7 +76,7 @@ class Contestant(abc.ABC):
 
     @classmethod
     def version(cls) -> str | None:
-        """The version of what it needs; `None` where that is not installed."""
+        """Return the version of the required distribution; `None` if it is not installed."""
         if not cls.needs:
             return ""
         try:

@@ -1,4 +1,4 @@
-"""The floors: what a program costs that uses Python itself, written by hand as fast as it goes."""
+"""Floors: the standard library alone, used as efficiently as possible."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from benchmarks.suite.contestant import SLOTS, Contestant
 
 
 class Tasks(Contestant):
-    """An asyncio task for each call, which awaits the tasks that it depends on."""
+    """asyncio tasks: one for each call, which awaits its dependencies."""
 
     title = "asyncio tasks"
 
     async def start(self) -> None:
-        """There is nothing to start."""
+        """Do nothing."""
 
     def submit(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """Create a task."""
@@ -26,24 +26,24 @@ class Tasks(Contestant):
         return asyncio.create_task(at_once(function, arguments))
 
     async def wait(self, futures: Sequence[Any]) -> None:
-        """Awaits them all."""
+        """Await all futures."""
         await asyncio.gather(*futures)
 
 
 async def at_once(function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
-    """Calls a function, and awaits a coroutine function's coroutine."""
+    """Call a function, and await the result if it is a coroutine."""
     result = function(*arguments)
     return await result if asyncio.iscoroutine(result) else result
 
 
 async def after(function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
-    """Calls a function when its arguments are there."""
+    """Call a function with the results of the futures among its arguments."""
     values = [await each if isinstance(each, asyncio.Future) else each for each in arguments]
     return function(*values)
 
 
 class Futures(Tasks):
-    """Futures of asyncio that are set from the loop, and held: less than any task."""
+    """asyncio futures that the loop resolves without a task: the lowest possible cost."""
 
     title = "asyncio futures"
 
@@ -56,41 +56,41 @@ class Futures(Tasks):
 
 
 class InExecutor(Tasks):
-    """Threads behind `loop.run_in_executor`, as a program on asyncio uses them."""
+    """Threads behind `loop.run_in_executor`, the usual way in asyncio programs."""
 
     title = "run_in_executor"
 
     async def start(self) -> None:
-        """Starts the threads."""
+        """Start the threads."""
         self.pool = self.stack.enter_context(ThreadPoolExecutor(SLOTS))
         self.loop = asyncio.get_running_loop()
 
     def submit(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """Hands over a call, when its arguments are there."""
+        """Pass a call to the executor when its arguments are ready."""
         if arguments and isinstance(arguments[-1], asyncio.Future):
             return self.loop.create_task(self.later(function, arguments))
         return self.loop.run_in_executor(self.pool, function, *arguments)
 
     async def later(self, function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
-        """Hands over a call when its arguments are there."""
+        """Await the arguments, then pass the call to the executor."""
         values = [await each if isinstance(each, asyncio.Future) else each for each in arguments]
         return await self.loop.run_in_executor(self.pool, function, *values)
 
 
 class Pool(Contestant):
-    """An executor; callbacks of its futures submit the calls that depend on them."""
+    """An executor whose futures submit the calls that depend on them, in callbacks."""
 
     async def start(self) -> None:
-        """Starts the executor."""
+        """Start the executor."""
         self.pool = self.stack.enter_context(self.executor())
         self.lock = threading.Lock()
 
     def executor(self) -> Executor:
-        """The executor."""
+        """Return the executor."""
         raise NotImplementedError
 
     def submit(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """Hands over a call, when its arguments are there."""
+        """Submit a call when its arguments are ready."""
         waits = [each for each in arguments if isinstance(each, Future)]
         if not waits:
             return self.pool.submit(function, *arguments)
@@ -123,7 +123,7 @@ class ThreadPool(Pool):
     title = "ThreadPoolExecutor"
 
     def executor(self) -> Executor:
-        """As many threads as there are cores."""
+        """Return an executor with as many threads as cores."""
         return ThreadPoolExecutor(SLOTS)
 
 
@@ -133,5 +133,5 @@ class ProcessPool(Pool):
     title = "ProcessPoolExecutor"
 
     def executor(self) -> Executor:
-        """As many processes as there are cores."""
+        """Return an executor with as many processes as cores."""
         return ProcessPoolExecutor(SLOTS)

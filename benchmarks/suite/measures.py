@@ -1,4 +1,4 @@
-"""The measures: for each one its contestants, the floor, and what they do. One entry, one table."""
+"""The measures. Each has a table in the report, with its contestants, its floor and its cases."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from benchmarks.suite.contestant import Contestant
 from benchmarks.suite.graphs import Task
 
 RECIPES = ("montage", "epigenomics", "seismology")
-"""Kinds of workflows that wfcommons has recipes for."""
+"""Names of wfcommons recipes."""
 
 LARGE = 10_000_000
 """Bytes of a large argument or result."""
@@ -29,10 +29,10 @@ class Budget(NamedTuple):
     Attributes:
         column: The case.
         ours: The contestant.
-        reference: The contestant of whose cost the limit is a multiple; empty if it is absolute.
-        limit: The limit.
-        since: A smaller case; if given, the limit is for the growth of the cost since then.
-        more: Whether the limit is for the difference between the two contestants.
+        reference: The contestant to compare with; empty if the limit is absolute.
+        limit: The limit, as a multiple of the reference's cost.
+        since: A smaller case; if given, the limit applies to the growth of the cost since then.
+        more: Whether the limit applies to the difference between the two contestants.
     """
 
     column: str
@@ -48,15 +48,16 @@ class Measure:
     """One table of the report.
 
     Attributes:
-        title: Its title.
-        unit: The unit of its figures.
-        meaning: The meaning of a figure, in a sentence.
-        contestants: The contestants; none if `whole` measures all of them in one process.
+        title: The title.
+        unit: The unit of the figures.
+        meaning: A sentence that explains the figures.
+        contestants: The contestants; empty if `whole` measures all of them in one process.
         floor: The contestant whose cost is the unit of the ratios.
-        cases: Returns the cases, given whether it is a smoke run, and a directory with graphs.
+        cases: Function that returns the cases. Its arguments are whether this is a smoke run, and
+            a directory with graphs.
         budgets: The limits for Rhapsody.
-        whole: Measures all contestants in one call, given whether it is a smoke run.
-        needs: The module that this needs.
+        whole: Function that measures all contestants. Its argument is whether this is a smoke run.
+        needs: The required module, if any.
         slow: Whether it runs only on request.
     """
 
@@ -73,7 +74,7 @@ class Measure:
 
 
 def shapes(smoke: bool) -> list[Case]:
-    """Graphs of no-ops: a chain, and what has many edges."""
+    """Return the cases of graphs with many dependencies."""
     if smoke:
         return [
             graph("chain", 10, graphs.chain),
@@ -90,19 +91,22 @@ def shapes(smoke: bool) -> list[Case]:
 
 
 def functions(smoke: bool, directory: Path) -> list[Case]:
-    """Fans up to a hundred thousand, and the shapes; what leaves most behind comes last."""
+    """Return fans of up to 100,000 no-ops, and the other graphs.
+
+    The largest fan is last, because it can slow down later cases.
+    """
     if smoke:
         return [*fans(10, 100), *shapes(smoke)]
     return [*fans(10, 100, 1_000, 10_000), *shapes(smoke), *fans(100_000)]
 
 
 def engine(smoke: bool, directory: Path) -> list[Case]:
-    """The same, and a fan of a million."""
+    """Return the cases of `functions`, and a fan of a million no-ops."""
     return functions(smoke, directory) + ([] if smoke else fans(1_000_000))
 
 
 def large(smoke: bool, directory: Path) -> list[Case]:
-    """Calls with large arguments and with large results."""
+    """Return the cases with large arguments and large results."""
     size, count = (100_000, 4) if smoke else (LARGE, 20)
     take, make = Task(graphs.length, (bytes(size),)), Task(graphs.zeros, (size,))
     return [
@@ -112,20 +116,20 @@ def large(smoke: bool, directory: Path) -> list[Case]:
 
 
 def mixed(smoke: bool, directory: Path) -> list[Case]:
-    """Long calls among short ones."""
+    """Return the case of long calls among short ones."""
     if smoke:
         return [schedule("2 of 0.05 s", graphs.mixed(2, 0.05, 20), even=False)]
     return [schedule(MIXED, graphs.mixed(10, 1.0, 1000), even=False)]
 
 
 def commands(smoke: bool, directory: Path) -> list[Case]:
-    """Programs that end at once."""
+    """Return the cases of programs that exit immediately."""
     size = 4 if smoke else 500
     return [programs("list", size, ["/bin/true"]), programs("shell", size, "true; true")]
 
 
 def workflows(smoke: bool, directory: Path) -> list[Case]:
-    """The graphs of the recipes, which were written to the directory."""
+    """Return a case for each graph in the directory, generated from a recipe."""
     made = [schedule(path.stem, graphs.load(path)) for path in directory.glob("*.json")]
     return sorted(made, key=lambda case: case[:2])
 

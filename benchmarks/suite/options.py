@@ -1,4 +1,4 @@
-"""Rhapsody with its options as contestants of its plain self: what does each of them cost?"""
+"""The cost of options: contestants that differ in one option from an engine without any."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from benchmarks.suite.ours import Noop, Threads
 
 
 class Plain(Noop):
-    """None."""
+    """No options."""
 
     title = "plain"
 
@@ -24,7 +24,7 @@ class Journalled(Noop):
 
 
 class Retries(Noop):
-    """Two more attempts, which no task needs."""
+    """Two retries, which no task needs."""
 
     title = "retries"
     options: ClassVar[dict[str, Any]] = {"retries": 2}
@@ -45,7 +45,7 @@ class Progress(Noop):
 
 
 class Trace(Noop):
-    """A trace of all events."""
+    """A trace file with all events."""
 
     title = "trace"
     options: ClassVar[dict[str, Any]] = {"trace": "trace.jsonl"}
@@ -55,7 +55,7 @@ OPTIONS: list[type[Contestant]] = [Plain, Journalled, Retries, Timeout, Progress
 
 
 def write(path: Any) -> None:
-    """Writes a small file."""
+    """Write a small file."""
     Path(path).write_text("text")
 
 
@@ -63,13 +63,13 @@ WRITING = Task(write, ("file.txt",))
 
 
 class ByItself(Threads):
-    """Functions that each write an undeclared file into a directory."""
+    """Functions that each write an undeclared file to a directory."""
 
     title = "written directly"
     number = 0
 
     def submit(self, function: Any, *arguments: Any) -> Any:
-        """Calls a task that writes with a file of its own."""
+        """Call a task; each writing task receives a different path."""
         if function is not write:
             return super().submit(function, *arguments)
         self.number += 1
@@ -94,7 +94,7 @@ class Declared(ByItself):
 
 
 class Saved(ByItself):
-    """Functions that declare a file, which is saved."""
+    """Functions that declare a file, which is saved outside the sandbox."""
 
     title = "declared and saved"
 

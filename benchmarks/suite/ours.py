@@ -1,4 +1,4 @@
-"""Rhapsody as a contestant, on each of its backends."""
+"""Contestants that run Rhapsody, one for each backend."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from benchmarks.suite.graphs import program
 
 
 class Ours(Contestant):
-    """An engine, and one task for each function."""
+    """An engine with one task for each function."""
 
     options: ClassVar[dict[str, Any]] = {}
     settings: ClassVar[dict[str, Any]] = {}
 
     async def start(self) -> None:
-        """Starts an engine."""
+        """Start an engine."""
         from rhapsody import WorkflowEngine
 
         flow = WorkflowEngine.create(self.backend(), handle_signals=False, **self.options)
@@ -30,7 +30,7 @@ class Ours(Contestant):
         raise NotImplementedError
 
     def task(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """Return the task for a function; programs are tasks of their own kind."""
+        """Return the task for a function; `program` is an executable task."""
         if function is program:
             made: Any = self.flow.executable_task(command)
         else:
@@ -39,11 +39,11 @@ class Ours(Contestant):
         return made  # type: ignore[no-any-return]
 
     def submit(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """Calls a task."""
+        """Call a task."""
         return (self.tasks.get(function) or self.task(function))(*arguments)
 
     async def wait(self, futures: Sequence[Any]) -> None:
-        """Awaits them all."""
+        """Await all futures."""
         await asyncio.gather(*futures)
 
 
@@ -53,31 +53,31 @@ def command(words: list[str] | str) -> list[str] | str:
 
 
 class Noop(Ours):
-    """The engine alone: nothing is run."""
+    """The engine alone, which runs no task."""
 
     title = "Rhapsody, noop"
 
     def backend(self) -> Any:
-        """The noop backend."""
+        """Return the noop backend."""
         from rhapsody import NoopExecutionBackend
 
         return NoopExecutionBackend()
 
 
 class Threads(Ours):
-    """Threads of this process."""
+    """Functions on threads."""
 
     title = "Rhapsody, threads"
 
     def backend(self) -> Any:
-        """The local backend."""
+        """Return the local backend."""
         from rhapsody import LocalExecutionBackend
 
         return LocalExecutionBackend(resources={"workers": SLOTS})
 
 
 class Async(Threads):
-    """The same with coroutine functions, each in a thread."""
+    """Coroutine functions on threads."""
 
     title = "Rhapsody, async functions"
 
@@ -93,32 +93,32 @@ class Async(Threads):
 
 
 class Coroutines(Threads):
-    """Coroutine functions that wait side by side in one thread."""
+    """Coroutine functions that share one thread."""
 
     title = "Rhapsody, coroutines"
     settings: ClassVar[dict[str, Any]] = {"resources": {"cores": 0}}
 
 
 class Processes(Ours):
-    """Worker processes of this machine."""
+    """Functions in worker processes."""
 
     title = "Rhapsody, processes"
 
     def backend(self) -> Any:
-        """The local backend."""
+        """Return the local backend."""
         from rhapsody import LocalExecutionBackend
 
         return LocalExecutionBackend("process", resources={"workers": SLOTS})
 
 
 class OnDask(Ours):
-    """Two workers of Dask on this machine."""
+    """Functions on Dask workers on this machine."""
 
     title = "Rhapsody, Dask"
     needs = "rhapsody-dask"
     module = "rhapsody_dask"
 
     def backend(self) -> Any:
-        """The Dask backend, which starts a cluster."""
+        """Return the Dask backend, which starts a cluster."""
         dask: Any = importlib.import_module("rhapsody_dask")
         return dask.DaskExecutionBackend({"n_workers": SLOTS, "threads_per_worker": 1})

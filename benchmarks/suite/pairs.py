@@ -1,4 +1,4 @@
-"""Pairs of a program that writes a file and a function that reads it, in several systems."""
+"""Contestants that run pairs: a program that writes a file, and a function that reads it."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ from benchmarks.suite.peers import ParslThreads
 
 
 def size_of(file: Any) -> int:
-    """Read a file."""
+    """Read a file and return its length."""
     return len(Path(file).read_text())
 
 
 def pairs(count: int) -> Graph:
-    """Return as many pairs, each of which counts as one task."""
+    """Return a graph of pairs, each of which counts as one task."""
     return [Task(size_of)] * count
 
 
 def directory_of(contestant: Contestant) -> str:
-    """Make a directory for a contestant with the file `source.txt`, which all programs copy."""
+    """Make a directory for a contestant, with the file `source.txt` that all programs copy."""
     directory = contestant.stack.enter_context(tempfile.TemporaryDirectory())
     Path(directory, "source.txt").write_text("text")
     return directory
 
 
 class Journaled(Threads):
-    """Files as `rhapsody run` handles them: with a journal."""
+    """Files with a journal, as in `rhapsody run`."""
 
     title = "Rhapsody"
     options: ClassVar[dict[str, Any]] = {"journal": "pairs.sqlite", "resume": False}
@@ -60,7 +60,7 @@ class Journaled(Threads):
 
 
 class Saved(Journaled):
-    """The same with files that are saved outside the sandboxes."""
+    """Files that are also saved outside the sandboxes."""
 
     title = "Rhapsody, saved"
     name = "saved/copy-{}.txt"
@@ -83,11 +83,11 @@ class ByHand(Contestant):
         self.numbers = itertools.count()
 
     def submit(self, function: Callable[..., Any], *arguments: Any) -> Future[int]:
-        """Hand a pair over to the threads."""
+        """Submit a pair to the threads."""
         return self.pool.submit(self.pair, next(self.numbers))
 
     def pair(self, number: int) -> int:
-        """Copy a file in a directory of its own, rename the copy and read it."""
+        """Copy a file in a new directory, rename the copy and read it."""
         sandbox, saved = f"{self.directory}/{number}", f"{self.directory}/{number}.txt"
         os.mkdir(sandbox)
         command = ["/bin/cp", f"{self.directory}/source.txt", "copy.txt"]
@@ -96,7 +96,7 @@ class ByHand(Contestant):
         return size_of(saved)
 
     async def wait(self, futures: Sequence[Any]) -> None:
-        """Await them all."""
+        """Await all futures."""
         await asyncio.gather(*map(asyncio.wrap_future, futures))
 
 
@@ -127,7 +127,7 @@ def parsl_copy(inputs: Sequence[Any] = (), outputs: Sequence[Any] = ()) -> str:
 
 
 def parsl_read(inputs: Sequence[Any] = ()) -> int:
-    """Read a file."""
+    """Read a file and return its length."""
     return size_of(inputs[0].filepath)
 
 

@@ -1,6 +1,6 @@
-"""Other systems as contestants, each as its own documentation shows it, at its fastest there.
+"""Contestants that run other systems, each in the fastest way that its documentation shows.
 
-They are imported when they start: a process has one of them alone.
+A system is imported when it starts, because each process runs only one of them.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Asyncflow(Contestant):
     needs = "radical.asyncflow"
 
     async def start(self) -> None:
-        """Starts an engine."""
+        """Start an engine."""
         peer: Any = importlib.import_module("radical.asyncflow")
         self.flow = await peer.WorkflowEngine.create(backend=await self.backend(peer))
         self.stack.push_async_callback(self.flow.shutdown)
@@ -35,7 +35,7 @@ class Asyncflow(Contestant):
         return await peer.LocalExecutionBackend(self.executor())
 
     def executor(self) -> Executor:
-        """Return the executor of its local backend."""
+        """Return the executor for radical.asyncflow's local backend."""
         raise NotImplementedError
 
     def task(self, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -52,11 +52,11 @@ class Asyncflow(Contestant):
         return self.tasks[function]
 
     def submit(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """Calls a task."""
+        """Call a task."""
         return (self.tasks.get(function) or self.task(function))(*arguments)
 
     async def wait(self, futures: Sequence[Any]) -> None:
-        """Awaits them all."""
+        """Await all futures."""
         await asyncio.gather(*futures)
 
 
@@ -66,7 +66,7 @@ class AsyncflowNoop(Asyncflow):
     title = "radical.asyncflow, noop"
 
     async def backend(self, peer: Any) -> Any:
-        """Its own noop backend."""
+        """Return radical.asyncflow's noop backend."""
         return peer.NoopExecutionBackend()
 
 
@@ -76,7 +76,7 @@ class AsyncflowThreads(Asyncflow):
     title = "radical.asyncflow, threads"
 
     def executor(self) -> Executor:
-        """As many threads as there are cores."""
+        """Return an executor with as many threads as cores."""
         return self.stack.enter_context(ThreadPoolExecutor(SLOTS))
 
 
@@ -86,7 +86,7 @@ class AsyncflowProcesses(Asyncflow):
     title = "radical.asyncflow, processes"
 
     def executor(self) -> Executor:
-        """As many processes as there are cores."""
+        """Return an executor with as many processes as cores."""
         return self.stack.enter_context(ProcessPoolExecutor(SLOTS))
 
 
@@ -96,7 +96,7 @@ class Parsl(Contestant):
     needs = "parsl"
 
     async def start(self) -> None:
-        """Loads a configuration."""
+        """Load a configuration."""
         self.parsl: Any = importlib.import_module("parsl")
         directory = self.stack.enter_context(tempfile.TemporaryDirectory())
         config = importlib.import_module("parsl.config").Config(
@@ -113,7 +113,7 @@ class Parsl(Contestant):
         raise NotImplementedError
 
     def submit(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """Calls an app."""
+        """Call an app."""
         app = self.apps.get(function)
         if app is None:
             app = self.apps[function] = (
@@ -140,7 +140,7 @@ class ParslThreads(Parsl):
     title = "Parsl, threads"
 
     def executor(self) -> Any:
-        """As many threads as there are cores."""
+        """Return an executor with as many threads as cores."""
         executors: Any = importlib.import_module("parsl.executors")
         return executors.ThreadPoolExecutor(max_threads=SLOTS)
 
@@ -151,7 +151,7 @@ class ParslProcesses(Parsl):
     title = "Parsl, HighThroughput"
 
     def executor(self) -> Any:
-        """As many workers as there are cores."""
+        """Return an executor with as many workers as cores."""
         executors: Any = importlib.import_module("parsl.executors")
         providers: Any = importlib.import_module("parsl.providers")
         return executors.HighThroughputExecutor(
@@ -163,19 +163,19 @@ class ParslProcesses(Parsl):
 
 
 class Executorlib(Pool):
-    """executorlib, whose workers stay between calls; it waits for futures in arguments itself."""
+    """executorlib with persistent workers. It waits for futures in arguments itself."""
 
     title = "executorlib"
     needs = "executorlib"
 
     def executor(self) -> Executor:
-        """As many workers as there are cores."""
+        """Return an executor with as many workers as cores."""
         peer: Any = importlib.import_module("executorlib")
         made: Executor = peer.SingleNodeExecutor(max_workers=SLOTS, block_allocation=True)
         return made
 
     def submit(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """Hands over a call."""
+        """Submit a call."""
         return self.pool.submit(function, *arguments)
 
 
@@ -186,7 +186,7 @@ class Ray(Contestant):
     needs = "ray"
 
     async def start(self) -> None:
-        """Starts its services."""
+        """Start Ray's services."""
         os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
         self.ray: Any = importlib.import_module("ray")
         self.ray.init(num_cpus=SLOTS, include_dashboard=False, log_to_driver=False)
@@ -194,7 +194,7 @@ class Ray(Contestant):
         self.remotes: dict[Callable[..., Any], Any] = {}
 
     def submit(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """Calls a remote function."""
+        """Call a remote function."""
         remote = self.remotes.get(function)
         if remote is None:
             remote = self.remotes[function] = self.ray.remote(function)
@@ -206,13 +206,13 @@ class Ray(Contestant):
 
 
 class Dask(Contestant):
-    """distributed itself, with worker processes on this machine."""
+    """Dask's distributed, with worker processes on this machine."""
 
     title = "Dask"
     needs = "distributed"
 
     async def start(self) -> None:
-        """Starts a cluster."""
+        """Start a cluster."""
         distributed: Any = importlib.import_module("distributed")
         cluster = self.stack.enter_context(
             distributed.LocalCluster(
@@ -222,22 +222,22 @@ class Dask(Contestant):
         self.client = self.stack.enter_context(distributed.Client(cluster))
 
     def submit(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """Calls a function."""
+        """Submit a call."""
         return self.client.submit(function, *arguments, pure=False)
 
     async def wait(self, futures: Sequence[Any]) -> None:
-        """Gathers them all."""
+        """Gather all results."""
         self.client.gather(list(futures))
 
 
 class Prefect(Contestant):
-    """Prefect, with a server of its own in a temporary place, and tasks in threads."""
+    """Prefect, with a temporary server and with tasks on threads."""
 
     title = "Prefect, threads"
     needs = "prefect"
 
     async def start(self) -> None:
-        """Starts a server."""
+        """Start a server."""
         home = self.stack.enter_context(tempfile.TemporaryDirectory())
         quiet = {"PREFECT_SERVER_ANALYTICS_ENABLED": "false", "PREFECT_LOGGING_LEVEL": "CRITICAL"}
         os.environ.update(quiet, PREFECT_HOME=home, DO_NOT_TRACK="1")
@@ -248,15 +248,15 @@ class Prefect(Contestant):
         self.stack.enter_context(harness)
 
     def submit(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """Submits a task, in a flow."""
+        """Submit a task inside a flow."""
         return self.prefect.task(function).submit(*arguments)
 
     async def wait(self, futures: Sequence[Any]) -> None:
-        """Do nothing, because a flow waits for its tasks."""
+        """Not used: the flow in `run` waits for its tasks."""
         raise NotImplementedError
 
     async def run(self, graph: Graph) -> None:
-        """Run a graph as a flow, on a thread: its calls block, and this thread has a loop."""
+        """Run a graph as a flow, on a thread because its calls block."""
 
         @self.prefect.flow(task_runner=self.runners.ThreadPoolTaskRunner(max_workers=SLOTS))  # type: ignore[untyped-decorator]
         def flow() -> None:

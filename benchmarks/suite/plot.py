@@ -1,4 +1,4 @@
-"""Draws cost per task against the number of tasks, for every contestant of three measures."""
+"""Plot of the cost per task over the number of tasks, for all contestants of three measures."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ COLOURS = {
     "Ray": "#17becf",
     "Dask": "#8c564b",
 }
-"""By the system; the floors are grey."""
+"""Colors by system; the floors are gray."""
 
 MAIN = ("Rhapsody, noop", "Rhapsody, threads", "Rhapsody, processes")
 MARKERS = {"Rhapsody": "o", "radical.asyncflow": "s", "Parsl": "^", "Dask": "D"}
 
 
 def draw(report: Mapping[str, Any], path: Path) -> None:
-    """Writes the figure, as SVG."""
+    """Write the figure as an SVG file."""
     matplotlib: Any = importlib.import_module("matplotlib")
     matplotlib.use("Agg")
     matplotlib.rcParams.update({"svg.hashsalt": "rhapsody", "font.size": 11})
@@ -47,7 +47,7 @@ def draw(report: Mapping[str, Any], path: Path) -> None:
 
 
 def panel(axes: Any, name: str, values: Mapping[str, Mapping[str, list[float]]]) -> None:
-    """One measure's fans."""
+    """Plot the fans of one measure."""
     lines: dict[str, list[tuple[int, float]]] = {}
     for column, found in values.items():
         kind, size = column.rsplit(" ", 1)

@@ -1,6 +1,7 @@
-"""Rounds: each contestant of a measure takes its turn, in a process of its own, again and again.
+"""Rounds of a measure, in which each contestant takes its turn in a new process.
 
-A contestant that is not installed, fails or takes too long is reported, and the rest goes on.
+Contestants that are not installed, fail or take too long are noted in the results; the others
+continue.
 """
 
 from __future__ import annotations
@@ -33,8 +34,8 @@ class Results:
 
     Attributes:
         date: The date.
-        values: A value for each round, by the column and the contestant.
-        notes: Reasons for missing values, by the contestant.
+        values: A value for each round, by column and contestant.
+        notes: Reasons for missing values, by contestant.
         versions: Versions of the contestants' distributions.
     """
 
@@ -44,13 +45,13 @@ class Results:
     versions: dict[str, str] = field(default_factory=dict)
 
     def note(self, contestant: str, text: str) -> None:
-        """Keeps why something is missing, once."""
+        """Add a reason for a missing value, unless it is already noted."""
         notes = self.notes.setdefault(contestant, [])
         if text not in notes:
             notes.append(text)
 
     def add(self, contestant: str, line: str) -> None:
-        """Adds what a turn has printed, if it is a figure."""
+        """Add the figure in a line that a turn printed; ignore other output."""
         with contextlib.suppress(ValueError, KeyError, TypeError):
             found: Any = json.loads(line)
             if "skipped" in found:
@@ -60,7 +61,7 @@ class Results:
 
 
 def make_graphs(directory: Path, smoke: bool) -> None:
-    """Writes the graphs that all contestants run."""
+    """Write the graphs that all contestants run."""
     if smoke:
         few = [graphs.timed(0.001, range(max(0, n - 2), n)) for n in range(20)]
         graphs.save(few, directory / "small.json")
@@ -92,7 +93,7 @@ def run(name: str, rounds: int, limit: float, smoke: bool) -> Results:
 
 
 def present(measure: Measure, results: Results) -> Iterator[tuple[str, int]]:
-    """The contestants that are installed, by their titles and numbers; notes the others."""
+    """Yield the titles and numbers of the installed contestants; note the others."""
     for number, contestant in enumerate(measure.contestants):
         version = contestant.version()
         if version is None:
@@ -106,7 +107,7 @@ def present(measure: Measure, results: Results) -> Iterator[tuple[str, int]]:
 def turn(results: Results, title: str, number: int, words: list[str], deadline: float) -> None:
     """Run one contestant's turn until the deadline."""
     print(f"{words[0]}: {title or 'all'}", file=sys.stderr, flush=True)
-    path = [str(Path(sys.executable).parent), os.environ["PATH"]]  # Parsl finds its programs so
+    path = [str(Path(sys.executable).parent), os.environ["PATH"]]  # for Parsl's programs
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "PATH": os.pathsep.join(path)}
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as place:
         out, errors = Path(place, "out"), Path(place, "errors")
@@ -124,20 +125,20 @@ def turn(results: Results, title: str, number: int, words: list[str], deadline: 
                 code = process.wait(deadline)
             except subprocess.TimeoutExpired:
                 code = None
-            finally:  # what it has started ends with it
+            finally:  # also end the processes that it started
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
         for line in out.read_text(errors="replace").splitlines():
             results.add(title, line)
         if code is None:
-            results.note(title, f"was ended after {deadline:.0f} s")
+            results.note(title, f"timed out after {deadline:.0f} s")
         elif code:
             results.note(title, f"failed: {last_error(errors.read_text(errors='replace'))}")
 
 
 def last_error(text: str) -> str:
-    """The last error of a traceback, without names of places on this machine."""
+    """Return the last error of a traceback, without paths on this machine."""
     errors = re.findall(r"^[\w.]+(?:Error|Exception|Exit|Interrupt)\b.*", text, re.MULTILINE)
-    last = errors[-1] if errors else "it showed no error"
+    last = errors[-1] if errors else "no error in its output"
     return re.sub(r"(?<!\w)/[^\s'\"]+", "...", last)[:200]

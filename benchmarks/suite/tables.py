@@ -1,4 +1,4 @@
-"""Tables of what was found, as Markdown."""
+"""Markdown tables of the results."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ PEERS = {
 """Names of other systems; the floors are not systems."""
 
 Values = Mapping[str, Mapping[str, list[float]]]
-"""By the column and the contestant, a value for each round."""
+"""Values of all rounds, by column and contestant."""
 
 
 def document(report: Mapping[str, Any]) -> str:
-    """All tables."""
+    """Return the whole report."""
     machine = report["machine"]
     lines = [
         "# Results of the benchmarks",
@@ -43,7 +43,7 @@ def document(report: Mapping[str, Any]) -> str:
 
 
 def summary(report: Mapping[str, Any]) -> Iterator[str]:
-    """Return the summary of all budgets and comparisons."""
+    """Yield the lines that summarize the budgets and comparisons."""
     both = {"Budgets": budgets(report), "Where another system is ahead": ahead(report)}
     for title, lines in both.items():
         if found := list(lines):
@@ -51,7 +51,7 @@ def summary(report: Mapping[str, Any]) -> Iterator[str]:
 
 
 def budgets(report: Mapping[str, Any]) -> Iterator[str]:
-    """Which budgets are met."""
+    """Yield a line for each budget: whether it is met."""
     for name, measure in MEASURES.items():
         values = report["measures"].get(name, {}).get("values", {})
         lines = [verdict(values, budget) for budget in measure.budgets]
@@ -59,14 +59,14 @@ def budgets(report: Mapping[str, Any]) -> Iterator[str]:
 
 
 def ahead(report: Mapping[str, Any]) -> Iterator[str]:
-    """Return the cases in which another system costs less than Rhapsody."""
+    """Yield a line for each case in which another system costs less than Rhapsody."""
     for name in MEASURES:
         values = report["measures"].get(name, {}).get("values", {})
         yield from (f"- `{name}`: {line}" for line in losses(ordered(values)))
 
 
 def section(name: str, measure: Measure, found: Mapping[str, Any]) -> Iterator[str]:
-    """One measure."""
+    """Yield the lines of one measure's section."""
     values = ordered(found["values"])
     yield f"## {measure.title} (`{name}`)"
     yield ""
@@ -90,7 +90,7 @@ def section(name: str, measure: Measure, found: Mapping[str, Any]) -> Iterator[s
 
 
 def ordered(values: Values) -> Values:
-    """The columns with those of one kind together, the smallest size first."""
+    """Sort the columns by kind and size."""
     split = {column: column.rpartition(" ")[::2] for column in values}
     kinds = list(dict.fromkeys(kind for kind, _ in split.values()))
 
@@ -103,12 +103,12 @@ def ordered(values: Values) -> Values:
 
 
 def contestants(values: Values) -> list[str]:
-    """All that have a value, in the order of the measure."""
+    """Return the contestants that have a value, in the order of the measure."""
     return list(dict.fromkeys(who for column in values.values() for who in column))
 
 
 def table(values: Values, cell: Any) -> Iterator[str]:
-    """Return a table with a row for each contestant and a column for each case."""
+    """Yield the lines of a table with a row for each contestant and a column for each case."""
     rows = [["", *values]]
     rows += [[who, *(cell(column, who) for column in values)] for who in contestants(values)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
@@ -121,7 +121,7 @@ def table(values: Values, cell: Any) -> Iterator[str]:
 
 
 def short(value: float) -> str:
-    """Three digits that count."""
+    """Format a number with three significant digits."""
     if abs(value) >= 100:
         return f"{value:,.0f}"
     return f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"
@@ -136,21 +136,21 @@ def figure(found: list[float]) -> str:
 
 
 def ratio(column: Mapping[str, list[float]], who: str, floor: str) -> str:
-    """The median of a contestant as a multiple of the floor's."""
+    """Return the median of a contestant as a multiple of the floor's."""
     if not column.get(who) or not column.get(floor):
         return "-"
     return short(statistics.median(column[who]) / statistics.median(column[floor]))
 
 
 def reasons(notes: list[str]) -> str:
-    """Return why values are missing, with those that exceed the time limit grouped."""
+    """Join the reasons for missing values, with the cases that take too long grouped."""
     long = [note.removeprefix("too long: ") for note in notes if note.startswith("too long: ")]
     others = [note for note in notes if not note.startswith("too long: ")]
     return "; ".join([*others, *([f"{', '.join(long)} would take too long"] if long else [])])
 
 
 def losses(values: Values) -> Iterator[str]:
-    """The peers that cost less than ours, of several ours the one that is first in the tables."""
+    """Yield the peers that cost less than Rhapsody, represented by its first row in the table."""
     ours = next((who for who in contestants(values) if who.startswith(OURS)), "")
     for column, found in values.items():
         medians = {who: statistics.median(each) for who, each in found.items() if each}

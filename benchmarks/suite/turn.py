@@ -1,8 +1,8 @@
-"""One contestant's turn, in a process of its own: `python -m benchmarks.suite.turn MEASURE N`.
+"""One contestant's turn, run as a process: `python -m benchmarks.suite.turn MEASURE N`.
 
-Prints a line of JSON for each figure as soon as it is there, so that a turn that is ended for
-taking too long has shown what it found before. A case that would take longer than the limit, by
-what a twentieth of it takes, is left out.
+Prints each figure as a line of JSON as soon as it is known, so that figures remain if the turn is
+killed after its deadline. Skips each case that would exceed the time limit, judged by a run with a
+twentieth of its size.
 """
 
 from __future__ import annotations
@@ -22,20 +22,21 @@ from benchmarks.suite.contestant import SLOTS, Contestant
 from benchmarks.suite.measures import MEASURES
 
 QUICK = 0.3
-"""Seconds that a case is repeated for, at most `TIMES`."""
+"""Cases are repeated until they have taken this many seconds."""
 
 TIMES = 9
+"""Maximum number of repetitions."""
 
 
 def say(column: str, values: list[float]) -> None:
-    """Prints what was found."""
+    """Print a figure."""
     print(json.dumps({"column": column, "values": values}), flush=True)
 
 
 async def take(
     contestant: type[Contestant], cases: Sequence[Case], limit: float, began: float
 ) -> None:
-    """Starts the system, and does all that it can do in time."""
+    """Start the system, and run the cases within the time limit."""
     pace: dict[str, float] = {}
     async with contestant.running() as system:
         await system.run(graphs.fan(1))
@@ -43,8 +44,8 @@ async def take(
             say("first result", [time.monotonic() - began])
         await system.run(graphs.fan(2 * SLOTS))
         for case in cases:
-            if case.linear and case.kind not in pace:  # what is done first also warms up
-                gc.collect()  # of what the case before has left
+            if case.linear and case.kind not in pace:  # also a warm-up
+                gc.collect()  # objects of the previous case
                 few, start = max(case.size // 20, min(case.size, 10)), time.perf_counter()
                 await case.run(system, few)
                 pace[case.kind] = (time.perf_counter() - start) / few
@@ -55,7 +56,7 @@ async def take(
 
 
 async def repeated(system: Contestant, case: Case) -> float:
-    """Does a case, again while it is quick; returns the seconds for each of its size."""
+    """Run a case, repeatedly if it is short; return the seconds per unit of its size."""
     found: dict[str, list[float]] = {}
     times, took, begin = 0, 0.0, time.perf_counter()
     while not times or (case.linear and took < QUICK and times < TIMES):
@@ -72,10 +73,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("measure", choices=list(MEASURES))
     parser.add_argument(
-        "contestant", type=int, help="its number; 0 if the measure has one contestant"
+        "contestant", type=int, help="index in the measure; 0 if `whole` measures all"
     )
     parser.add_argument("--began", type=float, default=time.monotonic())
-    parser.add_argument("--limit", type=float, default=20.0, help="seconds for a case")
+    parser.add_argument("--limit", type=float, default=20.0, help="time limit of a case in seconds")
     parser.add_argument("--graphs", type=Path, default=Path())
     parser.add_argument("--smoke", action="store_true")
     options = parser.parse_args()

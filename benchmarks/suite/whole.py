@@ -1,4 +1,4 @@
-"""Measures that have contests of their own, on a cluster or a pilot that all contestants share."""
+"""Measures in which all contestants share a cluster or a pilot."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Iterator
 
 Found = Iterator[tuple[str, str, list[float]]]
-"""For each contestant and column what was found, round by round."""
+"""Contestants, columns and the values of all rounds."""
 
 ROUNDS = 5
 DASK, OURS = "by hand, as results come", "Rhapsody"
@@ -18,7 +18,7 @@ BY_HAND = "by hand"
 
 
 def dask(smoke: bool) -> Found:
-    """The contests of `benchmarks/dask.py`."""
+    """Yield the results of `benchmarks/dask.py`."""
     from distributed import LocalCluster
 
     from benchmarks import dask as work
@@ -43,7 +43,7 @@ def dask(smoke: bool) -> Found:
 
 
 def radical(smoke: bool) -> Found:
-    """The contests of `benchmarks/radical_pilot.py`."""
+    """Yield the results of `benchmarks/radical_pilot.py`."""
     from benchmarks import radical_pilot as work
 
     size, rounds = (10, 1) if smoke else (500, 7)
