@@ -79,10 +79,10 @@ def test_a_graph_that_was_written_is_read_again(tmp_path: Path) -> None:
     assert graphs.load(tmp_path / "graph.json") == graph
 
 
-def test_a_contestant_that_takes_too_long_is_ended_and_reported() -> None:
+def test_a_contestant_that_takes_too_long_is_killed_and_reported() -> None:
     results = rounds.Results("")
     rounds.turn(results, "slow", 0, ["engine", "--smoke"], 0.001)
-    assert "was ended" in results.notes["slow"][0]
+    assert "timed out" in results.notes["slow"][0]
 
 
 def test_a_contestant_that_fails_is_reported_with_the_reason_but_no_path() -> None:
