@@ -25,33 +25,32 @@ from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parent
 
-# Python compiles what a check imports, and pytest what it rewrites, once for all that run on the
-# same Python. pip would compile every module of every package, in each environment. uv has the same
-# options.
+# By default, pip compiles every module of every package in each environment. Without that, Python
+# and pytest compile only the modules that a check imports, and store them for later runs. uv has
+# the same options.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 COMPILE, NO_COMPILE = "--compile", "--no-compile"
 
 
 class Distribution(NamedTuple):
-    """A distribution with its tests, and what its tests need.
+    """A distribution with its tests and their requirements.
 
     Attributes:
         folder: The folder of the distribution.
         tests: The folder of its tests.
         extras: The extras that the tests need.
         ci: The tests that `nox -s ci` adds to plain `nox`, which runs those not marked `long` on
-            the running Python. `"nothing"`: none. `"long"`: those marked `long`. `"all"`: these,
-            those marked neither `long` nor `one_python` on the newest other Python, and `minimums`
-            with the lowest dependencies.
+            the running Python. `"nothing"`: no tests. `"long"`: the tests marked `long`. `"all"`:
+            also the tests marked neither `long` nor `one_python` on the newest other Python, and
+            `minimums` with the lowest dependencies.
         has_long: Whether some tests are marked `long`.
-        minimums: The tests that use its dependencies most.
-        at_once: How many tests run in parallel; may exceed the number of processors if most tests
-            wait.
+        minimums: The tests that depend most on the versions of its dependencies.
+        at_once: Number of parallel tests. May exceed the number of processors if most tests wait.
         files_at_once: Whether tests of one file run one after the other, because they share
             expensive fixtures.
         reruns: Whether a test whose pilot or Slurm did not start is repeated once.
-        pythons: The supported Pythons, if not all.
-        tools: Other packages that the tests use.
+        pythons: The supported Pythons; empty if it supports all.
+        tools: Additional packages for the tests.
     """
 
     folder: str
@@ -67,8 +66,8 @@ class Distribution(NamedTuple):
     tools: tuple[str, ...] = ()
 
 
-# Core's tests of the code that calls cloudpickle, importlib-metadata, packaging, pluggy, rich,
-# typeguard and fsspec, and of the kit, which uses pytest and psutil.
+# Core's tests of the code that uses cloudpickle, importlib-metadata, packaging, pluggy, rich,
+# typeguard or fsspec, and of the conformance kit, which uses pytest and psutil.
 MINIMUMS = [
     "tests/core/engine/test_backend_handles.py",
     "tests/core/backends/test_discovery.py",
@@ -94,8 +93,8 @@ MINIMUMS = [
     "tests/core/testing/test_tools.py",
 ]
 
-# The only place to add another distribution. Its tests run in an environment that contains
-# core and that distribution alone.
+# To add a distribution, add it here only. Its tests run in an environment with only core and that
+# distribution.
 DISTRIBUTIONS = {
     "core": Distribution(
         "packages/rhapsody-core",
@@ -104,7 +103,7 @@ DISTRIBUTIONS = {
         ci="all",
         minimums=MINIMUMS,
         at_once=4,
-        tools=("numpy>=1.26", "pandas>=2.1"),  # whose values have keys of their own
+        tools=("numpy>=1.26", "pandas>=2.1"),  # types with special keys in the journal
     ),
     "dask": Distribution(
         "packages/rhapsody-dask",
@@ -119,21 +118,21 @@ DISTRIBUTIONS = {
         "tests/radical",
         "[testing]",
         at_once=2,
-        files_at_once=True,  # and those of all files that need a pilot
+        files_at_once=True,  # also all tests with a pilot; see conftest.py
         reruns=True,
-        pythons=("3.11", "3.12", "3.13"),  # RADICAL-Pilot's
+        pythons=("3.11", "3.12", "3.13"),  # supported by RADICAL-Pilot
     ),
     "wfcommons": Distribution("packages/rhapsody-wfcommons", "tests/wfcommons", has_long=False),
 }
 
 PYTHONS = ["3.11", "3.12", "3.13", "3.14", "3.14t"]
 RUNNING = f"{sys.version_info[0]}.{sys.version_info[1]}{'t' if 't' in sys.abiflags else ''}"
-if sys.version_info < (3, 11):  # noqa: UP036 - nox itself runs on older ones
-    sys.exit(f"nox runs on Python {RUNNING}; Rhapsody needs 3.11 or newer: make the venv with one")
+if sys.version_info < (3, 11):  # noqa: UP036 - nox supports older Pythons
+    sys.exit(f"nox runs on Python {RUNNING}, but Rhapsody needs 3.11 or newer: recreate the venv")
 if RUNNING not in PYTHONS:
     PYTHONS.append(RUNNING)
 
-# Linters and type checkers disagree between their own versions, so those are held.
+# Linters and type checkers are pinned, because new versions report new problems.
 RUFF = "ruff>=0.17.5,<0.18"
 DOCSTRINGS = "DOC201,DOC202,DOC402,DOC403,DOC501"  # preview rules of ruff
 CODESPELL = "codespell>=2.4,<3"
@@ -141,8 +140,7 @@ MYPY = "mypy>=2.4,<2.5"
 PYRIGHT = "pyright[nodejs]>=1.1.414,<1.2"
 TEST_TOOLS = ["hypothesis>=6.100", "pytest-asyncio>=1.5", "pytest-timeout>=2.3"]
 XDIST = "pytest-xdist>=3.6"
-# A test whose pilot or Slurm did not start runs once more, and is listed; nothing else is ever
-# repeated.
+# A test whose pilot or Slurm did not start is repeated once and listed. No other test is repeated.
 RERUN = "pytest-rerunfailures>=16.0"
 NOT_STARTED = (
     "PilotException: RADICAL-Pilot cannot start in",
@@ -155,8 +153,8 @@ BUILD = "build>=1.2"
 HATCHLING = "hatchling>=1.26"
 DOCS = "mkdocs>=1.6,<2"
 GRIFFE = "griffe>=2.0,<3"
-# Systems that the benchmarks compare with. One that cannot be installed takes no part. Prefect's
-# server does not start with FastAPI 0.165, which it allows.
+# Systems that the benchmarks compare with; those that cannot be installed are skipped. Prefect
+# allows FastAPI 0.165, but its server does not start with it.
 PEERS = {
     "radical.asyncflow": ["radical.asyncflow>=0.6"],
     "Parsl": ["parsl>=2025.1"],
@@ -172,14 +170,14 @@ AUDIT_TOOLS = ["pip-audit>=2.9,<3", "cyclonedx-bom>=7,<8", "detect-secrets>=1.5,
 nox.needs_version = ">=2024.10.9"
 QUICK = [f"quick-{RUNNING}(backend='{name}')" for name in DISTRIBUTIONS]
 nox.options.sessions = ["lint", "prose", "types", *QUICK, "system"]
-# A Python that is not there is reported as skipped, on CI machines too.
+# Missing Pythons are reported as skipped, also with CI=true.
 nox.options.error_on_missing_interpreters = False
 nox.options.download_python = "never"
-nox.options.default_venv_backend = "uv|virtualenv"  # uv takes seconds where pip takes a minute
+nox.options.default_venv_backend = "uv|virtualenv"  # uv takes seconds instead of a minute
 
 
 def share_pip_index() -> None:
-    """Make uv use the package index of pip's settings, which it does not read."""
+    """Make uv use the package index in pip's settings, which uv does not read."""
     pip = [sys.executable, "-m", "pip", "config", "list"]
     settings = subprocess.run(pip, capture_output=True, text=True, check=False).stdout
     for index in re.findall(r"^\S*\.index-url='(.*)'$", settings, re.MULTILINE):
@@ -193,7 +191,7 @@ def install_distribution(session: nox.Session, backend: str, *more: str, **optio
     """Install core, the backend's distribution and `more`, in one resolution."""
     core, dist = DISTRIBUTIONS["core"], DISTRIBUTIONS[backend]
     wanted = {d.folder: f"./{d.folder}{d.extras}" for d in (core, dist)}
-    # A pilot starts many programs at once: each would compile the same modules.
+    # A pilot starts many processes at the same time, which would all compile the same modules.
     compiled = COMPILE if backend == "radical" else NO_COMPILE
     session.install(compiled, *wanted.values(), *more, **options)
 
@@ -240,13 +238,13 @@ def prose(session: nox.Session) -> None:
 def types(session: nox.Session) -> None:
     """Check the types: mypy on everything, and pyright on what users import.
 
-    Both check the programs in `tests/core/typing`, with correct and with wrong calls.
+    Both check the programs in `tests/core/typing`, with correct and incorrect calls.
     """
     there = {n: d for n, d in DISTRIBUTIONS.items() if not d.pythons or RUNNING in d.pythons}
     everything = [f"./{d.folder}{d.extras}" for d in there.values()]
     tools = (MYPY, PYRIGHT, "nox", "pytest>=8.4", "types-psutil", *TEST_TOOLS)
     session.install(NO_COMPILE, *tools, *everything)
-    with ThreadPoolExecutor(1) as pool:  # mypy and pyright use one processor each
+    with ThreadPoolExecutor(1) as pool:  # mypy and pyright each use one processor
         checked = pool.submit(session.run, "mypy", silent=True)
         for name in there:
             package = "rhapsody" if name == "core" else f"rhapsody_{name}"
@@ -317,9 +315,9 @@ def system(session: nox.Session) -> None:
     """
     tools = [BUILD, HATCHLING, GRIFFE, MYPY, RUFF, XDIST, "nox", "pytest>=8.4", *TEST_TOOLS]
     if session.venv_backend == "uv":
-        tools.append("uv")  # makes the environments of the tests, too
+        tools.append("uv")  # the tests create environments with it, too
     session.install(NO_COMPILE, *tools)
-    files_at_once = ("-n2", "--dist=loadfile")  # as those of one file share environments
+    files_at_once = ("-n2", "--dist=loadfile")  # the tests of a file share environments
     session.run("pytest", *files_at_once, *(session.posargs or ["-m", "not long", "tests/system"]))
 
 
@@ -343,7 +341,7 @@ def minimums(session: nox.Session, backend: str) -> None:
         lowest |= lowest_allowed(ROOT / dist.folder / "pyproject.toml")
     text = "".join(f"{name}=={version}\n" for name, version in sorted(lowest.items()))
     constraints.write_text(text)
-    session.log("held at their lowest:\n%s", text)
+    session.log("lowest allowed versions:\n%s", text)
     options = [] if session.posargs else ["-m", "not long"]
     run_tests(session, backend, *options, constraints=constraints)
 
@@ -354,7 +352,7 @@ def lowest_allowed(pyproject: Path) -> dict[str, str]:
     Raises:
         ValueError: A dependency has no lower bound.
     """
-    import tomllib  # not in the Pythons that are too old, which get a clear message above
+    import tomllib  # missing from older Pythons, which are rejected with a message above
 
     project = tomllib.loads(pyproject.read_text())["project"]
     extras = project.get("optional-dependencies", {})
@@ -365,7 +363,7 @@ def lowest_allowed(pyproject: Path) -> dict[str, str]:
             continue  # installed from this tree
         lower = [s.version for s in requirement.specifier if s.operator in (">=", "==", "~=")]
         if not lower:
-            raise ValueError(f"{pyproject}: {text!r} has no lower bound: write >= and a version")
+            raise ValueError(f"{pyproject}: {text!r} has no lower bound: add >= and a version")
         bounds[requirement.name] = lower[0]
     return bounds
 
@@ -392,7 +390,7 @@ def benchmarks(session: nox.Session) -> None:
     folders = [f"./{DISTRIBUTIONS[name].folder}" for name in backends]
     session.install(*folders, *DISTRIBUTIONS["core"].tools, *BENCHMARK_TOOLS)
     for peer, requirements in PEERS.items():
-        session.log("installing %s; it takes no part where that fails", peer)
+        session.log("installing %s; skipped if that fails", peer)
         session.install(*requirements, success_codes=[0, 1, 2])
     session.run("python", "-m", "benchmarks.suite", *session.posargs)
 
@@ -417,7 +415,7 @@ def audit(session: nox.Session) -> None:
     problems = secrets_in_the_tree(session)
     for name, dist in DISTRIBUTIONS.items():
         if dist.pythons and RUNNING not in dist.pythons:
-            problems.append(f"{name} was not looked at: it does not support Python {RUNNING}")
+            problems.append(f"{name}: NOT AUDITED: it does not support Python {RUNNING}")
             continue
         alone = session.cache_dir.absolute() / f"{name}-audited"
         session.run("python", "-m", "venv", "--clear", str(alone), silent=True)
@@ -427,7 +425,7 @@ def audit(session: nox.Session) -> None:
         write_sbom(session, alone, dist)
         problems += known_faults(session, alone, name)
     if problems:
-        session.error("\n".join(["what was found:", *problems]))
+        session.error("\n".join(["problems found:", *problems]))
 
 
 def secrets_in_the_tree(session: nox.Session) -> list[str]:
@@ -445,7 +443,7 @@ def secrets_in_the_tree(session: nox.Session) -> list[str]:
 
 
 def write_sbom(session: nox.Session, environment: Path, dist: Distribution) -> None:
-    """Write the contents of an environment with one distribution and its dependencies."""
+    """Write a CycloneDX file for an environment with one distribution and its dependencies."""
     folder = ROOT / "dist" / "sbom"
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{Path(dist.folder).name}.cdx.json"
@@ -462,10 +460,10 @@ def known_faults(session: nox.Session, environment: Path, name: str) -> list[str
     answer.unlink(missing_ok=True)
     (site,) = environment.glob("lib/python*/site-packages")
     words = ["--path", str(site), "--format", "json", "--output", str(answer)]
-    # 1: there are some, or the service did not answer.
+    # Exit code 1 means vulnerabilities, or no answer from the service.
     session.run("pip-audit", "--progress-spinner", "off", *words, success_codes=[0, 1])
     if not answer.exists():
-        return [f"{name}: NOT AUDITED: the service that knows vulnerabilities cannot be reached"]
+        return [f"{name}: NOT AUDITED: the vulnerability service cannot be reached"]
     own = {Path(dist.folder).name for dist in DISTRIBUTIONS.values()}
     packages = json.loads(answer.read_text())["dependencies"]
     skipped = [each["name"] for each in packages if "skip_reason" in each]
@@ -477,17 +475,17 @@ def known_faults(session: nox.Session, environment: Path, name: str) -> list[str
     ]
     if unknown:
         problems.append(
-            f"{name}: NOT AUDITED: the service that knows vulnerabilities has no answer about "
-            f"{len(unknown)} of {len(packages)} packages: {', '.join(unknown)}"
+            f"{name}: NOT AUDITED: the vulnerability service has no data on {len(unknown)} of "
+            f"{len(packages)} packages: {', '.join(unknown)}"
         )
     return problems
 
 
 @nox.session(python=False)
 def ci(session: nox.Session) -> None:
-    """Run what plain `nox` leaves out, as far as CI can afford it: see `Distribution.ci`.
+    """Run the additional tests of CI; see `Distribution.ci`.
 
-    Tests marked `long` run in sessions of plain `nox`: with `-R`, these need no installation.
+    Tests marked `long` run in the environments of plain `nox`, which `-R` reuses.
     """
     others = [python for python in PYTHONS if python != RUNNING and shutil.which(f"python{python}")]
     for backend, dist in DISTRIBUTIONS.items():

@@ -26,7 +26,7 @@ TAG = "rhapsody-core-v"
 SPECS = "rhapsody.plugins.specs"
 
 MODULES = [SPECS]
-"""Modules of which everything public belongs to the interface: the hooks."""
+"""Modules whose public names all belong to the interface: the hooks."""
 
 ROOTS = [
     "rhapsody",
@@ -35,14 +35,14 @@ ROOTS = [
     "rhapsody.sdk",
     "rhapsody.testing",
 ]
-"""Packages of which everything in `__all__` belongs to the interface."""
+"""Packages whose names in `__all__` all belong to the interface."""
 
 HARMLESS = {
     # The version itself, and numbers that no plugin depends on.
     griffe.BreakageKind.ATTRIBUTE_CHANGED_VALUE,
 }
 HARMLESS_IN_HOOKS = {
-    # A plugin's function takes those of a hook's arguments that it names.
+    # A plugin's function may accept any subset of a hook's arguments.
     griffe.BreakageKind.PARAMETER_ADDED_REQUIRED,
     griffe.BreakageKind.PARAMETER_MOVED,
 }
@@ -91,7 +91,7 @@ def offered(package: griffe.Object, path: str) -> dict[str, griffe.Object]:
         member = module.members.get(str(name)) if module is not None else None
         try:
             target = member.final_target if isinstance(member, griffe.Alias) else member
-        except griffe.AliasResolutionError:  # it comes with a plugin
+        except griffe.AliasResolutionError:  # imported from another distribution
             continue
         if target is not None:
             found[str(name)] = target
@@ -103,7 +103,7 @@ def breaks(old: griffe.Object, new: griffe.Object) -> Iterator[str]:
     for path in MODULES:
         before, after = find(old, path), find(new, path)
         if before is None:
-            continue  # it is new
+            continue  # a new module
         if after is None:
             yield f"{path}: the module is missing"
             continue
@@ -112,7 +112,7 @@ def breaks(old: griffe.Object, new: griffe.Object) -> Iterator[str]:
         before_names, after_names = offered(old, path), offered(new, path)
         for name, thing in before_names.items():
             if name not in after_names:
-                yield f"{path}.{name}: it is not exported any more"
+                yield f"{path}.{name}: no longer exported"
             elif not thing.path.startswith(tuple(f"{module}." for module in MODULES)):
                 yield from compare(thing, after_names[name])
 
@@ -121,7 +121,7 @@ def compare(old: griffe.Object, new: griffe.Object, *, hooks: bool = False) -> I
     """Yield each break in one module, class or function."""
     changes = griffe.find_breaking_changes(old, new)
     if old.is_function and old.parent is not None and new.parent is not None:
-        # griffe compares only the members of what it is given.
+        # griffe compares only the members of an object.
         around = griffe.find_breaking_changes(old.parent, new.parent)
         changes = (found for found in around if found.obj.path == old.path)
     for found in changes:
@@ -131,7 +131,7 @@ def compare(old: griffe.Object, new: griffe.Object, *, hooks: bool = False) -> I
         yield f"{found.obj.module.path}.{in_words(found)}"
     for path, required in abstract(new).items():
         more = required - abstract(old).get(path, required)
-        yield from (f"{path}.{name}: a new method that every subclass must have" for name in more)
+        yield from (f"{path}.{name}: subclasses must implement this new method" for name in more)
 
 
 def in_words(found: griffe.Breakage) -> str:
@@ -159,11 +159,11 @@ def main() -> int:
     """Compare the interfaces and print the result."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--repository", type=Path, default=Path(__file__).parents[1])
-    parser.add_argument("--tag", help="compare with this one instead of the last release")
+    parser.add_argument("--tag", help="compare with this tag instead of the last release")
     options = parser.parse_args()
     tag = options.tag or last_release(options.repository)
     if tag is None:
-        print(f"plugin interface: there is no release tag {TAG}* yet, so nothing to compare with")
+        print(f"plugin interface: there is no release tag {TAG}* to compare with")
         return 0
     new = load(options.repository / SOURCE)
     with tempfile.TemporaryDirectory() as directory:
@@ -176,15 +176,18 @@ def main() -> int:
     for line in found:
         print(f"  {line}")
     if not found:
-        print(f"plugin interface: version {now}, nothing is broken since {tag}")
+        print(f"plugin interface: version {now}, no breaking changes since {tag}")
         return 0
     if now > before:
-        print(f"plugin interface: version {now} breaks the above, {tag} had version {before}")
+        print(
+            f"plugin interface: version {now} makes the breaking changes above; {tag} has "
+            f"version {before}"
+        )
         return 0
     print(
-        f"plugin interface: the above would break plugins written for {tag}, and it is still "
-        f"version {now}. Undo it, or raise API_VERSION in rhapsody/plugins/specs.py and say in "
-        "CHANGELOG.md what plugins have to change"
+        f"plugin interface: these changes break plugins written for {tag}, but the version is "
+        f"still {now}; undo them, or raise API_VERSION in rhapsody/plugins/specs.py and describe "
+        "the necessary changes of plugins in CHANGELOG.md"
     )
     return 1
 

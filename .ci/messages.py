@@ -1,7 +1,7 @@
 """List every message of the distributions: errors, warnings, log records and help texts.
 
 The list, `tests/messages/messages.txt`, is the only place that pins the whole wording of messages.
-It shows how they read, and each change of one in review.
+It lets reviewers read all messages, and every change of a message.
 
     python .ci/messages.py [--check]
 """

@@ -34,18 +34,18 @@ PHRASES = re.compile(
     | time-outs? | cannot\ be\ meant | of\ no\ use | to\ no\ avail
     )\b"""
 )
-"""Phrases that are faults in any text."""
+"""Phrases that are faults in every text."""
 
 SUBJECTS = re.compile(
     r"(?i)\b(?:it|that|which|this|line|log|error|message|engine|backend|task|table|file|note)"
     r" (?:tells|tell)\b(?! apart)"
 )
-"""Things that do not tell anything: "says", "returns" or "reports" is meant."""
+"""Subjects that cannot "tell" anything: write "says", "returns" or "reports"."""
 
 STARTS = re.compile(
     r"(?:What|Whether|How|Has|Have|Had|Gives?|Gets|Lets|Makes sure|Where|When|Who|Whose|Why)\b"
 )
-"""First words of a docstring that does not name the thing or say what the function does."""
+"""First words of docstrings that neither name the object nor describe the function's action."""
 
 RETURNS = re.compile(r"(?m)^ *Returns:\n +(?:Gives|Whether|What|How)\b")
 """A description of a return value that is a clause instead of a noun."""
@@ -103,7 +103,7 @@ def strings(text: str) -> Iterator[tuple[int, int, bool, str]]:
 def python(text: str) -> Iterator[tuple[int, bool, str]]:
     """Yield the docstrings, comments and messages of a module, with their first lines."""
     for line, _, is_docstring, string in strings(text):
-        # Two spaces make a message; other strings are names and formats.
+        # Strings with fewer than two spaces are names and formats, not messages.
         if is_docstring or string.strip().count(" ") > 1:
             yield line, is_docstring, string
     block, first = "", 0

@@ -1,7 +1,7 @@
-"""Writes docs/plugins/hooks.md from the specifications of the hooks.
+"""Generator of docs/plugins/hooks.md from the hook specifications.
 
-To be run after a change of `rhapsody.plugins.specs`: `python tests/docs/hook_reference.py`.
-A test holds that the page is what this gives.
+Run `python tests/docs/hook_reference.py` after a change of `rhapsody.plugins.specs`. A test checks
+that the page is up to date.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from rhapsody.plugins import specs
 PAGE = Path(__file__).parents[2] / "docs" / "plugins" / "hooks.md"
 
 MARK = (
-    "<!-- From here on written by tests/docs/hook_reference.py from rhapsody/plugins/specs.py: "
+    "<!-- Generated from here on by tests/docs/hook_reference.py from rhapsody/plugins/specs.py: "
     "do not edit. -->\n"
 )
-"""First line of the generated part; the text before it is written by hand, and stays."""
+"""First line of the generated part. The text before it is written by hand."""
 
 HEAD = (
     MARK
@@ -45,17 +45,17 @@ VALUES: tuple[type, ...] = (
     specs.ObservedEngine,
     specs.CommandLine,
 )
-"""Types that hooks receive and return, except those that every user knows."""
+"""Types that hooks receive and return, except those documented for users elsewhere."""
 
 
 def hooks() -> dict[str, Callable[..., Any]]:
-    """The specified hooks, in the order of the module."""
+    """Return the hook specifications, in the order of the module."""
     mark = f"{specs.PROJECT}_spec"
     return {name: value for name, value in vars(specs).items() if hasattr(value, mark)}
 
 
 def page() -> str:
-    """The text of the page."""
+    """Return the text of the page."""
     by_hand = PAGE.read_text().partition(MARK)[0]
     found = hooks()
     rows = "".join(f"| [`{name}`](#{name}) | {summary(hook)} |\n" for name, hook in found.items())
@@ -94,7 +94,8 @@ def _value(kind: type) -> str:
 
 
 def _call(name: str, function: Callable[..., Any]) -> str:
-    """Return the signature as inline code; annotations are text in this package."""
+    """Return the signature as inline code."""
+    # Annotations are strings in this package.
     given = re.sub(r"ForwardRef\(('[^']*')\)", r"\1", str(inspect.signature(function)))
     signature = re.sub(r"(: |-> )'([^']*)'", r"\1\2", given.replace("mappingproxy({})", "{}"))
     return f"`{name}{signature.replace('(self, ', '(').removesuffix(' -> None')}`"
@@ -104,7 +105,7 @@ _SECTION = re.compile(r"^(Args|Attributes|Returns|Raises):\n", re.MULTILINE)
 
 
 def _parts(docstring: str) -> Iterator[str]:
-    """The paragraphs of a docstring in Google's style, as Markdown."""
+    """Yield the paragraphs of a Google-style docstring as Markdown."""
     before, *sections = _SECTION.split(docstring)
     yield before.strip()
     for title, body in zip(sections[::2], sections[1::2], strict=True):

@@ -1,8 +1,8 @@
-"""Every Python block of the documentation runs as it stands and prints what it says.
+"""Tests of the Python blocks in the documentation: each runs and prints the documented output.
 
-A block is a program of its own, run in an empty directory. A `text` block right after it
-is what it prints. `<!-- continues -->` on the line before a block puts the page's earlier
-blocks in front of it; `<!-- not run: reason -->` leaves it out.
+Each block is a program that runs in an empty directory. A `text` block directly after it contains
+its output. `<!-- continues -->` on the line before a block prepends the previous program;
+`<!-- not run: reason -->` skips the block.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Block(NamedTuple):
 
 
 def blocks_of(text: str) -> Iterator[tuple[int, Block]]:
-    """The programs of a page with the lines they begin on."""
+    """Yield the programs of a page with their first lines."""
     before = ""
     for match in FENCE.finditer(text):
         mark = match["mark"] or ""
@@ -59,7 +59,7 @@ ALL = [
 
 
 @pytest.mark.parametrize("block", ALL)
-def test_a_block_of_the_documentation_runs_and_prints_what_it_says(
+def test_a_block_of_the_documentation_runs_and_prints_the_documented_output(
     block: Block, tmp_path: Path
 ) -> None:
     program = tmp_path / "block.py"
@@ -77,7 +77,7 @@ def test_a_block_of_the_documentation_runs_and_prints_what_it_says(
         assert done.stdout == block.output
 
 
-def test_blocks_are_found_with_their_output_and_their_marks() -> None:
+def test_blocks_are_found_with_their_output_and_marks() -> None:
     page = (
         "```python\nx = 1\n```\n\ntext\n\n"
         "<!-- continues -->\n```python\nprint(x)\n```\n\n```text\n1\n```\n\n"

@@ -1,4 +1,4 @@
-"""The pages for authors of plugins say what the code says: every hook, method and capability."""
+"""Tests of the pages for plugin authors: they cover every hook, method and capability."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ HOOKS = hook_reference.hooks()
 HOOK_TESTS = ROOT / "tests/core/plugins/test_specs.py"
 
 
-def test_the_hook_reference_is_what_the_specifications_say() -> None:
+def test_the_hook_reference_is_up_to_date() -> None:
     assert hook_reference.PAGE.read_text() == hook_reference.page(), (
         "run: python tests/docs/hook_reference.py"
     )
 
 
 @pytest.mark.parametrize("name", HOOKS)
-def test_a_hook_says_what_it_is_for_when_it_is_called_and_what_it_gets(name: str) -> None:
+def test_a_hook_documents_its_purpose_its_calls_and_its_arguments(name: str) -> None:
     text = inspect.getdoc(HOOKS[name]) or ""
     assert text.partition("\n")[0].endswith(".")
     assert re.search(r"^Called ", text, re.MULTILINE)
@@ -55,7 +55,7 @@ def test_a_hook_has_a_test_that_calls_it_in_an_installed_plugin(name: str) -> No
 
 
 def first_column(page: str) -> set[str]:
-    """The names in the first columns of a page's tables."""
+    """Return the names in the first columns of a page's tables."""
     rows = re.findall(r"^\| (`[^|]+) \|", (PLUGINS / page).read_text(), re.MULTILINE)
     return {name for row in rows for name in re.findall(r"`([^`]+)`", row)}
 
@@ -80,7 +80,7 @@ def test_every_capability_has_its_row() -> None:
 
 
 @pytest.mark.parametrize("name", rhapsody.sdk.__all__)
-def test_everything_that_backends_share_is_documented(name: str) -> None:
+def test_every_name_of_the_sdk_is_documented(name: str) -> None:
     page = (PLUGINS / "backends.md").read_text()
     assert f"`{name}`" in page, f"{name} is not on the page"
     thing = getattr(rhapsody.sdk, name)
