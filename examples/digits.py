@@ -4,15 +4,15 @@
 # ///
 """Model selection on scikit-learn's handwritten digits, as an ensemble of tasks.
 
-Each model is trained and scored on five folds, one task for each. Tasks that depend on them
-average and rank the models; a block then searches around the best one, round by round,
-until no neighbour is better. The winner is tested on images that no task has seen before. A
-shell command writes the ranking to a file and checks it, and a last task reads the file.
+Each model is trained and scored on five folds, with one task per fold. Further tasks average the
+scores and rank the models. A block then varies the settings of the best model until no variation
+is better. The winner is tested on images that were not used before. A shell command writes the
+ranking to a file and checks it, and the last task reads the file.
 
-    python examples/digits.py                  # in processes, on every core of this machine
-    rhapsody run examples/digits.py -b NAME    # the same on any backend
+    python examples/digits.py                  # in worker processes, one per core
+    rhapsody run examples/digits.py -b NAME    # on any backend
 
-It needs scikit-learn: `pip install scikit-learn`.
+Requires scikit-learn: `pip install scikit-learn`.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ from typing import Any
 from rhapsody import InputFile, LocalExecutionBackend, OutputFile, WorkflowEngine
 
 FOLDS = 5
-STEPS = [4.0, 2.0]  # factors between neighbours
+STEPS = [4.0, 2.0]  # factors between neighbors
 ENSEMBLE: dict[str, dict[str, list[Any]]] = {
     "support vectors": {"C": [0.1, 1.0, 10.0], "gamma": [1e-4, 1e-2]},
     "random forest": {"n_estimators": [20, 50], "max_features": [4, 8, 16]},
-    "nearest neighbours": {"n_neighbors": [5, 10, 20]},
+    "nearest neighbors": {"n_neighbors": [5, 10, 20]},
     "logistic": {"C": [0.1, 1.0, 10.0]},
 }
 
@@ -44,7 +44,7 @@ Row = dict[str, Any]
 """One model in the ranking: family, settings, accuracy, spread, and its scores by fold."""
 
 
-# What runs in the workers: ordinary functions, which import what they need.
+# Functions that run on workers. They import the libraries that they use.
 
 
 def digits() -> tuple[Any, Any, Any, Any]:
@@ -70,11 +70,11 @@ def make_model(family: str, settings: dict[str, Any]) -> Any:
             return SVC(**settings)
         case "random forest":
             return RandomForestClassifier(**settings, random_state=0)
-        case "nearest neighbours":
+        case "nearest neighbors":
             return KNeighborsClassifier(**settings, weights="distance")
         case "logistic":
             return make_pipeline(MinMaxScaler(), LogisticRegression(**settings, max_iter=1000))
-    raise ValueError(f"no such family of models: {family!r}")
+    raise ValueError(f"unknown family of models: {family!r}")
 
 
 def train_and_score(family: str, settings: dict[str, Any], fold: int) -> dict[str, Any]:
@@ -87,7 +87,7 @@ def train_and_score(family: str, settings: dict[str, Any], fold: int) -> dict[st
     folds = StratifiedKFold(FOLDS, shuffle=True, random_state=0).split(images, labels)
     train, score = list(folds)[fold]
     model = make_model(family, settings)
-    with threadpool_limits(1):  # a task has one core: more threads than cores only wait
+    with threadpool_limits(1):  # a task has one core
         model.fit(images[train], labels[train])
     return {
         "accuracy": float(model.score(images[score], labels[score])),
@@ -103,7 +103,7 @@ def train_and_test(ranking: list[Row]) -> float:
     return float(best.fit(train_images, train_labels).score(test_images, test_labels))
 
 
-def summarise(family: str, settings: dict[str, Any], scores: list[dict[str, Any]]) -> Row:
+def summarize(family: str, settings: dict[str, Any], scores: list[dict[str, Any]]) -> Row:
     """Return a model's mean accuracy over its folds, and the spread."""
     accuracies = [score["accuracy"] for score in scores]
     return {
@@ -124,12 +124,12 @@ def rank(rows: list[Row]) -> list[Row]:
 
 
 async def main(flow: WorkflowEngine) -> None:
-    """Ranks the models, searches around the best one, and reports."""
+    """Rank the models, search around the best one, and print the results."""
     if importlib.util.find_spec("sklearn") is None:
-        sys.exit("missing: scikit-learn\nto get it: pip install scikit-learn")
+        sys.exit("missing: scikit-learn; install it with: pip install scikit-learn")
     started = time.perf_counter()
     score_fold = flow.function_task(train_and_score)
-    average = flow.function_task(summarise)
+    average = flow.function_task(summarize)
     rank_all = flow.function_task(rank)
 
     def evaluate(family: str, settings: dict[str, Any]) -> Any:
@@ -145,10 +145,10 @@ async def main(flow: WorkflowEngine) -> None:
         step = next(steps)
         while step:
             best = ranking[0]
-            around = [(best["family"], found) for found in neighbours(best["settings"], step)]
-            fresh = [model for model in around if model not in tried]
-            tried += fresh
-            ranking = await rank_all([*ranking, *(evaluate(*model) for model in fresh)])
+            around = [(best["family"], nearby) for nearby in neighbors(best["settings"], step)]
+            new = [model for model in around if model not in tried]
+            tried += new
+            ranking = await rank_all([*ranking, *(evaluate(*model) for model in new)])
             if ranking[0] == best:
                 step = next(steps, 0)
         return ranking
@@ -187,7 +187,7 @@ async def main(flow: WorkflowEngine) -> None:
 
 
 def ensemble() -> list[tuple[str, dict[str, Any]]]:
-    """Every family with every combination of its settings."""
+    """Return every family with every combination of its settings."""
     return [
         (family, dict(zip(grid, values, strict=True)))
         for family, grid in ENSEMBLE.items()
@@ -195,7 +195,7 @@ def ensemble() -> list[tuple[str, dict[str, Any]]]:
     ]
 
 
-def neighbours(settings: dict[str, Any], step: float) -> list[dict[str, Any]]:
+def neighbors(settings: dict[str, Any], step: float) -> list[dict[str, Any]]:
     """Return the settings with one of them a step up or down; whole numbers stay whole."""
     return [
         {**settings, key: max(1, round(value * factor)) if type(value) is int else value * factor}
@@ -204,7 +204,7 @@ def neighbours(settings: dict[str, Any], step: float) -> list[dict[str, Any]]:
     ]
 
 
-# What it prints.
+# Output.
 
 
 def name(row: Row) -> str:
@@ -221,7 +221,7 @@ def print_ranking(ranking: list[Row], first: Row, accuracy: float) -> None:
         print(f"{place:4}  {name(row):45}  {row['accuracy']:8.4f}  {row['spread']:6.4f}")
     gained = ranking[0]["accuracy"] - first["accuracy"]
     print(f"\nThe search around the best of the ensemble gained {gained:.4f}.")
-    print(f"On images never seen before, the winner is right in {accuracy:.2%} of the cases.")
+    print(f"On the test images, the accuracy of the winner is {accuracy:.2%}.")
 
 
 def print_summary(flow: WorkflowEngine, ranking: list[Row], wall: float) -> None:

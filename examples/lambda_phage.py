@@ -2,11 +2,11 @@
 # requires-python = ">=3.11"
 # dependencies = ["rhapsody-core"]
 # ///
-"""Read alignment and variant calling of the lambda phage's genome, as a workflow of programs.
+"""Read alignment and variant calling for the lambda phage genome, as a workflow of programs.
 
-`bowtie2` aligns chunks of paired reads side by side, `samtools` sorts and merges what they
-give, `bcftools` calls the variants. Every task is a program; what each reads and writes is
-declared, and the files go from one task's directory to the next by those names.
+`bowtie2` aligns chunks of paired reads in parallel, `samtools` sorts and merges the alignments, and
+`bcftools` calls the variants. Every task is a program that runs in its own directory. It declares
+the files that it reads and writes, and Rhapsody passes them between tasks by name.
 
     python examples/lambda_phage.py                  # on this machine
     rhapsody run examples/lambda_phage.py -b NAME    # on any backend that runs executables
@@ -15,7 +15,7 @@ The reads and the reference genome come with bowtie2. On Debian and Ubuntu:
 
     apt-get install bowtie2 bowtie2-examples samtools bcftools
 
-Elsewhere, set BT2_HOME to the directory of bowtie2 with `example/` in it.
+On other systems, set BT2_HOME to the bowtie2 directory that contains `example/`.
 """
 
 from __future__ import annotations
@@ -41,12 +41,12 @@ DEBIAN_EXAMPLES = "/usr/share/doc/bowtie2/examples"
 
 
 async def main(flow: WorkflowEngine) -> None:
-    """Aligns the reads, calls the variants, and prints them and their number."""
+    """Align the reads, call the variants, and print them."""
     genome_data, left_data, right_data = find_data()
     started = time.perf_counter()
 
-    # What the programs are. Each command runs in a directory of its own, where its
-    # input files are and its output files are expected, under the names given here.
+    # The programs. Each command runs in its own directory, which contains its input files.
+    # It must write its output files to the same directory, under the declared names.
 
     @flow.executable_task
     async def unpack(packed: InputFile, plain: OutputFile) -> str:
@@ -58,7 +58,7 @@ async def main(flow: WorkflowEngine) -> None:
 
     @flow.executable_task
     async def split(reads: InputFile, *chunks: OutputFile) -> Command:
-        lines = 4 * PAIRS // CHUNKS  # a read is four lines
+        lines = 4 * PAIRS // CHUNKS  # each read has four lines
         prefix = reads.filename.removesuffix("fq")
         names = ["--numeric-suffixes", "--additional-suffix=.fq"]
         return ["split", f"--lines={lines}", *names, reads, prefix]
@@ -83,14 +83,14 @@ async def main(flow: WorkflowEngine) -> None:
 
     @flow.executable_task
     async def call(pileup: InputFile, variants: OutputFile) -> Command:
-        one_copy = ["--ploidy", "1"]  # of the genome in a phage
+        one_copy = ["--ploidy", "1"]  # a phage has one copy of its genome
         return ["bcftools", "call", "-mv", *one_copy, "-Ob", "-o", variants, pileup]
 
     @flow.executable_task
     async def listed(variants: InputFile) -> Command:
         return ["bcftools", "query", "-f", "%POS\t%REF\t%ALT\t%QUAL\n", variants]
 
-    # Each task reads files that earlier calls have declared.
+    # The workflow. An input file names an output file of an earlier call.
 
     unpack(InputFile(genome_data), OutputFile("genome.fa"))
     index(InputFile("genome.fa"), *map(OutputFile, INDEX))
@@ -126,7 +126,7 @@ def find_data() -> list[Path]:
     """Return the paths of the genome and of both halves of the reads.
 
     Raises:
-        SystemExit: A program or the data is missing; the message says what to do.
+        SystemExit: A program or the data is missing.
     """
     missing = [tool for tool in TOOLS if shutil.which(tool) is None]
     home = os.environ.get("BT2_HOME")
@@ -141,8 +141,8 @@ def find_data() -> list[Path]:
         sys.exit(
             f"missing: {', '.join(missing)}\n"
             f"on Debian and Ubuntu: {INSTALL}\n"
-            "elsewhere: have the programs in PATH, and set BT2_HOME to the directory of "
-            "bowtie2 with example/ in it"
+            "on other systems: install the programs in PATH, and set BT2_HOME to the bowtie2 "
+            "directory that contains example/"
         )
     return found
 

@@ -1,6 +1,6 @@
-"""The backend does what its capabilities claim, on two workers of one MPI job.
+"""Conformance tests of the backend, with two workers in one MPI job.
 
-To be run with `mpiexec -n 3 python -m mpi4py.futures -m pytest`.
+Run them with `mpiexec -n 3 python -m mpi4py.futures -m pytest`.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ if MPI.COMM_WORLD.size < 2:
 
 
 class TestMPI(BackendConformance):
-    """The checks of the conformance kit; each failure links to the rule that was broken."""
+    """The checks of the conformance kit. Each failure links to the violated rule."""
 
-    closures = 10  # which take a second each through MPI
+    closures = 10  # each takes a second with MPI
 
     async def make_backend(self) -> MPIBackend:
         """Make the backend under test."""

@@ -1,4 +1,4 @@
-"""The backend `mpi` for Rhapsody: declared in `plugin`, implemented in `backend` and `worker`.
+"""Backend `mpi` for Rhapsody: declared in `plugin`, implemented in `backend` and `worker`.
 
-Nothing is imported here, so that listing backends stays quick and starts no MPI.
+This module imports nothing, so that listing backends is fast and does not start MPI.
 """

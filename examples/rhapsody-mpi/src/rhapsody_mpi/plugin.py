@@ -1,4 +1,4 @@
-"""Declaration of the backend, which imports none of the libraries that it uses."""
+"""Declaration of the backend. It imports none of the libraries that the backend uses."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from rhapsody import hookimpl
 from rhapsody.backends import BackendSpec, Capabilities
 
 CAPABILITIES = Capabilities(
-    # A worker stops its coroutine or program, and no one can stop a function.
+    # A worker can stop its coroutine or program, but not an ordinary function.
     cancel_functions="queued",
     cancel_async_functions="running",
     cancel_executables="running",

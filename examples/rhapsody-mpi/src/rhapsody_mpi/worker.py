@@ -1,4 +1,4 @@
-"""Work of a worker process on one task. Independent of MPI: it takes and returns bytes."""
+"""Execution of tasks in a worker process. It is independent of MPI: it takes and returns bytes."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from rhapsody import TaskDescription
 from rhapsody.backends import CompletedExecutable, LocalPrograms, Session
 from rhapsody.sdk import CallSpec, Runner, TaskContext, known, task_context
 
-LOOK = 0.2
-"""Seconds between two looks whether a coroutine or a program is to stop."""
+POLL_INTERVAL = 0.2
+"""Seconds between two checks for the stop file of a coroutine or a program."""
 
 
 def work(packed: bytes) -> bytes:
-    """Make a call; see `rhapsody.sdk.calls`."""
+    """Execute a packed call and return the packed result; see `rhapsody.sdk.calls`."""
     return _Runner().run(packed)
 
 
 class _Runner(Runner):
-    """Stops a coroutine when there is the file that asks for it, the order's `stop`."""
+    """Runner that stops a coroutine when its stop file, `more["stop"]` of the call, exists."""
 
     stop: str
 
@@ -37,31 +37,31 @@ class _Runner(Runner):
 
     async def _until_stopped(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
         running = asyncio.ensure_future(coroutine)
-        while not (await asyncio.wait([running], timeout=LOOK))[0]:
-            if os.path.exists(self.stop):  # noqa: ASYNC240 - the worker has nothing else to do
+        while not (await asyncio.wait([running], timeout=POLL_INTERVAL))[0]:
+            if os.path.exists(self.stop):  # noqa: ASYNC240 - nothing else runs on this loop
                 running.cancel()
         return await running
 
 
 class _Context(TaskContext):
-    """Context of a task on a worker. Whether the task should stop is checked on each access."""
+    """Context of a task on a worker. `cancelled` checks for the stop file on each access."""
 
     __slots__ = ("stop",)
     stop: str
 
     @property
     def cancelled(self) -> bool:
-        """True if the task was canceled."""
+        """True if the task has been canceled."""
         return os.path.exists(self.stop)
 
 
 class _Programs(LocalPrograms):
-    """Core's way to run a program on the machine one is on."""
+    """Runner of programs on this machine, from core."""
 
     def __init__(self) -> None:
         self.session = Session()
 
 
 async def run_program(task: TaskDescription) -> CompletedExecutable:
-    """Run an executable task. It is sent like any other call."""
+    """Run an executable task, which the backend sends as an ordinary call."""
     return await _Programs().run_program(task)
