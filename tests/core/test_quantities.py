@@ -93,14 +93,15 @@ def test_text_that_is_no_duration_is_a_value_error_that_shows_it(text: str) -> N
 
 
 def test_a_duration_of_zero_is_refused_as_text_too() -> None:
-    with pytest.raises(ValueError, match="more than 0 seconds, got '0 s'"):
+    with pytest.raises(ValueError, match="positive number of seconds, got '0 s'"):
         seconds("timeout", "0 s")
     assert seconds("wait", "0 s", zero=True) == 0
 
 
 @pytest.mark.parametrize("value", [0, -1, math.inf, math.nan])
 def test_a_duration_that_cannot_be_is_a_value_error_that_names_the_argument(value: float) -> None:
-    with pytest.raises(ValueError, match=f"timeout must be more than 0 seconds, got {value!r}"):
+    message = f"timeout must be a finite, positive number of seconds, got {value!r}"
+    with pytest.raises(ValueError, match=message):
         seconds("timeout", value)
 
 

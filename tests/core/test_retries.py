@@ -39,7 +39,7 @@ def test_what_is_no_policy_among_several_is_an_error_that_shows_how_it_is_writte
 def test_the_wait_may_be_a_callable_from_the_attempt_to_seconds() -> None:
     policy = RetryPolicy(attempts=5, wait=lambda attempt: 2**attempt)
     assert [policy.delay(attempt) for attempt in (1, 2, 3)] == [2.0, 4.0, 8.0]
-    with pytest.raises(ValueError, match="wait must be 0 or more"):
+    with pytest.raises(ValueError, match="wait must be a finite, non-negative number"):
         RetryPolicy(wait=lambda attempt: -1.0).delay(1)
     with pytest.raises(ValueError, match="wait must be a number of seconds or text"):
         RetryPolicy(wait=lambda attempt: "soon").delay(1)
@@ -52,7 +52,7 @@ def test_the_wait_may_be_a_callable_from_the_attempt_to_seconds() -> None:
         ({"attempts": 1.5}, TypeError, "retries must be a whole number, got 1.5"),
         ({"attempts": True}, TypeError, "retries must be a whole number"),
         ({"attempts": "2"}, TypeError, "retries must be a whole number"),
-        ({"wait": -0.5}, ValueError, "wait must be 0 or more"),
+        ({"wait": -0.5}, ValueError, "wait must be a finite, non-negative number"),
         ({"wait": [1]}, TypeError, "wait must be a number"),
         ({"wait": "soon"}, ValueError, "wait must be a number of seconds or text"),
         (

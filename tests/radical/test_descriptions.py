@@ -43,7 +43,7 @@ def test_former_names_of_settings_are_converted() -> None:
             "'tags' must have only strings or numbers as keys of dicts, got 2",
         ),
         ({"tags": {"a": "\udcff"}}, "'tags' must be a string that can be encoded as UTF-8"),
-        ({"metadata": {"a": 1 << 70}}, "'metadata' must be a number of at most 64 bits"),
+        ({"metadata": {"a": 1 << 70}}, "'metadata' must be an integer that fits into 64 bits"),
         ({"environment": "A=1"}, "'environment' must be a dict, got 'A=1'"),
         ({"pre_exec": 3}, "'pre_exec' must be a list, got 3"),
         ({"slots": [rp.Slot()]}, "'slots' must be plain data"),

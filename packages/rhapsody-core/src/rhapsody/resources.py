@@ -81,8 +81,10 @@ def seconds(argument: str, value: object, *, zero: bool = False) -> float:
         )
     number = _seconds_in(argument, value) if isinstance(value, str) else value
     if not math.isfinite(number) or number < 0 or (number == 0 and not zero):
-        least = "0 or more" if zero else "more than 0"
-        raise ValueError(f"{argument} must be {least} seconds, got {value!r}")
+        accepted = "non-negative" if zero else "positive"
+        raise ValueError(
+            f"{argument} must be a finite, {accepted} number of seconds, got {value!r}"
+        )
     return float(number)
 
 

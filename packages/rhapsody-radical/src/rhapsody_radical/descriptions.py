@@ -260,7 +260,7 @@ def _check_plain(value: Any) -> None:
     elif kind is str and not encodable(value):
         raise ValueError(f"must be a string that can be encoded as UTF-8, got {value!r}")
     elif kind is int and not -(1 << 63) <= value < 1 << 64:
-        raise ValueError(f"must be a number of at most 64 bits, got {value!r}")
+        raise ValueError(f"must be an integer that fits into 64 bits, got {value!r}")
 
 
 def encodable(text: str) -> bool:

@@ -403,7 +403,8 @@ class Places:
             if other is not None and other.claim.call != claim.call and other.number >= began:
                 raise DataError(
                     f"task {task['name']!r} cannot save {name!r} as {str(path)!r}: task "
-                    f"{other.claim.task!r} saved a file there while it ran; save it elsewhere"
+                    f"{other.claim.task!r} saved a file there while it ran; choose another "
+                    "destination"
                 )
         for key in keys:
             self._enter(key, claim)
@@ -451,8 +452,8 @@ class Places:
         path = os.path.normpath(path)
         if os.path.isdir(path):
             raise DataError(
-                f"{output.filename!r} cannot be saved as {path!r}, which is a directory; save it "
-                "elsewhere"
+                f"{output.filename!r} cannot be saved as {path!r}, which is a directory; choose "
+                "another destination"
             )
         return Target(Path(path))
 
@@ -460,15 +461,15 @@ class Places:
         path = os.path.normpath(os.path.join(path, output.filename))
         if os.path.lexists(path) and not os.path.isdir(path):
             raise DataError(
-                f"directory {output.filename!r} cannot be saved as {path!r}, which is a file; save "
-                "it elsewhere"
+                f"directory {output.filename!r} cannot be saved as {path!r}, which is a file; "
+                "choose another destination"
             )
         real = os.path.realpath(path)
         for needed in self._needed:
             if f"{os.path.realpath(needed)}/".startswith(f"{real}/"):
                 raise DataError(
                     f"directory {output.filename!r} cannot be saved as {path!r}: it would replace "
-                    f"{os.path.realpath(needed)!r}; save it elsewhere, or rename it"
+                    f"{os.path.realpath(needed)!r}; choose another destination, or rename it"
                 )
         return Target(Path(path), "directory")
 
@@ -483,9 +484,9 @@ class Places:
         if not os.path.exists(nearest):
             problem = "a broken link; create its target, or remove the link"
         elif not os.path.isdir(nearest):
-            problem = "a file, not a directory; save it elsewhere, or move that file"
+            problem = "a file, not a directory; choose another destination, or move that file"
         elif not os.access(nearest, os.W_OK | os.X_OK):
-            problem = "not writable; save it elsewhere, or change its mode"
+            problem = "not writable; choose another destination, or change its mode"
         else:
             if nearest == directory:
                 self._writable.add(directory)
@@ -504,14 +505,14 @@ class Places:
         if read is not None:
             reader, thing = read
             raise DataError(
-                f"{what}: task {reader!r} reads {thing}, which this run must not change; save it "
-                "elsewhere"
+                f"{what}: task {reader!r} reads {thing}, which this run must not change; choose "
+                "another destination"
             )
         claim = self._claim_on(key, task_call(task), directory=directory)
         if claim is not None:
             raise DataError(
-                f"{what}: {claim} is also about to write there; save it elsewhere, or let one task "
-                f"wait for the other: {task['name']}.options(after=[future])(...)"
+                f"{what}: {claim} is also about to write there; choose another destination, or let "
+                f"one task wait for the other: {task['name']}.options(after=[future])(...)"
             )
 
     def _read_there(self, key: str, *, directory: bool) -> tuple[str, str] | None:

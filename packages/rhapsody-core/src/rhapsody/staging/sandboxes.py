@@ -255,5 +255,8 @@ class SandboxKeeper:
             if not self._complained:
                 self._complained = True
                 log.warning(
-                    "a sandbox could not be removed (logged once): %s", error, extra={"path": path}
+                    "sandbox %s could not be removed (logged once): %s",
+                    path,
+                    error,
+                    extra={"path": path},
                 )

@@ -223,8 +223,10 @@ class Functions(Suite):
         assert [end.value for end in ends] == list(range(1, 11)), (
             "other tasks of the batch returned wrong results"
         )
-        assert (await driver.run_one(driver.call(_work.add, 1))).value == 2, (
-            "a task submitted after the loss returned a wrong result"
+        later = await driver.run_one(driver.call(_work.add, 1))
+        assert later.state is DONE, f"a task submitted after the loss did not complete: {later}"
+        assert later.value == 2, (
+            f"a task submitted after the loss returned {later.value!r}, expected 2"
         )
 
     @check("isolation", "sync_functions", COPIES)
