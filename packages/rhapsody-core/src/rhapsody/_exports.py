@@ -71,9 +71,9 @@ def lazy(
 def _is_import_statement(frame: FrameType) -> bool:
     """Return True if the attribute is requested by `from package import name`, not by other code.
 
-    `hasattr` needs an AttributeError, but the import statement would discard its message, which
-    names the distribution to install. No exception can be both AttributeError and
-    ModuleNotFoundError.
+    If importing a plugin's name fails, `hasattr` needs an AttributeError. The import statement
+    would discard the message of an AttributeError, which names the distribution to install. No
+    exception can be both AttributeError and ModuleNotFoundError.
     """
     code = frame.f_code
     return code.co_name == "_handle_fromlist" and "importlib._bootstrap" in code.co_filename

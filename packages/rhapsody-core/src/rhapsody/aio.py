@@ -88,7 +88,13 @@ def on_loop(loop: asyncio.AbstractEventLoop, call: Callable[[], T]) -> T:
 
 
 def settable(error: BaseException, who: str) -> BaseException:
-    """Return the exception, or a `RuntimeError` for a `StopIteration`, which no future accepts."""
+    """Return an exception that can be set on a future, which refuses a `StopIteration`.
+
+    Args:
+        error: The exception; returned unchanged unless it is a `StopIteration`.
+        who: The code that raised the exception, for the message of the `RuntimeError` that replaces
+            a `StopIteration`.
+    """
     if not isinstance(error, StopIteration):
         return error
     wrapped = RuntimeError(f"{who} raised StopIteration")
@@ -126,7 +132,7 @@ def eager_task(
 
 
 def _rest(coroutine: Coroutine[Any, Any, T], first: dict[str, Any]) -> Generator[Any, None, T]:
-    """Run a coroutine after its first step, whose outcome the caller stores in `first`."""
+    """Run a coroutine from its second step on; `first` contains the outcome of the first step."""
     try:
         try:
             yield  # until its task runs, or is canceled before that

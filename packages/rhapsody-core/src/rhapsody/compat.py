@@ -113,7 +113,7 @@ class OlderNames(ABC):
             task: The task's description, an object with `as_dict`, or the uid alone. The uid is
                 that of the attempt, as backends receive it, or that of the task, as in
                 `WorkflowEngine.components`.
-            state: The backend's name of the state, or a canonical state.
+            state: The backend's name for the state, or a canonical state.
             service_callback: Callable that the engine calls with `(future, task, state)` when it
                 processes the running state of a service. The callable must set the future when the
                 service is ready.

@@ -42,7 +42,7 @@ class TaskContext:
 
     @classmethod
     def of(cls, task: Mapping[str, Any]) -> TaskContext:
-        """Return the context of an attempt that starts now, from its description."""
+        """Create the context of an attempt that starts now, from the attempt's description."""
         timeout = task.get("timeout")
         return cls(
             uid=task["uid"],
@@ -75,8 +75,9 @@ def running_task() -> TaskContext | None:
 def current_task() -> TaskContext:
     """Return the context of the running task: its uid, name, attempt, sandbox and deadline.
 
-    Its `cancelled` is True once the task has been canceled. Call `current_task` in a function task,
-    on the thread or in the coroutine in which the backend called the task's function.
+    The context's `cancelled` is True once the task has been canceled. Call `current_task` in a
+    function task, on the thread or in the coroutine in which the backend called the task's
+    function.
 
     Raises:
         RuntimeError: Called outside a task.
@@ -114,4 +115,4 @@ def task_context(context: TaskContext) -> Setting[Any]:
 
 
 enter_task: Callable[[TaskContext], object] = _context.set
-"""Make `current_task()` return its argument for the rest of this `contextvars.Context`."""
+"""Make `current_task()` return the given context in the rest of this `contextvars.Context`."""

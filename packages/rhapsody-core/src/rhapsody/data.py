@@ -60,7 +60,7 @@ STDERR_TAIL = 2000
 
 
 def plain_name(name: str) -> str:
-    """Return the name if it is valid for an entry directly in a sandbox.
+    """Return a name, after checking that it can be the name of a file directly in a sandbox.
 
     Raises:
         DataError: The name is empty, has a directory part, contains a null character, or is `.` or
@@ -81,8 +81,7 @@ def make_sandbox(sandbox: str | os.PathLike[str]) -> str:
 
     Raises:
         DataError: The path exists and is not a directory (a link to a directory is refused as
-            well), or it is a directory that belongs to another user and that its group or all users
-            may write to.
+            well), or it is a directory of another user that its group or all users may write to.
         OSError: The directory cannot be created.
         FileNotFoundError: The parent directory was removed repeatedly during the call.
     """
@@ -158,8 +157,8 @@ def end_of_file(path: str, count: int) -> str:
 def link_into(sandbox: str | os.PathLike[str], name: str, source: str | os.PathLike[str]) -> None:
     """Link a file or directory into a sandbox, which is created if necessary.
 
-    For `link_explicit_data_deps` of backends. Creates a symbolic link, or a copy on a file system
-    without links. Repeating a call has no effect.
+    Backends call this in `link_explicit_data_deps`. It creates a symbolic link, or a copy on a file
+    system without links. Repeating a call has no effect.
 
     Args:
         sandbox: The sandbox of the task that needs the file.
@@ -186,9 +185,9 @@ def link_all(
 ) -> list[str]:
     """Link all entries of one sandbox into another, which is created if necessary.
 
-    For `link_implicit_data_deps` of backends. Entries whose names exist in the target are skipped,
-    and so are the backends' own files, such as those with a task's output. The source need not
-    exist.
+    Backends call this in `link_implicit_data_deps`. Entries whose names exist in the target are
+    skipped, and so are the backends' own files, such as those with a task's output. The source need
+    not exist.
 
     Args:
         source: The sandbox to link from.
@@ -310,8 +309,8 @@ class File:
 class InputFile(File):
     """A file that a task reads; passed to the task as an argument.
 
-    For a directory that a dependency declared as `OutputDir`, or the pattern of an
-    `OutputFile(..., many=True)`, the task receives `InputFiles`.
+    If the file is a directory that a dependency declared as `OutputDir`, or the pattern of an
+    `OutputFile(..., many=True)`, the task receives an `InputFiles` object instead.
 
     Exactly one of `remote_url`, `local_file` and `other_task_file` is set.
 
@@ -322,7 +321,7 @@ class InputFile(File):
     them. `future.file(name)` selects one of the calls explicitly.
 
     If no earlier call declared the file, it is looked up on disk. For a relative path, the outputs
-    of the task's other dependencies are searched before that, by base name.
+    of the task's other dependencies are first searched for a file with the same base name.
 
     Args:
         spec: A URL (including `data:` URLs), a local path (a directory is linked as a whole), or
@@ -398,14 +397,14 @@ def found_at(file: InputFile, path: str) -> InputFile:
 
 
 def renamed(file: InputFile) -> InputFile:
-    """Return a bound input under another name, because the task writes a file of the same name."""
+    """Return a bound input under a new name; used if the task writes a file of the same name."""
     assert file.filepath is not None
     name = separate_name(file.filename)
     return _changed(file, filename=name, filepath=file.filepath.with_name(name))
 
 
 def separate_name(name: str) -> str:
-    """Return the name of an input in the sandbox of a task that writes a file of the same name."""
+    """Return the name in the sandbox for an input whose own name the task uses for an output."""
     return f"input-{name}"
 
 
@@ -445,14 +444,14 @@ class OutputFile(File):
             is an error with `many`. A relative path starts at `results_dir` and must stay inside
             it. `True` stands for `results_dir` itself. With `False`, the file stays in the sandbox.
         temporary: True if the file is removed as soon as all tasks that were called so far and read
-            it have succeeded. Tasks that are called after that must not read it. Only for a single
-            file without a destination.
+            it have succeeded. Tasks that are called after the removal must not read it. Only for a
+            single file without a destination.
 
     Raises:
         DataError: A `ValueError`: the name is empty, is reserved, is a directory, or leads out of
             the sandbox (an absolute path, `..`); `save` leads out of `results_dir` or begins with
-            `~`; with `many` there is a pattern in the directories; or `temporary` is given with a
-            destination or `many`.
+            `~`; the directories contain a pattern although `many` is True; or `temporary` is given
+            with a destination or `many`.
         TypeError: `name` is neither a string nor a path, `save` is neither of these nor a bool, or
             `many` or `temporary` is not a bool.
 
@@ -690,7 +689,7 @@ def _save_text(save: str | Literal[False] | None) -> str:
 
 
 def _place(kind: str, save: object) -> str | Literal[False] | None:
-    """Return the destination that the user's `save` argument stands for."""
+    """Check the user's `save` argument, and convert it to the value of the `save` attribute."""
     if save is None or save is False:
         return save
     if save is True:

@@ -296,7 +296,7 @@ def _portable(error: BaseException) -> Any:
     exception's type and text.
     """
     if getattr(_trying, "active", False):
-        return error  # part of an exception that is being tried
+        return error  # an attribute of an exception that an outer call is trying to pickle
     _trying.active = True
     try:
         for way in (_itself, _without_init, _by_value):

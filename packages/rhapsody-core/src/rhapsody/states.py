@@ -325,7 +325,7 @@ class StateMapper:
         """Register `initialized`, `running` and `shutdown` as the backend's own states.
 
         If no task states are registered for the backend, the canonical ones are registered as well.
-        This was the only effect of this method in earlier projects.
+        In earlier projects, the method only registered the canonical task states.
         """
         key = _key(backend)
         own = {name.removesuffix("_state"): name.removesuffix("_state") for name in _OWN_STATES}

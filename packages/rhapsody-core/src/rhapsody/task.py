@@ -335,7 +335,10 @@ class LiveNode(Protocol):
 
     @property
     def started(self) -> float | None:
-        """The start time of the attempt, in seconds since the epoch; `None` before that."""
+        """The time at which the attempt started, in seconds since the epoch.
+
+        `None` if the attempt has not started.
+        """
 
 
 # asyncio's methods, called directly because `super()` takes longer than the methods themselves.
@@ -376,12 +379,12 @@ class TaskFuture(asyncio.Future[T]):
 
     @property
     def uid(self) -> str:
-        """The task's uid in its engine, `task.000001` or `block.000001`."""
+        """The uid of the task or block in its engine, such as `task.000001` or `block.000001`."""
         return f"{self._definition.prefix}.{self._number:06d}"
 
     @property
     def id(self) -> str:
-        """The number in the uid, `000001`."""
+        """The number in the uid, such as `000001`."""
         return f"{self._number:06d}"
 
     @property
@@ -453,7 +456,7 @@ class TaskFuture(asyncio.Future[T]):
     def sandbox(self) -> str | None:
         """The directory that the task runs in or ran in, or `None` if it has none.
 
-        The path is known before the attempt is submitted; the directory is created when the attempt
+        The path is known before an attempt is submitted; the directory is created when the attempt
         begins.
         """
         task = self.task
@@ -591,9 +594,10 @@ class TaskFuture(asyncio.Future[T]):
         return super().cancel(msg) if node is None else node.cancel(msg)
 
     async def ended(self) -> None:
-        """Wait until the work itself has ended. The future may be done before that.
+        """Wait until the task's work has ended, which may be later than when the future is done.
 
-        The method returns immediately for a finished task, and does not raise the task's exception.
+        The method returns immediately if the work has ended, and does not raise the task's
+        exception.
         """
         node = self._node
         if node is not None:

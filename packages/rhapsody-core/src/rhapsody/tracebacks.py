@@ -25,7 +25,11 @@ SHOWN = 3
 OURS: str = os.path.dirname(__file__) + os.sep
 
 _AWAITED = f"{OURS}task.py"
-"""File whose last frame separates the code that awaited the task from the task itself."""
+"""File that defines `TaskFuture`.
+
+In the traceback of a task's exception, the last frame in this file separates the code that awaited
+the future from the code of the task.
+"""
 
 _FRAME = re.compile(r'^ *File "(?P<file>[^"\n]+)", line (?P<line>\d+), in (?P<function>.+)$')
 _BEGIN = "Traceback (most recent call last):"

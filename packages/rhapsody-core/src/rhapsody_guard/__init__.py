@@ -57,7 +57,7 @@ def conflict() -> str | None:
     This examines the names of files in the directories on `sys.path`, and reads no file.
 
     Returns:
-        The message, `None` if there is no conflict.
+        The message; `None` if there is no conflict.
     """
     error = _conflict()
     return None if error is None else str(error)

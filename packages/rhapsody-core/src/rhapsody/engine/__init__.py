@@ -16,8 +16,9 @@ calls the hooks that prepare tasks and select a backend, finds the input files, 
 links the files and submits the task. Once the task has succeeded, the engine processes its output
 files, calls the hook that records results, sets the future and notifies the dependents.
 
-To add a step after a successful task, extend `results` if the step must precede recording, or
-`stage_out` if it must also not block the loop; otherwise, write an observer.
+A new step that follows a successful task belongs in `results` if it must happen before the result
+is recorded, or in `stage_out` if, in addition, it must not block the loop. In all other cases,
+write an observer plugin.
 """
 
 from rhapsody.engine.arguments import literal

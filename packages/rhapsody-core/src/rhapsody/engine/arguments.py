@@ -33,9 +33,9 @@ PLAIN = frozenset({int, float, bool, str, bytes, type(None), complex, bytearray,
 EXACT = frozenset({list, tuple, dict, set})
 
 UNSEARCHED: tuple[type, ...] = (list, tuple, dict, set, frozenset, deque, type({}.values()))
-"""Types of containers whose instances are not searched, unless their exact type is in `EXACT`.
+"""Types of containers that are searched only if their exact type is in `EXACT`.
 
-Instances of subclasses are not searched either, except named tuples and dataclasses. A future in an
+Instances of subclasses are not searched, except named tuples and dataclasses. A future in an
 unsearched container is an error.
 """
 
@@ -65,8 +65,7 @@ class ArgumentScan:
         futures: Each future once, in the order of the arguments; the values are unused.
         inputs: The declared input files.
         outputs: The declared output files and directories.
-        inexact: True if a future, file or `literal` is in a container other than an exact list,
-            tuple, dict or set.
+        inexact: True if a future, file or `literal` is in a named tuple or in a dataclass instance.
         producers: The futures of the calls that make the inputs, by the `id` of each input.
     """
 
@@ -85,10 +84,11 @@ class ArgumentScan:
         return bool(self.futures or self.inputs or self.outputs or self._literals)
 
     def copy(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], Any]:
-        """Return the arguments with copies of the containers that contain futures or files.
+        """Copy the containers in the arguments that contain futures or files, at any depth.
 
-        The futures and files may be nested in the containers at any depth. Pass the result to
-        `fill`, which does not accept the original arguments afterwards.
+        Returns:
+            The arguments with the copies. Later calls of `fill` must pass these instead of the
+            original arguments.
         """
         if not self._touched:
             return args, kwargs
@@ -272,7 +272,7 @@ _anew: WeakKeyDictionary[type, bool] = WeakKeyDictionary()
 
 
 def _made_anew(kind: type) -> bool:
-    """Return True if a dataclass has a `__post_init__` and can be created from its fields."""
+    """Return True if a dataclass has `__post_init__` and its `__init__` takes only its fields."""
     if not hasattr(kind, "__post_init__"):
         return False
     answer = _anew.get(kind)
@@ -293,7 +293,7 @@ def _replaced(value: Any, changes: dict[str, Any]) -> Any:
 
 
 def _changed(value: Any, changes: dict[str, Any]) -> Any:
-    """Return a copy of a dataclass instance with other values, without calling `__init__`."""
+    """Return a copy of a dataclass instance with some values replaced; `__init__` is not called."""
     new = copy.copy(value)  # with attributes that `__init__` does not set
     for name, change in changes.items():
         object.__setattr__(new, name, change)  # also works for frozen dataclasses

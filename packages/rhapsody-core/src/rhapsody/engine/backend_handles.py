@@ -51,9 +51,10 @@ class BackendHandle:
         capabilities: The backend's declared capabilities.
         dry: True if the backend completes tasks without running them.
         shares_memory: True if the backend runs functions in the process of the engine.
-        may_end: True if the backend has a limited walltime; see its `seconds_left`.
+        may_end: True if the backend has a limited walltime; see the backend's `seconds_left`.
         states: The backend's `StateMapper`.
-        native: The canonical state of each native state; empty if `states` has no such table.
+        native: The canonical states by native state, from `states.native`; empty if `states` has no
+            such attribute.
         occupied: Number of the backend's tasks that count toward `max_pending`.
     """
 
@@ -124,7 +125,7 @@ class BackendHandle:
 
 
 def find(backends: Mapping[str, BackendHandle], name: str) -> BackendHandle:
-    """Return the attached backend with a name; names are compared as in the registry.
+    """Return the attached backend with a name; names are compared as in the backend registry.
 
     Raises:
         ValueError: No backend with this name is attached.
@@ -152,7 +153,7 @@ async def attach(
     Args:
         options: The engine's options.
         stager: The engine's stager; backends that this call starts use its directory.
-        owned: List to which the backends that this call starts are added, for `shut_down`.
+        owned: List to which this call adds the backends that it starts, for a later `shut_down`.
 
     Returns:
         The backends by their names in the engine.
@@ -248,7 +249,7 @@ def _settle_in(backend: BaseExecutionBackend, stager: Stager) -> None:
     """Set the backend's session directory to the engine's, unless the user chose one."""
     session = getattr(backend, "session", None)
     if isinstance(session, Session) and not session.chosen:
-        alone = backend.name in (EMBEDDED, DRY_RUN)  # they keep no files except sandboxes
+        alone = backend.name in (EMBEDDED, DRY_RUN)  # these keep no files except sandboxes
         session.path = os.path.abspath(stager.work_dir if alone else stager.settle())
 
 

@@ -34,7 +34,7 @@ class Clock(Protocol):
         """Return the seconds of a clock that never goes back, for durations and deadlines."""
 
     def call_at(self, when: float, callback: Callable[[], object]) -> Timer:
-        """Call back when `monotonic` reaches `when`."""
+        """Call `callback` when `monotonic` reaches `when`."""
 
 
 class LoopClock:
@@ -52,7 +52,7 @@ class LoopClock:
         return self._loop.time()
 
     def call_at(self, when: float, callback: Callable[[], object]) -> Timer:
-        """Call back when `monotonic` reaches `when`."""
+        """Call `callback` when `monotonic` reaches `when`."""
         return self._loop.call_at(when, callback)
 
 
@@ -111,18 +111,24 @@ class Background:
         self._crashed(where, error)
 
     def guarded(self, call: Callable[[], object]) -> None:
-        """Make a call. If it raises an exception, the engine ends."""
+        """Call a function. If it raises an exception, the engine ends."""
         try:
             call()
         except Exception as error:  # the loop would only log it, and futures would stay pending
             self._crashed(getattr(call, "__qualname__", repr(call)), error)
 
     def soon(self, call: Callable[[], object]) -> None:
-        """Schedule a guarded call for the loop's next iteration."""
+        """Schedule a call for the loop's next iteration. If it raises, the engine ends."""
         self.loop.call_soon(self.guarded, call)
 
     def soon_from_anywhere(self, call: Callable[[], object]) -> bool:
-        """Schedule a call on the loop from any thread; return False if the loop is closed."""
+        """Schedule a call on the loop. May be called from any thread.
+
+        If the call raises an exception, the engine ends.
+
+        Returns:
+            False if the loop is closed, so that the call is not made.
+        """
         try:
             self.loop.call_soon_threadsafe(self.guarded, call)
         except RuntimeError:  # the loop is closed
@@ -130,11 +136,11 @@ class Background:
         return True
 
     def after(self, delay: float, call: Callable[[], object]) -> Timer:
-        """Schedule a guarded call after `delay` seconds."""
+        """Schedule a call after `delay` seconds. If it raises an exception, the engine ends."""
         return self.clock.call_at(self.clock.monotonic() + delay, partial(self.guarded, call))
 
     async def settle(self, grace: float) -> None:
-        """Wait for the coroutines, and cancel those that take longer than `grace` seconds."""
+        """Wait for all spawned coroutines, and cancel those still running after `grace` seconds."""
         if self._running:
             _, late = await asyncio.wait(tuple(self._running), timeout=grace)
             for task in late:

@@ -39,9 +39,10 @@ calls_tasks: contextvars.ContextVar[bool] = contextvars.ContextVar(
 
 
 class BlockFuture(TaskFuture[T]):
-    """Future of a block, or of a task that waits for one.
+    """Future of a block, or of a task that waits for a block.
 
-    Awaiting it raises an error instead of hanging if a block would wait for itself.
+    If a block awaits such a future although it would then wait for itself, the `await` raises an
+    error instead of hanging.
     """
 
     __slots__ = ()
@@ -60,8 +61,8 @@ class BlockFuture(TaskFuture[T]):
     ) -> None:
         """Call `fn` when the future is done.
 
-        If `asyncio.gather` or a similar function adds the callback, this counts as awaiting the
-        future, and raises the same error as `await` if a block would wait for itself.
+        If `asyncio.gather` or a similar function of asyncio adds the callback in a block that would
+        then wait for itself, this method raises the same error as `await` would.
         """
         me = enclosing_block.get()
         waits = getattr(getattr(fn, "func", fn), "__module__", None) == "asyncio.tasks"

@@ -346,7 +346,7 @@ class Callbacks:
             self._deliver(self._queued.popleft())
 
     def _changes_nothing(self, task: Any, state: Any) -> bool:
-        """Return True if a report has no effect, so that the loop need not wake. Thread-safe.
+        """Return True if a report has no effect and the loop need not be woken. Thread-safe.
 
         A backend may report many intermediate states; RADICAL-Pilot has fifteen.
         """

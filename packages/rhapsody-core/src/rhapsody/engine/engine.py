@@ -575,8 +575,8 @@ class WorkflowEngine(OlderNames):
     async def join(self) -> None:
         """Wait until all tasks have ended and services are ready.
 
-        This includes tasks that are called in the meantime. The exceptions of tasks are not raised
-        here, but by their futures. Canceling this call does not cancel any task.
+        This includes tasks that are called during the wait. The exceptions of tasks are raised by
+        their futures, not by this method. Canceling this call does not cancel any task.
 
         Raises:
             RuntimeError: Called inside a block or a task, which would wait for itself, or on an
@@ -853,7 +853,10 @@ class Starting(Coroutine[Any, Any, WorkflowEngine]):
 
 
 class _Scope(AbstractAsyncContextManager[str]):
-    """Result of `scope`. Unlike context managers of `contextlib`, it does not change tracebacks."""
+    """Context manager that `scope` returns.
+
+    Unlike context managers that `contextlib` creates, it does not change tracebacks.
+    """
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -945,7 +948,11 @@ def not_a_main(main: Callable[..., Any]) -> str | None:
 
 
 async def call_main(main: Callable[[WorkflowEngine], Any], flow: WorkflowEngine) -> Any:
-    """Call a program's `main`, on a thread if it is not a coroutine function."""
+    """Call a program's `main`, on a separate thread if it is not a coroutine function.
+
+    Returns:
+        The return value of `main`; if that is a future or a coroutine, its result.
+    """
     value = await (main(flow) if is_async(main) else _on_thread(partial(main, flow)))
     while issubclass(type(value), asyncio.Future | CoroutineType):
         value = await value

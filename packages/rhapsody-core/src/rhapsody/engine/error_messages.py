@@ -185,12 +185,16 @@ def of_attempt(record: TaskRecord, report: Mapping[str, Any]) -> BaseException:
 
 
 def _hints(record: TaskRecord, report: Mapping[str, Any]) -> str:
-    """Return the hints about a failed command, each on a separate line."""
+    """Return a hint about a failed command, which begins with a newline; empty if there is none."""
     return unquoted_files(record) or _missing_files(record, report)
 
 
 def unquoted_files(record: TaskRecord) -> str:
-    """Return a hint about the first file whose name lacks necessary quotes in a shell command."""
+    """Return a hint about the first file whose name lacks necessary quotes in a shell command.
+
+    Returns:
+        The hint, which begins with a newline; empty if there is no such file.
+    """
     command = record.command.words if record.command is not None else None
     if not isinstance(command, str):
         return ""
@@ -208,7 +212,13 @@ def unquoted_files(record: TaskRecord) -> str:
 
 
 def _missing_files(record: TaskRecord, report: Mapping[str, Any]) -> str:
-    """Return a hint about files of a command that exist only in the current directory."""
+    """Return a hint about files that a command names and its sandbox lacks.
+
+    Only names that exist relative to the current directory are reported.
+
+    Returns:
+        The hint, which begins with a newline; empty if there are no such files.
+    """
     command = record.command.words if record.command is not None else None
     described = record.description.get("sandbox")
     sandbox: str = report.get("sandbox") or described or ""
@@ -284,7 +294,14 @@ def of_ended_dependency(
 def service_ended(
     service: asyncio.Future[Any], at: float, error: BaseException, again: bool
 ) -> str:
-    """Return the note for the error of a task that was running when one of its services ended."""
+    """Return the note for the error of a task that was running when one of its services ended.
+
+    Args:
+        service: The future of the service.
+        at: The time at which the service ended, in seconds since the epoch.
+        error: The error with which the service ended.
+        again: True if the service was restarted.
+    """
     why = next(iter(describe_error(error).splitlines()), "")
     when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(at))
     further = "restarted" if again else "not restarted"
@@ -301,7 +318,7 @@ def over_time(record: TaskRecord, limit: float) -> TaskTimeoutError:
 
 
 def _missing_sign(ready: object) -> str:
-    """Return the end of a message that names the readiness signal that did not appear."""
+    """Return the end of a message, which names the readiness signal that did not appear."""
     kind, _, sign = ready.partition(":") if isinstance(ready, str) else ("", "", "")
     if kind == "tcp":
         return f": nothing listened on {f'port {sign}' if sign else 'its port'}"
@@ -311,7 +328,11 @@ def _missing_sign(ready: object) -> str:
 
 
 def goes_on(record: TaskRecord, error: BaseException) -> BaseException:
-    """Add to a timeout error that the work cannot be stopped; return other errors unchanged."""
+    """Return the error for work that cannot be stopped.
+
+    The message of a timeout error is extended to say that the work continues. Other errors are
+    returned unchanged.
+    """
     if not isinstance(error, TaskTimeoutError):
         return error
     return TaskTimeoutError(
@@ -369,7 +390,7 @@ def _shown(command: str) -> str:
 
 
 def _values(record: TaskRecord) -> list[tuple[str, str]]:
-    """Return each value to hide with the name of its variable, the longest value first."""
+    """Return pairs of a value to hide and the name of its variable, the longest value first."""
     environment: Mapping[str, str] | None = record.task.settings.environment
     if record.description:
         environment = record.description.get("environment")
@@ -509,7 +530,7 @@ def _note(record: TaskRecord, call: str, error: BaseException) -> str:
 
 
 def _places(record: TaskRecord) -> dict[str, str]:
-    """Return the names of the outputs whose destinations a failed command names, by destination."""
+    """Return the outputs whose destinations occur in the command, as file names by destination."""
     command, found = record.command, record.found
     if command is None or found is None:
         return {}

@@ -43,8 +43,8 @@ class Observation:
         background: The source of the clock, and the runner of calls on the loop.
 
     Attributes:
-        calls: Texts of the calls of tasks that have left PENDING, by uid, for an observer that
-            reads and removes them; `None` if there is no such observer.
+        calls: The calls of tasks that have left PENDING, as text, by uid. An observer reads the
+            entries and removes them. `None` if there is no such observer.
     """
 
     def __init__(self, hooks: EngineHooks, engine: ObservedEngine, background: Background) -> None:
@@ -170,7 +170,7 @@ def _add(groups: FailureGroups, future: TaskFuture[Any], error: BaseException | 
 
 
 class UnawaitedErrors:
-    """Failures that were never awaited, logged in one record instead of one each.
+    """Collector of failures that were never awaited, which logs them in a single record.
 
     Attributes:
         total: Number of these failures so far.

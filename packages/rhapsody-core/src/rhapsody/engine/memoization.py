@@ -35,8 +35,8 @@ class Memoization:
     """Lookup of earlier results, and recording of new ones before their futures are set.
 
     Args:
-        scheduler: The scheduler, which reveals recorded results, and fails tasks that a plugin
-            refuses to record.
+        scheduler: The scheduler, which sets results on futures once they are recorded, and fails
+            tasks that a plugin refuses to record.
         hooks: The plugins' hooks.
         engine: The engine that hooks receive.
         background: The runner of lookups, and of awaitables that hooks return.
@@ -74,9 +74,9 @@ class Memoization:
     def look_up(self, record: TaskRecord) -> bool:
         """Start looking up the result of a task.
 
-        Services, tasks with `cache=False`, repeated calls, pushed-down tasks and attempts after the
-        first are not looked up. After a lookup, the task is completed with the recorded result, or
-        queued again.
+        Services, tasks with `cache=False`, calls that are repeated to recreate files, pushed-down
+        tasks and attempts after the first are not looked up. After a lookup, the task is completed
+        with the recorded result or, if there is none, queued again.
 
         Returns:
             True if a lookup was started.
@@ -151,7 +151,10 @@ class Memoization:
     # After a task has run.
 
     def record(self, record: TaskRecord, value: Any) -> None:
-        """Record a result in a batch with the others of this loop iteration, then reveal it."""
+        """Record a result, and then set it on its future.
+
+        All results of one loop iteration are recorded in one batch.
+        """
         if not self._unrecorded:
             self._background.soon(self._record)
         self._unrecorded.append((record, value))
@@ -247,7 +250,15 @@ class Memoization:
     def _name_services(
         self, services: Sequence[TaskFuture[Any]], record: TaskRecord, found: Any
     ) -> None:
-        """Replace the addresses of services, which differ from run to run, with their calls."""
+        """Replace addresses of services with the services' calls in a description for a lookup.
+
+        The addresses differ from run to run.
+
+        Args:
+            services: The futures of the services that the task depends on.
+            record: The task.
+            found: The description, which is changed in place.
+        """
         if record.task.kind != "executable":
             found["args"], found["kwargs"] = self._values.of(record, self._stands_in)
             return

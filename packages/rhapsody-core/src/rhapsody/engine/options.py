@@ -140,7 +140,14 @@ def _profile(value: object) -> None:
 
 
 def _option(default: Any, description: str, check: Callable[[Any], Any] | None = None) -> Any:
-    """Return the field of an option; `check` converts the user's value, or raises."""
+    """Return a dataclass field for an option.
+
+    Args:
+        default: The default value, which is not checked.
+        description: The help text.
+        check: Function that converts the user's value, or raises an error; `None` to accept all
+            values.
+    """
     return field(default=default, metadata={"help": description, "check": check})
 
 

@@ -43,11 +43,15 @@ class RemoteFuture(TaskFuture[T]):
     __slots__ = ()
 
     def done(self) -> bool:
-        """Return True if the future has its value. If a backend holds the value, start fetching."""
+        """Return True if the future has its value or exception.
+
+        If a backend holds the value, this starts fetching the value, and returns False until the
+        value has arrived.
+        """
         return self._requested() is None and super().done()
 
     def result(self) -> T:
-        """Return the value. If a backend holds the value, start fetching and raise.
+        """Return the value. If a backend holds the value, start fetching it and raise an error.
 
         Raises:
             asyncio.InvalidStateError: The value has not been fetched yet.
@@ -57,7 +61,7 @@ class RemoteFuture(TaskFuture[T]):
         return super().result()
 
     def exception(self) -> BaseException | None:
-        """Return the exception. If a backend holds the value, start fetching and raise.
+        """Return the exception. If a backend holds the value, start fetching it and raise an error.
 
         Raises:
             asyncio.InvalidStateError: The value has not been fetched yet.
@@ -67,7 +71,7 @@ class RemoteFuture(TaskFuture[T]):
         return super().exception()
 
     def add_done_callback(self, fn: Callable[[Any], object], /, *, context: Any = None) -> None:
-        """Call `fn` when the future has its value. If a backend holds the value, start fetching."""
+        """Call `fn` when the future is done. If a backend holds the value, start fetching it."""
         super().add_done_callback(fn, context=context)
         self._requested()
 
@@ -92,7 +96,7 @@ class RemoteResult:
 
     __slots__ = ("__weakref__", "_fetching", "_future", "_value", "backend", "pushdown", "uid")
 
-    scheduler = None  # unlike that of the record that this object replaces
+    scheduler = None  # so that schedulers treat the future as one that they did not create
 
     def __init__(self, pushdown: PushDown, record: TaskRecord, value: HeldValue) -> None:
         self.backend: BackendHandle = record.backend
@@ -226,11 +230,11 @@ def held(future: asyncio.Future[Any]) -> RemoteResult | None:
 
 
 class PushDown:
-    """Push-down of one engine: selection of its tasks, and registry of the values that are held.
+    """Selection of the tasks that one engine pushes down, and registry of values held by backends.
 
     Args:
         background: The runner of the coroutines that fetch values.
-        backends: The attached backends, the default one first; may grow.
+        backends: The attached backends, the default one first; backends may be added later.
         unawaited: The watcher of futures whose values were lost.
         stats: The counters, among them that of lost values.
         allowed: False to disable push-down, because the user turned it off, or because default
@@ -266,7 +270,12 @@ class PushDown:
     # Submission before the dependencies have finished.
 
     def followers(self, record: TaskRecord, backend: BackendHandle) -> Iterator[TaskRecord]:
-        """Yield the dependents that can be submitted right after a task in the next batch."""
+        """Yield the dependents that can be submitted right after a task that is in the next batch.
+
+        Args:
+            record: The task in the next batch.
+            backend: The backend that the batch is for.
+        """
         if record.attempt != 1 or not self._takes_part(record, backend):
             return
         for dependent in record.dependents or ():
@@ -277,7 +286,10 @@ class PushDown:
                 yield dependent
 
     def may_follow(self, record: TaskRecord) -> bool:
-        """Return True if a new task's unfinished dependencies are already on the task's backend."""
+        """Return True if a new task can be submitted before its dependencies have finished.
+
+        This requires that all its unfinished dependencies have been submitted to its backend.
+        """
         if not self.possible:
             return False
         backend = self._of(record.task)
@@ -305,8 +317,8 @@ class PushDown:
     def reference(self, future: asyncio.Future[Any]) -> Reference | None:
         """Return the reference for a dependency of a pushed task.
 
-        For a failed dependency, the reference is unknown to the backend, which therefore returns
-        the task.
+        For a failed dependency, the backend does not know the reference, and therefore fails the
+        task with `ReferenceLostError`.
 
         Returns:
             The reference; `None` if the value of the dependency is in this process.
@@ -359,7 +371,7 @@ class PushDown:
         return holder is not None and holder.at_rest
 
     def with_values(self, record: TaskRecord) -> Sequence[asyncio.Future[Any]]:
-        """Return the dependencies of a task except those whose values backends hold."""
+        """Return the dependencies of a task except those whose values are held by a backend."""
         if not self.holds:
             return record.dependencies
         return [dependency for dependency in record.dependencies if held(dependency) is None]
@@ -367,7 +379,7 @@ class PushDown:
     def needs_values(self, record: TaskRecord) -> bool:
         """Return True if values that backends hold must be fetched before a task is ready.
 
-        If the backend of the task holds all of them, they stay there, and the task is marked as
+        If the task's own backend holds all these values, they stay there, and the task is marked as
         pushed so that it receives references.
         """
         if not self.holds:
@@ -379,7 +391,7 @@ class PushDown:
         return bool(backends)
 
     def remote(self, record: TaskRecord) -> list[asyncio.Future[Any]]:
-        """Return the dependencies of a task whose values backends hold."""
+        """Return those dependencies of a task whose values are held by a backend."""
         return [dependency for dependency in record.dependencies if held(dependency) is not None]
 
     def close(self) -> None:

@@ -182,7 +182,7 @@ class TaskRecord:
         self.stage: int = 0
         self.started: float | None = None  # start of the attempt, in seconds since the epoch
         self.uid: str = ""
-        self.native: str | None = None  # the backend's name of the last state, for events
+        self.native: str | None = None  # the backend's name for the last state, for events
         self.dependencies: tuple[asyncio.Future[Any], ...] = dependencies
         self.dependents: dict[TaskRecord, None] | None = None
         self.description: TaskDescription = NOT_DESCRIBED  # of the attempt

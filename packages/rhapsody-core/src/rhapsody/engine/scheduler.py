@@ -193,8 +193,8 @@ class Scheduler:
         background: The source of timers for timeouts and delays.
         results: The reader of the reports of attempts that have ended.
         observation: The collector of events, used if `observed` is true.
-        pushdown: The push-down, which determines the tasks that are submitted early and the values
-            that stay with backends.
+        pushdown: The object that decides which tasks are submitted before their dependencies have
+            finished, and which values stay with backends.
         stats: Counters, which the scheduler updates.
         options: Options of the engine.
         observed: True if a plugin observes states.
@@ -245,10 +245,10 @@ class Scheduler:
         self._spreading = False
 
     def _move(self, record: TaskRecord, transition: Transition, argument: Any = None) -> None:
-        """Move a task along a row of the table and call the row's handler.
+        """Apply a transition to a task: set the next state and call the transition's handler.
 
         Raises:
-            IllegalTransitionError: There is no such row.
+            IllegalTransitionError: The table has no such transition from the task's state.
         """
         row = ROWS[record.state].get(transition)
         if row is None:
@@ -300,7 +300,12 @@ class Scheduler:
         self._on_resolve(record, None)
 
     def requeue(self, record: TaskRecord, backend: BackendHandle) -> None:
-        """Return a ready task to its queue after it waited for files, a command or a lookup."""
+        """Put a ready task back in its queue after it has waited for files, a command or a lookup.
+
+        Args:
+            record: The task.
+            backend: The backend in whose queue the task was.
+        """
         self._actions.requeue(record, backend)
 
     def _on_resolve(self, record: TaskRecord, _: None) -> None:
@@ -461,7 +466,7 @@ class Scheduler:
             handler(self, record, value)
 
     def saved(self, record: TaskRecord, value: Any) -> None:
-        """Continue after the files of a result were saved: record the result, or reveal it."""
+        """Record a result whose files were saved; if nothing is recorded, set it on the future."""
         if self.recording and record.task.settings.cache:
             self._actions.record(record, value)
         else:
@@ -706,7 +711,7 @@ class Scheduler:
     def _end_of_settled(
         self, record: TaskRecord, main: TasksMainStates, report: Mapping[str, Any]
     ) -> None:
-        """Handle the end of an attempt whose future is settled already."""
+        """Handle the end of an attempt of a task whose future is settled already."""
         state, error = CANCELED, None
         if record.state.work is WorkState.SERVING and main is not CANCELED:
             state, error = self._actions.service_ended(record, main, report)

@@ -295,7 +295,12 @@ def _fallback(value: Any) -> Any:
 
 
 def _setting(default: Any, check: Callable[[Any], Any]) -> Any:
-    """Return the field of a setting; `check` converts the user's value, or raises."""
+    """Return a dataclass field for a setting.
+
+    Args:
+        default: The default value, which is not checked.
+        check: Function that converts the user's value, or raises an error.
+    """
     return field(default=default, metadata={"check": check})
 
 

@@ -130,7 +130,7 @@ class _Registry:
             await asyncio.wait([self._ending])
 
     def remove(self, engine: object) -> None:
-        """Remove an engine; with the last engine, restore the replaced handlers."""
+        """Remove an engine; if it was the last one, restore the replaced signal handlers."""
         if self._stops.pop(engine, None) is not None and not self._stops and self._received is None:
             self._forget()
 

@@ -50,23 +50,23 @@ OVER: Final = (WorkState.ENDED, WorkState.LOST)
 class Transition(StrEnum):
     """Event that moves a task to another state."""
 
-    RESOLVE = "resolve"  # its last dependency has succeeded
-    SUBMIT = "submit"  # it goes into a batch
+    RESOLVE = "resolve"  # the last dependency has succeeded, or the task is pushed down
+    SUBMIT = "submit"  # the task joins a batch
     ACCEPT = "accept"  # submit_tasks returned
-    RUN = "run"  # the backend reports that it is running
+    RUN = "run"  # the backend reports that the work is running
     SERVE = "serve"  # the service is ready
     DONE = "done"  # the work succeeded
     HOLD = "hold"  # the work succeeded, and the value stays with the backend
     SUBSTITUTE = "substitute"  # a recorded result or the fallback becomes the result
     LET_GO = "let-go"  # the fallback becomes the result, while the work continues
     REVEAL = "reveal"  # the result has been recorded and is set on the future
-    FAIL = "fail"  # it has no attempt left, or could never run
-    RETRY = "retry"  # it failed and has an attempt left
+    FAIL = "fail"  # the task has no attempt left, or could never run
+    RETRY = "retry"  # an attempt failed, and the task has another one left
     DUE = "due"  # the wait before the next attempt has ended
     STOPPED = "stopped"  # the work was canceled, or ended when nothing needed its outcome
     CANCEL = "cancel"  # canceled by the user, the engine or a dependency
-    STOP = "stop"  # it timed out: stop the work, then retry or fail
-    GIVE_UP = "give up"  # it timed out, and the work cannot be stopped
+    STOP = "stop"  # the attempt timed out: stop the work, then retry or fail
+    GIVE_UP = "give up"  # the attempt timed out, and the work cannot be stopped
     ABANDON = "abandon"  # the engine shuts down before the work ends
 
 
@@ -131,16 +131,16 @@ TABLE: Final[tuple[tuple[FutureState, WorkState, Transition, FutureState, WorkSt
     (_F.PENDING, _W.ENDED, _E.FAIL, _F.FAILED, _W.ENDED),
     (_F.PENDING, _W.ENDED, _E.CANCEL, _F.CANCELLED, _W.ENDED),
 )
-"""Rows of (future, work, transition, next future, next work)."""
+"""Rows of the transition table: (future, work, transition, next future, next work)."""
 
 
 class TaskState:
-    """State of a task in the table, with the transitions that are possible in it.
+    """State of a task in the transition table, with the transitions that are possible from it.
 
     Attributes:
         future: The state of the user's future.
         work: The state of the work.
-        after: The next state for each transition that is possible in this state.
+        after: The next state for each transition that is possible from this state.
     """
 
     __slots__ = ("after", "future", "work")

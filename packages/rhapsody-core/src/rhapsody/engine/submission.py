@@ -50,15 +50,18 @@ _all_plain = PLAIN.issuperset
 
 
 class Submission:
-    """Receiver of the calls of task functions (`rhapsody.engine.task_function.Caller`).
+    """Receiver of the calls of task functions, which creates a task for each call.
+
+    Implements `rhapsody.engine.task_function.Caller`.
 
     Args:
         uid: The engine's uid.
         loop: The engine's event loop.
         scheduler: The scheduler, which receives the tasks.
-        backends: The attached backends; may grow.
+        backends: The attached backends; backends may be added later.
         unawaited: The counter of failures that were never awaited.
-        pushdown: The push-down, which determines the class of new futures.
+        pushdown: The handler of values that stay with a backend. If values may stay with a backend,
+            new futures are instances of `RemoteFuture`.
         stager: Stager of the engine's files.
         here: The current directory when the engine was created, or `None` if it had been removed.
         keep: True to store each call in `made`, for the graph of a dry run.
@@ -109,7 +112,7 @@ class Submission:
         *,
         repeats: Repetition | None = None,
     ) -> TaskFuture[Any]:
-        """Accept a call.
+        """Create a task or block for a call, and pass it to the scheduler.
 
         Args:
             task: The function or block that is called.
@@ -183,7 +186,13 @@ class Submission:
         parent: TaskRecord | None,
         repeats: Repetition | None,
     ) -> tuple[asyncio.Future[Any], ...]:
-        """Return the futures that a call waits for; set the producers of its inputs in `found`."""
+        """Return the futures that a call waits for.
+
+        Also store the producers of the call's input files in `found.producers`.
+
+        Raises:
+            RuntimeError: A future belongs to another loop, or to a block around this call.
+        """
         dependencies = tuple(found.futures) if found is not None else ()
         if task.settings.after:
             dependencies = tuple(dict.fromkeys((*dependencies, *task.settings.after)))

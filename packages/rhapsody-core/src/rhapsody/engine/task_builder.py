@@ -62,7 +62,7 @@ class TaskBuilder:
         stager: The stager, which finds and links files.
         hooks: The plugins' hooks.
         engine: The engine, passed to hooks.
-        backends: The attached backends; may grow.
+        backends: The attached backends; backends may be added later.
         options: Options of the engine.
         quiet: True if workers do not show the output of functions.
     """
@@ -99,7 +99,7 @@ class TaskBuilder:
         self._lost_retries = options.lost_retries
         self._implicit_data = options.implicit_data
         self._quiet = quiet
-        self._held_back: set[str] = set()  # names of backends for which this was logged
+        self._held_back: set[str] = set()  # backends for which a held-back task was logged
 
     def advance(self, record: TaskRecord, backend: BackendHandle) -> bool:
         """Prepare a task as far as possible; return True if it can then be submitted."""
@@ -430,9 +430,9 @@ class TaskBuilder:
         return next((name for name in self._able(record) if name in others or not others), None)
 
     def _hold_back(self, record: TaskRecord, backend: BackendHandle, short: Shortage) -> None:
-        """Fail a task for which its backend has too little walltime left; ignore its fallback.
+        """Fail a task whose backend has too little walltime left; the task's fallback is not used.
 
-        The next run computes its result. The first such task of each backend is logged.
+        The next run computes the task's result. The first such task of each backend is logged.
         """
         needs, left = short
         setting = "timeout" if needs == record.description.get("timeout") else "walltime"
@@ -627,7 +627,11 @@ class Shortage(NamedTuple):
 
 
 def shortage(record: TaskRecord, backend: BackendHandle) -> Shortage | None:
-    """Return the shortage of time on a task's backend, or `None` if the task may start."""
+    """Compare the time that a task needs with the time that its backend has left.
+
+    Returns:
+        Both times if the task needs more than the backend has left; `None` if the task may start.
+    """
     if not (backend.may_end and record.description):
         return None
     needs = time_needed(record.description)

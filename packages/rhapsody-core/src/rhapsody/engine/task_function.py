@@ -51,7 +51,7 @@ class Caller(Protocol):
         kwargs: dict[str, Any],
         specific: Mapping[str, Any] | None,
     ) -> TaskFuture[Any]:
-        """Accept a call on the loop. The caller has compared the arguments with the signature.
+        """Accept a call on the loop, whose arguments have been checked against the signature.
 
         Raises the other exceptions of `TaskFunction.__call__`.
         """

@@ -16,7 +16,7 @@ module variables are compared by identity. Values that can change in place are d
 per batch of lookups, unless their size is `LARGE` or more. One case needs a different rule: a memo
 that the task itself fills (`CACHE = {}`, `model = None`) must not change the key of the next equal
 task. So a variable that was empty when it was first seen is treated as empty for the whole run if
-the code that was followed fills it.
+one of the collected functions fills it.
 
 The digest does not cover files that are not arguments, changes inside installed libraries (except
 functions and numbers that the program replaces in their modules), random numbers, or the time.
@@ -396,10 +396,12 @@ class CodeFingerprint:
             self._names(code, variables, name)
 
     def _cell(self, part: str, cell: types.CellType, name: str, code: types.CodeType) -> object:
-        """Collect a closure variable, unless it was empty and the function fills it.
+        """Collect a closure variable, except a memo that the function itself fills.
+
+        A memo is a variable that was `None` or an empty container when it was first seen.
 
         Returns:
-            The variable's value, or `None` if the function fills the variable.
+            The variable's value, or `None` for such a memo.
         """
         value, memos = content_of(cell), self._program.memos
         known = id(cell), ""
@@ -653,9 +655,10 @@ class CodeFingerprint:
         return type(member) in (int, float, bool) and module.__name__ not in _ELSEWHERE
 
     def _library_s(self, part: str, user: str, module: types.ModuleType, member: Any) -> None:
-        """Note the use of a library's function or class, and collect its name if it was moved.
+        """Note the use of a library's function or class, and collect the object's name if it moved.
 
-        It was moved if its own name or its top-level package differs from the one that code uses.
+        The object moved if the name or the top-level package under which it is defined differs from
+        the one that the code uses.
         """
         if not isinstance(member, types.FunctionType | types.BuiltinFunctionType | type):
             return

@@ -63,9 +63,10 @@ class _File:
     Attributes:
         changed: The time of the file's last change in nanoseconds, or 0 if there is no file.
         code: The file's code as Python compiles it, or `None` if there is no valid source.
-        plain: For each code object of the file, its counterpart compiled from the normalized tree.
+        plain: For each code object of the file, its counterpart compiled from the syntax tree that
+            `_normalize` has changed.
         names: The number of code objects with each qualified name.
-        classes: The classes in the normalized tree, by qualified name.
+        classes: The classes in that syntax tree, by qualified name.
         chains: The names in the body of each class, by qualified name, see `_chains`.
     """
 
@@ -404,7 +405,7 @@ def constants_in(code: types.CodeType) -> dict[str, str]:
 
 
 def _steps(code: types.CodeType) -> Iterator[_Step]:
-    """Yield the relevant instructions, with combined instructions split in two."""
+    """Yield the relevant instructions of compiled code; split combined instructions in two."""
     for each in dis.get_instructions(code):
         if each.opname in _IGNORED:
             continue

@@ -109,8 +109,8 @@ class Run(NamedTuple):
         number: The run's number in the journal.
         lineage: The number of the run's lineage.
         began: The start time, in seconds since the epoch.
-        how: The recorded outcome; without one, `"killed"` or `"running"`, or `None` if it is
-            unknown which of the two is true.
+        how: The recorded outcome; if none was recorded, `"killed"` or `"running"`, or `None` if it
+            is unknown which of the two is true.
         kept: Number of results that the run recorded.
         reused: Number of results of earlier runs that the run used.
     """
@@ -262,7 +262,7 @@ class Store:
             raise JournalError(f"journal {self.path} cannot be used: {error}; {hint}") from error
 
     async def do(self, work: Callable[[], T]) -> T:
-        """Call a function on the journal's thread, after all earlier calls."""
+        """Call a function on the journal's thread, after all earlier calls; return its result."""
         return await asyncio.get_running_loop().run_in_executor(self._executor, work)
 
     def begin(self, resume: bool | None) -> None:

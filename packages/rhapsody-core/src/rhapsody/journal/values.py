@@ -196,7 +196,7 @@ class Values:
         return _framed(b"s", value) if place is None else _framed(b"p", place)
 
     def _entered(self, value: Any, feed: Feed) -> None:
-        """Feed a value that may contain itself."""
+        """Add a value that may contain itself to a digest."""
         self._entries += 1
         if self._entries > MOST:
             raise UnhashableError(f"a value contains more than {MOST:,} objects")
@@ -279,7 +279,7 @@ class Values:
             self._apart(value, feed)
 
     def _roughly(self, value: Any, feed: Feed) -> None:
-        """Feed an object's class and the function that it wraps."""
+        """Add an object's class, and the function that it wraps, to a digest."""
         kind = type(value)
         wrapped = getattr(value, "__wrapped__", None)
         feed(_framed(b"k", f"{kind.__module__}.{kind.__qualname__}"))
@@ -299,7 +299,7 @@ class Values:
             self._reduced(value, feed)
 
     def _reduced(self, value: Any, feed: Feed) -> None:
-        """Feed the parts from which pickle would rebuild any other object."""
+        """Add the parts from which pickle would rebuild an object to a digest."""
         kind = type(value)
         ctypes = sys.modules.get("ctypes")
         if ctypes is not None and isinstance(value, ctypes.CDLL):  # it contains an address

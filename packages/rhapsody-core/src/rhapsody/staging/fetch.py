@@ -175,7 +175,7 @@ def _download(url: str, part: Path, limit: int, timeout: float, stop: threading.
 
 
 def _opened(url: str, timeout: float) -> Any:
-    """Decode a `data:` URL, or open any other URL with fsspec."""
+    """Open a URL for reading: decode a `data:` URL, or open any other URL with fsspec."""
     if is_data_url(url):
         head, _, data = url.partition(",")
         content = unquote_to_bytes(data)

@@ -69,7 +69,7 @@ class Resolved:
     Attributes:
         sources: The outcomes of the attempt's dependencies, without duplicates.
         places: The locations of the inputs, by name.
-        coming: The running fetches of inputs into the cache, by name of the input.
+        coming: The fetches of inputs into the cache that must be waited for, by input name.
         targets: The destinations of the outputs, by name.
         reads: For each file of another task that the attempt reads, the sandbox and the file's
             name.
@@ -652,7 +652,7 @@ class Stager:
     def was_read(self, resolved: Resolved) -> None:
         """Record that a successful attempt has read its inputs.
 
-        Files of other tasks among the inputs become intermediate.
+        Inputs that other tasks wrote are regarded as intermediate files from then on.
         """
         for sandbox, name in resolved.reads:
             self._sandboxes.read(sandbox, name)
@@ -701,7 +701,7 @@ class Stager:
             self._cache_stays |= bool(resolved.coming)
 
     def discard(self, path: str) -> bool:
-        """Remove a file of a sandbox on another thread; return False if nothing is removed."""
+        """Remove a file from a sandbox, on another thread; return False if nothing is removed."""
         return self._keep != "all" and self._sandboxes.discard(path)
 
     def spare(self, outcome: AttemptInfo | None) -> None:

@@ -212,7 +212,13 @@ def names_of(outputs: Iterable[Output], matches: Mapping[str, tuple[str, ...]]) 
 
 
 def found_in(sandbox: str, names: Iterable[str], save: str | os.PathLike[str]) -> list[Output]:
-    """Return some files and directories in a sandbox as outputs with the destination `save`."""
+    """Return the named files and directories in a sandbox as outputs with the destination `save`.
+
+    Args:
+        sandbox: The path of the sandbox.
+        names: The names of the files and directories.
+        save: See `OutputFile`.
+    """
     return [
         OutputDir(name, save=save)
         if os.path.isdir(os.path.join(sandbox, name))

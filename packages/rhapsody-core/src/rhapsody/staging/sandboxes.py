@@ -171,7 +171,7 @@ class SandboxKeeper:
             declared.stay.discard(name)
 
     def discard(self, path: str) -> bool:
-        """Remove a file of a sandbox on another thread.
+        """Remove a file from a sandbox; the removal runs on another thread.
 
         The file is renamed immediately, so that no task reads it.
 
