@@ -203,7 +203,7 @@ async def _replay(
 
 
 def _backend(arguments: argparse.Namespace, workers: int | None) -> BaseExecutionBackend:
-    """Return the backend; a local backend is created with `workers` cores and workers."""
+    """Create the backend. If `workers` is not `None`, it has that many cores and workers."""
     from rhapsody.backends import backend_from_options
 
     options: list[str] = arguments.option

@@ -28,7 +28,7 @@ _MOST_CORES = 1_000_000
 
 
 def read(path: str | os.PathLike[str]) -> Instance:
-    """Read an instance.
+    """Read a WfCommons workflow instance from a file.
 
     File sizes in versions before 1.4 are read as bytes, as in WfCommons' own conversion.
 

@@ -53,7 +53,7 @@ class _Run:
 
 
 class WfCommonsRecorder:
-    """Observer that records the run of one engine, and writes it to a file as an instance.
+    """Observer that records the run of one engine, and writes it to a file as a WfCommons instance.
 
         async with WorkflowEngine.create(observers=[WfCommonsRecorder("run.json")]) as flow:
 

@@ -61,7 +61,7 @@ class Replay:
     """Recorded workflow that can be run on an engine.
 
     Args:
-        tasks: The tasks; `runtime` is the duration of the replayed task.
+        tasks: The tasks. Their `runtime` is the duration in seconds of each task in the replay.
         urgency: Priority by task id, see `list_schedule`.
         files: Factor for the sizes of files, or `None` for no files.
         directory: Directory for input files that no task writes; required with `files`.

@@ -38,7 +38,10 @@ class Value:
 
     @classmethod
     def of_json(cls, file: str, content: str | bytes) -> Value:
-        """Return the content of a file as a value.
+        """Parse the content of a JSON file.
+
+        Returns:
+            The content as a `Value`, whose `place` is empty.
 
         Raises:
             InstanceError: The content is not JSON, or exceeds the limits of the parser.

@@ -111,8 +111,8 @@ class BaseExecutionBackend(ABC):
     Attributes:
         name: The name by which users select the backend. It also appears in messages.
         capabilities: The declared capabilities.
-        dry: True if the backend only pretends to run tasks. Files that tasks declare are then not
-            required, fetched or linked.
+        dry: True if the backend only pretends to run tasks. The engine does not require, fetch or
+            link the files that tasks of such a backend declare.
         shares_memory: True if functions run in the process of the main program and see the values
             that the main program sets in its modules. If a result depends on such values, a
             resumed run reuses the result only on a backend with the same `shares_memory`.
@@ -130,9 +130,9 @@ class BaseExecutionBackend(ABC):
         """Start tasks; return when the backend has accepted them.
 
         Called by the engine with a batch of tasks. Calls do not overlap. The backend may report
-        states before this method returns. If one task cannot be run, it reports that task as
-        FAILED. If this method raises an exception, the engine assumes that no task of the batch was
-        accepted, except those whose states have already been reported.
+        states before this method returns. If a task cannot be run, the backend reports that task
+        as FAILED. If this method raises an exception, the engine assumes that no task of the batch
+        was accepted, except those whose states have already been reported.
 
         Args:
             tasks: A list of `TaskDescription`. After the call, the descriptions belong to the
@@ -201,7 +201,7 @@ class BaseExecutionBackend(ABC):
             path: The destination. It does not exist, but its parent directory does.
 
         Raises:
-            DataError: The file does not exist, or its name could leave the sandbox.
+            DataError: The file does not exist, or its name could lead out of the sandbox.
             CapabilityError: The backend does not copy files out.
         """
         raise CapabilityError(f"backend {self.name!r} does not copy files out of its sandboxes")
@@ -268,10 +268,10 @@ TaskCallback = Callable[..., Any]
 
 
 class ReferenceLostError(BackendError):
-    """Failure of a task that did not run because one of its `references` has no value.
+    """Error for a task that did not run because one of its `references` has no value anymore.
 
-    Backends with `unfinished_dependencies` fail tasks with this error. The engine submits such a
-    task again, so users do not see the error.
+    Backends with `unfinished_dependencies` report such a task as failed with this error. The engine
+    submits the task again, so users do not see the error.
     """
 
 
@@ -307,7 +307,7 @@ class ManagedBackend(BaseExecutionBackend):
     Args:
         max_running: Maximum number of concurrent calls of `run_task`, or `None` for no limit. Tasks
             beyond the limit wait and are not reported as running, so their timeouts do not start.
-            Services do not count and do not wait.
+            Services are not counted and do not wait.
         name: The name of this object, which distinguishes it from other backends of its class in
             the same engine. Default: the class's `name`.
 
@@ -328,7 +328,7 @@ class ManagedBackend(BaseExecutionBackend):
     """
 
     capabilities: Capabilities = Capabilities(reports_running=True)
-    canonical_states = True  # for `StateMapper`, unless others are registered
+    canonical_states = True  # used by `StateMapper`, unless other states are registered
     running_when_called: bool = True
     name_is_given: bool = False
 
@@ -379,7 +379,7 @@ class ManagedBackend(BaseExecutionBackend):
             The return value of the function, or a `CompletedExecutable` for an executable.
 
         Raises:
-            Exception: Fails the task with this exception.
+            Exception: The task fails with this exception.
         """  # noqa: DOC202, DOC501 - subclasses implement it
         raise BackendError(f"{type(self).__name__} implements neither run_task nor submit_tasks")
 
@@ -612,7 +612,7 @@ class ManagedBackend(BaseExecutionBackend):
         state: Any,
         service_callback: Callable[..., Any] | None = None,
     ) -> None:
-        """Report a state, unless it is a terminal state of a task that is not open. Thread-safe."""
+        """Report a state. A terminal state is ignored unless the task is open. Thread-safe."""
         terminal = state in self.get_task_states_map().terminal_states
         if terminal and self.__open.pop(task["uid"], None) is None:
             return

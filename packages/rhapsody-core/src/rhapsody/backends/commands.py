@@ -37,14 +37,14 @@ AT_ONCE = 8
 
 
 class _Job:
-    """Job of the system that runs one task."""
+    """Job that was submitted to the system to run one task."""
 
     def __init__(self, task: TaskDescription) -> None:
         self.task: TaskDescription = task
         self.running = False
         self.cancelled = False
         self.seen = False  # the system may not list a new job immediately
-        self.missing_since: float | None = None  # when neither listed nor with an exit code
+        self.missing_since: float | None = None  # since when it is not listed and has no exit code
         self.ended: asyncio.Future[int] = asyncio.get_running_loop().create_future()
 
 
@@ -103,7 +103,7 @@ class CommandBackend(SharedSandboxes, ManagedBackend):
             The system's name for the job.
 
         Raises:
-            Exception: Fails the task with this exception.
+            Exception: The job was not submitted. The task fails with this exception.
         """
 
     @abstractmethod

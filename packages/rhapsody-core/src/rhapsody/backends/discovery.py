@@ -1,10 +1,10 @@
 """Registry of backends: their names, whether each can be used here, and their classes.
 
 Backends come from entry points (see `rhapsody.plugins`) and from `register_backend`. Listing names
-imports nothing. Describing a backend imports only the small module of its plugin that declares it.
-Only a request for the class imports the class and the library that it uses. `rhapsody run -b NAME
--o KEY=VALUE` and commands of plugins use `backend_from_options` to create backends from settings in
-text form.
+imports nothing. Describing a backend imports only the small plugin module that declares the
+backend. The backend's class and the library that it uses are imported only when the class is
+requested. `rhapsody run -b NAME -o KEY=VALUE` and commands of plugins use `backend_from_options` to
+create backends from settings in text form.
 """
 
 from __future__ import annotations
@@ -61,14 +61,14 @@ FORMER = {
     **dict.fromkeys(("radical", "rp", "radical.pilot"), "radical_pilot"),
     **dict.fromkeys(("dry_run", "dummy"), "noop"),
 }
-"""Names that other projects use or that users may guess, each with the name of the backend here."""
+"""Names of backends in other projects, and likely guesses, each with the name to use instead."""
 
 
 class UnusableError(Exception):
     """Error for a backend that cannot be used.
 
     Args:
-        reason: The reason.
+        reason: The reason why the backend cannot be used.
         remedy: The fix, if possible as a command.
     """
 
@@ -96,8 +96,8 @@ class BackendDescription:
         import_path: The import path of the backend's class.
         requires: The distributions that the backend requires, as requirement strings.
         capabilities: The backend's capabilities, or `None` if they are not declared.
-        conflicts: Entry points of other distributions that claim the same reserved name and are
-            therefore not used, each as a text with the reason.
+        conflicts: One sentence for each entry point of another distribution that is not used
+            because it claims the same reserved name.
 
     If the plugin's declaration of the backend cannot be loaded, the attributes that are read from
     the declaration keep their defaults.
@@ -117,7 +117,7 @@ class BackendDescription:
     conflicts: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the description as plain values, for JSON."""
+        """Return the attributes as a dict of values that JSON supports."""
         values = {name: getattr(self, name) for name in self.__dataclass_fields__}
         values["requires"] = list(self.requires)
         values["conflicts"] = list(self.conflicts)
@@ -294,7 +294,7 @@ class BackendRegistry:
 
 
 def discover_backends() -> dict[str, bool]:
-    """Check which backends can be used here. Imports no library.
+    """Check which backends can be used here, without importing the libraries that they use.
 
     `BackendRegistry.describe` returns more, including the reasons.
 
@@ -384,7 +384,15 @@ def claim(key: str) -> PluginEntry:
 
 
 def conflicts(key: str) -> tuple[str, ...]:
-    """Return the entry points that claim a reserved name but are not used, each with the reason."""
+    """Describe the entry points that are not used because they claim a reserved name.
+
+    Args:
+        key: The normalized name.
+
+    Returns:
+        One sentence for each such entry point; empty if the distribution for which the name is
+        reserved is not installed.
+    """
     owner = PUBLISHED.get(key)
     entries = _claims().get(key, [])
     if owner not in _distributions(entries):
@@ -540,8 +548,9 @@ def _installed_owner(key: str) -> tuple[str, object] | None:
     """Return the owner of a name that an installed distribution claims or that is reserved.
 
     Returns:
-        A text for messages that names the owner, and the class or import path that the owner
-        declares (`None` if it is not known). If the name is free, `None` instead of this pair.
+        A pair: a phrase that names the owner, for use in messages, and the class or import path
+        that the owner declares, or `None` if that is unknown. If the name is free, `None` is
+        returned instead of the pair.
     """
     if key not in _claims():
         owner = PUBLISHED.get(key)
@@ -578,7 +587,7 @@ def _import(import_path: str, source: str, remedy: str) -> type[BaseExecutionBac
 
 
 def _unknown(name: str) -> str:
-    """Return the error message for the name of an unknown backend."""
+    """Return the error message for a name that no backend has."""
     key, names = normalize_name(name), _names()
     text = f"Backend {name!r} not found. Available: {', '.join(sorted(names.values()))}"
     for entry in installed().disabled:
@@ -596,7 +605,10 @@ def _unknown(name: str) -> str:
 
 
 class _Interface(Protocol):
-    """Methods that the engine calls. Parameters that it passes by position may have any name."""
+    """Methods of a backend that the engine calls, for checking the signatures of a class.
+
+    Parameters before `/` are passed by position, so a backend may give them any names.
+    """
 
     def submit_tasks(self, tasks: Any, /) -> Any: ...
     def cancel_task(self, uid: Any, /) -> Any: ...
@@ -686,9 +698,9 @@ def backend_from_options(name: str, options: Iterable[str]) -> BaseExecutionBack
 
     Args:
         name: The name of the backend.
-        options: Strings such as `cores=2`. If the class of the backend has no argument of this
-            name, the setting becomes an item of its argument `resources`. If a key is repeated, its
-            last value applies.
+        options: Strings such as `cores=2`. A setting is passed to the backend's class as an
+            argument; if the class has no argument with the setting's name, the setting becomes an
+            item of the argument `resources`. If a setting is repeated, its last value applies.
 
     Returns:
         The backend, not started.
@@ -701,11 +713,14 @@ def backend_from_options(name: str, options: Iterable[str]) -> BaseExecutionBack
 
 
 def parse_options(options: Iterable[str], flag: str = "-o") -> dict[str, Any]:
-    """Return the values of `KEY=VALUE` strings by key; the last value of a key applies.
+    """Parse `KEY=VALUE` strings into a dict. If a key is repeated, its last value applies.
 
     Args:
         options: The strings. Each value is TOML, or text without quotes.
-        flag: The option of the command line that the strings belong to, for messages.
+        flag: The command-line option with which the strings were passed, for messages.
+
+    Returns:
+        A dict from keys to values.
 
     Raises:
         UsageError: A string is not of the form `KEY=VALUE`, or its value is invalid TOML.

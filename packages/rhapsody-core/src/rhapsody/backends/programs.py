@@ -57,7 +57,7 @@ class SharedSandboxes:
 
         Raises:
             ValueError: Neither `file_path` nor both `src_task` and `file_name` are given.
-            DataError: The file does not exist, or the name could leave the sandbox.
+            DataError: The file does not exist, or the name could lead out of the sandbox.
         """
         if file_path is not None:
             source, name = file_path, file_name or os.path.basename(file_path)
@@ -87,7 +87,8 @@ class LocalPrograms(SharedSandboxes):
     """Base class that runs executables as processes of this machine, each in its sandbox.
 
     The backend's `run_task` passes executables to `run_program`. With this class a backend can
-    declare `executables`, `sandboxes` and `cancel_executables="running"` as well.
+    declare `executables`, `sandboxes` and `cancel_executables="running"`, in addition to the
+    capabilities of `SharedSandboxes`.
 
     From the first executable until `shutdown`, a helper process runs. It kills the executables if
     this process is killed.
@@ -205,7 +206,7 @@ def write_again(task: TaskDescription) -> str:
 
 
 def _parted(variables: Mapping[str, str]) -> tuple[dict[str, str], dict[str, str]]:
-    """Return the variables whose names look secret and are valid in a shell, and the others."""
+    """Split variables into those with secret-looking names that a shell accepts, and the others."""
     secret = {
         name: value
         for name, value in variables.items()

@@ -54,7 +54,7 @@ class _Command(NamedTuple):
 
 
 class Commands:
-    """Collection of commands by name; the argument of `rhapsody_commands`."""
+    """Commands by name. Passed to the hook `rhapsody_commands`, in which plugins add commands."""
 
     def __init__(self) -> None:
         self._commands = {
@@ -156,7 +156,7 @@ def _require_directory() -> None:
 
 
 def _misplaced(unknown: Sequence[str], parser: argparse.ArgumentParser) -> str:
-    """Return the error for unknown arguments: they are misspelled or belong after `--`."""
+    """Return the error message for unknown arguments of `run`: misspelled, or missing a `--`."""
     options = [each.removeprefix("--") for each in parser._option_string_actions]
     words = [each[2:].partition("=")[0] for each in unknown if each.startswith("--")]
     close = [each for word in words for each in difflib.get_close_matches(word, options, 1, 0.75)]

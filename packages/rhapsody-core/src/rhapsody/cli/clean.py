@@ -88,7 +88,7 @@ def _clean(run: LeftRun, keep_results: bool, dry: bool) -> int | None:
     """Remove a run's directory, and print the size of what was removed.
 
     Args:
-        run: The run.
+        run: The ended run.
         keep_results: True to keep the run's results.
         dry: True to print the size without removing anything.
 
@@ -116,7 +116,7 @@ def _clean(run: LeftRun, keep_results: bool, dry: bool) -> int | None:
 
 
 def base_of(directory: str) -> Path:
-    """Return the path of `.rhapsody` in a directory, or the directory itself if that is its name.
+    """Return the directory if its name is `.rhapsody`, otherwise the path of `.rhapsody` in it.
 
     Raises:
         UsageError: The directory does not exist.

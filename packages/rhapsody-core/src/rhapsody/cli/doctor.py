@@ -54,7 +54,7 @@ SLOW = 1.0
 Level = Literal["ok", "note", "slow", "broken"]
 
 LEVELS: tuple[Level, ...] = ("ok", "note", "broken")
-"""Levels that a backend's own diagnosis may use."""
+"""Levels that the findings of a backend's `diagnose` may have."""
 
 TASK = "true"
 """Shell command of the task that `--run` runs."""
@@ -66,7 +66,7 @@ sys.path[:] = request["path"]
 from rhapsody.cli.doctor import probe
 probe(request)
 """
-"""Python program that loads a plugin in a separate process, with the `sys.path` of this one."""
+"""Python code that a separate process runs to load a plugin, with this process's `sys.path`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +76,7 @@ class Finding:
     Attributes:
         level: The severity. `"broken"` makes the command fail.
         subject: The name of the distribution, backend or environment variable concerned.
-        text: The finding.
+        text: A description of what was found.
         remedy: The fix; empty if there is nothing to do.
     """
 
@@ -100,7 +100,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Print the report.
+    """Check the installation, and print the report.
 
     Returns:
         The exit code, which is nonzero if something is broken.
@@ -339,7 +339,7 @@ def probe(request: dict[str, Any]) -> None:
     answers = os.dup(1)
     os.dup2(2, 1)
     os.set_inheritable(answers, False)
-    # Imported first, so that the time for this import does not count as the plugin's.
+    # Imported first, so that the time for this import is not included in the plugin's.
     import rhapsody.backends.base  # noqa: F401
 
     def answer(**values: Any) -> None:

@@ -45,7 +45,7 @@ LOOKS: tuple[str, ...] = (
     *("int", "float", "index", "add", "radd", "sub", "rsub", "mul", "rmul", "truediv", "rtruediv"),
     "mod",  # not `rmod`, which formats the value
 )
-"""Special methods that inspect a value. Public methods of `str` are refused as well."""
+"""Special methods that inspect a value. They and the public methods of `str` raise an error."""
 
 for _name in (*(f"__{name}__" for name in LOOKS), *(n for n in dir(str) if n[0] != "_")):
     setattr(NoValue, _name, _refuse)
@@ -74,7 +74,7 @@ class DryRun:
         self._recorded = recorded
         self._engines: list[WorkflowEngine] = []
         self._verdicts: dict[str, dict[str, str]] = {}
-        """The reasons why tasks would run or be reused, by the uids of engines and tasks."""
+        """By engine uid and task uid: text that states why the task would run or be reused."""
         self._missing: dict[str, tuple[str, Collection[str | None]]] = {}
         """The uid and inputs of the reused task that wrote each missing file, by path."""
 

@@ -318,7 +318,10 @@ def _progress(arguments: argparse.Namespace) -> bool | Literal["lines"]:
 
 
 def _checked(given: dict[str, Any]) -> dict[str, Any]:
-    """Return the options of `-e` after checking them.
+    """Check the options of `-e`.
+
+    Returns:
+        The options, unchanged.
 
     Raises:
         UsageError: `WorkflowEngine.create` does not accept an option or its value, or

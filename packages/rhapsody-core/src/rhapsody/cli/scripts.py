@@ -259,7 +259,7 @@ def workflows(tree: ast.Module) -> list[str]:
 
 
 def _top_level(node: ast.AST, guarded: bool = False) -> Iterator[tuple[ast.AST, bool]]:
-    """Yield each node that runs when a module runs, with True for nodes under `if __name__ ...`."""
+    """Yield each node that runs when a module runs, and True if it is under `if __name__ ...`."""
     for child in ast.iter_child_nodes(node):
         yield child, guarded
         inner = isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)

@@ -1,4 +1,4 @@
-"""Observers that Rhapsody provides: plugins on the same hooks as those of third parties.
+"""Observers that come with Rhapsody. They implement the same hooks as third-party plugins.
 
 Observers that engine options enable are created in `rhapsody.observers.builtin`.
 """

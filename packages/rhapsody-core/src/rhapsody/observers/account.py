@@ -1,4 +1,4 @@
-"""Account of a run: counts of its tasks, groups of similar failures, and a summary as text."""
+"""Summary of a run as text: the counts of its tasks, groups of similar failures, and results."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ WIDTH = 160
 """Maximum number of characters of the text in a group's one-line summary."""
 
 PRINTED = 10
-"""Maximum number of lines that are shown of the end of an error, or of the end of the output.
+"""Maximum number of last lines of an error, or of the output, that are shown.
 
-The output is shown only for errors of a single line.
+The output is shown only if the error is a single line.
 """
 
 
@@ -94,8 +94,8 @@ class FailureGroup:
     Attributes:
         name: The name of the tasks.
         kind: The exception type, or the exit code.
-        text: The first line of the error, or `None` if the failures differ in it.
-        location: The line, such as `stats.py:12`, or `None` if it is unknown.
+        text: The first line of the error, or `None` if it is not the same for all failures.
+        location: The line of the user's code, such as `stats.py:12`, or `None` if it is unknown.
         count: The number of failures.
         examples: The first failures, by the task's uid, except those after which the task was
             retried.
@@ -274,7 +274,7 @@ CANCELED = TasksMainStates.CANCELED
 
 @dataclass(slots=True)
 class Row:
-    """Numbers of tasks with one name, by state.
+    """Numbers of the tasks with one particular name, by state.
 
     Attributes:
         total: Number of tasks that were called.
@@ -377,17 +377,17 @@ MUCH = 10**9
 
 
 def account(summary: Summary, counts: Counts, directory: Path) -> list[str]:
-    """Return the lines of the account, the most important last; none if no task was called.
+    """Return the lines of the summary that is printed at the end, the most important last.
 
-    Among the results, those with a destination are listed first, then those in the engine's
-    directory, and finally those that other tasks read.
+    The list is empty if no task was called. Among the results, those with a destination are listed
+    first, then those in the engine's directory, and finally those that other tasks read.
 
     Args:
         summary: The engine's summary.
         counts: The counts of the engine's tasks.
         directory: The engine's directory. The run's directory is its parent if that is directly in
-            `.rhapsody`, otherwise the engine's directory itself. The account names the run's
-            directory if it contains more than its lock and its log.
+            `.rhapsody`, otherwise the engine's directory itself. The run's directory is named in
+            the summary if it contains more than its lock and its log.
     """
     if not counts.rows:
         return []

@@ -135,7 +135,7 @@ class Profiler:
         ts: float | None = None,
         comp: str | None = None,
     ) -> None:
-        """Write an event, with the arguments of radical.utils.
+        """Write an event. The parameters are those of the profiler in radical.utils.
 
         Args:
             event: The event's name.
@@ -157,7 +157,7 @@ class Profiler:
 journal_log: logging.Logger = logging.getLogger("rhapsody.journal")
 
 PLACES = 1000
-"""Maximum number of places in the code whose first failure is logged with its last frames."""
+"""Maximum number of lines of code for which the last frames of the first failure are logged."""
 
 _ENDS = {
     TasksMainStates.DONE: "done",
@@ -209,7 +209,7 @@ class TaskLog:
         return event.native if event.native == "reused" else f"{_ENDS[state]}{took}"
 
     def _error(self, event: TaskEvent) -> str:
-        """Return the error and its line; for the first error on a line, also the last frames."""
+        """Describe an error and its line. If it is the first there, add the last frames."""
         error = event.error
         if error is None:
             return ""

@@ -35,7 +35,7 @@ TICK = 1.0
 """Seconds between two updates of the elapsed time while tasks run and nothing else changes."""
 
 PATIENCE = 5.0
-"""Maximum number of seconds that the end of a run waits for a terminal that accepts no text."""
+"""Maximum number of seconds for which `close` waits for a terminal that accepts no text."""
 
 FAILURES = 3
 """Maximum number of failure groups that are shown."""
@@ -48,7 +48,7 @@ RATE_PERIOD = 10.0
 
 
 class Picture:
-    """Picture of a run: the table of its tasks, its last failures, and a progress bar.
+    """Content of the progress display: a table of tasks, the last failures, and a progress bar.
 
     Args:
         counts: The counts of the run's tasks.
@@ -63,7 +63,7 @@ class Picture:
         self._ended: deque[tuple[float, int]] = deque([(self._began, 0)])
 
     def draw(self) -> RenderableType:
-        """Return the current picture."""
+        """Return the content that the progress display should show now."""
         every = self._counts.all
         picture = Table.grid()
         picture.add_column(max_width=get_terminal_size().columns - 3)  # leave room for ^C
@@ -166,10 +166,10 @@ _DIM = Style(dim=True)
 
 
 class Terminal:
-    """Terminal on standard error that shows a picture and erases it on exit.
+    """Progress display on the terminal of standard error, erased when the `with` block ends.
 
     Args:
-        draw: Function that returns the picture.
+        draw: Function that returns the display's current content.
     """
 
     def __init__(self, draw: Callable[[], RenderableType]) -> None:
@@ -191,20 +191,20 @@ class Terminal:
         self._live.stop()
 
     def print(self, lines: Sequence[Line]) -> None:
-        """Print lines above the picture, in one call because each call redraws it."""
+        """Print lines above the display, all at once, because each call redraws the display."""
         if lines:
             self._console.print(_Lines(lines), crop=False)
 
     def draw(self) -> None:
-        """Draw the current picture."""
+        """Redraw the display with its current content."""
         self._live.refresh()
 
 
 class Notebook:
-    """Output area of the running notebook cell. The last picture is not erased on exit.
+    """Progress display in the output of the running notebook cell. It is not erased on exit.
 
     Args:
-        draw: Function that returns the picture.
+        draw: Function that returns the display's current content.
     """
 
     def __init__(self, draw: Callable[[], RenderableType]) -> None:
@@ -215,7 +215,7 @@ class Notebook:
         """Do nothing."""
 
     def __exit__(self, *error: object) -> None:
-        """Do nothing, so that the picture stays."""
+        """Do nothing, so that the display remains."""
 
     def print(self, lines: Sequence[Line]) -> None:
         """Print lines of executables' output. The notebook itself shows the output of functions."""
@@ -223,14 +223,14 @@ class Notebook:
             print("\n".join(f"{prefix}{text}" for prefix, text in lines), flush=True)  # noqa: T201
 
     def draw(self) -> None:
-        """Draw the current picture."""
+        """Redraw the display with its current content."""
         self._output.update(self._draw())
 
 
 class Display:
-    """Updates of the picture on a separate thread, because writing to a terminal may block.
+    """Thread that updates the progress display, because writing to a terminal may block.
 
-    The program's own output is printed above the picture. Methods may be called from any thread.
+    The program's own output is printed above the display. Methods may be called from any thread.
 
     Args:
         screen: The terminal or notebook.
@@ -257,7 +257,7 @@ class Display:
         atexit.register(self.close)  # for programs that do not shut down their engine
 
     def changed(self, lines: Sequence[Line] = ()) -> None:
-        """Schedule an update of the picture, and print `lines` above it."""
+        """Schedule an update of the display, which first prints `lines` above it."""
         with self._lock:
             self._lines += lines
             closed = self._closed
@@ -284,7 +284,7 @@ class Display:
         return True
 
     def close(self) -> None:
-        """Print the remaining lines and erase the picture. May block for up to `PATIENCE` seconds.
+        """Print the remaining lines and end the display. May block for up to `PATIENCE` seconds.
 
         A second call, or a call in a forked child, has no effect.
         """

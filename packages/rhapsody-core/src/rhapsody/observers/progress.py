@@ -1,4 +1,4 @@
-"""Progress of a run on standard error, and the account of the run at its end."""
+"""Progress of a run on standard error, and the summary at its end."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Progress:
 
     Args:
         lines: True to print lines even on a terminal or in a notebook.
-        account: True to print the account when the engine ends. Otherwise the caller prints it with
+        account: True to print the summary when the engine ends. Otherwise the caller prints it with
             `print_account`.
 
     Attributes:
@@ -78,7 +78,7 @@ class Progress:
 
     @hookimpl
     def rhapsody_workflow_finished(self, engine: ObservedEngine, summary: Summary) -> None:
-        """Erase the table; compose the account, log it, and print it unless the caller does."""
+        """Erase the table, log the summary, and print it unless the caller prints it."""
         self.close()
         self._account = account(summary, self._counts, engine.work_dir)
         if self._account and not engine.dry_run:
@@ -87,7 +87,7 @@ class Progress:
             self.print_account()
 
     def print_account(self) -> None:
-        """Print the account of a run that has ended; a second call prints nothing."""
+        """Print the summary of a run that has ended. A second call prints nothing."""
         lines, self._account = self._account, []
         if lines and sys.stdout is not None:
             with suppress(OSError, ValueError):  # the interpreter reports it at exit
@@ -156,7 +156,7 @@ def _usage(backends: Sequence[Any]) -> tuple[float, int] | None:
 
 
 def _place() -> Place | None:
-    """Return the kind of place that can show a table; `None` if there is none, or in a task."""
+    """Return where a live table can be shown; `None` if it cannot, or if called in a task."""
     if running_task() is not None:
         return None
     if hasattr(builtins, "__IPYTHON__"):

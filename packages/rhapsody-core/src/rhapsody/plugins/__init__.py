@@ -4,10 +4,10 @@ This is a public package for plugin authors. The hooks themselves are specified 
 `rhapsody.plugins.specs`; a plugin implements them with functions marked by `hookimpl`.
 
 Plugins are found in three steps. First, `manager` reads the entry points and imports nothing.
-Second, it imports a plugin's light module and checks its hooks, each plugin in isolation. Third,
-`rhapsody.backends.discovery` takes the declared `BackendSpec`, checks versions and requirements by
-metadata, and imports a backend's class only on request. A plugin that fails in any step is still
-listed, with the reason.
+Second, it imports each plugin's small module and checks the hooks, each plugin in isolation. Third,
+`rhapsody.backends.discovery` takes the declared `BackendSpec`, checks versions and requirements
+against the metadata of the installed distributions, and imports a backend's class only on request.
+A plugin that fails in any step is still listed, with the reason.
 """
 
 from rhapsody.plugins.specs import (

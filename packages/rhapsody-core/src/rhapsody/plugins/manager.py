@@ -221,9 +221,10 @@ def _report(found: Installed) -> None:
 
 
 def install_command(distribution: str) -> str:
-    """Return the command that installs one of Rhapsody's distributions from the source of core.
+    """Return the command that installs another of Rhapsody's distributions, matching core.
 
-    If core was installed from a folder or a repository, the other distributions are next to it.
+    If core was installed from a folder or a repository, the other distributions are next to it, and
+    the command installs them from there.
     Installers record the origin of a distribution in `direct_url.json` (PEP 610).
 
     Args:
@@ -346,7 +347,7 @@ class EngineHooks:
     Each attribute named after a hook is a tuple of `PluginHook`. The tuple is empty if no plugin
     implements the hook, so that an unused hook costs nothing per task. Observers come first, in
     the given order, then plugins sorted by distribution; pluggy's `tryfirst` and `trylast` take
-    precedence over that. A plugin that cannot be loaded is logged and skipped.
+    precedence over this order. A plugin that cannot be loaded is logged and skipped.
 
     Args:
         observers: Objects or modules whose functions are marked with `rhapsody.hookimpl`.
@@ -354,8 +355,8 @@ class EngineHooks:
 
     Attributes:
         push_down: True if tasks may be sent to their backend before their dependencies have
-            finished. For this, every plugin that implements one of the hooks in `_PER_TASK` must
-            have a true attribute `push_down`.
+            finished. This requires that every plugin that prepares tasks, selects backends, or
+            looks up or records results has a true attribute `push_down`.
 
     Raises:
         TypeError: An observer is a class, or `observers` is not a list.

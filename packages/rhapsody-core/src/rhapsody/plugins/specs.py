@@ -78,8 +78,8 @@ class BackendSpec:
         summary: A one-line summary, for tables.
         api_version: The version of the plugin interface that the plugin was written for.
         requires: Distribution requirements (`"distributed>=2024.1"`) that must be installed for
-            the backend to be usable. The metadata of installed distributions is
-            checked; nothing is imported.
+            the backend to be usable. The metadata of the installed distributions is checked;
+            nothing is imported.
         capabilities: The backend's capabilities; `None` if they depend on the instance.
         install_hint: The command that installs missing requirements.
 
@@ -216,7 +216,7 @@ class ObservedEngine(Protocol):
 
     @property
     def uid(self) -> str:
-        """The prefix of all task uids that the engine passes to its backends."""
+        """The engine's uid, which is the prefix of all task uids that it passes to its backends."""
 
     @property
     def loop(self) -> asyncio.AbstractEventLoop:
@@ -228,7 +228,7 @@ class ObservedEngine(Protocol):
 
     @property
     def work_dir(self) -> Path:
-        """The directory of sandboxes, an absolute path."""
+        """The absolute path of the engine's directory, which contains the sandboxes."""
 
     @property
     def dry_run(self) -> bool:
@@ -263,12 +263,12 @@ class TaskEvent(NamedTuple):
     """One change of one task or block. Immutable; shared by all observers.
 
     Attributes:
-        uid: The task's uid in the engine, such as `task.000001`.
-        name: The task's name.
+        uid: The uid of the task or block in the engine, such as `task.000001`.
+        name: The name of the task or block.
         attempt: The attempt's number, counted from 1.
         state: The canonical state that was entered.
-        native: The backend's name of the state, `"reused"` if a plugin has found the task's result,
-            or `None` if the engine itself changed the state.
+        native: The backend's name for the state, `"reused"` if a plugin has found the task's
+            result, or `None` if the engine itself changed the state.
         backend: The backend's name, or `None` before a backend is chosen.
         time: Seconds since the epoch.
         monotonic: Seconds on the engine's monotonic clock, to compute durations.
@@ -276,8 +276,8 @@ class TaskEvent(NamedTuple):
         scope: The scope in which the task was called.
         error: The exception of an attempt that failed; another attempt may follow.
         sandbox: The attempt's directory; `None` if it has none.
-        stdout: The standard output of an attempt that has ended; `None` if it was not kept, or was
-            kept only in files.
+        stdout: The standard output of an attempt that has ended; `None` if it was not captured, or
+            was written only to files.
         stderr: The same for standard error.
         kind: `"function"`, `"executable"` or `"block"`.
     """
@@ -326,14 +326,14 @@ class TaskFiles:
 
 @dataclass(frozen=True, slots=True)
 class Recorded:
-    """Earlier result that a plugin has found for a task. The task then does not run.
+    """Earlier result that a plugin has found for a task, so that the task does not run.
 
     Attributes:
         value: The result, which may be `None`.
         files: The files that the task created, or `None`. Dependents read the files at their
             `paths`. The files are also copied to their destinations in this run, unless a copy
             that `places` lists is already there.
-        stdout: The standard output that the task's future returns, or the path of the file that
+        stdout: The standard output that the task's future reports, or the path of the file that
             contains it.
         stderr: The same for standard error.
         exit_code: An executable's exit code.
@@ -355,8 +355,8 @@ class Record(NamedTuple):
         value: The future's result.
         settings: The task's `cache` and `version` settings.
         inputs: The paths of the task's input files by name, as in `LookupTask`.
-        files: The files that the task created, or `None` if it had no sandbox. Declared files exist
-            until the engine ends, and longer if the run failed.
+        files: The files that the task created, or `None` if the task had no sandbox. Declared files
+            exist until the engine ends, and longer if the run failed.
         stdout: The task's standard output, or the path of the file that contains it.
         stderr: The same for standard error.
         exit_code: An executable's exit code.
@@ -364,8 +364,9 @@ class Record(NamedTuple):
         makes_again: If the task ran only to recreate the missing files of an earlier result, the
             `uid` of the `LookupTask` for which a plugin found that result; otherwise `None`. The
             `value` of such a task is not used.
-        made_for: The uids of the tasks that have requested the recreated files so far. A task that
-            itself ran only to recreate files is listed by the uid in its `makes_again`.
+        made_for: The uids of the tasks that have requested the recreated files so far. If such a
+            task itself ran only to recreate files, the list contains its `makes_again` instead of
+            its own uid.
     """
 
     uid: str

@@ -78,8 +78,8 @@ def call_spec(
 
     Args:
         task: The description of the task.
-        cores: Number of cores for numeric libraries: they start one thread for each whole core,
-            and at least one; 0 does not limit them.
+        cores: Number of cores that numeric libraries may use. They start one thread per whole
+            core, but at least one. 0 means no limit.
         environment: The environment variables to set. Default: those of the task's description.
         directory: The directory for files of the call. Default: the task's sandbox.
         more: Values of built-in types for the backend's own `Runner`. Default: none.
@@ -225,8 +225,8 @@ def finish(
     """Write the value or exception of a call, and the call's output, into the task's description.
 
     Args:
-        task: The description.
-        outcome: The outcome.
+        task: The task's description.
+        outcome: The outcome of the call.
         unpack: The inverse of the method `pack` of the worker's `Runner`.
 
     Returns:
@@ -260,7 +260,7 @@ def result(
 
     Args:
         task: The task's description.
-        outcome: The outcome.
+        outcome: The outcome of the call.
         unpack: The inverse of the method `pack` of the worker's `Runner`.
 
     Returns:

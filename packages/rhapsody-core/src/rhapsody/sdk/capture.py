@@ -182,10 +182,11 @@ _recorder: contextvars.ContextVar[Recorder | None] = contextvars.ContextVar(
 
 
 def recording(recorder: Recorder | None) -> Setting[Recorder | None]:
-    """Return a context manager that records the output of its block; `None` records nothing.
+    """Return a context manager that records the output of its `with` block in `recorder`.
 
-    The manager sets a context variable, so other threads and coroutines are not affected. The
-    standard streams must be wrapped, see `streams`.
+    If `recorder` is `None`, the output is not recorded. The manager sets a context variable, so
+    other threads and coroutines are not affected. The standard streams must be wrapped, see
+    `streams`.
     """
     return Setting(_recorder, recorder)
 

@@ -223,7 +223,7 @@ THREAD_COUNTS = (
 
 
 def thread_count(cores: float) -> int:
-    """Return the number of threads for numeric libraries on this many cores; 0 for no cores."""
+    """Return the number of threads that numeric libraries may start; 0 if `cores` is 0."""
     return max(1, int(cores)) if cores else 0
 
 
@@ -236,8 +236,8 @@ def task_environment(
 
     Args:
         task: The task's description.
-        cores: The task's number of cores, for the threads of numeric libraries; 0 does not limit
-            them.
+        cores: Number of cores that numeric libraries may use. They start one thread per whole
+            core, but at least one. 0 means no limit.
         gpus: The GPUs assigned to the task, possibly empty; `None` if the backend does not assign
             GPUs.
     """
@@ -298,7 +298,7 @@ class TaskProgram:
         stdout: int | None = None,
         port: int | None = None,
     ) -> None:
-        memory_group()  # earlier kills do not count
+        memory_group()  # so that earlier kills are not counted
         self._task = task
         self._terminated = False
         self._output: ProgramOutput | None = None

@@ -51,7 +51,7 @@ def without_own_frames(error: BaseException) -> BaseException:
 def _task_factory(
     loop: asyncio.AbstractEventLoop, coroutine: Coroutine[Any, Any, Any], **options: Any
 ) -> asyncio.Task[Any]:
-    """Create an asyncio task, and record it in the family of the coroutine that started it."""
+    """Create an asyncio task, and add it to the set of tasks that the user's coroutine started."""
     task = asyncio.Task(coroutine, loop=loop, **options)
     family = _family.get()
     if family is not None:
@@ -249,7 +249,7 @@ def _started(
     context: contextvars.Context,
     loop: asyncio.AbstractEventLoop,
 ) -> asyncio.Task[_Outcome]:
-    """Create the asyncio task that runs a coroutine and ends the tasks that it leaves behind."""
+    """Create the asyncio task that runs a coroutine and then ends the tasks in its `family`."""
     context.run(_family.set, family)
     return asyncio.Task(_drive(call, family), loop=loop, context=context)
 

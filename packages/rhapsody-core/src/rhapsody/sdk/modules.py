@@ -68,7 +68,7 @@ class Origins:
         self._versions: dict[str, tuple[str, str]] = {}
 
     def own(self, file: object) -> TypeGuard[str]:
-        """Return True if a file belongs to no installed package, nor to Python or Rhapsody."""
+        """Return True if a file is not part of an installed package, of Python or of Rhapsody."""
         if not isinstance(file, str):
             return False
         if file.startswith("<"):  # a cell of a notebook, or the text of `exec`
@@ -195,7 +195,7 @@ class _Program:
     def _look(self) -> None:
         """Find the program's own modules.
 
-        A file is read again only if its module has been imported or reloaded since.
+        A file is read again only if its module has been imported or reloaded since the last call.
         """
         count, path, began = len(sys.modules), list(sys.path), time.time_ns()
         former, self._sources = self._sources, {}
@@ -245,7 +245,7 @@ class _Program:
         return self._origins.own(file)
 
     def _read(self, name: str, module: types.ModuleType, file: str) -> Source:
-        """Read the source of an imported module, and record whether it may have been altered."""
+        """Read the source of an imported module; record if it may have changed since the import."""
         changed = 0
         try:
             if os.path.exists(file):
@@ -293,7 +293,7 @@ class _Program:
     def _resolve(
         self, name: str, package: str, former: dict[str, tuple[Any, Source]]
     ) -> Iterator[str]:
-        """Add a module and its parent packages, and yield the names of the new ones."""
+        """Add a module and its parent packages, and yield the names of the added modules."""
         try:
             name = resolve_name(name, package)
         except ImportError:
@@ -358,7 +358,7 @@ def _run_as_scripts() -> Iterator[dict[str, Any]]:
 
 @functools.cache
 def _plugins() -> frozenset[str]:
-    """Return the packages of Rhapsody and its backends. Workers use their own versions of these."""
+    """Return the top-level packages of Rhapsody and its backends, which workers have themselves."""
     from importlib_metadata import entry_points
 
     modules = [point.module for point in entry_points(group="rhapsody.backends")]

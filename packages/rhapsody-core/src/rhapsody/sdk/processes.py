@@ -91,8 +91,8 @@ def group_alive(pid: int) -> bool:
     return False
 
 
-# The end of the pipe does not show that the process is dead: its forked children may hold the pipe
-# open. So messages report the start of a group (`+`), its end (`-`), and a regular exit (`!`).
+# The pipe may stay open after the process has ended, because its forked children may hold it open.
+# So messages report the start of a group (`+`), its end (`-`), and a regular exit (`!`).
 # Waking for each message would use CPU time that the programs need, so messages are read in
 # batches, while the end of the process is noticed immediately.
 WATCH = """

@@ -75,7 +75,7 @@ class CallSpec(NamedTuple):
         attempt: The attempt's number, counted from 1.
         sandbox: The task's directory, or `None` if it has none.
         timeout: Number of seconds that the attempt may take, or `None` for no limit.
-        cores: Number of threads for numeric libraries; 0 does not limit them.
+        cores: Number of threads that numeric libraries may start; 0 for no limit.
         environment: Environment variables to set while the call runs.
         capture: The setting `capture` of the task's description.
         directory: The directory for files of the call, such as large output; `None` if there is
@@ -108,7 +108,7 @@ class CallResult(NamedTuple):
         payload: The pickled return value or exception.
         plain: True if unpickling the value runs no other code.
         stdout: The call's standard output, or the path of the file that contains it; `None` if it
-            is not kept.
+            was not captured.
         stderr: The same for standard error.
         sandbox: The directory of the call's output files; `None` if no output was written to files.
         host: The name of the machine on which the call ran.
@@ -149,8 +149,8 @@ class Output:
     """Base class of context managers that capture a call's output. It captures nothing itself.
 
     Attributes:
-        stdout: The standard output, or the path of the file that contains it; `None` if it is not
-            kept.
+        stdout: The standard output, or the path of the file that contains it; `None` if it was
+            not captured.
         stderr: The same for standard error.
         directory: The directory of the files if output was written to files, otherwise `None`.
     """
@@ -296,7 +296,7 @@ class Runner:
 
 
 def known(order: CallSpec) -> dict[str, Any]:
-    """Return the arguments of the `TaskContext` of a call."""
+    """Return the keyword arguments for creating a call's `TaskContext`."""
     return {
         "uid": order.uid,
         "name": order.name,
@@ -354,9 +354,9 @@ class SentModules:
     """Modules that programs have sent to a worker: a finder for `sys.meta_path`. Thread-safe.
 
     A worker has one version of a module at a time. If a call needs another version, the worker
-    unloads its version together with all other modules of the program that sent it, because these
-    may have imported names from it. If other calls are using the worker's version, the new call
-    fails.
+    unloads the module together with all other modules of the program that sent the module, because
+    they may have imported names from it. If other calls are using the worker's version, the new
+    call fails.
 
     Attributes:
         program: The id of the program that runs in this process, and the id of the process. Calls
@@ -400,7 +400,7 @@ class SentModules:
 
     @contextmanager
     def using(self, modules: bytes) -> Iterator[None]:
-        """Make a program's modules importable, and do not replace them inside the `with` block.
+        """Make a program's modules importable, and prevent their replacement in the `with` block.
 
         Args:
             modules: The packed modules, or their first `REFERENCE` bytes.
@@ -512,8 +512,8 @@ class SentModules:
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
         """Return the spec of a module that a program has sent, or `None` for other modules.
 
-        If a sent module is reloaded while no call is using it, the other finders find it, because
-        other users of the worker may have replaced its file.
+        If a sent module is reloaded while no call is using the module, this method leaves it to the
+        other finders, because other users of the worker may have replaced the module's file.
         """
         held = next((each for each in self._held.values() if name in each.sources), None)
         if held is None or (target is not None and not held.users):
@@ -533,7 +533,7 @@ class SentModules:
         return self._binary(name, source, where)
 
     def _binary(self, name: str, source: Source, where: list[str] | None) -> ModuleSpec | None:
-        """Return the spec of an extension module. The worker must have the same version of it."""
+        """Return the spec of an extension module, which must be the program's version."""
         assert source.file is not None
         try:
             here = digest_of(Path(source.file).read_bytes())
@@ -552,7 +552,7 @@ class SentModules:
 
 
 class _SentLoader(SourceFileLoader):
-    """Loader that imports a module from its sent source, or from compiled code of equal source."""
+    """Loader that imports a module from the source that was sent, or from its compiled code."""
 
     def __init__(self, name: str, file: str, source: Source, modules: SentModules) -> None:
         super().__init__(name, file)
@@ -586,8 +586,8 @@ class _SentLoader(SourceFileLoader):
     def _cache_is_current(self) -> bool:
         """Return True if Python would notice that the compiled code is older than the source.
 
-        Python compares the size of the source, and its time in whole seconds. So it misses a change
-        within the second in which the code was compiled.
+        Python compares the size of the source and its modification time in whole seconds. So Python
+        misses a change within the second in which the code was compiled.
         """
         try:
             compiled = os.stat(cache_from_source(self.path)).st_mtime
@@ -616,9 +616,9 @@ def _short(source: Source | None) -> str:
 
 
 def _others(sources: Mapping[str, Source]) -> list[str]:
-    """Return imported modules that were not sent but are in the directories of sent modules.
+    """Return the names of modules that were imported from directories of sent modules but not sent.
 
-    They were imported under computed names, perhaps for an earlier program.
+    Such modules were imported under names computed at run time, perhaps for an earlier program.
     """
     roots = {_root(name, each.file, each.package) for name, each in sources.items()} - {None}
     found = []
@@ -675,8 +675,8 @@ class Environment:
 class Captured(Output):
     """Context manager that captures the output of this process and its children during one call.
 
-    With `capture="files"`, the output is written to `<uid>.out` and `<uid>.err` in the directory
-    that the spec names.
+    With `capture="files"`, the output is written to the files `<uid>.out` and `<uid>.err` in
+    `CallSpec.directory`.
     """
 
     directory: str | None

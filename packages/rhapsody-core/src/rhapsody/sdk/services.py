@@ -80,13 +80,16 @@ class Ready(NamedTuple):
 def parse_ready(ready: Any) -> Ready:
     """Parse the `ready` of a service's description. May be called on any thread.
 
-    `stdout:REGEX` waits for a match in the service's standard output and returns the first group,
-    or the whole match if there is no group. A match at the end of an unfinished line counts after a
-    moment without more output. `file:NAME` waits for a file in the sandbox and returns its path.
-    `tcp:PORT` waits until the port on this machine accepts a connection and returns
-    `(host, port)`; `tcp` alone does the same with a free port that is passed to the service. A
-    callable is called with the description, on the engine's loop if it is a coroutine function, and
-    on a thread otherwise; its result is returned.
+    Each form states when the service is ready, and what its readiness information is:
+
+    - `stdout:REGEX`: when its standard output contains a match. The information is the first group,
+      or the whole match if there is no group. A match at the end of an unfinished line is accepted
+      if no more output follows for a moment.
+    - `file:NAME`: when the file exists in its sandbox. The information is the file's path.
+    - `tcp:PORT`: when the port on this machine accepts a connection. The information is
+      `(host, port)`. `tcp` alone does the same with a free port that is passed to the service.
+    - A callable: when a call with the description has returned. A coroutine function is called on
+      the engine's loop, any other callable on a thread. The information is the result.
 
     Returns:
         The parsed signal.
@@ -167,7 +170,7 @@ def search_output(path: str, pattern: re.Pattern[str], stopped: threading.Event)
 
     Args:
         path: The path of the file, which need not exist yet.
-        pattern: The pattern.
+        pattern: The pattern to search for.
         stopped: Event that ends the wait when it is set.
 
     Returns:
@@ -288,8 +291,8 @@ class TaskService(TaskProgram):
 
     Use this class like `TaskProgram`. With `ready="tcp"` in its description, the service is
     assigned a free port, which replaces `{port}` in the command and is the value of the environment
-    variable `PORT`. Output that is searched for a pattern is always written to its file, even with
-    `capture=False`.
+    variable `PORT`. Standard output that is searched for a pattern is always written to its file in
+    the sandbox, even with `capture=False`.
 
     Args:
         task: The service's description.
@@ -339,7 +342,9 @@ class TaskService(TaskProgram):
                 raise
 
     async def wait(self, grace: float) -> int:
-        """Wait until the service has ended, see `TaskProgram.wait`, and report when it is ready.
+        """Wait until the service has ended, and report when it becomes ready.
+
+        The details are as for `TaskProgram.wait`.
 
         Returns:
             The exit code.

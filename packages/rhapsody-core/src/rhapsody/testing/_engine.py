@@ -234,7 +234,7 @@ class Engine(Suite):
 
 
 def _task(flow: WorkflowEngine, ticking: Ticking, **settings: Any) -> Any:
-    """Return a function that calls a task of an engine with the work of a `Ticking`."""
+    """Return a function without parameters that runs the work of a `Ticking` on an engine."""
     description = ticking.task
     if ticking.kind == "executable":
 

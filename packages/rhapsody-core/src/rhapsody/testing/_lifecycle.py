@@ -75,7 +75,7 @@ class Life:
 
 
 class Lifecycle(Suite):
-    """Checks of starting and stopping a backend. Most share the measurements of a few backends."""
+    """Checks of starting and stopping a backend. Most of them share measured starts and stops."""
 
     @check("starting-and-stopping", dry=True, times=2)
     @pytest.mark.parametrize("way", WAYS)
@@ -412,8 +412,8 @@ async def _require_free_loop(
 ) -> None:
     """Fail if the backend has blocked the loop for too long in three tries.
 
-    A try in which the process could not run for a while does not count, because the cause of the
-    pause is not known. After one good try, or six tries in total, the check passes.
+    A try in which the process could not run for a while is ignored, because the cause of the pause
+    is not known. The check passes after one try within the limit, or after six tries in total.
     """
     blocked = []
     for count in range(1, 2 * _TRIES + 1):

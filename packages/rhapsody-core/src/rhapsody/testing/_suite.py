@@ -264,7 +264,7 @@ class Suite:
 
     Attributes:
         time_limit: Maximum number of seconds for one check; a few checks may take a multiple. Time
-            in which this process could not run does not count.
+            in which this process could not run is not counted.
         settle: Number of seconds to wait before concluding that something does not happen. The wait
             for processes, threads and files to disappear is ten times as long.
         loop_gap: Maximum number of seconds for which the backend may block the loop. The best of
@@ -286,8 +286,8 @@ class Suite:
         memory: Memory of the backend for tasks, in bytes or as text such as `"2 GiB"`. Required
             if `memory` is declared.
         memory_per_task: Maximum memory for one task, if that is less than `memory`.
-        dry: True if the backend only pretends to run tasks. Checks of the effects of tasks are then
-            skipped.
+        dry: True if the backend only pretends to run tasks. If so, checks of the effects of tasks
+            are skipped.
         separate_processes: True if functions run in separate processes, so that a function that
             kills its process does not affect other functions.
         shares_memory: True if tasks receive the program's own function and argument objects, not
@@ -340,7 +340,7 @@ class Suite:
     create_kwargs: ClassVar[Mapping[str, Any]] = {}
     work_dir: ClassVar[Path | None] = None
 
-    # During a check: what the backend declares, and a directory that is removed at the end.
+    # Set during a check. `place` is a directory that is removed at the end of the check.
     capabilities: Capabilities
     place: Path
     _current: Shared
@@ -452,7 +452,7 @@ class Suite:
         ]
 
     def form(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """Return the function, wrapped in a coroutine function if the backend runs no others."""
+        """Return the function, as a coroutine function if the backend runs only such functions."""
         if self.capabilities.sync_functions:
             return function
 
@@ -656,7 +656,7 @@ class Ticking:
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """Form of a call together with a request for cores.
+    """Combination of a form of call and a request for cores, such as a method with `cores=0`.
 
     A backend may run each combination in a different way.
 
@@ -664,7 +664,7 @@ class Route:
         name: The name of the combination in messages.
         kind: The kind of task.
         wrap: Function that converts a function to this form.
-        resources: The request, or `None` for a call without a request.
+        resources: The request for cores, or `None` for a call without a request.
     """
 
     name: str

@@ -68,11 +68,11 @@ _PYTHONS_OWN = (
 class Clock:
     """Clock that stops while this process cannot run.
 
-    A daemon thread ticks. If a tick is late, the process could not run, and only the processor time
-    that it used since the last tick counts. A backend that blocks the loop does not delay the
-    thread. On Linux, if the kernel reports the time for which the loop's thread waited for a
-    processor, this time does not count either. The clock is a context manager, and must be entered
-    on the loop's thread.
+    A daemon thread ticks at regular intervals. A late tick means that the process could not run; of
+    the time since the last tick, only the processor time that the process has used is counted. A
+    backend that blocks the loop does not delay the thread. On Linux, if the kernel reports for how
+    long the loop's thread waited for a processor, this time is not counted either. The clock is a
+    context manager, and must be entered on the loop's thread.
     """
 
     def __enter__(self) -> Self:
@@ -99,7 +99,7 @@ class Clock:
 
     @asynccontextmanager
     async def within(self, seconds: float) -> AsyncIterator[asyncio.Timeout]:
-        """Limit the block like `asyncio.timeout`, but in seconds of this clock."""
+        """Limit the time of the `with` block like `asyncio.timeout`, but measured by this clock."""
         loop = asyncio.get_running_loop()
         end = self.now() + seconds
         timer: asyncio.TimerHandle

@@ -1,7 +1,7 @@
 """Tools for tests of backends and workflows: a driver, an event recorder, a capability table.
 
-The conformance kit uses the driver, which knows neither dependencies nor retries. Nothing in this
-module needs pytest.
+The conformance kit uses the driver, which supports neither dependencies nor retries. Nothing in
+this module needs pytest.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Fault(NamedTuple):
     """Report that breaks a rule of the contract.
 
     Attributes:
-        rule: The rule.
+        rule: The rule that was broken.
         detail: A description of the report.
     """
 
@@ -230,7 +230,7 @@ class Driver:
         await self.submit_batch(list(tasks))
 
     async def submit_batch(self, tasks: list[TaskDescription]) -> None:
-        """Submit tasks as one batch, passing this list itself, and not a copy, to the backend."""
+        """Submit tasks as one batch. The backend receives this list itself, not a copy."""
         async with self._one_submission:
             self._tasks.update({task["uid"]: _Followed(task) for task in tasks})
             self._submitting.update(task["uid"] for task in tasks)
@@ -240,16 +240,16 @@ class Driver:
                 self._submitting.clear()
 
     async def run(self, *tasks: TaskDescription) -> list[Finished]:
-        """Submit the tasks, wait until all have ended, and return them in the same order."""
+        """Submit the tasks, wait until all have ended, and return the finished tasks in order."""
         await self.submit(*tasks)
         return [await self.finished(task) for task in tasks]
 
     async def run_one(self, task: TaskDescription) -> Finished:
-        """Submit one task, wait until it has ended, and return it."""
+        """Submit one task, wait until it has ended, and return the finished task."""
         return (await self.run(task))[0]
 
     async def finished(self, task: TaskDescription) -> Finished:
-        """Wait until the task has ended, and return it."""
+        """Wait until the task has ended, and return the finished task."""
         followed = self._tasks[task["uid"]]
         while followed.finished is None:
             await self._change()

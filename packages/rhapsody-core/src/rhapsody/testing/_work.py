@@ -16,7 +16,7 @@ from typing import Any
 
 
 def _coroutine_function(function: Any) -> Any:
-    """Return a coroutine function that calls a function; its name has the suffix `_async`."""
+    """Return a coroutine function that calls `function` and has its name plus `_async`."""
 
     async def call(*args: Any, **kwargs: Any) -> Any:
         await asyncio.sleep(0)

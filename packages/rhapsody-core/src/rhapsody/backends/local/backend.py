@@ -163,13 +163,13 @@ class LocalExecutionBackend(SharedSandboxes, ManagedBackend):
     """Backend that runs tasks on this machine.
 
     Functions run on `executor`. Executables run in separate process groups, whatever the executor.
-    Slots are assigned first come, first served: a task that does not fit yet holds back the tasks
-    behind it. There are two exceptions: tasks that cannot fit before a service ends let all others
-    pass, and functions that wait for a worker let executables pass. A service that requests no
-    resources takes no slot because it mostly waits.
+    Resources are assigned first come, first served: a task that does not fit yet holds back the
+    tasks behind it. There are two exceptions: tasks that cannot fit before a service ends let all
+    others pass, and functions that wait for a worker let executables pass. A service that requests
+    no resources is assigned none, because it mostly waits.
 
     A function that runs on a thread cannot be stopped: unless it checks `current_task().cancelled`,
-    it continues and occupies its slot. The same applies to every function and coroutine that runs
+    it continues and keeps its resources. The same applies to every function and coroutine that runs
     on an executor of `concurrent.futures`. All other tasks can be stopped. All coroutine functions
     that request `cores=0` and no GPUs share one thread.
 
@@ -464,7 +464,7 @@ class LocalExecutionBackend(SharedSandboxes, ManagedBackend):
         return successor
 
     def _prepare(self, job: Job) -> None:
-        """Prepare a job's sandbox and context, on any thread. An exception fails the job."""
+        """Prepare a job's sandbox and context, on any thread. If this raises, the job fails."""
         task = job.task
         if self._ends is not None:
             self._require_time(task)
@@ -482,7 +482,7 @@ class LocalExecutionBackend(SharedSandboxes, ManagedBackend):
     def _next_short(self, before: Job) -> tuple[Job, bytearray] | None:
         """Take the next job from the queue if it can be sent ahead to the worker of `before`.
 
-        The job then starts when `before` has released its slots.
+        The job starts when `before` has released its slots.
 
         Returns:
             The job and its packed call, or `None`.
@@ -502,7 +502,7 @@ class LocalExecutionBackend(SharedSandboxes, ManagedBackend):
         return job, call
 
     def _taken_back(self, jobs: list[Job]) -> None:
-        """Return jobs that waited in a worker process to their places in the queue."""
+        """Put jobs that were waiting in a worker process back in their places in the queue."""
         for job in jobs:
             job.dispatched = False
         self._queue.put_back(jobs)
@@ -524,7 +524,10 @@ class LocalExecutionBackend(SharedSandboxes, ManagedBackend):
             )  # fmt: skip
 
     def _pump(self) -> None:
-        """Start queued jobs that fit. After about 5 ms, schedule a call for the remaining jobs."""
+        """Start queued jobs that fit.
+
+        If this takes more than about 5 ms, stop and schedule another call for the remaining jobs.
+        """
         end = perf_counter() + TURN
         while self._queue:
             if perf_counter() > end:
@@ -601,7 +604,7 @@ class LocalExecutionBackend(SharedSandboxes, ManagedBackend):
 
 
 ConcurrentExecutionBackend = LocalExecutionBackend
-"""Alias of `LocalExecutionBackend` for programs that use its name in other projects."""
+"""Alias of `LocalExecutionBackend`: the name that a similar backend has in other projects."""
 
 
 def _checked(executor: Any) -> str | Executor:

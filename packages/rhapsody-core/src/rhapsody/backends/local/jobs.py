@@ -69,12 +69,12 @@ class HostResources:
 def host_resources(
     resources: Mapping[str, Any] | None, *, workers: int | None = None
 ) -> HostResources:
-    """Return the resources that the user declares, with detected values for the others.
+    """Return the host's resources: the declared values, and detected values for the others.
 
     Args:
-        resources: Values for `cores`, `gpus` (a number, or a list of devices),
-            `memory`, `workers` and `walltime` (seconds).
-        workers: Default for `workers`; `None` for the number of cores.
+        resources: The values that the user declares for `cores`, `gpus` (a number, or a list of
+            devices), `memory`, `workers` and `walltime` (seconds).
+        workers: The default for the key `workers`; `None` for the number of cores.
 
     Raises:
         TypeError: `resources` is not a mapping, or contains an unknown key or a value of the wrong
@@ -307,10 +307,13 @@ class Queue:
             return waits
 
     def take_over(self, request: Request) -> Job | None:
-        """Remove and return the next job if it can take over slots with this request. Thread-safe.
+        """Remove and return the next job if it can use the slots of an ended job. Thread-safe.
 
         A thread that has finished a function calls this method to start the next function without
         waiting for the loop.
+
+        Args:
+            request: The request of the job that has ended.
 
         Returns:
             The job, or `None` if the request of the next job is not the same object, or if no
@@ -391,10 +394,11 @@ class Queue:
         return sorted(waiting, key=lambda item: item.number)
 
     def _pop_passed(self) -> tuple[Job | None, bool]:
-        """Return a passed job that can start, or `None`.
+        """Assign resources to the first passed job that can start, and remove the job.
 
-        The second value is True if no other job may start, because a passed job no longer waits for
-        a service and comes next.
+        Returns:
+            The job, or `None` if no passed job can start, and a flag. If the flag is True, no other
+            job may start, because a passed job no longer waits for a service and comes next.
         """
         self._passed = [item for item in self._passed if item.waits]
         for index, item in enumerate(self._passed):
@@ -508,7 +512,7 @@ class JobRunner(ABC):
 
     @abstractmethod
     def run(self, job: Job) -> None:
-        """Start a job. An exception fails the job."""
+        """Start a job. If this raises an exception, the job fails."""
 
     @abstractmethod
     def cancel(self, job: Job) -> None:

@@ -121,7 +121,7 @@ class ProcessWorkers(JobRunner):
         """
         self._context = WorkerContext()
         own_modules()  # finding them takes long, so it is done here and not on the loop
-        memory_group()  # earlier kills do not count
+        memory_group()  # so that earlier kills are not counted
         try:
             self._context.start()
             self._first = Worker(self._context, START_TIMEOUT)
@@ -262,7 +262,7 @@ class ProcessWorkers(JobRunner):
         self._to_packer.put(None)  # for the next packer
 
     def frame(self, job: Job) -> bytearray:
-        """Return a job's packed call, encoded for the worker."""
+        """Encode a job's packed call for the worker."""
         assert job.call is not None
         job.modules = modules = own_modules()
         order = call_spec(
@@ -387,7 +387,7 @@ class ProcessWorkers(JobRunner):
         return first
 
     def _give_back(self, jobs: list[Job]) -> None:
-        """Return jobs that waited in a worker to the queue."""
+        """Put jobs that were waiting in a worker back in the queue."""
         for job in jobs:
             job.handle = None
         self._jobs.difference_update(jobs)

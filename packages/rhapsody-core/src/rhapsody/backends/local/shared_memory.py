@@ -86,7 +86,7 @@ class SharedMemory:
         """Map the first `size` bytes of a block into memory, or copy them if mapping fails.
 
         Returns:
-            The mapping, or the copy.
+            The memory map, or the copy.
 
         Raises:
             EOFError: The file ends before the last byte to read.
@@ -227,7 +227,7 @@ class Block:
         self.size += len(view)
 
     def content(self) -> mmap.mmap | bytearray:
-        """Return the pickle, as a mapping or a copy; see `SharedMemory.read`."""
+        """Return the pickle, as a memory map or as a copy; see `SharedMemory.read`."""
         return self._memory.read(self.number, self.size)
 
 

@@ -78,7 +78,7 @@ class ThreadWorkers(JobRunner):
             self._busy -= 1
 
     def cancel(self, job: Job) -> None:
-        """Cancel a coroutine. An ordinary function continues unless it checks `cancelled`."""
+        """Cancel a coroutine. A function continues unless it checks `TaskContext.cancelled`."""
         with self._lock:
             job.cancelled = True
             handle, context = job.handle, job.context
@@ -241,7 +241,7 @@ class ExecutorWorkers(JobRunner):
     def cancel(self, job: Job) -> None:
         """Cancel a call that has not started.
 
-        A running function continues unless it checks `cancelled`.
+        A running function continues unless it checks `TaskContext.cancelled`.
         """
         job.cancelled = True
         if job.context is not None:
@@ -279,11 +279,11 @@ class ExecutorWorkers(JobRunner):
 class ExecutorCall:
     """Call that is submitted to an executor.
 
-    A thread executor runs it in this process. A process executor pickles it, and its pickle runs
-    the call in the worker process.
+    A thread executor calls this object in this process. A process executor pickles it; in the
+    worker process, the unpickled object is a function that makes the call.
 
     Args:
-        job: The job.
+        job: The job whose function is called.
     """
 
     def __init__(self, job: Job) -> None:
@@ -313,7 +313,7 @@ class ExecutorCall:
         from rhapsody.backends.local import packing, worker
 
         job = self._job
-        # Unpickled in another process, it makes the call there and returns a `CallResult`.
+        # The unpickled function makes the call and returns a `CallResult`.
         order = call_spec(
             job.task,
             cores=job.request.cores,

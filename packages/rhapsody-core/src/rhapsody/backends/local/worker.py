@@ -51,7 +51,7 @@ part is empty, the second is a log record.
 """
 
 NUMBER = struct.Struct("=I")
-"""Number of a call, counted separately for each worker."""
+"""Encoding of a call's number. The calls of each worker are numbered separately."""
 
 CALL = struct.Struct("=IIBQQQ")
 """Head of a call: the call's number, the shared block for its result, `Call.kind`, and the lengths
@@ -210,7 +210,7 @@ def execute(order: CallSpec, call: bytes) -> CallResult:
 
 
 class _WorkerOutput(CapturedOutput):
-    """Captured output of a call. If there was any, the worker's streams are flushed at the end."""
+    """Captured output of a call. After a call with output, the worker's streams are flushed."""
 
     def __exit__(self, *error: object) -> None:
         super().__exit__(*error)
@@ -334,7 +334,7 @@ _reporter = logging.Handler()
 
 
 class _Forwarder(QueueHandler):
-    """Handler that sends records. It formats them first, because arguments may be unpicklable."""
+    """Log handler that sends records, formatted because their arguments may be unpicklable."""
 
     def __init__(self, send: Callable[[bytes], object]) -> None:
         super().__init__(None)  # type: ignore[arg-type]

@@ -76,7 +76,7 @@ class Worker:
         pid: The worker's process id, which is also the id of its process group.
         title: The worker's name in messages.
         jobs: The jobs whose calls have been sent and have not been answered, in order.
-        since: The time of the loop at which the first of `jobs` became the first.
+        since: The loop's time at which the current first item of `jobs` became the first.
         seconds: Average duration in seconds of the calls whose replies were received last.
         over: True if the worker has ended or is being stopped.
 
@@ -447,7 +447,7 @@ class WorkerContext(ForkServerContext):
 
 
 class WorkerProcess(ForkServerProcess):
-    """Process that the fork server of its context starts."""
+    """Worker process, started by the fork server of its `WorkerContext`."""
 
     server: forkserver.ForkServer | None = None
 

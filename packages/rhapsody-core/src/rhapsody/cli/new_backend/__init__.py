@@ -75,7 +75,10 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def checked_name(given: str) -> str:
-    """Return a backend's name in lower case, with `_` between its words, after checking it.
+    """Check and normalize a backend's name.
+
+    Returns:
+        The name in lower case, with `_` between its words.
 
     Raises:
         UsageError: The name is malformed or already taken.
@@ -106,12 +109,15 @@ def checked_name(given: str) -> str:
 
 
 def render(name: str, license: str, author: str) -> dict[str, str]:
-    """Return the texts of the source files by path.
+    """Render the package's source files.
 
     Args:
         name: The backend's name, as returned by `checked_name`.
         license: The name of the license, which is also the name of a template.
         author: The copyright holder.
+
+    Returns:
+        The contents of the files, by path.
     """
     stem = "".join(word.capitalize() for word in name.split("_"))
     package = f"rhapsody_{name}"
