@@ -19,7 +19,7 @@ from rhapsody.journal.keys import Key, Keys
 from rhapsody.journal.program import Program, Sources
 
 SOURCES = Sources()
-SOURCES.began = sys.maxsize  # programs are written while it is there
+SOURCES.process_start = sys.maxsize  # programs are written while it is there
 
 _numbers = itertools.count()
 

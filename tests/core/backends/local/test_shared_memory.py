@@ -16,7 +16,13 @@ import pytest
 import pytest_asyncio
 
 from rhapsody import LocalExecutionBackend, TaskLostError, WorkflowEngine
-from rhapsody.backends.local.shared_memory import KEPT, LARGE, WARM, ProgramMemory, WorkerMemory
+from rhapsody.backends.local.shared_memory import (
+    LARGE,
+    MAX_WARM_BLOCKS,
+    MAX_WARM_SIZE,
+    ProgramMemory,
+    WorkerMemory,
+)
 
 np = pytest.importorskip("numpy")
 pd = pytest.importorskip("pandas")
@@ -126,7 +132,7 @@ async def test_many_large_values_at_once() -> None:
         task = flow.function_task(same)
         assert await asyncio.gather(*map(task, values)) == values
         assert len(shared_files()) == 1
-        assert shared_bytes() <= WARM * KEPT
+        assert shared_bytes() <= MAX_WARM_BLOCKS * MAX_WARM_SIZE
     assert not shared_files()
 
 
@@ -147,9 +153,9 @@ async def test_an_argument_that_cannot_be_pickled_frees_its_block() -> None:
 
     async with engine() as flow:
         with pytest.raises(TypeError, match="positional argument 1"):
-            await flow.function_task(lambda *_: None)(b"1" * 2 * KEPT, Hostile())
+            await flow.function_task(lambda *_: None)(b"1" * 2 * MAX_WARM_SIZE, Hostile())
         assert await flow.function_task(len)(b"1" * SIZE) == SIZE
-        assert shared_bytes() <= KEPT
+        assert shared_bytes() <= MAX_WARM_SIZE
 
 
 async def test_a_killed_worker_leaves_no_descriptor_and_no_memory() -> None:
@@ -162,10 +168,10 @@ async def test_a_killed_worker_leaves_no_descriptor_and_no_memory() -> None:
         running = len(os.listdir("/proc/self/fd"))
         for _ in range(3):
             with pytest.raises(TaskLostError):
-                await flow.function_task(die)(b"1" * 2 * KEPT)
+                await flow.function_task(die)(b"1" * 2 * MAX_WARM_SIZE)
         assert await flow.function_task(len)(b"1" * SIZE) == SIZE
         assert len(os.listdir("/proc/self/fd")) == running
-        assert shared_bytes() <= WARM * KEPT
+        assert shared_bytes() <= MAX_WARM_BLOCKS * MAX_WARM_SIZE
     assert len(os.listdir("/proc/self/fd")) == before
 
 
@@ -178,9 +184,9 @@ async def test_a_worker_killed_while_it_returns_leaves_no_memory() -> None:
     fatal = Fatal
     async with engine(lost_retries=0) as flow:
         with pytest.raises(TaskLostError):
-            await flow.function_task(lambda: (b"1" * 2 * KEPT, fatal()))()
+            await flow.function_task(lambda: (b"1" * 2 * MAX_WARM_SIZE, fatal()))()
         assert await flow.function_task(same)(b"1" * SIZE) == b"1" * SIZE
-        assert shared_bytes() <= WARM * KEPT
+        assert shared_bytes() <= MAX_WARM_BLOCKS * MAX_WARM_SIZE
 
 
 async def test_a_cancelled_call_frees_its_memory(tmp_path: Path) -> None:
@@ -189,16 +195,16 @@ async def test_a_cancelled_call_frees_its_memory(tmp_path: Path) -> None:
         signal.pause()
 
     async with engine() as flow:
-        future = flow.function_task(wait)(b"1" * 2 * KEPT)
+        future = flow.function_task(wait)(b"1" * 2 * MAX_WARM_SIZE)
         async with asyncio.timeout(60):
             while not tmp_path.joinpath("began").exists():  # noqa: ASYNC110 - another process
                 await asyncio.sleep(0.01)
-        assert shared_bytes() >= 2 * KEPT
+        assert shared_bytes() >= 2 * MAX_WARM_SIZE
         future.cancel()
         await asyncio.wait([future])
         await future.ended()
         assert await flow.function_task(len)(b"1" * SIZE) == SIZE
-        assert shared_bytes() <= WARM * KEPT
+        assert shared_bytes() <= MAX_WARM_BLOCKS * MAX_WARM_SIZE
 
 
 @contextmanager
@@ -263,10 +269,10 @@ async def test_blocks_are_used_again() -> None:
         del packed
     assert len(numbers) == 1
     assert memory.descriptor is not None
-    held = [memory.dump(b"1" * SIZE) for _ in range(2 * WARM)]
-    assert os.fstat(memory.descriptor).st_blocks * 512 > WARM * SIZE
+    held = [memory.dump(b"1" * SIZE) for _ in range(2 * MAX_WARM_BLOCKS)]
+    assert os.fstat(memory.descriptor).st_blocks * 512 > MAX_WARM_BLOCKS * SIZE
     del held
-    assert os.fstat(memory.descriptor).st_blocks * 512 <= WARM * (SIZE + (1 << 16))
+    assert os.fstat(memory.descriptor).st_blocks * 512 <= MAX_WARM_BLOCKS * (SIZE + (1 << 16))
 
 
 async def test_a_value_that_was_cut_off_is_an_error() -> None:

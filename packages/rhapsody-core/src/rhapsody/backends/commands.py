@@ -29,10 +29,10 @@ __all__ = ["CommandBackend", "run_command"]
 
 log: logging.Logger = logging.getLogger(__name__)
 
-SOON = 0.1
+MIN_POLL_INTERVAL = 0.1
 """Seconds from a change of a job to the next query; the interval doubles after each query."""
 
-AT_ONCE = 8
+MAX_SUBMISSIONS = 8
 """Maximum number of concurrent calls of `submit_job`."""
 
 
@@ -83,7 +83,7 @@ class CommandBackend(SharedSandboxes, ManagedBackend):
     def __init__(self, max_running: int | None = None, *, name: str | None = None) -> None:
         super().__init__(max_running, name=name)
         self.__jobs: dict[str, _Job] = {}
-        self.__submitting = asyncio.Semaphore(AT_ONCE)
+        self.__submitting = asyncio.Semaphore(MAX_SUBMISSIONS)
         self.__news = asyncio.Event()
         self.__asking: asyncio.Task[None] | None = None
 
@@ -162,7 +162,7 @@ class CommandBackend(SharedSandboxes, ManagedBackend):
             self.__asking = asyncio.create_task(self.__ask())
 
     async def __ask(self) -> None:
-        wait, answered, ending = SOON, monotonic(), set[str]()
+        wait, answered, ending = MIN_POLL_INTERVAL, monotonic(), set[str]()
         while self.__jobs:
             self.__news.clear()
             jobs = dict(self.__jobs)
@@ -178,18 +178,18 @@ class CommandBackend(SharedSandboxes, ManagedBackend):
                         await self.cancel_jobs(names)
                 ending.update(names)
                 if any([self.__changed(name, jobs[name], seen.get(name)) for name in jobs]):  # noqa: C419 - each
-                    wait = SOON / 2
+                    wait = MIN_POLL_INTERVAL / 2
                 answered = monotonic()
             except Exception as error:  # the commands may fail in any way
                 log.warning("backend %r: cannot query or cancel jobs: %r", self.name, error)
                 if monotonic() - answered >= self.patience:
                     self.__lose(jobs, repr(error))
             wait = min(2 * wait, self.ask_every)
-            await asyncio.sleep(min(SOON, wait))
+            await asyncio.sleep(min(MIN_POLL_INTERVAL, wait))
             with suppress(TimeoutError):
-                async with asyncio.timeout(wait - SOON):
+                async with asyncio.timeout(wait - MIN_POLL_INTERVAL):
                     await self.__news.wait()
-                wait = SOON
+                wait = MIN_POLL_INTERVAL
 
     def __changed(self, name: str, job: _Job, running: bool | None) -> bool:
         """Record a job's status, and report RUNNING when the job has started.

@@ -90,7 +90,7 @@ def _show(path: Path) -> int:
         )
         for each in known
     ]
-    for line in table(("RUN", "BEGAN", "ENDED", "KEPT", "REUSED"), rows):
+    for line in table(("RUN", "STARTED", "ENDED", "RECORDED", "REUSED"), rows):
         say(f"  {line}")
     return DONE
 

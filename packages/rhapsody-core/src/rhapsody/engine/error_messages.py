@@ -327,7 +327,7 @@ def _missing_sign(ready: object) -> str:
     return f": no output matched {ready!r}" if kind else ""
 
 
-def goes_on(record: TaskRecord, error: BaseException) -> BaseException:
+def of_unstoppable_work(record: TaskRecord, error: BaseException) -> BaseException:
     """Return the error for work that cannot be stopped.
 
     The message of a timeout error is extended to say that the work continues. Other errors are

@@ -762,7 +762,7 @@ class Scheduler:
 
     def _let_go(self, record: TaskRecord, error: BaseException) -> None:
         """Settle a future with the fallback or `error`, while the work continues."""
-        value, error = self._fallback(record, error_messages.goes_on(record, error))
+        value, error = self._fallback(record, error_messages.of_unstoppable_work(record, error))
         if value is not NO_FALLBACK and Transition.LET_GO in record.state.after:
             self._move(record, Transition.LET_GO, value)
         elif Transition.GIVE_UP in record.state.after:

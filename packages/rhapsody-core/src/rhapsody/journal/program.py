@@ -39,9 +39,9 @@ from typing import Any, NamedTuple
 from rhapsody.journal.files import FileDigests
 from rhapsody.journal.values import SIZE, UnhashableError
 from rhapsody.sdk.modules import Origins, real_path, spec_of, with_inner
-from rhapsody.sdk.runner import process_began
+from rhapsody.sdk.runner import process_start_time
 
-BEGAN: int = process_began() or time.time_ns()
+PROCESS_START: int = process_start_time() or time.time_ns()
 """Start time of this process in nanoseconds since the epoch; if the process was forked after this
 module was imported, the start time of its parent."""
 
@@ -82,13 +82,13 @@ class Sources:
     """Source files of a program, each read once.
 
     Attributes:
-        began: The start time of the process, in nanoseconds since the epoch. A file with a later
-            `ctime` may differ from the code that was imported. The `ctime` is used because
+        process_start: The start time of the process, in nanoseconds since the epoch. A file with a
+            later `ctime` may differ from the code that was imported. The `ctime` is used because
             programs cannot set it, unlike the modification time.
     """
 
     def __init__(self) -> None:
-        self.began: int = BEGAN
+        self.process_start: int = PROCESS_START
         self._files: dict[str, _File] = {}
 
     def of_function(self, function: types.FunctionType) -> str:
@@ -161,7 +161,7 @@ class Sources:
     def _unchanged(self, name: str, variables: dict[str, Any]) -> _File:
         """Return a source file; raise an error if it was changed after the program started."""
         file = self._file(name, variables)
-        if file.changed > self.began:
+        if file.changed > self.process_start:
             raise UnhashableError(
                 f"{os.path.basename(name)} was changed after the program started; run the program "
                 "again"
@@ -573,10 +573,10 @@ class Program:
         """
         now: dict[bytes, bytes] = os.environ._data  # type: ignore[attr-defined]
         if now != self._environment:  # comparing `os.environ` itself takes a hundred times as long
-            self._environment, began = now.copy(), _began_with()
-            changed = {name: value for name, value in now.items() if began.get(name) != value}
+            self._environment, initial = now.copy(), _initial_environment()
+            changed = {name: value for name, value in now.items() if initial.get(name) != value}
             self._variables = {os.fsdecode(n): os.fsdecode(v) for n, v in changed.items()}
-            self._variables |= {os.fsdecode(name): None for name in began.keys() - now.keys()}
+            self._variables |= {os.fsdecode(name): None for name in initial.keys() - now.keys()}
         return self._variables
 
     def content(self, name: str, path: str | None) -> bytes:
@@ -596,7 +596,7 @@ class Program:
 
 
 @functools.cache
-def _began_with() -> Mapping[bytes, bytes]:
+def _initial_environment() -> Mapping[bytes, bytes]:
     """Return the initial environment of this process, as far as the system reports it."""
     try:
         with open("/proc/self/environ", "rb") as file:

@@ -28,7 +28,7 @@ from importlib.machinery import SOURCE_SUFFIXES, ModuleSpec, PathFinder
 from importlib.util import decode_source, resolve_name
 from typing import Any, TypeGuard
 
-from rhapsody.sdk.runner import REFERENCE, Source, digest_of, process_began, sent_modules
+from rhapsody.sdk.runner import REFERENCE, Source, digest_of, process_start_time, sent_modules
 
 __all__ = ["REFERENCE", "altered", "own_modules"]
 
@@ -168,7 +168,7 @@ class _Program:
         self._sources: dict[str, tuple[Any, Source]] = {}  # with the specs of those imported
         self._imported: list[tuple[str, types.ModuleType, Any]] = []
         self._count = 0
-        self._before = process_began() or time.time_ns()
+        self._before = process_start_time() or time.time_ns()
         self._scripts: dict[str, bytes | None] = {}  # the text of each script, by file
         self._path: list[str] = []
         self._elsewhere: set[str] = set()  # top-level modules in `_path` that are not own modules

@@ -54,8 +54,8 @@ PROTOCOL_VERSION = 2
 RUNNER_FILE = __file__
 """Path of this file, which can be sent to a worker without Rhapsody and run there."""
 
-KEPT = 1 << 20
-"""Maximum number of bytes of output, and of characters of a traceback, in an outcome."""
+MAX_TEXT = 1 << 20
+"""Maximum number of bytes of output, and of characters of a traceback, in a result."""
 
 PLAIN = frozenset({type(None), bool, int, float, complex, str, bytes})
 """Types whose values run no other code when they are unpickled."""
@@ -499,7 +499,7 @@ class SentModules:
         if source.file is None or spec is None or not isinstance(file, str):
             return source.file is None and file is None
         try:
-            settled = os.stat(file).st_ctime_ns < (process_began() or 0) - _SETTLED
+            settled = os.stat(file).st_ctime_ns < (process_start_time() or 0) - _SETTLED
             if not settled or digest_of(Path(file).read_bytes()) != source.digest:
                 return False
         except OSError:
@@ -639,7 +639,7 @@ def _root(name: str, file: str | None, package: bool) -> str | None:
     return os.path.join(*parts) if parts else None
 
 
-def process_began() -> int | None:
+def process_start_time() -> int | None:
     """Return the start time of this process, or `None` if the system does not report it.
 
     The time is in nanoseconds since the epoch, rounded up to a tick of the kernel.
@@ -722,9 +722,11 @@ class Captured(Output):
             os.dup2(kept, number)
             os.close(kept)
             size = os.fstat(file).st_size
-            text = path if self.directory else os.pread(file, KEPT, 0).decode("utf-8", "replace")
+            text = (
+                path if self.directory else os.pread(file, MAX_TEXT, 0).decode("utf-8", "replace")
+            )
             os.close(file)
-            if size > KEPT and not self.directory:
+            if size > MAX_TEXT and not self.directory:
                 text += f"\n[truncated: the whole output has {size} bytes]\n"
             setattr(self, name, text)
 
@@ -827,7 +829,7 @@ def pack_error(
     Returns:
         The pickle, which `unpack_error` reads.
     """
-    kind, text = type(error), _formatted(error)[-KEPT:]
+    kind, text = type(error), _formatted(error)[-MAX_TEXT:]
     state = {key: value for key, value in _vars(error).items() if _packs(pack, value)}
     ways: list[tuple[str, Callable[[], Any]]] = [
         ("itself", lambda: error),
@@ -837,7 +839,7 @@ def pack_error(
         ways = [("called", lambda: (kind, (getattr(error, "code", None),)))]
     elif issubclass(kind, BaseExceptionGroup):
         ways = [("group", lambda: _group(error))]
-    ways.append(("rebuilt", lambda: (kind, (_text(error)[:KEPT],), state)))
+    ways.append(("rebuilt", lambda: (kind, (_text(error)[:MAX_TEXT],), state)))
     for way, data in ways:
         try:
             packed = pack((way, data(), text))
@@ -845,7 +847,7 @@ def pack_error(
                 return packed
         except BaseException:  # noqa: S112 - an exception class may do anything; try the next way
             continue
-    return pack(("words", _in_words(error)[:KEPT], text))
+    return pack(("words", _in_words(error)[:MAX_TEXT], text))
 
 
 def made(way: str, data: Any) -> BaseException:

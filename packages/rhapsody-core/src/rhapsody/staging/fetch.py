@@ -30,7 +30,7 @@ from rhapsody.sdk.threads import in_thread
 INSTALL = "pip install 'rhapsody-core[files]'"
 _URL = re.compile(r"[A-Za-z][\w.+-]*://[^\s'\"<>]+")
 _CHUNK = 1 << 20
-_AT_ONCE = 8
+_MAX_TRANSFERS = 8
 _TIMEOUT = "600"
 _LIMIT = "10 GiB"
 _QUIET = 60.0  # seconds without data after which an HTTP transfer is abandoned
@@ -64,7 +64,7 @@ class Fetcher:
         self._timeout = _timeout(timeout)
         self._limit = _limit(limit)
         self._fetches: dict[str, asyncio.Task[str]] = {}
-        self._slots = asyncio.Semaphore(_AT_ONCE)
+        self._slots = asyncio.Semaphore(_MAX_TRANSFERS)
 
     def download(self, url: str, filename: str) -> asyncio.Task[str]:
         """Start downloading a URL into the cache, see `bring`."""

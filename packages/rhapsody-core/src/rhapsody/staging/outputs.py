@@ -573,7 +573,7 @@ def _parents(path: str) -> Iterator[str]:
     yield "/"
 
 
-_AT_ONCE = 8
+_MAX_COPIES = 8
 """Number of files that are saved at the same time."""
 
 
@@ -619,7 +619,7 @@ class Results:
         self._saved: dict[str, SavedFile] = {}
         self._read: set[tuple[str, str]] = set()
         self._threads = threads
-        self._slots = asyncio.Semaphore(_AT_ONCE)
+        self._slots = asyncio.Semaphore(_MAX_COPIES)
 
     @property
     def saved(self) -> list[SavedFile]:

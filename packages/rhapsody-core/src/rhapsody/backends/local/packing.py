@@ -30,7 +30,7 @@ SMALL: int = 1 << 16
 DEPTH = 8
 """Maximum nesting of containers in values that are pickled and unpickled on the loop."""
 
-KEPT = 128
+MAX_CACHED_FUNCTIONS = 128
 """Maximum number of pickled functions in the cache."""
 
 CONTAINERS = frozenset({tuple, list, set, frozenset, dict})
@@ -132,7 +132,7 @@ class Functions:
         if of is None or of() is not function or not (known is None or known.is_current()):
             of, known = weakref.ref(function), Packed.of(function)
         self._known[id(function)] = of, known
-        if len(self._known) > KEPT:
+        if len(self._known) > MAX_CACHED_FUNCTIONS:
             del self._known[next(iter(self._known))]
         return known
 

@@ -12,8 +12,8 @@ offered, because the program may still be reading from the block. A block is fre
 program's `Block` is garbage collected, so canceled calls and killed workers need no special care.
 
 Freed blocks are reused with their pages, because allocating and clearing pages costs more than
-copying to them. At most `WARM` free blocks of at most `KEPT` bytes keep their pages. Where shared
-memory is not available, values are sent through the socket.
+copying to them. At most `MAX_WARM_BLOCKS` free blocks of at most `MAX_WARM_SIZE` bytes keep their
+pages. Where shared memory is not available, values are sent through the socket.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ from rhapsody.sdk.runner import loads, pickler
 LARGE = 1 << 18
 """Minimum size in bytes of a pickle that is passed through shared memory."""
 
-WARM = 4
+MAX_WARM_BLOCKS = 4
 """Maximum number of free blocks that keep their pages."""
 
-KEPT = 1 << 24
+MAX_WARM_SIZE = 1 << 24
 """Maximum size in bytes of a free block that keeps its pages."""
 
 SPACING = 1 << 40
@@ -158,7 +158,7 @@ class ProgramMemory(SharedMemory):
             size = os.lseek(self.descriptor, number * SPACING, os.SEEK_HOLE) - number * SPACING
         except OSError:  # nothing has been written to the block
             size = 0
-        if 0 < size <= KEPT and len(self._warm) < WARM:
+        if 0 < size <= MAX_WARM_SIZE and len(self._warm) < MAX_WARM_BLOCKS:
             self._warm.append(number)
             return
         if size:

@@ -46,7 +46,7 @@ from rhapsody.errors import describe_error
 from rhapsody.sdk.processes import forget_group, register_group, signal_group
 from rhapsody.sdk.runner import CallResult
 
-AT_ONCE = 1 << 18
+READ_SIZE = 1 << 18
 """Maximum number of bytes to read from a worker at a time."""
 
 HEAD, PAYLOAD = 1 << 28, 1 << 48
@@ -97,7 +97,7 @@ class Worker:
         self._numbers = b""  # of the calls to send
         self._calls: list[bytearray] = []
         self._unsent = NOTHING  # rest of the data that is being sent
-        self._buffer = memoryview(bytearray(AT_ONCE))  # reused, because creating a buffer is slow
+        self._buffer = memoryview(bytearray(READ_SIZE))  # reused, because creating a buffer is slow
         self._received = bytearray()
         self._replies: deque[CallResult] = deque()
         self._is_valid = True
