@@ -137,20 +137,21 @@ Key = tuple[str, str, str | None]
 
 
 class FailureGroups:
-    """The groups of a run's failures, in the order of the first failure of each.
+    """The groups of a run's failures.
 
     Only text is kept, and only for the first groups and the first failures of each group: a million
     failures must not hold a million tracebacks.
     """
 
     def __init__(self) -> None:
-        self._groups: dict[Key, FailureGroup] = {}
+        self._groups: dict[Key, FailureGroup] = {}  # in the order of the first failure of each
+        self._latest: dict[Key, FailureGroup] = {}  # in the order of the last failure of each
         self._ungrouped = 0
 
     @property
     def latest(self) -> list[FailureGroup]:
-        """The groups, in the order of the first failure of each."""
-        return list(self._groups.values())
+        """The groups, in the order of the last failure of each."""
+        return list(self._latest.values())
 
     def add(
         self,
@@ -170,6 +171,8 @@ class FailureGroups:
                 self._ungrouped += 1
                 return key
             group = self._groups[key] = FailureGroup(name, key[1], _first_line(text), location)
+        self._latest.pop(key, None)
+        self._latest[key] = group
         group.count += 1
         if group.text != _first_line(text):
             group.text = None
@@ -193,14 +196,15 @@ class FailureGroups:
         group.count -= 1
         group.examples.pop(uid, None)
         if not group.count:
-            del self._groups[key]
+            del self._groups[key], self._latest[key]
 
     def lines(self) -> list[str]:
-        """Return lines that describe the groups, each with its first failure in full.
+        """Return lines that describe the groups, in the order of their first failures.
 
-        At most `LISTED` groups are described. The failures of the other groups are only counted.
+        Each group is described with its first failure in full. At most `LISTED` groups are
+        described. The failures of the other groups are only counted.
         """
-        groups = self.latest
+        groups = list(self._groups.values())
         lines = [line for group in groups[:LISTED] for line in group.lines()]
         more = sum(group.count for group in groups[LISTED:]) + self._ungrouped
         return lines + [f"... and {more} more"] * (more > 0)
