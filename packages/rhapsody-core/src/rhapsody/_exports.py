@@ -14,16 +14,17 @@ DASK = "rhapsody.backends.execution.dask_parallel"
 RADICAL = "rhapsody.backends.execution.radical_pilot"
 
 NEEDED = {DASK: ("rhapsody_dask", "distributed"), RADICAL: ("rhapsody_radical", "radical.pilot")}
-"""Modules that export names of a plugin, each with the modules that must be installed for it."""
+"""For each module that exports the names of a plugin, the modules that must be installed."""
 
 
 def lazy(
     package: str, table: Mapping[str, str]
 ) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
-    """Create a package's `__getattr__` and `__dir__`.
+    """Create the functions `__getattr__` and `__dir__` of a package with lazy exports.
 
     A name that a plugin defines is listed only if the modules in `NEEDED` can be found and no
-    import of the name has failed. `__all__` depends on this, so `__getattr__` computes `__all__`.
+    import of the name has failed. The content of `__all__` can therefore change, and `__getattr__`
+    computes it on each access.
 
     Args:
         package: The package's name.

@@ -14,7 +14,7 @@ from rhapsody.resources import Resources
 from rhapsody.task import TaskKind
 
 CancelLevel = Literal["none", "queued", "running"]
-"""The tasks that can be canceled: none, those that have not started, or all."""
+"""The tasks that a backend can cancel: none, those that have not started, or all."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

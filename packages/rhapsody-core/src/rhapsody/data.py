@@ -1,8 +1,8 @@
 """Files that tasks read and write, as users name them and as tasks receive them.
 
-`InputFile`, `OutputFile` and `OutputDir` only identify files. The functions are for backends, which
-create sandboxes, link files into them and read the output of tasks there. The engine finds the
-dependency that writes a file, fetches URLs, and decides when a sandbox is removed.
+`InputFile`, `OutputFile` and `OutputDir` only identify files. The functions in this module are for
+backends, which create sandboxes, link files into them and read the output of tasks there. The
+engine finds the dependency that writes a file, fetches URLs, and decides when a sandbox is removed.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ RESERVED = ".rhapsody."
 OUTPUT_FILES = (f"{RESERVED}stdout", f"{RESERVED}stderr")
 """Names of the files in a sandbox that contain a task's output.
 
-They are not linked into the sandboxes of dependents.
+They are not linked into the sandboxes of dependent tasks.
 """
 
 STDERR_TAIL = 2000
@@ -119,12 +119,12 @@ def moved(text: str, former: str, sandbox: str) -> str:
 
 
 def stderr_tail(task: Mapping[str, Any]) -> str:
-    """Return the end of a task's standard error, read from a file if the output is in files."""
+    """Return the end of a task's standard error, from its file if output is captured in files."""
     return _tail(task, "stderr")
 
 
 def stdout_tail(task: Mapping[str, Any]) -> str:
-    """Return the end of a task's standard output, read from a file if the output is in files."""
+    """Return the end of a task's standard output, from its file if output is captured in files."""
     return _tail(task, "stdout")
 
 
@@ -328,8 +328,7 @@ class InputFile(File):
             the name of a file or directory that another task writes.
 
     Raises:
-        DataError: A `ValueError`: `spec` is empty, is an invalid URL, or has no base name, such as
-            `/`.
+        DataError: `spec` is empty, is an invalid URL, or has no base name, such as `/`.
         TypeError: `spec` is neither a string nor a path.
 
     Attributes:
@@ -392,19 +391,23 @@ class InputFile(File):
 
 
 def found_at(file: InputFile, path: str) -> InputFile:
-    """Return an input for a function that reads the file in place, at an absolute path."""
+    """Return a copy of an input for a function that reads the file in place, at the path `path`."""
     return _changed(file, filepath=Path(path), _by_path=True, _producer=None)
 
 
 def renamed(file: InputFile) -> InputFile:
-    """Return a bound input under a new name; used if the task writes a file of the same name."""
+    """Rename an input in its sandbox, because the task writes a file of the same name.
+
+    Returns:
+        The renamed copy of the input.
+    """
     assert file.filepath is not None
     name = separate_name(file.filename)
     return _changed(file, filename=name, filepath=file.filepath.with_name(name))
 
 
 def separate_name(name: str) -> str:
-    """Return the name in the sandbox for an input whose own name the task uses for an output."""
+    """Return the new name of an input whose name is also that of one of the task's outputs."""
     return f"input-{name}"
 
 
@@ -436,9 +439,10 @@ class OutputFile(File):
     Args:
         name: The file's name. Leading directories are the destination, relative to the engine's
             `results_dir`: the task writes `all.png` for `results/all.png`.
-        many: True if the name is a pattern (`fnmatch`), such as `*.csv`. It stands for all matching
-            files directly in the sandbox; at least one file must match. It matches neither hidden
-            files (unless the pattern begins with a dot) nor links out of the sandbox nor inputs.
+        many: True if the name is a pattern (`fnmatch`), such as `*.csv`. The pattern stands for all
+            matching files directly in the sandbox, of which there must be at least one. Hidden
+            files (unless the pattern begins with a dot), links out of the sandbox, and inputs do
+            not match.
         save: The destination as a separate argument. A path that ends in `/` or is an existing
             directory is the directory to save to. Any other path is the path of the saved file, and
             is an error with `many`. A relative path starts at `results_dir` and must stay inside
@@ -448,16 +452,16 @@ class OutputFile(File):
             single file without a destination.
 
     Raises:
-        DataError: A `ValueError`: the name is empty, is reserved, is a directory, or leads out of
-            the sandbox (an absolute path, `..`); `save` leads out of `results_dir` or begins with
-            `~`; the directories contain a pattern although `many` is True; or `temporary` is given
-            with a destination or `many`.
+        DataError: The name is empty, is reserved, is a directory, or leads out of the sandbox (an
+            absolute path, `..`); `save` leads out of `results_dir` or begins with `~`; the
+            directories contain a pattern although `many` is True; or `temporary` is given with a
+            destination or `many`.
         TypeError: `name` is neither a string nor a path, `save` is neither of these nor a bool, or
             `many` or `temporary` is not a bool.
 
     Attributes:
         filename: The base name.
-        filepath: In a task, the absolute path to write to; `None` before that.
+        filepath: In a task, the absolute path to write to; `None` outside tasks.
         save: The destination; a path that ends in `/` is a directory. `None` if none was given,
             `False` if the file stays in the sandbox.
         many: True if the name is a pattern.
@@ -529,13 +533,13 @@ class OutputDir(File):
             for `results_dir` itself. With `False`, the directory stays in the sandbox.
 
     Raises:
-        DataError: A `ValueError`: the name is empty, is reserved, or leads out of the sandbox (an
-            absolute path, `.`, `..`); or `save` leads out of `results_dir` or begins with `~`.
+        DataError: The name is empty, is reserved, or leads out of the sandbox (an absolute path,
+            `.`, `..`); or `save` leads out of `results_dir` or begins with `~`.
         TypeError: `name` is neither a string nor a path, or `save` is neither of these nor a bool.
 
     Attributes:
         filename: The base name.
-        filepath: In a task, the absolute path of the directory to create; `None` before that.
+        filepath: In a task, the absolute path of the directory to create; `None` outside tasks.
         save: The parent of the saved directory, with a trailing `/`; `None` if none was given,
             `False` if the directory stays in the sandbox.
     """

@@ -19,8 +19,8 @@ LINKS = 8
 class RhapsodyError(Exception):
     """Base class of all exceptions that Rhapsody defines.
 
-    If an attribute of an instance is an exception that cannot be pickled, a `TaskFailedError` with
-    that exception's type and text is pickled instead.
+    If an attribute of an instance is an exception that cannot be pickled, the attribute is pickled
+    as a `TaskFailedError` with the type and text of that exception.
     """
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -207,7 +207,7 @@ def time_needed(task: Mapping[str, Any]) -> float | None:
     """Return the maximum time that a task needs: its `walltime`, or else its timeout.
 
     Returns:
-        The time in seconds; `None` if the description contains neither.
+        The time in seconds; `None` if the task's description contains neither.
     """
     resources = Resources.of(task.get("resources"))
     hint = None if resources is None else resources.walltime

@@ -199,7 +199,7 @@ class StateMapper:
         self.RUNNING: Any = table.preferred[TasksMainStates.RUNNING]
 
     def to_main_state(self, native: Any) -> TasksMainStates:
-        """Return the canonical state of a native one.
+        """Return the canonical state for a native state.
 
         Raises:
             ValueError: The native state is unknown.
@@ -213,7 +213,7 @@ class StateMapper:
             ) from None
 
     def get_backend_state(self, main: TasksMainStates | str) -> Any:
-        """Return the preferred native state of a canonical one.
+        """Return the preferred native state for a canonical state.
 
         Args:
             main: A member of `TasksMainStates` or its name, in any case.

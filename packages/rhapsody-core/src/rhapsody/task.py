@@ -110,7 +110,7 @@ class AttemptInfo:
         name: The task's name.
         output_files: Names of the declared files and directories that the attempt wrote.
         keeper: Object that must stay alive while the sandbox is needed.
-        matches: The files that match each declared pattern.
+        matches: The names of the files that match each declared pattern, by pattern.
         paths: The paths of files that an earlier run wrote, by name; files that are not listed are
             in the sandbox.
         make_again: Callable that recreates missing files of an earlier run. It takes this object
@@ -232,13 +232,13 @@ class TaskDescription(_RequiredKeys, total=False):
         exit_code: The exit code of a finished executable. Set by the backend.
         exception: The exception with which the task failed. Set by the backend.
         worker: The worker or host that ran the task. Set by the backend if known.
-        references: The uids of the tasks whose values `args` and `kwargs` contain as `Reference`;
-            only for backends with `unfinished_dependencies`.
+        references: The uids of the tasks whose values `Reference` objects in `args` and `kwargs`
+            stand for; only for backends with `unfinished_dependencies`.
         lost_retries: Number of times that the backend may recompute, after the loss of a worker,
             the values that the task refers to and the task's own value while the backend holds it;
             only for backends with `unfinished_dependencies`.
-        held: The handle of the value. Set by the backend instead of `return_value` if the value
-            stays on the backend because other tasks refer to this one; only by backends with
+        held: The handle of the task's value. Set by the backend instead of `return_value` if the
+            value stays on the backend because other tasks refer to this task; only by backends with
             `unfinished_dependencies`.
     """
 
@@ -294,8 +294,8 @@ class HeldValue(Protocol):
     async def fetch(self) -> Mapping[str, Any]:
         """Fetch the value, and return it with the other result keys of the task's description.
 
-        The result keys are `return_value` or `exception`, and those of the output. The engine
-        awaits this method on its loop, at most once.
+        The result keys are `return_value` or `exception`, and `stdout` and `stderr` if output was
+        captured. The engine awaits this method on its loop, at most once.
         """
 
 
@@ -322,7 +322,7 @@ class LiveNode(Protocol):
     """Interface between a task's future and the task's record, used until the work has ended."""
 
     def public_state(self) -> TasksMainStates:
-        """Return the canonical state."""
+        """Return the canonical state of the task."""
 
     def cancel(self, msg: Any) -> bool:
         """Cancel the task; return True if there was anything to cancel."""

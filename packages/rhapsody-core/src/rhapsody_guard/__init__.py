@@ -2,9 +2,10 @@
 
 The distribution `rhapsody-py` also installs files under `rhapsody/`, so the distribution that is
 installed last replaces files of the other. This check is a separate package because a module of
-`rhapsody` could itself be replaced, or would run only after a replaced `rhapsody/__init__.py`. The
-package uses only the standard library. Backend packages call `check` when they are imported, and
-the command `rhapsody` calls it before it imports anything else (`rhapsody_guard.command`).
+`rhapsody` could itself be replaced, and would run only after `rhapsody/__init__.py`, which could
+also be replaced. The package uses only the standard library. Backend packages call `check` when
+they are imported, and the command `rhapsody` calls it before it imports anything else
+(`rhapsody_guard.command`).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The command `rhapsody`, which checks the installation before it imports the command line.
 
-Nothing in `rhapsody` may be imported before the check, because its files may belong to another
-distribution.
+Nothing in `rhapsody` may be imported before the check, because the package's files may belong to
+another distribution.
 """
 
 from __future__ import annotations

@@ -40,7 +40,7 @@ unsearched container is an error.
 """
 
 LOOKED_AT = 1000
-"""Maximum number of containers that are checked inside an unsearched one, to limit the time."""
+"""Maximum number of containers inside an unsearched container that are checked for futures."""
 
 _NO_PRODUCERS: Mapping[int, TaskFuture[Any]] = MappingProxyType({})
 
@@ -66,7 +66,7 @@ class ArgumentScan:
         inputs: The declared input files.
         outputs: The declared output files and directories.
         inexact: True if a future, file or `literal` is in a named tuple or in a dataclass instance.
-        producers: The futures of the calls that make the inputs, by the `id` of each input.
+        producers: The futures of the calls that write the inputs, by the `id` of each input.
     """
 
     __slots__ = ("_literals", "_touched", "futures", "inexact", "inputs", "outputs", "producers")
@@ -247,7 +247,7 @@ def _require_no_future(value: Any, outer: Any) -> None:
 
 
 def _items(value: Any) -> Iterator[Any]:
-    """Iterate over a container with the method of its built-in base class."""
+    """Iterate over the items of a container; ignore methods that its class overrides."""
     if isinstance(value, dict):
         return iter(dict.values(value))
     kind: Any = next(kind for kind in UNSEARCHED if isinstance(value, kind))
@@ -301,7 +301,7 @@ def _changed(value: Any, changes: dict[str, Any]) -> Any:
 
 
 class _Rebuild:
-    """Function that copies a value and replaces the futures and files in it.
+    """Callable that copies a value and replaces the futures and files in it.
 
     Only the containers of futures and files are copied.
 

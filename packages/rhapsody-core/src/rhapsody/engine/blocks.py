@@ -260,7 +260,7 @@ class Blocks:
         return tuple(record.future.uid for record in self._threads if not record.in_wait)
 
     async def drain(self, grace: float) -> None:
-        """Wait up to `grace` seconds for canceled blocks. Called at shutdown.
+        """Wait up to `grace` seconds for canceled blocks to end. Called at shutdown.
 
         A synchronous block is included only if it was canceled in `rhapsody.wait`.
         """

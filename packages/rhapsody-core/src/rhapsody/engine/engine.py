@@ -335,7 +335,7 @@ class WorkflowEngine(OlderNames):
     def map(
         self, task: Callable[..., TaskFuture[T]], /, *iterables: Iterable[Any]
     ) -> list[TaskFuture[T]]:
-        """Call a task repeatedly, each time with one item of each iterable, as `map` does.
+        """Call a task repeatedly with one item of each iterable, as the built-in `map` does.
 
         Args:
             task: A decorated function.
@@ -473,7 +473,7 @@ class WorkflowEngine(OlderNames):
 
     @property
     def prof(self) -> Profiler:
-        """Recorder of the program's own events in the `trace`."""
+        """Recorder with which the program adds its own events to the `trace`."""
         return self._built_in.prof
 
     @property
@@ -714,10 +714,11 @@ class WorkflowEngine(OlderNames):
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Wait for all tasks, or cancel them if the block raised an exception, and shut down.
+        """Wait for all tasks, or cancel them if `async with` ends with an exception; shut down.
 
-        With `keep_going`, the exception of one of the engine's tasks does not cancel the others.
-        Failed tasks raise nothing here; those that were never awaited are logged in one record.
+        With `keep_going`, the exception of one of the engine's tasks does not cancel the other
+        tasks. Failed tasks raise nothing here; those that were never awaited are logged in one
+        record.
         """
         failures = self._runtime.failures
         self._left_by_error = error is not None

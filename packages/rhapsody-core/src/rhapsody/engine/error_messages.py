@@ -55,7 +55,7 @@ COMMAND_SHOWN = 500
 """Maximum number of characters of a command in the message of a `TaskFailedError`."""
 
 ERROR = f"{RESERVED}error"
-"""Name of the file in a failed task's sandbox that contains its traceback."""
+"""Name of the file, in a failed task's sandbox, that contains the traceback of the failure."""
 
 OURS = "rhapsody: "
 """Beginning of each note. A new note replaces an earlier one on the same exception."""
@@ -212,7 +212,7 @@ def unquoted_files(record: TaskRecord) -> str:
 
 
 def _missing_files(record: TaskRecord, report: Mapping[str, Any]) -> str:
-    """Return a hint about files that a command names and its sandbox lacks.
+    """Return a hint about files that a command names but that are missing from its sandbox.
 
     Only names that exist relative to the current directory are reported.
 

@@ -331,7 +331,7 @@ class EngineOptions:
 
 
 OPTIONS: Mapping[str, Field[Any]] = {option.name: option for option in fields(EngineOptions)}
-"""Fields by name, in the order of the signature of `WorkflowEngine.create`."""
+"""Fields of `EngineOptions` by name, in the order of the signature of `WorkflowEngine.create`."""
 
 _FAILING = frozenset({"fail_fast", "keep_going", "max_failures"})
 """Alternative options: if a program sets one of them, the others receive no default."""

@@ -7,7 +7,7 @@ submitted when their dependencies have finished.
 
 A future whose value a backend holds has no result yet, so asyncio treats it as pending. Waiting for
 such a future, or calling its `done`, starts fetching the value. Engines with such a backend
-therefore use their own class of futures.
+therefore use a separate class of futures, `RemoteFuture`.
 """
 
 from __future__ import annotations

@@ -233,7 +233,7 @@ class TaskRecord:
             self.future._outcome = None  # this backend may report less than the previous one
 
     def clear(self) -> None:
-        """Release all values, because queues or tracebacks may hold the record of an ended task."""
+        """Release all values, because queues or tracebacks may still refer to an ended task."""
         self.dependencies = self.args = self.sources = ()
         self.kwargs = self.specific = self.found = self.resolved = self.verdict = None
         self.description = NOT_DESCRIBED

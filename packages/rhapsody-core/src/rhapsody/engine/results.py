@@ -66,9 +66,10 @@ class Results:
         return value, error
 
     def _check_files(self, record: TaskRecord, *, failed: bool) -> None:
-        """Check the output files of a successful attempt, and register its inputs as read.
+        """Check the output files of a successful attempt, and register its input files as read.
 
-        After a failed attempt, keep the inputs that the attempt read in place.
+        For a failed attempt, only prevent the removal of input files that it read in place, without
+        a sandbox.
 
         Raises:
             DataError: A declared output file is missing.
@@ -108,7 +109,7 @@ class Results:
         done: bool = False,
         value: Any = None,
     ) -> None:
-        """Set the attempt's output, exit code and sandbox on the future.
+        """Set an attempt's output, exit code and sandbox on the future; keep or remove the sandbox.
 
         Args:
             record: The task.

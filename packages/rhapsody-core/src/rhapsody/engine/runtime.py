@@ -202,7 +202,7 @@ class Runtime:
             self.dispatchers[record.backend.name].cancel(record)
 
     def room(self, record: TaskRecord) -> None:
-        """Fill the slot that this task has freed on its backend."""
+        """Let another task use the slot that this task has freed on its backend."""
         self.dispatchers[record.backend.name].wake()
 
     def save(self, record: TaskRecord, value: Any) -> None:
@@ -238,7 +238,7 @@ class Runtime:
     def service_ended(
         self, record: TaskRecord, main: TasksMainStates, report: Mapping[str, Any]
     ) -> tuple[TasksMainStates, BaseException | None]:
-        """Handle the unexpected end of a ready service; restart it if its settings allow it."""
+        """Handle the unexpected end of a ready service, and restart it if it has restarts left."""
         return self.services.ended(record, main, report)
 
     def service_settled(
@@ -273,9 +273,9 @@ class Runtime:
             await settled
 
     async def stop_everything(self, *, skip_backends: bool) -> tuple[str, ...]:
-        """Stop the work of an engine that is `closing`.
+        """Stop the work of the engine. Called when its scheduler is `closing`.
 
-        Pending futures are canceled, unless the engine is `interrupted`: in that case, they stay
+        Pending futures are canceled, unless the scheduler is `interrupted`: in that case, they stay
         pending until `settle_everything`.
 
         Returns:

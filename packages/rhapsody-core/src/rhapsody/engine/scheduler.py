@@ -97,7 +97,7 @@ class Actions(Protocol):
         """Request that the work of a task in the state CANCELING be stopped."""
 
     def room(self, record: TaskRecord) -> None:
-        """Fill the slot that this task has freed on its backend."""
+        """Let another task use the slot that this task has freed on its backend."""
 
     def save(self, record: TaskRecord, value: Any) -> None:
         """Save the output files of a result, then call `Scheduler.saved` or `fail`."""
@@ -161,7 +161,7 @@ class Limits:
         return True
 
     def give_back(self, record: TaskRecord) -> list[TaskRecord]:
-        """Release a task's limits, and return the waiting tasks that could then acquire theirs."""
+        """Release a task's limits, and return the waiting tasks that have now acquired theirs."""
         limits, record.limits = record.limits, ()
         for name, _ in limits:
             self._used[name] -= 1
@@ -897,7 +897,7 @@ class Scheduler:
         return True
 
     def _resume_pushed(self, record: TaskRecord) -> None:
-        """Submit a returned task again with its values, once all its dependencies have ended."""
+        """Submit a returned task again, with the values of its dependencies, all of which ended."""
         if any(dependency.cancelled() for dependency in record.dependencies):
             self.cancel(record)
         elif not (self._fail_with_dependencies(record) or self._fetch_values(record)):

@@ -31,7 +31,10 @@ from rhapsody.sdk.processes import kill_groups
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 ONE = 0.1
-"""Seconds within which two signals count as one; `timeout` and a closing terminal send two."""
+"""Seconds within which two signals are treated as one.
+
+The command `timeout`, and a terminal that is closed, send two signals.
+"""
 
 T = TypeVar("T")
 

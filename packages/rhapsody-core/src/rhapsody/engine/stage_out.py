@@ -86,7 +86,7 @@ class Regeneration:
 
 
 class StageOut:
-    """Stage-out of one engine: saves the output files of results, and restores recorded ones.
+    """Stage-out of one engine: saves the output files of results, and restores recorded results.
 
     Args:
         scheduler: The scheduler, which receives failures and the results whose files have been

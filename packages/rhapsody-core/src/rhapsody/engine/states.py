@@ -1,4 +1,4 @@
-"""State table of a task, as data.
+"""Table of the states of a task and of the transitions between them, as data.
 
 The state of a task has two parts: the state of the user's future, and that of the backend's work.
 They differ because a future is canceled immediately, while its work may take some time to stop, and

@@ -118,7 +118,7 @@ class Submission:
             task: The function or block that is called.
             args: The positional arguments of the call.
             kwargs: The keyword arguments of the call.
-            specific: Backend-specific settings of this call; `None` for those of `task`.
+            specific: Backend-specific settings of this call; `None` to use those of `task`.
             repeats: The recorded call that this call repeats, or `None`. A repeating call declares
                 no files.
 

@@ -367,7 +367,7 @@ class TaskBuilder:
     # Capabilities and files.
 
     def _others(self, record: TaskRecord) -> Iterator[BackendHandle]:
-        """Return the backends in `other_backends`; none after the first attempt."""
+        """Return the backends in a task's `other_backends`; none after the first attempt."""
         names = record.task.settings.other_backends if record.attempt == 1 else ()
         return map(self._backends.__getitem__, names)
 
@@ -416,7 +416,7 @@ class TaskBuilder:
     # Backends that end before a task does.
 
     def _with_more_time(self, record: TaskRecord, backend: BackendHandle) -> str | None:
-        """Return another backend for a task if its own has too little walltime left.
+        """Return another backend for a task whose own backend has too little walltime left.
 
         A task that was pushed down, or has a `backend` and no `other_backends`, does not move.
 

@@ -356,8 +356,8 @@ FILES: frozenset[str] = frozenset({"InputFile", "OutputDir", "OutputFile"})
 def file_checker(function: Callable[..., Any], check: Callable[..., None]) -> Callable[..., None]:
     """Extend `check` so that it rejects strings and paths for parameters annotated as files.
 
-    A parameter counts as annotated as a file if its annotation names exactly one of the classes in
-    `FILES`, and no type of string or path.
+    A parameter is regarded as a file if its annotation names exactly one of the classes in `FILES`,
+    and no type of string or path.
 
     Returns:
         The extended check.

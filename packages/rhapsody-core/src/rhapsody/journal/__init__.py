@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from rhapsody.journal.plugin import Journal
 
 JournalOption: TypeAlias = "Callable[[], Journal] | Journal | None"
-"""A function that opens a journal; an open journal, closed by the code that opened it; or `None`
-for no journal."""
+"""Journal of an engine: a function that opens it; an open journal, which the code that opened it
+also closes; or `None` for no journal."""
 
 
 def checked_journal(journal: object, resume: object, largest: object) -> JournalOption:

@@ -893,7 +893,7 @@ def _related(cls: type) -> list[type]:
 
 
 def _made_of(function: types.FunctionType) -> tuple[object, ...]:
-    """Return the parts of a function that a program can replace, with defaults by their ids."""
+    """Return the parts of a function that a program can replace; ids represent the defaults."""
     keywords = {name: id(value) for name, value in (function.__kwdefaults__ or {}).items()}
     names = function.__name__, function.__qualname__
     return function.__code__, id(function.__defaults__), keywords, names

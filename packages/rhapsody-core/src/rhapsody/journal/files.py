@@ -137,7 +137,7 @@ class FileDigests:
             return None
 
     def once(self, make: Callable[..., T], *args: Any) -> T:
-        """Return a function's result; inside `looking_once`, call it once for equal arguments."""
+        """Return a function's result; inside `looking_once`, reuse it for equal arguments."""
         if self._once is None:
             return make(*args)
         if (make, args) not in self._once:
@@ -368,7 +368,7 @@ class Outputs:
         return TaskFiles(sandbox, paths, matches, places, stays=stays, missing=absent)
 
     def is_saved(self, noted: str, name: str) -> bool:
-        """Return True if a file was copied to a destination outside the sandbox."""
+        """Return True if a recorded file was also copied to a destination outside the sandbox."""
         return "place" in json.loads(noted)["files"][name]
 
     def _relative(self, path: str) -> str:

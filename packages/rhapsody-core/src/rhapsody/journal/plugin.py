@@ -49,7 +49,7 @@ class Journal:
         shared: True if another run may use the journal at the same time.
         largest: Maximum size of a recorded result in bytes, in memory (`sys.getsizeof`) and as a
             pickle; `None` for no limit.
-        again: Names of tasks whose recordings are not used.
+        again: Names of tasks whose recordings are not used, so that the tasks run again.
         push_down: True if, on backends that keep values, the engine may submit tasks before their
             dependencies have finished. Values that a backend keeps are not recorded.
 
@@ -145,10 +145,10 @@ class Journal:
         return await self._on_thread(partial(self._keep, records))
 
     async def _on_thread(self, work: Callable[[], T]) -> T | None:
-        """Return the result of `work`, called on the journal's thread.
+        """Return the result of calling `work` on the journal's thread.
 
-        Return `None` if the journal is disabled. An error that SQLite or the operating system
-        reports disables the journal.
+        If the journal is disabled, `work` is not called and the result is `None`. An error that
+        SQLite or the operating system reports disables the journal.
         """
         if self._failed:
             return None

@@ -117,8 +117,8 @@ class Sources:
 
         Returns:
             The digest, and the names, each with its attributes, see `_chains`. `None` if the file
-            does not contain exactly one class with this name, or if its methods differ from the
-            loaded ones.
+            does not contain exactly one class with this name, or if the methods in the file differ
+            from the loaded ones.
 
         Raises:
             UnhashableError: The file was changed after the program started, or the class cannot be
@@ -455,7 +455,7 @@ def _key(step: _Step) -> str | tuple[str] | None:
 
 
 def _taker(steps: list[_Step], number: int) -> int | None:
-    """Return the index of the instruction that consumes the value pushed by another one."""
+    """Return the index of the instruction that consumes the value of the one at `number`."""
     depth = 1
     for at in range(number + 1, len(steps)):
         depth += steps[at].effect

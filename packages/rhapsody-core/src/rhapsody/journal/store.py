@@ -871,7 +871,7 @@ class Earlier:
         """Explain why a task ran, by the smallest difference from an unused recording.
 
         The task is compared with the unused recordings of the same call, and with up to `COMPARED`
-        of calls with equal arguments.
+        unused recordings of calls with equal arguments.
 
         Args:
             name: The task's name.

@@ -43,8 +43,8 @@ LONGEST = 4096
 """Maximum number of characters of a path (Linux's `PATH_MAX`). Longer strings name no file."""
 
 MOST = 5_000_000
-"""Maximum number of objects in a value that has a digest. An object counts each time that it is
-reached; the number of paths through a graph of objects can grow exponentially."""
+"""Maximum number of objects in a value that has a digest. An object is counted each time that it
+is reached; the number of paths through a graph of objects can grow exponentially."""
 
 Feed = Callable[[Any], object]
 """Function that adds bytes or a buffer to a digest."""

@@ -158,7 +158,7 @@ def origins(
             the `id` of the input.
 
     Raises:
-        DataError: A file has no origin or several, or two files have the same name.
+        DataError: A file has no origin or several origins, or two files have the same name.
     """
     found: dict[str, Origin] = {}
     for file in inputs:

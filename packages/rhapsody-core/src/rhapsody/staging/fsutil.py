@@ -173,7 +173,7 @@ def replace_directory(new: Path, path: Path) -> None:
     """Rename a directory, replacing an existing one.
 
     The old directory is moved aside first and removed afterwards. Readers see the old directory,
-    for a moment no directory, or the new one, but never a mixture.
+    then briefly no directory, then the new one, but never a mixture.
 
     Raises:
         OSError: The directory cannot be renamed; the old one has been restored.
@@ -363,7 +363,7 @@ def full_disk(sandbox: str | None, error: BaseException | None = None) -> str | 
 
 
 def disk_use(directory: str | os.PathLike[str], seconds: float = 0.5) -> int:
-    """Return the size in bytes of the files found in a directory within a number of seconds."""
+    """Return the size in bytes of the files in a directory, as far as found within `seconds`."""
     size, end = 0, time.monotonic() + seconds
     for place, _, names in os.walk(directory):
         for name in names:

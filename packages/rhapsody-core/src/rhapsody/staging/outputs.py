@@ -524,8 +524,8 @@ class Places:
     def _read_there(self, key: str, *, directory: bool) -> tuple[str, str] | None:
         """Return the name of a task that reads a destination, and a phrase for the error message.
 
-        A directory above the destination is considered as well, and so are the files in it if
-        `directory` is True. Return `None` if the destination may be written.
+        Directories above the destination are considered as well and, if `directory` is True, files
+        below the destination. Return `None` if the destination may be written.
         """
         if key in self._readers:
             return self._readers[key], "that directory" if directory else "that file"
