@@ -30,7 +30,7 @@ def bottom_levels(tasks: Sequence[RecordedTask]) -> dict[str, float]:
 
 
 def critical_path(tasks: Sequence[RecordedTask]) -> float:
-    """Return the makespan in seconds on an unlimited number of slots."""
+    """Return the duration in seconds of the longest path: the makespan with unlimited slots."""
     return max(bottom_levels(tasks).values(), default=0.0)
 
 

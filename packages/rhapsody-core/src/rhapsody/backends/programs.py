@@ -1,7 +1,7 @@
 """Base classes for backends that link files or run executables on this machine.
 
 A backend whose tasks see the engine's file system can list `SharedSandboxes` or `LocalPrograms`
-before `ManagedBackend` in its bases. The backend still runs functions and decides when a task may
+before `ManagedBackend` in its bases. The backend itself runs functions and decides when a task may
 start. Plugins import both classes from `rhapsody.backends`.
 
 This module also writes shell scripts. `write_script` writes the script that runs an executable task
@@ -74,7 +74,7 @@ class SharedSandboxes:
         link_all(self.sandbox_of(src_task), self.sandbox_of(dst_task))
 
     def sandbox_of(self, task: Mapping[str, Any]) -> str:
-        """Return the sandbox that a description names, or `own_sandbox` if it names none."""
+        """Return the path of a task's sandbox: the one in its description, or `own_sandbox`."""
         sandbox: str = task.get("sandbox") or self.own_sandbox(task["uid"])
         return sandbox
 

@@ -156,7 +156,7 @@ def _require_directory() -> None:
 
 
 def _misplaced(unknown: Sequence[str], parser: argparse.ArgumentParser) -> str:
-    """Return the error message for unknown arguments of `run`: misspelled, or missing a `--`."""
+    """Return the error message for unknown arguments: misspelled, or not placed after `--`."""
     options = [each.removeprefix("--") for each in parser._option_string_actions]
     words = [each[2:].partition("=")[0] for each in unknown if each.startswith("--")]
     close = [each for word in words for each in difflib.get_close_matches(word, options, 1, 0.75)]

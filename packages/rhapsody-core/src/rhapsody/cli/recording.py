@@ -69,11 +69,11 @@ class Recording:
         self._opened = self._warned = False
 
     def settings(self, program: Program, given: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the settings `journal` and `resume` for an engine.
+        """Return values of `journal` and `resume` to use instead of those of an engine's options.
 
         Args:
-            program: The program.
-            given: The other settings of the engine.
+            program: The program that creates the engine.
+            given: The engine's options.
 
         Raises:
             UsageError: The journal cannot be used.

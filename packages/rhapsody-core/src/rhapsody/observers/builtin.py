@@ -209,7 +209,7 @@ class TaskLog:
         return event.native if event.native == "reused" else f"{_ENDS[state]}{took}"
 
     def _error(self, event: TaskEvent) -> str:
-        """Describe an error and its line. If it is the first there, add the last frames."""
+        """Describe an error and its line of code. For a line's first error, add the last frames."""
         error = event.error
         if error is None:
             return ""

@@ -228,7 +228,7 @@ class Notebook:
 
 
 class Display:
-    """Thread that updates the progress display, because writing to a terminal may block.
+    """Updater of the progress display, on its own thread because writing to a terminal may block.
 
     The program's own output is printed above the display. Methods may be called from any thread.
 

@@ -221,10 +221,9 @@ def _report(found: Installed) -> None:
 
 
 def install_command(distribution: str) -> str:
-    """Return the command that installs another of Rhapsody's distributions, matching core.
+    """Return the command that installs another of Rhapsody's distributions from core's origin.
 
-    If core was installed from a folder or a repository, the other distributions are next to it, and
-    the command installs them from there.
+    If core was installed from a folder or a repository, the other distributions are next to it.
     Installers record the origin of a distribution in `direct_url.json` (PEP 610).
 
     Args:

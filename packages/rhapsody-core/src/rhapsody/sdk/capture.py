@@ -1,4 +1,4 @@
-"""Capture of the output of function tasks. The standard streams normally receive it as well.
+"""Capture of the output of function tasks, which normally also reaches the standard streams.
 
 While a backend runs, `sys.stdout` and `sys.stderr` are each wrapped in a `Tee`. A context variable
 contains the recorder of the running task, so each task has its own recorder, even if tasks run in
@@ -114,7 +114,7 @@ class Record:
 
 
 class Recorder:
-    """Recorder of the output of one attempt of a task, for `recording`. Thread-safe.
+    """Recorder of the output of one attempt of a task, to pass to `recording`. Thread-safe.
 
     Args:
         directory: The directory for large output, which is created when it is needed. Without a
@@ -203,7 +203,7 @@ record_in: Callable[[Recorder | None], object] = _recorder.set
 
 
 class CapturedOutput(Output):
-    """Context manager that records the output of the call in its block, as `recording` does.
+    """Context manager that records the output of a call in its `with` block; see `recording`.
 
     Args:
         directory: The directory for large output, which is created when it is needed.

@@ -1,4 +1,4 @@
-"""Programs of executable tasks: started as described, with results written into the description.
+"""Running of the programs of executable tasks; the results are written into the descriptions.
 
 This module is for backends that start programs themselves, on this machine or on their workers. The
 backend decides where the sandbox is, when a task starts and which resources it receives. Services

@@ -109,9 +109,10 @@ def _version(name: str) -> tuple[str, str]:
 
 
 def file_of(module: Any) -> str | None:
-    """Return the file of a module, given by name; `<text>` for a module created from text.
+    """Return the path of the file of the module with this name.
 
-    Return `None` for a module without a file, such as a built-in module.
+    Return `<text>` for a module that was created from text, and `None` for a module without a file,
+    such as a built-in module.
     """
     found = sys.modules.get(module)
     file = getattr(found, "__file__", None)

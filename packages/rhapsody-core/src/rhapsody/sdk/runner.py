@@ -198,7 +198,7 @@ class Runner:
         return pickle.dumps(tuple(outcome), 5)
 
     def make(self, order: CallSpec, call: Any) -> CallResult:
-        """Make a packed call and capture its output. Errors are returned as outcomes."""
+        """Make a packed call, capture its output, and return its outcome, even for an error."""
         output = _none
         try:
             limit_threads(order.cores)

@@ -275,7 +275,7 @@ class Readiness:
             self._resolve()
 
     def set(self, value: Any) -> None:
-        """Report readiness with the readiness information. Called once, on any thread."""
+        """Report that the service is ready. Called once, on any thread, with its information."""
         self._value = value
         self.known = True
         if self._future is not None:
@@ -344,7 +344,7 @@ class TaskService(TaskProgram):
     async def wait(self, grace: float) -> int:
         """Wait until the service has ended, and report when it becomes ready.
 
-        The details are as for `TaskProgram.wait`.
+        See `TaskProgram.wait` for `grace` and for the effect of a cancellation.
 
         Returns:
             The exit code.

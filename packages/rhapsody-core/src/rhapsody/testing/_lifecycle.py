@@ -75,7 +75,10 @@ class Life:
 
 
 class Lifecycle(Suite):
-    """Checks of starting and stopping a backend. Most of them share measured starts and stops."""
+    """Checks of starting and stopping a backend.
+
+    Most of the checks share the measurements of a few backends.
+    """
 
     @check("starting-and-stopping", dry=True, times=2)
     @pytest.mark.parametrize("way", WAYS)

@@ -542,7 +542,7 @@ def require_unchanged(cls: type[Suite], base: type[Suite]) -> None:
 
 
 async def state_of(backend: Any) -> str:
-    """Return a backend's state, whether its method `state` returns a string or an awaitable."""
+    """Return a backend's state. The backend's `state` may return a string or an awaitable."""
     state = backend.state()
     return str(await state) if inspect.isawaitable(state) else str(state)
 

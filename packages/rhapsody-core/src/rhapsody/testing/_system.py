@@ -147,8 +147,8 @@ class Heartbeat:
     """Context manager that measures for how long the running loop is blocked.
 
     Attributes:
-        worst: The longest pause. Complete when the block has ended.
-        total: The sum of all pauses of more than 5 ms. Complete when the block has ended.
+        worst: The longest pause; complete when the `with` block has ended.
+        total: The sum of all pauses of more than 5 ms; complete when the `with` block has ended.
     """
 
     def __init__(self, clock: Clock, interval: float = 0.005) -> None:

@@ -58,20 +58,20 @@ THREADS = Capabilities(
     captures_output=True,
     reports_running=True,
 )
-"""Capabilities with functions on threads. A running coroutine can be stopped, a function cannot.
+"""Capabilities if functions run on threads: running coroutines can be stopped, functions cannot.
 
 Environment variables bind executables to their cores and GPUs. Functions on threads share the
 environment of the main program, so their resources are only counted.
 """
 
 PROCESSES = replace(THREADS, cancel_functions="running")
-"""Capabilities with functions in worker processes: all running functions can be stopped.
+"""Capabilities if functions run in worker processes: all running functions can be stopped.
 
 Environment variables bind functions and executables to their cores and GPUs.
 """
 
 EXECUTOR = replace(THREADS, cancel_async_functions="queued")
-"""Capabilities with functions on a user's executor: running functions cannot be stopped."""
+"""Capabilities if functions run on a user's executor: running functions cannot be stopped."""
 
 
 class Executables(JobRunner):
@@ -372,7 +372,7 @@ class LocalExecutionBackend(SharedSandboxes, ManagedBackend):
             job.runner.cancel(job)
 
     def _job(self, task: TaskDescription) -> Job | None:
-        """Return a job for the task, or report the task as failed and return `None`."""
+        """Create a job for a task, or report the task as failed and return `None`."""
         uid, resources = task["uid"], task.get("resources")
         job = self.open_tasks[uid] = Job(task, uid, ONE_FUNCTION, self._functions)
         job.gpus = () if self.machine.gpus else None
@@ -447,9 +447,12 @@ class LocalExecutionBackend(SharedSandboxes, ManagedBackend):
             self._announce(job)
 
     def _successor(self, job: Job) -> Job | None:
-        """Return the next job for the thread and slots of an ended job, or `None`.
+        """Take the next job from the queue if it can use the thread and slots of an ended job.
 
-        Called on the thread that ran the job.
+        Called on the thread that ran the ended job.
+
+        Returns:
+            The next job, or `None` if it needs other slots or there is no next job.
         """
         if self._loop.is_closed():
             return None  # the end of the next job could not be reported

@@ -54,7 +54,8 @@ class HostResources:
     Attributes:
         cores: Number of processor cores.
         gpus: The GPUs, as in `CUDA_VISIBLE_DEVICES`.
-        memory: Bytes of main memory; `None` if the size is unknown. Memory is then not counted.
+        memory: Bytes of main memory. If the size is unknown, it is `None`, and memory is not
+            counted.
         workers: Maximum number of function tasks that run at the same time.
         walltime: Number of seconds for which the backend runs tasks; `None` if not declared.
     """
@@ -279,8 +280,10 @@ class Slots:
 class Queue:
     """Queue of jobs that wait for resources. Only `take_over` may be called from other threads.
 
+    A job that cannot start before a service ends is passed: other jobs may start before it.
+
     Args:
-        slots: The resources.
+        slots: The allocator of the resources.
     """
 
     def __init__(self, slots: Slots) -> None:

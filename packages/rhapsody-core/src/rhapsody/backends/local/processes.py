@@ -133,7 +133,7 @@ class ProcessWorkers(JobRunner):
             ) from error
 
     def listen(self) -> None:
-        """Attach the pool to the running loop, after `open`."""
+        """Attach the pool to the running loop. Called after `open`."""
         assert self._first is not None
         self._loop = asyncio.get_running_loop()
         self._from_packer: Mailbox[tuple[Job, bytearray | None]] = Mailbox(

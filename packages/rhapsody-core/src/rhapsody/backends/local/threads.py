@@ -147,7 +147,7 @@ class SharedThread(JobRunner):
     """Runner of coroutine functions that request no cores, all on one loop in one thread.
 
     Args:
-        deliver: Called on this thread with each job that has ended.
+        deliver: Called on the runner's thread with each job that has ended.
         name: The name of the thread.
     """
 
