@@ -132,7 +132,7 @@ async def test_much_output_goes_to_a_file_in_the_sandbox(driver: Driver) -> None
     assert end.stdout is not None
     text, _, note = end.stdout.partition("\n")
     assert text == "x" * LIMIT
-    assert note == f"[cut: all {LIMIT + 5} characters are in {path}]\n"
+    assert note == f"[truncated: all {LIMIT + 5} characters are in {path}]\n"
     assert Path(path).read_text() == "x" * LIMIT + "\nend\n"  # noqa: ASYNC240
 
 
@@ -149,7 +149,7 @@ async def test_without_a_sandbox_it_goes_to_one_that_is_made_for_it(
     assert end.stdout is not None
     path = tmp_path / end.uid / ".rhapsody.stdout"
     assert end.task["sandbox"] == str(path.parent)
-    assert end.stdout.endswith(f"\n[cut: all {LIMIT // 2 * 3} characters are in {path}]\n")
+    assert end.stdout.endswith(f"\n[truncated: all {LIMIT // 2 * 3} characters are in {path}]\n")
     assert LIMIT < len(end.stdout) < LIMIT + 300
     assert len(path.read_text()) == LIMIT // 2 * 3
 

@@ -95,9 +95,9 @@ class Record:
             self._parts = []
             if self._file is not None:
                 self._file.close()
-                return f"{text}\n[cut: all {self._size} characters are in {self._path}]\n"
+                return f"{text}\n[truncated: all {self._size} characters are in {self._path}]\n"
             if self._size > LIMIT:
-                return f"{text}\n[cut: {self._size} characters were printed]\n"
+                return f"{text}\n[truncated: the whole output has {self._size} characters]\n"
             return text
 
     def _spill(self, path: str) -> TextIO:
