@@ -326,7 +326,7 @@ class TaskProgram:
                     stdout=own[0] if stdout is None else stdout,
                     stderr=own[1],
                 )
-            except OSError as error:  # `errno` selects the same subclass
+            except OSError as error:  # the same `errno` makes it the same subclass
                 reason = f"task {task['name']!r} cannot start {executable!r:.200}: {error.strerror}"
                 raise OSError(error.errno, reason, error.filename) from None
             except ValueError as error:

@@ -166,7 +166,7 @@ class _Program:
         self._id = os.urandom(REFERENCE // 2)
         self._process = os.getpid()
         self._packed: bytes | None = None
-        self._sources: dict[str, tuple[Any, Source]] = {}  # with the specs of those imported
+        self._sources: dict[str, tuple[Any, Source]] = {}  # with specs if imported
         self._imported: list[tuple[str, types.ModuleType, Any]] = []
         self._count = 0
         self._before = process_start_time() or time.time_ns()

@@ -58,7 +58,7 @@ _PYTHONS_OWN = (
     "process *multiprocessing.resource_tracker*",
     "process *multiprocessing.forkserver*",
     "temporary pymp-*",
-    # pytest's, if it creates its first temporary directory during a check.
+    # The directory of pytest, if pytest first creates a temporary directory during a check.
     "temporary pytest-of-*",
     # The loop's own executor, which the loop stops when it is closed.
     "thread asyncio_*",

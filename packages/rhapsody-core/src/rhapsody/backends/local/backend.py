@@ -387,7 +387,7 @@ class LocalExecutionBackend(SharedSandboxes, ManagedBackend):
                     f"task {task['name']!r} does not fit on this machine: {problem}; request "
                     "less, or declare the resources with LocalExecutionBackend(resources={...})"
                 )
-        except Exception as error:  # one task's problem
+        except Exception as error:  # fails only this task
             job.error = error
             self._end(job, self._failed)
             return None
@@ -438,7 +438,7 @@ class LocalExecutionBackend(SharedSandboxes, ManagedBackend):
         try:
             self._prepare(job)
             job.runner.run(job)
-        except Exception as error:  # one task's problem, such as a missing program
+        except Exception as error:  # fails only this task, such as a missing program
             job.error = error
             self._mailbox.put(job)
             return
@@ -461,7 +461,7 @@ class LocalExecutionBackend(SharedSandboxes, ManagedBackend):
             successor.dispatched = True
             try:
                 self._prepare(successor)
-            except Exception as error:  # one task's problem, such as a full disk
+            except Exception as error:  # fails only this task, such as a full disk
                 successor.error = error
                 successor.announced = True  # it does not start
         return successor

@@ -127,7 +127,7 @@ def available_memory() -> int | None:
         The number of bytes, or `None` if neither is known.
     """
     limits = list(memory_group().limits().values())
-    with suppress(ValueError, OSError):  # not on this system
+    with suppress(ValueError, OSError):  # not available on this system
         limits.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
     return min((limit for limit in limits if limit > 0), default=None)
 
