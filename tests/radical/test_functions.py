@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import base64
 import os
 import pickle
+import subprocess
+import sys
 import threading
 from base64 import b64encode
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +23,13 @@ from rhapsody_radical.functions import completed
 from rhapsody_radical.wire import is_plain
 from tests._support.nonsense import little_memory, nonsense
 from tests.radical.calls import MIB, packed, same
+
+DEFAULT_WORKER = """
+import base64, pickle, sys
+encoded = pickle.loads(base64.b64decode(sys.stdin.read()))
+sys.stdout.write(pickle.loads(encoded["func"])(*encoded["args"]))
+"""
+"""Program that executes a function task in the same way as RAPTOR's default worker."""
 
 
 def calls_of(function: Any, count: int) -> list[Any]:
@@ -95,8 +103,16 @@ def test_a_forgotten_call_leaves_no_files(tmp_path: Path) -> None:
 def test_other_workers_run_calls_with_large_values(tmp_path: Path) -> None:
     task = completed("task.1", {"function": len, "args": (bytes(MIB),), "kwargs": {}}, None)
     order = functions.pack(task, {}, capture=True, directory=str(tmp_path))
-    encoded = pickle.loads(base64.b64decode(functions.python_task(order)))
-    assert functions.unpack(pickle.loads(encoded["func"])(*encoded["args"]), task) is None
+    # In this process, unpickling would replace the methods of the original runner.
+    reply = subprocess.run(
+        [sys.executable, "-c", DEFAULT_WORKER],
+        input=functions.python_task(order),
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    ).stdout
+    assert functions.unpack(reply, task) is None
     assert task["return_value"] == MIB
 
 
