@@ -280,7 +280,8 @@ class EngineOptions:
     )
     journal_max_value: int | str | None = _option(
         None,
-        'Size limit of a result in the journal, in bytes or as text such as `"16 MiB"`; larger '
+        'Size limit of a result in the journal, in bytes or as text such as `"16 MiB"`. It applies '
+        "to the pickled result and to the object in memory, as measured by `sys.getsizeof`. Larger "
         "results are not recorded. Default: no limit.",
     )
     uid: str | None = _option(
