@@ -105,7 +105,7 @@ def settable(error: BaseException, who: str) -> BaseException:
 def eager_task(
     coroutine: Coroutine[Any, Any, T], *, name: str, context: contextvars.Context
 ) -> asyncio.Task[T]:
-    """Create a task for a coroutine, and run the coroutine until it first waits."""
+    """Create a task for a coroutine, and run it in `context` until the coroutine first waits."""
     loop = asyncio.get_running_loop()
     if sys.version_info >= (3, 12):
         return asyncio.Task(coroutine, loop=loop, name=name, context=context, eager_start=True)

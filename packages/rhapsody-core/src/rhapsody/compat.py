@@ -47,7 +47,7 @@ class OlderNames(ABC):
     ) -> None:
         """Process a state that was reported for a task or one of its attempts.
 
-        May be called from any thread.
+        The arguments are those of `task_callbacks`. May be called from any thread.
 
         Raises:
             ValueError: No backend has a task with this uid, or the backend has no such state.

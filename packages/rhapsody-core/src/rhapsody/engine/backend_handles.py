@@ -239,7 +239,12 @@ def _given(backend: Any, backends: Any) -> list[tuple[str | None, Any]]:
 
 
 def _label(given: Any, made: BaseExecutionBackend) -> str:
-    """Return the name in the engine for a backend that was not passed in a dict."""
+    """Return the name in the engine for a backend that was not passed in a dict.
+
+    Args:
+        given: The object that the user passed, which may be a name.
+        made: The backend.
+    """
     if isinstance(given, str) and normalize_name(given) != normalize_name(made.name):
         return given.strip()
     return made.name or type(made).__name__

@@ -107,7 +107,7 @@ class Background:
             self._crashed(task.get_name(), error)
 
     def crash(self, where: str, error: BaseException) -> None:
-        """End the engine because of an internal error."""
+        """End the engine because of an internal error; `where` names the part that failed."""
         self._crashed(where, error)
 
     def guarded(self, call: Callable[[], object]) -> None:

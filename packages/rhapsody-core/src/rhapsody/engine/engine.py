@@ -875,6 +875,11 @@ class _Scope(AbstractAsyncContextManager[str]):
 def _call(caller: str, task: Callable[..., Any], *arguments: Any) -> TaskFuture[Any]:
     """Call the task that a user passed to `map` or `imap`.
 
+    Args:
+        caller: The name of the method, for the error.
+        task: The object that the user passed as the task.
+        *arguments: The arguments of the call.
+
     Returns:
         The future.
 

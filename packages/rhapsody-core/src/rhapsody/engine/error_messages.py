@@ -309,7 +309,12 @@ def service_ended(
 
 
 def over_time(record: TaskRecord, limit: float) -> TaskTimeoutError:
-    """Return the error for a task that timed out, or for a service that was not ready in time."""
+    """Return the error for a task that timed out, or for a service that was not ready in time.
+
+    Args:
+        record: The task or service.
+        limit: The time limit in seconds.
+    """
     what = f"{record.task.name!r} ({record.future.uid})"
     if record.task.settings.service:
         missing = _missing_sign(record.task.settings.ready)

@@ -20,7 +20,12 @@ from rhapsody.task import TaskFuture
 
 
 def accounts(backends: Mapping[str, Any], log: logging.Logger) -> dict[str, Mapping[str, Any]]:
-    """Return the backends' reports about the run, by backend name, without the empty ones."""
+    """Return the backends' reports about the run, by backend name, without the empty ones.
+
+    Args:
+        backends: The backends by name.
+        log: The logger for errors that backends raise.
+    """
     collected: dict[str, Mapping[str, Any]] = {}
     for name, backend in backends.items():
         try:
@@ -97,7 +102,16 @@ _BATCH = 500
 
 
 def _events(rows: list[Any], epoch: float) -> tuple[TaskEvent, ...]:
-    """Create the events for rows that `Observation.publish` has collected."""
+    """Create the events for rows that `Observation.publish` has collected.
+
+    Args:
+        rows: The values of all rows, one after another.
+        epoch: The number of seconds to add to monotonic times to convert them to times since the
+            epoch.
+
+    Returns:
+        The events, one for each row.
+    """
     (
         prefixes, numbers, names, attempts, states, natives, backends, times, workers, scopes,
         errors, sandboxes, outcomes, kinds,

@@ -49,6 +49,10 @@ File systems allow 255 bytes for a name. The names of sandboxes begin with the e
 def directory(argument: str, value: object) -> Path:
     """Return the absolute path of a directory that the engine will use or create.
 
+    Args:
+        argument: The name of the option, for errors.
+        value: The path that the user passed.
+
     Raises:
         TypeError: The value is not a path.
         ValueError: The path is that of a file, or contains a null character.

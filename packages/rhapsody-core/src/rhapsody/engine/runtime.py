@@ -278,6 +278,9 @@ class Runtime:
         Pending futures are canceled, unless the scheduler is `interrupted`: in that case, they stay
         pending until `settle_everything`.
 
+        Args:
+            skip_backends: True to leave the backends running.
+
         Returns:
             Descriptions of the errors of backends that failed to shut down.
         """

@@ -247,6 +247,11 @@ class Scheduler:
     def _move(self, record: TaskRecord, transition: Transition, argument: Any = None) -> None:
         """Apply a transition to a task: set the next state and call the transition's handler.
 
+        Args:
+            record: The task.
+            transition: The transition.
+            argument: The argument for the handler, such as a result or an error.
+
         Raises:
             IllegalTransitionError: The table has no such transition from the task's state.
         """
@@ -402,7 +407,13 @@ class Scheduler:
             record.timer = self._background.after(limit, over)
 
     def serve(self, record: TaskRecord, uid: str, information: Any) -> None:
-        """Mark a service as ready, unless the attempt with this uid is no longer running."""
+        """Mark a service as ready, unless the attempt with this uid is no longer running.
+
+        Args:
+            record: The service.
+            uid: The uid of the attempt.
+            information: The readiness information, which becomes the service's result.
+        """
         if record.uid == uid and Transition.SERVE in record.state.after:
             self._move(record, Transition.SERVE, information)
         else:

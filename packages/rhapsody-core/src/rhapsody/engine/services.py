@@ -256,7 +256,12 @@ def is_service(future: object) -> TypeGuard[TaskFuture[Any]]:
 
 
 def _successor(record: TaskRecord, restarts: int) -> TaskRecord:
-    """Return a record for the next start of a service, with the same call."""
+    """Return a record for the next start of a service, with the same call.
+
+    Args:
+        record: The record of the service, which has ended.
+        restarts: The number of restarts, including this one.
+    """
     new = TaskRecord(
         record.scheduler,
         record.task,

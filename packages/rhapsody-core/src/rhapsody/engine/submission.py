@@ -190,6 +190,12 @@ class Submission:
 
         Also store the producers of the call's input files in `found.producers`.
 
+        Args:
+            task: The function or block that is called.
+            found: The futures and files in the arguments, or `None` if there are none.
+            parent: The block in which the call is made, or `None`.
+            repeats: The recorded call that this call repeats, or `None`.
+
         Raises:
             RuntimeError: A future belongs to another loop, or to a block around this call.
         """
@@ -280,7 +286,12 @@ class Submission:
         return os.path.normpath(os.path.join(self._here or "/", cwd))
 
     def foreign_loop_error(self, what: str, remedy: str) -> RuntimeError:
-        """Return the error for a call on an event loop other than the engine's."""
+        """Return the error for a call on an event loop other than the engine's.
+
+        Args:
+            what: The call, for the message.
+            remedy: The advice at the end of the message.
+        """
         return RuntimeError(
             f"{what} of engine {self.uid} was called on a different event loop; {remedy}"
         )
@@ -425,7 +436,13 @@ class DeclaredFiles:
         return found
 
     def read(self, reader: Producer, inputs: Iterable[InputFile], made_by: Producers) -> None:
-        """Register a new call as a reader of the temporary files among its inputs."""
+        """Register a new call as a reader of the temporary files among its inputs.
+
+        Args:
+            reader: The future of the call.
+            inputs: The input files of the call.
+            made_by: The producers of the inputs, see `producers`.
+        """
         for file in inputs if self._temporary else ():
             producer = made_by.get(id(file))
             if producer is not None:

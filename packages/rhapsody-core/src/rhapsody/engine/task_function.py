@@ -244,6 +244,13 @@ def make_task(
 ) -> TaskFunction[Any, Any]:
     """Check the settings of a decorated function and create its task function.
 
+    Args:
+        engine: The engine.
+        kind: The kind of work.
+        function: The function.
+        base: The settings to start from.
+        given: The changes that the user passed, by name.
+
     Returns:
         The task function.
 

@@ -400,6 +400,12 @@ class CodeFingerprint:
 
         A memo is a variable that was `None` or an empty container when it was first seen.
 
+        Args:
+            part: The ingredient name of the variable.
+            cell: The variable's cell.
+            name: The variable's name.
+            code: The code of the function.
+
         Returns:
             The variable's value, or `None` for such a memo.
         """
@@ -528,6 +534,11 @@ class CodeFingerprint:
         """Collect a global that code reads.
 
         If the global is a module, collect the attributes that the code reads from it.
+
+        Args:
+            variables: The globals of the code.
+            use: The code's use of the global.
+            user: The ingredient name of the code.
         """
         name = use.chain[0]
         if name in _OF_MODULES:
@@ -553,6 +564,12 @@ class CodeFingerprint:
         """Collect the attribute that code reads from a module.
 
         For a module of a library, collect the library's version.
+
+        Args:
+            module: The module.
+            use: The code's use of the module.
+            variables: The globals of the code.
+            user: The ingredient name of the code.
 
         Raises:
             UnhashableError: The attribute has no digest, or may lead to any module.
@@ -590,7 +607,16 @@ class CodeFingerprint:
     def _variable(
         self, part: str, variables: Mapping[str, Any], name: str, value: object, use: Use, rest: int
     ) -> None:
-        """Collect a variable. An empty variable is collected later, see `_settle_empty`."""
+        """Collect a variable. An empty variable is collected later, see `_settle_empty`.
+
+        Args:
+            part: The ingredient name of the variable.
+            variables: The namespace of the variable.
+            name: The variable's name.
+            value: The variable's value.
+            use: The code's use of the variable.
+            rest: The number of names in `use.chain` up to the variable.
+        """
         if use.filled() == (name,) and rest >= len(use.chain) - (use.by in CALLS):
             self._filled.add((id(variables), name))
         self._compare(variables, name, value)
@@ -659,6 +685,12 @@ class CodeFingerprint:
 
         The object moved if the name or the top-level package under which it is defined differs from
         the one that the code uses.
+
+        Args:
+            part: The dotted name that the code uses.
+            user: The ingredient name of the code.
+            module: The module in which the code finds the object.
+            member: The object, which may be of any type; other types are ignored.
         """
         if not isinstance(member, types.FunctionType | types.BuiltinFunctionType | type):
             return

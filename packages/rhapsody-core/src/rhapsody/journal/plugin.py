@@ -147,8 +147,8 @@ class Journal:
     async def _on_thread(self, work: Callable[[], T]) -> T | None:
         """Return the result of calling `work` on the journal's thread.
 
-        If the journal is disabled, `work` is not called and the result is `None`. An error that
-        SQLite or the operating system reports disables the journal.
+        If SQLite or the operating system reports an error, the journal is disabled. The result is
+        then `None`, and later calls return `None` immediately.
         """
         if self._failed:
             return None
@@ -273,6 +273,12 @@ class Journal:
         self, call: str, name: str, key: Key, number: int
     ) -> tuple[Recorded | None, str | None]:
         """Find the recorded result of a call.
+
+        Args:
+            call: The part of the uid that all attempts of the call share.
+            name: The task's name.
+            key: The task's key.
+            number: The number of the call among the calls with this key.
 
         Returns:
             The result, or `None`; and the reason why the recording cannot be used, or `None`. Both

@@ -229,7 +229,15 @@ def _normalize(tree: ast.Module, file: _File) -> None:
 def _pairs(
     code: types.CodeType, plain: types.CodeType
 ) -> Iterator[tuple[types.CodeType, types.CodeType]]:
-    """Yield a code object with its normalized form, then the same for all code nested in it."""
+    """Yield a code object with its normalized form, then the same for all code nested in it.
+
+    Args:
+        code: The code object.
+        plain: Its counterpart, compiled from the normalized syntax tree.
+
+    Yields:
+        Pairs of a code object and its counterpart.
+    """
     yield code, plain
     inner, plains = (
         [c for c in each.co_consts if isinstance(c, types.CodeType) and c.co_name != "__annotate__"]
@@ -455,7 +463,15 @@ def _key(step: _Step) -> str | tuple[str] | None:
 
 
 def _taker(steps: list[_Step], number: int) -> int | None:
-    """Return the index of the instruction that consumes the value of the one at `number`."""
+    """Return the index of the instruction that consumes the value that another one pushes.
+
+    Args:
+        steps: The instructions of the code.
+        number: The index of the instruction that pushes the value.
+
+    Returns:
+        The index; `None` if the value is not consumed.
+    """
     depth = 1
     for at in range(number + 1, len(steps)):
         depth += steps[at].effect
@@ -467,7 +483,18 @@ def _taker(steps: list[_Step], number: int) -> int | None:
 def _imported(
     steps: list[_Step], number: int, name: str, taken: tuple[str, ...] | None
 ) -> Iterator[tuple[str, tuple[str, tuple[str, ...]]]]:
-    """Yield each variable that an import sets, with the module and the imported names."""
+    """Yield each variable that an import sets, with the module and the imported names.
+
+    Args:
+        steps: The instructions of the code.
+        number: The index of the import instruction.
+        name: The name of the module.
+        taken: The names that `from ... import` lists; `None` for `import ...`.
+
+    Yields:
+        The name of a variable; and a pair of the module's name and a tuple, which contains the
+        imported name if `taken` lists it, and is empty if the variable is the module.
+    """
     member, alias = "", False
     for step in steps[number + 1 :]:
         if step.name == "IMPORT_FROM":

@@ -514,6 +514,12 @@ class Stager:
     ) -> None:
         """Wait for the files of an attempt that are being fetched.
 
+        Args:
+            task: The attempt's description.
+            resolved: The object that `resolve` returned. The locations of the fetched files and the
+                destinations of the outputs are added to it.
+            outputs: The output files among the attempt's arguments.
+
         Raises:
             DataError: A file cannot be fetched, or a file cannot be saved to its destination, see
                 `Places.claim`.

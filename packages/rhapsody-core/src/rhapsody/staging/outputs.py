@@ -134,7 +134,15 @@ def _mode(task: TaskDescription, name: str) -> int | None:
 
 
 def _wrote_instead(task: TaskDescription, given: Collection[str]) -> str:
-    """Describe what a task left in its sandbox, for the error about missing outputs."""
+    """Describe what a task left in its sandbox, for the error about missing outputs.
+
+    Args:
+        task: The attempt's description.
+        given: Names of files that are not mentioned.
+
+    Returns:
+        The description, followed by advice.
+    """
     files = sorted(files_in(task.get("sandbox", "")))
     wrote = [name for name in files if not name.startswith(RESERVED) and name not in given]
     how = "Commands must write output files by their plain names"
@@ -153,6 +161,11 @@ def _matching(task: TaskDescription, pattern: str, given: Collection[str]) -> tu
     """Return the names of the files that a task wrote and that match a pattern, sorted.
 
     Only files directly in the sandbox are considered.
+
+    Args:
+        task: The attempt's description.
+        pattern: The pattern.
+        given: Names of files that were put into the sandbox for the attempt, which do not match.
 
     Raises:
         DataError: No file matches.

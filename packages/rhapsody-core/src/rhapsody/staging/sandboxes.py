@@ -124,7 +124,13 @@ class SandboxKeeper:
         self._complained = False
 
     def hold(self, path: str, fate: Disposition, needs: tuple[Sandbox, ...] = ()) -> Sandbox:
-        """Return an object that keeps a sandbox on disk, and record when to remove the sandbox."""
+        """Return an object that keeps a sandbox on disk, and record when to remove the sandbox.
+
+        Args:
+            path: The path of the sandbox.
+            fate: The time at which the sandbox is removed.
+            needs: Other sandboxes to which links in this sandbox point.
+        """
         self.note(path, fate)
         return Sandbox(path, self, needs)
 
@@ -235,7 +241,13 @@ class SandboxKeeper:
         self._declared.clear()
 
     def _trim(self, path: str, declared: _Declared, *, dropped: bool = False) -> None:
-        """Remove a sandbox's files that are not kept after the run, and report the results."""
+        """Remove a sandbox's files that are not kept after the run, and report the results.
+
+        Args:
+            path: The path of the sandbox.
+            declared: The declared files of the sandbox.
+            dropped: True if all other files have been removed before, see `drop`.
+        """
         self._kept(declared.results.values())
         if self._ended_well and (declared.until_end or not dropped):
             self._remove(path, declared.stay)
