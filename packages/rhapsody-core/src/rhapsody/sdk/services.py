@@ -415,7 +415,7 @@ class Ports:
         self._taken: set[int] = set()
 
     def take(self) -> int:
-        """Return a port that is free on all addresses of this host."""
+        """Reserve a port that is free on all addresses of this host, and return its number."""
         with self._lock:
             while True:
                 with socket.socket() as probe:

@@ -340,7 +340,11 @@ class Lifecycle(Suite):
         )
 
     async def _lives(self, count: int) -> list[Life]:
-        """Return at least `count` measurements, including those made for earlier checks."""
+        """Measure backends until there are at least `count` measurements.
+
+        Returns:
+            All measurements, including those made for earlier checks.
+        """
         lives: list[Life] = self._current.lives
         while len(lives) < count:
             way = WAYS[len(lives) % len(WAYS)]

@@ -58,7 +58,7 @@ class SharedMemory:
         return _inherited, (shared,)
 
     def take(self) -> Block | None:
-        """Return a free block, or `None` if there is none."""
+        """Take a free block. Return `None` if there is none."""
         return None
 
     def free(self, number: int) -> None:
@@ -139,9 +139,10 @@ class ProgramMemory(SharedMemory):
             os.close(descriptor)
 
     def take(self) -> Block | None:
-        """Return a free block, or `None` if there is no shared memory.
+        """Take a free block, preferably one that has kept its pages.
 
-        Blocks that have kept their pages are preferred.
+        Returns:
+            The block, or `None` if there is no shared memory.
         """
         if self.descriptor is None:
             return None
@@ -183,7 +184,7 @@ class WorkerMemory(SharedMemory):
         self._used = 0
 
     def take(self) -> Block | None:
-        """Return the block that was offered last, or `None` if it has been used."""
+        """Take the block that was offered last. Return `None` if it has been used."""
         if self.offered == self._used:
             return None
         self._used = self.offered

@@ -170,7 +170,7 @@ def reply(outcome: CallResult) -> bytes:
 
 
 def _taken(unstarted: Connection) -> int | None:
-    """Return the number of the next call to start, or `None` if there is none."""
+    """Read the number of the next call to start from the pipe; return `None` if it is empty."""
     try:
         taken = os.read(unstarted.fileno(), NUMBER.size)
     except BlockingIOError:

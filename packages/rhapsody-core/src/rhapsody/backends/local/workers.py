@@ -317,7 +317,7 @@ class Worker:
         self._offered = 0 if self._block is None else self._block.number
 
     def _shared(self, payload: memoryview) -> Block:
-        """Return the block that holds a result.
+        """Return the block that holds a result, and offer another block for the next result.
 
         Raises:
             ValueError: The worker was not offered this block.
