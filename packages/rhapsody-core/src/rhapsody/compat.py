@@ -128,7 +128,7 @@ class OlderNames(ABC):
         if not isinstance(state, str | Enum):
             raise TypeError(
                 "task_callbacks: state must be a member of TasksMainStates or the backend's name "
-                f"of a state, got {state!r}"
+                f"for a state, got {state!r}"
             )
         report = {} if isinstance(task, str) else _as_mapping(task)
         self._report(uid, report, state, service_callback)

@@ -230,7 +230,7 @@ class EngineOptions:
     push_down: bool = _option(
         True,
         "On backends that can wait for dependencies, submit tasks before their dependencies have "
-        "finished, and leave results there until they are needed.",
+        "finished, and leave results on the backend until they are needed.",
         flag("push_down"),
     )
     submit_timeout: float | None = _option(
