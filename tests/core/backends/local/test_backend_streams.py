@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -201,3 +202,20 @@ async def test_at_the_programs_end_tasks_no_longer_reach_the_streams(
         tee.flush()
     tee.write("program")
     assert stream.getvalue() == "program"
+
+
+async def test_at_the_programs_end_bytes_of_tasks_no_longer_reach_the_streams(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Closed(io.BytesIO):
+        def flush(self) -> None:
+            raise AssertionError("the interpreter may hold the lock of the stream")
+
+    monkeypatch.setattr(streams, "exiting", True)
+    data, recorder = Closed(), Recorder()
+    tee = Tee("stdout", SimpleNamespace(buffer=data))
+    with recording(recorder):
+        assert tee.buffer.write(b"task") == 4
+        tee.buffer.flush()
+    assert data.getvalue() == b""
+    assert recorder.result("stdout") == "task"

@@ -308,9 +308,13 @@ class _Bytes:
 
     def write(self, data: Any) -> Any:
         self._recorder.write(self._name, bytes(data).decode("utf-8", "replace"))
-        if self._recorder.quiet:
+        if streams.exiting or self._recorder.quiet:
             return len(data)
         return self._buffer.write(data)
+
+    def flush(self) -> None:
+        if not streams.exiting:
+            self._buffer.flush()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._buffer, name)
