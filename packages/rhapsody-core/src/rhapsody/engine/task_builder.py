@@ -268,7 +268,7 @@ class TaskBuilder:
         Dependencies that are needed only to produce an input file are excluded.
         """
         found = record.found
-        named: Set[asyncio.Future[Any]] = frozenset()  # dependencies only because of files
+        named: Set[asyncio.Future[Any]] = frozenset()  # dependencies that only write an input
         if found is not None and found.producers:
             passed = found.futures.keys() | record.task.settings.after
             named = {each for each in found.producers.values() if each not in passed}
