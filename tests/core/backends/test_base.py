@@ -153,9 +153,12 @@ async def test_no_running_state_comes_where_none_is_declared() -> None:
         assert driver.history(task) == [TasksMainStates.DONE]
 
 
-@pytest.mark.parametrize("number", [0, -1, 2.0, True, "2"])
-async def test_an_invalid_number_of_slots_is_refused(number: Any) -> None:
-    with pytest.raises(ValueError, match=f"max_running must be .* got {number!r}"):
+@pytest.mark.parametrize(
+    ("number", "error"),
+    [(0, ValueError), (-1, ValueError), (2.0, TypeError), (True, TypeError), ("2", TypeError)],
+)
+async def test_an_invalid_number_of_slots_is_refused(number: Any, error: type[Exception]) -> None:
+    with pytest.raises(error, match=f"max_running must be .* got {number!r}"):
         Gated(number)
 
 

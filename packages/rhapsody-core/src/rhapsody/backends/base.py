@@ -322,9 +322,8 @@ class ManagedBackend(BaseExecutionBackend):
             record of a task instead of the description.
 
     Raises:
-        ValueError: `max_running` is neither `None` nor a whole number of at least 1, or `name` is
-            empty or not printable.
-        TypeError: `name` is not a string.
+        TypeError: `max_running` is neither `None` nor a whole number, or `name` is not a string.
+        ValueError: `max_running` is less than 1, or `name` is empty or not printable.
     """
 
     capabilities: Capabilities = Capabilities(reports_running=True)
@@ -334,7 +333,8 @@ class ManagedBackend(BaseExecutionBackend):
 
     def __init__(self, max_running: int | None = None, *, name: str | None = None) -> None:
         if max_running is not None and (type(max_running) is not int or max_running < 1):
-            raise ValueError(
+            kind = ValueError if type(max_running) is int else TypeError
+            raise kind(
                 f"max_running must be a whole number of at least 1, or None for no limit, "
                 f"got {max_running!r}"
             )
