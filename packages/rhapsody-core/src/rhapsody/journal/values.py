@@ -86,8 +86,11 @@ class UnhashableError(TypeError):
     """A value has no digest, because its state cannot be read completely."""
 
 
-class Surroundings(Protocol):
-    """Collector of the code and the files to which values refer."""
+class Collector(Protocol):
+    """Collector of the code and the files to which values refer.
+
+    Implemented by `rhapsody.journal.code.CodeFingerprint`, whose module imports this one.
+    """
 
     def code(self, thing: Any) -> str:
         """Collect a function, class or module and return a unique name for it."""
@@ -103,17 +106,17 @@ class Values:
     """Hasher that computes the digest of one value after another.
 
     Args:
-        surroundings: The object that collects the functions, classes and paths in values.
+        collector: The object that collects the functions, classes and paths in values.
 
     Attributes:
         size: Size of the value that was last passed to `digest`: its number of containers and other
             objects with parts, plus one for each 128 bytes of data.
     """
 
-    __slots__ = ("_around", "_entries", "_open", "_whole", "size")
+    __slots__ = ("_collector", "_entries", "_open", "_whole", "size")
 
-    def __init__(self, surroundings: Surroundings) -> None:
-        self._around = surroundings
+    def __init__(self, collector: Collector) -> None:
+        self._collector = collector
         self._open: dict[int, int] = {}  # by id: the depth of each object that is being read
         self._whole: bool = True
         self._entries: int = 0
@@ -181,7 +184,7 @@ class Values:
             feed(value)  # not a copy: copying big data would block all threads
             self.size += len(value) >> 7
             if len(value) <= LONGEST and (b"/" in value or b"." in value):
-                self._around.path(os.fsdecode(bytes(value)))
+                self._collector.path(os.fsdecode(bytes(value)))
         elif kind is memoryview:
             feed(_framed(b"M", repr((value.format, value.shape))))
             feed(value)
@@ -192,7 +195,7 @@ class Values:
     def _text(self, value: str) -> bytes:
         if " at 0x" in value and _ADDRESS.search(value):
             raise UnhashableError("a string contains the memory address of an object")
-        place = self._around.path(value)
+        place = self._collector.path(value)
         return _framed(b"s", value) if place is None else _framed(b"p", place)
 
     def _entered(self, value: Any, feed: Feed) -> None:
@@ -220,7 +223,7 @@ class Values:
         elif kind is types.MappingProxyType:
             self._sorted(b"X", value.items(), feed)
         elif isinstance(value, types.FunctionType | types.ModuleType | type) or _is_free(value):
-            feed(_framed(b"c", self._around.code(value)))
+            feed(_framed(b"c", self._collector.code(value)))
         elif isinstance(value, types.MethodType):
             self._items(b"m", (value.__func__, value.__self__), feed)
         elif isinstance(value, types.BuiltinMethodType):
@@ -269,7 +272,7 @@ class Values:
     def _object(self, value: Any, feed: Feed) -> None:
         if _is_machinery(value):
             self._roughly(value, feed)
-        elif self._whole or self._around.own(type(value)):
+        elif self._whole or self._collector.own(type(value)):
             self._apart(value, feed)
         elif _is_mute(value):
             self._roughly(value, feed)
@@ -307,7 +310,7 @@ class Values:
             raise UnhashableError(text)
         try:
             reduce = copyreg.dispatch_table.get(kind)
-            if reduce is None and isinstance(value, logging.Logger) and self._around.own(kind):
+            if reduce is None and isinstance(value, logging.Logger) and self._collector.own(kind):
                 reduce = _logger_apart
             made: Any = value.__reduce_ex__(4) if reduce is None else reduce(value)
             if isinstance(made, str) and not hasattr(value, "__wrapped__"):
@@ -319,9 +322,9 @@ class Values:
             slots = [getattr(value, each, None) for each in copyreg._slotnames(kind)]  # type: ignore[attr-defined]
             made = kind, (), (getattr(value, "__dict__", None), slots)
         if isinstance(made, str):
-            feed(_framed(b"g", f"{self._around.code(kind)} {made}"))
+            feed(_framed(b"g", f"{self._collector.code(kind)} {made}"))
             self._feed(getattr(value, "__wrapped__", None), feed)
-            if self._around.own(kind):
+            if self._collector.own(kind):
                 self._feed(getattr(value, "__dict__", None), feed)
             return
         function, arguments, state, items, pairs = (*made, None, None, None)[:5]
