@@ -1,40 +1,16 @@
-"""The plugin's declaration, compared with the README's table of capabilities."""
+"""Tests of the plugin's declaration, and of the README's table of capabilities."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
 
-from rhapsody.backends.base import Capabilities
 from rhapsody.backends.discovery import BackendRegistry, discover_backends, get_backend
 from rhapsody.backends.execution.radical_pilot import RadicalExecutionBackend
+from rhapsody.testing import capability_table
 from rhapsody_radical import plugin, schema
 
 README = Path(__file__).parents[2] / "packages/rhapsody-radical/README.md"
-
-# The words of the table for the fields of the declaration, in its order.
-MEANINGS = {
-    "functions": "async functions",
-    "sync_functions": "sync functions",
-    "executables": "executables",
-    "services": "executables as services",
-    "function_services": "functions as services",
-    "cancel_functions": "cancels functions that are",
-    "cancel_async_functions": "cancels async functions that are",
-    "cancel_executables": "cancels executables that are",
-    "cancel_services": "cancels services that are",
-    "sandboxes": "a directory for each task",
-    "cwd": "runs executables in a given directory",
-    "files": "input and output files",
-    "shared_file_system": "shares the engine's file system",
-    "copies_files_out": "copies files out of sandboxes",
-    "task_settings": "keys of `task_description`",
-    "resources": "supported resources",
-    "binds": "enforced resources",
-    "captures_output": "captures the output of functions",
-    "reports_running": "reports when a task starts",
-    "unfinished_dependencies": "accepts unfinished tasks as arguments",
-}
 
 COLUMNS = {
     "functions by RAPTOR (default)": plugin.RAPTOR,
@@ -44,31 +20,25 @@ COLUMNS = {
 }
 
 
-def shown(declared: Capabilities, field: str) -> str:
-    value = declared.as_dict()[field]
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if value == sorted(schema.TASK):
-        return "RADICAL-Pilot's"
-    if isinstance(value, list):
-        return ", ".join(value) or "none"
-    return {"running": "running or queued", "queued": "queued", "none": "neither"}[value]
+def cells(line: str) -> list[str]:
+    """Return the cells of a line of a Markdown table."""
+    return line.strip("| ").split(" | ")
 
 
 def table() -> str:
-    """Return the expected table."""
-    rows = [["", *COLUMNS], ["---"] * (len(COLUMNS) + 1)]
-    for field, meaning in MEANINGS.items():
-        rows.append([meaning, *(shown(declared, field) for declared in COLUMNS.values())])
-    return "\n".join(f"| {' | '.join(row)} |".replace("|  |", "| |") for row in rows)
-
-
-def test_the_table_has_every_capability() -> None:
-    assert list(MEANINGS) == list(plugin.RAPTOR.as_dict())
+    """Return the expected table: the capabilities of all kinds of pilots, side by side."""
+    tables = [capability_table(each).splitlines() for each in COLUMNS.values()]
+    rows = [
+        [*cells(lines[0])[:2], *(cells(line)[2] for line in lines)]
+        for lines in zip(*tables, strict=True)
+    ]
+    rows[0][2:] = COLUMNS
+    text = "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    return text.replace(", ".join(sorted(schema.TASK)), "RADICAL-Pilot's")
 
 
 def test_the_readme_contains_the_table() -> None:
-    found = re.search(r"^\| \|.*?(?=\n\n)", README.read_text(), re.MULTILINE | re.DOTALL)
+    found = re.search(r"^\| capability \|.*?(?=\n\n)", README.read_text(), re.MULTILINE | re.DOTALL)
     assert found
     assert found[0] == table(), f"the README's table should be:\n{table()}"
 
