@@ -527,7 +527,8 @@ class TaskFuture(asyncio.Future[T]):
         """Return the value or raise the exception of a finished task.
 
         Raises:
-            asyncio.InvalidStateError: The task is not done; `await` the future instead.
+            asyncio.InvalidStateError: The task is not done. `await` the future instead, or call
+                `rhapsody.wait` on a thread without an event loop.
         """
         if self._exception is not None:
             error: Any = _exception(self)
@@ -544,7 +545,8 @@ class TaskFuture(asyncio.Future[T]):
         """Return the exception of a finished task, or `None` if the task succeeded.
 
         Raises:
-            asyncio.InvalidStateError: The task is not done; `await` the future instead.
+            asyncio.InvalidStateError: The task is not done. `await` the future instead, or call
+                `rhapsody.wait` on a thread without an event loop.
         """
         try:
             return _exception(self)
