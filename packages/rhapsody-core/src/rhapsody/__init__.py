@@ -37,6 +37,7 @@ if TYPE_CHECKING:
         JournalError,
         OutOfMemoryError,
         PluginError,
+        ProfileError,
         RhapsodyError,
         SubmissionError,
         TaskFailedError,
@@ -55,9 +56,9 @@ if TYPE_CHECKING:
         "ConcurrentExecutionBackend", "DaskExecutionBackend", "DataError",
         "DependencyFailureError", "InputFile", "InputFiles", "InsufficientWalltimeError",
         "JournalError", "LocalExecutionBackend", "NoopExecutionBackend", "OutOfMemoryError",
-        "OutputDir", "OutputFile", "PluginError", "RadicalExecutionBackend", "Resources",
-        "RetryPolicy", "RhapsodyError", "StateMapper", "SubmissionError", "TaskDescription",
-        "TaskFailedError", "TaskFuture", "TaskLostError", "TaskSettings",
+        "OutputDir", "OutputFile", "PluginError", "ProfileError", "RadicalExecutionBackend",
+        "Resources", "RetryPolicy", "RhapsodyError", "StateMapper", "SubmissionError",
+        "TaskDescription", "TaskFailedError", "TaskFuture", "TaskLostError", "TaskSettings",
         "TaskTimeoutError", "TasksMainStates", "WorkflowEngine", "__version__",
         "current_task", "discover_backends", "get_backend", "hookimpl", "literal", "run",
         "wait",
@@ -79,8 +80,8 @@ else:
             "rhapsody.errors": (
                 "BackendError BackendUnavailableError CapabilityError DataError "
                 "DependencyFailureError InsufficientWalltimeError JournalError "
-                "OutOfMemoryError PluginError RhapsodyError SubmissionError TaskFailedError "
-                "TaskLostError TaskTimeoutError"
+                "OutOfMemoryError PluginError ProfileError RhapsodyError SubmissionError "
+                "TaskFailedError TaskLostError TaskTimeoutError"
             ),
             "rhapsody.plugins.specs": "hookimpl",
             "rhapsody.resources": "Resources",

@@ -199,6 +199,13 @@ class PluginError(RhapsodyError, RuntimeError):
     """A plugin cannot be used, or one of its hooks failed."""
 
 
+class ProfileError(RhapsodyError, ValueError):
+    """A profile does not exist, or a file with profiles contains a mistake.
+
+    The message begins with the file and, if known, the line.
+    """
+
+
 class DataError(RhapsodyError, ValueError):
     """A declared file is missing, ambiguous or outside its sandbox, or would be overwritten."""
 

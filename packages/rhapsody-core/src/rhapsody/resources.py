@@ -176,8 +176,8 @@ class Resources:
             )
         unknown = [key for key in value if key not in cls.__dataclass_fields__]
         if unknown:
-            close = difflib.get_close_matches(str(unknown[0]).lower(), _NAMES, 1)
-            hint = f"; did you mean {_NAMES[close[0]]!r}?" if close else ""
+            close = difflib.get_close_matches(str(unknown[0]).lower(), ALIASES, 1)
+            hint = f"; did you mean {ALIASES[close[0]]!r}?" if close else ""
             known = ", ".join(cls.__dataclass_fields__)
             raise TypeError(f"resources: unknown name {unknown[0]!r}; valid names: {known}{hint}")
         return cls(**value)
@@ -193,7 +193,7 @@ def _cores(given: float) -> float:
     return int(rounded) if rounded.is_integer() else rounded
 
 
-_NAMES = dict(zip(Resources.__dataclass_fields__, Resources.__dataclass_fields__, strict=True)) | {
+ALIASES = dict(zip(Resources.__dataclass_fields__, Resources.__dataclass_fields__, strict=True)) | {
     **dict.fromkeys(("cpu", "cpus", "ncpus", "num_cpus", "threads", "nthreads", "slots"), "cores"),
     **dict.fromkeys(("gpu", "ngpus", "num_gpus"), "gpus"),
     **dict.fromkeys(("mem", "ram", "memory_limit"), "memory"),

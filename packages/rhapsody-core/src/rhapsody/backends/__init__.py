@@ -35,11 +35,12 @@ if TYPE_CHECKING:
     from rhapsody.backends.local import ConcurrentExecutionBackend, LocalExecutionBackend
     from rhapsody.backends.noop import NoopExecutionBackend
     from rhapsody.backends.programs import LocalPrograms, SharedSandboxes, looks_secret
+    from rhapsody.plugins.options import BackendOption
     from rhapsody.plugins.specs import BackendSpec
     from rhapsody.states import StateMapper, TasksMainStates
 
     __all__ = [
-        "BackendDescription", "BackendRegistry", "BackendSpec", "BackendState",
+        "BackendDescription", "BackendOption", "BackendRegistry", "BackendSpec", "BackendState",
         "BaseBackend", "BaseExecutionBackend", "CancelLevel", "Capabilities",
         "CommandBackend", "CompletedExecutable", "ConcurrentExecutionBackend",
         "DaskExecutionBackend", "LocalExecutionBackend", "LocalPrograms", "ManagedBackend",
@@ -65,6 +66,7 @@ else:
             "rhapsody.backends.local": "ConcurrentExecutionBackend LocalExecutionBackend",
             "rhapsody.backends.noop": "NoopExecutionBackend",
             "rhapsody.backends.programs": "LocalPrograms SharedSandboxes looks_secret",
+            "rhapsody.plugins.options": "BackendOption",
             "rhapsody.plugins.specs": "BackendSpec",
             "rhapsody.states": "StateMapper TasksMainStates",
         },

@@ -31,6 +31,7 @@ from rhapsody.plugins.manager import (
     installed,
     load,
 )
+from rhapsody.plugins.options import BackendOption, closest
 from rhapsody.plugins.specs import API_VERSION, BackendSpec, UsageError, split_import_path
 from rhapsody_guard import ConflictError
 
@@ -96,6 +97,7 @@ class BackendDescription:
         import_path: The import path of the backend's class.
         requires: The distributions that the backend requires, as requirement strings.
         capabilities: The backend's capabilities, or `None` if they are not declared.
+        options: The options that the backend declares.
         conflicts: One sentence for each entry point of another distribution that is not used
             because it claims the same reserved name.
 
@@ -114,12 +116,14 @@ class BackendDescription:
     import_path: str | None = None
     requires: tuple[str, ...] = ()
     capabilities: Capabilities | None = None
+    options: tuple[BackendOption, ...] = ()
     conflicts: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """Return the attributes as a dict of values that JSON supports."""
         values = {name: getattr(self, name) for name in self.__dataclass_fields__}
         values["requires"] = list(self.requires)
+        values["options"] = [option.as_dict() for option in self.options]
         values["conflicts"] = list(self.conflicts)
         if self.capabilities is not None:
             values["capabilities"] = self.capabilities.as_dict()
@@ -532,6 +536,7 @@ def _describe(key: str, name: str) -> BackendDescription:
                 "import_path": spec.import_path,
                 "requires": tuple(spec.requires),
                 "capabilities": spec.capabilities,
+                "options": tuple(spec.options),
             }
             _check_usable(spec, entry.distribution)
     except UnusableError as error:
@@ -747,6 +752,28 @@ def _value(text: str, option: str) -> Any:
     return found["value"] if len(found) == 1 else text
 
 
+def declared_options(name: str) -> dict[str, BackendOption]:
+    """Return the options that a backend declares, by name. Imports no library.
+
+    Raises:
+        ValueError: No backend has this name.
+    """
+    return {option.name: option for option in BackendRegistry.describe(name).options}
+
+
+def check_option_names(name: str, options: Iterable[str]) -> None:
+    """Check names of options against the backend's declaration, if it declares options.
+
+    Raises:
+        ValueError: No backend has this name, or it has no option of a given name.
+    """
+    known = declared_options(name)
+    for option in options:
+        if known and option not in known and option != "resources":
+            hint = closest(option, known, every="options")
+            raise ValueError(f"backend {name!r} has no option {option!r}; {hint}")
+
+
 def make_backend(name: str, options: dict[str, Any]) -> BaseExecutionBackend:
     """Create a backend from parsed settings; see `backend_from_options`.
 
@@ -757,6 +784,7 @@ def make_backend(name: str, options: dict[str, Any]) -> BaseExecutionBackend:
         UsageError: The backend cannot be used, or does not accept a setting.
     """
     try:
+        check_option_names(name, options)
         cls = BackendRegistry.get_backend_class(name)
     except (ValueError, ImportError, TypeError) as error:
         raise UsageError(str(error)) from None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -68,12 +68,15 @@ class Recording:
         self._copied: Path | None = None
         self._opened = self._warned = False
 
-    def settings(self, program: Program, given: Mapping[str, Any]) -> dict[str, Any]:
+    def settings(
+        self, program: Program, given: Mapping[str, Any], in_program: Set[str]
+    ) -> dict[str, Any]:
         """Return values of `journal` and `resume` to use instead of those of an engine's options.
 
         Args:
             program: The program that creates the engine.
             given: The engine's options.
+            in_program: The names of the options that the program sets.
 
         Raises:
             UsageError: The journal cannot be used.
@@ -87,9 +90,9 @@ class Recording:
             return {}
         if journal is None or journal is False:
             return {}
+        if arguments.no_journal and (journal is True or "journal" not in in_program):
+            return {"journal": None, "resume": "auto"}
         if journal is True:
-            if arguments.no_journal:
-                return {"journal": None, "resume": "auto"}
             self._open(program, given.get("resume", self.resumes or resume))
             asked = "journal" in given and self.journal is None  # the engine raises the error
             return {} if asked else {"journal": self.journal, "resume": "auto"}

@@ -17,10 +17,10 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from rhapsody._version import __version__
-from rhapsody.backends.discovery import make_backend, parse_options
+from rhapsody.backends.discovery import parse_options
 from rhapsody.cli import recording, scripts
 from rhapsody.cli.output import (
     DONE,
@@ -31,13 +31,13 @@ from rhapsody.cli.output import (
     reader_is_closed,
 )
 from rhapsody.cli.recording import Recording
-from rhapsody.errors import DataError, JournalError, RhapsodyError
+from rhapsody.errors import DataError, JournalError, ProfileError, RhapsodyError
 from rhapsody.plugins.specs import ObservedEngine, Summary, UsageError, hookimpl
 from rhapsody.staging.runs import note_in_log
 
 if TYPE_CHECKING:
     from rhapsody.backends.base import BaseExecutionBackend
-    from rhapsody.engine.options import EngineDefaults
+    from rhapsody.engine.defaults import EngineDefaults
 
 HELP = "run a workflow"
 
@@ -52,7 +52,7 @@ OTHERS = {
     "max_failures": "use --max-failures N",
     "progress": "it is on by default; use -q for none, -v for lines instead of a table",
     "resume": "use --resume or --fresh",
-    "profile": "profiles are not supported yet; to record a run's events, use -e trace=run.jsonl",
+    "profile": "use --profile NAME",
 }
 """Engine options that `-e` does not accept, each with the alternative."""
 
@@ -74,6 +74,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="a module instead of a script, as with python -m",
     )
     parser.add_argument("-b", "--backend", metavar="NAME", help="the backend (default: local)")
+    text = "the profile in rhapsody.toml that sets the backend and other options"
+    parser.add_argument("--profile", metavar="NAME", help=text)
     text = "a setting of the backend, with a TOML value; may be repeated"
     keys: dict[str, Any] = {"action": "append", "default": [], "metavar": "KEY=VALUE"}
     parser.add_argument("-o", "--option", **keys, help=text)
@@ -186,7 +188,7 @@ class _Engines:
 
 def _code(arguments: argparse.Namespace, recorded: Recording, at_end: ExitStack) -> int:
     """Run the program, print its errors, and return the exit code."""
-    from rhapsody.engine.options import EngineDefaults
+    from rhapsody.engine.defaults import EngineDefaults
 
     engines, dry, program = _Engines(), None, None
     recorded.summaries = engines.summaries
@@ -197,11 +199,16 @@ def _code(arguments: argparse.Namespace, recorded: Recording, at_end: ExitStack)
     try:
         program = scripts.find(arguments.script, arguments.module, arguments.arguments)
         defaults = EngineDefaults(
-            _engine_settings(arguments),
-            _backend_maker(arguments),
-            (engines,) if dry is None else (engines, dry),
-            partial(recorded.settings, program),
+            options=_engine_options(arguments),
+            implied={"keep_going": True, "progress": not arguments.dry_run},
+            backend=arguments.backend,
+            backend_options=parse_options(arguments.option),
+            stand_in=_stand_in(arguments),
+            profile=arguments.profile,
+            observers=(engines,) if dry is None else (engines, dry),
+            recording=partial(recorded.settings, program),
         )
+        _check_profile(defaults)
         _run(program, defaults, engines, at_end)
     except (UsageError, CommandError):
         raise
@@ -218,36 +225,48 @@ def _code(arguments: argparse.Namespace, recorded: Recording, at_end: ExitStack)
     return FAILED if failed and dry is None else DONE
 
 
-def _engine_settings(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Return the engine settings that the command-line options select."""
+def _engine_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return the engine options that the command line sets."""
     if arguments.max_failures is not None and arguments.max_failures < 1:
         raise UsageError(f"--max-failures must be 1 or more, got {arguments.max_failures}")
-    settings = {
-        **_checked(parse_options(arguments.engine, "-e")),
-        "fail_fast": arguments.fail_fast,
-        "keep_going": not arguments.fail_fast,
-        "max_failures": arguments.max_failures,
-        "progress": _progress(arguments),
-    }
-    return {**settings, "dry_run": True} if arguments.dry_run else settings
+    options = _checked(parse_options(arguments.engine, "-e"))
+    if arguments.max_failures is not None:
+        options["max_failures"] = arguments.max_failures
+    if arguments.fail_fast:
+        options["fail_fast"] = True
+    if arguments.keep_going or arguments.max_failures is not None:
+        options["keep_going"] = True
+    if arguments.quiet:
+        options["progress"] = False
+    if arguments.verbose:
+        options["progress"] = "lines"
+        logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+        logging.getLogger("rhapsody").setLevel(logging.INFO)
+    return {**options, "dry_run": True} if arguments.dry_run else options
 
 
-def _backend_maker(arguments: argparse.Namespace) -> Callable[[], BaseExecutionBackend] | None:
-    """Return a function that creates the backend, or `None` if the options name no backend."""
-    options = parse_options(arguments.option)
-    if arguments.dry_run:
-        from rhapsody.cli.dry_run import DryRunBackend
+def _stand_in(arguments: argparse.Namespace) -> Callable[[], BaseExecutionBackend] | None:
+    """Return a function that creates the backend of a dry run, or `None` for other runs."""
+    if not arguments.dry_run:
+        return None
+    from rhapsody.cli.dry_run import DryRunBackend
 
-        return DryRunBackend
-    name = arguments.backend or ("local" if options else None)
-    return None if name is None else partial(make_backend, name, options)
+    return DryRunBackend
+
+
+def _check_profile(defaults: EngineDefaults) -> None:
+    """Raise a `UsageError` if the profile cannot be used, before the program starts."""
+    try:
+        defaults.active_profile()
+    except ProfileError as error:
+        raise UsageError(str(error)) from None
 
 
 def _run(
     program: scripts.Program, defaults: EngineDefaults, engines: _Engines, at_end: ExitStack
 ) -> None:
     """Call the program's function with an engine, or run the program as the main module."""
-    from rhapsody.engine.options import engine_defaults
+    from rhapsody.engine.defaults import engine_defaults
 
     try:
         tree = program.tree()
@@ -277,44 +296,35 @@ def _run(
 async def _workflow(main: scripts.Main, defaults: EngineDefaults, at_end: ExitStack) -> None:
     """Call the program's function with an engine."""
     from rhapsody.engine import WorkflowEngine
+    from rhapsody.engine.defaults import engine_defaults
     from rhapsody.engine.engine import call_main
-    from rhapsody.engine.options import engine_defaults
     from rhapsody.observers.progress import Progress
 
-    settings = dict(defaults.options)
-    if settings["progress"]:
-        progress = Progress(lines=settings["progress"] == "lines", account=False)
+    profile, options = defaults.active_profile(), dict(defaults.options)
+    shown = {**defaults.implied, **profile.engine_options(), **options}["progress"]
+    if shown:
+        progress = Progress(lines=shown == "lines", account=False)
         at_end.callback(progress.print_account)
-        settings["progress"] = progress
-    backend = None if defaults.backend is None else defaults.backend()
-    name = "local" if backend is None else backend.name
+        options["progress"] = progress
+    name = "local" if profile.backend is None else profile.backend.value
     started = False
     try:
-        with engine_defaults(replace(defaults, options=settings, backend=None)):
-            starting = WorkflowEngine.create(backend)
+        with engine_defaults(replace(defaults, options=options)):
+            starting = WorkflowEngine.create()
         async with starting as flow:
             started = True
             await call_main(main, flow)
     except (RhapsodyError, OSError, ImportError, ValueError, TypeError) as error:
         if started or isinstance(error, UsageError):
             raise
-        if isinstance(error, JournalError | DataError):
+        if isinstance(error, JournalError | DataError | ProfileError):
             raise UsageError(str(error)) from error
         if isinstance(error, ValueError | TypeError):
-            what = "-e: " if settings.keys() - OTHERS.keys() else f"backend {name!r}: "
+            what = "-e: " if options.keys() - OTHERS.keys() else f"backend {name!r}: "
             raise UsageError(f"{what}{error}") from error
         raise CommandError(
             f"backend {name!r} cannot be started: {type(error).__name__}: {error}"
         ) from error
-
-
-def _progress(arguments: argparse.Namespace) -> bool | Literal["lines"]:
-    """Return the engine's setting `progress`. With `--verbose`, also enable logging."""
-    if arguments.verbose:
-        logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-        logging.getLogger("rhapsody").setLevel(logging.INFO)
-        return "lines"
-    return not (arguments.quiet or arguments.dry_run)
 
 
 def _checked(given: dict[str, Any]) -> dict[str, Any]:

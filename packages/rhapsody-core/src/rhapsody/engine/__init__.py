@@ -2,10 +2,10 @@
 
 The modules of this package, from the lowest layer to the highest (a test checks that each
 imports only from those before it):
-`states`, `background`, `arguments`, `settings`, `task_function`, `options`, `backend_handles`,
-`record`, `error_messages`, `events`, `results`, `pushdown`, `scheduler`, `services`, `blocks`,
-`submission`, `stage_out`, `memoization`, `task_builder`, `dispatch`, `runtime`, `signals`,
-`engine`.
+`states`, `background`, `arguments`, `settings`, `task_function`, `options`, `profiles`,
+`defaults`, `backend_handles`, `record`, `error_messages`, `events`, `results`, `pushdown`,
+`scheduler`, `services`, `blocks`, `submission`, `stage_out`, `memoization`, `task_builder`,
+`dispatch`, `runtime`, `signals`, `engine`.
 
 The engine runs on the loop. Other threads belong to backends and to synchronous blocks; a task call
 or a cancellation on such a thread is passed to the loop, and the thread waits for the outcome.

@@ -45,13 +45,13 @@ from rhapsody.data import SavedFile
 from rhapsody.engine.backend_handles import attach, shut_down
 from rhapsody.engine.background import Clock
 from rhapsody.engine.blocks import calls_tasks, enclosing_block
+from rhapsody.engine.defaults import takes_options
 from rhapsody.engine.events import accounts
 from rhapsody.engine.options import (
     BackendLike,
     EngineOptions,
     KeepSandboxes,
     runs_directory,
-    takes_options,
 )
 from rhapsody.engine.record import TaskRecord
 from rhapsody.engine.runtime import Runtime
@@ -177,7 +177,7 @@ class WorkflowEngine(OlderNames):
         journal_max_value: int | str | None = None,
         uid: str | None = None,
         clock: Clock | None = None,
-        profile: None = None,
+        profile: str | Literal[False] | None = None,
     ) -> Starting:
         """Create an engine and start its backends.
 
@@ -193,6 +193,7 @@ class WorkflowEngine(OlderNames):
             RuntimeError: A dry run was given a backend that runs tasks.
             JournalError: The journal cannot be used, for example because it is damaged or
                 writable by other users.
+            ProfileError: The profile does not exist, or a file with profiles contains a mistake.
         """
         given = locals()  # only the arguments, because no other name is bound yet
         return Starting(cls._start(EngineOptions.of(given)))
@@ -325,9 +326,7 @@ class WorkflowEngine(OlderNames):
 
     def _decorate(self, kind: CallKind, function: Any, settings: dict[str, Any]) -> Any:
         def decorate(function: Callable[..., Any]) -> TaskFunction[Any, Any]:
-            base = Settings()
-            if callable(function):
-                base = base.changed(definition_settings(function))
+            base = definition_settings(function) if callable(function) else {}
             return make_task(self._submission, kind, function, base, settings)
 
         return decorate if function is _LATER else decorate(function)
@@ -748,7 +747,7 @@ class WorkflowEngine(OlderNames):
     def _call_block(
         self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> asyncio.Future[Any]:
-        task = TaskFunction[Any, Any](self._submission, "block", function, Settings())
+        task = TaskFunction[Any, Any](self._submission, "block", function, Settings(), {})
         return self._submission.call(task, args, kwargs, None)
 
     def _report(

@@ -2,30 +2,25 @@
 
 `WorkflowEngine.create` repeats the names, types and defaults in its signature, for editors and
 type checkers; a test compares the two. `create` passes its arguments to `EngineOptions.of`, and
-the rest of the engine receives the resulting object. The docstring of `create`, the help of
-`rhapsody run -e` and the page `docs/engine-options.md` are generated from the descriptions here.
+the rest of the engine receives the resulting object. The docstring of `create` and the page
+`docs/engine-options.md` are generated from the descriptions here. `rhapsody.engine.defaults`
+completes the arguments of `create` with the options of the command line and of a profile.
 
 To add an option, add a field to `EngineOptions` and an argument to `WorkflowEngine.create`, use it
 in the engine, and run `python tests/docs/option_reference.py`.
-
-`rhapsody run` also sets options for engines that a program creates itself, see `EngineDefaults`.
 """
 
 from __future__ import annotations
 
-import inspect
 import os
-import textwrap
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import Field, dataclass, field, fields
-from functools import wraps
 from pathlib import Path
 from typing import Any, Literal, ParamSpec, TypeVar, cast
 
 from rhapsody.backends.base import BaseExecutionBackend
 from rhapsody.engine.background import Clock
-from rhapsody.engine.settings import flag, whole_number
+from rhapsody.engine.settings import TaskDefaults, flag, whole_number
 from rhapsody.errors import DataError
 from rhapsody.journal import JournalOption, checked_journal
 from rhapsody.observers.progress import Progress
@@ -135,12 +130,10 @@ def _clock(value: object) -> Clock:
     return cast("Clock", value)
 
 
-def _profile(value: object) -> None:
-    if value is not False:
-        raise ValueError(
-            f"profile={value!r}: profiles are not supported yet; to record a run's events, pass "
-            'trace="run.jsonl"'
-        )
+def _profile(value: object) -> TaskDefaults:
+    if not isinstance(value, TaskDefaults):
+        raise TypeError(f"profile must be resolved by WorkflowEngine.create, got {value!r}")
+    return value
 
 
 def _option(default: Any, description: str, check: Callable[[Any], Any] | None = None) -> Any:
@@ -298,7 +291,12 @@ class EngineOptions:
     clock: Clock | None = _option(
         None, "Clock for the engine to use, for tests and simulations.", _clock
     )
-    profile: None = _option(None, "Reserved for named profiles, which do not exist yet.", _profile)
+    profile: TaskDefaults | None = _option(
+        None,
+        "Name of a profile in `rhapsody.toml`, see the page about profiles, or `False` to ignore "
+        "these files. Default: `RHAPSODY_PROFILE`, or the `default_profile` of a file.",
+        _profile,
+    )
 
     @classmethod
     def of(cls, given: Mapping[str, Any]) -> EngineOptions:
@@ -337,84 +335,3 @@ class EngineOptions:
 
 OPTIONS: Mapping[str, Field[Any]] = {option.name: option for option in fields(EngineOptions)}
 """Fields of `EngineOptions` by name, in the order of the signature of `WorkflowEngine.create`."""
-
-_FAILING = frozenset({"fail_fast", "keep_going", "max_failures"})
-"""Alternative options: if a program sets one of them, the others receive no default."""
-
-
-@dataclass(frozen=True, slots=True)
-class EngineDefaults:
-    """Options that `rhapsody run` sets for engines that a program creates.
-
-    Arguments that the program passes to `create` take precedence, but cannot turn off a dry run.
-
-    Attributes:
-        options: Options by name.
-        backend: Function that creates the backend of an engine for which the program chooses none;
-            `None` to use the engine's default.
-        observers: Observers that every engine has in addition to its own.
-        recording: Function that receives the options of an engine, and returns the values of
-            `journal` and `resume` that replace the engine's own.
-    """
-
-    options: Mapping[str, Any] = field(default_factory=dict)
-    backend: Callable[[], BaseExecutionBackend] | None = None
-    observers: tuple[object, ...] = ()
-    recording: Callable[[Mapping[str, Any]], Mapping[str, Any]] = lambda _: {}
-
-    def fill_in(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the arguments of a call of `create`, completed with these defaults."""
-        chosen = _FAILING if _FAILING & given.keys() else frozenset[str]()
-        defaults = {name: value for name, value in self.options.items() if name not in chosen}
-        filled = {**defaults, **given}
-        filled["observers"] = (*given.get("observers", ()), *self.observers)
-        overruled = defaults.get("dry_run", False)
-        if overruled:
-            filled["dry_run"] = True
-        named = any(given.get(name) is not None for name in ("backend", "backends"))
-        works = overruled or not filled.get("dry_run")
-        if self.backend is not None and not named and works:
-            filled["backend"] = self.backend()
-        return filled | dict(self.recording(filled))  # last: it prints what will be reused
-
-
-_defaults: EngineDefaults | None = None
-
-
-@contextmanager
-def engine_defaults(defaults: EngineDefaults) -> Iterator[None]:
-    """Set the defaults for engines that this process creates, in any thread, during the block."""
-    global _defaults
-    before, _defaults = _defaults, defaults
-    try:
-        yield
-    finally:
-        _defaults = before
-
-
-def takes_options(create: Callable[P, R]) -> Callable[P, R]:
-    """Decorate `create`: apply the process's defaults, and add the options to its docstring.
-
-    Only a decorator can distinguish arguments that the program passed from defaults in the
-    signature.
-
-    Returns:
-        The decorated function.
-    """
-
-    @wraps(create)
-    def filled(*args: P.args, **kwargs: P.kwargs) -> R:
-        if _defaults is None:
-            return create(*args, **kwargs)
-        given = inspect.signature(create).bind(*args, **kwargs).arguments
-        call: Callable[..., R] = create
-        return call(**_defaults.fill_in(given))
-
-    lines = (f"{name}: {option.metadata['help']}" for name, option in OPTIONS.items())
-    text = "\n".join(
-        textwrap.fill(line, 84, subsequent_indent="    ", break_on_hyphens=False) for line in lines
-    )
-    described = f"        Args:\n{textwrap.indent(text, ' ' * 12)}\n\n"
-    before, _, after = (create.__doc__ or "").partition("        Returns:\n")
-    filled.__doc__ = f"{before}{described}        Returns:\n{after}"
-    return filled

@@ -25,6 +25,7 @@ from rhapsody.engine.record import BlockRecord, TaskRecord
 from rhapsody.engine.results import Results
 from rhapsody.engine.scheduler import Scheduler
 from rhapsody.engine.services import Services, Values
+from rhapsody.engine.settings import TaskDefaults
 from rhapsody.engine.stage_out import StageOut
 from rhapsody.engine.states import FutureState, WorkState
 from rhapsody.engine.submission import Submission, current_directory
@@ -119,6 +120,7 @@ class Runtime:
             self.unawaited,
             self.pushdown,
             stager,
+            options.profile or TaskDefaults(),
             here=current_directory(),
             keep=options.dry_run,
         )

@@ -17,7 +17,8 @@ import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypedDict, cast
+from fnmatch import fnmatchcase
+from typing import Any, Literal, NamedTuple, TypedDict, cast
 
 from rhapsody.resources import Resources, seconds
 from rhapsody.task import RetryPolicy, as_policies, is_async
@@ -344,20 +345,122 @@ class Settings:
         """
         changes = {}
         for name, value in given.items():
-            check = _CHECKS.get(name)
+            check = CHECKS.get(name)
             if check is None:
-                near = difflib.get_close_matches(name, _CHECKS, 1)
+                near = difflib.get_close_matches(name, CHECKS, 1)
                 hint = f" (did you mean {near[0]!r}?)" if near else ""
                 if name in Resources.__dataclass_fields__:
                     hint = f" (write resources={{{name!r}: ...}})"
                 raise TypeError(
-                    f"unknown setting {name!r}{hint}; valid settings: {', '.join(sorted(_CHECKS))}"
+                    f"unknown setting {name!r}{hint}; valid settings: {', '.join(sorted(CHECKS))}"
                 )
             changes["specific" if name == "task_description" else name] = check(value)
         return dataclasses.replace(self, **changes)
 
 
-_CHECKS: dict[str, Callable[[Any], Any]] = {
+CHECKS: dict[str, Callable[[Any], Any]] = {
     "task_description" if each.name == "specific" else each.name: each.metadata["check"]
     for each in dataclasses.fields(Settings)
 }
+"""Check of each setting, by the name that users write."""
+
+NOT_FOR_SERVICES = frozenset({"resources", "limit"})
+"""Settings whose defaults do not apply to services, which mostly wait."""
+
+
+class Override(NamedTuple):
+    """Settings of a profile that replace those in the code of some tasks.
+
+    Attributes:
+        pattern: A pattern of `fnmatch` for the names of the tasks.
+        settings: The settings.
+        source: The file and the line.
+    """
+
+    pattern: str
+    settings: Mapping[str, Any]
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
+class TaskDefaults:
+    """Settings of tasks from a profile, see `rhapsody.engine.profiles`.
+
+    They are applied once, when a function is decorated.
+
+    Attributes:
+        profile: The name of the profile, or `None`.
+        defaults: Settings for all tasks that do not set them in the code.
+        overrides: Settings for tasks with certain names; later ones take precedence.
+    """
+
+    profile: str | None = None
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    overrides: tuple[Override, ...] = ()
+
+    def complete(self, name: str, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the settings of a task, completed with those of the profile.
+
+        Args:
+            name: The name of the task.
+            given: The settings in the code, not checked yet.
+        """
+        skipped = NOT_FOR_SERVICES if given.get("service") else frozenset[str]()
+        merged = {key: value for key, value in self.defaults.items() if key not in skipped}
+        for layer in (given, *(each.settings for each in self._overrides(name))):
+            for key, value in layer.items():
+                merged[key] = _merged(key, merged.get(key), value)
+        return merged
+
+    def sources(self, name: str) -> list[str]:
+        """Return the files and lines of the overrides for a task."""
+        return [each.source for each in self._overrides(name)]
+
+    def _overrides(self, name: str) -> list[Override]:
+        return [each for each in self.overrides if fnmatchcase(name, each.pattern)]
+
+
+def _merged(key: str, low: Any, high: Any) -> Any:
+    """Return the value of a setting from two values, the second of which takes precedence."""
+    if key == "resources":
+        return _merged_resources(low, high)
+    if key in ("environment", "task_description"):
+        if low is None or high is None:
+            return low if high is None else high
+        if isinstance(low, Mapping) and isinstance(high, Mapping):
+            return {**low, **high}
+    return high
+
+
+def _merged_resources(low: Any, high: Any) -> Any:
+    """Return resources with the fields of two values of the setting `resources`.
+
+    In a `Resources`, fields with the default value count as not set.
+    """
+    if low is None or high is None:
+        return low if high is None else high
+    if _is_function(low):
+        return lambda attempt: _unless_none(low(attempt), lambda one: _merged_resources(one, high))
+    if _is_function(high):
+        return lambda attempt: _unless_none(high(attempt), lambda one: _merged_resources(low, one))
+    fields = [_fields(low), _fields(high)]
+    return high if None in fields else {**(fields[0] or {}), **(fields[1] or {})}
+
+
+def _is_function(value: object) -> bool:
+    return callable(value) and not isinstance(value, type) and not is_async(value)
+
+
+def _unless_none(value: Any, call: Callable[[Any], Any]) -> Any:
+    return None if value is None else call(value)
+
+
+def _fields(value: object) -> dict[str, Any] | None:
+    """Return the fields of a value of `resources`, or `None` if the value is invalid."""
+    if isinstance(value, Resources):
+        named = {name: getattr(value, name) for name in Resources.__dataclass_fields__}
+        return {name: one for name, one in named.items() if one != getattr(_ONE_CORE, name)}
+    return dict(value) if isinstance(value, Mapping) else None
+
+
+_ONE_CORE = Resources()

@@ -29,7 +29,7 @@ from rhapsody.engine.events import UnawaitedErrors
 from rhapsody.engine.pushdown import PushDown, RemoteFuture
 from rhapsody.engine.record import BlockRecord, Repetition, TaskRecord
 from rhapsody.engine.scheduler import Scheduler
-from rhapsody.engine.settings import Settings
+from rhapsody.engine.settings import Settings, TaskDefaults
 from rhapsody.engine.states import FutureState
 from rhapsody.engine.task_function import TaskFunction
 from rhapsody.errors import DataError, describe_error
@@ -63,6 +63,7 @@ class Submission:
         pushdown: The handler of values that stay with a backend. If values may stay with a backend,
             new futures are instances of `RemoteFuture`.
         stager: Stager of the engine's files.
+        task_defaults: The settings of tasks from the engine's profile.
         here: The current directory when the engine was created, or `None` if it had been removed.
         keep: True to store each call in `made`, for the graph of a dry run.
 
@@ -81,6 +82,7 @@ class Submission:
         unawaited: UnawaitedErrors,
         pushdown: PushDown,
         stager: Stager,
+        task_defaults: TaskDefaults,
         *,
         here: str | None,
         keep: bool,
@@ -90,6 +92,7 @@ class Submission:
         self._scheduler = scheduler
         self._backends = backends
         self._pushdown = pushdown
+        self.task_defaults: TaskDefaults = task_defaults
         self._here = here
         self._numbers = {"task": 0, "block": 0}
         self.declared: DeclaredFiles = DeclaredFiles(stager)

@@ -14,11 +14,12 @@ import os
 import re
 import types
 from asyncio import _get_running_loop as running_loop
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from pathlib import PurePath
 from typing import Any, Generic, Literal, ParamSpec, Protocol, TypeVar, Unpack, overload
 
-from rhapsody.engine.settings import Settings, TaskSettings, specific_settings
+from rhapsody.engine.settings import Settings, TaskDefaults, TaskSettings, specific_settings
+from rhapsody.errors import add_note
 from rhapsody.task import TaskDescription, TaskFuture, TaskKind, is_async
 
 P = ParamSpec("P")
@@ -27,6 +28,7 @@ R = TypeVar("R")
 CallKind = Literal["function", "executable", "block"]
 
 _BLOCK_SETTINGS = frozenset({"name", "after", "service"})
+_ITERABLES = frozenset({"after", "limit", "other_backends"})
 
 
 Command = str | Sequence[str | os.PathLike[str]]
@@ -39,10 +41,12 @@ class Caller(Protocol):
     Attributes:
         uid: The engine's uid.
         loop: The engine's event loop.
+        task_defaults: The settings of tasks from the engine's profile.
     """
 
     uid: str
     loop: asyncio.AbstractEventLoop
+    task_defaults: TaskDefaults
 
     def call(
         self,
@@ -74,6 +78,7 @@ class TaskFunction(Generic[P, R]):
     Attributes:
         function: The function that was decorated.
         settings: The settings of the function's tasks.
+        given: The settings in the code, without those of a profile.
         kind: `"function"`, `"executable"` or `"block"`.
     """
 
@@ -86,6 +91,7 @@ class TaskFunction(Generic[P, R]):
         "direct",
         "engine",
         "function",
+        "given",
         "is_async",
         "kind",
         "name",
@@ -108,12 +114,14 @@ class TaskFunction(Generic[P, R]):
         kind: CallKind,
         function: Callable[..., Any],
         settings: Settings,
+        given: Mapping[str, Any],
     ) -> None:
         functools.update_wrapper(self, function)
         self.engine: Caller = engine
         self.kind: CallKind = kind
         self.function: Callable[..., Any] = function
         self.settings: Settings = settings
+        self.given: Mapping[str, Any] = given
         self.prefix: str = "block" if kind == "block" else "task"
         self.name: str = settings.name or _name(function)
         self.is_async: bool = is_async(function)
@@ -170,7 +178,7 @@ class TaskFunction(Generic[P, R]):
             TypeError: A setting is unknown, or a value is of the wrong type.
             ValueError: A value is out of range.
         """
-        return make_task(self.engine, self.kind, self.function, self.settings, dict(settings))
+        return make_task(self.engine, self.kind, self.function, self.given, dict(settings))
 
     def unawaited(self, future: TaskFuture[Any]) -> None:
         """Count a failed future that was deleted without being awaited. Thread-safe."""
@@ -239,8 +247,8 @@ def make_task(
     engine: Caller,
     kind: CallKind,
     function: Callable[..., Any],
-    base: Settings,
-    given: dict[str, Any],
+    base: Mapping[str, Any],
+    given: Mapping[str, Any],
 ) -> TaskFunction[Any, Any]:
     """Check the settings of a decorated function and create its task function.
 
@@ -265,7 +273,35 @@ def make_task(
     if kind == "block" and not _BLOCK_SETTINGS.issuperset(given):
         wrong = next(name for name in given if name not in _BLOCK_SETTINGS)
         raise TypeError(f"a block has no setting {wrong!r}; valid settings: after, name")
-    settings = base.changed(given)
+    # Settings are checked again by `options`, so iterators must not be exhausted.
+    own = {
+        name: tuple(value) if name in _ITERABLES and isinstance(value, Iterator) else value
+        for name, value in {**base, **given}.items()
+    }
+    profile, name = engine.task_defaults, str(own.get("name") or _name(function))
+    if kind == "block" or not (profile.defaults or profile.overrides):
+        return _checked_task(engine, kind, function, own, own)
+    try:
+        return _checked_task(engine, kind, function, own, profile.complete(name, own))
+    except (TypeError, ValueError) as error:
+        sources = profile.sources(name)
+        if sources:
+            add_note(error, f"task {name!r} has settings from {', '.join(sources)}")
+        raise
+
+
+def _checked_task(
+    engine: Caller,
+    kind: CallKind,
+    function: Callable[..., Any],
+    own: Mapping[str, Any],
+    completed: Mapping[str, Any],
+) -> TaskFunction[Any, Any]:
+    """Create a task function from the settings in the code, `own`, and the completed settings.
+
+    Raises the exceptions of `make_task`.
+    """
+    settings = Settings().changed(completed)
     if kind == "block" and settings.service:
         raise TypeError("service=True is for tasks, not for blocks")
     if kind == "function" and settings.cwd is not None:
@@ -283,7 +319,7 @@ def make_task(
             f"restarts={settings.restarts} applies only to services; use retries for tasks that "
             "may fail"
         )
-    return TaskFunction(engine, kind, function, engine.declare(settings))
+    return TaskFunction(engine, kind, function, engine.declare(settings), own)
 
 
 def definition_settings(function: Callable[..., Any]) -> dict[str, Any]:

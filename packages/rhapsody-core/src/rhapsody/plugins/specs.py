@@ -24,6 +24,7 @@ import pluggy
 from rhapsody.capabilities import Capabilities
 from rhapsody.data import SavedFile
 from rhapsody.errors import RhapsodyError
+from rhapsody.plugins.options import BackendOption
 from rhapsody.states import TasksMainStates
 from rhapsody.task import TaskDescription
 
@@ -82,10 +83,14 @@ class BackendSpec:
             nothing is imported.
         capabilities: The backend's capabilities; `None` if they depend on the instance.
         install_hint: The command that installs missing requirements.
+        options: The options that the backend accepts, as arguments of its class or as keys of its
+            argument `resources`. They document the backend, and settings in profiles are checked
+            against them without importing the class. If there are none, every name is accepted.
 
     Raises:
         TypeError: A value has the wrong type.
-        ValueError: The name is empty, or the import path is malformed.
+        ValueError: The name is empty, the import path is malformed, or two options have the same
+            name.
     """
 
     name: str
@@ -95,6 +100,7 @@ class BackendSpec:
     requires: Sequence[str] = ()
     capabilities: Capabilities | None = None
     install_hint: str = ""
+    options: Sequence[BackendOption] = ()
 
     def __post_init__(self) -> None:
         for name, kind, words in (
@@ -105,15 +111,22 @@ class BackendSpec:
             ("requires", Sequence, "a list of strings"),
             ("capabilities", Capabilities | None, "a Capabilities or None"),
             ("install_hint", str, "a string"),
+            ("options", Sequence, "a list of BackendOptions"),
         ):
             value = getattr(self, name)
             fits = isinstance(value, kind)
-            if fits and name == "requires":
-                fits = not isinstance(value, str) and all(isinstance(one, str) for one in value)
+            if fits and name in ("requires", "options"):
+                item = str if name == "requires" else BackendOption
+                fits = not isinstance(value, str) and all(isinstance(one, item) for one in value)
             if not fits:
                 raise TypeError(f"BackendSpec: {name} must be {words}, got {value!r}")
         if not self.name.strip():
             raise ValueError("BackendSpec: name must not be empty")
+        names: set[str] = set()
+        for option in self.options:
+            if option.name in names:
+                raise ValueError(f"BackendSpec: two options are named {option.name!r}")
+            names.add(option.name)
         split_import_path(self.import_path)
 
 

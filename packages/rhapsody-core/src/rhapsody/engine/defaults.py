@@ -1,0 +1,161 @@
+"""Completion of the arguments of `WorkflowEngine.create`.
+
+Arguments that the program passes to `create` take precedence over the command line of `rhapsody
+run`, which takes precedence over the profile. The profile is selected by the program, the command
+line, an environment variable or a file, see `rhapsody.engine.profiles`.
+"""
+
+from __future__ import annotations
+
+import inspect
+import textwrap
+from collections.abc import Callable, Iterator, Mapping, Set
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
+
+from rhapsody.backends.base import BaseExecutionBackend
+from rhapsody.backends.discovery import make_backend
+from rhapsody.engine.options import OPTIONS
+from rhapsody.engine.profiles import Profile, Value, active_profile, overlay
+from rhapsody.errors import ProfileError
+from rhapsody.plugins.specs import UsageError
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+@dataclass(frozen=True, slots=True)
+class EngineDefaults:
+    """Options that `rhapsody run` sets for engines that a program creates.
+
+    Arguments that the program passes to `create` take precedence, but cannot turn off a dry run.
+
+    Attributes:
+        options: Options of the command line by name.
+        implied: Options that apply if neither the command line nor the profile sets them.
+        backend: The name of the backend of engines for which the program chooses none.
+        backend_options: Options of that backend, which replace those of the profile.
+        stand_in: Function that creates the backend of engines in a dry run.
+        profile: The name of the profile.
+        observers: Observers that every engine has in addition to its own.
+        recording: Function that receives the options of an engine and the names of those that the
+            program sets, and returns the values of `journal` and `resume` that replace the
+            engine's own.
+    """
+
+    options: Mapping[str, Any] = field(default_factory=dict)
+    implied: Mapping[str, Any] = field(default_factory=dict)
+    backend: str | None = None
+    backend_options: Mapping[str, Any] = field(default_factory=dict)
+    stand_in: Callable[[], BaseExecutionBackend] | None = None
+    profile: str | None = None
+    observers: tuple[object, ...] = ()
+    recording: Callable[[Mapping[str, Any], Set[str]], Mapping[str, Any]] = lambda _, names: {}
+
+    def active_profile(self, given: object = None) -> Profile:
+        """Return the merged settings of the files.
+
+        Args:
+            given: The value of `profile` that the program passes to `create`.
+
+        Raises:
+            ProfileError: The profile does not exist, or a file contains a mistake.
+            TypeError: `given` is neither a name nor `False`.
+        """
+        if given is False:
+            return Profile()
+        if given is not None and not (isinstance(given, str) and given):
+            raise TypeError(f"profile must be the name of a profile, or False, got {given!r}")
+        name = None
+        if given is not None:
+            name = Value(given, place="the program")
+        elif self.profile is not None:
+            name = Value(self.profile, place="--profile")
+        backend = None if self.backend is None else Value(self.backend, place="-b")
+        return active_profile(name, backend)
+
+    def fill_in(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the arguments of a call of `create`, completed with these defaults.
+
+        Raises:
+            ProfileError: The profile cannot be used.
+            UsageError: The backend cannot be used, or does not accept an option.
+            TypeError: `profile` is neither a name nor `False`.
+        """
+        profile = self.active_profile(given.get("profile"))
+        chosen = overlay(self.options, profile.engine_options())
+        skipped = {"keep_going"} if "fail_fast" in chosen else set[str]()
+        implied = {name: value for name, value in self.implied.items() if name not in skipped}
+        filled = overlay(given, implied | chosen)
+        filled["profile"] = profile.task_defaults()
+        filled["observers"] = (*given.get("observers", ()), *self.observers)
+        overruled = self.options.get("dry_run", False)
+        if overruled:
+            filled["dry_run"] = True
+        if all(given.get(name) is None for name in ("backend", "backends")):
+            backend = self._backend(profile, dry_run=bool(filled.get("dry_run")))
+            if backend is not None:
+                filled["backend"] = backend
+        return filled | dict(
+            self.recording(filled, given.keys())
+        )  # last: it prints what will be reused
+
+    def _backend(self, profile: Profile, *, dry_run: bool) -> BaseExecutionBackend | None:
+        """Create the backend; return `None` for the engine's default."""
+        if dry_run:
+            return None if self.stand_in is None else self.stand_in()
+        options = {name: each.value for name, each in profile.options.items()}
+        options |= self.backend_options
+        if profile.backend is None and not options:
+            return None
+        name = "local" if profile.backend is None else profile.backend.value
+        try:
+            return make_backend(name, options)
+        except UsageError as error:
+            files = [each for each in (profile.backend, *profile.options.values()) if each]
+            if self.backend_options or not any(each.file for each in files):
+                raise
+            raise ProfileError(f"{files[0].source}: {error}") from None
+
+
+_defaults = EngineDefaults()
+
+
+@contextmanager
+def engine_defaults(defaults: EngineDefaults) -> Iterator[None]:
+    """Set the defaults for engines that this process creates, in any thread, during the block."""
+    global _defaults
+    before, _defaults = _defaults, defaults
+    try:
+        yield
+    finally:
+        _defaults = before
+
+
+def takes_options(create: Callable[P, R]) -> Callable[P, R]:
+    """Decorate `create`: apply the process's defaults, and add the options to its docstring.
+
+    Only a decorator can distinguish arguments that the program passed from defaults in the
+    signature.
+
+    Returns:
+        The decorated function.
+    """
+    signature = inspect.signature(create)
+
+    @wraps(create)
+    def filled(*args: P.args, **kwargs: P.kwargs) -> R:
+        given = signature.bind(*args, **kwargs).arguments
+        call: Callable[..., R] = create
+        return call(**_defaults.fill_in(given))
+
+    lines = (f"{name}: {option.metadata['help']}" for name, option in OPTIONS.items())
+    text = "\n".join(
+        textwrap.fill(line, 84, subsequent_indent="    ", break_on_hyphens=False) for line in lines
+    )
+    described = f"        Args:\n{textwrap.indent(text, ' ' * 12)}\n\n"
+    before, _, after = (create.__doc__ or "").partition("        Returns:\n")
+    filled.__doc__ = f"{before}{described}        Returns:\n{after}"
+    return filled

@@ -1,0 +1,423 @@
+"""Profiles: named sets of options for the engine, its backend and its tasks, read from files.
+
+A file may contain these tables, and the same ones in `[profile.NAME]`, which apply if the profile
+is selected:
+
+    default_profile = "laptop"   # only at the top
+
+    backend = "dask"
+    [options]        # options of the backend
+    [engine]         # options of the engine
+    [defaults]       # settings for tasks that do not set them in the code
+    [tasks.align]    # settings for tasks named "align", which replace those in the code
+
+`active_profile` merges the tables in the order of their precedence: the profile and the top of the
+project's file, then those of the user's file. `rhapsody.engine.defaults` applies the result.
+
+All names in a file are checked, whichever profile is selected. Values that depend on the machine,
+such as paths, environment variables and options of backends, are checked if they are used.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from rhapsody.backends.discovery import declared_options, normalize_name
+from rhapsody.config_files import (
+    NAME,
+    PYPROJECT,
+    ConfigFile,
+    Keys,
+    project_file,
+    read,
+    user_file,
+)
+from rhapsody.engine.options import OPTIONS, EngineOptions
+from rhapsody.engine.settings import CHECKS, Override, TaskDefaults
+from rhapsody.errors import ProfileError
+from rhapsody.plugins.options import closest
+from rhapsody.resources import ALIASES, Resources
+from rhapsody.task import RetryPolicy
+
+VARIABLE = "RHAPSODY_PROFILE"
+"""Environment variable that selects a profile."""
+
+TABLES = ("backend", "options", "engine", "defaults", "tasks")
+"""Keys of a profile, which may also be at the top of a file."""
+
+NOT_IN_FILES = {
+    "backend": "write it above the table",
+    "backends": "create the engine with several backends in the program",
+    "dry_run": "use rhapsody run --dry-run",
+    "observers": "set it in the program",
+    "clock": "set it in the program",
+    "uid": "set it in the program",
+    "profile": "select a profile with default_profile at the top of the file",
+    "resume": "use rhapsody run --resume, or set it in the program",
+    **dict.fromkeys(("retries", "lost_retries", "timeout"), "write it in the table defaults"),
+}
+"""Engine options that the table `engine` does not accept, each with the alternative."""
+
+ENGINE = tuple(name for name in OPTIONS if name not in NOT_IN_FILES)
+PATHS = frozenset({"work_dir", "results_dir", "trace", "journal"})
+
+RESOURCES = tuple(Resources.__dataclass_fields__)
+OF_THE_ENGINE = ("retries", "lost_retries", "timeout")
+"""Settings of tasks whose defaults are options of the engine."""
+
+DEFAULTS = (
+    *(name for name in RESOURCES if name != "ranks"),
+    *OF_THE_ENGINE,
+    *("ready_timeout", "environment", "priority", "limit", "capture", "task_description"),
+)
+"""Settings of the table `defaults`."""
+
+TASK = (*DEFAULTS, "ranks", "restarts", "backend", "other_backends")
+"""Settings of the tables `tasks.NAME`."""
+
+FAILING = frozenset({"fail_fast", "keep_going", "max_failures"})
+"""Alternative options: if one place sets one of them, places of lower precedence set none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Value:
+    """Value with the place that sets it.
+
+    Attributes:
+        value: The value.
+        file: The file, or `None` if it is not set in a file.
+        keys: The path of the key in the file.
+        place: The place, if it is not a file.
+    """
+
+    value: Any
+    file: ConfigFile | None = None
+    keys: Keys = ()
+    place: str = ""
+
+    @property
+    def source(self) -> str:
+        """The file and line, or the other place."""
+        return self.place if self.file is None else self.file.where(self.keys)
+
+
+Values = Mapping[str, Value]
+
+
+@dataclass(frozen=True, slots=True)
+class _Layer:
+    """Checked contents of a profile, or of the top of a file."""
+
+    backend: Value | None = None
+    options: Values = field(default_factory=dict)
+    engine: Values = field(default_factory=dict)
+    defaults: Values = field(default_factory=dict)
+    tasks: Mapping[str, Values] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """Merged settings of the files, with the places that set them.
+
+    Attributes:
+        name: The name of the selected profile, or `None`.
+        backend: The name of the backend, or `None` if it is not set.
+        options: The options of the backend.
+        engine: The options of the engine.
+        defaults: The settings for tasks that do not set them in the code.
+        tasks: Patterns of task names with the settings that replace those in the code; later
+            ones take precedence.
+    """
+
+    name: Value | None = None
+    backend: Value | None = None
+    options: Values = field(default_factory=dict)
+    engine: Values = field(default_factory=dict)
+    defaults: Values = field(default_factory=dict)
+    tasks: tuple[tuple[str, Values], ...] = ()
+
+    def engine_options(self) -> dict[str, Any]:
+        """Return the options of the engine, including those in the table `defaults`."""
+        values = {**self.engine, **{n: v for n, v in self.defaults.items() if n in OF_THE_ENGINE}}
+        return {name: each.value for name, each in values.items()}
+
+    def task_defaults(self) -> TaskDefaults:
+        """Return the settings of tasks, for the engine."""
+        defaults = {n: v for n, v in self.defaults.items() if n not in OF_THE_ENGINE}
+        return TaskDefaults(
+            None if self.name is None else self.name.value,
+            _grouped(defaults),
+            tuple(
+                Override(pattern, _grouped(values), next(iter(values.values())).source)
+                for pattern, values in self.tasks
+                if values
+            ),
+        )
+
+
+def active_profile(name: Value | None = None, backend: Value | None = None) -> Profile:
+    """Read the files, and return the merged settings of the selected profile.
+
+    Args:
+        name: The name of the profile, if the program or the command line selects one.
+        backend: The name of the backend, if the command line selects one. Options in the files
+            apply only if they are for the same backend.
+
+    Raises:
+        ProfileError: The profile does not exist, or a file contains a mistake.
+    """
+    project, user = project_file(), read(user_file())
+    files = [_parse(file) for file in (project, user) if file is not None]
+    name = name or _selected(files)
+    layers: list[_Layer] = []
+    known: dict[str, None] = {}
+    for profiles, top, _ in files:
+        known.update(dict.fromkeys(profiles))
+        if name is not None and name.value in profiles:
+            layers.append(profiles[name.value])
+        layers.append(top)
+    if name is not None and name.value not in known:
+        raise ProfileError(_unknown_profile(name, known))
+    engine: dict[str, Value] = {}
+    defaults: dict[str, Value] = {}
+    for layer in layers:
+        engine = overlay(engine, layer.engine)
+        defaults = overlay(defaults, layer.defaults)
+    options = _options(layers, backend)
+    merged = Profile(
+        name,
+        backend or next((each.backend for each in layers if each.backend is not None), None),
+        options,
+        {key: _resolved(each) if key in PATHS else each for key, each in engine.items()},
+        defaults,
+        tuple(each for layer in reversed(layers) for each in _ordered(layer.tasks)),
+    )
+    _check_engine(merged)
+    _check_options(merged.backend, options)
+    return merged
+
+
+def overlay(high: Mapping[str, Any], low: Mapping[str, Any]) -> dict[str, Any]:
+    """Return options from two places, the first of which takes precedence."""
+    chosen = FAILING if FAILING & high.keys() else frozenset[str]()
+    return {**{name: value for name, value in low.items() if name not in chosen}, **high}
+
+
+def _selected(files: Iterable[tuple[Mapping[str, _Layer], _Layer, Value | None]]) -> Value | None:
+    """Return the name of the profile that the environment or a file selects."""
+    variable = os.environ.get(VARIABLE)
+    if variable:
+        return Value(variable, place=f"the environment variable {VARIABLE}")
+    return next((default for _, _, default in files if default is not None), None)
+
+
+def _unknown_profile(name: Value, known: Mapping[str, None]) -> str:
+    who = f"unknown profile {name.value!r} ({name.source})"
+    if name.file is not None:
+        who = f"{name.source}: unknown profile {name.value!r}"
+    if known:
+        return f"{who}; {closest(name.value, known, every='profiles')}"
+    return (
+        f"{who}; write a table [profile.{name.value}] in {NAME} in the current directory, in "
+        f"[tool.rhapsody] in {PYPROJECT}, or in {user_file()}"
+    )
+
+
+def _options(layers: Iterable[_Layer], backend: Value | None) -> dict[str, Value]:
+    """Merge the options of those layers that are for the chosen backend."""
+    layers = list(layers)
+    named = [normalize_name(each.backend.value) for each in layers if each.backend is not None]
+    in_files = named[0] if named else "local"
+    chosen = in_files if backend is None else normalize_name(backend.value)
+    merged: dict[str, Value] = {}
+    for layer in reversed(layers):
+        own = in_files if layer.backend is None else normalize_name(layer.backend.value)
+        for name, each in layer.options.items() if own == chosen else ():
+            is_table = name == "resources" and isinstance(each.value, dict)
+            merged.update(_table(each) if is_table else {name: each})
+    return merged
+
+
+def _ordered(tasks: Mapping[str, Values]) -> list[tuple[str, Values]]:
+    """Return the tables of tasks with patterns in the order of the file, then those with names."""
+    return sorted(tasks.items(), key=lambda item: not set(item[0]) & set("*?["))
+
+
+def _grouped(values: Values) -> dict[str, Any]:
+    """Return settings in the form of `TaskSettings`, with all resources in one dict."""
+    resources = {name: each.value for name, each in values.items() if name in RESOURCES}
+    others = {name: each.value for name, each in values.items() if name not in RESOURCES}
+    return {**others, "resources": resources} if resources else others
+
+
+# Checks of a file.
+
+
+def _parse(file: ConfigFile) -> tuple[Mapping[str, _Layer], _Layer, Value | None]:
+    """Check a file; return its profiles, its top, and the name of the default profile.
+
+    Raises:
+        ProfileError: A key is unknown, or a value is invalid.
+    """
+    data = dict(file.data)
+    default = None
+    if "default_profile" in data:
+        default = Value(data.pop("default_profile"), file, ("default_profile",))
+        if not isinstance(default.value, str):
+            raise _error(default, f"default_profile must be a string, got {default.value!r}")
+    profiles: dict[str, _Layer] = {}
+    for name, value in _table(Value(data.pop("profile", {}), file, ("profile",))).items():
+        profiles[name] = _layer(value, TABLES)
+    top = _layer(Value(data, file), ("default_profile", "profile", *TABLES))
+    return profiles, top, default
+
+
+def _layer(value: Value, known: tuple[str, ...]) -> _Layer:
+    """Check a profile, or the top of a file."""
+    table = _table(value)
+    _check_names(table, known)
+    backend = table.get("backend")
+    if backend is not None and not (isinstance(backend.value, str) and backend.value.strip()):
+        raise _error(backend, f"backend must be a name, got {backend.value!r}")
+    tables = {
+        name: _table(table[name]) if name in table else {}
+        for name in ("options", "engine", "defaults", "tasks")
+    }
+    _check_names(tables["engine"], ENGINE, NOT_IN_FILES)
+    for name, each in tables["engine"].items():
+        check = OPTIONS[name].metadata["check"]
+        if check is not None and name not in PATHS:
+            _checked(each, lambda given, check=check: check(given))
+    return _Layer(
+        backend,
+        tables["options"],
+        tables["engine"],
+        _settings(tables["defaults"], DEFAULTS),
+        {name: _settings(_table(each), TASK) for name, each in tables["tasks"].items()},
+    )
+
+
+def _settings(table: Values, known: tuple[str, ...]) -> Values:
+    """Check settings of tasks, and convert those that TOML cannot express."""
+    hints = {alias: f"did you mean {name!r}?" for alias, name in ALIASES.items() if alias != name}
+    hints["resources"] = f"write its fields here: {', '.join(RESOURCES)}"
+    _check_names(table, known, hints)
+    converted = dict(table)
+    for name, each in table.items():
+        if name in RESOURCES:
+            _checked(each, lambda given, name=name: Resources.of({name: given}))
+        elif name == "retries":
+            policies = _checked(each, _retries)
+            converted[name] = Value(policies, each.file, each.keys)
+        else:
+            _checked(each, CHECKS[name])
+    return converted
+
+
+def _retries(value: object) -> RetryPolicy | int | list[Any]:
+    """Return a value of `retries`: a number, a table of a `RetryPolicy`, or a list of these."""
+    if isinstance(value, dict):
+        unknown = value.keys() - {"attempts", "wait"}
+        if unknown:
+            raise TypeError(f"retries: unknown key {min(unknown)!r}; the keys are attempts, wait")
+        return RetryPolicy(**value)
+    found: Any = value
+    if isinstance(value, list):
+        found = [RetryPolicy(each) if isinstance(each, int) else _retries(each) for each in value]
+    CHECKS["retries"](found)
+    return found  # type: ignore[no-any-return]
+
+
+def _table(value: Value) -> dict[str, Value]:
+    """Return the values of a table, each with its place."""
+    if not isinstance(value.value, dict):
+        name = ".".join(value.keys)
+        hint = ""
+        if value.keys == ("profile",):
+            hint = f"; to select a profile, write default_profile = {value.value!r}"
+        raise _error(value, f"{name} must be a table, got {value.value!r}{hint}")
+    return {key: Value(one, value.file, (*value.keys, key)) for key, one in value.value.items()}
+
+
+def _check_names(
+    table: Values, known: Iterable[str], hints: Mapping[str, str] | None = None
+) -> None:
+    known = list(known)
+    for name, each in table.items():
+        if name not in known:
+            hint = (hints or {}).get(name) or closest(name, known, every="keys")
+            raise _error(each, f"unknown key {name!r}{_inside(each)}; {hint}")
+
+
+def _inside(value: Value) -> str:
+    table = ".".join(value.keys[:-1])
+    return f" in [{table}]" if table else ""
+
+
+def _checked(value: Value, check: Any) -> Any:
+    """Call a check with a value; its error gets the place of the value."""
+    try:
+        return check(value.value)
+    except (TypeError, ValueError, OSError) as error:
+        raise _error(value, str(error)) from None
+
+
+def _error(value: Value, message: str) -> ProfileError:
+    return ProfileError(f"{value.source}: {message}")
+
+
+# Checks of what is used.
+
+
+def _resolved(value: Value) -> Value:
+    """Return a path with `~` and variables replaced, relative to the directory of its file.
+
+    Raises:
+        ProfileError: A variable is not set.
+    """
+    if not isinstance(value.value, str) or value.file is None:
+        return value
+
+    def variable(match: re.Match[str]) -> str:
+        name = match[1] or match[2]
+        if name not in os.environ:
+            raise _error(value, f"the environment variable {name} is not set")
+        return os.environ[name]
+
+    text = re.sub(r"\$(?:(\w+)|\{(\w+)\})", variable, value.value)
+    path = os.path.join(value.file.path.parent, os.path.expanduser(text))
+    return Value(path, value.file, value.keys)
+
+
+def _check_engine(profile: Profile) -> None:
+    for name, each in profile.engine.items():
+        if name in PATHS and OPTIONS[name].metadata["check"] is not None:
+            _checked(each, OPTIONS[name].metadata["check"])
+    try:
+        EngineOptions.of({name: each.value for name, each in profile.engine.items()})
+    except (TypeError, ValueError) as error:  # options that contradict each other
+        sources = ", ".join(dict.fromkeys(each.source for each in profile.engine.values()))
+        raise ProfileError(f"{sources}: {error}") from None
+
+
+def _check_options(backend: Value | None, options: dict[str, Value]) -> None:
+    """Check the options of the backend against its declaration, and resolve their paths."""
+    try:
+        known = declared_options("local" if backend is None else backend.value)
+    except ValueError:  # unknown; the program may register it later
+        return
+    for name, each in list(options.items()):
+        if not known or name == "resources":
+            continue
+        option = known.get(name)
+        if option is None:
+            hint = closest(name, known, every="options")
+            raise _error(each, f"unknown option {name!r}{_inside(each)}; {hint}")
+        if not option.accepts(each.value):
+            raise _error(each, f"{name} must be {option.expected}, got {each.value!r}")
+        if "path" in option.type_name.split(" | "):
+            options[name] = _resolved(each)
