@@ -22,6 +22,7 @@ BUILTINS = {
     "BackendError": RuntimeError,
     "CapabilityError": ValueError,
     "PluginError": RuntimeError,
+    "ProfileError": ValueError,
     "DataError": ValueError,
     "JournalError": RuntimeError,
     "OutOfMemoryError": MemoryError,

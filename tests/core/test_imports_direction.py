@@ -16,6 +16,7 @@ ROOT = Path(rhapsody.__file__).parent
 
 ORDER = [
     "errors",
+    "config_files",
     "aio",
     "states",
     "compat",

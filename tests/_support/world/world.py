@@ -101,7 +101,7 @@ class Deadline:
 def definition(kind: CallKind, **settings: Any) -> TaskFunction[Any, Any]:
     """A task of no engine."""
     nobody: Any = None
-    return TaskFunction(nobody, kind, lambda: None, Settings().changed(settings))
+    return TaskFunction(nobody, kind, lambda: None, Settings().changed(settings), settings)
 
 
 def _tasks() -> list[TaskFunction[Any, Any]]:

@@ -57,7 +57,7 @@ pytestmark = pytest.mark.asyncio
         ("trace", "", ValueError),
         ("trace", "/", ValueError),
         ("trace", "/no/such/place", ValueError),
-        ("profile", True, ValueError),
+        ("profile", True, TypeError),
         ("progress", "table", TypeError),
         ("max_failures", 0, ValueError),
         ("max_failures", True, TypeError),

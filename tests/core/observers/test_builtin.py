@@ -97,12 +97,6 @@ async def test_a_trace_on_a_full_disk_harms_no_run(caplog: pytest.LogCaptureFixt
     assert caplog.text.count("/dev/full: disabled, later events are lost (OSError: ") == 1
 
 
-async def test_a_traces_former_name_says_the_new_one(tmp_path: Path) -> None:
-    former: Any = {"profile": tmp_path / "run.jsonl"}
-    with pytest.raises(ValueError, match=r'events, pass trace="run\.jsonl"$'):
-        await WorkflowEngine.create(Inline(), **former)
-
-
 async def test_tasks_are_logged_at_info_with_their_uid_and_name(
     caplog: pytest.LogCaptureFixture,
 ) -> None:

@@ -142,7 +142,10 @@ def _private(directory: Path) -> bool:
 
 
 def read(path: Path) -> ConfigFile | None:
-    """Read a file; return `None` if it does not exist or has no settings of Rhapsody.
+    """Read a file.
+
+    Returns:
+        The file, or `None` if it does not exist or has no settings of Rhapsody.
 
     Raises:
         ProfileError: The file cannot be read, or is not valid TOML.
@@ -170,9 +173,10 @@ def _read(path: Path, modified: int, size: int) -> ConfigFile | None:
     except UnicodeDecodeError as error:
         raise ProfileError(f"{short(path)}: not UTF-8: {error}") from None
     except tomllib.TOMLDecodeError as error:
-        match = re.fullmatch(r"(.*) \(at line (\d+), column \d+\)", str(error))
-        reason, line = (match[1], f":{match[2]}") if match else (str(error), "")
-        raise ProfileError(f"{short(path)}{line}: invalid TOML: {reason}") from None
+        reason, _, place = str(error).rpartition(" (at ")
+        found = re.search(r"line (\d+)", place)
+        line = found[1] if found else len(text.splitlines())  # at the end of the document
+        raise ProfileError(f"{short(path)}:{line}: invalid TOML: {reason}") from None
     if path.name != PYPROJECT:
         return ConfigFile(path, text, (), data)
     prefix = ("tool", "rhapsody")

@@ -8,7 +8,7 @@ from rhapsody.plugins.specs import BackendSpec, hookimpl
 @hookimpl
 def rhapsody_backends() -> list[BackendSpec]:
     """Declare core's backends: `noop`, and `local` with the capabilities of its thread executor."""
-    from rhapsody.backends.local.backend import THREADS
+    from rhapsody.backends.local.backend import OPTIONS, THREADS
     from rhapsody.backends.noop import NoopExecutionBackend
 
     return [
@@ -24,5 +24,6 @@ def rhapsody_backends() -> list[BackendSpec]:
             summary="threads, processes and executables on this machine",
             requires=("cloudpickle>=3.0",),
             capabilities=THREADS,
+            options=OPTIONS,
         ),
     ]

@@ -8,6 +8,7 @@ line, an environment variable or a file, see `rhapsody.engine.profiles`.
 from __future__ import annotations
 
 import inspect
+import re
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Set
 from contextlib import contextmanager
@@ -114,10 +115,12 @@ class EngineDefaults:
         try:
             return make_backend(name, options)
         except UsageError as error:
-            files = [each for each in (profile.backend, *profile.options.values()) if each]
-            if self.backend_options or not any(each.file for each in files):
+            words = set(re.findall(r"\w+", str(error)))
+            named = [each for option, each in profile.options.items() if option in words]
+            places = [each for each in (*named, profile.backend) if each is not None and each.file]
+            if not places:
                 raise
-            raise ProfileError(f"{files[0].source}: {error}") from None
+            raise ProfileError(f"{places[0].source}: {error}") from None
 
 
 _defaults = EngineDefaults()

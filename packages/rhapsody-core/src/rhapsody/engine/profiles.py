@@ -160,12 +160,15 @@ class Profile:
 
 
 def active_profile(name: Value | None = None, backend: Value | None = None) -> Profile:
-    """Read the files, and return the merged settings of the selected profile.
+    """Read the files, and merge the settings of the selected profile.
 
     Args:
         name: The name of the profile, if the program or the command line selects one.
         backend: The name of the backend, if the command line selects one. Options in the files
             apply only if they are for the same backend.
+
+    Returns:
+        The merged settings.
 
     Raises:
         ProfileError: The profile does not exist, or a file contains a mistake.
@@ -258,11 +261,7 @@ def _grouped(values: Values) -> dict[str, Any]:
 
 
 def _parse(file: ConfigFile) -> tuple[Mapping[str, _Layer], _Layer, Value | None]:
-    """Check a file; return its profiles, its top, and the name of the default profile.
-
-    Raises:
-        ProfileError: A key is unknown, or a value is invalid.
-    """
+    """Check a file; return its profiles, its top, and the name of the default profile."""
     data = dict(file.data)
     default = None
     if "default_profile" in data:
@@ -374,11 +373,7 @@ def _error(value: Value, message: str) -> ProfileError:
 
 
 def _resolved(value: Value) -> Value:
-    """Return a path with `~` and variables replaced, relative to the directory of its file.
-
-    Raises:
-        ProfileError: A variable is not set.
-    """
+    """Return a path with `~` and variables replaced, relative to the directory of its file."""
     if not isinstance(value.value, str) or value.file is None:
         return value
 

@@ -299,7 +299,13 @@ def _checked_task(
 ) -> TaskFunction[Any, Any]:
     """Create a task function from the settings in the code, `own`, and the completed settings.
 
-    Raises the exceptions of `make_task`.
+    Returns:
+        The task function.
+
+    Raises:
+        TypeError: A setting is unknown or not for tasks of this kind, or a value is of the wrong
+            type.
+        ValueError: A value is out of range, or a setting contradicts `service`.
     """
     settings = Settings().changed(completed)
     if kind == "block" and settings.service:

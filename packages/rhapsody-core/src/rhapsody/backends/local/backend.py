@@ -14,12 +14,13 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from time import monotonic, perf_counter
-from typing import Any
+from typing import Any, Literal
 
 from rhapsody.aio import wait_through
 from rhapsody.backends.base import Capabilities, ManagedBackend
 from rhapsody.backends.local.jobs import (
     ONE_FUNCTION,
+    RESOURCES,
     HostResources,
     Job,
     JobRunner,
@@ -34,6 +35,7 @@ from rhapsody.backends.programs import SharedSandboxes
 from rhapsody.context import TaskContext
 from rhapsody.data import make_sandbox
 from rhapsody.errors import CapabilityError, InsufficientWalltimeError
+from rhapsody.plugins.options import BackendOption
 from rhapsody.resources import Resources, seconds, time_needed
 from rhapsody.sdk.capture import Recorder, streams
 from rhapsody.sdk.executables import TaskProgram
@@ -154,6 +156,24 @@ def check_shell(task: TaskDescription) -> None:
 
 
 EXECUTORS = ("thread", "process")
+
+OPTIONS = (
+    BackendOption(
+        "executor",
+        Literal["thread", "process"],
+        "thread",
+        "Functions run on threads of this process, or in worker processes.",
+    ),
+    *RESOURCES,
+    BackendOption(
+        "grace",
+        float | str,
+        5.0,
+        "Time between SIGTERM and SIGKILL when a task is stopped, in seconds or as text.",
+    ),
+    BackendOption("name", str, "local", "Name of the backend in an engine."),
+)
+"""The options of the backend that can be set in files and on the command line."""
 
 ONE_PROGRAM = Request(cores=1)
 ONE_SERVICE = Request(cores=0, endless=True)

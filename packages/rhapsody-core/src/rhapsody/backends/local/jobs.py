@@ -31,6 +31,7 @@ from typing import TYPE_CHECKING, Any
 
 from rhapsody.context import TaskContext
 from rhapsody.errors import CapabilityError
+from rhapsody.plugins.options import BackendOption
 from rhapsody.resources import memory_in_bytes, seconds
 from rhapsody.sdk import calls
 from rhapsody.sdk.capture import Recorder
@@ -44,7 +45,40 @@ if TYPE_CHECKING:
     from rhapsody.sdk.runner import CallResult
 
 DEVICES = Path("/dev")
-KEYS = ("cores", "gpus", "memory", "workers", "walltime")
+
+RESOURCES = (
+    BackendOption(
+        "cores",
+        int,
+        help="Number of cores for tasks. Default: the cores that this process may use.",
+    ),
+    BackendOption(
+        "gpus",
+        int | list,
+        help="Number of GPUs, or a list of devices as in CUDA_VISIBLE_DEVICES. Default: the "
+        "visible GPUs.",
+    ),
+    BackendOption(
+        "memory",
+        int | str,
+        help='Main memory for tasks, in bytes or as text such as "8 GiB"; it is only counted. '
+        "Default: the memory of the host or of the control group.",
+    ),
+    BackendOption(
+        "workers",
+        int,
+        help="Maximum number of function tasks at the same time. Default: the number of cores.",
+    ),
+    BackendOption(
+        "walltime",
+        float | str,
+        help="Time for which the backend runs tasks, in seconds or as text. Default: the time "
+        "left in the batch job of this process, if any.",
+    ),
+)
+"""The keys of the argument `resources`."""
+
+KEYS = tuple(option.name for option in RESOURCES)
 
 
 @dataclass(frozen=True, slots=True)
