@@ -105,6 +105,39 @@ def test_a_task_whose_reader_goes_away_ends_the_run_without_a_traceback(tmp_path
     assert child.returncode == 141
 
 
+@pytest.mark.parametrize("command", ["--help", "--version", "run --help", "run -q exits.py"])
+def test_help_and_programs_that_exit_end_quietly_if_nothing_reads_their_output(
+    tmp_path: Path, command: str
+) -> None:
+    (tmp_path / "exits.py").write_text("import rhapsody, sys\nrhapsody.run(print)\nsys.exit()")
+    child = subprocess.Popen(
+        [sys.executable, "-m", "rhapsody", *command.split()],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONUNBUFFERED": ""},
+    )
+    assert child.stdout is not None
+    child.stdout.close()
+    _, errors = child.communicate(timeout=60)
+    assert (child.returncode, errors) == (141, b"")
+
+
+def test_a_failure_keeps_its_exit_code_if_nothing_reads_the_output(tmp_path: Path) -> None:
+    (tmp_path / "fails.py").write_text("import sys\nprint('text')\nsys.exit(7)")
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(
+        [sys.executable, "-m", "rhapsody", "run", "fails.py"],
+        stdout=writer,
+        stderr=writer,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONUNBUFFERED": ""},
+    )
+    os.close(writer)
+    assert done.returncode == 7
+
+
 # Commands of plugins.
 
 GREET = """

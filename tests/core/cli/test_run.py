@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shlex
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from textwrap import dedent
 
 import pytest
 
@@ -527,6 +529,59 @@ async def main(flow):
     account, kept = stderr.splitlines()
     assert account.startswith("rhapsody: 1 done in ")
     assert kept == "rhapsody: results are kept; run the same command again to continue"
+    (journal,) = (tmp_path / ".rhapsody" / "journals").glob("*.sqlite")
+    with opened(journal) as reader:
+        assert [run.how for run in reader.runs()] == ["interrupted"]
+
+
+ENDLESS = {
+    "coroutine": """
+        async def main(flow):
+            @flow.function_task
+            def part(number):
+                return number
+
+            while True:
+                print("line", await part(1))
+    """,
+    "function": """
+        def main(flow):
+            while True:
+                print("line")
+    """,
+    "own engine": """
+        import asyncio
+        from rhapsody import WorkflowEngine
+
+        async def main():
+            async with WorkflowEngine.create():
+                while True:
+                    print("line")
+
+        asyncio.run(main())
+    """,
+    "command": """
+        async def main(flow):
+            @flow.executable_task(capture=False)
+            def lines():
+                return "exec yes line"
+
+            await lines()
+    """,
+}
+
+
+@pytest.mark.parametrize("script", ENDLESS.values(), ids=ENDLESS)
+def test_a_run_is_interrupted_quietly_when_head_has_read_enough(
+    tmp_path: Path, script: str
+) -> None:
+    (tmp_path / "script.py").write_text(dedent(script))
+    run = f"{shlex.quote(sys.executable)} -m rhapsody run -q script.py | head -1; "
+    shell = ["bash", "-c", f"{run} exit ${{PIPESTATUS[0]}}"]
+    done = subprocess.run(shell, cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE)
+    assert done.stdout.startswith("line")
+    assert done.returncode == 128 + signal.SIGPIPE, done.stderr
+    assert "Traceback" not in done.stderr
     (journal,) = (tmp_path / ".rhapsody" / "journals").glob("*.sqlite")
     with opened(journal) as reader:
         assert [run.how for run in reader.runs()] == ["interrupted"]

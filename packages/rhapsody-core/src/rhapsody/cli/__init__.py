@@ -24,6 +24,7 @@ from rhapsody.cli.output import (
     USAGE,
     CommandError,
     complain,
+    flush,
 )
 from rhapsody.errors import RhapsodyError
 from rhapsody.plugins.manager import CORE, install_command, installed
@@ -190,15 +191,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
         SystemExit: argparse has printed help or an error, the user's program exited,
             or a signal ended the run.
     """
-    arguments = sys.argv[1:] if arguments is None else arguments
+    try:
+        code = _run(sys.argv[1:] if arguments is None else arguments)
+    except SystemExit as end:
+        if not flush() and not end.code:
+            return READER_GONE
+        if end.code in ENDED_BY:
+            complain(f"ended by {ENDED_BY[end.code]}")
+        raise
+    return code if flush() or code else READER_GONE
+
+
+def _run(arguments: Sequence[str]) -> int:
+    """Run the command that the arguments name, report its errors, and return the exit code."""
     commands = Commands()
     try:
         if arguments[:1] != ["doctor"]:  # the doctor loads plugins only in other processes
             commands.add_from_plugins()
-        code = commands.run(arguments)
-        if sys.stdout is not None:  # `None` if it was closed before Python started
-            sys.stdout.flush()
-        return code
+        return commands.run(arguments)
     except UsageError as error:
         complain(str(error))
         return USAGE
@@ -208,11 +218,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         complain("interrupted")
         return INTERRUPTED
-    except SystemExit as end:
-        if end.code in ENDED_BY:
-            complain(f"ended by {ENDED_BY[end.code]}")
-        raise
     except BrokenPipeError:
-        # The reader of standard output has exited. Prevent Python from reporting that at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return READER_GONE

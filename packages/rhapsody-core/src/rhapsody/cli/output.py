@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import select
 import signal
 import sys
@@ -55,6 +56,23 @@ def reader_is_closed() -> bool:
     except (OSError, ValueError, TypeError):  # closed, or not a file
         return False
     return any(event & select.POLLERR for _, event in poll.poll(0))
+
+
+def flush() -> bool:
+    """Write the buffered output. Discard the output of a stream whose reader has exited.
+
+    Returns:
+        False if the reader of standard output has exited.
+    """
+    read = True
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            if stream is not None and not stream.closed:
+                stream.flush()
+        except BrokenPipeError:  # Python would report it at exit
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+            read = read and stream is not sys.stdout
+    return read
 
 
 def say_json(value: Any) -> None:
