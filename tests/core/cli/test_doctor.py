@@ -20,7 +20,7 @@ from tests._support.distributions import BACKEND, declaration, install, install_
 @pytest.fixture(autouse=True)
 def _nothing_is_slow(monkeypatch: pytest.MonkeyPatch) -> None:
     """However busy the machine is, imports are quick enough."""
-    monkeypatch.setattr(doctor_command, "SLOW", 100.0)
+    monkeypatch.setattr(doctor_command, "SLOW_IMPORT", 100.0)
 
 
 def doctor(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, dict[str, Any]]:
@@ -123,7 +123,7 @@ def test_a_class_that_hangs_when_imported_is_given_up(
 def test_a_slow_plugin_is_named_and_is_not_broken(
     site: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(doctor_command, "SLOW", 0.0)
+    monkeypatch.setattr(doctor_command, "SLOW_IMPORT", 0.0)
     toy(site)
     code, report = doctor(capsys)
     assert code == 0

@@ -315,7 +315,7 @@ def test_a_global_may_be_anything_that_can_be_followed(
 
 @pytest.mark.parametrize("what", sorted(WITHOUT.keys() - MUTE))
 def test_a_global_without_a_digest_is_refused(what: str, keys: Keys, monkeypatch: Any) -> None:
-    monkeypatch.setattr("rhapsody.journal.values.MOST", 10_000)
+    monkeypatch.setattr("rhapsody.journal.values.MAX_OBJECTS", 10_000)
     monkeypatch.setitem(globals(), "MODE", WITHOUT[what])
     with pytest.raises(UnhashableError, match=r"MODE used by by_mode.*set version="):
         key_of(keys, by_mode)

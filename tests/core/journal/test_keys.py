@@ -171,7 +171,7 @@ def test_a_file_that_is_written_again_at_once_is_read_again(
 def test_a_file_that_does_not_change_is_read_once(
     keys: Keys, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rhapsody.journal.files.QUICKLY_SETTLED", -1)  # all files are old
+    monkeypatch.setattr("rhapsody.journal.files.FINE_SETTLE_TIME", -1)  # all files are old
     data = tmp_path / "data.txt"
     data.write_text("one")
     first = key_of(keys, work, "data.txt").digest
@@ -182,7 +182,7 @@ def test_a_file_that_does_not_change_is_read_once(
 def test_a_file_whose_time_of_modification_was_kept_is_read_again(
     keys: Keys, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rhapsody.journal.files.QUICKLY_SETTLED", -1)  # all files are old
+    monkeypatch.setattr("rhapsody.journal.files.FINE_SETTLE_TIME", -1)  # all files are old
     data = tmp_path / "data.txt"
     data.write_text("one")
     os.utime(data, (1, 1))
@@ -237,7 +237,7 @@ def digest_of(keys: Keys, path: Path) -> bytes:
 def test_a_file_that_this_process_has_mapped_to_write_is_read_each_time(
     keys: Keys, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rhapsody.journal.files.QUICKLY_SETTLED", -1)  # all files are old
+    monkeypatch.setattr("rhapsody.journal.files.FINE_SETTLE_TIME", -1)  # all files are old
     data = tmp_path / "data.bin"
     data.write_bytes(bytes(8192))
     array = np.memmap(data, "u1", "r+")
@@ -252,7 +252,7 @@ def test_a_file_that_this_process_has_mapped_to_write_is_read_each_time(
 def test_a_file_without_a_time_of_change_is_read_each_time(
     keys: Keys, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rhapsody.journal.files.QUICKLY_SETTLED", -1)  # all files are old
+    monkeypatch.setattr("rhapsody.journal.files.FINE_SETTLE_TIME", -1)  # all files are old
     monkeypatch.setattr("rhapsody.journal.files.file_system", lambda _: "tmpfs")
     data = tmp_path / "data.bin"
     data.write_text("one")

@@ -40,7 +40,7 @@ def test_different_values_have_different_keys(what: str, keys: Keys) -> None:
 
 @pytest.mark.parametrize("what", WITHOUT)
 def test_values_without_a_digest_are_reported(what: str, keys: Keys, monkeypatch: Any) -> None:
-    monkeypatch.setattr("rhapsody.journal.values.MOST", 10_000)
+    monkeypatch.setattr("rhapsody.journal.values.MAX_OBJECTS", 10_000)
     with pytest.raises(UnhashableError):
         key_of(keys, work, WITHOUT[what])
     with pytest.raises(UnhashableError):

@@ -435,7 +435,7 @@ async def test_a_program_may_ask_for_it(
 ) -> None:
     told = asyncio.Event()
     write = progress._write
-    monkeypatch.setattr(progress, "EVERY", 0.01)
+    monkeypatch.setattr(progress, "LINE_INTERVAL", 0.01)
 
     def tell(lines: Sequence[str]) -> None:
         write(lines)

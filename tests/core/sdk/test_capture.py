@@ -15,7 +15,7 @@ import pytest_asyncio
 
 from rhapsody.backends.local import LocalExecutionBackend
 from rhapsody.data import OUTPUT_FILES
-from rhapsody.sdk.capture import LIMIT
+from rhapsody.sdk.capture import MAX_CAPTURED
 from rhapsody.states import TasksMainStates
 from rhapsody.task import Resources
 from rhapsody.testing import Driver
@@ -123,7 +123,7 @@ async def test_bytes_are_kept_as_text(driver: Driver) -> None:
 
 async def test_much_output_goes_to_a_file_in_the_sandbox(driver: Driver) -> None:
     def shout() -> None:
-        print("x" * LIMIT)
+        print("x" * MAX_CAPTURED)
         print("end")
 
     task = driver.with_sandbox(driver.call(shout))
@@ -131,9 +131,9 @@ async def test_much_output_goes_to_a_file_in_the_sandbox(driver: Driver) -> None
     path = os.path.join(task["sandbox"], ".rhapsody.stdout")
     assert end.stdout is not None
     text, _, note = end.stdout.partition("\n")
-    assert text == "x" * LIMIT
-    assert note == f"[truncated: all {LIMIT + 5} characters are in {path}]\n"
-    assert Path(path).read_text() == "x" * LIMIT + "\nend\n"  # noqa: ASYNC240
+    assert text == "x" * MAX_CAPTURED
+    assert note == f"[truncated: all {MAX_CAPTURED + 5} characters are in {path}]\n"
+    assert Path(path).read_text() == "x" * MAX_CAPTURED + "\nend\n"  # noqa: ASYNC240
 
 
 async def test_without_a_sandbox_it_goes_to_one_that_is_made_for_it(
@@ -143,15 +143,17 @@ async def test_without_a_sandbox_it_goes_to_one_that_is_made_for_it(
 
     def shout() -> None:
         for _ in range(3):
-            print("x" * (LIMIT // 2 - 1))
+            print("x" * (MAX_CAPTURED // 2 - 1))
 
     end = await driver.run_one(driver.call(shout))
     assert end.stdout is not None
     path = tmp_path / end.uid / ".rhapsody.stdout"
     assert end.task["sandbox"] == str(path.parent)
-    assert end.stdout.endswith(f"\n[truncated: all {LIMIT // 2 * 3} characters are in {path}]\n")
-    assert LIMIT < len(end.stdout) < LIMIT + 300
-    assert len(path.read_text()) == LIMIT // 2 * 3
+    assert end.stdout.endswith(
+        f"\n[truncated: all {MAX_CAPTURED // 2 * 3} characters are in {path}]\n"
+    )
+    assert MAX_CAPTURED < len(end.stdout) < MAX_CAPTURED + 300
+    assert len(path.read_text()) == MAX_CAPTURED // 2 * 3
 
 
 async def test_it_may_go_to_files(driver: Driver, tmp_path: Path) -> None:

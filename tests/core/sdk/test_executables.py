@@ -71,7 +71,7 @@ async def test_characters_may_lie_across_the_pieces_that_output_is_read_in(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(executables, "CHUNK", 3)
-    monkeypatch.setattr(executables, "SMALL", 3)
+    monkeypatch.setattr(executables, "MAX_LOOP_READ", 3)
     task = described(tmp_path, "printf 'a\\303\\244\\360\\237\\230\\200\\377b\\303'")
     await asyncio.wait_for(TaskProgram(task, {}).wait(grace=1), 30)
     assert task["stdout"] == "aä😀\N{REPLACEMENT CHARACTER}b\N{REPLACEMENT CHARACTER}"

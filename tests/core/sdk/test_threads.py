@@ -99,7 +99,7 @@ async def test_long_work_leaves_the_loop_its_turns(monkeypatch: pytest.MonkeyPat
 
     def now() -> float:
         nonlocal clock
-        clock += threads.TURN / 2
+        clock += threads.TIME_SLICE / 2
         return clock
 
     monkeypatch.setattr(threads, "perf_counter", now)

@@ -722,7 +722,7 @@ def _declared(kind: str, given: str) -> str:
     return name
 
 
-_CURES = {
+_FIXES = {
     "OutputFile": "is a directory; use the name of a file in it, or OutputDir('plots/')",
     "OutputDir": "has no name; use one such as OutputDir('plots/')",
 }
@@ -738,5 +738,5 @@ def _base_name(kind: str, given: str) -> str:
             cure = f"to save the output under this path, use {kind}({name!r}, save={place!r})"
         raise DataError(f"{kind}({given!r}): a task must write into its sandbox; {cure}")
     if name in ("", "."):
-        raise DataError(f"{kind}({given!r}) {_CURES[kind]}")
+        raise DataError(f"{kind}({given!r}) {_FIXES[kind]}")
     return name

@@ -12,7 +12,7 @@ import threading
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Self
 
-LINKS = 8
+MAX_CAUSES = 8
 """Maximum number of failed dependencies in the chain of causes of an error."""
 
 
@@ -92,15 +92,15 @@ class DependencyFailureError(RhapsodyError, RuntimeError):
         """
         if isinstance(cause, DependencyFailureError):
             self._depth = cause._depth + 1
-            if cause._links() >= LINKS:
+            if cause._links() >= MAX_CAUSES:
                 cause = cause._shortened()
         self.__cause__: BaseException | None = cause
         return self
 
     def _links(self) -> int:
-        """Return the number of `DependencyFailureError`s in the chain, at most `LINKS`."""
+        """Return the number of `DependencyFailureError`s in the chain, at most `MAX_CAUSES`."""
         links, cause = 1, self.__cause__
-        while links < LINKS and isinstance(cause, DependencyFailureError):
+        while links < MAX_CAUSES and isinstance(cause, DependencyFailureError):
             links, cause = links + 1, cause.__cause__
         return links
 

@@ -19,12 +19,12 @@ from typing import NamedTuple
 from rhapsody.errors import text_of
 from rhapsody.sdk.modules import Origins
 
-SHOWN = 3
+MAX_FRAMES = 3
 """Maximum number of the user's own frames that are shown."""
 
-OURS: str = os.path.dirname(__file__) + os.sep
+PACKAGE_DIRECTORY: str = os.path.dirname(__file__) + os.sep
 
-_AWAITED = f"{OURS}task.py"
+_AWAITED = f"{PACKAGE_DIRECTORY}task.py"
 """File that defines `TaskFuture`.
 
 In the traceback of a task's exception, the last frame in this file separates the code that awaited
@@ -75,8 +75,8 @@ def last_frames(error: BaseException | None) -> list[Frame]:
     if not own and (remote := _of_text(error.__cause__)):
         frames = remote
         own = [frame for frame in frames if is_users_code(frame.file)]
-    others = [frame for frame in frames[-1:] if not frame.file.startswith(OURS)]
-    return own[-SHOWN:] + (others if others != own[-1:] else [])
+    others = [frame for frame in frames[-1:] if not frame.file.startswith(PACKAGE_DIRECTORY)]
+    return own[-MAX_FRAMES:] + (others if others != own[-1:] else [])
 
 
 def location_of(error: BaseException | None) -> str | None:
@@ -138,7 +138,7 @@ def users_part(trace: TracebackType | None) -> TracebackType | None:
     If all frames are Rhapsody's, the traceback is returned unchanged.
     """
     part = trace
-    while part is not None and part.tb_frame.f_code.co_filename.startswith(OURS):
+    while part is not None and part.tb_frame.f_code.co_filename.startswith(PACKAGE_DIRECTORY):
         part = part.tb_next
     return trace if part is None else part
 

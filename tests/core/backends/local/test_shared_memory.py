@@ -17,9 +17,9 @@ import pytest_asyncio
 
 from rhapsody import LocalExecutionBackend, TaskLostError, WorkflowEngine
 from rhapsody.backends.local.shared_memory import (
-    LARGE,
     MAX_WARM_BLOCKS,
     MAX_WARM_SIZE,
+    MIN_SHARED_SIZE,
     ProgramMemory,
     WorkerMemory,
 )
@@ -70,13 +70,13 @@ VALUES = {
     "bytearray": bytearray(os.urandom(SIZE)),
     "str": "\N{GREEK SMALL LETTER ALPHA}" * SIZE,
     "many small values": list(range(SIZE // 4)),
-    "several": {"a": b"1" * SIZE, "b": [b"2" * LARGE, "3" * LARGE]},
+    "several": {"a": b"1" * SIZE, "b": [b"2" * MIN_SHARED_SIZE, "3" * MIN_SHARED_SIZE]},
     "array": np.arange(SIZE // 8),
     "Fortran array": np.asfortranarray(np.arange(SIZE // 8).reshape(2, -1)),
     "part of an array": np.arange(SIZE // 2).reshape(4, -1)[:, ::2],
     "empty": b"",
-    "just small": b"1" * (LARGE - 100),
-    "just large": b"1" * LARGE,
+    "just small": b"1" * (MIN_SHARED_SIZE - 100),
+    "just large": b"1" * MIN_SHARED_SIZE,
 }
 
 
@@ -127,7 +127,7 @@ class TestValuesArriveAsTheyWere:
 
 
 async def test_many_large_values_at_once() -> None:
-    values = [bytes([number]) * (LARGE + number) for number in range(60)]
+    values = [bytes([number]) * (MIN_SHARED_SIZE + number) for number in range(60)]
     async with engine(workers=2) as flow:
         task = flow.function_task(same)
         assert await asyncio.gather(*map(task, values)) == values
@@ -138,7 +138,7 @@ async def test_many_large_values_at_once() -> None:
 
 async def test_short_calls_sent_ahead_return_large_values() -> None:
     def make(number: int) -> bytes:
-        return bytes([number % 256]) * (LARGE if number > 100 else 1)
+        return bytes([number % 256]) * (MIN_SHARED_SIZE if number > 100 else 1)
 
     async with engine() as flow:
         task = flow.function_task(make)
@@ -243,9 +243,9 @@ async def test_where_the_system_has_no_files_in_memory(monkeypatch: Any) -> None
 async def test_a_file_that_may_not_grow_is_not_used() -> None:
     memory, value = ProgramMemory(), b"1" * SIZE
     with limit(resource.RLIMIT_FSIZE, 1 << 20):
-        packed = memory.dump((b"2" * LARGE, value))
+        packed = memory.dump((b"2" * MIN_SHARED_SIZE, value))
     assert isinstance(packed, bytearray)
-    assert pickle.loads(packed) == (b"2" * LARGE, value)
+    assert pickle.loads(packed) == (b"2" * MIN_SHARED_SIZE, value)
 
 
 async def test_a_worker_writes_no_block_twice() -> None:

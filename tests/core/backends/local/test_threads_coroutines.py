@@ -92,7 +92,7 @@ async def test_coroutines_side_by_side_do_not_end_each_others_tasks(driver: Driv
 async def test_a_loop_that_cannot_be_cleaned_is_replaced(
     driver: Driver, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(loops, "CLEANUP", 0.05)
+    monkeypatch.setattr(loops, "CLEANUP_TIMEOUT", 0.05)
     release = asyncio.Event()
 
     async def stubborn() -> None:

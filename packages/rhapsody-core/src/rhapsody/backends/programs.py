@@ -130,7 +130,7 @@ class LocalPrograms(SharedSandboxes):
 # Shell scripts.
 
 SCRIPT, STDIN, CODE = (f"{RESERVED}{name}" for name in ("job", "stdin", "code"))
-AGAIN = f"{RESERVED}again"
+RERUN_SCRIPT = f"{RESERVED}again"
 END = "END OF STANDARD INPUT"
 
 _SECRET = re.compile(
@@ -186,7 +186,7 @@ def write_again(task: TaskDescription) -> str:
     Raises:
         OSError: The script cannot be written, or a file with its name exists in the sandbox.
     """
-    path = os.path.join(task["sandbox"], AGAIN)
+    path = os.path.join(task["sandbox"], RERUN_SCRIPT)
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o700)
     resources = task.get("resources") or Resources(cores=0 if task["is_service"] else 1)
     secret, variables = _parted(task_environment(task, cores=resources.cores))

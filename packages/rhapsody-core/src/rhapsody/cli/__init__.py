@@ -16,11 +16,11 @@ from typing import NamedTuple
 
 from rhapsody.cli import backends, clean, doctor, journal, new_backend, run
 from rhapsody.cli.output import (
+    BROKEN_PIPE,
     DONE,
     ENDED_BY,
     FAILED,
     INTERRUPTED,
-    READER_GONE,
     USAGE,
     CommandError,
     complain,
@@ -35,7 +35,7 @@ __all__ = ["main"]
 Configure = Callable[[argparse.ArgumentParser], object]
 Run = Callable[[argparse.Namespace], int | None]
 
-OURS = {
+COMMANDS = {
     "run": run,
     "backends": backends,
     "doctor": doctor,
@@ -60,7 +60,7 @@ class Commands:
     def __init__(self) -> None:
         self._commands = {
             name: _Command(module.HELP, module.configure, module.run)
-            for name, module in OURS.items()
+            for name, module in COMMANDS.items()
         }
 
     def add_command(self, name: str, help: str, configure: Configure | None, run: Run) -> None:
@@ -195,11 +195,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code = _run(sys.argv[1:] if arguments is None else arguments)
     except SystemExit as end:
         if not flush() and not end.code:
-            return READER_GONE
+            return BROKEN_PIPE
         if end.code in ENDED_BY:
             complain(f"ended by {ENDED_BY[end.code]}")
         raise
-    return code if flush() or code else READER_GONE
+    return code if flush() or code else BROKEN_PIPE
 
 
 def _run(arguments: Sequence[str]) -> int:
@@ -219,4 +219,4 @@ def _run(arguments: Sequence[str]) -> int:
         complain("interrupted")
         return INTERRUPTED
     except BrokenPipeError:
-        return READER_GONE
+        return BROKEN_PIPE

@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from rhapsody.backends.base import BaseExecutionBackend
 
 HELP = "check the installation and every plugin"
-SLOW = 1.0
+SLOW_IMPORT = 1.0
 """Number of seconds after which the import of a plugin's module is reported as slow."""
 
 Level = Literal["ok", "note", "slow", "broken"]
@@ -281,7 +281,7 @@ def _ask(entry: PluginEntry, backends: list[str], timeout: float) -> list[Findin
         "path": [each for each in sys.path if isinstance(each, str)],
         "entry": asdict(entry),
         "backends": backends,
-        "slow": SLOW,
+        "slow": SLOW_IMPORT,
     }
     child = subprocess.Popen(
         [sys.executable, "-P", "-c", COMMAND],

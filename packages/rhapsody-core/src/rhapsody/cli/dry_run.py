@@ -40,14 +40,14 @@ def _refuse(*_: object, **__: object) -> NoReturn:
     raise NoValueError("the program inspects the value of a task, which a dry run does not compute")
 
 
-LOOKS: tuple[str, ...] = (
+OPERATIONS: tuple[str, ...] = (
     *("lt", "le", "eq", "ne", "ge", "gt", "hash", "bool", "len", "iter", "contains", "getitem"),
     *("int", "float", "index", "add", "radd", "sub", "rsub", "mul", "rmul", "truediv", "rtruediv"),
     "mod",  # not `rmod`, which formats the value
 )
 """Special methods that inspect a value. They and the public methods of `str` raise an error."""
 
-for _name in (*(f"__{name}__" for name in LOOKS), *(n for n in dir(str) if n[0] != "_")):
+for _name in (*(f"__{name}__" for name in OPERATIONS), *(n for n in dir(str) if n[0] != "_")):
     setattr(NoValue, _name, _refuse)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rhapsody.cli.clean import age, base_of
 from rhapsody.cli.output import DONE, FAILED, complain, note, say, table
-from rhapsody.cli.recording import HOW
+from rhapsody.cli.recording import END_PHRASES
 from rhapsody.errors import JournalError
 from rhapsody.plugins.specs import UsageError
 from rhapsody.resources import size_text
@@ -103,8 +103,8 @@ def _explain(path: Path, task: str | None) -> None:
     for each in found:
         call = f"{each.name} ({each.uid})" if each.uid else each.name
         say(f"{call}  {each.what}")
-    if how in HOW:
-        note(f"the last run {HOW[how]}: tasks that failed or did not run are not listed")
+    if how in END_PHRASES:
+        note(f"the last run {END_PHRASES[how]}: tasks that failed or did not run are not listed")
 
 
 def _prune(found: list[Path], older: str | None) -> int:

@@ -15,7 +15,7 @@ DONE = 0
 FAILED = 1
 USAGE = 2
 INTERRUPTED = 130
-READER_GONE = 141
+BROKEN_PIPE = 141
 """Exit code that a shell reports for a program that was killed by SIGPIPE."""
 
 ENDED_BY: dict[object, str] = {128 + each: each.name for each in (signal.SIGTERM, signal.SIGHUP)}

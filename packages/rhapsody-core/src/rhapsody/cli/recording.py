@@ -19,10 +19,10 @@ if TYPE_CHECKING:
     from rhapsody.journal.plugin import Journal
     from rhapsody.plugins.specs import Summary
 
-LARGEST = 16 << 20
+MAX_RESULT_SIZE = 16 << 20
 """Maximum size in bytes of a recorded result. Larger results would slow down every run."""
 
-HOW = {"killed": "was killed", "failed": "failed", "interrupted": "was interrupted"}
+END_PHRASES = {"killed": "was killed", "failed": "failed", "interrupted": "was interrupted"}
 """Phrases for messages about how a run ended."""
 
 
@@ -121,8 +121,8 @@ class Recording:
             note("rhapsody: no earlier run with these arguments is recorded; running all tasks")
         elif journal is not None and journal.reused and not (arguments.quiet or arguments.dry_run):
             count, s = journal.reused, "" if journal.reused == 1 else "s"
-            if journal.before in HOW:
-                how = HOW[journal.before]
+            if journal.before in END_PHRASES:
+                how = END_PHRASES[journal.before]
                 note(
                     f"rhapsody: the last run {how}; reusing {count} result{s} (--fresh starts over)"
                 )
@@ -149,7 +149,7 @@ class Recording:
                 base,
                 resume=None if resume == "auto" else resume,
                 shared=False,
-                largest=LARGEST,
+                largest=MAX_RESULT_SIZE,
                 again=arguments.rerun,
                 push_down=True,
             )

@@ -24,10 +24,10 @@ from rhapsody._version import __version__
 from rhapsody.backends.discovery import parse_options
 from rhapsody.cli import recording, scripts
 from rhapsody.cli.output import (
+    BROKEN_PIPE,
     DONE,
     ENDED_BY,
     FAILED,
-    READER_GONE,
     CommandError,
     complain,
     reader_is_closed,
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 HELP = "run a workflow"
 
-OTHERS = {
+ALTERNATIVES = {
     "backend": "use -b NAME",
     "backends": "use -b NAME for one backend, or create the engine in the script",
     "observers": "set it in the script: WorkflowEngine.create(observers=[...])",
@@ -229,7 +229,7 @@ def _code(arguments: argparse.Namespace, recorded: Recording, at_end: ExitStack)
 
 def _is_broken_pipe(error: BaseException) -> bool:
     """Return True if the program, or a command that it ran, has written to a closed pipe."""
-    codes = (-signal.SIGPIPE, READER_GONE)  # of the command itself, and of a shell that ran it
+    codes = (-signal.SIGPIPE, BROKEN_PIPE)  # of the command itself, and of a shell that ran it
     command = isinstance(error, TaskFailedError) and error.exit_code in codes
     return command or isinstance(error, BrokenPipeError)
 
@@ -329,7 +329,7 @@ async def _workflow(main: scripts.Main, defaults: EngineDefaults, at_end: ExitSt
         if isinstance(error, JournalError | DataError | ProfileError):
             raise UsageError(str(error)) from error
         if isinstance(error, ValueError | TypeError):
-            what = "-e: " if options.keys() - OTHERS.keys() else f"backend {name!r}: "
+            what = "-e: " if options.keys() - ALTERNATIVES.keys() else f"backend {name!r}: "
             raise UsageError(f"{what}{error}") from error
         raise CommandError(
             f"backend {name!r} cannot be started: {type(error).__name__}: {error}"
@@ -348,10 +348,10 @@ def _checked(given: dict[str, Any]) -> dict[str, Any]:
     """
     from rhapsody.engine.options import OPTIONS, EngineOptions
 
-    known = [name for name in OPTIONS if name not in OTHERS]
+    known = [name for name in OPTIONS if name not in ALTERNATIVES]
     for name in given:
-        if name in OTHERS:
-            raise UsageError(f"-e {name}: {OTHERS[name]}")
+        if name in ALTERNATIVES:
+            raise UsageError(f"-e {name}: {ALTERNATIVES[name]}")
         if name not in known:
             close = difflib.get_close_matches(name, known, n=1)
             hint = f"did you mean {close[0]}?" if close else f"the options are {', '.join(known)}"

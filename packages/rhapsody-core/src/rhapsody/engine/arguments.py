@@ -39,7 +39,7 @@ Instances of subclasses are not searched, except named tuples and dataclasses. A
 unsearched container is an error.
 """
 
-LOOKED_AT = 1000
+MAX_CHECKED_CONTAINERS = 1000
 """Maximum number of containers inside an unsearched container that are checked for futures."""
 
 _NO_PRODUCERS: Mapping[int, TaskFuture[Any]] = MappingProxyType({})
@@ -242,7 +242,7 @@ def _require_no_future(value: Any, outer: Any) -> None:
                 )
     if value is outer and any(issubclass(kind, UNSEARCHED) for kind in kinds):
         inner = (item for item in _items(value) if isinstance(item, UNSEARCHED))
-        for item in islice(inner, LOOKED_AT):
+        for item in islice(inner, MAX_CHECKED_CONTAINERS):
             _require_no_future(item, outer)
 
 

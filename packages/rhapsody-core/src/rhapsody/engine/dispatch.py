@@ -52,7 +52,7 @@ STARTED = frozenset({WorkState.RUNNING, WorkState.SERVING, WorkState.CANCELING})
 ServiceCallback = Callable[..., Any]
 Report = tuple[Any, Any, ServiceCallback | None]
 
-SLICE = 0.005
+TIME_SLICE = 0.005
 """Seconds after which a dispatcher lets the loop run other callbacks."""
 
 CHECK_EVERY = 32
@@ -148,7 +148,7 @@ class Dispatcher:
 
     async def _run(self) -> None:
         loop = self._background.loop
-        ends = time.perf_counter() + SLICE
+        ends = time.perf_counter() + TIME_SLICE
         while not self._closing:
             batch = self._take(ends)
             if batch:
@@ -165,7 +165,7 @@ class Dispatcher:
                 await asyncio.sleep(0)  # let the loop run other callbacks
             else:
                 continue
-            ends = time.perf_counter() + SLICE
+            ends = time.perf_counter() + TIME_SLICE
 
     def _take(self, ends: float) -> list[TaskRecord]:
         """Return the next batch: tasks that fit `max_pending` and can be prepared before `ends`."""

@@ -89,7 +89,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 T = TypeVar("T")
 
-_LATER: Any = object()
+_NO_FUNCTION: Any = object()
 """Default of the parameter `function`, for decorators that are called with settings only."""
 
 _HOW_TO_CREATE = (
@@ -244,7 +244,7 @@ class WorkflowEngine(OlderNames):
     def function_task(self, function: Callable[P, R], /) -> TaskFunction[P, R]: ...
     @overload
     def function_task(self, /, **settings: Unpack[TaskSettings]) -> FunctionDecorator: ...
-    def function_task(self, function: Any = _LATER, /, **settings: Any) -> Any:
+    def function_task(self, function: Any = _NO_FUNCTION, /, **settings: Any) -> Any:
         """Decorate a function so that each call runs as a task on a backend.
 
         A call of the decorated function immediately returns a `TaskFuture` for the result. The
@@ -272,7 +272,7 @@ class WorkflowEngine(OlderNames):
     def executable_task(self, function: Callable[P, Command], /) -> TaskFunction[P, str]: ...
     @overload
     def executable_task(self, /, **settings: Unpack[TaskSettings]) -> ExecutableDecorator: ...
-    def executable_task(self, function: Any = _LATER, /, **settings: Any) -> Any:
+    def executable_task(self, function: Any = _NO_FUNCTION, /, **settings: Any) -> Any:
         """Decorate a function that returns a command. Each call runs the command as a task.
 
         The function runs on the engine's event loop once its dependencies have finished. It
@@ -305,7 +305,7 @@ class WorkflowEngine(OlderNames):
     def block(self, function: Callable[P, R], /) -> TaskFunction[P, R]: ...
     @overload
     def block(self, /, **settings: Unpack[TaskSettings]) -> BlockDecorator: ...
-    def block(self, function: Any = _LATER, /, **settings: Any) -> Any:
+    def block(self, function: Any = _NO_FUNCTION, /, **settings: Any) -> Any:
         """Decorate a function that calls tasks and awaits them, as a part of the workflow.
 
         A coroutine function runs on the engine's loop. A synchronous one runs in a thread of its
@@ -329,7 +329,7 @@ class WorkflowEngine(OlderNames):
             base = definition_settings(function) if callable(function) else {}
             return make_task(self._submission, kind, function, base, settings)
 
-        return decorate if function is _LATER else decorate(function)
+        return decorate if function is _NO_FUNCTION else decorate(function)
 
     def map(
         self, task: Callable[..., TaskFuture[T]], /, *iterables: Iterable[Any]

@@ -21,7 +21,7 @@ from contextlib import suppress
 from pathlib import PurePath
 from typing import Any
 
-from rhapsody.backends.programs import AGAIN, looks_secret
+from rhapsody.backends.programs import RERUN_SCRIPT, looks_secret
 from rhapsody.data import RESERVED, STDERR_TAIL, File, end_of_file, stderr_tail, stdout_tail
 from rhapsody.engine.backend_handles import BackendHandle
 from rhapsody.engine.record import TaskRecord
@@ -48,26 +48,26 @@ _SIGNALS = {int(each): each for each in signal.Signals}
 _SHELL_SPLITS = re.compile(r"[\s'\"`;|&<>()=,]+")
 _LIST_SPLITS = re.compile(r"[\n=]")
 
-WORDS_LOOKED_AT = 500
+MAX_CHECKED_WORDS = 500
 """Maximum number of words of a failed command that are checked for missing files."""
 
-COMMAND_SHOWN = 500
+MAX_COMMAND_LENGTH = 500
 """Maximum number of characters of a command in the message of a `TaskFailedError`."""
 
 ERROR = f"{RESERVED}error"
 """Name of the file, in a failed task's sandbox, that contains the traceback of the failure."""
 
-OURS = "rhapsody: "
+NOTE_PREFIX = "rhapsody: "
 """Beginning of each note. A new note replaces an earlier one on the same exception."""
 
-LONGEST = 200
+MAX_CALL_LENGTH = 200
 """Maximum number of characters of a call in a note."""
 
-PRINTED, LINES = 1000, 10
+MAX_OUTPUT_LENGTH, MAX_OUTPUT_LINES = 1000, 10
 """Maximum numbers of characters and lines of a task's output in a note."""
 
 
-SECRET = 8
+MIN_SECRET_LENGTH = 8
 """Minimum number of characters of a variable's value for the value to be hidden."""
 
 
@@ -228,7 +228,7 @@ def _missing_files(record: TaskRecord, report: Mapping[str, Any]) -> str:
         found = [*_shell_words(command), *_SHELL_SPLITS.split(command)]
     else:
         found = _LIST_SPLITS.split("\n".join(command))
-    words = dict.fromkeys(found[:WORDS_LOOKED_AT])
+    words = dict.fromkeys(found[:MAX_CHECKED_WORDS])
     missing = [word for word in words if word and _is_missing(word, sandbox)][:3]
     if not missing:
         return ""
@@ -387,8 +387,8 @@ def exit_code(code: Any) -> str:
 
 def _shown(command: str) -> str:
     """Return the part of a command that fits a message; the error's `command` is complete."""
-    more = len(command) - COMMAND_SHOWN
-    return command if more <= 0 else f"{command[:COMMAND_SHOWN]} [and {more} more characters]"
+    more = len(command) - MAX_COMMAND_LENGTH
+    return command if more <= 0 else f"{command[:MAX_COMMAND_LENGTH]} [and {more} more characters]"
 
 
 # Notes.
@@ -402,13 +402,13 @@ def _values(record: TaskRecord) -> list[tuple[str, str]]:
     variables = dict(environment or {})
     for name in filter(looks_secret, os.environ):
         variables.setdefault(name, os.environ.get(name, ""))
-    pairs = [(value, name) for name, value in variables.items() if len(value) >= SECRET]
+    pairs = [(value, name) for name, value in variables.items() if len(value) >= MIN_SECRET_LENGTH]
     return sorted(pairs, key=lambda pair: -len(pair[0]))
 
 
 def hidden(record: TaskRecord, text: str) -> str:
     """Return the text with each value from `_values` replaced with its variable's `<NAME>`."""
-    if len(text) < SECRET:
+    if len(text) < MIN_SECRET_LENGTH:
         return text
     for value, name in _values(record):
         text = text.replace(value, f"<{name}>")
@@ -470,7 +470,7 @@ def call_of(record: TaskRecord) -> str:
         text = hidden(record, ", ".join(given))
     except Exception:  # an object that cannot be inspected must not hide the failure
         text = "..."
-    text = text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
+    text = text if len(text) <= MAX_CALL_LENGTH else f"{text[:MAX_CALL_LENGTH]}..."
     return f"{record.task.name}({text})"
 
 
@@ -482,7 +482,7 @@ def annotate(record: TaskRecord, error: BaseException) -> None:
     attributes = vars(error)
     notes = attributes.get("__notes__")
     notes = list(notes) if type(notes) is list else []
-    others = [each for each in notes if not (type(each) is str and each.startswith(OURS))]
+    others = [each for each in notes if not (type(each) is str and each.startswith(NOTE_PREFIX))]
     if record.task.prefix == "block" and len(others) < len(notes):
         return
     call = call_of(record)
@@ -511,15 +511,17 @@ def _note(record: TaskRecord, call: str, error: BaseException) -> str:
         where += "" if worker is None else f" ({worker})"
     elif record.task.prefix == "task":
         where += ", not submitted"
-    lines = [f"{OURS}raised in {call}", f"  {where}"]
+    lines = [f"{NOTE_PREFIX}raised in {call}", f"  {where}"]
     if tries is not None and tries.elsewhere is not None:
         counts = (f"{number} on {name!r}" for name, number in tries.by_backend.items())
         lines.append(f"  attempts: {', '.join(counts)}")
     sandbox = description.get("sandbox")
     if backend is not None and sandbox is not None:
         lines.append(f"  sandbox: {sandbox}")
-        if record.task.kind == "executable" and os.path.isfile(os.path.join(sandbox, AGAIN)):
-            lines.append(f"  to run it again: sh {shlex.quote(os.path.join(sandbox, AGAIN))}")
+        if record.task.kind == "executable" and os.path.isfile(os.path.join(sandbox, RERUN_SCRIPT)):
+            lines.append(
+                f"  to run it again: sh {shlex.quote(os.path.join(sandbox, RERUN_SCRIPT))}"
+            )
     # An executable reports a full disk itself.
     full = None if isinstance(error, TaskFailedError) else full_disk(sandbox, error)
     short = full or used_up(error, program=record.task.kind == "executable")
@@ -554,8 +556,8 @@ def _printed(record: TaskRecord, error: BaseException) -> dict[str, str]:
         del streams["standard error"]
     found: dict[str, str] = {}
     for name, text in streams.items():
-        last = printed_last(record, text, PRINTED)
-        tail = "\n".join(last.rstrip().splitlines()[-LINES:])
+        last = printed_last(record, text, MAX_OUTPUT_LENGTH)
+        tail = "\n".join(last.rstrip().splitlines()[-MAX_OUTPUT_LINES:])
         if tail:
             found[name] = tail
     return found

@@ -151,7 +151,7 @@ class Failures:
         self._counts[skipped] += 1
         if not skipped:
             _add(self._failed, record.future, error)
-        elif len(self._skipped) < _SHOWN:
+        elif len(self._skipped) < _MAX_NAMES:
             self._skipped.append(f"{record.task.name!r} ({record.future.uid})")
 
     def include(self, error: BaseException) -> bool:
@@ -172,7 +172,7 @@ class Failures:
         return "\n".join([text, *(f"  {line}" for line in self._failed.lines())])
 
 
-_SHOWN = 10
+_MAX_NAMES = 10
 
 
 def _listed(names: list[str], count: int) -> str:

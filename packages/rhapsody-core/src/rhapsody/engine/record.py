@@ -264,7 +264,7 @@ class TaskRecord:
 
     async def wait_ended(self) -> None:
         """Wait until the work has ended."""
-        if self.state.work in states.OVER and self.state.future is not FutureState.PENDING:
+        if self.state.work in states.FINISHED and self.state.future is not FutureState.PENDING:
             return
         ended = asyncio.get_running_loop().create_future()
         self.waiters = self.waiters or []

@@ -33,7 +33,7 @@ from rhapsody.engine.record import BlockRecord, TaskRecord, Tries
 from rhapsody.engine.results import Results
 from rhapsody.engine.settings import NO_FALLBACK
 from rhapsody.engine.states import (
-    OVER,
+    FINISHED,
     READY,
     STATES,
     SUBMITTING,
@@ -70,7 +70,7 @@ STOPPING: Final = 30.0
 LOST = (TaskLostError, BackendUnavailableError)
 """Errors caused by the infrastructure, to which `lost_retries` applies instead of `retries`."""
 
-NOT_COUNTED = (DependencyFailureError, InsufficientWalltimeError)
+UNCOUNTED_ERRORS = (DependencyFailureError, InsufficientWalltimeError)
 """Errors of tasks that did not run: counted neither toward `max_failures` nor as retries."""
 
 
@@ -550,7 +550,7 @@ class Scheduler:
             self._give_up(record, error)
             return
         self._move(record, Transition.RETRY)
-        held_back = isinstance(error, NOT_COUNTED)
+        held_back = isinstance(error, UNCOUNTED_ERRORS)
         self.stats.retried += not held_back
         if self.observed:
             self._observation.publish(record, FAILED, error)
@@ -656,7 +656,7 @@ class Scheduler:
             self.stats.skipped += isinstance(error, DependencyFailureError)
         if self.observed:
             self._observation.publish(record, FAILED, error)
-        if self.failures_left is not None and not isinstance(error, NOT_COUNTED):
+        if self.failures_left is not None and not isinstance(error, UNCOUNTED_ERRORS):
             self.failures_left -= 1
             if self.failures_left <= 0 and not self.closing:
                 self.cancel_all(f"canceled because {record.named()} failed")
@@ -921,7 +921,7 @@ class Scheduler:
         """Notify dependents and waiters of a settled task, and close it if its work has ended."""
         if record.dependents is not None:
             self._spread(self._notify_dependents, record)
-        if record.state.work in OVER:
+        if record.state.work in FINISHED:
             self._close(record)
         if self._when_settled and not self.unsettled:
             self._call_when_settled()

@@ -30,7 +30,7 @@ from rhapsody.sdk.processes import kill_groups
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
-ONE = 0.1
+SIGNAL_INTERVAL = 0.1
 """Seconds within which two signals are treated as one.
 
 The command `timeout`, and a terminal that is closed, send two signals.
@@ -158,7 +158,7 @@ class _Registry:
         if self._received is None:
             self._received = now
             loop.call_soon_threadsafe(self._start, number)
-        elif now - self._received < ONE:
+        elif now - self._received < SIGNAL_INTERVAL:
             return
         elif self._ending is None or self._forced:  # the loop is blocked
             main = self._main

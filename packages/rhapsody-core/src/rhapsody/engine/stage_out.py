@@ -29,7 +29,7 @@ from rhapsody.task import AttemptInfo, TaskFuture
 
 log: logging.Logger = logging.getLogger("rhapsody.engine")
 
-_NAMED = 3
+_MAX_NAMES = 3
 """Maximum number of tasks that a log record names."""
 
 
@@ -192,7 +192,7 @@ class StageOut:
             "rerunning %d task%s of an earlier run to recreate missing files that are needed "
             "(%d so far): %s%s",
             len(new), "s" * (len(new) > 1), len(self._run_again),
-            ", ".join(new[:_NAMED]), ", ..." if len(new) > _NAMED else "",
+            ", ".join(new[:_MAX_NAMES]), ", ..." if len(new) > _MAX_NAMES else "",
         )  # fmt: skip
 
     def _begin(self, record: TaskRecord, work: Coroutine[Any, Any, None]) -> None:

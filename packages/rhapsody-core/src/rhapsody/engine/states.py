@@ -43,7 +43,7 @@ class WorkState(StrEnum):
     LOST = "lost"  # the engine shut down before the work ended
 
 
-OVER: Final = (WorkState.ENDED, WorkState.LOST)
+FINISHED: Final = (WorkState.ENDED, WorkState.LOST)
 """States of work that has ended, or that the engine no longer follows."""
 
 

@@ -13,10 +13,10 @@ and locks, are represented by their class alone; see `rhapsody.journal.values`.
 
 State can change while the program runs. Before a digest is reused, globals, class attributes and
 module variables are compared by identity. Values that can change in place are digested again, once
-per batch of lookups, unless their size is `LARGE` or more. One case needs a different rule: a memo
-that the task itself fills (`CACHE = {}`, `model = None`) must not change the key of the next equal
-task. So a variable that was empty when it was first seen is treated as empty for the whole run if
-one of the collected functions fills it.
+per batch of lookups, unless their size is `LARGE_VALUE` or more. One case needs a different rule: a
+memo that the task itself fills (`CACHE = {}`, `model = None`) must not change the key of the next
+equal task. So a variable that was empty when it was first seen is treated as empty for the whole
+run if one of the collected functions fills it.
 
 The digest does not cover files that are not arguments, changes inside installed libraries (except
 functions and numbers that the program replaces in their modules), random numbers, or the time.
@@ -47,7 +47,7 @@ from rhapsody.journal.program import CALLS, Names, Program, Use, constants_in, n
 from rhapsody.journal.values import UnhashableError, Values, counts
 from rhapsody.sdk.modules import MISSING, altered, content_of, file_of, spec_of, with_inner
 
-LARGE = 10_000
+LARGE_VALUE = 10_000
 """Size, as in `Values.size`, from which a value is digested only once per run."""
 
 _OF_MODULES = frozenset(
@@ -146,7 +146,8 @@ class CodeFingerprint:
         sizes: Namespaces that were read as a whole, each with its number of names.
         environment: Environment variables that were read, each with its value; the value of an
             unset variable is `None`.
-        inner: Values that can change in place and are smaller than `LARGE`, each with its digest.
+        inner: Values that can change in place and are smaller than `LARGE_VALUE`, each with its
+            digest.
         made_of: Functions, each with the parts that a program can replace: code, defaults,
             `__name__` and `__qualname__`.
         related: Classes, each with its bases and other related classes; a program can replace
@@ -527,7 +528,7 @@ class CodeFingerprint:
         except UnhashableError as error:
             raise UnhashableError(f"{name}: {error}") from error
         self.parts[name] = digest.hex()
-        if type(value) not in _PLAIN and values.size < LARGE:
+        if type(value) not in _PLAIN and values.size < LARGE_VALUE:
             self.inner.append((value, digest))
 
     def _global(self, variables: Mapping[str, Any], use: Use, user: str) -> None:

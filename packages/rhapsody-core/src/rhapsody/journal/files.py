@@ -19,27 +19,27 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from rhapsody.data import RESERVED
-from rhapsody.journal.values import LONGEST, SIZE, UnhashableError
+from rhapsody.journal.values import DIGEST_SIZE, MAX_PATH_LENGTH, UnhashableError
 from rhapsody.plugins.specs import TaskFiles
 
 KERNEL: tuple[str, ...] = ("/proc", "/sys")
 """File systems of the kernel: some of their files are endless, and reading others blocks."""
 
-SMALL = 16 << 10
+SMALL_FILE = 16 << 10
 """Maximum size in bytes of a file that is read each time: checking for a change would take as
 long."""
 
-LARGE = 1 << 20
+LARGE_FILE = 1 << 20
 """Minimum size in bytes of a file whose digest is stored for later runs."""
 
-SETTLED = 2_000_000_000
+SETTLE_TIME = 2_000_000_000
 """Minimum age in nanoseconds of a file's last change before the digest is kept. Otherwise, a second
 change within the same clock tick of the file system would go unnoticed (Git calls such an entry
 racy)."""
 
-QUICKLY_SETTLED = 100_000_000
-"""Same as `SETTLED`, for local file systems whose times are finer than a second: a tick lasts at
-most 10 ms."""
+FINE_SETTLE_TIME = 100_000_000
+"""Same as `SETTLE_TIME`, for local file systems whose times are finer than a second: a tick lasts
+at most 10 ms."""
 
 NETWORK = frozenset(
     {"9p", "afs", "beegfs", "ceph", "cifs", "fuse.ceph", "fuse.glusterfs", "fuse.juicefs",
@@ -112,7 +112,7 @@ class FileDigests:
             path: The file's path. As most libraries do, this method expands `~` and `$NAME`, and
                 accepts a URL that starts with `file:///`.
         """
-        if not path or len(path) > LONGEST:
+        if not path or len(path) > MAX_PATH_LENGTH:
             return None
         if self._seen is None:
             return self._look(path)
@@ -155,7 +155,7 @@ class FileDigests:
         digest = self.of(path)
         if digest is not None or not os.path.isdir(path):
             return digest or self.gone.get(path)
-        made = hashlib.blake2b(b"directory", digest_size=SIZE)
+        made = hashlib.blake2b(b"directory", digest_size=DIGEST_SIZE)
 
         def feed(inner: str, tag: bytes, digest: bytes) -> None:
             relative = inner[len(path) :].strip(os.sep).encode("utf-8", "surrogateescape")
@@ -176,8 +176,8 @@ class FileDigests:
 
     def _of(self, path: str, found: os.stat_result) -> bytes:
         if not found.st_size:  # reading other files of the kernel may block
-            return hashlib.blake2b(digest_size=SIZE).digest()
-        if found.st_size <= SMALL:
+            return hashlib.blake2b(digest_size=DIGEST_SIZE).digest()
+        if found.st_size <= SMALL_FILE:
             return _read_small(path)
         system = self._systems.get(found.st_dev)
         if system is None:
@@ -189,15 +189,15 @@ class FileDigests:
                 found = os.fstat(file.fileno())
         stamp = Stamp(found.st_dev, found.st_ino, found.st_size, found.st_ctime_ns)
         digest = self._known.get(stamp)
-        if digest is None and stamp.size >= LARGE:
+        if digest is None and stamp.size >= LARGE_FILE:
             digest = self._earlier(stamp)
         if digest is None:
             coarse = system in NETWORK or not stamp.changed % 1_000_000_000
-            settled = time.time_ns() - stamp.changed > (SETTLED if coarse else QUICKLY_SETTLED)
+            settled = time.time_ns() - stamp.changed > (SETTLE_TIME if coarse else FINE_SETTLE_TIME)
             digest = _read(path)
             if not settled or stamp.inode in self.once(_mapped_inodes):
                 return digest
-            if stamp.size >= LARGE:
+            if stamp.size >= LARGE_FILE:
                 self.new[stamp] = digest
         self._known[stamp] = digest
         return digest
@@ -216,15 +216,15 @@ def _mapped_inodes() -> set[int]:
 
 def _read(path: str) -> bytes:
     with open(path, "rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=SIZE)).digest()
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=DIGEST_SIZE)).digest()
 
 
 def _read_small(path: str) -> bytes:
     """Return the digest of a small file, read with as few system calls as possible."""
-    made = hashlib.blake2b(digest_size=SIZE)
+    made = hashlib.blake2b(digest_size=DIGEST_SIZE)
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        while data := os.read(descriptor, SMALL + 1):
+        while data := os.read(descriptor, SMALL_FILE + 1):
             made.update(data)
     finally:
         os.close(descriptor)

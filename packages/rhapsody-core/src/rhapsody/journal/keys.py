@@ -20,21 +20,21 @@ from weakref import WeakKeyDictionary
 
 from rhapsody.journal.code import CodeFingerprint
 from rhapsody.journal.program import Program
-from rhapsody.journal.values import LONGEST, SIZE, UnhashableError
+from rhapsody.journal.values import DIGEST_SIZE, MAX_PATH_LENGTH, UnhashableError
 from rhapsody.sdk.modules import MISSING, content_of
 
 _CODE = (types.FunctionType, type)
 
 _VARIABLES = "variables set by the program"
 
-_WRITTEN = re.compile(r"[0-9&]?>>?\s*[^\s;|&()<>]+")
+_REDIRECTION = re.compile(r"[0-9&]?>>?\s*[^\s;|&()<>]+")
 _AROUND_PATHS = re.compile(r"[\s'\"`|&;<>(){}=:,@#\\]+")
 _AFTER_FLAG = re.compile("^-[^/]+(/.*)|^-[A-Za-z](.+)", re.DOTALL)
 _PROGRAM = re.compile(r"\w*[A-Za-z_][\w.+-]*")
 _BRACED = re.compile(r"\$\{(\w+)\}(?!\w)")
 _VARIABLE = re.compile(r"\$(\w+)")
 
-MOST_PROGRAMS = 64
+MAX_PROGRAMS = 64
 """Maximum number of words of a command that are looked up as programs, such as the first and the
 last word of `mpirun -n 4 tool`."""
 
@@ -221,7 +221,7 @@ class Keys:
             code: See `Key.code`.
             paths: See `Key.paths`.
         """
-        made = hashlib.blake2b((code or b"") + parts.encode(), digest_size=SIZE)
+        made = hashlib.blake2b((code or b"") + parts.encode(), digest_size=DIGEST_SIZE)
         if any(paths.values()):
             portable = self.program.portable
             made.update(
@@ -249,7 +249,7 @@ class Keys:
             words = [_without(sandbox, word) if sandbox in word else word for word in words]
         words = [self.program.portable(word) for word in words]
         text = ascii((words, "arguments" in task))  # not as a value, whose texts may name files
-        parts["command"] = hashlib.blake2b(text.encode(), digest_size=SIZE).hexdigest()
+        parts["command"] = hashlib.blake2b(text.encode(), digest_size=DIGEST_SIZE).hexdigest()
 
     def _files_named(
         self,
@@ -266,10 +266,10 @@ class Keys:
         """
         programs: dict[str, None] = {}
         for word in words:
-            text = _BRACED.sub(r"$\1", _WRITTEN.sub(" ", word))
+            text = _BRACED.sub(r"$\1", _REDIRECTION.sub(" ", word))
             text = _VARIABLE.sub(lambda found: environment.get(found[1], found[0]), text)
             pieces = _AROUND_PATHS.split(text)
-            if len(programs) < MOST_PROGRAMS:
+            if len(programs) < MAX_PROGRAMS:
                 for piece in filter(_PROGRAM.fullmatch, pieces):
                     if not programs or piece not in declared:
                         programs[piece] = None
@@ -280,13 +280,13 @@ class Keys:
                 last for each in pieces for pair in _AFTER_FLAG.findall(each) for last in pair
             ]
             for piece in dict.fromkeys((word, *filter(None, pieces))):
-                if len(piece) > LONGEST:
+                if len(piece) > MAX_PATH_LENGTH:
                     continue
                 if piece.startswith(("/", "~", "$")):
                     yield piece
                 elif cwd is not None:
                     yield os.path.join(cwd, piece)
-        for name in list(programs)[:MOST_PROGRAMS]:
+        for name in list(programs)[:MAX_PROGRAMS]:
             program = self.program.which(name, environment.get("PATH"))
             if program is not None:
                 yield program
@@ -375,7 +375,7 @@ class Keys:
         if sys.flags.optimize:
             found.parts["python -O"] = str(sys.flags.optimize)
         text = as_text(dict(sorted(found.parts.items())))
-        digest = hashlib.blake2b(text.encode(), digest_size=SIZE).digest()
+        digest = hashlib.blake2b(text.encode(), digest_size=DIGEST_SIZE).digest()
         self.codes[digest] = as_text({"parts": found.parts, "lines": found.lines})
         return _Known(digest, found)
 

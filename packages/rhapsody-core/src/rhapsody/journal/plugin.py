@@ -16,7 +16,7 @@ from rhapsody.errors import DataError, JournalError, describe_error
 from rhapsody.journal.files import FileDigests, Outputs, has_files
 from rhapsody.journal.keys import Key, Keys, as_text, require_not_changed
 from rhapsody.journal.program import Program
-from rhapsody.journal.store import GONE, Earlier, How, Recording, Store, opened
+from rhapsody.journal.store import FILES_MISSING, Earlier, How, Recording, Store, opened
 from rhapsody.journal.values import UnhashableError
 from rhapsody.plugins.specs import LookupTask, Record, Recorded, hookimpl
 from rhapsody.sdk.modules import own_modules
@@ -311,7 +311,7 @@ class Journal:
         if noted is None or files is None or not files.missing:
             self._store.used[recording] = 0
             return found, None
-        self._store.used[recording] = GONE
+        self._store.used[recording] = FILES_MISSING
         self._gone[call] = recording, noted
         return found, "a file that it wrote is missing or has changed"
 

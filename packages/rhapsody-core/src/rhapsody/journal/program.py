@@ -37,7 +37,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rhapsody.journal.files import FileDigests
-from rhapsody.journal.values import SIZE, UnhashableError
+from rhapsody.journal.values import DIGEST_SIZE, UnhashableError
 from rhapsody.sdk.modules import Origins, real_path, spec_of, with_inner
 from rhapsody.sdk.runner import process_start_time
 
@@ -263,7 +263,7 @@ def _chains(node: ast.ClassDef) -> tuple[tuple[str, ...], ...]:
 
 def digest_of(code: types.CodeType) -> str:
     """Return the digest of compiled code and of the minor version of Python."""
-    made = hashlib.blake2b(repr(sys.version_info[:2]).encode(), digest_size=SIZE)
+    made = hashlib.blake2b(repr(sys.version_info[:2]).encode(), digest_size=DIGEST_SIZE)
     for one in with_inner(code):
         constants = [each for each in one.co_consts if not isinstance(each, types.CodeType)]
         counts = one.co_argcount, one.co_posonlyargcount, one.co_kwonlyargcount
@@ -299,7 +299,7 @@ CALLS: frozenset[str] = frozenset({
 """Instructions that pass a value to a call or prepare a call."""
 
 
-_FILLS = frozenset({
+_FILLING_METHODS = frozenset({
     "add", "append", "appendleft", "extend", "insert", "move_to_end", "setdefault", "update",
 })  # fmt: skip
 """Names of methods that fill a container."""
@@ -326,7 +326,7 @@ class Use(NamedTuple):
         The tuple is empty if the use fills no container.
         """
         if self.by in CALLS:
-            return self.chain[-2:-1] if self.chain[-1] in _FILLS else ()
+            return self.chain[-2:-1] if self.chain[-1] in _FILLING_METHODS else ()
         return self.chain[-1:] if self.by in ("STORE_SUBSCR", "DELETE_SUBSCR") else ()
 
 
@@ -574,7 +574,7 @@ class Program:
     def package(self, name: str) -> str:
         """Return the digest of an installed package that belongs to no distribution."""
         if name not in self._packages:
-            spec, made = spec_of(name, None), hashlib.blake2b(digest_size=SIZE)
+            spec, made = spec_of(name, None), hashlib.blake2b(digest_size=DIGEST_SIZE)
             places = spec and (spec.submodule_search_locations or [str(spec.origin)])
             for place in places or ():
                 files = [Path(str(place)), *sorted(Path(str(place)).rglob("*"))]

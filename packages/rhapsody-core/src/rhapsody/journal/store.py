@@ -25,7 +25,7 @@ from typing import Literal, NamedTuple, TypeVar
 
 from rhapsody.errors import JournalError
 from rhapsody.journal.files import Stamp, on_network
-from rhapsody.journal.values import SIZE
+from rhapsody.journal.values import DIGEST_SIZE
 from rhapsody.staging.fsutil import FileLock, full_disk, state_of
 from rhapsody.staging.runs import BASE, program
 
@@ -42,7 +42,7 @@ SUFFIXES = ("", "-wal", "-shm", "-journal")
 SCHEMA = 2
 """Version of the tables, stored as the database's `user_version`."""
 
-PATIENCE = 30.0
+BUSY_TIMEOUT = 30.0
 """Maximum number of seconds to wait while another process writes to the same journal."""
 
 UNREADABLE = (sqlite3.Error, OSError, ArithmeticError, AttributeError, LookupError, RecursionError,
@@ -52,11 +52,11 @@ UNREADABLE = (sqlite3.Error, OSError, ArithmeticError, AttributeError, LookupErr
 UNSTORABLE = (sqlite3.DataError, sqlite3.InterfaceError, OverflowError, UnicodeError, MemoryError)
 """Errors raised by `sqlite3` that concern a single value, not the journal."""
 
-GONE, MADE_AGAIN = 1, 2
+FILES_MISSING, FILES_REGENERATED = 1, 2
 """State of the files of a recording that a run has used.
 
-`GONE`: some are missing. `MADE_AGAIN`: some were missing and have been produced again. The state of
-all other recordings is 0.
+`FILES_MISSING`: some are missing. `FILES_REGENERATED`: some were missing and have been produced
+again. The state of all other recordings is 0.
 """
 
 How = Literal["done", "failed", "interrupted"]
@@ -123,7 +123,7 @@ class Run(NamedTuple):
     reused: int
 
 
-_UNENDED = {"held": "running", "free": "killed", "left": "killed"}
+_STATUS_BY_LOCK = {"held": "running", "free": "killed", "left": "killed"}
 """Status of a run without a recorded outcome, by the state of the run's lock."""
 
 
@@ -134,7 +134,7 @@ def runs_in(database: sqlite3.Connection, path: Path) -> list[Run]:
     ends: dict[int, str | None] = {}
     if not on_network(path.parent):
         for (number,) in unended:
-            ends[number] = _UNENDED.get(state_of(lock_of(path, number)))
+            ends[number] = _STATUS_BY_LOCK.get(state_of(lock_of(path, number)))
     rows = database.execute("SELECT id, lineage, began, how, kept, reused FROM runs ORDER BY id")
     return [
         Run(number, lineage, began, how or ends.get(number), kept, reused)
@@ -186,7 +186,7 @@ class Store:
         before: The outcome of the resumed run; `"killed"` if it is unknown or no run was resumed.
         kept: Number of results that this run has recorded.
         used: For each recording that this run has used, the state of its files, by the recording's
-            id; see `GONE` and `MADE_AGAIN`.
+            id; see `FILES_MISSING` and `FILES_REGENERATED`.
 
     Raises:
         JournalInUseError: Another run uses the journal, which is on a network file system and
@@ -219,7 +219,7 @@ class Store:
         if self._alone:
             self._lock = self._locked(f"{self.path}.lock")
         os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600))
-        database = sqlite3.connect(self.path, timeout=PATIENCE, isolation_level=None)
+        database = sqlite3.connect(self.path, timeout=BUSY_TIMEOUT, isolation_level=None)
         try:
             version_of(database, self.path)  # before a database that is not a journal is changed
             if not self._alone:
@@ -437,7 +437,7 @@ class Store:
                 "UPDATE recordings SET files = ?, intact = ? WHERE id = ?",
                 (files, intact_mark(key, number, value, files), recording),
             )
-        self.used[recording] = MADE_AGAIN
+        self.used[recording] = FILES_REGENERATED
 
     def forget(self, recording: int) -> None:
         """Remove a used recording, so that no later run can use it."""
@@ -649,7 +649,7 @@ def version_of(database: sqlite3.Connection, path: Path) -> int:
 def intact_mark(key: bytes, number: int, value: bytes, files: str | None) -> bytes:
     """Return the digest that is stored with a recording to detect damage."""
     head = b"%b%d %d " % (key, number, len(value))
-    made = hashlib.blake2b(head, digest_size=SIZE)
+    made = hashlib.blake2b(head, digest_size=DIGEST_SIZE)
     made.update(value)
     if files is not None:
         made.update(files.encode("utf-8", "surrogateescape"))
@@ -690,12 +690,12 @@ def _transaction(database: sqlite3.Connection) -> Iterator[None]:
         raise
 
 
-COMPARED = 100
+MAX_COMPARED_CALLS = 100
 """Maximum number of recorded calls with equal arguments that a call is compared with."""
 
 _OF_FILES = {
-    GONE: ", but some of its files are missing; it runs again if a task reads one of them",
-    MADE_AGAIN: ", and ran again to regenerate its missing files",
+    FILES_MISSING: ", but some of its files are missing; it runs again if a task reads one of them",
+    FILES_REGENERATED: ", and ran again to regenerate its missing files",
 }
 
 
@@ -728,7 +728,7 @@ def opened(path: Path) -> Iterator[Reader]:
     if not path.is_file():
         raise JournalError(f"there is no journal {path}")
     try:
-        with contextlib.closing(sqlite3.connect(path, timeout=PATIENCE)) as database:
+        with contextlib.closing(sqlite3.connect(path, timeout=BUSY_TIMEOUT)) as database:
             version = version_of(database, path)
             if version != SCHEMA:
                 raise JournalError(
@@ -870,8 +870,8 @@ class Earlier:
     def what_changed(self, name: str, uid: str, parts: str, code: bytes | None) -> str:
         """Explain why a task ran, by the smallest difference from an unused recording.
 
-        The task is compared with the unused recordings of the same call, and with up to `COMPARED`
-        unused recordings of calls with equal arguments.
+        The task is compared with the unused recordings of the same call, and with up to
+        `MAX_COMPARED_CALLS` unused recordings of calls with equal arguments.
 
         Args:
             name: The task's name.
@@ -889,7 +889,7 @@ class Earlier:
             (their_uid != uid, len(changed), changed)
             for their_uid, their_parts, their_code in (
                 *known.get(uid, ()),
-                *known.get(_given(parts), ())[:COMPARED],
+                *known.get(_given(parts), ())[:MAX_COMPARED_CALLS],
             )
             for changed in [_changes(_ingredients(self._database, their_parts, their_code), now)]
         ]

@@ -36,13 +36,13 @@ from weakref import WeakKeyDictionary
 
 from rhapsody.data import File, InputFiles
 
-SIZE = 16
+DIGEST_SIZE = 16
 """Size of a digest in bytes. With 16 bytes, a collision among 2^64 values has even odds."""
 
-LONGEST = 4096
+MAX_PATH_LENGTH = 4096
 """Maximum number of characters of a path (Linux's `PATH_MAX`). Longer strings name no file."""
 
-MOST = 5_000_000
+MAX_OBJECTS = 5_000_000
 """Maximum number of objects in a value that has a digest. An object is counted each time that it
 is reached; the number of paths through a graph of objects can grow exponentially."""
 
@@ -64,7 +64,7 @@ _LOCKS = frozenset((
 ))  # fmt: skip
 """Modules whose objects schedule or synchronize work and do not affect results."""
 
-_TALK = frozenset((
+_MESSAGE_MODULES = frozenset((
     "loguru", "structlog", "tqdm", "rich.console", "rich.live", "rich.logging", "rich.progress",
     "rich.status",
 ))  # fmt: skip
@@ -137,7 +137,7 @@ class Values:
         known = _PLAIN.get(type(value))
         if known is not None:
             plain = known(value)
-            if len(plain) < SIZE:
+            if len(plain) < DIGEST_SIZE:
                 return plain.decode("latin-1")
         return self.digest(value).hex()
 
@@ -166,7 +166,7 @@ class Values:
             self.size += self._entries
 
     def _inner(self, value: object) -> bytes:
-        made = hashlib.blake2b(digest_size=SIZE)
+        made = hashlib.blake2b(digest_size=DIGEST_SIZE)
         self._feed(value, made.update)
         return made.digest()
 
@@ -183,7 +183,7 @@ class Values:
             feed(b"%b%d:" % (b"b" if kind is bytes else b"B", len(value)))
             feed(value)  # not a copy: copying big data would block all threads
             self.size += len(value) >> 7
-            if len(value) <= LONGEST and (b"/" in value or b"." in value):
+            if len(value) <= MAX_PATH_LENGTH and (b"/" in value or b"." in value):
                 self._collector.path(os.fsdecode(bytes(value)))
         elif kind is memoryview:
             feed(_framed(b"M", repr((value.format, value.shape))))
@@ -201,8 +201,8 @@ class Values:
     def _entered(self, value: Any, feed: Feed) -> None:
         """Add a value that may contain itself to a digest."""
         self._entries += 1
-        if self._entries > MOST:
-            raise UnhashableError(f"a value contains more than {MOST:,} objects")
+        if self._entries > MAX_OBJECTS:
+            raise UnhashableError(f"a value contains more than {MAX_OBJECTS:,} objects")
         if id(value) in self._open:
             feed(b"^%d;" % (len(self._open) - self._open[id(value)]))
             return
@@ -348,7 +348,7 @@ class Values:
 @functools.lru_cache(maxsize=1024)
 def _digits(text: bytes) -> str:
     """Return the digest of a text. The cache helps because many tasks have the same short texts."""
-    return hashlib.blake2b(text, digest_size=SIZE).hexdigest()
+    return hashlib.blake2b(text, digest_size=DIGEST_SIZE).hexdigest()
 
 
 def _framed(tag: bytes, data: bytes | str) -> bytes:
@@ -460,7 +460,7 @@ def _is_mute(value: object) -> bool:
     module = type(value).__module__
     return (
         module in _LOCKS and not isinstance(value, _EVENTS | threading.Thread)
-    ) or not _TALK.isdisjoint((module, module.partition(".")[0]))
+    ) or not _MESSAGE_MODULES.isdisjoint((module, module.partition(".")[0]))
 
 
 def _parts_of_array(value: Any) -> tuple[Any, ...] | None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from textwrap import dedent
 
-from rhapsody.backends.programs import AGAIN
+from rhapsody.backends.programs import RERUN_SCRIPT
 from rhapsody.data import SavedFile
 from rhapsody.errors import (
     DependencyFailureError,
@@ -26,19 +26,19 @@ from rhapsody.staging.runs import BASE, LOG
 from rhapsody.states import TasksMainStates
 from rhapsody.tracebacks import as_lines, last_frames, location_of
 
-EXAMPLES = 4
+MAX_EXAMPLES = 4
 """Maximum number of failures of a group that are kept; later ones are only counted."""
 
-GROUPS = 200
+MAX_GROUPS = 200
 """Maximum number of groups that are kept; failures of later groups are only counted."""
 
-LISTED = 20
+MAX_LISTED = 20
 """Maximum number of groups, results or outdated files that are listed."""
 
-WIDTH = 160
+MAX_WIDTH = 160
 """Maximum number of characters of the text in a group's one-line summary."""
 
-PRINTED = 10
+MAX_LINES = 10
 """Maximum number of last lines of an error, or of the output, that are shown.
 
 The output is shown only if the error is a single line.
@@ -75,13 +75,13 @@ class Failure:
         """Return the lines that describe the failure in full."""
         lines = [self.summary]
         more, printed = self.error.strip().splitlines()[1:], self.stdout.strip().splitlines()
-        lines += [f"  {line}" for line in (*self.frames, *more[-PRINTED:])]
+        lines += [f"  {line}" for line in (*self.frames, *more[-MAX_LINES:])]
         if printed and not more:
             lines.append("  standard output ended with:")
-            lines += [f"    {line}" for line in printed[-PRINTED:]]
+            lines += [f"    {line}" for line in printed[-MAX_LINES:]]
         if self.sandbox is not None and os.path.isdir(self.sandbox):
             lines.append(f"  sandbox: {shown(self.sandbox)}")
-            again = os.path.join(self.sandbox, AGAIN)
+            again = os.path.join(self.sandbox, RERUN_SCRIPT)
             if os.path.isfile(again):
                 lines.append(f"  to run it again: sh {shlex.quote(shown(again))}")
         return lines
@@ -167,7 +167,7 @@ class FailureGroups:
         key = (name, _kind(error), location)
         group = self._groups.get(key)
         if group is None:
-            if len(self._groups) >= GROUPS:
+            if len(self._groups) >= MAX_GROUPS:
                 self._ungrouped += 1
                 return key
             group = self._groups[key] = FailureGroup(name, key[1], _first_line(text), location)
@@ -176,7 +176,7 @@ class FailureGroups:
         group.count += 1
         if group.text != _first_line(text):
             group.text = None
-        if len(group.examples) < EXAMPLES:
+        if len(group.examples) < MAX_EXAMPLES:
             call, own = first_call(error), f"({uid})"
             if call is None or not (uid.startswith("block.") or call.endswith(own)):
                 call = f"{name} {own}"  # the exception names the call of another task
@@ -201,12 +201,12 @@ class FailureGroups:
     def lines(self) -> list[str]:
         """Return lines that describe the groups, in the order of their first failures.
 
-        Each group is described with its first failure in full. At most `LISTED` groups are
+        Each group is described with its first failure in full. At most `MAX_LISTED` groups are
         described. The failures of the other groups are only counted.
         """
         groups = list(self._groups.values())
-        lines = [line for group in groups[:LISTED] for line in group.lines()]
-        more = sum(group.count for group in groups[LISTED:]) + self._ungrouped
+        lines = [line for group in groups[:MAX_LISTED] for line in group.lines()]
+        more = sum(group.count for group in groups[MAX_LISTED:]) + self._ungrouped
         return lines + [f"... and {more} more"] * (more > 0)
 
 
@@ -229,7 +229,7 @@ def _first_line(text: str) -> str:
 
 
 def _shortened(text: str) -> str:
-    return text if len(text) <= WIDTH else f"{text[: WIDTH - 3].rstrip()}..."
+    return text if len(text) <= MAX_WIDTH else f"{text[: MAX_WIDTH - 3].rstrip()}..."
 
 
 def _joined(words: Sequence[str]) -> str:
@@ -376,7 +376,7 @@ class Counts:
 _ENDS = frozenset({DONE, FAILED, CANCELED})
 
 
-MUCH = 10**9
+LARGE_DISK_USE = 10**9
 """Number of bytes above which the disk use of the runs is shown."""
 
 
@@ -407,7 +407,7 @@ def account(summary: Summary, counts: Counts, directory: Path) -> list[str]:
     run = directory.parent if directory.parent.parent.name == BASE else directory
     if _holds_files(run):
         lines.append(f"the run's files: {shown(run)}")
-    if summary.disk_use > MUCH:
+    if summary.disk_use > LARGE_DISK_USE:
         base = run.parent if run is not directory else directory
         hint = ": rhapsody clean removes the files of ended runs" if base.name == BASE else ""
         lines.append(f"{size_text(summary.disk_use)} in {shown(base)}{hint}")
@@ -465,8 +465,8 @@ def _listed(title: str, files: Sequence[SavedFile]) -> list[str]:
     if not files:
         return []
     lines = [f"{title} ({len(files)}):"]
-    for file in files[:LISTED]:
+    for file in files[:MAX_LISTED]:
         slash = "/" * file.path.is_dir()
         lines.append(f"  {shown(file.path)}{slash}  ({file.task}, {file.uid})")
-    more = len(files) - LISTED
+    more = len(files) - MAX_LISTED
     return lines + [f"  ... and {more} more"] * (more > 0)

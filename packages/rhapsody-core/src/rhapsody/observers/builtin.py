@@ -156,7 +156,7 @@ class Profiler:
 
 journal_log: logging.Logger = logging.getLogger("rhapsody.journal")
 
-PLACES = 1000
+MAX_LOCATIONS = 1000
 """Maximum number of lines of code for which the last frames of the first failure are logged."""
 
 _ENDS = {
@@ -216,7 +216,7 @@ class TaskLog:
         place = (event.name, type(error).__name__, location_of(error))
         text = f": {describe_error(error)}"
         text += f" ({place[2]})" if place[2] else ""
-        if place not in self._places and len(self._places) < PLACES:
+        if place not in self._places and len(self._places) < MAX_LOCATIONS:
             self._places.add(place)
             text = "\n  ".join([text, *as_lines(last_frames(error))])
         return text

@@ -28,16 +28,16 @@ from rhapsody.sdk.capture import streams
 
 log: logging.Logger = logging.getLogger("rhapsody.progress")
 
-PAUSE = 0.25
+MIN_UPDATE_INTERVAL = 0.25
 """Minimum number of seconds between two updates."""
 
-TICK = 1.0
+CLOCK_INTERVAL = 1.0
 """Seconds between two updates of the elapsed time while tasks run and nothing else changes."""
 
-PATIENCE = 5.0
+CLOSE_TIMEOUT = 5.0
 """Maximum number of seconds for which `close` waits for a terminal that accepts no text."""
 
-FAILURES = 3
+MAX_FAILURES = 3
 """Maximum number of failure groups that are shown."""
 
 OTHER_LINES = 12
@@ -70,7 +70,7 @@ class Picture:
         if not every.total:
             return picture
         picture.add_row(self._table(every))
-        for failure in self._counts.failures.latest[-FAILURES:]:
+        for failure in self._counts.failures.latest[-MAX_FAILURES:]:
             text = Text.assemble(("failed: ", "bold red"), failure.summary)
             text.no_wrap, text.overflow = True, "ellipsis"
             picture.add_row(text)
@@ -284,9 +284,10 @@ class Display:
         return True
 
     def close(self) -> None:
-        """Print the remaining lines and end the display. May block for up to `PATIENCE` seconds.
+        """Print the remaining lines and end the display.
 
-        A second call, or a call in a forked child, has no effect.
+        May block for up to `CLOSE_TIMEOUT` seconds. A second call, or a call in a forked child, has
+        no effect.
         """
         atexit.unregister(self.close)
         if self._stopping.is_set() or os.getpid() != self._pid:
@@ -295,7 +296,7 @@ class Display:
             self._write("\n")
         self._stopping.set()
         self._changes.set()
-        self._thread.join(PATIENCE)
+        self._thread.join(CLOSE_TIMEOUT)
         self._give_back()
         if isinstance(self._screen, Terminal):
             streams.terminal = None
@@ -305,10 +306,10 @@ class Display:
         try:
             with self._screen:
                 while not self._stopping.is_set():
-                    self._changes.wait(TICK if self._busy() else None)
+                    self._changes.wait(CLOCK_INTERVAL if self._busy() else None)
                     self._changes.clear()
                     self._show()
-                    self._stopping.wait(PAUSE)
+                    self._stopping.wait(MIN_UPDATE_INTERVAL)
                 self._show()
         except Exception as error:  # a closed terminal must not stop the program's output
             self._give_back()

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 Place = Literal["terminal", "notebook"]
 
-EVERY = 10.0
+LINE_INTERVAL = 10.0
 """Seconds between two progress lines if there is no table."""
 
 _taken = threading.Lock()
@@ -74,7 +74,7 @@ class Progress:
         if lines:  # there is no table, or it could not be opened
             _write([f"{prefix}{line}" for prefix, line in lines])
         if self._timer is None:
-            self._timer = engine.loop.call_later(EVERY, self._print_line, engine.loop)
+            self._timer = engine.loop.call_later(LINE_INTERVAL, self._print_line, engine.loop)
 
     @hookimpl
     def rhapsody_workflow_finished(self, engine: ObservedEngine, summary: Summary) -> None:
@@ -110,7 +110,7 @@ class Progress:
         every, self._timer = self._counts.all, None
         if every.ended < every.total:
             _write([self._line()])
-            self._timer = loop.call_later(EVERY, self._print_line, loop)
+            self._timer = loop.call_later(LINE_INTERVAL, self._print_line, loop)
 
     def _line(self) -> str:
         row = self._counts.all

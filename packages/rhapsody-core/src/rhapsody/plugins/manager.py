@@ -48,7 +48,7 @@ OTHER_FAMILY_MEMBER = "rhapsody-py"
 
 DISABLE = "RHAPSODY_DISABLE_PLUGINS"
 
-_SETTLED = 2 * 10**9
+_SETTLE_TIME = 2 * 10**9
 """Nanoseconds after which another change of a directory is certain to change its time stamp."""
 
 logger: logging.Logger = logging.getLogger("rhapsody.plugins")
@@ -123,7 +123,7 @@ def installed() -> Installed:
             _installed = found
             _report(found)
         # A second change within the clock's resolution would not show in the time stamps.
-        _installed_key = key if max(stamps.values(), default=0) < now - _SETTLED else None
+        _installed_key = key if max(stamps.values(), default=0) < now - _SETTLE_TIME else None
     return _installed
 
 

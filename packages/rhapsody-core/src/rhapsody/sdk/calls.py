@@ -51,7 +51,7 @@ __all__ = [
 ]
 
 WORKER = "a worker"
-CURE = "pass data that can be pickled"
+PICKLE_ADVICE = "pass data that can be pickled"
 
 
 class RemoteTraceback(Exception):  # noqa: N818 - it is the cause of an error, not one
@@ -105,7 +105,11 @@ def call_spec(
 
 
 def pack(
-    task: TaskDescription, order: CallSpec | None = None, *, worker: str = WORKER, cure: str = CURE
+    task: TaskDescription,
+    order: CallSpec | None = None,
+    *,
+    worker: str = WORKER,
+    cure: str = PICKLE_ADVICE,
 ) -> bytes:
     """Pickle a task's call together with its spec, for `Runner.run`.
 
@@ -125,7 +129,7 @@ def pack(
     return pickle.dumps((*(call_spec(task) if order is None else order), call), 5)
 
 
-def pack_call(task: TaskDescription, *, worker: str = WORKER, cure: str = CURE) -> bytes:
+def pack_call(task: TaskDescription, *, worker: str = WORKER, cure: str = PICKLE_ADVICE) -> bytes:
     """Pickle only a task's function and arguments, for `Runner.load`.
 
     Args:
@@ -146,7 +150,7 @@ def pack_call(task: TaskDescription, *, worker: str = WORKER, cure: str = CURE) 
 
 
 def cannot_pack(
-    task: TaskDescription, error: BaseException, *, worker: str = WORKER, cure: str = CURE
+    task: TaskDescription, error: BaseException, *, worker: str = WORKER, cure: str = PICKLE_ADVICE
 ) -> TypeError:
     """Return an error that names the part of a call that cannot be pickled, and the remedy.
 

@@ -26,10 +26,10 @@ from rhapsody.task import TaskDescription
 
 __all__ = ["CapturedOutput", "Recorder", "recording", "streams"]
 
-LIMIT = 1 << 20
+MAX_CAPTURED = 1 << 20
 """Maximum number of characters of one stream of a task that are kept in memory."""
 
-TEES = 16
+MAX_TEES = 16
 """Number of the most recent wrappers of standard streams, which are not freed.
 
 `print` borrows `sys.stdout` and does not hold it in Python 3.11, and in 3.12 and 3.13
@@ -48,8 +48,8 @@ class Record:
     """Text that one task prints to one stream.
 
     Args:
-        path: The file to which all text is written once it exceeds `LIMIT`. Without a file, the
-            text beyond `LIMIT` is dropped.
+        path: The file to which all text is written once it exceeds `MAX_CAPTURED`. Without a file,
+            the text beyond `MAX_CAPTURED` is dropped.
         whole: True to write all text to the file, whatever its size; `result` then returns the
             path.
     """
@@ -70,12 +70,12 @@ class Record:
                 return
             kept = self._size
             self._size += len(text)
-            if self._size <= LIMIT and not self._whole:
+            if self._size <= MAX_CAPTURED and not self._whole:
                 self._parts.append(text)
                 return
-            if kept < LIMIT and not self._whole:
-                self._parts.append(text[: LIMIT - kept])
-                text = text[LIMIT - kept :]
+            if kept < MAX_CAPTURED and not self._whole:
+                self._parts.append(text[: MAX_CAPTURED - kept])
+                text = text[MAX_CAPTURED - kept :]
             if self._path is not None:
                 self._spill(self._path).write(text)
 
@@ -96,7 +96,7 @@ class Record:
             if self._file is not None:
                 self._file.close()
                 return f"{text}\n[truncated: all {self._size} characters are in {self._path}]\n"
-            if self._size > LIMIT:
+            if self._size > MAX_CAPTURED:
                 return f"{text}\n[truncated: the whole output has {self._size} characters]\n"
             return text
 
@@ -118,7 +118,7 @@ class Recorder:
 
     Args:
         directory: The directory for large output, which is created when it is needed. Without a
-            directory, output beyond `LIMIT` is dropped.
+            directory, output beyond `MAX_CAPTURED` is dropped.
         capture: The task's setting `capture`: with `"files"` all output is written to files in
             `directory`, with `"quiet"` output is not passed on to the standard streams.
     """
@@ -332,7 +332,7 @@ class Streams:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._users = 0
-        self._tees: deque[Tee] = deque(maxlen=TEES)
+        self._tees: deque[Tee] = deque(maxlen=MAX_TEES)
         self.terminal: Callable[[str], bool] | None = None
         self.exiting: bool = False
 

@@ -37,7 +37,7 @@ __all__ = ["Launch", "TaskProgram", "task_environment", "working_directory"]
 CHUNK = 1 << 20
 """Number of bytes to read at a time."""
 
-SMALL = 1 << 16
+MAX_LOOP_READ = 1 << 16
 """Maximum number of bytes of output to read on the loop; larger output is read on a thread."""
 
 
@@ -92,7 +92,7 @@ def _text(descriptor: int) -> str:
     return data.decode(errors="replace")
 
 
-KILLED = (-signal.SIGKILL, 128 + signal.SIGKILL)
+SIGKILL_EXIT_CODES = (-signal.SIGKILL, 128 + signal.SIGKILL)
 """Exit codes after SIGKILL: of the program that it killed, and of a shell that ran the program."""
 
 UNLIMITED = 1 << 60
@@ -187,7 +187,7 @@ def memory_error(task: TaskDescription, code: int | None) -> OutOfMemoryError | 
         code: The exit code of the process. The caller must have checked that the backend did not
             kill the process itself.
     """
-    if code not in KILLED or not memory_group().has_killed():
+    if code not in SIGKILL_EXIT_CODES or not memory_group().has_killed():
         return None
     tail = stderr_tail(task)
     message = (
@@ -387,7 +387,9 @@ class TaskProgram:
         output, self._output = self._output, None
         stdout = stderr = ""
         if output is not None:
-            stdout, stderr = output.take() if output.size <= SMALL else await in_thread(output.take)
+            stdout, stderr = (
+                output.take() if output.size <= MAX_LOOP_READ else await in_thread(output.take)
+            )
         elif task.get("capture", True) == "files":
             stdout, stderr = (os.path.join(task["sandbox"], name) for name in OUTPUT_FILES)
         task["exit_code"], task["stdout"], task["stderr"] = code, stdout, stderr

@@ -25,7 +25,7 @@ __all__ = ["OWN_FILES", "SharedLoop", "WorkerLoop", "without_own_frames"]
 
 log: logging.Logger = logging.getLogger(__name__)
 
-CLEANUP = 5.0
+CLEANUP_TIMEOUT = 5.0
 """Number of seconds that asyncio tasks left behind by a coroutine may take to end once canceled."""
 
 _family: contextvars.ContextVar[set[asyncio.Task[Any]] | None] = contextvars.ContextVar(
@@ -71,12 +71,12 @@ async def _end_family(family: set[asyncio.Task[Any]]) -> None:
     left = set(family)
     for task in left:
         task.cancel()
-    _, pending = await asyncio.wait(left, timeout=CLEANUP)
+    _, pending = await asyncio.wait(left, timeout=CLEANUP_TIMEOUT)
     if pending:
         log.warning(
             "%d asyncio tasks left behind by a task: still running %s s after being canceled",
             len(pending),
-            CLEANUP,
+            CLEANUP_TIMEOUT,
         )
 
 

@@ -95,7 +95,7 @@ def group_alive(pid: int) -> bool:
 # So messages report the start of a group (`+`), its end (`-`), and a regular exit (`!`).
 # Waking for each message would use CPU time that the programs need, so messages are read in
 # batches, while the end of the process is noticed immediately.
-WATCH = """
+REAPER_SCRIPT = """
 import os, select, signal, sys
 for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
     signal.signal(number, signal.SIG_IGN)
@@ -195,7 +195,7 @@ class Reaper:
             self._owner = os.getpid()
             try:
                 self._process = subprocess.Popen(
-                    [sys.executable, "-I", "-S", "-c", WATCH, str(os.getpid())],
+                    [sys.executable, "-I", "-S", "-c", REAPER_SCRIPT, str(os.getpid())],
                     stdin=reader,
                     stdout=subprocess.DEVNULL,
                     stderr=subprocess.DEVNULL,
@@ -231,10 +231,10 @@ class Reaper:
 
 log: logging.Logger = logging.getLogger(__name__)
 
-CHECK = 0.02
+CHECK_INTERVAL = 0.02
 """Seconds between checks of whether a terminated group has ended; the checks run on a thread."""
 
-KILLED = 1.0
+KILL_TIMEOUT = 1.0
 """Seconds to wait for the members of a group to end after SIGKILL."""
 
 
@@ -379,11 +379,11 @@ class Program:
     def _wait_for_group(self, deadline: float, code: int) -> None:
         """Wait on a thread for the rest of the group, and kill it at the deadline."""
         while group_alive(self.pid) and time.monotonic() < deadline:
-            time.sleep(CHECK)
+            time.sleep(CHECK_INTERVAL)
         signal_group(self.pid, signal.SIGKILL)
-        deadline = time.monotonic() + KILLED
+        deadline = time.monotonic() + KILL_TIMEOUT
         while group_alive(self.pid) and time.monotonic() < deadline:
-            time.sleep(CHECK)
+            time.sleep(CHECK_INTERVAL)
         self._closed()
         with suppress(RuntimeError):  # the loop is closed
             self._loop.call_soon_threadsafe(self._over, code)

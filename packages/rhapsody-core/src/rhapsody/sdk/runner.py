@@ -316,7 +316,7 @@ REFERENCE = 32
 
 _PROGRAM = 16
 
-_SETTLED = 10 * 10**9
+_SETTLE_TIME = 10 * 10**9
 """Number of nanoseconds by which a file must be older than the process to be regarded as the file
 that was imported: the clocks of file servers may differ."""
 
@@ -499,7 +499,7 @@ class SentModules:
         if source.file is None or spec is None or not isinstance(file, str):
             return source.file is None and file is None
         try:
-            settled = os.stat(file).st_ctime_ns < (process_start_time() or 0) - _SETTLED
+            settled = os.stat(file).st_ctime_ns < (process_start_time() or 0) - _SETTLE_TIME
             if not settled or digest_of(Path(file).read_bytes()) != source.digest:
                 return False
         except OSError:

@@ -52,7 +52,7 @@ LONGEST_WAIT = 0.25
 WINDOW = 1 << 16
 """Number of bytes of output to read at a time. A match of at most this length is always found."""
 
-QUIET = 0.1
+LINE_TIMEOUT = 0.1
 """Seconds without further output after which an unfinished line is treated as finished."""
 
 HOST = "127.0.0.1"
@@ -190,7 +190,7 @@ def search_output(path: str, pattern: re.Pattern[str], stopped: threading.Event)
         if match is not None:
             if match.end() < len(text) or text.endswith("\n") or not more:
                 return str(match[1] if pattern.groups else match[0])
-            wait = QUIET
+            wait = LINE_TIMEOUT
         elif more:
             wait = FIRST_WAIT
         if len(more) < WINDOW:

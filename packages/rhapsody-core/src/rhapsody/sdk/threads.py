@@ -162,7 +162,7 @@ class ThreadPool:
             del call  # do not keep the call alive while waiting for the next one
 
 
-TURN = 0.005
+TIME_SLICE = 0.005
 """Seconds after which `drain` returns to the loop, so that other callbacks can run."""
 
 
@@ -225,7 +225,7 @@ class Mailbox(Generic[T]):
                 del item  # do not keep the item alive while waiting for the next one
                 now = perf_counter()
                 if not end:
-                    end = now + TURN
+                    end = now + TIME_SLICE
                 elif now > end:
                     return
         finally:

@@ -32,8 +32,8 @@ _URL = re.compile(r"[A-Za-z][\w.+-]*://[^\s'\"<>]+")
 _CHUNK = 1 << 20
 _MAX_TRANSFERS = 8
 _TIMEOUT = "600"
-_LIMIT = "10 GiB"
-_QUIET = 60.0  # seconds without data after which an HTTP transfer is abandoned
+_MAX_SIZE = "10 GiB"
+_STALL_TIMEOUT = 60.0  # seconds without data after which an HTTP transfer is abandoned
 
 
 class _TooLargeError(Exception):
@@ -189,7 +189,7 @@ def _opened(url: str, timeout: float) -> Any:
     if aiohttp is None:
         system, path = core.url_to_fs(url)
         return system.open(path, "rb")
-    quiet = min(timeout, _QUIET)
+    quiet = min(timeout, _STALL_TIMEOUT)
     client = {
         "timeout": aiohttp.ClientTimeout(total=timeout, sock_connect=quiet, sock_read=quiet),
         "trust_env": True,  # use the proxies in environment variables, which clusters often need
@@ -210,7 +210,7 @@ def _timeout(given: float | None) -> float:
 def _limit(given: int | str | None) -> int:
     if given is not None:
         return memory_in_bytes(given)
-    text = os.environ.get("RHAPSODY_FETCH_LIMIT", _LIMIT)
+    text = os.environ.get("RHAPSODY_FETCH_LIMIT", _MAX_SIZE)
     try:
         return memory_in_bytes(text)
     except ValueError:

@@ -29,7 +29,7 @@ log: logging.Logger = logging.getLogger(__name__)
 
 _BUFFER, _CHUNK = 1 << 16, 1 << 20
 
-_IN_THE_WAY = {errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR}
+_OCCUPIED_ERRORS = {errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR}
 
 
 def files_in(directory: str) -> Iterator[str]:
@@ -184,7 +184,7 @@ def replace_directory(new: Path, path: Path) -> None:
     try:
         os.rename(new, path)
     except OSError as error:
-        if error.errno not in _IN_THE_WAY:
+        if error.errno not in _OCCUPIED_ERRORS:
             raise
     else:
         return
@@ -338,7 +338,7 @@ def state_of(path: str | os.PathLike[str]) -> LockState:
     return "left" if host in (b"", socket.gethostname().encode()) else "unknown"
 
 
-LEFT = 65536
+MIN_FREE_BYTES = 65536
 """Number of free bytes below which a file system is regarded as full: programs write in blocks."""
 
 _ERRORS = (errno.ENOSPC, errno.EDQUOT)
@@ -421,7 +421,7 @@ def _is_full(path: str) -> bool:
     if system.f_blocks == 0 or system.f_flag & os.ST_RDONLY:  # the sizes mean nothing
         return False
     no_files = system.f_files > 0 and system.f_favail == 0
-    return no_files or system.f_bavail * system.f_frsize < LEFT
+    return no_files or system.f_bavail * system.f_frsize < MIN_FREE_BYTES
 
 
 def mount_of(path: str) -> str:

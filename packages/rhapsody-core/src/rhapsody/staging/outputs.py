@@ -51,7 +51,7 @@ from rhapsody.task import TaskDescription
 if TYPE_CHECKING:
     from rhapsody.backends.base import BaseExecutionBackend
 
-_SHOWN = 5
+_MAX_NAMES = 5
 """Maximum number of files that a message names."""
 
 
@@ -153,8 +153,8 @@ def _wrote_instead(task: TaskDescription, given: Collection[str]) -> str:
 
 def _some(names: Sequence[str]) -> str:
     """Return a text with the first few names and the number of other names."""
-    there = ", ".join(map(repr, names[:_SHOWN])) or "nothing else"
-    return there + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
+    there = ", ".join(map(repr, names[:_MAX_NAMES])) or "nothing else"
+    return there + (f" and {len(names) - _MAX_NAMES} more" if len(names) > _MAX_NAMES else "")
 
 
 def _matching(task: TaskDescription, pattern: str, given: Collection[str]) -> tuple[str, ...]:

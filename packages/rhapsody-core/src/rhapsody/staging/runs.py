@@ -30,8 +30,8 @@ from rhapsody.staging.fsutil import FileLock, LockState, remove, state_of
 
 log: logging.Logger = logging.getLogger("rhapsody")
 
-FORMAT = "%(asctime)s.%(msecs)03dZ %(levelname)s %(name)s: %(message)s"
-TIMES = "%Y-%m-%dT%H:%M:%S"
+LOG_FORMAT = "%(asctime)s.%(msecs)03dZ %(levelname)s %(name)s: %(message)s"
+TIME_FORMAT = "%Y-%m-%dT%H:%M:%S"
 """Formats of a line of the log and of the time in it. The time is UTC, as in the names of runs."""
 
 
@@ -48,7 +48,7 @@ class RunLog(logging.FileHandler):
         self._path = path
         self._pid = os.getpid()
         self._taking = False
-        lines = logging.Formatter(FORMAT, TIMES)
+        lines = logging.Formatter(LOG_FORMAT, TIME_FORMAT)
         lines.converter = time.gmtime
         self.setFormatter(lines)
 
@@ -125,10 +125,10 @@ LATEST, LOCK, LOG = "latest", ".lock", "log.txt"
 NAME: re.Pattern[str] = re.compile(r"\d{8}T\d{6}-[A-Za-z0-9_.-]{1,32}-[0-9a-f]{4}")
 """Pattern of the name of a run's directory."""
 
-LONGEST = 32
+MAX_NAME_LENGTH = 32
 """Maximum number of characters of the program's name in the name of a run's directory."""
 
-ATTEMPTS = 100
+MAX_ATTEMPTS = 100
 """Maximum number of attempts if other processes create or remove directories at the same time."""
 
 
@@ -172,13 +172,13 @@ class Run:
                 empty.
         """
         with self._lock:
-            for attempt in range(ATTEMPTS):
+            for attempt in range(MAX_ATTEMPTS):
                 if self._held is not None:
                     break
                 try:
                     self._claim()
                 except FileNotFoundError:  # another process removed it, because it was empty
-                    if attempt == ATTEMPTS - 1:
+                    if attempt == MAX_ATTEMPTS - 1:
                         raise
             return self.path
 
@@ -301,7 +301,7 @@ def program() -> str:
         name = "notebook"
     if started.startswith("-"):  # `python -c`, or a program from standard input
         name = ""
-    return re.sub(r"[^A-Za-z0-9_.-]+", "_", name)[:LONGEST].strip("_.-") or "python"
+    return re.sub(r"[^A-Za-z0-9_.-]+", "_", name)[:MAX_NAME_LENGTH].strip("_.-") or "python"
 
 
 def runs_in(base: Path) -> list[str]:
@@ -318,7 +318,7 @@ def runs_in(base: Path) -> list[str]:
 def point_latest(base: Path) -> None:
     """Point `latest` to the newest existing run; ignore errors."""
     link, pointed = base / LATEST, None
-    for _ in range(ATTEMPTS):  # another process may begin or end a run meanwhile
+    for _ in range(MAX_ATTEMPTS):  # another process may begin or end a run meanwhile
         newest = runs_in(base)[-1:]
         if newest == pointed:
             return

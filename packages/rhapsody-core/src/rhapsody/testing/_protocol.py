@@ -173,7 +173,7 @@ class Reports(Suite):
             )
 
 
-_MOST_AT_ONCE = 64
+_MAX_BLOCKERS = 64
 
 CANNOT_STOP = Need(
     "the backend declares that it cancels a running {kind}",
@@ -202,7 +202,7 @@ class Cancellation(Suite):
     @check("cancellation", cancels("queued"), "shared_file_system")
     @each_kind
     async def test_a_waiting_task_is_canceled(self, driver: Driver, kind: TaskKind) -> None:
-        blockers = [Ticking(driver, kind) for _ in range(_MOST_AT_ONCE)]
+        blockers = [Ticking(driver, kind) for _ in range(_MAX_BLOCKERS)]
         traces = [self.place / f"trace.{number}" for number in range(3)]
         victims = [_tracing(driver, kind, str(trace)) for trace in traces]
         await driver.submit(*(blocker.task for blocker in blockers), *victims)
@@ -211,8 +211,8 @@ class Cancellation(Suite):
         while started > before:  # a busy machine starts them slowly
             await asyncio.sleep(self.settle)
             before, started = started, sum(blocker.has_started for blocker in blockers)
-        if started == _MOST_AT_ONCE or any(trace.exists() for trace in traces):
-            pytest.skip(f"no task waits: the backend runs {_MOST_AT_ONCE} tasks at once")
+        if started == _MAX_BLOCKERS or any(trace.exists() for trace in traces):
+            pytest.skip(f"no task waits: the backend runs {_MAX_BLOCKERS} tasks at once")
         # Concurrently, because a slow backend continues to start tasks in the meantime.
         await asyncio.gather(*(cancel(driver, victim) for victim in victims))
         ends = await asyncio.gather(*(blocker.finish() for blocker in blockers))

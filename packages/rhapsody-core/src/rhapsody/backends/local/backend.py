@@ -41,7 +41,7 @@ from rhapsody.sdk.capture import Recorder, streams
 from rhapsody.sdk.executables import TaskProgram
 from rhapsody.sdk.processes import Program, Reaper
 from rhapsody.sdk.services import Readiness, TaskService, parse_ready
-from rhapsody.sdk.threads import TURN, Mailbox, in_thread
+from rhapsody.sdk.threads import TIME_SLICE, Mailbox, in_thread
 from rhapsody.task import TaskDescription, is_async
 
 THREADS = Capabilities(
@@ -551,7 +551,7 @@ class LocalExecutionBackend(SharedSandboxes, ManagedBackend):
 
         If this takes more than about 5 ms, stop and schedule another call for the remaining jobs.
         """
-        end = perf_counter() + TURN
+        end = perf_counter() + TIME_SLICE
         while self._queue:
             if perf_counter() > end:
                 self._pump_soon()

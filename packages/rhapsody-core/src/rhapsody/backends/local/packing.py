@@ -24,10 +24,10 @@ from rhapsody.sdk.modules import MISSING, content_of, with_inner
 from rhapsody.sdk.runner import PLAIN, CallSpec, dumps
 from rhapsody.task import TaskDescription
 
-SMALL: int = 1 << 16
+MAX_INLINE_SIZE: int = 1 << 16
 """Maximum size in bytes of values that are pickled and unpickled on the loop."""
 
-DEPTH = 8
+MAX_INLINE_DEPTH = 8
 """Maximum nesting of containers in values that are pickled and unpickled on the loop."""
 
 MAX_CACHED_FUNCTIONS = 128
@@ -38,7 +38,9 @@ NAMED = (type, types.FunctionType, types.BuiltinFunctionType)
 GENERIC = (types.GenericAlias, types.UnionType)
 NO_MEMORY = SharedMemory()
 
-STORES = {f"{verb}_{what}" for verb in ("STORE", "DELETE") for what in ("GLOBAL", "ATTR", "DEREF")}
+STORE_OPCODES = {
+    f"{verb}_{what}" for verb in ("STORE", "DELETE") for what in ("GLOBAL", "ATTR", "DEREF")
+}
 """Opcodes that can change a function or an object to which it refers."""
 
 REFLECTION = {"getattr", "setattr", "delattr", "attrgetter", "globals", "vars", "exec", "eval"}
@@ -77,7 +79,9 @@ def frame(order: CallSpec, call: Call) -> bytearray:
     return bytearray().join((head, packed, function, arguments))
 
 
-def is_small(values: Iterable[Any], left: int = SMALL, depth: int = DEPTH) -> int:
+def is_small(
+    values: Iterable[Any], left: int = MAX_INLINE_SIZE, depth: int = MAX_INLINE_DEPTH
+) -> int:
     """Check that values are small and consist only of values of built-in types.
 
     Returns:
@@ -151,7 +155,7 @@ class Packed:
         self._named: list[tuple[Mapping[str, Any], str, Any]] = []
         self._cells: list[tuple[types.CellType, Any]] = []
         self._functions: list[tuple[types.FunctionType, types.CodeType, Any]] = []
-        self._left = SMALL  # bytes that remain for the values to which the function refers
+        self._left = MAX_INLINE_SIZE  # remaining bytes for values to which the function refers
         self._modules = len(sys.modules)  # a pickle may name imported submodules of packages
 
     @classmethod
@@ -264,5 +268,7 @@ def _can_change(code: types.CodeType) -> bool:
     if any(name in REFLECTION or name.startswith(("__", "f_")) for name in _names(code)):
         return True
     return any(
-        found.opname in STORES for each in with_inner(code) for found in dis.get_instructions(each)
+        found.opname in STORE_OPCODES
+        for each in with_inner(code)
+        for found in dis.get_instructions(each)
     )

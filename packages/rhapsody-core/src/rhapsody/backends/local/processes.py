@@ -30,7 +30,7 @@ from queue import SimpleQueue
 
 from rhapsody.backends.local import packing
 from rhapsody.backends.local.jobs import Job, JobRunner
-from rhapsody.backends.local.packing import SMALL
+from rhapsody.backends.local.packing import MAX_INLINE_SIZE
 from rhapsody.backends.local.shared_memory import Block
 from rhapsody.backends.local.workers import Worker, WorkerContext
 from rhapsody.errors import BackendUnavailableError, TaskLostError, describe_error
@@ -49,16 +49,16 @@ START_TIMEOUT = 60.0
 PACKER_GRACE = 1.0
 """Number of seconds for which `close` waits for the packer thread."""
 
-ATTEMPTS = 3
+MAX_ATTEMPTS = 3
 """Number of workers that are tried for a call. If none of them starts the call, the call fails."""
 
-AHEAD = 64
+MAX_QUEUED_CALLS = 64
 """Maximum number of calls that wait in a worker."""
 
-SHORT = 0.005
+MAX_QUEUED_SECONDS = 0.005
 """Number of seconds of work, as estimated from earlier calls, that may wait in a worker."""
 
-LONG = 0.01
+RECALL_AFTER = 0.01
 """Number of seconds that a call may take before the calls that wait behind it are taken back."""
 
 # Runs before the handler of multiprocessing, which was registered earlier and joins the workers.
@@ -325,7 +325,7 @@ class ProcessWorkers(JobRunner):
             return  # the job ends with its worker
         job = by.jobs.popleft()
         job.handle = None
-        seconds = min(by.seconds, LONG)
+        seconds = min(by.seconds, RECALL_AFTER)
         self._seconds = seconds if self._seconds is None else (3 * self._seconds + seconds) / 4
         successor = by.jobs[0] if by.jobs else None
         job.successor = successor  # runs next, in the slots of this job
@@ -333,7 +333,7 @@ class ProcessWorkers(JobRunner):
             by.finish(self._grace)
         elif successor is None and not by.over:
             self._idle.append(by)
-        if reply.plain and len(reply.payload) <= SMALL:
+        if reply.plain and len(reply.payload) <= MAX_INLINE_SIZE:
             job.take(reply)
             self._end(job)
         else:
@@ -348,7 +348,10 @@ class ProcessWorkers(JobRunner):
         """Send further calls to a busy worker if recent calls were short."""
         if self._stopping or self._seconds is None or to.over or not to.jobs:
             return
-        most = min(AHEAD, int(SHORT / max(self._seconds, SHORT / AHEAD)))
+        most = min(
+            MAX_QUEUED_CALLS,
+            int(MAX_QUEUED_SECONDS / max(self._seconds, MAX_QUEUED_SECONDS / MAX_QUEUED_CALLS)),
+        )
         if 2 * (len(to.jobs) - 1) > most:
             return
         while len(to.jobs) <= most and (found := self._next_short(to.jobs[0])) is not None:
@@ -356,19 +359,19 @@ class ProcessWorkers(JobRunner):
             self._jobs.add(job)
             self._send(job, call, to)
         if len(to.jobs) > 1 and self._watch is None:
-            self._watch = self._loop.call_later(LONG, self._take_back_from_long)
+            self._watch = self._loop.call_later(RECALL_AFTER, self._take_back_from_long)
 
     def _take_back_from_long(self) -> None:
         """Take back the calls that wait behind a long call."""
         self._watch = None
         now = self._loop.time()
         for each in [each for each in self._workers if len(each.jobs) > 1]:
-            if max(now - each.since, (len(each.jobs) - 1) * each.seconds) >= LONG:
+            if max(now - each.since, (len(each.jobs) - 1) * each.seconds) >= RECALL_AFTER:
                 first = self._take_back(each)
                 if first is not None:
                     self.run(first)
             elif self._watch is None:
-                self._watch = self._loop.call_later(LONG, self._take_back_from_long)
+                self._watch = self._loop.call_later(RECALL_AFTER, self._take_back_from_long)
 
     def _take_back(self, at: Worker) -> Job | None:
         """Take back the calls that a worker has not started.
@@ -442,7 +445,7 @@ class ProcessWorkers(JobRunner):
             return
         job = next(iter(self._waiting))
         job.attempts += 1
-        if job.attempts < ATTEMPTS:
+        if job.attempts < MAX_ATTEMPTS:
             return
         del self._waiting[job]
         job.error = TaskLostError(
@@ -475,7 +478,7 @@ class ProcessWorkers(JobRunner):
         if first is None:
             return
         first.attempts += 1
-        if first.cancelled or first.attempts >= ATTEMPTS:
+        if first.cancelled or first.attempts >= MAX_ATTEMPTS:
             self._end_lost(first, code)
         else:
             self.run(first)

@@ -29,7 +29,7 @@ from typing import Any
 
 from rhapsody.sdk.runner import loads, pickler
 
-LARGE = 1 << 18
+MIN_SHARED_SIZE = 1 << 18
 """Minimum size in bytes of a pickle that is passed through shared memory."""
 
 MAX_WARM_BLOCKS = 4
@@ -38,7 +38,7 @@ MAX_WARM_BLOCKS = 4
 MAX_WARM_SIZE = 1 << 24
 """Maximum size in bytes of a free block that keeps its pages."""
 
-SPACING = 1 << 40
+BLOCK_SPACING = 1 << 40
 """Distance in bytes between the starts of two blocks."""
 
 
@@ -92,7 +92,7 @@ class SharedMemory:
             EOFError: The file ends before the last byte to read.
         """
         assert self.descriptor is not None
-        offset = number * SPACING
+        offset = number * BLOCK_SPACING
         if os.fstat(self.descriptor).st_size < offset + size:
             raise EOFError("a value in shared memory is truncated")
         try:
@@ -112,7 +112,7 @@ class SharedMemory:
             OSError: The system does not have enough memory.
         """
         assert self.descriptor is not None
-        offset = number * SPACING + start
+        offset = number * BLOCK_SPACING + start
         while view:
             count = os.pwrite(self.descriptor, view, offset)
             view, offset = view[count:], offset + count
@@ -156,7 +156,8 @@ class ProgramMemory(SharedMemory):
         if self.descriptor is None:
             return
         try:
-            size = os.lseek(self.descriptor, number * SPACING, os.SEEK_HOLE) - number * SPACING
+            start = number * BLOCK_SPACING
+            size = os.lseek(self.descriptor, start, os.SEEK_HOLE) - start
         except OSError:  # nothing has been written to the block
             size = 0
         if 0 < size <= MAX_WARM_SIZE and len(self._warm) < MAX_WARM_BLOCKS:
@@ -165,7 +166,7 @@ class ProgramMemory(SharedMemory):
         if size:
             with (
                 suppress(OSError),
-                mmap.mmap(self.descriptor, size, offset=number * SPACING) as pages,
+                mmap.mmap(self.descriptor, size, offset=number * BLOCK_SPACING) as pages,
             ):
                 pages.madvise(mmap.MADV_REMOVE)
         self._cold.append(number)
@@ -244,7 +245,7 @@ class _PickleFile:
     def write(self, data: Any) -> None:
         """Append data to the pickle."""
         view = data.raw() if type(data) is PickleBuffer else memoryview(data)
-        if self.block is None and len(self.data) + len(view) >= LARGE and not self._full:
+        if self.block is None and len(self.data) + len(view) >= MIN_SHARED_SIZE and not self._full:
             self.block = self._memory.take()
             self._full = self.block is None
             if self.block is not None:

@@ -33,7 +33,7 @@ from rhapsody.sdk.loops import SharedLoop, WorkerLoop, without_own_frames
 from rhapsody.sdk.runner import CallResult
 from rhapsody.sdk.threads import start_thread
 
-HERE: str = os.uname().nodename
+HOST_NAME: str = os.uname().nodename
 """This machine's name."""
 
 
@@ -65,7 +65,7 @@ class ThreadWorkers(JobRunner):
 
     def run(self, job: Job) -> None:
         """Pass a job to a free thread, or start a thread for it."""
-        job.task["worker"] = HERE  # until a thread has taken it
+        job.task["worker"] = HOST_NAME  # until a thread has taken it
         if self._busy == len(self._threads):
             name = f"{self._name}-{len(self._threads) + 1}"
             self._threads.append(start_thread(partial(self._work, name), name))

@@ -23,7 +23,7 @@ from io import IOBase
 from logging.handlers import QueueHandler
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from rhapsody.backends.local.shared_memory import LARGE, Block, WorkerMemory
+from rhapsody.backends.local.shared_memory import MIN_SHARED_SIZE, Block, WorkerMemory
 from rhapsody.context import Setting, TaskContext, running_task, task_context
 from rhapsody.sdk.capture import CapturedOutput, keep, streams
 from rhapsody.sdk.loops import OWN_FILES, WorkerLoop
@@ -245,7 +245,7 @@ class _Runner(Runner):
         return self._loop.run(coroutine)
 
     def pack(self, value: Any) -> Any:
-        if type(value) in SCALARS or (type(value) in PLAIN and len(value) < LARGE):
+        if type(value) in SCALARS or (type(value) in PLAIN and len(value) < MIN_SHARED_SIZE):
             return pickle.dumps(value, 5)
         return self.memory.dump(value)
 

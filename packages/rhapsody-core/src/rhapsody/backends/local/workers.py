@@ -49,15 +49,15 @@ from rhapsody.sdk.runner import CallResult
 READ_SIZE = 1 << 18
 """Maximum number of bytes to read from a worker at a time."""
 
-HEAD, PAYLOAD = 1 << 28, 1 << 48
+MAX_HEAD_SIZE, MAX_PAYLOAD_SIZE = 1 << 28, 1 << 48
 """Maximum sizes in bytes of the two parts of a valid message."""
 
-NUMBERS = 1 << 32
+NUMBER_LIMIT = 1 << 32
 
-PIPE = 1 << 16
+PIPE_CAPACITY = 1 << 16
 """Maximum number of bytes to read from the pipe of call numbers at a time: the pipe's capacity."""
 
-NOTHING = memoryview(b"")
+NO_DATA = memoryview(b"")
 
 log: logging.Logger = logging.getLogger(__name__)
 
@@ -96,7 +96,7 @@ class Worker:
         self._number = 0
         self._numbers = b""  # of the calls to send
         self._calls: list[bytearray] = []
-        self._unsent = NOTHING  # rest of the data that is being sent
+        self._unsent = NO_DATA  # rest of the data that is being sent
         self._buffer = memoryview(bytearray(READ_SIZE))  # reused, because creating a buffer is slow
         self._received = bytearray()
         self._replies: deque[CallResult] = deque()
@@ -161,7 +161,7 @@ class Worker:
             self._modules = job.modules
             call = modules_frame(job.modules) + call
         self._numbers += NUMBER.pack(self._number)
-        self._number = (self._number + 1) % NUMBERS
+        self._number = (self._number + 1) % NUMBER_LIMIT
         self.jobs.append(job)
         self._calls.append(call)
         if len(self.jobs) == 1:
@@ -185,7 +185,7 @@ class Worker:
             self._calls.clear()
             self._modules = None  # the lost call may have contained them
         with suppress(BlockingIOError):  # it has started all calls
-            count += len(os.read(self._unstarted.fileno(), PIPE))
+            count += len(os.read(self._unstarted.fileno(), PIPE_CAPACITY))
         jobs = [self.jobs.pop() for _ in range(count // NUMBER.size)]
         jobs.reverse()
         return jobs
@@ -245,7 +245,7 @@ class Worker:
         except OSError:  # the worker has ended, as its sentinel will report
             sent = len(self._unsent)
         # Even an empty view would keep the call's memory alive.
-        self._unsent = self._unsent[sent:] if sent < len(self._unsent) else NOTHING
+        self._unsent = self._unsent[sent:] if sent < len(self._unsent) else NO_DATA
 
     def read(self) -> bool:
         """Handle data from the worker. Return True if data was received, otherwise False."""
@@ -291,7 +291,7 @@ class Worker:
         whole = memoryview(received)
         while len(received) - begin >= LENGTHS.size:
             first, second = LENGTHS.unpack_from(received, begin)
-            if first > HEAD or second > PAYLOAD:
+            if first > MAX_HEAD_SIZE or second > MAX_PAYLOAD_SIZE:
                 return self._kill_invalid(f"a message of {first + second} bytes")
             middle = begin + LENGTHS.size + first
             if len(received) < middle + second:
@@ -363,7 +363,7 @@ PRELOAD = ["rhapsody.backends.local.forked", "cloudpickle", "rhapsody.backends.l
 """Modules that the fork server imports, so that new workers need not import them."""
 
 
-DESCRIPTORS = 16
+MIN_FREE_DESCRIPTORS = 16
 """Number of free descriptors required to start a worker; starting one opens fewer."""
 
 _launching = threading.Lock()
@@ -424,7 +424,7 @@ class WorkerContext(ForkServerContext):
         with _launching:
             opened: list[int] = []
             try:
-                while len(opened) < DESCRIPTORS:
+                while len(opened) < MIN_FREE_DESCRIPTORS:
                     opened.append(os.open(os.devnull, os.O_RDONLY))
             finally:
                 for each in opened:
