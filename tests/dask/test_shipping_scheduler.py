@@ -24,11 +24,24 @@ class Scheduler(SimpleNamespace):
     """Stand-in for Dask's scheduler, with the published messages."""
 
     def __init__(self, *tasks: Task) -> None:
-        super().__init__(tasks={task.key: task for task in tasks}, published=[])
+        super().__init__(
+            tasks={task.key: task for task in tasks},
+            published=[],
+            clients={"client"},
+            worker_plugins={},
+            removed=[],
+        )
 
     def log_event(self, topic: str, message: Any) -> None:
         assert topic == TOPIC
         self.published.append(message)
+
+    async def unregister_worker_plugin(self, comm: None, name: str) -> None:
+        del self.worker_plugins[name]
+        raise OSError("a worker was lost")
+
+    async def unregister_scheduler_plugin(self, name: str) -> None:
+        self.removed.append(name)
 
     def stimulus_retry(self, keys: list[str]) -> None:
         for key in keys:
@@ -54,6 +67,9 @@ class Cargo:
     """Stand-in for code that is already installed."""
 
     def unpack(self, user: str) -> None:
+        pass
+
+    def discard(self) -> None:
         pass
 
 
@@ -157,3 +173,27 @@ async def test_tasks_of_a_worker_without_notes_run_again(tmp_path: Path) -> None
     plugin.remove_worker(scheduler, ADDRESS)
     assert waited.state == "waiting"
     assert scheduler.published == [{"tasks": [(waited.key, "repeated")]}, REMOVED]
+
+
+async def test_plugins_are_removed_when_the_client_has_disconnected(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Requests that the client sent before may be received after its loss."""
+    monkeypatch.setattr("rhapsody_dask.shipping.LATE", 0.01)
+    cargo: Any = Cargo()
+    scheduler = Scheduler()
+    plugin = SchedulerSetup(cargo, "session", "client")
+    await plugin.start(scheduler)
+    scheduler.worker_plugins |= {"rhapsody-session": b"", "rhapsody-session-modules-1": b""}
+    scheduler.worker_plugins["another"] = b""
+    plugin.remove_client(scheduler, "another client")
+    plugin.remove_client(scheduler, "client")
+    while not scheduler.removed:  # noqa: ASYNC110
+        await asyncio.sleep(0)
+    assert scheduler.worker_plugins == {"another": b""}
+    scheduler.worker_plugins["rhapsody-session-modules-2"] = b""
+    await plugin._unregistering
+    assert scheduler.worker_plugins == {"another": b""}
+    scheduler.clients.clear()
+    with pytest.raises(RuntimeError, match="disconnected"):
+        await SchedulerSetup(cargo, "session", "client").start(scheduler)

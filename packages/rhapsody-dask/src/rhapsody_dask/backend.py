@@ -35,6 +35,9 @@ from rhapsody_dask.worker.site import mark
 
 log: logging.Logger = logging.getLogger(__name__)
 
+MOMENT = 1.0
+"""Seconds within which Dask's client notices a lost connection after a request has failed."""
+
 # The backend reports the first name of each state. The other names are those that Dask's client,
 # scheduler and workers use; they can be looked up as well.
 StateMapper.register_backend_tasks_states(
@@ -131,6 +134,7 @@ class DaskExecutionBackend(ManagedBackend):
         self._connection = Connection(self._options)
         self._links = Links()
         self._loss: str | None = None
+        self._watching: asyncio.Task[None] | None = None
         self._closing: asyncio.Task[None] | None = None
         self._started_up = False
 
@@ -140,6 +144,20 @@ class DaskExecutionBackend(ManagedBackend):
         """Connect to the cluster, and prepare the scheduler and the workers."""
         self._loop = asyncio.get_running_loop()
         client = await self._connection.open()
+        self._watching = asyncio.ensure_future(self._watch(client))
+        try:
+            await self._connection.in_time(self._set_up(client))
+        except Exception as error:
+            await self._explain(error)
+            raise
+        if self._loss is not None:
+            raise self._lost()
+        self._started_up = True
+        if self.dashboard_link is not None:
+            log.info("Dask dashboard: %s", self.dashboard_link)
+
+    async def _set_up(self, client: Any) -> None:
+        """Prepare the cluster, and create the objects that use the client."""
         await self._connection.prepare(self.session.uid, self.grace)
         await self._connection.send_modules(self.session.uid, await in_thread(own_modules))
         owned = self._connection.cluster is not None
@@ -181,12 +199,8 @@ class DaskExecutionBackend(ManagedBackend):
         )
         self._stop_requests = StopRequests(client, self.session.uid, self._results)
         self._subscribe(client)
-        self._watching = asyncio.ensure_future(self._watch(client))
-        self._started_up = True
         if await self._view.sees(self.session.path) is False:
             self.capabilities = replace(self.capabilities, shared_file_system=False)
-        if self.dashboard_link is not None:
-            log.info("Dask dashboard: %s", self.dashboard_link)
 
     @property
     def client(self) -> Any:
@@ -209,25 +223,22 @@ class DaskExecutionBackend(ManagedBackend):
         return [*self.open_tasks]
 
     async def stop(self) -> None:
-        """Stop all tasks and close the connection."""
+        """Stop all tasks, wait for those that can be stopped, and close the connection."""
         if self._started_up and self._loss is None:
             for call in list(self.open_tasks.values()):
                 self._cancel(call)
             await self._wait_for_ends()
             self._stop_background_work()
             self._shared.close()
+        if self._watching is not None:
             self._watching.cancel()
         in_processes = self._connection.in_processes
+        if self._closing is not None:
+            await asyncio.shield(self._closing)
         await self._connection.close()
         if in_processes:  # the processes of the tasks have ended
             for call in list(self.open_tasks.values()):
                 self._results.end(call, "canceled")
-
-    async def shutdown(self) -> None:
-        """Cancel all tasks, wait for those that can be stopped, and close the backend."""
-        if self._closing is not None:
-            await asyncio.shield(self._closing)
-        await super().shutdown()
 
     async def _wait_for_ends(self) -> None:
         """Wait until the canceled tasks have ended, or the time for stopping them has passed."""
@@ -261,14 +272,30 @@ class DaskExecutionBackend(ManagedBackend):
             NotStartedError: The backend has not been started or was shut down.
         """
         if self._loss is not None:
-            raise BackendUnavailableError(
-                f"the connection to the Dask scheduler at {self._connection.address} was lost: "
-                f"{self._loss}. Create a new DaskExecutionBackend once the scheduler can be reached"
-            )
+            raise self._lost()
         try:
             super().require_running()
         except BackendUnavailableError as error:
             raise NotStartedError(str(error)) from None
+
+    def _lost(self) -> BackendUnavailableError:
+        """Return the error for calls after the connection to the scheduler was lost."""
+        return BackendUnavailableError(
+            f"the connection to the Dask scheduler at {self._connection.address} was lost: "
+            f"{self._loss}. Create a new DaskExecutionBackend once the scheduler can be reached"
+        )
+
+    async def _explain(self, error: BaseException) -> None:
+        """Raise a more specific error if a request failed because of the connection."""
+        if isinstance(error, OSError) and self._watching is not None:
+            # The client may notice the loss a moment after the request has failed.
+            await asyncio.wait([self._watching], timeout=MOMENT)
+        if self._loss is not None:
+            raise self._lost() from error
+        if isinstance(error, OSError):
+            raise BackendUnavailableError(
+                f"a request to the Dask scheduler at {self._connection.address} failed: {error!r}"
+            ) from error
 
     # Submission.
 
@@ -290,10 +317,11 @@ class DaskExecutionBackend(ManagedBackend):
         try:
             ready = await self._prepare(calls)
             self.require_running()
-        except BaseException:
+        except BaseException as error:
             if not is_cancelling():  # if the submission is canceled, so are its tasks
                 for call in calls:
                     self._results.withdraw(call)
+                await self._explain(error)
             raise
         live = [one for one in ready if one.call.uid in self.open_tasks]
         self._send(live if self._groups is None else self._groups.take(live))
@@ -308,6 +336,8 @@ class DaskExecutionBackend(ManagedBackend):
 
     async def _prepare(self, calls: Sequence[Call]) -> list[Ready]:
         """Pack tasks, fail those that cannot be packed, and send large values to the cluster."""
+        from distributed.comm.core import CommClosedError
+
         batch = self._submission.batch()
         await self._connection.send_modules(self.session.uid, batch.packer.modules)
         ready = []
@@ -317,6 +347,8 @@ class DaskExecutionBackend(ManagedBackend):
             try:
                 self._resolve(call)
                 ready.append(await self._submission.pack(call, batch))
+            except CommClosedError:  # the connection, not the task, has failed
+                raise
             except Exception as error:  # fails only this task
                 self._results.fail(call, error)
         await self._submission.share(ready)
@@ -357,7 +389,9 @@ class DaskExecutionBackend(ManagedBackend):
         """Wait until the connection ends, then fail all tasks.
 
         A client cancels its futures when it loses the scheduler, is closed, or restarts the
-        workers. This method therefore waits for a future that belongs to no task.
+        workers. This method therefore waits for a future that belongs to no task. It is called
+        before the plugins are registered, because the scheduler removes them when it loses the
+        client, even if the client connects again.
         """
         from distributed import Future
 
@@ -446,6 +480,9 @@ class DaskExecutionBackend(ManagedBackend):
         if self._loss is not None:
             return
         self._loss = reason
+        self._closing = asyncio.ensure_future(self._connection.close())
+        if not self._started_up:
+            return
         address = self._connection.address
         lost = f"the connection to the Dask scheduler at {address} was lost: {reason}"
         fetching = [call for call in self._results.calls.values() if call.waiter]
@@ -454,7 +491,6 @@ class DaskExecutionBackend(ManagedBackend):
         for call in fetching:  # the tasks are done, but their values are lost
             self._results.fail(call, BackendUnavailableError(lost))
         self._stop_background_work()
-        self._closing = asyncio.ensure_future(self._connection.close())
 
     def _stop_background_work(self) -> None:
         """Stop fetching results, following groups, sending requests and looking for stuck tasks."""

@@ -13,7 +13,7 @@ import re
 import sys
 import threading
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Coroutine, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -144,6 +144,21 @@ class Connection:
         self.address = client.scheduler.address
         return client
 
+    async def in_time(self, requests: Coroutine[Any, Any, None]) -> None:
+        """Await requests to the cluster, for at most the option `timeout`.
+
+        Raises:
+            BackendUnavailableError: The cluster does not answer in time.
+        """
+        try:
+            async with asyncio.timeout(self.options.timeout):
+                await requests
+        except TimeoutError:
+            raise BackendUnavailableError(
+                f"the Dask cluster at {self.address} did not answer within "
+                f"{self.options.timeout:g} s; one of its workers may be unresponsive"
+            ) from None
+
     async def prepare(self, session: str, grace: float) -> None:
         """Check versions, and register the plugins.
 
@@ -152,19 +167,9 @@ class Connection:
             grace: Seconds between SIGTERM and SIGKILL.
 
         Raises:
-            BackendUnavailableError: A version does not match, or the cluster rejects a plugin or
-                does not answer in time.
+            BackendUnavailableError: A version does not match, or the cluster rejects a plugin.
+            OSError: The connection was lost.
         """
-        try:
-            async with asyncio.timeout(self.options.timeout):
-                await self._prepare(session, grace)
-        except TimeoutError:
-            raise BackendUnavailableError(
-                f"the Dask cluster at {self.address} did not answer within "
-                f"{self.options.timeout:g} s; one of its workers may be unresponsive"
-            ) from None
-
-    async def _prepare(self, session: str, grace: float) -> None:
         from rhapsody_dask import shipping
 
         client = self.client
@@ -178,6 +183,8 @@ class Connection:
         try:
             for plugin in self._plugins:
                 await client.register_plugin(plugin, name=plugin.name)
+        except OSError:  # raised by the connection
+            raise
         except Exception as error:  # raised by the plugin on the other side
             raise BackendUnavailableError(
                 f"the Dask cluster at {self.address} rejected Rhapsody's plugin: {error}"
@@ -292,7 +299,7 @@ class Connection:
         if client is not None:
             if self.cluster is None and client.status == "running":
                 await self._unregister(client)
-            with suppress(OSError, TimeoutError, AttributeError):
+            with suppress(Exception):  # of several kinds if the client is connecting again
                 async with asyncio.timeout(CLOSE):
                     await client.close()
         cluster, self.cluster = self.cluster, None

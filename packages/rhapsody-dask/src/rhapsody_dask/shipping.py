@@ -37,6 +37,11 @@ WAITS = 20
 If one more such worker is killed, the task fails.
 """
 
+LATE = 5.0
+"""Seconds after a client has disconnected within which its last requests may reach the scheduler:
+a registration uses another connection.
+"""
+
 LEFT_OUT = ("rhapsody/cli/", "rhapsody/testing/", "rhapsody/observers/")
 """Parts of core that no worker needs."""
 
@@ -236,7 +241,13 @@ class SchedulerSetup(SchedulerPlugin):
         self.changes: list[tuple[str, str]] = []
 
     async def start(self, scheduler: Any) -> None:
-        """Make Rhapsody's code importable; called by Dask on the scheduler."""
+        """Make Rhapsody's code importable; called by Dask on the scheduler.
+
+        Raises:
+            RuntimeError: The backend's client has disconnected meanwhile.
+        """
+        if self.client is not None and self.client not in scheduler.clients:
+            raise RuntimeError("the client has disconnected")
         self.cargo.unpack("the scheduler")
         import rhapsody_dask.worker.entry
         import rhapsody_dask.worker.messages  # noqa: F401
@@ -300,11 +311,17 @@ class SchedulerSetup(SchedulerPlugin):
             self._unregistering = asyncio.ensure_future(self._unregister(scheduler))
 
     async def _unregister(self, scheduler: Any) -> None:
-        names = [name for name in scheduler.worker_plugins if name.startswith(self.name)]
-        for name in reversed(names):  # the first is the site's plugin, which holds our code
-            await scheduler.unregister_worker_plugin(comm=None, name=name)
+        await self._unregister_worker_plugins(scheduler)
         await scheduler.unregister_scheduler_plugin(name=self.name)
         await self.close()
+        await asyncio.sleep(LATE)
+        await self._unregister_worker_plugins(scheduler)
+
+    async def _unregister_worker_plugins(self, scheduler: Any) -> None:
+        names = [name for name in scheduler.worker_plugins if name.startswith(self.name)]
+        for name in reversed(names):  # the first is the site's plugin, which holds our code
+            with suppress(Exception):  # a worker was lost; the plugin has been removed
+                await scheduler.unregister_worker_plugin(comm=None, name=name)
 
     async def close(self) -> None:
         """Remove Rhapsody's code; called by Dask when the scheduler closes.

@@ -1,0 +1,296 @@
+"""Network connections that break or stop answering, between real processes."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from distributed import Client
+
+from rhapsody import LocalExecutionBackend, WorkflowEngine
+from rhapsody.errors import BackendUnavailableError, TaskLostError
+from rhapsody.states import TasksMainStates
+from rhapsody_dask import DaskExecutionBackend
+from rhapsody_dask.cluster import Connection
+from tests.dask.clusters import foreign
+from tests.dask.links import Link, link
+
+pytestmark = [
+    pytest.mark.asyncio(loop_scope="module"),
+    pytest.mark.timeout(200),
+    pytest.mark.long,
+]
+
+PATIENCE = 60.0
+LOST = r"connection to the Dask scheduler at tcp://127\.0\.0\.1:\d+ was lost"
+
+
+@pytest.fixture(scope="module")
+def scheduler(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a scheduler with two workers, which removes workers after 5 s of silence."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DASK_DISTRIBUTED__SCHEDULER__WORKER_TTL", "5s")
+        directory = tmp_path_factory.mktemp("cluster")
+        with foreign(directory, tls=False, options=("--no-nanny",)) as there:
+            yield json.loads(Path(there["scheduler_file"]).read_text())["address"]
+
+
+@pytest.fixture
+def network(scheduler: str) -> Iterator[Link]:
+    """A link to that scheduler."""
+    with link(scheduler) as made:
+        yield made
+
+
+@asynccontextmanager
+async def engine(address: str, **options: Any) -> AsyncIterator[WorkflowEngine]:
+    """Run an engine on the scheduler at an address; it must end in time, too."""
+    backend = DaskExecutionBackend(address=address, grace=1, **options)
+    async with asyncio.timeout(PATIENCE), WorkflowEngine.create(backend=backend) as flow:
+        yield flow
+
+
+@asynccontextmanager
+async def worker_behind(network: Link, flow: WorkflowEngine, path: Path) -> AsyncIterator[str]:
+    """Run one more worker, which connects to the scheduler through a link; yield its address."""
+    backend: Any = flow.backend
+    client = backend.client
+    words = [
+        "-m", "dask", "worker", network.address, "--no-nanny", "--nthreads=1", "--host=127.0.0.1",
+        "--no-dashboard", f"--local-directory={path / 'worker'}",
+    ]  # fmt: skip
+    others = set((await client.scheduler.identity(n_workers=-1))["workers"])
+    process = await asyncio.create_subprocess_exec(sys.executable, *words, cwd=path)
+    try:
+        await client.wait_for_workers(len(others) + 1)
+        (mine,) = set((await client.scheduler.identity(n_workers=-1))["workers"]) - others
+        yield mine
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.wait()
+
+
+async def _until(condition: Callable[[], Any]) -> None:
+    async with asyncio.timeout(PATIENCE):
+        while not condition():  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
+
+
+class Tasks:
+    """The tasks of these tests, on one engine.
+
+    `hold` writes its process id to a file, and returns it once there is a gate.
+    """
+
+    def __init__(self, flow: WorkflowEngine, directory: Path) -> None:
+        self.trace = directory / "trace"
+        self.gate = directory / "gate"
+        trace, gate = str(self.trace), str(self.gate)
+
+        @flow.function_task
+        def square(x: int) -> int:
+            return x * x
+
+        @flow.function_task
+        def add(*numbers: int) -> int:
+            return sum(numbers)
+
+        @flow.function_task
+        def hold() -> int:
+            with open(trace, "a") as file:
+                file.write(f"{os.getpid()}\n")
+            while not os.path.exists(gate):
+                time.sleep(0.02)
+            return os.getpid()
+
+        @flow.executable_task
+        async def program() -> str:
+            return f"while [ ! -e '{gate}' ]; do sleep 0.05; done; echo fine"
+
+        self.square, self.add, self.hold, self.program = square, add, hold, program
+
+    def starts(self) -> list[int]:
+        """Return the process ids that `hold` has written."""
+        return [*map(int, self.trace.read_text().split())] if self.trace.exists() else []
+
+
+@pytest.mark.parametrize("healed", [True, False])
+async def test_tasks_fail_if_the_connection_to_the_scheduler_is_cut(
+    network: Link, scheduler: str, tmp_path: Path, healed: bool
+) -> None:
+    async with engine(network.address) as flow:
+        tasks = Tasks(flow, tmp_path)
+        backend: Any = flow.backend
+        client = backend.client
+        done, kept = tasks.square(3), tasks.square(4)
+        assert (await tasks.add(kept, 1), await done) == (17, 9)
+        running: list[Any] = [tasks.hold(), tasks.program()]
+        await _until(lambda: all(one.state is TasksMainStates.RUNNING for one in running))
+        waiting: list[Any] = [
+            *(tasks.square(number) for number in range(20)),
+            tasks.add(running[0], 1),
+        ]
+        network.cut()
+        for future in (*running, *waiting):
+            with pytest.raises(Exception, match=LOST):
+                await future
+        if healed:  # while Dask's client connects again although it is being closed
+            await _until(lambda: client.rpc.status.name == "closed")
+            network.heal()
+        with pytest.raises(BackendUnavailableError, match=LOST):
+            await kept
+        assert await done == 9
+        with pytest.raises(BackendUnavailableError, match=f"{LOST}: .* Create a new"):
+            await tasks.square(5)
+        tasks.gate.touch()
+    network.heal()
+    async with engine(network.address) as flow:
+        assert await Tasks(flow, tmp_path).square(6) == 36
+
+
+@pytest.mark.parametrize("healed", [True, False])
+async def test_a_cut_during_the_start_is_reported(
+    network: Link, scheduler: str, monkeypatch: pytest.MonkeyPatch, healed: bool
+) -> None:
+    """If Dask's client connects again, the scheduler has removed the plugins nevertheless."""
+
+    def plugins(dask_scheduler: Any) -> list[str]:
+        names = [*dask_scheduler.plugins, *dask_scheduler.worker_plugins]
+        return [name for name in names if name.startswith("rhapsody-")]
+
+    original = Connection.send_modules
+
+    async def send_modules(self: Connection, *arguments: Any) -> None:
+        network.cut()
+        if healed:
+            network.heal()
+            await _until(lambda: self.client.status == "connecting")
+            await _until(lambda: self.client.status == "running")
+        await original(self, *arguments)
+
+    monkeypatch.setattr(Connection, "send_modules", send_modules)
+    async with asyncio.timeout(PATIENCE):
+        with pytest.raises(BackendUnavailableError, match=LOST):
+            await DaskExecutionBackend(address=network.address)
+    async with (
+        asyncio.timeout(PATIENCE),
+        Client(scheduler, asynchronous=True, set_as_default=False) as client,
+    ):
+        while await client.run_on_scheduler(plugins):  # noqa: ASYNC110
+            await asyncio.sleep(0.1)
+
+
+async def test_tasks_run_on_another_backend_if_the_connection_is_cut(
+    network: Link, tmp_path: Path
+) -> None:
+    backends = [DaskExecutionBackend(address=network.address), LocalExecutionBackend()]
+    async with asyncio.timeout(PATIENCE), WorkflowEngine.create(backend=backends) as flow:
+        tasks = Tasks(flow, tmp_path)
+        running = tasks.hold.options(other_backends=("local",))()
+        await _until(tasks.starts)
+        network.cut()
+        await _until(lambda: len(tasks.starts()) == 2)
+        tasks.gate.touch()
+        assert await running == tasks.starts()[1]
+        assert running.backend == "local"
+
+
+async def test_tasks_survive_a_connection_that_is_frozen_for_a_while(
+    network: Link, tmp_path: Path
+) -> None:
+    async with engine(network.address) as flow:
+        tasks = Tasks(flow, tmp_path)
+        running: list[Any] = [tasks.hold(), tasks.program()]
+        await _until(lambda: all(one.state is TasksMainStates.RUNNING for one in running))
+        network.freeze()
+        waiting: list[Any] = [
+            *(tasks.square(number) for number in range(20)),
+            tasks.add(running[0], 1),
+        ]
+        tasks.gate.touch()
+        _, late = await asyncio.wait(waiting, timeout=0.5)
+        assert len(late) == len(waiting)
+        network.heal()
+        (pid,) = tasks.starts()
+        assert await asyncio.gather(*running) == [pid, "fine\n"]
+        assert await asyncio.gather(*waiting) == [*(n * n for n in range(20)), pid + 1]
+
+
+async def test_tasks_fail_if_a_frozen_connection_is_cut(network: Link, tmp_path: Path) -> None:
+    async with engine(network.address) as flow:
+        tasks = Tasks(flow, tmp_path)
+        running = tasks.hold()
+        await _until(tasks.starts)
+        network.freeze()
+        waiting: list[Any] = [
+            *(tasks.square(number) for number in range(20)),
+            tasks.add(running, 1),
+        ]
+        large = tasks.square(bytes(2_000_000))
+        await asyncio.wait([large], timeout=0.5)
+        network.cut()
+        for future in (running, large, *waiting):
+            with pytest.raises(Exception, match=LOST):
+                await future
+        tasks.gate.touch()
+
+
+async def test_a_shutdown_ends_while_the_connection_is_frozen(
+    network: Link, tmp_path: Path
+) -> None:
+    async with engine(network.address) as flow:
+        tasks = Tasks(flow, tmp_path)
+        running: list[Any] = [tasks.hold(), tasks.program()]
+        await _until(lambda: all(one.state is TasksMainStates.RUNNING for one in running))
+        network.freeze()
+        waiting: list[Any] = [
+            *(tasks.square(number) for number in range(20)),
+            tasks.add(running[0], 1),
+        ]
+        await asyncio.wait(waiting, timeout=0.5)
+        await flow.shutdown()
+    assert all(future.cancelled() for future in (*running, *waiting))
+    tasks.gate.touch()
+
+
+@pytest.mark.parametrize("fault", ["cut", "freeze"])
+@pytest.mark.parametrize("budget", [0, 1])
+async def test_tasks_of_a_disconnected_worker_are_lost(
+    scheduler: str, network: Link, tmp_path: Path, fault: str, budget: int
+) -> None:
+    """The first attempt ends after the second has started; its result is dropped."""
+    async with engine(scheduler) as flow, worker_behind(network, flow, tmp_path) as worker:
+        tasks = Tasks(flow, tmp_path)
+        prefer = {"workers": [worker], "allow_other_workers": True}
+        hold = tasks.hold.options(lost_retries=budget, task_description=prefer)
+        future = hold()
+        after = tasks.add(future, 1)
+        await _until(lambda: future.state is TasksMainStates.RUNNING)
+        getattr(network, fault)()
+        if budget == 0:
+            with pytest.raises(TaskLostError, match=f"worker {worker} disappeared while"):
+                await future
+            network.heal()
+            tasks.gate.touch()
+        else:
+            await _until(lambda: len(tasks.starts()) == 2)
+            network.heal()
+            first, second = tasks.starts()
+            assert first != second
+            tasks.gate.touch()
+            assert await future == second
+            assert await after == second + 1
+            assert tasks.starts() == [first, second]
+            assert future.attempt == 2
+        assert await asyncio.gather(*(tasks.square(n) for n in range(20))) == [
+            n * n for n in range(20)
+        ]
