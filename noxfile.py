@@ -67,7 +67,7 @@ class Distribution(NamedTuple):
 
 
 # Core's tests of the code that uses cloudpickle, importlib-metadata, packaging, pluggy, rich,
-# typeguard or fsspec, and of the conformance kit, which uses pytest and psutil.
+# typeguard, shtab or fsspec, and of the conformance kit, which uses pytest and psutil.
 MINIMUMS = [
     "tests/core/engine/test_backend_handles.py",
     "tests/core/backends/test_discovery.py",
@@ -78,6 +78,7 @@ MINIMUMS = [
     "tests/core/plugins/test_manager.py",
     "tests/core/plugins/test_specs_decisions.py",
     "tests/core/plugins/test_installing.py",
+    "tests/core/cli/test_completion.py",
     "tests/core/cli/test_doctor.py",
     "tests/core/cli/test_new_backend.py",
     "tests/core/observers/test_progress.py",
@@ -99,7 +100,7 @@ DISTRIBUTIONS = {
     "core": Distribution(
         "packages/rhapsody-core",
         "tests/core",
-        "[files,testing]",
+        "[completion,files,testing]",
         ci="all",
         minimums=MINIMUMS,
         at_once=4,

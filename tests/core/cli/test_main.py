@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -42,6 +43,29 @@ def test_the_version_of_each_plugin_is_printed(
     with pytest.raises(SystemExit):
         main(["--version"])
     assert "toys 1.0" in capsys.readouterr().out.splitlines()
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"]])
+def test_help_has_colors_if_they_are_wanted(
+    arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def shown(**variables: str) -> str:
+        for name in ("FORCE_COLOR", "NO_COLOR"):
+            monkeypatch.delenv(name, raising=False)
+        monkeypatch.setenv("TERM", "xterm")
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+        with pytest.raises(SystemExit) as caught:
+            main(arguments)
+        assert caught.value.code == 0
+        return capsys.readouterr().out
+
+    plain, colored = shown(), shown(FORCE_COLOR="1")
+    assert "\x1b" not in plain
+    assert "\x1b[36m--help\x1b[0m" in colored
+    assert "\x1b[1musage:\x1b[0m" in colored
+    assert re.sub(r"\x1b\[\d+m", "", colored) == plain
+    assert "\x1b[36m" not in shown(FORCE_COLOR="1", NO_COLOR="1")
 
 
 def test_an_unknown_command_gives_the_closest_one(capsys: pytest.CaptureFixture[str]) -> None:

@@ -53,7 +53,7 @@ class Terminal:
     def __init__(self, process: subprocess.Popen[bytes], descriptor: int) -> None:
         self.process = process
         self._descriptor = descriptor
-        self._data = b""
+        self.data = b""
         self.text = ""
 
     def read_until(self, *words: str) -> str:
@@ -68,8 +68,8 @@ class Terminal:
             if not data:
                 assert not words, f"no {words} in: {self.text}"
                 break
-            self._data += data  # and a character, or a sequence, may come in two parts
-            plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", self._data.decode(errors="replace"))
+            self.data += data  # and a character, or a sequence, may come in two parts
+            plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", self.data.decode(errors="replace"))
             self.text = plain.replace("\r", "\n")
         return self.text
 
@@ -109,6 +109,27 @@ def test_a_terminal_has_a_table_and_above_it_what_tasks_and_main_print(tmp_path:
         assert re.search(rf"^{re.escape(line)}$", text, re.MULTILINE), text
     assert text.count("| loading 1\n") == text.count("loading 1") == 1
     assert re.search(r"\nrhapsody: 5 done in .* s\n", text)
+
+
+COLOR = re.compile(rb"\x1b\[([0-9]+;)*[349][0-9][;m]")
+
+
+@pytest.mark.parametrize("variable", ["NO_COLOR", "FORCE_COLOR"])
+def test_the_table_has_colors_unless_the_user_wants_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str
+) -> None:
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv(variable, "1")
+    with on_terminal(tmp_path, PIPELINE) as terminal:
+        terminal.read_until()
+    assert b"of 5" in terminal.data
+    assert bool(COLOR.search(terminal.data)) is (variable != "NO_COLOR")
+
+
+def test_forced_colors_draw_no_table_in_a_pipe(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SIZE", "2")
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    assert re.fullmatch(r"rhapsody: 5 done in .* s\n", run(PIPELINE).stderr)
 
 
 def test_worker_processes_print_above_the_table_as_well(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from rhapsody.cli import backends, clean, doctor, journal, new_backend, run
+from rhapsody.cli import backends, clean, completion, doctor, journal, new_backend, run
 from rhapsody.cli.output import (
     BROKEN_PIPE,
     DONE,
@@ -23,6 +23,7 @@ from rhapsody.cli.output import (
     INTERRUPTED,
     USAGE,
     CommandError,
+    HelpParser,
     complain,
     flush,
 )
@@ -42,6 +43,7 @@ COMMANDS = {
     "clean": clean,
     "journal": journal,
     "new-backend": new_backend,
+    "completion": completion,
 }
 
 PUBLISHED = {"replay": "rhapsody-wfcommons"}
@@ -94,16 +96,13 @@ class Commands:
             SystemExit: argparse has printed help or an error.
         """
         if not arguments or arguments[0].startswith("-"):
-            parser = self._overview()
+            parser, _ = self.overview()
             parser.parse_args(arguments)
             parser.print_help(sys.stderr)
             return USAGE
         name, command = arguments[0], self._find(arguments[0])
-        parser = argparse.ArgumentParser(
-            prog=f"rhapsody {name}", description=command.help, allow_abbrev=False
-        )
-        if command.configure is not None:
-            command.configure(parser)
+        parser = HelpParser(prog=f"rhapsody {name}", description=command.help, allow_abbrev=False)
+        self.configure(name, parser)
         parsed, given = argparse.Namespace(), list(arguments[1:])
         if name == "run":  # arguments after `--` are for the script
             end = [*given, "--"].index("--")
@@ -117,8 +116,9 @@ class Commands:
         result = command.run(parsed)
         return DONE if result is None else result
 
-    def _overview(self) -> argparse.ArgumentParser:
-        parser = argparse.ArgumentParser(
+    def overview(self) -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
+        """Return the parser without a command, and the parsers of commands, not configured yet."""
+        parser = HelpParser(
             prog="rhapsody",
             description="Run workflows, and inspect their backends and results.",
             formatter_class=argparse.RawDescriptionHelpFormatter,  # one version per line
@@ -126,9 +126,16 @@ class Commands:
         text = "print the versions of Rhapsody and its plugins"
         parser.add_argument("--version", action="version", version=_versions(), help=text)
         commands = parser.add_subparsers(title="commands", metavar="COMMAND")
-        for name, command in self._commands.items():
-            commands.add_parser(name, help=command.help)
-        return parser
+        return parser, {
+            name: commands.add_parser(name, help=command.help)
+            for name, command in self._commands.items()
+        }
+
+    def configure(self, name: str, parser: argparse.ArgumentParser) -> None:
+        """Add the arguments of a command to its parser."""
+        configure = self._commands[name].configure
+        if configure is not None:
+            configure(parser)
 
     def _find(self, name: str) -> _Command:
         command = self._commands.get(name)

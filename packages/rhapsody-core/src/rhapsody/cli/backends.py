@@ -17,7 +17,7 @@ HELP = "list the backends, and show if they can be used"
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     parser.add_argument(
-        "name", nargs="?", metavar="NAME", help="show the capabilities of one backend"
+        "backend", nargs="?", metavar="NAME", help="show the capabilities of one backend"
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
 
@@ -33,11 +33,11 @@ def run(arguments: argparse.Namespace) -> int:
     """
     from rhapsody.backends.discovery import BackendRegistry
 
-    if arguments.name is None:
+    if arguments.backend is None:
         described = list(BackendRegistry.describe().values())
     else:
         try:
-            described = [BackendRegistry.describe(arguments.name)]
+            described = [BackendRegistry.describe(arguments.backend)]
         except ValueError as error:
             raise UsageError(str(error)) from None
     if arguments.json:
@@ -60,7 +60,7 @@ def run(arguments: argparse.Namespace) -> int:
             say(f"  to fix it: {one.remedy}")
         for conflict in one.conflicts:
             say(f"\n{one.name}: {conflict}")
-        if arguments.name is not None and one.capabilities is not None:
+        if arguments.backend is not None and one.capabilities is not None:
             say()
             for line in _capabilities(one.capabilities):
                 say(line)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import select
@@ -24,6 +25,30 @@ ENDED_BY: dict[object, str] = {128 + each: each.name for each in (signal.SIGTERM
 
 class CommandError(Exception):
     """Failure of a command for a known reason: printed without a traceback, with exit code 1."""
+
+
+class HelpParser(argparse.ArgumentParser):
+    """Argument parser whose help has colors on a terminal, as rich decides.
+
+    rich reads `NO_COLOR`, `FORCE_COLOR` and `TERM`.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.color = False  # the colors of Python 3.14
+
+    def print_help(self, file: Any = None) -> None:
+        """Print the help to a file, by default standard output."""
+        from rich.console import Console
+        from rich.text import Text
+
+        text = Text(self.format_help())
+        text.highlight_regex(r"(?m)^[\w ]+:", "bold")
+        text.highlight_regex(r"(?<![\w-])--?[a-z][\w-]*", "cyan")
+        console = Console(file=file)
+        with console.capture() as captured:
+            console.print(text, end="", soft_wrap=True)
+        self._print_message(captured.get(), sys.stdout if file is None else file)
 
 
 def say(text: str = "") -> None:

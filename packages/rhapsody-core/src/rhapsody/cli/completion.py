@@ -1,0 +1,63 @@
+"""`rhapsody completion`: prints a script with which a shell completes command lines of Rhapsody.
+
+The script is static: completing a word does not start Python. It contains the commands and options
+of the plugins that are installed when it is printed.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from rhapsody.cli.output import DONE, CommandError, complain, say
+from rhapsody.errors import describe_error
+
+HELP = "print a script that completes commands and options in your shell"
+
+SHELLS = ("bash", "zsh", "fish")
+
+PATHS = {"SCRIPT[:FUNC]": "file", "FILE": "file", "DIR": "directory", "DIRECTORY": "directory"}
+"""Names of shtab's completions by metavars of arguments."""
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
+    parser.add_argument("shell", choices=SHELLS, metavar="SHELL", help="bash, zsh or fish")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print the script.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        CommandError: shtab is not installed.
+    """
+    try:
+        import shtab
+    except ImportError:
+        command = "pip install 'rhapsody-core[completion]'"
+        raise CommandError(f"shell completion needs shtab; to install it: {command}") from None
+    say(shtab.complete(_parser(), arguments.shell).rstrip("\n"))
+    return DONE
+
+
+def _parser() -> argparse.ArgumentParser:
+    """Return a parser with the arguments of all commands and the values that the shell offers."""
+    from rhapsody.backends.discovery import BackendRegistry
+    from rhapsody.cli import Commands
+
+    commands, backends = Commands(), BackendRegistry.list_backends()
+    commands.add_from_plugins()
+    parser, parsers = commands.overview()
+    for name, each in parsers.items():
+        try:
+            commands.configure(name, each)
+        except Exception as error:  # a plugin may raise anything
+            complain(f"cannot complete the arguments of {name!r}: {describe_error(error)}")
+        for action in each._actions:
+            if action.dest == "backend":
+                action.choices = backends
+            elif action.metavar in PATHS and not hasattr(action, "complete"):
+                action.complete = PATHS[action.metavar]  # type: ignore[attr-defined]
+    return parser
