@@ -228,7 +228,7 @@ async def test_a_worker_over_its_memory_limit_loses_its_task(mortal: WorkflowEng
 async def test_a_lost_large_argument_is_sent_again(
     mortal: WorkflowEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rhapsody_dask.values.LINGER", 60.0)
+    monkeypatch.setattr("rhapsody_dask.values.IDLE_SECONDS", 60.0)
     backend: Any = mortal.backend
 
     @mortal.function_task
@@ -339,7 +339,7 @@ async def test_a_hanging_worker_does_not_hide_tasks_running_on_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """If one worker does not answer, it stays unknown which worker runs a task."""
-    monkeypatch.setattr("rhapsody_dask.requests.ANSWERS", 2.0)
+    monkeypatch.setattr("rhapsody_dask.requests.ANSWER_TIMEOUT", 2.0)
     with foreign(tmp_path, tls=False, options=("--no-nanny",)) as there:
         async with asyncio.timeout(80):
             backend = await DaskExecutionBackend(scheduler_file=there["scheduler_file"])

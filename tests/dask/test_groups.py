@@ -167,7 +167,7 @@ async def test_no_call_waits_for_a_long_one_in_its_group(
 async def test_a_call_in_a_group_is_canceled_before_it_starts(
     grouping: WorkflowEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rhapsody_dask.groups.SCHEDULING", 1.0)  # groups 20 calls at any speed
+    monkeypatch.setattr("rhapsody_dask.groups.SCHEDULING_COST", 1.0)  # groups 20 calls at any speed
     gate, trace = str(tmp_path / "gate"), tmp_path / "trace"
 
     @grouping.function_task
@@ -254,7 +254,9 @@ async def test_other_calls_of_a_lost_group_finish_on_an_existing_cluster(
 async def test_a_task_can_use_the_value_of_a_call_in_a_group(
     grouping: WorkflowEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rhapsody_dask.groups.SCHEDULING", 1.0)  # groups the calls at any speed
+    monkeypatch.setattr(
+        "rhapsody_dask.groups.SCHEDULING_COST", 1.0
+    )  # groups the calls at any speed
     gate = str(tmp_path / "gate")
 
     @grouping.function_task

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from rhapsody_dask.groups import PROBES, SCHEDULING, TARGET, Function
+from rhapsody_dask.groups import PROBES, SCHEDULING_COST, TARGET_SECONDS, Function
 
 
 def test_the_size_of_a_group_follows_from_the_time_of_its_calls() -> None:
@@ -13,8 +13,8 @@ def test_the_size_of_a_group_follows_from_the_time_of_its_calls() -> None:
     assert not function.known
     function.measure(0.001)
     assert function.known
-    assert function.size(1000) == pytest.approx(TARGET / 0.001, abs=1)
-    assert function.size(10) == pytest.approx(10 * SCHEDULING / 0.001, abs=1)
+    assert function.size(1000) == pytest.approx(TARGET_SECONDS / 0.001, abs=1)
+    assert function.size(10) == pytest.approx(10 * SCHEDULING_COST / 0.001, abs=1)
     for _ in range(PROBES):
         function.measure(1.0)
     assert function.size(1000) == 1

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from rhapsody_dask.shipping import WAITS, SchedulerSetup
+from rhapsody_dask.shipping import ALLOWED_LOSSES, SchedulerSetup
 from rhapsody_dask.worker.site import Notes, mark, notes_of
 
 pytestmark = pytest.mark.asyncio
@@ -147,7 +147,7 @@ async def test_only_tasks_that_a_killed_worker_had_not_started_run_again(tmp_pat
     notes.remove(notes.add("ended"))
     notes.add("started")
     started, waited = _killed("f-session-started"), _killed("f-session-waited")
-    ended, often = _killed("f-session-ended"), _killed("f-session-often", times=WAITS + 1)
+    ended, often = _killed("f-session-ended"), _killed("f-session-often", times=ALLOWED_LOSSES + 1)
     needs = Task("f-session-needs", "erred", waited)
     raised = Task("f-session-raised", "erred")
     scheduler = Scheduler(started, waited, ended, often, needs, raised)

@@ -80,7 +80,7 @@ async def test_a_large_result_is_writable(flow: WorkflowEngine) -> None:
 async def test_a_large_argument_is_released_after_its_last_task(
     backend: DaskExecutionBackend, flow: WorkflowEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rhapsody_dask.values.LINGER", 0.0)
+    monkeypatch.setattr("rhapsody_dask.values.IDLE_SECONDS", 0.0)
 
     @flow.function_task
     def size(values: Any) -> int:

@@ -50,7 +50,7 @@ def test_a_failing_or_hanging_slurm_is_reported_once(
     script: str,
     said: str,
 ) -> None:
-    monkeypatch.setattr(cleanup, "SECONDS", 0.3)
+    monkeypatch.setattr(cleanup, "COMMAND_TIMEOUT", 0.3)
     install(commands, script)
     assert find_jobs("mine") is None
     (first,) = caplog.messages

@@ -69,9 +69,9 @@ def test_the_doctor_leaves_no_files(home: Path) -> None:
 def test_a_library_that_cannot_be_imported_is_reported_as_broken(
     monkeypatch: pytest.MonkeyPatch, question: str, words: str
 ) -> None:
-    monkeypatch.setattr(diagnosis, "QUESTION", question)
+    monkeypatch.setattr(diagnosis, "PROBE_SCRIPT", question)
     if "sleep" in question:
-        monkeypatch.setattr(diagnosis, "ASKING", 1.0)
+        monkeypatch.setattr(diagnosis, "IMPORT_TIMEOUT", 1.0)
     level, text, remedy = found("cannot be imported")
     assert (level, remedy) == ("broken", diagnosis.REINSTALL)
     assert words in text
@@ -80,7 +80,7 @@ def test_a_library_that_cannot_be_imported_is_reported_as_broken(
 def test_resources_that_cannot_be_listed_are_reported_as_broken(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(diagnosis, "QUESTION", "print('version', 1); raise ValueError('odd')")
+    monkeypatch.setattr(diagnosis, "PROBE_SCRIPT", "print('version', 1); raise ValueError('odd')")
     assert found("programs in")[0] == "ok"
     level, text, _ = found("cannot list its resources")
     assert (level, text.rpartition(": ")[2]) == ("broken", "odd")
@@ -149,12 +149,12 @@ def test_the_partitions_of_slurm_are_reported(
     (tmp_path / "sinfo").write_text(f"#!/bin/sh\n{script}\n")
     (tmp_path / "sinfo").chmod(0o700)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    monkeypatch.setattr(diagnosis, "SLURM", 1.0)
+    monkeypatch.setattr(diagnosis, "SLURM_TIMEOUT", 1.0)
     ((found_level, found_text, _),) = diagnosis._partitions()
     assert found_level == level
     assert text in found_text
 
 
 def test_the_doctor_reports_what_it_does_not_check(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(diagnosis, "QUESTION", "")
+    monkeypatch.setattr(diagnosis, "PROBE_SCRIPT", "")
     assert "--run" in found("not checked here")[1]

@@ -116,7 +116,7 @@ def stall_soon(_: Any) -> None:
     """Shorten the time for which a task that fits may wait; called in the client."""
     from rhapsody_radical.client import health
 
-    health.STALLED = 10.0
+    health.STALL_TIMEOUT = 10.0
 
 
 async def test_a_pilot_with_a_killed_component_is_lost(tmp_path: Path) -> None:

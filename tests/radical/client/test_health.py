@@ -10,7 +10,7 @@ import pytest
 
 from rhapsody_radical import descriptions
 from rhapsody_radical.client import health
-from rhapsody_radical.client.health import STALLED, is_stuck
+from rhapsody_radical.client.health import STALL_TIMEOUT, is_stuck
 from rhapsody_radical.client.main import Client
 from rhapsody_radical.client.raptor import Pair, Raptor, Raptors
 from rhapsody_radical.client.tasks import Entry, Tasks
@@ -122,10 +122,10 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 def test_a_pilot_that_does_not_start_a_fitting_task_is_lost(clock: list[float]) -> None:
     looking = Looking(clock)
-    looking.look(later=STALLED + 1)
+    looking.look(later=STALL_TIMEOUT + 1)
     looking.tasks = [task(RUNNING), task()]
     assert looking.look() == []
-    assert looking.look(later=STALLED) == []
+    assert looking.look(later=STALL_TIMEOUT) == []
     (how,) = looking.look(later=1)
     assert "a task for which it has free cores has waited 180 s" in how
 
@@ -134,7 +134,7 @@ def test_a_pilot_that_starts_other_tasks_is_not_lost(clock: list[float]) -> None
     looking = Looking(clock)
     looking.tasks = [task()]
     for _ in range(3):
-        looking.look(later=STALLED)
+        looking.look(later=STALL_TIMEOUT)
         looking.pilot.progress.moved()
     assert looking.given_up == []
 
@@ -152,7 +152,7 @@ def test_a_raptor_pair_that_does_not_start_a_fitting_call_is_lost(clock: list[fl
     looking = Looking(clock)
     looking.tasks = [call(RUNNING), call()]
     assert looking.look() == []
-    (how,) = looking.look(later=STALLED + 1)
+    (how,) = looking.look(later=STALL_TIMEOUT + 1)
     assert "RAPTOR master master and its worker start no calls" in how
     assert looking.pair.lost
 
@@ -192,7 +192,7 @@ def test_the_calls_of_a_group_are_counted_separately(clock: list[float], running
     looking.client.tasks.by_uid.update((each.uid, each) for each in (group, *group.calls))
     looking.tasks = [group.handle]
     looking.look()
-    looking.look(later=STALLED + 1)
+    looking.look(later=STALL_TIMEOUT + 1)
     assert len(looking.given_up) == (0 if running == 2 else 1), "the worker has two cores"
 
 
@@ -206,7 +206,7 @@ def test_a_pair_with_one_busy_worker_of_several_is_not_lost(
     assert looking.look(later=1000) == []
     looking.tasks = [call()]
     assert looking.look() == []
-    assert len(looking.look(later=STALLED + 1)) == 1
+    assert len(looking.look(later=STALL_TIMEOUT + 1)) == 1
 
 
 class AlwaysSet(threading.Event):

@@ -188,7 +188,7 @@ def _stall_soon(_: Any) -> None:
     """Shorten the time for which a call that fits may wait; called in the client."""
     from rhapsody_radical.client import health
 
-    health.STALLED = 10.0
+    health.STALL_TIMEOUT = 10.0
 
 
 def _calls_of_others_are_made(made: Any) -> None:

@@ -47,7 +47,7 @@ def test_slurms_reason_is_reported_for_jobs_that_cannot_start_or_timed_out(
             BatchJob("7", "PENDING", "PartitionTimeLimit", "debug", "pilot.0000"),
             BatchJob("8", "PENDING", "Priority", "debug", "pilot.0001"),
         ],
-        cleanup.CUT: [BatchJob("9", "TIMEOUT", "TimeLimit", "debug", "pilot.0001")],
+        cleanup.ENDED_STATES: [BatchJob("9", "TIMEOUT", "TimeLimit", "debug", "pilot.0001")],
     }
     monkeypatch.setattr(cleanup, "find_jobs", lambda uid, states: jobs[states])
     settings = {"resource": "local.localhost"}
@@ -68,7 +68,7 @@ def test_a_full_disk_is_reported_if_the_logs_contain_no_error(
     (pilot,) = session.pilots
     pilot.sandbox = str(tmp_path / "pilot")
     assert str(tmp_path) in session.why(pilot)
-    monkeypatch.setattr("rhapsody_radical.client.session.FULL", 1 << 62)
+    monkeypatch.setattr("rhapsody_radical.client.session.MIN_FREE_BYTES", 1 << 62)
     assert session.why(pilot) == f"no space left in {tmp_path}"
     (tmp_path / "pmgr_launching.0000.log").write_text("all well\nIt was denied\n")
     assert session.why(pilot) == "It was denied"

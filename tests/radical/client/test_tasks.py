@@ -13,7 +13,7 @@ from rhapsody_radical import schema
 from rhapsody_radical.client import raptor
 from rhapsody_radical.client.health import Progress
 from rhapsody_radical.client.raptor import Raptors
-from rhapsody_radical.client.tasks import NEWS, Entry, Tasks
+from rhapsody_radical.client.tasks import CALL_REPORTS, Entry, Tasks
 
 SLOTS = [{"node_index": 0, "cores": [1, 2]}, {"node_index": 1, "cores": [0, 1]}]
 
@@ -121,7 +121,7 @@ def test_the_end_of_a_group_reports_calls_whose_message_was_lost() -> None:
     group = Entry("group", pilot, SimpleNamespace(return_value=json.dumps(outcomes)))
     group.calls = [Entry(f"call.{n}", pilot, group=group) for n in range(2)]
     tasks.by_uid.update((each.uid, each) for each in (group, *group.calls))
-    tasks.receive_news("state_pubsub", {"cmd": NEWS, "arg": [outcomes[0]]})
+    tasks.receive_news("state_pubsub", {"cmd": CALL_REPORTS, "arg": [outcomes[0]]})
     tasks.handle_state(group, group.handle, "DONE")
     done, failed = (0, None, None, "result"), (1, "ValueError('a')", "ValueError('a')", None)
     assert said == [

@@ -30,7 +30,7 @@ from rhapsody_dask.requests import StopRequests, WaitWarnings
 from rhapsody_dask.results import Results, reference_lost, worker_lost
 from rhapsody_dask.task import Call, Ready, Submission, named
 from rhapsody_dask.values import Shared
-from rhapsody_dask.worker.messages import BIG, unpack
+from rhapsody_dask.worker.messages import MIN_BUFFER_SIZE, unpack
 from rhapsody_dask.worker.site import mark
 
 log: logging.Logger = logging.getLogger(__name__)
@@ -109,7 +109,7 @@ class DaskExecutionBackend(ManagedBackend):
         client: Any = None,
         timeout: float | str | None = None,
         grace: float | str = 5.0,
-        share_over: int | None = BIG,
+        share_over: int | None = MIN_BUFFER_SIZE,
         shared_file_system: bool | None = None,
         batch_calls: bool = False,
         name: str | None = None,

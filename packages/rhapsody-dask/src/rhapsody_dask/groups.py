@@ -28,31 +28,31 @@ from rhapsody_dask.results import Results
 from rhapsody_dask.task import Call, Demand, Ready
 from rhapsody_dask.worker.messages import CANCELED, GroupReplies, Order, key_of
 
-TARGET = 0.05
+TARGET_SECONDS = 0.05
 """Intended duration of a group in seconds."""
 
-SCHEDULING = 0.0005
+SCHEDULING_COST = 0.0005
 """Minimum time in seconds that Dask's scheduler needs for a task.
 
 A group is not expected to take longer than the scheduler would need for all calls that are ready,
 so that grouping does not delay any of them.
 """
 
-LONG = 0.09
+RECALL_AFTER = 0.09
 """Seconds from the report that a call is running until the remaining calls of its group are taken
 back.
 """
 
-MOST = 500
+MAX_CALLS = 500
 """Largest number of calls in a group."""
 
-SMALL = 1 << 14
+MAX_CALL_SIZE = 1 << 14
 """Largest size in bytes of a packed call in a group."""
 
 PROBES = 4
 """Number of calls of a new function that are sent alone to measure them."""
 
-ENOUGH = 2
+MIN_MEASURED = 2
 """Number of measured calls after which groups are formed; less than `PROBES`, because a worker may
 hang.
 """
@@ -83,7 +83,7 @@ class Function:
     @property
     def known(self) -> bool:
         """True if no more calls need to be held back."""
-        return self.slow or self.measured >= ENOUGH
+        return self.slow or self.measured >= MIN_MEASURED
 
     def measure(self, seconds: float) -> None:
         """Update the average run time with the mean run time of a group's calls."""
@@ -99,8 +99,8 @@ class Function:
         Args:
             ready: The number of calls that are ready.
         """
-        limit = min(TARGET, ready * SCHEDULING)
-        return max(1, min(MOST, int(limit / max(self.seconds, 1e-6))))
+        limit = min(TARGET_SECONDS, ready * SCHEDULING_COST)
+        return max(1, min(MAX_CALLS, int(limit / max(self.seconds, 1e-6))))
 
 
 class Group:
@@ -170,7 +170,7 @@ class Groups:
         others: list[Ready] = []
         alike: dict[tuple[str, Demand], list[Ready]] = {}
         for one in ready:
-            if one.plain and len(one.order) <= SMALL and not one.call.referred_to:
+            if one.plain and len(one.order) <= MAX_CALL_SIZE and not one.call.referred_to:
                 task = one.call.task
                 name = getattr(task["function"], "__qualname__", task["name"])
                 alike.setdefault((name, one.call.demand), []).append(one)
@@ -285,17 +285,17 @@ class Groups:
             self._spawn(self._give_up(group, call))
 
     async def _give_up(self, group: Group, call: Call) -> None:
-        """If a measured call still runs after `TARGET` seconds, send the calls held back for it."""
-        await asyncio.sleep(TARGET)
+        """Send the calls held back for a measured call if it still runs after `TARGET_SECONDS`."""
+        await asyncio.sleep(TARGET_SECONDS)
         if call.uid in group.members:
             group.function.slow = True
             self._release(group.function)
 
     async def _take_back(self, group: Group, call: Call) -> None:
-        """If a call still runs after `LONG` seconds, send its group's remaining calls again."""
+        """Send the remaining calls of a group again if a call still runs after `RECALL_AFTER`."""
         from rhapsody_dask.worker.site import stop_group
 
-        await asyncio.sleep(LONG)
+        await asyncio.sleep(RECALL_AFTER)
         if call.uid not in group.members:
             return
         arguments = (self._session, group.uid, call.uid)

@@ -49,7 +49,7 @@ TLS = frozenset(
 RESERVED = TLS.union(WAYS, ("security", "timeout"))
 """Options that the backend handles itself instead of passing them to Dask unchanged."""
 
-ADDED = frozenset({"threads", "gpus"})
+OWN_OPTIONS = frozenset({"threads", "gpus"})
 """Options for the LocalCluster that the backend defines in addition to Dask's."""
 
 TIMEOUT = 30.0
@@ -157,8 +157,8 @@ def _mapping(resources: Mapping[str, Any] | None) -> Mapping[str, Any]:
             hint = f" Did you mean {close[0]!r}?" if close else ""
             raise TypeError(
                 f"resources: unknown key {key!r}.{hint} Accepted: "
-                f"{', '.join(sorted(RESERVED | ADDED))}, and the keywords of distributed's Client, "
-                "LocalCluster, Nanny and Worker"
+                f"{', '.join(sorted(RESERVED | OWN_OPTIONS))}, and the keywords of distributed's "
+                "Client, LocalCluster, Nanny and Worker"
             )
     return resources
 
@@ -173,7 +173,7 @@ def _keywords(used: Mapping[str, Any]) -> tuple[frozenset[str], frozenset[str]]:
     from distributed import Client, LocalCluster, Nanny, Worker
 
     classes = (LocalCluster, Nanny, Worker, used.get("worker_class"))
-    local = ADDED.union(*(_parameters(each) for each in classes if isinstance(each, type)))
+    local = OWN_OPTIONS.union(*(_parameters(each) for each in classes if isinstance(each, type)))
     client = _parameters(Client) - RESERVED - OWN.keys() - {"name"}
     return client, local - RESERVED - OWN.keys() - client
 

@@ -12,7 +12,7 @@ from rhapsody_dask.task import Call, named
 
 log: logging.Logger = logging.getLogger(__name__)
 
-ANSWERS = 5.0
+ANSWER_TIMEOUT = 5.0
 """Time limit in seconds for the workers' answers; a worker that cannot be reached never answers."""
 
 
@@ -78,17 +78,17 @@ class StopRequests:
         from rhapsody_dask.worker.site import cancel
 
         try:
-            async with asyncio.timeout(ANSWERS):
+            async with asyncio.timeout(ANSWER_TIMEOUT):
                 answers = await self._client.run(cancel, self._session, uids, on_error="ignore")
         except (OSError, TimeoutError):
             return None
         return {uid for started in answers.values() for uid in started or ()}
 
 
-FIRST = 5.0
+FIRST_CHECK = 5.0
 """Seconds until the first check for tasks that no worker can run."""
 
-AGAIN = 60.0
+WARNING_INTERVAL = 60.0
 """Seconds between two warnings."""
 
 
@@ -116,7 +116,7 @@ class WaitWarnings:
         Called when tasks have been sent or a worker has been lost.
         """
         if self._timer is None:
-            self._check_in(FIRST)
+            self._check_in(FIRST_CHECK)
 
     def close(self) -> None:
         """Stop checking."""
@@ -145,7 +145,7 @@ class WaitWarnings:
         text = self._text(workers, [self._calls[uid] for uid in uids if uid in self._calls])
         if text is not None:
             log.warning(text)
-            self._check_in(AGAIN)
+            self._check_in(WARNING_INTERVAL)
 
     def _text(self, workers: list[str], calls: list[Call]) -> str | None:
         if not workers and self._calls:

@@ -39,14 +39,14 @@ from rhapsody_dask.worker.messages import (
 
 log: logging.Logger = logging.getLogger(__name__)
 
-MOST = 2_000
+MAX_BATCH = 2_000
 """Largest number of replies in a batch."""
 
-MANY = 4
-PAUSE = 0.01
-"""Seconds to wait for further replies after a batch of more than `MANY` replies."""
+LARGE_BATCH = 4
+BATCH_PAUSE = 0.01
+"""Seconds to wait for further replies after a batch of more than `LARGE_BATCH` replies."""
 
-PATIENCE = 0.5
+BATCH_TIMEOUT = 0.5
 """Longest time in seconds that a batch waits for the previous one."""
 
 
@@ -394,12 +394,12 @@ class Results:
         try:
             await asyncio.sleep(0)  # collect the other events of this message
             while self._queue:
-                keys, self._queue = self._queue[:MOST], self._queue[MOST:]
+                keys, self._queue = self._queue[:MAX_BATCH], self._queue[MAX_BATCH:]
                 batch = self._spawn(self._fetch_batch(keys))
-                await asyncio.wait([batch], timeout=PATIENCE)
-                if len(keys) > MANY and len(self._queue) < MOST:
+                await asyncio.wait([batch], timeout=BATCH_TIMEOUT)
+                if len(keys) > LARGE_BATCH and len(self._queue) < MAX_BATCH:
                     # With many results, larger batches deliver all of them sooner.
-                    await asyncio.sleep(PAUSE)
+                    await asyncio.sleep(BATCH_PAUSE)
         finally:
             self._fetching = None
 

@@ -31,7 +31,7 @@ from distributed.diagnostics.plugin import SchedulerPlugin, WorkerPlugin
 PACKAGES = ("rhapsody", "rhapsody_guard", "rhapsody_dask")
 """Names of the packages that are sent."""
 
-WAITS = 20
+ALLOWED_LOSSES = 20
 """Number of killed workers to which a task may have been assigned without starting.
 
 If one more such worker is killed, the task fails.
@@ -42,7 +42,7 @@ LATE = 5.0
 a registration uses another connection.
 """
 
-LEFT_OUT = ("rhapsody/cli/", "rhapsody/testing/", "rhapsody/observers/")
+EXCLUDED = ("rhapsody/cli/", "rhapsody/testing/", "rhapsody/observers/")
 """Parts of core that no worker needs."""
 
 
@@ -58,7 +58,7 @@ def archive() -> bytes:
             root = Path(spec.origin).parent
             for path in sorted(root.rglob("*.py")):
                 name = path.relative_to(root.parent).as_posix()
-                if not name.startswith(LEFT_OUT):
+                if not name.startswith(EXCLUDED):
                     # Without a date, so that the same sources produce the same file.
                     packed.writestr(zipfile.ZipInfo(name), path.read_bytes())
     return target.getvalue()
@@ -83,7 +83,7 @@ def installed() -> dict[str, str]:
     return found
 
 
-PLACE = "rhapsody-shipped-"
+DIRECTORY_PREFIX = "rhapsody-shipped-"
 """Prefix of the names of the directories that contain the zip file."""
 
 
@@ -124,9 +124,9 @@ class _Cargo:
         if len(found) == 2 or self.sources is None:
             return
         file = f"{hashlib.sha256(self.sources).hexdigest()[:32]}.zip"
-        path = next((entry for entry in sys.path if PLACE in entry), None)
+        path = next((entry for entry in sys.path if DIRECTORY_PREFIX in entry), None)
         if path is None:
-            path = os.path.join(tempfile.mkdtemp(prefix=PLACE), file)
+            path = os.path.join(tempfile.mkdtemp(prefix=DIRECTORY_PREFIX), file)
             Path(path).write_bytes(self.sources)
         elif os.path.basename(path) != file:
             raise RuntimeError(
@@ -294,7 +294,7 @@ class SchedulerSetup(SchedulerPlugin):
         retried = [
             key
             for key in erred
-            if 0 < tasks[key].suspicious <= WAITS
+            if 0 < tasks[key].suspicious <= ALLOWED_LOSSES
             and tasks[key].exception_blame is tasks[key]
             and mark(key.rpartition(f"{self.session}-")[2]) not in started
         ]

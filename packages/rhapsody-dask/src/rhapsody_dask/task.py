@@ -31,7 +31,15 @@ from rhapsody.sdk import REFERENCE, Reference, cannot_pack, dumps, in_thread, ow
 from rhapsody_dask._private import task_reference
 from rhapsody_dask.files import Link, Links, View, content_of
 from rhapsody_dask.values import Big, Entry, Shared
-from rhapsody_dask.worker.messages import BIG, Order, Value, file_here, key_of, pack, value_here
+from rhapsody_dask.worker.messages import (
+    MIN_BUFFER_SIZE,
+    Order,
+    Value,
+    file_here,
+    key_of,
+    pack,
+    value_here,
+)
 
 
 class Demand(NamedTuple):
@@ -353,7 +361,7 @@ SMALL = 1 << 10
 FLAT = (bytes, str, bytearray)
 """Types whose length is approximately the size of their pickle in bytes."""
 
-CURE = "pass data that can be pickled, or run the task on the local backend's threads"
+PICKLE_ADVICE = "pass data that can be pickled, or run the task on the local backend's threads"
 
 FILES = (InputFile, OutputFile, OutputDir)
 """Types of declared files, which are bound to the task's sandbox on the worker."""
@@ -376,7 +384,7 @@ class Packer:
         modules: The main program's own modules, packed by `rhapsody.sdk.own_modules`.
     """
 
-    def __init__(self, session: str, threshold: int | None = BIG) -> None:
+    def __init__(self, session: str, threshold: int | None = MIN_BUFFER_SIZE) -> None:
         self.modules: bytes | None = own_modules()
         self._session = session
         self._threshold = threshold
@@ -453,7 +461,7 @@ class Packer:
 
         def small(buffer: pickle.PickleBuffer) -> bool:
             try:
-                if self._threshold is None or buffer.raw().nbytes < BIG:
+                if self._threshold is None or buffer.raw().nbytes < MIN_BUFFER_SIZE:
                     return True
             except BufferError:  # not contiguous
                 return True
@@ -512,7 +520,7 @@ class Packer:
         try:
             return dumps(value, protocol=5, **options)
         except Exception as error:  # pickling runs the objects' own code
-            raise cannot_pack(task, error, worker="a Dask worker", cure=CURE) from error
+            raise cannot_pack(task, error, worker="a Dask worker", cure=PICKLE_ADVICE) from error
 
 
 def _is_small(value: Any, limit: int) -> bool:

@@ -16,12 +16,12 @@ from typing import Any, NamedTuple
 from rhapsody.sdk import in_thread
 from rhapsody_dask.worker.messages import DONE, Reply
 
-LINGER = 1.0
+IDLE_SECONDS = 1.0
 """Seconds for which an argument is kept after the last task that uses it has ended, so that the
 next task of a chain can use it.
 """
 
-IDLE = 64 << 20
+MAX_IDLE_SIZE = 64 << 20
 """Largest total size in bytes of arguments that are kept while no task uses them.
 
 A single unused argument is kept even if it is larger.
@@ -135,15 +135,15 @@ class Shared:
     def release(self, entry: Entry) -> None:
         """Remove a user from an entry.
 
-        An entry without users is dropped after `LINGER` seconds, or earlier if the entries without
-        users are together larger than `IDLE`.
+        An entry without users is dropped after `IDLE_SECONDS`, or earlier if the entries without
+        users are together larger than `MAX_IDLE_SIZE`.
         """
         entry.users -= 1
         if entry.users == 0:
             loop = asyncio.get_running_loop()
-            entry.timer = loop.call_later(LINGER, self._drop, entry)
+            entry.timer = loop.call_later(IDLE_SECONDS, self._drop, entry)
             self._idle[entry] = None
-            while len(self._idle) > 1 and sum(each.size for each in self._idle) > IDLE:
+            while len(self._idle) > 1 and sum(each.size for each in self._idle) > MAX_IDLE_SIZE:
                 self._drop(next(iter(self._idle)))
 
     def _drop(self, entry: Entry) -> None:

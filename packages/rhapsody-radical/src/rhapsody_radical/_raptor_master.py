@@ -13,7 +13,7 @@ from typing import Any
 
 import radical.pilot as rp  # type: ignore[import-untyped,unused-ignore]
 
-AGAIN = (5.0, 10.0, 20.0, 40.0)
+RETRY_DELAYS = (5.0, 10.0, 20.0, 40.0)
 """Seconds before each repetition of the message."""
 
 
@@ -37,7 +37,7 @@ class RhapsodyMaster(rp.raptor.Master):  # type: ignore[misc,name-defined,unused
         return super()._request_cb(tasks)
 
     def _repeat(self) -> None:
-        for seconds in AGAIN:
+        for seconds in RETRY_DELAYS:
             if self._called.wait(seconds):
                 return
             super().publish(*self._registration)

@@ -44,17 +44,17 @@ RAPTOR worker could execute, and `"calls"` for a group, whose `function` is a li
 their uids.
 """
 
-NEWS = "rhapsody_calls"
+CALL_REPORTS = "rhapsody_calls"
 """Name of the messages on RADICAL-Pilot's state channel about starts and ends of grouped calls."""
 
-GATHER = 0.02
+BATCH_SECONDS = 0.02
 """Seconds for which starts and ends of calls are collected into one message."""
 
-AHEAD, SHORT = 32, 0.05
+MAX_CALLS, SHORT_SECONDS = 32, 0.05
 """Maximum number of calls that a process receives at once, and the limit of short calls in seconds.
 
-The number of calls starts at 1. It is doubled each time the previous calls took less than `SHORT`
-seconds in total, and otherwise reset to 1.
+The number of calls starts at 1. It is doubled each time the previous calls took less than
+`SHORT_SECONDS` in total, and otherwise reset to 1.
 """
 
 
@@ -208,7 +208,7 @@ class RhapsodyWorker(rp.raptor.DefaultWorker):  # type: ignore[misc,name-defined
                     self._answer(call, error=error)
             else:
                 self._watch(process, calls[0])
-            most = min(AHEAD, 2 * most) if time.monotonic() - began < SHORT else 1
+            most = min(MAX_CALLS, 2 * most) if time.monotonic() - began < SHORT_SECONDS else 1
             with self._change:
                 self._free(cores)
                 calls = self._next(most)
@@ -295,12 +295,14 @@ class RhapsodyWorker(rp.raptor.DefaultWorker):  # type: ignore[misc,name-defined
         """Report starts and ends of grouped calls without waiting for the ends of their groups."""
         while True:
             news = [self._news.get()]
-            time.sleep(GATHER)
+            time.sleep(BATCH_SECONDS)
             while not self._news.empty():
                 news.append(self._news.get())
             # The end of a call implies its start.
             ended = {uid for uid, *outcome in news if outcome}
-            self._publish(NEWS, [each for each in news if len(each) > 1 or each[0] not in ended])
+            self._publish(
+                CALL_REPORTS, [each for each in news if len(each) > 1 or each[0] not in ended]
+            )
 
     def _answer(
         self,
@@ -408,7 +410,7 @@ class Process:
     def take_back(self) -> list[dict[str, Any]]:
         """Remove and return the calls that have not started."""
         with suppress(BlockingIOError):
-            number = len(os.read(self._unstarted[0].fileno(), AHEAD))
+            number = len(os.read(self._unstarted[0].fileno(), MAX_CALLS))
             return [self.calls.pop() for _ in range(number)][::-1]
         return []
 

@@ -36,7 +36,7 @@ from rhapsody_radical import (
     states,
     translate,
 )
-from rhapsody_radical.cleanup import HERE
+from rhapsody_radical.cleanup import SESSIONS_DIRECTORY
 from rhapsody_radical.connection import PROGRAM, Connection
 from rhapsody_radical.descriptions import (
     can_work_in,
@@ -63,7 +63,7 @@ log: logging.Logger = logging.getLogger(__name__)
 
 states.register()
 
-ENDING = 10.0
+CANCEL_TIMEOUT = 10.0
 """Seconds for which `shutdown` waits for canceled tasks before it ends the pilots."""
 
 
@@ -208,7 +208,9 @@ class RadicalExecutionBackend(ManagedBackend):
 
     def _place(self) -> Path:
         """Return the session's directory."""
-        work_dir = self._work_dir or (self.session.path if self.session.chosen else HERE)
+        work_dir = self._work_dir or (
+            self.session.path if self.session.chosen else SESSIONS_DIRECTORY
+        )
         return Path(os.path.abspath(work_dir)) / self.session.uid
 
     def _start(self, connection: Connection, place: Path) -> None:
@@ -248,7 +250,7 @@ class RadicalExecutionBackend(ManagedBackend):
         if self._connection is not None:
             self._none_open.clear()
             if self.open_tasks:
-                self._none_open.wait(ENDING)
+                self._none_open.wait(CANCEL_TIMEOUT)
             self._connection.close(keep=self._keep)
         self._pilots.close()
         for job in self.open_jobs():

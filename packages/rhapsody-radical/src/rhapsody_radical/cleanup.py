@@ -47,7 +47,7 @@ PILOT = "RP_PILOT_ID"
 GRACE = 0.5
 """Seconds between SIGTERM and SIGKILL."""
 
-ROUNDS = 3
+KILL_ROUNDS = 3
 """Number of rounds of killing; each round also finds processes that started during the last one."""
 
 
@@ -128,7 +128,7 @@ def end(
             process.terminate()
     _wait(left, GRACE)
     ended: set[psutil.Process] = set()
-    for _ in range(ROUNDS):
+    for _ in range(KILL_ROUNDS):
         if not left:
             break
         _kill(left)
@@ -165,16 +165,21 @@ def _alive(process: psutil.Process) -> bool:
 
 # Batch jobs.
 
-SECONDS = 30.0
+COMMAND_TIMEOUT = 30.0
 """Time limit in seconds for a Slurm command."""
 
-TOO_MUCH = ("PartitionConfig", "PartitionNodeLimit", "PartitionTimeLimit", "BadConstraints")
+IMPOSSIBLE_REASONS = (
+    "PartitionConfig",
+    "PartitionNodeLimit",
+    "PartitionTimeLimit",
+    "BadConstraints",
+)
 """Slurm's reasons for pending jobs that can never start in their partition."""
 
 ACTIVE = "PENDING,CONFIGURING,RUNNING,SUSPENDED"
 """States of jobs that have not ended and are not ending."""
 
-CUT = "TIMEOUT,DEADLINE,NODE_FAIL,BOOT_FAIL,PREEMPTED,OUT_OF_MEMORY"
+ENDED_STATES = "TIMEOUT,DEADLINE,NODE_FAIL,BOOT_FAIL,PREEMPTED,OUT_OF_MEMORY"
 """States of jobs that the batch system has ended; the state names the reason."""
 
 SANDBOX = "radical.pilot.sandbox"
@@ -238,7 +243,7 @@ def _slurm(*words: str) -> str | None:
     try:
         return subprocess.run(
             words, env=kept, check=True, stdin=subprocess.DEVNULL, capture_output=True,
-            text=True, errors="surrogateescape", timeout=SECONDS,
+            text=True, errors="surrogateescape", timeout=COMMAND_TIMEOUT,
         ).stdout  # fmt: skip
     except subprocess.CalledProcessError as error:
         log.warning("%s failed: %s", words[0], error.stderr.strip() or error)
@@ -249,10 +254,10 @@ def _slurm(*words: str) -> str | None:
 
 # Notes.
 
-HERE = ".rhapsody"
+SESSIONS_DIRECTORY = ".rhapsody"
 """Name of the sessions' directory in the working directory; each engine uses a subdirectory."""
 
-LIMIT = 16384
+MAX_NOTE_SIZE = 16384
 """Largest size of a note in bytes."""
 
 _FLAGS = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
@@ -263,7 +268,7 @@ def place(work_dir: Path) -> Path:
 
     Each user has a separate directory of notes, because several users may share `work_dir`.
     """
-    found = [each for each in (work_dir, *work_dir.parents) if each.name == HERE]
+    found = [each for each in (work_dir, *work_dir.parents) if each.name == SESSIONS_DIRECTORY]
     return (found or [work_dir])[0] / f"radical.{os.geteuid()}"
 
 
@@ -430,7 +435,7 @@ def _read(file: int, path: Path) -> dict[str, Any]:
         ValueError: The note is malformed.
         RecursionError: The note is malformed.
     """
-    note: Any = json.loads(os.pread(file, LIMIT, 0))
+    note: Any = json.loads(os.pread(file, MAX_NOTE_SIZE, 0))
     texts = ("session", "directory", "host", "boot")
     if (
         not isinstance(note, dict)

@@ -176,7 +176,7 @@ CLOSE_LIMIT = 120.0
 EXIT_LIMIT = 60.0
 """Time limit in seconds for closing the client if the program ends without a shutdown."""
 
-NOTICE = 2.0
+NOTICE_AFTER = 2.0
 """Seconds after which a warning is logged if the client is still closing."""
 
 
@@ -314,12 +314,12 @@ class Connection:
             self._keep = keep
             # On a thread, because sending blocks while the client does not read.
             threading.Thread(target=self._ask_to_close, daemon=True).start()
-        if not self.ended.wait(NOTICE):
+        if not self.ended.wait(NOTICE_AFTER):
             log.warning(
                 "RADICAL-Pilot session %s: closing, waiting for its pilots and their processes to "
                 "end; this takes up to 20 s", self.uid,
             )  # fmt: skip
-        if not self.ended.wait(limit - NOTICE):
+        if not self.ended.wait(limit - NOTICE_AFTER):
             log.warning(
                 "RADICAL-Pilot session %s: killing its client, which did not close the session "
                 "within %g s; the session's files are in %s", self.uid, limit, self.directory,

@@ -14,7 +14,7 @@ from rhapsody_radical import schema
 
 LOCAL = "local.localhost"
 
-RUNTIME = 60
+DEFAULT_RUNTIME = 60
 """Default runtime of a pilot in minutes."""
 
 COUNTS = {
@@ -98,7 +98,7 @@ def _pilot(settings: dict[str, Any]) -> dict[str, Any]:
             settings["cores"] = os.cpu_count() or 1
         else:
             settings["nodes"] = 1
-    settings.setdefault("runtime", RUNTIME)
+    settings.setdefault("runtime", DEFAULT_RUNTIME)
     for key, what in COUNTS.items():
         value = settings.get(key)
         if value is not None and (value < 1 or value != int(value)):

@@ -28,13 +28,13 @@ Finding = tuple[str, str, str]
 SLOW_SHELL = 5.0
 """Time in seconds above which a login shell is reported as slow; starting a pilot runs several."""
 
-ASKING = 60.0
+IMPORT_TIMEOUT = 60.0
 """Time limit in seconds for importing RADICAL-Pilot and listing its resources."""
 
-SLURM = 20.0
+SLURM_TIMEOUT = 20.0
 """Time limit in seconds for listing Slurm's partitions."""
 
-QUESTION = """
+PROBE_SCRIPT = """
 import json, warnings
 warnings.simplefilter("ignore")
 import radical.pilot as rp
@@ -86,17 +86,17 @@ def _ask() -> Answer:
     with tempfile.TemporaryDirectory() as directory:
         try:
             run = subprocess.run(
-                [sys.executable, "-P", "-c", QUESTION],
+                [sys.executable, "-P", "-c", PROBE_SCRIPT],
                 stdin=subprocess.DEVNULL,
                 capture_output=True,
                 text=True,
                 errors="replace",
-                timeout=ASKING,
+                timeout=IMPORT_TIMEOUT,
                 check=False,
                 env={**os.environ, "RADICAL_BASE": directory},
             )
         except subprocess.TimeoutExpired:
-            return Answer("", "", f"it did not answer within {ASKING:g} s")
+            return Answer("", "", f"it did not answer within {IMPORT_TIMEOUT:g} s")
     found = dict(line.split(" ", 1) for line in run.stdout.splitlines() if " " in line)
     error = (run.stderr.strip().splitlines() or [f"exit code {run.returncode}"])[-1]
     return Answer(found.get("version", ""), found.get("resources", ""), error)
@@ -173,10 +173,14 @@ def _partitions() -> Iterator[Finding]:
     try:
         run = subprocess.run(
             words, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace",
-            timeout=SLURM, check=False,
+            timeout=SLURM_TIMEOUT, check=False,
         )  # fmt: skip
     except subprocess.TimeoutExpired:
-        yield "note", f"Slurm did not answer within {SLURM:g} s: no pilot can be submitted", ""
+        yield (
+            "note",
+            f"Slurm did not answer within {SLURM_TIMEOUT:g} s: no pilot can be submitted",
+            "",
+        )
         return
     found: dict[str, list[str]] = {}
     for name, state, nodes, of_nodes in map(str.split, run.stdout.splitlines()):

@@ -23,7 +23,7 @@ from rhapsody_radical.schema import FINAL, PMGR_ACTIVE
 
 log: logging.Logger = logging.getLogger(__name__)
 
-AHEAD = 10.0
+LOOKAHEAD_SECONDS = 10.0
 """Seconds of work that an active pilot receives in advance while other pilots are queued."""
 
 
@@ -85,7 +85,7 @@ class Pilot:
             work: The number of cores that the open tasks on the pilot use or wait for.
         """
         seconds = max(1.0, time.time() - self.times[PMGR_ACTIVE])
-        return work < max(2 * self.cores, AHEAD * self.cores_done / seconds)
+        return work < max(2 * self.cores, LOOKAHEAD_SECONDS * self.cores_done / seconds)
 
     def configure(self, config: Mapping[str, Any]) -> None:
         """Store the configuration of the pilot's resource, as sent by the client."""

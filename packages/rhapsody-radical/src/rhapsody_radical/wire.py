@@ -31,13 +31,13 @@ log: logging.Logger = logging.getLogger(__name__)
 
 VERSION = 1
 HEADER = struct.Struct("!HQ")
-GATHER = 0.01
+BATCH_SECONDS = 0.01
 """Default time in seconds that a message waits for other messages to be sent with it.
 
 Each batch wakes two threads.
 """
 
-LARGEST = 1 << 40
+MAX_BATCH_SIZE = 1 << 40
 """Size in bytes above which a batch is invalid."""
 
 INVALID = "invalid message on the connection between the program and RADICAL-Pilot's client"
@@ -92,7 +92,7 @@ class Channel:
                 f"uses version {VERSION}: rhapsody-radical was reinstalled after the program had "
                 "started. Restart the program"
             )
-        if size > LARGEST:
+        if size > MAX_BATCH_SIZE:
             raise RuntimeError(f"{INVALID}: a batch of {size} bytes")
         data = self._read(size)
         if data is None:
@@ -146,7 +146,7 @@ class Outbox(threading.Thread):
         self._ended = False
         self.start()
 
-    def put(self, *message: Any, within: float = GATHER) -> None:
+    def put(self, *message: Any, within: float = BATCH_SECONDS) -> None:
         """Add a message without blocking; may be called on any thread.
 
         Args:

@@ -41,10 +41,10 @@ if TYPE_CHECKING:
 
 HELP = "replay a recorded workflow to measure the overhead of a backend"
 
-SLOTS: int = 8
+DEFAULT_SLOTS: int = 8
 """Default number of slots if the instance does not record the number of cores."""
 
-LONGEST: tuple[float, float] = (1e-9, 1e9)
+DURATION_LIMITS: tuple[float, float] = (1e-9, 1e9)
 """Limits in seconds for the duration of the longest task, so that clocks can measure it."""
 
 ORDERS: tuple[str, ...] = ("ready", "critical-path")
@@ -87,7 +87,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
         type=_whole,
         metavar="N",
         help="number of one-core tasks that run at once (default: the cores of the recorded "
-        f"machines, or {SLOTS} if they are not recorded, but at most the cores of the backend)",
+        f"machines, or {DEFAULT_SLOTS} if they are not recorded, but at most the cores of the "
+        "backend)",
     )
     parser.add_argument(
         "--order",
@@ -149,10 +150,10 @@ def _scale(instance: Instance, arguments: argparse.Namespace) -> float:
         if not times:
             raise UsageError(f"{arguments.file}: no task has a duration above 0; omit --shortest")
         scale = arguments.shortest / min(times)
-    if times and not LONGEST[0] <= max(times) * scale <= LONGEST[1]:
+    if times and not DURATION_LIMITS[0] <= max(times) * scale <= DURATION_LIMITS[1]:
         raise UsageError(
             f"the longest task would take {max(times) * scale:.3g} s: choose --scale or --shortest "
-            f"so that it takes {LONGEST[0]:g} to {LONGEST[1]:g} s"
+            f"so that it takes {DURATION_LIMITS[0]:g} to {DURATION_LIMITS[1]:g} s"
         )
     return scale
 
@@ -166,7 +167,7 @@ async def _replay(
     if arguments.order == "critical-path":
         urgency = bottom_levels(tasks)
     recorded = sum(machine.cores or 0 for machine in instance.machines)
-    slots = arguments.slots or recorded or SLOTS
+    slots = arguments.slots or recorded or DEFAULT_SLOTS
     local = arguments.backend.strip().lower() == "local"
     held = urgency is not None or (arguments.slots is not None and not local)
     with tempfile.TemporaryDirectory(prefix="rhapsody-replay-") as made:

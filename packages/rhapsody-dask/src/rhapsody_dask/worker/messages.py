@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from rhapsody.sdk import OWN_FILES as SDK_FILES
 from rhapsody.sdk import dumps, pack_error, trimmed
 
-BIG = 1 << 20
+MIN_BUFFER_SIZE = 1 << 20
 """Size in bytes from which a buffer is sent separately instead of inside the pickle."""
 
 DONE, FAILED, CANCELED, DEPENDENCY = range(4)
@@ -92,7 +92,7 @@ class Reply:
                 buffers = [memoryview(buffer).tobytes() for buffer in buffers]
             if type(payload) is not bytes:
                 payload = bytes(payload)
-        elif len(payload) >= BIG:
+        elif len(payload) >= MIN_BUFFER_SIZE:
             payload = pickle.PickleBuffer(payload)
         return type(self), (self.kind, payload, buffers, self.more, self.worker)
 
@@ -154,7 +154,7 @@ def pack(value: Any) -> tuple[bytes, list[pickle.PickleBuffer]]:
 
     def small(buffer: pickle.PickleBuffer) -> bool:
         try:
-            if buffer.raw().nbytes < BIG:
+            if buffer.raw().nbytes < MIN_BUFFER_SIZE:
                 return True
         except BufferError:  # not contiguous
             return True

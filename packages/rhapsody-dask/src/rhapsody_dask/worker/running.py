@@ -81,10 +81,10 @@ def run_order(packed: bytes, values: Sequence[Any]) -> Reply:
     return reply
 
 
-LATE = 0.1
+MAX_GROUP_SECONDS = 0.1
 """Seconds after which a group starts no further calls."""
 
-LARGE = 10 << 20
+MAX_GROUP_SIZE = 10 << 20
 """Total size of replies in bytes above which a group starts no further calls."""
 
 
@@ -104,10 +104,10 @@ def run_group(packed: bytes) -> GroupReplies:
     try:
         if _enter(site, group, 1):
             site.note(group)
-            size, end = 0, perf_counter() + LATE
+            size, end = 0, perf_counter() + MAX_GROUP_SECONDS
             for call in calls:
                 begin = perf_counter()
-                if begin > end or size > LARGE:
+                if begin > end or size > MAX_GROUP_SIZE:
                     break
                 one: Order = pickle.loads(call)  # noqa: S301 - from our own backend
                 running = Running(one)

@@ -105,7 +105,7 @@ class Gate:
             waiting.turn.set()
 
 
-STOP = 1.0
+STOP_TIMEOUT = 1.0
 """Time limit in seconds for stopping an idle loop."""
 
 
@@ -159,7 +159,7 @@ class WaitingLoop:
                 self._users -= 1
                 last = self._closed and not self._users
             if last:
-                self._loop.stop(STOP)
+                self._loop.stop(STOP_TIMEOUT)
 
     def close(self) -> None:
         """Stop the loop as soon as no coroutine runs on it."""
@@ -167,16 +167,16 @@ class WaitingLoop:
             self._closed = True
             idle = not self._users
         if idle:
-            self._loop.stop(STOP)
+            self._loop.stop(STOP_TIMEOUT)
 
 
 if TYPE_CHECKING:
     from distributed import Worker
 
-REPORT = 0.01
+REPORT_AFTER = 0.01
 """Seconds after which a site reports a task as running; shorter tasks are not reported."""
 
-REMEMBERED = 100_000
+MAX_CANCELED = 100_000
 """Largest number of canceled tasks that a site remembers in case they arrive later."""
 
 
@@ -378,7 +378,7 @@ class Site:
                 running = self._running.get(uid)
                 if running is None:
                     self._cancelled[uid] = None
-                    while len(self._cancelled) > REMEMBERED:
+                    while len(self._cancelled) > MAX_CANCELED:
                         self._cancelled.popitem(last=False)
                     continue
             started.append(uid)
@@ -432,13 +432,13 @@ class Site:
             self._stop(running)
 
     def _arm(self) -> None:
-        self.worker.loop.call_later(REPORT, self._report)
+        self.worker.loop.call_later(REPORT_AFTER, self._report)
 
     def _report(self) -> None:
         self._armed = False
         fresh, self._fresh = self._fresh, []
         running = [one for one in fresh if one.uid in self._running]
-        until = monotonic() - REPORT
+        until = monotonic() - REPORT_AFTER
         started = [(one.uid, one.token) for one in running if one.since <= until]
         if started:
             self.notify({"running": started})

@@ -20,7 +20,7 @@ from typing import Any
 from rhapsody_radical.wire import Channel, Outbox, Records
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-TICK = 1000
+CHECK_INTERVAL = 1000
 """Milliseconds between two checks of whether a program without a descriptor is running."""
 
 
@@ -97,7 +97,7 @@ def _wait_for_end(program: int, parent: int) -> None:
     poll = select.poll()
     if program >= 0:
         poll.register(program, select.POLLIN)
-    while not poll.poll(None if program >= 0 else TICK) and os.getppid() == parent:
+    while not poll.poll(None if program >= 0 else CHECK_INTERVAL) and os.getppid() == parent:
         continue
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from rhapsody_radical.states import TASK_STATES, Generation
 
-STALLED = 180.0
+STALL_TIMEOUT = 180.0
 """Seconds that a task that fits may wait before its pilot or RAPTOR pair is ended."""
 
 PLACED = "AGENT_EXECUTING_PENDING"
@@ -55,7 +55,7 @@ class Progress:
         """
         if not waits:
             self.moved()
-        return time.monotonic() - self._since > STALLED
+        return time.monotonic() - self._since > STALL_TIMEOUT
 
 
 def cores_of(task: Any) -> int:

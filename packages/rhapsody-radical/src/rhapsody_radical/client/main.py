@@ -27,20 +27,20 @@ from rhapsody_radical.wire import Message, Outbox, Worker
 
 log: logging.Logger = logging.getLogger(__name__)
 
-TICK = 1.0
+CHECK_INTERVAL = 1.0
 """Seconds between two checks."""
 
 FIRST_WORD, NEXT_WORD = 30.0, 180.0
 """Seconds until the first warning about a pilot that is not active, and between later warnings."""
 
 
-REGISTERING = 5.0
+REGISTRATION_TIMEOUT = 5.0
 """Seconds for which a service's registration may delay the report that the service is ready."""
 
-STARTING = 10.0
+START_TIMEOUT = 10.0
 """Seconds to wait for the end of a start that was interrupted."""
 
-REMOVING = 10.0
+REMOVAL_TIMEOUT = 10.0
 """Time limit in seconds for removing one of the session's directories."""
 
 
@@ -114,7 +114,7 @@ class Client:
         def report() -> None:
             thread = threading.Thread(target=register, daemon=True)
             thread.start()
-            thread.join(REGISTERING)
+            thread.join(REGISTRATION_TIMEOUT)
             handle._set_info(info)
 
         threading.Thread(target=report, name="rhapsody-radical-ready", daemon=True).start()
@@ -183,7 +183,7 @@ class Client:
         """
         self._stopping.set()
         with suppress(TimeoutError):  # a session that is being opened can only be ended by force
-            self._started.exception(STARTING)
+            self._started.exception(START_TIMEOUT)
         if self._watch.is_alive():
             self._watch.join(30)
         self.session.close()
@@ -202,7 +202,7 @@ class Client:
     # Checks, once a second.
 
     def _run_checks(self) -> None:
-        while not self._stopping.wait(TICK):
+        while not self._stopping.wait(CHECK_INTERVAL):
             try:
                 self._look()
             except Exception:  # the next check may succeed
@@ -239,7 +239,7 @@ class Client:
             self._give_up(
                 pilot,
                 "starts no tasks: a task for which it has free cores has waited "
-                f"{health.STALLED:g} s, so RADICAL-Pilot's agent or client hangs",
+                f"{health.STALL_TIMEOUT:g} s, so RADICAL-Pilot's agent or client hangs",
             )
 
     def _warn_if_not_active(self, pilot: ClientPilot) -> None:
@@ -326,7 +326,7 @@ class Client:
 
 def _remove(directory: str) -> None:
     """Remove a directory; retry for a while, because a canceled job may still be writing to it."""
-    until = time.monotonic() + REMOVING
+    until = time.monotonic() + REMOVAL_TIMEOUT
     while os.path.exists(directory):
         shutil.rmtree(directory, ignore_errors=True)
         if time.monotonic() > until:

@@ -42,10 +42,10 @@ PROTOCOL = Path(RUNNER_FILE)
 MARK = "rhapsody"
 """Key in a task's metadata by which Rhapsody's worker recognizes Rhapsody's calls."""
 
-LARGEST, LARGEST_TEXT = 256, 1 << 18
+MAX_GROUP_CALLS, MAX_GROUP_TEXT = 256, 1 << 18
 """Limits of a group: its number of calls, and the total length of their texts in characters."""
 
-SHARES = 16
+MIN_GROUPS_PER_WORKER = 16
 """Minimum number of groups per worker if there are several workers.
 
 Many small groups give all workers about the same number of calls.
@@ -202,7 +202,7 @@ class Raptor:
                     if pair.progress.is_stalled(waits):
                         problem = (
                             f"RAPTOR master {pair.uid} and its worker start no calls: a call for "
-                            f"which there are free cores has waited {health.STALLED:g} s"
+                            f"which there are free cores has waited {health.STALL_TIMEOUT:g} s"
                         )
                 if problem is not None:
                     self.give_up(pair, problem)
@@ -262,7 +262,11 @@ class Raptors:
         if not workers or other_class or not all(map(is_own, workers)):
             return 1
         number = sum(int(worker.get("ranks") or 1) for worker in workers)
-        return LARGEST if number == 1 else max(1, min(LARGEST, calls // (SHARES * number)))
+        return (
+            MAX_GROUP_CALLS
+            if number == 1
+            else max(1, min(MAX_GROUP_CALLS, calls // (MIN_GROUPS_PER_WORKER * number)))
+        )
 
     def send(self, words: dict[str, Any], order: Any, pilot: ClientPilot) -> Pair | None:
         """Add a call or a group of calls, and the master that receives them, to a description.

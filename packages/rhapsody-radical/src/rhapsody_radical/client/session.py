@@ -30,10 +30,10 @@ log: logging.Logger = logging.getLogger(__name__)
 CLOSE_LIMIT = 60.0
 """Time limit in seconds for closing RADICAL-Pilot, after which its processes are killed."""
 
-AGENT = 15.0
+AGENT_TIMEOUT = 15.0
 """Time limit in seconds for the end of an agent, after which its pilot is ended by force."""
 
-FULL = 1 << 20
+MIN_FREE_BYTES = 1 << 20
 """Free space in bytes below which a pilot cannot start on a file system."""
 
 KNOWN = ("resource_manager", "filesystem_endpoint", "job_manager_endpoint")
@@ -248,7 +248,7 @@ class Session:
 
     def why(self, pilot: ClientPilot) -> str:
         """Return the reason for a pilot's end, from the batch system or RADICAL-Pilot's logs."""
-        for job in self.jobs(cleanup.CUT) or ():
+        for job in self.jobs(cleanup.ENDED_STATES) or ():
             if job.pilot == pilot.uid:
                 return f"the batch system ended its job {job.id}: {job.state}"
         here = Path(self.objects.session.path)
@@ -259,7 +259,7 @@ class Session:
                 return reason
         for place in (here, there):
             with suppress(OSError):
-                if shutil.disk_usage(place).free < FULL:
+                if shutil.disk_usage(place).free < MIN_FREE_BYTES:
                     return f"no space left in {place}"
         return f"no reason found in its logs in {here} (keep_session=False removes these logs)"
 
@@ -280,7 +280,7 @@ class Session:
     def why_never(self, pilot: ClientPilot) -> str | None:
         """Return the reason why a queued pilot can never start, or `None` if none is known."""
         for job in self.jobs() or ():
-            if job.pilot == pilot.uid and job.reason in cleanup.TOO_MUCH:
+            if job.pilot == pilot.uid and job.reason in cleanup.IMPOSSIBLE_REASONS:
                 return (
                     f"cannot start: its job {job.id} in queue {job.queue} exceeds a limit of the "
                     f"queue ({job.reason})"
@@ -345,7 +345,9 @@ class Session:
             steps.append(lambda: manager.kill_pilots(queued, _timeout=10))
         if active:
             in_jobs = {job.pilot for job in found}.issuperset(active)
-            steps.append(lambda: manager.cancel_pilots(active, _timeout=0.1 if in_jobs else AGENT))
+            steps.append(
+                lambda: manager.cancel_pilots(active, _timeout=0.1 if in_jobs else AGENT_TIMEOUT)
+            )
             steps.append(lambda: self._wait_for_jobs(active))
         if manager is not None:  # terminating would wait for pilots again, without their launcher
             steps.append(lambda: manager.close(terminate=False))
@@ -358,11 +360,11 @@ class Session:
                 log.debug("RADICAL-Pilot session %s: error while closing: %r", self.uid, error)
 
     def _wait_for_jobs(self, uids: list[str]) -> None:
-        """Wait up to `AGENT` seconds until the agents have ended their jobs.
+        """Wait up to `AGENT_TIMEOUT` seconds until the agents have ended their jobs.
 
         RADICAL-Pilot itself notices this much later.
         """
-        until = time.monotonic() + AGENT
+        until = time.monotonic() + AGENT_TIMEOUT
         while any(job.pilot in uids for job in self.jobs() or ()) and time.monotonic() < until:
             time.sleep(0.2)
 

@@ -21,7 +21,7 @@ from typing import Any
 import radical.pilot as rp  # type: ignore[import-untyped,unused-ignore]
 
 from rhapsody_radical import cleanup, functions
-from rhapsody_radical.client.raptor import LARGEST_TEXT, Pair, Raptors
+from rhapsody_radical.client.raptor import MAX_GROUP_TEXT, Pair, Raptors
 from rhapsody_radical.client.session import ClientPilot
 from rhapsody_radical.schema import AGENT_EXECUTING, AGENT_STAGING_INPUT_PENDING, FINAL
 from rhapsody_radical.wire import Worker
@@ -31,7 +31,7 @@ log: logging.Logger = logging.getLogger(__name__)
 HANDLED = frozenset({AGENT_STAGING_INPUT_PENDING, AGENT_EXECUTING, *FINAL})
 """The states that the client handles."""
 
-NEWS = "rhapsody_calls"
+CALL_REPORTS = "rhapsody_calls"
 """Name of the messages in which Rhapsody's RAPTOR workers report on the calls of groups."""
 
 Send = Callable[..., None]
@@ -189,7 +189,7 @@ class Tasks:
                 started[cores] = name, {**words, "uid": name}, []
             calls = started[cores][2]
             calls.append((uid, functions.as_text(order)))
-            if len(calls) == most or sum(len(text) for _, text in calls) > LARGEST_TEXT:
+            if len(calls) == most or sum(len(text) for _, text in calls) > MAX_GROUP_TEXT:
                 yield started.pop(cores)
         yield from started.values()
 
@@ -253,7 +253,7 @@ class Tasks:
 
     def receive_news(self, topic: str, message: dict[str, Any]) -> None:
         """Handle a message on RADICAL-Pilot's state channel; called on RADICAL-Pilot's thread."""
-        if message.get("cmd") == NEWS:
+        if message.get("cmd") == CALL_REPORTS:
             self._note(message["arg"])
 
     def _note(self, news: list[Any]) -> None:
