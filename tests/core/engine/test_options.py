@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 
 from rhapsody import WorkflowEngine
-from rhapsody.engine.options import OPTIONS
+from rhapsody.engine.options import OPTIONS, EngineSettings
 from tests.docs import option_reference
 
 
@@ -14,6 +14,12 @@ def test_the_signature_of_create_has_the_options_and_their_defaults() -> None:
     # Without a journal, the checked value is None.
     defaults = {name: option.default for name, option in OPTIONS.items()} | {"journal": False}
     assert {name: each.default for name, each in parameters.items()} == defaults
+
+
+def test_the_settings_of_run_have_the_types_of_create() -> None:
+    parameters = inspect.signature(WorkflowEngine.create).parameters
+    types = {name: each.__forward_arg__ for name, each in EngineSettings.__annotations__.items()}
+    assert types == {name: each.annotation for name, each in parameters.items()}
 
 
 def test_the_docstring_of_create_describes_every_option() -> None:

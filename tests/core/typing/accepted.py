@@ -26,6 +26,7 @@ from rhapsody import (
     WorkflowEngine,
     current_task,
     literal,
+    run,
     wait,
 )
 from rhapsody.plugins.specs import ObservedEngine
@@ -46,8 +47,22 @@ async def ways_to_make_an_engine() -> None:
         assert_type(group.create_task(WorkflowEngine.create()), asyncio.Task[WorkflowEngine])
 
 
+def doubled(x: int) -> int:
+    return 2 * x
+
+
 def from_plain_code() -> None:
     assert_type(asyncio.run(WorkflowEngine.create()), WorkflowEngine)
+
+    async def main(flow: WorkflowEngine) -> int:
+        return await flow.function_task(doubled)(1)
+
+    def called(flow: WorkflowEngine) -> TaskFuture[int]:
+        return flow.function_task(doubled)(1)
+
+    assert_type(run(main, backend="noop", retries=2, timeout="1 min"), int)
+    assert_type(run(called, profile="frontera"), int)
+    assert_type(run(lambda flow: flow.uid, backend=LocalExecutionBackend("process")), str)
 
 
 @dataclass

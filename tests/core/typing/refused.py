@@ -5,7 +5,7 @@ Checked by `nox -s types`, not run.
 
 from __future__ import annotations
 
-from rhapsody import TaskFuture, WorkflowEngine, wait
+from rhapsody import TaskFuture, WorkflowEngine, run, wait
 
 
 async def mistakes(flow: WorkflowEngine, number: TaskFuture[int]) -> None:
@@ -41,3 +41,6 @@ async def mistakes(flow: WorkflowEngine, number: TaskFuture[int]) -> None:
     flow.uid = "x"  # type: ignore[misc]
     WorkflowEngine.create(max_pendign=3)  # type: ignore[call-arg]
     WorkflowEngine.create(keep_sandboxes="some")  # type: ignore[arg-type]
+    run(len)  # type: ignore[arg-type]
+    run(print, max_pendign=3)  # type: ignore[call-overload]
+    run(print, keep_sandboxes="some")  # type: ignore[call-overload]

@@ -50,6 +50,7 @@ from rhapsody.engine.events import accounts
 from rhapsody.engine.options import (
     BackendLike,
     EngineOptions,
+    EngineSettings,
     KeepSandboxes,
     runs_directory,
 )
@@ -899,22 +900,28 @@ def _call(caller: str, task: Callable[..., Any], *arguments: Any) -> TaskFuture[
 
 @overload
 def run(
-    main: Callable[[WorkflowEngine], Coroutine[Any, Any, asyncio.Future[T]]], /, **settings: Any
+    main: Callable[[WorkflowEngine], Coroutine[Any, Any, asyncio.Future[T]]],
+    /,
+    **settings: Unpack[EngineSettings],
 ) -> T: ...
 @overload
-def run(main: Callable[[WorkflowEngine], Coroutine[Any, Any, T]], /, **settings: Any) -> T: ...
+def run(
+    main: Callable[[WorkflowEngine], Coroutine[Any, Any, T]], /, **settings: Unpack[EngineSettings]
+) -> T: ...
 @overload
-def run(main: Callable[[WorkflowEngine], asyncio.Future[T]], /, **settings: Any) -> T: ...
+def run(
+    main: Callable[[WorkflowEngine], asyncio.Future[T]], /, **settings: Unpack[EngineSettings]
+) -> T: ...
 @overload
-def run(main: Callable[[WorkflowEngine], T], /, **settings: Any) -> T: ...
-def run(main: Callable[[WorkflowEngine], Any], /, **settings: Any) -> Any:
+def run(main: Callable[[WorkflowEngine], T], /, **settings: Unpack[EngineSettings]) -> T: ...
+def run(main: Callable[[WorkflowEngine], Any], /, **settings: Unpack[EngineSettings]) -> Any:
     """Call `main` with a new engine, and shut the engine down when all tasks have ended.
 
     Args:
         main: A function of one argument, the engine. A coroutine function runs on the engine's
             event loop. Any other function runs on a separate thread, where it calls tasks and
             waits for them with `rhapsody.wait`.
-        **settings: Options of `WorkflowEngine.create`.
+        **settings: Arguments of `WorkflowEngine.create`, such as `backend` and `profile`.
 
     Returns:
         The return value of `main`; if that is a future, its result.

@@ -6,8 +6,8 @@ the rest of the engine receives the resulting object. The docstring of `create` 
 `docs/engine-options.md` are generated from the descriptions here. `rhapsody.engine.defaults`
 completes the arguments of `create` with the options of the command line and of a profile.
 
-To add an option, add a field to `EngineOptions` and an argument to `WorkflowEngine.create`, use it
-in the engine, and run `python tests/docs/option_reference.py`.
+To add an option, add a field to `EngineOptions`, add an argument to `WorkflowEngine.create` and its
+type to `EngineSettings`, use it in the engine, and run `python tests/docs/option_reference.py`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal, ParamSpec, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypedDict, TypeVar, cast
 
 from rhapsody.backends.base import BaseExecutionBackend
 from rhapsody.engine.background import Clock
@@ -27,6 +27,9 @@ from rhapsody.observers.progress import Progress
 from rhapsody.resources import seconds
 from rhapsody.staging.sandboxes import check_keep
 from rhapsody.task import RetryPolicy, as_policies
+
+if TYPE_CHECKING:
+    from rhapsody.journal.plugin import Journal
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -146,6 +149,40 @@ def _option(default: Any, description: str, check: Callable[[Any], Any] | None =
             values.
     """
     return field(default=default, metadata={"help": description, "check": check})
+
+
+class EngineSettings(TypedDict, total=False):
+    """Types of the arguments of `WorkflowEngine.create`, for functions that pass them on.
+
+    `EngineOptions` describes them.
+    """
+
+    backend: BackendLike | Sequence[BackendLike] | None
+    dry_run: bool
+    implicit_data: bool
+    backends: Mapping[str, BackendLike] | Iterable[BackendLike] | None
+    work_dir: str | os.PathLike[str] | None
+    trace: str | os.PathLike[str] | None
+    progress: bool | Literal["lines"] | Progress
+    retries: RetryPolicy | int | Sequence[RetryPolicy] | None
+    lost_retries: int
+    timeout: float | str | None
+    observers: Iterable[object]
+    max_pending: int | None
+    push_down: bool
+    submit_timeout: float | str | None
+    handle_signals: bool
+    fail_fast: bool
+    max_failures: int | None
+    keep_going: bool
+    keep_sandboxes: KeepSandboxes
+    results_dir: str | os.PathLike[str] | None
+    journal: bool | str | os.PathLike[str] | Journal
+    resume: bool | Literal["auto"]
+    journal_max_value: int | str | None
+    uid: str | None
+    clock: Clock | None
+    profile: str | Literal[False] | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
