@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import pickle
 import resource
@@ -128,6 +129,7 @@ class TestValuesArriveAsTheyWere:
 
 async def test_many_large_values_at_once() -> None:
     values = [bytes([number]) * (MIN_SHARED_SIZE + number) for number in range(60)]
+    gc.collect()  # files of engines in earlier tests
     async with engine(workers=2) as flow:
         task = flow.function_task(same)
         assert await asyncio.gather(*map(task, values)) == values
