@@ -10,13 +10,14 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
 from distributed import Client
 
 from rhapsody import LocalExecutionBackend, WorkflowEngine
-from rhapsody.errors import BackendUnavailableError, TaskLostError
+from rhapsody.errors import BackendUnavailableError, DependencyFailureError, TaskLostError
 from rhapsody.states import TasksMainStates
 from rhapsody_dask import DaskExecutionBackend
 from rhapsody_dask.cluster import Connection
@@ -25,11 +26,11 @@ from tests.dask.links import Link, link
 
 pytestmark = [
     pytest.mark.asyncio(loop_scope="module"),
-    pytest.mark.timeout(200),
+    pytest.mark.timeout(300),
     pytest.mark.long,
 ]
 
-PATIENCE = 60.0
+PATIENCE = 100.0
 LOST = r"connection to the Dask scheduler at tcp://127\.0\.0\.1:\d+ was lost"
 
 
@@ -294,3 +295,49 @@ async def test_tasks_of_a_disconnected_worker_are_lost(
         assert await asyncio.gather(*(tasks.square(n) for n in range(20))) == [
             n * n for n in range(20)
         ]
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+async def test_tasks_end_whenever_the_network_fails(
+    scheduler: str, tmp_path: Path, seed: int
+) -> None:
+    """Every task has its value, or fails because the client has lost the scheduler."""
+    random = Random(seed)
+    faults: list[tuple[Link, str]] = []
+
+    async def disturb(*links: Link) -> None:
+        for _ in range(3):
+            await asyncio.sleep(random.uniform(0, 0.5))
+            faults.append((random.choice(links), random.choice(["cut", "freeze"])))
+            network, fault = faults[-1]
+            getattr(network, fault)()
+            await asyncio.sleep(random.uniform(0, 1))
+            network.heal()
+
+    with link(scheduler) as near, link(scheduler) as far:
+        batch_calls = random.random() < 0.5
+        async with (
+            engine(near.address, batch_calls=batch_calls) as flow,
+            worker_behind(far, flow, tmp_path),
+        ):
+            tasks = Tasks(flow, tmp_path)
+            tasks.gate.touch()
+            disturbance = asyncio.ensure_future(disturb(near, far, far))
+            expected: list[tuple[Any, Any]] = []
+            for _ in range(10):
+                for number in range(10):
+                    square = tasks.square(number)
+                    total = tasks.add(square, tasks.square(square))
+                    expected += [(square, number**2), (total, number**2 + number**4)]
+                expected.append((tasks.program(), "fine\n"))
+                await asyncio.sleep(random.uniform(0, 0.3))
+            for future, value in expected:
+                try:
+                    assert await future == value
+                except (BackendUnavailableError, DependencyFailureError) as error:
+                    cause = getattr(error, "root_cause", None) or error
+                    assert isinstance(cause, BackendUnavailableError)
+                    assert (near, "cut") in faults
+            await disturbance
+    async with engine(scheduler) as flow:
+        assert await Tasks(flow, tmp_path).square(6) == 36
