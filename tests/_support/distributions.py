@@ -61,6 +61,7 @@ def declaration(*specs: str, before: str = "") -> str:
     given = ", ".join(f"BackendSpec({spec})" for spec in specs)
     return (
         f"{before}\n"
+        "from rhapsody.backends import BackendOption\n"
         "from rhapsody.plugins.specs import BackendSpec, hookimpl\n"
         "@hookimpl\n"
         "def rhapsody_backends():\n"

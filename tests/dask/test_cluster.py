@@ -11,6 +11,7 @@ from typing import Any
 
 import psutil
 import pytest
+from distributed import LocalCluster
 
 from rhapsody import WorkflowEngine
 from rhapsody.errors import BackendUnavailableError
@@ -118,6 +119,58 @@ async def test_closing_the_client_fails_open_tasks(cluster: Any, raw: Any, tmp_p
         with pytest.raises(BackendUnavailableError, match="client was closed"):
             await backend.submit_tasks([])
     assert cluster.status.name == "running"
+
+
+SMALL = {
+    "n_workers": 1,
+    "threads_per_worker": 1,
+    "processes": False,
+    "dashboard_address": "127.0.0.1:0",
+}
+
+
+class NotAdaptive(LocalCluster):
+    def adapt(self, **_: Any) -> Any:
+        raise NotImplementedError("not adaptive")
+
+
+async def test_a_cluster_of_a_named_class_is_started_and_closed() -> None:
+    given = {"cluster_class": "distributed.LocalCluster", "cluster_kwargs": SMALL}
+    backend = DaskExecutionBackend(given)
+    async with asyncio.timeout(60), backend:
+        started = backend._connection._started
+        assert started.status.name == "running"
+        assert await _works(backend)
+    assert started.status.name == "closed"
+
+
+async def test_a_cluster_of_a_named_class_can_be_adaptive() -> None:
+    backend = DaskExecutionBackend(
+        cluster_class=LocalCluster,
+        cluster_kwargs={**SMALL, "n_workers": 0},
+        adapt_kwargs={"minimum": 1, "maximum": 1},
+    )
+    async with asyncio.timeout(60), backend:
+        assert await _works(backend)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"cluster_class": "distributed.NoCluster"}, "'distributed.NoCluster': AttributeError"),
+        ({"cluster_class": "no_such_library.Cluster"}, "'no_such_library.Cluster': ModuleNotFound"),
+        ({"cluster_class": int, "cluster_kwargs": SMALL}, "<class 'int'>: TypeError"),
+        (
+            {"cluster_class": NotAdaptive, "cluster_kwargs": SMALL, "adapt_kwargs": {}},
+            "NotAdaptive'>: NotImplementedError: not adaptive",
+        ),
+    ],
+)
+async def test_a_class_that_cannot_be_used_is_named_in_the_error(
+    given: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(BackendUnavailableError, match=said):
+        await DaskExecutionBackend(given)
 
 
 async def test_a_scheduler_file_connects_to_a_scheduler_with_tls(tmp_path: Path) -> None:

@@ -100,6 +100,8 @@ async def test_workers_without_a_nanny_run_in_this_process() -> None:
         ({"blocked_handler": []}, "Did you mean 'blocked_handlers'"),
         ({"lifetime_staggered": 1}, "Did you mean 'lifetime_stagger'"),
         ({"worker_kwargs": {}}, "unknown key"),
+        ({"cluster_class": 3}, "cluster_class must be a class or its path such as"),
+        ({"cluster_class": "a.B", "cluster_kwargs": 3}, "cluster_kwargs must be a dict"),
     ],
 )
 def test_unsupported_options_are_rejected_with_a_reason(given: dict[str, Any], why: str) -> None:
@@ -122,6 +124,13 @@ def test_invalid_numbers_are_reported_with_their_key(
         DaskExecutionBackend(given)
 
 
+@pytest.mark.parametrize("key", ["cluster_kwargs", "adapt_kwargs"])
+def test_keyword_arguments_of_a_class_need_the_class(key: str) -> None:
+    for others in ({}, {"address": "tcp://127.0.0.1:1"}):
+        with pytest.raises(ValueError, match=f"{key} needs cluster_class"):
+            DaskExecutionBackend({key: {}, **others})
+
+
 def test_options_of_a_new_cluster_are_rejected_for_an_existing_one() -> None:
     with pytest.raises(ValueError, match="blocked_handlers cannot be combined with address"):
         DaskExecutionBackend({"blocked_handlers": []}, address="tcp://h:1")
@@ -141,7 +150,9 @@ def test_conflicting_options_are_rejected() -> None:
 
 
 def test_unknown_options_are_rejected_with_a_list_of_valid_ones() -> None:
-    with pytest.raises(TypeError, match=r"'n_worker'\. Did you mean 'n_workers'\? Accepted: addr"):
+    with pytest.raises(
+        TypeError, match=r"'n_worker'\. Did you mean 'n_workers'\? Accepted: adapt_kwargs, addr"
+    ):
         DaskExecutionBackend({"n_worker": 2})
     with pytest.raises(TypeError, match="must be a dict"):
         DaskExecutionBackend(["n_workers"])  # type: ignore[arg-type]

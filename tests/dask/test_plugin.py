@@ -1,4 +1,4 @@
-"""The README's table of capabilities, compared with the backend's declaration."""
+"""The README's table of capabilities and the declared options, compared with the backend."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ import re
 from pathlib import Path
 from typing import Any
 
-from rhapsody_dask.plugin import CLUSTER
+from rhapsody_dask import DaskExecutionBackend
+from rhapsody_dask.options import ADDED, RESERVED, _keywords
+from rhapsody_dask.plugin import CLUSTER, OPTIONS
+from tests._support.declared_options import check_options
 
 README = Path(__file__).parents[2] / "packages" / "rhapsody-dask" / "README.md"
 
@@ -21,3 +24,9 @@ def _in_words(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     return value if isinstance(value, str) else ", ".join(value) or "none"
+
+
+def test_the_options_are_those_that_the_backend_and_dask_accept() -> None:
+    keys = RESERVED.union(ADDED, *_keywords({"n_workers": 1}))
+    objects = ("cluster", "client", "worker_class", "WorkerStateClass")
+    check_options(OPTIONS, DaskExecutionBackend, keys, objects=objects)

@@ -9,6 +9,7 @@ from rhapsody.backends.discovery import BackendRegistry, discover_backends, get_
 from rhapsody.backends.execution.radical_pilot import RadicalExecutionBackend
 from rhapsody.testing import capability_table
 from rhapsody_radical import plugin, schema
+from tests._support.declared_options import check_options
 
 README = Path(__file__).parents[2] / "packages/rhapsody-radical/README.md"
 
@@ -47,3 +48,8 @@ def test_the_registry_finds_the_backend() -> None:
     assert discover_backends()["radical_pilot"] is True
     assert BackendRegistry.get_backend_class("radical_pilot") is RadicalExecutionBackend
     assert isinstance(get_backend("radical_pilot"), RadicalExecutionBackend)
+
+
+def test_the_options_are_those_that_the_backend_accepts() -> None:
+    keys = {*schema.PILOT, "pilots"} - {"uid"}
+    check_options(plugin.OPTIONS, RadicalExecutionBackend, keys)

@@ -57,3 +57,24 @@ def test_one_backend_is_shown_with_what_it_enforces_and_what_it_only_counts(
     error = capsys.readouterr().err
     assert "Backend 'locl' not found. Available: " in error
     assert "Did you mean 'local'?" in error
+
+
+def test_the_options_of_a_backend_are_shown(site: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = (
+        ", options=[BackendOption('speed', int, 3, 'Steps per second, ' + 9 * 'as a number, '), "
+        "BackendOption('first'), BackendOption('second'), BackendOption('no', instead='x')]"
+    )
+    install_backend(site, "toys", "toy", options)
+    assert main(["backends", "toy"]) == 0
+    shown = capsys.readouterr().out.partition("\nOPTIONS, for -o and for profiles\n")[2]
+    lines = shown.splitlines()
+    assert lines[0] == "  speed (int, default 3)"
+    assert lines[1].startswith("      Steps per second, as a number, ")
+    assert max(map(len, lines)) <= 79
+    assert lines[-1] == "  and first, second"
+    assert main(["backends", "toy", "--json"]) == 0
+    listed = json.loads(capsys.readouterr().out)[0]["options"]
+    assert [each["name"] for each in listed] == ["speed", "first", "second"]
+    assert listed[0]["type"] == "int"
+    assert main(["backends", "noop"]) == 0
+    assert "OPTIONS" not in capsys.readouterr().out

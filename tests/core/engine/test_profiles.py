@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 from rhapsody import ProfileError, RetryPolicy
 from rhapsody.engine import profiles
 from rhapsody.engine.profiles import Value, active_profile
+from tests._support.distributions import install_backend
 
 Write = Callable[..., None]
 
@@ -257,6 +259,28 @@ def test_a_mistake_is_reported_with_file_line_and_closest_match(
     write(text)
     with pytest.raises(ProfileError, match=f"^{re.escape(f'rhapsody.toml{said}')}"):
         active_profile()
+
+
+def test_options_are_checked_without_importing_the_backend(write: Write, site: Path) -> None:
+    options = ", options=[BackendOption('speed', int), BackendOption('rate', instead='use speed')]"
+    _, heavy = install_backend(site, "toys", "toy", options)
+    for text, said in (
+        ("speeed = 1", "unknown option 'speeed' in [options]; did you mean 'speed'?"),
+        ("rate = 1", "unknown option 'rate' in [options]; use speed"),
+        ("speed = 'x'", "speed must be a whole number, got 'x'"),
+    ):
+        write(f"backend = 'toy'\n[options]\n{text}\n")
+        with pytest.raises(ProfileError, match=re.escape(f"rhapsody.toml:3: {said}")):
+            active_profile()
+    write("backend = 'toy'\noptions.speed = 1\n")
+    assert sources(active_profile().options) == {"speed": (1, "2")}
+    assert heavy not in sys.modules
+
+
+def test_a_backend_that_declares_no_options_accepts_any(write: Write, site: Path) -> None:
+    install_backend(site, "toys", "toy")
+    write("backend = 'toy'\noptions.anything = 1\n")
+    assert sources(active_profile().options) == {"anything": (1, "2")}
 
 
 def test_names_are_checked_in_all_profiles_and_both_files(write: Write) -> None:

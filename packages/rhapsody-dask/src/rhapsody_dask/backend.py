@@ -70,6 +70,11 @@ class DaskExecutionBackend(ManagedBackend):
             number of GPUs of each worker), TLS settings, and the arguments `cluster` to `timeout`
             below.
         cluster: A cluster object: LocalCluster, dask-jobqueue, dask-kubernetes, ...
+        cluster_class: The class of a cluster, or its path such as `"dask_jobqueue.SLURMCluster"`.
+            The backend starts and closes such a cluster.
+        cluster_kwargs: A dict of keyword arguments of that class.
+        adapt_kwargs: A dict of keyword arguments of the cluster's method `adapt`. Default: the
+            method is not called.
         address: The address of a scheduler.
         scheduler_file: The file that `dask scheduler --scheduler-file` writes.
         security: A `distributed.Security` object, a dict of its keywords, or `False` for a
@@ -103,6 +108,9 @@ class DaskExecutionBackend(ManagedBackend):
         resources: Mapping[str, Any] | None = None,
         *,
         cluster: Any = None,
+        cluster_class: str | type | None = None,
+        cluster_kwargs: Mapping[str, Any] | None = None,
+        adapt_kwargs: Mapping[str, Any] | None = None,
         address: str | None = None,
         scheduler_file: str | os.PathLike[str] | None = None,
         security: Any = None,
@@ -117,6 +125,9 @@ class DaskExecutionBackend(ManagedBackend):
         super().__init__(name=name)
         arguments = {
             "cluster": cluster,
+            "cluster_class": cluster_class,
+            "cluster_kwargs": cluster_kwargs,
+            "adapt_kwargs": adapt_kwargs,
             "address": address,
             "scheduler_file": scheduler_file,
             "security": security,

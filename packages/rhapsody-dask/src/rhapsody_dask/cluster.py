@@ -1,7 +1,7 @@
 """Connection to a Dask cluster, either an existing one or a LocalCluster started for the backend.
 
 Blocking work (importing Dask, starting and stopping processes) runs on threads. A cluster or client
-that the user passes is never closed.
+that the user passes is never closed. A cluster of a class that the user names is closed.
 """
 
 from __future__ import annotations
@@ -9,12 +9,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import pkgutil
 import re
 import sys
 import threading
 import warnings
-from collections.abc import Coroutine, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +102,7 @@ class Connection:
         self._names: list[str] = []
         self._sending = asyncio.Lock()
         self._settings = ExitStack()
+        self._started: Any = None  # a cluster of the class that the user named
 
     async def open(self) -> Any:
         """Start a LocalCluster if no existing cluster is selected, and connect to the scheduler.
@@ -253,6 +256,9 @@ class Connection:
                         f"{options.target!r}"
                     )
                 return address, _security(security) or getattr(options.target, "security", None)
+            case "cluster_class":
+                self._started = cluster = await self._start(lambda: _cluster_of_class(options))
+                return cluster.scheduler_address, _security(security) or cluster.security
             case _:
                 return options.target, _security(security)
 
@@ -266,18 +272,23 @@ class Connection:
         self._settings.enter_context(
             dask.config.set({"distributed.deploy.lost-worker-timeout": "365 days"})
         )
-        start = asyncio.ensure_future(in_thread(lambda: _local_cluster(self.options)))
         try:
-            cluster = await asyncio.shield(start)
-        except asyncio.CancelledError:
-            await asyncio.wait([start])  # a cluster cannot be closed while it starts
-            if start.exception() is None:
-                self.cluster = start.result()
-            raise
+            cluster = await self._start(lambda: _local_cluster(self.options))
         except ImportError as error:
             raise BackendUnavailableError(str(error)) from error
         self.in_processes = bool(cluster.processes)
         return cluster
+
+    async def _start(self, make: Callable[[], Any]) -> Any:
+        """Create a cluster on a thread."""
+        start = asyncio.ensure_future(in_thread(make))
+        try:
+            return await asyncio.shield(start)
+        except asyncio.CancelledError:
+            await asyncio.wait([start])  # a cluster cannot be closed while it starts
+            if start.exception() is None:
+                self._started = start.result()
+            raise
 
     async def _check_versions(self) -> None:
         client = self.client
@@ -302,9 +313,11 @@ class Connection:
             with suppress(Exception):  # of several kinds if the client is connecting again
                 async with asyncio.timeout(CLOSE):
                     await client.close()
-        cluster, self.cluster = self.cluster, None
-        if cluster is not None:
-            await in_thread(lambda: _close_cluster(cluster))
+        clusters = (self.cluster, self._started)
+        self.cluster = self._started = None
+        for cluster in clusters:
+            if cluster is not None:
+                await in_thread(partial(_close_cluster, cluster))
         self._settings.close()
 
     async def _unregister(self, client: Any) -> None:
@@ -441,6 +454,31 @@ def _local_cluster(options: Options) -> Any:
     cluster_class: Any = LocalCluster  # untyped in Dask
     with _restored_environment():
         return cluster_class(resources=resources, scheduler_kwargs=scheduler, **local)
+
+
+def _cluster_of_class(options: Options) -> Any:
+    """Create a cluster of the class that the user named; called on a thread.
+
+    Raises:
+        BackendUnavailableError: The class cannot be imported, or raised an exception.
+    """
+    try:
+        kind = options.target
+        if isinstance(kind, str):
+            kind = pkgutil.resolve_name(kind)
+        cluster = kind(**options.cluster_kwargs)
+        try:
+            if options.adapt_kwargs is not None:
+                cluster.adapt(**options.adapt_kwargs)
+        except BaseException:
+            _close_cluster(cluster)
+            raise
+    except Exception as error:  # the class may raise anything
+        raise BackendUnavailableError(
+            f"cannot start a cluster of the class {options.target!r}: {type(error).__name__}: "
+            f"{error}"
+        ) from error
+    return cluster
 
 
 _starting = threading.Lock()

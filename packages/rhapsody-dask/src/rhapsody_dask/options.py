@@ -26,8 +26,11 @@ OWN = {
 }
 """Keywords of Dask's classes that users cannot set, with the reason or the replacement."""
 
-WAYS = ("client", "cluster", "address", "scheduler_file")
-"""Options that select an existing cluster."""
+WAYS = ("client", "cluster", "cluster_class", "address", "scheduler_file")
+"""Options that select a cluster other than a LocalCluster."""
+
+FOR_CLASS = ("cluster_kwargs", "adapt_kwargs")
+"""Options for `cluster_class`."""
 
 TLS = frozenset(
     {
@@ -46,7 +49,7 @@ TLS = frozenset(
 )
 """Keywords of `distributed.Security`."""
 
-RESERVED = TLS.union(WAYS, ("security", "timeout"))
+RESERVED = TLS.union(WAYS, FOR_CLASS, ("security", "timeout"))
 """Options that the backend handles itself instead of passing them to Dask unchanged."""
 
 OWN_OPTIONS = frozenset({"threads", "gpus"})
@@ -62,13 +65,15 @@ class Options:
 
     Attributes:
         way: One of `WAYS`, or `None` to start a LocalCluster.
-        target: The value of the option that `way` names (a client, cluster, address or path), or
-            `None`.
+        target: The value of the option that `way` names (a client, cluster, class, address or
+            path), or `None`.
         security: The `security` option, or a dict of the separate TLS options; `None` selects the
             default.
         timeout: Time limit for connecting, in seconds.
         local: Keywords of the LocalCluster.
         client: Keywords of the client.
+        cluster_kwargs: Keywords of the class that `target` names.
+        adapt_kwargs: Keywords of the cluster's method `adapt`, or `None` to not call it.
     """
 
     way: str | None = None
@@ -77,6 +82,8 @@ class Options:
     timeout: float = TIMEOUT
     local: Mapping[str, Any] = field(default_factory=dict)
     client: Mapping[str, Any] = field(default_factory=dict)
+    cluster_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    adapt_kwargs: Mapping[str, Any] | None = None
 
 
 def parse(resources: Mapping[str, Any] | None, arguments: Mapping[str, Any]) -> Options:
@@ -97,7 +104,7 @@ def parse(resources: Mapping[str, Any] | None, arguments: Mapping[str, Any]) -> 
     """
     merged: dict[str, Any] = dict(arguments)
     for key, value in _mapping(resources).items():
-        if value is None and key in (*WAYS, "security", "timeout"):
+        if value is None and key in (*WAYS, *FOR_CLASS, "security", "timeout"):
             continue
         if key in merged:
             raise ValueError(f"{key} is set both in resources and as an argument; set it only once")
@@ -115,6 +122,12 @@ def parse(resources: Mapping[str, Any] | None, arguments: Mapping[str, Any]) -> 
             f"{' and '.join(ways)} cannot be combined; set only one of {', '.join(WAYS)}, or none "
             "to start a cluster on this machine"
         )
+    for_class = {key: merged.pop(key) for key in FOR_CLASS if key in merged}
+    for key, value in for_class.items():
+        if ways != ["cluster_class"]:
+            raise ValueError(f"{key} needs cluster_class, the class of the cluster to start")
+        if not isinstance(value, Mapping):
+            raise TypeError(f"{key} must be a dict of keyword arguments, got {value!r}")
     for_client, for_local = _keywords(merged)
     if ways:
         for_client, for_local = for_client | {"name"}, for_local - {"name"}
@@ -130,6 +143,11 @@ def parse(resources: Mapping[str, Any] | None, arguments: Mapping[str, Any]) -> 
         target = os.fspath(merged[way])
     if way == "address" and not isinstance(target, str):
         raise TypeError(f"address must be a string such as 'tcp://host:8786', got {target!r}")
+    if way == "cluster_class" and not isinstance(target, str | type):
+        raise TypeError(
+            f"cluster_class must be a class or its path such as 'dask_jobqueue.SLURMCluster', got "
+            f"{target!r}"
+        )
     return Options(
         way=way,
         target=target,
@@ -137,6 +155,7 @@ def parse(resources: Mapping[str, Any] | None, arguments: Mapping[str, Any]) -> 
         timeout=seconds("timeout", merged.get("timeout", TIMEOUT)),
         local=_local(local),
         client={key: merged[key] for key in merged if key in for_client},
+        **for_class,
     )
 
 

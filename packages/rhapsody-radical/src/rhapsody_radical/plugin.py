@@ -7,10 +7,13 @@ backend.
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
+from typing import Literal
 
 from rhapsody import hookimpl
-from rhapsody.backends import BackendSpec, Capabilities
+from rhapsody.backends import BackendOption, BackendSpec, Capabilities
 from rhapsody_radical import schema
+from rhapsody_radical.descriptions import BATCH_WORDS
 
 RAPTOR = Capabilities(
     services=True,
@@ -49,6 +52,57 @@ def capabilities_of(functions: str, *, enabled: bool, other_workers: bool) -> Ca
     return OTHER_WORKERS if other_workers else RAPTOR
 
 
+_PILOT_HELP = {
+    "resource": 'Where pilots run, as SITE.MACHINE, such as "local.localhost".',
+    "queue": "Queue or partition of the batch system.",
+    "project": "Account of the batch system.",
+    "runtime": "Runtime of the pilot in minutes.",
+    "nodes": "Number of nodes. Default: 1 on a batch system, if `cores` is not set.",
+    "cores": "Number of cores. Default: all cores of this machine, if `nodes` is not set.",
+    "gpus": "Number of GPUs.",
+    "memory": "Memory in megabytes.",
+    "access_schema": 'Way to reach the machine, such as "local" or "ssh".',
+    "job_name": "Name of the batch job.",
+}
+"""Help for the most used parameters of a pilot's description."""
+
+_PILOT_DEFAULTS = {"resource": "local.localhost", "runtime": 60, "exit_on_error": False}
+
+
+def _pilot_option(key: str) -> BackendOption:
+    kind = schema.PILOT[key]
+    accepted = list | str | dict if kind is list else kind  # a single entry instead of a list
+    return BackendOption(key, accepted, _PILOT_DEFAULTS.get(key), _PILOT_HELP.get(key, ""))
+
+
+OPTIONS = (
+    *map(_pilot_option, _PILOT_HELP),
+    BackendOption("pilots", list[dict], help="Parameters of each pilot, if there are several."),
+    BackendOption(
+        "functions",
+        Literal["raptor", "executable"],
+        "raptor",
+        "Function tasks run on RAPTOR workers, or each one as a separate program.",
+    ),
+    BackendOption("raptor", bool, True, "False disables RAPTOR."),
+    BackendOption("raptor_config", dict, help="RAPTOR masters and their workers."),
+    BackendOption("function_cores", int, help="Cores of each pilot for RAPTOR's workers."),
+    BackendOption("pre_exec", list[str] | str, [], "Shell commands that each task runs first."),
+    BackendOption("work_dir", Path, help="Directory that contains the session's directory."),
+    BackendOption(
+        "keep_session",
+        bool,
+        help="True keeps the session's directory, false removes it. Default: keep it only if a "
+        "pilot failed.",
+    ),
+    BackendOption("verbose", bool, False, "True prints RADICAL-Pilot's reports."),
+    BackendOption("name", str, "radical_pilot", "Name of the backend in an engine."),
+    *(_pilot_option(key) for key in schema.PILOT if key not in {"uid", *_PILOT_HELP}),
+    *(BackendOption(word, instead=hint) for word, hint in BATCH_WORDS.items()),
+)
+"""The options of the backend, including the parameters of a pilot's description."""
+
+
 @hookimpl
 def rhapsody_backends() -> BackendSpec:
     """Declare the backend `radical_pilot`, with its capabilities on one machine."""
@@ -59,4 +113,5 @@ def rhapsody_backends() -> BackendSpec:
         requires=("radical.pilot>=1.103.2,<1.104", "cloudpickle>=3.0", "psutil>=5.9"),
         capabilities=RAPTOR,
         install_hint="pip install rhapsody-radical",
+        options=OPTIONS,
     )

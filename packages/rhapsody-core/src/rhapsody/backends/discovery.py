@@ -31,7 +31,7 @@ from rhapsody.plugins.manager import (
     installed,
     load,
 )
-from rhapsody.plugins.options import BackendOption, closest
+from rhapsody.plugins.options import BackendOption, option_hint
 from rhapsody.plugins.specs import API_VERSION, BackendSpec, UsageError, split_import_path
 from rhapsody_guard import ConflictError
 
@@ -123,7 +123,7 @@ class BackendDescription:
         """Return the attributes as a dict of values that JSON supports."""
         values = {name: getattr(self, name) for name in self.__dataclass_fields__}
         values["requires"] = list(self.requires)
-        values["options"] = [option.as_dict() for option in self.options]
+        values["options"] = [each.as_dict() for each in self.options if not each.instead]
         values["conflicts"] = list(self.conflicts)
         if self.capabilities is not None:
             values["capabilities"] = self.capabilities.as_dict()
@@ -769,8 +769,8 @@ def check_option_names(name: str, options: Iterable[str]) -> None:
     """
     known = declared_options(name)
     for option in options:
-        if known and option not in known and option != "resources":
-            hint = closest(option, known, every="options")
+        hint = option_hint(option, known) if known and option != "resources" else None
+        if hint is not None:
             raise ValueError(f"backend {name!r} has no option {option!r}; {hint}")
 
 

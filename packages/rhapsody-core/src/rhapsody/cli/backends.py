@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import json
+import textwrap
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from rhapsody.cli.output import DONE, say, say_json, table
@@ -10,6 +13,7 @@ from rhapsody.plugins.specs import UsageError
 
 if TYPE_CHECKING:
     from rhapsody.capabilities import Capabilities
+    from rhapsody.plugins.options import BackendOption
 
 HELP = "list the backends, and show if they can be used"
 
@@ -17,13 +21,13 @@ HELP = "list the backends, and show if they can be used"
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     parser.add_argument(
-        "backend", nargs="?", metavar="NAME", help="show the capabilities of one backend"
+        "backend", nargs="?", metavar="NAME", help="show the capabilities and options of one backend"
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Print the table of backends, or one backend and its capabilities.
+    """Print the table of backends, or one backend with its capabilities and options.
 
     Returns:
         The exit code.
@@ -64,6 +68,10 @@ def run(arguments: argparse.Namespace) -> int:
             say()
             for line in _capabilities(one.capabilities):
                 say(line)
+        if arguments.backend is not None and one.options:
+            say("\nOPTIONS, for -o and for profiles")
+            for line in _options(one.options):
+                say(line)
     return DONE
 
 
@@ -74,6 +82,22 @@ def _capabilities(capabilities: Capabilities) -> list[str]:
     values["enforced"] = sorted(values.pop("binds"))
     values["only counted"] = sorted(resources - capabilities.binds)
     return table(("CAPABILITY", "DECLARED"), ((name, _text(values[name])) for name in values))
+
+
+def _options(options: Sequence[BackendOption]) -> list[str]:
+    """Return the lines that describe options; those without help are listed together."""
+    lines: list[str] = []
+    for option in options:
+        if option.help and not option.instead:
+            default = "" if option.default is None else f", default {json.dumps(option.default)}"
+            lines.append(f"  {option.name} ({option.type_name}{default})")
+            lines += textwrap.wrap(
+                option.help, 76, initial_indent=" " * 6, subsequent_indent=" " * 6
+            )
+    others = [option.name for option in options if not (option.help or option.instead)]
+    if others:
+        lines += textwrap.wrap(f"  and {', '.join(others)}", 76, subsequent_indent="  ")
+    return lines
 
 
 def _text(value: object) -> str:

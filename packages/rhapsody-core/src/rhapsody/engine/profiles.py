@@ -39,7 +39,7 @@ from rhapsody.config_files import (
 from rhapsody.engine.options import OPTIONS, EngineOptions
 from rhapsody.engine.settings import CHECKS, Override, TaskDefaults
 from rhapsody.errors import ProfileError
-from rhapsody.plugins.options import closest
+from rhapsody.plugins.options import closest, option_hint
 from rhapsody.resources import ALIASES, Resources
 from rhapsody.task import RetryPolicy
 
@@ -408,10 +408,10 @@ def _check_options(backend: Value | None, options: dict[str, Value]) -> None:
     for name, each in list(options.items()):
         if not known or name == "resources":
             continue
-        option = known.get(name)
-        if option is None:
-            hint = closest(name, known, every="options")
+        hint = option_hint(name, known)
+        if hint is not None:
             raise _error(each, f"unknown option {name!r}{_inside(each)}; {hint}")
+        option = known[name]
         if not option.accepts(each.value):
             raise _error(each, f"{name} must be {option.expected}, got {each.value!r}")
         if "path" in option.type_name.split(" | "):

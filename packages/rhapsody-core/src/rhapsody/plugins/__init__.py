@@ -10,6 +10,7 @@ against the metadata of the installed distributions, and imports a backend's cla
 A plugin that fails in any step is still listed, with the reason.
 """
 
+from rhapsody.plugins.options import BackendOption
 from rhapsody.plugins.specs import (
     API_VERSION,
     BackendSpec,
@@ -28,6 +29,7 @@ from rhapsody.plugins.specs import (
 
 __all__ = [
     "API_VERSION",
+    "BackendOption",
     "BackendSpec",
     "CommandLine",
     "LookupTask",

@@ -6,6 +6,7 @@ With these descriptions, options can be documented and checked without importing
 from __future__ import annotations
 
 import difflib
+import json
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
 _WORDS: Mapping[Any, tuple[str, str]] = {
+    Any: ("any", "any value"),
     str: ("str", "a string"),
     int: ("int", "a whole number"),
     float: ("float", "a number"),
@@ -37,6 +39,7 @@ class BackendOption:
             no check. In a profile, a relative path starts at the directory of the file.
         default: The value if the option is not set; `None` if there is none.
         help: A description. Options without one are listed by name only.
+        instead: For a name that users may expect, but that is no option: what to use instead.
 
     Raises:
         TypeError: The name is not an identifier, or the type is none of the types above.
@@ -46,6 +49,7 @@ class BackendOption:
     type: Any = Any
     default: Any = None
     help: str = ""
+    instead: str = ""
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name.isidentifier():
@@ -66,7 +70,7 @@ class BackendOption:
     def expected(self) -> str:
         """A description of the accepted values, such as `a whole number or a string`."""
         choices = [
-            repr(value).replace("'", '"')
+            json.dumps(value)
             for each in _choices(self.type)
             for value in (get_args(each) if get_origin(each) is Literal else ())
         ]
@@ -82,6 +86,15 @@ class BackendOption:
             "default": default,
             "help": self.help,
         }
+
+
+def option_hint(name: str, options: Mapping[str, BackendOption]) -> str | None:
+    """Return the hint for the name of an option that a backend does not have, or `None`."""
+    option = options.get(name)
+    if option is None:
+        real = [each.name for each in options.values() if not each.instead]
+        return closest(name, real, every="options")
+    return option.instead or None
 
 
 def closest(name: str, known: Iterable[str], *, every: str) -> str:
@@ -107,7 +120,7 @@ def _choices(kind: Any) -> tuple[Any, ...]:
 def _known(kind: Any) -> bool:
     if get_origin(kind) is list:
         return all(_known(each) for each in _choices(get_args(kind)[0]))
-    return kind is Any or get_origin(kind) is Literal or kind in _WORDS
+    return get_origin(kind) is Literal or kind in _WORDS
 
 
 def _fits(value: object, kind: Any) -> bool:
@@ -132,10 +145,8 @@ def _fits(value: object, kind: Any) -> bool:
 
 
 def _short(kind: Any) -> str:
-    if kind is Any:
-        return "any"
     if get_origin(kind) is Literal:
-        return " | ".join(f'"{each}"' for each in get_args(kind))
+        return " | ".join(json.dumps(each) for each in get_args(kind))
     if get_origin(kind) is list:
         return f"list[{' | '.join(_short(each) for each in _choices(get_args(kind)[0]))}]"
     return _WORDS[kind][0]
