@@ -36,6 +36,7 @@ HEAD = (
 
 VALUES: tuple[type, ...] = (
     specs.BackendSpec,
+    specs.BackendOption,
     specs.TaskEvent,
     specs.LookupTask,
     specs.Recorded,

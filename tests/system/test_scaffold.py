@@ -67,7 +67,9 @@ def test_a_setting_it_does_not_have_is_named(scaffold: Scaffold, tmp_path: Path)
     command = (scaffold.programs / "rhapsody", "run", DIGITS, "-b", "demo", "-o", "speed=3")
     done = run(*command, cwd=tmp_path)
     assert done.returncode == 2
-    assert done.stderr == "rhapsody: backend 'demo': DemoBackend has no setting 'speed'\n"
+    assert done.stderr == (
+        "rhapsody: backend 'demo' has no option 'speed'; the options are max_running, name\n"
+    )
 
 
 def test_it_builds_as_sdist_and_wheel(scaffold: Scaffold, tmp_path: Path) -> None:

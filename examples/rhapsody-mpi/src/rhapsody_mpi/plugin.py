@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from rhapsody import hookimpl
-from rhapsody.backends import BackendSpec, Capabilities
+from rhapsody.backends import BackendOption, BackendSpec, Capabilities
 
 CAPABILITIES = Capabilities(
     # A worker can stop its coroutine or program, but not an ordinary function.
@@ -31,4 +31,8 @@ def rhapsody_backends() -> BackendSpec:
         requires=("mpi4py>=4.0",),
         capabilities=CAPABILITIES,
         install_hint="pip install rhapsody-mpi mpich",
+        options=(
+            BackendOption("workers", int, help="Number of processes to start."),
+            BackendOption("name", str, "mpi", "Name of the backend in an engine."),
+        ),
     )

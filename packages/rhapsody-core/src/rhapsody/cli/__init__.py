@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from rhapsody.cli import backends, clean, completion, doctor, journal, new_backend, run
+from rhapsody.cli import backends, clean, completion, config, doctor, journal, new_backend, run
 from rhapsody.cli.output import (
     BROKEN_PIPE,
     DONE,
@@ -39,6 +39,7 @@ Run = Callable[[argparse.Namespace], int | None]
 COMMANDS = {
     "run": run,
     "backends": backends,
+    "config": config,
     "doctor": doctor,
     "clean": clean,
     "journal": journal,

@@ -124,6 +124,8 @@ class Profile:
     """Merged settings of the files, with the places that set them.
 
     Attributes:
+        files: The files.
+        known: The names of all profiles in the files.
         name: The name of the selected profile, or `None`.
         backend: The name of the backend, or `None` if it is not set.
         options: The options of the backend.
@@ -133,6 +135,8 @@ class Profile:
             ones take precedence.
     """
 
+    files: tuple[ConfigFile, ...] = ()
+    known: tuple[str, ...] = ()
     name: Value | None = None
     backend: Value | None = None
     options: Values = field(default_factory=dict)
@@ -143,7 +147,7 @@ class Profile:
     def engine_options(self) -> dict[str, Any]:
         """Return the options of the engine, including those in the table `defaults`."""
         values = {**self.engine, **{n: v for n, v in self.defaults.items() if n in OF_THE_ENGINE}}
-        return {name: each.value for name, each in values.items()}
+        return {name: _converted(name, each.value) for name, each in values.items()}
 
     def task_defaults(self) -> TaskDefaults:
         """Return the settings of tasks, for the engine."""
@@ -173,8 +177,9 @@ def active_profile(name: Value | None = None, backend: Value | None = None) -> P
     Raises:
         ProfileError: The profile does not exist, or a file contains a mistake.
     """
-    project, user = project_file(), read(user_file())
-    files = [_parse(file) for file in (project, user) if file is not None]
+    found = (project_file(), read(user_file()))
+    read_files = tuple(file for file in found if file is not None)
+    files = [_parse(file) for file in read_files]
     name = name or _selected(files)
     layers: list[_Layer] = []
     known: dict[str, None] = {}
@@ -192,6 +197,8 @@ def active_profile(name: Value | None = None, backend: Value | None = None) -> P
         defaults = overlay(defaults, layer.defaults)
     options = _options(layers, backend)
     merged = Profile(
+        read_files,
+        tuple(known),
         name,
         backend or next((each.backend for each in layers if each.backend is not None), None),
         options,
@@ -253,7 +260,7 @@ def _ordered(tasks: Mapping[str, Values]) -> list[tuple[str, Values]]:
 def _grouped(values: Values) -> dict[str, Any]:
     """Return settings in the form of `TaskSettings`, with all resources in one dict."""
     resources = {name: each.value for name, each in values.items() if name in RESOURCES}
-    others = {name: each.value for name, each in values.items() if name not in RESOURCES}
+    others = {n: _converted(n, each.value) for n, each in values.items() if n not in RESOURCES}
     return {**others, "resources": resources} if resources else others
 
 
@@ -301,34 +308,33 @@ def _layer(value: Value, known: tuple[str, ...]) -> _Layer:
 
 
 def _settings(table: Values, known: tuple[str, ...]) -> Values:
-    """Check settings of tasks, and convert those that TOML cannot express."""
+    """Check settings of tasks."""
     hints = {alias: f"did you mean {name!r}?" for alias, name in ALIASES.items() if alias != name}
     hints["resources"] = f"write its fields here: {', '.join(RESOURCES)}"
     _check_names(table, known, hints)
-    converted = dict(table)
     for name, each in table.items():
         if name in RESOURCES:
             _checked(each, lambda given, name=name: Resources.of({name: given}))
-        elif name == "retries":
-            policies = _checked(each, _retries)
-            converted[name] = Value(policies, each.file, each.keys)
         else:
-            _checked(each, CHECKS[name])
-    return converted
+            _checked(each, lambda given, name=name: CHECKS[name](_converted(name, given)))
+    return table
 
 
-def _retries(value: object) -> RetryPolicy | int | list[Any]:
+def _converted(name: str, value: Any) -> Any:
+    """Return the value of a setting in the form that `WorkflowEngine.create` accepts."""
+    return _retries(value) if name == "retries" else value
+
+
+def _retries(value: Any) -> Any:
     """Return a value of `retries`: a number, a table of a `RetryPolicy`, or a list of these."""
     if isinstance(value, dict):
         unknown = value.keys() - {"attempts", "wait"}
         if unknown:
             raise TypeError(f"retries: unknown key {min(unknown)!r}; the keys are attempts, wait")
         return RetryPolicy(**value)
-    found: Any = value
     if isinstance(value, list):
-        found = [RetryPolicy(each) if isinstance(each, int) else _retries(each) for each in value]
-    CHECKS["retries"](found)
-    return found  # type: ignore[no-any-return]
+        return [RetryPolicy(each) if isinstance(each, int) else _retries(each) for each in value]
+    return value
 
 
 def _table(value: Value) -> dict[str, Value]:

@@ -1,0 +1,144 @@
+"""`rhapsody config`: shows every setting of the selected profile with the place that sets it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from rhapsody.cli.output import DONE, say, say_json, table
+from rhapsody.errors import ProfileError
+from rhapsody.plugins.specs import UsageError
+
+if TYPE_CHECKING:
+    from rhapsody.engine.profiles import Profile, Value
+
+HELP = "show the settings of a profile, and the files that set them"
+
+DEFAULT = "default"
+
+OF_THE_RUN = {"keep_going": True, "progress": True, "journal": True}
+"""Engine options that `rhapsody run` sets if nothing else does."""
+
+
+class Setting(NamedTuple):
+    """Setting of a profile.
+
+    Attributes:
+        name: The name, with the table that contains it in a file.
+        value: The value; `None` if it is not set.
+        source: The place that sets the value.
+    """
+
+    name: str
+    value: Any
+    source: str
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
+    text = "the profile (default: RHAPSODY_PROFILE, or the default_profile of a file)"
+    parser.add_argument("--profile", metavar="NAME", help=text)
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print the settings as a table or as JSON.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        UsageError: The profile does not exist, or a file contains a mistake.
+    """
+    from rhapsody.config_files import short
+    from rhapsody.engine.profiles import Value, active_profile
+
+    selected = None
+    if arguments.profile is not None:
+        selected = Value(arguments.profile, place="--profile")
+    try:
+        profile = active_profile(selected)
+    except ProfileError as error:
+        raise UsageError(str(error)) from None
+    files = [short(file.path) for file in profile.files]
+    found = list(settings(profile))
+    if arguments.json:
+        say_json(
+            {
+                "files": files,
+                "profiles": list(profile.known),
+                "settings": [setting._asdict() for setting in found],
+            }
+        )
+        return DONE
+    say(f"files: {', '.join(files) or 'none'}")
+    say(f"profiles: {', '.join(profile.known) or 'none'}\n")
+    rows = ((each.name, _text(each.value), each.source) for each in found)
+    for line in table(("SETTING", "VALUE", "SOURCE"), rows):
+        say(line)
+    return DONE
+
+
+def settings(profile: Profile) -> Iterator[Setting]:
+    """Yield every setting of a profile, including those that nothing sets."""
+    from rhapsody.backends.discovery import declared_options
+    from rhapsody.engine.options import OPTIONS
+    from rhapsody.engine.profiles import DEFAULTS, ENGINE
+    from rhapsody.engine.settings import NO_FALLBACK, Settings
+    from rhapsody.resources import Resources
+
+    yield _setting("profile", profile.name, None)
+    yield _setting("backend", profile.backend, "local")
+    name = "local" if profile.backend is None else profile.backend.value
+    try:
+        declared = declared_options(name)
+    except ValueError:  # not installed
+        declared = {}
+    shown = {each.name: each.as_dict()["default"] for each in declared.values() if each.help}
+    for key in {**shown, **profile.options}:
+        yield _setting(f"options.{key}", profile.options.get(key), shown.get(key))
+    for key in ENGINE:
+        setting = _setting(f"engine.{key}", profile.engine.get(key), OPTIONS[key].default)
+        if setting.source == DEFAULT and key in OF_THE_RUN:
+            of_the_run = json.dumps(OF_THE_RUN[key])
+            setting = setting._replace(source=f"{DEFAULT} (rhapsody run: {of_the_run})")
+        yield setting
+    plain, resources = Settings(), Resources()
+    for key in DEFAULTS:
+        default = getattr(resources, key, None)
+        if key in OPTIONS:
+            default = OPTIONS[key].default
+        elif hasattr(plain, key):
+            default = getattr(plain, key)
+        default = None if default in (NO_FALLBACK, ()) else default
+        yield _setting(f"defaults.{key}", profile.defaults.get(key), default)
+    for pattern, values in profile.tasks:
+        for key, value in values.items():
+            yield _setting(f"tasks.{_key(pattern)}.{key}", value, None)
+
+
+def _setting(name: str, value: Value | None, default: Any) -> Setting:
+    if value is None:
+        return Setting(name, default, DEFAULT)
+    return Setting(name, _without_secrets(name.rpartition(".")[2], value.value), value.source)
+
+
+def _without_secrets(name: str, value: Any) -> Any:
+    """Return a value with secrets in it replaced by their names."""
+    from rhapsody.backends.programs import looks_secret
+
+    if isinstance(value, dict):
+        return {key: _without_secrets(key, each) for key, each in value.items()}
+    return f"<{name}>" if isinstance(value, str) and looks_secret(name) else value
+
+
+def _key(name: str) -> str:
+    """Return a name as a key in TOML."""
+    bare = name.replace("-", "").replace("_", "")
+    return name if bare.isalnum() and bare.isascii() else json.dumps(name)
+
+
+def _text(value: object) -> str:
+    return "-" if value is None else json.dumps(value, default=str)
