@@ -130,7 +130,7 @@ SMALL = {
 
 
 class NotAdaptive(LocalCluster):
-    def adapt(self, **_: Any) -> Any:
+    def adapt(self, *_: Any, **__: Any) -> Any:
         raise NotImplementedError("not adaptive")
 
 

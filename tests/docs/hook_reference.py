@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, is_typeddict
 
-from rhapsody.plugins import specs
+from rhapsody.plugins import BackendOption, specs
 
 PAGE = Path(__file__).parents[2] / "docs" / "plugins" / "hooks.md"
 
@@ -36,7 +36,7 @@ HEAD = (
 
 VALUES: tuple[type, ...] = (
     specs.BackendSpec,
-    specs.BackendOption,
+    BackendOption,
     specs.TaskEvent,
     specs.LookupTask,
     specs.Recorded,

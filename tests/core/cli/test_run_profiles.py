@@ -101,7 +101,10 @@ def test_a_dry_run_shows_the_graph_whatever_the_backend_of_the_profile(
     ("text", "said"),
     [
         ("[profile.a]\nbackedn = 'noop'\n", "rhapsody.toml:2: unknown key 'backedn' in [profile."),
-        ("[profile.a.options]\ncore = 3\n", "rhapsody.toml:2: unknown option 'core' in [profile."),
+        (
+            "[profile.a.options]\ncore = 3\n",
+            "rhapsody.toml:2: backend 'local' has no option 'core' in [profile.",
+        ),
         (
             "[profile.a.options]\ncores = 0\n",
             "rhapsody.toml:2: backend 'local': resources: cores",

@@ -459,6 +459,9 @@ def _local_cluster(options: Options) -> Any:
 def _cluster_of_class(options: Options) -> Any:
     """Create a cluster of the class that the user named; called on a thread.
 
+    Returns:
+        The cluster.
+
     Raises:
         BackendUnavailableError: The class cannot be imported, or raised an exception.
     """

@@ -77,7 +77,7 @@ def _pilot_option(key: str) -> BackendOption:
 
 OPTIONS = (
     *map(_pilot_option, _PILOT_HELP),
-    BackendOption("pilots", list[dict], help="Parameters of each pilot, if there are several."),
+    BackendOption("pilots", list, help="Parameters of each pilot, if there are several."),
     BackendOption(
         "functions",
         Literal["raptor", "executable"],

@@ -407,8 +407,9 @@ def _check_engine(profile: Profile) -> None:
 
 def _check_options(backend: Value | None, options: dict[str, Value]) -> None:
     """Check the options of the backend against its declaration, and resolve their paths."""
+    backend_name = "local" if backend is None else backend.value
     try:
-        known = declared_options("local" if backend is None else backend.value)
+        known = declared_options(backend_name)
     except ValueError:  # unknown; the program may register it later
         return
     for name, each in list(options.items()):
@@ -416,7 +417,9 @@ def _check_options(backend: Value | None, options: dict[str, Value]) -> None:
             continue
         hint = option_hint(name, known)
         if hint is not None:
-            raise _error(each, f"unknown option {name!r}{_inside(each)}; {hint}")
+            raise _error(
+                each, f"backend {backend_name!r} has no option {name!r}{_inside(each)}; {hint}"
+            )
         option = known[name]
         if not option.accepts(each.value):
             raise _error(each, f"{name} must be {option.expected}, got {each.value!r}")
