@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rhapsody_dask import DaskExecutionBackend
-from rhapsody_dask.options import ADDED, RESERVED, _keywords
+from rhapsody_dask.options import OWN_OPTIONS, RESERVED, _keywords
 from rhapsody_dask.plugin import CLUSTER, OPTIONS
 from tests._support.declared_options import check_options
 
@@ -27,6 +27,6 @@ def _in_words(value: Any) -> str:
 
 
 def test_the_options_are_those_that_the_backend_and_dask_accept() -> None:
-    keys = RESERVED.union(ADDED, *_keywords({"n_workers": 1}))
+    keys = RESERVED.union(OWN_OPTIONS, *_keywords({"n_workers": 1}))
     objects = ("cluster", "client", "worker_class", "WorkerStateClass")
     check_options(OPTIONS, DaskExecutionBackend, keys, objects=objects)

@@ -21,7 +21,10 @@ HELP = "list the backends, and show if they can be used"
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     parser.add_argument(
-        "backend", nargs="?", metavar="NAME", help="show the capabilities and options of one backend"
+        "backend",
+        nargs="?",
+        metavar="NAME",
+        help="show the capabilities and options of one backend",
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
 
