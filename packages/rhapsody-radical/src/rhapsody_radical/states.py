@@ -7,6 +7,7 @@ installed library's constants.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from enum import StrEnum
 from operator import attrgetter
@@ -32,58 +33,53 @@ class Generation(StrEnum):
 
 
 class _Row(NamedTuple):
-    """One step of a task's life: its state in each generation, and its canonical state."""
+    """One step of a task's life: its name in each generation that has it, and its canonical state.
 
-    v0_27: str | None
-    v0_28: str | None
-    refactored: str
-    current: str
+    Attributes:
+        names: The names.
+        main: The canonical state.
+    """
+
+    names: Mapping[Generation, str]
     main: TasksMainStates
 
 
-_P, _S, _R = TasksMainStates.PENDING, TasksMainStates.SUBMITTED, TasksMainStates.RUNNING
-_FINAL = (TasksMainStates.DONE, TasksMainStates.CANCELED, TasksMainStates.FAILED)
-
-# fmt: off
-_ROWS = (
-    _Row("NEW", "NEW", "NEW", "NEW", _P),
-    _Row("UNSCHEDULED", "UNSCHEDULED",
-         "UMGR_SCHEDULING_PENDING", "TMGR_SCHEDULING_PENDING", _P),
-    _Row(None, "SCHEDULING", "UMGR_SCHEDULING", "TMGR_SCHEDULING", _P),
-    _Row("PENDING_INPUT_STAGING", "PENDING_INPUT_STAGING",
-         "UMGR_STAGING_INPUT_PENDING", "TMGR_STAGING_INPUT_PENDING", _P),
-    _Row("STAGING_INPUT", "STAGING_INPUT", "UMGR_STAGING_INPUT", "TMGR_STAGING_INPUT", _P),
-    _Row(None, None, "AGENT_STAGING_INPUT_PENDING", "AGENT_STAGING_INPUT_PENDING", _S),
-    _Row("STAGING_INPUT", "STAGING_INPUT", "AGENT_STAGING_INPUT", "AGENT_STAGING_INPUT", _S),
-    _Row("PENDING_EXECUTION", "PENDING_EXECUTION",
-         "AGENT_SCHEDULING_PENDING", "AGENT_SCHEDULING_PENDING", _S),
-    _Row("SCHEDULING", "ALLOCATING", "AGENT_SCHEDULING", "AGENT_SCHEDULING", _S),
-    _Row(None, None, "EXECUTING_PENDING", "AGENT_EXECUTING_PENDING", _S),
-    _Row("EXECUTING", "EXECUTING", "EXECUTING", "AGENT_EXECUTING", _R),
-    _Row("PENDING_OUTPUT_STAGING", "PENDING_OUTPUT_STAGING",
-         "AGENT_STAGING_OUTPUT_PENDING", "AGENT_STAGING_OUTPUT_PENDING", _R),
-    _Row("STAGING_OUTPUT", "STAGING_OUTPUT", "AGENT_STAGING_OUTPUT", "AGENT_STAGING_OUTPUT", _R),
-    _Row(None, None, "UMGR_STAGING_OUTPUT_PENDING", "TMGR_STAGING_OUTPUT_PENDING", _R),
-    _Row("STAGING_OUTPUT", "STAGING_OUTPUT", "UMGR_STAGING_OUTPUT", "TMGR_STAGING_OUTPUT", _R),
-    _Row("DONE", "DONE", "DONE", "DONE", TasksMainStates.DONE),
-    _Row("CANCELED", "CANCELED", "CANCELED", "CANCELED", TasksMainStates.CANCELED),
-    _Row("FAILED", "FAILED", "FAILED", "FAILED", TasksMainStates.FAILED),
-)
-# fmt: on
+# Up to 0.27, 0.28, refactored, and the canonical state.
+_DOCUMENTED = """
+NEW NEW NEW PENDING
+UNSCHEDULED UNSCHEDULED UMGR_SCHEDULING_PENDING PENDING
+- SCHEDULING UMGR_SCHEDULING PENDING
+PENDING_INPUT_STAGING PENDING_INPUT_STAGING UMGR_STAGING_INPUT_PENDING PENDING
+STAGING_INPUT STAGING_INPUT UMGR_STAGING_INPUT PENDING
+- - AGENT_STAGING_INPUT_PENDING SUBMITTED
+STAGING_INPUT STAGING_INPUT AGENT_STAGING_INPUT SUBMITTED
+PENDING_EXECUTION PENDING_EXECUTION AGENT_SCHEDULING_PENDING SUBMITTED
+SCHEDULING ALLOCATING AGENT_SCHEDULING SUBMITTED
+- - EXECUTING_PENDING SUBMITTED
+EXECUTING EXECUTING EXECUTING RUNNING
+PENDING_OUTPUT_STAGING PENDING_OUTPUT_STAGING AGENT_STAGING_OUTPUT_PENDING RUNNING
+STAGING_OUTPUT STAGING_OUTPUT AGENT_STAGING_OUTPUT RUNNING
+- - UMGR_STAGING_OUTPUT_PENDING RUNNING
+STAGING_OUTPUT STAGING_OUTPUT UMGR_STAGING_OUTPUT RUNNING
+DONE DONE DONE DONE
+CANCELED CANCELED CANCELED CANCELED
+FAILED FAILED FAILED FAILED
+"""
 
 
-def _column(row: _Row, generation: Generation) -> str | None:
-    return row[:4][list(Generation).index(generation)]
+def _row(line: str) -> _Row:
+    *names, main = line.split()
+    current = re.sub("^UMGR_", "TMGR_", re.sub("^EXECUTING", "AGENT_EXECUTING", names[-1]))
+    of_generations = zip(Generation, (*names, current), strict=True)
+    return _Row({of: name for of, name in of_generations if name != "-"}, TasksMainStates[main])
 
 
-def _names(generation: Generation) -> list[str | None]:
-    return [_column(row, generation) for row in _ROWS]
-
+_ROWS = tuple(map(_row, _DOCUMENTED.strip().splitlines()))
 
 TASK_STATES: Mapping[Generation, tuple[str, ...]] = MappingProxyType(
     {
-        generation: tuple(dict.fromkeys(name for name in _names(generation) if name is not None))
-        for generation in Generation
+        of: tuple(dict.fromkeys(row.names[of] for row in _ROWS if of in row.names))
+        for of in Generation
     }
 )
 """The task states of each generation in the order in which a task passes through them.
@@ -108,7 +104,7 @@ def generation(value: Generation | str) -> Generation:
 
 
 def _rows(state: str, of: Generation) -> list[_Row]:
-    rows = [row for row in _ROWS if state is not None and _column(row, of) == state]
+    rows = [row for row in _ROWS if (of, state) in row.names.items()]
     if not rows:
         known = ", ".join(TASK_STATES[of])
         raise ValueError(
@@ -133,8 +129,8 @@ def translate(state: str, from_: Generation | str, to: Generation | str) -> tupl
         ValueError: A generation, or the state in its generation, is unknown.
     """
     of, into = generation(from_), generation(to)
-    found = (_column(row, into) for row in _rows(state, of))
-    return tuple(dict.fromkeys(each for each in found if each is not None))
+    found = [row.names for row in _rows(state, of)]
+    return tuple(dict.fromkeys(names[into] for names in found if into in names))
 
 
 def canonical(state: str, of: Generation | str = Generation.CURRENT) -> TasksMainStates:
@@ -149,23 +145,11 @@ def canonical(state: str, of: Generation | str = Generation.CURRENT) -> TasksMai
     return _rows(state, generation(of))[0].main
 
 
-def position(state: str, of: Generation | str = Generation.CURRENT) -> int:
-    """Return the position of a state in a task's life; final states share the last position.
-
-    Raises:
-        ValueError: The generation, or the state in it, is unknown.
-    """
-    which = generation(of)
-    if _rows(state, which)[0].main in _FINAL:
-        return len(TASK_STATES[which]) - len(_FINAL)
-    return TASK_STATES[which].index(state)
-
-
 def register() -> None:
     """Register the current states as the native states of the backend `radical_pilot`."""
     of: dict[TasksMainStates, list[str]] = {}
     for row in _ROWS:
-        of.setdefault(row.main, []).append(row.current)
+        of.setdefault(row.main, []).append(row.names[Generation.CURRENT])
     StateMapper.register_backend_tasks_states(
         BACKEND,
         done_state=of[TasksMainStates.DONE],
@@ -243,29 +227,23 @@ class Transition(NamedTuple):
     reason: str
 
 
-# fmt: off
-TRANSITIONS = (
-    Transition(None, PilotState.PENDING_LAUNCH,
-               "submitted to the pilot manager"),
-    Transition(PilotState.PENDING_LAUNCH, PilotState.LAUNCHING,
-               "being submitted to the resource"),
-    Transition(PilotState.LAUNCHING, PilotState.PENDING_ACTIVE,
-               "launched, and waiting to become active"),
-    Transition(PilotState.PENDING_ACTIVE, PilotState.ACTIVE,
-               "started by the batch system"),
-    Transition(PilotState.ACTIVE, PilotState.DONE, "ended normally"),
-    Transition(PilotState.PENDING_LAUNCH, PilotState.FAILED,
-               "failed before it was launched"),
-    Transition(PilotState.LAUNCHING, PilotState.FAILED, "failed while it was being launched"),
-    Transition(PilotState.PENDING_ACTIVE, PilotState.FAILED, "failed to become active"),
-    Transition(PilotState.ACTIVE, PilotState.FAILED, "failed while it was active"),
-    Transition(PilotState.ACTIVE, PilotState.CANCELED, "canceled while it was active"),
-    Transition(PilotState.PENDING_LAUNCH, PilotState.CANCELED, "canceled before it was launched"),
-    Transition(PilotState.LAUNCHING, PilotState.CANCELED, "canceled while it was being launched"),
-    Transition(PilotState.PENDING_ACTIVE, PilotState.CANCELED,
-               "canceled before it was active"),
+_STEPS = (
+    ("NEW", "PENDING_LAUNCH", "submitted to the pilot manager"),
+    ("PENDING_LAUNCH", "LAUNCHING", "being submitted to the resource"),
+    ("LAUNCHING", "PENDING_ACTIVE", "launched, and waiting to become active"),
+    ("PENDING_ACTIVE", "ACTIVE", "started by the batch system"),
+    ("ACTIVE", "DONE", "ended normally"),
+    ("PENDING_LAUNCH", "FAILED", "failed before it was launched"),
+    ("LAUNCHING", "FAILED", "failed while it was being launched"),
+    ("PENDING_ACTIVE", "FAILED", "failed to become active"),
+    ("ACTIVE", "FAILED", "failed while it was active"),
+    ("ACTIVE", "CANCELED", "canceled while it was active"),
+    ("PENDING_LAUNCH", "CANCELED", "canceled before it was launched"),
+    ("LAUNCHING", "CANCELED", "canceled while it was being launched"),
+    ("PENDING_ACTIVE", "CANCELED", "canceled before it was active"),
 )
-# fmt: on
+
+TRANSITIONS = tuple(Transition(PilotState.of(a), PilotState(b), why) for a, b, why in _STEPS)
 """All transitions of a pilot."""
 
 PILOT_TRANSITIONS: Mapping[PilotState | None, frozenset[PilotState]] = MappingProxyType(
