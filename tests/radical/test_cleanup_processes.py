@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 import subprocess
 import sys
@@ -43,17 +42,18 @@ def test_a_process_is_found_immediately_after_its_start(monkeypatch: pytest.Monk
     """The environment of a new process may be empty for a while."""
     with running(RADICAL_RHAPSODY=MINE) as component:
         assert pids(MINE) == {component.pid}
-        reads = [b"", b""]
+        reads, read = [b"", b""], cleanup._proc
 
-        class Late(io.FileIO):
-            def readall(self) -> bytes:
-                return reads.pop(0) if reads else super().readall()
+        def late(pid: int, name: str) -> bytes:
+            if name == "environ":
+                return reads.pop(0) if reads else read(pid, name)
+            fields = [b"1"] * 48 + [b"0" if reads else b"1"]
+            return b"7 (sleep) " + b" ".join(fields)
 
-        monkeypatch.setattr(cleanup, "_starts", lambda pid: pid == component.pid and bool(reads))
         monkeypatch.setattr(psutil, "pids", lambda: [component.pid])
-        late = lambda path, mode, buffering: Late(path)  # noqa: E731
-        monkeypatch.setattr(cleanup, "open", late, raising=False)
+        monkeypatch.setattr(cleanup, "_proc", late)
         assert pids(MINE) == {component.pid}
+        assert reads == []
 
 
 def test_this_process_and_ended_processes_are_not_found() -> None:

@@ -73,7 +73,7 @@ class Victim:
 
     async def live(self) -> None:
         """Take the backend to the moment and wait."""
-        self._reached_when("starting", "radical.*/*.json")
+        self._reached_when("starting", "radical.*/*")
         self._reached_when("submitting", "*/*/*/pilot.0000")
         await self._made
         if not self._reached("launched"):

@@ -15,10 +15,8 @@ canceled; jobs of other batch systems must be canceled by the user.
 from __future__ import annotations
 
 import fcntl
-import json
 import logging
 import os
-import re
 import shutil
 import signal
 import socket
@@ -29,7 +27,6 @@ from collections.abc import Collection, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import psutil
 
@@ -63,45 +60,40 @@ def find(session: str, name: str = "", values: Collection[str] = ()) -> list[psu
         values: The uids of these tasks or pilots.
     """
     # A client may run in a task of another session, whose variables it inherits.
-    marks = [SESSION] if name == TASK else [MARK, SESSION]
-    wanted = [f"{mark}={session}" for mark in marks]
-    pattern = re.compile(b"\0(?:%s)\0" % b"|".join(re.escape(os.fsencode(x)) for x in wanted))
+    marks = {os.fsencode(f"{mark}={session}") for mark in (SESSION, "" if name == TASK else MARK)}
+    narrow = {os.fsencode(f"{name}={value}") for value in values}
+
+    def matches(pid: int) -> bool:
+        lines = _environment(pid)
+        return not marks.isdisjoint(lines) and not (name and narrow.isdisjoint(lines))
+
     found = []
     for pid in psutil.pids():
-        try:
-            if pid == os.getpid() or not pattern.search(_environment(pid)):
-                continue
-            process = psutil.Process(pid)
-            lines = _environment(pid)  # again, because the id may have been reused meanwhile
-        except (OSError, psutil.Error):
-            continue  # the process has ended, or belongs to another user
-        narrow = not name or any(b"\0%s\0" % os.fsencode(f"{name}={x}") in lines for x in values)
-        if narrow and pattern.search(lines):
-            found.append(process)
+        with suppress(OSError, psutil.Error):  # it has ended, or belongs to another user
+            if pid != os.getpid() and matches(pid):
+                process = psutil.Process(pid)
+                if matches(pid):  # again, because the id may have been reused meanwhile
+                    found.append(process)
     return found
 
 
-def _environment(pid: int) -> bytes:
-    """Return a process's initial environment, between null bytes.
-
-    The result is empty for processes of other users.
-    """
+def _environment(pid: int) -> list[bytes]:
+    """Return a process's initial environment as lines; empty for processes of other users."""
     if os.stat(f"/proc/{pid}").st_uid != os.geteuid():
-        return b""
-    with open(f"/proc/{pid}/environ", "rb", buffering=0) as file:
-        found, starts, until = file.readall(), True, time.monotonic() + 1.0
-        while not found and starts and time.monotonic() < until:
-            starts = _starts(pid)  # before reading, because the environment may be set in between
-            found = file.readall()
-    return b"\0" + found + b"\0"
+        return []
+    until = time.monotonic() + 1.0
+    while True:
+        fields = _proc(pid, "stat").rpartition(b")")[2].split()  # from the third on, of proc(5)
+        found = _proc(pid, "environ")
+        size, environment_end = fields[20], fields[48]
+        # The kernel loads a program before it sets the program's environment.
+        starts = size != b"0" and environment_end == b"0"
+        if found or not starts or time.monotonic() > until:
+            return found.split(b"\0")
 
 
-def _starts(pid: int) -> bool:
-    """Return True if the kernel has loaded a process's program, but not yet set its environment."""
-    with open(f"/proc/{pid}/stat", "rb", buffering=0) as file:
-        fields = file.readall().rpartition(b")")[2].split()  # from the third on, of proc(5)
-    size, environment_end = fields[20], fields[48]
-    return size != b"0" and environment_end == b"0"
+def _proc(pid: int, name: str) -> bytes:
+    return Path(f"/proc/{pid}/{name}").read_bytes()
 
 
 def end(
@@ -245,10 +237,8 @@ def _slurm(*words: str) -> str | None:
             words, env=kept, check=True, stdin=subprocess.DEVNULL, capture_output=True,
             text=True, errors="surrogateescape", timeout=COMMAND_TIMEOUT,
         ).stdout  # fmt: skip
-    except subprocess.CalledProcessError as error:
-        log.warning("%s failed: %s", words[0], error.stderr.strip() or error)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        log.warning("%s failed: %s", words[0], error)
+    except (OSError, subprocess.SubprocessError) as error:
+        log.warning("%s failed: %s", words[0], (getattr(error, "stderr", "") or str(error)).strip())
     return None
 
 
@@ -287,18 +277,14 @@ class Note:
     """
 
     def __init__(self, place: Path, session: str, directory: Path, managers: Iterable[str]) -> None:
-        self.path: Path = place / f"{session}.json"
-        content = {
-            "session": session,
-            "directory": str(directory),
-            "host": socket.gethostname(),
-            "boot": _boot(),
-            "managers": sorted(set(managers)),
-        }
+        self.path: Path = place / session
         self._file = _create(self.path)
         with suppress(OSError):  # some network file systems do not support locks
             fcntl.flock(self._file, fcntl.LOCK_EX)
-        os.write(self._file, json.dumps(content).encode())
+        # The uid is last: it is missing in an incomplete note.
+        systems = " ".join(sorted(set(managers)))
+        note = "\0".join([str(directory), socket.gethostname(), systems, session])
+        os.write(self._file, os.fsencode(note))
 
     def remove(self) -> None:
         """Remove the note of a session that has ended; with the last note, remove the directory."""
@@ -315,12 +301,9 @@ class Note:
 def _create(path: Path) -> int:
     while True:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        _require_owned(os.lstat(path.parent), stat.S_IFDIR, path.parent)
-        try:
+        _require_private(path.parent)
+        with suppress(FileNotFoundError):  # another session removed the directory with its note
             return os.open(path, _FLAGS | os.O_CREAT | os.O_EXCL, 0o600)
-        except FileNotFoundError:
-            if path.parent.exists():
-                raise  # otherwise another session removed the directory with its note
 
 
 def _remove(path: Path) -> None:
@@ -341,27 +324,26 @@ def clean_up(place: Path) -> list[str]:
         The uids of the sessions that were cleaned up.
     """
     try:
-        _require_owned(os.lstat(place), stat.S_IFDIR, place)
-        notes = sorted(place.iterdir())
+        _require_private(place)
+        return [path.name for path in sorted(place.iterdir()) if _settle(path)]
     except FileNotFoundError:
         return []
     except OSError as error:
         log.warning("cannot search for sessions of killed programs: %s", error)
         return []
-    return [path.stem for path in notes if _settle(path)]
 
 
 def end_session(place: Path, session: str) -> None:
     """Clean up after a session even if its client is still running."""
-    if not _settle(place / f"{session}.json", certain=True):
+    if not _settle(place / session, certain=True):
         end(session)
 
 
 def _settle(path: Path, *, certain: bool = False) -> bool:
     """Clean up after the session of one note, if the session's client has ended.
 
-    Because a note causes processes to be killed, a note that other users could have written is
-    ignored, and notes contain no process ids.
+    A note causes processes to be killed. Therefore, notes are only read in directories that no
+    other user can write to, and contain no process ids.
 
     Args:
         path: The note.
@@ -373,42 +355,41 @@ def _settle(path: Path, *, certain: bool = False) -> bool:
     """
     try:
         file = os.open(path, _FLAGS)
-        try:
-            _require_owned(os.fstat(file), stat.S_IFREG, path)
-            note, locked, lives = _read(file, path), True, False
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                lives = True
-            except OSError:  # some network file systems do not support locks
-                locked = False
-            if os.fstat(file).st_nlink == 0:
-                return False  # the session was closed in the meantime
-            if certain or (locked and not lives and note["host"] == socket.gethostname()):
-                return _end_noted(path, note, quietly=certain)
-            if not lives:
-                log.warning(
-                    "RADICAL-Pilot session %s: started on %s and not closed; it may still be "
-                    "running. If it is not, end the processes on that host that have %s=%s in "
-                    "their environment, cancel the batch jobs whose directories contain the "
-                    "session's name, and remove %s",
-                    path.stem, note["host"], MARK, path.stem, path, extra={"session": path.stem},
-                )  # fmt: skip
-        finally:
-            os.close(file)
-    except FileNotFoundError:
+    except OSError:  # the session was closed in the meantime, or this is not a file
         return False
-    except (OSError, ValueError, RecursionError) as error:
+    try:
+        directory, host, managers, uid = os.fsdecode(os.pread(file, MAX_NOTE_SIZE, 0)).split("\0")
+        here = host == socket.gethostname()
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if not certain:
+                return False  # the client is running
+        except OSError:  # some network file systems do not support locks
+            here = False
+        if uid != path.name or os.fstat(file).st_nlink == 0:
+            return False  # the note is invalid, or the session was closed in the meantime
+        if certain or here:
+            return _end_noted(path, directory, managers.split(), quietly=certain)
+        log.warning(
+            "RADICAL-Pilot session %s: started on %s and not closed; it may still be running. If "
+            "it is not, end the processes on that host that have %s=%s in their environment, "
+            "cancel the batch jobs whose directories contain the session's name, and remove %s",
+            uid, host, MARK, uid, path, extra={"session": uid},
+        )  # fmt: skip
+    except (OSError, ValueError) as error:
         log.info("ignoring note %s: %s", path, error)
+    finally:
+        os.close(file)
     return False
 
 
-def _end_noted(path: Path, note: dict[str, Any], *, quietly: bool) -> bool:
+def _end_noted(path: Path, directory: str, managers: list[str], *, quietly: bool) -> bool:
     """End the remains of a session; return False if Slurm did not cancel its jobs."""
-    session, managers = path.stem, note["managers"]
+    session = path.name
     jobs = find_jobs(session)  # first, because killing the session's processes may end a job
     done = (jobs is not None or "SLURM" not in managers) and cancel_jobs(jobs or [])
-    count = end(session) if note["boot"] == _boot() else 0
+    count = end(session)
     more = "" if done else "; Slurm did not cancel its jobs, so the next start will try again"
     if others := ", ".join(name for name in managers if name not in ("SLURM", "FORK")):
         more += f"; cancel its {others} jobs yourself: their directories contain the session's name"
@@ -417,7 +398,7 @@ def _end_noted(path: Path, note: dict[str, Any], *, quietly: bool) -> bool:
         "RADICAL-Pilot session %s: cleaned up, because its client ended without closing the "
         "session (processes ended on this machine: %d, batch jobs canceled: %d); the session's "
         "files are in %r%s",
-        session, count, len(jobs or []) if done else 0, note["directory"], more,
+        session, count, len(jobs or []) if done else 0, directory, more,
         extra={"session": session},
     )  # fmt: skip
     if done:
@@ -425,46 +406,11 @@ def _end_noted(path: Path, note: dict[str, Any], *, quietly: bool) -> bool:
     return done
 
 
-def _read(file: int, path: Path) -> dict[str, Any]:
-    """Read a note.
-
-    Returns:
-        The note.
-
-    Raises:
-        ValueError: The note is malformed.
-        RecursionError: The note is malformed.
-    """
-    note: Any = json.loads(os.pread(file, MAX_NOTE_SIZE, 0))
-    texts = ("session", "directory", "host", "boot")
-    if (
-        not isinstance(note, dict)
-        or set(note) != {*texts, "managers"}
-        or not all(isinstance(note[name], str) for name in texts)
-        or not isinstance(note["managers"], list)
-        or not all(isinstance(name, str) for name in note["managers"])
-        or not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]*", note["session"])
-        or path.name != f"{note['session']}.json"
-    ):
-        raise ValueError("it is malformed")
-    return note
-
-
-def _require_owned(status: os.stat_result, kind: int, path: Path) -> None:
-    """Raise `PermissionError` if other users can write to a file, or if it has the wrong type."""
-    if (
-        stat.S_IFMT(status.st_mode) != kind
-        or status.st_uid != os.geteuid()
-        or status.st_mode & 0o022
-    ):
+def _require_private(place: Path) -> None:
+    """Raise `PermissionError` unless a path is a directory that only this user can write to."""
+    found = os.lstat(place)
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o022:
         raise PermissionError(
-            f"{path} must belong to you and be writable only by you: run `chmod go-w {path}`, or "
-            "move it away"
+            f"{place} must be a directory that belongs to you and is writable only by you: run "
+            f"`chmod go-w {place}`, or move it away"
         )
-
-
-def _boot() -> str:
-    """Return the id of this machine's current boot, or an empty string if there is none."""
-    with suppress(OSError):
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    return ""
