@@ -115,30 +115,21 @@ def function_outcome(job: Job, state: str) -> tuple[str, BaseException | None]:
     """Return the state and the error to report for a function."""
     if job.cancelled:
         return CANCELED, None
+    if state == CANCELED:
+        return FAILED, unrequested_cancellation(job)
     ended = job.ended
-    reply = _reply(job) if job.program else ended.value
-    if reply and state != CANCELED:
+    if reply := _reply(job) if job.program else ended.value:
         error = functions.unpack(reply, job.task)
         return (DONE, None) if error is None else (FAILED, error)
-    name = job.task["name"]
-    if state == CANCELED or not ended.exception:
-        code = f", exit code {ended.exit_code}" if ended.exit_code else ""
-        tail = (job.task.get("stderr") or "").strip()[-1500:]
-        if state == CANCELED:
-            return FAILED, unrequested_cancellation(job)
-        return FAILED, TaskFailedError(
-            f"task {name!r} ended without a result ({state}{code}). {tail}".rstrip()
-        )
-    if ended.exit_code and job.program:
-        tail = (job.task.get("stderr") or "").strip()[-1500:]
-        status = int(ended.exit_code)
-        text = (
-            f"task {name!r}: its process exited with code {status} without a result. {tail}"
-        ).rstrip()
-        if status > 128:  # a signal
-            return FAILED, TaskLostError(text)
-        return FAILED, TaskFailedError(text, exit_code=status)
-    return FAILED, error_of(job.task, ended.exception, ended.detail)
+    status = int(ended.exit_code or 0)
+    if ended.exception and not (status and job.program):
+        return FAILED, error_of(job.task, ended.exception, ended.detail)
+    tail = (job.task.get("stderr") or "").strip()[-1500:]
+    code = f", exit code {status}" if status else ""
+    text = f"task {job.task['name']!r} ended without a result ({state}{code}). {tail}".rstrip()
+    if job.program and status > 128:  # a signal
+        return FAILED, TaskLostError(text)
+    return FAILED, TaskFailedError(text, exit_code=status or None)
 
 
 def _reply(job: Job) -> bytes | None:
@@ -166,7 +157,17 @@ def unrequested_cancellation(job: Job) -> BaseException:
 
 
 def _infrastructure(exception: str | None) -> bool:
-    return bool(exception) and "pilot died" in str(exception)
+    return "pilot died" in (exception or "")
+
+
+KNOWN: tuple[tuple[str, type[BaseException], str], ...] = (
+    ("ChildProcessError", TaskLostError, " was lost"),
+    ("AssertionError", CapabilityError, " does not fit on its pilot"),
+    ("ValueError.*does not fit", CapabilityError, " does not fit on its pilot"),
+    ("FileNotFoundError", DataError, ": a file to stage does not exist"),
+    ("TimeoutError", TaskTimeoutError, ""),
+)
+"""Patterns of RADICAL-Pilot's exceptions, each with the error to report and its words."""
 
 
 def error_of(task: TaskDescription, exception: str | None, detail: str | None) -> BaseException:
@@ -175,16 +176,9 @@ def error_of(task: TaskDescription, exception: str | None, detail: str | None) -
     text = _message(exception)
     if _infrastructure(exception):
         return TaskLostError(f"task {name!r} was lost: {text} ({detail})")
-    if exception and exception.startswith("ChildProcessError"):
-        return TaskLostError(f"task {name!r} was lost: {text}")
-    if exception and exception.startswith("AssertionError"):
-        return CapabilityError(f"task {name!r} does not fit on its pilot: {text}")
-    if exception and exception.startswith("ValueError") and "does not fit" in exception:
-        return CapabilityError(f"task {name!r} does not fit on its pilot: {text}")
-    if exception and exception.startswith("FileNotFoundError"):
-        return DataError(f"task {name!r}: a file to stage does not exist: {text}")
-    if exception and exception.startswith("TimeoutError"):
-        return TaskTimeoutError(f"task {name!r}: {text}")
+    for pattern, kind, words in KNOWN:
+        if re.match(pattern, exception or "", re.DOTALL):
+            return kind(f"task {name!r}{words}: {text}")
     if isinstance(stderr := task.get("stderr"), str) and task.get("capture") != "files":
         task["stderr"] = "\n".join(filter(None, [stderr.rstrip("\n"), exception]))
     tail = (detail or "").strip()[-1500:]
