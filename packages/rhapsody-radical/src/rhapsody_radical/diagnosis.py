@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -68,7 +68,7 @@ def findings() -> Iterator[Finding]:
     """Yield the level, text and remedy of each finding."""
     answer = _ask()
     yield _programs(answer)
-    yield from _shell()
+    yield _shell()
     yield _encoding()
     yield from _tools()
     yield from _partitions()
@@ -81,22 +81,27 @@ def findings() -> Iterator[Finding]:
     )
 
 
+def _run(
+    words: Sequence[str], seconds: float, **variables: str
+) -> subprocess.CompletedProcess[str] | None:
+    """Run a program, and return its output; `None` if it does not end in time."""
+    try:
+        return subprocess.run(
+            words, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace",
+            timeout=seconds, check=False, env={**os.environ, **variables},
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        return None
+
+
 def _ask() -> Answer:
     """Query RADICAL-Pilot in a separate process that leaves no files in the home directory."""
     with tempfile.TemporaryDirectory() as directory:
-        try:
-            run = subprocess.run(
-                [sys.executable, "-P", "-c", PROBE_SCRIPT],
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                text=True,
-                errors="replace",
-                timeout=IMPORT_TIMEOUT,
-                check=False,
-                env={**os.environ, "RADICAL_BASE": directory},
-            )
-        except subprocess.TimeoutExpired:
-            return Answer("", "", f"it did not answer within {IMPORT_TIMEOUT:g} s")
+        run = _run(
+            [sys.executable, "-P", "-c", PROBE_SCRIPT], IMPORT_TIMEOUT, RADICAL_BASE=directory
+        )
+    if run is None:
+        return Answer("", "", f"it did not answer within {IMPORT_TIMEOUT:g} s")
     found = dict(line.split(" ", 1) for line in run.stdout.splitlines() if " " in line)
     error = (run.stderr.strip().splitlines() or [f"exit code {run.returncode}"])[-1]
     return Answer(found.get("version", ""), found.get("resources", ""), error)
@@ -111,39 +116,28 @@ def _programs(answer: Answer) -> Finding:
         return "broken", str(error), REINSTALL
 
 
-def _shell() -> Iterator[Finding]:
+def _shell() -> Finding:
     bash = shutil.which("bash")
     if bash is None:
-        yield "broken", "bash is not installed; RADICAL-Pilot's scripts need it", "install bash"
-        return
+        return "broken", "bash is not installed; RADICAL-Pilot's scripts need it", "install bash"
     start = time.perf_counter()
-    try:
-        run = subprocess.run(
-            [bash, "-lc", "true"],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=2 * SLOW_SHELL,
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
-        cure = "correct ~/.bash_profile or ~/.profile, so that `bash -lc true` ends"
-        yield "broken", f"the login shell did not end within {2 * SLOW_SHELL:g} s", cure
-        return
-    seconds, output = time.perf_counter() - start, (run.stdout + run.stderr).strip()
+    run = _run([bash, "-lc", "true"], 2 * SLOW_SHELL)
+    seconds = time.perf_counter() - start
+    cure = "correct ~/.bash_profile or ~/.profile, so that `bash -lc true` succeeds"
+    if run is None:
+        return "broken", f"the login shell did not end within {2 * SLOW_SHELL:g} s", cure
+    output = (run.stdout + run.stderr).strip()
     if run.returncode:
-        cure = "correct ~/.bash_profile or ~/.profile, so that `bash -lc true` succeeds"
-        yield "broken", f"the login shell fails with exit code {run.returncode}: {output}", cure
-    elif output:
+        text = f"the login shell fails with exit code {run.returncode}: {output}"
+        return "broken", text, cure
+    if output:
         cure = "in ~/.bash_profile and ~/.profile, print only if standard output is a terminal"
-        yield "note", f"the login shell prints text, also into tasks' output: {output[:200]}", cure
-    elif seconds > SLOW_SHELL:
-        cure = "speed up ~/.bash_profile or ~/.profile"
+        text = f"the login shell prints text, also into tasks' output: {output[:200]}"
+        return "note", text, cure
+    if seconds > SLOW_SHELL:
         text = f"the login shell takes {seconds:.0f} s to start; each pilot starts several"
-        yield "note", text, cure
-    else:
-        yield "ok", f"the login shell starts in {seconds:.2f} s and prints nothing", ""
+        return "note", text, "speed up ~/.bash_profile or ~/.profile"
+    return "ok", f"the login shell starts in {seconds:.2f} s and prints nothing", ""
 
 
 def _encoding() -> Finding:
@@ -169,13 +163,8 @@ def _partitions() -> Iterator[Finding]:
     """Report Slurm's partitions, in which pilots are queued, and the states of their nodes."""
     if shutil.which("sinfo") is None:
         return
-    words = ["sinfo", "--noheader", "--format=%R %a %D %T"]
-    try:
-        run = subprocess.run(
-            words, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace",
-            timeout=SLURM_TIMEOUT, check=False,
-        )  # fmt: skip
-    except subprocess.TimeoutExpired:
+    run = _run(["sinfo", "--noheader", "--format=%R %a %D %T"], SLURM_TIMEOUT)
+    if run is None:
         yield (
             "note",
             f"Slurm did not answer within {SLURM_TIMEOUT:g} s: no pilot can be submitted",
