@@ -65,6 +65,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 WITHOUT_PILOT = {
     "client/test_health.py",
+    "client/test_objects.py",
     "client/test_raptor.py",
     "client/test_session.py",
     "client/test_tasks.py",

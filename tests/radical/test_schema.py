@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +12,6 @@ import pytest
 from rhapsody_radical import schema
 from rhapsody_radical.descriptions import with_current_keys
 from rhapsody_radical.pilot import rp
-from rhapsody_radical.remote import KINDS
 
 VALUES: dict[type, Any] = {int: 3, float: 3.0, str: "mine"}
 
@@ -81,23 +79,3 @@ def test_modules_of_the_program_do_not_import_radical(tmp_path: Path) -> None:
     command = [sys.executable, "-c", "\n".join(lines)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=tmp_path)
     assert (done.stdout, done.stderr) == ("[]\n", "")
-
-
-CLASSES = {
-    "session": rp.Session,
-    "pilot_manager": rp.PilotManager,
-    "task_manager": rp.TaskManager,
-    "pilot": rp.Pilot,
-    "task": rp.raptor_tasks.Raptor,
-}
-PAGE = Path(__file__).parents[2] / "docs/backends/radical_pilot.md"
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_remote_attributes_and_methods_exist_and_are_documented(kind: str) -> None:
-    attributes, methods = KINDS[kind]
-    assert [name for name in (*attributes, *methods) if not hasattr(CLASSES[kind], name)] == []
-    rows = re.findall(r"^\| (.+?) \| (.+) \| (.+) \|$", PAGE.read_text(), re.MULTILINE)
-    (row,) = (row for row in rows if row[0].strip("`").replace(" ", "_") == kind)
-    assert re.findall(r"`(\w+)`", row[1]) == list(attributes)
-    assert set(re.findall(r"`(\w+)`", row[2])) == methods

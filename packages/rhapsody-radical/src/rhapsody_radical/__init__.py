@@ -6,16 +6,18 @@ package must be quick. The public names are imported when they are first used.
 
 from __future__ import annotations
 
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 import rhapsody_guard
-from rhapsody_radical._version import __version__
 
 if TYPE_CHECKING:
     from rhapsody_radical.backend import RadicalExecutionBackend
     from rhapsody_radical.services import service_ready_callback
 
 rhapsody_guard.check()
+
+__version__: str = version("rhapsody-radical")
 
 __all__ = ["RadicalExecutionBackend", "__version__", "service_ready_callback"]
 

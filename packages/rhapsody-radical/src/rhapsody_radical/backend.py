@@ -225,13 +225,10 @@ class RadicalExecutionBackend(ManagedBackend):
             "pilots": [pilot.settings for pilot in self.pilots],
             "keep": self._keep,
         }
-        refs, pilots, known = connection.open(settings, verbose=self._verbose)
-        remotes = connection.remotes.decoded(refs)
-        self.session, self.pilot_manager, self.task_manager = remotes
-        for pilot, ref, each in zip(self.pilots, pilots, known, strict=True):
-            pilot.handle = connection.remotes.decoded(ref)
-            pilot.configure(each["config"])
-            pilot.sandbox = each["sandbox"]
+        *objects, pilots = connection.open(settings, verbose=self._verbose)
+        self.session, self.pilot_manager, self.task_manager = objects
+        for pilot, (pilot.handle, config, pilot.sandbox) in zip(self.pilots, pilots, strict=True):
+            pilot.configure(config)
         self.resource_pilot = self.pilots[0].handle
         self.capabilities = self._able(self._config)
         if self._config is not None:
@@ -484,7 +481,7 @@ class RadicalExecutionBackend(ManagedBackend):
     def _start_raptor(self, pilot: Pilot, config: dict[str, Any]) -> None:
         """Start RAPTOR on a pilot; block until its masters and workers have been submitted."""
         assert self._connection is not None
-        self._connection.remotes.call(Ref(RAPTORS, "", {}), "start", pilot.number, config)
+        self._connection.remotes.call(Ref(RAPTORS), "start", pilot.number, config)
         pilot.raptor = config
 
     @property
@@ -523,8 +520,9 @@ class RadicalExecutionBackend(ManagedBackend):
         calls = any(job.on_raptor and job.pilot is pilot for job in self.open_jobs())
         if pilot.pairs and not calls:
             pilot.pairs = []
+            assert self._connection is not None
             with suppress(PilotException):  # reported with the end of the pilots
-                self.send("release", pilot.number)
+                self._connection.remotes.call(Ref(RAPTORS), "release", pilot.number)
 
     def _refuse_too_large(self, pilot: Pilot) -> None:
         """Fail executables that wait on a pilot for cores that RAPTOR now uses."""
@@ -583,11 +581,10 @@ class RadicalExecutionBackend(ManagedBackend):
 
     # Messages from the client; on the reading thread.
 
-    def _receive(self, name: str, parts: tuple[Any, ...]) -> None:
+    def _receive(self, name: str, *parts: Any) -> None:
         """Process a message of the client with the method `_on_NAME`."""
-        function: Callable[..., None] | None = getattr(self, f"_on_{name}", None)
-        if function is not None:
-            function(*parts)
+        function: Callable[..., None] = getattr(self, f"_on_{name}")
+        function(*parts)
 
     def _client_lost(self, reason: str) -> None:
         """End all tasks, because the client has ended unexpectedly."""
@@ -631,7 +628,7 @@ class RadicalExecutionBackend(ManagedBackend):
         if "pairs" in changes:
             pilot.pairs = remotes.decoded(changes["pairs"])
         if "state" in changes:
-            remotes.update(changes["pilot"])
+            remotes.decoded(changes["pilot"])
             state, when = changes["state"]
             self._pilots.note(pilot, state, when)
             for callback in tuple(self._pilot_callbacks):

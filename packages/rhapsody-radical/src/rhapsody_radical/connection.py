@@ -23,14 +23,15 @@ import sys
 import sysconfig
 import threading
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future, InvalidStateError
+from concurrent.futures import Future
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from rhapsody import BackendUnavailableError
 from rhapsody.backends import looks_secret
-from rhapsody_radical import cleanup
+from rhapsody.sdk import start_thread
+from rhapsody_radical import __version__, cleanup
 from rhapsody_radical.cleanup import MARK, PILOT
 from rhapsody_radical.functions import own_path
 from rhapsody_radical.pilot import PilotException
@@ -176,6 +177,9 @@ CLOSE_LIMIT = 120.0
 EXIT_LIMIT = 60.0
 """Time limit in seconds for closing the client if the program ends without a shutdown."""
 
+EXIT_TIMEOUT = 5.0
+"""Time limit in seconds for the end of a client that has closed its connection."""
+
 NOTICE_AFTER = 2.0
 """Seconds after which a warning is logged if the client is still closing."""
 
@@ -186,7 +190,8 @@ class Connection:
     Args:
         uid: The session's uid.
         directory: The session's directory; `open` creates it and its parents.
-        receive: Called with the name and parts of each message, on the reading thread.
+        receive: Called with the name and parts of messages about tasks and pilots, on the reading
+            thread.
         on_lost: Called with the reason if the client ends unexpectedly, on the reading thread.
 
     Attributes:
@@ -200,7 +205,7 @@ class Connection:
         self,
         uid: str,
         directory: Path,
-        receive: Callable[[str, tuple[Any, ...]], None],
+        receive: Callable[..., None],
         on_lost: Callable[[str], None],
     ) -> None:
         self.uid = uid
@@ -211,25 +216,15 @@ class Connection:
         self._process: subprocess.Popen[bytes] | None = None
         self._channel: Channel | None = None
         self.closing: bool = False
-        self._closed = False
         self._keep: bool | None = None
         self._lock = threading.Lock()
         self._owner = os.getpid()
-        self._started: Future[tuple[Any, ...]] = Future()
         self.ended: threading.Event = threading.Event()
         self.remotes: Remotes = Remotes(self.send, self.ended)
-        self._receivers: dict[str, Callable[..., None]] = {
-            "started": lambda *parts: self._started.set_result(parts),
-            "failed": lambda text: self._started.set_exception(PilotException(text)),
-            "closed": self._on_closed,
-            "log": self._on_log,
-            "reply": self.remotes.reply,
-            "values": self.remotes.update,
-        }
 
     # Start and end.
 
-    def open(self, settings: Mapping[str, Any], *, verbose: bool) -> tuple[Any, ...]:
+    def open(self, settings: Mapping[str, Any], *, verbose: bool) -> Any:
         """Start the client, and wait until its session is running.
 
         Args:
@@ -237,31 +232,28 @@ class Connection:
             verbose: True if RADICAL-Pilot prints reports on standard error.
 
         Returns:
-            The parts of the client's message `started`.
+            The client's reply.
 
         Raises:
             PilotException: The session cannot be started; the text contains the reason.
         """
-        with self._lock:  # a connection cannot be closed while it is being opened
-            if self.closing:
-                raise PilotException("RADICAL-Pilot's client is closed. Create a new backend")
-            self._keep = settings["keep"]
-            self._start_process(verbose=verbose)
-            self._greet(settings)
-        return self._started.result()
-
-    def _greet(self, settings: Mapping[str, Any]) -> None:
-        """Send the message `open`, which starts the session."""
-        assert self._channel is not None
         known = {
+            "version": __version__,
             "uid": self.uid,
             "directory": str(self.directory),
             "made": [str(place) for place in self._made],
             "here": os.getcwd(),
             "path": own_path(),
         }
-        with suppress(OSError):  # the client has ended, which the reading thread detects
-            self._channel.send(("open", {**known, **settings}))
+        with self._lock:  # a connection cannot be closed while it is being opened
+            if self.closing:
+                raise PilotException("RADICAL-Pilot's client is closed. Create a new backend")
+            self._keep = settings["keep"]
+            started = self.remotes.waiting[0] = Future[Any]()
+            self._start_process(verbose=verbose)
+            with suppress(PilotException):  # the reading thread detects the end of the client
+                self.send("open", {**known, **settings})
+        return started.result()
 
     def _start_process(self, *, verbose: bool) -> None:
         environment = variables(self.directory, self.uid, verbose=verbose)
@@ -294,8 +286,7 @@ class Connection:
         self._channel = Channel(own_end)
         _open.add(self)
         for target in (self._wait, self._read):
-            name = f"rhapsody-radical{target.__name__.replace('_', '-')}"
-            threading.Thread(target=target, name=name, daemon=True).start()
+            start_thread(target, f"rhapsody-radical{target.__name__.replace('_', '-')}")
 
     def close(self, *, keep: bool | None, limit: float = CLOSE_LIMIT) -> None:
         """Close the session and wait for the client to end; kill the client after a time limit.
@@ -313,7 +304,7 @@ class Connection:
         if first:
             self._keep = keep
             # On a thread, because sending blocks while the client does not read.
-            threading.Thread(target=self._ask_to_close, daemon=True).start()
+            start_thread(self._ask_to_close, "rhapsody-radical-close")
         if not self.ended.wait(NOTICE_AFTER):
             log.warning(
                 "RADICAL-Pilot session %s: closing, waiting for its pilots and their processes to "
@@ -330,9 +321,8 @@ class Connection:
         self.remotes.callbacks.stop()
 
     def _ask_to_close(self) -> None:
-        assert self._channel is not None
-        with suppress(OSError):  # the client has ended
-            self._channel.send(("close", self._keep))
+        with suppress(PilotException):  # the client has ended
+            self.send("close", self._keep)
 
     def end_by_force(self) -> None:
         """End all processes of the session on this machine, and its batch jobs."""
@@ -359,9 +349,9 @@ class Connection:
         self.remotes.reader = threading.get_ident()
         try:
             while (messages := self._channel.receive()) is not None:
-                for name, *parts in messages:
-                    self._dispatch(name, tuple(parts))
-        except Exception:  # after another version or an invalid message, the rest is unreadable
+                for message in messages:
+                    self._dispatch(*message)
+        except Exception:  # the client loads another version of this package
             log.exception("RADICAL-Pilot session %s: invalid message from its client", self.uid)
         finally:
             self._on_client_end()
@@ -370,22 +360,23 @@ class Connection:
         """Fail all calls that wait for the client; clean up if the client ended unexpectedly."""
         assert self._process is not None
         assert self._channel is not None
-        self._channel.shut()  # a client that sent an invalid message ends now
+        self._channel.shut()
+        try:
+            code = self._process.wait(EXIT_TIMEOUT)
+        except subprocess.TimeoutExpired:  # it has sent an invalid message
+            self._process.kill()
+            code = self._process.wait()
         reason = f"RADICAL-Pilot's client ended: {_tail(self.directory / LOG)}"
         if self._keep is not False:
             reason += f" (log: {self.directory / LOG})"
-        if not self._closed:
+        if code or not self.closing:
             self._on_lost(reason)
             self.end_by_force()
             if self._keep is False:
                 shutil.rmtree(self.directory, ignore_errors=True)
-        self._process.wait()
-        error = PilotException(reason)
-        with suppress(InvalidStateError):
-            self._started.set_exception(error)
         self._channel.close()
         self.ended.set()
-        self.remotes.end(error)
+        self.remotes.end(PilotException(reason))
 
     # Messages to the client.
 
@@ -403,25 +394,20 @@ class Connection:
 
     # Messages from the client; on the reading thread.
 
-    def _dispatch(self, name: str, parts: tuple[Any, ...]) -> None:
+    def _dispatch(self, name: str, *parts: Any) -> None:
         """Process one message, and log exceptions of the code that it calls."""
         try:
-            if (function := self._receivers.get(name)) is not None:
-                function(*parts)
+            if name == "reply":
+                self.remotes.reply(*parts)
+            elif name == "log":
+                logger = logging.getLogger(parts[0]["name"])
+                if logger.isEnabledFor(parts[0]["levelno"]):
+                    logger.handle(logging.makeLogRecord(parts[0]))
             else:
-                self._receive(name, parts)
+                self._receive(name, *parts)
         except Exception:  # raised by a callback or a logging handler
             with suppress(Exception):
                 log.exception("RADICAL-Pilot session %s: cannot process message %r", self.uid, name)
-
-    def _on_log(self, values: dict[str, Any]) -> None:
-        record = logging.makeLogRecord(values)
-        logger = logging.getLogger(record.name)
-        if logger.isEnabledFor(record.levelno):
-            logger.handle(record)
-
-    def _on_closed(self) -> None:
-        self._closed = True
 
 
 def _process_descriptor() -> int:

@@ -21,60 +21,25 @@ from rhapsody.sdk import settable
 from rhapsody_radical.pilot import PilotException
 from rhapsody_radical.wire import FLAT, Worker
 
-
-def _kind(attributes: str, methods: str) -> tuple[tuple[str, ...], frozenset[str]]:
-    return tuple(attributes.split()), frozenset(methods.split())
-
-
-KINDS: dict[str, tuple[tuple[str, ...], frozenset[str]]] = {
-    "session": _kind(
-        "uid path base",
-        "list_resources get_resource_config list_pilot_managers list_task_managers "
-        "get_pilot_managers get_task_managers inject_metadata",
-    ),
-    "pilot_manager": _kind(
-        "uid", "list_pilots get_pilots submit_pilots wait_pilots cancel_pilots kill_pilots"
-    ),
-    "task_manager": _kind(
-        "uid scheduler",
-        "list_pilots get_pilots add_pilots remove_pilots list_tasks get_tasks submit_tasks "
-        "submit_raptors submit_workers wait_tasks cancel_tasks pilot_rpc",
-    ),
-    "pilot": _kind(
-        "uid state resource resource_details nodelist description stdout stderr rest_url "
-        "pilot_sandbox resource_sandbox session_sandbox client_sandbox",
-        "wait cancel submit_tasks submit_raptors register_service prepare_env stage_in stage_out "
-        "rpc as_dict",
-    ),
-    "task": _kind(
-        "uid name mode origin state exit_code stdout stderr return_value exception "
-        "exception_detail pilot sandbox task_sandbox pilot_sandbox client_sandbox description "
-        "slots partition metadata info",
-        "wait cancel wait_info submit_workers submit_tasks rpc as_dict",
-    ),
-}
-"""For each class, by its name in messages: the attributes that are sent, and the methods."""
-
-
-CALLBACK, RAPTORS = "callback", "raptors"
-"""Further kinds of a `Ref`: one of the program's callbacks, and RAPTOR in the client."""
+RAPTORS = "raptors"
+"""Uid of RAPTOR's masters and workers on all pilots, which are one object in the client."""
 
 
 class Ref(NamedTuple):
     """Reference to an object in a message.
 
     Attributes:
-        kind: One of `KINDS`, `CALLBACK` or `RAPTORS`.
-        uid: The uid of the object, or the number of a callback.
+        uid: The uid of the object in its session, or the number of one of the program's callbacks.
         values: The object's attributes; empty in messages to the client.
+        methods: The names of the object's methods; empty in messages to the client.
     """
 
-    kind: str
     uid: Any
-    values: dict[str, Any]
+    values: Mapping[str, Any] = {}
+    methods: tuple[str, ...] = ()
 
     def __hash__(self) -> int:
-        return hash(self[:2])
+        return hash(self.uid)
 
 
 class Record(dict[str, Any]):
@@ -95,27 +60,23 @@ class Remote:
     `Remotes` creates one instance for each object.
     """
 
-    def __init__(self, remotes: Remotes, ref: Ref) -> None:
+    def __init__(self, remotes: Remotes, uid: str) -> None:
         self._remotes = remotes
-        self._ref = ref._replace(values={})
+        self._ref = Ref(uid)
         self._values: dict[str, Any] = {}
+        self._methods: tuple[str, ...] = ()
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):
             raise AttributeError(name)
-        kind, uid, _ = self._ref
-        attributes, methods = KINDS[kind]
-        if name in attributes:
-            return self._values.get(name)
-        if name in methods:
-            return partial(self._call, name)
+        if name in self._methods:
+            return partial(self._remotes.call, self._ref, name)
+        if name in self._values:
+            return self._values[name]
         raise AttributeError(
-            f"attribute {name!r} of RADICAL-Pilot's {kind.replace('_', ' ')} {uid} is only "
-            "available in its client. Use `await backend.run_in_client(function)`"
+            f"attribute {name!r} of RADICAL-Pilot's object {self._ref.uid} is only available in "
+            "its client. Use `await backend.run_in_client(function)`"
         )
-
-    def _call(self, method: str, *args: Any, **kwargs: Any) -> Any:
-        return self._remotes.call(self._ref, method, *args, **kwargs)
 
     def register_callback(self, cb: Callable[..., Any], cb_data: Any = None, **more: Any) -> None:
         """Register a callback, which is called with remote objects instead of RADICAL-Pilot's own.
@@ -131,7 +92,7 @@ class Remote:
         number = next(self._remotes.numbers)
         self._remotes.listeners[number] = self._ref, cb, cb_data
         try:
-            self._call("register_callback", cb=Ref(CALLBACK, number, {}), **more)
+            self._remotes.call(self._ref, "register_callback", cb=Ref(number), **more)
         except BaseException:
             del self._remotes.listeners[number]
             raise
@@ -142,15 +103,13 @@ class Remote:
             if ref == self._ref and cb in (None, callback):
                 del self._remotes.listeners[number]
                 with suppress(AttributeError, KeyError, ValueError):  # tasks lack the method
-                    self._call("unregister_callback", cb=Ref(CALLBACK, number, {}))
+                    self._remotes.call(self._ref, "unregister_callback", cb=Ref(number))
 
     def __dir__(self) -> list[str]:
-        attributes, methods = KINDS[self._ref.kind]
-        return sorted({*super().__dir__(), *attributes, *methods})
+        return sorted({*super().__dir__(), *self._values, *self._methods})
 
     def __repr__(self) -> str:
-        state = self._values.get("state")
-        return f"<RADICAL-Pilot's {self._ref.kind.replace('_', ' ')} {self._ref.uid}, {state}>"
+        return f"<RADICAL-Pilot's {self._ref.uid}, {self._values.get('state')}>"
 
 
 class Remotes:
@@ -166,13 +125,14 @@ class Remotes:
     def __init__(self, send: Callable[..., None], ended: threading.Event) -> None:
         self._send = send
         self._ended = ended
-        self._found: WeakValueDictionary[tuple[str, str], Remote] = WeakValueDictionary()
+        self._found: WeakValueDictionary[str, Remote] = WeakValueDictionary()
         self._lock = threading.Lock()
         self.numbers: Iterator[int] = itertools.count(1)
         """Numbers of calls and callbacks in messages."""
         self.listeners: dict[int, tuple[Ref, Callable[..., Any], Any]] = {}
         """The object, the callback and the callback's data, by the callback's number."""
-        self._waiting: dict[int, Future[Any]] = {}
+        self.waiting: dict[int, Future[Any]] = {}
+        """The futures of calls, by their numbers; number 0 is the start of the session."""
         self.reader: int = 0
         """Identifier of the thread that reads messages."""
         self.callbacks: Worker = Worker("rhapsody-radical-callbacks")
@@ -199,7 +159,7 @@ class Remotes:
         """
         self.require_another_thread()
         number, future = next(self.numbers), Future[Any]()
-        self._waiting[number] = future
+        self.waiting[number] = future
         with suppress(PilotException):  # the reader calls `end`, or has called it already
             self._send("call", number, target, method, packed)
         if self._ended.is_set():
@@ -221,41 +181,35 @@ class Remotes:
 
     def end(self, error: Exception) -> None:
         """Fail all calls that wait for a reply."""
-        while self._waiting:
+        while self.waiting:
             with suppress(InvalidStateError, KeyError):  # set or removed by another thread
-                self._waiting.popitem()[1].set_exception(error)
+                self.waiting.popitem()[1].set_exception(error)
 
     def reply(self, number: int, good: bool, packed: bytes) -> None:
-        """Deliver the result of a call, or the arguments of a callback."""
+        """Deliver the result of a call, the arguments of a callback, or an object's attributes."""
+        try:
+            value = self.decoded(pickle.loads(packed))  # noqa: S301 - from our own client
+        except BaseException as error:  # unpickling runs the objects' own code
+            good, value = False, error
         if (listener := self.listeners.get(number)) is not None:
             _, callback, data = listener
-            args = self.decoded(pickle.loads(packed))  # noqa: S301 - from our own client
-            self.callbacks.post(partial(callback, *args, *([data] if data else ())))
-        elif (future := self._waiting.pop(number, None)) is not None:
+            self.callbacks.post(partial(callback, *value, *([data] if data else ())))
+        elif (future := self.waiting.pop(number, None)) is not None:
             with suppress(InvalidStateError):  # the caller no longer waits
-                try:
-                    value = pickle.loads(packed)  # noqa: S301 - from our own client
-                except BaseException as error:  # unpickling runs the objects' own code
-                    good, value = False, error
                 if good:
-                    future.set_result(self.decoded(value))
+                    future.set_result(value)
                 else:
                     future.set_exception(settable(value, "the call"))
-
-    def update(self, ref: Ref) -> None:
-        """Update the attributes of an object, if the program uses the object."""
-        if ref[:2] in self._found:
-            self.decoded(ref)
 
     def decoded(self, value: Any) -> Any:
         """Return a value from a message, with its references replaced by remote objects."""
         if type(value) is Ref:
             values = self.decoded(value.values)
             with self._lock:
-                found = self._found.get(value[:2])
+                found = self._found.get(value.uid)
                 if found is None:
-                    found = self._found[value[:2]] = Remote(self, value)
-                found._values.update(values)
+                    found = self._found[value.uid] = Remote(self, value.uid)
+                found._values, found._methods = values, value.methods
                 return found
         if type(value) in (list, tuple, set):
             return type(value)(map(self.decoded, value))

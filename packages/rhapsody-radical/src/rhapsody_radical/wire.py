@@ -1,46 +1,42 @@
 """Messages between a program and its RADICAL-Pilot client, and the threads of both.
 
 A message is a tuple of its name and plain values; objects of users are pickled into bytes. Messages
-are sent over an inherited socket pair, in batches. Each batch is a frame: version, length, and the
-pickled tuple of messages. The process at the other end is our own, so the pickles can be trusted.
+are sent over an inherited socket pair, in batches. The process at the other end is our own, so
+pickles can be trusted.
 
 Messages to the client: `open` starts a session, `submit` and `cancel` submit and cancel tasks,
-`ready` reports that a service is ready, `release` ends RAPTOR on a pilot, `call` calls a method or
-function, and `close` ends the session. Messages to the program: `started` or `failed` for the
-session, `running` and `end` for tasks, `pilot` for changes of a pilot, `reply` for results of calls
-and arguments of callbacks, `values` for new attributes of a remote object, `log` for log records,
-and `closed` when the session has been closed.
+`ready` reports that a service is ready, `call` calls a method or function, and `close` ends the
+session. Messages to the program: `reply` contains the result of `open` or of a call, the arguments
+of a callback, or new attributes of an object, `running` and `end` report on tasks, `pilot` reports
+changes of a pilot, and `log` contains a log record.
 """
 
 from __future__ import annotations
 
 import logging
 import math
+import os
 import pickle
 import socket
-import struct
 import threading
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
+from functools import partial
+from multiprocessing.connection import Connection
 from queue import SimpleQueue
 from typing import Any
 
+from rhapsody.sdk import start_thread
+
 log: logging.Logger = logging.getLogger(__name__)
 
-VERSION = 1
-HEADER = struct.Struct("!HQ")
 BATCH_SECONDS = 0.01
 """Default time in seconds that a message waits for other messages to be sent with it.
 
 Each batch wakes two threads.
 """
-
-MAX_BATCH_SIZE = 1 << 40
-"""Size in bytes above which a batch is invalid."""
-
-INVALID = "invalid message on the connection between the program and RADICAL-Pilot's client"
 
 FLAT = frozenset((str, int, float, bool, bytes, type(None)))
 
@@ -56,11 +52,8 @@ class Channel:
 
     def __init__(self, end: socket.socket) -> None:
         self._socket = end
+        self._connection = Connection(os.dup(end.fileno()))
         self._sending = threading.Lock()
-
-    def fileno(self) -> int:
-        """Return the descriptor, for `select`."""
-        return self._socket.fileno()
 
     def send(self, *messages: Message) -> None:
         """Send messages as one batch; block while the other side does not read.
@@ -71,63 +64,29 @@ class Channel:
         data = pickle.dumps(messages, pickle.HIGHEST_PROTOCOL)
         with self._sending:
             try:
-                self._socket.sendall(HEADER.pack(VERSION, len(data)) + data)
-            except BaseException:  # such as KeyboardInterrupt: half a frame makes the rest invalid
+                self._connection.send_bytes(data)
+            except BaseException:  # such as KeyboardInterrupt: half a batch makes the rest invalid
                 self.shut()
                 raise
 
     def receive(self) -> Iterable[Message] | None:
-        """Return the next batch, or `None` if the other side has ended.
-
-        Raises:
-            RuntimeError: The other side uses another version of this package, or sent invalid data.
-        """
-        header = self._read(HEADER.size)
-        if header is None:
-            return None
-        version, size = HEADER.unpack(header)
-        if version != VERSION:
-            raise RuntimeError(
-                f"RADICAL-Pilot's client uses version {version} of the protocol, but this program "
-                f"uses version {VERSION}: rhapsody-radical was reinstalled after the program had "
-                "started. Restart the program"
-            )
-        if size > MAX_BATCH_SIZE:
-            raise RuntimeError(f"{INVALID}: a batch of {size} bytes")
-        data = self._read(size)
-        if data is None:
-            return None
+        """Return the next batch, or `None` if the other side has ended."""
         try:
-            batch: tuple[Message, ...] = pickle.loads(data)  # noqa: S301 - from our own process
-        except Exception as error:  # unpickling invalid data may raise any exception
-            raise RuntimeError(f"{INVALID}: {error!r}") from error
-        if not is_batch(batch):
-            raise RuntimeError(f"{INVALID}: a {type(batch).__name__} is not a batch")
+            data = self._connection.recv_bytes()
+        except (EOFError, OSError):  # also reset, because the other side has not read everything
+            return None
+        batch: Iterable[Message] = pickle.loads(data)  # noqa: S301 - from our own process
         return batch
-
-    def _read(self, size: int) -> bytearray | None:
-        data = bytearray(size)
-        view, filled = memoryview(data), 0
-        while filled < size:
-            try:
-                count = self._socket.recv_into(view[filled:])
-            except OSError:  # reset, because the other side ended without reading everything
-                return None
-            if count == 0:
-                return None
-            filled += count
-        return data
 
     def shut(self) -> None:
         """End the connection for both sides, even if other processes hold copies of the socket."""
-        try:
+        with suppress(OSError):  # the connection has already ended
             self._socket.shutdown(socket.SHUT_RDWR)
-        except OSError:  # the connection has already ended
-            return
 
     def close(self) -> None:
-        """Close the descriptor."""
+        """Close the descriptors."""
         self._socket.close()
+        self._connection.close()
 
 
 class Outbox(threading.Thread):
@@ -182,13 +141,6 @@ class Outbox(threading.Thread):
                 continue
 
 
-def is_batch(value: Any) -> bool:
-    """Return True if a value is a tuple of messages."""
-    return type(value) is tuple and all(
-        type(each) is tuple and each and type(each[0]) is str for each in value
-    )
-
-
 def is_plain(value: Any) -> bool:
     """Return True if a value consists only of built-in types, which any process can unpickle."""
     if type(value) in FLAT:
@@ -228,12 +180,10 @@ class Worker:
     """
 
     def __init__(self, name: str) -> None:
-        self._queue: SimpleQueue[tuple[Callable[[], Any], Future[Any] | None] | None]
-        self._queue = SimpleQueue()
+        self._queue: SimpleQueue[tuple[Callable[[], Any], Future[Any]] | None] = SimpleQueue()
         self._lock = threading.Lock()
         self._stopped = False
-        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
-        self._thread.start()
+        self._thread = start_thread(self._run, name)
 
     def submit(self, function: Callable[[], Any]) -> Future[Any]:
         """Schedule a call of a function on the thread.
@@ -245,19 +195,16 @@ class Worker:
             RuntimeError: The thread was stopped.
         """
         future: Future[Any] = Future()
-        self._put(function, future)
+        with self._lock:
+            if self._stopped:
+                raise RuntimeError(f"thread {self._thread.name} was stopped")
+            self._queue.put((function, future))
         return future
 
     def post(self, function: Callable[[], Any]) -> None:
         """Schedule a call of a function; ignore its result, and log its exception."""
         with suppress(RuntimeError):
-            self._put(function, None)
-
-    def _put(self, function: Callable[[], Any], future: Future[Any] | None) -> None:
-        with self._lock:
-            if self._stopped:
-                raise RuntimeError(f"thread {self._thread.name} was stopped")
-            self._queue.put((function, future))
+            self.submit(function).add_done_callback(partial(_log_failure, function))
 
     def stop(self) -> None:
         """End the thread after it has called all functions that were submitted."""
@@ -270,16 +217,16 @@ class Worker:
     def _run(self) -> None:
         while (item := self._queue.get()) is not None:
             function, future = item
-            try:
-                value = function()
-            except BaseException as error:  # passed to the caller
-                if future is None:
-                    log.exception("%r failed", function)
+            with suppress(InvalidStateError):  # the caller no longer waits
+                try:
+                    value = function()
+                except BaseException as error:  # passed to the caller
+                    future.set_exception(error)
                 else:
-                    with suppress(InvalidStateError):  # the caller no longer waits
-                        future.set_exception(error)
-            else:
-                if future is not None:
-                    with suppress(InvalidStateError):
-                        future.set_result(value)
+                    future.set_result(value)
             del function, future, item
+
+
+def _log_failure(function: Callable[[], Any], future: Future[Any]) -> None:
+    if (error := future.exception()) is not None:
+        log.error("%r failed", function, exc_info=error)

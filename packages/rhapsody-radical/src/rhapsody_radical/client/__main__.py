@@ -13,10 +13,11 @@ import select
 import signal
 import socket
 import sys
-import threading
 import warnings
 from typing import Any
 
+from rhapsody.sdk import start_thread
+from rhapsody_radical import __version__
 from rhapsody_radical.wire import Channel, Outbox, Records
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -55,7 +56,7 @@ def main(end: int, program: int, parent: int) -> None:
         _wait_for_end(program, parent)
         channel.shut()
 
-    threading.Thread(target=watch, name="rhapsody-radical-program", daemon=True).start()
+    start_thread(watch, "rhapsody-radical-program")
     outbox = Outbox(channel)
     logger = logging.getLogger("rhapsody_radical")
     logger.addHandler(Records(outbox))
@@ -73,12 +74,20 @@ def main(end: int, program: int, parent: int) -> None:
                 client.do((name, *parts))
     if client is not None:
         client.close(client.keep if alone else keep)
-    outbox.put("closed")
     outbox.end()
 
 
 def _client(outbox: Outbox, settings: dict[str, Any]) -> Any:
-    """Create the client. This imports RADICAL-Pilot."""
+    """Create the client. This imports RADICAL-Pilot.
+
+    Raises:
+        RuntimeError: The program uses another version of this package.
+    """
+    if settings["version"] != __version__:
+        raise RuntimeError(
+            f"rhapsody-radical {__version__} was installed after the program had imported version "
+            f"{settings['version']}. Restart the program"
+        )
     with warnings.catch_warnings():
         # RADICAL-Pilot warns if `logging` was imported first. Its fix for `fork` is not needed,
         # because the processes that it forks here do not log.

@@ -16,12 +16,14 @@ from typing import Any
 
 import radical.pilot as rp  # type: ignore[import-untyped,unused-ignore]
 
+from rhapsody.sdk import start_thread
 from rhapsody_radical import cleanup
 from rhapsody_radical.client import health
 from rhapsody_radical.client.objects import Calls
 from rhapsody_radical.client.raptor import Pair, Raptors
-from rhapsody_radical.client.session import ClientPilot, Session, StartError, text_of
+from rhapsody_radical.client.session import ClientPilot, Session, text_of
 from rhapsody_radical.client.tasks import HANDLED, Tasks
+from rhapsody_radical.pilot import PilotException
 from rhapsody_radical.schema import AGENT_EXECUTING, FINAL, PMGR_ACTIVE
 from rhapsody_radical.wire import Message, Outbox, Worker
 
@@ -112,18 +114,10 @@ class Client:
                 log.debug("service %s: cannot be registered: %r", uid, error)
 
         def report() -> None:
-            thread = threading.Thread(target=register, daemon=True)
-            thread.start()
-            thread.join(REGISTRATION_TIMEOUT)
+            start_thread(register, "rhapsody-radical-register").join(REGISTRATION_TIMEOUT)
             handle._set_info(info)
 
-        threading.Thread(target=report, name="rhapsody-radical-ready", daemon=True).start()
-
-    def _on_release(self, number: int) -> None:
-        """End RAPTOR on a pilot on which no call is open."""
-        pairs = self.raptors.found.pop(number).pairs
-        uids = [uid for pair in pairs for uid in pair.uids()]
-        self._commands.post(partial(self.session.pilots[number].manager.cancel_tasks, uids))
+        start_thread(report, "rhapsody-radical-ready")
 
     def _on_call(self, *parts: Any) -> None:
         self._calls.call(*parts)
@@ -144,22 +138,20 @@ class Client:
             manager.register_subscriber(rp.constants.STATE_PUBSUB, self.tasks.receive_news)
             if self._stopping.is_set():
                 return
-        except StartError as error:
-            self._send("failed", str(error))
+        except PilotException as error:
+            self._calls.reply(0, error, good=False)
         except Exception as error:  # RADICAL-Pilot raises exceptions of any type
             log.debug("RADICAL-Pilot session %s: cannot start", settings["uid"], exc_info=True)
             where = settings["work_dir"]
-            self._send("failed", f"RADICAL-Pilot cannot start in {where}: {text_of(error)}")
+            text = f"RADICAL-Pilot cannot start in {where}: {text_of(error)}"
+            self._calls.reply(0, PilotException(text), good=False)
         else:
             self._began = time.monotonic()
             self._watch.start()
             objects = self.session.objects
-            pilots = [
-                {"config": each.config, "sandbox": each.sandbox} for each in self.session.pilots
-            ]
-            refs = (objects.session, objects.pilot_manager, objects.task_manager)
-            pilot_refs = self._calls.encoded(objects.resource_pilots)
-            self._send("started", self._calls.encoded(refs), pilot_refs, pilots)
+            pilots = [(each.pilot, each.config, each.sandbox) for each in self.session.pilots]
+            managers = objects.pilot_manager, objects.task_manager
+            self._calls.reply(0, (objects.session, *managers, pilots))
 
     def _leave_note(self, place: Path) -> None:
         session, directory = self.session, Path(self.session.directory)

@@ -249,6 +249,12 @@ class Raptors:
             found = self.found[number] = Raptor(pilot, config, changed)
         found.start()
 
+    def release(self, number: int) -> None:
+        """End RAPTOR on a pilot on which no call is open."""
+        pairs = self.found.pop(number).pairs
+        uids = [uid for pair in pairs for uid in pair.uids()]
+        self._pilots[number].manager.cancel_tasks(uids)
+
     def group_size(self, pilot: ClientPilot, calls: int) -> int:
         """Return the largest number of calls that may share a RADICAL-Pilot task.
 

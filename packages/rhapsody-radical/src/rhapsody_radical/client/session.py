@@ -21,8 +21,10 @@ from typing import Any
 import radical.pilot as rp  # type: ignore[import-untyped,unused-ignore]
 import radical.utils as ru  # type: ignore[import-untyped,unused-ignore]
 
+from rhapsody.sdk import start_thread
 from rhapsody_radical import cleanup
 from rhapsody_radical.client.health import Progress
+from rhapsody_radical.pilot import PilotException
 from rhapsody_radical.schema import FINAL, PMGR_ACTIVE, PMGR_ACTIVE_PENDING
 
 log: logging.Logger = logging.getLogger(__name__)
@@ -40,10 +42,6 @@ KNOWN = ("resource_manager", "filesystem_endpoint", "job_manager_endpoint")
 """Keys of a resource's configuration that the program receives in addition to `PER_NODE`."""
 
 PER_NODE = ("cores_per_node", "gpus_per_node", "mem_per_node")
-
-
-class StartError(Exception):
-    """The session cannot be started; the message contains the reason."""
 
 
 class ClientPilot:
@@ -173,7 +171,7 @@ class Session:
             stop: Event that interrupts the start when it is set; checked between the steps.
 
         Raises:
-            StartError: The session cannot be started; the message contains RADICAL-Pilot's reason.
+            PilotException: The session cannot be started; the message contains the reason.
         """
         cfg = {"base": self.directory, "client_sandbox": self._here}
         self.objects.session = rp.Session(uid=self.uid, cfg=cfg)
@@ -205,7 +203,7 @@ class Session:
         """Look up the configuration of a pilot's resource.
 
         Raises:
-            StartError: There is no such resource, or this machine does not see its files.
+            PilotException: There is no such resource, or this machine does not see its files.
         """
         session, resource = self.objects.session, pilot.settings["resource"]
         try:
@@ -216,12 +214,12 @@ class Session:
                 f"{site}.{label}" for site, labels in session.rcfgs.items() for label in labels
             ]
             close = difflib.get_close_matches(resource, known, 5, 0.3) or ["local.localhost"]
-            raise StartError(
+            raise PilotException(
                 f"{text_of(error)} Similar known resources: {', '.join(close)}"
             ) from error
         files = pilot.config["filesystem_endpoint"] or "file://"
         if not files.startswith("file:"):
-            raise StartError(
+            raise PilotException(
                 f"{resource} keeps its files at {files}, which this program cannot access. Run the "
                 "program on that machine, with an access_schema whose filesystem_endpoint is "
                 "file://localhost"
@@ -231,7 +229,7 @@ class Session:
         """Wait until all pilots have been launched.
 
         Raises:
-            StartError: A pilot has ended; the message contains the reason.
+            PilotException: A pilot has ended; the message contains the reason.
         """
         while not stop.wait(0.05):
             states = [pilot.state for pilot in self.pilots]
@@ -239,7 +237,7 @@ class Session:
                 if state in FINAL:
                     queue = pilot.settings.get("queue")
                     where = pilot.settings["resource"] + (f" (queue {queue})" if queue else "")
-                    raise StartError(
+                    raise PilotException(
                         f"pilot {pilot.uid} on {where} was not launched ({state}): "
                         f"{self.why(pilot)}"
                     )
@@ -314,8 +312,7 @@ class Session:
 
         Never raises.
         """
-        closing = threading.Thread(target=self._close, name="rhapsody-radical-close", daemon=True)
-        closing.start()
+        closing = start_thread(self._close, "rhapsody-radical-close")
         closing.join(CLOSE_LIMIT)
         if closing.is_alive():
             log.warning(
