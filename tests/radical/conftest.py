@@ -83,7 +83,6 @@ WITHOUT_PILOT = {
     "test_pilots_walltime.py",
     "test_plugin.py",
     "test_results.py",
-    "test_schema.py",
     "test_services.py",
     "test_states.py",
     "test_translate.py",

@@ -28,9 +28,8 @@ CONFIG = {"masters": [{"ranks": 1, "workers": [{"ranks": 1, "worker_type": "Defa
         ({"uid": "mine"}, "'uid' cannot be set here"),
         ({"executable": "/bin/false"}, "'executable' cannot be set here"),
         ({"mode": "task.nonsense"}, "'mode' cannot be set here"),
-        ({"ranks": "many"}, "'ranks' must be an integer, got 'many'"),
-        ({"ranks": 2.5}, "'ranks' must be an integer, got 2.5"),
-        ({"stage_on_error": 1}, "'stage_on_error' must be True or False"),
+        ({"ranks": "many"}, '"ranks" - expected type'),
+        ({"rank": 2}, "task 't': task_description has no 'rank'; did you mean 'ranks'"),
     ],
 )
 def test_invalid_task_settings_fail_the_task(settings: dict[str, Any], words: str) -> None:
@@ -72,7 +71,7 @@ def test_staging_that_radical_pilot_rejects_fails_the_task(task: dict[str, Any])
     backend.register_callback(lambda task, state: ended.append(task["exception"]))
     settings = {"input_staging": [{"sauce": "a"}]}
     assert backend.build_task("task.000001", {"name": "t", **task}, settings) is None
-    assert "task 't': task_description: \"sauce\" is invalid" in str(ended[0])
+    assert "task 't': task_description: description: \"sauce\" is invalid" in str(ended[0])
 
 
 def test_a_null_byte_in_a_command_is_rejected() -> None:

@@ -13,7 +13,12 @@ from rhapsody.backends.execution.radical_pilot import RadicalExecutionBackend
 from rhapsody.plugins import UsageError
 from rhapsody.resources import Resources
 from rhapsody_radical import descriptions
-from rhapsody_radical.descriptions import can_work_in, pilot_descriptions, task_settings
+from rhapsody_radical.descriptions import (
+    can_work_in,
+    pilot_descriptions,
+    require_plain,
+    task_settings,
+)
 from rhapsody_radical.pilot import rp
 from rhapsody_radical.translate import (
     describe_executable,
@@ -36,16 +41,9 @@ def test_former_names_of_settings_are_converted() -> None:
         ({"ranks": Whole(2)}, "'ranks' must be plain data"),
         ({"tags": {"a": [Whole(2)]}}, "'tags' must be plain data"),
         ({"metadata": OrderedDict(a=1)}, "'metadata' must be plain data"),
-        ({"metadata": {"a": {1, 2}}}, "got {1, 2}, a builtins.set; convert it first"),
+        ({"metadata": {"a": {1, 2}}}, "got {'a': {1, 2}}; convert it first"),
         ({"input_staging": [Path("a")]}, "'input_staging' must be plain data"),
-        (
-            {"tags": {Whole(2): 1}},
-            "'tags' must have only strings or numbers as keys of dicts, got 2",
-        ),
-        ({"tags": {"a": "\udcff"}}, "'tags' must be a string that can be encoded as UTF-8"),
-        ({"metadata": {"a": 1 << 70}}, "'metadata' must be an integer that fits into 64 bits"),
-        ({"environment": "A=1"}, "'environment' must be a dict, got 'A=1'"),
-        ({"pre_exec": 3}, "'pre_exec' must be a list, got 3"),
+        ({"tags": {Whole(2): 1}}, "'tags' must be plain data"),
         ({"slots": [rp.Slot()]}, "'slots' must be plain data"),
     ],
 )
@@ -53,7 +51,7 @@ def test_settings_that_are_not_plain_data_are_rejected(
     settings: dict[str, Any], words: str
 ) -> None:
     with pytest.raises(TypeError) as caught:
-        task_settings(task(settings))
+        require_plain("task_description", settings)
     assert words in str(caught.value)
     assert str(caught.value).startswith("task_description: ")
 
@@ -64,6 +62,7 @@ def test_plain_settings_of_every_type_are_accepted() -> None:
         "tags": {},
     }
     assert task_settings(task(settings)) == settings
+    require_plain("task_description", settings)
 
 
 def test_pilot_parameters_that_are_not_plain_data_are_rejected() -> None:
@@ -115,13 +114,9 @@ def test_a_raptor_configuration_is_copied_with_current_keys() -> None:
     [
         ({}, TypeError, "raptor_config must be"),
         ([{"ranks": 1}], ValueError, "a worker for each"),
-        ([{"workers": {"ranks": 1}}], TypeError, "'workers' must be a list"),
-        ([{"workers": [1]}], TypeError, "a worker must be a dict, got 1"),
-        ([{"workers": [{"worker_typ": "a"}]}], TypeError, "did you mean 'worker_type'"),
-        ([{"workers": [{"worker_type": 3}]}], TypeError, "'worker_type' must be a string, got 3"),
-        ([{"workers": [{"ranks": "a"}]}], TypeError, "'ranks' must be an integer, got 'a'"),
-        ([{"workers": [{"ranks": Whole(1)}]}], TypeError, "'ranks' must be plain data"),
-        ([{"rank": 1, "workers": [{}]}], TypeError, "did you mean 'ranks'"),
+        ([{"workers": {"ranks": 1}}], TypeError, "raptor_config must be"),
+        ([{"workers": [1]}], TypeError, "raptor_config must be"),
+        ([{"workers": [{"ranks": Whole(1)}]}], TypeError, "'masters' must be plain data"),
     ],
 )
 def test_invalid_raptor_configurations_are_rejected(
@@ -153,6 +148,16 @@ def test_former_names_of_a_workers_size_are_counted() -> None:
     assert worker == {"cpu_processes": 1, "cpu_threads": 3}
 
 
+def test_former_keys_are_renamed_as_by_the_library() -> None:
+    """Except for `worker_class`, which RADICAL-Pilot empties instead of copying it."""
+    for former, key in descriptions.FORMER.items():
+        value = "mine" if rp.TaskDescription._schema[former] is str else 3
+        verified = rp.TaskDescription({"executable": "true", former: value}).verify()
+        assert descriptions.with_current_keys({former: value, key: "other"}) == {key: value}
+        assert verified[key] == value or former == "worker_class"
+        assert descriptions.with_current_keys({former: None, key: value}) == {key: value}
+
+
 def test_the_default_resource_is_this_machine() -> None:
     settings = RadicalExecutionBackend().pilots[0].settings
     assert settings["resource"] == "local.localhost"
@@ -162,13 +167,11 @@ def test_the_default_resource_is_this_machine() -> None:
 @pytest.mark.parametrize(
     ("resources", "match"),
     [
-        ({"resorce": "local.localhost"}, "no 'resorce'; did you mean 'resource'"),
         ("local.localhost", "must be a dict"),
         ([], "must be a dict"),
         ([{"cores": 1}, 2], "must be a dict"),
         ({"pilots": []}, "must be a dict"),
         ({"pilots": {"cores": 1}}, "a list of dicts as 'pilots'"),
-        ({"pilot": [{}]}, "did you mean 'pilots'"),
         ({"pilots": [{"time": 60}]}, "calls it 'runtime', in minutes"),
         ({"qos": "debug"}, "set the variable SBATCH_QOS"),
     ],
@@ -211,13 +214,16 @@ def test_impossible_settings_raise_value_error() -> None:
 @pytest.mark.parametrize(
     ("settings", "kind", "words"),
     [
-        ({"resources": {"cores": 0}}, ValueError, "'cores' must be a number of cores, 1 or more"),
-        ({"resources": {"cores": "4"}}, TypeError, "'cores' must be an integer, got '4'"),
-        ({"resources": {"cores": 2.5}}, ValueError, "1 or more, got 2.5"),
-        ({"resources": {"runtime": True}}, TypeError, "'runtime' must be an integer"),
-        ({"resources": {"nodes": -1}}, ValueError, "a number of nodes, 1 or more, got -1"),
+        ({"resources": {"cores": 0}}, ValueError, "'cores' must be an integer of at least 1"),
+        ({"resources": {"cores": "4"}}, TypeError, "'cores' must be a number, got '4'"),
+        ({"resources": {"cores": 2.5}}, ValueError, "of at least 1, got 2.5"),
+        ({"resources": {"runtime": True}}, TypeError, "'runtime' must be a number"),
+        (
+            {"resources": {"nodes": -1}},
+            ValueError,
+            "'nodes' must be an integer of at least 1, got -1",
+        ),
         ({"resources": {"uid": "mine"}}, TypeError, "'uid' cannot be set"),
-        ({"resources": {"verbos": True}}, TypeError, "did you mean 'verbose'"),
         ({"raptor": "no"}, TypeError, "raptor must be True or False, got 'no'"),
         ({"verbose": "x"}, TypeError, "verbose must be True or False"),
         ({"keep_session": "x"}, TypeError, "keep_session must be True or False"),
@@ -239,9 +245,3 @@ def test_raptor_configurations_are_validated() -> None:
         RadicalExecutionBackend(raptor_config={"workers": []})
     with pytest.raises(ValueError, match="a worker for each"):
         RadicalExecutionBackend(raptor_config={"masters": [{"ranks": 1}]})
-    with pytest.raises(TypeError, match="did you mean 'worker_type'"):
-        RadicalExecutionBackend(raptor_config={"masters": [{"workers": [{"worker_typ": "a"}]}]})
-    with pytest.raises(TypeError, match="'ranks' must be an integer, got 'a'"):
-        RadicalExecutionBackend(raptor_config={"masters": [{"workers": [{"ranks": "a"}]}]})
-    with pytest.raises(TypeError, match="did you mean 'ranks'"):
-        RadicalExecutionBackend(raptor_config={"masters": [{"rank": 1, "workers": [{}]}]})

@@ -10,14 +10,15 @@ from typing import Any
 import pytest
 
 from rhapsody.backends.execution.radical_pilot import RadicalExecutionBackend
-from rhapsody_radical import links, schema
+from rhapsody_radical import links
+from rhapsody_radical.pilot import rp
 
 
 def test_an_external_file_is_transferred() -> None:
     target: dict[str, Any] = {"uid": "b", "task_backend_specific_kwargs": {}}
     backend = RadicalExecutionBackend()
     given = backend.link_explicit_data_deps(dst_task=target, file_path="/data/in.txt")
-    expected = {"source": "/data/in.txt", "target": "task:///in.txt", "action": schema.TRANSFER}
+    expected = {"source": "/data/in.txt", "target": "task:///in.txt", "action": rp.TRANSFER}
     assert given == expected
     assert target["task_backend_specific_kwargs"]["input_staging"] == [expected]
 
@@ -26,7 +27,7 @@ def test_a_file_of_another_task_is_linked() -> None:
     target: dict[str, Any] = {"uid": "b", "task_backend_specific_kwargs": {}}
     backend = RadicalExecutionBackend()
     given = backend.link_explicit_data_deps({"uid": "a"}, target, file_name="out")
-    assert given == {"source": "pilot:///a/out", "target": "task:///out", "action": schema.LINK}
+    assert given == {"source": "pilot:///a/out", "target": "task:///out", "action": rp.LINK}
     directory = backend.link_explicit_data_deps(None, target, file_path="/data/set/")
     assert directory["target"] == "task:///set"
 

@@ -8,7 +8,8 @@ from pathlib import Path
 from rhapsody.backends.discovery import BackendRegistry, discover_backends, get_backend
 from rhapsody.backends.execution.radical_pilot import RadicalExecutionBackend
 from rhapsody.testing import capability_table
-from rhapsody_radical import plugin, schema
+from rhapsody_radical import plugin
+from rhapsody_radical.pilot import rp
 from tests._support.declared_options import check_options
 
 README = Path(__file__).parents[2] / "packages/rhapsody-radical/README.md"
@@ -35,7 +36,16 @@ def table() -> str:
     ]
     rows[0][2:] = COLUMNS
     text = "\n".join(f"| {' | '.join(row)} |" for row in rows)
-    return text.replace(", ".join(sorted(schema.TASK)), "RADICAL-Pilot's")
+    return text.replace(", ".join(sorted(plugin.TASK_KEYS)), "RADICAL-Pilot's")
+
+
+def test_keys_of_descriptions_match_the_library() -> None:
+    assert set(rp.TaskDescription._schema) == plugin.TASK_KEYS
+    kinds = {
+        key: kind if isinstance(kind, type) else type(kind)
+        for key, kind in rp.PilotDescription._schema.items()
+    }
+    assert kinds == plugin.PILOT_KEYS
 
 
 def test_the_readme_contains_the_table() -> None:
@@ -51,5 +61,5 @@ def test_the_registry_finds_the_backend() -> None:
 
 
 def test_the_options_are_those_that_the_backend_accepts() -> None:
-    keys = {*schema.PILOT, "pilots"} - {"uid"}
+    keys = {*plugin.PILOT_KEYS, "pilots"} - {"uid"}
     check_options(plugin.OPTIONS, RadicalExecutionBackend, keys)

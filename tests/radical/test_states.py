@@ -129,6 +129,14 @@ def test_the_backends_states_are_registered() -> None:
         assert mapper.to_main_state(state) is canonical(state)
 
 
+@pytest.mark.parametrize(
+    "name", ["AGENT_STAGING_INPUT_PENDING", "AGENT_EXECUTING", "PMGR_ACTIVE_PENDING", "PMGR_ACTIVE"]
+)
+def test_constants_match_the_library(name: str) -> None:
+    assert getattr(states, name) == getattr(rp, name)
+    assert set(states.FINAL) == set(rp.FINAL)
+
+
 # Pilots.
 
 

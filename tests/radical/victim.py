@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from rhapsody.testing import Driver
-from rhapsody_radical.schema import FINAL, PMGR_ACTIVE
+from rhapsody_radical.states import FINAL, PMGR_ACTIVE
 from tests.radical.pilots import backend
 
 FAMILY = "(setsid sleep 600 >/dev/null 2>&1 &); nohup sleep 600 >/dev/null 2>&1 & sleep 600"

@@ -9,11 +9,11 @@ from typing import Any, cast
 
 import pytest
 
-from rhapsody_radical import schema
 from rhapsody_radical.client import raptor
 from rhapsody_radical.client.health import Progress
 from rhapsody_radical.client.raptor import Raptors
 from rhapsody_radical.client.tasks import CALL_REPORTS, Entry, Tasks
+from rhapsody_radical.states import AGENT_EXECUTING
 
 SLOTS = [{"node_index": 0, "cores": [1, 2]}, {"node_index": 1, "cores": [0, 1]}]
 
@@ -109,7 +109,7 @@ def test_reports_do_not_wait_for_rejected_or_lost_tasks() -> None:
     tasks.submit(0, batch("alone", 1))
     entry = tasks.by_uid.get("alone.0")
     assert entry is not None
-    tasks.handle_state(entry, entry.handle, schema.AGENT_EXECUTING)
+    tasks.handle_state(entry, entry.handle, AGENT_EXECUTING)
     assert sent[-1] == ("running", 0.0)
 
 

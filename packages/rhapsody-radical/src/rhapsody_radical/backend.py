@@ -48,16 +48,18 @@ from rhapsody_radical.descriptions import (
     cores_taken,
     directory,
     has_other_workers,
+    number,
     pilot_descriptions,
+    require_plain,
     total_cores,
 )
 from rhapsody_radical.links import Links
-from rhapsody_radical.pilot import PilotException, build
+from rhapsody_radical.pilot import PilotException, described
 from rhapsody_radical.pilots import Ended, Job, Pilot, Pilots
 from rhapsody_radical.plugin import RAPTOR, capabilities_of
 from rhapsody_radical.remote import RAPTORS, Ref
-from rhapsody_radical.schema import AGENT_EXECUTING, PMGR_ACTIVE
-from rhapsody_radical.wire import Worker, is_plain
+from rhapsody_radical.states import AGENT_EXECUTING, PMGR_ACTIVE
+from rhapsody_radical.wire import Worker
 
 log: logging.Logger = logging.getLogger(__name__)
 
@@ -333,17 +335,13 @@ class RadicalExecutionBackend(ManagedBackend):
                 if not pilot.usable:
                     raise TaskLostError(f"task {job.task['name']!r}: {pilot.reason}")
                 words, order = self._described(job, batch)
-                if not is_plain((words, order)):
-                    raise TypeError(
-                        f"task {job.task['name']!r}: its description must be plain data, "
-                        f"got {words!r}"
-                    )
+                require_plain("task_description", {**words, "function": order})
                 ready.setdefault(pilot.number, []).append((job, words, order))
                 work[pilot.number] += job.cores
             except Exception as error:  # fails only this task
                 self.fail(job, error)
-        for number, part in ready.items():
-            self._send_tasks(number, part)
+        for pilot_number, part in ready.items():
+            self._send_tasks(pilot_number, part)
 
     def _send_tasks(self, number: int, part: list[tuple[Job, Any, Any]]) -> None:
         """Send translated tasks to one pilot."""
@@ -394,9 +392,9 @@ class RadicalExecutionBackend(ManagedBackend):
             if task["is_service"]:
                 job.awaited = services.prepare(task, words, pilot)
             job.own_sandbox = translate.place(task, words, pilot)
-        job.timeout = float(words.get("timeout") or 0)
-        job.startup_timeout = float(words.get("startup_timeout") or 0)
-        job.cores = int(words.get("ranks") or 1) * max(1, int(words.get("cores_per_rank") or 1))
+        job.timeout = number(words, "timeout")
+        job.startup_timeout = number(words, "startup_timeout")
+        job.cores = cores_taken(words)
         if order is None:
             assert self._connection is not None
             script = str(self._connection.directory / PROGRAM)
@@ -846,7 +844,8 @@ class RadicalExecutionBackend(ManagedBackend):
                 words["function"] = functions.python_task(order)
                 if self.masters:
                     words.setdefault("raptor_id", next(self.master_selector))
-            self._built[uid] = build(words, task["name"])
+            what = f"task {task['name']!r}: task_description"
+            self._built[uid] = described("TaskDescription", words, what)
         except Exception as error:  # reported, as for a task that is submitted
             task["exception"] = error
             self.report_state(task, "FAILED")

@@ -2,33 +2,18 @@
 
 from __future__ import annotations
 
-import copy
-import difflib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from rhapsody_radical import schema
+from rhapsody_radical.wire import is_plain
 
 LOCAL = "local.localhost"
 
 DEFAULT_RUNTIME = 60
 """Default runtime of a pilot in minutes."""
-
-COUNTS = {
-    "cores": "a number of cores",
-    "nodes": "a number of nodes",
-    "memory": "a number of megabytes",
-    "runtime": "a number of minutes",
-}
-
-BACKEND = (
-    *("raptor_config", "functions", "raptor", "function_cores", "pre_exec"),
-    *("work_dir", "keep_session", "verbose"),
-)
-"""The backend's own parameters, which users may put among those of a pilot by mistake."""
 
 BATCH_WORDS = {
     "partition": "RADICAL-Pilot calls it 'queue'",
@@ -44,6 +29,23 @@ BATCH_WORDS = {
 RESERVED = ("uid", "executable", "arguments", "function", "args", "kwargs", "code", "command")
 """Keys that the engine sets, because they determine a task's identity and program."""
 
+EXECUTABLE, SERVICE, FUNCTION = "task.executable", "task.service", "task.function"
+"""Values of `mode`."""
+
+FORMER = {
+    "cpu_processes": "ranks",
+    "cpu_threads": "cores_per_rank",
+    "cpu_thread_type": "threading_type",
+    "gpu_processes": "gpus_per_rank",
+    "gpu_process_type": "gpu_type",
+    "lfs_per_process": "lfs_per_rank",
+    "mem_per_process": "mem_per_rank",
+    "scheduler": "raptor_id",
+    "worker_file": "raptor_file",
+    "worker_class": "raptor_class",
+}
+"""Former keys of a task's description, each with the current key."""
+
 
 def pilot_descriptions(resources: Any) -> list[dict[str, Any]]:
     """Return the descriptions of the pilots, with defaults filled in.
@@ -54,8 +56,7 @@ def pilot_descriptions(resources: Any) -> list[dict[str, Any]]:
             dicts; or `None`.
 
     Raises:
-        TypeError: The type is wrong, RADICAL-Pilot has no such parameter, or a value is not plain
-            data.
+        TypeError: The type is wrong, or a value is not plain data.
         ValueError: A value is invalid.
     """
     pilots: Any = {} if resources is None else resources
@@ -77,15 +78,11 @@ def _pilot(settings: dict[str, Any]) -> dict[str, Any]:
     for key in settings:
         if key in BATCH_WORDS:
             raise TypeError(f"resources: a pilot description has no {key!r}; {BATCH_WORDS[key]}")
-    check_keys(
-        "resources", settings, schema.PILOT, "a pilot description", hints=[*BACKEND, "pilots"]
-    )
     if "uid" in settings:
         raise TypeError(
             "resources: 'uid' cannot be set: the backend names pilots pilot.0000, pilot.0001, ..."
         )
-    check_plain("resources", settings)
-    check_types("resources", settings, schema.PILOT)
+    require_plain("resources", settings)
     settings.setdefault("resource", LOCAL)
     resource = settings["resource"]
     if not isinstance(resource, str) or "." not in resource:
@@ -99,10 +96,10 @@ def _pilot(settings: dict[str, Any]) -> dict[str, Any]:
         else:
             settings["nodes"] = 1
     settings.setdefault("runtime", DEFAULT_RUNTIME)
-    for key, what in COUNTS.items():
-        value = settings.get(key)
-        if value is not None and (value < 1 or value != int(value)):
-            raise ValueError(f"resources: {key!r} must be {what}, 1 or more, got {value!r}")
+    for key in ("cores", "nodes", "memory", "runtime"):
+        value = number(settings, key)
+        if settings.get(key) is not None and (value < 1 or value != int(value)):
+            raise ValueError(f"resources: {key!r} must be an integer of at least 1, got {value!r}")
     # Otherwise, a failed pilot would send SIGTERM to the user's program.
     settings.setdefault("exit_on_error", False)
     return settings
@@ -160,18 +157,9 @@ def task_settings(task: Mapping[str, Any]) -> dict[str, Any]:
     """Return a task's validated settings, with RADICAL-Pilot's current keys.
 
     Raises:
-        TypeError: RADICAL-Pilot has no such setting, a value has the wrong type or is not plain
-            data, or the user cannot set it.
+        TypeError: The user cannot set one of the keys.
     """
     specific = task["task_backend_specific_kwargs"]
-    if not specific:
-        return {}
-    check_keys("task_description", specific, schema.TASK, "a task description")
-    check_plain("task_description", specific)
-    check_types("task_description", specific, schema.TASK)
-    for key, value in specific.items():
-        if schema.TASK[key] is int and isinstance(value, float) and not value.is_integer():
-            raise TypeError(f"task_description: {key!r} must be an integer, got {value!r}")
     for key in (*RESERVED, "mode"):
         if key in specific and not (key == "mode" and specific[key] in _modes(task)):
             raise TypeError(
@@ -186,39 +174,17 @@ def with_current_keys(settings: Mapping[str, Any]) -> dict[str, Any]:
 
     If both are set, the value of the former key is used, as in RADICAL-Pilot.
     """
-    found = {key: value for key, value in settings.items() if key not in schema.FORMER}
-    for former, key in schema.FORMER.items():
-        if value := settings.get(former):
-            found[key] = schema.TASK[key](value)
-    return found
+    found = {key: value for key, value in settings.items() if key not in FORMER}
+    return found | {key: settings[former] for former, key in FORMER.items() if settings.get(former)}
 
 
 def _modes(task: Mapping[str, Any]) -> tuple[str, ...]:
     """Return the values of `mode` that agree with the kind of a task."""
     if task["function"] is not None:
-        return (schema.TASK_FUNCTION,)
+        return (FUNCTION,)
     if task["is_service"]:
-        return (schema.TASK_EXECUTABLE, schema.TASK_SERVICE)
-    return (schema.TASK_EXECUTABLE,)
-
-
-TYPE_NAMES: Mapping[type, str] = {
-    int: "an integer",
-    float: "a number",
-    str: "a string",
-    bool: "True or False",
-    list: "a list",
-    dict: "a dict",
-}
-
-ACCEPTED: Mapping[type, tuple[type, ...]] = {
-    int: (int, float),
-    float: (int, float),
-    list: (list, tuple, str, dict),  # a single entry is accepted as a list
-}
-"""The accepted types of values, for types in the schema that accept more than themselves."""
-
-SCALARS = (str, int, float, bool, bytes, type(None))
+        return (EXECUTABLE, SERVICE)
+    return (EXECUTABLE,)
 
 
 def as_list(value: Any) -> list[Any]:
@@ -228,39 +194,30 @@ def as_list(value: Any) -> list[Any]:
     return [value] if isinstance(value, str | Mapping) else list(value)
 
 
-def check_plain(argument: str, settings: Mapping[Any, Any]) -> None:
+def require_plain(argument: str, settings: Mapping[Any, Any]) -> None:
     """Raise if a value is not plain data, which can be sent to another process unchanged.
 
     Raises:
         TypeError: A value is not plain data; the message names its key.
     """
     for key, value in settings.items():
-        try:
-            _check_plain(value)
-        except (TypeError, ValueError) as error:
-            raise TypeError(f"{argument}: {key!r} {error}") from None
+        if not is_plain(value):
+            raise TypeError(
+                f"{argument}: {key!r} must be plain data (strings, numbers, True, False, None, or "
+                f"lists and dicts of them), got {value!r}; convert it first"
+            )
 
 
-def _check_plain(value: Any) -> None:
-    kind = type(value)
-    if kind in (list, tuple):
-        for each in value:
-            _check_plain(each)
-    elif kind is dict:
-        for name, each in value.items():
-            if type(name) not in SCALARS:
-                raise TypeError(f"must have only strings or numbers as keys of dicts, got {name!r}")
-            _check_plain(name)
-            _check_plain(each)
-    elif kind not in SCALARS:
-        raise TypeError(
-            "must be plain data (strings, numbers, True, False, None, or lists and dicts of them), "
-            f"got {value!r}, a {kind.__module__}.{kind.__qualname__}; convert it first"
-        )
-    elif kind is str and not encodable(value):
-        raise ValueError(f"must be a string that can be encoded as UTF-8, got {value!r}")
-    elif kind is int and not -(1 << 63) <= value < 1 << 64:
-        raise ValueError(f"must be an integer that fits into 64 bits, got {value!r}")
+def number(settings: Mapping[str, Any], key: str) -> float:
+    """Return a number in a description, or 0 if it is not set.
+
+    Raises:
+        TypeError: The value is not a number.
+    """
+    value: Any = settings.get(key) or 0
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{key!r} must be a number, got {value!r}")
+    return value
 
 
 def encodable(text: str) -> bool:
@@ -272,48 +229,6 @@ def encodable(text: str) -> bool:
     return True
 
 
-def check_types(argument: str, settings: Mapping[str, Any], known: Mapping[str, type]) -> None:
-    """Raise if a value does not have the type in RADICAL-Pilot's schema.
-
-    Raises:
-        TypeError: A value has another type.
-    """
-    for key, value in settings.items():
-        kind = known[key]
-        if value is None:
-            continue
-        is_kind = isinstance(value, ACCEPTED.get(kind, kind))
-        if not is_kind or (isinstance(value, bool) and kind is not bool):
-            raise TypeError(f"{argument}: {key!r} must be {TYPE_NAMES[kind]}, got {value!r}")
-
-
-def check_keys(
-    argument: str,
-    settings: Mapping[str, Any],
-    known: Mapping[str, type],
-    what: str,
-    *,
-    hints: Sequence[str] = (),
-) -> None:
-    """Raise if RADICAL-Pilot does not know a key; suggest the closest one.
-
-    Args:
-        argument: The argument's name, for the error message.
-        settings: The user's settings.
-        known: The keys that RADICAL-Pilot knows.
-        what: The kind of description, for the error message.
-        hints: Further keys that the user may have meant.
-
-    Raises:
-        TypeError: A key is unknown.
-    """
-    for key in settings:
-        if key not in known:
-            close = difflib.get_close_matches(str(key), [*hints, *known], 1)
-            hint = f"did you mean {close[0]!r}?" if close else f"it has {', '.join(known)}"
-            raise TypeError(f"{argument}: {what} has no {key!r}; {hint}")
-
-
 # RAPTOR's configuration.
 
 MASTER_CLASS, OWN_CLASS = "RhapsodyMaster", "RhapsodyWorker"
@@ -321,9 +236,6 @@ DEFAULT_CLASS = "DefaultWorker"
 
 CLASS_KEYS = ("raptor_class", "raptor_file", "executable")
 """Settings that replace the default class of a master or worker."""
-
-WORKER: Mapping[str, type] = {**schema.TASK, "worker_type": str}
-"""The keys of a worker's settings, and the type of each value."""
 
 RAPTOR_FORM = "raptor_config must be {'masters': [{'workers': [{'cores_per_rank': 2}]}]}"
 
@@ -347,43 +259,24 @@ def checked_raptor(config: Any) -> dict[str, Any]:
         The configuration with RADICAL-Pilot's current keys.
 
     Raises:
-        TypeError: The configuration does not have the documented form, or contains an unknown key
-            or a value that is not plain data.
+        TypeError: The configuration does not have the documented form, or contains a value that is
+            not plain data.
         ValueError: There is no master, or a master has no worker.
     """
-    wrong = f"{RAPTOR_FORM}, got {config!r}"
-    if not isinstance(config, Mapping) or set(config) != {"masters"}:
-        raise TypeError(wrong)
-    masters = config["masters"]
-    if not isinstance(masters, list) or not all(isinstance(each, dict) for each in masters):
-        raise TypeError(wrong)
+    masters = config.get("masters") if isinstance(config, Mapping) and len(config) == 1 else None
+    if not _are_dicts(masters) or not all(_are_dicts(each.get("workers", [])) for each in masters):
+        raise TypeError(f"{RAPTOR_FORM}, got {config!r}")
     if not masters or not all(master.get("workers") for master in masters):
-        raise ValueError(f"raptor_config needs a master, and a worker for each master: {wrong}")
-    return {"masters": [_raptor_master(master) for master in masters]}
+        raise ValueError(f"raptor_config needs a master, and a worker for each, got {config!r}")
+    require_plain("raptor_config", config)
+    checked = [with_current_keys(master) for master in masters]
+    for master in checked:
+        master["workers"] = [with_current_keys(worker) for worker in master["workers"]]
+    return {"masters": checked}
 
 
-def _raptor_master(settings: dict[str, Any]) -> dict[str, Any]:
-    workers = settings["workers"]
-    if not isinstance(workers, list):
-        raise TypeError(f"raptor_config: 'workers' must be a list of dicts, got {workers!r}")
-    own = {key: value for key, value in settings.items() if key != "workers"}
-    master = _raptor_settings("a master", own, schema.TASK, "workers")
-    master["workers"] = [
-        _raptor_settings("a worker", each, WORKER, "worker_type") for each in workers
-    ]
-    return master
-
-
-def _raptor_settings(
-    what: str, settings: Any, known: Mapping[str, type], hint: str
-) -> dict[str, Any]:
-    """Return the validated settings of a master or worker."""
-    if not isinstance(settings, Mapping):
-        raise TypeError(f"raptor_config: {what} must be a dict, got {settings!r}")
-    check_keys("raptor_config", settings, known, what, hints=[hint])
-    check_plain("raptor_config", settings)
-    check_types("raptor_config", settings, known)
-    return with_current_keys(copy.deepcopy(dict(settings)))
+def _are_dicts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(each, Mapping) for each in value)
 
 
 def checked_settings(
@@ -422,7 +315,7 @@ def checked_settings(
 def cores_per_call(config: Mapping[str, Any]) -> int:
     """Return the largest number of cores that a call can use on every worker of a configuration."""
     return min(
-        max(1, int(worker.get("cores_per_rank") or 1))
+        int(number(worker, "cores_per_rank") or 1)
         for master in config["masters"]
         for worker in master["workers"]
     )
@@ -435,7 +328,7 @@ def default_raptor_config(cores: int) -> dict[str, Any]:
 
 def cores_taken(settings: Mapping[str, Any]) -> int:
     """Return the number of cores that a master, worker or program uses."""
-    return int(settings.get("ranks") or 1) * max(1, int(settings.get("cores_per_rank") or 1))
+    return int(number(settings, "ranks") or 1) * int(number(settings, "cores_per_rank") or 1)
 
 
 def total_cores(config: Mapping[str, Any]) -> int:

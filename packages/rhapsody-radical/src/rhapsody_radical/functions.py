@@ -35,8 +35,8 @@ from rhapsody.sdk import (
     own_modules,
 )
 from rhapsody.sdk import unpack as unpack_result
-from rhapsody_radical import call, descriptions, schema, translate
-from rhapsody_radical.descriptions import as_list, task_settings
+from rhapsody_radical import call, descriptions, translate
+from rhapsody_radical.descriptions import as_list, number, task_settings
 from rhapsody_radical.pilots import Job, Pilot
 from rhapsody_radical.translate import plain, thread_variables
 
@@ -309,7 +309,7 @@ def call_words(
     order = pack(task, settings, capture=capture, directory=directory, batch=batch)
     left_out = ("environment", "pre_exec", "named_env")
     words = {key: value for key, value in settings.items() if key not in left_out}
-    words |= {"mode": schema.TASK_FUNCTION, "uid": task["uid"]}
+    words |= {"mode": descriptions.FUNCTION, "uid": task["uid"]}
     resources = task.get("resources")
     if resources is not None:
         if resources.ranks > 1:
@@ -360,9 +360,9 @@ def tidy(job: Job, state: str) -> None:
     """
     sandbox = job.task.get("sandbox")
     if not job.program:
-        if state != schema.DONE:  # otherwise they were removed when they were read
+        if state != "DONE":  # otherwise they were removed when they were read
             forget(job.pilot.sandbox, job.uid)
-    elif sandbox and job.own_sandbox and state == schema.DONE:
+    elif sandbox and job.own_sandbox and state == "DONE":
         shutil.rmtree(sandbox, ignore_errors=True)
         del job.task["sandbox"]
     elif sandbox:
@@ -392,7 +392,7 @@ def needs_more(task: TaskDescription, cores: int) -> bool:
     if not all(isinstance(each, str) for each in as_list(specific.get("pre_exec"))):
         return True  # commands for single ranks
     resources = task.get("resources")
-    return int(specific.get("cores_per_rank") or 1) > cores or (
+    return number(specific, "cores_per_rank") > cores or (
         resources is not None
         and bool(resources.gpus or resources.memory or resources.cores > cores)
     )

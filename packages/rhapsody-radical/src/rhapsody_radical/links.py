@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from rhapsody.sdk import link_into, plain_name
-from rhapsody_radical import schema
 from rhapsody_radical.descriptions import as_list
 
 if TYPE_CHECKING:
@@ -91,11 +90,11 @@ def explicit(
         )
     if file_path:
         name = plain_name(file_name or os.path.basename(file_path.rstrip("/")))
-        directive = {"source": file_path, "target": f"{TASK}{name}", "action": schema.TRANSFER}
+        directive = {"source": file_path, "target": f"{TASK}{name}", "action": "Transfer"}
     elif src_task is not None:
         name = plain_name(file_name or src_task["uid"])
         source = f"{PILOT}{src_task['uid']}/{name}"
-        directive = {"source": source, "target": f"{TASK}{name}", "action": schema.LINK}
+        directive = {"source": source, "target": f"{TASK}{name}", "action": "Link"}
     else:
         raise ValueError(
             f"link_explicit_data_deps: file_name={file_name!r} requires src_task (the task that "

@@ -11,8 +11,9 @@ names have the type `Any`.
 
 from __future__ import annotations
 
+import difflib
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from importlib import import_module
 from typing import Any
 
@@ -71,23 +72,39 @@ class Context:
 __all__ = [*CURRENT, *FORMER, *DEFINED_HERE]
 
 
-def build(words: Mapping[str, Any], name: str) -> Any:
-    """Return RADICAL-Pilot's description of a task, verified by RADICAL-Pilot.
+def described(kind: str, words: Mapping[str, Any], what: str, hints: Iterable[str] = ()) -> Any:
+    """Return one of RADICAL-Pilot's descriptions, verified by RADICAL-Pilot.
 
     Args:
+        kind: The name of the description's class.
         words: The description as plain data, see `translate`.
-        name: The task's name, for the error message.
+        what: The name of the description in error messages.
+        hints: Further keys that the user may have meant.
 
     Raises:
+        TypeError: RADICAL-Pilot has no such key, or a value has the wrong type; the message names
+            the key.
         ValueError: RADICAL-Pilot rejects the description; the message contains the reason.
     """
-    rp = __getattr__("rp")
+    rp, ru = __getattr__("rp"), __getattr__("ru")
+    known = getattr(rp, kind)._schema
+    for key in words:
+        if key not in known:
+            close = difflib.get_close_matches(str(key), [*hints, *known], 1)
+            hint = f"did you mean {close[0]!r}?" if close else f"it has {', '.join(known)}"
+            raise TypeError(f"{what} has no {key!r}; {hint}")
+    key = "description"
     try:
-        description = rp.TaskDescription(dict(words))
+        for key, value in words.items():  # noqa: B007 - used in the message
+            ru.to_msgpack(value)  # as RADICAL-Pilot does, whose components would fail later
+        key = "description"
+        description = getattr(rp, kind)(dict(words))
         description.verify()
-        rp.staging_directives.expand_description(description)
+        if words.get("input_staging") or words.get("output_staging"):
+            rp.staging_directives.expand_description(description)
     except Exception as error:  # RADICAL-Pilot raises exceptions of any type
-        raise ValueError(f"task {name!r}: task_description: {error}") from error
+        error_type = TypeError if isinstance(error, TypeError) else ValueError
+        raise error_type(f"{what}: {key}: {error}") from error
     return description
 
 

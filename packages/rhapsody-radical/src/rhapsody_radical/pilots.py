@@ -19,7 +19,7 @@ from rhapsody import TaskDescription
 from rhapsody.sdk import time_needed
 from rhapsody_radical.descriptions import total_cores
 from rhapsody_radical.remote import Remote
-from rhapsody_radical.schema import FINAL, PMGR_ACTIVE
+from rhapsody_radical.states import FINAL, PMGR_ACTIVE
 
 log: logging.Logger = logging.getLogger(__name__)
 

@@ -12,8 +12,20 @@ from typing import Literal
 
 from rhapsody import hookimpl
 from rhapsody.backends import BackendOption, BackendSpec, Capabilities
-from rhapsody_radical import schema
 from rhapsody_radical.descriptions import BATCH_WORDS
+
+_KEYS = (
+    "uid name mode executable arguments info_pattern code function command args kwargs sandbox "
+    "named_env stdout stderr environment tags metadata scheduler pilot slots services partition "
+    "threading_type gpu_type cpu_process_type cpu_thread_type gpu_process_type gpu_thread_type "
+    "worker_file worker_class raptor_id raptor_file raptor_class pre_launch pre_exec post_launch "
+    "post_exec input_staging output_staging pre_exec_sync stage_on_error use_mpi restartable "
+    "cleanup priority ranks ranks_per_node cores_per_rank gpus_per_rank lfs_per_rank mem_per_rank "
+    "cpu_processes cpu_threads gpu_processes gpu_threads lfs_per_process mem_per_process timeout "
+    "startup_timeout"
+)
+TASK_KEYS: frozenset[str] = frozenset(_KEYS.split())
+"""The keys of RADICAL-Pilot's task description."""
 
 RAPTOR = Capabilities(
     services=True,
@@ -25,7 +37,7 @@ RAPTOR = Capabilities(
     cwd=True,
     files=True,
     shared_file_system=True,
-    task_settings=frozenset(schema.TASK),
+    task_settings=TASK_KEYS,
     resources=frozenset({"cores", "gpus", "memory", "ranks", "walltime"}),
     binds=frozenset({"cores"}),
     captures_output=True,
@@ -52,6 +64,16 @@ def capabilities_of(functions: str, *, enabled: bool, other_workers: bool) -> Ca
     return OTHER_WORKERS if other_workers else RAPTOR
 
 
+_KINDS: dict[type, str] = {
+    str: "uid resource access_schema sandbox queue job_name project reconfig_src",
+    int: "runtime cores gpus nodes backup_nodes memory",
+    list: "app_comm input_staging output_staging services",
+    bool: "cleanup exit_on_error enable_ep",
+    dict: "prepare_env",
+}
+PILOT_KEYS: dict[str, type] = {key: kind for kind, keys in _KINDS.items() for key in keys.split()}
+"""The keys of RADICAL-Pilot's pilot description, and the types of their values."""
+
 _PILOT_HELP = {
     "resource": 'Where pilots run, as SITE.MACHINE, such as "local.localhost".',
     "queue": "Queue or partition of the batch system.",
@@ -70,7 +92,7 @@ _PILOT_DEFAULTS = {"resource": "local.localhost", "runtime": 60, "exit_on_error"
 
 
 def _pilot_option(key: str) -> BackendOption:
-    kind = schema.PILOT[key]
+    kind = PILOT_KEYS[key]
     accepted = list | str | dict if kind is list else kind  # a single entry instead of a list
     return BackendOption(key, accepted, _PILOT_DEFAULTS.get(key), _PILOT_HELP.get(key, ""))
 
@@ -97,7 +119,7 @@ OPTIONS = (
     ),
     BackendOption("verbose", bool, False, "True prints RADICAL-Pilot's reports."),
     BackendOption("name", str, "radical_pilot", "Name of the backend in an engine."),
-    *(_pilot_option(key) for key in schema.PILOT if key not in {"uid", *_PILOT_HELP}),
+    *(_pilot_option(key) for key in PILOT_KEYS if key not in {"uid", *_PILOT_HELP}),
     *(BackendOption(word, instead=hint) for word, hint in BATCH_WORDS.items()),
 )
 """The options of the backend, including the parameters of a pilot's description."""

@@ -18,6 +18,12 @@ from rhapsody import StateMapper, TasksMainStates
 
 BACKEND = "radical_pilot"
 
+AGENT_STAGING_INPUT_PENDING = "AGENT_STAGING_INPUT_PENDING"
+AGENT_EXECUTING = "AGENT_EXECUTING"
+PMGR_ACTIVE_PENDING, PMGR_ACTIVE = "PMGR_ACTIVE_PENDING", "PMGR_ACTIVE"
+FINAL = ("DONE", "FAILED", "CANCELED")
+"""The final states of tasks and pilots."""
+
 
 class Generation(StrEnum):
     """Generation of RADICAL-Pilot's task states."""

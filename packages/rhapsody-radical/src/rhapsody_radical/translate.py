@@ -19,8 +19,15 @@ from typing import Any
 
 from rhapsody import CapabilityError, DataError, Resources, TaskDescription
 from rhapsody.sdk import OUTPUT_FILES, make_sandbox, moved, working_directory
-from rhapsody_radical import schema
-from rhapsody_radical.descriptions import as_list, can_work_in, encodable, task_settings
+from rhapsody_radical.descriptions import (
+    EXECUTABLE,
+    as_list,
+    can_work_in,
+    cores_taken,
+    encodable,
+    number,
+    task_settings,
+)
 from rhapsody_radical.pilots import Pilot
 
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
@@ -95,7 +102,7 @@ def describe_executable(task: TaskDescription, pilot: Pilot | None) -> dict[str,
         working_directory(task)
     program, arguments = command(executable, task.get("arguments"), stdin, task.get("cwd"))
     words = {
-        "mode": schema.TASK_EXECUTABLE,
+        "mode": EXECUTABLE,
         "executable": program,
         "arguments": arguments,
         **settings,
@@ -139,7 +146,7 @@ def thread_variables(task: Mapping[str, Any], settings: Mapping[str, Any]) -> di
     The dict is empty if the task does not request cores.
     """
     resources = task.get("resources")
-    cores = settings.get("cores_per_rank") or (resources.cores if resources is not None else 0)
+    cores = number(settings, "cores_per_rank") or (resources.cores if resources is not None else 0)
     return dict.fromkeys(THREADS, str(int(cores))) if cores else {}
 
 
@@ -196,7 +203,7 @@ def _add_resources(
         "gpus_per_rank": float(resources.gpus),
     }
     if resources.gpus:
-        wanted["gpu_type"] = schema.CUDA
+        wanted["gpu_type"] = "CUDA"
     if isinstance(resources.memory, int):
         wanted["mem_per_rank"] = _megabytes(resources)
     for name, value in wanted.items():
@@ -252,9 +259,9 @@ def check_fits(name: str, words: Mapping[str, Any], pilot: Pilot) -> None:
         CapabilityError: The pilot is too small; the message contains its size.
     """
     wanted = {
-        "cores": int(words.get("cores_per_rank") or 1),
-        "gpus": int(words.get("gpus_per_rank") or 0),
-        "mem": int(words.get("mem_per_rank") or 0),
+        "cores": int(number(words, "cores_per_rank") or 1),
+        "gpus": int(number(words, "gpus_per_rank")),
+        "mem": int(number(words, "mem_per_rank")),
     }
     units = {"cores": "cores", "gpus": "gpus", "mem": "MB of memory"}
     for key, amount in wanted.items():
@@ -267,13 +274,13 @@ def check_fits(name: str, words: Mapping[str, Any], pilot: Pilot) -> None:
                 f"task {name!r} requests {amount} {units[key]} per rank, but a node of pilot "
                 f"{pilot.uid} ({pilot.settings['resource']}) has {there}{cure}"
             )
-    ranks = int(words.get("ranks") or 1)
+    ranks = int(number(words, "ranks") or 1)
     if ranks > 1 and pilot.here and not any(map(shutil.which, ("mpirun", "mpiexec"))):
         raise CapabilityError(
             f"task {name!r} requests {ranks} ranks, but there is no mpirun to start them. "
             "Load or install MPI; on Debian: apt-get install openmpi-bin"
         )
-    check_total(name, wanted["cores"] * ranks, pilot, ranks)
+    check_total(name, cores_taken(words), pilot, ranks)
 
 
 def check_total(name: str, cores: int, pilot: Pilot, ranks: int = 1) -> None:

@@ -12,7 +12,8 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from rhapsody_radical.states import TASK_STATES, Generation
+from rhapsody_radical.descriptions import cores_taken
+from rhapsody_radical.states import AGENT_EXECUTING, TASK_STATES, Generation
 
 STALL_TIMEOUT = 180.0
 """Seconds that a task that fits may wait before its pilot or RAPTOR pair is ended."""
@@ -58,12 +59,6 @@ class Progress:
         return time.monotonic() - self._since > STALL_TIMEOUT
 
 
-def cores_of(task: Any) -> int:
-    """Return the number of cores that a task uses while it runs."""
-    words = task.description
-    return max(1, int(words.get("ranks") or 1)) * max(1, int(words.get("cores_per_rank") or 1))
-
-
 def is_stuck(tasks: Sequence[Any], nodes: Sequence[int]) -> bool:
     """Return True if one of the waiting tasks could start, or already has its cores.
 
@@ -73,7 +68,8 @@ def is_stuck(tasks: Sequence[Any], nodes: Sequence[int]) -> bool:
     """
     if any(task.state == PLACED for task in tasks):
         return True
-    free = sum(nodes) - sum(cores_of(task) for task in tasks if task.state == "AGENT_EXECUTING")
+    running = (task for task in tasks if task.state == AGENT_EXECUTING)
+    free = sum(nodes) - sum(cores_taken(task.description) for task in running)
     waiting = (task for task in tasks if task.state in WAITING) if free > 0 else ()
     return any(_fits(task, free, len(nodes)) for task in waiting)
 
@@ -84,5 +80,5 @@ def _fits(task: Any, free: int, nodes: int) -> bool:
     if words.get("named_env") not in (None, "", OWN_ENVIRONMENT) or any(map(words.get, SPECIAL)):
         return False
     # Each of the other nodes may have one free core less than a rank needs.
-    scattered = (nodes - 1) * (max(1, int(words.get("cores_per_rank") or 1)) - 1)
-    return cores_of(task) + scattered <= free
+    scattered = (nodes - 1) * (int(words.get("cores_per_rank") or 1) - 1)
+    return cores_taken(words) + scattered <= free

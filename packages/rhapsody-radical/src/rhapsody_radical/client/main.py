@@ -24,7 +24,7 @@ from rhapsody_radical.client.raptor import Pair, Raptors
 from rhapsody_radical.client.session import ClientPilot, Session, text_of
 from rhapsody_radical.client.tasks import HANDLED, Tasks
 from rhapsody_radical.pilot import PilotException
-from rhapsody_radical.schema import AGENT_EXECUTING, FINAL, PMGR_ACTIVE
+from rhapsody_radical.states import AGENT_EXECUTING, FINAL, PMGR_ACTIVE
 from rhapsody_radical.wire import Message, Outbox, Worker
 
 log: logging.Logger = logging.getLogger(__name__)
@@ -138,7 +138,7 @@ class Client:
             manager.register_subscriber(rp.constants.STATE_PUBSUB, self.tasks.receive_news)
             if self._stopping.is_set():
                 return
-        except PilotException as error:
+        except (PilotException, TypeError) as error:
             self._calls.reply(0, error, good=False)
         except Exception as error:  # RADICAL-Pilot raises exceptions of any type
             log.debug("RADICAL-Pilot session %s: cannot start", settings["uid"], exc_info=True)

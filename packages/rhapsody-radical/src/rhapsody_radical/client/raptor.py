@@ -21,16 +21,18 @@ import radical.pilot as rp  # type: ignore[import-untyped,unused-ignore]
 from rhapsody.sdk import RUNNER_FILE
 from rhapsody_radical import functions
 from rhapsody_radical.client import health
-from rhapsody_radical.client.health import WAITING, Progress, cores_of, is_stuck
+from rhapsody_radical.client.health import WAITING, Progress, is_stuck
 from rhapsody_radical.client.session import ClientPilot
 from rhapsody_radical.descriptions import (
     CLASS_KEYS,
     DEFAULT_CLASS,
     MASTER_CLASS,
     OWN_CLASS,
+    cores_taken,
     is_own,
 )
-from rhapsody_radical.schema import AGENT_EXECUTING, FINAL
+from rhapsody_radical.pilot import described
+from rhapsody_radical.states import AGENT_EXECUTING, FINAL
 
 log: logging.Logger = logging.getLogger(__name__)
 
@@ -93,7 +95,7 @@ class Pair:
         if several and running:
             return False
         oldest = [call for call in calls if call.state in WAITING][:1]
-        return is_stuck([*running, *oldest], [cores_of(worker) for worker in self.workers])
+        return is_stuck([*running, *oldest], [cores_taken(x.description) for x in self.workers])
 
     def uids(self) -> list[str]:
         """Return the uids of the master and its workers."""
@@ -160,11 +162,9 @@ class Raptor:
         words = {key: value for key, value in settings.items() if key != "workers"}
         if not any(words.get(key) for key in CLASS_KEYS):
             self._make_own(words, uid, MASTER_CLASS, OWN_MASTER)
-        master = manager.submit_raptors(
-            rp.TaskDescription({**words, "mode": rp.RAPTOR_MASTER, "uid": uid}),
-            pilot_id=self._pilot.uid,
-        )[0]
-        descriptions = []
+        words.update(mode=rp.RAPTOR_MASTER, uid=uid)
+        description = described("TaskDescription", words, "raptor_config: a master", ["workers"])
+        workers = []
         for number, worker in enumerate(settings["workers"]):
             words = {key: value for key, value in worker.items() if key != "worker_type"}
             own = f"{uid}.worker.{number:04d}"
@@ -172,8 +172,10 @@ class Raptor:
                 self._make_own(words, own, OWN_CLASS, OWN_WORKER, OWN_CALL, PROTOCOL)
             words.setdefault("raptor_class", worker.get("worker_type", DEFAULT_CLASS))
             words.update(mode=rp.RAPTOR_WORKER, uid=own, pilot=self._pilot.uid)
-            descriptions.append(rp.TaskDescription(words))
-        return Pair(master, master.submit_workers(descriptions), settings)
+            what, hints = "raptor_config: a worker", ["worker_type"]
+            workers.append(described("TaskDescription", words, what, hints))
+        master = manager.submit_raptors(description, pilot_id=self._pilot.uid)[0]
+        return Pair(master, master.submit_workers(workers), settings)
 
     def _make_own(self, words: dict[str, Any], uid: str, name: str, *files: Path) -> None:
         """Copy files to a sandbox, and make RAPTOR load Rhapsody's class from the first of them.

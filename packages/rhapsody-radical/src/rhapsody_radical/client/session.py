@@ -24,8 +24,8 @@ import radical.utils as ru  # type: ignore[import-untyped,unused-ignore]
 from rhapsody.sdk import start_thread
 from rhapsody_radical import cleanup
 from rhapsody_radical.client.health import Progress
-from rhapsody_radical.pilot import PilotException
-from rhapsody_radical.schema import FINAL, PMGR_ACTIVE, PMGR_ACTIVE_PENDING
+from rhapsody_radical.pilot import PilotException, described
+from rhapsody_radical.states import FINAL, PMGR_ACTIVE, PMGR_ACTIVE_PENDING
 
 log: logging.Logger = logging.getLogger(__name__)
 
@@ -40,6 +40,12 @@ MIN_FREE_BYTES = 1 << 20
 
 KNOWN = ("resource_manager", "filesystem_endpoint", "job_manager_endpoint")
 """Keys of a resource's configuration that the program receives in addition to `PER_NODE`."""
+
+OTHERS = (
+    *("raptor_config", "functions", "raptor", "function_cores", "pre_exec", "work_dir", "verbose"),
+    *("keep_session", "pilots"),
+)
+"""Parameters that users may put among those of a pilot by mistake."""
 
 PER_NODE = ("cores_per_node", "gpus_per_node", "mem_per_node")
 
@@ -171,8 +177,13 @@ class Session:
             stop: Event that interrupts the start when it is set; checked between the steps.
 
         Raises:
+            TypeError: A pilot's description has an unknown key, or a value of the wrong type.
             PilotException: The session cannot be started; the message contains the reason.
         """
+        descriptions = [
+            described("PilotDescription", settings, "resources: a pilot description", OTHERS)
+            for settings in ({"sandbox": self.directory, **each.settings} for each in self.pilots)
+        ]
         cfg = {"base": self.directory, "client_sandbox": self._here}
         self.objects.session = rp.Session(uid=self.uid, cfg=cfg)
         for pilot in self.pilots:
@@ -188,12 +199,11 @@ class Session:
             pilot.manager = rp.TaskManager(session=self.objects.session)
             pilot.manager.register_callback(on_task)
             self.objects.task_managers.append(pilot.manager)
-        for pilot in self.pilots:
+        for pilot, description in zip(self.pilots, descriptions, strict=True):
             if stop.is_set():
                 return
             # RADICAL-Pilot uses the same numbers: a pilot that the program submits is the next one.
-            settings = {"sandbox": self.directory, **pilot.settings}
-            pilot.pilot = manager.submit_pilots(rp.PilotDescription(settings))
+            pilot.pilot = manager.submit_pilots(description)
             self.objects.resource_pilots.append(pilot.pilot)
             pilot.sandbox = os.path.normpath(ru.Url(pilot.pilot.pilot_sandbox).path)
             pilot.manager.add_pilots(pilot.pilot)

@@ -18,12 +18,11 @@ from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
-import radical.pilot as rp  # type: ignore[import-untyped,unused-ignore]
-
 from rhapsody_radical import cleanup, functions
 from rhapsody_radical.client.raptor import MAX_GROUP_TEXT, Pair, Raptors
 from rhapsody_radical.client.session import ClientPilot
-from rhapsody_radical.schema import AGENT_EXECUTING, AGENT_STAGING_INPUT_PENDING, FINAL
+from rhapsody_radical.pilot import described
+from rhapsody_radical.states import AGENT_EXECUTING, AGENT_STAGING_INPUT_PENDING, FINAL
 from rhapsody_radical.wire import Worker
 
 log: logging.Logger = logging.getLogger(__name__)
@@ -201,14 +200,7 @@ class Tasks:
             entry.pair = self._raptors.send(words, order, pilot)
         if type(order) is list:
             entry.calls = [Entry(call, pilot, pair=entry.pair, group=entry) for call, _ in order]
-        description = rp.TaskDescription(words)
-        try:
-            description.verify()
-            if words.get("input_staging") or words.get("output_staging"):
-                rp.staging_directives.expand_description(description)
-        except Exception as error:  # RADICAL-Pilot raises exceptions of any type
-            raise ValueError(f"task_description: {error}") from error
-        return entry, description
+        return entry, described("TaskDescription", words, "task_description")
 
     def _refuse(self, uid: str, error: Exception) -> None:
         self._send("end", uid, "REFUSED", str(error), type(error).__name__)
