@@ -251,18 +251,12 @@ def test_held_tasks_are_lost_with_the_last_pilot(
     ]
 
 
-def test_arguments_and_callback_are_documented_attributes() -> None:
+def test_arguments_are_documented_attributes() -> None:
     pilots = {"resource": "local.localhost", "cores": 2}
     backend = RadicalExecutionBackend(pilots, CONFIG)
     assert backend.resources == pilots
     assert backend.raptor_config == CONFIG
     assert RadicalExecutionBackend().raptor_config == {}
-
-    def called(task: Any, state: Any, service_callback: Any = None) -> None: ...
-
-    assert backend._callback_func is None
-    backend.register_callback(called)
-    assert backend._callback_func is called
 
 
 def test_a_built_task_is_kept_in_tasks() -> None:

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 
 from rhapsody.backends.execution.radical_pilot import RadicalExecutionBackend
-from rhapsody_radical import links
 from rhapsody_radical.pilot import rp
 
 
@@ -42,7 +41,7 @@ def test_a_link_without_a_name_or_source_is_rejected() -> None:
 
 def test_an_implicit_link_names_its_source() -> None:
     target: dict[str, Any] = {"uid": "b", "task_backend_specific_kwargs": {"pre_exec": ["date"]}}
-    links.implicit({"uid": "a.1"}, target)
+    RadicalExecutionBackend().link_implicit_data_deps({"uid": "a.1"}, target)
     first, *commands = target["task_backend_specific_kwargs"]["pre_exec"]
     assert first == "date"
     assert commands[0] == "export SRC_TASK_ID=a.1"
@@ -53,7 +52,7 @@ def test_an_implicit_link_does_not_change_the_tasks_variables(tmp_path: Path) ->
     (tmp_path / "a.1").mkdir()
     (tmp_path / "a.1" / "it's made").touch()
     target: dict[str, Any] = {"uid": "b", "task_backend_specific_kwargs": {"pre_exec": "true"}}
-    links.implicit({"uid": "a.1"}, target)
+    RadicalExecutionBackend().link_implicit_data_deps({"uid": "a.1"}, target)
     lines = [*target["task_backend_specific_kwargs"]["pre_exec"], 'echo "$src $name"', "ls"]
     done = subprocess.run(
         ["sh", "-c", "\n".join(lines)],

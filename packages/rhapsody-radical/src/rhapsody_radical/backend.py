@@ -15,9 +15,8 @@ import os
 import threading
 import time
 import uuid
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
-from concurrent.futures import InvalidStateError
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -26,33 +25,12 @@ from typing import Any
 import cloudpickle  # type: ignore[import-untyped]
 
 from rhapsody import BackendError, CapabilityError, TaskDescription, TaskLostError
-from rhapsody.backends import Capabilities, ManagedBackend, Session, TaskCallback
+from rhapsody.backends import Capabilities, ManagedBackend, Session
 from rhapsody.sdk import in_thread
-from rhapsody_radical import (
-    functions,
-    links,
-    results,
-    services,
-    states,
-    translate,
-)
+from rhapsody_radical import descriptions, functions, links, results, services, states, translate
 from rhapsody_radical.cleanup import SESSIONS_DIRECTORY
 from rhapsody_radical.connection import PROGRAM, Connection
-from rhapsody_radical.descriptions import (
-    can_work_in,
-    check_commands,
-    check_flags,
-    checked_raptor,
-    checked_settings,
-    cores_per_call,
-    cores_taken,
-    directory,
-    has_other_workers,
-    number,
-    pilot_descriptions,
-    require_plain,
-    total_cores,
-)
+from rhapsody_radical.descriptions import checked_settings, has_other_workers, total_cores
 from rhapsody_radical.links import Links
 from rhapsody_radical.pilot import PilotException, described
 from rhapsody_radical.pilots import Ended, Job, Pilot, Pilots
@@ -144,19 +122,19 @@ class RadicalExecutionBackend(ManagedBackend):
         name: str | None = None,
     ) -> None:
         super().__init__(name=name)
-        check_flags(raptor=raptor, verbose=verbose, keep_session=keep_session or False)
-        settings = pilot_descriptions(resources)
+        descriptions.check_flags(raptor=raptor, verbose=verbose, keep_session=keep_session or False)
+        settings = descriptions.pilot_descriptions(resources)
         self._config = checked_settings(functions, raptor_config, function_cores, raptor)
         self.resources = resources
         self.raptor_config: Mapping[str, Any] = raptor_config or {}
         self.functions = functions
         self.function_cores = function_cores
-        self.pre_exec: list[str] = check_commands(pre_exec)
+        self.pre_exec: list[str] = descriptions.check_commands(pre_exec)
         self._keep = keep_session
         self._verbose = verbose
         self._connection: Connection | None = None
         self.session.uid = f"rhapsody.{uuid.uuid4().hex[:10]}"
-        self._work_dir = directory(work_dir)
+        self._work_dir = descriptions.directory(work_dir)
         self.session.path = self._work_dir or self.session.path
         self._pilots: Pilots = Pilots(settings, self._pilot_ended)
         self.pilots: list[Pilot] = self._pilots.pilots
@@ -171,11 +149,9 @@ class RadicalExecutionBackend(ManagedBackend):
         self._commands: Worker | None = None
         self._held: list[Job] = []
         self._sending = False
-        self._cancelling: list[Job] = []
-        self._lock = threading.Lock()
+        self._cancelling: deque[Job] = deque()
         self._none_open = threading.Event()
         self._pilot_callbacks: list[PilotCallback] = []
-        self._callback_func: TaskCallback | None = None
         self._built: dict[str, Any] = {}
 
     # Start and shutdown.
@@ -216,7 +192,7 @@ class RadicalExecutionBackend(ManagedBackend):
         return Path(os.path.abspath(work_dir)) / self.session.uid
 
     def _start(self, connection: Connection, place: Path) -> None:
-        if not can_work_in(place):
+        if not descriptions.can_work_in(place):
             raise PilotException(
                 f"RADICAL-Pilot cannot work in {str(place.parent)!r}, because its scripts do not "
                 "quote paths with spaces, quotes or wildcards. Use another directory: "
@@ -335,7 +311,7 @@ class RadicalExecutionBackend(ManagedBackend):
                 if not pilot.usable:
                     raise TaskLostError(f"task {job.task['name']!r}: {pilot.reason}")
                 words, order = self._described(job, batch)
-                require_plain("task_description", {**words, "function": order})
+                descriptions.require_plain("task_description", {**words, "function": order})
                 ready.setdefault(pilot.number, []).append((job, words, order))
                 work[pilot.number] += job.cores
             except Exception as error:  # fails only this task
@@ -392,9 +368,9 @@ class RadicalExecutionBackend(ManagedBackend):
             if task["is_service"]:
                 job.awaited = services.prepare(task, words, pilot)
             job.own_sandbox = translate.place(task, words, pilot)
-        job.timeout = number(words, "timeout")
-        job.startup_timeout = number(words, "startup_timeout")
-        job.cores = cores_taken(words)
+        job.timeout = descriptions.number(words, "timeout")
+        job.startup_timeout = descriptions.number(words, "startup_timeout")
+        job.cores = descriptions.cores_taken(words)
         if order is None:
             assert self._connection is not None
             script = str(self._connection.directory / PROGRAM)
@@ -448,7 +424,7 @@ class RadicalExecutionBackend(ManagedBackend):
         """Return True if a function runs on RAPTOR, False if it runs as a separate program."""
         if self.functions == "executable" or pilot.only_programs:
             return False
-        return not functions.needs_more(task, cores_per_call(self._raptor_for(pilot)))
+        return not functions.needs_more(task, descriptions.cores_per_call(self._raptor_for(pilot)))
 
     def _raptor_for(self, pilot: Pilot) -> dict[str, Any]:
         """Return the configuration of RAPTOR for a pilot, even if RAPTOR has not started there."""
@@ -497,7 +473,7 @@ class RadicalExecutionBackend(ManagedBackend):
 
     def _make_room(self, job: Job, words: Mapping[str, Any]) -> None:
         """Stop using RAPTOR on a pilot if RAPTOR leaves too few cores for a program."""
-        pilot, cores = job.pilot, cores_taken(words)
+        pilot, cores = job.pilot, descriptions.cores_taken(words)
         if self._gives_way and pilot.cores - pilot.raptor_cores < cores <= pilot.cores:
             self._do_without_raptor(job)
 
@@ -561,15 +537,14 @@ class RadicalExecutionBackend(ManagedBackend):
 
     def request_end(self, job: Job) -> None:
         """Make the client cancel a job; several requests are sent in one message."""
-        with self._lock:
-            self._cancelling.append(job)
-            first = len(self._cancelling) == 1
-        if first and self._commands is not None:
+        self._cancelling.append(job)
+        if self._commands is not None:
             self._commands.post(self._send_cancellations)
 
     def _send_cancellations(self) -> None:
-        with self._lock:
-            jobs, self._cancelling = self._cancelling, []
+        jobs = []
+        while self._cancelling:
+            jobs.append(self._cancelling.popleft())
         uids = [job.uid for job in jobs if job.sent]
         if uids:
             with suppress(PilotException):  # reported with the end of the pilots
@@ -596,7 +571,7 @@ class RadicalExecutionBackend(ManagedBackend):
         attach = None
         if state == AGENT_EXECUTING:
             job.begin(host)
-            attach = partial(services.attach, job) if job.task["is_service"] else None
+            attach = job.ready.attach if job.task["is_service"] else None
         self.report_state(job.task, state, attach)
         if attach is not None:
             assert self._loop is not None
@@ -677,9 +652,6 @@ class RadicalExecutionBackend(ManagedBackend):
         if job.stopped is not None:
             job.stopped.set()
         self.task_state_cb(job.task, state)
-        if job.ready is not None:
-            with suppress(InvalidStateError):  # the service was ready
-                job.ready.set_exception(RuntimeError(f"service {job.uid} has ended"))
         if job.on_raptor and job.pilot.only_programs and self._commands is not None:
             self._commands.post(partial(self._end_raptor, job.pilot))
         if not self.open_tasks:
@@ -730,7 +702,9 @@ class RadicalExecutionBackend(ManagedBackend):
     def _able(self, config: dict[str, Any] | None) -> Capabilities:
         """Return the backend's capabilities with this configuration of RAPTOR."""
         return capabilities_of(
-            self.functions, enabled=self.raptor_mode, other_workers=has_other_workers(config)
+            self.functions,
+            enabled=self.raptor_mode,
+            other_workers=has_other_workers(config),
         )
 
     # Names that programs for RADICAL-Pilot and older programs use.
@@ -788,7 +762,7 @@ class RadicalExecutionBackend(ManagedBackend):
         assert self._commands is not None
         assert self._connection is not None
         self._connection.remotes.require_another_thread()  # the reader would wait for itself
-        config = checked_raptor(raptor_config)
+        config = descriptions.checked_raptor(raptor_config)
         self._commands.submit(partial(self._configure_raptor, config)).result()
         self.raptor_mode = True
         self.capabilities = self._able(config)
@@ -851,16 +825,6 @@ class RadicalExecutionBackend(ManagedBackend):
             self.report_state(task, "FAILED")
             return None
         return self._built[uid]
-
-    def register_callback(self, func: Any = None, *, callback: Any = None) -> None:
-        """Register a state callback, as `func` or, in existing programs, as `callback`.
-
-        Raises:
-            TypeError: The callback is not callable.
-        """
-        chosen = callback if func is None else func
-        super().register_callback(chosen)
-        self._callback_func = chosen
 
     # Files.
 

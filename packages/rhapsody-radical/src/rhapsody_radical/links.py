@@ -31,18 +31,53 @@ class Links:
         file_name: str | None,
         file_path: str | None,
     ) -> dict[str, Any]:
-        """Register one file and return its directive; see `explicit`."""
-        directive = explicit(src_task, dst_task, file_name, file_path)
-        if src_task is not None and file_path is None:
+        """Append the staging directive for one file to the target's `input_staging`.
+
+        Returns:
+            The directive.
+
+        Raises:
+            ValueError: Neither `file_path` nor both `src_task` and `file_name` are given.
+            DataError: The name refers to a place outside the sandbox.
+        """
+        if file_path:
+            name = plain_name(file_name or os.path.basename(file_path.rstrip("/")))
+            directive = {"source": file_path, "target": f"{TASK}{name}", "action": "Transfer"}
+        elif src_task is not None and file_name:
+            name = plain_name(file_name)
+            source = f"{PILOT}{src_task['uid']}/{name}"
+            directive = {"source": source, "target": f"{TASK}{name}", "action": "Link"}
             self._note(src_task, dst_task)
+        else:
+            raise ValueError(
+                "link_explicit_data_deps requires either file_path, or both src_task (the task "
+                f"that wrote the file) and file_name; got file_name={file_name!r}"
+            )
+        specific = dst_task.setdefault("task_backend_specific_kwargs", {})
+        specific["input_staging"] = [*as_list(specific.get("input_staging")), directive]
         if "uid" in dst_task:
             self._directives.setdefault(dst_task["uid"], []).append(directive)
         return directive
 
     def add_all(self, src_task: Mapping[str, Any], dst_task: Any) -> None:
-        """Register all files of a task; see `implicit`."""
+        """Append `pre_exec` commands that link another task's files into a task's sandbox.
+
+        RADICAL-Pilot's own files, whose names begin with the task's uid, and Rhapsody's own files
+        (`.rhapsody.*`) are not linked. Names may contain spaces, and the sandbox may be empty.
+        """
         self._note(src_task, dst_task)
-        implicit(src_task, dst_task)
+        commands = [
+            f"export SRC_TASK_ID={shlex.quote(src_task['uid'])}",
+            'export SRC_TASK_SANDBOX="$RP_PILOT_SANDBOX/$SRC_TASK_ID"',
+            (
+                '(for src in "$SRC_TASK_SANDBOX"/* "$SRC_TASK_SANDBOX"/.[!.]*; do '
+                '[ -e "$src" ] || continue; name="${src##*/}"; '
+                'case "$name" in "$SRC_TASK_ID"*|.rhapsody.*) continue;; esac; '
+                '[ -e "$name" ] || [ -L "$name" ] || ln -s "$src" "$name"; done)'
+            ),
+        ]
+        specific = dst_task.setdefault("task_backend_specific_kwargs", {})
+        specific["pre_exec"] = [*as_list(specific.get("pre_exec")), *commands]
 
     def _note(self, src_task: Mapping[str, Any], dst_task: Mapping[str, Any]) -> None:
         if src_task.get("sandbox") and "uid" in dst_task:
@@ -57,74 +92,24 @@ class Links:
     def take(self, job: Job) -> list[dict[str, Any]]:
         """Create links in the pilot's sandbox to the sandboxes from which a task uses files.
 
+        The directives of `add_file` are removed from the task's description, except those that the
+        user has already removed.
+
         Returns:
-            The directives to execute with `do`.
+            The removed directives. `do` executes them instead of RADICAL-Pilot, whose staging
+            ignores missing files and does not support names with spaces.
         """
-        sandboxes = self._sandboxes.pop(job.uid, {})
-        directives = self._directives.pop(job.uid, [])
-        for uid, sandbox in sandboxes.items():
+        for uid, sandbox in self._sandboxes.pop(job.uid, {}).items():
             below = os.path.join(job.pilot.sandbox, uid)
             if not os.path.lexists(below):
                 os.symlink(sandbox, below)
-        return take(job.task, directives) if directives else []
-
-
-def explicit(
-    src_task: Mapping[str, Any] | None,
-    dst_task: Any,
-    file_name: str | None,
-    file_path: str | None,
-) -> dict[str, Any]:
-    """Append the staging directive for one file to the target's `input_staging`.
-
-    Returns:
-        The directive.
-
-    Raises:
-        ValueError: Neither `file_path` nor both `src_task` and `file_name` are given.
-        DataError: The name refers to a place outside the sandbox.
-    """
-    if not file_name and not file_path:
-        raise ValueError(
-            "link_explicit_data_deps requires either file_path, or both src_task and file_name"
-        )
-    if file_path:
-        name = plain_name(file_name or os.path.basename(file_path.rstrip("/")))
-        directive = {"source": file_path, "target": f"{TASK}{name}", "action": "Transfer"}
-    elif src_task is not None:
-        name = plain_name(file_name or src_task["uid"])
-        source = f"{PILOT}{src_task['uid']}/{name}"
-        directive = {"source": source, "target": f"{TASK}{name}", "action": "Link"}
-    else:
-        raise ValueError(
-            f"link_explicit_data_deps: file_name={file_name!r} requires src_task (the task that "
-            "wrote the file) or file_path"
-        )
-    specific = dst_task.setdefault("task_backend_specific_kwargs", {})
-    specific["input_staging"] = [*as_list(specific.get("input_staging")), directive]
-    return directive
-
-
-def take(task: Any, directives: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Remove Rhapsody's own directives from a task's description.
-
-    `do` executes them instead of RADICAL-Pilot, whose staging ignores missing files and does not
-    support names with spaces.
-
-    Args:
-        task: The task that is about to be submitted.
-        directives: The directives that `explicit` returned for the task.
-
-    Returns:
-        The directives that this call removed. They do not include those that the user had already
-        removed.
-    """
-    specific = task["task_backend_specific_kwargs"]
-    staging = as_list(specific.get("input_staging"))
-    removed = [each for each in staging if any(each is one for one in directives)]
-    kept = [each for each in staging if not any(each is one for one in removed)]
-    task["task_backend_specific_kwargs"] = {**specific, "input_staging": kept}
-    return removed
+        if not (own := {id(each) for each in self._directives.pop(job.uid, ())}):
+            return []
+        specific = job.task["task_backend_specific_kwargs"]
+        staging = as_list(specific.get("input_staging"))
+        kept = [each for each in staging if id(each) not in own]
+        job.task["task_backend_specific_kwargs"] = {**specific, "input_staging": kept}
+        return [each for each in staging if id(each) in own]
 
 
 def do(directives: list[dict[str, Any]], sandbox: str, pilot_sandbox: str) -> None:
@@ -138,24 +123,3 @@ def do(directives: list[dict[str, Any]], sandbox: str, pilot_sandbox: str) -> No
         if source.startswith(PILOT):
             source = os.path.realpath(os.path.join(pilot_sandbox, source.removeprefix(PILOT)))
         link_into(sandbox, directive["target"].removeprefix(TASK), source)
-
-
-def implicit(src_task: Mapping[str, Any], dst_task: Any) -> None:
-    """Append `pre_exec` commands that link another task's files into a task's sandbox.
-
-    RADICAL-Pilot's own files, whose names begin with the task's uid, and Rhapsody's own files
-    (`.rhapsody.*`) are not linked. Names may contain spaces, and the sandbox may be empty.
-    """
-    uid = src_task["uid"]
-    commands = [
-        f"export SRC_TASK_ID={shlex.quote(uid)}",
-        'export SRC_TASK_SANDBOX="$RP_PILOT_SANDBOX/$SRC_TASK_ID"',
-        (
-            '(for src in "$SRC_TASK_SANDBOX"/* "$SRC_TASK_SANDBOX"/.[!.]*; do '
-            '[ -e "$src" ] || continue; name="${src##*/}"; '
-            'case "$name" in "$SRC_TASK_ID"*|.rhapsody.*) continue;; esac; '
-            '[ -e "$name" ] || [ -L "$name" ] || ln -s "$src" "$name"; done)'
-        ),
-    ]
-    specific = dst_task.setdefault("task_backend_specific_kwargs", {})
-    specific["pre_exec"] = [*as_list(specific.get("pre_exec")), *commands]

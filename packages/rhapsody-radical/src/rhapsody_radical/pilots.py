@@ -11,12 +11,11 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from rhapsody import TaskDescription
-from rhapsody.sdk import time_needed
+from rhapsody.sdk import Readiness, time_needed
 from rhapsody_radical.descriptions import total_cores
 from rhapsody_radical.remote import Remote
 from rhapsody_radical.states import FINAL, PMGR_ACTIVE
@@ -290,7 +289,7 @@ class Job:
         ended: RADICAL-Pilot's information about the task's end.
         awaited: True if the task is a service with a readiness condition.
         info: The readiness information of a service; `None` before the service is ready.
-        ready: The future for the readiness of a service; `None` for other tasks.
+        ready: The readiness of a service.
         host: The node that the task runs on, or an empty string if no node is reported.
         has_ended: True if the task's end has been recorded; set once, under `lock`.
         lock: The lock for `has_ended`.
@@ -314,7 +313,7 @@ class Job:
     ended: Ended = NOTHING
     awaited: bool = False
     info: Any = None
-    ready: Future[Any] | None = None
+    ready: Readiness = field(default_factory=Readiness)
     host: str = ""
     has_ended: bool = False
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -327,7 +326,7 @@ class Job:
 
     def __post_init__(self) -> None:
         if self.task["is_service"]:
-            self.ready, self.stopped = Future(), threading.Event()
+            self.stopped = threading.Event()
 
     @property
     def uid(self) -> str:

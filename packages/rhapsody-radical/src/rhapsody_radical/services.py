@@ -17,7 +17,6 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import InvalidStateError
 from contextlib import suppress
-from types import SimpleNamespace
 from typing import Any
 
 from rhapsody import TaskDescription
@@ -29,6 +28,7 @@ from rhapsody.sdk import (
     parse_ready,
     require_unused,
     search_output,
+    start_thread,
     wait_until,
 )
 from rhapsody_radical.pilots import Job, Pilot
@@ -72,13 +72,7 @@ def service_ready_callback(future: Any, task: Any, state: Any) -> None:
             with suppress(InvalidStateError, asyncio.InvalidStateError):  # canceled meanwhile
                 future.set_result(info)
 
-    threading.Thread(target=wait, name="rhapsody-radical-service", daemon=True).start()
-
-
-def attach(job: Job, future: Any, task: Any, state: Any) -> None:
-    """Set a future when a job's service is ready, as `service_ready_callback` does."""
-    assert job.ready is not None
-    service_ready_callback(future, SimpleNamespace(wait_info=job.ready.result), state)
+    start_thread(wait, "rhapsody-radical-service")
 
 
 def readiness(task: TaskDescription) -> Ready | None:
@@ -150,13 +144,11 @@ def watch(
             return
         if ready is None or not stopped.is_set():
             job.info = UP if info is None else info
-            assert job.ready is not None
-            with suppress(InvalidStateError):  # the service has ended meanwhile
-                job.ready.set_result(job.info)
+            job.ready.set(job.info)
             # The client may lack the classes of values that are not plain.
             report(job.uid, job.info if is_plain(job.info) else str(job.info))
 
-    threading.Thread(target=look, name="rhapsody-radical-ready", daemon=True).start()
+    start_thread(look, "rhapsody-radical-ready")
 
 
 def _wait(job: Job, ready: Ready, stopped: threading.Event, loop: asyncio.AbstractEventLoop) -> Any:

@@ -36,11 +36,10 @@ from rhapsody_radical.states import AGENT_EXECUTING, FINAL
 
 log: logging.Logger = logging.getLogger(__name__)
 
-OWN_MASTER, OWN_WORKER, OWN_CALL = (
-    Path(__file__).parents[1] / name
-    for name in ("_raptor_master.py", "_raptor_worker.py", "call.py")
-)
-PROTOCOL = Path(RUNNER_FILE)
+OWN_CLASSES = Path(__file__).parents[1] / "_raptor.py"
+CALL_FILES = (OWN_CLASSES.with_name("call.py"), Path(RUNNER_FILE))
+"""Files with the worker's side of calls."""
+
 MARK = "rhapsody"
 """Key in a task's metadata by which Rhapsody's worker recognizes Rhapsody's calls."""
 
@@ -161,7 +160,7 @@ class Raptor:
         manager, uid = self._pilot.manager, f"raptor.{self._pilot.number}.{self._count:04d}"
         words = {key: value for key, value in settings.items() if key != "workers"}
         if not any(words.get(key) for key in CLASS_KEYS):
-            self._make_own(words, uid, MASTER_CLASS, OWN_MASTER)
+            self._make_own(words, uid, MASTER_CLASS)
         words.update(mode=rp.RAPTOR_MASTER, uid=uid)
         description = described("TaskDescription", words, "raptor_config: a master", ["workers"])
         workers = []
@@ -169,7 +168,7 @@ class Raptor:
             words = {key: value for key, value in worker.items() if key != "worker_type"}
             own = f"{uid}.worker.{number:04d}"
             if is_own(worker):
-                self._make_own(words, own, OWN_CLASS, OWN_WORKER, OWN_CALL, PROTOCOL)
+                self._make_own(words, own, OWN_CLASS, *CALL_FILES)
             words.setdefault("raptor_class", worker.get("worker_type", DEFAULT_CLASS))
             words.update(mode=rp.RAPTOR_WORKER, uid=own, pilot=self._pilot.uid)
             what, hints = "raptor_config: a worker", ["worker_type"]
@@ -178,15 +177,15 @@ class Raptor:
         return Pair(master, master.submit_workers(workers), settings)
 
     def _make_own(self, words: dict[str, Any], uid: str, name: str, *files: Path) -> None:
-        """Copy files to a sandbox, and make RAPTOR load Rhapsody's class from the first of them.
+        """Copy files to a sandbox, and make RAPTOR load Rhapsody's class there.
 
         The files belong to two distributions, which need not be installed in the pilot.
         """
-        words.update(raptor_class=name, raptor_file=files[0].name)
+        words.update(raptor_class=name, raptor_file=OWN_CLASSES.name)
         # RADICAL-Pilot's COPY does not support spaces; its LINK does not work across file systems.
         sandbox = Path(self._pilot.sandbox, words.get("sandbox") or uid)
         sandbox.mkdir(mode=0o700, parents=True, exist_ok=True)
-        for file in files:
+        for file in (OWN_CLASSES, *files):
             shutil.copyfile(file, sandbox / file.name)
 
     def check(self, calls: Mapping[str, Sequence[Any]] | None = None) -> None:

@@ -1,4 +1,4 @@
-"""RAPTOR worker that survives failing calls; RADICAL-Pilot loads this file in a pilot.
+"""RAPTOR master and worker that survive failures; RADICAL-Pilot loads this file in a pilot.
 
 RAPTOR's own worker never releases the cores of a call that kills its process, cannot cancel a
 running call, and does not report the start of a call. This worker executes calls in a pool of
@@ -56,6 +56,41 @@ MAX_CALLS, SHORT_SECONDS = 32, 0.05
 The number of calls starts at 1. It is doubled each time the previous calls took less than
 `SHORT_SECONDS` in total, and otherwise reset to 1.
 """
+
+
+RETRY_DELAYS = (5.0, 10.0, 20.0, 40.0)
+"""Seconds before each repetition of the message that registers a master's call queue."""
+
+
+class RhapsodyMaster(rp.raptor.Master):  # type: ignore[misc,name-defined,unused-ignore]
+    """RAPTOR's master, which also repeats the registration of its call queue.
+
+    RAPTOR's own master publishes the address of its call queue once, a second after its start. On a
+    busy machine, the socket may not be connected by then, so the message is lost and calls wait
+    forever. This master repeats the message until the first call arrives.
+    """
+
+    def __init__(self) -> None:
+        self._called = threading.Event()
+        self._registration: tuple[Any, ...] = ()
+        super().__init__()
+        threading.Thread(target=self._repeat, daemon=True).start()
+
+    def publish(self, pubsub: str, msg: Any, *more: Any, **options: Any) -> None:
+        """Publish a message. A message that registers the call queue is stored to be repeated."""
+        if isinstance(msg, dict) and msg.get("cmd") == "register_raptor_queue":
+            self._registration = (pubsub, msg)
+        super().publish(pubsub, msg, *more, **options)
+
+    def _request_cb(self, tasks: Any) -> Any:
+        self._called.set()
+        return super()._request_cb(tasks)
+
+    def _repeat(self) -> None:
+        for seconds in RETRY_DELAYS:
+            if self._called.wait(seconds):
+                return
+            super().publish(*self._registration)
 
 
 class RhapsodyWorker(rp.raptor.DefaultWorker):  # type: ignore[misc,name-defined,unused-ignore]

@@ -32,7 +32,7 @@ def worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     monkeypatch.setattr(functions, "own_modules", lambda: None)
     from rhapsody_radical.pilot import rp
 
-    module = import_module("rhapsody_radical._raptor_worker")
+    module = import_module("rhapsody_radical._raptor")
 
     class Results(SimpleQueue[Any]):
         def put(self, item: Any, block: bool = True, timeout: float | None = None) -> None:

@@ -41,7 +41,7 @@ def test_a_worker_runs_calls_without_an_installation_of_rhapsody(
     program = (
         "import sys\n"
         "sys.modules['rhapsody'] = sys.modules['rhapsody_radical'] = None\n"
-        "from _raptor_worker import Server\n"
+        "from _raptor import Server\n"
         "task = {'description': {'metadata': {'rhapsody': 'call'}, 'function': sys.argv[1]}}\n"
         "server = Server()\n"
         "process = server.start(1)\n"
@@ -67,7 +67,7 @@ def process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     monkeypatch.setenv("RADICAL_BASE", str(tmp_path / "radical"))
     from rhapsody_radical.pilot import rp  # noqa: F401 - else its import warns
 
-    worker = import_module("rhapsody_radical._raptor_worker")
+    worker = import_module("rhapsody_radical._raptor")
     server = worker.Server()
     made = server.start(1)
     yield made
@@ -132,7 +132,7 @@ def test_closing_a_process_does_not_end_what_its_call_started(
 
 
 def test_a_failed_fork_loses_only_one_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    worker = import_module("rhapsody_radical._raptor_worker")
+    worker = import_module("rhapsody_radical._raptor")
     forks, fork = [0], os.fork
 
     def failing() -> int:
