@@ -102,7 +102,6 @@ def test_a_raptor_configuration_is_copied_with_current_keys() -> None:
     assert checked == CONFIG
     assert checked["masters"][0] is not CONFIG["masters"][0]
     assert descriptions.total_cores(checked) == 2
-    assert descriptions.total_cores(descriptions.default_raptor_config(3)) == 4
     former = {"cpu_processes": 2, "cpu_threads": 3}
     mapped = descriptions.checked_raptor({"masters": [{"workers": [former]}]})
     assert mapped["masters"][0]["workers"] == [{"ranks": 2, "cores_per_rank": 3}]

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from rhapsody_radical import descriptions
 from rhapsody_radical.client import raptor
 from rhapsody_radical.functions import call_words, completed
 
@@ -68,7 +67,7 @@ def test_a_raptor_master_of_another_pilot_is_rejected() -> None:
 
 def test_the_reason_for_a_lost_pair_contains_the_masters_error() -> None:
     master = SimpleNamespace(uid="m", state="FAILED", exception="OSError('disk')", stderr="full\n")
-    pair = raptor.Pair(master, [], descriptions.default_raptor_config(2)["masters"][0])
+    pair = raptor.Pair(master, [], {"workers": [{"cores_per_rank": 2}]})
     assert pair.problem() == "RAPTOR master m ended (FAILED): OSError('disk'): full"
 
 

@@ -6,6 +6,7 @@ package must be quick. The public names are imported when they are first used.
 
 from __future__ import annotations
 
+from importlib import import_module
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
@@ -22,16 +23,13 @@ __version__: str = version("rhapsody-radical")
 __all__ = ["RadicalExecutionBackend", "__version__", "service_ready_callback"]
 
 
+_MODULES = {"RadicalExecutionBackend": "backend", "service_ready_callback": "services"}
+
+
 def __getattr__(name: str) -> Any:
-    if name == "RadicalExecutionBackend":
-        from rhapsody_radical.backend import RadicalExecutionBackend
-
-        return RadicalExecutionBackend
-    if name == "service_ready_callback":
-        from rhapsody_radical.services import service_ready_callback
-
-        return service_ready_callback
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
 
 
 def __dir__() -> list[str]:

@@ -260,10 +260,8 @@ class Connection:
         self.directory.mkdir(parents=True, mode=0o700)
         prepare(self.directory)
         own_end, client_end = socket.socketpair()
-        program = _process_descriptor()
-        inherited = [client_end.fileno(), *([] if program < 0 else [program])]
         words = [sys.executable, "-P", "-m", "rhapsody_radical.client"]
-        words += [str(client_end.fileno()), str(program), str(os.getpid())]
+        words += [str(client_end.fileno()), str(os.getpid())]
         try:
             with open(self.directory / LOG, "ab", opener=_private) as output:
                 self._process = subprocess.Popen(
@@ -273,7 +271,7 @@ class Connection:
                     stderr=None if verbose else output,
                     cwd=self.directory,
                     env=environment,
-                    pass_fds=inherited,
+                    pass_fds=[client_end.fileno()],
                     start_new_session=True,
                 )
         except BaseException:
@@ -281,8 +279,6 @@ class Connection:
             raise
         finally:
             client_end.close()
-            if program >= 0:
-                os.close(program)
         self._channel = Channel(own_end)
         _open.add(self)
         for target in (self._wait, self._read):
@@ -408,14 +404,6 @@ class Connection:
         except Exception:  # raised by a callback or a logging handler
             with suppress(Exception):
                 log.exception("RADICAL-Pilot session %s: cannot process message %r", self.uid, name)
-
-
-def _process_descriptor() -> int:
-    """Return a descriptor by which the client detects this process's end, or -1 if unsupported."""
-    try:
-        return os.pidfd_open(os.getpid())
-    except (AttributeError, OSError):  # another system, or an old one
-        return -1
 
 
 def _private(path: str, flags: int) -> int:

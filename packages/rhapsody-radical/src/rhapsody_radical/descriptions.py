@@ -321,11 +321,6 @@ def cores_per_call(config: Mapping[str, Any]) -> int:
     )
 
 
-def default_raptor_config(cores: int) -> dict[str, Any]:
-    """Return the default configuration: one master, and one worker with this number of cores."""
-    return {"masters": [{"workers": [{"ranks": 1, "cores_per_rank": cores}]}]}
-
-
 def cores_taken(settings: Mapping[str, Any]) -> int:
     """Return the number of cores that a master, worker or program uses."""
     return int(number(settings, "ranks") or 1) * int(number(settings, "cores_per_rank") or 1)

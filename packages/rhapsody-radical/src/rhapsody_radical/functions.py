@@ -22,7 +22,7 @@ from typing import Any, cast
 
 import cloudpickle  # type: ignore[import-untyped]
 
-from rhapsody import BackendError, CapabilityError, TaskDescription
+from rhapsody import BackendError, CapabilityError, Resources, TaskDescription
 from rhapsody.sdk import (
     REFERENCE,
     ProtocolVersionError,
@@ -33,12 +33,13 @@ from rhapsody.sdk import (
     finish,
     make_sandbox,
     own_modules,
+    task_environment,
 )
 from rhapsody.sdk import unpack as unpack_result
 from rhapsody_radical import call, descriptions, translate
 from rhapsody_radical.descriptions import as_list, number, task_settings
 from rhapsody_radical.pilots import Job, Pilot
-from rhapsody_radical.translate import plain, thread_variables
+from rhapsody_radical.translate import plain, requested_cores
 
 
 def pack(
@@ -66,11 +67,13 @@ def pack(
         TypeError: A part of the call cannot be pickled; the message names it.
     """
     # The worker's own PYTHONPATH contains RADICAL-Pilot's directories.
-    environment = {"PYTHONPATH": os.environ.get("PYTHONPATH", "")}
-    environment.update(thread_variables(task, settings))
-    environment.update({name: plain(value) for name, value in task.get("environment", {}).items()})
-    environment.update(settings.get("environment") or {})
-    environment["RP_TASK_ID"] = task["uid"]
+    variables = task_environment(task, cores=requested_cores(task, settings))
+    environment = {
+        "PYTHONPATH": os.environ.get("PYTHONPATH", ""),
+        **{name: plain(value) for name, value in variables.items()},
+        **(settings.get("environment") or {}),
+        "RP_TASK_ID": task["uid"],
+    }
     modules = own_modules()
     more = {
         "path": own_path() if batch is None else batch.path,
@@ -259,7 +262,7 @@ def default_raptor(pilot: Pilot, cores: int | None) -> dict[str, Any]:
             f"worker ({cores}). Request more cores, or run functions as programs: "
             "RadicalExecutionBackend(functions='executable')"
         )
-    return descriptions.default_raptor_config(cores)
+    return {"masters": [{"workers": [{"ranks": 1, "cores_per_rank": cores}]}]}
 
 
 def describe_call(job: Job, batch: Batch) -> tuple[dict[str, Any], tuple[Any, ...]]:
@@ -310,15 +313,24 @@ def call_words(
     left_out = ("environment", "pre_exec", "named_env")
     words = {key: value for key, value in settings.items() if key not in left_out}
     words |= {"mode": descriptions.FUNCTION, "uid": task["uid"]}
-    resources = task.get("resources")
-    if resources is not None:
-        if resources.ranks > 1:
-            raise CapabilityError(
-                f"task {task['name']!r} requests {resources.ranks} ranks, but a function runs on "
-                "one. Use an executable task for MPI"
-            )
+    if (resources := _resources(task)) is not None:
         words["cores_per_rank"] = resources.cores
     return words, order
+
+
+def _resources(task: TaskDescription) -> Resources | None:
+    """Return the resources that a function task requests.
+
+    Raises:
+        CapabilityError: The task requests more than one rank.
+    """
+    resources = task.get("resources")
+    if resources is not None and resources.ranks > 1:
+        raise CapabilityError(
+            f"task {task['name']!r} requests {resources.ranks} ranks, but a function runs on one. "
+            "Use an executable task for MPI"
+        )
+    return resources
 
 
 def describe_program(job: Job) -> dict[str, Any]:
@@ -331,12 +343,7 @@ def describe_program(job: Job) -> dict[str, Any]:
     """
     task = job.task
     job.program = True
-    resources = task.get("resources")
-    if resources is not None and resources.ranks > 1:
-        raise CapabilityError(
-            f"task {task['name']!r} requests {resources.ranks} ranks, but a function runs on one. "
-            "Use an executable task for MPI"
-        )
+    _resources(task)
     settings = task_settings(task)
     program = cast("TaskDescription", dict(task))
     order, reply = f"{task['uid']}.call", f"{task['uid']}.reply"

@@ -12,13 +12,13 @@ from __future__ import annotations
 import os
 import shlex
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from rhapsody import CapabilityError, DataError, Resources, TaskDescription
-from rhapsody.sdk import OUTPUT_FILES, make_sandbox, moved, working_directory
+from rhapsody.sdk import OUTPUT_FILES, make_sandbox, moved, task_environment, working_directory
 from rhapsody_radical.descriptions import (
     EXECUTABLE,
     as_list,
@@ -30,7 +30,6 @@ from rhapsody_radical.descriptions import (
 )
 from rhapsody_radical.pilots import Pilot
 
-THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 MEGABYTE = 1 << 20
 
 
@@ -101,6 +100,8 @@ def describe_executable(task: TaskDescription, pilot: Pilot | None) -> dict[str,
     if "cwd" in task and pilot is not None:
         working_directory(task)
     program, arguments = command(executable, task.get("arguments"), stdin, task.get("cwd"))
+    variables = task_environment(task, cores=requested_cores(task, settings))
+    environment = {name: in_double_quotes(value) for name, value in variables.items()}
     words = {
         "mode": EXECUTABLE,
         "executable": program,
@@ -108,7 +109,7 @@ def describe_executable(task: TaskDescription, pilot: Pilot | None) -> dict[str,
         **settings,
         "uid": task["uid"],
         "name": _name(settings.get("name") or task["name"]),
-        "environment": _environment(task, settings),
+        "environment": environment | (settings.get("environment") or {}),  # quoted by the user
     }
     _add_resources(words, task.get("resources"), settings, pilot)
     if task.get("capture", True) is False:
@@ -140,24 +141,10 @@ def _name(name: str) -> str:
     return in_double_quotes(name.encode(errors="replace").decode()).replace("\n", " ")
 
 
-def thread_variables(task: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, str]:
-    """Return the variables that limit a task's threads to the cores that it requests.
-
-    The dict is empty if the task does not request cores.
-    """
+def requested_cores(task: Mapping[str, Any], settings: Mapping[str, Any]) -> float:
+    """Return the number of cores for a task's threads; 0 if the task does not request cores."""
     resources = task.get("resources")
-    cores = number(settings, "cores_per_rank") or (resources.cores if resources is not None else 0)
-    return dict.fromkeys(THREADS, str(int(cores))) if cores else {}
-
-
-def _environment(task: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, str]:
-    environment: dict[str, str] = {}
-    environment.update(thread_variables(task, settings))
-    environment.update(
-        {name: in_double_quotes(value) for name, value in task.get("environment", {}).items()}
-    )
-    environment.update(settings.get("environment") or {})  # quoted by the user
-    return environment
+    return number(settings, "cores_per_rank") or (resources.cores if resources is not None else 0)
 
 
 def add_environment(words: dict[str, Any], script: str, commands: Sequence[str]) -> None:
@@ -334,8 +321,12 @@ def place(task: TaskDescription, words: dict[str, Any], pilot: Pilot) -> bool:
         )
     if sandbox != below:
         os.symlink(sandbox, below)
-    _move(task, words, sandbox)
-    _print_to(task, words, sandbox)
+    former, task["sandbox"] = task.get("sandbox"), sandbox
+    if former and former != sandbox and "executable" in words:
+        words["executable"] = moved(words["executable"], former, sandbox)
+        words["arguments"] = [moved(word, former, sandbox) for word in words["arguments"]]
+    for key, name in zip(("stdout", "stderr"), output_names(task), strict=True):
+        words[key] = words.get(key) or os.path.join(sandbox, name)
     words["sandbox"] = sandbox
     text = task.get("stdin")
     if text and task["function"] is None:
@@ -355,19 +346,6 @@ def remove_place(task: TaskDescription, pilot: Pilot) -> None:
         os.unlink(below)
 
 
-def _move(task: TaskDescription, words: dict[str, Any], sandbox: str) -> None:
-    """Set a task's sandbox, and replace the path of the former sandbox in the task's command."""
-    former, task["sandbox"] = task.get("sandbox"), sandbox
-    if former and former != sandbox and "executable" in words:
-        words["executable"] = moved(words["executable"], former, sandbox)
-        words["arguments"] = [moved(word, former, sandbox) for word in words["arguments"]]
-
-
-def _print_to(task: TaskDescription, words: dict[str, Any], sandbox: str) -> None:
-    for key, name in zip(("stdout", "stderr"), output_names(task), strict=True):
-        words[key] = words.get(key) or os.path.join(sandbox, name)
-
-
 def output_names(task: TaskDescription) -> tuple[str, str]:
     """Return the names of an executable's output files in its sandbox, or the user's own paths.
 
@@ -384,12 +362,8 @@ def check_staging(task: TaskDescription, settings: Mapping[str, Any]) -> None:
     Raises:
         DataError: A file is missing; the message names it.
     """
-    for directive in as_list(settings.get("input_staging")):
-        source = directive.get("source") if isinstance(directive, Mapping) else directive
-        if not isinstance(source, str):
-            continue
+    for source in _staged(settings, "input_staging"):
         path = source.removeprefix("file://localhost").removeprefix("file://")
-        path = path.split(">")[0].split("<")[0].strip()
         if path.startswith("client:///"):
             path = os.path.abspath(path.removeprefix("client:///"))
         if os.path.isabs(path) and not os.path.exists(path):
@@ -398,12 +372,17 @@ def check_staging(task: TaskDescription, settings: Mapping[str, Any]) -> None:
 
 def missing_outputs(task: TaskDescription, sandbox: str) -> list[str]:
     """Return the files in a finished task's `output_staging` that the task did not write."""
-    missing = []
-    for directive in as_list(task["task_backend_specific_kwargs"].get("output_staging")):
+    sources = _staged(task["task_backend_specific_kwargs"], "output_staging")
+    names = [source.removeprefix("task:///") for source in sources]
+    return [
+        name for name in names
+        if "://" not in name and not os.path.lexists(os.path.join(sandbox, name))
+    ]  # fmt: skip
+
+
+def _staged(settings: Mapping[str, Any], key: str) -> Iterator[str]:
+    """Yield the sources of staging directives."""
+    for directive in as_list(settings.get(key)):
         source = directive.get("source") if isinstance(directive, Mapping) else directive
-        if not isinstance(source, str):
-            continue
-        name = source.split(">")[0].split("<")[0].strip().removeprefix("task:///")
-        if "://" not in name and not os.path.lexists(os.path.join(sandbox, name)):
-            missing.append(name)
-    return missing
+        if isinstance(source, str):
+            yield source.split(">")[0].split("<")[0].strip()

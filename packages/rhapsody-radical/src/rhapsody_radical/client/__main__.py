@@ -1,18 +1,18 @@
-"""Entry point of the client: `python -P -m rhapsody_radical.client SOCKET PIDFD PROGRAM`.
+"""Entry point of the client: `python -P -m rhapsody_radical.client SOCKET PROGRAM`.
 
-The arguments are two inherited descriptors, of the socket and of the program's process (-1 if the
-system does not support descriptors of processes), and the program's process id. The program starts
-the client in a new session of the operating system, so that a terminal's Ctrl-C does not reach it.
+The arguments are an inherited descriptor of the socket, and the program's process id. The program
+starts the client in a new session of the operating system, so that a terminal's Ctrl-C does not
+reach it.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-import select
 import signal
 import socket
 import sys
+import time
 import warnings
 from typing import Any
 
@@ -21,39 +21,35 @@ from rhapsody_radical import __version__
 from rhapsody_radical.wire import Channel, Outbox, Records
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-CHECK_INTERVAL = 1000
-"""Milliseconds between two checks of whether a program without a descriptor is running."""
+CHECK_INTERVAL = 0.5
+"""Seconds between two checks of whether the program is running."""
 
 
-def main(end: int, program: int, parent: int) -> None:
+def main(end: int, program: int) -> None:
     """Serve the program until it closes the session or ends.
 
     Args:
         end: The descriptor of the socket.
-        program: The descriptor of the program's process, or -1 if there is none.
-        parent: The program's process id.
+        program: The program's process id.
     """
     # Handlers that do nothing, because tasks would inherit ignored signals.
     for number in SIGNALS:
         signal.signal(number, lambda *_: None)
     channel = Channel(socket.socket(fileno=end))
     os.set_inheritable(end, False)
-    if program >= 0:
-        os.set_inheritable(program, False)
 
     def forked() -> None:
         """Close the socket and reset the signals in a process that RADICAL-Pilot has forked."""
         for number in SIGNALS:
             signal.signal(number, signal.SIG_DFL)
         channel.close()
-        if program >= 0:
-            os.close(program)
 
     os.register_at_fork(after_in_child=forked)
 
     def watch() -> None:
         """Shut down the socket when the program ends; other processes may hold copies of it."""
-        _wait_for_end(program, parent)
+        while os.getppid() == program:
+            time.sleep(CHECK_INTERVAL)
         channel.shut()
 
     start_thread(watch, "rhapsody-radical-program")
@@ -94,20 +90,6 @@ def _client(outbox: Outbox, settings: dict[str, Any]) -> Any:
         warnings.filterwarnings("ignore", message="Import `radical` modules before `logging`")
         from rhapsody_radical.client.main import Client
     return Client(outbox, settings)
-
-
-def _wait_for_end(program: int, parent: int) -> None:
-    """Wait until the program has ended.
-
-    Args:
-        program: The descriptor of the program's process, or -1 if there is none.
-        parent: The program's process id.
-    """
-    poll = select.poll()
-    if program >= 0:
-        poll.register(program, select.POLLIN)
-    while not poll.poll(None if program >= 0 else CHECK_INTERVAL) and os.getppid() == parent:
-        continue
 
 
 if __name__ == "__main__":
