@@ -17,7 +17,6 @@ from rhapsody.resources import Resources
 from rhapsody_radical.functions import completed
 from rhapsody_radical.pilot import rp
 from rhapsody_radical.pilots import Job
-from rhapsody_radical.wire import Worker
 
 CONFIG = {"masters": [{"ranks": 1, "workers": [{"ranks": 1, "worker_type": "DefaultWorker"}]}]}
 
@@ -160,7 +159,6 @@ class Held:
         self.ended: list[tuple[str, str]] = []
         connection: Any = SimpleNamespace(directory=directory, closing=False)
         self.backend._connection = connection
-        self.backend._commands = Worker("commands")
         self.backend.register_callback(lambda task, state: self.ended.append((task["uid"], state)))
         monkeypatch.setattr(self.backend, "send", self._send)
         for pilot in self.backend.pilots:
@@ -183,7 +181,6 @@ class Held:
 
     def do(self, function: Any = lambda: None) -> None:
         """Call a function on the thread for commands, after everything before it."""
-        assert self.backend._commands is not None
         self.backend._commands.submit(function).result(10)
 
     def activate(self, number: int) -> None:

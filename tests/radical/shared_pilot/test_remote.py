@@ -82,7 +82,6 @@ async def test_a_function_receives_radical_pilots_objects(made: RadicalExecution
     assert (own, same, word) == (True, True, "given")
     assert more == {"states": ("PMGR_ACTIVE",)}
     assert made._connection is not None
-    assert made._connection._process is not None
     assert pid == made._connection._process.pid
 
 

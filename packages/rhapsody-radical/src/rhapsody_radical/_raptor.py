@@ -429,7 +429,7 @@ class Process:
         self.alive = True
         self._channel = channel
         self._unstarted = unstarted
-        self._pid: int = self._received() or 0
+        self._pid: int = self.receive() or 0
         if not self._pid:
             self.close()
             raise ChildProcessError
@@ -449,10 +449,13 @@ class Process:
             return [self.calls.pop() for _ in range(number)][::-1]
         return []
 
-    def receive(self) -> str | None:
+    def receive(self) -> Any:
         """Return the next result; `None` after the last one, or if the process has ended."""
-        text: str | None = self._received()
-        return text
+        try:
+            return self._channel.recv()
+        except (EOFError, OSError):
+            self.alive = False
+            return None
 
     def kill(self) -> None:
         """Kill the process, and programs of its calls that are in the same process group."""
@@ -471,13 +474,6 @@ class Process:
             self.kill()
         for each in (self._channel, *self._unstarted):
             each.close()
-
-    def _received(self) -> Any:
-        try:
-            return self._channel.recv()
-        except (EOFError, OSError):
-            self.alive = False
-            return None
 
 
 class Server:

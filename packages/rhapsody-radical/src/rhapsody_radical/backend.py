@@ -146,7 +146,7 @@ class RadicalExecutionBackend(ManagedBackend):
         self._selector = self.select_master()
         self._links = Links()
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._commands: Worker | None = None
+        self._commands = Worker("rhapsody-radical-commands")
         self._held: list[Job] = []
         self._sending = False
         self._cancelling: deque[Job] = deque()
@@ -170,7 +170,6 @@ class RadicalExecutionBackend(ManagedBackend):
             asyncio.CancelledError: The start was canceled.
         """
         self._loop = asyncio.get_running_loop()
-        self._commands = Worker("rhapsody-radical-commands")
         place = self._place()
         interrupted = (
             f"interrupted while RADICAL-Pilot was starting; the session's directory was {place}"
@@ -220,8 +219,7 @@ class RadicalExecutionBackend(ManagedBackend):
         jobs = self.open_jobs()
         for job in jobs:
             self._cancel(job)
-        if self._commands is not None:
-            self._commands.stop()
+        self._commands.stop()
         if self._connection is not None:
             self._none_open.clear()
             if self.open_tasks:
@@ -277,7 +275,6 @@ class RadicalExecutionBackend(ManagedBackend):
         self.require_running()
         jobs = [Job(task, self.pilots[0]) for task in self.admit(tasks)]
         self.open_tasks.update((job.uid, job) for job in jobs)
-        assert self._commands is not None
         await asyncio.wrap_future(self._commands.submit(partial(self._submit, jobs)))
 
     def _submit(self, jobs: list[Job]) -> None:
@@ -337,7 +334,7 @@ class RadicalExecutionBackend(ManagedBackend):
 
         Called on any thread when the state or the work of a pilot has changed.
         """
-        if self._held and not self._sending and self._commands is not None:
+        if self._held and not self._sending:
             self._sending = True
             self._commands.post(self._send_held)
 
@@ -538,8 +535,7 @@ class RadicalExecutionBackend(ManagedBackend):
     def request_end(self, job: Job) -> None:
         """Make the client cancel a job; several requests are sent in one message."""
         self._cancelling.append(job)
-        if self._commands is not None:
-            self._commands.post(self._send_cancellations)
+        self._commands.post(self._send_cancellations)
 
     def _send_cancellations(self) -> None:
         jobs = []
@@ -652,7 +648,7 @@ class RadicalExecutionBackend(ManagedBackend):
         if job.stopped is not None:
             job.stopped.set()
         self.task_state_cb(job.task, state)
-        if job.on_raptor and job.pilot.only_programs and self._commands is not None:
+        if job.on_raptor and job.pilot.only_programs:
             self._commands.post(partial(self._end_raptor, job.pilot))
         if not self.open_tasks:
             self._none_open.set()
@@ -759,7 +755,6 @@ class RadicalExecutionBackend(ManagedBackend):
                 "RadicalExecutionBackend(functions='raptor')"
             )
         self.require_running()
-        assert self._commands is not None
         assert self._connection is not None
         self._connection.remotes.require_another_thread()  # the reader would wait for itself
         config = descriptions.checked_raptor(raptor_config)

@@ -201,6 +201,9 @@ class Connection:
         closing: True once a shutdown or the end of the program has started to close the client.
     """
 
+    _process: subprocess.Popen[bytes]
+    _channel: Channel
+
     def __init__(
         self,
         uid: str,
@@ -213,8 +216,7 @@ class Connection:
         self._receive = receive
         self._on_lost = on_lost
         self._made = [place for place in directory.parents if not place.exists()]
-        self._process: subprocess.Popen[bytes] | None = None
-        self._channel: Channel | None = None
+        self._opened = False
         self.closing: bool = False
         self._keep: bool | None = None
         self._lock = threading.Lock()
@@ -280,6 +282,7 @@ class Connection:
         finally:
             client_end.close()
         self._channel = Channel(own_end)
+        self._opened = True
         _open.add(self)
         for target in (self._wait, self._read):
             start_thread(target, f"rhapsody-radical{target.__name__.replace('_', '-')}")
@@ -294,7 +297,7 @@ class Connection:
         """
         with self._lock:
             first, self.closing = not self.closing, True
-        if self._process is None or self._channel is None:
+        if not self._opened:
             self.remotes.callbacks.stop()
             return
         if first:
@@ -334,14 +337,11 @@ class Connection:
             self.close(keep=self._keep, limit=EXIT_LIMIT)
 
     def _wait(self) -> None:
-        assert self._process is not None
-        assert self._channel is not None
         code = self._process.wait()
         log.debug("RADICAL-Pilot session %s: client exited with code %s", self.uid, code)
         self._channel.shut()  # forks of the program may hold its other end
 
     def _read(self) -> None:
-        assert self._channel is not None
         self.remotes.reader = threading.get_ident()
         try:
             while (messages := self._channel.receive()) is not None:
@@ -354,8 +354,6 @@ class Connection:
 
     def _on_client_end(self) -> None:
         """Fail all calls that wait for the client; clean up if the client ended unexpectedly."""
-        assert self._process is not None
-        assert self._channel is not None
         self._channel.shut()
         try:
             code = self._process.wait(EXIT_TIMEOUT)
@@ -382,7 +380,6 @@ class Connection:
         Raises:
             PilotException: The client has ended.
         """
-        assert self._channel is not None
         try:
             self._channel.send((name, *parts))
         except OSError as error:

@@ -28,8 +28,6 @@ from multiprocessing.connection import Connection
 from queue import SimpleQueue
 from typing import Any
 
-from rhapsody.sdk import start_thread
-
 log: logging.Logger = logging.getLogger(__name__)
 
 BATCH_SECONDS = 0.01
@@ -173,7 +171,7 @@ class Records(logging.Handler):
 
 
 class Worker:
-    """Thread that calls functions one after the other.
+    """Thread that calls functions one after the other; started by the first call.
 
     Args:
         name: The thread's name.
@@ -183,7 +181,7 @@ class Worker:
         self._queue: SimpleQueue[tuple[Callable[[], Any], Future[Any]] | None] = SimpleQueue()
         self._lock = threading.Lock()
         self._stopped = False
-        self._thread = start_thread(self._run, name)
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
     def submit(self, function: Callable[[], Any]) -> Future[Any]:
         """Schedule a call of a function on the thread.
@@ -199,6 +197,8 @@ class Worker:
             if self._stopped:
                 raise RuntimeError(f"thread {self._thread.name} was stopped")
             self._queue.put((function, future))
+            if self._thread.ident is None:
+                self._thread.start()
         return future
 
     def post(self, function: Callable[[], Any]) -> None:
@@ -211,7 +211,7 @@ class Worker:
         with self._lock:
             self._stopped = True
             self._queue.put(None)
-        if threading.current_thread() is not self._thread:
+        if self._thread.is_alive() and threading.current_thread() is not self._thread:
             self._thread.join(30)
 
     def _run(self) -> None:
