@@ -15,6 +15,7 @@ from rhapsody.resources import Resources
 from rhapsody_radical import descriptions
 from rhapsody_radical.descriptions import (
     can_work_in,
+    described,
     pilot_descriptions,
     require_plain,
     task_settings,
@@ -244,3 +245,34 @@ def test_raptor_configurations_are_validated() -> None:
         RadicalExecutionBackend(raptor_config={"workers": []})
     with pytest.raises(ValueError, match="a worker for each"):
         RadicalExecutionBackend(raptor_config={"masters": [{"ranks": 1}]})
+
+
+def test_radical_pilot_accepts_the_description_of_an_executable() -> None:
+    settings = {"input_staging": ["a > b"], "cpu_processes": 2, "timeout": 5, "pre_exec": "date"}
+    words = describe_executable(task(settings), None)
+    description = described("TaskDescription", words, "it")
+    assert isinstance(description, rp.TaskDescription)
+    assert (description.ranks, description.timeout, description.pre_exec) == (2, 5.0, ["date"])
+    assert description.input_staging[0]["target"] == "b"
+
+
+@pytest.mark.parametrize(
+    ("settings", "kind", "words"),
+    [
+        ({"rank": 2}, TypeError, "it has no 'rank'; did you mean 'ranks'"),
+        ({"sauce": 2}, TypeError, "it has no 'sauce'; it has uid, name,"),
+        ({"flavour": 2}, TypeError, "did you mean 'flavours'"),
+        ({"ranks": "many"}, TypeError, 'it: .*"ranks".* expected type'),
+        ({"tags": {"a": "\udcff"}}, ValueError, "it: tags: .* surrogates"),
+        ({"metadata": {"a": 1 << 70}}, ValueError, "it: metadata: Integer"),
+        ({"input_staging": [{"sauce": "a"}]}, ValueError, 'it: .*"sauce" is invalid'),
+        ({"executable": ""}, ValueError, "it: "),
+    ],
+)
+def test_a_rejected_description_names_the_key(
+    settings: dict[str, Any], kind: type[Exception], words: str
+) -> None:
+    with pytest.raises(kind, match=words):
+        described("TaskDescription", {"executable": "true", **settings}, "it", ["flavours"])
+    with pytest.raises(TypeError, match="it has no 'resorce'; did you mean 'resource'"):
+        described("PilotDescription", {"resorce": "local.localhost"}, "it")

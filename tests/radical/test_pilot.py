@@ -6,15 +6,12 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from rhapsody.errors import BackendError, BackendUnavailableError
 from rhapsody_radical import pilot
-from rhapsody_radical.pilot import described, rp
-from rhapsody_radical.translate import describe_executable
-from tests.radical.stand_ins import task
+from rhapsody_radical.pilot import rp
 
 FORMER = [
     "Session",
@@ -91,34 +88,3 @@ def test_modules_of_the_program_do_not_import_radical(tmp_path: Path) -> None:
     command = [sys.executable, "-c", "\n".join(lines)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=tmp_path)
     assert (done.stdout, done.stderr) == ("[]\n", "")
-
-
-def test_radical_pilot_accepts_the_description_of_an_executable() -> None:
-    settings = {"input_staging": ["a > b"], "cpu_processes": 2, "timeout": 5, "pre_exec": "date"}
-    words = describe_executable(task(settings), None)
-    description = described("TaskDescription", words, "it")
-    assert isinstance(description, rp.TaskDescription)
-    assert (description.ranks, description.timeout, description.pre_exec) == (2, 5.0, ["date"])
-    assert description.input_staging[0]["target"] == "b"
-
-
-@pytest.mark.parametrize(
-    ("settings", "kind", "words"),
-    [
-        ({"rank": 2}, TypeError, "it has no 'rank'; did you mean 'ranks'"),
-        ({"sauce": 2}, TypeError, "it has no 'sauce'; it has uid, name,"),
-        ({"flavour": 2}, TypeError, "did you mean 'flavours'"),
-        ({"ranks": "many"}, TypeError, 'it: .*"ranks".* expected type'),
-        ({"tags": {"a": "\udcff"}}, ValueError, "it: tags: .* surrogates"),
-        ({"metadata": {"a": 1 << 70}}, ValueError, "it: metadata: Integer"),
-        ({"input_staging": [{"sauce": "a"}]}, ValueError, 'it: .*"sauce" is invalid'),
-        ({"executable": ""}, ValueError, "it: "),
-    ],
-)
-def test_a_rejected_description_names_the_key(
-    settings: dict[str, Any], kind: type[Exception], words: str
-) -> None:
-    with pytest.raises(kind, match=words):
-        described("TaskDescription", {"executable": "true", **settings}, "it", ["flavours"])
-    with pytest.raises(TypeError, match="it has no 'resorce'; did you mean 'resource'"):
-        described("PilotDescription", {"resorce": "local.localhost"}, "it")

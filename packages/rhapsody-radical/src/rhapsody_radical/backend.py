@@ -22,8 +22,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import cloudpickle  # type: ignore[import-untyped]
-
 from rhapsody import BackendError, CapabilityError, TaskDescription, TaskLostError
 from rhapsody.backends import Capabilities, ManagedBackend, Session
 from rhapsody.sdk import in_thread
@@ -32,10 +30,10 @@ from rhapsody_radical.cleanup import SESSIONS_DIRECTORY
 from rhapsody_radical.connection import PROGRAM, Connection
 from rhapsody_radical.descriptions import checked_settings, has_other_workers, total_cores
 from rhapsody_radical.links import Links
-from rhapsody_radical.pilot import PilotException, described
+from rhapsody_radical.pilot import PilotException
 from rhapsody_radical.pilots import Ended, Job, Pilot, Pilots
 from rhapsody_radical.plugin import RAPTOR, capabilities_of
-from rhapsody_radical.remote import RAPTORS, Ref
+from rhapsody_radical.remote import RAPTORS
 from rhapsody_radical.states import AGENT_EXECUTING, PMGR_ACTIVE
 from rhapsody_radical.wire import Worker
 
@@ -253,14 +251,7 @@ class RadicalExecutionBackend(ManagedBackend):
         """
         self.require_running()
         assert self._connection is not None
-        try:
-            packed = cloudpickle.dumps(((f, *args), {}))
-        except Exception as error:  # pickling runs the objects' own code
-            raise TypeError(
-                f"run_in_client: the call of {f!r} cannot be pickled for RADICAL-Pilot's client: "
-                f"{type(error).__name__}: {error}. Pass arguments that can be pickled"
-            ) from error
-        return await asyncio.wrap_future(self._connection.remotes.request(None, "", packed))
+        return await asyncio.wrap_future(self._connection.remotes.request(None, f, *args))
 
     # Submission.
 
@@ -452,7 +443,7 @@ class RadicalExecutionBackend(ManagedBackend):
     def _start_raptor(self, pilot: Pilot, config: dict[str, Any]) -> None:
         """Start RAPTOR on a pilot; block until its masters and workers have been submitted."""
         assert self._connection is not None
-        self._connection.remotes.call(Ref(RAPTORS), "start", pilot.number, config)
+        self._connection.remotes.call(RAPTORS, "start", pilot.number, config)
         pilot.raptor = config
 
     @property
@@ -493,7 +484,7 @@ class RadicalExecutionBackend(ManagedBackend):
             pilot.pairs = []
             assert self._connection is not None
             with suppress(PilotException):  # reported with the end of the pilots
-                self._connection.remotes.call(Ref(RAPTORS), "release", pilot.number)
+                self._connection.remotes.call(RAPTORS, "release", pilot.number)
 
     def _refuse_too_large(self, pilot: Pilot) -> None:
         """Fail executables that wait on a pilot for cores that RAPTOR now uses."""
@@ -595,9 +586,12 @@ class RadicalExecutionBackend(ManagedBackend):
         assert self._connection is not None
         pilot, remotes = self.pilots[number], self._connection.remotes
         if "pairs" in changes:
-            pilot.pairs = remotes.decoded(changes["pairs"])
+            pairs = changes["pairs"]
+            pilot.pairs = [
+                (remotes.found(one), list(map(remotes.found, more))) for one, more in pairs
+            ]
         if "state" in changes:
-            remotes.decoded(changes["pilot"])
+            remotes.found(changes["pilot"])
             state, when = changes["state"]
             self._pilots.note(pilot, state, when)
             for callback in tuple(self._pilot_callbacks):
@@ -814,7 +808,7 @@ class RadicalExecutionBackend(ManagedBackend):
                 if self.masters:
                     words.setdefault("raptor_id", next(self.master_selector))
             what = f"task {task['name']!r}: task_description"
-            self._built[uid] = described("TaskDescription", words, what)
+            self._built[uid] = descriptions.described("TaskDescription", words, what)
         except Exception as error:  # reported, as for a task that is submitted
             task["exception"] = error
             self.report_state(task, "FAILED")

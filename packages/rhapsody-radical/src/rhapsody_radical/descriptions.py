@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import difflib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from rhapsody_radical import pilot
 from rhapsody_radical.wire import is_plain
 
 LOCAL = "local.localhost"
@@ -332,3 +334,42 @@ def total_cores(config: Mapping[str, Any]) -> int:
         cores_taken(master) + sum(map(cores_taken, master["workers"]))
         for master in config["masters"]
     )
+
+
+# RADICAL-Pilot's own descriptions.
+
+
+def described(kind: str, words: Mapping[str, Any], what: str, hints: Iterable[str] = ()) -> Any:
+    """Return one of RADICAL-Pilot's descriptions, verified by RADICAL-Pilot.
+
+    Args:
+        kind: The name of the description's class.
+        words: The description as plain data, see `translate`.
+        what: The name of the description in error messages.
+        hints: Further keys that the user may have meant.
+
+    Raises:
+        TypeError: RADICAL-Pilot has no such key, or a value has the wrong type; the message names
+            the key.
+        ValueError: RADICAL-Pilot rejects the description; the message contains the reason.
+    """
+    rp, ru = pilot.rp, pilot.ru
+    known = getattr(rp, kind)._schema
+    for key in words:
+        if key not in known:
+            close = difflib.get_close_matches(str(key), [*hints, *known], 1)
+            hint = f"did you mean {close[0]!r}?" if close else f"it has {', '.join(known)}"
+            raise TypeError(f"{what} has no {key!r}; {hint}")
+    key = "description"
+    try:
+        for key, value in words.items():  # noqa: B007 - used in the message
+            ru.to_msgpack(value)  # as RADICAL-Pilot does, whose components would fail later
+        key = "description"
+        description = getattr(rp, kind)(dict(words))
+        description.verify()
+        if words.get("input_staging") or words.get("output_staging"):
+            rp.staging_directives.expand_description(description)
+    except Exception as error:  # RADICAL-Pilot raises exceptions of any type
+        error_type = TypeError if isinstance(error, TypeError) else ValueError
+        raise error_type(f"{what}: {key}: {error}") from error
+    return description

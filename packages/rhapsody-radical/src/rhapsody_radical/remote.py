@@ -8,7 +8,6 @@ do. Everything else is accessible through `run_in_client`.
 from __future__ import annotations
 
 import itertools
-import pickle
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, InvalidStateError
@@ -19,39 +18,30 @@ from weakref import WeakValueDictionary
 
 from rhapsody.sdk import settable
 from rhapsody_radical.pilot import PilotException
-from rhapsody_radical.wire import FLAT, Worker
+from rhapsody_radical.wire import Worker, dumps, loads
 
 RAPTORS = "raptors"
 """Uid of RAPTOR's masters and workers on all pilots, which are one object in the client."""
 
 
 class Ref(NamedTuple):
-    """Reference to an object in a message.
+    """Reference to one of RADICAL-Pilot's objects in a message to the program.
 
     Attributes:
-        uid: The uid of the object in its session, or the number of one of the program's callbacks.
-        values: The object's attributes; empty in messages to the client.
-        methods: The names of the object's methods; empty in messages to the client.
+        uid: The object's uid in its session.
+        values: The object's attributes.
+        methods: The names of the object's methods.
     """
 
-    uid: Any
-    values: Mapping[str, Any] = {}
-    methods: tuple[str, ...] = ()
-
-    def __hash__(self) -> int:
-        return hash(self.uid)
+    uid: str
+    values: Mapping[str, Any]
+    methods: tuple[str, ...]
 
 
-class Record(dict[str, Any]):
-    """Dict from RADICAL-Pilot whose values are also attributes."""
+class Callback(NamedTuple):
+    """Reference to one of the program's callbacks, by its number."""
 
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return self[name]
-        except KeyError:
-            raise AttributeError(
-                f"no attribute {name!r}; the attributes are {', '.join(self)}"
-            ) from None
+    number: int
 
 
 class Remote:
@@ -62,19 +52,19 @@ class Remote:
 
     def __init__(self, remotes: Remotes, uid: str) -> None:
         self._remotes = remotes
-        self._ref = Ref(uid)
-        self._values: dict[str, Any] = {}
+        self._uid = uid
+        self._values: Mapping[str, Any] = {}
         self._methods: tuple[str, ...] = ()
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):
             raise AttributeError(name)
         if name in self._methods:
-            return partial(self._remotes.call, self._ref, name)
+            return partial(self._remotes.call, self._uid, name)
         if name in self._values:
             return self._values[name]
         raise AttributeError(
-            f"attribute {name!r} of RADICAL-Pilot's object {self._ref.uid} is only available in "
+            f"attribute {name!r} of RADICAL-Pilot's object {self._uid} is only available in "
             "its client. Use `await backend.run_in_client(function)`"
         )
 
@@ -90,26 +80,26 @@ class Remote:
             **more: Other parameters of RADICAL-Pilot's method (`metric`, `uid`), as plain values.
         """
         number = next(self._remotes.numbers)
-        self._remotes.listeners[number] = self._ref, cb, cb_data
+        self._remotes.listeners[number] = self._uid, cb, cb_data
         try:
-            self._remotes.call(self._ref, "register_callback", cb=Ref(number), **more)
+            self._remotes.call(self._uid, "register_callback", cb=Callback(number), **more)
         except BaseException:
             del self._remotes.listeners[number]
             raise
 
     def unregister_callback(self, cb: Callable[..., Any] | None = None) -> None:
         """Unregister a callback or, without an argument, all of this object's callbacks."""
-        for number, (ref, callback, _) in list(self._remotes.listeners.items()):
-            if ref == self._ref and cb in (None, callback):
+        for number, (uid, callback, _) in list(self._remotes.listeners.items()):
+            if uid == self._uid and cb in (None, callback):
                 del self._remotes.listeners[number]
                 with suppress(AttributeError, KeyError, ValueError):  # tasks lack the method
-                    self._remotes.call(self._ref, "unregister_callback", cb=Ref(number))
+                    self._remotes.call(self._uid, "unregister_callback", cb=Callback(number))
 
     def __dir__(self) -> list[str]:
         return sorted({*super().__dir__(), *self._values, *self._methods})
 
     def __repr__(self) -> str:
-        return f"<RADICAL-Pilot's {self._ref.uid}, {self._values.get('state')}>"
+        return f"<RADICAL-Pilot's {self._uid}, {self._values.get('state')}>"
 
 
 class Remotes:
@@ -129,8 +119,8 @@ class Remotes:
         self._lock = threading.Lock()
         self.numbers: Iterator[int] = itertools.count(1)
         """Numbers of calls and callbacks in messages."""
-        self.listeners: dict[int, tuple[Ref, Callable[..., Any], Any]] = {}
-        """The object, the callback and the callback's data, by the callback's number."""
+        self.listeners: dict[int, tuple[str, Callable[..., Any], Any]] = {}
+        """The object's uid, the callback and the callback's data, by the callback's number."""
         self.waiting: dict[int, Future[Any]] = {}
         """The futures of calls, by their numbers; number 0 is the start of the session."""
         self.reader: int = 0
@@ -138,30 +128,39 @@ class Remotes:
         self.callbacks: Worker = Worker("rhapsody-radical-callbacks")
         """Thread that calls the program's callbacks."""
 
-    def call(self, target: Ref, method: str, *args: Any, **kwargs: Any) -> Any:
-        """Call a method in the client, and wait for its result."""
-        packed = pickle.dumps((encoded(args), encoded(kwargs)))
-        return self.request(target, method, packed).result()
+    def call(self, uid: str, method: str, *args: Any, **kwargs: Any) -> Any:
+        """Call a method of an object in the client, and wait for its result."""
+        return self.request(uid, method, *args, **kwargs).result()
 
-    def request(self, target: Ref | None, method: str, packed: bytes) -> Future[Any]:
-        """Call a method in the client, or a function if `target` is `None`.
+    def request(self, uid: str | None, method: Any, *args: Any, **kwargs: Any) -> Future[Any]:
+        """Call a method or function in the client.
 
         Args:
-            target: The object whose method is called.
-            method: The name of the method.
-            packed: The pickled arguments; for a function, the function is the first argument.
+            uid: The uid of the object whose method is called, or `None` for a function.
+            method: The name of the method, or the function.
+            args: The positional arguments.
+            kwargs: The keyword arguments.
 
         Returns:
             The future of the result.
 
         Raises:
             RuntimeError: The current thread reads the replies, so it would wait for itself.
+            TypeError: The function or an argument cannot be pickled.
         """
         self.require_another_thread()
+        try:
+            packed = dumps((method, args, kwargs), _name)
+        except Exception as error:  # pickling runs the objects' own code
+            raise TypeError(
+                f"the call of {method!r} cannot be pickled for RADICAL-Pilot's client: "
+                f"{type(error).__name__}: {error}. Pass data that can be pickled, or create it in "
+                "the client with `await backend.run_in_client(function, ...)`"
+            ) from error
         number, future = next(self.numbers), Future[Any]()
         self.waiting[number] = future
         with suppress(PilotException):  # the reader calls `end`, or has called it already
-            self._send("call", number, target, method, packed)
+            self._send("call", number, uid, packed)
         if self._ended.is_set():
             self.end(PilotException("RADICAL-Pilot's client has ended"))
         return future
@@ -188,7 +187,7 @@ class Remotes:
     def reply(self, number: int, good: bool, packed: bytes) -> None:
         """Deliver the result of a call, the arguments of a callback, or an object's attributes."""
         try:
-            value = self.decoded(pickle.loads(packed))  # noqa: S301 - from our own client
+            value = loads(packed, self.found)
         except BaseException as error:  # unpickling runs the objects' own code
             good, value = False, error
         if (listener := self.listeners.get(number)) is not None:
@@ -201,38 +200,19 @@ class Remotes:
                 else:
                     future.set_exception(settable(value, "the call"))
 
-    def decoded(self, value: Any) -> Any:
-        """Return a value from a message, with its references replaced by remote objects."""
-        if type(value) is Ref:
-            values = self.decoded(value.values)
-            with self._lock:
-                found = self._found.get(value.uid)
-                if found is None:
-                    found = self._found[value.uid] = Remote(self, value.uid)
-                found._values, found._methods = values, value.methods
-                return found
-        if type(value) in (list, tuple, set):
-            return type(value)(map(self.decoded, value))
-        if type(value) is dict:
-            return Record({key: self.decoded(each) for key, each in value.items()})
-        return value
+    def found(self, value: Any) -> Any:
+        """Return the remote object for a reference, with new attributes, or another value."""
+        if type(value) is not Ref:
+            return value
+        with self._lock:
+            remote = self._found.get(value.uid)
+            if remote is None:
+                remote = self._found[value.uid] = Remote(self, value.uid)
+            remote._values, remote._methods = value.values, value.methods
+            return remote
 
 
-def encoded(value: Any) -> Any:
-    """Return an argument of a method in the form in which it is sent to the client.
-
-    Raises:
-        TypeError: The argument is neither a plain value, a description, nor a remote object.
-    """
+def _name(value: Any) -> Any:
     if isinstance(value, Remote):
-        return value._ref
-    if type(value) in FLAT or type(value) is Ref:
-        return value
-    if isinstance(value, Mapping):
-        return {encoded(key): encoded(each) for key, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [encoded(each) for each in value]
-    raise TypeError(
-        f"arguments of RADICAL-Pilot's methods must be plain values, descriptions or remote "
-        f"objects, got {value!r}. Use `await backend.run_in_client(function, ...)`"
-    )
+        return value._uid
+    return value.number if isinstance(value, Callback) else None

@@ -13,6 +13,7 @@ changes of a pilot, and `log` contains a log record.
 
 from __future__ import annotations
 
+import io
 import logging
 import math
 import os
@@ -27,6 +28,8 @@ from functools import partial
 from multiprocessing.connection import Connection
 from queue import SimpleQueue
 from typing import Any
+
+import cloudpickle  # type: ignore[import-untyped]
 
 log: logging.Logger = logging.getLogger(__name__)
 
@@ -87,6 +90,48 @@ class Channel:
         self._connection.close()
 
 
+class Record(dict[str, Any]):
+    """Dict from RADICAL-Pilot whose values are also attributes."""
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self[name]
+        except KeyError:
+            raise AttributeError(
+                f"no attribute {name!r}; the attributes are {', '.join(self)}"
+            ) from None
+
+
+class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
+    def __init__(self, file: io.BytesIO, name: Callable[[Any], Any]) -> None:
+        super().__init__(file)
+        self._name = name
+
+    def persistent_id(self, thing: Any) -> Any:
+        return self._name(thing)
+
+
+class _Unpickler(pickle.Unpickler):
+    def __init__(self, packed: bytes, find: Callable[[Any], Any]) -> None:
+        super().__init__(io.BytesIO(packed))
+        self._find = find
+
+    def persistent_load(self, name: Any) -> Any:
+        return self._find(name)
+
+
+def dumps(value: Any, name: Callable[[Any], Any]) -> bytes:
+    """Pickle a value, except the objects for which `name` returns a name instead of `None`."""
+    file = io.BytesIO()
+    _Pickler(file, name).dump(value)
+    return file.getvalue()
+
+
+def loads(packed: bytes, find: Callable[[Any], Any]) -> Any:
+    """Unpickle the result of `dumps`; `find` returns the object with a name."""
+    return _Unpickler(packed, find).load()
+
+
 class Outbox(threading.Thread):
     """Queue of outgoing messages, which a separate thread sends in order and in batches.
 
@@ -145,7 +190,7 @@ def is_plain(value: Any) -> bool:
         return True
     if type(value) in (list, tuple):
         return all(map(is_plain, value))
-    if type(value) is dict:
+    if type(value) in (dict, Record):
         return all(map(is_plain, value)) and all(map(is_plain, value.values()))
     return False
 

@@ -282,7 +282,7 @@ class Client:
             if pilot.pilot is None or pilot.reported == state:
                 return
             pilot.reported = state
-        ref = self._calls.encoded(pilot.pilot)
+        ref = self._calls.ref(pilot.pilot)
         self._send("pilot", pilot.number, {"state": (state, time.time()), "pilot": ref})
         if state in FINAL:
             how = "ended: its walltime has expired, or it was canceled"
@@ -307,10 +307,8 @@ class Client:
 
     def _pairs_changed(self, number: int, lost: Pair | None) -> None:
         raptor = self.raptors.found[number]
-        pairs = [
-            (self._calls.encoded(pair.master), self._calls.encoded(pair.workers))
-            for pair in raptor.pairs
-        ]
+        ref = self._calls.ref
+        pairs = [(ref(pair.master), list(map(ref, pair.workers))) for pair in raptor.pairs]
         self._send("pilot", number, {"pairs": pairs})
         if lost is not None:
             self.tasks.lose(lost, str(lost.lost))

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from typing import Any
 from weakref import WeakValueDictionary
 
-import cloudpickle  # type: ignore[import-untyped]
 import radical.pilot as rp  # type: ignore[import-untyped,unused-ignore]
 import radical.utils as ru  # type: ignore[import-untyped,unused-ignore]
 
@@ -20,7 +20,7 @@ from rhapsody_radical.client.raptor import Raptors
 from rhapsody_radical.client.session import Objects
 from rhapsody_radical.client.tasks import Send
 from rhapsody_radical.remote import RAPTORS, Ref
-from rhapsody_radical.wire import is_plain
+from rhapsody_radical.wire import Record, dumps, is_plain, loads
 
 OBJECTS = (rp.Session, rp.PilotManager, rp.TaskManager, rp.Pilot, rp.Task)
 """The classes whose objects the program receives as remote objects."""
@@ -47,12 +47,12 @@ class Calls:
         self._seen: WeakValueDictionary[str, Any] = WeakValueDictionary({RAPTORS: raptors})
         self._forwards: dict[int, Callable[..., None]] = {}
 
-    def call(self, number: int, target: Ref | None, method: str, packed: bytes) -> None:
+    def call(self, number: int, uid: str | None, packed: bytes) -> None:
         """Call a method, or a function of the program, and reply with its result."""
 
         def answer() -> None:
             try:
-                self.reply(number, self._called(target, method, packed))
+                self.reply(number, self._called(uid, packed))
             except BaseException as error:  # sent to the program
                 self.reply(number, error, good=False)
 
@@ -71,9 +71,9 @@ class Calls:
             good: True for a result.
         """
         try:
-            packed: bytes = cloudpickle.dumps(self.encoded(value))
+            packed = dumps(value, self._name)
             if not good:
-                pickle.loads(packed)  # noqa: S301 - made above; not all can be unpickled
+                loads(packed, self._found)  # some can be pickled, but not unpickled
         except Exception as error:  # pickling runs the object's own code
             problem: Exception = RuntimeError(f"{type(value).__name__}: {value}")
             if good:
@@ -84,83 +84,69 @@ class Calls:
             good, packed = False, pickle.dumps(problem)
         self._send("reply", number, good, packed)
 
-    def _called(self, target: Ref | None, method: str, packed: bytes) -> Any:
-        args, kwargs = pickle.loads(packed)  # noqa: S301 - from our own program
-        if target is None:
-            function, *args = args
-            return function(self._objects, *args)
-        make = DESCRIBED.get(method)
-        args = [self._decoded(each, make) for each in args]
-        kwargs = {key: self._decoded(each, make) for key, each in kwargs.items()}
-        return getattr(self._decoded(target, None), method)(*args, **kwargs)
+    def _called(self, uid: str | None, packed: bytes) -> Any:
+        method, (*args,), kwargs = loads(packed, self._found)
+        if uid is None:
+            return method(self._objects, *args)
+        if args and (make := DESCRIBED.get(method)) is not None:
+            several = isinstance(args[0], list | tuple)
+            args[0] = [make(each) for each in args[0]] if several else make(args[0])
+        return getattr(self._found(uid), method)(*args, **kwargs)
 
     def changed(self, handle: Any) -> None:
         """Send the attributes of a task that has changed, if the program has received the task."""
         if handle.uid in self._seen:
             self.reply(0, handle)
 
-    def encoded(self, value: Any) -> Any:
-        """Return the form in which a value is sent: references replace RADICAL-Pilot's objects."""
-        if isinstance(value, OBJECTS):
-            uid = str(value.uid)
-            self._seen[uid] = value
-            return Ref(uid, *self._attributes(value))
-        if isinstance(value, ru.TypedDict):
-            value = value.as_dict()
-        if type(value) is dict:
-            return {key: self.encoded(each) for key, each in value.items()}
-        if isinstance(value, ru.Url):
-            return str(value)
-        if type(value) in (list, tuple, set):
-            return type(value)(map(self.encoded, value))
-        return value
-
-    def _attributes(self, thing: Any) -> tuple[dict[str, Any], tuple[str, ...]]:
-        """Return the public attributes of an object that can be sent, and its methods' names.
+    def ref(self, thing: Any) -> Ref:
+        """Return a reference to an object, with its public attributes that are plain data.
 
         `close` is omitted, because the backend closes the session and its managers.
         """
-        values, methods = {}, []
+        values: dict[str, Any] = {}
+        methods = []
         for name in dir(thing):
             if name.startswith("_") or name == "close":
                 continue
-            try:
+            value = None
+            with suppress(Exception):  # RADICAL-Pilot raises if some attributes are read too early
                 value = getattr(thing, name)
-            except Exception:  # RADICAL-Pilot raises if some attributes are read too early
-                value = None
             if callable(value):
                 methods.append(name)
-            elif not isinstance(value, OBJECTS) and is_plain(value := self.encoded(value)):
+            elif is_plain(value := _plain(value)):
                 values[name] = value
-        return values, tuple(methods)
+        self._seen[str(thing.uid)] = thing
+        return Ref(str(thing.uid), values, tuple(methods))
 
-    def _decoded(self, value: Any, make: Any) -> Any:
-        """Return an argument with its references replaced by RADICAL-Pilot's objects.
+    def _name(self, thing: Any) -> Any:
+        if isinstance(thing, OBJECTS):
+            return self.ref(thing)
+        return _plain(thing) if isinstance(thing, ru.Url | ru.TypedDict) else None
 
-        Args:
-            value: The value from the message.
-            make: The class of descriptions to create from dicts, if any.
-
-        Returns:
-            The argument for RADICAL-Pilot.
+    def _found(self, name: Any) -> Any:
+        """Return the object with a uid, or a function that calls the callback with a number.
 
         Raises:
-            ValueError: A reference has the uid of an unknown object.
+            ValueError: There is no such object.
         """
-        if type(value) is Ref and type(value.uid) is int:
-            # RADICAL-Pilot identifies callbacks by their ids.
-            return self._forwards.setdefault(value.uid, partial(self._forward, value.uid))
-        if type(value) is Ref:
-            if (found := self._seen.get(value.uid)) is None:
-                raise ValueError(f"RADICAL-Pilot's session has no {value.uid!r}")
+        if type(name) is int:  # RADICAL-Pilot identifies callbacks by their ids
+            return self._forwards.setdefault(name, partial(self._forward, name))
+        if type(name) is str:
+            if (found := self._seen.get(name)) is None:
+                raise ValueError(f"RADICAL-Pilot's session has no {name!r}")
             return found
-        if type(value) is list:
-            return [self._decoded(each, make) for each in value]
-        if type(value) is dict:
-            if make is not None:
-                return make(value)
-            return {key: self._decoded(each, None) for key, each in value.items()}
-        return value
+        return name
 
     def _forward(self, number: int, *args: Any) -> None:
         self.reply(number, args)
+
+
+def _plain(value: Any) -> Any:
+    """Return a value with text instead of URLs, and records instead of dicts."""
+    if isinstance(value, ru.Url):
+        return str(value)
+    if isinstance(value, ru.TypedDict):
+        value = value.as_dict()
+    if isinstance(value, dict):
+        return Record({key: _plain(each) for key, each in value.items()})
+    return list(map(_plain, value)) if isinstance(value, list) else value

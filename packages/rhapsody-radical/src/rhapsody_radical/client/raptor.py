@@ -29,9 +29,9 @@ from rhapsody_radical.descriptions import (
     MASTER_CLASS,
     OWN_CLASS,
     cores_taken,
+    described,
     is_own,
 )
-from rhapsody_radical.pilot import described
 from rhapsody_radical.states import AGENT_EXECUTING, FINAL
 
 log: logging.Logger = logging.getLogger(__name__)

@@ -24,7 +24,8 @@ import radical.utils as ru  # type: ignore[import-untyped,unused-ignore]
 from rhapsody.sdk import start_thread
 from rhapsody_radical import cleanup
 from rhapsody_radical.client.health import Progress
-from rhapsody_radical.pilot import PilotException, described
+from rhapsody_radical.descriptions import described
+from rhapsody_radical.pilot import PilotException
 from rhapsody_radical.states import FINAL, PMGR_ACTIVE, PMGR_ACTIVE_PENDING
 
 log: logging.Logger = logging.getLogger(__name__)

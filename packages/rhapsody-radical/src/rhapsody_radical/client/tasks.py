@@ -21,7 +21,7 @@ from typing import Any
 from rhapsody_radical import cleanup, functions
 from rhapsody_radical.client.raptor import MAX_GROUP_TEXT, Pair, Raptors
 from rhapsody_radical.client.session import ClientPilot
-from rhapsody_radical.pilot import described
+from rhapsody_radical.descriptions import described
 from rhapsody_radical.states import AGENT_EXECUTING, AGENT_STAGING_INPUT_PENDING, FINAL
 from rhapsody_radical.wire import Worker
 
