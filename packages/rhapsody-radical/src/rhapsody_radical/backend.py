@@ -543,8 +543,7 @@ class RadicalExecutionBackend(ManagedBackend):
 
     def _receive(self, name: str, *parts: Any) -> None:
         """Process a message of the client with the method `_on_NAME`."""
-        function: Callable[..., None] = getattr(self, f"_on_{name}")
-        function(*parts)
+        getattr(self, f"_on_{name}")(*parts)
 
     def _client_lost(self, reason: str) -> None:
         """End all tasks, because the client has ended unexpectedly."""

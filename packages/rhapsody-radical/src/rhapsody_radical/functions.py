@@ -12,7 +12,6 @@ import pickle
 import shutil
 import sys
 import tempfile
-import threading
 from collections.abc import Mapping
 from contextlib import suppress
 from functools import cache, cached_property
@@ -174,14 +173,9 @@ def _packed_call(
     return pickled, call.store(data, buffers, directory, f"{task['uid']}.arguments")
 
 
+@cache
 def _runner() -> bytes:
     """Return `call.run` pickled by value, because workers may lack this package."""
-    with _packing:  # cloudpickle's registration is global, and other backends may use it
-        return _packed_runner()
-
-
-@cache
-def _packed_runner() -> bytes:
     shipped = (call, sys.modules[Runner.__module__])
     for module in shipped:
         cloudpickle.register_pickle_by_value(module)
@@ -191,9 +185,6 @@ def _packed_runner() -> bytes:
         for module in shipped:
             cloudpickle.unregister_pickle_by_value(module)
     return packed
-
-
-_packing = threading.Lock()
 
 
 def python_task(order: tuple[Any, ...]) -> str:
@@ -227,19 +218,12 @@ def completed(
     uid: str, task_desc: Mapping[str, Any], specific: Mapping[str, Any] | None
 ) -> TaskDescription:
     """Return a copy of a description with defaults for all missing required keys."""
-    task: dict[str, Any] = {
-        "name": uid,
-        "function": None,
-        "executable": None,
-        "args": (),
-        "kwargs": {},
-        "is_service": False,
-        "metadata": {"dependencies": [], "input_files": [], "output_files": []},
-        **task_desc,
-    }
-    task["uid"] = uid
-    own = task.get("task_backend_specific_kwargs") or {}
-    task["task_backend_specific_kwargs"] = dict(own if specific is None else specific)
+    own = task_desc.get("task_backend_specific_kwargs") if specific is None else specific
+    defaults = {"name": uid, "function": None, "executable": None, "args": (), "kwargs": {}}
+    task = {
+        **defaults, "is_service": False, "metadata": {}, **task_desc,
+        "uid": uid, "task_backend_specific_kwargs": dict(own or {}),
+    }  # fmt: skip
     return cast("TaskDescription", task)
 
 

@@ -91,8 +91,7 @@ class Client:
     def do(self, message: Message) -> None:
         """Execute a message from the program with the method `_on_NAME`."""
         name, *parts = message
-        function: Callable[..., None] = getattr(self, f"_on_{name}")
-        function(*parts)
+        getattr(self, f"_on_{name}")(*parts)
 
     def _on_submit(self, number: int, batch: list[tuple[str, dict[str, Any], Any]]) -> None:
         self._commands.post(partial(self.tasks.submit, number, batch))

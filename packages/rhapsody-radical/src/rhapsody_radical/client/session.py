@@ -39,16 +39,17 @@ AGENT_TIMEOUT = 15.0
 MIN_FREE_BYTES = 1 << 20
 """Free space in bytes below which a pilot cannot start on a file system."""
 
-KNOWN = ("resource_manager", "filesystem_endpoint", "job_manager_endpoint")
-"""Keys of a resource's configuration that the program receives in addition to `PER_NODE`."""
+KNOWN = (
+    *("resource_manager", "filesystem_endpoint"),
+    *("cores_per_node", "gpus_per_node", "mem_per_node"),
+)
+"""Keys of a resource's configuration that the program receives."""
 
 OTHERS = (
     *("raptor_config", "functions", "raptor", "function_cores", "pre_exec", "work_dir", "verbose"),
     *("keep_session", "pilots"),
 )
 """Parameters that users may put among those of a pilot by mistake."""
-
-PER_NODE = ("cores_per_node", "gpus_per_node", "mem_per_node")
 
 
 class ClientPilot:
@@ -91,8 +92,7 @@ class ClientPilot:
 
     def configure(self, config: Any) -> None:
         """Store the relevant part of the configuration of the pilot's resource."""
-        self.config = {key: str(config.get(key) or "") for key in KNOWN}
-        self.config.update({key: int(config.get(key) or 0) for key in PER_NODE})
+        self.config = {key: config.get(key) for key in KNOWN}
 
     def cores(self) -> list[int]:
         """Return the number of cores that tasks can use on each node.
