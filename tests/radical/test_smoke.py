@@ -84,3 +84,11 @@ async def test_a_pilot_with_inaccessible_files_is_rejected(tmp_path: Path) -> No
         await RadicalExecutionBackend(far, work_dir=tmp_path / "work")
     assert os.listdir(tmp_path) == []
     assert working_in(tmp_path) == []
+
+
+@pytest.mark.asyncio
+async def test_an_unknown_parameter_of_a_pilot_is_rejected_by_the_start(tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match="no 'verbos'; did you mean 'verbose'"):
+        await RadicalExecutionBackend({"verbos": True}, work_dir=tmp_path / "work")
+    assert os.listdir(tmp_path) == []
+    assert working_in(tmp_path) == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -69,6 +70,26 @@ def test_the_reason_for_a_lost_pair_contains_the_masters_error() -> None:
     master = SimpleNamespace(uid="m", state="FAILED", exception="OSError('disk')", stderr="full\n")
     pair = raptor.Pair(master, [], {"workers": [{"cores_per_rank": 2}]})
     assert pair.problem() == "RAPTOR master m ended (FAILED): OSError('disk'): full"
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ({"rank": 1, "workers": [{}]}, "a master has no 'rank'; did you mean 'ranks'"),
+        (
+            {"workers": [{"worker_typ": "a"}]},
+            "a worker has no 'worker_typ'; did you mean 'worker_type'",
+        ),
+        ({"workers": [{"ranks": "a"}]}, 'a worker: .*"ranks".* expected type'),
+    ],
+)
+def test_invalid_masters_and_workers_are_rejected(
+    config: dict[str, Any], words: str, tmp_path: Path
+) -> None:
+    pilot = client_pilot(0)
+    pilot.sandbox = str(tmp_path)
+    with pytest.raises(TypeError, match=words):
+        raptor.Raptor(pilot, {"masters": [config]}, lambda _: None).start()
 
 
 @pytest.mark.parametrize(

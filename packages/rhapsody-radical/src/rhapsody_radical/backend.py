@@ -86,7 +86,7 @@ class RadicalExecutionBackend(ManagedBackend):
         name: The name of the backend in an engine (default: `"radical_pilot"`).
 
     Raises:
-        TypeError: A value has the wrong type, or RADICAL-Pilot has no such parameter.
+        TypeError: A value has the wrong type; `start` checks RADICAL-Pilot's own parameters.
         ValueError: A value is invalid.
 
     Attributes:
@@ -162,6 +162,8 @@ class RadicalExecutionBackend(ManagedBackend):
         down, and a warning with the path of the session is logged.
 
         Raises:
+            TypeError: RADICAL-Pilot has no such parameter of a pilot, master or worker, or a value
+                has the wrong type; the message names the parameter.
             PilotException: RADICAL-Pilot cannot start; the message contains its reason.
             SystemExit: `KeyboardInterrupt` or `SystemExit` was raised during the start; the message
                 contains the session's path.
