@@ -264,6 +264,7 @@ def test_radical_pilot_accepts_the_description_of_an_executable() -> None:
         ({"flavour": 2}, TypeError, "did you mean 'flavours'"),
         ({"ranks": "many"}, TypeError, 'it: .*"ranks".* expected type'),
         ({"tags": {"a": "\udcff"}}, ValueError, "it: tags: .* surrogates"),
+        ({"arguments": ["\udcff"]}, ValueError, "it: arguments: .* surrogates"),
         ({"metadata": {"a": 1 << 70}}, ValueError, "it: metadata: Integer"),
         ({"input_staging": [{"sauce": "a"}]}, ValueError, 'it: .*"sauce" is invalid'),
         ({"executable": ""}, ValueError, "it: "),

@@ -55,19 +55,6 @@ def test_subclasses_of_str_are_converted() -> None:
     assert words["arguments"] == ["a b"]
 
 
-@pytest.mark.parametrize("part", ["executable", "argument", "variable"])
-def test_text_that_cannot_be_encoded_fails_the_task(part: str) -> None:
-    text = "\udcff"
-    given: dict[str, dict[str, Any]] = {
-        "executable": {"executable": text, "arguments": []},
-        "argument": {"arguments": [text]},
-        "variable": {"environment": {"A": text}},
-    }
-    shown = r"a value in environment=" if part == "variable" else r"'\\udcff'"
-    with pytest.raises(ValueError, match=rf"task 't': {shown} cannot be encoded"):
-        describe_executable(task(**given[part]), None)
-
-
 def test_tasks_that_do_not_fit_on_the_pilot_are_rejected() -> None:
     check_fits("t", {"cores_per_rank": 8}, pilot())
     for words in ({"cores_per_rank": 9}, {"gpus_per_rank": 1.0}):

@@ -147,7 +147,7 @@ def can_work_in(path: str | Path) -> bool:
     """Return True if RADICAL-Pilot's scripts, which do not quote paths, work in a directory."""
     where, name = os.path.split(path)
     real = _real(where) + name
-    return encodable(real) and not set(real) & set(" \t\n'\"$`\\*?[&;()<>|")
+    return real.isprintable() and not set(real) & set(" '\"$`\\*?[&;()<>|")
 
 
 @lru_cache(maxsize=16)  # sandboxes are in one directory
@@ -220,15 +220,6 @@ def number(settings: Mapping[str, Any], key: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError(f"{key!r} must be a number, got {value!r}")
     return value
-
-
-def encodable(text: str) -> bool:
-    """Return True if a string can be encoded as UTF-8; names of files may contain other bytes."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 # RAPTOR's configuration.

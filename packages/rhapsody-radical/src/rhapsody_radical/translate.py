@@ -24,7 +24,6 @@ from rhapsody_radical.descriptions import (
     as_list,
     can_work_in,
     cores_taken,
-    encodable,
     number,
     task_settings,
 )
@@ -119,21 +118,13 @@ def describe_executable(task: TaskDescription, pilot: Pilot | None) -> dict[str,
 
 
 def _check_text(task: TaskDescription) -> None:
-    """Raise for text that cannot be passed to a program; shells silently drop null bytes."""
+    """Raise for text with null bytes, which shells silently drop."""
     environment = task.get("environment", {})
-    words = [task["executable"] or "", *(task.get("arguments") or ())]
-    words += [*environment, *environment.values(), task.get("cwd") or ""]
-    if any("\0" in word for word in words):
+    words = [task["executable"] or "", *(task.get("arguments") or ()), task.get("cwd") or ""]
+    if any("\0" in word for word in (*words, *environment, *environment.values())):
         raise ValueError(
             f"task {task['name']!r}: its command, environment or cwd contains a null byte"
         )
-    for word in words:
-        if not encodable(word):
-            what = "a value in environment=" if word in environment.values() else repr(word)
-            raise ValueError(
-                f"task {task['name']!r}: {what} cannot be encoded as UTF-8, which RADICAL-Pilot "
-                "requires. Rename the file, or change the value"
-            )
 
 
 def _name(name: str) -> str:

@@ -74,7 +74,7 @@ def main(end: int, program: int) -> None:
 
 
 def _client(outbox: Outbox, settings: dict[str, Any]) -> Any:
-    """Create the client. This imports RADICAL-Pilot.
+    """Return a new client. This imports RADICAL-Pilot.
 
     Raises:
         RuntimeError: The program uses another version of this package.
