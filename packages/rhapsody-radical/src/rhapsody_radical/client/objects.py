@@ -85,12 +85,12 @@ class Calls:
         self._send("reply", number, good, packed)
 
     def _called(self, uid: str | None, packed: bytes) -> Any:
-        method, (*args,), kwargs = loads(packed, self._found)
+        method, args, kwargs = loads(packed, self._found)
         if uid is None:
             return method(self._objects, *args)
-        if args and (make := DESCRIBED.get(method)) is not None:
-            several = isinstance(args[0], list | tuple)
-            args[0] = [make(each) for each in args[0]] if several else make(args[0])
+        if (make := DESCRIBED.get(method)) is not None:
+            args = [_described(each, make) for each in args]
+            kwargs = {key: _described(each, make) for key, each in kwargs.items()}
         return getattr(self._found(uid), method)(*args, **kwargs)
 
     def changed(self, handle: Any) -> None:
@@ -139,6 +139,12 @@ class Calls:
 
     def _forward(self, number: int, *args: Any) -> None:
         self.reply(number, args)
+
+
+def _described(value: Any, make: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return [_described(each, make) for each in value]
+    return make(value) if isinstance(value, dict) else value
 
 
 def _plain(value: Any) -> Any:
