@@ -358,7 +358,7 @@ def described(kind: str, words: Mapping[str, Any], what: str, hints: Iterable[st
         key = "description"
         description = getattr(rp, kind)(dict(words))
         description.verify()
-        if words.get("input_staging") or words.get("output_staging"):
+        if kind == "TaskDescription" and (words.keys() & {"input_staging", "output_staging"}):
             rp.staging_directives.expand_description(description)
     except Exception as error:  # RADICAL-Pilot raises exceptions of any type
         error_type = TypeError if isinstance(error, TypeError) else ValueError
