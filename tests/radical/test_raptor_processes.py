@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from rhapsody_radical import functions
-from rhapsody_radical.client.raptor import OWN_CALL, OWN_WORKER, PROTOCOL
+from rhapsody_radical.client.raptor import CALL_FILES, OWN_CLASSES
 from tests.radical.calls import packed, same
 
 
@@ -25,7 +25,7 @@ def test_a_worker_runs_calls_without_an_installation_of_rhapsody(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(functions, "own_modules", lambda: None)  # those of all tests are many
-    for file in (OWN_WORKER, OWN_CALL, PROTOCOL):
+    for file in (OWN_CLASSES, *CALL_FILES):
         (tmp_path / file.name).symlink_to(file)  # as RADICAL-Pilot puts them into a sandbox
 
     def missing() -> Any:

@@ -12,6 +12,7 @@ import pickle
 import shutil
 import sys
 import tempfile
+import threading
 from collections.abc import Mapping
 from contextlib import suppress
 from functools import cache, cached_property
@@ -173,9 +174,14 @@ def _packed_call(
     return pickled, call.store(data, buffers, directory, f"{task['uid']}.arguments")
 
 
-@cache
 def _runner() -> bytes:
     """Return `call.run` pickled by value, because workers may lack this package."""
+    with _packing:  # cloudpickle's registration is global, and other backends may use it
+        return _packed_runner()
+
+
+@cache
+def _packed_runner() -> bytes:
     shipped = (call, sys.modules[Runner.__module__])
     for module in shipped:
         cloudpickle.register_pickle_by_value(module)
@@ -185,6 +191,9 @@ def _runner() -> bytes:
         for module in shipped:
             cloudpickle.unregister_pickle_by_value(module)
     return packed
+
+
+_packing = threading.Lock()
 
 
 def python_task(order: tuple[Any, ...]) -> str:
