@@ -204,7 +204,8 @@ class RadicalExecutionBackend(ManagedBackend):
         }
         *objects, pilots = connection.open(settings, verbose=self._verbose)
         self.session, self.pilot_manager, self.task_manager = objects
-        for pilot, (pilot.handle, config, pilot.sandbox) in zip(self.pilots, pilots, strict=True):
+        for pilot, (handle, config, sandbox) in zip(self.pilots, pilots, strict=True):
+            pilot.handle, pilot.sandbox = handle, sandbox
             pilot.configure(config)
         self.resource_pilot = self.pilots[0].handle
         self.capabilities = self._able(self._config)

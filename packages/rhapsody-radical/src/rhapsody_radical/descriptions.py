@@ -256,7 +256,9 @@ def checked_raptor(config: Any) -> dict[str, Any]:
             not plain data.
         ValueError: There is no master, or a master has no worker.
     """
-    masters = config.get("masters") if isinstance(config, Mapping) and len(config) == 1 else None
+    masters: Any = (
+        config.get("masters") if isinstance(config, Mapping) and len(config) == 1 else None
+    )
     if not _are_dicts(masters) or not all(_are_dicts(each.get("workers", [])) for each in masters):
         raise TypeError(f"{RAPTOR_FORM}, got {config!r}")
     if not masters or not all(master.get("workers") for master in masters):

@@ -228,9 +228,9 @@ def completed(
 ) -> TaskDescription:
     """Return a copy of a description with defaults for all missing required keys."""
     own = task_desc.get("task_backend_specific_kwargs") if specific is None else specific
-    defaults = {"name": uid, "function": None, "executable": None, "args": (), "kwargs": {}}
-    task = {
-        **defaults, "is_service": False, "metadata": {}, **task_desc,
+    task: dict[str, Any] = {
+        "name": uid, "function": None, "executable": None, "args": (), "kwargs": {},
+        "is_service": False, "metadata": {}, **task_desc,
         "uid": uid, "task_backend_specific_kwargs": dict(own or {}),
     }  # fmt: skip
     return cast("TaskDescription", task)
