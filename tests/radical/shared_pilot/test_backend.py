@@ -60,9 +60,8 @@ async def test_attributes_represent_objects_in_the_client(
     made: RadicalExecutionBackend, driver: Driver
 ) -> None:
     await driver.run_one(driver.command("true"))
-    kinds = [repr(each).split(" ")[0:3] for each in (made.session, made.resource_pilot)]
-    assert kinds == [["<RADICAL-Pilot's", "session", made.session.uid + ","],
-                     ["<RADICAL-Pilot's", "pilot", "pilot.0000,"]]  # fmt: skip
+    assert repr(made.session) == f"<RADICAL-Pilot's {made.session.uid}, None>"
+    assert repr(made.resource_pilot) == "<RADICAL-Pilot's pilot.0000, PMGR_ACTIVE>"
     assert made.pilot_manager.list_pilots() == ["pilot.0000"]
     assert made.resource_pilot.state == "PMGR_ACTIVE"
     assert made.pilot_state == "PMGR_ACTIVE"

@@ -249,7 +249,9 @@ _STEPS = (
     ("PENDING_ACTIVE", "CANCELED", "canceled before it was active"),
 )
 
-TRANSITIONS = tuple(Transition(PilotState.of(a), PilotState(b), why) for a, b, why in _STEPS)
+TRANSITIONS: tuple[Transition, ...] = tuple(
+    Transition(PilotState.of(a), PilotState(b), why) for a, b, why in _STEPS
+)
 """All transitions of a pilot."""
 
 PILOT_TRANSITIONS: Mapping[PilotState | None, frozenset[PilotState]] = MappingProxyType(
