@@ -10,23 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from rhapsody_radical import pilot
+from rhapsody_radical.plugin import BATCH_WORDS
 from rhapsody_radical.wire import is_plain
 
 LOCAL = "local.localhost"
 
 DEFAULT_RUNTIME = 60
 """Default runtime of a pilot in minutes."""
-
-BATCH_WORDS = {
-    "partition": "RADICAL-Pilot calls it 'queue'",
-    "account": "RADICAL-Pilot calls it 'project'",
-    **dict.fromkeys(("walltime", "time"), "RADICAL-Pilot calls it 'runtime', in minutes"),
-    **{
-        word: f"on Slurm, set the variable SBATCH_{word.upper()}"
-        for word in ("constraint", "qos", "reservation")
-    },
-}
-"""Terms of batch systems, with a hint about the equivalent in RADICAL-Pilot."""
 
 RESERVED = ("uid", "executable", "arguments", "function", "args", "kwargs", "code", "command")
 """Keys that the engine sets, because they determine a task's identity and program."""

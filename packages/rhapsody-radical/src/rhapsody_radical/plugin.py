@@ -12,7 +12,6 @@ from typing import Literal
 
 from rhapsody import hookimpl
 from rhapsody.backends import BackendOption, BackendSpec, Capabilities
-from rhapsody_radical.descriptions import BATCH_WORDS
 
 _KEYS = (
     "uid name mode executable arguments info_pattern code function command args kwargs sandbox "
@@ -96,6 +95,17 @@ def _pilot_option(key: str) -> BackendOption:
     accepted = list | str | dict if kind is list else kind  # a single entry instead of a list
     return BackendOption(key, accepted, _PILOT_DEFAULTS.get(key), _PILOT_HELP.get(key, ""))
 
+
+BATCH_WORDS = {
+    "partition": "RADICAL-Pilot calls it 'queue'",
+    "account": "RADICAL-Pilot calls it 'project'",
+    **dict.fromkeys(("walltime", "time"), "RADICAL-Pilot calls it 'runtime', in minutes"),
+    **{
+        word: f"on Slurm, set the variable SBATCH_{word.upper()}"
+        for word in ("constraint", "qos", "reservation")
+    },
+}
+"""Terms of batch systems, with a hint about the equivalent in RADICAL-Pilot."""
 
 OPTIONS = (
     *map(_pilot_option, _PILOT_HELP),
