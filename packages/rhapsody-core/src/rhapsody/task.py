@@ -96,6 +96,23 @@ def as_policies(
     return tuple(value) or (RetryPolicy(attempts=0),)
 
 
+class Usage(TypedDict, total=False):
+    """Resources that an attempt has used. Keys that are unknown are absent.
+
+    Attributes:
+        cpu_seconds: Processor time in user and system mode, of all processes together.
+        peak_memory: Maximum resident memory in bytes; of the largest process if the sum of all
+            processes is unknown.
+        read_bytes: Bytes read from storage.
+        written_bytes: Bytes written to storage.
+    """
+
+    cpu_seconds: float
+    peak_memory: int
+    read_bytes: int
+    written_bytes: int
+
+
 @dataclass(slots=True)
 class AttemptInfo:
     """Output, files, backend and host of a task's last attempt.
@@ -156,6 +173,7 @@ __all__ = [
     "TaskFuture",
     "TaskKind",
     "TaskMetadata",
+    "Usage",
     "is_async",
     "memory_in_bytes",
     "seconds",
@@ -232,6 +250,7 @@ class TaskDescription(_RequiredKeys, total=False):
         exit_code: The exit code of a finished executable. Set by the backend.
         exception: The exception with which the task failed. Set by the backend.
         worker: The worker or host that ran the task. Set by the backend if known.
+        usage: The resources that the attempt has used. Set by the backend if known.
         references: The uids of the tasks whose values `Reference` objects in `args` and `kwargs`
             stand for; only for backends with `unfinished_dependencies`.
         lost_retries: Number of times that the backend may recompute, after the loss of a worker,
@@ -259,6 +278,7 @@ class TaskDescription(_RequiredKeys, total=False):
     exit_code: int
     exception: BaseException
     worker: str
+    usage: Usage
     references: list[str]
     lost_retries: int
     held: HeldValue

@@ -44,6 +44,7 @@ from rhapsody.sdk.runner import (
     CallSpec,
     Captured,
     Environment,
+    Meter,
     Output,
     ProtocolVersionError,
     Runner,
@@ -75,7 +76,7 @@ from rhapsody.task import Reference, TaskKind, is_async, task_kind
 __all__ = [
     "FREE", "OUTPUT_FILES", "OWN_FILES", "PROTOCOL_VERSION", "REFERENCE", "RESERVED",
     "RUNNER_FILE", "CallResult", "CallSpec", "Captured", "CapturedOutput", "Environment",
-    "Launch", "Mailbox", "Output", "Program", "ProtocolVersionError", "Readiness", "Ready",
+    "Launch", "Mailbox", "Meter", "Output", "Program", "ProtocolVersionError", "Readiness", "Ready",
     "Reaper", "Recorder", "Reference", "RemoteTraceback", "Runner", "SharedLoop",
     "StaleModuleError", "TaskContext", "TaskKind", "TaskProgram", "TaskService", "WorkerLoop",
     "accepts", "add_note", "call_ready", "call_spec", "cannot_pack", "describe_error", "dumps",

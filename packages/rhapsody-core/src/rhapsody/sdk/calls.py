@@ -34,7 +34,7 @@ from rhapsody.sdk.runner import (
     made,
     require_version,
 )
-from rhapsody.task import TaskDescription
+from rhapsody.task import TaskDescription, Usage
 
 __all__ = [
     "RemoteTraceback",
@@ -248,13 +248,15 @@ def finish(
 
 
 def report(task: TaskDescription, outcome: CallResult) -> None:
-    """Write the output of a call into its task's description."""
+    """Write the output of a call and the resources that it has used into its description."""
     if outcome.stdout is not None:
         task["stdout"] = outcome.stdout
     if outcome.stderr is not None:
         task["stderr"] = outcome.stderr
     if outcome.sandbox is not None:
         task["sandbox"] = outcome.sandbox
+    if outcome.usage is not None:
+        task["usage"] = cast("Usage", outcome.usage)
 
 
 def result(

@@ -276,7 +276,7 @@ class TaskProgram:
 
     Args:
         task: The task's description. When the program has ended, `wait` writes `exit_code`,
-            `stdout` and `stderr` into the description.
+            `stdout`, `stderr` and `usage` into the description.
         environment: Variables in addition to those of this process, see `task_environment`.
         launch: Callable that starts the program. Pass `partial(Program, reaper=reaper)` if the
             program must end when this process is killed.
@@ -359,7 +359,7 @@ class TaskProgram:
         """Wait until the program has ended, and write its results into the task's description.
 
         May be called only once. If this call is canceled, it terminates the whole process group,
-        waits until the group has ended, and writes nothing into the description.
+        waits until the group has ended, and writes only `usage` into the description.
 
         Args:
             grace: Seconds between SIGTERM and SIGKILL after a cancellation.
@@ -374,7 +374,10 @@ class TaskProgram:
             asyncio.CancelledError: This call of `wait` was canceled.
         """
         exited = self._program.exited
-        if await wait_through(exited, partial(self.terminate, grace)):
+        cancelled = await wait_through(exited, partial(self.terminate, grace))
+        if self._program.usage:
+            self._task["usage"] = self._program.usage
+        if cancelled:
             self._close()
             raise asyncio.CancelledError
         code = await self._collect(exited.result())

@@ -16,6 +16,7 @@ import asyncio
 import atexit
 import logging
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -25,9 +26,11 @@ import time
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from functools import partial
-from typing import IO
+from typing import IO, cast
 
+from rhapsody.sdk.runner import MARGIN, MAXRSS_UNIT, cpu_seconds, usage
 from rhapsody.sdk.threads import start_thread
+from rhapsody.task import Usage
 
 __all__ = ["Program", "Reaper"]
 
@@ -256,6 +259,8 @@ class Program:
     Attributes:
         exited: A future with the exit code, done when the whole group has ended. Wait with
             `asyncio.wait([program.exited])`, which does not cancel the future.
+        usage: The resources that the program has used, including the processes that it has started
+            and waited for; empty until the program has ended, and if they are unknown.
 
     Raises:
         OSError: The program cannot be started.
@@ -292,6 +297,9 @@ class Program:
                 stderr=stderr,
                 start_new_session=True,
             )
+        # Read after the start, because this process may have grown in the meantime.
+        self._floor = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        self.usage: Usage = {}
         self._opened()
         self.exited: asyncio.Future[int] = self._loop.create_future()
         self._deadline: float | None = None
@@ -365,7 +373,7 @@ class Program:
     def _exit_code(self) -> int:
         """Reap the leader and return its exit code, or 255 if other code has reaped the leader."""
         try:
-            os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)
+            _, status, counters = os.wait4(self.pid, 0)
         except ChildProcessError:  # `Popen.wait` would return 0
             log.warning(
                 "process %d: treated as failed because its exit code is unknown: SIGCHLD is "
@@ -374,7 +382,28 @@ class Program:
             )  # fmt: skip
             self._process.wait()
             return 255
-        return self._process.wait()
+        self._process.returncode = code = os.waitstatus_to_exitcode(status)
+        self.usage = self._used(counters)
+        return code
+
+    def _used(self, counters: resource.struct_rusage) -> Usage:
+        """Return the resources that the program has used.
+
+        The kernel's figure for the peak of a program's memory is never less than that of the
+        process that started it, in whose memory it began. Such a figure says nothing about the
+        program, and is left out.
+        """
+        peak = counters.ru_maxrss
+        known = (peak - self._floor) * MAXRSS_UNIT > MARGIN
+        return cast(
+            "Usage",
+            usage(
+                cpu_seconds(counters),
+                counters.ru_inblock,
+                counters.ru_oublock,
+                peak if known else None,
+            ),
+        )
 
     def _wait_for_group(self, deadline: float, code: int) -> None:
         """Wait on a thread for the rest of the group, and kill it at the deadline."""

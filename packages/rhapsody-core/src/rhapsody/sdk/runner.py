@@ -25,6 +25,7 @@ import io
 import linecache
 import os
 import pickle
+import resource
 import sys
 import tempfile
 import threading
@@ -35,6 +36,7 @@ from collections import ChainMap, Counter
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
+from functools import partial
 from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from importlib.util import cache_from_source, decode_source, spec_from_file_location
 from pathlib import Path
@@ -43,12 +45,12 @@ from typing import Any, Literal, NamedTuple
 
 __all__ = [
     "PROTOCOL_VERSION", "REFERENCE", "RUNNER_FILE", "CallResult", "CallSpec", "Captured",
-    "Environment", "Output",
+    "Environment", "Meter", "Output",
     "ProtocolVersionError", "Runner", "SentModules", "StaleModuleError", "dumps", "known",
     "pack_error", "pickler", "require_version", "sent_modules", "trimmed",
 ]  # fmt: skip
 
-PROTOCOL_VERSION = 2
+PROTOCOL_VERSION = 3
 """Version of the messages, increased by each change that makes them unreadable for older code."""
 
 RUNNER_FILE = __file__
@@ -113,6 +115,8 @@ class CallResult(NamedTuple):
         sandbox: The directory of the call's output files; `None` if no output was written to files.
         host: The name of the machine on which the call ran.
         pid: The id of the process in which the call ran.
+        usage: The resources that the call has used, as in `rhapsody.task.Usage`; `None` if they
+            were not measured.
     """
 
     version: int
@@ -124,6 +128,7 @@ class CallResult(NamedTuple):
     sandbox: str | None
     host: str
     pid: int
+    usage: Mapping[str, Any] | None = None
 
 
 def require_version(version: int, sender: str, receiver: str) -> None:
@@ -199,15 +204,17 @@ class Runner:
 
     def make(self, order: CallSpec, call: Any) -> CallResult:
         """Make a packed call, capture its output, and return its outcome, even for an error."""
-        output = _none
+        output, meter = _none, _meter
         try:
             limit_threads(order.cores)
             output = self.output(order)
             with self.modules(order), self.environment(order), output, self.context(order):
+                begin = meter.begin(order.name)
                 done, payload, plain = self.answer(order.name, call)
+                usage = meter.end(order.name, begin)
         except BaseException as error:  # for example, output cannot be written
             return self.failed(error, output)
-        return _outcome(done, payload, plain, output)
+        return _outcome(done, payload, plain, output, usage)
 
     def answer(self, name: str, call: Any) -> tuple[bool, Any, bool]:
         """Load and make a call, and return `done`, `payload` and `plain` of its `CallResult`."""
@@ -306,9 +313,159 @@ def known(order: CallSpec) -> dict[str, Any]:
     }
 
 
-def _outcome(done: bool, payload: Any, plain: bool, output: Output) -> CallResult:
+def _outcome(
+    done: bool, payload: Any, plain: bool, output: Output, usage: Mapping[str, Any] | None = None
+) -> CallResult:
     printed = output.stdout, output.stderr, output.directory
-    return CallResult(PROTOCOL_VERSION, done, payload, plain, *printed, _host, os.getpid())
+    return CallResult(PROTOCOL_VERSION, done, payload, plain, *printed, _host, os.getpid(), usage)
+
+
+SHORT_CALL = 0.002
+"""Number of seconds below which a call is short. Not all short calls are measured."""
+
+INTERVAL = 0.01
+"""Number of seconds from one measurement to the next measurement of a short call."""
+
+MAXRSS_UNIT: int = 1 if sys.platform == "darwin" else 1024
+"""Unit in bytes of the system's `ru_maxrss`."""
+
+MARGIN = 1 << 20
+"""Number of bytes by which two readings of one peak may differ, because the kernel counts
+approximately."""
+
+STORAGE_BLOCK = 512
+"""Unit in bytes of `ru_inblock` and `ru_oublock` on Linux."""
+
+STORAGE_COUNTED: bool = os.path.exists("/proc/self/io")
+"""True if the kernel counts the data that processes read from and write to storage. Elsewhere,
+`ru_inblock` and `ru_oublock` are 0 or have another meaning."""
+
+_RESET, _STATUS = "/proc/self/clear_refs", "/proc/self/status"
+
+
+class Meter:
+    """Meter of the resources that calls use.
+
+    Reading the kernel's counters takes about ten microseconds, which can be longer than a call. So
+    if the last call of a task was short, the task's calls are not measured for some milliseconds.
+
+    The peak of a process's memory is reset before a call, where this is possible. Otherwise, the
+    call's peak is known only if it exceeds all former peaks of the process.
+
+    Args:
+        shared: True if other calls may run in this process at the same time. Then only the CPU time
+            of the thread that makes the call is measured. Otherwise the figures are those of the
+            process, including processes that the call has started and waited for, if the call is
+            made on the main thread.
+    """
+
+    def __init__(self, *, shared: bool = False) -> None:
+        self._shared = shared
+        self._durations: dict[str, float] = {}
+        self._measured = 0.0
+        self._floor: int | None = None
+
+    def __reduce__(self) -> tuple[Callable[[], Meter], tuple[()]]:
+        # The module may be pickled by value, for another process.
+        return partial(type(self), shared=self._shared), ()
+
+    def begin(self, name: str) -> Any:
+        """Start measuring a call of the named task. Return the argument for `end`."""
+        now = time.perf_counter()
+        if now - self._measured < INTERVAL and self._durations.get(name, SHORT_CALL) < SHORT_CALL:
+            return now, None, None, 0
+        if self._shared or threading.current_thread() is not threading.main_thread():
+            return now, time.thread_time(), None, 0
+        was_reset = _reset_peak()
+        own = resource.getrusage(resource.RUSAGE_SELF)
+        if self._floor is None:
+            self._floor = _lowest_peak(own.ru_maxrss)
+        floor = self._floor if was_reset else own.ru_maxrss
+        return time.perf_counter(), own, resource.getrusage(resource.RUSAGE_CHILDREN), floor
+
+    def end(self, name: str, begin: Any) -> dict[str, Any] | None:
+        """Return the resources that a call has used; `None` if the call was not measured."""
+        start, own, children, floor = begin
+        durations, now = self._durations, time.perf_counter()
+        if len(durations) > 1000:
+            durations.clear()
+        durations[name] = now - start
+        if own is None:
+            return None
+        self._measured = now
+        if children is None:
+            return {"cpu_seconds": round(time.thread_time() - own, 6)}
+        ended = resource.getrusage(resource.RUSAGE_CHILDREN)
+        after = resource.getrusage(resource.RUSAGE_SELF)
+        peak = after.ru_maxrss if after.ru_maxrss > floor else None
+        if peak is not None and ended.ru_minflt != children.ru_minflt:  # a process has ended
+            if ended.ru_maxrss > children.ru_maxrss:
+                peak = max(peak, ended.ru_maxrss)
+            elif children.ru_maxrss > peak:  # the process may have used any amount up to this
+                peak = None
+        return usage(
+            cpu_seconds(after) - cpu_seconds(own) + cpu_seconds(ended) - cpu_seconds(children),
+            after.ru_inblock - own.ru_inblock + ended.ru_inblock - children.ru_inblock,
+            after.ru_oublock - own.ru_oublock + ended.ru_oublock - children.ru_oublock,
+            peak,
+        )
+
+
+def usage(seconds: float, read: int, written: int, peak: int | None) -> dict[str, Any]:
+    """Return the resources that a call or program has used, as in `rhapsody.task.Usage`.
+
+    Args:
+        seconds: CPU time in seconds.
+        read: Blocks read from storage, as in `ru_inblock`.
+        written: Blocks written to storage, as in `ru_oublock`.
+        peak: The peak of the memory, as in `ru_maxrss`; `None` if it is unknown.
+    """
+    used: dict[str, Any] = {"cpu_seconds": round(seconds, 6)}
+    if peak is not None:
+        used["peak_memory"] = peak * MAXRSS_UNIT
+    if STORAGE_COUNTED:
+        used["read_bytes"] = read * STORAGE_BLOCK
+        used["written_bytes"] = written * STORAGE_BLOCK
+    return used
+
+
+def cpu_seconds(counters: resource.struct_rusage) -> float:
+    """Return the CPU time in user and system mode together."""
+    return counters.ru_utime + counters.ru_stime
+
+
+def _reset_peak() -> bool:
+    """Set the peak of this process's memory to its present size. Return False if that fails."""
+    try:
+        file = os.open(_RESET, os.O_WRONLY)
+    except OSError:  # not Linux, or not permitted
+        return False
+    try:
+        return os.write(file, b"5") == 1
+    except OSError:
+        return False
+    finally:
+        os.close(file)
+
+
+def _lowest_peak(peak: int) -> int:
+    """Return the value of `ru_maxrss` below which it cannot fall; 0 if there is none.
+
+    When a process executes a program, `ru_maxrss` keeps the peak from before, which is that of the
+    process that started it. The peak in `/proc` does not.
+
+    Args:
+        peak: The present `ru_maxrss`.
+    """
+    with suppress(OSError, ValueError):
+        text = Path(_STATUS).read_text()
+        now = int(text.partition("VmHWM:")[2].split(maxsplit=1)[0]) * 1024
+        if peak * MAXRSS_UNIT <= now + MARGIN:
+            return 0
+    return peak
+
+
+_meter = Meter()
 
 
 REFERENCE = 32

@@ -41,6 +41,13 @@ from rhapsody.testing._tools import Driver
 from rhapsody.testing._work import variable
 
 
+def _is_usage(key: str, value: object) -> bool:
+    """Return True if `rhapsody.task.Usage` has a key, and the value is of its type."""
+    number = int if key in ("peak_memory", "read_bytes", "written_bytes") else (int, float)
+    known = key == "cpu_seconds" or number is int
+    return known and isinstance(value, number) and not isinstance(value, bool) and value >= 0
+
+
 class Reports(Suite):
     """Checks of a backend's declarations, and of the reports that the callback receives."""
 
@@ -94,6 +101,9 @@ class Reports(Suite):
                 f"a finished task must name its host or worker in 'worker', got {worker!r}; if the "
                 "backend cannot know it, set `names_workers = False`"
             )
+            used = end.task.get("usage", {})
+            wrong = {key: value for key, value in used.items() if not _is_usage(key, value)}
+            assert not wrong, f"'usage' must contain the keys of `rhapsody.task.Usage`: {wrong}"
         if kind != "executable":
             assert ends[1].error is not None, (
                 f"'exception' must be an exception, got {ends[1].task['exception']!r}"

@@ -22,7 +22,7 @@ from contextlib import suppress
 from functools import partial
 from queue import SimpleQueue
 from types import CoroutineType
-from typing import Any
+from typing import Any, cast
 
 from rhapsody.backends.local.jobs import Job, JobRunner, no_environment
 from rhapsody.context import enter_task, task_context
@@ -30,8 +30,9 @@ from rhapsody.errors import TaskLostError
 from rhapsody.sdk.calls import call_spec
 from rhapsody.sdk.capture import record_in, recording
 from rhapsody.sdk.loops import SharedLoop, WorkerLoop, without_own_frames
-from rhapsody.sdk.runner import CallResult
+from rhapsody.sdk.runner import CallResult, Meter
 from rhapsody.sdk.threads import start_thread
+from rhapsody.task import Usage
 
 HOST_NAME: str = os.uname().nodename
 """This machine's name."""
@@ -100,14 +101,14 @@ class ThreadWorkers(JobRunner):
 
     def _work(self, name: str) -> None:
         """Run jobs one after the other, on one of the threads."""
-        loop, running = WorkerLoop(), self._running
+        loop, meter, running = WorkerLoop(), Meter(shared=True), self._running
         try:
             successor = None
             while (job := successor or self._jobs.get()) is not None:
                 running.add(name)
                 job.worker = job.task["worker"] = name
                 if job.error is None:  # otherwise preparing the job failed
-                    contextvars.Context().run(self._call, job, loop)
+                    contextvars.Context().run(self._call, job, loop, meter)
                 running.discard(name)
                 successor = job.successor = self._successor(job)
                 self._deliver(job)
@@ -115,7 +116,7 @@ class ThreadWorkers(JobRunner):
         finally:
             loop.close()
 
-    def _call(self, job: Job, loop: WorkerLoop) -> None:
+    def _call(self, job: Job, loop: WorkerLoop, meter: Meter) -> None:
         with self._lock:
             if job.cancelled:
                 return
@@ -126,9 +127,14 @@ class ThreadWorkers(JobRunner):
         try:
             enter_task(context)  # not reset, because each job has its own context
             record_in(job.recorder)
-            value = function(*task["args"], **task["kwargs"])
-            if type(value) is CoroutineType:
-                value = loop.run(value, partial(self._started, job))
+            begin = meter.begin(task["name"])
+            try:
+                value = function(*task["args"], **task["kwargs"])
+                if type(value) is CoroutineType:
+                    value = loop.run(value, partial(self._started, job))
+            finally:
+                if (used := meter.end(task["name"], begin)) is not None:
+                    task["usage"] = cast("Usage", used)
             job.value = value
         except BaseException as error:  # whatever a task raises is its result
             job.error = without_own_frames(error)
@@ -300,10 +306,16 @@ class ExecutorCall:
         try:
             if job.task.get("environment"):
                 raise no_environment(job)
-            with task_context(context), recording(job.recorder):
-                value = function(*task["args"], **task["kwargs"])
-                if type(value) is CoroutineType:
-                    value = _run(value)
+            meter = _local.meter
+            begin = meter.begin(task["name"])
+            try:
+                with task_context(context), recording(job.recorder):
+                    value = function(*task["args"], **task["kwargs"])
+                    if type(value) is CoroutineType:
+                        value = _run(value)
+            finally:
+                if (used := meter.end(task["name"], begin)) is not None:
+                    task["usage"] = cast("Usage", used)
             job.value = value
         except BaseException as error:  # whatever a task raises is its result
             return without_own_frames(error)
@@ -325,10 +337,11 @@ class ExecutorCall:
 
 
 class _Local(threading.local):
-    """Event loop of each thread of the executor, closed when the thread ends."""
+    """Event loop and meter of each thread of the executor. The loop is closed with its thread."""
 
     def __init__(self) -> None:
         self.loop = WorkerLoop()
+        self.meter = Meter(shared=True)
 
 
 _local = _Local()
