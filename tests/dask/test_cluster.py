@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import os
+import signal
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -127,6 +129,23 @@ SMALL = {
     "processes": False,
     "dashboard_address": "127.0.0.1:0",
 }
+
+
+async def test_importing_a_class_changes_no_signal_handler(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "interrupting_clusters.py").write_text(
+        "import signal\nsignal.signal(signal.SIGINT, lambda *_: None)\n"
+        "from distributed import LocalCluster\n"
+    )
+    former = signal.getsignal(signal.SIGINT)
+    backend = DaskExecutionBackend(
+        cluster_class="interrupting_clusters.LocalCluster", cluster_kwargs=SMALL
+    )
+    async with asyncio.timeout(60), backend:
+        assert "interrupting_clusters" in sys.modules
+        assert signal.getsignal(signal.SIGINT) is former
 
 
 class NotAdaptive(LocalCluster):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import pytest
 
 from rhapsody import InputFile, OutputFile, WorkflowEngine
 from rhapsody_dask import DaskExecutionBackend
+from tests._support.recipes import PROGRAM, recipe
 from tests._support.slurm import slurm, until_no_jobs, why_not
 
 pytestmark = [
@@ -18,6 +21,14 @@ pytestmark = [
     pytest.mark.skipif(why_not() is not None, reason=str(why_not())),
     pytest.mark.filterwarnings("ignore::DeprecationWarning:dask_jobqueue.*"),
 ]
+
+ONE_NODE = """
+interface = "lo"
+job_extra_directives = ["--mem=500"]
+local_directory = "{0}"
+log_directory = "{0}"
+scheduler_options = {{ dashboard_address = "127.0.0.1:0" }}
+"""
 
 
 async def test_workers_in_slurm_jobs_run_functions_and_programs(tmp_path: Path) -> None:
@@ -67,3 +78,26 @@ async def _work(flow: WorkflowEngine) -> None:
     number = await job()
     assert number
     assert await read(InputFile("job.txt"), write(OutputFile("job.txt"))) == f"{number}\n"
+
+
+async def test_the_documented_profile_starts_and_closes_a_cluster(tmp_path: Path) -> None:
+    pytest.importorskip("dask_jobqueue")
+    place = tmp_path / "slurm"
+    place.mkdir()
+    # The node has two cores and little memory, and no network but loopback.
+    text = recipe("dask-slurm").replace("= 4\n", "= 1\n").replace("cores=4", "cores=1")
+    text = text.replace('memory = "16GB"', f"memory = '1GB'\n{ONE_NODE.format(place)}")
+    (tmp_path / "rhapsody.toml").write_text(text)
+    (tmp_path / "analysis.py").write_text(PROGRAM)
+    with slurm(place):
+        command = [sys.executable, "-W", "ignore", "-m", "rhapsody", "run", "analysis.py"]
+        done = await asyncio.to_thread(
+            subprocess.run,
+            [*command, "--profile", "dask-slurm"],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=100,
+        )
+        assert (done.returncode, done.stdout) == (0, "285\n"), done.stderr
+        await asyncio.to_thread(until_no_jobs)

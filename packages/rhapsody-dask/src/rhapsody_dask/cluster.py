@@ -11,6 +11,7 @@ import logging
 import os
 import pkgutil
 import re
+import signal
 import sys
 import threading
 import warnings
@@ -257,7 +258,8 @@ class Connection:
                     )
                 return address, _security(security) or getattr(options.target, "security", None)
             case "cluster_class":
-                self._started = cluster = await self._start(lambda: _cluster_of_class(options))
+                kind = _class(options.target)
+                self._started = cluster = await self._start(partial(_make, kind, options))
                 return cluster.scheduler_address, _security(security) or cluster.security
             case _:
                 return options.target, _security(security)
@@ -456,19 +458,39 @@ def _local_cluster(options: Options) -> Any:
         return cluster_class(resources=resources, scheduler_kwargs=scheduler, **local)
 
 
-def _cluster_of_class(options: Options) -> Any:
+def _class(target: Any) -> Any:
+    """Return the class that the user named.
+
+    Called on the loop's thread: dask-jobqueue sets a handler of SIGINT when it is imported, which
+    is possible only on the main thread. The handler would end the program without a shutdown of the
+    engine, so the former handler is restored.
+
+    Returns:
+        The class.
+
+    Raises:
+        BackendUnavailableError: The class cannot be imported.
+    """  # noqa: DOC501 - the BackendUnavailableError
+    former = signal.getsignal(signal.SIGINT)
+    try:
+        return pkgutil.resolve_name(target) if isinstance(target, str) else target
+    except Exception as error:  # the import may raise anything
+        raise _class_error(target, error) from error
+    finally:
+        if signal.getsignal(signal.SIGINT) is not former:
+            signal.signal(signal.SIGINT, former)
+
+
+def _make(kind: Any, options: Options) -> Any:
     """Create a cluster of the class that the user named; called on a thread.
 
     Returns:
         The cluster.
 
     Raises:
-        BackendUnavailableError: The class cannot be imported, or raised an exception.
-    """
+        BackendUnavailableError: The class raised an exception.
+    """  # noqa: DOC501 - the BackendUnavailableError
     try:
-        kind = options.target
-        if isinstance(kind, str):
-            kind = pkgutil.resolve_name(kind)
         cluster = kind(**options.cluster_kwargs)
         try:
             if options.adapt_kwargs is not None:
@@ -477,11 +499,14 @@ def _cluster_of_class(options: Options) -> Any:
             _close_cluster(cluster)
             raise
     except Exception as error:  # the class may raise anything
-        raise BackendUnavailableError(
-            f"cannot start a cluster of the class {options.target!r}: {type(error).__name__}: "
-            f"{error}"
-        ) from error
+        raise _class_error(options.target, error) from error
     return cluster
+
+
+def _class_error(target: Any, error: Exception) -> BackendUnavailableError:
+    return BackendUnavailableError(
+        f"cannot start a cluster of the class {target!r}: {type(error).__name__}: {error}"
+    )
 
 
 _starting = threading.Lock()
