@@ -42,6 +42,7 @@ FROM_RHAPSODY = {
     "RetryPolicy",
     "TaskDescription",
     "TaskFuture",
+    "Usage",
     "WorkflowEngine",
     "__version__",
     "current_task",

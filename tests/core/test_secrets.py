@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from rhapsody.backends.programs import looks_secret
+from rhapsody.masking import looks_secret
 from tests._support.marker import check_no_secrets
 
 

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, is_typeddict
 
+from rhapsody import Usage
 from rhapsody.plugins import BackendOption, specs
 
 PAGE = Path(__file__).parents[2] / "docs" / "plugins" / "hooks.md"
@@ -37,7 +38,10 @@ HEAD = (
 VALUES: tuple[type, ...] = (
     specs.BackendSpec,
     BackendOption,
+    specs.TaskCall,
     specs.TaskEvent,
+    specs.AttemptFiles,
+    Usage,
     specs.LookupTask,
     specs.Recorded,
     specs.Record,

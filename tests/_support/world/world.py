@@ -155,6 +155,7 @@ class World:
             EngineOptions(
                 lost_retries=self.LOST_RETRIES, max_failures=max_failures, max_pending=MAX_PENDING
             ),
+            announced=observed,
             observed=observed,
             recording=self.saves,
         )
@@ -219,7 +220,16 @@ class World:
 
     def leave(self, record: TaskRecord) -> None: ...
 
-    def publish(self, record: TaskRecord, state: TasksMainStates, error: Any = None) -> None:
+    def announce(self, record: TaskRecord) -> None: ...
+
+    def publish(
+        self,
+        record: TaskRecord,
+        state: TasksMainStates,
+        error: Any = None,
+        *,
+        retried: bool = False,
+    ) -> None:
         self.invariants.published(record, state)
 
     def service_ended(self, record: TaskRecord, main: Any, report: Any) -> tuple[Any, Any]:

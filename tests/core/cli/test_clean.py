@@ -241,7 +241,7 @@ def test_a_run_of_another_host_stays_while_it_may_be_alive(
 async def test_results_can_stay(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], keep: str
 ) -> None:
-    async with WorkflowEngine.create(keep_sandboxes=keep) as flow:  # type: ignore[arg-type]
+    async with WorkflowEngine.create(keep_sandboxes=keep, record=True) as flow:  # type: ignore[arg-type]
 
         @flow.executable_task
         def write(out: OutputFile, code: int = 0) -> str:
@@ -255,7 +255,7 @@ async def test_results_can_stay(
     run = flow.work_dir.parent
     assert clean(capsys, "--keep-results")[-1].startswith("removed 1 run, ")
     assert sorted(path.name for path in run.rglob("*") if path.is_file()) == [
-        "kept.txt", "results.json",
+        "kept.txt", "results.json", "run.jsonl",
     ]  # fmt: skip
     assert clean(capsys, "--keep-results") == ["removed 0 runs, 0 B"]
     (file,) = run.rglob("kept.txt")

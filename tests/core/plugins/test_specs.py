@@ -98,6 +98,18 @@ def test_rhapsody_workflow_finished_is_called_once_with_the_summary(site: Path) 
     assert summary.seconds >= 0
 
 
+def test_rhapsody_task_calls_describes_each_call_before_its_events(site: Path) -> None:
+    plugin = Installed(
+        site,
+        "def rhapsody_task_calls(calls): seen.append([call.call for call in calls])\n\n"
+        "@hookimpl\n"
+        "def rhapsody_task_events(events): seen.append([event.uid for event in events])",
+    )
+    run(squares(1, 2))
+    assert plugin.seen[0] == ["square(1)", "square(2)"]
+    assert {uid for batch in plugin.seen[1:] for uid in batch} == {"task.000001", "task.000002"}
+
+
 def test_rhapsody_task_events_tells_each_state_of_each_task_in_order(site: Path) -> None:
     plugin = Installed(site, "def rhapsody_task_events(events): seen.extend(events)")
     run(squares(1, 2))

@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from rhapsody.plugins.specs import hookimpl
     from rhapsody.resources import Resources
     from rhapsody.states import StateMapper, TasksMainStates
-    from rhapsody.task import RetryPolicy, TaskDescription, TaskFuture
+    from rhapsody.task import RetryPolicy, TaskDescription, TaskFuture, Usage
 
     __version__: str
 
@@ -59,7 +59,7 @@ if TYPE_CHECKING:
         "OutputDir", "OutputFile", "PluginError", "ProfileError", "RadicalExecutionBackend",
         "Resources", "RetryPolicy", "RhapsodyError", "StateMapper", "SubmissionError",
         "TaskDescription", "TaskFailedError", "TaskFuture", "TaskLostError", "TaskSettings",
-        "TaskTimeoutError", "TasksMainStates", "WorkflowEngine", "__version__",
+        "TaskTimeoutError", "TasksMainStates", "Usage", "WorkflowEngine", "__version__",
         "current_task", "discover_backends", "get_backend", "hookimpl", "literal", "run",
         "wait",
     ]  # fmt: skip
@@ -86,6 +86,6 @@ else:
             "rhapsody.plugins.specs": "hookimpl",
             "rhapsody.resources": "Resources",
             "rhapsody.states": "StateMapper TasksMainStates",
-            "rhapsody.task": "RetryPolicy TaskDescription TaskFuture",
+            "rhapsody.task": "RetryPolicy TaskDescription TaskFuture Usage",
         },
     )

@@ -133,6 +133,7 @@ class AttemptInfo:
         make_again: Callable that recreates missing files of an earlier run. It takes this object
             and the uid of the attempt that reads the files.
         host: The worker or host that ran the attempt, as the backend names it.
+        usage: The resources that the attempt has used, if the backend reports them.
     """
 
     uid: str
@@ -148,6 +149,7 @@ class AttemptInfo:
     paths: Mapping[str, str] | None = None
     make_again: Callable[[AttemptInfo, str], Awaitable[None]] | None = None
     host: str | None = None
+    usage: Usage | None = None
 
     @property
     def task(self) -> str:
@@ -471,6 +473,11 @@ class TaskFuture(asyncio.Future[T]):
     def exit_code(self) -> int | None:
         """The exit code of an executable that has ended, otherwise `None`."""
         return None if self._outcome is None else self._outcome.exit_code
+
+    @property
+    def usage(self) -> Usage | None:
+        """The resources that the last attempt has used, or `None` if its backend reports none."""
+        return None if self._outcome is None else self._outcome.usage
 
     @property
     def sandbox(self) -> str | None:

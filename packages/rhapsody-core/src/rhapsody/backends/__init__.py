@@ -34,7 +34,8 @@ if TYPE_CHECKING:
     from rhapsody.backends.execution.radical_pilot import RadicalExecutionBackend
     from rhapsody.backends.local import ConcurrentExecutionBackend, LocalExecutionBackend
     from rhapsody.backends.noop import NoopExecutionBackend
-    from rhapsody.backends.programs import LocalPrograms, SharedSandboxes, looks_secret
+    from rhapsody.backends.programs import LocalPrograms, SharedSandboxes
+    from rhapsody.masking import looks_secret
     from rhapsody.plugins.options import BackendOption
     from rhapsody.plugins.specs import BackendSpec
     from rhapsody.states import StateMapper, TasksMainStates
@@ -65,7 +66,8 @@ else:
             RADICAL: "RadicalExecutionBackend",
             "rhapsody.backends.local": "ConcurrentExecutionBackend LocalExecutionBackend",
             "rhapsody.backends.noop": "NoopExecutionBackend",
-            "rhapsody.backends.programs": "LocalPrograms SharedSandboxes looks_secret",
+            "rhapsody.backends.programs": "LocalPrograms SharedSandboxes",
+            "rhapsody.masking": "looks_secret",
             "rhapsody.plugins.options": "BackendOption",
             "rhapsody.plugins.specs": "BackendSpec",
             "rhapsody.states": "StateMapper TasksMainStates",

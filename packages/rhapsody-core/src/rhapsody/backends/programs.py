@@ -12,7 +12,6 @@ forget jobs that have ended. `write_again` writes a script with which the user c
 from __future__ import annotations
 
 import os
-import re
 import shlex
 import sys
 from collections.abc import Mapping
@@ -28,6 +27,7 @@ from rhapsody.data import (
     link_into,
     make_sandbox,
 )
+from rhapsody.masking import looks_secret
 from rhapsody.resources import Resources
 from rhapsody.sdk.executables import TaskProgram, task_environment, working_directory
 from rhapsody.sdk.processes import Program, Reaper
@@ -132,15 +132,6 @@ class LocalPrograms(SharedSandboxes):
 SCRIPT, STDIN, CODE = (f"{RESERVED}{name}" for name in ("job", "stdin", "code"))
 RERUN_SCRIPT = f"{RESERVED}again"
 END = "END OF STANDARD INPUT"
-
-_SECRET = re.compile(
-    r"SECRET|CREDENTIAL|PASSWORD|PASSWD|PASSPHRASE|(^|_)PASS(_|$)|TOKENS?(_|$)|KEYS?(_|$)", re.I
-)
-
-
-def looks_secret(name: str) -> bool:
-    """Return True if a variable's name, such as `API_TOKEN`, suggests that its value is secret."""
-    return _SECRET.search(name) is not None
 
 
 def write_script(task: TaskDescription) -> str:

@@ -68,6 +68,12 @@ class Recording:
         self._copied: Path | None = None
         self._opened = self._warned = False
 
+    @property
+    def outcome(self) -> Literal["done", "failed", "interrupted"]:
+        """The outcome of the run: `how`, or `"failed"` if an engine held tasks back."""
+        held_back = any(summary.held_back for summary in self.summaries)
+        return "failed" if self.how == "done" and held_back else self.how
+
     def settings(
         self, program: Program, given: Mapping[str, Any], in_program: Set[str]
     ) -> dict[str, Any]:
@@ -185,8 +191,7 @@ class Recording:
             return
         if journal is None:
             return
-        if self.how == "done" and any(summary.held_back for summary in self.summaries):
-            self.how = "failed"
+        self.how = self.outcome
         unknown = [name for name in self._arguments.rerun if name not in journal.names]
         try:
             journal.end(self.how)

@@ -117,10 +117,14 @@ def run(arguments: argparse.Namespace) -> int:
         SystemExit: The script raised it, or a signal ended the run.
         BrokenPipeError: The reader of standard output has exited.
     """
+    from rhapsody.history.recorder import end_records, hold_records
+
     _take_script(arguments)
     with ExitStack() as at_end:  # runs after the traceback has been printed
         recorded = Recording(arguments)
         at_end.callback(recorded.end)
+        hold_records()
+        at_end.callback(lambda: end_records(recorded.outcome))  # before the journal
         try:
             code = _code(arguments, recorded, at_end)
         except SystemExit as end:
@@ -202,7 +206,7 @@ def _code(arguments: argparse.Namespace, recorded: Recording, at_end: ExitStack)
         program = scripts.find(arguments.script, arguments.module, arguments.arguments)
         defaults = EngineDefaults(
             options=_engine_options(arguments),
-            implied={"keep_going": True, "progress": not arguments.dry_run},
+            implied={"keep_going": True, "progress": not arguments.dry_run, "record": True},
             backend=arguments.backend,
             backend_options=parse_options(arguments.option),
             stand_in=_stand_in(arguments),

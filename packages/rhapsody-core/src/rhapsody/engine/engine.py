@@ -124,7 +124,10 @@ class WorkflowEngine(OlderNames):
         self._began = 0.0
         self._attached: dict[str, BaseExecutionBackend] = {}
         self._built_in = BuiltIn(
-            options.trace, options.progress, None if options.dry_run else options.journal
+            options.trace,
+            options.progress,
+            None if options.dry_run else options.journal,
+            record=False if options.dry_run else options.record,
         )
         uid = options.uid or f"engine.{uuids.uuid4().hex[:8]}"
         try:
@@ -145,8 +148,6 @@ class WorkflowEngine(OlderNames):
         )
         self._submission = self._runtime.submission
         self._forgotten = weakref.finalize(self, self._runtime.warn_of_forgotten, os.getpid())
-        if self._built_in.task_log is not None:
-            self._runtime.observation.calls = self._built_in.task_log.calls
 
     @classmethod
     @takes_options
@@ -159,6 +160,7 @@ class WorkflowEngine(OlderNames):
         backends: Mapping[str, BackendLike] | Iterable[BackendLike] | None = None,
         work_dir: str | os.PathLike[str] | None = None,
         trace: str | os.PathLike[str] | None = None,
+        record: bool | str | os.PathLike[str] = False,
         progress: bool | Literal["lines"] | Progress = False,
         retries: RetryPolicy | int | Sequence[RetryPolicy] | None = None,
         lost_retries: int = 3,
@@ -214,6 +216,7 @@ class WorkflowEngine(OlderNames):
             engine._began = runtime.background.clock.monotonic()
             if options.handle_signals:
                 signal_registry.add(engine, engine._interrupt, engine._settle)
+            engine._built_in.open(engine)
             for hook in hooks.workflow_started:
                 hooks.call(hook, engine=engine)
         except BaseException:
@@ -451,6 +454,11 @@ class WorkflowEngine(OlderNames):
     def dry_run(self) -> bool:
         """True if no task is run."""
         return self._options.dry_run
+
+    @property
+    def options(self) -> Mapping[str, Any]:
+        """Options that differ from their defaults, by name."""
+        return self._options.changed()
 
     @property
     def work_dir(self) -> Path:
@@ -694,12 +702,18 @@ class WorkflowEngine(OlderNames):
             disk_use=runtime.stager.disk_use,
             cut_short=runtime.cut_short,
             held_back=runtime.held_back,
+            outcome=(
+                "interrupted"
+                if runtime.scheduler.interrupted
+                else "done"
+                if self._well
+                else "failed"
+            ),
         )
         for hook in runtime.hooks.workflow_finished:
             runtime.hooks.call(hook, engine=self, summary=self._summary)
         self.prof.event("workflow_finished", self.uid)
-        interrupted = runtime.scheduler.interrupted
-        self._built_in.close("interrupted" if interrupted else "done" if self._well else "failed")
+        self._built_in.close(self._summary.outcome)
         signal_registry.remove(self)
         self._forgotten.detach()
         runtime.stager.leave()

@@ -21,7 +21,7 @@ from contextlib import suppress
 from pathlib import PurePath
 from typing import Any
 
-from rhapsody.backends.programs import RERUN_SCRIPT, looks_secret
+from rhapsody.backends.programs import RERUN_SCRIPT
 from rhapsody.data import RESERVED, STDERR_TAIL, File, end_of_file, stderr_tail, stdout_tail
 from rhapsody.engine.backend_handles import BackendHandle
 from rhapsody.engine.record import TaskRecord
@@ -37,6 +37,7 @@ from rhapsody.errors import (
     describe_error,
     first_call,
 )
+from rhapsody.masking import MIN_SECRET_LENGTH, Secrets, mask, secrets_of
 from rhapsody.resources import Resources
 from rhapsody.staging.fsutil import full_disk, used_up
 from rhapsody.task import TaskFuture
@@ -65,10 +66,6 @@ MAX_CALL_LENGTH = 200
 
 MAX_OUTPUT_LENGTH, MAX_OUTPUT_LINES = 1000, 10
 """Maximum numbers of characters and lines of a task's output in a note."""
-
-
-MIN_SECRET_LENGTH = 8
-"""Minimum number of characters of a variable's value for the value to be hidden."""
 
 
 # Messages.
@@ -394,25 +391,17 @@ def _shown(command: str) -> str:
 # Notes.
 
 
-def _values(record: TaskRecord) -> list[tuple[str, str]]:
-    """Return pairs of a value to hide and the name of its variable, the longest value first."""
+def _secrets(record: TaskRecord) -> Secrets:
+    """Return the values to mask in texts about a task."""
     environment: Mapping[str, str] | None = record.task.settings.environment
     if record.description:
         environment = record.description.get("environment")
-    variables = dict(environment or {})
-    for name in filter(looks_secret, os.environ):
-        variables.setdefault(name, os.environ.get(name, ""))
-    pairs = [(value, name) for name, value in variables.items() if len(value) >= MIN_SECRET_LENGTH]
-    return sorted(pairs, key=lambda pair: -len(pair[0]))
+    return secrets_of(environment)
 
 
 def hidden(record: TaskRecord, text: str) -> str:
-    """Return the text with each value from `_values` replaced with its variable's `<NAME>`."""
-    if len(text) < MIN_SECRET_LENGTH:
-        return text
-    for value, name in _values(record):
-        text = text.replace(value, f"<{name}>")
-    return text
+    """Return the text with each secret value replaced with its variable's `<NAME>`."""
+    return text if len(text) < MIN_SECRET_LENGTH else mask(text, _secrets(record))
 
 
 def printed_last(record: TaskRecord, text: object, count: int) -> str:
@@ -422,7 +411,7 @@ def printed_last(record: TaskRecord, text: object, count: int) -> str:
     """
     if not isinstance(text, str) or not text:
         return ""
-    values = [value for value, _ in _values(record)]
+    values = [value for value, _ in _secrets(record)]
     if record.task.settings.capture == "files":
         text = end_of_file(text, count + max(map(len, values), default=0))
     start = max(0, len(text) - count)
@@ -432,22 +421,22 @@ def printed_last(record: TaskRecord, text: object, count: int) -> str:
     return hidden(record, text[start:])
 
 
-class _Brief(reprlib.Repr):
+class Brief(reprlib.Repr):
     """Formatter that shortens values without running code of their classes.
 
     Args:
-        record: The task whose environment variables are hidden.
+        secrets: The values to mask.
     """
 
-    def __init__(self, record: TaskRecord) -> None:
+    def __init__(self, secrets: Secrets) -> None:
         super().__init__()
         self.maxlevel = 2
         self.maxstring = self.maxother = 40
-        self._record = record
+        self._secrets = secrets
 
     def repr_str(self, x: str, level: int) -> str:
-        """Shorten text after hiding secret values."""
-        return super().repr_str(hidden(self._record, x), level)
+        """Shorten text after masking secret values."""
+        return super().repr_str(mask(x, self._secrets), level)
 
     def repr_instance(self, x: Any, level: int) -> str:
         """Show a value for which `reprlib` has no method, in most cases only as its type."""
@@ -463,15 +452,22 @@ class _Brief(reprlib.Repr):
 
 def call_of(record: TaskRecord) -> str:
     """Return the shortened call of a task as Python code, such as `task(1, x=2)`."""
-    brief = _Brief(record)
+    return call_text(record.task.name, record.args, record.kwargs, _secrets(record))
+
+
+def call_text(
+    name: str, args: Sequence[Any], kwargs: Mapping[str, Any] | None, secrets: Secrets
+) -> str:
+    """Return a shortened call as Python code, such as `task(1, x=2)`."""
+    brief = Brief(secrets)
     try:
-        given = [brief.repr(value) for value in record.args]
-        given += [f"{name}={brief.repr(value)}" for name, value in (record.kwargs or {}).items()]
-        text = hidden(record, ", ".join(given))
+        given = [brief.repr(value) for value in args]
+        given += [f"{key}={brief.repr(value)}" for key, value in (kwargs or {}).items()]
+        text = mask(", ".join(given), secrets)
     except Exception:  # an object that cannot be inspected must not hide the failure
         text = "..."
     text = text if len(text) <= MAX_CALL_LENGTH else f"{text[:MAX_CALL_LENGTH]}..."
-    return f"{record.task.name}({text})"
+    return f"{name}({text})"
 
 
 def annotate(record: TaskRecord, error: BaseException) -> None:

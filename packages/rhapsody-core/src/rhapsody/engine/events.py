@@ -5,18 +5,20 @@ from __future__ import annotations
 import logging
 import threading
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
+from itertools import repeat
 from typing import Any
 
 from rhapsody.engine.background import Background
-from rhapsody.engine.error_messages import call_of
 from rhapsody.engine.record import TaskRecord
+from rhapsody.engine.task_calls import CallRows, described_resources
 from rhapsody.errors import DependencyFailureError, FirstFailure
 from rhapsody.observers.account import FailureGroups
 from rhapsody.plugins.manager import EngineHooks
-from rhapsody.plugins.specs import ObservedEngine, TaskEvent
+from rhapsody.plugins.specs import AttemptFiles, ObservedEngine, TaskEvent
 from rhapsody.states import TasksMainStates
-from rhapsody.task import TaskFuture
+from rhapsody.task import AttemptInfo, TaskFuture
 
 
 def accounts(backends: Mapping[str, Any], log: logging.Logger) -> dict[str, Mapping[str, Any]]:
@@ -35,8 +37,11 @@ def accounts(backends: Mapping[str, Any], log: logging.Logger) -> dict[str, Mapp
     return {name: account for name, account in collected.items() if account}
 
 
+DONE, FAILED, CANCELED = TasksMainStates.DONE, TasksMainStates.FAILED, TasksMainStates.CANCELED
+
+
 class Observation:
-    """Collector that passes task events to the plugins in batches, on the loop.
+    """Collector that passes calls and task events to the plugins in batches, on the loop.
 
     Until an event is passed on, it is stored as a row of values in a flat list. A wide fan-out
     produces tens of thousands of events, and creating an object for each would trigger the garbage
@@ -46,10 +51,6 @@ class Observation:
         hooks: The plugins' hooks.
         engine: The engine that hooks receive.
         background: The source of the clock, and the runner of calls on the loop.
-
-    Attributes:
-        calls: The calls of tasks that have left PENDING, as text, by uid. An observer reads the
-            entries and removes them. `None` if there is no such observer.
     """
 
     def __init__(self, hooks: EngineHooks, engine: ObservedEngine, background: Background) -> None:
@@ -57,48 +58,115 @@ class Observation:
         self._engine = engine
         self._background = background
         self._clock = background.clock
-        self.calls: dict[str, str] | None = None
+        self._calls = CallRows()
         self._rows: list[Any] = []
 
+    def announce(self, record: TaskRecord) -> None:
+        """Record that a task or block was called."""
+        if not (self._calls or self._rows):
+            self._background.soon(self.flush)
+        self._calls.add(record, self._clock.monotonic())
+
     def publish(
-        self, record: TaskRecord, state: TasksMainStates, error: BaseException | None = None
+        self,
+        record: TaskRecord,
+        state: TasksMainStates,
+        error: BaseException | None = None,
+        *,
+        retried: bool = False,
     ) -> None:
         """Record that a task entered a state."""
         rows, task, description = self._rows, record.task, record.description
-        if not rows:
+        if not (rows or self._calls):
             self._background.soon(self.flush)
+        label = record.label
+        if label is None:
+            label = record.label = record.future.uid
+        ended = state is DONE or state is FAILED or state is CANCELED
         rows += (
-            task.prefix, record.number, task.name, record.attempt or 1, state, record.native,
+            label, task, record.attempt or 1, state, record.native,
             record.future._backend, self._clock.monotonic(),
             description.get("worker"),
             record.scope, error,
             description.get("sandbox"),
-            record.future._outcome if state in _ENDS and task.settings.capture is True else None,
-            task.kind,
+            _end(record, retried=retried) if ended else None,
         )  # fmt: skip
         record.native = None
-        calls = self.calls
-        if calls is None or state is TasksMainStates.PENDING:
-            return
-        if (uid := record.future.uid) not in calls:
-            calls[uid] = call_of(record)
 
     def flush(self) -> None:
-        """Pass the collected events to the plugins."""
+        """Pass the collected calls and events to the plugins."""
         rows, self._rows = self._rows, []
-        if not rows:
-            return
         hooks = self._hooks
         epoch = self._clock.time() - self._clock.monotonic()
+        if self._calls:
+            calls = self._calls.take(epoch)
+            for first in range(0, len(calls), _BATCH):
+                batch = tuple(calls[first : first + _BATCH])
+                for hook in hooks.task_calls:
+                    hooks.call(hook, engine=self._engine, calls=batch)
         for first in range(0, len(rows), _COLUMNS * _BATCH):
             events = _events(rows[first : first + _COLUMNS * _BATCH], epoch)
             for hook in hooks.task_events:
                 hooks.call(hook, engine=self._engine, events=events)
 
 
-_ENDS = frozenset({TasksMainStates.DONE, TasksMainStates.FAILED, TasksMainStates.CANCELED})
-_COLUMNS = 14
+_COLUMNS = 12
 _BATCH = 500
+
+_End = tuple[
+    str | None, str | None, int | None, Any, bool, AttemptFiles | None, Mapping[str, Any] | None
+]
+"""Fields of an event for the end of an attempt: `stdout`, `stderr`, `exit_code`, `usage`,
+`retried`, `files` and `resources`."""
+
+_NO_END: _End = (None, None, None, None, False, None, None)
+
+
+def _end(record: TaskRecord, *, retried: bool) -> _End | None:
+    """Return the fields for the end of an attempt, or `None` if all have their defaults."""
+    outcome, task, description = record.future._outcome, record.task, record.description
+    if outcome is not None and outcome.uid != record.uid:
+        outcome = None  # of an earlier attempt
+    files = resources = None
+    if record.found is not None or (outcome is not None and task.settings.capture == "files"):
+        files = _files(record, outcome)
+    if description and (given := description.get("resources")) is not task.settings.resources:
+        resources = described_resources(given)
+    if outcome is None:
+        if not retried and files is None and resources is None:
+            return None
+        return None, None, None, None, retried, files, resources
+    captured = task.settings.capture is True
+    return (
+        outcome.stdout if captured else None,
+        outcome.stderr if captured else None,
+        outcome.exit_code, outcome.usage, retried, files, resources,
+    )  # fmt: skip
+
+
+def _files(record: TaskRecord, outcome: AttemptInfo | None) -> AttemptFiles | None:
+    """Return the files of an attempt that has ended, or `None` if it has none."""
+    outputs: dict[str, str] = {}
+    stdout = stderr = None
+    if outcome is not None:
+        outputs = {name: outcome.path_of(name) for name in outcome.output_files}
+        for name, (path, kind) in record.targets().items():
+            if kind == "matches":
+                found = (outcome.matches or {}).get(name, ())
+                outputs.update({each: str(path / each) for each in found})
+            elif name in outputs:
+                outputs[name] = str(path)
+        if record.task.settings.capture == "files":
+            stdout, stderr = outcome.stdout, outcome.stderr
+    inputs = record.input_paths()
+    if not inputs and record.found is not None:
+        inputs = {file.filename: None for file in record.found.inputs}
+    if not (inputs or outputs or stdout or stderr):
+        return None
+    return AttemptFiles(inputs, outputs, stdout, stderr)
+
+
+_event: Any = partial(tuple.__new__, TaskEvent)  # like `TaskEvent._make`, without a Python frame
 
 
 def _events(rows: list[Any], epoch: float) -> tuple[TaskEvent, ...]:
@@ -113,19 +181,20 @@ def _events(rows: list[Any], epoch: float) -> tuple[TaskEvent, ...]:
         The events, one for each row.
     """
     (
-        prefixes, numbers, names, attempts, states, natives, backends, times, workers, scopes,
-        errors, sandboxes, outcomes, kinds,
+        uids, tasks, attempts, states, natives, backends, times, workers, scopes, errors,
+        sandboxes, ends,
     ) = (rows[column::_COLUMNS] for column in range(_COLUMNS))  # fmt: skip
-    pairs = zip(prefixes, numbers, strict=True)
-    uids = ["%s.%06d" % pair for pair in pairs]  # noqa: UP031 - faster than an f-string
-    epochs = [epoch + time for time in times]
-    outputs = [None if outcome is None else outcome.stdout for outcome in outcomes]
-    complaints = [None if outcome is None else outcome.stderr for outcome in outcomes]
+    rest: Iterable[Iterable[Any]] = map(repeat, _NO_END)
+    if any(ends):
+        rest = zip(*[end or _NO_END for end in ends], strict=True)
+    outputs, complaints, codes, usages, retried, files, resources = rest
     columns = zip(
-        uids, names, attempts, states, natives, backends, epochs, times, workers, scopes, errors,
-        sandboxes, outputs, complaints, kinds, strict=True,
+        uids, [task.name for task in tasks], attempts, states, natives, backends,
+        [epoch + time for time in times], times, workers, scopes, errors, sandboxes,
+        outputs, complaints, [task.kind for task in tasks], codes, usages, retried, files,
+        resources, strict=False,
     )  # fmt: skip
-    return tuple(map(TaskEvent._make, columns))
+    return tuple(map(_event, columns))
 
 
 _MARK = "_rhapsody_engine"

@@ -16,6 +16,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypedDict, TypeVar, cast
 
 from rhapsody.backends.base import BaseExecutionBackend
@@ -93,14 +94,31 @@ def runs_directory(path: str) -> Path:
 def _trace(value: object) -> Path:
     if not isinstance(value, str | os.PathLike) or not isinstance(os.fspath(value), str):
         raise TypeError(f"trace must be a path, got {value!r}")
+    return _file("trace", value)
+
+
+def _file(argument: str, value: str | os.PathLike[str]) -> Path:
+    """Return the path of a file that the engine will write.
+
+    Raises:
+        ValueError: The path is that of a directory, or it cannot be written.
+    """
     path = Path(value)
     if not path.name or path.is_dir():
-        raise ValueError(f"trace must be the path of a file, got {str(value)!r}")
+        raise ValueError(f"{argument} must be the path of a file, got {str(value)!r}")
     if not path.parent.is_dir():
-        raise ValueError(f"trace: the directory of {str(path)!r} does not exist")
+        raise ValueError(f"{argument}: the directory of {str(path)!r} does not exist")
     if not os.access(path if path.exists() else path.parent, os.W_OK):
-        raise ValueError(f"trace: no permission to write {str(path)!r}")
+        raise ValueError(f"{argument}: no permission to write {str(path)!r}")
     return path
+
+
+def _record(value: object) -> bool | Path:
+    if isinstance(value, bool):
+        return value
+    if not isinstance(value, str | os.PathLike) or not isinstance(os.fspath(value), str):
+        raise TypeError(f"record must be True, False or a path, got {value!r}")
+    return _file("record", value)
 
 
 def _uid(value: object) -> str:
@@ -222,6 +240,14 @@ class EngineOptions:
         "File for the events of all tasks, and for those that the program passes to `prof`, as "
         "JSON lines. Only its owner can read it; an existing file is replaced.",
         _trace,
+    )
+    record: bool | Path = _option(
+        False,
+        "Record the run: `True` for the file `run.jsonl` in the run's directory, or the path of "
+        "another file, which is replaced. The record lists calls, attempts, times, errors and "
+        "used resources as JSON lines, and can be read during the run. Only its owner can read it. "
+        "`rhapsody run` records every run.",
+        _record,
     )
     progress: bool | Literal["lines"] | Progress = _option(
         False,
@@ -368,6 +394,18 @@ class EngineOptions:
             values["journal"], values["resume"], values["journal_max_value"]
         )
         return cls(**values)
+
+    def changed(self) -> Mapping[str, Any]:
+        """Return the options that differ from their defaults; of the profile, only the name."""
+        changed = {
+            option.name: value
+            for option in fields(self)
+            if (value := getattr(self, option.name)) is not option.default
+            and value != option.default
+        }
+        if self.profile is not None:
+            changed["profile"] = self.profile.profile
+        return MappingProxyType(changed)
 
 
 OPTIONS: Mapping[str, Field[Any]] = {option.name: option for option in fields(EngineOptions)}

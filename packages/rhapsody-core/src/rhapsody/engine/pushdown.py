@@ -188,7 +188,11 @@ class RemoteResult:
         stdout, stderr = task.get("stdout"), task.get("stderr")
         if stdout is not None or stderr is not None:
             future._outcome = AttemptInfo(
-                uid=self.uid, stdout=stdout, stderr=stderr, backend=future._backend
+                uid=self.uid,
+                stdout=stdout,
+                stderr=stderr,
+                backend=future._backend,
+                usage=future.usage,
             )
         future.set_result(task["return_value"])
 
@@ -353,6 +357,10 @@ class PushDown:
         if report.get("return_value") is not None:
             return False
         future, holder = record.future, RemoteResult(self, record, report["held"])
+        if (usage := report.get("usage")) is not None:
+            future._outcome = AttemptInfo(
+                record.uid, backend=future._backend, name=task.name, usage=usage
+            )
         self.holds = True
         self._held.add(holder)
         future._node = holder

@@ -129,6 +129,7 @@ class TaskRecord:
         "found",
         "future",
         "kwargs",
+        "label",
         "limits",
         "native",
         "number",
@@ -182,6 +183,7 @@ class TaskRecord:
         self.stage: int = 0
         self.started: float | None = None  # start of the attempt, in seconds since the epoch
         self.uid: str = ""
+        self.label: str | None = None  # the future's uid, once it is needed for events
         self.native: str | None = None  # the backend's name for the last state, for events
         self.dependencies: tuple[asyncio.Future[Any], ...] = dependencies
         self.dependents: dict[TaskRecord, None] | None = None

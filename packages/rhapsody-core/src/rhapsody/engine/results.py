@@ -120,14 +120,16 @@ class Results:
         """
         get = report.get
         sandbox, stdout, stderr = get("sandbox"), get("stdout"), get("stderr")
+        usage = get("usage")
         if not succeeded:
             leave_script(record)
-        if sandbox is None and stdout is None and stderr is None:
+        if sandbox is None and stdout is None and stderr is None and usage is None:
             return
         outcome = record.future._outcome = AttemptInfo(
             record.uid, stdout, stderr, get("exit_code"), None,
             record.future._backend, record.task.name,
         )  # fmt: skip
+        outcome.usage = usage
         if (host := get("worker")) is not None:
             outcome.host = str(host)
         if sandbox is not None:

@@ -108,6 +108,7 @@ class Runtime:
             self.pushdown,
             stats,
             options,
+            announced=bool(hooks.task_calls),
             observed=bool(hooks.task_events),
             recording=recording,
         )

@@ -197,6 +197,7 @@ class Scheduler:
             finished, and which values stay with backends.
         stats: Counters, which the scheduler updates.
         options: Options of the engine.
+        announced: True if a plugin observes calls.
         observed: True if a plugin observes states.
         recording: True if a plugin records results.
 
@@ -220,6 +221,7 @@ class Scheduler:
         stats: Stats,
         options: EngineOptions,
         *,
+        announced: bool,
         observed: bool,
         recording: bool,
     ) -> None:
@@ -232,6 +234,7 @@ class Scheduler:
         self._lost_retries = options.lost_retries
         self._limited = options.max_pending is not None
         self.failures_left: int | None = options.max_failures
+        self.announced: bool = announced
         self.observed: bool = observed
         self.recording: bool = recording
         self.closing: bool = False
@@ -286,6 +289,8 @@ class Scheduler:
             record.parent = parent
             parent.children[record] = None
         self.stats.tasks += 1
+        if self.announced:
+            self._observation.announce(record)
         if self.observed:
             self._observation.publish(record, TasksMainStates.PENDING)
         if record.dependencies:
@@ -549,11 +554,11 @@ class Scheduler:
         if delay is None or Transition.RETRY not in record.state.after:
             self._give_up(record, error)
             return
+        if self.observed:  # before the data of the attempt are discarded
+            self._observation.publish(record, FAILED, error, retried=True)
         self._move(record, Transition.RETRY)
         held_back = isinstance(error, UNCOUNTED_ERRORS)
         self.stats.retried += not held_back
-        if self.observed:
-            self._observation.publish(record, FAILED, error)
         record.timer = self._background.after(delay, partial(self._again, record))
 
     def _next_attempt(

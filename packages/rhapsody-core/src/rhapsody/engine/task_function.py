@@ -88,6 +88,7 @@ class TaskFunction(Generic[P, R]):
         "__weakref__",
         "_check",
         "accepted_by",
+        "described",
         "direct",
         "engine",
         "function",
@@ -130,6 +131,7 @@ class TaskFunction(Generic[P, R]):
         recording = {"cache": settings.cache, "version": settings.version}
         self.recording_settings: Mapping[str, Any] = types.MappingProxyType(recording)
         self.template: tuple[TaskDescription, bool] | None = None  # see `TaskBuilder`
+        self.described: Any = None  # see `rhapsody.engine.task_calls`
         self.accepted_by: object = None  # the backend that was checked last
         self.direct: object = None  # the backend for which calls without files need no check
         self.pushable: tuple[object, bool] | None = None  # backend; True for push-down to it

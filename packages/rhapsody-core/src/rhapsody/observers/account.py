@@ -22,7 +22,7 @@ from rhapsody.errors import (
 )
 from rhapsody.plugins.specs import Summary, TaskEvent
 from rhapsody.resources import size_text
-from rhapsody.staging.runs import BASE, LOG
+from rhapsody.staging.runs import BASE, LOG, RECORD
 from rhapsody.states import TasksMainStates
 from rhapsody.tracebacks import as_lines, last_frames, location_of
 
@@ -391,7 +391,7 @@ def account(summary: Summary, counts: Counts, directory: Path) -> list[str]:
         counts: The counts of the engine's tasks.
         directory: The engine's directory. The run's directory is its parent if that is directly in
             `.rhapsody`, otherwise the engine's directory itself. The run's directory is named in
-            the summary if it contains more than its lock and its log.
+            the summary if it contains more than its lock, its log and its record.
     """
     if not counts.rows:
         return []
@@ -416,9 +416,10 @@ def account(summary: Summary, counts: Counts, directory: Path) -> list[str]:
 
 
 def _holds_files(directory: Path) -> bool:
-    """Return True if a run's directory contains more than its lock and its log."""
+    """Return True if a run's directory contains more than its lock, its log and its record."""
     try:
-        return any(not name.startswith(".") and name != LOG for name in os.listdir(directory))
+        names = set(os.listdir(directory)) - {LOG, RECORD}
+        return any(not name.startswith(".") for name in names)
     except OSError:
         return False
 

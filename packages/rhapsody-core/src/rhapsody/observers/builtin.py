@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any, Literal, TextIO
 
 from rhapsody.errors import JournalError, describe_error
+from rhapsody.history.recorder import Recorder
 from rhapsody.journal import JournalOption
 from rhapsody.observers.account import duration
 from rhapsody.observers.progress import Progress
-from rhapsody.plugins.specs import TaskEvent, hookimpl
+from rhapsody.plugins.specs import ObservedEngine, TaskCall, TaskEvent, hookimpl
 from rhapsody.states import TasksMainStates
 from rhapsody.tracebacks import as_lines, last_frames, location_of
 
@@ -167,17 +168,17 @@ _ENDS = {
 
 
 class TaskLog:
-    """Observer that logs the start and end of each task. Created only if INFO is enabled.
-
-    Attributes:
-        calls: The text of each call with its arguments, by uid. The engine adds a call before its
-            first event.
-    """
+    """Observer that logs the start and end of each task. Created only if INFO is enabled."""
 
     def __init__(self) -> None:
-        self.calls: dict[str, str] = {}
+        self._calls: dict[str, str] = {}
         self._began: dict[str, float] = {}
         self._places: set[tuple[str, str, str | None]] = set()
+
+    @hookimpl
+    def rhapsody_task_calls(self, calls: Sequence[TaskCall]) -> None:
+        """Store the text of each call until its task ends."""
+        self._calls.update((call.uid, call.call) for call in calls)
 
     @hookimpl
     def rhapsody_task_events(self, events: Sequence[TaskEvent]) -> None:
@@ -185,11 +186,12 @@ class TaskLog:
         for event in events:
             text = self._text(event)
             if text:
-                call = self.calls.get(event.uid, event.name)
+                call = self._calls.get(event.uid, event.name)
                 extra = {"task_uid": event.uid, "task_name": event.name}
                 log.info("%s %s: %s", event.uid, call, text, extra=extra)
+            if event.state in _ENDS and not event.retried:
+                self._calls.pop(event.uid, None)
             if event.state in _ENDS:
-                self.calls.pop(event.uid, None)
                 self._began.pop(event.uid, None)
 
     def _text(self, event: TaskEvent) -> str:
@@ -233,11 +235,11 @@ class BuiltIn:
         trace: The path of the trace file, or `None` for no trace.
         progress: As in `WorkflowEngine.create`.
         journal: See `rhapsody.journal.JournalOption`.
+        record: As in `WorkflowEngine.create`.
 
     Attributes:
         observers: The enabled observers.
         prof: The `Profiler`, which writes the program's own events to the trace.
-        task_log: The observer that logs each task if INFO is enabled, otherwise `None`.
 
     Raises:
         OSError: The trace cannot be written.
@@ -249,6 +251,7 @@ class BuiltIn:
         trace: Path | None,
         progress: bool | Literal["lines"] | Progress,
         journal: JournalOption,
+        record: bool | Path = False,
     ) -> None:
         if progress and not isinstance(progress, Progress):
             progress = Progress(lines=progress == "lines")
@@ -256,9 +259,12 @@ class BuiltIn:
         self._ends_journal = callable(journal)
         self._journal = journal() if callable(journal) else journal
         self._trace = None if trace is None else Trace(trace)
+        self._record: Recorder | None = None
+        if record is not False:
+            self._record = Recorder(None if record is True else record)
         self.prof: Profiler = Profiler(self._trace)
-        self.task_log: TaskLog | None = TaskLog() if log.isEnabledFor(logging.INFO) else None
-        every = (self.task_log, self._journal, self._trace, self._progress)
+        task_log = TaskLog() if log.isEnabledFor(logging.INFO) else None
+        every = (task_log, self._journal, self._trace, self._record, self._progress)
         self.observers: list[object] = [each for each in every if each is not None]
 
     @property
@@ -271,11 +277,20 @@ class BuiltIn:
         """True if one of the observers lists the failures at the end."""
         return self._progress is not None
 
+    def open(self, engine: ObservedEngine) -> None:
+        """Begin to record an engine that has started.
+
+        Raises:
+            OSError: The record cannot be written at the given path.
+        """
+        if self._record is not None:
+            self._record.open(engine)
+
     def close(self, how: Literal["done", "failed", "interrupted"] = "failed") -> None:
         """Close the observers at the end of the run.
 
         Args:
-            how: The outcome of the run, which the journal records.
+            how: The outcome of the run, which the journal and the record contain.
         """
         if self._journal is not None and self._ends_journal:
             try:
@@ -286,3 +301,5 @@ class BuiltIn:
             self._progress.close()
         if self._trace is not None:
             self._trace.close()
+        if self._record is not None:
+            self._record.close(how)

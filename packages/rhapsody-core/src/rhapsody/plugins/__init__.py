@@ -13,6 +13,7 @@ A plugin that fails in any step is still listed, with the reason.
 from rhapsody.plugins.options import BackendOption
 from rhapsody.plugins.specs import (
     API_VERSION,
+    AttemptFiles,
     BackendSpec,
     CommandLine,
     LookupTask,
@@ -21,6 +22,7 @@ from rhapsody.plugins.specs import (
     Recorded,
     Stats,
     Summary,
+    TaskCall,
     TaskEvent,
     TaskFiles,
     UsageError,
@@ -29,6 +31,7 @@ from rhapsody.plugins.specs import (
 
 __all__ = [
     "API_VERSION",
+    "AttemptFiles",
     "BackendOption",
     "BackendSpec",
     "CommandLine",
@@ -38,6 +41,7 @@ __all__ = [
     "Recorded",
     "Stats",
     "Summary",
+    "TaskCall",
     "TaskEvent",
     "TaskFiles",
     "UsageError",

@@ -364,6 +364,7 @@ class EngineHooks:
 
     workflow_started: tuple[PluginHook, ...]
     workflow_finished: tuple[PluginHook, ...]
+    task_calls: tuple[PluginHook, ...]
     task_events: tuple[PluginHook, ...]
     prepare_task: tuple[PluginHook, ...]
     select_backend: tuple[PluginHook, ...]
@@ -375,6 +376,7 @@ class EngineHooks:
         plugins = _unique([*_observers(observers), *_observers(own), *loaded_plugins()])
         self.workflow_started = implementations("rhapsody_workflow_started", plugins)
         self.workflow_finished = implementations("rhapsody_workflow_finished", plugins)
+        self.task_calls = implementations("rhapsody_task_calls", plugins)
         self.task_events = implementations("rhapsody_task_events", plugins)
         self.prepare_task = implementations("rhapsody_prepare_task", plugins)
         self.select_backend = implementations("rhapsody_select_backend", plugins)

@@ -24,9 +24,10 @@ import pluggy
 from rhapsody.capabilities import Capabilities
 from rhapsody.data import SavedFile
 from rhapsody.errors import RhapsodyError
+from rhapsody.masking import MIN_SECRET_LENGTH, mask, secrets_of
 from rhapsody.plugins.options import BackendOption
 from rhapsody.states import TasksMainStates
-from rhapsody.task import TaskDescription
+from rhapsody.task import TaskDescription, Usage
 
 if TYPE_CHECKING:
     import argparse
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 __all__ = [
     "API_VERSION",
     "PROJECT",
+    "AttemptFiles",
     "BackendSpec",
     "CommandLine",
     "LookupTask",
@@ -42,6 +44,7 @@ __all__ = [
     "Recorded",
     "Stats",
     "Summary",
+    "TaskCall",
     "TaskEvent",
     "TaskFiles",
     "UsageError",
@@ -53,6 +56,7 @@ __all__ = [
     "rhapsody_prepare_task",
     "rhapsody_record_results",
     "rhapsody_select_backend",
+    "rhapsody_task_calls",
     "rhapsody_task_events",
     "rhapsody_workflow_finished",
     "rhapsody_workflow_started",
@@ -207,6 +211,9 @@ class Summary:
             and `max_failures` of `WorkflowEngine.create`.
         held_back: True if tasks were held back for the next run because their backend was about to
             end.
+        outcome: `"interrupted"` after a signal, `"failed"` if a failure was never awaited, the
+            `async with` block was left by an exception, or tasks were held back or canceled because
+            of failures; otherwise `"done"`.
     """
 
     uid: str
@@ -222,6 +229,7 @@ class Summary:
     disk_use: int = 0
     cut_short: bool = False
     held_back: bool = False
+    outcome: Literal["done", "failed", "interrupted"] = "done"
 
 
 class ObservedEngine(Protocol):
@@ -248,6 +256,10 @@ class ObservedEngine(Protocol):
         """True if tasks are not run."""
 
     @property
+    def options(self) -> Mapping[str, Any]:
+        """The options of the engine that differ from their defaults, by name."""
+
+    @property
     def stats(self) -> Stats:
         """The engine's counters."""
 
@@ -272,6 +284,68 @@ class ObservedEngine(Protocol):
         """Uids of tasks and blocks that are running, including services."""
 
 
+class TaskCall(NamedTuple):
+    """One call of a task or block. Immutable; shared by all observers.
+
+    Attributes:
+        uid: The uid in the engine, `task.000001`.
+        name: The task's name.
+        kind: `"function"`, `"executable"` or `"block"`.
+        call: The call as Python code, with shortened arguments and without secrets, such as
+            `align('reads_07.fq', threads=2)`.
+        time: Seconds since the epoch.
+        block: The uid of the block in which the call was made, or `None`.
+        scope: The scope in which the call was made, or `None`.
+        dependencies: The uids of the tasks and blocks for which the call waits.
+        resources: The requested resources that differ from the defaults of `Resources`, by name.
+            Empty if they are the defaults, or are chosen for each attempt by a function.
+        settings: The other settings that differ from their defaults, by the names of
+            `rhapsody.TaskSettings`, as values that JSON can represent. Only the names of variables
+            in `environment` are included, and functions are represented by their names.
+        secrets: The values of the variables in `environment` with their names, for `masked`.
+    """
+
+    uid: str
+    name: str
+    kind: Literal["function", "executable", "block"]
+    call: str
+    time: float
+    block: str | None = None
+    scope: str | None = None
+    dependencies: tuple[str, ...] = ()
+    resources: Mapping[str, Any] = MappingProxyType({})
+    settings: Mapping[str, Any] = MappingProxyType({})
+    secrets: tuple[tuple[str, str], ...] = ()
+
+    def masked(self, text: str) -> str:
+        """Return a text about the task, such as its output, without secrets.
+
+        The values of the task's `environment`, and of variables of this process whose names look
+        secret, are replaced with the variables' names.
+        """
+        if len(text) < MIN_SECRET_LENGTH:
+            return text
+        return mask(text, (*self.secrets, *secrets_of()))
+
+
+class AttemptFiles(NamedTuple):
+    """The files of an attempt that has ended. Immutable.
+
+    Attributes:
+        inputs: The paths of the declared input files, by name; `None` for a file that the engine
+            cannot read.
+        outputs: The paths of the declared files and directories that the attempt wrote, by name:
+            the destination of each saved one, and the path in the sandbox of the others.
+        stdout: The path of the file with the standard output if `capture="files"` is set.
+        stderr: The same for standard error.
+    """
+
+    inputs: Mapping[str, str | None] = MappingProxyType({})
+    outputs: Mapping[str, str] = MappingProxyType({})
+    stdout: str | None = None
+    stderr: str | None = None
+
+
 class TaskEvent(NamedTuple):
     """One change of one task or block. Immutable; shared by all observers.
 
@@ -293,6 +367,12 @@ class TaskEvent(NamedTuple):
             was written only to files.
         stderr: The same for standard error.
         kind: `"function"`, `"executable"` or `"block"`.
+        exit_code: The exit code of an executable that has ended.
+        usage: The resources that an attempt has used, if its backend reports them.
+        retried: True if the attempt has failed and another one follows.
+        files: The files of an attempt that has ended; `None` if it has none.
+        resources: The resources of an attempt that has ended, as in `TaskCall`, if a function has
+            chosen them for this attempt; otherwise `None`.
     """
 
     uid: str
@@ -310,6 +390,11 @@ class TaskEvent(NamedTuple):
     stdout: str | None = None
     stderr: str | None = None
     kind: Literal["function", "executable", "block"] = "function"
+    exit_code: int | None = None
+    usage: Usage | None = None
+    retried: bool = False
+    files: AttemptFiles | None = None
+    resources: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -488,6 +573,19 @@ def rhapsody_workflow_finished(engine: ObservedEngine, summary: Summary) -> None
     Args:
         engine: The engine.
         summary: The summary of the run.
+    """
+
+
+@hookspec
+def rhapsody_task_calls(engine: ObservedEngine, calls: Sequence[TaskCall]) -> None:
+    """Observe calls of tasks and blocks.
+
+    Called on the engine's loop with a batch of calls, in order, before the first events of these
+    tasks. The hook must be quick: the loop waits for it.
+
+    Args:
+        engine: The engine.
+        calls: The calls, which are shared with other plugins and must not be modified.
     """
 
 

@@ -119,8 +119,8 @@ def _hand_on(record: logging.LogRecord) -> None:
 BASE = ".rhapsody"
 """Name of the directory of runs, in the current directory."""
 
-LATEST, LOCK, LOG = "latest", ".lock", "log.txt"
-"""Names of the link to the newest run, and of the lock and the log in a run's directory."""
+LATEST, LOCK, LOG, RECORD = "latest", ".lock", "log.txt", "run.jsonl"
+"""Names of the link to the newest run, and of the lock, log and record in a run's directory."""
 
 NAME: re.Pattern[str] = re.compile(r"\d{8}T\d{6}-[A-Za-z0-9_.-]{1,32}-[0-9a-f]{4}")
 """Pattern of the name of a run's directory."""
@@ -526,7 +526,9 @@ class LeftRun:
     changed: float
 
     def results(self) -> set[str]:
-        """Return the paths of the run's results that still exist, and of the lists that name them.
+        """Return the paths of the run's results that still exist, and of the files about them.
+
+        These are the lists that name the results and, if there are results, the run's record.
 
         Raises:
             ValueError: The results are unknown, because the run did not end properly or a list is
@@ -539,7 +541,8 @@ class LeftRun:
             named = {os.path.normpath(os.path.join(engine, name)) for name in read_list(engine)}
             there = {path for path in named if os.path.lexists(path)}
             found |= {*there, str(engine / LIST)} if there else set()
-        return found
+        record = str(self.path / RECORD)
+        return found | {record} if found and os.path.lexists(record) else found
 
     def goes(self, kept: set[str]) -> dict[str, int]:
         """Return the paths to remove in order to keep only `kept`, with their sizes in bytes."""

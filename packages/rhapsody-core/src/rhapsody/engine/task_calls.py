@@ -1,0 +1,205 @@
+"""Descriptions of calls for observers: creates the `TaskCall` of each call.
+
+Most calls have a few short arguments of plain types, which take a fast path. What the settings of a
+task function contribute is computed once per task function.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from functools import partial
+from typing import Any
+
+from rhapsody.engine.error_messages import MAX_CALL_LENGTH, Brief, call_text
+from rhapsody.engine.record import TaskRecord
+from rhapsody.engine.settings import Settings
+from rhapsody.engine.task_function import TaskFunction
+from rhapsody.masking import MIN_SECRET_LENGTH, Secrets, looks_secret, mask, secrets_of, values_of
+from rhapsody.plugins.specs import TaskCall
+from rhapsody.resources import Resources
+from rhapsody.task import RetryPolicy, TaskFuture
+
+_OTHERWISE = frozenset({"name", "resources", "after", "environment", "stdin", "specific"})
+"""Settings that other fields of a `TaskCall` contain, or that are shown in another form."""
+
+_EXACT = frozenset({int, float, bool, type(None)})
+"""Types whose values `repr` shows like `Brief`, except very long integers."""
+
+_BIG = 10**38
+
+
+@dataclass(frozen=True, slots=True)
+class DescribedSettings:
+    """The part of a `TaskCall` that all calls of a task function share.
+
+    Attributes:
+        resources: See `TaskCall`.
+        settings: See `TaskCall`.
+        secrets: See `TaskCall`.
+    """
+
+    resources: Mapping[str, Any]
+    settings: Mapping[str, Any]
+    secrets: Secrets
+
+
+class CallRows:
+    """Calls that have not been passed to the hooks yet, as rows of values in a flat list."""
+
+    def __init__(self) -> None:
+        self._rows: list[Any] = []
+
+    def __bool__(self) -> bool:
+        return bool(self._rows)
+
+    def add(self, record: TaskRecord, monotonic: float) -> None:
+        """Add a call that is made now; the scheduler may release its arguments soon."""
+        self._rows += (
+            record, record.args, record.kwargs, record.dependencies, record.parent, monotonic,
+        )  # fmt: skip
+
+    def take(self, epoch: float) -> list[TaskCall]:
+        """Return the descriptions of the calls, and remove them from this object.
+
+        Args:
+            epoch: The difference between the times of day and the monotonic times.
+        """
+        rows, self._rows = self._rows, []
+        columns = (rows[column::_COLUMNS] for column in range(_COLUMNS))
+        process: Secrets | None = None
+        calls = []
+        for record, args, kwargs, dependencies, parent, time in zip(*columns, strict=True):
+            task = record.task
+            shared = task.described
+            if shared is None:
+                shared = task.described = describe_settings(task)
+            text = None if kwargs else _plain(args)
+            if text is None:
+                if process is None:
+                    process = secrets_of()  # once, because it reads all variables
+                secrets = (*shared.secrets, *process) if shared.secrets else process
+                call = call_text(task.name, args, kwargs, secrets)
+            else:
+                call = f"{task.name}({text})"
+            settings = shared.settings
+            if record.specific:
+                settings = {**settings, "task_description": _specific(record.specific)}
+            label = record.label
+            if label is None:
+                label = record.label = record.future.uid
+            values = (
+                label, task.name, task.kind, call, epoch + time,
+                None if parent is None else parent.future.uid,
+                record.scope,
+                _uids(dependencies) if dependencies else (),
+                shared.resources, settings, shared.secrets,
+            )  # fmt: skip
+            calls.append(_task_call(values))
+        return calls
+
+
+_COLUMNS = 6
+_task_call: Any = partial(tuple.__new__, TaskCall)  # without the frame of `TaskCall.__new__`
+
+
+def _uids(dependencies: tuple[asyncio.Future[Any], ...]) -> tuple[str, ...]:
+    return tuple(future.uid for future in dependencies if isinstance(future, TaskFuture))
+
+
+def _plain(args: tuple[Any, ...]) -> str | None:
+    """Return the text of arguments that can contain no secret, or `None` if others are given."""
+    texts = []
+    for value in args:
+        kind = type(value)
+        if kind in _EXACT:
+            if kind is int and not -_BIG < value < _BIG:
+                return None
+            texts.append(repr(value))
+        elif kind is str and len(value) < MIN_SECRET_LENGTH:
+            texts.append(repr(value))
+        elif isinstance(value, TaskFuture):
+            texts.append(f"<{value.uid}>")
+        else:
+            return None
+    text = ", ".join(texts)
+    return text if len(text) <= MAX_CALL_LENGTH else None
+
+
+def describe_settings(task: TaskFunction[Any, Any]) -> DescribedSettings:
+    """Return the part of a `TaskCall` that all calls of a task function share."""
+    settings, environment = task.settings, task.settings.environment
+    found = {
+        each.name: _shown(value)
+        for each in fields(Settings)
+        if each.name not in _OTHERWISE
+        and (value := getattr(settings, each.name)) is not each.default
+        and value != each.default
+    }
+    if settings.retries is not None:
+        found["retries"] = _retries(settings.retries)
+    if settings.limit:
+        found["limit"] = [f"{name}:{size}" for name, size in settings.limit]
+    if callable(settings.resources):
+        found["resources"] = _shown(settings.resources)
+    if settings.stdin is not None:
+        found["stdin"] = f"<{len(settings.stdin)} characters>"  # it may be secret
+    if environment:
+        found["environment"] = list(environment)
+    if settings.specific:
+        found["task_description"] = _specific(settings.specific)
+    secrets = values_of(environment or {})
+    return DescribedSettings(described_resources(settings.resources), found, secrets)
+
+
+def described_resources(given: Resources | Callable[[int], Any] | None) -> dict[str, Any]:
+    """Return the fields of `Resources` that differ from their defaults."""
+    if not isinstance(given, Resources):
+        return {}
+    return {
+        each.name: value
+        for each in fields(Resources)
+        if (value := getattr(given, each.name)) != each.default
+    }
+
+
+def _shown(value: Any) -> Any:
+    """Return the value of a setting as JSON represents it, a function as its name."""
+    if type(value) in (str, *_EXACT):
+        return value
+    if isinstance(value, tuple):
+        return [_shown(each) for each in value]
+    if callable(value):
+        name = getattr(value, "__qualname__", None)
+        return f"<function {name}>" if isinstance(name, str) else f"<{type(value).__name__}>"
+    return _brief(value)
+
+
+def _brief(value: Any) -> str:
+    secrets = secrets_of()
+    return mask(Brief(secrets).repr(value), secrets)
+
+
+def _retries(policies: tuple[RetryPolicy, ...]) -> Any:
+    if len(policies) == 1 and policies[0] == RetryPolicy(policies[0].attempts):
+        return policies[0].attempts
+    return [
+        {
+            "attempts": policy.attempts,
+            "wait": _shown(policy.wait),
+            "on": [each.__name__ for each in _types(policy.on)],
+        }
+        for policy in policies
+    ]
+
+
+def _types(on: Any) -> tuple[type[BaseException], ...]:
+    return (on,) if isinstance(on, type) else tuple(on)
+
+
+def _specific(given: Mapping[str, Any]) -> dict[str, str]:
+    return {
+        str(key): f"<{key}>" if looks_secret(str(key)) else _brief(value)
+        for key, value in given.items()
+    }

@@ -1,0 +1,444 @@
+"""Lines of a record: encodes calls, events, and the beginning and end of runs and engines as JSON.
+
+A record may contain a hundred thousand tasks, each with a line for its call and one for each of its
+attempts. These lines are composed of strings, which takes a third of the time of `json.dumps`.
+
+An encoder runs on the thread of the writer. It never holds an exception: releasing the last
+reference to a traceback would run the destructors of a task's objects on that thread.
+"""
+
+from __future__ import annotations
+
+import functools
+import getpass
+import json
+import os
+import platform
+import re
+import socket
+import sys
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
+from json.encoder import encode_basestring_ascii
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rhapsody._version import __version__
+from rhapsody.errors import DependencyFailureError, text_of
+from rhapsody.history import FORMAT
+from rhapsody.masking import MIN_SECRET_LENGTH, Secrets, looks_secret, mask, secrets_of
+from rhapsody.plugins.manager import CORE, installed
+from rhapsody.plugins.specs import (
+    AttemptFiles,
+    ObservedEngine,
+    Stats,
+    Summary,
+    TaskCall,
+    TaskEvent,
+)
+from rhapsody.states import TasksMainStates
+from rhapsody.tracebacks import as_lines, last_frames
+
+PRINTED = 2000
+"""Maximum number of characters that are recorded from the end of each output stream."""
+
+MESSAGE = 2000
+"""Maximum number of characters of an error's text."""
+
+CAUSES = 10
+"""Maximum number of failed tasks that are listed as the cause for which a task was skipped."""
+
+SHOWN = 200
+"""Maximum number of characters of the value of an engine's option."""
+
+PENDING, SUBMITTED, RUNNING = (
+    TasksMainStates.PENDING,
+    TasksMainStates.SUBMITTED,
+    TasksMainStates.RUNNING,
+)
+
+_dumps = json.JSONEncoder(default=str, separators=(",", ":")).encode
+_quoted = functools.lru_cache(maxsize=4096)(encode_basestring_ascii)
+"""Function that returns a text as JSON, for texts that occur often."""
+
+
+class Failure(NamedTuple):
+    """Data of an exception. It replaces the exception of an event before the event is encoded.
+
+    Attributes:
+        kind: The name of the exception's type.
+        text: The text of the exception.
+        frames: The last frames of its traceback, as Python prints them.
+        caused_by: The uids of the tasks because of which a task did not run.
+        skipped: True if the task did not run because a dependency failed.
+    """
+
+    kind: str
+    text: str
+    frames: tuple[str, ...] = ()
+    caused_by: tuple[str, ...] = ()
+    skipped: bool = False
+
+    @classmethod
+    def of(cls, error: BaseException) -> Failure:
+        """Return the data of an exception. Called on the engine's loop."""
+        kind, text = type(error).__name__, text_of(error)[:MESSAGE]
+        if isinstance(error, DependencyFailureError):
+            causes = tuple(each.uid for each in error._first[:CAUSES])
+            return cls(kind, text, caused_by=causes, skipped=True)
+        return cls(kind, text, tuple(as_lines(last_frames(error))))
+
+
+Row = Sequence[TaskCall] | Sequence[TaskEvent]
+"""A batch of calls, or of events whose exceptions were replaced with `Failure`."""
+
+
+class Encoder:
+    """Encoder of the calls and events of one engine.
+
+    Args:
+        engine: The uid of the engine, or `None` for the first engine of a record.
+    """
+
+    def __init__(self, engine: str | None) -> None:
+        self._engine = "" if engine is None else f',"engine":{_dumps(engine)}'
+        self._submitted: dict[str, float] = {}  # times of unfinished attempts, by uid
+        self._started: dict[str, TaskEvent] = {}
+        self._secrets: dict[str, Secrets] = {}  # of unfinished tasks that have variables
+        self._settings: dict[int, tuple[object, object, str]] = {}
+        self._places: dict[tuple[object, ...], str] = {}
+        self._process: Secrets | None = None
+
+    def encode(self, rows: Iterable[Row]) -> str:
+        """Return the lines for calls and events that have not been encoded yet."""
+        self._process = None
+        lines: list[str] = []
+        new: dict[str, TaskEvent] = {}  # attempts that began in these rows and have not ended
+        for row in rows:
+            if type(row[0]) is TaskCall:
+                lines += map(self._call, row)  # type: ignore[arg-type]
+            else:
+                self._events(row, lines, new)  # type: ignore[arg-type]
+        lines += self._unfinished(new)
+        return "".join(lines)
+
+    def _events(
+        self, events: Sequence[TaskEvent], lines: list[str], new: dict[str, TaskEvent]
+    ) -> None:
+        for event in events:
+            state, uid = event.state, event.uid
+            if state is SUBMITTED:
+                if uid not in self._submitted:
+                    self._submitted[uid] = event.time
+                    new[uid] = event
+            elif state is RUNNING:
+                if uid not in self._started:
+                    self._started[uid] = event
+                    new[uid] = event
+            elif state is not PENDING:
+                new.pop(uid, None)
+                lines.append(self._end(event))
+
+    def _call(self, call: TaskCall) -> str:
+        uid, name, kind, text, when, block, scope, dependencies, resources, settings, secrets = call
+        line = (
+            f'{{"event":"call","uid":"{uid}"{self._engine},"name":{_quoted(name)},'
+            f'"call":{encode_basestring_ascii(text)},"time":{when:.6f}'
+        )
+        if kind != "function":
+            line += f',"kind":"{kind}"'
+        if block is not None:
+            line += f',"block":"{block}"'
+        if scope is not None:
+            line += f',"scope":{_quoted(scope)}'
+        if dependencies:
+            line += f',"dependencies":{_dumps(dependencies)}'
+        if resources or settings:
+            line += self._settings_of(resources, settings)
+        if secrets:
+            self._secrets[uid] = secrets
+        return line + "}\n"
+
+    def _settings_of(self, resources: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
+        """Return settings as JSON; those of one task function are encoded once."""
+        found = self._settings.get(id(settings))
+        if found is None or found[0] is not resources or found[1] is not settings:
+            given = {"resources": resources, "settings": settings}
+            if len(self._settings) > SETTINGS:
+                self._settings.clear()
+            found = resources, settings, _items(given)
+            self._settings[id(settings)] = found
+        return found[2]
+
+    def _end(self, event: TaskEvent) -> str:
+        (
+            uid, _, attempt, state, native, backend, ended, _, worker, _, error, sandbox,
+            stdout, stderr, _, exit_code, usage, retried, files, resources,
+        ) = event  # fmt: skip
+        where = self._places.get((state, backend, worker))
+        if where is None:
+            where = self._place(state, backend, worker)
+        submitted, started = self._submitted.pop(uid, None), self._started.pop(uid, None)
+        line = f'{{"event":"end","uid":"{uid}"{self._engine}{where}'
+        if attempt != 1:
+            line += f',"attempt":{attempt}'
+        if submitted is not None:
+            line += f',"submitted":{submitted:.6f}'
+        if started is not None:
+            line += f',"started":{started.time:.6f}'
+        line += f',"ended":{ended:.6f}'
+        if native == "reused":
+            line += ',"reused":true'
+        if retried:
+            line += ',"retried":true'
+        if exit_code is not None:
+            line += f',"exit_code":{_dumps(exit_code)}'
+        if error is not None:
+            line += self._error(uid, error)
+        if sandbox is not None:
+            line += f',"sandbox":{encode_basestring_ascii(sandbox)}'
+        if stdout:
+            text = self._masked(uid, stdout)[-PRINTED:]
+            line += f',"stdout":{encode_basestring_ascii(text)}'
+        if stderr:
+            text = self._masked(uid, stderr)[-PRINTED:]
+            line += f',"stderr":{encode_basestring_ascii(text)}'
+        if usage:
+            line += f',"usage":{_dumps(usage)}'
+        if resources:
+            line += f',"resources":{_dumps(resources)}'
+        if files is not None:
+            line += _items(_files(files))
+        if not retried and self._secrets:
+            self._secrets.pop(uid, None)
+        return line + "}\n"
+
+    def _place(self, state: TasksMainStates, backend: str | None, worker: object) -> str:
+        """Return the state, backend and worker of an attempt as JSON, which are often the same."""
+        found = {"backend": backend, "worker": None if worker is None else str(worker)}
+        text = f',"state":"{state}"{_items(found)}'
+        if len(self._places) > PLACES:
+            self._places.clear()
+        self._places[state, backend, worker] = text
+        return text
+
+    def _error(self, uid: str, error: Any) -> str:
+        if not isinstance(error, Failure):
+            error = Failure(type(error).__name__, "")
+        found: dict[str, Any] = {"type": error.kind, "message": self._masked(uid, error.text)}
+        if error.frames:
+            found["traceback"] = self._masked(uid, "\n".join(error.frames)).split("\n")
+        if error.caused_by:
+            found["caused_by"] = error.caused_by
+        return _items({"skipped": error.skipped, "error": found})
+
+    def _masked(self, uid: str, text: str) -> str:
+        if len(text) < MIN_SECRET_LENGTH:
+            return text
+        if self._process is None:
+            self._process = secrets_of()
+        return mask(text, (*self._secrets.get(uid, ()), *self._process))
+
+    def _unfinished(self, new: Mapping[str, TaskEvent]) -> Iterator[str]:
+        """Yield the lines for attempts that began in the encoded rows and have not ended."""
+        queued: dict[str | None, list[str]] = {}
+        for uid, event in new.items():
+            if event.state is SUBMITTED:
+                queued.setdefault(event.backend, []).append(uid)
+                continue
+            found = {
+                "attempt": event.attempt if event.attempt != 1 else None,
+                "backend": event.backend,
+                "worker": None if event.worker is None else str(event.worker),
+                "submitted": _rounded(self._submitted.get(uid)),
+                "started": _rounded(event.time),
+                "sandbox": event.sandbox,
+            }
+            yield f'{{"event":"start","uid":"{uid}"{self._engine}{_items(found)}}}\n'
+        for backend, uids in queued.items():
+            when = _rounded(min(self._submitted[uid] for uid in uids))
+            batch = {"backend": backend, "time": when, "uids": uids}
+            yield f'{{"event":"submit"{self._engine}{_items(batch)}}}\n'
+
+
+SETTINGS, PLACES = 1000, 4096
+"""Maximum numbers of task functions and of places whose encoded data are kept."""
+
+
+def _items(given: Mapping[str, Any]) -> str:
+    """Return the items of a JSON object, each after a comma, without those that are empty."""
+    kept = {
+        key: value
+        for key, value in given.items()
+        if value is not None and value is not False and value not in ((), [], {}, "")
+    }
+    return f",{_dumps(kept)[1:-1]}" if kept else ""
+
+
+def _line(event: str, given: Mapping[str, Any]) -> str:
+    return f'{{"event":"{event}"{_items(given)}}}\n'
+
+
+def _rounded(seconds: float | None) -> float | None:
+    return None if seconds is None else round(seconds, 6)
+
+
+def _files(files: AttemptFiles) -> dict[str, Any]:
+    return {
+        "inputs": [_file(name, path) for name, path in files.inputs.items()],
+        "outputs": [_file(name, path) for name, path in files.outputs.items()],
+        "stdout_path": files.stdout,
+        "stderr_path": files.stderr,
+    }
+
+
+def _file(name: str, path: str | None) -> dict[str, Any]:
+    """Return the name, path and size of a file; of a directory, the name and the path."""
+    found: dict[str, Any] = {"name": name}
+    if path is not None:
+        found["path"] = path
+        try:
+            status = os.stat(path)
+        except (OSError, ValueError):  # it was removed meanwhile
+            return found
+        if not os.path.isdir(path):
+            found["size"] = status.st_size
+    return found
+
+
+# Runs and engines.
+
+
+def run_line(profile: str | None = None) -> str:
+    """Return the first line of a record, which describes this process."""
+    secrets = secrets_of()
+    program, *arguments = [mask(str(each), secrets) for each in sys.argv or [""]]
+    command = [mask(each, secrets) for each in getattr(sys, "orig_argv", ())]
+    packages = {entry.distribution: entry.version for entry in installed().entries}
+    return _line(
+        "run",
+        {
+            "format": FORMAT,
+            "program": program,
+            "arguments": list(without_secrets(arguments)),
+            "command": list(without_secrets(command)),
+            "cwd": _directory(),
+            "host": socket.gethostname(),
+            "user": _user(),
+            "pid": os.getpid(),
+            "python": platform.python_version(),
+            "platform": platform.platform(),
+            "packages": {CORE: __version__, **packages},
+            "started": _rounded(time.time()),
+            "profile": profile,
+        },
+    )
+
+
+_OPTION = re.compile(r"(--?[A-Za-z][\w-]*)(=?)(.*)", re.DOTALL)
+
+
+def without_secrets(arguments: Iterable[str]) -> Iterator[str]:
+    """Yield a program's arguments; the values of options whose names look secret are replaced."""
+    secret = None
+    for argument in arguments:
+        match = _OPTION.fullmatch(argument)
+        if match is None:
+            yield argument if secret is None else f"<{secret}>"
+            secret = None
+            continue
+        option, equals, _ = match.groups()
+        name = option.lstrip("-").replace("-", "_")
+        secret = name if looks_secret(name) and not equals else None
+        yield f"{option}=<{name}>" if looks_secret(name) and equals else argument
+
+
+def _directory() -> str | None:
+    try:
+        return os.getcwd()
+    except FileNotFoundError:
+        return None
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # the user has no name on this machine
+        return str(os.geteuid())
+
+
+def engine_line(engine: ObservedEngine) -> str:
+    """Return the line that describes an engine that has started."""
+    backends = []
+    for name, backend in engine.backends.items():
+        kind = type(backend)
+        found: dict[str, Any] = {"name": name, "class": f"{kind.__module__}.{kind.__qualname__}"}
+        cores = getattr(backend, "cores_in_use", lambda: None)()
+        if cores is not None:
+            found["cores"] = cores[1]
+        backends.append(found)
+    options = {
+        name: shown
+        for name, value in engine.options.items()
+        if name not in ("backend", "backends") and (shown := _option(value)) is not None
+    }
+    return _line(
+        "engine",
+        {
+            "uid": engine.uid,
+            "time": _rounded(time.time()),
+            "backends": backends,
+            "options": options,
+            "work_dir": str(engine.work_dir),
+        },
+    )
+
+
+def _option(value: Any) -> Any:
+    """Return the value of an engine's option as JSON represents it."""
+    if value is None or isinstance(value, bool | int | float):
+        return value
+    if isinstance(value, str | Path):
+        return mask(str(value), secrets_of())[:SHOWN]
+    if isinstance(value, list | tuple):
+        return [_option(each) for each in value]
+    return f"<{type(value).__name__}>" if not hasattr(value, "attempts") else str(value)[:SHOWN]
+
+
+def engine_end_line(engine: str, summary: Summary) -> str:
+    """Return the line for the end of an engine."""
+    return _line(
+        "engine_end",
+        {
+            "uid": engine,
+            "time": _rounded(time.time()),
+            "outcome": summary.outcome,
+            "seconds": _rounded(summary.seconds),
+            "stats": counts(summary.stats),
+            "unawaited": summary.unawaited or None,
+            "cut_short": summary.cut_short,
+            "held_back": summary.held_back,
+            "still_running": summary.still_running,
+            "problems": summary.problems,
+            "accounts": summary.backends,
+        },
+    )
+
+
+def counts(stats: Stats) -> dict[str, int]:
+    """Return the counters that are not 0."""
+    return {name: count for name, count in asdict(stats).items() if count}
+
+
+def run_end_line(outcome: str, stats: Mapping[str, int], backends: Iterable[str]) -> str:
+    """Return the line for the end of a run; the counters are those of all its engines."""
+    return _line(
+        "run_end",
+        {
+            "time": _rounded(time.time()),
+            "outcome": outcome,
+            "stats": stats,
+            "backends": list(backends),
+        },
+    )

@@ -1,0 +1,377 @@
+"""Recorder: the observer that writes the record of a run while it happens.
+
+The event loop only collects the batches that the hooks receive. A thread per record encodes them
+and writes them with one call, at most half a second after the first of them. No timer is set while
+nothing is waiting to be written, so an idle engine does not wake up. A process that is killed loses
+at most the last half second, and may leave an incomplete last line.
+
+All engines of a process that use the same record share its file. The record of a run directory ends
+with the last of its engines, or under `rhapsody run` with the command. Programs may create further
+engines after that; then the record continues, and its last line counts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import logging
+import os
+import queue
+import threading
+from collections import Counter
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Final, Literal
+
+from rhapsody.errors import describe_error
+from rhapsody.history.lines import (
+    Encoder,
+    Failure,
+    Row,
+    counts,
+    engine_end_line,
+    engine_line,
+    run_end_line,
+    run_line,
+)
+from rhapsody.plugins.specs import ObservedEngine, Summary, TaskCall, TaskEvent, hookimpl
+from rhapsody.sdk.threads import start_thread
+from rhapsody.staging.runs import BASE, RECORD, Run, enter_run, leave_run
+
+log: logging.Logger = logging.getLogger("rhapsody.engine")
+
+Outcome = Literal["done", "failed", "interrupted"]
+
+FLUSH: Final = 0.5
+"""Maximum number of seconds until a call or event is written."""
+
+MOST: Final = 2000
+"""Number of waiting calls and events that are written without waiting for `FLUSH`."""
+
+GRACE: Final = 10.0
+"""Maximum number of seconds that the end of a run waits for its record to be written."""
+
+_WORST: Sequence[Outcome] = ("done", "failed", "interrupted")
+
+
+class RecordFile:
+    """File of a record, and the thread that writes it. Methods may be called from any thread.
+
+    An error while writing, such as a full disk, is logged once and ends the record, not the run.
+
+    Args:
+        path: The path of the file. Only the user can read it.
+        fresh: True to replace an existing file; False to continue it.
+        profile: The name of the profile that the run uses, if any.
+
+    Attributes:
+        path: The argument `path`.
+
+    Raises:
+        BlockingIOError: Another process is writing the file.
+        OSError: The file cannot be written.
+    """
+
+    def __init__(self, path: str, *, fresh: bool, profile: str | None = None) -> None:
+        self.path: str = path
+        self._pid = os.getpid()
+        self._lock = threading.Lock()
+        self._jobs: queue.SimpleQueue[Callable[[], str] | None] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+        flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
+        self._file: int | None = os.open(path, flags, 0o600)
+        try:
+            _write(self._file, self._begin(self._file, profile, fresh=fresh))
+        except BaseException:
+            os.close(self._file)
+            raise
+
+    def _begin(self, file: int, profile: str | None, *, fresh: bool) -> str:
+        """Lock the file, and return the text to write first."""
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise
+        except OSError:  # the file system has no locks
+            pass
+        if fresh:
+            os.ftruncate(file, 0)
+        size = os.fstat(file).st_size
+        if size == 0:
+            return run_line(profile)
+        return "" if os.pread(file, 1, size - 1) == b"\n" else "\n"  # after an incomplete line
+
+    @property
+    def active(self) -> bool:
+        """True if the file is open in this process."""
+        return self._file is not None and os.getpid() == self._pid
+
+    def put(self, job: Callable[[], str]) -> None:
+        """Write the text that `job` returns, on the writer's thread and in the order of calls."""
+        if not self.active:
+            return
+        with self._lock:
+            if self._thread is None:
+                try:
+                    self._thread = start_thread(self._work, "rhapsody record")
+                except RuntimeError:  # too many threads
+                    self._write(job)
+                    return
+        self._jobs.put(job)
+
+    def close(self) -> None:
+        """Write what is waiting, and close the file."""
+        if not self.active:
+            return
+        thread, self._thread = self._thread, None
+        if thread is not None:
+            self._jobs.put(None)
+            thread.join(GRACE)
+            if thread.is_alive():
+                log.error(
+                    "record %s: writing takes too long; its last lines may be missing", self.path
+                )
+                return
+        self._end()
+
+    def _work(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            self._write(job)
+
+    def _write(self, job: Callable[[], str]) -> None:
+        if self._file is None:
+            return
+        try:
+            _write(self._file, job())
+        except Exception as error:  # a full disk, or a fault in encoding
+            log.error(
+                "record %s: disabled, later tasks are missing in it (%s)",
+                self.path, describe_error(error),
+            )  # fmt: skip
+            self._end()
+
+    def _end(self) -> None:
+        file, self._file = self._file, None
+        if file is not None:
+            with contextlib.suppress(OSError):
+                os.close(file)
+
+
+def _write(file: int, text: str) -> None:
+    data = memoryview(text.encode("utf-8", "backslashreplace"))
+    while data:
+        data = data[os.write(file, data) :]
+
+
+class _Record:
+    """Record of this process at one path, with the engines that use it.
+
+    Args:
+        path: The path of the file; `None` for the file in the run's directory.
+        base: The `.rhapsody` directory that contains the run's directory.
+    """
+
+    def __init__(self, path: Path | None, base: Path) -> None:
+        self._run: Run | None = None
+        self._given = path
+        self._base = base
+        self._uid = f"record-{os.urandom(4).hex()}"
+        self._file: RecordFile | None = None
+        self._engines: set[str] = set()
+        self._known: list[str] = []  # all engines so far, in order
+        self._outcome: Outcome = "done"
+        self._stats: Counter[str] = Counter()
+        self._backends: dict[str, None] = {}
+
+    def enter(self, engine: ObservedEngine) -> tuple[RecordFile, Encoder]:
+        """Register an engine, and open the file unless it is open."""
+        if self._file is None or not self._file.active:
+            self._open(engine.options.get("profile"))
+        file = self._file
+        assert file is not None
+        first = not self._known or engine.uid == self._known[0]
+        if engine.uid not in self._known:
+            self._known.append(engine.uid)
+        self._engines.add(engine.uid)
+        self._backends.update(dict.fromkeys(engine.backends))
+        line = engine_line(engine)
+        file.put(lambda: line)
+        return file, Encoder(None if first else engine.uid)
+
+    def _open(self, profile: str | None) -> None:
+        if self._given is not None:
+            path = os.fspath(self._given)
+            self._file = RecordFile(path, fresh=not self._known, profile=profile)
+            return
+        self._run = run = enter_run(self._base, self._uid)
+        try:
+            path = os.fspath(run.make() / RECORD)
+            self._file = RecordFile(path, fresh=False, profile=profile)
+        except BaseException:
+            self._leave_run()
+            raise
+
+    def leave(self, uid: str, outcome: Outcome, summary: Summary | None) -> None:
+        """Unregister an engine that has ended."""
+        self._engines.discard(uid)
+        self._outcome = max(self._outcome, outcome, key=_WORST.index)
+        if summary is not None:
+            self._stats.update(counts(summary.stats))
+
+    @property
+    def idle(self) -> bool:
+        """True if no engine uses the record."""
+        return not self._engines
+
+    def end(self, outcome: Outcome | None = None) -> None:
+        """Write the end of the run and close the file. A second call has no effect."""
+        file, self._file = self._file, None
+        if file is not None:
+            text = run_end_line(outcome or self._outcome, dict(self._stats), self._backends)
+            file.put(lambda: text)
+            file.close()
+        self._leave_run()
+
+    def _leave_run(self) -> None:
+        run, self._run = self._run, None
+        if run is not None:
+            leave_run(run, self._uid)
+
+
+class _Process:
+    """Records of one process, by path; those in run directories by the path of `.rhapsody`."""
+
+    def __init__(self) -> None:
+        self.pid = os.getpid()
+        self.records: dict[Path, _Record] = {}
+        self.held = False
+        self.lock = threading.RLock()
+
+
+_process = _Process()
+
+
+def _here() -> _Process:
+    global _process
+    if _process.pid != os.getpid():  # a forked child has its own records
+        _process = _Process()
+    return _process
+
+
+def hold_records() -> None:
+    """Keep the records of this process open until `end_records`. For `rhapsody run`."""
+    _here().held = True
+
+
+def end_records(outcome: Outcome) -> None:
+    """End the records of this process with the outcome of the run. For `rhapsody run`."""
+    process = _here()
+    with process.lock:
+        process.held = False
+        for record in process.records.values():
+            record.end(outcome)
+
+
+class Recorder:
+    """Observer that records one engine.
+
+    Args:
+        path: The path of the record; `None` for the record in the run's directory.
+    """
+
+    def __init__(self, path: Path | None = None) -> None:
+        self._path = path
+        self._record: _Record | None = None
+        self._file: RecordFile | None = None
+        self._encoder: Encoder | None = None
+        self._uid = ""
+        self._summary: Summary | None = None
+        self._rows: list[Row] = []
+        self._waiting = 0
+        self._timer: asyncio.TimerHandle | None = None
+
+    def open(self, engine: ObservedEngine) -> None:
+        """Begin to record an engine. Called when the engine starts.
+
+        If the record is in the run's directory and cannot be written, the run is not recorded.
+
+        Raises:
+            OSError: The file at the given path cannot be written.
+        """
+        process = _here()
+        try:
+            with process.lock:
+                key = Path(os.path.abspath(BASE if self._path is None else self._path))
+                record = process.records.get(key)
+                if record is None:
+                    given = None if self._path is None else key
+                    record = process.records[key] = _Record(given, key)
+                self._file, self._encoder = record.enter(engine)
+        except OSError as error:
+            if self._path is not None:
+                raise
+            log.warning("this run is not recorded (%s)", describe_error(error))
+            return
+        self._record, self._uid = record, engine.uid
+
+    @hookimpl
+    def rhapsody_task_calls(self, engine: ObservedEngine, calls: Sequence[TaskCall]) -> None:
+        """Collect calls."""
+        self._add(engine, calls)
+
+    @hookimpl
+    def rhapsody_task_events(self, engine: ObservedEngine, events: Sequence[TaskEvent]) -> None:
+        """Collect events."""
+        self._add(engine, _without_errors(events))
+
+    @hookimpl
+    def rhapsody_workflow_finished(self, engine: ObservedEngine, summary: Summary) -> None:
+        """Write what is waiting, and the end of the engine."""
+        self._summary = summary
+        self._flush()
+        if self._file is not None:
+            text = engine_end_line(engine.uid, summary)
+            self._file.put(lambda: text)
+
+    def close(self, outcome: Outcome) -> None:
+        """End the recording of the engine, and the record unless other engines use it."""
+        self._flush()
+        record, self._record, self._file = self._record, None, None
+        process = _here()
+        if record is None:
+            return
+        with process.lock:
+            record.leave(self._uid, outcome, self._summary)
+            if record.idle and not process.held:
+                record.end()
+
+    def _add(self, engine: ObservedEngine, row: Row) -> None:
+        if self._file is None or not row:
+            return
+        if not self._rows:
+            self._timer = engine.loop.call_later(FLUSH, self._flush)
+        self._rows.append(row)
+        self._waiting += len(row)
+        if self._waiting >= MOST:
+            self._flush()
+
+    def _flush(self) -> None:
+        """Pass the collected batches to the writer."""
+        timer, self._timer = self._timer, None
+        if timer is not None:
+            timer.cancel()
+        rows, self._rows, self._waiting = self._rows, [], 0
+        if rows and self._file is not None and self._encoder is not None:
+            self._file.put(partial(self._encoder.encode, rows))
+
+
+def _without_errors(events: Sequence[TaskEvent]) -> Sequence[TaskEvent]:
+    """Return events in which each exception is replaced with a `Failure`."""
+    if not any(event.error is not None for event in events):
+        return events
+    return [
+        event if event.error is None else event._replace(error=Failure.of(event.error))  # type: ignore[arg-type]
+        for event in events
+    ]

@@ -1,0 +1,114 @@
+"""Selection of runs and tasks by what users type: names, beginnings of names, and numbers."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from rhapsody.history.reader import RunHistory, TaskRun
+from rhapsody.plugins.specs import UsageError
+from rhapsody.staging.runs import LATEST, RECORD, runs_in
+
+LISTED = 10
+"""Maximum number of candidates in an error."""
+
+
+class SelectionError(UsageError):
+    """A text selects no run or task, or several.
+
+    Attributes:
+        candidates: The names or uids that the text selects, or similar ones if it selects none.
+    """
+
+    def __init__(self, message: str, candidates: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.candidates: tuple[str, ...] = tuple(candidates)
+
+
+def select_run(text: str | None, base: Path) -> Path:
+    """Return the path of a run's record.
+
+    Args:
+        text: The name of the run, the beginning of its name, or its last four digits; `None` or
+            `"latest"` for the newest recorded run. Also the path of a record or of a run's
+            directory.
+        base: The `.rhapsody` directory.
+
+    Raises:
+        SelectionError: The text selects no recorded run, or several.
+    """
+    if text not in (None, LATEST):
+        given = Path(text or "")
+        for path in (given / RECORD, given):
+            if path.is_file():
+                return path
+    names = [name for name in reversed(runs_in(base)) if (base / name / RECORD).is_file()]
+    if not names:
+        raise SelectionError(
+            f"no recorded runs in {base}; `rhapsody run` records each run, and programs pass "
+            "record=True to the engine"
+        )
+    if text is None or text == LATEST:
+        return base / names[0] / RECORD
+    found = [name for name in names if name == text]
+    found = found or [name for name in names if name.startswith(text)]
+    found = found or [name for name in names if text and name.endswith(f"-{text}")]
+    if len(found) == 1:
+        return base / found[0] / RECORD
+    if found:
+        raise SelectionError(f"{text!r} selects {_several('runs', found)}", found)
+    close = difflib.get_close_matches(text, names, LISTED, 0.5) or names[:1]
+    raise SelectionError(f"no recorded run {text!r} in {base}{_meant(close)}", close)
+
+
+def find_tasks(text: str, history: RunHistory) -> list[TaskRun]:
+    """Return the tasks that a text selects, in the order of their calls.
+
+    The text is a key or uid (`task.000007`), the number in a uid (`7`), a name, or the beginning of
+    a name; the first of these that selects anything applies.
+
+    Raises:
+        SelectionError: The text selects no task.
+    """
+    tasks = history.tasks.values()
+    if text in history.tasks:
+        return [history.tasks[text]]
+    number = text.zfill(6) if text.isdecimal() else None
+    for found in (
+        [task for task in tasks if task.uid == text],
+        [task for task in tasks if number is not None and task.uid == f"task.{number}"],
+        [task for task in tasks if task.name == text],
+        [task for task in tasks if text and task.name.startswith(text)],
+    ):
+        if found:
+            return found
+    names = dict.fromkeys([*(task.name for task in tasks), *history.tasks])
+    close = difflib.get_close_matches(text, names, LISTED, 0.6)
+    raise SelectionError(f"no task {text!r} in run {history.run.name}{_meant(close)}", close)
+
+
+def select_task(text: str, history: RunHistory) -> TaskRun:
+    """Return the only task that a text selects, see `find_tasks`.
+
+    Raises:
+        SelectionError: The text selects no task, or several.
+    """
+    found = find_tasks(text, history)
+    if len(found) == 1:
+        return found[0]
+    keys = [task.key for task in found]
+    shown = [f"{task.key} {task.call or task.name} {task.state}" for task in found]
+    raise SelectionError(f"{text!r} selects {_several('tasks', shown)}", keys)
+
+
+def _several(what: str, found: Sequence[str]) -> str:
+    more = f"\n  and {len(found) - LISTED} more" if len(found) > LISTED else ""
+    lines = "".join(f"\n  {each}" for each in found[:LISTED])
+    return f"{len(found)} {what}; name one of them:{lines}{more}"
+
+
+def _meant(close: Iterable[str]) -> str:
+    names = [os.fspath(each) for each in close]
+    return f"; did you mean {' or '.join(names[:3])}?" if names else ""
