@@ -132,10 +132,10 @@ def test_nothing_is_reused(place: Place, option: str) -> None:
     assert place.ran() == {**WORK, **SHOW}
 
 
-def test_without_a_journal_only_the_log_is_left(place: Place) -> None:
+def test_without_a_journal_only_the_log_and_the_record_are_left(place: Place) -> None:
     place.run("--no-journal")
     left = [path for path in (place.path / ".rhapsody").rglob("*") if path.is_file()]
-    assert {path.name for path in left} == {"log.txt"}
+    assert {path.name for path in left} == {"log.txt", "run.jsonl"}
 
 
 def test_tasks_of_a_name_run_again(place: Place) -> None:

@@ -127,7 +127,7 @@ def _setting(name: str, value: Value | None, default: Any) -> Setting:
 
 def _without_secrets(name: str, value: Any) -> Any:
     """Return a value with secrets in it replaced by their names."""
-    from rhapsody.backends.programs import looks_secret
+    from rhapsody.masking import looks_secret
 
     if isinstance(value, dict):
         return {key: _without_secrets(key, each) for key, each in value.items()}

@@ -367,6 +367,9 @@ def read_run(path: str | os.PathLike[str]) -> RunHistory:
     Args:
         path: The path of the record, or of the run's directory.
 
+    Returns:
+        The content of the record so far.
+
     Raises:
         RecordError: The file is not a record, or was written by a newer version.
         OSError: The file cannot be read.
@@ -402,9 +405,12 @@ class RecordReader:
         self._problems: list[str] = []
 
     def update(self) -> bool:
-        """Read what was written since the last call; return True if there was anything.
+        """Read what was written since the last call.
 
         If another run has replaced the file, everything is read again.
+
+        Returns:
+            True if there was anything new.
 
         Raises:
             RecordError: The file is not a record, or was written by a newer version.

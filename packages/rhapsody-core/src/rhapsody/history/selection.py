@@ -39,12 +39,11 @@ def select_run(text: str | None, base: Path) -> Path:
     Raises:
         SelectionError: The text selects no recorded run, or several.
     """
-    if text not in (None, LATEST):
-        given = Path(text or "")
-        for path in (given / RECORD, given):
+    names = [name for name in reversed(runs_in(base)) if (base / name / RECORD).is_file()]
+    if text is not None and text != LATEST and text not in names:
+        for path in (Path(text) / RECORD, Path(text)):
             if path.is_file():
                 return path
-    names = [name for name in reversed(runs_in(base)) if (base / name / RECORD).is_file()]
     if not names:
         raise SelectionError(
             f"no recorded runs in {base}; `rhapsody run` records each run, and programs pass "

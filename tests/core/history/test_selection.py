@@ -1,0 +1,124 @@
+"""Tests of the selection of runs and tasks by names, beginnings of names and numbers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from rhapsody.history.reader import RunHistory, RunRecord, TaskRun
+from rhapsody.history.selection import SelectionError, find_tasks, select_run, select_task
+
+NAMES = ["20260101T000000-align-00a1", "20260102T000000-screen-00b2", "20260102T110000-align-00c3"]
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Path:
+    for name in NAMES:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "run.jsonl").touch()
+    (tmp_path / "20260103T000000-other-00d4").mkdir()  # not recorded
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("given", "found"),
+    [
+        (None, NAMES[2]),
+        ("latest", NAMES[2]),
+        (NAMES[1], NAMES[1]),
+        ("20260101", NAMES[0]),
+        ("20260102T0", NAMES[1]),
+        ("00b2", NAMES[1]),
+    ],
+)
+def test_a_run_is_selected(base: Path, given: str | None, found: str) -> None:
+    assert select_run(given, base) == base / found / "run.jsonl"
+
+
+def test_a_run_is_selected_by_the_path_of_its_record_or_directory(base: Path) -> None:
+    path = base / NAMES[0] / "run.jsonl"
+    assert select_run(str(path), base / "none") == path
+    assert select_run(str(path.parent), base / "none") == path
+
+
+def test_an_ambiguous_run_lists_the_candidates(base: Path) -> None:
+    with pytest.raises(SelectionError, match="2 runs") as caught:
+        select_run("20260102", base)
+    assert caught.value.candidates == (NAMES[2], NAMES[1])
+    assert all(name in str(caught.value) for name in NAMES[1:])
+
+
+def test_an_unknown_run_names_similar_ones(base: Path) -> None:
+    with pytest.raises(SelectionError, match="did you mean") as caught:
+        select_run("20260101T000000-alin", base)
+    assert NAMES[0] in caught.value.candidates
+
+
+def test_a_directory_without_records_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(SelectionError, match="no recorded runs"):
+        select_run(None, tmp_path)
+
+
+def history(*tasks: tuple[str, str]) -> RunHistory:
+    """A history of tasks with these keys and names."""
+    found = {
+        key: TaskRun(key, ".".join(key.split(".")[-2:]), "engine.1", name) for key, name in tasks
+    }
+    return RunHistory(RunRecord(Path("x"), "run"), {}, found)
+
+
+HISTORY = history(
+    ("task.000001", "fetch"),
+    ("task.000002", "align"),
+    ("task.000003", "align_all"),
+    ("task.000004", "report"),
+    ("task.000005", "report"),
+    ("block.000001", "around"),
+    ("engine.2.task.000001", "other"),
+)
+
+
+@pytest.mark.parametrize(
+    ("given", "found"),
+    [
+        ("task.000002", "task.000002"),
+        ("2", "task.000002"),
+        ("000003", "task.000003"),
+        ("align", "task.000002"),
+        ("align_", "task.000003"),
+        ("fe", "task.000001"),
+        ("block.000001", "block.000001"),
+        ("engine.2.task.000001", "engine.2.task.000001"),
+        ("oth", "engine.2.task.000001"),
+    ],
+)
+def test_a_task_is_selected(given: str, found: str) -> None:
+    assert select_task(given, HISTORY).key == found
+
+
+def test_an_ambiguous_task_lists_the_candidates() -> None:
+    with pytest.raises(SelectionError, match="2 tasks") as caught:
+        select_task("rep", HISTORY)
+    assert caught.value.candidates == ("task.000004", "task.000005")
+    assert [task.key for task in find_tasks("rep", HISTORY)] == ["task.000004", "task.000005"]
+
+
+def test_the_number_of_tasks_of_several_engines_is_ambiguous() -> None:
+    with pytest.raises(SelectionError) as caught:
+        select_task("1", HISTORY)
+    assert caught.value.candidates == ("task.000001", "engine.2.task.000001")
+
+
+def test_many_candidates_are_shortened() -> None:
+    many = history(*[(f"task.{number:06d}", "part") for number in range(1, 31)])
+    with pytest.raises(SelectionError, match="and 20 more"):
+        select_task("part", many)
+
+
+@pytest.mark.parametrize("given", ["fetsh", "task.00001", "", "9"])
+def test_an_unknown_task_is_an_error(given: str) -> None:
+    with pytest.raises(SelectionError, match="no task") as caught:
+        select_task(given, HISTORY)
+    if given == "fetsh":
+        assert caught.value.candidates == ("fetch",)
