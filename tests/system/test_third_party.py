@@ -123,7 +123,7 @@ def test_a_program_runs_on_the_processes_of_an_mpi_job(plugged_in: Path, program
     assert "processes 2 elsewhere" in output
     left = [path for path in program.parent.rglob("*") if path.is_file()]
     names = {path.name for path in left if path.parent.name != "journals"}
-    assert names == {"program.py", "log.txt", "sum"}
+    assert names == {"program.py", "log.txt", "run.jsonl", "sum"}
 
 
 def test_a_program_runs_on_processes_that_the_backend_starts(

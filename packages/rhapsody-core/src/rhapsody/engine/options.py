@@ -181,6 +181,7 @@ class EngineSettings(TypedDict, total=False):
     backends: Mapping[str, BackendLike] | Iterable[BackendLike] | None
     work_dir: str | os.PathLike[str] | None
     trace: str | os.PathLike[str] | None
+    record: bool | str | os.PathLike[str]
     progress: bool | Literal["lines"] | Progress
     retries: RetryPolicy | int | Sequence[RetryPolicy] | None
     lost_retries: int
