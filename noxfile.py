@@ -104,7 +104,12 @@ DISTRIBUTIONS = {
         ci="all",
         minimums=MINIMUMS,
         at_once=4,
-        tools=("numpy>=1.26", "pandas>=2.1"),  # types with special keys in the journal
+        tools=(
+            "numpy>=1.26",  # types with special keys in the journal
+            "pandas>=2.1",
+            "ipykernel>=6.29; python_version < '3.14'",  # the notebook in the examples
+            "nbclient>=0.10; python_version < '3.14'",
+        ),
     ),
     "dask": Distribution(
         "packages/rhapsody-dask",

@@ -24,6 +24,7 @@ ORDER = [
     "context",
     "resources",
     "masking",
+    "cards",
     "task",
     "capabilities",
     "sdk",

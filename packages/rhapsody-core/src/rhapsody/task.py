@@ -15,12 +15,16 @@ from collections.abc import Awaitable, Callable, Generator, Iterable, Mapping, S
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from types import TracebackType
-from typing import Any, Literal, Protocol, TypedDict, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypedDict, TypeVar, cast
 
+from rhapsody.cards import ACTIVE, BAD, GOOD, IDLE, Card
 from rhapsody.data import OUTPUT_FILES, InputFile, input_from
-from rhapsody.errors import DataError, first_call
+from rhapsody.errors import DataError, describe_error, first_call
 from rhapsody.resources import Resources, memory_in_bytes, seconds
 from rhapsody.states import TasksMainStates
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 
 @dataclass(frozen=True, slots=True)
@@ -369,6 +373,13 @@ _exception: Callable[[asyncio.Future[Any]], BaseException | None] = asyncio.Futu
 _await: Callable[[asyncio.Future[T]], Generator[Any, None, T]] = asyncio.Future.__await__
 
 
+_STATE_COLORS = {
+    TasksMainStates.DONE: GOOD,
+    TasksMainStates.FAILED: BAD,
+    TasksMainStates.CANCELED: IDLE,
+}
+
+
 class TaskFuture(asyncio.Future[T]):
     """The result of one call of a task or block; awaited like any asyncio future.
 
@@ -634,6 +645,31 @@ class TaskFuture(asyncio.Future[T]):
 
     def __repr__(self) -> str:
         return f"<TaskFuture {self.uid} {self.name!r} {self.state}>"
+
+    def _repr_html_(self) -> str:
+        """Return the future as a notebook shows it."""
+        return self._card().html()
+
+    def __rich__(self) -> Table:
+        """Return the future as rich shows it."""
+        return self._card().rich()
+
+    def _card(self) -> Card:
+        task, state = self.task, self.state
+        failed = self.done() and not self.cancelled() and self._exception is not None
+        lines = describe_error(self._exception).strip().splitlines() if failed else [""]
+        rows = {
+            "state": str(state),
+            "backend": self.backend or "",
+            "host": self.host or "",
+            "attempt": str(self.attempt) if self.attempt > 1 else "",
+            "exit code": "" if self.exit_code is None else str(self.exit_code),
+            "error": lines[0],
+            "sandbox": self.sandbox or "",
+        }
+        environment = None if task is None else task.get("environment")
+        color = _STATE_COLORS.get(state, ACTIVE if self._uid is not None else IDLE)
+        return Card(f"{self.name} ({self.uid})", color, rows, environment)
 
     def set_cancelled(self, msg: Any = None) -> bool:
         """Cancel only the future, without canceling its work. Called by the engine."""

@@ -39,6 +39,7 @@ from typing import TYPE_CHECKING, Any, Literal, ParamSpec, Self, TypeVar, Unpack
 
 from rhapsody.aio import end_of, settable
 from rhapsody.backends.base import BaseExecutionBackend
+from rhapsody.cards import ACTIVE, IDLE, Card
 from rhapsody.compat import OlderNames
 from rhapsody.context import running_task
 from rhapsody.data import SavedFile
@@ -82,6 +83,8 @@ from rhapsody.states import StateMapper, TasksMainStates
 from rhapsody.task import RetryPolicy, TaskFuture, is_async
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from rhapsody.journal.plugin import Journal
 
 log: logging.Logger = logging.getLogger("rhapsody.engine")
@@ -577,6 +580,33 @@ class WorkflowEngine(OlderNames):
     def summary(self) -> Summary | None:
         """Summary of the run, or `None` before the shutdown."""
         return self._summary
+
+    def __repr__(self) -> str:
+        return f"<WorkflowEngine {self.uid} {self._state}>"
+
+    def _repr_html_(self) -> str:
+        """Return the engine as a notebook shows it."""
+        return self._card().html()
+
+    def __rich__(self) -> Table:
+        """Return the engine as rich shows it."""
+        return self._card().rich()
+
+    @property
+    def _state(self) -> str:
+        if self._closed.done():
+            return "shut down"
+        return "running" if self._ending is None else "shutting down"
+
+    def _card(self) -> Card:
+        rows = {
+            "state": self._state,
+            "backends": ", ".join(self._attached),
+            "tasks": str(self.stats),
+            "files": "" if self.dry_run else str(self.work_dir),
+        }
+        color = IDLE if self._closed.done() else ACTIVE
+        return Card(f"WorkflowEngine {self.uid}", color, rows)
 
     # The end.
 

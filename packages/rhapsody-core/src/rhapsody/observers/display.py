@@ -71,7 +71,7 @@ class Picture:
             return picture
         picture.add_row(self._table(every))
         for failure in self._counts.failures.latest[-MAX_FAILURES:]:
-            text = Text.assemble(("failed: ", "bold red"), failure.summary)
+            text = Text.assemble(("failed: ", "bold bright_red"), failure.summary)
             text.no_wrap, text.overflow = True, "ellipsis"
             picture.add_row(text)
         picture.add_row(self._bar(every))
@@ -131,7 +131,7 @@ def _most_active(rows: list[tuple[str, Row]], room: int) -> list[tuple[str, Row]
     return [rows[number] for number in sorted(best)]
 
 
-_STYLES = {"running": "bold", "done": "green", "failed": "bold red", "skipped": "red"}
+_STYLES = {"running": "bold", "done": "green", "failed": "bold bright_red", "skipped": "bright_red"}
 
 
 def _cell(column: str, count: int) -> Text:

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 import pluggy
 
 from rhapsody.capabilities import Capabilities
+from rhapsody.cards import BAD, GOOD, Card
 from rhapsody.data import SavedFile
 from rhapsody.errors import RhapsodyError
 from rhapsody.masking import MIN_SECRET_LENGTH, mask, secrets_of
@@ -31,6 +32,8 @@ from rhapsody.task import TaskDescription, Usage
 
 if TYPE_CHECKING:
     import argparse
+
+    from rich.table import Table
 
 __all__ = [
     "API_VERSION",
@@ -185,6 +188,19 @@ class Stats:
     unknown: int = 0
     skipped: int = 0
 
+    def __str__(self) -> str:
+        """Return the counts of tasks by outcome, without zeros except for `done`."""
+        counts = {
+            "failed": self.failed - self.skipped,
+            "skipped": self.skipped,
+            "canceled": self.cancelled,
+            "unfinished": self.tasks - self.done - self.failed - self.cancelled,
+            "retried": self.retried,
+        }
+        reused = f" ({self.recorded} of them reused)" if self.recorded else ""
+        words = [f"{number} {word}" for word, number in counts.items() if number]
+        return ", ".join([f"{self.done} done{reused}", *words])
+
 
 @dataclass(frozen=True, slots=True)
 class Summary:
@@ -230,6 +246,35 @@ class Summary:
     cut_short: bool = False
     held_back: bool = False
     outcome: Literal["done", "failed", "interrupted"] = "done"
+
+    def _repr_html_(self) -> str:
+        """Return the summary as a notebook shows it."""
+        return self._card().html()
+
+    def __rich__(self) -> Table:
+        """Return the summary as rich shows it."""
+        return self._card().rich()
+
+    def _card(self) -> Card:
+        from datetime import timedelta
+
+        whole = timedelta(seconds=round(self.seconds))
+        bad = self.stats.failed or self.problems or self.still_running or self.cut_short
+        rows = {
+            "tasks": str(self.stats),
+            "time": f"{self.seconds:.1f} s" if self.seconds < 60 else str(whole),
+            "results": _few([str(file.path) for file in self.results]),
+            "stale results": _few([str(file.path) for file in self.stale]),
+            "still running": _few(self.still_running),
+            "problems": _few(self.problems),
+        }
+        return Card(f"Summary of {self.uid}", BAD if bad else GOOD, rows)
+
+
+def _few(texts: Sequence[str]) -> str:
+    """Return the first texts, one per line, and the number of further ones."""
+    more = [f"and {len(texts) - 3} more"] if len(texts) > 3 else []
+    return "\n".join([*texts[:3], *more])
 
 
 class ObservedEngine(Protocol):
