@@ -259,8 +259,8 @@ class Summary:
         from datetime import timedelta
 
         whole = timedelta(seconds=round(self.seconds))
-        bad = self.stats.failed or self.problems or self.still_running or self.cut_short
         rows = {
+            "outcome": self.outcome,
             "tasks": str(self.stats),
             "time": f"{self.seconds:.1f} s" if self.seconds < 60 else str(whole),
             "results": _few([str(file.path) for file in self.results]),
@@ -268,7 +268,7 @@ class Summary:
             "still running": _few(self.still_running),
             "problems": _few(self.problems),
         }
-        return Card(f"Summary of {self.uid}", BAD if bad else GOOD, rows)
+        return Card(f"Summary of {self.uid}", GOOD if self.outcome == "done" else BAD, rows)
 
 
 def _few(texts: Sequence[str]) -> str:
