@@ -140,7 +140,7 @@ def run_program(
         reply = Reply(FAILED if code else DONE)
     if running.cancelled:
         reply = Reply(CANCELED)
-    kept = ("stdout", "stderr", "exit_code", "sandbox")
+    kept = ("stdout", "stderr", "exit_code", "sandbox", "usage")
     reply.more = {key: cast("Any", task)[key] for key in kept if key in task}
     if "ship" in order.more:
         return_files(order, reply, sandbox)

@@ -23,6 +23,7 @@ from rhapsody import BackendUnavailableError, CapabilityError
 from rhapsody.sdk import (
     CapturedOutput,
     Environment,
+    Meter,
     Runner,
     WorkerLoop,
     describe_error,
@@ -50,6 +51,7 @@ from rhapsody_dask.worker.messages import (
 from rhapsody_dask.worker.site import Running, Site, site_of
 
 _own = threading.local()
+_meter = Meter(shared=True)
 
 
 def run_order(packed: bytes, values: Sequence[Any]) -> Reply:
@@ -190,12 +192,16 @@ def _call(site: Site, order: Order, running: Running, values: Sequence[Any]) -> 
         CapturedOutput(sandbox, more.get("capture", True)) as output,
         task_context(running.context),
     ):
+        begin = _meter.begin(order.name)
         done, outcome, _ = runner.answer(order.name, order)
+        usage = _meter.end(order.name, begin)
     reply = Returned(DONE, *outcome) if done else Reply(FAILED, outcome)
     if running.cancelled:
         reply = Reply(CANCELED)
     if output.stdout or output.stderr:
         reply.more = {"stdout": output.stdout, "stderr": output.stderr}
+    if usage is not None and more.get("cores") != 0:  # such a coroutine runs on a shared thread
+        reply.more = {**(reply.more or {}), "usage": usage}
     if sandbox is not None:
         reply.more = {**(reply.more or {}), "sandbox": sandbox}
         if "ship" in more:
