@@ -114,6 +114,7 @@ def test_other_workers_run_calls_with_large_values(tmp_path: Path) -> None:
     ).stdout
     assert functions.unpack(reply, task) is None
     assert task["return_value"] == MIB
+    assert task["usage"]["cpu_seconds"] > 0
 
 
 def test_two_backends_can_pack_their_first_calls_concurrently(

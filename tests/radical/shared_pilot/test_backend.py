@@ -56,6 +56,13 @@ async def test_functions_run_if_packages_are_on_another_file_system(
     assert (await driver.run_one(driver.call(abs, -1))).value == 1
 
 
+async def test_functions_report_the_resources_that_they_use(driver: Driver) -> None:
+    task = driver.call(sum, range(10**6))
+    assert (await driver.run_one(task)).state is TasksMainStates.DONE
+    assert task["usage"]["cpu_seconds"] > 0
+    assert task["usage"]["peak_memory"] > 1_000_000
+
+
 async def test_attributes_represent_objects_in_the_client(
     made: RadicalExecutionBackend, driver: Driver
 ) -> None:
