@@ -83,6 +83,64 @@ async def test_a_killed_program_reports_its_usage(tmp_path: Path) -> None:
     assert task["usage"]["cpu_seconds"] >= 0.2
 
 
+@on_linux
+@pytest.mark.asyncio
+async def test_the_running_children_of_a_killed_program_count(tmp_path: Path) -> None:
+    size = above()
+    burn = BURN.replace("pass", 'pass\nopen("burnt", "w")\ntime.sleep(600)')
+    task = described(tmp_path, f"{burn} {size}; true")
+    program = TaskProgram(task, {})
+    await within(exists(tmp_path / "sandbox" / "burnt"))
+    program.terminate(5)
+    assert await within(program.wait(5)) == -signal.SIGTERM
+    assert 0.17 <= task["usage"]["cpu_seconds"] < 5  # `/proc` counts in ticks of 10 ms
+    assert size <= task["usage"]["peak_memory"] < size + 100 * MIB
+
+
+@pytest.mark.asyncio
+async def test_children_that_a_terminated_program_waits_for_count_once(tmp_path: Path) -> None:
+    burn = BURN.replace("pass", 'pass\nopen("burnt", "w")\ntime.sleep(600)')
+    task = described(tmp_path, f"trap 'wait; trap - TERM; kill -TERM $$' TERM; {burn} 0 & wait")
+    program = TaskProgram(task, {})
+    await within(exists(tmp_path / "sandbox" / "burnt"))
+    program.terminate(60)
+    assert await within(program.wait(5)) == -signal.SIGTERM
+    assert 0.2 <= task["usage"]["cpu_seconds"] < 0.4
+
+
+@on_linux
+@pytest.mark.asyncio
+async def test_the_children_of_a_program_that_ignores_sigterm_count(tmp_path: Path) -> None:
+    burn = BURN.replace("pass", 'pass\nopen("burnt", "w")\ntime.sleep(600)')
+    task = described(tmp_path, f"trap '' TERM; {burn} 0; true")
+    program = TaskProgram(task, {})
+    await within(exists(tmp_path / "sandbox" / "burnt"))
+    program.terminate(0.1)
+    assert await within(program.wait(5)) == -signal.SIGKILL
+    assert 0.17 <= task["usage"]["cpu_seconds"] < 0.4
+
+
+@pytest.mark.asyncio
+async def test_the_usage_of_a_program_that_crashed_before_its_children_is_unknown(
+    tmp_path: Path,
+) -> None:
+    task = described(tmp_path, "sleep 600 & kill -SEGV $$")
+    assert await within(TaskProgram(task, {}).wait(5)) == -signal.SIGSEGV
+    assert "usage" not in task
+
+
+@pytest.mark.asyncio
+async def test_a_program_is_terminated_where_proc_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rhapsody.sdk.usage.PROCESSES", "/nonexistent")
+    task = described(tmp_path, "touch started; sleep 600")
+    program = TaskProgram(task, {})
+    await within(exists(tmp_path / "sandbox" / "started"))
+    program.terminate(5)
+    assert await within(program.wait(5)) == -signal.SIGTERM
+
+
 @pytest.mark.asyncio
 async def test_a_program_whose_wait_is_cancelled_reports_its_usage(tmp_path: Path) -> None:
     task = described(tmp_path, f"{BURN} 0; touch burnt; sleep 600")

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
+from rhapsody import TaskTimeoutError, WorkflowEngine
 from rhapsody.backends.local import LocalExecutionBackend
 from rhapsody.testing import Driver
 from tests._support.local import CANCELED, DONE, FAILED, needing
@@ -122,6 +123,21 @@ async def test_a_function_on_a_user_s_executor_reports_its_cpu_time(kind: type[E
             task = driver.call(burn, 0.05)
             assert (await driver.run_one(task)).state is DONE
     assert task["usage"]["cpu_seconds"] >= 0.05
+
+
+async def test_the_future_of_a_program_that_timed_out_has_its_usage() -> None:
+    async with WorkflowEngine.create(backend=LocalExecutionBackend()) as flow:
+
+        @flow.executable_task(timeout=1)
+        async def burn() -> str:
+            return f"{sys.executable} -S -c 'while True: pass'; true"
+
+        future = burn()
+        with pytest.raises(TaskTimeoutError):
+            await future
+        await future.ended()
+        assert future.usage is not None
+        assert 0 < future.usage["cpu_seconds"] < 30
 
 
 async def test_a_program_that_was_cancelled_reports_its_usage(driver: Driver) -> None:

@@ -26,10 +26,10 @@ import time
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from functools import partial
-from typing import IO, cast
+from typing import IO
 
-from rhapsody.sdk.runner import MARGIN, MAXRSS_UNIT, cpu_seconds, usage
 from rhapsody.sdk.threads import start_thread
+from rhapsody.sdk.usage import NO_COUNTERS, Counters, program_usage, unfinished
 from rhapsody.task import Usage
 
 __all__ = ["Program", "Reaper"]
@@ -260,7 +260,8 @@ class Program:
         exited: A future with the exit code, done when the whole group has ended. Wait with
             `asyncio.wait([program.exited])`, which does not cancel the future.
         usage: The resources that the program has used, including the processes that it has started
-            and waited for; empty until the program has ended, and if they are unknown.
+            and waited for, or that were terminated with it; empty until the program has ended, and
+            if they are unknown.
 
     Raises:
         OSError: The program cannot be started.
@@ -300,6 +301,8 @@ class Program:
         # Read after the start, because this process may have grown in the meantime.
         self._floor = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         self.usage: Usage = {}
+        self._unfinished: Counters | None = None
+        self._usage_known = True
         self._opened()
         self.exited: asyncio.Future[int] = self._loop.create_future()
         self._deadline: float | None = None
@@ -336,8 +339,9 @@ class Program:
         if self.exited.done() or self._deadline is not None:
             return
         self._deadline = time.monotonic() + grace
+        self._unfinished = unfinished(self.pid, signal.SIGTERM)
         signal_group(self.pid, signal.SIGTERM)
-        self._killer = self._loop.call_later(grace, signal_group, self.pid, signal.SIGKILL)
+        self._killer = self._loop.call_later(grace, self._kill)
 
     def _wait(self) -> None:
         """Wait on a thread for the leader, on systems without `pidfd_open`."""
@@ -351,6 +355,8 @@ class Program:
             self._loop.remove_reader(self._descriptor)
             os.close(self._descriptor)
             self._descriptor = None
+        if self._unfinished is None:
+            self._usage_known = not self._left_processes()
         if self._deadline is None:  # it was not terminated: kill the processes that it left
             self._deadline = time.monotonic()
             # Until the leader is reaped, the number of its group is not reused.
@@ -383,27 +389,24 @@ class Program:
             self._process.wait()
             return 255
         self._process.returncode = code = os.waitstatus_to_exitcode(status)
-        self.usage = self._used(counters)
+        if self._usage_known:
+            # A program that has exited by itself could wait for its children.
+            left = self._unfinished if code < 0 else None
+            self.usage = program_usage(counters, self._floor, left or NO_COUNTERS)
         return code
 
-    def _used(self, counters: resource.struct_rusage) -> Usage:
-        """Return the resources that the program has used.
+    def _left_processes(self) -> bool:
+        """Return True if a signal has ended the leader, and other processes of the group run."""
+        with suppress(ChildProcessError):
+            ended = os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)
+            return ended is not None and ended.si_code != os.CLD_EXITED and group_alive(self.pid)
+        return False
 
-        The kernel's figure for the peak of a program's memory is never less than that of the
-        process that started it, in whose memory it began. Such a figure says nothing about the
-        program, and is left out.
-        """
-        peak = counters.ru_maxrss
-        known = (peak - self._floor) * MAXRSS_UNIT > MARGIN
-        return cast(
-            "Usage",
-            usage(
-                cpu_seconds(counters),
-                counters.ru_inblock,
-                counters.ru_oublock,
-                peak if known else None,
-            ),
-        )
+    def _kill(self) -> None:
+        """Kill the group."""
+        if self._process.returncode is None:
+            self._unfinished = unfinished(self.pid, signal.SIGKILL)
+        signal_group(self.pid, signal.SIGKILL)
 
     def _wait_for_group(self, deadline: float, code: int) -> None:
         """Wait on a thread for the rest of the group, and kill it at the deadline."""

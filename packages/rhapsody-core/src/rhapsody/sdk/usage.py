@@ -1,0 +1,127 @@
+"""Resources that programs have used, from the kernel's counters.
+
+When a process ends, the kernel reports what the process has used, including the processes that it
+has started and waited for. A process that a signal ends does not wait for its children. So before a
+program is terminated, the counters of its descendants are read from `/proc`, see `unfinished`.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+from contextlib import suppress
+from typing import NamedTuple, cast
+
+from rhapsody.sdk.runner import MARGIN, MAXRSS_UNIT, STORAGE_BLOCK, cpu_seconds, usage
+from rhapsody.task import Usage
+
+PROCESSES = "/proc"
+
+
+class Counters(NamedTuple):
+    """Resources that several processes have used.
+
+    Attributes:
+        cpu: CPU time in seconds.
+        peak: The peak of the memory of the largest process, in bytes.
+        read: Number of bytes read from storage.
+        written: Number of bytes written to storage.
+    """
+
+    cpu: float = 0.0
+    peak: int = 0
+    read: int = 0
+    written: int = 0
+
+
+NO_COUNTERS = Counters()
+
+
+def program_usage(ended: resource.struct_rusage, floor: int, left: Counters = NO_COUNTERS) -> Usage:
+    """Return the resources that a program has used.
+
+    The kernel's figure for the peak of a program's memory is never less than that of the process
+    that started the program, in whose memory it began. Such a figure says nothing about the
+    program, so it is left out.
+
+    Args:
+        ended: The counters of the program's process, which has ended.
+        floor: The `ru_maxrss` of the process that has started the program.
+        left: The counters of the descendants for which the program did not wait.
+    """
+    peak = max(ended.ru_maxrss, left.peak // MAXRSS_UNIT)
+    used = usage(
+        cpu_seconds(ended) + left.cpu,
+        ended.ru_inblock + left.read // STORAGE_BLOCK,
+        ended.ru_oublock + left.written // STORAGE_BLOCK,
+        peak if (peak - floor) * MAXRSS_UNIT > MARGIN else None,
+    )
+    return cast("Usage", used)
+
+
+def unfinished(pid: int, number: int) -> Counters | None:
+    """Return the counters of a process's descendants, before the process receives a signal.
+
+    Args:
+        pid: The id of the process.
+        number: The number of the signal.
+
+    Returns:
+        The counters of the descendants for which the process will not wait: none if it handles the
+        signal, because it can then still wait for them. `None` if the system does not report them.
+    """
+    total = NO_COUNTERS
+    try:
+        if _handles(pid, number):
+            return total
+        found = _children(pid)
+    except (OSError, ValueError):  # not Linux, or a kernel without these files
+        return None
+    while found:
+        child = found.pop()
+        with suppress(OSError, ValueError):  # it has just ended
+            found += _children(child)
+            one = _counters(child)
+            total = Counters(
+                total.cpu + one.cpu,
+                max(total.peak, one.peak),
+                total.read + one.read,
+                total.written + one.written,
+            )
+    return total
+
+
+def _handles(pid: int, number: int) -> bool:
+    """Return True if a process ignores a signal or has a handler for it."""
+    if number == signal.SIGKILL:
+        return False
+    status = _fields(f"{PROCESSES}/{pid}/status")
+    return bool((int(status["SigIgn"], 16) | int(status["SigCgt"], 16)) >> (number - 1) & 1)
+
+
+def _children(pid: int) -> list[int]:
+    threads, found = f"{PROCESSES}/{pid}/task", list[int]()
+    for thread in os.listdir(threads):
+        with open(f"{threads}/{thread}/children", "rb") as file:
+            found += map(int, file.read().split())
+    return found
+
+
+def _counters(pid: int) -> Counters:
+    """Return the counters of a process, including the processes that it has waited for."""
+    with open(f"{PROCESSES}/{pid}/stat", "rb") as file:
+        ticks = file.read().rpartition(b")")[2].split()[11:15]  # `utime` to `cstime` in proc(5)
+    cpu = sum(map(int, ticks)) / os.sysconf("SC_CLK_TCK")
+    peak = int(_fields(f"{PROCESSES}/{pid}/status").get("VmHWM", "0 kB").split()[0]) * 1024
+    storage: dict[str, str] = {}
+    with suppress(OSError):  # not permitted
+        storage = _fields(f"{PROCESSES}/{pid}/io")
+    counts = (int(storage.get(key, 0)) for key in ("read_bytes", "write_bytes"))
+    return Counters(cpu, peak, *counts)
+
+
+def _fields(path: str) -> dict[str, str]:
+    with open(path, encoding="utf-8", errors="replace") as file:
+        lines = (line.partition(":") for line in file)
+        return {name: value.strip() for name, _, value in lines}
