@@ -66,8 +66,9 @@ class Distribution(NamedTuple):
     tools: tuple[str, ...] = ()
 
 
-# Core's tests of the code that uses cloudpickle, importlib-metadata, packaging, pluggy, rich,
-# typeguard, shtab or fsspec, and of the conformance kit, which uses pytest and psutil.
+# Core's tests of the code that uses cloudpickle, importlib-metadata, packaging, platformdirs,
+# pluggy, rich, typeguard, shtab or fsspec, and of the conformance kit, which uses pytest and
+# psutil.
 MINIMUMS = [
     "tests/core/engine/test_backend_handles.py",
     "tests/core/backends/test_discovery.py",
@@ -81,6 +82,7 @@ MINIMUMS = [
     "tests/core/cli/test_completion.py",
     "tests/core/cli/test_doctor.py",
     "tests/core/cli/test_new_backend.py",
+    "tests/core/cli/test_config.py",
     "tests/core/observers/test_progress.py",
     "tests/core/observers/test_display_notebook.py",
     "tests/core/backends/local/test_packing.py",

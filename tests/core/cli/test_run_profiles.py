@@ -57,6 +57,12 @@ def test_a_profile_is_selected_by_an_option_a_variable_or_the_file(
     assert done.stdout == "local 7 False\nresults 2 True\n", done.stderr
 
 
+def test_the_log_of_a_run_names_the_profile(run: Run, write: Path, tmp_path: Path) -> None:
+    assert run(SIMPLE, "--profile", "processes").returncode == 0
+    (log,) = (tmp_path / ".rhapsody").glob("*/*.log")
+    assert "started on local with profile 'processes'; process " in log.read_text()
+
+
 def test_the_command_line_takes_precedence_over_the_profile(run: Run, write: Path) -> None:
     done = run(SHOW, "--profile=processes", "-o", "cores=7", "-e", "retries=1", "--fail-fast")
     assert done.stdout == "local 7 True\nall 1 False\n", done.stderr

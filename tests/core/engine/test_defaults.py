@@ -69,6 +69,7 @@ async def test_a_profile_sets_the_backend_and_options_of_the_engine(write: Write
         assert not flow.backend.shares_memory
         assert flow._options.max_pending == 5
         assert flow._options.retries is not None
+        assert flow.options["profile"] == "laptop"
 
 
 async def test_code_takes_precedence_over_the_profile(write: Write) -> None:

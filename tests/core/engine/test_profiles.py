@@ -289,6 +289,15 @@ def test_a_backend_that_declares_no_options_accepts_any(write: Write, site: Path
     assert sources(active_profile().options) == {"anything": (1, "2")}
 
 
+def test_a_mistake_in_a_pyproject_has_its_line(write: Write, tmp_path: Path) -> None:
+    text = "[project]\nname = 'x'\n[tool.rhapsody.profile.a.engine]\nmax_pending = 4\n"
+    (tmp_path / "pyproject.toml").write_text(text)
+    assert active_profile(Value("a")).engine_options() == {"max_pending": 4}
+    (tmp_path / "pyproject.toml").write_text(text.replace("max_pending", "max_pendign"))
+    with pytest.raises(ProfileError, match=r"^pyproject\.toml:4: unknown key 'max_pendign' in \["):
+        active_profile()
+
+
 def test_names_are_checked_in_all_profiles_and_both_files(write: Write) -> None:
     write("[profile.other.engine]\nmax_pendign = 1\n", user=True)
     with pytest.raises(ProfileError, match=r"/config/rhapsody\.toml:2: unknown key 'max_pendign'"):

@@ -755,10 +755,21 @@ def _value(text: str, option: str) -> Any:
 def declared_options(name: str) -> dict[str, BackendOption]:
     """Return the options that a backend declares, by name. Imports no library.
 
+    Returns:
+        The options; none for a backend that was registered at run time or cannot be used.
+
     Raises:
         ValueError: No backend has this name.
     """
-    return {option.name: option for option in BackendRegistry.describe(name).options}
+    key = _key(name)
+    if key in _registered:
+        return {}
+    if key not in _claims():
+        raise ValueError(_unknown(name))
+    try:
+        return {option.name: option for option in _spec(key, claim(key)).options}
+    except UnusableError:
+        return {}
 
 
 def check_option_names(name: str, options: Iterable[str]) -> None:

@@ -18,7 +18,7 @@ HELP = "show the settings of a profile, and the files that set them"
 
 DEFAULT = "default"
 
-OF_THE_RUN = {"keep_going": True, "progress": True, "journal": True}
+OF_THE_RUN = {"keep_going": True, "progress": True, "record": True, "journal": True}
 """Engine options that `rhapsody run` sets if nothing else does."""
 
 

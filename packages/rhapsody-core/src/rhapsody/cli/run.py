@@ -169,9 +169,11 @@ class _Engines:
         """Count the engine and log its start."""
         self.started += 1
         if not engine.dry_run:
+            name = engine.options.get("profile")
+            profile = "" if name is None else f" with profile {name!r}"
             note_in_log(
                 engine.work_dir,
-                f"engine {engine.uid} started on {', '.join(engine.backends)}; process "
+                f"engine {engine.uid} started on {', '.join(engine.backends)}{profile}; process "
                 f"{os.getpid()} on {platform.node()}, rhapsody-core {__version__}, Python "
                 f"{platform.python_version()}: {shlex.join(sys.argv)}",
             )

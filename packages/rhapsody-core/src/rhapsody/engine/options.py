@@ -406,6 +406,8 @@ class EngineOptions:
         }
         if self.profile is not None:
             changed["profile"] = self.profile.profile
+        if changed.get("profile") is None:
+            changed.pop("profile", None)
         return MappingProxyType(changed)
 
 

@@ -63,7 +63,7 @@ NOT_IN_FILES = {
 """Engine options that the table `engine` does not accept, each with the alternative."""
 
 ENGINE = tuple(name for name in OPTIONS if name not in NOT_IN_FILES)
-PATHS = frozenset({"work_dir", "results_dir", "trace", "journal"})
+PATHS = frozenset({"work_dir", "results_dir", "trace", "record", "journal"})
 
 RESOURCES = tuple(Resources.__dataclass_fields__)
 OF_THE_ENGINE = ("retries", "lost_retries", "timeout")
@@ -407,6 +407,8 @@ def _check_engine(profile: Profile) -> None:
 
 def _check_options(backend: Value | None, options: dict[str, Value]) -> None:
     """Check the options of the backend against its declaration, and resolve their paths."""
+    if not options:
+        return
     backend_name = "local" if backend is None else backend.value
     try:
         known = declared_options(backend_name)
