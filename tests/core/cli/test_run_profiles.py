@@ -59,7 +59,7 @@ def test_a_profile_is_selected_by_an_option_a_variable_or_the_file(
 
 def test_the_log_of_a_run_names_the_profile(run: Run, write: Path, tmp_path: Path) -> None:
     assert run(SIMPLE, "--profile", "processes").returncode == 0
-    (log,) = (tmp_path / ".rhapsody").glob("*/*.log")
+    (log,) = (tmp_path / ".rhapsody").glob("2*/log.txt")
     assert "started on local with profile 'processes'; process " in log.read_text()
 
 
