@@ -74,7 +74,7 @@ def test_an_unknown_command_gives_the_closest_one(capsys: pytest.CaptureFixture[
         "rhapsody: unknown command 'backend'; did you mean 'backends'?\n"
     )
     assert main(["zzz"]) == 2
-    assert "the commands are run, backends, config, doctor" in capsys.readouterr().err
+    assert "the commands are run, runs, " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("arguments", [["backends", "local", "extra"], ["doctor", "--nonsense"]])

@@ -14,7 +14,19 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from rhapsody.cli import backends, clean, completion, config, doctor, journal, new_backend, run
+from rhapsody.cli import (
+    backends,
+    clean,
+    completion,
+    config,
+    doctor,
+    journal,
+    new_backend,
+    run,
+    runs,
+    show,
+    stats,
+)
 from rhapsody.cli.output import (
     BROKEN_PIPE,
     DONE,
@@ -38,6 +50,9 @@ Run = Callable[[argparse.Namespace], int | None]
 
 COMMANDS = {
     "run": run,
+    "runs": runs,
+    "show": show,
+    "stats": stats,
     "backends": backends,
     "config": config,
     "doctor": doctor,
@@ -46,6 +61,9 @@ COMMANDS = {
     "new-backend": new_backend,
     "completion": completion,
 }
+
+MIXED = {"show", "stats"}
+"""Commands whose options may be between their arguments."""
 
 PUBLISHED = {"replay": "rhapsody-wfcommons"}
 """Commands of known plugins, each with the distribution that contains it."""
@@ -108,7 +126,10 @@ class Commands:
         if name == "run":  # arguments after `--` are for the script
             end = [*given, "--"].index("--")
             parsed.arguments, given = given[end + 1 :], given[:end]
-        parsed, unknown = parser.parse_known_args(given, parsed)
+        parse = parser.parse_known_args
+        if name in MIXED:
+            parse = parser.parse_known_intermixed_args
+        parsed, unknown = parse(given, parsed)
         if unknown and name == "run":
             raise UsageError(_misplaced(unknown, parser))
         if unknown:

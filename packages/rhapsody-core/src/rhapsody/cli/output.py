@@ -6,9 +6,10 @@ import argparse
 import json
 import os
 import select
+import shutil
 import signal
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from contextlib import suppress
 from typing import Any, TextIO
 
@@ -105,11 +106,104 @@ def say_json(value: Any) -> None:
     say(json.dumps(value, indent=2))
 
 
-def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    """Return the lines of a table with aligned columns."""
-    lines = [tuple(header), *(tuple(row) for row in rows)]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
+def table(
+    header: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    *,
+    numbers: Collection[str] = (),
+    flexible: Sequence[str] = (),
+) -> list[str]:
+    """Return the lines of a table with aligned columns.
+
+    Args:
+        header: The names of the columns.
+        rows: The cells.
+        numbers: The names of the columns that are aligned to the right.
+        flexible: The names of the columns that are shortened, the first one first, until the table
+            fits on the terminal.
+    """
+    lines = [tuple(header), *(tuple(map(printable, row)) for row in rows)]
+    widths = [max(text_width(line[column]) for line in lines) for column in range(len(header))]
+    limit = terminal_width()
+    for name in flexible if limit is not None else ():
+        column = header.index(name)
+        excess = sum(widths) + 2 * (len(widths) - 1) - (limit or 0)
+        widths[column] = max(min(widths[column], MIN_COLUMN), widths[column] - max(0, excess))
+    right = {header.index(name) for name in numbers}
     return [
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        "  ".join(
+            _cell(cell, width, right=column in right)
+            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
         for line in lines
     ]
+
+
+MIN_COLUMN = 8
+"""Width to which a column is shortened at most."""
+
+
+def _cell(text: str, width: int, *, right: bool) -> str:
+    text = shortened(text, width)
+    space = " " * (width - text_width(text))
+    return space + text if right else text + space
+
+
+def shortened(text: str, width: int | None) -> str:
+    """Return a text with at most this width on a terminal; `None` for no limit."""
+    if width is None or text_width(text) <= width:
+        return text
+    from rich.cells import set_cell_size
+
+    return f"{set_cell_size(text, max(0, width - 3)).rstrip()}..."
+
+
+def text_width(text: str) -> int:
+    """Return the number of columns that a text takes on a terminal."""
+    if text.isascii():
+        return len(text)
+    from rich.cells import cell_len
+
+    return cell_len(text)
+
+
+def printable(text: str) -> str:
+    """Return a text as one line without characters that could control the terminal."""
+    if text.isprintable():
+        return text
+    return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in text)
+
+
+def terminal_width() -> int | None:
+    """Return the width of the terminal; `None` if standard output is not a terminal."""
+    if sys.stdout is None or not sys.stdout.isatty():
+        return None
+    return shutil.get_terminal_size().columns
+
+
+STYLES = {
+    r"(?<![\w.])(done|DONE)(?![\w.])": "green",
+    r"(?<![\w.])(failed|FAILED|killed)(?![\w.])": "red",
+    r"(?<![\w.])(running|RUNNING)(?![\w.])": "cyan",
+    r"(?<![\w.])(interrupted|canceled|CANCELED|skipped)(?![\w.])": "yellow",
+    r"^[A-Z][A-Z0-9 ]+$": "bold",
+    r"^[a-z][a-z ]*:$|^[a-z ]+ \(\d+\):": "bold",
+}
+"""Styles of states, headers of tables and titles on a terminal, by pattern."""
+
+
+def say_lines(lines: Iterable[str]) -> None:
+    """Write lines to standard output, with colors on a terminal, as rich decides."""
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console()
+    text = Text("\n".join(lines))
+    if console.color_system is None or sys.stdout is None:
+        say(text.plain)
+        return
+    for pattern, style in STYLES.items():
+        text.highlight_regex(f"(?m){pattern}", style)
+    with console.capture() as captured:
+        console.print(text, soft_wrap=True)
+    say(captured.get().removesuffix("\n"))

@@ -1,0 +1,229 @@
+"""`rhapsody show`: everything that a run has recorded about one task."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from rhapsody.cli.lookup import (
+    LISTED,
+    RUN_HELP,
+    TASK_HELP,
+    attempt_json,
+    call_of,
+    clock,
+    duration,
+    percent,
+    program_of,
+    read_task,
+    run_json,
+    shown,
+    size,
+    task_json,
+    where,
+)
+from rhapsody.cli.output import DONE, printable, say_json, say_lines
+
+if TYPE_CHECKING:
+    from rhapsody.history.reader import Attempt, FileRecord, RunHistory, RunRecord, TaskRun
+
+HELP = "show a task: its call, attempts, times, files, used resources and error"
+
+MAX_LINES = 20
+"""Maximum number of lines that are shown of the end of each output stream."""
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
+    parser.add_argument("run", nargs="?", metavar="RUN", help=RUN_HELP)
+    parser.add_argument("task", metavar="TASK", help=TASK_HELP)
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print a task.
+
+    Returns:
+        The exit code.
+    """
+    history, task = read_task(arguments.run, arguments.task)
+    again = _rerun_command(history.run, task)
+    if arguments.json:
+        say_json(
+            {
+                "run": run_json(history.run),
+                **task_json(task),
+                "attempts": [attempt_json(each) for each in task.attempts],
+                "rerun": again,
+            }
+        )
+        return DONE
+    lines = [call_of(task), *_rows(_task(history, task))]
+    for attempt in task.attempts:
+        lines += ["", f"attempt {attempt.number}: {_state(history.run, attempt)}"]
+        lines += _rows(_attempt(task, attempt))
+    if again is not None:
+        lines += ["", f"to run it again: {again}"]
+    say_lines(lines)
+    return DONE
+
+
+def _rows(rows: Iterable[tuple[str, str | list[str]]]) -> Iterator[str]:
+    """Yield lines with names and values; a value of several lines follows its name, indented."""
+    for name, value in rows:
+        if isinstance(value, str):
+            yield f"  {name:<12}{printable(value)}"
+        elif value:
+            yield f"  {name}:"
+            yield from (f"    {printable(line.expandtabs())}" for line in value)
+
+
+def _task(history: RunHistory, task: TaskRun) -> Iterator[tuple[str, str | list[str]]]:
+    """Yield what is known about a task as a whole."""
+    yield "task", f"{task.key}, {task.kind} {task.name}" if task.name else task.key
+    yield "run", f"{history.run.name}, {program_of(history.run)}"
+    yield "state", _how(task)
+    if task.time:
+        yield "called", clock(task.time, day=True)
+    if task.block is not None:
+        yield "block", _named(history, task.block)
+    if task.scope is not None:
+        yield "scope", task.scope
+    found = [_named(history, each) for each in task.dependencies]
+    if len(found) == 1:
+        yield "depends on", found[0]
+    else:
+        more = [f"and {len(found) - LISTED} more"] if len(found) > LISTED else []
+        yield "depends on", [*found[:LISTED], *more]
+    if task.resources:
+        yield "resources", _resources(task.resources)
+    if task.settings:
+        yield "settings", ", ".join(f"{name}={value!r}" for name, value in task.settings.items())
+
+
+def _how(task: TaskRun) -> str:
+    state = "skipped, because a dependency failed" if task.skipped else str(task.state).lower()
+    if task.reused:
+        return f"{state}, with the result of an earlier run"
+    return f"{state} after {len(task.attempts)} attempts" if len(task.attempts) > 1 else state
+
+
+def _named(history: RunHistory, key: str) -> str:
+    task = history.tasks.get(key)
+    return key if task is None else f"{key}  {call_of(task)}  {str(task.state).lower()}"
+
+
+def _resources(given: Mapping[str, Any]) -> str:
+    """Return requested resources as text."""
+    return ", ".join(
+        f"{name} {size(value) if name == 'memory' else value}" for name, value in given.items()
+    )
+
+
+def _state(run: RunRecord, attempt: Attempt) -> str:
+    state = str(attempt.state).lower()
+    if attempt.ended is None and run.outcome not in ("running", "unknown"):
+        return f"{state} when the run ended"
+    if attempt.retried:
+        return f"{state}, retried"
+    return state
+
+
+def _attempt(task: TaskRun, attempt: Attempt) -> Iterator[tuple[str, str | list[str]]]:
+    """Yield what is known about an attempt."""
+    if attempt.backend or attempt.worker:
+        yield "on", where(attempt)
+    for name, seconds in (
+        ("submitted", attempt.submitted),
+        ("started", attempt.started),
+        ("ended", attempt.ended),
+    ):
+        if seconds is not None:
+            after = {"started": attempt.waited, "ended": attempt.seconds}.get(name)
+            how = {"started": "waiting", "ended": "running"}.get(name, "")
+            extra = "" if after is None else f"  after {how} {duration(after)}"
+            yield name, f"{clock(seconds, day=True)}{extra}"
+    if attempt.resources:
+        yield "resources", _resources(attempt.resources)
+    used = _used(task, attempt)
+    if used:
+        yield "used", used
+    if attempt.exit_code is not None:
+        yield "exit code", str(attempt.exit_code)
+    if attempt.error is not None:
+        text = str(attempt.error).splitlines()
+        yield "error", [*text, *(f"  {line}" for line in attempt.error.traceback)]
+        yield "caused by", list(attempt.error.caused_by)
+    yield "inputs", [_file(each) for each in attempt.inputs]
+    yield "outputs", [_file(each) for each in attempt.outputs]
+    yield from _output(attempt)
+    if attempt.sandbox is not None:
+        removed = "" if os.path.isdir(attempt.sandbox) else "  (removed)"
+        yield "sandbox", f"{shown(attempt.sandbox)}{removed}"
+
+
+def _used(task: TaskRun, attempt: Attempt) -> str:
+    """Return the used resources of an attempt as text, with the share of those requested."""
+    usage = attempt.usage or {}
+    requested = {**task.resources, **(attempt.resources or {})}
+    parts = []
+    cpu, peak, memory = usage.get("cpu_seconds"), usage.get("peak_memory"), requested.get("memory")
+    if cpu is not None:
+        cores = requested.get("cores", 1) * requested.get("ranks", 1)
+        share = cpu / (attempt.seconds * cores) if attempt.seconds and cores else None
+        of = "" if share is None else f" ({percent(share)} of {cores:g} core{'s' * (cores != 1)})"
+        parts.append(f"CPU {duration(cpu)}{of}")
+    if peak is not None:
+        of = "" if not memory else f" of {size(memory)}"
+        parts.append(f"memory {size(peak)}{of}")
+    for name, word in (("read_bytes", "read"), ("written_bytes", "written")):
+        if name in usage:
+            parts.append(f"{word} {size(usage[name])}")  # type: ignore[literal-required]
+    return ", ".join(parts)
+
+
+def _file(file: FileRecord) -> str:
+    """Return a file as text."""
+    path = "" if file.path is None or file.path == file.name else f"  {shown(file.path)}"
+    return f"{file.name}{path}{'' if file.size is None else f'  {size(file.size)}'}"
+
+
+def _output(attempt: Attempt) -> Iterator[tuple[str, str | list[str]]]:
+    """Yield the ends of the output streams, or the files that contain them."""
+    for name, text, path in (
+        ("stdout", attempt.stdout, attempt.stdout_path),
+        ("stderr", attempt.stderr, attempt.stderr_path),
+    ):
+        if text and attempt.error is not None and text.strip() in attempt.error.message:
+            continue  # the error ends with it
+        if text:
+            lines = text.splitlines()
+            more = ["..."] if len(lines) > MAX_LINES else []
+            yield name, [*more, *lines[-MAX_LINES:]]
+        elif path is not None:
+            yield name, shown(path)
+
+
+def _rerun_command(run: RunRecord, task: TaskRun) -> str | None:
+    """Return a command that runs a task again, or `None` if there is none.
+
+    This is the script in the sandbox of a failed executable. Otherwise, it is the command of the
+    run with an option that runs all tasks of this name again.
+    """
+    from rhapsody.backends.programs import RERUN_SCRIPT
+
+    for attempt in reversed(task.attempts):
+        if attempt.sandbox is not None:
+            script = os.path.join(attempt.sandbox, RERUN_SCRIPT)
+            if os.path.exists(script):
+                return f"sh {shlex.quote(shown(script))}"
+    command = list(run.command)
+    starts = [at for at, word in enumerate(command) if os.path.basename(word) == "rhapsody"]
+    if not starts or command[starts[0] + 1 : starts[0] + 2] != ["run"] or task.kind == "block":
+        return None
+    rest = command[starts[0] + 2 :]
+    there = "" if run.cwd is None or run.cwd == os.getcwd() else f"cd {shlex.quote(run.cwd)} && "
+    return f"{there}{shlex.join(['rhapsody', 'run', '--rerun', task.name, *rest])}"

@@ -1,0 +1,341 @@
+"""Statistics of a run: durations and used resources by task name, and the critical path.
+
+The functions compute everything from the history that `reader` returns, in time proportional to the
+number of tasks and dependencies. A task waits from the moment when it could have started, that is
+its call or the end of the last task on which it depends, and runs during its attempts.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from rhapsody.history.reader import Attempt, RunHistory, TaskRun
+from rhapsody.states import TasksMainStates
+
+DONE, FAILED = TasksMainStates.DONE, TasksMainStates.FAILED
+
+
+@dataclass(frozen=True, slots=True)
+class Durations:
+    """Durations of attempts, in seconds.
+
+    Attributes:
+        count: The number of attempts with a known duration.
+        median: The median.
+        p95: The 95th percentile: 95 % of the attempts are not longer.
+        max: The longest duration.
+        total: The sum.
+    """
+
+    count: int
+    median: float
+    p95: float
+    max: float
+    total: float
+
+    @classmethod
+    def of(cls, seconds: Iterable[float]) -> Durations | None:
+        """Return the statistics of durations, or `None` if there are none."""
+        found = sorted(seconds)
+        if not found:
+            return None
+        return cls(len(found), _quantile(found, 0.5), _quantile(found, 0.95), found[-1], sum(found))
+
+
+def _quantile(ordered: Sequence[float], share: float) -> float:
+    """Return a quantile of sorted numbers, interpolated between the two nearest ones."""
+    position = share * (len(ordered) - 1)
+    below = math.floor(position)
+    above = min(below + 1, len(ordered) - 1)
+    return ordered[below] + (ordered[above] - ordered[below]) * (position - below)
+
+
+@dataclass(frozen=True, slots=True)
+class NameStatistics:
+    """Statistics of the tasks with one name.
+
+    Attributes:
+        name: The name.
+        kind: `"function"`, `"executable"` or `"block"`.
+        count: The number of tasks.
+        done: The number of tasks that succeeded, including reused results.
+        failed: The number of tasks that failed, without those that were skipped.
+        skipped: The number of tasks that did not run because a dependency failed.
+        canceled: The number of canceled tasks.
+        reused: The number of tasks whose results are those of an earlier run.
+        retried: The number of attempts that were followed by another one.
+        durations: The durations of the attempts that have ended; `None` if none is known.
+        cpu_seconds: The processor time of all attempts that report it; otherwise `None`.
+        cpu_efficiency: That time as a share of the requested cores multiplied by the duration.
+        peak_memory: The maximum memory of an attempt in bytes, if it is known.
+        requested_memory: The maximum requested memory of a task in bytes, for all its ranks.
+    """
+
+    name: str
+    kind: str = "function"
+    count: int = 0
+    done: int = 0
+    failed: int = 0
+    skipped: int = 0
+    canceled: int = 0
+    reused: int = 0
+    retried: int = 0
+    durations: Durations | None = None
+    cpu_seconds: float | None = None
+    cpu_efficiency: float | None = None
+    peak_memory: int | None = None
+    requested_memory: int | None = None
+
+    @property
+    def unused_memory(self) -> int | None:
+        """Requested memory that no task used, in bytes; `None` if it is unknown."""
+        if self.peak_memory is None or self.requested_memory is None:
+            return None
+        return max(0, self.requested_memory - self.peak_memory)
+
+
+@dataclass(slots=True)
+class _Collected:
+    """Numbers of the tasks with one name while they are collected."""
+
+    kind: str
+    count: int = 0
+    done: int = 0
+    failed: int = 0
+    skipped: int = 0
+    canceled: int = 0
+    reused: int = 0
+    retried: int = 0
+    seconds: list[float] = field(default_factory=list)
+    cpu_seconds: float | None = None
+    measured: float = 0.0  # CPU time in attempts with known duration, and the time of their cores
+    available: float = 0.0
+    peak: int | None = None
+    requested: int | None = None
+
+    def add(self, task: TaskRun) -> None:
+        """Count a task."""
+        self.count += 1
+        attempts, requested = task.attempts, task.resources
+        if requested and requested.get("memory"):
+            self._request(requested)
+        if not attempts:
+            return
+        last = attempts[-1]
+        if not last.retried:
+            if last.state is DONE:
+                self.done += 1
+            elif last.skipped:
+                self.skipped += 1
+            elif last.state is FAILED:
+                self.failed += 1
+            elif last.state is TasksMainStates.CANCELED:
+                self.canceled += 1
+            self.reused += last.reused
+        for attempt in attempts:
+            if attempt.started is not None and attempt.ended is not None:
+                self.seconds.append(max(0.0, attempt.ended - attempt.started))
+            if attempt.retried:
+                self.retried += 1
+            if attempt.usage or attempt.resources:
+                self._use(attempt, requested)
+
+    def _request(self, resources: Mapping[str, object]) -> None:
+        memory, ranks = resources.get("memory"), resources.get("ranks", 1)
+        if isinstance(memory, int) and isinstance(ranks, int):
+            self.requested = max(self.requested or 0, memory * ranks)
+
+    def _use(self, attempt: Attempt, requested: Mapping[str, object]) -> None:
+        """Add the resources that an attempt has used."""
+        if attempt.resources:
+            requested = {**requested, **attempt.resources}
+            self._request(requested)
+        usage = attempt.usage or {}
+        peak, cpu = usage.get("peak_memory"), usage.get("cpu_seconds")
+        if peak is not None:
+            self.peak = max(self.peak or 0, peak)
+        if cpu is None:
+            return
+        self.cpu_seconds = (self.cpu_seconds or 0.0) + cpu
+        cores, ranks, seconds = (
+            requested.get("cores", 1),
+            requested.get("ranks", 1),
+            attempt.seconds,
+        )
+        if seconds and isinstance(cores, int | float) and isinstance(ranks, int) and cores > 0:
+            self.measured += cpu
+            self.available += seconds * cores * ranks
+
+    def result(self, name: str) -> NameStatistics:
+        """Return the statistics."""
+        return NameStatistics(
+            name=name,
+            kind=self.kind,
+            count=self.count,
+            done=self.done,
+            failed=self.failed,
+            skipped=self.skipped,
+            canceled=self.canceled,
+            reused=self.reused,
+            retried=self.retried,
+            durations=Durations.of(self.seconds),
+            cpu_seconds=self.cpu_seconds,
+            cpu_efficiency=self.measured / self.available if self.available else None,
+            peak_memory=self.peak,
+            requested_memory=self.requested,
+        )
+
+
+def by_name(history: RunHistory) -> list[NameStatistics]:
+    """Return the statistics of the tasks and blocks of each name, in the order of first calls.
+
+    Blocks have rows of their own, even if a task has the same name.
+    """
+    found: dict[tuple[str, bool], _Collected] = {}
+    for task in history.tasks.values():
+        key = (task.name, task.kind == "block")
+        collected = found.get(key)
+        if collected is None:
+            collected = found[key] = _Collected(task.kind)
+        collected.add(task)
+    return [collected.result(name) for (name, _), collected in found.items()]
+
+
+def most_unused_memory(statistics: Iterable[NameStatistics]) -> NameStatistics | None:
+    """Return the statistics of the tasks that leave the most of their requested memory unused."""
+    return max(
+        (each for each in statistics if each.unused_memory),
+        key=lambda each: each.unused_memory or 0,
+        default=None,
+    )
+
+
+class Step(NamedTuple):
+    """Task on the critical path.
+
+    Attributes:
+        task: The task.
+        waited: Seconds in which the task could have run but did not, such as the time until a
+            worker was free.
+        ran: Seconds in which its attempts ran.
+    """
+
+    task: TaskRun
+    waited: float
+    ran: float
+
+    @property
+    def seconds(self) -> float:
+        """Seconds from the moment when the task could have started until its end."""
+        return self.waited + self.ran
+
+
+def critical_path(history: RunHistory, now: float | None = None) -> list[Step]:
+    """Return the longest chain of tasks in which each one depends on the previous one.
+
+    The length of a chain is the time that its tasks waited and ran. A run cannot become faster than
+    its critical path unless the tasks on the path do. The tasks in a block depend on everything on
+    which the block depends, and the block depends on its tasks.
+
+    Args:
+        history: The history.
+        now: The time until which running tasks have run; `None` to ignore tasks that have not
+            ended.
+    """
+    tasks, inside = history.tasks, _members(history.tasks)
+    found: dict[str, _Link] = {}
+    waiting: dict[str, list[str]] = {}  # keys of tasks, by the dependency that comes later
+    for first in tasks:
+        ready = [first]
+        for key in ready:  # the list grows
+            task = tasks[key]
+            before: Sequence[str] = task.dependencies
+            if inside:
+                before = [*before, *inside.get(key, ())]
+                if task.block is not None and task.block in tasks:
+                    before += tasks[task.block].dependencies
+            missing = next((each for each in before if each not in found and each in tasks), None)
+            if missing is None:
+                found[key] = _link(task, before, found, now)
+                ready += waiting.pop(key, ())
+            else:
+                waiting.setdefault(missing, []).append(key)
+    # Tasks that are still waiting are in cycles, which only a damaged record contains.
+    last = max(found, key=lambda key: found[key].length, default=None)
+    path: list[Step] = []
+    while last is not None:
+        link = found[last]
+        if link.end is not None:
+            path.append(Step(tasks[last], link.waited, link.ran))
+        last = link.previous
+    return path[::-1]
+
+
+class _Link(NamedTuple):
+    """Task as the last one of a chain.
+
+    Attributes:
+        end: The time of its end; `None` if it has not ended.
+        length: The length of the longest chain that ends with the task, in seconds.
+        previous: The key of the task before it in this chain.
+        waited: The seconds that the task waited.
+        ran: The seconds that it ran.
+    """
+
+    end: float | None = None
+    length: float = 0.0
+    previous: str | None = None
+    waited: float = 0.0
+    ran: float = 0.0
+
+
+def _link(
+    task: TaskRun, before: Iterable[str], found: Mapping[str, _Link], now: float | None
+) -> _Link:
+    """Return a task as the last one of the longest chain that ends with it."""
+    end = _end(task, now)
+    if end is None:
+        return _Link()
+    could_start, length, previous = task.time, 0.0, None
+    for key in before:
+        link = found.get(key)
+        if link is not None and link.end is not None:
+            could_start = max(could_start, link.end)
+            if link.length > length:
+                length, previous = link.length, key
+    took = max(0.0, end - could_start)
+    # The time of a block that is not the time of its tasks is that of its own code.
+    ran = took if task.kind == "block" else min(took, _ran(task, now))
+    return _Link(end, length + took, previous, took - ran, ran)
+
+
+def _members(tasks: Mapping[str, TaskRun]) -> dict[str, list[str]]:
+    """Return the keys of the tasks in each block."""
+    members: dict[str, list[str]] = {}
+    for key, task in tasks.items():
+        if task.block is not None:
+            members.setdefault(task.block, []).append(key)
+    return members
+
+
+def _end(task: TaskRun, now: float | None) -> float | None:
+    """Return the time at which a task ended; `now` if it is still running."""
+    if not task.attempts:
+        return None
+    last = task.attempts[-1]
+    if last.ended is not None and not last.retried:
+        return last.ended
+    return now if last.started is not None else None
+
+
+def _ran(task: TaskRun, now: float | None) -> float:
+    """Return the number of seconds in which the attempts of a task ran."""
+    total = 0.0
+    for attempt in task.attempts:
+        end = attempt.ended if attempt.ended is not None else now
+        if attempt.started is not None and end is not None:
+            total += max(0.0, end - attempt.started)
+    return total

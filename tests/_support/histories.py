@@ -1,0 +1,118 @@
+"""Records of runs for tests: written line by line, or by a program in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from contextlib import AbstractContextManager, chdir
+from pathlib import Path
+from typing import Any
+
+from rhapsody.staging.runs import RECORD
+
+BEGIN = 1_700_000_000.0
+"""The start of each written run."""
+
+
+def call(number: int, name: str, *, after: float = 0.0, **more: Any) -> dict[str, Any]:
+    """The line for a call, this many seconds after the start of the run."""
+    uid = f"task.{number:06d}"
+    text = f"{name}({number})"
+    return {
+        "event": "call", "uid": uid, "name": name, "call": text, "time": BEGIN + after, **more
+    }  # fmt: skip
+
+
+def end(
+    number: int, submitted: float, started: float | None, ended: float, **more: Any
+) -> dict[str, Any]:
+    """The line for the end of an attempt; the times are seconds after the start of the run."""
+    line = {
+        "event": "end", "uid": f"task.{number:06d}", "state": "DONE", "backend": "local",
+        "worker": "worker-1", "submitted": BEGIN + submitted, "ended": BEGIN + ended,
+    }  # fmt: skip
+    return line | ({} if started is None else {"started": BEGIN + started}) | more
+
+
+def start(number: int, after: float, **more: Any) -> dict[str, Any]:
+    """The line for an attempt that runs."""
+    return {
+        "event": "start", "uid": f"task.{number:06d}", "backend": "local", "worker": "worker-1",
+        "submitted": BEGIN + after, "started": BEGIN + after, **more,
+    }  # fmt: skip
+
+
+def submit(*numbers: int, after: float = 0.0) -> dict[str, Any]:
+    """The line for tasks that were submitted and do not run."""
+    uids = [f"task.{number:06d}" for number in numbers]
+    return {"event": "submit", "backend": "local", "time": BEGIN + after, "uids": uids}
+
+
+def finish(after: float, outcome: str = "done", **stats: int) -> list[dict[str, Any]]:
+    """The last lines of a run that has ended."""
+    when = {"time": BEGIN + after, "outcome": outcome, "stats": stats}
+    return [
+        {"event": "engine_end", "uid": "engine.1", "seconds": after, **when},
+        {"event": "run_end", "backends": ["local"], **when},
+    ]
+
+
+class Records(AbstractContextManager["Records"]):
+    """Directory with recorded runs. As a context manager, it is the current directory meanwhile."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.base = path / ".rhapsody"
+        self._there = chdir(path)
+
+    def __enter__(self) -> Records:
+        self._there.__enter__()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._there.__exit__(None, None, None)
+
+    def write(self, name: str, *lines: dict[str, Any] | str, tail: str = "", **run: Any) -> Path:
+        """Write a record.
+
+        Args:
+            name: The name of the run's directory.
+            lines: The lines after those for the run and its engine. Text is written as it is.
+            tail: The incomplete last line.
+            run: Other keys of the first line.
+        """
+        first = {
+            "event": "run", "format": 1, "program": str(self.path / "align.py"), "pid": 1,
+            "host": socket.gethostname(), "started": BEGIN,
+            "command": ["python", "bin/rhapsody", "run", "align.py"], "cwd": str(self.path),
+        }  # fmt: skip
+        engine = {
+            "event": "engine", "uid": "engine.1", "time": BEGIN,
+            "backends": [{"name": "local", "cores": 2}],
+        }  # fmt: skip
+        texts = [
+            line if isinstance(line, str) else json.dumps(line)
+            for line in (first | run, engine, *lines)
+        ]
+        directory = self.base / name
+        directory.mkdir(parents=True, exist_ok=True)
+        path = directory / RECORD
+        path.write_text("".join(f"{text}\n" for text in texts) + tail)
+        return path
+
+
+def started(program: str, directory: Path, *arguments: str) -> subprocess.Popen[str]:
+    """Start `rhapsody run` in a process group of its own, with the text of a program."""
+    (directory / "wf.py").write_text(program)
+    return subprocess.Popen(
+        [sys.executable, "-m", "rhapsody", "run", "-q", "wf.py", *arguments],
+        cwd=directory,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    )
