@@ -79,6 +79,13 @@ DEFAULTS = (
 TASK = (*DEFAULTS, "ranks", "restarts", "backend", "other_backends")
 """Settings of the tables `tasks.NAME`."""
 
+ELSEWHERE = {
+    **dict.fromkeys(ENGINE, "write it in the table engine"),
+    **dict.fromkeys(TASK, "write it in the table defaults"),
+    "resources": f"write its fields in the table defaults: {', '.join(RESOURCES)}",
+}
+"""Names of settings, each with the hint for the table that accepts it."""
+
 FAILING = frozenset({"fail_fast", "keep_going", "max_failures"})
 """Alternative options: if one place sets one of them, places of lower precedence set none."""
 
@@ -285,7 +292,7 @@ def _parse(file: ConfigFile) -> tuple[Mapping[str, _Layer], _Layer, Value | None
 def _layer(value: Value, known: tuple[str, ...]) -> _Layer:
     """Check a profile, or the top of a file."""
     table = _table(value)
-    _check_names(table, known)
+    _check_names(table, known, ELSEWHERE)
     backend = table.get("backend")
     if backend is not None and not (isinstance(backend.value, str) and backend.value.strip()):
         raise _error(backend, f"backend must be a name, got {backend.value!r}")
@@ -293,7 +300,7 @@ def _layer(value: Value, known: tuple[str, ...]) -> _Layer:
         name: _table(table[name]) if name in table else {}
         for name in ("options", "engine", "defaults", "tasks")
     }
-    _check_names(tables["engine"], ENGINE, NOT_IN_FILES)
+    _check_names(tables["engine"], ENGINE, {**ELSEWHERE, **NOT_IN_FILES})
     for name, each in tables["engine"].items():
         check = OPTIONS[name].metadata["check"]
         if check is not None and name not in PATHS:
@@ -309,7 +316,8 @@ def _layer(value: Value, known: tuple[str, ...]) -> _Layer:
 
 def _settings(table: Values, known: tuple[str, ...]) -> Values:
     """Check settings of tasks."""
-    hints = {alias: f"did you mean {name!r}?" for alias, name in ALIASES.items() if alias != name}
+    hints = dict.fromkeys(ENGINE, "write it in the table engine")
+    hints |= {alias: f"did you mean {name!r}?" for alias, name in ALIASES.items() if alias != name}
     hints["resources"] = f"write its fields here: {', '.join(RESOURCES)}"
     _check_names(table, known, hints)
     for name, each in table.items():
