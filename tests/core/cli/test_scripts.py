@@ -202,7 +202,7 @@ def test_a_program_may_register_the_backend_that_its_engines_get(run: Run) -> No
         (("-b", "locl"), "Did you mean 'local'?"),
         (("-e", "retries=many"), "-e: retries must be"),
         (("-e", "keep_sandboxes=some"), "-e: keep_sandboxes must be one of"),
-        (("-o", "executer=process"), "backend 'local': "),
+        (("-o", "executer=process"), "backend 'local' has no option 'executer'"),
     ],
 )
 def test_an_option_that_is_wrong_is_a_mistake_of_the_command_line(

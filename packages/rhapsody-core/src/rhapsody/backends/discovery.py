@@ -826,7 +826,4 @@ def make_backend(name: str, options: dict[str, Any]) -> BaseExecutionBackend:
     try:
         return cls(**given)
     except (TypeError, ValueError, ImportError, RhapsodyError) as error:
-        named = [key for key in resources if repr(key) in str(error)]
-        meant = [difflib.get_close_matches(key, keywords, n=1) for key in named]
-        hint = next((f"; did you mean -o {close[0]}=...?" for close in meant if close), "")
-        raise UsageError(f"backend {name!r}: {error}{hint}") from None
+        raise UsageError(f"backend {name!r}: {error}") from None
