@@ -20,12 +20,14 @@ from rhapsody.cli import (
     completion,
     config,
     doctor,
+    graph,
     journal,
     new_backend,
     run,
     runs,
     show,
     stats,
+    trace,
 )
 from rhapsody.cli.output import (
     BROKEN_PIPE,
@@ -53,6 +55,8 @@ COMMANDS = {
     "runs": runs,
     "show": show,
     "stats": stats,
+    "graph": graph,
+    "trace": trace,
     "backends": backends,
     "config": config,
     "doctor": doctor,
