@@ -151,7 +151,7 @@ def test_a_name_moves_nothing_on_the_terminal(
             "got 1e+30",
         ),
         ({}, ("-b", "nowhere"), "Backend 'nowhere' not found"),
-        ({}, ("-o", "colour=red"), "backend 'local': "),
+        ({}, ("-o", "colour=red"), "backend 'local' has no option 'colour'"),
         (
             {},
             ("--scale", "1e308"),
