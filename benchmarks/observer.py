@@ -2,8 +2,10 @@
 
 Runs fans of no-ops in turns, on a backend that completes tasks immediately: without an observer,
 with one that does nothing, with the example in examples/rhapsody-timing, and with the engine's own
-options for progress lines, a progress table on a terminal, and a trace. The cost of an observer is
-the median difference from the fan without one, divided by the number of events or tasks.
+options for progress lines, a progress table on a terminal, a trace, and the record of the run. The
+time of a fan includes the end of the engine. The cost of an observer is the median difference from
+the fan without one, divided by the number of events or tasks. The cost of the record is also
+measured as a share of the time of functions that take a millisecond, on two threads.
 `--against SRC` also compares the cost without an observer with that of another checkout, whose
 `src` folder is SRC.
 
@@ -21,16 +23,24 @@ import io
 import os
 import platform
 import pty
+import shutil
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from rhapsody import NoopExecutionBackend, TaskDescription, WorkflowEngine, hookimpl
+from rhapsody import (
+    LocalExecutionBackend,
+    NoopExecutionBackend,
+    TaskDescription,
+    WorkflowEngine,
+    hookimpl,
+)
 
 EXAMPLE = Path(__file__).parents[1] / "examples/rhapsody-timing/src/rhapsody_timing.py"
 BUDGET = 1.5
@@ -38,6 +48,12 @@ BUDGET = 1.5
 
 SHOWN = 20
 """Budget for progress, in microseconds per task."""
+
+RECORDED = 10
+"""Budget for the record of a run, in microseconds per task."""
+
+SHARE = 2
+"""Budget for the record of a run, in percent of the time of functions that take a millisecond."""
 
 
 class Announcing(NoopExecutionBackend):
@@ -84,7 +100,18 @@ async def fan(size: int, settings: dict[str, Any]) -> float:
         gc.collect()
         start = time.process_time()  # not wall-clock time, which depends on other load
         await asyncio.gather(*[no_op(number) for number in range(size)])
-        return time.process_time() - start
+    return time.process_time() - start
+
+
+async def fan_of_milliseconds(size: int, settings: dict[str, Any]) -> float:
+    """Return the seconds for a fan of functions that take a millisecond, on two threads."""
+    backend = LocalExecutionBackend(resources={"cores": 2})
+    async with WorkflowEngine.create(backend, handle_signals=False, **settings) as flow:
+        wait = flow.function_task(name="wait")(lambda _: time.sleep(0.001))
+        gc.collect()
+        start = time.perf_counter()
+        await asyncio.gather(*flow.map(wait, range(size)))
+    return time.perf_counter() - start
 
 
 def measure(size: int, **settings: Any) -> float:
@@ -132,6 +159,7 @@ def main() -> None:
         return
     print(f"Python {platform.python_version()}, {os.cpu_count()} cores, fan of {size}")
     counter, timing = Nothing(), example()
+    record = Path(tempfile.mkdtemp()) / "run.jsonl"
     measure(size, observers=[counter])  # also a warm-up
     per_task = counter.seen / (size + 1)
     contests: dict[str, Callable[[], float]] = {
@@ -140,6 +168,7 @@ def main() -> None:
         "progress lines": lambda: measure(size, progress="lines"),
         "a progress table": lambda: measure_on_terminal(size),
         "a trace": lambda: measure(size, trace=os.devnull),
+        "a record": lambda: measure(size, record=record),
     }
     plain: list[float] = []
     costs: dict[str, list[float]] = {name: [] for name in contests}
@@ -152,7 +181,20 @@ def main() -> None:
     for name, each in costs.items():
         more = statistics.median(cost - before for cost, before in zip(each, plain, strict=True))
         print(f"with {name:20} {more / per_task:+6.2f} µs per event {more:+6.2f} per task")
-    print(f"budgets: {BUDGET} µs per event with the example, {SHOWN} µs per task with progress")
+    print(
+        f"budgets: {BUDGET} µs per event with the example, {SHOWN} µs per task with progress, "
+        f"{RECORDED} µs per task with a record"
+    )
+    shares = []
+    for _ in range(rounds // 3 + 1):
+        without = asyncio.run(fan_of_milliseconds(size, {}))
+        more = asyncio.run(fan_of_milliseconds(size, {"record": record})) - without
+        shares.append(100 * more / without)
+    print(
+        f"functions of 1 ms on two threads: {without / size * 1e6:.0f} µs per task, "
+        f"{statistics.median(shares):+.2f} % with a record (budget {SHARE} %)"
+    )
+    shutil.rmtree(record.parent)
     if options.against:
         own = str(Path(sys.modules["rhapsody"].__path__[0]).parent)
         ratios, ours, theirs = [], [], []

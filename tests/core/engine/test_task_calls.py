@@ -56,7 +56,7 @@ async def test_every_call_is_described_before_its_first_event() -> None:
         task = flow.function_task(name="part")(lambda x: x)
 
         @flow.block
-        async def around() -> int:
+        async def around() -> Any:
             async with flow.scope("outer"):
                 return await task(task(3))
 
@@ -123,7 +123,7 @@ async def test_settings_and_resources_that_differ_from_the_defaults_are_describe
             "timeout": "1 min",
             "cache": False,
         }
-        futures = [
+        futures: list[Any] = [
             flow.function_task(name="f", **settings)(lambda: None)(),
             flow.executable_task(stdin="a-secret-input", retries=3)(lambda: "true")(),
             flow.function_task(lambda: None)(),
@@ -217,7 +217,7 @@ async def test_used_resources_reach_the_event_and_the_future(
 ) -> None:
     events, backend = EventRecorder(), Scripted()
     async with WorkflowEngine.create(backend, observers=[events]) as flow:
-        future = flow.function_task(lambda: None)()
+        future = flow.function_task(lambda: 0)()
         task = await backend.next()
         if usage is not None:
             task["usage"] = usage  # type: ignore[typeddict-item]

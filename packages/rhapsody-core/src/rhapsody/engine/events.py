@@ -58,6 +58,7 @@ class Observation:
         self._engine = engine
         self._background = background
         self._clock = background.clock
+        self._monotonic = background.clock.monotonic
         self._calls = CallRows()
         self._rows: list[Any] = []
 
@@ -65,7 +66,7 @@ class Observation:
         """Record that a task or block was called."""
         if not (self._calls or self._rows):
             self._background.soon(self.flush)
-        self._calls.add(record, self._clock.monotonic())
+        self._calls.add(record, self._monotonic())
 
     def publish(
         self,
@@ -85,7 +86,7 @@ class Observation:
         ended = state is DONE or state is FAILED or state is CANCELED
         rows += (
             label, task, record.attempt or 1, state, record.native,
-            record.future._backend, self._clock.monotonic(),
+            record.future._backend, self._monotonic(),
             description.get("worker"),
             record.scope, error,
             description.get("sandbox"),
@@ -99,11 +100,9 @@ class Observation:
         hooks = self._hooks
         epoch = self._clock.time() - self._clock.monotonic()
         if self._calls:
-            calls = self._calls.take(epoch)
-            for first in range(0, len(calls), _BATCH):
-                batch = tuple(calls[first : first + _BATCH])
+            for calls in self._calls.take(epoch, _BATCH):
                 for hook in hooks.task_calls:
-                    hooks.call(hook, engine=self._engine, calls=batch)
+                    hooks.call(hook, engine=self._engine, calls=calls)
         for first in range(0, len(rows), _COLUMNS * _BATCH):
             events = _events(rows[first : first + _COLUMNS * _BATCH], epoch)
             for hook in hooks.task_events:

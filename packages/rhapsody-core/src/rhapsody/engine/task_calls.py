@@ -7,7 +7,7 @@ task function contribute is computed once per task function.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any
@@ -60,44 +60,59 @@ class CallRows:
             record, record.args, record.kwargs, record.dependencies, record.parent, monotonic,
         )  # fmt: skip
 
-    def take(self, epoch: float) -> list[TaskCall]:
-        """Return the descriptions of the calls, and remove them from this object.
+    def take(self, epoch: float, size: int) -> Iterator[tuple[TaskCall, ...]]:
+        """Yield the descriptions of the calls in batches, and remove them from this object.
 
         Args:
             epoch: The difference between the times of day and the monotonic times.
+            size: Maximum number of calls in a batch. The next batch is created only on request,
+                because many new objects would trigger the garbage collector.
         """
         rows, self._rows = self._rows, []
-        columns = (rows[column::_COLUMNS] for column in range(_COLUMNS))
-        process: Secrets | None = None
-        calls = []
-        for record, args, kwargs, dependencies, parent, time in zip(*columns, strict=True):
-            task = record.task
-            shared = task.described
-            if shared is None:
-                shared = task.described = describe_settings(task)
-            text = None if kwargs else _plain(args)
-            if text is None:
-                if process is None:
-                    process = secrets_of()  # once, because it reads all variables
-                secrets = (*shared.secrets, *process) if shared.secrets else process
-                call = call_text(task.name, args, kwargs, secrets)
-            else:
-                call = f"{task.name}({text})"
-            settings = shared.settings
-            if record.specific:
-                settings = {**settings, "task_description": _specific(record.specific)}
-            label = record.label
-            if label is None:
-                label = record.label = record.future.uid
-            values = (
-                label, task.name, task.kind, call, epoch + time,
-                None if parent is None else parent.future.uid,
-                record.scope,
-                _uids(dependencies) if dependencies else (),
-                shared.resources, settings, shared.secrets,
-            )  # fmt: skip
-            calls.append(_task_call(values))
-        return calls
+        process: list[Secrets] = []
+        for first in range(0, len(rows), _COLUMNS * size):
+            batch = rows[first : first + _COLUMNS * size]
+            columns = (batch[column::_COLUMNS] for column in range(_COLUMNS))
+            yield tuple(_described(each, epoch, process) for each in zip(*columns, strict=True))
+
+
+def _described(row: tuple[Any, ...], epoch: float, process: list[Secrets]) -> TaskCall:
+    """Return the description of a call.
+
+    Args:
+        row: The values that `CallRows.add` has stored.
+        epoch: The difference between the times of day and the monotonic times.
+        process: The secrets of this process, added when they are needed first.
+    """
+    record, args, kwargs, dependencies, parent, time = row
+    task = record.task
+    shared = task.described
+    if shared is None:
+        shared = task.described = describe_settings(task)
+    text = None if kwargs else _plain(args)
+    if text is None:
+        if not process:
+            process.append(secrets_of())  # once, because it reads all variables
+        secrets = (*shared.secrets, *process[0]) if shared.secrets else process[0]
+        call = call_text(task.name, args, kwargs, secrets)
+    else:
+        call = f"{task.name}({text})"
+    settings = shared.settings
+    if record.specific:
+        settings = {**settings, "task_description": _specific(record.specific)}
+    label = record.label
+    if label is None:
+        label = record.label = record.future.uid
+    described: TaskCall = _task_call(
+        (
+            label, task.name, task.kind, call, epoch + time,
+            None if parent is None else parent.future.uid,
+            record.scope,
+            _uids(dependencies) if dependencies else (),
+            shared.resources, settings, shared.secrets,
+        )
+    )  # fmt: skip
+    return described
 
 
 _COLUMNS = 6

@@ -22,6 +22,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
+from operator import attrgetter
 from pathlib import Path
 from typing import Final, Literal
 
@@ -367,9 +368,12 @@ class Recorder:
             self._file.put(partial(self._encoder.encode, rows))
 
 
+_error_of = attrgetter("error")
+
+
 def _without_errors(events: Sequence[TaskEvent]) -> Sequence[TaskEvent]:
     """Return events in which each exception is replaced with a `Failure`."""
-    if not any(event.error is not None for event in events):
+    if all(error is None for error in map(_error_of, events)):
         return events
     return [
         event if event.error is None else event._replace(error=Failure.of(event.error))  # type: ignore[arg-type]
