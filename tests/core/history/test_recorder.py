@@ -426,10 +426,10 @@ async def test_a_second_process_cannot_write_the_same_record(here: Path) -> None
 async def test_a_record_continues_after_an_incomplete_line(here: Path) -> None:
     path = here / "record.jsonl"
     file = RecordFile(str(path), fresh=True)
-    file.put(lambda: '{"event":"cal')
+    file.put(['{"event":"cal'])
     file.close()
     file = RecordFile(str(path), fresh=False)
-    file.put(lambda: '{"event":"call","uid":"task.000001","name":"x"}\n')
+    file.put(['{"event":"call","uid":"task.000001","name":"x"}\n'])
     file.close()
     history = read_run(path)
     assert [*history.tasks] == ["task.000001"]

@@ -6,6 +6,7 @@ this process whose names look secret. In texts, each value is replaced with the 
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 from collections.abc import Iterable, Mapping
@@ -21,6 +22,7 @@ _SECRET = re.compile(
 )
 
 
+@functools.lru_cache(maxsize=1000)
 def looks_secret(name: str) -> bool:
     """Return True if a variable's name, such as `API_TOKEN`, suggests that its value is secret."""
     return _SECRET.search(name) is not None

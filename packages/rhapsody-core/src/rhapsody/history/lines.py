@@ -2,9 +2,6 @@
 
 A record may contain a hundred thousand tasks, each with a line for its call and one for each of its
 attempts. These lines are composed of strings, which takes a third of the time of `json.dumps`.
-
-An encoder runs on the thread of the writer. It never holds an exception: releasing the last
-reference to a traceback would run the destructors of a task's objects on that thread.
 """
 
 from __future__ import annotations
@@ -18,11 +15,12 @@ import re
 import socket
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from json.encoder import encode_basestring_ascii
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from rhapsody._version import __version__
 from rhapsody.errors import DependencyFailureError, text_of
@@ -63,39 +61,13 @@ _quoted = functools.lru_cache(maxsize=4096)(encode_basestring_ascii)
 """Function that returns a text as JSON, for texts that occur often."""
 
 
-class Failure(NamedTuple):
-    """Data of an exception. It replaces the exception of an event before the event is encoded.
-
-    Attributes:
-        kind: The name of the exception's type.
-        text: The text of the exception.
-        frames: The last frames of its traceback, as Python prints them.
-        caused_by: The uids of the tasks because of which a task did not run.
-        skipped: True if the task did not run because a dependency failed.
-    """
-
-    kind: str
-    text: str
-    frames: tuple[str, ...] = ()
-    caused_by: tuple[str, ...] = ()
-    skipped: bool = False
-
-    @classmethod
-    def of(cls, error: BaseException) -> Failure:
-        """Return the data of an exception. Called on the engine's loop."""
-        kind, text = type(error).__name__, text_of(error)[:MESSAGE]
-        if isinstance(error, DependencyFailureError):
-            causes = tuple(each.uid for each in error._first[:CAUSES])
-            return cls(kind, text, caused_by=causes, skipped=True)
-        return cls(kind, text, tuple(as_lines(last_frames(error))))
-
-
-Row = Sequence[TaskCall] | Sequence[TaskEvent]
-"""A batch of calls, or of events whose exceptions were replaced with `Failure`."""
+Line = str | Callable[[], str]
+"""A line, or a function that returns it, which reads the sizes of files and must not be called on
+the loop."""
 
 
 class Encoder:
-    """Encoder of the calls and events of one engine.
+    """Encoder of the calls and events of one engine. Used on the engine's loop.
 
     Args:
         engine: The uid of the engine, or `None` for the first engine of a record.
@@ -105,40 +77,65 @@ class Encoder:
         self._engine = "" if engine is None else f',"engine":{_dumps(engine)}'
         self._submitted: dict[str, float] = {}  # times of unfinished attempts, by uid
         self._started: dict[str, TaskEvent] = {}
+        self._new: dict[str, TaskEvent] = {}  # latest events of those without a line so far
         self._secrets: dict[str, Secrets] = {}  # of unfinished tasks that have variables
         self._settings: dict[int, tuple[object, object, str]] = {}
         self._places: dict[tuple[object, ...], str] = {}
         self._process: Secrets | None = None
 
-    def encode(self, rows: Iterable[Row]) -> str:
-        """Return the lines for calls and events that have not been encoded yet."""
-        self._process = None
-        lines: list[str] = []
-        new: dict[str, TaskEvent] = {}  # attempts that began in these rows and have not ended
-        for row in rows:
-            if type(row[0]) is TaskCall:
-                lines += map(self._call, row)  # type: ignore[arg-type]
-            else:
-                self._events(row, lines, new)  # type: ignore[arg-type]
-        lines += self._unfinished(new)
-        return "".join(lines)
+    def calls(self, calls: Sequence[TaskCall]) -> list[Line]:
+        """Return the lines for calls."""
+        return [self._call(call) for call in calls]
 
-    def _events(
-        self, events: Sequence[TaskEvent], lines: list[str], new: dict[str, TaskEvent]
-    ) -> None:
+    def events(self, events: Sequence[TaskEvent]) -> list[Line]:
+        """Return the lines for events: those of the attempts that have ended."""
+        self._process = None
+        lines: list[Line] = []
+        submitted, started, new = self._submitted, self._started, self._new
         for event in events:
-            state, uid = event.state, event.uid
+            state = event.state
+            if state is PENDING:
+                continue
+            uid = event.uid
             if state is SUBMITTED:
-                if uid not in self._submitted:
-                    self._submitted[uid] = event.time
+                if uid not in submitted:
+                    submitted[uid] = event.time
                     new[uid] = event
             elif state is RUNNING:
-                if uid not in self._started:
-                    self._started[uid] = event
+                if uid not in started:
+                    started[uid] = event
                     new[uid] = event
-            elif state is not PENDING:
+            else:
                 new.pop(uid, None)
                 lines.append(self._end(event))
+        return lines
+
+    def unfinished(self) -> list[Line]:
+        """Return the lines for attempts that have begun since the last call and have not ended.
+
+        Called only from time to time, because most attempts of a burst end soon.
+        """
+        lines: list[Line] = []
+        queued: dict[str | None, list[str]] = {}
+        for uid, event in self._new.items():
+            if event.state is SUBMITTED:
+                queued.setdefault(event.backend, []).append(uid)
+                continue
+            found = {
+                "attempt": event.attempt if event.attempt != 1 else None,
+                "backend": event.backend,
+                "worker": None if event.worker is None else str(event.worker),
+                "submitted": _rounded(self._submitted.get(uid)),
+                "started": _rounded(event.time),
+                "sandbox": event.sandbox,
+            }
+            lines.append(f'{{"event":"start","uid":"{uid}"{self._engine}{_items(found)}}}\n')
+        for backend, uids in queued.items():
+            when = _rounded(min(self._submitted[uid] for uid in uids))
+            batch = {"backend": backend, "time": when, "uids": uids}
+            lines.append(f'{{"event":"submit"{self._engine}{_items(batch)}}}\n')
+        self._new.clear()
+        return lines
 
     def _call(self, call: TaskCall) -> str:
         uid, name, kind, text, when, block, scope, dependencies, resources, settings, secrets = call
@@ -171,7 +168,7 @@ class Encoder:
             self._settings[id(settings)] = found
         return found[2]
 
-    def _end(self, event: TaskEvent) -> str:
+    def _end(self, event: TaskEvent) -> Line:
         (
             uid, _, attempt, state, native, backend, ended, _, worker, _, error, sandbox,
             stdout, stderr, _, exit_code, usage, retried, files, resources,
@@ -208,10 +205,10 @@ class Encoder:
             line += f',"usage":{_dumps(usage)}'
         if resources:
             line += f',"resources":{_dumps(resources)}'
-        if files is not None:
-            line += _items(_files(files))
         if not retried and self._secrets:
             self._secrets.pop(uid, None)
+        if files is not None:
+            return partial(_with_files, line, files)
         return line + "}\n"
 
     def _place(self, state: TasksMainStates, backend: str | None, worker: object) -> str:
@@ -223,15 +220,15 @@ class Encoder:
         self._places[state, backend, worker] = text
         return text
 
-    def _error(self, uid: str, error: Any) -> str:
-        if not isinstance(error, Failure):
-            error = Failure(type(error).__name__, "")
-        found: dict[str, Any] = {"type": error.kind, "message": self._masked(uid, error.text)}
-        if error.frames:
-            found["traceback"] = self._masked(uid, "\n".join(error.frames)).split("\n")
-        if error.caused_by:
-            found["caused_by"] = error.caused_by
-        return _items({"skipped": error.skipped, "error": found})
+    def _error(self, uid: str, error: BaseException) -> str:
+        text = self._masked(uid, text_of(error)[:MESSAGE])
+        found: dict[str, Any] = {"type": type(error).__name__, "message": text}
+        skipped = isinstance(error, DependencyFailureError)
+        if isinstance(error, DependencyFailureError):
+            found["caused_by"] = [each.uid for each in error._first[:CAUSES]]
+        elif frames := as_lines(last_frames(error)):
+            found["traceback"] = self._masked(uid, "\n".join(frames)).split("\n")
+        return _items({"skipped": skipped, "error": _without_empty(found)})
 
     def _masked(self, uid: str, text: str) -> str:
         if len(text) < MIN_SECRET_LENGTH:
@@ -240,27 +237,6 @@ class Encoder:
             self._process = secrets_of()
         return mask(text, (*self._secrets.get(uid, ()), *self._process))
 
-    def _unfinished(self, new: Mapping[str, TaskEvent]) -> Iterator[str]:
-        """Yield the lines for attempts that began in the encoded rows and have not ended."""
-        queued: dict[str | None, list[str]] = {}
-        for uid, event in new.items():
-            if event.state is SUBMITTED:
-                queued.setdefault(event.backend, []).append(uid)
-                continue
-            found = {
-                "attempt": event.attempt if event.attempt != 1 else None,
-                "backend": event.backend,
-                "worker": None if event.worker is None else str(event.worker),
-                "submitted": _rounded(self._submitted.get(uid)),
-                "started": _rounded(event.time),
-                "sandbox": event.sandbox,
-            }
-            yield f'{{"event":"start","uid":"{uid}"{self._engine}{_items(found)}}}\n'
-        for backend, uids in queued.items():
-            when = _rounded(min(self._submitted[uid] for uid in uids))
-            batch = {"backend": backend, "time": when, "uids": uids}
-            yield f'{{"event":"submit"{self._engine}{_items(batch)}}}\n'
-
 
 SETTINGS, PLACES = 1000, 4096
 """Maximum numbers of task functions and of places whose encoded data are kept."""
@@ -268,12 +244,16 @@ SETTINGS, PLACES = 1000, 4096
 
 def _items(given: Mapping[str, Any]) -> str:
     """Return the items of a JSON object, each after a comma, without those that are empty."""
-    kept = {
+    kept = _without_empty(given)
+    return f",{_dumps(kept)[1:-1]}" if kept else ""
+
+
+def _without_empty(given: Mapping[str, Any]) -> dict[str, Any]:
+    return {
         key: value
         for key, value in given.items()
         if value is not None and value is not False and value not in ((), [], {}, "")
     }
-    return f",{_dumps(kept)[1:-1]}" if kept else ""
 
 
 def _line(event: str, given: Mapping[str, Any]) -> str:
@@ -284,13 +264,15 @@ def _rounded(seconds: float | None) -> float | None:
     return None if seconds is None else round(seconds, 6)
 
 
-def _files(files: AttemptFiles) -> dict[str, Any]:
-    return {
+def _with_files(line: str, files: AttemptFiles) -> str:
+    """Return the line of an attempt, completed with its files."""
+    found = {
         "inputs": [_file(name, path) for name, path in files.inputs.items()],
         "outputs": [_file(name, path) for name, path in files.outputs.items()],
         "stdout_path": files.stdout,
         "stderr_path": files.stderr,
     }
+    return f"{line}{_items(found)}}}\n"
 
 
 def _file(name: str, path: str | None) -> dict[str, Any]:

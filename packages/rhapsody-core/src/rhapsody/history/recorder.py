@@ -1,9 +1,10 @@
 """Recorder: the observer that writes the record of a run while it happens.
 
-The event loop only collects the batches that the hooks receive. A thread per record encodes them
-and writes them with one call, at most half a second after the first of them. No timer is set while
-nothing is waiting to be written, so an idle engine does not wake up. A process that is killed loses
-at most the last half second, and may leave an incomplete last line.
+Calls and events are encoded on the event loop, in the hooks that receive them, so that they are
+released at once: keeping them for another thread costs more, because the garbage collector then
+traverses them. A thread writes the lines, with one call at most half a second after the first of
+them. No timer is set while nothing is waiting to be written, so an idle engine does not wake up. A
+process that is killed loses at most the last half second, and may leave an incomplete last line.
 
 All engines of a process that use the same record share its file. The record of a run directory ends
 with the last of its engines, or under `rhapsody run` with the command. Programs may create further
@@ -20,17 +21,14 @@ import os
 import queue
 import threading
 from collections import Counter
-from collections.abc import Callable, Sequence
-from functools import partial
-from operator import attrgetter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final, Literal
 
 from rhapsody.errors import describe_error
 from rhapsody.history.lines import (
     Encoder,
-    Failure,
-    Row,
+    Line,
     counts,
     engine_end_line,
     engine_line,
@@ -49,7 +47,7 @@ FLUSH: Final = 0.5
 """Maximum number of seconds until a call or event is written."""
 
 MOST: Final = 2000
-"""Number of waiting calls and events that are written without waiting for `FLUSH`."""
+"""Number of waiting lines that are written without waiting for `FLUSH`."""
 
 GRACE: Final = 10.0
 """Maximum number of seconds that the end of a run waits for its record to be written."""
@@ -79,7 +77,7 @@ class RecordFile:
         self.path: str = path
         self._pid = os.getpid()
         self._lock = threading.Lock()
-        self._jobs: queue.SimpleQueue[Callable[[], str] | None] = queue.SimpleQueue()
+        self._batches: queue.SimpleQueue[Sequence[Line] | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
         self._file: int | None = os.open(path, flags, 0o600)
@@ -109,8 +107,8 @@ class RecordFile:
         """True if the file is open in this process."""
         return self._file is not None and os.getpid() == self._pid
 
-    def put(self, job: Callable[[], str]) -> None:
-        """Write the text that `job` returns, on the writer's thread and in the order of calls."""
+    def put(self, lines: Sequence[Line]) -> None:
+        """Write lines on the writer's thread, in the order of the calls of this method."""
         if not self.active:
             return
         with self._lock:
@@ -118,9 +116,9 @@ class RecordFile:
                 try:
                     self._thread = start_thread(self._work, "rhapsody record")
                 except RuntimeError:  # too many threads
-                    self._write(job)
+                    self._write(lines)
                     return
-        self._jobs.put(job)
+        self._batches.put(lines)
 
     def close(self) -> None:
         """Write what is waiting, and close the file."""
@@ -128,7 +126,7 @@ class RecordFile:
             return
         thread, self._thread = self._thread, None
         if thread is not None:
-            self._jobs.put(None)
+            self._batches.put(None)
             thread.join(GRACE)
             if thread.is_alive():
                 log.error(
@@ -138,14 +136,15 @@ class RecordFile:
         self._end()
 
     def _work(self) -> None:
-        while (job := self._jobs.get()) is not None:
-            self._write(job)
+        while (lines := self._batches.get()) is not None:
+            self._write(lines)
 
-    def _write(self, job: Callable[[], str]) -> None:
+    def _write(self, lines: Sequence[Line]) -> None:
         if self._file is None:
             return
         try:
-            _write(self._file, job())
+            text = "".join([each() if callable(each) else each for each in lines])
+            _write(self._file, text)
         except Exception as error:  # a full disk, or a fault in encoding
             log.error(
                 "record %s: disabled, later tasks are missing in it (%s)",
@@ -197,8 +196,7 @@ class _Record:
             self._known.append(engine.uid)
         self._engines.add(engine.uid)
         self._backends.update(dict.fromkeys(engine.backends))
-        line = engine_line(engine)
-        file.put(lambda: line)
+        file.put([engine_line(engine)])
         return file, Encoder(None if first else engine.uid)
 
     def _open(self, profile: str | None) -> None:
@@ -230,8 +228,7 @@ class _Record:
         """Write the end of the run and close the file. A second call has no effect."""
         file, self._file = self._file, None
         if file is not None:
-            text = run_end_line(outcome or self._outcome, dict(self._stats), self._backends)
-            file.put(lambda: text)
+            file.put([run_end_line(outcome or self._outcome, dict(self._stats), self._backends)])
             file.close()
         self._leave_run()
 
@@ -289,8 +286,7 @@ class Recorder:
         self._encoder: Encoder | None = None
         self._uid = ""
         self._summary: Summary | None = None
-        self._rows: list[Row] = []
-        self._waiting = 0
+        self._lines: list[Line] = []
         self._timer: asyncio.TimerHandle | None = None
 
     def open(self, engine: ObservedEngine) -> None:
@@ -319,13 +315,15 @@ class Recorder:
 
     @hookimpl
     def rhapsody_task_calls(self, engine: ObservedEngine, calls: Sequence[TaskCall]) -> None:
-        """Collect calls."""
-        self._add(engine, calls)
+        """Encode calls."""
+        if self._encoder is not None and self._file is not None and self._file.active:
+            self._add(engine, self._encoder.calls(calls))
 
     @hookimpl
     def rhapsody_task_events(self, engine: ObservedEngine, events: Sequence[TaskEvent]) -> None:
-        """Collect events."""
-        self._add(engine, _without_errors(events))
+        """Encode events."""
+        if self._encoder is not None and self._file is not None and self._file.active:
+            self._add(engine, self._encoder.events(events))
 
     @hookimpl
     def rhapsody_workflow_finished(self, engine: ObservedEngine, summary: Summary) -> None:
@@ -333,8 +331,7 @@ class Recorder:
         self._summary = summary
         self._flush()
         if self._file is not None:
-            text = engine_end_line(engine.uid, summary)
-            self._file.put(lambda: text)
+            self._file.put([engine_end_line(engine.uid, summary)])
 
     def close(self, outcome: Outcome) -> None:
         """End the recording of the engine, and the record unless other engines use it."""
@@ -348,34 +345,23 @@ class Recorder:
             if record.idle and not process.held:
                 record.end()
 
-    def _add(self, engine: ObservedEngine, row: Row) -> None:
-        if self._file is None or not row:
-            return
-        if not self._rows:
+    def _add(self, engine: ObservedEngine, lines: list[Line]) -> None:
+        if self._timer is None:
             self._timer = engine.loop.call_later(FLUSH, self._flush)
-        self._rows.append(row)
-        self._waiting += len(row)
-        if self._waiting >= MOST:
-            self._flush()
+        self._lines += lines
+        if len(self._lines) >= MOST:
+            self._pass_on()
 
     def _flush(self) -> None:
-        """Pass the collected batches to the writer."""
+        """Pass all that is known to the writer, and stop the timer."""
         timer, self._timer = self._timer, None
         if timer is not None:
             timer.cancel()
-        rows, self._rows, self._waiting = self._rows, [], 0
-        if rows and self._file is not None and self._encoder is not None:
-            self._file.put(partial(self._encoder.encode, rows))
+            if self._encoder is not None:
+                self._lines += self._encoder.unfinished()
+            self._pass_on()
 
-
-_error_of = attrgetter("error")
-
-
-def _without_errors(events: Sequence[TaskEvent]) -> Sequence[TaskEvent]:
-    """Return events in which each exception is replaced with a `Failure`."""
-    if all(error is None for error in map(_error_of, events)):
-        return events
-    return [
-        event if event.error is None else event._replace(error=Failure.of(event.error))  # type: ignore[arg-type]
-        for event in events
-    ]
+    def _pass_on(self) -> None:
+        lines, self._lines = self._lines, []
+        if lines and self._file is not None:
+            self._file.put(lines)
