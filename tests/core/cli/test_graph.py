@@ -163,6 +163,8 @@ def test_a_graph_that_is_too_large_is_refused_with_advice(
     assert "omit --full to group the tasks by name or use --format dot or use --format svg" in error
     assert output(capsys, "--full", "--format", "dot")[0].count("label=") == 501
     assert parsed(output(capsys)[0])[0]["n1"][0] == "part"
+    records.write(NAME, *(call(number, f"part-{number}" * 20) for number in range(400)))
+    assert "and Mermaid accepts 50000; use --format dot" in output(capsys, code=2)[1]
 
 
 def test_a_run_in_progress_and_a_killed_run(

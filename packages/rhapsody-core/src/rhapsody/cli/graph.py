@@ -21,6 +21,9 @@ LIMITS = {"mermaid": 500, "dot": 10_000, "svg": 2_000}
 """Maximum number of nodes and of arrows. Mermaid itself refuses more than 500 arrows, and graphviz
 needs minutes for much larger graphs."""
 
+MERMAID_TEXT = 50_000
+"""Maximum number of characters that Mermaid accepts."""
+
 COLORS = {
     "failed": ("#f8c4c0", "#b3261e"),
     "skipped": ("#fbd9b5", "#9a5300"),
@@ -58,7 +61,13 @@ def run(arguments: argparse.Namespace) -> None:
     graph = graph_of(read_record(arguments.run), full=arguments.full)
     _check_size(graph, arguments.format, full=arguments.full)
     if arguments.format == "mermaid":
-        say("\n".join(mermaid(graph)))
+        text = "\n".join(mermaid(graph))
+        if len(text) > MERMAID_TEXT:
+            raise UsageError(
+                f"the graph takes {len(text)} characters, and Mermaid accepts {MERMAID_TEXT}; use "
+                "--format dot"
+            )
+        say(text)
         return
     text = "\n".join(dot(graph))
     say(text if arguments.format == "dot" else svg(text).rstrip())
