@@ -67,6 +67,16 @@ def test_the_graph_is_shown_and_nothing_is_run(run: Run, tmp_path: Path, script:
     assert not (tmp_path / "ran").exists()
 
 
+def test_settings_for_a_misspelled_task_are_reported(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "rhapsody.toml").write_text(
+        "[tasks.jion]\ncores = 2\n[tasks.load]\ncores = 2\n[tasks.other]\ncores = 2\n"
+    )
+    done = run(MAIN, "--dry-run")
+    assert (done.returncode, done.stdout) == (0, GRAPH)
+    said = "rhapsody: rhapsody.toml:2: no task named 'jion' was called; did you mean 'join'?\n"
+    assert done.stderr == said
+
+
 @pytest.mark.parametrize(
     "script",
     [

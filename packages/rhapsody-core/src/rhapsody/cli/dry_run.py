@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterable, Sequence
 from typing import TYPE_CHECKING, NoReturn, cast
 
 from rhapsody.backends.noop import DUMMY_OUTPUT, NoopExecutionBackend
-from rhapsody.cli.output import note, say, table
+from rhapsody.cli.output import complain, note, say, table
 from rhapsody.cli.recording import Recording
 from rhapsody.cli.scripts import Program, origin
 from rhapsody.engine.backend_handles import WouldRunError
@@ -147,6 +147,12 @@ class DryRun:
                 rows = [[*row, verdicts.get(row[0], "runs")] for row in rows]
             for line in table(header, rows) if rows else ["no task was called"]:
                 say(line)
+            called = [name for _, name, _ in engine.graph]
+            for override, similar in engine.task_defaults.misspelled(called):
+                complain(
+                    f"{override.source}: no task named {override.pattern!r} was called; did you "
+                    f"mean {similar!r}?"
+                )
 
     def explains(self, error: BaseException, program: Program) -> bool:
         """Print the line of the user's code at which an error stopped the dry run, and the error.

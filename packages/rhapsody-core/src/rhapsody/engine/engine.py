@@ -57,7 +57,7 @@ from rhapsody.engine.options import (
 )
 from rhapsody.engine.record import TaskRecord
 from rhapsody.engine.runtime import Runtime
-from rhapsody.engine.settings import Settings, TaskSettings, whole_number
+from rhapsody.engine.settings import Settings, TaskDefaults, TaskSettings, whole_number
 from rhapsody.engine.signals import registry as signal_registry
 from rhapsody.engine.stage_out import save_files
 from rhapsody.engine.states import WorkState
@@ -462,6 +462,11 @@ class WorkflowEngine(OlderNames):
     def options(self) -> Mapping[str, Any]:
         """Options that differ from their defaults, by name."""
         return self._options.changed()
+
+    @property
+    def task_defaults(self) -> TaskDefaults:
+        """Settings of tasks that the profile sets."""
+        return self._runtime.submission.task_defaults
 
     @property
     def work_dir(self) -> Path:

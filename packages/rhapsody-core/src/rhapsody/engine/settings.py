@@ -416,6 +416,16 @@ class TaskDefaults:
         """Return the files and lines of the overrides for a task."""
         return [each.source for each in self._overrides(name)]
 
+    def misspelled(self, names: Iterable[str]) -> list[tuple[Override, str]]:
+        """Return the overrides that match none of the tasks, each with a similar name of a task."""
+        names = set(names)
+        found = []
+        for each in self.overrides:
+            close = difflib.get_close_matches(each.pattern, names, n=1, cutoff=0.75)
+            if close and not any(fnmatchcase(name, each.pattern) for name in names):
+                found.append((each, close[0]))
+        return found
+
     def _overrides(self, name: str) -> list[Override]:
         return [each for each in self.overrides if fnmatchcase(name, each.pattern)]
 
