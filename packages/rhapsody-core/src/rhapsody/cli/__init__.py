@@ -22,11 +22,13 @@ from rhapsody.cli import (
     doctor,
     graph,
     journal,
+    logs,
     new_backend,
     run,
     runs,
     show,
     stats,
+    status,
     trace,
 )
 from rhapsody.cli.output import (
@@ -53,7 +55,9 @@ Run = Callable[[argparse.Namespace], int | None]
 COMMANDS = {
     "run": run,
     "runs": runs,
+    "status": status,
     "show": show,
+    "logs": logs,
     "stats": stats,
     "graph": graph,
     "trace": trace,
@@ -66,7 +70,7 @@ COMMANDS = {
     "completion": completion,
 }
 
-MIXED = {"show", "stats"}
+MIXED = {"status", "show", "logs", "stats"}
 """Commands whose options may be between their arguments."""
 
 PUBLISHED = {"replay": "rhapsody-wfcommons"}

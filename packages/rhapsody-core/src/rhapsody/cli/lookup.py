@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import os
+import socket
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rhapsody.cli.output import CommandError, complain, printable, shortened, terminal_width
+from rhapsody.cli.output import CommandError, complain, printable
 from rhapsody.plugins.specs import UsageError
 from rhapsody.resources import size_text
 
@@ -28,7 +29,7 @@ LISTED = 20
 
 @contextlib.contextmanager
 def readable(path: Path) -> Iterator[None]:
-    """Raise a `CommandError` in place of an `OSError` about a record."""
+    """Raise a `CommandError` instead of an `OSError` about a record."""
     try:
         yield
     except OSError as error:
@@ -179,6 +180,13 @@ def counts_text(counts: dict[str, int]) -> str:
     return ", ".join([done, *(f"{counts[name]} {name}" for name in order if counts[name])])
 
 
+def may_run(run: RunRecord) -> bool:
+    """Return True if a run is active, or may be active on another host."""
+    if run.outcome == "unknown":
+        return run.host != socket.gethostname()
+    return run.outcome == "running"
+
+
 def program_of(run: RunRecord) -> str:
     """Return the name of the program of a run."""
     return os.path.basename(run.program) or (run.program or "-")
@@ -227,12 +235,6 @@ def where(attempt: Attempt | None) -> str:
 def call_of(task: TaskRun) -> str:
     """Return the call of a task, or its name if the call is unknown."""
     return printable(task.call or task.name or task.key)
-
-
-def cut(lines: Sequence[str]) -> list[str]:
-    """Return lines that fit on the terminal, if standard output is one."""
-    width = terminal_width()
-    return [shortened(line, width) for line in lines]
 
 
 # Values as JSON.

@@ -11,7 +11,10 @@ import signal
 import sys
 from collections.abc import Collection, Iterable, Sequence
 from contextlib import suppress
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
+
+if TYPE_CHECKING:
+    from rich.text import Text
 
 DONE = 0
 FAILED = 1
@@ -192,18 +195,24 @@ STYLES = {
 """Styles of states, headers of tables and titles on a terminal, by pattern."""
 
 
+def styled(lines: Iterable[str]) -> Text:
+    """Return lines with the styles of their states, headers and titles."""
+    from rich.text import Text
+
+    text = Text("\n".join(lines))
+    for pattern, style in STYLES.items():
+        text.highlight_regex(f"(?m){pattern}", style)
+    return text
+
+
 def say_lines(lines: Iterable[str]) -> None:
     """Write lines to standard output, with colors on a terminal, as rich decides."""
     from rich.console import Console
-    from rich.text import Text
 
     console = Console()
-    text = Text("\n".join(lines))
     if console.color_system is None or sys.stdout is None:
-        say(text.plain)
+        say("\n".join(lines))
         return
-    for pattern, style in STYLES.items():
-        text.highlight_regex(f"(?m){pattern}", style)
     with console.capture() as captured:
-        console.print(text, soft_wrap=True)
+        console.print(styled(lines), soft_wrap=True)
     say(captured.get().removesuffix("\n"))

@@ -16,6 +16,7 @@ from rhapsody.cli.lookup import (
     call_of,
     clock,
     duration,
+    may_run,
     percent,
     program_of,
     read_task,
@@ -125,7 +126,7 @@ def _resources(given: Mapping[str, Any]) -> str:
 
 def _state(run: RunRecord, attempt: Attempt) -> str:
     state = str(attempt.state).lower()
-    if attempt.ended is None and run.outcome not in ("running", "unknown"):
+    if attempt.ended is None and not may_run(run):
         return f"{state} when the run ended"
     if attempt.retried:
         return f"{state}, retried"

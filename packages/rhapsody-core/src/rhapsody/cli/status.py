@@ -1,0 +1,394 @@
+"""`rhapsody status`: the tasks of a run that are running, waiting or have failed."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from rhapsody.cli.lookup import (
+    LISTED,
+    RUN_HELP,
+    call_of,
+    clock,
+    counts_of,
+    counts_text,
+    duration,
+    may_run,
+    open_record,
+    program_of,
+    readable,
+    report_damage,
+    run_json,
+    where,
+)
+from rhapsody.cli.output import (
+    DONE,
+    printable,
+    say,
+    say_json,
+    say_lines,
+    shortened,
+    styled,
+    table,
+    terminal_width,
+)
+from rhapsody.states import TasksMainStates
+
+if TYPE_CHECKING:
+    from rhapsody.history.reader import RecordReader, RunHistory, TaskRun
+
+HELP = "show which tasks of a run are running, waiting or have failed"
+
+POLL = 1.0
+"""Seconds between two looks at the record with `--watch`."""
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
+    parser.add_argument("run", nargs="?", metavar="RUN", help=RUN_HELP)
+    text = "show the status until the run ends"
+    parser.add_argument("-w", "--watch", action="store_true", help=text)
+    parser.add_argument("--all", action="store_true", help="list all tasks")
+    text = "print JSON; with --watch, one line for each change"
+    parser.add_argument("--json", action="store_true", help=text)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print the status of a run, with `--watch` until it ends.
+
+    Returns:
+        The exit code.
+    """
+    reader = open_record(arguments.run)
+    history = reader.history()
+    report_damage(history)
+    if arguments.watch and arguments.json:
+        for history in _changes(reader):
+            say(json.dumps(Status.of(history).json()))
+            sys.stdout.flush()
+        return DONE
+    if arguments.watch:
+        history = _watch(reader, arguments.all)
+    status = Status.of(history)
+    if arguments.json:
+        say_json(status.json())
+    else:
+        say_lines(status.lines(arguments.all))
+    return DONE
+
+
+# Following a run.
+
+
+def _changes(reader: RecordReader, *, always: bool = False) -> Iterator[RunHistory]:
+    """Yield the history at first, after each change, and after the end of the run.
+
+    Args:
+        reader: The reader of the run's record.
+        always: True to also yield it without a change, every `POLL` seconds.
+    """
+    history = reader.history()
+    yield history
+    while may_run(history.run):
+        time.sleep(POLL)
+        with readable(reader.path):
+            changed = reader.update()
+        history = reader.history()
+        if changed or always or not may_run(history.run):
+            yield history
+
+
+def _watch(reader: RecordReader, everything: bool) -> RunHistory:
+    """Show the status until the run ends, on a terminal in place, otherwise one line per change.
+
+    Returns:
+        The history at the end.
+    """
+    if terminal_width() is None:
+        for history in _changes(reader):
+            say(f"{time.strftime('%H:%M:%S')}  {counts_text(counts_of(history))}")
+            sys.stdout.flush()
+        return history
+    from rich.live import Live
+
+    with Live(screen=True, auto_refresh=False) as live:
+        for history in _changes(reader, always=True):
+            live.update(styled(Status.of(history).lines(everything)), refresh=True)
+    return history
+
+
+# The status of a run.
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """Reason for which a task waits.
+
+    Attributes:
+        reason: `"dependencies"`; `"resources"`: it was submitted to the backend; `"retry"`: an
+            attempt has failed and the next one has not been submitted; or `"engine"`: it was not
+            submitted, because of a limit, or because it is being prepared.
+        tasks: The dependencies that have not ended.
+        backend: The backend to which the task was submitted.
+        since: The time since when the task waits for this.
+    """
+
+    reason: str
+    tasks: tuple[TaskRun, ...] = ()
+    backend: str | None = None
+    since: float | None = None
+
+    @classmethod
+    def of(cls, task: TaskRun, history: RunHistory) -> Waiting:
+        """Return the reason for which a task waits."""
+        last = task.last
+        if last is not None and last.retried:
+            return cls("retry", since=last.ended)
+        known = (history.tasks.get(key) for key in task.dependencies)
+        before = [each for each in known if each is not None]
+        missing = tuple(each for each in before if not each.ended)
+        if missing:  # the backend may manage the dependencies of a submitted task
+            return cls("dependencies", missing, since=task.time)
+        if last is not None:
+            return cls("resources", backend=last.backend, since=last.submitted)
+        ends = (each.last.ended for each in before if each.last is not None)
+        return cls("engine", since=max([task.time, *(end for end in ends if end is not None)]))
+
+    @property
+    def text(self) -> str:
+        """The reason as text."""
+        if self.reason == "dependencies" and len(self.tasks) == 1:
+            (task,) = self.tasks
+            state = "running" if task.state is TasksMainStates.RUNNING else "waiting"
+            return f"{task.key} {call_of(task)} ({state})"
+        return self.summary
+
+    @property
+    def summary(self) -> str:
+        """The reason as text, with the names of other tasks instead of their uids."""
+        if self.reason == "dependencies":
+            counts = Counter(task.name for task in self.tasks)
+            return ", ".join(f"{count} {printable(name)}" for name, count in counts.items())
+        return {
+            "resources": f"free resources of {self.backend}",
+            "retry": "its next attempt",
+        }.get(self.reason, "its submission")
+
+
+@dataclass(slots=True)
+class Status:
+    """Status of a run.
+
+    Attributes:
+        history: The history of the run.
+        now: The time to which durations extend.
+        names: The counts of tasks by name and state.
+        running: The tasks that are running, the first one to start first. Blocks are not listed.
+        waiting: The tasks that wait, with their reasons.
+        failed: The tasks that have failed, except those that were skipped.
+    """
+
+    history: RunHistory
+    now: float
+    names: dict[str, Counter[str]] = field(default_factory=dict)
+    running: list[TaskRun] = field(default_factory=list)
+    waiting: list[tuple[TaskRun, Waiting]] = field(default_factory=list)
+    failed: list[TaskRun] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, history: RunHistory) -> Status:
+        """Return the status that a history shows."""
+        status = cls(history, time.time())
+        for task in history.tasks.values():
+            state = task.state
+            name = f"{task.name} (block)" if task.kind == "block" else task.name or task.key
+            counts = status.names.setdefault(name, Counter())
+            if state is TasksMainStates.DONE:
+                counts["done"] += 1
+            elif state is TasksMainStates.FAILED:
+                counts["skipped" if task.skipped else "failed"] += 1
+                if not task.skipped:
+                    status.failed.append(task)
+            elif state is TasksMainStates.CANCELED:
+                counts["canceled"] += 1
+            elif state is TasksMainStates.RUNNING:
+                counts["running"] += 1
+                if task.kind != "block":
+                    status.running.append(task)
+            else:
+                counts["waiting"] += 1
+                status.waiting.append((task, Waiting.of(task, history)))
+        status.running.sort(key=_started)
+        return status
+
+    def json(self) -> dict[str, Any]:
+        """Return the status as JSON."""
+        return {
+            "run": {**run_json(self.history.run), "counts": counts_of(self.history)},
+            "names": [
+                {"name": name, **{state: counts[state] for state in STATES}}
+                for name, counts in self.names.items()
+            ],
+            "running": [
+                {
+                    **_task(task),
+                    "attempt": task.attempts[-1].number,
+                    "backend": task.attempts[-1].backend,
+                    "worker": task.attempts[-1].worker,
+                    "started": task.attempts[-1].started,
+                }
+                for task in self.running
+            ],
+            "waiting": [
+                {
+                    **_task(task),
+                    "reason": waiting.reason,
+                    "tasks": [each.key for each in waiting.tasks],
+                    "backend": waiting.backend,
+                    "since": waiting.since,
+                }
+                for task, waiting in self.waiting
+            ],
+            "failed": [{**_task(task), "error": _error(task)} for task in self.failed],
+        }
+
+    def lines(self, everything: bool) -> list[str]:
+        """Return the status as lines of text.
+
+        Args:
+            everything: True to list all tasks.
+        """
+        limit = None if everything else LISTED
+        lines = [*self._title(), *self._names(limit)]
+        if self.running:
+            lines += ["", f"{self._word('running', 'running at the end')} ({len(self.running)}):"]
+            lines += self._running(limit)
+        if self.waiting:
+            lines += ["", f"{self._word('waiting', 'not started')} ({len(self.waiting)}):"]
+            lines += self._waiting(limit)
+        if self.failed:
+            lines += ["", f"failed ({len(self.failed)}):", *self._failed(limit)]
+        return lines
+
+    def _word(self, active: str, ended: str) -> str:
+        return active if may_run(self.history.run) else ended
+
+    def _title(self) -> list[str]:
+        run, counts = self.history.run, counts_of(self.history)
+        backends = ", ".join(run.backends) or "no backend"
+        place = f"process {run.pid} on {run.host}, {backends}"
+        if run.outcome == "unknown" and may_run(run):
+            how = f"may be running on {run.host}"
+        else:
+            how = "ended without a record of its end" if run.outcome == "unknown" else run.outcome
+        if may_run(run) and run.started is not None:
+            how += f" for {duration(max(0.0, self.now - run.started))}"
+        elif run.seconds is not None:
+            how += f" in {duration(run.seconds)}"
+        return [
+            f"{program_of(run)}, run {run.name}",
+            f"{how}: {counts_text(counts)}",
+            f"started {clock(run.started)}, {place}",
+        ]
+
+    def _names(self, limit: int | None) -> list[str]:
+        """Return the table of counts by name; names with active or failed tasks are first."""
+        if not self.names:
+            return []
+        used = [
+            state
+            for state in STATES
+            if state in ALWAYS or any(counts[state] for counts in self.names.values())
+        ]
+        names = list(self.names.items())
+        if limit is not None and len(names) > limit:
+            names.sort(key=lambda item: not (item[1]["running"] or item[1]["failed"]))
+        rows = [(name, *(str(counts[each]) for each in used)) for name, counts in names[:limit]]
+        header = ("NAME", *(state.upper() for state in used))
+        lines = ["", *table(header, rows, numbers=header[1:], flexible=("NAME",))]
+        return lines + _more(len(names), limit)
+
+    def _running(self, limit: int | None) -> list[str]:
+        active = may_run(self.history.run)
+        rows = []
+        for task in self.running[:limit]:
+            last, started = task.attempts[-1], _started(task)
+            took = duration(max(0.0, self.now - started)) if active else "-"
+            rows.append((task.key, clock(started), took, where(last), call_of(task)))
+        header = ("TASK", "SINCE", "FOR", "ON", "CALL")
+        lines = table(header, rows, numbers=("FOR",), flexible=("CALL", "ON", "TASK"))
+        return lines + _more(len(self.running), limit)
+
+    def _waiting(self, limit: int | None) -> list[str]:
+        """Return a table of waiting tasks; of many, one row for each name and reason."""
+        if limit is None or len(self.waiting) <= limit:
+            rows = [
+                (task.key, clock(waiting.since), call_of(task), waiting.text)
+                for task, waiting in self.waiting
+            ]
+            header = ("TASK", "SINCE", "CALL", "WAITS FOR")
+            return table(header, rows, flexible=("CALL", "WAITS FOR", "TASK"))
+        groups: dict[tuple[str, str, str | None, tuple[str, ...]], list[Waiting]] = {}
+        for task, waiting in self.waiting:
+            names = tuple(dict.fromkeys(each.name for each in waiting.tasks))
+            key = (task.name, waiting.reason, waiting.backend, names)
+            groups.setdefault(key, []).append(waiting)
+        rows = []
+        for (name, *_), found in list(groups.items())[:limit]:
+            since = min((each.since for each in found if each.since is not None), default=None)
+            every = {task.key: task for each in found for task in each.tasks}
+            reason = Waiting(found[0].reason, tuple(every.values()), found[0].backend).summary
+            rows.append((str(len(found)), name, clock(since), reason))
+        header = ("COUNT", "NAME", "SINCE", "WAITS FOR")
+        lines = table(header, rows, numbers=("COUNT",), flexible=("NAME", "WAITS FOR"))
+        return lines + _more(len(groups), limit)
+
+    def _failed(self, limit: int | None) -> list[str]:
+        width = terminal_width()
+        lines = [
+            shortened(f"{task.key}  {call_of(task)}: {printable(_first_line(task))}", width)
+            for task in self.failed[:limit]
+        ]
+        lines += _more(len(self.failed), limit)
+        run, key = self.history.run, self.failed[0].key
+        return [*lines, "", f"details: rhapsody show {run.name} {key}"]
+
+
+STATES = ("waiting", "running", "done", "failed", "skipped", "canceled")
+ALWAYS = frozenset({"waiting", "running", "done", "failed"})
+"""States of the table of counts; those in `ALWAYS` have a column even if they do not occur."""
+
+
+def _started(task: TaskRun) -> float:
+    return task.attempts[-1].started or 0.0
+
+
+def _more(count: int, limit: int | None) -> list[str]:
+    if limit is None or count <= limit:
+        return []
+    return [f"and {count - limit} more; --all lists them"]
+
+
+def _task(task: TaskRun) -> dict[str, Any]:
+    return {"task": task.key, "name": task.name, "call": task.call}
+
+
+def _error(task: TaskRun) -> dict[str, str] | None:
+    error = task.attempts[-1].error
+    return None if error is None else {"type": error.kind, "message": error.message}
+
+
+def _first_line(task: TaskRun) -> str:
+    """Return the first line of a task's error, without the task's name at its beginning."""
+    error = task.attempts[-1].error
+    if error is None:
+        return "no error is recorded"
+    first = next(iter(error.message.strip().splitlines()), "")
+    own = f"task {task.name!r} ({task.uid}) "
+    return first.removeprefix(own) if first.startswith(own) else f"{error.kind}: {first}"
