@@ -414,6 +414,19 @@ async def test_a_forked_child_does_not_write(here: Path) -> None:
     assert len(read_run(path).tasks) == 2
 
 
+async def test_on_a_network_file_system_every_write_reaches_the_server(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synchronized: list[int] = []
+    monkeypatch.setattr(os, "fdatasync", synchronized.append)
+    for network in (False, True):
+        monkeypatch.setattr("rhapsody.history.recorder.on_network", lambda _, on=network: on)
+        file = RecordFile(str(here / "record.jsonl"), fresh=True)
+        file.put(["{}\n"])
+        file.close()
+        assert len(synchronized) == network
+
+
 async def test_a_second_process_cannot_write_the_same_record(here: Path) -> None:
     path = here / "record.jsonl"
     file = RecordFile(str(path), fresh=True)

@@ -111,7 +111,7 @@ class Encoder:
         return lines
 
     def unfinished(self) -> list[Line]:
-        """Return the lines for attempts that have begun since the last call and have not ended.
+        """Return the lines for attempts that have started since the last call and have not ended.
 
         Called only from time to time, because most attempts of a burst end soon.
         """

@@ -35,6 +35,7 @@ from rhapsody.history.lines import (
     run_end_line,
     run_line,
 )
+from rhapsody.journal.files import on_network
 from rhapsody.plugins.specs import ObservedEngine, Summary, TaskCall, TaskEvent, hookimpl
 from rhapsody.sdk.threads import start_thread
 from rhapsody.staging.runs import BASE, RECORD, Run, enter_run, leave_run
@@ -79,6 +80,7 @@ class RecordFile:
         self._lock = threading.Lock()
         self._batches: queue.SimpleQueue[Sequence[Line] | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
+        self._network = on_network(Path(path).parent)
         flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
         self._file: int | None = os.open(path, flags, 0o600)
         try:
@@ -145,6 +147,8 @@ class RecordFile:
         try:
             text = "".join([each() if callable(each) else each for each in lines])
             _write(self._file, text)
+            if self._network:  # other hosts see what has reached the server
+                os.fdatasync(self._file)
         except Exception as error:  # a full disk, or a fault in encoding
             log.error(
                 "record %s: disabled, later tasks are missing in it (%s)",
