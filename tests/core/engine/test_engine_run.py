@@ -69,7 +69,7 @@ def test_the_keywords_are_those_of_create() -> None:
 
     assert rhapsody.run(main, backend="noop", uid="mine") == "noop"
     with pytest.raises(TypeError, match="timeot"):
-        rhapsody.run(main, timeot=3)
+        rhapsody.run(main, timeot=3)  # type: ignore[call-overload]
 
 
 def test_what_was_called_ends_before_run_returns() -> None:

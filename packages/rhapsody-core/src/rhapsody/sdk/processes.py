@@ -390,7 +390,7 @@ class Program:
             return 255
         self._process.returncode = code = os.waitstatus_to_exitcode(status)
         if self._usage_known:
-            # A program that has exited by itself could wait for its children.
+            # A program that was not killed could wait for its children.
             left = self._unfinished if code < 0 else None
             self.usage = program_usage(counters, self._floor, left or NO_COUNTERS)
         return code
