@@ -1,9 +1,9 @@
 """Timeline of a run: the attempts that each worker made, in lanes in which they do not overlap.
 
 A worker that makes several attempts at once has several lanes. The end of an attempt is the moment
-at which the program was informed of it, when the worker may already have begun the next one. An
-overlap of up to 10 ms is therefore not regarded as simultaneous work: the earlier attempt is
-shortened instead. Programs have a process each, and share the lanes of their backend.
+at which the program was informed of it, when the worker may already run the next one. An overlap of
+up to 10 ms is therefore not treated as simultaneous work: the earlier attempt is shortened instead.
+Executables have a process each, and share the lanes of their backend.
 """
 
 from __future__ import annotations
