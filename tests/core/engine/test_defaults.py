@@ -93,6 +93,20 @@ async def test_code_takes_precedence_over_the_profile(write: Write) -> None:
         assert (options.keep_going, options.fail_fast, options.max_failures) == (True, False, None)
 
 
+async def test_a_backend_that_the_code_names_gets_the_options_of_its_profile(write: Write) -> None:
+    write("[profile.a]\nbackend = 'local'\noptions.cores = 1234\n")
+    async with (
+        WorkflowEngine.create("Local", profile="a") as first,
+        WorkflowEngine.create("noop", profile="a") as second,
+        WorkflowEngine.create("local") as third,
+    ):
+        assert isinstance(first.backend, LocalExecutionBackend)
+        assert first.backend.machine.cores == 1234
+        assert isinstance(second.backend, NoopExecutionBackend)
+        assert isinstance(third.backend, LocalExecutionBackend)
+        assert third.backend.machine.cores != 1234
+
+
 async def test_the_default_profile_and_the_top_of_the_file_apply_to_every_engine(
     write: Write,
 ) -> None:

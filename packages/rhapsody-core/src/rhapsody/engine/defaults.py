@@ -95,32 +95,35 @@ class EngineDefaults:
         overruled = self.options.get("dry_run", False)
         if overruled:
             filled["dry_run"] = True
+        backend = None
         if all(given.get(name) is None for name in ("backend", "backends")):
-            backend = self._backend(profile, dry_run=bool(filled.get("dry_run")))
-            if backend is not None:
-                filled["backend"] = backend
-        return filled | dict(
-            self.recording(filled, given.keys())
-        )  # last: it prints what will be reused
+            if not filled.get("dry_run"):
+                backend = _made(profile, self.backend_options)
+            elif self.stand_in is not None:
+                backend = self.stand_in()
+        elif profile.is_for(given.get("backend")) and not filled.get("dry_run"):
+            backend = _made(profile, {})
+        if backend is not None:
+            filled["backend"] = backend
+        # Last, because it prints how many results will be reused.
+        return filled | dict(self.recording(filled, given.keys()))
 
-    def _backend(self, profile: Profile, *, dry_run: bool) -> BaseExecutionBackend | None:
-        """Create the backend; return `None` for the engine's default."""
-        if dry_run:
-            return None if self.stand_in is None else self.stand_in()
-        options = {name: each.value for name, each in profile.options.items()}
-        options |= self.backend_options
-        if profile.backend is None and not options:
-            return None
-        name = "local" if profile.backend is None else profile.backend.value
-        try:
-            return make_backend(name, options)
-        except UsageError as error:
-            words = set(re.findall(r"\w+", str(error)))
-            named = [each for option, each in profile.options.items() if option in words]
-            places = [each for each in (*named, profile.backend) if each is not None and each.file]
-            if not places:
-                raise
-            raise ProfileError(f"{places[0].source}: {error}") from None
+
+def _made(profile: Profile, more: Mapping[str, Any]) -> BaseExecutionBackend | None:
+    """Create the backend of a profile; return `None` if neither it nor an option is set."""
+    options = {name: each.value for name, each in profile.options.items()} | dict(more)
+    if profile.backend is None and not options:
+        return None
+    name = "local" if profile.backend is None else profile.backend.value
+    try:
+        return make_backend(name, options)
+    except UsageError as error:
+        words = set(re.findall(r"\w+", str(error)))
+        named = [each for option, each in profile.options.items() if option in words]
+        places = [each for each in (*named, profile.backend) if each is not None and each.file]
+        if not places:
+            raise
+        raise ProfileError(f"{places[0].source}: {error}") from None
 
 
 _defaults = EngineDefaults()

@@ -151,6 +151,14 @@ class Profile:
     defaults: Values = field(default_factory=dict)
     tasks: tuple[tuple[str, Values], ...] = ()
 
+    def is_for(self, backend: object) -> bool:
+        """Return True if the program names the same backend as the profile."""
+        return (
+            isinstance(backend, str)
+            and self.backend is not None
+            and normalize_name(backend) == normalize_name(self.backend.value)
+        )
+
     def engine_options(self) -> dict[str, Any]:
         """Return the options of the engine, including those in the table `defaults`."""
         values = {**self.engine, **{n: v for n, v in self.defaults.items() if n in OF_THE_ENGINE}}
