@@ -320,10 +320,10 @@ def _outcome(
     return CallResult(PROTOCOL_VERSION, done, payload, plain, *printed, _host, os.getpid(), usage)
 
 
-SHORT_CALL = 0.002
+SHORT_CALL = 0.005
 """Number of seconds below which a call is short. Not all short calls are measured."""
 
-INTERVAL = 0.01
+INTERVAL = 0.02
 """Number of seconds from one measurement to the next measurement of a short call."""
 
 MAXRSS_UNIT: int = 1 if sys.platform == "darwin" else 1024
@@ -346,8 +346,8 @@ _RESET, _STATUS = "/proc/self/clear_refs", "/proc/self/status"
 class Meter:
     """Meter of the resources that calls use.
 
-    Reading the kernel's counters takes about ten microseconds, which can be longer than a call. So
-    if the last call of a task was short, the task's calls are not measured for some milliseconds.
+    Reading the kernel's counters takes ten to twenty microseconds, which can be longer than a call.
+    So if the last call of a task was short, the task's calls are not measured for some time.
 
     The peak of a process's memory is reset before a call, where this is possible. Otherwise, the
     call's peak is known only if it exceeds all former peaks of the process.
