@@ -27,14 +27,16 @@ def call(number: int, name: str, *, after: float = 0.0, **more: Any) -> dict[str
 
 
 def end(
-    number: int, submitted: float, started: float | None, ended: float, **more: Any
+    number: int, submitted: float | None, started: float | None, ended: float, **more: Any
 ) -> dict[str, Any]:
     """The line for the end of an attempt; the times are seconds after the start of the run."""
     line = {
         "event": "end", "uid": f"task.{number:06d}", "state": "DONE", "backend": "local",
-        "worker": "worker-1", "submitted": BEGIN + submitted, "ended": BEGIN + ended,
+        "worker": "worker-1", "ended": BEGIN + ended,
     }  # fmt: skip
-    return line | ({} if started is None else {"started": BEGIN + started}) | more
+    times = {"submitted": submitted, "started": started}
+    known = {name: BEGIN + when for name, when in times.items() if when is not None}
+    return line | known | more
 
 
 def start(number: int, after: float, **more: Any) -> dict[str, Any]:

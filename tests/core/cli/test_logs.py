@@ -126,6 +126,15 @@ def test_json_has_a_stable_form(
         "stdout": {"text": "x" * PRINTED, "path": None, "complete": False},
         "stderr": {"text": None, "path": None, "complete": False},
     }
+    records.write(
+        NAME,
+        call(1, "part"),
+        end(1, 0, 0, 1, exit_code=0),
+        call(2, "whole"),
+        end(2, 0, 0, 1, sandbox=str(sandbox)),
+    )
+    found = json.loads(output(capsys, "part", "--json", "--stdout")[0])
+    assert found["stdout"] == {"text": "", "path": None, "complete": True}
     found = json.loads(output(capsys, "whole", "--json", "--stderr")[0])
     path = str(sandbox / ".rhapsody.stderr")
     assert set(found) == {"task", "attempt", "stderr"}

@@ -45,7 +45,7 @@ def records(tmp_path: Path) -> Iterator[Records]:
                 usage={"cpu_seconds": 2.0, "peak_memory": 120_000_000, "read_bytes": 3000},
             ),
             end(
-                3, 8, None, 8, state="FAILED", skipped=True,
+                3, None, None, 8, state="FAILED", skipped=True,
                 error={"type": "DependencyFailureError", "caused_by": ["task.000002"]},
             ),
             *finish(9, "failed", tasks=4, done=1, failed=2),
@@ -110,6 +110,7 @@ def test_files_and_skipped_tasks(records: Records, capsys: pytest.CaptureFixture
     lines = rows(output(capsys, "3")[0])
     assert "state skipped, because a dependency failed" in lines
     assert lines[lines.index("caused by:") + 1] == "task.000002"
+    assert "attempt 1: failed, not submitted" in lines
     assert lines[lines.index("depends on:") + 2] == "task.000002 align(2) failed"
 
 

@@ -251,7 +251,9 @@ async def main(flow):
 """
 
 
-def test_another_process_follows_a_run_until_it_is_killed(tmp_path: Path) -> None:
+def test_another_process_follows_a_run_until_it_is_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     program = PROGRAM.replace("cat fifo", f"cat {tmp_path}/fifo")
     os.mkfifo(tmp_path / "fifo")
     run = started(program, tmp_path)
@@ -277,6 +279,16 @@ def test_another_process_follows_a_run_until_it_is_killed(tmp_path: Path) -> Non
         for process in run, watching:
             process.kill()
             process.communicate(timeout=PATIENCE)
+    monkeypatch.chdir(tmp_path)
+    for arguments, expected in (
+        (["runs"], "killed"),
+        (["show", "wait"], "running when the run ended"),
+        (["logs", "wait"], "started\n"),
+        (["stats"], "wait"),
+        (["status"], "running at the end (1):"),
+    ):
+        assert main(arguments) == 0
+        assert expected in capsys.readouterr().out
 
 
 WATCH = """

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from rhapsody.history.reader import RunHistory, RunRecord, TaskRun
+from rhapsody.history.reader import RunHistory, RunRecord, TaskRun, read_run
 from rhapsody.history.selection import SelectionError, find_tasks, select_run, select_task
+from tests._support.histories import Records, call, end, start
 
 NAMES = ["20260101T000000-align-00a1", "20260102T000000-screen-00b2", "20260102T110000-align-00c3"]
 
@@ -122,3 +123,14 @@ def test_an_unknown_task_is_an_error(given: str) -> None:
         select_task(given, HISTORY)
     if given == "fetsh":
         assert caught.value.candidates == ("fetch",)
+
+
+def test_the_candidates_begin_with_failed_and_running_tasks(tmp_path: Path) -> None:
+    records = Records(tmp_path)
+    skipped = {"state": "FAILED", "skipped": True}
+    lines = [call(number, "part") for number in range(1, 6)]
+    lines += [end(1, 0, 0, 1), end(2, 0, None, 1, **skipped), end(3, 0, 0, 1, state="FAILED")]
+    found = read_run(records.write(NAMES[0], *lines, start(4, 0)))
+    with pytest.raises(SelectionError, match="5 tasks") as caught:
+        select_task("part", found)
+    assert [key[-1] for key in caught.value.candidates] == ["3", "2", "4", "1", "5"]

@@ -291,6 +291,8 @@ def _json(task: TaskRun, attempt: Attempt, streams: Sequence[Stream]) -> dict[st
             found[stream] = {"text": text, "path": path, "complete": attempt.ended is not None}
         except (OSError, ValueError):
             text = getattr(attempt, stream)
+            if text is None and _reason(task, attempt, [stream])[1] == DONE:
+                text = ""  # it wrote nothing
             complete = text is not None and len(text) < _limit()
             found[stream] = {"text": text, "path": None, "complete": complete}
     return found

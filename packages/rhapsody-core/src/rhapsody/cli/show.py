@@ -130,6 +130,8 @@ def _state(run: RunRecord, attempt: Attempt) -> str:
         return f"{state} when the run ended"
     if attempt.retried:
         return f"{state}, retried"
+    if attempt.submitted is None and attempt.started is None:
+        return f"{state}, not submitted"
     return state
 
 

@@ -13,6 +13,7 @@ from rhapsody.cli.lookup import (
     LISTED,
     RUN_HELP,
     call_of,
+    counts_from,
     counts_of,
     counts_text,
     duration,
@@ -82,6 +83,12 @@ class _Statistics:
         self.path: list[Step] = critical_path(history, now)
 
     @property
+    def counts(self) -> dict[str, int]:
+        """The counts of tasks; those of a run that has ended are in its record."""
+        run = self.history.run
+        return counts_of(self.history) if run.ended is None else counts_from(run.stats)
+
+    @property
     def seconds(self) -> float | None:
         """The duration of the run so far."""
         run = self.history.run
@@ -97,7 +104,7 @@ class _Statistics:
     def json(self) -> dict[str, Any]:
         """Return the statistics as JSON."""
         return {
-            "run": {**run_json(self.history.run), "counts": counts_of(self.history)},
+            "run": {**run_json(self.history.run), "counts": self.counts},
             "names": [asdict(each) for each in self.names],
             "critical_path": {
                 "seconds": self.length or 0.0,
@@ -127,7 +134,7 @@ def _show(found: _Statistics, *, json: bool, everything: bool) -> None:
     if json:
         say_json(found.json())
         return
-    run, counts = found.history.run, counts_of(found.history)
+    run, counts = found.history.run, found.counts
     lines = [
         f"{program_of(run)}, run {run.name}",
         f"{run.outcome}: {counts_text(counts)} in {duration(found.seconds)}",

@@ -10,6 +10,7 @@ from pathlib import Path
 from rhapsody.history.reader import RunHistory, TaskRun
 from rhapsody.plugins.specs import UsageError
 from rhapsody.staging.runs import LATEST, RECORD, runs_in
+from rhapsody.states import TasksMainStates
 
 LISTED = 10
 """Maximum number of candidates in an error."""
@@ -91,15 +92,25 @@ def find_tasks(text: str, history: RunHistory) -> list[TaskRun]:
 def select_task(text: str, history: RunHistory) -> TaskRun:
     """Return the only task that a text selects, see `find_tasks`.
 
+    If it selects several, the error lists those first that have failed, and then those that run.
+
     Raises:
         SelectionError: The text selects no task, or several.
     """
     found = find_tasks(text, history)
     if len(found) == 1:
         return found[0]
+    found = sorted(found, key=_urgency)
     keys = [task.key for task in found]
     shown = [f"{task.key} {task.call or task.name} {task.state}" for task in found]
     raise SelectionError(f"{text!r} selects {_several('tasks', shown)}", keys)
+
+
+def _urgency(task: TaskRun) -> int:
+    """Return a number by which tasks that have failed are first, and then those that run."""
+    if task.state is TasksMainStates.FAILED:
+        return 1 if task.skipped else 0
+    return 2 if task.state is TasksMainStates.RUNNING else 3
 
 
 def _several(what: str, found: Sequence[str]) -> str:
