@@ -83,7 +83,6 @@ _PILOT_HELP = {
     "gpus": "Number of GPUs.",
     "memory": "Memory in megabytes.",
     "access_schema": 'Way to reach the machine, such as "local" or "ssh".',
-    "job_name": "Name of the batch job.",
 }
 """Help for the most used parameters of a pilot's description."""
 
