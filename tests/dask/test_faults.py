@@ -339,7 +339,7 @@ async def test_a_hanging_worker_does_not_hide_tasks_running_on_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """If one worker does not answer, it stays unknown which worker runs a task."""
-    monkeypatch.setattr("rhapsody_dask.requests.ANSWER_TIMEOUT", 2.0)
+    monkeypatch.setattr("rhapsody_dask.backend.ANSWER_TIMEOUT", 2.0)
     with foreign(tmp_path, tls=False, options=("--no-nanny",)) as there:
         async with asyncio.timeout(80):
             backend = await DaskExecutionBackend(scheduler_file=there["scheduler_file"])
@@ -362,8 +362,8 @@ async def test_a_hanging_worker_does_not_hide_tasks_running_on_others(
                 os.kill(other, signal.SIGSTOP)
                 try:
                     future.cancel()
-                    await _until(lambda: backend._stop_requests._asking is not None)
-                    await _until(lambda: backend._stop_requests._asking is None)
+                    await _until(lambda: backend._stopping)
+                    await _until(lambda: not backend._stopping)
                     assert len(backend.still_running) == 1
                     gate.touch()
                     await future.ended()

@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 
-from rhapsody_dask import DaskExecutionBackend
 from rhapsody_dask.results import Results
 from rhapsody_dask.task import Call
 from rhapsody_dask.worker.messages import DONE, Reply, pack
@@ -37,18 +36,9 @@ def _put_ends(queue: asyncio.Queue[str]) -> Callable[..., None]:
 
 
 def _results(client: Any, calls: dict[str, Call], notify: Callable[..., None]) -> Results:
-    states = DaskExecutionBackend().get_task_states_map()
     shared: Any = None
-    results = Results(
-        client,
-        {call.uid: call for call in calls.values()},
-        states,
-        shared,
-        notify=notify,
-        cancel=lambda call: None,
-        require_running=lambda: None,
-        direct=True,
-    )
+    tasks = {call.uid: call for call in calls.values()}
+    results = Results(client, tasks, shared, notify, lambda call: None, lambda: None, True)
     results.calls.update(calls)
     return results
 
@@ -146,5 +136,5 @@ async def test_the_future_of_an_ended_task_is_released_explicitly() -> None:
     call = _call("1", "one")
     call.future = future
     results = _results(None, {call.key: call}, lambda *report: None)
-    results.settle(call, "done")
+    results.settle(call, DONE)
     assert released

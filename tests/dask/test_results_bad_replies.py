@@ -9,7 +9,7 @@ from hypothesis import given, settings
 
 from rhapsody_dask.results import Results
 from rhapsody_dask.task import Call
-from rhapsody_dask.worker.messages import DONE, FAILED, Reply, failure, pack
+from rhapsody_dask.worker.messages import CANCELED, DONE, FAILED, Reply, failure, pack
 from tests._support.nonsense import little_memory, nonsense, values
 
 pytestmark = pytest.mark.timeout(60)
@@ -27,34 +27,34 @@ class Open:
         self.cancelled, self.error = False, None
 
 
-def settled(reply: Reply) -> tuple[str, Any]:
-    """Return the state and the call of a reply."""
-    call, states = Open(), list[str]()
+def settled(reply: Reply) -> tuple[int, Any]:
+    """Return how the call of a reply ends, and the call."""
+    call, kinds = Open(), list[int]()
     results: Any = Results.__new__(Results)
-    results.settle = lambda _, state: states.append(state)
+    results.settle = lambda _, kind: kinds.append(kind)
     with little_memory():
         results.receive(cast(Call, call), reply)
-    (state,) = states
-    return state, call
+    (kind,) = kinds
+    return kind, call
 
 
 @given(nonsense(GOOD))
 @settings(max_examples=50, deadline=None)
 def test_a_malformed_value_fails_the_task(payload: bytes) -> None:
-    state, call = settled(Reply(DONE, payload))
-    assert (state == "done") == ("return_value" in call.task)
-    assert (state == "failed") == isinstance(call.error, BaseException)
+    kind, call = settled(Reply(DONE, payload))
+    assert (kind == DONE) == ("return_value" in call.task)
+    assert (kind == FAILED) == isinstance(call.error, BaseException)
 
 
 @given(nonsense(BAD))
 @settings(max_examples=50, deadline=None)
 def test_a_malformed_error_fails_the_task(payload: bytes) -> None:
-    state, call = settled(Reply(FAILED, payload))
-    assert state == "failed"
+    kind, call = settled(Reply(FAILED, payload))
+    assert kind == FAILED
     assert isinstance(call.error, BaseException) is bool(payload)
 
 
 @given(values())
 @settings(max_examples=50, deadline=None)
 def test_an_unknown_kind_of_reply_ends_the_task(kind: Any) -> None:
-    assert settled(Reply(kind, GOOD))[0] in ("done", "failed", "canceled")
+    assert settled(Reply(kind, GOOD))[0] in (DONE, FAILED, CANCELED)

@@ -77,9 +77,9 @@ def _left(**_: Any) -> list[str]:
 
 
 def _upgraded() -> bool:
-    from rhapsody_dask.worker import entry
+    from rhapsody_dask.worker import messages
 
-    return hasattr(entry, "UPGRADED")
+    return hasattr(messages, "UPGRADED")
 
 
 KILLED = """
@@ -149,6 +149,6 @@ def _upgrade(sources: bytes) -> bytes:
     target = io.BytesIO()
     with zipfile.ZipFile(io.BytesIO(sources)) as before, zipfile.ZipFile(target, "w") as after:
         for name in before.namelist():
-            more = b"\nUPGRADED = True\n" if name.endswith("/entry.py") else b""
+            more = b"\nUPGRADED = True\n" if name.endswith("/worker/messages.py") else b""
             after.writestr(name, before.read(name) + more)
     return target.getvalue()

@@ -9,10 +9,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import rhapsody_guard
-from rhapsody_dask._version import __version__
 
 if TYPE_CHECKING:
     from rhapsody_dask.backend import DaskExecutionBackend
+
+    __version__: str
 
 rhapsody_guard.check()
 
@@ -24,6 +25,10 @@ def __getattr__(name: str) -> Any:
         from rhapsody_dask.backend import DaskExecutionBackend
 
         return DaskExecutionBackend
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("rhapsody-dask")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -12,6 +12,7 @@ import logging
 import os
 import weakref
 from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -26,14 +27,24 @@ from rhapsody_dask.cluster import Connection, NotStartedError
 from rhapsody_dask.files import Links, View, copy_out
 from rhapsody_dask.groups import Groups
 from rhapsody_dask.plugin import CLUSTER
-from rhapsody_dask.requests import StopRequests, WaitWarnings
-from rhapsody_dask.results import Results, reference_lost, worker_lost
-from rhapsody_dask.task import Call, Ready, Submission, named
+from rhapsody_dask.results import Background, Results, reference_lost, worker_lost
+from rhapsody_dask.task import Call, Packer, Ready, Submission
 from rhapsody_dask.values import Shared
-from rhapsody_dask.worker.messages import MIN_BUFFER_SIZE, unpack
-from rhapsody_dask.worker.site import mark
+from rhapsody_dask.worker.messages import MIN_BUFFER_SIZE, stuck, unpack
+from rhapsody_dask.worker.site import cancel, mark, topic
 
 log: logging.Logger = logging.getLogger(__name__)
+
+ANSWER_TIMEOUT = 5.0
+"""Time limit in seconds for the workers' answers to a request to stop tasks; a worker that cannot
+be reached never answers.
+"""
+
+FIRST_CHECK = 5.0
+"""Seconds until the first check for tasks that no worker can run."""
+
+WARNING_INTERVAL = 60.0
+"""Seconds between two warnings about such tasks."""
 
 MOMENT = 1.0
 """Seconds within which Dask's client notices a lost connection after a request has failed."""
@@ -123,37 +134,29 @@ class DaskExecutionBackend(ManagedBackend):
         name: str | None = None,
     ) -> None:
         super().__init__(name=name)
-        arguments = {
-            "cluster": cluster,
-            "cluster_class": cluster_class,
-            "cluster_kwargs": cluster_kwargs,
-            "adapt_kwargs": adapt_kwargs,
-            "address": address,
-            "scheduler_file": scheduler_file,
-            "security": security,
-            "client": client,
-            "timeout": timeout,
-        }
-        self._options = options.parse(
-            resources, {key: value for key, value in arguments.items() if value is not None}
-        )
+        parsed = options.parse(
+            resources, cluster=cluster, cluster_class=cluster_class, cluster_kwargs=cluster_kwargs,
+            adapt_kwargs=adapt_kwargs, address=address, scheduler_file=scheduler_file,
+            security=security, client=client, timeout=timeout,
+        )  # fmt: skip
         self.grace: float = seconds("grace", grace, zero=True)
         self._share_over = share_over
         self._shared_files = shared_file_system
         self._batch_calls = batch_calls
-        self._groups: Groups | None = None
-        self._connection = Connection(self._options)
+        self._connection = Connection(parsed)
         self._links = Links()
         self._loss: str | None = None
         self._watching: asyncio.Task[None] | None = None
         self._closing: asyncio.Task[None] | None = None
         self._started_up = False
+        self._background = Background()
+        self._to_stop: list[Call] = []
+        self._stopping = self._check_scheduled = False
 
     # Start and shutdown.
 
     async def start(self) -> None:
         """Connect to the cluster, and prepare the scheduler and the workers."""
-        self._loop = asyncio.get_running_loop()
         client = await self._connection.open()
         self._watching = asyncio.ensure_future(self._watch(client))
         try:
@@ -171,46 +174,27 @@ class DaskExecutionBackend(ManagedBackend):
         """Prepare the cluster, and create the objects that use the client."""
         await self._connection.prepare(self.session.uid, self.grace)
         await self._connection.send_modules(self.session.uid, await in_thread(own_modules))
-        owned = self._connection.cluster is not None
-        known = True if owned and self._shared_files is None else self._shared_files
-        self._view = View(client, known)
-        self._shared = Shared(client, f"rhapsody-data-{self.session.uid}-")
-        self._submission = Submission(
-            client,
-            self.session.uid,
-            self._own(),
-            self._links,
-            self._view,
-            self._shared,
-            self._share_over,
-            cluster=self._connection.cluster,
+        cluster, session = self._connection.cluster, self.session.uid
+        direct = None if cluster is None else True
+        view = View(
+            client, self._shared_files if cluster is None else self._shared_files is not False
         )
-        direct = True if owned else None
+        self._shared = Shared(client, f"rhapsody-data-{session}-")
+        self._submission = Submission(
+            client, session, self._own(), self._links, view, self._shared, cluster
+        )
         self._results = Results(
             client,
             self.open_tasks,
-            self.get_task_states_map(),
             self._shared,
-            notify=self.report_state,
-            cancel=self._cancel,
-            require_running=self.require_running,
-            direct=direct,
+            self.report_state,
+            self._cancel,
+            self.require_running,
+            direct,
         )
-        if self._batch_calls:
-            self._groups = Groups(
-                client,
-                self.session.uid,
-                self.open_tasks,
-                self._results,
-                self._send,
-                direct=direct,
-            )
-        self._warnings = WaitWarnings(
-            client, self.session.uid, self.open_tasks, self._connection.address
-        )
-        self._stop_requests = StopRequests(client, self.session.uid, self._results)
+        self._groups = Groups(client, session, self.open_tasks, self._results, self._send)
         self._subscribe(client)
-        if await self._view.sees(self.session.path) is False:
+        if await view.sees(self.session.path) is False:
             self.capabilities = replace(self.capabilities, shared_file_system=False)
 
     @property
@@ -249,14 +233,17 @@ class DaskExecutionBackend(ManagedBackend):
         await self._connection.close()
         if in_processes:  # the processes of the tasks have ended
             for call in list(self.open_tasks.values()):
-                self._results.end(call, "canceled")
+                self._results.end_unstarted(call)
 
     async def _wait_for_ends(self) -> None:
         """Wait until the canceled tasks have ended, or the time for stopping them has passed."""
         begin = monotonic()
+        level = self.capabilities.cancellation
         while self.open_tasks:
-            calls = self.open_tasks.values()
-            stoppable = any(not call.started or self._stoppable(call) for call in calls)
+            stoppable = any(
+                not call.started or level(task_kind(call.task)) == "running"
+                for call in self.open_tasks.values()
+            )
             limit = self.grace + 6.0 if stoppable else self.thread_grace
             self._results.ended.clear()
             try:
@@ -264,9 +251,6 @@ class DaskExecutionBackend(ManagedBackend):
                     await self._results.ended.wait()
             except TimeoutError:
                 return
-
-    def _stoppable(self, call: Call) -> bool:
-        return self.capabilities.cancellation(task_kind(call.task)) == "running"
 
     def state(self) -> BackendState:
         """Return the backend's state: `"error"` once the connection to the scheduler has been lost.
@@ -335,7 +319,7 @@ class DaskExecutionBackend(ManagedBackend):
                 await self._explain(error)
             raise
         live = [one for one in ready if one.call.uid in self.open_tasks]
-        self._send(live if self._groups is None else self._groups.take(live))
+        self._send(self._groups.take(live) if self._batch_calls else live)
 
     def _send(self, ready: Sequence[Ready]) -> None:
         """Send packed tasks to Dask, each as a separate Dask task."""
@@ -343,21 +327,19 @@ class DaskExecutionBackend(ManagedBackend):
             self._results.calls[one.call.key] = one.call
         self._submission.send(ready)
         self._results.watch([one.call for one in ready])
-        self._warnings.watch()
+        self._watch_waiting()
 
     async def _prepare(self, calls: Sequence[Call]) -> list[Ready]:
         """Pack tasks, fail those that cannot be packed, and send large values to the cluster."""
         from distributed.comm.core import CommClosedError
 
-        batch = self._submission.batch()
-        await self._connection.send_modules(self.session.uid, batch.packer.modules)
+        packer = Packer(self.session.uid, self._share_over)
+        await self._connection.send_modules(self.session.uid, packer.modules)
         ready = []
         for call in calls:
-            task = call.task
-            call.ready = task.get("ready") if task["is_service"] else None
             try:
                 self._resolve(call)
-                ready.append(await self._submission.pack(call, batch))
+                ready.append(await self._submission.pack(call, packer))
             except CommClosedError:  # the connection, not the task, has failed
                 raise
             except Exception as error:  # fails only this task
@@ -376,15 +358,12 @@ class DaskExecutionBackend(ManagedBackend):
             if other is None or other.cancelled or other.grouped or other.error is not None:
                 raise reference_lost(call)
             other.referred_to = True
-            call.references.append(other.key)
-            call.sources.append(other.future)
+            call.references[other.key] = other.future
 
     # Events.
 
     def _subscribe(self, client: Any) -> None:
         """Subscribe to the events of the plugins on the scheduler and the workers."""
-        from rhapsody_dask.worker.site import topic
-
         # The client may outlive the backend: on Python 3.13, the cache of
         # `functools.singledispatchmethod` keeps a reference to the client.
         reference = weakref.ref(self)
@@ -470,20 +449,20 @@ class DaskExecutionBackend(ManagedBackend):
                 ran = mark(call.uid) in marks
             if ran and not call.finished:  # otherwise Dask reruns it if its reply was lost
                 self._results.fail(call, worker_lost(call, worker))
-                self._stop_requests.stop_rerun(call.uid)
-        self._warnings.watch()
+                self._request_stop(call)  # of a rerun by Dask
+        self._watch_waiting()
 
     def _runs(self, call: Call, worker: str, token: str) -> None:
         """Handle the report that a task is running on a worker."""
         if call.token not in (None, token):
             log.warning(
                 "%s: Dask is rerunning the task on %s because worker %s was lost",
-                named(call), worker, call.worker,
+                call, worker, call.worker,
             )  # fmt: skip
         call.worker, call.token, call.started = worker, token, True
         call.task["worker"] = worker
         self._results.announce(call)
-        if call.grouped and self._groups is not None:
+        if call.grouped:
             self._groups.runs(call)
 
     def disconnected(self, reason: str) -> None:
@@ -498,7 +477,7 @@ class DaskExecutionBackend(ManagedBackend):
         lost = f"the connection to the Dask scheduler at {address} was lost: {reason}"
         fetching = [call for call in self._results.calls.values() if call.waiter]
         for call in list(self.open_tasks.values()):
-            self._results.fail(call, BackendUnavailableError(f"{named(call)} failed: {lost}"))
+            self._results.fail(call, BackendUnavailableError(f"{call} failed: {lost}"))
         for call in fetching:  # the tasks are done, but their values are lost
             self._results.fail(call, BackendUnavailableError(lost))
         self._stop_background_work()
@@ -506,10 +485,9 @@ class DaskExecutionBackend(ManagedBackend):
     def _stop_background_work(self) -> None:
         """Stop fetching results, following groups, sending requests and looking for stuck tasks."""
         self._results.close()
-        if self._groups is not None:
-            self._groups.close()
-        self._stop_requests.close()
-        self._warnings.close()
+        self._groups.close()
+        self._to_stop.clear()
+        self._background.close()
 
     # Methods that older programs await.
 
@@ -571,7 +549,70 @@ class DaskExecutionBackend(ManagedBackend):
     def _cancel(self, call: Call) -> None:
         if not call.cancelled:
             call.cancelled = True
-            self._stop_requests.stop(call)
+            self._request_stop(call)
+
+    def _request_stop(self, call: Call) -> None:
+        """Request that workers stop a task; the request is sent with the next batch."""
+        self._to_stop.append(call)
+        if not self._stopping:
+            self._stopping = True
+            self._background.start(self._send_stop_requests())
+
+    async def _send_stop_requests(self) -> None:
+        try:
+            await asyncio.sleep(0)  # collect the other cancellations of this loop iteration
+            while self._to_stop:
+                calls, self._to_stop = self._to_stop, []
+                run = self._connection.client.run
+                uids = [call.uid for call in calls]
+                with suppress(OSError, TimeoutError):
+                    async with asyncio.timeout(ANSWER_TIMEOUT):
+                        answers = await run(cancel, self.session.uid, uids, on_error="ignore")
+                    started = {uid for found in answers.values() for uid in found or ()}
+                    for call in calls:
+                        call.started = call.uid in started
+                # Without answers, a task counts as started if it was reported as running.
+                for call in calls:
+                    if not call.started:
+                        self._results.end_unstarted(call)
+        finally:
+            self._stopping = False
+
+    # Tasks that no worker can run.
+
+    def _watch_waiting(self, *, again: bool = False) -> None:
+        """Schedule a check for tasks that no worker can run, unless one is scheduled."""
+        if not self._check_scheduled:
+            self._check_scheduled = True
+            self._background.start(self._check_waiting(WARNING_INTERVAL if again else FIRST_CHECK))
+
+    async def _check_waiting(self, pause: float) -> None:
+        await asyncio.sleep(pause)
+        self._check_scheduled = False
+        if not self.open_tasks:
+            return
+        try:
+            workers, keys = await self._connection.client.run_on_scheduler(stuck)
+        except OSError:  # the client reports the loss of the connection
+            return
+        # The uid of a group begins with that of its first call.
+        uids = [key.rpartition(f"-{self.session.uid}-")[2].partition("+")[0] for key in keys]
+        calls = [self.open_tasks[uid] for uid in uids if uid in self.open_tasks]
+        where = f"the Dask scheduler at {self._connection.address}"
+        if not workers and self.open_tasks:
+            log.warning("tasks waiting: %d; %s has no workers", len(self.open_tasks), where)
+        elif calls:
+            demand = calls[0].demand
+            wanted = [*map(str, demand.workers)]
+            wanted += [f"{name}={amount:g}" for name, amount in demand.resources]
+            others = f" (other tasks without a worker: {len(calls) - 1})" if calls[1:] else ""
+            log.warning(
+                "%s: waiting for a worker that matches %s%s; workers of %s: %s",
+                calls[0], ", ".join(wanted), others, where, ", ".join(workers),
+            )  # fmt: skip
+        else:
+            return
+        self._watch_waiting(again=True)
 
     # Files.
 

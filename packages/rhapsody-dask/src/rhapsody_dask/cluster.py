@@ -18,50 +18,20 @@ import warnings
 from collections.abc import Callable, Coroutine, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from rhapsody import BackendUnavailableError
 from rhapsody.sdk import in_thread
-from rhapsody_dask._private import task_reference
 from rhapsody_dask.options import TLS, Options
+from rhapsody_dask.worker.messages import has_dashboard
 
 log: logging.Logger = logging.getLogger(__name__)
 
 
-def from_standard_input() -> bool:
-    """Return True if the main program comes from standard input.
-
-    Other processes cannot import such a program.
-    """
-    return getattr(sys.modules.get("__main__"), "__file__", None) == "<stdin>"
-
-
 GUARD = re.compile(r"^\s*if .*(__name__|parent_process)", re.MULTILINE)
 """Pattern of an `if` statement that guards the start of a workflow in the main program."""
-
-
-def unguarded() -> str | None:
-    """Return the main program's path if workers import the program and it has no guard.
-
-    Importing a program without a guard starts its workflow.
-
-    Returns:
-        The path, or `None` if the program has a guard, is not imported or cannot be read.
-    """
-    main = sys.modules.get("__main__")
-    path = getattr(main, "__file__", None)
-    if not isinstance(path, str):
-        return None  # a notebook, a prompt or `python -c`: workers import nothing
-    name = getattr(getattr(main, "__spec__", None), "name", "")
-    if name == "__main__" or name.endswith(".__main__"):
-        return None  # `python -m package`, `python directory`: not imported either
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError):  # missing, or not Python source
-        return None
-    return None if GUARD.search(text) else path
-
 
 REGISTRATIONS = 3
 """Number of attempts to register a plugin; an attempt fails if a worker is lost meanwhile."""
@@ -99,7 +69,6 @@ class Connection:
         self.in_processes: bool = False
         self.dashboard: str | None = None
         self._plugins: tuple[Any, ...] = ()
-        self._modules: bytes | None = None
         self._names: list[str] = []
         self._sending = asyncio.Lock()
         self._settings = ExitStack()
@@ -115,24 +84,21 @@ class Connection:
             BackendUnavailableError: The LocalCluster cannot be started, the scheduler does not
                 answer, or the installed version of Dask is not supported.
         """
-        await in_thread(_import_dask)
-        task_reference()
+        try:
+            await in_thread(_import_dask)
+        except ImportError as error:
+            raise BackendUnavailableError(
+                f"rhapsody-dask does not support dask {version('dask')}: {error}. Install a "
+                "supported version: pip install 'distributed>=2026.3.0,<2026.9'"
+            ) from error
         options = self.options
         target, security = await self._target()
         from distributed import Client
 
-        where: dict[str, Any] = {"address": target}
-        if options.way == "scheduler_file":
-            where = {"scheduler_file": target}
+        where = "scheduler_file" if options.way == "scheduler_file" else "address"
         make: Any = Client  # untyped in Dask
-        client = make(
-            **where,
-            asynchronous=True,
-            security=security,
-            timeout=options.timeout,
-            **{"set_as_default": False, **options.client},
-        )
-        self.client = client
+        given = {where: target, "security": security, "set_as_default": False, **options.client}
+        self.client = client = make(asynchronous=True, timeout=options.timeout, **given)
         try:
             with warnings.catch_warnings():
                 # Versions are checked below, with a message that contains the fix.
@@ -177,8 +143,12 @@ class Connection:
         from rhapsody_dask import shipping
 
         client = self.client
-        assert client is not None
-        await self._check_versions()
+        pairs = skew(await client.get_versions())
+        if pairs:
+            raise BackendUnavailableError(
+                f"the Dask cluster at {self.address} has incompatible versions: "
+                f"{'; '.join(pairs)}. Install the same versions here and on the cluster"
+            )
         foreign = client.id if self.cluster is None else None
         notes = self.cluster.scheduler.local_directory if self.in_processes else None
         self._plugins = await in_thread(
@@ -193,76 +163,62 @@ class Connection:
             raise BackendUnavailableError(
                 f"the Dask cluster at {self.address} rejected Rhapsody's plugin: {error}"
             ) from error
-
-        self.dashboard = await self._find_dashboard(client)
-
-    async def send_modules(self, session: str, modules: bytes | None) -> None:
-        """Send the main program's own modules to all workers, unless they were already sent."""
-        if modules is self._modules or modules is None:
-            return
-        from rhapsody_dask import shipping
-
-        async with self._sending:
-            if modules is not self._modules:
-                plugin = shipping.modules_plugin(session, modules)
-                if plugin.name not in self._names:
-                    await self._register(plugin)
-                    self._names.append(plugin.name)
-                self._modules = modules
-
-    async def _register(self, plugin: Any) -> None:
-        for left in reversed(range(REGISTRATIONS)):
-            try:
-                await self.client.register_plugin(plugin, name=plugin.name)
-            except OSError:  # a worker was lost meanwhile
-                if not left:
-                    raise
-            else:
-                return
-
-    async def _find_dashboard(self, client: Any) -> str | None:
-        from rhapsody_dask.worker.entry import has_dashboard
-
         if await client.run_on_scheduler(has_dashboard):
-            return str(client.dashboard_link)
-        if self.options.local.get("dashboard_address") is not None:
+            self.dashboard = str(client.dashboard_link)
+        elif self.options.local.get("dashboard_address") is not None:
             log.warning(
                 "Dask dashboard not started: bokeh is not installed; run "
                 "pip install 'rhapsody-dask[dashboard]'"
             )
-        return None
+
+    async def send_modules(self, session: str, modules: bytes | None) -> None:
+        """Send the main program's own modules to all workers, unless they were already sent."""
+        if modules is None:
+            return
+        from rhapsody_dask import shipping
+
+        plugin = shipping.ModulesSetup(session, modules)
+        async with self._sending:
+            left = 0 if plugin.name in self._names else REGISTRATIONS
+            while left:
+                left -= 1
+                packed = shipping.PackedWorkerSetup(plugin)
+                try:
+                    await self.client.register_plugin(packed, name=plugin.name)
+                    self._names.append(plugin.name)
+                    break
+                except OSError:  # a worker was lost meanwhile
+                    if not left:
+                        raise
 
     async def _target(self) -> tuple[Any, Any]:
         """Return the address or scheduler file to connect to, and the credentials."""
-        options = self.options
-        security = options.security
-        match options.way:
-            case None:
-                self.cluster = await self._make_cluster()
-                return self.cluster.scheduler_address, self.cluster.security
-            case "client":
-                client = options.target
-                status = getattr(client, "status", None)
-                if status != "running":
-                    raise BackendUnavailableError(
-                        "client must be a connected distributed.Client, got "
-                        f"{client!r} with status {status!r}"
-                    )
-                return client.scheduler.address, _security(security) or client.security
-            case "cluster":
-                address = getattr(options.target, "scheduler_address", None)
-                if not isinstance(address, str) or "://" not in address:
-                    raise BackendUnavailableError(
-                        "cluster must be a running Dask cluster with a scheduler_address, got "
-                        f"{options.target!r}"
-                    )
-                return address, _security(security) or getattr(options.target, "security", None)
-            case "cluster_class":
-                kind = _class(options.target)
-                self._started = cluster = await self._start(partial(_make, kind, options))
-                return cluster.scheduler_address, _security(security) or cluster.security
-            case _:
-                return options.target, _security(security)
+        way, target = self.options.way, self.options.target
+        if way is None:
+            self.cluster = await self._make_cluster()
+            return self.cluster.scheduler_address, self.cluster.security
+        security = _credentials(self.options.security)
+        if way == "client":
+            status = getattr(target, "status", None)
+            if status != "running":
+                raise BackendUnavailableError(
+                    "client must be a connected distributed.Client, got "
+                    f"{target!r} with status {status!r}"
+                )
+            return target.scheduler.address, security or target.security
+        if way == "cluster":
+            address = getattr(target, "scheduler_address", None)
+            if not isinstance(address, str) or "://" not in address:
+                raise BackendUnavailableError(
+                    "cluster must be a running Dask cluster with a scheduler_address, got "
+                    f"{target!r}"
+                )
+            return address, security or getattr(target, "security", None)
+        if way == "cluster_class":
+            make = partial(_make, _class(target), self.options)
+            self._started = cluster = await self._start(make)
+            return cluster.scheduler_address, security or cluster.security
+        return target, security
 
     async def _make_cluster(self) -> Any:
         import dask
@@ -292,26 +248,18 @@ class Connection:
                 self._started = start.result()
             raise
 
-    async def _check_versions(self) -> None:
-        client = self.client
-        assert client is not None
-        found = await client.get_versions()
-        pairs = skew(found)
-        if pairs:
-            raise BackendUnavailableError(
-                f"the Dask cluster at {self.address} has incompatible versions: "
-                f"{'; '.join(pairs)}. Install the same versions here and on the cluster"
-            )
-
     async def close(self) -> None:
         """Unregister the plugins, and close the client and the LocalCluster.
 
-        A second call does nothing.
+        A second call does nothing. The scheduler plugin removes itself when the client disconnects.
         """
         client, self.client = self.client, None
         if client is not None:
             if self.cluster is None and client.status == "running":
-                await self._unregister(client)
+                with suppress(Exception):  # the scheduler or a worker may have ended
+                    async with asyncio.timeout(CLOSE / 3):
+                        for name in (*self._names, self._plugins[-1].name):
+                            await client.unregister_worker_plugin(name)
             with suppress(Exception):  # of several kinds if the client is connecting again
                 async with asyncio.timeout(CLOSE):
                     await client.close()
@@ -322,43 +270,32 @@ class Connection:
                 await in_thread(partial(_close_cluster, cluster))
         self._settings.close()
 
-    async def _unregister(self, client: Any) -> None:
-        """Unregister the worker plugins.
-
-        The scheduler plugin removes itself when the client disconnects.
-        """
-        with suppress(Exception):  # the scheduler or a worker may have ended
-            async with asyncio.timeout(CLOSE / 3):
-                for name in (*self._names, self._plugins[-1].name):
-                    await client.unregister_worker_plugin(name)
-
 
 def skew(found: Mapping[str, Any]) -> list[str]:
     """Return a phrase for each Python or cloudpickle version that does not match the client's."""
-    mine = found["client"]["packages"]
-    others = {"the scheduler": found.get("scheduler") or {}}
-    others |= {f"worker {address}": info for address, info in found.get("workers", {}).items()}
+    mine = _versions(found["client"])
+    others = {f"worker {address}": info for address, info in found.get("workers", {}).items()}
     pairs = []
-    for who, info in others.items():
-        theirs = (info or {}).get("packages") or {}
-        for package in ("python", "cloudpickle"):
-            here, there = mine.get(package), theirs.get(package)
-            if there is None or _same(package, here, there):
-                continue
-            if who == "the scheduler" and package == "python":
-                continue  # the scheduler runs no user code
-            pairs.append(f"{package} {here} here, {there} on {who}")
+    for who, info in {"the scheduler": found.get("scheduler"), **others}.items():
+        for package, there in _versions(info).items():
+            here = mine.get(package)
+            # The scheduler runs no user code.
+            if here != there and (who, package) != ("the scheduler", "python"):
+                pairs.append(f"{package} {here} here, {there} on {who}")
     return pairs
 
 
-def _same(package: str, here: Any, there: Any) -> bool:
-    if package == "python":  # such as 3.12.1.final.0; pickles are compatible within 3.12
-        return str(here).split(".")[:2] == str(there).split(".")[:2]
-    return bool(here == there)
+def _versions(info: Mapping[str, Any] | None) -> dict[str, str]:
+    packages = (info or {}).get("packages") or {}
+    found = {name: str(packages[name]) for name in ("python", "cloudpickle") if packages.get(name)}
+    if "python" in found:  # such as 3.12.1.final.0; pickles are compatible within 3.12
+        found["python"] = ".".join(found["python"].split(".")[:2])
+    return found
 
 
 def _import_dask() -> None:
     import distributed  # noqa: F401
+    from dask._task_spec import TaskRef  # noqa: F401
 
     import rhapsody_dask.results
     import rhapsody_dask.shipping  # noqa: F401
@@ -366,14 +303,22 @@ def _import_dask() -> None:
 
 def _require_guard() -> None:
     """Raise if worker processes cannot import the main program without starting its workflow."""
-    if from_standard_input():
+    main = sys.modules.get("__main__")
+    path, spec = getattr(main, "__file__", None), getattr(main, "__spec__", None)
+    if path == "<stdin>":
         raise BackendUnavailableError(
             "Dask's worker processes cannot import a main program that comes from standard input. "
             "Save it to a file, or run the workers as threads of this process: "
             'DaskExecutionBackend({"processes": False})'
         )
-    path = unguarded()
-    if path is not None:
+    # Workers do not import a notebook, a prompt, `python -c`, or the main module of a package.
+    if not isinstance(path, str) or f".{getattr(spec, 'name', '')}".endswith(".__main__"):
+        return
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):  # missing, or not Python source
+        return
+    if not GUARD.search(text):
         raise BackendUnavailableError(
             f"Dask's worker processes import the main program {path}, and would start its workflow "
             'again. Put the start of the workflow under `if __name__ == "__main__":`, or write the '
@@ -382,8 +327,15 @@ def _require_guard() -> None:
         )
 
 
-def _security(option: Any) -> Any:
-    """Return the credentials for an existing cluster, or `None` if the option contains none."""
+def _credentials(option: Any) -> Any:
+    """Return a `distributed.Security` for the option `security`, or `None` if it contains none.
+
+    Raises:
+        ValueError: The option requests new credentials, which only a new cluster accepts.
+        BackendUnavailableError: A file that the option names does not exist.
+    """
+    from distributed import Security
+
     if option is None or option is False:
         return None
     if option is True:
@@ -392,23 +344,12 @@ def _security(option: Any) -> Any:
             "the cluster's credentials: security={'tls_ca_file': ..., 'tls_client_cert': ..., "
             "'tls_client_key': ...}"
         )
-    return _credentials(option)
-
-
-def _credentials(option: Any) -> Any:
-    """Return a `distributed.Security` for the option `security`.
-
-    Raises:
-        BackendUnavailableError: A file that the option names does not exist.
-    """
-    from distributed import Security
-
     security = Security(**option) if isinstance(option, Mapping) else option
     for name in sorted(TLS):
-        path = getattr(security, name, None)
-        if not isinstance(path, str) or not name.endswith(("_file", "_cert", "_key")):
-            continue
-        if "\n" not in path and not os.path.isfile(path):  # otherwise it is the certificate itself
+        path: Any = getattr(security, name, None)
+        is_file = isinstance(path, str) and name.endswith(("_file", "_cert", "_key"))
+        # A text of several lines is the certificate itself.
+        if is_file and "\n" not in path and not os.path.isfile(path):
             raise BackendUnavailableError(f"security: {name}: no such file: {path!r}")
     return security
 
@@ -429,19 +370,15 @@ def _local_cluster(options: Options) -> Any:
     processes = local["processes"] = _in_processes(local)
     n_workers: Any = local.get("n_workers")
     threads: Any = local.get("threads_per_worker")
-    if n_workers is None and threads is None:
-        n_workers, threads = nprocesses_nthreads() if processes else (1, CPU_COUNT)
-    elif n_workers is None:
+    if processes and n_workers is None and threads is None:
+        n_workers, threads = nprocesses_nthreads()
+    if n_workers is None:
         n_workers = max(1, CPU_COUNT // threads) if processes else 1
-    elif threads is None:
+    if threads is None:
         threads = max(1, -(-CPU_COUNT // n_workers))
     local["n_workers"], local["threads_per_worker"] = n_workers, threads
-    security = options.security
-    if security is None or security is True:
-        security = Security.temporary()
-    elif security:
-        security = _credentials(security)
-    local["security"] = security or None
+    own = options.security in (None, True)
+    local["security"] = security = Security.temporary() if own else _credentials(options.security)
     if not security and not processes and "protocol" not in options.local:
         local.pop("host", None)  # inproc does not listen
     if security and security.require_encryption:

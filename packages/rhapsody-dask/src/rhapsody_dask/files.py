@@ -9,14 +9,24 @@ import logging
 import os
 import shutil
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from rhapsody import DataError, TaskDescription
-from rhapsody.sdk import OUTPUT_FILES, RESERVED, in_thread, make_sandbox, plain_name
-from rhapsody_dask.worker.programs import pack_files, unpack_files
+from rhapsody.sdk import (
+    OUTPUT_FILES,
+    RESERVED,
+    in_thread,
+    link_all,
+    link_into,
+    make_sandbox,
+    plain_name,
+)
+from rhapsody_dask.worker.messages import pack_files, unpack_files
+from rhapsody_dask.worker.site import sees
 
 log: logging.Logger = logging.getLogger(__name__)
 
@@ -31,12 +41,7 @@ class Links:
         self._links: dict[str, list[Link]] = {}
 
     def explicit(
-        self,
-        own: str,
-        source: Mapping[str, Any] | None,
-        target: Any,
-        name: str | None,
-        path: str | None,
+        self, own: str, source: Any, target: Any, name: str | None, path: str | None
     ) -> None:
         """Register one input file of a task.
 
@@ -78,47 +83,49 @@ class Links:
         return self._links.pop(uid, [])
 
 
+@dataclass(eq=False)
 class View:
     """Cached checks of whether the workers see directories of this machine.
 
-    Args:
+    Attributes:
         client: Dask's client.
         known: The answer for all directories, or `None` to check each directory.
     """
 
-    def __init__(self, client: Any, known: bool | None) -> None:
-        self._client = client
-        self._known = known
-        self._roots: dict[str, bool] = {}
+    client: Any
+    known: bool | None
+    _roots: dict[str, bool] = field(default_factory=dict)
 
     async def sees(self, directory: str) -> bool | None:
         """Check whether all workers see a directory.
 
-        The check writes a file to the directory, which it creates temporarily if necessary.
+        The check writes a file to the directory, or to the closest parent directory that exists.
 
         Returns:
             True if all workers see it, False if one does not, or `None` if there are no workers.
         """
-        if self._known is not None:
-            return self._known
+        if self.known is not None:
+            return self.known
         if directory not in self._roots:
-            answers = await self._look(directory)
+            text = uuid.uuid4().hex
+            path = await in_thread(lambda: _write(directory, text))
+            try:
+                answers = await self.client.run(sees, path, text, on_error="return")
+            finally:
+                await in_thread(lambda: Path(path).unlink(missing_ok=True))
             if not answers:
                 return None
-            self._roots[directory] = all(answer is True for answer in answers)
+            self._roots[directory] = all(answer is True for answer in answers.values())
         return self._roots[directory]
 
-    async def _look(self, directory: str) -> list[Any]:
-        from rhapsody_dask.worker.site import sees
 
-        text = uuid.uuid4().hex
-        path = os.path.join(directory, f".rhapsody-{text}")
-        created = await in_thread(lambda: _write(path, text))
-        try:
-            answers = await self._client.run(sees, path, text, on_error="return")
-        finally:
-            await in_thread(lambda: _remove(path, created))
-        return list(answers.values())
+def _write(directory: str, text: str) -> str:
+    """Write a text to a file in a directory or in a parent directory, and return its path."""
+    while not os.path.isdir(directory):
+        directory = os.path.dirname(directory)
+    path = os.path.join(directory, f".rhapsody-{text}")
+    Path(path).write_text(text, encoding="utf-8")
+    return path
 
 
 def content_of(links: list[Link]) -> tuple[bytes, list[str]]:
@@ -133,13 +140,15 @@ def content_of(links: list[Link]) -> tuple[bytes, list[str]]:
                 if not name.startswith(RESERVED):
                     found.setdefault(name, os.path.join(words[0], name))
     packed, left_out = pack_files(found.items())
-    if left_out:
-        log.warning(
-            "input files not sent to a worker: %s; dangling links, pipes and sockets are not "
-            "supported",
-            ", ".join(left_out),
-        )
+    log_left_out("input files not sent to a worker", left_out)
     return packed, list(found)
+
+
+def log_left_out(what: str, names: Sequence[str]) -> None:
+    """Log the names of files that were not sent."""
+    if names:
+        why = "dangling links, links out of the sandbox and pipes are not supported"
+        log.warning("%s: %s; %s", what, ", ".join(names), why)
 
 
 def write_back(task: TaskDescription, sandbox: str, packed: bytes, links: list[Link]) -> list[str]:
@@ -148,8 +157,6 @@ def write_back(task: TaskDescription, sandbox: str, packed: bytes, links: list[L
     Returns:
         The names of declared outputs that the task did not write.
     """
-    from rhapsody.sdk import link_all, link_into
-
     directory = make_sandbox(sandbox)
     unpack_files(packed, directory)
     for kind, *words in links:
@@ -182,25 +189,3 @@ def copy_out(task: Mapping[str, Any], own: str, name: str, path: Path) -> None:
 def source_of(task: Mapping[str, Any], own: str) -> str:
     """Return the path of a task's sandbox."""
     return task.get("sandbox") or os.path.join(own, task["uid"])
-
-
-def _write(path: str, text: str) -> list[str]:
-    """Write a file, and return the directories that were created for it, deepest first."""
-    created = []
-    directory = os.path.dirname(path)
-    while not os.path.isdir(directory):
-        created.append(directory)
-        directory = os.path.dirname(directory)
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    with open(path, "w", encoding="utf-8") as file:
-        file.write(text)
-    return created
-
-
-def _remove(path: str, created: list[str]) -> None:
-    """Remove a file, and the directories that were created for it if they are empty."""
-    with suppress(OSError):
-        os.unlink(path)
-    for directory in created:
-        with suppress(OSError):
-            os.rmdir(directory)

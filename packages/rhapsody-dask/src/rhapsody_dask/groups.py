@@ -21,12 +21,14 @@ import math
 import pickle
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
-from rhapsody_dask.results import Results
+from rhapsody_dask.results import Background, Results
 from rhapsody_dask.task import Call, Demand, Ready
-from rhapsody_dask.worker.messages import CANCELED, GroupReplies, Order, key_of
+from rhapsody_dask.worker.messages import CANCELED, GroupReplies, Order, key_of, run_group
+from rhapsody_dask.worker.site import stop_group
 
 TARGET_SECONDS = 0.05
 """Intended duration of a group in seconds."""
@@ -61,6 +63,7 @@ WEIGHT = 0.2
 """Weight of the most recent group in the average time of a function's calls."""
 
 
+@dataclass(eq=False)
 class Function:
     """Run time of a function's calls, and the calls that are held back until it is known.
 
@@ -73,12 +76,11 @@ class Function:
         held: The calls that are held back.
     """
 
-    def __init__(self) -> None:
-        self.seconds: float = math.inf
-        self.measured: int = 0
-        self.slow: bool = False
-        self.probes: int = 0
-        self.held: list[Ready] = []
+    seconds: float = math.inf
+    measured: int = 0
+    slow: bool = False
+    probes: int = 0
+    held: list[Ready] = field(default_factory=list)
 
     @property
     def known(self) -> bool:
@@ -124,45 +126,30 @@ class Group:
         return pickle.dumps((order, [one.order for one in calls]), 5)
 
 
+@dataclass(eq=False)
 class Groups:
     """Grouping of one backend's calls: sends calls in groups, and delivers their replies.
 
-    Args:
+    Attributes:
         client: Dask's client.
         session: The backend's session.
         tasks: The open tasks by uid.
         results: The backend's results, which receive the replies.
         send_alone: Sends each call as a separate task.
-        direct: True to fetch replies from the workers; see `Results`.
     """
 
-    def __init__(
-        self,
-        client: Any,
-        session: str,
-        tasks: Mapping[str, Call],
-        results: Results,
-        send_alone: Callable[[Sequence[Ready]], None],
-        *,
-        direct: bool | None,
-    ) -> None:
-        from rhapsody_dask.worker.entry import run_group
-
-        self._client = client
-        self._session = session
-        self._tasks = tasks
-        self._results = results
-        self._send_alone = send_alone
-        self._direct = direct
-        self._entry = run_group
-        self._functions: dict[tuple[str, Demand], Function] = {}
-        self._open: set[Group] = set()
-        self._background: set[asyncio.Task[None]] = set()
+    client: Any
+    session: str
+    tasks: Mapping[str, Call]
+    results: Results
+    send_alone: Callable[[Sequence[Ready]], None]
+    _functions: dict[tuple[str, Demand], Function] = field(default_factory=dict)
+    _open: set[Group] = field(default_factory=set)
+    _background: Background = field(default_factory=Background)
 
     def close(self) -> None:
         """Stop waiting for groups."""
-        for task in self._background:
-            task.cancel()
+        self._background.close()
         self._functions.clear()
 
     def take(self, ready: Sequence[Ready]) -> list[Ready]:
@@ -205,34 +192,28 @@ class Groups:
         """Send groups of calls with equal annotations."""
         groups = [Group(function, part) for part in parts]
         first = parts[0][0].call
-        keys = [key_of(first.task["name"], self._session, group.uid) for group in groups]
-        orders = [group.packed(self._session) for group in groups]
+        keys = [key_of(first.task["name"], self.session, group.uid) for group in groups]
+        orders = [group.packed(self.session) for group in groups]
         keywords = first.demand.keywords()
-        futures = self._client.map(self._entry, orders, key=keys, pure=False, **keywords)
+        futures = self.client.map(run_group, orders, key=keys, pure=False, **keywords)
         for group, future in zip(groups, futures, strict=True):
             for one in group.members.values():
                 one.call.grouped = True
             self._open.add(group)
-            self._spawn(self._follow(group, future))
+            self._background.start(self._follow(group, future))
 
     def _send_again(self, calls: Sequence[Ready]) -> None:
         """Send calls that were in a group or held back, each as a separate task."""
         for one in calls:
             one.call.grouped = False
-        self._send_alone(calls)
+        self.send_alone(calls)
 
     def _to_run(self, calls: Sequence[Ready]) -> list[Ready]:
         """End the calls that are being stopped, and return those that still have to run."""
-        to_run = []
         for one in calls:
-            call = one.call
-            if self._tasks.get(call.uid) is not call:
-                continue
-            if call.cancelled or call.error is not None:
-                self._results.end_unstarted(call)
-            else:
-                to_run.append(one)
-        return to_run
+            if one.call.cancelled or one.call.error is not None:
+                self.results.end_unstarted(one.call)
+        return [one for one in calls if one.call.uid in self.tasks]
 
     async def _follow(self, group: Group, future: Any) -> None:
         """Wait for the end of a group, deliver its replies, and send the remaining calls again."""
@@ -240,13 +221,15 @@ class Groups:
         ran = False
         if future.status == "finished":
             with suppress(Exception):  # raised by the connection; its loss is reported elsewhere
-                found = await self._client.gather([future], errors="skip", direct=self._direct)
+                found = await self.client.gather(
+                    [future], errors="skip", direct=self.results.direct
+                )
                 ran = any(self._deliver(group, replies) for replies in found)
         self._open.discard(group)
         function, rest = group.function, self._to_run([*group.members.values()])
         if future.status == "cancelled":
             for one in rest:
-                self._results.dropped(one.call)
+                self.results.dropped(one.call)
         elif ran:
             self._send_again(self._group(function, rest))
         else:  # alone, so that a call that kills its worker does not affect others
@@ -265,8 +248,8 @@ class Groups:
             # Removed, because the tracebacks of errors that user code keeps refer to `replies`.
             reply, _ = replies.pop(uid)
             one = group.members.pop(uid, None)  # `None` if it was delivered before
-            if one is not None and self._tasks.get(uid) is one.call:
-                self._results.receive(one.call, reply)
+            if one is not None and self.tasks.get(uid) is one.call:
+                self.results.receive(one.call, reply)
         return ran
 
     def _release(self, function: Function) -> None:
@@ -280,9 +263,9 @@ class Groups:
         if group is None:
             return
         if len(group.members) > 1:
-            self._spawn(self._take_back(group, call))
+            self._background.start(self._take_back(group, call))
         elif not group.function.known:
-            self._spawn(self._give_up(group, call))
+            self._background.start(self._give_up(group, call))
 
     async def _give_up(self, group: Group, call: Call) -> None:
         """Send the calls held back for a measured call if it still runs after `TARGET_SECONDS`."""
@@ -293,31 +276,18 @@ class Groups:
 
     async def _take_back(self, group: Group, call: Call) -> None:
         """Send the remaining calls of a group again if a call still runs after `RECALL_AFTER`."""
-        from rhapsody_dask.worker.site import stop_group
-
         await asyncio.sleep(RECALL_AFTER)
         if call.uid not in group.members:
             return
-        arguments = (self._session, group.uid, call.uid)
-        try:
-            answers = await self._client.run(
-                stop_group, *arguments, workers=[call.worker], on_error="ignore"
+        answers: dict[str, GroupReplies | None] = {}
+        ids = (self.session, group.uid, call.uid)
+        with suppress(OSError):  # the worker was lost
+            answers = await self.client.run(
+                stop_group, *ids, workers=[call.worker], on_error="ignore"
             )
-        except OSError:  # the worker was lost
-            return
         for replies in answers.values():
             if replies is not None:
-                rest = [
-                    one
-                    for uid, one in group.members.items()
-                    if uid != call.uid and uid not in replies
-                ]
                 self._deliver(group, replies)
-                for one in rest:
-                    del group.members[one.call.uid]
-                self._send_again(self._group(group.function, self._to_run(rest)))
-
-    def _spawn(self, coroutine: Any) -> None:
-        task: asyncio.Task[None] = asyncio.ensure_future(coroutine)
-        self._background.add(task)
-        task.add_done_callback(self._background.discard)
+                uids = [uid for uid in group.members if uid != call.uid]
+                rest = self._to_run([group.members.pop(uid) for uid in uids])
+                self._send_again(self._group(group.function, rest))

@@ -10,7 +10,7 @@ import difflib
 import inspect
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from rhapsody.sdk import seconds
@@ -32,21 +32,11 @@ WAYS = ("client", "cluster", "cluster_class", "address", "scheduler_file")
 FOR_CLASS = ("cluster_kwargs", "adapt_kwargs")
 """Options for `cluster_class`."""
 
-TLS = frozenset(
-    {
-        "require_encryption",
-        "tls_ca_file",
-        "tls_ciphers",
-        "tls_client_cert",
-        "tls_client_key",
-        "tls_scheduler_cert",
-        "tls_scheduler_key",
-        "tls_worker_cert",
-        "tls_worker_key",
-        "tls_min_version",
-        "tls_max_version",
-    }
-)
+TLS = frozenset({
+    "require_encryption", "tls_ca_file", "tls_ciphers", "tls_client_cert", "tls_client_key",
+    "tls_max_version", "tls_min_version", "tls_scheduler_cert", "tls_scheduler_key",
+    "tls_worker_cert", "tls_worker_key",
+})  # fmt: skip
 """Keywords of `distributed.Security`."""
 
 RESERVED = TLS.union(WAYS, FOR_CLASS, ("security", "timeout"))
@@ -76,22 +66,22 @@ class Options:
         adapt_kwargs: Keywords of the cluster's method `adapt`, or `None` to not call it.
     """
 
-    way: str | None = None
-    target: Any = None
-    security: Any = None
-    timeout: float = TIMEOUT
-    local: Mapping[str, Any] = field(default_factory=dict)
-    client: Mapping[str, Any] = field(default_factory=dict)
-    cluster_kwargs: Mapping[str, Any] = field(default_factory=dict)
-    adapt_kwargs: Mapping[str, Any] | None = None
+    way: str | None
+    target: Any
+    security: Any
+    timeout: float
+    local: Mapping[str, Any]
+    client: Mapping[str, Any]
+    cluster_kwargs: Mapping[str, Any]
+    adapt_kwargs: Mapping[str, Any] | None
 
 
-def parse(resources: Mapping[str, Any] | None, arguments: Mapping[str, Any]) -> Options:
+def parse(resources: Mapping[str, Any] | None, **arguments: Any) -> Options:
     """Validate the backend's arguments.
 
     Args:
         resources: The backend's `resources` argument.
-        arguments: The backend's other arguments, without those that are `None`.
+        **arguments: The backend's other arguments; `None` counts as not set.
 
     Returns:
         The options.
@@ -102,13 +92,12 @@ def parse(resources: Mapping[str, Any] | None, arguments: Mapping[str, Any]) -> 
         ValueError: Several clusters are selected, options contradict each other, or a value is out
             of range.
     """
-    merged: dict[str, Any] = dict(arguments)
+    merged = {key: value for key, value in arguments.items() if value is not None}
     for key, value in _mapping(resources).items():
-        if value is None and key in (*WAYS, *FOR_CLASS, "security", "timeout"):
-            continue
-        if key in merged:
+        if key in merged and value is not None:
             raise ValueError(f"{key} is set both in resources and as an argument; set it only once")
-        merged[key] = value
+        if value is not None or key not in arguments:
+            merged[key] = value
     tls = {key: merged.pop(key) for key in sorted(TLS & merged.keys())}
     security = merged.pop("security", None)
     if tls and security is not None:
@@ -122,25 +111,24 @@ def parse(resources: Mapping[str, Any] | None, arguments: Mapping[str, Any]) -> 
             f"{' and '.join(ways)} cannot be combined; set only one of {', '.join(WAYS)}, or none "
             "to start a cluster on this machine"
         )
+    way = ways[0] if ways else None
     for_class = {key: merged.pop(key) for key in FOR_CLASS if key in merged}
     for key, value in for_class.items():
-        if ways != ["cluster_class"]:
+        if way != "cluster_class":
             raise ValueError(f"{key} needs cluster_class, the class of the cluster to start")
         if not isinstance(value, Mapping):
             raise TypeError(f"{key} must be a dict of keyword arguments, got {value!r}")
-    for_client, for_local = _keywords(merged)
-    if ways:
-        for_client, for_local = for_client | {"name"}, for_local - {"name"}
-    local = {key: merged[key] for key in merged if key in for_local}
-    if ways and local:
+    target: Any = merged.pop(way) if way else None
+    timeout = seconds("timeout", merged.pop("timeout", TIMEOUT))
+    for_client = _keywords(merged)[0] | ({"name"} if way else set())
+    client = {key: merged.pop(key) for key in for_client & merged.keys()}
+    if way and merged:
         raise ValueError(
-            f"{', '.join(sorted(local))} cannot be combined with {ways[0]}, which selects an "
-            f"existing cluster; to start a cluster on this machine, omit {ways[0]}"
+            f"{', '.join(sorted(merged))} cannot be combined with {way}, which selects an "
+            f"existing cluster; to start a cluster on this machine, omit {way}"
         )
-    way = ways[0] if ways else None
-    target = merged.get(way) if way else None
     if way == "scheduler_file":
-        target = os.fspath(merged[way])
+        target = os.fspath(target)
     if way == "address" and not isinstance(target, str):
         raise TypeError(f"address must be a string such as 'tcp://host:8786', got {target!r}")
     if way == "cluster_class" and not isinstance(target, str | type):
@@ -148,15 +136,9 @@ def parse(resources: Mapping[str, Any] | None, arguments: Mapping[str, Any]) -> 
             f"cluster_class must be a class or its path such as 'dask_jobqueue.SLURMCluster', got "
             f"{target!r}"
         )
-    return Options(
-        way=way,
-        target=target,
-        security=({"require_encryption": True, **tls} if tls else security),
-        timeout=seconds("timeout", merged.get("timeout", TIMEOUT)),
-        local=_local(local),
-        client={key: merged[key] for key in merged if key in for_client},
-        **for_class,
-    )
+    security = {"require_encryption": True, **tls} if tls else security
+    kwargs, adapt = for_class.get("cluster_kwargs", {}), for_class.get("adapt_kwargs")
+    return Options(way, target, security, timeout, _local(merged), client, kwargs, adapt)
 
 
 def _mapping(resources: Mapping[str, Any] | None) -> Mapping[str, Any]:
@@ -208,14 +190,11 @@ def _parameters(kind: type) -> frozenset[str]:
 def _local(keywords: Mapping[str, Any]) -> dict[str, Any]:
     """Validate the keywords for the LocalCluster, and replace aliases with Dask's names."""
     local = dict(keywords)
-    if "threads" in local:
-        if "threads_per_worker" in local:
-            raise ValueError("threads is an alias of threads_per_worker; set only one of them")
-        local["threads_per_worker"] = local.pop("threads")
-    if "ip" in local:
-        if "host" in local:
-            raise ValueError("ip is an alias of host; set only one of them")
-        local["host"] = local.pop("ip")
+    for alias, key in (("threads", "threads_per_worker"), ("ip", "host")):
+        if alias in local:
+            if key in local:
+                raise ValueError(f"{alias} is an alias of {key}; set only one of them")
+            local[key] = local.pop(alias)
     worker_class = local.get("worker_class")
     if worker_class is not None and not isinstance(worker_class, type):
         raise TypeError(

@@ -8,36 +8,35 @@ A value that other tasks use stays on Dask's workers, and is fetched only if the
 from __future__ import annotations
 
 import asyncio
-import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, cast
 from weakref import WeakValueDictionary
 
-from rhapsody import (
-    BackendError,
-    DataError,
-    StateMapper,
-    TaskDescription,
-    TaskFailedError,
-    TaskLostError,
-)
+from rhapsody import BackendError, DataError, TaskDescription, TaskFailedError, TaskLostError
 from rhapsody.backends import ReferenceLostError
 from rhapsody.sdk import Readiness, add_note, call_ready, in_thread, unpack_error
-from rhapsody_dask.files import write_back
-from rhapsody_dask.task import Call, named
+from rhapsody_dask.files import log_left_out, write_back
+from rhapsody_dask.task import Call
 from rhapsody_dask.values import Shared
 from rhapsody_dask.worker.messages import (
     CANCELED,
     DEPENDENCY,
     DONE,
+    FAILED,
     Reply,
     TaskRaised,
     unpack,
     writable,
 )
 
-log: logging.Logger = logging.getLogger(__name__)
+RUNNING = "executing"
+ENDS = ("finished", "error", "cancelled")
+"""Dask's names of the states in which tasks end, by the kind of reply: `DONE`, `FAILED` or
+`CANCELED`.
+"""
 
 MAX_BATCH = 2_000
 """Largest number of replies in a batch."""
@@ -50,6 +49,26 @@ BATCH_TIMEOUT = 0.5
 """Longest time in seconds that a batch waits for the previous one."""
 
 
+class Background:
+    """Set of asyncio tasks that are canceled together."""
+
+    def __init__(self) -> None:
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def start(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Run a coroutine as an asyncio task."""
+        task = asyncio.ensure_future(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    def close(self) -> None:
+        """Cancel the tasks."""
+        for task in self._tasks:
+            task.cancel()
+
+
+@dataclass(slots=True, eq=False, repr=False, weakref_slot=True)
 class Held:
     """Value that Dask keeps on a worker as long as this object exists.
 
@@ -57,21 +76,11 @@ class Held:
 
     Args:
         call: The task, with the future that makes Dask keep the value.
-        fetch: Coroutine function that fetches the value and returns the task's description.
-        release: Called with the task when this object is deleted, on any thread.
+        results: The backend's results, which fetch the value.
     """
 
-    __slots__ = ("__weakref__", "_fetch", "_release", "call")
-
-    def __init__(
-        self,
-        call: Call,
-        fetch: Callable[[Call], Awaitable[TaskDescription]],
-        release: Callable[[Call], None],
-    ) -> None:
-        self.call: Call = call
-        self._fetch = fetch
-        self._release = release
+    call: Call
+    results: Results
 
     async def fetch(self) -> TaskDescription:
         """Fetch the value.
@@ -79,75 +88,52 @@ class Held:
         Returns:
             The task's description. It contains the value or, if the value was lost, the error.
         """
-        return await self._fetch(self.call)
+        return await self.results.fetch_held(self.call)
 
     def __del__(self) -> None:
-        self._release(self.call)
+        self.results.release_held(self.call)
 
 
+@dataclass(eq=False)
 class Results:
     """Results of one backend's tasks.
 
-    Args:
+    Attributes:
         client: Dask's client.
         tasks: The open tasks by uid; this object removes tasks that end.
-        states: The backend's names for states.
         shared: The large arguments of the tasks.
         notify: Reports a task's state to the engine.
         cancel: Stops a task.
         require_running: Raises if the connection was lost.
         direct: True to fetch from the workers, False to fetch through the scheduler; `None` leaves
             the choice to the client.
-
-    Attributes:
         calls: The open tasks that were submitted, and the ended tasks whose held value is being
             fetched, by key in Dask.
         ended: Event that is set when a task has ended.
     """
 
-    def __init__(
-        self,
-        client: Any,
-        tasks: dict[str, Call],
-        states: StateMapper,
-        shared: Shared,
-        *,
-        notify: Callable[..., None],
-        cancel: Callable[[Call], None],
-        require_running: Callable[[], None],
-        direct: bool | None,
-    ) -> None:
-        self.calls: dict[str, Call] = {}
-        self.ended: asyncio.Event = asyncio.Event()
-        self._client = client
-        self._tasks = tasks
-        self._running: Any = states.RUNNING
-        self._ends: dict[str, Any] = {
-            "done": states.DONE,
-            "failed": states.FAILED,
-            "canceled": states.CANCELED,
-        }
-        self._shared = shared
-        self._notify = notify
-        self._cancel = cancel
-        self._require_running = require_running
-        self._direct = direct
-        self._loop = asyncio.get_running_loop()
-        self._held: WeakValueDictionary[str, Held] = WeakValueDictionary()
-        self._queue: list[str] = []
-        self._closed = False
-        self._fetching: asyncio.Task[None] | None = None
-        self._background: set[asyncio.Task[None]] = set()
-        self._in_flight: dict[str, list[str]] = {}
+    client: Any
+    tasks: dict[str, Call]
+    shared: Shared
+    notify: Callable[..., None]
+    cancel: Callable[[Call], None]
+    require_running: Callable[[], None]
+    direct: bool | None
+    calls: dict[str, Call] = field(default_factory=dict)
+    ended: asyncio.Event = field(default_factory=asyncio.Event)
+    _loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
+    _held: WeakValueDictionary[str, Held] = field(default_factory=WeakValueDictionary)
+    _queue: list[str] = field(default_factory=list)
+    _in_flight: dict[str, list[str]] = field(default_factory=dict)
+    _background: Background = field(default_factory=Background)
+    _closed: bool = False
+    _fetching: bool = False
 
     def close(self) -> None:
         """Stop fetching replies and watching tasks."""
         self._closed = True
         self._queue.clear()
-        for task in (self._fetching, *self._background):
-            if task is not None:
-                task.cancel()
-        self._fetching = None
+        self._background.close()
 
     # Reports to the engine.
 
@@ -156,48 +142,49 @@ class Results:
         if call.announced:
             return
         call.announced = True
-        if call.ready is None:
-            self._notify(call.task, self._running)
+        ready = call.task.get("ready") if call.task["is_service"] else None
+        if ready is None:
+            self.notify(call.task, RUNNING)
             return
         call.readiness = Readiness()
-        self._notify(call.task, self._running, call.readiness.attach)
-        if callable(call.ready):
-            call.watch = asyncio.ensure_future(self._watch_readiness(call))
+        self.notify(call.task, RUNNING, call.readiness.attach)
+        if callable(ready):
+            call.watchers.append(self._background.start(self._watch_readiness(call, ready)))
 
-    async def _watch_readiness(self, call: Call) -> None:
+    async def _watch_readiness(self, call: Call, ready: Any) -> None:
         """Call a service's `ready` in this process; see `call_ready`."""
         try:
-            value = await call_ready(call.ready, call.task)
+            value = await call_ready(ready, call.task)
         except Exception as error:  # raised by the user's callable
-            if call.uid in self._tasks:
+            if call.uid in self.tasks:
                 call.error = error
-                self._cancel(call)
+                self.cancel(call)
         else:
             call.readiness.set(value)
 
     def withdraw(self, call: Call) -> None:
         """Forget a task that was not submitted, without reporting it to the engine."""
-        if self._tasks.get(call.uid) is call:
-            del self._tasks[call.uid]
+        if self.tasks.get(call.uid) is call:
+            del self.tasks[call.uid]
             self._release(call)
             self.ended.set()
 
-    def settle(self, call: Call, state: str) -> None:
+    def settle(self, call: Call, kind: int) -> None:
         """End a task that has run.
 
         Args:
             call: The task.
-            state: `"done"`, `"failed"` or `"canceled"`. A task with an error always ends as failed;
+            kind: `DONE`, `FAILED` or `CANCELED`. A task with an error always ends as failed;
                 another task whose cancellation was requested always ends as canceled.
         """
         self._wake(call)
-        if call.uid not in self._tasks:
+        if call.uid not in self.tasks:
             return
         if call.error is None and call.cancelled:
-            state = "canceled"
-        if state != "canceled" or call.started:
+            kind = CANCELED
+        if kind != CANCELED or call.started:
             self.announce(call)
-        self.end(call, state if call.error is None else "failed")
+        self._end(call, kind if call.error is None else FAILED)
 
     def fail(self, call: Call, error: BaseException) -> None:
         """Fail a task that was lost or never sent; end it as canceled if it is being canceled."""
@@ -211,36 +198,35 @@ class Results:
 
         The task has failed if it has an error; otherwise it has been canceled.
         """
-        if call.uid in self._tasks:
-            self.end(call, "canceled" if call.error is None else "failed")
+        if call.uid in self.tasks:
+            self._end(call, CANCELED if call.error is None else FAILED)
 
-    def end(self, call: Call, state: str) -> None:
+    def _end(self, call: Call, kind: int) -> None:
         """Report a task's terminal state and forget the task."""
         task = call.task
-        if state == "failed" and call.error is not None:
+        if call.error is not None:
             task["exception"] = call.error
-        del self._tasks[call.uid]
+        del self.tasks[call.uid]
         self.calls.pop(call.key, None)
         call.error = None
-        call.sources = []
-        for watching in (call.watch, call.refusal):
-            if watching is not None:
-                watching.cancel()
-        call.watch = call.refusal = None  # break the cycle that would keep Dask's future
+        call.references = dict.fromkeys(call.references)  # release the futures
+        for watcher in call.watchers:
+            watcher.cancel()
+        call.watchers = []  # break the cycle that would keep Dask's future
         if "held" not in task:
             if call.future is not None and not call.referred_to:
                 # Explicitly, because a `gather` of several futures may still refer to this one.
                 call.future.release()
             call.future = None
             self._release(call)
-        self._notify(task, self._ends[state])
+        self.notify(task, ENDS[kind])
         self.ended.set()
 
     def _release(self, call: Call) -> None:
         """Release the large arguments of a task."""
         entries, call.entries = call.entries, []
         for entry in entries:
-            self._shared.release(entry)
+            self.shared.release(entry)
 
     # Values that stay on the workers.
 
@@ -256,21 +242,22 @@ class Results:
         again if the worker is lost.
         """
         task = call.task
-        held = task["held"] = Held(call, self._fetch_held, self._release_held)
+        held = task["held"] = Held(call, self)
         self._held[call.uid] = held
-        self.settle(call, "done")
+        self.settle(call, DONE)
         # The engine has its own description, and arguments may be large.
         kept = {key: task[key] for key in ("uid", "name", "function")}
         call.task = cast("TaskDescription", kept)
 
-    async def _fetch_held(self, call: Call) -> TaskDescription:
+    async def fetch_held(self, call: Call) -> TaskDescription:
+        """Fetch a task's held value; see `Held.fetch`."""
         if call.error is not None:
             call.task["exception"] = call.error
             return call.task
         call.waiter = self._loop.create_future()
         self.calls[call.key] = call
         try:
-            self._require_running()
+            self.require_running()
             self.fetch(call.key)
             await call.waiter
         finally:
@@ -287,12 +274,11 @@ class Results:
             if not call.waiter.done():
                 call.waiter.set_result(None)
 
-    def _release_held(self, call: Call) -> None:
+    def release_held(self, call: Call) -> None:
+        """Release the large arguments of a task whose value is no longer held, on any thread."""
         if call.entries:
-            try:
-                self._loop.call_soon_threadsafe(partial(self._release, call))
-            except RuntimeError:  # the loop is closed, and so is the backend
-                return
+            with suppress(RuntimeError):  # the loop is closed, and so is the backend
+                self._loop.call_soon_threadsafe(self._release, call)
 
     # Events of tasks.
 
@@ -304,7 +290,8 @@ class Results:
         """
         for number, call in enumerate(calls):
             if not number or call.references or call.entries:
-                call.refusal = self._spawn(self._watch_refusal(call, call.future))
+                watcher = self._watch_refusal(call, call.future)
+                call.watchers.append(self._background.start(watcher))
 
     async def _watch_refusal(self, call: Call, future: Any) -> None:
         await future.exception()
@@ -319,35 +306,29 @@ class Results:
 
         If the task has ended and its value is held, mark the value as lost.
         """
-        call = self.calls.get(key)
-        if call is not None:
-            self.fail(call, reference_lost(call))
+        if key in self.calls:
+            self.fail(self.calls[key], reference_lost(self.calls[key]))
             return
-        for held in list(self._held.values()):
-            if held.call.key == key:
-                held.call.error = TaskLostError(
-                    f"the value of {named(held.call)} was lost with the worker that held it"
-                )
+        for call in [held.call for held in self._held.values() if held.call.key == key]:
+            message = f"the value of {call} was lost with the worker that held it"
+            call.error = TaskLostError(message)
 
     def dropped(self, call: Call) -> None:
         """Fail a task that Dask has forgotten."""
         if call.references and call.waiter is None:
             # Usually one of the dependencies was forgotten.
             self.fail(call, reference_lost(call))
-        else:
-            self.fail(
-                call,
-                TaskLostError(
-                    f"{named(call)} was dropped by Dask: a client canceled it, the scheduler "
-                    "restarted the workers, or the worker with a large argument of the task was "
-                    "lost"
-                ),
-            )
+            return
+        reason = (
+            "a client canceled it, the scheduler restarted the workers, or the worker with a large "
+            "argument of the task was lost"
+        )
+        self.fail(call, TaskLostError(f"{call} was dropped by Dask: {reason}"))
 
     def erred(self, call: Call) -> None:
         """Fail a task that Dask has marked as erred."""
         if call.future is not None:
-            self._spawn(self._erred(call))
+            self._background.start(self._erred(call))
 
     async def _erred(self, call: Call) -> None:
         from distributed import KilledWorker
@@ -362,11 +343,10 @@ class Results:
         elif isinstance(error, TaskRaised):
             self.receive(call, error.reply)
         elif isinstance(error, KilledWorker):
-            self.fail(
-                call, worker_lost(call, getattr(error.last_worker, "address", "of unknown address"))
-            )
+            worker = getattr(error.last_worker, "address", "of unknown address")
+            self.fail(call, worker_lost(call, worker))
         else:
-            problem = BackendError(f"Dask could not run {named(call)}: {error!r}")
+            problem = BackendError(f"Dask could not run {call}: {error!r}")
             problem.__cause__ = error
             self.fail(call, problem)
 
@@ -377,8 +357,9 @@ class Results:
         if self._closed or key not in self.calls:
             return
         self._queue.append(key)
-        if self._fetching is None:
-            self._fetching = asyncio.ensure_future(self._fetch_batches())
+        if not self._fetching:
+            self._fetching = True
+            self._background.start(self._fetch_batches())
 
     def refetch_others(self, key: str) -> None:
         """Fetch the other replies of a batch again after one was lost with its worker.
@@ -395,19 +376,19 @@ class Results:
             await asyncio.sleep(0)  # collect the other events of this message
             while self._queue:
                 keys, self._queue = self._queue[:MAX_BATCH], self._queue[MAX_BATCH:]
-                batch = self._spawn(self._fetch_batch(keys))
+                batch = self._background.start(self._fetch_batch(keys))
                 await asyncio.wait([batch], timeout=BATCH_TIMEOUT)
                 if len(keys) > LARGE_BATCH and len(self._queue) < MAX_BATCH:
                     # With many results, larger batches deliver all of them sooner.
                     await asyncio.sleep(BATCH_PAUSE)
         finally:
-            self._fetching = None
+            self._fetching = False
 
     async def _fetch_batch(self, keys: list[str]) -> None:
         futures = {key: self.calls[key].future for key in keys if key in self.calls}
         self._in_flight |= dict.fromkeys(futures, keys)
         try:
-            replies = await self._client.gather(futures, errors="skip", direct=self._direct)
+            replies = await self.client.gather(futures, errors="skip", direct=self.direct)
         except Exception as error:  # raised by the connection
             for key in futures:
                 if (call := self.calls.get(key)) is not None:
@@ -437,7 +418,7 @@ class Results:
             call.refetched = True
             self.fetch(call.key)
         else:
-            self.fail(call, TaskLostError(f"cannot fetch the result of {named(call)}: {error!r}"))
+            self.fail(call, TaskLostError(f"cannot fetch the result of {call}: {error!r}"))
 
     def receive(self, call: Call, reply: Reply) -> None:
         """Write a reply into the description, and report that the task has ended."""
@@ -446,10 +427,10 @@ class Results:
             task["worker"] = reply.worker
         if reply.more:
             if "files" in reply.more:
-                self._spawn(self._receive_files(call, reply))
+                self._background.start(self._receive_files(call, reply))
                 return
             task.update(reply.more)
-        self.settle(call, _state(call, reply))
+        self.settle(call, _kind(call, reply))
 
     async def _receive_files(self, call: Call, reply: Reply) -> None:
         """Create the sandbox of a task from the files in its reply, and end the task."""
@@ -457,54 +438,46 @@ class Results:
         more = dict(reply.more or {})
         files, sandbox = more.pop("files"), task["sandbox"]
         more.pop("sandbox", None)
-        left_out = more.pop("left_out", ())
-        if left_out:
-            log.warning(
-                "%s: output files not copied from %s: %s; dangling links, links out of the "
-                "sandbox, pipes and sockets are not supported",
-                named(call), reply.worker, ", ".join(left_out),
-            )  # fmt: skip
+        what = f"{call}: output files not copied from {reply.worker}"
+        log_left_out(what, more.pop("left_out"))
         task.update(more)
         missing: list[str] = []
         try:
             missing = await in_thread(partial(write_back, task, sandbox, files, call.links))
         except Exception as error:  # raised by the local disk
             call.error = error
-        state = _state(call, reply)
-        if state == "done" and missing and call.error is None:
-            state = "failed"
+        kind = _kind(call, reply)
+        if kind == DONE and missing and call.error is None:
             call.error = DataError(
-                f"{named(call)} did not write {', '.join(map(repr, missing))} (declared as output) "
+                f"{call} did not write {', '.join(map(repr, missing))} (declared as output) "
                 f"in its sandbox on {reply.worker}"
             )
-        self.settle(call, state)
-
-    def _spawn(self, coroutine: Any) -> asyncio.Task[None]:
-        task: asyncio.Task[None] = asyncio.ensure_future(coroutine)
-        self._background.add(task)
-        task.add_done_callback(self._background.discard)
-        return task
+        self.settle(call, kind)
 
 
-def _state(call: Call, reply: Reply) -> str:
-    """Write a reply's value or error into the task, and return the task's state."""
+def _kind(call: Call, reply: Reply) -> int:
+    """Write a reply's value or error into the task, and return `DONE`, `FAILED` or `CANCELED`."""
     if reply.kind == CANCELED or call.cancelled:
-        return "canceled"
+        return CANCELED
     if reply.kind == DONE:
-        if call.task["function"] is None:
-            return "done"
-        try:
-            call.task["return_value"] = unpack(reply.payload, writable(reply.buffers))
-        except BaseException as error:  # unpickling runs the objects' own code
-            add_note(error, f"raised while unpickling the result of {named(call)}")
-            call.error = error
-            return "failed"
-        return "done"
+        if call.task["function"] is not None:
+            try:
+                call.task["return_value"] = unpack(reply.payload, writable(reply.buffers))
+            except BaseException as error:  # unpickling runs the objects' own code
+                add_note(error, f"raised while unpickling the result of {call}")
+                call.error = error
+                return FAILED
+        return DONE
     if reply.kind == DEPENDENCY:
         call.error = reference_lost(call)
     elif reply.payload:
-        call.error = _error(call, reply)
-    return "failed"
+        try:
+            call.error = unpack_error(reply.payload)  # with the worker's traceback as its cause
+        except BaseException as error:  # unpickling runs the objects' own code
+            call.error = TaskFailedError(
+                f"{call} raised an exception that cannot be unpickled: {error!r}"
+            )
+    return FAILED
 
 
 def _is_of_another(call: Call, error: BaseException | None) -> bool:
@@ -517,32 +490,17 @@ def _is_of_another(call: Call, error: BaseException | None) -> bool:
 def worker_lost(call: Call, worker: str) -> TaskLostError:
     """Return the error for a task that was lost with a worker."""
     attempt = f"attempt {call.task.get('attempt', 1)}"
+    during = f"before the task was reported as running ({attempt})"
     if call.started and call.worker == worker:
         during = f"while the task was running ({attempt}, start {call.token})"
-    else:
-        during = f"before the task was reported as running ({attempt})"
     return TaskLostError(
-        f"{named(call)} was lost: worker {worker} disappeared {during}. Check the worker's log: "
-        "Dask kills workers that exceed their memory limit"
+        f"{call} was lost: worker {worker} disappeared {during}. Check the worker's log: Dask "
+        "kills workers that exceed their memory limit"
     )
 
 
 def reference_lost(call: Call) -> ReferenceLostError:
     """Return the error for a task that was not run because the value of a dependency is missing."""
     return ReferenceLostError(
-        f"{named(call)} was not run: the value of a task that it depends on is not available"
+        f"{call} was not run: the value of a task that it depends on is not available"
     )
-
-
-def _error(call: Call, reply: Reply) -> BaseException:
-    """Return the task's exception, with the worker's traceback as its cause.
-
-    Returns:
-        The exception, or a `TaskFailedError` if the exception cannot be unpickled.
-    """
-    try:
-        return unpack_error(reply.payload)
-    except BaseException as error:  # unpickling runs the objects' own code
-        return TaskFailedError(
-            f"{named(call)} raised an exception that cannot be unpickled: {error!r}"
-        )

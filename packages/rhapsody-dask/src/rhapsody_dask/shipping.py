@@ -64,16 +64,6 @@ def archive() -> bytes:
     return target.getvalue()
 
 
-def versions() -> dict[str, str]:
-    """Return the versions that must be the same here and on the workers."""
-    return {
-        "python": ".".join(map(str, sys.version_info[:2])),
-        "cloudpickle": cloudpickle.__version__,
-        "rhapsody-core": version("rhapsody-core"),
-        "rhapsody-dask": version("rhapsody-dask"),
-    }
-
-
 def installed() -> dict[str, str]:
     """Return the versions of Rhapsody's distributions that are installed in this environment."""
     found = {}
@@ -114,8 +104,7 @@ class _Cargo:
         found = installed()
         for name, there in found.items():
             if there != self.wanted[name]:
-                names = ("rhapsody-core", "rhapsody-dask")
-                command = " ".join(f"{name}=={self.wanted[name]}" for name in names)
+                command = " ".join(f"{name}=={version}" for name, version in self.wanted.items())
                 raise RuntimeError(
                     f"{name} {self.wanted[name]} here, {there} on {where}. Run "
                     f"`pip install {command}` there, or uninstall both packages there; the backend "
@@ -160,12 +149,11 @@ class WorkerSetup(WorkerPlugin):
         self, cargo: _Cargo, session: str, grace: float, notes: str | None, *, own: bool
     ) -> None:
         self.name: str = f"rhapsody-{session}"
-        self.client: int = os.getpid()
+        self.client: int | None = os.getpid() if own else None
         self.cargo = cargo
         self.session = session
         self.grace = grace
         self.notes = notes
-        self.own = own
 
     def setup(self, worker: Any) -> None:
         """Open the site; called by Dask on the worker."""
@@ -173,7 +161,7 @@ class WorkerSetup(WorkerPlugin):
         import rhapsody_dask.worker.running  # noqa: F401 - the first task need not import it
         from rhapsody_dask.worker.site import leave_ctrl_c, open_site
 
-        if self.own:
+        if self.client is not None:
             leave_ctrl_c(self.client)
 
         site = open_site(worker, self.session, self.grace, self.notes)
@@ -197,10 +185,12 @@ class WorkerSetup(WorkerPlugin):
 class ModulesSetup(WorkerPlugin):
     """Worker plugin that sends the main program's modules to all present and future workers."""
 
-    def __init__(self, session: str, modules: bytes, reference: bytes) -> None:
-        self.name: str = f"rhapsody-{session}-modules-{reference.hex()}"
+    def __init__(self, session: str, modules: bytes) -> None:
+        from rhapsody.sdk import REFERENCE
+
+        self.reference = modules[:REFERENCE]
+        self.name: str = f"rhapsody-{session}-modules-{self.reference.hex()}"
         self.modules = modules
-        self.reference = reference
 
     def setup(self, worker: Any) -> None:
         """Make the modules importable; called by Dask on the worker."""
@@ -249,7 +239,6 @@ class SchedulerSetup(SchedulerPlugin):
         if self.client is not None and self.client not in scheduler.clients:
             raise RuntimeError("the client has disconnected")
         self.cargo.unpack("the scheduler")
-        import rhapsody_dask.worker.entry
         import rhapsody_dask.worker.messages  # noqa: F401
 
         self.scheduler = scheduler
@@ -378,13 +367,6 @@ class PackedSchedulerSetup(Packed, SchedulerPlugin):
     """Packed scheduler plugin."""
 
 
-def modules_plugin(session: str, modules: bytes) -> PackedWorkerSetup:
-    """Return the plugin that sends the main program's own modules to the workers."""
-    from rhapsody.sdk import REFERENCE
-
-    return PackedWorkerSetup(ModulesSetup(session, modules, modules[:REFERENCE]))
-
-
 def plugins(
     session: str, grace: float, *, client: str | None, notes: str | None = None
 ) -> tuple[PackedSchedulerSetup, PackedWorkerSetup]:
@@ -399,7 +381,7 @@ def plugins(
         notes: The directory in which workers record their running attempts, or `None` to record
             none.
     """
-    cargo = _Cargo(archive() if client is not None else None, versions())
+    cargo = _Cargo(archive() if client is not None else None, installed())
     return (
         PackedSchedulerSetup(SchedulerSetup(cargo, session, client, notes)),
         PackedWorkerSetup(WorkerSetup(cargo, session, grace, notes, own=client is None)),

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import math
 import os
 import pickle
 from collections import ChainMap
@@ -18,17 +19,17 @@ from functools import partial
 from itertools import groupby
 from typing import Any, NamedTuple
 
-from rhapsody import (
-    CapabilityError,
-    InputFile,
-    InputFiles,
-    OutputDir,
-    OutputFile,
-    Resources,
-    TaskDescription,
+from rhapsody import CapabilityError, InputFile, InputFiles, OutputDir, OutputFile, TaskDescription
+from rhapsody.sdk import (
+    REFERENCE,
+    Reference,
+    cannot_pack,
+    dumps,
+    in_thread,
+    own_modules,
+    parse_ready,
+    pickler,
 )
-from rhapsody.sdk import REFERENCE, Reference, cannot_pack, dumps, in_thread, own_modules, pickler
-from rhapsody_dask._private import task_reference
 from rhapsody_dask.files import Link, Links, View, content_of
 from rhapsody_dask.values import Big, Entry, Shared
 from rhapsody_dask.worker.messages import (
@@ -38,6 +39,7 @@ from rhapsody_dask.worker.messages import (
     file_here,
     key_of,
     pack,
+    run,
     value_here,
 )
 
@@ -64,17 +66,14 @@ class Demand(NamedTuple):
 
     def keywords(self) -> dict[str, Any]:
         """Return the annotations that differ from their defaults, as keywords of `Client.map`."""
-        keywords: dict[str, Any] = {}
+        used = {key: value for key, value in self._asdict().items() if value}
         if self.resources:
-            keywords["resources"] = dict(self.resources)
-        if self.priority:
-            keywords["priority"] = self.priority
-        if self.retries:
-            keywords["retries"] = self.retries
+            used["resources"] = dict(self.resources)
         if self.workers:
-            keywords["workers"] = list(self.workers)
-            keywords["allow_other_workers"] = self.allow_other_workers
-        return keywords
+            used["workers"] = list(self.workers)
+        else:
+            used.pop("allow_other_workers", None)
+        return used
 
 
 NOTHING = Demand()
@@ -90,20 +89,26 @@ def demand(task: TaskDescription) -> Demand:
     specific, resources = task["task_backend_specific_kwargs"], task.get("resources")
     if not specific and resources is None:
         return NOTHING
-    workers = specific.get("workers")
-    if isinstance(workers, str | int):
-        workers = (workers,)
-    _check(task["name"], {**specific, "workers": workers})
-    wanted = dict(specific.get("resources") or {})
+    given = {k: v for k, v in specific.items() if k in Demand._fields and v is not None}
+    if isinstance(given.get("workers"), str | int):
+        given["workers"] = (given["workers"],)
+    _check(task["name"], given)
+    wanted: dict[str, float] = {}
     if resources is not None:
-        wanted = {**_worker_resources(task, resources), **wanted}
-    return Demand(
-        resources=tuple(sorted(wanted.items())),
-        priority=specific.get("priority") or 0,
-        retries=specific.get("retries") or 0,
-        workers=tuple(workers or ()),
-        allow_other_workers=bool(specific.get("allow_other_workers", False)),
-    )
+        if resources.ranks > 1:
+            raise CapabilityError(
+                f"task {task['name']!r} requests {resources.ranks} ranks, but Dask cannot start "
+                "MPI programs. Use another backend, or call mpirun in an executable task"
+            )
+        if resources.cores > 1:
+            wanted["cores"] = resources.cores
+        if resources.gpus:
+            wanted["gpus"] = resources.gpus
+        if isinstance(resources.memory, int) and resources.memory:
+            wanted["memory"] = resources.memory
+    wanted |= given.pop("resources", {})
+    given["workers"] = tuple(given.get("workers", ()))
+    return Demand(tuple(sorted(wanted.items())), **given)
 
 
 def _check(name: str, annotations: Mapping[str, Any]) -> None:
@@ -116,103 +121,49 @@ def _check(name: str, annotations: Mapping[str, Any]) -> None:
     """
     from dask.base import annotate
 
-    used = {key: value for key, value in annotations.items() if value is not None}
     try:
-        for key, value in used.items():
+        for key, value in annotations.items():
             if callable(value):
                 raise TypeError(f"{key} must not be a function, got {value!r}")
-        with annotate(**used):
+        with annotate(**annotations):
             pass
     except TypeError as error:
         raise TypeError(f"task {name!r}: task_description: {error}") from None
 
 
-def _worker_resources(task: TaskDescription, resources: Resources) -> dict[str, float]:
-    if resources.ranks > 1:
-        raise CapabilityError(
-            f"task {task['name']!r} requests {resources.ranks} ranks, but Dask cannot start MPI "
-            "programs. Use another backend, or call mpirun in an executable task"
-        )
-    wanted: dict[str, float] = {}
-    if resources.cores > 1:
-        wanted["cores"] = resources.cores
-    if resources.gpus:
-        wanted["gpus"] = resources.gpus
-    if isinstance(resources.memory, int) and resources.memory:
-        wanted["memory"] = resources.memory
-    return wanted
-
-
-def problem(
-    name: str, demanded: Demand, workers: Mapping[str, Mapping[str, Any]], *, own: bool
-) -> str | None:
-    """Return an error message if no worker has the resources that a task requests.
+def problem(demand: Demand, workers: Mapping[str, Mapping[str, Any]], cluster: Any) -> str | None:
+    """Return what a task requests and the cluster does not have, for an error message.
 
     Args:
-        name: The task's name.
-        demanded: The task's annotations for Dask.
+        demand: The task's annotations for Dask.
         workers: The scheduler's description of each worker.
-        own: True if the backend started the cluster.
+        cluster: The LocalCluster that the backend started, or `None` for an existing cluster.
 
     Returns:
-        The message, or `None` if a worker has the resources or the cluster has no workers yet.
+        The text, or `None` if the task can run, or may be able to run later.
     """
-    if not workers:  # workers of a batch system start later, and may be of any kind
-        return None
+    wanted = dict(demand.resources)
     declared = [worker.get("resources") or {} for worker in workers.values()]
-    wanted = dict(demanded.resources)
-    if any(all(have.get(key, 0) >= amount for key, amount in wanted.items()) for have in declared):
-        return None
-    missing = [key for key in wanted if not any(key in have for have in declared)]
-    text = ", ".join(f"{key}={_number(amount)}" for key, amount in wanted.items())
-    if missing:
-        line = " ".join(f"{key}={_number(amount)}" for key, amount in wanted.items())
-        threads = _number(wanted.get("cores", 1))
-        cure = f'dask worker ADDRESS --nthreads {threads} --resources "{line}"'
-        if own and missing[0] == "gpus":
+    fits = (all(have.get(key, 0) >= amount for key, amount in wanted.items()) for have in declared)
+    if declared and not any(fits):  # workers of a batch system start later, and may be of any kind
+        most = (f"{key}={max(have.get(key, 0) for have in declared):.12g}" for key in wanted)
+        asked = " ".join(f"{key}={amount:.12g}" for key, amount in wanted.items())
+        cure = f'dask worker ADDRESS --nthreads {wanted.get("cores", 1):g} --resources "{asked}"'
+        if cluster is not None and "gpus" in wanted:
             cure = "DaskExecutionBackend({'gpus': ...})"
         return (
-            f"task {name!r} requests {text}, but no worker declares {' or '.join(missing)}. "
-            f"Start workers that declare their resources: {cure}"
+            f"{asked}, but no worker declares that much; the largest amounts on any worker are "
+            f"{' '.join(most)}. Start workers that declare their resources: {cure}"
         )
-    most = ", ".join(
-        f"{key}={_number(max(have.get(key, 0) for have in declared))}" for key in wanted
-    )
-    return (
-        f"task {name!r} requests {text}, but no worker has that much; the largest amounts on any "
-        f"worker are {most}"
-    )
-
-
-def unknown(
-    name: str, demanded: Demand, workers: Mapping[str, Mapping[str, Any]], names: Sequence[Any]
-) -> str | None:
-    """Return an error message if none of the workers that may run a task is in the cluster.
-
-    Args:
-        name: The task's name.
-        demanded: The task's annotations for Dask.
-        workers: The scheduler's description of each worker.
-        names: The names of all workers, including those that are starting.
-
-    Returns:
-        The message, or `None` if one of these workers is in the cluster or any worker may run the
-        task.
-    """
-    wanted = [str(worker) for worker in demanded.workers]
-    if not wanted or demanded.allow_other_workers:
-        return None
-    known = {*workers, *map(str, names), *(str(one.get("host")) for one in workers.values())}
-    if not known.isdisjoint(wanted):
-        return None
-    return (
-        f"task {name!r} requests unknown workers: {', '.join(wanted)}. The cluster has the "
-        f"workers {', '.join(map(str, names))} at {', '.join(workers) or 'no address yet'}"
-    )
-
-
-def _number(amount: float) -> str:
-    return str(int(amount)) if float(amount).is_integer() else str(amount)
+    if cluster is not None and demand.workers and not demand.allow_other_workers:
+        names = [*map(str, cluster.workers)]  # including those that are starting
+        known = {*workers, *names, *(str(one.get("host")) for one in workers.values())}
+        if known.isdisjoint(map(str, demand.workers)):
+            return (
+                f"unknown workers: {', '.join(map(str, demand.workers))}. The cluster has the "
+                f"workers {', '.join(names)} at {', '.join(workers) or 'no address yet'}"
+            )
+    return None
 
 
 @dataclass(slots=True, eq=False, repr=False)
@@ -229,8 +180,8 @@ class Call:
         demand: The task's annotations for Dask.
         future: Dask's future; `None` until the task is sent.
         entries: The large arguments that the task uses.
-        references: The keys of the tasks whose values the task uses on the worker.
-        sources: The futures of those tasks. Dask keeps the values while these futures exist.
+        references: The futures of the tasks whose values the task uses on the worker, by key. Dask
+            keeps the values while these futures exist.
         referred_to: True if other tasks use the task's value on the workers.
         grouped: True if the task is in a group or may be added to one. Other tasks cannot use its
             value on the workers.
@@ -241,15 +192,14 @@ class Call:
             when the task has ended.
         finished: True if the task has ended in Dask, with a reply or with an error.
         announced: True if the task has been reported as running.
-        ready: The `ready` setting of a service; `None` for other tasks.
         readiness: Notifies the engine that the service is ready; `None` for other tasks.
         error: The error with which the task fails, or `None`.
         worker: The address of the worker that runs the task; `None` until a worker reports the task
             as running.
         token: The id of the start that the worker reported. If Dask reruns the task, the new start
             has another id.
-        refusal: The asyncio task that detects a rejection of the task by the scheduler.
-        watch: The asyncio task that waits for a callable `ready`.
+        watchers: The asyncio tasks that detect a rejection of the task by the scheduler, or wait
+            for a callable `ready`.
         waiter: The future that is set when the task's held value has arrived or was lost; `None`
             unless the value is being fetched.
     """
@@ -261,8 +211,7 @@ class Call:
     demand: Demand = NOTHING
     future: Any = None
     entries: list[Entry] = field(default_factory=list)
-    references: list[str] = field(default_factory=list)
-    sources: list[Any] = field(default_factory=list)
+    references: dict[str, Any] = field(default_factory=dict)
     referred_to: bool = False
     grouped: bool = False
     links: list[Link] = field(default_factory=list)
@@ -271,23 +220,19 @@ class Call:
     started: bool = False
     finished: bool = False
     announced: bool = False
-    ready: Any = None
     readiness: Any = None
     error: BaseException | None = None
     worker: str | None = None
     token: str | None = None
-    refusal: Any = None
-    watch: Any = None
+    watchers: list[asyncio.Task[None]] = field(default_factory=list)
     waiter: asyncio.Future[None] | None = None
 
     def __post_init__(self, session: str) -> None:
         self.uid = self.task["uid"]
         self.key = key_of(self.task["name"], session, self.uid)
 
-
-def named(call: Call) -> str:
-    """Return a task's name and uid, for messages."""
-    return f"task {call.task['name']!r} ({call.uid})"
+    def __str__(self) -> str:
+        return f"task {self.task['name']!r} ({self.uid})"
 
 
 def details(task: TaskDescription, demand: Demand, own: str) -> dict[str, Any]:
@@ -304,52 +249,37 @@ def details(task: TaskDescription, demand: Demand, own: str) -> dict[str, Any]:
         CapabilityError: The task is a service that runs a function.
         ValueError: The task has neither a function nor an executable.
     """
-    more: dict[str, Any] = {}
-    if task["function"] is None:
-        _program(task, more)
+    is_program, resources = task["function"] is None, task.get("resources")
+    passed = ("timeout",) if is_program else ("timeout", "environment", "capture")
+    more: dict[str, Any] = {key: task.get(key) for key in passed if task.get(key, {}) != {}}
+    if is_program:
+        if not isinstance(task["executable"], str) or not task["executable"]:
+            raise ValueError(f"task {task['name']!r} has neither a function nor an executable")
+        keys = ("executable", "arguments", "stdin", "cwd", "environment", "capture", "ready")
+        program = {key: task.get(key) for key in keys if key in task}
+        if callable(program.get("ready")):
+            del program["ready"]  # called in this process, not on the worker
+        elif "ready" in program:
+            parse_ready(program["ready"])
+        more["program"] = program
+        if task["is_service"]:
+            more |= {"service": True, "cores": 0}  # a service mostly waits
     elif task["is_service"]:
         raise CapabilityError(
             f"task {task['name']!r}: the Dask backend cannot run a function as a service. Use an "
             "executable task with service=True"
         )
-    resources = task.get("resources")
     if resources is not None:
-        if resources.cores != 1:
+        if resources.cores != 1 or "cores" in more:
             more["cores"] = resources.cores
         if resources.gpus:
             more["gpus"] = resources.gpus
-    elif task["is_service"]:
-        more["cores"] = 0  # a service mostly waits
-    if task["function"] is None or "sandbox" in task or task.get("capture") == "files":
+    if is_program or "sandbox" in task or task.get("capture") == "files":
         task["sandbox"] = os.path.abspath(task.get("sandbox") or os.path.join(own, task["uid"]))
         more["sandbox"] = task["sandbox"]
-    if "timeout" in task:
-        more["timeout"] = task["timeout"]
-    if task["function"] is not None:
-        if task.get("environment"):
-            more["environment"] = task["environment"]
-        if "capture" in task:
-            more["capture"] = task["capture"]
     if demand.retries:
         more["raises"] = True
     return more
-
-
-def _program(task: TaskDescription, more: dict[str, Any]) -> None:
-    executable = task["executable"]
-    if not isinstance(executable, str) or not executable:
-        raise ValueError(f"task {task['name']!r} has neither a function nor an executable")
-    keys = ("executable", "arguments", "stdin", "cwd", "environment", "capture", "ready")
-    program = {key: task[key] for key in keys if key in task}  # type: ignore[literal-required]
-    if callable(program.get("ready")):
-        del program["ready"]  # called in this process, not on the worker
-    elif "ready" in program:
-        from rhapsody.sdk import parse_ready
-
-        parse_ready(program["ready"])
-    more["program"] = program
-    if task["is_service"]:
-        more["service"] = True
 
 
 PLAIN = frozenset({int, float, bool, type(None), complex})
@@ -382,12 +312,15 @@ class Packer:
 
     Attributes:
         modules: The main program's own modules, packed by `rhapsody.sdk.own_modules`.
+        workers: The scheduler's description of each worker; `None` until it is requested for the
+            first task that names resources or workers.
     """
 
-    def __init__(self, session: str, threshold: int | None = MIN_BUFFER_SIZE) -> None:
+    def __init__(self, session: str, threshold: int | None) -> None:
         self.modules: bytes | None = own_modules()
+        self.workers: dict[str, Any] | None = None
         self._session = session
-        self._threshold = threshold
+        self._threshold = math.inf if threshold is None else threshold
         self._functions: dict[int, Big] = {}
         self._bigs: dict[int, Big] = {}
 
@@ -399,8 +332,8 @@ class Packer:
         Args:
             task: The description.
             more: Further settings for the worker.
-            held: Number of values that precede the large arguments: first the archive of input
-                files, if there is one, then one value for each reference.
+            held: Number of values that precede the large arguments: one for each reference, then
+                the archive of input files, if there is one.
 
         Returns:
             The packed order, and the task's large values in the order in which Dask must hold them.
@@ -417,113 +350,66 @@ class Packer:
             modules = self.modules and self.modules[:REFERENCE]
             known = self._functions.get(id(function))
             if known is None:
-                known = Big(function, self._dumps(task, function), [])
+                known = Big(function, self._dumps(task, function)[0], [])
                 self._functions[id(function)] = known
             packed = known.payload
-            if self._threshold is not None and len(packed) >= self._threshold:
+            if len(packed) >= self._threshold:
                 packed = held
                 bigs.append(known)
-            first = held - len(task.get("references", ()))
-            places = {uid: first + n for n, uid in enumerate(task.get("references", ()))}
-            arguments = self._arguments(task, bigs, held, places)
-        order = Order(
-            self._session,
-            task["uid"],
-            task["name"],
-            task.get("attempt", 1),
-            packed,
-            arguments,
-            more,
-            modules,
-        )
+            arguments = self._arguments(task, bigs, held)
+        uid, name, attempt = task["uid"], task["name"], task.get("attempt", 1)
+        order = Order(self._session, uid, name, attempt, packed, arguments, more, modules)
         return pickle.dumps(order, 5), bigs
 
-    def _arguments(
-        self,
-        task: TaskDescription,
-        bigs: list[Big],
-        held: int,
-        places: Mapping[str, int],
-    ) -> bytes:
+    def _arguments(self, task: TaskDescription, bigs: list[Big], held: int) -> bytes:
         args, kwargs = task["args"], task["kwargs"]
-        limit = SMALL if self._threshold is None else min(SMALL, self._threshold)
-        if all(_is_small(value, limit) for value in (*args, *kwargs.values())):
+        values = (*args, *kwargs.values())
+        limit = min(SMALL, self._threshold)
+        if all(_is_small(value, limit) for value in values):
             return pickle.dumps((args, kwargs), 5)
         _refuse_futures(task)
-        if self._threshold is not None:
-            for value in (*args, *kwargs.values()):
-                if type(value) in FLAT and len(value) >= self._threshold:
-                    self._big(value)
-        if self._bigs:
-            args, kwargs = self._known_apart(args, kwargs, bigs, held)
-        dumps = partial(_dumps_with_stand_ins, places=places)
-        buffers: list[pickle.PickleBuffer] = []
-
-        def small(buffer: pickle.PickleBuffer) -> bool:
-            try:
-                if self._threshold is None or buffer.raw().nbytes < MIN_BUFFER_SIZE:
-                    return True
-            except BufferError:  # not contiguous
-                return True
-            buffers.append(buffer)
-            return False
-
-        packed = self._dumps(task, (args, kwargs), dumps, buffer_callback=small)
-        whole = {id(value) for value in (*args, *kwargs.values())}
-        if self._threshold is None or (not buffers and len(packed) < self._threshold):
+        places = {uid: place for place, uid in enumerate(task.get("references", ()))}
+        dump = partial(_dumps_with_stand_ins, places=places)
+        apart = self._apart(args, kwargs, bigs, held)
+        size = MIN_BUFFER_SIZE if self._threshold < math.inf else math.inf
+        packed, buffers = self._dumps(task, apart, dump, size)
+        if not buffers and len(packed) < self._threshold:
             return packed
-        # Rare: once per batch and large argument.
-        for value in (*args, *kwargs.values()):  # except those that contain placeholders
-            if type(value) in STAND_INS or id(value) in self._bigs or id(value) not in whole:
-                continue
-            payload, own = pack(value)
-            if (own or len(payload) >= self._threshold) and not places:
-                self._bigs[id(value)] = Big(value, payload, own)
-        args, kwargs = self._known_apart(args, kwargs, bigs, held)
-        return self._dumps(task, (args, kwargs), dumps)
+        for value in values:  # rare: once per batch and large argument
+            if type(value) not in STAND_INS and id(value) not in self._bigs and not places:
+                payload, buffers = pack(value)
+                if buffers or len(payload) >= self._threshold:
+                    self._bigs[id(value)] = Big(value, payload, buffers)
+        return self._dumps(task, self._apart(args, kwargs, bigs, held), dump)[0]
 
-    def _big(self, value: Any) -> None:
-        """Pack a large argument separately; its type is in `FLAT`, so its length is its size."""
-        if id(value) not in self._bigs:
-            self._bigs[id(value)] = Big(value, pack(value)[0], [])
-
-    def _known_apart(
+    def _apart(
         self, args: tuple[Any, ...], kwargs: dict[str, Any], bigs: list[Big], held: int
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Replace each separately packed argument with a placeholder.
+        """Return the arguments with a placeholder for each separately packed argument.
 
         The packed arguments are appended to `bigs`, each of them once.
-
-        Returns:
-            The arguments and the keyword arguments with placeholders.
         """
-        places: dict[int, Value] = {}
 
         def apart(value: Any) -> Any:
             big = self._bigs.get(id(value))
             if big is None:
                 return value
-            if id(value) not in places:
-                places[id(value)] = Value(held + len(bigs))
+            if id(big) not in map(id, bigs):
                 bigs.append(big)
-            return places[id(value)]
+            return Value(held + [*map(id, bigs)].index(id(big)))
 
         return tuple(map(apart, args)), {key: apart(value) for key, value in kwargs.items()}
 
     def _dumps(
-        self,
-        task: TaskDescription,
-        value: Any,
-        dumps: Callable[..., bytes] = dumps,
-        **options: Any,
-    ) -> bytes:
+        self, task: TaskDescription, value: Any, dump: Any = dumps, size: float = math.inf
+    ) -> tuple[bytes, list[pickle.PickleBuffer]]:
         try:
-            return dumps(value, protocol=5, **options)
+            return pack(value, dump, size)
         except Exception as error:  # pickling runs the objects' own code
             raise cannot_pack(task, error, worker="a Dask worker", cure=PICKLE_ADVICE) from error
 
 
-def _is_small(value: Any, limit: int) -> bool:
+def _is_small(value: Any, limit: float) -> bool:
     """Return True if a value needs no placeholder, and pickling it runs no user code."""
     return type(value) in PLAIN or (type(value) in FLAT and len(value) < limit)
 
@@ -586,64 +472,29 @@ class Ready(NamedTuple):
     plain: bool
 
 
-@dataclass(slots=True)
-class Batch:
-    """Data shared by all tasks of one submission.
-
-    Attributes:
-        packer: Packs the tasks.
-        workers: The scheduler's description of each worker; `None` until it is requested for the
-            first task that names resources or workers.
-    """
-
-    packer: Packer
-    workers: dict[str, Any] | None = None
-
-
+@dataclass(eq=False)
 class Submission:
     """Sender that packs the tasks of one backend and sends them to Dask.
 
-    Args:
+    Attributes:
         client: Dask's client.
         session: The backend's session.
         own: The parent directory of sandboxes for which the engine has not chosen a path.
         links: The registered input files of tasks.
         view: The checks of whether the workers see a directory.
         shared: The large arguments on the cluster.
-        share_over: Size in bytes from which an argument is shared, or `None` to share none.
         cluster: The LocalCluster that the backend started, or `None` for an existing cluster.
     """
 
-    def __init__(
-        self,
-        client: Any,
-        session: str,
-        own: str,
-        links: Links,
-        view: View,
-        shared: Shared,
-        share_over: int | None,
-        *,
-        cluster: Any,
-    ) -> None:
-        from rhapsody_dask.worker.entry import run
+    client: Any
+    session: str
+    own: str
+    links: Links
+    view: View
+    shared: Shared
+    cluster: Any
 
-        self._client = client
-        self._session = session
-        self._own = own
-        self._links = links
-        self._view = view
-        self._shared = shared
-        self._share_over = share_over
-        self._cluster = cluster
-        self._entry = run
-        self._reference = task_reference()
-
-    def batch(self) -> Batch:
-        """Return the data for a new batch of tasks."""
-        return Batch(Packer(self._session, self._share_over))
-
-    async def pack(self, call: Call, batch: Batch) -> Ready:
+    async def pack(self, call: Call, packer: Packer) -> Ready:
         """Pack one task.
 
         Returns:
@@ -651,55 +502,22 @@ class Submission:
 
         Raises:
             Exception: The task cannot run on this backend or cannot be pickled.
-        """
+        """  # noqa: DOC501 - a CapabilityError
         task = call.task
         call.demand = demanded = demand(task)
-        more = details(task, demanded, self._own)
-        if demanded.resources or (demanded.workers and self._cluster is not None):
-            await self._require_fit(call, batch)
-        content: list[Big] = []
-        if "sandbox" in more:
-            content = await self._files(call, more)
-        held = len(content) + len(call.references)
-        order, bigs = batch.packer.pack(task, more, held=held)
+        more = details(task, demanded, self.own)
+        if demanded.resources or (demanded.workers and self.cluster is not None):
+            if packer.workers is None:
+                identity = await self.client.scheduler.identity(n_workers=-1)
+                packer.workers = identity["workers"]
+            why = problem(demanded, packer.workers, self.cluster)
+            if why is not None:
+                raise CapabilityError(f"task {task['name']!r} requests {why}")
+        content = await self._files(call, more) if "sandbox" in more else []
+        held = len(call.references) + len(content)
+        order, bigs = packer.pack(task, more, held)
         plain = task["function"] is not None and more.keys() <= {"timeout", "capture"}
         return Ready(call, order, [*content, *bigs], plain and not (held or bigs))
-
-    async def share(self, ready: Sequence[Ready]) -> None:
-        """Send the tasks' large values to the cluster, and record which tasks use them."""
-        bigs = [big for one in ready for big in one.bigs]
-        if not bigs:
-            return
-        entries = await self._shared.put(bigs)
-        for one in ready:
-            for big in one.bigs:
-                entry = entries[id(big.value)]
-                self._shared.use(entry)
-                one.call.entries.append(entry)
-        for entry in entries.values():
-            self._shared.release(entry)  # now the tasks are the users
-
-    def send(self, ready: Sequence[Ready]) -> None:
-        """Send tasks to Dask; consecutive tasks with equal annotations are sent in one graph."""
-        for demanded, group in groupby(ready, key=lambda one: one.call.demand):
-            self._send(list(group), demanded.keywords())
-
-    def _send(self, group: Sequence[Ready], keywords: Mapping[str, Any]) -> None:
-        columns: list[list[Any]] = [[one.order for one in group]]
-        if any(one.call.entries or one.call.references for one in group):
-            columns.append([self._values(one) for one in group])
-        keys = [one.call.key for one in group]
-        futures = self._client.map(self._entry, *columns, key=keys, pure=False, **keywords)
-        for one, future in zip(group, futures, strict=True):
-            one.call.future = future
-
-    def _values(self, one: Ready) -> list[Any]:
-        """Return the values that Dask holds for a task: files, references, large arguments."""
-        call = one.call
-        entries = [entry.future for entry in call.entries]
-        files = sum(big.value is big.payload for big in one.bigs[:1])  # at most one, the first
-        references = [self._reference(key) for key in call.references]
-        return [*entries[:files], *references, *entries[files:]]
 
     async def _files(self, call: Call, more: dict[str, Any]) -> list[Big]:
         """Add a task's input files to its settings.
@@ -708,8 +526,8 @@ class Submission:
             A list with the archive of the files, or an empty list if the workers see the sandbox's
             parent directory or there are no files.
         """
-        links = self._links.take(call.uid)
-        if await self._view.sees(os.path.dirname(more["sandbox"])):
+        links = self.links.take(call.uid)
+        if await self.view.sees(os.path.dirname(more["sandbox"])):
             if links:
                 more["links"] = links
             return []
@@ -717,17 +535,41 @@ class Submission:
         call.links = links
         if not links:
             return []
-        content, names = await in_thread(lambda: content_of(links))
-        more["came"] = names
-        more["links"] = [("content", 0)]
+        content, more["came"] = await in_thread(lambda: content_of(links))
+        more["links"] = [("content", len(call.references))]
         return [Big(content, content, [])]
 
-    async def _require_fit(self, call: Call, batch: Batch) -> None:
-        if batch.workers is None:
-            batch.workers = (await self._client.scheduler.identity(n_workers=-1))["workers"]
-        name, workers, cluster = call.task["name"], batch.workers, self._cluster
-        why = problem(name, call.demand, workers, own=cluster is not None)
-        if why is None and cluster is not None:  # an existing cluster may start workers later
-            why = unknown(name, call.demand, workers, [*cluster.workers])
-        if why is not None:
-            raise CapabilityError(why)
+    async def share(self, ready: Sequence[Ready]) -> None:
+        """Send the tasks' large values to the cluster, and record which tasks use them."""
+        bigs = [big for one in ready for big in one.bigs]
+        if not bigs:
+            return
+        entries = await self.shared.put(bigs)
+        for one in ready:
+            one.call.entries = [entries[id(big.value)] for big in one.bigs]
+            for entry in one.call.entries:
+                self.shared.use(entry)
+        for entry in entries.values():
+            self.shared.release(entry)  # now the tasks are the users
+
+    def send(self, ready: Sequence[Ready]) -> None:
+        """Send tasks to Dask; consecutive tasks with equal annotations are sent in one graph."""
+        for demanded, alike in groupby(ready, key=lambda one: one.call.demand):
+            group = list(alike)
+            calls = [one.call for one in group]
+            columns: list[list[Any]] = [[one.order for one in group]]
+            if any(call.entries or call.references for call in calls):
+                columns.append([_values(call) for call in calls])
+            keys = [call.key for call in calls]
+            keywords = demanded.keywords()
+            futures = self.client.map(run, *columns, key=keys, pure=False, **keywords)
+            for call, future in zip(calls, futures, strict=True):
+                call.future = future
+
+
+def _values(call: Call) -> list[Any]:
+    """Return the values that Dask holds for a task: references, files, large arguments."""
+    # Private, but a future, the public alternative, exists only after its task's graph is sent.
+    from dask._task_spec import TaskRef
+
+    return [*map(TaskRef, call.references), *(entry.future for entry in call.entries)]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pickle import PickleBuffer
 from typing import Any, NamedTuple
 
@@ -42,6 +43,7 @@ class Big(NamedTuple):
     buffers: list[PickleBuffer]
 
 
+@dataclass(slots=True, eq=False)
 class Entry:
     """Large argument on the cluster.
 
@@ -53,14 +55,11 @@ class Entry:
         timer: The timer that drops the entry; `None` while tasks use the argument.
     """
 
-    __slots__ = ("digest", "future", "size", "timer", "users")
-
-    def __init__(self, digest: str, future: Any, size: int) -> None:
-        self.digest: str = digest
-        self.future: Any = future
-        self.size: int = size
-        self.users: int = 0
-        self.timer: asyncio.TimerHandle | None = None
+    digest: str
+    future: Any
+    size: int
+    users: int = 0
+    timer: asyncio.TimerHandle | None = None
 
     @property
     def lost(self) -> bool:
@@ -79,7 +78,6 @@ class Shared:
     def __init__(self, client: Any, prefix: str) -> None:
         self._client = client
         self._prefix = prefix
-        self._idle: dict[Entry, None] = {}  # entries without users, oldest first
         self._entries: dict[str, Entry] = {}
 
     def __len__(self) -> int:
@@ -127,7 +125,6 @@ class Shared:
     def use(self, entry: Entry) -> None:
         """Add a user to an entry."""
         entry.users += 1
-        self._idle.pop(entry, None)
         if entry.timer is not None:
             entry.timer.cancel()
             entry.timer = None
@@ -140,29 +137,22 @@ class Shared:
         """
         entry.users -= 1
         if entry.users == 0:
-            loop = asyncio.get_running_loop()
-            entry.timer = loop.call_later(IDLE_SECONDS, self._drop, entry)
-            self._idle[entry] = None
-            while len(self._idle) > 1 and sum(each.size for each in self._idle) > MAX_IDLE_SIZE:
-                self._drop(next(iter(self._idle)))
+            entry.timer = asyncio.get_running_loop().call_later(IDLE_SECONDS, self._drop, entry)
+            unused = [each for each in self._entries.values() if each.users == 0]
+            while len(unused) > 1 and sum(each.size for each in unused) > MAX_IDLE_SIZE:
+                self._drop(unused.pop(0))
 
     def _drop(self, entry: Entry) -> None:
-        if entry.users == 0:
-            self._idle.pop(entry, None)
-            if entry.timer is not None:
-                entry.timer.cancel()
-            if self._entries.get(entry.digest) is entry:
-                del self._entries[entry.digest]
-            entry.future = None
+        if entry.timer is not None:
+            entry.timer.cancel()
+        if self._entries.get(entry.digest) is entry:
+            del self._entries[entry.digest]
+        entry.future = None
 
     def close(self) -> None:
         """Release all arguments."""
-        for entry in self._entries.values():
-            if entry.timer is not None:
-                entry.timer.cancel()
-            entry.future = None
-        self._entries.clear()
-        self._idle.clear()
+        for entry in [*self._entries.values()]:
+            self._drop(entry)
 
 
 def _snapshot(big: Big) -> tuple[str, Reply]:

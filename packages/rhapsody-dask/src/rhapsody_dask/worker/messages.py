@@ -1,4 +1,8 @@
-"""Messages between the backend and its workers, and the pickling of values in them.
+"""Messages between the backend and its workers, and the functions that Dask's graphs call.
+
+The scheduler imports this module to unpickle graphs, but the user's modules and most of Rhapsody's
+modules may be missing there. This module therefore imports little, and a task's data is passed as
+bytes.
 
 Placeholders in a pickle call functions of this module during unpickling, so they are replaced at
 any depth without a search.
@@ -6,10 +10,14 @@ any depth without a search.
 
 from __future__ import annotations
 
+import io
 import os
 import pickle
+import tarfile
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from rhapsody.sdk import OWN_FILES as SDK_FILES
@@ -54,6 +62,7 @@ class Order(NamedTuple):
     modules: bytes | None = None
 
 
+@dataclass(slots=True, eq=False, repr=False)
 class Reply:
     """Outcome of a task.
 
@@ -68,22 +77,12 @@ class Reply:
             task has used the value, and for types that are not in `UNCHANGEABLE`.
     """
 
-    __slots__ = ("buffers", "kept", "kind", "more", "payload", "worker")
-
-    def __init__(
-        self,
-        kind: int,
-        payload: Any = b"",
-        buffers: Sequence[Any] = (),
-        more: Mapping[str, Any] | None = None,
-        worker: str | None = None,
-    ) -> None:
-        self.kind: int = kind
-        self.payload: Any = payload
-        self.buffers: Sequence[Any] = buffers
-        self.more: Mapping[str, Any] | None = more
-        self.worker: str | None = worker
-        self.kept: tuple[Any] | None = None
+    kind: int
+    payload: Any = b""
+    buffers: Sequence[Any] = ()
+    more: Mapping[str, Any] | None = None
+    worker: str | None = None
+    kept: tuple[Any] | None = field(default=None, init=False)
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         payload: Any = self.payload
@@ -99,10 +98,7 @@ class Reply:
 
     def __sizeof__(self) -> int:
         """Return the size that Dask should count toward the worker's memory."""
-        size = 200 + len(self.payload)
-        for buffer in self.buffers:
-            size += memoryview(buffer).nbytes
-        return size
+        return 200 + len(self.payload) + sum(memoryview(each).nbytes for each in self.buffers)
 
 
 GroupReplies = dict[str, tuple[Reply, float]]
@@ -149,20 +145,20 @@ def key_of(name: str, session: str, uid: str) -> str:
     return f"{name}-{session}-{uid}"
 
 
-def pack(value: Any) -> tuple[bytes, list[pickle.PickleBuffer]]:
-    """Pickle a value, and return its large buffers separately."""
+def pack(
+    value: Any, dump: Callable[..., bytes] = dumps, size: float = MIN_BUFFER_SIZE
+) -> tuple[bytes, list[pickle.PickleBuffer]]:
+    """Pickle a value, and return its buffers of at least `size` bytes separately."""
     buffers: list[pickle.PickleBuffer] = []
 
-    def small(buffer: pickle.PickleBuffer) -> bool:
-        try:
-            if buffer.raw().nbytes < MIN_BUFFER_SIZE:
-                return True
-        except BufferError:  # not contiguous
-            return True
-        buffers.append(buffer)
-        return False
+    def inside(buffer: pickle.PickleBuffer) -> bool:
+        with suppress(BufferError):  # not contiguous
+            if buffer.raw().nbytes >= size:
+                buffers.append(buffer)
+                return False
+        return True
 
-    return dumps(value, protocol=5, buffer_callback=small), buffers
+    return dump(value, protocol=5, buffer_callback=inside), buffers
 
 
 def unpack(payload: Any, buffers: Sequence[Any] = ()) -> Any:
@@ -199,7 +195,7 @@ class Value:
         self.place: int = place
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _value, (self.place,)
+        return value_here, (self.place,)
 
 
 def unpacked(packed: bytes, values: Sequence[Any], sandbox: str | None = None) -> Any:
@@ -220,7 +216,8 @@ def unpacked(packed: bytes, values: Sequence[Any], sandbox: str | None = None) -
         _now.values = _now.made = _now.sandbox = None
 
 
-def _value(place: int) -> Any:
+def value_here(place: int) -> Any:
+    """Return the value for a `Value` or a reference; called during unpickling."""
     made = _now.made
     if place not in made:
         reply = _now.values[place]
@@ -234,15 +231,94 @@ def _value(place: int) -> Any:
     return made[place]
 
 
-def value_here(place: int) -> Any:
-    """Return the value for a `Value` or a reference; called during unpickling."""
-    return _value(place)
-
-
 def file_here(kind: Any, state: dict[str, Any]) -> Any:
     """Return a declared file bound to the sandbox on this worker; called during unpickling."""
     file = object.__new__(kind)
     for name, value in state.items():
         object.__setattr__(file, name, value)
-    sandbox = getattr(_now, "sandbox", None)
-    return file if sandbox is None else file.bound_to(sandbox)
+    return file if _now.sandbox is None else file.bound_to(_now.sandbox)
+
+
+# Files.
+
+
+def pack_files(files: Iterable[tuple[str, str]]) -> tuple[bytes, list[str]]:
+    """Pack files and directories, given as pairs of a name and a path.
+
+    Returns:
+        The archive, and the names of entries that were left out: dangling links, links that lead
+        out of a directory, pipes and devices. Sockets are left out as well, but not named.
+    """
+    target = io.BytesIO()
+    left_out: list[str] = []
+
+    def fits(entry: tarfile.TarInfo) -> tarfile.TarInfo | None:
+        try:
+            tarfile.data_filter(entry, "/sandbox")  # as during unpacking
+        except tarfile.FilterError:
+            left_out.append(entry.name)
+            return None
+        return entry
+
+    with tarfile.open(fileobj=target, mode="w") as archive:
+        for name, path in files:
+            try:
+                archive.add(os.path.realpath(path), name, filter=fits)
+            except FileNotFoundError:
+                left_out.append(name)
+    return target.getvalue(), sorted(left_out)
+
+
+def unpack_files(packed: Any, directory: str) -> None:
+    """Extract packed files to a directory.
+
+    Existing files are kept, and nothing is written outside the directory.
+    """
+    with tarfile.open(fileobj=io.BytesIO(packed), mode="r") as archive:
+        for member in archive.getmembers():
+            if not os.path.lexists(os.path.join(directory, member.name)):
+                archive.extract(member, directory, filter="data")
+
+
+# Functions that Dask calls.
+
+
+def run(order: bytes, values: Sequence[Any] = ()) -> Reply:
+    """Run one task on this worker.
+
+    Args:
+        order: The packed `Order`.
+        values: Values that Dask holds for the task: large arguments, and replies of tasks that it
+            depends on.
+
+    Returns:
+        The reply.
+    """
+    from rhapsody_dask.worker.running import run_order
+
+    return run_order(order, values)
+
+
+def run_group(order: bytes) -> GroupReplies:
+    """Run the calls of a packed group on this worker; see `rhapsody_dask.groups`."""
+    from rhapsody_dask.worker.running import run_group
+
+    return run_group(order)
+
+
+def stuck(dask_scheduler: Any) -> tuple[list[str], list[str]]:
+    """Return up to 10 addresses of workers, and up to 1,000 keys of tasks that no worker can run.
+
+    Called through `Client.run_on_scheduler`.
+    """
+    tasks = list(dask_scheduler.unrunnable)
+    return list(dask_scheduler.workers)[:10], [str(task.key) for task in tasks[:1000]]
+
+
+def has_dashboard(dask_scheduler: Any) -> bool:
+    """Return True if a scheduler serves a dashboard; called through `Client.run_on_scheduler`.
+
+    The scheduler has a port for a dashboard even if it serves none.
+    """
+    applications = getattr(dask_scheduler.http_application, "applications", ())
+    return any("Bokeh" in type(application).__name__ for application in applications)

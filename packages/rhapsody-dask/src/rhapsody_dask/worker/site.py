@@ -11,26 +11,32 @@ import os
 import signal
 import threading
 import uuid
-from collections import OrderedDict, deque
-from collections.abc import Callable, Coroutine, Iterable
+from collections import deque
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
+from dataclasses import dataclass, field
 from hashlib import blake2b
-from time import monotonic, time
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from rhapsody.sdk import Reaper, SharedLoop, TaskContext, streams
 from rhapsody_dask.worker.messages import GroupReplies, Order, key_of
 
 
+@dataclass(slots=True, eq=False)
 class Waiting:
-    """Entry in the queue of a `Gate`: a task that waits for its cores."""
+    """Entry in the queue of a `Gate`: a task that waits for its cores.
 
-    __slots__ = ("cores", "granted", "turn")
+    Attributes:
+        cores: Number of cores.
+        granted: True if the task has its cores.
+        turn: Event that is set when the task has its cores or is canceled.
+    """
 
-    def __init__(self, cores: float) -> None:
-        self.cores: float = cores
-        self.granted: bool = False
-        self.turn: threading.Event = threading.Event()
+    cores: float
+    granted: bool = False
+    turn: threading.Event = field(default_factory=threading.Event)
 
 
 class Gate:
@@ -49,30 +55,18 @@ class Gate:
         self._free_gpus = list(gpus)
         self._queue: deque[Waiting] = deque()
 
-    def enter(self, cores: float) -> Waiting | None:
-        """Take cores, or join the queue if they are not free or other tasks are waiting.
-
-        Returns:
-            `None` if the task has its cores, otherwise the entry to pass to `wait`.
-        """
+    def enter(self, cores: float) -> Waiting:
+        """Join the queue for cores; the event of the entry is set when it is the task's turn."""
         with self._lock:
-            if not self._queue and self._free >= cores:
-                self._take(cores)
-                return None
             waiting = Waiting(min(cores, self.cores))
             self._queue.append(waiting)
             self._serve()
             return waiting
 
-    def wait(self, waiting: Waiting) -> bool:
-        """Block the thread until the task has its cores; return False if the task was canceled."""
-        waiting.turn.wait()
-        return waiting.granted
-
     def cancel(self, waiting: Waiting) -> None:
         """Remove a waiting task from the queue and wake its thread."""
         with self._lock:
-            if not waiting.granted and waiting in self._queue:
+            if waiting in self._queue:
                 self._queue.remove(waiting)
                 self._serve()
         waiting.turn.set()
@@ -80,8 +74,7 @@ class Gate:
     def leave(self, cores: float) -> None:
         """Release the cores of a task; `cores` is the number that was passed to `enter`."""
         with self._lock:
-            self._take(-min(cores, self.cores))
-            self._serve()
+            self._serve(min(cores, self.cores))
 
     def take_gpus(self, count: int) -> tuple[str, ...]:
         """Take up to `count` GPUs that are free, and return their names."""
@@ -94,13 +87,11 @@ class Gate:
         with self._lock:
             self._free_gpus.extend(gpus)
 
-    def _take(self, cores: float) -> None:
-        self._free = round(self._free - cores, 3)  # fractions are multiples of 0.001
-
-    def _serve(self) -> None:
+    def _serve(self, released: float = 0) -> None:
+        self._free = round(self._free + released, 3)  # fractions are multiples of 0.001
         while self._queue and self._free >= self._queue[0].cores:
             waiting = self._queue.popleft()
-            self._take(waiting.cores)
+            self._free = round(self._free - waiting.cores, 3)
             waiting.granted = True
             waiting.turn.set()
 
@@ -118,8 +109,7 @@ class WaitingLoop:
     def __init__(self) -> None:
         self._loop = SharedLoop("rhapsody-coroutines")
         self._lock = threading.Lock()
-        self._users = 0
-        self._closed = False
+        self._users = 1  # the site
 
     def run(
         self, coroutine: Coroutine[Any, Any, Any], started: Callable[[Any, Any], object]
@@ -155,18 +145,14 @@ class WaitingLoop:
         try:
             return outcome.result()
         finally:
-            with self._lock:
-                self._users -= 1
-                last = self._closed and not self._users
-            if last:
-                self._loop.stop(STOP_TIMEOUT)
+            self.leave()
 
-    def close(self) -> None:
-        """Stop the loop as soon as no coroutine runs on it."""
+    def leave(self) -> None:
+        """Stop the loop unless a coroutine runs on it or the site is open."""
         with self._lock:
-            self._closed = True
-            idle = not self._users
-        if idle:
+            self._users -= 1
+            last = not self._users
+        if last:
             self._loop.stop(STOP_TIMEOUT)
 
 
@@ -239,48 +225,58 @@ class Notes:
         self._free.append(place)
 
 
+@dataclass(slots=True, eq=False)
 class Running:
     """Task or group that has started on this worker.
 
     Attributes:
+        site: The site of the backend on this worker.
+        order: The task's description.
+        values: The values that Dask holds for the task.
+        replies: The replies of a group so far; `None` for other tasks.
         uid: The uid of the attempt or of the group.
+        context: The value of `current_task()` in the task.
         token: The id of this start of the attempt, unique among all workers.
         cancelled: True if the task's cancellation was requested.
         stop: Function that stops the task, on any thread; `None` if the task cannot be stopped.
-        context: The value of `current_task()` in the task.
-        waiting: The task's entry in the gate's queue, or `None` if the task did not have to wait.
+        waiting: The task's entry in the gate's queue; `None` if the task needs no cores.
         cores: Number of cores that the task has taken from the gate.
         gpus: The names of the GPUs that the task has taken from the gate.
         place: The offset of the task's mark in the worker's notes; `None` until the task has its
             cores, or if the worker writes no notes.
         since: The time when the task received its cores, by the monotonic clock.
-        replies: The replies of a group so far; `None` for other tasks.
     """
 
-    __slots__ = (
-        "cancelled", "context", "cores", "gpus", "place", "replies", "since", "stop", "token",
-        "uid", "waiting",
-    )  # fmt: skip
+    site: Site
+    order: Order
+    values: Sequence[Any] = ()
+    replies: GroupReplies | None = None
+    uid: str = field(init=False)
+    context: TaskContext = field(init=False)
+    token: str = field(default_factory=lambda: uuid.uuid4().hex[:8])
+    cancelled: bool = False
+    stop: Callable[[], object] | None = None
+    waiting: Waiting | None = None
+    cores: float = 0
+    gpus: tuple[str, ...] = ()
+    place: int | None = None
+    since: float = 0.0
 
-    def __init__(self, order: Order, replies: GroupReplies | None = None) -> None:
-        self.uid: str = order.uid
-        self.replies: GroupReplies | None = replies
-        self.since: float = 0.0
-        self.token: str = uuid.uuid4().hex[:8]
-        self.cancelled: bool = False
-        self.stop: Callable[[], object] | None = None
-        self.waiting: Waiting | None = None
-        self.cores: float = 0
-        self.gpus: tuple[str, ...] = ()
-        self.place: int | None = None
-        timeout = order.more.get("timeout")
-        self.context: TaskContext = TaskContext(
-            uid=order.uid,
-            name=order.name,
-            attempt=order.attempt,
-            sandbox=order.more.get("sandbox"),
-            deadline=None if timeout is None else time() + timeout,
-        )
+    def __post_init__(self) -> None:
+        order = self.order
+        more = {"uid": order.uid, "name": order.name, "attempt": order.attempt, **order.more}
+        self.uid, self.context = order.uid, TaskContext.of(more)
+
+    def stop_with(self, loop: Any, stop: Callable[[], object]) -> None:
+        """Let other threads stop the task by calling a function on the loop that runs it."""
+
+        def call() -> None:
+            with suppress(RuntimeError):  # the loop is closed: the task has ended
+                loop.call_soon_threadsafe(stop)
+
+        self.stop = call
+        if self.cancelled:
+            call()
 
 
 class Site:
@@ -310,7 +306,7 @@ class Site:
         self.notes: Notes | None = Notes(notes_of(notes, worker.address)) if notes else None
         self._lock = threading.Lock()
         self._running: dict[str, Running] = {}
-        self._cancelled: OrderedDict[str, None] = OrderedDict()
+        self._cancelled: dict[str, None] = {}  # oldest first
         self._fresh: list[Running] = []
         self._armed = False
 
@@ -337,7 +333,8 @@ class Site:
         self._fresh.append(running)
         if not self._armed:
             self._armed = True
-            self.worker.loop.add_callback(self._arm)
+            loop = self.worker.loop
+            loop.add_callback(loop.call_later, REPORT_AFTER, self._report)
 
     def note(self, running: Running) -> None:
         """Record in the worker's notes that a task or group has started."""
@@ -378,11 +375,16 @@ class Site:
                 running = self._running.get(uid)
                 if running is None:
                     self._cancelled[uid] = None
-                    while len(self._cancelled) > MAX_CANCELED:
-                        self._cancelled.popitem(last=False)
+                    if len(self._cancelled) > MAX_CANCELED:
+                        del self._cancelled[next(iter(self._cancelled))]
                     continue
             started.append(uid)
-            self._stop(running)
+            running.cancelled = True
+            running.context.request_cancel()
+            if running.waiting is not None:
+                self.gate.cancel(running.waiting)
+            if running.stop is not None:
+                running.stop()
         return started
 
     def stop_group(self, group: str, uid: str) -> GroupReplies | None:
@@ -402,14 +404,6 @@ class Site:
             running.cancelled = True
             return {**running.replies}
 
-    def _stop(self, running: Running) -> None:
-        running.cancelled = True
-        running.context.request_cancel()
-        if running.waiting is not None:
-            self.gate.cancel(running.waiting)
-        if running.stop is not None:
-            running.stop()
-
     def seceded(self, key: str) -> None:
         """Release the cores of a task that has left Dask's thread pool.
 
@@ -426,13 +420,7 @@ class Site:
 
     def stop_all(self) -> None:
         """Stop all tasks; called when the site closes."""
-        with self._lock:
-            tasks = list(self._running.values())
-        for running in tasks:
-            self._stop(running)
-
-    def _arm(self) -> None:
-        self.worker.loop.call_later(REPORT_AFTER, self._report)
+        self.cancel([*self._running])
 
     def _report(self) -> None:
         self._armed = False
@@ -445,7 +433,7 @@ class Site:
         if len(started) < len(running):
             self._fresh += [one for one in running if one.since > until]
             self._armed = True
-            self._arm()
+            self.worker.loop.call_later(REPORT_AFTER, self._report)
 
 
 supervisor: Reaper = Reaper()
@@ -485,13 +473,13 @@ def close_site(worker: Worker, session: str) -> None:
     if site is None:
         return
     site.stop_all()
-    site.waiting.close()
+    site.waiting.leave()
     streams.release()
     if not _sites:
         supervisor.stop()
 
 
-def site_of(worker: Worker, session: str) -> Site | None:
+def site_of(worker: Any, session: str) -> Site | None:
     """Return a backend's site on a worker, or `None` if the site is not open."""
     return _sites.get((session, worker.address))
 
@@ -531,10 +519,7 @@ def _host(address: str) -> str:
 
 def _gpus(count: int) -> tuple[str, ...]:
     """Return the names of the GPUs that a worker may assign."""
-    if not count:
-        return ()
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    names = [name.strip() for name in visible.split(",")] if visible else []
-    if len(names) < count:
-        names = [str(number) for number in range(count)]
+    names = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")]
+    if not names[0] or len(names) < count:
+        names = [*map(str, range(count))]
     return tuple(names[:count])

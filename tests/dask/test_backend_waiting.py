@@ -25,8 +25,8 @@ async def test_the_reason_why_tasks_wait_is_logged_repeatedly(
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("rhapsody_dask.requests.FIRST_CHECK", 0.1)
-    monkeypatch.setattr("rhapsody_dask.requests.WARNING_INTERVAL", 0.1)
+    monkeypatch.setattr("rhapsody_dask.backend.FIRST_CHECK", 0.1)
+    monkeypatch.setattr("rhapsody_dask.backend.WARNING_INTERVAL", 0.1)
     task = waiting.function_task(int)
     first = task(1)
     await _logged(caplog, "tasks waiting: 1; the Dask scheduler at tcp://127.0.0.1:", 2)
@@ -38,4 +38,4 @@ async def test_the_reason_why_tasks_wait_is_logged_repeatedly(
     await lost.ended()
     caplog.clear()
     assert await task(3) == 3
-    assert not [one for one in caplog.records if one.name == "rhapsody_dask.requests"]
+    assert not [one for one in caplog.records if one.name == "rhapsody_dask.backend"]

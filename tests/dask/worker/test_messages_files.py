@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rhapsody_dask.worker.programs import pack_files, unpack_files
+from rhapsody_dask.worker.messages import pack_files, unpack_files
 
 pytestmark = pytest.mark.timeout(60)
 
