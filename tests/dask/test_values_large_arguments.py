@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 
 from rhapsody import WorkflowEngine
+from rhapsody.states import TasksMainStates
+from rhapsody.testing import Driver
 from rhapsody_dask import DaskExecutionBackend
 
 np = pytest.importorskip("numpy")
@@ -90,6 +92,28 @@ async def test_a_large_argument_is_released_after_its_last_task(
     async with asyncio.timeout(30):
         while len(backend._shared) or await _keys_on_workers(backend):  # noqa: ASYNC110
             await asyncio.sleep(0.02)
+
+
+async def test_an_argument_of_a_task_canceled_while_it_is_sent_is_released(
+    backend: DaskExecutionBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rhapsody_dask.values.IDLE_SECONDS", 0.0)
+    scatter = backend.client.scatter
+
+    async def scatter_after_the_end(*args: Any, **kwargs: Any) -> Any:
+        await backend.cancel_all_tasks()
+        async with asyncio.timeout(60):
+            while backend.still_running:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        return await scatter(*args, **kwargs)
+
+    monkeypatch.setattr(backend.client, "scatter", scatter_after_the_end)
+    async with Driver(backend) as driver:
+        end = await driver.run_one(driver.call(len, b"z" * 3_000_000))
+        assert end.state is TasksMainStates.CANCELED
+        async with asyncio.timeout(60):
+            while len(backend._shared):  # noqa: ASYNC110
+                await asyncio.sleep(0.02)
 
 
 async def _keys_on_workers(backend: DaskExecutionBackend) -> list[str]:

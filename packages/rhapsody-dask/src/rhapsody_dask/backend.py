@@ -319,6 +319,9 @@ class DaskExecutionBackend(ManagedBackend):
                 await self._explain(error)
             raise
         live = [one for one in ready if one.call.uid in self.open_tasks]
+        for one in ready:
+            if one.call.uid not in self.open_tasks:  # canceled while its values were sent
+                self._results.release(one.call)
         self._send(self._groups.take(live) if self._batch_calls else live)
 
     def _send(self, ready: Sequence[Ready]) -> None:

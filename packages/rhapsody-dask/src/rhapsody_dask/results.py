@@ -166,7 +166,7 @@ class Results:
         """Forget a task that was not submitted, without reporting it to the engine."""
         if self.tasks.get(call.uid) is call:
             del self.tasks[call.uid]
-            self._release(call)
+            self.release(call)
             self.ended.set()
 
     def settle(self, call: Call, kind: int) -> None:
@@ -218,11 +218,11 @@ class Results:
                 # Explicitly, because a `gather` of several futures may still refer to this one.
                 call.future.release()
             call.future = None
-            self._release(call)
+            self.release(call)
         self.notify(task, ENDS[kind])
         self.ended.set()
 
-    def _release(self, call: Call) -> None:
+    def release(self, call: Call) -> None:
         """Release the large arguments of a task."""
         entries, call.entries = call.entries, []
         for entry in entries:
@@ -278,7 +278,7 @@ class Results:
         """Release the large arguments of a task whose value is no longer held, on any thread."""
         if call.entries:
             with suppress(RuntimeError):  # the loop is closed, and so is the backend
-                self._loop.call_soon_threadsafe(self._release, call)
+                self._loop.call_soon_threadsafe(self.release, call)
 
     # Events of tasks.
 
