@@ -188,7 +188,7 @@ class ModulesSetup(WorkerPlugin):
     def __init__(self, session: str, modules: bytes) -> None:
         from rhapsody.sdk import REFERENCE
 
-        self.reference = modules[:REFERENCE]
+        self.reference: bytes = modules[:REFERENCE]
         self.name: str = f"rhapsody-{session}-modules-{self.reference.hex()}"
         self.modules = modules
 
