@@ -90,7 +90,7 @@ async def test_an_observer_of_calls_alone_receives_them() -> None:
         ((object(),), "<object>"),
         ((float("nan"), -0.0, "'"), 'nan, -0.0, "\'"'),
     ],
-    ids=str,
+    ids=["short", "integer", "string", "list", "object", "floats"],
 )
 async def test_arguments_are_shortened(args: tuple[Any, ...], text: str) -> None:
     calls = Calls()
