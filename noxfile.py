@@ -82,6 +82,8 @@ MINIMUMS = [
     "tests/core/cli/test_completion.py",
     "tests/core/cli/test_doctor.py",
     "tests/core/cli/test_new_backend.py",
+    "tests/core/cli/test_runs.py",
+    "tests/core/cli/test_status.py",
     "tests/core/cli/test_config.py",
     "tests/core/observers/test_progress.py",
     "tests/core/observers/test_display_notebook.py",

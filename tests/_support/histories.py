@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
+import pty
 import socket
+import struct
 import subprocess
 import sys
-from contextlib import AbstractContextManager, chdir
+import termios
+from contextlib import AbstractContextManager, chdir, suppress
 from pathlib import Path
 from typing import Any
 
@@ -118,3 +122,19 @@ def started(program: str, directory: Path, *arguments: str) -> subprocess.Popen[
         start_new_session=True,
         env={**os.environ, "PYTHONUNBUFFERED": "1"},
     )
+
+
+def on_terminal(*arguments: str) -> str:
+    """The output of a successful command on a terminal of 80 columns, in the current directory."""
+    ours, terminal = pty.openpty()
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+    command = [sys.executable, "-m", "rhapsody", *arguments]
+    with subprocess.Popen(command, stdin=terminal, stdout=terminal) as process:
+        os.close(terminal)
+        text = b""
+        with suppress(OSError):  # the process has ended
+            while found := os.read(ours, 65536):
+                text += found
+    os.close(ours)
+    assert process.returncode == 0
+    return text.decode()

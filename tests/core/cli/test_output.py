@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from rhapsody.cli.output import table
+import pytest
+
+from rhapsody.cli.output import printable, shortened, table, text_width
 
 
 def test_tables_are_aligned_and_have_no_trailing_blanks() -> None:
@@ -11,3 +13,38 @@ def test_tables_are_aligned_and_have_no_trailing_blanks() -> None:
         "wide cell  x",
         "y",
     ]
+
+
+def test_numbers_are_aligned_to_the_right() -> None:
+    assert table(("NAME", "N"), [("a", "10"), ("b", "5")], numbers=("N",)) == [
+        "NAME   N",
+        "a     10",
+        "b      5",
+    ]
+
+
+def test_columns_are_shortened_in_order_until_the_table_fits(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rows = [("x" * 30, "y" * 30, "1")]
+    header, flexible = ("A", "B", "C"), ("B", "A")
+    assert table(header, rows, flexible=flexible)[1] == "  ".join(rows[0])
+    monkeypatch.setattr("rhapsody.cli.output.terminal_width", lambda: 50)
+    assert table(header, rows, flexible=flexible)[1] == f"{'x' * 30}  {'y' * 12}...  1"
+    monkeypatch.setattr("rhapsody.cli.output.terminal_width", lambda: 30)
+    assert table(header, rows, flexible=flexible)[1] == f"{'x' * 14}...  {'y' * 5}...  1"
+    monkeypatch.setattr("rhapsody.cli.output.terminal_width", lambda: 5)
+    assert table(header, rows, flexible=flexible)[1] == "xxxxx...  yyyyy...  1"
+
+
+def test_wide_characters_take_two_columns() -> None:
+    name = "\u6f22\u5b57"
+    assert text_width(name) == 4
+    assert table(("A", "B"), [(name, "x"), ("abcd", "y")]) == ["A     B", f"{name}  x", "abcd  y"]
+    assert shortened(name * 10, 11) == f"{name * 2}..."
+
+
+def test_control_characters_are_escaped() -> None:
+    assert printable("a\x1b[2J\tb\n") == "a\\x1b[2J\\tb\\n"
+    assert printable("\u00e9 ok") == "\u00e9 ok"
+    assert table(("A",), [("x\ny",)]) == ["A", "x\\ny"]

@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import pty
-import subprocess
-import sys
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from rhapsody.cli import main
-from tests._support.histories import BEGIN, Records, call, end, finish, start
+from tests._support.histories import BEGIN, Records, call, end, finish, on_terminal, start
 
 NAMES = ["20260101T000000-align-00a1", "20260102T000000-screen-00b2", "20260103T000000-align-00c3"]
 
@@ -134,24 +129,9 @@ def test_a_terminal_shows_colors_unless_they_are_turned_off(
 ) -> None:
     monkeypatch.setenv("TERM", "xterm-256color")
     monkeypatch.delenv("NO_COLOR", raising=False)
-    assert "\x1b[31mfailed\x1b[0m" in on_terminal()
+    assert "\x1b[31mfailed\x1b[0m" in on_terminal("runs")
     monkeypatch.setenv("NO_COLOR", "1")
-    assert "\x1b[31m" not in on_terminal()
-
-
-def on_terminal() -> str:
-    """The output of `rhapsody runs` on a terminal."""
-    ours, terminal = pty.openpty()
-    command = [sys.executable, "-m", "rhapsody", "runs"]
-    with subprocess.Popen(command, stdin=terminal, stdout=terminal) as process:
-        os.close(terminal)
-        text = b""
-        with suppress(OSError):  # the process has ended
-            while found := os.read(ours, 65536):
-                text += found
-    os.close(ours)
-    assert process.returncode == 0
-    return text.decode()
+    assert "\x1b[31m" not in on_terminal("runs")
 
 
 def test_help(capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -16,7 +17,16 @@ import pytest
 
 from rhapsody.cli import main
 from rhapsody.staging.fsutil import FileLock
-from tests._support.histories import Records, call, end, finish, start, started, submit
+from tests._support.histories import (
+    Records,
+    call,
+    end,
+    finish,
+    on_terminal,
+    start,
+    started,
+    submit,
+)
 from tests._support.programs import PATIENCE
 
 NAME = "20260102T000000-align-00b2"
@@ -184,6 +194,21 @@ def test_watch_prints_a_line_for_each_change_until_the_run_ends(
     assert "3 done" in lines[2]
     assert lines[3] == f"align.py, run {NAME}"
     assert lines[4].startswith("failed in 5.0 s")
+
+
+def test_watch_on_a_terminal_shows_the_status_in_place(
+    records: Records, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.delenv("COLUMNS", raising=False)
+    records.write(NAME, *LINES, *finish(5, "failed", tasks=9, done=1))
+    text = on_terminal("status", "--watch")
+    screen, _, rest = text.partition("\x1b[?1049l")  # end of the alternate screen
+    for each in screen, rest:
+        assert f"align.py, run {NAME}" in each
+        assert "\x1b[31mfailed\x1b[0m" in each
+    plain = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", rest)
+    assert max(map(len, plain.splitlines())) <= 80
 
 
 def test_watch_ends_if_the_run_is_killed(
