@@ -5,9 +5,8 @@ from __future__ import annotations
 import logging
 import threading
 import weakref
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
-from itertools import repeat
 from typing import Any
 
 from rhapsody.engine.background import Background
@@ -179,21 +178,23 @@ def _events(rows: list[Any], epoch: float) -> tuple[TaskEvent, ...]:
     Returns:
         The events, one for each row.
     """
-    (
-        uids, tasks, attempts, states, natives, backends, times, workers, scopes, errors,
-        sandboxes, ends,
-    ) = (rows[column::_COLUMNS] for column in range(_COLUMNS))  # fmt: skip
-    rest: Iterable[Iterable[Any]] = map(repeat, _NO_END)
-    if any(ends):
-        rest = zip(*[end or _NO_END for end in ends], strict=True)
-    outputs, complaints, codes, usages, retried, files, resources = rest
-    columns = zip(
-        uids, [task.name for task in tasks], attempts, states, natives, backends,
-        [epoch + time for time in times], times, workers, scopes, errors, sandboxes,
-        outputs, complaints, [task.kind for task in tasks], codes, usages, retried, files,
-        resources, strict=False,
-    )  # fmt: skip
-    return tuple(map(_event, columns))
+    made: list[TaskEvent] = []
+    add = made.append
+    for row in zip(*[iter(rows)] * _COLUMNS, strict=True):
+        (
+            uid, task, attempt, state, native, backend, when, worker, scope, error, sandbox, end,
+        ) = row  # fmt: skip
+        stdout, stderr, exit_code, usage, retried, files, resources = end or _NO_END
+        add(
+            _event(
+                (
+                    uid, task.name, attempt, state, native, backend, epoch + when, when, worker,
+                    scope, error, sandbox, stdout, stderr, task.kind, exit_code, usage, retried,
+                    files, resources,
+                )
+            )
+        )  # fmt: skip
+    return tuple(made)
 
 
 _MARK = "_rhapsody_engine"

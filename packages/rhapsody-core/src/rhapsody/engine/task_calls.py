@@ -71,9 +71,9 @@ class CallRows:
         rows, self._rows = self._rows, []
         process: list[Secrets] = []
         for first in range(0, len(rows), _COLUMNS * size):
-            batch = rows[first : first + _COLUMNS * size]
-            columns = (batch[column::_COLUMNS] for column in range(_COLUMNS))
-            yield tuple(_described(each, epoch, process) for each in zip(*columns, strict=True))
+            batch = iter(rows[first : first + _COLUMNS * size])
+            each = zip(*[batch] * _COLUMNS, strict=True)
+            yield tuple(_described(row, epoch, process) for row in each)
 
 
 def _described(row: tuple[Any, ...], epoch: float, process: list[Secrets]) -> TaskCall:
