@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import io
+import sys
+
 import pytest
 
-from rhapsody.cli.output import printable, shortened, table, text_width
+from rhapsody.cli.output import printable, say, shortened, table, text_width
 
 
 def test_tables_are_aligned_and_have_no_trailing_blanks() -> None:
@@ -48,3 +51,13 @@ def test_control_characters_are_escaped() -> None:
     assert printable("a\x1b[2J\tb\n") == "a\\x1b[2J\\tb\\n"
     assert printable("\u00e9 ok") == "\u00e9 ok"
     assert table(("A",), [("x\ny",)]) == ["A", "x\\ny"]
+
+
+def test_characters_that_the_output_cannot_encode_are_escaped(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    output = io.TextIOWrapper(io.BytesIO(), "latin-1")
+    monkeypatch.setattr(sys, "stdout", output)
+    say("\u00e9 \u20ac")
+    output.seek(0)
+    assert output.read() == "\u00e9 \\u20ac\n"

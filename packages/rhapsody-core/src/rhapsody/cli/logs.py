@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import codecs
-import sys
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
@@ -25,7 +24,7 @@ from rhapsody.cli.lookup import (
     report_damage,
     shown,
 )
-from rhapsody.cli.output import DONE, FAILED, CommandError, complain, say_json
+from rhapsody.cli.output import DONE, FAILED, CommandError, complain, flush_stdout, say_json, write
 from rhapsody.plugins.specs import UsageError
 from rhapsody.states import TasksMainStates
 
@@ -135,16 +134,16 @@ class _Printer:
 
     def write(self, stream: Stream, text: str) -> None:
         """Write a piece of a stream."""
-        if not text or sys.stdout is None:
+        if not text:
             return
+        self.written = True
         if self._several and stream != self._last:
             # As for `cat`, the usual case of a single stream needs no title.
             if self._last is not None or stream == "stderr":
                 self._title(STREAMS[stream])
             self._last = stream
-        sys.stdout.write(text)
+        write(text)
         self._at_start = text.endswith("\n")
-        self.written = True
 
     def begin(self, attempt: int) -> None:
         """Begin with another attempt."""
@@ -152,7 +151,7 @@ class _Printer:
         self._last = None
 
     def _title(self, text: str) -> None:
-        sys.stdout.write(f"{'' if self._at_start else chr(10)}==> {text} <==\n")
+        write(f"{'' if self._at_start else chr(10)}==> {text} <==\n")
         self._at_start = True
 
 
@@ -195,7 +194,7 @@ class _Files(ExitStack):
                 continue
             printer.write(stream, text)
             if len(text) >= limit:
-                sys.stdout.flush()
+                flush_stdout()
                 complain(
                     f"only the last {limit} characters of the {STREAMS[stream]} were recorded; "
                     'executables with capture="files" keep all of it'
@@ -229,7 +228,7 @@ def _follow(reader: RecordReader, key: str, number: int | None, printer: _Printe
                 current, files = attempt.number + 1, None
         elif not active or task.ended:
             break
-        sys.stdout.flush()
+        flush_stdout()
         time.sleep(POLL)
         with readable(reader.path):
             reader.update()

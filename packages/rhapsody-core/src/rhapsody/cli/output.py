@@ -71,10 +71,24 @@ def complain(text: str) -> None:
     note(f"rhapsody: {text}")
 
 
-def _write(stream: TextIO | None, text: str) -> None:
-    """Write a line, unless the stream was closed before Python started."""
-    if stream is not None:
-        stream.write(f"{text}\n")
+def write(text: str) -> None:
+    """Write text to standard output as it is, without a line break at its end."""
+    _write(sys.stdout, text, end="")
+
+
+def _write(stream: TextIO | None, text: str, *, end: str = "\n") -> None:
+    """Write a line, unless the stream was closed before Python started.
+
+    Characters that the stream cannot encode are escaped.
+    """
+    if stream is None:
+        return
+    try:
+        stream.write(f"{text}{end}")
+    except UnicodeEncodeError:
+        encoding = stream.encoding
+        text = text.encode(encoding, "backslashreplace").decode(encoding)
+        stream.write(f"{text}{end}")
 
 
 def reader_is_closed() -> bool:
@@ -102,6 +116,16 @@ def flush() -> bool:
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
             read = read and stream is not sys.stdout
     return read
+
+
+def flush_stdout() -> None:
+    """Write the buffered output of a command that is still running.
+
+    Raises:
+        BrokenPipeError: The reader of standard output has exited.
+    """
+    if sys.stdout is not None:
+        sys.stdout.flush()
 
 
 def say_json(value: Any) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -29,6 +28,7 @@ from rhapsody.cli.lookup import (
 )
 from rhapsody.cli.output import (
     DONE,
+    flush_stdout,
     printable,
     say,
     say_json,
@@ -71,7 +71,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.watch and arguments.json:
         for history in _changes(reader):
             say(json.dumps(Status.of(history).json()))
-            sys.stdout.flush()
+            flush_stdout()
         return DONE
     if arguments.watch:
         history = _watch(reader, arguments.all)
@@ -113,7 +113,7 @@ def _watch(reader: RecordReader, everything: bool) -> RunHistory:
     if terminal_width() is None:
         for history in _changes(reader):
             say(f"{time.strftime('%H:%M:%S')}  {counts_text(counts_of(history))}")
-            sys.stdout.flush()
+            flush_stdout()
         return history
     from rich.live import Live
 
