@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -161,6 +162,25 @@ def test_a_file_in_a_parent_of_another_user_is_not_used(
     (tmp_path / "rhapsody.toml").write_text("")
     os.chown(tmp_path, 12345, -1)
     assert found_from(tmp_path / "mine", monkeypatch) is None
+
+
+def test_a_parent_without_permissions_ends_the_search(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "rhapsody.toml").write_text("")
+    stat = os.stat
+
+    def refuse(path: Path, **options: Any) -> os.stat_result:
+        if Path(path).is_relative_to(tmp_path / "closed" / "mine"):
+            return stat(path, **options)
+        raise PermissionError(13, "Permission denied", str(path))
+
+    (tmp_path / "closed" / "mine").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "closed" / "mine")
+    with monkeypatch.context() as patch:
+        patch.setattr("os.stat", refuse)
+        assert project_file() is None
+        assert read(tmp_path / "rhapsody.toml") is None
 
 
 def test_without_a_current_directory_there_is_no_file(

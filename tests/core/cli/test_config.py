@@ -98,6 +98,16 @@ def test_the_users_file_is_named(capsys: pytest.CaptureFixture[str], tmp_path: P
     assert rows(found)["engine.push_down"] == (False, f"{user}:3")
 
 
+def test_dates_and_secrets_in_lists_are_shown_as_text(
+    capsys: pytest.CaptureFixture[str], files: Path
+) -> None:
+    files.write_text(
+        "[defaults.task_description]\nat = [2026-01-02, 10:00:00]\naccess = [{ token = 'abc' }]\n"
+    )
+    shown_values = rows(shown(capsys))["defaults.task_description"][0]
+    assert shown_values == {"at": ["2026-01-02", "10:00:00"], "access": [{"token": "<token>"}]}
+
+
 def test_options_of_an_installed_backend_are_listed(
     capsys: pytest.CaptureFixture[str], site: Path, files: Path
 ) -> None:

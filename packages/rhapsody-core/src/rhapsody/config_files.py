@@ -130,14 +130,17 @@ def project_file() -> ConfigFile | None:
             found = read(directory / name)
             if found is not None:
                 return found
-        if directory == home or any((directory / root).exists() for root in ROOTS):
+        if directory == home or any(os.path.exists(directory / root) for root in ROOTS):
             return None
     return None
 
 
 def _private(directory: Path) -> bool:
     """Return True if only this user, root and a group can create files in a directory."""
-    status = os.stat(directory)
+    try:
+        status = os.stat(directory)
+    except OSError:  # no permission to look into its parent
+        return False
     return status.st_uid in (0, os.geteuid()) and not status.st_mode & stat.S_IWOTH
 
 
@@ -152,11 +155,14 @@ def read(path: Path) -> ConfigFile | None:
     """
     try:
         status = os.stat(path)
-        if not stat.S_ISREG(status.st_mode):
-            return None
-        return _read(path, status.st_mtime_ns, status.st_size)
-    except (FileNotFoundError, NotADirectoryError):
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
         return None
+    except OSError as error:
+        raise ProfileError(f"{short(path)}: cannot be read: {error.strerror or error}") from None
+    if not stat.S_ISREG(status.st_mode):
+        return None
+    try:
+        return _read(path, status.st_mtime_ns, status.st_size)
     except OSError as error:
         raise ProfileError(f"{short(path)}: cannot be read: {error.strerror or error}") from None
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Iterator
+from datetime import date, time
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rhapsody.cli.output import DONE, say, say_json, table
@@ -126,11 +127,15 @@ def _setting(name: str, value: Value | None, default: Any) -> Setting:
 
 
 def _without_secrets(name: str, value: Any) -> Any:
-    """Return a value with secrets in it replaced by their names."""
+    """Return a value for JSON, with secrets in it replaced by their names."""
     from rhapsody.masking import looks_secret
 
     if isinstance(value, dict):
         return {key: _without_secrets(key, each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_without_secrets(name, each) for each in value]
+    if isinstance(value, date | time):  # a `datetime` is a `date`
+        return value.isoformat()
     return f"<{name}>" if isinstance(value, str) and looks_secret(name) else value
 
 
@@ -141,4 +146,4 @@ def _key(name: str) -> str:
 
 
 def _text(value: object) -> str:
-    return "-" if value is None else json.dumps(value, default=str)
+    return "-" if value is None else json.dumps(value)
