@@ -227,6 +227,7 @@ def test_a_variable_that_is_not_set_is_an_error_only_where_it_is_used(write: Wri
         ("profile.a = 1", ":1: profile.a must be a table, got 1"),
         ("backend = 1", ":1: backend must be a name, got 1"),
         ("backend = ''", ":1: backend must be a name, got ''"),
+        ("[tool.rhapsody]", ":1: unknown key 'tool'; omit [tool.rhapsody], which is only for pypr"),
         ("options = 1", ":1: options must be a table, got 1"),
         ("[profile.a]\noption.x = 1", ":2: unknown key 'option' in [profile.a]; did you mean 'o"),
         ("[engine]\n\nmax_pendign = 1", ":3: unknown key 'max_pendign' in [engine]; did you mean"),

@@ -82,6 +82,7 @@ TASK = (*DEFAULTS, "ranks", "restarts", "backend", "other_backends")
 ELSEWHERE = {
     **dict.fromkeys(ENGINE, "write it in the table engine"),
     **dict.fromkeys(TASK, "write it in the table defaults"),
+    "tool": f"omit [tool.rhapsody], which is only for {PYPROJECT}",
     "resources": f"write its fields in the table defaults: {', '.join(RESOURCES)}",
 }
 """Names of settings, each with the hint for the table that accepts it."""
