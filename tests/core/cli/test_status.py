@@ -136,8 +136,13 @@ def test_many_waiting_tasks_are_grouped(
     assert "COUNT NAME SINCE WAITS FOR" in rows(text)
     assert any(line.startswith("50 late ") and line.endswith("1 fetch") for line in rows(text))
     assert "task.000059" not in text
+    more += [call(60, "end", dependencies=[f"task.{number:06d}" for number in (2, 5, 7, 8, 59)])]
+    records.write(NAME, *LINES, *more)
+    assert any(
+        line.endswith("1 fetch, 1 align, 1 report, 2 more") for line in rows(output(capsys)[0])
+    )
     assert "task.000059" in output(capsys, "--all")[0]
-    assert len(json.loads(output(capsys, "--json")[0])["waiting"]) == 55
+    assert len(json.loads(output(capsys, "--json")[0])["waiting"]) == 56
 
 
 def test_a_narrow_terminal(

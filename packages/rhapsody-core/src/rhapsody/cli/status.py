@@ -48,6 +48,9 @@ HELP = "show which tasks of a run are running, waiting or have failed"
 POLL = 1.0
 """Seconds between two looks at the record with `--watch`."""
 
+SUMMARIZED = 3
+"""Maximum number of names in the summary of the tasks for which others wait."""
+
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
@@ -174,7 +177,10 @@ class Waiting:
         """The reason as text, with the names of other tasks instead of their uids."""
         if self.reason == "dependencies":
             counts = Counter(task.name for task in self.tasks)
-            return ", ".join(f"{count} {printable(name)}" for name, count in counts.items())
+            named = counts.most_common(SUMMARIZED)
+            parts = [f"{count} {printable(name)}" for name, count in named]
+            rest = len(self.tasks) - sum(count for _, count in named)
+            return ", ".join(parts + [f"{rest} more"] * (rest > 0))
         return {
             "resources": f"free resources of {self.backend}",
             "retry": "its next attempt",
@@ -334,10 +340,9 @@ class Status:
             ]
             header = ("TASK", "SINCE", "CALL", "WAITS FOR")
             return table(header, rows, flexible=("CALL", "WAITS FOR", "TASK"))
-        groups: dict[tuple[str, str, str | None, tuple[str, ...]], list[Waiting]] = {}
+        groups: dict[tuple[str, str, str | None], list[Waiting]] = {}
         for task, waiting in self.waiting:
-            names = tuple(dict.fromkeys(each.name for each in waiting.tasks))
-            key = (task.name, waiting.reason, waiting.backend, names)
+            key = (task.name, waiting.reason, waiting.backend)
             groups.setdefault(key, []).append(waiting)
         rows = []
         for (name, *_), found in list(groups.items())[:limit]:
