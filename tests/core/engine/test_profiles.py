@@ -239,7 +239,7 @@ def test_a_variable_that_is_not_set_is_an_error_only_where_it_is_used(write: Wri
         ("[engine]\njournal = 3", ":2: journal must be True, False or the path of a file, got 3"),
         ("[engine]\nfail_fast = true\nkeep_going = true", ":2, rhapsody.toml:3: fail_fast=True a"),
         ("[engine]\ncores = 2", ":2: unknown key 'cores' in [engine]; write it in the table defau"),
-        ("[profile.a]\ncores = 2", ":2: unknown key 'cores' in [profile.a]; write it in the tabl"),
+        ("[profile.a]\ncores = 2", ":2: unknown key 'cores' in [profile.a]; write it in the ta"),
         ("max_pending = 2", ":1: unknown key 'max_pending'; write it in the table engine"),
         ("resources = {}", ":1: unknown key 'resources'; write its fields in the table defaults: "),
         ("[defaults]\nmax_pending = 2", ":2: unknown key 'max_pending' in [defaults]; write it i"),
