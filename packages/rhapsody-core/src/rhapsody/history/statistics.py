@@ -296,20 +296,24 @@ def _link(
     task: TaskRun, before: Iterable[str], found: Mapping[str, _Link], now: float | None
 ) -> _Link:
     """Return a task as the last one of the longest chain that ends with it."""
-    end = _end(task, now)
+    end, ran = _times(task, now)
     if end is None:
-        return _Link()
+        return _NOT_ENDED
     could_start, length, previous = task.time, 0.0, None
     for key in before:
         link = found.get(key)
         if link is not None and link.end is not None:
-            could_start = max(could_start, link.end)
+            if link.end > could_start:
+                could_start = link.end
             if link.length > length:
                 length, previous = link.length, key
     took = max(0.0, end - could_start)
     # The time of a block that is not the time of its tasks is that of its own code.
-    ran = took if task.kind == "block" else min(took, _ran(task, now))
+    ran = took if task.kind == "block" else min(took, ran)
     return _Link(end, length + took, previous, took - ran, ran)
+
+
+_NOT_ENDED = _Link()
 
 
 def _members(tasks: Mapping[str, TaskRun]) -> dict[str, list[str]]:
@@ -321,21 +325,20 @@ def _members(tasks: Mapping[str, TaskRun]) -> dict[str, list[str]]:
     return members
 
 
-def _end(task: TaskRun, now: float | None) -> float | None:
-    """Return the time at which a task ended; `now` if it is still running."""
+def _times(task: TaskRun, now: float | None) -> tuple[float | None, float]:
+    """Return the time at which a task ended, and the seconds in which its attempts ran.
+
+    A running task ends `now`; if that is `None`, and for a task that has not started, the time of
+    the end is `None`.
+    """
     if not task.attempts:
-        return None
-    last = task.attempts[-1]
-    if last.ended is not None and not last.retried:
-        return last.ended
-    return now if last.started is not None else None
-
-
-def _ran(task: TaskRun, now: float | None) -> float:
-    """Return the number of seconds in which the attempts of a task ran."""
-    total = 0.0
+        return None, 0.0
+    ran = 0.0
     for attempt in task.attempts:
-        end = attempt.ended if attempt.ended is not None else now
+        end = now if attempt.ended is None else attempt.ended
         if attempt.started is not None and end is not None:
-            total += max(0.0, end - attempt.started)
-    return total
+            ran += max(0.0, end - attempt.started)
+    last = task.attempts[-1]
+    if last.ended is not None:
+        return None if last.retried else last.ended, ran
+    return now if last.started is not None else None, ran
