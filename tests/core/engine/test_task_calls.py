@@ -51,8 +51,8 @@ class OnlyCalls:
 
 
 async def test_every_call_is_described_before_its_first_event() -> None:
-    calls, only = Calls(), OnlyCalls()
-    async with WorkflowEngine.create(Inline(), observers=[calls, only]) as flow:
+    calls, only, recorder = Calls(), OnlyCalls(), EventRecorder()
+    async with WorkflowEngine.create(Inline(), observers=[calls, only, recorder]) as flow:
         task = flow.function_task(name="part")(lambda x: x)
 
         @flow.block
@@ -63,6 +63,7 @@ async def test_every_call_is_described_before_its_first_event() -> None:
         await asyncio.gather(task(1), around())
     assert calls.texts == ["part(1)", "around()", "part(3)", "part(<task.000002>)"]
     assert only.uids == [call.uid for call in calls.calls]
+    assert recorder.calls == calls.calls
     for uid in only.uids:
         assert calls.order.index(("call", uid)) < calls.order.index(("event", uid))
     first, block, inner, last = calls.calls

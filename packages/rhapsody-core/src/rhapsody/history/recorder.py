@@ -320,13 +320,13 @@ class Recorder:
     @hookimpl
     def rhapsody_task_calls(self, engine: ObservedEngine, calls: Sequence[TaskCall]) -> None:
         """Encode calls."""
-        if self._encoder is not None and self._file is not None and self._file.active:
+        if self._encoder is not None:
             self._add(engine, self._encoder.calls(calls))
 
     @hookimpl
     def rhapsody_task_events(self, engine: ObservedEngine, events: Sequence[TaskEvent]) -> None:
         """Encode events."""
-        if self._encoder is not None and self._file is not None and self._file.active:
+        if self._encoder is not None:
             self._add(engine, self._encoder.events(events))
 
     @hookimpl
@@ -367,5 +367,7 @@ class Recorder:
 
     def _pass_on(self) -> None:
         lines, self._lines = self._lines, []
-        if lines and self._file is not None:
+        if self._file is None or not self._file.active:  # a disk error has ended the record
+            self._encoder = None
+        elif lines:
             self._file.put(lines)

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Self, cast
 
 from rhapsody.backends.base import Capabilities
-from rhapsody.plugins.specs import TaskEvent, hookimpl
+from rhapsody.plugins.specs import TaskCall, TaskEvent, hookimpl
 from rhapsody.states import TasksMainStates
 from rhapsody.task import TaskDescription
 
@@ -407,6 +407,7 @@ class EventRecorder:
     """Observer that records all events: `WorkflowEngine.create(observers=[recorder])`.
 
     Attributes:
+        calls: All calls, in order.
         events: All events, in order.
         batches: The same events, in the batches in which they were delivered.
         started: The engines that have started.
@@ -414,6 +415,7 @@ class EventRecorder:
     """
 
     def __init__(self) -> None:
+        self.calls: list[TaskCall] = []
         self.events: list[TaskEvent] = []
         self.batches: list[tuple[TaskEvent, ...]] = []
         self.started: list[WorkflowEngine] = []
@@ -423,6 +425,11 @@ class EventRecorder:
     def rhapsody_workflow_started(self, engine: WorkflowEngine) -> None:
         """Record the engine."""
         self.started.append(engine)
+
+    @hookimpl
+    def rhapsody_task_calls(self, engine: WorkflowEngine, calls: Sequence[TaskCall]) -> None:
+        """Record the calls."""
+        self.calls.extend(calls)
 
     @hookimpl
     def rhapsody_task_events(self, engine: WorkflowEngine, events: Sequence[TaskEvent]) -> None:
