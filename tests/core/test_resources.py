@@ -33,7 +33,7 @@ def test_resources_default_to_one_core_and_hold_memory_as_bytes() -> None:
         ({"ranks": 0}, "ranks must be at least 1, got 0"),
         ({"memory": "lots"}, "memory must look like .*'lots'"),
         ({"memory": -1}, "memory must not be negative"),
-        ({"walltime": 0}, "walltime must be more than 0"),
+        ({"walltime": 0}, "walltime must be a finite, positive number of seconds"),
         ({"walltime": math.inf}, "walltime must be"),
     ],
 )

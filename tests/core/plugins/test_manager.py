@@ -21,6 +21,7 @@ from tests._support.distributions import install, install_backend, python, uniqu
 ENGINE_HOOKS = {
     "rhapsody_workflow_started": ["engine"],
     "rhapsody_workflow_finished": ["engine", "summary"],
+    "rhapsody_task_calls": ["engine", "calls"],
     "rhapsody_task_events": ["engine", "events"],
     "rhapsody_prepare_task": ["engine", "task"],
     "rhapsody_select_backend": ["engine", "task", "candidates"],
