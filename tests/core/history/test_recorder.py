@@ -349,6 +349,28 @@ async def test_secrets_are_masked(here: Path, monkeypatch: pytest.MonkeyPatch) -
     assert history.run.arguments == ("--token", "<token>", "--key=<key>", "--safe", "x")
 
 
+async def test_no_part_of_a_secret_is_left_where_long_texts_are_cut(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    secret = "0123456789abcdef"
+    monkeypatch.setenv("OUR_API_TOKEN", secret)
+    backend = Scripted()
+    async with WorkflowEngine.create(backend, record=True) as flow:
+        futures = [flow.function_task(name="part")(lambda: None)() for _ in range(40)]
+        for number, future in enumerate(futures):
+            task = await backend.next()
+            task["stdout"] = secret + "." * (1980 + number)
+            backend.failed(task, ValueError("." * (1980 + number) + secret))
+            await asyncio.wait([future])
+    for each in latest(here).tasks.values():
+        (attempt,) = each.attempts
+        assert attempt.stdout is not None
+        assert attempt.error is not None
+        for text in (attempt.stdout, attempt.error.message):
+            assert set(text) <= set("<OUR_API_TOKEN>.")
+            assert 1900 < len(text) <= 2000
+
+
 async def test_only_the_end_of_long_output_is_recorded(here: Path) -> None:
     async with WorkflowEngine.create(record=True) as flow:
 

@@ -177,14 +177,22 @@ class Encoder:
         if where is None:
             where = self._place(state, backend, worker)
         submitted, started = self._submitted.pop(uid, None), self._started.pop(uid, None)
-        line = f'{{"event":"end","uid":"{uid}"{self._engine}{where}'
+        if (
+            submitted is not None and started is not None
+        ):  # in one step, because most lines have them
+            line = (
+                f'{{"event":"end","uid":"{uid}"{self._engine}{where},"submitted":{submitted:.6f},'
+                f'"started":{started.time:.6f},"ended":{ended:.6f}'
+            )
+        else:
+            line = f'{{"event":"end","uid":"{uid}"{self._engine}{where}'
+            if submitted is not None:
+                line += f',"submitted":{submitted:.6f}'
+            if started is not None:
+                line += f',"started":{started.time:.6f}'
+            line += f',"ended":{ended:.6f}'
         if attempt != 1:
             line += f',"attempt":{attempt}'
-        if submitted is not None:
-            line += f',"submitted":{submitted:.6f}'
-        if started is not None:
-            line += f',"started":{started.time:.6f}'
-        line += f',"ended":{ended:.6f}'
         if native == "reused":
             line += ',"reused":true'
         if retried:
@@ -196,10 +204,10 @@ class Encoder:
         if sandbox is not None:
             line += f',"sandbox":{encode_basestring_ascii(sandbox)}'
         if stdout:
-            text = self._masked(uid, stdout)[-PRINTED:]
+            text = self._last(uid, stdout)
             line += f',"stdout":{encode_basestring_ascii(text)}'
         if stderr:
-            text = self._masked(uid, stderr)[-PRINTED:]
+            text = self._last(uid, stderr)
             line += f',"stderr":{encode_basestring_ascii(text)}'
         if usage:
             line += f',"usage":{_dumps(usage)}'
@@ -221,7 +229,7 @@ class Encoder:
         return text
 
     def _error(self, uid: str, error: BaseException) -> str:
-        text = self._masked(uid, text_of(error)[:MESSAGE])
+        text = self._first(uid, text_of(error))
         found: dict[str, Any] = {"type": type(error).__name__, "message": text}
         skipped = isinstance(error, DependencyFailureError)
         if isinstance(error, DependencyFailureError):
@@ -231,11 +239,33 @@ class Encoder:
         return _items({"skipped": skipped, "error": _without_empty(found)})
 
     def _masked(self, uid: str, text: str) -> str:
-        if len(text) < MIN_SECRET_LENGTH:
-            return text
+        return text if len(text) < MIN_SECRET_LENGTH else mask(text, self._secrets_of(uid))
+
+    def _first(self, uid: str, text: str) -> str:
+        """Return the beginning of an error's text without secrets, and without a part of one."""
+        secrets = self._secrets_of(uid)
+        if len(text) <= MESSAGE:
+            return mask(text, secrets)
+        longest = len(secrets[0][0]) if secrets else 0
+        found = mask(text[: MESSAGE + longest], secrets)
+        return found[: len(found) - longest]
+
+    def _last(self, uid: str, text: str) -> str:
+        """Return the end of an output without secrets, and without a part of one."""
+        secrets = self._secrets_of(uid)
+        if len(text) <= PRINTED:
+            return mask(text, secrets) if secrets else text
+        longest = len(secrets[0][0]) if secrets else 0
+        return mask(text[-PRINTED - longest :], secrets)[longest:]
+
+    def _secrets_of(self, uid: str) -> Secrets:
+        """Return the secrets of a task and of the process, the longest first."""
         if self._process is None:
             self._process = secrets_of()
-        return mask(text, (*self._secrets.get(uid, ()), *self._process))
+        own = self._secrets.get(uid)
+        if own is None:
+            return self._process
+        return tuple(sorted((*own, *self._process), key=lambda pair: -len(pair[0])))
 
 
 SETTINGS, PLACES = 1000, 4096
