@@ -30,7 +30,10 @@ from tests._support.histories import (
 from tests._support.programs import PATIENCE
 
 NAME = "20260102T000000-align-00b2"
-ERROR = {"type": "TaskFailedError", "message": "task 'align' (task.000003) ended with exit code 2"}
+ERROR = {
+    "type": "TaskFailedError",
+    "message": "task 'align' (task.000003) ended with exit code 2\nreading\nunexpected end",
+}
 
 LINES: list[dict[str, Any]] = [
     call(1, "fetch"),
@@ -98,7 +101,8 @@ def test_a_run_in_progress(active: FileLock, capsys: pytest.CaptureFixture[str])
     ]
     assert all(line.endswith(end) for line, end in zip(lines[at + 2 :], ends, strict=False))
     at = lines.index("failed (1):")
-    assert lines[at + 1] == "task.000003 align(3): ended with exit code 2"
+    error = ["task.000003 align(3)", "ended with exit code 2", "unexpected end", ""]
+    assert lines[at + 1 : at + 5] == error
     assert lines[-1] == f"details: rhapsody show {NAME} task.000003"
 
 

@@ -356,10 +356,10 @@ class Status:
 
     def _failed(self, limit: int | None) -> list[str]:
         width = terminal_width()
-        lines = [
-            shortened(f"{task.key}  {call_of(task)}: {printable(_first_line(task))}", width)
-            for task in self.failed[:limit]
-        ]
+        lines = []
+        for task in self.failed[:limit]:
+            found = [f"{task.key}  {call_of(task)}", *(f"  {line}" for line in _ends(task))]
+            lines += [shortened(line, width) for line in found]
         lines += _more(len(self.failed), limit)
         run, key = self.history.run, self.failed[0].key
         return [*lines, "", f"details: rhapsody show {run.name} {key}"]
@@ -389,11 +389,15 @@ def _error(task: TaskRun) -> dict[str, str] | None:
     return None if error is None else {"type": error.kind, "message": error.message}
 
 
-def _first_line(task: TaskRun) -> str:
-    """Return the first line of a task's error, without the task's name at its beginning."""
+def _ends(task: TaskRun) -> list[str]:
+    """Return the first and the last line of a task's error, without its name at the beginning.
+
+    The last line of the error of an executable is the end of its standard error.
+    """
     error = task.attempts[-1].error
     if error is None:
-        return "no error is recorded"
-    first = next(iter(error.message.strip().splitlines()), "")
-    own = f"task {task.name!r} ({task.uid}) "
-    return first.removeprefix(own) if first.startswith(own) else f"{error.kind}: {first}"
+        return ["no error is recorded"]
+    own, text = f"task {task.name!r} ({task.uid}) ", error.message.strip()
+    text = text.removeprefix(own) if text.startswith(own) else f"{error.kind}: {text}"
+    lines = [printable(line) for line in text.splitlines()] or [error.kind]
+    return [lines[0], *lines[1:][-1:]]
