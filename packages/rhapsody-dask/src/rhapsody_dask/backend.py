@@ -30,7 +30,8 @@ from rhapsody_dask.plugin import CLUSTER
 from rhapsody_dask.results import Background, Results, reference_lost, worker_lost
 from rhapsody_dask.task import Call, Packer, Ready, Submission
 from rhapsody_dask.values import Shared
-from rhapsody_dask.worker.messages import MIN_BUFFER_SIZE, stuck, unpack
+from rhapsody_dask.worker.entry import stuck
+from rhapsody_dask.worker.messages import MIN_BUFFER_SIZE, unpack
 from rhapsody_dask.worker.site import cancel, mark, topic
 
 log: logging.Logger = logging.getLogger(__name__)

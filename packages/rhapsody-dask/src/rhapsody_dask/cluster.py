@@ -25,7 +25,7 @@ from typing import Any
 from rhapsody import BackendUnavailableError
 from rhapsody.sdk import in_thread
 from rhapsody_dask.options import TLS, Options
-from rhapsody_dask.worker.messages import has_dashboard
+from rhapsody_dask.worker.entry import has_dashboard
 
 log: logging.Logger = logging.getLogger(__name__)
 

@@ -27,7 +27,8 @@ from typing import Any
 
 from rhapsody_dask.results import Background, Results
 from rhapsody_dask.task import Call, Demand, Ready
-from rhapsody_dask.worker.messages import CANCELED, GroupReplies, Order, key_of, run_group
+from rhapsody_dask.worker.entry import run_group
+from rhapsody_dask.worker.messages import CANCELED, GroupReplies, Order, key_of
 from rhapsody_dask.worker.site import stop_group
 
 TARGET_SECONDS = 0.05

@@ -32,6 +32,7 @@ from rhapsody.sdk import (
 )
 from rhapsody_dask.files import Link, Links, View, content_of
 from rhapsody_dask.values import Big, Entry, Shared
+from rhapsody_dask.worker.entry import run
 from rhapsody_dask.worker.messages import (
     MIN_BUFFER_SIZE,
     Order,
@@ -39,7 +40,6 @@ from rhapsody_dask.worker.messages import (
     file_here,
     key_of,
     pack,
-    run,
     value_here,
 )
 

@@ -25,13 +25,14 @@ import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from contextlib import suppress
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from rhapsody import BackendUnavailableError
 from rhapsody.backends import looks_secret
 from rhapsody.sdk import start_thread
-from rhapsody_radical import __version__, cleanup
+from rhapsody_radical import cleanup
 from rhapsody_radical.cleanup import MARK, PILOT
 from rhapsody_radical.functions import own_path
 from rhapsody_radical.pilot import PilotException
@@ -39,6 +40,9 @@ from rhapsody_radical.remote import Remotes
 from rhapsody_radical.wire import Channel
 
 log: logging.Logger = logging.getLogger(__name__)
+
+VERSION: str = version("rhapsody-radical")
+"""The version when this module was imported; a later installation changes the metadata."""
 
 COMPONENT = "radical-pilot-component"
 
@@ -240,7 +244,7 @@ class Connection:
             PilotException: The session cannot be started; the text contains the reason.
         """
         known = {
-            "version": __version__,
+            "version": VERSION,
             "uid": self.uid,
             "directory": str(self.directory),
             "made": [str(place) for place in self._made],

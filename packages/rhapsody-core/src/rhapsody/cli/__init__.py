@@ -130,7 +130,7 @@ class Commands:
         name, command = arguments[0], self._find(arguments[0])
         parser = HelpParser(prog=f"rhapsody {name}", description=command.help, allow_abbrev=False)
         self.configure(name, parser)
-        parsed, given = argparse.Namespace(), list(arguments[1:])
+        parsed, given = argparse.Namespace(commands=self), list(arguments[1:])
         if name == "run":  # arguments after `--` are for the script
             end = [*given, "--"].index("--")
             parsed.arguments, given = given[end + 1 :], given[:end]

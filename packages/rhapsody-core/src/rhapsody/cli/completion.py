@@ -7,6 +7,7 @@ of the plugins that are installed when it is printed.
 from __future__ import annotations
 
 import argparse
+from typing import Any
 
 from rhapsody.cli.output import DONE, CommandError, complain, say
 from rhapsody.errors import describe_error
@@ -38,17 +39,17 @@ def run(arguments: argparse.Namespace) -> int:
     except ImportError:
         command = "pip install 'rhapsody-core[completion]'"
         raise CommandError(f"shell completion needs shtab; to install it: {command}") from None
-    say(shtab.complete(_parser(), arguments.shell).rstrip("\n"))
+    say(shtab.complete(_parser(arguments.commands), arguments.shell).rstrip("\n"))
     return DONE
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(commands: Any) -> argparse.ArgumentParser:
     """Return a parser with the arguments of all commands and the values that the shell offers."""
     from rhapsody.backends.discovery import BackendRegistry
-    from rhapsody.cli import Commands
 
-    commands, backends = Commands(), BackendRegistry.list_backends()
-    commands.add_from_plugins()
+    backends = BackendRegistry.list_backends()
+    parser: argparse.ArgumentParser
+    parsers: dict[str, argparse.ArgumentParser]
     parser, parsers = commands.overview()
     for name, each in parsers.items():
         try:

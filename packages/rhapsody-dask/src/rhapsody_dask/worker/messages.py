@@ -1,8 +1,4 @@
-"""Messages between the backend and its workers, and the functions that Dask's graphs call.
-
-The scheduler imports this module to unpickle graphs, but the user's modules and most of Rhapsody's
-modules may be missing there. This module therefore imports little, and a task's data is passed as
-bytes.
+"""Messages between the backend and its workers.
 
 Placeholders in a pickle call functions of this module during unpickling, so they are replaced at
 any depth without a search.
@@ -278,47 +274,3 @@ def unpack_files(packed: Any, directory: str) -> None:
         for member in archive.getmembers():
             if not os.path.lexists(os.path.join(directory, member.name)):
                 archive.extract(member, directory, filter="data")
-
-
-# Functions that Dask calls.
-
-
-def run(order: bytes, values: Sequence[Any] = ()) -> Reply:
-    """Run one task on this worker.
-
-    Args:
-        order: The packed `Order`.
-        values: Values that Dask holds for the task: large arguments, and replies of tasks that it
-            depends on.
-
-    Returns:
-        The reply.
-    """
-    from rhapsody_dask.worker.running import run_order
-
-    return run_order(order, values)
-
-
-def run_group(order: bytes) -> GroupReplies:
-    """Run the calls of a packed group on this worker; see `rhapsody_dask.groups`."""
-    from rhapsody_dask.worker.running import run_group
-
-    return run_group(order)
-
-
-def stuck(dask_scheduler: Any) -> tuple[list[str], list[str]]:
-    """Return up to 10 addresses of workers, and up to 1,000 keys of tasks that no worker can run.
-
-    Called through `Client.run_on_scheduler`.
-    """
-    tasks = list(dask_scheduler.unrunnable)
-    return list(dask_scheduler.workers)[:10], [str(task.key) for task in tasks[:1000]]
-
-
-def has_dashboard(dask_scheduler: Any) -> bool:
-    """Return True if a scheduler serves a dashboard; called through `Client.run_on_scheduler`.
-
-    The scheduler has a port for a dashboard even if it serves none.
-    """
-    applications = getattr(dask_scheduler.http_application, "applications", ())
-    return any("Bokeh" in type(application).__name__ for application in applications)

@@ -1,0 +1,59 @@
+"""Functions that Dask's graphs call, and functions that run on the scheduler.
+
+The scheduler imports this module to unpickle graphs, but the user's modules and most of Rhapsody's
+modules may be missing there. This module therefore imports little, and a task's data is passed as
+bytes.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def run(order: bytes, values: Any = ()) -> Any:
+    """Run one task on this worker.
+
+    Args:
+        order: The packed `Order`; see `rhapsody_dask.task`.
+        values: Values that Dask holds for the task: large arguments, and replies of tasks that it
+            depends on.
+
+    Returns:
+        A `Reply`.
+    """
+    from rhapsody_dask.worker.running import run_order
+
+    return run_order(order, values)
+
+
+def run_group(order: bytes) -> Any:
+    """Run the calls of a group on this worker, one after the other.
+
+    Args:
+        order: The packed group; see `rhapsody_dask.groups`.
+
+    Returns:
+        `GroupReplies`.
+    """
+    from rhapsody_dask.worker.running import run_group
+
+    return run_group(order)
+
+
+def stuck(dask_scheduler: Any) -> tuple[list[str], list[str]]:
+    """Return up to 10 addresses of workers, and up to 1,000 keys of tasks that no worker can run.
+
+    Called through `Client.run_on_scheduler`.
+    """
+    tasks = list(dask_scheduler.unrunnable)
+    return list(dask_scheduler.workers)[:10], [str(task.key) for task in tasks[:1000]]
+
+
+def has_dashboard(dask_scheduler: Any) -> bool:
+    """Return True if a scheduler serves a dashboard.
+
+    The scheduler has a port for a dashboard even if it serves none.
+    Called through `Client.run_on_scheduler`.
+    """
+    applications = getattr(dask_scheduler.http_application, "applications", ())
+    return any("Bokeh" in type(application).__name__ for application in applications)
