@@ -31,9 +31,10 @@ settings.load_profile("workspace")
 
 @pytest.fixture(autouse=True)
 def _isolation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each test runs in an empty directory, with the plugins that are installed and no others."""
+    """Run each test in an empty directory, without the user's settings and profiles."""
     for variable in [name for name in os.environ if name.startswith("RHAPSODY_")]:
         monkeypatch.delenv(variable)
+    monkeypatch.setenv("XDG_CONFIG_HOME", os.fspath(tmp_path / ".config"))
     monkeypatch.chdir(tmp_path)
 
 
