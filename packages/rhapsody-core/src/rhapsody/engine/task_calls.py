@@ -50,15 +50,33 @@ class CallRows:
 
     def __init__(self) -> None:
         self._rows: list[Any] = []
+        self._process: Secrets | None = None
 
     def __bool__(self) -> bool:
         return bool(self._rows)
 
     def add(self, record: TaskRecord, monotonic: float) -> None:
-        """Add a call that is made now; the scheduler may release its arguments soon."""
+        """Add a call that is made now. Its arguments may change or be released soon."""
+        task, parent = record.task, record.parent
+        shared = task.described
+        if shared is None:
+            shared = task.described = describe_settings(task)
+        label = record.label = record.future.uid
+        text = None if record.kwargs else _plain(record.args)
+        call = self._call(record, shared) if text is None else f"{task.name}({text})"
         self._rows += (
-            record, record.args, record.kwargs, record.dependencies, record.parent, monotonic,
+            label, task, call, monotonic,
+            None if parent is None else parent.future.uid,
+            record.scope,
+            _uids(record.dependencies) if record.dependencies else (),
+            record.specific,
         )  # fmt: skip
+
+    def _call(self, record: TaskRecord, shared: DescribedSettings) -> str:
+        if self._process is None:
+            self._process = secrets_of()  # once per batch, because it reads all variables
+        secrets = (*shared.secrets, *self._process) if shared.secrets else self._process
+        return call_text(record.task.name, record.args, record.kwargs, secrets)
 
     def take(self, epoch: float, size: int) -> Iterator[tuple[TaskCall, ...]]:
         """Yield the descriptions of the calls in batches, and remove them from this object.
@@ -68,54 +86,43 @@ class CallRows:
             size: Maximum number of calls in a batch. The next batch is created only on request,
                 because many new objects would trigger the garbage collector.
         """
-        rows, self._rows = self._rows, []
-        process: list[Secrets] = []
+        rows, self._rows, self._process = self._rows, [], None
         for first in range(0, len(rows), _COLUMNS * size):
             batch = iter(rows[first : first + _COLUMNS * size])
-            each = zip(*[batch] * _COLUMNS, strict=True)
-            yield tuple(_described(row, epoch, process) for row in each)
+            yield tuple(
+                _described(
+                    label, task, call, epoch + time, block, scope, dependencies, specific,
+                )
+                for label, task, call, time, block, scope, dependencies, specific in zip(
+                    *[batch] * _COLUMNS, strict=True
+                )
+            )  # fmt: skip
 
 
-def _described(row: tuple[Any, ...], epoch: float, process: list[Secrets]) -> TaskCall:
-    """Return the description of a call.
-
-    Args:
-        row: The values that `CallRows.add` has stored.
-        epoch: The difference between the times of day and the monotonic times.
-        process: The secrets of this process, added when they are needed first.
-    """
-    record, args, kwargs, dependencies, parent, time = row
-    task = record.task
-    shared = task.described
-    if shared is None:
-        shared = task.described = describe_settings(task)
-    text = None if kwargs else _plain(args)
-    if text is None:
-        if not process:
-            process.append(secrets_of())  # once, because it reads all variables
-        secrets = (*shared.secrets, *process[0]) if shared.secrets else process[0]
-        call = call_text(task.name, args, kwargs, secrets)
-    else:
-        call = f"{task.name}({text})"
+def _described(
+    label: str,
+    task: TaskFunction[Any, Any],
+    call: str,
+    time: float,
+    block: str | None,
+    scope: str | None,
+    dependencies: tuple[str, ...],
+    specific: Mapping[str, Any] | None,
+) -> TaskCall:
+    shared: DescribedSettings = task.described
     settings = shared.settings
-    if record.specific:
-        settings = {**settings, "task_description": _specific(record.specific)}
-    label = record.label
-    if label is None:
-        label = record.label = record.future.uid
+    if specific:
+        settings = {**settings, "task_description": _specific(specific)}
     described: TaskCall = _task_call(
         (
-            label, task.name, task.kind, call, epoch + time,
-            None if parent is None else parent.future.uid,
-            record.scope,
-            _uids(dependencies) if dependencies else (),
+            label, task.name, task.kind, call, time, block, scope, dependencies,
             shared.resources, settings, shared.secrets,
         )
     )  # fmt: skip
     return described
 
 
-_COLUMNS = 6
+_COLUMNS = 8
 _task_call: Any = partial(tuple.__new__, TaskCall)  # without the frame of `TaskCall.__new__`
 
 
