@@ -66,6 +66,12 @@ Line = str | Callable[[], str]
 the loop."""
 
 
+_Unfinished = tuple[float | None, str | None, TaskEvent | None]
+"""Time of the submission, backend, and the event of the start."""
+
+_NOTHING: _Unfinished = (None, None, None)
+
+
 class Encoder:
     """Encoder of the calls and events of one engine. Used on the engine's loop.
 
@@ -75,9 +81,8 @@ class Encoder:
 
     def __init__(self, engine: str | None) -> None:
         self._engine = "" if engine is None else f',"engine":{_dumps(engine)}'
-        self._submitted: dict[str, float] = {}  # times of unfinished attempts, by uid
-        self._started: dict[str, TaskEvent] = {}
-        self._new: dict[str, TaskEvent] = {}  # latest events of those without a line so far
+        self._unfinished: dict[str, _Unfinished] = {}  # attempts, by the uids of their tasks
+        self._new: list[str] = []  # uids of those that may not have a line yet
         self._secrets: dict[str, Secrets] = {}  # of unfinished tasks that have variables
         self._settings: dict[int, tuple[object, object, str]] = {}
         self._places: dict[tuple[object, ...], str] = {}
@@ -91,22 +96,22 @@ class Encoder:
         """Return the lines for events: those of the attempts that have ended."""
         self._process = None
         lines: list[Line] = []
-        submitted, started, new = self._submitted, self._started, self._new
+        unfinished, new = self._unfinished, self._new
         for event in events:
             state = event.state
             if state is PENDING:
                 continue
             uid = event.uid
             if state is SUBMITTED:
-                if uid not in submitted:
-                    submitted[uid] = event.time
-                    new[uid] = event
+                if uid not in unfinished:
+                    unfinished[uid] = event.time, event.backend, None
+                    new.append(uid)
             elif state is RUNNING:
-                if uid not in started:
-                    started[uid] = event
-                    new[uid] = event
+                submitted, backend, started = unfinished.get(uid, _NOTHING)
+                if started is None:
+                    unfinished[uid] = submitted, backend, event
+                    new.append(uid)
             else:
-                new.pop(uid, None)
                 lines.append(self._end(event))
         return lines
 
@@ -117,22 +122,25 @@ class Encoder:
         """
         lines: list[Line] = []
         queued: dict[str | None, list[str]] = {}
-        for uid, event in self._new.items():
-            if event.state is SUBMITTED:
-                queued.setdefault(event.backend, []).append(uid)
+        for uid in dict.fromkeys(self._new):
+            if uid not in self._unfinished:
+                continue
+            submitted, backend, event = self._unfinished[uid]
+            if event is None:
+                queued.setdefault(backend, []).append(uid)
                 continue
             found = {
                 "attempt": event.attempt if event.attempt != 1 else None,
                 "backend": event.backend,
                 "worker": None if event.worker is None else str(event.worker),
-                "submitted": _rounded(self._submitted.get(uid)),
+                "submitted": _rounded(submitted),
                 "started": _rounded(event.time),
                 "sandbox": event.sandbox,
             }
             lines.append(f'{{"event":"start","uid":"{uid}"{self._engine}{_items(found)}}}\n')
         for backend, uids in queued.items():
-            when = _rounded(min(self._submitted[uid] for uid in uids))
-            batch = {"backend": backend, "time": when, "uids": uids}
+            when = min((self._unfinished[uid][0] for uid in uids), key=lambda each: each or 0.0)
+            batch = {"backend": backend, "time": _rounded(when), "uids": uids}
             lines.append(f'{{"event":"submit"{self._engine}{_items(batch)}}}\n')
         self._new.clear()
         return lines
@@ -176,7 +184,7 @@ class Encoder:
         where = self._places.get((state, backend, worker))
         if where is None:
             where = self._place(state, backend, worker)
-        submitted, started = self._submitted.pop(uid, None), self._started.pop(uid, None)
+        submitted, _, started = self._unfinished.pop(uid, _NOTHING)
         if (
             submitted is not None and started is not None
         ):  # in one step, because most lines have them
