@@ -391,7 +391,10 @@ class InputFile(File):
 
 
 def found_at(file: InputFile, path: str) -> InputFile:
-    """Return a copy of an input for a function that reads the file in place, at the path `path`."""
+    """Return a copy of an `InputFile` object with the path at which a function reads the file.
+
+    The file itself is not copied.
+    """
     return _changed(file, filepath=Path(path), _by_path=True, _producer=None)
 
 
@@ -447,8 +450,8 @@ class OutputFile(File):
             directory is the directory to save to. Any other path is the path of the saved file, and
             is an error with `many`. A relative path starts at `results_dir` and must stay inside
             it. `True` stands for `results_dir` itself. With `False`, the file stays in the sandbox.
-        temporary: True if the file is removed as soon as all tasks that were called so far and read
-            it have succeeded. Tasks that are called after the removal must not read it. Only for a
+        temporary: True to remove the file once every task that reads it, among the tasks called so
+            far, has succeeded. Tasks that are called after the removal must not read it. Only for a
             single file without a destination.
 
     Raises:

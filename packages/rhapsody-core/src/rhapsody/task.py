@@ -101,7 +101,7 @@ def as_policies(
 
 
 class Usage(TypedDict, total=False):
-    """Resources that an attempt has used. Keys that are unknown are absent.
+    """Resources that an attempt has used. A key is absent if its value is unknown.
 
     Attributes:
         cpu_seconds: Processor time in user and system mode, of all processes together.

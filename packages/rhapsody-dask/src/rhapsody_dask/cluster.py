@@ -238,7 +238,7 @@ class Connection:
         return cluster
 
     async def _start(self, make: Callable[[], Any]) -> Any:
-        """Create a cluster on a thread."""
+        """Create a cluster in a separate thread."""
         start = asyncio.ensure_future(in_thread(make))
         try:
             return await asyncio.shield(start)
@@ -355,7 +355,7 @@ def _credentials(option: Any) -> Any:
 
 
 def _local_cluster(options: Options) -> Any:
-    """Create a LocalCluster; called on a thread."""
+    """Create a LocalCluster; called in a separate thread."""
     from dask.system import CPU_COUNT
     from distributed import LocalCluster, Security
     from distributed.deploy.utils import nprocesses_nthreads
@@ -419,7 +419,7 @@ def _class(target: Any) -> Any:
 
 
 def _make(kind: Any, options: Options) -> Any:
-    """Create a cluster of the class that the user named; called on a thread.
+    """Create a cluster of the class that the user named; called in a separate thread.
 
     Returns:
         The cluster.

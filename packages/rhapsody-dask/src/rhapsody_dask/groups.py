@@ -121,7 +121,7 @@ class Group:
         self.members: dict[str, Ready] = {one.call.uid: one for one in calls}
 
     def packed(self, session: str) -> bytes:
-        """Return the packed order for the worker."""
+        """Return the pickled `Order` of the group with the packed tasks, for the worker."""
         calls = list(self.members.values())
         order = Order(session, self.uid, calls[0].call.task["name"], 1, None, b"", {})
         return pickle.dumps((order, [one.order for one in calls]), 5)

@@ -143,7 +143,7 @@ class _Cargo:
 
 
 class WorkerSetup(WorkerPlugin):
-    """Worker plugin that opens the backend's site on all present and future workers."""
+    """Worker plugin that prepares all present and future workers to run the backend's tasks."""
 
     def __init__(
         self, cargo: _Cargo, session: str, grace: float, notes: str | None, *, own: bool
@@ -156,7 +156,7 @@ class WorkerSetup(WorkerPlugin):
         self.notes = notes
 
     def setup(self, worker: Any) -> None:
-        """Open the site; called by Dask on the worker."""
+        """Prepare the worker to run the backend's tasks; called by Dask on the worker."""
         self.cargo.unpack(f"worker {worker.address}")
         import rhapsody_dask.worker.running  # noqa: F401 - the first task need not import it
         from rhapsody_dask.worker.site import leave_ctrl_c, open_site
@@ -173,7 +173,10 @@ class WorkerSetup(WorkerPlugin):
             self.seceded(str(key))
 
     def teardown(self, worker: Any) -> None:
-        """Close the site; called by Dask when the worker closes or the plugin is removed."""
+        """Stop the backend's tasks.
+
+        Called by Dask when the worker closes or the plugin is removed.
+        """
         try:
             from rhapsody_dask.worker.site import close_site
 

@@ -336,7 +336,8 @@ class Packer:
                 the archive of input files, if there is one.
 
         Returns:
-            The packed order, and the task's large values in the order in which Dask must hold them.
+            The pickled `Order`, and the task's large values in the sequence in which Dask must hold
+            them.
 
         Raises:
             TypeError: The function or an argument cannot be pickled, or an argument is a Dask
@@ -459,7 +460,7 @@ class Ready(NamedTuple):
 
     Attributes:
         call: The task.
-        order: The packed order.
+        order: The pickled `Order`.
         bigs: The large values that Dask must hold for the task, in addition to the values of its
             references.
         plain: True if the task is a function call without files, references, large values or

@@ -207,7 +207,7 @@ class RhapsodyWorker(rp.raptor.DefaultWorker):  # type: ignore[misc,name-defined
         return calls
 
     def _cores(self, task: dict[str, Any]) -> int:
-        """Return the number of cores that a call uses, limited to the number of the worker's cores.
+        """Return the number of cores that a call uses, at most the number that the worker has.
 
         Calls with GPUs are not sent to RAPTOR.
         """

@@ -147,7 +147,10 @@ class Commands:
         return DONE if result is None else result
 
     def overview(self) -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
-        """Return the parser without a command, and the parsers of commands, not configured yet."""
+        """Return the top-level parser, and the parsers of the commands by name.
+
+        The parsers of the commands are not configured yet.
+        """
         parser = HelpParser(
             prog="rhapsody",
             description="Run workflows, and inspect their backends and results.",

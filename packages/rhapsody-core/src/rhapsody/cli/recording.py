@@ -77,7 +77,7 @@ class Recording:
     def settings(
         self, program: Program, given: Mapping[str, Any], in_program: Set[str]
     ) -> dict[str, Any]:
-        """Return values of `journal` and `resume` to use instead of those of an engine's options.
+        """Return the values of `journal` and `resume` that override an engine's options.
 
         Args:
             program: The program that creates the engine.

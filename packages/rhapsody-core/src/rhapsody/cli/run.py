@@ -52,7 +52,7 @@ ALTERNATIVES = {
     "fail_fast": "use --fail-fast",
     "keep_going": "it is the default; --fail-fast turns it off",
     "max_failures": "use --max-failures N",
-    "progress": "it is on by default; use -q for none, -v for lines instead of a table",
+    "progress": "it is shown by default; use -q to hide it, or -v for lines instead of a table",
     "resume": "use --resume or --fresh",
     "profile": "use --profile NAME",
 }

@@ -246,7 +246,7 @@ class Dispatcher:
     # Cancellation.
 
     def cancel(self, record: TaskRecord) -> None:
-        """Ask the backend to stop a task, but not before the end of the task's submission."""
+        """Ask the backend to stop a task once its submission has finished."""
         if record in self._batch:
             self._deferred.append(record)
         elif record.state.work is WorkState.CANCELING:

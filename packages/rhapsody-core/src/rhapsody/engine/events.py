@@ -48,7 +48,7 @@ class Observation:
 
     Args:
         hooks: The plugins' hooks.
-        engine: The engine that hooks receive.
+        engine: The engine object that is passed to hooks.
         background: The source of the clock, and the runner of calls on the loop.
     """
 

@@ -38,7 +38,7 @@ class Memoization:
         scheduler: The scheduler, which sets results on futures once they are recorded, and fails
             tasks that a plugin refuses to record.
         hooks: The plugins' hooks.
-        engine: The engine that hooks receive.
+        engine: The engine object that is passed to hooks.
         background: The runner of lookups, and of awaitables that hooks return.
         stage_out: The object that completes a task with its recorded result and files.
         values: The object that replaces futures and files in arguments.

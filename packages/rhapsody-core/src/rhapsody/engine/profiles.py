@@ -47,7 +47,7 @@ VARIABLE = "RHAPSODY_PROFILE"
 """Environment variable that selects a profile."""
 
 TABLES = ("backend", "options", "engine", "defaults", "tasks")
-"""Keys of a profile, which may also be at the top of a file."""
+"""Keys of a profile; they may also be at the top of a file."""
 
 NOT_IN_FILES = {
     "backend": "write it above the table",

@@ -48,12 +48,12 @@ GRACE = 10.0
 
 
 class Runtime:
-    """Parts of one engine, and the actions that its scheduler requests (`scheduler.Actions`).
+    """Container of the parts of one engine; implements `scheduler.Actions`.
 
     Created and used on the engine's loop.
 
     Args:
-        engine: The engine that hooks receive.
+        engine: The engine object that is passed to hooks.
         uid: The engine's uid.
         options: The engine's options.
         hooks: The plugins' hooks.

@@ -55,7 +55,9 @@ class _Registry:
         self._alarm: _Alarm | None = None
 
     def add(self, engine: object, stop: Stop, settle: Callable[[], Any]) -> None:
-        """Register an engine. Outside the main thread, which alone handles signals, do nothing.
+        """Register an engine to be stopped on a signal.
+
+        Do nothing outside the main thread, because only that thread handles signals.
 
         Args:
             engine: The engine, or a placeholder for one that is starting.

@@ -212,7 +212,7 @@ class StageOut:
             self._scheduler.recorded(record, value)
 
     async def drain(self, grace: float) -> None:
-        """Wait up to `grace` seconds until all files are saved. Called at shutdown."""
+        """Wait up to `grace` seconds for all files to be saved. Called at shutdown."""
         if self._under_way:
             await asyncio.wait(tuple(self._under_way), timeout=grace)
 

@@ -2,13 +2,15 @@
 
 Calls and events are encoded on the event loop, in the hooks that receive them, so that they are
 released at once: keeping them for another thread costs more, because the garbage collector then
-traverses them. A thread writes the lines, with one call at most half a second after the first of
-them. No timer is set while nothing is waiting to be written, so an idle engine does not wake up. A
-process that is killed loses at most the last half second, and may leave an incomplete last line.
+traverses them. A thread writes the waiting lines in one call, at most half a second after the first
+of them was added. No timer is set while nothing is waiting to be written, so an idle engine does
+not wake up. A process that is killed loses at most the last half second, and may leave an
+incomplete last line.
 
-All engines of a process that use the same record share its file. The record of a run directory ends
-with the last of its engines, or under `rhapsody run` with the command. Programs may create further
-engines after that; then the record continues, and its last line counts.
+All engines of a process that use the same record share its file. The record in a run
+directory ends when the last engine shuts down or, under `rhapsody run`, when the command ends. If
+the program creates another engine later, the record continues, and its last `run_end` line is the
+valid one.
 """
 
 from __future__ import annotations

@@ -870,7 +870,13 @@ class CodeFingerprint:
         return "__path__" in variables or variables.get("__spec__") is None
 
     def _own(self, module: Any, file: Any) -> bool:
-        """Return True if a module is the user's own; otherwise collect the library's version."""
+        """Return True if a module is the user's own.
+
+        Otherwise, record the version of the library that contains it, and return False.
+
+        Raises:
+            UnhashableError: The module's file was changed after the program started.
+        """
         program = self._program
         if program.origins.own(file):
             if altered(str(module)):  # workers would run its current content

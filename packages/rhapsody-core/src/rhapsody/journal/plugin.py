@@ -56,7 +56,7 @@ class Journal:
     Attributes:
         path: The path of the journal's file.
         push_down: The argument `push_down`.
-        names: The names in `again` that tasks of this run have had so far.
+        names: The names in `again` that a task of this run has had so far.
 
     Raises:
         JournalInUseError: Another run uses the journal, and `shared` is False or the journal is on

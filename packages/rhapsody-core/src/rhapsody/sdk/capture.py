@@ -234,8 +234,8 @@ class CapturedOutput(Output):
 class Tee:
     """Wrapper of a standard stream: records the text of tasks and passes text on.
 
-    The text of quiet tasks is recorded only, as is the text of all tasks while the interpreter
-    exits.
+    The text of quiet tasks is recorded but not passed on. The same is true of the text of all tasks
+    while the interpreter exits.
 
     The wrapper continues to pass text on after the real stream has been restored, because log
     handlers and redirections may still refer to the wrapper.

@@ -344,7 +344,7 @@ class Program:
         self._killer = self._loop.call_later(grace, self._kill)
 
     def _wait(self) -> None:
-        """Wait on a thread for the leader, on systems without `pidfd_open`."""
+        """Wait until the leader has exited; runs in a thread on systems without `pidfd_open`."""
         with suppress(ChildProcessError):
             os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)
         with suppress(RuntimeError):  # the loop is closed
@@ -409,7 +409,10 @@ class Program:
         signal_group(self.pid, signal.SIGKILL)
 
     def _wait_for_group(self, deadline: float, code: int) -> None:
-        """Wait on a thread for the rest of the group, and kill it at the deadline."""
+        """Wait until the other processes of the group have exited; kill them at the deadline.
+
+        Runs in a separate thread.
+        """
         while group_alive(self.pid) and time.monotonic() < deadline:
             time.sleep(CHECK_INTERVAL)
         signal_group(self.pid, signal.SIGKILL)

@@ -111,9 +111,11 @@ class ThreadPool:
         self._threads: list[threading.Thread] = []
 
     def put(self, call: Callable[[], object]) -> None:
-        """Add a call, which must not raise an exception. The threads must be started with `start`.
+        """Add a call to the queue of the threads.
 
-        May be called from any thread, and from destructors, because this method takes no lock.
+        The call must not raise an exception. It runs when `start` has started a thread.
+
+        This method may be called from any thread, and from destructors, because it takes no lock.
         """
         self._calls.put(call)
 

@@ -42,7 +42,7 @@ from rhapsody.testing._work import variable
 
 
 def _is_usage(key: str, value: object) -> bool:
-    """Return True if `rhapsody.task.Usage` has a key, and the value is of its type."""
+    """Return True if `rhapsody.task.Usage` has the key, and the value is valid for it."""
     number = int if key in ("peak_memory", "read_bytes", "written_bytes") else (int, float)
     known = key == "cpu_seconds" or number is int
     return known and isinstance(value, number) and not isinstance(value, bool) and value >= 0

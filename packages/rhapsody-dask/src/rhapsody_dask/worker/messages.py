@@ -36,7 +36,7 @@ class Order(NamedTuple):
     """Description of a task for the worker.
 
     Attributes:
-        session: The backend's session, which identifies its site on the worker.
+        session: The backend's session, which identifies the backend on the worker.
         uid: The attempt's uid.
         name: The task's name.
         attempt: Number of the attempt, from 1.

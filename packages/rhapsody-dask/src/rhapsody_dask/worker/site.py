@@ -1,7 +1,8 @@
-"""State of one backend on one worker: its running tasks, and the messages about them.
+"""Sites: the state of one backend on one worker.
 
-The backend's worker plugin opens a site on every worker, including workers that join later, and
-closes it when the backend shuts down. `running` executes the tasks.
+A site contains the backend's running tasks on the worker, and sends the messages about them. The
+backend's worker plugin opens a site on every worker, including workers that join later, and closes
+it when the backend shuts down. `running` executes the tasks.
 """
 
 from __future__ import annotations
@@ -101,7 +102,7 @@ STOP_TIMEOUT = 1.0
 
 
 class WaitingLoop:
-    """Event loop shared by a site's coroutine tasks that request no cores.
+    """Event loop shared by a backend's coroutine tasks on one worker that request no cores.
 
     Its thread starts with the first such task.
     """
@@ -230,7 +231,7 @@ class Running:
     """Task or group that has started on this worker.
 
     Attributes:
-        site: The site of the backend on this worker.
+        site: The state of the backend on this worker.
         order: The task's description.
         values: The values that Dask holds for the task.
         replies: The replies of a group so far; `None` for other tasks.
@@ -280,7 +281,7 @@ class Running:
 
 
 class Site:
-    """Tasks of one backend on one worker.
+    """State of one backend on one worker: its running tasks, and the messages about them.
 
     Args:
         worker: Dask's worker.
@@ -461,14 +462,14 @@ def leave_ctrl_c(client: int) -> None:
 
 
 def open_site(worker: Worker, session: str, grace: float, notes: str | None = None) -> Site:
-    """Open a backend's site on a worker."""
+    """Create the state of a backend on a worker."""
     streams.acquire()
     site = _sites[session, worker.address] = Site(worker, session, grace, notes)
     return site
 
 
 def close_site(worker: Worker, session: str) -> None:
-    """Stop a backend's tasks on a worker, and close its site there."""
+    """Stop a backend's tasks on a worker, and remove its state there."""
     site = _sites.pop((session, worker.address), None)
     if site is None:
         return
@@ -480,7 +481,7 @@ def close_site(worker: Worker, session: str) -> None:
 
 
 def site_of(worker: Any, session: str) -> Site | None:
-    """Return a backend's site on a worker, or `None` if the site is not open."""
+    """Return the state of a backend on a worker, or `None` if no site is open there."""
     return _sites.get((session, worker.address))
 
 

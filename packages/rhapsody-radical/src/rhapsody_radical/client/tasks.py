@@ -313,7 +313,10 @@ class Tasks:
             self._reaper.post(partial(self.submit, pilot.number, batch))
 
     def _report(self, *message: Any) -> None:
-        """Send a report; while many tasks have not started, it may wait for other reports."""
+        """Send a report.
+
+        While many tasks have not started, the report may be held back to be sent with others.
+        """
         self._send(*message, within=min(LONGEST, SHARE * len(self._queued)))
 
     def _forget(self, entry: Entry) -> bool:
