@@ -80,7 +80,7 @@ def test_lambda_phage_runs_on_dask_from_the_command_line(with_dask: Path, tmp_pa
     output = check(with_dask / "rhapsody", "run", LAMBDA_PHAGE, *ONE_EACH, cwd=tmp_path)
     assert number("variants", output) > 0
     left = {path.suffix for path in tmp_path.rglob("*") if path.is_file()}
-    assert left == {".fa", ".bt2", ".fq", ".sam", ".bam", ".bcf", ".sqlite", ".txt"}
+    assert left == {".fa", ".bt2", ".fq", ".sam", ".bam", ".bcf", ".jsonl", ".sqlite", ".txt"}
 
 
 def test_without_it_the_error_ends_with_the_command_that_installs_it(

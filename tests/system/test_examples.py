@@ -71,7 +71,7 @@ def test_lambda_phage_runs_from_the_command_line_and_leaves_its_declared_files(
     output = check(core_alone / "rhapsody", "run", LAMBDA_PHAGE, cwd=tmp_path)
     assert number("variants", output) > 0
     left = {path.suffix for path in tmp_path.rglob("*") if path.is_file()}
-    assert left == {".fa", ".bt2", ".fq", ".sam", ".bam", ".bcf", ".sqlite", ".txt"}
+    assert left == {".fa", ".bt2", ".fq", ".sam", ".bam", ".bcf", ".jsonl", ".sqlite", ".txt"}
     check(core_alone / "rhapsody", "clean", cwd=tmp_path)
     left = {path.suffix for path in tmp_path.rglob("*") if path.is_file()}
     assert left == {".sqlite"}
