@@ -23,6 +23,7 @@ from rhapsody.cli.lookup import (
     readable,
     report_damage,
     shown,
+    sound,
 )
 from rhapsody.cli.output import DONE, FAILED, CommandError, complain, flush_stdout, say_json, write
 from rhapsody.plugins.specs import UsageError
@@ -72,7 +73,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.follow and arguments.json:
         raise UsageError("--json prints what is known now; it cannot be combined with -f")
     reader = open_record(arguments.run)
-    history = reader.history()
+    history = sound(reader.history())
     report_damage(history)
     task = chosen_task(arguments.run, arguments.task, history)
     printer = _Printer(arguments.streams)
@@ -206,7 +207,7 @@ def _follow(reader: RecordReader, key: str, number: int | None, printer: _Printe
     current, started = number, False
     files: _Files | None = None
     while True:
-        history = reader.history()
+        history = sound(reader.history())
         task, active = history.tasks[key], may_run(history.run)
         attempts = {attempt.number: attempt for attempt in task.attempts}
         if current is None and attempts:

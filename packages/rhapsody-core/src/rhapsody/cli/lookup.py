@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -62,7 +64,7 @@ def read_record(run: str | None) -> RunHistory:
         CommandError: The record cannot be read.
         RecordError: It is damaged.
     """
-    history = open_record(run).history()
+    history = sound(open_record(run).history())
     report_damage(history)
     return history
 
@@ -98,6 +100,60 @@ def chosen_task(run: str | None, task: str, history: RunHistory) -> TaskRun:
                 name = select_run(task, base_of(".")).parent.name
                 raise UsageError(f"{task!r} is the run {name}; name a task of it as well") from None
         raise
+
+
+def sound(history: RunHistory) -> RunHistory:
+    """Return a history without tasks whose values have wrong types, if the record is damaged.
+
+    Damage that leaves a line valid JSON is improbable where no other line is damaged.
+    """
+    if not history.problems:
+        return history
+    tasks = {key: task for key, task in history.tasks.items() if _is_sound(task)}
+    left_out = [f"{key}: malformed values" for key in history.tasks.keys() - tasks]
+    return replace(history, tasks=tasks, problems=(*history.problems, *sorted(left_out)))
+
+
+def _is_sound(task: TaskRun) -> bool:
+    """Return True if the values of a task have the right types."""
+    texts = (task.name, task.kind, task.call, task.block or "", task.scope or "")
+    return (
+        all(isinstance(each, str) for each in (*texts, *task.dependencies))
+        and isinstance(task.resources, Mapping)
+        and isinstance(task.settings, Mapping)
+        and _is_time(task.time)
+        and all(_is_sound_attempt(attempt) for attempt in task.attempts)
+    )
+
+
+def _is_sound_attempt(attempt: Attempt) -> bool:
+    texts = (
+        attempt.backend, attempt.worker, attempt.sandbox, attempt.stdout, attempt.stderr,
+        attempt.stdout_path, attempt.stderr_path,
+    )  # fmt: skip
+    files = (*attempt.inputs, *attempt.outputs)
+    usage, resources = attempt.usage or {}, attempt.resources or {}
+    return (
+        all(each is None or isinstance(each, str) for each in texts)
+        and isinstance(attempt.number, int)
+        and all(map(_is_time, (attempt.submitted, attempt.started, attempt.ended)))
+        and isinstance(usage, Mapping)
+        and all(isinstance(each, int | float) for each in usage.values())
+        and isinstance(resources, Mapping)
+        and all(isinstance(each.name, str) for each in files)
+        and all(each.path is None or isinstance(each.path, str) for each in files)
+        and all(each.size is None or isinstance(each.size, int) for each in files)
+        and (attempt.error is None or all(isinstance(x, str) for x in attempt.error.traceback))
+    )
+
+
+def _is_time(value: object) -> bool:
+    """Return True if a value is a time in years that the platform can show, or `None`."""
+    return value is None or (isinstance(value, int | float) and 0 <= value < MAX_TIME)
+
+
+MAX_TIME = 4e9
+"""Maximum time, in seconds since the epoch. Later times are due to damage."""
 
 
 def report_damage(history: RunHistory) -> None:
@@ -194,7 +250,7 @@ def program_of(run: RunRecord) -> str:
 
 def clock(seconds: float | None, *, day: bool = False) -> str:
     """Return a time in the local time zone, without the date if it is today."""
-    if seconds is None:
+    if seconds is None or not _is_time(seconds):
         return "-"
     then, now = time.localtime(seconds), time.localtime()
     if not day and then[:3] == now[:3]:
@@ -206,7 +262,7 @@ def duration(seconds: float | None) -> str:
     """Return a duration as text, with milliseconds if it is short."""
     from rhapsody.observers.account import duration
 
-    if seconds is None:
+    if seconds is None or not _is_time(seconds):
         return "-"
     if seconds >= 0.9995:
         return duration(seconds)
@@ -215,7 +271,7 @@ def duration(seconds: float | None) -> str:
 
 def size(number: float | None) -> str:
     """Return a size in bytes as short text, `"-"` if it is unknown."""
-    if number is None:
+    if number is None or not math.isfinite(number):
         return "-"
     value, _, unit = size_text(number).partition(" ")
     return f"{float(value):.0f} {unit}" if float(value) >= 10 else f"{value} {unit}"

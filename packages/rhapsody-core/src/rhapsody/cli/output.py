@@ -196,6 +196,7 @@ def text_width(text: str) -> int:
 
 def printable(text: str) -> str:
     """Return a text as one line without characters that could control the terminal."""
+    text = str(text)  # a damaged record may contain something else
     if text.isprintable():
         return text
     return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in text)

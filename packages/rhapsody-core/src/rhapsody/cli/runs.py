@@ -80,7 +80,7 @@ def run(arguments: argparse.Namespace) -> int:
             "-" if counts is None else f"{counts['done']}/{counts['tasks']}",
             "-" if counts is None else str(counts["failed"]),
             duration(_seconds(each)),
-            ",".join(each.backends) or "-",
+            ",".join(map(str, each.backends)) or "-",
         )
         for each, counts in found
     ]

@@ -24,6 +24,7 @@ from rhapsody.cli.lookup import (
     readable,
     report_damage,
     run_json,
+    sound,
     where,
 )
 from rhapsody.cli.output import (
@@ -69,7 +70,7 @@ def run(arguments: argparse.Namespace) -> int:
         The exit code.
     """
     reader = open_record(arguments.run)
-    history = reader.history()
+    history = sound(reader.history())
     report_damage(history)
     if arguments.watch and arguments.json:
         for history in _changes(reader):
@@ -96,13 +97,13 @@ def _changes(reader: RecordReader, *, always: bool = False) -> Iterator[RunHisto
         reader: The reader of the run's record.
         always: True to also yield it without a change, every `POLL` seconds.
     """
-    history = reader.history()
+    history = sound(reader.history())
     yield history
     while may_run(history.run):
         time.sleep(POLL)
         with readable(reader.path):
             changed = reader.update()
-        history = reader.history()
+        history = sound(reader.history())
         if changed or always or not may_run(history.run):
             yield history
 
@@ -287,7 +288,7 @@ class Status:
 
     def _title(self) -> list[str]:
         run, counts = self.history.run, counts_of(self.history)
-        backends = ", ".join(run.backends) or "no backend"
+        backends = ", ".join(map(str, run.backends)) or "no backend"
         place = f"process {run.pid} on {run.host}, {backends}"
         if run.outcome == "unknown" and may_run(run):
             how = f"may be running on {run.host}"
