@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import signal
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -29,12 +30,15 @@ settings.register_profile(
 settings.load_profile("workspace")
 
 
+# For the whole session, because the conformance kit checks that backends leave variables unchanged.
+os.environ["XDG_CONFIG_HOME"] = os.path.join(tempfile.gettempdir(), "rhapsody-tests-no-profiles")
+
+
 @pytest.fixture(autouse=True)
 def _isolation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Run each test in an empty directory, without the user's settings and profiles."""
+    """Run each test in an empty directory, with the plugins that are installed and no others."""
     for variable in [name for name in os.environ if name.startswith("RHAPSODY_")]:
         monkeypatch.delenv(variable)
-    monkeypatch.setenv("XDG_CONFIG_HOME", os.fspath(tmp_path / ".config"))
     monkeypatch.chdir(tmp_path)
 
 
