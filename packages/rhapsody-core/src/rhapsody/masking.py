@@ -34,16 +34,28 @@ def secrets_of(environment: Mapping[str, str] | None = None) -> Secrets:
     Args:
         environment: The task's variables; `None` for those of the process alone.
     """
-    variables = dict(environment or {})
-    for name in filter(looks_secret, os.environ):
-        variables.setdefault(name, os.environ.get(name, ""))
-    return values_of(variables)
+    names = filter(looks_secret, os.environ)
+    process = values_of({name: os.environ.get(name, "") for name in names})
+    return merged(values_of(environment or {}), process)
 
 
 def values_of(variables: Mapping[str, str]) -> Secrets:
     """Return the values of variables that are long enough to be masked."""
     pairs = [(value, name) for name, value in variables.items() if len(value) >= MIN_SECRET_LENGTH]
-    return tuple(sorted(pairs, key=lambda pair: -len(pair[0])))
+    return tuple(sorted(pairs, key=_by_length))
+
+
+def _by_length(pair: tuple[str, str]) -> int:
+    return -len(pair[0])
+
+
+def merged(task: Secrets, process: Secrets) -> Secrets:
+    """Return the values of a task's variables and those of this process, the longest first.
+
+    A value may begin with another one. If the shorter one were replaced first, the rest of the
+    longer one would remain in the text.
+    """
+    return tuple(sorted((*task, *process), key=_by_length)) if task else process
 
 
 def mask(text: str, secrets: Iterable[tuple[str, str]]) -> str:

@@ -16,7 +16,15 @@ from rhapsody.engine.error_messages import MAX_CALL_LENGTH, Brief, call_text
 from rhapsody.engine.record import TaskRecord
 from rhapsody.engine.settings import Settings
 from rhapsody.engine.task_function import TaskFunction
-from rhapsody.masking import MIN_SECRET_LENGTH, Secrets, looks_secret, mask, secrets_of, values_of
+from rhapsody.masking import (
+    MIN_SECRET_LENGTH,
+    Secrets,
+    looks_secret,
+    mask,
+    merged,
+    secrets_of,
+    values_of,
+)
 from rhapsody.plugins.specs import TaskCall
 from rhapsody.resources import Resources
 from rhapsody.task import RetryPolicy, TaskFuture
@@ -75,7 +83,7 @@ class CallRows:
     def _call(self, record: TaskRecord, shared: DescribedSettings) -> str:
         if self._process is None:
             self._process = secrets_of()  # once per batch, because it reads all variables
-        secrets = (*shared.secrets, *self._process) if shared.secrets else self._process
+        secrets = merged(shared.secrets, self._process)
         return call_text(record.task.name, record.args, record.kwargs, secrets)
 
     def take(self, epoch: float, size: int) -> Iterator[tuple[TaskCall, ...]]:

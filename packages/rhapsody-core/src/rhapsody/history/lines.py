@@ -25,7 +25,7 @@ from typing import Any
 from rhapsody._version import __version__
 from rhapsody.errors import DependencyFailureError, text_of
 from rhapsody.history import FORMAT
-from rhapsody.masking import MIN_SECRET_LENGTH, Secrets, looks_secret, mask, secrets_of
+from rhapsody.masking import MIN_SECRET_LENGTH, Secrets, looks_secret, mask, merged, secrets_of
 from rhapsody.plugins.manager import CORE, installed
 from rhapsody.plugins.specs import (
     AttemptFiles,
@@ -270,10 +270,7 @@ class Encoder:
         """Return the secrets of a task and of the process, the longest first."""
         if self._process is None:
             self._process = secrets_of()
-        own = self._secrets.get(uid)
-        if own is None:
-            return self._process
-        return tuple(sorted((*own, *self._process), key=lambda pair: -len(pair[0])))
+        return merged(self._secrets.get(uid, ()), self._process)
 
 
 SETTINGS, PLACES = 1000, 4096

@@ -25,7 +25,7 @@ from rhapsody.capabilities import Capabilities
 from rhapsody.cards import BAD, GOOD, Card
 from rhapsody.data import SavedFile
 from rhapsody.errors import RhapsodyError
-from rhapsody.masking import MIN_SECRET_LENGTH, mask, secrets_of
+from rhapsody.masking import MIN_SECRET_LENGTH, mask, merged, secrets_of
 from rhapsody.plugins.options import BackendOption
 from rhapsody.states import TasksMainStates
 from rhapsody.task import TaskDescription, Usage
@@ -370,7 +370,7 @@ class TaskCall(NamedTuple):
         """
         if len(text) < MIN_SECRET_LENGTH:
             return text
-        return mask(text, (*self.secrets, *secrets_of()))
+        return mask(text, merged(self.secrets, secrets_of()))
 
 
 class AttemptFiles(NamedTuple):
