@@ -175,37 +175,21 @@ def shown(path: str | os.PathLike[str]) -> str:
 
 
 def counts_of(history: RunHistory) -> dict[str, int]:
-    """Return the number of tasks and blocks by state, from the tasks of a record."""
-    from rhapsody.states import TasksMainStates
-
+    """Return the number of tasks and blocks by outcome, from the tasks of a record."""
     found = dict.fromkeys(COUNTED, 0)
+    found["tasks"] = len(history.tasks)
     for task in history.tasks.values():
-        state, found["tasks"] = task.state, found["tasks"] + 1
-        if state is TasksMainStates.DONE:
-            found["done"] += 1
-        elif state is TasksMainStates.FAILED:
-            found["skipped" if task.skipped else "failed"] += 1
-        elif state is TasksMainStates.CANCELED:
-            found["canceled"] += 1
-        else:
-            found["running" if state is TasksMainStates.RUNNING else "waiting"] += 1
+        found[task.outcome] += 1
         found["reused"] += task.reused
         found["retried"] += sum(attempt.retried for attempt in task.attempts)
     return found
 
 
-COUNTED = (
-    "tasks",
-    "waiting",
-    "running",
-    "done",
-    "failed",
-    "skipped",
-    "canceled",
-    "reused",
-    "retried",
-)
-"""Keys of counts. The first is the sum of the next six."""
+OUTCOMES = ("waiting", "running", "done", "failed", "skipped", "canceled")
+"""Outcomes of tasks, in the order in which they are shown."""
+
+COUNTED = ("tasks", *OUTCOMES, "reused", "retried")
+"""Keys of counts. `tasks` is the sum of those in `OUTCOMES`."""
 
 
 def counts_from(stats: Any) -> dict[str, int]:

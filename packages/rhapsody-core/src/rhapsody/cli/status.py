@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from rhapsody.cli.lookup import (
     LISTED,
+    OUTCOMES,
     RUN_HELP,
     call_of,
     clock,
@@ -39,7 +40,6 @@ from rhapsody.cli.output import (
     table,
     terminal_width,
 )
-from rhapsody.states import TasksMainStates
 
 if TYPE_CHECKING:
     from rhapsody.history.reader import RecordReader, RunHistory, TaskRun
@@ -169,8 +169,7 @@ class Waiting:
         """The reason as text."""
         if self.reason == "dependencies" and len(self.tasks) == 1:
             (task,) = self.tasks
-            state = "running" if task.state is TasksMainStates.RUNNING else "waiting"
-            return f"{task.key} {call_of(task)} ({state})"
+            return f"{task.key} {call_of(task)} ({task.outcome})"
         return self.summary
 
     @property
@@ -195,7 +194,7 @@ class Status:
     Attributes:
         history: The history of the run.
         now: The time to which durations extend.
-        names: The counts of tasks by name and state.
+        names: The counts of tasks by name and outcome.
         running: The tasks that are running, the first one to start first. Blocks are not listed.
         waiting: The tasks that wait, with their reasons.
         failed: The tasks that have failed, except those that were skipped.
@@ -213,23 +212,15 @@ class Status:
         """Return the status that a history shows."""
         status = cls(history, time.time())
         for task in history.tasks.values():
-            state = task.state
+            outcome = task.outcome
             name = f"{task.name} (block)" if task.kind == "block" else task.name or task.key
             counts = status.names.setdefault(name, Counter())
-            if state is TasksMainStates.DONE:
-                counts["done"] += 1
-            elif state is TasksMainStates.FAILED:
-                counts["skipped" if task.skipped else "failed"] += 1
-                if not task.skipped:
-                    status.failed.append(task)
-            elif state is TasksMainStates.CANCELED:
-                counts["canceled"] += 1
-            elif state is TasksMainStates.RUNNING:
-                counts["running"] += 1
-                if task.kind != "block":
-                    status.running.append(task)
-            else:
-                counts["waiting"] += 1
+            counts[outcome] += 1
+            if outcome == "failed":
+                status.failed.append(task)
+            elif outcome == "running" and task.kind != "block":
+                status.running.append(task)
+            elif outcome == "waiting":
                 status.waiting.append((task, Waiting.of(task, history)))
         status.running.sort(key=_started)
         return status
@@ -239,7 +230,7 @@ class Status:
         return {
             "run": {**run_json(self.history.run), "counts": counts_of(self.history)},
             "names": [
-                {"name": name, **{state: counts[state] for state in STATES}}
+                {"name": name, **{outcome: counts[outcome] for outcome in OUTCOMES}}
                 for name, counts in self.names.items()
             ],
             "running": [
@@ -309,15 +300,15 @@ class Status:
         if not self.names:
             return []
         used = [
-            state
-            for state in STATES
-            if state in ALWAYS or any(counts[state] for counts in self.names.values())
+            outcome
+            for outcome in OUTCOMES
+            if outcome in ALWAYS or any(counts[outcome] for counts in self.names.values())
         ]
         names = list(self.names.items())
         if limit is not None and len(names) > limit:
             names.sort(key=lambda item: not (item[1]["running"] or item[1]["failed"]))
         rows = [(name, *(str(counts[each]) for each in used)) for name, counts in names[:limit]]
-        header = ("NAME", *(state.upper() for state in used))
+        header = ("NAME", *(outcome.upper() for outcome in used))
         lines = ["", *table(header, rows, numbers=header[1:], flexible=("NAME",))]
         return lines + _more(len(names), limit)
 
@@ -366,9 +357,8 @@ class Status:
         return [*lines, "", f"details: rhapsody show {run.name} {key}"]
 
 
-STATES = ("waiting", "running", "done", "failed", "skipped", "canceled")
 ALWAYS = frozenset({"waiting", "running", "done", "failed"})
-"""States of the table of counts; those in `ALWAYS` have a column even if they do not occur."""
+"""Outcomes that have a column in the table of counts even if they do not occur."""
 
 
 def _started(task: TaskRun) -> float:

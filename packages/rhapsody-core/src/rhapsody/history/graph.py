@@ -6,7 +6,6 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from rhapsody.history.reader import RunHistory, TaskRun
-from rhapsody.states import TasksMainStates
 
 OUTCOMES = (
     "failed",
@@ -66,13 +65,10 @@ def outcome_of(task: TaskRun, *, running: bool) -> str:
         task: The task.
         running: True if the run is in progress.
     """
-    if not task.ended:
-        if not running:
-            return "unfinished"
-        return "running" if task.state is TasksMainStates.RUNNING else "waiting"
-    if task.skipped or task.reused:
-        return "skipped" if task.skipped else "reused"
-    return task.state.value.lower()
+    outcome = task.outcome
+    if not running and outcome in ("running", "waiting"):
+        return "unfinished"
+    return "reused" if outcome == "done" and task.reused else outcome
 
 
 def graph_of(history: RunHistory, *, full: bool = False) -> Graph:

@@ -35,11 +35,15 @@ RunOutcome = Literal["done", "failed", "interrupted", "killed", "running", "unkn
 """Outcome of a run. `"unknown"`: the run has ended or was killed, but the record does not show it,
 for example because the disk was full or because the run is on another host."""
 
+TaskOutcome = Literal["waiting", "running", "done", "failed", "skipped", "canceled"]
+"""Outcome of a task, or what it does before it ends."""
+
 PENDING, SUBMITTED, RUNNING = (
     TasksMainStates.PENDING,
     TasksMainStates.SUBMITTED,
     TasksMainStates.RUNNING,
 )
+DONE, FAILED, CANCELED = TasksMainStates.DONE, TasksMainStates.FAILED, TasksMainStates.CANCELED
 
 FIRST: Final = 1 << 20
 TAIL: Final = 1 << 16
@@ -320,6 +324,18 @@ class TaskRun(NamedTuple):
         if not self.attempts or self.attempts[-1].retried:
             return PENDING
         return self.attempts[-1].state
+
+    @property
+    def outcome(self) -> TaskOutcome:
+        """The outcome. Unlike the state, it distinguishes tasks that were skipped."""
+        state = self.state
+        if state is DONE:
+            return "done"
+        if state is FAILED:
+            return "skipped" if self.skipped else "failed"
+        if state is CANCELED:
+            return "canceled"
+        return "running" if state is RUNNING else "waiting"
 
     @property
     def ended(self) -> bool:

@@ -10,7 +10,6 @@ from pathlib import Path
 from rhapsody.history.reader import RunHistory, TaskRun
 from rhapsody.plugins.specs import UsageError
 from rhapsody.staging.runs import LATEST, RECORD, runs_in
-from rhapsody.states import TasksMainStates
 
 LISTED = 10
 """Maximum number of candidates in an error."""
@@ -108,9 +107,7 @@ def select_task(text: str, history: RunHistory) -> TaskRun:
 
 def _urgency(task: TaskRun) -> int:
     """Return a number by which tasks that have failed are first, and then those that run."""
-    if task.state is TasksMainStates.FAILED:
-        return 1 if task.skipped else 0
-    return 2 if task.state is TasksMainStates.RUNNING else 3
+    return {"failed": 0, "skipped": 1, "running": 2}.get(task.outcome, 3)
 
 
 def _several(what: str, found: Sequence[str]) -> str:

@@ -8,14 +8,12 @@ its call or the end of the last task on which it depends, and runs during its at
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from rhapsody.history.reader import Attempt, RunHistory, TaskRun
-from rhapsody.states import TasksMainStates
-
-DONE, FAILED = TasksMainStates.DONE, TasksMainStates.FAILED
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,11 +100,7 @@ class _Collected:
     """Numbers of the tasks with one name while they are collected."""
 
     kind: str
-    count: int = 0
-    done: int = 0
-    failed: int = 0
-    skipped: int = 0
-    canceled: int = 0
+    outcomes: list[str] = field(default_factory=list)
     reused: int = 0
     retried: int = 0
     seconds: list[float] = field(default_factory=list)
@@ -118,28 +112,17 @@ class _Collected:
 
     def add(self, task: TaskRun) -> None:
         """Count a task."""
-        self.count += 1
-        attempts, requested = task.attempts, task.resources
+        self.outcomes.append(task.outcome)
+        requested = task.resources
         if requested and requested.get("memory"):
             self._request(requested)
-        if not attempts:
-            return
-        last = attempts[-1]
-        if not last.retried:
-            if last.state is DONE:
-                self.done += 1
-            elif last.skipped:
-                self.skipped += 1
-            elif last.state is FAILED:
-                self.failed += 1
-            elif last.state is TasksMainStates.CANCELED:
-                self.canceled += 1
-            self.reused += last.reused
-        for attempt in attempts:
+        for attempt in task.attempts:
             if attempt.started is not None and attempt.ended is not None:
                 self.seconds.append(max(0.0, attempt.ended - attempt.started))
             if attempt.retried:
                 self.retried += 1
+            elif attempt.reused:
+                self.reused += 1
             if attempt.usage or attempt.resources:
                 self._use(attempt, requested)
 
@@ -171,14 +154,15 @@ class _Collected:
 
     def result(self, name: str) -> NameStatistics:
         """Return the statistics."""
+        outcomes = Counter(self.outcomes)
         return NameStatistics(
             name=name,
             kind=self.kind,
-            count=self.count,
-            done=self.done,
-            failed=self.failed,
-            skipped=self.skipped,
-            canceled=self.canceled,
+            count=len(self.outcomes),
+            done=outcomes["done"],
+            failed=outcomes["failed"],
+            skipped=outcomes["skipped"],
+            canceled=outcomes["canceled"],
             reused=self.reused,
             retried=self.retried,
             durations=Durations.of(self.seconds),
