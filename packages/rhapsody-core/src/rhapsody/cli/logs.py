@@ -21,7 +21,6 @@ from rhapsody.cli.lookup import (
     may_run,
     open_record,
     readable,
-    report_damage,
     shown,
     sound,
 )
@@ -72,9 +71,7 @@ def run(arguments: argparse.Namespace) -> int:
     """
     if arguments.follow and arguments.json:
         raise UsageError("--json prints what is known now; it cannot be combined with -f")
-    reader = open_record(arguments.run)
-    history = sound(reader.history())
-    report_damage(history)
+    reader, history = open_record(arguments.run)
     task = chosen_task(arguments.run, arguments.task, history)
     printer = _Printer(arguments.streams)
     if arguments.follow:

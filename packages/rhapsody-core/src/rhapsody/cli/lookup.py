@@ -8,7 +8,7 @@ import os
 import socket
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,8 +38,8 @@ def readable(path: Path) -> Iterator[None]:
         raise CommandError(f"cannot read {path}: {error.strerror or error}") from None
 
 
-def open_record(run: str | None) -> RecordReader:
-    """Return the reader of the record that a text selects, after it was read once.
+def open_record(run: str | None) -> tuple[RecordReader, RunHistory]:
+    """Return the reader of the record that a text selects, and its content; report damage.
 
     Raises:
         SelectionError: The text selects no recorded run, or several.
@@ -53,7 +53,9 @@ def open_record(run: str | None) -> RecordReader:
     reader = RecordReader(select_run(run, base_of(".")))
     with readable(reader.path):
         reader.update()
-    return reader
+    history = sound(reader.history())
+    report_damage(history)
+    return reader, history
 
 
 def read_record(run: str | None) -> RunHistory:
@@ -64,22 +66,7 @@ def read_record(run: str | None) -> RunHistory:
         CommandError: The record cannot be read.
         RecordError: It is damaged.
     """
-    history = sound(open_record(run).history())
-    report_damage(history)
-    return history
-
-
-def read_task(run: str | None, task: str) -> tuple[RunHistory, TaskRun]:
-    """Return the content of a record and the task that a text selects.
-
-    Raises:
-        SelectionError: The texts select no run or task, or several.
-        UsageError: The text for the task selects a run instead.
-        CommandError: The record cannot be read.
-        RecordError: It is damaged.
-    """
-    history = read_record(run)
-    return history, chosen_task(run, task, history)
+    return open_record(run)[1]
 
 
 def chosen_task(run: str | None, task: str, history: RunHistory) -> TaskRun:
@@ -227,6 +214,13 @@ def may_run(run: RunRecord) -> bool:
     return run.outcome == "running"
 
 
+def seconds_so_far(run: RunRecord) -> float | None:
+    """Return the duration of a run, or of its part until now if it is running."""
+    if run.outcome == "running" and run.started is not None:
+        return max(0.0, time.time() - run.started)
+    return run.seconds
+
+
 def program_of(run: RunRecord) -> str:
     """Return the name of the program of a run."""
     return os.path.basename(run.program) or (run.program or "-")
@@ -304,18 +298,15 @@ def attempt_json(attempt: Attempt) -> dict[str, Any]:
     found = attempt._asdict()
     error = attempt.error
     found["state"] = str(attempt.state)
-    found["error"] = (
-        None
-        if error is None
-        else {
+    if error is not None:
+        found["error"] = {
             "type": error.kind,
             "message": error.message,
             "traceback": list(error.traceback),
             "caused_by": list(error.caused_by),
         }
-    )
     for name in ("inputs", "outputs"):
-        found[name] = [{"name": f.name, "path": f.path, "size": f.size} for f in found[name]]
+        found[name] = [asdict(file) for file in found[name]]
     found["usage"] = dict(attempt.usage or {})
     found["resources"] = dict(attempt.resources or {})
     return found

@@ -13,6 +13,7 @@ from rhapsody.cli.lookup import (
     duration,
     program_of,
     run_json,
+    seconds_so_far,
 )
 from rhapsody.cli.output import DONE, complain, say, say_json, say_lines, table
 from rhapsody.errors import RhapsodyError
@@ -79,7 +80,7 @@ def run(arguments: argparse.Namespace) -> int:
             each.outcome if each.problem is None else "unreadable",
             "-" if counts is None else f"{counts['done']}/{counts['tasks']}",
             "-" if counts is None else str(counts["failed"]),
-            duration(_seconds(each)),
+            duration(seconds_so_far(each)),
             ",".join(map(str, each.backends)) or "-",
         )
         for each, counts in found
@@ -110,13 +111,6 @@ def _counted(run: RunRecord) -> tuple[RunRecord, dict[str, int] | None]:
     except (OSError, RhapsodyError):
         pass
     return run, None
-
-
-def _seconds(run: RunRecord) -> float | None:
-    """Return the duration of a run so far."""
-    if run.outcome == "running" and run.started is not None:
-        return max(0.0, time.time() - run.started)
-    return run.seconds
 
 
 def _day(seconds: float | None) -> str:

@@ -14,12 +14,13 @@ from rhapsody.cli.lookup import (
     TASK_HELP,
     attempt_json,
     call_of,
+    chosen_task,
     clock,
     duration,
     may_run,
     percent,
     program_of,
-    read_task,
+    read_record,
     run_json,
     shown,
     size,
@@ -50,7 +51,8 @@ def run(arguments: argparse.Namespace) -> int:
     Returns:
         The exit code.
     """
-    history, task = read_task(arguments.run, arguments.task)
+    history = read_record(arguments.run)
+    task = chosen_task(arguments.run, arguments.task, history)
     again = _rerun_command(history.run, task)
     if arguments.json:
         say_json(

@@ -21,6 +21,7 @@ from rhapsody.cli.lookup import (
     program_of,
     read_record,
     run_json,
+    seconds_so_far,
     size,
 )
 from rhapsody.cli.output import DONE, say_json, say_lines, table
@@ -91,10 +92,7 @@ class _Statistics:
     @property
     def seconds(self) -> float | None:
         """The duration of the run so far."""
-        run = self.history.run
-        if run.outcome == "running" and run.started is not None:
-            return max(0.0, time.time() - run.started)
-        return run.seconds
+        return seconds_so_far(self.history.run)
 
     @property
     def length(self) -> float | None:

@@ -23,7 +23,6 @@ from rhapsody.cli.lookup import (
     open_record,
     program_of,
     readable,
-    report_damage,
     run_json,
     sound,
     where,
@@ -69,9 +68,7 @@ def run(arguments: argparse.Namespace) -> int:
     Returns:
         The exit code.
     """
-    reader = open_record(arguments.run)
-    history = sound(reader.history())
-    report_damage(history)
+    reader, history = open_record(arguments.run)
     if arguments.watch and arguments.json:
         for history in _changes(reader):
             say(json.dumps(Status.of(history).json()))

@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any
 
 from rhapsody.cli.lookup import RUN_HELP, read_record
 from rhapsody.cli.output import CommandError, note
@@ -46,20 +46,15 @@ def run(arguments: argparse.Namespace) -> None:
     history = read_record(arguments.run)
     pieces = trace(history, dependencies=arguments.dependencies)
     if arguments.output == "-":
-        _write(sys.stdout, pieces)
+        sys.stdout.writelines(pieces)
         return
     path = Path(arguments.output or f"{history.run.name}.trace.json")
     try:
         with open(path, "w", encoding="ascii") as file:
-            _write(file, pieces)
+            file.writelines(pieces)
     except OSError as error:
         raise CommandError(f"cannot write {path}: {error.strerror or error}") from None
     note(f"wrote {path}; open it at https://ui.perfetto.dev")
-
-
-def _write(file: TextIO, pieces: Iterable[str]) -> None:
-    for piece in pieces:
-        file.write(piece)
 
 
 def trace(history: RunHistory, *, dependencies: bool = False) -> Iterator[str]:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import difflib
-import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from rhapsody.history.reader import RunHistory, TaskRun
@@ -116,6 +115,5 @@ def _several(what: str, found: Sequence[str]) -> str:
     return f"{len(found)} {what}; name one of them:{lines}{more}"
 
 
-def _meant(close: Iterable[str]) -> str:
-    names = [os.fspath(each) for each in close]
-    return f"; did you mean {' or '.join(names[:3])}?" if names else ""
+def _meant(close: Sequence[str]) -> str:
+    return f"; did you mean {' or '.join(close[:3])}?" if close else ""
