@@ -60,7 +60,8 @@ def find(session: str, name: str = "", values: Collection[str] = ()) -> list[psu
         values: The uids of these tasks or pilots.
     """
     # A client may run in a task of another session, whose variables it inherits.
-    marks = {os.fsencode(f"{mark}={session}") for mark in (SESSION, "" if name == TASK else MARK)}
+    names = (SESSION,) if name == TASK else (SESSION, MARK)
+    marks = {os.fsencode(f"{mark}={session}") for mark in names}
     narrow = {os.fsencode(f"{name}={value}") for value in values}
 
     def matches(pid: int) -> bool:
@@ -81,15 +82,14 @@ def _environment(pid: int) -> list[bytes]:
     """Return a process's initial environment as lines; empty for processes of other users."""
     if os.stat(f"/proc/{pid}").st_uid != os.geteuid():
         return []
-    until = time.monotonic() + 1.0
-    while True:
+    found, starts, until = _proc(pid, "environ"), True, time.monotonic() + 1.0
+    while not found and starts and time.monotonic() < until:
         fields = _proc(pid, "stat").rpartition(b")")[2].split()  # from the third on, of proc(5)
-        found = _proc(pid, "environ")
         size, environment_end = fields[20], fields[48]
         # The kernel loads a program before it sets the program's environment.
         starts = size != b"0" and environment_end == b"0"
-        if found or not starts or time.monotonic() > until:
-            return found.split(b"\0")
+        found = _proc(pid, "environ")  # again, because it may have been set in the meantime
+    return found.split(b"\0")
 
 
 def _proc(pid: int, name: str) -> bytes:
