@@ -10,13 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from rhapsody_radical import pilot
-from rhapsody_radical.plugin import BATCH_WORDS
+from rhapsody_radical.plugin import BATCH_WORDS, PILOT_DEFAULTS
 from rhapsody_radical.wire import is_plain
-
-LOCAL = "local.localhost"
-
-DEFAULT_RUNTIME = 60
-"""Default runtime of a pilot in minutes."""
 
 RESERVED = ("uid", "executable", "arguments", "function", "args", "kwargs", "code", "command")
 """Keys that the engine sets, because they determine a task's identity and program."""
@@ -59,11 +54,11 @@ def pilot_descriptions(resources: Any) -> list[dict[str, Any]]:
     valid = isinstance(pilots, list | tuple) and all(isinstance(one, Mapping) for one in pilots)
     if not valid or not pilots:
         raise TypeError(
-            f"resources must be a dict such as {{'resource': '{LOCAL}', 'cores': 4}}, or, for "
+            "resources must be a dict such as {'resource': 'local.localhost', 'cores': 4}, or, for "
             "several pilots, a list of such dicts or a dict with a list of dicts as 'pilots'; got "
             f"{resources!r}"
         )
-    return [_pilot({**common, **one}) for one in pilots]
+    return [_pilot({**PILOT_DEFAULTS, **common, **one}) for one in pilots]
 
 
 def _pilot(settings: dict[str, Any]) -> dict[str, Any]:
@@ -75,25 +70,21 @@ def _pilot(settings: dict[str, Any]) -> dict[str, Any]:
             "resources: 'uid' cannot be set: the backend names pilots pilot.0000, pilot.0001, ..."
         )
     require_plain("resources", settings)
-    settings.setdefault("resource", LOCAL)
     resource = settings["resource"]
     if not isinstance(resource, str) or "." not in resource:
         raise ValueError(
-            f"resources: 'resource' must have the form SITE.MACHINE, such as {LOCAL!r}, got "
-            f"{resource!r}; `rhapsody doctor` lists the known resources"
+            "resources: 'resource' must have the form SITE.MACHINE, such as "
+            f"'local.localhost', got {resource!r}; `rhapsody doctor` lists the known resources"
         )
     if settings.get("cores") is None and settings.get("nodes") is None:
         if resource.startswith("local."):
             settings["cores"] = os.cpu_count() or 1
         else:
             settings["nodes"] = 1
-    settings.setdefault("runtime", DEFAULT_RUNTIME)
     for key in ("cores", "nodes", "memory", "runtime"):
         value = number(settings, key)
         if settings.get(key) is not None and (value < 1 or value != int(value)):
             raise ValueError(f"resources: {key!r} must be an integer of at least 1, got {value!r}")
-    # Otherwise, a failed pilot would send SIGTERM to the user's program.
-    settings.setdefault("exit_on_error", False)
     return settings
 
 

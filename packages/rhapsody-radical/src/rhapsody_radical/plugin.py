@@ -86,13 +86,18 @@ _PILOT_HELP = {
 }
 """Help for the most used parameters of a pilot's description."""
 
-_PILOT_DEFAULTS = {"resource": "local.localhost", "runtime": 60, "exit_on_error": False}
+PILOT_DEFAULTS = {
+    "resource": "local.localhost",
+    "runtime": 60,
+    "exit_on_error": False,  # otherwise, a failed pilot would send SIGTERM to the user's program
+}
+"""Defaults of a pilot's parameters that do not depend on its resource."""
 
 
 def _pilot_option(key: str) -> BackendOption:
     kind = PILOT_KEYS[key]
     accepted = list | str | dict if kind is list else kind  # a single entry instead of a list
-    return BackendOption(key, accepted, _PILOT_DEFAULTS.get(key), _PILOT_HELP.get(key, ""))
+    return BackendOption(key, accepted, PILOT_DEFAULTS.get(key), _PILOT_HELP.get(key, ""))
 
 
 BATCH_WORDS = {
