@@ -9,10 +9,11 @@ from typing import Any, cast
 
 import pytest
 
+from rhapsody_radical._raptor import CALL_REPORTS
 from rhapsody_radical.client import raptor
 from rhapsody_radical.client.health import Progress
 from rhapsody_radical.client.raptor import Raptors
-from rhapsody_radical.client.tasks import CALL_REPORTS, Entry, Tasks
+from rhapsody_radical.client.tasks import Entry, Tasks
 from rhapsody_radical.states import AGENT_EXECUTING
 
 SLOTS = [{"node_index": 0, "cores": [1, 2]}, {"node_index": 1, "cores": [0, 1]}]

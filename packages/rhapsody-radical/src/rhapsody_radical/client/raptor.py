@@ -20,6 +20,7 @@ import radical.pilot as rp  # type: ignore[import-untyped,unused-ignore]
 
 from rhapsody.sdk import RUNNER_FILE
 from rhapsody_radical import functions
+from rhapsody_radical._raptor import MARK
 from rhapsody_radical.client import health
 from rhapsody_radical.client.health import WAITING, Progress, is_stuck
 from rhapsody_radical.client.session import ClientPilot
@@ -39,9 +40,6 @@ log: logging.Logger = logging.getLogger(__name__)
 OWN_CLASSES = Path(__file__).parents[1] / "_raptor.py"
 CALL_FILES = (OWN_CLASSES.with_name("call.py"), Path(RUNNER_FILE))
 """Files with the worker's side of calls."""
-
-MARK = "rhapsody"
-"""Key in a task's metadata by which Rhapsody's worker recognizes Rhapsody's calls."""
 
 MAX_GROUP_CALLS, MAX_GROUP_TEXT = 256, 1 << 18
 """Limits of a group: its number of calls, and the total length of their texts in characters."""

@@ -19,6 +19,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from rhapsody_radical import cleanup, functions
+from rhapsody_radical._raptor import CALL_REPORTS
 from rhapsody_radical.client.raptor import MAX_GROUP_TEXT, Pair, Raptors
 from rhapsody_radical.client.session import ClientPilot
 from rhapsody_radical.descriptions import described
@@ -29,9 +30,6 @@ log: logging.Logger = logging.getLogger(__name__)
 
 HANDLED = frozenset({AGENT_STAGING_INPUT_PENDING, AGENT_EXECUTING, *FINAL})
 """The states that the client handles."""
-
-CALL_REPORTS = "rhapsody_calls"
-"""Name of the messages in which Rhapsody's RAPTOR workers report on the calls of groups."""
 
 Send = Callable[..., None]
 """Function that takes a message's name and parts, and sends the message to the program.
