@@ -19,7 +19,7 @@ HEAD = """\
 # Options of the engine
 
 Arguments of `WorkflowEngine.create(...)` and of `rhapsody.run(main, ...)`. On the command line,
-`rhapsody run -e NAME=VALUE` sets those that have no option of their own, with values as in TOML:
+`rhapsody run -e NAME=VALUE` sets those that have no separate option, with values as in TOML:
 `-e retries=2 -e 'timeout="3 min"'`.
 
 """
