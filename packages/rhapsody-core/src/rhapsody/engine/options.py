@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypedDict, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, cast
 
 from rhapsody.backends.base import BaseExecutionBackend
 from rhapsody.engine.background import Clock
@@ -31,9 +31,6 @@ from rhapsody.task import RetryPolicy, as_policies
 
 if TYPE_CHECKING:
     from rhapsody.journal.plugin import Journal
-
-P = ParamSpec("P")
-R = TypeVar("R")
 
 BackendLike = BaseExecutionBackend | str
 KeepSandboxes = Literal["results", "failed", "all", "none"]
@@ -57,9 +54,7 @@ def directory(argument: str, value: object) -> Path:
         ValueError: The path is that of a file, or contains a null character.
         FileNotFoundError: The path is relative and the current directory was removed.
     """
-    if not isinstance(value, str | os.PathLike) or not isinstance(os.fspath(value), str):
-        raise TypeError(f"{argument} must be a path, got {value!r}")
-    text = os.fspath(value)
+    text = _text(argument, value)
     if "\0" in text:
         raise ValueError(f"{argument} must not contain a null character, got {value!r}")
     try:
@@ -92,18 +87,21 @@ def runs_directory(path: str) -> Path:
 
 
 def _trace(value: object) -> Path:
-    if not isinstance(value, str | os.PathLike) or not isinstance(os.fspath(value), str):
-        raise TypeError(f"trace must be a path, got {value!r}")
     return _file("trace", value)
 
 
-def _file(argument: str, value: str | os.PathLike[str]) -> Path:
+def _record(value: object) -> bool | Path:
+    return value if isinstance(value, bool) else _file("record", value, "True, False or a path")
+
+
+def _file(argument: str, value: object, accepted: str = "a path") -> Path:
     """Return the path of a file that the engine will write.
 
     Raises:
+        TypeError: The value is not a path.
         ValueError: The path is that of a directory, or it cannot be written.
     """
-    path = Path(value)
+    path = Path(_text(argument, value, accepted))
     if not path.name or path.is_dir():
         raise ValueError(f"{argument} must be the path of a file, got {str(value)!r}")
     if not path.parent.is_dir():
@@ -113,12 +111,16 @@ def _file(argument: str, value: str | os.PathLike[str]) -> Path:
     return path
 
 
-def _record(value: object) -> bool | Path:
-    if isinstance(value, bool):
-        return value
-    if not isinstance(value, str | os.PathLike) or not isinstance(os.fspath(value), str):
-        raise TypeError(f"record must be True, False or a path, got {value!r}")
-    return _file("record", value)
+def _text(argument: str, value: object, accepted: str = "a path") -> str:
+    """Return a path as text.
+
+    Raises:
+        TypeError: The value is not a path, or is a path of bytes.
+    """
+    text = os.fspath(value) if isinstance(value, str | os.PathLike) else None
+    if not isinstance(text, str):
+        raise TypeError(f"{argument} must be {accepted}, got {value!r}")
+    return text
 
 
 def _uid(value: object) -> str:
