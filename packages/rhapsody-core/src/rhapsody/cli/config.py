@@ -92,9 +92,8 @@ def settings(profile: Profile) -> Iterator[Setting]:
 
     yield _setting("profile", profile.name, None)
     yield _setting("backend", profile.backend, "local")
-    name = "local" if profile.backend is None else profile.backend.value
     try:
-        declared = declared_options(name)
+        declared = declared_options(profile.backend_name)
     except ValueError:  # not installed
         declared = {}
     shown = {each.name: each.as_dict()["default"] for each in declared.values() if each.help}

@@ -321,7 +321,7 @@ async def _workflow(main: scripts.Main, defaults: EngineDefaults, at_end: ExitSt
         progress = Progress(lines=shown == "lines", account=False)
         at_end.callback(progress.print_account)
         options["progress"] = progress
-    name = "local" if profile.backend is None else profile.backend.value
+    name = profile.backend_name
     started = False
     try:
         with engine_defaults(replace(defaults, options=options)):

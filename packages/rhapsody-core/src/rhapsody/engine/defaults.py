@@ -87,13 +87,13 @@ class EngineDefaults:
         """
         profile = self.active_profile(given.get("profile"))
         chosen = overlay(self.options, profile.engine_options())
-        skipped = {"keep_going"} if "fail_fast" in chosen else set[str]()
-        implied = {name: value for name, value in self.implied.items() if name not in skipped}
+        implied = dict(self.implied)
+        if "fail_fast" in chosen:
+            implied.pop("keep_going", None)
         filled = overlay(given, implied | chosen)
         filled["profile"] = profile.task_defaults()
         filled["observers"] = (*given.get("observers", ()), *self.observers)
-        overruled = self.options.get("dry_run", False)
-        if overruled:
+        if self.options.get("dry_run"):
             filled["dry_run"] = True
         backend = None
         if all(given.get(name) is None for name in ("backend", "backends")):
@@ -114,9 +114,8 @@ def _made(profile: Profile, more: Mapping[str, Any]) -> BaseExecutionBackend | N
     options = {name: each.value for name, each in profile.options.items()} | dict(more)
     if profile.backend is None and not options:
         return None
-    name = "local" if profile.backend is None else profile.backend.value
     try:
-        return make_backend(name, options)
+        return make_backend(profile.backend_name, options)
     except UsageError as error:
         words = set(re.findall(r"\w+", str(error)))
         named = [each for option, each in profile.options.items() if option in words]

@@ -87,6 +87,13 @@ ELSEWHERE = {
 }
 """Names of settings, each with the hint for the table that accepts it."""
 
+NOT_SETTINGS = {
+    **dict.fromkeys(ENGINE, "write it in the table engine"),
+    **{alias: f"did you mean {name!r}?" for alias, name in ALIASES.items() if alias != name},
+    "resources": f"write its fields here: {', '.join(RESOURCES)}",
+}
+"""Names that users may expect among the settings of tasks, each with the hint."""
+
 FAILING = frozenset({"fail_fast", "keep_going", "max_failures"})
 """Alternative options: if one place sets one of them, places of lower precedence set none."""
 
@@ -151,6 +158,11 @@ class Profile:
     engine: Values = field(default_factory=dict)
     defaults: Values = field(default_factory=dict)
     tasks: tuple[tuple[str, Values], ...] = ()
+
+    @property
+    def backend_name(self) -> str:
+        """The name of the backend, or of the default backend if it is not set."""
+        return "local" if self.backend is None else self.backend.value
 
     def is_for(self, backend: object) -> bool:
         """Return True if the program names the same backend as the profile."""
@@ -223,7 +235,7 @@ def active_profile(name: Value | None = None, backend: Value | None = None) -> P
         tuple(each for layer in reversed(layers) for each in _ordered(layer.tasks)),
     )
     _check_engine(merged)
-    _check_options(merged.backend, options)
+    _check_options(merged.backend_name, options)
     return merged
 
 
@@ -325,10 +337,7 @@ def _layer(value: Value, known: tuple[str, ...]) -> _Layer:
 
 def _settings(table: Values, known: tuple[str, ...]) -> Values:
     """Check settings of tasks."""
-    hints = dict.fromkeys(ENGINE, "write it in the table engine")
-    hints |= {alias: f"did you mean {name!r}?" for alias, name in ALIASES.items() if alias != name}
-    hints["resources"] = f"write its fields here: {', '.join(RESOURCES)}"
-    _check_names(table, known, hints)
+    _check_names(table, known, NOT_SETTINGS)
     for name, each in table.items():
         if name in RESOURCES:
             _checked(each, lambda given, name=name: Resources.of({name: given}))
@@ -365,13 +374,10 @@ def _table(value: Value) -> dict[str, Value]:
     return {key: Value(one, value.file, (*value.keys, key)) for key, one in value.value.items()}
 
 
-def _check_names(
-    table: Values, known: Iterable[str], hints: Mapping[str, str] | None = None
-) -> None:
-    known = list(known)
+def _check_names(table: Values, known: tuple[str, ...], hints: Mapping[str, str]) -> None:
     for name, each in table.items():
         if name not in known:
-            hint = (hints or {}).get(name) or closest(name, known, every="keys")
+            hint = hints.get(name) or closest(name, known, every="keys")
             raise _error(each, f"unknown key {name!r}{_inside(each)}; {hint}")
 
 
@@ -422,13 +428,12 @@ def _check_engine(profile: Profile) -> None:
         raise ProfileError(f"{sources}: {error}") from None
 
 
-def _check_options(backend: Value | None, options: dict[str, Value]) -> None:
+def _check_options(backend: str, options: dict[str, Value]) -> None:
     """Check the options of the backend against its declaration, and resolve their paths."""
     if not options:
         return
-    backend_name = "local" if backend is None else backend.value
     try:
-        known = declared_options(backend_name)
+        known = declared_options(backend)
     except ValueError:  # unknown; the program may register it later
         return
     for name, each in list(options.items()):
@@ -436,9 +441,7 @@ def _check_options(backend: Value | None, options: dict[str, Value]) -> None:
             continue
         hint = option_hint(name, known)
         if hint is not None:
-            raise _error(
-                each, f"backend {backend_name!r} has no option {name!r}{_inside(each)}; {hint}"
-            )
+            raise _error(each, f"backend {backend!r} has no option {name!r}{_inside(each)}; {hint}")
         option = known[name]
         if not option.accepts(each.value):
             raise _error(each, f"{name} must be {option.expected}, got {each.value!r}")
