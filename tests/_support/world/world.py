@@ -100,8 +100,8 @@ class Deadline:
 
 def definition(kind: CallKind, **settings: Any) -> TaskFunction[Any, Any]:
     """A task of no engine."""
-    nobody: Any = None
-    return TaskFunction(nobody, kind, lambda: None, Settings().changed(settings), settings)
+    no_engine: Any = None
+    return TaskFunction(no_engine, kind, lambda: None, Settings().changed(settings), settings)
 
 
 def _tasks() -> list[TaskFunction[Any, Any]]:
