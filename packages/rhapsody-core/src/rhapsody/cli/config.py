@@ -19,9 +19,6 @@ HELP = "show the settings of a profile, and the files that set them"
 
 DEFAULT = "default"
 
-OF_THE_RUN = {"keep_going": True, "progress": True, "record": True, "journal": True}
-"""Engine options that `rhapsody run` sets if nothing else does."""
-
 
 class Setting(NamedTuple):
     """Setting of a profile.
@@ -85,6 +82,7 @@ def run(arguments: argparse.Namespace) -> int:
 def settings(profile: Profile) -> Iterator[Setting]:
     """Yield every setting of a profile, including those that nothing sets."""
     from rhapsody.backends.discovery import declared_options
+    from rhapsody.cli.run import IMPLIED
     from rhapsody.engine.options import OPTIONS
     from rhapsody.engine.profiles import DEFAULTS, ENGINE
     from rhapsody.engine.settings import NO_FALLBACK, Settings
@@ -99,11 +97,12 @@ def settings(profile: Profile) -> Iterator[Setting]:
     shown = {each.name: each.as_dict()["default"] for each in declared.values() if each.help}
     for key in {**shown, **profile.options}:
         yield _setting(f"options.{key}", profile.options.get(key), shown.get(key))
+    of_the_run = {**IMPLIED, "journal": True}
     for key in ENGINE:
         setting = _setting(f"engine.{key}", profile.engine.get(key), OPTIONS[key].default)
-        if setting.source == DEFAULT and key in OF_THE_RUN:
-            of_the_run = json.dumps(OF_THE_RUN[key])
-            setting = setting._replace(source=f"{DEFAULT} (rhapsody run: {of_the_run})")
+        if setting.source == DEFAULT and key in of_the_run:
+            source = f"{DEFAULT} (rhapsody run: {json.dumps(of_the_run[key])})"
+            setting = setting._replace(source=source)
         yield setting
     plain, resources = Settings(), Resources()
     for key in DEFAULTS:

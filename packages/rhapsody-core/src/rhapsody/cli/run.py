@@ -43,6 +43,9 @@ if TYPE_CHECKING:
 
 HELP = "run a workflow"
 
+IMPLIED = {"keep_going": True, "progress": True, "record": True}
+"""Engine options that apply if neither the command line nor the profile sets them."""
+
 ALTERNATIVES = {
     "backend": "use -b NAME",
     "backends": "use -b NAME for one backend, or create the engine in the script",
@@ -208,7 +211,7 @@ def _code(arguments: argparse.Namespace, recorded: Recording, at_end: ExitStack)
         program = scripts.find(arguments.script, arguments.module, arguments.arguments)
         defaults = EngineDefaults(
             options=_engine_options(arguments),
-            implied={"keep_going": True, "progress": not arguments.dry_run, "record": True},
+            implied={**IMPLIED, "progress": not arguments.dry_run},
             backend=arguments.backend,
             backend_options=parse_options(arguments.option),
             stand_in=_stand_in(arguments),
