@@ -242,7 +242,7 @@ class TaskDescription(_RequiredKeys, total=False):
             directory, accessible only to the user, when the directory is first needed. Backends
             with their own sandboxes replace the value.
         cwd: The absolute path of the directory in which an executable runs instead of the sandbox.
-            The backend writes no files of its own into this directory. The key is passed only to
+            The backend does not write its own files into this directory. The key is passed only to
             backends that declare the capability `cwd`.
         capture: Treatment of the task's output. `True` (the default if absent) captures it, `False`
             does not, and `"files"` leaves it in files in the sandbox and stores their paths in

@@ -315,9 +315,9 @@ class WorkflowEngine(OlderNames):
     def block(self, function: Any = _NO_FUNCTION, /, **settings: Any) -> Any:
         """Decorate a function that calls tasks and awaits them, as a part of the workflow.
 
-        A coroutine function runs on the engine's loop. A synchronous one runs in a thread of its
-        own and waits with `rhapsody.wait`. If a block returns a future, the block's result is the
-        result of that future. Canceling a block cancels its unfinished tasks.
+        A coroutine function runs on the engine's loop. A synchronous one runs on a separate
+        thread and waits with `rhapsody.wait`. If a block returns a future, the block's result is
+        the result of that future. Canceling a block cancels its unfinished tasks.
 
         Args:
             function: The function to decorate.
@@ -466,7 +466,7 @@ class WorkflowEngine(OlderNames):
     @property
     def task_defaults(self) -> TaskDefaults:
         """Settings of tasks that the profile sets."""
-        return self._runtime.submission.task_defaults
+        return self._submission.task_defaults
 
     @property
     def work_dir(self) -> Path:

@@ -104,9 +104,9 @@ class Value:
 
     Attributes:
         value: The value.
-        file: The file, or `None` if it is not set in a file.
+        file: The file, or `None` if the value is not set in a file.
         keys: The path of the key in the file.
-        place: The place, if it is not a file.
+        place: The description of the place, if it is not a file.
     """
 
     value: Any

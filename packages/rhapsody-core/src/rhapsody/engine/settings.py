@@ -453,8 +453,8 @@ def _merged_resources(low: Any, high: Any) -> Any:
         return lambda attempt: _unless_none(low(attempt), lambda one: _merged_resources(one, high))
     if _is_function(high):
         return lambda attempt: _unless_none(high(attempt), lambda one: _merged_resources(low, one))
-    fields = [_fields(low), _fields(high)]
-    return high if None in fields else {**(fields[0] or {}), **(fields[1] or {})}
+    lower, higher = _fields(low), _fields(high)
+    return high if lower is None or higher is None else {**lower, **higher}
 
 
 def _is_function(value: object) -> bool:
