@@ -1,4 +1,4 @@
-"""Records of runs for tests: written line by line, or by a program in a process of its own."""
+"""Records of runs for tests: written line by line, or by a program in another process."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ class Records(AbstractContextManager["Records"]):
 
 
 def started(program: str, directory: Path, *arguments: str) -> subprocess.Popen[str]:
-    """Start `rhapsody run` in a process group of its own, with the text of a program."""
+    """Start `rhapsody run` in a separate process group, with the text of a program."""
     (directory / "wf.py").write_text(program)
     return subprocess.Popen(
         [sys.executable, "-m", "rhapsody", "run", "-q", "wf.py", *arguments],

@@ -58,7 +58,7 @@ def test_engines_of_the_program_are_recorded_in_one_file(run: Run, tmp_path: Pat
     assert text.count('"event":"run_end"') == 1
 
 
-def test_what_the_program_says_wins(run: Run, tmp_path: Path) -> None:
+def test_options_of_the_program_take_precedence(run: Run, tmp_path: Path) -> None:
     done = run(OWN_ENGINES.format(options="record='mine.jsonl'", more=""), "-q")
     assert done.returncode == 0, done.stderr
     assert list_runs(tmp_path / ".rhapsody") == []

@@ -70,7 +70,7 @@ def run(arguments: argparse.Namespace) -> int:
         UsageError: There is no such attempt, or the options contradict each other.
     """
     if arguments.follow and arguments.json:
-        raise UsageError("--json prints what is known now; it cannot be combined with -f")
+        raise UsageError("--json prints the output so far; it cannot be combined with -f")
     reader, history = open_record(arguments.run)
     task = chosen_task(arguments.run, arguments.task, history)
     printer = _Printer(arguments.streams)

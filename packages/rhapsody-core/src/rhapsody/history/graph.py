@@ -76,7 +76,7 @@ def graph_of(history: RunHistory, *, full: bool = False) -> Graph:
 
     Args:
         history: The history.
-        full: True for a node per task, False for a node per name. Blocks have nodes of their own.
+        full: True for a node per task, False for a node per name. Blocks have separate nodes.
     """
     running, graph = history.run.outcome == "running", Graph()
     index: dict[object, int] = {}  # of the node of a group

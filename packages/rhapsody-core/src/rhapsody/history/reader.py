@@ -36,7 +36,7 @@ RunOutcome = Literal["done", "failed", "interrupted", "killed", "running", "unkn
 for example because the disk was full or because the run is on another host."""
 
 TaskOutcome = Literal["waiting", "running", "done", "failed", "skipped", "canceled"]
-"""Outcome of a task, or what it does before it ends."""
+"""Outcome of a task; `"waiting"` or `"running"` if it has not ended."""
 
 PENDING, SUBMITTED, RUNNING = (
     TasksMainStates.PENDING,

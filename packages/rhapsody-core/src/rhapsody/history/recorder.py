@@ -359,7 +359,7 @@ class Recorder:
             self._pass_on()
 
     def _flush(self) -> None:
-        """Pass all that is known to the writer, and stop the timer."""
+        """Pass everything known so far to the writer, and stop the timer."""
         timer, self._timer = self._timer, None
         if timer is not None:
             timer.cancel()

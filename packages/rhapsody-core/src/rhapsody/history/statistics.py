@@ -176,7 +176,7 @@ class _Collected:
 def by_name(history: RunHistory) -> list[NameStatistics]:
     """Return the statistics of the tasks and blocks of each name, in the order of first calls.
 
-    Blocks have rows of their own, even if a task has the same name.
+    Blocks have separate rows, even if a task has the same name.
     """
     found: dict[tuple[str, bool], _Collected] = {}
     for task in history.tasks.values():
@@ -292,7 +292,7 @@ def _link(
             if link.length > length:
                 length, previous = link.length, key
     took = max(0.0, end - could_start)
-    # The time of a block that is not the time of its tasks is that of its own code.
+    # The time of a block beyond that of its tasks is spent in its code.
     ran = took if task.kind == "block" else min(took, ran)
     return _Link(end, length + took, previous, took - ran, ran)
 
