@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import pty
+import shlex
 import socket
 import struct
 import subprocess
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from rhapsody.staging.runs import RECORD
+from tests._support.programs import PATIENCE
 
 BEGIN = 1_700_000_000.0
 """The start of each written run."""
@@ -122,6 +124,19 @@ def started(program: str, directory: Path, *arguments: str) -> subprocess.Popen[
         start_new_session=True,
         env={**os.environ, "PYTHONUNBUFFERED": "1"},
     )
+
+
+def first_byte(*arguments: str) -> tuple[str, str]:
+    """The first byte of a command's output, and its errors and exit code after the pipe closed."""
+    command = shlex.join([sys.executable, "-m", "rhapsody", *arguments])
+    done = subprocess.run(
+        ["bash", "-c", f"{command} | head -c 1; echo ${{PIPESTATUS[0]}} >&2"],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=True,
+    )
+    return done.stdout, done.stderr
 
 
 def on_terminal(*arguments: str) -> str:

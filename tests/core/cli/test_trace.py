@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import subprocess
-import sys
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,8 +13,7 @@ import pytest
 
 from rhapsody.cli import main
 from rhapsody.staging.fsutil import FileLock
-from tests._support.histories import Records, call, end, finish, start
-from tests._support.programs import PATIENCE
+from tests._support.histories import Records, call, end, finish, first_byte, start
 
 NAME = "20260101T000000-align-00a1"
 FILE = f"{NAME}.trace.json"
@@ -241,15 +238,7 @@ def test_errors(
 def test_a_closed_pipe_ends_the_command_quietly(records: Records) -> None:
     records.write(NAME, *(call(each, "a") for each in range(2000)),
                   *(end(each, 0, each, each + 1) for each in range(2000)))  # fmt: skip
-    command = f"{sys.executable} -m rhapsody trace -o - | head -c 1"
-    done = subprocess.run(
-        ["bash", "-c", f"{command}; echo ${{PIPESTATUS[0]}} >&2"],
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-        check=True,
-    )
-    assert (done.stdout, done.stderr) == ("{", "141\n")
+    assert first_byte("trace", "-o", "-") == ("{", "141\n")
 
 
 def test_help(capsys: pytest.CaptureFixture[str]) -> None:
