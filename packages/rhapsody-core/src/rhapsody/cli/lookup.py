@@ -12,6 +12,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rhapsody.cli.clean import base_of
 from rhapsody.cli.output import CommandError, complain, printable
 from rhapsody.plugins.specs import UsageError
 from rhapsody.resources import size_text
@@ -46,7 +47,6 @@ def open_record(run: str | None) -> tuple[RecordReader, RunHistory]:
         CommandError: The record cannot be read.
         RecordError: It is damaged.
     """
-    from rhapsody.cli.clean import base_of
     from rhapsody.history.reader import RecordReader
     from rhapsody.history.selection import select_run
 
@@ -76,7 +76,6 @@ def chosen_task(run: str | None, task: str, history: RunHistory) -> TaskRun:
         SelectionError: The text selects no task, or several.
         UsageError: The text selects a run instead.
     """
-    from rhapsody.cli.clean import base_of
     from rhapsody.history.selection import SelectionError, select_run, select_task
 
     try:

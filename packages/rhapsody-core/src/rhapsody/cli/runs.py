@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from typing import TYPE_CHECKING
 
+from rhapsody.cli.clean import base_of
 from rhapsody.cli.lookup import (
     counts_from,
     counts_of,
@@ -49,7 +50,6 @@ def run(arguments: argparse.Namespace) -> int:
     Raises:
         UsageError: The directory does not exist, or the number is negative.
     """
-    from rhapsody.cli.clean import base_of
     from rhapsody.history.reader import list_runs
 
     if arguments.number < 0:

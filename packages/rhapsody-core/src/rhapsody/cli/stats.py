@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import gc
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
@@ -51,19 +50,16 @@ def run(arguments: argparse.Namespace) -> int:
     Raises:
         UsageError: More than two runs are named.
     """
+    from rhapsody.history.reader import no_collection
+
     if len(arguments.runs) > 2:
         raise UsageError(f"cannot compare {len(arguments.runs)} runs; name one run or two runs")
-    enabled = gc.isenabled()
-    gc.disable()  # it would traverse each task of a large record several times
-    try:
+    with no_collection():  # the collector would traverse each task of a large record
         found = [_Statistics(name) for name in arguments.runs or [None]]
         if len(found) == 2:
             _compare(*found, json=arguments.json)
         else:
             _show(found[0], json=arguments.json, everything=arguments.all)
-    finally:
-        if enabled:
-            gc.enable()
     return DONE
 
 

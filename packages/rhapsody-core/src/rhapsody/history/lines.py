@@ -262,7 +262,7 @@ class Encoder:
         """Return the end of an output without secrets, and without a part of one."""
         secrets = self._secrets_of(uid)
         if len(text) <= PRINTED:
-            return mask(text, secrets) if secrets else text
+            return mask(text, secrets)
         longest = len(secrets[0][0]) if secrets else 0
         return mask(text[-PRINTED - longest :], secrets)[longest:]
 

@@ -445,7 +445,7 @@ class RecordReader:
             return False
         lines = data[: end - 1].split(b"\n")
         del data
-        with _no_collection():
+        with no_collection():
             for number, line in self._parsed(lines):
                 self._take(number, line)
         self._offset += end
@@ -536,7 +536,7 @@ class RecordReader:
             raise RecordError(f"{self.path} is empty: the run has recorded nothing yet")
         changed, self._changed = self._changed, {}
         tasks = self._tasks
-        with _no_collection():
+        with no_collection():
             for key in changed:
                 try:
                     tasks[key] = self._task(key)
@@ -581,7 +581,7 @@ _OF_TASKS = frozenset({"call", "start", "end"})
 
 
 @contextlib.contextmanager
-def _no_collection() -> Iterator[None]:
+def no_collection() -> Iterator[None]:
     """Turn off the garbage collector in a block that creates many objects."""
     enabled = gc.isenabled()
     gc.disable()
