@@ -11,7 +11,7 @@ import os
 import re
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 _MEMORY = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([kmgtp]?)(i?)b?\s*", re.IGNORECASE)
@@ -181,6 +181,15 @@ class Resources:
             known = ", ".join(cls.__dataclass_fields__)
             raise TypeError(f"resources: unknown name {unknown[0]!r}; valid names: {known}{hint}")
         return cls(**value)
+
+
+def changed_fields(resources: Resources) -> dict[str, Any]:
+    """Return the fields that differ from their defaults, by name."""
+    return {
+        each.name: value
+        for each in fields(Resources)
+        if (value := getattr(resources, each.name)) != each.default
+    }
 
 
 def _cores(given: float) -> float:

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any, Literal, NamedTuple, TypedDict, cast
 
-from rhapsody.resources import Resources, seconds
+from rhapsody.resources import Resources, changed_fields, seconds
 from rhapsody.task import RetryPolicy, as_policies, is_async
 
 NO_FALLBACK: Any = object()
@@ -468,9 +468,5 @@ def _unless_none(value: Any, call: Callable[[Any], Any]) -> Any:
 def _fields(value: object) -> dict[str, Any] | None:
     """Return the fields of a value of `resources`, or `None` if the value is invalid."""
     if isinstance(value, Resources):
-        named = {name: getattr(value, name) for name in Resources.__dataclass_fields__}
-        return {name: one for name, one in named.items() if one != getattr(_ONE_CORE, name)}
+        return changed_fields(value)
     return dict(value) if isinstance(value, Mapping) else None
-
-
-_ONE_CORE = Resources()

@@ -26,7 +26,7 @@ from rhapsody.masking import (
     values_of,
 )
 from rhapsody.plugins.specs import TaskCall
-from rhapsody.resources import Resources
+from rhapsody.resources import Resources, changed_fields
 from rhapsody.task import RetryPolicy, TaskFuture
 
 _OTHERWISE = frozenset({"name", "resources", "after", "environment", "stdin", "specific"})
@@ -184,14 +184,8 @@ def describe_settings(task: TaskFunction[Any, Any]) -> DescribedSettings:
 
 
 def described_resources(given: Resources | Callable[[int], Any] | None) -> dict[str, Any]:
-    """Return the fields of `Resources` that differ from their defaults."""
-    if not isinstance(given, Resources):
-        return {}
-    return {
-        each.name: value
-        for each in fields(Resources)
-        if (value := getattr(given, each.name)) != each.default
-    }
+    """Return the fields that differ from their defaults; none if a function chooses them."""
+    return changed_fields(given) if isinstance(given, Resources) else {}
 
 
 def _shown(value: Any) -> Any:
