@@ -43,12 +43,12 @@ class Distribution(NamedTuple):
             the running Python. `"nothing"`: no tests. `"long"`: the tests marked `long`. `"all"`:
             also the tests marked neither `long` nor `one_python` on the newest other Python, and
             `minimums` with the lowest dependencies.
-        has_long: Whether some tests are marked `long`.
+        has_long: True if some tests are marked `long`.
         minimums: The tests that depend most on the versions of its dependencies.
         at_once: Number of parallel tests. May exceed the number of processors if most tests wait.
-        files_at_once: Whether tests of one file run one after the other, because they share
+        files_at_once: True if tests of one file run one after the other, because they share
             expensive fixtures.
-        reruns: Whether a test whose pilot or Slurm did not start is repeated once.
+        reruns: True if a test whose pilot or Slurm did not start is repeated once.
         pythons: The supported Pythons; empty if it supports all.
         tools: Additional packages for the tests.
     """

@@ -34,7 +34,7 @@ class Case(NamedTuple):
         kind: Its kind; cases of one kind differ only in size.
         size: Its size, such as the number of tasks.
         run: Runs it with a contestant and a size. A smaller size estimates the cost.
-        linear: Whether the cost is proportional to the size, so that it can be estimated. A linear
+        linear: True if the cost is proportional to the size and can thus be estimated. A linear
             case is repeated if it is short.
     """
 
@@ -68,7 +68,7 @@ def schedule(title: str, tasks: Graph, *, even: bool = True) -> Case:
     Args:
         title: The column of its figure.
         tasks: The graph.
-        even: Whether the first part of the graph is similar to the rest.
+        even: True if the first part of the graph is similar to the rest.
     """
 
     async def run(contestant: Contestant, size: int) -> Figures:

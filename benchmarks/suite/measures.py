@@ -32,7 +32,7 @@ class Budget(NamedTuple):
         reference: The contestant to compare with; empty if the limit is absolute.
         limit: The limit, as a multiple of the reference's cost.
         since: A smaller case; if given, the limit applies to the growth of the cost since then.
-        more: Whether the limit applies to the difference between the two contestants.
+        more: True if the limit applies to the difference between the two contestants.
     """
 
     column: str
@@ -53,12 +53,12 @@ class Measure:
         meaning: A sentence that explains the figures.
         contestants: The contestants; empty if `whole` measures all of them in one process.
         floor: The contestant whose cost is the unit of the ratios.
-        cases: Function that returns the cases. Its arguments are whether this is a smoke run, and
-            a directory with graphs.
+        cases: Function that returns the cases. Its arguments are True for a smoke run, and a
+            directory with graphs.
         budgets: The limits for Rhapsody.
-        whole: Function that measures all contestants. Its argument is whether this is a smoke run.
+        whole: Function that measures all contestants. Its argument is True for a smoke run.
         needs: The required module, if any.
-        slow: Whether it runs only on request.
+        slow: True if it runs only on request.
     """
 
     title: str

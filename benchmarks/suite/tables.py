@@ -51,7 +51,7 @@ def summary(report: Mapping[str, Any]) -> Iterator[str]:
 
 
 def budgets(report: Mapping[str, Any]) -> Iterator[str]:
-    """Yield a line for each budget: whether it is met."""
+    """Yield a line for each budget, which states if the budget is met."""
     for name, measure in MEASURES.items():
         values = report["measures"].get(name, {}).get("values", {})
         lines = [verdict(values, budget) for budget in measure.budgets]
