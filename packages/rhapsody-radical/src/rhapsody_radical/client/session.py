@@ -26,6 +26,7 @@ from rhapsody_radical import cleanup
 from rhapsody_radical.client.health import Progress
 from rhapsody_radical.descriptions import described
 from rhapsody_radical.pilot import PilotException
+from rhapsody_radical.plugin import OPTIONS, PILOT_KEYS
 from rhapsody_radical.states import FINAL, PMGR_ACTIVE, PMGR_ACTIVE_PENDING
 
 log: logging.Logger = logging.getLogger(__name__)
@@ -45,9 +46,8 @@ KNOWN = (
 )
 """Keys of a resource's configuration that the program receives."""
 
-OTHERS = (
-    *("raptor_config", "functions", "raptor", "function_cores", "pre_exec", "work_dir", "verbose"),
-    *("keep_session", "pilots"),
+OTHERS = tuple(
+    option.name for option in OPTIONS if option.name not in PILOT_KEYS and not option.instead
 )
 """Parameters that users may put among those of a pilot by mistake."""
 
