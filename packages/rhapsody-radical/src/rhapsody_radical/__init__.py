@@ -7,7 +7,6 @@ package must be quick. The public names are imported when they are first used.
 from __future__ import annotations
 
 from importlib import import_module
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 import rhapsody_guard
@@ -16,9 +15,9 @@ if TYPE_CHECKING:
     from rhapsody_radical.backend import RadicalExecutionBackend
     from rhapsody_radical.services import service_ready_callback
 
-rhapsody_guard.check()
+    __version__: str
 
-__version__: str = version("rhapsody-radical")
+rhapsody_guard.check()
 
 __all__ = ["RadicalExecutionBackend", "__version__", "service_ready_callback"]
 
@@ -27,6 +26,10 @@ _MODULES = {"RadicalExecutionBackend": "backend", "service_ready_callback": "ser
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("rhapsody-radical")
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
