@@ -192,24 +192,6 @@ def test_a_run_without_tasks(records: Records, capsys: pytest.CaptureFixture[str
     assert parsed(output(capsys)[0]) == ({}, [])
 
 
-@pytest.mark.parametrize(
-    ("arguments", "code", "message"),
-    [
-        (["00ff"], 2, "no recorded run '00ff'"),
-        (["bad.jsonl"], 1, "is not a record of a run"),
-    ],
-)
-def test_errors(
-    records: Records,
-    capsys: pytest.CaptureFixture[str],
-    arguments: list[str],
-    code: int,
-    message: str,
-) -> None:
-    (records.path / "bad.jsonl").write_text("nonsense\n")
-    assert message in output(capsys, *arguments, code=code)[1]
-
-
 def test_an_unknown_format_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main(["graph", "--format", "png"])

@@ -235,7 +235,6 @@ def test_a_damaged_record(records: Records, capsys: pytest.CaptureFixture[str]) 
         (["part", "-f", "--json"], "cannot be combined with -f"),
         (["p"], "selects 2 tasks"),
         ([NAME, "none"], "no task 'none'"),
-        (["00ff", "part"], "no recorded run '00ff'"),
     ],
 )
 def test_errors(

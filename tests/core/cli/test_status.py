@@ -241,54 +241,6 @@ def test_interrupting_watch(
     assert "interrupted" in output(capsys, "--watch", code=130)[1]
 
 
-def test_a_damaged_record(records: Records, capsys: pytest.CaptureFixture[str]) -> None:
-    records.write(NAME, "{", call(1, "fetch"), tail='{"event":"end"')
-    text, error = output(capsys)
-    assert "fetch" in text
-    assert "is damaged: line 3 is skipped" in error
-
-
-@pytest.mark.parametrize(
-    "damage",
-    [
-        {"name": 5},
-        {"time": "x"},
-        {"time": 1e300},
-        {"dependencies": [3]},
-        {"uid": "task.000001", "event": "end", "state": "DONE", "ended": "x"},
-        {"uid": "task.000001", "event": "start", "started": 1.0, "worker": 4.5},
-        {"uid": "task.000001", "event": "end", "state": "DONE", "usage": {"cpu_seconds": "x"}},
-    ],
-    ids=str,
-)
-@pytest.mark.parametrize("command", ["status", "stats"])
-def test_a_task_with_malformed_values_is_left_out(
-    records: Records, capsys: pytest.CaptureFixture[str], command: str, damage: dict[str, Any]
-) -> None:
-    fetch = call(1, "fetch")
-    lines = [fetch, damage] if "event" in damage else [fetch | damage]
-    records.write(NAME, "{", *lines, call(2, "sound"))
-    assert main([command]) == 0
-    said = capsys.readouterr()
-    assert "is damaged: " in said.err
-    assert "sound" in said.out
-
-
-@pytest.mark.parametrize(
-    ("arguments", "code", "message"),
-    [(["none"], 2, "no recorded run 'none'"), (["bad.jsonl"], 1, "is not a record of a run")],
-)
-def test_errors(
-    records: Records,
-    capsys: pytest.CaptureFixture[str],
-    arguments: list[str],
-    code: int,
-    message: str,
-) -> None:
-    Path("bad.jsonl").write_text("3\n")
-    assert message in output(capsys, *arguments, code=code)[1]
-
-
 def test_help(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main(["status", "--help"])

@@ -215,7 +215,6 @@ def test_a_run_without_tasks_has_a_valid_trace(
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["00ff"], 2, "no recorded run '00ff'"),
         (["-o", "missing/t.json"], 1, "cannot write missing/t.json: No such file"),
         (["bad.jsonl"], 1, "is not a record of a run"),
         (["future.jsonl"], 1, "upgrade rhapsody-core"),
