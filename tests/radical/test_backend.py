@@ -280,3 +280,21 @@ def test_setup_raptor_mode_raises_before_the_start() -> None:
         RadicalExecutionBackend().setup_raptor_mode(CONFIG)
     with pytest.raises(ValueError, match="does not use RAPTOR"):
         RadicalExecutionBackend(functions="executable").setup_raptor_mode(CONFIG)
+
+
+def test_a_task_does_not_fail_if_raptor_cannot_be_ended_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: Any) -> None:
+        raise RuntimeError("RADICAL-Pilot cannot cancel tasks")
+
+    held = Held(tmp_path, monkeypatch)
+    connection: Any = held.backend._connection
+    connection.remotes = SimpleNamespace(call=fail)
+    pilot = held.backend.pilots[0]
+    pilot.raptor, pilot.pairs = CONFIG, [object()]  # type: ignore[list-item]
+    task = completed("task.0", {"executable": "true"}, None)
+    held.do(partial(held.backend._make_room, Job(task, pilot), {"cores_per_rank": 1, "ranks": 1}))
+    held.do()
+    assert pilot.only_programs
+    assert "RADICAL-Pilot cannot cancel tasks" in caplog.text

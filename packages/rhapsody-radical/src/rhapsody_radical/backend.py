@@ -478,7 +478,7 @@ class RadicalExecutionBackend(ManagedBackend):
             "functions='executable'",
             pilot.uid, job.task["name"], extra={"pilot": pilot.uid},
         )  # fmt: skip
-        self._end_raptor(pilot)
+        self._commands.post(partial(self._end_raptor, pilot))
 
     def _end_raptor(self, pilot: Pilot) -> None:
         """End RAPTOR on a pilot, unless it has open calls there."""
