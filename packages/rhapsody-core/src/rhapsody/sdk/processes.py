@@ -301,8 +301,7 @@ class Program:
         # Read after the start, because this process may have grown in the meantime.
         self._floor = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         self.usage: Usage = {}
-        self._unfinished: Counters | None = None
-        self._usage_known = True
+        self._unfinished: Counters | None = None  # `None` while they are unknown
         self._opened()
         self.exited: asyncio.Future[int] = self._loop.create_future()
         self._deadline: float | None = None
@@ -355,8 +354,8 @@ class Program:
             self._loop.remove_reader(self._descriptor)
             os.close(self._descriptor)
             self._descriptor = None
-        if self._unfinished is None:
-            self._usage_known = not self._left_processes()
+        if self._unfinished is None and not self._left_processes():
+            self._unfinished = NO_COUNTERS
         if self._deadline is None:  # it was not terminated: kill the processes that it left
             self._deadline = time.monotonic()
             # Until the leader is reaped, the number of its group is not reused.
@@ -389,10 +388,10 @@ class Program:
             self._process.wait()
             return 255
         self._process.returncode = code = os.waitstatus_to_exitcode(status)
-        if self._usage_known:
+        if self._unfinished is not None:
             # A program that was not killed could wait for its children.
-            left = self._unfinished if code < 0 else None
-            self.usage = program_usage(counters, self._floor, left or NO_COUNTERS)
+            left = self._unfinished if code < 0 else NO_COUNTERS
+            self.usage = program_usage(counters, self._floor, left)
         return code
 
     def _left_processes(self) -> bool:

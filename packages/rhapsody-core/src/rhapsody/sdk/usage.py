@@ -24,9 +24,9 @@ class Counters(NamedTuple):
 
     Attributes:
         cpu: CPU time in seconds.
-        peak: The peak of the memory of the largest process, in bytes.
-        read: Number of bytes read from storage.
-        written: Number of bytes written to storage.
+        peak: The peak of the memory of the largest process, as in `ru_maxrss`.
+        read: Blocks read from storage, as in `ru_inblock`.
+        written: Blocks written to storage, as in `ru_oublock`.
     """
 
     cpu: float = 0.0
@@ -38,7 +38,7 @@ class Counters(NamedTuple):
 NO_COUNTERS = Counters()
 
 
-def program_usage(ended: resource.struct_rusage, floor: int, left: Counters = NO_COUNTERS) -> Usage:
+def program_usage(ended: resource.struct_rusage, floor: int, left: Counters) -> Usage:
     """Return the resources that a program has used.
 
     The kernel's figure for the peak of a program's memory is never less than that of the process
@@ -50,26 +50,27 @@ def program_usage(ended: resource.struct_rusage, floor: int, left: Counters = NO
         floor: The `ru_maxrss` of the process that has started the program.
         left: The counters of the descendants for which the program did not wait.
     """
-    peak = max(ended.ru_maxrss, left.peak // MAXRSS_UNIT)
+    peak = max(ended.ru_maxrss, left.peak)
     used = usage(
         cpu_seconds(ended) + left.cpu,
-        ended.ru_inblock + left.read // STORAGE_BLOCK,
-        ended.ru_oublock + left.written // STORAGE_BLOCK,
+        ended.ru_inblock + left.read,
+        ended.ru_oublock + left.written,
         peak if (peak - floor) * MAXRSS_UNIT > MARGIN else None,
     )
     return cast("Usage", used)
 
 
 def unfinished(pid: int, number: int) -> Counters | None:
-    """Return the counters of a process's descendants, before the process receives a signal.
+    """Read the counters of a process's descendants before the process receives a signal.
 
     Args:
         pid: The id of the process.
         number: The number of the signal.
 
     Returns:
-        The counters of the descendants for which the process will not wait: none if it handles the
-        signal, because it can then still wait for them. `None` if the system does not report them.
+        The counters of the descendants for which the process will not wait: `NO_COUNTERS` if it
+        handles the signal, because it can then still wait for them. `None` if the system does not
+        report them.
     """
     total = NO_COUNTERS
     try:
@@ -113,12 +114,12 @@ def _counters(pid: int) -> Counters:
     with open(f"{PROCESSES}/{pid}/stat", "rb") as file:
         ticks = file.read().rpartition(b")")[2].split()[11:15]  # `utime` to `cstime` in proc(5)
     cpu = sum(map(int, ticks)) / os.sysconf("SC_CLK_TCK")
-    peak = int(_fields(f"{PROCESSES}/{pid}/status").get("VmHWM", "0 kB").split()[0]) * 1024
+    peak = int(_fields(f"{PROCESSES}/{pid}/status").get("VmHWM", "0 kB").split()[0])
     storage: dict[str, str] = {}
     with suppress(OSError):  # not permitted
         storage = _fields(f"{PROCESSES}/{pid}/io")
-    counts = (int(storage.get(key, 0)) for key in ("read_bytes", "write_bytes"))
-    return Counters(cpu, peak, *counts)
+    read, written = (int(storage.get(key, 0)) for key in ("read_bytes", "write_bytes"))
+    return Counters(cpu, peak, read // STORAGE_BLOCK, written // STORAGE_BLOCK)
 
 
 def _fields(path: str) -> dict[str, str]:
