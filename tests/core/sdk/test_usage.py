@@ -35,6 +35,9 @@ while time.process_time() < 0.2: pass
 ' """
 """Command that needs 0.2 s of CPU time, and memory of the size that follows."""
 
+BURN_AND_SLEEP = BURN.replace("pass", 'pass\nopen("burnt", "w")\ntime.sleep(600)')
+"""The same; the command then creates the file `burnt` and does not end."""
+
 
 def above() -> int:
     """A number of bytes that exceeds the memory of this process and of its former children."""
@@ -47,6 +50,15 @@ async def used(task: Any) -> dict[str, Any]:
     await within(TaskProgram(task, {}).wait(5))
     usage: dict[str, Any] = task["usage"]
     return usage
+
+
+async def terminated(directory: Path, command: str, grace: float = 5) -> tuple[int, dict[str, Any]]:
+    """Terminate a program once the file `burnt` exists; return its exit code and its usage."""
+    task: Any = described(directory, command)
+    program = TaskProgram(task, {})
+    await within(exists(directory / "sandbox" / "burnt"))
+    program.terminate(grace)
+    return await within(program.wait(5)), task["usage"]
 
 
 @pytest.mark.asyncio
@@ -75,49 +87,35 @@ async def test_a_peak_below_that_of_this_process_is_unknown(tmp_path: Path) -> N
 
 @pytest.mark.asyncio
 async def test_a_killed_program_reports_its_usage(tmp_path: Path) -> None:
-    task = described(tmp_path, f"{BURN} 0; touch burnt; sleep 600")
-    program = TaskProgram(task, {})
-    await within(exists(tmp_path / "sandbox" / "burnt"))
-    program.terminate(5)
-    assert await within(program.wait(5)) == -signal.SIGTERM
-    assert task["usage"]["cpu_seconds"] >= 0.2
+    code, usage = await terminated(tmp_path, f"{BURN} 0; touch burnt; sleep 600")
+    assert code == -signal.SIGTERM
+    assert usage["cpu_seconds"] >= 0.2
 
 
 @on_linux
 @pytest.mark.asyncio
 async def test_the_running_children_of_a_killed_program_count(tmp_path: Path) -> None:
     size = above()
-    burn = BURN.replace("pass", 'pass\nopen("burnt", "w")\ntime.sleep(600)')
-    task = described(tmp_path, f"{burn} {size}; true")
-    program = TaskProgram(task, {})
-    await within(exists(tmp_path / "sandbox" / "burnt"))
-    program.terminate(5)
-    assert await within(program.wait(5)) == -signal.SIGTERM
-    assert 0.17 <= task["usage"]["cpu_seconds"] < 5  # `/proc` counts in ticks of 10 ms
-    assert size <= task["usage"]["peak_memory"] < size + 100 * MIB
+    code, usage = await terminated(tmp_path, f"{BURN_AND_SLEEP} {size}; true")
+    assert code == -signal.SIGTERM
+    assert 0.17 <= usage["cpu_seconds"] < 5  # `/proc` counts in ticks of 10 ms
+    assert size <= usage["peak_memory"] < size + 100 * MIB
 
 
 @pytest.mark.asyncio
 async def test_children_that_a_terminated_program_waits_for_count_once(tmp_path: Path) -> None:
-    burn = BURN.replace("pass", 'pass\nopen("burnt", "w")\ntime.sleep(600)')
-    task = described(tmp_path, f"trap 'wait; trap - TERM; kill -TERM $$' TERM; {burn} 0 & wait")
-    program = TaskProgram(task, {})
-    await within(exists(tmp_path / "sandbox" / "burnt"))
-    program.terminate(60)
-    assert await within(program.wait(5)) == -signal.SIGTERM
-    assert 0.2 <= task["usage"]["cpu_seconds"] < 0.4
+    command = f"trap 'wait; trap - TERM; kill -TERM $$' TERM; {BURN_AND_SLEEP} 0 & wait"
+    code, usage = await terminated(tmp_path, command, grace=60)
+    assert code == -signal.SIGTERM
+    assert 0.2 <= usage["cpu_seconds"] < 0.4
 
 
 @on_linux
 @pytest.mark.asyncio
 async def test_the_children_of_a_program_that_ignores_sigterm_count(tmp_path: Path) -> None:
-    burn = BURN.replace("pass", 'pass\nopen("burnt", "w")\ntime.sleep(600)')
-    task = described(tmp_path, f"trap '' TERM; {burn} 0; true")
-    program = TaskProgram(task, {})
-    await within(exists(tmp_path / "sandbox" / "burnt"))
-    program.terminate(0.1)
-    assert await within(program.wait(5)) == -signal.SIGKILL
-    assert 0.17 <= task["usage"]["cpu_seconds"] < 0.4
+    code, usage = await terminated(tmp_path, f"trap '' TERM; {BURN_AND_SLEEP} 0; true", grace=0.1)
+    assert code == -signal.SIGKILL
+    assert 0.17 <= usage["cpu_seconds"] < 0.4
 
 
 @pytest.mark.asyncio
