@@ -254,9 +254,8 @@ async def test_other_calls_of_a_lost_group_finish_on_an_existing_cluster(
 async def test_a_task_can_use_the_value_of_a_call_in_a_group(
     grouping: WorkflowEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(
-        "rhapsody_dask.groups.SCHEDULING_COST", 1.0
-    )  # groups the calls at any speed
+    # Groups the calls at any speed.
+    monkeypatch.setattr("rhapsody_dask.groups.SCHEDULING_COST", 1.0)
     gate = str(tmp_path / "gate")
 
     @grouping.function_task

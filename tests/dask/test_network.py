@@ -123,6 +123,16 @@ class Tasks:
         """Return the process ids that `hold` has written."""
         return [*map(int, self.trace.read_text().split())] if self.trace.exists() else []
 
+    async def start_two(self) -> list[Any]:
+        """Start `hold` and `program`, and return their futures once both tasks run."""
+        running: list[Any] = [self.hold(), self.program()]
+        await _until(lambda: all(one.state is TasksMainStates.RUNNING for one in running))
+        return running
+
+    def submit_more(self, held: Any) -> list[Any]:
+        """Submit 20 tasks, and one that uses the value of `held`; return their futures."""
+        return [*(self.square(number) for number in range(20)), self.add(held, 1)]
+
 
 @pytest.mark.parametrize("healed", [True, False])
 async def test_tasks_fail_if_the_connection_to_the_scheduler_is_cut(
@@ -134,12 +144,8 @@ async def test_tasks_fail_if_the_connection_to_the_scheduler_is_cut(
         client = backend.client
         done, kept = tasks.square(3), tasks.square(4)
         assert (await tasks.add(kept, 1), await done) == (17, 9)
-        running: list[Any] = [tasks.hold(), tasks.program()]
-        await _until(lambda: all(one.state is TasksMainStates.RUNNING for one in running))
-        waiting: list[Any] = [
-            *(tasks.square(number) for number in range(20)),
-            tasks.add(running[0], 1),
-        ]
+        running = await tasks.start_two()
+        waiting = tasks.submit_more(running[0])
         network.cut()
         for future in (*running, *waiting):
             with pytest.raises(Exception, match=LOST):
@@ -210,13 +216,9 @@ async def test_tasks_survive_a_connection_that_is_frozen_for_a_while(
 ) -> None:
     async with engine(network.address) as flow:
         tasks = Tasks(flow, tmp_path)
-        running: list[Any] = [tasks.hold(), tasks.program()]
-        await _until(lambda: all(one.state is TasksMainStates.RUNNING for one in running))
+        running = await tasks.start_two()
         network.freeze()
-        waiting: list[Any] = [
-            *(tasks.square(number) for number in range(20)),
-            tasks.add(running[0], 1),
-        ]
+        waiting = tasks.submit_more(running[0])
         tasks.gate.touch()
         _, late = await asyncio.wait(waiting, timeout=0.5)
         assert len(late) == len(waiting)
@@ -232,10 +234,7 @@ async def test_tasks_fail_if_a_frozen_connection_is_cut(network: Link, tmp_path:
         running = tasks.hold()
         await _until(tasks.starts)
         network.freeze()
-        waiting: list[Any] = [
-            *(tasks.square(number) for number in range(20)),
-            tasks.add(running, 1),
-        ]
+        waiting = tasks.submit_more(running)
         large = tasks.square(bytes(2_000_000))
         await asyncio.wait([large], timeout=0.5)
         network.cut()
@@ -250,13 +249,9 @@ async def test_a_shutdown_ends_while_the_connection_is_frozen(
 ) -> None:
     async with engine(network.address) as flow:
         tasks = Tasks(flow, tmp_path)
-        running: list[Any] = [tasks.hold(), tasks.program()]
-        await _until(lambda: all(one.state is TasksMainStates.RUNNING for one in running))
+        running = await tasks.start_two()
         network.freeze()
-        waiting: list[Any] = [
-            *(tasks.square(number) for number in range(20)),
-            tasks.add(running[0], 1),
-        ]
+        waiting = tasks.submit_more(running[0])
         await asyncio.wait(waiting, timeout=0.5)
         await flow.shutdown()
     assert all(future.cancelled() for future in (*running, *waiting))
