@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rhapsody import hookimpl
 from rhapsody.backends import BackendOption, BackendSpec, Capabilities
-from rhapsody_dask.options import OWN
+from rhapsody_dask.options import OWN, TIMEOUT, TLS
 
 ANNOTATIONS = frozenset({"priority", "retries", "workers", "allow_other_workers", "resources"})
 """Keys of `task_description` that are passed to Dask."""
@@ -37,8 +37,6 @@ stopped.
 """
 
 FURTHER = """
-    require_encryption tls_ca_file tls_ciphers tls_client_cert tls_client_key tls_max_version
-    tls_min_version tls_scheduler_cert tls_scheduler_key tls_worker_cert tls_worker_key
     connection_limit deserializers direct_to_workers extensions heartbeat_interval serializers
     set_as_default
     blocked_handlers config contact_address data death_timeout env executor http_prefix ip lifetime
@@ -48,7 +46,7 @@ FURTHER = """
     services silence_logs startup_information transition_counter_max validate
     worker_dashboard_address worker_port worker_services
 """
-"""TLS settings, and keywords of Dask's Client, LocalCluster, Nanny and Worker that Dask describes.
+"""Keywords of Dask's Client, LocalCluster, Nanny and Worker that Dask describes.
 
 Keywords whose values are not plain data are missing.
 """
@@ -84,7 +82,7 @@ OPTIONS = (
         help="Keywords of `distributed.Security`, or false for a local cluster without TLS. "
         "Default: temporary credentials for a cluster on this machine.",
     ),
-    BackendOption("timeout", float | str, 30.0, "Time limit for connecting."),
+    BackendOption("timeout", float | str, TIMEOUT, "Time limit for connecting."),
     BackendOption(
         "grace", float | str, 5.0, "Time between SIGTERM and SIGKILL when a program is stopped."
     ),
@@ -97,7 +95,7 @@ OPTIONS = (
     ),
     BackendOption("batch_calls", bool, False, "True sends several short calls as one Dask task."),
     BackendOption("name", str, "dask", "Name of the backend in an engine."),
-    *(BackendOption(name) for name in FURTHER.split()),
+    *(BackendOption(name) for name in (*sorted(TLS), *FURTHER.split())),
     *(BackendOption(name, instead=reason) for name, reason in OWN.items()),
     BackendOption("worker_class", instead="pass the class to DaskExecutionBackend in the program"),
     *(
