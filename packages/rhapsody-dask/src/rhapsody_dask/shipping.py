@@ -42,7 +42,7 @@ LATE = 5.0
 a registration uses another connection.
 """
 
-EXCLUDED = ("rhapsody/cli/", "rhapsody/testing/", "rhapsody/observers/")
+EXCLUDED = ("rhapsody/cli/", "rhapsody/history/", "rhapsody/observers/", "rhapsody/testing/")
 """Parts of core that no worker needs."""
 
 
