@@ -277,7 +277,6 @@ class DaskExecutionBackend(ManagedBackend):
     def _lost(self) -> BackendUnavailableError:
         """Return the error for calls after the connection to the scheduler was lost."""
         return BackendUnavailableError(
-            f"the connection to the Dask scheduler at {self._connection.address} was lost: "
             f"{self._loss}. Create a new DaskExecutionBackend once the scheduler can be reached"
         )
 
@@ -473,12 +472,11 @@ class DaskExecutionBackend(ManagedBackend):
         """Fail all tasks because the connection to the scheduler was lost."""
         if self._loss is not None:
             return
-        self._loss = reason
+        address = self._connection.address
+        self._loss = lost = f"the connection to the Dask scheduler at {address} was lost: {reason}"
         self._closing = asyncio.ensure_future(self._connection.close())
         if not self._started_up:
             return
-        address = self._connection.address
-        lost = f"the connection to the Dask scheduler at {address} was lost: {reason}"
         fetching = [call for call in self._results.calls.values() if call.waiter]
         for call in list(self.open_tasks.values()):
             self._results.fail(call, BackendUnavailableError(f"{call} failed: {lost}"))

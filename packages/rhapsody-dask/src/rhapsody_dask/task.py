@@ -132,7 +132,7 @@ def _check(name: str, annotations: Mapping[str, Any]) -> None:
 
 
 def problem(demand: Demand, workers: Mapping[str, Mapping[str, Any]], cluster: Any) -> str | None:
-    """Return what a task requests and the cluster does not have, for an error message.
+    """Describe the part of a task's request that the cluster cannot meet, for an error message.
 
     Args:
         demand: The task's annotations for Dask.

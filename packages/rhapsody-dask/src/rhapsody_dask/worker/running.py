@@ -208,12 +208,14 @@ def _call(running: Running) -> Reply:
     reply = Returned(DONE, *outcome) if done else Reply(FAILED, outcome)
     if running.cancelled:
         reply = Reply(CANCELED)
+    more: dict[str, Any] = {}
     if output.stdout or output.stderr:
-        reply.more = {"stdout": output.stdout, "stderr": output.stderr}
+        more |= {"stdout": output.stdout, "stderr": output.stderr}
     if usage is not None and order.more.get("cores") != 0:  # such a coroutine shares a thread
-        reply.more = {**(reply.more or {}), "usage": usage}
+        more["usage"] = usage
     if sandbox is not None:
-        reply.more = {**(reply.more or {}), "sandbox": sandbox}
+        more["sandbox"] = sandbox
+    reply.more = more or None
     return reply
 
 
