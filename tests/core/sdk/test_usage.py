@@ -18,7 +18,8 @@ import pytest
 
 from rhapsody.sdk import runner
 from rhapsody.sdk.executables import TaskProgram
-from rhapsody.sdk.runner import INTERVAL, MAXRSS_UNIT, Meter
+from rhapsody.sdk.runner import INTERVAL, MAXRSS_UNIT, Meter, cpu_seconds
+from rhapsody.sdk.usage import NO_COUNTERS, Counters, program_usage
 from tests._support.described import described
 from tests._support.machine import exists
 from tests._support.scripted import within
@@ -116,6 +117,14 @@ async def test_the_children_of_a_program_that_ignores_sigterm_count(tmp_path: Pa
     code, usage = await terminated(tmp_path, f"trap '' TERM; {BURN_AND_SLEEP} 0; true", grace=0.1)
     assert code == -signal.SIGKILL
     assert 0.17 <= usage["cpu_seconds"] < 0.4
+
+
+def test_children_that_a_killed_program_has_still_waited_for_count_once() -> None:
+    ended = resource.getrusage(resource.RUSAGE_SELF)
+    whole = round(cpu_seconds(ended), 6)
+    before = Counters(cpu=whole - 0.01, read=ended.ru_inblock, written=ended.ru_oublock)
+    assert program_usage(ended, 0, before) == program_usage(ended, 0, NO_COUNTERS)
+    assert program_usage(ended, 0, before)["cpu_seconds"] == whole
 
 
 @pytest.mark.asyncio

@@ -29,7 +29,7 @@ from functools import partial
 from typing import IO
 
 from rhapsody.sdk.threads import start_thread
-from rhapsody.sdk.usage import NO_COUNTERS, Counters, program_usage, unfinished
+from rhapsody.sdk.usage import NO_COUNTERS, Counters, counters_before, program_usage
 from rhapsody.task import Usage
 
 __all__ = ["Program", "Reaper"]
@@ -301,7 +301,7 @@ class Program:
         # Read after the start, because this process may have grown in the meantime.
         self._floor = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         self.usage: Usage = {}
-        self._unfinished: Counters | None = None  # `None` while they are unknown
+        self._before: Counters | None = None  # `None` while they are unknown
         self._opened()
         self.exited: asyncio.Future[int] = self._loop.create_future()
         self._deadline: float | None = None
@@ -338,7 +338,7 @@ class Program:
         if self.exited.done() or self._deadline is not None:
             return
         self._deadline = time.monotonic() + grace
-        self._unfinished = unfinished(self.pid, signal.SIGTERM)
+        self._before = counters_before(self.pid, signal.SIGTERM)
         signal_group(self.pid, signal.SIGTERM)
         self._killer = self._loop.call_later(grace, self._kill)
 
@@ -354,8 +354,8 @@ class Program:
             self._loop.remove_reader(self._descriptor)
             os.close(self._descriptor)
             self._descriptor = None
-        if self._unfinished is None and not self._left_processes():
-            self._unfinished = NO_COUNTERS
+        if self._before is None and not self._left_processes():
+            self._before = NO_COUNTERS
         if self._deadline is None:  # it was not terminated: kill the processes that it left
             self._deadline = time.monotonic()
             # Until the leader is reaped, the number of its group is not reused.
@@ -388,10 +388,10 @@ class Program:
             self._process.wait()
             return 255
         self._process.returncode = code = os.waitstatus_to_exitcode(status)
-        if self._unfinished is not None:
+        if self._before is not None:
             # A program that was not killed could wait for its children.
-            left = self._unfinished if code < 0 else NO_COUNTERS
-            self.usage = program_usage(counters, self._floor, left)
+            before = self._before if code < 0 else NO_COUNTERS
+            self.usage = program_usage(counters, self._floor, before)
         return code
 
     def _left_processes(self) -> bool:
@@ -404,7 +404,7 @@ class Program:
     def _kill(self) -> None:
         """Kill the group."""
         if self._process.returncode is None:
-            self._unfinished = unfinished(self.pid, signal.SIGKILL)
+            self._before = counters_before(self.pid, signal.SIGKILL)
         signal_group(self.pid, signal.SIGKILL)
 
     def _wait_for_group(self, deadline: float, code: int) -> None:

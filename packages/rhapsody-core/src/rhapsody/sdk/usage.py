@@ -1,8 +1,10 @@
 """Resources that programs have used, from the kernel's counters.
 
 When a process ends, the kernel reports what the process has used, including the processes that it
-has started and waited for. A process that a signal ends does not wait for its children. So before a
-program is terminated, the counters of its descendants are read from `/proc`, see `unfinished`.
+has started and waited for. A process that a signal ends usually does not wait for its children. So
+before a program is terminated, its counters and those of its descendants are read from `/proc`, see
+`counters_before`. The kernel may still count a child that ends before its parent, so the two
+measurements are not added: the larger one is used.
 """
 
 from __future__ import annotations
@@ -38,7 +40,7 @@ class Counters(NamedTuple):
 NO_COUNTERS = Counters()
 
 
-def program_usage(ended: resource.struct_rusage, floor: int, left: Counters) -> Usage:
+def program_usage(ended: resource.struct_rusage, floor: int, before: Counters) -> Usage:
     """Return the resources that a program has used.
 
     The kernel's figure for the peak of a program's memory is never less than that of the process
@@ -48,35 +50,35 @@ def program_usage(ended: resource.struct_rusage, floor: int, left: Counters) -> 
     Args:
         ended: The counters of the program's process, which has ended.
         floor: The `ru_maxrss` of the process that has started the program.
-        left: The counters of the descendants for which the program did not wait.
+        before: The counters from `counters_before` if a signal has ended the program, otherwise
+            `NO_COUNTERS`.
     """
-    peak = max(ended.ru_maxrss, left.peak)
+    peak = max(ended.ru_maxrss, before.peak)
     used = usage(
-        cpu_seconds(ended) + left.cpu,
-        ended.ru_inblock + left.read,
-        ended.ru_oublock + left.written,
+        max(cpu_seconds(ended), before.cpu),
+        max(ended.ru_inblock, before.read),
+        max(ended.ru_oublock, before.written),
         peak if (peak - floor) * MAXRSS_UNIT > MARGIN else None,
     )
     return cast("Usage", used)
 
 
-def unfinished(pid: int, number: int) -> Counters | None:
-    """Read the counters of a process's descendants before the process receives a signal.
+def counters_before(pid: int, number: int) -> Counters | None:
+    """Read the counters of a process and its descendants before the process receives a signal.
 
     Args:
         pid: The id of the process.
         number: The number of the signal.
 
     Returns:
-        The counters of the descendants for which the process will not wait: `NO_COUNTERS` if it
-        handles the signal, because it can then still wait for them. `None` if the system does not
-        report them.
+        The counters of all these processes together. `NO_COUNTERS` if the process handles the
+        signal, because it can then still wait for its children. `None` if the system does not
+        report the counters.
     """
-    total = NO_COUNTERS
     try:
         if _handles(pid, number):
-            return total
-        found = _children(pid)
+            return NO_COUNTERS
+        found, total = _children(pid), _counters(pid)
     except (OSError, ValueError):  # not Linux, or a kernel without these files
         return None
     while found:
