@@ -2,28 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 import sys
-import time
 from typing import Any
 
 import pytest
 
 from rhapsody.testing import Driver
 from rhapsody_dask import DaskExecutionBackend
+from tests._support.burning import burn, burn_async
 
 pytestmark = [pytest.mark.asyncio, pytest.mark.timeout(60)]
-
-
-def burn(seconds: float) -> None:
-    end = time.thread_time() + seconds
-    while time.thread_time() < end:
-        pass
-
-
-async def burn_async(seconds: float) -> None:
-    await asyncio.sleep(0)
-    burn(seconds)
 
 
 @pytest.mark.parametrize("function", [burn, burn_async])
@@ -34,7 +22,7 @@ async def test_a_function_reports_the_cpu_time_of_its_thread(
         task = driver.call(function, 0.05)
         await driver.run_one(task)
     assert task["usage"].keys() == {"cpu_seconds"}
-    # The first call on a worker also imports this module.
+    # The first call on a worker also imports the function's module.
     assert 0.05 <= task["usage"]["cpu_seconds"] < 20
 
 

@@ -20,6 +20,7 @@ from rhapsody.sdk import runner
 from rhapsody.sdk.executables import TaskProgram
 from rhapsody.sdk.runner import INTERVAL, MAXRSS_UNIT, Meter, cpu_seconds
 from rhapsody.sdk.usage import NO_COUNTERS, Counters, program_usage
+from tests._support.burning import burn, touch
 from tests._support.described import described
 from tests._support.machine import exists
 from tests._support.scripted import within
@@ -80,9 +81,7 @@ async def test_the_children_of_a_program_count(tmp_path: Path) -> None:
 
 @pytest.mark.asyncio
 async def test_a_peak_below_that_of_this_process_is_unknown(tmp_path: Path) -> None:
-    data = bytearray(50 * MIB)
-    data[::4096] = b"1" * len(data[::4096])
-    del data
+    touch(50 * MIB)
     assert "peak_memory" not in await used(described(tmp_path, "true"))
 
 
@@ -169,17 +168,6 @@ async def test_a_program_reports_what_it_wrote_to_storage(tmp_path: Path) -> Non
 
 
 # Calls.
-
-
-def burn(seconds: float) -> None:
-    end = time.thread_time() + seconds
-    while time.thread_time() < end:
-        pass
-
-
-def touch(size: int) -> None:
-    data = bytearray(size)
-    data[::4096] = b"1" * len(data[::4096])
 
 
 def metered(meter: Meter, function: Any, *args: Any) -> dict[str, Any] | None:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import sys
-import time
 from collections.abc import AsyncIterator
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
@@ -17,6 +15,7 @@ import pytest_asyncio
 from rhapsody import TaskTimeoutError, WorkflowEngine
 from rhapsody.backends.local import LocalExecutionBackend
 from rhapsody.testing import Driver
+from tests._support.burning import burn, burn_async, touch
 from tests._support.local import CANCELED, DONE, FAILED, needing
 from tests._support.machine import exists
 
@@ -33,22 +32,6 @@ async def worker() -> AsyncIterator[Driver]:
         Driver(backend) as driver,
     ):
         yield driver
-
-
-def burn(seconds: float) -> None:
-    end = time.thread_time() + seconds
-    while time.thread_time() < end:
-        pass
-
-
-async def burn_async(seconds: float) -> None:
-    await asyncio.sleep(0)
-    burn(seconds)
-
-
-def touch(size: int) -> None:
-    data = bytearray(size)
-    data[::4096] = b"1" * len(data[::4096])
 
 
 def burn_and_fail() -> None:
