@@ -12,6 +12,7 @@ from textwrap import dedent
 import pytest
 
 from rhapsody.cli import main, scripts
+from rhapsody.history.reader import read_run
 from rhapsody.journal.store import opened
 from rhapsody.plugins.specs import UsageError
 from tests._support.command_line import SIMPLE, Run, check_mistake
@@ -585,6 +586,9 @@ def test_a_run_is_interrupted_quietly_when_head_has_read_enough(
     (journal,) = (tmp_path / ".rhapsody" / "journals").glob("*.sqlite")
     with opened(journal) as reader:
         assert [run.how for run in reader.runs()] == ["interrupted"]
+    history = read_run(tmp_path / ".rhapsody" / "latest")
+    assert history.run.outcome == "interrupted"
+    assert [engine.outcome for engine in history.engines.values()] == ["interrupted"]
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -105,6 +106,35 @@ def test_a_damaged_record_is_listed_and_reported(
     assert "unreadable" in text.splitlines()[2]
     assert f"{NAMES[1]}: " in error
     assert json.loads(output(capsys, "--json")[0])[1]["problem"]
+
+
+@pytest.mark.parametrize(
+    ("damage", "tasks"),
+    [
+        ([end(2, 0, 1, 2, retried="x")], None),
+        (["{", end(2, 0, 1, 2, retried="x")], 1),
+        (["{", end(2, 0, 1, 2, reused=[1])], 1),
+        (["{", start(2, 3) | {"attempt": "x"}], 1),
+        ([{"event": "engine", "uid": "engine.2", "backends": 3}], 2),
+    ],
+    ids=str,
+)
+def test_malformed_values_in_a_run_without_an_end(
+    records: Records, capsys: pytest.CaptureFixture[str], damage: list[Any], tasks: int | None
+) -> None:
+    records.write(NAMES[2], call(1, "part"), end(1, 0, 1, 2), call(2, "part"), *damage)
+    counts = json.loads(output(capsys, "--json")[0])[0]["counts"]
+    assert (None if counts is None else counts["tasks"]) == tasks
+    assert "align.py" in output(capsys)[0].splitlines()[1]
+
+
+def test_malformed_values_at_the_end_of_a_run(
+    records: Records, capsys: pytest.CaptureFixture[str]
+) -> None:
+    records.write(NAMES[2], {"event": "run_end", "time": 5.0, "stats": {"tasks": "x"}})
+    text, error = output(capsys)
+    assert "unreadable" in text.splitlines()[1]
+    assert f"{NAMES[2]}: its last line is malformed (stats is {{'tasks': 'x'}})" in error
 
 
 def test_a_directory_without_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -86,6 +86,30 @@ def test_a_line_with_values_of_wrong_types_is_not_fatal(tmp_path: Path, damage: 
     assert read_run(path).problems
 
 
+MALFORMED: dict[str, Any] = {
+    "run": {"pid": "x", "started": "x", "arguments": 3, "packages": [1]},
+    "engine": {"backends": 3, "stats": [1], "problems": [1], "time": "x"},
+    "run_end": {"stats": {"tasks": "x"}, "time": "x", "backends": 3, "outcome": 5},
+}
+
+
+@pytest.mark.parametrize(
+    ("event", "name"), [(event, name) for event, names in MALFORMED.items() for name in names]
+)
+def test_lines_of_the_run_with_malformed_values(tmp_path: Path, event: str, name: str) -> None:
+    damage = {name: MALFORMED[event][name]}
+    lines = [line | damage if line["event"] == event else line for line in (RUN, ENGINE, RUN_END)]
+    path = write(tmp_path / "20260101T000000-p-0001" / "run.jsonl", *lines[:2], CALL, lines[2])
+    if event == "run":
+        with pytest.raises(RecordError, match=f"its first line is malformed .{name} is "):
+            read_run(path)
+    else:
+        (problem,) = read_run(path).problems
+        assert f"{name} is {damage[name]!r}" in problem
+    (found,) = list_runs(tmp_path)
+    assert (found.problem is None) == (event == "engine")
+
+
 def test_a_task_whose_call_is_damaged_is_still_listed(tmp_path: Path) -> None:
     history = read_run(write(tmp_path / "r.jsonl", RUN, ENGINE, "{", END))
     assert history.tasks["task.000001"].name == ""

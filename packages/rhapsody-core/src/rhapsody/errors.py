@@ -8,6 +8,9 @@ also be exported by `rhapsody/__init__.py`.
 from __future__ import annotations
 
 import pickle
+import select
+import signal
+import sys
 import threading
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Self
@@ -265,6 +268,41 @@ def blame(mistake: BaseException, error: BaseException, whose: str) -> None:
     if mistake is not error:
         set_cause(mistake, error)
         add_note(mistake, f"raised by {whose}")
+
+
+def origin(error: BaseException) -> BaseException:
+    """Return the error that caused a dependency failure, or the first error of a group.
+
+    Nested groups and dependency failures are followed. Any other error is returned unchanged.
+    """
+    while True:
+        if isinstance(error, BaseExceptionGroup):
+            error = error.exceptions[0]
+        elif isinstance(error, DependencyFailureError) and error.root_cause is not None:
+            error = error.root_cause
+        else:
+            return error
+
+
+def is_closed_pipe(error: BaseException) -> bool:
+    """Return True if an error occurred because the reader of standard output has exited.
+
+    The program, or a command that it ran, has then written to a closed pipe.
+    """
+    error = origin(error)
+    codes = (-signal.SIGPIPE, 128 + signal.SIGPIPE)  # of the command, or of a shell that ran it
+    command = isinstance(error, TaskFailedError) and error.exit_code in codes
+    return (command or isinstance(error, BrokenPipeError)) and _reader_has_exited()
+
+
+def _reader_has_exited() -> bool:
+    """Return True if standard output is a pipe whose read end is closed."""
+    poll = select.poll()
+    try:
+        poll.register(sys.stdout, 0)
+    except (OSError, ValueError, TypeError):  # closed, or not a file
+        return False
+    return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
 def rebuilt(

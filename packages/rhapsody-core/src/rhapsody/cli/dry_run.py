@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, NoReturn, cast
 from rhapsody.backends.noop import DUMMY_OUTPUT, NoopExecutionBackend
 from rhapsody.cli.output import complain, note, say, table
 from rhapsody.cli.recording import Recording
-from rhapsody.cli.scripts import Program, origin
+from rhapsody.cli.scripts import Program
 from rhapsody.engine.backend_handles import WouldRunError
+from rhapsody.errors import origin
 from rhapsody.plugins.specs import LookupTask, Recorded, UsageError, hookimpl
 from rhapsody.staging.outputs import future_uid
 from rhapsody.tracebacks import is_users_code

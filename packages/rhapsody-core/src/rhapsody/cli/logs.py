@@ -22,7 +22,6 @@ from rhapsody.cli.lookup import (
     open_record,
     readable,
     shown,
-    sound,
 )
 from rhapsody.cli.output import DONE, FAILED, CommandError, complain, flush_stdout, say_json, write
 from rhapsody.plugins.specs import UsageError
@@ -204,7 +203,7 @@ def _follow(reader: RecordReader, key: str, number: int | None, printer: _Printe
     current, started = number, False
     files: _Files | None = None
     while True:
-        history = sound(reader.history())
+        history = reader.history()
         task, active = history.tasks[key], may_run(history.run)
         attempts = {attempt.number: attempt for attempt in task.attempts}
         if current is None and attempts:

@@ -7,8 +7,8 @@ import math
 import os
 import socket
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, replace
+from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,7 +53,7 @@ def open_record(run: str | None) -> tuple[RecordReader, RunHistory]:
     reader = RecordReader(select_run(run, base_of(".")))
     with readable(reader.path):
         reader.update()
-    history = sound(reader.history())
+    history = reader.history()
     report_damage(history)
     return reader, history
 
@@ -86,60 +86,6 @@ def chosen_task(run: str | None, task: str, history: RunHistory) -> TaskRun:
                 name = select_run(task, base_of(".")).parent.name
                 raise UsageError(f"{task!r} is the run {name}; name a task of it as well") from None
         raise
-
-
-def sound(history: RunHistory) -> RunHistory:
-    """Return a history without tasks whose values have wrong types, if the record is damaged.
-
-    Damage that leaves a line valid JSON is improbable where no other line is damaged.
-    """
-    if not history.problems:
-        return history
-    tasks = {key: task for key, task in history.tasks.items() if _is_sound(task)}
-    left_out = [f"{key}: malformed values" for key in history.tasks.keys() - tasks]
-    return replace(history, tasks=tasks, problems=(*history.problems, *sorted(left_out)))
-
-
-def _is_sound(task: TaskRun) -> bool:
-    """Return True if the values of a task have the right types."""
-    texts = (task.name, task.kind, task.call, task.block or "", task.scope or "")
-    return (
-        all(isinstance(each, str) for each in (*texts, *task.dependencies))
-        and isinstance(task.resources, Mapping)
-        and isinstance(task.settings, Mapping)
-        and _is_time(task.time)
-        and all(_is_sound_attempt(attempt) for attempt in task.attempts)
-    )
-
-
-def _is_sound_attempt(attempt: Attempt) -> bool:
-    texts = (
-        attempt.backend, attempt.worker, attempt.sandbox, attempt.stdout, attempt.stderr,
-        attempt.stdout_path, attempt.stderr_path,
-    )  # fmt: skip
-    files = (*attempt.inputs, *attempt.outputs)
-    usage, resources = attempt.usage or {}, attempt.resources or {}
-    return (
-        all(each is None or isinstance(each, str) for each in texts)
-        and isinstance(attempt.number, int)
-        and all(map(_is_time, (attempt.submitted, attempt.started, attempt.ended)))
-        and isinstance(usage, Mapping)
-        and all(isinstance(each, int | float) for each in usage.values())
-        and isinstance(resources, Mapping)
-        and all(isinstance(each.name, str) for each in files)
-        and all(each.path is None or isinstance(each.path, str) for each in files)
-        and all(each.size is None or isinstance(each.size, int) for each in files)
-        and (attempt.error is None or all(isinstance(x, str) for x in attempt.error.traceback))
-    )
-
-
-def _is_time(value: object) -> bool:
-    """Return True if a value is a time in years that the platform can show, or `None`."""
-    return value is None or (isinstance(value, int | float) and 0 <= value < MAX_TIME)
-
-
-MAX_TIME = 4e9
-"""Maximum time, in seconds since the epoch. Later times are due to damage."""
 
 
 def report_damage(history: RunHistory) -> None:
@@ -227,7 +173,9 @@ def program_of(run: RunRecord) -> str:
 
 def clock(seconds: float | None, *, day: bool = False) -> str:
     """Return a time in the local time zone, without the date if it is today."""
-    if seconds is None or not _is_time(seconds):
+    from rhapsody.history.reader import is_time
+
+    if seconds is None or not is_time(seconds):
         return "-"
     then, now = time.localtime(seconds), time.localtime()
     if not day and then[:3] == now[:3]:
@@ -237,9 +185,10 @@ def clock(seconds: float | None, *, day: bool = False) -> str:
 
 def duration(seconds: float | None) -> str:
     """Return a duration as text, with milliseconds if it is short."""
+    from rhapsody.history.reader import is_time
     from rhapsody.observers.account import duration
 
-    if seconds is None or not _is_time(seconds):
+    if seconds is None or not is_time(seconds):
         return "-"
     if seconds >= 0.9995:
         return duration(seconds)

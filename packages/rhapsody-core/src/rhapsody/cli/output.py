@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import select
 import shutil
 import signal
 import sys
@@ -89,16 +88,6 @@ def _write(stream: TextIO | None, text: str, *, end: str = "\n") -> None:
         encoding = stream.encoding
         text = text.encode(encoding, "backslashreplace").decode(encoding)
         stream.write(f"{text}{end}")
-
-
-def reader_is_closed() -> bool:
-    """Return True if standard output is a pipe whose read end is closed."""
-    poll = select.poll()
-    try:
-        poll.register(sys.stdout, 0)
-    except (OSError, ValueError, TypeError):  # closed, or not a file
-        return False
-    return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
 def flush() -> bool:

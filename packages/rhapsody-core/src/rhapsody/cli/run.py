@@ -12,7 +12,6 @@ import logging
 import os
 import platform
 import shlex
-import signal
 import sys
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -24,16 +23,14 @@ from rhapsody._version import __version__
 from rhapsody.backends.discovery import parse_options
 from rhapsody.cli import recording, scripts
 from rhapsody.cli.output import (
-    BROKEN_PIPE,
     DONE,
     ENDED_BY,
     FAILED,
     CommandError,
     complain,
-    reader_is_closed,
 )
 from rhapsody.cli.recording import Recording
-from rhapsody.errors import DataError, JournalError, ProfileError, RhapsodyError, TaskFailedError
+from rhapsody.errors import DataError, JournalError, ProfileError, RhapsodyError, is_closed_pipe
 from rhapsody.plugins.specs import ObservedEngine, Summary, UsageError, hookimpl
 from rhapsody.staging.runs import note_in_log
 
@@ -224,7 +221,7 @@ def _code(arguments: argparse.Namespace, recorded: Recording, at_end: ExitStack)
     except (UsageError, CommandError):
         raise
     except (Exception, asyncio.CancelledError) as error:  # the user's own code may raise anything
-        if reader_is_closed() and _is_broken_pipe(scripts.origin(error)):
+        if is_closed_pipe(error):
             raise BrokenPipeError from None
         if dry is None or program is None or not dry.explains(error, program):
             scripts.show(error, program.path if program else None)
@@ -234,13 +231,6 @@ def _code(arguments: argparse.Namespace, recorded: Recording, at_end: ExitStack)
             dry.show()
     failed = any(summary.unawaited or summary.cut_short for summary in engines.summaries)
     return FAILED if failed and dry is None else DONE
-
-
-def _is_broken_pipe(error: BaseException) -> bool:
-    """Return True if the program, or a command that it ran, has written to a closed pipe."""
-    codes = (-signal.SIGPIPE, BROKEN_PIPE)  # of the command itself, and of a shell that ran it
-    command = isinstance(error, TaskFailedError) and error.exit_code in codes
-    return command or isinstance(error, BrokenPipeError)
 
 
 def _engine_options(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -108,7 +108,7 @@ def _counted(run: RunRecord) -> tuple[RunRecord, dict[str, int] | None]:
         if run.path.stat().st_size <= MAX_SIZE:
             history = read_run(run.path)
             return history.run, counts_of(history)
-    except (OSError, RhapsodyError):
+    except (OSError, RhapsodyError, TypeError):  # TypeError: a value has the wrong type
         pass
     return run, None
 

@@ -365,17 +365,3 @@ def show(error: BaseException, path: str | None) -> None:
     if isinstance(error, DependencyFailureError):
         error.__cause__ = error.root_cause
     note(format_error(error).rstrip("\n"))
-
-
-def origin(error: BaseException) -> BaseException:
-    """Return the error that caused a dependency failure, or the first error of a group.
-
-    Nested groups and dependency failures are followed. Any other error is returned unchanged.
-    """
-    while True:
-        if isinstance(error, BaseExceptionGroup):
-            error = error.exceptions[0]
-        elif isinstance(error, DependencyFailureError) and error.root_cause is not None:
-            error = error.root_cause
-        else:
-            return error

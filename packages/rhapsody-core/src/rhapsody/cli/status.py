@@ -24,7 +24,6 @@ from rhapsody.cli.lookup import (
     program_of,
     readable,
     run_json,
-    sound,
     where,
 )
 from rhapsody.cli.output import (
@@ -94,13 +93,13 @@ def _changes(reader: RecordReader, *, always: bool = False) -> Iterator[RunHisto
         reader: The reader of the run's record.
         always: True to also yield it without a change, every `POLL` seconds.
     """
-    history = sound(reader.history())
+    history = reader.history()
     yield history
     while may_run(history.run):
         time.sleep(POLL)
         with readable(reader.path):
             changed = reader.update()
-        history = sound(reader.history())
+        history = reader.history()
         if changed or always or not may_run(history.run):
             yield history
 

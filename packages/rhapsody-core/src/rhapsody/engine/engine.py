@@ -72,6 +72,7 @@ from rhapsody.engine.task_function import (
     definition_settings,
     make_task,
 )
+from rhapsody.errors import is_closed_pipe
 from rhapsody.observers.builtin import BuiltIn, Profiler
 from rhapsody.observers.progress import Progress
 from rhapsody.plugins.manager import EngineHooks
@@ -122,7 +123,7 @@ class WorkflowEngine(OlderNames):
         self._closed: asyncio.Future[None] = self._loop.create_future()
         self._summary: Summary | None = None
         self._problems: tuple[str, ...] = ()
-        self._left_by_error = self._well = False
+        self._left_by_error = self._reader_has_exited = self._well = False
         self._still_running: tuple[str, ...] = ()
         self._began = 0.0
         self._attached: dict[str, BaseExecutionBackend] = {}
@@ -739,7 +740,7 @@ class WorkflowEngine(OlderNames):
             held_back=runtime.held_back,
             outcome=(
                 "interrupted"
-                if runtime.scheduler.interrupted
+                if runtime.scheduler.interrupted or self._reader_has_exited
                 else "done"
                 if self._well
                 else "failed"
@@ -771,6 +772,7 @@ class WorkflowEngine(OlderNames):
         """
         failures = self._runtime.failures
         self._left_by_error = error is not None
+        self._reader_has_exited = error is not None and is_closed_pipe(error)
         own = error is not None and failures is not None and failures.include(error)
         try:
             if error is None or own:

@@ -17,8 +17,8 @@ import gc
 import json
 import os
 import socket
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final, Literal, NamedTuple, cast
@@ -521,8 +521,11 @@ class RecordReader:
                 self._open[f"{prefix}{uid}"] = submitted
                 self._changed[f"{prefix}{uid}"] = None
         elif event in ("engine", "engine_end"):
+            _require(line, _ENGINE)
             self._engines.setdefault(line["uid"], {}).update(_renamed(event, line))
             self._first = self._first or line["uid"]
+        elif event == "run_end":
+            _require(line, _RUN_END)
         if event != "engine_end":  # if anything follows `run_end`, the run continues
             self._end = line if event == "run_end" else None
 
@@ -544,7 +547,7 @@ class RecordReader:
                     self._problems.append(f"{key} is skipped: its lines are malformed ({error!r})")
         engines = {uid: _engine(uid, found) for uid, found in self._engines.items()}
         run = _run(self.path, self._run, self._end, list(self._engines.values()))
-        return RunHistory(run, engines, dict(tasks), tuple(self._problems))
+        return _sound(RunHistory(run, engines, dict(tasks), tuple(self._problems)))
 
     def _task(self, key: str) -> TaskRun:
         former, line = self._tasks.get(key), self._calls.pop(key, None)
@@ -574,6 +577,68 @@ class RecordReader:
             get("time", 0.0), block, get("scope"), tuple(dependencies), get("resources") or {},
             get("settings") or {}, tuple(attempts),
         )  # fmt: skip
+
+
+def _sound(history: RunHistory) -> RunHistory:
+    """Return a history without tasks whose values have wrong types, if the record is damaged.
+
+    Damage that leaves a line valid JSON is improbable where no other line is damaged.
+    """
+    if not history.problems:
+        return history
+    tasks = {key: task for key, task in history.tasks.items() if _is_sound(task)}
+    left_out = [f"{key}: malformed values" for key in history.tasks.keys() - tasks]
+    return replace(history, tasks=tasks, problems=(*history.problems, *sorted(left_out)))
+
+
+def _is_sound(task: TaskRun) -> bool:
+    """Return True if the values of a task have the right types."""
+    texts = (task.name, task.kind, task.call, task.block or "", task.scope or "")
+    return (
+        all(isinstance(each, str) for each in (*texts, *task.dependencies))
+        and isinstance(task.resources, Mapping)
+        and isinstance(task.settings, Mapping)
+        and task.time is not None
+        and is_time(task.time)
+        and all(_is_sound_attempt(attempt) for attempt in task.attempts)
+    )
+
+
+def _is_sound_attempt(attempt: Attempt) -> bool:
+    texts = (
+        attempt.backend, attempt.worker, attempt.sandbox, attempt.stdout, attempt.stderr,
+        attempt.stdout_path, attempt.stderr_path,
+    )  # fmt: skip
+    files = (*attempt.inputs, *attempt.outputs)
+    usage, resources = attempt.usage or {}, attempt.resources or {}
+    flags = (attempt.reused, attempt.retried, attempt.skipped)
+    return (
+        all(each is None or isinstance(each, str) for each in texts)
+        and isinstance(attempt.number, int)
+        and all(isinstance(each, bool) for each in flags)
+        and isinstance(attempt.exit_code, int | None)
+        and all(map(is_time, (attempt.submitted, attempt.started, attempt.ended)))
+        and isinstance(usage, Mapping)
+        and all(isinstance(each, int | float) for each in usage.values())
+        and isinstance(resources, Mapping)
+        and all(isinstance(each.name, str) for each in files)
+        and all(each.path is None or isinstance(each.path, str) for each in files)
+        and all(each.size is None or isinstance(each.size, int) for each in files)
+        and (attempt.error is None or _is_sound_error(attempt.error))
+    )
+
+
+def _is_sound_error(error: ErrorRecord) -> bool:
+    return all(isinstance(each, str) for each in (*error.traceback, *error.caused_by))
+
+
+def is_time(value: object) -> bool:
+    """Return True if a value is a time in years that the platform can show, or `None`."""
+    return value is None or (isinstance(value, int | float) and 0 <= value < MAX_TIME)
+
+
+MAX_TIME = 4e9
+"""Maximum time, in seconds since the epoch. Later times are due to damage."""
 
 
 _STATES = {str(state): state for state in TasksMainStates}
@@ -773,7 +838,8 @@ def _checked(path: Path, line: Any) -> Mapping[str, Any]:
     """Return the first line of a record.
 
     Raises:
-        RecordError: It is not the first line of a record, or a newer version has written it.
+        RecordError: It is not the first line of a record, is damaged, or a newer version has
+            written it.
     """
     if not isinstance(line, Mapping) or line.get("event") != "run":
         raise RecordError(f"{path} is not a record of a run: its first line describes no run")
@@ -785,7 +851,70 @@ def _checked(path: Path, line: Any) -> Mapping[str, Any]:
             f"{path} has format {version}, but this version of rhapsody-core reads formats up to "
             f"{FORMAT}; upgrade rhapsody-core"
         )
+    try:
+        _require(line, _RUN)
+    except TypeError as error:
+        raise RecordError(f"{path} is damaged: its first line is malformed ({error})") from None
     return line
+
+
+def _require(line: Mapping[str, Any], checks: Mapping[str, Callable[[Any], bool]]) -> None:
+    """Raise a `TypeError` if a value of a line is malformed. Values may be missing."""
+    for name, is_valid in checks.items():
+        value = line.get(name)
+        if value is not None and not is_valid(value):
+            raise TypeError(f"{name} is {value!r}")
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_int(value: Any) -> bool:
+    return isinstance(value, int)
+
+
+def _is_mapping(value: Any) -> bool:
+    return isinstance(value, Mapping)
+
+
+def _are_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(map(_is_text, value))
+
+
+def _are_mappings(value: Any) -> bool:
+    return isinstance(value, list) and all(map(_is_mapping, value))
+
+
+def _are_counts(value: Any) -> bool:
+    return isinstance(value, Mapping) and all(map(_is_int, value.values()))
+
+
+_RUN = {
+    "arguments": _are_texts,
+    "command": _are_texts,
+    "cwd": _is_text,
+    "pid": _is_int,
+    "packages": _is_mapping,
+    "profile": _is_text,
+    "started": is_time,
+}
+_ENGINE = {
+    "uid": _is_text,
+    "time": is_time,
+    "backends": _are_mappings,
+    "options": _is_mapping,
+    "work_dir": _is_text,
+    "outcome": _is_text,
+    "seconds": is_time,
+    "stats": _are_counts,
+    "unawaited": _is_int,
+    "still_running": _are_texts,
+    "problems": _are_texts,
+    "accounts": _is_mapping,
+}
+_RUN_END = {"time": is_time, "outcome": _is_text, "stats": _are_counts, "backends": _are_texts}
+"""Checks of the values of lines that do not belong to one task."""
 
 
 def record_path(path: str | os.PathLike[str]) -> Path:
@@ -832,7 +961,11 @@ def describe_run(path: Path) -> RunRecord:
 
 
 def _last(tail: bytes) -> Mapping[str, Any] | None:
-    """Return the line that ends a run, if it is the last one of a record."""
+    """Return the line that ends a run, if it is the last one of a record.
+
+    Raises:
+        RecordError: The line is malformed.
+    """
     lines = tail.rsplit(b"\n", 2)
     if len(lines) < 2 or lines[-1]:  # the last line is incomplete
         return None
@@ -841,5 +974,9 @@ def _last(tail: bytes) -> Mapping[str, Any] | None:
     except ValueError:
         return None
     if isinstance(found, Mapping) and found.get("event") == "run_end":
+        try:
+            _require(found, _RUN_END)
+        except TypeError as error:
+            raise RecordError(f"its last line is malformed ({error})") from None
         return cast("Mapping[str, Any]", found)
     return None

@@ -227,9 +227,9 @@ class Summary:
             and `max_failures` of `WorkflowEngine.create`.
         held_back: True if tasks were held back for the next run because their backend was about to
             end.
-        outcome: `"interrupted"` after a signal, `"failed"` if a failure was never awaited, the
-            `async with` block was left by an exception, or tasks were held back or canceled because
-            of failures; otherwise `"done"`.
+        outcome: `"interrupted"` after a signal, or if the reader of standard output has exited;
+            `"failed"` if a failure was never awaited, the `async with` block was left by another
+            exception, or tasks were held back or canceled because of failures; otherwise `"done"`.
     """
 
     uid: str
