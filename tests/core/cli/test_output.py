@@ -7,7 +7,8 @@ import sys
 
 import pytest
 
-from rhapsody.cli.output import printable, say, shortened, table, text_width
+from rhapsody.cli.output import say, shortened, table, text_width
+from rhapsody.history.values import printable
 
 
 def test_tables_are_aligned_and_have_no_trailing_blanks() -> None:

@@ -114,6 +114,15 @@ def size_text(size: float) -> str:
     return f"{number:.{0 if units[0] == 'B' else 1}f} {units[0]}"
 
 
+def duration_text(seconds: float) -> str:
+    """Format a duration: in seconds if it is below a minute, otherwise as `h:mm:ss`."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}"
+
+
 @dataclass(frozen=True, slots=True)
 class Resources:
     """Resources of one task while it runs, with the same meaning on every backend.

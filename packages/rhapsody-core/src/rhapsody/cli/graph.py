@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from rhapsody.cli.lookup import RUN_HELP, read_record
-from rhapsody.cli.output import CommandError, printable, say
+from rhapsody.cli.output import CommandError, say
+from rhapsody.history.values import printable
 from rhapsody.plugins.specs import UsageError
 
 if TYPE_CHECKING:

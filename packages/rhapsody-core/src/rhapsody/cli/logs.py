@@ -18,12 +18,12 @@ from rhapsody.cli.lookup import (
     RUN_HELP,
     TASK_HELP,
     chosen_task,
-    may_run,
     open_record,
     readable,
     shown,
 )
 from rhapsody.cli.output import DONE, FAILED, CommandError, complain, flush_stdout, say_json, write
+from rhapsody.history.values import may_run
 from rhapsody.plugins.specs import UsageError
 from rhapsody.states import TasksMainStates
 

@@ -12,6 +12,8 @@ from collections.abc import Collection, Iterable, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TextIO
 
+from rhapsody.history.values import printable
+
 if TYPE_CHECKING:
     from rich.text import Text
 
@@ -181,14 +183,6 @@ def text_width(text: str) -> int:
     from rich.cells import cell_len
 
     return cell_len(text)
-
-
-def printable(text: str) -> str:
-    """Return a text as one line without characters that could control the terminal."""
-    text = str(text)  # a damaged record may contain something else
-    if text.isprintable():
-        return text
-    return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in text)
 
 
 def terminal_width() -> int | None:

@@ -32,6 +32,7 @@ from rhapsody.cli.output import (
 from rhapsody.cli.recording import Recording
 from rhapsody.errors import DataError, JournalError, ProfileError, RhapsodyError, is_closed_pipe
 from rhapsody.plugins.specs import ObservedEngine, Summary, UsageError, hookimpl
+from rhapsody.resources import duration_text
 from rhapsody.staging.runs import note_in_log
 
 if TYPE_CHECKING:
@@ -181,16 +182,15 @@ class _Engines:
     @hookimpl
     def rhapsody_workflow_finished(self, engine: ObservedEngine, summary: Summary) -> None:
         """Record the summary and log the end of the engine."""
-        from rhapsody.observers.account import duration
-
         self.summaries.append(summary)
         if not engine.dry_run:
             stats = summary.stats
             note_in_log(
                 engine.work_dir,
-                f"engine {engine.uid} ended after {duration(summary.seconds)}: {stats.done} done, "
-                f"{stats.recorded} of them reused, {stats.failed - stats.skipped} failed, "
-                f"{stats.skipped} skipped, {stats.cancelled} canceled, {stats.retried} retried",
+                f"engine {engine.uid} ended after {duration_text(summary.seconds)}: "
+                f"{stats.done} done, {stats.recorded} of them reused, "
+                f"{stats.failed - stats.skipped} failed, {stats.skipped} skipped, "
+                f"{stats.cancelled} canceled, {stats.retried} retried",
             )
 
 

@@ -8,16 +8,10 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from rhapsody.cli.clean import base_of
-from rhapsody.cli.lookup import (
-    counts_from,
-    counts_of,
-    duration,
-    program_of,
-    run_json,
-    seconds_so_far,
-)
+from rhapsody.cli.lookup import run_json
 from rhapsody.cli.output import DONE, complain, say, say_json, say_lines, table
 from rhapsody.errors import RhapsodyError
+from rhapsody.history.values import counts_from, counts_of, duration, program_of, seconds_so_far
 from rhapsody.plugins.specs import UsageError
 
 if TYPE_CHECKING:

@@ -13,21 +13,24 @@ from rhapsody.cli.lookup import (
     RUN_HELP,
     TASK_HELP,
     attempt_json,
-    call_of,
     chosen_task,
+    read_record,
+    run_json,
+    shown,
+    task_json,
+)
+from rhapsody.cli.output import DONE, say_json, say_lines
+from rhapsody.history.values import (
+    call_of,
     clock,
     duration,
     may_run,
     percent,
+    printable,
     program_of,
-    read_record,
-    run_json,
-    shown,
     size,
-    task_json,
     where,
 )
-from rhapsody.cli.output import DONE, printable, say_json, say_lines
 
 if TYPE_CHECKING:
     from rhapsody.history.reader import Attempt, FileRecord, RunHistory, RunRecord, TaskRun

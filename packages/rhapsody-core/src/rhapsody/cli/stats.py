@@ -8,9 +8,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from rhapsody.cli.lookup import (
-    LISTED,
-    RUN_HELP,
+from rhapsody.cli.lookup import LISTED, RUN_HELP, read_record, run_json
+from rhapsody.cli.output import DONE, say_json, say_lines, table
+from rhapsody.history.values import (
     call_of,
     counts_from,
     counts_of,
@@ -18,12 +18,9 @@ from rhapsody.cli.lookup import (
     duration,
     percent,
     program_of,
-    read_record,
-    run_json,
     seconds_so_far,
     size,
 )
-from rhapsody.cli.output import DONE, say_json, say_lines, table
 from rhapsody.plugins.specs import UsageError
 
 if TYPE_CHECKING:

@@ -10,26 +10,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from rhapsody.cli.lookup import (
-    LISTED,
-    OUTCOMES,
-    RUN_HELP,
-    call_of,
-    clock,
-    counts_of,
-    counts_text,
-    duration,
-    may_run,
-    open_record,
-    program_of,
-    readable,
-    run_json,
-    where,
-)
+from rhapsody.cli.lookup import LISTED, RUN_HELP, open_record, readable, run_json
 from rhapsody.cli.output import (
     DONE,
     flush_stdout,
-    printable,
     say,
     say_json,
     say_lines,
@@ -37,6 +21,18 @@ from rhapsody.cli.output import (
     styled,
     table,
     terminal_width,
+)
+from rhapsody.history.values import (
+    OUTCOMES,
+    call_of,
+    clock,
+    counts_of,
+    counts_text,
+    duration,
+    may_run,
+    printable,
+    program_of,
+    where,
 )
 
 if TYPE_CHECKING:

@@ -21,7 +21,7 @@ from rhapsody.errors import (
     text_of,
 )
 from rhapsody.plugins.specs import Summary, TaskEvent
-from rhapsody.resources import size_text
+from rhapsody.resources import duration_text, size_text
 from rhapsody.staging.runs import BASE, LOG, RECORD
 from rhapsody.states import TasksMainStates
 from rhapsody.tracebacks import as_lines, last_frames, location_of
@@ -412,7 +412,7 @@ def account(summary: Summary, counts: Counts, directory: Path) -> list[str]:
         hint = ": rhapsody clean removes the files of ended runs" if base.name == BASE else ""
         lines.append(f"{size_text(summary.disk_use)} in {shown(base)}{hint}")
     how = numbers(counts, summary.stats.retried, summary.stats.recorded)
-    return [*lines, f"rhapsody: {how} in {duration(summary.seconds)}"]
+    return [*lines, f"rhapsody: {how} in {duration_text(summary.seconds)}"]
 
 
 def _holds_files(directory: Path) -> bool:
@@ -438,15 +438,6 @@ def numbers(counts: Counts, retried: int = 0, reused: int = 0) -> str:
     return ", ".join([done, *(f"{n} {word}" for word, n in others.items() if n)])
 
 
-def duration(seconds: float) -> str:
-    """Format a duration: in seconds if it is below a minute, otherwise as `h:mm:ss`."""
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}"
-
-
 def _held_back(counts: Counts) -> list[str]:
     """Return a line for each backend that had too little walltime left for some tasks."""
     lines = []
@@ -456,7 +447,7 @@ def _held_back(counts: Counts) -> list[str]:
         which = name if one else f"the first of them, {name},"
         lines.append(
             f"{len(held)} {'task was' if one else 'tasks were'} held back: {backend!r} had "
-            f"{duration(error.left)} left, but {which} needs {duration(error.needs)}"
+            f"{duration_text(error.left)} left, but {which} needs {duration_text(error.needs)}"
         )
     return lines
 

@@ -14,9 +14,9 @@ from typing import Any, Literal, TextIO
 from rhapsody.errors import JournalError, describe_error
 from rhapsody.history.recorder import Recorder
 from rhapsody.journal import JournalOption
-from rhapsody.observers.account import duration
 from rhapsody.observers.progress import Progress
 from rhapsody.plugins.specs import ObservedEngine, TaskCall, TaskEvent, hookimpl
+from rhapsody.resources import duration_text
 from rhapsody.states import TasksMainStates
 from rhapsody.tracebacks import as_lines, last_frames, location_of
 
@@ -225,7 +225,7 @@ class TaskLog:
 
 
 def _duration(seconds: float) -> str:
-    return duration(seconds) if seconds >= 1 else f"{1000 * seconds:.0f} ms"
+    return duration_text(seconds) if seconds >= 1 else f"{1000 * seconds:.0f} ms"
 
 
 class BuiltIn:

@@ -23,7 +23,8 @@ from rich.table import Table
 from rich.text import Text
 
 from rhapsody.errors import describe_error
-from rhapsody.observers.account import Counts, Row, duration
+from rhapsody.observers.account import Counts, Row
+from rhapsody.resources import duration_text
 from rhapsody.sdk.capture import streams
 
 log: logging.Logger = logging.getLogger("rhapsody.progress")
@@ -99,7 +100,7 @@ class Picture:
         usage = self._usage()
         if usage is not None:
             words.append(f"{usage[0]:g} of {usage[1]:g} cores in use")
-        words.append(duration(monotonic() - self._began))
+        words.append(duration_text(monotonic() - self._began))
         line = Table.grid(padding=(0, 1))
         line.add_row(
             ProgressBar(

@@ -13,8 +13,9 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, Literal
 
 from rhapsody.context import running_task
-from rhapsody.observers.account import Counts, account, duration, numbers
+from rhapsody.observers.account import Counts, account, numbers
 from rhapsody.plugins.specs import ObservedEngine, Summary, TaskEvent, hookimpl
+from rhapsody.resources import duration_text
 from rhapsody.staging.runs import note_in_log
 
 if TYPE_CHECKING:
@@ -115,7 +116,7 @@ class Progress:
     def _line(self) -> str:
         row = self._counts.all
         text = f"rhapsody: {numbers(self._counts)}, {row.running} running, {row.waiting} waiting"
-        text += f" after {duration(monotonic() - self._began)}"
+        text += f" after {duration_text(monotonic() - self._began)}"
         failures = self._counts.failures.latest
         return f"{text}; last failure: {failures[-1].summary}" if failures else text
 
