@@ -410,7 +410,7 @@ def benchmarks_smoke(session: nox.Session) -> None:
     """Check with tiny sizes that the benchmarks of core run."""
     install_distribution(session, "wfcommons", *DISTRIBUTIONS["core"].tools)
     session.run("python", "-m", "benchmarks.suite", "--smoke", *session.posargs)
-    for script in ("journal.py", "observer.py", "instructions.py", "compare.py"):
+    for script in ("journal.py", "observer.py", "history.py", "instructions.py", "compare.py"):
         session.run("python", f"benchmarks/{script}", "--smoke")
 
 

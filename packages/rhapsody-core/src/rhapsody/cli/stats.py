@@ -52,12 +52,17 @@ def run(arguments: argparse.Namespace) -> int:
     if len(arguments.runs) > 2:
         raise UsageError(f"cannot compare {len(arguments.runs)} runs; name one run or two runs")
     with no_collection():  # the collector would traverse each task of a large record
-        found = [_Statistics(name) for name in arguments.runs or [None]]
-        if len(found) == 2:
-            _compare(*found, json=arguments.json)
-        else:
-            _show(found[0], json=arguments.json, everything=arguments.all)
+        _print(arguments)
     return DONE
+
+
+def _print(arguments: argparse.Namespace) -> None:
+    """Print the statistics, which are deleted before the garbage collector is turned on again."""
+    found = [_Statistics(name) for name in arguments.runs or [None]]
+    if len(found) == 2:
+        _compare(*found, json=arguments.json)
+    else:
+        _show(found[0], json=arguments.json, everything=arguments.all)
 
 
 class _Statistics:

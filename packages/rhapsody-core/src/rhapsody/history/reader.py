@@ -50,6 +50,10 @@ TAIL: Final = 1 << 16
 """Maximum number of bytes that are read of the first line, and of the end of a record, to list
 runs."""
 
+BLOCK: Final = 1 << 20
+"""Approximate number of bytes that are read and parsed at once. Larger blocks do not fit into the
+caches of a processor."""
+
 PROBLEMS: Final = 100
 """Maximum number of damaged lines that are reported."""
 
@@ -439,29 +443,33 @@ class RecordReader:
                 self._forget()
             self._file = found
             file.seek(self._offset)
-            data = file.read()
-        end = data.rfind(b"\n") + 1
-        if not end:
-            return False
-        lines = data[: end - 1].split(b"\n")
-        del data
-        with no_collection():
-            for number, line in self._parsed(lines):
-                self._take(number, line)
-        self._offset += end
-        self._line += len(lines)
-        return True
+            before = self._offset
+            with no_collection():
+                while block := file.read(BLOCK):
+                    block += file.readline()
+                    end = block.rfind(b"\n") + 1
+                    if end:
+                        self._take_block(block[:end])
+                    if end < len(block):  # the last line is incomplete
+                        break
+        return self._offset > before
 
-    def _parsed(self, lines: Sequence[bytes]) -> Iterable[tuple[int, Any]]:
+    def _take_block(self, block: bytes) -> None:
+        """Take complete lines."""
+        for number, line in self._parsed(block):
+            self._take(number, line)
+        self._offset += len(block)
+        self._line += block.count(b"\n")
+
+    def _parsed(self, block: bytes) -> Iterable[tuple[int, Any]]:
         """Parse lines, all of them at once if none is damaged."""
-        first = self._line + 1
         try:
-            found = json.loads(b"[" + b",".join(lines) + b"]")
-            if len(found) == len(lines):
-                return enumerate(found, first)
+            found = json.loads(b"[" + block[:-1].replace(b"\n", b",") + b"]")
+            if len(found) == block.count(b"\n"):
+                return enumerate(found, self._line + 1)
         except ValueError:  # a line is damaged
             pass
-        return self._parsed_singly(lines)
+        return self._parsed_singly(block[:-1].split(b"\n"))
 
     def _parsed_singly(self, lines: Sequence[bytes]) -> Iterator[tuple[int, Any]]:
         for number, line in enumerate(lines, self._line + 1):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -241,19 +241,21 @@ def critical_path(history: RunHistory, now: float | None = None) -> list[Step]:
                 before = [*before, *inside.get(key, ())]
                 if task.block is not None and task.block in tasks:
                     before += tasks[task.block].dependencies
-            missing = next((each for each in before if each not in found and each in tasks), None)
-            if missing is None:
-                found[key] = _link(task, before, found, now)
-                ready += waiting.pop(key, ())
+            for each in before:
+                if each not in found and each in tasks:
+                    waiting.setdefault(each, []).append(key)
+                    break
             else:
-                waiting.setdefault(missing, []).append(key)
+                found[key] = _link(task, before, found, now)
+                if key in waiting:
+                    ready += waiting.pop(key)
     # Tasks that are still waiting are in cycles, which only a damaged record contains.
     last = max(found, key=lambda key: found[key].length, default=None)
     path: list[Step] = []
     while last is not None:
         link = found[last]
         if link.end is not None:
-            path.append(Step(tasks[last], link.waited, link.ran))
+            path.append(_step(tasks[last], link.took, now))
         last = link.previous
     return path[::-1]
 
@@ -263,24 +265,22 @@ class _Link(NamedTuple):
 
     Attributes:
         end: The time of its end; `None` if it has not ended.
+        took: The seconds from the moment when it could have started until its end.
         length: The length of the longest chain that ends with the task, in seconds.
         previous: The key of the task before it in this chain.
-        waited: The seconds that the task waited.
-        ran: The seconds that it ran.
     """
 
     end: float | None = None
+    took: float = 0.0
     length: float = 0.0
     previous: str | None = None
-    waited: float = 0.0
-    ran: float = 0.0
 
 
 def _link(
     task: TaskRun, before: Iterable[str], found: Mapping[str, _Link], now: float | None
 ) -> _Link:
     """Return a task as the last one of the longest chain that ends with it."""
-    end, ran = _times(task, now)
+    end = _end(task, now)
     if end is None:
         return _NOT_ENDED
     could_start, length, previous = task.time, 0.0, None
@@ -292,12 +292,39 @@ def _link(
             if link.length > length:
                 length, previous = link.length, key
     took = max(0.0, end - could_start)
-    # The time of a block beyond that of its tasks is spent in its code.
-    ran = took if task.kind == "block" else min(took, ran)
-    return _Link(end, length + took, previous, took - ran, ran)
+    return _Link(end, took, length + took, previous)
 
 
 _NOT_ENDED = _Link()
+
+
+def _end(task: TaskRun, now: float | None) -> float | None:
+    """Return the time at which a task ended.
+
+    A running task ends `now`; if that is `None`, and for a task that has not started, there is no
+    such time.
+    """
+    if not task.attempts:
+        return None
+    last = task.attempts[-1]
+    if last.ended is not None:
+        return None if last.retried else last.ended
+    return now if last.started is not None else None
+
+
+def _step(task: TaskRun, took: float, now: float | None) -> Step:
+    """Return a task on the critical path, with the seconds in which its attempts ran."""
+    # The time of a block beyond that of its tasks is spent in its code.
+    ran = took if task.kind == "block" else min(took, sum(_seconds(task, now)))
+    return Step(task, took - ran, ran)
+
+
+def _seconds(task: TaskRun, now: float | None) -> Iterator[float]:
+    """Yield the durations of the attempts that have started."""
+    for attempt in task.attempts:
+        end = now if attempt.ended is None else attempt.ended
+        if attempt.started is not None and end is not None:
+            yield max(0.0, end - attempt.started)
 
 
 def _members(tasks: Mapping[str, TaskRun]) -> dict[str, list[str]]:
@@ -307,22 +334,3 @@ def _members(tasks: Mapping[str, TaskRun]) -> dict[str, list[str]]:
         if task.block is not None:
             members.setdefault(task.block, []).append(key)
     return members
-
-
-def _times(task: TaskRun, now: float | None) -> tuple[float | None, float]:
-    """Return the time at which a task ended, and the seconds in which its attempts ran.
-
-    A running task ends `now`; if that is `None`, and for a task that has not started, the time of
-    the end is `None`.
-    """
-    if not task.attempts:
-        return None, 0.0
-    ran = 0.0
-    for attempt in task.attempts:
-        end = now if attempt.ended is None else attempt.ended
-        if attempt.started is not None and end is not None:
-            ran += max(0.0, end - attempt.started)
-    last = task.attempts[-1]
-    if last.ended is not None:
-        return None if last.retried else last.ended, ran
-    return now if last.started is not None else None, ran
