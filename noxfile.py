@@ -104,7 +104,7 @@ DISTRIBUTIONS = {
     "core": Distribution(
         "packages/rhapsody-core",
         "tests/core",
-        "[completion,files,testing]",
+        "[completion,files,report,testing]",
         ci="all",
         minimums=MINIMUMS,
         at_once=4,

@@ -34,6 +34,7 @@ ORDER = [
     "staging",
     "journal",
     "history",
+    "report",
     "observers",
     "engine",
     "testing",

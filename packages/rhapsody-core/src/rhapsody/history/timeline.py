@@ -141,3 +141,52 @@ def _fits(new: Slice, lane: list[Slice]) -> bool:
     """Return True if an attempt can follow the last one of a lane, which may be shortened."""
     last = lane[-1]
     return last.end <= new.start or (last.end - new.start <= SLACK and last.start < new.start)
+
+
+class Busy(NamedTuple):
+    """Part of a run with the work in it.
+
+    Attributes:
+        start: The start, in microseconds since the origin.
+        end: The end in the same form.
+        attempts: The mean number of attempts that ran at the same time.
+        cores: The mean number of cores that they requested.
+    """
+
+    start: float
+    end: float
+    attempts: float
+    cores: float
+
+
+def utilization(found: Iterable[Lane], end: float, parts: int) -> list[Busy]:
+    """Return how much of the time was used, in parts of equal length. Blocks do not count.
+
+    Args:
+        found: The lanes.
+        end: The end of the last part, in microseconds since the origin.
+        parts: The number of parts.
+    """
+    width = max(end, 1.0) / parts
+    attempts, cores = [0.0] * (parts + 1), [0.0] * (parts + 1)
+    for lane in found:
+        if lane.group.startswith(BLOCKS):
+            continue
+        for each in lane.slices:
+            requested = _cores(each)
+            first, last = int(each.start / width), int(each.end / width)
+            for part in range(max(0, first), min(last, parts - 1) + 1):
+                inside = min(each.end, (part + 1) * width) - max(each.start, part * width)
+                attempts[part] += inside / width
+                cores[part] += inside / width * requested
+    return [
+        Busy(part * width, (part + 1) * width, attempts[part], cores[part]) for part in range(parts)
+    ]
+
+
+def _cores(each: Slice) -> float:
+    """Return the number of cores that an attempt requested, on all its ranks."""
+    requested = {**each.task.resources, **(each.attempt.resources or {})}
+    cores, ranks = requested.get("cores", 1), requested.get("ranks", 1)
+    known = isinstance(cores, int | float) and isinstance(ranks, int)
+    return cores * ranks if known else 1.0

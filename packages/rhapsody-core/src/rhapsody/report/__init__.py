@@ -1,0 +1,177 @@
+"""Report about a run: one HTML page with tables and charts, from the record of the run.
+
+`sections` returns the content of each section, and `page` the whole page, which contains all that
+it needs and makes no network request. `content` collects what the sections show, with the figures
+of `rhapsody.history`; `charts` draws with Bokeh; `layout` arranges the graph; `templates` contains
+the HTML, the style sheet and the script. A chart is data in the HTML of its section, which the
+script of the page draws.
+
+All text in a record is untrusted. The templates escape it, the data of charts cannot end its script
+element, and the Content-Security-Policy of the page permits only the scripts of the page itself.
+"""
+
+from __future__ import annotations
+
+import base64
+import functools
+import hashlib
+import shlex
+import time
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+try:
+    import bokeh
+    import jinja2
+except ModuleNotFoundError as error:
+    if error.name not in ("bokeh", "jinja2"):
+        raise
+    raise ImportError(
+        "the report needs Bokeh and Jinja; to install them: pip install 'rhapsody-core[report]'"
+    ) from None
+
+from markupsafe import Markup
+
+from rhapsody._version import __version__
+from rhapsody.history.reader import no_collection
+from rhapsody.history.values import clock, duration, percent, program_of, size, where
+from rhapsody.report.content import contents
+
+if TYPE_CHECKING:
+    from rhapsody.history.graph import Node
+    from rhapsody.history.reader import RunHistory
+
+__all__ = ["SECTIONS", "page", "sections"]
+
+SECTIONS = {
+    "summary": "Summary",
+    "failures": "Failures",
+    "timeline": "Timeline",
+    "utilization": "Utilization",
+    "critical-path": "Critical path",
+    "durations": "Duration by task name",
+    "resources": "Requested and used resources",
+    "graph": "Graph",
+    "environment": "Environment",
+}
+"""Titles of the sections by the ids of their elements, in the order of the page."""
+
+
+def sections(history: RunHistory, now: float | None = None) -> dict[str, str]:
+    """Return the HTML inside the element of each section, by the id of the element.
+
+    The HTML contains no scripts, only their data: after it has been put into the page, call the
+    page's `rhapsodyReport.draw(element)` to draw the charts.
+
+    Args:
+        history: The content of the run's record.
+        now: The time until which unfinished attempts have run; `None` for the current time if the
+            run is in progress, otherwise the last time in the record.
+
+    Returns:
+        The HTML by the keys of `SECTIONS`, in their order.
+    """
+    if now is None and history.run.outcome == "running":
+        now = time.time()
+    with no_collection():  # the collector would traverse each task of a large record
+        found = contents(history, now)
+    return {
+        name: _template(f"{name}.html").render(id=name, title=title, **found)
+        for name, title in SECTIONS.items()
+    }
+
+
+def page(history: RunHistory, *, live: bool = False) -> str:
+    """Return the report as an HTML page.
+
+    Args:
+        history: The content of the run's record.
+        live: True for a page that a server updates during the run: it may connect to its origin.
+    """
+    scripts = [_bokeh(), _file("report.js")]
+    policy = [
+        "default-src 'none'",
+        f"script-src {' '.join(map(_hash, scripts))}",
+        "style-src 'unsafe-inline'",  # Bokeh creates style elements
+        "img-src data:",
+        "base-uri 'none'",
+        "form-action 'none'",
+    ]
+    if live:
+        policy.append("connect-src 'self'")
+    return _template("page.html").render(
+        history=history,
+        live=live,
+        now=time.time(),
+        policy="; ".join(policy),
+        scripts=[Markup(script) for script in scripts],  # noqa: S704 - own files, and Bokeh's
+        sections=[
+            (name, SECTIONS[name], Markup(html))  # noqa: S704 - rendered by a template
+            for name, html in sections(history).items()
+        ],
+        style=Markup(_file("report.css")),  # noqa: S704 - own file
+        version=__version__,
+    )
+
+
+def _hash(script: str) -> str:
+    """Return the source of a script for a Content-Security-Policy."""
+    digest = hashlib.sha256(script.encode()).digest()
+    return f"'sha256-{base64.b64encode(digest).decode()}'"
+
+
+@functools.cache
+def _bokeh() -> str:
+    """Return Bokeh's script, which draws the charts."""
+    path = Path(bokeh.__file__).parent / "server/static/js/bokeh.min.js"
+    return path.read_text("utf-8").replace("</script", "<\\/script")
+
+
+@functools.cache
+def _file(name: str) -> str:
+    return (files(__package__) / "templates" / name).read_text("utf-8")
+
+
+@functools.cache
+def _environment() -> jinja2.Environment:
+    """Return the environment of the templates."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader(__package__),
+        autoescape=True,
+        finalize=_clean,
+        lstrip_blocks=True,
+        trim_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    # Bokeh resolves references in the order of the keys.
+    environment.policies["json.dumps_kwargs"] = {"sort_keys": False, "separators": (",", ":")}
+    environment.filters |= {
+        "date": functools.partial(clock, day=True),
+        "duration": duration,
+        "outcomes": _outcomes,
+        "percent": percent,
+        "program": program_of,
+        "shell": shlex.join,
+        "size": size,
+        "where": where,
+    }
+    return environment
+
+
+@functools.cache
+def _template(name: str) -> jinja2.Template:
+    return _environment().get_template(name)
+
+
+def _outcomes(node: Node) -> str:
+    return ", ".join(f"{count} {outcome}" for outcome, count in node.counts.items())
+
+
+def _clean(value: Any) -> Any:
+    """Replace the characters of recorded text that HTML does not allow."""
+    if not isinstance(value, str) or isinstance(value, Markup) or value.isprintable():
+        return value
+    return "".join(
+        each if each.isprintable() or each in "\n\t" else ascii(each)[1:-1] for each in value
+    )

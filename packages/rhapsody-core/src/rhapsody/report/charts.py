@@ -1,0 +1,470 @@
+"""Charts of the report, drawn with Bokeh.
+
+The colors of areas and lines are readable on light and dark backgrounds. The colors of text and
+axes are variables of the style sheet, from which Bokeh reads them when it draws.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from bokeh.embed import json_item
+from bokeh.models import ColumnDataSource, FixedTicker, HoverTool, Range1d
+from bokeh.plotting import figure
+
+from rhapsody.history.values import call_of, duration, size
+
+if TYPE_CHECKING:
+    from rhapsody.history.graph import Graph
+    from rhapsody.history.reader import Attempt
+    from rhapsody.history.statistics import NameStatistics, Step
+    from rhapsody.history.timeline import Busy, Lane
+
+COLORS = {
+    "done": "#2da44e",
+    "failed": "#e5534b",
+    "retried": "#d4852a",
+    "skipped": "#b38728",
+    "canceled": "#9a8c3c",
+    "running": "#3b82f6",
+    "unfinished": "#a371f7",
+    "waiting": "#888888",
+    "reused": "#2a9d8f",
+}
+"""Colors by outcome, with a contrast of at least 3 to 1 on white and on the dark background."""
+
+ROW = 20
+"""Height of a row with a label, in pixels."""
+
+TALL = 600
+"""Maximum height of a chart with rows, in pixels; more rows than fit have no labels."""
+
+LABEL = 18
+"""Maximum number of characters of a label, so that there is space for the chart on a phone."""
+
+MAX_NAMES = 30
+"""Maximum number of names in a chart."""
+
+CELLS = 200
+"""Number of parts of the time, and maximum number of rows, in an aggregated timeline."""
+
+
+class Chart(NamedTuple):
+    """Chart for a template.
+
+    Attributes:
+        data: The chart for Bokeh's script, as JSON.
+        height: Its height in pixels.
+        legend: The names and colors of what the chart shows.
+    """
+
+    data: Mapping[str, Any]
+    height: int
+    legend: Sequence[tuple[str, str]] = ()
+
+
+def _figure(height: int, end: float, label: str, **options: Any) -> Any:
+    """Return a figure with a horizontal axis from 0."""
+    found: Any = figure(
+        height=height,
+        sizing_mode="stretch_width",
+        toolbar_location=None,
+        tools="",
+        x_range=Range1d(start=0, end=end or 1.0, bounds="auto"),
+        background_fill_color=None,
+        border_fill_color=None,
+        outline_line_color=None,
+        min_border_right=12,
+        **options,
+    )
+    found.xaxis.axis_label = label
+    found.xaxis.ticker.desired_num_ticks = 5
+    found.ygrid.grid_line_color = None
+    found.xgrid.grid_line_alpha = 0.3
+    return found
+
+
+def _chart(found: Any, legend: Iterable[tuple[str, str]] = ()) -> Chart:
+    return Chart(json_item(found), found.height, tuple(legend))
+
+
+def _shortened(text: str) -> str:
+    """Return a label; the end of a long one is kept, because names of workers end with a number."""
+    if len(text) <= LABEL:
+        return text
+    half = (LABEL - 1) // 2
+    return f"{text[:half]}\N{HORIZONTAL ELLIPSIS}{text[-half:]}"
+
+
+def _label_rows(found: Any, labels: Sequence[str]) -> None:
+    """Label the rows of a figure, the first one at the top, if there is space for it."""
+    axis = found.yaxis
+    axis.major_tick_line_color = None
+    axis.minor_tick_line_color = None
+    axis.axis_line_color = None
+    if len(labels) * ROW > TALL:
+        axis.visible = False
+        return
+    axis.ticker = FixedTicker(ticks=list(range(len(labels))))
+    axis.major_label_overrides = {row: _shortened(text) for row, text in enumerate(labels)}
+
+
+def _rows_height(rows: int) -> int:
+    """Return the height of a figure with this many rows and a horizontal axis."""
+    return min(TALL, max(2, rows) * ROW) + 60
+
+
+def _unit(seconds: float) -> tuple[float, str]:
+    """Return the unit of an axis on which this is the longest time, in seconds and as text."""
+    for unit, text in ((3600.0, "hours"), (60.0, "minutes"), (1.0, "seconds")):
+        if seconds >= 2 * unit:
+            return unit, text
+    return 1e-3, "milliseconds"
+
+
+# Timeline and utilization.
+
+
+def timeline(found: Sequence[Lane], end: float, critical: set[str], active: bool) -> Chart | None:
+    """Return the chart of the attempts of each worker.
+
+    Args:
+        found: The lanes.
+        end: The end of the time axis, in microseconds.
+        critical: The keys of the tasks on the critical path.
+        active: True if the run is in progress.
+    """
+    if not found:
+        return None
+    unit, text = _unit(end / 1e6)
+    plot = _figure(
+        _rows_height(len(found)),
+        end / 1e6 / unit,
+        f"{text} since the start",
+        y_range=(len(found) - 0.5, -0.5),
+    )
+    _label_rows(plot, [lane.name for lane in found])
+    columns: dict[str, list[tuple[float, float, int, str, str, str, str]]] = {}
+    marked: list[tuple[float, float, int]] = []
+    for row, lane in enumerate(found):
+        for each in lane.slices:
+            outcome = _outcome(each.attempt, active)
+            left, right = each.start / 1e6 / unit, each.end / 1e6 / unit
+            took = duration((each.end - each.start) / 1e6)
+            columns.setdefault(outcome, []).append(
+                (left, right, row, each.task.key, each.task.name, took, lane.name)
+            )
+            if each.task.key in critical:
+                marked.append((left, right, row))
+    bars = []
+    for outcome in (name for name in COLORS if name in columns):
+        lefts, rights, rows, keys, names, times, workers = zip(*columns[outcome], strict=True)
+        source = ColumnDataSource(
+            {
+                "left": np.array(lefts, "float32"),
+                "right": np.array(rights, "float32"),
+                "row": np.array(rows, "int32"),
+                "key": keys,
+                "name": names,
+                "took": times,
+                "worker": workers,
+            }
+        )
+        bar = plot.hbar(
+            y="row",
+            left="left",
+            right="right",
+            height=0.8,
+            source=source,
+            color=COLORS[outcome],
+            line_width=0.5,
+            name=outcome,
+        )
+        bars.append(bar)
+    if marked:
+        lefts, rights, rows = zip(*marked, strict=True)
+        plot.hbar(
+            y=list(rows), left=list(lefts), right=list(rights), height=0.8, fill_color=None,
+            line_color="#888888", line_width=2,
+        )  # fmt: skip
+    tips = [("task", "@key @name"), ("outcome", "$name"), ("time", "@took"), ("on", "@worker")]
+    plot.add_tools(HoverTool(renderers=bars, tooltips=tips))
+    return _chart(plot, [(name, COLORS[name]) for name in COLORS if name in columns])
+
+
+def _outcome(attempt: Attempt, active: bool) -> str:
+    """Return the outcome of an attempt."""
+    if attempt.ended is None:
+        return "running" if active else "unfinished"
+    if attempt.retried:
+        return "retried"
+    return {"DONE": "done", "FAILED": "failed"}.get(str(attempt.state), "canceled")
+
+
+def timeline_aggregated(found: Sequence[Lane], end: float) -> Chart | None:
+    """Return a chart that shows how much of the time each worker, or group of workers, was busy.
+
+    Args:
+        found: The lanes.
+        end: The end of the time axis, in microseconds.
+    """
+    if not found:
+        return None
+    unit, text = _unit(end / 1e6)
+    rows = min(len(found), CELLS)
+    share = np.zeros((rows, CELLS))
+    lanes_of = np.zeros(rows)
+    width = end / CELLS
+    for index, lane in enumerate(found):
+        row = index * rows // len(found)
+        lanes_of[row] += 1
+        for each in lane.slices:
+            first, last = int(each.start / width), int(each.end / width)
+            for cell in range(first, min(last, CELLS - 1) + 1):
+                inside = min(each.end, (cell + 1) * width) - max(each.start, cell * width)
+                share[row, cell] += inside / width
+    share /= lanes_of[:, None]
+    plot = _figure(
+        _rows_height(rows),
+        end / 1e6 / unit,
+        f"{text} since the start",
+        y_range=(rows - 0.5, -0.5),
+    )
+    _label_rows(plot, [lane.name for lane in found] if rows == len(found) else [""] * rows)
+    busy, part = np.nonzero(share > 0.005)
+    step = width / 1e6 / unit
+    source = ColumnDataSource(
+        {
+            "left": (part * step).astype("float32"),
+            "right": ((part + 1) * step).astype("float32"),
+            "row": busy.astype("int32"),
+            "share": np.clip(share[busy, part], 0, 1).astype("float32"),
+        }
+    )
+    plot.hbar(
+        y="row", left="left", right="right", height=0.9, fill_alpha="share", source=source,
+        fill_color=COLORS["running"], line_color=None,
+    )  # fmt: skip
+    plot.add_tools(HoverTool(tooltips=[("busy", "@share{0 %}")]))
+    return _chart(plot, [("busy; the paler, the smaller the share", COLORS["running"])])
+
+
+def utilization(parts: Sequence[Busy], cores: float | None) -> Chart | None:
+    """Return the chart of the work at the same time.
+
+    Args:
+        parts: The parts of the run.
+        cores: The number of cores of the backend, if it is known.
+    """
+    end = parts[-1].end / 1e6
+    unit, text = _unit(end)
+    top = max([*(max(each.attempts, each.cores) for each in parts), cores or 0, 1.0])
+    plot = _figure(260, end / unit, f"{text} since the start", y_range=(0, top * 1.05))
+    edges = [each.start / 1e6 / unit for each in parts]
+    steps = {
+        "left": edges,
+        "right": [*edges[1:], end / unit],
+        "attempts": [each.attempts for each in parts],
+        "cores": [each.cores for each in parts],
+    }
+    source = ColumnDataSource({name: np.array(found, "float32") for name, found in steps.items()})
+    legend = [("attempts at the same time", COLORS["running"])]
+    plot.quad(
+        left="left", right="right", bottom=0, top="attempts", source=source,
+        fill_color=COLORS["running"], fill_alpha=0.6, line_color=None,
+    )  # fmt: skip
+    if any(abs(each.cores - each.attempts) > 0.01 for each in parts):
+        legend.append(("requested cores", COLORS["retried"]))
+        plot.step(
+            x=[*edges, end / unit],
+            y=[*(each.cores for each in parts), parts[-1].cores],
+            mode="after",
+            line_color=COLORS["retried"],
+            line_width=2,
+        )
+    if cores:
+        legend.append((f"cores of the backend ({cores:g})", "#888888"))
+        plot.hspan(y=cores, line_color="#888888", line_dash="dashed", line_width=2)
+    plot.add_tools(
+        HoverTool(tooltips=[("attempts", "@attempts{0.0}"), ("cores", "@cores{0.0}")], mode="vline")
+    )
+    return _chart(plot, legend)
+
+
+# Critical path, durations and memory.
+
+
+def critical_path(path: Sequence[Step]) -> Chart | None:
+    """Return the chart of the longest steps of the critical path, one after the other."""
+    if not path:
+        return None
+    longest = sorted(range(len(path)), key=lambda index: path[index].seconds, reverse=True)
+    kept = set(longest[:MAX_NAMES])
+    total = sum(step.seconds for step in path)
+    unit, text = _unit(total)
+    rows: list[tuple[Step, float]] = []
+    time = 0.0
+    for index, step in enumerate(path):
+        if index in kept:
+            rows.append((step, time))
+        time += step.seconds
+    plot = _figure(
+        _rows_height(len(rows)),
+        total / unit,
+        f"{text} on the critical path",
+        y_range=(len(rows) - 0.5, -0.5),
+    )
+    _label_rows(plot, [step.task.name or step.task.key for step, _ in rows])
+    source = ColumnDataSource(
+        {
+            "row": list(range(len(rows))),
+            "start": [start / unit for _, start in rows],
+            "ready": [(start + step.waited) / unit for step, start in rows],
+            "end": [(start + step.seconds) / unit for step, start in rows],
+            "call": [call_of(step.task) for step, _ in rows],
+            "waited": [duration(step.waited) for step, _ in rows],
+            "ran": [duration(step.ran) for step, _ in rows],
+        }
+    )
+    for left, right, outcome in (("start", "ready", "waiting"), ("ready", "end", "running")):
+        plot.hbar(y="row", left=left, right=right, height=0.7, source=source, color=COLORS[outcome])
+    tips = [("call", "@call"), ("waited", "@waited"), ("ran", "@ran")]
+    plot.add_tools(HoverTool(tooltips=tips))
+    return _chart(plot, [("waited", COLORS["waiting"]), ("ran", COLORS["running"])])
+
+
+def durations(statistics: Sequence[NameStatistics]) -> Chart | None:
+    """Return the chart of the durations by name: median, 95th percentile and maximum."""
+    found = [each for each in statistics if each.durations is not None][:MAX_NAMES]
+    if not found:
+        return None
+    times = [each.durations for each in found if each.durations is not None]
+    unit, text = _unit(max(each.max for each in times))
+    plot = _figure(
+        _rows_height(len(found)),
+        max(each.max for each in times) / unit * 1.03,
+        text,
+        y_range=(len(found) - 0.5, -0.5),
+    )
+    _label_rows(plot, [each.name or "-" for each in found])
+    source = ColumnDataSource(
+        {
+            "row": list(range(len(found))),
+            "name": [each.name for each in found],
+            **{
+                name: [getattr(each, name) / unit for each in times]
+                for name in ("median", "p95", "max")
+            },
+            **{
+                f"{name}_text": [duration(getattr(each, name)) for each in times]
+                for name in ("median", "p95", "max")
+            },
+        }
+    )
+    plot.hbar(y="row", left=0, right="median", height=0.6, source=source, color=COLORS["running"])
+    plot.hbar(
+        y="row", left="median", right="p95", height=0.3, source=source, color=COLORS["reused"]
+    )
+    plot.scatter(x="max", y="row", marker="diamond", size=9, source=source, color=COLORS["retried"])
+    tips = [("name", "@name"), ("median", "@median_text"), ("P95", "@p95_text"),
+            ("maximum", "@max_text")]  # fmt: skip
+    plot.add_tools(HoverTool(tooltips=tips))
+    return _chart(
+        plot,
+        [
+            ("median", COLORS["running"]),
+            ("95th percentile", COLORS["reused"]),
+            ("maximum", COLORS["retried"]),
+        ],
+    )
+
+
+def memory(statistics: Sequence[NameStatistics]) -> Chart | None:
+    """Return the chart of the requested and the used memory by name."""
+    found = [
+        each
+        for each in statistics
+        if each.requested_memory is not None and each.peak_memory is not None
+    ][:MAX_NAMES]
+    if not found:
+        return None
+    largest = max(max(each.requested_memory or 0, each.peak_memory or 0) for each in found)
+    power = max(0, int(math.log(max(largest, 1), 1000)))
+    unit = 1000.0**power
+    plot = _figure(
+        _rows_height(len(found)),
+        largest / unit * 1.03,
+        ("B", "kB", "MB", "GB", "TB", "PB")[min(power, 5)],
+        y_range=(len(found) - 0.5, -0.5),
+    )
+    _label_rows(plot, [each.name or "-" for each in found])
+    source = ColumnDataSource(
+        {
+            "row": list(range(len(found))),
+            "name": [each.name for each in found],
+            "requested": [(each.requested_memory or 0) / unit for each in found],
+            "used": [(each.peak_memory or 0) / unit for each in found],
+            "requested_text": [size(each.requested_memory) for each in found],
+            "used_text": [size(each.peak_memory) for each in found],
+        }
+    )
+    bars = (("requested", 0.8, "waiting"), ("used", 0.4, "running"))
+    for right, height, outcome in bars:
+        plot.hbar(y="row", left=0, right=right, height=height, source=source, color=COLORS[outcome])
+    tips = [("name", "@name"), ("requested", "@requested_text"), ("used", "@used_text")]
+    plot.add_tools(HoverTool(tooltips=tips))
+    return _chart(plot, [("requested", COLORS["waiting"]), ("used", COLORS["running"])])
+
+
+# Graph.
+
+
+def graph(found: Graph) -> Chart | None:
+    """Return the chart of a graph with one point per task."""
+    from rhapsody.report.layout import layers_of, ordered
+
+    arrows = [*found.arrows, *found.members]
+    layer = layers_of(len(found.nodes), arrows)
+    x = np.zeros(len(found.nodes))
+    for row in ordered(layer, arrows):
+        x[row] = (np.arange(len(row)) + 0.5) / len(row)
+    y = np.array(layer)
+    depth = int(y.max()) + 1
+    plot = _figure(min(TALL, 80 + 60 * depth), 1.0, "", y_range=(depth - 0.5, -0.5))
+    plot.xaxis.visible = plot.yaxis.visible = False
+    plot.xgrid.grid_line_color = None
+    if arrows:
+        above, below = (np.array(each) for each in zip(*arrows, strict=True))
+        plot.segment(
+            x0=x[above].astype("float32"), y0=y[above].astype("int32"),
+            x1=x[below].astype("float32"), y1=y[below].astype("int32"),
+            line_color="#888888", line_alpha=0.5 if len(arrows) < 500 else 0.2,
+        )  # fmt: skip
+    outcomes = [node.outcome for node in found.nodes]
+    points = []
+    for outcome in (name for name in COLORS if name in set(outcomes)):
+        chosen = [index for index, each in enumerate(outcomes) if each == outcome]
+        source = ColumnDataSource(
+            {
+                "x": x[chosen].astype("float32"),
+                "y": y[chosen].astype("int32"),
+                "key": [found.nodes[index].key for index in chosen],
+                "name": [found.nodes[index].name for index in chosen],
+            }
+        )
+        points.append(
+            plot.scatter(
+                "x",
+                "y",
+                source=source,
+                color=COLORS[outcome],
+                name=outcome,
+                size=10 if len(outcomes) < 500 else 5,
+            )
+        )
+    tips = [("task", "@key @name"), ("outcome", "$name")]
+    plot.add_tools(HoverTool(renderers=points, tooltips=tips))
+    return _chart(plot, [(name, COLORS[name]) for name in COLORS if name in set(outcomes)])

@@ -1,0 +1,327 @@
+"""Content of the report: the values that each section shows.
+
+All figures are those of `rhapsody.history`. Runs with more than `LIMIT` attempts are shown as
+aggregates, and lists are shortened, so that the page stays small enough for a browser.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from rhapsody.history.graph import graph_of
+from rhapsody.history.statistics import by_name, critical_path, most_unused_memory
+from rhapsody.history.timeline import BLOCKS, lanes, last_time, origin, utilization
+from rhapsody.history.values import (
+    call_of,
+    counts_from,
+    counts_of,
+    counts_text,
+    may_run,
+    size,
+)
+from rhapsody.report import charts
+
+if TYPE_CHECKING:
+    from rhapsody.history.graph import Graph
+    from rhapsody.history.reader import Attempt, RunHistory, TaskRun
+    from rhapsody.history.statistics import NameStatistics, Step
+    from rhapsody.history.timeline import Lane
+
+LIMIT = 20_000
+"""Maximum number of attempts, and of nodes or arrows of a full graph, that are drawn singly."""
+
+LISTED = 200
+"""Maximum number of rows of a table."""
+
+GROUPS = 50
+"""Maximum number of groups of failures."""
+
+EXAMPLES = 3
+"""Maximum number of failures of a group that are shown in full."""
+
+MAX_TEXT = 4000
+"""Maximum number of characters of an error or of an output; the end is shown."""
+
+PARTS = 200
+"""Number of parts of the run in the chart of the utilization."""
+
+ROWS = 20
+"""Number of rows in the table of the utilization."""
+
+
+def contents(history: RunHistory, now: float | None) -> dict[str, Any]:
+    """Return the values that the templates of the sections show, by name.
+
+    Args:
+        history: The content of the run's record.
+        now: The time until which unfinished attempts have run, or `None` for the last time in the
+            record.
+    """
+    run = history.run
+    counts = counts_of(history) if run.ended is None else counts_from(run.stats)
+    statistics = sorted(by_name(history), key=_total, reverse=True)
+    until = last_time(history) if now is None else now
+    end = max(1.0, (until - origin(history)) * 1e6)
+    found = lanes(history, now)
+    attempts = sum(len(lane.slices) for lane in found)
+    path = critical_path(history, now)
+    graph = graph_of(history)
+    return {
+        "history": history,
+        "run": run,
+        "now": now,
+        "counts": counts,
+        "counts_text": counts_text(counts),
+        "seconds": None if run.started is None else max(0.0, until - run.started),
+        "notices": list(_notices(history, attempts)),
+        "statistics": statistics,
+        "failures": failure_groups(history),
+        "timeline": _timeline(found, end, attempts, path, active=may_run(run)),
+        "utilization": _utilization(history, found, end),
+        "path": _path(path, end),
+        "durations": charts.durations(statistics),
+        "resources": _resources(history, statistics),
+        "graph": _graph(history, graph),
+        "listed": LISTED,
+    }
+
+
+def _total(each: NameStatistics) -> float:
+    """Return the sum of durations; blocks, which contain other tasks, are sorted last."""
+    return -1.0 if each.kind == "block" or each.durations is None else each.durations.total
+
+
+def _notices(history: RunHistory, attempts: int) -> Iterator[str]:
+    """Yield sentences about what the report lacks."""
+    run = history.run
+    if may_run(run):
+        yield (
+            "The run is in progress: this report shows the tasks until the time when it was made."
+            if run.outcome == "running"
+            else f"The run may be in progress on {run.host}; its record has no end yet."
+        )
+    elif run.outcome == "killed":
+        yield (
+            "The process of the run was killed. The report shows what was recorded until then; "
+            "tasks that had not ended are shown as unfinished."
+        )
+    elif run.outcome == "unknown":
+        yield "The record has no end, so the outcome of the run is unknown."
+    if history.problems:
+        count = len(history.problems)
+        yield (
+            f"The record is damaged: {count} {'entry is' if count == 1 else 'entries are'} not "
+            "part of this report. The section Environment lists them."
+        )
+    if attempts > LIMIT:
+        yield (
+            f"The run has {attempts:,} attempts. More than {LIMIT:,} are not shown one by one: the "
+            "charts show aggregates."
+        )
+
+
+# Failures.
+
+
+@dataclass(slots=True)
+class FailureGroup:
+    """Failed tasks with the same name and the same type of error or exit code.
+
+    Attributes:
+        name: The name of the tasks.
+        kind: The type of the error, or the exit code.
+        text: The first line of the error, if it is the same for all tasks.
+        tasks: The tasks.
+        skipped: The number of tasks that did not run because these failed.
+    """
+
+    name: str
+    kind: str
+    text: str | None
+    tasks: list[TaskRun] = field(default_factory=list)
+    skipped: int = 0
+
+    @property
+    def examples(self) -> list[FailureExample]:
+        """The first failures in full."""
+        return [FailureExample(task, task.attempts[-1]) for task in self.tasks[:EXAMPLES]]
+
+    @property
+    def others(self) -> list[str]:
+        """The keys of the next failures."""
+        return [task.key for task in self.tasks[EXAMPLES : EXAMPLES + LISTED]]
+
+
+@dataclass(frozen=True, slots=True)
+class FailureExample:
+    """Failed task.
+
+    Attributes:
+        task: The task.
+        attempt: Its last attempt.
+    """
+
+    task: TaskRun
+    attempt: Attempt
+
+    @property
+    def message(self) -> str:
+        """The error."""
+        error = self.attempt.error
+        return "no error is recorded" if error is None else tail(str(error))
+
+    @property
+    def outputs(self) -> dict[str, str]:
+        """The end of the output streams, by title."""
+        found = {"standard output": self.attempt.stdout, "standard error": self.attempt.stderr}
+        return {title: tail(text) for title, text in found.items() if text and text.strip()}
+
+
+def tail(text: str) -> str:
+    """Return a text, or the end of a long text."""
+    text = text.rstrip()
+    return text if len(text) <= MAX_TEXT else f"...{text[-MAX_TEXT:]}"
+
+
+def failure_groups(history: RunHistory) -> list[FailureGroup]:
+    """Return the failures, those groups first that caused the most skipped tasks."""
+    groups: dict[tuple[str, str], FailureGroup] = {}
+    group_of: dict[str, FailureGroup] = {}
+    skipped: list[TaskRun] = []
+    for task in history.tasks.values():
+        outcome = task.outcome
+        if outcome == "skipped":
+            skipped.append(task)
+        if outcome != "failed":
+            continue
+        error, code = task.attempts[-1].error, task.attempts[-1].exit_code
+        kind = f"exit code {code}" if code else "unknown error" if error is None else error.kind
+        text = "" if error is None else (error.message.strip().splitlines() or [""])[0]
+        group = groups.setdefault((task.name, kind), FailureGroup(task.name, kind, text))
+        group.tasks.append(task)
+        if group.text != text:
+            group.text = None
+        group_of[task.uid] = group
+    for task in skipped:
+        error = task.attempts[-1].error
+        causes = () if error is None else error.caused_by
+        for group in {id(group_of[x]): group_of[x] for x in causes if x in group_of}.values():
+            group.skipped += 1
+    return sorted(groups.values(), key=lambda each: (-each.skipped, -len(each.tasks)))
+
+
+# Timeline and utilization.
+
+
+def _timeline(
+    found: list[Lane], end: float, attempts: int, path: list[Step], *, active: bool
+) -> dict[str, Any]:
+    critical = {step.task.key for step in path}
+    if attempts > LIMIT:
+        chart = charts.timeline_aggregated(found, end)
+    else:
+        chart = charts.timeline(found, end, critical, active)
+    rows = []
+    for lane in found[:LISTED]:
+        busy = sum(each.end - each.start for each in lane.slices)
+        rows.append(
+            {
+                "group": lane.group,
+                "name": lane.name,
+                "attempts": len(lane.slices),
+                "failed": sum(str(each.attempt.state) == "FAILED" for each in lane.slices),
+                "busy": busy / 1e6,
+                "share": busy / end,
+            }
+        )
+    return {"chart": chart, "rows": rows, "lanes": len(found), "attempts": attempts}
+
+
+def _utilization(history: RunHistory, found: list[Lane], end: float) -> dict[str, Any]:
+    workers = [lane for lane in found if not lane.group.startswith(BLOCKS)]
+    parts = utilization(workers, end, PARTS)
+    attempts = [each.attempts for each in parts]
+    cores = [backend.cores for engine in history.engines.values() for backend in engine.backends]
+    known = sum(each for each in cores if each is not None) if len(cores) == 1 else None
+    return {
+        "chart": charts.utilization(parts, known or None) if workers else None,
+        "rows": utilization(workers, end, ROWS),
+        "mean": sum(attempts) / len(parts),
+        "max": max(attempts),
+        "lanes": len(workers),
+        "share": sum(attempts) / len(parts) / len(workers) if workers else None,
+        "cores": known or None,
+    }
+
+
+# Critical path.
+
+
+def _path(path: list[Step], end: float) -> dict[str, Any]:
+    total = sum(step.seconds for step in path)
+    longest = sorted(path, key=lambda step: step.seconds, reverse=True)[:LISTED]
+    keys = {step.task.key for step in longest}
+    listed = [step for step in path if step.task.key in keys]
+    return {
+        "chart": charts.critical_path(path),
+        "steps": [(step, call_of(step.task)) for step in listed],
+        "count": len(path),
+        "total": total,
+        "waited": sum(step.waited for step in path),
+        "share": total / (end / 1e6),
+        "rest": total - sum(step.seconds for step in listed),
+    }
+
+
+# Resources.
+
+
+def _resources(history: RunHistory, statistics: Sequence[NameStatistics]) -> dict[str, Any]:
+    requested: dict[tuple[str, bool], str] = {}
+    for task in history.tasks.values():
+        if task.resources:
+            key = task.name, task.kind == "block"
+            requested.setdefault(key, _requested(task.resources))
+    rows = [
+        (each, requested.get((each.name, each.kind == "block"), ""))
+        for each in statistics
+        if each.kind != "block"
+    ]
+    return {
+        "rows": rows,
+        "chart": charts.memory(statistics),
+        "worst": most_unused_memory(statistics),
+        "measured": any(
+            each.cpu_seconds is not None or each.peak_memory is not None for each in statistics
+        ),
+    }
+
+
+def _requested(resources: Mapping[str, Any]) -> str:
+    return ", ".join(
+        f"{name} {size(value) if name == 'memory' else value}" for name, value in resources.items()
+    )
+
+
+# Graph.
+
+
+def _graph(history: RunHistory, graph: Graph) -> dict[str, Any]:
+    tasks = len(history.tasks)
+    full = graph_of(history, full=True) if 0 < tasks <= LIMIT else None
+    if full is not None and len(full.arrows) + len(full.members) > 2 * LIMIT:
+        full = None
+    needs: list[list[str]] = [[] for _ in graph.nodes]
+    for (source, target), count in graph.arrows.items():
+        needs[target].append(f"{graph.nodes[source].name} ({count})")
+    for source, target in graph.members:
+        needs[target].append(f"{graph.nodes[source].name} (inside)")
+    return {
+        "nodes": graph.nodes,
+        "rows": [(node, ", ".join(found)) for node, found in zip(graph.nodes, needs, strict=True)],
+        "drawing": None,
+        "full": None if full is None else charts.graph(full),
+        "tasks": tasks,
+    }
