@@ -173,6 +173,7 @@ PEERS = {
     "Prefect": ["prefect>=3.4", "fastapi<0.145"],
 }
 BENCHMARK_TOOLS = ["matplotlib>=3.9", "wfcommons>=1.6"]
+CAPTURE_TOOLS = ["pyte>=0.8.2", "selenium>=4.25", "scikit-learn>=1.4"]
 COVERAGE = "coverage>=7.10"
 LEAST_COVERAGE = {"core": ("*", 92), "engine": ("*/rhapsody/engine/*", 96)}  # files, percent
 AUDIT_TOOLS = ["pip-audit>=2.9,<3", "cyclonedx-bom>=7,<8", "detect-secrets>=1.5,<2"]
@@ -412,6 +413,19 @@ def benchmarks_smoke(session: nox.Session) -> None:
     session.run("python", "-m", "benchmarks.suite", "--smoke", *session.posargs)
     for script in ("journal.py", "observer.py", "history.py", "instructions.py", "compare.py"):
         session.run("python", f"benchmarks/{script}", "--smoke")
+
+
+@nox.session
+def captures(session: nox.Session) -> None:
+    """Take pictures of what the commands show about runs: `nox -s captures -- DIRECTORY`.
+
+    Nothing checks the pictures: look at all of them. Requires Chromium and its driver, and for the
+    examples bowtie2, samtools and bcftools.
+    """
+    if not session.posargs:
+        session.error("name a directory for the pictures: nox -s captures -- DIRECTORY")
+    session.install(f"./{DISTRIBUTIONS['core'].folder}", *CAPTURE_TOOLS)
+    session.run("python", ".ci/captures.py", *session.posargs)
 
 
 @nox.session

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from rhapsody.cli.output import say, shortened, table, text_width
+from rhapsody.cli.output import say, shortened, table, text_width, wrapped
 from rhapsody.history.values import printable
 
 
@@ -39,6 +39,33 @@ def test_columns_are_shortened_in_order_until_the_table_fits(
     assert table(header, rows, flexible=flexible)[1] == f"{'x' * 14}...  {'y' * 5}...  1"
     monkeypatch.setattr("rhapsody.cli.output.terminal_width", lambda: 5)
     assert table(header, rows, flexible=flexible)[1] == "xxxxx...  yyyyy...  1"
+
+
+def test_optional_columns_are_left_out_before_others_become_unreadable(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    header, rows = ("NAME", "P95", "MAX", "CPU"), [("x" * 30, "5.0 s", "6.0 s", "-")]
+
+    def columns(width: int) -> str:
+        monkeypatch.setattr("rhapsody.cli.output.terminal_width", lambda: width)
+        lines = table(header, rows, flexible=("NAME",), optional=("P95", "CPU"))
+        assert all(len(line) <= width for line in lines)
+        return " ".join(lines[0].split())
+
+    assert columns(40) == "NAME P95 MAX CPU"
+    assert columns(32) == "NAME P95 MAX"
+    assert columns(25) == "NAME MAX"
+    assert columns(16) == "NAME MAX"
+
+
+def test_text_is_broken_between_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    line = "  failed: " + "word " * 10 + "a_long_name"
+    assert wrapped(line) == [line]
+    monkeypatch.setattr("rhapsody.cli.output.terminal_width", lambda: 40)
+    lines = wrapped(line)
+    assert all(len(each) <= 40 for each in lines)
+    assert lines[1].startswith("    word")
+    assert " ".join(" ".join(lines).split()) == line.strip()
 
 
 def test_wide_characters_take_two_columns() -> None:

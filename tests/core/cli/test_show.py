@@ -80,8 +80,8 @@ def test_a_failed_executable(records: Records, capsys: pytest.CaptureFixture[str
     assert "exit code 2" in lines[second:]
     assert lines.count("unexpected") == 2  # not again as the standard error
     assert "read 3" in lines[second:]
-    assert any("after waiting 1.0 s" in line for line in lines[first:second])
-    assert any("after running 4.0 s" in line for line in lines[second:])
+    assert any(" waited 1.0 s" in line for line in lines[first:second])
+    assert any(" ran 4.0 s" in line for line in lines[second:])
 
 
 def test_the_script_that_runs_it_again(

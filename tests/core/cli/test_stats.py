@@ -46,7 +46,7 @@ def test_the_table_by_name(records: Records, capsys: pytest.CaptureFixture[str])
     lines = output(capsys)[0].splitlines()
     assert lines[:2] == [
         f"align.py, run {SECOND}",
-        "failed: 2 done, 1 failed in 10.0 s",
+        "failed in 10.0 s: 2 done, 1 failed",
     ]
     header, align, fetch = [line.split("  ") for line in lines[3:6]]
     cells = [[cell.strip() for cell in row if cell.strip()] for row in (header, align, fetch)]
@@ -100,6 +100,28 @@ def test_two_runs_are_compared(records: Records, capsys: pytest.CaptureFixture[s
     assert all(len(line) <= 80 for line in lines)
 
 
+def test_many_names_are_compared_on_demand(
+    records: Records, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for run in ("20260103T000000-many-00c3", "20260104T000000-many-00d4"):
+        lines = [call(number, f"step_{number:02}") for number in range(1, 31)]
+        records.write(run, *lines, *[end(number, 0, 0, number) for number in range(1, 31)])
+    text, _ = output(capsys, "00c3", "00d4")
+    assert text.splitlines()[-1] == "and 10 more names; --all lists them"
+    assert text.count("count") == 20
+    assert "median" not in text  # of one task, only the total is shown
+    assert output(capsys, "00c3", "00d4", "--all")[0].count("count") == 30
+
+
+def test_a_run_without_tasks(records: Records, capsys: pytest.CaptureFixture[str]) -> None:
+    records.write("20260103T000000-empty-00c3", *finish(1.0))
+    assert output(capsys)[0].splitlines()[1:] == [
+        "done in 1.0 s: no tasks",
+        "",
+        "critical path: no task has ended",
+    ]
+
+
 def test_a_name_of_only_one_run_is_compared_as_well(
     records: Records, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -136,7 +158,8 @@ def test_a_run_in_progress(records: Records, capsys: pytest.CaptureFixture[str])
     path = records.write("20260103T000000-live-00c3", call(1, "part"), start(1, 0))
     lock = FileLock(path.parent / ".lock")
     text, _ = output(capsys)
-    assert "running: 0 done, 1 running" in text
+    assert text.splitlines()[1].startswith("running for ")
+    assert text.splitlines()[1].endswith(": 0 done, 1 running")
     assert "critical path: 1 task" in text
     lock.release()
 

@@ -123,6 +123,8 @@ def test_an_unknown_task_is_an_error(given: str) -> None:
         select_task(given, HISTORY)
     if given == "fetsh":
         assert caught.value.candidates == ("fetch",)
+    if given == "9":
+        assert "its tasks are named" in str(caught.value)
 
 
 def test_the_candidates_begin_with_failed_and_running_tasks(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from rhapsody.cli.output import DONE, say, say_json, table
+from rhapsody.cli.output import DONE, say, say_json, say_lines, table
 from rhapsody.plugins.specs import UsageError
 
 if TYPE_CHECKING:
@@ -59,8 +59,8 @@ def run(arguments: argparse.Namespace) -> int:
         )
         for one in described
     ]
-    for line in table(("NAME", "USABLE", "FROM", "SUMMARY"), rows):
-        say(line)
+    header = ("NAME", "USABLE", "FROM", "SUMMARY")
+    say_lines(table(header, rows, flexible=("SUMMARY",), optional=("FROM",)))
     for one in described:
         if not one.usable:
             say(f"\n{one.name} cannot be used: {one.reason}")

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from datetime import date, time
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from rhapsody.cli.output import DONE, say, say_json, table
+from rhapsody.cli.output import DONE, say, say_json, say_lines, table
 from rhapsody.errors import ProfileError
 from rhapsody.plugins.specs import UsageError
 
@@ -74,8 +74,7 @@ def run(arguments: argparse.Namespace) -> int:
     say(f"files: {', '.join(files) or 'none'}")
     say(f"profiles: {', '.join(profile.known) or 'none'}\n")
     rows = ((each.name, _text(each.value), each.source) for each in found)
-    for line in table(("SETTING", "VALUE", "SOURCE"), rows):
-        say(line)
+    say_lines(table(("SETTING", "VALUE", "SOURCE"), rows))
     return DONE
 
 

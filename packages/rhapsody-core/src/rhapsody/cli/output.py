@@ -8,7 +8,7 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -48,7 +48,7 @@ class HelpParser(argparse.ArgumentParser):
         from rich.text import Text
 
         text = Text(self.format_help())
-        text.highlight_regex(r"(?m)^[\w ]+:", "bold")
+        text.highlight_regex(r"(?m)^\w[\w ]*:", "bold")
         text.highlight_regex(r"(?<![\w-])--?[a-z][\w-]*", "cyan")
         console = Console(file=file)
         with console.capture() as captured:
@@ -130,6 +130,7 @@ def table(
     *,
     numbers: Collection[str] = (),
     flexible: Sequence[str] = (),
+    optional: Sequence[str] = (),
 ) -> list[str]:
     """Return the lines of a table with aligned columns.
 
@@ -139,26 +140,36 @@ def table(
         numbers: The names of the columns that are aligned to the right.
         flexible: The names of the columns that are shortened, the first one first, until the table
             fits on the terminal.
+        optional: The names of the columns that are left out, those without values first, if the
+            others would have to be shortened too much.
     """
     lines = [tuple(header), *(tuple(map(printable, row)) for row in rows)]
-    widths = [max(text_width(line[column]) for line in lines) for column in range(len(header))]
+    columns = dict(zip(header, zip(*lines, strict=True), strict=True))
+    widths = {name: max(map(text_width, cells)) for name, cells in columns.items()}
     limit = terminal_width()
-    for name in flexible if limit is not None else ():
-        column = header.index(name)
-        excess = sum(widths) + 2 * (len(widths) - 1) - (limit or 0)
-        widths[column] = max(min(widths[column], MIN_COLUMN), widths[column] - max(0, excess))
-    right = {header.index(name) for name in numbers}
-    return [
-        "  ".join(
-            _cell(cell, width, right=column in right)
-            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
-        ).rstrip()
-        for line in lines
+    if limit is not None:
+        least = {name: min(widths[name], READABLE) for name in flexible}
+        for name in sorted(optional, key=lambda name: any(x != "-" for x in columns[name][1:])):
+            if _total({**widths, **least}) > limit:
+                del columns[name], widths[name]
+                least.pop(name, None)
+        for name in least:
+            width = widths[name] - max(0, _total(widths) - limit)
+            widths[name] = max(min(widths[name], MIN_COLUMN), width)
+    padded = [
+        [_cell(cell, widths[name], right=name in numbers) for cell in cells]
+        for name, cells in columns.items()
     ]
+    return ["  ".join(line).rstrip() for line in zip(*padded, strict=True)]
 
 
-MIN_COLUMN = 8
-"""Width to which a column is shortened at most."""
+def _total(widths: Mapping[str, int]) -> int:
+    """Return the width of a table."""
+    return sum(widths.values()) + 2 * (len(widths) - 1)
+
+
+MIN_COLUMN, READABLE = 8, 16
+"""Width to which a column is shortened at most, and while there are optional columns."""
 
 
 def _cell(text: str, width: int, *, right: bool) -> str:
@@ -174,6 +185,19 @@ def shortened(text: str, width: int | None) -> str:
     from rich.cells import set_cell_size
 
     return f"{set_cell_size(text, max(0, width - 3)).rstrip()}..."
+
+
+def wrapped(line: str) -> list[str]:
+    """Return a line of text as lines that fit on the terminal, broken between words."""
+    width = terminal_width()
+    if width is None or text_width(line) <= width:
+        return [line]
+    import textwrap
+
+    indent = " " * (len(line) - len(line.lstrip()) + 2)
+    return textwrap.wrap(
+        line, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+    )
 
 
 def text_width(text: str) -> int:
@@ -193,10 +217,10 @@ def terminal_width() -> int | None:
 
 
 STYLES = {
-    r"(?<![\w.])(done|DONE)(?![\w.])": "green",
-    r"(?<![\w.])(failed|FAILED|killed)(?![\w.])": "red",
-    r"(?<![\w.])(running|RUNNING)(?![\w.])": "cyan",
-    r"(?<![\w.])(interrupted|canceled|CANCELED|skipped)(?![\w.])": "yellow",
+    r"(?<![\w.])(done)(?![\w.])": "green",
+    r"(?<![\w.])(failed|killed)(?![\w.])": "red",
+    r"(?<![\w.])(running)(?![\w.])": "cyan",
+    r"(?<![\w.])(interrupted|canceled|skipped)(?![\w.])": "yellow",
     r"^[A-Z][A-Z0-9 ]+$": "bold",
     r"^[a-z][a-z ]*:$|^[a-z ]+ \(\d+\):": "bold",
 }

@@ -82,7 +82,11 @@ def run(arguments: argparse.Namespace) -> int:
     header = ("RUN", "STARTED", "PROGRAM", "OUTCOME", "DONE", "FAILED", "TIME", "BACKEND")
     say_lines(
         table(
-            header, rows, numbers=("DONE", "FAILED", "TIME"), flexible=("PROGRAM", "BACKEND", "RUN")
+            header,
+            rows,
+            numbers=("DONE", "FAILED", "TIME"),
+            flexible=("PROGRAM", "BACKEND", "RUN"),
+            optional=("BACKEND", "TIME"),
         )
     )
     if len(runs) > len(found):

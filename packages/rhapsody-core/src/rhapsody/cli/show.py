@@ -19,7 +19,7 @@ from rhapsody.cli.lookup import (
     shown,
     task_json,
 )
-from rhapsody.cli.output import DONE, say_json, say_lines
+from rhapsody.cli.output import DONE, say_json, say_lines, wrapped
 from rhapsody.history.values import (
     call_of,
     clock,
@@ -84,7 +84,8 @@ def _rows(rows: Iterable[tuple[str, str | list[str]]]) -> Iterator[str]:
             yield f"  {name:<12}{printable(value)}"
         elif value:
             yield f"  {name}:"
-            yield from (f"    {printable(line.expandtabs())}" for line in value)
+            for line in value:
+                yield from wrapped(f"    {printable(line.expandtabs())}")
 
 
 def _task(history: RunHistory, task: TaskRun) -> Iterator[tuple[str, str | list[str]]]:
@@ -151,8 +152,8 @@ def _attempt(task: TaskRun, attempt: Attempt) -> Iterator[tuple[str, str | list[
     ):
         if seconds is not None:
             after = {"started": attempt.waited, "ended": attempt.seconds}.get(name)
-            how = {"started": "waiting", "ended": "running"}.get(name, "")
-            extra = "" if after is None else f"  after {how} {duration(after)}"
+            how = {"started": "waited", "ended": "ran"}.get(name, "")
+            extra = "" if after is None else f"  {how} {duration(after)}"
             yield name, f"{clock(seconds, day=True)}{extra}"
     if attempt.resources:
         yield "resources", _resources(attempt.resources)

@@ -34,7 +34,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     text = f"{RUN_HELP}; two runs are compared"
     parser.add_argument("runs", nargs="*", metavar="RUN", help=text)
-    parser.add_argument("--all", action="store_true", help="list the whole critical path")
+    text = "list the whole critical path, or all names of two runs"
+    parser.add_argument("--all", action="store_true", help=text)
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
@@ -60,7 +61,7 @@ def _print(arguments: argparse.Namespace) -> None:
     """Print the statistics, which are deleted before the garbage collector is turned on again."""
     found = [_Statistics(name) for name in arguments.runs or [None]]
     if len(found) == 2:
-        _compare(*found, json=arguments.json)
+        _compare(*found, json=arguments.json, everything=arguments.all)
     else:
         _show(found[0], json=arguments.json, everything=arguments.all)
 
@@ -133,13 +134,20 @@ def _show(found: _Statistics, *, json: bool, everything: bool) -> None:
     run, counts = found.history.run, found.counts
     lines = [
         f"{program_of(run)}, run {run.name}",
-        f"{run.outcome}: {counts_text(counts)} in {duration(found.seconds)}",
+        f"{_how(found)}: {counts_text(counts)}",
         "",
         *_names_table(found.names),
-        "",
         *_path_lines(found, everything),
     ]
     say_lines(lines)
+
+
+def _how(found: _Statistics) -> str:
+    """Return the outcome and the duration of a run."""
+    outcome, seconds = found.history.run.outcome, found.seconds
+    if seconds is None:
+        return outcome
+    return f"{outcome} {'for' if outcome == 'running' else 'in'} {duration(seconds)}"
 
 
 COLUMNS = ("NAME", "COUNT", "FAILED", "MEDIAN", "P95", "MAX", "TOTAL", "CPU", "MEMORY", "ASKED")
@@ -149,6 +157,8 @@ def _names_table(names: Sequence[NameStatistics]) -> list[str]:
     """Return the table of task names, and lines about what it shows."""
     from rhapsody.history.statistics import most_unused_memory
 
+    if not names:
+        return []
     rows = [
         (
             _name(each),
@@ -161,7 +171,8 @@ def _names_table(names: Sequence[NameStatistics]) -> list[str]:
         )
         for each in names
     ]
-    lines = table(COLUMNS, rows, numbers=COLUMNS[1:], flexible=("NAME",))
+    optional = ("P95", "CPU", "ASKED", "MEMORY")
+    lines = table(COLUMNS, rows, numbers=COLUMNS[1:], flexible=("NAME",), optional=optional)
     worst = most_unused_memory(names)
     if worst is not None:
         lines += [
@@ -169,7 +180,7 @@ def _names_table(names: Sequence[NameStatistics]) -> list[str]:
             f"most unused memory: {worst.name}, {size(worst.unused_memory)} of the "
             f"{size(worst.requested_memory)} that were requested",
         ]
-    return lines
+    return [*lines, ""]
 
 
 def _name(each: NameStatistics) -> str:
@@ -233,6 +244,9 @@ MEASURES: Mapping[str, Callable[..., str]] = {
 }
 """Compared values of a name, each with the function that formats it."""
 
+OF_SEVERAL = ("median", "p95", "max")
+"""Values that equal the total if there is a single task."""
+
 
 def _values(each: NameStatistics | None) -> Mapping[str, float | None]:
     """Return the compared values of a name; unknown ones may be absent."""
@@ -250,7 +264,7 @@ def _values(each: NameStatistics | None) -> Mapping[str, float | None]:
     }
 
 
-def _compare(first: _Statistics, second: _Statistics, *, json: bool) -> None:
+def _compare(first: _Statistics, second: _Statistics, *, json: bool, everything: bool) -> None:
     """Print the statistics of two runs side by side."""
     if json:
         say_json({"runs": [first.json(), second.json()]})
@@ -269,15 +283,21 @@ def _compare(first: _Statistics, second: _Statistics, *, json: bool) -> None:
     ]
     known = [{_name(each): each for each in found.names} for found in (first, second)]
     names = dict.fromkeys([*known[0], *known[1]])
-    for name in sorted(names, key=lambda name: _change(known[0].get(name), known[1].get(name))):
+    ordered = sorted(names, key=lambda name: _change(known[0].get(name), known[1].get(name)))
+    listed = ordered if everything else ordered[:LISTED]
+    for name in listed:
         label, values = name, [_values(each.get(name)) for each in known]
+        single = all((each.get("count") or 0) <= 1 for each in values)
         for measure, text in MEASURES.items():
             pair = values[0].get(measure), values[1].get(measure)
-            if pair != (None, None):
+            if pair != (None, None) and not (single and measure in OF_SEVERAL):
                 rows.append((label, measure, *_pair(*pair, text)))
                 label = ""
     header = ("NAME", "VALUE", "RUN 1", "RUN 2", "RATIO")
-    say_lines([*lines, *table(header, rows, numbers=header[2:], flexible=("NAME",))])
+    lines += table(header, rows, numbers=header[2:], flexible=("NAME",))
+    if len(ordered) > len(listed):
+        lines.append(f"and {len(ordered) - len(listed)} more names; --all lists them")
+    say_lines(lines)
 
 
 def _pair(

@@ -288,13 +288,19 @@ class Status:
         ]
 
     def _names(self, limit: int | None) -> list[str]:
-        """Return the table of counts by name; names with active or failed tasks are first."""
+        """Return the table of counts by name; names with active or failed tasks are first.
+
+        Outcomes that do not occur have a column if they are expected.
+        """
         if not self.names:
             return []
+        always = ["done", "failed"]
+        if may_run(self.history.run):
+            always += ["waiting", "running"]
         used = [
             outcome
             for outcome in OUTCOMES
-            if outcome in ALWAYS or any(counts[outcome] for counts in self.names.values())
+            if outcome in always or any(counts[outcome] for counts in self.names.values())
         ]
         names = list(self.names.items())
         if limit is not None and len(names) > limit:
@@ -347,10 +353,6 @@ class Status:
         lines += _more(len(self.failed), limit)
         run, key = self.history.run, self.failed[0].key
         return [*lines, "", f"details: rhapsody show {run.name} {key}"]
-
-
-ALWAYS = frozenset({"waiting", "running", "done", "failed"})
-"""Outcomes that have a column in the table of counts even if they do not occur."""
 
 
 def _started(task: TaskRun) -> float:

@@ -7,11 +7,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rhapsody.history.reader import RunHistory, TaskRun
+from rhapsody.history.values import call_of
 from rhapsody.plugins.specs import UsageError
 from rhapsody.staging.runs import LATEST, RECORD, runs_in
 
 LISTED = 10
 """Maximum number of candidates in an error."""
+
+
+NAMED = 5
+"""Maximum number of names of tasks in an error."""
 
 
 class SelectionError(UsageError):
@@ -57,8 +62,9 @@ def select_run(text: str | None, base: Path) -> Path:
         return base / found[0] / RECORD
     if found:
         raise SelectionError(f"{text!r} selects {_several('runs', found)}", found)
-    close = difflib.get_close_matches(text, names, LISTED, 0.5) or names[:1]
-    raise SelectionError(f"no recorded run {text!r} in {base}{_meant(close)}", close)
+    close = difflib.get_close_matches(text, names, LISTED, 0.5)
+    meant = _meant(close) or "; `rhapsody runs` lists the runs"
+    raise SelectionError(f"no recorded run {text!r} in {base}{meant}", close)
 
 
 def find_tasks(text: str, history: RunHistory) -> list[TaskRun]:
@@ -82,9 +88,12 @@ def find_tasks(text: str, history: RunHistory) -> list[TaskRun]:
     ):
         if found:
             return found
-    names = dict.fromkeys([*(task.name for task in tasks), *history.tasks])
-    close = difflib.get_close_matches(text, names, LISTED, 0.6)
-    raise SelectionError(f"no task {text!r} in run {history.run.name}{_meant(close)}", close)
+    names = dict.fromkeys(task.name for task in tasks if task.name)
+    close = difflib.get_close_matches(text, [*names, *history.tasks], LISTED, 0.6)
+    more = ", ..." if len(names) > NAMED else ""
+    there = f"; its tasks are named {', '.join([*names][:NAMED])}{more}" if names else ""
+    meant = _meant(close) or there
+    raise SelectionError(f"no task {text!r} in run {history.run.name}{meant}", close)
 
 
 def select_task(text: str, history: RunHistory) -> TaskRun:
@@ -100,7 +109,8 @@ def select_task(text: str, history: RunHistory) -> TaskRun:
         return found[0]
     found = sorted(found, key=_urgency)
     keys = [task.key for task in found]
-    shown = [f"{task.key} {task.call or task.name} {task.state}" for task in found]
+    width = max(len(key) for key in keys[:LISTED])
+    shown = [f"{task.key:<{width}}  {task.outcome:<8}  {call_of(task)}" for task in found]
     raise SelectionError(f"{text!r} selects {_several('tasks', shown)}", keys)
 
 

@@ -53,6 +53,8 @@ def counts_from(stats: Any) -> dict[str, int]:
 
 def counts_text(counts: dict[str, int]) -> str:
     """Return counts as text, without zeros except for `done`."""
+    if not counts["tasks"]:
+        return "no tasks"
     done = f"{counts['done']} done"
     if counts["reused"]:
         done += f" ({counts['reused']} of them reused)"
