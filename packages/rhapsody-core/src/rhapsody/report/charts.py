@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from bokeh.embed import json_item
-from bokeh.models import ColumnDataSource, FixedTicker, HoverTool, Range1d
+from bokeh.models import ColumnDataSource, FixedTicker, HoverTool, PlainText, Range1d
 from bokeh.plotting import figure
 
 from rhapsody.history.values import call_of, duration, size
+from rhapsody.report.layout import layers_of, ordered, shortened
 
 if TYPE_CHECKING:
     from rhapsody.history.graph import Graph
@@ -40,13 +41,16 @@ ROW = 20
 """Height of a row with a label, in pixels."""
 
 TALL = 600
-"""Maximum height of a chart with rows, in pixels; more rows than fit have no labels."""
+"""Maximum height of a chart with rows, in pixels, without its axis."""
 
 LABEL = 18
 """Maximum number of characters of a label, so that there is space for the chart on a phone."""
 
 MAX_NAMES = 30
 """Maximum number of names in a chart."""
+
+SEPARATED = 1000
+"""Maximum number of attempts that are separated by lines, which hide the colors of many."""
 
 CELLS = 200
 """Number of parts of the time, and maximum number of rows, in an aggregated timeline."""
@@ -66,13 +70,13 @@ class Chart(NamedTuple):
     legend: Sequence[tuple[str, str]] = ()
 
 
-def _figure(height: int, end: float, label: str, **options: Any) -> Any:
+def _figure(height: int, end: float, label: str, *, zoom: bool = False, **options: Any) -> Any:
     """Return a figure with a horizontal axis from 0."""
     found: Any = figure(
         height=height,
         sizing_mode="stretch_width",
         toolbar_location=None,
-        tools="",
+        tools="xbox_zoom" if zoom else "",
         x_range=Range1d(start=0, end=end or 1.0, bounds="auto"),
         background_fill_color=None,
         border_fill_color=None,
@@ -82,8 +86,9 @@ def _figure(height: int, end: float, label: str, **options: Any) -> Any:
     )
     found.xaxis.axis_label = label
     found.xaxis.ticker.desired_num_ticks = 5
-    found.ygrid.grid_line_color = None
-    found.xgrid.grid_line_alpha = 0.3
+    found.axis.minor_tick_out = 0
+    found.axis.axis_label_text_font_style = "normal"
+    found.ygrid.grid_line_alpha = 0
     return found
 
 
@@ -91,25 +96,19 @@ def _chart(found: Any, legend: Iterable[tuple[str, str]] = ()) -> Chart:
     return Chart(json_item(found), found.height, tuple(legend))
 
 
-def _shortened(text: str) -> str:
-    """Return a label; the end of a long one is kept, because names of workers end with a number."""
-    if len(text) <= LABEL:
-        return text
-    half = (LABEL - 1) // 2
-    return f"{text[:half]}\N{HORIZONTAL ELLIPSIS}{text[-half:]}"
-
-
 def _label_rows(found: Any, labels: Sequence[str]) -> None:
-    """Label the rows of a figure, the first one at the top, if there is space for it."""
+    """Label the rows of a figure, or some of them if there is not space for all.
+
+    A label is never a formula, for which Bokeh would load another script.
+    """
     axis = found.yaxis
-    axis.major_tick_line_color = None
-    axis.minor_tick_line_color = None
-    axis.axis_line_color = None
-    if len(labels) * ROW > TALL:
-        axis.visible = False
-        return
-    axis.ticker = FixedTicker(ticks=list(range(len(labels))))
-    axis.major_label_overrides = {row: _shortened(text) for row, text in enumerate(labels)}
+    axis.major_tick_line_alpha = axis.axis_line_alpha = 0
+    every = math.ceil(len(labels) * ROW / TALL)
+    shown = range(0, len(labels), every)
+    axis.ticker = FixedTicker(ticks=list(shown))
+    axis.major_label_overrides = {
+        row: PlainText(text=shortened(labels[row], LABEL)) for row in shown
+    }
 
 
 def _rows_height(rows: int) -> int:
@@ -144,6 +143,7 @@ def timeline(found: Sequence[Lane], end: float, critical: set[str], active: bool
         _rows_height(len(found)),
         end / 1e6 / unit,
         f"{text} since the start",
+        zoom=True,
         y_range=(len(found) - 0.5, -0.5),
     )
     _label_rows(plot, [lane.name for lane in found])
@@ -159,7 +159,7 @@ def timeline(found: Sequence[Lane], end: float, critical: set[str], active: bool
             )
             if each.task.key in critical:
                 marked.append((left, right, row))
-    bars = []
+    bars, separated = [], sum(map(len, columns.values())) <= SEPARATED
     for outcome in (name for name in COLORS if name in columns):
         lefts, rights, rows, keys, names, times, workers = zip(*columns[outcome], strict=True)
         source = ColumnDataSource(
@@ -179,7 +179,8 @@ def timeline(found: Sequence[Lane], end: float, critical: set[str], active: bool
             right="right",
             height=0.8,
             source=source,
-            color=COLORS[outcome],
+            fill_color=COLORS[outcome],
+            line_color="#000000" if separated else None,
             line_width=0.5,
             name=outcome,
         )
@@ -187,8 +188,8 @@ def timeline(found: Sequence[Lane], end: float, critical: set[str], active: bool
     if marked:
         lefts, rights, rows = zip(*marked, strict=True)
         plot.hbar(
-            y=list(rows), left=list(lefts), right=list(rights), height=0.8, fill_color=None,
-            line_color="#888888", line_width=2,
+            y=np.array(rows, "int32"), left=np.array(lefts, "float32"),
+            right=np.array(rights, "float32"), height=0.2, color="#000000", line_color=None,
         )  # fmt: skip
     tips = [("task", "@key @name"), ("outcome", "$name"), ("time", "@took"), ("on", "@worker")]
     plot.add_tools(HoverTool(renderers=bars, tooltips=tips))
@@ -231,9 +232,10 @@ def timeline_aggregated(found: Sequence[Lane], end: float) -> Chart | None:
         _rows_height(rows),
         end / 1e6 / unit,
         f"{text} since the start",
+        zoom=True,
         y_range=(rows - 0.5, -0.5),
     )
-    _label_rows(plot, [lane.name for lane in found] if rows == len(found) else [""] * rows)
+    _label_rows(plot, [found[row * len(found) // rows].name for row in range(rows)])
     busy, part = np.nonzero(share > 0.005)
     step = width / 1e6 / unit
     source = ColumnDataSource(
@@ -242,10 +244,11 @@ def timeline_aggregated(found: Sequence[Lane], end: float) -> Chart | None:
             "right": ((part + 1) * step).astype("float32"),
             "row": busy.astype("int32"),
             "share": np.clip(share[busy, part], 0, 1).astype("float32"),
+            "alpha": np.clip(share[busy, part], 0.25, 1).astype("float32"),
         }
     )
     plot.hbar(
-        y="row", left="left", right="right", height=0.9, fill_alpha="share", source=source,
+        y="row", left="left", right="right", height=0.9, fill_alpha="alpha", source=source,
         fill_color=COLORS["running"], line_color=None,
     )  # fmt: skip
     plot.add_tools(HoverTool(tooltips=[("busy", "@share{0 %}")]))
@@ -263,24 +266,24 @@ def utilization(parts: Sequence[Busy], cores: float | None) -> Chart | None:
     unit, text = _unit(end)
     top = max([*(max(each.attempts, each.cores) for each in parts), cores or 0, 1.0])
     plot = _figure(260, end / unit, f"{text} since the start", y_range=(0, top * 1.05))
-    edges = [each.start / 1e6 / unit for each in parts]
+    ends = [*(each.start / 1e6 / unit for each in parts), end / unit]
     steps = {
-        "left": edges,
-        "right": [*edges[1:], end / unit],
+        "left": ends[:-1],
+        "right": ends[1:],
         "attempts": [each.attempts for each in parts],
         "cores": [each.cores for each in parts],
     }
     source = ColumnDataSource({name: np.array(found, "float32") for name, found in steps.items()})
     legend = [("attempts at the same time", COLORS["running"])]
-    plot.quad(
-        left="left", right="right", bottom=0, top="attempts", source=source,
-        fill_color=COLORS["running"], fill_alpha=0.6, line_color=None,
+    plot.varea_step(
+        x=ends, y1=[0] * len(ends), y2=[*steps["attempts"], steps["attempts"][-1]],
+        step_mode="after", fill_color=COLORS["running"], fill_alpha=0.6,
     )  # fmt: skip
     if any(abs(each.cores - each.attempts) > 0.01 for each in parts):
         legend.append(("requested cores", COLORS["retried"]))
         plot.step(
-            x=[*edges, end / unit],
-            y=[*(each.cores for each in parts), parts[-1].cores],
+            x=ends,
+            y=[*steps["cores"], steps["cores"][-1]],
             mode="after",
             line_color=COLORS["retried"],
             line_width=2,
@@ -288,9 +291,11 @@ def utilization(parts: Sequence[Busy], cores: float | None) -> Chart | None:
     if cores:
         legend.append((f"cores of the backend ({cores:g})", "#888888"))
         plot.hspan(y=cores, line_color="#888888", line_dash="dashed", line_width=2)
-    plot.add_tools(
-        HoverTool(tooltips=[("attempts", "@attempts{0.0}"), ("cores", "@cores{0.0}")], mode="vline")
+    parts_of_it = plot.quad(
+        left="left", right="right", bottom=0, top=top, fill_alpha=0, line_color=None, source=source
     )
+    tips = [("attempts", "@attempts{0.0}"), ("cores", "@cores{0.0}")]
+    plot.add_tools(HoverTool(renderers=[parts_of_it], tooltips=tips, mode="vline"))
     return _chart(plot, legend)
 
 
@@ -424,8 +429,6 @@ def memory(statistics: Sequence[NameStatistics]) -> Chart | None:
 
 def graph(found: Graph) -> Chart | None:
     """Return the chart of a graph with one point per task."""
-    from rhapsody.report.layout import layers_of, ordered
-
     arrows = [*found.arrows, *found.members]
     layer = layers_of(len(found.nodes), arrows)
     x = np.zeros(len(found.nodes))
@@ -433,9 +436,9 @@ def graph(found: Graph) -> Chart | None:
         x[row] = (np.arange(len(row)) + 0.5) / len(row)
     y = np.array(layer)
     depth = int(y.max()) + 1
-    plot = _figure(min(TALL, 80 + 60 * depth), 1.0, "", y_range=(depth - 0.5, -0.5))
+    plot = _figure(min(TALL, 80 + 60 * depth), 1.0, "", zoom=True, y_range=(depth - 0.5, -0.5))
     plot.xaxis.visible = plot.yaxis.visible = False
-    plot.xgrid.grid_line_color = None
+    plot.xgrid.grid_line_alpha = 0
     if arrows:
         above, below = (np.array(each) for each in zip(*arrows, strict=True))
         plot.segment(

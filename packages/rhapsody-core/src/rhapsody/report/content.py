@@ -22,6 +22,7 @@ from rhapsody.history.values import (
     size,
 )
 from rhapsody.report import charts
+from rhapsody.report.layout import drawing
 
 if TYPE_CHECKING:
     from rhapsody.history.graph import Graph
@@ -35,8 +36,11 @@ LIMIT = 20_000
 LISTED = 200
 """Maximum number of rows of a table."""
 
-GROUPS = 50
-"""Maximum number of groups of failures."""
+DRAWN = 150
+"""Maximum number of groups, and of arrows between them, in the drawing of the graph."""
+
+GROUPS = 10
+"""Maximum number of groups of failures that are shown in full."""
 
 EXAMPLES = 3
 """Maximum number of failures of a group that are shown in full."""
@@ -85,6 +89,8 @@ def contents(history: RunHistory, now: float | None) -> dict[str, Any]:
         "resources": _resources(history, statistics),
         "graph": _graph(history, graph),
         "listed": LISTED,
+        "shown": GROUPS,
+        "colors": charts.COLORS,
     }
 
 
@@ -219,7 +225,8 @@ def _timeline(
     found: list[Lane], end: float, attempts: int, path: list[Step], *, active: bool
 ) -> dict[str, Any]:
     critical = {step.task.key for step in path}
-    if attempts > LIMIT:
+    aggregated = attempts > LIMIT
+    if aggregated:
         chart = charts.timeline_aggregated(found, end)
     else:
         chart = charts.timeline(found, end, critical, active)
@@ -236,7 +243,13 @@ def _timeline(
                 "share": busy / end,
             }
         )
-    return {"chart": chart, "rows": rows, "lanes": len(found), "attempts": attempts}
+    return {
+        "chart": chart,
+        "rows": rows,
+        "lanes": len(found),
+        "attempts": attempts,
+        "aggregated": aggregated,
+    }
 
 
 def _utilization(history: RunHistory, found: list[Lane], end: float) -> dict[str, Any]:
@@ -289,13 +302,14 @@ def _resources(history: RunHistory, statistics: Sequence[NameStatistics]) -> dic
         for each in statistics
         if each.kind != "block"
     ]
+    measured = any(
+        each.cpu_seconds is not None or each.peak_memory is not None for each in statistics
+    )
     return {
-        "rows": rows,
+        "rows": rows if measured or requested else [],
         "chart": charts.memory(statistics),
         "worst": most_unused_memory(statistics),
-        "measured": any(
-            each.cpu_seconds is not None or each.peak_memory is not None for each in statistics
-        ),
+        "measured": measured,
     }
 
 
@@ -310,6 +324,7 @@ def _requested(resources: Mapping[str, Any]) -> str:
 
 def _graph(history: RunHistory, graph: Graph) -> dict[str, Any]:
     tasks = len(history.tasks)
+    arrows = len(graph.arrows) + len(graph.members)
     full = graph_of(history, full=True) if 0 < tasks <= LIMIT else None
     if full is not None and len(full.arrows) + len(full.members) > 2 * LIMIT:
         full = None
@@ -321,7 +336,10 @@ def _graph(history: RunHistory, graph: Graph) -> dict[str, Any]:
     return {
         "nodes": graph.nodes,
         "rows": [(node, ", ".join(found)) for node, found in zip(graph.nodes, needs, strict=True)],
-        "drawing": None,
+        "drawing": drawing(graph)
+        if graph.nodes and max(len(graph.nodes), arrows) <= DRAWN
+        else None,
         "full": None if full is None else charts.graph(full),
+        "blocks": any(node.block for node in graph.nodes),
         "tasks": tasks,
     }

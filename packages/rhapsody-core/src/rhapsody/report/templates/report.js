@@ -19,6 +19,9 @@ const rhapsodyReport = (() => {
     const item = JSON.parse(plot.nextElementSibling.textContent);
     const views = await Bokeh.embed.embed_item(item, plot);
     const [view] = views;
+    if (window.matchMedia("(pointer: coarse)").matches) {
+      view.model.toolbar.tools.forEach((tool) => { tool.active &&= tool.type === "HoverTool"; });
+    }
     for (const button of plot.closest("figure").querySelectorAll("[data-zoom]")) {
       button.onclick = () => zoom(view.model.x_range, button.dataset.zoom);
     }
