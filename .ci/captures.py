@@ -181,6 +181,17 @@ class Captures:
         width, height = (int(float(each)) for each in box.groups())
         self.page(name, path.as_uri(), width, height)
 
+    def report(self, name: str, run: str) -> None:
+        """Take pictures of the report of a run, on narrow and wide screens, light and dark."""
+        file = Path(f"{name}.html").absolute()
+        for width in (360, 1440):
+            for scheme in ("light", "dark"):
+                picture = f"report-{name}-{width}-{scheme}"
+                if self.only in picture:
+                    if not file.exists():
+                        subprocess.run([*RHAPSODY, "report", run, "-o", str(file)], check=True)
+                    self.page(picture, file.as_uri(), width, scheme=scheme)
+
     def page(
         self, name: str, url: str, width: int, height: int | None = None, scheme: str = "light"
     ) -> None:
@@ -356,6 +367,8 @@ def capture(to: Captures) -> None:
             path = to.directory / f"graph-{name}-svg.svg"
             path.write_bytes(svg)
             to.page(f"graph-{name}-svg", path.as_uri(), 1500, 900)
+    for name, each in ("mixed", mixed), ("digits", digits), ("phage", phage), ("empty", empty):
+        to.report(name, each)
     to.terminal("error-run", "show", "nope", "1")
     to.terminal("error-task", "show", mixed, "nope")
     to.terminal("error-option", "stats", "--al")
