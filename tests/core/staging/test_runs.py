@@ -17,7 +17,15 @@ import pytest
 from rhapsody import DataError, OutputFile, WorkflowEngine
 from rhapsody.staging import runs
 from rhapsody.staging.fsutil import FileLock
-from rhapsody.staging.runs import NAME, enter_run, leave_run, point_latest, program, runs_in
+from rhapsody.staging.runs import (
+    NAME,
+    enter_run,
+    leave_run,
+    new_name,
+    point_latest,
+    program,
+    runs_in,
+)
 from tests._support.scripted import within
 
 FAILS = """
@@ -138,10 +146,9 @@ def test_processes_that_start_at_once_never_share_one(tmp_path: Path) -> None:
 import sys
 from pathlib import Path
 from rhapsody.staging import runs
-numbers = iter(range(100))
-runs.digits = lambda count: f"{next(numbers):04x}"
+parts = iter(range(0x10000))
 runs.program = lambda: "same"
-runs.time.gmtime = lambda: (2026, 11, 21, 4, 12, 33, 5, 325, 0)
+runs.time.time = lambda: 1_800_000_000 + next(parts) / 0x10000
 run = runs.enter_run(Path(".rhapsody"), "engine")
 sys.stdin.readline()
 print(run.make().name, flush=True)
@@ -170,7 +177,8 @@ runs.leave_run(run, "engine")
     finally:
         for process in processes:
             process.communicate("end\n", timeout=30)
-    assert sorted(made) == [f"20261121T041233-same-{n:04x}" for n in range(6)]
+    assert len(set(made)) == 6
+    assert all(name.startswith("20270115T080000-same-") for name in made)
     assert not (tmp_path / ".rhapsody").exists()
 
 
@@ -309,6 +317,20 @@ def test_latest_leads_to_the_newest_that_there_is(tmp_path: Path) -> None:
         point_latest(tmp_path)
         assert (os.readlink(link) if link.is_symlink() else None) == left
     assert list(tmp_path.iterdir()) == []
+
+
+def test_runs_of_the_same_second_are_sorted_by_their_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = []
+    for script, now in (("z.py", 1_800_000_000.1), ("m.py", 1_800_000_000.9)):
+        monkeypatch.setattr("sys.argv", [script])
+        monkeypatch.setattr("time.time", lambda now=now: now)
+        names.append(new_name())
+        (tmp_path / names[-1]).mkdir()
+        point_latest(tmp_path)
+    assert runs_in(tmp_path) == names
+    assert os.readlink(tmp_path / "latest") == names[-1]
 
 
 @pytest.mark.parametrize("kind", ["file", "directory"])

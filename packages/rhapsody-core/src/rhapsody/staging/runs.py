@@ -1,9 +1,10 @@
 """Directories of runs: how they are named, locked, logged, listed and cleaned.
 
 A process has one run in each `.rhapsody` directory that its engines use. The run's directory
-contains the directories of these engines. The names of runs sort by time and contain the program's
-name; the link `latest` points to the newest run. A run's directory is created when it is first
-needed, and locked while an engine of the process is alive.
+contains the directories of these engines. The names of runs begin with the second in which they
+start, contain the program's name, and end with a fraction of the second. The link `latest` points
+to the newest run. A run's directory is created when it is first needed, and locked while an engine
+of the process is alive.
 
 Two engines with the same uid would mix up their updates and sandboxes. A uid that the program chose
 is therefore claimed by a lock in the engine's `work_dir`. Uids that engines generate are unique.
@@ -283,7 +284,9 @@ def note_in_log(work_dir: Path, text: str) -> None:
 
 def new_name() -> str:
     """Return the name of a run that starts now."""
-    return f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{program()}-{digits(2)}"
+    now = time.time()
+    fraction = int(now % 1 * 0x10000)  # four digits
+    return f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime(now))}-{program()}-{fraction:04x}"
 
 
 def digits(count: int) -> str:
@@ -306,13 +309,14 @@ def program() -> str:
 
 def runs_in(base: Path) -> list[str]:
     """Return the names of the runs in a `.rhapsody` directory, oldest first."""
+    names: list[str] = []
     with contextlib.suppress(OSError), os.scandir(base) as entries:
-        return sorted(
+        names = [
             entry.name
             for entry in entries
             if NAME.fullmatch(entry.name) and entry.is_dir(follow_symlinks=False)
-        )
-    return []
+        ]
+    return sorted(names, key=lambda name: (name.partition("-")[0], name[-4:]))
 
 
 def point_latest(base: Path) -> None:
