@@ -67,8 +67,8 @@ class Distribution(NamedTuple):
 
 
 # Core's tests of the code that uses cloudpickle, importlib-metadata, packaging, platformdirs,
-# pluggy, rich, typeguard, shtab or fsspec, and of the conformance kit, which uses pytest and
-# psutil.
+# pluggy, rich, typeguard, shtab, Bokeh, Jinja or fsspec, and of the conformance kit, which uses
+# pytest and psutil.
 MINIMUMS = [
     "tests/core/engine/test_backend_handles.py",
     "tests/core/backends/test_discovery.py",
@@ -85,6 +85,7 @@ MINIMUMS = [
     "tests/core/cli/test_runs.py",
     "tests/core/cli/test_status.py",
     "tests/core/cli/test_config.py",
+    "tests/core/report/test_report.py",
     "tests/core/observers/test_progress.py",
     "tests/core/observers/test_display_notebook.py",
     "tests/core/backends/local/test_packing.py",
@@ -111,6 +112,7 @@ DISTRIBUTIONS = {
         tools=(
             "numpy>=1.26",  # types with special keys in the journal
             "pandas>=2.1",
+            "selenium>=4.20",  # the report in a browser, if there is one
             "ipykernel>=6.29; python_version < '3.14'",  # the notebook in the examples
             "nbclient>=0.10; python_version < '3.14'",
         ),

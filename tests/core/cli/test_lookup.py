@@ -21,6 +21,7 @@ COMMANDS = {
     "stats": (),
     "graph": (),
     "trace": ("-o", "-"),
+    "report": ("-o", "-"),
 }
 """Arguments of each command after the name of the run."""
 

@@ -77,6 +77,26 @@ def write(text: str) -> None:
     _write(sys.stdout, text, end="")
 
 
+def write_bytes(data: bytes) -> None:
+    """Write to standard output, in any encoding.
+
+    The data is written in pieces, because a stream without a buffer reports only when the next one
+    is written that its reader has exited.
+
+    Raises:
+        BrokenPipeError: The reader of standard output has exited.
+    """
+    if sys.stdout is None:
+        return
+    sys.stdout.flush()
+    for start in range(0, len(data), PIECE):
+        sys.stdout.buffer.write(data[start : start + PIECE])
+
+
+PIECE = 1 << 16
+"""Number of bytes that are written at a time."""
+
+
 def _write(stream: TextIO | None, text: str, *, end: str = "\n") -> None:
     """Write a line, unless the stream was closed before Python started.
 

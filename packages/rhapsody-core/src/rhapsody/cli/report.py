@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
 from rhapsody.cli.lookup import RUN_HELP, read_record
-from rhapsody.cli.output import CommandError, note
+from rhapsody.cli.output import CommandError, note, write_bytes
 
 HELP = "write an HTML report about a run"
 
@@ -33,7 +32,7 @@ def run(arguments: argparse.Namespace) -> None:
         raise CommandError(str(error)) from None
     text = page(history)
     if arguments.output == "-":
-        sys.stdout.buffer.write(text.encode())
+        write_bytes(text.encode())
         return
     path = Path(arguments.output or f"{history.run.name}.html")
     try:

@@ -15,11 +15,12 @@ from __future__ import annotations
 import base64
 import functools
 import hashlib
+import re
 import shlex
 import time
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 try:
     import bokeh
@@ -77,7 +78,7 @@ def sections(history: RunHistory, now: float | None = None) -> dict[str, str]:
     with no_collection():  # the collector would traverse each task of a large record
         found = contents(history, now)
     return {
-        name: _template(f"{name}.html").render(id=name, title=title, **found)
+        name: _clean(_template(f"{name}.html").render(id=name, title=title, **found))
         for name, title in SECTIONS.items()
     }
 
@@ -100,9 +101,11 @@ def page(history: RunHistory, *, live: bool = False) -> str:
     ]
     if live:
         policy.append("connect-src 'self'")
+    run = history.run
     return _template("page.html").render(
-        history=history,
-        live=live,
+        name=_clean(run.name),
+        outcome=run.outcome,
+        program=_clean(program_of(run)),
         now=time.time(),
         policy="; ".join(policy),
         scripts=[Markup(script) for script in scripts],  # noqa: S704 - own files, and Bokeh's
@@ -139,7 +142,6 @@ def _environment() -> jinja2.Environment:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader(__package__),
         autoescape=True,
-        finalize=_clean,
         lstrip_blocks=True,
         trim_blocks=True,
         undefined=jinja2.StrictUndefined,
@@ -151,7 +153,6 @@ def _environment() -> jinja2.Environment:
         "duration": duration,
         "outcomes": _outcomes,
         "percent": percent,
-        "program": program_of,
         "shell": shlex.join,
         "size": size,
         "where": where,
@@ -168,10 +169,11 @@ def _outcomes(node: Node) -> str:
     return ", ".join(f"{count} {outcome}" for outcome, count in node.counts.items())
 
 
-def _clean(value: Any) -> Any:
-    """Replace the characters of recorded text that HTML does not allow."""
-    if not isinstance(value, str) or isinstance(value, Markup) or value.isprintable():
-        return value
-    return "".join(
-        each if each.isprintable() or each in "\n\t" else ascii(each)[1:-1] for each in value
-    )
+def _clean(text: str) -> str:
+    """Replace characters that HTML does not allow or that change the direction of text."""
+    return _UNSAFE.sub(lambda found: ascii(found[0])[1:-1], text)
+
+
+_UNSAFE = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]"
+)

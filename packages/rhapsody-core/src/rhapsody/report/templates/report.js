@@ -19,19 +19,22 @@ const rhapsodyReport = (() => {
     const item = JSON.parse(plot.nextElementSibling.textContent);
     const views = await Bokeh.embed.embed_item(item, plot);
     const [view] = views;
+    view.canvas_view.events_el.tabIndex = -1; // it has no function without a pointer
     if (window.matchMedia("(pointer: coarse)").matches) {
       view.model.toolbar.tools.forEach((tool) => { tool.active &&= tool.type === "HoverTool"; });
     }
+    const range = view.model.x_range;
+    const whole = [range.start, range.end];
     for (const button of plot.closest("figure").querySelectorAll("[data-zoom]")) {
-      button.onclick = () => zoom(view.model.x_range, button.dataset.zoom);
+      button.onclick = () => zoom(range, whole, button.dataset.zoom);
     }
   }
 
   // Changes the horizontal range of a chart.
-  function zoom(range, how) {
-    const { start, end, reset_start: first, reset_end: last } = range;
+  function zoom(range, [first, last], how) {
+    const { start, end } = range;
     const width = end - start;
-    let [from, to] = [start, end];
+    let [from, to] = [first, last];
     if (how === "in") {
       [from, to] = [start + width / 4, end - width / 4];
     } else if (how === "out") {
@@ -40,8 +43,6 @@ const rhapsodyReport = (() => {
       const step = how === "left" ? -width / 2 : width / 2;
       const move = Math.min(Math.max(step, first - start), last - end);
       [from, to] = [start + move, end + move];
-    } else {
-      [from, to] = [first, last];
     }
     range.setv({ start: Math.max(from, first), end: Math.min(to, last) });
   }

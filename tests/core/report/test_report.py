@@ -1,0 +1,291 @@
+"""The page of a report: its sections, its safety, and what it says about unusual records."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import itertools
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rhapsody import RetryPolicy, WorkflowEngine
+from rhapsody.backends import LocalExecutionBackend
+from rhapsody.history.reader import RunHistory, read_run
+from rhapsody.report import SECTIONS, content, page, sections
+from rhapsody.staging.fsutil import FileLock
+from tests._support.histories import BEGIN, Records, call, end, finish, start
+from tests._support.pages import Element, parsed, row
+from tests._support.programs import PATIENCE
+
+NAME = "20260101T000000-align-00a1"
+TIMES = "\N{MULTIPLICATION SIGN}"
+HOSTILE = "</script></title><script>alert(1)</script><img src=x onerror='alert(2)'>\"&{{ 7*7 }}"
+
+
+@pytest.fixture
+def records(tmp_path: Path) -> Records:
+    return Records(tmp_path)
+
+
+def written(records: Records, *lines: Any, **more: Any) -> RunHistory:
+    return read_run(records.write(NAME, *lines, **more))
+
+
+def read(history: RunHistory) -> Element:
+    """The page, after a check of the rules for all pages."""
+    text = page(history)
+    found = parsed(text)
+    check_structure(found)
+    check_isolation(found, text)
+    return found
+
+
+def check_structure(found: Element) -> None:
+    (html,) = found.find("html")
+    assert html.attributes["lang"] == "en"
+    assert html.find("head")[0].find("title")[0].content
+    for landmark in ("header", "nav", "main", "footer", "h1"):
+        assert len(html.find(landmark)) == 1, landmark
+    ids = [each.attributes["id"] for each in html.elements if "id" in each.attributes]
+    assert len(ids) == len(set(ids))
+    first = next(each for each in html.find("body")[0].elements)
+    assert (first.tag, first.attributes["href"]) == ("a", "#main")
+    main = html.get("main")
+    assert [each.attributes["id"] for each in main.find("section")] == list(SECTIONS)
+    for section in main.find("section"):
+        heading = section.find("h2")[0]
+        assert heading.attributes["id"] == section.attributes["aria-labelledby"]
+        assert heading.text == SECTIONS[section.attributes["id"]]
+    levels = [int(each.tag[1]) for each in html.find("h1", "h2", "h3", "h4")]
+    assert all(after <= before + 1 for before, after in itertools.pairwise(levels))
+    for link in html.find("a"):
+        html.get(link.attributes["href"].removeprefix("#"))
+    for table in html.find("table"):
+        assert table.find("caption")[0].text
+        assert all(each.attributes.get("scope") in ("row", "col") for each in table.find("th"))
+    for picture in html.find("div", "svg", role="img"):
+        assert picture.attributes["aria-label"]
+    for chart in charts(html):
+        json.loads(chart)
+
+
+def charts(found: Element) -> list[str]:
+    """The data of the charts."""
+    return [each.content for each in found.find("script", type="application/json")]
+
+
+def check_isolation(found: Element, text: str) -> None:
+    """Nothing is loaded, and only the scripts of the page itself may run."""
+    for each in found.elements:
+        for name in ("src", "href", "xlink:href", "action", "data", "srcset", "poster"):
+            address = each.attributes.get(name, "#")
+            assert address.startswith("#"), f"<{each.tag} {name}={address!r}>"
+        assert not [name for name in each.attributes if name.startswith("on")]
+    assert not found.find("link", "iframe", "img", "base", "object", "embed", "form")
+    (style,) = found.find("style")
+    assert "url(" not in style.content
+    assert "@import" not in style.content
+    (policy,) = found.find("meta", **{"http-equiv": "Content-Security-Policy"})
+    rules = dict(each.split(" ", 1) for each in policy.attributes["content"].split("; "))
+    assert rules["default-src"] == "'none'"
+    assert "connect-src" not in rules
+    run = [each.content for each in found.find("script") if "type" not in each.attributes]
+    digests = [base64.b64encode(hashlib.sha256(each.encode()).digest()).decode() for each in run]
+    assert rules["script-src"] == " ".join(f"'sha256-{each}'" for each in digests)
+    assert len(run) == 2
+    text.encode()
+
+
+@pytest.mark.asyncio
+async def test_a_run_with_a_failure_retries_and_two_workers(tmp_path: Path) -> None:
+    record = tmp_path / "run.jsonl"
+    backend = LocalExecutionBackend(resources={"workers": 2})
+    flow = await WorkflowEngine.create(backend, work_dir=tmp_path / "work", record=record)
+    failures = iter([True, True, False])
+
+    @flow.function_task(retries=RetryPolicy(2, wait=0))
+    def fetch(number: int) -> int:
+        if next(failures):
+            raise ConnectionError("no route to the host")
+        return number
+
+    @flow.executable_task(resources={"memory": "1 GB"})
+    def tool(number: int) -> str:
+        return f"echo reading {number}; echo cannot read {number} >&2; exit 3"
+
+    @flow.function_task
+    def join(first: int, second: str) -> None:
+        raise AssertionError
+
+    async with flow:
+        joined = join(fetch(7), tool(8))
+        await flow.join()
+    assert joined.exception() is not None
+    found = read(read_run(record))
+
+    summary = found.get("summary").text
+    assert "1 done, 1 failed, 1 skipped, 2 retried" in summary
+    failed = found.get("failures")
+    assert [each.text for each in failed.find("h3")] == [
+        "1 \N{MULTIPLICATION SIGN} tool: exit code 3"
+    ]
+    assert "1 task did not run because of this failure." in failed.text
+    assert "cannot read 8" in failed.text
+    assert "End of the standard output reading 8" in failed.text
+    durations = found.get("durations").find("table")[0]
+    assert row(durations, "fetch")[:3] == ["1", "0", "2"]
+    assert row(durations, "tool")[:3] == ["1", "1", "0"]
+    assert row(found.get("resources").find("table")[0], "tool")[0] == "memory 1.0 GB"
+    assert row(found.get("graph").find("table")[0], "join") == ["1 skipped", "fetch (1), tool (1)"]
+    assert [each.text for each in found.get("graph").find("text", **{"class": "counts"})] == [
+        "1 done", "1 failed", "1 skipped"
+    ]  # fmt: skip
+    workers = found.get("timeline").find("table")[0]
+    assert sum(int(each.find("td")[1].text) for each in workers.find("tbody")[0].find("tr")) == 4
+    path = found.get("critical-path").find("tbody")[0]
+    assert path.find("th")[0].text in ("task.000001", "task.000002")
+    assert "rhapsody-core" in found.get("environment").text
+    assert len(charts(found)) == 5 + ("memory" in found.get("resources").text) - 1
+
+
+def test_the_script_finds_charts_and_buttons_of_a_section(records: Records) -> None:
+    history = written(records, call(1, "a"), end(1, 0, 1, 2), *finish(2))
+    found = {id: parsed(html) for id, html in sections(history).items()}
+    assert list(found) == list(SECTIONS)
+    (figure,) = found["timeline"].find("figure")
+    (plot,) = figure.find("div", role="img")
+    assert "data-chart" in plot.attributes
+    beside = [each for each in figure.children if isinstance(each, Element)]
+    assert beside[beside.index(plot) + 1].tag == "script"
+    assert [each.text for each in figure.find("button")][-1] == "Whole run"
+
+
+@pytest.mark.parametrize("text", [HOSTILE, "$$x$$", "a\x00\x1b[2J\ud800b", "x" * 10_000])
+def test_recorded_text_is_only_text(records: Records, text: str) -> None:
+    more = {"worker": text, "backend": text, "sandbox": text}
+    error = {"type": text, "message": text, "traceback": [text]}
+    history = written(
+        records,
+        call(1, text, call=text, scope=text, resources={"memory": 5, text: text}),
+        call(2, f"{text}2", dependencies=["task.000001"], kind="block", settings={text: text}),
+        end(1, 0, 1, 2, state="FAILED", error=error, stdout=text, stderr=text, **more,
+            usage={"peak_memory": 3}),
+        end(2, 2, 2, 3, state="FAILED", error=error, stdout_path=text, **more),
+        {"event": "engine", "uid": text, "time": BEGIN, "options": {text: text}, "work_dir": text,
+         "backends": [{"name": text, "class": text}]},
+        repr(text),
+        *finish(3, tasks=2),
+        program=text, arguments=[text], command=[text], cwd=text, host=text, user=text,
+        python=text, platform=text, profile=text, packages={text: text},
+    )  # fmt: skip
+    found = read(history)
+    expected = "a\\x00\\x1b[2J\\ud800b" if "\x00" in text else text
+    assert " ".join(expected.split()) in found.get("failures").text
+    assert {each.tag for each in found.elements} <= {
+        "html", "head", "meta", "title", "style", "body", "a", "header", "h1", "p", "code", "nav",
+        "ul", "li", "main", "noscript", "section", "h2", "strong", "dl", "dt", "dd", "article",
+        "h3", "h4", "details", "summary", "pre", "figure", "div", "button", "svg", "rect",
+        "script", "table", "caption", "thead", "tbody", "tr", "th", "td", "defs", "marker", "path",
+        "g", "text", "footer",
+    }  # fmt: skip
+
+
+def test_ten_thousand_tasks_are_shown_singly_in_less_than_10_megabytes(records: Records) -> None:
+    history = written(records, *many(10_000), *finish(10_000, tasks=10_000, done=10_000))
+    text = page(history)
+    assert len(text.encode()) < 10_000_000
+    assert "aggregates" not in parsed(text).get("summary").text
+    timeline = charts(parsed(text).get("timeline"))[0]
+    assert timeline.count('"task.0') == 10_000
+
+
+def many(count: int) -> list[dict[str, Any]]:
+    """Tasks on 200 workers, with two dependencies each."""
+    lines = []
+    for number in range(1, count + 1):
+        before = [f"task.{each:06d}" for each in (number - 200, number - 199) if each > 0]
+        began = number // 200 * 1.25
+        lines.append(call(number, f"stage_{number // 2000}", dependencies=before))
+        lines.append(end(number, began, began, began + 1.2, worker=f"worker-{number % 200}"))
+    return lines
+
+
+def test_more_attempts_are_shown_as_aggregates(
+    records: Records, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    history = written(records, *many(300), *finish(300, tasks=300, done=300))
+    assert "task.000001" in "".join(charts(read(history)))
+    monkeypatch.setattr(content, "LIMIT", 299)
+    found = read(history)
+    assert "The run has 300 attempts. More than 299 are not shown one by one" in found.text
+    assert "The full graph is too large to be drawn." in found.text
+    assert "task.000001" not in "".join(charts(found))
+    assert len(charts(found.get("timeline"))) == 1
+
+
+def test_a_run_in_progress_and_a_killed_run(records: Records) -> None:
+    path = records.write(NAME, call(1, "a"), end(1, 0, 0, 1), call(2, "b"), start(2, 1))
+    lock = FileLock(path.parent / ".lock")
+    running = read(read_run(path))
+    assert "The run is in progress" in running.get("summary").text
+    assert "1 done, 1 running" in running.get("summary").text
+    live = parsed(page(read_run(path), live=True))
+    (policy,) = live.find("meta", **{"http-equiv": "Content-Security-Policy"})
+    assert policy.attributes["content"].endswith("; connect-src 'self'")
+    later = parsed(sections(read_run(path), BEGIN + 11)["timeline"])
+    assert row(later.find("table")[0], "worker-1")[:3] == ["local", "2", "0"]
+    assert row(later.find("table")[0], "worker-1")[3:] == ["11.0 s", "100 %"]
+    lock.release()
+    (path.parent / ".lock").touch()  # its process was killed
+    killed = read(read_run(path))
+    assert "The process of the run was killed" in killed.get("summary").text
+    assert '"unfinished"' in charts(killed.get("timeline"))[0]
+
+
+def test_a_damaged_record(records: Records) -> None:
+    history = written(
+        records,
+        call(1, "a"),
+        "{ damaged",
+        end(1, 0, 0, 1),
+        end(2, 0, 0, 1, state="FAILED"),
+        {"event": "end", "uid": "task.000003", "state": "DONE", "ended": "yesterday"},
+        tail='{"event":"en',
+    )
+    found = read(history)
+    assert "The record is damaged: 2 entries are not part" in found.get("summary").text
+    assert "line 4 is skipped" in found.get("environment").text
+    assert f"1 {TIMES} unnamed: unknown error" in found.get("failures").text
+
+
+def test_a_run_without_tasks(records: Records) -> None:
+    found = read(written(records))
+    assert charts(found) == []
+    for text in ("No task has failed.", "No task was called.", "No task has ended."):
+        assert text in found.text
+
+
+@pytest.mark.parametrize("library", ["bokeh", "jinja2"])
+def test_a_missing_library_is_named_with_the_extra(records: Records, library: str) -> None:
+    records.write(NAME, call(1, "a"), end(1, 0, 0, 1), *finish(1))
+    program = (
+        f"import sys; sys.modules[{library!r}] = None; from rhapsody.cli import main; "
+        "sys.exit(main(['report']))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=records.path,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "pip install 'rhapsody-core[report]'" in done.stderr
+    assert not re.search("Traceback", done.stderr)
