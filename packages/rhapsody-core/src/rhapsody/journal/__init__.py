@@ -1,7 +1,7 @@
-"""Journal of results that later runs can reuse, and the check of its options.
+"""Journal of results that later runs can reuse: validation of its options.
 
-This module is imported together with the engine. It imports the rest of the package only when a
-journal is opened.
+This module is imported together with the engine. The rest of the package is imported when a journal
+is opened.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from rhapsody.journal.plugin import Journal
 
 JournalOption: TypeAlias = "Callable[[], Journal] | Journal | None"
-"""Journal of an engine: a function that opens it; an open journal, which the code that opened it
-also closes; or `None` for no journal."""
+"""Journal of an engine: a function that opens it; an open journal, which the engine does not close;
+or `None` for no journal."""
 
 
 def checked_journal(journal: object, resume: object, largest: object) -> JournalOption:
@@ -77,7 +77,7 @@ def _opened(
 def _program_directory() -> Path:
     """Return the directory of the program's script.
 
-    For a module that was started with `python -m`, and at a prompt, return the current directory.
+    At a prompt, and for a module that was started with `python -m`, return the current directory.
     """
     main = sys.modules.get("__main__")
     file = getattr(main, "__file__", None)

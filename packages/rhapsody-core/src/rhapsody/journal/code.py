@@ -3,7 +3,8 @@
 The digest covers the function's own code; the code of all the user's functions and classes that it
 uses, directly or indirectly; the values in its closure, its defaults and the globals that it reads;
 environment variables that it reads by a literal name; and the versions of the installed
-distributions that it uses.
+distributions that it uses. Each of these is a part of the digest. Messages about changes contain
+its name, such as `RATE used by simulate in model.py`.
 
 The rule is to fail closed. If code uses a value that has no digest, or if it cannot be determined
 what the code uses (`importlib.import_module(name)`, `os.environ[name]`), the function has no digest
@@ -15,8 +16,8 @@ State can change while the program runs. Before a digest is reused, globals, cla
 module variables are compared by identity. Values that can change in place are digested again, once
 per batch of lookups, unless their size is `LARGE_VALUE` or more. One case needs a different rule: a
 memo that the task itself fills (`CACHE = {}`, `model = None`) must not change the key of the next
-equal task. So a variable that was empty when it was first seen is treated as empty for the whole
-run if one of the collected functions fills it.
+equal task. So a variable that is empty (`None` or an empty container) when it is first seen is
+treated as empty for the whole run if one of the collected functions fills it.
 
 The digest does not cover files that are not arguments, changes inside installed libraries (except
 functions and numbers that the program replaces in their modules), random numbers, or the time.
@@ -62,8 +63,7 @@ _SPECIAL: frozenset[int] = frozenset(map(id, (
     os.environ, os.environb, sys.modules, os.getenv, os.getenvb, os.path.expandvars,
     importlib.import_module, builtins.__import__, globals, eval, exec,
 )))  # fmt: skip
-"""Objects through which code reads values that a subscript or an argument selects, see
-`CodeFingerprint._special`."""
+"""Objects from which code reads values by subscript or argument. See `CodeFingerprint._special`."""
 
 _READERS = os.getenv, os.getenvb, os.path.expandvars
 """Functions that read environment variables."""
@@ -108,7 +108,7 @@ _HIDDEN = frozenset((
     "__globals__", "__subclasses__", "_getframe", "currentframe", "f_globals", "f_locals",
     "get_objects", "get_referrers",
 ))  # fmt: skip
-"""Names through which code can reach objects that it does not name."""
+"""Names that give code access to objects that it does not name."""
 
 _ELSEWHERE = frozenset(("os", "posix", "sys", "platform", "socket"))
 """Modules with numeric variables that differ between machines."""
@@ -131,27 +131,28 @@ _PLAIN = frozenset((type(None), bool, int, float, complex, str, bytes, type(...)
 class CodeFingerprint:
     """Collector of the code and the values that a task's results depend on.
 
+    To collect an object means to add the parts of the digest that represent it to `parts`.
+
     Args:
         program: The state shared by the fingerprints of a run.
 
     Attributes:
-        parts: Text that represents each ingredient, usually its digest or version, by the
-            ingredient's name.
-        paths: Strings that may name files, each with the digest of the file, or `None` if there is
-            no readable file.
-        lines: The first line number of each function among the ingredients, by ingredient name.
+        parts: The parts of the digest by name. Each is text, usually a digest or a version.
+        paths: Strings that may name files, each with the digest of the file; `None` if there is no
+            readable file.
+        lines: The first line number of each collected function, by the name of its part.
         read: Variables that were read, each as a tuple of the namespace (of a module, class or
             function), the name, and the value, or `MISSING` if the variable was not set.
         cells: Closure cells that were read, each with its content.
         sizes: Namespaces that were read as a whole, each with its number of names.
-        environment: Environment variables that were read, each with its value; the value of an
-            unset variable is `None`.
+        environment: Environment variables that were read, each with its value; `None` if it was not
+            set.
         inner: Values that can change in place and are smaller than `LARGE_VALUE`, each with its
             digest.
         made_of: Functions, each with the parts that a program can replace: code, defaults,
             `__name__` and `__qualname__`.
-        related: Classes, each with its bases and other related classes; a program can replace
-            these.
+        related: Classes, each with its bases and other related classes, which a program can
+            replace.
         set_here: True if the code reads an environment variable, or a variable whose value may
             differ on a worker because the worker imports the module again.
         starts_programs: True if the code uses functions that start programs. These programs inherit
@@ -200,7 +201,7 @@ class CodeFingerprint:
     # Called by `Values`.
 
     def code(self, thing: Any) -> str:
-        """Collect a function, class or module and return a unique name for it."""
+        """Collect a function, class or module, and return the name of its part."""
         known = self._seen.get(id(thing))
         if known is None:
             name = self._name(thing)
@@ -256,7 +257,7 @@ class CodeFingerprint:
     # Collecting.
 
     def value(self, value: object) -> str:
-        """Return the digest of a value as text, and collect the code that the value contains.
+        """Collect the code in a value, and return the value's digest as text.
 
         Raises:
             UnhashableError: The value has no digest.
@@ -282,11 +283,11 @@ class CodeFingerprint:
         self._collect()
 
     def versioned(self, function: object, parts: dict[str, str]) -> None:
-        """Collect the function of a task whose `version` stands for the function's code.
+        """Collect the function of a task with a `version`, which represents the function's code.
 
         The function's module and name, the values in its closure, and its defaults are still
-        included. The code of a function or class is included only if its name does not identify it,
-        as with one of two lambdas in a file.
+        included. Code is included only for functions and classes that are not identified by their
+        names, such as one of two lambdas in a file.
 
         Args:
             function: The function.
@@ -402,13 +403,13 @@ class CodeFingerprint:
         A memo is a variable that was `None` or an empty container when it was first seen.
 
         Args:
-            part: The ingredient name of the variable.
+            part: The name of the variable's part.
             cell: The variable's cell.
             name: The variable's name.
             code: The code of the function.
 
         Returns:
-            The variable's value, or `None` for such a memo.
+            The variable's value, or `None` for a memo.
         """
         value, memos = content_of(cell), self._program.memos
         known = id(cell), ""
@@ -488,10 +489,10 @@ class CodeFingerprint:
 
         Args:
             attributes: The attributes by name.
-            name: The ingredient name of the function, class or module.
+            name: The name of the part for the function, class or module.
             without: Names of attributes to ignore.
-            made: True if the special methods of a class were generated from its body, and the body
-                is collected.
+            made: True if the special methods of a class were generated from its body, which has
+                been collected.
             owner: The class, or `None` for a function or module. Empty attributes of a class are
                 collected later, because methods may fill them.
         """
@@ -539,7 +540,7 @@ class CodeFingerprint:
         Args:
             variables: The globals of the code.
             use: The code's use of the global.
-            user: The ingredient name of the code.
+            user: The name of the part for the code.
         """
         name = use.chain[0]
         if name in _OF_MODULES:
@@ -570,7 +571,7 @@ class CodeFingerprint:
             module: The module.
             use: The code's use of the module.
             variables: The globals of the code.
-            user: The ingredient name of the code.
+            user: The name of the part for the code.
 
         Raises:
             UnhashableError: The attribute has no digest, or may lead to any module.
@@ -608,15 +609,15 @@ class CodeFingerprint:
     def _variable(
         self, part: str, variables: Mapping[str, Any], name: str, value: object, use: Use, rest: int
     ) -> None:
-        """Collect a variable. An empty variable is collected later, see `_settle_empty`.
+        """Collect a variable. If it is empty, `_settle_empty` collects it later.
 
         Args:
-            part: The ingredient name of the variable.
+            part: The name of the variable's part.
             variables: The namespace of the variable.
             name: The variable's name.
             value: The variable's value.
             use: The code's use of the variable.
-            rest: The number of names in `use.chain` up to the variable.
+            rest: The number of names in `use.chain`, up to and including the variable.
         """
         if use.filled() == (name,) and rest >= len(use.chain) - (use.by in CALLS):
             self._filled.add((id(variables), name))
@@ -638,7 +639,7 @@ class CodeFingerprint:
     def _is_as_imported(
         self, variables: Mapping[str, Any], name: str, value: Any, owner: type | None = None
     ) -> bool:
-        """Return True if a variable has the value that a worker finds after importing the module.
+        """Return True if a variable has the value that a worker gets by importing the module.
 
         This holds for variables of the program's script, for modules, for functions and classes
         under their own names, and for numbers in modules of libraries. Other values may have been
@@ -682,14 +683,14 @@ class CodeFingerprint:
         return type(member) in (int, float, bool) and module.__name__ not in _ELSEWHERE
 
     def _library_s(self, part: str, user: str, module: types.ModuleType, member: Any) -> None:
-        """Note the use of a library's function or class, and collect the object's name if it moved.
+        """Note the use of a library's function or class, and collect its name if it was moved.
 
-        The object moved if the name or the top-level package under which it is defined differs from
-        the one that the code uses.
+        It was moved if it is defined under another name or in another top-level package than the
+        code uses.
 
         Args:
             part: The dotted name that the code uses.
-            user: The ingredient name of the code.
+            user: The name of the part for the code.
             module: The module in which the code finds the object.
             member: The object, which may be of any type; other types are ignored.
         """
@@ -710,14 +711,14 @@ class CodeFingerprint:
         variables: Mapping[str, Any],
         user: str,
     ) -> bool:
-        """Collect the values that code reads through a special object, see `_SPECIAL`.
+        """Collect the values that code reads through a special object. See `_SPECIAL`.
 
         Args:
             value: The object, which may be special.
             rest: The attributes that the code reads from the object.
             use: The code's use of the object.
             variables: The globals of the code.
-            user: The ingredient name of the code.
+            user: The name of the part for the code.
 
         Returns:
             True if the object is special.
@@ -842,12 +843,12 @@ class CodeFingerprint:
             self._runs(names, {**constants_in(code), "__package__": package}, part)
 
     def _runs(self, names: Names, variables: Mapping[str, Any], part: str) -> None:
-        """Collect the members of loaded modules that a module will use when a task imports it.
+        """Collect the members of loaded modules that are used by a module that a task will import.
 
         Args:
-            names: The names in the code of the module.
+            names: The names in the module's code.
             variables: The module's known variables: its package and its constants.
-            part: The ingredient name of the module.
+            part: The name of the module's part.
         """
         package = variables["__package__"]
         for use in names.uses:
@@ -932,14 +933,14 @@ def _related(cls: type) -> list[type]:
 
 
 def _made_of(function: types.FunctionType) -> tuple[object, ...]:
-    """Return the parts of a function that a program can replace; ids represent the defaults."""
+    """Return what a program can replace in a function; the ids of the defaults represent them."""
     keywords = {name: id(value) for name, value in (function.__kwdefaults__ or {}).items()}
     names = function.__name__, function.__qualname__
     return function.__code__, id(function.__defaults__), keywords, names
 
 
 def _is_script(module: object) -> bool:
-    """Return True if a module is the program's script, whose functions are sent by value."""
+    """Return True if a name is that of the program's script, whose functions are sent by value."""
     return module in ("__main__", "__mp_main__")
 
 

@@ -1,9 +1,9 @@
-"""Digests of files, and the output files of recorded tasks.
+"""Digests of files, and records of the files that tasks wrote.
 
 A file's digest is reused as long as the file's size, inode and time of change stay the same. The
 time of change misses some writes through memory maps: all of them on tmpfs, and elsewhere writes to
 a page that is already dirty. Some file systems do not record the time of change. In these cases,
-and if a file is small, the file is read each time.
+and if it is small, a file is read each time.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ KERNEL: tuple[str, ...] = ("/proc", "/sys")
 """File systems of the kernel: some of their files are endless, and reading others blocks."""
 
 SMALL_FILE = 16 << 10
-"""Maximum size in bytes of a file that is read each time: checking for a change would take as
+"""Maximum size in bytes of a file that is read each time, because a check for changes takes as
 long."""
 
 LARGE_FILE = 1 << 20
@@ -106,7 +106,7 @@ class FileDigests:
     def of(self, path: str) -> bytes | None:
         """Return the digest of a file's content, or `None` if there is no readable regular file.
 
-        `None` is also returned for files in `KERNEL`.
+        Files on a file system in `KERNEL` have no digest.
 
         Args:
             path: The file's path. As most libraries do, this method expands `~` and `$NAME`, and
@@ -146,11 +146,10 @@ class FileDigests:
         return found
 
     def of_any(self, path: str) -> bytes | None:
-        """Return the digest of a file or of a directory's files, or `None` if there is no digest.
+        """Return the digest of a file or directory, or `None` if it has none.
 
         A directory has no digest if it contains a link to a directory, or an entry that is neither
-        a directory nor a readable regular file. For a missing file, the digest in `gone` is
-        returned if there is one.
+        a directory nor a readable regular file. The digest of a missing file is that in `gone`.
         """
         digest = self.of(path)
         if digest is not None or not os.path.isdir(path):
@@ -253,7 +252,7 @@ def file_system(path: str) -> str:
 
 
 class Outputs:
-    """Reader and writer of the records of the files that tasks wrote.
+    """Reader and writer of records of the files that tasks wrote.
 
     A result is reused only if its files have not changed since they were recorded. Recorded paths
     are relative to the journal's directory, so that the directory can be moved with the files.
@@ -311,7 +310,7 @@ class Outputs:
         return json.dumps(noted)
 
     def changed(self, former: str, made: str) -> dict[str, bytes]:
-        """Return the former paths of files that a repeated attempt wrote with different content.
+        """Return the former paths of files whose content differs after a repeated attempt.
 
         Args:
             former: The record of the former attempt.
@@ -319,8 +318,8 @@ class Outputs:
 
         Returns:
             The former paths, in sandboxes and at destinations, each with the digest of the new
-            file, or with `b""` if the file was not written again. If the attempts wrote files with
-            different names, all former paths are returned.
+            file; `b""` if the file was not written again. If the names of the files differ, all
+            former paths are returned.
         """
         before, now = json.loads(former)["files"], json.loads(made)["files"]
         return {
@@ -335,9 +334,8 @@ class Outputs:
         """Find a task's files from their record.
 
         Returns:
-            The files, some of which may be missing. `None` if a file has changed, if a missing file
-            was a directory, or if a file is missing and the task's result contains a path into the
-            sandbox.
+            The files, some of which may be missing. `None` if a file has changed, if a directory is
+            missing, or if a file is missing and the task's result contains a path into the sandbox.
         """
         read = json.loads(noted)
         paths, places, missing = {}, {}, set()

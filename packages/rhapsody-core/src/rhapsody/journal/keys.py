@@ -44,15 +44,15 @@ RADICAL-Pilot, and `container` of any backend."""
 
 
 class Key(NamedTuple):
-    """Key of a task, with the ingredients from which its digest is computed.
+    """Key of a task: its digest, and the parts from which the digest is computed.
 
     Attributes:
-        digest: The digest of `parts`, `code` and `paths`, see `Keys.digest`.
+        digest: The digest of `parts`, `code` and `paths`. See `Keys.digest`.
         parts: The parts of the key except `code`, as text (see `as_text`): the name of each part,
-            which messages use, and the part's digest. Some parts, such as small numbers, are
-            included as they are.
-        code: The digest of the function's code and everything that it uses, see `Keys.codes`;
-            `None` for a command, a callable object, or a task with a `version`.
+            which messages contain, and its digest. Small values, such as numbers, are included
+            instead of their digests.
+        code: The digest of the function's code and of everything that the code uses (see
+            `Keys.codes`); `None` for a command, a callable object, or a task with a `version`.
         paths: The strings and paths in the arguments that may name files, each with the digest
             of its file, or `None` if there is no readable file.
         watched: The parts of the key that must not change until the task has ended, by name: the
@@ -70,9 +70,9 @@ class _Known(NamedTuple):
     """Result of inspecting a function.
 
     Attributes:
-        digest: The digest of the function's code and everything that it uses; empty if there is
-            none.
-        found: The ingredients of the digest, and the variables that were read.
+        digest: The digest of the function's code and of everything that the code uses; empty if
+            there is none.
+        found: The parts of the digest, and the variables that were read.
         refused: The reason why the function has no digest, or `None` if it has one.
     """
 
@@ -98,7 +98,7 @@ class _Known(NamedTuple):
 
 
 def as_text(parts: Mapping[str, object]) -> str:
-    """Return ingredients as text that is the same in each run and that `ast.literal_eval` reads.
+    """Return parts as text that `ast.literal_eval` reads, and that is the same in each run.
 
     `ascii` takes half the time of `json.dumps` with sorted keys.
     """
@@ -113,18 +113,18 @@ class Keys:
         program: The state shared by the fingerprints of a run.
 
     Attributes:
-        codes: For each `Key.code`, the ingredients of the function's code and the first line
-            numbers of the functions among them, as text (see `as_text`).
+        codes: For each `Key.code`, its parts and the first line numbers of the functions among
+            them, as text (see `as_text`).
     """
 
     program: Program
     codes: dict[bytes, str] = field(default_factory=dict)
     _functions: WeakKeyDictionary[Any, _Known] = field(default_factory=WeakKeyDictionary)
     _checked: set[int] = field(default_factory=set)
-    _ingredients: CodeFingerprint = field(init=False)  # shared by all tasks: slow to create
+    _fingerprint: CodeFingerprint = field(init=False)  # shared by all tasks: slow to create
 
     def __post_init__(self) -> None:
-        self._ingredients = CodeFingerprint(self.program)
+        self._fingerprint = CodeFingerprint(self.program)
 
     def of(
         self,
@@ -137,7 +137,7 @@ class Keys:
 
         Args:
             task: The task's description.
-            settings: The task's settings, of which `version` is part of the key.
+            settings: The task's settings. Only `version` is part of the key.
             inputs: The paths of the task's input files by name; `None` for a file that cannot be
                 read on this machine.
             texts: The strings and paths among the arguments of an executable task, which may name
@@ -161,7 +161,7 @@ class Keys:
         inputs: Mapping[str, str | None],
         texts: Sequence[str],
     ) -> Key:
-        found = self._ingredients
+        found = self._fingerprint
         found.begin(task.get("sandbox") or "")
         parts = {"name": task["name"]}
         function = None
@@ -232,7 +232,7 @@ class Keys:
     def _command(
         self, task: Mapping[str, Any], found: CodeFingerprint, parts: dict[str, str]
     ) -> None:
-        """Add a command and its inherited variables to `parts`, and collect the files it names."""
+        """Add a command and the variables that it inherits to `parts`, and collect its files."""
         words = [str(each) for each in (task.get("executable"), *task.get("arguments", ()))]
         sandbox, environment = task.get("sandbox"), task.get("environment") or {}
         metadata = task["metadata"]
@@ -258,7 +258,7 @@ class Keys:
         cwd: str | None,
         declared: Collection[str],
     ) -> Iterator[str]:
-        """Yield the paths of the programs that a command names, and possible paths in its words.
+        """Yield the paths of a command's programs, and words or parts of words that may be paths.
 
         This includes paths in words such as `--in=PATH`, in shell commands and in `environment`,
         but not files that a shell writes to. Only the first program may have the name of a declared
@@ -294,7 +294,7 @@ class Keys:
             yield from (piece for piece in value.split(":") if piece.startswith("/"))
 
     def files(self, paths: Iterable[str]) -> dict[str, bytes | None]:
-        """Return each file's current digest; that of a missing or unreadable file is `None`."""
+        """Return the current digest of each file; `None` for a missing or unreadable file."""
         return {path: self.program.file(path) for path in paths}
 
     def require_unchanged(
@@ -306,7 +306,7 @@ class Keys:
             task: The task's description.
             inputs: The paths of the task's input files by name; `None` for a file that cannot be
                 read on this machine.
-            before: The inputs' digests when the key was computed, see `Key.watched`.
+            before: The digests of the inputs when the key was computed. See `Key.watched`.
 
         Raises:
             UnhashableError: An input file has changed or cannot be read, or an environment variable
@@ -319,8 +319,8 @@ class Keys:
                     "nothing writes to it, and declare files that the task writes as OutputFile"
                 )
         if task["function"] is None:
-            self._ingredients.begin()
-            if self._variables(task, self._ingredients) != before.get(_VARIABLES):
+            self._fingerprint.begin()
+            if self._variables(task, self._fingerprint) != before.get(_VARIABLES):
                 raise UnhashableError(
                     "the program changed os.environ while the task waited or ran, so that the task "
                     "may have inherited either value; pass environment={...} to the task instead"
@@ -381,7 +381,7 @@ class Keys:
 
 
 def _without(sandbox: str, word: str) -> str:
-    """Return a word in which a sandbox's path is replaced by a character that no path contains."""
+    """Replace a sandbox's path in a word by a NUL character, and return the result."""
     return re.sub(re.escape(sandbox) + r"(?![\w.-])", "\0", word)
 
 
@@ -391,7 +391,7 @@ def require_not_changed(
     """Raise an error if a file has changed or is missing. New files are regarded as outputs.
 
     Args:
-        before: The digests of the files when the task's key was computed, see `Key.paths`.
+        before: The digests of the files when the task's key was computed. See `Key.paths`.
         now: The current digests of the same files.
 
     Raises:
@@ -408,7 +408,7 @@ def require_not_changed(
 
 
 def _taken_apart(function: Any, found: CodeFingerprint, parts: dict[str, str]) -> Any:
-    """Return the function inside a method, `partial` or wrapper of a library.
+    """Return the function inside a method, a `partial` or a library's wrapper.
 
     Add everything else, such as the arguments of the `partial`, to `parts`.
     """

@@ -29,27 +29,27 @@ log: logging.Logger = logging.getLogger("rhapsody.journal")
 
 _Call = tuple[Key, int, str | None]
 """A call that may be recorded: its key, its number among the calls with that key, and the reason
-(or `None`) why an earlier recording is not used."""
+why an earlier result is not used (`None` if there is none)."""
 
 
 class Journal:
-    """Plugin that records the results of a run and reuses the results of earlier runs.
+    """Plugin that records the results of a run, and reuses the results of earlier runs.
 
     A journal object belongs to one run of a program. All engines of the run may share it; they call
-    its hooks on their event loop. The hooks wait for the work, which runs on the journal's own
-    thread.
+    its hooks on their event loop. The hooks do their work on the journal's own thread and wait for
+    it.
 
     Args:
         path: The path of the journal's file. A missing file is created so that only the current
             user can read and write it.
         program: The directory of the program. Paths below it are compared relative to it, so that
             the program can be moved.
-        resume: True to reuse the recordings of the last run, False to ignore them, `None` to reuse
+        resume: True to reuse the results of the last run, False to ignore them, `None` to reuse
             them only if that run did not succeed.
         shared: True if another run may use the journal at the same time.
         largest: Maximum size of a recorded result in bytes, in memory (`sys.getsizeof`) and as a
             pickle; `None` for no limit.
-        again: Names of tasks whose recordings are not used, so that the tasks run again.
+        again: Names of tasks that run again, because their recorded results are not used.
         push_down: True if, on backends that keep values, the engine may submit tasks before their
             dependencies have finished. Values that a backend keeps are not recorded.
 
@@ -109,7 +109,7 @@ class Journal:
 
     @property
     def reused(self) -> int:
-        """Number of recordings that were available when this run began."""
+        """Number of recorded results that were available when this run began."""
         return self._store.reused
 
     @property
@@ -171,8 +171,8 @@ class Journal:
         """Find the results that a run would reuse, and explain for each task whether it would run.
 
         Returns:
-            A list with a pair for each task: the result that a run would reuse, or `None`, and the
-            explanation. If the journal has failed, `None` is returned instead of the list.
+            A list with two values for each task: the result that a run would reuse (or `None`), and
+            the explanation. `None` instead of the list if the journal is disabled.
         """
         return await self._on_thread(partial(self._preview, tasks))
 
@@ -189,7 +189,7 @@ class Journal:
     def _verdict(
         self, task: LookupTask, found: Recorded | None, earlier: Earlier
     ) -> tuple[Recorded | None, str]:
-        """Return the result that a run would reuse, and a verdict on whether the task would run."""
+        """Return the result that a run would reuse, and explain whether the task would run."""
         if found is None:
             return None, self._why(task, earlier)
         if found.files is None or not found.files.missing:
@@ -281,9 +281,9 @@ class Journal:
             number: The number of the call among the calls with this key.
 
         Returns:
-            The result, or `None`; and the reason why the recording cannot be used, or `None`. Both
-            are `None` if there is no recording. Neither is `None` if files are missing: the call
-            then runs again only if a task reads one of these files.
+            The result (or `None`), and the reason why it cannot be used (or `None`). Both are
+            `None` if none is recorded. Neither is `None` if files are missing: the call then runs
+            again only if a task reads one of these files.
 
         Raises:
             sqlite3.Error: The journal cannot be read.
@@ -348,7 +348,7 @@ class Journal:
         return [refused.get(record.uid) for record in records] if refused else None
 
     def _made_again(self, record: Record, call: str) -> DataError | None:
-        """Record files that a reused task has produced again.
+        """Record files that a task has produced again after its result was reused.
 
         If the content of the files differs, the files are used only by this run, and only if the
         run has reused no result that depends on the old content: the tasks of a run must not see
@@ -399,12 +399,12 @@ class Journal:
             return False
 
     def _files_of(self, record: Record) -> str | None:
-        """Return the record of a task's files as JSON, see `Outputs.noted`."""
+        """Return the files recorded for a task, as JSON. See `Outputs.noted`."""
         named = record.files is not None and leads_into(record.value, record.files.sandbox)
         return self._outputs.noted(record.files, named=named)
 
     def _recording(self, record: Record, call: _Call) -> Recording | None:
-        """Return the recording of a result, or `None` if the result cannot be recorded."""
+        """Return a result as the journal stores it, or `None` if it cannot be recorded."""
         task = record.task
         key, number, why = call
         digest, paths = key.digest, key.paths
@@ -458,7 +458,7 @@ class Journal:
 
 
 def _with_files(parts: str, paths: Mapping[str, bytes | None]) -> str:
-    """Return the text of a key's parts, with the digests of the files at `paths` added."""
+    """Add the digests of files to the text of a key's parts, and return the result."""
     if not any(paths.values()):
         return parts
     read = {f"file {path}": digest.hex() for path, digest in paths.items() if digest}

@@ -67,7 +67,7 @@ class _File:
             `_normalize` has changed.
         names: The number of code objects with each qualified name.
         classes: The classes in that syntax tree, by qualified name.
-        chains: The names in the body of each class, by qualified name, see `_chains`.
+        chains: The names in the body of each class, by qualified name. See `_chains`.
     """
 
     changed: int = 0
@@ -116,9 +116,9 @@ class Sources:
             variables: The variables of the module, which may include the loader of its source.
 
         Returns:
-            The digest, and the names, each with its attributes, see `_chains`. `None` if the file
-            does not contain exactly one class with this name, or if the methods in the file differ
-            from the loaded ones.
+            The digest, and the names with their attributes (see `_chains`). `None` if the file does
+            not contain exactly one class with this name, or if its methods differ from the loaded
+            ones.
 
         Raises:
             UnhashableError: The file was changed after the program started, or the class cannot be
@@ -159,7 +159,7 @@ class Sources:
         return digest_of(file.plain.get(file.code, file.code)), file.code
 
     def _unchanged(self, name: str, variables: dict[str, Any]) -> _File:
-        """Return a source file; raise an error if it was changed after the program started."""
+        """Return a source file, or raise an error if it was changed after the program started."""
         file = self._file(name, variables)
         if file.changed > self.process_start:
             raise UnhashableError(
@@ -197,7 +197,7 @@ def _read(name: str, variables: dict[str, Any]) -> _File:
 
 
 def _normalize(tree: ast.Module, file: _File) -> None:
-    """Remove docstrings, positions and annotations of functions from a tree, and note its classes.
+    """Remove docstrings, positions and functions' annotations from a tree, and note its classes.
 
     Positions affect byte code: Python merges two jumps only if they are on one line. Each scope
     receives a separate line number, because equal code objects on one line would be merged.
@@ -229,14 +229,14 @@ def _normalize(tree: ast.Module, file: _File) -> None:
 def _pairs(
     code: types.CodeType, plain: types.CodeType
 ) -> Iterator[tuple[types.CodeType, types.CodeType]]:
-    """Yield a code object with its normalized form, then the same for all code nested in it.
+    """Yield a code object and all code nested in it, each with its normalized form.
 
     Args:
         code: The code object.
-        plain: Its counterpart, compiled from the normalized syntax tree.
+        plain: Its normalized form, compiled from the normalized syntax tree.
 
     Yields:
-        Pairs of a code object and its counterpart.
+        A code object and its normalized form.
     """
     yield code, plain
     inner, plains = (
@@ -249,7 +249,7 @@ def _pairs(
 
 
 def _chains(node: ast.ClassDef) -> tuple[tuple[str, ...], ...]:
-    """Return the names in a class's body, each with the attributes read directly from the name."""
+    """Return the names in a class's body, each with the attributes read directly from it."""
     chains: dict[tuple[str, ...], None] = {}
     for each in ast.walk(node):
         chain: list[str] = []
@@ -312,8 +312,8 @@ class Use(NamedTuple):
         chain: The global's name, followed by the attributes that are read directly from it.
         by: The instruction that consumes the value, such as `BINARY_SUBSCR` or one of `CALLS`; an
             empty string if it is unknown.
-        key: The subscript, the first argument of the call, or the left operand of `in`: a string if
-            it is a literal, a tuple with the name if it is a global, otherwise `None`.
+        key: The subscript, the first argument of the call, or the left operand of `in`. A literal
+            is represented by a string, a global by a tuple with its name, anything else by `None`.
     """
 
     chain: tuple[str, ...]
@@ -332,12 +332,12 @@ class Use(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Names:
-    """Names and imports that code uses from outside itself.
+    """Names that code uses but does not define, and its imports.
 
     Attributes:
         uses: The globals that the code reads.
-        modules: The modules that the code imports: the name, with a dot for each relative level,
-            and the names imported from the module.
+        modules: The modules that the code imports, each with the names imported from it. A module's
+            name begins with a dot for each relative level.
         members: The uses of those modules: pairs of a module's name and a use whose chain begins
             with that name.
         stored: Names of globals that the code sets.
@@ -361,7 +361,7 @@ class _Step(NamedTuple):
 
 
 def names_in(code: types.CodeType) -> Names:
-    """Return the names that a function and its nested functions use from outside."""
+    """Return the names that code and its nested functions use but do not define."""
     uses: dict[Use, None] = {}
     modules: dict[tuple[str, tuple[str, ...]], None] = {}
     members: dict[tuple[str, Use], None] = {}
@@ -397,7 +397,7 @@ def names_in(code: types.CodeType) -> Names:
 
 
 def constants_in(code: types.CodeType) -> dict[str, str]:
-    """Return the global variables that a module's code sets exactly once, to a string literal."""
+    """Return the global variables that a module sets once and to a string literal."""
     found: dict[str, str] = {}
     stored: Counter[str] = Counter()
     for one in with_inner(code):
@@ -463,11 +463,11 @@ def _key(step: _Step) -> str | tuple[str] | None:
 
 
 def _taker(steps: list[_Step], number: int) -> int | None:
-    """Return the index of the instruction that consumes the value that another one pushes.
+    """Return the index of the instruction that consumes the value pushed by instruction `number`.
 
     Args:
         steps: The instructions of the code.
-        number: The index of the instruction that pushes the value.
+        number: The index of the pushing instruction.
 
     Returns:
         The index; `None` if the value is not consumed.
@@ -483,17 +483,17 @@ def _taker(steps: list[_Step], number: int) -> int | None:
 def _imported(
     steps: list[_Step], number: int, name: str, taken: tuple[str, ...] | None
 ) -> Iterator[tuple[str, tuple[str, tuple[str, ...]]]]:
-    """Yield each variable that an import sets, with the module and the imported names.
+    """Yield each variable that an import sets, with the imported object.
 
     Args:
         steps: The instructions of the code.
         number: The index of the import instruction.
         name: The name of the module.
-        taken: The names that `from ... import` lists; `None` for `import ...`.
+        taken: The names listed by `from ... import`; `None` for `import ...`.
 
     Yields:
-        The name of a variable; and a pair of the module's name and a tuple, which contains the
-        imported name if `taken` lists it, and is empty if the variable is the module.
+        The variable's name, the module's name, and a tuple with the name that is imported from the
+        module. The tuple is empty if the variable is the module itself.
     """
     member, alias = "", False
     for step in steps[number + 1 :]:
@@ -518,10 +518,10 @@ class Program:
 
     Attributes:
         sources: The program's source files.
-        origins: The origins of modules: the program or an installed distribution.
-        memos: Variables that are treated as empty because tasks fill them. Each key is the id of
-            the variable's owner and the variable's name; each value is the owner: the variables of
-            a module, a class, or a closure cell (with an empty name).
+        origins: The origin of each module: the program or an installed distribution.
+        memos: Owners of the variables that are treated as empty because tasks fill them, by the
+            owner's id and the variable's name. An owner is a class, a closure cell (with an empty
+            name), or the variables of a module.
         unloaded: Names of modules that were not loaded when they were first looked up.
     """
 
@@ -539,7 +539,7 @@ class Program:
         self.unloaded: set[str] = set()
 
     def names(self, code: types.CodeType) -> Names:
-        """Return the names that code uses from outside."""
+        """Return the names that code uses but does not define."""
         found = self._names.get(code)
         if found is None:
             found = self._names[code] = names_in(code)

@@ -1,8 +1,8 @@
-"""Journal file, an SQLite database: written by a run on a separate thread, and read for reports.
+"""Journal file: an SQLite database that a run writes on a separate thread, and that reports read.
 
-A lineage is a run and all runs that resumed it, directly or indirectly. The runs of a lineage share
-their recordings. Within a lineage, the n-th recording of a key belongs to the n-th call with that
-key.
+A recording is a task's result in the journal. A lineage is a run together with all runs that
+resumed it, directly or indirectly; they share their recordings. Within a lineage, the n-th
+recording of a key belongs to the n-th call with that key.
 """
 
 from __future__ import annotations
@@ -53,14 +53,14 @@ UNSTORABLE = (sqlite3.DataError, sqlite3.InterfaceError, OverflowError, UnicodeE
 """Errors raised by `sqlite3` that concern a single value, not the journal."""
 
 FILES_MISSING, FILES_REGENERATED = 1, 2
-"""State of the files of a recording that a run has used.
+"""States of the files of a recording that a run has used.
 
 `FILES_MISSING`: some are missing. `FILES_REGENERATED`: some were missing and have been produced
 again. The state of all other recordings is 0.
 """
 
 How = Literal["done", "failed", "interrupted"]
-"""Outcome of a run. For a run that was killed, the database contains none."""
+"""Outcome of a run. The outcome of a run that was killed is not recorded."""
 
 # The recordings have no index by key: keys are random, so each insertion would write to another
 # page of the index. Runs that resume another run create the table `earlier` instead.
@@ -107,10 +107,10 @@ class Run(NamedTuple):
 
     Attributes:
         number: The run's number in the journal.
-        lineage: The number of the run's lineage.
+        lineage: The number that the run shares with the runs it resumes, directly or indirectly.
         began: The start time, in seconds since the epoch.
-        how: The recorded outcome; if none was recorded, `"killed"` or `"running"`, or `None` if it
-            is unknown which of the two is true.
+        how: The recorded outcome. If none is recorded: `"killed"`, `"running"`, or `None` if it is
+            unknown which of the two is true.
         kept: Number of results that the run recorded.
         reused: Number of results of earlier runs that the run used.
     """
@@ -143,16 +143,15 @@ def runs_in(database: sqlite3.Connection, path: Path) -> list[Run]:
 
 
 class Recording(NamedTuple):
-    """Result of a task, in the form in which it is written to the database.
+    """Result of a task, as it is written to the database.
 
     Attributes:
         key: The digest of the task's key.
-        number: The number of the call among the run's calls with this key, starting at 1.
+        number: The number of the call among the calls of the run with this key, starting at 1.
         name: The task's name.
         uid: The task's uid in its engine.
-        parts: The parts of the key, see `rhapsody.journal.keys.as_text`.
-        code: The digest of the function's code and everything that it uses; `None` for some tasks,
-            see `rhapsody.journal.keys.Key`.
+        parts: The parts of the key. See `rhapsody.journal.keys.as_text`.
+        code: See `rhapsody.journal.keys.Key`.
         files: The files that the task wrote, as JSON; `None` if there are none.
         why: The reason why an earlier recording of the call was not used; `None` if there was no
             such recording.
@@ -181,12 +180,14 @@ class Store:
     Attributes:
         path: The file's path.
         run: The number of this run; 0 before `begin`.
-        lineage: The number of this run's lineage; 0 before `begin`.
-        reused: Number of recordings that were available when this run began.
-        before: The outcome of the resumed run; `"killed"` if it is unknown or no run was resumed.
+        lineage: The number that this run shares with the runs it resumes, directly or indirectly; 0
+            before `begin`.
+        reused: Number of recorded results that were available when this run began.
+        before: The outcome of the resumed run; `"killed"` if no run was resumed or its outcome is
+            unknown.
         kept: Number of results that this run has recorded.
-        used: For each recording that this run has used, the state of its files, by the recording's
-            id; see `FILES_MISSING` and `FILES_REGENERATED`.
+        used: The state of the files (see `FILES_MISSING`) of each recorded result that this run has
+            used, by the result's id in the database.
 
     Raises:
         JournalInUseError: Another run uses the journal, which is on a network file system and
@@ -269,8 +270,8 @@ class Store:
         """Begin a run.
 
         Args:
-            resume: True to reuse the recordings of the last run that has ended, False to ignore
-                them, `None` to reuse them only if that run did not succeed.
+            resume: True to reuse the results of the last run that has ended, False to ignore them,
+                `None` to reuse them only if that run did not succeed.
 
         Raises:
             JournalInUseError: Another run uses the journal, and `shared` is False.
@@ -296,7 +297,7 @@ class Store:
             self._release()
 
     def prune(self) -> None:
-        """Remove recordings that no run can reuse, free their space, and close the journal.
+        """Remove results that no run can reuse, free their space, and close the journal.
 
         Raises:
             JournalInUseError: A run uses the journal.
@@ -377,11 +378,11 @@ class Store:
             database.execute("VACUUM")
 
     def _earlier(self) -> tuple[list[Run], list[Run]]:
-        """Return two lists: the runs that have ended or were killed, and those still running.
+        """Return two lists: the runs that have ended or were killed, and the running ones.
 
-        Both are sorted from oldest to newest. The first list includes this run, once it is
-        registered, and runs that may or may not be running. The lock files of runs that were killed
-        are removed.
+        Both are sorted from oldest to newest. The first list includes this run, once it is in the
+        database, and runs whose state is unknown. The lock files of runs that were killed are
+        removed.
         """
         ended, living = list[Run](), list[Run]()
         for run in runs_in(self._database, self.path):
@@ -421,14 +422,14 @@ class Store:
         return id_, value, files
 
     def value(self, recording: int) -> bytes:
-        """Return the pickled value of a recording, see `Recording.value`."""
+        """Return the pickled value of a recording. See `Recording.value`."""
         select = "SELECT value FROM recordings WHERE id = ?"
         (packed,) = self._database.execute(select, (recording,)).fetchone()
         assert isinstance(packed, bytes)
         return packed
 
     def replace_files(self, recording: int, files: str) -> None:
-        """Replace the record of a reused task's files, which have been produced again."""
+        """Replace the files in a recording after they have been produced again."""
         database = self._database
         with _transaction(database):
             select = "SELECT key, number, value FROM recordings WHERE id = ?"
@@ -465,14 +466,14 @@ class Store:
         codes: Mapping[bytes, str],
         digests: Mapping[Stamp, bytes],
     ) -> None:
-        """Write results, digests of large files, and the ingredients of the results' code digests.
+        """Write results, digests of large files, and the parts of the results' code digests.
 
         A result that SQLite cannot store, such as one larger than a gigabyte, is skipped, and the
         reason is stored with `refuse`.
 
         Args:
             recordings: The results.
-            codes: The ingredients of code digests as text, by digest.
+            codes: The parts of each code digest, as text, by digest.
             digests: The digests of large files.
         """
         database = self._database
@@ -559,7 +560,7 @@ def journal_of_program(
 
     Args:
         arguments: The program and its arguments. Default: `sys.argv`.
-        function: The name of the program's function that is run; `None` means `main`.
+        function: The name of the function that is run; `None` means `main`.
 
     Raises:
         FileNotFoundError: The current directory was removed.
@@ -657,7 +658,7 @@ def intact_mark(key: bytes, number: int, value: bytes, files: str | None) -> byt
 
 
 def _row(recording: Recording) -> tuple[object, ...]:
-    """Return the values of a recording for the database, in a form that is fast to write.
+    """Return the row of a recording in the database, in a form that is fast to write.
 
     For each `None` or `bytes` object, the `sqlite3` module searches for an adapter, which takes
     longer than writing the object. It does not do this for a `bytearray`, so `bytes` are copied,
@@ -741,7 +742,7 @@ def opened(path: Path) -> Iterator[Reader]:
 
 
 class Reader:
-    """A journal that is open for reading, see `opened`."""
+    """Journal that is open for reading. See `opened`."""
 
     def __init__(self, database: sqlite3.Connection, path: Path) -> None:
         self._database = database
@@ -841,8 +842,8 @@ class Reader:
 class Earlier:
     """Recordings that a run did not use, for comparison with the run's calls.
 
-    For a run that did not resume another run, these are the recordings that `--resume` would have
-    used, if they are still in the journal.
+    If the run did not resume another run, these are the recordings that it would have used with
+    `--resume`, as far as the journal still contains them.
 
     Args:
         database: The journal's database.
@@ -868,7 +869,7 @@ class Earlier:
         self._names: dict[str, dict[object, list[tuple[str, str, bytes | None]]]] = {}
 
     def what_changed(self, name: str, uid: str, parts: str, code: bytes | None) -> str:
-        """Explain why a task ran, by the smallest difference from an unused recording.
+        """Explain why a task ran: return its smallest difference from an unused recording.
 
         The task is compared with the unused recordings of the same call, and with up to
         `MAX_COMPARED_CALLS` unused recordings of calls with equal arguments.
@@ -876,22 +877,22 @@ class Earlier:
         Args:
             name: The task's name.
             uid: The task's uid.
-            parts: The parts of the task's key, see `Recording.parts`.
-            code: The digest of the function's code, see `Recording.code`.
+            parts: See `Recording.parts`.
+            code: See `Recording.code`.
 
         Returns:
             The reason, as text.
         """
         if name not in self._names:
             self._names[name] = self._load(name)
-        known, now = self._names[name], _ingredients(self._database, parts, code)
+        known, now = self._names[name], _parts_of(self._database, parts, code)
         differences = [
             (their_uid != uid, len(changed), changed)
             for their_uid, their_parts, their_code in (
                 *known.get(uid, ()),
                 *known.get(_given(parts), ())[:MAX_COMPARED_CALLS],
             )
-            for changed in [_changes(_ingredients(self._database, their_parts, their_code), now)]
+            for changed in [_changes(_parts_of(self._database, their_parts, their_code), now)]
         ]
         if self._started_over:
             changes = min(differences)[2] if differences else ()
@@ -921,10 +922,10 @@ def _given(parts: str) -> frozenset[tuple[str, str]]:
     )
 
 
-def _ingredients(
+def _parts_of(
     database: sqlite3.Connection, parts: str, code: bytes | None
 ) -> dict[str, tuple[str, int | None]]:
-    """Return, by name, the digest or version of each ingredient, and its line if it is known."""
+    """Return the parts of a key by name, each with its line number if it is known."""
     found: dict[str, tuple[str, int | None]] = {
         name: (value, None) for name, value in ast.literal_eval(parts).items()
     }

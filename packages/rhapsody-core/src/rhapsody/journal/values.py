@@ -2,10 +2,10 @@
 
 Digests are not computed from pickles: a comment above a function of `__main__` changes its pickle,
 and the order of a set changes with the hash seed. Instead, an object's digest is computed from the
-parts from which pickle would rebuild the object. A digest depends neither on whether two parts of a
-value are the same object, nor on the order of a `dict`. There are two exceptions, whose digests
-differ in each run: a set of functions with the same name, such as lambdas, and an object that
-contains the address of another object.
+parts from which pickle would rebuild the object. A digest depends neither on the order of a `dict`
+nor on whether two parts of a value are the same object. Two kinds of values have a different digest
+in each run: sets of functions with the same name, such as lambdas, and objects that contain the
+address of another object.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ from weakref import WeakKeyDictionary
 from rhapsody.data import File, InputFiles
 
 DIGEST_SIZE = 16
-"""Size of a digest in bytes. With 16 bytes, a collision among 2^64 values has even odds."""
+"""Size of a digest in bytes. A collision of 16 bytes becomes likely only among 2^64 values."""
 
 MAX_PATH_LENGTH = 4096
-"""Maximum number of characters of a path (Linux's `PATH_MAX`). Longer strings name no file."""
+"""Maximum number of characters in a path (Linux's `PATH_MAX`)."""
 
 MAX_OBJECTS = 5_000_000
 """Maximum number of objects in a value that has a digest. An object is counted each time that it
@@ -93,7 +93,7 @@ class Collector(Protocol):
     """
 
     def code(self, thing: Any) -> str:
-        """Collect a function, class or module and return a unique name for it."""
+        """Collect a function, class or module, and return a unique name for it."""
 
     def own(self, kind: type) -> bool:
         """Return True if a class belongs to the program and not to a library."""
@@ -103,14 +103,14 @@ class Collector(Protocol):
 
 
 class Values:
-    """Hasher that computes the digest of one value after another.
+    """Hasher of values, one at a time.
 
     Args:
         collector: The object that collects the functions, classes and paths in values.
 
     Attributes:
-        size: Size of the value that was last passed to `digest`: its number of containers and other
-            objects with parts, plus one for each 128 bytes of data.
+        size: Size of the value that was last passed to `digest`: the number of containers and other
+            objects with parts in it, plus one for each 128 bytes of data.
     """
 
     __slots__ = ("_collector", "_entries", "_open", "_whole", "size")
@@ -125,8 +125,8 @@ class Values:
     def shown(self, value: object) -> str:
         """Return a value's digest in hexadecimal.
 
-        For speed, a value whose encoding is shorter than a digest, such as a small number, is
-        returned in this encoding instead.
+        For speed, return a value's encoding instead if it is shorter than a digest, as that of a
+        small number is.
 
         Raises:
             UnhashableError: The value has no digest.
@@ -347,7 +347,7 @@ class Values:
 
 @functools.lru_cache(maxsize=1024)
 def _digits(text: bytes) -> str:
-    """Return the digest of a text. The cache helps because many tasks have the same short texts."""
+    """Return the digest of encoded text. Cached because many tasks have the same short texts."""
     return hashlib.blake2b(text, digest_size=DIGEST_SIZE).hexdigest()
 
 
@@ -378,7 +378,7 @@ _PLACES_BEGIN = (
 )  # fmt: skip
 
 _INDEXES = frozenset(("SLURM_ARRAY_TASK_ID", "PBS_ARRAY_INDEX", "LSB_JOBINDEX", "SGE_TASK_ID"))
-"""Environment variables from which the jobs of a job array choose their work."""
+"""Environment variables by which the jobs of a job array choose their work."""
 
 
 def counts(variable: str) -> bool:
@@ -392,7 +392,7 @@ def counts(variable: str) -> bool:
 
 
 def _is_free(value: object) -> bool:
-    """Return True if a value is a function written in C, and not a method of an object."""
+    """Return True if a value is a function written in C and not a method."""
     return isinstance(value, types.BuiltinFunctionType) and (
         value.__self__ is None or isinstance(value.__self__, types.ModuleType)
     )
@@ -466,7 +466,7 @@ def _is_mute(value: object) -> bool:
 def _parts_of_array(value: Any) -> tuple[Any, ...] | None:
     """Return the parts from which the digest of a NumPy or pandas object is computed.
 
-    Return `None` if the object is digested like those of other libraries.
+    Return `None` if its digest is computed like those of other objects.
     """
     library = str(type(value).__module__).partition(".")[0]
     if library == "pandas":
