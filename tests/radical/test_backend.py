@@ -185,7 +185,7 @@ class Held:
 
     def activate(self, number: int) -> None:
         self.backend._pilots.note(self.backend.pilots[number], "PMGR_ACTIVE", time.time())
-        self.backend._reconsider_held()
+        self.backend._reconsider_waiting()
         self.do()
 
 

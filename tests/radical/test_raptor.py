@@ -161,7 +161,7 @@ def test_a_timeout_ends_only_its_own_call(worker: Any, tmp_path: Path) -> None:
     assert (one, two.partition("(")[0]) == ("one", "TimeoutError")
 
 
-def test_the_cores_of_calls_that_are_taken_back_are_released(
+def test_the_cores_of_calls_that_are_withdrawn_are_released(
     worker: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The first call of a process that has not started it runs on other cores."""

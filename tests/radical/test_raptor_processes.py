@@ -162,7 +162,7 @@ def hold(gate: str, mark: str) -> str:
     return "held"
 
 
-def test_calls_that_have_not_started_can_be_taken_back(process: Any, tmp_path: Path) -> None:
+def test_calls_that_have_not_started_can_be_withdrawn(process: Any, tmp_path: Path) -> None:
     gate, mark = tmp_path / "gate", tmp_path / "mark"
     first, *others = (
         call_of(tmp_path, hold, str(gate), str(mark)),
@@ -172,14 +172,14 @@ def test_calls_that_have_not_started_can_be_taken_back(process: Any, tmp_path: P
     until = time.monotonic() + 20
     while not mark.exists() and time.monotonic() < until:
         time.sleep(0.01)
-    assert process.take_back() == others
+    assert process.withdraw() == others
     assert list(process.calls) == [first]
     gate.touch()
     assert process.receive()
     process.calls.clear()
     assert process.receive() is None
     assert process.alive
-    assert process.take_back() == []
+    assert process.withdraw() == []
     assert asked(process, tmp_path, same, 4)
 
 
@@ -189,7 +189,7 @@ def test_a_killed_process_loses_only_its_running_call(process: Any, tmp_path: Pa
     assert process.receive()
     process.calls.popleft()
     assert process.receive() is None
-    assert process.take_back() == calls[2:]
+    assert process.withdraw() == calls[2:]
     assert list(process.calls) == calls[1:2]
     assert not process.alive
 

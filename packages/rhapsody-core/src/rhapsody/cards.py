@@ -1,4 +1,4 @@
-"""Cards: how notebooks and rich show engines, futures and summaries.
+"""Cards, with which notebooks and rich show engines, futures and summaries.
 
 A card consists of a title and a few rows. Each class that has one returns it from `_card`, and its
 methods `_repr_html_` and `__rich__` render it. The HTML inherits the colors of the page, so that it
@@ -87,6 +87,6 @@ class Card(NamedTuple):
 
 
 def _shown(text: str, secrets: Secrets) -> str:
-    """Return a text without secrets, shortened if it is long."""
+    """Return text without secrets, shortened if it is long."""
     text = mask(text, secrets)
     return text if len(text) <= MAX_LENGTH else f"{text[: MAX_LENGTH - 3]}..."

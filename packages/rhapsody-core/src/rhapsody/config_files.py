@@ -1,4 +1,4 @@
-"""Configuration files: search for `rhapsody.toml` and `pyproject.toml`, and lines of their keys.
+"""Configuration files: finds `rhapsody.toml` and `pyproject.toml`, and the lines of their keys.
 
 A project's file is found as by ruff and pytest: the nearest one in the current directory or a
 parent. The search ends at the root of the project. It also ends at a directory that another user

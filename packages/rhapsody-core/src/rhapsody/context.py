@@ -11,7 +11,7 @@ T = TypeVar("T")
 
 
 class TaskContext:
-    """Context of a running task, see `current_task`.
+    """Context of a running task; see `current_task`.
 
     Attributes:
         uid: The attempt's uid, unique across engines and attempts.

@@ -113,7 +113,7 @@ def _require_sandbox(path: str) -> None:
 
 
 def moved(text: str, former: str, sandbox: str) -> str:
-    """Return a text, such as a command, with the sandbox path `former` replaced with `sandbox`."""
+    """Return text, such as a command, with the sandbox path `former` replaced with `sandbox`."""
     # Sandboxes are named after uids, which end in numbers.
     return re.sub(re.escape(former) + r"(?![0-9~])", lambda _: sandbox, text)
 
@@ -293,7 +293,10 @@ class File:
         return _changed(self, filepath=path, _by_path=by_path, _producer=None)
 
     def __str__(self) -> str:
-        """Return the file's path, or its name outside tasks and in commands run in the sandbox."""
+        """Return the file's path.
+
+        Outside tasks, and in commands that run in the sandbox, return the file's name instead.
+        """
         return str(self.filepath) if self._by_path else self.filename
 
     def __fspath__(self) -> str:
@@ -399,7 +402,7 @@ def found_at(file: InputFile, path: str) -> InputFile:
 
 
 def renamed(file: InputFile) -> InputFile:
-    """Rename an input in its sandbox, because the task writes a file of the same name.
+    """Rename an input in the sandbox, because the task writes a file with the same name.
 
     Returns:
         The renamed copy of the input.
@@ -410,7 +413,7 @@ def renamed(file: InputFile) -> InputFile:
 
 
 def separate_name(name: str) -> str:
-    """Return the new name of an input whose name is also that of one of the task's outputs."""
+    """Return the new name of an input that has the same name as one of the task's outputs."""
     return f"input-{name}"
 
 
@@ -443,9 +446,9 @@ class OutputFile(File):
         name: The file's name. Leading directories are the destination, relative to the engine's
             `results_dir`: the task writes `all.png` for `results/all.png`.
         many: True if the name is a pattern (`fnmatch`), such as `*.csv`. The pattern stands for all
-            matching files directly in the sandbox, of which there must be at least one. Hidden
-            files (unless the pattern begins with a dot), links out of the sandbox, and inputs do
-            not match.
+            matching files directly in the sandbox. At least one file must match. Hidden files
+            (unless the pattern begins with a dot), links out of the sandbox, and inputs do not
+            match.
         save: The destination as a separate argument. A path that ends in `/` or is an existing
             directory is the directory to save to. Any other path is the path of the saved file, and
             is an error with `many`. A relative path starts at `results_dir` and must stay inside
@@ -645,7 +648,7 @@ class SavedFile:
 
 
 def is_data_url(text: str) -> bool:
-    """Return True if a text is a URL that contains its data, such as `data:text/plain,...`."""
+    """Return True if a string is a URL that contains its data, such as `data:text/plain,...`."""
     return _DATA_URL.match(text) is not None
 
 

@@ -59,7 +59,7 @@ def merged(task: Secrets, process: Secrets) -> Secrets:
 
 
 def mask(text: str, secrets: Iterable[tuple[str, str]]) -> str:
-    """Return a text in which each secret value is replaced with its variable's `<NAME>`."""
+    """Return text in which each secret value is replaced with the `<NAME>` of its variable."""
     for value, name in secrets:
         text = text.replace(value, f"<{name}>")
     return text

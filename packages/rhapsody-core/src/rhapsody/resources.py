@@ -222,7 +222,7 @@ ALIASES = dict(zip(Resources.__dataclass_fields__, Resources.__dataclass_fields_
 
 
 def time_needed(task: Mapping[str, Any]) -> float | None:
-    """Return the maximum time that a task needs: its `walltime`, or else its timeout.
+    """Return the maximum time that a task needs: its `walltime` or, if it has none, its timeout.
 
     Returns:
         The time in seconds; `None` if the task's description contains neither.

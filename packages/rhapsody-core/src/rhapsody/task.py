@@ -40,7 +40,7 @@ class RetryPolicy:
 
     Raises:
         TypeError: A value is of the wrong type.
-        ValueError: A number is negative, or `wait` is a text that is not a duration.
+        ValueError: A number is negative, or `wait` is a string that is not a duration.
     """
 
     attempts: int = 1
@@ -249,7 +249,7 @@ class TaskDescription(_RequiredKeys, total=False):
             `stdout` and `stderr`. `"quiet"`, used only for functions, captures the output without
             printing it on the worker, because the engine shows it.
         scope: The label of the scope in which the task was called.
-        ready: The readiness condition of a service, see `rhapsody.TaskSettings`.
+        ready: The readiness condition of a service; see `rhapsody.TaskSettings`.
         return_value: The result of a finished function. Set by the backend.
         stdout: The task's standard output. Set by the backend.
         stderr: The task's standard error. Set by the backend.
@@ -529,11 +529,11 @@ class TaskFuture(asyncio.Future[T]):
 
     @property
     def stdout_path(self) -> str | None:
-        """The path of the file that receives an executable's output, for `tail -f`.
+        """The path of the file that receives an executable's output, for example for `tail -f`.
 
-        The file exists in the sandbox from the start of the attempt until the sandbox is removed,
-        unless `capture=False` is set or the backend's own settings name another file. The path is
-        `None` for a function, or if the task has no sandbox.
+        The file exists in the sandbox from the start of the attempt until the sandbox is removed.
+        There is no such file with `capture=False`, or if the backend's own settings name another
+        file. The path is `None` for a function, or if the task has no sandbox.
         """
         sandbox = self.sandbox
         if sandbox is None or self._definition.kind != "executable":

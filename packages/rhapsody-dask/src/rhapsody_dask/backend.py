@@ -382,9 +382,9 @@ class DaskExecutionBackend(ManagedBackend):
         """Wait until the connection ends, then fail all tasks.
 
         A client cancels its futures when it loses the scheduler, is closed, or restarts the
-        workers. This method therefore waits for a future that belongs to no task. It is called
-        before the plugins are registered, because the scheduler removes them when it loses the
-        client, even if the client connects again.
+        workers. This method therefore waits for a future that belongs to no task. Call it before
+        the plugins are registered, so that no loss is missed: the scheduler then removes the
+        plugins, and does not restore them if the client connects again.
         """
         from distributed import Future
 
@@ -444,7 +444,7 @@ class DaskExecutionBackend(ManagedBackend):
 
         Args:
             worker: The worker's address.
-            marks: The marks of the attempts that were running, from the worker's notes.
+            marks: The marks (see `worker.site.mark`) of the attempts that were running.
         """
         for call in list(self.open_tasks.values()):
             ran = call.started and call.worker == worker

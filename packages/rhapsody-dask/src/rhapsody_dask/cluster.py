@@ -388,7 +388,7 @@ def _local_cluster(options: Options) -> Any:
     if gpus:
         resources["gpus"] = gpus
     resources |= local.pop("resources", None) or {}
-    # Only the engine retries lost tasks, see `lost_retries`.
+    # Only the engine retries lost tasks; see `lost_retries`.
     scheduler = {"allowed_failures": 0, **quiet, **local.pop("scheduler_kwargs", {})}
     cluster_class: Any = LocalCluster  # untyped in Dask
     with _restored_environment():

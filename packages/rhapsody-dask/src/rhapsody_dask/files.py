@@ -120,7 +120,7 @@ class View:
 
 
 def _write(directory: str, text: str) -> str:
-    """Write a text to a file in a directory or in a parent directory, and return its path."""
+    """Write text to a file in a directory or in a parent directory, and return the file's path."""
     while not os.path.isdir(directory):
         directory = os.path.dirname(directory)
     path = os.path.join(directory, f".rhapsody-{text}")

@@ -42,8 +42,8 @@ so that grouping does not delay any of them.
 """
 
 RECALL_AFTER = 0.09
-"""Seconds from the report that a call is running until the remaining calls of its group are taken
-back.
+"""Seconds from the report that a call is running until the remaining calls of its group are sent
+again.
 """
 
 MAX_CALLS = 500
@@ -129,14 +129,14 @@ class Group:
 
 @dataclass(eq=False)
 class Groups:
-    """Grouping of one backend's calls: sends calls in groups, and delivers their replies.
+    """Sender of one backend's calls: sends calls in groups, and delivers their replies.
 
     Attributes:
         client: Dask's client.
         session: The backend's session.
         tasks: The open tasks by uid.
-        results: The backend's results, which receive the replies.
-        send_alone: Sends each call as a separate task.
+        results: The receiver of the replies.
+        send_alone: Function that sends each call as a separate task.
     """
 
     client: Any
@@ -264,19 +264,19 @@ class Groups:
         if group is None:
             return
         if len(group.members) > 1:
-            self._background.start(self._take_back(group, call))
+            self._background.start(self._withdraw(group, call))
         elif not group.function.known:
             self._background.start(self._give_up(group, call))
 
     async def _give_up(self, group: Group, call: Call) -> None:
-        """Send the calls held back for a measured call if it still runs after `TARGET_SECONDS`."""
+        """Send the calls that wait for a measured call if it takes over `TARGET_SECONDS`."""
         await asyncio.sleep(TARGET_SECONDS)
         if call.uid in group.members:
             group.function.slow = True
             self._release(group.function)
 
-    async def _take_back(self, group: Group, call: Call) -> None:
-        """Send the remaining calls of a group again if a call still runs after `RECALL_AFTER`."""
+    async def _withdraw(self, group: Group, call: Call) -> None:
+        """Send the remaining calls of a group again if a call takes over `RECALL_AFTER`."""
         await asyncio.sleep(RECALL_AFTER)
         if call.uid not in group.members:
             return

@@ -1,9 +1,10 @@
 """Dask plugins that send Rhapsody's code to a cluster and publish task transitions there.
 
 The plugins are pickled by value, so they can be unpickled without Rhapsody. For an existing
-cluster, they contain the source of core and of this package in a zip file, from which Python
-imports while an engine uses the cluster. If both packages are installed on the cluster, the
-installed packages are used instead; their versions must be the same as on this machine.
+cluster, they contain the source code of `rhapsody` and of this package in a zip file. Python
+imports from this file while an engine uses the cluster. If both packages are installed on the
+cluster, the installed packages are used instead; their versions must be the same as on this
+machine.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ a registration uses another connection.
 """
 
 EXCLUDED = ("rhapsody/cli/", "rhapsody/history/", "rhapsody/observers/", "rhapsody/testing/")
-"""Parts of core that no worker needs."""
+"""Parts of `rhapsody` that no worker needs."""
 
 
 @functools.cache
@@ -316,9 +317,9 @@ class SchedulerSetup(SchedulerPlugin):
                 await scheduler.unregister_worker_plugin(comm=None, name=name)
 
     async def close(self) -> None:
-        """Remove Rhapsody's code; called by Dask when the scheduler closes.
+        """Remove Rhapsody's code from the scheduler.
 
-        Also called when the backend's client has disconnected.
+        Called by Dask when the scheduler closes, and by `remove_client`.
         """
         self.cargo.discard()
 

@@ -65,7 +65,7 @@ class Demand(NamedTuple):
     allow_other_workers: bool = False
 
     def keywords(self) -> dict[str, Any]:
-        """Return the annotations that differ from their defaults, as keywords of `Client.map`."""
+        """Return the annotations other than the defaults, as keyword arguments of `Client.map`."""
         used = {key: value for key, value in self._asdict().items() if value}
         if self.resources:
             used["resources"] = dict(self.resources)
@@ -332,11 +332,11 @@ class Packer:
         Args:
             task: The description.
             more: Further settings for the worker.
-            held: Number of values that precede the large arguments: one for each reference, then
-                the archive of input files, if there is one.
+            held: Number of values before the large arguments: the references, and the archive of
+                input files if there is one.
 
         Returns:
-            The pickled `Order`, and the task's large values in the sequence in which Dask must hold
+            The pickled `Order`, and the task's large values in the order in which it refers to
             them.
 
         Raises:

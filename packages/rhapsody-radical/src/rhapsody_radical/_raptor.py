@@ -9,7 +9,7 @@ to the same directory.
 
 A message for each short call would cost as much as the call. Therefore, a process receives several
 calls at once if they belong to groups, and reads one byte from a pipe before it starts each call.
-By reading the remaining bytes, the worker takes back the calls that have not started. It does so to
+By reading the remaining bytes, the worker withdraws the calls that have not started. It does so to
 send them to an idle process, to cancel them, or because the process has ended. As a result, no call
 waits for a long one while cores are free, and each call is executed once.
 """
@@ -152,7 +152,7 @@ class RhapsodyWorker(rp.raptor.DefaultWorker):  # type: ignore[misc,name-defined
         with self._change:
             for process in self._busy:
                 if any(call["uid"] in uids for call in process.calls):
-                    self._waiting.extendleft(reversed(process.take_back()))
+                    self._waiting.extendleft(reversed(process.withdraw()))
                     # The last call is running; those before it have ended.
                     if process.calls and (uid := process.calls[-1]["uid"]) in uids:
                         self._cancelled.add(uid)
@@ -191,7 +191,7 @@ class RhapsodyWorker(rp.raptor.DefaultWorker):  # type: ignore[misc,name-defined
             busiest = max(self._busy, key=lambda process: len(process.calls), default=None)
             if busiest is None or len(busiest.calls) < 2 or not self._fits(busiest.calls[0]):
                 return []
-            self._waiting.extendleft(reversed(busiest.take_back()))
+            self._waiting.extendleft(reversed(busiest.withdraw()))
             if not self._waiting or not self._fits(self._waiting[0]):
                 return []
         first = self._waiting.popleft()
@@ -233,7 +233,7 @@ class RhapsodyWorker(rp.raptor.DefaultWorker):  # type: ignore[misc,name-defined
         most = 1
         while calls:
             began = time.monotonic()
-            cores = _reserved(calls)  # a call that is taken back may run on other cores
+            cores = _reserved(calls)  # a withdrawn call may run on other cores
             try:
                 process = self._process(self._cores(calls[0]))
                 process.send(calls)
@@ -275,7 +275,7 @@ class RhapsodyWorker(rp.raptor.DefaultWorker):  # type: ignore[misc,name-defined
             timer.cancel()
         with self._change:
             self._busy.remove(process)
-            self._waiting.extendleft(reversed(process.take_back()))
+            self._waiting.extendleft(reversed(process.withdraw()))
             for call in process.calls:
                 self._end(call, None)
             if process.alive and len(self._idle) < self._n_cores:
@@ -442,7 +442,7 @@ class Process:
         with suppress(OSError):  # the process has ended, which `receive` detects
             self._channel.send(orders)
 
-    def take_back(self) -> list[dict[str, Any]]:
+    def withdraw(self) -> list[dict[str, Any]]:
         """Remove and return the calls that have not started."""
         with suppress(BlockingIOError):
             number = len(os.read(self._unstarted[0].fileno(), MAX_CALLS))
@@ -467,8 +467,8 @@ class Process:
     def close(self) -> None:
         """Let the process exit.
 
-        Programs that its calls started keep running, unless the process has ended unexpectedly or
-        was killed; then they are killed as well.
+        Programs that its calls started keep running. If the process has ended unexpectedly or was
+        killed, they are killed as well.
         """
         if not self.alive:
             self.kill()
@@ -600,7 +600,7 @@ def _work(channel: Connection[Any, Any], unstarted: int, runner: Callable[[], An
             for kind, order in channel.recv():
                 try:
                     os.read(unstarted, 1)
-                except BlockingIOError:  # the worker has taken back the others
+                except BlockingIOError:  # the worker has withdrawn the others
                     break
                 if kind == "call":
                     text = run(order)

@@ -145,7 +145,7 @@ class RadicalExecutionBackend(ManagedBackend):
         self._links = Links()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._commands = Worker("rhapsody-radical-commands")
-        self._held: list[Job] = []
+        self._waiting: list[Job] = []
         self._sending = False
         self._cancelling: deque[Job] = deque()
         self._none_open = threading.Event()
@@ -259,7 +259,7 @@ class RadicalExecutionBackend(ManagedBackend):
     # Submission.
 
     async def submit_tasks(self, tasks: Sequence[TaskDescription]) -> None:
-        """Send tasks to RADICAL-Pilot's client; hold tasks that have to wait for a pilot.
+        """Send tasks to RADICAL-Pilot's client, except those that have to wait for a pilot.
 
         Raises:
             BackendUnavailableError: The backend is not running.
@@ -272,22 +272,22 @@ class RadicalExecutionBackend(ManagedBackend):
         await asyncio.wrap_future(self._commands.submit(partial(self._submit, jobs)))
 
     def _submit(self, jobs: list[Job]) -> None:
-        """Send tasks, and hold those that wait for a pilot. Called on the command thread."""
+        """Send tasks, or make them wait for a pilot. Called on the command thread."""
         # If the user has set RAPTOR's size, RAPTOR has to start before executables are checked;
         # otherwise, executables decide whether RAPTOR may start.
-        self._held += sorted(jobs, key=lambda job: job.is_function == self._gives_way)
-        self._send_held()
+        self._waiting += sorted(jobs, key=lambda job: job.is_function == self._gives_way)
+        self._send_waiting()
 
-    def _send_held(self) -> None:
-        """Send held tasks to pilots that need work. Called on the command thread."""
+    def _send_waiting(self) -> None:
+        """Send waiting tasks to pilots that need work. Called on the command thread."""
         self._sending = False
-        held, self._held = self._held, []
+        waiting, self._waiting = self._waiting, []
         work: Counter[int] = Counter()
         for job in self.open_jobs() if len(self.pilots) > 1 else ():
             work[job.pilot.number] += job.cores * job.sent
         ready: dict[int, list[tuple[Job, Any, Any]]] = {}
         batch = functions.Batch()
-        for job in held:
+        for job in waiting:
             if job.has_ended:
                 continue
             if job.cancelled:
@@ -296,7 +296,7 @@ class RadicalExecutionBackend(ManagedBackend):
             try:
                 pilot = self._pilots.choose(job.task, partial(self._fits, job.task), work)
                 if pilot is None:
-                    self._held.append(job)
+                    self._waiting.append(job)
                     continue
                 job.pilot = pilot
                 if not pilot.usable:
@@ -323,14 +323,14 @@ class RadicalExecutionBackend(ManagedBackend):
             if not job.pilot.usable:  # the pilot ended while the tasks were being sent
                 self.end(job, "LOST")
 
-    def _reconsider_held(self) -> None:
-        """Make the command thread try again to send the held tasks.
+    def _reconsider_waiting(self) -> None:
+        """Make the command thread try again to send the waiting tasks.
 
         Called on any thread when the state or the work of a pilot has changed.
         """
-        if self._held and not self._sending:
+        if self._waiting and not self._sending:
             self._sending = True
-            self._commands.post(self._send_held)
+            self._commands.post(self._send_waiting)
 
     def _fits(self, task: TaskDescription, pilot: Pilot) -> bool:
         """Return True if a pilot is large enough for a task."""
@@ -540,7 +540,7 @@ class RadicalExecutionBackend(ManagedBackend):
             with suppress(PilotException):  # reported with the end of the pilots
                 self.send("cancel", uids)
         if len(uids) < len(jobs):
-            self._send_held()
+            self._send_waiting()
 
     # Messages from the client; on the reading thread.
 
@@ -598,7 +598,7 @@ class RadicalExecutionBackend(ManagedBackend):
             self._pilots.note(pilot, state, when)
             for callback in tuple(self._pilot_callbacks):
                 remotes.callbacks.post(partial(callback, pilot.uid, state))
-            self._reconsider_held()
+            self._reconsider_waiting()
         if "ended" in changes:
             self._pilots.ended(pilot, changes["ended"])
 
@@ -648,7 +648,7 @@ class RadicalExecutionBackend(ManagedBackend):
             self._commands.post(partial(self._end_raptor, job.pilot))
         if not self.open_tasks:
             self._none_open.set()
-        self._reconsider_held()
+        self._reconsider_waiting()
 
     def open_jobs(self) -> list[Job]:
         """Return the jobs that have not ended."""
@@ -689,7 +689,7 @@ class RadicalExecutionBackend(ManagedBackend):
             log.warning("%s; tasks lost: %d", pilot.reason, len(lost), extra={"pilot": pilot.uid})
         for job in lost:
             self.end(job, "LOST")
-        self._reconsider_held()
+        self._reconsider_waiting()
 
     def _able(self, config: dict[str, Any] | None) -> Capabilities:
         """Return the backend's capabilities with this configuration of RAPTOR."""
@@ -737,13 +737,14 @@ class RadicalExecutionBackend(ManagedBackend):
         """Start RAPTOR masters and workers; block until they have been submitted.
 
         Args:
-            raptor_config: See the argument of the class.
+            raptor_config: See `RadicalExecutionBackend`.
 
         Raises:
             BackendUnavailableError: The backend is not running.
             RuntimeError: RAPTOR is running with another configuration.
             TypeError: The configuration is malformed.
-            ValueError: There is no master, a master has no workers, or functions run as programs.
+            ValueError: There is no master, a master has no workers, or the backend was created with
+                `functions="executable"`.
         """
         if self.functions == "executable":
             raise ValueError(

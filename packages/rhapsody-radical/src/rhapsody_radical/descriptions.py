@@ -38,9 +38,8 @@ def pilot_descriptions(resources: Any) -> list[dict[str, Any]]:
     """Return the descriptions of the pilots, with defaults filled in.
 
     Args:
-        resources: The backend's argument: a dict of parameters of a pilot description, whose key
-            `pilots` may be a list of dicts with the parameters of single pilots; a list of complete
-            dicts; or `None`.
+        resources: The backend's argument. Either a dict of pilot parameters (its key `pilots` may
+            contain a list of dicts, one for each pilot), a list of complete dicts, or `None`.
 
     Raises:
         TypeError: The type is wrong, or a value is not plain data.
@@ -318,7 +317,7 @@ def described(kind: str, words: Mapping[str, Any], what: str, hints: Iterable[st
 
     Args:
         kind: The name of the description's class.
-        words: The description as plain data, see `translate`.
+        words: The description as plain data; see `translate`.
         what: The name of the description in error messages.
         hints: Further keys that the user may have meant.
 

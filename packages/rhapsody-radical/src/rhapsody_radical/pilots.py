@@ -174,7 +174,7 @@ class Pilots:
 
         Returns:
             The pilot, or `None` if the task has to wait until a pilot needs work. If no pilot is
-            suitable, a pilot whose checks raise the error.
+            suitable, the first one: the checks of the task will raise an error.
         """
         if len(self.pilots) == 1:
             return self.pilots[0]

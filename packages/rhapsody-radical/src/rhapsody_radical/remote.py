@@ -201,7 +201,7 @@ class Remotes:
                     future.set_exception(settable(value, "the call"))
 
     def found(self, value: Any) -> Any:
-        """Return the remote object for a reference, with new attributes, or another value."""
+        """Return the updated remote object for a reference, or any other value unchanged."""
         if type(value) is not Ref:
             return value
         with self._lock:

@@ -167,7 +167,7 @@ KNOWN: tuple[tuple[str, type[BaseException], str], ...] = (
     ("FileNotFoundError", DataError, ": a file to stage does not exist"),
     ("TimeoutError", TaskTimeoutError, ""),
 )
-"""Patterns of RADICAL-Pilot's exceptions, each with the error to report and its words."""
+"""Patterns of RADICAL-Pilot's exceptions, each with the type and the text of the reported error."""
 
 
 def error_of(task: TaskDescription, exception: str | None, detail: str | None) -> BaseException:

@@ -3,8 +3,8 @@
 The result is a plain dict of the keywords of `radical.pilot.TaskDescription`, named `words` in this
 package; the client creates the object.
 
-RADICAL-Pilot puts commands into shell scripts, with arguments and variables in double quotes. This
-module quotes everything that the shell would change.
+RADICAL-Pilot writes commands into shell scripts, with arguments and variables in double quotes.
+This module therefore escapes all characters that the shell would expand.
 """
 
 from __future__ import annotations

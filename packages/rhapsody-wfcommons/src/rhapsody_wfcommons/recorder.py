@@ -148,7 +148,7 @@ class WfCommonsRecorder:
         run.outputs = {name: self._file(sandbox, name) for name in names}
 
     def _file(self, sandbox: str, name: str) -> RecordedFile:
-        """Return the record of a file in a sandbox. All links to one file have the same id."""
+        """Return the record of a file in a sandbox. Links to one file share the record's id."""
         path = os.path.realpath(os.path.join(sandbox, name))
         if path not in self._ids:
             free, number = name, 1

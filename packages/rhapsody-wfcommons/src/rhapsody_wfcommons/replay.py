@@ -31,7 +31,7 @@ _BLOCK = 1 << 20
 
 
 def task_function() -> Callable[..., None]:
-    """Return the function that all tasks run. It is nested so that it is pickled by value."""
+    """Return the function that all tasks run; nested so that it is pickled by value."""
     import time
 
     early = 0.00015  # seconds by which a sleep usually ends too late
@@ -62,7 +62,7 @@ class Replay:
 
     Args:
         tasks: The tasks. Their `runtime` is the duration in seconds of each task in the replay.
-        urgency: Priority by task id, see `list_schedule`.
+        urgency: Priority by task id; see `list_schedule`.
         files: Factor for the sizes of files, or `None` for no files.
         directory: Directory for input files that no task writes; required with `files`.
     """

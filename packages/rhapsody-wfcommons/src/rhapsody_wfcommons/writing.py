@@ -27,7 +27,7 @@ def write(instance: Instance, path: str | os.PathLike[str]) -> None:
     directory that is not writable, is written in place and keeps its permissions.
 
     Raises:
-        InstanceError: The instance is invalid, see `dumps`. Nothing is written.
+        InstanceError: The instance is invalid; see `dumps`. Nothing is written.
         OSError: The file cannot be written.
     """
     path, text = Path(path), dumps(instance)

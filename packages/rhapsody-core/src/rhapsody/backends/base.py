@@ -86,8 +86,8 @@ class Session:
     def directory(self, name: str) -> str:
         """Return the path for a file or directory of the backend, without creating it.
 
-        The result is a path in `path` if an engine or the backend has changed `path`; otherwise it
-        is a path in `temporary`, a directory that `ManagedBackend.shutdown` removes.
+        The directory is in `path` if an engine or the backend has changed `path`, otherwise in
+        `temporary`, which `ManagedBackend.shutdown` removes.
         """
         return os.path.join(self.path if self.chosen else self.temporary, name)
 
@@ -268,7 +268,7 @@ TaskCallback = Callable[..., Any]
 
 
 class ReferenceLostError(BackendError):
-    """Error for a task that did not run because one of its `references` has no value anymore.
+    """The task did not run because one of its `references` no longer has a value.
 
     Backends with `unfinished_dependencies` report such a task as failed with this error. The engine
     submits the task again, so users do not see the error.
@@ -373,7 +373,7 @@ class ManagedBackend(BaseExecutionBackend):
         `cancel_task` and `shutdown` cancel. By default, the task is reported as running just before
         the call, so time spent waiting in this method counts toward the task's timeout. To limit
         concurrency, pass `max_running` instead of waiting here. If the backend's system has its own
-        queue, see `running_when_called`.
+        queue; see `running_when_called`.
 
         Returns:
             The return value of the function, or a `CompletedExecutable` for an executable.

@@ -1,4 +1,4 @@
-"""Base class of backends for systems that have commands to submit, query and cancel jobs.
+"""Base class of backends for systems with commands to submit, query and cancel jobs.
 
 An example is a batch system. A subclass implements only the commands; the base class writes each
 job's script, reads the job's output and exit code, and schedules queries and cancellations. Such

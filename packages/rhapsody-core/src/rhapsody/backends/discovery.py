@@ -1,4 +1,4 @@
-"""Registry of backends: their names, whether each can be used here, and their classes.
+"""Registry of backends: their names, their classes, and checks of whether they can be used here.
 
 Backends come from entry points (see `rhapsody.plugins`) and from `register_backend`. Listing names
 imports nothing. Describing a backend imports only the small plugin module that declares the
@@ -66,7 +66,7 @@ FORMER = {
 
 
 class UnusableError(Exception):
-    """Error for a backend that cannot be used.
+    """The backend cannot be used.
 
     Args:
         reason: The reason why the backend cannot be used.
@@ -553,9 +553,8 @@ def _installed_owner(key: str) -> tuple[str, object] | None:
     """Return the owner of a name that an installed distribution claims or that is reserved.
 
     Returns:
-        A pair: a phrase that names the owner, for use in messages, and the class or import path
-        that the owner declares, or `None` if that is unknown. If the name is free, `None` is
-        returned instead of the pair.
+        A phrase that names the owner, for messages, and the class or import path that the owner
+        declares (`None` if it is unknown). `None` instead of both if the name is free.
     """
     if key not in _claims():
         owner = PUBLISHED.get(key)
@@ -703,9 +702,9 @@ def backend_from_options(name: str, options: Iterable[str]) -> BaseExecutionBack
 
     Args:
         name: The name of the backend.
-        options: Strings such as `cores=2`. A setting is passed to the backend's class as an
-            argument; if the class has no argument with the setting's name, the setting becomes an
-            item of the argument `resources`. If a setting is repeated, its last value applies.
+        options: Strings such as `cores=2`. A setting is passed to the backend's class as the
+            argument with its name or, if the class has no such argument, as an item of `resources`.
+            If a setting is repeated, its last value applies.
 
     Returns:
         The backend, not started.

@@ -84,13 +84,13 @@ class SharedSandboxes:
 
 
 class LocalPrograms(SharedSandboxes):
-    """Base class that runs executables as processes of this machine, each in its sandbox.
+    """Base class that runs each executable as a local process in its own sandbox.
 
     The backend's `run_task` passes executables to `run_program`. With this class a backend can
     declare `executables`, `sandboxes` and `cancel_executables="running"`, in addition to the
     capabilities of `SharedSandboxes`.
 
-    From the first executable until `shutdown`, a helper process runs. It kills the executables if
+    A helper process runs from the first executable until `shutdown`. It kills the executables if
     this process is killed.
 
     Attributes:
@@ -231,8 +231,8 @@ def output(task: TaskDescription) -> tuple[str, str]:
     """Return the standard output and standard error of a job.
 
     Returns:
-        Two texts; two paths if the task's `capture` is `"files"`; two empty strings if `capture` is
-        False.
+        Two strings: the outputs; their paths if the task's `capture` is `"files"`; or empty strings
+        if `capture` is False.
     """
     capture = task.get("capture", True)
     if not capture:

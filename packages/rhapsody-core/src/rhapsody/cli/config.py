@@ -79,7 +79,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def settings(profile: Profile) -> Iterator[Setting]:
-    """Yield every setting of a profile, including those that nothing sets."""
+    """Yield every setting of a profile, including those that are not set."""
     from rhapsody.backends.discovery import declared_options
     from rhapsody.cli.run import IMPLIED
     from rhapsody.engine.options import OPTIONS

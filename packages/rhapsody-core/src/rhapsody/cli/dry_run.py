@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class NoValueError(Exception):
-    """Error for a program that inspects the value of a task in a dry run."""
+    """The program inspects the value of a task during a dry run."""
 
 
 class NoValue(str):
@@ -75,7 +75,8 @@ class DryRun:
         self._recorded = recorded
         self._engines: list[WorkflowEngine] = []
         self._verdicts: dict[str, dict[str, str]] = {}
-        """By engine uid and task uid: text that states why the task would run or be reused."""
+        """The reason why a task would run or be reused, by the uids of its engine and of the
+        task."""
         self._missing: dict[str, tuple[str, Collection[str | None]]] = {}
         """The uid and inputs of the reused task that wrote each missing file, by path."""
 

@@ -114,7 +114,7 @@ def mermaid(graph: Graph) -> Iterator[str]:
 
 
 def _mermaid_text(text: str) -> str:
-    """Return a text with the codes of characters that have a meaning in Mermaid or HTML."""
+    """Escape the characters of a label that have a meaning in Mermaid or HTML."""
     return "".join(
         each if each.isalnum() or each in " _.,()-" else f"#{ord(each)};" for each in text
     )
@@ -139,7 +139,7 @@ def dot(graph: Graph) -> Iterator[str]:
 
 
 def _dot_text(text: str) -> str:
-    """Return a text, escaped for a label of graphviz."""
+    """Escape text for a label of graphviz."""
     return text.replace("&", "&amp;").replace("\\", "\\\\").replace('"', '\\"')
 
 

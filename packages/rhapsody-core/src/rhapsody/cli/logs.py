@@ -1,7 +1,7 @@
-"""`rhapsody logs`: the output of a task, also while it runs.
+"""`rhapsody logs`: prints the output of a task, also while the task is running.
 
-The output of an executable is in files in its sandbox while it runs, and as long as the sandbox is
-kept. Otherwise, the record contains the end of the output.
+The output of an executable is in files in its sandbox, as long as the sandbox exists. Otherwise,
+the record contains the end of the output.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 HELP = "print the standard output and standard error of a task"
 
 POLL = 0.5
-"""Seconds between two looks at the output with `-f`."""
+"""Seconds between two checks for new output with `-f`."""
 
 CHUNK = 1 << 16
 """Maximum number of bytes that are read at once."""
@@ -112,7 +112,7 @@ def _attempt(task: TaskRun, number: int | None) -> Attempt:
 
 
 class _Printer:
-    """Writer of output streams, with a title wherever the stream or attempt changes.
+    """Writer of output streams, with a title wherever the stream or the attempt changes.
 
     Args:
         streams: The streams that are written. If there is only one, there are no titles for it.
@@ -199,7 +199,7 @@ class _Files(ExitStack):
 
 
 def _follow(reader: RecordReader, key: str, number: int | None, printer: _Printer) -> None:
-    """Print the output of a task until it ends, of all attempts that follow unless one is named."""
+    """Print the output of one attempt, or of all if none is named, until the task ends."""
     current, started = number, False
     files: _Files | None = None
     while True:
@@ -276,7 +276,7 @@ def _or(what: str) -> str:
 
 
 def _json(task: TaskRun, attempt: Attempt, streams: Sequence[Stream]) -> dict[str, Any]:
-    """Return the output of an attempt as JSON; `complete` is false if only its end is known."""
+    """Return the output of an attempt as JSON; `complete` is false if only the end is known."""
     found: dict[str, Any] = {"task": task.key, "attempt": attempt.number}
     for stream in STREAMS:
         if stream not in streams:

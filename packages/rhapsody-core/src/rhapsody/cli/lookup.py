@@ -37,10 +37,10 @@ def readable(path: Path) -> Iterator[None]:
 
 
 def open_record(run: str | None) -> tuple[RecordReader, RunHistory]:
-    """Return the reader of the record that a text selects, and its content; report damage.
+    """Return the reader of the record that `run` selects, and its content; report damage.
 
     Raises:
-        SelectionError: The text selects no recorded run, or several.
+        SelectionError: The user's text selects no recorded run, or several.
         CommandError: The record cannot be read.
         RecordError: It is damaged.
     """
@@ -56,10 +56,10 @@ def open_record(run: str | None) -> tuple[RecordReader, RunHistory]:
 
 
 def read_record(run: str | None) -> RunHistory:
-    """Return the content of the record that a text selects, and report damage.
+    """Return the content of the record that `run` selects, and report damage.
 
     Raises:
-        SelectionError: The text selects no recorded run, or several.
+        SelectionError: The user's text selects no recorded run, or several.
         CommandError: The record cannot be read.
         RecordError: It is damaged.
     """
@@ -67,11 +67,11 @@ def read_record(run: str | None) -> RunHistory:
 
 
 def chosen_task(run: str | None, task: str, history: RunHistory) -> TaskRun:
-    """Return the task that a text selects.
+    """Return the task that `task` selects in the run that `run` selects.
 
     Raises:
-        SelectionError: The text selects no task, or several.
-        UsageError: The text selects a run instead.
+        SelectionError: `task` selects no task, or several.
+        UsageError: `task` selects a run, and `run` is `None`.
     """
     from rhapsody.history.selection import SelectionError, select_run, select_task
 

@@ -130,7 +130,7 @@ def flush() -> bool:
 
 
 def flush_stdout() -> None:
-    """Write the buffered output of a command that is still running.
+    """Flush standard output while the command is still running.
 
     Raises:
         BrokenPipeError: The reader of standard output has exited.
@@ -158,8 +158,8 @@ def table(
         header: The names of the columns.
         rows: The cells.
         numbers: The names of the columns that are aligned to the right.
-        flexible: The names of the columns that are shortened, the first one first, until the table
-            fits on the terminal.
+        flexible: The names of the columns that are shortened, in this order, until the table fits
+            on the terminal.
         optional: The names of the columns that are left out, those without values first, if the
             others would have to be shortened too much.
     """
@@ -199,7 +199,7 @@ def _cell(text: str, width: int, *, right: bool) -> str:
 
 
 def shortened(text: str, width: int | None) -> str:
-    """Return a text with at most this width on a terminal; `None` for no limit."""
+    """Shorten text to at most this width on a terminal; `None` for no limit."""
     if width is None or text_width(text) <= width:
         return text
     from rich.cells import set_cell_size
@@ -221,7 +221,7 @@ def wrapped(line: str) -> list[str]:
 
 
 def text_width(text: str) -> int:
-    """Return the number of columns that a text takes on a terminal."""
+    """Return the number of columns that text takes on a terminal."""
     if text.isascii():
         return len(text)
     from rich.cells import cell_len

@@ -1,6 +1,6 @@
 """Scripts and modules for `rhapsody run`: finds, parses and runs them.
 
-The syntax tree shows if a program has a function to call with an engine. If so, the program is
+The syntax tree shows if a program has a function that expects an engine. If so, the program is
 imported under a name other than `__main__`, so that code under `if __name__ == "__main__"` does not
 run. Functions and classes of an imported script are pickled by value, so worker processes do not
 run the script again. Any other program is run by `runpy`, as the `python` command would run it.
@@ -231,12 +231,12 @@ def _load_script(path: str) -> ModuleType:
 
 
 def takes_engine(tree: ast.Module, name: str = "main") -> bool:
-    """Return True if a program has a function of this name that is to be called with an engine.
+    """Return True if a program has a function of this name that expects an engine.
 
     An asynchronous function must take an argument and, if it is decorated, require the argument. An
     ordinary function must require an argument and must not be decorated, because a decorator may
-    make it a command of another tool. A name that is imported or assigned is assumed to be such a
-    function.
+    register it as a command of another tool, such as click. A name that is imported or assigned is
+    assumed to be such a function.
 
     If the program calls the function itself, the result is True only for an asynchronous function
     that requires an argument. If the program passes the function to `rhapsody.run`, the result is
@@ -259,7 +259,7 @@ def workflows(tree: ast.Module) -> list[str]:
 
 
 def _top_level(node: ast.AST, guarded: bool = False) -> Iterator[tuple[ast.AST, bool]]:
-    """Yield each node that runs when a module runs, and True if it is under `if __name__ ...`."""
+    """Yield each node that runs with its module; True if it is under `if __name__ ...`."""
     for child in ast.iter_child_nodes(node):
         yield child, guarded
         inner = isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
@@ -304,7 +304,7 @@ def _requires(arguments: ast.arguments) -> bool:
 
 
 def find_main(module: ModuleType, name: str, where: str) -> Main:
-    """Return the function of a module that is to be called with an engine.
+    """Return the function of a module that expects an engine.
 
     Args:
         module: The module.

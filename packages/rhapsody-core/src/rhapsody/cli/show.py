@@ -175,7 +175,7 @@ def _attempt(task: TaskRun, attempt: Attempt) -> Iterator[tuple[str, str | list[
 
 
 def _used(task: TaskRun, attempt: Attempt) -> str:
-    """Return the used resources of an attempt as text, with the share of those requested."""
+    """Return an attempt's used resources as text, with their share of the requested ones."""
     usage = attempt.usage or {}
     requested = {**task.resources, **(attempt.resources or {})}
     parts = []

@@ -70,7 +70,7 @@ class _Statistics:
     """Statistics of one run.
 
     Args:
-        name: The text that selects the run.
+        name: The user's text that selects the run.
     """
 
     def __init__(self, name: str | None) -> None:
@@ -195,7 +195,7 @@ def _times(each: NameStatistics) -> Sequence[str]:
 
 
 def _path_lines(found: _Statistics, everything: bool) -> list[str]:
-    """Return lines about the critical path, of a long one only the longest steps."""
+    """Return lines about the critical path. Of a long path, only the longest steps are shown."""
     path = found.path
     if not path:
         return ["critical path: no task has ended"]
@@ -309,6 +309,6 @@ def _pair(
 
 
 def _change(first: NameStatistics | None, second: NameStatistics | None) -> float:
-    """Return a number by which the names with the largest change of the total are sorted first."""
+    """Return a sort key by which the names with the largest change of the total come first."""
     total = [max(0.0, _total(each)) if each is not None else 0.0 for each in (first, second)]
     return -abs(total[0] - total[1])

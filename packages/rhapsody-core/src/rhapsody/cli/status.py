@@ -1,4 +1,4 @@
-"""`rhapsody status`: the tasks of a run that are running, waiting or have failed."""
+"""`rhapsody status`: shows the tasks of a run that are running, are waiting or have failed."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 HELP = "show which tasks of a run are running, waiting or have failed"
 
 POLL = 1.0
-"""Seconds between two looks at the record with `--watch`."""
+"""Seconds between two checks of the record with `--watch`."""
 
 SUMMARIZED = 3
 """Maximum number of names in the summary of the tasks for which others wait."""
@@ -87,7 +87,7 @@ def _changes(reader: RecordReader, *, always: bool = False) -> Iterator[RunHisto
 
     Args:
         reader: The reader of the run's record.
-        always: True to also yield it without a change, every `POLL` seconds.
+        always: True to yield the history every `POLL` seconds, even without a change.
     """
     history = reader.history()
     yield history
@@ -101,7 +101,7 @@ def _changes(reader: RecordReader, *, always: bool = False) -> Iterator[RunHisto
 
 
 def _watch(reader: RecordReader, everything: bool) -> RunHistory:
-    """Show the status until the run ends, on a terminal in place, otherwise one line per change.
+    """Show the status until the run ends: in place on a terminal, otherwise one line per change.
 
     Returns:
         The history at the end.
@@ -124,7 +124,7 @@ def _watch(reader: RecordReader, everything: bool) -> RunHistory:
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """Reason for which a task waits.
+    """Reason why a task is waiting.
 
     Attributes:
         reason: `"dependencies"`; `"resources"`: it was submitted to the backend; `"retry"`: an
@@ -132,7 +132,7 @@ class Waiting:
             submitted, because of a limit, or because it is being prepared.
         tasks: The dependencies that have not ended.
         backend: The backend to which the task was submitted.
-        since: The time since when the task waits for this.
+        since: The time at which this wait began.
     """
 
     reason: str
@@ -142,7 +142,7 @@ class Waiting:
 
     @classmethod
     def of(cls, task: TaskRun, history: RunHistory) -> Waiting:
-        """Return the reason for which a task waits."""
+        """Return the reason why a task is waiting."""
         last = task.last
         if last is not None and last.retried:
             return cls("retry", since=last.ended)
@@ -187,8 +187,8 @@ class Status:
         history: The history of the run.
         now: The time to which durations extend.
         names: The counts of tasks by name and outcome.
-        running: The tasks that are running, the first one to start first. Blocks are not listed.
-        waiting: The tasks that wait, with their reasons.
+        running: The tasks that are running, in the order of their starts. Blocks are not listed.
+        waiting: The tasks that are waiting, with the reasons.
         failed: The tasks that have failed, except those that were skipped.
     """
 
@@ -322,7 +322,7 @@ class Status:
         return lines + _more(len(self.running), limit)
 
     def _waiting(self, limit: int | None) -> list[str]:
-        """Return a table of waiting tasks; of many, one row for each name and reason."""
+        """Return a table of waiting tasks; if there are many, by name and reason."""
         if limit is None or len(self.waiting) <= limit:
             rows = [
                 (task.key, clock(waiting.since), call_of(task), waiting.text)

@@ -103,7 +103,7 @@ def _metadata(name: str, pid: int, tid: int, arguments: Event) -> Event:
 
 
 def _complete(each: Slice, pid: int, tid: int) -> Event:
-    """Return the event for an attempt. Its arguments are shown when it is selected."""
+    """Return the event for an attempt. Trace viewers show the arguments of a selected event."""
     task, attempt = each.task, each.attempt
     usage = attempt.usage or {}
     arguments = {

@@ -109,8 +109,8 @@ class ArgumentScan:
         Args:
             args: The positional arguments.
             kwargs: The keyword arguments.
-            values: The replacements by the `id` of each future and file; `fill` adds the values
-                of `literal` marks.
+            values: The replacement of each future and file, by its `id`. This method adds the
+                values of `literal` marks.
         """
         values.update((id(mark), mark.value) for mark in self._literals)
         if self._touched:
@@ -222,7 +222,7 @@ def _children(value: Any) -> Any:
 def _require_no_future(value: Any, outer: Any) -> None:
     """Check that no future is in an unsearched container, or in a container directly inside it.
 
-    The types are checked first, which is fast, and the objects only if one may be a future.
+    Types are checked first, which is fast; objects are checked only if one may be a future.
 
     Raises:
         TypeError: A future was found; the message names the outer container.

@@ -82,7 +82,7 @@ class BackendHandle:
         self.occupied: int = 0
 
     def lacking(self, kind: TaskKind, description: TaskDescription) -> str | None:
-        """Describe one thing that the backend lacks for a task; return `None` if there is none."""
+        """Describe a feature that a task needs and the backend lacks; `None` if there is none."""
         capabilities, resources = self.capabilities, description.get("resources")
         if not capabilities.runs(kind):
             return _KINDS[kind]
@@ -239,7 +239,7 @@ def _given(backend: Any, backends: Any) -> list[tuple[str | None, Any]]:
 
 
 def _label(given: Any, made: BaseExecutionBackend) -> str:
-    """Return the name in the engine for a backend that was not passed in a dict.
+    """Return the engine's name for a backend that the user passed without a name.
 
     Args:
         given: The object that the user passed, which may be a name.

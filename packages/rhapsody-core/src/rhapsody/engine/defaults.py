@@ -2,7 +2,7 @@
 
 Arguments that the program passes to `create` take precedence over the command line of `rhapsody
 run`, which takes precedence over the profile. The profile is selected by the program, the command
-line, an environment variable or a file, see `rhapsody.engine.profiles`.
+line, an environment variable or a file; see `rhapsody.engine.profiles`.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ class EngineDefaults:
     Attributes:
         options: Options of the command line by name.
         implied: Options that apply if neither the command line nor the profile sets them.
-        backend: The name of the backend of engines for which the program chooses none.
+        backend: The name of the backend that engines use if the program chooses none.
         backend_options: Options of that backend, which replace those of the profile.
-        stand_in: Function that creates the backend of engines in a dry run.
+        stand_in: Function that creates the backend for a dry run.
         profile: The name of the profile.
         observers: Observers that every engine has in addition to its own.
         recording: Function that receives the options of an engine and the names of those that the
@@ -110,7 +110,7 @@ class EngineDefaults:
 
 
 def _made(profile: Profile, more: Mapping[str, Any]) -> BaseExecutionBackend | None:
-    """Create the backend of a profile; return `None` if neither it nor an option is set."""
+    """Create a profile's backend, or return `None` if neither it nor any of its options is set."""
     options = {name: each.value for name, each in profile.options.items()} | dict(more)
     if profile.backend is None and not options:
         return None

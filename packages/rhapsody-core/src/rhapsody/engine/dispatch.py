@@ -6,9 +6,9 @@ cancellation is sent immediately, unless the current submission contains the tas
 is sent after the submission.
 
 `Callbacks` receives states, which backends may report from any thread, and passes them to the
-scheduler on the loop. Late, duplicate and unknown reports are ignored and counted, except repeated
-reports that a task is running. `rhapsody.engine.scheduler` decides what a state means for retries
-and dependents.
+scheduler on the loop. Late, duplicate and unknown reports are ignored. They are counted, except for
+repeated reports that a task is running. `rhapsody.engine.scheduler` decides what a state means for
+retries and dependents.
 """
 
 from __future__ import annotations
@@ -302,7 +302,7 @@ class Callbacks:
         self._loop: asyncio.AbstractEventLoop = background.loop
         self._mailbox: Mailbox[Report] = Mailbox(background.loop, self._deliver_in_order)
         self._queued: deque[Report] = deque()
-        self._submissions = 0  # number of submissions in progress, see `hold`
+        self._submissions = 0  # number of submissions in progress; see `hold`
         self._released_soon = False  # True if queued reports are applied before the next iteration
         self._complained: set[tuple[str, object]] = set()
 
@@ -443,7 +443,7 @@ class Callbacks:
     def _await_service(
         self, record: TaskRecord, task: Any, state: Any, service_callback: ServiceCallback | None
     ) -> None:
-        """Mark a service as ready once `service_callback` has set the future that it receives.
+        """Mark a service as ready once `service_callback` has set a result on its future.
 
         Without a callback, the service is ready now. If the callback sets an exception on the
         future, the service fails with that exception.

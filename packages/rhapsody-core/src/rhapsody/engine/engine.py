@@ -322,7 +322,7 @@ class WorkflowEngine(OlderNames):
 
         Args:
             function: The function to decorate.
-            **settings: `name` and `after`, see `rhapsody.TaskSettings`.
+            **settings: `name` and `after`; see `rhapsody.TaskSettings`.
 
         Returns:
             The decorated function, or a decorator if only settings are given.
@@ -422,7 +422,7 @@ class WorkflowEngine(OlderNames):
     ) -> list[Path]:
         """Wait for a task and copy files from its sandbox to a place of your choice.
 
-        Use this method for files and directories without a destination, see `OutputFile`.
+        Use this method for files and directories without a destination; see `OutputFile`.
         Canceling this call does not remove files that were already saved.
 
         Args:
@@ -483,7 +483,7 @@ class WorkflowEngine(OlderNames):
     def results(self) -> tuple[SavedFile, ...]:
         """Output files that are kept, in the order in which they were saved.
 
-        After the shutdown, this includes outputs without a destination that no task has read, see
+        After the shutdown, this includes outputs without a destination that no task has read; see
         `keep_sandboxes`.
         """
         return tuple(self._runtime.stager.results.saved)
@@ -783,7 +783,7 @@ class WorkflowEngine(OlderNames):
         finally:
             await self.shutdown()
 
-    # Methods behind the older names, see `rhapsody.compat`.
+    # Methods behind the older names; see `rhapsody.compat`.
 
     async def run(self) -> None:
         """Wait until the engine has been shut down. Calling this is optional."""
@@ -858,7 +858,7 @@ class Starting(Coroutine[Any, Any, WorkflowEngine]):
     """Result of `WorkflowEngine.create`: a coroutine that is also an async context manager.
 
     Await it, pass it to `asyncio.run`, `create_task` or a task group, or enter it with `async
-    with`, see `WorkflowEngine.__aexit__`.
+    with`; see `WorkflowEngine.__aexit__`.
     """
 
     _engine: WorkflowEngine  # set by `__aenter__`

@@ -182,7 +182,7 @@ def of_attempt(record: TaskRecord, report: Mapping[str, Any]) -> BaseException:
 
 
 def _hints(record: TaskRecord, report: Mapping[str, Any]) -> str:
-    """Return a hint about a failed command, which begins with a newline; empty if there is none."""
+    """Return a newline and a hint about a failed command, or an empty string."""
     return unquoted_files(record) or _missing_files(record, report)
 
 
@@ -190,7 +190,7 @@ def unquoted_files(record: TaskRecord) -> str:
     """Return a hint about the first file whose name lacks necessary quotes in a shell command.
 
     Returns:
-        The hint, which begins with a newline; empty if there is no such file.
+        A newline and the hint, or an empty string if there is no such file.
     """
     command = record.command.words if record.command is not None else None
     if not isinstance(command, str):
@@ -209,12 +209,12 @@ def unquoted_files(record: TaskRecord) -> str:
 
 
 def _missing_files(record: TaskRecord, report: Mapping[str, Any]) -> str:
-    """Return a hint about files that a command names but that are missing from its sandbox.
+    """Return a hint about files that occur in a command but are missing from its sandbox.
 
     Only names that exist relative to the current directory are reported.
 
     Returns:
-        The hint, which begins with a newline; empty if there are no such files.
+        A newline and the hint, or an empty string if there are no such files.
     """
     command = record.command.words if record.command is not None else None
     described = record.description.get("sandbox")
@@ -320,7 +320,7 @@ def over_time(record: TaskRecord, limit: float) -> TaskTimeoutError:
 
 
 def _missing_sign(ready: object) -> str:
-    """Return the end of a message, which names the readiness signal that did not appear."""
+    """Return the end of a message that names the missing readiness signal."""
     kind, _, sign = ready.partition(":") if isinstance(ready, str) else ("", "", "")
     if kind == "tcp":
         return f": nothing listened on {f'port {sign}' if sign else 'its port'}"
@@ -400,7 +400,7 @@ def _secrets(record: TaskRecord) -> Secrets:
 
 
 def hidden(record: TaskRecord, text: str) -> str:
-    """Return the text with each secret value replaced with its variable's `<NAME>`."""
+    """Return the text with each secret value replaced by the `<NAME>` of its variable."""
     return text if len(text) < MIN_SECRET_LENGTH else mask(text, _secrets(record))
 
 
@@ -533,7 +533,7 @@ def _note(record: TaskRecord, call: str, error: BaseException) -> str:
 
 
 def _places(record: TaskRecord) -> dict[str, str]:
-    """Return the outputs whose destinations occur in the command, as file names by destination."""
+    """Return the names of outputs whose destinations occur in the command, by destination."""
     command, found = record.command, record.found
     if command is None or found is None:
         return {}

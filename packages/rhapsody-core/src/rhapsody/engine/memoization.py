@@ -160,7 +160,7 @@ class Memoization:
         self._unrecorded.append((record, value))
 
     async def drain(self, grace: float) -> None:
-        """Wait for results to be recorded, and cancel recordings that take over `grace` seconds.
+        """Wait up to `grace` seconds for results to be recorded, then give up.
 
         Called at shutdown.
         """

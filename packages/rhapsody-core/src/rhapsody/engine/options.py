@@ -51,7 +51,7 @@ def directory(argument: str, value: object) -> Path:
 
     Raises:
         TypeError: The value is not a path.
-        ValueError: The path is that of a file, or contains a null character.
+        ValueError: The path is a file, or contains a null character.
         FileNotFoundError: The path is relative and the current directory was removed.
     """
     text = _text(argument, value)
@@ -74,7 +74,7 @@ def runs_directory(path: str) -> Path:
     """Return the absolute path of the directory for runs, used if `work_dir` is not set.
 
     Raises:
-        DataError: The path is that of a file.
+        DataError: The path is a file.
         FileNotFoundError: The current directory was removed.
     """
     try:
@@ -99,7 +99,7 @@ def _file(argument: str, value: object, accepted: str = "a path") -> Path:
 
     Raises:
         TypeError: The value is not a path.
-        ValueError: The path is that of a directory, or it cannot be written.
+        ValueError: The path is a directory or is not writable.
     """
     path = Path(_text(argument, value, accepted))
     if not path.name or path.is_dir():
@@ -115,7 +115,7 @@ def _text(argument: str, value: object, accepted: str = "a path") -> str:
     """Return a path as text.
 
     Raises:
-        TypeError: The value is not a path, or is a path of bytes.
+        TypeError: The value is not a path, or is a `bytes` path.
     """
     text = os.fspath(value) if isinstance(value, str | os.PathLike) else None
     if not isinstance(text, str):
@@ -399,7 +399,7 @@ class EngineOptions:
         return cls(**values)
 
     def changed(self) -> Mapping[str, Any]:
-        """Return the options that differ from their defaults; of the profile, only the name."""
+        """Return the options that differ from their defaults, with the name of the profile."""
         changed = {
             option.name: value
             for option in fields(self)

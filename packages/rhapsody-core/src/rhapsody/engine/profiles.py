@@ -11,8 +11,8 @@ is selected:
     [defaults]       # settings for tasks that do not set them in the code
     [tasks.align]    # settings for tasks named "align", which replace those in the code
 
-`active_profile` merges the tables in the order of their precedence: the profile and the top of the
-project's file, then those of the user's file. `rhapsody.engine.defaults` applies the result.
+`active_profile` merges the tables in the order of their precedence: the profile and the top level
+of the project's file, then those of the user's file. `rhapsody.engine.defaults` applies the result.
 
 All names in a file are checked, whichever profile is selected. Values that depend on the machine,
 such as paths, environment variables and options of backends, are checked if they are used.
@@ -47,7 +47,7 @@ VARIABLE = "RHAPSODY_PROFILE"
 """Environment variable that selects a profile."""
 
 TABLES = ("backend", "options", "engine", "defaults", "tasks")
-"""Keys of a profile; they may also be at the top of a file."""
+"""Keys of a profile; they may also be at the top level of a file."""
 
 NOT_IN_FILES = {
     "backend": "write it above the table",
@@ -125,7 +125,7 @@ Values = Mapping[str, Value]
 
 @dataclass(frozen=True, slots=True)
 class _Layer:
-    """Checked contents of a profile, or of the top of a file."""
+    """Checked contents of a profile, or of a file's top level."""
 
     backend: Value | None = None
     options: Values = field(default_factory=dict)
@@ -240,7 +240,7 @@ def active_profile(name: Value | None = None, backend: Value | None = None) -> P
 
 
 def overlay(high: Mapping[str, Any], low: Mapping[str, Any]) -> dict[str, Any]:
-    """Return options from two places, the first of which takes precedence."""
+    """Merge options from two places; the first place takes precedence."""
     chosen = FAILING if FAILING & high.keys() else frozenset[str]()
     return {**{name: value for name, value in low.items() if name not in chosen}, **high}
 
@@ -296,7 +296,7 @@ def _grouped(values: Values) -> dict[str, Any]:
 
 
 def _parse(file: ConfigFile) -> tuple[Mapping[str, _Layer], _Layer, Value | None]:
-    """Check a file; return its profiles, its top, and the name of the default profile."""
+    """Check a file; return its profiles, its top-level settings, and the default profile's name."""
     data = dict(file.data)
     default = None
     if "default_profile" in data:
@@ -311,7 +311,7 @@ def _parse(file: ConfigFile) -> tuple[Mapping[str, _Layer], _Layer, Value | None
 
 
 def _layer(value: Value, known: tuple[str, ...]) -> _Layer:
-    """Check a profile, or the top of a file."""
+    """Check a profile, or the top-level settings of a file."""
     table = _table(value)
     _check_names(table, known, ELSEWHERE)
     backend = table.get("backend")
@@ -387,7 +387,7 @@ def _inside(value: Value) -> str:
 
 
 def _checked(value: Value, check: Any) -> Any:
-    """Call a check with a value; its error gets the place of the value."""
+    """Call a check with a value, and add the value's place to the error message."""
     try:
         return check(value.value)
     except (TypeError, ValueError, OSError) as error:

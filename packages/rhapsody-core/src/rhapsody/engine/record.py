@@ -177,7 +177,7 @@ class TaskRecord:
         self.specific: Mapping[str, Any] | None = specific
         self.state: TaskState = states.START
         self.unfinished: int = 0
-        self.sent: int = 0  # unfinished dependencies that have been submitted, see `pushdown`
+        self.sent: int = 0  # unfinished dependencies that have been submitted; see `pushdown`
         self.pushed: bool = False  # submitted before its dependencies have finished
         self.attempt: int = 0
         self.stage: int = 0

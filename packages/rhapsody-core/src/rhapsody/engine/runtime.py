@@ -180,7 +180,7 @@ class Runtime:
     # Actions for the scheduler.
 
     def route(self, record: TaskRecord) -> None:
-        """Queue a ready task for its backend or the default one, or start a block.
+        """Start a ready block, or queue a ready task for its backend (or the default backend).
 
         A block that depends on a restarting service starts once the service is ready again.
         """

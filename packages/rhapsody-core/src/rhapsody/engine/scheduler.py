@@ -265,7 +265,7 @@ class Scheduler:
         handler(self, record, argument)
 
     def _spread(self, step: Callable[[TaskRecord], object], record: TaskRecord) -> None:
-        """Call `step` for a task after all waiting steps. Each step may add further steps."""
+        """Queue `step` for a task, and take all queued steps in order. Steps may queue others."""
         self._steps.append((step, record))
         self._take_steps()
 
@@ -870,7 +870,7 @@ class Scheduler:
             self._move(record, _RESOLVE)
 
     def _fail_with_dependencies(self, record: TaskRecord) -> bool:
-        """Fail a task if one of its dependencies, all of which have ended, has failed.
+        """Fail a task if one of its dependencies has failed; all of them have ended.
 
         Returns:
             True if a dependency has failed.
@@ -913,7 +913,7 @@ class Scheduler:
         return True
 
     def _resume_pushed(self, record: TaskRecord) -> None:
-        """Submit a returned task again, with the values of its dependencies, all of which ended."""
+        """Submit a task again after `_returned`, now with the values of its dependencies."""
         if any(dependency.cancelled() for dependency in record.dependencies):
             self.cancel(record)
         elif not (self._fail_with_dependencies(record) or self._fetch_values(record)):

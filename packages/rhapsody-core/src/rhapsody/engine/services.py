@@ -57,15 +57,15 @@ class ServiceStatus:
 
 
 class Services:
-    """Services of one engine that have ended without being stopped.
+    """Tracker of one engine's services that ended without being stopped.
 
     Args:
         scheduler: The scheduler, which restarts services, and resumes, cancels or fails the tasks
             that wait for them.
 
     Attributes:
-        any: True once the status of a service was stored. Until then, only `ended` needs to be
-            called.
+        any: True once a service has ended without being stopped. While it is False, only `ended`
+            needs to be called.
     """
 
     def __init__(self, scheduler: Scheduler) -> None:
@@ -231,7 +231,7 @@ class Values:
         return self._services.value(future)
 
     def _bind_files(self, record: TaskRecord, found: ArgumentScan, values: dict[int, Any]) -> None:
-        """Add the replacements of the files in a task's arguments to `values`, by `id`."""
+        """Add the replacement of each file in a task's arguments to `values`, under its `id`."""
         sandbox, resolved = record.description.get("sandbox"), record.resolved
         by_path = record.task.kind != "executable" or record.task.settings.cwd is not None
         for file in found.inputs:

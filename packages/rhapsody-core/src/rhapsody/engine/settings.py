@@ -50,7 +50,7 @@ class TaskSettings(TypedDict, total=False):
         lost_retries: The number of further attempts after the loss of a worker, pilot or
             connection. Default: the engine's.
         timeout: Time limit of each attempt, from its start: seconds, or text such as `"3 min"` or
-            `"1h30m"`. Default: the engine's. Not for services, see `ready_timeout`.
+            `"1h30m"`. Default: the engine's. Not for services; see `ready_timeout`.
         cache: True if plugins may look up and record the result. Default `True`.
         version: A string that replaces the function's code in the key of a recorded result, so
             that the result is reused until the version changes, even if the code changes.
@@ -307,7 +307,7 @@ def _setting(default: Any, check: Callable[[Any], Any]) -> Any:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """Checked settings of a task function, see `TaskSettings`.
+    """Checked settings of a task function; see `TaskSettings`.
 
     A default of `None` means that the user has not set a value. `specific` is the setting
     `task_description`.
@@ -384,7 +384,7 @@ class Override(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class TaskDefaults:
-    """Settings of tasks from a profile, see `rhapsody.engine.profiles`.
+    """Settings of tasks from a profile; see `rhapsody.engine.profiles`.
 
     They are applied once, when a function is decorated.
 
@@ -417,7 +417,7 @@ class TaskDefaults:
         return [each.source for each in self._overrides(name)]
 
     def misspelled(self, names: Iterable[str]) -> list[tuple[Override, str]]:
-        """Return the overrides that match none of the tasks, each with a similar name of a task."""
+        """Return overrides that match no task, each with the task name that it resembles."""
         names = set(names)
         found = []
         for each in self.overrides:
@@ -431,7 +431,7 @@ class TaskDefaults:
 
 
 def _merged(key: str, low: Any, high: Any) -> Any:
-    """Return the value of a setting from two values, the second of which takes precedence."""
+    """Merge two values of a setting; the second takes precedence."""
     if key == "resources":
         return _merged_resources(low, high)
     if key in ("environment", "task_description"):

@@ -134,8 +134,8 @@ class StageOut:
         """Complete a task with its recorded result and files.
 
         Returns:
-            True if the recorded result is used; False if files that have a destination are missing,
-            so that the task must run.
+            True if the recorded result is used. False if the task must run because an output with a
+            destination is missing.
         """
         files, dry = recorded.files, record.backend.dry
         if record.resolved is not None:

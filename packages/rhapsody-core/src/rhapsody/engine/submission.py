@@ -444,7 +444,7 @@ class DeclaredFiles:
         Args:
             reader: The future of the call.
             inputs: The input files of the call.
-            made_by: The producers of the inputs, see `producers`.
+            made_by: The producers of the inputs; see `producers`.
         """
         for file in inputs if self._temporary else ():
             producer = made_by.get(id(file))

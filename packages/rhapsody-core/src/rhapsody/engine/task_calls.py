@@ -1,7 +1,7 @@
 """Descriptions of calls for observers: creates the `TaskCall` of each call.
 
-Most calls have a few short arguments of plain types, which take a fast path. What the settings of a
-task function contribute is computed once per task function.
+Most calls have a few short arguments of plain types, which take a fast path. The part that depends
+only on settings is computed once per task function.
 """
 
 from __future__ import annotations

@@ -203,7 +203,7 @@ class Method:
         return self._task(self._instance, *args, **kwargs)
 
     def options(self, **settings: Unpack[TaskSettings]) -> Method:
-        """Return a copy with changed settings, see `TaskFunction.options`."""
+        """Return a copy with changed settings; see `TaskFunction.options`."""
         return Method(self._task.options(**settings), self._instance)
 
     def __getattr__(self, name: str) -> Any:

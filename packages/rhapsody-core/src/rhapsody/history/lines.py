@@ -45,7 +45,7 @@ MESSAGE = 2000
 """Maximum number of characters of an error's text."""
 
 CAUSES = 10
-"""Maximum number of failed tasks that are listed as the cause for which a task was skipped."""
+"""Maximum number of failed tasks that are listed as the cause of a skipped task."""
 
 SHOWN = 200
 """Maximum number of characters of the value of an engine's option."""
@@ -58,7 +58,7 @@ PENDING, SUBMITTED, RUNNING = (
 
 _dumps = json.JSONEncoder(default=str, separators=(",", ":")).encode
 _quoted = functools.lru_cache(maxsize=4096)(encode_basestring_ascii)
-"""Function that returns a text as JSON, for texts that occur often."""
+"""Function that returns a string as JSON, for strings that occur often."""
 
 
 Line = str | Callable[[], str]
@@ -166,7 +166,7 @@ class Encoder:
         return line + "}\n"
 
     def _settings_of(self, resources: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
-        """Return settings as JSON; those of one task function are encoded once."""
+        """Return settings as JSON. The settings of one task function are encoded once."""
         found = self._settings.get(id(settings))
         if found is None or found[0] is not resources or found[1] is not settings:
             given = {"resources": resources, "settings": settings}
@@ -228,7 +228,7 @@ class Encoder:
         return line + "}\n"
 
     def _place(self, state: TasksMainStates, backend: str | None, worker: object) -> str:
-        """Return the state, backend and worker of an attempt as JSON, which are often the same."""
+        """Return the state, backend and worker of an attempt as JSON. Cached: many are the same."""
         found = {"backend": backend, "worker": None if worker is None else str(worker)}
         text = f',"state":"{state}"{_items(found)}'
         if len(self._places) > PLACES:
@@ -250,7 +250,7 @@ class Encoder:
         return text if len(text) < MIN_SECRET_LENGTH else mask(text, self._secrets_of(uid))
 
     def _first(self, uid: str, text: str) -> str:
-        """Return the beginning of an error's text without secrets, and without a part of one."""
+        """Return the beginning of an error's text, without secrets or parts of them."""
         secrets = self._secrets_of(uid)
         if len(text) <= MESSAGE:
             return mask(text, secrets)
@@ -259,7 +259,7 @@ class Encoder:
         return found[: len(found) - longest]
 
     def _last(self, uid: str, text: str) -> str:
-        """Return the end of an output without secrets, and without a part of one."""
+        """Return the end of an output, without secrets or parts of them."""
         secrets = self._secrets_of(uid)
         if len(text) <= PRINTED:
             return mask(text, secrets)

@@ -588,7 +588,7 @@ class RecordReader:
 
 
 def _sound(history: RunHistory) -> RunHistory:
-    """Return a history without tasks whose values have wrong types, if the record is damaged.
+    """Return a history; if the record is damaged, without tasks whose values have wrong types.
 
     Damage that leaves a line valid JSON is improbable where no other line is damaged.
     """
@@ -641,7 +641,7 @@ def _is_sound_error(error: ErrorRecord) -> bool:
 
 
 def is_time(value: object) -> bool:
-    """Return True if a value is a time in years that the platform can show, or `None`."""
+    """Return True if a value is `None` or a time that can be shown as a date."""
     return value is None or (isinstance(value, int | float) and 0 <= value < MAX_TIME)
 
 
@@ -666,7 +666,7 @@ def no_collection() -> Iterator[None]:
 
 
 def _renamed(event: str, line: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a line of an engine, with names for its times that differ for start and end."""
+    """Return a line about an engine, with `time` renamed to `started` or `ended`."""
     found = dict(line)
     found["started" if event == "engine" else "ended"] = found.pop("time", None)
     return found
@@ -800,7 +800,7 @@ def _in_run(path: Path) -> bool:
 
 
 def _outcome_without_end(path: Path, host: str, pid: int) -> RunOutcome:
-    """Return the outcome of a run whose record has no end: it is active, or was killed."""
+    """Return the outcome of a run whose end is not recorded: the run is active, or was killed."""
     if _in_run(path):
         outcomes: Mapping[str, RunOutcome] = {"held": "running", "left": "killed"}
         return outcomes.get(state_of(path.parent / LOCK), "unknown")
@@ -946,7 +946,7 @@ def list_runs(base: Path) -> list[RunRecord]:
 
 
 def describe_run(path: Path) -> RunRecord:
-    """Return the run of a record, of which only the beginning and the end are read.
+    """Return the run of a record. Only the beginning and the end of the record are read.
 
     The `stats` and `backends` of a run that has not ended are not read.
 
@@ -969,7 +969,7 @@ def describe_run(path: Path) -> RunRecord:
 
 
 def _last(tail: bytes) -> Mapping[str, Any] | None:
-    """Return the line that ends a run, if it is the last one of a record.
+    """Return the last line of a record if it ends the run, otherwise `None`.
 
     Raises:
         RecordError: The line is malformed.

@@ -112,7 +112,7 @@ class RecordFile:
         return self._file is not None and os.getpid() == self._pid
 
     def put(self, lines: Sequence[Line]) -> None:
-        """Write lines on the writer's thread, in the order of the calls of this method."""
+        """Queue lines for the writer's thread, which writes them in this order."""
         if not self.active:
             return
         with self._lock:

@@ -20,10 +20,10 @@ NAMED = 5
 
 
 class SelectionError(UsageError):
-    """A text selects no run or task, or several.
+    """The user's text selects no run or task, or several.
 
     Attributes:
-        candidates: The names or uids that the text selects, or similar ones if it selects none.
+        candidates: The names or uids that were selected; if there are none, similar ones.
     """
 
     def __init__(self, message: str, candidates: Sequence[str] = ()) -> None:
@@ -68,7 +68,7 @@ def select_run(text: str | None, base: Path) -> Path:
 
 
 def find_tasks(text: str, history: RunHistory) -> list[TaskRun]:
-    """Return the tasks that a text selects, in the order of their calls.
+    """Return the tasks that `text` selects, in the order of their calls.
 
     The text is a key or uid (`task.000007`), the number in a uid (`7`), a name, or the beginning of
     a name; the first of these that selects anything applies.
@@ -97,9 +97,9 @@ def find_tasks(text: str, history: RunHistory) -> list[TaskRun]:
 
 
 def select_task(text: str, history: RunHistory) -> TaskRun:
-    """Return the only task that a text selects, see `find_tasks`.
+    """Return the only task that `text` selects; see `find_tasks`.
 
-    If it selects several, the error lists those first that have failed, and then those that run.
+    If several tasks are selected, the error lists failed tasks first, and then running tasks.
 
     Raises:
         SelectionError: The text selects no task, or several.
@@ -115,7 +115,7 @@ def select_task(text: str, history: RunHistory) -> TaskRun:
 
 
 def _urgency(task: TaskRun) -> int:
-    """Return a number by which tasks that have failed are first, and then those that run."""
+    """Return a sort key: failed tasks come first, then skipped tasks, then running tasks."""
     return {"failed": 0, "skipped": 1, "running": 2}.get(task.outcome, 3)
 
 

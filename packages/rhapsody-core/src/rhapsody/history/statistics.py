@@ -97,7 +97,7 @@ class NameStatistics:
 
 @dataclass(slots=True)
 class _Collected:
-    """Numbers of the tasks with one name while they are collected."""
+    """Running totals for the tasks with one name."""
 
     kind: str
     outcomes: list[str] = field(default_factory=list)
@@ -174,9 +174,9 @@ class _Collected:
 
 
 def by_name(history: RunHistory) -> list[NameStatistics]:
-    """Return the statistics of the tasks and blocks of each name, in the order of first calls.
+    """Return the statistics of tasks and blocks by name, in the order of first calls.
 
-    Blocks have separate rows, even if a task has the same name.
+    Blocks are separate from tasks with the same name.
     """
     found: dict[tuple[str, bool], _Collected] = {}
     for task in history.tasks.values():
@@ -218,7 +218,7 @@ class Step(NamedTuple):
 
 
 def critical_path(history: RunHistory, now: float | None = None) -> list[Step]:
-    """Return the longest chain of tasks in which each one depends on the previous one.
+    """Return the longest chain of tasks in which each task depends on the previous one.
 
     The length of a chain is the time that its tasks waited and ran. A run cannot become faster than
     its critical path unless the tasks on the path do. The tasks in a block depend on everything on
@@ -264,10 +264,10 @@ class _Link(NamedTuple):
     """Task as the last one of a chain.
 
     Attributes:
-        end: The time of its end; `None` if it has not ended.
-        took: The seconds from the moment when it could have started until its end.
+        end: The time at which the task ended; `None` if it has not ended.
+        took: The seconds from the moment when the task could have started until its end.
         length: The length of the longest chain that ends with the task, in seconds.
-        previous: The key of the task before it in this chain.
+        previous: The key of the task before this one in the chain.
     """
 
     end: float | None = None
@@ -301,8 +301,7 @@ _NOT_ENDED = _Link()
 def _end(task: TaskRun, now: float | None) -> float | None:
     """Return the time at which a task ended.
 
-    A running task ends `now`; if that is `None`, and for a task that has not started, there is no
-    such time.
+    A running task ends `now`. Return `None` if `now` is `None` or the task has not started.
     """
     if not task.attempts:
         return None

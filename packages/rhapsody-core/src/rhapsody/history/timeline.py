@@ -144,7 +144,7 @@ def _fits(new: Slice, lane: list[Slice]) -> bool:
 
 
 class Busy(NamedTuple):
-    """Part of a run with the work in it.
+    """Part of a run, with the amount of work in this part.
 
     Attributes:
         start: The start, in microseconds since the origin.
@@ -160,7 +160,7 @@ class Busy(NamedTuple):
 
 
 def utilization(found: Iterable[Lane], end: float, parts: int) -> list[Busy]:
-    """Return how much of the time was used, in parts of equal length. Blocks do not count.
+    """Return the utilization in parts of equal length. Blocks do not count.
 
     Args:
         found: The lanes.

@@ -70,7 +70,7 @@ def may_run(run: RunRecord) -> bool:
 
 
 def seconds_so_far(run: RunRecord) -> float | None:
-    """Return the duration of a run, or of its part until now if it is running."""
+    """Return the duration of a run, until now if the run is running."""
     if run.outcome == "running" and run.started is not None:
         return max(0.0, time.time() - run.started)
     return run.seconds
@@ -82,7 +82,7 @@ def program_of(run: RunRecord) -> str:
 
 
 def clock(seconds: float | None, *, day: bool = False) -> str:
-    """Return a time in the local time zone, without the date if it is today."""
+    """Format a time in the local time zone, without the date if it is today's."""
     from rhapsody.history.reader import is_time
 
     if seconds is None or not is_time(seconds):
@@ -129,7 +129,7 @@ def call_of(task: TaskRun) -> str:
 
 
 def printable(text: str) -> str:
-    """Return a text as one line without characters that could control the terminal."""
+    """Return text as one line, without characters that could control the terminal."""
     text = str(text)  # a damaged record may contain something else
     if text.isprintable():
         return text

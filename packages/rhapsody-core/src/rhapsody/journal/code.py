@@ -257,7 +257,7 @@ class CodeFingerprint:
     # Collecting.
 
     def value(self, value: object) -> str:
-        """Collect the code in a value, and return the value's digest as text.
+        """Return the digest of a value as text, and collect the code in the value.
 
         Raises:
             UnhashableError: The value has no digest.
@@ -843,7 +843,7 @@ class CodeFingerprint:
             self._runs(names, {**constants_in(code), "__package__": package}, part)
 
     def _runs(self, names: Names, variables: Mapping[str, Any], part: str) -> None:
-        """Collect the members of loaded modules that are used by a module that a task will import.
+        """Collect the members of loaded modules for a module that a task will import.
 
         Args:
             names: The names in the module's code.

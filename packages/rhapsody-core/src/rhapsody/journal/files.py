@@ -149,7 +149,7 @@ class FileDigests:
         """Return the digest of a file or directory, or `None` if it has none.
 
         A directory has no digest if it contains a link to a directory, or an entry that is neither
-        a directory nor a readable regular file. The digest of a missing file is that in `gone`.
+        a directory nor a readable regular file. A missing file has the digest in `gone`, if any.
         """
         digest = self.of(path)
         if digest is not None or not os.path.isdir(path):

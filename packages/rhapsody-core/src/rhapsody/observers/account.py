@@ -278,14 +278,14 @@ CANCELED = TasksMainStates.CANCELED
 
 @dataclass(slots=True)
 class Row:
-    """Numbers of the tasks with one particular name, by state.
+    """Numbers of tasks with one name, by state.
 
     Attributes:
         total: Number of tasks that were called.
         running: Number of tasks that are running.
         done: Number of tasks that succeeded.
-        failed: Number of tasks that failed and are not counted as held or skipped.
-        held: Number of tasks that were not started because their backend would have ended first.
+        failed: Number of tasks that failed, except those counted as held or skipped.
+        held: Number of tasks that were held back, because their backend would have ended too early.
         skipped: Number of tasks that did not run because a task that they depend on failed.
         cancelled: Number of tasks that were canceled.
     """
@@ -314,8 +314,7 @@ class Counts:
 
     Attributes:
         rows: The counts for each task name, in the order of the first calls.
-        held: The name and reason, by uid, of each task that was not started because its backend
-            would have ended first.
+        held: The tasks that were held back: their names and the reasons, by uid.
         failures: The failures, in groups.
     """
 

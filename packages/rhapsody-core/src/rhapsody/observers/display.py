@@ -33,7 +33,7 @@ MIN_UPDATE_INTERVAL = 0.25
 """Minimum number of seconds between two updates."""
 
 CLOCK_INTERVAL = 1.0
-"""Seconds between two updates of the elapsed time while tasks run and nothing else changes."""
+"""Seconds between two updates of the elapsed time while tasks are running and nothing changes."""
 
 CLOSE_TIMEOUT = 5.0
 """Maximum number of seconds for which `close` waits for a terminal that accepts no text."""
@@ -148,7 +148,7 @@ _MOVES = re.compile(r"\x1b(?!\[[0-9;]*m)(\[[0-?]*[ -/]*[@-~])?|[\x00-\x08\x0b-\x
 
 
 class _Lines:
-    """Rich renderable of printed lines. Color codes are passed on unparsed: parsing is slow.
+    """Rich renderable of printed lines. Color codes are not parsed, because parsing is slow.
 
     If a line overwrites itself, as a progress bar does, its last state is shown.
     """
@@ -229,7 +229,7 @@ class Notebook:
 
 
 class Display:
-    """Updater of the progress display, on its own thread because writing to a terminal may block.
+    """Updater of the progress display. It has its own thread: writing to a terminal may block.
 
     The program's own output is printed above the display. Methods may be called from any thread.
 

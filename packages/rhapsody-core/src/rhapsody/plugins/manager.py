@@ -196,7 +196,7 @@ def _readable_points(unreadable: list[tuple[str, str]]) -> Iterable[EntryPoint]:
 
 
 def _unreadable(distribution: Any, error: Exception) -> tuple[str, str]:
-    """Return a label for a distribution with broken metadata, and the fault."""
+    """Return a label for a distribution with broken metadata, and a description of the error."""
     label = f"a distribution in {distribution.locate_file('')}"
     with suppress(Exception):  # the name itself may be broken
         label = normalize_distribution(distribution.name)

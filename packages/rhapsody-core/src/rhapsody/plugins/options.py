@@ -39,7 +39,7 @@ class BackendOption:
             no check. In a profile, a relative path starts at the directory of the file.
         default: The value if the option is not set; `None` if there is none.
         help: A description. Options without one are listed by name only.
-        instead: For a name that users may expect, but that is no option: what to use instead.
+        instead: The alternative, for a name that users may expect but that is not an option.
 
     Raises:
         TypeError: The name is not an identifier, or the type is none of the types above.

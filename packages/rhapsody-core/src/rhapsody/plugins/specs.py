@@ -223,7 +223,7 @@ class Summary:
         disk_use: Bytes in the directory of the runs (`.rhapsody`, or `work_dir`), or 0 if this run
             has left nothing there. Counting stops after half a second, so the number may be too
             small.
-        cut_short: True if the remaining tasks were canceled because of failures, see `fail_fast`
+        cut_short: True if the remaining tasks were canceled because of failures; see `fail_fast`
             and `max_failures` of `WorkflowEngine.create`.
         held_back: True if tasks were held back for the next run because their backend was about to
             end.
@@ -272,7 +272,7 @@ class Summary:
 
 
 def _few(texts: Sequence[str]) -> str:
-    """Return the first texts, one per line, and the number of further ones."""
+    """Return the first texts, one per line, and the number of the others."""
     more = [f"and {len(texts) - 3} more"] if len(texts) > 3 else []
     return "\n".join([*texts[:3], *more])
 
@@ -363,7 +363,7 @@ class TaskCall(NamedTuple):
     secrets: tuple[tuple[str, str], ...] = ()
 
     def masked(self, text: str) -> str:
-        """Return a text about the task, such as its output, without secrets.
+        """Return text about the task, such as its output, without secrets.
 
         The values of the task's `environment`, and of variables of this process whose names look
         secret, are replaced with the variables' names.
@@ -450,7 +450,7 @@ class TaskFiles:
         sandbox: The task's directory, on the file system of the backend that ran it.
         paths: The path of each declared file, by name.
         matches: The names of the files that match each declared pattern, by pattern.
-        places: The destination of each saved file by name, see `OutputFile`.
+        places: The destination of each saved file by name; see `OutputFile`.
         shared: True if the task declared no files, so that dependents see the whole sandbox.
         stays: True if the sandbox stays on disk, because of `keep_sandboxes` or because the result
             is a path in it.
@@ -473,9 +473,9 @@ class Recorded:
 
     Attributes:
         value: The result, which may be `None`.
-        files: The files that the task created, or `None`. Dependents read the files at their
-            `paths`. The files are also copied to their destinations in this run, unless a copy
-            that `places` lists is already there.
+        files: The files that the task created, or `None`. Dependents read the files at
+            `files.paths`. The files are also copied to their destinations in this run, except those
+            whose copies in `files.places` are already there.
         stdout: The standard output that the task's future reports, or the path of the file that
             contains it.
         stderr: The same for standard error.
@@ -540,7 +540,7 @@ class LookupTask(TaskDescription):
             and URLs, and are not in the task's sandbox yet. The path is `None` for a file that
             cannot be read on the engine's host. The mapping must not be modified.
         implicit: The sandboxes of dependencies that declare no output files and are visible to the
-            task as a whole, see `implicit_data` of `WorkflowEngine.create`.
+            task as a whole; see `implicit_data` of `WorkflowEngine.create`.
         texts: The strings and paths among the arguments of an executable, which may name files.
         shares_memory: True if the task's backend runs functions in the process of the engine.
     """

@@ -185,7 +185,7 @@ def recording(recorder: Recorder | None) -> Setting[Recorder | None]:
     """Return a context manager that records the output of its `with` block in `recorder`.
 
     If `recorder` is `None`, the output is not recorded. The manager sets a context variable, so
-    other threads and coroutines are not affected. The standard streams must be wrapped, see
+    other threads and coroutines are not affected. The standard streams must be wrapped; see
     `streams`.
     """
     return Setting(_recorder, recorder)
@@ -199,7 +199,7 @@ def keep(name: Name, text: str) -> None:
 
 
 record_in: Callable[[Recorder | None], object] = _recorder.set
-"""Set the recorder for the rest of the current `contextvars.Context`, see `recording`."""
+"""Set the recorder for the rest of the current `contextvars.Context`; see `recording`."""
 
 
 class CapturedOutput(Output):

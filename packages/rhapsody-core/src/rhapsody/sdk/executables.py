@@ -1,4 +1,4 @@
-"""Running of the programs of executable tasks; the results are written into the descriptions.
+"""Programs of executable tasks: runs them, and writes the results into the descriptions.
 
 This module is for backends that start programs themselves, on this machine or on their workers. The
 backend decides where the sandbox is, when a task starts and which resources it receives. Services
@@ -277,7 +277,7 @@ class TaskProgram:
     Args:
         task: The task's description. When the program has ended, `wait` writes `exit_code`,
             `stdout`, `stderr` and `usage` into the description.
-        environment: Variables in addition to those of this process, see `task_environment`.
+        environment: Variables in addition to those of this process; see `task_environment`.
         launch: Callable that starts the program. Pass `partial(Program, reaper=reaper)` if the
             program must end when this process is killed.
         stdout: A descriptor for the program's standard output, instead of the file in the sandbox.

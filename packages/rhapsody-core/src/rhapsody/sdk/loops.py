@@ -206,7 +206,7 @@ class SharedLoop:
         ended: Callable[[Any, BaseException | None], object],
         context: contextvars.Context,
     ) -> asyncio.Task[_Outcome]:
-        """Start a coroutine. Must be called on the loop's thread, see `call`.
+        """Start a coroutine. Must be called on the loop's thread; see `call`.
 
         Args:
             call: Function that returns the coroutine. It is called in `context`.

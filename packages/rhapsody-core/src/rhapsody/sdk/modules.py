@@ -68,7 +68,7 @@ class Origins:
         self._versions: dict[str, tuple[str, str]] = {}
 
     def own(self, file: object) -> TypeGuard[str]:
-        """Return True if a file is not part of an installed package, of Python or of Rhapsody."""
+        """Return True if a file is neither Python's own, nor installed, nor part of Rhapsody."""
         if not isinstance(file, str):
             return False
         if file.startswith("<"):  # a cell of a notebook, or the text of `exec`
@@ -109,7 +109,7 @@ def _version(name: str) -> tuple[str, str]:
 
 
 def file_of(module: Any) -> str | None:
-    """Return the path of the file of the module with this name.
+    """Return the path of the source file of a module, given the module's name.
 
     Return `<text>` for a module that was created from text, and `None` for a module without a file,
     such as a built-in module.
@@ -384,7 +384,7 @@ def _package(name: str, source: Source) -> str:
 
 
 def _names(text: bytes) -> set[str]:
-    """Return the modules that a source text imports, and the names that it imports from them.
+    """Return the modules that source text imports, and the names that it imports from them.
 
     The latter may be modules as well.
     """

@@ -260,7 +260,7 @@ class Program:
         exited: A future with the exit code, done when the whole group has ended. Wait with
             `asyncio.wait([program.exited])`, which does not cancel the future.
         usage: The resources that the program has used, including the processes that it has started
-            and waited for, or that were terminated with it; empty until the program has ended, and
+            and waited for, or that were terminated with it. Empty while the program is running, and
             if they are unknown.
 
     Raises:
@@ -395,7 +395,7 @@ class Program:
         return code
 
     def _left_processes(self) -> bool:
-        """Return True if a signal has ended the leader, and other processes of the group run."""
+        """Return True if a signal killed the leader, but not all processes of the group."""
         with suppress(ChildProcessError):
             ended = os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)
             return ended is not None and ended.si_code != os.CLD_EXITED and group_alive(self.pid)

@@ -64,7 +64,7 @@ PLAIN = frozenset({type(None), bool, int, float, complex, str, bytes})
 
 
 class ProtocolVersionError(RuntimeError):
-    """Error for a program and a worker that use different versions of the protocol."""
+    """The program and a worker use different versions of the protocol."""
 
 
 class CallSpec(NamedTuple):
@@ -449,7 +449,7 @@ def _reset_peak() -> bool:
 
 
 def _lowest_peak(peak: int) -> int:
-    """Return the value of `ru_maxrss` below which it cannot fall; 0 if there is none.
+    """Return the lowest possible value of `ru_maxrss`; 0 if it is not limited.
 
     When a process executes a program, `ru_maxrss` keeps the peak from before, which is that of the
     process that started it. The peak in `/proc` does not.
@@ -479,7 +479,7 @@ that was imported: the clocks of file servers may differ."""
 
 
 class StaleModuleError(ImportError):
-    """Error for a worker's module that differs from the program's and cannot be replaced."""
+    """A worker's module differs from the program's and cannot be replaced."""
 
 
 class Source(NamedTuple):
@@ -773,7 +773,7 @@ def _short(source: Source | None) -> str:
 
 
 def _others(sources: Mapping[str, Source]) -> list[str]:
-    """Return the names of modules that were imported from directories of sent modules but not sent.
+    """Return the modules that were not sent but imported from the directories of sent modules.
 
     Such modules were imported under names computed at run time, perhaps for an earlier program.
     """

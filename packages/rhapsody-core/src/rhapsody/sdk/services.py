@@ -1,9 +1,9 @@
 """Services: programs that run until they are stopped, and their readiness signals.
 
-The forms of a description's `ready` are the same on every backend (`parse_ready`). `TaskService`
-implements them for a program that this process starts. Output, files and ports are polled on a
-thread, so a service never waits for this process. Backends that start programs in other ways call
-the functions of this module.
+Every backend accepts the same values of `ready`; see `parse_ready`. `TaskService` implements them
+for a program that this process starts. A thread polls the program's output, files and ports, so
+this process never blocks the program. Backends that start programs in other ways call the functions
+of this module.
 """
 
 from __future__ import annotations
@@ -299,7 +299,7 @@ class TaskService(TaskProgram):
         environment: Variables in addition to those of this process.
         ready: Called on the loop with the readiness information once the service is ready. Not
             called if the description has no `ready`.
-        launch: Callable that starts the program, see `TaskProgram`.
+        launch: Callable that starts the program; see `TaskProgram`.
 
     Raises:
         OSError: The program cannot be started, or another program is listening on the service's

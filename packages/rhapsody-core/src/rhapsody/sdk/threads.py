@@ -140,7 +140,7 @@ class ThreadPool:
 
         Raises:
             RuntimeError: No thread can be started.
-            Exception: Any error that the function raised, see `in_thread`.
+            Exception: Any error that the function raised; see `in_thread`.
         """
         self.start()
         future: asyncio.Future[T] = asyncio.get_running_loop().create_future()

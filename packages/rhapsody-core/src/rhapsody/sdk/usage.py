@@ -2,7 +2,7 @@
 
 When a process ends, the kernel reports what the process has used, including the processes that it
 has started and waited for. A process that a signal ends usually does not wait for its children. So
-before a program is terminated, its counters and those of its descendants are read from `/proc`, see
+before a program is terminated, its counters and those of its descendants are read from `/proc`; see
 `counters_before`. The kernel may still count a child that ends before its parent, so the two
 measurements are not added: the larger one is used.
 """

@@ -67,7 +67,7 @@ class Fetcher:
         self._slots = asyncio.Semaphore(_MAX_TRANSFERS)
 
     def download(self, url: str, filename: str) -> asyncio.Task[str]:
-        """Start downloading a URL into the cache, see `bring`."""
+        """Start downloading a URL into the cache; see `bring`."""
         return self.bring(url, filename, lambda part: self._in_thread(url, part))
 
     def bring(

@@ -69,11 +69,11 @@ class Resolved:
     Attributes:
         sources: The outcomes of the attempt's dependencies, without duplicates.
         places: The locations of the inputs, by name.
-        coming: The fetches of inputs into the cache that must be waited for, by input name.
+        coming: The pending fetches of inputs into the cache, by the name of the input.
         targets: The destinations of the outputs, by name.
         reads: For each file of another task that the attempt reads, the sandbox and the file's
             name.
-        matches: The files that match each declared pattern; empty until the attempt has succeeded.
+        matches: The files that match each declared pattern; empty before the attempt has succeeded.
     """
 
     sources: tuple[AttemptInfo, ...]
@@ -111,7 +111,7 @@ def left_place(producer: AttemptInfo, name: str) -> InputPlace:
 
 
 def as_source(producer: AttemptInfo) -> dict[str, Any]:
-    """Return the part of a task's description that a backend needs to link files from the task."""
+    """Return the part of a task's description that a backend needs to link the task's files."""
     return {
         "uid": producer.uid,
         "sandbox": producer.sandbox,
@@ -313,7 +313,7 @@ class Stager:
 
     Args:
         work_dir: The directory that contains the sandboxes. It is created with the first sandbox.
-        keep: The sandboxes that stay on disk, see `Keep`.
+        keep: The sandboxes that stay on disk; see `Keep`.
         in_run: The engine's uid if `work_dir` is a `.rhapsody` directory. The engine then uses a
             directory of that name in the directory of this process's run.
         uid: The engine's uid if the program chose it: no other engine may use it at the same time,
@@ -418,7 +418,7 @@ class Stager:
         outputs: Sequence[Output] = (),
         by_path: bool = True,
     ) -> File | InputFiles:
-        """Return the object that a task receives for a file, see `File.bound_to`.
+        """Return the object that a task receives for a file; see `File.bound_to`.
 
         The object is an `InputFiles` if the file is a directory or a pattern that another task
         declared.
@@ -470,7 +470,7 @@ class Stager:
 
         Raises:
             DataError: An input is missing or ambiguous; or a file cannot be saved to its
-                destination, see `Places.claim`.
+                destination; see `Places.claim`.
             CapabilityError: The backend cannot link or save files, or an input cannot be copied
                 from the backend of the task that wrote it.
         """
@@ -521,7 +521,7 @@ class Stager:
             outputs: The output files among the attempt's arguments.
 
         Raises:
-            DataError: A file cannot be fetched, or a file cannot be saved to its destination, see
+            DataError: A file cannot be fetched, or a file cannot be saved to its destination; see
                 `Places.claim`.
         """
         for name, fetch in resolved.coming.items():
@@ -731,7 +731,7 @@ class Stager:
             succeeded: False if the attempt failed. A canceled attempt has not failed.
             outputs: The output files among the attempt's arguments.
             result_is_path: True if the attempt's result is, or contains, a path into the
-                sandbox, see `leads_into`.
+                sandbox; see `leads_into`.
             matches: The files that match each pattern among the outputs.
             recorded: True if the result is recorded, so that the outputs stay until the run
                 succeeds.
@@ -856,7 +856,7 @@ class Stager:
             self.disk_use = await in_thread(partial(disk_use, self._place.base), or_here=True)
 
     def leave(self) -> None:
-        """Unregister the engine from its run, see `WorkDir.leave`."""
+        """Unregister the engine from its run; see `WorkDir.leave`."""
         self._place.leave()
 
 

@@ -6,7 +6,7 @@ task is done, and are claimed then.
 
 Saved files are copies, never links, so that they cannot be changed through the sandbox. A file is
 copied next to its destination and then renamed: readers see the old file or the complete new one.
-Directories are handled in a similar way, see `replace_directory`.
+Directories are handled in a similar way; see `replace_directory`.
 """
 
 from __future__ import annotations
@@ -76,8 +76,8 @@ def check_outputs(
         The names of the files that match each pattern, by pattern.
 
     Raises:
-        DataError: An output is missing or a link that leads out of the sandbox, no file matches a
-            pattern, or a file was declared but a directory was written, or vice versa.
+        DataError: An output is missing or is a link out of the sandbox; no file matches a pattern;
+            or the task wrote a directory instead of a file, or vice versa.
     """
     if not outputs:
         return {}
@@ -115,7 +115,7 @@ def _mode(task: TaskDescription, name: str) -> int | None:
     """Return the mode of an output, or `None` if it is missing.
 
     Raises:
-        DataError: The output is a link that leads out of the sandbox.
+        DataError: The output is a link out of the sandbox.
     """
     path = os.path.join(task.get("sandbox", ""), name)
     try:
@@ -152,7 +152,7 @@ def _wrote_instead(task: TaskDescription, given: Collection[str]) -> str:
 
 
 def _some(names: Sequence[str]) -> str:
-    """Return a text with the first few names and the number of other names."""
+    """Return the first few names, and the number of the others, as text."""
     there = ", ".join(map(repr, names[:_MAX_NAMES])) or "nothing else"
     return there + (f" and {len(names) - _MAX_NAMES} more" if len(names) > _MAX_NAMES else "")
 
@@ -198,7 +198,7 @@ def _made_in(sandbox: str) -> list[os.DirEntry[str]]:
 
 
 def _leaves(entry: os.DirEntry[str], sandbox: str) -> bool:
-    """Return True if an entry of a sandbox is a link that leads out of it, such as an input."""
+    """Return True if an entry of a sandbox is a link out of the sandbox, such as an input."""
     own = os.path.realpath(sandbox) + os.sep
     return entry.is_symlink() and not os.path.realpath(entry.path).startswith(own)
 
@@ -358,7 +358,7 @@ class Places:
             self._readers_below[parent] = task["name"]
 
     def is_read(self, path: Path) -> bool:
-        """Return True if a task has read the file, and the run had not written it before."""
+        """Return True if a task has read the file and the run had not written it by then."""
         return self._real.of(str(path)) in self._readers
 
     def claim(self, task: TaskDescription, outputs: Sequence[Output]) -> dict[str, Target]:
@@ -513,7 +513,7 @@ class Places:
         raise DataError(f"{name!r} cannot be saved as {str(path)!r}: {nearest!r} is {problem}")
 
     def _key(self, name: str, target: Target, call: str) -> str:
-        """Return the path to claim: the destination or, for a pattern, a unique path in it."""
+        """Return the path to claim: the destination or, for a pattern, a unique path inside."""
         real = self._real.of(str(target.path))
         return os.path.join(real, f"{name}\0{call}") if target.kind == "matches" else real
 

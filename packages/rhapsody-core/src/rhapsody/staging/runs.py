@@ -1,4 +1,4 @@
-"""Directories of runs: how they are named, locked, logged, listed and cleaned.
+"""Directories of runs: their names, locks, logs and lists of results, and their removal.
 
 A process has one run in each `.rhapsody` directory that its engines use. The run's directory
 contains the directories of these engines. The names of runs begin with the second in which they
@@ -71,7 +71,7 @@ class RunLog(logging.FileHandler):
             _hand_on(record)
 
     def note(self, text: str) -> None:
-        """Write a text to the log file, without passing it to other handlers."""
+        """Write text to the log file without passing it to other handlers."""
         self._write(logging.LogRecord("rhapsody.run", logging.INFO, "", 0, text, None, None))
 
     def _write(self, record: logging.LogRecord) -> None:
@@ -111,7 +111,7 @@ class RunLog(logging.FileHandler):
 
 
 def _hand_on(record: logging.LogRecord) -> None:
-    """Print a record as `logging` prints records without a handler."""
+    """Print a record as `logging` does if no handler is configured."""
     last = logging.lastResort
     if last is not None and record.levelno >= last.level:
         last.handle(record)
@@ -223,7 +223,7 @@ class Run:
             return not os.path.exists(self.path)
 
     def note(self, text: str) -> None:
-        """Write a text to the run's log."""
+        """Write text to the run's log."""
         self._log.note(text)
 
     def forget(self) -> None:
@@ -274,7 +274,7 @@ def leave_run(run: Run, uid: str) -> None:
 
 
 def note_in_log(work_dir: Path, text: str) -> None:
-    """Write a text to the log of the run that contains `work_dir`, if this process has one."""
+    """Write text to the log of this process's run that contains `work_dir`, if there is one."""
     with _process.lock:
         runs = list(_process.runs.values())
     for run in runs:

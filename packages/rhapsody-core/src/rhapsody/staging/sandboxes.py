@@ -201,7 +201,7 @@ class SandboxKeeper:
         return True
 
     def drop(self, path: str) -> None:
-        """Remove a sandbox that is no longer held, unless it stays until `close`.
+        """Remove a sandbox that is no longer referenced, unless it stays until `close`.
 
         The removal runs on another thread. Destructors call this method, so it takes no lock.
         """
@@ -246,7 +246,7 @@ class SandboxKeeper:
         Args:
             path: The path of the sandbox.
             declared: The declared files of the sandbox.
-            dropped: True if all other files have been removed before, see `drop`.
+            dropped: True if all other files have been removed before; see `drop`.
         """
         self._kept(declared.results.values())
         if self._ended_well and (declared.until_end or not dropped):
@@ -257,7 +257,7 @@ class SandboxKeeper:
     def _remove(self, path: str, names: Collection[str] = ()) -> None:
         """Remove a sandbox, or its content except some files."""
         try:
-            if os.path.basename(path).startswith(RESERVED):  # a single file, see `discard`
+            if os.path.basename(path).startswith(RESERVED):  # a single file; see `discard`
                 os.unlink(path)
             else:
                 remove_directory(path, names)

@@ -1,4 +1,4 @@
-"""Measurements of this process, and separate directories for checks, for the conformance kit.
+"""Measurements of this process, and separate directories, for the checks of the conformance kit.
 
 The checks judge the measurements; this module does not. The clock counts only the time in which
 this process could run, so that a machine that pauses or is overloaded is not mistaken for a slow

@@ -102,7 +102,7 @@ STOP_TIMEOUT = 1.0
 
 
 class WaitingLoop:
-    """Event loop shared by a backend's coroutine tasks on one worker that request no cores.
+    """Event loop of one worker, shared by a backend's coroutine tasks that request no cores.
 
     Its thread starts with the first such task.
     """
@@ -149,7 +149,7 @@ class WaitingLoop:
             self.leave()
 
     def leave(self) -> None:
-        """Stop the loop unless a coroutine runs on it or the site is open."""
+        """Stop the loop unless the site is open or a coroutine is running on the loop."""
         with self._lock:
             self._users -= 1
             last = not self._users
@@ -368,7 +368,7 @@ class Site:
         """Stop the tasks that have started, and prevent the others from starting.
 
         Returns:
-            The uids of the tasks that have started.
+            The uids of those tasks that had already started.
         """
         started = []
         for uid in uids:
@@ -489,7 +489,7 @@ def cancel(session: str, uids: list[str], dask_worker: Any = None) -> list[str]:
     """Stop tasks on this worker; see `Site.cancel`. Called through `Client.run`.
 
     Returns:
-        The uids of the tasks that have started on this worker.
+        The uids of those tasks that had already started on this worker.
     """
     site = site_of(dask_worker, session)
     return [] if site is None else site.cancel(uids)
@@ -502,7 +502,7 @@ def stop_group(session: str, group: str, uid: str, dask_worker: Any = None) -> G
 
 
 def sees(path: str, text: str, dask_worker: Any = None) -> bool:
-    """Return True if a file on this worker contains a text; called through `Client.run`."""
+    """Return True if a file on this worker has this content; called through `Client.run`."""
     try:
         with open(path, encoding="utf-8") as file:
             return file.read() == text

@@ -1,4 +1,4 @@
-"""Health of pilots and RAPTOR workers: one rule that detects that RADICAL-Pilot starts no tasks.
+"""Health of pilots and RAPTOR workers: one rule that detects when no tasks are started any more.
 
 RADICAL-Pilot does not report that one of its components has ended, that a scheduler has hung since
 it was forked, or that a message was lost. The common effect is that tasks do not start although
@@ -16,7 +16,7 @@ from rhapsody_radical.descriptions import cores_taken
 from rhapsody_radical.states import AGENT_EXECUTING, TASK_STATES, Generation
 
 STALL_TIMEOUT = 180.0
-"""Seconds that a task that fits may wait before its pilot or RAPTOR pair is ended."""
+"""Seconds after which a pilot or RAPTOR master is ended if it starts no task although one fits."""
 
 PLACED = "AGENT_EXECUTING_PENDING"
 """State of a task that has its cores and has not been started."""
@@ -39,7 +39,7 @@ Tasks in other environments may have to wait until their environment has been cr
 
 
 class Progress:
-    """Measurement of how long a pilot or RAPTOR pair has started no task although one fits."""
+    """Time for which a pilot or a RAPTOR master has started no task although one fits."""
 
     def __init__(self) -> None:
         self._since = time.monotonic()

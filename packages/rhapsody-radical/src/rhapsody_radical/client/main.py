@@ -1,4 +1,4 @@
-"""Client of one session: executes the program's messages, and checks the session once a second."""
+"""Client of one session, which carries out requests and checks the session once a second."""
 
 from __future__ import annotations
 
@@ -47,14 +47,18 @@ REMOVAL_TIMEOUT = 10.0
 
 
 class Client:
-    """Client that starts a RADICAL-Pilot session and executes the program's messages.
+    """Client that starts a RADICAL-Pilot session and carries out the program's requests.
 
     Args:
         outbox: The queue of messages to the program.
-        settings: The content of the program's first message: `uid` and `directory` of the session,
-            `made` (parent directories to remove with the session's directory), `work_dir`, `here`
-            (the program's current directory), `path` (the program's own part of `sys.path`),
-            `pilots`, `keep`.
+        settings: The content of the program's first message:
+            `uid`, `directory`: The session's uid and directory.
+            `made`: Parent directories to remove together with the session's directory.
+            `work_dir`: The directory that contains the session's directory.
+            `here`: The program's current directory.
+            `path`: The program's own part of `sys.path`.
+            `pilots`: The parameters of each pilot's description.
+            `keep`: See the attribute.
 
     Attributes:
         session: The session, with RADICAL-Pilot's objects.
@@ -89,7 +93,7 @@ class Client:
     # Messages from the program; their methods must not block.
 
     def do(self, message: Message) -> None:
-        """Execute a message from the program with the method `_on_NAME`."""
+        """Handle a message from the program with the method `_on_NAME`."""
         name, *parts = message
         getattr(self, f"_on_{name}")(*parts)
 
@@ -214,7 +218,7 @@ class Client:
             self.tasks.cancel_again()
 
     def _look_at_progress(self, pilot: ClientPilot) -> None:
-        """End a pilot that does not start tasks that fit, or a RAPTOR pair that starts no calls."""
+        """End a pilot or a RAPTOR pair that starts no tasks although one fits."""
         known = pilot.manager.get_tasks() if pilot.state == PMGR_ACTIVE else []
         tasks = [task for task in known if task.state not in FINAL]
         calls: dict[str, list[Any]] = {}

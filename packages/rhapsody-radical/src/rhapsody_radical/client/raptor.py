@@ -42,7 +42,8 @@ CALL_FILES = (OWN_CLASSES.with_name("call.py"), Path(RUNNER_FILE))
 """Files with the worker's side of calls."""
 
 MAX_GROUP_CALLS, MAX_GROUP_TEXT = 256, 1 << 18
-"""Limits of a group: its number of calls, and the total length of their texts in characters."""
+"""Limits of a group: the number of calls, and the total length of the packed calls in
+characters."""
 
 MIN_GROUPS_PER_WORKER = 16
 """Minimum number of groups per worker if there are several workers.
@@ -110,12 +111,12 @@ class Pair:
 
 
 class Raptor:
-    """RAPTOR pairs on one pilot.
+    """RAPTOR on one pilot: pairs of a master and its workers.
 
     Args:
         pilot: The pilot.
         config: The validated configuration of the pairs.
-        on_change: Called with a pair that was lost, and with `None` when pairs have been started.
+        on_change: Called with each lost pair, and with `None` after pairs have been started.
 
     Attributes:
         config: The configuration of the pairs.
@@ -226,8 +227,8 @@ class Raptors:
 
     Args:
         pilots: The pilots.
-        on_change: Called with the number of a pilot whose pairs have changed, and with the lost
-            pair, or `None` if pairs were started.
+        on_change: Called with the number of a pilot and its lost pair; the pair is `None` after
+            pairs have been started.
 
     Attributes:
         found: The pairs on each pilot where RAPTOR was started, by the pilot's number.
@@ -278,7 +279,7 @@ class Raptors:
 
         Args:
             words: The RADICAL-Pilot description, which is changed.
-            order: The packed call; for a group, a list of pairs of a call's uid and its text.
+            order: The packed call; for a group, a list with the uid and the packed call of each.
             pilot: The pilot of the task.
 
         Returns:

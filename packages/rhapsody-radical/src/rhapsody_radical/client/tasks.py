@@ -167,11 +167,11 @@ class Tasks:
     def _grouped(self, batch: list[Submitted], pilot: ClientPilot) -> Iterator[Submitted]:
         """Group calls that differ only in their functions and arguments.
 
-        Each RADICAL-Pilot task has a cost, so a group of calls is submitted as one task.
+        Each RADICAL-Pilot task adds overhead, so a group of calls is submitted as one task.
 
         Yields:
-            Calls and groups. A group contains a list of the uids and texts of its calls instead
-            of a packed call.
+            Calls and groups. Instead of a packed call, a group contains a list of its calls' uids
+            and packed calls as text.
         """
         most = self._raptors.group_size(pilot, len(batch))
         started: dict[Any, Submitted] = {}
@@ -228,7 +228,7 @@ class Tasks:
     # Reports to the program; on any thread.
 
     def handle_state(self, entry: Entry, handle: Any, state: str) -> None:
-        """Handle a state of a task; called by RADICAL-Pilot, on its thread."""
+        """Handle the new state of a task. RADICAL-Pilot calls this method on its own thread."""
         entry.handle = handle
         if state in FINAL:
             self.end(entry, state)
@@ -247,7 +247,7 @@ class Tasks:
             self._note(message["arg"])
 
     def _note(self, news: list[Any]) -> None:
-        """Report the starts and outcomes of calls of groups."""
+        """Report the starts and outcomes of grouped calls."""
         for uid, *outcome in news:
             entry = self.by_uid.get(uid)
             if entry is None:
@@ -313,7 +313,7 @@ class Tasks:
     def _report(self, *message: Any) -> None:
         """Send a report.
 
-        While many tasks have not started, the report may be held back to be sent with others.
+        While many tasks have not started, the report may wait to be sent with others.
         """
         self._send(*message, within=min(LONGEST, SHARE * len(self._queued)))
 

@@ -81,7 +81,7 @@ class Executables(JobRunner):
 
     Args:
         deliver: Called on the loop with each job that has ended.
-        announce: Called on the loop when a job's program has started, with the job and the function
+        announce: Called on the loop when a job's program has started, with the job and a function
             that registers the engine's readiness future (`None` for jobs without `ready`).
         grace: Number of seconds between SIGTERM and SIGKILL when a program is stopped.
         reaper: The reaper that kills the programs if this process is killed.
@@ -292,7 +292,7 @@ class LocalExecutionBackend(SharedSandboxes, ManagedBackend):
             self._ended,
             self._announce,
             self._next_short,
-            self._taken_back,
+            self._withdrawn,
             self.grace,
         )
         opening = asyncio.ensure_future(in_thread(self._processes.open))
@@ -307,7 +307,7 @@ class LocalExecutionBackend(SharedSandboxes, ManagedBackend):
             return
         self._progress = asyncio.Event()
         if self._processes is not None:
-            self._processes.hold()
+            self._processes.stop_starting()
         for job in self._queue.clear():
             self._end(job, self._canceled)
         for job in list(self.open_tasks.values()):
@@ -524,8 +524,8 @@ class LocalExecutionBackend(SharedSandboxes, ManagedBackend):
         job.dispatched = True
         return job, call
 
-    def _taken_back(self, jobs: list[Job]) -> None:
-        """Put jobs that were waiting in a worker process back in their places in the queue."""
+    def _withdrawn(self, jobs: list[Job]) -> None:
+        """Return jobs that were waiting in a worker process to their places in the queue."""
         for job in jobs:
             job.dispatched = False
         self._queue.put_back(jobs)

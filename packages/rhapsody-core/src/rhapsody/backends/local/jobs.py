@@ -1,4 +1,4 @@
-"""Jobs, and the resources that they use: the resources of the host, the queue and the slots.
+"""Jobs of the local backend, the queue in which they wait, and the resources that they use.
 
 A job is one task in the local backend, from its submission to its end. The module `backend` decides
 when a job starts, runs executables and reports states; `threads` and `processes` run functions.
@@ -88,8 +88,7 @@ class HostResources:
     Attributes:
         cores: Number of processor cores.
         gpus: The GPUs, as in `CUDA_VISIBLE_DEVICES`.
-        memory: Bytes of main memory. If the size is unknown, it is `None`, and memory is not
-            counted.
+        memory: Bytes of main memory; `None` if the size is unknown, so that memory is not counted.
         workers: Maximum number of function tasks that run at the same time.
         walltime: Number of seconds for which the backend runs tasks; `None` if not declared.
     """
@@ -219,7 +218,7 @@ ONE_FUNCTION = Request(cores=1, workers=1)
 
 
 class Slots:
-    """Allocator of the host's resources: assigns free resources to jobs and takes them back.
+    """Allocator of the host's resources: assigns free resources to jobs, and releases them.
 
     Args:
         machine: All resources of the host.
@@ -412,7 +411,7 @@ class Queue:
         return functions[0] if functions and not self._programs and not self._passed else None
 
     def put_back(self, items: Iterable[Job]) -> None:
-        """Put jobs that `take_over` has removed back in their places in the queue."""
+        """Return jobs that `take_over` has removed to their places in the queue."""
         place = 0
         with self._lock:
             for item in items:
@@ -434,8 +433,8 @@ class Queue:
         """Assign resources to the first passed job that can start, and remove the job.
 
         Returns:
-            The job, or `None` if no passed job can start, and a flag. If the flag is True, no other
-            job may start, because a passed job no longer waits for a service and comes next.
+            The job (or `None` if no passed job can start), and a flag. If the flag is True, no
+            other job may start, because a passed job no longer waits for a service and comes next.
         """
         self._passed = [item for item in self._passed if item.waits]
         for index, item in enumerate(self._passed):
@@ -481,7 +480,7 @@ class Job:
         attempts: Number of worker processes that could not be started for the job, or that ended
             before they started its call.
         call: The job's pickled call, for a worker process.
-        modules: The program's own modules for the call, see `CallSpec.modules`.
+        modules: The program's own modules for the call; see `CallSpec.modules`.
         block: The block of shared memory that contains the call, if the call is large.
     """
 
@@ -514,7 +513,7 @@ class Job:
         return f"<Job {self.uid}>"
 
     def take(self, outcome: CallResult, unpack: Callable[[Any], Any] = loads) -> None:
-        """Store the output, and the value or error, of a call that another process has made.
+        """Store the output and the value or error of a call that another process has made.
 
         Args:
             outcome: The outcome of the call.
@@ -556,7 +555,7 @@ class JobRunner(ABC):
         """Stop a job, or request that it stop. Called at most once for each job."""
 
     def ended(self, job: Job) -> None:  # noqa: B027 - most have nothing to do
-        """Update the runner when the backend handles the end of a job."""
+        """Update the runner after the end of a job. Called by the backend."""
 
 
 def no_environment(job: Job) -> CapabilityError:

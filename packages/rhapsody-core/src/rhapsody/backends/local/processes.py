@@ -8,11 +8,11 @@ worker is started when a call is waiting and no worker is idle.
 
 If calls are short, the time from a reply to the start of the next call is longer than the call
 itself. So the pool sends short calls ahead, up to 5 ms of work: they wait in the worker for the
-slots of the calls before them. If a call takes longer than expected, the calls behind it are taken
-back and return to their places in the queue. A pipe with the numbers of the calls ensures that a
-call is either started or taken back: the worker reads a number to start the call, or the program
-reads it to take the call back, and each number can be read only once. So if a worker is killed,
-only the call that it was running is lost, and the others run on another worker.
+slots of the calls before them. If a call takes longer than expected, the calls behind it are
+withdrawn and return to their places in the queue. A pipe with the numbers of the calls ensures that
+a call is either started or withdrawn: the worker reads a number to start the call, or the program
+reads it to withdraw the call, and each number can be read only once. So if a worker is killed, only
+the call that it was running is lost, and the others run on another worker.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ MAX_QUEUED_SECONDS = 0.005
 """Number of seconds of work, as estimated from earlier calls, that may wait in a worker."""
 
 RECALL_AFTER = 0.01
-"""Number of seconds that a call may take before the calls that wait behind it are taken back."""
+"""Number of seconds that a call may take before the calls that wait behind it are withdrawn."""
 
 # Runs before the handler of multiprocessing, which was registered earlier and joins the workers.
 atexit.register(kill_groups)
@@ -73,10 +73,10 @@ class ProcessWorkers(JobRunner):
     Args:
         ended: Called with each job that has ended.
         announced: Called with each job when no other call is before it in its worker.
-        next_short: Called with a job that a worker is running. If the next job in the queue can
-            wait for the same slots and `pack` can pack it, returns that job and its encoded call;
-            otherwise returns `None`.
-        taken_back: Called with the jobs that were taken back from a worker, in order.
+        next_short: Called with a job that a worker is running. Returns the next job in the queue
+            and its encoded call if the job can wait for the same slots and `pack` can pack it,
+            otherwise `None`.
+        withdrawn: Called with the jobs that were withdrawn from a worker, in order.
         grace: Number of seconds between SIGTERM and SIGKILL for a worker whose job is canceled.
     """
 
@@ -88,13 +88,13 @@ class ProcessWorkers(JobRunner):
         ended: Callable[[Job], object],
         announced: Callable[[Job], object],
         next_short: Callable[[Job], tuple[Job, bytearray] | None],
-        taken_back: Callable[[list[Job]], object],
+        withdrawn: Callable[[list[Job]], object],
         grace: float,
     ) -> None:
         self._end = ended
         self._announced = announced
         self._next_short = next_short
-        self._taken_back = taken_back
+        self._withdrawn = withdrawn
         self._grace = grace
         self._jobs: set[Job] = set()
         self._functions = packing.Functions()
@@ -172,7 +172,7 @@ class ProcessWorkers(JobRunner):
         """
         at: Worker | None = job.handle
         if at is not None:
-            first = self._take_back(at)
+            first = self._withdraw(at)
             if first is not None and first is not job:
                 self.run(first)
             if job.waits:
@@ -183,7 +183,7 @@ class ProcessWorkers(JobRunner):
             if job.over:
                 return
             if job.handle is at:
-                self._give_back(at.take_back())  # calls that were sent meanwhile
+                self._give_back(at.withdraw())  # calls that were sent meanwhile
         job.cancelled = True
         if job.handle is not None:
             job.handle.stop(self._grace)  # the job ends with its worker
@@ -198,13 +198,13 @@ class ProcessWorkers(JobRunner):
         self._jobs.discard(job)
         job.block = None
 
-    def hold(self) -> None:
-        """Take back all calls that have not started, and start no more. `close` must follow."""
+    def stop_starting(self) -> None:
+        """Withdraw all calls that have not started, and start no others. Called before `close`."""
         self._stopping = True
         if self._watch is not None:
             self._watch.cancel()
         for each in self._workers:
-            self._take_back(each)
+            self._withdraw(each)
 
     async def close(self) -> None:
         """Kill the workers, wait until they have ended, and end all jobs as canceled."""
@@ -238,7 +238,7 @@ class ProcessWorkers(JobRunner):
         packer.start()
 
     def _pack(self) -> None:
-        """Pack calls and unpack replies on this packer thread, until another thread replaces it."""
+        """Pack calls and unpack replies on this thread, until another thread replaces this one."""
         assert self._context is not None
         memory = self._context.memory
         while (item := self._to_packer.get()) is not None:
@@ -275,7 +275,7 @@ class ProcessWorkers(JobRunner):
         return packing.frame(order, job.call)
 
     def _came_back(self, item: tuple[Job, bytearray | None]) -> None:
-        """Handle a job from the packer: it has ended, or its call has been packed."""
+        """Handle a job from the packer: the job has ended, or its call has been packed."""
         job, call = item
         if job.over or self._stopping:
             return
@@ -359,28 +359,28 @@ class ProcessWorkers(JobRunner):
             self._jobs.add(job)
             self._send(job, call, to)
         if len(to.jobs) > 1 and self._watch is None:
-            self._watch = self._loop.call_later(RECALL_AFTER, self._take_back_from_long)
+            self._watch = self._loop.call_later(RECALL_AFTER, self._withdraw_behind_long)
 
-    def _take_back_from_long(self) -> None:
-        """Take back the calls that wait behind a long call."""
+    def _withdraw_behind_long(self) -> None:
+        """Withdraw the calls that wait behind a long call."""
         self._watch = None
         now = self._loop.time()
         for each in [each for each in self._workers if len(each.jobs) > 1]:
             if max(now - each.since, (len(each.jobs) - 1) * each.seconds) >= RECALL_AFTER:
-                first = self._take_back(each)
+                first = self._withdraw(each)
                 if first is not None:
                     self.run(first)
             elif self._watch is None:
-                self._watch = self._loop.call_later(RECALL_AFTER, self._take_back_from_long)
+                self._watch = self._loop.call_later(RECALL_AFTER, self._withdraw_behind_long)
 
-    def _take_back(self, at: Worker) -> Job | None:
-        """Take back the calls that a worker has not started.
+    def _withdraw(self, at: Worker) -> Job | None:
+        """Withdraw the calls that a worker has not started.
 
         Returns:
             The first of the worker's jobs if it has not started; this job keeps its slots.
             Otherwise `None`.
         """
-        jobs, first = at.take_back(), None
+        jobs, first = at.withdraw(), None
         if jobs and not at.jobs:
             first = jobs.pop(0)
             first.handle = None
@@ -390,12 +390,12 @@ class ProcessWorkers(JobRunner):
         return first
 
     def _give_back(self, jobs: list[Job]) -> None:
-        """Put jobs that were waiting in a worker back in the queue."""
+        """Return jobs that were waiting in a worker to the queue."""
         for job in jobs:
             job.handle = None
         self._jobs.difference_update(jobs)
         if jobs:
-            self._taken_back(jobs)
+            self._withdrawn(jobs)
 
     # Workers.
 

@@ -1,8 +1,8 @@
 """Worker process: makes one call at a time, and forwards log records to the main program.
 
 Calls and results are pickled by cloudpickle, so that closures, lambdas and functions of the main
-program work. Short calls may wait in the worker until it starts them or the program takes them
-back. The program's side is `rhapsody.backends.local.workers`.
+program work. Short calls may wait in the worker until it starts them or the program withdraws them.
+The program's side is `rhapsody.backends.local.workers`.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ def work(
     Args:
         connection: The socket for calls and replies. The worker sends one byte when it is ready.
         unstarted: A pipe with the numbers of the calls that were sent and have not started. The
-            worker reads a number to start the call; the program reads it to take the call back.
+            worker reads a number to start the call; the program reads it to withdraw the call.
         levels: The log levels of the program; see `forward_logs`.
         memory: The shared memory for large arguments and results.
     """
@@ -170,7 +170,7 @@ def reply(outcome: CallResult) -> bytes:
 
 
 def _taken(unstarted: Connection) -> int | None:
-    """Read the number of the next call to start from the pipe; return `None` if it is empty."""
+    """Read the number of the next call from the pipe; return `None` if the pipe is empty."""
     try:
         taken = os.read(unstarted.fileno(), NUMBER.size)
     except BlockingIOError:
@@ -316,9 +316,8 @@ def forward_logs(send: Callable[[bytes], object], program: Mapping[str, int]) ->
 def handle_log(record: bytes | memoryview) -> None:
     """Handle, in the program, a log record that `forward_logs` has sent.
 
-    If handling the record raises an exception, the exception is reported as `logging` reports
-    errors of handlers. The program then continues with the messages that follow, such as the result
-    of the task.
+    An exception raised by a handler is reported as `logging` does, so that the program can continue
+    with the messages that follow, such as the result of the task.
     """
     made = logging.makeLogRecord({"msg": "a log record of a worker process"})
     try:

@@ -1,8 +1,8 @@
 """The program's side of worker processes, and the fork server that starts them.
 
 Calls and replies are sent through a socket. A worker makes one call after another; the program can
-take back calls that the worker has not started. `rhapsody.backends.local.worker` runs in the
-worker; `rhapsody.backends.local.processes` decides which worker receives which call.
+withdraw calls that the worker has not started. `rhapsody.backends.local.worker` runs in the worker;
+`rhapsody.backends.local.processes` decides which worker receives which call.
 
 The fork server is a small process that has imported only the modules that workers need. Python's
 own fork server is not suitable, for three reasons. First, its workers import the main program
@@ -77,7 +77,7 @@ class Worker:
         title: The worker's name in messages.
         jobs: The jobs whose calls have been sent and have not been answered, in order.
         since: The loop's time at which the current first item of `jobs` became the first.
-        seconds: Average duration in seconds of the calls whose replies were received last.
+        seconds: Average duration in seconds of the latest calls.
         over: True if the worker has ended or is being stopped.
 
     Raises:
@@ -170,14 +170,14 @@ class Worker:
         elif len(self._calls) == 1:
             self._loop.call_soon(self._flush)
 
-    def take_back(self) -> list[Job]:
-        """Take back the calls that the worker has not started, so that the worker skips them.
+    def withdraw(self) -> list[Job]:
+        """Withdraw the calls that the worker has not started, so that the worker skips them.
 
         The worker has replied to all calls that it has started, except perhaps the last. The
         replies may still have to be read with `read`.
 
         Returns:
-            The jobs of the calls that were taken back, in order.
+            The jobs of the withdrawn calls, in order.
         """
         count = len(self._numbers)
         self._numbers = b""
@@ -335,7 +335,7 @@ class Worker:
         self.over = True
         while self.read():
             pass
-        unstarted = self.take_back()
+        unstarted = self.withdraw()
         code = self._process.exitcode
         self._discard()
         self._worker_ended(self, code, unstarted)
@@ -434,8 +434,8 @@ class WorkerContext(ForkServerContext):
     def stop(self) -> None:
         """Kill the server. Must be called after all its workers have ended.
 
-        A server that is not killed would wait for processes that its workers have left running,
-        such as daemons.
+        Otherwise, the server would wait for processes that its workers have left running, such as
+        daemons.
         """
         server: Any = self.server
         if server._forkserver_pid is None:  # it was never started
