@@ -81,7 +81,8 @@ def make_sandbox(sandbox: str | os.PathLike[str]) -> str:
 
     Raises:
         DataError: The path exists and is not a directory (a link to a directory is refused as
-            well), or it is a directory of another user that its group or all users may write to.
+            well), or the directory belongs to another user and is writable by its group or by all
+            users.
         OSError: The directory cannot be created.
         FileNotFoundError: The parent directory was removed repeatedly during the call.
     """

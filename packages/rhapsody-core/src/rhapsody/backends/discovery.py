@@ -359,8 +359,8 @@ def claim(key: str) -> PluginEntry:
 
     Raises:
         KeyError: No distribution claims the name.
-        UnusableError: The name is reserved and only other distributions claim it, several
-            distributions claim it, or one distribution claims it with different entry points.
+        UnusableError: The name is reserved and claimed only by other distributions; several
+            distributions claim the name; or one distribution claims it with different entry points.
     """
     entries = _claims()[key]
     owner = PUBLISHED.get(key)

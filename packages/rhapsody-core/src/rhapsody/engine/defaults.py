@@ -41,9 +41,9 @@ class EngineDefaults:
         stand_in: Function that creates the backend for a dry run.
         profile: The name of the profile.
         observers: Observers that every engine has in addition to its own.
-        recording: Function that receives the options of an engine and the names of those that the
-            program sets, and returns the values of `journal` and `resume` that replace the
-            engine's own.
+        recording: Function that returns values of `journal` and `resume` to replace those of an
+            engine. Its arguments are the engine's options and the names of those that the program
+            sets.
     """
 
     options: Mapping[str, Any] = field(default_factory=dict)

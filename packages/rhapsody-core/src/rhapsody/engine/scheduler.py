@@ -363,7 +363,7 @@ class Scheduler:
             self._start_clock(record)
 
     def reject(self, record: TaskRecord, error: BaseException) -> None:
-        """Handle a task that its backend did not accept, unless it already runs or has ended."""
+        """Handle a task that its backend did not accept, unless it is running or has ended."""
         if record.state.work not in (WorkState.SUBMITTING, WorkState.CANCELING):
             return
         self._free(record)
@@ -387,7 +387,7 @@ class Scheduler:
     # Reports of backends and blocks.
 
     def run(self, record: TaskRecord) -> bool:
-        """Mark a task or block as running; return `False` if it already runs or has ended."""
+        """Mark a task or block as running; return `False` if it is already running or has ended."""
         row = ROWS[record.state].get(_RUN)
         if row is None:
             return False

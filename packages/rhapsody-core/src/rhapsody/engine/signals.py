@@ -216,7 +216,7 @@ class _Alarm:
         loop.add_reader(self._reads, self._reads.recv, 4096)
 
     def close(self) -> None:
-        """Remove the wakeup descriptor, unless the program has set another one, and close it."""
+        """Close the wakeup descriptor, after removing it unless the program has set another one."""
         former = signal.set_wakeup_fd(-1)
         if former != self._writes.fileno():
             signal.set_wakeup_fd(former)

@@ -139,7 +139,7 @@ def _uids(dependencies: tuple[asyncio.Future[Any], ...]) -> tuple[str, ...]:
 
 
 def _plain(args: tuple[Any, ...]) -> str | None:
-    """Return the text of arguments that can contain no secret, or `None` if others are given."""
+    """Return short arguments that contain no secrets as text, otherwise `None`."""
     texts = []
     for value in args:
         kind = type(value)

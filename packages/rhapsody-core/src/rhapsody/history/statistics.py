@@ -1,8 +1,8 @@
 """Statistics of a run: durations and used resources by task name, and the critical path.
 
 The functions compute everything from the history that `reader` returns, in time proportional to the
-number of tasks and dependencies. A task waits from the moment when it could have started, that is
-its call or the end of the last task on which it depends, and runs during its attempts.
+number of tasks and dependencies. A task waits from the moment when it could have started: its call,
+or the end of the last task on which it depends. It runs during its attempts.
 """
 
 from __future__ import annotations

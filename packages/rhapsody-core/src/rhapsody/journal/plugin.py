@@ -256,8 +256,8 @@ class Journal:
 
         Args:
             key: The key's digest.
-            wanted: The number that the call had with its previous key; `None` if it has had no
-                other key. The call keeps this number unless another call with the new key has it.
+            wanted: The number that the call had with its previous key; `None` if it had none. The
+                call keeps this number unless another call with the new key has it.
         """
         counted, moved = self._numbers.get(key, 0), self._moved.get(key, ())
         if wanted is not None and wanted > counted and wanted not in moved:

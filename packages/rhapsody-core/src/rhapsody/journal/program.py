@@ -7,10 +7,10 @@ byte code is used as it is. The digest of a class or module is computed from its
 way, and a file that was changed after the program started is rejected. Digests depend on the minor
 version of Python, because byte code does. Installed packages are represented by their versions.
 
-The names that a function uses from outside are read from its compiled code, because that is the
-code that runs. The compiled code shows which globals the function reads, with the attributes that
-it reads directly from them (`settings.rate`), and which modules it imports. It also shows literal
-subscripts and first arguments, such as `"RATE"` in `os.environ["RATE"]`.
+The names that a function uses but does not define are read from its compiled code, because that is
+the code that runs. The compiled code shows which globals the function reads, with the attributes
+that it reads directly from them (`settings.rate`), and which modules it imports. It also shows
+literal subscripts and first arguments, such as `"RATE"` in `os.environ["RATE"]`.
 """
 
 from __future__ import annotations

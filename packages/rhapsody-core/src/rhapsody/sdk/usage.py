@@ -43,9 +43,8 @@ NO_COUNTERS = Counters()
 def program_usage(ended: resource.struct_rusage, floor: int, before: Counters) -> Usage:
     """Return the resources that a program has used.
 
-    The kernel's figure for the peak of a program's memory is never less than that of the process
-    that started the program, in whose memory it began. Such a figure says nothing about the
-    program, so it is left out.
+    A program begins in the memory of the process that started it. The kernel's figure for its peak
+    memory is therefore never less than that process's, and is left out if it is not higher.
 
     Args:
         ended: The counters of the program's process, which has ended.
