@@ -163,7 +163,7 @@ def test_recorded_text_stays_text_in_charts(browser: Browser, report: Path) -> N
         const text = inside.map((each) => each.childElementCount ? "" : each.textContent).join(" ");
         return [text, inside.filter((each) => each.matches("img")).length];
     """
-    for step in range(20):  # until the pointer is over a bar
+    for step in range(20):  # until the pointer is on a bar
         x = int(plot.size["width"] * (step / 20 - 0.5))
         y = int(-plot.size["height"] / 2 + 20)
         ActionChains(browser.driver, 0).move_to_element_with_offset(plot, x, y).perform()
