@@ -120,7 +120,7 @@ class Functions:
         self._known: dict[int, tuple[weakref.ref[Any], Packed | None]] = {}
 
     def pack(self, task: TaskDescription) -> Call | None:
-        """Pack a task's call, or return `None` if it is large or its pickling may run other code."""
+        """Pack a task's call; `None` if it is large or if pickling it may run other code."""
         args, kwargs = task["args"], task["kwargs"]
         if not is_small(args) or (kwargs and not is_small((kwargs,))):
             return None
