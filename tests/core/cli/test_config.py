@@ -136,6 +136,14 @@ def test_the_table_fits_on_a_terminal(capsys: pytest.CaptureFixture[str], files:
     assert max(map(len, lines)) <= 80
 
 
+def test_each_key_of_a_table_has_a_row(capsys: pytest.CaptureFixture[str], files: Path) -> None:
+    files.write_text('[defaults]\nenvironment = { MODE = "fast", API_TOKEN = "abc" }\n')
+    assert main(["config"]) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["defaults.environment.MODE", '"fast"', "rhapsody.toml:2"] in lines
+    assert ["defaults.environment.API_TOKEN", '"<API_TOKEN>"', "rhapsody.toml:2"] in lines
+
+
 def test_without_files_only_defaults_are_shown(
     capsys: pytest.CaptureFixture[str], files: Path
 ) -> None:

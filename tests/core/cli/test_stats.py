@@ -100,6 +100,15 @@ def test_two_runs_are_compared(records: Records, capsys: pytest.CaptureFixture[s
     assert all(len(line) <= 80 for line in lines)
 
 
+def test_reused_results_are_compared(records: Records, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = [call(1, "align"), end(1, None, None, 1, reused=True)]
+    records.write("20260103T000000-again-00c3", *lines)
+    rows = [" ".join(line.split()) for line in output(capsys, "00b2", "00c3")[0].splitlines()]
+    assert "failed 1 0 0.00" in rows
+    assert "reused 0 1 -" in rows
+    assert not any(row.startswith("skipped") for row in rows)
+
+
 def test_many_names_are_compared_on_demand(
     records: Records, capsys: pytest.CaptureFixture[str]
 ) -> None:

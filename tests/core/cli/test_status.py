@@ -106,6 +106,26 @@ def test_a_run_in_progress(active: FileLock, capsys: pytest.CaptureFixture[str])
     assert lines[-1] == f"details: rhapsody show {NAME} task.000003"
 
 
+def test_failures_alike_are_one_entry(records: Records, capsys: pytest.CaptureFixture[str]) -> None:
+    def failed(number: int, message: str, line: int) -> dict[str, Any]:
+        frames = [f'  File "align.py", line {line}, in clean', "    return float(text)"]
+        error = {"type": "ValueError", "message": message, "traceback": frames}
+        return end(number, 0, 0, 1, state="FAILED", error=error)
+
+    alike = [failed(number, f"no number: {number}", 7) for number in range(1, 31)]
+    lines = [*(call(number, "clean") for number in range(1, 32)), *alike, failed(31, "empty", 9)]
+    records.write(NAME, *lines, *finish(2, "failed", tasks=31, failed=31))
+    found = rows(output(capsys)[0])
+    assert found[found.index("failed (31):") + 1 : -2] == [
+        "task.000001 clean(1)",
+        "ValueError: no number: 1",
+        "and 29 more like this: task.000002, task.000003, task.000004, ...",
+        "task.000031 clean(31)",
+        "ValueError: empty",
+    ]
+    assert "ValueError: no number: 30" in rows(output(capsys, "--all")[0])
+
+
 def test_a_run_that_was_killed(active: FileLock, capsys: pytest.CaptureFixture[str]) -> None:
     active.let_go()
     lines = rows(output(capsys)[0])

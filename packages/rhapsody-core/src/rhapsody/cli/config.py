@@ -73,7 +73,7 @@ def run(arguments: argparse.Namespace) -> int:
         return DONE
     say(f"files: {', '.join(files) or 'none'}")
     say(f"profiles: {', '.join(profile.known) or 'none'}\n")
-    rows = ((each.name, _text(each.value), each.source) for each in found)
+    rows = [(name, _text(value), each.source) for each in found for name, value in _parts(each)]
     say_lines(table(("SETTING", "VALUE", "SOURCE"), rows))
     return DONE
 
@@ -140,6 +140,15 @@ def _key(name: str) -> str:
     """Return a name as a key in TOML."""
     bare = name.replace("-", "").replace("_", "")
     return name if bare.isalnum() and bare.isascii() else json.dumps(name)
+
+
+def _parts(setting: Setting) -> Iterator[tuple[str, object]]:
+    """Yield the name and value of a setting, or those of each key of a table."""
+    if isinstance(setting.value, dict) and setting.value:
+        for key, value in setting.value.items():
+            yield from _parts(setting._replace(name=f"{setting.name}.{_key(key)}", value=value))
+    else:
+        yield setting.name, setting.value
 
 
 def _text(value: object) -> str:

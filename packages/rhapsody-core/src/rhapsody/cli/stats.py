@@ -234,6 +234,8 @@ def _path_lines(found: _Statistics, everything: bool) -> list[str]:
 MEASURES: Mapping[str, Callable[..., str]] = {
     "count": str,
     "failed": str,
+    "skipped": str,
+    "reused": str,
     "median": duration,
     "p95": duration,
     "max": duration,
@@ -243,6 +245,9 @@ MEASURES: Mapping[str, Callable[..., str]] = {
     "asked": size,
 }
 """Compared values of a name, each with the function that formats it."""
+
+EVENTS = ("failed", "skipped", "reused")
+"""Values that are shown if they are not zero in both runs."""
 
 OF_SEVERAL = ("median", "p95", "max")
 """Values that equal the total if there is a single task."""
@@ -257,7 +262,9 @@ def _values(each: NameStatistics | None) -> Mapping[str, float | None]:
     return {
         **times,
         "count": each.count,
-        "failed": each.failed or None,
+        "failed": each.failed,
+        "skipped": each.skipped,
+        "reused": each.reused,
         "cpu": each.cpu_efficiency,
         "memory": each.peak_memory,
         "asked": each.requested_memory,
@@ -290,7 +297,9 @@ def _compare(first: _Statistics, second: _Statistics, *, json: bool, everything:
         single = all((each.get("count") or 0) <= 1 for each in values)
         for measure, text in MEASURES.items():
             pair = values[0].get(measure), values[1].get(measure)
-            if pair != (None, None) and not (single and measure in OF_SEVERAL):
+            if single and measure in OF_SEVERAL:
+                continue
+            if pair != (None, None) and (any(pair) or measure not in EVENTS):
                 rows.append((label, measure, *_pair(*pair, text)))
                 label = ""
     header = ("NAME", "VALUE", "RUN 1", "RUN 2", "RATIO")

@@ -44,7 +44,7 @@ POLL = 1.0
 """Seconds between two checks of the record with `--watch`."""
 
 SUMMARIZED = 3
-"""Maximum number of names in the summary of the tasks for which others wait."""
+"""Maximum number of names of the tasks for which others wait, and of uids of failures alike."""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -345,12 +345,20 @@ class Status:
         return lines + _more(len(groups), limit)
 
     def _failed(self, limit: int | None) -> list[str]:
+        """Return lines about the tasks that failed; of many, one entry for failures alike."""
         width = terminal_width()
+        groups: dict[Any, list[TaskRun]] = {}
+        for task in self.failed:
+            groups.setdefault(task.key if limit is None else _failure(task), []).append(task)
         lines = []
-        for task in self.failed[:limit]:
-            found = [f"{task.key}  {call_of(task)}", *(f"  {line}" for line in _ends(task))]
+        for first, *others in list(groups.values())[:limit]:
+            found = [f"{first.key}  {call_of(first)}", *(f"  {line}" for line in _ends(first))]
+            if others:
+                keys = ", ".join(task.key for task in others[:SUMMARIZED])
+                more = ", ..." if len(others) > SUMMARIZED else ""
+                found.append(f"  and {len(others)} more like this: {keys}{more}")
             lines += [shortened(line, width) for line in found]
-        lines += _more(len(self.failed), limit)
+        lines += _more(len(groups), limit)
         run, key = self.history.run, self.failed[0].key
         return [*lines, "", f"details: rhapsody show {run.name} {key}"]
 
@@ -372,6 +380,18 @@ def _task(task: TaskRun) -> dict[str, Any]:
 def _error(task: TaskRun) -> dict[str, str] | None:
     error = task.attempts[-1].error
     return None if error is None else {"type": error.kind, "message": error.message}
+
+
+def _failure(task: TaskRun) -> tuple[object, ...]:
+    """Return values that are equal for tasks that failed alike.
+
+    These are their name, the type of the error, the line that raised it, and the exit code.
+    """
+    last = task.attempts[-1]
+    if last.error is None:
+        return (task.name,)
+    places = [line for line in last.error.traceback if line.lstrip().startswith("File ")]
+    return task.name, last.error.kind, last.exit_code, *places[-1:]
 
 
 def _ends(task: TaskRun) -> list[str]:
