@@ -139,7 +139,7 @@ def double(number: int) -> int:
 
 def noted(name: str, starting: asyncio.Task[None]) -> None:
     """Wait until a starting backend has written its note."""
-    while not starting.done() and not list(HERE.glob(f"{name}/radical.*/*.json")):
+    while not starting.done() and not list(HERE.glob(f"{name}/radical.*/*")):
         time.sleep(0.005)
 
 

@@ -172,7 +172,7 @@ def test_a_second_ctrl_c_ends_the_program_while_the_client_closes(tmp_path: Path
 def test_a_signal_during_the_start_leaves_nothing(tmp_path: Path, number: signal.Signals) -> None:
     running = program(tmp_path, ENGINE)
     patience = time.monotonic() + 60
-    while not list(tmp_path.glob(".rhapsody/radical.*/*.json")):
+    while not list(tmp_path.glob(".rhapsody/radical.*/*")):
         assert time.monotonic() < patience, "the backend is not starting"
         time.sleep(0.02)
     running.send_signal(number)
@@ -196,7 +196,7 @@ asyncio.run(main())
 def test_ctrl_c_during_a_start_without_an_engine_names_the_session(tmp_path: Path) -> None:
     running = program(tmp_path, DIRECT)
     patience = time.monotonic() + 60
-    while not list(tmp_path.glob(".rhapsody/radical.*/*.json")):
+    while not list(tmp_path.glob(".rhapsody/radical.*/*")):
         assert time.monotonic() < patience, "the backend is not starting"
         time.sleep(0.02)
     running.send_signal(signal.SIGINT)
