@@ -342,8 +342,12 @@ def critical_path(path: Sequence[Step]) -> Chart | None:
 
 
 def durations(statistics: Sequence[NameStatistics]) -> Chart | None:
-    """Return the chart of the durations by name: median, 95th percentile and maximum."""
-    found = [each for each in statistics if each.durations is not None][:MAX_NAMES]
+    """Return the chart of the durations by name: median, 95th percentile and maximum.
+
+    Blocks are left out: they last as long as all tasks in them.
+    """
+    known = [each for each in statistics if each.durations is not None and each.kind != "block"]
+    found = known[:MAX_NAMES]
     if not found:
         return None
     times = [each.durations for each in found if each.durations is not None]

@@ -310,6 +310,10 @@ def _resources(history: RunHistory, statistics: Sequence[NameStatistics]) -> dic
         "chart": charts.memory(statistics),
         "worst": most_unused_memory(statistics),
         "measured": measured,
+        "memory": any(
+            each.peak_memory is not None or each.requested_memory is not None for each, _ in rows
+        ),
+        "requested": bool(requested),
     }
 
 
