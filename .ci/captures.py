@@ -329,7 +329,7 @@ def capture(to: Captures) -> None:
         Path(name).write_text(text)
     empty, one, many = run("empty.py"), run("one.py"), run("many.py")
     to.terminal("run-mixed", "run", "mixed.py")
-    mixed = run("mixed.py")
+    mixed = run("mixed.py", "--fresh")
     digits = run(str(EXAMPLES / "digits.py"), "-b", "local", "-o", "executor=process")
     phage, again = (run(str(EXAMPLES / "lambda_phage.py"), "--fresh") for _ in range(2))
     with live_run() as live:

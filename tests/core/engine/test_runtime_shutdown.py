@@ -436,6 +436,21 @@ async def test_the_stats_and_the_summary_add_up() -> None:
     assert futures[3].exception() is not None
 
 
+async def test_the_duration_includes_the_start_of_the_backend() -> None:
+    clock = ManualClock()
+
+    class Slow(Scripted):
+        def __await__(self) -> Any:
+            clock.now += 30.0
+            return super().__await__()
+
+    flow = await WorkflowEngine.create(Slow(), clock=clock)
+    clock.now += 10.0
+    await flow.shutdown()
+    assert flow.summary is not None
+    assert flow.summary.seconds == 40.0
+
+
 async def test_a_finished_future_keeps_its_result_after_the_end() -> None:
     async with WorkflowEngine.create(NoopExecutionBackend()) as flow:
 

@@ -209,6 +209,7 @@ class WorkflowEngine(OlderNames):
     async def _start(cls, options: EngineOptions) -> Self:
         engine = cls(options)
         runtime, hooks = engine._runtime, engine._runtime.hooks
+        engine._began = runtime.background.clock.monotonic()
         owned: list[BaseExecutionBackend] = []
         starting = attach(options, stager=runtime.stager, owned=owned)
         try:
@@ -217,7 +218,6 @@ class WorkflowEngine(OlderNames):
             engine._attached.update(await starting)
             for name, backend in engine._attached.items():
                 runtime.attach(backend, name)
-            engine._began = runtime.background.clock.monotonic()
             if options.handle_signals:
                 signal_registry.add(engine, engine._interrupt, engine._settle)
             engine._built_in.open(engine)

@@ -209,7 +209,7 @@ class Summary:
     Attributes:
         uid: The engine's uid.
         stats: The engine's counters.
-        seconds: Wall-clock time from the engine's start to its end.
+        seconds: Wall-clock time from the start of the engine, including its backends, to its end.
         still_running: Uids of tasks whose work could not be stopped.
         problems: Descriptions of problems during the shutdown.
         graph: For a dry run, the uid and name of each call, and the uids of its dependencies;
