@@ -346,10 +346,12 @@ class Status:
 
     def _failed(self, limit: int | None) -> list[str]:
         """Return lines about the tasks that failed; of many, one entry for failures alike."""
+        from rhapsody.history.statistics import failure_key
+
         width = terminal_width()
         groups: dict[Any, list[TaskRun]] = {}
         for task in self.failed:
-            groups.setdefault(task.key if limit is None else _failure(task), []).append(task)
+            groups.setdefault(task.key if limit is None else failure_key(task), []).append(task)
         lines = []
         for first, *others in list(groups.values())[:limit]:
             found = [f"{first.key}  {call_of(first)}", *(f"  {line}" for line in _ends(first))]
@@ -380,18 +382,6 @@ def _task(task: TaskRun) -> dict[str, Any]:
 def _error(task: TaskRun) -> dict[str, str] | None:
     error = task.attempts[-1].error
     return None if error is None else {"type": error.kind, "message": error.message}
-
-
-def _failure(task: TaskRun) -> tuple[object, ...]:
-    """Return values that are equal for tasks that failed alike.
-
-    These are their name, the type of the error, the line that raised it, and the exit code.
-    """
-    last = task.attempts[-1]
-    if last.error is None:
-        return (task.name,)
-    places = [line for line in last.error.traceback if line.lstrip().startswith("File ")]
-    return task.name, last.error.kind, last.exit_code, *places[-1:]
 
 
 def _ends(task: TaskRun) -> list[str]:

@@ -1,4 +1,4 @@
-"""Statistics of a run: durations and used resources by task name, and the critical path.
+"""Statistics of a run: durations, used resources and failures, and the critical path.
 
 The functions compute everything from the history that `reader` returns, in time proportional to the
 number of tasks and dependencies. A task waits from the moment when it could have started: its call,
@@ -195,6 +195,18 @@ def most_unused_memory(statistics: Iterable[NameStatistics]) -> NameStatistics |
         key=lambda each: each.unused_memory or 0,
         default=None,
     )
+
+
+def failure_key(task: TaskRun) -> tuple[object, ...]:
+    """Return values that are equal for tasks that failed alike.
+
+    These are their name, the type of the error, the line that raised it, and the exit code.
+    """
+    last = task.attempts[-1]
+    if last.error is None:
+        return (task.name,)
+    places = [line for line in last.error.traceback if line.lstrip().startswith("File ")]
+    return task.name, last.error.kind, last.exit_code, *places[-1:]
 
 
 class Step(NamedTuple):

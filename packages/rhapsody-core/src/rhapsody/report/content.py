@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from rhapsody.history.graph import graph_of
-from rhapsody.history.statistics import by_name, critical_path, most_unused_memory
+from rhapsody.history.statistics import by_name, critical_path, failure_key, most_unused_memory
 from rhapsody.history.timeline import BLOCKS, lanes, last_time, origin, utilization
 from rhapsody.history.values import (
     call_of,
@@ -38,6 +38,9 @@ LISTED = 200
 
 DRAWN = 150
 """Maximum number of groups, and of arrows between them, in the drawing of the graph."""
+
+NAMED = 20
+"""Maximum number of groups of tasks that a cell of a table names."""
 
 GROUPS = 10
 """Maximum number of groups of failures that are shown in full."""
@@ -133,7 +136,7 @@ def _notices(history: RunHistory, attempts: int) -> Iterator[str]:
 
 @dataclass(slots=True)
 class FailureGroup:
-    """Failed tasks with the same name and the same type of error or exit code.
+    """Tasks that failed alike, as `rhapsody status` groups them.
 
     Attributes:
         name: The name of the tasks.
@@ -193,7 +196,7 @@ def tail(text: str) -> str:
 
 def failure_groups(history: RunHistory) -> list[FailureGroup]:
     """Return the failures, those groups first that caused the most skipped tasks."""
-    groups: dict[tuple[str, str], FailureGroup] = {}
+    groups: dict[tuple[object, ...], FailureGroup] = {}
     group_of: dict[str, FailureGroup] = {}
     skipped: list[TaskRun] = []
     for task in history.tasks.values():
@@ -205,7 +208,7 @@ def failure_groups(history: RunHistory) -> list[FailureGroup]:
         error, code = task.attempts[-1].error, task.attempts[-1].exit_code
         kind = f"exit code {code}" if code else "unknown error" if error is None else error.kind
         text = "" if error is None else (error.message.strip().splitlines() or [""])[0]
-        group = groups.setdefault((task.name, kind), FailureGroup(task.name, kind, text))
+        group = groups.setdefault(failure_key(task), FailureGroup(task.name, kind, text))
         group.tasks.append(task)
         if group.text != text:
             group.text = None
@@ -339,7 +342,7 @@ def _graph(history: RunHistory, graph: Graph) -> dict[str, Any]:
         needs[target].append(f"{graph.nodes[source].name} (inside)")
     return {
         "nodes": graph.nodes,
-        "rows": [(node, ", ".join(found)) for node, found in zip(graph.nodes, needs, strict=True)],
+        "rows": [(node, _listed(found)) for node, found in zip(graph.nodes, needs, strict=True)],
         "drawing": drawing(graph)
         if graph.nodes and max(len(graph.nodes), arrows) <= DRAWN
         else None,
@@ -347,3 +350,9 @@ def _graph(history: RunHistory, graph: Graph) -> dict[str, Any]:
         "blocks": any(node.block for node in graph.nodes),
         "tasks": tasks,
     }
+
+
+def _listed(names: Sequence[str]) -> str:
+    """Return names as text, or the first of many names."""
+    more = len(names) - NAMED
+    return ", ".join([*names[:NAMED], *([f"and {more} more"] if more > 0 else [])])
