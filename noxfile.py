@@ -105,14 +105,14 @@ DISTRIBUTIONS = {
     "core": Distribution(
         "packages/rhapsody-core",
         "tests/core",
-        "[completion,files,report,testing]",
+        "[completion,dashboard,files,testing]",
         ci="all",
         minimums=MINIMUMS,
         at_once=4,
         tools=(
             "numpy>=1.26",  # types with special keys in the journal
             "pandas>=2.1",
-            "selenium>=4.20",  # the report in a browser, if there is one
+            "selenium>=4.20",  # the report and the dashboard in a browser, if there is one
             "ipykernel>=6.29; python_version < '3.14'",  # the notebook in the examples
             "nbclient>=0.10; python_version < '3.14'",
         ),

@@ -38,6 +38,7 @@ ORDER = [
     "observers",
     "engine",
     "testing",
+    "dashboard",
     "cli",
 ]
 """Top to bottom: a part imports from itself and from those above it."""

@@ -5,8 +5,6 @@ The tests are skipped if chromium, chromedriver or Selenium is not installed.
 
 from __future__ import annotations
 
-import json
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,93 +13,19 @@ import pytest
 
 from rhapsody.history.reader import read_run
 from rhapsody.report import page
+from tests._support.browser import IDLE, Browser, chromium
 from tests._support.histories import Records, call, end, finish
-from tests._support.programs import PATIENCE
 
 pytestmark = pytest.mark.one_python
 
 NAME = "20260101T000000-align-00a1"
 HOSTILE = "<img src=x onerror=\"document.title='injected'\">"
 
-IDLE = """
-return document.querySelectorAll("[data-chart]").length > 0
-    && [...document.querySelectorAll("[data-chart]")].every((plot) =>
-        plot.closest("details:not([open])") || plot.hasChildNodes())
-    && Bokeh.index.roots.every((view) => view.is_idle)
-"""
-"""Script that returns True if all visible charts have been drawn."""
-
-
-class Browser:
-    """Chromium without a window."""
-
-    def __init__(self, driver: Any) -> None:
-        self.driver = driver
-
-    def open(self, path: Path, *, width: int = 1440, dark: bool = False) -> None:
-        """Open a page and wait for its charts."""
-        self.driver.get_log("browser")
-        self.driver.get_log("performance")
-        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
-        self.do("Emulation.setEmulatedMedia", features=[scheme])
-        size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
-        self.do("Emulation.setDeviceMetricsOverride", **size)
-        self.driver.get(path.as_uri())
-        self.wait(IDLE)
-
-    def do(self, command: str, **parameters: Any) -> Any:
-        """Run a command of the DevTools protocol."""
-        return self.driver.execute_cdp_cmd(command, parameters)
-
-    def run(self, script: str) -> Any:
-        """Run a script in the page."""
-        return self.driver.execute_script(script)
-
-    def wait(self, script: str) -> None:
-        """Wait until a script returns a true value."""
-        from selenium.webdriver.support.ui import WebDriverWait
-
-        WebDriverWait(self.driver, PATIENCE, 0.02).until(lambda driver: self.run(script))
-
-    def press(self, *keys: str) -> None:
-        """Press keys."""
-        from selenium.webdriver import ActionChains
-
-        ActionChains(self.driver).send_keys(*keys).perform()
-
-    @property
-    def errors(self) -> list[str]:
-        """The messages on the console, except for information."""
-        found = self.driver.get_log("browser")
-        return [each["message"] for each in found if each["level"] not in ("INFO", "DEBUG")]
-
-    @property
-    def requests(self) -> list[str]:
-        """The addresses that the page requested."""
-        found = [
-            json.loads(each["message"])["message"] for each in self.driver.get_log("performance")
-        ]
-        sent = [each for each in found if each["method"] == "Network.requestWillBeSent"]
-        return [each["params"]["request"]["url"] for each in sent]
-
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    webdriver = pytest.importorskip("selenium.webdriver", reason="needs Selenium")
-    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
-    if chromium is None or driver is None:
-        pytest.skip("needs chromium and chromedriver")
-    options = webdriver.ChromeOptions()
-    options.binary_location = chromium
-    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"):
-        options.add_argument(argument)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    service = webdriver.ChromeService(driver)
-    opened = webdriver.Chrome(options=options, service=service)
-    try:
-        yield Browser(opened)
-    finally:
-        opened.quit()
+    with chromium() as found:
+        yield found
 
 
 def written(records: Records, *lines: Any) -> Path:
@@ -136,7 +60,7 @@ def report(tmp_path: Path) -> Path:
 def test_it_draws_without_errors_and_requests_nothing(
     browser: Browser, report: Path, width: int, dark: bool
 ) -> None:
-    browser.open(report, width=width, dark=dark)
+    browser.open(report.as_uri(), width=width, dark=dark)
     browser.run("document.querySelectorAll('details').forEach((each) => { each.open = true; })")
     browser.wait(IDLE)
     assert browser.run("return document.querySelectorAll('[data-chart]').length") == 6
@@ -148,7 +72,7 @@ def test_it_draws_without_errors_and_requests_nothing(
 
 
 def test_recorded_text_stays_text_in_charts(browser: Browser, report: Path) -> None:
-    browser.open(report)
+    browser.open(report.as_uri())
     from selenium.webdriver import ActionChains
     from selenium.webdriver.common.by import By
 
@@ -179,7 +103,7 @@ def test_recorded_text_stays_text_in_charts(browser: Browser, report: Path) -> N
 
 
 def test_the_keyboard_reaches_everything(browser: Browser, report: Path) -> None:
-    browser.open(report)
+    browser.open(report.as_uri())
     browser.press("\ue004")  # tab
     focused = "const at = document.activeElement; return at.getAttribute('href') || at.textContent"
     assert browser.run(focused) == "#main"
@@ -213,7 +137,7 @@ def test_the_keyboard_reaches_everything(browser: Browser, report: Path) -> None
 
 
 def test_a_replaced_section_is_drawn_again(browser: Browser, report: Path) -> None:
-    browser.open(report)
+    browser.open(report.as_uri())
     browser.run("""
         const section = document.querySelector("#utilization");
         const [html, plot] = [section.innerHTML, section.querySelector("[data-chart]")];
@@ -233,7 +157,8 @@ def test_ten_thousand_tasks(browser: Browser, tmp_path: Path) -> None:
         began = number // 200 * 1.25
         lines.append(call(number, f"stage_{number // 2000}", dependencies=before))
         lines.append(end(number, began, began, began + 1.2, worker=f"worker-{number % 200}"))
-    browser.open(written(Records(tmp_path), *lines, *finish(70, tasks=10_000, done=10_000)))
+    path = written(Records(tmp_path), *lines, *finish(70, tasks=10_000, done=10_000))
+    browser.open(path.as_uri())
     browser.run("document.querySelector('#graph-full').open = true")
     browser.wait(IDLE)
     assert browser.run("return document.querySelector('#graph-full .plot').childElementCount") == 1

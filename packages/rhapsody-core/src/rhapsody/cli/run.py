@@ -28,6 +28,7 @@ from rhapsody.cli.output import (
     FAILED,
     CommandError,
     complain,
+    note,
 )
 from rhapsody.cli.recording import Recording
 from rhapsody.errors import DataError, JournalError, ProfileError, RhapsodyError, is_closed_pipe
@@ -37,6 +38,7 @@ from rhapsody.staging.runs import note_in_log
 
 if TYPE_CHECKING:
     from rhapsody.backends.base import BaseExecutionBackend
+    from rhapsody.dashboard.process import Dashboard
     from rhapsody.engine.defaults import EngineDefaults
 
 HELP = "run a workflow"
@@ -98,6 +100,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
     text = "cancel all other tasks when N have failed"
     failing.add_argument("--max-failures", type=int, metavar="N", help=text)
     recording.configure(parser)
+    text = "serve the report of the run while it is in progress, for a browser on this machine"
+    parser.add_argument("--dashboard", action="store_true", help=text)
+    text = "the port of the dashboard (default: a free one); implies --dashboard"
+    parser.add_argument("--dashboard-port", type=int, metavar="PORT", help=text)
     shown = parser.add_mutually_exclusive_group()
     text = "show neither progress nor the summary at the end"
     shown.add_argument("-q", "--quiet", action="store_true", help=text)
@@ -114,7 +120,7 @@ def run(arguments: argparse.Namespace) -> int:
     Raises:
         UsageError: The script, the function, the backend or an option is invalid, or the script
             or a module that the script imports is missing or has a syntax error.
-        CommandError: The backend could not be started.
+        CommandError: The backend or the dashboard could not be started.
         SystemExit: The script raised it, or a signal ended the run.
         BrokenPipeError: The reader of standard output has exited.
     """
@@ -122,12 +128,13 @@ def run(arguments: argparse.Namespace) -> int:
 
     _take_script(arguments)
     with ExitStack() as at_end:  # runs after the traceback has been printed
+        dashboard = _dashboard(arguments, at_end)
         recorded = Recording(arguments)
         at_end.callback(recorded.end)
         hold_records()
         at_end.callback(lambda: end_records(recorded.outcome))  # before the journal
         try:
-            code = _code(arguments, recorded, at_end)
+            code = _code(arguments, recorded, dashboard, at_end)
         except SystemExit as end:
             if end.code not in ENDED_BY:
                 recorded.how = "failed" if end.code else "done"
@@ -153,22 +160,66 @@ def _take_script(arguments: argparse.Namespace) -> None:
     arguments.arguments = rest[1:] if rest[:1] == ["--"] else rest
 
 
+def _dashboard(arguments: argparse.Namespace, at_end: ExitStack) -> Dashboard | None:
+    """Start the dashboard if it was requested, and print its address.
+
+    Returns:
+        The dashboard, or `None` if it was not requested.
+
+    Raises:
+        UsageError: The options contradict each other, or the port is invalid.
+        CommandError: The dashboard cannot be started.
+    """
+    port = arguments.dashboard_port
+    if port is None and not arguments.dashboard:
+        return None
+    from rhapsody.dashboard.process import Dashboard, DashboardError
+
+    if port is not None and not 0 < port < 65536:
+        raise UsageError(f"--dashboard-port must be between 1 and 65535, got {port}")
+    if arguments.dry_run:
+        raise UsageError("--dashboard shows tasks that run, but --dry-run runs none; omit one")
+    try:
+        dashboard = Dashboard(arguments.module or arguments.script, port)
+    except DashboardError as error:
+        raise CommandError(f"the dashboard cannot be started: {error}") from None
+    at_end.callback(_close, dashboard)
+    note(f"rhapsody: dashboard: {dashboard.url}")
+    return dashboard
+
+
+def _close(dashboard: Dashboard) -> None:
+    """End the dashboard, and report an error that has ended it before."""
+    problem = dashboard.close()
+    if problem is not None:
+        complain(f"the dashboard ended before the run: {problem}")
+
+
 class _Engines:
     """Observer that records the program's engines, and logs when they start and end.
+
+    Args:
+        dashboard: The dashboard, which then shows the record of the engines.
 
     Attributes:
         started: Number of engines that have started.
         summaries: Summaries of the engines that have finished.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, dashboard: Dashboard | None) -> None:
+        self._dashboard = dashboard
         self.started: int = 0
         self.summaries: list[Summary] = []
 
     @hookimpl
     def rhapsody_workflow_started(self, engine: ObservedEngine) -> None:
-        """Count the engine and log its start."""
+        """Count the engine, log its start, and show its record in the dashboard."""
+        from rhapsody.history.recorder import open_records
+
         self.started += 1
+        if self._dashboard is not None:
+            for record in open_records():
+                self._dashboard.follow(record)
         if not engine.dry_run:
             name = engine.options.get("profile")
             profile = "" if name is None else f" with profile {name!r}"
@@ -194,11 +245,16 @@ class _Engines:
             )
 
 
-def _code(arguments: argparse.Namespace, recorded: Recording, at_end: ExitStack) -> int:
+def _code(
+    arguments: argparse.Namespace,
+    recorded: Recording,
+    dashboard: Dashboard | None,
+    at_end: ExitStack,
+) -> int:
     """Run the program, print its errors, and return the exit code."""
     from rhapsody.engine.defaults import EngineDefaults
 
-    engines, dry, program = _Engines(), None, None
+    engines, dry, program = _Engines(dashboard), None, None
     recorded.summaries = engines.summaries
     if arguments.dry_run:
         from rhapsody.cli.dry_run import DryRun

@@ -226,6 +226,11 @@ class _Record:
             self._stats.update(counts(summary.stats))
 
     @property
+    def path(self) -> Path | None:
+        """Absolute path of the open file; `None` if it is not open."""
+        return None if self._file is None else Path(os.path.abspath(self._file.path))
+
+    @property
     def idle(self) -> bool:
         """True if no engine uses the record."""
         return not self._engines
@@ -267,6 +272,13 @@ def _here() -> _Process:
 def hold_records() -> None:
     """Keep the records of this process open until `end_records`. For `rhapsody run`."""
     _here().held = True
+
+
+def open_records() -> list[Path]:
+    """Return the paths of the records that this process is writing, in the order of their start."""
+    process = _here()
+    with process.lock:
+        return [path for record in process.records.values() if (path := record.path) is not None]
 
 
 def end_records(outcome: Outcome) -> None:

@@ -40,10 +40,12 @@ from rhapsody.history.values import clock, duration, percent, program_of, size, 
 from rhapsody.report.content import contents
 
 if TYPE_CHECKING:
-    from rhapsody.history.graph import Node
-    from rhapsody.history.reader import RunHistory
+    from collections.abc import Mapping
 
-__all__ = ["SECTIONS", "page", "sections"]
+    from rhapsody.history.graph import Node
+    from rhapsody.history.reader import RunHistory, RunRecord
+
+__all__ = ["SECTIONS", "content_security_policy", "page", "sections", "title"]
 
 SECTIONS = {
     "summary": "Summary",
@@ -83,17 +85,50 @@ def sections(history: RunHistory, now: float | None = None) -> dict[str, str]:
     }
 
 
-def page(history: RunHistory, *, live: bool = False) -> str:
+def page(
+    history: RunHistory,
+    *,
+    live: bool = False,
+    version: int = 0,
+    built: Mapping[str, str] | None = None,
+) -> str:
     """Return the report as an HTML page.
 
     Args:
         history: The content of the run's record.
-        live: True for a page that a server updates during the run: it may connect to its origin.
+        live: True for a page that a server updates during the run, see `rhapsody.dashboard`.
+        version: The version of a live report.
+        built: The sections, if they have been built before.
     """
-    scripts = [_bokeh(), _file("report.js")]
+    built = sections(history) if built is None else built
+    return _template("page.html").render(
+        live=live,
+        made_by=f"rhapsody-core {__version__}",
+        name=_clean(history.run.name),
+        now=time.time(),
+        policy=content_security_policy(live=live),
+        program=_clean(program_of(history.run)),
+        scripts=[Markup(script) for script in _scripts(live)],  # noqa: S704 - own, and Bokeh's
+        sections=[
+            (name, SECTIONS[name], Markup(html))  # noqa: S704 - rendered by a template
+            for name, html in built.items()
+        ],
+        style=Markup(_file("report.css")),  # noqa: S704 - own file
+        title=title(history.run),
+        version=version,
+    )
+
+
+def title(run: RunRecord) -> str:
+    """Return the title of the page."""
+    return _clean(f"{program_of(run)}: {run.outcome} - run {run.name}")
+
+
+def content_security_policy(*, live: bool = False) -> str:
+    """Return the Content-Security-Policy of the page, which permits only its own scripts."""
     policy = [
         "default-src 'none'",
-        f"script-src {' '.join(map(_hash, scripts))}",
+        f"script-src {' '.join(map(_hash, _scripts(live)))}",
         "style-src 'unsafe-inline'",  # Bokeh creates style elements
         "img-src data:",
         "base-uri 'none'",
@@ -101,21 +136,12 @@ def page(history: RunHistory, *, live: bool = False) -> str:
     ]
     if live:
         policy.append("connect-src 'self'")
-    run = history.run
-    return _template("page.html").render(
-        name=_clean(run.name),
-        outcome=run.outcome,
-        program=_clean(program_of(run)),
-        now=time.time(),
-        policy="; ".join(policy),
-        scripts=[Markup(script) for script in scripts],  # noqa: S704 - own files, and Bokeh's
-        sections=[
-            (name, SECTIONS[name], Markup(html))  # noqa: S704 - rendered by a template
-            for name, html in sections(history).items()
-        ],
-        style=Markup(_file("report.css")),  # noqa: S704 - own file
-        version=__version__,
-    )
+    return "; ".join(policy)
+
+
+def _scripts(live: bool) -> list[str]:
+    """Return the scripts of the page."""
+    return [_bokeh(), _file("report.js"), *([_file("live.js")] if live else ())]
 
 
 def _hash(script: str) -> str:

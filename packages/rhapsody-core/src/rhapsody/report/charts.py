@@ -77,7 +77,9 @@ def _figure(height: int, end: float, label: str, *, zoom: bool = False, **option
         sizing_mode="stretch_width",
         toolbar_location=None,
         tools="xbox_zoom" if zoom else "",
-        x_range=Range1d(start=0, end=end or 1.0, bounds="auto"),
+        x_range=Range1d(
+            start=0, end=end or 1.0, reset_start=0, reset_end=end or 1.0, bounds="auto"
+        ),
         background_fill_color=None,
         border_fill_color=None,
         outline_line_color=None,

@@ -3,14 +3,14 @@
 // Draws the charts of the report with Bokeh. The data of a chart is in a script element after its
 // plot. A chart in a closed <details> is drawn when it is opened.
 const rhapsodyReport = (() => {
-  // Draws all charts in an element. The live page calls it for each section that it replaces.
+  // Draws all charts in an element that are not drawn yet. `drawn` promises the view of a chart.
   function draw(element) {
     for (const plot of element.querySelectorAll("[data-chart]")) {
       const closed = plot.closest("details:not([open])");
       if (closed !== null) {
-        closed.addEventListener("toggle", () => draw(closed), { once: true });
-      } else if (!plot.hasChildNodes()) {
-        embed(plot);
+        closed.ontoggle = () => draw(closed);
+      } else {
+        plot.drawn ??= embed(plot);
       }
     }
   }
@@ -28,6 +28,7 @@ const rhapsodyReport = (() => {
     for (const button of plot.closest("figure").querySelectorAll("[data-zoom]")) {
       button.onclick = () => zoom(range, whole, button.dataset.zoom);
     }
+    return view;
   }
 
   // Changes the horizontal range of a chart.
@@ -51,11 +52,12 @@ const rhapsodyReport = (() => {
   window.matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
     for (const plot of document.querySelectorAll("[data-chart]")) {
       plot.replaceChildren();
+      delete plot.drawn;
     }
     draw(document);
   });
 
-  return { draw };
+  return { draw, embed };
 })();
 
 rhapsodyReport.draw(document);
