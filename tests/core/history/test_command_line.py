@@ -58,6 +58,15 @@ def test_engines_of_the_program_are_recorded_in_one_file(run: Run, tmp_path: Pat
     assert text.count('"event":"run_end"') == 1
 
 
+def test_a_run_starts_before_its_program(run: Run, tmp_path: Path) -> None:
+    program = OWN_ENGINES.format(options="", more="")
+    done = run(f"import time\nprint(time.time())\n{program}", "-q")
+    assert done.returncode == 0, done.stderr
+    history = latest(tmp_path)
+    assert history.run.started is not None
+    assert history.run.started <= float(done.stdout.splitlines()[0])
+
+
 def test_options_of_the_program_take_precedence(run: Run, tmp_path: Path) -> None:
     done = run(OWN_ENGINES.format(options="record='mine.jsonl'", more=""), "-q")
     assert done.returncode == 0, done.stderr

@@ -327,8 +327,8 @@ def _file(name: str, path: str | None) -> dict[str, Any]:
 # Runs and engines.
 
 
-def run_line(profile: str | None = None) -> str:
-    """Return the first line of a record, which describes this process."""
+def run_line(started: float, profile: str | None = None) -> str:
+    """Return the first line of a record, which describes this process and its run."""
     secrets = secrets_of()
     program, *arguments = [mask(str(each), secrets) for each in sys.argv or [""]]
     command = [mask(each, secrets) for each in getattr(sys, "orig_argv", ())]
@@ -347,7 +347,7 @@ def run_line(profile: str | None = None) -> str:
             "python": platform.python_version(),
             "platform": platform.platform(),
             "packages": {CORE: __version__, **packages},
-            "started": _rounded(time.time()),
+            "started": _rounded(started),
             "profile": profile,
         },
     )

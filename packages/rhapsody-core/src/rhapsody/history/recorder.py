@@ -22,6 +22,7 @@ import logging
 import os
 import queue
 import threading
+import time
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -103,7 +104,7 @@ class RecordFile:
             os.ftruncate(file, 0)
         size = os.fstat(file).st_size
         if size == 0:
-            return run_line(profile)
+            return run_line(_here().began or time.time(), profile)
         return "" if os.pread(file, 1, size - 1) == b"\n" else "\n"  # after an incomplete line
 
     @property
@@ -250,12 +251,15 @@ class _Record:
 
 
 class _Process:
-    """Records of one process, by path; those in run directories by the path of `.rhapsody`."""
+    """Records of one process, by path; those in run directories by the path of `.rhapsody`.
+
+    `began` is the start of the run if the records are held open until its end.
+    """
 
     def __init__(self) -> None:
         self.pid = os.getpid()
         self.records: dict[Path, _Record] = {}
-        self.held = False
+        self.began: float | None = None
         self.lock = threading.RLock()
 
 
@@ -271,7 +275,7 @@ def _here() -> _Process:
 
 def hold_records() -> None:
     """Keep the records of this process open until `end_records`. For `rhapsody run`."""
-    _here().held = True
+    _here().began = time.time()
 
 
 def open_records() -> list[Path]:
@@ -285,7 +289,7 @@ def end_records(outcome: Outcome) -> None:
     """End the records of this process with the outcome of the run. For `rhapsody run`."""
     process = _here()
     with process.lock:
-        process.held = False
+        process.began = None
         for record in process.records.values():
             record.end(outcome)
 
@@ -360,7 +364,7 @@ class Recorder:
             return
         with process.lock:
             record.leave(self._uid, outcome, self._summary)
-            if record.idle and not process.held:
+            if record.idle and process.began is None:
                 record.end()
 
     def _add(self, engine: ObservedEngine, lines: list[Line]) -> None:

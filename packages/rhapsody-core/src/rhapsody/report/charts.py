@@ -321,7 +321,7 @@ def critical_path(path: Sequence[Step]) -> Chart | None:
     plot = _figure(
         _rows_height(len(rows)),
         total / unit,
-        f"{text} on the critical path",
+        text,
         y_range=(len(rows) - 0.5, -0.5),
     )
     _label_rows(plot, [step.task.name or step.task.key for step, _ in rows])
