@@ -229,6 +229,25 @@ def test_more_attempts_are_shown_as_aggregates(
     assert len(charts(found.get("timeline"))) == 1
 
 
+def test_a_worker_whose_attempts_overlap_has_several_slots(records: Records) -> None:
+    ends = [end(number, 0, 0, number, worker=f"worker-{number // 3}") for number in (1, 2, 3)]
+    history = written(records, *(call(number, "a") for number in (1, 2, 3)), *ends, *finish(3))
+    found = read(history)
+    assert "3 attempts on 2 workers with 3 slots" in found.get("timeline").text
+    assert "2, with 3 slots, 67 % of their time in use" in found.get("summary").text
+
+
+def test_long_tables_are_folded(records: Records) -> None:
+    names = [f"name_{number}" for number in range(1, 22)]
+    lines = [call(number, name) for number, name in enumerate(names, 1)]
+    ends = [end(number, 0, 0, 1, worker=f"worker-{number}") for number in range(1, 22)]
+    found = read(written(records, *lines, *ends, *finish(1)))
+    assert found.get("durations-table").find("summary")[0].text == "Table of durations"
+    short = read(written(records, *lines[:20], *ends[:20], *finish(1)))
+    assert not short.get("durations").find("details")
+    assert len(short.get("durations").find("table")[0].find("tr")) == 21
+
+
 def test_a_run_in_progress_and_a_killed_run(records: Records) -> None:
     path = records.write(NAME, call(1, "a"), end(1, 0, 0, 1), call(2, "b"), start(2, 1))
     lock = FileLock(path.parent / ".lock")

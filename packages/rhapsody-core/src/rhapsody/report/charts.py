@@ -50,7 +50,7 @@ MAX_NAMES = 30
 """Maximum number of names in a chart."""
 
 SEPARATED = 1000
-"""Maximum number of attempts that are separated by lines, which hide the colors of many."""
+"""Maximum number of attempts that are separated by lines, which would hide the colors of more."""
 
 CELLS = 200
 """Number of parts of the time, and maximum number of rows, in an aggregated timeline."""
@@ -161,7 +161,9 @@ def timeline(found: Sequence[Lane], end: float, critical: set[str], active: bool
             )
             if each.task.key in critical:
                 marked.append((left, right, row))
-    bars, separated = [], sum(map(len, columns.values())) <= SEPARATED
+    bars: list[Any] = []
+    attempts = sum(map(len, columns.values()))
+    separated = attempts <= SEPARATED and len(found) * ROW <= TALL
     for outcome in (name for name in COLORS if name in columns):
         lefts, rights, rows, keys, names, times, workers = zip(*columns[outcome], strict=True)
         source = ColumnDataSource(

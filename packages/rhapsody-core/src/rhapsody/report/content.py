@@ -6,6 +6,7 @@ aggregates, and lists are shortened, so that the page stays small enough for a b
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -246,13 +247,19 @@ def _timeline(
                 "share": busy / end,
             }
         )
+    slots = [lane for lane in found if not lane.group.startswith(BLOCKS)]
     return {
         "chart": chart,
         "rows": rows,
         "lanes": len(found),
+        "slots": len(slots),
+        "workers": len({(lane.group, _SLOT.sub("", lane.name)) for lane in slots}),
         "attempts": attempts,
         "aggregated": aggregated,
     }
+
+
+_SLOT = re.compile(r" \(\d+\)$")
 
 
 def _utilization(history: RunHistory, found: list[Lane], end: float) -> dict[str, Any]:
