@@ -419,14 +419,14 @@ def benchmarks_smoke(session: nox.Session) -> None:
 
 @nox.session
 def captures(session: nox.Session) -> None:
-    """Take pictures of what the commands show about runs: `nox -s captures -- DIRECTORY`.
+    """Take pictures of commands, reports and the dashboard: `nox -s captures -- DIRECTORY`.
 
     Nothing checks the pictures: look at all of them. Requires Chromium and its driver, and for the
     examples bowtie2, samtools and bcftools.
     """
     if not session.posargs:
         session.error("name a directory for the pictures: nox -s captures -- DIRECTORY")
-    session.install(f"./{DISTRIBUTIONS['core'].folder}", *CAPTURE_TOOLS)
+    session.install(f"./{DISTRIBUTIONS['core'].folder}[dashboard,report]", *CAPTURE_TOOLS)
     session.run("python", ".ci/captures.py", *session.posargs)
 
 

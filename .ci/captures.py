@@ -1,8 +1,9 @@
-"""Capture what the commands show about runs, as pictures to look at.
+"""Capture what the commands, the report and the dashboard show about runs, as pictures to look at.
 
 Runs the examples and some small programs in a temporary directory, and the commands in a
 pseudo-terminal with different widths. Writes a PNG and an SVG of each terminal, on a light or a
-dark background, and as text what some commands print in a pipe.
+dark background, as text what some commands print in a pipe, and PNGs of the pages on narrow and
+wide screens, light and dark.
 
     python .ci/captures.py DIRECTORY [--only WORD]
 
@@ -31,7 +32,7 @@ import sys
 import tempfile
 import termios
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -182,15 +183,23 @@ class Captures:
         self.page(name, path.as_uri(), width, height)
 
     def report(self, name: str, run: str) -> None:
-        """Take pictures of the report of a run, on narrow and wide screens, light and dark."""
+        """Take pictures of the report of a run."""
         file = Path(f"{name}.html").absolute()
+
+        def write() -> str:
+            if not file.exists():
+                subprocess.run([*RHAPSODY, "report", run, "-o", str(file)], check=True)
+            return file.as_uri()
+
+        self.pages(f"report-{name}", write)
+
+    def pages(self, name: str, url: Callable[[], str]) -> None:
+        """Take pictures of a page on narrow and wide screens, light and dark."""
         for width in (360, 1440):
             for scheme in ("light", "dark"):
-                picture = f"report-{name}-{width}-{scheme}"
+                picture = f"{name}-{width}-{scheme}"
                 if self.only in picture:
-                    if not file.exists():
-                        subprocess.run([*RHAPSODY, "report", run, "-o", str(file)], check=True)
-                    self.page(picture, file.as_uri(), width, scheme=scheme)
+                    self.page(picture, url(), width, scheme=scheme)
 
     def page(
         self, name: str, url: str, width: int, height: int | None = None, scheme: str = "light"
@@ -296,27 +305,35 @@ def newest() -> str:
 
 
 @contextlib.contextmanager
-def live_run() -> Iterator[str]:
-    """Run a program whose tasks do not end during the block; yield the name of the run.
+def live_run() -> Iterator[tuple[str, str]]:
+    """Run a program whose tasks do not end during the block.
+
+    Yields:
+        The last digits of the name of the run, and the address of its dashboard.
 
     Raises:
         TimeoutError: Its tasks do not start.
     """
     go = Path("go").absolute()
-    command = [*RHAPSODY, "run", "-q", "live.py", "-b", "local", "-o", "cores=4", "--", str(go)]
+    options = ["--dashboard", "-b", "local", "-o", "cores=4"]
+    command = [*RHAPSODY, "run", *options, "live.py", "--", str(go)]
     before = newest()
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL):
+    with (
+        open("live.txt", "w") as output,
+        subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=output),
+    ):
         try:
             end = time.monotonic() + TIMEOUT
             while True:
-                name = newest()
+                name, address = newest(), re.search(r"http\S+", Path("live.txt").read_text())
                 with contextlib.suppress(subprocess.CalledProcessError):
-                    if name != before and len(rhapsody_json("status", name)["running"]) >= 4:
+                    running = () if name == before else rhapsody_json("status", name)["running"]
+                    if len(running) >= 4 and address is not None:
                         break
                 if time.monotonic() > end:
                     raise TimeoutError("the tasks of live.py do not start")
                 time.sleep(0.2)
-            yield name
+            yield name, address[0]
         finally:
             go.touch()
 
@@ -332,7 +349,8 @@ def capture(to: Captures) -> None:
     mixed = run("mixed.py", "--fresh")
     digits = run(str(EXAMPLES / "digits.py"), "-b", "local", "-o", "executor=process")
     phage, again = (run(str(EXAMPLES / "lambda_phage.py"), "--fresh") for _ in range(2))
-    with live_run() as live:
+    with live_run() as (live, dashboard):
+        to.pages("dashboard", lambda: dashboard)
         to.terminals("runs", "runs")
         to.terminals("status-live", "status", live)
         if to.only in "status-watch":
