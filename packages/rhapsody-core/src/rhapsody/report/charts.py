@@ -52,6 +52,10 @@ MAX_NAMES = 30
 SEPARATED = 1000
 """Maximum number of attempts that are separated by lines, which would hide the colors of more."""
 
+NARROW = 300
+"""The lines of attempts that are shorter than the run divided by this have the color of the
+attempts, because dark lines hide them."""
+
 CELLS = 200
 """Number of parts of the time, and maximum number of rows, in an aggregated timeline."""
 
@@ -164,8 +168,10 @@ def timeline(found: Sequence[Lane], end: float, critical: set[str], active: bool
     bars: list[Any] = []
     attempts = sum(map(len, columns.values()))
     separated = attempts <= SEPARATED and len(found) * ROW <= TALL
+    narrow = end / 1e6 / unit / NARROW
     for outcome in (name for name in COLORS if name in columns):
         lefts, rights, rows, keys, names, times, workers = zip(*columns[outcome], strict=True)
+        own = COLORS[outcome]
         source = ColumnDataSource(
             {
                 "left": np.array(lefts, "float32"),
@@ -177,14 +183,17 @@ def timeline(found: Sequence[Lane], end: float, critical: set[str], active: bool
                 "worker": workers,
             }
         )
+        if separated:
+            widths = np.array(rights) - np.array(lefts)
+            source.data["edge"] = ["#000000" if each > narrow else own for each in widths]
         bar = plot.hbar(
             y="row",
             left="left",
             right="right",
             height=0.8,
             source=source,
-            fill_color=COLORS[outcome],
-            line_color="#000000" if separated else None,
+            fill_color=own,
+            line_color="edge" if separated else None,
             line_width=0.5,
             name=outcome,
         )

@@ -16,6 +16,7 @@ from rhapsody.history.statistics import by_name, critical_path, failure_key, mos
 from rhapsody.history.timeline import BLOCKS, lanes, last_time, origin, utilization
 from rhapsody.history.values import (
     call_of,
+    clock,
     counts_from,
     counts_of,
     counts_text,
@@ -83,7 +84,7 @@ def contents(history: RunHistory, now: float | None) -> dict[str, Any]:
         "counts": counts,
         "counts_text": counts_text(counts),
         "seconds": None if run.started is None else max(0.0, until - run.started),
-        "notices": list(_notices(history, attempts)),
+        "notices": list(_notices(history, until, attempts)),
         "statistics": statistics,
         "failures": failure_groups(history),
         "timeline": _timeline(found, end, attempts, path, active=may_run(run)),
@@ -103,12 +104,12 @@ def _total(each: NameStatistics) -> float:
     return -1.0 if each.kind == "block" or each.durations is None else each.durations.total
 
 
-def _notices(history: RunHistory, attempts: int) -> Iterator[str]:
-    """Yield sentences about what the report lacks."""
+def _notices(history: RunHistory, until: float, attempts: int) -> Iterator[str]:
+    """Yield sentences about what the report, which shows the tasks `until` a time, lacks."""
     run = history.run
     if may_run(run):
         yield (
-            "The run is in progress: this report shows the tasks until the time when it was made."
+            f"The run is in progress: this page shows its state at {clock(until, day=True)}."
             if run.outcome == "running"
             else f"The run may be in progress on {run.host}; its record has no end yet."
         )
