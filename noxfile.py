@@ -67,8 +67,8 @@ class Distribution(NamedTuple):
 
 
 # Core's tests of the code that uses cloudpickle, importlib-metadata, packaging, platformdirs,
-# pluggy, rich, typeguard, shtab, Bokeh, Jinja or fsspec, and of the conformance kit, which uses
-# pytest and psutil.
+# pluggy, rich, typeguard, shtab, Bokeh, Jinja, Starlette, uvicorn or fsspec, and of the
+# conformance kit, which uses pytest and psutil.
 MINIMUMS = [
     "tests/core/engine/test_backend_handles.py",
     "tests/core/backends/test_discovery.py",
@@ -86,6 +86,7 @@ MINIMUMS = [
     "tests/core/cli/test_status.py",
     "tests/core/cli/test_config.py",
     "tests/core/report/test_report.py",
+    "tests/core/dashboard/test_server.py",
     "tests/core/observers/test_progress.py",
     "tests/core/observers/test_display_notebook.py",
     "tests/core/backends/local/test_packing.py",

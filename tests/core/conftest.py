@@ -105,6 +105,7 @@ ONE_PYTHON = {
     "cli/test_clean",
     "cli/test_doctor",
     "cli/test_dry_run",
+    "cli/test_run_dashboard",
     "cli/test_run_interrupted",
     "cli/test_journal",
     "cli/test_recording",
