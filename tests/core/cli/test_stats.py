@@ -122,6 +122,17 @@ def test_many_names_are_compared_on_demand(
     assert output(capsys, "00c3", "00d4", "--all")[0].count("count") == 30
 
 
+def test_names_whose_memory_is_unknown_are_listed(
+    records: Records, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = [call(number, f"step_{number}", resources={"memory": 10**9}) for number in range(1, 8)]
+    records.write("20260103T000000-many-00c3", *lines, *[end(n, 0, 0, 1) for n in range(1, 8)])
+    text, _ = output(capsys)
+    assert "used memory unknown: step_1, step_2, step_3, step_4, step_5, ...\n" in text
+    assert "most unused" not in text
+    assert "unknown" not in output(capsys, "00b2")[0]
+
+
 def test_a_run_without_tasks(records: Records, capsys: pytest.CaptureFixture[str]) -> None:
     records.write("20260103T000000-empty-00c3", *finish(1.0))
     assert output(capsys)[0].splitlines()[1:] == [

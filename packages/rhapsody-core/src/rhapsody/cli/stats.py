@@ -142,6 +142,10 @@ def _show(found: _Statistics, *, json: bool, everything: bool) -> None:
     say_lines(lines)
 
 
+NAMED = 5
+"""Maximum number of names whose used memory is unknown."""
+
+
 def _how(found: _Statistics) -> str:
     """Return the outcome and the duration of a run."""
     outcome, seconds = found.history.run.outcome, found.seconds
@@ -174,13 +178,17 @@ def _names_table(names: Sequence[NameStatistics]) -> list[str]:
     optional = ("P95", "CPU", "ASKED", "MEMORY")
     lines = table(COLUMNS, rows, numbers=COLUMNS[1:], flexible=("NAME",), optional=optional)
     worst = most_unused_memory(names)
+    unknown = [each for each in names if each.requested_memory and each.peak_memory is None]
+    about = []
     if worst is not None:
-        lines += [
-            "",
+        about.append(
             f"most unused memory: {worst.name}, {size(worst.unused_memory)} of the "
-            f"{size(worst.requested_memory)} that were requested",
-        ]
-    return [*lines, ""]
+            f"{size(worst.requested_memory)} that were requested"
+        )
+    if unknown:
+        shown = ", ".join(each.name for each in unknown[:NAMED])
+        about.append(f"used memory unknown: {shown}{', ...' if len(unknown) > NAMED else ''}")
+    return [*lines, *([""] if about else []), *about, ""]
 
 
 def _name(each: NameStatistics) -> str:
