@@ -17,6 +17,7 @@ from rhapsody.history.values import (
     counts_text,
     duration,
     percent,
+    printable,
     program_of,
     seconds_so_far,
     size,
@@ -182,11 +183,11 @@ def _names_table(names: Sequence[NameStatistics]) -> list[str]:
     about = []
     if worst is not None:
         about.append(
-            f"most unused memory: {worst.name}, {size(worst.unused_memory)} of the "
+            f"most unused memory: {printable(worst.name)}, {size(worst.unused_memory)} of the "
             f"{size(worst.requested_memory)} that were requested"
         )
     if unknown:
-        shown = ", ".join(each.name for each in unknown[:NAMED])
+        shown = ", ".join(printable(each.name) for each in unknown[:NAMED])
         about.append(f"used memory unknown: {shown}{', ...' if len(unknown) > NAMED else ''}")
     return [*lines, *([""] if about else []), *about, ""]
 
