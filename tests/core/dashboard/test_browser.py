@@ -19,6 +19,8 @@ STATUS = "document.querySelector('#live [role=status]').textContent"
 SUMMARY = "document.querySelector('#summary').textContent"
 DRAWN = "[...document.querySelectorAll('[data-chart]')].filter((plot) => plot.hasChildNodes())"
 
+ZOOMED = "Bokeh.documents.filter((each) => each.roots()[0].x_range.start > 0).length"
+
 
 @pytest.fixture
 def browser() -> Iterator[Browser]:
@@ -34,7 +36,10 @@ def test_the_page_follows_the_run_until_it_ends(browser: Browser, tmp_path: Path
         browser.run(
             """
             document.querySelector("#timeline-table").open = true;
+            window.details = document.querySelector("#critical-path details[open]");
+            window.details.open = false;
             window.button = document.querySelector("#timeline [data-zoom]");
+            window.button.click();
             window.button.scrollIntoView();
             window.button.focus({ preventScroll: true });
             window.top_ = window.button.getBoundingClientRect().top;
@@ -42,15 +47,19 @@ def test_the_page_follows_the_run_until_it_ends(browser: Browser, tmp_path: Path
         )
         live.call(2)
         browser.wait(f"return {SUMMARY}.includes('2 done')")
-        assert browser.run(
-            """
+        assert (
+            browser.run(
+                """
             return [
                 document.querySelector("#timeline-table").open,
+                !window.details.open && window.details.isConnected,
                 document.activeElement === window.button,
                 Math.abs(window.button.getBoundingClientRect().top - window.top_) < 2,
             ];
             """
-        ) == [True, True, True]
+            )
+            == [True] * 4
+        )
         browser.run("document.querySelector('#live button').click()")
         assert "Paused" in browser.run(f"return {STATUS}")
         live.call(-3)
@@ -67,6 +76,7 @@ def test_the_page_follows_the_run_until_it_ends(browser: Browser, tmp_path: Path
         )
         browser.wait(f"return {SUMMARY}.includes('failed in ')")
         browser.wait(f"return {DRAWN}.length > 3 && Bokeh.documents.length === {DRAWN}.length")
+        assert browser.run(f"return {ZOOMED}") == 1
         assert browser.run("return document.querySelector('#live button')") is None
         assert browser.run("return document.title").startswith("wf.py: failed - run 2")
         assert browser.run("return document.documentElement.scrollWidth") <= 360

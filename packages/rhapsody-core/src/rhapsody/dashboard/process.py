@@ -60,7 +60,7 @@ class Dashboard:
     def __init__(self, program: str, port: int | None = None) -> None:
         missing = [name for name in LIBRARIES if importlib.util.find_spec(name) is None]
         if missing:
-            raise DashboardError(f"it needs {' and '.join(missing)}; to install: {INSTALL}")
+            raise DashboardError(f"it needs {', '.join(missing)}; to install: {INSTALL}")
         token = secrets.token_urlsafe(32)
         with _listener(port) as listener:
             self.url: str = f"http://{HOST}:{listener.getsockname()[1]}/?token={token}"

@@ -85,7 +85,7 @@
       }
     }
     for (const { name, value } of fresh.attributes) {
-      if (old.getAttribute(name) !== value) {
+      if (old.getAttribute(name) !== value && name !== "open") {
         old.setAttribute(name, value);
       }
     }
