@@ -275,10 +275,12 @@ def test_a_damaged_record(records: Records) -> None:
         end(1, 0, 0, 1),
         end(2, 0, 0, 1, state="FAILED"),
         {"event": "end", "uid": "task.000003", "state": "DONE", "ended": "yesterday"},
+        call(4, "b", resources={"memory": "much", "cores": "all"}),
         tail='{"event":"en',
     )
     found = read(history)
     assert "The record is damaged: 2 entries are not part" in found.get("summary").text
+    assert "memory much, cores all" in found.get("resources").text
     assert "line 4 is skipped" in found.get("environment").text
     assert f"1 {TIMES} unnamed: unknown error" in found.get("failures").text
 

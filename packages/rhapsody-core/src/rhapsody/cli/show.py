@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 import os
 import shlex
-from collections.abc import Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
 
 from rhapsody.cli.lookup import (
     LISTED,
@@ -28,6 +28,7 @@ from rhapsody.history.values import (
     percent,
     printable,
     program_of,
+    resources_text,
     size,
     where,
 )
@@ -106,7 +107,7 @@ def _task(history: RunHistory, task: TaskRun) -> Iterator[tuple[str, str | list[
         more = [f"and {len(found) - LISTED} more"] if len(found) > LISTED else []
         yield "depends on", [*found[:LISTED], *more]
     if task.resources:
-        yield "resources", _resources(task.resources)
+        yield "resources", resources_text(task.resources)
     if task.settings:
         yield "settings", ", ".join(f"{name}={value!r}" for name, value in task.settings.items())
 
@@ -121,13 +122,6 @@ def _how(task: TaskRun) -> str:
 def _named(history: RunHistory, key: str) -> str:
     task = history.tasks.get(key)
     return key if task is None else f"{key}  {call_of(task)}  {str(task.state).lower()}"
-
-
-def _resources(given: Mapping[str, Any]) -> str:
-    """Return requested resources as text."""
-    return ", ".join(
-        f"{name} {size(value) if name == 'memory' else value}" for name, value in given.items()
-    )
 
 
 def _state(run: RunRecord, attempt: Attempt) -> str:
@@ -156,7 +150,7 @@ def _attempt(task: TaskRun, attempt: Attempt) -> Iterator[tuple[str, str | list[
             extra = "" if after is None else f"  {how} {duration(after)}"
             yield name, f"{clock(seconds, day=True)}{extra}"
     if attempt.resources:
-        yield "resources", _resources(attempt.resources)
+        yield "resources", resources_text(attempt.resources)
     used = _used(task, attempt)
     if used:
         yield "used", used

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 from rhapsody.resources import duration_text, size_text
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from rhapsody.history.reader import Attempt, RunHistory, RunRecord, TaskRun
 
 
@@ -110,6 +112,14 @@ def size(number: float | None) -> str:
         return "-"
     value, _, unit = size_text(number).partition(" ")
     return f"{float(value):.0f} {unit}" if float(value) >= 10 else f"{value} {unit}"
+
+
+def resources_text(given: Mapping[str, Any]) -> str:
+    """Return requested resources as text."""
+    return ", ".join(
+        f"{name} {size(value) if name == 'memory' and isinstance(value, int | float) else value}"
+        for name, value in given.items()
+    )
 
 
 def percent(share: float | None) -> str:

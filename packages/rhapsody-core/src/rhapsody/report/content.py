@@ -7,7 +7,7 @@ aggregates, and lists are shortened, so that the page stays small enough for a b
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,7 @@ from rhapsody.history.values import (
     counts_of,
     counts_text,
     may_run,
-    size,
+    resources_text,
 )
 from rhapsody.report import charts
 from rhapsody.report.layout import drawing
@@ -307,7 +307,7 @@ def _resources(history: RunHistory, statistics: Sequence[NameStatistics]) -> dic
     for task in history.tasks.values():
         if task.resources:
             key = task.name, task.kind == "block"
-            requested.setdefault(key, _requested(task.resources))
+            requested.setdefault(key, resources_text(task.resources))
     rows = [
         (each, requested.get((each.name, each.kind == "block"), ""))
         for each in statistics
@@ -326,12 +326,6 @@ def _resources(history: RunHistory, statistics: Sequence[NameStatistics]) -> dic
         ),
         "requested": bool(requested),
     }
-
-
-def _requested(resources: Mapping[str, Any]) -> str:
-    return ", ".join(
-        f"{name} {size(value) if name == 'memory' else value}" for name, value in resources.items()
-    )
 
 
 # Graph.
