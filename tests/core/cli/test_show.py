@@ -101,6 +101,10 @@ def test_the_command_that_runs_a_function_again(
     records.write(NAME, call(1, "fetch"), end(1, 0, 0, 1), cwd="/there")
     last = output(capsys, "fetch")[0].splitlines()[-1]
     assert last == "to run it again: cd /there && rhapsody run --rerun fetch align.py"
+    command = ["rhapsody", "run", "--fresh", "align.py", "--", "--fresh"]
+    records.write(NAME, call(1, "fetch"), end(1, 0, 0, 1), command=command)
+    last = output(capsys, "fetch")[0].splitlines()[-1]
+    assert last == "to run it again: rhapsody run --rerun fetch align.py -- --fresh"
     records.write(NAME, call(1, "fetch"), end(1, 0, 0, 1), command=["python", "align.py"])
     assert "to run it again" not in output(capsys, "fetch")[0]
 

@@ -228,5 +228,7 @@ def _rerun_command(run: RunRecord, task: TaskRun) -> str | None:
     if not starts or command[starts[0] + 1 : starts[0] + 2] != ["run"] or task.kind == "block":
         return None
     rest = command[starts[0] + 2 :]
+    own = rest.index("--") if "--" in rest else len(rest)  # after these, the script's arguments
+    rest = [*(word for word in rest[:own] if word != "--fresh"), *rest[own:]]
     there = "" if run.cwd is None or run.cwd == os.getcwd() else f"cd {shlex.quote(run.cwd)} && "
     return f"{there}{shlex.join(['rhapsody', 'run', '--rerun', task.name, *rest])}"
