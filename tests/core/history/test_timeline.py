@@ -18,10 +18,8 @@ def test_utilization_is_the_mean_in_each_part(tmp_path: Path) -> None:
         NAME,
         call(1, "a"),
         call(2, "b", resources={"cores": 4, "ranks": 2}),
-        call(3, "whole", kind="block"),
         end(1, 0, 0, 6),
         end(2, 0, 3, 4, worker="worker-2"),
-        end(3, 0, 0, 8, backend=None, worker=None),
     )
     found = utilization(lanes(read_run(path)), 8e6, 4)
     assert [(each.start / 1e6, each.end / 1e6) for each in found] == [

@@ -69,6 +69,24 @@ def test_failures_that_kept_the_most_tasks_from_running_are_first(records: Recor
     ]
 
 
+def test_the_cause_of_a_skipped_task_is_in_its_own_engine(records: Records) -> None:
+    other: dict[str, Any] = {"engine": "engine.2"}
+    error = {"type": "DependencyFailureError", "message": "x", "caused_by": ["task.000001"]}
+    groups = failure_groups(
+        written(
+            records,
+            call(1, "a"),
+            failed(1),
+            {"event": "engine", "uid": "engine.2", "time": 1.0, "backends": []},
+            call(1, "b", **other),
+            call(2, "c", **other),
+            failed(1, **other),
+            end(2, None, None, 2, state="FAILED", skipped=True, error=error, **other),
+        )
+    )
+    assert [(each.name, each.skipped) for each in groups] == [("b", 1), ("a", 0)]
+
+
 def test_an_attempt_that_was_retried_is_no_failure(records: Records) -> None:
     history = written(records, call(1, "a"), failed(1, retried=True), end(1, 1, 1, 2, attempt=2))
     assert failure_groups(history) == []

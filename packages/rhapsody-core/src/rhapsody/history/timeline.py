@@ -160,18 +160,16 @@ class Busy(NamedTuple):
 
 
 def utilization(found: Iterable[Lane], end: float, parts: int) -> list[Busy]:
-    """Return the utilization in parts of equal length. Blocks do not count.
+    """Return how much of the time was used, in parts of equal length.
 
     Args:
-        found: The lanes.
+        found: The lanes, without those of blocks, which only contain other tasks.
         end: The end of the last part, in microseconds since the origin.
         parts: The number of parts.
     """
     width = max(end, 1.0) / parts
     attempts, cores = [0.0] * (parts + 1), [0.0] * (parts + 1)
     for lane in found:
-        if lane.group.startswith(BLOCKS):
-            continue
         for each in lane.slices:
             requested = _cores(each)
             first, last = int(each.start / width), int(each.end / width)

@@ -6,6 +6,7 @@ axes are variables of the style sheet, from which Bokeh reads them when it draws
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -15,6 +16,7 @@ from bokeh.embed import json_item
 from bokeh.models import ColumnDataSource, FixedTicker, HoverTool, PlainText, Range1d
 from bokeh.plotting import figure
 
+from rhapsody.history import timeline as timelines
 from rhapsody.history.values import call_of, duration, size
 from rhapsody.report.layout import layers_of, ordered, shortened
 
@@ -229,18 +231,11 @@ def timeline_aggregated(found: Sequence[Lane], end: float) -> Chart | None:
         return None
     unit, text = _unit(end / 1e6)
     rows = min(len(found), CELLS)
+    firsts = [row * len(found) // rows for row in range(rows)]  # the first lane of each row
     share = np.zeros((rows, CELLS))
-    lanes_of = np.zeros(rows)
-    width = end / CELLS
-    for index, lane in enumerate(found):
-        row = index * rows // len(found)
-        lanes_of[row] += 1
-        for each in lane.slices:
-            first, last = int(each.start / width), int(each.end / width)
-            for cell in range(first, min(last, CELLS - 1) + 1):
-                inside = min(each.end, (cell + 1) * width) - max(each.start, cell * width)
-                share[row, cell] += inside / width
-    share /= lanes_of[:, None]
+    for row, (first, stop) in enumerate(itertools.pairwise([*firsts, len(found)])):
+        parts = timelines.utilization(found[first:stop], end, CELLS)
+        share[row] = [each.attempts / (stop - first) for each in parts]
     plot = _figure(
         _rows_height(rows),
         end / 1e6 / unit,
@@ -248,9 +243,9 @@ def timeline_aggregated(found: Sequence[Lane], end: float) -> Chart | None:
         zoom=True,
         y_range=(rows - 0.5, -0.5),
     )
-    _label_rows(plot, [found[row * len(found) // rows].name for row in range(rows)])
+    _label_rows(plot, [found[first].name for first in firsts])
     busy, part = np.nonzero(share > 0.005)
-    step = width / 1e6 / unit
+    step = end / CELLS / 1e6 / unit
     source = ColumnDataSource(
         {
             "left": (part * step).astype("float32"),

@@ -199,7 +199,7 @@ def tail(text: str) -> str:
 def failure_groups(history: RunHistory) -> list[FailureGroup]:
     """Return the failures, those groups first that caused the most skipped tasks."""
     groups: dict[tuple[object, ...], FailureGroup] = {}
-    group_of: dict[str, FailureGroup] = {}
+    group_of: dict[tuple[str, str], FailureGroup] = {}
     skipped: list[TaskRun] = []
     for task in history.tasks.values():
         outcome = task.outcome
@@ -214,11 +214,12 @@ def failure_groups(history: RunHistory) -> list[FailureGroup]:
         group.tasks.append(task)
         if group.text != text:
             group.text = None
-        group_of[task.uid] = group
+        group_of[task.engine, task.uid] = group
     for task in skipped:
         error = task.attempts[-1].error
         causes = () if error is None else error.caused_by
-        for group in {id(group_of[x]): group_of[x] for x in causes if x in group_of}.values():
+        found = (group_of.get((task.engine, uid)) for uid in causes)
+        for group in {id(each): each for each in found if each is not None}.values():
             group.skipped += 1
     return sorted(groups.values(), key=lambda each: (-each.skipped, -len(each.tasks)))
 
@@ -253,6 +254,7 @@ def _timeline(
         "chart": chart,
         "rows": rows,
         "lanes": len(found),
+        "several": len(found) > charts.CELLS,
         "slots": len(slots),
         "workers": len({(lane.group, _SLOT.sub("", lane.name)) for lane in slots}),
         "attempts": attempts,
