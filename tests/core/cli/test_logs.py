@@ -90,6 +90,8 @@ def test_an_attempt_is_selected(records: Records, capsys: pytest.CaptureFixture[
         ([], 1, "has not started; to wait for its output, pass -f"),
         ([start(1, 0)], 1, "the output of a function is recorded when it ends"),
         ([end(1, 0, 0, 1)], 1, "no standard output or standard error of task.000001 is recorded"),
+        ([end(1, None, None, 1, state="FAILED", skipped=True)], 1, "because a dependency failed"),
+        ([end(1, None, None, 1, reused=True)], 1, "the result of an earlier run was used"),
         ([end(1, 0, 0, 1, exit_code=0)], 0, "wrote nothing to standard output and standard error"),
         ([end(1, 0, 0, 1, stdout_path="/none/out")], 1, "/none/out, which was removed or is on"),
     ],

@@ -266,6 +266,10 @@ def _reason(task: TaskRun, attempt: Attempt, streams: Sequence[Stream]) -> tuple
                 "removed or is on another host",
                 FAILED,
             )
+    if attempt.skipped:
+        return f"{task.key} did not run, because a dependency failed", FAILED
+    if attempt.reused:
+        return f"{task.key} did not run, because the result of an earlier run was used", FAILED
     if attempt.exit_code is not None:
         return f"{task.key} wrote nothing to {what}", DONE
     return f"no {_or(what)} of {task.key} is recorded", FAILED
