@@ -72,7 +72,7 @@ WITHOUT_PILOT = {
     "test_backend.py",
     "test_backend_files.py",
     "test_call.py",
-    "test_cleanup_notes.py",
+    "test_cleanup_session_files.py",
     "test_cleanup_processes.py",
     "test_descriptions.py",
     "test_diagnosis.py",

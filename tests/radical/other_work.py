@@ -138,7 +138,7 @@ def double(number: int) -> int:
 
 
 def noted(name: str, starting: asyncio.Task[None]) -> None:
-    """Wait until a starting backend has written its note."""
+    """Wait until a starting backend has written its session file."""
     while not starting.done() and not list(HERE.glob(f"{name}/radical.*/*")):
         time.sleep(0.005)
 

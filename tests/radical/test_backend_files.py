@@ -92,7 +92,7 @@ def test_an_existing_work_dir_is_kept(tmp_path: Path) -> None:
 
 
 @pytest.mark.asyncio
-async def test_the_start_continues_with_a_warning_if_no_note_can_be_written(
+async def test_the_start_continues_with_a_warning_if_no_session_file_can_be_written(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     place = cleanup.place(tmp_path)
@@ -100,6 +100,6 @@ async def test_the_start_continues_with_a_warning_if_no_note_can_be_written(
     place.chmod(0o777)  # as another user of a shared directory could have made it
     with pytest.raises(PilotException, match="Similar known resources"):
         await RadicalExecutionBackend({"resource": "local.nowhere"}, work_dir=tmp_path)
-    (said,) = (text for text in caplog.messages if "cannot write the session's note" in text)
+    (said,) = (text for text in caplog.messages if "cannot write the session file" in text)
     assert f"chmod go-w {place}" in said
     assert os.listdir(tmp_path) == [place.name]

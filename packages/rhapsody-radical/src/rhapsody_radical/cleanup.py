@@ -1,9 +1,9 @@
-"""Cleanup of sessions: their processes on this machine, their batch jobs, and notes about them.
+"""Cleanup of sessions: their processes on this machine, their batch jobs and session files.
 
 Usually a session's client ends the session's pilots, even if the program was killed. If the program
-and the client are both killed, a note allows the next start in the same directory to end the
-session. The client holds a lock on the note while it runs, so an unlocked note belongs to a session
-that was not closed.
+and the client are both killed, the next start in the same directory finds the session file that the
+client has written, and ends the session. The client holds a lock on the file while it runs, so an
+unlocked session file belongs to a session that was not closed.
 
 Processes are identified by their environment, which their descendants inherit even in the
 background, in other process groups and in other directories. The directory of a process does not
@@ -200,7 +200,8 @@ def find_jobs(session: str, states: str = ACTIVE) -> list[BatchJob] | None:
 
     Args:
         session: The session's uid.
-        states: The states of the jobs; Slurm forgets jobs a few minutes after their end.
+        states: Return only jobs in these states, separated by commas. Slurm forgets jobs a few
+            minutes after they end.
     """
     form = FIELD.join(("%A", "%T", "%r", "%P", "%Z")) + RECORD
     output = _slurm("squeue", "--all", "--noheader", f"--user={os.getuid()}", f"--states={states}",
@@ -242,38 +243,38 @@ def _slurm(*words: str) -> str | None:
     return None
 
 
-# Notes.
+# Session files.
 
 SESSIONS_DIRECTORY = ".rhapsody"
 """Name of the sessions' directory in the working directory; each engine uses a subdirectory."""
 
-MAX_NOTE_SIZE = 16384
-"""Largest size of a note in bytes."""
+MAX_FILE_SIZE = 16384
+"""Maximum size of a session file in bytes."""
 
 _FLAGS = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 
 
 def place(work_dir: Path) -> Path:
-    """Return the directory of this user's notes, shared by all engines that use `work_dir`.
+    """Return the directory of this user's session files, for all engines that use `work_dir`.
 
-    Each user has a separate directory of notes, because several users may share `work_dir`.
+    Each user has a separate directory, because several users may share `work_dir`.
     """
     found = [each for each in (work_dir, *work_dir.parents) if each.name == SESSIONS_DIRECTORY]
     return (found or [work_dir])[0] / f"radical.{os.geteuid()}"
 
 
-class Note:
-    """Note about the session of this process, locked until it is removed or the process ends.
+class SessionFile:
+    """File that describes the session of this process, locked until it is removed.
 
     Args:
-        place: The directory of the notes; created if it is missing.
+        place: The directory of the session files; created if it is missing.
         session: The session's uid.
         directory: The session's directory.
         managers: The batch systems on which the session's pilots run, by their names in
             RADICAL-Pilot.
 
     Raises:
-        OSError: The note cannot be written, or other users can write to `place`.
+        OSError: The file cannot be written, or other users can write to `place`.
     """
 
     def __init__(self, place: Path, session: str, directory: Path, managers: Iterable[str]) -> None:
@@ -281,13 +282,13 @@ class Note:
         self._file = _create(self.path)
         with suppress(OSError):  # some network file systems do not support locks
             fcntl.flock(self._file, fcntl.LOCK_EX)
-        # The uid is last: it is missing in an incomplete note.
+        # The uid is last: it is missing in an incomplete file.
         systems = " ".join(sorted(set(managers)))
-        note = "\0".join([str(directory), socket.gethostname(), systems, session])
-        os.write(self._file, os.fsencode(note))
+        text = "\0".join([str(directory), socket.gethostname(), systems, session])
+        os.write(self._file, os.fsencode(text))
 
     def remove(self) -> None:
-        """Remove the note of a session that has ended; with the last note, remove the directory."""
+        """Remove the file after the session has ended, and the directory if it is then empty."""
         _remove(self.path)
         self.close()
 
@@ -302,23 +303,23 @@ def _create(path: Path) -> int:
     while True:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         _require_private(path.parent)
-        with suppress(FileNotFoundError):  # another session removed the directory with its note
+        with suppress(FileNotFoundError):  # another session removed the directory with its file
             return os.open(path, _FLAGS | os.O_CREAT | os.O_EXCL, 0o600)
 
 
 def _remove(path: Path) -> None:
-    with suppress(OSError):  # the directory contains other notes
+    with suppress(OSError):  # the directory contains other files
         path.unlink()
         path.parent.rmdir()
 
 
 def clean_up(place: Path) -> list[str]:
-    """Clean up after each session that has a note in a directory and whose client has ended.
+    """Clean up after each session that has a file in a directory and whose client has ended.
 
-    Called before a session creates its own note.
+    Called before a session creates its own file.
 
     Args:
-        place: The directory of the notes.
+        place: The directory of the session files.
 
     Returns:
         The uids of the sessions that were cleaned up.
@@ -340,14 +341,14 @@ def end_session(place: Path, session: str) -> None:
 
 
 def _settle(path: Path, *, certain: bool = False) -> bool:
-    """Clean up after the session of one note, if the session's client has ended.
+    """Clean up after the session of one session file, if the session's client has ended.
 
-    A note causes processes to be killed. Therefore, notes are only read in directories that no
-    other user can write to, and contain no process ids.
+    A session file causes processes to be killed. Therefore, session files are only read in
+    directories that no other user can write to, and contain no process ids.
 
     Args:
-        path: The note.
-        certain: True to clean up regardless of the client; otherwise, the note's lock must show
+        path: The session file.
+        certain: True to clean up regardless of the client; otherwise, the file's lock must show
             that the client has ended.
 
     Returns:
@@ -358,7 +359,7 @@ def _settle(path: Path, *, certain: bool = False) -> bool:
     except OSError:  # the session was closed in the meantime, or this is not a file
         return False
     try:
-        directory, host, managers, uid = os.fsdecode(os.pread(file, MAX_NOTE_SIZE, 0)).split("\0")
+        directory, host, managers, uid = os.fsdecode(os.pread(file, MAX_FILE_SIZE, 0)).split("\0")
         here = host == socket.gethostname()
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -368,9 +369,9 @@ def _settle(path: Path, *, certain: bool = False) -> bool:
         except OSError:  # some network file systems do not support locks
             here = False
         if uid != path.name or os.fstat(file).st_nlink == 0:
-            return False  # the note is invalid, or the session was closed in the meantime
+            return False  # the file is invalid, or the session was closed in the meantime
         if certain or here:
-            return _end_noted(path, directory, managers.split(), quietly=certain)
+            return _end_remains(path, directory, managers.split(), quietly=certain)
         log.warning(
             "RADICAL-Pilot session %s: started on %s and not closed; it may still be running. If "
             "it is not, end the processes on that host that have %s=%s in their environment, "
@@ -378,13 +379,13 @@ def _settle(path: Path, *, certain: bool = False) -> bool:
             uid, host, MARK, uid, path, extra={"session": uid},
         )  # fmt: skip
     except (OSError, ValueError) as error:
-        log.info("ignoring note %s: %s", path, error)
+        log.info("ignoring session file %s: %s", path, error)
     finally:
         os.close(file)
     return False
 
 
-def _end_noted(path: Path, directory: str, managers: list[str], *, quietly: bool) -> bool:
+def _end_remains(path: Path, directory: str, managers: list[str], *, quietly: bool) -> bool:
     """End the remains of a session; return False if Slurm did not cancel its jobs."""
     session = path.name
     jobs = find_jobs(session)  # first, because killing the session's processes may end a job

@@ -72,7 +72,7 @@ class Client:
         self._send: Callable[..., None] = outbox.put
         self._settings = settings
         self._stopping = threading.Event()
-        self._note: cleanup.Note | None = None
+        self._session_file: cleanup.SessionFile | None = None
         self.keep: bool | None = settings["keep"]
         self._began = 0.0
         self._watch = threading.Thread(
@@ -135,7 +135,7 @@ class Client:
             cleanup.clean_up(place)
             if self._stopping.is_set():
                 return
-            self._leave_note(place)
+            self._write_session_file(place)
             self.session.open(self._on_task, self._on_pilot, self._stopping)
             manager = self.session.objects.task_manager  # all managers use the same channel
             manager.register_subscriber(rp.constants.STATE_PUBSUB, self.tasks.receive_news)
@@ -156,18 +156,20 @@ class Client:
             managers = objects.pilot_manager, objects.task_manager
             self._calls.reply(0, (objects.session, *managers, pilots))
 
-    def _leave_note(self, place: Path) -> None:
+    def _write_session_file(self, place: Path) -> None:
         session, directory = self.session, Path(self.session.directory)
         try:
-            self._note = cleanup.Note(place, session.uid, directory, session.managers)
+            self._session_file = cleanup.SessionFile(
+                place, session.uid, directory, session.managers
+            )
         except OSError as error:
             log.warning(
-                "RADICAL-Pilot session %s: cannot write the session's note (%s); if the program "
+                "RADICAL-Pilot session %s: cannot write the session file (%s); if the program "
                 "and its client are killed, the next start will not clean up after them",
                 session.uid, error,
             )  # fmt: skip
         else:
-            os.register_at_fork(after_in_child=self._note.close)
+            os.register_at_fork(after_in_child=self._session_file.close)
 
     def close(self, keep: bool | None) -> None:
         """Close the session, and block until everything has ended.
@@ -186,8 +188,8 @@ class Client:
             keep = any(pilot.state == "FAILED" for pilot in self.session.pilots)
         for directory in () if keep else self.session.directories():
             _remove(directory)
-        if self._note is not None:
-            self._note.remove()
+        if self._session_file is not None:
+            self._session_file.remove()
         for place in self._settings["made"]:
             try:
                 os.rmdir(place)

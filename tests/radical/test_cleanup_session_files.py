@@ -1,4 +1,4 @@
-"""Notes about sessions, by which the next start cleans up after killed clients."""
+"""Session files, with which the next start cleans up after killed clients."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from rhapsody_radical import cleanup
-from rhapsody_radical.cleanup import BatchJob, Note, clean_up, end_session, place
+from rhapsody_radical.cleanup import BatchJob, SessionFile, clean_up, end_session, place
 from tests._support.machine import gone
 from tests.radical.marked import MINE, running
 
 CLIENT = """
 import sys
 from pathlib import Path
-from rhapsody_radical.cleanup import Note
-note = Note(Path(sys.argv[1]), Path(sys.argv[2]).name, Path(sys.argv[2]), ["FORK"])
+from rhapsody_radical.cleanup import SessionFile
+file = SessionFile(Path(sys.argv[1]), Path(sys.argv[2]).name, Path(sys.argv[2]), ["FORK"])
 print(flush=True)
 for line in sys.stdin:
-    getattr(note, line.strip())()
+    getattr(file, line.strip())()
     print(flush=True)
 """
 
 
 FIELDS = ("directory", "host", "managers", "session")
-"""The fields of a note."""
+"""The fields of a session file."""
 
 
 @pytest.fixture(autouse=True)
@@ -47,7 +47,7 @@ def _no_slurm(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def where(tmp_path: Path) -> Path:
-    """The directory of the notes."""
+    """The directory of the session files."""
     return place(tmp_path / "work")
 
 
@@ -63,7 +63,7 @@ def directory(tmp_path: Path) -> Path:
 def client(
     where: Path, directory: Path, *before: str
 ) -> Iterator[tuple[subprocess.Popen[str], Callable[[str], None]]]:
-    """Start a client with a note of our session, and a function that calls the note's methods."""
+    """Start a client with a file of our session, and a function that calls the file's methods."""
     process = subprocess.Popen(
         [*before, sys.executable, "-W", "ignore", "-c", CLIENT, str(where), str(directory)],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
@@ -89,20 +89,20 @@ def client(
 
 
 def left(where: Path, directory: Path) -> Path:
-    """The note of a client that was killed."""
+    """The session file of a client that was killed."""
     with client(where, directory) as (process, _):
         process.kill()
         process.wait()
     return where / MINE
 
 
-def rewritten(note: Path, **changes: str) -> None:
-    """Change fields of a note."""
-    values = dict(zip(FIELDS, note.read_text().split("\0"), strict=True))
-    note.write_text("\0".join({**values, **changes}.values()))
+def rewritten(file: Path, **changes: str) -> None:
+    """Change fields of a session file."""
+    values = dict(zip(FIELDS, file.read_text().split("\0"), strict=True))
+    file.write_text("\0".join({**values, **changes}.values()))
 
 
-def test_notes_are_in_a_directory_shared_by_all_engines(tmp_path: Path) -> None:
+def test_session_files_are_in_a_directory_shared_by_all_engines(tmp_path: Path) -> None:
     own = f"radical.{os.geteuid()}"  # of several users who share the directory
     common = tmp_path / ".rhapsody" / own
     run = tmp_path / ".rhapsody" / "20261121T041233-digits-7f3a"
@@ -114,15 +114,17 @@ def test_notes_are_in_a_directory_shared_by_all_engines(tmp_path: Path) -> None:
     assert place(tmp_path / "work") == tmp_path / "work" / own
 
 
-def test_a_note_is_private_and_removed_with_its_directory(where: Path, directory: Path) -> None:
-    note = Note(where, MINE, directory, ["SLURM", "FORK", "SLURM"])
+def test_a_session_file_is_private_and_removed_with_its_directory(
+    where: Path, directory: Path
+) -> None:
+    file = SessionFile(where, MINE, directory, ["SLURM", "FORK", "SLURM"])
     assert where.stat().st_mode & 0o777 == 0o700
-    assert note.path.stat().st_mode & 0o777 == 0o600
-    assert note.path.read_text().split("\0")[2] == "FORK SLURM"
+    assert file.path.stat().st_mode & 0o777 == 0o600
+    assert file.path.read_text().split("\0")[2] == "FORK SLURM"
     with pytest.raises(FileExistsError):
-        Note(where, MINE, directory, [])
-    other = Note(where, "other", directory.with_name("other"), [])
-    note.remove()
+        SessionFile(where, MINE, directory, [])
+    other = SessionFile(where, "other", directory.with_name("other"), [])
+    file.remove()
     assert os.listdir(where) == ["other"]
     other.remove()
     assert not where.exists()
@@ -131,7 +133,7 @@ def test_a_note_is_private_and_removed_with_its_directory(where: Path, directory
 def test_processes_of_a_killed_client_are_ended(
     where: Path, directory: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    note = left(where, directory)
+    file = left(where, directory)
     with running(RADICAL_RHAPSODY=MINE) as task, running(cwd=directory) as bystander:
         assert clean_up(where) == [MINE]
         assert gone([task.pid])
@@ -139,7 +141,7 @@ def test_processes_of_a_killed_client_are_ended(
     (said,) = caplog.messages
     assert "machine: 1," in said
     assert str(directory) in said
-    assert not note.exists()
+    assert not file.exists()
     assert directory.exists()
     assert clean_up(where) == []
 
@@ -150,8 +152,8 @@ def test_batch_jobs_of_a_killed_client_are_canceled(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    note = left(where, directory)
-    rewritten(note, managers="SLURM PBSPRO")
+    file = left(where, directory)
+    rewritten(file, managers="SLURM PBSPRO")
     jobs = [BatchJob("17", "RUNNING", "", "", "")]
     cancelled: list[BatchJob] = []
     answers = [False, True]
@@ -162,10 +164,10 @@ def test_batch_jobs_of_a_killed_client_are_canceled(
 
     monkeypatch.setattr(cleanup, "cancel_jobs", cancel)
     assert clean_up(where) == []  # Slurm does not answer
-    assert note.exists()
+    assert file.exists()
     monkeypatch.setattr(cleanup, "find_jobs", lambda session: jobs)
     assert clean_up(where) == []  # it answers, but does not cancel
-    assert note.exists()
+    assert file.exists()
     assert "will try again" in caplog.messages[-1]
     assert clean_up(where) == [MINE]
     assert cancelled == jobs * 2
@@ -185,7 +187,7 @@ def test_a_running_session_is_not_cleaned_up(
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="nothing forks here")
 def test_a_forked_child_of_the_client_does_not_hold_the_lock(where: Path, directory: Path) -> None:
-    forking = "import os, time\nif not os.fork():\n    note.close()\n    os.closerange(0, 3)\n"
+    forking = "import os, time\nif not os.fork():\n    file.close()\n    os.closerange(0, 3)\n"
     program = CLIENT.partition("print")[0] + forking + "time.sleep(600)\n"
     with running(
         *[sys.executable, "-W", "ignore", "-c", program, str(where), str(directory)],
@@ -251,22 +253,22 @@ def test_a_session_that_may_run_elsewhere_is_only_reported(
     caplog: pytest.LogCaptureFixture,
     far: str,
 ) -> None:
-    note = left(where, directory)
+    file = left(where, directory)
     host = "far-away" if far == "host" else socket.gethostname()
-    rewritten(note, host=host, managers="LSF")
+    rewritten(file, host=host, managers="LSF")
     if far == "file system":
         monkeypatch.setattr("fcntl.flock", without_locks)
     with running(RADICAL_RHAPSODY=MINE) as task:
         assert clean_up(where) == []
         assert task.poll() is None
-        assert note.exists()
+        assert file.exists()
         (said,) = caplog.messages
         assert f"started on {host}" in said
         assert f"RADICAL_RHAPSODY={MINE} in their environment" in said
-        assert f"remove {note}" in said
+        assert f"remove {file}" in said
 
 
-# Notes that are not followed.
+# Session files that are ignored.
 
 
 @pytest.fixture
@@ -278,19 +280,19 @@ def _nothing_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cleanup, "cancel_jobs", forbidden)
 
 
-def another_link(note: Path) -> None:
-    note.rename(note.parent.parent / "note")
-    note.symlink_to(note.parent.parent / "note")
+def another_link(file: Path) -> None:
+    file.rename(file.parent.parent / "file")
+    file.symlink_to(file.parent.parent / "file")
 
 
-def another_place(note: Path) -> None:
-    note.parent.rename(note.parent.with_name("moved"))
-    note.parent.symlink_to(note.parent.with_name("moved"))
+def another_place(file: Path) -> None:
+    file.parent.rename(file.parent.with_name("moved"))
+    file.parent.symlink_to(file.parent.with_name("moved"))
 
 
-def a_pipe(note: Path) -> None:
-    note.unlink()
-    os.mkfifo(note, 0o600)
+def a_pipe(file: Path) -> None:
+    file.unlink()
+    os.mkfifo(file, 0o600)
 
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
@@ -300,20 +302,20 @@ as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files aw
 @pytest.mark.parametrize(
     "spoil",
     [
-        pytest.param(lambda note: os.chown(note.parent, 65534, -1), id="place", marks=as_root),
-        pytest.param(lambda note: note.parent.chmod(0o777), id="others"),
+        pytest.param(lambda file: os.chown(file.parent, 65534, -1), id="place", marks=as_root),
+        pytest.param(lambda file: file.parent.chmod(0o777), id="others"),
         another_link,
         another_place,
         a_pipe,
-        pytest.param(lambda note: note.rename(note.with_name("other")), id="name"),
-        pytest.param(lambda note: rewritten(note, session=f"../{MINE}"), id="session"),
-        pytest.param(lambda note: rewritten(note, host="\0"), id="more"),
-        pytest.param(lambda note: rewritten(note, managers="x" * 20000), id="long"),
-        pytest.param(lambda note: note.write_text(note.read_text()[:-1]), id="incomplete"),
-        pytest.param(lambda note: note.write_text(""), id="empty"),
+        pytest.param(lambda file: file.rename(file.with_name("other")), id="name"),
+        pytest.param(lambda file: rewritten(file, session=f"../{MINE}"), id="session"),
+        pytest.param(lambda file: rewritten(file, host="\0"), id="more"),
+        pytest.param(lambda file: rewritten(file, managers="x" * 20000), id="long"),
+        pytest.param(lambda file: file.write_text(file.read_text()[:-1]), id="incomplete"),
+        pytest.param(lambda file: file.write_text(""), id="empty"),
     ],
 )
-def test_a_note_that_others_could_write_is_ignored(
+def test_a_session_file_that_others_could_write_is_ignored(
     where: Path, directory: Path, spoil: Callable[[Path], None]
 ) -> None:
     spoil(left(where, directory))
@@ -321,13 +323,13 @@ def test_a_note_that_others_could_write_is_ignored(
     assert os.listdir(where)
 
 
-def test_no_note_is_written_to_a_directory_that_others_can_write_to(
+def test_no_session_file_is_written_to_a_directory_that_others_can_write_to(
     where: Path, directory: Path
 ) -> None:
     where.mkdir(mode=0o700)
     where.chmod(0o770)
     with pytest.raises(PermissionError, match="chmod go-w"):
-        Note(where, MINE, directory, [])
+        SessionFile(where, MINE, directory, [])
 
 
 @pytest.mark.usefixtures("_nothing_ends")
@@ -338,7 +340,7 @@ def test_no_note_is_written_to_a_directory_that_others_can_write_to(
 )
 @given(content=st.binary() | st.lists(st.binary(), min_size=4, max_size=4).map(b"\0".join))
 @example(content=b"\xff" * 20000)
-def test_a_malformed_note_does_no_harm(where: Path, content: bytes) -> None:
+def test_a_malformed_session_file_does_no_harm(where: Path, content: bytes) -> None:
     shutil.rmtree(where, ignore_errors=True)
     where.mkdir(mode=0o700, parents=True)
     (where / MINE).write_bytes(content)
