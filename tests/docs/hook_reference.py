@@ -12,7 +12,7 @@ import re
 import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, is_typeddict
+from typing import Any, ForwardRef, is_typeddict
 
 from rhapsody import Usage
 from rhapsody.plugins import BackendOption, specs
@@ -100,10 +100,42 @@ def _value(kind: type) -> str:
 
 def _call(name: str, function: Callable[..., Any]) -> str:
     """Return the signature as inline code."""
-    # Annotations are strings in this package.
-    given = re.sub(r"ForwardRef\(('[^']*')\)", r"\1", str(inspect.signature(function)))
-    signature = re.sub(r"(: |-> )'([^']*)'", r"\1\2", given.replace("mappingproxy({})", "{}"))
-    return f"`{name}{signature.replace('(self, ', '(').removesuffix(' -> None')}`"
+    found = inspect.signature(function)
+    made = {}  # the defaults that are created for each object
+    if dataclasses.is_dataclass(function):
+        made = {
+            field.name: field.default_factory()
+            for field in dataclasses.fields(function)
+            if field.default_factory is not dataclasses.MISSING
+        }
+    signature = found.replace(
+        parameters=[
+            each.replace(annotation=_source(each.annotation), default=made.get(name, each.default))
+            for name, each in found.parameters.items()
+        ],
+        return_annotation=_source(found.return_annotation),
+    )
+    text = str(signature).replace("mappingproxy({})", "{}")
+    return f"`{name}{text.replace('(self, ', '(').removesuffix(' -> None')}`"
+
+
+class _Source(str):
+    """Annotation that a signature shows without quotation marks."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return str(self)
+
+
+def _source(annotation: Any) -> Any:
+    """Return an annotation, which is a string in this package, without quotation marks.
+
+    `NamedTuple` converts annotations to `ForwardRef` objects.
+    """
+    if isinstance(annotation, ForwardRef):
+        annotation = annotation.__forward_arg__
+    return _Source(annotation) if isinstance(annotation, str) else annotation
 
 
 _SECTION = re.compile(r"^(Args|Attributes|Returns|Raises):\n", re.MULTILINE)

@@ -390,8 +390,8 @@ def test_with_resume_it_shows_which_tasks_run_again_for_missing_files(
     (tmp_path / "extra.txt").write_text("two")
     (tmp_path / "results" / "saved.txt").unlink()
     assert dry_run() == [
-        "reused, but runs again to recreate first.txt, which task.000002 reads",
-        "reused, but runs again to recreate second.txt, which task.000005 reads",
+        "result reused, but the task runs again to recreate first.txt, which task.000002 reads",
+        "result reused, but the task runs again to recreate second.txt, which task.000005 reads",
         missing.format("unread.txt"),
         "runs: its output saved.txt is missing",
         "runs: depends on task.000004, which runs",

@@ -210,4 +210,4 @@ def test_help(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main(["graph", "--help"])
     assert ended.value.code == 0
-    assert "graphviz" in capsys.readouterr().out
+    assert "Graphviz" in capsys.readouterr().out

@@ -76,7 +76,7 @@ def test_a_python_that_radical_pilot_does_not_support_is_said(
     core_from(site)
     monkeypatch.setattr("sys.version_info", (3, 14, 0))
     assert install_command("rhapsody-radical") == (
-        "RADICAL-Pilot requires Python 3.11 to 3.13; with one of these versions: "
+        "RADICAL-Pilot requires Python 3.11 to 3.13; with one of them, run: "
         "pip install rhapsody-radical"
     )
     assert install_command("rhapsody-dask") == "pip install rhapsody-dask"

@@ -157,7 +157,7 @@ async def test_a_missing_input_is_an_error_that_says_where_it_was_looked_for(
     text = str(raised.value)
     assert "'reader'" in text
     assert str(here / "x.txt") in text
-    assert "call the task that writes it first" in text
+    assert "Call the task that writes it before this one" in text
 
 
 async def test_a_local_file_that_vanished_meanwhile_is_missing(

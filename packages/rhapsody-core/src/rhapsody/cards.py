@@ -1,4 +1,4 @@
-"""Cards, with which notebooks and rich show engines, futures and summaries.
+"""Cards that show engines, futures and summaries in notebooks and with rich.
 
 A card consists of a title and a few rows. Each class that has one returns it from `_card`, and its
 methods `_repr_html_` and `__rich__` render it. The HTML inherits the colors of the page, so that it

@@ -110,7 +110,9 @@ def user_file() -> Path:
 
 
 def project_file() -> ConfigFile | None:
-    """Return the nearest file of the current directory and its parents, or `None`.
+    """Return the configuration file in the nearest directory that has one, or `None`.
+
+    The search starts in the current directory and continues in its parents.
 
     In one directory, `rhapsody.toml` takes precedence over `pyproject.toml`. A `pyproject.toml`
     without a table `[tool.rhapsody]` is ignored.

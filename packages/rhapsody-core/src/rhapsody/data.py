@@ -419,7 +419,12 @@ def separate_name(name: str) -> str:
 
 
 def input_from(producer: object, name: str) -> InputFile:
-    """Return an input for a file that the task of the future `producer` writes."""
+    """Return an input that refers to a file of another task.
+
+    Args:
+        producer: The future of the task that writes the file.
+        name: The name of the file.
+    """
     file = object.__new__(InputFile)
     _set(
         file,

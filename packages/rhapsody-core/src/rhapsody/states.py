@@ -311,8 +311,8 @@ class StateMapper:
             return
         if task_states or set(states) != set(_OWN_STATES):
             raise TypeError(
-                "register_backend_states takes only the keywords "
-                f"{', '.join(_OWN_STATES)} for the states of a backend itself, got "
+                "register_backend_states: to register the backend's own states, pass exactly the "
+                f"keywords {', '.join(_OWN_STATES)}; got "
                 f"{', '.join([*map(repr, task_states), *states])}"
             )
         key = _key(backend)

@@ -583,7 +583,7 @@ class DaskExecutionBackend(ManagedBackend):
     # Tasks that no worker can run.
 
     def _watch_waiting(self, *, again: bool = False) -> None:
-        """Schedule a check for tasks that no worker can run, unless one is scheduled."""
+        """Check later for tasks that no worker can run, unless a check is already scheduled."""
         if not self._check_scheduled:
             self._check_scheduled = True
             self._background.start(self._check_waiting(WARNING_INTERVAL if again else FIRST_CHECK))

@@ -90,8 +90,8 @@ class Shared:
             bigs: The arguments of a batch; the same object may occur several times.
 
         Returns:
-            The entry of each argument, by the `id` of the argument's object. The caller counts as a
-            user of each entry, and must pass each entry to `release`.
+            A dict that maps the `id` of each argument (`Big.value`) to its entry. The caller counts
+            as a user of each entry, and must pass each entry to `release`.
         """
         distinct = {id(big.value): big for big in bigs}
         snapshots = await in_thread(lambda: [_snapshot(big) for big in distinct.values()])

@@ -77,7 +77,7 @@ class RhapsodyMaster(rp.raptor.Master):  # type: ignore[misc,name-defined,unused
         threading.Thread(target=self._repeat, daemon=True).start()
 
     def publish(self, pubsub: str, msg: Any, *more: Any, **options: Any) -> None:
-        """Publish a message. A message that registers the call queue is stored to be repeated."""
+        """Publish a message. Store the registration of the call queue, for `_repeat`."""
         if isinstance(msg, dict) and msg.get("cmd") == "register_raptor_queue":
             self._registration = (pubsub, msg)
         super().publish(pubsub, msg, *more, **options)
@@ -182,7 +182,10 @@ class RhapsodyWorker(rp.raptor.DefaultWorker):  # type: ignore[misc,name-defined
                     self._answer(call, error=f"RuntimeError('RAPTOR worker: {error}')")
 
     def _next(self, most: int = 1) -> list[dict[str, Any]]:
-        """Take up to `most` waiting calls for one process, and reserve the cores of a call.
+        """Take up to `most` waiting calls for one process, and reserve cores for them.
+
+        The process executes the calls one after another, and they need the same number of cores.
+        Therefore, the cores of the first call are reserved for all of them.
 
         Returns:
             The calls; an empty list if there are none or if too few cores are free.

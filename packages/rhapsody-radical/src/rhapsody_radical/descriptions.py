@@ -139,7 +139,7 @@ def task_settings(task: Mapping[str, Any]) -> dict[str, Any]:
     """Return a task's validated settings, with RADICAL-Pilot's current keys.
 
     Raises:
-        TypeError: The user cannot set one of the keys.
+        TypeError: The settings contain a key that users may not set.
     """
     specific = task["task_backend_specific_kwargs"]
     for key in (*RESERVED, "mode"):
@@ -220,7 +220,7 @@ def is_own(worker: Mapping[str, Any]) -> bool:
 
 
 def has_other_workers(config: Mapping[str, Any] | None) -> bool:
-    """Return True if a validated configuration has workers of other classes than Rhapsody's."""
+    """Return True if a validated configuration has workers whose class is not Rhapsody's."""
     masters = config["masters"] if config is not None else ()
     return not all(is_own(worker) for master in masters for worker in master["workers"])
 

@@ -1,7 +1,7 @@
-"""Declaration of the backend for Rhapsody's registry, and its capabilities.
+"""Registry entry and capabilities of the RADICAL-Pilot backend.
 
-The capabilities depend on how functions run. This module imports neither RADICAL-Pilot nor the
-backend.
+The capabilities depend on where function tasks run: on RAPTOR workers of Rhapsody's or another
+class, or as separate programs. This module imports neither RADICAL-Pilot nor the backend.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Readiness of services, and the transfer of their readiness information to RADICAL-Pilot.
+"""Detection of service readiness, and transfer of readiness information to RADICAL-Pilot.
 
 While one of RADICAL-Pilot's own service tasks starts, the agent does no other work; if the service
 fails to start, the agent is blocked permanently. Services are therefore submitted as ordinary
 tasks. This module detects their readiness and passes the information to RADICAL-Pilot, so that
-`Task.wait_info` and `RP_INFO_<UID>` provide it as for RADICAL-Pilot's own service tasks.
+`Task.wait_info` and `RP_INFO_<UID>` provide it as they do for RADICAL-Pilot's own service tasks.
 """
 
 from __future__ import annotations

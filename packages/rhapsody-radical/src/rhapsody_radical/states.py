@@ -26,7 +26,7 @@ FINAL = ("DONE", "FAILED", "CANCELED")
 
 
 class Generation(StrEnum):
-    """Generation of RADICAL-Pilot's task states."""
+    """Generation of RADICAL-Pilot's task states: the names that a range of its versions uses."""
 
     V0_27 = "0.27"
     """Versions up to 0.27."""
@@ -121,15 +121,16 @@ def _rows(state: str, of: Generation) -> list[_Row]:
 
 
 def translate(state: str, from_: Generation | str, to: Generation | str) -> tuple[str, ...]:
-    """Return the states of another generation that a state may correspond to.
+    """Translate a task state between generations of RADICAL-Pilot's states (see `Generation`).
 
     Args:
         state: A task state.
         from_: The generation to which the state belongs.
-        to: The generation to translate the state into.
+        to: The generation into which the state is translated.
 
     Returns:
-        The candidates, in the order of a task's life; empty if that generation has no such step.
+        The corresponding states, in the order in which a task passes through them; empty if `to`
+        has none.
 
     Raises:
         ValueError: A generation, or the state in its generation, is unknown.
@@ -142,8 +143,8 @@ def translate(state: str, from_: Generation | str, to: Generation | str) -> tupl
 def canonical(state: str, of: Generation | str = Generation.CURRENT) -> TasksMainStates:
     """Return the canonical state for a task state.
 
-    A state that names two steps of a task's life (`STAGING_INPUT`, by the manager or by the agent)
-    is treated as the earlier step.
+    A state that two components use (`STAGING_INPUT`, by the manager and by the agent) is treated as
+    the earlier step.
 
     Raises:
         ValueError: The generation, or the state in it, is unknown.
@@ -197,7 +198,9 @@ class PilotState(StrEnum):
 
     @classmethod
     def of(cls, state: str) -> PilotState | None:
-        """Return the state with a documented or reported name, or `None` for `NEW`.
+        """Return the state with a name, or `None` for `NEW`.
+
+        Both RADICAL-Pilot's documented name and the name that it reports are accepted.
 
         Raises:
             ValueError: There is no such state.

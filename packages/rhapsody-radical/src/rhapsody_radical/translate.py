@@ -128,7 +128,7 @@ def _check_text(task: TaskDescription) -> None:
 
 
 def _name(name: str) -> str:
-    """Return a name that is valid between double quotes in RADICAL-Pilot's scripts."""
+    """Return a name, escaped for use between double quotes in RADICAL-Pilot's scripts."""
     return in_double_quotes(name.encode(errors="replace").decode()).replace("\n", " ")
 
 

@@ -267,7 +267,7 @@ def _check_fit(instance: Instance, slots: int) -> None:
         if slots_of(task) > slots:
             raise UsageError(
                 f"task {task.id!r} needs {slots_of(task)} cores, but there are {slots} slots: use "
-                f"--slots {slots_of(task)} or more, on a backend with as many cores"
+                f"--slots {slots_of(task)} or more, on a backend with at least that many cores"
             )
 
 

@@ -270,7 +270,10 @@ def _known(named: Value, known: Collection[str]) -> str:
 def _parents(
     tasks: Iterable[tuple[str, Value]], find: Callable[[Value], str]
 ) -> dict[str, tuple[str, ...]]:
-    """Return the parents of each task, including tasks that only list the task as their child."""
+    """Return the parents of each task.
+
+    A parent may be listed by the task, or may itself list the task as its child.
+    """
     edges: _Edges = {}
     parents: dict[str, list[str]] = {}
     for name, task in tasks:

@@ -550,11 +550,11 @@ def _declared_capabilities(cls: type[BaseExecutionBackend] | None) -> Capabiliti
 
 
 def _installed_owner(key: str) -> tuple[str, object] | None:
-    """Return the owner of a name that an installed distribution claims or that is reserved.
+    """Return the owner of a name that is reserved or claimed by an installed distribution.
 
     Returns:
-        A phrase that names the owner, for messages, and the class or import path that the owner
-        declares (`None` if it is unknown). `None` instead of both if the name is free.
+        `None` if the name is free. Otherwise a pair: a phrase that names the owner in messages, and
+        the owner's class or import path (`None` if it is unknown).
     """
     if key not in _claims():
         owner = PUBLISHED.get(key)
@@ -752,10 +752,11 @@ def _value(text: str, option: str) -> Any:
 
 
 def declared_options(name: str) -> dict[str, BackendOption]:
-    """Return the options that a backend declares, by name. Imports no library.
+    """Return the options that a backend declares, without importing its library.
 
     Returns:
-        The options; none for a backend that was registered at run time or cannot be used.
+        The options, keyed by name. Empty if the backend was registered at run time or cannot be
+        used.
 
     Raises:
         ValueError: No backend has this name.

@@ -178,7 +178,7 @@ class Commands:
             return command
         if name in PUBLISHED:
             raise UsageError(
-                f"the command {name!r} is part of {PUBLISHED[name]}; to install it: "
+                f"command {name!r} not found: it is part of {PUBLISHED[name]}. To install it: "
                 f"{install_command(PUBLISHED[name])}"
             )
         close = difflib.get_close_matches(name, self._commands, n=1)

@@ -196,7 +196,7 @@ def _environment(found: Installed) -> Iterator[Finding]:
 
 
 def _trial(name: str | None, options: list[str], *, run_task: bool) -> list[Finding]:
-    """Start the backend of `-b`, run a task on it with `--run`, and shut the backend down."""
+    """Start the backend of `-b`, run a task on it if `--run` is given, and shut it down."""
     if name is None:
         if options or run_task:
             raise UsageError("-o and --run require a backend: name it with -b")

@@ -62,13 +62,13 @@ class DryRunBackend(NoopExecutionBackend):
 
 
 class DryRun:
-    """Observer that prints the graphs of a dry run's engines.
+    """Observer that prints the task graph of each engine in a dry run.
 
     With `--resume` or `--rerun`, it also looks up the tasks in a copy of the journal, and prints
     which results would be reused.
 
     Args:
-        recorded: The object that opens the copy of the journal for the first engine.
+        recorded: The copy of the journal, which is opened when the first engine starts.
     """
 
     def __init__(self, recorded: Recording) -> None:
@@ -132,7 +132,10 @@ class DryRun:
                 producer = self._missing.pop(path or "", None)
                 if producer is not None:
                     name = os.path.basename(path or "")
-                    verdict = f"reused, but runs again to recreate {name}, which {reader} reads"
+                    verdict = (
+                        f"result reused, but the task runs again to recreate {name}, which "
+                        f"{reader} reads"
+                    )
                     verdicts[producer[0]] = verdict
                     readers.append(producer)
 

@@ -1,4 +1,4 @@
-"""`rhapsody graph`: prints the graph of a run for Mermaid or graphviz, or as SVG."""
+"""`rhapsody graph`: prints the graph of a run for Mermaid or Graphviz, or as SVG."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 HELP = "print the graph of a run, grouped by task name"
 
 LIMITS = {"mermaid": 500, "dot": 10_000, "svg": 2_000}
-"""Maximum number of nodes and of arrows. Mermaid itself refuses more than 500 arrows, and graphviz
+"""Maximum number of nodes and of arrows. Mermaid itself refuses more than 500 arrows, and Graphviz
 needs minutes for much larger graphs."""
 
 MERMAID_TEXT = 50_000
@@ -44,7 +44,7 @@ ARROW = "#757575"
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     parser.add_argument("run", nargs="?", metavar="RUN", help=RUN_HELP)
-    text = "mermaid (default), dot for graphviz, or svg, which needs graphviz's program dot"
+    text = "mermaid (default), dot (source for Graphviz), or svg (needs Graphviz's program dot)"
     parser.add_argument("--format", choices=tuple(LIMITS), default="mermaid", help=text)
     text = "show each task, instead of groups of tasks with the same name"
     parser.add_argument("--full", action="store_true", help=text)
@@ -54,7 +54,7 @@ def run(arguments: argparse.Namespace) -> None:
     """Print the graph.
 
     Raises:
-        CommandError: The record cannot be read, or graphviz is missing or fails.
+        CommandError: The record cannot be read, or Graphviz is missing or fails.
         UsageError: The graph is too large.
     """
     from rhapsody.history.graph import graph_of
@@ -121,7 +121,7 @@ def _mermaid_text(text: str) -> str:
 
 
 def dot(graph: Graph) -> Iterator[str]:
-    """Yield the lines of a graph in graphviz's language."""
+    """Yield the lines of a graph in Graphviz's language."""
     yield "digraph run {"
     yield f'  node [shape=box, style="rounded,filled", fontname="sans-serif", fontcolor="{TEXT}"]'
     yield f'  edge [color="{ARROW}", fontname="sans-serif", fontcolor="{ARROW}"]'
@@ -139,20 +139,20 @@ def dot(graph: Graph) -> Iterator[str]:
 
 
 def _dot_text(text: str) -> str:
-    """Escape text for a label of graphviz."""
+    """Escape text for a label of Graphviz."""
     return text.replace("&", "&amp;").replace("\\", "\\\\").replace('"', '\\"')
 
 
 def svg(text: str) -> str:
-    """Return a graph in graphviz's language as SVG.
+    """Return a graph in Graphviz's language as SVG.
 
     Raises:
-        CommandError: graphviz is not installed, or fails.
+        CommandError: Graphviz is not installed, or fails.
     """
     program = shutil.which("dot")
     if program is None:
         raise CommandError(
-            "--format svg needs the program dot of graphviz, which is not in PATH; install it, for "
+            "--format svg needs the program dot of Graphviz, which is not in PATH; install it, for "
             "example with `apt install graphviz` or `conda install graphviz`, or use --format "
             "mermaid or dot"
         )

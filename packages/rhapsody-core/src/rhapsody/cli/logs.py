@@ -115,7 +115,7 @@ class _Printer:
     """Writer of output streams, with a title wherever the stream or the attempt changes.
 
     Args:
-        streams: The streams that are written. If there is only one, there are no titles for it.
+        streams: The streams to write. If there is only one, its title is omitted.
 
     Attributes:
         streams: The argument `streams`.

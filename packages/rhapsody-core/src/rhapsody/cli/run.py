@@ -86,7 +86,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-o", "--option", **keys, help=text)
     text = "an option of WorkflowEngine.create, such as retries=2; may be repeated"
     parser.add_argument("-e", "--engine", **keys, help=text)
-    text = "print the tasks that the program calls, and run none of them"
+    text = "print the tasks that the program calls, without running them"
     parser.add_argument("--dry-run", action="store_true", help=text)
     parser.epilog = (
         "Arguments after -- are passed to the script as sys.argv[1:]. To run a script whose name "

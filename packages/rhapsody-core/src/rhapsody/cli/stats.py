@@ -204,7 +204,7 @@ def _times(each: NameStatistics) -> Sequence[str]:
 
 
 def _path_lines(found: _Statistics, everything: bool) -> list[str]:
-    """Return lines about the critical path. Of a long path, only the longest steps are shown."""
+    """Return lines about the critical path. For a long path, show only the longest steps."""
     path = found.path
     if not path:
         return ["critical path: no task has ended"]

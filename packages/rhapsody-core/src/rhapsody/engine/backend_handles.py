@@ -239,10 +239,10 @@ def _given(backend: Any, backends: Any) -> list[tuple[str | None, Any]]:
 
 
 def _label(given: Any, made: BaseExecutionBackend) -> str:
-    """Return the engine's name for a backend that the user passed without a name.
+    """Return the label under which an engine lists a backend, if the user has set none.
 
     Args:
-        given: The object that the user passed, which may be a name.
+        given: The name or object that the user passed, or `None`.
         made: The backend.
     """
     if isinstance(given, str) and normalize_name(given) != normalize_name(made.name):

@@ -78,7 +78,7 @@ class EngineDefaults:
         return active_profile(name, backend)
 
     def fill_in(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the arguments of a call of `create`, completed with these defaults.
+        """Return the arguments for `create`: the given ones, and these defaults for the others.
 
         Raises:
             ProfileError: The profile cannot be used.

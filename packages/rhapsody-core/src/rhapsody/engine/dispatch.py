@@ -370,7 +370,7 @@ class Callbacks:
         self._mailbox.drain()
 
     def _deliver_in_order(self, report: Report) -> None:
-        """Apply a report from a thread, after earlier reports from the loop."""
+        """Apply the queued reports, which are earlier, and then a report made on a thread."""
         if self._queued:
             self.apply()
         self._deliver(report)

@@ -533,7 +533,7 @@ def _note(record: TaskRecord, call: str, error: BaseException) -> str:
 
 
 def _places(record: TaskRecord) -> dict[str, str]:
-    """Return the names of outputs whose destinations occur in the command, by destination."""
+    """Return the destinations that the command contains, with the names of their outputs."""
     command, found = record.command, record.found
     if command is None or found is None:
         return {}

@@ -74,9 +74,10 @@ class Memoization:
     def look_up(self, record: TaskRecord) -> bool:
         """Start looking up the result of a task.
 
-        Services, tasks with `cache=False`, calls that are repeated to recreate files, pushed-down
-        tasks and attempts after the first are not looked up. After a lookup, the task is completed
-        with the recorded result or, if there is none, queued again.
+        The following are not looked up: services; tasks with `cache=False`; retries; calls that are
+        repeated to recreate files; and pushed-down tasks, which were submitted before their inputs
+        existed (see `pushdown`). After a lookup, the task is completed with the recorded result or,
+        if there is none, queued again.
 
         Returns:
             True if a lookup was started.

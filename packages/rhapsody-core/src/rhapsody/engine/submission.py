@@ -1,8 +1,8 @@
 """Submission of calls: each call becomes a future for the user and a task for the scheduler.
 
-A call declares its output files, and depends on the earlier calls that declared its input files. If
-a second call declares the same destination, only calls after the second one read the new version. A
-file with a destination is identified by the destination, any other file by its name.
+A call declares its output files, and depends on the earlier calls that declared its input files. A
+file is identified by its destination or, if it has none, by its name. If a later call declares the
+same output file again, only calls made after it read the new version.
 """
 
 from __future__ import annotations
@@ -222,8 +222,8 @@ class Submission:
         while around is not None:
             if around.future in dependencies:
                 raise RuntimeError(
-                    f"task {task.name!r} was called inside block {around.task.name!r} with the "
-                    "future of that block, for which it would wait forever"
+                    f"task {task.name!r} was called inside block {around.task.name!r} with that "
+                    "block's own future, so it would wait forever"
                 )
             around = around.parent
         return dependencies

@@ -184,7 +184,7 @@ def describe_settings(task: TaskFunction[Any, Any]) -> DescribedSettings:
 
 
 def described_resources(given: Resources | Callable[[int], Any] | None) -> dict[str, Any]:
-    """Return the fields that differ from their defaults; none if a function chooses them."""
+    """Return the resources that differ from the defaults; empty if a function chooses them."""
     return changed_fields(given) if isinstance(given, Resources) else {}
 
 

@@ -113,7 +113,10 @@ def _worker(history: RunHistory, task: TaskRun, attempt: Attempt) -> tuple[str, 
 
 
 def _order(group: str, name: str) -> tuple[bool, str, list[tuple[int, str]]]:
-    """Return the key by which workers are sorted: blocks first, `worker-2` before `worker-10`."""
+    """Return the sort key of a worker.
+
+    The rows of blocks come before all workers, and `worker-2` comes before `worker-10`.
+    """
     parts = re.findall(r"\d+|\D+", name)
     numbered = [(int(each), "") if each.isdecimal() else (-1, each) for each in parts]
     return not group.startswith(BLOCKS), group, numbered

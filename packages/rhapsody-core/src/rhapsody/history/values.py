@@ -72,7 +72,7 @@ def may_run(run: RunRecord) -> bool:
 
 
 def seconds_so_far(run: RunRecord) -> float | None:
-    """Return the duration of a run, until now if the run is running."""
+    """Return the duration of a run or, if it is running, the time since its start."""
     if run.outcome == "running" and run.started is not None:
         return max(0.0, time.time() - run.started)
     return run.seconds

@@ -381,7 +381,7 @@ class Keys:
 
 
 def _without(sandbox: str, word: str) -> str:
-    """Replace a sandbox's path in a word by a NUL character, and return the result."""
+    """Return a word of a command with the sandbox's path replaced with a NUL character."""
     return re.sub(re.escape(sandbox) + r"(?![\w.-])", "\0", word)
 
 

@@ -114,7 +114,10 @@ class Journal:
 
     @property
     def before(self) -> str:
-        """Outcome of the resumed run, such as `"failed"`; meaningless if no run was resumed."""
+        """Outcome of the previous run, which this run resumes, such as `"failed"`.
+
+        Meaningless if this run resumes none.
+        """
         return self._store.before
 
     def end(self, how: How) -> None:
@@ -458,7 +461,7 @@ class Journal:
 
 
 def _with_files(parts: str, paths: Mapping[str, bytes | None]) -> str:
-    """Add the digests of files to the text of a key's parts, and return the result."""
+    """Return the text `parts` of a key (see `Key.parts`) with the digests of files added."""
     if not any(paths.values()):
         return parts
     read = {f"file {path}": digest.hex() for path, digest in paths.items() if digest}

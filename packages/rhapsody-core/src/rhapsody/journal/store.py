@@ -183,8 +183,8 @@ class Store:
         lineage: The number that this run shares with the runs it resumes, directly or indirectly; 0
             before `begin`.
         reused: Number of recorded results that were available when this run began.
-        before: The outcome of the resumed run; `"killed"` if no run was resumed or its outcome is
-            unknown.
+        before: The outcome of the previous run, which this run resumes; `"killed"` if this run
+            resumes none or the outcome is unknown.
         kept: Number of results that this run has recorded.
         used: The state of the files (see `FILES_MISSING`) of each recorded result that this run has
             used, by the result's id in the database.

@@ -382,7 +382,7 @@ _INDEXES = frozenset(("SLURM_ARRAY_TASK_ID", "PBS_ARRAY_INDEX", "LSB_JOBINDEX", 
 
 
 def counts(variable: str) -> bool:
-    """Return True if an environment variable may affect results and is therefore part of keys.
+    """Return True if the key of a task that uses an environment variable includes the variable.
 
     Variables that depend only on where a program runs are not part of keys.
     """

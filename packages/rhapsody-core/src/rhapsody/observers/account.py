@@ -97,8 +97,8 @@ class FailureGroup:
         text: The first line of the error, or `None` if it is not the same for all failures.
         location: The line of the user's code, such as `stats.py:12`, or `None` if it is unknown.
         count: The number of failures.
-        examples: The first failures, by the task's uid, except those after which the task was
-            retried.
+        examples: The first failures, keyed by the task's uid. Failures that were followed by a
+            retry are excluded.
     """
 
     name: str
@@ -382,15 +382,15 @@ LARGE_DISK_USE = 10**9
 def account(summary: Summary, counts: Counts, directory: Path) -> list[str]:
     """Return the lines of the summary that is printed at the end, the most important last.
 
-    The list is empty if no task was called. Among the results, those with a destination are listed
-    first, then those in the engine's directory, and finally those that other tasks read.
+    The list is empty if no task was called. Results are listed in this order: those with a
+    destination, those in the engine's directory, and those that other tasks read.
 
     Args:
         summary: The engine's summary.
         counts: The counts of the engine's tasks.
-        directory: The engine's directory. The run's directory is its parent if that is directly in
-            `.rhapsody`, otherwise the engine's directory itself. The run's directory is named in
-            the summary if it contains more than its lock, its log and its record.
+        directory: The engine's directory. If its parent is directly in `.rhapsody`, this parent is
+            the run's directory; otherwise, the engine's directory is. The lines name the run's
+            directory if it contains more than its lock, its log and its record.
     """
     if not counts.rows:
         return []

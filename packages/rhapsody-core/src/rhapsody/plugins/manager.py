@@ -236,7 +236,7 @@ def install_command(distribution: str) -> str:
     source = _sibling(_origin(), distribution) or distribution
     command = f"pip install {shlex.quote(source)}"
     if distribution == "rhapsody-radical" and sys.version_info >= (3, 14):
-        return f"RADICAL-Pilot requires Python 3.11 to 3.13; with one of these versions: {command}"
+        return f"RADICAL-Pilot requires Python 3.11 to 3.13; with one of them, run: {command}"
     return command
 
 
@@ -269,7 +269,7 @@ def _sibling(origin: dict[str, Any], distribution: str) -> str | None:
 
 
 def missing_plugin(name: str, distribution: str, error: ImportError) -> ModuleNotFoundError:
-    """Return the error for a public name that a plugin provides and whose import failed.
+    """Return the error to raise if a public name cannot be imported from its plugin.
 
     Args:
         name: The requested name.

@@ -228,8 +228,8 @@ class Summary:
         held_back: True if tasks were held back for the next run because their backend was about to
             end.
         outcome: `"interrupted"` after a signal, or if the reader of standard output has exited;
-            `"failed"` if a failure was never awaited, the `async with` block was left by another
-            exception, or tasks were held back or canceled because of failures; otherwise `"done"`.
+            `"failed"` if a failure was never awaited, any other exception left the `async with`
+            block, or tasks were held back or canceled because of failures; otherwise `"done"`.
     """
 
     uid: str
@@ -499,17 +499,16 @@ class Record(NamedTuple):
         settings: The task's `cache` and `version` settings.
         inputs: The paths of the task's input files by name, as in `LookupTask`.
         files: The files that the task created, or `None` if the task had no sandbox. Declared files
-            exist until the engine ends, and longer if the run failed.
+            are kept until the engine ends, or longer if the run failed.
         stdout: The task's standard output, or the path of the file that contains it.
         stderr: The same for standard error.
         exit_code: An executable's exit code.
         texts: The strings and paths among the arguments of an executable, as in `LookupTask`.
-        makes_again: If the task ran only to recreate the missing files of an earlier result, the
-            `uid` of the `LookupTask` for which a plugin found that result; otherwise `None`. The
-            `value` of such a task is not used.
-        made_for: The uids of the tasks that have requested the recreated files so far. If such a
-            task itself ran only to recreate files, the list contains its `makes_again` instead of
-            its own uid.
+        makes_again: `None` for an ordinary task. If the task ran only to recreate missing files of
+            a recorded result: the `uid` of the `LookupTask` to which a plugin returned this result.
+            The `value` of such a task is not used.
+        made_for: The tasks that have requested the recreated files so far. A task is listed by its
+            `makes_again` or, if that is `None`, by its uid.
     """
 
     uid: str

@@ -62,18 +62,18 @@ SECTIONS = {
 
 
 def sections(history: RunHistory, now: float | None = None) -> dict[str, str]:
-    """Return the HTML inside the element of each section, by the id of the element.
+    """Return the inner HTML of each section's element.
 
     The HTML contains no scripts, only their data: after it has been put into the page, call the
     page's `rhapsodyReport.draw(element)` to draw the charts.
 
     Args:
         history: The content of the run's record.
-        now: The time until which unfinished attempts have run; `None` for the current time if the
-            run is in progress, otherwise the last time in the record.
+        now: The time at which unfinished attempts are cut off. The default is the current time if
+            the run is in progress, otherwise the last time in the record.
 
     Returns:
-        The HTML by the keys of `SECTIONS`, in their order.
+        The HTML, keyed by the id of the element, in the order of `SECTIONS`.
     """
     if now is None and history.run.outcome == "running":
         now = time.time()

@@ -215,7 +215,7 @@ def drawing(graph: Graph) -> Drawing:
 
 
 def _lines(node: Node) -> tuple[str, ...]:
-    """Return the text of a box: the name, and the numbers of tasks."""
+    """Return the text of a node's box: its name, and its task counts by outcome."""
     counts = ", ".join(f"{number} {outcome}" for outcome, number in node.counts.items())
     return shortened(node.name, MAX_CHARACTERS), shortened(counts, MAX_CHARACTERS)
 

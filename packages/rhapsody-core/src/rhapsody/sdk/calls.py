@@ -1,9 +1,9 @@
-"""Main program's half of calls in other processes.
+"""The main program's side of calls that run in other processes.
 
 `pack` turns a task's call into bytes. In the worker, `rhapsody.sdk.runner.Runner.run` makes the
 call and returns the outcome as bytes. `unpack` reads these bytes, and `finish` writes the outcome
-into the task's description. The backend transports the bytes. A backend with its own format uses
-`call_spec`, `pack_call` or `cannot_pack`, and `result` instead.
+into the task's description. The backend transports the bytes. A backend with its own format
+uses `call_spec`, then either `pack_call` or `cannot_pack`, and finally `result`.
 """
 
 from __future__ import annotations
@@ -194,7 +194,7 @@ def _inside(function: object) -> tuple[str, Any] | None:
 
 
 def parts(task: TaskDescription) -> dict[str, Any]:
-    """Return the function and the arguments of a call, keyed by their names in messages."""
+    """Return the function and the arguments of a call, keyed by their names in error messages."""
     found: dict[str, Any] = {"the function": task["function"]}
     found |= {f"positional argument {n}": value for n, value in enumerate(task["args"])}
     found |= {f"argument {name!r}": value for name, value in task["kwargs"].items()}

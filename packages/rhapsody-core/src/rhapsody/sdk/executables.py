@@ -147,7 +147,10 @@ class MemoryGroup:
         return self._seen > former
 
     def limits(self) -> dict[Path, int]:
-        """Return the limits in bytes of the group and its parents; omit groups without a limit."""
+        """Return the limits, in bytes, of the group and the groups that contain it.
+
+        Groups without a limit are omitted.
+        """
         limits = {}
         for group in (self._directory, *self._directory.parents):
             limit = _read_text(group / self._files.limit).strip()
@@ -175,7 +178,10 @@ class MemoryGroup:
 
 @cache
 def memory_group() -> MemoryGroup:
-    """Return the control group of this process. Kills before the first call are not counted."""
+    """Return the memory control group of this process, always as the same object.
+
+    Its `has_killed` does not report processes that were killed before the first call.
+    """
     return MemoryGroup()
 
 

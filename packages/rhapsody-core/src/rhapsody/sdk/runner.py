@@ -543,7 +543,11 @@ class SentModules:
         return reference in self._sent or (held is not None and held.reference == reference)
 
     def discard(self, reference: bytes) -> None:
-        """Undo one `receive`. The last `discard` unloads the modules if no call is using them."""
+        """Undo one `receive`.
+
+        When each `receive` of these modules has been undone, they are unloaded unless a call is
+        using them.
+        """
         with self._lock:
             self._times[reference] -= 1
             if self._times[reference] > 0:
@@ -690,7 +694,12 @@ class SentModules:
         return self._binary(name, source, where)
 
     def _binary(self, name: str, source: Source, where: list[str] | None) -> ModuleSpec | None:
-        """Return the spec of an extension module, which must be the program's version."""
+        """Return the spec of an extension module that is installed on this worker.
+
+        Raises:
+            StaleModuleError: The installed file, or the version that was loaded before, differs
+                from the file that the program uses.
+        """
         assert source.file is not None
         try:
             here = digest_of(Path(source.file).read_bytes())

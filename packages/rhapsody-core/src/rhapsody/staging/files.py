@@ -287,7 +287,8 @@ def origin_of(
         return Origin(path=expected)
     raise DataError(
         f"task {task['name']!r}: missing input file {name!r}: no earlier call declares it, and "
-        f"there is no file {expected!r}; call the task that writes it first, or correct the path"
+        f"there is no file {expected!r}. Call the task that writes it before this one, or correct "
+        "the path"
     )
 
 

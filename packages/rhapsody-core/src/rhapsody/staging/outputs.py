@@ -304,7 +304,7 @@ class _Written:
     """File or directory that the run has written.
 
     Attributes:
-        number: The number of files and directories that the run had written before.
+        number: The number of files and directories that the run wrote before this one.
         claim: The call that wrote the file or directory.
     """
 

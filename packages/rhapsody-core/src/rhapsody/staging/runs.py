@@ -440,10 +440,10 @@ class WorkDir:
     """Directory of an engine, created when it is first needed.
 
     Args:
-        place: The directory; with `in_run`, the `.rhapsody` directory that contains the run's
-            directory.
-        in_run: The engine's uid if the engine uses a directory of that name in the run's directory,
-            otherwise `None`.
+        place: The engine's directory if `in_run` is `None`; otherwise the `.rhapsody` directory, in
+            which the directory of the run is created.
+        in_run: The engine's uid, which names its directory within the run's directory; `None` if
+            the engine does not use the run's directory.
 
     Attributes:
         base: The absolute path of `place`.

@@ -59,7 +59,7 @@ class Sandbox:
     Args:
         path: The path of the sandbox.
         keeper: The object that removes the sandbox.
-        needs: Other sandboxes to which links in this one point.
+        needs: Other sandboxes that contain the targets of links in this one.
     """
 
     __slots__ = ("_keeper", "needs", "path")

@@ -200,7 +200,7 @@ class Engine(Suite):
     ) -> None:
         stops = self.capabilities.cancellation(kind) == "running"
         if not stops and kind == "async_function":
-            pytest.skip("the backend does not declare that it cancels a running async_function")
+            pytest.skip("the backend does not declare that it can cancel a running async_function")
         ticking = Ticking(driver, kind)
         future = _task(flow, ticking, timeout=0.5)()
         with pytest.raises(TaskTimeoutError):

@@ -168,10 +168,12 @@ class Functions(Suite):
             driver.call(_work.digest, data), driver.call(_work.pattern, self.big_bytes)
         )
         assert taken.value == _work.digest(data), (
-            f"an argument of {self.big_bytes} bytes was changed"
+            f"an argument of {self.big_bytes} bytes did not reach the function unchanged"
         )
         whole = isinstance(made.value, bytes) and _work.digest(made.value) == taken.value
-        assert whole, f"a result of {self.big_bytes} bytes was changed: {made}"
+        assert whole, (
+            f"a result of {self.big_bytes} bytes did not reach the program unchanged: {made}"
+        )
 
     @check("values", FUNCTIONS)
     async def test_arguments_belong_to_the_caller(self, driver: Driver) -> None:

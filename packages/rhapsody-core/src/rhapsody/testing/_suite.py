@@ -156,7 +156,7 @@ def cancels(level: CancelLevel, kind: TaskKind | None = None) -> Need:
     """
     enough = ("running",) if level == "running" else ("queued", "running")
     return Need(
-        f"the backend does not declare that it cancels a {level} {kind or '{kind}'}",
+        f"the backend does not declare that it can cancel a {level} {kind or '{kind}'}",
         lambda suite, given: suite.capabilities.cancellation(kind or given) in enough,
     )
 

@@ -1,8 +1,8 @@
 """Entry point of the client: `python -P -m rhapsody_radical.client SOCKET PROGRAM`.
 
-The arguments are an inherited descriptor of the socket, and the program's process id. The program
-starts the client in a new session of the operating system, so that a terminal's Ctrl-C does not
-reach it.
+The arguments are the inherited file descriptor of the socket, and the process id of the program.
+The program starts the client in a new POSIX session, so that Ctrl-C in a terminal does not reach
+it.
 """
 
 from __future__ import annotations

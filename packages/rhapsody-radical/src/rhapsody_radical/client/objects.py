@@ -48,7 +48,13 @@ class Calls:
         self._forwards: dict[int, Callable[..., None]] = {}
 
     def call(self, number: int, uid: str | None, packed: bytes) -> None:
-        """Call a method, or a function of the program, and reply with its result."""
+        """Call a method of an object or a function of the program, and reply with the result.
+
+        Args:
+            number: The number of the call.
+            uid: The uid of the object; `None` to call a function.
+            packed: The pickled method name or function, and its arguments.
+        """
 
         def answer() -> None:
             try:

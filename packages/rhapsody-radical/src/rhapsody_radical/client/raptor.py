@@ -137,7 +137,7 @@ class Raptor:
         self.lost: set[str] = set()
 
     def start(self) -> None:
-        """Start the missing pairs."""
+        """Start each configured pair that is not running."""
         with self._lock:
             running = [pair.settings for pair in self.pairs]
             new = [
@@ -242,7 +242,13 @@ class Raptors:
         self.found: dict[int, Raptor] = {}
 
     def start(self, number: int, config: dict[str, Any]) -> None:
-        """Start missing pairs on a pilot; only the first call for a pilot uses its `config`."""
+        """Start the masters and workers that are missing on a pilot.
+
+        Args:
+            number: The pilot's number.
+            config: The configuration of the masters and workers; ignored if RAPTOR has already been
+                started on this pilot.
+        """
         found = self.found.get(number)
         if found is None:
             pilot, changed = self._pilots[number], partial(self._on_change, number)

@@ -168,9 +168,9 @@ class Session:
         on_pilot: Callable[[Any, str], None],
         stop: threading.Event,
     ) -> None:
-        """Start the session and its managers, and return when its pilots have been launched.
+        """Start the session and its managers, and submit the session's pilots.
 
-        On a batch system, launched pilots are queued.
+        Return when the pilots have been launched. On a batch system, they may still be queued then.
 
         Args:
             on_task: Called with each state of a task, on RADICAL-Pilot's thread.

@@ -295,9 +295,10 @@ class Tasks:
     def _free_cores(self, entry: Entry) -> None:
         """Free the cores of a task that was canceled after it was scheduled and before it started.
 
-        RADICAL-Pilot's executor discards such a task without notifying the scheduler, which would
-        reserve its cores until the pilot ends. The scheduler frees the slots of each task that
-        ends, even if they were set in its description. Therefore, run an empty task on each slot.
+        RADICAL-Pilot's executor discards such a task without notifying the scheduler, so the task's
+        cores would stay reserved until the pilot ends. When a task ends, the scheduler frees its
+        slots, even if they were set in its description. Therefore, run an empty task on each slot
+        of the discarded task.
         """
         handle, pilot = entry.handle, entry.pilot
         if handle is None or pilot.ended or handle.description.get("raptor_id"):

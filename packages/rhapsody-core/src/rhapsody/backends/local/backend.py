@@ -324,7 +324,7 @@ class LocalExecutionBackend(SharedSandboxes, ManagedBackend):
         streams.release()
 
     async def _wait_for_ends(self) -> None:
-        """Wait until all tasks have ended, but no longer than stopping them can take."""
+        """Wait until all tasks have ended, or until the time for stopping them has passed."""
         assert self._progress is not None
         begin = monotonic()
         while self.open_tasks:

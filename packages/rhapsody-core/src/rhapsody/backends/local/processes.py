@@ -7,8 +7,8 @@ which may take arbitrarily long. The sockets of the workers are read on the loop
 worker is started when a call is waiting and no worker is idle.
 
 If calls are short, the time from a reply to the start of the next call is longer than the call
-itself. So the pool sends short calls ahead, up to 5 ms of work: they wait in the worker for the
-slots of the calls before them. If a call takes longer than expected, the calls behind it are
+itself. So the pool sends short calls ahead, up to 5 ms of work: they wait in the worker until
+the calls before them have ended. If a call takes longer than expected, the calls behind it are
 withdrawn and return to their places in the queue. A pipe with the numbers of the calls ensures that
 a call is either started or withdrawn: the worker reads a number to start the call, or the program
 reads it to withdraw the call, and each number can be read only once. So if a worker is killed, only

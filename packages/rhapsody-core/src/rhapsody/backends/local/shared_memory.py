@@ -119,7 +119,7 @@ class SharedMemory:
 
 
 class ProgramMemory(SharedMemory):
-    """Program's side of the shared memory: creates the file and assigns blocks. Thread-safe."""
+    """The main process's side of the memory: creates the file, assigns blocks. Thread-safe."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -139,7 +139,7 @@ class ProgramMemory(SharedMemory):
             os.close(descriptor)
 
     def take(self) -> Block | None:
-        """Take a free block, preferably one that has kept its pages.
+        """Take a free block, preferably one whose pages are still allocated.
 
         Returns:
             The block, or `None` if there is no shared memory.

@@ -221,7 +221,7 @@ class SharedThread(JobRunner):
 
 
 class ExecutorWorkers(JobRunner):
-    """Runner of functions on a user's executor.
+    """Runner that submits functions to an executor supplied by the user.
 
     Args:
         deliver: Called with each job that has ended, on any thread.

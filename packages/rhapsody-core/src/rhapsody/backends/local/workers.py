@@ -1,6 +1,6 @@
 """The program's side of worker processes, and the fork server that starts them.
 
-Calls and replies are sent through a socket. A worker makes one call after another; the program can
+Calls and replies are sent through a socket. A worker executes one call at a time; the program can
 withdraw calls that the worker has not started. `rhapsody.backends.local.worker` runs in the worker;
 `rhapsody.backends.local.processes` decides which worker receives which call.
 
@@ -173,8 +173,8 @@ class Worker:
     def withdraw(self) -> list[Job]:
         """Withdraw the calls that the worker has not started, so that the worker skips them.
 
-        The worker has replied to all calls that it has started, except perhaps the last. The
-        replies may still have to be read with `read`.
+        When this method returns, the worker has sent the replies to all calls that it started,
+        except perhaps the last one. Call `read` for replies that have not been read.
 
         Returns:
             The jobs of the withdrawn calls, in order.
