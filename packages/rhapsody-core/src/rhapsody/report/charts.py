@@ -202,10 +202,18 @@ def timeline(found: Sequence[Lane], end: float, critical: set[str], active: bool
         bars.append(bar)
     if marked:
         lefts, rights, rows = zip(*marked, strict=True)
-        plot.hbar(
-            y=np.array(rows, "int32"), left=np.array(lefts, "float32"),
-            right=np.array(rights, "float32"), height=0.2, color="#000000", line_color=None,
-        )  # fmt: skip
+        source = ColumnDataSource(
+            {
+                "left": np.array(lefts, "float32"),
+                "right": np.array(rights, "float32"),
+                "row": np.array(rows, "int32"),
+            }
+        )
+        for height, color in ((0.36, "#000000"), (0.14, "#ffffff")):  # visible on all colors
+            plot.hbar(
+                y="row", left="left", right="right", height=height, source=source,
+                fill_color=color, line_color=None,
+            )  # fmt: skip
     tips = [("task", "@key @name"), ("outcome", "$name"), ("time", "@took"), ("on", "@worker")]
     plot.add_tools(HoverTool(renderers=bars, tooltips=tips))
     return _chart(plot, [(name, COLORS[name]) for name in COLORS if name in columns])
