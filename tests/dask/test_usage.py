@@ -24,6 +24,8 @@ async def test_a_function_reports_the_cpu_time_of_its_thread(
     assert task["usage"].keys() == {"cpu_seconds"}
     # The first call on a worker also imports the function's module.
     assert 0.05 <= task["usage"]["cpu_seconds"] < 20
+    start, end = task["interval"]
+    assert 0.05 <= end - start < 100
 
 
 async def test_an_executable_reports_its_usage(backend: DaskExecutionBackend) -> None:

@@ -8,6 +8,7 @@ import os
 import stat
 import sys
 import threading
+import time
 from asyncio.subprocess import PIPE
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import pytest
 from rhapsody import (
     DependencyFailureError,
     InputFile,
+    LocalExecutionBackend,
     NoopExecutionBackend,
     OutputFile,
     WorkflowEngine,
@@ -123,6 +125,44 @@ async def test_a_successful_run_is_recorded(here: Path) -> None:
     assert attempt.seconds is not None
     path = here / ".rhapsody" / "latest" / "run.jsonl"
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+def block_loop(gate: Path, until: Path) -> float:
+    """Create a file, wait for another one without giving the loop a turn; return the time."""
+    gate.touch()
+    start = time.monotonic()
+    while not until.exists():
+        assert time.monotonic() < start + 60
+    return time.time()
+
+
+@pytest.mark.parametrize("threads", ["worker", "shared"])
+async def test_the_times_of_functions_are_those_of_their_calls(here: Path, threads: str) -> None:
+    """Even if the loop is busy when a function ends."""
+
+    def work(file: str, gate: str) -> None:
+        Path(file).touch()
+        while not os.path.exists(gate):
+            time.sleep(0.001)
+
+    async def coroutine(file: str, gate: str) -> None:
+        work(file, gate)
+
+    first, second, gate = (str(here / name) for name in ("first", "second", "gate"))
+    backend = LocalExecutionBackend(resources={"cores": 1})
+    async with WorkflowEngine.create(backend, record=True) as flow:
+        task: Any
+        if threads == "shared":
+            task = flow.function_task(resources={"cores": 0})(coroutine)
+        else:
+            task = flow.function_task(work)
+        futures = [task(first, gate), task(second, second)]
+        await until(lambda: os.path.exists(first))
+        busy = block_loop(Path(gate), Path(second))
+        await asyncio.gather(*futures)
+    (attempt,) = latest(here).tasks["task.000001"].attempts
+    times: list[Any] = [attempt.submitted, attempt.started, attempt.ended, busy]
+    assert times == sorted(times)
 
 
 async def test_what_runs_and_what_waits_is_visible_during_the_run(here: Path) -> None:

@@ -52,6 +52,8 @@ async def test_a_function_in_a_worker_process_reports_its_cpu_time(
     task = worker.call(function, 0.05)
     await worker.run(task)
     assert 0.05 <= task["usage"]["cpu_seconds"] < 5
+    start, end = task["interval"]
+    assert 0.05 <= end - start < 60
 
 
 async def test_a_failed_function_reports_its_usage(worker: Driver, driver: Driver) -> None:
@@ -106,6 +108,8 @@ async def test_a_function_on_a_user_s_executor_reports_its_cpu_time(kind: type[E
             task = driver.call(burn, 0.05)
             assert (await driver.run_one(task)).state is DONE
     assert task["usage"]["cpu_seconds"] >= 0.05
+    start, end = task["interval"]
+    assert 0.05 <= end - start < 60
 
 
 async def test_the_future_of_a_program_that_timed_out_has_its_usage() -> None:

@@ -112,12 +112,13 @@ _COLUMNS = 12
 _BATCH = 500
 
 _End = tuple[
-    str | None, str | None, int | None, Any, bool, AttemptFiles | None, Mapping[str, Any] | None
-]
+    str | None, str | None, int | None, Any, bool, AttemptFiles | None, Mapping[str, Any] | None,
+    tuple[float, float] | None,
+]  # fmt: skip
 """Fields of an event for the end of an attempt: `stdout`, `stderr`, `exit_code`, `usage`,
-`retried`, `files` and `resources`."""
+`retried`, `files`, `resources` and `interval`."""
 
-_NO_END: _End = (None, None, None, None, False, None, None)
+_NO_END: _End = (None, None, None, None, False, None, None, None)
 
 
 def _end(record: TaskRecord, *, retried: bool) -> _End | None:
@@ -130,15 +131,16 @@ def _end(record: TaskRecord, *, retried: bool) -> _End | None:
         files = _files(record, outcome)
     if description and (given := description.get("resources")) is not task.settings.resources:
         resources = described_resources(given)
+    interval = description.get("interval")
     if outcome is None:
-        if not retried and files is None and resources is None:
+        if not retried and files is None and resources is None and interval is None:
             return None
-        return None, None, None, None, retried, files, resources
+        return None, None, None, None, retried, files, resources, interval
     captured = task.settings.capture is True
     return (
         outcome.stdout if captured else None,
         outcome.stderr if captured else None,
-        outcome.exit_code, outcome.usage, retried, files, resources,
+        outcome.exit_code, outcome.usage, retried, files, resources, interval,
     )  # fmt: skip
 
 
@@ -184,13 +186,13 @@ def _events(rows: list[Any], epoch: float) -> tuple[TaskEvent, ...]:
         (
             uid, task, attempt, state, native, backend, when, worker, scope, error, sandbox, end,
         ) = row  # fmt: skip
-        stdout, stderr, exit_code, usage, retried, files, resources = end or _NO_END
+        stdout, stderr, exit_code, usage, retried, files, resources, interval = end or _NO_END
         add(
             _event(
                 (
                     uid, task.name, attempt, state, native, backend, epoch + when, when, worker,
                     scope, error, sandbox, stdout, stderr, task.kind, exit_code, usage, retried,
-                    files, resources,
+                    files, resources, interval,
                 )
             )
         )  # fmt: skip

@@ -179,25 +179,27 @@ class Encoder:
     def _end(self, event: TaskEvent) -> Line:
         (
             uid, _, attempt, state, native, backend, ended, _, worker, _, error, sandbox,
-            stdout, stderr, _, exit_code, usage, retried, files, resources,
+            stdout, stderr, _, exit_code, usage, retried, files, resources, interval,
         ) = event  # fmt: skip
         where = self._places.get((state, backend, worker))
         if where is None:
             where = self._place(state, backend, worker)
-        submitted, _, started = self._unfinished.pop(uid, _NOTHING)
-        if (
-            submitted is not None and started is not None
-        ):  # in one step, because most lines have them
+        submitted, _, start = self._unfinished.pop(uid, _NOTHING)
+        started = None if start is None else start.time
+        # More precise than the times of the events. Times of a clock that differs are not used.
+        if interval is not None and (submitted or 0.0) <= interval[0] <= interval[1] <= ended:
+            started, ended = interval
+        if submitted is not None and started is not None:  # in one step, as most lines have both
             line = (
                 f'{{"event":"end","uid":"{uid}"{self._engine}{where},"submitted":{submitted:.6f},'
-                f'"started":{started.time:.6f},"ended":{ended:.6f}'
+                f'"started":{started:.6f},"ended":{ended:.6f}'
             )
         else:
             line = f'{{"event":"end","uid":"{uid}"{self._engine}{where}'
             if submitted is not None:
                 line += f',"submitted":{submitted:.6f}'
             if started is not None:
-                line += f',"started":{started.time:.6f}'
+                line += f',"started":{started:.6f}'
             line += f',"ended":{ended:.6f}'
         if attempt != 1:
             line += f',"attempt":{attempt}'

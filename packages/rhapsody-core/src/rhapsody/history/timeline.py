@@ -1,10 +1,10 @@
 """Timeline of a run: the attempts that each worker made, in lanes in which they do not overlap.
 
-A worker that makes several attempts at once has several lanes. The recorded end of an attempt is
-the time at which the program received its result; by then, the worker may already be running the
-next attempt. An overlap of up to 10 ms is therefore not treated as simultaneous work: the earlier
-attempt is shortened instead. Each executable runs in a new process; the executables of a backend
-share its lanes.
+A worker that makes several attempts at once has several lanes. Unless the worker has measured it,
+the recorded end of an attempt is the time at which the program received its result; by then, the
+worker may already be running the next attempt. An overlap of up to 10 ms is therefore not treated
+as simultaneous work: the earlier attempt is shortened instead. Each executable runs in a new
+process; the executables of a backend share its lanes.
 """
 
 from __future__ import annotations

@@ -418,6 +418,8 @@ class TaskEvent(NamedTuple):
         files: The files of an attempt that has ended; `None` if it has none.
         resources: The resources of an attempt that has ended, as in `TaskCall`, if a function has
             chosen them for this attempt; otherwise `None`.
+        interval: The times, in seconds since the epoch, between which an attempt has run, if its
+            backend reports them. Otherwise, use the times of the events.
     """
 
     uid: str
@@ -440,6 +442,7 @@ class TaskEvent(NamedTuple):
     retried: bool = False
     files: AttemptFiles | None = None
     resources: Mapping[str, Any] | None = None
+    interval: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -257,6 +257,8 @@ def report(task: TaskDescription, outcome: CallResult) -> None:
         task["sandbox"] = outcome.sandbox
     if outcome.usage is not None:
         task["usage"] = cast("Usage", outcome.usage)
+    if outcome.interval is not None:
+        task["interval"] = outcome.interval
 
 
 def result(

@@ -50,7 +50,7 @@ __all__ = [
     "pack_error", "pickler", "require_version", "sent_modules", "trimmed",
 ]  # fmt: skip
 
-PROTOCOL_VERSION = 3
+PROTOCOL_VERSION = 4
 """Version of the messages, increased by each change that makes them unreadable for older code."""
 
 RUNNER_FILE = __file__
@@ -117,6 +117,7 @@ class CallResult(NamedTuple):
         pid: The id of the process in which the call ran.
         usage: The resources that the call has used, as in `rhapsody.task.Usage`; `None` if they
             were not measured.
+        interval: The times, in seconds since the epoch, at which the function was called and ended.
     """
 
     version: int
@@ -129,6 +130,7 @@ class CallResult(NamedTuple):
     host: str
     pid: int
     usage: Mapping[str, Any] | None = None
+    interval: tuple[float, float] | None = None
 
 
 def require_version(version: int, sender: str, receiver: str) -> None:
@@ -209,12 +211,13 @@ class Runner:
             limit_threads(order.cores)
             output = self.output(order)
             with self.modules(order), self.environment(order), output, self.context(order):
-                begin = meter.begin(order.name)
+                begin, start = meter.begin(order.name), time.time()
                 done, payload, plain = self.answer(order.name, call)
+                interval = start, time.time()
                 usage = meter.end(order.name, begin)
         except BaseException as error:  # for example, output cannot be written
             return self.failed(error, output)
-        return _outcome(done, payload, plain, output, usage)
+        return _outcome(done, payload, plain, output, usage, interval)
 
     def answer(self, name: str, call: Any) -> tuple[bool, Any, bool]:
         """Load and make a call, and return `done`, `payload` and `plain` of its `CallResult`."""
@@ -314,10 +317,16 @@ def known(order: CallSpec) -> dict[str, Any]:
 
 
 def _outcome(
-    done: bool, payload: Any, plain: bool, output: Output, usage: Mapping[str, Any] | None = None
+    done: bool,
+    payload: Any,
+    plain: bool,
+    output: Output,
+    usage: Mapping[str, Any] | None = None,
+    interval: tuple[float, float] | None = None,
 ) -> CallResult:
     printed = output.stdout, output.stderr, output.directory
-    return CallResult(PROTOCOL_VERSION, done, payload, plain, *printed, _host, os.getpid(), usage)
+    place = _host, os.getpid()
+    return CallResult(PROTOCOL_VERSION, done, payload, plain, *printed, *place, usage, interval)
 
 
 SHORT_CALL = 0.005

@@ -24,7 +24,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from sys import getsizeof
-from time import perf_counter
+from time import perf_counter, time
 from typing import Any
 
 from distributed import get_worker, secede
@@ -202,20 +202,21 @@ def _call(running: Running) -> Reply:
         CapturedOutput(sandbox, order.more.get("capture", True)) as output,
         task_context(running.context),
     ):
-        begin = _meter.begin(order.name)
+        begin, start = _meter.begin(order.name), time()
         done, outcome, _ = _Runner(running).answer(order.name, order)
+        interval = start, time()
         usage = _meter.end(order.name, begin)
     reply = Returned(DONE, *outcome) if done else Reply(FAILED, outcome)
     if running.cancelled:
         reply = Reply(CANCELED)
-    more: dict[str, Any] = {}
+    more: dict[str, Any] = {"interval": interval}
     if output.stdout or output.stderr:
         more |= {"stdout": output.stdout, "stderr": output.stderr}
     if usage is not None and order.more.get("cores") != 0:  # such a coroutine shares a thread
         more["usage"] = usage
     if sandbox is not None:
         more["sandbox"] = sandbox
-    reply.more = more or None
+    reply.more = more
     return reply
 
 

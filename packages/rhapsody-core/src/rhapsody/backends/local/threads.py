@@ -127,12 +127,13 @@ class ThreadWorkers(JobRunner):
         try:
             enter_task(context)  # not reset, because each job has its own context
             record_in(job.recorder)
-            begin = meter.begin(task["name"])
+            begin, start = meter.begin(task["name"]), time.time()
             try:
                 value = function(*task["args"], **task["kwargs"])
                 if type(value) is CoroutineType:
                     value = loop.run(value, partial(self._started, job))
             finally:
+                task["interval"] = start, time.time()
                 if (used := meter.end(task["name"], begin)) is not None:
                     task["usage"] = cast("Usage", used)
             job.value = value
@@ -210,7 +211,11 @@ class SharedThread(JobRunner):
         assert job.context is not None
         enter_task(job.context)
         record_in(job.recorder)
-        return await function(*args, **kwargs)
+        start = time.time()
+        try:
+            return await function(*args, **kwargs)
+        finally:
+            job.task["interval"] = start, time.time()
 
     def _ended(self, job: Job, value: Any, error: BaseException | None) -> None:
         job.handle = None
@@ -307,13 +312,14 @@ class ExecutorCall:
             if job.task.get("environment"):
                 raise no_environment(job)
             meter = _local.meter
-            begin = meter.begin(task["name"])
+            begin, start = meter.begin(task["name"]), time.time()
             try:
                 with task_context(context), recording(job.recorder):
                     value = function(*task["args"], **task["kwargs"])
                     if type(value) is CoroutineType:
                         value = _run(value)
             finally:
+                task["interval"] = start, time.time()
                 if (used := meter.end(task["name"], begin)) is not None:
                     task["usage"] = cast("Usage", used)
             job.value = value
