@@ -38,7 +38,11 @@ def test_every_run_is_recorded(run: Run, tmp_path: Path) -> None:
     assert [(each.outcome, each.stats["done"]) for each in runs] == [("done", 2)] * 2
     assert runs[0].arguments == ("argument",)
     assert runs[0].program == str(tmp_path / "script.py")
-    assert [task.call for task in latest(tmp_path).tasks.values()] == ["double(1)", "double(2)"]
+    history = latest(tmp_path)
+    assert [task.call for task in history.tasks.values()] == ["double(1)", "double(2)"]
+    (engine,) = history.engines.values()
+    assert str(engine.options["journal"]).startswith(str(tmp_path / ".rhapsody/journals/script-"))
+    assert "observers" not in engine.options
 
 
 @pytest.mark.parametrize("options", [("-e", "record=false"), ("--dry-run",)])

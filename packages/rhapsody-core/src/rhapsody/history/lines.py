@@ -415,13 +415,16 @@ def engine_line(engine: ObservedEngine) -> str:
 
 
 def _option(value: Any) -> Any:
-    """Return the value of an engine's option as JSON represents it."""
+    """Return the value of an engine's option as JSON represents it; `None` if it has no meaning."""
     if value is None or isinstance(value, bool | int | float):
         return value
+    value = getattr(value, "path", value)  # of a journal
     if isinstance(value, str | Path):
         return mask(str(value), secrets_of())[:SHOWN]
     if isinstance(value, list | tuple):
-        return [_option(each) for each in value]
+        return [shown for each in value if (shown := _option(each)) is not None] or None
+    if type(value).__name__.startswith("_"):  # an internal observer
+        return None
     return f"<{type(value).__name__}>" if not hasattr(value, "attempts") else str(value)[:SHOWN]
 
 
