@@ -25,8 +25,8 @@ from typing import TYPE_CHECKING
 try:
     import bokeh
     import jinja2
-except ModuleNotFoundError as error:
-    if error.name not in ("bokeh", "jinja2"):
+except ModuleNotFoundError as _error:
+    if _error.name not in ("bokeh", "jinja2"):
         raise
     raise ImportError(
         "the report needs Bokeh and Jinja; to install them: pip install 'rhapsody-core[report]'"
