@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from rhapsody import hookimpl
 from rhapsody.backends import BackendOption, BackendSpec, Capabilities
@@ -86,7 +86,7 @@ _PILOT_HELP = {
 }
 """Help for the most used parameters of a pilot's description."""
 
-PILOT_DEFAULTS = {
+PILOT_DEFAULTS: dict[str, Any] = {
     "resource": "local.localhost",
     "runtime": 60,
     "exit_on_error": False,  # otherwise, a failed pilot would send SIGTERM to the user's program
