@@ -1,9 +1,9 @@
-"""Capture what the commands, the report and the dashboard show about runs, as pictures to look at.
+"""Take pictures of the commands, the report and the dashboard, for a review by eye.
 
 Runs the examples and some small programs in a temporary directory, and the commands in a
 pseudo-terminal with different widths. Writes a PNG and an SVG of each terminal, on a light or a
-dark background, as text what some commands print in a pipe, and PNGs of the pages on narrow and
-wide screens, light and dark.
+dark background, text files with the output of some commands in a pipe, and PNGs of the pages on
+narrow and wide screens, light and dark.
 
     python .ci/captures.py DIRECTORY [--only WORD]
 

@@ -68,6 +68,17 @@ def finish(after: float, outcome: str = "done", **stats: int) -> list[dict[str, 
     ]
 
 
+def many(count: int) -> list[dict[str, Any]]:
+    """The lines for tasks on 200 workers, with two dependencies each."""
+    lines = []
+    for number in range(1, count + 1):
+        before = [f"task.{each:06d}" for each in (number - 200, number - 199) if each > 0]
+        began = number // 200 * 1.25
+        lines.append(call(number, f"stage_{number // 2000}", dependencies=before))
+        lines.append(end(number, began, began, began + 1.2, worker=f"worker-{number % 200}"))
+    return lines
+
+
 class Records(AbstractContextManager["Records"]):
     """Directory with recorded runs. As a context manager, it is the current directory meanwhile."""
 
@@ -110,6 +121,11 @@ class Records(AbstractContextManager["Records"]):
         path = directory / RECORD
         path.write_text("".join(f"{text}\n" for text in texts) + tail)
         return path
+
+    def write_unreadable(self) -> None:
+        """Write `bad.jsonl`, which is not a record, and `future.jsonl` in a newer format."""
+        (self.path / "bad.jsonl").write_text("nonsense\n")
+        (self.path / "future.jsonl").write_text('{"event":"run","format":99}\n')
 
 
 def started(program: str, directory: Path, *arguments: str) -> subprocess.Popen[str]:

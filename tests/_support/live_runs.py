@@ -121,7 +121,7 @@ def until(events: Iterator[dict[str, Any]], text: str) -> dict[str, Any]:
 
 
 class LiveRun:
-    """A run with a dashboard, whose tasks start when the test says so.
+    """Run with a dashboard, whose tasks the test starts.
 
     Args:
         directory: The directory of the run.
@@ -207,7 +207,7 @@ class Server:
         self._send(json.dumps({"record": str(record)}).encode() + b"\n")
 
     def end(self) -> None:
-        """Tell the server that the run has ended."""
+        """Send the server the message that the run has ended."""
         if self._thread.is_alive():
             self._send(b'{"ended": true}\n')
 

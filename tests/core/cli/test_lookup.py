@@ -65,8 +65,7 @@ def test_errors(
     code: int,
     message: str,
 ) -> None:
-    (records.path / "bad.jsonl").write_text("something else\n")
-    (records.path / "future.jsonl").write_text('{"event":"run","format":99}\n')
+    records.write_unreadable()
     if run == EMPTY:
         (records.base / EMPTY).mkdir()
         (records.base / EMPTY / "run.jsonl").touch()

@@ -228,8 +228,7 @@ def test_errors(
     message: str,
 ) -> None:
     records.write(NAME, call(1, "a"))
-    (records.path / "bad.jsonl").write_text("nonsense\n")
-    (records.path / "future.jsonl").write_text('{"event":"run","format":99}\n')
+    records.write_unreadable()
     assert message in output(capsys, *arguments, code=code)[1]
     assert not list(records.path.glob("*.trace.json"))
 

@@ -14,7 +14,7 @@ import pytest
 from rhapsody.history.reader import read_run
 from rhapsody.report import page
 from tests._support.browser import IDLE, Browser, chromium
-from tests._support.histories import Records, call, end, finish
+from tests._support.histories import Records, call, end, finish, many
 
 pytestmark = pytest.mark.one_python
 
@@ -151,12 +151,7 @@ def test_a_replaced_section_is_drawn_again(browser: Browser, report: Path) -> No
 
 
 def test_ten_thousand_tasks(browser: Browser, tmp_path: Path) -> None:
-    lines = []
-    for number in range(1, 10_001):
-        before = [f"task.{each:06d}" for each in (number - 200, number - 199) if each > 0]
-        began = number // 200 * 1.25
-        lines.append(call(number, f"stage_{number // 2000}", dependencies=before))
-        lines.append(end(number, began, began, began + 1.2, worker=f"worker-{number % 200}"))
+    lines = many(10_000)
     path = written(Records(tmp_path), *lines, *finish(70, tasks=10_000, done=10_000))
     browser.open(path.as_uri())
     browser.run("document.querySelector('#graph-full').open = true")

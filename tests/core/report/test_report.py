@@ -1,4 +1,4 @@
-"""The page of a report: its sections, its safety, and what it says about unusual records."""
+"""The page of a report: its sections, its safety, and unusual records."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from rhapsody.backends import LocalExecutionBackend
 from rhapsody.history.reader import RunHistory, read_run
 from rhapsody.report import SECTIONS, content, page, sections
 from rhapsody.staging.fsutil import FileLock
-from tests._support.histories import BEGIN, Records, call, end, finish, start
+from tests._support.histories import BEGIN, Records, call, end, finish, many, start
 from tests._support.pages import Element, parsed, row
 from tests._support.programs import PATIENCE
 
@@ -132,9 +132,7 @@ async def test_a_run_with_a_failure_retries_and_two_workers(tmp_path: Path) -> N
     summary = found.get("summary").text
     assert "1 done, 1 failed, 1 skipped, 2 retried" in summary
     failed = found.get("failures")
-    assert [each.text for each in failed.find("h3")] == [
-        "1 \N{MULTIPLICATION SIGN} tool: exit code 3"
-    ]
+    assert [each.text for each in failed.find("h3")] == [f"1 {TIMES} tool: exit code 3"]
     assert "1 task did not run because of this failure." in failed.text
     assert "cannot read 8" in failed.text
     assert "End of the standard output reading 8" in failed.text
@@ -203,17 +201,6 @@ def test_ten_thousand_tasks_are_shown_singly_in_less_than_10_megabytes(records: 
     assert "aggregates" not in parsed(text).get("summary").text
     timeline = charts(parsed(text).get("timeline"))[0]
     assert timeline.count('"task.0') == 10_000
-
-
-def many(count: int) -> list[dict[str, Any]]:
-    """Tasks on 200 workers, with two dependencies each."""
-    lines = []
-    for number in range(1, count + 1):
-        before = [f"task.{each:06d}" for each in (number - 200, number - 199) if each > 0]
-        began = number // 200 * 1.25
-        lines.append(call(number, f"stage_{number // 2000}", dependencies=before))
-        lines.append(end(number, began, began, began + 1.2, worker=f"worker-{number % 200}"))
-    return lines
 
 
 def test_more_attempts_are_shown_as_aggregates(

@@ -7,8 +7,9 @@ cannot fail the run, and can still show that the process of the run was killed.
 
 This module binds the port, so that an error about it appears before the run starts, and passes the
 listening socket on. Messages to the server are lines of JSON on its standard input. The first one
-contains the token, which must not be an argument because other users can see those. The end of the
-input means that the run has ended. The server writes to its standard output when it is ready.
+contains the token, which must not be an argument because other users can see the arguments of a
+process. The last one reports the end of the run; if the input ends without it, the run was killed.
+The server writes to its standard output when it is ready.
 """
 
 from __future__ import annotations

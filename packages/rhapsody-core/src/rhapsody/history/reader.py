@@ -588,7 +588,7 @@ class RecordReader:
 
 
 def _sound(history: RunHistory) -> RunHistory:
-    """Return a history; if the record is damaged, without tasks whose values have wrong types.
+    """Return a history; if the record is damaged, omit tasks whose values have wrong types.
 
     Damage that leaves a line valid JSON is improbable where no other line is damaged.
     """
@@ -646,7 +646,7 @@ def is_time(value: object) -> bool:
 
 
 MAX_TIME = 4e9
-"""Maximum time, in seconds since the epoch. Later times are due to damage."""
+"""Maximum time, in seconds since the epoch. Later times are treated as damage."""
 
 
 _STATES = {str(state): state for state in TasksMainStates}

@@ -1,7 +1,7 @@
 """Report about a run: one HTML page with tables and charts, from the record of the run.
 
-`sections` returns the content of each section, and `page` the whole page, which contains all that
-it needs and makes no network request. `content` collects what the sections show, with the figures
+`sections` returns the content of each section, and `page` the whole page, which is self-contained
+and makes no network requests. `content` collects what the sections show, with the figures
 of `rhapsody.history`; `charts` draws with Bokeh; `layout` arranges the graph; `templates` contains
 the HTML, the style sheet and the script. A chart is data in the HTML of its section, which the
 script of the page draws.

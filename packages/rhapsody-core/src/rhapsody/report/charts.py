@@ -55,8 +55,8 @@ SEPARATED = 1000
 """Maximum number of attempts that are separated by lines, which would hide the colors of more."""
 
 NARROW = 300
-"""The lines of attempts that are shorter than the run divided by this have the color of the
-attempts, because dark lines hide them."""
+"""Attempts that are shorter than the run divided by this number have outlines in their own color,
+because dark outlines would hide them."""
 
 CELLS = 200
 """Number of parts of the time, and maximum number of rows, in an aggregated timeline."""
@@ -105,9 +105,9 @@ def _chart(found: Any, legend: Iterable[tuple[str, str]] = ()) -> Chart:
 
 
 def _label_rows(found: Any, labels: Sequence[str]) -> None:
-    """Label the rows of a figure, or some of them if there is not space for all.
+    """Label the rows of a figure, or some of them if there is no space for all.
 
-    A label is never a formula, for which Bokeh would load another script.
+    Labels are plain text: to draw formulas, Bokeh would load another script.
     """
     axis = found.yaxis
     axis.major_tick_line_alpha = axis.axis_line_alpha = 0

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from rhapsody.history.timeline import Lane
 
 LIMIT = 20_000
-"""Maximum number of attempts, and of nodes or arrows of a full graph, that are drawn singly."""
+"""Maximum number of attempts, and of nodes or arrows of a full graph, that are drawn one by one."""
 
 LISTED = 200
 """Maximum number of rows of a table."""
@@ -105,7 +105,13 @@ def _total(each: NameStatistics) -> float:
 
 
 def _notices(history: RunHistory, until: float, attempts: int) -> Iterator[str]:
-    """Yield sentences about what the report, which shows the tasks `until` a time, lacks."""
+    """Yield notes on a report that is incomplete or shows aggregates.
+
+    Args:
+        history: The content of the run's record.
+        until: The time at which the report shows a run in progress.
+        attempts: The number of attempts.
+    """
     run = history.run
     if may_run(run):
         yield (
@@ -197,7 +203,7 @@ def tail(text: str) -> str:
 
 
 def failure_groups(history: RunHistory) -> list[FailureGroup]:
-    """Return the failures, those groups first that caused the most skipped tasks."""
+    """Return the groups of failures; those that caused the most skipped tasks are first."""
     groups: dict[tuple[object, ...], FailureGroup] = {}
     group_of: dict[tuple[str, str], FailureGroup] = {}
     skipped: list[TaskRun] = []

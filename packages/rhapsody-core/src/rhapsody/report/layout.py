@@ -128,8 +128,8 @@ class Line:
         path: The path, for SVG.
         count: The number of dependencies.
         dashed: True if it leads from a task to the block that contains it.
-        x: The position of the number.
-        y: The same.
+        x: The horizontal position of the number.
+        y: The vertical position of the number.
     """
 
     path: str
