@@ -258,7 +258,7 @@ class TaskDescription(_RequiredKeys, total=False):
         worker: The worker or host that ran the task. Set by the backend if known.
         usage: The resources that the attempt has used. Set by the backend if known.
         interval: The times, in seconds since the epoch, at which a function was called and ended.
-            Set by the backend if it knows them more precisely than from the times of its reports.
+            Set by the backend if its workers measure them.
         references: The uids of the tasks whose values `Reference` objects in `args` and `kwargs`
             stand for; only for backends with `unfinished_dependencies`.
         lost_retries: Number of times that the backend may recompute, after the loss of a worker,

@@ -248,7 +248,7 @@ def finish(
 
 
 def report(task: TaskDescription, outcome: CallResult) -> None:
-    """Write a call's output and the resources that it has used into the task's description."""
+    """Write a call's output, times and used resources into the task's description."""
     if outcome.stdout is not None:
         task["stdout"] = outcome.stdout
     if outcome.stderr is not None:

@@ -316,8 +316,8 @@ def forward_logs(send: Callable[[bytes], object], program: Mapping[str, int]) ->
 def handle_log(record: bytes | memoryview) -> None:
     """Handle, in the program, a log record that `forward_logs` has sent.
 
-    An exception raised by a handler is reported as `logging` does, so that the program can continue
-    with the messages that follow, such as the result of the task.
+    An exception raised by a handler is reported as `logging` reports such errors. The program then
+    continues with the messages that follow, such as the result of the task.
     """
     made = logging.makeLogRecord({"msg": "a log record of a worker process"})
     try:
