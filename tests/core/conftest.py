@@ -130,6 +130,41 @@ backend of the tests. Others test what depends on Python's version: the kit runs
 backend, too."""
 
 
+MINIMUMS = {
+    "engine/test_backend_handles",
+    "backends/test_discovery",
+    "backends/test_discovery_owners",
+    "backends/test_discovery_unusable",
+    "test_exports",
+    "plugins/test_entry_points",
+    "plugins/test_manager",
+    "plugins/test_specs_decisions",
+    "plugins/test_installing",
+    "cli/test_completion",
+    "cli/test_doctor",
+    "cli/test_new_backend",
+    "cli/test_runs",
+    "cli/test_status",
+    "cli/test_config",
+    "report/test_report",
+    "dashboard/test_server",
+    "observers/test_progress",
+    "observers/test_display_notebook",
+    "backends/local/test_packing",
+    "journal/test_code",
+    "test_errors",
+    "test_data",
+    "staging/test_files",
+    "staging/test_fetch",
+    "backends/test_noop_conformance",
+    "testing/test_conformance",
+    "testing/test_tools",
+}
+"""Modules that test the code that uses cloudpickle, importlib-metadata, packaging, platformdirs,
+pluggy, rich, typeguard, shtab, Bokeh, Jinja, Starlette, uvicorn or fsspec, and the conformance kit,
+which uses pytest and psutil."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark those modules' tests."""
     for item in items:
@@ -139,3 +174,5 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(pytest.mark.long)
             if module in ONE_PYTHON:
                 item.add_marker(pytest.mark.one_python)
+            if module in MINIMUMS:
+                item.add_marker(pytest.mark.minimums)
