@@ -221,6 +221,9 @@ def net(size: int) -> Kept:
     return nodes[0]
 
 
+# NumPy 1 has no texts of variable length.
+TEXTS = np.dtypes.StringDType() if hasattr(np.dtypes, "StringDType") else np.dtype(str)
+
 EQUAL: dict[str, tuple[Any, Any]] = {
     "dict": ({"a": 1, "b": 2}, {"b": 2, "a": 1}),
     "set": ({"a", "b", 3}, {3, "b", "a"}),
@@ -244,8 +247,8 @@ EQUAL: dict[str, tuple[Any, Any]] = {
     "no array": (np.empty((0, 3)), np.empty((0, 3))),
     "array of texts": (np.array(["a", ""]), np.array(["a", ""])),
     "array of variable texts": (
-        np.array(["a", "b" * 99], np.dtypes.StringDType()),
-        np.array(["a", "b" * 99], np.dtypes.StringDType()),
+        np.array(["a", "b" * 99], TEXTS),
+        np.array(["a", "b" * 99], TEXTS),
     ),
     "object": (object(), object()),
     "logger": (logging.getLogger("a"), logging.getLogger("a")),
