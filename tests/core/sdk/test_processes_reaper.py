@@ -144,6 +144,38 @@ def test_programs_and_services_end_with_a_program_that_is_killed(tmp_path: Path,
         program.close()
 
 
+KILLED_EARLY = """
+import asyncio, os, signal, sys
+from rhapsody.sdk.processes import Program, Reaper
+
+class Silent(Reaper):
+    def began(self, pid, number=0):
+        if number == 2:
+            print(pid, flush=True)
+            os.kill(os.getpid(), signal.SIGKILL)
+        super().began(pid, number)
+
+async def main():
+    reaper, programs = Silent(), []
+    options = dict(cwd="/", environment={}, stdin=None, stdout=2, stderr=2)
+    for _ in range(2):
+        programs.append(Program(["/bin/sleep", "600"], reaper=reaper, **options))
+        print(programs[-1].pid)
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs /proc")
+def test_it_kills_a_program_that_could_not_be_reported_yet() -> None:
+    command = [sys.executable, "-u", "-c", KILLED_EARLY]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False, timeout=50)
+    assert done.returncode == -signal.SIGKILL
+    pids = [int(line) for line in done.stdout.split()]
+    assert len(pids) == 2
+    assert gone(pids)
+
+
 @pytest.mark.parametrize("killed", [False, True], ids=["the first", "another"])
 def test_it_kills_what_has_not_ended(
     reaper: Reaper, sleepers: list[subprocess.Popen[bytes]], killed: bool
@@ -171,7 +203,7 @@ def test_only_its_own_process_can_end_the_reaper() -> None:
 
 
 def test_it_does_not_wake_up_for_each_program(reaper: Reaper) -> None:
-    reaper.pipe()
+    reaper.next_program()
     while not (found := reapers()):  # one that only begins has no arguments yet
         os.sched_yield()
     unused = 2**22 + 1  # above the largest process id that there is
@@ -193,13 +225,13 @@ def test_what_is_left_of_a_group_does_not_start_it_again(
     before = set(psutil.Process().children())
     reaper.began(sleepers[1].pid)
     assert set(psutil.Process().children()) <= before
-    reaper.pipe()
+    reaper.next_program()
     assert len(set(psutil.Process().children()) - before) == 1
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs /proc")
 def test_it_holds_nothing_of_the_program_open(reaper: Reaper) -> None:
-    reaper.pipe()
+    reaper.next_program()
     while not (found := reapers()):  # one that only begins has no arguments yet
         os.sched_yield()
     (process,) = found

@@ -98,17 +98,23 @@ def group_alive(pid: int) -> bool:
 # So messages report the start of a group (`+`), its end (`-`), and a regular exit (`!`).
 # Waking for each message would use CPU time that the programs need, so messages are read in
 # batches, while the end of the process is noticed immediately.
+#
+# A process that is killed between the start of a program and the message cannot report it. So each
+# program has its number in its environment, and each message contains the highest number that has
+# been reported. Programs with higher numbers are searched in /proc, repeatedly, because a process
+# between fork and exec does not have its environment yet.
 REAPER_SCRIPT = """
-import os, select, signal, sys
+import os, select, signal, sys, time
+process, mark, last = int(sys.argv[1]), sys.argv[2].encode(), int(sys.argv[3])
 for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
     signal.signal(number, signal.SIG_IGN)
 live, rest, poll, end = set(), b"", select.poll(), select.poll()
 poll.register(0, select.POLLIN)
 end.register(0, 0)
 try:
-    process = os.pidfd_open(int(sys.argv[1]))
-    poll.register(process, select.POLLIN)
-    end.register(process, select.POLLIN)
+    descriptor = os.pidfd_open(process)
+    poll.register(descriptor, select.POLLIN)
+    end.register(descriptor, select.POLLIN)
 except (AttributeError, OSError):
     pass
 while 0 in dict(poll.poll()):
@@ -117,7 +123,8 @@ while 0 in dict(poll.poll()):
         break
     *lines, rest = (rest + data).split(b"\\n")
     for line in lines:
-        (live.add if line[:1] == b"+" else live.discard)(int(line[1:]))
+        group, last = map(int, line[1:].split())
+        (live.add if line[:1] == b"+" else live.discard)(group)
     if rest == b"!":
         break
     end.poll(100)
@@ -126,6 +133,17 @@ for pid in live:
         os.killpg(pid, signal.SIGKILL)
     except OSError:
         pass
+if rest != b"!":
+    for pause in (0, 0.05, 0.2):
+        time.sleep(pause)
+        for name in filter(str.isdigit, os.listdir("/proc") if os.path.isdir("/proc") else ()):
+            try:
+                with open(f"/proc/{name}/environ", "rb") as file:
+                    variables = file.read().split(b"\\0")
+                if any(int(v[len(mark):]) > last for v in variables if v.startswith(mark)):
+                    os.kill(int(name), signal.SIGKILL)
+            except OSError:
+                pass
 """
 
 
@@ -135,6 +153,9 @@ class Reaper:
     The reaper is started with the first program. All methods may be called from any thread.
     """
 
+    VARIABLE = "RHAPSODY_PROGRAM"
+    """Environment variable of each program, with a unique value."""
+
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
@@ -142,28 +163,40 @@ class Reaper:
         self._owner = 0
         self._live: set[int] = set()
         self._stopped = False
+        self._name = os.urandom(8).hex()
+        self._count = 0
+        self._reported = 0
 
-    def pipe(self) -> int:
-        """Start the reaper if necessary.
-
-        Returns:
-            The descriptor of the reaper's pipe.
+    def next_program(self) -> int:
+        """Start the reaper if necessary, and return the number of the next program.
 
         Raises:
             OSError: The reaper cannot be started.
         """
         with self._lock:
             self._stopped = False
-            return self._opened()
+            self._open()
+            self._count += 1
+            return self._count
 
-    def began(self, pid: int) -> None:
-        """Inform the reaper that a process group has started."""
+    def environment(self, number: int) -> dict[str, str]:
+        """Return the environment variable of the program with a number."""
+        return {self.VARIABLE: f"{self._name}.{number}"}
+
+    def began(self, pid: int, number: int = 0) -> None:
+        """Inform the reaper that a process group has started.
+
+        Args:
+            pid: The id of the group.
+            number: The number of its program, which has the variable of `environment`.
+        """
         with self._lock:
             if self._stopped:  # the group is the rest of one that is being killed
                 return
             self._live.add(pid)
-            with suppress(OSError):  # `pipe` will raise the error for the next program
-                self._opened()
+            self._reported = max(self._reported, number)
+            with suppress(OSError):  # `next_program` will raise the error for the next program
+                self._open()
             self._report(b"+", pid)
 
     def ended(self, pid: int) -> None:
@@ -190,15 +223,17 @@ class Reaper:
         if not sys.is_finalizing():  # on exit, the system closes the pipe
             self._close()
 
-    def _opened(self) -> int:
+    def _open(self) -> None:
         if self._process is not None and self._process.poll() is not None:
             self._close()  # the reaper was killed: start another
         if self._pipe is None:
             reader, self._pipe = os.pipe()
             self._owner = os.getpid()
             try:
+                mark = f"{self.VARIABLE}={self._name}."
+                words = [str(self._owner), mark, str(self._reported)]
                 self._process = subprocess.Popen(
-                    [sys.executable, "-I", "-S", "-c", REAPER_SCRIPT, str(os.getpid())],
+                    [sys.executable, "-I", "-S", "-c", REAPER_SCRIPT, *words],
                     stdin=reader,
                     stdout=subprocess.DEVNULL,
                     stderr=subprocess.DEVNULL,
@@ -212,12 +247,11 @@ class Reaper:
                 os.close(reader)
             for pid in self._live:
                 self._report(b"+", pid)
-        return self._pipe
 
     def _report(self, what: bytes, pid: int) -> None:
         if self._pipe is not None:
             with suppress(BrokenPipeError):  # the reaper was killed; the next receives all groups
-                os.write(self._pipe, b"%b%d\n" % (what, pid))
+                os.write(self._pipe, b"%b%d %d\n" % (what, pid, self._reported))
 
     def _close(self) -> None:
         if self._pipe is not None:
@@ -281,8 +315,10 @@ class Program:
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._reaper = reaper
-        if reaper is not None:
-            reaper.pipe()  # if the reaper cannot be started, do not start the program
+        self._number = 0
+        if reaper is not None:  # if the reaper cannot be started, do not start the program
+            self._number = reaper.next_program()
+            environment = environment | reaper.environment(self._number)
         with ExitStack() as files:
             source: IO[bytes] | int = subprocess.DEVNULL
             if stdin:
@@ -326,7 +362,7 @@ class Program:
     def _opened(self) -> None:
         register_group(self.pid)
         if self._reaper is not None:
-            self._reaper.began(self.pid)
+            self._reaper.began(self.pid, self._number)
 
     def _closed(self) -> None:
         forget_group(self.pid)
