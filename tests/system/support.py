@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import subprocess
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 ROOT = Path(__file__).parents[2]
 CORE = ROOT / "packages" / "rhapsody-core"
+DISTRIBUTIONS = sorted(path.name for path in ROOT.glob("packages/*"))
 # Building and installing take a package index's time, not ours.
 INSTALL_TIMEOUT = 900
 
@@ -42,6 +44,12 @@ def check(*command: str | Path, cwd: Path, timeout: float = 120) -> str:
     shown = " ".join(map(str, command))
     assert done.returncode == 0, f"{shown}\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
     return done.stdout
+
+
+def project(name: str) -> dict[str, Any]:
+    """Return the metadata of a distribution."""
+    text = (ROOT / "packages" / name / "pyproject.toml").read_text(encoding="utf-8")
+    return dict(tomllib.loads(text)["project"])
 
 
 class Built(NamedTuple):

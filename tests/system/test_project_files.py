@@ -12,12 +12,11 @@ from typing import Any
 
 import pytest
 
-from tests.system.support import ROOT, check, run
+from tests.system.support import DISTRIBUTIONS, ROOT, check, project, run
 
 YAML = pytest.importorskip("ruamel.yaml").YAML(typ="safe", pure=True)
 
 WORKFLOWS = sorted(path.name for path in ROOT.glob(".github/workflows/*"))
-DISTRIBUTIONS = sorted(path.name for path in ROOT.glob("packages/*"))
 SCHEMAS = {
     "github-workflows": ".github/workflows/*.yml",
     "dependabot": ".github/dependabot.yml",
@@ -32,12 +31,6 @@ ADDRESS = "https://rhapsody.example"
 def load(path: str) -> Any:
     """Return the content of a YAML file of the tree."""
     return YAML.load(ROOT / path)
-
-
-def project(name: str) -> dict[str, Any]:
-    """Return the metadata of a distribution."""
-    text = (ROOT / "packages" / name / "pyproject.toml").read_text(encoding="utf-8")
-    return dict(tomllib.loads(text)["project"])
 
 
 @pytest.fixture(scope="module")
