@@ -200,13 +200,14 @@ def docs(session: nox.Session) -> None:
     """Build the documentation in strict mode, and run all code blocks."""
     session.install(*sources("core", "dask", "wfcommons"), *tools("docs"))
     site = str((session.cache_dir / "site").absolute())
-    session.run("mkdocs", "build", "--strict", "--site-dir", site)
+    strict = ["--fail-on-warning", "--keep-going", "--nitpicky"]
+    session.run("sphinx-build", "--quiet", *strict, "--jobs=auto", "docs", site)
     session.run("pytest", *(session.posargs or ["-n2", "tests/docs"]))
 
 
 @nox.session
 def benchmarks(session: nox.Session) -> None:
-    """Compare costs with other systems; write tables and a plot, see `docs/performance.md`.
+    """Compare costs with other systems; write the tables and plot of the page on performance.
 
     Takes hours. `-- --only processes mixed` runs some measures. `-- --smoke` runs the measures of
     Rhapsody and the scripts that compare commits at tiny sizes, and writes nothing.

@@ -24,7 +24,7 @@ from benchmarks.suite import rounds, tables
 from benchmarks.suite.measures import MEASURES
 
 RESULTS = rounds.ROOT / "benchmarks/results"
-PLOT = rounds.ROOT / "docs/performance.svg"
+PLOT = rounds.ROOT / "docs/explanation/performance.svg"
 
 
 def machine() -> dict[str, Any]:

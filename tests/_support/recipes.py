@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-PAGE = Path(__file__).parents[2] / "docs" / "guide" / "profiles.md"
+PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "profiles.md"
 
 BLOCKS: tuple[str, ...] = tuple(re.findall(r"^```toml\n(.*?)^```", PAGE.read_text(), re.M | re.S))
 """The files on the page: the introduction, the recipes, and the file of a user."""

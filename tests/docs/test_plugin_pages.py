@@ -101,9 +101,3 @@ def test_every_key_of_a_description_has_its_row() -> None:
     keys = TaskDescription.__required_keys__ | TaskDescription.__optional_keys__
     text = (PLUGINS / "backends.md").read_text()
     assert {key for key in keys if f"`{key}`" not in text} == set()
-
-
-def test_every_page_is_in_the_navigation() -> None:
-    navigation = (ROOT / "mkdocs.yml").read_text()
-    pages = [f"plugins/{path.name}" for path in sorted(PLUGINS.glob("*.md"))]
-    assert [page for page in pages if page not in navigation] == []

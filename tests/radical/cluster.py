@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-PAGE = Path(__file__).parents[2] / "docs/backends/radical_pilot.md"
+PAGE = Path(__file__).parents[2] / "docs/how-to/radical-pilot.md"
 
 
 def configured(directory: Path) -> str:

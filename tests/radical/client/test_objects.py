@@ -16,7 +16,7 @@ CLASSES = {
     "pilot": rp.Pilot,
     "task": rp.raptor_tasks.Raptor,
 }
-PAGE = Path(__file__).parents[3] / "docs/backends/radical_pilot.md"
+PAGE = Path(__file__).parents[3] / "docs/how-to/radical-pilot.md"
 
 
 @pytest.mark.parametrize("name", CLASSES)

@@ -3,8 +3,9 @@
 `WorkflowEngine.create` repeats the names, types and defaults in its signature, for editors and
 type checkers; a test compares the two. `create` passes its arguments to `EngineOptions.of`, and
 the rest of the engine receives the resulting object. The docstring of `create` and the page
-`docs/engine-options.md` are generated from the descriptions here. `rhapsody.engine.defaults`
-completes the arguments of `create` with the options of the command line and of a profile.
+`docs/reference/engine-options.md` are generated from the descriptions here.
+`rhapsody.engine.defaults` completes the arguments of `create` with the options of the command line
+and of a profile.
 
 To add an option, add a field to `EngineOptions`, add an argument to `WorkflowEngine.create` and its
 type to `EngineSettings`, use it in the engine, and run `python tests/docs/option_reference.py`.

@@ -1,0 +1,54 @@
+"""Settings of the documentation site; `nox -s docs` builds it.
+
+The build makes no request to the network, and neither do the pages: all of their files are local.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from rhapsody._version import __version__
+
+sys.path.insert(0, str(Path(__file__).parent / "_extensions"))
+
+project = "Rhapsody"
+author = "The Rhapsody authors"
+copyright = author
+version = release = __version__
+
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "sphinx.ext.intersphinx",
+    "sphinx_copybutton",
+    "sphinx_design",
+    "diagrams",
+]
+exclude_patterns = ["_build"]
+nitpicky = True
+
+myst_enable_extensions = ["attrs_block", "attrs_inline", "colon_fence", "deflist"]
+myst_heading_anchors = 4
+myst_fence_as_directive = ["mermaid"]
+
+copybutton_prompt_text = "$ "
+copybutton_only_copy_prompt_lines = False
+
+html_theme = "pydata_sphinx_theme"
+html_title = "Rhapsody"
+html_static_path = ["_static"]
+html_css_files = ["rhapsody.css"]
+html_show_sourcelink = False
+html_theme_options = {
+    "header_links_before_dropdown": 6,
+    "navbar_end": ["version-switcher", "theme-switcher", "navbar-icon-links"],
+    "navigation_with_keys": False,
+    "search_as_you_type": False,
+    "show_toc_level": 2,
+    "footer_start": ["copyright"],
+    "footer_end": [],
+    "switcher": {"json_url": "_static/switcher.json", "version_match": version},
+}
+html_sidebars = {"index": []}
