@@ -1,12 +1,22 @@
-"""Tests of the Python blocks in the documentation: each runs and prints the documented output.
+"""Tests of the programs and console sessions in the documentation: they print what the pages show.
 
-Each block is a program that runs in an empty directory. A `text` block directly after it contains
-its output. `<!-- continues -->` on the line before a block prepends the previous program;
-`<!-- not run: reason -->` skips the block.
+Each Python block is a program that runs in an empty directory. A `text` block directly after it
+contains its output. A comment on the line before a block changes this:
+
+- `<!-- continues -->` prepends the previous program.
+- `<!-- not run: reason -->` skips the block.
+- `<!-- file: NAME -->` writes the block, of any language, to a file.
+
+On a page with such files, the lines of `console` blocks that begin with `$ ` are run by a shell in
+the directory of the files, in the order of the page. Each must print the lines that follow it. In
+these, `…` stands for any text, and a line that consists of `…` for any number of lines. Differences
+in the number of spaces do not matter, because columns are as wide as their values. With
+`<!-- files of: PAGE -->`, the session starts with the files of another page.
 """
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -24,7 +34,7 @@ PAGES = [
     *sorted((ROOT / "docs").rglob("*.md")),
 ]
 FENCE = re.compile(
-    r"^(?:<!-- *(?P<mark>continues|not run: [^\n]+?) *-->\n)?"
+    r"^(?:<!-- *(?P<mark>continues|(?:not run|file): [^\n]+?) *-->\n)?"
     r"```python\n(?P<code>.*?)^```\n"
     r"(?:\n*```text\n(?P<output>.*?)^```\n)?",
     re.MULTILINE | re.DOTALL,
@@ -43,11 +53,65 @@ def blocks_of(text: str) -> Iterator[tuple[int, Block]]:
     before = ""
     for match in FENCE.finditer(text):
         mark = match["mark"] or ""
-        if mark.startswith("not run"):
+        if mark.startswith(("not run", "file")):
             continue
         before = before + match["code"] if mark == "continues" else match["code"]
         line = text.count("\n", 0, match.start("code")) + 1
         yield line, Block(before, match["output"])
+
+
+STEP = re.compile(
+    r"^(?:<!-- *(?P<mark>(?:not run|file): [^\n]+?) *-->\n)?"
+    r"```(?P<language>\w+)\n(?P<text>.*?)^```\n",
+    re.MULTILINE | re.DOTALL,
+)
+COMMAND = re.compile(r"^\$ (?P<command>.*)\n(?P<output>(?:(?!\$ ).*\n)*)", re.MULTILINE)
+BEGINNING = re.compile(r"^<!-- files of: (?P<page>\S+) -->$", re.MULTILINE)
+PROGRESS = re.compile(r"^rhapsody: .* running, .* waiting after .*\n", re.MULTILINE)
+"""Lines that `rhapsody run` prints every ten seconds, which a slow machine adds to the output."""
+
+
+class FileStep(NamedTuple):
+    """A file that a page shows."""
+
+    name: str
+    text: str
+
+
+class CommandStep(NamedTuple):
+    """A command of a console session."""
+
+    command: str
+    output: str
+
+
+def steps_of(page: Path) -> Iterator[FileStep | CommandStep]:
+    """Yield the files and commands of a page, in order; none if the page shows no file."""
+    text = page.read_text()
+    beginning = BEGINNING.search(text)
+    if beginning is None and "<!-- file: " not in text:
+        return
+    if beginning is not None:
+        before = steps_of(page.parent / beginning["page"])
+        yield from (step for step in before if isinstance(step, FileStep))
+    for match in STEP.finditer(text):
+        kind, _, value = (match["mark"] or "").partition(": ")
+        if kind == "file":
+            yield FileStep(value, match["text"])
+        elif match["language"] == "console" and kind != "not run":
+            for command in COMMAND.finditer(match["text"]):
+                yield CommandStep(command["command"], command["output"])
+
+
+def shows(expected: str, printed: str) -> bool:
+    """Return True if the documented output of a command stands for what it printed."""
+    lines = [" ".join(line.split()) for line in expected.splitlines()]
+    pattern = "".join(
+        r"(?:.*\n)*?" if line == "…" else re.escape(line).replace("…", ".*") + r"\n"
+        for line in lines
+    )
+    found = "".join(" ".join(line.split()) + "\n" for line in printed.splitlines())
+    return re.fullmatch(pattern, found) is not None
 
 
 ALL = [
@@ -75,6 +139,74 @@ def test_a_block_of_the_documentation_runs_and_prints_the_documented_output(
     assert done.returncode == 0, done.stderr
     if block.output is not None:
         assert done.stdout == block.output
+
+
+SESSIONS = [
+    pytest.param(steps, id=str(page.relative_to(ROOT)))
+    for page in PAGES
+    if page.exists() and (steps := list(steps_of(page)))
+]
+
+
+@pytest.mark.parametrize("steps", SESSIONS)
+def test_the_commands_of_a_page_print_the_documented_output(
+    steps: list[FileStep | CommandStep], tmp_path: Path
+) -> None:
+    project, configuration = tmp_path / "project", tmp_path / "configuration"
+    project.mkdir()
+    environment = {key: each for key, each in os.environ.items() if not key.startswith("RHAPSODY_")}
+    environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
+    environment["XDG_CONFIG_HOME"] = str(configuration)
+    for step in steps:
+        if isinstance(step, FileStep):
+            file = project / step.name
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(step.text)
+            continue
+        done = subprocess.run(
+            ["/bin/sh", "-c", step.command],
+            cwd=project,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=200,
+            check=False,
+        )
+        printed = PROGRESS.sub("", done.stdout)
+        assert shows(step.output, printed), f"$ {step.command}\n{printed}"
+
+
+@pytest.mark.parametrize(
+    ("expected", "printed", "matches"),
+    [
+        pytest.param("a  1\n", "a     1\n", True, id="spaces"),
+        pytest.param("run …\n", "run 7f3a\n", True, id="part of a line"),
+        pytest.param("a\n…\nb\n", "a\n1\n2\nb\n", True, id="any lines"),
+        pytest.param("a\n", "a\nb\n", False, id="another line"),
+        pytest.param("run …\n", "run\nlog\n", False, id="another line after part of one"),
+    ],
+)
+def test_documented_output_stands_for_what_was_printed(
+    expected: str, printed: str, matches: bool
+) -> None:
+    assert shows(expected, printed) is matches
+
+
+def test_files_and_commands_are_found_in_the_order_of_the_page(tmp_path: Path) -> None:
+    (tmp_path / "one.md").write_text(
+        "<!-- file: a.txt -->\n```text\n1\n```\n\n```console\n$ cat a.txt\n1\n$ true\n```\n"
+    )
+    (tmp_path / "two.md").write_text(
+        "<!-- files of: one.md -->\n\n"
+        "<!-- not run: it needs a cluster -->\n```console\n$ sbatch job.sh\n```\n\n"
+        "```console\n$ wc -l < a.txt\n1\n```\n"
+    )
+    file = FileStep("a.txt", "1\n")
+    first = [file, CommandStep("cat a.txt", "1\n"), CommandStep("true", "")]
+    assert list(steps_of(tmp_path / "one.md")) == first
+    assert list(steps_of(tmp_path / "two.md")) == [file, CommandStep("wc -l < a.txt", "1\n")]
 
 
 def test_blocks_are_found_with_their_output_and_marks() -> None:
