@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import os
 import subprocess
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from tests._support.distributions import BACKEND, declaration, install, unique
+from tests._support.forked import rhapsody
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 """Runs a script, with options of `rhapsody run`; `function=":name"` is what follows its path."""
@@ -27,6 +31,20 @@ def environment(site: Path) -> dict[str, str]:
     drop = {"RHAPSODY_DISABLE_PLUGINS"}
     kept = {name: value for name, value in os.environ.items() if name not in drop}
     return {**kept, "PYTHONPATH": str(site)}
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    """Run a script's text by `rhapsody run`, as `script.py` in the test's directory."""
+    site = tmp_path / "site"
+    site.mkdir()
+
+    def start(script: str, *arguments: str, function: str = "") -> subprocess.CompletedProcess[str]:
+        (tmp_path / "script.py").write_text(textwrap.dedent(script))
+        command = ("run", f"script.py{function}", *arguments)
+        return rhapsody(*command, cwd=tmp_path, environment=environment(site))
+
+    return start
 
 
 def install_toy(tmp_path: Path, source: str = "") -> None:

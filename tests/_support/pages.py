@@ -1,12 +1,20 @@
-"""HTML pages as trees of elements, for tests of reports."""
+"""HTML pages as trees of elements, for tests of reports; READMEs."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from html.parser import HTMLParser
+from pathlib import Path
 
 VOID = frozenset({"meta", "rect", "path", "br", "link", "img"})
 """Elements without an end tag; those of SVG close themselves."""
+
+
+def readme(distribution: str) -> str:
+    """Return the README of a distribution, in the repository or in its sdist."""
+    root = Path(__file__).parents[2]
+    folder = root / "packages" / distribution
+    return ((folder if folder.exists() else root) / "README.md").read_text(encoding="utf-8")
 
 
 class Element:

@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from typing import Any
 
 from rhapsody_dask import DaskExecutionBackend
 from rhapsody_dask.options import OWN_OPTIONS, RESERVED, _keywords
 from rhapsody_dask.plugin import CLUSTER, OPTIONS
 from tests._support.declared_options import check_options
+from tests._support.pages import readme
 
 DEPRECATED = {
     "diagnostics_port", "memory_pause_fraction", "memory_spill_fraction", "memory_target_fraction",
 }  # fmt: skip
 """Keywords of Dask's classes that later versions have removed."""
 
-README = Path(__file__).parents[2] / "packages" / "rhapsody-dask" / "README.md"
-
 
 def test_the_readme_lists_the_declared_capabilities() -> None:
-    text = README.read_text()
-    rows = dict(re.findall(r"^\| `(\w+)` \| ([^|]+) \|", text, re.MULTILINE))
+    rows = dict(re.findall(r"(?m)^\| `(\w+)` \| ([^|]+) \|", readme("rhapsody-dask")))
     assert rows == {name: _in_words(value) for name, value in CLUSTER.as_dict().items()}
 
 

@@ -13,7 +13,7 @@ from distributed import Client
 
 from rhapsody import WorkflowEngine
 from rhapsody_dask import DaskExecutionBackend
-from tests.core.sdk.test_modules import NAMES, write
+from tests._support.stale_modules import NAMES, write
 from tests.dask.clusters import foreign
 
 pytestmark = [pytest.mark.asyncio, pytest.mark.timeout(100)]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 from rhapsody.backends.discovery import BackendRegistry, discover_backends, get_backend
 from rhapsody.backends.execution.radical_pilot import RadicalExecutionBackend
@@ -11,8 +10,7 @@ from rhapsody.testing import capability_table
 from rhapsody_radical import plugin
 from rhapsody_radical.pilot import rp
 from tests._support.declared_options import check_options
-
-README = Path(__file__).parents[2] / "packages/rhapsody-radical/README.md"
+from tests._support.pages import readme
 
 COLUMNS = {
     "functions by RAPTOR (default)": plugin.RAPTOR,
@@ -49,7 +47,7 @@ def test_keys_of_descriptions_match_the_library() -> None:
 
 
 def test_the_readme_contains_the_table() -> None:
-    found = re.search(r"^\| capability \|.*?(?=\n\n)", README.read_text(), re.MULTILINE | re.DOTALL)
+    found = re.search(r"(?ms)^\| capability \|.*?(?=\n\n)", readme("rhapsody-radical"))
     assert found
     assert found[0] == table(), f"the README's table should be:\n{table()}"
 

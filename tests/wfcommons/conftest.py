@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from tests.core.conftest import run
+from tests._support.command_line import run
 
 __all__ = ["run"]

@@ -6,7 +6,6 @@ import inspect
 
 from rhapsody import WorkflowEngine
 from rhapsody.engine.options import OPTIONS, EngineSettings
-from tests.docs import option_reference
 
 
 def test_the_signature_of_create_has_the_options_and_their_defaults() -> None:
@@ -26,7 +25,3 @@ def test_the_docstring_of_create_describes_every_option() -> None:
     text = " ".join((WorkflowEngine.create.__doc__ or "").split())
     assert [name for name, each in OPTIONS.items() if each.metadata["help"] not in text] == []
     assert [name for name in OPTIONS if f"{name}: " not in text] == []
-
-
-def test_the_page_of_options_is_current() -> None:
-    assert option_reference.PAGE.read_text() == option_reference.page()

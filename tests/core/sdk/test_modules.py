@@ -23,10 +23,9 @@ from rhapsody.sdk import modules as sdk_modules
 from rhapsody.sdk import runner
 from rhapsody.sdk.modules import REFERENCE, own_modules
 from rhapsody.sdk.runner import SentModules, StaleModuleError
+from tests._support.stale_modules import NAMES, write
 
 pytestmark = pytest.mark.timeout(60)
-
-NAMES = ("stale_main", "stale_helper", "stale_lazy", "stale_package", "stale_space")
 
 
 @pytest.fixture
@@ -38,36 +37,6 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     for name in sys.modules.keys() - former.keys():
         if name.startswith(NAMES):
             del sys.modules[name]
-
-
-def write(place: Path, version: int) -> None:
-    """All kinds of modules: `stale_main` is what the program imports."""
-    texts = {
-        "stale_helper.py": f"V = {version}\ndef helped(): return V\n",
-        "stale_lazy.py": f"V = {version}\n",
-        "stale_package/__init__.py": "",
-        "stale_package/inner.py": f"from . import value\ndef f(): return value.V  # {version}\n",
-        "stale_package/value.py": f"V = {version}\n",
-        "stale_package/late.py": f"V = {version}\n",
-        "stale_space/inner.py": f"V = {version}\n",
-        "stale_main.py": (
-            "from stale_helper import helped\n"
-            "from stale_package import inner\n"
-            "import stale_space.inner\n"
-            "class OwnError(Exception): pass\n"
-            "calls = []\n"
-            "def all_of_them():\n"
-            "    import stale_lazy\n"
-            "    from stale_package import (\n        late,\n    )\n"
-            f"    own = {version}\n"
-            "    return [own, helped(), inner.f(), stale_lazy.V, late.V, stale_space.inner.V]\n"
-            "def fail(): raise OwnError(helped())\n"
-            "def count():\n    calls.append(1)\n    return len(calls)\n"
-        ),
-    }
-    for name, text in texts.items():
-        (place / name).parent.mkdir(exist_ok=True)
-        (place / name).write_text(text)
 
 
 def own(packed: bytes | None = None) -> dict[str, Any]:
