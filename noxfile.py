@@ -198,7 +198,7 @@ def minimums(session: nox.Session, backend: str) -> None:
 @nox.session
 def docs(session: nox.Session) -> None:
     """Build the documentation in strict mode, and run all code blocks."""
-    session.install(*sources("core", "dask", "wfcommons"), *tools("docs"))
+    session.install(*sources("core", "dask", "radical", "wfcommons"), *tools("docs"))
     site = str((session.cache_dir / "site").absolute())
     strict = ["--fail-on-warning", "--keep-going", "--nitpicky"]
     session.run("sphinx-build", "--quiet", *strict, "--jobs=auto", "docs", site)

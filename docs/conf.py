@@ -25,9 +25,24 @@ extensions = [
     "sphinx_copybutton",
     "sphinx_design",
     "diagrams",
+    "reference",
 ]
 exclude_patterns = ["_build"]
 nitpicky = True
+nitpick_ignore_regex = [
+    ("py:obj", ".*"),  # code in docstrings, which is a link only if it is a public name
+    # Types in signatures that are private, and names of the standard library's private modules.
+    ("py:class", r"rhapsody(_\w+)?\..*|_asyncio\..*|asyncio\.events\..*|concurrent\..*\._base\..*"),
+    ("py:class", "BackendLike|Clock|Journal|KeepSandboxes|P|Progress|Starting"),
+    ("py:exc", "NotStartedError|PilotException"),
+]
+
+autodoc_member_order = "bysource"
+autodoc_typehints = "signature"
+napoleon_use_ivar = True
+python_maximum_signature_line_length = 80
+# A text file with the names that the docstrings and signatures use; nothing is fetched.
+intersphinx_mapping = {"python": ("https://docs.python.org/3", "inventories/python.txt")}
 
 myst_enable_extensions = ["attrs_block", "attrs_inline", "colon_fence", "deflist"]
 myst_heading_anchors = 4

@@ -247,7 +247,7 @@ class StateMapper:
         """Register a backend's native task states, replacing an earlier registration.
 
         A native state is a string or an enum member. Each argument is one native state or a list of
-        them, the preferred one first. Example of a full table:
+        them, the preferred one first. Example of a full table::
 
             StateMapper.register_backend_tasks_states(
                 "queueing",

@@ -425,7 +425,7 @@ class TaskFuture(asyncio.Future[T]):
 
     @property
     def name(self) -> str:
-        """The task's name: the function's name, unless the user chose another."""
+        """Name of the task, by default the name of its function."""
         return self._definition.name
 
     @property

@@ -8,7 +8,7 @@ the rest of the engine receives the resulting object. The docstring of `create` 
 and of a profile.
 
 To add an option, add a field to `EngineOptions`, add an argument to `WorkflowEngine.create` and its
-type to `EngineSettings`, use it in the engine, and run `python tests/docs/option_reference.py`.
+type to `EngineSettings`, and use it in the engine.
 """
 
 from __future__ import annotations

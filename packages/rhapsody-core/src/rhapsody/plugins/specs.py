@@ -5,7 +5,7 @@ are synchronous, and receive batches where there would be many calls. `rhapsody.
 calls the hooks and isolates their errors.
 
 To add a hook, write a function here, add an attribute to `rhapsody.plugins.manager.EngineHooks`,
-call the hook in the engine, and run `python tests/docs/hook_reference.py`.
+and call the hook in the engine.
 """
 
 from __future__ import annotations

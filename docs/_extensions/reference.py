@@ -1,0 +1,227 @@
+"""Generated parts of the reference.
+
+A line such as `<!-- generate: exit_codes -->` in a page is replaced with the Markdown that the
+function of this name in `GENERATORS` returns; words after the name are its arguments. Everything
+comes from its one description in the code: docstrings, the parsers of the command line, the
+options of the engine, and the declarations of the backends.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import importlib
+import inspect
+import re
+import textwrap
+from collections.abc import Callable, Iterator
+
+from sphinx.application import Sphinx
+from sphinx.pycode import ModuleAnalyzer
+from sphinx.util.typing import ExtensionMetadata
+
+from rhapsody import WorkflowEngine
+from rhapsody.backends import BackendRegistry, Capabilities
+from rhapsody.cli import Commands
+from rhapsody.engine.options import OPTIONS
+from rhapsody.plugins import specs
+from rhapsody.plugins.specs import PROJECT
+from rhapsody.testing import capability_table
+
+GENERATE = re.compile(r"^<!-- generate: (\w+)(.*?) -->$", re.MULTILINE | re.DOTALL)
+CODE = re.compile(r"(?<![`:\\])`([^`]+)`(?!`)")
+"""Code in a docstring, which uses single backquotes as Markdown does."""
+
+
+def summary(thing: object) -> str:
+    """Return the first sentence of an object's docstring as Markdown."""
+    first = (inspect.getdoc(thing) or "").partition("\n\n")[0]
+    return " ".join(first.split()).rstrip(".")
+
+
+def names(module: str, *wanted: str) -> str:
+    """Return a table of public names, and the documentation of each."""
+    found = {name: getattr(importlib.import_module(module), name) for name in wanted}
+    rows = [
+        f"| {{py:obj}}`~{module}.{name}` | {_about(module, name, found[name])} |" for name in wanted
+    ]
+    table = ["| name | purpose |", "|---|---|", *rows]
+    entries = [_entry(module, name, thing) for name, thing in found.items()]
+    return "\n".join([*table, "", "```{eval-rst}", *entries, "```"])
+
+
+def _about(module: str, name: str, thing: object) -> str:
+    if inspect.isclass(thing) or inspect.isroutine(thing):
+        return summary(thing)
+    return " ".join(constant(module, name).partition("\n\n")[0].split()).rstrip(".")
+
+
+def _entry(module: str, name: str, thing: object) -> str:
+    path = f"{module}.{name}"
+    if inspect.isclass(thing):
+        return f".. autoclass:: {path}\n   :members:\n   :show-inheritance:\n"
+    if inspect.isroutine(thing):
+        return f".. autofunction:: {path}\n"
+    text = CODE.sub(_code, constant(module, name))
+    return f".. py:data:: {path}\n\n{textwrap.indent(text, '   ')}\n"
+
+
+def constant(module: str, name: str) -> str:
+    """Return the docstring of a constant from the module that defines it."""
+    source = inspect.getsource(importlib.import_module(module))
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ImportFrom) and name in {each.name for each in node.names}:
+            return constant(str(node.module), name)
+    found = ModuleAnalyzer.for_module(module).find_attr_docs()
+    return "\n".join(found["", name])
+
+
+def command_line() -> str:
+    """Return a section for each command, with its arguments and options."""
+    commands = Commands()
+    overview, parsers = commands.overview()
+    (group,) = (each for each in overview._actions if each.nargs == argparse.PARSER)
+    help_texts = {each.dest: each.help for each in group._get_subactions()}
+    sections = []
+    for name, parser in parsers.items():
+        commands.configure(name, parser)
+        sections += _command(name, help_texts[name] or "", parser)
+    return "\n".join(sections)
+
+
+def _command(name: str, about: str, parser: argparse.ArgumentParser) -> Iterator[str]:
+    yield f"## rhapsody {name}\n\n{about[:1].upper()}{about[1:]}.\n"
+    yield f"```text\n{_usage(parser)}\n```\n"
+    actions = [each for each in parser._actions if each.dest != "help"]
+    if actions:
+        yield "| argument | effect |\n|---|---|"
+    formatter = parser._get_formatter()
+    for action in actions:
+        yield f"| {_argument(action)} | {_cell(formatter._expand_help(action))} |"
+    yield ""
+
+
+def _usage(parser: argparse.ArgumentParser) -> str:
+    formatter = argparse.HelpFormatter(parser.prog, width=88)
+    formatter.add_usage(parser.usage, parser._actions, parser._mutually_exclusive_groups, "")
+    return formatter.format_help().strip()
+
+
+def _argument(action: argparse.Action) -> str:
+    value = action.metavar or ("{" + ",".join(action.choices) + "}" if action.choices else "")
+    if isinstance(value, tuple):
+        value = " ".join(value)
+    if not action.option_strings:
+        return f"`{value or action.dest}`"
+    value = "" if action.nargs == 0 else value or action.dest.upper()
+    return ", ".join(f"`{f'{each} {value}'.rstrip()}`" for each in action.option_strings)
+
+
+def engine_options() -> str:
+    """Return a section for each option of the engine."""
+    parameters = inspect.signature(WorkflowEngine.create).parameters
+    return "\n".join(
+        f"## {name}\n\n`{parameters[name].annotation}`, default `{parameters[name].default!r}`\n\n"
+        f"{option.metadata['help']}\n"
+        for name, option in OPTIONS.items()
+    )
+
+
+def backend_options() -> str:
+    """Return a section for each installed backend with its summary and its options."""
+    sections = []
+    for backend in BackendRegistry.describe().values():
+        about = f"{backend.summary[:1].upper()}{backend.summary[1:]}"
+        sections.append(f"## {backend.name}\n\n{about}. Part of {backend.distribution}.\n")
+        rows = [
+            f"| `{each.name}` | `{_cell(each.type_name)}` | "
+            f"{'' if each.default is None else f'`{each.default!r}`'} | {_cell(each.help)} |"
+            for each in backend.options
+            if not each.instead
+        ]
+        if rows:
+            sections += ["| option | type | default | meaning |", "|---|---|---|---|", *rows, ""]
+        else:
+            sections.append("This backend has no options.\n")
+    return "\n".join(sections)
+
+
+def capability_matrix() -> str:
+    """Return a table with the capabilities that each installed backend declares."""
+    declared = {
+        backend.name: [line.split(" | ") for line in _capabilities(backend.capabilities)]
+        for backend in BackendRegistry.describe().values()
+        if backend.capabilities is not None
+    }
+    rows = [
+        f"{columns[0][0]} | {columns[0][1]} | {' | '.join(each[2] for each in columns)}"
+        for columns in zip(*declared.values(), strict=True)
+    ]
+    head = f"| capability | meaning | {' | '.join(f'`{name}`' for name in declared)} |"
+    return "\n".join([head, f"|---|---|{'---|' * len(declared)}", *rows])
+
+
+def _capabilities(capabilities: Capabilities) -> list[str]:
+    return [line.removesuffix(" |") for line in capability_table(capabilities).splitlines()[2:]]
+
+
+def hooks() -> str:
+    """Return a table of the hooks, and a section for each."""
+    found = [name for name, value in vars(specs).items() if hasattr(value, f"{PROJECT}_spec")]
+    rows = [f"| [`{name}`](#{name}) | {summary(getattr(specs, name))} |" for name in found]
+    sections = [
+        f"## {name}\n\n```{{eval-rst}}\n{_entry(specs.__name__, name, hook)}```\n"
+        for name, hook in ((name, getattr(specs, name)) for name in found)
+    ]
+    return "\n".join(["| hook | purpose |", "|---|---|", *rows, "", *sections])
+
+
+def _cell(text: str) -> str:
+    """Return text for a cell of a table, which is one line without unescaped bars."""
+    return " ".join(text.split()).replace("|", r"\|")
+
+
+GENERATORS: dict[str, Callable[..., str]] = {
+    each.__name__: each
+    for each in (
+        names,
+        command_line,
+        engine_options,
+        backend_options,
+        capability_matrix,
+        hooks,
+    )
+}
+
+
+def generate(_app: Sphinx, _page: str, content: list[str]) -> None:
+    """Replace the marked lines of a page."""
+    content[0] = GENERATE.sub(lambda mark: GENERATORS[mark[1]](*mark[2].split()), content[0])
+
+
+def mark_code(
+    _app: Sphinx, _what: str, _name: str, _thing: object, _options: object, lines: list[str]
+) -> None:
+    """Convert the code in a docstring from Markdown: names become links, other code is literal."""
+    text = CODE.sub(_code, "\n".join(lines))
+    lines[:] = text.split("\n")
+
+
+def _code(found: re.Match[str]) -> str:
+    is_name = re.fullmatch(r"[A-Za-z_][\w.]*", found[1])
+    return f":py:obj:`{found[1]}`" if is_name else f"``{found[1]}``"
+
+
+def is_skipped(
+    _app: Sphinx, _what: str, _name: str, thing: object, skip: bool, _options: object
+) -> bool | None:
+    """Leave out the fields of named tuples, which the docstrings of their classes describe."""
+    return True if str(getattr(thing, "__doc__", "")).startswith("Alias for field number") else None
+
+
+def setup(app: Sphinx) -> ExtensionMetadata:
+    """Register the handlers of Sphinx's events."""
+    app.connect("source-read", generate)
+    app.connect("autodoc-process-docstring", mark_code)
+    app.connect("autodoc-skip-member", is_skipped)
+    return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

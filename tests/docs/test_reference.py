@@ -1,0 +1,49 @@
+"""Tests of the reference: it is complete. The build of the site reports names that do not exist."""
+
+from __future__ import annotations
+
+import importlib
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+REFERENCE = ROOT / "docs" / "reference"
+PACKAGES = ("rhapsody", "backends", "plugins", "sdk", "testing", "wfcommons")
+
+
+def documented() -> set[str]:
+    """Return the names on the pages of the public names."""
+    text = "".join(page.read_text() for page in sorted((REFERENCE / "api").glob("*.md")))
+    lists = re.findall(r"<!-- generate: names \S+ (.*?) -->", text, re.DOTALL)
+    return {name for each in lists for name in each.split()}
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_every_public_name_has_an_entry(package: str) -> None:
+    path = {"rhapsody": "rhapsody", "wfcommons": "rhapsody_wfcommons"}
+    module = importlib.import_module(path.get(package, f"rhapsody.{package}"))
+    assert set(module.__all__) - documented() == {"__version__"} & set(module.__all__)
+
+
+def test_every_environment_variable_has_a_row() -> None:
+    page = (REFERENCE / "environment-variables.md").read_text()
+    sources = ROOT.glob("packages/*/src/**/*.py")
+    text = "".join(path.read_text() for path in sources)
+    used = set(re.findall(r'"(RHAPSODY_[A-Z_]+)"', text))
+    assert used
+    assert {name for name in used if f"`{name}`" not in page} == set()
+
+
+def test_every_message_in_the_gallery_is_a_message_of_a_distribution() -> None:
+    page = (REFERENCE / "common-errors.md").read_text()
+    listing = (ROOT / "tests" / "messages" / "messages.txt").read_text()
+    patterns = [
+        re.compile(re.sub(r"\\\{\\\}|%s|%d|%r|%\\\.0f|%g", ".*", re.escape(line)))
+        for line in listing.splitlines()
+        if len(line.split()) > 6 and not line.startswith("#")
+    ]
+    shown = re.findall(r"^```text\n(.*?)\n```", page, re.MULTILINE)
+    assert len(shown) > 20
+    assert [text for text in shown if not any(each.search(text) for each in patterns)] == []
