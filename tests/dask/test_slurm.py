@@ -87,7 +87,8 @@ async def test_the_documented_profile_starts_and_closes_a_cluster(tmp_path: Path
     # The node has two cores and little memory, and no network but loopback.
     text = recipe("dask-slurm").replace("= 4\n", "= 1\n").replace("cores=4", "cores=1")
     text = text.replace('memory = "16GB"', f"memory = '1GB'\n{ONE_NODE.format(place)}")
-    text = text.replace('"~"', f'"{place}"')
+    text = text.replace('"~"', f'"{place}"').replace('account = "ABC123"\n', "")
+    text = text.replace('log_directory = "logs"\n', "")
     (tmp_path / "rhapsody.toml").write_text(text)
     (tmp_path / "analysis.py").write_text(PROGRAM)
     with slurm(place):

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from rhapsody.engine.profiles import Value, active_profile
-from tests._support.recipes import BLOCKS, PAGE, PROGRAM, recipe
+from tests._support.recipes import BLOCKS, PAGE, PROGRAM, SLURM, recipe
 
 
 def rhapsody(*words: str) -> subprocess.CompletedProcess[str]:
@@ -22,8 +22,8 @@ def rhapsody(*words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
 
 
-@pytest.mark.parametrize("block", BLOCKS)
-def test_every_file_on_the_page_is_valid(
+@pytest.mark.parametrize("block", [*BLOCKS, *SLURM])
+def test_every_file_on_the_pages_is_valid(
     block: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("USER", "me")

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-PAGE = Path(__file__).parents[2] / "docs/how-to/radical-pilot.md"
+PAGE = Path(__file__).parents[2] / "docs/how-to/describe-a-cluster.md"
 
 
 def configured(directory: Path) -> str:
@@ -23,9 +23,9 @@ def configured(directory: Path) -> str:
     assert documented is not None
     config = directory / "config/.radical/pilot/configs/resource_tests.json"
     config.parent.mkdir(parents=True)
-    resources = json.loads(documented[1])
+    resource = {**json.loads(documented[1])["cpu"], "gpus_per_node": 0}
     srun = {"launch_methods": {"order": ["SRUN"], "SRUN": {}}}
-    config.write_text(json.dumps({**resources, "srun": {**resources["cluster"], **srun}}))
+    config.write_text(json.dumps({"cluster": resource, "srun": {**resource, **srun}}))
     return str(directory / "config")
 
 
