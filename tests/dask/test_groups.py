@@ -231,6 +231,31 @@ async def test_a_killed_worker_loses_only_the_call_that_ran(
     assert trace.read_text() == "x"
 
 
+async def test_a_call_that_had_ended_before_its_worker_was_killed_runs_again(
+    own: WorkflowEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Even if it had been reported as running: its reply is lost with those of its group."""
+    for name in ("SCHEDULING_COST", "TARGET_SECONDS", "RECALL_AFTER"):  # groups at any speed
+        monkeypatch.setattr(f"rhapsody_dask.groups.{name}", LIMIT)
+    gate = str(tmp_path / "gate")
+
+    @own.function_task(lost_retries=0)
+    def work(number: int, held: bool = False) -> int:
+        if held:
+            _hold(gate)
+        elif number == 15:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return number
+
+    await asyncio.gather(*own.map(work, range(10)))
+    futures = [work(number, number == 14) for number in range(13, 17)]
+    await _until(lambda: futures[1].state is TasksMainStates.RUNNING)
+    _open_gate(gate)
+    results = await asyncio.gather(*futures, return_exceptions=True)
+    assert isinstance(results.pop(2), TaskLostError)
+    assert results == [13, 14, 16]
+
+
 async def test_other_calls_of_a_lost_group_finish_on_an_existing_cluster(
     mortal_cluster: Any,
 ) -> None:

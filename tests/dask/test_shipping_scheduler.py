@@ -17,7 +17,7 @@ pytestmark = pytest.mark.asyncio
 
 ADDRESS = "tls://127.0.0.1:4711"
 TOPIC = "rhapsody.session"
-REMOVED: dict[str, Any] = {"removed": ADDRESS, "started": []}
+REMOVED: dict[str, Any] = {"removed": ADDRESS, "started": None}
 
 
 class Scheduler(SimpleNamespace):
@@ -172,7 +172,8 @@ async def test_tasks_of_a_worker_without_notes_run_again(tmp_path: Path) -> None
     plugin.transition(waited.key, "processing", "erred")
     plugin.remove_worker(scheduler, ADDRESS)
     assert waited.state == "waiting"
-    assert scheduler.published == [{"tasks": [(waited.key, "repeated")]}, REMOVED]
+    removed = {"removed": ADDRESS, "started": []}
+    assert scheduler.published == [{"tasks": [(waited.key, "repeated")]}, removed]
 
 
 async def test_plugins_are_removed_when_the_client_has_disconnected(

@@ -439,16 +439,19 @@ class DaskExecutionBackend(ManagedBackend):
             case "dropped":
                 results.dropped(call)
 
-    def _worker_removed(self, worker: str, marks: Sequence[bytes]) -> None:
+    def _worker_removed(self, worker: str, marks: Sequence[bytes] | None) -> None:
         """Fail the tasks that were running on a worker when the worker left the cluster.
 
         Args:
             worker: The worker's address.
-            marks: The marks (see `worker.site.mark`) of the attempts that were running.
+            marks: The marks (see `worker.site.mark`) of the attempts that were running, or `None`
+                if they are unknown.
         """
         for call in list(self.open_tasks.values()):
             ran = call.started and call.worker == worker
-            if not ran and call.grouped and marks:
+            if call.grouped and marks is not None:
+                if ran:  # its reply is lost with those of the group: it is sent again
+                    call.started, call.worker, call.token = False, None, None
                 ran = mark(call.uid) in marks
             if ran and not call.finished:  # otherwise Dask reruns it if its reply was lost
                 self._results.fail(call, worker_lost(call, worker))

@@ -328,7 +328,7 @@ class SchedulerSetup(SchedulerPlugin):
 
         Called by Dask after the worker's tasks have changed their states.
         """
-        started = [] if self.notes is None else self._retry(worker)
+        started = None if self.notes is None else self._retry(worker)
         self.changes += [(key, "stuck") for key in _stuck(scheduler)]
         self._publish()
         scheduler.log_event(self.topic, {"removed": worker, "started": started})
