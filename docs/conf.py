@@ -40,6 +40,7 @@ nitpick_ignore_regex = [
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 napoleon_use_ivar = True
+toc_object_entries_show_parents = "hide"
 python_maximum_signature_line_length = 80
 # A text file with the names that the docstrings and signatures use; nothing is fetched.
 intersphinx_mapping = {"python": ("https://docs.python.org/3", "inventories/python.txt")}

@@ -32,9 +32,9 @@ class Mermaid(SphinxDirective):
     final_argument_whitespace = True
 
     def run(self) -> list[nodes.Node]:
-        """Return an image for each color scheme."""
+        """Return a box with an image for each color scheme."""
         source = "\n".join(self.content)
-        images: list[nodes.Node] = []
+        box = nodes.container(classes=["diagram"])
         for scheme in SCHEMES:
             path = picture(source, scheme)
             if not path.exists():
@@ -42,10 +42,10 @@ class Mermaid(SphinxDirective):
             image = nodes.image(
                 uri=f"/{path.relative_to(self.env.srcdir)}",
                 alt=" ".join(self.arguments) or "diagram",
-                classes=[f"only-{scheme}", "diagram"],
+                classes=[f"only-{scheme}"],
             )
-            images.append(image)
-        return images
+            box += image
+        return [box]
 
 
 def setup(app: Sphinx) -> ExtensionMetadata:

@@ -59,7 +59,8 @@ def _about(module: str, name: str, thing: object) -> str:
 def _entry(module: str, name: str, thing: object) -> str:
     path = f"{module}.{name}"
     if inspect.isclass(thing):
-        return f".. autoclass:: {path}\n   :members:\n   :show-inheritance:\n"
+        bases = "   :show-inheritance:\n" if issubclass(thing, BaseException) else ""
+        return f".. autoclass:: {path}\n   :members:\n{bases}"
     if inspect.isroutine(thing):
         return f".. autofunction:: {path}\n"
     text = CODE.sub(_code, constant(module, name))
@@ -219,9 +220,23 @@ def is_skipped(
     return True if str(getattr(thing, "__doc__", "")).startswith("Alias for field number") else None
 
 
+def without_private(
+    _app: Sphinx,
+    _what: str,
+    _name: str,
+    _thing: object,
+    _options: object,
+    signature: str | None,
+    result: str | None,
+) -> tuple[str, str | None] | None:
+    """Remove the signature of a class that programs do not call."""
+    return ("", result) if signature and "**__" in signature else None
+
+
 def setup(app: Sphinx) -> ExtensionMetadata:
     """Register the handlers of Sphinx's events."""
     app.connect("source-read", generate)
     app.connect("autodoc-process-docstring", mark_code)
+    app.connect("autodoc-process-signature", without_private)
     app.connect("autodoc-skip-member", is_skipped)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

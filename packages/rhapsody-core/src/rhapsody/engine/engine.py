@@ -188,8 +188,6 @@ class WorkflowEngine(OlderNames):
     ) -> Starting:
         """Create an engine and start its backends.
 
-        The options are described in `rhapsody.engine.options.EngineOptions`.
-
         Returns:
             A coroutine that is also an async context manager.
 
