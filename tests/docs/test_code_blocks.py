@@ -9,9 +9,9 @@ contains its output. A comment on the line before a block changes this:
 
 On a page with such files, the lines of `console` blocks that begin with `$ ` are run by a shell in
 the directory of the files, in the order of the page. Each must print the lines that follow it. In
-these, `…` stands for any text, and a line that consists of `…` for any number of lines. Differences
-in the number of spaces do not matter, because columns are as wide as their values. With
-`<!-- files of: PAGE -->`, the session starts with the files of another page.
+these, `…` stands for any text, and a line that consists of `…` for any number of lines. Durations,
+times, shares and the names of runs may differ, and so may the number of spaces, because columns are
+as wide as their values. `<!-- files of: PAGE -->` starts the session with another page's files.
 """
 
 from __future__ import annotations
@@ -70,6 +70,12 @@ BEGINNING = re.compile(r"^<!-- files of: (?P<page>\S+) -->$", re.MULTILINE)
 PROGRESS = re.compile(r"^rhapsody: .* running, .* waiting after .*\n", re.MULTILINE)
 """Lines that `rhapsody run` prints every ten seconds, which a slow machine adds to the output."""
 
+VOLATILE = re.compile(
+    r"\d{8}T\d{6}-\w+-[0-9a-f]{4}"  # name of a run
+    r"|\d{4}-\d\d-\d\d|\d+:\d\d:\d\d"  # date; time or long duration
+    r"|\d+(?:\.\d+)? (?:ms|s|%|kB|MB)(?!\w)"  # duration, share or size
+)
+
 
 class FileStep(NamedTuple):
     """A file that a page shows."""
@@ -105,13 +111,15 @@ def steps_of(page: Path) -> Iterator[FileStep | CommandStep]:
 
 def shows(expected: str, printed: str) -> bool:
     """Return True if the documented output of a command stands for what it printed."""
-    lines = [" ".join(line.split()) for line in expected.splitlines()]
+
+    def normalized(text: str) -> list[str]:
+        return [" ".join(VOLATILE.sub("…", line).split()) for line in text.splitlines()]
+
     pattern = "".join(
         r"(?:.*\n)*?" if line == "…" else re.escape(line).replace("…", ".*") + r"\n"
-        for line in lines
+        for line in normalized(expected)
     )
-    found = "".join(" ".join(line.split()) + "\n" for line in printed.splitlines())
-    return re.fullmatch(pattern, found) is not None
+    return re.fullmatch(pattern, "".join(f"{line}\n" for line in normalized(printed))) is not None
 
 
 ALL = [
@@ -184,6 +192,8 @@ def test_the_commands_of_a_page_print_the_documented_output(
         pytest.param("a  1\n", "a     1\n", True, id="spaces"),
         pytest.param("run …\n", "run 7f3a\n", True, id="part of a line"),
         pytest.param("a\n…\nb\n", "a\n1\n2\nb\n", True, id="any lines"),
+        pytest.param("1 done in 2.5 s\n", "1 done in 30 ms\n", True, id="duration"),
+        pytest.param("1 done in 2.5 s\n", "2 done in 2.5 s\n", False, id="another number"),
         pytest.param("a\n", "a\nb\n", False, id="another line"),
         pytest.param("run …\n", "run\nlog\n", False, id="another line after part of one"),
     ],
