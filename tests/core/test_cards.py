@@ -14,7 +14,7 @@ from rhapsody.cards import MAX_LENGTH, Card
 from rhapsody.plugins.specs import Stats, Summary
 from tests._support.distributions import python
 
-SECRET = "correct horse battery"
+SECRET = "correct horse battery"  # pragma: allowlist secret
 
 
 class _Texts(HTMLParser):

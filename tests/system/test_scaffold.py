@@ -98,6 +98,13 @@ def test_its_nox_sessions_can_be_listed(scaffold: Scaffold) -> None:
     assert {"lint", "types"} <= set(re.findall(r"^\* (\S+)", listed, re.MULTILINE))
 
 
+def test_its_workflow_matches_the_schema(scaffold: Scaffold) -> None:
+    pytest.importorskip("check_jsonschema")
+    schema = ("-m", "check_jsonschema", "--builtin-schema", "vendor.github-workflows")
+    workflows = (scaffold.root / ".github" / "workflows").iterdir()
+    check(sys.executable, *schema, *workflows, cwd=scaffold.root)
+
+
 def test_a_backend_that_claims_too_much_fails_its_tests_by_name(scaffold: Scaffold) -> None:
     plugin = scaffold.root / "src" / "rhapsody_demo" / "plugin.py"
     honest = plugin.read_text()
