@@ -39,6 +39,7 @@ PAGES = {
     "capabilities": "reference/capabilities.html",
     "errors": "reference/common-errors.html",
     "architecture": "explanation/architecture.html",
+    "states": "explanation/states.html",
     "performance": "explanation/performance.html",
     "plugins": "plugins/index.html",
     "machines": "machines/index.html",
