@@ -21,6 +21,7 @@ PLUGINS = ROOT / "docs" / "plugins"
 HOOKS = {
     name: value for name, value in vars(specs).items() if hasattr(value, f"{specs.PROJECT}_spec")
 }
+METHODS = ("backends.md", "task-descriptions.md", "helpers.md")
 HOOK_TESTS = ROOT / "tests/core/plugins/test_specs.py"
 
 
@@ -59,20 +60,20 @@ def test_every_method_of_a_backend_has_its_row(kind: type) -> None:
         if (inspect.isfunction(value) or isinstance(value, classmethod))
         and not name.startswith("_")
     }
-    text = (PLUGINS / "backends.md").read_text()
+    text = "".join((PLUGINS / page).read_text() for page in METHODS)
     offered = re.findall(r"`(require_running|admit|accept|report_state)`", text)
-    named = first_column("backends.md") | set(offered)
+    named = set().union(*map(first_column, METHODS), offered)
     assert methods <= named
 
 
 def test_every_capability_has_its_row() -> None:
     names = {field.name for field in dataclasses.fields(Capabilities)}
-    assert names <= first_column("backends.md")
+    assert names <= first_column("capabilities.md")
 
 
 @pytest.mark.parametrize("name", rhapsody.sdk.__all__)
 def test_every_name_of_the_sdk_is_documented(name: str) -> None:
-    page = (PLUGINS / "backends.md").read_text()
+    page = (PLUGINS / "helpers.md").read_text()
     assert f"`{name}`" in page, f"{name} is not on the page"
     thing = getattr(rhapsody.sdk, name)
     if inspect.isclass(thing) or inspect.isfunction(thing):
@@ -90,5 +91,5 @@ def test_every_setting_of_the_kit_has_its_row() -> None:
 
 def test_every_key_of_a_description_has_its_row() -> None:
     keys = TaskDescription.__required_keys__ | TaskDescription.__optional_keys__
-    text = (PLUGINS / "backends.md").read_text()
+    text = (PLUGINS / "task-descriptions.md").read_text()
     assert {key for key in keys if f"`{key}`" not in text} == set()
