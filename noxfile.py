@@ -99,7 +99,7 @@ def run_tests(session: nox.Session, backend: str, *constraints: str) -> None:
     dist = DISTRIBUTIONS[backend]
     if backend == "radical":  # a pilot's many processes would all compile the same modules
         constraints = (*constraints, "--compile")
-    session.install(*sources(*{"core": 1, backend: 1}), *tools(dist.group), *constraints)
+    session.install(*sources(*dict.fromkeys(["core", backend])), *tools(dist.group), *constraints)
     selected = session.posargs or ["-m", "not long", f"tests/{backend}"]
     session.run("pytest", *dist.options, *selected)
 
