@@ -98,7 +98,11 @@ class Complaints(logging.Handler):
         self.found: list[str] = []
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.found.append(self.format(record)[-2000:])
+        text = self.format(record)[-2000:]
+        # Dask's client forgets all futures if it loses the scheduler. A `gather` that it has just
+        # started then raises this for each of them, and retrieves only one.
+        if not text.rstrip().endswith("distributed.client.AllExit"):
+            self.found.append(text)
 
     def unraisable(self, info: Any) -> None:
         """Handle an argument of `sys.unraisablehook`."""
