@@ -168,7 +168,10 @@ class Reaper:
         self._reported = 0
 
     def next_program(self) -> int:
-        """Start the reaper if necessary, and return the number of the next program.
+        """Start the reaper if necessary, and number the next program.
+
+        Returns:
+            The number.
 
         Raises:
             OSError: The reaper cannot be started.
