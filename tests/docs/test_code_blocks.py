@@ -160,11 +160,12 @@ SESSIONS = [
 def test_the_commands_of_a_page_print_the_documented_output(
     steps: list[FileStep | CommandStep], tmp_path: Path
 ) -> None:
-    project, configuration = tmp_path / "project", tmp_path / "configuration"
+    project, home = tmp_path / "project", tmp_path / "home"
     project.mkdir()
+    home.mkdir()
     environment = {key: each for key, each in os.environ.items() if not key.startswith("RHAPSODY_")}
     environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
-    environment["XDG_CONFIG_HOME"] = str(configuration)
+    environment |= {"HOME": str(home), "XDG_CONFIG_HOME": str(home / "configuration")}
     for step in steps:
         if isinstance(step, FileStep):
             file = project / step.name
