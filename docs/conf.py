@@ -29,6 +29,7 @@ extensions = [
 ]
 exclude_patterns = ["_build"]
 nitpicky = True
+smartquotes = False  # they would change `--` in the help of commands
 nitpick_ignore_regex = [
     ("py:obj", ".*"),  # code in docstrings, which is a link only if it is a public name
     # Types in signatures that are private, and names of the standard library's private modules.
