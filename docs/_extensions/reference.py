@@ -11,12 +11,15 @@ from __future__ import annotations
 import argparse
 import ast
 import importlib
+import importlib.metadata
 import inspect
 import re
 import textwrap
 from collections.abc import Callable, Iterator
 
+from packaging.requirements import Requirement
 from sphinx.application import Sphinx
+from sphinx.environment import BuildEnvironment
 from sphinx.pycode import ModuleAnalyzer
 from sphinx.util.typing import ExtensionMetadata
 
@@ -28,6 +31,7 @@ from rhapsody.plugins import specs
 from rhapsody.plugins.specs import PROJECT
 from rhapsody.testing import capability_table
 
+DISTRIBUTIONS = ("rhapsody-core", "rhapsody-dask", "rhapsody-radical", "rhapsody-wfcommons")
 GENERATE = re.compile(r"^<!-- generate: (\w+)(.*?) -->$", re.MULTILINE | re.DOTALL)
 CODE = re.compile(r"(?<![`:\\])`([^`]+)`(?!`)")
 """Code in a docstring, which uses single backquotes as Markdown does."""
@@ -166,6 +170,23 @@ def _capabilities(capabilities: Capabilities) -> list[str]:
     return [line.removesuffix(" |") for line in capability_table(capabilities).splitlines()[2:]]
 
 
+def extras() -> str:
+    """Return a table of the extras of the distributions, with the packages that they install."""
+    rows = ["| extra | installs |", "|---|---|"]
+    for name in DISTRIBUTIONS:
+        metadata = importlib.metadata.metadata(name)
+        requirements = [Requirement(each) for each in metadata.get_all("Requires-Dist", [])]
+        for extra in metadata.get_all("Provides-Extra", []):
+            wanted = [each for each in requirements if f'"{extra}"' in str(each.marker)]
+            packages = [f"`{each.name}{_extras(each)}`" for each in wanted]
+            rows.append(f"| `{name}[{extra}]` | {', '.join(packages)} |")
+    return "\n".join(rows)
+
+
+def _extras(requirement: Requirement) -> str:
+    return f"[{','.join(sorted(requirement.extras))}]" if requirement.extras else ""
+
+
 def hooks() -> str:
     """Return a table of the hooks, and a section for each."""
     found = [name for name, value in vars(specs).items() if hasattr(value, f"{PROJECT}_spec")]
@@ -190,6 +211,7 @@ GENERATORS: dict[str, Callable[..., str]] = {
         engine_options,
         backend_options,
         capability_matrix,
+        extras,
         hooks,
     )
 }
@@ -233,9 +255,17 @@ def without_private(
     return ("", result) if signature and "**__" in signature else None
 
 
+def leave_out_decisions(_app: Sphinx, env: BuildEnvironment) -> None:
+    """Leave the decisions out of the search: they describe former states and rejected ideas."""
+    for page in env.found_docs:
+        if page.startswith("decisions/"):
+            env.metadata[page]["nosearch"] = True
+
+
 def setup(app: Sphinx) -> ExtensionMetadata:
     """Register the handlers of Sphinx's events."""
     app.connect("source-read", generate)
+    app.connect("env-updated", leave_out_decisions)
     app.connect("autodoc-process-docstring", mark_code)
     app.connect("autodoc-process-signature", without_private)
     app.connect("autodoc-skip-member", is_skipped)
