@@ -72,6 +72,7 @@ PROGRESS = re.compile(r"^rhapsody: .* running, .* waiting after .*\n", re.MULTIL
 
 VOLATILE = re.compile(
     r"\d{8}T\d{6}-\w+-[0-9a-f]{4}"  # name of a run
+    r"|^[0-9a-f]{4} +\d\d-\d\d \d\d:\d\d "  # run and its start in a list
     r"|\d{4}-\d\d-\d\d|\d+:\d\d:\d\d"  # date; time or long duration
     r"|\d+(?:\.\d+)? (?:ms|s|%|kB|MB)(?!\w)"  # duration, share or size
 )
