@@ -1,4 +1,4 @@
-"""A real Slurm of one node, on loopback, in one directory, for as long as a test takes."""
+"""A real Slurm of one or more nodes, on loopback, in one directory, for as long as a test takes."""
 
 from __future__ import annotations
 
@@ -21,18 +21,17 @@ CONFIGURATION = """
 ClusterName=test
 SlurmctldHost={host}(127.0.0.1)
 SlurmctldPort={controller}
-SlurmdPort={node}
 AuthType=auth/munge
 AuthInfo=socket={d}/munge.sock
 CredType=cred/munge
 SlurmUser=root
 SlurmdUser=root
 StateSaveLocation={d}/state
-SlurmdSpoolDir={d}/spool
+SlurmdSpoolDir={d}/spool.%n
 SlurmctldPidFile={d}/slurmctld.pid
-SlurmdPidFile={d}/slurmd.pid
+SlurmdPidFile={d}/slurmd.%n.pid
 SlurmctldLogFile={d}/slurmctld.log
-SlurmdLogFile={d}/slurmd.log
+SlurmdLogFile={d}/slurmd.%n.log
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 JobAcctGatherType=jobacct_gather/none
@@ -41,8 +40,13 @@ SelectTypeParameters=CR_Core
 ReturnToService=2
 MpiDefault=none
 KillWait=5
-NodeName={host} NodeAddr=127.0.0.1 CPUs=2 RealMemory=2000 State=UNKNOWN
-PartitionName=debug Nodes={host} Default=YES MaxTime=INFINITE State=UP
+GresTypes=gpu
+PartitionName=debug Nodes=ALL Default=YES MaxTime=INFINITE State=UP
+"""
+
+NODE = """
+NodeName={name} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs=2 RealMemory=2000 \
+Gres=gpu:{gpus} State=UNKNOWN
 """
 
 
@@ -58,21 +62,28 @@ def why_not() -> str | None:
 
 
 @contextmanager
-def slurm(directory: Path) -> Iterator[None]:
-    """Starts Slurm, with the variables that its commands need, and stops it.
+def slurm(directory: Path, nodes: int = 1, gpus: int = 0) -> Iterator[None]:
+    """Start Slurm, with the variables that its commands need, and stop it.
 
     Args:
-        directory: An empty one, for all that it keeps.
+        directory: An empty directory for the files of Slurm.
+        nodes: Number of nodes. All are on this machine, and each has two cores. A single node has
+            the name of the machine; several are called `node1`, `node2` and so on.
+        gpus: Number of GPUs of each node, 0 or 1. Slurm counts them; the device is `/dev/null`.
     """
     host = socket.gethostname().partition(".")[0]
     (directory / "state").mkdir()
-    (directory / "spool").mkdir()
     directory.chmod(0o755)
     key = directory / "munge.key"
     key.write_bytes(secrets.token_bytes(1024))
     key.chmod(0o400)
-    text = CONFIGURATION.format(d=directory, host=host, controller=free_port(), node=free_port())
+    names = [host] if nodes == 1 else [f"node{number}" for number in range(1, nodes + 1)]
+    text = CONFIGURATION.format(d=directory, host=host, controller=free_port())
+    for name in names:
+        text += NODE.format(name=name, host=host, port=free_port(), gpus=gpus)
     (directory / "slurm.conf").write_text(text)
+    devices = [f"NodeName={name} Name=gpu File=/dev/null\n" for name in names] if gpus else []
+    (directory / "gres.conf").write_text("".join(devices))
     former = {name: os.environ.get(name) for name in ("PATH", "SLURM_CONF")}
     os.environ["PATH"] += ":/usr/sbin:/sbin"
     os.environ["SLURM_CONF"] = str(directory / "slurm.conf")
@@ -83,11 +94,12 @@ def slurm(directory: Path) -> Iterator[None]:
             check=True,
         )
         subprocess.run(["slurmctld"], check=True)
-        subprocess.run(["slurmd"], check=True)
+        for name in names:
+            subprocess.run(["slurmd", "-N", name], check=True)
         _until_idle(directory)
         yield
     finally:
-        for daemon in ("slurmd", "slurmctld", "munged"):
+        for daemon in (*(f"slurmd.{name}" for name in names), "slurmctld", "munged"):
             _stop(directory / f"{daemon}.pid")
         for name, value in former.items():
             if value is None:
@@ -97,7 +109,7 @@ def slurm(directory: Path) -> Iterator[None]:
 
 
 def until_no_jobs() -> None:
-    """Waits until no job is in the queue."""
+    """Wait until no job is in the queue."""
     until = time.monotonic() + 30
     while True:
         queue = subprocess.run(["squeue", "-h"], capture_output=True, text=True, check=True)
@@ -111,7 +123,7 @@ def _until_idle(directory: Path) -> None:
     until = time.monotonic() + 60
     while True:
         said = subprocess.run(["sinfo", "-h", "-o", "%t"], capture_output=True, text=True)
-        if said.stdout.strip() == "idle":
+        if set(said.stdout.split()) == {"idle"}:
             return
         if time.monotonic() > until:
             logs = [path.read_text()[-2000:] for path in directory.glob("*.log")]
