@@ -201,7 +201,8 @@ def docs(session: nox.Session) -> None:
     session.install(*sources("core", "dask", "radical", "wfcommons"), *tools("docs"))
     site = str((session.cache_dir / "site").absolute())
     strict = ["--fail-on-warning", "--keep-going", "--nitpicky"]
-    session.run("sphinx-build", "--quiet", *strict, "--jobs=auto", "docs", site)
+    trees = str((session.cache_dir / "doctrees").absolute())
+    session.run("sphinx-build", "-q", *strict, "--jobs=auto", "-d", trees, "docs", site)
     session.run("pytest", *(session.posargs or ["-n2", "tests/docs"]))
 
 
