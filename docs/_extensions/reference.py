@@ -152,18 +152,24 @@ def backend_options() -> str:
 
 
 def capability_matrix() -> str:
-    """Return a table with the capabilities that each installed backend declares."""
+    """Return a table with the capabilities of each installed backend, and lists of long values."""
     declared = {
         backend.name: [line.split(" | ") for line in _capabilities(backend.capabilities)]
         for backend in BackendRegistry.describe().values()
         if backend.capabilities is not None
     }
-    rows = [
-        f"{columns[0][0]} | {columns[0][1]} | {' | '.join(each[2] for each in columns)}"
-        for columns in zip(*declared.values(), strict=True)
-    ]
     head = f"| capability | meaning | {' | '.join(f'`{name}`' for name in declared)} |"
-    return "\n".join([head, f"|---|---|{'---|' * len(declared)}", *rows])
+    table, lists = [head, f"|---|---|{'---|' * len(declared)}"], []
+    for columns in zip(*declared.values(), strict=True):
+        capability, meaning, _ = columns[0]
+        values = [each[2] for each in columns]
+        if any(", " in each for each in values):
+            pairs = zip(declared, values, strict=True)
+            lists.append(f"\n## {capability[2:]}\n\n{meaning[:1].upper()}{meaning[1:]}:\n")
+            lists += [f"- `{name}`: {value}" for name, value in pairs]
+        else:
+            table.append(f"{capability} | {meaning} | {' | '.join(values)} |")
+    return "\n".join([*table, *lists])
 
 
 def _capabilities(capabilities: Capabilities) -> list[str]:
