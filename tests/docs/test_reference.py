@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import importlib
+import json
 import re
 from pathlib import Path
 
 import pytest
+
+from rhapsody import __version__
 
 ROOT = Path(__file__).parents[2]
 REFERENCE = ROOT / "docs" / "reference"
@@ -33,6 +36,11 @@ def documented() -> set[str]:
 def test_every_public_name_has_an_entry(package: str) -> None:
     names = set(importlib.import_module(package).__all__)
     assert names - documented() - {"__version__"} == set()
+
+
+def test_the_version_is_in_the_menu_of_versions() -> None:
+    versions = json.loads((ROOT / "docs" / "_static" / "switcher.json").read_text())
+    assert __version__ in [each["version"] for each in versions]
 
 
 def test_every_environment_variable_has_a_row() -> None:
