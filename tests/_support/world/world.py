@@ -220,7 +220,10 @@ class World:
 
     def leave(self, record: TaskRecord) -> None: ...
 
-    def announce(self, record: TaskRecord) -> None: ...
+    def now(self) -> float:
+        return 0.0
+
+    def announce(self, record: TaskRecord, when: float) -> None: ...
 
     def publish(
         self,
@@ -229,6 +232,7 @@ class World:
         error: Any = None,
         *,
         retried: bool = False,
+        when: float | None = None,
     ) -> None:
         self.invariants.published(record, state)
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from rhapsody import StateMapper, TasksMainStates, WorkflowEngine, hookimpl
+from rhapsody import NoopExecutionBackend, StateMapper, TasksMainStates, WorkflowEngine, hookimpl
 from rhapsody.plugins.manager import EngineHooks
 from rhapsody.plugins.specs import TaskEvent
 from rhapsody.testing import EventRecorder
@@ -39,6 +39,21 @@ class Native(Scripted):
             running_state=["ACTIVE", "STAGING_OUT"],
             submitted="QUEUED",
         )
+
+
+async def test_tasks_that_are_submitted_together_have_the_same_time() -> None:
+    events = EventRecorder()
+    async with WorkflowEngine.create(NoopExecutionBackend(), observers=[events]) as flow:
+
+        @flow.function_task
+        def part(number: int) -> None: ...
+
+        futures = [part(number) for number in range(3)]
+        await within(asyncio.gather(*futures))
+        await turns()
+        submitted = [events.of(future)[1] for future in futures]
+        assert {event.state for event in submitted} == {SUBMITTED}
+        assert len({event.time for event in submitted}) == 1
 
 
 async def test_the_events_of_a_task_have_all_fields() -> None:

@@ -47,9 +47,10 @@ class LoopClock:
         """Return the seconds since the epoch."""
         return time.time()
 
-    def monotonic(self) -> float:
-        """Return the loop's time."""
-        return self._loop.time()
+    @property
+    def monotonic(self) -> Callable[[], float]:
+        """The loop's method `time`, which every event of a task calls."""
+        return self._loop.time
 
     def call_at(self, when: float, callback: Callable[[], object]) -> Timer:
         """Call `callback` when `monotonic` reaches `when`."""

@@ -5,17 +5,18 @@ from __future__ import annotations
 import logging
 import threading
 import weakref
-from collections.abc import Mapping, Sequence
-from functools import partial
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice, repeat
+from typing import Any, TypeVar, get_args
 
 from rhapsody.engine.background import Background
 from rhapsody.engine.record import TaskRecord
 from rhapsody.engine.task_calls import CallRows, described_resources
+from rhapsody.engine.task_function import CallKind
 from rhapsody.errors import DependencyFailureError, FirstFailure
 from rhapsody.observers.account import FailureGroups
 from rhapsody.plugins.manager import EngineHooks
-from rhapsody.plugins.specs import AttemptFiles, ObservedEngine, TaskEvent
+from rhapsody.plugins.specs import AttemptFiles, ObservedEngine, TaskCall, TaskEvent
 from rhapsody.states import TasksMainStates
 from rhapsody.task import AttemptInfo, TaskFuture
 
@@ -36,15 +37,15 @@ def accounts(backends: Mapping[str, Any], log: logging.Logger) -> dict[str, Mapp
     return {name: account for name, account in collected.items() if account}
 
 
-DONE, FAILED, CANCELED = TasksMainStates.DONE, TasksMainStates.FAILED, TasksMainStates.CANCELED
+_ENDED = frozenset({TasksMainStates.DONE, TasksMainStates.FAILED, TasksMainStates.CANCELED})
 
 
 class Observation:
     """Collector that passes calls and task events to the plugins in batches, on the loop.
 
-    Until an event is passed on, it is stored as a row of values in a flat list. A wide fan-out
-    produces tens of thousands of events, and creating an object for each would trigger the garbage
-    collector.
+    Until they are passed on, calls and events are stored as rows of values in flat lists. A wide
+    fan-out produces tens of thousands of events, and creating an object for each would trigger the
+    garbage collector.
 
     Args:
         hooks: The plugins' hooks.
@@ -58,14 +59,19 @@ class Observation:
         self._background = background
         self._clock = background.clock
         self._monotonic = background.clock.monotonic
+        self._epoch = 0.0  # the difference between times since the epoch and monotonic times
         self._calls = CallRows()
         self._rows: list[Any] = []
 
-    def announce(self, record: TaskRecord) -> None:
-        """Record that a task or block was called."""
+    def now(self) -> float:
+        """Return the time on the engine's clock."""
+        return self._monotonic()
+
+    def announce(self, record: TaskRecord, when: float) -> None:
+        """Record that a task or block was called at a time on the engine's clock."""
         if not (self._calls or self._rows):
-            self._background.soon(self.flush)
-        self._calls.add(record, self._monotonic())
+            self._begin()
+        self._calls.add(record, self._epoch + when)
 
     def publish(
         self,
@@ -74,55 +80,88 @@ class Observation:
         error: BaseException | None = None,
         *,
         retried: bool = False,
+        when: float | None = None,
     ) -> None:
-        """Record that a task entered a state."""
+        """Record that a task entered a state.
+
+        Args:
+            record: The task or block.
+            state: The state.
+            error: The exception of a failed attempt.
+            retried: True if another attempt follows.
+            when: The time on the engine's clock. Default: now.
+        """
         rows, task, description = self._rows, record.task, record.description
         if not (rows or self._calls):
-            self._background.soon(self.flush)
+            self._begin()
         label = record.label
         if label is None:
             label = record.label = record.future.uid
-        ended = state is DONE or state is FAILED or state is CANCELED
+        if when is None:
+            when = self._monotonic()
+        last = _end(record, retried=retried) if state in _ENDED else _NO_END[task.kind]
         rows += (
-            label, task, record.attempt or 1, state, record.native,
-            record.future._backend, self._monotonic(),
+            label, task.name, record.attempt or 1, state, record.native,
+            record.future._backend, self._epoch + when, when,
             description.get("worker"),
             record.scope, error,
             description.get("sandbox"),
-            _end(record, retried=retried) if ended else None,
         )  # fmt: skip
+        rows += last
         record.native = None
+
+    def _begin(self) -> None:
+        """Begin a batch: read the time since the epoch once, and schedule the delivery."""
+        self._epoch = self._clock.time() - self._clock.monotonic()
+        self._background.soon(self.flush)
 
     def flush(self) -> None:
         """Pass the collected calls and events to the plugins."""
         rows, self._rows = self._rows, []
         hooks = self._hooks
-        epoch = self._clock.time() - self._clock.monotonic()
-        if self._calls:
-            for calls in self._calls.take(epoch, _BATCH):
-                for hook in hooks.task_calls:
-                    hooks.call(hook, engine=self._engine, calls=calls)
-        for first in range(0, len(rows), _COLUMNS * _BATCH):
-            events = _events(rows[first : first + _COLUMNS * _BATCH], epoch)
+        for calls in _batches(TaskCall, self._calls.take()):
+            for hook in hooks.task_calls:
+                hooks.call(hook, engine=self._engine, calls=calls)
+        for events in _batches(TaskEvent, rows):
             for hook in hooks.task_events:
                 hooks.call(hook, engine=self._engine, events=events)
 
 
-_COLUMNS = 12
 _BATCH = 500
 
+_Item = TypeVar("_Item", TaskCall, TaskEvent)
+
+
+def _batches(kind: type[_Item], rows: list[Any]) -> Iterator[tuple[_Item, ...]]:
+    """Yield the objects for rows, in batches.
+
+    The next batch is created only on request, because many new objects would trigger the garbage
+    collector. No Python code runs for each object: `tuple.__new__` does the work of `kind._make`.
+
+    Args:
+        kind: The type of the objects.
+        rows: The values of all rows, one after another.
+    """
+    values = zip(*[iter(rows)] * len(kind._fields), strict=True)
+    made: Iterator[_Item] = map(tuple.__new__, repeat(kind), values)
+    while batch := tuple(islice(made, _BATCH)):
+        yield batch
+
+
 _End = tuple[
-    str | None, str | None, int | None, Any, bool, AttemptFiles | None, Mapping[str, Any] | None,
-    tuple[float, float] | None,
+    str | None, str | None, CallKind, int | None, Any, bool, AttemptFiles | None,
+    Mapping[str, Any] | None, tuple[float, float] | None,
 ]  # fmt: skip
-"""Fields of an event for the end of an attempt: `stdout`, `stderr`, `exit_code`, `usage`,
-`retried`, `files`, `resources` and `interval`."""
+"""The last fields of an event, from `stdout` to `interval`."""
 
-_NO_END: _End = (None, None, None, None, False, None, None, None)
+_NO_END: dict[CallKind, _End] = {
+    kind: (None, None, kind, None, None, False, None, None, None) for kind in get_args(CallKind)
+}
+"""The last fields of an event that does not end an attempt, by kind of task."""
 
 
-def _end(record: TaskRecord, *, retried: bool) -> _End | None:
-    """Return the fields for the end of an attempt, or `None` if all have their defaults."""
+def _end(record: TaskRecord, *, retried: bool) -> _End:
+    """Return the last fields of the event for the end of an attempt."""
     outcome, task, description = record.future._outcome, record.task, record.description
     if outcome is not None and outcome.uid != record.uid:
         outcome = None  # of an earlier attempt
@@ -133,14 +172,12 @@ def _end(record: TaskRecord, *, retried: bool) -> _End | None:
         resources = described_resources(given)
     interval = description.get("interval")
     if outcome is None:
-        if not retried and files is None and resources is None and interval is None:
-            return None
-        return None, None, None, None, retried, files, resources, interval
+        return None, None, task.kind, None, None, retried, files, resources, interval
     captured = task.settings.capture is True
     return (
         outcome.stdout if captured else None,
         outcome.stderr if captured else None,
-        outcome.exit_code, outcome.usage, retried, files, resources, interval,
+        task.kind, outcome.exit_code, outcome.usage, retried, files, resources, interval,
     )  # fmt: skip
 
 
@@ -164,39 +201,6 @@ def _files(record: TaskRecord, outcome: AttemptInfo | None) -> AttemptFiles | No
     if not (inputs or outputs or stdout or stderr):
         return None
     return AttemptFiles(inputs, outputs, stdout, stderr)
-
-
-_event: Any = partial(tuple.__new__, TaskEvent)  # like `TaskEvent._make`, without a Python frame
-
-
-def _events(rows: list[Any], epoch: float) -> tuple[TaskEvent, ...]:
-    """Create the events for rows that `Observation.publish` has collected.
-
-    Args:
-        rows: The values of all rows, one after another.
-        epoch: The number of seconds to add to monotonic times to convert them to times since the
-            epoch.
-
-    Returns:
-        The events, one for each row.
-    """
-    made: list[TaskEvent] = []
-    add = made.append
-    for row in zip(*[iter(rows)] * _COLUMNS, strict=True):
-        (
-            uid, task, attempt, state, native, backend, when, worker, scope, error, sandbox, end,
-        ) = row  # fmt: skip
-        stdout, stderr, exit_code, usage, retried, files, resources, interval = end or _NO_END
-        add(
-            _event(
-                (
-                    uid, task.name, attempt, state, native, backend, epoch + when, when, worker,
-                    scope, error, sandbox, stdout, stderr, task.kind, exit_code, usage, retried,
-                    files, resources, interval,
-                )
-            )
-        )  # fmt: skip
-    return tuple(made)
 
 
 _MARK = "_rhapsody_engine"

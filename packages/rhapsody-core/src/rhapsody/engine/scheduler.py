@@ -56,9 +56,13 @@ from rhapsody.task import RetryPolicy, TaskFuture
 Limit = tuple[tuple[str, int], ...]
 """Named limits of a task, with their sizes."""
 
-DONE, FAILED, CANCELED = TasksMainStates.DONE, TasksMainStates.FAILED, TasksMainStates.CANCELED
-
 # Members that every task needs; in Python 3.11, looking up a member in its enum takes a call.
+PENDING, SUBMITTED, RUNNING = (
+    TasksMainStates.PENDING,
+    TasksMainStates.SUBMITTED,
+    TasksMainStates.RUNNING,
+)
+DONE, FAILED, CANCELED = TasksMainStates.DONE, TasksMainStates.FAILED, TasksMainStates.CANCELED
 _PENDING, _DONE, _CANCELLED = FutureState.PENDING, FutureState.DONE, FutureState.CANCELLED
 _WAITING, _CANCELING = WorkState.WAITING, WorkState.CANCELING
 _RESOLVE, _SUBMIT, _ACCEPT = Transition.RESOLVE, Transition.SUBMIT, Transition.ACCEPT
@@ -289,10 +293,12 @@ class Scheduler:
             record.parent = parent
             parent.children[record] = None
         self.stats.tasks += 1
-        if self.announced:
-            self._observation.announce(record)
-        if self.observed:
-            self._observation.publish(record, TasksMainStates.PENDING)
+        if self.announced or self.observed:
+            when = self._observation.now()
+            if self.announced:
+                self._observation.announce(record, when)
+            if self.observed:
+                self._observation.publish(record, PENDING, when=when)
         if record.dependencies:
             self._link(record)
         else:
@@ -338,6 +344,10 @@ class Scheduler:
         for record in submitted:
             record.state = after
             handler(self, record, backend)
+        if self.observed:
+            when = self._observation.now()  # the backend receives all of them in one call
+            for record in submitted:
+                self._observation.publish(record, SUBMITTED, when=when)
         return submitted
 
     def _on_submit(self, record: TaskRecord, backend: BackendHandle) -> None:
@@ -345,8 +355,6 @@ class Scheduler:
         record.future._backend = backend.name
         if not record.task.settings.service:
             backend.occupied += 1
-        if self.observed:
-            self._observation.publish(record, TasksMainStates.SUBMITTED)
 
     def accept(self, batch: Sequence[TaskRecord], backend: BackendHandle) -> None:
         """Mark a batch as accepted by its backend."""
@@ -397,7 +405,7 @@ class Scheduler:
 
     def _on_run(self, record: TaskRecord, _: None) -> None:
         if self.observed:
-            self._observation.publish(record, TasksMainStates.RUNNING)
+            self._observation.publish(record, RUNNING)
         if "timeout" in record.description or record.task.settings.service:
             self._start_clock(record)
 

@@ -7,9 +7,8 @@ only on settings is computed once per task function.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
-from functools import partial
 from typing import Any
 
 from rhapsody.engine.error_messages import MAX_CALL_LENGTH, Brief, call_text
@@ -25,7 +24,6 @@ from rhapsody.masking import (
     secrets_of,
     values_of,
 )
-from rhapsody.plugins.specs import TaskCall
 from rhapsody.resources import Resources, changed_fields
 from rhapsody.task import RetryPolicy, TaskFuture
 
@@ -54,7 +52,7 @@ class DescribedSettings:
 
 
 class CallRows:
-    """Calls that have not been passed to the hooks yet, as rows of values in a flat list."""
+    """Calls that have not been passed to the hooks yet, as rows of the fields of `TaskCall`."""
 
     def __init__(self) -> None:
         self._rows: list[Any] = []
@@ -63,21 +61,25 @@ class CallRows:
     def __bool__(self) -> bool:
         return bool(self._rows)
 
-    def add(self, record: TaskRecord, monotonic: float) -> None:
+    def add(self, record: TaskRecord, time: float) -> None:
         """Add a call that is made now. Its arguments may change or be released soon."""
         task, parent = record.task, record.parent
-        shared = task.described
+        shared: DescribedSettings | None = task.described
         if shared is None:
             shared = task.described = describe_settings(task)
         label = record.label = record.future.uid
         text = None if record.kwargs else _plain(record.args)
-        call = self._call(record, shared) if text is None else f"{task.name}({text})"
+        settings = shared.settings
+        if record.specific:
+            settings = {**settings, "task_description": _specific(record.specific)}
         self._rows += (
-            label, task, call, monotonic,
+            label, task.name, task.kind,
+            self._call(record, shared) if text is None else f"{task.name}({text})",
+            time,
             None if parent is None else parent.future.uid,
             record.scope,
             _uids(record.dependencies) if record.dependencies else (),
-            record.specific,
+            shared.resources, settings, shared.secrets,
         )  # fmt: skip
 
     def _call(self, record: TaskRecord, shared: DescribedSettings) -> str:
@@ -86,52 +88,10 @@ class CallRows:
         secrets = merged(shared.secrets, self._process)
         return call_text(record.task.name, record.args, record.kwargs, secrets)
 
-    def take(self, epoch: float, size: int) -> Iterator[tuple[TaskCall, ...]]:
-        """Yield the descriptions of the calls in batches, and remove them from this object.
-
-        Args:
-            epoch: The difference between the times of day and the monotonic times.
-            size: Maximum number of calls in a batch. The next batch is created only on request,
-                because many new objects would trigger the garbage collector.
-        """
+    def take(self) -> list[Any]:
+        """Return the values of all rows, one after another, and remove them from this object."""
         rows, self._rows, self._process = self._rows, [], None
-        for first in range(0, len(rows), _COLUMNS * size):
-            batch = iter(rows[first : first + _COLUMNS * size])
-            yield tuple(
-                _described(
-                    label, task, call, epoch + time, block, scope, dependencies, specific,
-                )
-                for label, task, call, time, block, scope, dependencies, specific in zip(
-                    *[batch] * _COLUMNS, strict=True
-                )
-            )  # fmt: skip
-
-
-def _described(
-    label: str,
-    task: TaskFunction[Any, Any],
-    call: str,
-    time: float,
-    block: str | None,
-    scope: str | None,
-    dependencies: tuple[str, ...],
-    specific: Mapping[str, Any] | None,
-) -> TaskCall:
-    shared: DescribedSettings = task.described
-    settings = shared.settings
-    if specific:
-        settings = {**settings, "task_description": _specific(specific)}
-    described: TaskCall = _task_call(
-        (
-            label, task.name, task.kind, call, time, block, scope, dependencies,
-            shared.resources, settings, shared.secrets,
-        )
-    )  # fmt: skip
-    return described
-
-
-_COLUMNS = 8
-_task_call: Any = partial(tuple.__new__, TaskCall)  # without the frame of `TaskCall.__new__`
+        return rows
 
 
 def _uids(dependencies: tuple[asyncio.Future[Any], ...]) -> tuple[str, ...]:

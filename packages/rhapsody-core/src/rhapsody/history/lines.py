@@ -61,6 +61,12 @@ _quoted = functools.lru_cache(maxsize=4096)(encode_basestring_ascii)
 """Function that returns a string as JSON, for strings that occur often."""
 
 
+@functools.lru_cache(maxsize=64)
+def _common_time(seconds: float) -> str:
+    """Return a time as JSON. Cached: all tasks of a batch are submitted at the same time."""
+    return f"{seconds:.6f}"
+
+
 Line = str | Callable[[], str]
 """A line, or a function that returns it, which reads the sizes of files and must not be called on
 the loop."""
@@ -191,7 +197,7 @@ class Encoder:
             started, ended = interval
         if submitted is not None and started is not None:  # in one step, as most lines have both
             line = (
-                f'{{"event":"end","uid":"{uid}"{self._engine}{where},"submitted":{submitted:.6f},'
+                f'{{"event":"end","uid":"{uid}"{self._engine}{where},"submitted":{_common_time(submitted)},'
                 f'"started":{started:.6f},"ended":{ended:.6f}'
             )
         else:

@@ -148,7 +148,7 @@ class RecordFile:
         if self._file is None:
             return
         try:
-            text = "".join([each() if callable(each) else each for each in lines])
+            text = "".join([each if isinstance(each, str) else each() for each in lines])
             _write(self._file, text)
             if self._network:  # other hosts see what has reached the server
                 os.fdatasync(self._file)
