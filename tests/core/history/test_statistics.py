@@ -93,6 +93,16 @@ def test_a_task_without_cores_has_no_efficiency(records: Records) -> None:
     assert found.cpu_efficiency is None
 
 
+def test_short_attempts_have_no_efficiency(records: Records) -> None:
+    short = call(1, "step"), end(1, 0, 0, 0.001, usage={"cpu_seconds": 0.0025})
+    (found,) = by_name(history(records, *short))
+    assert (found.cpu_seconds, found.cpu_efficiency) == (0.0025, None)
+    long = call(2, "step"), end(2, 0, 0, 1, usage={"cpu_seconds": 0.5})
+    (found,) = by_name(history(records, *short, *long))
+    assert found.cpu_seconds == 0.5025
+    assert found.cpu_efficiency == pytest.approx(0.5)
+
+
 def test_the_critical_path_is_the_longest_chain(records: Records) -> None:
     found = history(
         records,
@@ -107,6 +117,17 @@ def test_the_critical_path_is_the_longest_chain(records: Records) -> None:
     )
     assert names(found) == ["long", "join"]
     assert [(step.waited, step.ran) for step in critical_path(found)] == [(1, 3), (2, 1)]
+
+
+def test_skipped_tasks_are_not_on_the_critical_path(records: Records) -> None:
+    found = history(
+        records,
+        call(1, "part"),
+        call(2, "join", **after(1)),
+        end(1, 0, 0, 3, state="FAILED"),
+        end(2, None, None, 3.001, state="FAILED", skipped=True),
+    )
+    assert names(found) == ["part"]
 
 
 def test_the_time_before_a_call_is_not_waiting(records: Records) -> None:

@@ -170,14 +170,20 @@ def _attempt(task: TaskRun, attempt: Attempt) -> Iterator[tuple[str, str | list[
 
 def _used(task: TaskRun, attempt: Attempt) -> str:
     """Return an attempt's used resources as text, with their share of the requested ones."""
+    from rhapsody.history.statistics import available_time
+
     usage = attempt.usage or {}
     requested = {**task.resources, **(attempt.resources or {})}
     parts = []
     cpu, peak, memory = usage.get("cpu_seconds"), usage.get("peak_memory"), requested.get("memory")
     if cpu is not None:
         cores = requested.get("cores", 1) * requested.get("ranks", 1)
-        share = cpu / (attempt.seconds * cores) if attempt.seconds and cores else None
-        of = "" if share is None else f" ({percent(share)} of {cores:g} core{'s' * (cores != 1)})"
+        available = available_time(attempt, requested)
+        of = (
+            ""
+            if available is None
+            else f" ({percent(cpu / available)} of {cores:g} core{'s' * (cores != 1)})"
+        )
         parts.append(f"CPU {duration(cpu)}{of}")
     if peak is not None:
         of = "" if not memory else f" of {size(memory)}"

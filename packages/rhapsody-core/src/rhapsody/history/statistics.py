@@ -51,6 +51,34 @@ def _quantile(ordered: Sequence[float], share: float) -> float:
     return ordered[below] + (ordered[above] - ordered[below]) * (position - below)
 
 
+SHORT = 0.01
+"""Duration in seconds up to which an attempt's share of CPU time is treated as unknown.
+
+The CPU time of a call includes that of reading the kernel's counters before and after the call. The
+duration does not. This takes tens of microseconds, which can be longer than the call.
+"""
+
+
+def available_time(attempt: Attempt, resources: Mapping[str, object]) -> float | None:
+    """Return the CPU time that an attempt could have used on its cores, in seconds.
+
+    Args:
+        attempt: The attempt.
+        resources: The resources that it requested.
+
+    Returns:
+        The duration multiplied by the number of cores. `None` if the duration is unknown or not
+        longer than `SHORT`, or if no cores were requested.
+    """
+    seconds = attempt.seconds
+    cores, ranks = resources.get("cores", 1), resources.get("ranks", 1)
+    if seconds is None or seconds <= SHORT:
+        return None
+    if not isinstance(cores, int | float) or not isinstance(ranks, int):
+        return None
+    return seconds * cores * ranks or None
+
+
 @dataclass(frozen=True, slots=True)
 class NameStatistics:
     """Statistics of the tasks with one name.
@@ -67,7 +95,8 @@ class NameStatistics:
         retried: The number of attempts that were followed by another one.
         durations: The durations of the attempts that have ended; `None` if none is known.
         cpu_seconds: The processor time of all attempts that report it; otherwise `None`.
-        cpu_efficiency: That time as a share of the requested cores multiplied by the duration.
+        cpu_efficiency: The CPU time as a share of the duration multiplied by the requested cores,
+            of the attempts that are long enough for it; `None` if there are none.
         peak_memory: The maximum memory of an attempt in bytes, if it is known.
         requested_memory: The maximum requested memory of a task in bytes, for all its ranks.
     """
@@ -105,7 +134,7 @@ class _Collected:
     retried: int = 0
     seconds: list[float] = field(default_factory=list)
     cpu_seconds: float | None = None
-    measured: float = 0.0  # CPU time in attempts with known duration, and the time of their cores
+    measured: float = 0.0  # CPU time of attempts with a known share, and the time of their cores
     available: float = 0.0
     peak: int | None = None
     requested: int | None = None
@@ -143,14 +172,10 @@ class _Collected:
         if cpu is None:
             return
         self.cpu_seconds = (self.cpu_seconds or 0.0) + cpu
-        cores, ranks, seconds = (
-            requested.get("cores", 1),
-            requested.get("ranks", 1),
-            attempt.seconds,
-        )
-        if seconds and isinstance(cores, int | float) and isinstance(ranks, int) and cores > 0:
+        available = available_time(attempt, requested)
+        if available is not None:
             self.measured += cpu
-            self.available += seconds * cores * ranks
+            self.available += available
 
     def result(self, name: str) -> NameStatistics:
         """Return the statistics."""
@@ -234,7 +259,7 @@ def critical_path(history: RunHistory, now: float | None = None) -> list[Step]:
 
     The length of a chain is the time that its tasks waited and ran. A run cannot become faster than
     its critical path unless the tasks on the path do. The tasks in a block depend on everything on
-    which the block depends, and the block depends on its tasks.
+    which the block depends, and the block depends on its tasks. Skipped tasks are left out.
 
     Args:
         history: The history.
@@ -266,7 +291,7 @@ def critical_path(history: RunHistory, now: float | None = None) -> list[Step]:
     path: list[Step] = []
     while last is not None:
         link = found[last]
-        if link.end is not None:
+        if link.end is not None and not tasks[last].skipped:
             path.append(_step(tasks[last], link.took, now))
         last = link.previous
     return path[::-1]
