@@ -32,12 +32,14 @@ class Distribution(NamedTuple):
 
     Attributes:
         extras: The extras that the tests need.
+        others: Other distributions that the tests need.
         group: The dependency group with the tools of the tests.
         options: Options for pytest. The number of processes may exceed the number of processors if
             most tests wait.
     """
 
     extras: str = ""
+    others: Sequence[str] = ()
     group: str = "test"
     options: Sequence[str] = ()
 
@@ -52,14 +54,14 @@ NOT_STARTED = (
 )
 ONCE_MORE = ("--reruns=1", *(f"--only-rerun={error}" for error in NOT_STARTED), "-raR")
 
-# To add a distribution, add it here. Its tests run in an environment with only core and that
-# distribution.
+# To add a distribution, add it here. Its tests run in an environment with only core, that
+# distribution and the others that it names.
 DISTRIBUTIONS = {
     "core": Distribution(
-        "[completion,dashboard,files,testing]", "core", ("-n4", "--dist=worksteal")
+        "[completion,dashboard,files,testing]", (), "core", ("-n4", "--dist=worksteal")
     ),
-    "dask": Distribution("[dashboard,jobqueue,testing]", options=BY_FILE),
-    "radical": Distribution("[testing]", "radical", (*BY_FILE, *ONCE_MORE)),
+    "dask": Distribution("[dashboard,jobqueue,testing]", ["wfcommons"], options=BY_FILE),
+    "radical": Distribution("[testing]", (), "radical", (*BY_FILE, *ONCE_MORE)),
     "wfcommons": Distribution(),
 }
 LONG = ["core", "dask", "radical"]  # the distributions with tests that are marked `long`
@@ -99,7 +101,8 @@ def run_tests(session: nox.Session, backend: str, *constraints: str) -> None:
     dist = DISTRIBUTIONS[backend]
     if backend == "radical":  # a pilot's many processes would all compile the same modules
         constraints = (*constraints, "--compile")
-    session.install(*sources(*dict.fromkeys(["core", backend])), *tools(dist.group), *constraints)
+    needed = sources(*dict.fromkeys(["core", backend, *dist.others]))
+    session.install(*needed, *tools(dist.group), *constraints)
     selected = session.posargs or ["-m", "not long", f"tests/{backend}"]
     session.run("pytest", *dist.options, *selected)
 
@@ -146,8 +149,8 @@ def types(session: nox.Session) -> None:
 def tests(session: nox.Session, backend: str) -> None:
     """Run the tests of one distribution that are not marked `long`.
 
-    The environment contains only this distribution and core. Other tests run if they are requested:
-    `-- tests/core -k cancel`.
+    The environment contains only this distribution, core and the `others` that it names. Other
+    tests run if they are requested: `-- tests/core -k cancel`.
     """
     run_tests(session, backend)
 

@@ -11,9 +11,8 @@ import pytest
 from rhapsody import WorkflowEngine
 from rhapsody.cli import main
 from rhapsody_dask import DaskExecutionBackend
+from rhapsody_wfcommons import WfCommonsRecorder, read
 from tests.wfcommons.instances import recent, save
-
-wfcommons = pytest.importorskip("rhapsody_wfcommons", reason="rhapsody-wfcommons is not installed")
 
 
 @pytest.mark.parametrize("more", [(), ("--files", "1"), ("--order", "critical-path")])
@@ -36,7 +35,7 @@ async def test_a_recorded_run_contains_the_dependencies(
     backend: DaskExecutionBackend, tmp_path: Path, push_down: bool
 ) -> None:
     file = tmp_path / "run.json"
-    recorder = wfcommons.WfCommonsRecorder(file)
+    recorder = WfCommonsRecorder(file)
     async with WorkflowEngine.create(backend, observers=[recorder], push_down=push_down) as flow:
 
         @flow.function_task
@@ -47,7 +46,7 @@ async def test_a_recorded_run_contains_the_dependencies(
 
         first = step()
         await step([step(first), step(first)])
-    tasks = wfcommons.read(file).tasks
+    tasks = read(file).tasks
     assert [task.id.rpartition(".")[2].lstrip("0") for task in tasks] == ["1", "2", "3", "4"]
     ids = [task.id for task in tasks]
     assert [task.parents for task in tasks] == [(), (ids[0],), (ids[0],), (ids[1], ids[2])]
