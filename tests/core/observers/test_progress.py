@@ -75,11 +75,13 @@ class Terminal:
 
 
 @contextmanager
-def on_terminal(directory: Path, script: str, *arguments: str, size: int = 2) -> Iterator[Terminal]:
-    """Runs a script on a terminal with 80 columns and 24 lines."""
+def on_terminal(
+    directory: Path, script: str, *arguments: str, size: int = 2, columns: int = 80
+) -> Iterator[Terminal]:
+    """Run a script on a terminal with 24 lines."""
     (directory / "script.py").write_text(textwrap.dedent(script))
     ours, theirs = pty.openpty()
-    environment = {"TERM": "xterm", "COLUMNS": "80", "LINES": "24", "SIZE": str(size)}
+    environment = {"TERM": "xterm", "COLUMNS": str(columns), "LINES": "24", "SIZE": str(size)}
     process = subprocess.Popen(
         [sys.executable, "-m", "rhapsody", "run", "script.py", *arguments],
         stdin=theirs,
@@ -109,6 +111,22 @@ def test_a_terminal_has_a_table_and_above_it_what_tasks_and_main_print(tmp_path:
         assert re.search(rf"^{re.escape(line)}$", text, re.MULTILINE), text
     assert text.count("| loading 1\n") == text.count("loading 1") == 1
     assert re.search(r"\nrhapsody: 5 done in .* s\n", text)
+
+
+def test_the_summary_is_broken_between_words(tmp_path: Path) -> None:
+    words = "a message that is much longer than a line of a narrow terminal can be"
+    script = f"""
+    async def main(flow):
+        @flow.function_task
+        def fails():
+            raise ValueError("{words}")
+        fails()
+    """
+    with on_terminal(tmp_path, script, columns=60) as terminal:
+        text = terminal.read_until()
+    summary = text[text.index("\nfailed:\n") :]
+    assert all(len(line) <= 60 for line in summary.splitlines())
+    assert words in " ".join(summary.split())
 
 
 COLOR = re.compile(rb"\x1b\[([0-9]+;)*[349][0-9][;m]")
@@ -174,6 +192,20 @@ def test_nothing_is_shown_where_that_is_asked_for(
 ) -> None:
     monkeypatch.setenv("SIZE", "2")
     assert run(PIPELINE, "-q").stderr == ""
+
+
+def test_failures_that_are_not_awaited_are_printed_even_with_quiet(run: Run) -> None:
+    script = """
+    async def main(flow):
+        @flow.function_task
+        def fails():
+            raise ValueError("too small")
+        fails()
+    """
+    done = run(script, "-q")
+    assert "1 failed task not awaited" in done.stderr
+    assert "ValueError: too small" in done.stderr
+    assert "rhapsody: 0 done" not in done.stderr
 
 
 def test_more_is_shown_where_that_is_asked_for(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

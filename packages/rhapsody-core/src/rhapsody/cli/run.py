@@ -105,7 +105,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     text = "the port of the dashboard (default: a free one); implies --dashboard"
     parser.add_argument("--dashboard-port", type=int, metavar="PORT", help=text)
     shown = parser.add_mutually_exclusive_group()
-    text = "show neither progress nor the summary at the end"
+    text = "show neither progress nor the summary, but still the failures that were not awaited"
     shown.add_argument("-q", "--quiet", action="store_true", help=text)
     text = "log the start and end of each task, and show the output of tasks"
     shown.add_argument("-v", "--verbose", action="store_true", help=text)

@@ -6,12 +6,15 @@ import asyncio
 import builtins
 import os
 import sys
+import textwrap
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from shutil import get_terminal_size
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Literal
 
+from rhapsody.backends.programs import RERUN_SCRIPT
 from rhapsody.context import running_task
 from rhapsody.observers.account import Counts, account, numbers
 from rhapsody.plugins.specs import ObservedEngine, Summary, TaskEvent, hookimpl
@@ -93,7 +96,7 @@ class Progress:
         if lines and sys.stdout is not None:
             with suppress(OSError, ValueError):  # the interpreter reports it at exit
                 sys.stdout.flush()  # the program's own output comes first
-        _write(lines)
+        _write([part for line in lines for part in _wrapped(line)])
 
     def close(self) -> None:
         """Erase the table, and stop printing progress lines."""
@@ -173,6 +176,19 @@ def _place() -> Place | None:
     ):
         return None
     return "terminal"
+
+
+def _wrapped(line: str) -> list[str]:
+    """Return a line as lines that fit on the terminal, broken between words.
+
+    Commands that can be copied, and lines for anything but a terminal, stay as they are.
+    """
+    if sys.stderr is None or sys.stderr.closed or not sys.stderr.isatty() or RERUN_SCRIPT in line:
+        return [line]
+    width, indent = get_terminal_size().columns, " " * (len(line) - len(line.lstrip()) + 2)
+    return textwrap.wrap(
+        line, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+    )
 
 
 def _write(lines: Sequence[str]) -> None:
