@@ -306,6 +306,32 @@ def test_a_task_is_run_on_request(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_the_backend_of_a_profile_is_started_with_its_options(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("rhapsody.toml").write_text(
+        '[profile.small]\nbackend = "local"\noptions.cores = 1\n'
+        "[profile.empty]\n[profile.wrong]\noptions.coers = 1\n"
+        "[profile.large]\ndefaults.cores = 99999\n"
+    )
+    code, report = doctor(capsys, "--profile", "small", "--run")
+    assert code == 0
+    assert findings(report, "backend local")[-1]["text"].startswith("ran a task in")
+    code, report = doctor(capsys, "--profile", "empty")
+    assert code == 0
+    assert findings(report, "backend local")[-1]["text"].startswith("started in")
+    code, report = doctor(capsys, "--profile", "small", "-b", "noop")
+    assert findings(report, "backend noop")[-1]["text"].startswith("started in")
+    code, report = doctor(capsys, "--profile", "large", "--run")
+    assert code == 1
+    assert "cannot run a task" in findings(report, "backend local")[-1]["text"]
+    assert main(["doctor", "--profile", "wrong"]) == 2
+    assert "rhapsody.toml:6: " in capsys.readouterr().err
+    assert main(["doctor", "--profile", "samll"]) == 2
+    assert "did you mean 'small'?" in capsys.readouterr().err
+
+
 def test_a_function_is_run_on_a_backend_without_executables(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -345,8 +371,8 @@ def test_a_backend_that_cannot_be_started_is_a_line_in_the_report(
     [
         (["-b", "nowhere"], "nowhere"),
         (["-b", "local", "-o", "nonsense=1"], "nonsense"),
-        (["-o", "cores=1"], "name it with -b"),
-        (["--run"], "name it with -b"),
+        (["-o", "cores=1"], "-b or --profile"),
+        (["--run"], "-b or --profile"),
     ],
 )
 def test_what_cannot_be_started_for_a_mistake_is_bad_usage(

@@ -32,6 +32,7 @@ from rhapsody.backends.discovery import (
     unmet,
 )
 from rhapsody.cli.output import DONE, FAILED, say, say_json
+from rhapsody.errors import ProfileError
 from rhapsody.plugins.manager import (
     BACKENDS,
     CORE,
@@ -91,6 +92,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON")
     text = "also start this backend, and shut it down again"
     parser.add_argument("-b", "--backend", metavar="NAME", help=text)
+    text = "also start the backend of this profile, with its options"
+    parser.add_argument("--profile", metavar="NAME", help=text)
     keys: dict[str, Any] = {"action": "append", "default": [], "metavar": "KEY=VALUE"}
     parser.add_argument("--run", action="store_true", help="also run a task on that backend")
     text = "a setting of that backend, as for `rhapsody run`"
@@ -119,7 +122,7 @@ def run(arguments: argparse.Namespace) -> int:
         *_distributions(found),
         *_environment(found),
         *_plugins(found, arguments.timeout),
-        *_trial(arguments.backend, arguments.option, run_task=arguments.run),
+        *_trial(arguments),
     ]
     broken = any(finding.level == "broken" for finding in findings)
     if arguments.json:
@@ -195,20 +198,34 @@ def _environment(found: Installed) -> Iterator[Finding]:
             yield Finding("note", name, text)
 
 
-def _trial(name: str | None, options: list[str], *, run_task: bool) -> list[Finding]:
-    """Start the backend of `-b`, run a task on it if `--run` is given, and shut it down."""
-    if name is None:
-        if options or run_task:
-            raise UsageError("-o and --run require a backend: name it with -b")
+def _trial(arguments: argparse.Namespace) -> list[Finding]:
+    """Start the backend of `-b` or `--profile`, run a task on it for `--run`, and shut it down."""
+    if arguments.backend is None and arguments.profile is None:
+        if arguments.option or arguments.run:
+            raise UsageError("-o and --run require a backend: select it with -b or --profile")
         return []
-    from rhapsody.backends.discovery import backend_from_options
+    from rhapsody.backends.discovery import make_backend, parse_options
 
-    backend, subject = backend_from_options(name, options), f"backend {normalize_name(name)}"
-    return asyncio.run(_try_backend(backend, subject, run_task=run_task))
+    name, options = arguments.backend, parse_options(arguments.option)
+    if arguments.profile is None:
+        backend = make_backend(name, options)
+    else:
+        from rhapsody.engine.defaults import EngineDefaults, backend_of
+
+        try:
+            profile = EngineDefaults(profile=arguments.profile, backend=name).active_profile()
+            name = profile.backend_name
+            backend = backend_of(profile, options) or make_backend(name, options)
+        except ProfileError as error:
+            raise UsageError(str(error)) from None
+    subject = f"backend {normalize_name(name)}"
+    return asyncio.run(
+        _try_backend(backend, subject, profile=arguments.profile, run_task=arguments.run)
+    )
 
 
 async def _try_backend(
-    backend: BaseExecutionBackend, subject: str, *, run_task: bool
+    backend: BaseExecutionBackend, subject: str, *, profile: str | None, run_task: bool
 ) -> list[Finding]:
     from rhapsody.engine import WorkflowEngine
 
@@ -226,7 +243,8 @@ async def _try_backend(
             findings.append(Finding("ok", subject, text))
             if run_task:
                 begin = time.perf_counter()
-                async with WorkflowEngine.create(backend, journal=False) as flow:
+                engine = WorkflowEngine.create(backend, profile=profile, journal=False)
+                async with engine as flow:
                     if backend.capabilities.executables:
                         await flow.executable_task(_command)()
                     else:

@@ -98,19 +98,31 @@ class EngineDefaults:
         backend = None
         if all(given.get(name) is None for name in ("backend", "backends")):
             if not filled.get("dry_run"):
-                backend = _made(profile, self.backend_options)
+                backend = backend_of(profile, self.backend_options)
             elif self.stand_in is not None:
                 backend = self.stand_in()
         elif profile.is_for(given.get("backend")) and not filled.get("dry_run"):
-            backend = _made(profile, {})
+            backend = backend_of(profile, {})
         if backend is not None:
             filled["backend"] = backend
         # Last, because it prints how many results will be reused.
         return filled | dict(self.recording(filled, given.keys()))
 
 
-def _made(profile: Profile, more: Mapping[str, Any]) -> BaseExecutionBackend | None:
-    """Create a profile's backend, or return `None` if neither it nor any of its options is set."""
+def backend_of(profile: Profile, more: Mapping[str, Any]) -> BaseExecutionBackend | None:
+    """Create a profile's backend, if the profile sets the backend or any of its options.
+
+    Args:
+        profile: The profile.
+        more: Further options of the backend, which replace those of the profile.
+
+    Returns:
+        The backend, not started, or `None`.
+
+    Raises:
+        ProfileError: The backend cannot be used, or does not accept an option of the profile.
+        UsageError: The backend does not accept a further option.
+    """
     options = {name: each.value for name, each in profile.options.items()} | dict(more)
     if profile.backend is None and not options:
         return None
