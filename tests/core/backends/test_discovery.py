@@ -91,7 +91,12 @@ def test_an_unknown_name_without_a_close_match_gives_all_names() -> None:
 
 @pytest.mark.parametrize(
     ("name", "distribution"),
-    [("dask", "rhapsody-dask"), ("Radical-Pilot", "rhapsody-radical"), ("dsk", "rhapsody-dask")],
+    [
+        ("dask", "rhapsody-dask"),
+        ("Radical-Pilot", "rhapsody-radical"),
+        ("dsk", "rhapsody-dask"),
+        ("slurm", "rhapsody-radical"),
+    ],
 )
 def test_a_published_name_says_which_distribution_to_install(name: str, distribution: str) -> None:
     if {"dask", "radical_pilot"} & set(BackendRegistry.list_backends()):

@@ -59,7 +59,7 @@ PUBLISHED = {
 FORMER = {
     **dict.fromkeys(("concurrent", "thread", "threads", "process", "processes"), "local"),
     **dict.fromkeys(("dask_parallel", "distributed"), "dask"),
-    **dict.fromkeys(("radical", "rp", "radical.pilot"), "radical_pilot"),
+    **dict.fromkeys(("radical", "rp", "radical.pilot", "slurm", "pbs"), "radical_pilot"),
     **dict.fromkeys(("dry_run", "dummy"), "noop"),
 }
 """Names of backends in other projects, and likely guesses, each with the name to use instead."""
