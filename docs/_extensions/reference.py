@@ -142,12 +142,16 @@ def backend_options() -> str:
             f"| `{each.name}` | `{_cell(each.type_name)}` | "
             f"{'' if each.default is None else f'`{each.default!r}`'} | {_cell(each.help)} |"
             for each in backend.options
-            if not each.instead
+            if each.help and not each.instead
         ]
+        others = [f"`{each.name}`" for each in backend.options if not (each.help or each.instead)]
         if rows:
             sections += ["| option | type | default | meaning |", "|---|---|---|---|", *rows, ""]
         else:
             sections.append("This backend has no options.\n")
+        if others:
+            listed = ", ".join(others)
+            sections.append(f"Further options are those of the underlying library: {listed}.\n")
     return "\n".join(sections)
 
 
