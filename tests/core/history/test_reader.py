@@ -78,6 +78,10 @@ def test_a_damaged_line_is_reported_and_skipped(tmp_path: Path) -> None:
         {"error": "text"},
         {"inputs": [3]},
         {"attempt": None, "error": [1]},
+        {"started": "x"},
+        {"worker": 7},
+        {"usage": {"cpu_seconds": "x"}},
+        {"resources": {"cores": None}},
     ],
     ids=str,
 )

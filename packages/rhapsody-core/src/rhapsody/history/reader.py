@@ -18,9 +18,9 @@ import json
 import os
 import socket
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from types import MappingProxyType
+from types import MappingProxyType, NoneType
 from typing import Any, Final, Literal, NamedTuple, cast
 
 from rhapsody.data import OUTPUT_FILES
@@ -550,12 +550,12 @@ class RecordReader:
         with no_collection():
             for key in changed:
                 try:
-                    tasks[key] = self._task(key)
+                    tasks[key] = _checked_task(self._task(key))
                 except (TypeError, KeyError, ValueError, AttributeError) as error:
                     self._problems.append(f"{key} is skipped: its lines are malformed ({error!r})")
         engines = {uid: _engine(uid, found) for uid, found in self._engines.items()}
         run = _run(self.path, self._run, self._end, list(self._engines.values()))
-        return _sound(RunHistory(run, engines, dict(tasks), tuple(self._problems)))
+        return RunHistory(run, engines, dict(tasks), tuple(self._problems))
 
     def _task(self, key: str) -> TaskRun:
         former, line = self._tasks.get(key), self._calls.pop(key, None)
@@ -587,24 +587,19 @@ class RecordReader:
         )  # fmt: skip
 
 
-def _sound(history: RunHistory) -> RunHistory:
-    """Return a history; if the record is damaged, omit tasks whose values have wrong types.
-
-    Damage that leaves a line valid JSON is improbable where no other line is damaged.
-    """
-    if not history.problems:
-        return history
-    tasks = {key: task for key, task in history.tasks.items() if _is_sound(task)}
-    left_out = [f"{key}: malformed values" for key in history.tasks.keys() - tasks]
-    return replace(history, tasks=tasks, problems=(*history.problems, *sorted(left_out)))
+def _checked_task(task: TaskRun) -> TaskRun:
+    """Return a task. Raise a `TypeError` if its values have wrong types."""
+    if not _is_sound(task):
+        raise TypeError("values of wrong types")
+    return task
 
 
 def _is_sound(task: TaskRun) -> bool:
     """Return True if the values of a task have the right types."""
     texts = (task.name, task.kind, task.call, task.block or "", task.scope or "")
     return (
-        all(isinstance(each, str) for each in (*texts, *task.dependencies))
-        and isinstance(task.resources, Mapping)
+        {str}.issuperset(map(type, (*texts, *task.dependencies)))
+        and _are_resources(task.resources)
         and isinstance(task.settings, Mapping)
         and task.time is not None
         and is_time(task.time)
@@ -621,18 +616,30 @@ def _is_sound_attempt(attempt: Attempt) -> bool:
     usage, resources = attempt.usage or {}, attempt.resources or {}
     flags = (attempt.reused, attempt.retried, attempt.skipped)
     return (
-        all(each is None or isinstance(each, str) for each in texts)
+        {str, NoneType}.issuperset(map(type, texts))
         and isinstance(attempt.number, int)
-        and all(isinstance(each, bool) for each in flags)
+        and {bool}.issuperset(map(type, flags))
         and isinstance(attempt.exit_code, int | None)
         and all(map(is_time, (attempt.submitted, attempt.started, attempt.ended)))
         and isinstance(usage, Mapping)
         and all(isinstance(each, int | float) for each in usage.values())
-        and isinstance(resources, Mapping)
+        and _are_resources(resources)
         and all(isinstance(each.name, str) for each in files)
         and all(each.path is None or isinstance(each.path, str) for each in files)
         and all(each.size is None or isinstance(each.size, int) for each in files)
         and (attempt.error is None or _is_sound_error(attempt.error))
+    )
+
+
+def _are_resources(value: object) -> bool:
+    """Return True if a value is a mapping, and its quantities are numbers."""
+    return isinstance(value, Mapping) and (
+        not value
+        or (
+            isinstance(value.get("cores", 1), int | float)
+            and isinstance(value.get("ranks", 1), int)
+            and isinstance(value.get("memory"), int | float | None)
+        )
     )
 
 
@@ -732,8 +739,8 @@ def _engine(uid: str, found: Mapping[str, Any]) -> EngineRecord:
         unawaited=get("unawaited", 0),
         cut_short=get("cut_short", False),
         held_back=get("held_back", False),
-        still_running=tuple(get("still_running", ())),
-        problems=tuple(get("problems", ())),
+        still_running=tuple(get("still_running") or ()),
+        problems=tuple(get("problems") or ()),
         accounts=get("accounts") or {},
     )
 
