@@ -57,6 +57,7 @@ html_theme = "pydata_sphinx_theme"
 html_title = "Rhapsody"
 html_static_path = ["_static"]
 html_css_files = ["rhapsody.css"]
+html_search_scorer = str(Path(__file__).parent / "_static/search.js")
 html_show_sourcelink = False
 html_theme_options = {
     "header_links_before_dropdown": 6,

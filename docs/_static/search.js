@@ -1,0 +1,22 @@
+// Ranks the pages for users above those for contributors and authors of plugins.
+
+var Scorer = {
+  // A result is [docname, title, anchor, description, score, filename].
+  score: ([docname, , , , score]) => {
+    if (/^(tutorial|how-to|machines)\//.test(docname)) return score + 3;
+    if (/^decisions\//.test(docname)) return score - 20;
+    if (/^plugins\/|^reference\/(backend-contract|capabilities)|^reference\/api\/(backends|plugins|sdk)/.test(docname))
+      return score - 3;
+    return score;
+  },
+
+  // The other members are Sphinx's defaults, which a scorer must repeat.
+  objNameMatch: 11,
+  objPartialMatch: 6,
+  objPrio: { 0: 15, 1: 5, 2: -5 },
+  objPrioDefault: 0,
+  title: 15,
+  partialTitle: 7,
+  term: 5,
+  partialTerm: 2,
+};
