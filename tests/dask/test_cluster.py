@@ -238,6 +238,17 @@ async def test_an_address_of_another_server_is_named_in_the_error() -> None:
                 await DaskExecutionBackend(address=address, timeout=1)
 
 
+async def test_a_server_that_does_not_answer_is_named_in_the_error() -> None:
+    async def wait(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read()  # until the client closes the connection
+        writer.close()
+
+    async with await asyncio.start_server(wait, "127.0.0.1", 0) as server:
+        host, port = server.sockets[0].getsockname()
+        with pytest.raises(BackendUnavailableError, match=r"within 0\.5 s: \w"):
+            await DaskExecutionBackend(address=f"tcp://{host}:{port}", timeout=0.5)
+
+
 async def test_missing_or_superfluous_tls_files_are_named_in_the_error(
     cluster: Any, tmp_path: Path
 ) -> None:

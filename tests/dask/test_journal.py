@@ -73,5 +73,5 @@ async def test_the_journal_of_the_command_line_keeps_push_down_enabled(
             alone = [await add(number) for number in range(2)]
     assert alone == [1, 2]
     assert journal.kept == 2  # the chain stayed with the workers
-    assert caplog.text.count("not recorded, because it is submitted before") == 1
+    assert caplog.text.count("not recorded for resume, because its arguments") == 1
     journal.end("done")

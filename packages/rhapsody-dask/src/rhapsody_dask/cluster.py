@@ -108,8 +108,9 @@ class Connection:
         except Exception as error:  # raised by whatever listens at the address
             raise BackendUnavailableError(
                 f"cannot connect to a Dask scheduler at {target!r} within {options.timeout:g} s: "
-                f"{error or type(error).__name__}. Check that `dask scheduler` is running there, "
-                "and check the address (tls:// with TLS, tcp:// without) and the TLS settings"
+                f"{str(error) or type(error).__name__}. Check that `dask scheduler` is "
+                "running there, and check the address (tls:// with TLS, tcp:// without) and "
+                "the TLS settings"
             ) from error
         self.address = client.scheduler.address
         return client

@@ -101,10 +101,10 @@ class Memoization:
     def _warn(self, record: TaskRecord) -> None:
         self._warned = True
         log.warning(
-            "task %r: not recorded, because it is submitted before its dependencies end; such "
-            "tasks, and tasks whose values stay with the backend, will be recomputed by the next "
-            "run. Set push_down=False (-e push_down=false) to record them", record.task.name,
-        )  # fmt: skip
+            "task %r: not recorded for resume, because its arguments stay on the workers; to "
+            "record it and the tasks before it, set push_down=False (-e push_down=false)",
+            record.task.name,
+        )
 
     def stop_looking(self) -> None:
         """Cancel the lookups in progress, because the engine is shutting down."""
