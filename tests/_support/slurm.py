@@ -8,6 +8,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -22,12 +23,12 @@ ClusterName=test
 SlurmctldHost={host}(127.0.0.1)
 SlurmctldPort={controller}
 AuthType=auth/munge
-AuthInfo=socket={d}/munge.sock
+AuthInfo=socket={sockets}/munge.sock
 CredType=cred/munge
 SlurmUser=root
 SlurmdUser=root
 StateSaveLocation={d}/state
-SlurmdSpoolDir={d}/spool.%n
+SlurmdSpoolDir={sockets}/%n
 SlurmctldPidFile={d}/slurmctld.pid
 SlurmdPidFile={d}/slurmd.%n.pid
 SlurmctldLogFile={d}/slurmctld.log
@@ -78,7 +79,8 @@ def slurm(directory: Path, nodes: int = 1, gpus: int = 0) -> Iterator[None]:
     key.write_bytes(secrets.token_bytes(1024))
     key.chmod(0o400)
     names = [host] if nodes == 1 else [f"node{number}" for number in range(1, nodes + 1)]
-    text = CONFIGURATION.format(d=directory, host=host, controller=free_port())
+    sockets = tempfile.mkdtemp(prefix="slurm-", dir="/tmp")  # socket paths are limited
+    text = CONFIGURATION.format(d=directory, sockets=sockets, host=host, controller=free_port())
     for name in names:
         text += NODE.format(name=name, host=host, port=free_port(), gpus=gpus)
     (directory / "slurm.conf").write_text(text)
@@ -89,7 +91,7 @@ def slurm(directory: Path, nodes: int = 1, gpus: int = 0) -> Iterator[None]:
     os.environ["SLURM_CONF"] = str(directory / "slurm.conf")
     try:
         subprocess.run(
-            ["munged", "--force", f"--key-file={key}", f"--socket={directory}/munge.sock"]
+            ["munged", "--force", f"--key-file={key}", f"--socket={sockets}/munge.sock"]
             + [f"--{name}-file={directory}/munged.{name}" for name in ("pid", "log", "seed")],
             check=True,
         )
@@ -101,6 +103,7 @@ def slurm(directory: Path, nodes: int = 1, gpus: int = 0) -> Iterator[None]:
     finally:
         for daemon in (*(f"slurmd.{name}" for name in names), "slurmctld", "munged"):
             _stop(directory / f"{daemon}.pid")
+        shutil.rmtree(sockets, ignore_errors=True)
         for name, value in former.items():
             if value is None:
                 os.environ.pop(name, None)
