@@ -328,7 +328,7 @@ def test_the_backend_of_a_profile_is_started_with_its_options(
     assert "cannot run a task" in findings(report, "backend local")[-1]["text"]
     assert main(["doctor", "--profile", "wrong"]) == 2
     assert "rhapsody.toml:6: " in capsys.readouterr().err
-    assert main(["doctor", "--profile", "samll"]) == 2
+    assert main(["doctor", "--profile", "smallx"]) == 2
     assert "did you mean 'small'?" in capsys.readouterr().err
 
 
