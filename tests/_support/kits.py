@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import sys
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -114,5 +115,6 @@ def run(kit: Kit, *checks: str) -> Outcome:
         nodes = (f"{module}::TestSubject::{check}" for check in checks)
         options = (*_OPTIONS, f"--rootdir={root}", f"--confcutdir={root}")
         pytest.main([*options, "-c", os.devnull, *nodes], plugins=[outcome])
+        sys.modules.pop(module.stem, None)  # workers of later tests would ask for its file
     assert outcome.counts, f"no check ran: {checks}"
     return outcome
