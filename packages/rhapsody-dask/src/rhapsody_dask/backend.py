@@ -448,11 +448,11 @@ class DaskExecutionBackend(ManagedBackend):
                 if they are unknown.
         """
         for call in list(self.open_tasks.values()):
-            ran = call.started and call.worker == worker
+            ran = reported = call.started and call.worker == worker
             if call.grouped and marks is not None:
-                if ran:  # its reply is lost with those of the group: it is sent again
-                    call.started, call.worker, call.token = False, None, None
                 ran = mark(call.uid) in marks
+                if reported and not ran:  # it had ended, but its reply is lost: it is sent again
+                    call.started, call.worker, call.token = False, None, None
             if ran and not call.finished:  # otherwise Dask reruns it if its reply was lost
                 self._results.fail(call, worker_lost(call, worker))
                 self._request_stop(call)  # of a rerun by Dask

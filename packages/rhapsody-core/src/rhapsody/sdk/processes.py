@@ -101,8 +101,8 @@ def group_alive(pid: int) -> bool:
 #
 # A process that is killed between the start of a program and the message cannot report it. So each
 # program has its number in its environment, and each message contains the highest number that has
-# been reported. Programs with higher numbers are searched in /proc, repeatedly, because a process
-# between fork and exec does not have its environment yet.
+# been reported. The reaper looks for programs with higher numbers in /proc, several times, because
+# a process between fork and exec does not have its environment yet.
 REAPER_SCRIPT = """
 import os, select, signal, sys, time
 process, mark, last = int(sys.argv[1]), sys.argv[2].encode(), int(sys.argv[3])
