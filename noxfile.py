@@ -63,8 +63,9 @@ DISTRIBUTIONS = {
     "dask": Distribution("[dashboard,jobqueue,testing]", ["wfcommons"], options=BY_FILE),
     "radical": Distribution("[testing]", (), "radical", (*BY_FILE, *ONCE_MORE)),
     "wfcommons": Distribution(),
+    "psij": Distribution("[testing]", options=(*BY_FILE, *ONCE_MORE), group="radical"),
 }
-LONG = ["core", "dask", "radical"]  # the distributions with tests that are marked `long`
+LONG = ["core", "dask", "psij", "radical"]  # the distributions with tests that are marked `long`
 
 nox.needs_version = ">=2025.2.9"
 nox.options.sessions = ["lint", "prose", "types", f"tests-{RUNNING}", "system"]
@@ -201,7 +202,7 @@ def minimums(session: nox.Session, backend: str) -> None:
 @nox.session
 def docs(session: nox.Session) -> None:
     """Build the documentation in strict mode, and run all code blocks."""
-    session.install(*sources("core", "dask", "radical", "wfcommons"), *tools("docs"))
+    session.install(*sources("core", "dask", "psij", "radical", "wfcommons"), *tools("docs"))
     site = str((session.cache_dir / "site").absolute())
     strict = ["--fail-on-warning", "--keep-going", "--nitpicky"]
     trees = str((session.cache_dir / "doctrees").absolute())

@@ -31,7 +31,13 @@ from rhapsody.plugins import specs
 from rhapsody.plugins.specs import PROJECT
 from rhapsody.testing import capability_table
 
-DISTRIBUTIONS = ("rhapsody-core", "rhapsody-dask", "rhapsody-radical", "rhapsody-wfcommons")
+DISTRIBUTIONS = (
+    "rhapsody-core",
+    "rhapsody-dask",
+    "rhapsody-psij",
+    "rhapsody-radical",
+    "rhapsody-wfcommons",
+)
 GENERATE = re.compile(r"^<!-- generate: (\w+)(.*?) -->$", re.MULTILINE | re.DOTALL)
 CODE = re.compile(r"(?<![`:\\])`([^`]+)`(?!`)")
 """Code in a docstring, which uses single backquotes as Markdown does."""

@@ -53,6 +53,7 @@ PUBLISHED = {
     "local": CORE,
     "dask": "rhapsody-dask",
     "radical_pilot": "rhapsody-radical",
+    "psij": "rhapsody-psij",
 }
 """Reserved backend names, each with the only distribution that may use it."""
 

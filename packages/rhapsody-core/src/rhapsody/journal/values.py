@@ -54,6 +54,7 @@ _random = random.seed.__self__  # type: ignore[attr-defined]
 _MACHINERY = (
     "rhapsody.engine.engine", "rhapsody.engine.task_function", "rhapsody.backends.",
     "rhapsody_dask.",
+    "rhapsody_psij.",
     "rhapsody_radical.",
 )  # fmt: skip
 """Prefixes of the names of Rhapsody's modules that define engines, backends and tasks."""

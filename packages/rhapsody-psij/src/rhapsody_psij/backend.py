@@ -1,0 +1,509 @@
+"""Backend that runs tasks as jobs of a batch system, through PSI/J.
+
+PSI/J runs in a process of its own, the client (`rhapsody_psij.client`). The client submits and
+cancels jobs, and sends PSI/J's status changes in batches. It ends when the program ends, and then
+cancels the remaining jobs.
+
+A job runs `rhapsody_psij.job`, which runs one or several tasks and writes a report when a task
+starts and when it ends. The reports of all jobs are in one directory, which the backend lists while
+there are jobs: after a change soon, then less and less often. A task therefore ends as soon as its
+report is there, and not only when the queue is queried next. Only the end of a job without reports,
+and of a task with several ranks, whose program is started by PSI/J's launcher, is taken from the
+status of the job.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import pickle
+import shutil
+import sys
+import uuid
+from asyncio.subprocess import PIPE, Process
+from collections import deque
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+from rhapsody import (
+    BackendUnavailableError,
+    CapabilityError,
+    SubmissionError,
+    TaskDescription,
+    TaskLostError,
+)
+from rhapsody.backends import CompletedExecutable, ManagedBackend, SharedSandboxes
+from rhapsody.sdk import (
+    OUTPUT_FILES,
+    call_spec,
+    end_of_file,
+    finish,
+    in_thread,
+    make_sandbox,
+    pack,
+    unpack,
+)
+from rhapsody_psij.jobs import JobSpec, Settings, job_spec, launch_ranks
+from rhapsody_psij.plugin import capabilities_of
+
+__all__ = ["PsijExecutionBackend"]
+
+COMMANDS = {
+    "slurm": "sbatch",
+    "pbs": "qsub",
+    "pbs_classic": "qsub",
+    "lsf": "bsub",
+    "cobalt": "qsub",
+}
+"""The command with which PSI/J submits jobs, by executor."""
+
+TOO_MUCH = "node configuration"
+"""Part of Slurm's message about a job that needs more than any node has."""
+
+MAX_JOBS = 100
+"""Default maximum number of jobs in a batch system."""
+
+MIN_INTERVAL, MAX_INTERVAL = 0.05, 2.0
+"""Seconds between two listings of the reports; the interval doubles while nothing changes."""
+
+MAX_LINE = 2**26
+"""Maximum length of a message from the client, in bytes."""
+
+Report = tuple[str, str, bytes]
+
+
+class _Run:
+    """Task that waits for a job or is part of one."""
+
+    def __init__(self, task: TaskDescription, spec: JobSpec, call: bytes | None) -> None:
+        self.task = task
+        self.spec = spec
+        self.call = call
+        self.ranks = "executable" in spec
+        self.job: _Job | None = None
+        self.cancelled = False
+        self.ended: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
+
+    @property
+    def order(self) -> dict[str, Any]:
+        """The task's entry in the order file of its job."""
+        keys = ("uid", "name", "executable", "arguments", "sandbox", "cwd", "environment", "stdin")
+        if self.call is None:
+            task = {key: self.task[key] for key in (*keys, "capture") if key in self.task}  # type: ignore[literal-required]
+        else:
+            task = {"uid": self.task["uid"]}
+        cores = self.spec["resources"]["cpu_cores_per_process"]
+        return {"task": task, "call": self.call, "cores": cores}
+
+
+class _Job:
+    """Job that was sent to the client.
+
+    Attributes:
+        number: The job's id in messages.
+        runs: The tasks of the job that have not ended, by uid.
+        shared: True if the job was submitted with several tasks.
+        status: The final state, message and exit code that PSI/J has reported, if any.
+        since: When the final state was reported.
+    """
+
+    def __init__(self, runs: Sequence[_Run]) -> None:
+        self.number = uuid.uuid4().hex
+        self.runs = {run.task["uid"]: run for run in runs}
+        self.shared = len(runs) > 1
+        self.status: tuple[str, str | None, int | None] | None = None
+        self.since = 0.0
+
+
+class PsijExecutionBackend(SharedSandboxes, ManagedBackend):
+    """Backend that runs each task, or several tasks together, as a job of a batch system.
+
+    The jobs must see this machine's files and Python environment under the same paths.
+
+    Args:
+        executor: The executor of PSI/J: `"slurm"`, `"pbs"`, `"pbs_classic"`, `"lsf"`, `"flux"`,
+            `"cobalt"`, or `"local"` for processes on this machine.
+        queue: The queue or partition.
+        account: The account to which the batch system charges the jobs.
+        attributes: Attributes of each job: `duration` (a time limit for tasks without `walltime`
+            and `timeout`; default: that of the queue), `reservation_id`, and options of the batch
+            system, such as `{"slurm.qos": "debug"}`.
+        launcher: PSI/J's launcher for tasks with several ranks. Default: `"srun"` on Slurm,
+            `"mpirun"` otherwise.
+        max_jobs: Maximum number of jobs in the batch system at the same time. Further tasks wait
+            in the backend. Default: 100, or the number of processors with `executor="local"`.
+        tasks_per_job: Maximum number of tasks that share a job. A job takes the tasks with the
+            same settings that are waiting when it is submitted, and runs them one after the other.
+            Tasks with several ranks have a job of their own.
+        name: The name of this object in an engine.
+
+    Attributes:
+        ask_every: Seconds between two queries of the queue by PSI/J.
+        patience: Seconds to wait for the report of a task whose job has ended, before the task is
+            reported as lost.
+
+    Raises:
+        TypeError: An argument is of the wrong type.
+        ValueError: An argument is invalid.
+    """
+
+    name = "psij"
+    running_when_called = False
+    ask_every: float = 10.0
+    patience: float = 10.0
+
+    def __init__(
+        self,
+        executor: str = "local",
+        *,
+        queue: str | None = None,
+        account: str | None = None,
+        attributes: Mapping[str, Any] | None = None,
+        launcher: str | None = None,
+        max_jobs: int | None = None,
+        tasks_per_job: int = 1,
+        name: str | None = None,
+    ) -> None:
+        super().__init__(name=name)
+        if not isinstance(executor, str):
+            raise TypeError(f"executor must be a string such as 'slurm', got {executor!r}")
+        if max_jobs is None:
+            max_jobs = os.cpu_count() or 1 if executor == "local" else MAX_JOBS
+        for argument, value in (("max_jobs", max_jobs), ("tasks_per_job", tasks_per_job)):
+            if type(value) is not int:
+                raise TypeError(f"{argument} must be a whole number, got {value!r}")
+            if value < 1:
+                raise ValueError(f"{argument} must be at least 1, got {value}")
+        self.executor = executor
+        self.capabilities = capabilities_of(executor)
+        self.settings = Settings(
+            queue, account, launcher, attributes={} if attributes is None else attributes
+        )
+        self.max_jobs = max_jobs
+        self.tasks_per_job = tasks_per_job
+        self._waiting: dict[str, deque[_Run]] = {}  # by the key of a group
+        self._filling = False
+        self._jobs: dict[str, _Job] = {}
+        self._client: Process | None = None
+        self._background: set[asyncio.Task[None]] = set()
+        self._news = asyncio.Event()
+        self._watching = False
+
+    # Start and stop.
+
+    async def start(self) -> None:
+        """Start the client process.
+
+        Raises:
+            BackendUnavailableError: PSI/J has no such executor, or the batch system's commands are
+                not installed.
+        """
+        command = COMMANDS.get(self.executor)
+        if command is not None and shutil.which(command) is None:
+            raise BackendUnavailableError(
+                f"backend {self.name!r}: the command {command!r} of executor {self.executor!r} is "
+                "not in PATH: run the program on a login node"
+            )
+        self._directory = Path(self.session.directory(f"psij-{self.session.uid}"))
+        self._reports = self._directory / "reports"
+        await in_thread(partial(self._reports.mkdir, parents=True, mode=0o700))
+        with open(self._directory / "client.log", "wb") as log:  # noqa: ASYNC230 - once
+            self._client = await asyncio.create_subprocess_exec(
+                *_python("client"),
+                stdin=PIPE,
+                stdout=PIPE,
+                stderr=log,
+                limit=MAX_LINE,
+                start_new_session=True,
+            )
+        settings = {
+            "executor": self.executor,
+            "directory": str(self._directory),
+            "ask_every": self.ask_every,
+        }
+        self._send(settings)
+        assert self._client.stdout is not None
+        reply = json.loads(await self._client.stdout.readline() or '{"error": "PSI/J has failed"}')
+        if "error" in reply:
+            raise BackendUnavailableError(
+                f"backend {self.name!r}: executor {self.executor!r} cannot be used: "
+                f"{reply['error']}"
+            )
+        self._spawn(self._listen())
+
+    async def stop(self) -> None:
+        """End the client process, and remove the files of the jobs."""
+        if self._client is not None:
+            assert self._client.stdin is not None
+            self._client.stdin.close()
+            await self._client.wait()
+            self._client = None
+        for task in self._background:
+            task.cancel()
+        if self._background:
+            await asyncio.wait(self._background)
+        await in_thread(partial(shutil.rmtree, self._directory, ignore_errors=True), or_here=True)
+
+    def _spawn(self, work: Any) -> None:
+        task = asyncio.create_task(work)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+
+    # The life of a task.
+
+    async def run_task(self, task: TaskDescription) -> object:
+        """Run a task in a job. If this call is canceled, cancel the task and wait for its end."""
+        settings = self.settings.of(task)
+        spec = job_spec(task, settings, self.executor)
+        if task["function"] is None or "sandbox" in task:
+            task["sandbox"] = make_sandbox(self.sandbox_of(task))
+        call = None
+        if task["function"] is not None:
+            order = call_spec(task, cores=spec["resources"]["cpu_cores_per_process"])
+            call = pack(task, order, worker="a job")
+        elif "resources" in task and task["resources"].ranks > 1:
+            launch_ranks(spec, task, settings, self.executor)
+        run = _Run(task, spec, call)
+        alone = self.tasks_per_job == 1 or run.ranks
+        key = task["uid"] if alone else json.dumps({**spec, "name": ""}, sort_keys=True)
+        self._waiting.setdefault(key, deque()).append(run)
+        self._fill_soon()
+        while not run.ended.done():
+            try:
+                await asyncio.wait([run.ended])
+            except asyncio.CancelledError:
+                self._cancel(run, key)
+        if run.cancelled:
+            run.ended.exception()  # marks it as retrieved
+            raise asyncio.CancelledError
+        return await self._result(task, run.ended.result())
+
+    async def _result(self, task: TaskDescription, outcome: dict[str, Any]) -> object:
+        if "lost" in outcome:
+            raise TaskLostError(f"task {task['name']!r} was lost: {outcome['lost']}")
+        if "call" in outcome:
+            error = finish(task, unpack(outcome["call"]))
+            if error is not None:
+                raise error
+            return task["return_value"]
+        if outcome.get("usage"):
+            task["usage"] = outcome["usage"]
+        if "exception" in outcome:
+            raise outcome["exception"]
+        if "stdout" not in outcome:  # PSI/J's launcher has written the output
+            outcome |= await in_thread(partial(_output, task))
+        return CompletedExecutable(outcome["exit_code"], outcome["stdout"], outcome["stderr"])
+
+    def _cancel(self, run: _Run, key: str) -> None:
+        if run.cancelled or run.ended.done():
+            return
+        run.cancelled = True
+        if run.job is None:
+            self._waiting[key].remove(run)
+            run.ended.set_result({})
+        elif all(other.cancelled for other in run.job.runs.values()):
+            self._send({"cancel": [run.job.number]})
+        else:
+            self._spawn(self._cancel_shared(run.job, run))
+
+    async def _cancel_shared(self, job: _Job, run: _Run) -> None:
+        uid = run.task["uid"]
+        try:
+            await in_thread(partial((self._reports / f"{uid}.claim").symlink_to, "canceled"))
+        except FileExistsError:  # the task has started
+            await in_thread((self._reports / f"{uid}.cancel").touch)
+        else:
+            if uid in job.runs:
+                self._end_run(job, run, {})
+
+    # From tasks to jobs.
+
+    def _fill_soon(self) -> None:
+        if not self._filling:
+            self._filling = True
+            asyncio.get_running_loop().call_soon(self._fill)
+
+    def _fill(self) -> None:
+        """Submit jobs for the waiting tasks, as far as the limits allow."""
+        self._filling = False
+        jobs = []
+        while self._waiting and len(self._jobs) < self.max_jobs:
+            key = next(iter(self._waiting))
+            waiting = self._waiting.pop(key)
+            runs = [waiting.popleft() for _ in range(min(len(waiting), self.tasks_per_job))]
+            if waiting:  # after the tasks with other settings
+                self._waiting[key] = waiting
+            if not runs:  # all were canceled
+                continue
+            job = _Job(runs)
+            self._jobs[job.number] = job
+            for run in runs:
+                run.job = job
+            jobs.append(job)
+        if jobs:
+            self._spawn(self._submit(jobs))
+
+    async def _submit(self, jobs: Sequence[_Job]) -> None:
+        runs = [list(job.runs.values()) for job in jobs]
+        specs = []
+        for job, of_job in zip(jobs, runs, strict=True):
+            spec = {**of_job[0].spec, "id": job.number}
+            if not of_job[0].ranks:
+                program, *arguments = _python("job", str(self._directory / job.number))
+                spec |= {"executable": program, "arguments": arguments}
+                duration = spec["attributes"]["duration"]
+                if duration is not None:
+                    duration *= len(of_job)
+                    spec["attributes"] = {**spec["attributes"], "duration": duration}
+            specs.append(spec)
+        try:
+            await in_thread(partial(self._write_orders, jobs, runs))
+        except Exception as error:  # a full disk, an object that cannot be pickled
+            for job in jobs:
+                self._end_job(job, {"exception": error})
+            return
+        self._send({"submit": specs})
+        self._news.set()
+        if not self._watching:
+            self._watching = True
+            self._spawn(self._watch())
+
+    def _write_orders(self, jobs: Sequence[_Job], runs: Sequence[Sequence[_Run]]) -> None:
+        for job, of_job in zip(jobs, runs, strict=True):
+            order = {"reports": str(self._reports), "tasks": [run.order for run in of_job]}
+            if not of_job[0].ranks:
+                _write_private(self._directory / job.number, pickle.dumps(order, 5))
+
+    # From jobs to tasks.
+
+    def _send(self, message: dict[str, Any]) -> None:
+        if self._client is not None and self._client.stdin is not None:
+            self._client.stdin.write(json.dumps(message).encode() + b"\n")
+
+    async def _listen(self) -> None:
+        """Read the client's messages until it ends."""
+        client = self._client
+        assert client is not None
+        assert client.stdout is not None
+        while line := await client.stdout.readline():
+            for number, state, message, code in json.loads(line):
+                job = self._jobs.get(number)
+                if job is not None:
+                    self._changed(job, state, message, code)
+        reason = f"the process of PSI/J has ended with exit code {await client.wait()}"
+        for job in list(self._jobs.values()):
+            self._end_job(job, {"lost": reason})
+
+    def _changed(self, job: _Job, state: str, message: str | None, code: int | None) -> None:
+        self._news.set()
+        runs = list(job.runs.values())
+        if state == "REFUSED":
+            kind = CapabilityError if TOO_MUCH in str(message) else SubmissionError
+            error = kind(f"backend {self.name!r} cannot submit a job: {message}")
+            self._end_job(job, {"exception": error})
+        elif state in ("COMPLETED", "FAILED", "CANCELED"):
+            # Flux reports no exit code of successful jobs. A job without an exit code may also
+            # have disappeared from the queue of another system.
+            if code is None and state == "COMPLETED" and self.executor == "flux":
+                code = 0
+            job.status, job.since = (state, message, code), monotonic()
+            if runs and runs[0].ranks and code is not None:
+                self._end_job(job, {"exit_code": code})
+        elif state == "ACTIVE" and runs and runs[0].ranks:
+            self.task_state_cb(runs[0].task, self.get_task_states_map().RUNNING)
+
+    async def _watch(self) -> None:
+        """Read reports while there are jobs, and find jobs that have ended without a report."""
+        wait = MIN_INTERVAL
+        while self._jobs:
+            self._news.clear()
+            ended = [job for job in self._jobs.values() if job.status is not None]
+            reports = await in_thread(partial(_take_reports, self._reports))
+            by_uid = {uid: job for job in self._jobs.values() for uid in job.runs}
+            for uid, kind, content in reports:
+                if uid in by_uid:
+                    self._apply(by_uid[uid], uid, kind, content)
+            for job in ended:
+                self._end_silent(job)
+            wait = MIN_INTERVAL if reports else min(2 * wait, MAX_INTERVAL)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(wait):
+                    await self._news.wait()
+                wait = MIN_INTERVAL
+                await asyncio.sleep(wait)
+        self._watching = False
+
+    def _apply(self, job: _Job, uid: str, kind: str, content: bytes) -> None:
+        run = job.runs[uid]
+        if kind == "started":
+            run.task["worker"] = content.decode()
+            if not run.cancelled:
+                self.task_state_cb(run.task, self.get_task_states_map().RUNNING)
+            return
+        self._end_run(job, run, pickle.loads(content))  # noqa: S301 - of our own job
+
+    def _end_silent(self, job: _Job) -> None:
+        """End the tasks of a job that has ended, if they have no report and none can follow."""
+        if job.status is None or job.number not in self._jobs:
+            return
+        state, message, _ = job.status
+        if all(run.cancelled for run in job.runs.values()):
+            self._end_job(job, {})
+        elif monotonic() - job.since >= self.patience:
+            reason = f"its job has ended without a result (state {state})"
+            self._end_job(job, {"lost": f"{reason}: {message}" if message else reason})
+
+    def _end_job(self, job: _Job, outcome: dict[str, Any]) -> None:
+        for run in list(job.runs.values()):
+            self._end_run(job, run, dict(outcome))
+        self._forget(job)
+
+    def _end_run(self, job: _Job, run: _Run, outcome: dict[str, Any]) -> None:
+        del job.runs[run.task["uid"]]
+        run.ended.set_result(outcome)
+        if not job.runs:
+            self._forget(job)
+        elif all(other.cancelled for other in job.runs.values()):
+            self._send({"cancel": [job.number]})
+
+    def _forget(self, job: _Job) -> None:
+        if self._jobs.pop(job.number, None) is not None:
+            with suppress(FileNotFoundError):  # it was not written, or the task has several ranks
+                (self._directory / job.number).unlink()
+            self._fill_soon()
+
+
+def _python(module: str, *arguments: str) -> list[str]:
+    return [sys.executable, "-P", "-m", f"rhapsody_psij.{module}", *arguments]
+
+
+def _write_private(path: Path, content: bytes) -> None:
+    with open(path, "wb", opener=partial(os.open, mode=0o600)) as file:
+        file.write(content)
+
+
+def _take_reports(directory: Path) -> list[Report]:
+    """Read and remove all reports, those of starts first."""
+    found: list[Report] = []
+    for name in sorted(os.listdir(directory), key=lambda name: name.endswith(".ended")):
+        uid, _, kind = name.rpartition(".")
+        if kind in ("started", "ended") and not name.startswith("."):
+            path = directory / name
+            found.append((uid, kind, path.read_bytes()))
+            path.unlink()
+    return found
+
+
+def _output(task: TaskDescription) -> dict[str, str]:
+    capture = task.get("capture", True)
+    if capture is False:
+        return {"stdout": "", "stderr": ""}
+    paths = [os.path.join(task["sandbox"], name) for name in OUTPUT_FILES]
+    if capture != "files":
+        paths = [end_of_file(path, sys.maxsize) for path in paths]
+    return dict(zip(("stdout", "stderr"), paths, strict=True))

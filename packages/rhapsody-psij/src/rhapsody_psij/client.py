@@ -1,0 +1,212 @@
+"""Client process: the process in which PSI/J runs, started and used by the backend.
+
+PSI/J handles SIGCHLD, blocks while it submits a job, and keeps threads that never end. In a process
+of its own, none of this affects the user's program. The client also outlives a program that is
+killed: its standard input then ends, and it cancels the jobs that have not ended.
+
+Messages are lines of JSON. The first line from the program contains the settings. Later ones are
+`{"submit": [...]}` with specifications of `rhapsody_psij.jobs`, each with an `id`, and `{"cancel":
+[...]}` with ids. The client replies with `{"error": ...}` after a failed start, or `{}`, and then
+sends lists of reports, `[id, state, message, exit code]`. All reports that are waiting are sent
+together. The states are those of PSI/J, and `REFUSED` for a job that could not be submitted.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from datetime import timedelta
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any, TextIO
+
+import psij
+import psutil
+from psij.executors.batch.batch_scheduler_executor import BatchSchedulerExecutorConfig
+
+log = logging.getLogger(__name__)
+
+MAX_COMMANDS = 8
+"""Maximum number of the batch system's commands that run at the same time."""
+
+CANCEL_ATTEMPTS = 10
+"""Number of times that the cancellation of a job is tried."""
+
+CANCEL_WAIT = 3.0
+"""Seconds between these attempts."""
+
+
+class Client:
+    """Executor of PSI/J and its jobs.
+
+    Args:
+        settings: The settings from the first line.
+        report: Called with each report, from any thread.
+
+    Raises:
+        ValueError: PSI/J has no such executor, or cannot load it.
+    """
+
+    def __init__(self, settings: dict[str, Any], report: Callable[[list[Any]], None]) -> None:
+        config = BatchSchedulerExecutorConfig(
+            work_directory=Path(settings["directory"]),
+            queue_polling_interval=settings["ask_every"],
+            initial_queue_polling_delay=0,
+        )
+        self._executor = psij.JobExecutor.get_instance(settings["executor"], config=config)
+        self._executor.set_job_status_callback(self._changed)
+        self._local = settings["executor"] == "local"
+        self._report = report
+        self._jobs: dict[str, psij.Job] = {}  # by the id of the specification
+        self._ids: dict[str, str] = {}  # by PSI/J's id
+        self._cancelled: set[str] = set()
+        self._lock = threading.Lock()
+        self._pool = ThreadPoolExecutor(MAX_COMMANDS)
+
+    def submit(self, spec: dict[str, Any]) -> None:
+        """Submit a job on a thread of the pool."""
+        self._pool.submit(self._submit, spec.pop("id"), spec)
+
+    def cancel(self, number: str) -> None:
+        """Cancel a job on a thread of the pool; if it is not submitted yet, do not submit it."""
+        with self._lock:
+            self._cancelled.add(number)
+            job = self._jobs.get(number)
+        if job is not None and job.native_id is not None:
+            self._pool.submit(self._cancel, number, job)
+
+    def close(self) -> None:
+        """Cancel the jobs that have not ended, and wait until the batch system has been told."""
+        with self._lock:
+            numbers = list(self._jobs)
+        for number in numbers:
+            self.cancel(number)
+        self._pool.shutdown()
+
+    def _submit(self, number: str, spec: dict[str, Any]) -> None:
+        job = psij.Job()
+        with self._lock:
+            if number in self._cancelled:
+                self._end(number, "CANCELED")
+                return
+            self._jobs[number] = job
+            self._ids[job.id] = number
+        try:
+            job.spec = self._spec(spec)
+            self._executor.submit(job)
+        except Exception as error:  # PSI/J raises the errors of the system's commands
+            self._end(number, "REFUSED", str(error) or repr(error))
+            return
+        if number in self._cancelled:
+            self._cancel(number, job)
+
+    def _spec(self, spec: dict[str, Any]) -> psij.JobSpec:
+        resources = psij.ResourceSpecV1(**spec.pop("resources"))
+        attributes = spec.pop("attributes")
+        duration = attributes.pop("duration")
+        if duration is not None:
+            attributes["duration"] = timedelta(seconds=duration)
+        made = psij.JobAttributes(**attributes)
+        if duration is None and isinstance(self._executor.config, BatchSchedulerExecutorConfig):
+            made.duration = None  # type: ignore[assignment]  # the default of the queue
+        return psij.JobSpec(**spec, resources=resources, attributes=made)
+
+    def _cancel(self, number: str, job: psij.Job) -> None:
+        if self._local:
+            _kill(job)
+            return
+        for attempt in range(CANCEL_ATTEMPTS):
+            if job.status.final:
+                return
+            try:
+                job.cancel()
+                break
+            except Exception as error:  # PSI/J raises the errors of the system's commands
+                log.warning("job %s cannot be canceled: %s", job.native_id, error)
+                if attempt + 1 == CANCEL_ATTEMPTS:
+                    self._end(number, "CANCELED", f"it cannot be canceled: {error}")
+                    return
+                time.sleep(CANCEL_WAIT)
+
+    def _changed(self, job: psij.Job, status: psij.JobStatus) -> None:
+        number = self._ids.get(job.id)
+        if number is None:
+            return
+        if status.final:
+            self._end(number, status.state.name, status.message, status.exit_code)
+        else:
+            self._report([number, status.state.name, None, None])
+
+    def _end(
+        self, number: str, state: str, message: str | None = None, code: int | None = None
+    ) -> None:
+        job = self._jobs.pop(number, None)
+        if job is not None:
+            self._ids.pop(job.id, None)
+        self._report([number, state, message, code])
+
+
+def _kill(job: psij.Job) -> None:
+    """Kill the processes of a local job; PSI/J then reports the end of the first, the launcher.
+
+    The local executor's own `cancel` reports the end of a job before its processes have ended, and
+    misses processes that start meanwhile. Processes that are stopped cannot start others.
+    """
+    with suppress(psutil.NoSuchProcess):  # the launcher has ended
+        launcher = psutil.Process(int(job.native_id or 0))
+        stopped: set[psutil.Process] = set()
+        while new := {launcher, *launcher.children(recursive=True)} - stopped:
+            for process in new:
+                with suppress(psutil.NoSuchProcess):
+                    process.suspend()
+            stopped |= new
+        for process in stopped - {launcher}:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        psutil.wait_procs(stopped - {launcher}, timeout=10)
+        launcher.kill()
+
+
+def _send(reports: SimpleQueue[list[Any]], out: TextIO) -> None:
+    while True:
+        batch = [reports.get()]
+        while not reports.empty():
+            batch.append(reports.get())
+        try:
+            print(json.dumps(batch), file=out, flush=True)
+        except BrokenPipeError:  # the program was killed
+            return
+
+
+def main() -> None:
+    """Run the client until its standard input ends."""
+    out = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # only messages go to standard output
+    reports: SimpleQueue[list[Any]] = SimpleQueue()
+    try:
+        client = Client(json.loads(sys.stdin.readline()), reports.put)
+    except Exception as error:  # PSI/J loads modules of any origin
+        cause = f": {error.__cause__}" if error.__cause__ else ""
+        print(json.dumps({"error": f"{error}{cause}"}), file=out, flush=True)
+        return
+    print("{}", file=out, flush=True)
+    threading.Thread(target=_send, args=(reports, out), daemon=True).start()
+    for line in sys.stdin:
+        message = json.loads(line)
+        for number in message.get("cancel", ()):
+            client.cancel(number)
+        for spec in message.get("submit", ()):
+            client.submit(spec)
+    client.close()
+    os._exit(0)  # PSI/J's threads never end
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,158 @@
+"""Program of a job: runs the tasks in an order file one after the other, and reports each.
+
+The reports are files in one directory, named after the task: `UID.started` contains the name of
+the host, and `UID.ended` the outcome. A file appears with its complete content. Outcomes are
+pickled dicts: `call` contains the result of a call as bytes; `exit_code`, `stdout`, `stderr` and
+`usage` are those of an executable; `exception`, `lost` and `canceled` describe other ends.
+
+To cancel a task of a shared job, which also runs other tasks, the program creates the link
+`UID.claim` to `canceled`. The job creates the same link to `started` before it runs the task, so
+only one of them succeeds. If the task has started, the program creates the file `UID.cancel`, which
+the job looks for while it runs the task.
+
+A batch system may start a job again, for example after the failure of a node. Tasks that have ended
+are then skipped.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import multiprocessing
+import os
+import pickle
+import signal
+import socket
+import sys
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from rhapsody import TaskDescription
+from rhapsody.sdk import Program, Reaper, Runner, TaskProgram, task_environment
+
+CHECK_INTERVAL = 2.0
+"""Seconds between checks whether a running task of a shared job was canceled."""
+
+GRACE = 5.0
+"""Seconds between SIGTERM and SIGKILL when an executable of a shared job is canceled."""
+
+PR_SET_CHILD_SUBREAPER = 36
+
+
+class Reports:
+    """Directory for the reports of tasks."""
+
+    def __init__(self, directory: str, *, shared: bool) -> None:
+        self._directory = Path(directory)
+        self.interval = CHECK_INTERVAL if shared else None
+
+    def path(self, uid: str, kind: str) -> Path:
+        """Return the path of a report."""
+        return self._directory / f"{uid}.{kind}"
+
+    def write(self, uid: str, kind: str, content: bytes) -> None:
+        """Write a report, which appears with its complete content."""
+        part = self._directory / f".{uid}.{kind}"
+        part.write_bytes(content)
+        part.rename(self.path(uid, kind))
+
+    def claim(self, uid: str) -> bool:
+        """Return False if a task was canceled before it started."""
+        claim = self.path(uid, "claim")
+        try:
+            claim.symlink_to("started")
+        except FileExistsError:  # canceled, or started by this job before a node failed
+            return os.readlink(claim) == "started"
+        return True
+
+    def canceled(self, uid: str) -> bool:
+        """Return True if a task of a shared job was canceled."""
+        return self.interval is not None and self.path(uid, "cancel").exists()
+
+
+def run_call(uid: str, packed: bytes, reports: Reports) -> dict[str, Any]:
+    """Make a call in a child process, and return its outcome."""
+    context = multiprocessing.get_context("fork")  # this process has one thread
+    path = reports.path(uid, "call")
+    child = context.Process(target=_call, args=(packed, str(path)))
+    child.start()
+    canceled = False
+    while child.is_alive():
+        child.join(reports.interval)
+        if child.is_alive() and reports.canceled(uid):
+            canceled = True
+            break
+    child.kill()
+    with suppress(ProcessLookupError):  # also ends what the call has left behind
+        os.killpg(child.pid or 0, signal.SIGKILL)
+    child.join()
+    try:
+        return {"call": path.read_bytes()}
+    except FileNotFoundError:
+        if canceled:
+            return {"canceled": True}
+        return {"lost": f"its process ended with exit code {child.exitcode}"}
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def _call(packed: bytes, path: str) -> None:
+    os.setsid()
+    outcome = Runner().run(packed)
+    Path(f"{path}.part").write_bytes(outcome)
+    os.rename(f"{path}.part", path)
+    sys.stdout.flush()
+    os._exit(0)  # without waiting for threads that the call has started
+
+
+async def run_executable(
+    task: TaskDescription, cores: int, reports: Reports, reaper: Reaper
+) -> dict[str, Any]:
+    """Run the program of a task in its sandbox, and return the outcome."""
+    environment = task_environment(task, cores=cores)
+    program = TaskProgram(task, environment, launch=partial(Program, reaper=reaper))
+    ended = asyncio.create_task(program.wait(GRACE))
+    while not ended.done():
+        await asyncio.wait([ended], timeout=reports.interval)
+        if reports.canceled(task["uid"]):
+            ended.cancel()
+            await asyncio.wait([ended])
+    if ended.cancelled():
+        return {"canceled": True}
+    error = ended.exception()
+    outcome: dict[str, Any] = {} if error is None else {"exception": error}
+    keys = ("exit_code", "stdout", "stderr", "usage")
+    return outcome | {key: task[key] for key in keys if key in task}  # type: ignore[literal-required]
+
+
+def outcome_of(entry: dict[str, Any], reports: Reports, reaper: Reaper) -> dict[str, Any]:
+    """Run one task of an order, and return its outcome."""
+    task = entry["task"]
+    reports.write(task["uid"], "started", socket.gethostname().encode())
+    if entry["call"] is not None:
+        return run_call(task["uid"], entry["call"], reports)
+    try:
+        return asyncio.run(run_executable(task, entry["cores"], reports, reaper))
+    except (OSError, ValueError) as error:  # the program cannot be started
+        return {"exception": error}
+
+
+def main(path: str) -> None:
+    """Run the tasks of an order file."""
+    if sys.platform == "linux":  # orphans of a task stay below this process, and end with its job
+        ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    order = pickle.loads(Path(path).read_bytes())  # noqa: S301 - of the program's user
+    reports = Reports(order["reports"], shared=len(order["tasks"]) > 1)
+    reaper = Reaper()
+    for entry in order["tasks"]:
+        uid = entry["task"]["uid"]
+        if not reports.path(uid, "ended").exists() and reports.claim(uid):
+            outcome = outcome_of(entry, reports, reaper)
+            reports.write(uid, "ended", pickle.dumps(outcome))
+    reaper.stop()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -1,0 +1,176 @@
+"""Job specifications: the translation of a task's resources and settings for PSI/J.
+
+A specification is a dict of plain values, because it is sent to the process in which PSI/J runs.
+Its keys are the parameters of `psij.JobSpec`; `resources` and `attributes` contain those of
+`psij.ResourceSpecV1` and `psij.JobAttributes`.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from rhapsody import CapabilityError, Resources, TaskDescription
+from rhapsody.sdk import OUTPUT_FILES, seconds, task_environment, time_needed, working_directory
+
+JobSpec = dict[str, Any]
+
+UNSAFE = re.compile(r"[^\w@%+=:,./-]", re.ASCII)
+"""Characters that PSI/J's launch scripts do not quote in the paths of output files."""
+
+COUNT_PROCESSES = frozenset({"pbs", "pbs_classic", "lsf"})
+"""Executors that request one core per process, regardless of the cores per process."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Options that apply to all jobs, and that a task can change with `task_description`.
+
+    Raises:
+        TypeError: A value is of the wrong type.
+        ValueError: A value is invalid.
+    """
+
+    queue: str | None = None
+    account: str | None = None
+    launcher: str | None = None
+    nodes: int | None = None
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in ("queue", "account", "launcher"):
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, str):
+                raise TypeError(f"{name} must be a string, got {value!r}")
+        if self.nodes is not None and type(self.nodes) is not int:
+            raise TypeError(f"nodes must be a whole number, got {self.nodes!r}")
+        if self.nodes is not None and self.nodes < 1:
+            raise ValueError(f"nodes must be at least 1, got {self.nodes}")
+        if not isinstance(self.attributes, Mapping):
+            raise TypeError(
+                "attributes must be a dict such as {'slurm.qos': 'debug'}, got "
+                f"{self.attributes!r}"
+            )
+        for name, value in self.attributes.items():
+            if name == "duration":
+                seconds("attributes: duration", value)
+            elif name != "reservation_id" and not re.fullmatch(r"\w+\..+", str(name)):
+                raise ValueError(
+                    "attributes: names must be 'duration', 'reservation_id' or an option of the "
+                    f"batch system such as 'slurm.qos', got {name!r}"
+                )
+
+    def of(self, task: TaskDescription) -> Settings:
+        """Return the settings of a task.
+
+        Raises:
+            TypeError: A value in the task's description is of the wrong type.
+            ValueError: A value in the task's description is invalid.
+        """
+        own = {each.name: getattr(self, each.name) for each in fields(self)}
+        given = task["task_backend_specific_kwargs"]
+        if isinstance(given.get("attributes"), Mapping):
+            given = {**given, "attributes": {**self.attributes, **given["attributes"]}}
+        return Settings(**{**own, **given})
+
+
+def job_spec(task: TaskDescription, settings: Settings, executor: str) -> JobSpec:
+    """Return the specification of a job for a task, without the program that the job runs.
+
+    Raises:
+        CapabilityError: The job cannot be expressed in PSI/J.
+    """
+    resources = task.get("resources") or Resources()
+    ranks, cores = resources.ranks, max(1, int(resources.cores))
+    nodes = settings.nodes or 1
+    processes = ranks
+    what = f"task {task['name']!r}"
+    if task["function"] is not None and (ranks > 1 or nodes > 1):
+        raise CapabilityError(
+            f"{what} is a function and runs as one process on one node: use an executable for "
+            "several ranks or nodes"
+        )
+    if ranks % nodes:
+        raise CapabilityError(
+            f"{what}: PSI/J places the same number of ranks on each node, but {ranks} ranks are "
+            f"not divisible by {nodes} nodes"
+        )
+    if executor == "local" and ranks > (os.cpu_count() or 1):
+        raise CapabilityError(
+            f"{what} needs {ranks} ranks, but this machine has {os.cpu_count()} processors"
+        )
+    if executor in COUNT_PROCESSES and cores > 1:
+        if ranks > 1:
+            raise CapabilityError(
+                f"{what}: with several ranks, PSI/J requests one core per rank from {executor!r}, "
+                f"but the task needs {cores}"
+            )
+        processes, cores = cores, 1
+    requested: dict[str, Any] = {"process_count": processes, "cpu_cores_per_process": cores}
+    if nodes > 1:
+        requested["node_count"] = nodes
+    if resources.gpus:
+        requested["gpu_cores_per_process"] = resources.gpus
+    if isinstance(resources.memory, int):  # the systems' options are the memory of each node
+        requested["memory"] = resources.memory * ranks // nodes
+    attributes = dict(settings.attributes)
+    duration = time_needed(task) or attributes.pop("duration", None)
+    return {
+        "name": re.sub(r"[^\w.-]", "_", task["name"], flags=re.ASCII)[:15],
+        "resources": requested,
+        "attributes": {
+            "duration": None if duration is None else math.ceil(seconds("duration", duration)),
+            "queue_name": settings.queue,
+            "account": settings.account,
+            "reservation_id": attributes.pop("reservation_id", None),
+            "custom_attributes": {k: v for k, v in attributes.items() if k != "duration"},
+        },
+        "launcher": "single",
+        "environment": {},
+    }
+
+
+def launch_ranks(spec: JobSpec, task: TaskDescription, settings: Settings, executor: str) -> None:
+    """Add the program of a task with several ranks, which PSI/J's launcher starts.
+
+    Raises:
+        CapabilityError: PSI/J cannot express a path or a variable of the task.
+        OSError: The standard input cannot be written, or the task's `cwd` does not exist.
+    """
+    sandbox = task["sandbox"]
+    command, arguments = str(task["executable"]), task.get("arguments")
+    if arguments is None:
+        command, arguments = "/bin/sh", ["-c", command]
+    capture = task.get("capture", True) is not False
+    out, err = (os.path.join(sandbox, name) if capture else os.devnull for name in OUTPUT_FILES)
+    spec |= {
+        "executable": command,
+        "arguments": list(arguments),
+        "directory": working_directory(task),
+        "stdout_path": out,
+        "stderr_path": err,
+        "launcher": settings.launcher or ("srun" if executor == "slurm" else "mpirun"),
+    }
+    cores = spec["resources"]["cpu_cores_per_process"]
+    spec["environment"] = {"SRUN_CPUS_PER_TASK": str(cores)} if executor == "slurm" else {}
+    spec["environment"] |= task_environment(task, cores=cores)
+    for name in spec["environment"]:
+        if not re.fullmatch(r"[A-Za-z_]\w*", name, re.ASCII):
+            raise CapabilityError(
+                f"task {task['name']!r}: PSI/J cannot pass on the environment variable {name!r}"
+            )
+    if task.get("stdin"):
+        spec["stdin_path"] = os.path.join(sandbox, ".rhapsody-stdin")
+    for path in (sandbox, spec["directory"]):
+        if UNSAFE.search(path):
+            raise CapabilityError(
+                f"task {task['name']!r}: PSI/J's launchers cannot use the path {path!r}, because "
+                "it contains spaces or other special characters: set work_dir"
+            )
+    if "stdin_path" in spec:
+        with open(spec["stdin_path"], "w", encoding="utf-8") as file:
+            file.write(task["stdin"])

@@ -1,0 +1,95 @@
+"""Tasks as jobs of a real Slurm."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+
+from rhapsody import CapabilityError, TasksMainStates, WorkflowEngine
+from rhapsody_psij import PsijExecutionBackend
+from tests._support.slurm import until_no_jobs
+
+pytestmark = [pytest.mark.asyncio, pytest.mark.usefixtures("cluster")]
+
+
+class Eager(PsijExecutionBackend):
+    """A backend whose PSI/J queries the queue each second, which only tests may do."""
+
+    ask_every = 1.0
+
+
+@pytest_asyncio.fixture
+async def flow(tmp_path: Path) -> AsyncIterator[WorkflowEngine]:
+    """An engine on the cluster."""
+    async with asyncio.timeout(100):
+        async with WorkflowEngine.create(Eager("slurm", queue="debug")) as engine:
+            yield engine
+
+
+async def test_functions_and_executables_run_as_jobs(flow: WorkflowEngine) -> None:
+    @flow.executable_task(resources={"cores": 2, "memory": "200 MiB", "walltime": "2 min"})
+    def job() -> str:
+        return "scontrol show job $SLURM_JOB_ID; echo threads=$OMP_NUM_THREADS"
+
+    @flow.function_task
+    def lines(text: str) -> list[str]:
+        return text.split()
+
+    said = await lines(job())
+    expected = {"NumCPUs=2", "MinMemoryNode=200M", "TimeLimit=00:02:00", "Partition=debug"}
+    assert expected | {"threads=2"} <= set(said)
+
+
+async def test_ranks_are_started_by_srun(flow: WorkflowEngine, tmp_path: Path) -> None:
+    @flow.executable_task(resources={"ranks": 2}, environment={"GREETING": "a b"}, stdin="text\n")
+    def rank() -> str:
+        return 'echo "rank $SLURM_PROCID of $SLURM_NTASKS: $GREETING"; exit $SLURM_PROCID'
+
+    @flow.executable_task(resources={"ranks": 2}, cwd=tmp_path)
+    def place() -> list[str]:
+        return ["pwd"]
+
+    failing, placed = rank(), place()
+    assert await placed == f"{tmp_path}\n" * 2
+    with pytest.raises(Exception, match="exit code 1"):
+        await failing
+    text = Path(failing.stdout_path).read_text()
+    assert sorted(text.splitlines()) == ["rank 0 of 2: a b", "rank 1 of 2: a b"]
+
+
+async def test_canceled_tasks_leave_the_queue(flow: WorkflowEngine) -> None:
+    @flow.executable_task(resources={"cores": 2})
+    def wait() -> str:
+        return "sleep 100"
+
+    running, waiting = wait(), wait()
+    while running.state is not TasksMainStates.RUNNING:  # noqa: ASYNC110
+        await asyncio.sleep(0.05)
+    running.cancel()
+    waiting.cancel()
+    await asyncio.gather(running.ended(), waiting.ended())
+    until_no_jobs()
+
+
+async def test_a_job_that_is_killed_is_lost_and_repeated(
+    flow: WorkflowEngine, tmp_path: Path
+) -> None:
+    @flow.executable_task
+    def once(marker: Path) -> str:
+        return f"[ -e {marker} ] && echo again || (touch {marker}; scancel $SLURM_JOB_ID; sleep 60)"
+
+    flow.backend.patience = 1.0  # type: ignore[attr-defined]
+    assert await once(tmp_path / "marker") == "again\n"
+
+
+async def test_what_no_node_has_is_refused(flow: WorkflowEngine) -> None:
+    @flow.executable_task(resources={"memory": "100 TB"})
+    def big() -> str:
+        return "true"
+
+    with pytest.raises(CapabilityError, match="node configuration"):
+        await big()
