@@ -28,6 +28,7 @@ ORDER = [
     "task",
     "capabilities",
     "sdk",
+    "environments",
     "tracebacks",
     "plugins",
     "backends",

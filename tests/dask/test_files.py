@@ -12,9 +12,10 @@ import pytest
 
 from rhapsody import InputFile, LocalExecutionBackend, OutputDir, OutputFile, WorkflowEngine
 from rhapsody.data import OUTPUT_FILES
-from rhapsody.errors import CapabilityError, DataError
+from rhapsody.errors import CapabilityError, DataError, TaskFailedError
 from rhapsody.testing import Driver
 from rhapsody_dask import DaskExecutionBackend
+from tests._support.environments import PREFIX, make_environment, working_podman
 
 pytestmark = pytest.mark.asyncio
 
@@ -179,3 +180,25 @@ open("sub/kept", "w").write("fine")
             assert set(os.listdir(sandbox / "sub")) == {"kept", "link", "deeper"}
     (record,) = [one for one in caplog.records if one.name == "rhapsody_dask.files"]
     assert "dangling, sub/absolute, sub/out, sub/pipe;" in record.getMessage()
+
+
+async def test_commands_run_in_environments_of_the_workers(cluster: Any, tmp_path: Path) -> None:
+    (tmp_path / "in.txt").write_text("from outside\n")
+    path = make_environment(tmp_path / "env")
+    with working_podman() as podman:
+        async with asyncio.timeout(60):
+            backend = await DaskExecutionBackend(cluster=cluster, shared_file_system=False)
+            async with WorkflowEngine.create(backend=backend) as flow:
+
+                @flow.executable_task(container=podman.root, environment=podman.environment)
+                def copy(source: InputFile, target: OutputFile) -> list[Any]:
+                    return ["cp", source, target]
+
+                show = flow.executable_task(venv=path)(lambda: PREFIX)
+                assert await show() == f"{path}\n"
+                await copy(
+                    InputFile(tmp_path / "in.txt"), OutputFile("out.txt", save=f"{tmp_path}/")
+                )
+                with pytest.raises(TaskFailedError, match="no virtual environment in /none"):
+                    await show.options(venv="/none")()
+    assert (tmp_path / "out.txt").read_text() == "from outside\n"

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 import rhapsody_radical
-from rhapsody import StateMapper, WorkflowEngine
+from rhapsody import InputFile, OutputFile, StateMapper, WorkflowEngine
 from rhapsody.data import OUTPUT_FILES
 from rhapsody.errors import (
     CapabilityError,
@@ -30,6 +30,7 @@ from rhapsody.testing import Driver
 from rhapsody_radical import RadicalExecutionBackend, service_ready_callback
 from rhapsody_radical.pilot import rp
 from tests._support.direct import check_direct_use
+from tests._support.environments import PREFIX, make_environment, working_podman
 from tests._support.machine import alive
 from tests.radical.busy import BUSY, six, sleeping
 from tests.radical.pilots import resources
@@ -596,3 +597,24 @@ async def test_background_processes_of_a_finished_task_continue(driver: Driver) 
     end = await driver.run_one(task)
     assert end.state == "DONE", str(end)
     assert alive(int(str(end.stdout)))
+
+
+async def test_commands_run_in_environments(made: RadicalExecutionBackend, tmp_path: Path) -> None:
+    path = make_environment(tmp_path / "env")
+    (tmp_path / "in.txt").write_text("from outside\n")
+    async with asyncio.timeout(200), WorkflowEngine.create(made, work_dir=tmp_path / "w") as flow:
+
+        @flow.executable_task(venv=path)
+        def show(command: Any) -> Any:
+            return command
+
+        assert await show([*PREFIX, "$HOME", "a 'b'"]) == f"{path} $HOME a 'b'\n"
+        assert await show("echo $VIRTUAL_ENV | cat") == f"{path}\n"
+        with working_podman() as podman:
+
+            @flow.executable_task(container=podman.root, environment=podman.environment)
+            def copy(source: InputFile, target: OutputFile) -> list[Any]:
+                return ["cp", source, target]
+
+            await copy(InputFile(tmp_path / "in.txt"), OutputFile("out.txt", save=f"{tmp_path}/"))
+    assert (tmp_path / "out.txt").read_text() == "from outside\n"

@@ -14,6 +14,7 @@ from rhapsody.backends.base import BaseExecutionBackend, Session
 from rhapsody.backends.discovery import check_attributes, get_backend, normalize_name
 from rhapsody.capabilities import Capabilities
 from rhapsody.engine.options import EngineOptions
+from rhapsody.environments import environment_fault
 from rhapsody.errors import describe_error
 from rhapsody.resources import Resources
 from rhapsody.staging.files import Stager
@@ -88,6 +89,8 @@ class BackendHandle:
             return _KINDS[kind]
         if "cwd" in description and not capabilities.cwd:
             return f"cwd={description['cwd']!r}"
+        if "container" in description and not capabilities.sandboxes:
+            return f"container={description['container']!r}"
         if resources is None:
             return None
         for name in ("cores", "gpus", "memory", "ranks"):
@@ -97,6 +100,13 @@ class BackendHandle:
         if isinstance(resources.cores, float) and "fractional_cores" not in capabilities.resources:
             return f"fractional cores (cores={resources.cores!r})"
         return None
+
+    def environment_fault(self, description: TaskDescription) -> str | None:
+        """Return why the environment of a task cannot be used; `None` if no reason is known."""
+        if self.dry:
+            return None
+        shared, here = self.capabilities.shared_file_system, type(self.backend).name == EMBEDDED
+        return environment_fault(description, shared=shared, here=here)
 
     def unknown_settings(self, description: TaskDescription) -> list[Any]:
         """Return the keys of `task_backend_specific_kwargs` that the backend does not know."""

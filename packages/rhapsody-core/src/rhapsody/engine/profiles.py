@@ -38,6 +38,7 @@ from rhapsody.config_files import (
 )
 from rhapsody.engine.options import OPTIONS, EngineOptions
 from rhapsody.engine.settings import CHECKS, Override, TaskDefaults
+from rhapsody.environments import SETTINGS, is_path
 from rhapsody.errors import ProfileError
 from rhapsody.plugins.options import closest, option_hint
 from rhapsody.resources import ALIASES, Resources
@@ -73,6 +74,7 @@ DEFAULTS = (
     *(name for name in RESOURCES if name != "ranks"),
     *OF_THE_ENGINE,
     *("ready_timeout", "environment", "priority", "limit", "capture", "task_description"),
+    *SETTINGS,
 )
 """Settings of the table `defaults`."""
 
@@ -288,7 +290,11 @@ def _ordered(tasks: Mapping[str, Values]) -> list[tuple[str, Values]]:
 def _grouped(values: Values) -> dict[str, Any]:
     """Return settings in the form of `TaskSettings`, with all resources in one dict."""
     resources = {name: each.value for name, each in values.items() if name in RESOURCES}
-    others = {n: _converted(n, each.value) for n, each in values.items() if n not in RESOURCES}
+    others = {
+        name: _converted(name, _located(name, each).value)
+        for name, each in values.items()
+        if name not in RESOURCES
+    }
     return {**others, "resources": resources} if resources else others
 
 
@@ -415,6 +421,13 @@ def _resolved(value: Value) -> Value:
     text = re.sub(r"\$(?:(\w+)|\{(\w+)\})", variable, value.value)
     path = os.path.join(value.file.path.parent, os.path.expanduser(text))
     return Value(path, value.file, value.keys)
+
+
+def _located(name: str, value: Value) -> Value:
+    """Return the value of a task's setting; a path of an environment is resolved."""
+    if name in SETTINGS and isinstance(value.value, str) and is_path(name, value.value):
+        return _resolved(value)
+    return value
 
 
 def _check_engine(profile: Profile) -> None:

@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any, Literal, NamedTuple, TypedDict, cast
 
+from rhapsody import environments
 from rhapsody.resources import Resources, changed_fields, seconds
 from rhapsody.task import RetryPolicy, as_policies, is_async
 
@@ -61,6 +62,15 @@ class TaskSettings(TypedDict, total=False):
             path starts at the directory that was current when the engine was created. Input
             files are still linked into the sandbox, and output files are expected there; in the
             command, `f"{file}"` is the absolute path of a file. Not for functions.
+        container: The container image in which an executable runs: `"docker://python:3.12"`, or the
+            path of an image file or directory. Apptainer, Singularity, Podman or Docker runs it,
+            whichever is found first. The sandbox, `cwd` and the input files have the same paths
+            in the container. Not for functions.
+        conda: The name or path of the conda environment in which an executable runs. A relative
+            path must contain a slash. Not for functions.
+        venv: The path of the virtual environment in which an executable runs. Not for functions.
+        modules: The environment modules to load, such as `["gcc/12", "openmpi"]`, before an
+            executable and its `container`, `conda` or `venv` start. Not for functions.
         capture: `True` captures the task's output, `False` does not, and `"files"` stores it in
             files and captures their paths instead. Default `True`.
         ready: The readiness condition of a service, which also determines the service's result:
@@ -98,6 +108,10 @@ class TaskSettings(TypedDict, total=False):
     environment: Mapping[str, str] | None
     stdin: str | None
     cwd: str | os.PathLike[str] | None
+    container: str | os.PathLike[str] | None
+    conda: str | os.PathLike[str] | None
+    venv: str | os.PathLike[str] | None
+    modules: str | Iterable[str] | None
     capture: bool | Literal["files"]
     ready: str | Callable[..., Any] | None
     ready_timeout: float | str
@@ -327,6 +341,10 @@ class Settings:
     environment: Mapping[str, str] | None = _setting(None, _environment)
     stdin: str | None = _setting(None, _text("stdin"))
     cwd: str | None = _setting(None, _cwd)
+    container: str | None = _setting(None, environments.path_setting("container"))
+    conda: str | None = _setting(None, environments.path_setting("conda"))
+    venv: str | None = _setting(None, environments.path_setting("venv"))
+    modules: tuple[str, ...] = _setting((), environments.modules)
     capture: bool | Literal["files"] = _setting(True, _capture)
     ready: str | Callable[..., Any] | None = _setting(None, _ready)
     ready_timeout: float = _setting(60.0, _ready_timeout)
@@ -399,14 +417,20 @@ class TaskDefaults:
     defaults: Mapping[str, Any] = field(default_factory=dict)
     overrides: tuple[Override, ...] = ()
 
-    def complete(self, name: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    def complete(
+        self, name: str, given: Mapping[str, Any], *, function: bool = False
+    ) -> dict[str, Any]:
         """Return the settings of a task, completed with those of the profile.
 
         Args:
             name: The name of the task.
             given: The settings in the code, not checked yet.
+            function: True if the task runs a function, for which defaults of environments do not
+                apply.
         """
         skipped = NOT_FOR_SERVICES if given.get("service") else frozenset[str]()
+        if function:
+            skipped = skipped.union(environments.SETTINGS)
         merged = {key: value for key, value in self.defaults.items() if key not in skipped}
         for layer in (given, *(each.settings for each in self._overrides(name))):
             for key, value in layer.items():

@@ -32,6 +32,7 @@ from rhapsody.engine.scheduler import Scheduler
 from rhapsody.engine.settings import Settings, TaskDefaults
 from rhapsody.engine.states import FutureState
 from rhapsody.engine.task_function import TaskFunction
+from rhapsody.environments import SETTINGS, is_path
 from rhapsody.errors import DataError, describe_error
 from rhapsody.staging.files import Stager
 from rhapsody.staging.fsutil import RealPaths
@@ -263,11 +264,11 @@ class Submission:
         """Check the settings of a definition against the engine's backends and named limits.
 
         Returns:
-            The settings, with the names of attached backends and an absolute `cwd`.
+            The settings, with the names of attached backends and absolute paths.
 
         Raises:
             ValueError: No backend with this name is attached, a limit has another size in this
-                engine, or `cwd` is relative and there was no current directory.
+                engine, or a path is relative and there was no current directory.
         """
         if settings.backend is not None:
             name = find(self._backends, settings.backend).name
@@ -275,18 +276,23 @@ class Submission:
         if settings.other_backends:
             names = tuple(find(self._backends, name).name for name in settings.other_backends)
             settings = dataclasses.replace(settings, other_backends=names)
-        if settings.cwd is not None:
-            settings = dataclasses.replace(settings, cwd=self._absolute(settings.cwd))
+        paths: dict[str, Any] = {
+            name: self._absolute(name, value)
+            for name in ("cwd", *SETTINGS)
+            if (value := getattr(settings, name)) and is_path(name, value)
+        }
+        if paths:
+            settings = dataclasses.replace(settings, **paths)
         self._scheduler.limits.declare(settings.limit)
         return settings
 
-    def _absolute(self, cwd: str) -> str:
-        if self._here is None and not os.path.isabs(cwd):
+    def _absolute(self, name: str, path: str) -> str:
+        if self._here is None and not os.path.isabs(path):
             raise ValueError(
-                f"cwd={cwd!r} is relative, but the current directory had been removed when the "
+                f"{name}={path!r} is relative, but the current directory had been removed when the "
                 "engine was created; pass an absolute path"
             )
-        return os.path.normpath(os.path.join(self._here or "/", cwd))
+        return os.path.normpath(os.path.join(self._here or "/", path))
 
     def foreign_loop_error(self, what: str, remedy: str) -> RuntimeError:
         """Return the error for a call on an event loop other than the engine's.

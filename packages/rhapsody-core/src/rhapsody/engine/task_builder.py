@@ -27,6 +27,7 @@ from rhapsody.engine.scheduler import Scheduler
 from rhapsody.engine.services import Services, Values
 from rhapsody.engine.states import WorkState
 from rhapsody.engine.task_function import TaskFunction
+from rhapsody.environments import wrap_command
 from rhapsody.errors import (
     CapabilityError,
     InsufficientWalltimeError,
@@ -169,6 +170,8 @@ class TaskBuilder:
                     self._stager.link(
                         record.description, backend.backend, resolved, implicit=implicit
                     )
+                if not backend.dry:
+                    wrap_command(record.description)
             return True
         except KeyboardInterrupt:
             raise
@@ -398,6 +401,11 @@ class TaskBuilder:
             raise CapabilityError(
                 f"task {task.name!r} cannot run on backend {backend.name!r}, which as configured "
                 f"does not support {missing}; {where}"
+            )
+        fault = backend.environment_fault(record.description)
+        if fault is not None:
+            raise CapabilityError(
+                f"task {task.name!r} cannot run on backend {backend.name!r}: {fault}"
             )
         unknown = backend.unknown_settings(record.description)
         if unknown:

@@ -19,6 +19,7 @@ from pathlib import PurePath
 from typing import Any, Generic, Literal, ParamSpec, Protocol, TypeVar, Unpack, overload
 
 from rhapsody.engine.settings import Settings, TaskDefaults, TaskSettings, specific_settings
+from rhapsody.environments import SETTINGS, environment_conflict
 from rhapsody.errors import add_note
 from rhapsody.task import TaskDescription, TaskFuture, TaskKind, is_async
 
@@ -283,8 +284,9 @@ def make_task(
     profile, name = engine.task_defaults, str(own.get("name") or _name(function))
     if kind == "block" or not (profile.defaults or profile.overrides):
         return _checked_task(engine, kind, function, own, own)
+    completed = profile.complete(name, own, function=kind == "function")
     try:
-        return _checked_task(engine, kind, function, own, profile.complete(name, own))
+        return _checked_task(engine, kind, function, own, completed)
     except (TypeError, ValueError) as error:
         sources = profile.sources(name)
         if sources:
@@ -317,6 +319,10 @@ def _checked_task(
             f"cwd={settings.cwd!r} applies only to executable tasks, because functions share the "
             "current directory of their process; pass the path as an argument"
         )
+    selected = {name: value for name in SETTINGS if (value := getattr(settings, name))}
+    conflict = environment_conflict(selected, function=kind == "function")
+    if conflict is not None:
+        raise conflict
     if settings.service and settings.timeout is not None:
         raise ValueError(
             f"timeout={settings.timeout!r} does not apply to services, which run until they are "
@@ -468,6 +474,7 @@ def _optional_keys(settings: Settings) -> dict[str, Any]:
         "stdin": settings.stdin,
         "cwd": settings.cwd,
         "ready": settings.ready,
+        **{name: value for name in SETTINGS if (value := getattr(settings, name))},
     }
     if settings.capture is not True:
         keys["capture"] = settings.capture

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
+from rhapsody.environments import SETTINGS
 from rhapsody.journal.code import CodeFingerprint
 from rhapsody.journal.program import Program
 from rhapsody.journal.values import DIGEST_SIZE, MAX_PATH_LENGTH, UnhashableError
@@ -189,7 +190,7 @@ class Keys:
             parts["function"] = found.value(function)
         for name, path in inputs.items():
             parts[f"input file {name}"] = self.program.content(name, path).hex()
-        for name in ("environment", "cwd", "stdin"):
+        for name in ("environment", "cwd", "stdin", *SETTINGS):
             if task.get(name):
                 parts[name] = found.value(task[name])
         specific = task["task_backend_specific_kwargs"]
@@ -237,7 +238,8 @@ class Keys:
         sandbox, environment = task.get("sandbox"), task.get("environment") or {}
         metadata = task["metadata"]
         declared = {*metadata.get("input_files", ()), *metadata.get("output_files", ())}
-        for path in self._files_named(words, environment, task.get("cwd"), declared):
+        image = [task["container"]] if "container" in task else []
+        for path in self._files_named([*words, *image], environment, task.get("cwd"), declared):
             found.path(path)
         variables = self._variables(task, found)
         if variables is not None:

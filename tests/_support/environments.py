@@ -1,0 +1,94 @@
+"""Environments for executables: virtual and conda environments, modules, and a tiny container."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import tempfile
+import venv
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+PREFIX = ["python", "-c", "import sys; print(sys.prefix, *sys.argv[1:])"]
+"""A command that prints the environment of its Python, and its arguments."""
+
+needs_modules = pytest.mark.skipif(
+    not Path("/usr/share/modules/init/bash").exists(), reason="needs environment-modules"
+)
+
+
+def make_environment(path: Path) -> Path:
+    venv.create(path, symlinks=True)
+    return path
+
+
+def make_conda_environment(path: Path) -> Path:
+    """A directory with what conda environments have in common."""
+    make_environment(path)
+    (path / "conda-meta").mkdir()
+    scripts = path / "etc/conda/activate.d"
+    scripts.mkdir(parents=True)
+    (scripts / "a.sh").write_text("words=(from bash); export ACTIVATED=${words[1]}\n")
+    return path
+
+
+def make_module(path: Path, name: str) -> None:
+    """A module that sets the variable of its name, below `path`, which belongs in MODULEPATH."""
+    (path / name).mkdir()
+    (path / name / "1.0").write_text(f"#%Module1.0\nsetenv {name.upper()} {name}/1.0\n")
+
+
+class Podman(NamedTuple):
+    """A root file system that contains only busybox, and variables with which Podman runs it."""
+
+    root: Path
+    environment: dict[str, str]
+
+
+@contextmanager
+def working_podman() -> Iterator[Podman]:
+    """A Podman that works on this machine, with its own storage; else the test is skipped."""
+    busybox = shutil.which("busybox")
+    if shutil.which("podman") is None or busybox is None:
+        pytest.skip("needs podman and busybox-static")
+    for name in ("apptainer", "singularity"):
+        if (found := shutil.which(name)) is not None:
+            pytest.skip(f"{found} would be used instead of Podman")
+    # Podman hangs if the paths of its sockets are too long.
+    with tempfile.TemporaryDirectory(prefix="podman-", dir="/tmp") as place:
+        podman = _working_podman(Path(place), busybox)
+        try:
+            yield podman
+        finally:  # containers that have ended may still be mounted
+            environment = os.environ | podman.environment
+            command = ["podman", "rm", "--all", "--force"]
+            subprocess.run(command, env=environment, check=True, timeout=60)
+
+
+def _working_podman(place: Path, busybox: str) -> Podman:
+    root, storage, settings = place / "root", place / "storage.conf", place / "containers.conf"
+    for name in ("bin", "etc", "tmp"):
+        (root / name).mkdir(parents=True)
+    shutil.copy(busybox, root / "bin/busybox")
+    for name in ("sh", "cat", "cp", "echo", "id", "pwd", "sleep"):
+        (root / "bin" / name).symlink_to("busybox")
+    (root / "etc/inside").write_text("inside\n")
+    storage.write_text(
+        f'[storage]\ndriver = "vfs"\nrunroot = "{place}/run"\ngraphroot = "{place}/storage"\n'
+    )
+    variables = {"CONTAINERS_CONF": str(settings), "CONTAINERS_STORAGE_CONF": str(storage)}
+    # Some virtual machines allow neither higher limits nor the control groups of crun.
+    limits = '[containers]\ndefault_ulimits = ["nofile=512:512", "nproc=512:512"]\n'
+    command = ["podman", "run", "--rm", "--network=host", "--rootfs", str(root), "id"]
+    for text in ("", limits, f'{limits}[engine]\nruntime = "runc"\n'):
+        settings.write_text(text)
+        environment = os.environ | variables
+        tried = subprocess.run(command, env=environment, capture_output=True, timeout=60)
+        if tried.returncode == 0:
+            return Podman(root, variables)
+    pytest.skip(f"podman does not run: {tried.stderr.decode()}")
