@@ -76,6 +76,12 @@ def test_digits_finds_its_best_model(programs: Path, tmp_path: Path) -> None:
     assert float(best[1]) > 0.98
 
 
+def test_lattice_proteins_replaces_its_models(programs: Path, tmp_path: Path) -> None:
+    printed = run_example(programs, "lattice_proteins.py", tmp_path)
+    assert re.search(r"^ +5  model 4 ", printed, re.MULTILINE), printed
+    assert re.search(r"^tasks +212 done, 0 failed$", printed, re.MULTILINE), printed
+
+
 @pytest.mark.skipif(
     any(shutil.which(tool) is None for tool in PHAGE_TOOLS) or not PHAGE_DATA.exists(),
     reason="needs: apt-get install bowtie2 bowtie2-examples samtools bcftools",

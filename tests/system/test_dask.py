@@ -9,7 +9,14 @@ from pathlib import Path
 import pytest
 
 from tests.system.support import INSTALL_TIMEOUT, ROOT, BuildWheels, Built, MakeVenv, check, run
-from tests.system.test_examples import DIGITS, LAMBDA_PHAGE, needs_phage_tools, number
+from tests.system.test_examples import (
+    DIGITS,
+    LAMBDA_PHAGE,
+    LATTICE_PROTEINS,
+    needs_phage_tools,
+    number,
+    unique_folds,
+)
 
 pytestmark = pytest.mark.timeout(1200)
 
@@ -73,6 +80,16 @@ def test_digits_runs_on_dask_from_the_command_line(with_dask: Path, tmp_path: Pa
     assert best, done.stdout
     assert float(best[1]) > 0.98
     assert number("tasks", done.stdout) > 110
+
+
+@pytest.mark.long
+def test_lattice_proteins_replaces_its_models_on_dask(with_dask: Path, tmp_path: Path) -> None:
+    install = (with_dask / "python", "-m", "pip", "install", "--quiet", "scikit-learn")
+    check(*install, cwd=tmp_path, timeout=INSTALL_TIMEOUT)
+    command = (with_dask / "rhapsody", "run", LATTICE_PROTEINS, *ONE_EACH)
+    output = check(*command, cwd=tmp_path, timeout=600)
+    assert unique_folds("model", output) > unique_folds("chance", output)
+    assert number("tasks", output) == 212
 
 
 @needs_phage_tools

@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.system.support import ROOT, check, run
+from tests.system.support import ROOT, Built, MakeVenv, check, run
 
 pytestmark = pytest.mark.timeout(1200)
 
 DIGITS = ROOT / "examples" / "digits.py"
 LAMBDA_PHAGE = ROOT / "examples" / "lambda_phage.py"
+LATTICE_PROTEINS = ROOT / "examples" / "lattice_proteins.py"
 BOWTIE2_EXAMPLES = Path("/usr/share/doc/bowtie2/examples")
 
 # The steps of the example, done by hand.
@@ -45,8 +46,18 @@ def number(label: str, output: str) -> int:
     return int(match[1])
 
 
-def test_digits_without_scikit_learn_says_what_to_install(core_alone: Path, tmp_path: Path) -> None:
-    done = run(core_alone / "python", DIGITS, cwd=tmp_path)
+def unique_folds(source: str, output: str) -> int:
+    """Return the number of unique folds in the rounds whose chains came from a source."""
+    counts = re.findall(rf"^ +\d+  {source}.* (\d+) of 30$", output, re.MULTILINE)
+    assert counts, output
+    return sum(map(int, counts))
+
+
+@pytest.mark.parametrize("example", [DIGITS, LATTICE_PROTEINS], ids=lambda path: path.stem)
+def test_an_example_without_scikit_learn_says_what_to_install(
+    core_alone: Path, tmp_path: Path, example: Path
+) -> None:
+    done = run(core_alone / "python", example, cwd=tmp_path)
     assert done.returncode == 1
     assert "pip install scikit-learn" in done.stderr
     assert "Traceback" not in done.stderr
@@ -88,3 +99,13 @@ def test_lambda_phage_without_its_programs_says_which_and_how_to_get_them(
     assert "missing: bowtie2, samtools, bcftools" in done.stderr
     assert "apt-get install bowtie2 bowtie2-examples samtools bcftools" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_lattice_proteins_finds_more_unique_folds_with_its_models_than_by_chance(
+    built: Built, make_venv: MakeVenv, tmp_path: Path
+) -> None:
+    programs = make_venv(built.wheel, "scikit-learn")
+    output = check(programs / "python", LATTICE_PROTEINS, cwd=tmp_path, timeout=600)
+    # The models select in four rounds, and chance in two.
+    assert unique_folds("model", output) > 2 * 2 * unique_folds("chance", output)
+    assert number("tasks", output) == 212
