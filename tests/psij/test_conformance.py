@@ -1,6 +1,8 @@
-"""The conformance kit on PSI/J's local executor."""
+"""The conformance kit on PSI/J's local executor and on Slurm."""
 
 from __future__ import annotations
+
+from typing import ClassVar
 
 import pytest
 
@@ -12,8 +14,9 @@ class TestPsijShared(BackendConformance):
     """With jobs that run several tasks, which are faster than a job per task."""
 
     separate_processes = True
-    cycles = 3
-    fan = 100
+    cycles = 2
+    fan = 50
+    closures = 10
     time_limit = 60
 
     async def make_backend(self) -> PsijExecutionBackend:
@@ -32,3 +35,26 @@ class TestPsijLocal(TestPsijShared):
 
     async def make_backend(self) -> PsijExecutionBackend:
         return PsijExecutionBackend()
+
+
+class Eager(PsijExecutionBackend):
+    """A backend whose PSI/J queries the queue each second, which only tests may do."""
+
+    ask_every = 1.0
+
+
+@pytest.mark.long
+@pytest.mark.timeout(300)
+@pytest.mark.usefixtures("cluster")
+class TestPsijSlurm(TestPsijShared):
+    """With jobs of a real Slurm."""
+
+    cores = 2
+    cores_per_task = 2
+    memory = "2000 MB"
+    memory_per_task = "2000 MB"
+    time_limit = 150
+    create_args: ClassVar = ("slurm",)
+
+    async def make_backend(self) -> PsijExecutionBackend:
+        return Eager("slurm", tasks_per_job=10)

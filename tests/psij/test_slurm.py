@@ -57,7 +57,7 @@ async def test_ranks_are_started_by_srun(flow: WorkflowEngine, tmp_path: Path) -
     assert await placed == f"{tmp_path}\n" * 2
     with pytest.raises(Exception, match="exit code 1"):
         await failing
-    text = Path(failing.stdout_path).read_text()
+    text = Path(failing.stdout_path).read_text()  # noqa: ASYNC240
     assert sorted(text.splitlines()) == ["rank 0 of 2: a b", "rank 1 of 2: a b"]
 
 

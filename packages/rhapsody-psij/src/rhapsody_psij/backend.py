@@ -48,7 +48,7 @@ from rhapsody.sdk import (
     pack,
     unpack,
 )
-from rhapsody_psij.jobs import JobSpec, Settings, job_spec, launch_ranks
+from rhapsody_psij.jobs import UNSAFE, JobSpec, Settings, cores_of, job_spec, launch_ranks
 from rhapsody_psij.plugin import capabilities_of
 
 __all__ = ["PsijExecutionBackend"]
@@ -97,8 +97,7 @@ class _Run:
             task = {key: self.task[key] for key in (*keys, "capture") if key in self.task}  # type: ignore[literal-required]
         else:
             task = {"uid": self.task["uid"]}
-        cores = self.spec["resources"]["cpu_cores_per_process"]
-        return {"task": task, "call": self.call, "cores": cores}
+        return {"task": task, "call": self.call, "cores": cores_of(self.task)}
 
 
 class _Job:
@@ -189,7 +188,9 @@ class PsijExecutionBackend(SharedSandboxes, ManagedBackend):
         self._waiting: dict[str, deque[_Run]] = {}  # by the key of a group
         self._filling = False
         self._jobs: dict[str, _Job] = {}
+        self._directory: Path | None = None
         self._client: Process | None = None
+        self._failure: str | None = None  # why the client has ended
         self._background: set[asyncio.Task[None]] = set()
         self._news = asyncio.Event()
         self._watching = False
@@ -209,10 +210,15 @@ class PsijExecutionBackend(SharedSandboxes, ManagedBackend):
                 f"backend {self.name!r}: the command {command!r} of executor {self.executor!r} is "
                 "not in PATH: run the program on a login node"
             )
-        self._directory = Path(self.session.directory(f"psij-{self.session.uid}"))
-        self._reports = self._directory / "reports"
+        directory = Path(self.session.directory(f"psij-{self.session.uid}"))
+        if UNSAFE.search(str(directory)):
+            raise BackendUnavailableError(
+                f"backend {self.name!r}: PSI/J cannot use the directory {str(directory)!r}, "
+                "because its path contains spaces or other special characters: set work_dir"
+            )
+        self._directory, self._reports = directory, directory / "reports"
         await in_thread(partial(self._reports.mkdir, parents=True, mode=0o700))
-        with open(self._directory / "client.log", "wb") as log:  # noqa: ASYNC230 - once
+        with open(directory / "client.log", "wb") as log:  # noqa: ASYNC230 - once
             self._client = await asyncio.create_subprocess_exec(
                 *_python("client"),
                 stdin=PIPE,
@@ -223,7 +229,7 @@ class PsijExecutionBackend(SharedSandboxes, ManagedBackend):
             )
         settings = {
             "executor": self.executor,
-            "directory": str(self._directory),
+            "directory": str(directory),
             "ask_every": self.ask_every,
         }
         self._send(settings)
@@ -247,7 +253,9 @@ class PsijExecutionBackend(SharedSandboxes, ManagedBackend):
             task.cancel()
         if self._background:
             await asyncio.wait(self._background)
-        await in_thread(partial(shutil.rmtree, self._directory, ignore_errors=True), or_here=True)
+        if self._directory is not None:
+            remove = partial(shutil.rmtree, self._directory, ignore_errors=True)
+            await in_thread(remove, or_here=True)
 
     def _spawn(self, work: Any) -> None:
         task = asyncio.create_task(work)
@@ -264,8 +272,7 @@ class PsijExecutionBackend(SharedSandboxes, ManagedBackend):
             task["sandbox"] = make_sandbox(self.sandbox_of(task))
         call = None
         if task["function"] is not None:
-            order = call_spec(task, cores=spec["resources"]["cpu_cores_per_process"])
-            call = pack(task, order, worker="a job")
+            call = pack(task, call_spec(task, cores=cores_of(task)), worker="a job")
         elif "resources" in task and task["resources"].ranks > 1:
             launch_ranks(spec, task, settings, self.executor)
         run = _Run(task, spec, call)
@@ -354,7 +361,7 @@ class PsijExecutionBackend(SharedSandboxes, ManagedBackend):
         for job, of_job in zip(jobs, runs, strict=True):
             spec = {**of_job[0].spec, "id": job.number}
             if not of_job[0].ranks:
-                program, *arguments = _python("job", str(self._directory / job.number))
+                program, *arguments = _python("job", str(self._order_of(job)))
                 spec |= {"executable": program, "arguments": arguments}
                 duration = spec["attributes"]["duration"]
                 if duration is not None:
@@ -362,6 +369,8 @@ class PsijExecutionBackend(SharedSandboxes, ManagedBackend):
                     spec["attributes"] = {**spec["attributes"], "duration": duration}
             specs.append(spec)
         try:
+            if self._failure is not None:
+                raise BackendUnavailableError(f"backend {self.name!r}: {self._failure}")
             await in_thread(partial(self._write_orders, jobs, runs))
         except Exception as error:  # a full disk, an object that cannot be pickled
             for job in jobs:
@@ -373,11 +382,15 @@ class PsijExecutionBackend(SharedSandboxes, ManagedBackend):
             self._watching = True
             self._spawn(self._watch())
 
+    def _order_of(self, job: _Job) -> Path:
+        assert self._directory is not None
+        return self._directory / job.number
+
     def _write_orders(self, jobs: Sequence[_Job], runs: Sequence[Sequence[_Run]]) -> None:
         for job, of_job in zip(jobs, runs, strict=True):
             order = {"reports": str(self._reports), "tasks": [run.order for run in of_job]}
             if not of_job[0].ranks:
-                _write_private(self._directory / job.number, pickle.dumps(order, 5))
+                _write_private(self._order_of(job), pickle.dumps(order, 5))
 
     # From jobs to tasks.
 
@@ -395,9 +408,9 @@ class PsijExecutionBackend(SharedSandboxes, ManagedBackend):
                 job = self._jobs.get(number)
                 if job is not None:
                     self._changed(job, state, message, code)
-        reason = f"the process of PSI/J has ended with exit code {await client.wait()}"
+        self._failure = f"the process of PSI/J has ended with exit code {await client.wait()}"
         for job in list(self._jobs.values()):
-            self._end_job(job, {"lost": reason})
+            self._end_job(job, {"lost": self._failure})
 
     def _changed(self, job: _Job, state: str, message: str | None, code: int | None) -> None:
         self._news.set()
@@ -474,7 +487,7 @@ class PsijExecutionBackend(SharedSandboxes, ManagedBackend):
     def _forget(self, job: _Job) -> None:
         if self._jobs.pop(job.number, None) is not None:
             with suppress(FileNotFoundError):  # it was not written, or the task has several ranks
-                (self._directory / job.number).unlink()
+                self._order_of(job).unlink()
             self._fill_soon()
 
 

@@ -15,12 +15,15 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from rhapsody import CapabilityError, Resources, TaskDescription
-from rhapsody.sdk import OUTPUT_FILES, seconds, task_environment, time_needed, working_directory
+from rhapsody.sdk import OUTPUT_FILES, seconds, task_environment, working_directory
 
 JobSpec = dict[str, Any]
 
+START = 60.0
+"""Seconds for the start of a job, in addition to the timeout of its task."""
+
 UNSAFE = re.compile(r"[^\w@%+=:,./-]", re.ASCII)
-"""Characters that PSI/J's launch scripts do not quote in the paths of output files."""
+"""Characters that PSI/J's scripts do not quote in the paths of files."""
 
 COUNT_PROCESSES = frozenset({"pbs", "pbs_classic", "lsf"})
 """Executors that request one core per process, regardless of the cores per process."""
@@ -78,6 +81,11 @@ class Settings:
         return Settings(**{**own, **given})
 
 
+def cores_of(task: TaskDescription) -> int:
+    """Return the number of cores of each rank of a task. A task without cores takes one."""
+    return max(1, int((task.get("resources") or Resources()).cores))
+
+
 def job_spec(task: TaskDescription, settings: Settings, executor: str) -> JobSpec:
     """Return the specification of a job for a task, without the program that the job runs.
 
@@ -85,7 +93,7 @@ def job_spec(task: TaskDescription, settings: Settings, executor: str) -> JobSpe
         CapabilityError: The job cannot be expressed in PSI/J.
     """
     resources = task.get("resources") or Resources()
-    ranks, cores = resources.ranks, max(1, int(resources.cores))
+    ranks, cores = resources.ranks, cores_of(task)
     nodes = settings.nodes or 1
     processes = ranks
     what = f"task {task['name']!r}"
@@ -104,10 +112,10 @@ def job_spec(task: TaskDescription, settings: Settings, executor: str) -> JobSpe
             f"{what} needs {ranks} ranks, but this machine has {os.cpu_count()} processors"
         )
     if executor in COUNT_PROCESSES and cores > 1:
-        if ranks > 1:
+        if ranks > 1 or (executor == "lsf" and resources.gpus):
             raise CapabilityError(
-                f"{what}: with several ranks, PSI/J requests one core per rank from {executor!r}, "
-                f"but the task needs {cores}"
+                f"{what}: PSI/J cannot request {cores} cores per rank from {executor!r} for "
+                "several ranks or with GPUs"
             )
         processes, cores = cores, 1
     requested: dict[str, Any] = {"process_count": processes, "cpu_cores_per_process": cores}
@@ -118,7 +126,11 @@ def job_spec(task: TaskDescription, settings: Settings, executor: str) -> JobSpe
     if isinstance(resources.memory, int):  # the systems' options are the memory of each node
         requested["memory"] = resources.memory * ranks // nodes
     attributes = dict(settings.attributes)
-    duration = time_needed(task) or attributes.pop("duration", None)
+    duration = resources.walltime or attributes.get("duration")
+    if task.get("timeout") is not None and resources.walltime is None:
+        duration = task["timeout"] + START  # so that the engine ends the attempt
+    attributes.pop("duration", None)
+    reservation = attributes.pop("reservation_id", None)
     return {
         "name": re.sub(r"[^\w.-]", "_", task["name"], flags=re.ASCII)[:15],
         "resources": requested,
@@ -126,8 +138,8 @@ def job_spec(task: TaskDescription, settings: Settings, executor: str) -> JobSpe
             "duration": None if duration is None else math.ceil(seconds("duration", duration)),
             "queue_name": settings.queue,
             "account": settings.account,
-            "reservation_id": attributes.pop("reservation_id", None),
-            "custom_attributes": {k: v for k, v in attributes.items() if k != "duration"},
+            "reservation_id": reservation,
+            "custom_attributes": attributes,
         },
         "launcher": "single",
         "environment": {},
@@ -155,7 +167,7 @@ def launch_ranks(spec: JobSpec, task: TaskDescription, settings: Settings, execu
         "stderr_path": err,
         "launcher": settings.launcher or ("srun" if executor == "slurm" else "mpirun"),
     }
-    cores = spec["resources"]["cpu_cores_per_process"]
+    cores = cores_of(task)
     spec["environment"] = {"SRUN_CPUS_PER_TASK": str(cores)} if executor == "slurm" else {}
     spec["environment"] |= task_environment(task, cores=cores)
     for name in spec["environment"]:

@@ -1,0 +1,88 @@
+"""Jobs end when the program or the client is killed."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from rhapsody import BackendUnavailableError, TasksMainStates, WorkflowEngine
+from rhapsody_psij import PsijExecutionBackend
+from tests._support.slurm import until_no_jobs
+
+ROOT = Path(__file__).parents[2]
+MOMENTS = ("starting", "submitting", "running")
+
+
+def killed(executor: str, moment: str, directory: Path) -> None:
+    """Run the victim, and kill it when it has reported a moment."""
+    words = [sys.executable, "-m", "tests.psij.victim", executor, str(directory)]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True, cwd=ROOT) as victim:
+        assert victim.stdout is not None
+        while (line := victim.stdout.readline()) and line.strip() != moment:
+            pass
+        victim.kill()
+        assert line, "the victim ended before the moment"
+
+
+def ours(directory: Path) -> list[str]:
+    """Return the command lines of processes that name a directory."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            words = process.cmdline()
+        except psutil.Error:
+            continue
+        if any(str(directory) in word for word in words):
+            found.append(" ".join(words))
+    return found
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_local_jobs_end_when_the_program_is_killed(moment: str, tmp_path: Path) -> None:
+    killed("local", moment, tmp_path)
+    until = time.monotonic() + 60
+    while left := ours(tmp_path):
+        assert time.monotonic() < until, left
+        time.sleep(0.1)
+    for file in tmp_path.glob("*.pid"):
+        assert not psutil.pid_exists(int(file.read_text()))
+
+
+@pytest.mark.usefixtures("cluster")
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_slurm_jobs_end_when_the_program_is_killed(moment: str, tmp_path: Path) -> None:
+    killed("slurm", moment, tmp_path)
+    until = time.monotonic() + 60
+    while any("rhapsody_psij.client" in line for line in ours(Path("rhapsody_psij.client"))):
+        assert time.monotonic() < until, "the client is still running"
+        time.sleep(0.1)
+    until_no_jobs()
+
+
+@pytest.mark.asyncio
+async def test_tasks_are_lost_when_the_client_is_killed(tmp_path: Path) -> None:
+    backend = PsijExecutionBackend()
+    async with asyncio.timeout(100):
+        async with WorkflowEngine.create(backend, lost_retries=1) as flow:
+
+            @flow.executable_task
+            def wait() -> str:
+                return f"echo $$ >{tmp_path}/pid; exec sleep 300"
+
+            task = wait()
+            while task.state is not TasksMainStates.RUNNING or not (tmp_path / "pid").exists():  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
+            client = backend._client
+            assert client is not None
+            client.kill()
+            with pytest.raises(BackendUnavailableError, match="PSI/J has ended with exit code -9"):
+                await task
+    os.kill(int((tmp_path / "pid").read_text()), signal.SIGKILL)
