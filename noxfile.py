@@ -63,6 +63,7 @@ DISTRIBUTIONS = {
     "dask": Distribution("[dashboard,jobqueue,testing]", ["wfcommons"], options=BY_FILE),
     "radical": Distribution("[testing]", (), "radical", (*BY_FILE, *ONCE_MORE)),
     "wfcommons": Distribution(),
+    "otel": Distribution("[otlp]", ["dask"]),
     "psij": Distribution("[testing]", options=(*BY_FILE, *ONCE_MORE), group="radical"),
 }
 LONG = ["core", "dask", "psij", "radical"]  # the distributions with tests that are marked `long`
@@ -202,7 +203,8 @@ def minimums(session: nox.Session, backend: str) -> None:
 @nox.session
 def docs(session: nox.Session) -> None:
     """Build the documentation in strict mode, and run all code blocks."""
-    session.install(*sources("core", "dask", "psij", "radical", "wfcommons"), *tools("docs"))
+    distributions = ("core", "dask", "otel", "psij", "radical", "wfcommons")
+    session.install(*sources(*distributions), *tools("docs"))
     site = str((session.cache_dir / "site").absolute())
     strict = ["--fail-on-warning", "--keep-going", "--nitpicky"]
     trees = str((session.cache_dir / "doctrees").absolute())
@@ -218,9 +220,9 @@ def benchmarks(session: nox.Session) -> None:
     Rhapsody and the scripts that compare commits at tiny sizes, and writes nothing.
     """
     if "--smoke" in session.posargs:
-        session.install(*sources("core", "wfcommons"), *tools("core"))
-        for script in ("journal.py", "observer.py", "history.py", "instructions.py", "compare.py"):
-            session.run("python", f"benchmarks/{script}", "--smoke")
+        session.install(*sources("core", "wfcommons", "otel"), *tools("core"))
+        for script in ("journal", "observer", "otel", "history", "instructions", "compare"):
+            session.run("python", f"benchmarks/{script}.py", "--smoke")
     else:
         supported = [name for name in DISTRIBUTIONS if supports(name)]
         session.install(*sources(*supported), *tools("core", "benchmarks"))

@@ -23,6 +23,7 @@ PAGES = sorted((ROOT / "docs/plugins").glob("*.md"))
 
 USERS = {
     "dask": [*(ROOT / "packages/rhapsody-dask/src").rglob("*.py")],
+    "otel": [*(ROOT / "packages/rhapsody-otel/src").rglob("*.py")],
     "psij": [*(ROOT / "packages/rhapsody-psij/src").rglob("*.py")],
     "wfcommons": [*(ROOT / "packages/rhapsody-wfcommons/src").rglob("*.py")],
     "radical": [*(ROOT / "packages/rhapsody-radical/src").rglob("*.py")],

@@ -23,12 +23,18 @@ ENGINE_HOOKS = {
     "rhapsody_workflow_finished": ["engine", "summary"],
     "rhapsody_task_calls": ["engine", "calls"],
     "rhapsody_task_events": ["engine", "events"],
+    "rhapsody_trace_tasks": ["engine", "tasks"],
     "rhapsody_prepare_task": ["engine", "task"],
     "rhapsody_select_backend": ["engine", "task", "candidates"],
     "rhapsody_lookup_results": ["engine", "tasks"],
     "rhapsody_record_results": ["engine", "records"],
 }
-ALL_HOOKS = {**ENGINE_HOOKS, "rhapsody_backends": [], "rhapsody_commands": ["cli"]}
+ALL_HOOKS = {
+    **ENGINE_HOOKS,
+    "rhapsody_backends": [],
+    "rhapsody_commands": ["cli"],
+    "rhapsody_observers": ["observers"],
+}
 
 PLUGIN = """
 from rhapsody import hookimpl

@@ -14,7 +14,14 @@ from typing import Any
 
 import pytest
 
-from rhapsody import BackendRegistry, LocalExecutionBackend, NoopExecutionBackend, WorkflowEngine
+from rhapsody import (
+    BackendRegistry,
+    LocalExecutionBackend,
+    NoopExecutionBackend,
+    WorkflowEngine,
+    current_task,
+    hookimpl,
+)
 from rhapsody.backends.noop import DUMMY_OUTPUT
 from rhapsody.cli import main
 from rhapsody.plugins import manager
@@ -25,6 +32,13 @@ from tests._support.distributions import BACKEND, declaration, install, unique
 def site(site: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(manager, "_reported", set())
     return site
+
+
+class Given:
+    """An observer that is passed to an engine."""
+
+    @hookimpl
+    def rhapsody_workflow_started(self) -> None: ...
 
 
 class Installed:
@@ -96,6 +110,55 @@ def test_rhapsody_workflow_finished_is_called_once_with_the_summary(site: Path) 
     assert summary.stats.done == 3
     assert summary.still_running == ()
     assert summary.seconds >= 0
+
+
+def test_rhapsody_observers_adds_observers_to_each_engine(site: Path) -> None:
+    plugin = Installed(
+        site,
+        "def rhapsody_observers(observers): return [Ends(observers)]\n\n"
+        "class Ends:\n"
+        "    def __init__(self, observers): self.given = observers\n"
+        "    @hookimpl\n"
+        "    def rhapsody_workflow_finished(self, engine):\n"
+        "        seen.append((engine.uid, self.given))",
+    )
+    given = Given()
+    uids = [run(squares(1, observers=[given]))[0], run(squares(2))[0]]
+    assert plugin.seen == [(uids[0], [given]), (uids[1], [])]
+
+
+@pytest.mark.parametrize(
+    "answer", ["3", "[object()]", "[int]", "1 / 0"], ids=["number", "no-hooks", "class", "raises"]
+)
+def test_rhapsody_observers_is_reported_if_its_observers_are_not_usable(
+    site: Path, answer: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    Installed(site, f"def rhapsody_observers(): return {answer}")
+    assert run(squares(2))[1:] == [DUMMY_OUTPUT]
+    assert "plugin each-hook: rhapsody_observers raised" in caplog.text
+
+
+def test_rhapsody_trace_tasks_sets_the_context_of_attempts_that_are_submitted(site: Path) -> None:
+    plugin = Installed(
+        site,
+        "def rhapsody_trace_tasks(engine, tasks):\n"
+        "    for task in tasks:\n"
+        "        seen.append(task['uid'])\n"
+        "        task['trace_context'] = {'traceparent': task['uid'], 'x-vendor': '1'}\n\n"
+        "@hookimpl\n"
+        "def rhapsody_task_calls(calls): seen.extend(call.uid for call in calls)",
+    )
+
+    async def workflow() -> Any:
+        async with WorkflowEngine.create(LocalExecutionBackend()) as flow:
+            called = flow.function_task(lambda: (current_task().uid, current_task().trace_context))
+            own = flow.executable_task(lambda: "echo $TRACEPARENT $X_VENDOR")
+            return await called(), await own()
+
+    (uid, context), output = run(workflow())
+    assert context == {"traceparent": uid, "x-vendor": "1"}
+    assert output.split() == [plugin.seen[-1], "1"]
+    assert plugin.seen[:2] == ["task.000001", uid]  # the call is reported first
 
 
 def test_rhapsody_task_calls_describes_each_call_before_its_events(site: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextvars
 import time
 from collections.abc import Callable, Mapping
+from functools import cache, partial
 from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
@@ -20,9 +21,13 @@ class TaskContext:
         sandbox: The task's directory, or `None` if it has none.
         deadline: The time at which the attempt's timeout expires, in seconds since the epoch
             (`time.time()`), or `None` if there is no timeout.
+        trace_context: The attempt's W3C trace context, as header names (`traceparent`) and their
+            values; empty if no plugin traces the attempt.
     """
 
-    __slots__ = ("_cancelled", "attempt", "deadline", "name", "sandbox", "uid")
+    __slots__ = (
+        "_cancelled", "attempt", "deadline", "name", "sandbox", "trace_context", "uid"
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -32,12 +37,14 @@ class TaskContext:
         attempt: int = 1,
         sandbox: str | None = None,
         deadline: float | None = None,
+        trace_context: Mapping[str, str] | None = None,
     ) -> None:
         self.uid: str = uid
         self.name: str = name
         self.attempt: int = attempt
         self.sandbox: str | None = sandbox
         self.deadline: float | None = deadline
+        self.trace_context: Mapping[str, str] = trace_context or {}
         self._cancelled = False
 
     @classmethod
@@ -50,6 +57,7 @@ class TaskContext:
             attempt=task.get("attempt", 1),
             sandbox=task.get("sandbox"),
             deadline=None if timeout is None else time.time() + timeout,
+            trace_context=task.get("trace_context"),
         )
 
     @property
@@ -109,10 +117,55 @@ class Setting(Generic[T]):
         self._variable.reset(self._token)
 
 
+class _Traced(Setting[Any]):
+    """Context manager that also sets OpenTelemetry's current context, if that is installed."""
+
+    __slots__ = ("_leave",)
+
+    def __enter__(self) -> Any:
+        context = super().__enter__()
+        self._leave = _enter_trace(context.trace_context)
+        return context
+
+    def __exit__(self, *error: object) -> None:
+        if self._leave is not None:
+            self._leave()
+        super().__exit__(*error)
+
+
+def _enter_trace(carrier: Mapping[str, str]) -> Callable[[], object] | None:
+    """Make the context in `carrier` OpenTelemetry's current one.
+
+    Returns:
+        The function that undoes this, or `None` if OpenTelemetry is not installed.
+    """
+    if (found := _propagation()) is None:
+        return None
+    attach, detach, extract = found
+    return partial(detach, attach(extract(carrier)))
+
+
+@cache
+def _propagation() -> tuple[Callable[..., Any], Callable[..., Any], Callable[..., Any]] | None:
+    """Return OpenTelemetry's functions for contexts, or `None` if it is not installed."""
+    try:
+        from opentelemetry import context, propagate
+    except ImportError:
+        return None
+    return context.attach, context.detach, propagate.extract
+
+
 def task_context(context: TaskContext) -> Setting[Any]:
-    """Return a context manager in which `current_task()` returns `context`. For backends."""
-    return Setting(_context, context)
+    """Return a context manager in which `current_task()` returns `context`. For backends.
+
+    If the context has a `trace_context`, it is also OpenTelemetry's current context, so that spans
+    and logs of the function belong to the span of the attempt.
+    """
+    return (_Traced if context.trace_context else Setting)(_context, context)
 
 
-enter_task: Callable[[TaskContext], object] = _context.set
-"""Make `current_task()` return the given context in the rest of this `contextvars.Context`."""
+def enter_task(context: TaskContext) -> None:
+    """Do what `task_context` does, for the rest of this `contextvars.Context`."""
+    _context.set(context)
+    if context.trace_context:
+        _enter_trace(context.trace_context)

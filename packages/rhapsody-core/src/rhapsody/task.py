@@ -253,6 +253,11 @@ class TaskDescription(_RequiredKeys, total=False):
             `stdout` and `stderr`. `"quiet"`, used only for functions, captures the output without
             printing it on the worker, because the engine shows it.
         scope: The label of the scope in which the task was called.
+        trace_context: The W3C trace context of the attempt, as header names (`traceparent`) and
+            their values. Set by a plugin in `rhapsody_trace_tasks`. Programs receive it as
+            environment variables (`TRACEPARENT`), functions in `current_task().trace_context` and,
+            if OpenTelemetry is installed where they run, as its current context. It does not
+            count when an earlier result is looked up.
         ready: The readiness condition of a service; see `rhapsody.TaskSettings`.
         return_value: The result of a finished function. Set by the backend.
         stdout: The task's standard output. Set by the backend.
@@ -287,6 +292,7 @@ class TaskDescription(_RequiredKeys, total=False):
     modules: tuple[str, ...]
     capture: bool | Literal["files", "quiet"]
     scope: str
+    trace_context: dict[str, str]
     ready: str | Callable[..., Any]
     return_value: Any
     stdout: str

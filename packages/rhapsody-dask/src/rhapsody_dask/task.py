@@ -250,13 +250,14 @@ def details(task: TaskDescription, demand: Demand, own: str) -> dict[str, Any]:
         ValueError: The task has neither a function nor an executable.
     """
     is_program, resources = task["function"] is None, task.get("resources")
-    passed = ("timeout",) if is_program else ("timeout", "environment", "capture")
+    passed = ("timeout",) if is_program else ("timeout", "environment", "capture", "trace_context")
     more: dict[str, Any] = {key: task.get(key) for key in passed if task.get(key, {}) != {}}
     if is_program:
         if not isinstance(task["executable"], str) or not task["executable"]:
             raise ValueError(f"task {task['name']!r} has neither a function nor an executable")
-        keys = ("executable", "arguments", "stdin", "cwd", "environment", "capture", "ready")
-        program = {key: task.get(key) for key in keys if key in task}
+        keys = ("executable", "arguments", "stdin", "cwd", "environment", "capture")
+        more_keys = ("ready", "trace_context")
+        program = {key: task.get(key) for key in (*keys, *more_keys) if key in task}
         if callable(program.get("ready")):
             del program["ready"]  # called in this process, not on the worker
         elif "ready" in program:
@@ -281,6 +282,9 @@ def details(task: TaskDescription, demand: Demand, own: str) -> dict[str, Any]:
         more["raises"] = True
     return more
 
+
+GROUPED = {"timeout", "capture", "trace_context"}
+"""Settings with which calls can be sent in groups."""
 
 PLAIN = frozenset({int, float, bool, type(None), complex})
 """Types whose values are assumed to be small."""
@@ -517,7 +521,7 @@ class Submission:
         content = await self._files(call, more) if "sandbox" in more else []
         held = len(call.references) + len(content)
         order, bigs = packer.pack(task, more, held)
-        plain = task["function"] is not None and more.keys() <= {"timeout", "capture"}
+        plain = task["function"] is not None and more.keys() <= GROUPED
         return Ready(call, order, [*content, *bigs], plain and not (held or bigs))
 
     async def _files(self, call: Call, more: dict[str, Any]) -> list[Big]:

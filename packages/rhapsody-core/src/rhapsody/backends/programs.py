@@ -16,7 +16,7 @@ import shlex
 import sys
 from collections.abc import Mapping
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 from rhapsody.backends.base import CompletedExecutable, Session
 from rhapsody.data import (
@@ -143,7 +143,7 @@ def write_script(task: TaskDescription) -> str:
     Raises:
         OSError: The script cannot be written, or the task's `cwd` does not exist.
     """
-    secret, variables = _parted(task.get("environment", {}))
+    secret, variables = _parted(task_environment(task))
     command, there = _command(task, variables), working_directory(task)
     if there != task["sandbox"]:
         command = f"(cd {shlex.quote(there)} && exec {command})"
@@ -180,7 +180,8 @@ def write_again(task: TaskDescription) -> str:
     path = os.path.join(task["sandbox"], RERUN_SCRIPT)
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o700)
     resources = task.get("resources") or Resources(cores=0 if task["is_service"] else 1)
-    secret, variables = _parted(task_environment(task, cores=resources.cores))
+    untraced = cast("TaskDescription", {**task, "trace_context": {}})
+    secret, variables = _parted(task_environment(untraced, cores=resources.cores))
     command = _command(task, variables)
     asked = "".join(f': "${{{name}:?set it first: secrets are not saved}}"\n' for name in secret)
     asked += f"export {' '.join(secret)}\n" if secret else ""

@@ -67,6 +67,7 @@ class Dispatcher:
         scheduler: The scheduler, which receives the outcome of each submission.
         task_builder: The builder of task descriptions.
         callbacks: The receiver of the backend's reports, which queues them during a submission.
+        observation: The collector of events, which lets plugins trace submitted tasks.
         background: The runner of the dispatcher's coroutines.
         options: Options of the engine.
     """
@@ -77,6 +78,7 @@ class Dispatcher:
         scheduler: Scheduler,
         task_builder: TaskBuilder,
         callbacks: Callbacks,
+        observation: Observation,
         background: Background,
         options: EngineOptions,
     ) -> None:
@@ -87,6 +89,7 @@ class Dispatcher:
         self._scheduler = scheduler
         self._task_builder = task_builder
         self._callbacks = callbacks
+        self._observation = observation
         self._background = background
         self._max_pending = math.inf if options.max_pending is None else options.max_pending
         self._submit_timeout = options.submit_timeout
@@ -203,6 +206,7 @@ class Dispatcher:
         callbacks.hold()
         try:
             descriptions = [record.description for record in batch]
+            self._observation.trace(descriptions)
             submission = self._handle.backend.submit_tasks(descriptions).__await__()
             try:
                 waits_for = next(submission)

@@ -18,7 +18,7 @@ from rhapsody.observers.account import FailureGroups
 from rhapsody.plugins.manager import EngineHooks
 from rhapsody.plugins.specs import AttemptFiles, ObservedEngine, TaskCall, TaskEvent
 from rhapsody.states import TasksMainStates
-from rhapsody.task import AttemptInfo, TaskFuture
+from rhapsody.task import AttemptInfo, TaskDescription, TaskFuture
 
 
 def accounts(backends: Mapping[str, Any], log: logging.Logger) -> dict[str, Mapping[str, Any]]:
@@ -109,6 +109,13 @@ class Observation:
         )  # fmt: skip
         rows += last
         record.native = None
+
+    def trace(self, tasks: Sequence[TaskDescription]) -> None:
+        """Let the plugins set the trace context of attempts that are about to be submitted."""
+        if self._hooks.trace_tasks:
+            self.flush()
+            for hook in self._hooks.trace_tasks:
+                self._hooks.call(hook, engine=self._engine, tasks=tasks)
 
     def _begin(self) -> None:
         """Begin a batch: read the time since the epoch once, and schedule the delivery."""

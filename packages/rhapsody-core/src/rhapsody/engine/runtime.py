@@ -164,6 +164,7 @@ class Runtime:
             self.scheduler,
             self.task_builder,
             self.callbacks,
+            self.observation,
             self.background,
             self._options,
         )

@@ -20,7 +20,7 @@ import shlex
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -366,6 +366,7 @@ class EngineHooks:
     workflow_finished: tuple[PluginHook, ...]
     task_calls: tuple[PluginHook, ...]
     task_events: tuple[PluginHook, ...]
+    trace_tasks: tuple[PluginHook, ...]
     prepare_task: tuple[PluginHook, ...]
     select_backend: tuple[PluginHook, ...]
     lookup_results: tuple[PluginHook, ...]
@@ -373,17 +374,31 @@ class EngineHooks:
 
     def __init__(self, observers: Iterable[object] = (), own: Iterable[object] = ()) -> None:
         self._reported: set[tuple[str, str]] = set()
-        plugins = _unique([*_observers(observers), *_observers(own), *loaded_plugins()])
+        given = _observers(observers)
+        installed = self._installed([one.plugin for one in given])
+        plugins = _unique([*given, *_observers(own), *installed])
         self.workflow_started = implementations("rhapsody_workflow_started", plugins)
         self.workflow_finished = implementations("rhapsody_workflow_finished", plugins)
         self.task_calls = implementations("rhapsody_task_calls", plugins)
         self.task_events = implementations("rhapsody_task_events", plugins)
+        self.trace_tasks = implementations("rhapsody_trace_tasks", plugins)
         self.prepare_task = implementations("rhapsody_prepare_task", plugins)
         self.select_backend = implementations("rhapsody_select_backend", plugins)
         self.lookup_results = implementations("rhapsody_lookup_results", plugins)
         self.record_results = implementations("rhapsody_record_results", plugins)
         per_task = (one for one in plugins if not _PER_TASK.isdisjoint(one.hooks))
         self.push_down: bool = all(getattr(one.plugin, "push_down", False) for one in per_task)
+
+    def _installed(self, observers: Sequence[object]) -> Iterator[LoadedPlugin]:
+        """Yield each installed plugin, followed by the observers that it adds."""
+        for plugin in loaded_plugins():
+            yield plugin
+            for hook in implementations("rhapsody_observers", [plugin]):
+                try:
+                    for observer in self.call(hook, observers=observers) or ():
+                        yield register(observer, plugin.label, f"observer of {plugin.label}")
+                except (PluginError, TypeError) as error:
+                    self.report(hook, error)
 
     def call(self, hook: PluginHook, **arguments: Any) -> Any:
         """Call one plugin's implementation, and log its exception if it raises one.

@@ -56,11 +56,13 @@ __all__ = [
     "rhapsody_backends",
     "rhapsody_commands",
     "rhapsody_lookup_results",
+    "rhapsody_observers",
     "rhapsody_prepare_task",
     "rhapsody_record_results",
     "rhapsody_select_backend",
     "rhapsody_task_calls",
     "rhapsody_task_events",
+    "rhapsody_trace_tasks",
     "rhapsody_workflow_finished",
     "rhapsody_workflow_started",
     "split_import_path",
@@ -601,6 +603,22 @@ def rhapsody_backends() -> BackendSpec | Iterable[BackendSpec]:
 
 
 @hookspec
+def rhapsody_observers(observers: Sequence[object]) -> Sequence[object] | None:
+    """Add observers to an engine that is being created.
+
+    Called once per engine. Use this hook if a plugin has a state for each engine, or has something
+    to do only for some engines: its other hooks then cost nothing for the others.
+
+    Args:
+        observers: The observers that were passed to the engine.
+
+    Returns:
+        Objects or modules whose functions are marked with `hookimpl`. They are called as if they
+        were part of the plugin. `None` if there is none.
+    """
+
+
+@hookspec
 def rhapsody_workflow_started(engine: ObservedEngine) -> None:
     """Observe that an engine has been created and its backends have been started.
 
@@ -646,6 +664,20 @@ def rhapsody_task_events(engine: ObservedEngine, events: Sequence[TaskEvent]) ->
     Args:
         engine: The engine.
         events: The changes, which are shared with other plugins and must not be modified.
+    """
+
+
+@hookspec
+def rhapsody_trace_tasks(engine: ObservedEngine, tasks: Sequence[TaskDescription]) -> None:
+    """Set the trace context of attempts that are about to be submitted.
+
+    Called on the engine's loop with a batch of descriptions for one backend, when the calls and
+    events of these tasks so far have been reported. Tasks with recorded results are not submitted.
+    The hook must be quick: the loop waits for it.
+
+    Args:
+        engine: The engine.
+        tasks: The descriptions. The hook may set the key `trace_context` of each, and nothing else.
     """
 
 

@@ -101,6 +101,7 @@ def call_spec(
         sandbox if directory is None else directory,
         {} if more is None else more,
         own_modules() if modules is True else modules,
+        task.get("trace_context", {}),
     )
 
 

@@ -238,6 +238,7 @@ def task_environment(
 ) -> dict[str, str]:
     """Return the environment variables to add for a task that runs in a separate process.
 
+    For an executable, they include its trace context: `TRACEPARENT` for the header `traceparent`.
     Variables in the task's description take precedence.
 
     Args:
@@ -252,6 +253,9 @@ def task_environment(
         environment = dict.fromkeys(THREAD_COUNTS, str(thread_count(cores)))
     if gpus is not None:
         environment["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
+    if task.get("function") is None:
+        for name, value in task.get("trace_context", {}).items():
+            environment[name.upper().replace("-", "_")] = value
     environment.update(task.get("environment", {}))
     return environment
 

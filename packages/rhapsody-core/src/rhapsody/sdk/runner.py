@@ -50,7 +50,7 @@ __all__ = [
     "pack_error", "pickler", "require_version", "sent_modules", "trimmed",
 ]  # fmt: skip
 
-PROTOCOL_VERSION = 4
+PROTOCOL_VERSION = 5
 """Version of the messages, increased by each change that makes them unreadable for older code."""
 
 RUNNER_FILE = __file__
@@ -85,6 +85,7 @@ class CallSpec(NamedTuple):
         more: Values of built-in types for the backend's own `Runner`.
         modules: The program's own modules, packed, or only their first `REFERENCE` bytes if the
             worker has received the modules before; `None` if the program has none.
+        trace_context: The key `trace_context` of the task's description; empty if it has none.
     """
 
     version: int
@@ -99,6 +100,7 @@ class CallSpec(NamedTuple):
     directory: str | None
     more: Mapping[str, Any]
     modules: bytes | None = None
+    trace_context: Mapping[str, str] = {}
 
 
 class CallResult(NamedTuple):
@@ -313,6 +315,7 @@ def known(order: CallSpec) -> dict[str, Any]:
         "attempt": order.attempt,
         "sandbox": order.sandbox,
         "deadline": None if order.timeout is None else time.time() + order.timeout,
+        "trace_context": order.trace_context,
     }
 
 

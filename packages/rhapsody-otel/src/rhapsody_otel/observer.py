@@ -1,0 +1,333 @@
+"""Observer that reports one engine to OpenTelemetry.
+
+The spans form a tree: the workflow contains blocks and tasks, a block contains the tasks that it
+has called, and a task contains its attempts. A task's span has links to the spans of its
+dependencies.
+
+Only the span of the workflow is created with `Tracer.start_span`. The other spans are created when
+they have ended, as the objects that exporters receive, and passed to the provider's processors.
+Their ids are chosen before, because the context of an attempt is sent along with it. There are two
+reasons. A span of `start_span` would begin when the attempt is submitted, so it would contain the
+time in the backend's queue. And such a span takes 30 µs of the event loop's time, but these 10 µs.
+The sampler decides once, for the whole trace.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import time
+import traceback
+from array import array
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from opentelemetry import _logs, metrics, propagate, trace
+from opentelemetry.context import Context, get_current
+from opentelemetry.sdk import trace as sdk
+from opentelemetry.sdk._logs import LoggerProvider
+from opentelemetry.sdk.util.instrumentation import InstrumentationScope
+from opentelemetry.trace import Link, NonRecordingSpan, SpanContext, Status, StatusCode
+
+from rhapsody import TaskDescription, TasksMainStates, hookimpl
+from rhapsody.plugins import ObservedEngine, Summary, TaskCall, TaskEvent
+from rhapsody_otel._version import __version__
+from rhapsody_otel.logs import SpanLogs
+from rhapsody_otel.metrics import Metrics
+
+SCOPE = InstrumentationScope("rhapsody", __version__)
+
+_RUNNING = TasksMainStates.RUNNING
+_ENDED = {TasksMainStates.DONE, TasksMainStates.FAILED, TasksMainStates.CANCELED}
+_STATES = {state: state.lower() for state in TasksMainStates}
+
+_active: list[OpenTelemetryObserver] = []
+"""The observers of running engines."""
+
+
+@dataclass(slots=True)
+class _Task:
+    """Unfinished task or block.
+
+    Attributes:
+        call: The call.
+        parent: The context of the span of the block or workflow.
+        context: The context of its own span.
+        state: The current state, for the number of tasks by state.
+        attempt: The context of the span of the current attempt.
+        submitted: The time at which the current attempt was submitted, in seconds since the epoch.
+        began: The time at which it began to run.
+    """
+
+    call: TaskCall
+    parent: SpanContext
+    context: SpanContext
+    state: str = "pending"
+    attempt: SpanContext | None = None
+    submitted: float = 0.0
+    began: float | None = None
+
+
+class OpenTelemetryObserver:
+    """Observer that reports one engine to OpenTelemetry as spans, metrics and logs.
+
+    The plugin adds such an observer to each engine if OpenTelemetry is configured. Pass one only to
+    use other providers than the global ones:
+
+        async with WorkflowEngine.create(observers=[OpenTelemetryObserver(provider)]) as flow:
+
+    Args:
+        tracer_provider: The provider of tracers, which must be one of OpenTelemetry's SDK. Default:
+            the global one.
+        meter_provider: The provider of meters. Default: the global one.
+        logger_provider: The provider of loggers. Log records are exported only if it is one of
+            OpenTelemetry's SDK. Default: the global one.
+
+    Raises:
+        TypeError: The provider of tracers is not one of OpenTelemetry's SDK.
+    """
+
+    def __init__(
+        self,
+        tracer_provider: trace.TracerProvider | None = None,
+        meter_provider: metrics.MeterProvider | None = None,
+        logger_provider: _logs.LoggerProvider | None = None,
+    ) -> None:
+        provider = tracer_provider or trace.get_tracer_provider()
+        tracer = provider.get_tracer(SCOPE.name, SCOPE.version)
+        if not isinstance(tracer, sdk.Tracer):
+            raise TypeError(
+                "tracer_provider must be an opentelemetry.sdk.trace.TracerProvider, got "
+                f"{provider!r}; pass one, or call opentelemetry.trace.set_tracer_provider first"
+            )
+        self._tracer = tracer
+        self._metrics = Metrics(metrics.get_meter(SCOPE.name, __version__, meter_provider))
+        loggers = logger_provider or _logs.get_logger_provider()
+        self._handler: logging.Handler | None = None
+        if isinstance(loggers, LoggerProvider):
+            self._handler = SpanLogs(loggers, self._context_of)
+        self._prefix = ""
+        self._workflow: trace.Span = trace.INVALID_SPAN
+        self._parent = trace.INVALID_SPAN_CONTEXT
+        self._inherited = Context()
+        self._trace = ""
+        self._headers: dict[str, str] = {}  # the same for all attempts
+        self._tasks: dict[str, _Task] = {}
+        # The span ids of all tasks and blocks by number, for links: eight bytes each.
+        self._ids = {"task": array("Q"), "block": array("Q")}
+
+    @hookimpl
+    def rhapsody_workflow_started(self, engine: ObservedEngine) -> None:
+        """Start the span of the workflow, in the current context or that of the environment."""
+        self._prefix = f"{engine.uid}."
+        inside = trace.get_current_span().get_span_context().is_valid
+        self._inherited = get_current() if inside else _from_environment()
+        self._workflow = self._tracer.start_span(
+            f"workflow {Path(sys.argv[0]).name or 'python'}",
+            self._inherited,
+            attributes={
+                "rhapsody.engine.uid": engine.uid,
+                "rhapsody.backends": list(engine.backends),
+                "rhapsody.work_dir": str(engine.work_dir),
+            },
+        )
+        self._parent = self._workflow.get_span_context()
+        self._trace = f"00-{self._parent.trace_id:032x}-"
+        carrier: dict[str, str] = {}
+        propagate.inject(carrier, self._with_span(self._parent))
+        for name in carrier.keys() & {"tracestate", "baggage"}:
+            self._headers[name] = carrier[name]
+        _active.append(self)
+        if self._handler is not None:
+            handlers = logging.root.handlers
+            if not any(isinstance(each, SpanLogs) for each in handlers):
+                logging.root.addHandler(self._handler)
+
+    @hookimpl
+    def rhapsody_task_calls(self, calls: Sequence[TaskCall]) -> None:
+        """Choose the ids of the spans of tasks and blocks."""
+        for call in calls:
+            block = self._tasks.get(call.block) if call.block else None
+            context = self._new_context()
+            parent = self._parent if block is None else block.context
+            self._tasks[call.uid] = _Task(call, parent, context)
+            kind, _, number = call.uid.partition(".")
+            ids, position = self._ids[kind], int(number)
+            if len(ids) <= position:
+                ids.extend([0] * (position + 1 - len(ids)))
+            ids[position] = context.span_id
+        self._metrics.count(Counter(pending=len(calls)))
+
+    @hookimpl
+    def rhapsody_trace_tasks(self, tasks: Sequence[TaskDescription]) -> None:
+        """Choose the ids of the spans of attempts, and send their contexts along."""
+        now = time.time()
+        for task in tasks:
+            known = self._tasks.get(self._uid(task))
+            if known is None:  # a finished task runs again because its result was lost
+                continue
+            known.attempt = context = self._new_context()
+            known.submitted, known.began = now, None
+            header = f"{self._trace}{context.span_id:016x}-{context.trace_flags:02x}"
+            task["trace_context"] = {"traceparent": header, **self._headers}
+
+    @hookimpl
+    def rhapsody_task_events(self, events: Sequence[TaskEvent]) -> None:
+        """End the spans of attempts, tasks and blocks, and record their metrics."""
+        changes: Counter[str] = Counter()
+        for event in events:
+            known = self._tasks.get(event.uid)
+            if known is None:  # a finished task runs again because its result was lost
+                continue
+            state = _STATES[event.state]
+            changes[known.state] -= 1
+            changes[state] += 1
+            known.state = state
+            if event.state is _RUNNING:
+                known.began = event.time
+            elif event.state in _ENDED:
+                if known.attempt is not None:
+                    self._end_attempt(known, known.attempt, event)
+                if not event.retried:
+                    self._end_task(known, event)
+        self._metrics.count(changes)
+
+    @hookimpl
+    def rhapsody_workflow_finished(self, summary: Summary) -> None:
+        """End the span of the workflow."""
+        span, stats = self._workflow, summary.stats
+        self._tasks.clear()  # of tasks that could not be stopped
+        span.set_attribute("rhapsody.workflow.outcome", summary.outcome)
+        for name in ("tasks", "done", "failed", "cancelled", "recorded", "retried", "lost"):
+            span.set_attribute(f"rhapsody.workflow.{name}", getattr(stats, name))
+        if summary.outcome != "done":
+            span.set_status(StatusCode.ERROR, f"{summary.outcome}: {stats}")
+        span.end()
+        if self in _active:
+            _active.remove(self)
+        if self._handler is not None:
+            logging.root.removeHandler(self._handler)
+
+    def _uid(self, task: TaskDescription) -> str:
+        """Return the uid of a task in its engine."""
+        return task["uid"].removeprefix(self._prefix).rpartition(".")[0]
+
+    def _new_context(self) -> SpanContext:
+        """Return the context of a new span in the trace of the workflow."""
+        own, span_id = self._parent, self._tracer.id_generator.generate_span_id()
+        return SpanContext(own.trace_id, span_id, False, own.trace_flags, own.trace_state)
+
+    def _with_span(self, context: SpanContext) -> Context:
+        """Return OpenTelemetry's context with a span, and with what the program has inherited."""
+        return trace.set_span_in_context(NonRecordingSpan(context), self._inherited)
+
+    def _end_attempt(self, task: _Task, context: SpanContext, event: TaskEvent) -> None:
+        task.attempt = None
+        began, ended = event.interval or (task.began, event.time)
+        self._metrics.end_attempt(event, began, ended, task.submitted)
+        if self._workflow.is_recording():
+            attributes = {
+                "rhapsody.task.uid": event.uid,
+                "rhapsody.attempt.number": event.attempt,
+                "rhapsody.task.state": task.state,
+                "rhapsody.backend": event.backend or "",
+            }
+            if event.worker is not None:
+                attributes["rhapsody.worker"] = event.worker
+            if event.sandbox is not None:
+                attributes["rhapsody.sandbox"] = event.sandbox
+            if event.exit_code is not None:
+                attributes["process.exit.code"] = event.exit_code
+            usage: Mapping[str, Any] = event.usage or {}
+            for name, value in usage.items():
+                attributes[f"rhapsody.usage.{name}"] = value
+            begin = task.submitted if began is None else began
+            self._emit(
+                f"attempt {event.name}", context, task.context, begin, ended, attributes,
+                event.error, task.call,
+            )  # fmt: skip
+
+    def _end_task(self, task: _Task, event: TaskEvent) -> None:
+        del self._tasks[event.uid]
+        if not self._workflow.is_recording():
+            return
+        call = task.call
+        attributes: dict[str, Any] = {
+            "rhapsody.task.uid": call.uid,
+            "rhapsody.task.call": call.call,
+            "rhapsody.task.state": task.state,
+        }
+        if call.scope is not None:
+            attributes["rhapsody.scope"] = call.scope
+        for name, value in call.resources.items():
+            attributes[f"rhapsody.resources.{name}"] = value
+        if event.native == "reused":
+            attributes["rhapsody.task.reused"] = True
+        links = [Link(self._context_of_ended(uid)) for uid in call.dependencies]
+        name = f"{'block' if call.kind == 'block' else 'task'} {call.name}"
+        self._emit(
+            name, task.context, task.parent, call.time, event.time, attributes, event.error, call,
+            links,
+        )  # fmt: skip
+
+    def _emit(
+        self,
+        name: str,
+        context: SpanContext,
+        parent: SpanContext,
+        begin: float,
+        end: float,
+        attributes: Mapping[str, Any],
+        error: BaseException | None,
+        call: TaskCall,
+        links: Sequence[Link] = (),
+    ) -> None:
+        """Pass a span that has ended to the processors; times are in seconds since the epoch."""
+        events: Sequence[sdk.Event] = ()
+        status, end_time = Status(), int(max(begin, end) * 1e9)
+        if error is not None:
+            found = _described(error, call)
+            attributes = {**attributes, "error.type": found["exception.type"]}
+            events = (sdk.Event("exception", found, end_time),)
+            status = Status(StatusCode.ERROR, found["exception.message"])
+        span = sdk.ReadableSpan(
+            name, context, parent, self._tracer.resource, attributes, events, links,
+            status=status, start_time=int(begin * 1e9), end_time=end_time,
+            instrumentation_scope=SCOPE,
+        )  # fmt: skip
+        self._tracer.span_processor.on_end(span)
+
+    def _context_of_ended(self, uid: str) -> SpanContext:
+        """Return the context of the span of a task or block, which may have ended long ago."""
+        kind, _, number = uid.partition(".")
+        span_id = self._ids[kind][int(number)]
+        return SpanContext(self._parent.trace_id, span_id, False, self._parent.trace_flags)
+
+    def _context_of(self, uid: str) -> Context | None:
+        """Return the context of a task's current attempt. Called on any thread."""
+        task = self._tasks.get(uid)
+        if task is None or len(_active) > 1:  # several engines use the same uids
+            return None
+        return self._with_span(task.attempt or task.context)
+
+
+def _from_environment() -> Context:
+    """Return the context in the environment variables, such as `TRACEPARENT`."""
+    names = {name: name.upper().replace("-", "_") for name in propagate.get_global_textmap().fields}
+    carrier = {name: os.environ[key] for name, key in names.items() if key in os.environ}
+    return propagate.extract(carrier)
+
+
+def _described(error: BaseException, call: TaskCall) -> dict[str, str]:
+    """Return the attributes of an exception, without secrets."""
+    kind = type(error)
+    own = kind.__module__ == "builtins"
+    return {
+        "exception.type": kind.__qualname__ if own else f"{kind.__module__}.{kind.__qualname__}",
+        "exception.message": call.masked(str(error)),
+        "exception.stacktrace": call.masked("".join(traceback.format_exception(error))),
+    }

@@ -1,0 +1,61 @@
+"""Metrics of tasks, with a reader in memory."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from rhapsody import WorkflowEngine, current_task
+from tests.otel.conftest import Traced
+
+
+def points(traced: Traced) -> dict[str, dict[tuple[Any, ...], Any]]:
+    """Return the data points of all metrics, by the values of their attributes."""
+    data = traced.reader.get_metrics_data()
+    assert data is not None
+    (scope,) = data.resource_metrics[0].scope_metrics
+    found: dict[str, dict[tuple[Any, ...], Any]] = {}
+    for metric in scope.metrics:
+        found[metric.name] = {
+            tuple((point.attributes or {}).values()): point for point in metric.data.data_points
+        }
+    return found
+
+
+@pytest.mark.asyncio
+async def test_tasks_are_counted_by_state_and_attempts_are_timed(traced: Traced) -> None:
+    async with WorkflowEngine.create(observers=[traced.observer()]) as flow:
+
+        @flow.function_task(retries=1)
+        def again() -> None:
+            if current_task().attempt == 1:
+                raise KeyError("not yet")
+
+        @flow.function_task
+        def fails() -> None:
+            raise ValueError("no")
+
+        await asyncio.gather(again(), fails(), return_exceptions=True)
+        assert await flow.executable_task(name="show")(lambda: ["echo", "x"])() == "x\n"
+    found = points(traced)
+    counts = {state: point.value for (state,), point in found["rhapsody.task.count"].items()}
+    assert {state: count for state, count in counts.items() if count} == {"done": 2, "failed": 1}
+    assert found["rhapsody.task.retries"]["again", "local"].value == 1
+    duration = found["rhapsody.attempt.duration"]
+    assert duration["again", "local", "failed", "KeyError"].count == 1
+    assert duration["again", "local", "done"].count == 1
+    assert duration["fails", "local", "failed", "ValueError"].count == 1
+    assert found["rhapsody.attempt.queue_time"]["again", "local"].count == 2
+    assert found["rhapsody.attempt.cpu.time"]["show", "local"].value > 0
+
+
+@pytest.mark.asyncio
+async def test_engines_add_to_the_same_metrics(traced: Traced) -> None:
+    async def run() -> None:
+        async with WorkflowEngine.create(observers=[traced.observer()]) as flow:
+            await flow.function_task(name="f")(lambda: None)()
+
+    await asyncio.gather(run(), run())
+    assert points(traced)["rhapsody.task.count"][("done",)].value == 2
