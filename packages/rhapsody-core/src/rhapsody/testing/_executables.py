@@ -83,8 +83,14 @@ class Executables(Suite):
     async def test_the_environment_is_added(self, driver: Driver) -> None:
         environment = {"KIT_PLAIN": "value", "KIT_ODD": "a 'b' \"c\" $d ü=\\", "KIT_EMPTY": ""}
         command = 'printf "%s|" "$KIT_PLAIN" "$KIT_ODD" "${KIT_EMPTY-unset}"; test -n "$PATH"'
-        end = await driver.run_one(driver.command(command, environment=environment))
-        assert end.state is DONE and end.stdout == "".join(f"{v}|" for v in environment.values())
+        traced = {"traceparent": "00-1-2-01"}
+        printed, header = await driver.run(
+            driver.command(command, environment=environment),
+            driver.command("echo $TRACEPARENT", trace_context=traced),
+        )
+        values = "".join(f"{value}|" for value in environment.values())
+        assert printed.state is DONE and printed.stdout == values
+        assert header.stdout == "00-1-2-01\n", "the trace context must be in the environment"
         assert "KIT_PLAIN" not in os.environ, "the variable was left in the program's environment"
 
     @check("executables", "executables")

@@ -90,6 +90,12 @@ class Functions(Suite):
             assert isinstance(end.error, CapabilityError) or end.value == route.name, (
                 f"{route.name} must see its environment or fail with a CapabilityError: {end}"
             )
+        tasks = [
+            route.call(driver, "trace_header") | {"trace_context": {"traceparent": route.name}}
+            for route in routes
+        ]
+        for route, end in zip(routes, await driver.run(*tasks), strict=True):
+            assert end.value == route.name, f"{route.name} must see its trace context: {end}"
 
     @check("output", FUNCTIONS, "captures_output")
     async def test_every_route_keeps_its_output(self, driver: Driver) -> None:

@@ -221,6 +221,13 @@ def variable(name: str) -> str | None:
     return os.environ.get(name)
 
 
+def trace_header() -> str | None:
+    """Return the header of the trace context of the running attempt."""
+    from rhapsody import current_task
+
+    return current_task().trace_context.get("traceparent")
+
+
 def read(path: Any) -> str:
     """Return the text of a file; `path` is anything that `open` accepts."""
     with open(path) as file:
@@ -237,4 +244,5 @@ make_lock_async = _coroutine_function(make_lock)
 name_of_type_async = _coroutine_function(name_of_type)
 note_run_async = _coroutine_function(note_run)
 variable_async = _coroutine_function(variable)
+trace_header_async = _coroutine_function(trace_header)
 process_memory_and_data_async = _coroutine_function(process_memory_and_data)
