@@ -34,6 +34,7 @@ from rhapsody.testing import capability_table
 DISTRIBUTIONS = (
     "rhapsody-core",
     "rhapsody-dask",
+    "rhapsody-otel",
     "rhapsody-psij",
     "rhapsody-radical",
     "rhapsody-wfcommons",

@@ -20,6 +20,7 @@ PACKAGES = (
     "rhapsody.sdk",
     "rhapsody.testing",
     "rhapsody_dask",
+    "rhapsody_otel",
     "rhapsody_psij",
     "rhapsody_radical",
     "rhapsody_wfcommons",

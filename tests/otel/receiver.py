@@ -16,7 +16,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 
 
 class Receiver:
-    """What has arrived.
+    """Data that has arrived.
 
     Attributes:
         url: The endpoint.

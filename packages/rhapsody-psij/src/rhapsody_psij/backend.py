@@ -92,9 +92,14 @@ class _Run:
     @property
     def order(self) -> dict[str, Any]:
         """The task's entry in the order file of its job."""
-        keys = ("uid", "name", "executable", "arguments", "sandbox", "cwd", "environment", "stdin")
+        keys = ["uid", "name", "executable", "arguments", "sandbox", "cwd", "environment", "stdin"]
+        keys += ["capture", "trace_context"]
         if self.call is None:
-            task = {key: self.task[key] for key in (*keys, "capture") if key in self.task}  # type: ignore[literal-required]
+            task = {
+                key: self.task[key]
+                for key in (*keys, "capture", "trace_context")
+                if key in self.task
+            }  # type: ignore[literal-required]
         else:
             task = {"uid": self.task["uid"]}
         return {"task": task, "call": self.call, "cores": cores_of(self.task)}
