@@ -11,16 +11,18 @@ import os
 import shlex
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 
-from rhapsody import InputFile, OutputFile, WorkflowEngine
+from rhapsody import InputFile, LocalExecutionBackend, OutputFile, WorkflowEngine, hookimpl
 from rhapsody.errors import CapabilityError, TaskFailedError
-from tests._support.engine_fixtures import on_machines
+from rhapsody.task import TaskDescription
+from tests._support.engine_fixtures import Machine, on_machines
 from tests._support.environments import (
     PREFIX,
     Podman,
@@ -314,6 +316,27 @@ async def test_wrong_settings_are_refused(settings: Any, error: Any, said: str) 
     async with WorkflowEngine.create() as flow:
         with pytest.raises(error, match=said):
             flow.executable_task(**settings)(lambda: "echo")
+
+
+async def test_another_backend_may_have_the_environment(tmp_path: Path) -> None:
+    class Elsewhere(Machine):
+        name = "elsewhere"
+        capabilities = replace(Machine.capabilities, shared_file_system=False)
+
+        async def run_task(self, task: TaskDescription) -> Any:
+            make_environment(tmp_path / "later")
+            return await super().run_task(task)
+
+    class Selecting:
+        @hookimpl
+        def rhapsody_select_backend(self, candidates: Sequence[str]) -> str:
+            assert candidates == ("elsewhere",)
+            return candidates[0]
+
+    backends = [LocalExecutionBackend(), Elsewhere()]
+    async with WorkflowEngine.create(backends, observers=[Selecting()]) as flow:
+        show = flow.executable_task(venv=tmp_path / "later")(lambda: PREFIX)
+        assert await within(show()) == f"{tmp_path}/later\n"
 
 
 async def test_functions_and_blocks_have_no_environment() -> None:

@@ -417,6 +417,7 @@ class TaskBuilder:
             one.name
             for one in self._backends.values()
             if one.lacking(record.task.task_kind, record.description) is None
+            and one.environment_fault(record.description) is None
             and not one.unknown_settings(record.description)
             and shortage(record, one) is None
         ]
