@@ -143,7 +143,7 @@ async def test_modules_are_loaded_before_the_command(
         said = "rhapsody: cannot load the modules tool/2.0"
         with pytest.raises(TaskFailedError, match=said) as caught:
             await within(show.options(modules=["tool/2.0"])())
-        assert caught.value.exit_code == 127
+        assert caught.value.exit_code == 125
 
 
 # Containers.
@@ -349,7 +349,9 @@ async def test_functions_and_blocks_have_no_environment() -> None:
 
 async def test_a_dry_run_needs_no_environment() -> None:
     async with WorkflowEngine.create(dry_run=True) as flow:
-        assert await flow.executable_task(venv="nowhere")(lambda: "x")() == "Dummy Output"
+        for settings in ({"venv": "nowhere"}, {"container": "docker://python:3.12"}):
+            task = flow.executable_task(**settings)
+            assert await task(lambda: "x")() == "Dummy Output"
 
 
 # Profiles and resume.

@@ -30,7 +30,7 @@ PROGRAMS = ("apptainer", "singularity", "podman", "docker")
 
 REGISTRY = "docker://"
 
-_PASSED = ("CUDA_VISIBLE_DEVICES", "PORT", *THREAD_COUNTS)
+_PASSED = ("CUDA_VISIBLE_DEVICES", "PORT", "TRACEPARENT", "TRACESTATE", *THREAD_COUNTS)
 """Variables that backends may set, which Podman and Docker pass on only by name."""
 
 _MODULES = """\
@@ -41,17 +41,17 @@ load() {
     do [ -r "$init" ] && . "$init" && break; done
     module load "$@" </dev/null
 }
-load NAMES || { echo "rhapsody: cannot load the modules" NAMES "on $(uname -n)" >&2; exit 127; }
+load NAMES || { echo "rhapsody: cannot load the modules" NAMES "on $(uname -n)" >&2; exit 125; }
 """
 
 _VENV = """\
-[ -x ROOT/bin/python ] || { echo "rhapsody: no virtual environment in" ROOT >&2; exit 127; }
+[ -x ROOT/bin/python ] || { echo "rhapsody: no virtual environment in" ROOT >&2; exit 125; }
 unset PYTHONHOME
 export VIRTUAL_ENV=ROOT PATH=ROOT/bin:"$PATH"
 """
 
 _CONDA = """\
-[ -d ROOT/conda-meta ] || { echo "rhapsody: no conda environment in" ROOT >&2; exit 127; }
+[ -d ROOT/conda-meta ] || { echo "rhapsody: no conda environment in" ROOT >&2; exit 125; }
 export CONDA_PREFIX=ROOT CONDA_DEFAULT_ENV=ROOT PATH=ROOT/bin:"$PATH"
 activate() { for file in ROOT/etc/conda/activate.d/*.sh; do [ -r "$file" ] && . "$file"; done; }
 activate
@@ -65,7 +65,7 @@ sandbox=$1 place=$2
 shift 2
 for tool in PROGRAMS none; do command -v "$tool" >/dev/null && break; done
 case $tool in
-none) echo "rhapsody: the container needs ANY on $(uname -n)" >&2; exit 127 ;;
+none) echo "rhapsody: the container needs ANY on $(uname -n)" >&2; exit 125 ;;
 podman) bind=--volume user=0:0; set -- PODMAN "$@" ;;
 docker) bind=--volume user=$(id -u):$(id -g); set -- DOCKER "$@" ;;
 *) bind=--bind; set -- IMAGE "$@" ;;

@@ -89,8 +89,6 @@ class BackendHandle:
             return _KINDS[kind]
         if "cwd" in description and not capabilities.cwd:
             return f"cwd={description['cwd']!r}"
-        if "container" in description and not capabilities.sandboxes:
-            return f"container={description['container']!r}"
         if resources is None:
             return None
         for name in ("cores", "gpus", "memory", "ranks"):
@@ -105,6 +103,8 @@ class BackendHandle:
         """Return why the environment of a task cannot be used; `None` if no reason is known."""
         if self.dry:
             return None
+        if "container" in description and not self.capabilities.sandboxes:
+            return f"container={description['container']!r} needs a backend with sandboxes"
         shared, here = self.capabilities.shared_file_system, type(self.backend).name == EMBEDDED
         return environment_fault(description, shared=shared, here=here)
 
