@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from rhapsody import CapabilityError, TasksMainStates, WorkflowEngine
+from rhapsody import CapabilityError, SubmissionError, TasksMainStates, WorkflowEngine
 from rhapsody_psij import PsijExecutionBackend
 from tests._support.slurm import until_no_jobs
 
@@ -57,7 +57,7 @@ async def test_ranks_are_started_by_srun(flow: WorkflowEngine, tmp_path: Path) -
     assert await placed == f"{tmp_path}\n" * 2
     with pytest.raises(Exception, match="exit code 1"):
         await failing
-    text = Path(failing.stdout_path).read_text()  # noqa: ASYNC240
+    text = Path(failing.stdout_path or "").read_text()  # noqa: ASYNC240
     assert sorted(text.splitlines()) == ["rank 0 of 2: a b", "rank 1 of 2: a b"]
 
 
@@ -93,3 +93,26 @@ async def test_what_no_node_has_is_refused(flow: WorkflowEngine) -> None:
 
     with pytest.raises(CapabilityError, match="node configuration"):
         await big()
+
+
+async def test_a_job_that_slurm_rejects_fails_its_task(flow: WorkflowEngine) -> None:
+    @flow.executable_task(task_description={"queue": "nonexistent"})
+    def job() -> str:
+        return "true"
+
+    with pytest.raises(SubmissionError, match="nvalid partition"):
+        await job()
+
+
+async def test_tasks_share_a_job() -> None:
+    backend = Eager("slurm", queue="debug", tasks_per_job=3)
+    async with asyncio.timeout(100):
+        async with WorkflowEngine.create(backend) as flow:
+
+            @flow.executable_task(resources={"walltime": "1 min"})
+            def job() -> str:
+                return "echo $SLURM_JOB_ID $(squeue -h -j $SLURM_JOB_ID -o %l)"
+
+            said = await asyncio.gather(*(job() for _ in range(3)))
+    assert len(set(said)) == 1
+    assert said[0].split()[1] == "3:00"

@@ -42,6 +42,9 @@ CANCEL_ATTEMPTS = 10
 CANCEL_WAIT = 3.0
 """Seconds between these attempts."""
 
+KILL_TIMEOUT = 10.0
+"""Seconds to wait for the processes of a local job to end after SIGKILL."""
+
 
 class Client:
     """Executor of PSI/J and its jobs.
@@ -83,7 +86,7 @@ class Client:
             self._pool.submit(self._cancel, number, job)
 
     def close(self) -> None:
-        """Cancel the jobs that have not ended, and wait until the batch system has been told."""
+        """Cancel the jobs that have not ended; return when all cancellations have been sent."""
         with self._lock:
             numbers = list(self._jobs)
         for number in numbers:
@@ -167,11 +170,21 @@ def _kill(job: psij.Job) -> None:
                 with suppress(psutil.NoSuchProcess):
                     process.suspend()
             stopped |= new
-        for process in stopped - {launcher}:
+        others = stopped - {launcher}
+        for process in others:
             with suppress(psutil.NoSuchProcess):
                 process.kill()
-        psutil.wait_procs(stopped - {launcher}, timeout=10)
+        until = time.monotonic() + KILL_TIMEOUT
+        while not all(map(_ended, others)) and time.monotonic() < until:
+            time.sleep(0.01)
         launcher.kill()
+
+
+def _ended(process: psutil.Process) -> bool:
+    try:
+        return process.status() == psutil.STATUS_ZOMBIE  # the stopped launcher does not reap
+    except psutil.NoSuchProcess:
+        return True
 
 
 def _send(reports: SimpleQueue[list[Any]], out: TextIO) -> None:

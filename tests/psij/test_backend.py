@@ -1,0 +1,118 @@
+"""Jobs on PSI/J's local executor."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_asyncio
+
+from rhapsody import BackendUnavailableError, TaskLostError, TasksMainStates, WorkflowEngine
+from rhapsody_psij import PsijExecutionBackend
+
+pytestmark = pytest.mark.asyncio
+
+
+@pytest_asyncio.fixture
+async def flow() -> AsyncIterator[WorkflowEngine]:
+    """An engine whose tasks share jobs, one job at a time."""
+    backend = PsijExecutionBackend(max_jobs=1, tasks_per_job=10, launcher="multiple")
+    async with asyncio.timeout(100):
+        async with WorkflowEngine.create(backend) as engine:
+            yield engine
+
+
+async def test_tasks_that_are_ready_together_share_a_job(flow: WorkflowEngine) -> None:
+    @flow.executable_task
+    def job() -> str:
+        return "echo $PPID"
+
+    first = await asyncio.gather(*(job() for _ in range(4)))
+    assert len(set(first)) == 1
+    assert await job() not in first
+
+
+async def test_a_lost_or_canceled_task_does_not_affect_others_of_its_job(
+    flow: WorkflowEngine,
+) -> None:
+    @flow.function_task(lost_retries=0)
+    def die() -> None:
+        import os
+
+        os._exit(3)
+
+    @flow.executable_task
+    def wait() -> str:
+        return "sleep 300"
+
+    @flow.function_task
+    def last() -> int:
+        return 1
+
+    @flow.executable_task
+    def never(marker: Path) -> str:
+        return f"touch {marker}"
+
+    marker = Path("marker").absolute()  # noqa: ASYNC240
+    lost, running, waiting, done = die(), wait(), never(marker), last()
+    with pytest.raises(TaskLostError, match="exit code 3"):
+        await lost
+    while running.state is not TasksMainStates.RUNNING:  # noqa: ASYNC110
+        await asyncio.sleep(0.05)
+    waiting.cancel()
+    await waiting.ended()
+    running.cancel()
+    assert await done == 1
+    assert not marker.exists()
+
+
+async def test_ranks_are_started_by_the_launcher(flow: WorkflowEngine) -> None:
+    @flow.executable_task(resources={"ranks": 2}, environment={"GREETING": "a  b"}, stdin="text")
+    def rank() -> str:
+        return 'echo "$GREETING $(cat)"'
+
+    assert await rank() == "a  b text\n" * 2
+
+
+async def test_a_failing_rank_fails_the_task(flow: WorkflowEngine) -> None:
+    @flow.executable_task(resources={"ranks": 2})
+    def rank() -> str:
+        return "exit 4"
+
+    with pytest.raises(Exception, match="exit code 4"):
+        await rank()
+
+
+@pytest.mark.parametrize(
+    ("executor", "work_dir", "reason"),
+    [
+        ("nonexistent", "work", 'No such executor "nonexistent"'),
+        ("slurm", "work", "'sbatch' of executor 'slurm' is not in PATH"),
+        ("local", "my work", "spaces or other special characters"),
+    ],
+    ids=["executor", "command", "directory"],
+)
+async def test_a_start_that_cannot_succeed_fails(
+    executor: str, work_dir: str, reason: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("PATH", "/nonexistent")
+    with pytest.raises(BackendUnavailableError, match=reason):
+        await WorkflowEngine.create(PsijExecutionBackend(executor), work_dir=tmp_path / work_dir)
+
+
+@pytest.mark.parametrize(
+    ("given", "error"),
+    [
+        ({"executor": 1}, TypeError),
+        ({"max_jobs": 0}, ValueError),
+        ({"tasks_per_job": 2.5}, TypeError),
+        ({"attributes": {"qos": "a"}}, ValueError),
+    ],
+    ids=["executor", "jobs", "tasks", "attributes"],
+)
+async def test_invalid_options_are_refused(given: dict[str, Any], error: type[Exception]) -> None:
+    with pytest.raises(error):
+        PsijExecutionBackend(**given)

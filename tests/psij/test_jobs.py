@@ -1,0 +1,121 @@
+"""Specifications of jobs for tasks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from rhapsody import CapabilityError, Resources, TaskDescription
+from rhapsody_psij.jobs import Settings, job_spec, launch_ranks
+
+
+def task(**more: Any) -> TaskDescription:
+    """Return the description of an executable task."""
+    given = {"name": "a task/with a long name", "function": None, "executable": "./a b"}
+    return {**given, "task_backend_specific_kwargs": {}, **more}  # type: ignore[typeddict-item]
+
+
+def test_resources_are_those_of_each_process() -> None:
+    resources = Resources(cores=4, gpus=1, memory="1 GiB", ranks=6, walltime="90 s")
+    spec = job_spec(task(resources=resources), Settings(nodes=2), "slurm")
+    assert spec["name"] == "a_task_with_a_l"
+    assert spec["attributes"]["duration"] == 90
+    assert spec["resources"] == {
+        "process_count": 6,
+        "cpu_cores_per_process": 4,
+        "gpu_cores_per_process": 1,
+        "node_count": 2,
+        "memory": 3 * 2**30,
+    }
+
+
+@pytest.mark.parametrize("executor", ["pbs", "pbs_classic", "lsf"])
+def test_cores_are_requested_as_processes_where_psij_counts_those(executor: str) -> None:
+    spec = job_spec(task(resources=Resources(cores=4)), Settings(), executor)
+    assert spec["resources"] == {"process_count": 4, "cpu_cores_per_process": 1}
+    assert spec["launcher"] == "single"
+
+
+@pytest.mark.parametrize(
+    ("executor", "nodes", "resources", "reason"),
+    [
+        ("slurm", 2, {"ranks": 3}, "3 ranks are not divisible by 2 nodes"),
+        ("pbs", 1, {"ranks": 2, "cores": 2}, "cannot request 2 cores per rank from 'pbs'"),
+        ("lsf", 1, {"gpus": 1, "cores": 2}, "cannot request 2 cores per rank from 'lsf'"),
+        ("local", 1, {"ranks": 100_000}, "this machine has"),
+    ],
+    ids=["nodes", "cores of ranks", "cores and GPUs", "local ranks"],
+)
+def test_what_psij_cannot_express_is_refused(
+    executor: str, nodes: int, resources: dict[str, Any], reason: str
+) -> None:
+    with pytest.raises(CapabilityError, match=reason):
+        job_spec(task(resources=Resources(**resources)), Settings(nodes=nodes), executor)
+
+
+def test_functions_run_as_one_process() -> None:
+    with pytest.raises(CapabilityError, match="runs as one process"):
+        job_spec(task(function=print, resources=Resources(ranks=2)), Settings(), "slurm")
+
+
+@pytest.mark.parametrize(
+    ("more", "duration"),
+    [
+        ({"resources": Resources(walltime=30), "timeout": 5.0}, 30),
+        ({"timeout": 5.0}, 65),
+        ({}, 600),
+    ],
+    ids=["walltime", "timeout", "default"],
+)
+def test_the_time_limit_is_that_of_the_task(more: dict[str, Any], duration: int) -> None:
+    settings = Settings(attributes={"duration": "10 min"})
+    assert job_spec(task(**more), settings, "slurm")["attributes"]["duration"] == duration
+
+
+def test_settings_of_a_task_take_precedence() -> None:
+    settings = Settings("debug", "A", attributes={"slurm.qos": "low", "slurm.constraint": "cpu"})
+    own = {"queue": "long", "attributes": {"slurm.qos": "high", "reservation_id": "r"}}
+    attributes = job_spec(task(), settings.of(task(task_backend_specific_kwargs=own)), "slurm")
+    assert attributes["attributes"] == {
+        "duration": None,
+        "queue_name": "long",
+        "account": "A",
+        "reservation_id": "r",
+        "custom_attributes": {"slurm.qos": "high", "slurm.constraint": "cpu"},
+    }
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "reason"),
+    [
+        ({"queue": 1}, TypeError, "queue must be a string"),
+        ({"nodes": 0}, ValueError, "nodes must be at least 1"),
+        ({"nodes": 1.5}, TypeError, "nodes must be a whole number"),
+        ({"attributes": "qos"}, TypeError, "attributes must be a dict"),
+        ({"attributes": {"qos": "a"}}, ValueError, "such as 'slurm.qos', got 'qos'"),
+        ({"attributes": {"duration": "soon"}}, ValueError, "duration must be"),
+    ],
+    ids=["queue", "no nodes", "nodes", "attributes", "attribute", "duration"],
+)
+def test_invalid_settings_are_refused(
+    given: dict[str, Any], error: type[Exception], reason: str
+) -> None:
+    with pytest.raises(error, match=reason):
+        Settings(**given)
+
+
+@pytest.mark.parametrize(
+    ("sandbox", "environment", "reason"),
+    [
+        ("/a b", {}, "cannot use the path '/a b'"),
+        ("/a", {"a.b": "1"}, "environment variable 'a.b'"),
+    ],
+    ids=["path", "variable"],
+)
+def test_ranks_need_paths_and_variables_that_scripts_can_contain(
+    sandbox: str, environment: dict[str, str], reason: str
+) -> None:
+    ranks = task(resources=Resources(ranks=2), sandbox=sandbox, environment=environment)
+    with pytest.raises(CapabilityError, match=reason):
+        launch_ranks(job_spec(ranks, Settings(), "slurm"), ranks, Settings(), "slurm")
