@@ -23,7 +23,8 @@ def warn() -> None:
 
 async def run(traced: Traced, executor: str) -> list[Any]:
     """Run a function that logs, and return the exported records."""
-    exporter, provider = InMemoryLogRecordExporter(), LoggerProvider()
+    exporter = InMemoryLogRecordExporter()  # type: ignore[no-untyped-call]
+    provider = LoggerProvider()
     provider.add_log_record_processor(SimpleLogRecordProcessor(exporter))
     observer = OpenTelemetryObserver(traced.tracers, traced.meters, provider)
     backend = LocalExecutionBackend(executor)

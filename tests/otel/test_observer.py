@@ -42,7 +42,8 @@ async def test_the_spans_form_a_tree_of_workflow_blocks_tasks_and_attempts(trace
 
         @flow.block
         async def phase(x: int) -> int:
-            return await double.options(name="inner")(x)
+            inner: int = await double.options(name="inner")(x)
+            return inner
 
         assert await phase(await double(1)) == 4
     (workflow,) = [span for span in traced.spans if span.parent is None]

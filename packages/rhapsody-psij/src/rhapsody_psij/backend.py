@@ -95,11 +95,7 @@ class _Run:
         keys = ["uid", "name", "executable", "arguments", "sandbox", "cwd", "environment", "stdin"]
         keys += ["capture", "trace_context"]
         if self.call is None:
-            task = {
-                key: self.task[key]
-                for key in (*keys, "capture", "trace_context")
-                if key in self.task
-            }  # type: ignore[literal-required]
+            task = {key: value for key, value in self.task.items() if key in keys}
         else:
             task = {"uid": self.task["uid"]}
         return {"task": task, "call": self.call, "cores": cores_of(self.task)}
