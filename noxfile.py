@@ -221,7 +221,8 @@ def benchmarks(session: nox.Session) -> None:
     """
     if "--smoke" in session.posargs:
         session.install(*sources("core", "wfcommons", "otel"), *tools("core"))
-        for script in ("journal", "observer", "otel", "history", "instructions", "compare"):
+        scripts = "journal observer otel history instructions compare scale"
+        for script in scripts.split():
             session.run("python", f"benchmarks/{script}.py", "--smoke")
     else:
         supported = [name for name in DISTRIBUTIONS if supports(name)]

@@ -135,6 +135,36 @@ def test_a_name_moves_nothing_on_the_terminal(
     assert capsys.readouterr().out.startswith("\\x1b[2J\\nÄ: 4 tasks on 1 slot")
 
 
+@pytest.mark.parametrize("order", ["ready", "critical-path"])
+def test_a_simulation_takes_as_long_as_real_tasks_on_two_cores(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], order: str
+) -> None:
+    path = save(tmp_path / "mosaic.json", large("1.5"))
+    length = ("--scale", "0.2", "--order", order)
+    simulated = replayed(capsys, str(path), *length, "--simulate", "--cores", "2")
+    assert simulated["backend"] == "simulated"
+    assert simulated["slots"] == 2
+    assert simulated["makespan"] == pytest.approx(simulated["list_schedule"])
+    for attempt in range(3):  # another program may have needed the processors
+        real = replayed(capsys, str(path), *length, "--slots", "2")
+        if real["makespan"] <= 1.05 * simulated["makespan"] or attempt == 2:
+            break
+    assert simulated["makespan"] == pytest.approx(real["makespan"], rel=0.05)
+
+
+def test_copies_of_a_workflow_are_simulated_on_several_nodes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = str(save(tmp_path / "diamond.json", recent()))
+    one = replayed(capsys, path, "--simulate", "--cores", "2")
+    assert (one["tasks"], one["makespan"]) == (4, 3.0)
+    size = ("--simulate", "--nodes", "1000", "--cores", "2", "--copies", "1000")
+    many = replayed(capsys, path, *size)
+    assert (many["tasks"], many["slots"], many["makespan"]) == (4000, 2000, 3.0)
+    slow = replayed(capsys, path, *size, "-o", "queue_time=60", "-o", "startup=1")
+    assert slow["makespan"] == 60 + 3 + 3  # three tasks depend on each other
+
+
 @pytest.mark.parametrize(
     ("change", "arguments", "said"),
     [
@@ -176,6 +206,17 @@ def test_a_name_moves_nothing_on_the_terminal(
             "-o resources: use --slots N, which sets the cores and workers of the local backend",
         ),
         ({}, ("--files", "1e308"), "--files 1e+308 needs inf bytes, but "),
+        ({}, ("--nodes", "2"), "to simulate the replay, add --simulate"),
+        ({}, ("-b", "simulated"), "to simulate the replay, add --simulate"),
+        ({}, ("--simulate", "-b", "dask"), "--simulate uses the backend simulated: omit -b dask"),
+        ({}, ("--simulate", "--slots", "2"), "--simulate: use --nodes and --cores instead of"),
+        ({}, ("--simulate", "--files", "1"), "--simulate reads and writes no files: omit --files"),
+        ({}, ("--simulate", "-o", "nodes=2"), "-o nodes: use --nodes and --cores; durations are"),
+        (
+            {"coreCount": 4},
+            ("--simulate", "--nodes", "4"),
+            "task 'b' needs 4 cores, but each node has 1: use --cores 4 or more",
+        ),
         ({}, ("-b", "noop"), "backend 'noop' does not run tasks, so there is nothing to measure"),
     ],
 )

@@ -40,6 +40,13 @@ async def test_after_a_run_that_ended_well_all_runs_again() -> None:
         assert ran()["double"] == 3 * run
 
 
+async def test_placeholders_of_a_dry_backend_are_not_recorded() -> None:
+    async with engine(backend=NoopExecutionBackend()) as flow:
+        assert await tasks(flow)[0](1) == "Dummy Output"
+    async with engine(resume=True) as flow:
+        assert await tasks(flow)[0](1) == 2
+
+
 @pytest.mark.parametrize(("resume", "times"), [(True, 3), (False, 6)])
 async def test_resume_is_said(resume: bool, times: int) -> None:
     async with engine() as flow:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from rhapsody.backends.execution.radical_pilot import RadicalExecutionBackend
     from rhapsody.backends.local import ConcurrentExecutionBackend, LocalExecutionBackend
     from rhapsody.backends.noop import NoopExecutionBackend
+    from rhapsody.backends.simulated import SimulatedExecutionBackend
     from rhapsody.context import current_task
     from rhapsody.data import InputFile, InputFiles, OutputDir, OutputFile
     from rhapsody.engine import WorkflowEngine, literal, run, wait
@@ -57,11 +58,11 @@ if TYPE_CHECKING:
         "DependencyFailureError", "InputFile", "InputFiles", "InsufficientWalltimeError",
         "JournalError", "LocalExecutionBackend", "NoopExecutionBackend", "OutOfMemoryError",
         "OutputDir", "OutputFile", "PluginError", "ProfileError", "RadicalExecutionBackend",
-        "Resources", "RetryPolicy", "RhapsodyError", "StateMapper", "SubmissionError",
-        "TaskDescription", "TaskFailedError", "TaskFuture", "TaskLostError", "TaskSettings",
-        "TaskTimeoutError", "TasksMainStates", "Usage", "WorkflowEngine", "__version__",
-        "current_task", "discover_backends", "get_backend", "hookimpl", "literal", "run",
-        "wait",
+        "Resources", "RetryPolicy", "RhapsodyError", "SimulatedExecutionBackend", "StateMapper",
+        "SubmissionError", "TaskDescription", "TaskFailedError", "TaskFuture", "TaskLostError",
+        "TaskSettings", "TaskTimeoutError", "TasksMainStates", "Usage", "WorkflowEngine",
+        "__version__", "current_task", "discover_backends", "get_backend", "hookimpl", "literal",
+        "run", "wait",
     ]  # fmt: skip
 else:
     __getattr__, __dir__ = lazy(
@@ -73,6 +74,7 @@ else:
             RADICAL: "RadicalExecutionBackend",
             "rhapsody.backends.local": "ConcurrentExecutionBackend LocalExecutionBackend",
             "rhapsody.backends.noop": "NoopExecutionBackend",
+            "rhapsody.backends.simulated": "SimulatedExecutionBackend",
             "rhapsody.context": "current_task",
             "rhapsody.data": "InputFile InputFiles OutputDir OutputFile",
             "rhapsody.engine": "WorkflowEngine literal run wait",

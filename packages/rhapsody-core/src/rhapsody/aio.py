@@ -8,9 +8,29 @@ import sys
 import threading
 import types
 from collections.abc import Callable, Coroutine, Generator
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 T = TypeVar("T")
+
+
+class Timer(Protocol):
+    """Scheduled call, as returned by `Clock.call_at`."""
+
+    def cancel(self) -> object:
+        """Cancel the call."""
+
+
+class Clock(Protocol):
+    """Source of an engine's time, used on its loop. Tests and simulations replace it."""
+
+    def time(self) -> float:
+        """Return the seconds since the epoch, for display."""
+
+    def monotonic(self) -> float:
+        """Return the seconds of a clock that never goes back, for durations and deadlines."""
+
+    def call_at(self, when: float, callback: Callable[[], object]) -> Timer:
+        """Call `callback` when `monotonic` reaches `when`."""
 
 
 def is_cancelling() -> bool:

@@ -1,7 +1,8 @@
 """Command `rhapsody replay`, which replays a recorded workflow with tasks that sleep.
 
 The result shows how much time a backend adds to a simulated list schedule with the same order and
-the same number of slots. `rhapsody_wfcommons.replay` runs the tasks.
+the same number of slots. `rhapsody_wfcommons.replay` runs the tasks. With `--simulate`, they run on
+the simulated backend, in virtual time.
 
 Rhapsody's engine and the backends are imported when the command runs, not when it is added.
 """
@@ -24,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from rhapsody import RhapsodyError
 from rhapsody.plugins import UsageError
-from rhapsody_wfcommons.instance import Instance
+from rhapsody_wfcommons.instance import Instance, RecordedTask
 from rhapsody_wfcommons.reading import read
 from rhapsody_wfcommons.schedules import (
     bottom_levels,
@@ -91,6 +92,24 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "backend)",
     )
     parser.add_argument(
+        "--copies",
+        type=_whole,
+        default=1,
+        metavar="N",
+        help="replay N independent copies of the workflow at the same time (default: 1)",
+    )
+    parser.add_argument(
+        "--simulate",
+        action="store_true",
+        help="simulate a cluster in virtual time; -o sets options of the simulated backend",
+    )
+    parser.add_argument(
+        "--nodes", type=_whole, metavar="N", help="number of simulated nodes (default: 1)"
+    )
+    parser.add_argument(
+        "--cores", type=_whole, metavar="N", help="number of cores of each node (default: 1)"
+    )
+    parser.add_argument(
         "--order",
         choices=ORDERS,
         default=ORDERS[0],
@@ -114,17 +133,53 @@ def run(arguments: argparse.Namespace) -> None:
             there are slots; or the backend or an option is invalid.
         RhapsodyError: The backend cannot be started, or a task failed.
     """
+    _prepare_simulation(arguments)
     instance = _read(arguments.file)
     scale = _scale(instance, arguments)
-    instance = replace(
-        instance,
-        tasks=tuple(
-            replace(task, runtime=(task.runtime or 0.0) * scale) for task in instance.tasks
-        ),
-    )
+    tasks = [replace(task, runtime=(task.runtime or 0.0) * scale) for task in instance.tasks]
+    instance = replace(instance, tasks=_copies(tasks, arguments.copies))
     report = asyncio.run(_replay(instance, scale, arguments))
     text = json.dumps(report, indent=2) if arguments.json else "\n".join(_lines(report))
     print(text)  # noqa: T201 - the command's output
+
+
+def _prepare_simulation(arguments: argparse.Namespace) -> None:
+    """Select the simulated backend and its options, if a simulation is requested."""
+    if not arguments.simulate:
+        if arguments.nodes or arguments.cores or _is(arguments, "simulated"):
+            raise UsageError("to simulate the replay, add --simulate")
+        return
+    if not (_is(arguments, "local") or _is(arguments, "simulated")):
+        raise UsageError(f"--simulate uses the backend simulated: omit -b {arguments.backend}")
+    if arguments.slots is not None:
+        raise UsageError("--simulate: use --nodes and --cores instead of --slots")
+    if arguments.files is not None:
+        raise UsageError("--simulate reads and writes no files: omit --files")
+    for option in arguments.option:
+        if match := re.match(r"\s*(nodes|cores|duration)\s*=", option):
+            raise UsageError(
+                f"-o {match[1]}: use --nodes and --cores; durations are those of the file"
+            )
+    nodes, cores = arguments.nodes or 1, arguments.cores or 1
+    arguments.backend, arguments.slots = "simulated", nodes * cores
+    arguments.option = [*arguments.option, f"nodes={nodes}", f"cores={cores}"]
+
+
+def _is(arguments: argparse.Namespace, backend: str) -> bool:
+    return str(arguments.backend).strip().lower() == backend
+
+
+def _copies(tasks: Sequence[RecordedTask], number: int) -> tuple[RecordedTask, ...]:
+    """Return copies of a workflow with different ids."""
+    if number == 1:
+        return tuple(tasks)
+    return tuple(
+        replace(
+            task, id=f"{task.id} {copy}", parents=tuple(f"{name} {copy}" for name in task.parents)
+        )
+        for copy in range(number)
+        for task in tasks
+    )
 
 
 def _read(file: str) -> Instance:
@@ -168,8 +223,8 @@ async def _replay(
         urgency = bottom_levels(tasks)
     recorded = sum(machine.cores or 0 for machine in instance.machines)
     slots = arguments.slots or recorded or DEFAULT_SLOTS
-    local = arguments.backend.strip().lower() == "local"
-    held = urgency is not None or (arguments.slots is not None and not local)
+    local, simulated = _is(arguments, "local"), arguments.simulate
+    held = urgency is not None or (arguments.slots and not (local or simulated))
     with tempfile.TemporaryDirectory(prefix="rhapsody-replay-") as made:
         directory = None if arguments.files is None else Path(made)  # also for sandboxes
         if directory is not None:
@@ -181,12 +236,14 @@ async def _replay(
         ) as flow:
             backend = flow.backend
             slots = _offered(backend, slots)
-            _check_fit(instance, slots)
+            _check_fit(instance, slots, arguments.cores or 1 if simulated else None)
             bound = list_schedule(tasks, slots, urgency)
             if sys.stderr is not None:  # `None` if the stream was closed before the start
-                text = f"rhapsody: {_extent(len(tasks), slots)}: about {bound:.3f} s"
+                virtual = " of virtual time" if simulated else ""
+                text = f"rhapsody: {_extent(len(tasks), slots)}: about {bound:.3f} s{virtual}"
                 print(text, file=sys.stderr)  # noqa: T201 - the command's output
-            makespan = await Replay(tasks, urgency, arguments.files, directory).run(flow, slots)
+            replay = Replay(tasks, urgency, arguments.files, directory)
+            makespan = await replay.run(flow, 0 if simulated else slots)
     return {
         "name": instance.name,
         "tasks": len(tasks),
@@ -205,7 +262,8 @@ async def _replay(
 
 def _backend(arguments: argparse.Namespace, workers: int | None) -> BaseExecutionBackend:
     """Create the backend. If `workers` is not `None`, it has that many cores and workers."""
-    from rhapsody.backends import backend_from_options
+    from rhapsody.backends import SimulatedExecutionBackend, backend_from_options
+    from rhapsody_wfcommons.replay import recorded_duration
 
     options: list[str] = arguments.option
     if workers is not None:
@@ -217,7 +275,9 @@ def _backend(arguments: argparse.Namespace, workers: int | None) -> BaseExecutio
                 )
         options = [*options, f"cores={workers}", f"workers={workers}"]
     backend = backend_from_options(arguments.backend, options)
-    if getattr(backend, "dry", False):
+    if isinstance(backend, SimulatedExecutionBackend):
+        backend.duration = recorded_duration
+    elif getattr(backend, "dry", False):
         raise UsageError(
             f"backend {backend.name!r} does not run tasks, so there is nothing to measure; "
             "`rhapsody backends` lists other backends"
@@ -262,12 +322,19 @@ def _check_room(instance: Instance, scale: float, directory: Path) -> None:
         )
 
 
-def _check_fit(instance: Instance, slots: int) -> None:
+def _check_fit(instance: Instance, slots: int, cores: int | None) -> None:
+    """Check that each task fits into the slots or, in a simulation, on a node with `cores`."""
     for task in instance.tasks:
-        if slots_of(task) > slots:
+        needed = slots_of(task)
+        if cores is not None and needed > cores:
             raise UsageError(
-                f"task {task.id!r} needs {slots_of(task)} cores, but there are {slots} slots: use "
-                f"--slots {slots_of(task)} or more, on a backend with at least that many cores"
+                f"task {task.id!r} needs {needed} cores, but each node has {cores}: use --cores "
+                f"{needed} or more"
+            )
+        if needed > slots:
+            raise UsageError(
+                f"task {task.id!r} needs {needed} cores, but there are {slots} slots: use "
+                f"--slots {needed} or more, on a backend with at least that many cores"
             )
 
 

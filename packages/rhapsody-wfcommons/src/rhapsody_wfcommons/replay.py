@@ -1,7 +1,8 @@
 """Replay of a recorded workflow: each task takes its recorded time, multiplied by a scale.
 
-The tasks sleep, so that a hundred of them can run on one core. Values are passed from parents to
-children as in any workflow, so the measured time includes the backend's handling of dependencies.
+The tasks sleep, so that a hundred of them can run on one core; in a simulation they do not run.
+Values are passed from parents to children as in any workflow, so the measured time includes the
+backend's handling of dependencies.
 """
 
 from __future__ import annotations
@@ -10,13 +11,13 @@ import asyncio
 import gc
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from time import perf_counter
 from typing import Any
 
 from rhapsody import (
     InputFile,
     OutputFile,
     RhapsodyError,
+    TaskDescription,
     TaskFuture,
     TaskSettings,
     WorkflowEngine,
@@ -57,6 +58,11 @@ def task_function() -> Callable[..., None]:
     return replayed
 
 
+def recorded_duration(task: TaskDescription) -> float:
+    """Return the duration of a task in seconds, for simulations."""
+    return float(task["args"][0])
+
+
 class Replay:
     """Recorded workflow that can be run on an engine.
 
@@ -88,10 +94,12 @@ class Replay:
 
         Args:
             flow: The engine.
-            slots: Number of tasks with one core that can run at once.
+            slots: Number of tasks with one core that can run at once. As many short tasks run
+                before the measurement; 0 for none.
 
         Returns:
-            The time in seconds from the first call to the end of the last task.
+            The time in seconds, on the engine's clock, from the first call to the end of the last
+            task.
 
         Raises:
             RhapsodyError: A file cannot be created, read or written.
@@ -112,7 +120,7 @@ class Replay:
         workers = [task(WARM_UP, (), ()) for _ in range(min(slots, len(self._tasks)))]
         await asyncio.gather(*(task(WARM_UP, (), (), each) for each in workers))
         futures: dict[str, TaskFuture[None]] = {}
-        begin = perf_counter()
+        begin = flow.clock.monotonic()
         first = sum(not each.parents for each in self._tasks)
         for number, (each, call, inputs, outputs) in enumerate(calls):
             if number == first:
@@ -123,7 +131,7 @@ class Replay:
             await asyncio.gather(*futures.values())
         except OSError as error:  # tasks read and write files
             raise RhapsodyError(f"a task failed: {_describe(error)}") from error
-        return perf_counter() - begin
+        return flow.clock.monotonic() - begin
 
     def _needs(self, task: RecordedTask) -> tuple[int, int]:
         """Return a task's number of slots and its priority."""

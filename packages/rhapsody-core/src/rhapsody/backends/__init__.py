@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from rhapsody.backends.local import ConcurrentExecutionBackend, LocalExecutionBackend
     from rhapsody.backends.noop import NoopExecutionBackend
     from rhapsody.backends.programs import LocalPrograms, SharedSandboxes
+    from rhapsody.backends.simulated import SimulatedExecutionBackend
     from rhapsody.masking import looks_secret
     from rhapsody.plugins.options import BackendOption
     from rhapsody.plugins.specs import BackendSpec
@@ -46,8 +47,9 @@ if TYPE_CHECKING:
         "CommandBackend", "CompletedExecutable", "ConcurrentExecutionBackend",
         "DaskExecutionBackend", "LocalExecutionBackend", "LocalPrograms", "ManagedBackend",
         "NoopExecutionBackend", "RadicalExecutionBackend", "ReferenceLostError", "Session",
-        "SharedSandboxes", "StateMapper", "TaskCallback", "TasksMainStates",
-        "backend_from_options", "discover_backends", "get_backend", "looks_secret", "run_command",
+        "SharedSandboxes", "SimulatedExecutionBackend", "StateMapper", "TaskCallback",
+        "TasksMainStates", "backend_from_options", "discover_backends", "get_backend",
+        "looks_secret", "run_command",
     ]  # fmt: skip
 else:
     __getattr__, __dir__ = lazy(
@@ -67,6 +69,7 @@ else:
             "rhapsody.backends.local": "ConcurrentExecutionBackend LocalExecutionBackend",
             "rhapsody.backends.noop": "NoopExecutionBackend",
             "rhapsody.backends.programs": "LocalPrograms SharedSandboxes",
+            "rhapsody.backends.simulated": "SimulatedExecutionBackend",
             "rhapsody.masking": "looks_secret",
             "rhapsody.plugins.options": "BackendOption",
             "rhapsody.plugins.specs": "BackendSpec",

@@ -24,6 +24,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self, TypeVar, cast
 
+from rhapsody.aio import Clock
 from rhapsody.capabilities import CancelLevel, Capabilities
 from rhapsody.context import TaskContext, task_context
 from rhapsody.errors import BackendError, BackendUnavailableError, CapabilityError
@@ -116,6 +117,8 @@ class BaseExecutionBackend(ABC):
         shares_memory: True if functions run in the process of the main program and see the values
             that the main program sets in its modules. If a result depends on such values, a
             resumed run reuses the result only on a backend with the same `shares_memory`.
+        clock: The clock of a backend that simulates time, which the engine then uses for its own
+            timers and events; `None` for real time.
         session: The identity and directory of this object.
     """
 
@@ -123,6 +126,7 @@ class BaseExecutionBackend(ABC):
     capabilities: Capabilities = Capabilities()
     dry: bool = False
     shares_memory: bool = False
+    clock: Clock | None = None
     session: Session
 
     @abstractmethod

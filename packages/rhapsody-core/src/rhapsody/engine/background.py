@@ -10,31 +10,11 @@ import contextvars
 import time
 from collections.abc import Callable, Coroutine
 from functools import partial
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
-from rhapsody.aio import eager_task
+from rhapsody.aio import Clock, Timer, eager_task
 
 T = TypeVar("T")
-
-
-class Timer(Protocol):
-    """Scheduled call, as returned by `Clock.call_at`."""
-
-    def cancel(self) -> object:
-        """Cancel the call."""
-
-
-class Clock(Protocol):
-    """Source of the engine's time, used on its loop. Tests and simulations replace it."""
-
-    def time(self) -> float:
-        """Return the seconds since the epoch, for display."""
-
-    def monotonic(self) -> float:
-        """Return the seconds of a clock that never goes back, for durations and deadlines."""
-
-    def call_at(self, when: float, callback: Callable[[], object]) -> Timer:
-        """Call `callback` when `monotonic` reaches `when`."""
 
 
 class LoopClock:

@@ -403,7 +403,7 @@ class Callbacks:
                 scheduler.end(record, main, task)
             elif main is RUNNING:
                 if scheduler.run(record):
-                    record.started = time.time()
+                    record.started = self._background.clock.time()
                     if record.task.settings.service:
                         self._await_service(record, task, state, service_callback)
                 elif record.state.work not in STARTED:

@@ -37,14 +37,13 @@ from pathlib import Path
 from types import CoroutineType, MappingProxyType, TracebackType
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec, Self, TypeVar, Unpack, overload
 
-from rhapsody.aio import end_of, settable
+from rhapsody.aio import Clock, end_of, settable
 from rhapsody.backends.base import BaseExecutionBackend
 from rhapsody.cards import ACTIVE, IDLE, Card
 from rhapsody.compat import OlderNames
 from rhapsody.context import running_task
 from rhapsody.data import SavedFile
 from rhapsody.engine.backend_handles import attach, shut_down
-from rhapsody.engine.background import Clock
 from rhapsody.engine.blocks import calls_tasks, enclosing_block
 from rhapsody.engine.defaults import takes_options
 from rhapsody.engine.events import accounts
@@ -207,7 +206,8 @@ class WorkflowEngine(OlderNames):
     async def _start(cls, options: EngineOptions) -> Self:
         engine = cls(options)
         runtime, hooks = engine._runtime, engine._runtime.hooks
-        engine._began = runtime.background.clock.monotonic()
+        clock = runtime.background.clock
+        engine._began = clock.monotonic()
         owned: list[BaseExecutionBackend] = []
         starting = attach(options, stager=runtime.stager, owned=owned)
         try:
@@ -216,6 +216,8 @@ class WorkflowEngine(OlderNames):
             engine._attached.update(await starting)
             for name, backend in engine._attached.items():
                 runtime.attach(backend, name)
+            if runtime.background.clock is not clock:  # the clock of a backend
+                engine._began = runtime.background.clock.monotonic()
             if options.handle_signals:
                 signal_registry.add(engine, engine._interrupt, engine._settle)
             engine._built_in.open(engine)

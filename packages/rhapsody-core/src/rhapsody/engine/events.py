@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice, repeat
 from typing import Any, TypeVar, get_args
 
+from rhapsody.aio import Clock
 from rhapsody.engine.background import Background
 from rhapsody.engine.record import TaskRecord
 from rhapsody.engine.task_calls import CallRows, described_resources
@@ -57,11 +58,15 @@ class Observation:
         self._hooks = hooks
         self._engine = engine
         self._background = background
-        self._clock = background.clock
-        self._monotonic = background.clock.monotonic
+        self.use_clock(background.clock)
         self._epoch = 0.0  # the difference between times since the epoch and monotonic times
         self._calls = CallRows()
         self._rows: list[Any] = []
+
+    def use_clock(self, clock: Clock) -> None:
+        """Use another clock from now on."""
+        self._clock = clock
+        self._monotonic = clock.monotonic
 
     def now(self) -> float:
         """Return the time on the engine's clock."""

@@ -20,8 +20,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, cast
 
+from rhapsody.aio import Clock
 from rhapsody.backends.base import BaseExecutionBackend
-from rhapsody.engine.background import Clock
 from rhapsody.engine.settings import TaskDefaults, flag, whole_number
 from rhapsody.errors import DataError
 from rhapsody.journal import JournalOption, checked_journal
@@ -149,8 +149,8 @@ def _progress(value: object) -> bool | Literal["lines"] | Progress:
 
 
 def _clock(value: object) -> Clock:
-    if not all(hasattr(value, name) for name in ("monotonic", "call_at")):
-        raise TypeError(f"clock must be a Clock (rhapsody.engine.background), got {value!r}")
+    if not all(hasattr(value, name) for name in ("time", "monotonic", "call_at")):
+        raise TypeError(f"clock must have the methods time, monotonic and call_at, got {value!r}")
     return cast("Clock", value)
 
 

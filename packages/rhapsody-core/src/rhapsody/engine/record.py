@@ -15,11 +15,10 @@ from functools import partial
 from types import MappingProxyType
 from typing import Any, Protocol, cast
 
-from rhapsody.aio import on_loop
+from rhapsody.aio import Timer, on_loop
 from rhapsody.engine import states
 from rhapsody.engine.arguments import ArgumentScan
 from rhapsody.engine.backend_handles import BackendHandle
-from rhapsody.engine.background import Timer
 from rhapsody.engine.states import FutureState, TaskState, WorkState
 from rhapsody.engine.task_function import TaskFunction
 from rhapsody.staging.files import Resolved

@@ -156,7 +156,13 @@ class Runtime:
         self.blocks: Blocks = Blocks(scheduler, background, values)
 
     def attach(self, backend: BaseExecutionBackend, name: str) -> None:
-        """Attach a started backend; the first one is the default."""
+        """Attach a started backend; the first one is the default.
+
+        If the backend has a clock, the engine uses it, unless the program has passed another one.
+        """
+        if backend.clock is not None and self._options.clock is None:
+            self.background.clock = backend.clock
+            self.observation.use_clock(backend.clock)
         attached = self.backends[name] = BackendHandle(backend, name)
         self.pushdown.attach(attached)
         dispatcher = self.dispatchers[name] = Dispatcher(

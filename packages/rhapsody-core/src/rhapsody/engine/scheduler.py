@@ -483,7 +483,7 @@ class Scheduler:
     def _on_done(self, record: TaskRecord, value: Any) -> None:
         if record.resolved is not None and record.resolved.targets:
             self._actions.save(record, value)
-        elif self.recording and record.task.settings.cache and record.task.prefix == "task":
+        elif record.task.prefix == "task" and self._records(record):
             self._actions.record(record, value)
         else:
             record.state, handler = ROWS[record.state][_REVEAL]
@@ -491,10 +491,14 @@ class Scheduler:
 
     def saved(self, record: TaskRecord, value: Any) -> None:
         """Record a result whose files were saved; if nothing is recorded, set it on the future."""
-        if self.recording and record.task.settings.cache:
+        if self._records(record):
             self._actions.record(record, value)
         else:
             self.reveal(record, value)
+
+    def _records(self, record: TaskRecord) -> bool:
+        """Return True if the result of a task is recorded; placeholders of dry backends are not."""
+        return self.recording and record.task.settings.cache and not record.backend.dry
 
     def recorded(self, record: TaskRecord, value: Any) -> None:
         """Use a recorded result for a ready task instead of running the task."""
