@@ -34,7 +34,7 @@ from rhapsody.testing._work import KitError
 class Engine(Suite):
     """Checks of graphs of tasks, and of the errors that users see when a task fails."""
 
-    @check("workflows", dry=True, times=2)
+    @check("workflows", dry=True, times=2, fan=True)
     async def test_a_fan_runs(self, flow: WorkflowEngine) -> None:
         plus = self.adder(flow)
         results = await asyncio.gather(*(plus(number) for number in range(self.fan)))
@@ -43,7 +43,7 @@ class Engine(Suite):
             assert [int(result) for result in results] == list(range(1, self.fan + 1))
             assert int(total) == 41, "a task with twenty dependencies returned a wrong result"
 
-    @check("workflows", dry=True)
+    @check("workflows", dry=True, times=2)
     async def test_chains_and_diamonds_run(self, flow: WorkflowEngine) -> None:
         plus = self.adder(flow)
         top = plus(0)

@@ -293,9 +293,10 @@ class Lifecycle(Suite):
             left = await self._left(before, _ENDS, mark)
         assert not left, listed(left)
 
-    @check("memory", FUNCTIONS)
+    @check("memory", FUNCTIONS, times=2, fan=True)
     async def test_finished_tasks_are_released(self, backend: Any) -> None:
-        size, count = min(400_000, self.big_bytes), _ROUNDS * _BATCH
+        size, batch = min(400_000, self.big_bytes), max(1, min(_BATCH, self.fan // 10))
+        count = _ROUNDS * batch
         kind = self.kinds[0]
         workers: dict[int, list[int]] = {}
 
@@ -303,7 +304,7 @@ class Lifecycle(Suite):
             for _ in range(rounds):
                 async with Driver(backend, work_dir=self.place) as driver:
                     name = "process_memory_and_data"
-                    tasks = [call(driver, kind, name, size) for _ in range(_BATCH)]
+                    tasks = [call(driver, kind, name, size) for _ in range(batch)]
                     for end in await driver.run(*tasks):
                         assert end.state is DONE, str(end)
                         process, memory, _ = end.value
