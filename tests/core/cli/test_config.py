@@ -89,11 +89,11 @@ def test_the_profile_may_be_selected(
 
 
 def test_an_unknown_backend_is_reported(capsys: pytest.CaptureFixture[str], files: Path) -> None:
-    files.write_text("backend = 'lokal'\n")
+    files.write_text("backend = 'locl'\n")
     assert main(["config", "--json"]) == 0  # the program may register it
     printed = capsys.readouterr()
-    assert rows(json.loads(printed.out))["backend"] == ("lokal", "rhapsody.toml:1")
-    assert printed.err.startswith("rhapsody: rhapsody.toml:1: Backend 'lokal' not found.")
+    assert rows(json.loads(printed.out))["backend"] == ("locl", "rhapsody.toml:1")
+    assert printed.err.startswith("rhapsody: rhapsody.toml:1: Backend 'locl' not found.")
     assert "Did you mean 'local'?" in printed.err
 
 

@@ -124,14 +124,11 @@ def check(
                 shared.failed = True
                 note = f"The rule: {CONTRACT}#{section}"
                 if isinstance(error, TimeoutError) and timer.expired():
-                    advice = (
-                        "\nIf the backend runs tasks correctly but slowly, lower `fan` "
-                        f"(now {self.fan}), the number of tasks in this check, or raise "
-                        f"`time_limit` (now {self.time_limit:g})"
-                    )
+                    fewer = f", or lower `fan` (now {self.fan}) for fewer tasks" if fan else ""
                     note = (
-                        f"The check did not end within {limit:g} s (`time_limit`); "
-                        f"{shared.status()}{advice if fan else ''}\n{note}"
+                        f"The check did not end within {limit:g} s{shared.status()}\n"
+                        "If the backend is only slow, raise `time_limit` (now "
+                        f"{self.time_limit:g}){fewer}\n{note}"
                     )
                 error.add_note(note)
                 raise
@@ -244,18 +241,21 @@ class Shared:
             )
 
     def status(self) -> str:
-        """Describe the first unfinished tasks and any reported task that was not submitted."""
+        """Return the end of a message: a description of the tasks of the running check.
+
+        It names the first unfinished tasks, and any reported task that was not submitted.
+        """
         unfinished = [text for driver in self.drivers for text in driver.unfinished()]
         parts = []
-        if unfinished:
-            count = sum(len(driver.uids()) for driver in self.drivers)
-            parts.append(f"no terminal state for {'; '.join(unfinished[:5])}")
+        if count := sum(len(driver.uids()) for driver in self.drivers):
             parts.append(f"{count - len(unfinished)} of {count} submitted tasks have ended")
+        if unfinished:
+            parts.append(f"no terminal state for {'; '.join(unfinished[:5])}")
         parts += [f"tasks of {engine.uid}: {engine.stats}" for engine in self.engines]
         strangers = self.strangers()
         if strangers:
             parts.append(f"the callback reported task {strangers[0]!r}, which was not submitted")
-        return "; ".join(parts) or "all submitted tasks have ended"
+        return "".join(f"; {part}" for part in parts)
 
     def strangers(self) -> list[str]:
         """Return the uids of reported tasks that neither a driver nor an engine has submitted."""
@@ -465,6 +465,10 @@ class Suite:
             for name, kind, wrap in _FORMS
             if self.capabilities.runs(kind)
         ]
+
+    def few(self, usual: int) -> int:
+        """Return the usual number of tasks, or a smaller one if `fan` is less than ten times it."""
+        return max(2, min(usual, self.fan // 10))
 
     def form(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """Return the function, as a coroutine function if the backend runs only such functions."""
