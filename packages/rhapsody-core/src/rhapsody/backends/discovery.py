@@ -663,10 +663,11 @@ def check_backend_class(cls: object, source: str) -> type[BaseExecutionBackend]:
         The class, unchanged.
 
     Raises:
-        TypeError: The class is not a subclass of `BaseExecutionBackend`, is abstract, or has a
-            method or attribute that the engine cannot use.
+        TypeError: The class is not a subclass of `BaseExecutionBackend`, is abstract, implements
+            neither `run_task` nor `submit_tasks`, or has a method or attribute that the engine
+            cannot use.
     """
-    from rhapsody.backends.base import BaseExecutionBackend
+    from rhapsody.backends.base import BaseExecutionBackend, ManagedBackend
 
     if not (isinstance(cls, type) and issubclass(cls, BaseExecutionBackend)):
         raise TypeError(
@@ -677,6 +678,14 @@ def check_backend_class(cls: object, source: str) -> type[BaseExecutionBackend]:
         raise TypeError(
             f"{source}: {cls.__qualname__} is abstract; define {missing}, or subclass "
             "rhapsody.backends.ManagedBackend, which implements most of the interface"
+        )
+    if (cls.submit_tasks, getattr(cls, "run_task", None)) == (
+        ManagedBackend.submit_tasks,
+        ManagedBackend.run_task,
+    ):
+        raise TypeError(
+            f"{source}: {cls.__qualname__} implements neither run_task nor submit_tasks; define "
+            "`async def run_task(self, task)`"
         )
     check_attributes(cls, source)
     if not cls.__module__.startswith("rhapsody."):
@@ -699,9 +708,8 @@ def check_attributes(
         source: The origin of the backend, for messages.
 
     Raises:
-        TypeError: A method that is awaited is not async; a subclass of `ManagedBackend` implements
-            neither `run_task` nor `submit_tasks`, or does not call `super().__init__()`; or
-            `capabilities` is not a `Capabilities`.
+        TypeError: A method that is awaited is not async, a subclass of `ManagedBackend` does not
+            call `super().__init__()`, or `capabilities` is not a `Capabilities`.
     """
     from rhapsody.backends.base import Capabilities, ManagedBackend
 
@@ -710,14 +718,6 @@ def check_attributes(
     methods = ["submit_tasks", "cancel_task", "shutdown"]
     if issubclass(cls, ManagedBackend):
         methods += ["run_task", "start", "stop"]
-        if (cls.run_task, cls.submit_tasks) == (
-            ManagedBackend.run_task,
-            ManagedBackend.submit_tasks,
-        ):
-            raise TypeError(
-                f"{source}: {name} implements neither run_task nor submit_tasks; define "
-                "`async def run_task(self, task)`"
-            )
         if backend is not cls and not hasattr(backend, "session"):
             raise TypeError(f"{source}: {name}.__init__ must call `super().__init__()`")
     for method in methods:
