@@ -205,14 +205,9 @@ def _extras(requirement: Requirement) -> str:
 
 
 def hooks() -> str:
-    """Return a table of the hooks, and a section for each."""
+    """Return a table of the hooks, and the documentation of each."""
     found = [name for name, value in vars(specs).items() if hasattr(value, f"{PROJECT}_spec")]
-    rows = [f"| [`{name}`](#{name}) | {summary(getattr(specs, name))} |" for name in found]
-    sections = [
-        f"## {name}\n\n```{{eval-rst}}\n{_entry(specs.__name__, name, hook)}```\n"
-        for name, hook in ((name, getattr(specs, name)) for name in found)
-    ]
-    return "\n".join(["| hook | purpose |", "|---|---|", *rows, "", *sections])
+    return names(specs.__name__, *found)
 
 
 def _cell(text: str) -> str:

@@ -252,6 +252,16 @@ class BlocksTheLoopAWhile(SmallBackend):
         await super().submit_tasks(tasks)
 
 
+class DoesNotInitializeItsBase(SmallBackend):
+    def __init__(self) -> None:
+        pass
+
+
+class StartsSynchronously(SmallBackend):
+    def start(self) -> None:  # type: ignore[override]
+        pass
+
+
 class BlocksTheLoopForGood(SmallBackend):
     async def submit_tasks(self, tasks: Sequence[TaskDescription]) -> None:
         time.sleep(60)  # noqa: ASYNC251 - the fault

@@ -217,7 +217,7 @@ def test_impossible_settings_raise_value_error() -> None:
         ({"resources": {"cores": 0}}, ValueError, "'cores' must be an integer of at least 1"),
         ({"resources": {"cores": "4"}}, TypeError, "'cores' must be a number, got '4'"),
         ({"resources": {"cores": 2.5}}, ValueError, "of at least 1, got 2.5"),
-        ({"resources": {"runtime": True}}, TypeError, "'runtime' must be a number"),
+        ({"resources": {"runtime": "1h"}}, TypeError, "'runtime' must be a number of minutes, got"),
         (
             {"resources": {"nodes": -1}},
             ValueError,

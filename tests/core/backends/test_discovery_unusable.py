@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import re
 import sys
 import threading
 from pathlib import Path
 
 import pytest
 
-from rhapsody import BackendRegistry, discover_backends, get_backend
+from rhapsody import BackendRegistry, WorkflowEngine, discover_backends, get_backend
 from tests._support.distributions import BACKEND, declaration, install, install_backend, unique
-from tests._support.registry import SPEC, check_unusable
+from tests._support.registry import SPEC, Mine, check_unusable
 
 
 @pytest.mark.parametrize(
@@ -20,9 +22,14 @@ from tests._support.registry import SPEC, check_unusable
         ("import sys; sys.exit(3)", "SystemExit: 3"),
         ("def broken(:", "SyntaxError"),
         ("", "implements no Rhapsody hook"),
+        ("def rhapsody_backends(): ...", "mark rhapsody_backends with @rhapsody.hookimpl"),
+        (
+            "from rhapsody import hookimpl\n@hookimpl\ndef rhapsody_backend(): ...",
+            "unknown hook 'rhapsody_backend'; did you mean 'rhapsody_backends'?",
+        ),
         (
             "from rhapsody import hookimpl\n@hookimpl\ndef rhapsody_task_events(events): ...",
-            "declares no backend",
+            "declares no backend: define the hook rhapsody_backends",
         ),
         (declaration(before="1 / 0"), "ZeroDivisionError"),
         (declaration("'toy'"), "TypeError"),
@@ -37,7 +44,10 @@ from tests._support.registry import SPEC, check_unusable
         (declaration("name='toy', import_path='a:B', api_version='1'"), "api_version must be"),
         (declaration("name='toy', import_path='a:B', requires=['a b c']"), "'a b c'"),
         (declaration("name='toy', import_path='a:B', api_version=99"), "version 99 of the plugin"),
-        (declaration("name='toy', import_path='no_such_package_x:B'"), "'no_such_package_x'"),
+        (
+            declaration("name='toy', import_path='no_such_package_x:B'"),
+            "no module named 'no_such_package_x' (import_path 'no_such_package_x:B')",
+        ),
     ],
 )
 def test_a_plugin_that_hands_in_nonsense_is_unusable(site: Path, source: str, reason: str) -> None:
@@ -46,6 +56,48 @@ def test_a_plugin_that_hands_in_nonsense_is_unusable(site: Path, source: str, re
     install_backend(site, "fine", "fine")
     check_unusable("toy", reason, "pip install")
     assert discover_backends()["fine"] is True
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        ("no_such_toys.plugin", "correct the value of the entry point in the group"),
+        ("{module}:missing", "correct the value of the entry point in the group"),
+        ("{module}:Toy", "A backend's class belongs in `BackendSpec.import_path`"),
+        ("{module}:TOY", "implements no Rhapsody hook"),
+    ],
+)
+def test_an_entry_point_that_names_no_plugin_is_unusable(
+    site: Path, value: str, reason: str
+) -> None:
+    module = unique("toys")
+    source = "class Toy: ...\nTOY = 3"
+    entry = value.format(module=module)
+    install(site, "toys", backends={"toy": entry}, modules={module: source})
+    check_unusable("toy", reason, "pip install --upgrade toys")
+
+
+def test_an_error_in_the_module_of_an_entry_point_does_not_blame_its_value(site: Path) -> None:
+    module = unique("toys")
+    modules = {module: "import no_such_library_y"}
+    install(site, "toys", backends={"toy": module}, modules=modules)
+    reason = BackendRegistry.describe("toy").reason or ""
+    assert reason.endswith("No module named 'no_such_library_y'")
+
+
+def test_the_author_of_a_plugin_is_told_where_to_correct_it(site: Path, tmp_path: Path) -> None:
+    light, heavy = unique("light"), unique("heavy")
+    spec = SPEC.format(name="toy", module=heavy) + ", install_hint='pip install toys'"
+    info = install(site, "toys", backends={"toy": light}, modules={light: declaration(spec)})
+    folder = tmp_path / "my toys"
+    origin = {"url": folder.as_uri(), "dir_info": {"editable": True}}
+    (info / "direct_url.json").write_text(json.dumps(origin))
+    remedy = f"correct the plugin in {folder}, then run: pip install -e '{folder}'"
+    check_unusable("toy", f"no module named {heavy!r}", remedy)
+    (site / f"{heavy}.py").write_text("")
+    with pytest.raises(ImportError, match=f"has no class 'Backend'. {re.escape(remedy)}"):
+        get_backend("toy")
+    (site / f"{light}.py").write_text("")
 
 
 @pytest.mark.parametrize("given", ["None", "3", "[3]", "{'name': 'toy'}", "1 / 0", "exit()"])
@@ -115,6 +167,50 @@ def test_a_backend_whose_class_cannot_be_had_says_why(
     assert "toys" in str(caught.value)
     if error is ImportError:
         assert str(caught.value).endswith("pip install --force-reinstall toys")
+
+
+MANAGED = """
+from rhapsody.backends import ManagedBackend
+
+class Backend(ManagedBackend):
+    name = "toy"
+"""
+RUN_TASK = "    async def run_task(self, task): ...\n"
+
+
+@pytest.mark.parametrize(
+    ("methods", "reason"),
+    [
+        ("", "Backend implements neither run_task nor submit_tasks; define `async def run_task"),
+        (
+            "    def run_task(self, task): ...\n",
+            "must be .*`async def run_task`",
+        ),
+        (
+            f"{RUN_TASK}    def start(self): ...\n",
+            "must be .*`async def start`",
+        ),
+        (f"{RUN_TASK}    def stop(self): ...\n", "must be .*`async def stop`"),
+    ],
+)
+def test_a_mistake_in_the_methods_of_a_backend_says_what_to_write(
+    site: Path, methods: str, reason: str
+) -> None:
+    light, heavy = unique("light"), unique("heavy")
+    modules = {light: declaration(SPEC.format(name="toy", module=heavy)), heavy: MANAGED + methods}
+    install(site, "toys", backends={"toy": light}, modules=modules)
+    with pytest.raises(TypeError, match=reason):
+        get_backend("toy")
+
+
+@pytest.mark.asyncio
+async def test_a_backend_that_does_not_initialize_its_base_class_says_so() -> None:
+    class Forgetful(Mine):
+        def __init__(self) -> None:
+            pass
+
+    with pytest.raises(TypeError, match=r"Forgetful.__init__ must call `super\(\).__init__\(\)`"):
+        await WorkflowEngine.create(Forgetful())
 
 
 def test_an_import_error_names_the_missing_module(site: Path) -> None:

@@ -51,8 +51,7 @@ def test_one_backend_is_shown_with_what_it_enforces_and_what_it_only_counts(
     assert "noop" not in shown
     assert shown["cancel_executables"] == "running"
     assert shown["files"] == "yes"
-    assert shown["enforced"] == "cores, gpus"
-    assert shown["only"].split(maxsplit=1) == ["counted", "memory"]
+    assert shown["binds"] == "cores, gpus (enforced; only counted: memory)"
     assert main(["backends", "locl"]) == 2
     error = capsys.readouterr().err
     assert "Backend 'locl' not found. Available: " in error

@@ -88,6 +88,15 @@ def test_the_profile_may_be_selected(
     assert settings["backend"] == ("elsewhere", "rhapsody.toml:19")
 
 
+def test_an_unknown_backend_is_reported(capsys: pytest.CaptureFixture[str], files: Path) -> None:
+    files.write_text("backend = 'locl'\n")
+    assert main(["config", "--json"]) == 0  # the program may register it
+    printed = capsys.readouterr()
+    assert rows(json.loads(printed.out))["backend"] == ("locl", "rhapsody.toml:1")
+    assert printed.err.startswith("rhapsody: rhapsody.toml:1: Backend 'locl' not found.")
+    assert "Did you mean 'local'?" in printed.err
+
+
 def test_the_users_file_is_named(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     user = tmp_path / "config" / "rhapsody" / "rhapsody.toml"
     user.parent.mkdir(parents=True)

@@ -172,7 +172,11 @@ def test_a_backend_or_setting_that_cannot_be_is_a_mistake(
 ) -> None:
     install_toy(tmp_path)
     plain, choosy, light, broken = (unique(name) for name in ("plain", "choosy", "light", "broken"))
-    start = "from rhapsody.backends.base import ManagedBackend\nclass Backend(ManagedBackend):\n"
+    start = (
+        "from rhapsody.backends.base import ManagedBackend\n"
+        "class Backend(ManagedBackend):\n"
+        "    async def run_task(self, task): ...\n"
+    )
     modules = {
         plain: f"{start}    def __init__(self): super().__init__()\n",
         choosy: f"{start}    def __init__(self, speed): raise ValueError('too fast')\n",

@@ -257,7 +257,10 @@ def test_a_variable_that_is_not_set_is_an_error_only_where_it_is_used(write: Wri
             "[options]\ncore = 2",
             ":2: backend 'local' has no option 'core' in [options]; did you mean 'cores'?",
         ),
-        ("[options]\ncores = 'two'", ":2: cores must be a whole number, got 'two'"),
+        (
+            "[options]\ncores = 'two'",
+            ":2: cores must be a whole number, got 'two' (cores: Number of cores for tasks)",
+        ),
         ("[options]\nexecutor = 'threads'", ':2: executor must be "thread" or "process", got '),
         (
             "[options]\nresources.core = 2",

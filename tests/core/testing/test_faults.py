@@ -146,7 +146,19 @@ FAULTS: tuple[tuple[Kit, type[SmallBackend], str, str], ...] = (
         Quick,
         faulty.BlocksTheLoopAWhile,
         "test_a_submission_does_not_block_the_loop[a batch]",
-        "the loop was blocked for .*`loop_gap` allows",
+        "the loop was blocked for .*`loop_gap` allows .*in_thread",
+    ),
+    (
+        Quick,
+        faulty.DoesNotInitializeItsBase,
+        "test_the_engine_starts_and_stops_it",
+        "DoesNotInitializeItsBase.__init__ must call",
+    ),
+    (
+        Quick,
+        faulty.StartsSynchronously,
+        "test_the_engine_starts_and_stops_it",
+        "start must be a coroutine function, `async def start`",
     ),
     (
         Hurried,

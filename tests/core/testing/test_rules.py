@@ -55,7 +55,7 @@ def test_the_status_names_an_unknown_task_alone(tmp_path: Path) -> None:
     driver = Driver(SmallBackend())
     driver.strangers.append("other.task.000001.1")
     shared = Shared(Clock(), Program.now(), tmp_path, drivers=[driver])
-    assert shared.status().startswith("the callback reported task 'other.task.000001.1'")
+    assert shared.status().startswith("; the callback reported task 'other.task.000001.1'")
 
 
 def test_tests_of_the_authors_own_are_welcome() -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
+from rhapsody import WorkflowEngine
 from rhapsody.testing import Driver
 from rhapsody_radical import RadicalExecutionBackend
 from tests.radical.pilots import active, backend
@@ -51,3 +52,13 @@ async def driver(made: RadicalExecutionBackend, tmp_path: Path) -> AsyncIterator
     """A driver with its own directory."""
     async with Driver(made, work_dir=tmp_path) as driver:
         yield driver
+
+
+@pytest_asyncio.fixture(loop_scope="package")
+async def flow(made: RadicalExecutionBackend, tmp_path: Path) -> AsyncIterator[WorkflowEngine]:
+    """An engine whose open tasks are canceled after the test, so that they free their cores."""
+    flow = await WorkflowEngine.create(made, work_dir=tmp_path / "flow", handle_signals=False)
+    try:
+        yield flow
+    finally:
+        await flow.shutdown(skip_execution_backend=True)

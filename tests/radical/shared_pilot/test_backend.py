@@ -93,27 +93,20 @@ async def test_the_pilots_states_and_utilization_are_reported(
     assert 0 < pilot["utilization"] < 1
 
 
-async def test_a_task_that_would_outlast_the_pilot_is_rejected(
-    made: RadicalExecutionBackend, tmp_path: Path
-) -> None:
-    flow = await WorkflowEngine.create(made, work_dir=tmp_path / "flow", handle_signals=False)
-
+async def test_a_task_that_would_outlast_the_pilot_is_rejected(flow: WorkflowEngine) -> None:
     @flow.executable_task
     def say(what: str) -> str:
         return f"echo {what}"
 
-    try:
-        with pytest.raises(InsufficientWalltimeError, match="its walltime is 1800 s"):
-            await say.options(resources={"walltime": 1800})("too late")
-        quick = say.options(resources={"walltime": 10}, timeout=1800)("in time")
-        assert await quick == "in time\n"
-        runtime = 60 * resources()["runtime"]
-        late = say.options(timeout=runtime)("for a pilot that is active")
-        with pytest.raises(InsufficientWalltimeError, match="its timeout is") as caught:
-            await late
-        assert caught.value.left < runtime
-    finally:
-        await flow.shutdown(skip_execution_backend=True)
+    with pytest.raises(InsufficientWalltimeError, match="its walltime is 1800 s"):
+        await say.options(resources={"walltime": 1800})("too late")
+    quick = say.options(resources={"walltime": 10}, timeout=1800)("in time")
+    assert await quick == "in time\n"
+    runtime = 60 * resources()["runtime"]
+    late = say.options(timeout=runtime)("for a pilot that is active")
+    with pytest.raises(InsufficientWalltimeError, match="its timeout is") as caught:
+        await late
+    assert caught.value.left < runtime
 
 
 async def test_a_sandbox_that_scripts_cannot_quote_is_rejected_for_programs(
@@ -253,11 +246,7 @@ async def test_the_users_directory_is_kept_after_a_function(driver: Driver, tmp_
     assert (tmp_path / "mine" / "data").read_text() == "precious"
 
 
-async def test_an_error_of_the_readiness_callable_fails_the_service(
-    made: RadicalExecutionBackend, tmp_path: Path
-) -> None:
-    flow = await WorkflowEngine.create(made, work_dir=tmp_path / "flow", handle_signals=False)
-
+async def test_an_error_of_the_readiness_callable_fails_the_service(flow: WorkflowEngine) -> None:
     def look(_: Any) -> None:
         raise KeyError("the port")
 
@@ -267,19 +256,14 @@ async def test_an_error_of_the_readiness_callable_fails_the_service(
 
     with pytest.raises(KeyError, match="the port"):
         await serve()
-    await flow.shutdown(skip_execution_backend=True)
 
 
-async def test_the_value_of_the_readiness_callable_is_not_pickled(
-    made: RadicalExecutionBackend, tmp_path: Path
-) -> None:
+async def test_the_value_of_the_readiness_callable_is_not_pickled(flow: WorkflowEngine) -> None:
     class Found:
         """Value of a type that exists only here and cannot be pickled."""
 
         def __init__(self) -> None:
             self.lock = threading.Lock()
-
-    flow = await WorkflowEngine.create(made, work_dir=tmp_path / "flow", handle_signals=False)
 
     @flow.executable_task(service=True, ready=lambda _: Found())
     async def serve() -> str:
@@ -291,7 +275,6 @@ async def test_the_value_of_the_readiness_callable_is_not_pickled(
 
     assert isinstance(await serve(), Found)
     assert await after() == "after\n", "the client goes on"
-    await flow.shutdown(skip_execution_backend=True)
 
 
 async def test_a_blocking_method_in_a_state_callback_is_rejected(
@@ -414,10 +397,8 @@ async def test_a_program_can_replace_its_output_files(driver: Driver) -> None:
 
 
 async def test_host_and_output_of_a_running_program_are_available(
-    made: RadicalExecutionBackend, tmp_path: Path
+    flow: WorkflowEngine, made: RadicalExecutionBackend, tmp_path: Path
 ) -> None:
-    flow = await WorkflowEngine.create(made, work_dir=tmp_path / "flow", handle_signals=False)
-
     @flow.executable_task
     def talk() -> str:
         return f"echo started; echo > {tmp_path}/started; cat {tmp_path}/gate; echo over"
@@ -445,34 +426,29 @@ def left_of(*paths: str) -> list[str]:
 
 
 async def test_a_task_canceled_before_its_start_leaves_no_sandbox(
-    made: RadicalExecutionBackend, tmp_path: Path
+    flow: WorkflowEngine, made: RadicalExecutionBackend
 ) -> None:
-    flow = await WorkflowEngine.create(made, work_dir=tmp_path / "flow", handle_signals=False)
-
     @flow.executable_task(resources={"cores": 5})
     def wait() -> str:
         return "sleep 600"
 
-    first, second = wait(), wait()
+    futures = [wait(), wait()]
     async with asyncio.timeout(60):
-        while str(second.state) != "SUBMITTED" or str(first.state) != "RUNNING":  # noqa: ASYNC110
+        while sorted(str(future.state) for future in futures) != ["RUNNING", "SUBMITTED"]:  # noqa: ASYNC110
             await asyncio.sleep(0.05)
-        assert second.task is not None
-        places = [str(second.sandbox), f"{made.pilots[0].sandbox}/{second.task['uid']}"]
+        # RADICAL-Pilot starts the second task first if the cores become free after the submission.
+        running, waiting = sorted(futures, key=lambda future: str(future.state))
+        assert waiting.task is not None
+        places = [str(waiting.sandbox), f"{made.pilots[0].sandbox}/{waiting.task['uid']}"]
         assert left_of(*places) == places
-        second.cancel()
-        await asyncio.wait([second])
-        first.cancel()
-        await asyncio.wait([first])
+        for future in (waiting, running):
+            future.cancel()
+            await asyncio.wait([future])
     await flow.shutdown(skip_execution_backend=True)
     assert left_of(*places) == []
 
 
-async def test_the_error_of_a_program_names_its_host(
-    made: RadicalExecutionBackend, tmp_path: Path
-) -> None:
-    flow = await WorkflowEngine.create(made, work_dir=tmp_path / "flow", handle_signals=False)
-
+async def test_the_error_of_a_program_names_its_host(flow: WorkflowEngine) -> None:
     @flow.executable_task
     def fail() -> str:
         return "false"
@@ -480,7 +456,6 @@ async def test_the_error_of_a_program_names_its_host(
     with pytest.raises(TaskFailedError) as error:
         await fail()
     assert f"on 'radical_pilot' ({socket.gethostname()})" in error.value.__notes__[-1]
-    await flow.shutdown(skip_execution_backend=True)
 
 
 async def test_outputs_of_tasks_in_one_directory_are_separate(
@@ -534,10 +509,8 @@ async def test_the_ready_callback_accepts_objects_with_wait_info() -> None:
 
 
 async def test_an_engine_runs_functions_and_executables(
-    made: RadicalExecutionBackend, tmp_path: Path
+    flow: WorkflowEngine, tmp_path: Path
 ) -> None:
-    flow = await WorkflowEngine.create(made, work_dir=tmp_path / "flow", handle_signals=False)
-
     @flow.function_task
     def double(number: int) -> int:
         return 2 * number
@@ -550,7 +523,6 @@ async def test_an_engine_runs_functions_and_executables(
     assert await future == "42 $HOME\n"
     assert future.sandbox is not None
     assert Path(future.sandbox).is_relative_to(tmp_path / "flow")
-    await flow.shutdown(skip_execution_backend=True)
 
 
 # Cancelled tasks: what works in the same directory goes on, what they started ends.

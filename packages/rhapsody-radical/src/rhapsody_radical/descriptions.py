@@ -198,7 +198,8 @@ def number(settings: Mapping[str, Any], key: str) -> float:
     """
     value: Any = settings.get(key) or 0
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"{key!r} must be a number, got {value!r}")
+        unit = {"runtime": " of minutes", "memory": " of megabytes"}.get(key, "")
+        raise TypeError(f"{key!r} must be a number{unit}, got {value!r}")
     return value
 
 

@@ -385,7 +385,10 @@ class ManagedBackend(BaseExecutionBackend):
         Raises:
             Exception: The task fails with this exception.
         """  # noqa: DOC202, DOC501 - subclasses implement it
-        raise BackendError(f"{type(self).__name__} implements neither run_task nor submit_tasks")
+        raise BackendError(
+            f"{type(self).__name__} implements neither run_task nor submit_tasks; define "
+            "`async def run_task(self, task)`"
+        )
 
     # Starting and stopping.
 

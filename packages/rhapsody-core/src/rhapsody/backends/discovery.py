@@ -30,6 +30,7 @@ from rhapsody.plugins.manager import (
     install_command,
     installed,
     load,
+    repair_command,
 )
 from rhapsody.plugins.options import BackendOption, option_hint
 from rhapsody.plugins.specs import API_VERSION, BackendSpec, UsageError, split_import_path
@@ -184,7 +185,7 @@ class BackendRegistry:
         own = _registered.get(key)
         if own is not None:
             remedy = f"check the import path {own.import_path!r} passed to register_backend"
-            return own.cls or _import(own.import_path, f"backend {own.name!r}", remedy)
+            return own.cls or _import(own.import_path, f"backend {own.name!r}", remedy, remedy)
         if key not in _claims():
             raise ValueError(_unknown(backend_name))
         try:
@@ -197,9 +198,9 @@ class BackendRegistry:
                 f"backend {backend_name!r} cannot be used: {error.reason}. {error.remedy}",
                 name=cause.name if isinstance(cause, ImportError) else None,
             ) from cause
-        remedy = spec.install_hint or f"pip install --force-reinstall {entry.distribution}"
+        remedy = _reinstall(entry.distribution)
         source = f"backend {spec.name!r} of {entry.distribution}"
-        return _import(spec.import_path, source, remedy)
+        return _import(spec.import_path, source, remedy, spec.install_hint or remedy)
 
     @classmethod
     def register_backend(cls, name: str, import_path: str | type[BaseExecutionBackend]) -> None:
@@ -383,7 +384,7 @@ def claim(key: str) -> PluginEntry:
     if len({entry.value for entry in entries}) > 1:
         raise UnusableError(
             f"{claimants[0]} has {len(entries)} different entry points named {key!r}",
-            f"pip install --upgrade {claimants[0]}",
+            repair_command(claimants[0]),
         )
     return entries[0]
 
@@ -419,16 +420,17 @@ def _spec(key: str, entry: PluginEntry) -> BackendSpec:
     Raises:
         UnusableError: The plugin cannot be loaded, or its declaration is invalid.
     """  # noqa: DOC501 - the TypeError is caught here
-    upgrade = f"pip install --upgrade {entry.distribution}"
+    remedy = repair_command(entry.distribution)
     try:
         plugin = load(entry)
     except PluginError as error:
         conflict = error.__cause__
         if isinstance(conflict, ConflictError):
             raise UnusableError(conflict.reason, conflict.remedy) from error
-        raise UnusableError(str(error), upgrade) from error
+        raise UnusableError(str(error), remedy) from error
     if "rhapsody_backends" not in plugin.hooks:
-        raise UnusableError(f"{entry}: {entry.value} declares no backend", upgrade)
+        reason = f"{entry}: {entry.value} declares no backend: define the hook rhapsody_backends"
+        raise UnusableError(reason, remedy)
     hook, _ = plugin.hooks["rhapsody_backends"]
     try:
         declared = hook.call()
@@ -441,13 +443,15 @@ def _spec(key: str, entry: PluginEntry) -> BackendSpec:
         raise
     except BaseException as error:  # a plugin's hook may raise anything
         reason = f"{entry}: invalid declaration: {type(error).__name__}: {error}"
-        raise UnusableError(reason, upgrade) from error
+        raise UnusableError(reason, remedy) from error
     named = [spec for spec in specs if normalize_name(spec.name) == key]
     if len(named) != 1:
         count = f"{len(named)} backends" if named else "no backend"
         others = ", ".join(repr(spec.name) for spec in specs) or "none"
         raise UnusableError(
-            f"{entry}: {entry.value} declares {count} named {key!r}; declared: {others}", upgrade
+            f"{entry}: {entry.value} declares {count} named {key!r}; declared: {others}. The entry "
+            "point and the BackendSpec must have the same name",
+            remedy,
         )
     return named[0]
 
@@ -462,27 +466,31 @@ def _check_usable(spec: BackendSpec, distribution: str) -> None:
     from packaging.requirements import InvalidRequirement, Requirement
 
     if spec.api_version != API_VERSION:
-        outdated = distribution if spec.api_version < API_VERSION else CORE
+        upgrade_core = f"pip install --upgrade {CORE}"
         raise UnusableError(
             f"{distribution} was written for version {spec.api_version} of the plugin interface, "
             f"but {CORE} has version {API_VERSION}",
-            f"pip install --upgrade {outdated}",
+            repair_command(distribution) if spec.api_version < API_VERSION else upgrade_core,
         )
     for text in spec.requires:
         try:
             requirement = Requirement(text)
         except InvalidRequirement as error:
             raise UnusableError(
-                f"{distribution} declares a malformed requirement {text!r}: {error}",
-                f"pip install --upgrade {distribution}",
+                f"{distribution} declares a malformed requirement {text!r}: "
+                f"{str(error).partition(chr(10))[0]}",
+                repair_command(distribution),
             ) from None
         if requirement.marker is not None and not requirement.marker.evaluate():
             continue
         problem = unmet(requirement)
         if problem is not None:
             raise UnusableError(problem, spec.install_hint or f"pip install '{text}'")
-    reinstall = f"pip install --force-reinstall {distribution}"
-    _check_module(spec.import_path, spec.install_hint or reinstall)
+    _check_module(spec.import_path, _reinstall(distribution))
+
+
+def _reinstall(distribution: str) -> str:
+    return repair_command(distribution, "pip install --force-reinstall")
 
 
 def unmet(requirement: Requirement) -> str | None:
@@ -506,7 +514,7 @@ def _check_module(import_path: str, remedy: str) -> None:
     except (ImportError, ValueError):  # ValueError: a module in sys.modules without a spec
         found = True
     if not found:
-        raise UnusableError(f"no module named {top!r}", remedy)
+        raise UnusableError(f"no module named {top!r} (import_path {import_path!r})", remedy)
 
 
 # Descriptions and classes.
@@ -570,7 +578,22 @@ def _installed_owner(key: str) -> tuple[str, object] | None:
     return entry.distribution, _Registered(key, f"{module}:{qualname}").target
 
 
-def _import(import_path: str, source: str, remedy: str) -> type[BaseExecutionBackend]:
+def _import(import_path: str, source: str, remedy: str, install: str) -> type[BaseExecutionBackend]:
+    """Import a backend's class.
+
+    Args:
+        import_path: The import path of the class.
+        source: The origin of the path, for messages.
+        remedy: The fix if the module or the class does not exist.
+        install: The fix if the import fails for another reason, such as a missing library.
+
+    Returns:
+        The class.
+
+    Raises:
+        ImportError: The class cannot be imported.
+        KeyboardInterrupt: The import was interrupted.
+    """
     module, qualname = split_import_path(import_path)
     try:
         found: Any = import_module(module)
@@ -578,8 +601,10 @@ def _import(import_path: str, source: str, remedy: str) -> type[BaseExecutionBac
         raise
     except BaseException as error:  # a library's import may raise anything, SystemExit included
         name = error.name if isinstance(error, ImportError) else None
+        missing = isinstance(error, ModuleNotFoundError) and f"{module}.".startswith(f"{name}.")
         raise ImportError(
-            f"{source}: importing {module} raised {type(error).__name__}: {error}. {remedy}",
+            f"{source}: importing {module} raised {type(error).__name__}: {error}. "
+            f"{remedy if missing else install}",
             name=name,
         ) from error
     try:
@@ -639,19 +664,30 @@ def check_backend_class(cls: object, source: str) -> type[BaseExecutionBackend]:
         The class, unchanged.
 
     Raises:
-        TypeError: The class is not a subclass of `BaseExecutionBackend`, is abstract, or has a
-            method or attribute that the engine cannot use.
+        TypeError: The class is not a subclass of `BaseExecutionBackend`, is abstract, implements
+            neither `run_task` nor `submit_tasks`, or has a method or attribute that the engine
+            cannot use.
     """
-    from rhapsody.backends.base import BaseExecutionBackend
+    from rhapsody.backends.base import BaseExecutionBackend, ManagedBackend
 
     if not (isinstance(cls, type) and issubclass(cls, BaseExecutionBackend)):
         raise TypeError(
-            f"{source}: {cls!r} is not a backend class; "
-            "subclass rhapsody.backends.BaseExecutionBackend"
+            f"{source}: {cls!r} is not a backend class; subclass rhapsody.backends.ManagedBackend"
         )
     if inspect.isabstract(cls):
         missing = ", ".join(sorted(cls.__abstractmethods__))
-        raise TypeError(f"{source}: {cls.__qualname__} is abstract; it does not define {missing}")
+        raise TypeError(
+            f"{source}: {cls.__qualname__} is abstract; define {missing}, or subclass "
+            "rhapsody.backends.ManagedBackend, which implements most of the interface"
+        )
+    if (cls.submit_tasks, getattr(cls, "run_task", None)) == (
+        ManagedBackend.submit_tasks,
+        ManagedBackend.run_task,
+    ):
+        raise TypeError(
+            f"{source}: {cls.__qualname__} implements neither run_task nor submit_tasks; define "
+            "`async def run_task(self, task)`"
+        )
     check_attributes(cls, source)
     if not cls.__module__.startswith("rhapsody."):
         import typeguard
@@ -673,13 +709,19 @@ def check_attributes(
         source: The origin of the backend, for messages.
 
     Raises:
-        TypeError: A method that the engine awaits is not async, or `capabilities` is not a
-            `Capabilities`.
+        TypeError: A method that is awaited is not async, a subclass of `ManagedBackend` does not
+            call `super().__init__()`, or `capabilities` is not a `Capabilities`.
     """
-    from rhapsody.backends.base import Capabilities
+    from rhapsody.backends.base import Capabilities, ManagedBackend
 
-    name = (backend if isinstance(backend, type) else type(backend)).__qualname__
-    for method in ("submit_tasks", "cancel_task", "shutdown"):
+    cls = backend if isinstance(backend, type) else type(backend)
+    name = cls.__qualname__
+    methods = ["submit_tasks", "cancel_task", "shutdown"]
+    if issubclass(cls, ManagedBackend):
+        methods += ["run_task", "start", "stop"]
+        if backend is not cls and not hasattr(backend, "session"):
+            raise TypeError(f"{source}: {name}.__init__ must call `super().__init__()`")
+    for method in methods:
         function = inspect.unwrap(getattr(backend, method))
         plain = inspect.isfunction(function) or inspect.ismethod(function)
         if plain and not inspect.iscoroutinefunction(function):

@@ -79,12 +79,15 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _capabilities(capabilities: Capabilities) -> list[str]:
-    """Return a table of capabilities, with separate rows for enforced and counted resources."""
-    values = capabilities.as_dict()
-    resources = capabilities.resources - {"fractional_cores", "walltime"}
-    values["enforced"] = sorted(values.pop("binds"))
-    values["only counted"] = sorted(resources - capabilities.binds)
-    return table(("CAPABILITY", "DECLARED"), ((name, _text(values[name])) for name in values))
+    """Return a table of capabilities, which explains `binds`."""
+    texts = {name: _text(value) for name, value in capabilities.as_dict().items()}
+    counted = capabilities.resources - capabilities.binds - {"fractional_cores", "walltime"}
+    notes = ["enforced"] if capabilities.binds else []
+    if counted:
+        notes.append(f"only counted: {', '.join(sorted(counted))}")
+    if notes:
+        texts["binds"] += f" ({'; '.join(notes)})"
+    return table(("CAPABILITY", "DECLARED"), texts.items())
 
 
 def _options(options: Sequence[BackendOption]) -> list[str]:

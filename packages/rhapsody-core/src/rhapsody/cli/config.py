@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from datetime import date, time
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from rhapsody.cli.output import DONE, say, say_json, say_lines, table
+from rhapsody.cli.output import DONE, complain, say, say_json, say_lines, table
 from rhapsody.errors import ProfileError
 from rhapsody.plugins.specs import UsageError
 
@@ -42,7 +42,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Print the settings as a table or as JSON.
+    """Print the settings as a table or as JSON, and warn about a backend that is not found.
 
     Returns:
         The exit code.
@@ -50,6 +50,7 @@ def run(arguments: argparse.Namespace) -> int:
     Raises:
         UsageError: The profile does not exist, or a file contains a mistake.
     """
+    from rhapsody.backends.discovery import declared_options
     from rhapsody.config_files import short
     from rhapsody.engine.profiles import Value, active_profile
 
@@ -60,6 +61,10 @@ def run(arguments: argparse.Namespace) -> int:
         profile = active_profile(selected)
     except ProfileError as error:
         raise UsageError(str(error)) from None
+    try:
+        declared_options(profile.backend_name)
+    except ValueError as error:  # the program may register it at run time
+        complain(f"{profile.backend.source if profile.backend else DEFAULT}: {error}")
     files = [short(file.path) for file in profile.files]
     found = list(settings(profile))
     if arguments.json:

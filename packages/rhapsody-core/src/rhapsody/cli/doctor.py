@@ -42,6 +42,7 @@ from rhapsody.plugins.manager import (
     disabled_distributions,
     install_command,
     installed,
+    repair_command,
 )
 from rhapsody.plugins.specs import UsageError
 
@@ -330,17 +331,13 @@ def _ask(entry: PluginEntry, backends: list[str], timeout: float) -> list[Findin
         else:
             step = line
     if step["text"]:
-        remedy = _upgrade(entry)
+        remedy = repair_command(entry.distribution)
         findings.append(Finding("broken", step["subject"], f"{step['text']} {end}", remedy))
     return findings
 
 
 def _subject(entry: PluginEntry) -> str:
     return f"{entry.distribution} {entry.version}"
-
-
-def _upgrade(entry: PluginEntry) -> str:
-    return f"pip install --upgrade {entry.distribution}"
 
 
 # In a plugin's process.
@@ -382,7 +379,7 @@ def _steps(
     try:
         loaded = load(entry)
     except PluginError as error:
-        yield Finding("broken", subject, str(error), _upgrade(entry))
+        yield Finding("broken", subject, str(error), repair_command(entry.distribution))
         return
     hooks = ", ".join(sorted(loaded.hooks))
     text = f"{entry.value} loads in {loaded.seconds:.2f} s and implements {hooks}"

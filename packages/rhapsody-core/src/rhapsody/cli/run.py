@@ -385,7 +385,7 @@ async def _workflow(main: scripts.Main, defaults: EngineDefaults, at_end: ExitSt
             raise UsageError(str(error)) from error
         if isinstance(error, ValueError | TypeError):
             what = "-e: " if options.keys() - ALTERNATIVES.keys() else f"backend {name!r}: "
-            raise UsageError(f"{what}{error}") from error
+            raise UsageError(f"{what}{str(error).removeprefix(what)}") from error
         raise CommandError(
             f"backend {name!r} cannot be started: {type(error).__name__}: {error}"
         ) from error

@@ -439,9 +439,9 @@ class Callbacks:
         if key not in self._complained:
             self._complained.add(key)
             log.error(
-                "backend %r: ignoring the unknown state %r; register it with "
-                "StateMapper.register_backend_tasks_states(...)",
-                record.backend.name, state,
+                "backend %r: ignoring the unknown state %r; the backend must report one of %s, or "
+                "register its states with StateMapper.register_backend_tasks_states(...)",
+                record.backend.name, state, ", ".join(map(str, record.backend.native)),
             )  # fmt: skip
 
     def _await_service(

@@ -335,7 +335,7 @@ class EngineOptions:
         None,
         "File that stores results for `resume`, or `True` for the default file of this program and "
         "its arguments, `.rhapsody/journals/<program>-<digits>.sqlite`. Only the user can access "
-        "the file. On a local file system, several engines may use it one after another.",
+        "the file. On a local file system, several engines can use it at the same time.",
     )
     resume: bool | Literal["auto"] = _option(
         "auto",

@@ -457,6 +457,8 @@ def _check_options(backend: str, options: dict[str, Value]) -> None:
             raise _error(each, f"backend {backend!r} has no option {name!r}{_inside(each)}; {hint}")
         option = known[name]
         if not option.accepts(each.value):
-            raise _error(each, f"{name} must be {option.expected}, got {each.value!r}")
+            meaning = option.help.partition(". ")[0].rstrip(".")  # may name the unit
+            about = f" ({name}: {meaning})" if meaning else ""
+            raise _error(each, f"{name} must be {option.expected}, got {each.value!r}{about}")
         if "path" in option.type_name.split(" | "):
             options[name] = _resolved(each)

@@ -31,6 +31,7 @@ import pluggy
 
 from rhapsody.errors import PluginError, describe_error
 from rhapsody.plugins import specs
+from rhapsody.plugins.options import closest
 from rhapsody_guard import ConflictError
 
 if TYPE_CHECKING:
@@ -233,20 +234,39 @@ def install_command(distribution: str) -> str:
         `pip install` with a folder or repository if core was installed from one, otherwise with the
         name; preceded by a hint if the distribution does not support this version of Python.
     """
-    source = _sibling(_origin(), distribution) or distribution
+    source = _sibling(_origin(CORE), distribution) or distribution
     command = f"pip install {shlex.quote(source)}"
     if distribution == "rhapsody-radical" and sys.version_info >= (3, 14):
         return f"RADICAL-Pilot requires Python 3.11 to 3.13; with one of them, run: {command}"
     return command
 
 
-def _origin() -> dict[str, Any]:
-    """Return the recorded origin of core; empty if core was installed from an index."""
+def repair_command(distribution: str, otherwise: str = "pip install --upgrade") -> str:
+    """Return how to fix a fault in a plugin.
+
+    Args:
+        distribution: The plugin's distribution.
+        otherwise: The command for a plugin that was not installed from a folder on this machine.
+
+    Returns:
+        For a plugin that was installed from a folder, the folder to correct and the command that
+        installs it again; otherwise, the given command with the distribution.
+    """
+    origin = _origin(distribution)
+    url = str(origin.get("url", ""))
+    if "dir_info" in origin and url.startswith("file:"):
+        folder = unquote(urlsplit(url).path)
+        return f"correct the plugin in {folder}, then run: pip install -e {shlex.quote(folder)}"
+    return f"{otherwise} {distribution}"
+
+
+def _origin(distribution: str) -> dict[str, Any]:
+    """Return the recorded origin of a distribution; empty if it was installed from an index."""
     from importlib_metadata import PackageNotFoundError
     from importlib_metadata import distribution as find
 
     try:
-        origin = json.loads(find(CORE).read_text("direct_url.json") or "{}")
+        origin = json.loads(find(distribution).read_text("direct_url.json") or "{}")
     except (PackageNotFoundError, OSError, ValueError):
         return {}
     return origin if isinstance(origin, dict) else {}
@@ -300,6 +320,10 @@ _PER_TASK = frozenset(
     }
 )
 """Hooks that receive a task before its backend does, or a task's value before the user does."""
+
+_HOOKS = tuple(
+    name for name, value in vars(specs).items() if hasattr(value, f"{specs.PROJECT}_spec")
+)
 
 _AWAITABLE = frozenset({"rhapsody_lookup_results", "rhapsody_record_results"})
 
@@ -511,11 +535,20 @@ def _load(entry: PluginEntry) -> LoadedPlugin:
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # a plugin's import may raise anything, SystemExit included
-        raise PluginError(
-            f"{entry}: importing {entry.value!r} raised {type(error).__name__}: {error}"
-        ) from error
+        reason = f"{entry}: importing {entry.value!r} raised {type(error).__name__}: {error}"
+        if _names_nothing(entry.value, error):
+            reason += f"; correct the value of the entry point in the group {entry.group!r}"
+        raise PluginError(reason) from error
     seconds = time.perf_counter() - start
     return register(plugin, entry.distribution, str(entry), seconds)
+
+
+def _names_nothing(value: str, error: BaseException) -> bool:
+    """Return True if the module or object of an entry point does not exist."""
+    module, _, path = value.partition(":")
+    if isinstance(error, ModuleNotFoundError):
+        return f"{module}.".startswith(f"{error.name}.")
+    return isinstance(error, AttributeError) and error.name in path.split(".")
 
 
 def register(plugin: Any, label: str, source: str, seconds: float = 0.0) -> LoadedPlugin:
@@ -536,13 +569,14 @@ def register(plugin: Any, label: str, source: str, seconds: float = 0.0) -> Load
     """
     if isinstance(plugin, type):
         raise PluginError(
-            f"{source}: a plugin must be a module or an object, got the class {plugin!r}"
+            f"{source}: a plugin must be a module or an object, got the class "
+            f"{plugin.__module__}.{plugin.__qualname__}; name the module that contains the hooks, "
+            "or an instance. A backend's class belongs in `BackendSpec.import_path`"
         )
     manager = pluggy.PluginManager(specs.PROJECT)
     manager.add_hookspecs(specs)
     try:
         manager.register(plugin, name=label)
-        manager.check_pending()
         callers = manager.get_hookcallers(plugin) or []
         hooks = {
             caller.name: _implementation(caller.get_hookimpls()[0], caller.name, label)
@@ -553,10 +587,16 @@ def register(plugin: Any, label: str, source: str, seconds: float = 0.0) -> Load
     except BaseException as error:  # pluggy reads every attribute, and reading may raise
         text = " ".join(str(error).split())
         raise PluginError(f"{source}: invalid hook: {type(error).__name__}: {text}") from error
+    for name in hooks:
+        if name not in _HOOKS:
+            hint = closest(name, _HOOKS, every="hooks")
+            raise PluginError(f"{source}: unknown hook {name!r}; {hint}")
     if not hooks:
+        unmarked = [name for name in _HOOKS if callable(getattr(plugin, name, None))]
+        named = ", ".join(unmarked) or "functions such as rhapsody_backends or rhapsody_task_events"
         raise PluginError(
-            f"{source}: {_describe(plugin)} implements no Rhapsody hook; mark "
-            "functions or methods with @rhapsody.hookimpl"
+            f"{source}: {_describe(plugin)} implements no Rhapsody hook; mark {named} with "
+            "@rhapsody.hookimpl"
         )
     return LoadedPlugin(label, plugin, hooks, seconds)
 

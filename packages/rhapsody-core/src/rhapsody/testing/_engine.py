@@ -34,7 +34,7 @@ from rhapsody.testing._work import KitError
 class Engine(Suite):
     """Checks of graphs of tasks, and of the errors that users see when a task fails."""
 
-    @check("workflows", dry=True, times=2)
+    @check("workflows", dry=True, times=2, fan=True)
     async def test_a_fan_runs(self, flow: WorkflowEngine) -> None:
         plus = self.adder(flow)
         results = await asyncio.gather(*(plus(number) for number in range(self.fan)))
@@ -43,7 +43,7 @@ class Engine(Suite):
             assert [int(result) for result in results] == list(range(1, self.fan + 1))
             assert int(total) == 41, "a task with twenty dependencies returned a wrong result"
 
-    @check("workflows", dry=True)
+    @check("workflows", dry=True, times=2)
     async def test_chains_and_diamonds_run(self, flow: WorkflowEngine) -> None:
         plus = self.adder(flow)
         top = plus(0)
@@ -107,16 +107,15 @@ class Engine(Suite):
         assert others == ["the task", 1, False]
         assert 900 < left <= 1000, f"timeout=1000, but the deadline is in {left:.0f} s"
 
-    @check("workflows", dry=True)
+    @check("workflows", dry=True, fan=True)
     async def test_several_engines_use_one_backend(
         self, new_engine: NewEngine, backend: Any
     ) -> None:
         first, second = [self.adder(await new_engine(backend)) for _ in range(2)]
-        results = await asyncio.gather(*(plus(n) for n in range(20) for plus in (first, second)))
+        numbers = range(self.few(20))
+        results = await asyncio.gather(*(plus(n) for n in numbers for plus in (first, second)))
         if not self.dry:
-            assert [int(result) for result in results] == [
-                n + 1 for n in range(20) for _ in range(2)
-            ]
+            assert [int(result) for result in results] == [n + 1 for n in numbers for _ in range(2)]
         third = await new_engine(backend)
         await third.shutdown(skip_execution_backend=True)
         assert await state_of(backend) == "running"

@@ -209,7 +209,7 @@ class Lifecycle(Suite):
 
         await _require_free_loop(live, self.loop_gap, "loop_gap")
 
-    @check("the-event-loop", times=3)
+    @check("the-event-loop", times=3, fan=True)
     @pytest.mark.parametrize("what", ["a batch", "a few tasks"])
     async def test_a_submission_does_not_block_the_loop(self, driver: Driver, what: str) -> None:
         kinds = self.kinds
@@ -225,7 +225,7 @@ class Lifecycle(Suite):
             return Gap(*(seconds / rounds for seconds in heartbeat.total))
 
         if what == "a batch":
-            rounds, each = 1, 20
+            rounds, each = 1, self.few(_BATCH)
             await _require_free_loop(measure, self.loop_gap, "loop_gap")
         else:
             rounds, each = _SUBMISSIONS, 1
@@ -293,9 +293,10 @@ class Lifecycle(Suite):
             left = await self._left(before, _ENDS, mark)
         assert not left, listed(left)
 
-    @check("memory", FUNCTIONS)
+    @check("memory", FUNCTIONS, times=2, fan=True)
     async def test_finished_tasks_are_released(self, backend: Any) -> None:
-        size, count = min(400_000, self.big_bytes), _ROUNDS * _BATCH
+        size, batch = min(400_000, self.big_bytes), self.few(_BATCH)
+        count = _ROUNDS * batch
         kind = self.kinds[0]
         workers: dict[int, list[int]] = {}
 
@@ -303,7 +304,7 @@ class Lifecycle(Suite):
             for _ in range(rounds):
                 async with Driver(backend, work_dir=self.place) as driver:
                     name = "process_memory_and_data"
-                    tasks = [call(driver, kind, name, size) for _ in range(_BATCH)]
+                    tasks = [call(driver, kind, name, size) for _ in range(batch)]
                     for end in await driver.run(*tasks):
                         assert end.state is DONE, str(end)
                         process, memory, _ = end.value
@@ -431,7 +432,8 @@ async def _require_free_loop(
             blocked.append(gap.counted)
         assert len(blocked) < _TRIES, (
             f"the loop was blocked for at least {min(blocked):.2f} s in each of {_TRIES} tries; "
-            f"`{attribute}` allows {most:g} s"
+            f"`{attribute}` allows {most:g} s. Run blocking calls on a thread: "
+            "`await rhapsody.sdk.in_thread(function)`"
         )
 
 

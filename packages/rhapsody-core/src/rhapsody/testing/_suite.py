@@ -75,6 +75,7 @@ class Check(NamedTuple):
     needs: tuple[str | Need, ...]
     dry: bool
     times: float
+    fan: bool
 
     def why_skipped(self, suite: Suite, kind: Any) -> str:
         """Return the reason why the check does not apply, or an empty string if it applies."""
@@ -92,7 +93,7 @@ class Check(NamedTuple):
 
 
 def check(
-    section: str, *needs: str | Need, dry: bool = False, times: float = 1.0
+    section: str, *needs: str | Need, dry: bool = False, times: float = 1.0, fan: bool = False
 ) -> Callable[[Callable[..., Awaitable[None]]], Any]:
     """Declare a method as a check.
 
@@ -101,11 +102,12 @@ def check(
         needs: The names of capabilities that must be declared, and other conditions.
         dry: True if the check also applies to a backend that only pretends to run tasks.
         times: Time limit of the check, as a multiple of the class's `time_limit`.
+        fan: True if the class's `fan` limits the number of tasks that the check runs.
 
     Returns:
         The decorator.
     """
-    declaration = Check(section, needs, dry, times)
+    declaration = Check(section, needs, dry, times, fan)
 
     def decorate(body: Callable[..., Awaitable[None]]) -> Any:
         @functools.wraps(body)
@@ -122,9 +124,11 @@ def check(
                 shared.failed = True
                 note = f"The rule: {CONTRACT}#{section}"
                 if isinstance(error, TimeoutError) and timer.expired():
+                    fewer = f", or lower `fan` (now {self.fan}) for fewer tasks" if fan else ""
                     note = (
-                        f"The check did not end within {limit:g} s (`time_limit`); "
-                        f"{shared.status()}\n{note}"
+                        f"The check did not end within {limit:g} s{shared.status()}\n"
+                        "If the backend is only slow, raise `time_limit` (now "
+                        f"{self.time_limit:g}){fewer}\n{note}"
                     )
                 error.add_note(note)
                 raise
@@ -187,6 +191,7 @@ class Shared:
         backend: The shared backend; `None` before its first use and after a failed check.
         lives: Measurements of other backends that were started and shut down; see `Lifecycle`.
         drivers: The drivers of the running check.
+        engines: The engines of the running check.
         known: The uids of tasks that drivers have submitted, and the uids of engines.
         errors: Unhandled errors of the loop during the running check.
         failed: True if the running check has failed.
@@ -198,6 +203,7 @@ class Shared:
     backend: Any = None
     lives: list[Any] = field(default_factory=list)
     drivers: list[Driver] = field(default_factory=list)
+    engines: list[WorkflowEngine] = field(default_factory=list)
     known: set[str] = field(default_factory=set)
     errors: list[str] = field(default_factory=list)
     failed: bool = False
@@ -235,13 +241,21 @@ class Shared:
             )
 
     def status(self) -> str:
-        """Describe the first unfinished tasks and any reported task that was not submitted."""
+        """Return the end of a message: a description of the tasks of the running check.
+
+        It names the first unfinished tasks, and any reported task that was not submitted.
+        """
         unfinished = [text for driver in self.drivers for text in driver.unfinished()]
-        parts = [f"no terminal state for {'; '.join(unfinished[:5])}"] if unfinished else []
+        parts = []
+        if count := sum(len(driver.uids()) for driver in self.drivers):
+            parts.append(f"{count - len(unfinished)} of {count} submitted tasks have ended")
+        if unfinished:
+            parts.append(f"no terminal state for {'; '.join(unfinished[:5])}")
+        parts += [f"tasks of {engine.uid}: {engine.stats}" for engine in self.engines]
         strangers = self.strangers()
         if strangers:
             parts.append(f"the callback reported task {strangers[0]!r}, which was not submitted")
-        return "; ".join(parts) or "all submitted tasks have ended"
+        return "".join(f"; {part}" for part in parts)
 
     def strangers(self) -> list[str]:
         """Return the uids of reported tasks that neither a driver nor an engine has submitted."""
@@ -275,7 +289,8 @@ class Suite:
             of two tries counts.
         big_bytes: Size in bytes of the big argument and the big result.
         output_bytes: Size in bytes of an executable's big output.
-        fan: Number of independent tasks that a check runs together.
+        fan: Maximum number of independent tasks that a check runs together. Lower it if the backend
+            needs more than about 0.1 s to start a task.
         cycles: Number of starts and shutdowns during which nothing may accumulate.
         memory_growth: Maximum number of bytes by which the process may grow in these cycles.
         growth_per_task: Maximum number of bytes that the process may keep for each finished task.
@@ -410,7 +425,7 @@ class Suite:
         limit = pytest.mark.timeout(10 + 4 * self.time_limit * check.times, func_only=True)
         request.node.add_marker(limit, append=False)
         shared.strangers()  # tasks of a check that skipped itself may end during this one
-        shared.failed, shared.drivers, shared.errors = False, [], []
+        shared.failed, shared.drivers, shared.engines, shared.errors = False, [], [], []
         self._current = shared
         self.place = Path(tempfile.mkdtemp(prefix="rhapsody-kit-", dir=shared.parent))
         with pytest.MonkeyPatch.context() as patch:
@@ -450,6 +465,10 @@ class Suite:
             for name, kind, wrap in _FORMS
             if self.capabilities.runs(kind)
         ]
+
+    def few(self, usual: int) -> int:
+        """Return the usual number of tasks, or a smaller one if `fan` is less than ten times it."""
+        return max(2, min(usual, self.fan // 10))
 
     def form(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """Return the function, as a coroutine function if the backend runs only such functions."""
@@ -514,6 +533,7 @@ class Suite:
                 engine = await WorkflowEngine.create(backend, **settings)
                 ends.push_async_callback(engine.shutdown, skip_execution_backend=True)
                 shared.known.add(engine.uid)
+                shared.engines.append(engine)
                 return engine
 
             yield new_engine

@@ -46,8 +46,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dir", metavar="DIR", help=text)
     text = "the license (default: MIT)"
     parser.add_argument("--license", choices=LICENSES, default=LICENSES[0], help=text)
-    text = "the copyright holder (default: the authors of rhapsody-NAME)"
-    parser.add_argument("--author", metavar="WHO", help=text)
+    text = "the copyright holder (default: the authors of the package)"
+    parser.add_argument("--author", metavar="NAME", help=text)
 
 
 def run(arguments: argparse.Namespace) -> int:
