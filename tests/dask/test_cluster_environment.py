@@ -7,6 +7,7 @@ import os
 
 import pytest
 
+from rhapsody import WorkflowEngine
 from rhapsody.testing import Driver
 from rhapsody_dask import DaskExecutionBackend
 
@@ -35,3 +36,40 @@ async def test_variables_are_set_only_for_the_workers(
         assert dict(os.environ) == before
         seen = (await driver.run_one(driver.call(settings))).value
         assert seen == ["1", "65536", "6640"]
+
+
+def visible_gpus() -> str:
+    return os.environ["CUDA_VISIBLE_DEVICES"]
+
+
+@pytest.mark.parametrize("processes", [True, False], ids=["processes", "threads"])
+async def test_the_workers_of_a_machine_have_different_gpus(
+    monkeypatch: pytest.MonkeyPatch, processes: bool
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6,7")
+    resources = {"n_workers": 2, "threads": 1, "gpus": 2, "processes": processes}
+    async with (
+        asyncio.timeout(100),
+        await DaskExecutionBackend(resources) as backend,
+        WorkflowEngine.create(backend) as flow,
+    ):
+        program = flow.executable_task(lambda: "echo $CUDA_VISIBLE_DEVICES")
+        function = flow.function_task(visible_gpus)
+        workers = (await backend.client.scheduler.identity(n_workers=-1))["workers"]
+        seen: dict[str, list[str]] = {"one": [], "both": [], "none": [], "function": []}
+        for address in workers:
+            there = {"workers": [address]}
+            for count, name in enumerate(("none", "one", "both")):
+                needing = program.options(resources={"gpus": count}, task_description=there)
+                seen[name].append((await needing()).strip())
+            called = function.options(resources={"gpus": 2}, task_description=there)
+            seen["function"].append(await called())
+        # Workers in this process share its variables.
+        functions = ["4,5", "6,7"] if processes else ["4,5,6,7"] * 2
+        assert {name: sorted(values) for name, values in seen.items()} == {
+            "none": ["", ""],
+            "one": ["4", "6"],
+            "both": ["4,5", "6,7"],
+            "function": functions,
+        }
+        assert os.environ["CUDA_VISIBLE_DEVICES"] == "4,5,6,7"

@@ -165,7 +165,7 @@ class WorkerSetup(WorkerPlugin):
         if self.client is not None:
             leave_ctrl_c(self.client)
 
-        site = open_site(worker, self.session, self.grace, self.notes)
+        site = open_site(worker, self.session, self.grace, self.notes, client=self.client)
         self.seceded: Callable[[str], None] = site.seceded
 
     def transition(self, key: Any, start: str, finish: str, **more: Any) -> None:

@@ -38,7 +38,7 @@ RAPTOR = Capabilities(
     shared_file_system=True,
     task_settings=TASK_KEYS,
     resources=frozenset({"cores", "gpus", "memory", "ranks", "walltime"}),
-    binds=frozenset({"cores"}),
+    binds=frozenset({"cores", "gpus"}),
     captures_output=True,
     reports_running=True,
 )

@@ -86,7 +86,7 @@ class Gate:
     def return_gpus(self, gpus: tuple[str, ...]) -> None:
         """Make GPUs available to other tasks again."""
         with self._lock:
-            self._free_gpus.extend(gpus)
+            self._free_gpus = sorted([*self._free_gpus, *gpus], key=self.gpus.index)
 
     def _serve(self, released: float = 0) -> None:
         self._free = round(self._free + released, 3)  # fractions are multiples of 0.001
@@ -288,10 +288,16 @@ class Site:
         session: The backend's session.
         grace: Seconds between SIGTERM and SIGKILL.
         notes: The directory for notes about running attempts, or `None` to write none.
+        gpus: The names of the GPUs that the worker may assign.
     """
 
     def __init__(
-        self, worker: Worker, session: str, grace: float, notes: str | None = None
+        self,
+        worker: Worker,
+        session: str,
+        grace: float,
+        notes: str | None = None,
+        gpus: tuple[str, ...] = (),
     ) -> None:
         self.worker = worker
         self.session = session
@@ -302,7 +308,7 @@ class Site:
         resources = worker.state.total_resources
         self.threads: int = worker.state.nthreads
         cores = max(self.threads, int(resources.get("cores", 0)))
-        self.gate: Gate = Gate(cores, _gpus(int(resources.get("gpus", 0))))
+        self.gate: Gate = Gate(cores, gpus)
         self.waiting: WaitingLoop = WaitingLoop()
         self.notes: Notes | None = Notes(notes_of(notes, worker.address)) if notes else None
         self._lock = threading.Lock()
@@ -461,10 +467,33 @@ def leave_ctrl_c(client: int) -> None:
         signal.signal(signal.SIGINT, lambda number, frame: None)
 
 
-def open_site(worker: Worker, session: str, grace: float, notes: str | None = None) -> Site:
-    """Create the state of a backend on a worker."""
+def open_site(
+    worker: Worker,
+    session: str,
+    grace: float,
+    notes: str | None = None,
+    *,
+    client: int | None = None,
+) -> Site:
+    """Create the state of a backend on a worker.
+
+    Args:
+        worker: Dask's worker.
+        session: The backend's session.
+        grace: Seconds between SIGTERM and SIGKILL.
+        notes: The directory for notes about running attempts, or `None` to write none.
+        client: The main program's process id, if it started this worker, so that all workers are
+            on one machine and share its GPUs.
+
+    Returns:
+        The state.
+    """
     streams.acquire()
-    site = _sites[session, worker.address] = Site(worker, session, grace, notes)
+    count = int(worker.state.total_resources.get("gpus", 0))
+    gpus = _gpus(count, 0 if client is None else int(worker.name))  # LocalCluster counts them
+    if gpus and client not in (None, os.getpid()):
+        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)  # for functions
+    site = _sites[session, worker.address] = Site(worker, session, grace, notes, gpus)
     return site
 
 
@@ -518,9 +547,15 @@ def _host(address: str) -> str:
     return place.rpartition(":")[0].strip("[]") or "127.0.0.1"
 
 
-def _gpus(count: int) -> tuple[str, ...]:
-    """Return the names of the GPUs that a worker may assign."""
+def _gpus(count: int, index: int) -> tuple[str, ...]:
+    """Return the names of the GPUs that a worker may assign.
+
+    Args:
+        count: Number of GPUs of each worker.
+        index: The worker's index among the workers that share the GPUs.
+    """
+    first, end = index * count, (index + 1) * count
     names = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")]
-    if not names[0] or len(names) < count:
-        names = [*map(str, range(count))]
-    return tuple(names[:count])
+    if not names[0] or len(names) < end:
+        names = [*map(str, range(end))]
+    return tuple(names[first:end])
