@@ -349,8 +349,9 @@ async def test_functions_and_blocks_have_no_environment() -> None:
 
 async def test_a_dry_run_needs_no_environment() -> None:
     async with WorkflowEngine.create(dry_run=True) as flow:
-        for settings in ({"venv": "nowhere"}, {"container": "docker://python:3.12"}):
-            task = flow.executable_task(**settings)
+        in_venv = flow.executable_task(venv="nowhere")
+        in_container = flow.executable_task(container="docker://python:3.12")
+        for task in (in_venv, in_container):
             assert await task(lambda: "x")() == "Dummy Output"
 
 
