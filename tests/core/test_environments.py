@@ -138,7 +138,7 @@ async def test_modules_are_loaded_before_the_command(
 
         assert await within(show("| cat")) == "tool/1.0 other/1.0\n"
         path = make_environment(tmp_path / "env")
-        both = show.options(venv=path, modules="tool")
+        both = show.options(venv=path, modules=iter(["tool"])).options(priority=1)
         assert await within(both("$VIRTUAL_ENV")) == f"tool/1.0 {path}\n"
         said = "rhapsody: cannot load the modules tool/2.0"
         with pytest.raises(TaskFailedError, match=said) as caught:

@@ -244,10 +244,11 @@ class TaskDescription(_RequiredKeys, total=False):
         cwd: The absolute path of the directory in which an executable runs instead of the sandbox.
             The backend does not write its own files into this directory. The key is passed only to
             backends that declare the capability `cwd`.
-        container: The container image, already part of the command; as are the next three.
-        conda: The conda environment.
-        venv: The virtual environment.
-        modules: The environment modules.
+        container: The container image of an executable. The engine has already changed the
+            command so that it runs there; the same applies to `conda`, `venv` and `modules`.
+        conda: The name or path of a conda environment.
+        venv: The path of a virtual environment.
+        modules: The names of environment modules.
         capture: Treatment of the task's output. `True` (the default if absent) captures it, `False`
             does not, and `"files"` leaves it in files in the sandbox and stores their paths in
             `stdout` and `stderr`. `"quiet"`, used only for functions, captures the output without

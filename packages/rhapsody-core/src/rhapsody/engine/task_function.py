@@ -29,7 +29,7 @@ R = TypeVar("R")
 CallKind = Literal["function", "executable", "block"]
 
 _BLOCK_SETTINGS = frozenset({"name", "after", "service"})
-_ITERABLES = frozenset({"after", "limit", "other_backends"})
+_ITERABLES = frozenset({"after", "limit", "modules", "other_backends"})
 
 
 Command = str | Sequence[str | os.PathLike[str]]
@@ -284,8 +284,8 @@ def make_task(
     profile, name = engine.task_defaults, str(own.get("name") or _name(function))
     if kind == "block" or not (profile.defaults or profile.overrides):
         return _checked_task(engine, kind, function, own, own)
-    completed = profile.complete(name, own, function=kind == "function")
     try:
+        completed = profile.complete(name, own, function=kind == "function")
         return _checked_task(engine, kind, function, own, completed)
     except (TypeError, ValueError) as error:
         sources = profile.sources(name)
