@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
 import pytest
@@ -13,6 +13,18 @@ from rhapsody.testing import BackendConformance
 from tests.radical.pilots import FUNCTION_CORES, backend, resources
 
 pytestmark = [pytest.mark.timeout(3000), pytest.mark.long]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def two_gpus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Describe `local.localhost` as a machine with two GPUs instead of one."""
+    directory = tmp_path_factory.mktemp("configuration")
+    file = directory / ".radical/pilot/configs/resource_local.json"
+    file.parent.mkdir(parents=True)
+    file.write_text('{"localhost": {"gpus_per_node": 2}}')
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RADICAL_CONFIG_USER_DIR", str(directory))
+        yield
 
 
 class TestRadicalPilot(BackendConformance):
@@ -25,7 +37,7 @@ class TestRadicalPilot(BackendConformance):
     fan = 200
     cycles = 3
     cores = FUNCTION_CORES
-    gpus = 1
+    gpus = 2
     memory = "4 GiB"  # what RADICAL-Pilot says of a node of `local.localhost`
     separate_processes = True
     leaves_behind = ()

@@ -401,16 +401,17 @@ class ResourceRequests(Suite):
     async def test_gpus_are_assigned_to_executables(self, driver: Driver) -> None:
         gpus = self._total("gpus")
 
-        def task(count: int) -> TaskDescription:
+        def task(count: int, seconds: int) -> TaskDescription:
             request = Resources(cores=0, gpus=count)
-            return driver.command("echo $CUDA_VISIBLE_DEVICES; sleep 0.2", resources=request)
+            command = f"echo $CUDA_VISIBLE_DEVICES; sleep {seconds}"
+            return driver.command(command, resources=request)
 
-        ends = await driver.run(*(task(1) for _ in range(gpus)))
+        ends = await driver.run(*(task(1, seconds=1) for _ in range(gpus)))  # at the same time
         seen = sorted((end.stdout or "").strip() for end in ends)
         assert len(set(seen)) == gpus and all(seen), (
             f"{gpus} tasks must see different GPUs, but saw {seen}"
         )
-        whole = await driver.run_one(task(gpus))
+        whole = await driver.run_one(task(gpus, seconds=0))
         assert sorted((whole.stdout or "").strip().split(",")) == seen, str(whole)
 
     @check("resources", "sync_functions", ISOLATED, binds("gpus"))
