@@ -15,6 +15,7 @@ import pytest
 
 from rhapsody import BackendUnavailableError, TasksMainStates, WorkflowEngine
 from rhapsody_psij import PsijExecutionBackend
+from tests._support.machine import alive
 from tests._support.slurm import until_no_jobs
 
 ROOT = Path(__file__).parents[2]
@@ -32,38 +33,31 @@ def killed(executor: str, moment: str, directory: Path) -> None:
         assert line, "the victim ended before the moment"
 
 
-def ours(directory: Path) -> list[str]:
-    """Return the command lines of processes that name a directory."""
-    found = []
-    for process in psutil.process_iter():
-        try:
-            words = process.cmdline()
-        except psutil.Error:
-            continue
-        if any(str(directory) in word for word in words):
-            found.append(" ".join(words))
-    return found
+def until_client_ends(directory: Path) -> None:
+    """Wait until no process names a directory in its command line."""
+    until = time.monotonic() + 60
+    while left := [
+        line
+        for process in psutil.process_iter(["cmdline"])
+        if str(directory) in (line := " ".join(process.info["cmdline"] or ()))
+    ]:
+        assert time.monotonic() < until, left
+        time.sleep(0.1)
 
 
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_local_jobs_end_when_the_program_is_killed(moment: str, tmp_path: Path) -> None:
     killed("local", moment, tmp_path)
-    until = time.monotonic() + 60
-    while left := ours(tmp_path):
-        assert time.monotonic() < until, left
-        time.sleep(0.1)
+    until_client_ends(tmp_path)
     for file in tmp_path.glob("*.pid"):
-        assert not psutil.pid_exists(int(file.read_text()))
+        assert not alive(int(file.read_text()))
 
 
 @pytest.mark.usefixtures("cluster")
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_slurm_jobs_end_when_the_program_is_killed(moment: str, tmp_path: Path) -> None:
     killed("slurm", moment, tmp_path)
-    until = time.monotonic() + 60
-    while any("rhapsody_psij.client" in line for line in ours(Path("rhapsody_psij.client"))):
-        assert time.monotonic() < until, "the client is still running"
-        time.sleep(0.1)
+    until_client_ends(tmp_path)
     until_no_jobs()
 
 

@@ -221,19 +221,14 @@ class PsijExecutionBackend(SharedSandboxes, ManagedBackend):
         await in_thread(partial(self._reports.mkdir, parents=True, mode=0o700))
         with open(directory / "client.log", "wb") as log:  # noqa: ASYNC230 - once
             self._client = await asyncio.create_subprocess_exec(
-                *_python("client"),
+                *_python("client", str(directory)),
                 stdin=PIPE,
                 stdout=PIPE,
                 stderr=log,
                 limit=MAX_LINE,
                 start_new_session=True,
             )
-        settings = {
-            "executor": self.executor,
-            "directory": str(directory),
-            "ask_every": self.ask_every,
-        }
-        self._send(settings)
+        self._send({"executor": self.executor, "ask_every": self.ask_every})
         assert self._client.stdout is not None
         reply = json.loads(await self._client.stdout.readline() or '{"error": "PSI/J has failed"}')
         if "error" in reply:

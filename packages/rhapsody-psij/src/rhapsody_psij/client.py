@@ -50,6 +50,7 @@ class Client:
     """Executor of PSI/J and its jobs.
 
     Args:
+        directory: The directory for PSI/J's files.
         settings: The settings from the first line.
         report: Called with each report, from any thread.
 
@@ -57,9 +58,11 @@ class Client:
         ValueError: PSI/J has no such executor, or cannot load it.
     """
 
-    def __init__(self, settings: dict[str, Any], report: Callable[[list[Any]], None]) -> None:
+    def __init__(
+        self, directory: Path, settings: dict[str, Any], report: Callable[[list[Any]], None]
+    ) -> None:
         config = BatchSchedulerExecutorConfig(
-            work_directory=Path(settings["directory"]),
+            work_directory=directory,
             queue_polling_interval=settings["ask_every"],
             initial_queue_polling_delay=0,
         )
@@ -198,13 +201,18 @@ def _send(reports: SimpleQueue[list[Any]], out: TextIO) -> None:
             return
 
 
-def main() -> None:
-    """Run the client until its standard input ends."""
+def main(directory: str) -> None:
+    """Run the client until its standard input ends.
+
+    Args:
+        directory: The directory for PSI/J's files, which the command line contains so that the
+            client can be found in the list of processes.
+    """
     out = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # only messages go to standard output
     reports: SimpleQueue[list[Any]] = SimpleQueue()
     try:
-        client = Client(json.loads(sys.stdin.readline()), reports.put)
+        client = Client(Path(directory), json.loads(sys.stdin.readline()), reports.put)
     except Exception as error:  # PSI/J loads modules of any origin
         cause = f": {error.__cause__}" if error.__cause__ else ""
         print(json.dumps({"error": f"{error}{cause}"}), file=out, flush=True)
@@ -222,4 +230,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1])
