@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -116,3 +118,39 @@ async def test_tasks_share_a_job() -> None:
             said = await asyncio.gather(*(job() for _ in range(3)))
     assert len(set(said)) == 1
     assert said[0].split()[1] == "3:00"
+
+
+SQUEUE = """#!/bin/sh
+echo . >>{place}/calls
+[ ! -e {place}/down ] || exit 1
+exec {squeue} "$@"
+"""
+
+
+async def test_tasks_survive_a_queue_that_does_not_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program, calls, down = (tmp_path / name for name in ("squeue", "calls", "down"))
+    program.write_text(SQUEUE.format(place=tmp_path, squeue=shutil.which("squeue")))
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    backend = Eager("slurm")
+    backend.ask_every, backend.patience = 0.2, 0.5
+    async with asyncio.timeout(100):
+        async with WorkflowEngine.create(backend, lost_retries=0) as flow:
+
+            @flow.executable_task
+            def wait() -> str:
+                return f"while [ ! -e {tmp_path}/end ]; do sleep 0.1; done; echo done"
+
+            task = wait()
+            while task.state is not TasksMainStates.RUNNING:  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
+            down.touch()
+            before = calls.stat().st_size
+            while calls.stat().st_size < before + 40:  # noqa: ASYNC110 - two bytes per call
+                await asyncio.sleep(0.1)
+            assert task.state is TasksMainStates.RUNNING
+            down.unlink()
+            (tmp_path / "end").touch()
+            assert await task == "done\n"

@@ -65,11 +65,20 @@ COMMANDS = {
 TOO_MUCH = "node configuration"
 """Part of Slurm's message about a job that needs more than any node has."""
 
+PROGRAM_KEYS = frozenset((
+    "uid", "name", "executable", "arguments", "sandbox", "cwd", "environment", "stdin", "capture",
+    "trace_context",
+))  # fmt: skip
+"""Keys of an executable's description that its job needs."""
+
 MAX_JOBS = 100
 """Default maximum number of jobs in a batch system."""
 
 MIN_INTERVAL, MAX_INTERVAL = 0.05, 2.0
 """Seconds between two listings of the reports; the interval doubles while nothing changes."""
+
+MAX_ERROR = 2000
+"""Number of characters of the client's standard error in a message."""
 
 MAX_LINE = 2**26
 """Maximum length of a message from the client, in bytes."""
@@ -92,12 +101,8 @@ class _Run:
     @property
     def order(self) -> dict[str, Any]:
         """The task's entry in the order file of its job."""
-        keys = ["uid", "name", "executable", "arguments", "sandbox", "cwd", "environment", "stdin"]
-        keys += ["capture", "trace_context"]
-        if self.call is None:
-            task = {key: value for key, value in self.task.items() if key in keys}
-        else:
-            task = {"uid": self.task["uid"]}
+        keys = PROGRAM_KEYS if self.call is None else {"uid"}
+        task = {key: value for key, value in self.task.items() if key in keys}
         return {"task": task, "call": self.call, "cores": cores_of(self.task)}
 
 
@@ -230,11 +235,11 @@ class PsijExecutionBackend(SharedSandboxes, ManagedBackend):
             )
         self._send({"executor": self.executor, "ask_every": self.ask_every})
         assert self._client.stdout is not None
-        reply = json.loads(await self._client.stdout.readline() or '{"error": "PSI/J has failed"}')
-        if "error" in reply:
+        line = await self._client.stdout.readline()
+        error = json.loads(line).get("error") if line else end_of_file(str(log.name), MAX_ERROR)
+        if error is not None:
             raise BackendUnavailableError(
-                f"backend {self.name!r}: executor {self.executor!r} cannot be used: "
-                f"{reply['error']}"
+                f"backend {self.name!r}: executor {self.executor!r} cannot be used: {error}"
             )
         self._spawn(self._listen())
 
@@ -505,6 +510,9 @@ def _take_reports(directory: Path) -> list[Report]:
             path = directory / name
             found.append((uid, kind, path.read_bytes()))
             path.unlink()
+            if kind == "ended":
+                for other in ("claim", "cancel"):
+                    (directory / f"{uid}.{other}").unlink(missing_ok=True)
     return found
 
 

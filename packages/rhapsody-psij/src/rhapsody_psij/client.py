@@ -23,6 +23,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, TextIO
@@ -33,8 +34,8 @@ from psij.executors.batch.batch_scheduler_executor import BatchSchedulerExecutor
 
 log = logging.getLogger(__name__)
 
-MAX_COMMANDS = 8
-"""Maximum number of the batch system's commands that run at the same time."""
+MAX_CANCELLATIONS = 8
+"""Maximum number of cancellations that run at the same time."""
 
 CANCEL_ATTEMPTS = 10
 """Number of times that the cancellation of a job is tried."""
@@ -44,6 +45,15 @@ CANCEL_WAIT = 3.0
 
 KILL_TIMEOUT = 10.0
 """Seconds to wait for the processes of a local job to end after SIGKILL."""
+
+
+NO_ANSWER = "Failed to poll for job status"
+"""Start of the message with which PSI/J fails all jobs if it cannot query the queue. The jobs
+continue, and the client attaches them again.
+"""
+
+REASON = "SystemFailure"
+"""A reason of Slurm's that PSI/J knows."""
 
 
 class Client:
@@ -68,25 +78,29 @@ class Client:
         )
         self._executor = psij.JobExecutor.get_instance(settings["executor"], config=config)
         self._executor.set_job_status_callback(self._changed)
+        if settings["executor"] == "slurm":
+            executor: Any = self._executor
+            executor.parse_status_output = partial(_parse_queue, executor.parse_status_output)
         self._local = settings["executor"] == "local"
         self._report = report
         self._jobs: dict[str, psij.Job] = {}  # by the id of the specification
         self._ids: dict[str, str] = {}  # by PSI/J's id
         self._cancelled: set[str] = set()
         self._lock = threading.Lock()
-        self._pool = ThreadPoolExecutor(MAX_COMMANDS)
+        self._submissions = ThreadPoolExecutor(1)  # one at a time, to keep their order
+        self._cancellations = ThreadPoolExecutor(MAX_CANCELLATIONS)
 
     def submit(self, spec: dict[str, Any]) -> None:
-        """Submit a job on a thread of the pool."""
-        self._pool.submit(self._submit, spec.pop("id"), spec)
+        """Submit a job after those that wait for their submission."""
+        self._submissions.submit(self._submit, spec.pop("id"), spec)
 
     def cancel(self, number: str) -> None:
-        """Cancel a job on a thread of the pool; if it is not submitted yet, do not submit it."""
+        """Cancel a job; if it is not submitted yet, do not submit it."""
         with self._lock:
             self._cancelled.add(number)
             job = self._jobs.get(number)
         if job is not None and job.native_id is not None:
-            self._pool.submit(self._cancel, number, job)
+            self._cancellations.submit(self._cancel, number)
 
     def close(self) -> None:
         """Cancel the jobs that have not ended; return when all cancellations have been sent."""
@@ -94,7 +108,8 @@ class Client:
             numbers = list(self._jobs)
         for number in numbers:
             self.cancel(number)
-        self._pool.shutdown()
+        self._submissions.shutdown()
+        self._cancellations.shutdown()
 
     def _submit(self, number: str, spec: dict[str, Any]) -> None:
         job = psij.Job()
@@ -111,7 +126,7 @@ class Client:
             self._end(number, "REFUSED", str(error) or repr(error))
             return
         if number in self._cancelled:
-            self._cancel(number, job)
+            self._cancel(number)
 
     def _spec(self, spec: dict[str, Any]) -> psij.JobSpec:
         resources = psij.ResourceSpecV1(**spec.pop("resources"))
@@ -124,12 +139,13 @@ class Client:
             made.duration = None  # type: ignore[assignment]  # the default of the queue
         return psij.JobSpec(**spec, resources=resources, attributes=made)
 
-    def _cancel(self, number: str, job: psij.Job) -> None:
-        if self._local:
-            _kill(job)
-            return
+    def _cancel(self, number: str) -> None:
         for attempt in range(CANCEL_ATTEMPTS):
-            if job.status.final:
+            job = self._jobs.get(number)
+            if job is None:  # it has ended
+                return
+            if self._local:
+                _kill(job)
                 return
             try:
                 job.cancel()
@@ -145,6 +161,13 @@ class Client:
         number = self._ids.get(job.id)
         if number is None:
             return
+        if status.state == psij.JobState.FAILED and (status.message or "").startswith(NO_ANSWER):
+            again = psij.Job(job.spec)
+            with self._lock:
+                self._jobs[number], self._ids[again.id] = again, number
+                del self._ids[job.id]
+            self._executor.attach(again, str(job.native_id))
+            return
         if status.final:
             self._end(number, status.state.name, status.message, status.exit_code)
         else:
@@ -157,6 +180,21 @@ class Client:
         if job is not None:
             self._ids.pop(job.id, None)
         self._report([number, state, message, code])
+
+
+def _parse_queue(parse: Any, code: int, text: str) -> dict[str, psij.JobStatus]:
+    """Parse the output of `squeue`, with reasons that PSI/J does not know.
+
+    PSI/J's own method, `parse`, raises an error for the whole queue if a reason is unknown or
+    contains a space.
+    """
+    rows = [line.split(None, 2) for line in text.splitlines()]
+    known = "\n".join(f"{row[0]} {row[1]} {REASON}" for row in rows if len(row) > 1)
+    statuses: dict[str, psij.JobStatus] = parse(code, known if code == 0 else text)
+    for row in rows:
+        if row and row[0] in statuses and statuses[row[0]].message is not None:
+            statuses[row[0]].message = " ".join(row[1:])
+    return statuses
 
 
 def _kill(job: psij.Job) -> None:

@@ -10,8 +10,8 @@ To cancel a task of a shared job, which also runs other tasks, the program creat
 only one of them succeeds. If the task has started, the program creates the file `UID.cancel`, which
 the job looks for while it runs the task.
 
-A batch system may start a job again, for example after the failure of a node. Tasks that have ended
-are then skipped.
+A batch system may start a job again, for example after the failure of a node. Tasks whose reports
+are still there are then skipped, and the others run again.
 """
 
 from __future__ import annotations
