@@ -123,7 +123,11 @@ _CANONICAL_TABLE = _table("canonical", {main: [main] for main in TasksMainStates
 _OWN_STATES = ("initialized_state", "running_state", "shutdown_state")
 
 _lock = threading.Lock()
-_tables: dict[str, _Table] = {"noop": _CANONICAL_TABLE, "local": _CANONICAL_TABLE}
+_tables: dict[str, _Table] = {
+    "noop": _CANONICAL_TABLE,
+    "local": _CANONICAL_TABLE,
+    "simulated": _CANONICAL_TABLE,
+}
 _own: dict[str, Mapping[str, Any]] = {}
 
 

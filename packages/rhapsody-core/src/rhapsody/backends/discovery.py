@@ -51,6 +51,7 @@ __all__ = [
 
 PUBLISHED = {
     "noop": CORE,
+    "simulated": CORE,
     "local": CORE,
     "dask": "rhapsody-dask",
     "radical_pilot": "rhapsody-radical",
