@@ -20,6 +20,7 @@ class Receiver:
 
     Attributes:
         url: The endpoint.
+        traces: The endpoint for traces alone.
         spans: The spans, each with its name, by span id.
         metrics: The names of the metrics.
         logs: The log records.
@@ -28,6 +29,7 @@ class Receiver:
 
     def __init__(self, url: str) -> None:
         self.url = url
+        self.traces = f"{url}/v1/traces"
         self.spans: dict[bytes, Any] = {}
         self.metrics: set[str] = set()
         self.logs: list[Any] = []

@@ -95,6 +95,17 @@ def test_traces_metrics_and_logs_of_a_run_arrive_by_otlp(tmp_path: Path) -> None
     assert record.span_id == attempt.span_id
 
 
+def test_all_spans_of_a_wide_fan_of_short_tasks_arrive(tmp_path: Path) -> None:
+    text = (
+        "import asyncio\n"
+        "async def main(flow):\n"
+        "    await asyncio.gather(*flow.map(flow.function_task(abs), range(3000)))\n"
+    )
+    with receiving() as received:
+        run(tmp_path, *RHAPSODY, program=text, OTEL_EXPORTER_OTLP_TRACES_ENDPOINT=received.traces)
+    assert len(received.spans) == 2 * 3000 + 1
+
+
 def test_standard_variables_select_the_signals_and_the_service(tmp_path: Path) -> None:
     with receiving() as received:
         run(

@@ -17,6 +17,10 @@ from opentelemetry import _logs, metrics, trace
 
 SIGNALS = ("traces", "metrics", "logs")
 
+QUEUE_SIZE = 65536
+"""Number of spans that may wait to be sent, unless `OTEL_BSP_MAX_QUEUE_SIZE` is set. With the SDK's
+default of 2048, spans of short tasks would be dropped."""
+
 _PROTOCOLS = {"grpc": "otlp_proto_grpc", "http/protobuf": "otlp_proto_http"}
 _DISTRIBUTIONS = {
     "otlp_proto_http": "rhapsody-otel[otlp]",
@@ -106,8 +110,9 @@ def _install(exporters: dict[str, list[type[Any]]]) -> None:
     if str(resource.attributes[SERVICE_NAME]).startswith("unknown_service"):
         resource = resource.merge(Resource({SERVICE_NAME: "rhapsody"}))
     tracers = TracerProvider(resource=resource)
+    size = None if _variable("OTEL_BSP_MAX_QUEUE_SIZE") else QUEUE_SIZE
     for exporter in exporters["traces"]:
-        tracers.add_span_processor(BatchSpanProcessor(exporter()))
+        tracers.add_span_processor(BatchSpanProcessor(exporter(), max_queue_size=size))
     trace.set_tracer_provider(tracers)
     if exporters["metrics"]:
         readers = [

@@ -8,8 +8,8 @@ Only the span of the workflow is created with `Tracer.start_span`. The other spa
 they have ended, as the objects that exporters receive, and passed to the provider's processors.
 Their ids are chosen before, because the context of an attempt is sent along with it. There are two
 reasons. A span of `start_span` would begin when the attempt is submitted, so it would contain the
-time in the backend's queue. And such a span takes 30 µs of the event loop's time, but these 10 µs.
-The sampler decides once, for the whole trace.
+time in the backend's queue. And such a span takes three times as long to create. The sampler
+decides once, for the whole trace.
 """
 
 from __future__ import annotations
@@ -51,23 +51,23 @@ _active: list[OpenTelemetryObserver] = []
 
 @dataclass(slots=True)
 class _Task:
-    """Unfinished task or block.
+    """Unfinished task or block. A wide fan-out creates many, so it contains few other objects.
 
     Attributes:
         call: The call.
-        parent: The context of the span of the block or workflow.
-        context: The context of its own span.
+        parent: The id of the span of the block or workflow.
+        span: The id of its own span.
         state: The current state, for the number of tasks by state.
-        attempt: The context of the span of the current attempt.
+        attempt: The id of the span of the current attempt; 0 if there is none.
         submitted: The time at which the current attempt was submitted, in seconds since the epoch.
         began: The time at which it began to run.
     """
 
     call: TaskCall
-    parent: SpanContext
-    context: SpanContext
+    parent: int
+    span: int
     state: str = "pending"
-    attempt: SpanContext | None = None
+    attempt: int = 0
     submitted: float = 0.0
     began: float | None = None
 
@@ -152,14 +152,14 @@ class OpenTelemetryObserver:
         """Choose the ids of the spans of tasks and blocks."""
         for call in calls:
             block = self._tasks.get(call.block) if call.block else None
-            context = self._new_context()
-            parent = self._parent if block is None else block.context
-            self._tasks[call.uid] = _Task(call, parent, context)
+            span = self._tracer.id_generator.generate_span_id()
+            parent = self._parent.span_id if block is None else block.span
+            self._tasks[call.uid] = _Task(call, parent, span)
             kind, _, number = call.uid.partition(".")
             ids, position = self._ids[kind], int(number)
             if len(ids) <= position:
                 ids.extend([0] * (position + 1 - len(ids)))
-            ids[position] = context.span_id
+            ids[position] = span
         self._metrics.count(Counter(pending=len(calls)))
 
     @hookimpl
@@ -170,9 +170,9 @@ class OpenTelemetryObserver:
             known = self._tasks.get(self._uid(task))
             if known is None:  # a finished task runs again because its result was lost
                 continue
-            known.attempt = context = self._new_context()
+            known.attempt = span = self._tracer.id_generator.generate_span_id()
             known.submitted, known.began = now, None
-            header = f"{self._trace}{context.span_id:016x}-{context.trace_flags:02x}"
+            header = f"{self._trace}{span:016x}-{self._parent.trace_flags:02x}"
             task["trace_context"] = {"traceparent": header, **self._headers}
 
     @hookimpl
@@ -190,7 +190,7 @@ class OpenTelemetryObserver:
             if event.state is _RUNNING:
                 known.began = event.time
             elif event.state in _ENDED:
-                if known.attempt is not None:
+                if known.attempt:
                     self._end_attempt(known, known.attempt, event)
                 if not event.retried:
                     self._end_task(known, event)
@@ -216,24 +216,23 @@ class OpenTelemetryObserver:
         """Return the uid of a task in its engine."""
         return task["uid"].removeprefix(self._prefix).rpartition(".")[0]
 
-    def _new_context(self) -> SpanContext:
-        """Return the context of a new span in the trace of the workflow."""
-        own, span_id = self._parent, self._tracer.id_generator.generate_span_id()
-        return SpanContext(own.trace_id, span_id, False, own.trace_flags, own.trace_state)
+    def _span_context(self, span: int) -> SpanContext:
+        """Return the context of a span of the workflow, given its id."""
+        own = self._parent
+        return SpanContext(own.trace_id, span, False, own.trace_flags, own.trace_state)
 
     def _with_span(self, context: SpanContext) -> Context:
         """Return OpenTelemetry's context with a span, and with what the program has inherited."""
         return trace.set_span_in_context(NonRecordingSpan(context), self._inherited)
 
-    def _end_attempt(self, task: _Task, context: SpanContext, event: TaskEvent) -> None:
-        task.attempt = None
+    def _end_attempt(self, task: _Task, span: int, event: TaskEvent) -> None:
+        task.attempt = 0
         began, ended = event.interval or (task.began, event.time)
         self._metrics.end_attempt(event, began, ended, task.submitted)
         if self._workflow.is_recording():
             attributes = {
                 "rhapsody.task.uid": event.uid,
                 "rhapsody.attempt.number": event.attempt,
-                "rhapsody.task.state": task.state,
                 "rhapsody.backend": event.backend or "",
             }
             if event.worker is not None:
@@ -247,7 +246,7 @@ class OpenTelemetryObserver:
                 attributes[f"rhapsody.usage.{name}"] = value
             begin = task.submitted if began is None else began
             self._emit(
-                f"attempt {event.name}", context, task.context, begin, ended, attributes,
+                f"attempt {event.name}", span, task.span, begin, ended, attributes,
                 event.error, task.call,
             )  # fmt: skip
 
@@ -259,26 +258,27 @@ class OpenTelemetryObserver:
         attributes: dict[str, Any] = {
             "rhapsody.task.uid": call.uid,
             "rhapsody.task.call": call.call,
-            "rhapsody.task.state": task.state,
         }
         if call.scope is not None:
             attributes["rhapsody.scope"] = call.scope
         for name, value in call.resources.items():
             attributes[f"rhapsody.resources.{name}"] = value
+        if task.state == "canceled":
+            attributes["rhapsody.task.canceled"] = True
         if event.native == "reused":
             attributes["rhapsody.task.reused"] = True
-        links = [Link(self._context_of_ended(uid)) for uid in call.dependencies]
+        links = [Link(self._span_context(self._id_of(uid))) for uid in call.dependencies]
         name = f"{'block' if call.kind == 'block' else 'task'} {call.name}"
         self._emit(
-            name, task.context, task.parent, call.time, event.time, attributes, event.error, call,
+            name, task.span, task.parent, call.time, event.time, attributes, event.error, call,
             links,
         )  # fmt: skip
 
     def _emit(
         self,
         name: str,
-        context: SpanContext,
-        parent: SpanContext,
+        own: int,
+        parent: int,
         begin: float,
         end: float,
         attributes: Mapping[str, Any],
@@ -295,24 +295,24 @@ class OpenTelemetryObserver:
             events = (sdk.Event("exception", found, end_time),)
             status = Status(StatusCode.ERROR, found["exception.message"])
         span = sdk.ReadableSpan(
-            name, context, parent, self._tracer.resource, attributes, events, links,
+            name, self._span_context(own), self._span_context(parent), self._tracer.resource,
+            attributes, events, links,
             status=status, start_time=int(begin * 1e9), end_time=end_time,
             instrumentation_scope=SCOPE,
         )  # fmt: skip
         self._tracer.span_processor.on_end(span)
 
-    def _context_of_ended(self, uid: str) -> SpanContext:
-        """Return the context of the span of a task or block, which may have ended long ago."""
+    def _id_of(self, uid: str) -> int:
+        """Return the id of the span of a task or block, which may have ended long ago."""
         kind, _, number = uid.partition(".")
-        span_id = self._ids[kind][int(number)]
-        return SpanContext(self._parent.trace_id, span_id, False, self._parent.trace_flags)
+        return self._ids[kind][int(number)]
 
     def _context_of(self, uid: str) -> Context | None:
         """Return the context of a task's current attempt. Called on any thread."""
         task = self._tasks.get(uid)
         if task is None or len(_active) > 1:  # several engines use the same uids
             return None
-        return self._with_span(task.attempt or task.context)
+        return self._with_span(self._span_context(task.attempt or task.span))
 
 
 def _from_environment() -> Context:
