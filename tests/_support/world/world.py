@@ -180,7 +180,7 @@ class World:
 
     def _backend(self, name: str) -> BackendHandle:
         backend: BackendHandle = object.__new__(BackendHandle)
-        backend.name, backend.occupied = name, 0
+        backend.name, backend.occupied, backend.dry = name, 0, False
         backend.capabilities = self.random.choice(BACKENDS)
         return backend
 
