@@ -244,8 +244,9 @@ class SimulatedExecutionBackend(ManagedBackend):
     end of the job are lost, and the next job is submitted. A task whose walltime or timeout exceeds
     the rest of the job waits for the next job.
 
-    Virtual time does not pass while the program waits for anything else, such as `asyncio.sleep`,
-    a thread or a file, and does not wait for it either.
+    Virtual time passes only when the event loop is idle. It does not wait for anything else that
+    the program awaits, such as `asyncio.sleep(1)`, a thread or a file, and it stands still in a
+    loop around `asyncio.sleep(0)`.
 
     Args:
         nodes: Number of nodes.
