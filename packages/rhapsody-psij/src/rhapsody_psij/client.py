@@ -187,6 +187,9 @@ def _parse_queue(parse: Any, code: int, text: str) -> dict[str, psij.JobStatus]:
 
     PSI/J's own method, `parse`, raises an error for the whole queue if a reason is unknown or
     contains a space.
+
+    Returns:
+        The statuses by job. The message of a failed job contains Slurm's state and reason.
     """
     rows = [line.split(None, 2) for line in text.splitlines()]
     known = "\n".join(f"{row[0]} {row[1]} {REASON}" for row in rows if len(row) > 1)
