@@ -12,14 +12,15 @@ from tests.otel.conftest import Traced
 
 
 def points(traced: Traced) -> dict[str, dict[tuple[Any, ...], Any]]:
-    """Return the data points of all metrics, by the values of their attributes."""
+    """Return the data points of all metrics, by the values of their attributes, sorted by name."""
     data = traced.reader.get_metrics_data()
     assert data is not None
     (scope,) = data.resource_metrics[0].scope_metrics
     found: dict[str, dict[tuple[Any, ...], Any]] = {}
     for metric in scope.metrics:
         found[metric.name] = {
-            tuple((point.attributes or {}).values()): point for point in metric.data.data_points
+            tuple(value for _, value in sorted((point.attributes or {}).items())): point
+            for point in metric.data.data_points
         }
     return found
 
@@ -42,13 +43,13 @@ async def test_tasks_are_counted_by_state_and_attempts_are_timed(traced: Traced)
     found = points(traced)
     counts = {state: point.value for (state,), point in found["rhapsody.task.count"].items()}
     assert {state: count for state, count in counts.items() if count} == {"done": 2, "failed": 1}
-    assert found["rhapsody.task.retries"]["again", "local"].value == 1
+    assert found["rhapsody.task.retries"]["local", "again"].value == 1
     duration = found["rhapsody.attempt.duration"]
-    assert duration["again", "local", "failed", "KeyError"].count == 1
-    assert duration["again", "local", "done"].count == 1
-    assert duration["fails", "local", "failed", "ValueError"].count == 1
-    assert found["rhapsody.attempt.queue_time"]["again", "local"].count == 2
-    assert found["rhapsody.attempt.cpu.time"]["show", "local"].value > 0
+    assert duration["KeyError", "local", "again", "failed"].count == 1
+    assert duration["local", "again", "done"].count == 1
+    assert duration["ValueError", "local", "fails", "failed"].count == 1
+    assert found["rhapsody.attempt.queue_time"]["local", "again"].count == 2
+    assert found["rhapsody.attempt.cpu.time"]["local", "show"].value > 0
 
 
 @pytest.mark.asyncio
