@@ -23,7 +23,7 @@ async def main(executor: str, directory: Path) -> None:
         def task(number: int) -> str:
             return f"echo $$ >{directory}/{number}.pid; exec sleep 300"
 
-        tasks = [task(number) for number in range(6)]
+        tasks = [task(number) for number in range(60)]  # some are being submitted
         print("submitting", flush=True)
         while all(each.state is not TasksMainStates.RUNNING for each in tasks):  # noqa: ASYNC110
             await asyncio.sleep(0.02)

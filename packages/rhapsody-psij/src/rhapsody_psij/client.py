@@ -30,7 +30,10 @@ from typing import Any, TextIO
 
 import psij
 import psutil
-from psij.executors.batch.batch_scheduler_executor import BatchSchedulerExecutorConfig
+from psij.executors.batch.batch_scheduler_executor import (
+    BatchSchedulerExecutor,
+    BatchSchedulerExecutorConfig,
+)
 
 log = logging.getLogger(__name__)
 
@@ -86,46 +89,40 @@ class Client:
         self._jobs: dict[str, psij.Job] = {}  # by the id of the specification
         self._ids: dict[str, str] = {}  # by PSI/J's id
         self._cancelled: set[str] = set()
-        self._lock = threading.Lock()
         self._submissions = ThreadPoolExecutor(1)  # one at a time, to keep their order
         self._cancellations = ThreadPoolExecutor(MAX_CANCELLATIONS)
 
     def submit(self, spec: dict[str, Any]) -> None:
         """Submit a job after those that wait for their submission."""
-        self._submissions.submit(self._submit, spec.pop("id"), spec)
+        number, job = spec.pop("id"), psij.Job()
+        self._jobs[number], self._ids[job.id] = job, number
+        self._submissions.submit(self._submit, number, job, spec)
 
     def cancel(self, number: str) -> None:
         """Cancel a job; if it is not submitted yet, do not submit it."""
-        with self._lock:
-            self._cancelled.add(number)
-            job = self._jobs.get(number)
+        self._cancelled.add(number)
+        job = self._jobs.get(number)
         if job is not None and job.native_id is not None:
             self._cancellations.submit(self._cancel, number)
 
     def close(self) -> None:
         """Cancel the jobs that have not ended; return when all cancellations have been sent."""
-        with self._lock:
-            numbers = list(self._jobs)
-        for number in numbers:
+        for number in list(self._jobs):
             self.cancel(number)
         self._submissions.shutdown()
         self._cancellations.shutdown()
 
-    def _submit(self, number: str, spec: dict[str, Any]) -> None:
-        job = psij.Job()
-        with self._lock:
-            if number in self._cancelled:
-                self._end(number, "CANCELED")
-                return
-            self._jobs[number] = job
-            self._ids[job.id] = number
+    def _submit(self, number: str, job: psij.Job, spec: dict[str, Any]) -> None:
+        if number in self._cancelled:
+            self._end(number, "CANCELED")
+            return
         try:
             job.spec = self._spec(spec)
             self._executor.submit(job)
         except Exception as error:  # PSI/J raises the errors of the system's commands
             self._end(number, "REFUSED", str(error) or repr(error))
             return
-        if number in self._cancelled:
+        if number in self._cancelled:  # meanwhile
             self._cancel(number)
 
     def _spec(self, spec: dict[str, Any]) -> psij.JobSpec:
@@ -135,7 +132,7 @@ class Client:
         if duration is not None:
             attributes["duration"] = timedelta(seconds=duration)
         made = psij.JobAttributes(**attributes)
-        if duration is None and isinstance(self._executor.config, BatchSchedulerExecutorConfig):
+        if duration is None and isinstance(self._executor, BatchSchedulerExecutor):
             made.duration = None  # type: ignore[assignment]  # the default of the queue
         return psij.JobSpec(**spec, resources=resources, attributes=made)
 
@@ -163,9 +160,7 @@ class Client:
             return
         if status.state == psij.JobState.FAILED and (status.message or "").startswith(NO_ANSWER):
             again = psij.Job(job.spec)
-            with self._lock:
-                self._jobs[number], self._ids[again.id] = again, number
-                del self._ids[job.id]
+            self._ids[again.id], self._jobs[number] = number, again
             self._executor.attach(again, str(job.native_id))
             return
         if status.final:
