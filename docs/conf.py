@@ -34,6 +34,7 @@ nitpick_ignore_regex = [
     ("py:obj", ".*"),  # code in docstrings, which is a link only if it is a public name
     # Types in signatures that are private, and names of the standard library's private modules.
     ("py:class", r"rhapsody(_\w+)?\..*|_asyncio\..*|asyncio\.events\..*|concurrent\..*\._base\..*"),
+    ("py:class", r"opentelemetry\..*"),
     ("py:class", "BackendLike|Clock|Journal|KeepSandboxes|P|Progress|Starting"),
     ("py:exc", "NotStartedError|PilotException"),
 ]

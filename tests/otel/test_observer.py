@@ -171,6 +171,17 @@ async def test_executables_receive_the_context_in_the_environment(traced: Traced
 
 
 @pytest.mark.asyncio
+async def test_the_script_that_repeats_a_failed_command_is_not_traced(traced: Traced) -> None:
+    async with WorkflowEngine.create(observers=[traced.observer()]) as flow:
+        failing = flow.executable_task(name="fails", environment={"MODE": "x"})(lambda: "exit 3")()
+        with pytest.raises(Exception, match="3"):
+            await failing
+    script = await asyncio.to_thread(Path(str(failing.sandbox), ".rhapsody.again").read_text)
+    assert "MODE" in script
+    assert "TRACEPARENT" not in script
+
+
+@pytest.mark.asyncio
 async def test_functions_and_executables_on_dask_run_in_the_context_of_their_attempt(
     traced: Traced,
 ) -> None:

@@ -30,6 +30,7 @@ from opentelemetry import _logs, metrics, propagate, trace
 from opentelemetry.context import Context, get_current
 from opentelemetry.sdk import trace as sdk
 from opentelemetry.sdk._logs import LoggerProvider
+from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import Link, NonRecordingSpan, SpanContext, Status, StatusCode
 
@@ -47,6 +48,17 @@ _STATES = {state: state.lower() for state in TasksMainStates}
 
 _active: list[OpenTelemetryObserver] = []
 """The observers of running engines."""
+
+
+class _Resource(Resource):
+    """Resource that computes its hash once. Exporters request it for each span."""
+
+    def __init__(self, resource: Resource) -> None:
+        super().__init__(resource.attributes, resource.schema_url)
+        self._hash = super().__hash__()
+
+    def __hash__(self) -> int:
+        return self._hash
 
 
 @dataclass(slots=True)
@@ -105,6 +117,7 @@ class OpenTelemetryObserver:
                 f"{provider!r}; pass one, or call opentelemetry.trace.set_tracer_provider first"
             )
         self._tracer = tracer
+        self._resource = _Resource(tracer.resource)
         self._metrics = Metrics(metrics.get_meter(SCOPE.name, __version__, meter_provider))
         loggers = logger_provider or _logs.get_logger_provider()
         self._handler: logging.Handler | None = None
@@ -295,7 +308,7 @@ class OpenTelemetryObserver:
             events = (sdk.Event("exception", found, end_time),)
             status = Status(StatusCode.ERROR, found["exception.message"])
         span = sdk.ReadableSpan(
-            name, self._span_context(own), self._span_context(parent), self._tracer.resource,
+            name, self._span_context(own), self._span_context(parent), self._resource,
             attributes, events, links,
             status=status, start_time=int(begin * 1e9), end_time=end_time,
             instrumentation_scope=SCOPE,
