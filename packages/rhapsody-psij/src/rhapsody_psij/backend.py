@@ -33,6 +33,7 @@ from typing import Any
 from rhapsody import (
     BackendUnavailableError,
     CapabilityError,
+    Resources,
     SubmissionError,
     TaskDescription,
     TaskLostError,
@@ -418,7 +419,10 @@ class PsijExecutionBackend(SharedSandboxes, ManagedBackend):
         runs = list(job.runs.values())
         if state == "REFUSED":
             kind = CapabilityError if TOO_MUCH in str(message) else SubmissionError
-            error = kind(f"backend {self.name!r} cannot submit a job: {message}")
+            wanted = runs[0].task.get("resources") if runs else None
+            error = kind(
+                f"backend {self.name!r} cannot submit a job for {wanted or Resources()}: {message}"
+            )
             self._end_job(job, {"exception": error})
         elif state in ("COMPLETED", "FAILED", "CANCELED"):
             # Flux reports no exit code of successful jobs. A job without an exit code may also
