@@ -77,3 +77,23 @@ async def test_with_several_engines_records_are_not_assigned_by_uid(traced: Trac
     }
     for record in (record for records in found for record in records):
         assert record.span_id in {0, *spans}
+
+
+@pytest.mark.asyncio
+async def test_records_are_exported_until_the_last_engine_ends(traced: Traced) -> None:
+    exporter = InMemoryLogRecordExporter()  # type: ignore[no-untyped-call]
+    provider = LoggerProvider()
+    provider.add_log_record_processor(SimpleLogRecordProcessor(exporter))
+    first, second = [
+        await WorkflowEngine.create(
+            observers=[OpenTelemetryObserver(traced.tracers, traced.meters, provider)]
+        )
+        for _ in range(2)
+    ]
+    await first.shutdown()
+    logging.getLogger("science").warning("one engine is running")
+    await second.shutdown()
+    logging.getLogger("science").warning("none is running")
+    provider.shutdown()
+    bodies = [each.log_record.body for each in exporter.get_finished_logs()]
+    assert bodies == ["one engine is running"]

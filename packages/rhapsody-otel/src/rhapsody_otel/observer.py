@@ -224,6 +224,8 @@ class OpenTelemetryObserver:
             _active.remove(self)
         if self._handler is not None:
             logging.root.removeHandler(self._handler)
+            if _active and _active[0]._handler is not None:  # another engine is still running
+                logging.root.addHandler(_active[0]._handler)
 
     def _uid(self, task: TaskDescription) -> str:
         """Return the uid of a task in its engine."""

@@ -38,7 +38,7 @@ from rhapsody import (
     TaskDescription,
     TaskLostError,
 )
-from rhapsody.backends import CompletedExecutable, ManagedBackend, SharedSandboxes
+from rhapsody.backends import Capabilities, CompletedExecutable, ManagedBackend, SharedSandboxes
 from rhapsody.sdk import (
     OUTPUT_FILES,
     call_spec,
@@ -186,8 +186,8 @@ class PsijExecutionBackend(SharedSandboxes, ManagedBackend):
             if value < 1:
                 raise ValueError(f"{argument} must be at least 1, got {value}")
         self.executor = executor
-        self.capabilities = capabilities_of(executor)
-        self.settings = Settings(
+        self.capabilities: Capabilities = capabilities_of(executor)
+        self.settings: Settings = Settings(
             queue, account, launcher, attributes={} if attributes is None else attributes
         )
         self.max_jobs = max_jobs

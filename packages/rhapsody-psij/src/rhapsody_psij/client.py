@@ -35,7 +35,7 @@ from psij.executors.batch.batch_scheduler_executor import (
     BatchSchedulerExecutorConfig,
 )
 
-log = logging.getLogger(__name__)
+log: logging.Logger = logging.getLogger(__name__)
 
 MAX_CANCELLATIONS = 8
 """Maximum number of cancellations that run at the same time."""

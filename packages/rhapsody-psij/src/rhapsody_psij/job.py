@@ -46,7 +46,7 @@ class Reports:
 
     def __init__(self, directory: str, *, shared: bool) -> None:
         self._directory = Path(directory)
-        self.interval = CHECK_INTERVAL if shared else None
+        self.interval: float | None = CHECK_INTERVAL if shared else None
 
     def path(self, uid: str, kind: str) -> Path:
         """Return the path of a report."""

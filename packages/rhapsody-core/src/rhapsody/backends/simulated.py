@@ -87,7 +87,7 @@ class VirtualClock:
     def __init__(self, *, engine_time: bool = False) -> None:
         self._real = time.thread_time if engine_time else float  # `float()` is 0.0
         self._ahead = 0.0  # difference between the virtual time and `_real()`
-        self.epoch = 0.0
+        self.epoch: float = 0.0
         self._events: list[tuple[float, int, Event]] = []
         self._numbers = count()
         self._loop: Any = None
@@ -170,7 +170,7 @@ class Nodes:
     """
 
     def __init__(self, nodes: int, cores: int, gpus: int) -> None:
-        self.free_cores = nodes * cores
+        self.free_cores: int = nodes * cores
         self._of = [(cores, gpus)] * nodes
         self._groups = {(cores, gpus): dict.fromkeys(range(nodes))}
 
