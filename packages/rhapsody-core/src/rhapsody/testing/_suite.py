@@ -32,8 +32,8 @@ from rhapsody.testing import _work
 from rhapsody.testing._system import Clock, Program, holdings, leftovers, listed, scratch, settled
 from rhapsody.testing._tools import Driver, Finished, started
 
-CONTRACT = "docs/reference/backend-contract.md"
-"""Path of the page whose sections state the rules."""
+CONTRACT = "https://rhapsody.example/docs/reference/backend-contract.html"
+"""Address of the page whose sections state the rules."""
 
 DONE, FAILED = TasksMainStates.DONE, TasksMainStates.FAILED
 CANCELED, RUNNING = TasksMainStates.CANCELED, TasksMainStates.RUNNING
