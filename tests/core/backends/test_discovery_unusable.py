@@ -58,6 +58,14 @@ def test_a_plugin_that_hands_in_nonsense_is_unusable(site: Path, source: str, re
     assert discover_backends()["fine"] is True
 
 
+def test_a_reason_that_is_a_question_is_followed_by_the_remedy(site: Path) -> None:
+    module = unique("nonsense")
+    source = "from rhapsody import hookimpl\n@hookimpl\ndef rhapsody_backend(): ..."
+    install(site, "nonsense", backends={"toy": module}, modules={module: source})
+    with pytest.raises(ImportError, match=r"'rhapsody_backends'\? pip install"):
+        BackendRegistry.get_backend_class("toy")
+
+
 @pytest.mark.parametrize(
     ("value", "reason"),
     [

@@ -195,8 +195,9 @@ class BackendRegistry:
             _check_usable(spec, entry.distribution)
         except UnusableError as error:
             cause = error.__cause__ and (error.__cause__.__cause__ or error.__cause__)
+            end = "" if error.reason.endswith("?") else "."
             raise ImportError(
-                f"backend {backend_name!r} cannot be used: {error.reason}. {error.remedy}",
+                f"backend {backend_name!r} cannot be used: {error.reason}{end} {error.remedy}",
                 name=cause.name if isinstance(cause, ImportError) else None,
             ) from cause
         remedy = _reinstall(entry.distribution)
