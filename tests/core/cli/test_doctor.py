@@ -258,6 +258,44 @@ def test_unreadable_metadata_are_broken(site: Path, capsys: pytest.CaptureFixtur
     assert findings(report, "garbled")[0]["level"] == "broken"
 
 
+def test_a_backend_in_the_group_of_other_plugins_is_broken(
+    site: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    light = unique("light")
+    source = declaration("name='nicely', import_path='a.b:C'")
+    install(site, "nicely-toys", plugins={"nicely": light}, modules={light: source})
+    code, report = doctor(capsys)
+    assert code == 1
+    loaded, broken = findings(report, "nicely-toys 1.0")
+    assert [loaded["level"], broken["level"]] == ["ok", "broken"]
+    assert "no entry point in the group 'rhapsody.backends'" in broken["text"]
+    assert broken["remedy"] == "pip install --upgrade nicely-toys"
+
+
+def test_a_module_in_both_groups_is_sound(site: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    light, heavy = unique("light"), unique("heavy")
+    modules = {
+        light: declaration(f"name='nicely', import_path='{heavy}:Backend'"),
+        heavy: BACKEND.format(name="nicely"),
+    }
+    points = {"nicely": light}
+    install(site, "nicely-toys", backends=points, plugins=points, modules=modules)
+    code, report = doctor(capsys)
+    assert code == 0
+    assert [one["level"] for one in findings(report, "nicely-toys")] == ["ok"]
+
+
+def test_an_entry_point_in_a_misspelled_group_is_broken(
+    site: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    info = install(site, "nicely-toys", backends={"nicely": "nicely_toys"})
+    (info / "entry_points.txt").write_text("[rhapsody.backend]\nnicely = nicely_toys\n")
+    code, report = doctor(capsys)
+    assert code == 1
+    (broken,) = findings(report, "nicely-toys 1.0")
+    assert "group 'rhapsody.backend'; did you mean 'rhapsody.backends'?" in broken["text"]
+
+
 def test_the_clash_with_rhapsody_py_ends_with_the_commands_that_mend_it(
     site: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

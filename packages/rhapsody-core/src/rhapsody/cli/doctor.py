@@ -37,6 +37,7 @@ from rhapsody.plugins.manager import (
     BACKENDS,
     CORE,
     DISABLE,
+    PLUGINS,
     Installed,
     PluginEntry,
     disabled_distributions,
@@ -44,6 +45,7 @@ from rhapsody.plugins.manager import (
     installed,
     repair_command,
 )
+from rhapsody.plugins.options import closest
 from rhapsody.plugins.specs import UsageError
 
 if TYPE_CHECKING:
@@ -183,10 +185,14 @@ def _distributions(found: Installed) -> Iterator[Finding]:
 
 
 def _environment(found: Installed) -> Iterator[Finding]:
-    """Report unreadable and disabled entry points, and plugins that are not installed."""
+    """Report entry points that are not used, and plugins that are not installed."""
     for label, why in found.unreadable:
         text = f"its entry points cannot be read: {why}"
         yield Finding("broken", label, text, "reinstall this distribution")
+    for entry in found.unknown:
+        hint = closest(entry.group, (BACKENDS, PLUGINS), every="groups")
+        text = f"its entry point {entry.name!r} is in the unknown group {entry.group!r}; {hint}"
+        yield Finding("broken", _subject(entry), text, repair_command(entry.distribution))
     for entry in found.disabled:
         text = f"its entry point {entry.name!r} is disabled by {DISABLE}"
         yield Finding("note", entry.distribution, text)
@@ -389,6 +395,13 @@ def _steps(
         )
     else:
         yield Finding("ok", subject, text)
+    # A module that is in both groups is loaded for its entry point in the group of backends.
+    if entry.group != BACKENDS and "rhapsody_backends" in loaded.hooks:
+        text = (
+            f"{entry.value} implements rhapsody_backends, but has no entry point in the group "
+            f"{BACKENDS!r}; add one for each backend, with the backend's name"
+        )
+        yield Finding("broken", subject, text, repair_command(entry.distribution))
     for name in backends:
         begin(subject=f"backend {name}", text="importing the class")
         yield from _backend(name, begin)

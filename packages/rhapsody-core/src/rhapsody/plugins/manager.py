@@ -91,6 +91,7 @@ class Installed:
         entries: The entry points in use, sorted by distribution and name.
         disabled: The entry points that `RHAPSODY_DISABLE_PLUGINS` excludes.
         ignored: The entry points of `rhapsody-py`, which name classes instead of plugins.
+        unknown: The entry points whose group starts with `rhapsody.` but is neither of the two.
         unreadable: Distributions whose metadata cannot be read, each with the reason.
         outcomes: The loaded plugin or the error of each entry point, by the entry point's value;
             filled by `load`.
@@ -99,6 +100,7 @@ class Installed:
     entries: tuple[PluginEntry, ...] = ()
     disabled: tuple[PluginEntry, ...] = ()
     ignored: tuple[PluginEntry, ...] = ()
+    unknown: tuple[PluginEntry, ...] = ()
     unreadable: tuple[tuple[str, str], ...] = ()
     outcomes: dict[str, Any] = field(default_factory=dict, compare=False)
 
@@ -158,7 +160,7 @@ def _read() -> Installed:
         points = _readable_points(unreadable)
     found = set()
     for point in points:
-        if point.group not in (BACKENDS, PLUGINS):
+        if not point.group.startswith("rhapsody."):
             continue
         try:
             assert point.dist is not None
@@ -168,16 +170,20 @@ def _read() -> Installed:
             found.add(PluginEntry(point.group, point.name, point.value, name, version))
         except Exception as error:  # metadata may be broken in any way
             unreadable.append(_unreadable(point.dist, error))
-    entries, disabled, ignored = [], [], []
+    entries, disabled, ignored, unknown = [], [], [], []
     excluded = disabled_distributions()
     for entry in sorted(found, key=lambda one: (one.distribution, one.group, one.name, one.value)):
-        if entry.distribution == OTHER_FAMILY_MEMBER:
+        if entry.group not in (BACKENDS, PLUGINS):
+            unknown.append(entry)
+        elif entry.distribution == OTHER_FAMILY_MEMBER:
             ignored.append(entry)
         elif entry.distribution != CORE and not excluded.isdisjoint(("all", entry.distribution)):
             disabled.append(entry)
         else:
             entries.append(entry)
-    return Installed(tuple(entries), tuple(disabled), tuple(ignored), tuple(unreadable))
+    return Installed(
+        tuple(entries), tuple(disabled), tuple(ignored), tuple(unknown), tuple(unreadable)
+    )
 
 
 def _readable_points(unreadable: list[tuple[str, str]]) -> Iterable[EntryPoint]:
