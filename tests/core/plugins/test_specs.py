@@ -245,12 +245,12 @@ def test_rhapsody_record_results_gets_a_result_before_its_future_is_set(site: Pa
     )
 
     async def workflow() -> None:
-        async with WorkflowEngine.create(NoopExecutionBackend()) as flow:
+        async with WorkflowEngine.create("local") as flow:
             await flow.function_task(lambda: 1)()
             plugin.module.order.append("future")
 
     run(workflow())
-    assert plugin.seen == [("task.000001", DUMMY_OUTPUT, [])]
+    assert plugin.seen == [("task.000001", 1, [])]
 
 
 def test_rhapsody_commands_adds_a_command_with_arguments_help_and_exit_code(
