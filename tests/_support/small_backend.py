@@ -12,6 +12,7 @@ from typing import Any
 from rhapsody.backends.base import Capabilities, CompletedExecutable, ManagedBackend
 from rhapsody.data import OUTPUT_FILES, end_of_file
 from rhapsody.errors import CapabilityError
+from rhapsody.sdk import task_environment
 from rhapsody.task import TaskDescription, task_kind
 
 
@@ -57,7 +58,7 @@ class SmallBackend(ManagedBackend):
                 stdout=out,
                 stderr=err,
                 cwd=task.get("cwd", sandbox),
-                env={**os.environ, **task.get("environment", {})},
+                env=os.environ | task_environment(task),
                 start_new_session=True,
             )
         )

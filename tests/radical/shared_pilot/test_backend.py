@@ -571,10 +571,10 @@ async def test_background_processes_of_a_finished_task_continue(driver: Driver) 
     assert alive(int(str(end.stdout)))
 
 
-async def test_commands_run_in_environments(made: RadicalExecutionBackend, tmp_path: Path) -> None:
+async def test_commands_run_in_environments(flow: WorkflowEngine, tmp_path: Path) -> None:
     path = make_environment(tmp_path / "env")
     (tmp_path / "in.txt").write_text("from outside\n")
-    async with asyncio.timeout(200), WorkflowEngine.create(made, work_dir=tmp_path / "w") as flow:
+    async with asyncio.timeout(200):
 
         @flow.executable_task(venv=path)
         def show(command: Any) -> Any:
