@@ -38,12 +38,10 @@ from rhapsody.states import TasksMainStates
 if TYPE_CHECKING:
     from rhapsody.history.reader import Attempt, FileRecord, RunHistory, TaskRun
 
-__all__ = ["FILES", "Files", "ro_crate"]
+__all__ = ["Files", "ro_crate"]
 
 Files = Literal["reference", "digest", "copy"]
 """Treatment of data files: reference them, also compute digests, or also copy them."""
-
-FILES: tuple[Files, ...] = ("reference", "digest", "copy")
 
 _PROCESS = {"https://w3id.org/ro/wfrun/process/0.5": "Process Run Crate"}
 _WITH_PROGRAM = {
