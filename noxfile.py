@@ -58,7 +58,7 @@ ONCE_MORE = ("--reruns=1", *(f"--only-rerun={error}" for error in NOT_STARTED), 
 # distribution and the others that it names.
 DISTRIBUTIONS = {
     "core": Distribution(
-        "[completion,dashboard,files,testing]", (), "core", ("-n4", "--dist=worksteal")
+        "[completion,dashboard,files,provenance,testing]", (), "core", ("-n4", "--dist=worksteal")
     ),
     "dask": Distribution("[dashboard,jobqueue,testing]", ["wfcommons"], options=BY_FILE),
     "radical": Distribution("[testing]", (), "radical", (*BY_FILE, *ONCE_MORE)),

@@ -36,6 +36,7 @@ ORDER = [
     "journal",
     "history",
     "report",
+    "provenance",
     "observers",
     "engine",
     "testing",
