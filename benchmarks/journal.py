@@ -24,10 +24,16 @@ from rhapsody import NoopExecutionBackend, WorkflowEngine
 Kind = Literal["without", "recording", "reusing"]
 
 
+class Instant(NoopExecutionBackend):
+    """Backend whose placeholders are recorded as results."""
+
+    dry = False
+
+
 async def fan(size: int, kind: Kind, directory: Path) -> float:
     """Return the microseconds per task of a fan of no-ops with two small arguments."""
     async with WorkflowEngine.create(
-        backend=NoopExecutionBackend(),
+        backend=Instant(),
         work_dir=directory / "work",
         journal=False if kind == "without" else directory / "journal.sqlite",
         resume="auto" if kind == "without" else kind == "reusing",
@@ -58,7 +64,7 @@ async def held(megabytes: int, directory: Path) -> tuple[float, float]:
             longest = max(longest, time.perf_counter() - before)
 
     async with WorkflowEngine.create(
-        backend=NoopExecutionBackend(),
+        backend=Instant(),
         work_dir=directory / "work",
         journal=directory / "journal.sqlite",
     ) as flow:
