@@ -42,8 +42,10 @@ async def recorded(size: int, directory: str, *, resume: bool) -> None:
     """Run a fan of no-ops with two small arguments and a journal."""
     from rhapsody import NoopExecutionBackend, WorkflowEngine
 
+    backend = NoopExecutionBackend()
+    backend.dry = False  # placeholders of dry backends are not recorded
     async with WorkflowEngine.create(
-        NoopExecutionBackend(),
+        backend,
         handle_signals=False,
         work_dir=f"{directory}/work",
         journal=f"{directory}/journal.sqlite",

@@ -230,9 +230,14 @@ class Functions(Suite):
         ends = await driver.run(*good[:5], driver.call(_work.kill_own_process), *good[5:])
         lost = ends.pop(5)
         assert lost.state is FAILED and isinstance(lost.error, TaskLostError), str(lost)
-        assert [end.value for end in ends] == list(range(1, 11)), (
-            "other tasks of the batch returned wrong results"
+        others = [end for end in ends if isinstance(end.error, TaskLostError)]
+        assert len(others) < 2, (
+            "a killed worker may only lose its task, and the task before it if the result had not "
+            f"been sent; also lost: {', '.join(map(str, others))}"
         )
+        assert all(
+            end in others or end.value == number for number, end in enumerate(ends, start=1)
+        ), "other tasks of the batch returned wrong results"
         later = await driver.run_one(driver.call(_work.add, 1))
         assert later.state is DONE, f"a task submitted after the loss did not complete: {later}"
         assert later.value == 2, (
