@@ -27,7 +27,7 @@ except RuntimeError as error:
 
 
 def test_unknown_reasons_do_not_spoil_the_queue() -> None:
-    # In a process of its own, because PSI/J changes signal handlers and starts threads.
+    # In a separate process, because PSI/J changes signal handlers and starts threads.
     done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True)
     assert done.stdout.splitlines() == [
         "1 QUEUED None",

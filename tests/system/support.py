@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import tomllib
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -44,6 +45,17 @@ def check(*command: str | Path, cwd: Path, timeout: float = 120) -> str:
     shown = " ".join(map(str, command))
     assert done.returncode == 0, f"{shown}\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
     return done.stdout
+
+
+def check_wheel(wheel: Path, package: Path) -> None:
+    """Check that a wheel contains its package, the project's license, and nothing else."""
+    source = package / "src"
+    expected = {str(path.relative_to(source)) for path in source.rglob("*") if path.is_file()}
+    with zipfile.ZipFile(wheel) as opened:
+        inside = set(opened.namelist())
+    assert {name for name in inside if ".dist-info/" not in name} == expected
+    assert any(name.endswith(".dist-info/licenses/LICENSE") for name in inside)
+    assert (package / "LICENSE").read_text() == (ROOT / "LICENSE").read_text()
 
 
 def project(name: str) -> dict[str, Any]:

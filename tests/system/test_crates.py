@@ -1,6 +1,6 @@
 """RO-Crates of runs meet the requirements of their profiles.
 
-The validator has an environment of its own, because it does not support the newest `rich`.
+The validator has a separate environment, because it does not support the newest `rich`.
 """
 
 from __future__ import annotations

@@ -68,7 +68,7 @@ class _Task:
     Attributes:
         call: The call.
         parent: The id of the span of the block or workflow.
-        span: The id of its own span.
+        span: The id of its span.
         state: The current state, for the number of tasks by state.
         attempt: The id of the span of the current attempt; 0 if there is none.
         submitted: The time at which the current attempt was submitted, in seconds since the epoch.

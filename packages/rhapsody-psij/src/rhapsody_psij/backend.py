@@ -1,6 +1,6 @@
 """Backend that runs tasks as jobs of a batch system, through PSI/J.
 
-PSI/J runs in a process of its own, the client (`rhapsody_psij.client`). The client submits and
+PSI/J runs in a separate process, the client (`rhapsody_psij.client`). The client submits and
 cancels jobs, and sends PSI/J's status changes in batches. It ends when the program ends, and then
 cancels the remaining jobs.
 
@@ -145,7 +145,7 @@ class PsijExecutionBackend(SharedSandboxes, ManagedBackend):
             in the backend. Default: 100, or the number of processors with `executor="local"`.
         tasks_per_job: Maximum number of tasks that share a job. A job takes the tasks with the
             same settings that are waiting when it is submitted, and runs them one after the other.
-            Tasks with several ranks have a job of their own.
+            Tasks with several ranks do not share a job.
         name: The name of this object in an engine.
 
     Attributes:

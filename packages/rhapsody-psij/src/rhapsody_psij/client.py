@@ -1,8 +1,8 @@
 """Client process: the process in which PSI/J runs, started and used by the backend.
 
-PSI/J handles SIGCHLD, blocks while it submits a job, and keeps threads that never end. In a process
-of its own, none of this affects the user's program. The client also outlives a program that is
-killed: its standard input then ends, and it cancels the jobs that have not ended.
+PSI/J handles SIGCHLD, blocks while it submits a job, and keeps threads that never end. In a
+separate process, none of this affects the user's program. The client also outlives a program that
+is killed: its standard input then ends, and it cancels the jobs that have not ended.
 
 Messages are lines of JSON. The first line from the program contains the settings. Later ones are
 `{"submit": [...]}` with specifications of `rhapsody_psij.jobs`, each with an `id`, and `{"cancel":
