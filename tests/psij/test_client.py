@@ -1,9 +1,14 @@
-"""The client's correction of the output of `squeue`."""
+"""The client: its correction of the output of `squeue`, and the end of its input."""
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
+from pathlib import Path
+from typing import Any
+
+from tests._support.machine import alive
 
 PROGRAM = """
 from psij import JobExecutor
@@ -26,6 +31,12 @@ except RuntimeError as error:
 """
 
 
+def client(directory: Path) -> subprocess.Popen[str]:
+    """Start a client."""
+    words = [sys.executable, "-m", "rhapsody_psij.client", str(directory)]
+    return subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
 def test_unknown_reasons_do_not_spoil_the_queue() -> None:
     # In a separate process, because PSI/J changes signal handlers and starts threads.
     done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True)
@@ -35,3 +46,41 @@ def test_unknown_reasons_do_not_spoil_the_queue() -> None:
         "3 ACTIVE None",
         "True",
     ], done.stderr
+
+
+def test_jobs_end_if_the_program_is_killed_while_it_sends_a_message(tmp_path: Path) -> None:
+    pid = tmp_path / "pid"
+    pid.touch()
+    spec: dict[str, Any] = {
+        "id": "1",
+        "executable": "/bin/sh",
+        "arguments": ["-c", f"echo $$ >{pid}; exec sleep 300"],
+        "resources": {},
+        "attributes": {"duration": None},
+    }
+    lines = [{"executor": "local", "ask_every": 1.0}, {"submit": [spec]}]
+    with client(tmp_path) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write("".join(json.dumps(line) + "\n" for line in lines))
+        process.stdin.flush()
+        while '"ACTIVE"' not in process.stdout.readline():
+            pass
+        process.stdin.write('{"submit": [{"id":')
+        process.stdin.close()
+        assert process.wait(60) == 0
+    text = pid.read_text()
+    assert not text or not alive(int(text))
+
+
+def test_a_canceled_job_that_its_batch_system_overlooks_ends(tmp_path: Path) -> None:
+    order = tmp_path / "1"
+    order.write_bytes(b"")
+    with client(tmp_path) as process:
+        said, _ = process.communicate(
+            json.dumps({"executor": "local", "ask_every": 1.0}) + '\n{"cancel": ["1"]}\n', 60
+        )
+    assert said == "{}\n"
+    assert not order.exists()
+    job = [sys.executable, "-m", "rhapsody_psij.job", str(order)]
+    assert subprocess.run(job, check=True, capture_output=True).stderr == b""

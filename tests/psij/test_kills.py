@@ -15,7 +15,7 @@ import pytest
 
 from rhapsody import BackendUnavailableError, TasksMainStates, WorkflowEngine
 from rhapsody_psij import PsijExecutionBackend
-from tests._support.machine import alive
+from tests._support.machine import gone
 from tests._support.slurm import until_no_jobs
 
 ROOT = Path(__file__).parents[2]
@@ -33,8 +33,8 @@ def killed(executor: str, moment: str, directory: Path) -> None:
         assert line, "the victim ended before the moment"
 
 
-def until_client_ends(directory: Path) -> None:
-    """Wait until no process names a directory in its command line."""
+def until_all_ended(directory: Path) -> None:
+    """Wait until no process names a directory in its command line, and no task is running."""
     until = time.monotonic() + 60
     while left := [
         line
@@ -43,22 +43,21 @@ def until_client_ends(directory: Path) -> None:
     ]:
         assert time.monotonic() < until, left
         time.sleep(0.1)
+    written = [file.read_text() for file in directory.glob("*.pid")]
+    assert gone([int(pid) for pid in written if pid])
 
 
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_local_jobs_end_when_the_program_is_killed(moment: str, tmp_path: Path) -> None:
     killed("local", moment, tmp_path)
-    until_client_ends(tmp_path)
-    for file in tmp_path.glob("*.pid"):
-        assert not alive(int(file.read_text()))
+    until_all_ended(tmp_path)
 
 
-@pytest.mark.long
 @pytest.mark.usefixtures("cluster")
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_slurm_jobs_end_when_the_program_is_killed(moment: str, tmp_path: Path) -> None:
     killed("slurm", moment, tmp_path)
-    until_client_ends(tmp_path)
+    until_all_ended(tmp_path)
     until_no_jobs()
 
 

@@ -74,6 +74,7 @@ class Client:
     def __init__(
         self, directory: Path, settings: dict[str, Any], report: Callable[[list[Any]], None]
     ) -> None:
+        self._directory = directory
         config = BatchSchedulerExecutorConfig(
             work_directory=directory,
             queue_polling_interval=settings["ask_every"],
@@ -99,15 +100,23 @@ class Client:
         self._submissions.submit(self._submit, number, job, spec)
 
     def cancel(self, number: str) -> None:
-        """Cancel a job; if it is not submitted yet, do not submit it."""
+        """Cancel a job; if it is not submitted yet, do not submit it.
+
+        Its order file is removed first: batch systems can overlook a process that a starting job
+        creates while its processes are listed, and such a process then ends without its order.
+        """
         self._cancelled.add(number)
+        (self._directory / number).unlink(missing_ok=True)
         job = self._jobs.get(number)
         if job is not None and job.native_id is not None:
             self._cancellations.submit(self._cancel, number)
 
     def close(self) -> None:
-        """Cancel the jobs that have not ended; return when all cancellations have been sent."""
-        for number in list(self._jobs):
+        """Cancel the jobs that have not ended; return when all cancellations have been sent.
+
+        The newest jobs come first, because waiting jobs start when running ones end.
+        """
+        for number in reversed(list(self._jobs)):
             self.cancel(number)
         self._submissions.shutdown()
         self._cancellations.shutdown()
@@ -160,8 +169,10 @@ class Client:
             return
         if status.state == psij.JobState.FAILED and (status.message or "").startswith(NO_ANSWER):
             again = psij.Job(job.spec)
-            self._ids[again.id], self._jobs[number] = number, again
             self._executor.attach(again, str(job.native_id))
+            self._ids[again.id], self._jobs[number] = number, again
+            if number in self._cancelled:  # PSI/J has ignored this for the failed job
+                self._cancel(number)
             return
         if status.final:
             self._end(number, status.state.name, status.message, status.exit_code)
@@ -255,13 +266,17 @@ def main(directory: str) -> None:
         return
     print("{}", file=out, flush=True)
     threading.Thread(target=_send, args=(reports, out), daemon=True).start()
-    for line in sys.stdin:
-        message = json.loads(line)
-        for number in message.get("cancel", ()):
-            client.cancel(number)
-        for spec in message.get("submit", ()):
-            client.submit(spec)
-    client.close()
+    try:
+        for line in sys.stdin:
+            if not line.endswith("\n"):  # the program was killed while it sent a message
+                break
+            message = json.loads(line)
+            for number in message.get("cancel", ()):
+                client.cancel(number)
+            for spec in message.get("submit", ()):
+                client.submit(spec)
+    finally:
+        client.close()
     os._exit(0)  # PSI/J's threads never end
 
 

@@ -143,7 +143,10 @@ def main(path: str) -> None:
     """Run the tasks of an order file."""
     if sys.platform == "linux":  # orphans of a task stay below this process, and end with its job
         ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-    order = pickle.loads(Path(path).read_bytes())  # noqa: S301 - of the program's user
+    try:
+        order = pickle.loads(Path(path).read_bytes())  # noqa: S301 - of the program's user
+    except FileNotFoundError:  # the job was canceled
+        return
     reports = Reports(order["reports"], shared=len(order["tasks"]) > 1)
     reaper = Reaper()
     for entry in order["tasks"]:
