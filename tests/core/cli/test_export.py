@@ -51,6 +51,7 @@ def test_a_zip_file_can_be_written() -> None:
         (["-o", "missing/crate.zip"], 1, "cannot write missing/crate.zip: No such file"),
         (["bad.jsonl"], 1, "is not a record of a run"),
         (["nonsense"], 2, "no recorded run 'nonsense'"),
+        (["--format", "zip"], 2, "format 'zip' not found: the formats are ro-crate"),
     ],
 )
 def test_errors(

@@ -26,6 +26,7 @@ from rhapsody.backends.noop import DUMMY_OUTPUT
 from rhapsody.cli import main
 from rhapsody.plugins import manager
 from tests._support.distributions import BACKEND, declaration, install, unique
+from tests._support.histories import Records
 
 
 @pytest.fixture
@@ -268,3 +269,32 @@ def test_rhapsody_commands_adds_a_command_with_arguments_help_and_exit_code(
     with pytest.raises(SystemExit):
         main(["--help"])
     assert "counts words" in capsys.readouterr().out
+
+
+def test_rhapsody_commands_adds_an_export_format(
+    site: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Installed(
+        site,
+        "def rhapsody_commands(cli):\n"
+        "    cli.add_export_format('lines', '.txt', write)\n"
+        "    cli.add_export_format('broken', '.txt', fail)\n\n"
+        "def write(record, output):\n"
+        "    output.write_text(str(record.read_text().count('\\n')))\n\n"
+        "def fail(record, output):\n"
+        "    raise OSError(28, 'No space left on device')\n",
+    )
+    with Records(tmp_path) as records:
+        records.write("20260101T000000-align-00a1")
+        assert main(["export", "--format", "lines"]) == 0
+        written = Path("20260101T000000-align-00a1.txt")
+        assert f"wrote {written}, in the format lines" in capsys.readouterr().err
+        assert int(written.read_text()) > 0
+        assert main(["export", "--format", "lines"]) == 1
+        assert f"{written} already exists" in capsys.readouterr().err
+        assert main(["export", "--format", "lines", "--files", "copy"]) == 2
+        assert "--files can only be used with --format ro-crate" in capsys.readouterr().err
+        assert main(["export", "--format", "broken", "-o", "x"]) == 1
+        assert "cannot write x: No space left on device" in capsys.readouterr().err
+        assert main(["export", "--format", "line"]) == 2
+        assert "the formats are ro-crate, " in capsys.readouterr().err

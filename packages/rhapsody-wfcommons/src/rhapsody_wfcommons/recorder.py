@@ -12,15 +12,15 @@ import os
 import platform
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 
 import rhapsody
 from rhapsody import LocalExecutionBackend, TaskDescription, TasksMainStates, hookimpl
 from rhapsody.plugins import ObservedEngine, TaskEvent
-from rhapsody_wfcommons.instance import Instance, RecordedFile, RecordedMachine, RecordedTask
+from rhapsody_wfcommons.instance import Instance, RecordedFile, RecordedMachine
+from rhapsody_wfcommons.runs import FileIds, TaskRun, instance_of
 from rhapsody_wfcommons.writing import write
 
 log: logging.Logger = logging.getLogger("rhapsody_wfcommons")
@@ -29,27 +29,12 @@ _PATTERN = re.compile(r"[*?[]")
 
 
 @dataclass(slots=True)
-class _Run:
-    """Data recorded about one task."""
+class _Run(TaskRun):
+    """Task of the observed engine."""
 
-    name: str
-    parents: list[str]
-    cores: float
-    reads: list[str]
-    writes: list[str]
-    begin: float | None = None
+    reads: list[str] = field(default_factory=list)
+    writes: list[str] = field(default_factory=list)
     ran: bool = False
-    end: float | None = None
-    local: bool = False
-    inputs: dict[str, RecordedFile] = field(default_factory=dict)
-    outputs: dict[str, RecordedFile] = field(default_factory=dict)
-
-    @property
-    def seconds(self) -> float | None:
-        """Duration of the last attempt in seconds, or `None` if the task did not run."""
-        if self.begin is None or self.end is None:
-            return None
-        return max(0.0, self.end - self.begin)
 
 
 class WfCommonsRecorder:
@@ -82,8 +67,7 @@ class WfCommonsRecorder:
             )
         self._cores: dict[str, int] = {}
         self._runs: dict[str, _Run] = {}
-        self._ids: dict[str, str] = {}
-        self._taken: set[str] = set()
+        self._ids = FileIds()
 
     @hookimpl
     def rhapsody_prepare_task(self, engine: ObservedEngine, task: TaskDescription) -> None:
@@ -150,74 +134,23 @@ class WfCommonsRecorder:
     def _file(self, sandbox: str, name: str) -> RecordedFile:
         """Return the record of a file in a sandbox. Links to one file share the record's id."""
         path = os.path.realpath(os.path.join(sandbox, name))
-        if path not in self._ids:
-            free, number = name, 1
-            while free in self._taken:
-                number += 1
-                free = f"{name}#{number}"
-            self._ids[path] = free
-            self._taken.add(free)
         size = os.path.getsize(path) if os.path.isfile(path) else None
-        return RecordedFile(self._ids[path], size)
+        return RecordedFile(self._ids.of(path, name), size)
 
     def _instance(self) -> Instance | None:
         """Return the run as an instance, or `None` if no task ran."""
-        ran = {uid: run for uid, run in self._runs.items() if run.seconds is not None}
-        begins = [run.begin for run in ran.values() if run.begin is not None]
-        if not begins:
-            return None
-        machine = _this_machine(sum(self._cores.values()))
-        parents = _parents(self._runs, ran)
-        ends = [run.end for run in ran.values() if run.end is not None]
-        return Instance(
-            name=_program_name(),
-            tasks=tuple(
-                RecordedTask(
-                    id=uid,
-                    name=run.name,
-                    parents=parents[uid],
-                    runtime=run.seconds,
-                    cores=max(run.cores, 1),
-                    inputs=tuple(run.inputs.values()),
-                    outputs=tuple(run.outputs.values()),
-                    started=_timestamp(run.begin),
-                    machines=(machine.name,) if run.local else (),
-                )
-                for uid, run in ran.items()
-            ),
-            machines=(machine,) if any(run.local for run in ran.values()) else (),
-            makespan=max(ends) - min(begins),
-            started=_timestamp(min(begins)),
-            created=datetime.now(UTC).isoformat(),
-            made_by=("Rhapsody", rhapsody.__version__),
+        in_order = sorted(self._runs, key=lambda uid: int(uid.rpartition(".")[2]))
+        return instance_of(
+            {uid: self._runs[uid] for uid in in_order},
+            program=sys.argv[0] if sys.argv else "",
+            machine=_this_machine(sum(self._cores.values())),
+            version=rhapsody.__version__,
         )
 
 
 def _own_id(uid: str, own: str) -> str:
     """Return a task's uid within its engine, given the uid of one of the task's attempts."""
     return uid.removeprefix(own).rpartition(".")[0]
-
-
-def _timestamp(when: float | None) -> str | None:
-    return None if when is None else datetime.fromtimestamp(when, UTC).isoformat()
-
-
-def _parents(runs: Mapping[str, _Run], kept: Mapping[str, _Run]) -> dict[str, tuple[str, ...]]:
-    """Return the parents of each task. A parent that is not kept is replaced by its own parents."""
-    found: dict[str, tuple[str, ...]] = {}
-    for uid in sorted(runs, key=lambda uid: int(uid.rpartition(".")[2])):  # parents come first
-        parents: dict[str, None] = {}
-        for parent in runs[uid].parents:
-            parents |= dict.fromkeys([parent] if parent in kept else found.get(parent, ()))
-        found[uid] = tuple(parents)
-    return found
-
-
-def _program_name() -> str:
-    """Return the name of the script or package that this process runs."""
-    path = Path(sys.argv[0] if sys.argv else "")
-    name = path.parent.name if path.stem == "__main__" else path.stem  # `python -m package`
-    return name if name and not name.startswith("-") else "python"
 
 
 def _this_machine(cores: int) -> RecordedMachine:

@@ -11,7 +11,8 @@ import difflib
 import os
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 from rhapsody.cli import (
@@ -88,9 +89,14 @@ class _Command(NamedTuple):
 
 
 class Commands:
-    """Commands by name. Passed to the hook `rhapsody_commands`, in which plugins add commands."""
+    """Commands by name. Passed to the hook `rhapsody_commands`, in which plugins add commands.
+
+    Attributes:
+        formats: The export formats of plugins by name, each with its suffix and its writer.
+    """
 
     def __init__(self) -> None:
+        self.formats: dict[str, tuple[str, Callable[[Path, Path], None]]] = {}
         self._commands = {
             name: _Command(module.HELP, module.configure, module.run)
             for name, module in COMMANDS.items()
@@ -98,11 +104,15 @@ class Commands:
 
     def add_command(self, name: str, help: str, configure: Configure | None, run: Run) -> None:
         """Add a command; see `rhapsody.plugins.specs.CommandLine`."""
-        if not name or name.startswith("-") or name.split() != [name]:
-            raise ValueError(f"command name {name!r} must be one word that does not begin with '-'")
-        if name in self._commands:
-            raise ValueError(f"a command named {name!r} already exists")
+        _check_name("command", name, self._commands)
         self._commands[name] = _Command(help, configure, run)
+
+    def add_export_format(
+        self, name: str, suffix: str, write: Callable[[Path, Path], None]
+    ) -> None:
+        """Add a format; see `rhapsody.plugins.specs.CommandLine`."""
+        _check_name("format", name, (export.RO_CRATE, *self.formats))
+        self.formats[name] = suffix, write
 
     def add_from_plugins(self) -> None:
         """Call `rhapsody_commands` of each plugin, and report plugins that raise exceptions."""
@@ -187,6 +197,13 @@ class Commands:
         hint = f"did you mean {close[0]!r}?" if close else ""
         hint = hint or f"the commands are {', '.join(self._commands)}"
         raise UsageError(f"unknown command {name!r}; {hint}")
+
+
+def _check_name(kind: str, name: str, taken: Container[str]) -> None:
+    if not name or name.startswith("-") or name.split() != [name]:
+        raise ValueError(f"{kind} name {name!r} must be one word that does not begin with '-'")
+    if name in taken:
+        raise ValueError(f"a {kind} named {name!r} already exists")
 
 
 def _require_directory() -> None:

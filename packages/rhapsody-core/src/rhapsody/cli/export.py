@@ -4,56 +4,98 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rhapsody.cli.lookup import RUN_HELP, read_record
 from rhapsody.cli.output import CommandError, note
+from rhapsody.plugins.manager import install_command
+from rhapsody.plugins.specs import UsageError
 
-HELP = "write a run as an RO-Crate"
+if TYPE_CHECKING:
+    from rhapsody.history.reader import RunHistory
+
+HELP = "write a run as an RO-Crate, or in a format of a plugin"
+
+RO_CRATE = "ro-crate"
+FILES = ("reference", "digest", "copy")
+
+PUBLISHED = {"wfcommons": "rhapsody-wfcommons"}
+"""Formats of known plugins, each with the distribution that contains it."""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     parser.add_argument("run", nargs="?", metavar="RUN", help=RUN_HELP)
-    text = "the format (default: %(default)s)"
-    parser.add_argument("--format", choices=["ro-crate"], default="ro-crate", help=text)
-    text = "the directory, or a file whose name ends with .zip (default: RUN-crate)"
+    text = f"{RO_CRATE} (default), or a format of a plugin, such as wfcommons"
+    parser.add_argument("--format", default=RO_CRATE, metavar="FORMAT", help=text)
+    text = "the file to write, or the directory (default: named after the run)"
     parser.add_argument("-o", "--output", metavar="PATH", help=text)
+    crates = parser.add_argument_group("RO-Crates", "The output is a directory, or a .zip file.")
     text = "the license of the crate, as URL or text"
-    parser.add_argument("--license", metavar="LICENSE", help=text)
-    parser.add_argument(
-        "--files",
-        choices=["reference", "digest", "copy"],
-        default="digest",
-        help="reference data files, also compute their digests, or also copy them into the crate "
-        "(default: %(default)s)",
+    crates.add_argument("--license", metavar="LICENSE", help=text)
+    text = (
+        "reference data files, also compute their digests, or also copy them into the crate "
+        "(default: digest)"
     )
+    crates.add_argument("--files", choices=FILES, help=text)
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Write the crate.
+    """Write the run.
 
     Raises:
-        CommandError: The record cannot be read, a library is missing, or the crate cannot be
+        UsageError: There is no such format, or it has no such option.
+        CommandError: The record cannot be read, a library is missing, or the output cannot be
             written.
     """
+    formats = arguments.commands.formats
+    name = arguments.format
+    if name != RO_CRATE:
+        _check(arguments, formats)
     history = read_record(arguments.run)
+    suffix, write = ("-crate", None) if name == RO_CRATE else formats[name]
+    path = Path(arguments.output or f"{history.run.name}{suffix}")
+    if os.path.lexists(path):
+        raise CommandError(f"{path} already exists; remove it, or choose another path with -o")
+    try:
+        if write is None:
+            wrote = _write_crate(history, path, arguments)
+        else:
+            write(history.run.path, path)
+            wrote = f"in the format {name}"
+    except OSError as error:
+        raise CommandError(f"cannot write {path}: {error.strerror or error}") from None
+    note(f"wrote {path}, {wrote}")
+
+
+def _check(arguments: argparse.Namespace, formats: Mapping[str, object]) -> None:
+    """Raise a `UsageError` if no plugin has the format, or an option is only for RO-Crates."""
+    name = arguments.format
+    if name not in formats:
+        if name in PUBLISHED:
+            found = f"it is part of {PUBLISHED[name]}. To install it: "
+            found += install_command(PUBLISHED[name])
+        else:
+            found = f"the formats are {', '.join((RO_CRATE, *formats))}"
+        raise UsageError(f"format {name!r} not found: {found}")
+    for option in ("license", "files"):
+        if getattr(arguments, option) is not None:
+            raise UsageError(f"--{option} can only be used with --format {RO_CRATE}")
+
+
+def _write_crate(history: RunHistory, path: Path, arguments: argparse.Namespace) -> str:
+    """Write an RO-Crate, and return a description of it."""
     try:
         from rhapsody.provenance import ro_crate
     except ImportError as error:
         raise CommandError(str(error)) from None
-    path = Path(arguments.output or f"{history.run.name}-crate")
-    if os.path.lexists(path):
-        raise CommandError(f"{path} already exists; remove it, or choose another path with -o")
-    try:
-        crate = ro_crate(history, license=arguments.license, files=arguments.files)
-        if path.suffix == ".zip":
-            crate.write_zip(path)
-        else:
-            crate.write(path)
-    except OSError as error:
-        raise CommandError(f"cannot write {path}: {error.strerror or error}") from None
-    if crate.mainEntity is not None:
-        note(f"wrote {path}, a Provenance Run Crate")
+    crate = ro_crate(history, license=arguments.license, files=arguments.files or "digest")
+    if path.suffix == ".zip":
+        crate.write_zip(path)
     else:
-        note(f"wrote {path}, a Process Run Crate without the program, which is not available")
+        crate.write(path)
+    if crate.mainEntity is not None:
+        return "a Provenance Run Crate"
+    return "a Process Run Crate without the program, which is not available"

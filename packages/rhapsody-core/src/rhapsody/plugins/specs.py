@@ -561,7 +561,7 @@ class UsageError(RhapsodyError, ValueError):
 
 
 class CommandLine(Protocol):
-    """Command line, passed to `rhapsody_commands` so that plugins can add commands."""
+    """Command line, passed to `rhapsody_commands` so that plugins can add commands and formats."""
 
     def add_command(
         self,
@@ -583,6 +583,24 @@ class CommandLine(Protocol):
 
         Raises:
             ValueError: The name is invalid, or a command with this name exists.
+        """
+        ...
+
+    def add_export_format(
+        self, name: str, suffix: str, write: Callable[[Path, Path], None]
+    ) -> None:
+        """Add a format, written by `rhapsody export RUN --format NAME`.
+
+        Args:
+            name: The format's name.
+            suffix: The end of the default file name, such as `".json"`; the rest is the run's name.
+            write: Callable that receives the path of the run's record and the path to write, which
+                does not exist. docs/reference/run-record.md describes the record. If `write` raises
+                a `RhapsodyError` or an `OSError`, the error is shown without a traceback, and the
+                exit code is 1.
+
+        Raises:
+            ValueError: The name is invalid, or a format with this name exists.
         """
         ...
 
