@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest_asyncio
 
 from rhapsody import BackendUnavailableError, TaskLostError, TasksMainStates, WorkflowEngine
 from rhapsody_psij import PsijExecutionBackend
+from tests._support.machine import until_gone
 
 pytestmark = pytest.mark.asyncio
 
@@ -67,6 +69,24 @@ async def test_a_lost_or_canceled_task_does_not_affect_others_of_its_job(
     running.cancel()
     assert await done == 1
     assert not marker.exists()
+
+
+async def test_tasks_fail_if_the_reports_of_jobs_cannot_be_read(
+    flow: WorkflowEngine, tmp_path: Path
+) -> None:
+    @flow.executable_task(lost_retries=0)
+    def wait() -> str:
+        return f"echo $$ >{tmp_path}/pid; exec sleep 300"
+
+    running = [wait(), wait()]
+    while running[0].state is not TasksMainStates.RUNNING or not (tmp_path / "pid").exists():  # noqa: ASYNC110
+        await asyncio.sleep(0.05)
+    (reports,) = Path().glob("**/reports")  # noqa: ASYNC240
+    await asyncio.to_thread(shutil.rmtree, reports)
+    for task in [*running, wait()]:
+        with pytest.raises(BackendUnavailableError, match=r"FileNotFoundError: .*reports"):
+            await task
+    await until_gone(int((tmp_path / "pid").read_text()))
 
 
 async def test_ranks_are_started_by_the_launcher(flow: WorkflowEngine) -> None:

@@ -197,7 +197,7 @@ class PsijExecutionBackend(SharedSandboxes, ManagedBackend):
         self._jobs: dict[str, _Job] = {}
         self._directory: Path | None = None
         self._client: Process | None = None
-        self._failure: str | None = None  # why the client has ended
+        self._failure: str | None = None  # why no task can run any longer
         self._background: set[asyncio.Task[None]] = set()
         self._news = asyncio.Event()
         self._watching = False
@@ -262,7 +262,24 @@ class PsijExecutionBackend(SharedSandboxes, ManagedBackend):
     def _spawn(self, work: Any) -> None:
         task = asyncio.create_task(work)
         self._background.add(task)
-        task.add_done_callback(self._background.discard)
+        task.add_done_callback(self._spawned_ended)
+
+    def _spawned_ended(self, task: asyncio.Task[None]) -> None:
+        self._background.discard(task)
+        error = None if task.cancelled() else task.exception()
+        if error is not None:
+            self._fail(f"its jobs cannot be watched: {type(error).__name__}: {error}")
+
+    def _fail(self, reason: str) -> None:
+        """Fail the open tasks and all later ones. The client cancels the remaining jobs."""
+        self._failure = self._failure or reason
+        if self._client is not None and self._client.stdin is not None:
+            self._client.stdin.close()
+        for job in list(self._jobs.values()):
+            self._end_job(job, {"exception": self._unavailable()})
+
+    def _unavailable(self) -> BackendUnavailableError:
+        return BackendUnavailableError(f"backend {self.name!r}: {self._failure}")
 
     # The life of a task.
 
@@ -372,7 +389,7 @@ class PsijExecutionBackend(SharedSandboxes, ManagedBackend):
             specs.append(spec)
         try:
             if self._failure is not None:
-                raise BackendUnavailableError(f"backend {self.name!r}: {self._failure}")
+                raise self._unavailable()
             await in_thread(partial(self._write_orders, jobs, runs))
         except Exception as error:  # a full disk, an object that cannot be pickled
             for job in jobs:
@@ -410,9 +427,7 @@ class PsijExecutionBackend(SharedSandboxes, ManagedBackend):
                 job = self._jobs.get(number)
                 if job is not None:
                     self._changed(job, state, message, code)
-        self._failure = f"the process of PSI/J has ended with exit code {await client.wait()}"
-        for job in list(self._jobs.values()):
-            self._end_job(job, {"lost": self._failure})
+        self._fail(f"the process of PSI/J has ended with exit code {await client.wait()}")
 
     def _changed(self, job: _Job, state: str, message: str | None, code: int | None) -> None:
         self._news.set()
@@ -491,7 +506,7 @@ class PsijExecutionBackend(SharedSandboxes, ManagedBackend):
 
     def _forget(self, job: _Job) -> None:
         if self._jobs.pop(job.number, None) is not None:
-            with suppress(FileNotFoundError):  # it was not written, or the task has several ranks
+            with suppress(OSError):  # it was not written, or the task has several ranks
                 self._order_of(job).unlink()
             self._fill_soon()
 
