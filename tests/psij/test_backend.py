@@ -11,7 +11,13 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from rhapsody import BackendUnavailableError, TaskLostError, TasksMainStates, WorkflowEngine
+from rhapsody import (
+    BackendUnavailableError,
+    TaskFailedError,
+    TaskLostError,
+    TasksMainStates,
+    WorkflowEngine,
+)
 from rhapsody_psij import PsijExecutionBackend
 from tests._support.machine import until_gone
 
@@ -87,6 +93,28 @@ async def test_tasks_fail_if_the_reports_of_jobs_cannot_be_read(
         with pytest.raises(BackendUnavailableError, match=r"FileNotFoundError: .*reports"):
             await task
     await until_gone(int((tmp_path / "pid").read_text()))
+
+
+async def test_a_job_that_is_ended_after_its_program_is_lost(flow: WorkflowEngine) -> None:
+    """Batch systems send SIGTERM to all processes of a job that they end, in any order."""
+
+    @flow.executable_task(lost_retries=0)
+    def end() -> str:
+        after = "while kill -0 $$ 2>/dev/null; do :; done; kill $PPID"
+        return f'setsid sh -c "{after}" & kill $$; sleep 60'
+
+    flow.backend.patience = 0.5  # type: ignore[attr-defined]
+    with pytest.raises(TaskLostError, match="its job has ended without a result"):
+        await end()
+
+
+async def test_a_program_that_ends_itself_fails(flow: WorkflowEngine) -> None:
+    @flow.executable_task
+    def end() -> str:
+        return "kill $$; sleep 60"
+
+    with pytest.raises(TaskFailedError, match="SIGTERM"):
+        await end()
 
 
 async def test_ranks_are_started_by_the_launcher(flow: WorkflowEngine) -> None:

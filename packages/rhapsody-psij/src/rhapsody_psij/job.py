@@ -24,6 +24,7 @@ import pickle
 import signal
 import socket
 import sys
+import time
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -35,8 +36,14 @@ from rhapsody.sdk import Program, Reaper, Runner, TaskProgram, task_environment
 CHECK_INTERVAL = 2.0
 """Seconds between checks whether a running task of a shared job was canceled."""
 
+TERMINATION = 2.0
+"""Seconds to wait for SIGTERM after a program was ended by SIGTERM."""
+
 GRACE = 5.0
 """Seconds between SIGTERM and SIGKILL when an executable of a shared job is canceled."""
+
+TERMINATED = (-signal.SIGTERM, 128 + signal.SIGTERM)
+"""Exit codes of a program that was ended by SIGTERM, directly or below a shell."""
 
 PR_SET_CHILD_SUBREAPER = 36
 
@@ -153,6 +160,10 @@ def main(path: str) -> None:
         uid = entry["task"]["uid"]
         if not reports.path(uid, "ended").exists() and reports.claim(uid):
             outcome = outcome_of(entry, reports, reaper)
+            if outcome.get("exit_code") in TERMINATED:
+                # A batch system that ends a job signals all its processes, in any order. This one
+                # then ends without a report.
+                time.sleep(TERMINATION)
             reports.write(uid, "ended", pickle.dumps(outcome))
     reaper.stop()
 
