@@ -17,20 +17,19 @@ from rhapsody import BackendUnavailableError, TasksMainStates, WorkflowEngine
 from rhapsody_psij import PsijExecutionBackend
 from tests._support.machine import gone
 from tests._support.slurm import until_no_jobs
+from tests.psij.victim import MOMENTS
 
 ROOT = Path(__file__).parents[2]
-MOMENTS = ("starting", "submitting", "running")
 
 
 def killed(executor: str, moment: str, directory: Path) -> None:
-    """Run the victim, and kill it when it has reported a moment."""
-    words = [sys.executable, "-m", "tests.psij.victim", executor, str(directory)]
+    """Run the victim, and kill it at a moment."""
+    words = [sys.executable, "-m", "tests.psij.victim", executor, str(directory), moment]
     with subprocess.Popen(words, stdout=subprocess.PIPE, text=True, cwd=ROOT) as victim:
         assert victim.stdout is not None
-        while (line := victim.stdout.readline()) and line.strip() != moment:
-            pass
+        said = victim.stdout.readline()
         victim.kill()
-        assert line, "the victim ended before the moment"
+    assert said == "now\n", "the victim ended before the moment"
 
 
 def until_all_ended(directory: Path) -> None:
