@@ -100,8 +100,8 @@ async def test_a_job_that_is_ended_after_its_program_is_lost(flow: WorkflowEngin
 
     @flow.executable_task(lost_retries=0)
     def end() -> str:
-        after = "while kill -0 $$ 2>/dev/null; do :; done; kill $PPID"
-        return f'setsid sh -c "{after}" & kill $$; sleep 60'
+        ends = "kill $$; while kill -0 $$ 2>/dev/null; do :; done; kill $PPID"
+        return f'setsid sh -c "{ends}" & sleep 60'
 
     flow.backend.patience = 0.5  # type: ignore[attr-defined]
     with pytest.raises(TaskLostError, match="its job has ended without a result"):
