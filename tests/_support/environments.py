@@ -1,10 +1,11 @@
-"""Environments for executables: virtual and conda environments, modules, and a tiny container."""
+"""Environments for tasks: virtual and conda environments, modules, and a tiny container."""
 
 from __future__ import annotations
 
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 import venv
 from collections.abc import Iterator
@@ -68,6 +69,22 @@ def working_podman() -> Iterator[Podman]:
             environment = os.environ | podman.environment
             command = ["podman", "rm", "--all", "--force"]
             subprocess.run(command, env=environment, check=True, timeout=60)
+
+
+def container_with_python(podman: Podman) -> Podman:
+    """The container with this Python and its packages, which Podman mounts from this machine."""
+    settings = podman.root.with_name("python.conf")
+    roots = ("/usr", "/lib", "/lib64", sys.base_prefix, sys.prefix, *sys.path)
+    places = {os.path.abspath(root) for root in roots if os.path.isdir(root)}
+    inner = {place for place in places for other in places if place.startswith(f"{other}/")}
+    volumes = ", ".join(f'"{place}:{place}:ro"' for place in sorted(places - inner))
+    text = Path(podman.environment["CONTAINERS_CONF"]).read_text().removeprefix("[containers]\n")
+    lines = f'[containers]\nenv = ["PATH=/bin"]\nvolumes = [{volumes}]\n'
+    settings.write_text(lines + text)
+    python = podman.root / "bin/python3"
+    python.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    return podman._replace(environment=podman.environment | {"CONTAINERS_CONF": str(settings)})
 
 
 def _working_podman(place: Path, busybox: str) -> Podman:

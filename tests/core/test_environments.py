@@ -155,6 +155,15 @@ def working() -> Iterator[Podman]:
         yield podman
 
 
+class Tracer:
+    """A plugin that gives each task a trace context."""
+
+    @hookimpl
+    def rhapsody_trace_tasks(self, tasks: Sequence[TaskDescription]) -> None:
+        for task in tasks:
+            task["trace_context"] = {"traceparent": "00-a-b-01"}
+
+
 @pytest.fixture
 def podman(working: Podman, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The root file system of a container that Podman can run."""
@@ -193,6 +202,15 @@ async def test_a_command_runs_in_a_container_with_its_files(
         assert await within(here()) == f"{tmp_path}/data\n"
         read = flow.executable_task(container=podman, stdin="text")(lambda: ["cat"])
         assert await within(read()) == "text"
+
+
+@on_machines
+async def test_the_trace_context_reaches_a_command_in_a_container(
+    machine: Callable[[], Any], podman: Path
+) -> None:
+    async with WorkflowEngine.create(machine(), observers=[Tracer()]) as flow:
+        show = flow.executable_task(container=podman)(lambda: "echo $TRACEPARENT")
+        assert await within(show()) == "00-a-b-01\n"
 
 
 async def test_an_image_of_a_registry_is_found(podman: Path, tmp_path: Path) -> None:
@@ -256,6 +274,26 @@ async def test_apptainer_binds_the_sandbox_and_the_inputs(programs: Path, tmp_pa
             str(programs / "apptainer"), "exec", "--pwd", sandbox, "--bind", f"{data}:{data}",
             "--bind", f"{sandbox}:{sandbox}", str(image), "wc", "data.txt",
         ]  # fmt: skip
+
+
+async def test_apptainer_uses_gpus_only_if_they_are_requested(
+    programs: Path, tmp_path: Path
+) -> None:
+    make_program(programs / "singularity", PRINTS)
+    image = tmp_path / "image.sif"
+    image.write_bytes(b"")
+    backend = LocalExecutionBackend(resources={"gpus": 1})
+    async with WorkflowEngine.create(backend, work_dir=tmp_path / "work") as flow:
+        task = flow.executable_task(container=image, cwd=tmp_path, resources={"gpus": 1})
+        words = (await within(task(lambda: "echo *")())).splitlines()
+        assert words[:5] == [
+            str(programs / "singularity"), "exec", "--pwd", str(tmp_path), "--nv",
+        ]  # fmt: skip
+        assert words[-4:] == [str(image), "/bin/sh", "-c", "echo *"]
+        registry = flow.executable_task(container="docker://ubuntu:24.04")
+        words = (await within(registry(lambda: ["true"])())).splitlines()
+        assert words[-2:] == ["docker://ubuntu:24.04", "true"]
+        assert "--nv" not in words
 
 
 async def test_docker_runs_as_the_user(programs: Path, tmp_path: Path) -> None:
@@ -339,10 +377,8 @@ async def test_another_backend_may_have_the_environment(tmp_path: Path) -> None:
         assert await within(show()) == f"{tmp_path}/later\n"
 
 
-async def test_functions_and_blocks_have_no_environment() -> None:
+async def test_blocks_have_no_environment() -> None:
     async with WorkflowEngine.create() as flow:
-        with pytest.raises(TypeError, match="run it as an executable task"):
-            flow.function_task(venv="env")(print)
         with pytest.raises(TypeError, match="a block has no setting 'conda'"):
             flow.block(conda="env")(print)
 
@@ -351,6 +387,8 @@ async def test_a_dry_run_needs_no_environment() -> None:
     async with WorkflowEngine.create(dry_run=True) as flow:
         in_venv = flow.executable_task(venv="nowhere")
         in_container = flow.executable_task(container="docker://python:3.12")
+        in_function: Any = flow.function_task(venv="nowhere")(lambda: 1)
+        assert await in_function() == "Dummy Output"
         for task in (in_venv, in_container):
             assert await task(lambda: "x")() == "Dummy Output"
 

@@ -30,6 +30,9 @@ class Capabilities:
         executables: True if the backend runs shell commands and programs with arguments.
         services: True if the backend runs executables as services.
         function_services: True if the backend runs functions as services.
+        function_environments: True if the backend runs functions with `container`, `conda`, `venv`
+            or `modules`. Each such call runs in a separate process, which can be canceled while it
+            is running, whatever `cancel_functions` and `cancel_async_functions` are.
         cancel_functions: The ordinary functions that can be canceled: `"none"`, `"queued"` (those
             that have not started) or `"running"` (all).
         cancel_async_functions: The coroutine functions that can be canceled; same values.
@@ -65,6 +68,7 @@ class Capabilities:
     executables: bool = True
     services: bool = False
     function_services: bool = False
+    function_environments: bool = False
     cancel_functions: CancelLevel = "none"
     cancel_async_functions: CancelLevel = "none"
     cancel_executables: CancelLevel = "none"

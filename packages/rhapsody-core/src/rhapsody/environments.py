@@ -137,20 +137,18 @@ def is_path(name: str, value: str) -> bool:
     return name in ("cwd", "venv") or (name == "container" and not value.startswith(REGISTRY))
 
 
-def environment_conflict(settings: Mapping[str, Any], *, function: bool) -> Exception | None:
+def in_environment(task: Mapping[str, Any]) -> bool:
+    """Return True if a task's description has `container`, `conda`, `venv` or `modules`."""
+    return any(name in task for name in SETTINGS)
+
+
+def environment_conflict(settings: Mapping[str, Any]) -> Exception | None:
     """Return the error for settings of a task that cannot be combined, or `None`.
 
     Args:
         settings: The values of `SETTINGS` that are set.
-        function: True if the task runs a function.
     """
     first, *others = settings or ("",)
-    if first and function:
-        return TypeError(
-            f"{first}={settings[first]!r} applies only to executable tasks, because functions run "
-            "in the Python of their backend; write a script and run it as an executable task, or "
-            "start the program or its workers in that environment"
-        )
     others = [each for each in others if each != "modules"]
     if others:
         return ValueError(
@@ -198,7 +196,7 @@ def environment_fault(task: TaskDescription, *, shared: bool, here: bool) -> str
 
 def wrap_command(task: TaskDescription) -> None:
     """Replace the command of an executable task with one that runs it in its environment."""
-    if not any(name in task for name in SETTINGS):
+    if not in_environment(task):
         return
     executable, arguments = str(task["executable"]), task.get("arguments")
     words = ["/bin/sh", "-c", executable] if arguments is None else [executable, *arguments]

@@ -244,8 +244,10 @@ class TaskDescription(_RequiredKeys, total=False):
         cwd: The absolute path of the directory in which an executable runs instead of the sandbox.
             The backend does not write its own files into this directory. The key is passed only to
             backends that declare the capability `cwd`.
-        container: The container image of an executable. The engine has already changed the
-            command so that it runs there; the same applies to `conda`, `venv` and `modules`.
+        container: The container image. The engine has already changed the command of an executable
+            so that it runs there. `rhapsody.backends.EnvironmentCall` runs a function there; such
+            tasks are passed only to backends that declare the capability `function_environments`.
+            The same applies to `conda`, `venv` and `modules`.
         conda: The name or path of a conda environment.
         venv: The path of a virtual environment.
         modules: The names of environment modules.

@@ -38,7 +38,14 @@ from rhapsody import (
     TaskDescription,
     TaskLostError,
 )
-from rhapsody.backends import Capabilities, CompletedExecutable, ManagedBackend, SharedSandboxes
+from rhapsody.backends import (
+    Capabilities,
+    CompletedExecutable,
+    EnvironmentCall,
+    ManagedBackend,
+    SharedSandboxes,
+    in_environment,
+)
 from rhapsody.sdk import (
     OUTPUT_FILES,
     call_spec,
@@ -90,10 +97,13 @@ Report = tuple[str, str, bytes]
 class _Run:
     """Task that waits for a job or is part of one."""
 
-    def __init__(self, task: TaskDescription, spec: JobSpec, call: bytes | None) -> None:
+    def __init__(
+        self, task: TaskDescription, spec: JobSpec, call: bytes | None, program: TaskDescription
+    ) -> None:
         self.task = task
         self.spec = spec
         self.call = call
+        self.program = program
         self.ranks = "executable" in spec
         self.job: _Job | None = None
         self.cancelled = False
@@ -103,7 +113,7 @@ class _Run:
     def order(self) -> dict[str, Any]:
         """The task's entry in the order file of its job."""
         keys = PROGRAM_KEYS if self.call is None else {"uid"}
-        task = {key: value for key, value in self.task.items() if key in keys}
+        task = {key: value for key, value in self.program.items() if key in keys}
         return {"task": task, "call": self.call, "cores": cores_of(self.task)}
 
 
@@ -289,12 +299,23 @@ class PsijExecutionBackend(SharedSandboxes, ManagedBackend):
         spec = job_spec(task, settings, self.executor)
         if task["function"] is None or "sandbox" in task:
             task["sandbox"] = make_sandbox(self.sandbox_of(task))
-        call = None
-        if task["function"] is not None:
+        call, inside = None, None
+        if task["function"] is not None and in_environment(task):
+            inside = EnvironmentCall(task, self.sandbox_of(task), cores=cores_of(task))
+        elif task["function"] is not None:
             call = pack(task, call_spec(task, cores=cores_of(task)), worker="a job")
         elif "resources" in task and task["resources"].ranks > 1:
             launch_ranks(spec, task, settings, self.executor)
-        run = _Run(task, spec, call)
+        run = _Run(task, spec, call, task if inside is None else inside.program)
+        try:
+            return await self._result(task, await self._outcome(run), inside)
+        finally:
+            if inside is not None:
+                inside.close()
+
+    async def _outcome(self, run: _Run) -> dict[str, Any]:
+        """Run a task in a job, and return the outcome that the job has reported."""
+        task, spec = run.task, run.spec
         alone = self.tasks_per_job == 1 or run.ranks
         key = task["uid"] if alone else json.dumps({**spec, "name": ""}, sort_keys=True)
         self._waiting.setdefault(key, deque()).append(run)
@@ -307,13 +328,18 @@ class PsijExecutionBackend(SharedSandboxes, ManagedBackend):
         if run.cancelled:
             run.ended.exception()  # marks it as retrieved
             raise asyncio.CancelledError
-        return await self._result(task, run.ended.result())
+        return run.ended.result()
 
-    async def _result(self, task: TaskDescription, outcome: dict[str, Any]) -> object:
+    async def _result(
+        self, task: TaskDescription, outcome: dict[str, Any], inside: EnvironmentCall | None
+    ) -> object:
         if "lost" in outcome:
             raise TaskLostError(f"task {task['name']!r} was lost: {outcome['lost']}")
-        if "call" in outcome:
-            error = finish(task, unpack(outcome["call"]))
+        called = unpack(outcome["call"]) if "call" in outcome else None
+        if inside is not None and "exception" not in outcome:
+            called = await in_thread(partial(inside.result, outcome["exit_code"]))
+        if called is not None:
+            error = finish(task, called)
             if error is not None:
                 raise error
             return task["return_value"]

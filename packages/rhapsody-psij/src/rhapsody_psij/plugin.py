@@ -14,6 +14,7 @@ TASK_SETTINGS = frozenset({"queue", "account", "attributes", "launcher", "nodes"
 """Keys of `task_description`: the options of the same names for one task, and its nodes."""
 
 LOCAL = Capabilities(
+    function_environments=True,
     cancel_functions="running",
     cancel_async_functions="running",
     cancel_executables="running",

@@ -30,12 +30,14 @@ if TYPE_CHECKING:
         discover_backends,
         get_backend,
     )
+    from rhapsody.backends.environment_calls import EnvironmentCall
     from rhapsody.backends.execution.dask_parallel import DaskExecutionBackend
     from rhapsody.backends.execution.radical_pilot import RadicalExecutionBackend
     from rhapsody.backends.local import ConcurrentExecutionBackend, LocalExecutionBackend
     from rhapsody.backends.noop import NoopExecutionBackend
     from rhapsody.backends.programs import LocalPrograms, SharedSandboxes
     from rhapsody.backends.simulated import SimulatedExecutionBackend
+    from rhapsody.environments import in_environment
     from rhapsody.masking import looks_secret
     from rhapsody.plugins.options import BackendOption
     from rhapsody.plugins.specs import BackendSpec
@@ -45,11 +47,12 @@ if TYPE_CHECKING:
         "BackendDescription", "BackendOption", "BackendRegistry", "BackendSpec", "BackendState",
         "BaseBackend", "BaseExecutionBackend", "CancelLevel", "Capabilities",
         "CommandBackend", "CompletedExecutable", "ConcurrentExecutionBackend",
-        "DaskExecutionBackend", "LocalExecutionBackend", "LocalPrograms", "ManagedBackend",
+        "DaskExecutionBackend", "EnvironmentCall", "LocalExecutionBackend", "LocalPrograms",
+        "ManagedBackend",
         "NoopExecutionBackend", "RadicalExecutionBackend", "ReferenceLostError", "Session",
         "SharedSandboxes", "SimulatedExecutionBackend", "StateMapper", "TaskCallback",
         "TasksMainStates", "backend_from_options", "discover_backends", "get_backend",
-        "looks_secret", "run_command",
+        "in_environment", "looks_secret", "run_command",
     ]  # fmt: skip
 else:
     __getattr__, __dir__ = lazy(
@@ -64,12 +67,14 @@ else:
                 "BackendDescription BackendRegistry backend_from_options discover_backends "
                 "get_backend"
             ),
+            "rhapsody.backends.environment_calls": "EnvironmentCall",
             DASK: "DaskExecutionBackend",
             RADICAL: "RadicalExecutionBackend",
             "rhapsody.backends.local": "ConcurrentExecutionBackend LocalExecutionBackend",
             "rhapsody.backends.noop": "NoopExecutionBackend",
             "rhapsody.backends.programs": "LocalPrograms SharedSandboxes",
             "rhapsody.backends.simulated": "SimulatedExecutionBackend",
+            "rhapsody.environments": "in_environment",
             "rhapsody.masking": "looks_secret",
             "rhapsody.plugins.options": "BackendOption",
             "rhapsody.plugins.specs": "BackendSpec",

@@ -39,6 +39,7 @@ class NoopExecutionBackend(ManagedBackend):
     capabilities: Capabilities = Capabilities(
         services=True,
         function_services=True,
+        function_environments=True,
         cancel_services="running",
         cwd=True,
         files=True,

@@ -283,6 +283,7 @@ class SimulatedExecutionBackend(ManagedBackend):
     capabilities: Capabilities = Capabilities(
         services=True,
         function_services=True,
+        function_environments=True,
         cancel_functions="running",
         cancel_async_functions="running",
         cancel_executables="running",

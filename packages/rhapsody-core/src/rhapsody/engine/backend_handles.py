@@ -14,7 +14,7 @@ from rhapsody.backends.base import BaseExecutionBackend, Session
 from rhapsody.backends.discovery import check_attributes, get_backend, normalize_name
 from rhapsody.capabilities import Capabilities
 from rhapsody.engine.options import EngineOptions
-from rhapsody.environments import environment_fault
+from rhapsody.environments import SETTINGS, environment_fault, in_environment
 from rhapsody.errors import describe_error
 from rhapsody.resources import Resources
 from rhapsody.staging.files import Stager
@@ -89,6 +89,12 @@ class BackendHandle:
             return _KINDS[kind]
         if "cwd" in description and not capabilities.cwd:
             return f"cwd={description['cwd']!r}"
+        if _inside(description) and not capabilities.function_environments:
+            name = next(name for name in SETTINGS if name in description)
+            return (
+                f"{name}={description[name]!r} for functions, as the backend {EMBEDDED!r} does (or "  # type: ignore[literal-required]
+                "write a script, and run it as an executable task)"
+            )
         if resources is None:
             return None
         for name in ("cores", "gpus", "memory", "ranks"):
@@ -98,6 +104,10 @@ class BackendHandle:
         if isinstance(resources.cores, float) and "fractional_cores" not in capabilities.resources:
             return f"fractional cores (cores={resources.cores!r})"
         return None
+
+    def stops(self, kind: TaskKind, description: TaskDescription) -> bool:
+        """Return True if the backend can cancel a task of this kind while it is running."""
+        return _inside(description) or self.capabilities.cancellation(kind) == "running"
 
     def environment_fault(self, description: TaskDescription) -> str | None:
         """Return why the environment of a task cannot be used; `None` if no reason is known."""
@@ -275,3 +285,8 @@ def _not_a_backend(value: object) -> TypeError:
         f"backend must be a backend object or a name such as 'local', got {what}{hint}. "
         "`rhapsody backends` lists the names"
     )
+
+
+def _inside(description: TaskDescription) -> bool:
+    """Return True if the task is a function that runs in an environment."""
+    return description.get("function") is not None and in_environment(description)

@@ -394,8 +394,7 @@ def _stoppable(record: TaskRecord) -> bool:
         return False
     if record.state.future is FutureState.PENDING:
         return True
-    level = record.backend.capabilities.cancellation(record.task.task_kind)
-    return level == "running"
+    return record.backend.stops(record.task.task_kind, record.description)
 
 
 def _set(future: asyncio.Future[None]) -> None:

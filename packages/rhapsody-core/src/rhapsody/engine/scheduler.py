@@ -778,7 +778,7 @@ class Scheduler:
         """Stop work that exceeds its timeout; if that is impossible, settle the future anyway."""
         record.timer = None
         error = error_messages.over_time(record, limit)
-        if record.backend.capabilities.cancellation(record.task.task_kind) == "running":
+        if record.backend.stops(record.task.task_kind, record.description):
             self.stop_with(record, error)
         else:
             self._let_go(record, error)

@@ -170,7 +170,7 @@ class TaskBuilder:
                     self._stager.link(
                         record.description, backend.backend, resolved, implicit=implicit
                     )
-                if not backend.dry:
+                if not backend.dry and task.kind == "executable":
                     wrap_command(record.description)
             return True
         except KeyboardInterrupt:

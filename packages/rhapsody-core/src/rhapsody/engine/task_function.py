@@ -320,7 +320,7 @@ def _checked_task(
             "current directory of their process; pass the path as an argument"
         )
     selected = {name: value for name in SETTINGS if (value := getattr(settings, name))}
-    conflict = environment_conflict(selected, function=kind == "function")
+    conflict = environment_conflict(selected)
     if conflict is not None:
         raise conflict
     if settings.service and settings.timeout is not None:

@@ -254,9 +254,7 @@ class Runner:
 
     def wait(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
         """Run the coroutine of an asynchronous function to completion, on a new loop."""
-        try:
-            asyncio.get_running_loop()
-        except RuntimeError:
+        if asyncio._get_running_loop() is None:
             return asyncio.run(coroutine)
         with ThreadPoolExecutor(1) as pool:  # another loop runs on this thread
             return pool.submit(contextvars.copy_context().run, asyncio.run, coroutine).result()

@@ -8,6 +8,7 @@ import functools
 import importlib
 import itertools
 import math
+import sys
 import threading
 import traceback
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from typing import Any
 import pytest
 
 from rhapsody import WorkflowEngine
+from rhapsody.context import current_task
 from rhapsody.errors import CapabilityError, TaskLostError
 from rhapsody.task import TaskKind
 from rhapsody.testing import _work
@@ -32,7 +34,7 @@ from rhapsody.testing._suite import (
     each_kind,
 )
 from rhapsody.testing._system import NEIGHBOR
-from rhapsody.testing._tools import Driver
+from rhapsody.testing._tools import Driver, python_environment
 from rhapsody.testing._work import KitError, collect, process_and_memory, put_first
 
 _VARIABLE = "RHAPSODY_KIT_ROUTE"
@@ -223,6 +225,35 @@ class Functions(Suite):
             )
             assert left.state is FAILED and left.error is not None, str(left)
             assert good.state is DONE, f"another task of the batch must not be affected: {good}"
+
+    @check("functions", FUNCTIONS, "function_environments", "shared_file_system", times=2)
+    async def test_functions_run_in_a_virtual_environment(self, flow: WorkflowEngine) -> None:
+        path = await asyncio.to_thread(python_environment, self.place / "environment")
+
+        def look(number: int) -> tuple[str, str, str, int]:
+            only_here = importlib.import_module("rhapsody_kit_only_here")
+            sys.stdout.write("printed\n")
+            return sys.prefix, only_here.PLACE, current_task().name, number + 1
+
+        async def look_async(number: int) -> tuple[str, str, str, int]:
+            return look(number)
+
+        def fail() -> None:
+            raise KitError("in the environment", 3)
+
+        kinds: dict[Any, Any] = {"function": look, "async_function": look_async}
+        for function in (kinds[kind] for kind in self.kinds if kind in kinds):
+            future = flow.function_task(name="the task", venv=path)(function)(1)
+            prefix, place, *others = await future
+            assert prefix == str(path), f"the function ran in {prefix}, not in venv={str(path)!r}"
+            assert place.startswith(str(path))
+            assert others == ["the task", 2]
+            if self.capabilities.captures_output:
+                assert future.stdout == "printed\n"
+        if self.capabilities.sync_functions:
+            with pytest.raises(KitError, match="in the environment") as caught:
+                await flow.function_task(venv=path)(fail)()
+            assert caught.value.code == 3
 
     @check("exceptions", "sync_functions", ISOLATED)
     async def test_a_killed_worker_fails_only_its_task(self, driver: Driver) -> None:

@@ -10,9 +10,11 @@ import asyncio
 import itertools
 import os
 import shutil
+import sys
 import tempfile
 import threading
 import uuid
+import venv
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
@@ -460,12 +462,29 @@ class EventRecorder:
         return [event for event in self.events if key in (event.uid, event.name)]
 
 
+def python_environment(path: Path) -> Path:
+    """Create a virtual environment in which the modules of this process can be imported.
+
+    Only in this environment, the module `rhapsody_kit_only_here` with a variable `PLACE` exists.
+
+    Returns:
+        The path.
+    """
+    venv.create(path, symlinks=True)
+    (packages,) = path.glob("lib/python*/site-packages")
+    places = [os.path.abspath(place) for place in sys.path if os.path.isdir(place)]
+    (packages / "rhapsody-kit.pth").write_text("\n".join(places))
+    (packages / "rhapsody_kit_only_here.py").write_text("PLACE = __file__\n")
+    return path
+
+
 _MEANINGS = {
     "functions": "coroutine functions",
     "sync_functions": "ordinary functions",
     "executables": "shell commands and programs",
     "services": "executables as services",
     "function_services": "functions as services",
+    "function_environments": "functions in containers and environments",
     "cancel_functions": "cancels ordinary functions",
     "cancel_async_functions": "cancels coroutine functions",
     "cancel_executables": "cancels executables",

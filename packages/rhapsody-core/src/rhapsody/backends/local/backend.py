@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import difflib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 from rhapsody.aio import wait_through
 from rhapsody.backends.base import Capabilities, ManagedBackend
+from rhapsody.backends.environment_calls import EnvironmentCall
 from rhapsody.backends.local.jobs import (
     ONE_FUNCTION,
     RESOURCES,
@@ -34,6 +35,7 @@ from rhapsody.backends.local.threads import ExecutorWorkers, SharedThread, Threa
 from rhapsody.backends.programs import SharedSandboxes
 from rhapsody.context import TaskContext
 from rhapsody.data import make_sandbox
+from rhapsody.environments import SETTINGS, in_environment
 from rhapsody.errors import CapabilityError, InsufficientWalltimeError
 from rhapsody.plugins.options import BackendOption
 from rhapsody.resources import Resources, seconds, time_needed
@@ -46,6 +48,7 @@ from rhapsody.task import TaskDescription, is_async
 
 THREADS = Capabilities(
     services=True,
+    function_environments=True,
     cancel_functions="queued",
     cancel_async_functions="running",
     cancel_executables="running",
@@ -111,9 +114,19 @@ class Executables(JobRunner):
             readiness = Readiness()
             start = partial(TaskService, ready=readiness.set)
             attach = None if job.task.get("ready") is None else readiness.attach
-        job.handle = program = start(job.task, job.environment(), launch=self._launch)
+        program = start(job.task, job.environment(), launch=self._launch)
+        self._started(job, program, self._finish(job, program), attach)
+
+    def _started(
+        self,
+        job: Job,
+        program: TaskProgram,
+        finish: Coroutine[Any, Any, None],
+        attach: Callable[..., None] | None = None,
+    ) -> None:
+        job.handle = program
         job.worker = f"process {program.pid}"
-        task = asyncio.create_task(self._finish(job, program))
+        task = asyncio.create_task(finish)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         self._announce(job, attach)
@@ -137,6 +150,29 @@ class Executables(JobRunner):
         self._deliver(job)
 
 
+class EnvironmentCalls(Executables):
+    """Runner of functions in containers and other environments, each in a separate process."""
+
+    def run(self, job: Job) -> None:
+        """Start the program that makes the job's call."""
+        call = EnvironmentCall(job.task, job.spill, cores=job.request.cores)
+        try:
+            program = TaskProgram(call.program, job.environment(), launch=self._launch)
+        except BaseException:
+            call.close()
+            raise
+        self._started(job, program, self._take(job, program, call))
+
+    async def _take(self, job: Job, program: TaskProgram, call: EnvironmentCall) -> None:
+        try:
+            code = await program.wait(self._grace)
+            job.take(await in_thread(partial(call.result, code)))
+        except Exception as error:  # the environment cannot be used, or the process was killed
+            job.error = error
+        call.close()
+        self._deliver(job)
+
+
 def check_shell(task: TaskDescription) -> None:
     """Check that the setting `shell` of a task, if given, matches its command.
 
@@ -154,6 +190,9 @@ def check_shell(task: TaskDescription) -> None:
             f"{command}; return a {'list of words' if by_shell else 'string'} instead"
         )
 
+
+_ROUTED = frozenset({"environment", *SETTINGS})
+"""Keys of a function's description that determine where it can run."""
 
 EXECUTORS = ("thread", "process")
 
@@ -175,6 +214,9 @@ OPTIONS = (
 )
 """The options of the backend that can be set in files and on the command line."""
 
+ONE_CALL = Request(cores=1, workers=1)
+"""Request of a function in an environment; not `ONE_FUNCTION`, whose slots a thread would reuse."""
+
 ONE_PROGRAM = Request(cores=1)
 ONE_SERVICE = Request(cores=0, endless=True)
 
@@ -182,7 +224,8 @@ ONE_SERVICE = Request(cores=0, endless=True)
 class LocalExecutionBackend(SharedSandboxes, ManagedBackend):
     """Backend that runs tasks on this machine.
 
-    Functions run on `executor`. Executables run in separate process groups, whatever the executor.
+    Functions run on `executor`, except those with `container`, `conda`, `venv` or `modules`, which
+    run in separate processes. Executables run in separate process groups, whatever the executor.
     Resources are assigned first come, first served: a task that does not fit yet holds back the
     tasks behind it. There are two exceptions: tasks that cannot fit before a service ends let all
     others pass, and functions that wait for a worker let executables pass. A service that requests
@@ -274,7 +317,8 @@ class LocalExecutionBackend(SharedSandboxes, ManagedBackend):
         put = mailbox.put
         self._shared = SharedThread(put, "rhapsody-waiters")
         self._reaper = Reaper()
-        self._executables = Executables(self._ended, self._announce, self.grace, self._reaper)
+        programs = self._ended, self._announce, self.grace, self._reaper
+        self._executables, self._calls = Executables(*programs), EnvironmentCalls(*programs)
         streams.acquire()
         self._mailbox = mailbox  # from here on there is something to stop
         self._functions: JobRunner
@@ -317,6 +361,7 @@ class LocalExecutionBackend(SharedSandboxes, ManagedBackend):
             await self._processes.close()
         await self._wait_for_ends()
         await self._executables.stop()
+        await self._calls.stop()
         await in_thread(self._reaper.stop, or_here=True)
         self._shared.stop(self.thread_grace)
         if self._threads is not None:
@@ -397,7 +442,7 @@ class LocalExecutionBackend(SharedSandboxes, ManagedBackend):
         job = self.open_tasks[uid] = Job(task, uid, ONE_FUNCTION, self._functions)
         job.gpus = () if self.machine.gpus else None
         plain = task["function"] is not None and resources is None and not task["is_service"]
-        if plain and "environment" not in task:
+        if plain and _ROUTED.isdisjoint(task):
             return job
         try:
             self._route(job, resources)
@@ -435,7 +480,10 @@ class LocalExecutionBackend(SharedSandboxes, ManagedBackend):
                 f"task {task['name']!r} requests {resources.ranks} ranks, but the local backend "
                 "has no MPI launcher; use another backend, or call mpirun in an executable task"
             )
-        if function is not None:
+        if function is not None and in_environment(task):
+            job.runner = self._calls
+            job.request = ONE_CALL if resources is None else _request(resources, workers=1)
+        elif function is not None:
             if resources is not None:
                 waits = resources.cores == 0 and not resources.gpus and is_async(function)
                 if waits:
@@ -497,7 +545,7 @@ class LocalExecutionBackend(SharedSandboxes, ManagedBackend):
             sandbox = task["sandbox"] = make_sandbox(sandbox or self.own_sandbox(job.uid))
         if function is not None:
             job.spill = sandbox or self._sandboxes + job.uid
-            if job.runner is self._processes:
+            if job.runner in (self._processes, self._calls):
                 return
             job.context = TaskContext.of(task)
             job.recorder = None if capture is False else Recorder(job.spill, capture)
